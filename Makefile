@@ -1,0 +1,32 @@
+# Every target builds .venv by itself; only python3, pip and make are needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format clean
+
+demo: .venv/.core       ## pre-train on built-in data, evaluate, write a report (about 6 minutes on 2 cores)
+	$(BIN)/eve pretrain demo
+
+test: lint              ## lint, types and the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/.dev        ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: .venv/.dev      ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/.core: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/.dev: .venv/.core
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:                  ## remove the virtual environment and caches (never runs/)
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

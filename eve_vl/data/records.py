@@ -1,0 +1,99 @@
+"""Plain typed rows: what every reader yields and everything after it consumes.
+
+A `Source` is a random-access sequence of rows. Opening one is cheap (an index, never the pictures); reading row i
+touches only row i, so that shuffling is exact and a resumed run needs no replay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from eve_vl.errors import BadSampleError
+
+MAX_CAPTION_WORDS = 1000  # longer "captions" are documents or a mix-up of columns
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFile:
+    """A picture that is a file of its own."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        """Return the encoded bytes. Raises OSError."""
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSpan:
+    """A picture that is a span of bytes inside a larger file (a tar shard)."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the encoded bytes. Raises OSError."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageBytes:
+    """A picture whose encoded bytes are at hand (a Parquet column)."""
+
+    data: bytes
+
+    def read(self) -> bytes:
+        """Return the encoded bytes."""
+        return self.data
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagePixels:
+    """A picture that was never encoded (a generated one): uint8, shape (height, width, 3), RGB."""
+
+    pixels: np.ndarray
+
+
+ImageRef = ImageFile | ImageSpan | ImageBytes | ImagePixels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageText:
+    """One picture with its captions; `where` names the row for messages, as `train.jsonl:17`."""
+
+    image: ImageRef
+    captions: tuple[str, ...]
+    where: str
+
+
+class Source(Protocol):
+    """A random-access set of rows. `source[i]` raises BadSampleError for a row that cannot be used."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> ImageText: ...
+
+
+def clean_captions(captions: Sequence[object], where: str) -> tuple[str, ...]:
+    """Return the usable captions of one row: stripped, empty ones dropped.
+
+    Raises BadSampleError if none is left, one is not text, or one has more than MAX_CAPTION_WORDS words.
+    """
+    kept = []
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise BadSampleError(where, f"caption is {type(caption).__name__}, expected text")
+        num_words = len(caption.split())
+        if num_words > MAX_CAPTION_WORDS:
+            raise BadSampleError(where, f"caption has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted")
+        if num_words:
+            kept.append(caption.strip())
+    if not kept:
+        raise BadSampleError(where, "caption is empty")
+    return tuple(kept)

@@ -1,0 +1,132 @@
+"""Statements about two scenes, true or false, after NLVR2 (Suhr et al. 2019).
+
+For every wording both labels are equally likely, and for most the left scene alone or the right scene alone is drawn
+from the same distribution under both labels, so that neither decides it. Exceptions: "both …" and "more …", where one
+scene alone says something by the nature of the statement.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from eve_vl.data.scenes.drafts import Draft, Trait, compose_draft, draw_pair, matching_pairs
+from eve_vl.data.scenes.text import NUMBERS
+from eve_vl.data.scenes.world import BACKGROUNDS, COLORS, KINDS, Scene, pick, pick_distinct, stream
+
+_MAX_COUNT = 3  # of one trait in one scene
+
+Claimed = tuple[str, Draft, Draft]  # statement, what the left scene must show, what the right
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Statement:
+    """Two scenes, a statement about both, and whether it is true. `kind` is one of STATEMENT_KINDS."""
+
+    left: Scene
+    right: Scene
+    statement: str
+    label: bool
+    kind: str
+
+
+def sample_statement(split: str, seed: int, index: int) -> Statement:
+    """Draw statement `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
+    rng = stream("statement", split, seed, index)
+    kind = pick(rng, STATEMENT_KINDS)
+    label = rng.random() < 0.5
+    statement, left, right = _CLAIMERS[kind](rng, split, label)
+    return Statement(
+        left=compose_draft(rng, split, left),
+        right=compose_draft(rng, split, right),
+        statement=statement,
+        label=label,
+        kind=kind,
+    )
+
+
+def _exactly(trait: Trait, count: int) -> Draft:
+    return Draft([trait] * count, [trait])
+
+
+def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> Claimed:
+    return statement, _exactly(trait, counts[0]), _exactly(trait, counts[1])
+
+
+def _one_of(rng: Random, split: str) -> Trait:
+    """Something that a picture may or may not contain."""
+    return pick(rng, (draw_pair(rng, split), Trait(color=pick(rng, tuple(COLORS))), Trait(kind=pick(rng, KINDS))))
+
+
+def _countable(rng: Random) -> Trait:
+    return pick(rng, (Trait(color=pick(rng, tuple(COLORS))), Trait(kind=pick(rng, KINDS))))
+
+
+def _both(rng: Random, split: str, label: bool) -> Claimed:
+    trait = _one_of(rng, split)
+    counts = (1, 1) if label else pick(rng, ((0, 1), (1, 0)))
+    return _counts(f"both pictures contain {trait.with_article}", trait, counts)
+
+
+def _only_one(rng: Random, split: str, label: bool) -> Claimed:
+    trait = _one_of(rng, split)
+    counts = pick(rng, ((0, 1), (1, 0)) if label else ((0, 0), (1, 1)))
+    return _counts(f"only one picture contains {trait.with_article}", trait, counts)
+
+
+def _total(rng: Random, split: str, label: bool) -> Claimed:
+    trait = _countable(rng)
+    total = pick(rng, (2, 3, 4))
+    ways = range(max(0, total - _MAX_COUNT), min(total, _MAX_COUNT) + 1)
+    left, other = pick_distinct(rng, ways, 2)
+    counts = (left, total - left if label else total - other)
+    return _counts(f"there are {NUMBERS[total]} {trait.plural} in total", trait, counts)
+
+
+def _same_number(rng: Random, split: str, label: bool) -> Claimed:
+    trait = _countable(rng)
+    left, other = pick_distinct(rng, range(_MAX_COUNT + 1), 2)
+    return _counts(f"both pictures contain the same number of {trait.plural}", trait, (left, left if label else other))
+
+
+def _more(rng: Random, split: str, label: bool) -> Claimed:
+    trait = _countable(rng)
+    first, second = pick_distinct(rng, ("left", "right"), 2)
+    low = int(rng.random() * _MAX_COUNT)
+    is_left_more = label == (first == "left")
+    counts = (low + 1, low) if is_left_more else (low, low + 1)
+    return _counts(f"the {first} picture contains more {trait.plural} than the {second} picture", trait, counts)
+
+
+def _same_color(rng: Random, split: str, label: bool) -> Claimed:
+    kind = pick(rng, KINDS)
+    color, other = (color for _, color in pick_distinct(rng, matching_pairs(split, Trait(kind)), 2))
+    left, right = Trait(kind, color), Trait(kind, color if label else other)
+    avoid = [Trait(kind)]
+    return f"the {kind} has the same color in both pictures", Draft([left], avoid), Draft([right], avoid)
+
+
+def _same_kind(rng: Random, split: str, label: bool) -> Claimed:
+    color = pick(rng, tuple(COLORS))
+    kind, other = (kind for kind, _ in pick_distinct(rng, matching_pairs(split, Trait(color=color)), 2))
+    left, right = Trait(kind, color), Trait(kind if label else other, color)
+    avoid = [Trait(color=color)]
+    return f"the {color} shape is the same kind in both pictures", Draft([left], avoid), Draft([right], avoid)
+
+
+def _same_background(rng: Random, split: str, label: bool) -> Claimed:
+    left, other = pick_distinct(rng, tuple(BACKGROUNDS), 2)
+    right = left if label else other
+    return "both pictures have the same background", Draft(background=left), Draft(background=right)
+
+
+_CLAIMERS: dict[str, Callable[[Random, str, bool], Claimed]] = {
+    "both": _both,
+    "only_one": _only_one,
+    "total": _total,
+    "same_number": _same_number,
+    "more": _more,
+    "same_color": _same_color,
+    "same_kind": _same_kind,
+    "same_background": _same_background,
+}
+STATEMENT_KINDS = tuple(_CLAIMERS)

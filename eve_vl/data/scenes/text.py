@@ -1,0 +1,173 @@
+"""Captions of scenes.
+
+The wording varies by template, never by synonym, and every template mentions shapes in one fixed order. So what a
+hidden word was follows from the picture and the other words, while the words alone say little: most of them are
+colours, kinds, sizes, places and counts, drawn independently.
+
+A caption is complete in what it lists ("red circle top left" means that nothing else is there). Hence a caption is true
+of a scene exactly if it is one of `all_captions` of that scene.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from random import Random
+
+from eve_vl.data.scenes.world import COLORS, KINDS, MAX_SHAPES, Scene, Shape, pick_distinct
+
+CAPTIONS_PER_SCENE = 4
+NUMBERS = ("zero", "one", "two", "three", "four")
+PLACES = (
+    ("top left", "top", "top right"),
+    ("left", "middle", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+PLURALS = {kind: "crosses" if kind == "cross" else kind + "s" for kind in KINDS}
+
+
+def captions(scene: Scene) -> tuple[str, ...]:
+    """Return CAPTIONS_PER_SCENE true captions of the scene, each of another template, chosen by its seed."""
+    return tuple(pick_distinct(Random(scene.seed), all_captions(scene), CAPTIONS_PER_SCENE))
+
+
+def all_captions(scene: Scene) -> list[str]:
+    """Return every caption that is true of the scene: one for each template that applies."""
+    return [caption for template in TEMPLATES if (caption := template(scene)) is not None]
+
+
+def caption_is_true(scene: Scene, caption: str) -> bool:
+    """Whether a caption, perhaps of another scene, is true of this one."""
+    return caption in all_captions(scene)
+
+
+def place_words(shape: Shape) -> str:
+    """Return where a shape stands: "top left", "top", …, "middle", …, "bottom right"."""
+    return PLACES[shape.row][shape.column]
+
+
+def _full(shape: Shape) -> str:
+    return f"{shape.size} {shape.color} {shape.kind}"
+
+
+def _short(shape: Shape) -> str:
+    return f"{shape.color} {shape.kind}"
+
+
+def _name_for(scene: Scene) -> Callable[[Shape], str]:
+    """How to name shapes: with sizes, unless the caption would become too long."""
+    return _short if len(scene.shapes) == MAX_SHAPES else _full
+
+
+def _on(scene: Scene) -> str:
+    return f"on {scene.background}"
+
+
+# Templates: the caption, or None where the template does not apply.
+
+
+def _name_then_place(scene: Scene) -> str:
+    name = _name_for(scene)
+    listed = " and ".join(f"{name(shape)} {place_words(shape)}" for shape in scene.reading_order)
+    return f"{listed} {_on(scene)}" if len(scene.shapes) == 1 else listed
+
+
+def _place_then_name(scene: Scene) -> str:
+    name = _name_for(scene)
+    return " ".join(f"at {place_words(shape)} {name(shape)}" for shape in scene.reading_order)
+
+
+def _background_first(scene: Scene) -> str:
+    return f"{_on(scene)} {' and '.join(_full(shape) for shape in scene.reading_order)}"
+
+
+def _one(scene: Scene) -> str | None:
+    if len(scene.shapes) != 1:
+        return None
+    shape = scene.shapes[0]
+    return f"one {_full(shape)} at {place_words(shape)} {_on(scene)}"
+
+
+def _color_counts(scene: Scene) -> str | None:
+    return _counts(scene, (shape.color for shape in scene.shapes), COLORS)
+
+
+def _kind_counts(scene: Scene) -> str | None:
+    return _counts(scene, (shape.kind for shape in scene.shapes), KINDS, PLURALS)
+
+
+def _counts(
+    scene: Scene, values: Iterable[str], order: Iterable[str], plurals: dict[str, str] | None = None
+) -> str | None:
+    if len(scene.shapes) == 1:
+        return None
+    count_of = Counter(values)
+    words = plurals or {}
+    groups = [
+        f"{NUMBERS[count]} {words.get(value, value) if count > 1 else value}"
+        for value in order
+        if (count := count_of[value])
+    ]
+    return f"{NUMBERS[len(scene.shapes)]} shapes {' and '.join(groups)} {_on(scene)}"
+
+
+def _by_column(scene: Scene) -> list[Shape]:
+    """The shapes from left to right if there are two or three, each in a column of its own; otherwise none."""
+    shapes = sorted(scene.shapes, key=lambda shape: shape.center_x)
+    distinct = len({shape.column for shape in shapes}) == len(shapes)
+    return shapes if distinct and len(shapes) > 1 else []
+
+
+def _by_row(scene: Scene) -> list[Shape]:
+    """The shapes from top to bottom if there are two or three, each in a row of its own; otherwise none."""
+    shapes = sorted(scene.shapes, key=lambda shape: shape.center_y)
+    distinct = len({shape.row for shape in shapes}) == len(shapes)
+    return shapes if distinct and len(shapes) > 1 else []
+
+
+def _left_to_right(scene: Scene) -> str | None:
+    shapes = _by_column(scene)
+    return f"left to right {' then '.join(_full(shape) for shape in shapes)}" if shapes else None
+
+
+def _top_to_bottom(scene: Scene) -> str | None:
+    shapes = _by_row(scene)
+    return f"top down {' then '.join(_full(shape) for shape in shapes)}" if shapes else None
+
+
+def _left_of(scene: Scene) -> str | None:
+    shapes = _by_column(scene)
+    return f"{' left of '.join(_short(shape) for shape in shapes)} {_on(scene)}" if shapes else None
+
+
+def _above(scene: Scene) -> str | None:
+    shapes = _by_row(scene)
+    return f"{' above '.join(_short(shape) for shape in shapes)} {_on(scene)}" if shapes else None
+
+
+def _leftmost_rightmost(scene: Scene) -> str | None:
+    shapes = sorted(scene.shapes, key=lambda shape: shape.column)
+    if len(shapes) == 1 or shapes[0].column == shapes[1].column or shapes[-1].column == shapes[-2].column:
+        return None
+    return f"leftmost {_full(shapes[0])} and rightmost {_full(shapes[-1])}"
+
+
+def _highest_lowest(scene: Scene) -> str | None:
+    shapes = sorted(scene.shapes, key=lambda shape: shape.row)
+    if len(shapes) == 1 or shapes[0].row == shapes[1].row or shapes[-1].row == shapes[-2].row:
+        return None
+    return f"highest is {_full(shapes[0])} and lowest is {_full(shapes[-1])}"
+
+
+TEMPLATES: tuple[Callable[[Scene], str | None], ...] = (
+    _name_then_place,
+    _place_then_name,
+    _background_first,
+    _one,
+    _color_counts,
+    _kind_counts,
+    _left_to_right,
+    _top_to_bottom,
+    _left_of,
+    _above,
+    _leftmost_rightmost,
+    _highest_lowest,
+)

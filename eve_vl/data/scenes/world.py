@@ -1,0 +1,230 @@
+"""The world of the built-in data: what a scene is, and how one is drawn at random.
+
+Everything here is a pure function of (split, seed, index). Positions and sizes are fractions of the canvas, y grows
+downwards. Shapes stand in distinct cells of a 3 × 3 grid with some jitter, so that "left of", "above" and the nine
+places always hold by a clear margin and no two shapes hide one another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import NamedTuple, TypeVar
+
+from eve_vl.errors import UserError
+
+SPLITS = ("train", "val", "test", "test_novel")
+SIZES = ("big", "small")
+KINDS = ("circle", "square", "triangle", "star", "cross", "ring")
+COLORS = {
+    "red": (222, 32, 38),
+    "orange": (248, 138, 18),
+    "yellow": (250, 216, 30),
+    "green": (34, 152, 66),
+    "cyan": (50, 206, 222),
+    "blue": (40, 92, 232),
+    "purple": (138, 48, 190),
+    "pink": (250, 128, 192),
+}
+BACKGROUNDS = {
+    "white": (244, 244, 240),
+    "gray": (138, 140, 144),
+    "black": (22, 22, 26),
+    "beige": (226, 206, 170),
+    "navy": (24, 34, 82),
+}
+NUM_ROWS = NUM_COLUMNS = 3
+NUM_CELLS = NUM_ROWS * NUM_COLUMNS
+MAX_SHAPES = 4
+
+# One kind is withheld per colour, every kind once or twice: all words are met in training, these pairs never.
+HELD_OUT = tuple((KINDS[i % len(KINDS)], color) for i, color in enumerate(COLORS))
+SEEN = tuple((kind, color) for kind in KINDS for color in COLORS if (kind, color) not in HELD_OUT)
+
+_ANCHORS = (0.18, 0.5, 0.82)  # centre of a row or column
+_EXTENT = {"big": 0.33, "small": 0.21}  # 16 and 10 pixels at 48
+_EXTENT_JITTER = 0.01
+_PLACE_JITTER = {"big": 0.012, "small": 0.06}  # what keeps neighbours apart and everything on the canvas
+_CHANNEL_JITTER = 10
+_TONE_JITTER = 8
+_MAX_SLOPE = 12
+_MARK_TONE = 30
+_NUM_SHAPES_WEIGHTS = (0.3, 0.3, 0.25, 0.15)
+_MAX_MARKS = 4
+
+T = TypeVar("T")
+
+
+class Look(NamedTuple):
+    """What a shape is, apart from where it stands."""
+
+    kind: str
+    color: str
+    size: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """One shape: names, exact colour, width and centre (fractions of the canvas)."""
+
+    kind: str
+    color: str
+    size: str
+    rgb: tuple[int, int, int]
+    extent: float
+    center_y: float
+    center_x: float
+
+    @property
+    def row(self) -> int:
+        """0 top, 1 middle, 2 bottom third of the canvas."""
+        return int(self.center_y * 3)
+
+    @property
+    def column(self) -> int:
+        """0 left, 1 middle, 2 right third of the canvas."""
+        return int(self.center_x * 3)
+
+
+class Mark(NamedTuple):
+    """Clutter: a muted line from centre − half to centre + half with round ends; a dot if half is zero."""
+
+    center_y: float
+    center_x: float
+    half_y: float
+    half_x: float
+    radius: float
+    tone: int  # levels added to every channel of the background
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One picture before it is rendered. `slope` is how much lighter (levels) the bottom edge is than the middle."""
+
+    shapes: tuple[Shape, ...]
+    background: str
+    background_rgb: tuple[int, int, int]
+    slope: int
+    clutter: tuple[Mark, ...]
+    seed: int
+
+    @cached_property
+    def reading_order(self) -> tuple[Shape, ...]:
+        """The shapes row by row from the top, each row from the left."""
+        return tuple(sorted(self.shapes, key=lambda shape: (shape.row, shape.column)))
+
+
+def check_split(split: str) -> None:
+    """Raise UserError for an unknown split."""
+    if split not in SPLITS:
+        raise UserError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+
+
+def stream(purpose: str, split: str, seed: int, index: int) -> Random:
+    """Return the random stream of one row. Only its `random()` is used: the method whose sequence Python guarantees.
+
+    Raises UserError for an unknown split.
+    """
+    check_split(split)
+    return Random(f"{purpose}/{split}/{seed}/{index}")
+
+
+def pick(rng: Random, options: Sequence[T]) -> T:
+    """Return one of the options, each equally likely."""
+    return options[int(rng.random() * len(options))]
+
+
+def pick_distinct(rng: Random, options: Sequence[T], count: int) -> list[T]:
+    """Return `count` distinct options in random order."""
+    pool = list(options)
+    for i in range(count):
+        j = i + int(rng.random() * (len(pool) - i))
+        pool[i], pool[j] = pool[j], pool[i]
+    return pool[:count]
+
+
+def pairs_of(split: str) -> tuple[tuple[str, str], ...]:
+    """Return the (kind, colour) pairs that may be shown in a split."""
+    return SEEN + HELD_OUT if split == "test_novel" else SEEN
+
+
+def sample_scene(split: str, seed: int, index: int) -> Scene:
+    """Draw scene `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
+    rng = stream("scene", split, seed, index)
+    return compose(rng, sample_looks(rng, split, sample_num_shapes(rng)))
+
+
+def sample_num_shapes(rng: Random) -> int:
+    """Draw how many shapes a scene has, 1 to MAX_SHAPES."""
+    left = rng.random()
+    for num_shapes, weight in enumerate(_NUM_SHAPES_WEIGHTS, start=1):
+        left -= weight
+        if left < 0:
+            return num_shapes
+    return MAX_SHAPES
+
+
+def sample_looks(rng: Random, split: str, num_shapes: int) -> list[Look]:
+    """Draw looks from the pairs of a split; in `test_novel` at least one is a held-out pair."""
+    pairs = pairs_of(split)
+    looks = [Look(*pick(rng, pairs), pick(rng, SIZES)) for _ in range(num_shapes)]
+    if split == "test_novel":
+        looks[int(rng.random() * num_shapes)] = Look(*pick(rng, HELD_OUT), pick(rng, SIZES))
+    return looks
+
+
+def compose(
+    rng: Random, looks: Sequence[Look], cells: Sequence[int] | None = None, background: str | None = None
+) -> Scene:
+    """Place looks in distinct cells (0 to 8, row by row) and draw everything else; what is None is drawn too."""
+    if cells is None:
+        cells = pick_distinct(rng, range(NUM_CELLS), len(looks))
+    if background is None:
+        background = pick(rng, tuple(BACKGROUNDS))
+    tone = BACKGROUNDS[background]
+    shift = _jitter(rng, _TONE_JITTER)
+    return Scene(
+        shapes=tuple(_place(rng, look, cell) for look, cell in zip(looks, cells, strict=True)),
+        background=background,
+        background_rgb=_shifted(tone, (shift, shift, shift)),
+        slope=round(_jitter(rng, _MAX_SLOPE)),
+        clutter=tuple(_mark(rng, sum(tone) < 3 * 128) for _ in range(int(rng.random() * (_MAX_MARKS + 1)))),
+        seed=int(rng.random() * 2**32),
+    )
+
+
+def _jitter(rng: Random, limit: float) -> float:
+    return (2 * rng.random() - 1) * limit
+
+
+def _shifted(rgb: tuple[int, int, int], shift: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (min(255, max(0, round(level + by))) for level, by in zip(rgb, shift, strict=True))
+    return red, green, blue
+
+
+def _place(rng: Random, look: Look, cell: int) -> Shape:
+    row, column = divmod(cell, NUM_COLUMNS)
+    place_jitter = _PLACE_JITTER[look.size]
+    shift = (_jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER))
+    return Shape(
+        kind=look.kind,
+        color=look.color,
+        size=look.size,
+        rgb=_shifted(COLORS[look.color], shift),
+        extent=_EXTENT[look.size] + _jitter(rng, _EXTENT_JITTER),
+        center_y=_ANCHORS[row] + _jitter(rng, place_jitter),
+        center_x=_ANCHORS[column] + _jitter(rng, place_jitter),
+    )
+
+
+def _mark(rng: Random, is_on_dark: bool) -> Mark:
+    is_dot = rng.random() < 0.5
+    reach = 0.0 if is_dot else 0.15
+    return Mark(
+        center_y=rng.random(),
+        center_x=rng.random(),
+        half_y=_jitter(rng, reach),
+        half_x=_jitter(rng, reach),
+        radius=0.015 + 0.01 * rng.random() if is_dot else 0.006 + 0.006 * rng.random(),
+        tone=_MARK_TONE if is_on_dark else -_MARK_TONE,
+    )

@@ -1,0 +1,94 @@
+"""Text to token ids: a byte-level BPE of our own, or any tokenizer.json or BERT vocab.txt.
+
+Special ids always come from the tokenizer; nothing else in the library knows a number.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from eve_vl.errors import UserError
+
+SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
+
+
+class Tokenizer:
+    """A tokenizer with the three special tokens that masked modelling needs: padding, [CLS] and [MASK]."""
+
+    def __init__(self, backend: Backend, where: str):
+        self.backend = backend
+        backend.no_padding()
+        backend.no_truncation()
+        ids = {}
+        for role, names in SPECIAL_NAMES.items():
+            found = [backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None]
+            if not found:
+                raise UserError(f"{where}: the tokenizer has no {role} token (looked for {', '.join(names)})")
+            ids[role] = found[0]
+        self.pad_id, self.cls_id, self.mask_id = ids["pad"], ids["cls"], ids["mask"]
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        self._adds_cls = backend.encode("a").ids[:1] == [self.cls_id]
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read a tokenizer.json or a BERT vocab.txt. Raises UserError if it is missing, broken or lacks a special token."""
+        if not path.is_file():
+            raise UserError(f"{path}: no such tokenizer file")
+        try:
+            backend = _bert(path) if path.suffix == ".txt" else Backend.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception for every kind of broken file
+            raise UserError(f"{path}: not a tokenizer.json or BERT vocab.txt ({error})") from None
+        return cls(backend, str(path))
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Train a byte-level BPE on captions, lower-cased and NFKC-normalised; vocab_size is an upper bound."""
+        backend = Backend(models.BPE())
+        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["[PAD]", "[CLS]", "[MASK]"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(captions, trainer)
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A", special_tokens=[("[CLS]", backend.token_to_id("[CLS]"))]
+        )
+        return cls(backend, "the trained tokenizer")
+
+    def encode(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return token ids, int64 (T,), T ≤ max_length, [CLS] first; and which are special, bool (T,)."""
+        encoding = self.backend.encode(text)
+        ids, special = encoding.ids, encoding.special_tokens_mask
+        if not self._adds_cls:
+            ids, special = [self.cls_id, *ids], [1, *special]
+        return np.array(ids[:max_length]), np.array(special[:max_length], dtype=bool)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return text, special tokens left out."""
+        return self.backend.decode(list(ids)).strip()
+
+    def word(self, token_id: int) -> str:
+        """Return one token as people would read it, special ones in their brackets."""
+        return self.backend.decode([token_id], skip_special_tokens=False).strip() or repr(
+            self.backend.id_to_token(token_id)
+        )
+
+    def to_json(self) -> str:
+        """Return the content of a tokenizer.json."""
+        return self.backend.to_str(pretty=True)
+
+
+def _bert(path: Path) -> Backend:
+    """Build the usual lower-case WordPiece tokenizer from a BERT vocab.txt."""
+    backend = tokenizers.BertWordPieceTokenizer(str(path), lowercase=True)._tokenizer
+    # the vocabulary file lists special tokens as plain words: declare them, so that masks and decoding know them
+    backend.add_special_tokens([name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")])
+    return backend

@@ -1,0 +1,216 @@
+"""From encoded pictures to uint8 tensors (3, height, width), RGB.
+
+Plain JPEG and PNG go through torchvision's decoders, which are faster; everything special goes through Pillow and is
+converted on purpose. Pixels stay uint8 up to the batch: resizing uint8 is vectorised, and a quarter of the memory
+travels between processes. Random draws come from torch's global generator.
+"""
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+from torchvision.transforms import v2
+
+from eve_vl.data.records import ImageFile, ImagePixels, ImageRef
+from eve_vl.errors import BadSampleError
+
+MAX_PIXELS: Final = 178_956_970 // 2  # where Pillow starts to warn of a decompression bomb: 256 MB of RGB
+# Named, because Pillow knows others: among them EPS, which runs an interpreter on what it reads.
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+ORIENTATION_TAG: Final = 0x0112
+PNG_EXIF_KEYS: Final = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp"})
+
+_pillow_lock = threading.Lock()  # `catch_warnings` acts on the whole process
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A decoded picture: uint8 pixels (3, height, width), its file format, and what was converted to get there."""
+
+    pixels: Tensor
+    format: str
+    conversions: tuple[str, ...]
+
+
+def read_image(image: ImageRef, where: str) -> bytes:
+    """Return the encoded bytes of a picture. Raises BadSampleError if there are none."""
+    assert not isinstance(image, ImagePixels)
+    try:
+        data = image.read()
+    except OSError as error:
+        name = f" {image.path}" if isinstance(image, ImageFile) else ""
+        raise BadSampleError(where, f"cannot read picture{name}: {error.strerror or error}") from None
+    if not data:
+        raise BadSampleError(where, "picture is empty (0 bytes)")
+    return data
+
+
+def decode(image: ImageRef, where: str, *, max_pixels: int = MAX_PIXELS, min_size: int = 1) -> Tensor:
+    """Return the picture as uint8 RGB, shape (3, height, width), upright, transparency laid on white, first frame.
+
+    Raises BadSampleError (naming `where`) if it cannot be read or decoded, has more than `max_pixels` pixels (checked
+    before decoding; more than twice MAX_PIXELS is never accepted), or a side shorter than `min_size`, the patch.
+    """
+    if isinstance(image, ImagePixels):
+        height, width, _ = image.pixels.shape
+        _check_size(width, height, where, max_pixels, min_size)
+        return _to_tensor(image.pixels)
+    return decode_bytes(read_image(image, where), where, max_pixels=max_pixels, min_size=min_size).pixels
+
+
+def decode_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, min_size: int = 1) -> Picture:
+    """Decode encoded bytes as `decode` does, and tell what they were."""
+    try:
+        with _quiet_pillow():
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check_size(*image.size, where, max_pixels, min_size)
+        pixels = _decode_fast(data, image)
+        conversions = ["grayscale to RGB"] if image.mode == "L" else []
+        with _quiet_pillow():
+            if pixels is None:
+                array, conversions = _decode_special(image, where)
+                pixels = _to_tensor(array)
+            orientation = _orientation(image, data)  # after loading, which turns a TIFF by itself
+    except BadSampleError:
+        raise
+    except Image.DecompressionBombError:
+        reason = f"image has more than {2 * MAX_PIXELS} pixels, at most {max_pixels} are accepted"
+        raise BadSampleError(where, reason) from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken files
+        raise BadSampleError(where, _explain(data, error)) from None
+    if orientation != 1:
+        pixels = _turn_upright(pixels, orientation)
+        conversions.append("turned as its EXIF says")
+    return Picture(pixels=pixels, format=str(image.format), conversions=tuple(conversions))
+
+
+def train_transform(image_size: int, *, scale: tuple[float, float] = (0.5, 1.0), flip: bool = True) -> v2.Transform:
+    """Return a random crop covering `scale` of the picture, resized (bicubic), perhaps mirrored.
+
+    uint8 (3, height, width) in, uint8 (3, image_size, image_size) out. Captions that say left and right need
+    `flip=False`.
+    """
+    size = (image_size, image_size)
+    crop = v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    return v2.Compose([crop, v2.RandomHorizontalFlip()] if flip else [crop])
+
+
+def eval_transform(image_size: int) -> v2.Transform:
+    """Return the whole picture squeezed to a square (bicubic), as EVE tests; nothing is done at the right size.
+
+    uint8 (3, height, width) in, uint8 (3, image_size, image_size) out.
+    """
+    return v2.Resize((image_size, image_size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow warns of big pictures and odd metadata; here both are either handled or don't matter."""
+    with _pillow_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _check_size(width: int, height: int, where: str, max_pixels: int, min_size: int) -> None:
+    if width * height > max_pixels:
+        raise BadSampleError(where, f"image is {width}x{height} pixels, at most {max_pixels} in all are accepted")
+    if min(width, height) < min_size:
+        raise BadSampleError(where, f"image is {width}x{height} pixels, smaller than a patch ({min_size})")
+
+
+def _to_tensor(pixels: np.ndarray) -> Tensor:
+    """Return a copy of uint8 (height, width, 3) as (3, height, width); in memory the channels stay last."""
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 3
+    assert pixels.shape[2] == 3
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """Return how Pillow found the pixels stored, such as "RGB;16B"; it says "RGB" for 16 bits a channel too."""
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return image.mode
+    args = tiles[0][3]
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _decode_fast(data: bytes, image: Image.Image) -> Tensor | None:
+    """Return the pixels of a plain JPEG or PNG whose header is `image`, None for anything else.
+
+    What torchvision refuses is left to Pillow, which has the better messages and now and then succeeds.
+    """
+    if image.mode not in ("RGB", "L"):
+        return None
+    if image.format in ("JPEG", "MPO"):
+        decode_file = decode_jpeg
+    elif image.format == "PNG" and _raw_mode(image) == image.mode and not getattr(image, "is_animated", False):
+        if "transparency" in image.info or "icc_profile" in image.info:  # libpng prints its doubts about profiles
+            return None
+        decode_file = decode_png
+    else:
+        return None
+    try:
+        pixels = decode_file(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:
+        return None
+    assert isinstance(pixels, Tensor)
+    return pixels
+
+
+def _decode_special(image: Image.Image, where: str) -> tuple[np.ndarray, list[str]]:
+    """Return uint8 (height, width, 3) of the first frame, and what was converted."""
+    conversions = ["first frame of several"] if getattr(image, "is_animated", False) else []
+    is_16_bit = "16" in _raw_mode(image)
+    image.load()
+    is_16_bit_gray = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode in ("I", "F") and not is_16_bit_gray:
+        raise BadSampleError(where, "pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
+    if is_16_bit or is_16_bit_gray:
+        conversions.append("16-bit to 8-bit")
+    if is_16_bit_gray:  # Pillow's own conversion clips at 255
+        gray = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2), conversions
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        conversions.append("transparency on white")
+    elif image.mode != "RGB":
+        name = {"1": "grayscale", "L": "grayscale", "P": "palette"}.get(image.mode, image.mode)
+        conversions.append(f"{name} to RGB")
+    return np.asarray(image.convert("RGB")), conversions
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if it is absent or unreadable."""
+    if image.format == "PNG" and b"eXIf" not in data and not image.info.keys() & PNG_EXIF_KEYS:
+        return 1  # Pillow would decode all of a PNG to look behind its pixels
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # broken EXIF is common and no reason to lose the picture
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _turn_upright(pixels: Tensor, orientation: int) -> Tensor:
+    """Undo an EXIF orientation (EXIF 2.3, tag 0x0112): first mirror rows or columns, then swap them."""
+    flipped = {2: [2], 3: [1, 2], 4: [1], 5: [], 6: [1], 7: [1, 2], 8: [2]}[orientation]
+    pixels = pixels.flip(flipped) if flipped else pixels
+    return pixels.transpose(1, 2) if orientation >= 5 else pixels
+
+
+def _explain(data: bytes, error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        if data[:512].lstrip().startswith(b"<"):
+            return "a web page or other markup, not a picture"
+        return f"not a picture in a known format ({', '.join(FORMATS)})"
+    return f"cannot decode picture: {str(error).rstrip('.') or type(error).__name__}"

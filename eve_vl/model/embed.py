@@ -1,0 +1,113 @@
+"""From pixels and token ids to the vectors that enter the blocks (paper §3.1).
+
+Letters: B batch, P patches of the picture, K kept patches, T text tokens, N all tokens, D width, X values in a patch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eve_vl.config import ModelConfig
+from eve_vl.errors import UserError
+from eve_vl.model.layers import layer_norm
+
+
+@dataclass(kw_only=True, slots=True)
+class Tokens:
+    """A batch of sequences. The modality of every token travels with it, whatever was dropped on the way."""
+
+    x_BND: Tensor
+    num_image: int
+    """Tokens of the picture, [CLS] included; they come first. The other N - num_image are text."""
+    is_padding_BN: Tensor | None = None
+    """Bool, True where there is no token; None when there is no padding at all."""
+
+    @property
+    def is_text_BN(self) -> Tensor:
+        """Bool, True for text tokens."""
+        B, N, _ = self.x_BND.shape
+        return (torch.arange(N, device=self.x_BND.device) >= self.num_image).expand(B, N)
+
+
+def pair(image: Tokens, text: Tokens) -> Tokens:
+    """Concatenate a batch of pictures and their texts, [image; text]."""
+    is_padding_BN = None
+    if text.is_padding_BN is not None:
+        is_padding_BN = F.pad(text.is_padding_BN, (image.x_BND.shape[1], 0), value=False)
+    x_BND = torch.cat([image.x_BND, text.x_BND], dim=1)
+    return Tokens(x_BND=x_BND, num_image=image.num_image, is_padding_BN=is_padding_BN)
+
+
+def patchify(pixels_BCHW: Tensor, patch_size: int) -> Tensor:
+    """Cut pictures into non-overlapping patches, row by row: (B, 3, H, W) to (B, P, 3·patch²), channel first."""
+    B, C, H, W = pixels_BCHW.shape
+    rows, columns = H // patch_size, W // patch_size
+    x = pixels_BCHW.reshape(B, C, rows, patch_size, columns, patch_size)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(B, rows * columns, C * patch_size**2)
+
+
+def unpatchify(patches_BPX: Tensor, patch_size: int) -> Tensor:
+    """Undo `patchify` for square pictures: (B, P, 3·patch²) to (B, 3, H, W)."""
+    B, P, _ = patches_BPX.shape
+    side = round(P**0.5)
+    x = patches_BPX.reshape(B, side, side, 3, patch_size, patch_size)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(B, 3, side * patch_size, side * patch_size)
+
+
+def take(x_BPX: Tensor, index_BK: Tensor) -> Tensor:
+    """Pick rows of each sample: (B, P, X) and int64 (B, K) to (B, K, X)."""
+    return x_BPX.gather(1, index_BK[:, :, None].expand(-1, -1, x_BPX.shape[2]))
+
+
+class ImageEmbed(nn.Module):
+    """Linear patch projection, image [CLS], learned positions, image type embedding."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.proj = nn.Linear(config.patch_dim, config.embed_dim)
+        self.cls = nn.Parameter(torch.empty(config.embed_dim))
+        self.positions = nn.Parameter(torch.empty(1 + config.num_patches, config.embed_dim))
+        self.type_embed = nn.Parameter(torch.empty(config.embed_dim))
+
+    def forward(self, patches_BPX: Tensor, keep_BK: Tensor | None = None) -> Tokens:
+        """Embed all patches, or only those at the positions keep_BK (int64), each with its own position."""
+        B, P, _ = patches_BPX.shape
+        positions = self.resized_positions(P)
+        cls_D, patch_PD = positions[0] + self.cls, positions[1:]
+        if keep_BK is None:
+            x_BPD = self.proj(patches_BPX) + patch_PD
+        else:
+            x_BPD = self.proj(take(patches_BPX, keep_BK)) + patch_PD[keep_BK]
+        x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(B, 1, -1), x_BPD], dim=1) + self.type_embed
+        return Tokens(x_BND=x_BND, num_image=x_BND.shape[1])
+
+    def resized_positions(self, num_patches: int) -> Tensor:
+        """Return (1 + num_patches, D): the learned square grid, bicubically resized to another square one if need be."""
+        if num_patches == len(self.positions) - 1:
+            return self.positions
+        old, new = round((len(self.positions) - 1) ** 0.5), round(num_patches**0.5)
+        grid = self.positions[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+        return torch.cat([self.positions[:1], grid.permute(0, 2, 3, 1).reshape(new * new, -1)])
+
+
+class TextEmbed(nn.Module):
+    """Word embedding, LayerNorm, dropout; learned positions and text type embedding are added after both."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.words = nn.Embedding(vocab_size, config.embed_dim)
+        self.norm = layer_norm(config.embed_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.positions = nn.Parameter(torch.empty(config.text_length, config.embed_dim))
+        self.type_embed = nn.Parameter(torch.empty(config.embed_dim))
+
+    def forward(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tokens:
+        """Embed int64 token ids, the text [CLS] first. Raises UserError for more tokens than there are positions."""
+        T = ids_BT.shape[1]
+        if len(self.positions) < T:
+            raise UserError(f"text of {T} tokens, but model.text_length is {len(self.positions)}")
+        x_BTD = self.dropout(self.norm(self.words(ids_BT))) + self.positions[:T] + self.type_embed
+        return Tokens(x_BND=x_BTD, num_image=0, is_padding_BN=is_padding_BT)

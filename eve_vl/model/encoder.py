@@ -1,0 +1,142 @@
+"""The encoder: blocks, the single `encode` for training and evaluation, and all initialisation.
+
+Letters: B batch, P patches, K kept patches, T text tokens, N all tokens, D width, X values in a patch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from eve_vl.config import FFNPolicy, ModelConfig
+from eve_vl.model.embed import ImageEmbed, TextEmbed, Tokens
+from eve_vl.model.layers import Attention, FeedForward, drop_path, layer_norm
+from eve_vl.model.moe import Experts, MoE, Router, RouterStats
+
+
+class ModalityFeedForward(nn.Module):
+    """The hard router: a norm and a feed-forward network per modality (paper §3.2)."""
+
+    def __init__(self, embed_dim: int, ffn_dim: int):
+        super().__init__()
+        self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim)
+        self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return (B, N, D)."""
+        N, num_image = tokens.x_BND.shape[1], tokens.num_image
+        image_BND, text_BND = tokens.x_BND[:, :num_image], tokens.x_BND[:, num_image:]
+        if num_image == N:
+            return self.image(self.norm_image(image_BND))
+        if num_image == 0:
+            return self.text(self.norm_text(text_BND))
+        return torch.cat([self.image(self.norm_image(image_BND)), self.text(self.norm_text(text_BND))], dim=1)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward part, LayerScale and drop-path on both branches."""
+
+    def __init__(self, config: ModelConfig, policy: FFNPolicy, drop_path_rate: float):
+        super().__init__()
+        D, F = config.embed_dim, config.ffn_dim
+        self.policy = policy
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = layer_norm(D)
+        self.attn = Attention(D, config.num_heads)
+        self.scale1 = nn.Parameter(torch.empty(D))
+        self.scale2 = nn.Parameter(torch.empty(D))
+        if policy == "modality":
+            self.ffn = ModalityFeedForward(D, F)
+        else:
+            self.norm2 = layer_norm(D)
+            self.ffn = (
+                FeedForward(D, F)
+                if policy == "shared"
+                else MoE(D, F, config.num_experts, config.top_k, config.modality_routing)
+            )
+
+    def forward(self, tokens: Tokens, real_S: Tensor | None) -> tuple[Tokens, RouterStats | None]:
+        """Return the tokens after this block and, from a `moe` block, the router's statistics."""
+        x_BND, stats = tokens.x_BND, None
+        branch = self.attn(self.norm1(x_BND), tokens.is_padding_BN)
+        x_BND = x_BND + drop_path(self.scale1 * branch, self.drop_path_rate, self.training)
+        tokens = Tokens(x_BND=x_BND, num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN)
+        if isinstance(self.ffn, ModalityFeedForward):
+            branch = self.ffn(tokens)
+        elif isinstance(self.ffn, MoE):
+            branch, stats = self.ffn(self.norm2(x_BND), tokens.is_text_BN, real_S)
+        else:
+            branch = self.ffn(self.norm2(x_BND))
+        tokens.x_BND = x_BND + drop_path(self.scale2 * branch, self.drop_path_rate, self.training)
+        return tokens, stats
+
+
+@dataclass(kw_only=True, slots=True)
+class Encoded:
+    """What `encode` returns."""
+
+    x_BND: Tensor
+    """States after the final norm, in the order of the tokens given."""
+    router: list[RouterStats]
+    """One entry per `moe` block, first to last."""
+
+
+class Encoder(nn.Module):
+    """One Transformer for images, texts and pairs.
+
+    Embed with `image` and `text`, join with `embed.pair`, then `encode`: the same path for every use.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int):
+        super().__init__()
+        self.config = config
+        self.image = ImageEmbed(config)
+        self.text = TextEmbed(config, vocab_size)
+        self.norm_pre = layer_norm(config.embed_dim)
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(
+            Block(config, policy, rate) for policy, rate in zip(config.ffn_policies, rates, strict=True)
+        )
+        self.norm = layer_norm(config.embed_dim)
+
+    def encode(self, tokens: Tokens) -> Encoded:
+        """Run the blocks on images, texts or pairs."""
+        real_S = None
+        if tokens.is_padding_BN is not None:
+            real_S = (~tokens.is_padding_BN).flatten().nonzero().squeeze(1)
+        tokens = Tokens(
+            x_BND=self.norm_pre(tokens.x_BND), num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN
+        )
+        router = []
+        for block in self.blocks:
+            tokens, stats = block(tokens, real_S)
+            if stats is not None:
+                router.append(stats)
+        return Encoded(x_BND=self.norm(tokens.x_BND), router=router)
+
+
+def initialize(module: nn.Module, layer_scale: float) -> None:
+    """Give every weight its first value; the only place that does.
+
+    | what | value |
+    |---|---|
+    | matrices of linear layers and experts, router, embeddings, [CLS], positions, mask token | normal, std 0.02, cut at 2 std |
+    | biases (q and v too) | 0 |
+    | LayerNorm | weight 1, bias 0 |
+    | LayerScale | `layer_scale` |
+
+    The published code cuts at one standard deviation, which leaves an effective std of 0.011; we keep BEiT's usual cut.
+    """
+    for submodule in module.modules():
+        for name, parameter in submodule.named_parameters(recurse=False):
+            if isinstance(submodule, nn.LayerNorm):
+                nn.init.constant_(parameter, float(name == "weight"))
+            elif isinstance(submodule, Block) and name in ("scale1", "scale2"):
+                nn.init.constant_(parameter, layer_scale)
+            elif "bias" in name:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+
+
+__all__ = ["Block", "Encoded", "Encoder", "Experts", "Router", "initialize"]

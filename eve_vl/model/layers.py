@@ -1,0 +1,77 @@
+"""The one attention, the one feed-forward network and their small parts.
+
+Letters: B batch, N tokens, D width, H heads, F feed-forward width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_EPS = 1e-6
+
+
+def layer_norm(dim: int) -> nn.LayerNorm:
+    """Return a LayerNorm with the eps of the encoder."""
+    return nn.LayerNorm(dim, eps=NORM_EPS)
+
+
+class _QuickGELU(torch.autograd.Function):
+    """x · sigmoid(1.702 x) = silu(1.702 x) / 1.702, saving one tensor instead of two."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.silu(x * 1.702, inplace=True).div_(1.702)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad, x * 1.702)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Activation of every feed-forward network and expert; any shape, any float dtype."""
+    return _QuickGELU.apply(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, shared by both modalities; q and v have biases, k has none."""
+
+    def __init__(self, embed_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
+        self.q_bias = nn.Parameter(torch.empty(embed_dim))
+        self.v_bias = nn.Parameter(torch.empty(embed_dim))
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x_BND: Tensor, is_padding_BN: Tensor | None) -> Tensor:
+        """Attend over the N tokens of each sample, never to padding; (B, N, D) to (B, N, D)."""
+        B, N, D = x_BND.shape
+        bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x_BND, self.qkv.weight, bias_3D).view(B, N, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        may_attend = None if is_padding_BN is None else ~is_padding_BN[:, None, None, :]
+        out_BHNd = F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend)
+        return self.proj(out_BHNd.transpose(1, 2).reshape(B, N, D))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with quick-GELU between; (…, D) to (…, D)."""
+
+    def __init__(self, embed_dim: int, ffn_dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to every token alike."""
+        return self.fc2(quick_gelu(self.fc1(x)))
+
+
+def drop_path(x_BND: Tensor, rate: float, training: bool) -> Tensor:
+    """Drop the whole branch for a random share `rate` of the samples, scaling the rest (stochastic depth)."""
+    if rate == 0 or not training:
+        return x_BND
+    keep_B11 = torch.empty(x_BND.shape[0], 1, 1, device=x_BND.device).bernoulli_(1 - rate).div_(1 - rate)
+    return x_BND * keep_B11.to(x_BND.dtype)

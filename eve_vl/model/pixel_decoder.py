@@ -1,0 +1,63 @@
+"""The light decoder that rebuilds hidden patches from what the encoder saw (paper §3.3.1; MAE §3).
+
+Letters: B batch, P patches of the picture, K kept patches, M hidden patches, T text tokens, D encoder width,
+d decoder width, X values in a patch.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from eve_vl.config import MaskedSignalConfig, ModelConfig
+from eve_vl.model.embed import Tokens
+from eve_vl.model.encoder import Block
+from eve_vl.model.layers import layer_norm
+
+
+class PixelDecoder(nn.Module):
+    """A few narrow blocks over [encoded tokens; one mask token per hidden patch], then the pixels of the hidden ones.
+
+    Attention does not care about order, so hidden patches come last and nothing has to be put back in place; fixed
+    sine-cosine positions tell where each kept and each hidden patch lies.
+    """
+
+    def __init__(self, config: ModelConfig, task: MaskedSignalConfig):
+        super().__init__()
+        dim = task.decoder_dim
+        block_config = dataclasses.replace(config, embed_dim=dim, num_heads=task.decoder_num_heads)
+        self.embed = nn.Linear(config.embed_dim, dim)
+        self.mask_token = nn.Parameter(torch.empty(dim))
+        self.blocks = nn.ModuleList(Block(block_config, "shared", 0.0) for _ in range(task.decoder_depth))
+        self.norm = layer_norm(dim)
+        self.pixels = nn.Linear(dim, config.patch_dim)
+
+    def forward(self, encoded: Tokens, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
+        """Predict the hidden patches.
+
+        encoded: states of [image CLS, K kept patches, T text tokens]. keep_BK, hidden_BM: int64 positions in the grid.
+        Returns (B, M, X), in the order of hidden_BM.
+        """
+        K, M = keep_BK.shape[1], hidden_BM.shape[1]
+        x_BNd = self.embed(encoded.x_BND)
+        positions_Pd = sincos_positions(K + M, x_BNd.shape[2], x_BNd.device).to(x_BNd.dtype)
+        cls_B1d, kept_BKd, text_BTd = x_BNd.split([1, K, x_BNd.shape[1] - K - 1], dim=1)
+        hidden_BMd = self.mask_token.to(x_BNd.dtype) + positions_Pd[hidden_BM]
+        x_BNd = torch.cat([cls_B1d, kept_BKd + positions_Pd[keep_BK], text_BTd, hidden_BMd], dim=1)
+        is_padding_BN = encoded.is_padding_BN
+        if is_padding_BN is not None:
+            is_padding_BN = nn.functional.pad(is_padding_BN, (0, M), value=False)
+        tokens = Tokens(x_BND=x_BNd, num_image=x_BNd.shape[1], is_padding_BN=is_padding_BN)
+        for block in self.blocks:
+            tokens, _ = block(tokens, None)
+        return self.pixels(self.norm(tokens.x_BND[:, -M:]))
+
+
+def sincos_positions(num_patches: int, dim: int, device: torch.device) -> Tensor:
+    """Return (num_patches, dim) float32 sine-cosine positions of a square grid, half for the row, half for the column."""
+    side = round(num_patches**0.5)
+    frequencies = 10_000 ** -(torch.arange(dim // 4, device=device, dtype=torch.float32) / (dim // 4))
+    angles = torch.arange(side, device=device, dtype=torch.float32)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).reshape(num_patches, dim)

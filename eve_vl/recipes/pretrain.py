@@ -1,0 +1,101 @@
+"""Pre-training by masked signal modelling."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from eve_vl.config import Config, DataConfig, MaskedSignalConfig, ModelConfig, TokenizerConfig, TrainConfig
+
+
+def tiny() -> Config:
+    """For tests and first steps: built-in scenes, seconds on a CPU, learns next to nothing.
+
+    eve pretrain tiny
+    """
+    return Config(
+        recipe="tiny",
+        out=Path("runs/tiny"),
+        model=ModelConfig(
+            image_size=32, patch_size=8, text_length=32, embed_dim=48, depth=3, num_heads=3, num_experts=4, drop_path=0.0
+        ),
+        task=MaskedSignalConfig(decoder_depth=1, decoder_dim=48, decoder_num_heads=3, normalize_targets=False),
+        data=DataConfig(val_samples=64, flip=False, num_workers=0),
+        tokenizer=TokenizerConfig(vocab_size=400),
+        train=TrainConfig(steps=20, batch_size=16, lr=1e-3, warmup=0.1, log_every=5, val_every=10, save_every=10),
+    )
+
+
+def demo() -> Config:
+    """The whole story on built-in scenes in about five minutes on two CPU cores.
+
+    make demo  (eve pretrain demo)
+    """
+    return Config(
+        recipe="demo",
+        out=Path("runs/demo"),
+        model=ModelConfig(
+            image_size=48,
+            patch_size=8,
+            text_length=32,
+            embed_dim=192,
+            depth=4,
+            num_heads=3,
+            mlp_ratio=2.0,
+            num_experts=4,
+            drop_path=0.0,
+            dropout=0.0,
+            layer_scale=0.1,
+        ),
+        task=MaskedSignalConfig(decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
+        data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
+        tokenizer=TokenizerConfig(vocab_size=512),
+        train=TrainConfig(
+            steps=1000, batch_size=64, lr=1e-3, warmup=0.05, log_every=50, val_every=250, save_every=500
+        ),
+    )
+
+
+def scenes() -> Config:
+    """The demo at full length.
+
+    eve pretrain scenes
+    """
+    config = demo()
+    return replace(config, recipe="scenes", out=Path("runs/scenes"), train=replace(config.train, steps=8000))
+
+
+def emoji() -> Config:
+    """Emoji drawings and their names (examples/emoji builds the data).
+
+    eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
+    """
+    config = demo()
+    return replace(config, recipe="emoji", out=Path("runs/emoji"))
+
+
+def base() -> Config:
+    """EVE-Base as in the paper (§4.1): 4M images, 480k steps at batch 2048.
+
+    torchrun --nproc-per-node 8 -m eve_vl pretrain base --data.train '/data/pairs-{0000..0999}.tar' --data.val val.jsonl
+    """
+    return Config(
+        recipe="base",
+        out=Path("runs/base"),
+        data=DataConfig(num_workers=8),
+        train=TrainConfig(steps=480_000, batch_size=2048, accumulation=4, lr=5e-4, val_every=5000, save_every=5000),
+    )
+
+
+def large() -> Config:
+    """EVE-Large as in the paper (§4.1): 280k steps at batch 2048.
+
+    torchrun --nproc-per-node 8 -m eve_vl pretrain large --data.train '/data/pairs-{0000..0999}.tar' --data.val val.jsonl
+    """
+    config = base()
+    return replace(
+        config,
+        recipe="large",
+        out=Path("runs/large"),
+        model=replace(config.model, embed_dim=1024, depth=24, num_heads=16, num_deep_blocks=3),
+        task=replace(config.task, decoder_depth=8, decoder_dim=512, decoder_num_heads=8),
+        train=replace(config.train, steps=280_000, lr=2e-4, accumulation=8),
+    )

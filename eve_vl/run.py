@@ -1,0 +1,180 @@
+"""From a config to a trained run, and from a run folder back to a model."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from eve_vl.config import Config, from_dict, to_dict
+from eve_vl.data.loader import eval_loader, open_sources, train_loader
+from eve_vl.data.records import Source
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import BadSampleError, UserError
+from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.train import checkpoint, distributed
+from eve_vl.train.log import BadSamples
+from eve_vl.train.trainer import Trainer, evaluate, pick_device, pick_dtype
+
+MAX_TOKENIZER_CAPTIONS = 1_000_000
+EVAL_BATCH = 64
+OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
+    "out",
+    "data.num_workers",
+    "data.max_bad_share",
+    "train.device",
+    "train.threads",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+}
+
+
+@dataclass(kw_only=True)
+class LoadedRun:
+    """A run read back from its folder."""
+
+    config: Config
+    tokenizer: Tokenizer
+    task: MaskedSignal
+    step: int
+    folder: Path
+
+
+def load_run(path: Path, device: torch.device | None = None) -> LoadedRun:
+    """Rebuild the model of a run folder or of one of its checkpoints. Raises UserError."""
+    folder = checkpoint.latest_checkpoint(path)
+    config = read_config(folder)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    task = MaskedSignal(config, tokenizer)
+    checkpoint.load_model(folder, task)
+    step = json.loads((folder / "state.json").read_text())["step"]
+    return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
+
+
+def read_config(folder: Path) -> Config:
+    """Read the config.json of a run or checkpoint folder. Raises UserError."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    return from_dict(Config, values, str(path))
+
+
+def set_threads(config: Config) -> None:
+    """Give this process its share of the processor; loader workers get theirs."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // local
+    torch.set_num_threads(config.train.threads or max(1, cores - min(config.data.num_workers, 1)))
+
+
+def train_captions(sources: Sequence[Source], limit: int) -> list[str]:
+    """Return the captions of at most `limit` rows, spread evenly over all sources."""
+    total = sum(len(source) for source in sources)
+    stride = max(1, total // limit)
+    captions = []
+    for source in sources:
+        for row in range(0, len(source), stride):
+            try:
+                captions += source[row].captions
+            except BadSampleError:
+                continue  # training counts it when it meets it
+    return captions
+
+
+def obtain_tokenizer(config: Config, sources: Sequence[Source]) -> Tokenizer:
+    """Return the run's tokenizer: the one in its folder, else the given file, else one trained on the captions."""
+    own = config.out / "tokenizer.json"
+    if own.is_file():
+        return Tokenizer.load(own)
+    if config.tokenizer.path is not None:
+        return Tokenizer.load(config.tokenizer.path)
+    captions = train_captions(sources, MAX_TOKENIZER_CAPTIONS)
+    if not captions:
+        raise UserError("the training sources hold no usable caption to train a tokenizer on")
+    return Tokenizer.train(captions, config.tokenizer.vocab_size)
+
+
+def pretrain(config: Config) -> dict[str, float]:
+    """Train a run, or go on with the one in config.out, and return the numbers of its last validation."""
+    device = pick_device(config.train.device)
+    distributed.setup(device)
+    set_threads(config)
+    check_out_folder(config)
+    rank, world = distributed.rank(), distributed.world_size()
+    if config.train.batch_size % (config.train.accumulation * world):
+        raise UserError(
+            f"train.batch_size {config.train.batch_size} is not divisible by train.accumulation "
+            f"{config.train.accumulation} × {world} processes"
+        )
+    sources = open_sources(config.data.train, config)
+    val_sources = open_sources(config.data.val, config)
+    tokenizer = obtain_tokenizer(config, sources)
+    texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
+    distributed.barrier()
+    if distributed.is_main():
+        config.out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            checkpoint.write_file(config.out / name, text)
+    torch.manual_seed(config.train.seed)
+    trainer = Trainer(config.train, config.out, MaskedSignal(config, tokenizer), device=device, texts=texts)
+    torch.manual_seed(config.train.seed + rank)  # dropout differs between processes, weights do not
+    trainer.resume()
+    loader = train_loader(
+        sources, config, tokenizer, consumed=trainer.samples_consumed, rank=rank, world=world
+    )
+    val_loader = eval_loader(val_sources, config, tokenizer, batch_size=EVAL_BATCH, rank=rank, world=world)
+    bad_samples = BadSamples(
+        config.out,
+        num_rows=sum(len(source) for source in sources),
+        max_share=config.data.max_bad_share,
+        writes=distributed.is_main(),
+    )
+    return trainer.fit(loader, val_loader, bad_samples)
+
+
+def check_out_folder(config: Config) -> None:
+    """Refuse to go on in a folder that holds another run. Raises UserError that names what differs."""
+    if not checkpoint.checkpoint_folders(config.out):
+        return
+    old = read_config(config.out)
+    if old.recipe != config.recipe:
+        raise UserError(
+            f"{config.out}: holds a run of recipe {old.recipe!r}, not {config.recipe!r}; choose another folder with --out"
+        )
+    changed = [name for name in _differences(to_dict(old), to_dict(config)) if name not in OPERATIONAL]
+    if changed:
+        raise UserError(
+            f"{config.out}: holds a run with other values of {', '.join(changed)}; "
+            "give the same flags to go on, or choose another folder with --out"
+        )
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    names = []
+    for key in old.keys() | new.keys():
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(prefix + key)
+    return sorted(names)
+
+
+def evaluate_run(run: LoadedRun, sources: Sequence[str], num_samples: int) -> dict[str, float]:
+    """Return the task's numbers for a loaded run on any data; deterministic."""
+    device = next(run.task.parameters()).device
+    config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, val_samples=num_samples))
+    loader = eval_loader(
+        open_sources(sources, config), config, run.tokenizer, batch_size=EVAL_BATCH, rank=0, world=1
+    )
+    dtype = pick_dtype(config.train.dtype, device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    return evaluate(run.task, loader, device, autocast)
+
+
+__all__ = ["LoadedRun", "evaluate_run", "load_run", "pretrain"]

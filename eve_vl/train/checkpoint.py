@@ -1,0 +1,184 @@
+"""The one checkpoint format: a folder that holds everything a run needs to go on or to be used.
+
+    checkpoints/step_00001000/
+        model.safetensors       weights
+        optimizer.safetensors   AdamW moments by parameter name
+        rng_0.safetensors …     random generators, one file per process
+        state.json              step, samples consumed, versions
+        config.json, tokenizer.json
+
+A folder is written under a temporary name and renamed when it is complete, so a crash or a full disk leaves the previous
+checkpoint whole. No pickle is written or read.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from eve_vl.errors import UserError
+
+CHECKPOINTS = "checkpoints"
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    found = (run / CHECKPOINTS).glob("step_*")
+    return sorted(path for path in found if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir())
+
+
+def latest_checkpoint(path: Path) -> Path:
+    """Return the newest checkpoint of a run folder, or `path` itself if it is a checkpoint. Raises UserError."""
+    if (path / "state.json").is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder")
+    folders = checkpoint_folders(path)
+    if not folders:
+        raise UserError(f"{path}: holds no checkpoint (expected {path / CHECKPOINTS}/step_…); is it a run folder?")
+    return folders[-1]
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader sees the old or the new content, never half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        _write_durably(temporary, content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_checkpoint(
+    run: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rng_states: list[dict[str, Tensor]],
+    texts: dict[str, str],
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write a checkpoint and delete all but the newest `keep`.
+
+    rng_states: one per process. texts: further files by name. state: JSON values.
+    Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
+    """
+    folder = run / CHECKPOINTS / f"step_{step:08d}"
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write_durably(temporary / "model.safetensors", save(_plain(model.state_dict())))
+        _write_durably(temporary / "optimizer.safetensors", save(_plain(optimizer_tensors(model, optimizer))))
+        for rank, rng in enumerate(rng_states):
+            _write_durably(temporary / f"rng_{rank}.safetensors", save(rng))
+        for name, text in (texts | {"state.json": json.dumps({"step": step, **state}, indent=1)}).items():
+            _write_durably(temporary / name, text.encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"{folder}: cannot save ({reason}); earlier checkpoints are whole, make room and run the same command again"
+        ) from None
+    for old in checkpoint_folders(run)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load_model(folder: Path, model: nn.Module) -> None:
+    """Load weights strictly. Raises UserError naming keys that are missing, unknown or of another shape."""
+    path = folder / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    expected = model.state_dict()
+    problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    problems += [f"{name} is unknown" for name in tensors.keys() - expected.keys()]
+    problems += [
+        f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise UserError(f"{path}: does not fit the model: {'; '.join(sorted(problems)[:5])}{more}")
+    model.load_state_dict(tensors)
+
+
+def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:
+    """Load weights, optimiser and this process's generators; return the content of state.json."""
+    load_model(folder, model)
+    tensors = load_file(folder / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        state = {key: tensors[f"{name}.{key}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{name}.{key}" in tensors}
+        if state:
+            optimizer.state[parameter] = {
+                key: value if key == "step" and value.device == parameter.device else value.to(parameter.device)
+                for key, value in state.items()
+            }
+    rng_file = folder / f"rng_{rank}.safetensors"
+    if rng_file.is_file():
+        set_rng_state(load_file(rng_file))
+    return json.loads((folder / "state.json").read_text())
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's state by parameter name."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def get_rng_state() -> dict[str, Tensor]:
+    """Return the state of every generator of this process as tensors: torch, CUDA, NumPy and Python."""
+    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
+    version, internal, gauss = random.getstate()
+    assert version == 3
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.tensor([*keys.tolist(), position], dtype=torch.int64),  # pyright: ignore
+        "python": torch.tensor(internal, dtype=torch.int64),
+        "python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_rng_state(states: dict[str, Tensor]) -> None:
+    """Undo `get_rng_state`."""
+    torch.set_rng_state(states["torch"])
+    keys = states["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1]))
+    gauss = states["python_gauss"].item()
+    random.setstate((3, tuple(states["python"].tolist()), None if gauss != gauss else gauss))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

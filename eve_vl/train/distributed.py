@@ -1,0 +1,74 @@
+"""One process or many: the only file that knows the process group. Without torchrun, torch.distributed is never touched."""
+
+import os
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn import functional as dist_functional
+
+
+def launched_by_torchrun() -> bool:
+    """Whether this process is one of a torchrun group."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def setup(device: torch.device) -> None:
+    """Join the group that torchrun started, if it did: nccl on CUDA, gloo on CPU."""
+    if launched_by_torchrun() and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def shutdown() -> None:
+    """Leave the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 without a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks to the user."""
+    return rank() == 0
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Return x summed over all processes; gradients flow to every process's x."""
+    if not dist.is_initialized():
+        return x
+    if x.requires_grad:
+        return cast(Tensor, dist_functional.all_reduce(x))
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process."""
+    if not dist.is_initialized():
+        return flag
+    return bool(sum_over_processes(torch.tensor(float(flag), device=device)).item() > 0)
+
+
+def gather_objects(value: object) -> list:
+    """Return every process's value, in order of rank, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,115 @@
+"""What a run tells: JSON lines and TensorBoard for programs, a console for people, a list of bad samples for both."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from eve_vl.errors import BadSampleError, UserError
+
+LOG = "log.jsonl"
+BAD_SAMPLES = "bad_samples.jsonl"
+CONSOLE_TERMS = 5  # more terms than these make a line that nobody reads
+
+
+def read_log(run: Path) -> list[dict]:
+    """Return the rows of a run's log, oldest first."""
+    path = run / LOG
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+class RunLog:
+    """The log of one run; a resumed run drops rows later than the step it resumes from."""
+
+    def __init__(self, run: Path, *, first_step: int, num_steps: int, enabled: bool):
+        self.enabled = enabled
+        if not enabled:
+            return
+        kept = [row for row in read_log(run) if row["step"] <= first_step]
+        self.file = (run / LOG).open("w")
+        self.file.writelines(json.dumps(row) + "\n" for row in kept)
+        self.file.flush()
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.num_steps = num_steps
+        self.first_step, self.start = first_step, time.monotonic()
+        self.progress: Progress | None = None
+        self.bar: TaskID | None = None
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+            self.bar = self.progress.add_task("steps", total=num_steps, completed=first_step, note="")
+            self.progress.start()
+
+    def row(self, kind: str, step: int, values: dict[str, float]) -> None:
+        """Write one row of `kind` train or val everywhere."""
+        if not self.enabled:
+            return
+        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(f"{kind}/{name}", value, step)
+        shown = {name: value for name, value in values.items() if "/" not in name and name not in ("seconds", "lr")}
+        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        if self.progress is not None and self.bar is not None and kind == "train":
+            self.progress.update(self.bar, completed=step, note=text)
+        else:
+            self.say(f"{kind:5} {step:>{len(str(self.num_steps))}}/{self.num_steps}  {text}{self._eta(step, kind)}")
+
+    def _eta(self, step: int, kind: str) -> str:
+        if kind != "train" or step <= self.first_step:
+            return ""
+        left = (time.monotonic() - self.start) / (step - self.first_step) * (self.num_steps - step)
+        return f"  ETA {int(left) // 60}:{int(left) % 60:02}"
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        if self.enabled:
+            self.console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Finish the progress bar and the files."""
+        if not self.enabled:
+            return
+        if self.progress is not None:
+            self.progress.stop()
+        self.board.close()
+        self.file.close()
+
+
+class BadSamples:
+    """Rows that could not be used: each is logged once; too many of them stop the run."""
+
+    def __init__(self, run: Path, *, num_rows: int, max_share: float, writes: bool):
+        self.path = run / BAD_SAMPLES
+        self.num_rows, self.max_share, self.writes = num_rows, max_share, writes
+        rows = self.path.read_text().splitlines() if self.path.is_file() else []
+        self.known = {json.loads(row)["where"] for row in rows}
+
+    def add(self, errors: Iterable[BadSampleError], num_seen: int) -> None:
+        """Note unusable rows. Raises UserError when there are more than max_share of the rows seen so far (of at least
+        1,000, or of all there are)."""
+        new = {error.where: error for error in errors if error.where not in self.known}
+        if not new:
+            return
+        self.known |= new.keys()
+        if self.writes:
+            with self.path.open("a") as file:
+                file.writelines(json.dumps({"where": e.where, "reason": e.reason}) + "\n" for e in new.values())
+        seen = min(self.num_rows, max(num_seen, 1000))
+        if len(self.known) > self.max_share * seen:
+            last = next(reversed(new.values()))
+            raise UserError(
+                f"{len(self.known)} of {seen} pairs cannot be used, more than data.max_bad_share {self.max_share:g}; "
+                f"all are listed in {self.path}; the last: {last}"
+            )

@@ -1,0 +1,302 @@
+"""The only training loop. It knows the Task protocol and nothing else about what is trained.
+
+A task is an nn.Module: `forward(batch) → StepOutput`, `evaluate(loader) → {name: number}`, and `main_metric`, the name of
+the number that counts (higher is better).
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from eve_vl.config import TrainConfig
+from eve_vl.errors import BadSampleError, UserError
+from eve_vl.train import checkpoint, distributed
+from eve_vl.train.log import BadSamples, RunLog
+from eve_vl.train.optim import build_optimizer, learning_rate
+
+
+@dataclass(kw_only=True, slots=True)
+class StepOutput:
+    """What one forward pass of a task returns."""
+
+    loss: Tensor
+    """Scalar to minimise."""
+    terms: dict[str, Tensor]
+    """Scalars to log; they train nothing."""
+
+
+class Batch(Protocol):
+    """What the loop needs of a batch."""
+
+    where: tuple[str, ...]
+    skipped: tuple[BadSampleError, ...]
+
+    def to(self, device: torch.device) -> Any: ...
+
+
+class Task(Protocol):
+    """What the loop needs of a task, besides being an nn.Module."""
+
+    main_metric: str
+
+    def __call__(self, batch: Any) -> StepOutput: ...
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]: ...
+
+
+class StoppedError(UserError):
+    """A signal asked the run to stop; it did, with a checkpoint. `code` is the shell's exit status."""
+
+    def __init__(self, run: Path, step: int, num_steps: int, signal_number: int):
+        super().__init__(
+            f"stopped at step {step} of {num_steps}, checkpoint saved in {run}; run the same command again to go on"
+        )
+        self.code = 128 + signal_number
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device for train.device; with torchrun, this process's own GPU. Raises UserError if there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("train.device is cuda, but torch sees no CUDA device; use --train.device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the autocast type for train.dtype."""
+    if name != "auto":
+        return getattr(torch, name)
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+class Trainer:
+    """Optimises one task and keeps its run folder."""
+
+    def __init__(
+        self, config: TrainConfig, run: Path, task: nn.Module, *, device: torch.device, texts: dict[str, str]
+    ):
+        self.config, self.run, self.device, self.texts = config, run, device, texts
+        self.task = task.to(device)
+        self.dtype = pick_dtype(config.dtype, device)
+        self.optimizer = build_optimizer(task.named_parameters(), config)
+        self.step = 0
+        self.model = (
+            DistributedDataParallel(self.task, device_ids=[device.index] if device.type == "cuda" else None)
+            if distributed.world_size() > 1
+            else self.task
+        )
+
+    @property
+    def samples_consumed(self) -> int:
+        """Samples that all processes together have trained on."""
+        return self.step * self.config.batch_size
+
+    def resume(self) -> bool:
+        """Go back to the newest checkpoint of the run folder, if there is one."""
+        folders = checkpoint.checkpoint_folders(self.run)
+        if folders:
+            state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, distributed.rank())
+            self.step = state["step"]
+        return bool(folders)
+
+    def save(self) -> None:
+        """Write a checkpoint; every process must call this."""
+        rng_states = distributed.gather_objects(checkpoint.get_rng_state())
+        if distributed.is_main():
+            checkpoint.save_checkpoint(
+                self.run,
+                step=self.step,
+                model=self.task,
+                optimizer=self.optimizer,
+                rng_states=rng_states,
+                texts=self.texts,
+                state={"samples_consumed": self.samples_consumed, "torch": torch.__version__},
+                keep=self.config.keep,
+            )
+        distributed.barrier()
+
+    def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
+        """Train to the last step and return the numbers of the final validation.
+
+        train_loader: endless micro-batches, starting after `samples_consumed` samples.
+        Raises StoppedError after SIGINT or SIGTERM, UserError for a non-finite loss or a full disk.
+        """
+        log = RunLog(
+            self.run, first_step=self.step, num_steps=self.config.steps, enabled=distributed.is_main()
+        )
+        try:
+            with _stop_signals() as stop:
+                return self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
+        finally:
+            log.close()
+
+    def _loop(
+        self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: list[int]
+    ) -> dict[str, float]:
+        config, meter = self.config, _Meter()
+        numbers: dict[str, float] | None = None
+        while self.step < config.steps:
+            with meter.loading():
+                micro_batches = [next(batches) for _ in range(config.accumulation)]
+            skipped = distributed.gather_objects([error for batch in micro_batches for error in batch.skipped])
+            bad_samples.add(itertools.chain(*skipped), self.samples_consumed + config.batch_size)
+            meter.add(self._train_step(micro_batches))
+            self.step += 1
+            is_last = self.step == config.steps
+            if self.step % config.log_every == 0 or is_last:
+                log.row("train", self.step, meter.result(config, self.step))
+            with meter.paused():
+                numbers = None
+                if self.step % config.val_every == 0 or is_last:
+                    numbers = self.evaluate(val_loader)
+                    log.row("val", self.step, numbers)
+                is_stopped = distributed.any_process(bool(stop), self.device) and not is_last
+                if self.step % config.save_every == 0 or is_last or is_stopped:
+                    self.save()
+            if is_stopped:
+                raise StoppedError(self.run, self.step, config.steps, stop[0] if stop else signal.SIGTERM)
+        return numbers or self.evaluate(val_loader)
+
+    def _train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
+        """Take one optimiser step and return its terms, averaged over micro-batches."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
+        num = len(micro_batches)
+        for index, batch in enumerate(micro_batches):
+            batch = batch.to(self.device)
+            is_last = index == num - 1
+            with contextlib.nullcontext() if is_last or self.model is self.task else self.model.no_sync():
+                with self.autocast():
+                    output: StepOutput = self.model(batch)
+                if not bool(torch.isfinite(output.loss)):
+                    self._stop_non_finite("loss", output, batch)
+                (output.loss / num).backward()
+            for name, value in {"loss": output.loss, **output.terms}.items():
+                terms[name] = terms[name] + value.detach().float() / num
+        max_norm = self.config.clip_norm or float("inf")
+        terms["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
+        if not bool(torch.isfinite(terms["grad_norm"])):
+            self._stop_non_finite("gradient norm", output, batch)
+        self.optimizer.step()
+        return terms
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the task runs."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _stop_non_finite(self, what: str, output: StepOutput, batch: Any) -> None:
+        """Save what is needed to look into it, before any update, and stop."""
+        folder = self.run / f"non_finite_step_{self.step:08d}_rank_{distributed.rank()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: getattr(batch, name) for name in batch.__slots__ if isinstance(getattr(batch, name), Tensor)}
+        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / "batch.safetensors")
+        save_file({k: v.contiguous().cpu() for k, v in self.task.state_dict().items()}, folder / "model.safetensors")
+        save_file(checkpoint.get_rng_state(), folder / "rng_after.safetensors")
+        checkpoint.write_file(folder / "samples.txt", "\n".join(batch.where))
+        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in output.terms.items())
+        raise UserError(
+            f"{what} is not finite at step {self.step} (loss {output.loss.item():.4g}; {terms}): stopped before the update; "
+            f"weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
+        )
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Return the task's numbers on a loader."""
+        return evaluate(self.task, loader, self.device, self.autocast())
+
+
+def evaluate(
+    task: nn.Module, loader: Iterable[Any], device: torch.device, autocast: contextlib.AbstractContextManager
+) -> dict[str, float]:
+    """Run a task's evaluation in evaluation mode, batches moved to the device."""
+    was_training = task.training
+    task.eval()
+    with autocast:
+        numbers = task.evaluate(batch.to(device) for batch in loader)  # pyright: ignore[reportCallIssue]
+    task.train(was_training)
+    return numbers
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying; a second one acts as usual."""
+    received: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _frame: object) -> None:
+        received.append(number)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Meter:
+    """Averages terms and measures speed between log lines; time spent on validation and saving does not count."""
+
+    def __init__(self) -> None:
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.terms: dict[str, Tensor] = {}
+        self.num_steps = 0
+        self.loading_seconds = 0.0
+        self.start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Time spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.loading_seconds += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training."""
+        start = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - start
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Add one step's terms."""
+        for name, value in terms.items():
+            self.terms[name] = self.terms[name] + value if name in self.terms else value
+        self.num_steps += 1
+
+    def result(self, config: TrainConfig, step: int) -> dict[str, float]:
+        """Return the averages since the last call, over all processes, and start anew."""
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        names = sorted(self.terms)
+        means = distributed.sum_over_processes(torch.stack([self.terms[name] for name in names]))
+        means = (means / (self.num_steps * distributed.world_size())).tolist()
+        result = dict(zip(names, means, strict=True)) | {
+            "lr": learning_rate(step - 1, config),
+            "samples_per_second": self.num_steps * config.batch_size / seconds,
+            "loader_share": self.loading_seconds / seconds,
+        }
+        self._start_anew()
+        return result
