@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -105,7 +106,9 @@ def run_pretrain(argv: Sequence[str]) -> None:
             return
         raise UserError(f"name a recipe: {', '.join(RECIPES)}")
     recipe = get_recipe(argv[0])
-    args = _parse(PretrainArgs, argv[1:], f"eve pretrain {argv[0]}", default=PretrainArgs(config=recipe))
+    args = _parse(
+        PretrainArgs, argv[1:], f"eve pretrain {argv[0]}", RECIPES[argv[0]].__doc__, default=PretrainArgs(config=recipe)
+    )
     from eve_vl.run import pretrain
 
     report = pretrain(args.config, must_resume=args.resume)
@@ -120,7 +123,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(tasks)}")
     if argv[0] not in tasks:
         raise UserError(f"no task {nearest(argv[0], tasks)}")
-    args = _parse(EvaluateArgs, argv[1:], f"eve evaluate {argv[0]}")
+    args = _parse(EvaluateArgs, argv[1:], f"eve evaluate {argv[0]}", run_evaluate.__doc__)
     from eve_vl.run import evaluate_run, load_run
 
     run = load_run(args.run)
@@ -131,7 +134,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
 
 def run_data_check(argv: Sequence[str]) -> None:
     """Read every row and picture once and list what is broken: eve data check PATH [flags]."""
-    args = _parse(CheckArgs, argv, "eve data check")
+    args = _parse(CheckArgs, argv, "eve data check", run_data_check.__doc__)
     from eve_vl.data.check import check_source
     from eve_vl.data.readers import open_source
 
@@ -151,7 +154,7 @@ def run_data_check(argv: Sequence[str]) -> None:
 
 def run_tokenizer_train(argv: Sequence[str]) -> None:
     """Train a byte-level BPE on captions: eve tokenizer train PATH … [flags]."""
-    args = _parse(TokenizerArgs, argv, "eve tokenizer train")
+    args = _parse(TokenizerArgs, argv, "eve tokenizer train", run_tokenizer_train.__doc__)
     from eve_vl.config import TokenizerConfig
     from eve_vl.run import train_tokenizer
 
@@ -165,21 +168,18 @@ def run_tokenizer_train(argv: Sequence[str]) -> None:
 
 def run_inspect(argv: Sequence[str]) -> None:
     """Show shapes, parameters and FLOPs of a recipe or a run: eve inspect RECIPE|RUN."""
-    args = _parse(InspectArgs, argv, "eve inspect")
-    from eve_vl.inspect import inspect_config
-    from eve_vl.run import read_config
-    from eve_vl.train.checkpoint import latest_checkpoint
+    args = _parse(InspectArgs, argv, "eve inspect", run_inspect.__doc__)
+    from eve_vl.inspect import inspect_config, inspect_run
 
     is_run = args.what not in RECIPES and Path(args.what).exists()
-    config = read_config(latest_checkpoint(Path(args.what))) if is_run else get_recipe(args.what)
-    report = inspect_config(config)
+    report = inspect_run(Path(args.what)) if is_run else inspect_config(get_recipe(args.what))
     report.render(Console())
     _write_json(args.json, report.to_dict())
 
 
 def run_report(argv: Sequence[str]) -> None:
     """Write a self-contained HTML page about a run: eve report RUN [flags]."""
-    args = _parse(ReportArgs, argv, "eve report")
+    args = _parse(ReportArgs, argv, "eve report", run_report.__doc__)
     from eve_vl.report import write_report
 
     _say(f"report: {write_report(args.run, args.out)}")
@@ -198,7 +198,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; `argv` as in sys.argv[1:]."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    _keep_memory()
+    keep_memory()
+    yield_cores()
     try:
         _dispatch(argv)
     except UserError as error:
@@ -228,10 +229,10 @@ def _dispatch(argv: list[str]) -> None:
         raise UserError(f"no verb {nearest(two_words if argv[0] in firsts else argv[0], VERBS)}")
 
 
-def _parse(cls: type[Args], argv: Sequence[str], prog: str, default: Args | None = None) -> Args:
+def _parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
     """Parse flags into a dataclass. Raises UserError for an unknown flag, with the nearest known one."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    args, unknown = tyro.cli(cls, args=list(argv), prog=prog, return_unknown_args=True, **kwargs)
+    args, unknown = tyro.cli(cls, args=list(argv), prog=prog, description=description, return_unknown_args=True, **kwargs)
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), None)
         if flag is None:
@@ -260,13 +261,25 @@ def flag_names(cls: type, prefix: str = "") -> list[str]:
     return names
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Tell glibc to keep freed memory: giving big tensors back to the system and getting them again costs more than the
     arithmetic on them (activations of a small model are 2–3 times slower without this)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 64 << 20)):  # MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD
+        for option, value in (
+            (-3, 1 << 30),
+            (-1, (1 << 31) - 1),
+            (-2, 64 << 20),
+        ):  # MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD
             libc.mallopt(option, value)
+
+
+def yield_cores() -> None:
+    """Let idle threads sleep instead of spin: on shared cores spinning can make two threads 20 times slower than one.
+
+    Works only before torch is imported; a value that the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _write_json(path: Path | None, values: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from eve_vl.errors import UserError
 
 FFNPolicy = Literal["shared", "modality", "moe"]
@@ -20,7 +22,7 @@ FFNPolicy = Literal["shared", "modality", "moe"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The encoder (SPEC of the paper: §3 and Tables 7, 8)."""
+    """The encoder (paper §3, Tables 7 and 8)."""
 
     image_size: int = 224
     """Side of the square input picture, in pixels."""
@@ -56,6 +58,8 @@ class ModelConfig:
     """Dropout on text embeddings."""
     layer_scale: float = 0.1
     """Initial value of LayerScale on both branches of a block."""
+    init_std: float = 0.02
+    """Standard deviation of initial weights, embeddings and positions; narrow models on short runs want more."""
 
     @property
     def ffn_policies(self) -> tuple[FFNPolicy, ...]:
@@ -81,7 +85,8 @@ class ModelConfig:
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         found = _not_positive(
-            self, "image_size patch_size text_length embed_dim depth num_heads num_experts top_k mlp_ratio layer_scale"
+            self,
+            "image_size patch_size text_length embed_dim depth num_heads num_experts top_k mlp_ratio layer_scale init_std",
         )
         if found:
             return found
@@ -89,9 +94,11 @@ class ModelConfig:
             found.append(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         elif self.image_size % self.patch_size:
             size = self.patch_size * max(1, round(self.image_size / self.patch_size))
-            found.append(
-                f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} (nearest: {size})"
-            )
+            found.append(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} (nearest: {size})")
+        elif self.num_patches == 1:
+            found.append(f"image_size {self.image_size} is a single patch (patch_size {self.patch_size}); masking needs more")
+        if self.text_length < 2:
+            found.append(f"text_length {self.text_length} leaves no room for a word after the [CLS]")
         if self.embed_dim % self.num_heads:
             found.append(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
         if not 0 <= self.num_deep_blocks <= self.depth:
@@ -236,7 +243,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: cuda where there is one."""
     threads: int = 0
-    """Processor threads of one process; 0: all cores, less the loader's."""
+    """Processor threads of one process; 0: OMP_NUM_THREADS if set, else all cores."""
     seed: int = 0
     """Seed of weights, order, masks, augmentation and dropout."""
     log_every: int = 20
@@ -265,10 +272,12 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """One pre-training run."""
+    """One pre-training run: recipe, folder and sections."""
 
-    recipe: str
+    recipe: tyro.conf.Suppress[str]
+    """Name of the recipe that it started from."""
     out: Path
+    """Run folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     task: MaskedSignalConfig = field(default_factory=MaskedSignalConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. One line: what was found, where, what to do. The command line prints it and exits with 2."""
+    """A mistake in what the user gave, in one line: where, what was found, what to do. The command line prints it and exits."""
 
 
 class BadSampleError(UserError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from eve_vl.config import Config, from_dict, to_dict
+from eve_vl.config import Config, DataConfig, from_dict, to_dict
 from eve_vl.data.loader import eval_loader, open_sources, train_loader
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
@@ -49,10 +49,15 @@ def load_run(path: Path, device: torch.device | None = None) -> LoadedRun:
     folder = checkpoint.latest_checkpoint(path)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    task = MaskedSignal(config, tokenizer)
+    task = build_task(config, tokenizer)
     checkpoint.load_model(folder, task)
     step = json.loads((folder / "state.json").read_text())["step"]
     return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
+
+
+def build_task(config: Config, tokenizer: Tokenizer) -> MaskedSignal:
+    """Return the untrained task of a config, sized for a tokenizer."""
+    return MaskedSignal(config, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id)
 
 
 def read_config(folder: Path) -> Config:
@@ -66,10 +71,11 @@ def read_config(folder: Path) -> Config:
 
 
 def set_threads(config: Config) -> None:
-    """Give this process its share of the processor; loader workers get theirs."""
+    """Give this process the threads of train.threads, else of OMP_NUM_THREADS, else its share of the cores."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // local
-    torch.set_num_threads(config.train.threads or max(1, cores - min(config.data.num_workers, 1)))
+    asked = config.train.threads or int(os.environ.get("OMP_NUM_THREADS", "0"))
+    torch.set_num_threads(asked or cores)
 
 
 def train_captions(sources: Sequence[Source], limit: int) -> list[str]:
@@ -86,6 +92,18 @@ def train_captions(sources: Sequence[Source], limit: int) -> list[str]:
     return captions
 
 
+def train_tokenizer(specs: Sequence[str], vocab_size: int) -> Tokenizer:
+    """Train a tokenizer on the captions of any sources. Raises UserError."""
+    return _train_tokenizer(open_sources(specs, DataConfig(), image_size=64), vocab_size)
+
+
+def _train_tokenizer(sources: Sequence[Source], vocab_size: int) -> Tokenizer:
+    captions = train_captions(sources, MAX_TOKENIZER_CAPTIONS)
+    if not captions:
+        raise UserError("the sources hold no usable caption to train a tokenizer on")
+    return Tokenizer.train(captions, vocab_size)
+
+
 def obtain_tokenizer(config: Config, sources: Sequence[Source]) -> Tokenizer:
     """Return the run's tokenizer: the one in its folder, else the given file, else one trained on the captions."""
     own = config.out / "tokenizer.json"
@@ -93,26 +111,26 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source]) -> Tokenizer:
         return Tokenizer.load(own)
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
-    captions = train_captions(sources, MAX_TOKENIZER_CAPTIONS)
-    if not captions:
-        raise UserError("the training sources hold no usable caption to train a tokenizer on")
-    return Tokenizer.train(captions, config.tokenizer.vocab_size)
+    return _train_tokenizer(sources, config.tokenizer.vocab_size)
 
 
-def pretrain(config: Config) -> dict[str, float]:
-    """Train a run, or go on with the one in config.out, and return the numbers of its last validation."""
+def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
+    """Train a run, or go on with the one in config.out; write metrics.json and the report, and return the report's path.
+
+    must_resume: refuse to start anew. Only the main process returns a path. Raises UserError.
+    """
     device = pick_device(config.train.device)
     distributed.setup(device)
     set_threads(config)
-    check_out_folder(config)
+    check_out_folder(config, must_resume)
     rank, world = distributed.rank(), distributed.world_size()
     if config.train.batch_size % (config.train.accumulation * world):
         raise UserError(
             f"train.batch_size {config.train.batch_size} is not divisible by train.accumulation "
             f"{config.train.accumulation} × {world} processes"
         )
-    sources = open_sources(config.data.train, config)
-    val_sources = open_sources(config.data.val, config)
+    sources = open_sources(config.data.train, config.data, config.model.image_size)
+    val_sources = open_sources(config.data.val, config.data, config.model.image_size)
     tokenizer = obtain_tokenizer(config, sources)
     texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
     distributed.barrier()
@@ -121,12 +139,10 @@ def pretrain(config: Config) -> dict[str, float]:
         for name, text in texts.items():
             checkpoint.write_file(config.out / name, text)
     torch.manual_seed(config.train.seed)
-    trainer = Trainer(config.train, config.out, MaskedSignal(config, tokenizer), device=device, texts=texts)
+    trainer = Trainer(config.train, config.out, build_task(config, tokenizer), device=device, texts=texts)
     torch.manual_seed(config.train.seed + rank)  # dropout differs between processes, weights do not
     trainer.resume()
-    loader = train_loader(
-        sources, config, tokenizer, consumed=trainer.samples_consumed, rank=rank, world=world
-    )
+    loader = train_loader(sources, config, tokenizer, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_loader = eval_loader(val_sources, config, tokenizer, batch_size=EVAL_BATCH, rank=rank, world=world)
     bad_samples = BadSamples(
         config.out,
@@ -134,12 +150,21 @@ def pretrain(config: Config) -> dict[str, float]:
         max_share=config.data.max_bad_share,
         writes=distributed.is_main(),
     )
-    return trainer.fit(loader, val_loader, bad_samples)
+    numbers = trainer.fit(loader, val_loader, bad_samples)
+    distributed.shutdown()
+    if rank:
+        return None
+    checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    from eve_vl.report import write_report  # an edge of the house, needed only here
+
+    return write_report(config.out)
 
 
-def check_out_folder(config: Config) -> None:
+def check_out_folder(config: Config, must_resume: bool) -> None:
     """Refuse to go on in a folder that holds another run. Raises UserError that names what differs."""
     if not checkpoint.checkpoint_folders(config.out):
+        if must_resume:
+            raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")
         return
     old = read_config(config.out)
     if old.recipe != config.recipe:
@@ -169,12 +194,9 @@ def evaluate_run(run: LoadedRun, sources: Sequence[str], num_samples: int) -> di
     """Return the task's numbers for a loaded run on any data; deterministic."""
     device = next(run.task.parameters()).device
     config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, val_samples=num_samples))
-    loader = eval_loader(
-        open_sources(sources, config), config, run.tokenizer, batch_size=EVAL_BATCH, rank=0, world=1
-    )
-    dtype = pick_dtype(config.train.dtype, device)
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    return evaluate(run.task, loader, device, autocast)
+    opened = open_sources(sources, config.data, config.model.image_size)
+    loader = eval_loader(opened, config, run.tokenizer, batch_size=EVAL_BATCH, rank=0, world=1)
+    return evaluate(run.task, loader, device, pick_dtype(config.train.dtype, device))
 
 
 __all__ = ["LoadedRun", "evaluate_run", "load_run", "pretrain"]

@@ -7,12 +7,13 @@ neither the number of processes nor of workers nor a restart changes what is see
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from eve_vl.config import Config
+from eve_vl.config import Config, DataConfig
 from eve_vl.data.batch import PairBatch, Sample, collate
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.readers import open_source
@@ -27,14 +28,13 @@ Position = tuple[int, int, int]  # epoch, source, row
 ORDER, ROWS, SAMPLE = 1, 2, 3  # purposes of the random streams
 
 
-def open_sources(specs: Sequence[str], config: Config) -> list[Source]:
-    """Open every source of a data section. Raises UserError."""
-    data = config.data
-    sources = []
+def open_sources(specs: Sequence[str], data: DataConfig, image_size: int) -> list[Source]:
+    """Open every source; scenes are drawn with a side of image_size pixels. Raises UserError."""
+    sources: list[Source] = []
     for spec in specs:
         if spec == "scenes" or spec.startswith("scenes:"):
             split = spec.partition(":")[2] or "train"
-            sources.append(ScenePairs(split=split, image_size=config.model.image_size))
+            sources.append(ScenePairs(split=split, image_size=image_size))
         else:
             sources.append(
                 open_source(
@@ -156,9 +156,7 @@ def _endless_rows(length: int, first: int, count: int, seed: int, source: int) -
 class TrainSampler(Sampler[list[Position]]):
     """Endless micro-batches of this process, from a given number of samples already consumed by all of them."""
 
-    def __init__(
-        self, lengths: Sequence[int], weights: Sequence[float], seed: int, micro_batch: int, rank: int, world: int
-    ):
+    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int, micro_batch: int, rank: int, world: int):
         self.lengths, self.weights, self.seed = lengths, weights, seed
         self.micro_batch, self.rank, self.world = micro_batch, rank, world
         self.consumed = 0
@@ -210,7 +208,7 @@ def eval_loader(
 
 def _loader(dataset: PairDataset, batches: object, config: Config, tokenizer: Tokenizer) -> DataLoader[PairBatch]:
     workers = config.data.num_workers
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]
         collate_fn=partial(collate, pad_id=tokenizer.pad_id),
@@ -219,3 +217,4 @@ def _loader(dataset: PairDataset, batches: object, config: Config, tokenizer: To
         generator=torch.Generator(),  # its base seed must not be drawn from the generator that dropout uses
         pin_memory=torch.cuda.is_available(),
     )
+    return cast("DataLoader[PairBatch]", loader)

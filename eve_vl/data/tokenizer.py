@@ -23,6 +23,7 @@ class Tokenizer:
         self.backend = backend
         backend.no_padding()
         backend.no_truncation()
+        backend.encode_special_tokens = True  # a "[MASK]" that someone wrote in a caption is text like any other
         ids = {}
         for role, names in SPECIAL_NAMES.items():
             found = [backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None]
@@ -30,8 +31,12 @@ class Tokenizer:
                 raise UserError(f"{where}: the tokenizer has no {role} token (looked for {', '.join(names)})")
             ids[role] = found[0]
         self.pad_id, self.cls_id, self.mask_id = ids["pad"], ids["cls"], ids["mask"]
-        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
-        self._adds_cls = backend.encode("a").ids[:1] == [self.cls_id]
+        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())  # ids may have gaps
+        try:
+            probe = backend.encode("a \N{SNOWMAN} zqxj")
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{where}: the tokenizer cannot encode unknown words ({error})") from None
+        self._adds_cls = probe.ids[:1] == [self.cls_id]
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -77,9 +82,7 @@ class Tokenizer:
 
     def word(self, token_id: int) -> str:
         """Return one token as people would read it, special ones in their brackets."""
-        return self.backend.decode([token_id], skip_special_tokens=False).strip() or repr(
-            self.backend.id_to_token(token_id)
-        )
+        return self.backend.decode([token_id], skip_special_tokens=False).strip() or repr(self.backend.id_to_token(token_id))
 
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""
@@ -90,5 +93,5 @@ def _bert(path: Path) -> Backend:
     """Build the usual lower-case WordPiece tokenizer from a BERT vocab.txt."""
     backend = tokenizers.BertWordPieceTokenizer(str(path), lowercase=True)._tokenizer
     # the vocabulary file lists special tokens as plain words: declare them, so that masks and decoding know them
-    backend.add_special_tokens([name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")])
+    backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
     return backend

@@ -1,0 +1,1 @@
+"""The model: embedding, layers, experts, encoder, heads and pixel decoder."""

@@ -104,9 +104,7 @@ class Encoder(nn.Module):
         real_S = None
         if tokens.is_padding_BN is not None:
             real_S = (~tokens.is_padding_BN).flatten().nonzero().squeeze(1)
-        tokens = Tokens(
-            x_BND=self.norm_pre(tokens.x_BND), num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN
-        )
+        tokens = Tokens(x_BND=self.norm_pre(tokens.x_BND), num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN)
         router = []
         for block in self.blocks:
             tokens, stats = block(tokens, real_S)
@@ -115,12 +113,12 @@ class Encoder(nn.Module):
         return Encoded(x_BND=self.norm(tokens.x_BND), router=router)
 
 
-def initialize(module: nn.Module, layer_scale: float) -> None:
+def initialize(module: nn.Module, config: ModelConfig) -> None:
     """Give every weight its first value; the only place that does.
 
     | what | value |
     |---|---|
-    | matrices of linear layers and experts, router, embeddings, [CLS], positions, mask token | normal, std 0.02, cut at 2 std |
+    | linear layers, experts, router, embeddings, [CLS], positions, mask token | normal, std `init_std`, cut at 2 std |
     | biases (q and v too) | 0 |
     | LayerNorm | weight 1, bias 0 |
     | LayerScale | `layer_scale` |
@@ -132,11 +130,11 @@ def initialize(module: nn.Module, layer_scale: float) -> None:
             if isinstance(submodule, nn.LayerNorm):
                 nn.init.constant_(parameter, float(name == "weight"))
             elif isinstance(submodule, Block) and name in ("scale1", "scale2"):
-                nn.init.constant_(parameter, layer_scale)
+                nn.init.constant_(parameter, config.layer_scale)
             elif "bias" in name:
                 nn.init.zeros_(parameter)
             else:
-                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+                nn.init.trunc_normal_(parameter, std=config.init_std, a=-2 * config.init_std, b=2 * config.init_std)
 
 
 __all__ = ["Block", "Encoded", "Encoder", "Experts", "Router", "initialize"]

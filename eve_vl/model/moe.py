@@ -42,9 +42,9 @@ class Router(nn.Module):
         self.modality_embed = nn.Parameter(torch.empty(2, embed_dim)) if modality_routing else None
 
     def forward(self, x_SD: Tensor, is_text_S: Tensor) -> tuple[Tensor, Tensor, RouterStats]:
-        """Return gates (S, K) renormalised over the K, experts (S, K) int64, and the statistics. Always float32."""
+        """Return gates (S, K) renormalised over the K, experts (S, K) int64, and the statistics. At least float32."""
         with torch.autocast(x_SD.device.type, enabled=False):
-            logits_SE = F.linear(x_SD.float(), self.weight)
+            logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.weight)
             if self.modality_embed is not None:  # W (x + b_m) = W x + W b_m, without a second copy of x
                 logits_SE = logits_SE + F.linear(self.modality_embed, self.weight)[is_text_S.long()]
             log_gates_SE = logits_SE.log_softmax(-1)
@@ -77,6 +77,17 @@ class Experts(nn.Module):
 
     def forward(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:
         """(R, D) to (R, D); row i goes through expert expert_R[i]; rows are sorted by expert, counts_E rows each."""
+        tile = row_tile(x_RD)
+        if tile == 1:
+            return self._sorted(x_RD, expert_R, counts_E)
+        tiled_E = (counts_E + tile - 1) // tile * tile
+        starts_E = (tiled_E - counts_E).cumsum(0) - (tiled_E - counts_E)
+        slot_R = torch.arange(len(expert_R), device=x_RD.device) + starts_E[expert_R]
+        experts = torch.arange(len(tiled_E), device=x_RD.device).repeat_interleave(tiled_E)
+        x_tiled = x_RD.new_zeros(len(experts), x_RD.shape[1]).index_copy(0, slot_R, x_RD)
+        return self._sorted(x_tiled, experts, tiled_E).index_select(0, slot_R)
+
+    def _sorted(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:
         h_RF = grouped_linear(x_RD, self.fc1_weight, counts_E) + self.fc1_bias.to(x_RD.dtype)[expert_R]
         y_RD = grouped_linear(quick_gelu(h_RF), self.fc2_weight, counts_E)
         return y_RD + self.fc2_bias.to(x_RD.dtype)[expert_R]
@@ -85,9 +96,7 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Sparse mixture of experts over the real tokens of a batch."""
 
-    def __init__(
-        self, embed_dim: int, ffn_dim: int, num_experts: int, top_k: int = 2, modality_routing: bool = True
-    ):
+    def __init__(self, embed_dim: int, ffn_dim: int, num_experts: int, top_k: int = 2, modality_routing: bool = True):
         super().__init__()
         self.router = Router(embed_dim, num_experts, top_k, modality_routing)
         self.experts = Experts(embed_dim, ffn_dim, num_experts)
@@ -115,6 +124,15 @@ class MoE(nn.Module):
         if real_S is not None:
             y_SD = y_SD.new_zeros(x_BND.shape[0] * x_BND.shape[1], y_SD.shape[1]).index_copy(0, real_S, y_SD)
         return y_SD.view(*x_BND.shape[:2], -1), stats
+
+
+def row_tile(x_RD: Tensor) -> int:
+    """Rows that each expert's share is padded to a multiple of.
+
+    oneDNN, which multiplies bfloat16 on CPU, compiles a kernel for every new shape, which costs more than the product;
+    whole tiles make shapes recur.
+    """
+    return 64 if x_RD.device.type == "cpu" and x_RD.dtype == torch.bfloat16 else 1
 
 
 def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:

@@ -15,7 +15,14 @@ def tiny() -> Config:
         recipe="tiny",
         out=Path("runs/tiny"),
         model=ModelConfig(
-            image_size=32, patch_size=8, text_length=32, embed_dim=48, depth=3, num_heads=3, num_experts=4, drop_path=0.0
+            image_size=32,
+            patch_size=8,
+            text_length=32,
+            embed_dim=48,
+            depth=3,
+            num_heads=3,
+            num_experts=4,
+            drop_path=0.0,
         ),
         task=MaskedSignalConfig(decoder_depth=1, decoder_dim=48, decoder_num_heads=3, normalize_targets=False),
         data=DataConfig(val_samples=64, flip=False, num_workers=0),
@@ -43,13 +50,21 @@ def demo() -> Config:
             num_experts=4,
             drop_path=0.0,
             dropout=0.0,
-            layer_scale=0.1,
+            layer_scale=1.0,
+            init_std=0.05,
         ),
         task=MaskedSignalConfig(decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
-            steps=1000, batch_size=64, lr=1e-3, warmup=0.05, log_every=50, val_every=250, save_every=500
+            steps=2400,
+            batch_size=16,
+            lr=8e-4,
+            warmup=0.05,
+            betas=(0.9, 0.95),
+            log_every=50,
+            val_every=600,
+            save_every=600,
         ),
     )
 
@@ -60,7 +75,12 @@ def scenes() -> Config:
     eve pretrain scenes
     """
     config = demo()
-    return replace(config, recipe="scenes", out=Path("runs/scenes"), train=replace(config.train, steps=8000))
+    return replace(
+        config,
+        recipe="scenes",
+        out=Path("runs/scenes"),
+        train=replace(config.train, steps=15_000, log_every=100, val_every=1000, save_every=1000),
+    )
 
 
 def emoji() -> Config:

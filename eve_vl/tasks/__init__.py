@@ -1,0 +1,1 @@
+"""Tasks: each joins a batch type, the model and its objectives."""

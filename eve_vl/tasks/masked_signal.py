@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from eve_vl import objectives
 from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch
-from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import masked_signal as metrics
 from eve_vl.model.embed import Tokens, pair, patchify, take
 from eve_vl.model.encoder import Encoded, Encoder, initialize
@@ -29,16 +28,16 @@ class MaskedSignal(nn.Module):
 
     main_metric = "mlm_acc"
 
-    def __init__(self, config: Config, tokenizer: Tokenizer):
+    def __init__(self, config: Config, *, vocab_size: int, mask_id: int):
         super().__init__()
         self.config = config
-        self.mask_id = tokenizer.mask_id
-        self.encoder = Encoder(config.model, tokenizer.vocab_size)
+        self.mask_id = mask_id
+        self.encoder = Encoder(config.model, vocab_size)
         if config.task.mlm_weight:
-            self.token_head = TokenHead(config.model.embed_dim, tokenizer.vocab_size)
+            self.token_head = TokenHead(config.model.embed_dim, vocab_size)
         if config.task.mim_weight:
             self.pixel_decoder = PixelDecoder(config.model, config.task)
-        initialize(self, config.model.layer_scale)
+        initialize(self, config.model)
 
     def forward(self, batch: PairBatch) -> StepOutput:
         """Return the weighted sum of the losses (weights: task.mim_weight, task.mlm_weight, model.balance_weight)."""
@@ -61,7 +60,7 @@ class MaskedSignal(nn.Module):
             logits_MV = self.predict_tokens(encoded, batch)
             targets_M = batch.ids_BT[batch.is_masked_BT]
             # processes hold different numbers of masked tokens: divide by their mean, so that averaged gradients are exact
-            num_targets = sum_over_processes(batch.is_masked_BT.sum().float()) / world_size()
+            num_targets = sum_over_processes(batch.is_masked_BT.sum().float()).clamp(min=1) / world_size()
             terms["mlm"] = objectives.masked_tokens(logits_MV, targets_M, num_targets)
             terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / num_targets
             loss = loss + task.mlm_weight * terms["mlm"]

@@ -148,7 +148,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 def get_rng_state() -> dict[str, Tensor]:
     """Return the state of every generator of this process as tensors: torch, CUDA, NumPy and Python."""
-    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
+    _, keys, position, *_ = np.random.get_state()
     version, internal, gauss = random.getstate()
     assert version == 3
     states = {
@@ -166,7 +166,7 @@ def set_rng_state(states: dict[str, Tensor]) -> None:
     """Undo `get_rng_state`."""
     torch.set_rng_state(states["torch"])
     keys = states["numpy"].tolist()
-    np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1]))
+    np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1], 0, 0.0))
     gauss = states["python_gauss"].item()
     random.setstate((3, tuple(states["python"].tolist()), None if gauss != gauss else gauss))
     if "cuda" in states and torch.cuda.is_available():

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import save_file
@@ -43,7 +43,9 @@ class Batch(Protocol):
     where: tuple[str, ...]
     skipped: tuple[BadSampleError, ...]
 
-    def to(self, device: torch.device) -> Any: ...
+    def to(self, device: torch.device) -> Any:
+        """Copy the tensors to a device."""
+        ...
 
 
 class Task(Protocol):
@@ -51,9 +53,13 @@ class Task(Protocol):
 
     main_metric: str
 
-    def __call__(self, batch: Any) -> StepOutput: ...
+    def __call__(self, batch: Any) -> StepOutput:
+        """Return the loss of a batch."""
+        ...
 
-    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]: ...
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Return the numbers of all batches."""
+        ...
 
 
 class StoppedError(UserError):
@@ -85,22 +91,23 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the mixed-precision context of a run; none for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 class Trainer:
     """Optimises one task and keeps its run folder."""
 
-    def __init__(
-        self, config: TrainConfig, run: Path, task: nn.Module, *, device: torch.device, texts: dict[str, str]
-    ):
+    def __init__(self, config: TrainConfig, run: Path, task: nn.Module, *, device: torch.device, texts: dict[str, str]):
         self.config, self.run, self.device, self.texts = config, run, device, texts
         self.task = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
         self.optimizer = build_optimizer(task.named_parameters(), config)
         self.step = 0
-        self.model = (
-            DistributedDataParallel(self.task, device_ids=[device.index] if device.type == "cuda" else None)
-            if distributed.world_size() > 1
-            else self.task
-        )
+        self.is_parallel = distributed.world_size() > 1
+        device_ids = [device.index] if device.type == "cuda" else None
+        self.model: Any = DistributedDataParallel(self.task, device_ids=device_ids) if self.is_parallel else self.task
 
     @property
     def samples_consumed(self) -> int:
@@ -137,9 +144,7 @@ class Trainer:
         train_loader: endless micro-batches, starting after `samples_consumed` samples.
         Raises StoppedError after SIGINT or SIGTERM, UserError for a non-finite loss or a full disk.
         """
-        log = RunLog(
-            self.run, first_step=self.step, num_steps=self.config.steps, enabled=distributed.is_main()
-        )
+        log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=distributed.is_main())
         try:
             with _stop_signals() as stop:
                 return self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
@@ -154,8 +159,10 @@ class Trainer:
         while self.step < config.steps:
             with meter.loading():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
-            skipped = distributed.gather_objects([error for batch in micro_batches for error in batch.skipped])
-            bad_samples.add(itertools.chain(*skipped), self.samples_consumed + config.batch_size)
+            skipped = [error for batch in micro_batches for error in batch.skipped]
+            if distributed.any_process(bool(skipped), self.device):
+                everywhere = itertools.chain(*distributed.gather_objects(skipped))
+                bad_samples.add(everywhere, self.samples_consumed + config.batch_size)
             meter.add(self._train_step(micro_batches))
             self.step += 1
             is_last = self.step == config.steps
@@ -184,53 +191,50 @@ class Trainer:
         for index, batch in enumerate(micro_batches):
             batch = batch.to(self.device)
             is_last = index == num - 1
-            with contextlib.nullcontext() if is_last or self.model is self.task else self.model.no_sync():
+            with self.model.no_sync() if self.is_parallel and not is_last else contextlib.nullcontext():
                 with self.autocast():
                     output: StepOutput = self.model(batch)
-                if not bool(torch.isfinite(output.loss)):
-                    self._stop_non_finite("loss", output, batch)
+                for name, value in {"loss": output.loss, **output.terms}.items():
+                    terms[name] = terms[name] + value.detach().float() / num
+                self._check_finite(output.loss, "loss", terms, batch)
                 (output.loss / num).backward()
-            for name, value in {"loss": output.loss, **output.terms}.items():
-                terms[name] = terms[name] + value.detach().float() / num
         max_norm = self.config.clip_norm or float("inf")
         terms["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
-        if not bool(torch.isfinite(terms["grad_norm"])):
-            self._stop_non_finite("gradient norm", output, batch)
+        self._check_finite(terms["grad_norm"], "gradient norm", terms, micro_batches[-1])
         self.optimizer.step()
         return terms
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
+    def autocast(self) -> torch.autocast:
         """Return the context in which the task runs."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return autocast(self.device, self.dtype)
 
-    def _stop_non_finite(self, what: str, output: StepOutput, batch: Any) -> None:
-        """Save what is needed to look into it, before any update, and stop."""
+    def _check_finite(self, value: Tensor, what: str, terms: dict[str, Tensor], batch: Any) -> None:
+        """Stop before the update if a value is not finite in any process, and save what is needed to look into it."""
+        if not distributed.any_process(not bool(torch.isfinite(value)), self.device):
+            return
         folder = self.run / f"non_finite_step_{self.step:08d}_rank_{distributed.rank()}"
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: getattr(batch, name) for name in batch.__slots__ if isinstance(getattr(batch, name), Tensor)}
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / "batch.safetensors")
         save_file({k: v.contiguous().cpu() for k, v in self.task.state_dict().items()}, folder / "model.safetensors")
-        save_file(checkpoint.get_rng_state(), folder / "rng_after.safetensors")
         checkpoint.write_file(folder / "samples.txt", "\n".join(batch.where))
-        terms = ", ".join(f"{name} {value.item():.4g}" for name, value in output.terms.items())
+        numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
         raise UserError(
-            f"{what} is not finite at step {self.step} (loss {output.loss.item():.4g}; {terms}): stopped before the update; "
+            f"{what} is not finite at step {self.step} ({numbers}): stopped before the update; "
             f"weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
         )
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         """Return the task's numbers on a loader."""
-        return evaluate(self.task, loader, self.device, self.autocast())
+        return evaluate(self.task, loader, self.device, self.dtype)
 
 
-def evaluate(
-    task: nn.Module, loader: Iterable[Any], device: torch.device, autocast: contextlib.AbstractContextManager
-) -> dict[str, float]:
+def evaluate(task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Run a task's evaluation in evaluation mode, batches moved to the device."""
     was_training = task.training
     task.eval()
-    with autocast:
-        numbers = task.evaluate(batch.to(device) for batch in loader)  # pyright: ignore[reportCallIssue]
+    with autocast(device, dtype):
+        numbers = cast(Task, task).evaluate(batch.to(device) for batch in loader)
     task.train(was_training)
     return numbers
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from eve_vl.config import nearest
 from eve_vl.data.readers import common
 from eve_vl.data.readers.csv_table import CsvSource
 from eve_vl.data.readers.folder import FolderSource
@@ -52,7 +53,7 @@ def open_source(
     path = Path(path).expanduser().absolute()
     known = ("auto", *FORMATS)
     if format not in known:
-        raise UserError(f"unknown format '{format}'{common.nearest(format, known)}. Formats: {', '.join(known)}")
+        raise UserError(f"no format {nearest(format, known)}")
     root = None if image_root is None else _root(Path(image_root).expanduser().absolute())
     try:
         paths = _expand(path)
@@ -133,7 +134,7 @@ def _explain_missing(path: Path) -> str:
         child, folder = folder, folder.parent
     stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
-    return f"no such file or folder: {path}{stop}{common.nearest(child.name, names)}"
+    return f"no such file or folder: {path}{stop}{common.did_you_mean(child.name, names)}"
 
 
 def _sniff(paths: list[Path]) -> str:

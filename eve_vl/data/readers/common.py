@@ -20,7 +20,7 @@ Pair = tuple[object, object] | str  # image path and captions of a row, or the r
 NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the closest of `names`, or nothing if none is close."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
@@ -54,7 +54,7 @@ def _pick(path: Path, found: Sequence[str], wanted: str | None, common: Sequence
     elif wanted in found:
         return wanted
     else:
-        problem = f"it has no column '{wanted}'{nearest(wanted, found)}"
+        problem = f"it has no column '{wanted}'{did_you_mean(wanted, found)}"
     raise UserError(f"{path}: {problem}. Its columns: {', '.join(found)}. Name one with --data.{role}-column")
 
 
@@ -97,10 +97,12 @@ def decode_text(data: bytes, where: str) -> str:
 
 def parse_object(data: bytes, where: str) -> dict[str, object]:
     """Return one JSON object. Raises BadSampleError."""
-    text = decode_text(data, where)
+    text = decode_text(data, where).rstrip()
     try:
         row = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        raise BadSampleError(where, f"not valid JSON ({error.msg} at character {error.pos + 1})") from None
+    except (ValueError, RecursionError) as error:  # a number too long, nesting too deep
         raise BadSampleError(where, f"not valid JSON ({error})") from None
     if not isinstance(row, dict):
         raise BadSampleError(where, f"JSON {type(row).__name__}, expected an object")

@@ -22,9 +22,7 @@ class JsonlSource:
         self._starts, self._rows_before_blank = _index_lines(path)
         if not len(self):
             raise UserError(f"{path}: the file has no rows")
-        self._image_column, self._caption_column = common.pick_columns(
-            path, self._first_fields(), image_column, caption_column
-        )
+        self._image_column, self._caption_column = common.pick_columns(path, self._first_fields(), image_column, caption_column)
         common.require_usable(path, self)
 
     def __len__(self) -> int:

@@ -88,7 +88,7 @@ def _index(path: Path) -> Shard:
     stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns])
     saved = path.with_name(path.name + INDEX_SUFFIX)
     try:
-        with np.load(saved, allow_pickle=False) as arrays:
+        with saved.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if np.array_equal(arrays["stamp"], stamp):
                 return Shard(arrays["spans"], common.PackedStrings(arrays["blob"], arrays["ends"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -162,11 +162,9 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int]]:
 def _parse_header(header: bytes, path: Path, position: int) -> tuple[str, int, bytes]:
     """Return name, size and type of a tar header. Raises UserError if its checksum is wrong."""
     try:
-        checksum = int(header[148:156].strip(b" \0") or b"0", 8)
-        if header[124] & 0x80:  # GNU: binary, for 8 GB and more
-            size = int.from_bytes(header[125:136], "big")
-        else:
-            size = int(header[124:136].strip(b" \0") or b"0", 8)
+        checksum = _octal(header[148:156])
+        is_binary = header[124] & 0x80  # GNU, for 8 GB and more
+        size = int.from_bytes(header[125:136], "big") if is_binary else _octal(header[124:136])
     except ValueError:
         checksum, size = -1, 0
     if checksum != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
@@ -177,6 +175,10 @@ def _parse_header(header: bytes, path: Path, position: int) -> tuple[str, int, b
     name = header[:100].rstrip(b"\0").split(b"\0")[0]
     prefix = header[345:500].split(b"\0")[0] if header[257:263] == b"ustar\0" else b""
     return _text(prefix + b"/" + name if prefix else name), size, header[156:157]
+
+
+def _octal(digits: bytes) -> int:
+    return int(digits.strip(b" \0") or b"0", 8)
 
 
 def _parse_pax(data: bytes) -> dict[str, str]:

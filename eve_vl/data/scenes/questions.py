@@ -225,9 +225,7 @@ def _is_same_color(rng: Random, split: str) -> Asked:
     colors = [color for _, color in matching_pairs(split, Trait(first))]
     other_colors = [color for _, color in matching_pairs(split, Trait(second))]
     answer = pick(rng, YES_NO)
-    color, other = pick(
-        rng, [(one, two) for one in colors for two in other_colors if (one == two) == (answer == "yes")]
-    )
+    color, other = pick(rng, [(one, two) for one in colors for two in other_colors if (one == two) == (answer == "yes")])
     wanted = [Trait(first, color), Trait(second, other)]
     question = f"are the {first} and the {second} the same color"
     return question, answer, Draft(wanted, [Trait(first), Trait(second)])

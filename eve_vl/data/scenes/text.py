@@ -94,17 +94,13 @@ def _kind_counts(scene: Scene) -> str | None:
     return _counts(scene, (shape.kind for shape in scene.shapes), KINDS, PLURALS)
 
 
-def _counts(
-    scene: Scene, values: Iterable[str], order: Iterable[str], plurals: dict[str, str] | None = None
-) -> str | None:
+def _counts(scene: Scene, values: Iterable[str], order: Iterable[str], plurals: dict[str, str] | None = None) -> str | None:
     if len(scene.shapes) == 1:
         return None
     count_of = Counter(values)
     words = plurals or {}
     groups = [
-        f"{NUMBERS[count]} {words.get(value, value) if count > 1 else value}"
-        for value in order
-        if (count := count_of[value])
+        f"{NUMBERS[count]} {words.get(value, value) if count > 1 else value}" for value in order if (count := count_of[value])
     ]
     return f"{NUMBERS[len(scene.shapes)]} shapes {' and '.join(groups)} {_on(scene)}"
 

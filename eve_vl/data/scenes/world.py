@@ -31,7 +31,7 @@ BACKGROUNDS = {
     "gray": (138, 140, 144),
     "black": (22, 22, 26),
     "beige": (226, 206, 170),
-    "navy": (24, 34, 82),
+    "navy": (28, 40, 104),
 }
 NUM_ROWS = NUM_COLUMNS = 3
 NUM_CELLS = NUM_ROWS * NUM_COLUMNS
@@ -173,9 +173,7 @@ def sample_looks(rng: Random, split: str, num_shapes: int) -> list[Look]:
     return looks
 
 
-def compose(
-    rng: Random, looks: Sequence[Look], cells: Sequence[int] | None = None, background: str | None = None
-) -> Scene:
+def compose(rng: Random, looks: Sequence[Look], cells: Sequence[int] | None = None, background: str | None = None) -> Scene:
     """Place looks in distinct cells (0 to 8, row by row) and draw everything else; what is None is drawn too."""
     if cells is None:
         cells = pick_distinct(rng, range(NUM_CELLS), len(looks))

@@ -1,0 +1,202 @@
+"""Charts as inline SVG: lines over steps and grouped bars. No script; titles appear on hover; colours come from the page."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from eve_vl.report.markup import esc, number
+
+WIDTH, HEIGHT = 380, 212  # about one chart column of the page, so that text keeps its size
+TOP, BOTTOM, RIGHT = 10, 34, 14
+MAX_POINTS = 120  # per line; longer logs are averaged in windows
+MAX_DOTS = 24  # lines of more points than these are drawn without dots
+Show = Callable[[float], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line; `is_reference` draws it dashed and grey, as something to compare with."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    is_reference: bool = False
+
+
+def constant(name: str, value: float, last_step: int) -> Series:
+    """Return a level line over all steps."""
+    return Series(name=name, points=[(0, value), (last_step, value)], is_reference=True)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about `count` round numbers (1, 2 or 5 times a power of ten) whose first and last enclose [low, high]."""
+    if not high > low:
+        pad = abs(low) / 10 or 0.5
+        low, high = low - pad, high + pad
+    raw = (high - low) / (count - 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def thin(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> list[tuple[float, float]]:
+    """Return at most `limit` points, finite ones, each the mean of a window of the given ones."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    size = math.ceil(len(finite) / limit) or 1
+    windows = [finite[start : start + size] for start in range(0, len(finite), size)]
+    return [(sum(x for x, _ in w) / len(w), sum(y for _, y in w) / len(w)) for w in windows]
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+    show: Show = number,
+    from_zero: bool = False,
+    mark: int | None = None,
+) -> str:
+    """Return a <figure> of lines over steps, or nothing when there is no point to draw.
+
+    show: how values are written. from_zero: the value axis starts at 0. mark: step of a vertical line, the checkpoint.
+    """
+    lines = [(each, thin(each.points)) for each in series]
+    lines = [(each, points) for each, points in lines if points]
+    if all(each.is_reference for each, _ in lines):
+        return ""
+    values = [y for _, points in lines for _, y in points]
+    y_ticks = ticks(min([*values, 0]) if from_zero else min(values), max(values))
+    x_end = max(x for _, points in lines for x, _ in points) or 1
+    x_ticks = [tick for tick in ticks(0, x_end) if tick <= x_end]
+    frame = _Frame(x_end=x_end, y_low=y_ticks[0], y_high=y_ticks[-1], left=_left(y_ticks, show))
+    parts = [*_grid(frame, y_ticks, show), *_step_axis(frame, x_ticks)]
+    if mark is not None and mark < x_end:
+        parts.append(f'<line class="mark" x1="{frame.x(mark)}" x2="{frame.x(mark)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text class="mark" x="{frame.x(mark)}" y="{TOP + 10}" dx="-5" text-anchor="end">checkpoint</text>')
+    for style, (_, points) in zip(_styles([each for each, _ in lines]), lines, strict=True):
+        path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
+        parts.append(f'<polyline class="{style}" points="{path}"/>')
+        if len(points) <= MAX_DOTS and "ref" not in style:
+            parts += [f'<circle class="{style}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.6"/>' for x, y in points]
+    parts += _hover_bands(frame, lines, show)
+    named = [(each.name, show(points[-1][1])) for each, points in lines]
+    return _figure(title, note, _legend(_styles([each for each, _ in lines]), named), parts)
+
+
+def bar_chart(
+    title: str,
+    labels: Sequence[str],
+    series: Sequence[tuple[str, Sequence[float]]],
+    *,
+    level: tuple[str, float],
+    show: Show,
+    axis: str,
+    note: str = "",
+) -> str:
+    """Return a <figure> of grouped bars: one group per label, one bar per series, a dashed level line to compare with."""
+    y_ticks = ticks(0, max(level[1], *(value for _, values in series for value in values)))
+    frame = _Frame(x_end=len(labels), y_low=0, y_high=y_ticks[-1], left=_left(y_ticks, show))
+    parts = _grid(frame, y_ticks, show)
+    group = (WIDTH - RIGHT - frame.left) / len(labels)
+    width = group * 0.76 / len(series)
+    every = math.ceil(len(labels) * 22 / (WIDTH - frame.left))
+    for index, label in enumerate(labels):
+        start = frame.left + group * index + group * 0.12
+        for number_, (name, values) in enumerate(series):
+            top, x = frame.y(values[index]), round(start + width * number_, 1)
+            hint = f"{axis} {label}, {name}: {show(values[index])}"
+            parts.append(
+                f'<rect class="c{number_}" x="{x}" y="{top}" width="{max(width - 1, 0.5):.1f}" '
+                f'height="{HEIGHT - BOTTOM - top:.1f}"><title>{esc(hint)}</title></rect>'
+            )
+        if index % every == 0:
+            parts.append(_text(round(frame.left + group * (index + 0.5), 1), HEIGHT - BOTTOM + 15, label, "middle"))
+    parts.append(_text(WIDTH - RIGHT, HEIGHT - 3, axis, "end"))
+    y = frame.y(level[1])
+    parts.append(f'<line class="ref" x1="{frame.left}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+    styles = [*(f"c{index}" for index in range(len(series))), "ref ref0"]
+    named = [*((name, "") for name, _ in series), (level[0], show(level[1]))]
+    return _figure(title, note, _legend(styles, named), parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """Where values lie in the drawing."""
+
+    x_end: float
+    y_low: float
+    y_high: float
+    left: float
+
+    def x(self, value: float) -> float:
+        return round(self.left + (WIDTH - RIGHT - self.left) * value / self.x_end, 1)
+
+    def y(self, value: float) -> float:
+        return round(TOP + (HEIGHT - BOTTOM - TOP) * (self.y_high - value) / (self.y_high - self.y_low), 1)
+
+
+def _styles(series: Sequence[Series]) -> list[str]:
+    """Colours for lines, in order; grey dashes, of different lengths, for references."""
+    colored, grey, styles = 0, 0, []
+    for each in series:
+        styles.append(f"ref ref{grey}" if each.is_reference else f"c{colored}")
+        colored, grey = colored + (not each.is_reference), grey + each.is_reference
+    return styles
+
+
+def _left(y_ticks: Sequence[float], show: Show) -> float:
+    return 10 + 7 * max(len(show(tick)) for tick in y_ticks)
+
+
+def _text(x: float, y: float, label: str, anchor: str) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{esc(label)}</text>'
+
+
+def _grid(frame: _Frame, y_ticks: Sequence[float], show: Show) -> list[str]:
+    parts = []
+    for tick in y_ticks:
+        y = frame.y(tick)
+        parts.append(f'<line class="grid" x1="{frame.left}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(_text(frame.left - 6, y + 4, show(tick), "end"))
+    return parts
+
+
+def _step_axis(frame: _Frame, x_ticks: Sequence[float]) -> list[str]:
+    parts = [_text(frame.x(tick), HEIGHT - BOTTOM + 15, number(tick), "middle") for tick in x_ticks]
+    return [*parts, _text(WIDTH - RIGHT, HEIGHT - 3, "step", "end")]
+
+
+def _hover_bands(frame: _Frame, lines: Sequence[tuple[Series, list[tuple[float, float]]]], show: Show) -> list[str]:
+    """Return one invisible band per step, as wide as the gap to its neighbours, whose title lists every line's value."""
+    at_step: dict[float, list[str]] = {}
+    for each, points in lines:
+        if each.is_reference and len(points) == 2:
+            continue
+        for x, y in points:
+            at_step.setdefault(x, []).append(f"{each.name}: {show(y)}")
+    steps = sorted(at_step)
+    edges = [0, *((a + b) / 2 for a, b in itertools.pairwise(steps)), frame.x_end]
+    parts = []
+    for step, start, end in zip(steps, edges, edges[1:], strict=False):
+        x, hint = frame.x(start), "\n".join([f"step {step:.0f}", *at_step[step]])
+        parts.append(
+            f'<rect class="band" x="{x}" y="{TOP}" width="{frame.x(end) - x:.1f}" height="{HEIGHT - BOTTOM - TOP}">'
+            f"<title>{esc(hint)}</title></rect>"
+        )
+    return parts
+
+
+def _legend(styles: Sequence[str], named: Sequence[tuple[str, str]]) -> str:
+    rows = []
+    for style, (name, value) in zip(styles, named, strict=True):
+        key = f'<line class="{style}" x1="1" x2="21" y1="5" y2="5"/>'
+        key = f'<svg class="key" viewBox="0 0 22 10" aria-hidden="true">{key}</svg>'
+        rows.append(f"<li>{key}{esc(name)} <b>{esc(value)}</b></li>")
+    return f'<ul class="legend">{"".join(rows)}</ul>'
+
+
+def _figure(title: str, note: str, legend: str, parts: Sequence[str]) -> str:
+    drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{esc(title)}">{"".join(parts)}</svg>'
+    note = f'<p class="note">{esc(note)}</p>' if note else ""
+    return f'<figure class="card chart"><figcaption>{esc(title)}</figcaption>{note}{drawing}{legend}</figure>'

@@ -1,0 +1,234 @@
+"""What a model does on a few validation pairs: rebuilt pictures, guessed tokens, experts chosen.
+
+Letters: B batch, P patches, M hidden patches or masked tokens, X values in a patch, V vocabulary, E experts; in
+shares_ME, M = 2 modalities (image, text).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eve_vl import objectives
+from eve_vl.data.batch import PairBatch
+from eve_vl.data.loader import eval_loader, open_sources
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.model.embed import patchify, take, unpatchify
+from eve_vl.run import LoadedRun
+
+NUM_SHOWN = 8
+NUM_ROUTED = 128
+NUM_GUESSES = 5
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One token of a caption as it reads in place, and whether it was hidden."""
+
+    text: str
+    starts_word: bool
+    is_hidden: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """One token that the model proposes."""
+
+    text: str
+    probability: float
+    is_right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenToken:
+    """One hidden token: what it was, the best guesses with the right picture, and the best with the wrong one."""
+
+    truth: str
+    guesses: tuple[Guess, ...]
+    wrong_picture: tuple[Guess, ...]
+    truth_probability: float
+    """With the right picture."""
+    truth_probability_wrong_picture: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownPair:
+    """One validation pair; pictures are uint8 (H, W, 3). What the run does not train is None or empty."""
+
+    where: str
+    pieces: tuple[Piece, ...]
+    original: np.ndarray
+    masked: np.ndarray
+    rebuilt: np.ndarray | None
+    rebuilt_wrong_caption: np.ndarray | None
+    wrong_caption: str
+    right_picture: np.ndarray
+    """What the text pass saw: the original, or the masked picture if both modalities are masked in one pass."""
+    wrong_picture: np.ndarray
+    """The same of the wrong partner."""
+    hidden: tuple[HiddenToken, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything that the page shows of a model at work."""
+
+    pairs: tuple[ShownPair, ...]
+    shares_ME: tuple[Tensor, ...]
+    """Per `moe` block, for each modality, the share of its tokens' choices that each expert gets; rows sum to 1."""
+    num_routed: int
+
+
+@torch.inference_mode()
+def gather(run: LoadedRun, num_shown: int = NUM_SHOWN, num_routed: int = NUM_ROUTED) -> Evidence:
+    """Run the model in float32 on pairs spread evenly over its validation data. Raises UserError if that cannot be read."""
+    shown = next(iter(_batches(run, num_shown)))
+    pairs = show_pairs(run, shown)
+    shares_ME, count = [], 0
+    if "moe" in run.config.model.ffn_policies:
+        totals: list[Tensor] = []
+        for batch in _batches(run, num_routed):
+            count += len(batch.where)
+            chosen = chosen_experts(run, batch)
+            totals = [a + b for a, b in zip(totals, chosen, strict=True)] if totals else chosen
+        shares_ME = [total / total.sum(1, keepdim=True) for total in totals]
+    return Evidence(pairs=tuple(pairs), shares_ME=tuple(shares_ME), num_routed=count)
+
+
+def _batches(run: LoadedRun, num_samples: int):
+    data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
+    config = dataclasses.replace(run.config, data=data)
+    sources = open_sources(data.val, data, config.model.image_size)
+    for batch in eval_loader(sources, config, run.tokenizer, batch_size=BATCH, rank=0, world=1):
+        yield batch.to(next(run.task.parameters()).device)
+
+
+def chosen_experts(run: LoadedRun, batch: PairBatch) -> list[Tensor]:
+    """Return per `moe` block the choices (2, E) of image and text tokens, over the passes that training makes."""
+    task = run.config.task
+    patches_BPX = patchify(batch.pixels(), run.config.model.patch_size)
+    passes = [(True, False)] * bool(task.mim_weight) + [(False, True)] * bool(task.mlm_weight)
+    if task.joint_masking:
+        passes = [(True, True)]
+    encoded = [run.task.encode(patches_BPX, batch, keep=keep, mask=mask) for keep, mask in passes]
+    return [
+        sum((stats.chosen_ME.cpu() for stats in block), torch.zeros(()))
+        for block in zip(*(e.router for e in encoded), strict=True)
+    ]
+
+
+def show_pairs(run: LoadedRun, batch: PairBatch) -> list[ShownPair]:
+    """Return what the model makes of each pair of an evaluation batch."""
+    assert batch.wrong is not None
+    wrong, patch_size = batch.wrong, run.config.model.patch_size
+    patches_BPX = patchify(batch.pixels(), patch_size)
+    wrong_patches_BPX = patchify(wrong.pixels(), patch_size)
+    sees_all = not run.config.task.joint_masking
+    originals = to_pictures(patches_BPX, patch_size)
+    masked = to_pictures(_hide(patches_BPX, batch.hidden_BM), patch_size)
+    wrong_pictures = to_pictures(wrong_patches_BPX if sees_all else _hide(wrong_patches_BPX, batch.hidden_BM), patch_size)
+    rebuilt = rebuilt_wrong = [None] * len(originals)
+    if run.config.task.mim_weight:
+        rebuilt = to_pictures(rebuild(run, patches_BPX, batch), patch_size)
+        rebuilt_wrong = to_pictures(rebuild(run, patches_BPX, batch.with_text_of(wrong)), patch_size)
+    hidden: list[list[HiddenToken]] = [[] for _ in originals]
+    if run.config.task.mlm_weight:
+        hidden = guess_tokens(run, batch, patches_BPX, wrong_patches_BPX)
+    return [
+        ShownPair(
+            where=batch.where[row],
+            pieces=caption_pieces(run.tokenizer, *_real_tokens(batch, row)),
+            original=originals[row],
+            masked=masked[row],
+            rebuilt=rebuilt[row],
+            rebuilt_wrong_caption=rebuilt_wrong[row],
+            wrong_caption=run.tokenizer.decode(_real_tokens(wrong, row)[0]),
+            right_picture=originals[row] if sees_all else masked[row],
+            wrong_picture=wrong_pictures[row],
+            hidden=tuple(hidden[row]),
+        )
+        for row in range(len(originals))
+    ]
+
+
+def rebuild(run: LoadedRun, patches_BPX: Tensor, batch: PairBatch) -> Tensor:
+    """Return the patches with the hidden ones predicted, the others as they were.
+
+    Where targets are normalised per patch, predictions are scaled back with the hidden patches' true mean and standard
+    deviation, as in the pictures of MAE.
+    """
+    encoded = run.task.encode(patches_BPX, batch, keep=True, mask=run.config.task.joint_masking)
+    predicted_BMX = run.task.predict_pixels(encoded, batch)
+    if run.config.task.normalize_targets:
+        mean, std = objectives.patch_statistics(take(patches_BPX, batch.hidden_BM))
+        predicted_BMX = predicted_BMX * std + mean
+    return _put(patches_BPX, batch.hidden_BM, predicted_BMX)
+
+
+def guess_tokens(run: LoadedRun, batch: PairBatch, patches_BPX: Tensor, wrong_patches_BPX: Tensor) -> list[list[HiddenToken]]:
+    """Return per pair its hidden tokens in reading order, guessed with the right and with the wrong picture."""
+    joint = run.config.task.joint_masking
+    probabilities = [
+        run.task.predict_tokens(run.task.encode(patches, batch, keep=joint, mask=True), batch).float().softmax(-1).cpu()
+        for patches in (patches_BPX, wrong_patches_BPX)
+    ]
+    found: list[list[HiddenToken]] = [[] for _ in batch.where]
+    rows, columns = batch.is_masked_BT.nonzero(as_tuple=True)
+    truths = batch.ids_BT[rows, columns].tolist()
+    for row, truth, right_V, wrong_V in zip(rows.tolist(), truths, *probabilities, strict=True):
+        found[row].append(
+            HiddenToken(
+                truth=run.tokenizer.word(truth),
+                guesses=_best(right_V, truth, run.tokenizer),
+                wrong_picture=_best(wrong_V, truth, run.tokenizer),
+                truth_probability=right_V[truth].item(),
+                truth_probability_wrong_picture=wrong_V[truth].item(),
+            )
+        )
+    return found
+
+
+def _best(probability_V: Tensor, truth: int, tokenizer: Tokenizer) -> tuple[Guess, ...]:
+    values, ids = probability_V.topk(min(NUM_GUESSES, len(probability_V)))
+    return tuple(
+        Guess(text=tokenizer.word(token), probability=value, is_right=token == truth)
+        for value, token in zip(values.tolist(), ids.tolist(), strict=True)
+    )
+
+
+def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_hidden: Sequence[bool]) -> tuple[Piece, ...]:
+    """Return the tokens as they read in the caption, special ones left out."""
+    pieces, before = [], ""
+    for end, hidden in enumerate(is_hidden, start=1):
+        after = tokenizer.decode(ids[:end])
+        if after == before and not hidden:  # a special token
+            continue
+        is_plain = after.startswith(before) and after != before
+        text = after[len(before) :] if is_plain else tokenizer.word(ids[end - 1])
+        pieces.append(Piece(text=text.strip() or text, starts_word=not pieces or text[:1].isspace(), is_hidden=hidden))
+        before = after
+    return tuple(pieces)
+
+
+def _real_tokens(batch: PairBatch, row: int) -> tuple[list[int], list[bool]]:
+    real_T = ~batch.is_padding_BT[row]
+    return batch.ids_BT[row][real_T].tolist(), batch.is_masked_BT[row][real_T].tolist()
+
+
+def _hide(patches_BPX: Tensor, hidden_BM: Tensor) -> Tensor:
+    """Return the patches with the hidden ones in middle grey."""
+    return _put(patches_BPX, hidden_BM, torch.zeros_like(take(patches_BPX, hidden_BM)))
+
+
+def _put(patches_BPX: Tensor, hidden_BM: Tensor, new_BMX: Tensor) -> Tensor:
+    return patches_BPX.scatter(1, hidden_BM[:, :, None].expand_as(new_BMX), new_BMX.to(patches_BPX.dtype))
+
+
+def to_pictures(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
+    """Return patches of pixels in [-1, 1] as uint8 pictures (H, W, 3); values outside are cut off."""
+    pixels_BCHW = (unpatchify(patches_BPX.float(), patch_size) + 1) * 127.5
+    return list(pixels_BCHW.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())

@@ -1,0 +1,51 @@
+"""A set of six one-coloured cards, for the tests of readers."""
+
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eve_vl.data.records import ImageText, Source
+from eve_vl.data.transforms import decode
+from eve_vl.errors import BadSampleError
+
+COLORS = ("red", "lime", "blue", "gold", "pink", "navy")
+
+
+def picture(color: str, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (20, 16), color).save(file, form)
+    return file.getvalue()
+
+
+def write_images(folder: Path) -> None:
+    """Write images/red.png … images/navy.png."""
+    (folder / "images").mkdir()
+    for color in COLORS:
+        (folder / "images" / f"{color}.png").write_bytes(picture(color))
+
+
+def rows_of(source: Source) -> list[ImageText]:
+    return [source[index] for index in range(len(source))]
+
+
+def assert_colors(source: Source, captions: list[tuple[str, ...]] | None = None) -> None:
+    """Row i shows COLORS[i] and says so, also after a trip to another process."""
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(source) == len(COLORS)
+    for index, color in reversed(list(enumerate(COLORS))):
+        row = copy[index]
+        assert row.captions == (captions[index] if captions else (f"a {color} card",))
+        expected = Image.new("RGB", (1, 1), color).getpixel((0, 0))
+        assert tuple(decode(row.image, row.where)[:, 8, 8].tolist()) == expected
+    assert copy[-1].where == copy[len(COLORS) - 1].where
+    with pytest.raises(IndexError):
+        copy[len(COLORS)]
+
+
+def reason(source: Source, index: int) -> str:
+    with pytest.raises(BadSampleError) as error:
+        source[index]
+    return str(error.value)

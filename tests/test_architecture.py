@@ -1,0 +1,156 @@
+"""The house stands as drawn: imports go one way, and the README's tree of rooms is what lies on the disk."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "eve_vl"
+
+# Room: the rooms that it may import from, besides its own. Data and model never meet below the tasks.
+MAY_IMPORT = {
+    "__init__": set(),
+    "errors": set(),
+    "config": {"errors"},
+    "recipes": {"config", "errors"},
+    "data": {"config", "errors"},
+    "model": {"config", "errors"},
+    "objectives": set(),
+    "metrics": set(),
+    "train": {"config", "errors"},
+    "tasks": {"config", "errors", "data", "model", "objectives", "metrics", "train"},
+    "run": {"config", "errors", "data", "tasks", "train"},
+    "inspect": {"config", "errors", "data", "model", "run", "tasks", "train"},
+    "report": {"config", "errors", "recipes", "data", "model", "objectives", "run", "inspect", "tasks", "train"},
+    "cli": {"__init__", "config", "errors", "recipes", "data", "run", "inspect", "report", "train"},
+    "__main__": {"cli"},
+}
+INSIDE_A_FUNCTION = {("run", "report")}  # a finished run writes its report, which reads runs
+HEADING = "## Where things live"
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """`eve_vl.data.loader` for eve_vl/data/loader.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def room_of(module: str) -> str:
+    """The part after `eve_vl`."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Every module that a file imports, and whether it does so inside a function."""
+    tree = ast.parse(path.read_text())
+    nested = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in nested
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else str(node.module), id(node) in nested
+
+
+def own_imports(path: Path) -> list[tuple[str, bool]]:
+    """Those of this package."""
+    return [(name, is_nested) for name, is_nested in imports(path) if name == "eve_vl" or name.startswith("eve_vl.")]
+
+
+def test_every_room_has_its_line_in_the_table():
+    assert {room_of(module) for module in MODULES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module):
+    room = room_of(module)
+    for name, is_nested in own_imports(MODULES[module]):
+        assert name in MODULES, f"{module} imports {name}, which is not a module of this package"
+        other = room_of(name)
+        if other == room or other in MAY_IMPORT[room]:
+            continue
+        assert (room, other) in INSIDE_A_FUNCTION, f"{module} may not import {name}"
+        assert is_nested, f"{module} may import {name} inside a function only"
+
+
+def test_the_table_itself_has_no_circle():
+    finished: set[str] = set()
+    while len(finished) < len(MAY_IMPORT):
+        ready = {room for room, others in MAY_IMPORT.items() if room not in finished and others <= finished}
+        assert ready, f"a circle among {set(MAY_IMPORT) - finished}"
+        finished |= ready
+
+
+def test_files_do_not_import_each_other_in_a_circle():
+    """A package's __init__ may collect its files; a file of it that imports the package would close a circle."""
+    edges = {module: {name for name, is_nested in own_imports(path) if not is_nested} for module, path in MODULES.items()}
+    finished: set[str] = set()
+    while len(finished) < len(edges):
+        ready = {module for module, others in edges.items() if module not in finished and others <= finished}
+        assert ready, f"a circle among {sorted(set(edges) - finished)}"
+        finished |= ready
+
+
+@pytest.mark.parametrize(
+    ("library", "only"),
+    [
+        ("torch.distributed", {"eve_vl.train.distributed"}),
+        ("tokenizers", {"eve_vl.data.tokenizer"}),
+        ("safetensors", {"eve_vl.train.checkpoint", "eve_vl.train.trainer"}),
+    ],
+)
+def test_one_owner_per_library(library, only):
+    users = {m for m, path in MODULES.items() for name, _ in imports(path) if name == library or name.startswith(f"{library}.")}
+    assert users == only
+
+
+def test_configs_and_recipes_know_no_tensors():
+    for module, path in MODULES.items():
+        if room_of(module) in ("config", "errors", "recipes"):
+            assert not {name.split(".")[0] for name, _ in imports(path)} & {"torch", "numpy", "torchvision"}, module
+
+
+def test_the_training_loop_knows_no_tasks_name():
+    names = [path.stem for path in (PACKAGE / "tasks").glob("*.py") if path.stem != "__init__"]
+    assert names
+    for path in (PACKAGE / "train").glob("*.py"):
+        assert not [name for name in names if name in path.read_text()], path
+
+
+def tree() -> dict[str, Path]:
+    """The paths of the README's block, as written and on disk."""
+    text = (ROOT / "README.md").read_text()
+    found = re.search(rf"^{HEADING}$(?:(?!^## ).)*?^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"README.md has no fenced block under {HEADING!r}"
+    written = [line.split()[0] for line in found[1].splitlines() if line.strip()]
+    assert len(written) == len(set(written)), "a path is listed twice"
+    return {name.rstrip("/"): ROOT / name for name in written}
+
+
+def test_what_the_readme_lists_exists():
+    missing = [name for name, path in tree().items() if not path.exists()]
+    assert not missing, f"README.md lists {missing}"
+
+
+def test_the_readme_lists_every_room():
+    """Files of a folder are covered by the folder's line; the folders' own files may be listed too."""
+    listed = set(tree())
+    rooms = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path.is_dir() and any(path.rglob("*.py")))]
+    missing = sorted(str(path.relative_to(ROOT)) for path in rooms if str(path.relative_to(ROOT)) not in listed)
+    assert not missing, f"README.md does not list {missing}"

@@ -1,0 +1,170 @@
+"""Configs: every mistake is found, all of them at once, and a run's config comes back from its file as it was."""
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eve_vl.config import (
+    Config,
+    DataConfig,
+    MaskedSignalConfig,
+    ModelConfig,
+    TokenizerConfig,
+    TrainConfig,
+    from_dict,
+    nearest,
+    to_dict,
+)
+from eve_vl.errors import UserError
+from eve_vl.recipes import RECIPES, get_recipe
+
+MISTAKES = [
+    (ModelConfig(image_size=225), "image_size 225 is not divisible by patch_size 16 (nearest: 224)"),
+    (ModelConfig(image_size=233), "image_size 233 is not divisible by patch_size 16 (nearest: 240)"),
+    (ModelConfig(image_size=8), "image_size 8 is smaller than patch_size 16"),
+    (ModelConfig(image_size=16), "image_size 16 is a single patch (patch_size 16)"),
+    (ModelConfig(text_length=1), "text_length 1 leaves no room for a word after the [CLS]"),
+    (ModelConfig(embed_dim=770), "embed_dim 770 is not divisible by num_heads 12"),
+    (ModelConfig(num_deep_blocks=13), "num_deep_blocks 13 is not between 0 and depth 12"),
+    (ModelConfig(num_deep_blocks=-1), "num_deep_blocks -1 is not between 0 and depth 12"),
+    (ModelConfig(top_k=33), "top_k 33 is larger than num_experts 32"),
+    (ModelConfig(top_k=0), "top_k must be above 0, got 0"),
+    (ModelConfig(mlp_ratio=float("inf")), "mlp_ratio must be above 0, got inf"),
+    (ModelConfig(init_std=float("nan")), "init_std must be above 0, got nan"),
+    (ModelConfig(drop_path=1.0), "drop_path 1.0 is not in [0, 1)"),
+    (ModelConfig(dropout=-0.1), "dropout -0.1 is not in [0, 1)"),
+    (ModelConfig(balance_weight=-1.0), "balance_weight -1.0 is negative"),
+    (MaskedSignalConfig(image_mask_ratio=1.0), "image_mask_ratio 1.0 is not in (0, 1)"),
+    (MaskedSignalConfig(text_mask_ratio=0.0), "text_mask_ratio 0.0 is not in (0, 1)"),
+    (MaskedSignalConfig(mim_weight=0.0, mlm_weight=0.0), "mim_weight and mlm_weight are both 0: nothing to learn"),
+    (MaskedSignalConfig(mim_weight=-1.0), "mim_weight and mlm_weight must not be negative"),
+    (MaskedSignalConfig(mim_weight=0.0, joint_masking=True), "joint_masking needs both mim_weight and mlm_weight above 0"),
+    (MaskedSignalConfig(decoder_dim=100), "decoder_dim 100 is not divisible by 4 × decoder_num_heads"),
+    (DataConfig(train=()), "train names no source"),
+    (DataConfig(train_weights=(1.0, 2.0)), "train_weights has 2 values for 1 train sources"),
+    (DataConfig(train_weights=(0.0,)), "train_weights must all be above 0"),
+    (DataConfig(crop_scale=(0.9, 0.5)), "crop_scale (0.9, 0.5) is not within (0, 1], smaller first"),
+    (DataConfig(crop_scale=(0.0, 1.0)), "crop_scale (0.0, 1.0) is not within (0, 1], smaller first"),
+    (DataConfig(num_workers=-1), "num_workers -1 is negative"),
+    (DataConfig(max_bad_share=1.5), "max_bad_share 1.5 is not in [0, 1]"),
+    (DataConfig(val_samples=0), "val_samples must be above 0, got 0"),
+    (TokenizerConfig(vocab_size=100), "vocab_size 100 is not between 261 (bytes and special tokens) and 64000"),
+    (TokenizerConfig(vocab_size=70_000), "vocab_size 70000 is not between 261"),
+    (TrainConfig(batch_size=10, accumulation=3), "batch_size 10 is not divisible by accumulation 3"),
+    (TrainConfig(warmup=1.0), "warmup 1.0 is not in [0, 1)"),
+    (TrainConfig(betas=(0.9, 1.0)), "betas (0.9, 1.0) are not in [0, 1)"),
+    (TrainConfig(steps=0), "steps must be above 0, got 0"),
+    (TrainConfig(lr=-1e-4), "lr must be above 0, got -0.0001"),
+    (TrainConfig(clip_norm=-1.0), "clip_norm -1.0 is negative"),
+    (TrainConfig(seed=-1), "seed -1 is negative"),
+]
+SECTIONS = {
+    ModelConfig: "model",
+    MaskedSignalConfig: "task",
+    DataConfig: "data",
+    TokenizerConfig: "tokenizer",
+    TrainConfig: "train",
+}
+
+
+@pytest.mark.parametrize(("section", "message"), MISTAKES)
+def test_each_mistake_is_named_as_it_is_typed(section, message):
+    assert len(section.problems()) == 1
+    with pytest.raises(UserError) as caught:
+        Config(recipe="x", out=Path("x"), **{SECTIONS[type(section)]: section})
+    assert str(caught.value).startswith(f"{SECTIONS[type(section)]}.{message}")
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(UserError) as caught:
+        Config(
+            recipe="x",
+            out=Path("x"),
+            model=ModelConfig(image_size=225, embed_dim=770, top_k=40, drop_path=2.0, balance_weight=-1.0),
+            task=MaskedSignalConfig(image_mask_ratio=1.0, text_mask_ratio=0.0),
+            data=DataConfig(num_workers=-1, max_bad_share=2.0),
+            tokenizer=TokenizerConfig(vocab_size=1),
+            train=TrainConfig(warmup=1.0, seed=-1, betas=(2.0, 0.9)),
+        )
+    problems = str(caught.value).split("; ")
+    assert len(problems) == 13
+    starts = ["model"] * 5 + ["task"] * 2 + ["data"] * 2 + ["tokenizer"] + ["train"] * 3
+    assert [problem.partition(".")[0] for problem in problems] == starts
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_is_documented_and_frozen():
+    for section in (*SECTIONS, Config):
+        assert section.__doc__
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(section(**({"recipe": "x", "out": Path("x")} if section is Config else {})), "x", 1)  # noqa: B010
+        with pytest.raises(TypeError):
+            section(1, 2)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_come_back_from_their_file(name):
+    config = get_recipe(name)
+    assert config.recipe == name
+    text = json.dumps(to_dict(config))
+    again = from_dict(Config, json.loads(text), "config.json")
+    assert again == config
+    assert to_dict(again) == to_dict(config)
+    assert RECIPES[name].__doc__
+
+
+def test_values_of_every_kind_come_back():
+    config = replace(
+        get_recipe("tiny"),
+        out=Path("some/where"),
+        data=DataConfig(train=("a.jsonl", "b.tar"), train_weights=(1.0, 2.5), image_root=Path("/data"), image_column="url"),
+        tokenizer=TokenizerConfig(path=Path("tokenizer.json")),
+        train=TrainConfig(betas=(0.5, 0.75), dtype="bfloat16", schedule="linear"),
+    )
+    again = from_dict(Config, json.loads(json.dumps(to_dict(config))), "config.json")
+    assert again == config
+    assert isinstance(again.data.image_root, Path)
+    assert again.data.train == ("a.jsonl", "b.tar")
+    assert isinstance(again.train.betas, tuple)
+
+
+def test_unknown_and_missing_keys_are_refused_with_the_nearest_name():
+    values = to_dict(get_recipe("tiny"))
+    values["model"]["embed_dimm"] = values["model"].pop("embed_dim")
+    with pytest.raises(UserError, match=r"^run/config\.json: unknown key 'embed_dimm'; did you mean 'embed_dim'\?$"):
+        from_dict(Config, values, "run/config.json")
+    values = to_dict(get_recipe("tiny"))
+    del values["train"]["lr"]
+    with pytest.raises(UserError, match=r"^run/config\.json: key 'lr' is missing from section TrainConfig$"):
+        from_dict(Config, values, "run/config.json")
+    values = to_dict(get_recipe("tiny"))
+    del values["task"]
+    with pytest.raises(UserError, match=r"key 'task' is missing from section Config"):
+        from_dict(Config, values, "run/config.json")
+
+
+def test_wrong_values_in_a_file_are_found_like_those_of_flags():
+    values = to_dict(get_recipe("tiny"))
+    values["model"]["top_k"] = 99
+    with pytest.raises(UserError, match=r"model\.top_k 99 is larger than num_experts 4"):
+        from_dict(Config, values, "run/config.json")
+
+
+def test_nearest_names():
+    assert nearest("scens", ["scenes", "demo"]) == "'scens'; did you mean 'scenes'?"
+    assert nearest("zzz", ["scenes", "demo"]) == "'zzz'; choose from demo, scenes"
+    with pytest.raises(UserError, match="no recipe 'bas'; did you mean 'base'"):
+        get_recipe("bas")
+
+
+def test_derived_sizes_of_the_papers_models():
+    base, large = get_recipe("base").model, get_recipe("large").model
+    assert (base.num_patches, base.patch_dim, base.ffn_dim) == (196, 768, 3072)
+    assert base.ffn_policies == ("modality",) * 10 + ("moe",) * 2
+    assert (large.ffn_dim, large.ffn_policies) == (4096, ("modality",) * 21 + ("moe",) * 3)
+    train, other = get_recipe("base").train, get_recipe("large").train
+    assert (train.steps, train.batch_size, train.lr) == (480_000, 2048, 5e-4)
+    assert (other.steps, other.batch_size, other.lr) == (280_000, 2048, 2e-4)

@@ -1,0 +1,111 @@
+"""The data check on a set whose faults and numbers are known."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from eve_vl.data.check import Spread, check_source
+from eve_vl.data.readers import open_source
+from eve_vl.data.records import ImagePixels, ImageText
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Six usable rows and four broken ones."""
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "b.jpg")
+    Image.new("CMYK", (60, 18), "red").save(tmp_path / "cmyk.jpg")
+    Image.new("RGBA", (20, 99), (255, 0, 0, 128)).save(tmp_path / "clear.png")
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    Image.new("RGB", (5, 3)).save(tmp_path / "small.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    rows = [
+        ("a.png", ["one", "one two"]),
+        ("b.jpg", ["one two three"]),
+        ("cmyk.jpg", ["one"]),
+        ("gone.png", ["one"]),
+        ("clear.png", ["one two three four"]),
+        ("copy.png", ["five"]),
+        ("a.png", ["six", "seven", "one"]),
+        ("small.png", ["one"]),
+        ("cut.png", ["one"]),
+        ("a.png", [""]),
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps({"image": image, "caption": captions}) + "\n" for image, captions in rows))
+    return path
+
+
+@pytest.mark.parametrize("num_workers", [None, 2])
+def test_numbers(table: Path, num_workers: int | None):
+    report = check_source(open_source(table), min_size=16, num_workers=num_workers)
+    assert (report.rows, report.images_ok, report.exit_code) == (10, 6, 1)
+    assert [row.where for row in report.broken] == ["t.jsonl:4", "t.jsonl:8", "t.jsonl:9", "t.jsonl:10"]
+    assert "No such file" in report.broken[0].reason
+    assert report.broken[1].reason == "image is 5x3 pixels, smaller than a patch (16)"
+    assert report.broken[2].reason.startswith("cannot decode picture")
+    assert report.broken[3].reason == "caption is empty"
+    assert report.width == Spread(min=20, median=20.0, max=60)
+    assert report.height == Spread(min=16, median=17.0, max=99)
+    assert report.formats == {"PNG": 4, "JPEG": 2}
+    assert report.conversions == {"CMYK to RGB": 1, "transparency on white": 1}
+    assert report.captions == 9
+    assert report.caption_words == Spread(min=1, median=1.0, max=4)
+    assert report.captions_per_image == Spread(min=1, median=1.0, max=3)
+    assert (report.duplicate_images, report.duplicate_captions) == (2, 2)
+
+
+def test_views(table: Path):
+    report = check_source(open_source(table), min_size=16)
+    values = json.loads(json.dumps(report.to_dict()))
+    assert values["broken"][1] == {"where": "t.jsonl:8", "reason": "image is 5x3 pixels, smaller than a patch (16)"}
+    assert values["width"] == {"min": 20, "median": 20.0, "max": 60}
+    file = io.StringIO()
+    report.render(Console(file=file, width=40), max_broken=1)
+    lines = file.getvalue().splitlines()
+    assert lines == report.lines(1)
+    assert "rows                10" in lines
+    assert "height in pixels    16 / 17 / 99" in lines
+    assert lines[-1] == "… and 3 more broken rows"
+    assert sum(line.startswith("broken: ") for line in lines) == 1
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_only_on_a_terminal(table: Path, is_terminal: bool):
+    file = io.StringIO()
+    check_source(open_source(table), console=Console(file=file, force_terminal=is_terminal))
+    assert ("reading" in file.getvalue()) == is_terminal
+
+
+class Cards:
+    """A generated source of one card and its copy."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int, /) -> ImageText:
+        if index not in (0, 1):
+            raise IndexError
+        return ImageText(image=ImagePixels(pixels=np.zeros((16, 20, 3), np.uint8)), captions=(f"card {index}",), where="x")
+
+
+def test_generated_pixels():
+    report = check_source(Cards())
+    assert (report.images_ok, report.exit_code, report.duplicate_images, report.duplicate_captions) == (2, 0, 1, 0)
+    assert report.formats == {"pixels": 2}
+    assert report.width == Spread(min=20, median=20.0, max=20)
+
+
+def test_nothing_usable_has_no_spread():
+    class Empty(Cards):
+        def __len__(self) -> int:
+            return 0
+
+    report = check_source(Empty())
+    assert report.width is None
+    assert "words per caption   -" in report.lines()

@@ -1,0 +1,350 @@
+"""The loader's promise: what is seen depends on seed, epoch and row alone, whoever loads it and wherever a run resumes."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from twins import ListSource, pairs, tiny_config, tiny_tokenizer
+
+from eve_vl.config import Config
+from eve_vl.data.batch import PairBatch, collate
+from eve_vl.data.loader import (
+    MAX_SKIPS,
+    PairDataset,
+    TrainSampler,
+    epoch_order,
+    eval_loader,
+    eval_positions,
+    open_sources,
+    train_loader,
+)
+from eve_vl.data.records import ImageBytes, ImageText
+from eve_vl.errors import UserError
+
+TOKENIZER = tiny_tokenizer()
+
+
+def rows_of(batch: PairBatch) -> list[tuple[Any, ...]]:
+    """The samples of a batch as plain values, padding cut off."""
+    found = []
+    for b, where in enumerate(batch.where):
+        length = int((~batch.is_padding_BT[b]).sum())
+        found.append(
+            (
+                where,
+                batch.images_BCHW[b].numpy().tobytes(),
+                batch.ids_BT[b, :length].tolist(),
+                batch.is_masked_BT[b, :length].tolist(),
+                batch.keep_BK[b].tolist(),
+                batch.hidden_BM[b].tolist(),
+            )
+        )
+    return found
+
+
+def seen(
+    sources: Sequence[ListSource], config: Config, num_samples: int, *, consumed: int = 0, rank: int = 0, world: int = 1
+) -> list[tuple[Any, ...]]:
+    """The first samples that one process trains on."""
+    loader = train_loader(sources, config, TOKENIZER, consumed=consumed, rank=rank, world=world)
+    rows: list[tuple[Any, ...]] = []
+    batches: Iterator[PairBatch] = iter(loader)
+    while len(rows) < num_samples:
+        rows += rows_of(next(batches))
+    return rows[:num_samples]
+
+
+def config_of(**train: object) -> Config:
+    return tiny_config(train=train)
+
+
+# The same samples for everyone
+
+
+def test_workers_change_nothing():
+    sources = [pairs(9, bad=[4])]
+    alone = seen(sources, config_of(), 24)
+    for workers in (1, 2):
+        assert seen(sources, tiny_config(data={"num_workers": workers}), 24) == alone
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_the_global_batch_of_one(world):
+    sources = [pairs(10)]
+    alone = seen(sources, config_of(batch_size=8), 40)
+    shares = [seen(sources, config_of(batch_size=8), 40 // world, rank=rank, world=world) for rank in range(world)]
+    size = 8 // world
+    together = [row for step in range(5) for share in shares for row in share[step * size : (step + 1) * size]]
+    assert together == alone
+
+
+def test_accumulated_micro_batches_make_the_batch_of_one():
+    sources = [pairs(10)]
+    alone = seen(sources, config_of(batch_size=8), 32)
+    assert seen(sources, config_of(batch_size=8, accumulation=4), 32) == alone
+    shares = [seen(sources, config_of(batch_size=8, accumulation=2), 16, rank=rank, world=2) for rank in range(2)]
+    together = [row for micro in range(8) for share in shares for row in share[2 * micro : 2 * micro + 2]]
+    assert together == alone
+
+
+@pytest.mark.parametrize("consumed", [4, 8, 9, 10, 13, 37])
+def test_a_run_goes_on_where_it_stopped(consumed):
+    sources = [pairs(10)]
+    whole = seen(sources, config_of(), 48)
+    assert seen(sources, config_of(), 48 - consumed, consumed=consumed) == whole[consumed:]
+
+
+def test_loading_leaves_the_generators_of_training_alone():
+    """Dropout draws from torch's generator; neither augmentation nor the loader's workers may move it."""
+    for workers in (0, 2):
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        seen([pairs(5)], tiny_config(data={"num_workers": workers}), 8)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_sample_does_not_depend_on_the_state_of_any_generator():
+    first = seen([pairs(5)], config_of(), 10)
+    torch.manual_seed(99)
+    np.random.seed(99)
+    assert seen([pairs(5)], config_of(), 10) == first
+
+
+def test_seeds_differ():
+    first, second = (seen([pairs(6)], config_of(seed=seed), 6) for seed in (0, 1))
+    assert [row[0] for row in first] != [row[0] for row in second]
+    by_row = {row[0]: row for row in first}
+    assert all(by_row[row[0]][1:] != row[1:] for row in second)
+
+
+# Order
+
+
+@pytest.mark.parametrize("lengths", [[7], [3, 5], [1, 10, 2]])
+def test_every_row_comes_once_per_epoch(lengths):
+    rows = {(source, row) for source, length in enumerate(lengths) for row in range(length)}
+    orders = [epoch_order(lengths, (), 0, epoch) for epoch in range(4)]
+    for order in orders:
+        assert order.shape == (len(rows), 2)
+        assert {(int(source), int(row)) for source, row in order} == rows
+    assert len({order.tobytes() for order in orders}) == 4
+    assert np.array_equal(orders[2], epoch_order(lengths, (), 0, 2))
+
+
+def test_the_loader_goes_through_epochs_back_to_back():
+    rows = seen([pairs(6), pairs(4, name="other")], config_of(), 30)
+    for epoch in range(3):
+        names = [row[0] for row in rows[10 * epoch : 10 * epoch + 10]]
+        assert len(set(names)) == 10
+    first, second = rows[:10], rows[10:20]
+    assert sorted(row[0] for row in first) == sorted(row[0] for row in second)
+    by_row = {row[0]: row for row in first}
+    assert all(by_row[row[0]][4] != row[4] or by_row[row[0]][1] != row[1] for row in second)  # masks or crops drawn anew
+
+
+def test_order_is_a_fair_shuffle():
+    counts = np.zeros((6, 6))
+    for epoch in range(1200):
+        counts[np.arange(6), epoch_order([6], (), 1, epoch)[:, 1]] += 1
+    np.testing.assert_allclose(counts / 1200, 1 / 6, atol=5 * np.sqrt(5 / 36 / 1200))
+
+
+@pytest.mark.parametrize(("lengths", "weights"), [([6, 4], (1.0, 3.0)), ([3, 20], (9.0, 1.0)), ([5, 5, 2], (0.2, 0.3, 0.5))])
+def test_weights_set_the_shares_and_rows_of_a_source_come_equally_often(lengths, weights):
+    total = sum(lengths)
+    counts = [Counter() for _ in lengths]
+    for epoch in range(60):
+        order = epoch_order(lengths, weights, 0, epoch)
+        assert len(order) == total
+        for source, weight in enumerate(weights):
+            rows = order[order[:, 0] == source, 1].tolist()
+            assert abs(len(rows) - total * weight / sum(weights)) < 1
+            counts[source].update(rows)
+        for source, length in enumerate(lengths):
+            times = [counts[source][row] for row in range(length)]
+            assert max(times) - min(times) <= 1, (epoch, source)
+
+
+def test_an_epochs_order_is_found_without_the_epochs_before_it():
+    sampler = TrainSampler([5, 3], (1.0, 1.0), 0, 4, 0, 1)
+    positions = [position for batch in islice(sampler, 20) for position in batch]
+    late = TrainSampler([5, 3], (1.0, 1.0), 0, 4, 0, 1)
+    late.consumed = 53
+    assert [position for batch in islice(late, 5) for position in batch] == positions[53:73]
+    assert [position[0] for position in positions] == [index // 8 for index in range(80)]
+
+
+# Samples
+
+
+def test_captions_are_drawn_anew_each_epoch_and_evenly():
+    dataset = PairDataset([pairs(1, captions=3)], config_of(), TOKENIZER, training=True)
+    texts = Counter(TOKENIZER.decode(dataset[(epoch, 0, 0)].ids_T) for epoch in range(300))
+    assert len(texts) == 3
+    assert min(texts.values()) > 60
+    evaluation = PairDataset([pairs(2, captions=3)], config_of(), TOKENIZER, training=False)
+    whole = replace(config_of().model, text_length=100)
+    full = PairDataset([pairs(1, captions=3)], replace(config_of(), model=whole), TOKENIZER, training=False)
+    first_caption = pairs(2)[0].captions[0]
+    assert full._load(0, 0, 0).ids_T.tolist() == TOKENIZER.encode(first_caption, 100)[0].tolist()
+    assert evaluation[(0, 0, 0)].ids_T.tolist() == TOKENIZER.encode(first_caption, 12)[0].tolist()
+
+
+def test_masks_of_a_sample_have_the_configured_shares():
+    config = tiny_config(task={"image_mask_ratio": 0.5, "text_mask_ratio": 0.25})
+    dataset = PairDataset([pairs(4)], config, TOKENIZER, training=True)
+    for epoch in range(3):
+        for row in range(4):
+            sample = dataset[(epoch, 0, row)]
+            assert len(sample.keep_K) == len(sample.hidden_M) == 8
+            assert sample.is_masked_T.sum() == max(1, round((len(sample.ids_T) - 1) * 0.25))
+            assert not sample.is_masked_T[0]
+            assert sample.image.shape == (3, 16, 16)
+            assert sample.image.dtype == torch.uint8
+
+
+def test_augmentation_follows_the_config():
+    source = pairs(1, size=16)  # already the model's size: without crop and flip nothing happens
+    plain = tiny_config(data={"crop_scale": (1.0, 1.0), "flip": False})
+    picture = PairDataset([source], plain, TOKENIZER, training=False)._load(0, 0, 0).image
+    flipping = PairDataset([source], replace(plain, data=replace(plain.data, flip=True)), TOKENIZER, training=True)
+    outcomes = [flipping[(epoch, 0, 0)].image for epoch in range(40)]
+    is_flipped = [torch.equal(image, picture.flip(2)) for image in outcomes]
+    assert all(flipped or torch.equal(image, picture) for flipped, image in zip(is_flipped, outcomes, strict=True))
+    assert 8 < sum(is_flipped) < 32
+    cropping = PairDataset([source], tiny_config(data={"flip": False}), TOKENIZER, training=True)
+    assert len({cropping[(epoch, 0, 0)].image.numpy().tobytes() for epoch in range(10)}) > 5
+
+
+def test_batches_are_padded_to_their_longest_caption():
+    dataset = PairDataset([pairs(6)], config_of(), TOKENIZER, training=True)
+    samples = [dataset[(0, 0, row)] for row in range(6)]
+    lengths = [len(sample.ids_T) for sample in samples]
+    assert len(set(lengths)) > 1
+    batch = collate(samples, pad_id=TOKENIZER.pad_id)
+    assert batch.ids_BT.shape == batch.is_padding_BT.shape == batch.is_masked_BT.shape == (6, max(lengths))
+    for b, sample in enumerate(samples):
+        assert batch.ids_BT[b].tolist() == sample.ids_T.tolist() + [TOKENIZER.pad_id] * (max(lengths) - lengths[b])
+        assert batch.is_padding_BT[b].tolist() == [t >= lengths[b] for t in range(max(lengths))]
+        assert batch.is_masked_BT[b].tolist() == sample.is_masked_T.tolist() + [False] * (max(lengths) - lengths[b])
+        assert torch.equal(batch.images_BCHW[b], sample.image)
+    short = collate(sorted(samples, key=lambda sample: len(sample.ids_T))[:1], pad_id=TOKENIZER.pad_id)
+    assert short.ids_BT.shape == (1, min(lengths))
+    assert not short.is_padding_BT.any()
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(("lengths", "num"), [([10], 10), ([10], 99), ([100], 7), ([3, 50, 1], 12), ([1000, 10], 1001)])
+def test_eval_positions_are_spread_evenly_without_repeats(lengths, num):
+    positions = eval_positions(lengths, num)
+    total = sum(lengths)
+    assert len(positions) == len(set(positions)) == min(num, total)
+    starts = [sum(lengths[:source]) for source in range(len(lengths))]
+    flat = [starts[source] + row for _, source, row in positions]
+    assert all(0 <= row < lengths[source] for _, source, row in positions)
+    assert flat == sorted(flat)
+    assert flat == [i * total // len(flat) for i in range(len(flat))]
+
+
+def eval_rows(config: Config, source: ListSource, *, batch_size: int, rank: int = 0, world: int = 1) -> list[tuple[Any, ...]]:
+    loader = eval_loader([source], config, TOKENIZER, batch_size=batch_size, rank=rank, world=world)
+    rows = []
+    for batch in loader:
+        assert batch.wrong is not None
+        rows += zip(rows_of(batch), rows_of(batch.wrong), strict=True)
+    return rows
+
+
+def test_evaluation_sees_the_same_samples_whoever_loads_them():
+    source = pairs(11)
+    expected = eval_rows(config_of(), source, batch_size=11)
+    assert [own[0] for own, _ in expected] == [f"list:{row}" for row in range(11)]
+    assert eval_rows(config_of(), source, batch_size=4) == expected
+    assert eval_rows(tiny_config(data={"num_workers": 2}), source, batch_size=3) == expected
+    shares = [eval_rows(config_of(), source, batch_size=2, rank=rank, world=3) for rank in range(3)]
+    assert [shares[index % 3][index // 3] for index in range(11)] == expected
+    few = eval_rows(tiny_config(data={"val_samples": 4}), source, batch_size=4)
+    assert [own[0] for own, _ in few] == ["list:0", "list:2", "list:5", "list:8"]
+    assert few[2] == expected[5]
+
+
+def test_wrong_partner_never_shares_a_caption():
+    rows = [pairs(12)[row] for row in range(12)]
+    shared = ("a red circle", "twins")
+    rows[0:9] = [replace(row, captions=shared if i % 2 else ("a red circle",)) for i, row in enumerate(rows[0:9])]
+    source = ListSource(rows)
+    for own, wrong in eval_rows(config_of(), source, batch_size=5):
+        own_row, wrong_row = (int(name.split(":")[1]) for name in (own[0], wrong[0]))
+        assert not set(rows[own_row].captions) & set(rows[wrong_row].captions)
+
+
+def test_a_set_of_one_caption_has_no_wrong_partner():
+    row = pairs(1)[0]
+    with pytest.raises(UserError, match="no pair with another caption"):
+        eval_rows(config_of(), ListSource([row, replace(row, where="list:1")]), batch_size=2)
+
+
+# Rows that cannot be used
+
+
+def test_bad_rows_are_reported_and_replaced_by_the_next_good_one():
+    source = pairs(8, bad=[2, 3, 7])
+    dataset = PairDataset([source], config_of(), TOKENIZER, training=True)
+    for row, stand_in, skipped in [(1, 1, []), (2, 4, [2, 3]), (3, 4, [3]), (7, 0, [7])]:
+        sample = dataset[(0, 0, row)]
+        assert sample.where == f"list:{stand_in}"
+        assert [error.where for error in sample.skipped] == [f"list:{bad}" for bad in skipped]
+        own = dataset[(0, 0, stand_in)]
+        assert torch.equal(sample.image, own.image)
+        assert sample.keep_K.tolist() == own.keep_K.tolist()
+    config = config_of(batch_size=8)
+    batch = next(iter(train_loader([source], config, TOKENIZER, consumed=0, rank=0, world=1)))
+    assert Counter(error.where for error in batch.skipped) == {"list:2": 1, "list:3": 2, "list:7": 1}
+    assert len(batch.where) == 8
+    in_worker = replace(config, data=replace(config.data, num_workers=1))
+    again = next(iter(train_loader([source], in_worker, TOKENIZER, consumed=0, rank=0, world=1)))
+    assert [str(error) for error in again.skipped] == [str(error) for error in batch.skipped]
+
+
+def test_pictures_that_cannot_be_decoded_or_are_smaller_than_a_patch_are_bad_rows():
+    good = pairs(3)
+    broken = ImageText(image=ImageBytes(data=b"no picture"), captions=("a circle",), where="list:0")
+    tiny = replace(pairs(1, size=3)[0], where="list:1")
+    dataset = PairDataset([ListSource([broken, tiny, good[2]])], config_of(), TOKENIZER, training=True)
+    sample = dataset[(0, 0, 0)]
+    assert sample.where == "list:2"
+    assert [error.where for error in sample.skipped] == ["list:0", "list:1"]
+    assert "smaller than a patch" in sample.skipped[1].reason
+
+
+def test_evaluation_replaces_bad_rows_and_never_takes_one_as_partner():
+    source = pairs(10, bad=[1, 6])
+    names = [(own[0], wrong[0]) for own, wrong in eval_rows(config_of(), source, batch_size=10)]
+    assert [own for own, _ in names] == [f"list:{row}" for row in (0, 2, 2, 3, 4, 5, 7, 7, 8, 9)]
+    assert not {wrong for _, wrong in names} & {"list:1", "list:6"}
+    assert all(own != wrong for own, wrong in names)
+
+
+def test_a_long_stretch_of_bad_rows_is_a_mistake_in_the_set_up():
+    dataset = PairDataset([pairs(40, bad=range(5, 5 + MAX_SKIPS))], config_of(), TOKENIZER, training=True)
+    assert dataset[(0, 0, 6)].where == f"list:{5 + MAX_SKIPS}"
+    with pytest.raises(UserError, match=rf"{MAX_SKIPS} rows in a row cannot be used; the last: list:24: made to be broken"):
+        dataset[(0, 0, 5)]
+    with pytest.raises(UserError, match="rows in a row"):
+        PairDataset([pairs(2, bad=[0, 1])], config_of(), TOKENIZER, training=True)[(0, 0, 0)]
+
+
+def test_sources_are_opened_by_their_specs(tmp_path):
+    train, val = open_sources(["scenes", "scenes:val"], config_of().data, 16)
+    assert len(train) > len(val) > 0
+    image = train[0].image
+    assert image.pixels.shape == (16, 16, 3)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(UserError):
+        open_sources([str(tmp_path / "nothing.jsonl")], config_of().data, 16)

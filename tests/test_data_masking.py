@@ -1,0 +1,55 @@
+"""Masks: exact counts, nothing special hidden, every position as likely as any other, and streams that follow their key."""
+
+import numpy as np
+import pytest
+
+from eve_vl.data.masking import generator, mask_patches, mask_tokens
+
+
+@pytest.mark.parametrize(
+    ("num_patches", "ratio", "num_hidden"),
+    [(196, 0.75, 147), (36, 0.75, 27), (16, 0.5, 8), (9, 0.75, 7), (4, 0.01, 1), (4, 0.99, 3), (2, 0.5, 1)],
+)
+def test_patches_are_split_into_kept_and_hidden(num_patches, ratio, num_hidden):
+    for seed in range(20):
+        keep, hidden = mask_patches(num_patches, ratio, generator(seed))
+        assert len(hidden) == num_hidden
+        assert keep.dtype == hidden.dtype == np.int64
+        assert sorted([*keep.tolist(), *hidden.tolist()]) == list(range(num_patches))
+        assert keep.tolist() == sorted(keep.tolist())
+        assert hidden.tolist() == sorted(hidden.tolist())
+
+
+@pytest.mark.parametrize(
+    ("length", "special", "ratio", "num_masked"),
+    [(12, {0}, 0.5, 6), (11, {0, 10}, 0.5, 4), (2, {0}, 0.1, 1), (5, {0}, 0.99, 4), (1, {0}, 0.5, 0), (6, set(), 0.5, 3)],
+)
+def test_tokens_are_hidden_by_count_and_never_special_ones(length, special, ratio, num_masked):
+    is_special = np.array([place in special for place in range(length)])
+    for seed in range(20):
+        is_masked = mask_tokens(is_special, ratio, generator(seed))
+        assert is_masked.dtype == bool
+        assert is_masked.sum() == num_masked
+        assert not (is_masked & is_special).any()
+
+
+def test_every_position_is_as_likely_as_any_other():
+    draws = 4000
+    hidden_counts, masked_counts = np.zeros(16), np.zeros(9)
+    for seed in range(draws):
+        rng = generator(3, seed)
+        hidden_counts[mask_patches(16, 0.75, rng)[1]] += 1
+        masked_counts += mask_tokens(np.arange(9) == 0, 0.5, rng)
+    margin = 5 * np.sqrt(0.25 / draws)
+    np.testing.assert_allclose(hidden_counts / draws, 0.75, atol=margin)
+    assert masked_counts[0] == 0
+    np.testing.assert_allclose(masked_counts[1:] / draws, 0.5, atol=margin)
+
+
+def test_streams_depend_on_the_key_alone():
+    keys = [(0, 1), (1, 0), (0, 1, 0, 1), (0, 1, 1, 0), (5,), (0, 3, 2, 0, 7), (0, 3, 2, 1, 7), (2**40, 1), (1, 2**40)]
+    draws = [generator(*key).integers(2**62, size=4).tolist() for key in keys]
+    assert draws == [generator(*key).integers(2**62, size=4).tolist() for key in keys]
+    assert len({tuple(draw) for draw in draws}) == len(keys)
+    expected = np.random.Generator(np.random.PCG64(np.random.SeedSequence((0, 3, 2, 0, 7)))).integers(2**62, size=4)
+    assert draws[5] == expected.tolist()

@@ -1,0 +1,397 @@
+"""Generated scenes against slow twins: PIL draws the pictures again, a parser written here reads every caption."""
+
+import dataclasses
+import math
+import random
+from collections import Counter, defaultdict
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from eve_vl.data.records import ImagePixels, ImageText
+from eve_vl.data.scenes import (
+    HELD_OUT,
+    SPLITS,
+    Scene,
+    ScenePairs,
+    Shape,
+    all_captions,
+    caption_is_true,
+    captions,
+    render,
+    sample_scene,
+)
+from eve_vl.data.scenes.world import BACKGROUNDS, COLORS, KINDS
+from eve_vl.errors import UserError
+
+NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
+GOLDEN_CAPTIONS = (
+    "cyan square top and cyan triangle left and pink star middle and cyan square bottom left",
+    "at top cyan square at left cyan triangle at middle pink star at bottom left cyan square",
+    "four shapes two squares and one triangle and one star on navy",
+    "four shapes three cyan and one pink on navy",
+)
+GOLDEN_SUM = 572713
+
+
+# World
+
+
+def test_scenes_depend_on_split_seed_and_index_alone():
+    in_order = [sample_scene("train", 3, i) for i in range(20)]
+    backwards = [sample_scene("train", 3, i) for i in reversed(range(20))]
+    assert in_order == backwards[::-1]
+    pictures = [render(sample_scene(split, seed, i), 32).tobytes() for split in SPLITS for seed in (0, 1) for i in range(100)]
+    assert len(set(pictures)) == len(pictures)
+
+
+def test_golden_scene_guards_against_another_python_drawing_other_data():
+    scene = sample_scene("val", 0, 3)
+    assert captions(scene) == GOLDEN_CAPTIONS
+    assert render(scene, 48).astype(int).sum() == pytest.approx(GOLDEN_SUM, rel=1e-4)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_held_out_pairs_are_in_every_novel_scene_and_no_other(split):
+    for i in range(2000):
+        shown = {(shape.kind, shape.color) for shape in sample_scene(split, 0, i).shapes}
+        assert bool(shown & set(HELD_OUT)) == (split == "test_novel")
+
+
+def test_held_out_pairs_leave_every_word_in_training():
+    assert {color for _, color in HELD_OUT} == set(COLORS)
+    assert {kind for kind, _ in HELD_OUT} == set(KINDS)
+    assert len(set(HELD_OUT)) == len(COLORS)
+
+
+def test_shapes_are_clear_of_one_another_and_of_every_border_that_words_depend_on():
+    for i in range(2000):
+        shapes = sample_scene("train", 0, i).shapes
+        assert 1 <= len(shapes) <= 4
+        for shape in shapes:
+            half = shape.extent / 2
+            for center in (shape.center_y, shape.center_x):
+                assert center - half > -0.01
+                assert center + half < 1.01
+                assert min(abs(center - 1 / 3), abs(center - 2 / 3)) > 0.08
+            assert (0.31 < shape.extent < 0.35) if shape.size == "big" else (0.19 < shape.extent < 0.23)
+        for a in shapes:
+            for b in shapes:
+                if a is not b:
+                    gap = max(abs(a.center_y - b.center_y), abs(a.center_x - b.center_x))
+                    assert gap > (a.extent + b.extent) / 2 - 0.05  # at most two pixels of 48 meet
+
+
+def test_every_property_is_drawn_evenly():
+    scenes = [sample_scene("train", 0, i) for i in range(4000)]
+    shapes = [shape for scene in scenes for shape in scene.shapes]
+    for name, values in (("kind", KINDS), ("color", COLORS), ("size", ("big", "small")), ("row", range(3))):
+        shares = Counter(getattr(shape, name) for shape in shapes)
+        assert all(0.8 / len(values) < shares[value] / len(shapes) < 1.2 / len(values) for value in values), name
+    assert all(0.17 < share / len(scenes) < 0.23 for share in Counter(scene.background for scene in scenes).values())
+    assert all(0.12 < share / len(scenes) < 0.33 for share in Counter(len(scene.shapes) for scene in scenes).values())
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("image_size", [48, 97, 224])
+def test_picture_equals_the_one_that_pil_draws(image_size):
+    for i in range(2000 // image_size):
+        scene = dataclasses.replace(sample_scene("train", 1, i), clutter=(), slope=0)
+        difference = np.abs(render(scene, image_size).astype(float) - _drawn_by_pil(scene, image_size))
+        assert difference.mean() < 0.7
+        assert difference.max() < 90  # a sharp corner inside one pixel
+        assert (difference > 40).mean() < 0.01
+
+
+@pytest.mark.parametrize("image_size", [16, 33, 48, 64, 256])
+def test_picture_shows_each_shape_in_its_colour_at_its_place(image_size):
+    for i in range(50):
+        scene = sample_scene("test", 0, i)
+        picture = render(scene, image_size)
+        assert picture.shape == (image_size, image_size, 3)
+        assert picture.dtype == np.uint8
+        assert picture.flags.c_contiguous
+        for shape in scene.shapes:
+            offset = 0.76 * shape.extent / 2 if shape.kind == "ring" else 0.0
+            y, x = int(shape.center_y * image_size), int((shape.center_x + offset) * image_size)
+            if image_size >= 48 or shape.kind in ("square", "circle"):
+                np.testing.assert_allclose(picture[y, x].astype(int), shape.rgb, atol=2)
+
+
+def test_clutter_is_muted_and_colours_are_told_apart():
+    for i in range(300):
+        scene = sample_scene("train", 2, i)
+        for name, palette, rgb in (
+            (scene.background, BACKGROUNDS, scene.background_rgb),
+            *((shape.color, COLORS, shape.rgb) for shape in scene.shapes),
+        ):
+            assert min(palette, key=lambda other: math.dist(palette[other], rgb)) == name
+        bare = dataclasses.replace(scene, clutter=())
+        assert np.abs(render(scene, 48).astype(int) - render(bare, 48)).max() <= 30 * len(scene.clutter)
+    tones = list(BACKGROUNDS.values())
+    assert min(math.dist(color, tone) for color in COLORS.values() for tone in tones) > 80
+    both = [*COLORS.values(), *tones]
+    assert min(math.dist(a, b) for a in both for b in both if a != b) > 60
+
+
+@pytest.mark.parametrize("image_size", [-1, 0, 15])
+def test_too_small_a_picture_is_refused(image_size):
+    with pytest.raises(UserError, match=f"image_size is {image_size}, expected at least 16"):
+        render(sample_scene("train", 0, 0), image_size)
+
+
+def _drawn_by_pil(scene: Scene, image_size: int) -> np.ndarray:
+    """The picture without clutter and slope, drawn `fine` times larger with hard edges and averaged down."""
+    fine = 12
+    side = image_size * fine
+    image = Image.new("RGB", (side, side), scene.background_rgb)
+    draw = ImageDraw.Draw(image)
+    for shape in scene.shapes:
+        for outline, fill in _outlines(shape, scene.background_rgb):
+            points = [((shape.center_x + x) * side, (shape.center_y + y) * side) for y, x in outline]
+            draw.polygon(points, fill=fill)
+    return np.asarray(image, float).reshape(image_size, fine, image_size, fine, 3).mean((1, 3))
+
+
+def _outlines(shape: Shape, hole: tuple[int, int, int]) -> list[tuple[list[tuple[float, float]], tuple[int, int, int]]]:
+    r, rgb = shape.extent / 2, shape.rgb
+
+    def around(radii: list[float], count: int) -> list[tuple[float, float]]:
+        angles = [2 * math.pi * i / count for i in range(count)]
+        return [
+            (-radii[i % len(radii)] * math.cos(angle), radii[i % len(radii)] * math.sin(angle))
+            for i, angle in enumerate(angles)
+        ]
+
+    def box(half_y: float, half_x: float) -> list[tuple[float, float]]:
+        return [(-half_y, -half_x), (-half_y, half_x), (half_y, half_x), (half_y, -half_x)]
+
+    return {
+        "circle": [(around([r], 90), rgb)],
+        "ring": [(around([r], 90), rgb), (around([0.52 * r], 90), hole)],
+        "square": [(box(0.9 * r, 0.9 * r), rgb)],
+        "cross": [(box(r, 0.36 * r), rgb), (box(0.36 * r, r), rgb)],
+        "triangle": [([(-r, 0), (0.85 * r, r), (0.85 * r, -r)], rgb)],
+        "star": [(around([r, 0.46 * r], 10), rgb)],
+    }[shape.kind]
+
+
+# Captions
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_caption_is_true_by_the_reader_written_here(split):
+    for i in range(1000):
+        scene = sample_scene(split, 0, i)
+        chosen = captions(scene)
+        assert len(set(chosen)) == 4
+        assert set(chosen) <= set(all_captions(scene))
+        for caption in all_captions(scene):
+            assert _is_true(scene, caption), (scene.shapes, caption)
+            assert caption_is_true(scene, caption)
+
+
+def test_captions_of_other_scenes_are_judged_as_the_reader_does():
+    scenes = [sample_scene("test", 0, i) for i in range(400)]
+    verdicts = Counter()
+    for one, other in zip(scenes, scenes[1:] + scenes[:1], strict=True):
+        for caption in all_captions(one):
+            verdict = caption_is_true(other, caption)
+            assert verdict == _is_true(other, caption), (other.shapes, caption)
+            verdicts[verdict] += 1
+    assert verdicts[False] > 2000
+    by_caption = defaultdict(list)
+    for scene in scenes:
+        for caption in all_captions(scene):
+            by_caption[caption].append(scene)
+    shared = {caption: group for caption, group in by_caption.items() if len(group) > 1}
+    assert len(shared) > 20
+    assert all(_is_true(scene, caption) for caption, group in shared.items() for scene in group)
+
+
+def test_a_caption_with_one_word_exchanged_is_false():
+    swaps = ({"red": "blue"}, {"big": "small"}, {"star": "ring"}, {"top": "bottom"}, {"gray": "navy"}, {"two": "three"})
+    for i in range(500):
+        scene = sample_scene("train", 4, i)
+        for caption in all_captions(scene):
+            for swap in swaps:
+                words = caption.split()
+                if sum(word in swap for word in words) == 1 and "down" not in words:
+                    assert not caption_is_true(scene, " ".join(swap.get(word, word) for word in words))
+
+
+def test_captions_are_short_plain_and_use_few_words():
+    spoken = [caption for i in range(3000) for caption in captions(sample_scene("train", 0, i))]
+    words = {word for caption in spoken for word in caption.split()}
+    assert len(words) <= 60
+    assert all(word.isascii() and word.isalpha() and word.islower() for word in words)
+    assert all(5 <= len(caption.split()) <= 20 for caption in spoken)
+    assert sum(len(caption.split()) for caption in spoken) / len(spoken) > 8
+
+
+def test_hidden_words_follow_from_the_picture_and_the_visible_half():
+    rng = random.Random(0)
+    expected = []
+    for i in range(1500):
+        scene = sample_scene("val", 0, i)
+        words, hidden = _hide_half(rng, rng.choice(captions(scene)))
+        possible = [
+            other
+            for caption in all_captions(scene)
+            if len(other := caption.split()) == len(words)
+            and all(other[j] == words[j] for j in range(len(words)) if j not in hidden)
+        ]
+        expected += [max(Counter(other[j] for other in possible).values()) / len(possible) for j in hidden]
+    assert sum(expected) / len(expected) > 0.98
+
+
+def test_hidden_words_do_not_follow_from_the_visible_half_alone():
+    rng = random.Random(0)
+    seen = defaultdict(Counter)
+    for i in range(15_000):
+        words, hidden = _hide_half(rng, rng.choice(captions(sample_scene("train", 0, i))))
+        for j in hidden:
+            for context in _contexts(words, hidden, j):
+                seen[context][words[j]] += 1
+    hits = []
+    for i in range(2000):
+        words, hidden = _hide_half(rng, rng.choice(captions(sample_scene("val", 0, i))))
+        for j in hidden:
+            guess = next(
+                seen[context].most_common(1)[0][0] for context in _contexts(words, hidden, j) if seen[context].total() >= 12
+            )
+            hits.append(guess == words[j])
+    assert 0.3 < sum(hits) / len(hits) < 0.52
+
+
+def _hide_half(rng: random.Random, caption: str) -> tuple[list[str], set[int]]:
+    words = caption.split()
+    return words, set(rng.sample(range(len(words)), round(len(words) / 2)))
+
+
+def _contexts(words: list[str], hidden: set[int], j: int) -> list[tuple]:
+    """What a guesser without the picture may look at, the most telling first."""
+    shown = ["?" if i in hidden else word for i, word in enumerate(words)]
+    padded = [*"<<<<", *shown, *">>>>"]
+    around = [(*padded[j + 4 - reach : j + 4], *padded[j + 5 : j + 5 + reach]) for reach in (4, 3, 2, 1)]
+    return [*((len(words), j, *near) for near in around), around[3], ()]
+
+
+def _is_true(scene: Scene, caption: str) -> bool:
+    """Read a caption word by word and look whether the scene is as it says, judging by coordinates alone."""
+    words = caption.split()
+    if words[-2] == "on":
+        if words[-1] != scene.background:
+            return False
+        words = words[:-2]
+    if words[:1] == ["on"]:
+        return words[1] == scene.background and _lists_all(scene, _split_at(words[2:], "and"), _by_reading)
+    if words[:3] == ["left", "to", "right"]:
+        return _lists_all(scene, _split_at(words[3:], "then"), lambda s: s.center_x, gap=0.2)
+    if words[:2] == ["top", "down"]:
+        return _lists_all(scene, _split_at(words[2:], "then"), lambda s: s.center_y, gap=0.2)
+    if words[0] == "leftmost":
+        return _names_ends(scene, words, "leftmost", "rightmost", lambda s: s.center_x)
+    if words[0] == "highest":
+        return _names_ends(scene, [w for w in words if w != "is"], "highest", "lowest", lambda s: s.center_y)
+    if "above" in words:
+        return _lists_all(scene, _split_at(words, "above"), lambda s: s.center_y, gap=0.2)
+    if "of" in words:
+        return _lists_all(scene, _split_at(" ".join(words).replace("left of", ";").split(), ";"), lambda s: s.center_x, 0.2)
+    if words[1] == "shapes":
+        return _counts_all(scene, words)
+    if words[0] == "one":
+        return len(scene.shapes) == 1 and _lists_all(scene, [[w for w in words[1:] if w != "at"]], _by_reading)
+    if words[0] == "at":
+        return _lists_all(scene, _split_at(words[1:], "at"), _by_reading)
+    return _lists_all(scene, _split_at(words, "and"), _by_reading)
+
+
+def _split_at(words: list[str], joint: str) -> list[list[str]]:
+    return [part.split() for part in " ".join(words).split(f" {joint} ")]
+
+
+def _third(center: float) -> int:
+    return 0 if center < 1 / 3 else 1 if center < 2 / 3 else 2
+
+
+def _by_reading(shape: Shape) -> float:
+    return 10 * _third(shape.center_y) + _third(shape.center_x)
+
+
+def _lists_all(scene: Scene, parts: list[list[str]], order, gap: float = 0.0) -> bool:
+    """Whether the parts describe all shapes one for one, in increasing order by more than `gap`."""
+    shapes = sorted(scene.shapes, key=order)
+    if any(order(b) - order(a) <= gap for a, b in pairwise(shapes)):
+        return False
+    return len(parts) == len(shapes) and all(_fits(shape, part) for shape, part in zip(shapes, parts, strict=True))
+
+
+def _fits(shape: Shape, words: list[str]) -> bool:
+    """Whether every word is true of the shape, and no part of its place is left out if a place is given."""
+    place = {("top", "", "bottom")[_third(shape.center_y)], ("left", "", "right")[_third(shape.center_x)]} - {""}
+    own = {"big" if shape.extent > 0.27 else "small", shape.color, shape.kind}
+    said = set(words) - own
+    return {shape.color, shape.kind} <= set(words) and (not said or said == (place or {"middle"}))
+
+
+def _names_ends(scene: Scene, words: list[str], low: str, high: str, along) -> bool:
+    first, last = _split_at(words[1:], f"and {high}")
+    shapes = sorted(scene.shapes, key=along)
+    if len(shapes) < 2 or words[0] != low:
+        return False
+    clear = along(shapes[1]) - along(shapes[0]) > 0.15 and along(shapes[-1]) - along(shapes[-2]) > 0.15
+    return clear and _fits(shapes[0], first) and _fits(shapes[-1], last)
+
+
+def _counts_all(scene: Scene, words: list[str]) -> bool:
+    said = {}
+    for number, word in _split_at(words[2:], "and"):
+        said["cross" if word == "crosses" else word.removesuffix("s") if word[:-1] in KINDS else word] = NUMBERS[number]
+    counts = [Counter(shape.kind for shape in scene.shapes), Counter(shape.color for shape in scene.shapes)]
+    return NUMBERS[words[0]] == len(scene.shapes) and said in [dict(count) for count in counts]
+
+
+# Rows
+
+
+def test_pairs_are_rows_of_pixels_and_captions():
+    rows = ScenePairs(split="test", image_size=40, seed=5, num_scenes=7)
+    assert len(rows) == 7
+    row = rows[3]
+    scene = sample_scene("test", 5, 3)
+    assert isinstance(row, ImageText)
+    assert isinstance(row.image, ImagePixels)
+    np.testing.assert_array_equal(row.image.pixels, render(scene, 40))
+    assert row.captions == captions(scene)
+    assert row.where == "scenes:test[3]"
+    assert len(list(rows)) == 7  # type: ignore[call-overload]  # the sequence protocol ends at IndexError
+    for index in (-1, 7):
+        with pytest.raises(IndexError):
+            rows[index]
+
+
+def test_by_default_training_has_the_most_rows():
+    assert [len(ScenePairs(split=split)) for split in SPLITS] == [100_000, 1_000, 1_000, 1_000]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split": "trian"}, "split is 'trian', expected one of train, val, test, test_novel"),
+        ({"image_size": 8}, "image_size is 8, expected at least 16"),
+        ({"num_scenes": 0}, "num_scenes is 0, expected at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        ScenePairs(**settings)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(UserError, match="expected one of train, val, test, test_novel"):
+        sample_scene("dev", 0, 0)

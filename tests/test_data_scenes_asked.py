@@ -1,0 +1,327 @@
+"""Questions and statements about generated scenes: judged by a reader written here, and guessed without the picture."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from eve_vl.data.scenes import (
+    ANSWERS,
+    HELD_OUT,
+    QUESTION_KINDS,
+    SPLITS,
+    STATEMENT_KINDS,
+    Question,
+    Scene,
+    SceneQuestions,
+    SceneStatements,
+    Shape,
+    Statement,
+    all_captions,
+    render,
+    sample_question,
+    sample_scene,
+    sample_statement,
+)
+from eve_vl.data.scenes.world import COLORS, KINDS
+from eve_vl.errors import UserError
+
+NUMBERS = ("zero", "one", "two", "three", "four")
+WORD_CLASSES = {**dict.fromkeys(KINDS, "KIND"), **dict.fromkeys(COLORS, "COLOR"), "big": "SIZE", "small": "SIZE", "an": "a"}
+HELD_OUT_TEXTS = {f"{color} {kind}" for kind, color in HELD_OUT}
+
+
+@pytest.fixture(scope="module")
+def train_questions() -> list[Question]:
+    return [sample_question("train", 0, i) for i in range(20_000)]
+
+
+@pytest.fixture(scope="module")
+def train_statements() -> list[Statement]:
+    return [sample_statement("train", 0, i) for i in range(20_000)]
+
+
+# Truth
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_answer_is_what_the_reader_finds(split):
+    for i in range(2000):
+        asked = sample_question(split, 0, i)
+        assert asked.answer in ANSWERS
+        assert _answer(asked.scene, asked.question) == asked.answer, (asked.question, asked.scene.shapes)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_label_is_what_the_reader_finds(split):
+    for i in range(2000):
+        claimed = sample_statement(split, 0, i)
+        found = _holds(claimed.left, claimed.right, claimed.statement)
+        assert found == claimed.label, (claimed.statement, claimed.left.shapes, claimed.right.shapes)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_held_out_pairs_are_shown_and_spoken_of_in_novel_rows_only(split):
+    for i in range(2000):
+        asked, claimed = sample_question(split, 1, i), sample_statement(split, 1, i)
+        for scene in (asked.scene, claimed.left, claimed.right):
+            shown = {(shape.kind, shape.color) for shape in scene.shapes}
+            assert bool(shown & set(HELD_OUT)) == (split == "test_novel")
+        if split != "test_novel":
+            assert not any(text in line for text in HELD_OUT_TEXTS for line in (asked.question, claimed.statement))
+        elif asked.kind == "relation":
+            assert any(text in asked.question for text in HELD_OUT_TEXTS)
+
+
+def test_rows_depend_on_split_seed_and_index_alone():
+    for sample in (sample_question, sample_statement):
+        in_order = [sample("val", 2, i) for i in range(50)]
+        assert [sample("val", 2, i) for i in reversed(range(50))] == in_order[::-1]
+        rows = {repr(sample(split, seed, i)) for split in SPLITS for seed in (0, 1) for i in range(200)}
+        assert len(rows) == 2 * 200 * len(SPLITS)
+
+
+def test_all_texts_use_few_plain_words(train_questions, train_statements):
+    texts = [asked.question for asked in train_questions] + [claimed.statement for claimed in train_statements]
+    texts += [caption for i in range(3000) for caption in all_captions(sample_scene("train", 0, i))]
+    words = {word for text in texts for word in text.split()}
+    assert all(word.isascii() and word.isalpha() and word.islower() for word in words)
+    assert len(words) < 100
+    assert len(ANSWERS) == len(set(ANSWERS)) < 30
+    assert max(len(text.split()) for text in texts) <= 20
+
+
+def test_every_answer_and_kind_occurs(train_questions, train_statements):
+    assert {asked.answer for asked in train_questions} == set(ANSWERS)
+    kinds = Counter(asked.kind for asked in train_questions)
+    assert all(0.18 < kinds[kind] / len(train_questions) < 0.22 for kind in QUESTION_KINDS)
+    kinds = Counter(claimed.kind for claimed in train_statements)
+    assert all(0.11 < kinds[kind] / len(train_statements) < 0.14 for kind in STATEMENT_KINDS)
+
+
+# Balance
+
+
+def test_no_question_is_answered_without_the_picture(train_questions):
+    """The best constant answer to each wording, or to each template where a wording is new or rare."""
+    scored = [sample_question("test", 0, i) for i in range(5000)]
+    accuracy = _blind_accuracy(train_questions, scored, _question_views, lambda row: row.answer)
+    bounds = {"attribute": 0.27, "count": 0.26, "existence": 0.54, "relation": 0.54, "comparison": 0.54}
+    assert {kind: value for kind, value in accuracy.items() if value >= bounds.get(kind, 0.42)} == {}
+
+
+def test_every_common_question_has_even_answers(train_questions):
+    answers = defaultdict(Counter)
+    for asked in train_questions:
+        answers[asked.question][asked.answer] += 1
+    common = [counter for counter in answers.values() if counter.total() >= 60]
+    assert len(common) > 50
+    excess = [max(counter.values()) / counter.total() - 1 / len(counter) for counter in common]
+    assert max(excess) < 0.25
+    assert sum(excess) / len(excess) < 0.08
+
+
+def test_no_statement_is_judged_without_the_pictures(train_statements):
+    scored = [sample_statement("test", 0, i) for i in range(5000)]
+    accuracy = _blind_accuracy(train_statements, scored, _statement_views, lambda row: row.label)
+    assert max(accuracy.values()) < 0.56
+    assert accuracy["all"] < 0.53
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_hardly_a_statement_is_judged_from_one_picture(train_statements, side):
+    """Guess from the wording and the number of shapes that it speaks of in one picture."""
+
+    def views(row: Statement) -> tuple[Hashable, ...]:
+        scene = getattr(row, side)
+        trait = re.search(rf"(?:({'|'.join(COLORS)}) )?({'|'.join(KINDS)}|shape)", row.statement)
+        seen = len(_find(scene, trait[0])) if trait else scene.background
+        return (_template(row.statement), seen), row.kind
+
+    scored = [sample_statement("test", 0, i) for i in range(5000)]
+    accuracy = _blind_accuracy(train_statements, scored, views, lambda row: row.label)
+    assert accuracy["both"] == pytest.approx(0.75, abs=0.05)
+    assert accuracy["more"] == pytest.approx(2 / 3, abs=0.05)
+    assert all(value < 0.57 for kind, value in accuracy.items() if kind not in ("both", "more", "all"))
+
+
+RowT = TypeVar("RowT", Question, Statement)
+
+
+def _blind_accuracy(
+    fitted: Iterable[RowT],
+    scored: Iterable[RowT],
+    views: Callable[[RowT], tuple[Hashable, ...]],
+    truth: Callable[[RowT], Hashable],
+) -> dict[str, float]:
+    """Accuracy by kind, and of all, of the commonest truth under the finest view seen at least 20 times."""
+    seen = defaultdict(Counter)
+    for row in fitted:
+        for view in views(row):
+            seen[view][truth(row)] += 1
+    hits = defaultdict(list)
+    for row in scored:
+        view = next(view for view in views(row) if seen[view].total() >= 20)
+        hits[row.kind].append(seen[view].most_common(1)[0][0] == truth(row))
+    accuracy = {kind: sum(values) / len(values) for kind, values in hits.items()}
+    return {**accuracy, "all": sum(map(sum, hits.values())) / sum(map(len, hits.values()))}
+
+
+def _question_views(row: Question) -> tuple[Hashable, ...]:
+    return row.question, _template(row.question), row.kind
+
+
+def _statement_views(row: Statement) -> tuple[Hashable, ...]:
+    return row.statement, _template(row.statement), row.kind
+
+
+def _template(text: str) -> str:
+    words = [word if word == "cross" else word.removesuffix("s") for word in text.replace("crosses", "cross").split()]
+    return " ".join(WORD_CLASSES.get(word, word) for word in words)
+
+
+# Rows
+
+
+def test_question_rows_show_the_scene_they_ask_about():
+    rows = SceneQuestions(split="val", image_size=40, seed=3, num_scenes=5)
+    asked = sample_question("val", 3, 4)
+    row = rows[4]
+    np.testing.assert_array_equal(row.image.pixels, render(asked.scene, 40))
+    assert (row.question, row.answer, row.kind) == (asked.question, asked.answer, asked.kind)
+    assert row.where == "scenes:val[4]"
+    with pytest.raises(IndexError):
+        rows[5]
+
+
+def test_statement_rows_show_both_scenes():
+    rows = SceneStatements(split="val", image_size=40, seed=3, num_scenes=5)
+    claimed = sample_statement("val", 3, 4)
+    row = rows[4]
+    np.testing.assert_array_equal(row.image_left.pixels, render(claimed.left, 40))
+    np.testing.assert_array_equal(row.image_right.pixels, render(claimed.right, 40))
+    assert (row.statement, row.label, row.kind) == (claimed.statement, claimed.label, claimed.kind)
+    assert row.where == "scenes:val[4]"
+    with pytest.raises(IndexError):
+        rows[5]
+
+
+@pytest.mark.parametrize("sample", [sample_question, sample_statement])
+def test_an_unknown_split_is_refused(sample):
+    with pytest.raises(UserError, match="expected one of train, val, test, test_novel"):
+        sample("dev", 0, 0)
+
+
+# The reader: every sentence as a pattern, judged by coordinates and extents
+
+
+def _size(shape: Shape) -> str:
+    return "big" if shape.extent > 0.27 else "small"
+
+
+def _find(scene: Scene, trait: str) -> list[Shape]:
+    """The shapes that "big red circle(s)", "star" or "red shape(s)" speaks of."""
+    words = ["cross" if word == "crosses" else word for word in trait.split()]
+    words = [word.removesuffix("s") if word != "cross" else word for word in words if word not in ("shape", "shapes")]
+    return [shape for shape in scene.shapes if set(words) <= {_size(shape), shape.color, shape.kind}]
+
+
+def _the(scene: Scene, trait: str) -> Shape:
+    (shape,) = _find(scene, trait)  # "the" presupposes exactly one
+    return shape
+
+
+def _at(scene: Scene, place: str) -> Shape:
+    def is_there(shape: Shape) -> bool:
+        vertical = "top" if shape.center_y < 1 / 3 else "bottom" if shape.center_y > 2 / 3 else ""
+        horizontal = "left" if shape.center_x < 1 / 3 else "right" if shape.center_x > 2 / 3 else ""
+        return (f"{vertical} {horizontal}".strip() or "middle") == place
+
+    (shape,) = [shape for shape in scene.shapes if is_there(shape)]
+    return shape
+
+
+def _direction(one: Shape, other: Shape, axis: str) -> str:
+    if axis in ("left", "right"):
+        gap, names = other.center_x - one.center_x, ("left", "right")
+    else:
+        gap, names = other.center_y - one.center_y, ("above", "below")
+    assert abs(gap) > 0.2, "too close to tell"
+    return names[gap < 0]
+
+
+def _bigger(one: Shape, other: Shape) -> bool:
+    assert abs(one.extent - other.extent) > 0.08, "too close to tell"
+    return one.extent > other.extent
+
+
+def _yes(is_so: bool) -> str:
+    return "yes" if is_so else "no"
+
+
+_READINGS: tuple[tuple[str, Callable[..., str]], ...] = (
+    (r"what color is the shape at (.+)", lambda scene, place: _at(scene, place).color),
+    (r"which kind is the shape at (.+)", lambda scene, place: _at(scene, place).kind),
+    (r"what color is the (.+)", lambda scene, trait: _the(scene, trait).color),
+    (r"which kind is the (.+)", lambda scene, trait: _the(scene, trait).kind),
+    (r"which size is the (.+)", lambda scene, trait: _size(_the(scene, trait))),
+    (r"how many (.+) are there", lambda scene, trait: NUMBERS[len(_find(scene, trait))]),
+    (r"is there an? (.+)", lambda scene, trait: _yes(bool(_find(scene, trait)))),
+    (
+        r"is the (.+) (left|above) or (?:right of|below) the (.+)",
+        lambda scene, one, axis, other: _direction(_the(scene, one), _the(scene, other), axis),
+    ),
+    (
+        r"is the (.+) (left|right|above|below)(?: of)? the (.+)",
+        lambda scene, one, said, other: _yes(_direction(_the(scene, one), _the(scene, other), said) == said),
+    ),
+    (
+        r"are there more (.+) than (.+)",
+        lambda scene, one, other: _yes(len(_find(scene, one)) > len(_find(scene, other))),
+    ),
+    (
+        r"is the (.+) bigger than the (.+)",
+        lambda scene, one, other: _yes(_bigger(_the(scene, one), _the(scene, other))),
+    ),
+    (
+        r"which is bigger the (.+) or the (.+)",
+        lambda scene, one, other: one if _bigger(_the(scene, one), _the(scene, other)) else other,
+    ),
+    (
+        r"are the (.+) and the (.+) the same color",
+        lambda scene, one, other: _yes(_the(scene, one).color == _the(scene, other).color),
+    ),
+)
+
+
+def _answer(scene: Scene, question: str) -> str:
+    for pattern, read in _READINGS:
+        if match := re.fullmatch(pattern, question):
+            return read(scene, *match.groups())
+    raise AssertionError(f"not understood: {question}")
+
+
+def _holds(left: Scene, right: Scene, statement: str) -> bool:
+    def numbers(trait: str) -> tuple[int, int]:
+        return len(_find(left, trait)), len(_find(right, trait))
+
+    if match := re.fullmatch(r"both pictures contain the same number of (.+)", statement):
+        return len(set(numbers(match[1]))) == 1
+    if match := re.fullmatch(r"both pictures contain an? (.+)", statement):
+        return all(numbers(match[1]))
+    if match := re.fullmatch(r"only one picture contains an? (.+)", statement):
+        return sum(map(bool, numbers(match[1]))) == 1
+    if match := re.fullmatch(r"there are (.+?) (.+) in total", statement):
+        return sum(numbers(match[2])) == NUMBERS.index(match[1])
+    if match := re.fullmatch(r"the (left|right) picture contains more (.+) than the (?:left|right) picture", statement):
+        on_left, on_right = numbers(match[2])
+        return on_left > on_right if match[1] == "left" else on_right > on_left
+    if match := re.fullmatch(r"the (.+) has the same color in both pictures", statement):
+        return _the(left, match[1]).color == _the(right, match[1]).color
+    if match := re.fullmatch(r"the (.+) is the same kind in both pictures", statement):
+        return _the(left, match[1]).kind == _the(right, match[1]).kind
+    assert statement == "both pictures have the same background"
+    return left.background == right.background

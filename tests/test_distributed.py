@@ -1,0 +1,37 @@
+"""Two gloo processes under torchrun give the single-process curve at the same global batch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FLAGS = (
+    *("--train.steps", "8", "--train.log-every", "1", "--train.val-every", "4", "--train.batch-size", "16"),
+    *("--model.dropout", "0", "--train.dtype", "float32", "--train.threads", "1", "--model.balance-weight", "0.5"),
+)
+
+
+def torchrun(tmp_path: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "eve_vl", *args]
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("accumulation", ["1", "2"])
+def test_two_processes_give_the_single_process_curve(eve, tmp_path: Path, accumulation: str):
+    flags = (*FLAGS, "--train.accumulation", accumulation)
+    assert eve("pretrain", "tiny", "--out", "one", *flags).returncode == 0
+    done = torchrun(tmp_path, "pretrain", "tiny", "--out", "two", *flags)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")
+    )
+    for a, b in zip(one, two, strict=True):
+        for timing in ("samples_per_second", "loader_share"):
+            a.pop(timing, None), b.pop(timing, None)
+        if accumulation == "2":  # token counts are averaged per micro-batch, of which each process has its own half
+            assert b["loss" if a["kind"] == "train" else "mlm_loss"] > 0
+        assert a == pytest.approx(b, rel=2e-4, abs=2e-5)
+    done = torchrun(tmp_path, "pretrain", "tiny", "--out", "two", *flags)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,72 @@
+"""The real command line on CPU: pre-train → resume → evaluate → report → inspect."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+def test_pretrain_evaluate_report(eve, tmp_path: Path):
+    done = eve("pretrain", "tiny", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert "report: run/report.html" in done.stdout
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    for name in ("mlm_acc", "mlm_acc_wrong_image", "mlm_acc_unigram", "mim_mse", "mim_mse_mean_baseline", "mim_mse_wrong_caption"):
+        assert name in metrics
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.3
+    assert [row["step"] for row in rows if row["kind"] == "val"] == [10, 20]
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step_00000010", "step_00000020"]
+
+    done = eve("evaluate", "masked_signal", "run", "--samples", 64, "--json", "again.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "again.json").read_text()) == pytest.approx(metrics, abs=1e-6)
+
+    done = eve("evaluate", "masked_signal", "run/checkpoints/step_00000010", "--data", "scenes:test_novel", "--json", "o/novel.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "o/novel.json").read_text())["mlm_acc"] != metrics["mlm_acc"]
+
+    done = eve("inspect", "run", "--json", "inspect.json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "inspect.json").read_text())["parameters"]["total"] > 100_000
+
+    again = eve("pretrain", "tiny", "--out", "run")  # a finished run is only evaluated and reported again
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
+    assert (tmp_path / "run/log.jsonl").read_text().count('"train"') == 4
+
+
+def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
+    """A user's own pictures, from a folder and a JSONL file, mixed with weights, and a tokenizer trained before."""
+    colors = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+    (tmp_path / "folder").mkdir()
+    rows = []
+    for number in range(12):
+        color = list(colors)[number % 3]
+        Image.new("RGB", (60, 40 + number), colors[color]).save(tmp_path / f"folder/{number}.jpg")
+        (tmp_path / f"folder/{number}.txt").write_text(f"a plain {color} picture number {number}\n")
+        rows.append({"image": f"folder/{number}.jpg", "captions": [f"{color} all over", f"nothing but {color}"]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert eve("data", "check", "folder", "--json", "check.json").returncode == 0
+    done = eve("tokenizer", "train", "folder", "rows.jsonl", "--out", "tok.json", "--vocab-size", 300)
+    assert done.returncode == 0, done.stderr
+    done = eve(
+        *("pretrain", "tiny", "--out", "mine", "--data.train", "folder", "rows.jsonl", "--data.train-weights", 1, 3),
+        *("--data.val", "rows.jsonl", "--tokenizer.path", "tok.json", "--train.steps", 4, "--data.num-workers", 1),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine/tokenizer.json").read_text() == (tmp_path / "tok.json").read_text()
+    assert json.loads((tmp_path / "mine/metrics.json").read_text())["mlm_acc"] >= 0
+
+
+def test_help_names_every_verb_and_recipe(eve):
+    from eve_vl.cli import VERBS
+    from eve_vl.recipes import RECIPES
+
+    text = eve("--help").stdout
+    assert all(verb in text for verb in VERBS)
+    text = eve("pretrain", "--help").stdout
+    assert all(recipe in text for recipe in RECIPES)
+    assert "--train.lr" in eve("pretrain", "tiny", "--help").stdout

@@ -1,0 +1,578 @@
+"""Embeddings, blocks and encoder against timm, torch's own layers, slow loops and counts on paper."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from timm.layers.activations import QuickGELU
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+from twins import randomize, slow_ffn, slow_moe, tiny_config
+
+from eve_vl.config import Config, ModelConfig
+from eve_vl.errors import UserError
+from eve_vl.model.embed import Tokens, pair, patchify, take, unpatchify
+from eve_vl.model.encoder import Block, Encoder, ModalityFeedForward, initialize
+from eve_vl.model.layers import FeedForward, attend, drop_path
+from eve_vl.model.moe import MoE
+from eve_vl.model.pixel_decoder import PixelDecoder, sincos_positions
+from eve_vl.recipes import RECIPES
+from eve_vl.tasks.masked_signal import MaskedSignal
+
+VOCAB = 30
+LENGTHS = (6, 3, 5)
+
+
+def model_config(**changes: object) -> ModelConfig:
+    return replace(tiny_config().model, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def encoder(seed: int = 0, **changes: object) -> Encoder:
+    """A tiny encoder in evaluation mode with weights that all matter."""
+    module = Encoder(model_config(**changes), VOCAB)
+    randomize(module, seed, std=0.4)
+    return module.eval()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def text_batch() -> tuple[Tensor, Tensor]:
+    """Token ids and padding of three texts."""
+    is_padding_BT = torch.arange(max(LENGTHS)) >= torch.tensor(LENGTHS)[:, None]
+    return torch.randint(1, VOCAB, is_padding_BT.shape).masked_fill(is_padding_BT, 0), is_padding_BT
+
+
+def patches(count: int = 3) -> Tensor:
+    return torch.randn(count, 16, 48)
+
+
+# Pieces
+
+
+def test_patches_are_cut_row_by_row_and_put_back():
+    pixels = torch.randn(2, 3, 16, 16)
+    cut = patchify(pixels, 4)
+    for row in range(4):
+        for column in range(4):
+            expected = pixels[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1)
+            assert torch.equal(cut[:, 4 * row + column], expected)
+    assert torch.equal(unpatchify(cut, 4), pixels)
+
+
+def test_projection_of_patches_equals_a_strided_convolution():
+    model = encoder()
+    conv = nn.Conv2d(3, 16, kernel_size=4, stride=4)
+    with torch.no_grad():
+        conv.weight.copy_(model.image.proj.weight.view(16, 3, 4, 4))
+        conv.bias.copy_(model.image.proj.bias)  # pyright: ignore[reportOptionalMemberAccess]
+    pixels = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model.image.proj(patchify(pixels, 4)), conv(pixels).flatten(2).transpose(1, 2))
+
+
+def test_take_picks_rows():
+    x = patches()
+    index = torch.tensor([[3, 1], [0, 15], [7, 7]])
+    for b in range(3):
+        for k in range(2):
+            assert torch.equal(take(x, index)[b, k], x[b, index[b, k]])
+
+
+def test_image_embedding_adds_cls_positions_and_type():
+    model, x = encoder().image, patches(2)
+    tokens = model(x)
+    assert tokens.num_image == 17
+    assert tokens.is_padding_BN is None
+    assert not tokens.is_text_BN.any()
+    for b in range(2):
+        torch.testing.assert_close(tokens.x_BND[b, 0], model.cls + model.positions[0] + model.type_embed)
+        for p in range(16):
+            expected = model.proj.weight @ x[b, p] + model.proj.bias + model.positions[1 + p] + model.type_embed
+            torch.testing.assert_close(tokens.x_BND[b, 1 + p], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_dropped_patches_leave_the_others_their_own_positions():
+    model, x = encoder().image, patches()
+    keep = torch.stack([torch.randperm(16)[:5].sort().values for _ in range(3)])
+    everything, kept = model(x).x_BND, model(x, keep).x_BND
+    torch.testing.assert_close(kept[:, :1], everything[:, :1])
+    torch.testing.assert_close(kept[:, 1:], take(everything[:, 1:], keep), rtol=1e-5, atol=1e-5)
+
+
+def test_text_embedding_against_a_loop():
+    model = encoder().text
+    ids, is_padding = text_batch()
+    tokens = model(ids, is_padding)
+    assert tokens.num_image == 0
+    assert tokens.is_text_BN.all()
+    for b in range(3):
+        for t in range(6):
+            word = model.words.weight[ids[b, t]]
+            normed = (word - word.mean()) / (word.var(unbiased=False) + 1e-6).sqrt()
+            expected = normed * model.norm.weight + model.norm.bias + model.positions[t] + model.type_embed
+            torch.testing.assert_close(tokens.x_BND[b, t], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_text_longer_than_the_positions_is_refused():
+    model = encoder().text
+    ids = torch.ones(1, 12, dtype=torch.long)
+    model(ids, None)
+    with pytest.raises(UserError, match=r"text of 13 tokens, but model\.text_length is 12"):
+        model(torch.ones(1, 13, dtype=torch.long), None)
+
+
+def test_positions_are_resized_for_other_picture_sizes():
+    model = encoder().image
+    assert model.resized_positions(16) is model.positions
+    resized = model.resized_positions(36)
+    assert torch.equal(resized[0], model.positions[0])
+    for d in range(16):  # one channel after the other, as a picture
+        grid = model.positions[1:, d].reshape(1, 1, 4, 4)
+        expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False).flatten()
+        torch.testing.assert_close(resized[1:, d], expected)
+    with torch.no_grad():
+        model.positions[1:] = torch.arange(16.0)
+    torch.testing.assert_close(model.resized_positions(64)[1:], torch.arange(16.0).expand(64, 16), rtol=1e-5, atol=1e-5)
+    assert model(torch.randn(2, 36, 48)).x_BND.shape == (2, 37, 16)
+
+
+def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean():
+    x = torch.ones(20_000, 2, 3)
+    assert drop_path(x, 0.3, training=False) is x
+    assert drop_path(x, 0.0, training=True) is x
+    dropped = drop_path(x, 0.3, training=True).flatten(1)
+    assert torch.equal(dropped, dropped[:, :1].expand(-1, 6))
+    assert sorted(dropped.unique().tolist()) == pytest.approx([0, 1 / 0.7])
+    assert (dropped[:, 0] == 0).float().mean().item() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 20_000))
+    rates = [block.drop_path_rate for block in Encoder(model_config(drop_path=0.2), VOCAB).blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_drop_path_is_drawn_for_both_branches_on_their_own():
+    block = encoder(drop_path=0.2, shallow_ffn="shared").blocks[0]
+    assert isinstance(block, Block)
+    block.train().drop_path_rate = 0.5
+    x = torch.randn(1, 4, 16)
+    tokens = Tokens(x_BND=x.expand(400, 4, 16), num_image=4)
+    outcomes = block(tokens, None)[0].x_BND.flatten(1)
+    distances = torch.cdist(outcomes, outcomes, compute_mode="donot_use_mm_for_euclid_dist")
+    kinds = torch.unique(distances < 1e-3, dim=0)
+    assert len(kinds) == 4  # neither, either, both
+    unchanged = (outcomes == x.flatten(1)).all(1).float().mean().item()
+    assert unchanged == pytest.approx(0.25, abs=0.11)
+
+
+# Attention and blocks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_equals_a_loop_over_heads_and_queries(dtype):
+    """bfloat16 on CPU takes another path than torch's fused kernel when there is something to train."""
+    shape = (2, 2, 5, 4)
+    q, k, v = (torch.randn(shape, dtype=torch.float32).to(dtype).requires_grad_() for _ in range(3))
+    may_attend = torch.tensor([[True] * 5, [True, True, True, False, False]])[:, None, None, :]
+    expected = torch.zeros(shape)
+    for b in range(2):
+        for h in range(2):
+            for n in range(5):
+                scores = [q[b, h, n].float() @ k[b, h, m].float() / math.sqrt(4) for m in range(5)]
+                exponentials = [s.exp() if may_attend[b, 0, 0, m] else torch.zeros(()) for m, s in enumerate(scores)]
+                weights = [e / torch.stack(exponentials).sum() for e in exponentials]
+                expected[b, h, n] = sum(w * v[b, h, m].float() for m, w in enumerate(weights))
+    tolerance = 1e-5 if dtype == torch.float32 else 0.03
+    output = attend(q, k, v, may_attend)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.float(), expected, rtol=tolerance, atol=tolerance)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        torch.testing.assert_close(attend(q, k, v, may_attend), output)
+    upstream = torch.randn(shape)
+    found = torch.autograd.grad((output.float() * upstream).sum(), (q, k, v))
+    exact = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), rtol=2 * tolerance, atol=2 * tolerance)
+
+
+def timm_twin(block: Block, dim: int, heads: int) -> TimmBlock:
+    """timm's ViT block with the weights of ours; it has a bias on k, which is 0 here."""
+    twin = TimmBlock(
+        dim,
+        heads,
+        mlp_ratio=2.0,
+        qkv_bias=True,
+        init_values=1.0,
+        act_layer=QuickGELU,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),  # pyright: ignore[reportArgumentType]
+    )
+    assert isinstance(block.ffn, FeedForward)
+    attn = block.attn
+    weights = {
+        "norm1.weight": block.norm1.weight,
+        "norm1.bias": block.norm1.bias,
+        "attn.qkv.weight": attn.qkv.weight,
+        "attn.qkv.bias": torch.cat([attn.q_bias, torch.zeros(dim), attn.v_bias]),
+        "attn.proj.weight": attn.proj.weight,
+        "attn.proj.bias": attn.proj.bias,
+        "ls1.gamma": block.scale1,
+        "norm2.weight": block.norm2.weight,
+        "norm2.bias": block.norm2.bias,
+        "mlp.fc1.weight": block.ffn.fc1.weight,
+        "mlp.fc1.bias": block.ffn.fc1.bias,
+        "mlp.fc2.weight": block.ffn.fc2.weight,
+        "mlp.fc2.bias": block.ffn.fc2.bias,
+        "ls2.gamma": block.scale2,
+    }
+    twin.load_state_dict({name: weight.detach() for name, weight in weights.items()})
+    return twin
+
+
+@pytest.mark.parametrize("scale", [1.0, None])
+def test_block_equals_timms_forward_and_backward(scale):
+    block = Block(model_config(), "shared", 0.0)
+    randomize(block, 3, std=0.3)
+    if scale is not None:
+        for parameter in (block.scale1, block.scale2):
+            nn.init.constant_(parameter, scale)
+    twin = timm_twin(block, 16, 2)
+    x = torch.randn(2, 7, 16)
+    ours_x, timm_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours = block(Tokens(x_BND=ours_x, num_image=7), None)[0].x_BND
+    theirs = twin(timm_x)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(2, 7, 16)
+    ours.backward(upstream)
+    theirs.backward(upstream)
+    assert ours_x.grad is not None
+    assert timm_x.grad is not None
+    torch.testing.assert_close(ours_x.grad, timm_x.grad, rtol=1e-4, atol=1e-5)
+    theirs_by_name = {name: parameter.grad for name, parameter in twin.named_parameters()}
+    bias = theirs_by_name["attn.qkv.bias"]
+    assert bias is not None
+    pairs_of_gradients = [
+        (block.attn.q_bias.grad, bias[:16]),
+        (block.attn.v_bias.grad, bias[32:]),
+        (block.attn.qkv.weight.grad, theirs_by_name["attn.qkv.weight"]),
+        (block.attn.proj.weight.grad, theirs_by_name["attn.proj.weight"]),
+        (block.norm1.weight.grad, theirs_by_name["norm1.weight"]),
+        (block.norm2.bias.grad, theirs_by_name["norm2.bias"]),
+        (block.ffn.fc1.weight.grad, theirs_by_name["mlp.fc1.weight"]),  # pyright: ignore
+        (block.ffn.fc2.bias.grad, theirs_by_name["mlp.fc2.bias"]),  # pyright: ignore
+        (block.scale1.grad, theirs_by_name["ls1.gamma"]),
+        (block.scale2.grad, theirs_by_name["ls2.gamma"]),
+    ]
+    for a, b in pairs_of_gradients:
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def slow_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    return (x - x.mean()) / (x.var(unbiased=False) + 1e-6).sqrt() * norm.weight + norm.bias
+
+
+@pytest.mark.parametrize("num_image", [0, 4, 7])
+def test_hard_router_sends_each_token_to_its_modalitys_norm_and_network(num_image):
+    ffn = ModalityFeedForward(16, 32)
+    randomize(ffn, 4)
+    x = torch.randn(2, 7, 16)
+    output = ffn(Tokens(x_BND=x, num_image=num_image))
+    for b in range(2):
+        for n in range(7):
+            is_text = n >= num_image
+            norm, net = (ffn.norm_text, ffn.text) if is_text else (ffn.norm_image, ffn.image)
+            weights = (net.fc1.weight, net.fc1.bias, net.fc2.weight, net.fc2.bias)
+            torch.testing.assert_close(output[b, n], slow_ffn(slow_norm(norm, x[b, n]), *weights), rtol=1e-4, atol=1e-4)
+
+
+def test_ffn_policies_reach_their_blocks():
+    def kinds(**changes: object) -> list[type]:
+        return [type(block.ffn) for block in Encoder(model_config(**changes), VOCAB).blocks]  # pyright: ignore
+
+    assert kinds() == [ModalityFeedForward, MoE, MoE]
+    assert kinds(num_deep_blocks=0) == [ModalityFeedForward] * 3
+    assert kinds(shallow_ffn="shared", deep_ffn="modality", num_deep_blocks=1) == [
+        FeedForward,
+        FeedForward,
+        ModalityFeedForward,
+    ]
+    assert kinds(shallow_ffn="moe", deep_ffn="shared", num_deep_blocks=2) == [MoE, FeedForward, FeedForward]
+    assert kinds(deep_ffn="moe", num_deep_blocks=3) == [MoE] * 3
+    blocks = Encoder(model_config(modality_routing=False, num_experts=5, top_k=1), VOCAB).blocks
+    ffn = blocks[2].ffn
+    assert isinstance(ffn, MoE)
+    assert ffn.router.weight.shape == (5, 16)
+    assert ffn.router.top_k == 1
+    assert ffn.router.modality_embed is None
+
+
+# The encoder
+
+
+def slow_encode(model: Encoder, x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None) -> Tensor:
+    """One sample after the other, padding cut off; every block in its textbook form."""
+    B, N, D = x_BND.shape
+    outputs = torch.zeros(B, N, D)
+    for b in range(B):
+        real = torch.ones(N, dtype=torch.bool) if is_padding_BN is None else ~is_padding_BN[b]
+        x = torch.stack([slow_norm(model.norm_pre, row) for row in x_BND[b, real]])[None]
+        is_text = (torch.arange(N) >= num_image)[real][None]
+        for block in model.blocks:
+            assert isinstance(block, Block)
+            normed = F.layer_norm(x, (D,), block.norm1.weight, block.norm1.bias, 1e-6)
+            bias = torch.cat([block.attn.q_bias, torch.zeros(D), block.attn.v_bias])
+            branch, _ = F.multi_head_attention_forward(
+                *[normed.transpose(0, 1)] * 3,
+                embed_dim_to_check=D,
+                num_heads=block.attn.num_heads,
+                in_proj_weight=block.attn.qkv.weight,
+                in_proj_bias=bias,
+                bias_k=None,
+                bias_v=None,
+                add_zero_attn=False,
+                dropout_p=0.0,
+                out_proj_weight=block.attn.proj.weight,
+                out_proj_bias=block.attn.proj.bias,
+            )
+            x = x + block.scale1 * branch.transpose(0, 1)
+            if isinstance(block.ffn, ModalityFeedForward):
+                rows = []
+                for row, text in zip(x[0], is_text[0], strict=True):
+                    norm, net = (block.ffn.norm_text, block.ffn.text) if text else (block.ffn.norm_image, block.ffn.image)
+                    rows.append(slow_ffn(slow_norm(norm, row), *net.parameters()))
+                branch = torch.stack(rows)[None]
+            else:
+                normed = F.layer_norm(x, (D,), block.norm2.weight, block.norm2.bias, 1e-6)
+                if isinstance(block.ffn, MoE):
+                    branch, _ = slow_moe(block.ffn, normed, is_text, None)
+                else:
+                    branch = torch.stack([slow_ffn(row, *block.ffn.parameters()) for row in normed[0]])[None]
+            x = x + block.scale2 * branch
+        outputs[b, real] = torch.stack([slow_norm(model.norm, row) for row in x[0]])
+    return outputs
+
+
+def inputs_of(model: Encoder, kind: str) -> Tokens:
+    ids, is_padding = text_batch()
+    if kind == "image":
+        return model.image(patches())
+    if kind == "text":
+        return model.text(ids, is_padding)
+    keep = None if kind == "pair" else torch.stack([torch.randperm(16)[:4] for _ in range(3)])
+    return pair(model.image(patches(), keep), model.text(ids, is_padding))
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "pair", "pair of kept patches"])
+@pytest.mark.parametrize("shallow", ["modality", "shared"])
+@torch.no_grad()
+def test_encode_equals_the_slow_encoder(kind, shallow):
+    model = encoder(shallow_ffn=shallow, num_deep_blocks=1)
+    tokens = inputs_of(model, kind)
+    encoded = model.encode(tokens)
+    assert len(encoded.router) == 1
+    expected = slow_encode(model, tokens.x_BND, tokens.num_image, tokens.is_padding_BN)
+    found = encoded.x_BND
+    if tokens.is_padding_BN is not None:
+        found = found.masked_fill(tokens.is_padding_BN[:, :, None], 0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_padding_and_batch_mates_never_change_the_real_tokens():
+    model = encoder()
+    x = patches()
+    ids, is_padding = text_batch()
+    plain = model.encode(pair(model.image(x), model.text(ids, is_padding)))
+    longer_ids = F.pad(ids, (0, 5), value=0)
+    longer_padding = F.pad(is_padding, (0, 5), value=True)
+    other_ids = longer_ids.masked_fill(longer_padding, 9)
+    for ids_now in (longer_ids, other_ids):
+        padded = model.encode(pair(model.image(x), model.text(ids_now, longer_padding)))
+        for b, length in enumerate(LENGTHS):
+            real = 17 + length
+            torch.testing.assert_close(padded.x_BND[b, :real], plain.x_BND[b, :real], rtol=1e-4, atol=1e-5)
+        for a, b in zip(padded.router, plain.router, strict=True):
+            assert torch.equal(a.first_E, b.first_E)
+            torch.testing.assert_close(a.gate_E, b.gate_E)
+    for b, length in enumerate(LENGTHS):
+        text = model.text(ids[b : b + 1, :length], None)
+        alone = model.encode(pair(model.image(x[b : b + 1]), text))
+        torch.testing.assert_close(alone.x_BND[0], plain.x_BND[b, : 17 + length], rtol=1e-4, atol=1e-5)
+
+
+def test_pair_keeps_the_modality_of_each_token():
+    model = encoder()
+    ids, is_padding = text_batch()
+    image, text = model.image(patches(), torch.tensor([[3, 5]] * 3)), model.text(ids, is_padding)
+    both = pair(image, text)
+    assert both.num_image == 3
+    assert torch.equal(both.x_BND, torch.cat([image.x_BND, text.x_BND], dim=1))
+    assert torch.equal(both.is_text_BN, torch.tensor([[False] * 3 + [True] * 6] * 3))
+    assert both.is_padding_BN is not None
+    assert not both.is_padding_BN[:, :3].any()
+    assert torch.equal(both.is_padding_BN[:, 3:], is_padding)
+    assert pair(image, model.text(ids, None)).is_padding_BN is None
+
+
+def test_dropout_and_drop_path_are_off_in_evaluation():
+    model = encoder(dropout=0.5, drop_path=0.5)
+    tokens = inputs_of(model, "pair")
+    assert torch.equal(model.encode(tokens).x_BND, model.encode(tokens).x_BND)
+    ids, is_padding = text_batch()
+    assert torch.equal(model.text(ids, is_padding).x_BND, model.text(ids, is_padding).x_BND)
+    model.train()
+    assert not torch.equal(model.encode(tokens).x_BND, model.encode(tokens).x_BND)
+    assert not torch.equal(model.text(ids, is_padding).x_BND, model.text(ids, is_padding).x_BND)
+
+
+# The pixel decoder
+
+
+def test_sincos_positions_by_the_formula():
+    positions = sincos_positions(9, 8, torch.device("cpu"))
+    for row in range(3):
+        for column in range(3):
+            expected = []
+            for place in (row, column):
+                angles = [place / 10_000 ** (i / 2) for i in range(2)]
+                expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+            assert positions[3 * row + column].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@torch.no_grad()
+def test_decoder_equals_one_that_puts_every_patch_back_in_place():
+    """MAE's form: the whole grid in order, mask tokens where patches are hidden, one sample at a time, no padding."""
+    config = tiny_config(task={"decoder_depth": 2, "decoder_dim": 8})
+    decoder = PixelDecoder(config.model, config.task)
+    randomize(decoder, 5, std=0.4)
+    order = torch.stack([torch.randperm(16) for _ in range(3)])
+    keep, hidden = order[:, :4].sort().values, order[:, 4:].sort().values
+    _, is_padding = text_batch()
+    encoded = Tokens(x_BND=torch.randn(3, 1 + 4 + 6, 16), num_image=5, is_padding_BN=F.pad(is_padding, (5, 0)))
+    predicted = decoder(encoded, keep, hidden)
+    positions = sincos_positions(16, 8, torch.device("cpu"))
+    for b, length in enumerate(LENGTHS):
+        x = decoder.embed(encoded.x_BND[b])
+        grid = decoder.mask_token.expand(16, 8).clone()
+        grid[keep[b]] = x[1:5]
+        tokens = Tokens(x_BND=torch.cat([x[:1], grid + positions, x[5 : 5 + length]])[None], num_image=17)
+        for block in decoder.blocks:
+            tokens, _ = block(tokens, None)
+        pixels = decoder.pixels(decoder.norm(tokens.x_BND[0, 1:17]))
+        torch.testing.assert_close(predicted[b], pixels[hidden[b]], rtol=1e-4, atol=1e-5)
+    swapped = torch.randperm(12)
+    torch.testing.assert_close(decoder(encoded, keep, hidden[:, swapped]), predicted[:, swapped], rtol=1e-4, atol=1e-5)
+
+
+# Initial values and sizes
+
+
+def test_initial_values_follow_the_table_and_leave_nothing_out():
+    config = tiny_config(model={"embed_dim": 64, "num_heads": 4, "init_std": 0.05, "layer_scale": 0.3})
+    task = MaskedSignal(config, vocab_size=200, mask_id=2)
+    with torch.no_grad():
+        for parameter in task.parameters():
+            parameter.fill_(float("nan"))
+    initialize(task, config.model)
+    cut_std = 0.05 * 0.8796  # of a normal distribution cut at two standard deviations
+    seen = set()
+    for name, parameter in task.named_parameters():
+        last = name.rsplit(".", 1)[-1]
+        module = task.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, nn.LayerNorm):
+            assert torch.equal(parameter, torch.full_like(parameter, 1.0 if last == "weight" else 0.0)), name
+            seen.add("norm")
+        elif last in ("scale1", "scale2"):
+            assert torch.equal(parameter, torch.full_like(parameter, 0.3)), name
+            seen.add("scale")
+        elif last in ("bias", "q_bias", "v_bias", "fc1_bias", "fc2_bias"):
+            assert not parameter.any(), name
+            seen.add(last)
+        else:
+            values = parameter.detach()
+            assert values.abs().max().item() <= 0.1, name
+            spread = 6 / math.sqrt(2 * values.numel())
+            assert values.std().item() == pytest.approx(cut_std, rel=spread), name
+            assert abs(values.mean().item()) < 6 * cut_std / math.sqrt(values.numel()), name
+            seen.add(last)
+    assert seen == {
+        *("norm", "scale", "bias", "q_bias", "v_bias", "fc1_bias", "fc2_bias"),
+        *("weight", "fc1_weight", "fc2_weight", "cls", "positions", "type_embed", "modality_embed", "mask_token"),
+    }
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    def weights(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        task = MaskedSignal(tiny_config(), vocab_size=40, mask_id=2)
+        return torch.cat([parameter.flatten() for parameter in task.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def count_on_paper(
+    *, depth: int, D: int, F: int, moe_blocks: int, experts: int, image: int, patch: int, T: int, V: int, decoder: tuple
+) -> int:
+    """Parameters of the whole pre-training model from the shapes alone: §3 of the paper, hard router below, soft above."""
+    P, X = (image // patch) ** 2, 3 * patch * patch
+    norm, ffn = 2 * D, (D * F + F) + (F * D + D)
+    attention = 3 * D * D + 2 * D + (D * D + D)  # no bias on k
+    image_embed = (X * D + D) + D + (1 + P) * D + D
+    text_embed = V * D + norm + T * D + D
+    hard = norm + attention + 2 * D + 2 * (norm + ffn)
+    soft = norm + attention + 2 * D + norm + experts * D + 2 * D + experts * ffn
+    token_head = (D * D + D) + norm + (D * V + V)
+    d, f, blocks = decoder
+    narrow = 2 * d + (3 * d * d + 2 * d + d * d + d) + 2 * d + 2 * d + (d * f + f + f * d + d)
+    pixel_decoder = (D * d + d) + d + blocks * narrow + 2 * d + (d * X + X)
+    blocks_total = (depth - moe_blocks) * hard + moe_blocks * soft
+    return image_embed + text_embed + norm + blocks_total + norm + token_head + pixel_decoder
+
+
+PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
+DEMO = {
+    "depth": 4,
+    "D": 192,
+    "F": 384,
+    "moe_blocks": 2,
+    "experts": 4,
+    "image": 48,
+    "patch": 8,
+    "T": 32,
+    "V": 512,
+    "decoder": (96, 192, 1),
+}
+ON_PAPER = {
+    "base": {**PAPER, "depth": 12, "D": 768, "F": 3072, "moe_blocks": 2, "decoder": (384, 1536, 4)},
+    "large": {**PAPER, "depth": 24, "D": 1024, "F": 4096, "moe_blocks": 3, "decoder": (512, 2048, 8)},
+    "demo": DEMO,
+    "scenes": DEMO,
+    "emoji": DEMO,
+    "tiny": {
+        "depth": 3,
+        "D": 48,
+        "F": 192,
+        "moe_blocks": 2,
+        "experts": 4,
+        "image": 32,
+        "patch": 8,
+        "T": 32,
+        "V": 400,
+        "decoder": (48, 192, 1),
+    },
+}
+
+
+def test_every_recipe_has_its_count_on_paper():
+    assert set(RECIPES) == set(ON_PAPER)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_parameters_of_recipes_equal_the_count_on_paper(name):
+    config: Config = RECIPES[name]()
+    with torch.device("meta"):
+        task = MaskedSignal(config, vocab_size=config.tokenizer.vocab_size, mask_id=0)
+    assert sum(parameter.numel() for parameter in task.parameters()) == count_on_paper(**ON_PAPER[name])
+    assert all(parameter.device.type == "meta" for parameter in task.parameters())

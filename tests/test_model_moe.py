@@ -1,0 +1,274 @@
+"""The mixture of experts against a loop over tokens, and against the one-hot einsum form of the literature."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+from twins import TwinStats, random_moe, randomize, slow_balance, slow_entropy, slow_moe, slow_quick_gelu
+
+from eve_vl import objectives
+from eve_vl.model.layers import quick_gelu
+from eve_vl.model.moe import MoE, RouterStats, grouped_linear, grouped_mm_works
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+B, N, D = 3, 7, 8
+
+
+def inputs(dtype: torch.dtype = torch.float32, *, padded: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens, 4 of the 7 from the picture, and a ragged end."""
+    x_BND = torch.randn(B, N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    is_text_BN = (torch.arange(N) >= 4).expand(B, N)
+    is_padding_BN = torch.arange(N) >= torch.tensor([[7], [5], [6]]) if padded else None
+    return x_BND, is_text_BN, is_padding_BN
+
+
+def run(moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor | None) -> tuple[Tensor, RouterStats]:
+    real_S = None if is_padding_BN is None else (~is_padding_BN).flatten().nonzero().squeeze(1)
+    return moe(x_BND, is_text_BN, real_S)
+
+
+def balance_of(stats: RouterStats) -> Tensor:
+    return objectives.balance(stats.first_E, stats.gate_E, stats.num_tokens)
+
+
+def gradients(moe: MoE, x_BND: Tensor, output: Tensor, extra: Tensor | float = 0.0) -> dict[str, Tensor]:
+    """Gradients of a loss that weighs every output differently, by parameter name and "x"."""
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    names = {"x": x_BND, **dict(moe.named_parameters())}
+    found = torch.autograd.grad((output.double() * weights).sum() + extra, list(names.values()))
+    return dict(zip(names, found, strict=True))
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    for name, gradient in expected.items():
+        scale = max(1.0, gradient.abs().max().item())
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(
+    ("experts", "top_k", "modality"), [(4, 2, True), (4, 2, False), (4, 1, True), (1, 1, True), (3, 3, False), (16, 2, True)]
+)
+def test_output_and_all_gradients_equal_the_token_loop(dtype, padded, experts, top_k, modality):
+    moe = random_moe(experts=experts, top_k=top_k, modality=modality).to(dtype)
+    x_BND, is_text_BN, is_padding_BN = inputs(dtype, padded=padded)
+    x_BND.requires_grad_()
+    output, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
+    expected, twin = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
+    torch.testing.assert_close(output, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert balance_of(stats).item() == pytest.approx(slow_balance(twin), rel=1e-5)
+    if is_padding_BN is not None:
+        assert not output[is_padding_BN].any()
+    assert_same(gradients(moe, x_BND, output), gradients(moe, x_BND, expected), TOLERANCE[dtype])
+
+
+def test_float32_takes_the_grouped_product_and_float64_the_fallback():
+    weight_EOI = torch.randn(3, 12, 8)
+    assert grouped_mm_works(torch.randn(5, 8), weight_EOI)
+    assert not grouped_mm_works(torch.randn(5, 8).double(), weight_EOI.double())
+    assert not grouped_mm_works(torch.randn(5, 6), torch.randn(3, 12, 6))  # rows of 24 bytes
+    counts_E = torch.tensor([2, 0, 3])
+    for width in (8, 6):
+        x_RI, weight_EOI = torch.randn(5, width), torch.randn(3, 12, width)
+        expected = torch.cat([x_RI[:2] @ weight_EOI[0].t(), x_RI[2:] @ weight_EOI[2].t()])
+        torch.testing.assert_close(grouped_linear(x_RI, weight_EOI, counts_E), expected)
+
+
+def test_widths_that_the_grouped_product_refuses_still_work():
+    moe = random_moe(dim=6, ffn=10)
+    x_BND, is_text_BN, is_padding_BN = torch.randn(B, N, 6), *inputs()[1:]
+    x_BND.requires_grad_()
+    output, _ = run(moe, x_BND, is_text_BN, is_padding_BN)
+    expected, _ = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert_same(gradients(moe, x_BND, output), gradients(moe, x_BND, expected), 1e-5)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_bfloat16_autocast_stays_close(padded):
+    """Exercises the row tiles: rows are padded per expert and must come back in place."""
+    moe = random_moe(dim=16, ffn=32, experts=5)
+    x_BND, is_text_BN, is_padding_BN = torch.randn(B, N, 16), inputs()[1], inputs(padded=padded)[2]
+    x_BND.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
+    assert output.dtype == torch.bfloat16
+    assert stats.gate_E.dtype == torch.float32
+    expected, twin = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
+    assert balance_of(stats).item() == pytest.approx(slow_balance(twin), rel=1e-5)
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
+    found, exact = gradients(moe, x_BND, output), gradients(moe, x_BND, expected)
+    for name, gradient in exact.items():
+        assert (found[name] - gradient).norm() < 0.03 * gradient.norm(), name
+
+
+def test_an_expert_without_tokens_gets_an_exactly_zero_gradient_and_one_with_all_of_them_works():
+    moe = random_moe(experts=4, top_k=2, modality=False)
+    x_BND, is_text_BN, is_padding_BN = inputs()
+    x_BND = x_BND.abs()
+    with torch.no_grad():
+        moe.router.weight[:] = torch.tensor([-1.0, 4.0, -2.0, 2.0])[:, None]  # all to expert 1, then 3
+    x_BND.requires_grad_()
+    output, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
+    expected, _ = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert stats.first_E.tolist() == [0, 18, 0, 0]
+    found = gradients(moe, x_BND, output)
+    assert_same(found, gradients(moe, x_BND, expected), 1e-5)
+    for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"):
+        gradient = found[f"experts.{name}"]
+        assert not gradient[0].any()
+        assert not gradient[2].any()
+        assert gradient[1].any()
+        assert gradient[3].any()
+    assert balance_of(stats).item() == pytest.approx(4.0, rel=0.01)  # N · 1 · p₁, the worst there is
+
+
+def test_modality_embedding_reaches_the_router_alone():
+    moe = random_moe(experts=4, top_k=4)  # all experts: the output depends on b_m through the gates only
+    x_BND, is_text_BN, _ = inputs()
+    gates, _, _ = moe.router(x_BND.flatten(0, 1), is_text_BN.flatten())
+    assert moe.router.modality_embed is not None
+    with torch.no_grad():
+        seen = x_BND + moe.router.modality_embed[is_text_BN.long()]
+        expected = (seen.flatten(0, 1) @ moe.router.weight.t()).softmax(-1)
+    torch.testing.assert_close(gates, expected.sort(-1, descending=True).values)
+    as_image, _ = run(moe, x_BND, torch.zeros(B, N, dtype=torch.bool), None)
+    as_text, _ = run(moe, x_BND, torch.ones(B, N, dtype=torch.bool), None)
+    assert not torch.allclose(as_image, as_text)
+    with torch.no_grad():
+        moe.router.modality_embed[1] = moe.router.modality_embed[0]
+    torch.testing.assert_close(as_image, run(moe, x_BND, torch.ones(B, N, dtype=torch.bool), None)[0])
+    without = random_moe(modality=False)
+    assert [name for name, _ in without.router.named_parameters()] == ["weight"]
+
+
+def test_statistics_equal_hand_counts():
+    """Two experts' axes, tokens on them: every choice can be seen with the eye."""
+    moe = random_moe(dim=4, ffn=4, experts=3, top_k=2, modality=False)
+    with torch.no_grad():
+        moe.router.weight[:] = torch.eye(4)[:3]
+    x_BND = torch.tensor(
+        [[[3.0, 2, 1, 0], [1, 3, 2, 0], [3, 1, 2, 0], [0, 0, 0, 0]], [[2, 1, 3, 0], [9, 9, 9, 9], [3, 2, 1, 0], [1, 2, 3, 0]]]
+    )
+    is_text_BN = torch.tensor([[False, False, True, True]] * 2)
+    is_padding_BN = torch.tensor([[False, False, False, True], [False, True, False, False]])
+    _, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
+    # choices: (0,1) (1,2) | (0,2) pad || (2,0) pad | (0,1) (2,1); image tokens: first two of each row
+    assert stats.first_E.tolist() == [3, 1, 2]
+    assert stats.chosen_ME.tolist() == [[2, 2, 2], [2, 2, 2]]
+    assert stats.num_tokens.item() == 6
+    gates = torch.tensor([[3.0, 2, 1], [1, 3, 2], [3, 1, 2], [2, 1, 3], [3, 2, 1], [1, 2, 3]]).softmax(-1)
+    torch.testing.assert_close(stats.gate_E, gates.sum(0))
+    torch.testing.assert_close(stats.entropy, -(gates * gates.log()).sum())
+
+
+def test_statistics_equal_the_loops_counts():
+    moe = random_moe(experts=5, top_k=3)
+    x_BND, is_text_BN, is_padding_BN = inputs()
+    _, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
+    _, twin = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
+    chosen = [[0.0] * 5, [0.0] * 5]
+    for choices, is_text in zip(twin.choices, twin.is_text, strict=True):
+        for expert in choices:
+            chosen[is_text][expert] += 1
+    assert stats.chosen_ME.tolist() == chosen
+    assert stats.first_E.tolist() == [sum(choice[0] == expert for choice in twin.choices) for expert in range(5)]
+    assert stats.entropy.item() == pytest.approx(slow_entropy(twin), rel=1e-5)
+    assert stats.num_tokens.item() == len(twin.gates) == 18
+    assert [stats.gate_E[e].item() for e in range(5)] == pytest.approx(
+        [sum(gates[e] for gates in twin.gates) for e in range(5)], rel=1e-5
+    )
+
+
+def test_balance_loss_is_1_when_even_and_its_gradient_flows_through_the_gates_alone():
+    even = TwinStats(gates=[[0.5, 0.5]] * 4, choices=[[0], [1], [0], [1]])
+    assert slow_balance(even) == 1
+    moe = random_moe().double()
+    x_BND, is_text_BN, is_padding_BN = inputs(torch.float64)
+    _, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
+    assert not stats.first_E.requires_grad
+    balance_of(stats).backward()
+    gradient = moe.router.weight.grad
+    assert gradient is not None
+    for index in [(0, 0), (1, 3), (3, 7)]:  # central differences; small enough that no choice flips
+        numbers = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                moe.router.weight[index] += sign * 1e-6
+                numbers.append(slow_balance(slow_moe(moe, x_BND, is_text_BN, is_padding_BN)[1]))
+                moe.router.weight[index] -= sign * 1e-6
+        assert (numbers[0] - numbers[1]) / 2e-6 == pytest.approx(gradient[index].item(), rel=1e-4, abs=1e-8)
+
+
+def test_contents_of_padding_change_nothing_and_are_not_counted():
+    moe = random_moe()
+    x_BND, is_text_BN, is_padding_BN = inputs()
+    assert is_padding_BN is not None
+    output, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
+    other = torch.where(is_padding_BN[:, :, None], torch.full_like(x_BND, float("nan")), x_BND)
+    again, stats_again = run(moe, other, is_text_BN, is_padding_BN)
+    assert torch.equal(output, again)
+    for name in ("first_E", "gate_E", "chosen_ME", "entropy", "num_tokens"):
+        assert torch.equal(getattr(stats, name), getattr(stats_again, name)), name
+
+
+def test_a_samples_output_never_depends_on_its_batch_mates():
+    """As in an overfull expert of capacity-based routing: the mates all crowd onto this sample's experts."""
+    moe = random_moe(experts=4)
+    x_BND, is_text_BN, is_padding_BN = inputs()
+    assert is_padding_BN is not None
+    together, _ = run(moe, x_BND, is_text_BN, is_padding_BN)
+    for b in range(B):
+        alone, _ = run(moe, x_BND[b : b + 1], is_text_BN[b : b + 1], is_padding_BN[b : b + 1])
+        torch.testing.assert_close(alone[0], together[b], rtol=1e-5, atol=1e-6)
+        crowd = x_BND[b : b + 1].repeat(40, 1, 1)
+        crowded, _ = run(moe, crowd, is_text_BN[b : b + 1].expand(40, N), is_padding_BN[b : b + 1].expand(40, N))
+        torch.testing.assert_close(crowded[17], together[b], rtol=1e-5, atol=1e-6)
+    order = torch.tensor([2, 0, 1])
+    permuted, _ = run(moe, x_BND[order], is_text_BN[order], is_padding_BN[order])
+    torch.testing.assert_close(permuted, together[order], rtol=1e-5, atol=1e-6)
+
+
+def test_quick_gelu_and_its_gradient():
+    x = torch.linspace(-6, 6, 101, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(quick_gelu(x), slow_quick_gelu(x))
+    assert torch.autograd.gradcheck(quick_gelu, (x,))
+    weights = torch.randn(101, dtype=torch.float64)
+    (found,) = torch.autograd.grad((quick_gelu(x) * weights).sum(), x)
+    (expected,) = torch.autograd.grad((slow_quick_gelu(x) * weights).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def benchmark_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_moe", Path(__file__).parents[1] / "benchmarks" / "moe.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_one_hot_einsum_twin_of_the_benchmark_equals_ours_when_nothing_is_dropped():
+    bench = benchmark_module()
+    moe = random_moe(dim=8, ffn=16, experts=4, modality=False)
+    x_SD = torch.randn(20, 8, requires_grad=True)
+    is_text_BN = torch.zeros(1, 20, dtype=torch.bool)
+    ours, _ = moe(x_SD[None], is_text_BN, None)
+    einsum = bench.einsum_moe(moe, x_SD, capacity=40)
+    torch.testing.assert_close(ours[0], einsum, rtol=1e-5, atol=1e-5)
+    assert_same(gradients(moe, x_SD, ours[0]), gradients(moe, x_SD, einsum), 1e-5)
+    dropped = bench.einsum_moe(moe, x_SD, capacity=2)
+    assert not torch.allclose(dropped, einsum)
+
+
+def test_randomized_weights_make_the_comparisons_worth_something():
+    moe = random_moe()
+    assert all(bool(parameter.abs().min() > 1e-6) for parameter in moe.parameters())
+    before = [parameter.clone() for parameter in moe.parameters()]
+    randomize(moe, 1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, moe.parameters(), strict=True))

@@ -1,0 +1,91 @@
+"""10 steps = 5 + kill + 5, bit for bit; signals; what may change between starts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+FLAGS = ("--train.steps", "10", "--train.save-every", "5", "--train.val-every", "5", "--train.log-every", "1")
+NOISE = ("--model.dropout", "0.1", "--model.drop-path", "0.2", "--data.flip", "--train.accumulation", "2")
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    for name in ("model", "optimizer", "rng_0"):
+        a, b = (load_file(run / f"checkpoints/step_00000010/{name}.safetensors") for run in (one, two))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a if a[key].isfinite().all()), name
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
+    for a, b in zip(*logs, strict=True):
+        for timing in ("samples_per_second", "loader_share"):
+            a.pop(timing, None), b.pop(timing, None)
+        assert a == b
+
+
+def start(tmp_path: Path, out: str, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "eve_vl", "pretrain", "tiny", "--out", out, *FLAGS, *NOISE, *flags]
+    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    for _ in range(600):
+        if (run / "log.jsonl").is_file() and f'"step": {step},' in (run / "log.jsonl").read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no step {step} in {run}")
+
+
+def test_killed_run_goes_on_bit_for_bit(eve, tmp_path: Path):
+    assert eve("pretrain", "tiny", "--out", "whole", *FLAGS, *NOISE).returncode == 0
+    process = start(tmp_path, "killed")
+    wait_for_step(tmp_path / "killed", 6)  # past the checkpoint of step 5
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = eve("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE, "--resume", "--data.num-workers", "1")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(eve, tmp_path: Path):
+    assert eve("pretrain", "tiny", "--out", "whole", *FLAGS, *NOISE).returncode == 0
+    process = start(tmp_path, "stopped", "--train.save-every", "100")
+    wait_for_step(tmp_path / "stopped", 2)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "checkpoint saved" in stderr
+    assert "Traceback" not in stderr
+    assert eve("pretrain", "tiny", "--out", "stopped", *FLAGS, *NOISE).returncode == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_resume_needs_something_to_resume(eve):
+    done = eve("pretrain", "tiny", "--out", "nowhere", "--resume")
+    assert done.returncode == 2
+    assert "nothing to resume" in done.stderr
+
+
+def test_other_flags_in_the_same_folder_are_refused(eve):
+    assert eve("pretrain", "tiny", "--out", "run", "--train.steps", "2").returncode == 0
+    done = eve("pretrain", "tiny", "--out", "run", "--train.steps", "2", "--train.lr", "0.1", "--model.top-k", "1")
+    assert done.returncode == 2
+    assert "model.top_k, train.lr" in done.stderr
+    assert eve("pretrain", "tiny", "--out", "run", "--train.steps", "2", "--train.keep", "1").returncode == 0
+
+
+def test_non_finite_loss_stops_before_the_update(eve, tmp_path: Path):
+    done = eve("pretrain", "tiny", "--out", "run", "--train.lr", "1e30", "--train.save-every", "1", "--train.warmup", "0")
+    assert done.returncode == 2
+    assert "not finite" in done.stderr and "Traceback" not in done.stderr
+    (folder,) = (tmp_path / "run").glob("non_finite_step_*")
+    assert load_file(folder / "batch.safetensors")["images_BCHW"].shape[0] == 16
+    assert len((folder / "samples.txt").read_text().splitlines()) == 16
+    step = int(folder.name.split("_")[3])
+    saved = load_file(tmp_path / f"run/checkpoints/step_{step:08d}/model.safetensors")
+    stopped = load_file(folder / "model.safetensors")
+    assert all(torch.equal(saved[key], stopped[key]) for key in saved)

@@ -1,0 +1,429 @@
+"""Masked signal modelling against slow loops: what each pass may see, what is predicted, and the numbers of evaluation."""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from twins import ListSource, TwinStats, pairs, randomize, slow_balance, tiny_config, tiny_tokenizer
+
+from eve_vl.config import Config
+from eve_vl.data.batch import PairBatch, Sample, collate
+from eve_vl.data.loader import PairDataset, eval_positions
+from eve_vl.data.masking import generator, mask_patches, mask_tokens
+from eve_vl.metrics.masked_signal import Sums, visible_means
+from eve_vl.model.embed import patchify, take
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.moe import Router
+from eve_vl.tasks.masked_signal import MaskedSignal
+
+VOCAB, MASK, PAD = 30, 2, 0
+LENGTHS = (8, 3, 6, 5)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def samples(lengths: Sequence[int] = LENGTHS) -> list[Sample]:
+    found = []
+    for row, length in enumerate(lengths):
+        rng = generator(7, row)
+        keep_K, hidden_M = mask_patches(16, 0.75, rng)
+        ids_T = rng.integers(3, VOCAB, length)
+        found.append(
+            Sample(
+                image=torch.from_numpy(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)),
+                ids_T=ids_T,
+                is_masked_T=mask_tokens(np.arange(length) == 0, 0.5, rng),
+                keep_K=keep_K,
+                hidden_M=hidden_M,
+                where=f"row {row}",
+            )
+        )
+    return found
+
+
+def batch_of(found: Sequence[Sample]) -> PairBatch:
+    return collate(found, pad_id=PAD)
+
+
+def build(config: Config, vocab: int = VOCAB, mask: int = MASK) -> MaskedSignal:
+    """A task in evaluation mode whose every weight matters."""
+    task = MaskedSignal(config, vocab_size=vocab, mask_id=mask)
+    randomize(task, 1, std=0.35)
+    return task.eval()
+
+
+def patches_of(batch: PairBatch) -> Tensor:
+    return patchify(batch.images_BCHW.float() / 127.5 - 1, 4)
+
+
+# The losses
+
+
+def test_pixels_are_normalised_to_plus_minus_one():
+    batch = batch_of(samples())
+    expected = (batch.images_BCHW.numpy() / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(batch.pixels().numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@torch.no_grad()
+def test_losses_equal_those_of_one_sample_at_a_time(normalize):
+    """No padding, batch of one, sums by hand: what batching must not change."""
+    task = build(tiny_config(task={"normalize_targets": normalize}))
+    found = samples()
+    output = task(batch_of(found))
+    token_loss, right, count, error, numbers = 0.0, 0, 0, 0.0, 0
+    for sample in found:
+        batch = batch_of([sample])
+        patches = patches_of(batch)
+        logits = task.predict_tokens(task.encode(patches, batch, mask=True), batch).double()
+        for row, target in zip(logits.tolist(), sample.ids_T[sample.is_masked_T].tolist(), strict=True):
+            token_loss -= row[target] - math.log(sum(math.exp(logit) for logit in row))
+            right += int(np.argmax(row) == target)
+            count += 1
+        predicted = task.predict_pixels(task.encode(patches, batch, keep=True), batch)[0].double().numpy()
+        target = patches[0].double().numpy()
+        if normalize:
+            target = (target - target.mean(1, keepdims=True)) / np.sqrt(target.var(1, ddof=1, keepdims=True) + 1e-6)
+        for row, position in enumerate(sample.hidden_M):
+            error += ((predicted[row] - target[position]) ** 2).sum()
+            numbers += 48
+    assert output.terms["mlm"].item() == pytest.approx(token_loss / count, rel=1e-4)
+    assert output.terms["mlm_acc"].item() == pytest.approx(right / count)
+    assert output.terms["mim"].item() == pytest.approx(error / numbers, rel=1e-4)
+    expected = output.terms["mlm"] + output.terms["mim"] + 0.001 * output.terms["balance"]
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_loss_is_the_weighted_sum_of_its_terms():
+    config = tiny_config(task={"mim_weight": 0.3, "mlm_weight": 2.0}, model={"balance_weight": 0.7})
+    task = build(config)
+    output = task(batch_of(samples()))
+    expected = 0.3 * output.terms["mim"] + 2.0 * output.terms["mlm"] + 0.7 * output.terms["balance"]
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    output.loss.backward()
+    missing = [name for name, parameter in task.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not missing
+
+
+@torch.no_grad()
+def test_balance_and_routing_terms_equal_a_loop_over_what_the_routers_saw():
+    task = build(tiny_config())
+    seen: dict[int, list[TwinStats]] = {}
+    routers = [module for module in task.modules() if isinstance(module, Router)]
+
+    def watch(router: nn.Module, inputs: tuple[Tensor, Tensor], _output: object) -> None:
+        assert isinstance(router, Router)
+        assert router.modality_embed is not None
+        stats = TwinStats()
+        for x, is_text in zip(*inputs, strict=True):
+            logits = router.weight @ (x + router.modality_embed[int(is_text)])
+            gates = (logits.exp() / logits.exp().sum()).tolist()
+            stats.gates.append(gates)
+            stats.choices.append(sorted(range(len(gates)), key=lambda e: -gates[e]))
+        seen.setdefault(routers.index(router), []).append(stats)
+
+    for router in routers:
+        router.register_forward_hook(watch)
+    batch = batch_of(samples())
+    output = task(batch)
+    num_text = sum(LENGTHS)
+    for passes in seen.values():  # image pass: [CLS], 4 kept patches; text pass: [CLS], all 16
+        assert [len(stats.gates) for stats in passes] == [4 * 5 + num_text, 4 * 17 + num_text]
+    losses = [slow_balance(stats) for passes in seen.values() for stats in passes]
+    assert output.terms["balance"].item() == pytest.approx(sum(losses) / 4, rel=1e-4)
+    for number, passes in seen.items():
+        firsts = Counter(choice[0] for stats in passes for choice in stats.choices)
+        total = sum(firsts.values())
+        assert output.terms[f"max_load/{number}"].item() == pytest.approx(max(firsts.values()) / total)
+        entropy = -sum(g * math.log(g) for stats in passes for gates in stats.gates for g in gates)
+        assert output.terms[f"entropy/{number}"].item() == pytest.approx(entropy / total, rel=1e-4)
+
+
+# What each pass sees
+
+
+@torch.no_grad()
+def test_pixel_prediction_sees_kept_patches_and_the_whole_text_only():
+    task, batch = build(tiny_config()), batch_of(samples())
+    patches = patches_of(batch)
+    plain = task.predict_pixels(task.encode(patches, batch, keep=True), batch)
+    hidden = torch.zeros(4, 16, 1).scatter_(1, batch.hidden_BM[:, :, None], 1.0).bool()
+    other = torch.where(hidden, torch.randn_like(patches), patches)
+    assert torch.equal(task.predict_pixels(task.encode(other, batch, keep=True), batch), plain)
+    for b in range(4):
+        changed = patches.clone()
+        changed[b, batch.keep_BK[b, 1]] += 1
+        differs = (task.predict_pixels(task.encode(changed, batch, keep=True), batch) != plain).flatten(1).any(1)
+        assert differs.tolist() == [row == b for row in range(4)]
+    for b, t in [(0, 7), (1, 2), (3, 0)]:  # every text token is there, masked in the other pass or not
+        ids = batch.ids_BT.clone()
+        ids[b, t] = ids[b, t] % 20 + 5
+        changed_batch = replace(batch, ids_BT=ids)
+        differs = (task.predict_pixels(task.encode(patches, changed_batch, keep=True), changed_batch) != plain).flatten(1)
+        assert differs.any(1).tolist() == [row == b for row in range(4)]
+
+
+@torch.no_grad()
+def test_predictions_come_in_the_order_of_the_hidden_positions():
+    task, batch = build(tiny_config()), batch_of(samples())
+    encoded = task.encode(patches_of(batch), batch, keep=True)
+    plain = task.predict_pixels(encoded, batch)
+    assert plain.shape == (4, 12, 48)
+    order = torch.randperm(12)
+    shuffled = task.predict_pixels(encoded, replace(batch, hidden_BM=batch.hidden_BM[:, order]))
+    torch.testing.assert_close(shuffled, plain[:, order], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(shuffled, plain, atol=1e-3)
+    target = task.targets(patches_of(batch))
+    for b in range(4):
+        for m in range(12):
+            assert torch.equal(take(target, batch.hidden_BM)[b, m], target[b, batch.hidden_BM[b, m]])
+
+
+@torch.no_grad()
+def test_token_prediction_sees_the_whole_picture_and_no_masked_token():
+    task, batch = build(tiny_config()), batch_of(samples())
+    patches = patches_of(batch)
+    plain = task.predict_tokens(task.encode(patches, batch, mask=True), batch)
+    other_ids = torch.where(batch.is_masked_BT, batch.ids_BT % 20 + 5, batch.ids_BT)
+    other = replace(batch, ids_BT=other_ids)
+    assert not torch.equal(other_ids, batch.ids_BT)
+    assert torch.equal(task.predict_tokens(task.encode(patches, other, mask=True), other), plain)
+    sample_of = batch.is_masked_BT.nonzero()[:, 0]
+    for p in range(16):
+        changed = patches.clone()
+        changed[2, p] += 1
+        differs = (task.predict_tokens(task.encode(changed, batch, mask=True), batch) != plain).any(1)
+        assert torch.equal(differs, sample_of == 2), p
+
+
+def count_calls(module: nn.Module) -> list[tuple]:
+    calls: list[tuple] = []
+    module.register_forward_pre_hook(lambda _module, inputs: calls.append(inputs))
+    return calls
+
+
+@torch.no_grad()
+def test_logits_are_computed_for_masked_tokens_alone_in_order():
+    task, batch = build(tiny_config()), batch_of(samples())
+    heads = count_calls(task.token_head)
+    encoded = task.encode(patches_of(batch), batch, mask=True)
+    logits = task.predict_tokens(encoded, batch)
+    (states,) = heads[0]
+    assert len(states) == len(logits) == int(batch.is_masked_BT.sum())
+    expected = [
+        task.token_head(encoded.x_BND[b : b + 1, 17 + t])[0] for b in range(4) for t in range(8) if batch.is_masked_BT[b, t]
+    ]
+    torch.testing.assert_close(logits, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_two_passes_by_default_one_with_joint_masking(monkeypatch):
+    lengths: list[int] = []
+    encode = Encoder.encode
+
+    def spy(self: Encoder, tokens):
+        lengths.append(tokens.x_BND.shape[1])
+        return encode(self, tokens)
+
+    monkeypatch.setattr(Encoder, "encode", spy)
+    batch = batch_of(samples())
+    build(tiny_config())(batch)
+    assert lengths == [1 + 4 + 8, 1 + 16 + 8]
+    lengths.clear()
+    joint = build(tiny_config(task={"joint_masking": True}))
+    output = joint(batch)
+    assert lengths == [1 + 4 + 8]
+    assert {"mim", "mlm", "balance"} <= output.terms.keys()
+    patches = patches_of(batch)
+    encoded = joint.encode(patches, batch, keep=True, mask=True)
+    expected = torch.nn.functional.cross_entropy(joint.predict_tokens(encoded, batch), batch.ids_BT[batch.is_masked_BT])
+    assert output.terms["mlm"].item() == pytest.approx(expected.item(), rel=1e-5)
+    target = take(joint.targets(patches), batch.hidden_BM)
+    error = (joint.predict_pixels(encoded, batch) - target).square().mean()
+    assert output.terms["mim"].item() == pytest.approx(error.item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_joint_masking_hides_tokens_from_the_pixels_and_patches_from_the_tokens():
+    task, batch = build(tiny_config(task={"joint_masking": True})), batch_of(samples())
+    plain = task(batch).terms
+    other = replace(batch, ids_BT=torch.where(batch.is_masked_BT, batch.ids_BT % 20 + 5, batch.ids_BT))
+    assert torch.equal(task(other).terms["mim"], plain["mim"])
+    images = batch.images_BCHW.clone()
+    for b in range(4):
+        for p in batch.hidden_BM[b].tolist():
+            images[b, :, p // 4 * 4 : p // 4 * 4 + 4, p % 4 * 4 : p % 4 * 4 + 4] += 90
+    assert torch.equal(task(replace(batch, images_BCHW=images)).terms["mlm"], plain["mlm"])
+
+
+@pytest.mark.parametrize(("off", "module", "term"), [("mim", "pixel_decoder", "mim"), ("mlm", "token_head", "mlm")])
+def test_weight_zero_leaves_the_pass_and_its_module_out(off, module, term):
+    task = build(tiny_config(task={f"{off}_weight": 0.0}))
+    assert not hasattr(task, module)
+    output = task(batch_of(samples()))
+    assert term not in output.terms
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in task.encoder.blocks.parameters())
+    task = eval_task(**{f"{off}_weight": 0.0})
+    numbers = task.evaluate(eval_batches(task.config, 4))
+    assert numbers
+    assert not any(name.startswith(term) for name in numbers)
+
+
+def test_without_experts_there_is_nothing_to_balance():
+    task = build(tiny_config(model={"deep_ffn": "modality"}))
+    output = task(batch_of(samples()))
+    assert set(output.terms) == {"mim", "mlm", "mlm_acc"}
+    assert output.loss.item() == pytest.approx((output.terms["mim"] + output.terms["mlm"]).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_targets_against_numpy(normalize):
+    task, patches = build(tiny_config(task={"normalize_targets": normalize})), patches_of(batch_of(samples()))
+    array = patches.double().numpy()
+    expected = array
+    if normalize:
+        expected = (array - array.mean(2, keepdims=True)) / np.sqrt(array.var(2, ddof=1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(task.targets(patches).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_what_each_loss_trains_and_nothing_else():
+    task, batch = build(tiny_config()), batch_of(samples())
+    terms = task(batch).terms
+    parameters = dict(task.named_parameters())
+    for term, silent in (("mim", "token_head"), ("mlm", "pixel_decoder")):
+        found = torch.autograd.grad(terms[term], list(parameters.values()), retain_graph=True, allow_unused=True)
+        for name, gradient in zip(parameters, found, strict=True):
+            assert (gradient is None) == name.startswith(silent), name
+
+
+# Evaluation
+
+
+def eval_dataset(config: Config, source: ListSource) -> PairDataset:
+    return PairDataset([source], config, tiny_tokenizer(), training=False)
+
+
+def eval_batches(config: Config, size: int, order: Sequence[int] | None = None) -> Iterable[PairBatch]:
+    dataset = eval_dataset(config, pairs(10))
+    positions = eval_positions([10], 10)
+    positions = positions if order is None else [positions[i] for i in order]
+    for start in range(0, 10, size):
+        yield collate([dataset[position] for position in positions[start : start + size]], pad_id=0)
+
+
+def eval_task(**task: object) -> MaskedSignal:
+    tokenizer = tiny_tokenizer()
+    return build(tiny_config(task=task), tokenizer.vocab_size, tokenizer.mask_id)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_evaluation_depends_neither_on_batch_size_nor_on_order(joint):
+    task = eval_task(joint_masking=joint)
+    numbers = task.evaluate(eval_batches(task.config, 10))
+    assert set(numbers) == {
+        *("mlm_acc", "mlm_acc_wrong_image", "mlm_acc_unigram", "mlm_loss"),
+        *("mim_mse", "mim_mse_wrong_caption", "mim_mse_mean_baseline", "mim_mse_image_mean"),
+    }
+    assert numbers == task.evaluate(eval_batches(task.config, 10))
+    for size, order in [(1, None), (3, None), (4, [3, 9, 0, 1, 7, 5, 2, 8, 6, 4])]:
+        assert task.evaluate(eval_batches(task.config, size, order)) == pytest.approx(numbers, rel=1e-5)
+    assert not any(parameter.grad is not None for parameter in task.parameters())
+
+
+def test_evaluation_numbers_equal_a_slow_loop():
+    task = eval_task()
+    numbers = task.evaluate(eval_batches(task.config, 4))
+    found: dict[str, list[float]] = {name: [] for name in numbers}
+    targets: Counter[int] = Counter()
+    for batch in eval_batches(task.config, 1):
+        assert batch.wrong is not None
+        masked = batch.ids_BT[batch.is_masked_BT]
+        targets.update(masked.tolist())
+        patches, other = patches_of(batch), patches_of(batch.wrong)
+        with torch.no_grad():
+            logits = task.predict_tokens(task.encode(patches, batch, mask=True), batch)
+            wrong_logits = task.predict_tokens(task.encode(other, batch, mask=True), batch)
+            predicted = task.predict_pixels(task.encode(patches, batch, keep=True), batch)[0].numpy()
+            text = batch.with_text_of(batch.wrong)
+            wrong_predicted = task.predict_pixels(task.encode(patches, text, keep=True), text)[0].numpy()
+        found["mlm_acc"] += (logits.argmax(-1) == masked).tolist()
+        found["mlm_acc_wrong_image"] += (wrong_logits.argmax(-1) == masked).tolist()
+        found["mlm_loss"] += torch.nn.functional.cross_entropy(logits, masked, reduction="none").tolist()
+        array, keep = patches[0].numpy(), batch.keep_BK[0].tolist()
+        for row, position in enumerate(batch.hidden_BM[0].tolist()):
+            patch = array[position]
+            mean, std = patch.mean(), np.sqrt(patch.var(ddof=1) + 1e-6)
+            near, whole = slow_guesses(array, keep, position)
+            target = (patch - mean) / std
+            found["mim_mse"] += ((predicted[row] - target) ** 2).tolist()
+            found["mim_mse_wrong_caption"] += ((wrong_predicted[row] - target) ** 2).tolist()
+            found["mim_mse_mean_baseline"] += (((near - mean) / std - target) ** 2).tolist()
+            found["mim_mse_image_mean"] += (((whole - mean) / std - target) ** 2).tolist()
+    found["mlm_acc_unigram"] = [max(targets.values()) / sum(targets.values())]
+    assert numbers == pytest.approx({name: float(np.mean(values)) for name, values in found.items()}, rel=1e-4)
+
+
+def slow_guesses(patches_PX: np.ndarray, keep: Sequence[int], position: int) -> tuple[np.ndarray, np.ndarray]:
+    """One RGB colour for a hidden patch: mean of visible neighbours, or of all visible patches; and the latter."""
+    side = math.isqrt(len(patches_PX))
+    pixels = patches_PX.reshape(len(patches_PX), 3, -1)
+    whole = np.mean([pixels[p].mean(1) for p in keep], axis=0)
+    row, column = divmod(position, side)
+    near = [pixels[p].mean(1) for p in keep if max(abs(p // side - row), abs(p % side - column)) == 1]
+    color = np.mean(near, axis=0) if near else whole
+    return np.repeat(color, pixels.shape[2]), np.repeat(whole, pixels.shape[2])
+
+
+@pytest.mark.parametrize("num_kept", [1, 2, 6, 15])
+def test_visible_means_against_a_loop(num_kept):
+    patches = torch.randn(5, 16, 12)
+    order = torch.stack([torch.randperm(16) for _ in range(5)])
+    keep, hidden = order[:, :num_kept], order[:, num_kept:]
+    near, whole = visible_means(patches, keep, hidden)
+    for b in range(5):
+        for m, position in enumerate(hidden[b].tolist()):
+            slow_near, slow_whole = slow_guesses(patches[b].numpy(), keep[b].tolist(), position)
+            np.testing.assert_allclose(near[b, m].numpy(), slow_near, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(whole[b, m].numpy(), slow_whole, rtol=1e-4, atol=1e-5)
+
+
+def test_sums_of_several_processes_give_the_numbers_of_one():
+    """over_processes stands in for the process group: here it adds the other half's sums."""
+    logits, targets = torch.randn(9, VOCAB), torch.randint(0, 4, (9,))
+    predicted, target = torch.randn(6, 2, 5), torch.randn(6, 2, 5)
+
+    def collect(tokens: slice, rows: slice) -> Sums:
+        sums = Sums()
+        for name in ("mlm", "mlm_wrong_image"):
+            sums.add_tokens(name, logits[tokens], targets[tokens])
+        for name in ("mim", "mim_wrong_caption"):
+            sums.add_pixels(name, predicted[rows], target[rows])
+        return sums
+
+    whole = collect(slice(0, 9), slice(0, 6)).result(lambda value: value)
+    first, second = collect(slice(0, 4), slice(0, 1)), collect(slice(4, 9), slice(1, 6))
+    others = [*(value for _, value in sorted(second.sums.items())), second.target_counts_V]
+    halves = iter(others)
+    assert first.result(lambda value: value + next(halves)) == pytest.approx(whole, rel=1e-6)
+    assert whole["mlm_acc_unigram"] == pytest.approx(max(Counter(targets.tolist()).values()) / 9)
+
+
+def test_wrong_partners_change_the_numbers_that_they_should():
+    task = eval_task()
+    batches = list(eval_batches(task.config, 5))
+    numbers = task.evaluate(batches)
+    own = [replace(batch, wrong=copy.copy(batch)) for batch in batches]
+    same = task.evaluate(own)
+    assert same["mlm_acc_wrong_image"] == same["mlm_acc"] == numbers["mlm_acc"]
+    assert same["mim_mse_wrong_caption"] == pytest.approx(same["mim_mse"])
+    assert numbers["mim_mse_wrong_caption"] != pytest.approx(numbers["mim_mse"], rel=1e-4)

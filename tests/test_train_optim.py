@@ -1,0 +1,98 @@
+"""Schedule against numbers on paper, AdamW against a plain loop, and what weight decay touches."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from twins import tiny_config
+
+from eve_vl.config import TrainConfig
+from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate
+
+
+def config_of(**changes: object) -> TrainConfig:
+    return replace(TrainConfig(steps=10, lr=1.0, warmup=0.2), **changes)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # two steps of warm-up, then eight of decay, the first of which is at the peak
+        ("linear", [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("cosine", [0.5, 1.0, 1.0, 0.96194, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.03806]),
+    ],
+)
+def test_schedule_by_hand(schedule, expected):
+    rates = [learning_rate(step, config_of(schedule=schedule)) for step in range(10)]
+    assert rates == pytest.approx(expected, abs=1e-5)
+    scaled = [learning_rate(step, config_of(schedule=schedule, lr=3e-4)) for step in range(10)]
+    assert scaled == pytest.approx([3e-4 * rate for rate in expected], abs=1e-8)
+
+
+def test_without_warm_up_it_starts_at_the_peak():
+    assert learning_rate(0, config_of(warmup=0.0)) == 1.0
+    assert learning_rate(0, config_of(warmup=0.0, steps=1)) == 1.0
+    assert learning_rate(99, config_of(warmup=0.0, steps=100, schedule="linear")) == pytest.approx(0.01)
+
+
+def test_the_papers_run_warms_up_and_ends_near_zero():
+    config = TrainConfig()
+    peak = round(0.02 * 480_000)
+    rates = [learning_rate(step, config) for step in (0, peak // 2 - 1, peak, 480_000 - 1)]
+    assert rates == pytest.approx([5e-4 / peak, 2.5e-4, 5e-4, 0.0], abs=1e-9)
+
+
+def test_weight_decay_spares_biases_norms_and_everything_one_dimensional():
+    task = MaskedSignal(tiny_config(), vocab_size=30, mask_id=2)
+    decayed = {name for name, parameter in task.named_parameters() if is_decayed(name, parameter)}
+    for name, parameter in task.named_parameters():
+        is_matrix = parameter.ndim >= 2 and "bias" not in name
+        assert (name in decayed) == is_matrix, name
+    assert "encoder.blocks.2.ffn.experts.fc1_weight" in decayed
+    assert "encoder.blocks.2.ffn.experts.fc1_bias" not in decayed  # 2-D only because experts are stacked
+    assert task.encoder.blocks[2].ffn.experts.fc1_bias.ndim == 2  # pyright: ignore
+    spared = ("norm.weight", "scale1", "q_bias", "cls", "type_embed", "mask_token")
+    assert not any(name.endswith(spared) for name in decayed)
+    optimizer = build_optimizer(task.named_parameters(), config_of(weight_decay=0.3))
+    groups = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
+    assert set(groups) == {0.3, 0.0}
+    by_id = {id(parameter): name for name, parameter in task.named_parameters()}
+    assert {by_id[id(parameter)] for parameter in groups[0.3]} == decayed
+    assert sum(len(params) for params in groups.values()) == len(by_id)
+    assert optimizer.defaults["fused"]
+
+
+def test_frozen_parameters_are_left_out():
+    layer = nn.Linear(3, 2)
+    layer.weight.requires_grad_(False)
+    optimizer = build_optimizer(layer.named_parameters(), config_of())
+    assert [len(group["params"]) for group in optimizer.param_groups] == [0, 1]
+
+
+def test_fused_adamw_equals_a_plain_loop():
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    config = config_of(betas=(0.8, 0.9), weight_decay=0.1)
+    optimizer = build_optimizer(layer.named_parameters(), config)
+    values = {name: parameter.detach().double().flatten().tolist() for name, parameter in layer.named_parameters()}
+    first = {name: [0.0] * len(numbers) for name, numbers in values.items()}
+    second = {name: [0.0] * len(numbers) for name, numbers in values.items()}
+    for step in range(1, 6):
+        rate = learning_rate(step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for name, parameter in layer.named_parameters():
+            parameter.grad = torch.randn_like(parameter)
+            for i, gradient in enumerate(parameter.grad.flatten().tolist()):
+                first[name][i] = 0.8 * first[name][i] + 0.2 * gradient
+                second[name][i] = 0.9 * second[name][i] + 0.1 * gradient**2
+                mean, square = first[name][i] / (1 - 0.8**step), second[name][i] / (1 - 0.9**step)
+                decay = 0.1 if name == "weight" else 0.0
+                values[name][i] -= rate * decay * values[name][i]
+                values[name][i] -= rate * mean / (math.sqrt(square) + 1e-8)
+        optimizer.step()
+    for name, parameter in layer.named_parameters():
+        assert parameter.detach().flatten().tolist() == pytest.approx(values[name], rel=1e-4, abs=1e-5), name

@@ -1,0 +1,186 @@
+"""Slow, obvious twins of the library's fast code, and the tiny inputs that both are given.
+
+Letters: B batch, N tokens, S real tokens, D width, F feed-forward width, E experts, K chosen experts, P patches, T text tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eve_vl.config import Config, DataConfig, MaskedSignalConfig, ModelConfig, TokenizerConfig, TrainConfig
+from eve_vl.data.records import ImagePixels, ImageRef, ImageText
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import BadSampleError
+from eve_vl.model.moe import MoE
+
+CAPTIONS = (
+    "a red circle",
+    "two small blue squares on gray",
+    "a big green star left of a tiny white ring",
+    "one yellow cross at the top",
+    "purple triangle, orange heart",
+    "a circle",
+)
+
+
+# Mixture of experts
+
+
+@dataclass
+class TwinStats:
+    """What the twin counted; gates, choices and modality of each real token in order."""
+
+    gates: list[list[float]] = field(default_factory=list)
+    choices: list[list[int]] = field(default_factory=list)
+    is_text: list[bool] = field(default_factory=list)
+
+
+def slow_quick_gelu(x: Tensor) -> Tensor:
+    """x · sigmoid(1.702 x), by autograd."""
+    return x * (1 / (1 + torch.exp(-1.702 * x)))
+
+
+def slow_ffn(x: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor, fc2_bias: Tensor) -> Tensor:
+    """One feed-forward network on one token (D,)."""
+    return fc2_weight @ slow_quick_gelu(fc1_weight @ x + fc1_bias) + fc2_bias
+
+
+def slow_moe(moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor | None) -> tuple[Tensor, TwinStats]:
+    """Token after token through the router's formula and the chosen experts' matrices; reads the weights, nothing else."""
+    router, experts, stats = moe.router, moe.experts, TwinStats()
+    B, N, D = x_BND.shape
+    rows = []
+    for b in range(B):
+        for n in range(N):
+            if is_padding_BN is not None and is_padding_BN[b, n]:
+                rows.append(torch.zeros(D, dtype=x_BND.dtype))
+                continue
+            x = x_BND[b, n]
+            seen = x if router.modality_embed is None else x + router.modality_embed[int(is_text_BN[b, n])]
+            logits = [weight @ seen for weight in router.weight]
+            exponentials = [torch.exp(logit - max(other.item() for other in logits)) for logit in logits]
+            gates = [exponential / sum(exponentials) for exponential in exponentials]
+            chosen = sorted(range(len(gates)), key=lambda expert: -gates[expert].item())[: router.top_k]
+            kept = sum(gates[expert] for expert in chosen)
+            output = torch.zeros(D, dtype=x_BND.dtype)
+            for e in chosen:
+                weights = (experts.fc1_weight[e], experts.fc1_bias[e], experts.fc2_weight[e], experts.fc2_bias[e])
+                output = output + gates[e] / kept * slow_ffn(x, *weights)
+            rows.append(output)
+            stats.gates.append([gate.item() for gate in gates])
+            stats.choices.append(chosen)
+            stats.is_text.append(bool(is_text_BN[b, n]))
+    return torch.stack(rows).view(B, N, D), stats
+
+
+def slow_balance(stats: TwinStats) -> float:
+    """N · Σ f_i · p_i in plain Python (paper Eq. 7)."""
+    num_experts, num_tokens = len(stats.gates[0]), len(stats.gates)
+    total = 0.0
+    for expert in range(num_experts):
+        f = sum(choice[0] == expert for choice in stats.choices) / num_tokens
+        p = sum(gate[expert] for gate in stats.gates) / num_tokens
+        total += f * p
+    return num_experts * total
+
+
+def slow_entropy(stats: TwinStats) -> float:
+    """Entropy of the gates in nats, summed over tokens."""
+    return -sum(gate * math.log(gate) for gates in stats.gates for gate in gates)
+
+
+def random_moe(dim: int = 8, ffn: int = 12, experts: int = 4, top_k: int = 2, *, modality: bool = True, seed: int = 0) -> MoE:
+    """A MoE whose every weight matters: nothing is zero or small."""
+    moe = MoE(dim, ffn, experts, top_k, modality)
+    randomize(moe, seed)
+    return moe
+
+
+def randomize(module: torch.nn.Module, seed: int, std: float = 0.5) -> None:
+    """Fill all parameters with noise, so that no bias is 0 and no two tokens look alike."""
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng, dtype=torch.float64) * std)
+
+
+# Tiny configs and data
+
+
+def tiny_config(
+    *,
+    model: dict | None = None,
+    task: dict | None = None,
+    data: dict | None = None,
+    train: dict | None = None,
+) -> Config:
+    """A config of a few thousand weights: 16 patches of 4×4, at most 12 tokens; initial weights far from 0."""
+    base = Config(
+        recipe="tiny",
+        out=Path("unused"),
+        model=ModelConfig(
+            image_size=16,
+            patch_size=4,
+            text_length=12,
+            embed_dim=16,
+            depth=3,
+            num_heads=2,
+            mlp_ratio=2.0,
+            num_experts=4,
+            drop_path=0.0,
+            dropout=0.0,
+            layer_scale=1.0,
+            init_std=0.3,
+        ),
+        task=MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2),
+        data=DataConfig(num_workers=0, val_samples=100),
+        tokenizer=TokenizerConfig(vocab_size=300),
+        train=TrainConfig(steps=10, batch_size=4),
+    )
+    return replace(
+        base,
+        model=replace(base.model, **model or {}),
+        task=replace(base.task, **task or {}),
+        data=replace(base.data, **data or {}),
+        train=replace(base.train, **train or {}),
+    )
+
+
+class ListSource:
+    """Rows at hand; a None is a row that cannot be used."""
+
+    def __init__(self, rows: Sequence[ImageText | None], name: str = "list"):
+        self.rows = rows
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> ImageText:
+        row = self.rows[index]
+        if row is None:
+            raise BadSampleError(f"{self.name}:{index}", "made to be broken")
+        return row
+
+
+def pairs(count: int, *, bad: Sequence[int] = (), size: int = 20, name: str = "list", captions: int = 2) -> ListSource:
+    """Noise pictures of different shapes, with captions that name their row; those in `bad` cannot be used."""
+    rows: list[ImageText | None] = []
+    for row in range(count):
+        rng = np.random.default_rng([count, row])
+        image: ImageRef = ImagePixels(pixels=rng.integers(0, 256, (size + row % 3, size, 3), dtype=np.uint8))
+        texts = tuple(f"{CAPTIONS[(row + turn) % len(CAPTIONS)]} {row}" for turn in range(captions))
+        rows.append(ImageText(image=image, captions=texts, where=f"{name}:{row}"))
+    for row in bad:
+        rows[row] = None
+    return ListSource(rows, name)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A byte-level BPE that knows CAPTIONS."""
+    return Tokenizer.train(CAPTIONS * 3, 300)
