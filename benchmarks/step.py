@@ -1,6 +1,6 @@
 """One whole training step of a recipe on made-up pairs: peak memory, seconds, and where the time goes.
 
-    python benchmarks/step.py base --batch 8 --json step.json
+python benchmarks/step.py base --batch 8 --json step.json
 """
 
 import argparse
@@ -77,7 +77,11 @@ def main() -> None:
         optimizer.step()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     inspection = inspect_config(config)
     result = {
         "recipe": args.recipe,

@@ -108,8 +108,10 @@ class ModelConfig:
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} {getattr(self, name)} is not in [0, 1)")
-        if self.balance_weight < 0:
-            found.append(f"balance_weight {self.balance_weight} is negative")
+        for name in ("shallow_ffn", "deep_ffn"):
+            if getattr(self, name) not in typing.get_args(FFNPolicy):
+                found.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(FFNPolicy))}")
+        found += _negative(self, "balance_weight")
         return found
 
 
@@ -142,8 +144,9 @@ class MaskedSignalConfig:
         for name in ("image_mask_ratio", "text_mask_ratio"):
             if not 0 < getattr(self, name) < 1:
                 found.append(f"{name} {getattr(self, name)} is not in (0, 1)")
-        if min(self.mim_weight, self.mlm_weight) < 0:
-            found.append("mim_weight and mlm_weight must not be negative")
+        negative = _negative(self, "mim_weight mlm_weight")
+        if negative:
+            found += negative
         elif self.mim_weight == self.mlm_weight == 0:
             found.append("mim_weight and mlm_weight are both 0: nothing to learn")
         elif self.joint_masking and 0 in (self.mim_weight, self.mlm_weight):
@@ -264,9 +267,7 @@ class TrainConfig:
             found.append(f"warmup {self.warmup} is not in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas {self.betas} are not in [0, 1)")
-        for name in ("weight_decay", "clip_norm", "threads", "seed"):
-            if getattr(self, name) < 0:
-                found.append(f"{name} {getattr(self, name)} is negative")
+        found += _negative(self, "weight_decay clip_norm threads seed")
         return found
 
 
@@ -328,14 +329,29 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
-    """Return a JSON value in the type that the field declares."""
+    """Return a JSON value in the type that the field declares. Raises UserError if it cannot be one."""
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected a section, got {value!r}")
         return from_dict(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+    wanted = {tuple: list, Path: str, float: (int, float)}.get(typing.get_origin(hint) or hint, hint)
+    if isinstance(wanted, type | tuple) and not isinstance(value, wanted):
+        raise UserError(f"{where}: {value!r} is not {getattr(hint, '__name__', hint)}")
     if isinstance(hint, types.UnionType):
         return None if value is None else _typed(typing.get_args(hint)[0], value, where)
     if typing.get_origin(hint) is tuple:
         return tuple(value)
     return Path(value) if hint is Path else value
+
+
+def _negative(config: Any, names: str) -> list[str]:
+    return [
+        f"{name} must be finite and not negative, got {getattr(config, name)}"
+        for name in names.split()
+        if not 0 <= getattr(config, name) < math.inf
+    ]
 
 
 def _not_positive(config: Any, names: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Shared by all tests."""
 
 import os
-
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,16 +9,38 @@ from pathlib import Path
 import pytest
 import torch
 
+from eve_vl.cli import main
+
 torch.set_num_threads(1)  # two threads stall on shared cores
 os.environ["OMP_NUM_THREADS"] = "1"
 
+Completed = subprocess.CompletedProcess[str]
+
 
 @pytest.fixture
-def eve(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The real command line in a process of its own, started in tmp_path."""
+def eve(tmp_path: Path, monkeypatch, capfd) -> Callable[..., Completed]:
+    """The real command line, run in tmp_path within this process (importing torch anew takes seconds)."""
+    monkeypatch.chdir(tmp_path)
 
-    def run(*args: object, **kwargs) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "eve_vl", *map(str, args)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False, **kwargs)
+    def run(*args: object) -> Completed:
+        capfd.readouterr()
+        code = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(args, code, out, err)
 
     return run
+
+
+@pytest.fixture
+def eve_process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """The real command line, started in tmp_path as a process of its own."""
+
+    def start(*args: object, module: tuple[str, ...] = ("eve_vl",), **kwargs) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", *module, *map(str, args)]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
+
+    return start

@@ -3,6 +3,7 @@
 import io
 import json
 import resource
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def test_folder_of_another_recipe(eve):
     assert "'tiny'" in line and "'demo'" in line and "--out" in line
 
 
-def test_disk_full_while_saving(eve, tmp_path: Path):
+def test_disk_full_while_saving(eve, eve_process, tmp_path: Path):
     """A limit on the size of a file stands in for a full disk: the second checkpoint cannot be written whole."""
     flags = ("pretrain", "tiny", "--out", "run", "--train.save-every", 5, "--train.steps", 10)
     assert eve(*flags[:4], "--train.save-every", 5, "--train.steps", 5).returncode == 0
@@ -145,8 +146,9 @@ def test_disk_full_while_saving(eve, tmp_path: Path):
     config["train"]["steps"] = 10  # as if the run had been stopped half-way
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     limit = max(len(data) for data in before.values()) // 2
-    done = eve(*flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    line = complaint(done)
+    process = eve_process(*flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    stdout, stderr = process.communicate(timeout=120)
+    line = complaint(subprocess.CompletedProcess(flags, process.returncode, stdout, stderr))
     assert "cannot save" in line and "earlier checkpoints are whole" in line
     after = {path: path.read_bytes() for path in (tmp_path / "run/checkpoints").rglob("*") if path.is_file()}
     assert after == before

@@ -1,8 +1,6 @@
 """Two gloo processes under torchrun give the single-process curve at the same global batch."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,17 +11,16 @@ FLAGS = (
 )
 
 
-def torchrun(tmp_path: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "eve_vl", *args]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "eve_vl")
 
 
 @pytest.mark.parametrize("accumulation", ["1", "2"])
-def test_two_processes_give_the_single_process_curve(eve, tmp_path: Path, accumulation: str):
+def test_two_processes_give_the_single_process_curve(eve, eve_process, tmp_path: Path, accumulation: str):
     flags = (*FLAGS, "--train.accumulation", accumulation)
     assert eve("pretrain", "tiny", "--out", "one", *flags).returncode == 0
-    done = torchrun(tmp_path, "pretrain", "tiny", "--out", "two", *flags)
-    assert done.returncode == 0, done.stderr
+    process = eve_process("pretrain", "tiny", "--out", "two", *flags, module=TORCHRUN)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")
     )
@@ -33,5 +30,3 @@ def test_two_processes_give_the_single_process_curve(eve, tmp_path: Path, accumu
         if accumulation == "2":  # token counts are averaged per micro-batch, of which each process has its own half
             assert b["loss" if a["kind"] == "train" else "mlm_loss"] > 0
         assert a == pytest.approx(b, rel=2e-4, abs=2e-5)
-    done = torchrun(tmp_path, "pretrain", "tiny", "--out", "two", *flags)
-    assert done.returncode == 0, done.stderr

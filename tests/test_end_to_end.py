@@ -12,7 +12,14 @@ def test_pretrain_evaluate_report(eve, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "report: run/report.html" in done.stdout
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    for name in ("mlm_acc", "mlm_acc_wrong_image", "mlm_acc_unigram", "mim_mse", "mim_mse_mean_baseline", "mim_mse_wrong_caption"):
+    for name in (
+        "mlm_acc",
+        "mlm_acc_wrong_image",
+        "mlm_acc_unigram",
+        "mim_mse",
+        "mim_mse_mean_baseline",
+        "mim_mse_wrong_caption",
+    ):
         assert name in metrics
     rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
@@ -24,7 +31,9 @@ def test_pretrain_evaluate_report(eve, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "again.json").read_text()) == pytest.approx(metrics, abs=1e-6)
 
-    done = eve("evaluate", "masked_signal", "run/checkpoints/step_00000010", "--data", "scenes:test_novel", "--json", "o/novel.json")
+    done = eve(
+        "evaluate", "masked_signal", "run/checkpoints/step_00000010", "--data", "scenes:test_novel", "--json", "o/novel.json"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "o/novel.json").read_text())["mlm_acc"] != metrics["mlm_acc"]
 

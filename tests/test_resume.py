@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,11 +25,6 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert a == b
 
 
-def start(tmp_path: Path, out: str, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "eve_vl", "pretrain", "tiny", "--out", out, *FLAGS, *NOISE, *flags]
-    return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def wait_for_step(run: Path, step: int) -> None:
     for _ in range(600):
         if (run / "log.jsonl").is_file() and f'"step": {step},' in (run / "log.jsonl").read_text():
@@ -40,9 +33,9 @@ def wait_for_step(run: Path, step: int) -> None:
     raise AssertionError(f"no step {step} in {run}")
 
 
-def test_killed_run_goes_on_bit_for_bit(eve, tmp_path: Path):
+def test_killed_run_goes_on_bit_for_bit(eve, eve_process, tmp_path: Path):
     assert eve("pretrain", "tiny", "--out", "whole", *FLAGS, *NOISE).returncode == 0
-    process = start(tmp_path, "killed")
+    process = eve_process("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE)
     wait_for_step(tmp_path / "killed", 6)  # past the checkpoint of step 5
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -51,9 +44,9 @@ def test_killed_run_goes_on_bit_for_bit(eve, tmp_path: Path):
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(eve, tmp_path: Path):
+def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_process, tmp_path: Path):
     assert eve("pretrain", "tiny", "--out", "whole", *FLAGS, *NOISE).returncode == 0
-    process = start(tmp_path, "stopped", "--train.save-every", "100")
+    process = eve_process("pretrain", "tiny", "--out", "stopped", *FLAGS, *NOISE, "--train.save-every", "100")
     wait_for_step(tmp_path / "stopped", 2)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)

@@ -321,9 +321,17 @@ def eval_batches(config: Config, size: int, order: Sequence[int] | None = None) 
         yield collate([dataset[position] for position in positions[start : start + size]], pad_id=0)
 
 
-def eval_task(**task: object) -> MaskedSignal:
+def eval_task(**changes: object) -> MaskedSignal:
+    """A task that guesses among a few frequent tokens only, so that it is right now and then."""
     tokenizer = tiny_tokenizer()
-    return build(tiny_config(task=task), tokenizer.vocab_size, tokenizer.mask_id)
+    task = build(tiny_config(task=changes), tokenizer.vocab_size, tokenizer.mask_id)
+    if task.config.task.mlm_weight:
+        targets = Counter(
+            token for batch in eval_batches(task.config, 10) for token in batch.ids_BT[batch.is_masked_BT].tolist()
+        )
+        with torch.no_grad():
+            task.token_head.fc2.bias.fill_(-30).index_fill_(0, torch.tensor([t for t, _ in targets.most_common(4)]), 0.0)
+    return task
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -403,7 +411,7 @@ def test_sums_of_several_processes_give_the_numbers_of_one():
     predicted, target = torch.randn(6, 2, 5), torch.randn(6, 2, 5)
 
     def collect(tokens: slice, rows: slice) -> Sums:
-        sums = Sums()
+        sums = Sums(vocab_size=VOCAB, with_tokens=True, with_pixels=True)
         for name in ("mlm", "mlm_wrong_image"):
             sums.add_tokens(name, logits[tokens], targets[tokens])
         for name in ("mim", "mim_wrong_caption"):
@@ -427,3 +435,28 @@ def test_wrong_partners_change_the_numbers_that_they_should():
     assert same["mlm_acc_wrong_image"] == same["mlm_acc"] == numbers["mlm_acc"]
     assert same["mim_mse_wrong_caption"] == pytest.approx(same["mim_mse"])
     assert numbers["mim_mse_wrong_caption"] != pytest.approx(numbers["mim_mse"], rel=1e-4)
+
+
+def test_evaluation_encodes_each_modality_with_its_own_and_with_the_wrong_partner(monkeypatch):
+    task = eval_task()
+    (batch,) = eval_batches(task.config, 10)
+    assert batch.wrong is not None
+    calls: list[tuple[Tensor, Tensor, bool, bool]] = []
+    encode = MaskedSignal.encode
+
+    def spy(self: MaskedSignal, patches: Tensor, text: PairBatch, *, keep: bool = False, mask: bool = False):
+        calls.append((patches, text.ids_BT, keep, mask))
+        return encode(self, patches, text, keep=keep, mask=mask)
+
+    monkeypatch.setattr(MaskedSignal, "encode", spy)
+    task.evaluate([batch])
+    own, wrong = patches_of(batch), patches_of(batch.wrong)
+    expected = [
+        (own, batch.ids_BT, False, True),
+        (wrong, batch.ids_BT, False, True),
+        (own, batch.ids_BT, True, False),
+        (own, batch.wrong.ids_BT, True, False),
+    ]
+    assert len(calls) == 4
+    for call, wanted in zip(calls, expected, strict=True):
+        torch.testing.assert_close(call, wanted)

@@ -25,7 +25,8 @@ from eve_vl.errors import BadSampleError, UserError
 
 MAX_SKIPS = 20  # this many unusable rows in a row are a mistake in the set-up, not a few broken files
 Position = tuple[int, int, int]  # epoch, source, row
-ORDER, ROWS, SAMPLE = 1, 2, 3  # purposes of the random streams
+MAX_PARTNERS = 200  # tries to find a pair with another caption
+ORDER, ROWS, SAMPLE, PARTNER = 1, 2, 3, 4  # purposes of the random streams
 
 
 def open_sources(specs: Sequence[str], data: DataConfig, image_size: int) -> list[Source]:
@@ -63,7 +64,7 @@ def seeded_torch(rng: np.random.Generator) -> Iterator[None]:
 
 class PairDataset(Dataset[Sample]):
     """Samples by (epoch, source, row). In evaluation nothing is augmented, the first caption is used, and each sample
-    brings a wrong partner: the pair half the data away, or the next one that shares no caption with it."""
+    brings a wrong partner: the pair half the data away or, if that shares a caption with it, one drawn at random."""
 
     def __init__(self, sources: Sequence[Source], config: Config, tokenizer: Tokenizer, *, training: bool):
         self.sources = sources
@@ -121,8 +122,8 @@ class PairDataset(Dataset[Sample]):
     def _wrong_partner(self, epoch: int, source: int, row: int) -> Sample:
         num_rows = len(self.sources[source])
         captions = set(self.sources[source][row].captions)
-        for step in range(min(num_rows, 2 * MAX_SKIPS)):
-            other = (row + num_rows // 2 + step) % num_rows
+        draws = generator(self.config.train.seed, PARTNER, source, row).integers(num_rows, size=MAX_PARTNERS)
+        for other in ((row + num_rows // 2) % num_rows, *draws.tolist()):
             with contextlib.suppress(BadSampleError):
                 if captions.isdisjoint(self.sources[source][other].captions):
                     return self._load(epoch, source, other)

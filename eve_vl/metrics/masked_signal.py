@@ -3,25 +3,27 @@
 Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, X values in a patch, V vocabulary.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+TOKEN_PASSES = ("mlm", "mlm_wrong_image")
+PIXEL_GUESSES = ("mim", "mim_wrong_caption", "mim_mean_baseline", "mim_image_mean")
+
 
 class Sums:
     """Running sums, so that batch size, order and number of processes do not change a number."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
-        self.target_counts_V = torch.zeros(0, dtype=torch.float64)
+    def __init__(self, *, vocab_size: int, with_tokens: bool, with_pixels: bool):
+        names = [f"{name}_{what}" for name in TOKEN_PASSES for what in ("right", "loss", "count")] if with_tokens else []
+        names += [f"{name}_{what}" for name in PIXEL_GUESSES for what in ("error", "count")] if with_pixels else []
+        self.sums = {name: torch.zeros((), dtype=torch.float64) for name in names}
+        self.target_counts_V = torch.zeros(vocab_size, dtype=torch.float64)
 
     def add_tokens(self, name: str, logits_MV: Tensor, targets_M: Tensor) -> None:
         """Count right first guesses and add up the cross-entropy."""
-        if not len(self.target_counts_V):
-            self.target_counts_V = torch.zeros(logits_MV.shape[1], dtype=torch.float64)
         if name == "mlm":
             self.target_counts_V += targets_M.bincount(minlength=logits_MV.shape[1]).double().cpu()
         loss = F.cross_entropy(logits_MV.float(), targets_M, reduction="sum")
@@ -48,14 +50,14 @@ class Sums:
         """
         total = {name: over_processes(value).item() for name, value in sorted(self.sums.items())}
         found: dict[str, float] = {}
-        if "mlm_count" in total:
+        if total.get("mlm_count"):
             counts_V = over_processes(self.target_counts_V)
             found["mlm_acc"] = total["mlm_right"] / total["mlm_count"]
             found["mlm_acc_wrong_image"] = total["mlm_wrong_image_right"] / total["mlm_wrong_image_count"]
             found["mlm_acc_unigram"] = (counts_V.max() / counts_V.sum()).item()
             found["mlm_loss"] = total["mlm_loss"] / total["mlm_count"]
-        for name in ("mim", "mim_wrong_caption", "mim_mean_baseline", "mim_image_mean"):
-            if f"{name}_count" in total:
+        for name in PIXEL_GUESSES:
+            if total.get(f"{name}_count"):
                 found[name.replace("mim", "mim_mse", 1)] = total[f"{name}_error"] / total[f"{name}_count"]
         return found
 

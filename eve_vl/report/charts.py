@@ -71,14 +71,14 @@ def line_chart(
     x_ticks = [tick for tick in ticks(0, x_end) if tick <= x_end]
     frame = _Frame(x_end=x_end, y_low=y_ticks[0], y_high=y_ticks[-1], left=_left(y_ticks, show))
     parts = [*_grid(frame, y_ticks, show), *_step_axis(frame, x_ticks)]
-    if mark is not None and mark < x_end:
-        parts.append(f'<line class="mark" x1="{frame.x(mark)}" x2="{frame.x(mark)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="mark" x="{frame.x(mark)}" y="{TOP + 10}" dx="-5" text-anchor="end">checkpoint</text>')
     for style, (_, points) in zip(_styles([each for each, _ in lines]), lines, strict=True):
         path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
         parts.append(f'<polyline class="{style}" points="{path}"/>')
         if len(points) <= MAX_DOTS and "ref" not in style:
             parts += [f'<circle class="{style}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.6"/>' for x, y in points]
+    if mark is not None and mark < x_end:
+        parts.append(f'<line class="mark" x1="{frame.x(mark)}" x2="{frame.x(mark)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text class="mark" x="{frame.x(mark)}" y="{TOP + 10}" dx="-5" text-anchor="end">checkpoint</text>')
     parts += _hover_bands(frame, lines, show)
     named = [(each.name, show(points[-1][1])) for each, points in lines]
     return _figure(title, note, _legend(_styles([each for each, _ in lines]), named), parts)

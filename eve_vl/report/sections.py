@@ -167,7 +167,7 @@ def config_section(config: Config) -> str:
     try:
         defaults = to_dict(get_recipe(config.recipe))
         command = f"<pre><code>{esc(command_line(config))}</code></pre>"
-        intro = "The same command makes this run again. Values that differ from the recipe's own are set off."
+        intro = "The same command, with another --out, makes this run again. Values that differ from the recipe's are set off."
     except UserError:  # the recipe of another version
         defaults, intro = values, ""
         command = f'<p class="missing">No recipe is called {esc(config.recipe)} here, so there is no command to give.</p>'

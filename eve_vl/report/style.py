@@ -86,7 +86,7 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .caption { overflow-wrap: anywhere; }
 .caption.wrong { color: var(--soft); font-size: 13.5px; margin-top: 4px; }
 .readings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); gap: 14px; }
-.reading { display: grid; grid-template-columns: 108px minmax(0, 1fr); gap: 16px; align-items: start; }
+.reading { display: grid; grid-template-columns: 100px minmax(0, 1fr); gap: 14px; align-items: start; }
 .thumbs { display: grid; gap: 10px; align-content: start; }
 .score { color: var(--soft); font-size: 13px; margin: 4px 0 12px; }
 .reading .caption { font-size: 16.5px; line-height: 1.9; }
@@ -96,11 +96,11 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .box .mark { margin-left: 4px; }
 .mark.right { color: var(--right); }
 .mark.wrong { color: var(--wrong); }
-.words { display: grid; grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)); gap: 10px; }
+.words { display: grid; grid-template-columns: repeat(auto-fill, minmax(137px, 1fr)); gap: 10px; }
 .word { border: 1px solid var(--line); border-radius: 8px; padding: 8px; font-size: 13px; min-width: 0; }
 .word h4 { display: flex; justify-content: space-between; font-size: 14px; margin-bottom: 5px; overflow-wrap: anywhere; }
 .word li {
-  display: flex; justify-content: space-between; gap: 6px; padding: 0 4px; margin-bottom: 2px; border-radius: 3px;
+  display: flex; justify-content: space-between; gap: 4px; padding: 0 4px; margin-bottom: 2px; border-radius: 3px;
   background: linear-gradient(to right, var(--tint) var(--length), transparent var(--length));
   font-variant-numeric: tabular-nums;
 }
@@ -108,7 +108,7 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .word li span:first-child { overflow: hidden; text-overflow: ellipsis; }
 .word li.right { --tint: var(--right-tint); font-weight: 600; }
 .word .label { border-top: 1px solid var(--line); margin-top: 6px; padding: 4px 4px 0; }
-.word .label + ol { color: var(--soft); }
+.word .label + ol { color: var(--soft); font-size: 12px; }
 .word .label + ol li { background: none; margin: 0; font-weight: 400; }
 
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; margin: 0 0 14px;

@@ -114,7 +114,9 @@ class MaskedSignal(nn.Module):
     @torch.no_grad()
     def evaluate(self, loader: Iterable[PairBatch]) -> dict[str, float]:
         """Return the numbers of `metrics.masked_signal` over all processes; deterministic."""
-        sums = metrics.Sums()
+        task = self.config.task
+        vocab_size = self.encoder.text.words.num_embeddings
+        sums = metrics.Sums(vocab_size=vocab_size, with_tokens=task.mlm_weight > 0, with_pixels=task.mim_weight > 0)
         for batch in loader:
             self._evaluate_batch(batch, sums)
         return sums.result(sum_over_processes)

@@ -15,9 +15,9 @@ def launched_by_torchrun() -> bool:
 
 
 def setup(device: torch.device) -> None:
-    """Join the group that torchrun started, if it did: nccl on CUDA, gloo on CPU."""
+    """Join the group that torchrun started, if it did: nccl for CUDA tensors, gloo for CPU ones."""
     if launched_by_torchrun() and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
 def shutdown() -> None:
