@@ -59,7 +59,9 @@ class ModelConfig:
     layer_scale: float = 0.1
     """Initial value of LayerScale on both branches of a block."""
     init_std: float = 0.02
-    """Standard deviation of initial weights, embeddings and positions; narrow models on short runs want more."""
+    """Standard deviation of initial weights and embeddings; narrow models on short runs want more."""
+    position_std: float = 0.02
+    """Standard deviation of initial positions; short runs want more, for positions grow slowly against normed words."""
 
     @property
     def ffn_policies(self) -> tuple[FFNPolicy, ...]:
@@ -86,7 +88,7 @@ class ModelConfig:
         """What is wrong with these values, one sentence each."""
         found = _not_positive(
             self,
-            "image_size patch_size text_length embed_dim depth num_heads num_experts top_k mlp_ratio layer_scale init_std",
+            "image_size patch_size text_length embed_dim depth num_heads num_experts top_k mlp_ratio layer_scale init_std position_std",
         )
         if found:
             return found

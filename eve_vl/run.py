@@ -19,7 +19,7 @@ from eve_vl.train import checkpoint, distributed
 from eve_vl.train.log import BadSamples
 from eve_vl.train.trainer import Trainer, evaluate, pick_device, pick_dtype
 
-MAX_TOKENIZER_CAPTIONS = 1_000_000
+ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 EVAL_BATCH = 64
 OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
     "out",
@@ -81,7 +81,7 @@ def set_threads(config: Config) -> None:
 def train_captions(sources: Sequence[Source], limit: int) -> list[str]:
     """Return the captions of at most `limit` rows, spread evenly over all sources."""
     total = sum(len(source) for source in sources)
-    stride = max(1, total // limit)
+    stride = max(1, -(-total // limit))
     captions = []
     for source in sources:
         for row in range(0, len(source), stride):
@@ -98,7 +98,7 @@ def train_tokenizer(specs: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def _train_tokenizer(sources: Sequence[Source], vocab_size: int) -> Tokenizer:
-    captions = train_captions(sources, MAX_TOKENIZER_CAPTIONS)
+    captions = train_captions(sources, ROWS_PER_TOKEN * vocab_size)
     if not captions:
         raise UserError("the sources hold no usable caption to train a tokenizer on")
     return Tokenizer.train(captions, vocab_size)

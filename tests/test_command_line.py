@@ -10,6 +10,7 @@ FLAGS = {
         --model.image-size --model.patch-size --model.text-length --model.embed-dim --model.depth --model.num-heads
         --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts --model.top-k
         --model.modality-routing --model.balance-weight --model.drop-path --model.dropout --model.layer-scale --model.init-std
+        --model.position-std
         --task.image-mask-ratio --task.text-mask-ratio --task.mim-weight --task.mlm-weight --task.joint-masking
         --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
         --data.train --data.train-weights --data.val --data.val-samples --data.format --data.image-root --data.image-column

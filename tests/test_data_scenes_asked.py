@@ -219,7 +219,7 @@ def test_an_unknown_split_is_refused(sample):
 
 
 def _size(shape: Shape) -> str:
-    return "big" if shape.extent > 0.27 else "small"
+    return "big" if shape.extent > 0.29 else "small"
 
 
 def _find(scene: Scene, trait: str) -> list[Shape]:

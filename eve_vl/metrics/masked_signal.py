@@ -46,7 +46,8 @@ class Sums:
         mlm_acc_unigram: the same for always guessing the most frequent of these tokens. mlm_loss: cross-entropy in nats.
         mim_mse, mim_mse_wrong_caption: mean squared error of hidden patches, with the right and with another caption.
         mim_mse_mean_baseline, mim_mse_image_mean: the same for the mean of each patch's visible neighbours, and of all
-        visible patches. Errors are in the space of the model's targets (pixels in [-1, 1], or normalised per patch).
+        visible patches. Errors are in the space of the model's targets: pixels in [-1, 1], or normalised per patch, where
+        the two guesses are the patch's own mean, since any other colour would be blown up where a patch is nearly flat.
         """
         total = {name: over_processes(value).item() for name, value in sorted(self.sums.items())}
         found: dict[str, float] = {}

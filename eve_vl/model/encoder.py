@@ -118,7 +118,8 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
 
     | what | value |
     |---|---|
-    | linear layers, experts, router, embeddings, [CLS], positions, mask token | normal, std `init_std`, cut at 2 std |
+    | linear layers, experts, router, embeddings, [CLS], mask token | normal, std `init_std`, cut at 2 std |
+    | positions | normal, std `position_std`, cut at 2 std |
     | biases (q and v too) | 0 |
     | LayerNorm | weight 1, bias 0 |
     | LayerScale | `layer_scale` |
@@ -134,7 +135,8 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
             elif "bias" in name:
                 nn.init.zeros_(parameter)
             else:
-                nn.init.trunc_normal_(parameter, std=config.init_std, a=-2 * config.init_std, b=2 * config.init_std)
+                std = config.position_std if name == "positions" else config.init_std
+                nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
 
 
 __all__ = ["Block", "Encoded", "Encoder", "Experts", "Router", "initialize"]

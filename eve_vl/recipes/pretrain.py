@@ -52,6 +52,7 @@ def demo() -> Config:
             dropout=0.0,
             layer_scale=1.0,
             init_std=0.05,
+            position_std=0.3,
         ),
         task=MaskedSignalConfig(decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),

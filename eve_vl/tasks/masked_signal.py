@@ -139,11 +139,6 @@ class MaskedSignal(nn.Module):
                 sums.add_pixels(name, self.predict_pixels(encoded, text), hidden_BMX)
             neighbours_BMX, image_BMX = metrics.visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
             for name, guess_BMX in (("mim_mean_baseline", neighbours_BMX), ("mim_image_mean", image_BMX)):
-                sums.add_pixels(name, self._in_target_space(guess_BMX, patches_BPX, batch.hidden_BM), hidden_BMX)
-
-    def _in_target_space(self, guess_BMX: Tensor, patches_BPX: Tensor, hidden_BM: Tensor) -> Tensor:
-        """Map raw pixels the way the hidden patches' own targets are mapped, so that errors can be compared."""
-        if not self.config.task.normalize_targets:
-            return guess_BMX
-        mean, std = objectives.patch_statistics(take(patches_BPX, hidden_BM))
-        return (guess_BMX - mean) / std
+                # of targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
+                guess_BMX = torch.zeros_like(guess_BMX) if task.normalize_targets else guess_BMX
+                sums.add_pixels(name, guess_BMX, hidden_BMX)

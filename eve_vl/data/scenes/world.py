@@ -42,9 +42,9 @@ HELD_OUT = tuple((KINDS[i % len(KINDS)], color) for i, color in enumerate(COLORS
 SEEN = tuple((kind, color) for kind in KINDS for color in COLORS if (kind, color) not in HELD_OUT)
 
 _ANCHORS = (0.18, 0.5, 0.82)  # centre of a row or column
-_EXTENT = {"big": 0.33, "small": 0.21}  # 16 and 10 pixels at 48
+_EXTENT = {"big": 0.34, "small": 0.24}  # 16 and 11.5 pixels at 48
 _EXTENT_JITTER = 0.01
-_PLACE_JITTER = {"big": 0.012, "small": 0.06}  # what keeps neighbours apart and everything on the canvas
+_PLACE_JITTER = {"big": 0.008, "small": 0.03}  # keeps neighbours apart and everything on the canvas
 _CHANNEL_JITTER = 10
 _TONE_JITTER = 8
 _MAX_SLOPE = 12
