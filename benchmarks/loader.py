@@ -23,7 +23,7 @@ from torchvision import transforms as v1
 
 from eve_vl.cli import keep_memory
 from eve_vl.data.records import ImageBytes
-from eve_vl.data.transforms import decode, train_transform
+from eve_vl.data.transforms import decode, train_crop
 
 SIZE, SCALE = 224, (0.5, 1.0)
 GOAL = Goal(limit=2.2, at_least=True)
@@ -52,14 +52,14 @@ def variants(files: Sequence[bytes]) -> dict[str, Callable[[], None]]:
             v1.Normalize([0.5] * 3, [0.5] * 3),
         ]
     )
-    crop = train_transform(SIZE, scale=SCALE, flip=False)
+    crop = train_crop(SIZE, rng=np.random.default_rng(0), scale=SCALE)
 
     def usual_one(data: bytes) -> Tensor:
         with Image.open(io.BytesIO(data)) as image:
             return usual(image.convert("RGB"))  # pyright: ignore[reportReturnType]
 
     def ours_one(data: bytes) -> Tensor:
-        return crop(decode(ImageBytes(data=data), "made up"))
+        return decode(ImageBytes(data=data), "made up", crop=crop)
 
     def normalized_one(data: bytes) -> Tensor:
         return ours_one(data).float().div_(127.5).sub_(1)

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from eve_vl.config import Config, DataConfig, from_dict, to_dict
@@ -138,9 +140,9 @@ def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
         config.out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             checkpoint.write_file(config.out / name, text)
-    torch.manual_seed(config.train.seed)
+    seed_everything(config.train.seed)
     trainer = Trainer(config.train, config.out, build_task(config, tokenizer), device=device, texts=texts)
-    torch.manual_seed(config.train.seed + rank)  # dropout differs between processes, weights do not
+    seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     trainer.resume()
     loader = train_loader(sources, config, tokenizer, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_loader = eval_loader(val_sources, config, tokenizer, batch_size=EVAL_BATCH, rank=rank, world=world)
@@ -158,6 +160,13 @@ def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
     from eve_vl.report import write_report  # an edge of the house, needed only here
 
     return write_report(config.out)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def check_out_folder(config: Config, must_resume: bool) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torchvision.transforms import RandomResizedCrop
 
 from eve_vl.data import transforms
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels
-from eve_vl.data.transforms import MAX_PIXELS, decode, decode_bytes, eval_transform, train_transform
+from eve_vl.data.transforms import MAX_PIXELS, Crop, decode, decode_bytes, random_box, train_crop
 from eve_vl.errors import BadSampleError
 
 RNG = np.random.default_rng(0)
@@ -27,8 +28,8 @@ def encode(image: Image.Image, form: str, **options) -> bytes:
     return file.getvalue()
 
 
-def decoded(data: bytes, **limits) -> np.ndarray:
-    pixels = decode(ImageBytes(data=data), "row", **limits)
+def decoded(data: bytes, **options) -> np.ndarray:
+    pixels = decode(ImageBytes(data=data), "row", **options)
     assert pixels.dtype == torch.uint8
     return pixels.permute(1, 2, 0).numpy()
 
@@ -215,8 +216,10 @@ def test_missing_file(tmp_path: Path):
 
 
 def test_pixels_pass_unchanged():
-    pixels = decode(ImagePixels(pixels=SMOOTH), "row", min_size=16)
-    assert torch.equal(eval_transform(48)(pixels[:, :, :48]), torch.from_numpy(SMOOTH.copy()).permute(2, 0, 1)[:, :, :48])
+    square = ImagePixels(pixels=SMOOTH[:, :48])
+    for crop in (None, Crop(size=48)):
+        pixels = decode(square, "row", min_size=16, crop=crop)
+        assert torch.equal(pixels, torch.from_numpy(SMOOTH[:, :48].copy()).permute(2, 0, 1))
     with pytest.raises(BadSampleError, match="smaller than a patch"):
         decode(ImagePixels(pixels=SMOOTH), "row", min_size=49)
 
@@ -229,36 +232,85 @@ def test_no_warning_leaks():
     assert not caught
 
 
-def test_eval_transform_is_pillows_bicubic_squeeze():
-    found = eval_transform(32)(decode(ImagePixels(pixels=SMOOTH), "row"))
-    assert_close(found.permute(1, 2, 0).numpy(), np.asarray(PICTURE.resize((32, 32), Image.Resampling.BICUBIC)), 2)
+# Crops
 
 
-def test_train_transform_draws_from_the_global_generator():
-    pixels, transform = decode(ImagePixels(pixels=SMOOTH), "row"), train_transform(32)
-    torch.manual_seed(3)
-    first = transform(pixels)
-    other = transform(pixels)
-    torch.manual_seed(3)
-    assert first.shape == (3, 32, 32)
-    assert first.dtype == torch.uint8
-    assert torch.equal(first, transform(pixels))
-    assert not torch.equal(first, other)
+def squeezed(image: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
-def test_train_transform_flips_only_if_told():
-    ramp = np.repeat(np.arange(64, dtype=np.uint8)[None, :, None], 64, axis=0).repeat(3, axis=2)
-    pixels = decode(ImagePixels(pixels=ramp), "row")
+def test_the_whole_picture_is_pillows_bicubic_squeeze():
+    for data in (encode(PICTURE, "PNG"), encode(PICTURE, "BMP")):
+        assert_close(decoded(data, crop=Crop(size=32)), squeezed(PICTURE, 32), 2)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "JPEG"])
+def test_a_box_is_pillows_crop_and_resize(form: str):
+    data = encode(PICTURE, form, **({"subsampling": 0} if form == "JPEG" else {}))
+    image = Image.open(io.BytesIO(data))
+    for top, left, height, width in ((0, 0, 48, 64), (3, 5, 40, 50), (47, 63, 1, 1), (20, 0, 9, 64)):
+        crop = Crop(size=25, choose=lambda *_, box=(top, left, height, width): box)
+        expected = squeezed(image.crop((left, top, left + width, top + height)), 25)
+        assert_close(decoded(data, crop=crop), expected, 2)
+
+
+@pytest.mark.parametrize(("size", "divisor"), [(600, 1), (301, 1), (300, 2), (150, 4), (80, 4), (75, 8), (16, 8)])
+def test_a_big_jpeg_is_shrunk_while_it_is_decoded(size: int, divisor: int, monkeypatch: pytest.MonkeyPatch):
+    photo = PICTURE.resize((1003, 805), Image.Resampling.BICUBIC)
+    data = encode(photo, "JPEG", quality=95)
+    shapes = []
+    decode_jpeg = transforms.simplejpeg.decode_jpeg
+
+    def spy(*args, **options):
+        pixels = decode_jpeg(*args, **options)
+        shapes.append(pixels.shape[:2])
+        return pixels
+
+    monkeypatch.setattr(transforms.simplejpeg, "decode_jpeg", spy)
+    found = decoded(data, crop=Crop(size=size, choose=lambda *_: (104, 200, 600, 752)))
+    assert shapes == [(-(-805 // divisor), -(-1003 // divisor))]
+    expected = squeezed(photo.crop((200, 104, 952, 704)), size)
+    assert ((found.astype(float) - expected) ** 2).mean() < 255**2 / 10**4  # 40 dB
+
+
+def test_a_box_may_lose_a_tenth_in_training_only():
+    for size, sharpness, divisor in ((100, 1.0, 1), (99, 1.0, 2), (100, 0.9, 2), (111, 0.9, 1)):
+        assert Crop(size=size, sharpness=sharpness).divisor((0, 0, 199, 5000)) == divisor
+    assert train_crop(100, rng=RNG, scale=(0.5, 1)).sharpness == 0.9
+    assert Crop(size=100).sharpness == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_turned_picture_is_squeezed(form: str, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(PICTURE, form, exif=exif, **({"subsampling": 0} if form == "JPEG" else {}))
+    expected = squeezed(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), 25)
+    assert_close(decoded(data, crop=Crop(size=25)), expected, 2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (640, 480), (300, 300), (100, 1000), (1000, 100)])
+def test_random_boxes_are_spread_as_torchvisions(height: int, width: int):
+    rng = np.random.default_rng(0)
     torch.manual_seed(0)
-    rises = [
-        [bool(view[0, 0, -1] > view[0, 0, 0]) for view in (transform(pixels) for _ in range(30))]
-        for transform in (train_transform(16), train_transform(16, flip=False))
-    ]
-    assert 5 < sum(rises[0]) < 25
-    assert all(rises[1])
+    ours = np.array([random_box(height, width, rng=rng, scale=(0.5, 1.0)) for _ in range(3000)])
+    blank = torch.empty(1, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(blank, [0.5, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])
+    assert (ours >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= height).all()
+    assert (ours[:, 1] + ours[:, 3] <= width).all()
+    assert ours.mean(axis=0) == pytest.approx(theirs.mean(axis=0), abs=0.01 * max(height, width))
+    assert ours.std(axis=0) == pytest.approx(theirs.std(axis=0), abs=0.01 * max(height, width))
+
+
+def test_random_boxes_depend_on_the_generator_alone():
+    first, again, other = (random_box(48, 64, rng=np.random.default_rng(seed), scale=(0.2, 0.9)) for seed in (1, 1, 2))
+    assert first == again != other
 
 
 @pytest.mark.parametrize("size", [(16, 400), (400, 16)])
 def test_extreme_shapes(size: tuple[int, int]):
-    pixels = decode(ImageBytes(data=encode(PICTURE.resize(size), "JPEG")), "row", min_size=16)
-    assert train_transform(24)(pixels).shape == eval_transform(24)(pixels).shape == (3, 24, 24)
+    data = encode(PICTURE.resize(size), "JPEG")
+    for crop in (Crop(size=24), train_crop(24, rng=RNG, scale=(0.5, 1.0))):
+        assert decoded(data, min_size=16, crop=crop).shape == (24, 24, 3)

@@ -129,13 +129,13 @@ class _Rows(Dataset[_Row | BrokenRow]):
 
     def _check(self, index: int) -> _Row:
         row = self.source[index]
-        limits = {"min_size": self.min_size, "max_pixels": self.max_pixels}
         if isinstance(row.image, ImagePixels):
             data = row.image.pixels.tobytes()
-            pixels, name, conversions = decode(row.image, row.where, **limits), "pixels", ()
+            pixels = decode(row.image, row.where, min_size=self.min_size, max_pixels=self.max_pixels)
+            name, conversions = "pixels", ()
         else:
             data = read_image(row.image, row.where)
-            picture = decode_bytes(data, row.where, **limits)
+            picture = decode_bytes(data, row.where, min_size=self.min_size, max_pixels=self.max_pixels)
             pixels, name, conversions = picture.pixels, picture.format, picture.conversions
         return _Row(
             width=pixels.shape[2],

@@ -20,7 +20,7 @@ from eve_vl.data.readers import open_source
 from eve_vl.data.records import Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import decode, eval_transform, train_transform
+from eve_vl.data.transforms import Crop, decode, train_crop
 from eve_vl.errors import BadSampleError, UserError
 
 MAX_SKIPS = 20  # this many unusable rows in a row are a mistake in the set-up, not a few broken files
@@ -51,17 +51,6 @@ def open_sources(specs: Sequence[str], data: DataConfig, image_size: int) -> lis
     return sources
 
 
-@contextlib.contextmanager
-def seeded_torch(rng: np.random.Generator) -> Iterator[None]:
-    """Run a block with torch's generator seeded from rng, and leave the generator as it was."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(int(rng.integers(2**62)))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
 class PairDataset(Dataset[Sample]):
     """Samples by (epoch, source, row). In evaluation nothing is augmented, the first caption is used, and each sample
     brings a wrong partner: the pair half the data away or, if that shares a caption with it, one drawn at random."""
@@ -71,11 +60,6 @@ class PairDataset(Dataset[Sample]):
         self.config = config
         self.tokenizer = tokenizer
         self.training = training
-        self.transform = (
-            train_transform(config.model.image_size, scale=config.data.crop_scale, flip=config.data.flip)
-            if training
-            else eval_transform(config.model.image_size)
-        )
 
     def __getitem__(self, position: Position) -> Sample:
         epoch, source, row = position
@@ -105,9 +89,11 @@ class PairDataset(Dataset[Sample]):
         pair = self.sources[source][row]
         rng = generator(self.config.train.seed, SAMPLE, epoch, source, row)
         caption = pair.captions[int(rng.integers(len(pair.captions))) if self.training else 0]
-        image = decode(pair.image, pair.where, min_size=self.config.model.patch_size)
-        with seeded_torch(rng):
-            image = self.transform(image)
+        size = self.config.model.image_size
+        crop = train_crop(size, rng=rng, scale=self.config.data.crop_scale) if self.training else Crop(size=size)
+        image = decode(pair.image, pair.where, min_size=self.config.model.patch_size, crop=crop)
+        if self.training and self.config.data.flip and rng.random() < 0.5:
+            image = image.flip(2)
         ids_T, is_special_T = self.tokenizer.encode(caption, self.config.model.text_length)
         keep_K, hidden_M = mask_patches(self.config.model.num_patches, self.config.task.image_mask_ratio, rng)
         return Sample(

@@ -1,24 +1,28 @@
 """From encoded pictures to uint8 tensors (3, height, width), RGB.
 
-Plain JPEG and PNG go through torchvision's decoders, which are faster; everything special goes through Pillow and is
-converted on purpose. Pixels stay uint8 up to the batch: resizing uint8 is vectorised, and a quarter of the memory
-travels between processes. Random draws come from torch's global generator.
+Plain JPEG goes through simplejpeg and plain PNG through torchvision, which are faster; everything special goes through
+Pillow and is converted on purpose. Who wants a crop says so before decoding, so that a JPEG that is far too big is
+decoded at half its size or less. Pixels stay uint8 up to the batch: resizing uint8 is vectorised, and a quarter of the
+memory travels between processes.
 """
 
 import io
+import math
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
+import simplejpeg
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
-from torchvision.transforms import v2
+from torchvision.io import ImageReadMode, decode_png
 
 from eve_vl.data.records import ImageFile, ImagePixels, ImageRef
 from eve_vl.errors import BadSampleError
@@ -26,10 +30,73 @@ from eve_vl.errors import BadSampleError
 MAX_PIXELS: Final = 178_956_970 // 2  # where Pillow starts to warn of a decompression bomb: 256 MB of RGB
 # Named, because Pillow knows others: among them EPS, which runs an interpreter on what it reads.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+MAX_ASPECT: Final = 4 / 3
 ORIENTATION_TAG: Final = 0x0112
 PNG_EXIF_KEYS: Final = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp"})
 
+Box = tuple[int, int, int, int]  # top, left, height, width in pixels
+
 _pillow_lock = threading.Lock()  # `catch_warnings` acts on the whole process
+
+
+def whole_box(height: int, width: int) -> Box:
+    """Return all of a picture; squeezing it to a square is how EVE tests."""
+    return 0, 0, height, width
+
+
+def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
+    """Return a box that covers `scale` of the picture and is up to 4/3 as wide as high or as high as wide.
+
+    The draws of torchvision's RandomResizedCrop, which after ten misses takes the middle too.
+    """
+    for area, aspect, y, x in rng.random((10, 4)):
+        area = height * width * (scale[0] + area * (scale[1] - scale[0]))
+        aspect = MAX_ASPECT ** (2 * aspect - 1)
+        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            return int(y * (height - box_height + 1)), int(x * (width - box_width + 1)), box_height, box_width
+    box_height, box_width = min(height, round(width * MAX_ASPECT)), min(width, round(height * MAX_ASPECT))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crop:
+    """The box that `choose` picks, given height and width, resized (bicubic) to a square of `size` pixels.
+
+    The box is chosen before EXIF turns the picture. A JPEG is shrunk while being decoded if the box keeps `sharpness`
+    pixels per pixel of the square.
+    """
+
+    size: int
+    choose: Callable[[int, int], Box] = whole_box
+    sharpness: float = 1.0
+
+    def divisor(self, box: Box) -> int:
+        """Return by how much the sides of the picture may be divided; libjpeg-turbo has fast code for these numbers."""
+        return next((divisor for divisor in (8, 4, 2) if min(box[2:]) >= divisor * self.sharpness * self.size), 1)
+
+    def cut(self, pixels: Tensor, box: Box, divisor: int = 1) -> Tensor:
+        """Return uint8 (3, size, size) from a picture whose sides have been divided; nothing is done at the right size."""
+        top, left, height, width = box
+        rows = slice(top // divisor, -(-(top + height) // divisor))
+        columns = slice(left // divisor, -(-(left + width) // divisor))
+        part = pixels[:, rows, columns]
+        if part.shape[1:] == (self.size, self.size):
+            return part
+        return F.interpolate(part[None], (self.size, self.size), mode="bicubic", antialias=True)[0]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Choose a box of a whole picture and cut it."""
+        return self.cut(pixels, self.choose(*pixels.shape[1:]))
+
+
+def train_crop(size: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
+    """Return a crop that is drawn anew for every picture.
+
+    The tenth of sharpness, less than what the drawn aspect ratio does to either side, lets 64 % instead of 24 % of the
+    224-pixel crops of 640×480 be decoded at half their size (benchmarks/loader.py).
+    """
+    return Crop(size=size, choose=partial(random_box, rng=rng, scale=scale), sharpness=0.9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +121,10 @@ def read_image(image: ImageRef, where: str) -> bytes:
     return data
 
 
-def decode(image: ImageRef, where: str, *, max_pixels: int = MAX_PIXELS, min_size: int = 1) -> Tensor:
-    """Return the picture as uint8 RGB, shape (3, height, width), upright, transparency laid on white, first frame.
+def decode(image: ImageRef, where: str, *, max_pixels: int = MAX_PIXELS, min_size: int = 1, crop: Crop | None = None) -> Tensor:
+    """Return the picture, or a crop of it, as uint8 RGB, upright, transparency laid on white, first frame.
+
+    Shape (3, height, width), or (3, crop.size, crop.size).
 
     Raises BadSampleError (naming `where`) if it cannot be read or decoded, has more than `max_pixels` pixels (checked
     before decoding; more than twice MAX_PIXELS is never accepted), or a side shorter than `min_size`, the patch.
@@ -63,22 +132,26 @@ def decode(image: ImageRef, where: str, *, max_pixels: int = MAX_PIXELS, min_siz
     if isinstance(image, ImagePixels):
         height, width, _ = image.pixels.shape
         _check_size(width, height, where, max_pixels, min_size)
-        return _to_tensor(image.pixels)
-    return decode_bytes(read_image(image, where), where, max_pixels=max_pixels, min_size=min_size).pixels
+        pixels = _to_tensor(image.pixels)
+        return crop(pixels) if crop else pixels
+    return decode_bytes(read_image(image, where), where, max_pixels=max_pixels, min_size=min_size, crop=crop).pixels
 
 
-def decode_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, min_size: int = 1) -> Picture:
+def decode_bytes(
+    data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, min_size: int = 1, crop: Crop | None = None
+) -> Picture:
     """Decode encoded bytes as `decode` does, and tell what they were."""
     try:
         with _quiet_pillow():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(*image.size, where, max_pixels, min_size)
-        pixels = _decode_fast(data, image)
+        pixels = _decode_fast(data, image, crop)
         conversions = ["grayscale to RGB"] if image.mode == "L" else []
         with _quiet_pillow():
             if pixels is None:
                 array, conversions = _decode_special(image, where)
                 pixels = _to_tensor(array)
+                pixels = crop(pixels) if crop else pixels
             orientation = _orientation(image, data)  # after loading, which turns a TIFF by itself
     except BadSampleError:
         raise
@@ -91,25 +164,6 @@ def decode_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, min_s
         pixels = _turn_upright(pixels, orientation)
         conversions.append("turned as its EXIF says")
     return Picture(pixels=pixels, format=str(image.format), conversions=tuple(conversions))
-
-
-def train_transform(image_size: int, *, scale: tuple[float, float] = (0.5, 1.0), flip: bool = True) -> v2.Transform:
-    """Return a random crop covering `scale` of the picture, resized (bicubic), perhaps mirrored.
-
-    uint8 (3, height, width) in, uint8 (3, image_size, image_size) out. Captions that say left and right need
-    `flip=False`.
-    """
-    size = (image_size, image_size)
-    crop = v2.RandomResizedCrop(size, scale=scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip()] if flip else [crop])
-
-
-def eval_transform(image_size: int) -> v2.Transform:
-    """Return the whole picture squeezed to a square (bicubic), as EVE tests; nothing is done at the right size.
-
-    uint8 (3, height, width) in, uint8 (3, image_size, image_size) out.
-    """
-    return v2.Resize((image_size, image_size), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
 
 
 @contextmanager
@@ -144,27 +198,42 @@ def _raw_mode(image: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _decode_fast(data: bytes, image: Image.Image) -> Tensor | None:
-    """Return the pixels of a plain JPEG or PNG whose header is `image`, None for anything else.
+def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None) -> Tensor | None:
+    """Return the pixels, or a crop, of a plain JPEG or PNG whose header is `image`, None for anything else.
 
-    What torchvision refuses is left to Pillow, which has the better messages and now and then succeeds.
+    What the decoders refuse is left to Pillow, which has the better messages and now and then succeeds.
     """
     if image.mode not in ("RGB", "L"):
         return None
-    if image.format in ("JPEG", "MPO"):
-        decode_file = decode_jpeg
-    elif image.format == "PNG" and _raw_mode(image) == image.mode and not getattr(image, "is_animated", False):
-        if "transparency" in image.info or "icc_profile" in image.info:  # libpng prints its doubts about profiles
-            return None
-        decode_file = decode_png
-    else:
-        return None
     try:
-        pixels = decode_file(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError:
-        return None
-    assert isinstance(pixels, Tensor)
-    return pixels
+        if image.format in ("JPEG", "MPO"):
+            return _decode_jpeg(data, *image.size, crop)
+        if image.format == "PNG" and _is_plain_png(image):
+            pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+            return crop(pixels) if crop else pixels
+    except (ValueError, RuntimeError):
+        pass
+    return None
+
+
+def _decode_jpeg(data: bytes, width: int, height: int, crop: Crop | None) -> Tensor:
+    if crop is None:
+        return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
+    box = crop.choose(height, width)
+    divisor = crop.divisor(box)
+    array = simplejpeg.decode_jpeg(
+        data,
+        min_height=-(-height // divisor),
+        min_width=-(-width // divisor),
+        fastupsample=min(box[2:]) >= crop.size,  # coarser colour, which shrinking hides
+    )
+    return crop.cut(torch.from_numpy(array).permute(2, 0, 1), box, divisor)
+
+
+def _is_plain_png(image: Image.Image) -> bool:
+    """Whether torchvision sees what we want to see; libpng prints its doubts about colour profiles."""
+    is_animated = getattr(image, "is_animated", False)
+    return _raw_mode(image) == image.mode and not is_animated and not image.info.keys() & {"transparency", "icc_profile"}
 
 
 def _decode_special(image: Image.Image, where: str) -> tuple[np.ndarray, list[str]]:

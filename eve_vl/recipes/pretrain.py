@@ -85,12 +85,21 @@ def scenes() -> Config:
 
 
 def emoji() -> Config:
-    """Emoji drawings and their names (examples/emoji builds the data).
+    """Emoji drawings and their names, about 3,800 pictures (examples/emoji builds them): 40 minutes on one CPU core.
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
     config = demo()
-    return replace(config, recipe="emoji", out=Path("runs/emoji"))
+    return replace(
+        config,
+        recipe="emoji",
+        out=Path("runs/emoji"),
+        model=replace(config.model, image_size=64, num_experts=8, drop_path=0.1, dropout=0.1),
+        task=replace(config.task, decoder_dim=128, decoder_num_heads=4),
+        data=DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0)),
+        tokenizer=TokenizerConfig(vocab_size=2000),
+        train=replace(config.train, steps=4000, batch_size=32, weight_decay=0.05, val_every=500, save_every=500),
+    )
 
 
 def base() -> Config:

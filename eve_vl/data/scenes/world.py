@@ -44,12 +44,12 @@ SEEN = tuple((kind, color) for kind in KINDS for color in COLORS if (kind, color
 _ANCHORS = (0.18, 0.5, 0.82)  # centre of a row or column
 _EXTENT = {"big": 0.34, "small": 0.24}  # 16 and 11.5 pixels at 48
 _EXTENT_JITTER = 0.01
-_PLACE_JITTER = {"big": 0.008, "small": 0.03}  # keeps neighbours apart and everything on the canvas
+_PLACE_JITTER = {"big": 0.008, "small": 0.015}  # keeps neighbours apart and everything on the canvas
 _CHANNEL_JITTER = 10
 _TONE_JITTER = 8
 _MAX_SLOPE = 12
 _MARK_TONE = 30
-_NUM_SHAPES_WEIGHTS = (0.3, 0.3, 0.25, 0.15)
+_NUM_SHAPES_WEIGHTS = (0.6, 0.25, 0.1, 0.05)  # mostly easy ones: naming comes before telling apart
 _MAX_MARKS = 4
 
 T = TypeVar("T")
