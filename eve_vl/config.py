@@ -22,7 +22,7 @@ FFNPolicy = Literal["shared", "modality", "moe"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The encoder (paper §3, Tables 7 and 8)."""
+    """The encoder (paper Tables 7 and 8 compare its feed-forward policies)."""
 
     image_size: int = 224
     """Side of the square input picture, in pixels."""
@@ -119,7 +119,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedSignalConfig:
-    """Pre-training by masked signal modelling (paper §3.3)."""
+    """Pre-training by masked signal modelling (paper, "Pre-training Task")."""
 
     image_mask_ratio: float = 0.75
     """Share of patches hidden in the image pass (paper Fig. 4)."""

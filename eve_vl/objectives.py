@@ -9,17 +9,17 @@ from torch.nn import functional as F
 
 
 def masked_tokens(logits_MV: Tensor, targets_M: Tensor, num_targets: Tensor | float) -> Tensor:
-    """Cross-entropy of the masked tokens in nats, summed and divided by num_targets (paper Eq. 9)."""
+    """Cross-entropy of the masked tokens in nats, summed and divided by num_targets."""
     return F.cross_entropy(logits_MV.float(), targets_M, reduction="sum") / num_targets
 
 
 def masked_pixels(predicted_BMX: Tensor, target_BMX: Tensor) -> Tensor:
-    """Mean squared error of the hidden patches (paper Eq. 8)."""
+    """Mean squared error of the hidden patches."""
     return F.mse_loss(predicted_BMX.float(), target_BMX.float())
 
 
 def balance(first_E: Tensor, gate_E: Tensor, num_tokens: Tensor) -> Tensor:
-    """Load balance N · Σ f_i · p_i, 1 when even (paper Eq. 7): first choices and summed gates over num_tokens tokens."""
+    """Load balance N · Σ f_i · p_i, 1 when even: first choices and summed gates over num_tokens tokens."""
     return len(first_E) * (first_E * gate_E).sum() / num_tokens.square()
 
 

@@ -1,4 +1,4 @@
-"""From pixels and token ids to the vectors that enter the blocks (paper §3.1).
+"""From pixels and token ids to the vectors that enter the blocks.
 
 Letters: B batch, P patches of the picture, K kept patches, T text tokens, N all tokens, D width, X values in a patch.
 """

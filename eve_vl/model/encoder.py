@@ -15,7 +15,7 @@ from eve_vl.model.moe import Experts, MoE, Router, RouterStats
 
 
 class ModalityFeedForward(nn.Module):
-    """The hard router: a norm and a feed-forward network per modality (paper §3.2)."""
+    """The hard router: a norm and a feed-forward network per modality."""
 
     def __init__(self, embed_dim: int, ffn_dim: int):
         super().__init__()

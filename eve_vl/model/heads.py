@@ -10,7 +10,7 @@ from eve_vl.model.layers import layer_norm
 
 
 class TokenHead(nn.Module):
-    """Two-layer head over the vocabulary for masked tokens (paper §3.3.2)."""
+    """Two-layer head over the vocabulary for masked tokens."""
 
     def __init__(self, embed_dim: int, vocab_size: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The modality-aware sparse mixture of experts: router → dispatch → experts → combine (paper §3.2, Eq. 4–7).
+"""The modality-aware sparse mixture of experts: router → dispatch → experts → combine (paper, "Modality-Aware MoE").
 
 `stable` routing: every real token reaches its top-k experts, none is dropped, padding is neither routed nor counted, and
 what a token gets never depends on its neighbours in the batch. Statistics are returned, never stored.
@@ -33,7 +33,7 @@ class RouterStats:
 
 
 class Router(nn.Module):
-    """g(x) = softmax(W (x + b_m)); b_m is a learned embedding of the token's modality (Eq. 6), seen by the router alone."""
+    """g(x) = softmax(W (x + b_m)); b_m is a learned embedding of the token's modality (paper Eq. 6), seen by the router alone."""
 
     def __init__(self, embed_dim: int, num_experts: int, top_k: int, modality_routing: bool):
         super().__init__()

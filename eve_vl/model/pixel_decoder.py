@@ -1,4 +1,4 @@
-"""The light decoder that rebuilds hidden patches from what the encoder saw (paper §3.3.1; MAE §3).
+"""The light decoder that rebuilds hidden patches from what the encoder saw (MAE §3).
 
 Letters: B batch, P patches of the picture, K kept patches, M hidden patches, T text tokens, D encoder width,
 d decoder width, X values in a patch.

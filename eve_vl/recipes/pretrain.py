@@ -85,7 +85,7 @@ def scenes() -> Config:
 
 
 def emoji() -> Config:
-    """Emoji drawings and their names, about 3,800 pictures (examples/emoji builds them): 40 minutes on one CPU core.
+    """Emoji drawings and their names, about 3,800 pictures (examples/emoji builds them): about 30 minutes on one CPU core.
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
@@ -98,12 +98,12 @@ def emoji() -> Config:
         task=replace(config.task, decoder_dim=128, decoder_num_heads=4),
         data=DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0)),
         tokenizer=TokenizerConfig(vocab_size=2000),
-        train=replace(config.train, steps=4000, batch_size=32, weight_decay=0.05, val_every=500, save_every=500),
+        train=replace(config.train, steps=2500, batch_size=32, weight_decay=0.05, val_every=500, save_every=500),
     )
 
 
 def base() -> Config:
-    """EVE-Base as in the paper (§4.1): 4M images, 480k steps at batch 2048.
+    """EVE-Base as in the paper: 4M images, 480k steps at batch 2048.
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain base --data.train '/data/pairs-{0000..0999}.tar' --data.val val.jsonl
     """
@@ -116,7 +116,7 @@ def base() -> Config:
 
 
 def large() -> Config:
-    """EVE-Large as in the paper (§4.1): 280k steps at batch 2048.
+    """EVE-Large as in the paper: 280k steps at batch 2048.
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain large --data.train '/data/pairs-{0000..0999}.tar' --data.val val.jsonl
     """

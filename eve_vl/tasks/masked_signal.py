@@ -1,4 +1,4 @@
-"""Pre-training by masked signal modelling (paper §3.3): rebuild hidden pixels or hidden tokens from what is left and the
+"""Pre-training by masked signal modelling (paper, "Pre-training Task"): rebuild hidden pixels or hidden tokens from what is left and the
 other modality.
 
 Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, T text tokens, N all tokens, D width,

@@ -26,12 +26,12 @@ COLORS = {
     "purple": (138, 48, 190),
     "pink": (250, 128, 192),
 }
-BACKGROUNDS = {
-    "white": (244, 244, 240),
-    "gray": (138, 140, 144),
-    "black": (22, 22, 26),
-    "beige": (226, 206, 170),
-    "navy": (28, 40, 104),
+BACKGROUNDS = {  # all light: a shape is darker than what it stands on, so that seeing one is easy
+    "white": (246, 246, 244),
+    "gray": (196, 198, 202),
+    "beige": (236, 214, 176),
+    "mint": (190, 232, 206),
+    "sky": (186, 214, 244),
 }
 NUM_ROWS = NUM_COLUMNS = 3
 NUM_CELLS = NUM_ROWS * NUM_COLUMNS
