@@ -16,7 +16,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl import __version__
-from eve_vl.config import Config, nearest
+from eve_vl.config import Config, DataConfig, TokenizerConfig, nearest
 from eve_vl.errors import UserError
 from eve_vl.recipes import RECIPES, get_recipe
 
@@ -33,25 +33,9 @@ class PretrainArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArgs:
-    """Flags of `eve evaluate masked_signal`."""
+class SourceArgs:
+    """How to read sources that are named on the command line."""
 
-    run: Positional[Path]
-    """Run folder, or one of its checkpoints."""
-    data: tuple[str, ...] = ()
-    """Sources to evaluate on, as for --data.val; default: the run's own validation sources."""
-    samples: int = 1000
-    """Evaluate on this many pairs at most, spread evenly."""
-    json: Path | None = None
-    """Also write the numbers to this file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckArgs:
-    """Flags of `eve data check`."""
-
-    path: Positional[str]
-    """What --data.train would be given."""
     format: str = "auto"
     """On-disk form; auto looks at the path."""
     image_root: Path | None = None
@@ -60,12 +44,49 @@ class CheckArgs:
     """Column of the picture."""
     caption_column: str | None = None
     """Column of the caption or captions."""
+
+    def open(self, specs: Sequence[str], image_size: int) -> list[Any]:
+        """Open sources. Raises UserError."""
+        from eve_vl.data.loader import open_sources
+
+        return open_sources(specs, self.data_config(), image_size)
+
+    def data_config(self) -> DataConfig:
+        """Return these options as a data section."""
+        return DataConfig(
+            format=self.format,
+            image_root=self.image_root,
+            image_column=self.image_column,
+            caption_column=self.caption_column,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArgs(SourceArgs):
+    """Flags of `eve evaluate masked_signal`."""
+
+    run: Positional[Path]
+    """Run folder, or one of its checkpoints."""
+    data: tuple[str, ...] = ()
+    """Sources to evaluate on, as for --data.train; default: the run's own validation sources."""
+    samples: int = 1000
+    """Evaluate on this many pairs at most, spread evenly."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckArgs(SourceArgs):
+    """Flags of `eve data check`."""
+
+    path: Positional[str]
+    """What --data.train would be given."""
     json: Path | None = None
     """Also write the report to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerArgs:
+class TokenizerArgs(SourceArgs):
     """Flags of `eve tokenizer train`."""
 
     data: Positional[tuple[str, ...]]
@@ -125,9 +146,13 @@ def run_evaluate(argv: Sequence[str]) -> None:
         raise UserError(f"no task {nearest(argv[0], tasks)}")
     args = _parse(EvaluateArgs, argv[1:], f"eve evaluate {argv[0]}", run_evaluate.__doc__)
     from eve_vl.run import evaluate_run, load_run
+    from eve_vl.train.trainer import pick_device
 
-    run = load_run(args.run)
-    numbers = evaluate_run(run, args.data or run.config.data.val, args.samples)
+    run = load_run(args.run, pick_device("auto"))
+    sources = args.open(args.data, run.config.model.image_size) if args.data else None
+    if sources is None and args.data_config() != DataConfig():
+        raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
+    numbers = evaluate_run(run, args.samples, sources)
     _say("\n".join(f"{name:24} {value:.4f}" for name, value in numbers.items()))
     _write_json(args.json, numbers)
 
@@ -136,17 +161,11 @@ def run_data_check(argv: Sequence[str]) -> None:
     """Read every row and picture once and list what is broken: eve data check PATH [flags]."""
     args = _parse(CheckArgs, argv, "eve data check", run_data_check.__doc__)
     from eve_vl.data.check import check_source
-    from eve_vl.data.readers import open_source
 
-    source = open_source(
-        args.path,
-        format=args.format,
-        image_root=args.image_root,
-        image_column=args.image_column,
-        caption_column=args.caption_column,
-    )
-    report = check_source(source)
-    report.render(Console())
+    console = Console(highlight=False, soft_wrap=True)
+    (source,) = args.open((args.path,), image_size=224)
+    report = check_source(source, console=console)
+    report.render(console)
     _write_json(args.json, report.to_dict())
     if report.broken:
         sys.exit(1)
@@ -155,13 +174,12 @@ def run_data_check(argv: Sequence[str]) -> None:
 def run_tokenizer_train(argv: Sequence[str]) -> None:
     """Train a byte-level BPE on captions: eve tokenizer train PATH … [flags]."""
     args = _parse(TokenizerArgs, argv, "eve tokenizer train", run_tokenizer_train.__doc__)
-    from eve_vl.config import TokenizerConfig
     from eve_vl.run import train_tokenizer
 
     problems = TokenizerConfig(vocab_size=args.vocab_size).problems()
     if problems:
         raise UserError("; ".join(problems))
-    tokenizer = train_tokenizer(args.data, args.vocab_size)
+    tokenizer = train_tokenizer(args.data, args.data_config(), args.vocab_size)
     _write_text(args.out, tokenizer.to_json())
     _say(f"{args.out}: {tokenizer.vocab_size} tokens")
 
@@ -203,7 +221,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _dispatch(argv)
     except UserError as error:
-        _fail(str(error), getattr(error, "code", 2))
+        message = str(error).rpartition("UserError: ")[2].strip()  # a loader worker wraps it in its own traceback
+        _fail(message, getattr(error, "code", 2))
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         _fail(f"{name}{error.strerror or error}", 2)

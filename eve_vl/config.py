@@ -17,6 +17,7 @@ import tyro
 
 from eve_vl.errors import UserError
 
+HELD_OUT = "held-out"
 FFNPolicy = Literal["shared", "modality", "moe"]
 
 
@@ -88,7 +89,8 @@ class ModelConfig:
         """What is wrong with these values, one sentence each."""
         found = _not_positive(
             self,
-            "image_size patch_size text_length embed_dim depth num_heads num_experts top_k mlp_ratio layer_scale init_std position_std",
+            "image_size patch_size text_length embed_dim depth num_heads num_experts top_k mlp_ratio layer_scale "
+            "init_std position_std",
         )
         if found:
             return found
@@ -167,7 +169,7 @@ class DataConfig:
     train_weights: tuple[float, ...] = ()
     """Share of each training source in an epoch, any scale; empty: by size."""
     val: tuple[str, ...] = ("scenes:val",)
-    """Validation sources; the training pairs themselves are never used for validation."""
+    """Validation sources; or the word held-out: one training row in 50, then left out of training."""
     val_samples: int = 1000
     """Validate on this many pairs at most, spread evenly over the sources."""
     format: str = "auto"
@@ -190,8 +192,12 @@ class DataConfig:
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         found = _not_positive(self, "val_samples")
-        if not self.train:
-            found.append("train names no source")
+        if not self.train or not self.val:
+            found.append("train and val must each name a source")
+        elif HELD_OUT in self.val and len(self.val) > 1:
+            found.append(f"val is {HELD_OUT} and something else; give one of the two")
+        elif _is_scenes(self.val) and not _is_scenes(self.train):
+            found.append(f"val is {' '.join(self.val)}, but train has no scenes: name pairs like those, or {HELD_OUT}")
         if self.train_weights and len(self.train_weights) != len(self.train):
             found.append(f"train_weights has {len(self.train_weights)} values for {len(self.train)} train sources")
         if any(not weight > 0 for weight in self.train_weights):
@@ -346,6 +352,10 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
         return tuple(value)
     return Path(value) if hint is Path else value
+
+
+def _is_scenes(specs: tuple[str, ...]) -> bool:
+    return any(spec.partition(":")[0] == "scenes" for spec in specs)
 
 
 def _negative(config: Any, names: str) -> list[str]:

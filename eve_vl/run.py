@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from eve_vl.config import Config, DataConfig, from_dict, to_dict
-from eve_vl.data.loader import eval_loader, open_sources, train_loader
+from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
@@ -23,6 +23,7 @@ from eve_vl.train.trainer import Trainer, evaluate, pick_device, pick_dtype
 
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 EVAL_BATCH = 64
+MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at captions only
 OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
     "out",
     "data.num_workers",
@@ -94,9 +95,9 @@ def train_captions(sources: Sequence[Source], limit: int) -> list[str]:
     return captions
 
 
-def train_tokenizer(specs: Sequence[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
     """Train a tokenizer on the captions of any sources. Raises UserError."""
-    return _train_tokenizer(open_sources(specs, DataConfig(), image_size=64), vocab_size)
+    return _train_tokenizer(open_sources(specs, data, image_size=MIN_SCENE_SIZE), vocab_size)
 
 
 def _train_tokenizer(sources: Sequence[Source], vocab_size: int) -> Tokenizer:
@@ -131,8 +132,7 @@ def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
             f"train.batch_size {config.train.batch_size} is not divisible by train.accumulation "
             f"{config.train.accumulation} × {world} processes"
         )
-    sources = open_sources(config.data.train, config.data, config.model.image_size)
-    val_sources = open_sources(config.data.val, config.data, config.model.image_size)
+    sources, val_sources = open_train_and_val(config)
     tokenizer = obtain_tokenizer(config, sources)
     texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
     distributed.barrier()
@@ -199,12 +199,13 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return sorted(names)
 
 
-def evaluate_run(run: LoadedRun, sources: Sequence[str], num_samples: int) -> dict[str, float]:
-    """Return the task's numbers for a loaded run on any data; deterministic."""
+def evaluate_run(run: LoadedRun, num_samples: int, sources: Sequence[Source] | None = None) -> dict[str, float]:
+    """Return the task's numbers for a loaded run on other sources, or on its own validation sources; deterministic."""
     device = next(run.task.parameters()).device
     config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, val_samples=num_samples))
-    opened = open_sources(sources, config.data, config.model.image_size)
-    loader = eval_loader(opened, config, run.tokenizer, batch_size=EVAL_BATCH, rank=0, world=1)
+    if sources is None:
+        sources = open_train_and_val(config)[1]
+    loader = eval_loader(sources, config, run.tokenizer, batch_size=EVAL_BATCH, rank=0, world=1)
     return evaluate(run.task, loader, device, pick_dtype(config.train.dtype, device))
 
 

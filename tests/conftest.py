@@ -30,7 +30,7 @@ def eve(tmp_path: Path, monkeypatch, capfd) -> Callable[..., Completed]:
         except SystemExit as stop:
             code = int(stop.code or 0)
         out, err = capfd.readouterr()
-        return subprocess.CompletedProcess(args, code, out, err)
+        return subprocess.CompletedProcess([str(arg) for arg in args], code, out, err)
 
     return run
 

@@ -35,7 +35,8 @@ def complaint(done) -> str:
 
 
 def pretrain_on(eve, source: object, *flags: object) -> str:
-    return complaint(eve("pretrain", "tiny", "--data.train", source, *flags))
+    val = write_pairs(Path("val"))
+    return complaint(eve("pretrain", "tiny", "--data.train", source, "--data.val", val, *flags))
 
 
 def test_missing_path(eve, tmp_path: Path):
@@ -67,7 +68,9 @@ def test_unreadable_image(eve, tmp_path: Path):
 def test_unreadable_image_within_the_allowed_share(eve, tmp_path: Path):
     rows = write_pairs(tmp_path / "pairs")
     (tmp_path / "pairs/3.png").write_bytes(b"no picture")
-    done = eve("pretrain", "tiny", "--data.train", rows, "--data.max-bad-share", "0.2", "--train.steps", 4)
+    val = write_pairs(tmp_path / "val")
+    flags = ("--data.max-bad-share", "0.2", "--train.steps", 4)
+    done = eve("pretrain", "tiny", "--data.train", rows, "--data.val", val, *flags)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "runs/tiny/bad_samples.jsonl").read_text().splitlines()) == 1  # once, however often met
 
@@ -148,9 +151,23 @@ def test_disk_full_while_saving(eve, eve_process, tmp_path: Path):
     limit = max(len(data) for data in before.values()) // 2
     process = eve_process(*flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     stdout, stderr = process.communicate(timeout=120)
-    line = complaint(subprocess.CompletedProcess(flags, process.returncode, stdout, stderr))
+    line = complaint(subprocess.CompletedProcess([], process.returncode, stdout, stderr))
     assert "cannot save" in line and "earlier checkpoints are whole" in line
     after = {path: path.read_bytes() for path in (tmp_path / "run/checkpoints").rglob("*") if path.is_file()}
     assert after == before
     assert eve(*flags).returncode == 0  # with room again it goes on
     assert (tmp_path / "run/checkpoints/step_00000010/state.json").is_file()
+
+
+def test_own_pairs_need_validation_pairs(eve, tmp_path: Path):
+    rows = write_pairs(tmp_path / "pairs")
+    assert "held-out" in complaint(eve("pretrain", "tiny", "--data.train", rows))
+    done = eve("pretrain", "tiny", "--data.train", rows, "--data.val", "held-out", "--train.steps", 2)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_complaint_from_a_loader_worker_is_one_line_too(eve, tmp_path: Path):
+    rows = write_pairs(tmp_path / "pairs", count=60)
+    for number in range(20, 60):
+        (tmp_path / f"pairs/{number}.png").write_bytes(b"no picture")
+    assert "cannot be used" in pretrain_on(eve, rows, "--data.num-workers", 1, "--data.max-bad-share", 1)

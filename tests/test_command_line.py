@@ -20,9 +20,9 @@ FLAGS = {
         --train.weight-decay --train.clip-norm --train.dtype --train.device --train.threads --train.seed --train.log-every
         --train.val-every --train.save-every --train.keep --resume
     """,
-    EvaluateArgs: "--data --samples --json",
+    EvaluateArgs: "--format --image-root --image-column --caption-column --data --samples --json",
     CheckArgs: "--format --image-root --image-column --caption-column --json",
-    TokenizerArgs: "--out --vocab-size",
+    TokenizerArgs: "--format --image-root --image-column --caption-column --out --vocab-size",
     InspectArgs: "--json",
     ReportArgs: "--out",
 }

@@ -43,7 +43,7 @@ MISTAKES = [
     (MaskedSignalConfig(mim_weight=-1.0), "mim_weight must be finite and not negative"),
     (MaskedSignalConfig(mim_weight=0.0, joint_masking=True), "joint_masking needs both mim_weight and mlm_weight above 0"),
     (MaskedSignalConfig(decoder_dim=100), "decoder_dim 100 is not divisible by 4 × decoder_num_heads"),
-    (DataConfig(train=()), "train names no source"),
+    (DataConfig(train=()), "train and val must each name a source"),
     (DataConfig(train_weights=(1.0, 2.0)), "train_weights has 2 values for 1 train sources"),
     (DataConfig(train_weights=(0.0,)), "train_weights must all be above 0"),
     (DataConfig(crop_scale=(0.9, 0.5)), "crop_scale (0.9, 0.5) is not within (0, 1], smaller first"),
@@ -120,7 +120,9 @@ def test_values_of_every_kind_come_back():
     config = replace(
         get_recipe("tiny"),
         out=Path("some/where"),
-        data=DataConfig(train=("a.jsonl", "b.tar"), train_weights=(1.0, 2.5), image_root=Path("/data"), image_column="url"),
+        data=DataConfig(
+            train=("a.jsonl", "b.tar"), val=("c.csv",), train_weights=(1.0, 2.5), image_root=Path("/data"), image_column="url"
+        ),
         tokenizer=TokenizerConfig(path=Path("tokenizer.json")),
         train=TrainConfig(betas=(0.5, 0.75), dtype="bfloat16", schedule="linear"),
     )

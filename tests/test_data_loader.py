@@ -21,6 +21,7 @@ from eve_vl.data.loader import (
     eval_loader,
     eval_positions,
     open_sources,
+    open_train_and_val,
     train_loader,
 )
 from eve_vl.data.records import ImageBytes, ImageText
@@ -348,3 +349,12 @@ def test_sources_are_opened_by_their_specs(tmp_path):
     assert image.pixels.shape == (16, 16, 3)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(UserError):
         open_sources([str(tmp_path / "nothing.jsonl")], config_of().data, 16)
+
+
+def test_held_out_rows_leave_training(tmp_path):
+    config = replace(config_of(), data=replace(config_of().data, train=("scenes:val",), val=("held-out",)))
+    train, val = open_train_and_val(config)
+    assert (len(train[0]), len(val[0])) == (980, 20)
+    kept, held = ({source[row].where for row in range(len(source))} for source in (train[0], val[0]))
+    assert not kept & held
+    assert len(kept | held) == 1000

@@ -550,7 +550,7 @@ ON_PAPER = {
     "large": {**PAPER, "depth": 24, "D": 1024, "F": 4096, "moe_blocks": 3, "decoder": (512, 2048, 8)},
     "demo": DEMO,
     "scenes": DEMO,
-    "emoji": DEMO,
+    "emoji": {**DEMO, "experts": 8, "image": 64, "V": 2000, "decoder": (128, 256, 1)},
     "tiny": {
         "depth": 3,
         "D": 48,

@@ -21,7 +21,8 @@ def assert_same_run(one: Path, two: Path) -> None:
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
     for a, b in zip(*logs, strict=True):
         for timing in ("samples_per_second", "loader_share"):
-            a.pop(timing, None), b.pop(timing, None)
+            a.pop(timing, None)
+            b.pop(timing, None)
         assert a == b
 
 

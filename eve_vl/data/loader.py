@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from eve_vl.config import Config, DataConfig
+from eve_vl.config import HELD_OUT, Config, DataConfig
 from eve_vl.data.batch import PairBatch, Sample, collate
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import Source
+from eve_vl.data.records import ImageText, Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode, train_crop
 from eve_vl.errors import BadSampleError, UserError
 
 MAX_SKIPS = 20  # this many unusable rows in a row are a mistake in the set-up, not a few broken files
+HELD_OUT_EVERY = 50  # one row in so many, more in small sources
 Position = tuple[int, int, int]  # epoch, source, row
 MAX_PARTNERS = 200  # tries to find a pair with another caption
 ORDER, ROWS, SAMPLE, PARTNER = 1, 2, 3, 4  # purposes of the random streams
@@ -49,6 +50,32 @@ def open_sources(specs: Sequence[str], data: DataConfig, image_size: int) -> lis
         if not len(sources[-1]):
             raise UserError(f"{spec}: holds no image–text pair")
     return sources
+
+
+def open_train_and_val(config: Config) -> tuple[list[Source], list[Source]]:
+    """Open the training and validation sources of a run; `held-out` takes rows away from training. Raises UserError."""
+    train = open_sources(config.data.train, config.data, config.model.image_size)
+    if config.data.val != (HELD_OUT,):
+        return train, open_sources(config.data.val, config.data, config.model.image_size)
+    is_held = [np.arange(len(source)) % min(HELD_OUT_EVERY, max(2, len(source) // 2)) == 0 for source in train]
+    kept = [Rows(source, np.flatnonzero(~held)) for source, held in zip(train, is_held, strict=True)]
+    val = [Rows(source, np.flatnonzero(held)) for source, held in zip(train, is_held, strict=True)]
+    if not all(map(len, kept)):
+        raise UserError(f"data.val {HELD_OUT}: a training source of one row cannot be split; name validation pairs")
+    return list(kept), list(val)
+
+
+class Rows:
+    """Some rows of a source, itself a source."""
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> ImageText:
+        return self.source[int(self.rows[index])]
 
 
 class PairDataset(Dataset[Sample]):

@@ -33,7 +33,7 @@ class RouterStats:
 
 
 class Router(nn.Module):
-    """g(x) = softmax(W (x + b_m)); b_m is a learned embedding of the token's modality (paper Eq. 6), seen by the router alone."""
+    """g(x) = softmax(W (x + b_m)); b_m is a learned modality embedding (paper Eq. 6), seen by the router alone."""
 
     def __init__(self, embed_dim: int, num_experts: int, top_k: int, modality_routing: bool):
         super().__init__()

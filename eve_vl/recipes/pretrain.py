@@ -25,7 +25,7 @@ def tiny() -> Config:
             drop_path=0.0,
         ),
         task=MaskedSignalConfig(decoder_depth=1, decoder_dim=48, decoder_num_heads=3, normalize_targets=False),
-        data=DataConfig(val_samples=64, flip=False, num_workers=0),
+        data=DataConfig(val_samples=64, crop_scale=(1.0, 1.0), flip=False, num_workers=0),
         tokenizer=TokenizerConfig(vocab_size=400),
         train=TrainConfig(steps=20, batch_size=16, lr=1e-3, warmup=0.1, log_every=5, val_every=10, save_every=10),
     )
@@ -58,14 +58,13 @@ def demo() -> Config:
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
-            steps=2400,
-            batch_size=16,
-            lr=8e-4,
-            warmup=0.05,
-            betas=(0.9, 0.95),
-            log_every=50,
-            val_every=600,
-            save_every=600,
+            steps=1300,
+            batch_size=32,
+            lr=1.2e-3,
+            warmup=0.1,
+            log_every=25,
+            val_every=325,
+            save_every=325,
         ),
     )
 
@@ -80,7 +79,7 @@ def scenes() -> Config:
         config,
         recipe="scenes",
         out=Path("runs/scenes"),
-        train=replace(config.train, steps=15_000, log_every=100, val_every=1000, save_every=1000),
+        train=replace(config.train, steps=6500, warmup=0.03, log_every=50, val_every=650, save_every=650),
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.data.batch import PairBatch
-from eve_vl.data.loader import eval_loader, open_sources
+from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embed import patchify, take, unpatchify
 from eve_vl.run import LoadedRun
@@ -102,7 +102,7 @@ def gather(run: LoadedRun, num_shown: int = NUM_SHOWN, num_routed: int = NUM_ROU
 def _batches(run: LoadedRun, num_samples: int):
     data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
     config = dataclasses.replace(run.config, data=data)
-    sources = open_sources(data.val, data, config.model.image_size)
+    _, sources = open_train_and_val(config)
     for batch in eval_loader(sources, config, run.tokenizer, batch_size=BATCH, rank=0, world=1):
         yield batch.to(next(run.task.parameters()).device)
 

@@ -74,7 +74,7 @@ def headline(run: LoadedRun, log: list[dict]) -> Headline:
             where = "the run's validation data" + ", the last time before this checkpoint" * (row["step"] < run.step)
             return Headline(values=values, step=row["step"], where=where)
     num_samples = min(run.config.data.val_samples, NUM_MEASURED)
-    values = evaluate_run(run, run.config.data.val, num_samples)
+    values = evaluate_run(run, num_samples)
     return Headline(values=values, step=run.step, where=f"at most {num_samples} validation pairs")
 
 

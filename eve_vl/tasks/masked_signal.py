@@ -1,5 +1,6 @@
-"""Pre-training by masked signal modelling (paper, "Pre-training Task"): rebuild hidden pixels or hidden tokens from what is left and the
-other modality.
+"""Pre-training by masked signal modelling: rebuild hidden pixels or hidden tokens from what is left and the other modality.
+
+Source: the paper's "Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5.
 
 Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, T text tokens, N all tokens, D width,
 X values in a patch.
