@@ -58,13 +58,13 @@ def demo() -> Config:
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
-            steps=1300,
+            steps=1100,
             batch_size=32,
             lr=1.2e-3,
             warmup=0.1,
             log_every=25,
-            val_every=325,
-            save_every=325,
+            val_every=275,
+            save_every=275,
         ),
     )
 
