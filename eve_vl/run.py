@@ -109,9 +109,8 @@ def _train_tokenizer(sources: Sequence[Source], vocab_size: int) -> Tokenizer:
 
 def obtain_tokenizer(config: Config, sources: Sequence[Source]) -> Tokenizer:
     """Return the run's tokenizer: the one in its folder, else the given file, else one trained on the captions."""
-    own = config.out / "tokenizer.json"
-    if own.is_file():
-        return Tokenizer.load(own)
+    if checkpoint.checkpoint_folders(config.out):
+        return Tokenizer.load(config.out / "tokenizer.json")
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
     return _train_tokenizer(sources, config.tokenizer.vocab_size)

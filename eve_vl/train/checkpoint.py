@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eve_vl.errors import UserError
@@ -80,17 +80,17 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write_durably(temporary / "model.safetensors", save(_plain(model.state_dict())))
-        _write_durably(temporary / "optimizer.safetensors", save(_plain(optimizer_tensors(model, optimizer))))
+        _write_tensors(temporary / "model.safetensors", model.state_dict())
+        _write_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
         for rank, rng in enumerate(rng_states):
-            _write_durably(temporary / f"rng_{rank}.safetensors", save(rng))
+            _write_tensors(temporary / f"rng_{rank}.safetensors", rng)
         for name, text in (texts | {"state.json": json.dumps({"step": step, **state}, indent=1)}).items():
             _write_durably(temporary / name, text.encode())
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-    except OSError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = error.strerror or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"{folder}: cannot save ({reason}); earlier checkpoints are whole, make room and run the same command again"
         ) from None
@@ -125,12 +125,9 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     load_model(folder, model)
     tensors = load_file(folder / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        state = {key: tensors[f"{name}.{key}"] for key in ("exp_avg", "exp_avg_sq", "step") if f"{name}.{key}" in tensors}
-        if state:
-            optimizer.state[parameter] = {
-                key: value if key == "step" and value.device == parameter.device else value.to(parameter.device)
-                for key, value in state.items()
-            }
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        if f"{name}.step" in tensors:
+            optimizer.state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in keys}
     rng_file = folder / f"rng_{rank}.safetensors"
     if rng_file.is_file():
         set_rng_state(load_file(rng_file))
@@ -173,8 +170,10 @@ def set_rng_state(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _write_durably(path: Path, content: bytes) -> None:
