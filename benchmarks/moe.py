@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a ratio should be, from shared measurements of the first days."""
+    """What a ratio should be."""
 
     limit: float
     at_least: bool = False

@@ -251,6 +251,8 @@ def _dispatch(argv: list[str]) -> None:
 def _parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
     """Parse flags into a dataclass. Raises UserError for an unknown flag, with the nearest known one."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
+    if issubclass(cls, SourceArgs):  # the same flags as in `eve pretrain`, with or without their section
+        argv = [re.sub(r"^--data\.(?=format|image|caption)", "--", word) for word in argv]
     args, unknown = tyro.cli(cls, args=list(argv), prog=prog, description=description, return_unknown_args=True, **kwargs)
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), None)

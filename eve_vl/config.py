@@ -169,7 +169,7 @@ class DataConfig:
     train_weights: tuple[float, ...] = ()
     """Share of each training source in an epoch, any scale; empty: by size."""
     val: tuple[str, ...] = ("scenes:val",)
-    """Validation sources; or the word held-out: one training row in 50, then left out of training."""
+    """Validation sources; or the word held-out: one training picture in 50, then left out of training."""
     val_samples: int = 1000
     """Validate on this many pairs at most, spread evenly over the sources."""
     format: str = "auto"
@@ -183,7 +183,7 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area of the random resized crop, as shares of the picture; 1 1 resizes without cropping."""
     flip: bool = True
-    """Mirror half of the training pictures."""
+    """Mirror half of the training pictures, unless the caption names left, right or a sense of rotation."""
     num_workers: int = 1
     """Loader processes; 0 loads in the training process."""
     max_bad_share: float = 0.01
@@ -197,7 +197,9 @@ class DataConfig:
         elif HELD_OUT in self.val and len(self.val) > 1:
             found.append(f"val is {HELD_OUT} and something else; give one of the two")
         elif _is_scenes(self.val) and not _is_scenes(self.train):
-            found.append(f"val is {' '.join(self.val)}, but train has no scenes: name pairs like those, or {HELD_OUT}")
+            found.append(
+                f"val is {' '.join(self.val)}, but train has no scenes: give --data.val PATH, or --data.val {HELD_OUT}"
+            )
         if self.train_weights and len(self.train_weights) != len(self.train):
             found.append(f"train_weights has {len(self.train_weights)} values for {len(self.train)} train sources")
         if any(not weight > 0 for weight in self.train_weights):

@@ -1,6 +1,7 @@
 """From a config to a trained run, and from a run folder back to a model."""
 
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -11,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eve_vl.config import Config, DataConfig, from_dict, to_dict
+from eve_vl.config import HELD_OUT, Config, DataConfig, from_dict, to_dict
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.train import checkpoint, distributed
-from eve_vl.train.log import BadSamples
+from eve_vl.train.log import BAD_SAMPLES, BadSamples
 from eve_vl.train.trainer import Trainer, evaluate, pick_device, pick_dtype
 
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
@@ -78,7 +79,7 @@ def set_threads(config: Config) -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // local
     asked = config.train.threads or int(os.environ.get("OMP_NUM_THREADS", "0"))
-    torch.set_num_threads(asked or cores)
+    torch.set_num_threads(asked or max(1, cores))
 
 
 def train_captions(sources: Sequence[Source], limit: int) -> list[str]:
@@ -113,7 +114,9 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source]) -> Tokenizer:
         return Tokenizer.load(config.out / "tokenizer.json")
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
-    return _train_tokenizer(sources, config.tokenizer.vocab_size)
+    # one process trains it for all, so that all have the same
+    text = _train_tokenizer(sources, config.tokenizer.vocab_size).to_json() if distributed.is_main() else None
+    return Tokenizer.from_json(distributed.gather_objects(text)[0])
 
 
 def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
@@ -121,9 +124,25 @@ def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
 
     must_resume: refuse to start anew. Only the main process returns a path. Raises UserError.
     """
+    config = with_absolute_paths(config)
     device = pick_device(config.train.device)
     distributed.setup(device)
     set_threads(config)
+    numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
+    gc.collect()
+    distributed.barrier()
+    is_main = distributed.is_main()
+    distributed.shutdown()
+    if not is_main:
+        return None
+    checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    from eve_vl.report import write_report  # an edge of the house, needed only here
+
+    return write_report(config.out)
+
+
+def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, float]:
+    """Set up and train; return the numbers of the last validation."""
     check_out_folder(config, must_resume)
     rank, world = distributed.rank(), distributed.world_size()
     if config.train.batch_size % (config.train.accumulation * world):
@@ -142,7 +161,9 @@ def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
     seed_everything(config.train.seed)
     trainer = Trainer(config.train, config.out, build_task(config, tokenizer), device=device, texts=texts)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
-    trainer.resume()
+    if not trainer.resume() and rank == 0:
+        (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
+    distributed.barrier()
     loader = train_loader(sources, config, tokenizer, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_loader = eval_loader(val_sources, config, tokenizer, batch_size=EVAL_BATCH, rank=rank, world=world)
     bad_samples = BadSamples(
@@ -151,14 +172,24 @@ def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
         max_share=config.data.max_bad_share,
         writes=distributed.is_main(),
     )
-    numbers = trainer.fit(loader, val_loader, bad_samples)
-    distributed.shutdown()
-    if rank:
-        return None
-    checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
-    from eve_vl.report import write_report  # an edge of the house, needed only here
+    return trainer.fit(loader, val_loader, bad_samples)
 
-    return write_report(config.out)
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the config with paths that still hold when the run is used from another folder."""
+
+    def absolute(spec: str) -> str:
+        return spec if spec == HELD_OUT or spec.partition(":")[0] == "scenes" else str(Path(spec).expanduser().absolute())
+
+    data, path = config.data, config.tokenizer.path
+    data = dataclasses.replace(
+        data,
+        train=tuple(map(absolute, data.train)),
+        val=tuple(map(absolute, data.val)),
+        image_root=data.image_root and data.image_root.expanduser().absolute(),
+    )
+    tokenizer = dataclasses.replace(config.tokenizer, path=path and path.expanduser().absolute())
+    return dataclasses.replace(config, data=data, tokenizer=tokenizer)
 
 
 def seed_everything(seed: int) -> None:

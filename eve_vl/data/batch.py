@@ -68,6 +68,15 @@ class PairBatch:
         }
         return dataclasses.replace(self, **moved)
 
+    def pin_memory(self) -> "PairBatch":
+        """Copy the tensors to page-locked memory, from where they reach a GPU while it computes."""
+        pinned = {
+            field.name: value.pin_memory()
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor | PairBatch)
+        }
+        return dataclasses.replace(self, **pinned)
+
 
 def collate(samples: Sequence[Sample], pad_id: int) -> PairBatch:
     """Stack samples; captions are padded to the longest of the batch."""

@@ -18,7 +18,6 @@ from eve_vl.data.records import ImagePixels, Source
 from eve_vl.data.transforms import MAX_PIXELS, decode, decode_bytes, read_image
 from eve_vl.errors import BadSampleError
 
-MAX_LISTED = 20  # broken rows shown to people; `to_dict` has them all
 CHUNK = 64  # rows per message from a worker
 ROWS_PER_WORKER = 5000  # fewer are read sooner than a worker has started
 
@@ -72,12 +71,12 @@ class Report:
         """Return plain values, for JSON."""
         return dataclasses.asdict(self)
 
-    def render(self, console: Console, *, max_broken: int = MAX_LISTED) -> None:
+    def render(self, console: Console, *, max_broken: int | None = None) -> None:
         """Print the lines for people."""
         console.print("\n".join(self.lines(max_broken)), highlight=False, markup=False, soft_wrap=True)
 
-    def lines(self, max_broken: int = MAX_LISTED) -> list[str]:
-        """Return lines for people; at most `max_broken` broken rows are listed."""
+    def lines(self, max_broken: int | None = None) -> list[str]:
+        """Return lines for people; at most `max_broken` broken rows are listed, None for all."""
         table = [
             ("rows", f"{self.rows}"),
             ("usable", f"{self.images_ok}"),
@@ -94,7 +93,7 @@ class Report:
         ]
         lines = [f"{name:<20}{value}" for name, value in table]
         lines += [f"broken: {row.where}: {row.reason}" for row in self.broken[:max_broken]]
-        if len(self.broken) > max_broken:
+        if max_broken is not None and len(self.broken) > max_broken:
             lines.append(f"… and {len(self.broken) - max_broken} more broken rows")
         return lines
 

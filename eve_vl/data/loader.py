@@ -5,6 +5,8 @@ neither the number of processes nor of workers nor a restart changes what is see
 """
 
 import contextlib
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import cast
@@ -17,14 +19,17 @@ from eve_vl.config import HELD_OUT, Config, DataConfig
 from eve_vl.data.batch import PairBatch, Sample, collate
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import ImageText, Source
+from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan, ImageText, Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode, train_crop
 from eve_vl.errors import BadSampleError, UserError
 
 MAX_SKIPS = 20  # this many unusable rows in a row are a mistake in the set-up, not a few broken files
-HELD_OUT_EVERY = 50  # one row in so many, more in small sources
+HELD_OUT_EVERY = 50  # one picture in so many, at least two
+EVAL_SEED = 0  # masks of evaluation do not depend on the seed of the run
+WHOLE = (1.0, 1.0)
+NAMES_A_SIDE = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)\w*", re.IGNORECASE)  # mirroring would make it false
 Position = tuple[int, int, int]  # epoch, source, row
 MAX_PARTNERS = 200  # tries to find a pair with another caption
 ORDER, ROWS, SAMPLE, PARTNER = 1, 2, 3, 4  # purposes of the random streams
@@ -57,12 +62,37 @@ def open_train_and_val(config: Config) -> tuple[list[Source], list[Source]]:
     train = open_sources(config.data.train, config.data, config.model.image_size)
     if config.data.val != (HELD_OUT,):
         return train, open_sources(config.data.val, config.data, config.model.image_size)
-    is_held = [np.arange(len(source)) % min(HELD_OUT_EVERY, max(2, len(source) // 2)) == 0 for source in train]
-    kept = [Rows(source, np.flatnonzero(~held)) for source, held in zip(train, is_held, strict=True)]
-    val = [Rows(source, np.flatnonzero(held)) for source, held in zip(train, is_held, strict=True)]
-    if not all(map(len, kept)):
-        raise UserError(f"data.val {HELD_OUT}: a training source of one row cannot be split; name validation pairs")
-    return list(kept), list(val)
+    splits = [_hold_out(source) for source in train]
+    if not all(len(kept) and len(held) for kept, held in splits):
+        raise UserError(f"data.val {HELD_OUT}: a training source with so few pictures cannot be split; name validation pairs")
+    return [kept for kept, _ in splits], [held for _, held in splits]
+
+
+def _hold_out(source: Source) -> tuple[Source, Source]:
+    """Split a source by picture, so that the captions of one picture, wherever they stand, fall on one side."""
+    pictures = [_picture_key(source, row) for row in range(len(source))]
+    distinct = sorted({picture for picture in pictures if picture is not None})
+    held = set(distinct[: min(max(2, len(distinct) // HELD_OUT_EVERY), len(distinct) // 2)])
+    is_held = np.array([picture in held for picture in pictures])
+    return Rows(source, np.flatnonzero(~is_held)), Rows(source, np.flatnonzero(is_held))
+
+
+def _picture_key(source: Source, row: int) -> bytes | None:
+    """Return a hash of what picture a row shows; None for a row that cannot be used, which training will count."""
+    try:
+        pair = source[row]
+    except BadSampleError:
+        return None
+    match pair.image:
+        case ImageFile(path=path):
+            name = str(path).encode()
+        case ImageSpan(path=path, offset=offset):
+            name = f"{path}:{offset}".encode()
+        case ImageBytes(data=data):
+            name = data
+        case _:
+            name = pair.where.encode()
+    return hashlib.blake2b(name, digest_size=8).digest()
 
 
 class Rows:
@@ -87,6 +117,7 @@ class PairDataset(Dataset[Sample]):
         self.config = config
         self.tokenizer = tokenizer
         self.training = training
+        self.seed = config.train.seed if training else EVAL_SEED
 
     def __getitem__(self, position: Position) -> Sample:
         epoch, source, row = position
@@ -114,12 +145,13 @@ class PairDataset(Dataset[Sample]):
 
     def _load(self, epoch: int, source: int, row: int) -> Sample:
         pair = self.sources[source][row]
-        rng = generator(self.config.train.seed, SAMPLE, epoch, source, row)
+        rng = generator(self.seed, SAMPLE, epoch, source, row)
         caption = pair.captions[int(rng.integers(len(pair.captions))) if self.training else 0]
         size = self.config.model.image_size
-        crop = train_crop(size, rng=rng, scale=self.config.data.crop_scale) if self.training else Crop(size=size)
+        scale = self.config.data.crop_scale if self.training else WHOLE
+        crop = Crop(size=size) if scale == WHOLE else train_crop(size, rng=rng, scale=scale)
         image = decode(pair.image, pair.where, min_size=self.config.model.patch_size, crop=crop)
-        if self.training and self.config.data.flip and rng.random() < 0.5:
+        if self.training and self.config.data.flip and rng.random() < 0.5 and not NAMES_A_SIDE.search(caption):
             image = image.flip(2)
         ids_T, is_special_T = self.tokenizer.encode(caption, self.config.model.text_length)
         keep_K, hidden_M = mask_patches(self.config.model.num_patches, self.config.task.image_mask_ratio, rng)
@@ -135,11 +167,14 @@ class PairDataset(Dataset[Sample]):
     def _wrong_partner(self, epoch: int, source: int, row: int) -> Sample:
         num_rows = len(self.sources[source])
         captions = set(self.sources[source][row].captions)
-        draws = generator(self.config.train.seed, PARTNER, source, row).integers(num_rows, size=MAX_PARTNERS)
-        for other in ((row + num_rows // 2) % num_rows, *draws.tolist()):
+        rng = generator(self.seed, PARTNER, source, row)
+        others = [(source, (row + num_rows // 2) % num_rows)]
+        for other in rng.integers(len(self.sources), size=MAX_PARTNERS).tolist():
+            others.append((other, int(rng.integers(len(self.sources[other])))))
+        for other, other_row in others:
             with contextlib.suppress(BadSampleError):
-                if captions.isdisjoint(self.sources[source][other].captions):
-                    return self._load(epoch, source, other)
+                if captions.isdisjoint(self.sources[other][other_row].captions):
+                    return self._load(epoch, other, other_row)
         raise UserError(f"{self.sources[source][row].where}: no pair with another caption to compare with")
 
 
@@ -217,7 +252,10 @@ def eval_loader(
     """Return each evaluation sample once, this process's share of them."""
     positions = eval_positions([len(source) for source in sources], config.data.val_samples)[rank::world]
     batches = [positions[start : start + batch_size] for start in range(0, len(positions), batch_size)]
-    return _loader(PairDataset(sources, config, tokenizer, training=False), batches, config, tokenizer)
+    dataset = PairDataset(sources, config, tokenizer, training=False)
+    if positions:
+        dataset[positions[0]]  # data that cannot be evaluated should say so before hours of training
+    return _loader(dataset, batches, config, tokenizer)
 
 
 def _loader(dataset: PairDataset, batches: object, config: Config, tokenizer: Tokenizer) -> DataLoader[PairBatch]:

@@ -50,6 +50,11 @@ class Tokenizer:
         return cls(backend, str(path))
 
     @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """Undo `to_json`."""
+        return cls(Backend.from_str(text), "tokenizer")
+
+    @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
         """Train a byte-level BPE on captions, lower-cased and NFKC-normalised; vocab_size is an upper bound."""
         backend = Backend(models.BPE())

@@ -149,4 +149,6 @@ def grouped_mm_works(x_RI: Tensor, weight_EOI: Tensor) -> bool:
     """Whether torch's grouped_mm takes these: float32 or half types on CPU, bfloat16 on CUDA, rows of whole 16 bytes."""
     dtypes = (torch.float32, torch.bfloat16, torch.float16) if x_RI.device.type == "cpu" else (torch.bfloat16,)
     aligned = all(size * x_RI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
+    if x_RI.device.type == "cuda" and torch.cuda.get_device_capability(x_RI.device) < (8, 0):
+        return False
     return x_RI.dtype in dtypes and aligned and x_RI.device.type in ("cpu", "cuda")

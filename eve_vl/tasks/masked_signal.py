@@ -27,8 +27,6 @@ from eve_vl.train.trainer import StepOutput
 class MaskedSignal(nn.Module):
     """The task: encoder, token head and pixel decoder, with the losses that join them."""
 
-    main_metric = "mlm_acc"
-
     def __init__(self, config: Config, *, vocab_size: int, mask_id: int):
         super().__init__()
         self.config = config

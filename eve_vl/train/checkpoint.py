@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from eve_vl.errors import UserError
 
 CHECKPOINTS = "checkpoints"
+OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -123,15 +124,21 @@ def load_model(folder: Path, model: nn.Module) -> None:
 def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:
     """Load weights, optimiser and this process's generators; return the content of state.json."""
     load_model(folder, model)
-    tensors = load_file(folder / "optimizer.safetensors")
-    for name, parameter in model.named_parameters():
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        if f"{name}.step" in tensors:
-            optimizer.state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in keys}
-    rng_file = folder / f"rng_{rank}.safetensors"
-    if rng_file.is_file():
-        set_rng_state(load_file(rng_file))
-    return json.loads((folder / "state.json").read_text())
+    try:
+        tensors = load_file(folder / "optimizer.safetensors")
+        state = json.loads((folder / "state.json").read_text())
+        rng = load_file(folder / f"rng_{rank}.safetensors") if rank < state["num_processes"] else None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{folder}: damaged ({error}); delete this folder to go on from the one before") from None
+    named = {name: parameter for name, parameter in model.named_parameters() if f"{name}.step" in tensors}
+    unknown = tensors.keys() - {f"{name}.{key}" for name in named for key in OPTIMIZER_KEYS}
+    if unknown or len(tensors) != len(OPTIMIZER_KEYS) * len(named):
+        raise UserError(f"{folder}/optimizer.safetensors does not fit the model; delete this folder to go on without it")
+    for name, parameter in named.items():
+        optimizer.state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in OPTIMIZER_KEYS}
+    if rng is not None:  # a run that goes on with more processes starts their generators anew
+        set_rng_state(rng)
+    return state
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,12 +1,10 @@
 """One process or many: the only file that knows the process group. Without torchrun, torch.distributed is never touched."""
 
 import os
-from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn import functional as dist_functional
 
 
 def launched_by_torchrun() -> bool:
@@ -45,11 +43,23 @@ def sum_over_processes(x: Tensor) -> Tensor:
     """Return x summed over all processes; gradients flow to every process's x."""
     if not dist.is_initialized():
         return x
-    if x.requires_grad:
-        return cast(Tensor, dist_functional.all_reduce(x))
-    x = x.detach().clone()
-    dist.all_reduce(x)
-    return x
+    return _Sum.apply(x)
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over processes; so is the gradient, since every process's result depends on every process's input."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad = grad.clone()
+        dist.all_reduce(grad)
+        return grad
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

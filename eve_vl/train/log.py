@@ -1,5 +1,6 @@
 """What a run tells: JSON lines and TensorBoard for programs, a console for people, a list of bad samples for both."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -10,16 +11,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch.utils.tensorboard import SummaryWriter
 
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.train.checkpoint import write_file
 
 LOG = "log.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
-CONSOLE_TERMS = 5  # more terms than these make a line that nobody reads
 
 
 def read_log(run: Path) -> list[dict]:
     """Return the rows of a run's log, oldest first."""
-    path = run / LOG
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return _read_rows(run / LOG)
+
+
+def _read_rows(path: Path) -> list[dict]:
+    """Return the rows of a JSON-lines file; one that a crash cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
 
 
 class RunLog:
@@ -30,9 +39,8 @@ class RunLog:
         if not enabled:
             return
         kept = [row for row in read_log(run) if row["step"] <= first_step]
-        self.file = (run / LOG).open("w")
-        self.file.writelines(json.dumps(row) + "\n" for row in kept)
-        self.file.flush()
+        write_file(run / LOG, "".join(json.dumps(row) + "\n" for row in kept))
+        self.file = (run / LOG).open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         self.console = Console(highlight=False, soft_wrap=True)
         self.num_steps = num_steps
@@ -93,8 +101,7 @@ class BadSamples:
     def __init__(self, run: Path, *, num_rows: int, max_share: float, writes: bool):
         self.path = run / BAD_SAMPLES
         self.num_rows, self.max_share, self.writes = num_rows, max_share, writes
-        rows = self.path.read_text().splitlines() if self.path.is_file() else []
-        self.known = {json.loads(row)["where"] for row in rows}
+        self.known = {row["where"] for row in _read_rows(self.path)}
 
     def add(self, errors: Iterable[BadSampleError], num_seen: int) -> None:
         """Note unusable rows. Raises UserError when there are more than max_share of the rows seen so far (of at least
@@ -111,5 +118,6 @@ class BadSamples:
             last = next(reversed(new.values()))
             raise UserError(
                 f"{len(self.known)} of {seen} pairs cannot be used, more than data.max_bad_share {self.max_share:g}; "
-                f"all are listed in {self.path}; the last: {last}"
+                f"all so far are in {self.path}; the last: {last}; "
+                "repair them (eve data check lists all) or allow more with --data.max-bad-share"
             )

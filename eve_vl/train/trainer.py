@@ -1,7 +1,6 @@
 """The only training loop. It knows the Task protocol and nothing else about what is trained.
 
-A task is an nn.Module: `forward(batch) → StepOutput`, `evaluate(loader) → {name: number}`, and `main_metric`, the name of
-the number that counts (higher is better).
+A task is an nn.Module: `forward(batch) → StepOutput`, and `evaluate(loader) → {name: number}`.
 """
 
 import contextlib
@@ -51,8 +50,6 @@ class Batch(Protocol):
 class Task(Protocol):
     """What the loop needs of a task, besides being an nn.Module."""
 
-    main_metric: str
-
     def __call__(self, batch: Any) -> StepOutput:
         """Return the loss of a batch."""
         ...
@@ -87,7 +84,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the autocast type for train.dtype."""
     if name != "auto":
         return getattr(torch, name)
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    on_cuda = device.type == "cuda"
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 
 
@@ -133,7 +131,11 @@ class Trainer:
                 optimizer=self.optimizer,
                 rng_states=rng_states,
                 texts=self.texts,
-                state={"samples_consumed": self.samples_consumed, "torch": torch.__version__},
+                state={
+                    "samples_consumed": self.samples_consumed,
+                    "num_processes": distributed.world_size(),
+                    "torch": torch.__version__,
+                },
                 keep=self.config.keep,
             )
         distributed.barrier()
@@ -155,6 +157,10 @@ class Trainer:
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: list[int]
     ) -> dict[str, float]:
         config, meter = self.config, _Meter()
+        if self.step:
+            log.say(
+                f"going on from step {self.step} of {config.steps}" + "; nothing left to train" * (self.step >= config.steps)
+            )
         numbers: dict[str, float] | None = None
         while self.step < config.steps:
             with meter.loading():
@@ -169,13 +175,13 @@ class Trainer:
             if self.step % config.log_every == 0 or is_last:
                 log.row("train", self.step, meter.result(config, self.step))
             with meter.paused():
+                is_stopped = distributed.any_process(bool(stop), self.device) and not is_last
+                if self.step % config.save_every == 0 or is_last or is_stopped:
+                    self.save()
                 numbers = None
                 if self.step % config.val_every == 0 or is_last:
                     numbers = self.evaluate(val_loader)
                     log.row("val", self.step, numbers)
-                is_stopped = distributed.any_process(bool(stop), self.device) and not is_last
-                if self.step % config.save_every == 0 or is_last or is_stopped:
-                    self.save()
             if is_stopped:
                 raise StoppedError(self.run, self.step, config.steps, stop[0] if stop else signal.SIGTERM)
         return numbers or self.evaluate(val_loader)
@@ -230,12 +236,27 @@ class Trainer:
 
 
 def evaluate(task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Run a task's evaluation in evaluation mode, batches moved to the device."""
+    """Run a task's evaluation in evaluation mode, batches moved to the device.
+
+    Raises UserError if a row could not be used: numbers of a set that is not the whole set compare with nothing.
+    """
     was_training = task.training
     task.eval()
+    skipped: list[BadSampleError] = []
+
+    def batches() -> Iterator[Any]:
+        for batch in loader:
+            skipped.extend(batch.skipped)
+            yield batch.to(device)
+
     with autocast(device, dtype):
-        numbers = cast(Task, task).evaluate(batch.to(device) for batch in loader)
+        numbers = cast(Task, task).evaluate(batches())
     task.train(was_training)
+    if skipped:
+        raise UserError(
+            f"{len(skipped)} rows to evaluate on cannot be used, first {skipped[0]}; "
+            "repair or leave them out (eve data check lists them)"
+        )
     return numbers
 
 
