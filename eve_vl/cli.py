@@ -296,11 +296,13 @@ def keep_memory() -> None:
 
 
 def yield_cores() -> None:
-    """Let idle threads sleep instead of spin: on shared cores spinning can make two threads 20 times slower than one.
+    """Let idle threads spin for microseconds, then sleep: on shared cores, two threads that spin as long as they like can be
+    20 times slower than one, and threads that never spin gain nothing (LOG.md).
 
     Works only before torch is imported; a value that the user has set stays.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def _write_json(path: Path | None, values: dict[str, Any]) -> None:

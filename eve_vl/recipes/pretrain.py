@@ -58,13 +58,13 @@ def demo() -> Config:
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
-            steps=1100,
+            steps=1250,
             batch_size=32,
             lr=1.2e-3,
             warmup=0.1,
             log_every=25,
-            val_every=275,
-            save_every=275,
+            val_every=250,
+            save_every=250,
         ),
     )
 
