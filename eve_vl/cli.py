@@ -21,6 +21,7 @@ from eve_vl.errors import UserError
 from eve_vl.recipes import RECIPES, get_recipe
 
 Args = TypeVar("Args")
+HELP = ("-h", "--help", "help")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
     if not argv or argv[0].startswith("-"):
         lines = [f"  {name:8} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in RECIPES.items()]
         text = "usage: eve pretrain RECIPE [flags]   (eve pretrain RECIPE --help lists the flags)\n\nrecipes:\n"
-        if argv and argv[0] in ("-h", "--help"):
+        if argv and argv[0] in HELP:
             _say(text + "\n".join(lines))
             return
         raise UserError(f"name a recipe: {', '.join(RECIPES)}")
@@ -140,8 +141,12 @@ def run_pretrain(argv: Sequence[str]) -> None:
 def run_evaluate(argv: Sequence[str]) -> None:
     """Compute a task's numbers for a run on any data: eve evaluate masked_signal RUN [flags]."""
     tasks = ["masked_signal"]
+    usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(tasks)}"
+    if argv and argv[0] in HELP:
+        _say(f"{usage}\n(eve evaluate {tasks[0]} --help lists the flags)")
+        return
     if not argv or argv[0].startswith("-"):
-        raise UserError(f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(tasks)}")
+        raise UserError(usage)
     if argv[0] not in tasks:
         raise UserError(f"no task {nearest(argv[0], tasks)}")
     args = _parse(EvaluateArgs, argv[1:], f"eve evaluate {argv[0]}", run_evaluate.__doc__)
@@ -231,7 +236,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    if not argv or argv[0] in ("-h", "--help"):
+    groups = {name.split()[0] for name in VERBS if " " in name}
+    if not argv or argv[0] in HELP or (argv[0] in groups and (len(argv) == 1 or argv[1] in HELP)):
         lines = [f"  {name:16} {(verb.__doc__ or '').strip()}" for name, verb in VERBS.items()]
         _say("usage: eve VERB …\n\n" + "\n".join(lines))
         return
@@ -244,8 +250,7 @@ def _dispatch(argv: list[str]) -> None:
     elif argv[0] in VERBS:
         VERBS[argv[0]](argv[1:])
     else:
-        firsts = {name.split()[0] for name in VERBS if " " in name}
-        raise UserError(f"no verb {nearest(two_words if argv[0] in firsts else argv[0], VERBS)}")
+        raise UserError(f"no verb {nearest(two_words if argv[0] in groups else argv[0], VERBS)}")
 
 
 def _parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:

@@ -43,3 +43,9 @@ def test_flags_are_those_that_help_shows(capsys):
         main(["pretrain", "tiny", "--help"])
     text = capsys.readouterr().out
     assert [flag for flag in flag_names(PretrainArgs) if flag not in text] == []
+
+
+@pytest.mark.parametrize("argv", [["help"], ["data", "--help"], ["tokenizer"], ["evaluate", "--help"], ["pretrain", "-h"]])
+def test_help_at_every_level(argv, capsys):
+    main(argv)
+    assert "usage: eve" in capsys.readouterr().out

@@ -32,7 +32,7 @@ def tiny() -> Config:
 
 
 def demo() -> Config:
-    """The whole story on built-in scenes in about five minutes on two CPU cores.
+    """The whole story on built-in scenes in about five minutes on two CPU cores; masked-token accuracy 0.85 (0.47 with a wrong picture).
 
     make demo  (eve pretrain demo)
     """
@@ -70,7 +70,7 @@ def demo() -> Config:
 
 
 def scenes() -> Config:
-    """The demo at full length.
+    """The demo at full length: about 30 minutes on one core; masked-token accuracy 0.98 (0.48 with a wrong picture).
 
     eve pretrain scenes
     """
