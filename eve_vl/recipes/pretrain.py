@@ -32,7 +32,7 @@ def tiny() -> Config:
 
 
 def demo() -> Config:
-    """The whole story on built-in scenes in about five minutes on two CPU cores; masked-token accuracy 0.85 (0.47 with a wrong picture).
+    """The whole story on built-in scenes: five minutes on two cores; token accuracy 0.85, 0.47 with a wrong picture.
 
     make demo  (eve pretrain demo)
     """
