@@ -28,12 +28,12 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 def where_line(path: Path, line: int) -> str:
     """Name a line (counted from 1) of a text file: `train.jsonl:17`."""
-    return f"{path}:{line}"
+    return f"{path.name}:{line}"
 
 
 def where_row(path: Path, index: int) -> str:
     """Name row `index` (from 0; shown counted from 1) of a file whose rows are not lines: `train.parquet row 17`."""
-    return f"{path} row {index + 1}"
+    return f"{path.name} row {index + 1}"
 
 
 def pick_columns(path: Path, found: Sequence[str], image: str | None, caption: str | None) -> tuple[str, str]:

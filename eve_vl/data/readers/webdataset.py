@@ -55,7 +55,7 @@ class WebdatasetSource:
         index = range(len(self))[index]
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         path, shard, row = self._paths[number], self._shards[number], index - int(self._starts[number])
-        where = f"{path}:{shard.keys[row]}"
+        where = f"{path.name}:{shard.keys[row]}"
         spans = [int(value) for value in shard.spans[row]]
         if spans[IMAGE] == ABSENT:
             raise BadSampleError(where, "no picture beside the caption")
