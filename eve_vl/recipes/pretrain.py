@@ -70,7 +70,7 @@ def demo() -> Config:
 
 
 def scenes() -> Config:
-    """The demo at full length: about 30 minutes on one core; masked-token accuracy 0.98 (0.48 with a wrong picture).
+    """The demo at full length: 35 minutes on one core; masked-token accuracy 0.98 (0.48 with a wrong picture).
 
     eve pretrain scenes
     """
