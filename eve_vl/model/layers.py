@@ -59,7 +59,7 @@ class Attention(nn.Module):
 def attend(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, may_attend_B11N: Tensor | None) -> Tensor:
     """Softmax attention, (B, H, N, d); torch's fused kernel except where its backward is slow: bfloat16 on CPU.
 
-    There the explicit form is about 3 times faster forward and backward together (benchmarks/RESULTS.md).
+    There the explicit form is 1.2 to 2.7 times faster, forward and backward together, most on short sequences (LOG.md).
     """
     if q_BHNd.device.type != "cpu" or q_BHNd.dtype != torch.bfloat16 or not q_BHNd.requires_grad:
         return F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd, attn_mask=may_attend_B11N)
