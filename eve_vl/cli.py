@@ -43,8 +43,10 @@ class SourceArgs:
     """Folder that picture paths are relative to and must stay inside."""
     image_column: str | None = None
     """Column of the picture."""
-    caption_column: str | None = None
-    """Column of the caption or captions."""
+    text_column: str | None = None
+    """Column of the caption or captions, question or statement."""
+    label_column: str | None = None
+    """Column of the answer or answers to a question, or of whether a statement is true."""
 
     def open(self, specs: Sequence[str], image_size: int) -> list[Any]:
         """Open sources. Raises UserError."""
@@ -58,7 +60,8 @@ class SourceArgs:
             format=self.format,
             image_root=self.image_root,
             image_column=self.image_column,
-            caption_column=self.caption_column,
+            text_column=self.text_column,
+            label_column=self.label_column,
         )
 
 

@@ -178,8 +178,10 @@ class DataConfig:
     """Folder that picture paths are relative to and must stay inside; default: the folder of the file that names them."""
     image_column: str | None = None
     """Column of the picture in tables; default: a usual name."""
-    caption_column: str | None = None
-    """Column of the caption or captions in tables; default: a usual name."""
+    text_column: str | None = None
+    """Column of the caption or captions, question or statement in tables; default: a usual name."""
+    label_column: str | None = None
+    """Column of the answer or answers to a question, or of whether a statement is true; default: a usual name."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area of the random resized crop, as shares of the picture; 1 1 resizes without cropping."""
     flip: bool = True

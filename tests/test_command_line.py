@@ -14,15 +14,15 @@ FLAGS = {
         --task.image-mask-ratio --task.text-mask-ratio --task.mim-weight --task.mlm-weight --task.joint-masking
         --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
         --data.train --data.train-weights --data.val --data.val-samples --data.format --data.image-root --data.image-column
-        --data.caption-column --data.crop-scale --data.flip --data.num-workers --data.max-bad-share
+        --data.text-column --data.label-column --data.crop-scale --data.flip --data.num-workers --data.max-bad-share
         --tokenizer.path --tokenizer.vocab-size
         --train.steps --train.batch-size --train.accumulation --train.lr --train.warmup --train.schedule --train.betas
         --train.weight-decay --train.clip-norm --train.dtype --train.device --train.threads --train.seed --train.log-every
         --train.val-every --train.save-every --train.keep --resume
     """,
-    EvaluateArgs: "--format --image-root --image-column --caption-column --data --samples --json",
-    CheckArgs: "--format --image-root --image-column --caption-column --json",
-    TokenizerArgs: "--format --image-root --image-column --caption-column --out --vocab-size",
+    EvaluateArgs: "--format --image-root --image-column --text-column --label-column --data --samples --json",
+    CheckArgs: "--format --image-root --image-column --text-column --label-column --json",
+    TokenizerArgs: "--format --image-root --image-column --text-column --label-column --out --vocab-size",
     InspectArgs: "--json",
     ReportArgs: "--out",
 }

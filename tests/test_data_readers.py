@@ -147,8 +147,8 @@ def test_coco_captions(root: Path):
     path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}))
     source = open_source(path, image_root=root / "images")
     assert_colors(source, [("a red card", "more red"), *((f"a {color} card",) for color in COLORS[1:])])
-    with pytest.raises(UserError, match=r"fixed columns; leave out --data.caption-column"):
-        open_source(path, image_root=root / "images", caption_column="caption")
+    with pytest.raises(UserError, match=r"fixed columns; leave out --data.text-column"):
+        open_source(path, image_root=root / "images", text_column="caption")
     path.write_text(json.dumps({"images": [{"file_name": "x"}], "annotations": []}))
     with pytest.raises(UserError, match=r"not a COCO caption file .* KeyError 'id'"):
         open_source(path)
@@ -295,14 +295,14 @@ def test_columns(root: Path, name: str):
     with pytest.raises(UserError, match=common + " --data.image-column"):
         open_source(root / name)
     with pytest.raises(UserError, match=r"no column 'word' \(did you mean 'words'\?\)\. Its columns: photo, words"):
-        open_source(root / name, image_column="photo", caption_column="word")
-    source = open_source(root / name, image_column="photo", caption_column="words")
+        open_source(root / name, image_column="photo", text_column="word")
+    source = open_source(root / name, image_column="photo", text_column="words")
     assert source[len(source) - 1].captions == ("a navy card",)
 
 
 def test_options_without_meaning_are_refused(root: Path):
     (root / "images" / "red.txt").write_text("red")
-    for option in ("image_root", "image_column", "caption_column"):
+    for option in ("image_root", "image_column", "text_column"):
         with pytest.raises(UserError, match=rf"{option} \(--data.{option.replace('_', '-')}\) has no meaning .* 'folder'"):
             open_source(root / "images", **{option: str(root)})
 

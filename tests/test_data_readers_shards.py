@@ -76,7 +76,7 @@ def test_parquet_mistakes(root: Path, monkeypatch: pytest.MonkeyPatch):
     ):
         open_source(path, image_column="pictur")
     with pytest.raises(UserError, match="column 'number' holds int64, expected a text"):
-        open_source(path, image_column="picture", caption_column="number")
+        open_source(path, image_column="picture", text_column="number")
     with pytest.raises(UserError, match=r"holds the pictures themselves; leave out --data.image-root"):
         open_source(path, image_column="picture", image_root=root)
     pq.write_table(pa.table({"image": ["images/red.png", None], "caption": ["x", "y"]}), path)
@@ -128,9 +128,9 @@ def test_webdataset(tmp_path: Path):
         assert_as_webdataset(pickle.loads(pickle.dumps(source)), paths)
     assert source[4].where == "00001.tar:000000001"
     assert rows_of(open_source(paths[0]))[2].captions == ("a blue card",)
-    assert rows_of(open_source(paths[0], caption_column="recaption"))[2].captions == ("blue!",)
+    assert rows_of(open_source(paths[0], text_column="recaption"))[2].captions == ("blue!",)
     with pytest.raises(UserError, match=r"none of the first 3 rows can be used.*no field 'recap' \(fields: caption, status"):
-        open_source(paths[0], caption_column="recap")
+        open_source(paths[0], text_column="recap")
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

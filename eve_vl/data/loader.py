@@ -49,7 +49,7 @@ def open_sources(specs: Sequence[str], data: DataConfig, image_size: int) -> lis
                     format=data.format,
                     image_root=data.image_root,
                     image_column=data.image_column,
-                    caption_column=data.caption_column,
+                    text_column=data.text_column,
                 )
             )
         if not len(sources[-1]):

@@ -7,7 +7,7 @@ touches only row i, so that shuffling is exact and a resumed run needs no replay
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -72,12 +72,49 @@ class ImageText:
     where: str
 
 
-class Source(Protocol):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageQuestion:
+    """A picture and a question about it.
+
+    answers: one per annotator as they gave them (ten in VQA v2, often one elsewhere), empty where they are kept back.
+    answer_type: what accuracies are also reported by (VQA v2: yes/no, number, other); "" if the data has no types.
+    """
+
+    image: ImageRef
+    question: str
+    answers: tuple[str, ...]
+    question_id: int | str
+    answer_type: str
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImagesStatement:
+    """Two pictures and a statement about both.
+
+    label: whether it is true, None where that is kept back. identifier: what prediction files name the row by.
+    group: rows of one group make one statement, for consistency (NLVR2: the identifier without its pair number).
+    """
+
+    left: ImageRef
+    right: ImageRef
+    statement: str
+    label: bool | None
+    identifier: str
+    group: str
+    where: str
+
+
+Record = ImageText | ImageQuestion | ImagesStatement
+Row_co = TypeVar("Row_co", bound=Record, covariant=True)
+
+
+class Source(Protocol[Row_co]):
     """A random-access set of rows. `source[i]` raises BadSampleError for a row that cannot be used."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> ImageText: ...
+    def __getitem__(self, index: int, /) -> Row_co: ...
 
 
 def clean_captions(captions: Sequence[object], where: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ SUFFIXES = {
     ".tar": "webdataset",
 }
 UNUSED_OPTIONS = {
-    "folder": ("image_root", "image_column", "caption_column"),
+    "folder": ("image_root", "image_column", "text_column"),
     "webdataset": ("image_root", "image_column"),
 }
 MAX_SHARDS = 1_000_000
@@ -42,7 +42,7 @@ def open_source(
     format: str = "auto",  # noqa: A002 (the option's name)
     image_root: AnyPath | None = None,
     image_column: str | None = None,
-    caption_column: str | None = None,
+    text_column: str | None = None,
 ) -> Source:
     """Open image–text pairs: a folder, a table, or tar shards (a file, a folder of them, or `name-{0000..0099}.tar`).
 
@@ -58,8 +58,8 @@ def open_source(
     try:
         paths = _expand(path)
         form = _sniff(paths) if format == "auto" else format
-        _refuse_unused(path, form, image_root=image_root, image_column=image_column, caption_column=caption_column)
-        return _open(path, paths, form, root, image_column, caption_column)
+        _refuse_unused(path, form, image_root=image_root, image_column=image_column, text_column=text_column)
+        return _open(path, paths, form, root, image_column, text_column)
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
 
@@ -72,13 +72,13 @@ def _refuse_unused(path: Path, form: str, **options: object) -> None:
 
 
 def _open(
-    path: Path, paths: list[Path], form: str, root: Path | None, image_column: str | None, caption_column: str | None
+    path: Path, paths: list[Path], form: str, root: Path | None, image_column: str | None, text_column: str | None
 ) -> Source:
-    columns = {"image_column": image_column, "caption_column": caption_column}
+    columns = {"image_column": image_column, "text_column": text_column}
     if form in SHARDED:
         paths = _shards(paths, form)
         if form == "webdataset":
-            return WebdatasetSource(paths, caption_column=caption_column)
+            return WebdatasetSource(paths, text_column=text_column)
         return ParquetSource(paths, image_root=root, **columns)
     if len(paths) > 1:
         raise UserError(f"{path}: the format '{form}' is one file, not several")

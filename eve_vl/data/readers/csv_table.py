@@ -24,7 +24,7 @@ class CsvSource:
         delimiter: str | None,
         image_root: Path,
         image_column: str | None,
-        caption_column: str | None,
+        text_column: str | None,
     ):
         """Read both columns of `path`. `delimiter` None takes the one that is most frequent in the header line.
 
@@ -33,7 +33,7 @@ class CsvSource:
         self._path = path
         self._root = image_root
         lines = array("q")
-        self._rows = common.pack_pairs(_pairs(path, delimiter, image_column, caption_column, lines))
+        self._rows = common.pack_pairs(_pairs(path, delimiter, image_column, text_column, lines))
         self._lines = np.array(lines, dtype=np.int64)
         if not len(self):
             raise UserError(f"{path}: the file has a header but no rows")
@@ -49,7 +49,7 @@ class CsvSource:
 
 
 def _pairs(
-    path: Path, delimiter: str | None, image_column: str | None, caption_column: str | None, lines: array
+    path: Path, delimiter: str | None, image_column: str | None, text_column: str | None, lines: array
 ) -> Iterator[common.Pair]:
     """Yield each row's pair, appending the number of its first line to `lines`."""
     # surrogateescape: bytes that are not UTF-8 spoil their own row only
@@ -65,8 +65,8 @@ def _pairs(
             raise UserError(f"{path}: the header line is not valid CSV ({error})") from None
         if not header:
             raise UserError(f"{path}: the file has no header line")
-        image_column, caption_column = common.pick_columns(path, header, image_column, caption_column)
-        columns = header.index(image_column), header.index(caption_column)
+        image_column, text_column = common.pick_columns(path, header, image_column, text_column)
+        columns = header.index(image_column), header.index(text_column)
         while True:
             first_line_of_row = reader.line_num + 1
             try:

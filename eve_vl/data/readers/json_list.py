@@ -12,15 +12,15 @@ from eve_vl.errors import UserError
 class JsonSource:
     """Rows of a JSON list `[{"image": …, "caption": text or list}, …]`, or images of a COCO caption file."""
 
-    def __init__(self, path: Path, *, image_root: Path, image_column: str | None, caption_column: str | None):
+    def __init__(self, path: Path, *, image_root: Path, image_column: str | None, text_column: str | None):
         """Read the whole of `path`; raises UserError if it is neither form or lacks the columns."""
         self._path = path
         self._root = image_root
         document = _load(path)
         if isinstance(document, list):
-            pairs = _list_pairs(path, document, image_column, caption_column)
+            pairs = _list_pairs(path, document, image_column, text_column)
         else:
-            for name, value in (("image-column", image_column), ("caption-column", caption_column)):
+            for name, value in (("image-column", image_column), ("text-column", text_column)):
                 if value is not None:
                     raise UserError(f"{path}: a COCO caption file has fixed columns; leave out --data.{name}")
             pairs = _coco_pairs(path, document)

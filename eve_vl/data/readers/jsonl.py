@@ -15,14 +15,14 @@ NUM_LINES_TO_PARSE = 100  # how far to look for a first line that parses, to lea
 class JsonlSource:
     """Rows of a JSON-lines file; memory is 8 bytes per row."""
 
-    def __init__(self, path: Path, *, image_root: Path, image_column: str | None, caption_column: str | None):
+    def __init__(self, path: Path, *, image_root: Path, image_column: str | None, text_column: str | None):
         """Index the lines of `path`; raises UserError if it has none, or lacks the columns."""
         self._path = path
         self._root = image_root
         self._starts, self._rows_before_blank = _index_lines(path)
         if not len(self):
             raise UserError(f"{path}: the file has no rows")
-        self._image_column, self._caption_column = common.pick_columns(path, self._first_fields(), image_column, caption_column)
+        self._image_column, self._text_column = common.pick_columns(path, self._first_fields(), image_column, text_column)
         common.require_usable(path, self)
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class JsonlSource:
         row = common.parse_object(self._read_line(index), where)
         return ImageText(
             image=common.image_file(common.field(row, self._image_column, where), self._root, where),
-            captions=common.to_captions(common.field(row, self._caption_column, where), where),
+            captions=common.to_captions(common.field(row, self._text_column, where), where),
             where=where,
         )
 

@@ -31,7 +31,7 @@ class ParquetSource:
         *,
         image_root: Path | None,
         image_column: str | None,
-        caption_column: str | None,
+        text_column: str | None,
     ):
         """Read the footers of `paths`. `image_root` None takes each file's folder.
 
@@ -43,7 +43,7 @@ class ParquetSource:
         for file, path in enumerate(self._paths):
             footer = _open(path)
             if file == 0:
-                self._columns = _columns(path, footer, image_root, image_column, caption_column)
+                self._columns = _columns(path, footer, image_root, image_column, text_column)
             elif missing := [name for name in self._columns if name not in footer.schema_arrow.names]:
                 raise UserError(f"{path}: no column '{missing[0]}', which {self._paths[0].name} has")
             for group in range(footer.metadata.num_row_groups):
@@ -109,13 +109,13 @@ def _open(path: Path) -> Any:
 
 
 def _columns(
-    path: Path, file: Any, image_root: Path | None, image_column: str | None, caption_column: str | None
+    path: Path, file: Any, image_root: Path | None, image_column: str | None, text_column: str | None
 ) -> tuple[str, str]:
     """Return the image and the caption column, after a check of their types."""
     from pyarrow import types
 
     schema = file.schema_arrow
-    image, caption = common.pick_columns(path, schema.names, image_column, caption_column)
+    image, caption = common.pick_columns(path, schema.names, image_column, text_column)
     kind = schema.field(image).type
     is_struct = types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}
     if not (_is_text(kind) or _is_binary(kind) or is_struct):

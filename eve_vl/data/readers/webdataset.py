@@ -35,13 +35,13 @@ class Shard:
 class WebdatasetSource:
     """Rows of one or more tar shards, in the order of their first members."""
 
-    def __init__(self, paths: Sequence[Path], *, caption_column: str | None):
-        """Index `paths`. `caption_column` names a field of the .json to take instead of the .txt.
+    def __init__(self, paths: Sequence[Path], *, text_column: str | None):
+        """Index `paths`. `text_column` names a field of the .json to take instead of the .txt.
 
         Raises UserError for a shard that is cut short or no tar, and if there are no rows.
         """
         self._paths = list(paths)
-        self._caption_field = caption_column
+        self._caption_field = text_column
         self._shards = [_index(path) for path in self._paths]
         self._starts = np.cumsum([0, *(len(shard.spans) for shard in self._shards)])
         if not len(self):
