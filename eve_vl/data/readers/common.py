@@ -1,22 +1,21 @@
-"""What all readers share: column choice, image paths that stay inside the data, caption shapes, compact row storage."""
+"""What all readers share: column choice, image paths that stay inside the data, shapes of texts, compact storage."""
 
 import difflib
 import json
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from eve_vl.data.records import ImageFile, ImageText, Source, clean_captions
+from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef, ImagesStatement, Record, Source
 from eve_vl.errors import BadSampleError, UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
-CAPTION_COLUMNS = ("caption", "captions", "text", "title")
-Pair = tuple[object, object] | str  # image path and captions of a row, or the reason why it has none
+Fields = Mapping[str, object]
 NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
 
 
@@ -36,26 +35,70 @@ def where_row(path: Path, index: int) -> str:
     return f"{path.name} row {index + 1}"
 
 
-def pick_columns(path: Path, found: Sequence[str], image: str | None, caption: str | None) -> tuple[str, str]:
-    """Return the names of the image and the caption column among `found`; None picks a common name.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Columns:
+    """Names of columns as the user gave them; None stands for a usual one."""
 
-    Raises UserError that lists what there is.
+    image: str | None = None
+    text: str | None = None
+    label: str | None = None
+
+
+def pick_column(path: Path, found: Sequence[str], wanted: str | None, usual: Sequence[str], role: str, option: str) -> str:
+    """Return the column `wanted`, or by default the first usual one, of those `found`.
+
+    `role` is what it is for, `option` what the command line calls it. Raises UserError that lists what there is.
     """
-    image = _pick(path, found, image, IMAGE_COLUMNS, "image")
-    return image, _pick(path, found, caption, CAPTION_COLUMNS, "caption")
-
-
-def _pick(path: Path, found: Sequence[str], wanted: str | None, common: Sequence[str], role: str) -> str:
     if wanted is None:
-        for name in common:
+        for name in usual:
             if name in found:
                 return name
-        problem = f"none of its columns is a usual {role} column ({', '.join(common)})"
+        problem = f"none of its columns is a usual {role} column ({', '.join(usual)})"
     elif wanted in found:
         return wanted
     else:
         problem = f"it has no column '{wanted}'{did_you_mean(wanted, found)}"
-    raise UserError(f"{path}: {problem}. Its columns: {', '.join(found)}. Name one with --data.{role}-column")
+    raise UserError(f"{path}: {problem}. Its columns: {', '.join(found)}. Name one with --data.{option}-column")
+
+
+def first_of(fields: Fields, names: Sequence[str]) -> object:
+    """Return the first of the fields `names` that is neither missing nor null nor blank, else None."""
+    for name in names:
+        value = fields.get(name)
+        if value is not None and not (isinstance(value, str) and not value.strip()):
+            return value
+    return None
+
+
+def row_id(fields: Fields, names: Sequence[str], row: int, where: str) -> int | str:
+    """Return the first of the fields `names` that is there, else the row number. Raises BadSampleError."""
+    value = first_of(fields, names)
+    if value is None:
+        return row
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise BadSampleError(where, f"{names[0]} is {type(value).__name__}, expected a whole number or text")
+    return value
+
+
+def image_ref(value: object, root: Path, where: str) -> ImageRef:
+    """Return the picture that a field holds: a path, bytes, or Hugging Face's struct of both. Raises BadSampleError."""
+    if isinstance(value, dict):  # bytes where the picture is embedded, otherwise the path
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, bytes):
+        return ImageBytes(data=value)
+    if value is None:
+        raise BadSampleError(where, "image is missing")
+    return image_file(value, root, where)
+
+
+def find_picture(name: str, root: Path, folders: Sequence[str], where: str) -> ImageFile:
+    """Return the picture `name` in the first of `folders` below `root` that has it. Raises BadSampleError."""
+    for folder in folders:
+        path = root / folder / name
+        if path.is_file():
+            return ImageFile(path=path)
+    looked = ", ".join(folder or "itself" for folder in folders)
+    raise BadSampleError(where, f"no picture {name} in {root} (looked in {looked}); name its folder: --data.image-root")
 
 
 def image_file(value: object, root: Path, where: str) -> ImageFile:
@@ -76,15 +119,42 @@ def image_file(value: object, root: Path, where: str) -> ImageFile:
     return ImageFile(path=path)
 
 
+def to_texts(value: object, name: str, where: str) -> tuple[str, ...]:
+    """Return the texts of a field that is one text or a list of texts: stripped, blank ones dropped, none if it is null.
+
+    `name` is what messages call the field. Raises BadSampleError if one is not text, or has more than
+    MAX_CAPTION_WORDS words.
+    """
+    kept = []
+    for text in value if isinstance(value, list) else [] if value is None else [value]:
+        if not isinstance(text, str):
+            raise BadSampleError(where, f"{name} is {type(text).__name__}, expected text")
+        num_words = len(text.split())
+        if num_words > MAX_CAPTION_WORDS:
+            raise BadSampleError(where, f"{name} has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted")
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise BadSampleError(where, f"{name} is not valid Unicode (it has half of a surrogate pair)")
+        if num_words:
+            kept.append(text.strip())
+    return tuple(kept)
+
+
 def to_captions(value: object, where: str) -> tuple[str, ...]:
-    """Return the captions of a row whose caption field is one text or a list of texts. Raises BadSampleError."""
-    if value is None:
-        raise BadSampleError(where, "caption is missing")
-    captions = clean_captions(value if isinstance(value, list) else [value], where)
-    for caption in captions:
-        if not caption.isascii() and any("\ud800" <= letter <= "\udfff" for letter in caption):
-            raise BadSampleError(where, "caption is not valid Unicode (it has half of a surrogate pair)")
+    """Return the captions of a row, at least one, from one text or a list of texts. Raises BadSampleError."""
+    captions = to_texts(value, "caption", where)
+    if not captions:
+        raise BadSampleError(where, "caption is missing" if value is None else "caption is empty")
     return captions
+
+
+def to_text(value: object, name: str, where: str) -> str:
+    """Return a text that must not be missing or blank. Raises BadSampleError."""
+    if isinstance(value, list):
+        raise BadSampleError(where, f"{name} is list, expected text")
+    texts = to_texts(value, name, where)
+    if not texts:
+        raise BadSampleError(where, f"{name} is {'missing' if value is None else 'empty'}")
+    return texts[0]
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -109,11 +179,16 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
     return row
 
 
-def field(row: dict[str, object], name: str, where: str) -> object:
+def field(row: Fields, name: str, where: str) -> object:
     """Return `row[name]`. Raises BadSampleError that lists the fields there are."""
     if name not in row:
         raise BadSampleError(where, f"no field '{name}' (fields: {', '.join(row) or 'none'})")
     return row[name]
+
+
+def pictures(row: Record) -> tuple[ImageRef, ...]:
+    """Return the pictures of a row of any kind, left to right."""
+    return (row.left, row.right) if isinstance(row, ImagesStatement) else (row.image,)
 
 
 def require_usable(path: Path, source: Source) -> None:
@@ -121,13 +196,14 @@ def require_usable(path: Path, source: Source) -> None:
     first_problem = None
     for index in range(min(len(source), NUM_PROBED)):
         try:
-            image = source[index].image
+            images = pictures(source[index])
         except BadSampleError as error:
             first_problem = first_problem or str(error)
             continue
-        if not isinstance(image, ImageFile) or image.path.is_file():
+        missing = [image.path for image in images if isinstance(image, ImageFile) and not image.path.is_file()]
+        if not missing:
             return
-        first_problem = first_problem or f"no such picture: {image.path}. Name the pictures' folder: --data.image-root"
+        first_problem = first_problem or f"no such picture: {missing[0]}. Name the pictures' folder: --data.image-root"
     if first_problem is not None:
         count = min(len(source), NUM_PROBED)
         raise UserError(f"{path}: none of the first {count} rows can be used. The first: {first_problem}")
@@ -158,17 +234,3 @@ class PackedStrings:
 
     def __getitem__(self, index: int) -> str:
         return self.blob[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
-
-
-def pack_pairs(pairs: Iterable[Pair]) -> PackedStrings:
-    """Pack (image path, captions) of each row, or the reason why a row has none."""
-    return PackedStrings.pack(map(json.dumps, pairs))
-
-
-def unpack_row(packed: str, root: Path, where: str) -> ImageText:
-    """Return the row of one text made by `pack_pairs`. Raises BadSampleError."""
-    pair = json.loads(packed)
-    if isinstance(pair, str):
-        raise BadSampleError(where, pair)
-    image, captions = pair
-    return ImageText(image=image_file(image, root, where), captions=to_captions(captions, where), where=where)

@@ -4,89 +4,87 @@ import csv
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.records import ImageText
+from eve_vl.data.readers.table import Kind, PackedRows, Table
 from eve_vl.errors import UserError
 
 DELIMITERS = ",\t;|"
 
 
-class CsvSource:
-    """Rows of a CSV or TSV file, one caption each; memory is about the size of the two columns."""
+class CsvTable(Table):
+    """Rows of a CSV or TSV file, one text per field."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        delimiter: str | None,
-        image_root: Path,
-        image_column: str | None,
-        text_column: str | None,
-    ):
-        """Read both columns of `path`. `delimiter` None takes the one that is most frequent in the header line.
+    def __init__(self, path: Path, *, delimiter: str | None):
+        """Read the header line. `delimiter` None takes the one that is most frequent in it. Raises UserError."""
+        self.path = path
+        with _open(path) as file:
+            self._delimiter = delimiter or max(DELIMITERS, key=file.readline().count)
+            file.seek(0)
+            try:
+                self.names = next(self._reader(file), [])
+            except csv.Error as error:
+                raise UserError(f"{path}: the header line is not valid CSV ({error})") from None
+        if not self.names:
+            raise UserError(f"{path}: the file has no header line")
 
-        Raises UserError if there are no rows or the columns are missing.
-        """
-        self._path = path
-        self._root = image_root
+    def _reader(self, file: TextIO) -> Any:
+        # strict: an unclosed quote is an error in its row, instead of silently swallowing the rows after it
+        return csv.reader(file, delimiter=self._delimiter, strict=True)
+
+    def select(self, kind: Kind) -> None:
+        """Read the columns of `kind`. Raises UserError if there are no rows."""
         lines = array("q")
-        self._rows = common.pack_pairs(_pairs(path, delimiter, image_column, text_column, lines))
+        self._rows = PackedRows.pack(self._read({*kind.images, kind.text, *kind.optional}, lines), kind)
         self._lines = np.array(lines, dtype=np.int64)
         if not len(self):
-            raise UserError(f"{path}: the file has a header but no rows")
-        common.require_usable(path, self)
+            raise UserError(f"{self.path}: the file has a header but no rows")
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int, /) -> ImageText:
-        index = range(len(self))[index]
-        where = common.where_line(self._path, int(self._lines[index]))
-        return common.unpack_row(self._rows[index], self._root, where)
+    def where(self, index: int) -> str:
+        """Name a row by its first line."""
+        return common.where_line(self.path, int(self._lines[index]))
+
+    def fields(self, index: int, where: str) -> common.Fields:
+        """Return the selected fields of a row. Raises BadSampleError."""
+        return self._rows.fields(index, where)
+
+    def _read(self, wanted: set[str], lines: array) -> Iterator[common.Fields | str]:
+        """Yield the wanted fields of each row or why there are none, appending the number of its first line to `lines`."""
+        columns = {name: self.names.index(name) for name in self.names if name in wanted}
+        with _open(self.path) as file:
+            reader = self._reader(file)
+            next(reader)
+            while True:
+                first_line = reader.line_num + 1
+                try:
+                    values = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    row = f"not valid CSV ({error})"
+                else:
+                    if not values:
+                        continue
+                    row = _row(values, columns, len(self.names))
+                lines.append(first_line)
+                yield row
 
 
-def _pairs(
-    path: Path, delimiter: str | None, image_column: str | None, text_column: str | None, lines: array
-) -> Iterator[common.Pair]:
-    """Yield each row's pair, appending the number of its first line to `lines`."""
+def _open(path: Path) -> TextIO:
     # surrogateescape: bytes that are not UTF-8 spoil their own row only
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        first_line = file.readline()
-        file.seek(0)
-        delimiter = delimiter or max(DELIMITERS, key=first_line.count)
-        # strict: an unclosed quote is an error in its row, instead of silently swallowing the rows after it
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = next(reader, [])
-        except csv.Error as error:
-            raise UserError(f"{path}: the header line is not valid CSV ({error})") from None
-        if not header:
-            raise UserError(f"{path}: the file has no header line")
-        image_column, text_column = common.pick_columns(path, header, image_column, text_column)
-        columns = header.index(image_column), header.index(text_column)
-        while True:
-            first_line_of_row = reader.line_num + 1
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                pair = f"not valid CSV ({error})"
-            else:
-                if not row:
-                    continue
-                pair = _pair(row, len(header), *columns)
-            lines.append(first_line_of_row)
-            yield pair
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _pair(row: list[str], num_columns: int, image: int, caption: int) -> common.Pair:
-    if len(row) != num_columns:
-        return f"row has {len(row)} fields, the header has {num_columns}"
-    pair = row[image], row[caption]
-    if any("\udc80" <= letter <= "\udcff" for text in pair if not text.isascii() for letter in text):
+def _row(values: list[str], columns: dict[str, int], num_columns: int) -> common.Fields | str:
+    if len(values) != num_columns:
+        return f"row has {len(values)} fields, the header has {num_columns}"
+    row = {name: values[column] for name, column in columns.items()}
+    if any("\udc80" <= letter <= "\udcff" for text in row.values() if not text.isascii() for letter in text):
         return "not UTF-8 text"
-    return pair
+    return row

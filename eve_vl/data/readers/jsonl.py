@@ -6,55 +6,48 @@ from pathlib import Path
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.records import ImageText
+from eve_vl.data.readers.table import Table
 from eve_vl.errors import BadSampleError, UserError
 
 NUM_LINES_TO_PARSE = 100  # how far to look for a first line that parses, to learn the columns
 
 
-class JsonlSource:
+class JsonlTable(Table):
     """Rows of a JSON-lines file; memory is 8 bytes per row."""
 
-    def __init__(self, path: Path, *, image_root: Path, image_column: str | None, text_column: str | None):
-        """Index the lines of `path`; raises UserError if it has none, or lacks the columns."""
-        self._path = path
-        self._root = image_root
+    def __init__(self, path: Path):
+        """Index the lines of `path`; raises UserError if it has none."""
+        self.path = path
         self._starts, self._rows_before_blank = _index_lines(path)
         if not len(self):
             raise UserError(f"{path}: the file has no rows")
-        self._image_column, self._text_column = common.pick_columns(path, self._first_fields(), image_column, text_column)
-        common.require_usable(path, self)
+        self.names = self._first_names()
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, index: int, /) -> ImageText:
-        index = range(len(self))[index]
-        where = self._where(index)
-        row = common.parse_object(self._read_line(index), where)
-        return ImageText(
-            image=common.image_file(common.field(row, self._image_column, where), self._root, where),
-            captions=common.to_captions(common.field(row, self._text_column, where), where),
-            where=where,
-        )
-
-    def _where(self, index: int) -> str:
+    def where(self, index: int) -> str:
+        """Name a row by its line, counting blank ones."""
         num_blank = int(np.searchsorted(self._rows_before_blank, index, side="right"))
-        return common.where_line(self._path, index + num_blank + 1)
+        return common.where_line(self.path, index + num_blank + 1)
+
+    def fields(self, index: int, where: str) -> common.Fields:
+        """Parse a line. Raises BadSampleError."""
+        return common.parse_object(self._read_line(index), where)
 
     def _read_line(self, index: int) -> bytes:
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(int(self._starts[index]))
             return file.readline()
 
-    def _first_fields(self) -> list[str]:
+    def _first_names(self) -> list[str]:
         first_problem = None
         for index in range(min(len(self), NUM_LINES_TO_PARSE)):
             try:
-                return list(common.parse_object(self._read_line(index), self._where(index)))
+                return list(self.fields(index, self.where(index)))
             except BadSampleError as error:
                 first_problem = first_problem or error
-        raise UserError(f"{self._path}: no JSON object among its first lines. The first: {first_problem}")
+        raise UserError(f"{self.path}: no JSON object among its first lines. The first: {first_problem}")
 
 
 def _index_lines(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.records import ImageBytes, ImageRef, ImageText
+from eve_vl.data.readers.table import Kind, Table
 from eve_vl.errors import BadSampleError, UserError
 
 if TYPE_CHECKING:
@@ -22,30 +22,18 @@ if TYPE_CHECKING:
 CACHE_BYTES = 256 * 2**20
 
 
-class ParquetSource:
+class ParquetTable(Table):
     """Rows of one or more Parquet files with the same columns."""
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        *,
-        image_root: Path | None,
-        image_column: str | None,
-        text_column: str | None,
-    ):
-        """Read the footers of `paths`. `image_root` None takes each file's folder.
-
-        Raises UserError if there are no rows, the columns are missing or of another type, or pyarrow is missing.
-        """
-        self._paths = list(paths)
-        self._root = image_root
+    def __init__(self, paths: Sequence[Path], *, has_image_root: bool):
+        """Read the footers of `paths`. Raises UserError if there are no rows or pyarrow is missing."""
+        self.path, self._paths = paths[0], list(paths)
+        self._has_image_root = has_image_root
         files, groups, starts, num_rows = [], [], [], 0
+        self._schemas = []
         for file, path in enumerate(self._paths):
             footer = _open(path)
-            if file == 0:
-                self._columns = _columns(path, footer, image_root, image_column, text_column)
-            elif missing := [name for name in self._columns if name not in footer.schema_arrow.names]:
-                raise UserError(f"{path}: no column '{missing[0]}', which {self._paths[0].name} has")
+            self._schemas.append(footer.schema_arrow)
             for group in range(footer.metadata.num_row_groups):
                 files.append(file)
                 groups.append(group)
@@ -56,7 +44,31 @@ class ParquetSource:
         self._files, self._groups = np.array(files), np.array(groups)
         self._starts = np.array([*starts, num_rows])  # of row groups, over all files
         self._cache: OrderedDict[int, pyarrow.Table] = OrderedDict()
-        common.require_usable(self._paths[0], self)
+        self.names = self._schemas[0].names
+
+    def select(self, kind: Kind) -> None:
+        """Raise UserError if a column of `kind` is missing from a file or of a type that cannot be right."""
+        wanted = {*kind.images, kind.text, *kind.optional}
+        self._columns = [name for name in self.names if name in wanted]
+        for path, schema in zip(self._paths, self._schemas, strict=True):
+            if missing := [name for name in self._columns if name not in schema.names]:
+                raise UserError(f"{path}: no column '{missing[0]}', which {self.path.name} has")
+        for name in kind.images:
+            self._check_image(name)
+        kept = self._schemas[0].field(kind.text).type
+        if not _is_text(_item_type(kept)):
+            raise UserError(f"{self.path}: column '{kind.text}' holds {kept}, expected a text or a list of texts")
+
+    def _check_image(self, name: str) -> None:
+        from pyarrow import types
+
+        kept = self._schemas[0].field(name).type
+        item = _item_type(kept)
+        is_struct = types.is_struct(item) and {"bytes", "path"} & {field.name for field in item}
+        if not (_is_text(item) or _is_binary(item) or is_struct):
+            raise UserError(f"{self.path}: column '{name}' holds {kept}, expected paths, bytes, or a struct of bytes and path")
+        if _is_binary(item) and self._has_image_root:
+            raise UserError(f"{self.path}: column '{name}' holds the pictures themselves; leave out --data.image-root")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": OrderedDict()}
@@ -64,20 +76,30 @@ class ParquetSource:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int, /) -> ImageText:
-        index = range(len(self))[index]
-        block = int(np.searchsorted(self._starts, index, side="right")) - 1
-        file = self._files[block]
-        path = self._paths[file]
+    def where(self, index: int) -> str:
+        """Name a row by its number in its file."""
+        file = self._file(index)
         first_of_file = self._starts[np.searchsorted(self._files, file)]
-        where = common.where_row(path, index - int(first_of_file))
-        table = self._table(block, where)
-        image, captions = (table.column(name)[index - int(self._starts[block])].as_py() for name in self._columns)
-        root = self._root or path.parent
-        return ImageText(image=_image(image, root, where), captions=common.to_captions(captions, where), where=where)
+        return common.where_row(self._paths[file], index - int(first_of_file))
+
+    def folder(self, index: int) -> Path:
+        """Return the folder of a row's file."""
+        return self._paths[self._file(index)].parent
+
+    def fields(self, index: int, where: str) -> common.Fields:
+        """Return the selected fields of a row. Raises BadSampleError."""
+        block = self._block(index)
+        table, row = self._table(block, where), index - int(self._starts[block])
+        return {name: table.column(name)[row].as_py() for name in self._columns}
+
+    def _block(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+    def _file(self, index: int) -> int:
+        return int(self._files[self._block(index)])
 
     def _table(self, block: int, where: str) -> "pyarrow.Table":
-        """Return the two columns of a row group. Raises BadSampleError."""
+        """Return the selected columns of a row group. Raises BadSampleError."""
         if block in self._cache:
             self._cache.move_to_end(block)
             return self._cache[block]
@@ -86,7 +108,7 @@ class ParquetSource:
         try:
             file = _open(self._paths[self._files[block]])
             # no threads: they do not survive the fork of loader workers, which are parallel already
-            table = file.read_row_group(int(self._groups[block]), columns=list(self._columns), use_threads=False)
+            table = file.read_row_group(int(self._groups[block]), columns=self._columns, use_threads=False)
         except (OSError, pyarrow.ArrowException, UserError) as error:
             raise BadSampleError(where, f"cannot read its row group: {error}") from None
         self._cache[block] = table
@@ -108,25 +130,12 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _columns(
-    path: Path, file: Any, image_root: Path | None, image_column: str | None, text_column: str | None
-) -> tuple[str, str]:
-    """Return the image and the caption column, after a check of their types."""
+def _item_type(kind: Any) -> Any:
+    """Return the type of a list's items, of anything else its own."""
     from pyarrow import types
 
-    schema = file.schema_arrow
-    image, caption = common.pick_columns(path, schema.names, image_column, text_column)
-    kind = schema.field(image).type
-    is_struct = types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}
-    if not (_is_text(kind) or _is_binary(kind) or is_struct):
-        raise UserError(f"{path}: column '{image}' holds {kind}, expected paths, bytes, or a struct of bytes and path")
-    if _is_binary(kind) and image_root is not None:
-        raise UserError(f"{path}: column '{image}' holds the pictures themselves; leave out --data.image-root")
-    kind = schema.field(caption).type
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    if not _is_text(kind.value_type if is_list else kind):
-        raise UserError(f"{path}: column '{caption}' holds {kind}, expected a text or a list of texts")
-    return image, caption
+    return kind.value_type if is_list else kind
 
 
 def _is_text(kind: Any) -> bool:
@@ -140,13 +149,3 @@ def _is_binary(kind: Any) -> bool:
     from pyarrow import types
 
     return types.is_binary(kind) or types.is_large_binary(kind)
-
-
-def _image(value: object, root: Path, where: str) -> ImageRef:
-    if isinstance(value, dict):  # Hugging Face: bytes where the picture is embedded, otherwise the path
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
-    if isinstance(value, bytes):
-        return ImageBytes(data=value)
-    if value is None:
-        raise BadSampleError(where, "image is missing")
-    return common.image_file(value, root, where)

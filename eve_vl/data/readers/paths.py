@@ -1,0 +1,161 @@
+"""What a source's name stands for: files that exist, the folder of their pictures, and the on-disk form they have."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from eve_vl.data.readers import common
+from eve_vl.errors import UserError
+
+FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset")
+SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+}
+MAX_SHARDS = 1_000_000
+
+AnyPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """The parts of a source's name: `path`, `QUESTIONS.json+ANNOTATIONS.json` or `KARPATHY.json#split`."""
+
+    path: Path
+    second: Path | None = None
+    split: str | None = None
+
+
+def parse_spec(spec: AnyPath) -> Spec:
+    """Return the parts of a source's name, paths made absolute. A path that exists as it stands is one path."""
+    text = os.fspath(spec)
+    path = absolute(Path(text))
+    if not path.exists():
+        if found := re.fullmatch(r"(.+?\.json)\+(.+)", text):
+            return Spec(path=absolute(Path(found[1])), second=absolute(Path(found[2])))
+        if found := re.fullmatch(r"(.+?\.json)#([^#/]*)", text):
+            return Spec(path=absolute(Path(found[1])), split=found[2])
+    return Spec(path=path)
+
+
+def absolute_spec(spec: str) -> str:
+    """Return a source's name with its paths made absolute; `#split`, `+SECOND` and brace patterns stay."""
+    parts = parse_spec(spec)
+    second = "" if parts.second is None else f"+{parts.second}"
+    split = "" if parts.split is None else f"#{parts.split}"
+    return f"{parts.path}{second}{split}"
+
+
+def absolute(path: Path) -> Path:
+    """Return a path in a form that other paths can be compared with; links are only followed to get rid of `..`."""
+    path = path.expanduser().absolute()
+    if ".." not in path.parts:
+        return path
+    return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+
+
+def image_root(folder: AnyPath) -> Path:
+    """Return the absolute form of a folder. Raises UserError if there is none."""
+    path = absolute(Path(folder))
+    if not path.is_dir():
+        raise UserError(explain_missing(path) if not path.exists() else f"{path}: is a file, expected a folder")
+    return path
+
+
+def expand(path: Path) -> list[Path]:
+    """Return the existing paths that `path`, perhaps a pattern such as `name-{0000..0099}.tar`, stands for."""
+    if path.exists():
+        return [path]
+    if "{" not in str(path):
+        raise UserError(explain_missing(path))
+    paths = [Path(name) for name in _expand_braces(str(path))]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise UserError(f"{path}: {len(missing)} of its {len(paths)} files are missing; {explain_missing(missing[0])}")
+    return paths
+
+
+def _expand_braces(pattern: str) -> Iterator[str]:
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if found is None:
+        if "{" in pattern:
+            raise UserError(f"{pattern}: expected a range such as {{0000..0099}} in the braces")
+        yield pattern
+        return
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + MAX_SHARDS:
+        raise UserError(f"{pattern}: the range {found[0]} is empty or has over {MAX_SHARDS} members")
+    for number in range(first, last + 1):
+        yield from _expand_braces(pattern[: found.start()] + f"{number:0{len(found[1])}}" + pattern[found.end() :])
+
+
+def explain_missing(path: Path) -> str:
+    """Say that `path` does not exist, how much of it does, and which name there is close."""
+    child, folder = path, path.parent
+    while not folder.exists():
+        child, folder = folder, folder.parent
+    stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
+    return f"no such file or folder: {path}{stop}{common.did_you_mean(child.name, names)}"
+
+
+def sniff(path: Path) -> str:
+    """Return the form of what is at `path`, by its name and, for JSON, its first line. Raises UserError."""
+    if path.is_dir():
+        return _sniff_folder(path)
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return _sniff_json(path)
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
+    if suffix in common.IMAGE_SUFFIXES:
+        raise UserError(f"{path}: is a single picture; give the folder or the table that lists it")
+    if suffix in (".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz"):
+        raise UserError(f"{path}: is compressed; unpack it first")
+    raise UserError(f"{path}: cannot tell its format by its name; choose with --data.format: {', '.join(FORMATS)}")
+
+
+def _sniff_folder(folder: Path) -> str:
+    suffixes = {entry.suffix.lower() for entry in folder.iterdir()}
+    for form, suffix in SHARDED.items():  # tars first: img2dataset lays metadata beside them as Parquet
+        if suffix in suffixes:
+            if suffixes & common.IMAGE_SUFFIXES:
+                raise UserError(f"{folder}: holds both pictures and {suffix} files; choose with --data.format")
+            return form
+    return "folder"
+
+
+def _sniff_json(path: Path) -> str:
+    """Tell one JSON document from JSON lines under the same suffix: there the first line is a whole object."""
+    with path.open("rb") as file:
+        start = file.read(2**20).lstrip(b"\xef\xbb\xbf \t\r\n")
+    first_line, newline, rest = start.partition(b"\n")
+    if not start.startswith(b"{") or not newline or not rest.strip():
+        return "json"
+    try:
+        json.loads(first_line)
+    except ValueError:
+        return "json"
+    return "jsonl"
+
+
+def shards(paths: list[Path], form: str) -> list[Path]:
+    """Return the files of a sharded format: those given, or all in the folder given, by name. Raises UserError."""
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == SHARDED[form])
+        if not inside:
+            raise UserError(f"{path}: no {SHARDED[form]} files in this folder")
+        found.extend(inside)
+    return found
