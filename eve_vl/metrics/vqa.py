@@ -1,0 +1,129 @@
+"""VQA: the official accuracy, the training targets, and the list of answers to choose from.
+
+Checked against vqaEval.py of the VQA v2 evaluation tools, oddities included, since scores must match the official server.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+COMMA_IN_NUMBER = re.compile(r"\d,\d")
+PERIOD = re.compile(r"\.(?!\d)")  # the official look-behind for digits is misspelt and always holds
+MAX_PERIODS = 32  # the official call passes re.UNICODE, which is 32, where the number of replacements belongs
+ARTICLES = ("a", "an", "the")
+NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
+NUMBERS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
+
+# What has lost one of its apostrophes gets it back. The official table's entries for "I" are left out, they cannot match:
+# words are lower case by then; so are the two that map to themselves.
+CONTRACTED = """
+    ain't aren't can't couldn't couldn't've could've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
+    how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
+    oughtn't 'ow's'at shan't she'd've shouldn't shouldn't've should've somebody'd've somebody'll somebody's someone'd
+    someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
+    they'd they'd've they'll they're they've 'twas wasn't we'd've weren't we've what'll what're what's what've when's where'd
+    where's where've who'd who'd've who'll who's who've why'll why're why's won't wouldn't wouldn't've would've y'all y'all'll
+    y'all'd've you'd you'd've you'll you're you've
+"""
+CONTRACTIONS = {
+    word[:at] + word[at + 1 :]: word for word in CONTRACTED.split() for at, letter in enumerate(word) if letter == "'"
+}
+CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table has this one the wrong way round
+
+
+def _strip(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def normalize(answer: str) -> str:
+    """Return the answer as the official evaluation compares it where annotators disagree.
+
+    Punctuation goes (or becomes a space, if it touches no space and no number has a comma), periods go unless a digit
+    follows, then lower case, number words up to ten as digits, no articles, apostrophes put back, single spaces.
+    The result can be empty ("The").
+    """
+    answer = _strip(answer)
+    has_comma_in_number = COMMA_IN_NUMBER.search(answer) is not None
+    text = answer
+    for mark in PUNCTUATION:
+        is_dropped = has_comma_in_number or f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if is_dropped else " ")
+    text = PERIOD.sub("", text, count=MAX_PERIODS)
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def soft_targets(answers: Sequence[str]) -> dict[str, float]:
+    """Return the training target of each normalised answer of a question, in (0, 1]; {} if there is none.
+
+    1, 2, 3 and more annotators in agreement give 0.3, 0.6, 0.9 and 1.0; the answer of a single annotator gives 1.0.
+    For ten annotators this is what `accuracy_of` gives, except where all ten agree on an answer that is not in normal
+    form; for other numbers of annotators the two differ.
+    """
+    if len(answers) == 1:
+        return {normalize(answers[0]): 1.0}
+    counts = Counter(normalize(answer) for answer in answers)
+    return {answer: (0.3, 0.6, 0.9, 1.0)[min(count, 4) - 1] for answer, count in counts.items()}
+
+
+def build_answers(all_answers: Iterable[Sequence[str]], min_count: int) -> list[str]:
+    """Return the answers to choose from, the most frequent first, equally frequent ones in alphabetical order.
+
+    all_answers: the annotators' answers of each training question. A question counts for its most frequent normalised
+    answer (the one given first, if several are); answers that fewer than min_count questions count for are left out.
+    """
+    votes = [Counter(normalize(answer) for answer in answers).most_common(1) for answers in all_answers]
+    counts = Counter(answer for vote in votes for answer, _ in vote)
+    return sorted((answer for answer in counts if counts[answer] >= min_count), key=lambda answer: (-counts[answer], answer))
+
+
+def accuracy_of(prediction: str, answers: Sequence[str]) -> float:
+    """Return the official accuracy of one question, in [0, 1].
+
+    Each annotator in turn is left out, and the prediction earns a third, at most 1, for each of the others who agrees with
+    it; the accuracy is the mean. So with ten annotators 1, 2, 3 and 4 in agreement give 0.3, 0.6, 0.9 and 1. The rule is
+    the same for other numbers from 2 up; below four annotators the best reachable is therefore 1/3 (two) or 2/3 (three).
+    Both sides are normalised, unless the annotators are unanimous: then they are compared as they stand, as officially.
+    A single answer (data with one truth each) has no others: 1 if both are equal once normalised, otherwise 0.
+    Raises ValueError if there is no answer.
+    """
+    if not answers:
+        raise ValueError("a question without answers cannot be scored")
+    if len(answers) == 1:
+        return float(normalize(prediction) == normalize(answers[0]))
+    prediction, answers = _strip(prediction), [_strip(answer) for answer in answers]
+    if len(set(answers)) > 1:
+        prediction, answers = normalize(prediction), [normalize(answer) for answer in answers]
+    agreeing = answers.count(prediction)
+    thirds = agreeing * min(3, agreeing - 1) + (len(answers) - agreeing) * min(3, agreeing)
+    return thirds / (3 * len(answers))
+
+
+def summary(predictions: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str]) -> dict[str, float]:
+    """Return the numbers of a set of questions; the three sequences run over the questions.
+
+    vqa_acc: mean accuracy in [0, 1], and vqa_acc/<type> for each answer type that is not "". num_questions: all of them.
+    num_unanswered: those without answers (kept back), which are not scored. A mean over no question is left out.
+    """
+    scores: dict[str, list[float]] = {}
+    for prediction, given, answer_type in zip(predictions, answers, answer_types, strict=True):
+        if given:
+            score = accuracy_of(prediction, given)
+            for name in ("vqa_acc", f"vqa_acc/{answer_type}") if answer_type else ("vqa_acc",):
+                scores.setdefault(name, []).append(score)
+    found = {name: math.fsum(scores[name]) / len(scores[name]) for name in sorted(scores)}
+    return found | {"num_questions": len(answers), "num_unanswered": sum(not given for given in answers)}
+
+
+def majority_baseline(train_answers: Iterable[Sequence[str]], test_answers: Sequence[Sequence[str]]) -> float:
+    """Return the mean accuracy, in [0, 1], of always giving the first of `build_answers` of the training questions.
+
+    Test questions without answers are not scored. Raises ValueError if either side has no answer at all.
+    """
+    best = build_answers(train_answers, min_count=1)
+    scores = [accuracy_of(best[0], given) for given in test_answers if given] if best else []
+    if not scores:
+        raise ValueError("the most frequent answer needs answers in the training and in the test data")
+    return math.fsum(scores) / len(scores)
