@@ -1,0 +1,33 @@
+"""NLVR2: accuracy and consistency, as metrics.py of the NLVR2 distribution defines them."""
+
+from collections.abc import Sequence
+
+
+def group_of(identifier: str) -> str:
+    """Return the identifier without its pair number: the same for all pairs of pictures of one statement.
+
+    Officially `split-set_id-pair_id-sentence_id`: "dev-850-2-0" gives "dev-850--0". Others are returned as they are.
+    """
+    parts = identifier.split("-")
+    if len(parts) != 4:
+        return identifier
+    return f"{parts[0]}-{parts[1]}--{parts[3]}"
+
+
+def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Sequence[str]) -> dict[str, float]:
+    """Return the numbers of a set of pairs; the three sequences run over the pairs, None is a label that was kept back.
+
+    nlvr2_acc: share of labelled pairs judged right. nlvr2_consistency: share of statements (groups) whose labelled pairs
+    are all judged right; a group without a labelled pair does not count. num_pairs: all of them. num_unlabelled: those
+    without a label, which are not scored. Without any label, both shares are left out.
+    """
+    is_right: dict[str, list[bool]] = {}
+    for guess, label, group in zip(predicted, labels, groups, strict=True):
+        if label is not None:
+            is_right.setdefault(group, []).append(bool(guess) == label)
+    num_labelled = sum(map(len, is_right.values()))
+    found: dict[str, float] = {}
+    if num_labelled:
+        found["nlvr2_acc"] = sum(map(sum, is_right.values())) / num_labelled
+        found["nlvr2_consistency"] = sum(map(all, is_right.values())) / len(is_right)
+    return found | {"num_pairs": len(labels), "num_unlabelled": len(labels) - num_labelled}
