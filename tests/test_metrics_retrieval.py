@@ -1,0 +1,269 @@
+"""Recalls both ways: tables worked out by hand, slow twins in plain Python, and the size of COCO 5K.
+
+Features of the twins are small whole numbers, so that scores are exact and ties are many.
+Letters: Q queries, C candidates, K ranked candidates, I images, T texts, D width.
+"""
+
+import random
+import resource
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eve_vl.metrics import retrieval
+from eve_vl.metrics.retrieval import MISSED, NO_MATCH, Matches, Relevance
+
+
+def matches_of(wanted: Sequence[Sequence[int]], num_candidates: int) -> Matches:
+    """From the matching candidates of each query."""
+    pairs = torch.tensor([(query, candidate) for query, row in enumerate(wanted) for candidate in row]).view(-1, 2)
+    return Matches.from_pairs(pairs[:, 0], pairs[:, 1], len(wanted), num_candidates)
+
+
+def slow_order(scores: Sequence[float]) -> list[int]:
+    """Best first; of equals the lower index first."""
+    return [index for _, index in sorted((-score, index) for index, score in enumerate(scores))]
+
+
+def slow_rank(order: Sequence[int], wanted: Sequence[int]) -> int:
+    """The place of the first that is wanted."""
+    if not wanted:
+        return NO_MATCH
+    for place, candidate in enumerate(order):
+        if candidate in wanted:
+            return place
+    return MISSED
+
+
+def slow_scores(query_QD: Tensor, candidate_CD: Tensor) -> list[list[int]]:
+    """Inner products of whole numbers."""
+    queries, candidates = query_QD.int().tolist(), candidate_CD.int().tolist()
+    return [[sum(a * b for a, b in zip(q, c, strict=True)) for c in candidates] for q in queries]
+
+
+def random_wanted(random_: random.Random, num_queries: int, num_candidates: int) -> list[list[int]]:
+    """None, one, or several matches of each query, some given twice; the first has one for sure."""
+    counts = [1] + [random_.choice([0, 1, 1, 2, 5]) for _ in range(num_queries - 1)]
+    return [[random_.randrange(num_candidates) for _ in range(count)] for count in counts]
+
+
+def whole(random_: random.Random, rows: int, width: int, top: int = 2) -> Tensor:
+    """Whole numbers from -top to top, as float32."""
+    return torch.tensor([[random_.randint(-top, top) for _ in range(width)] for _ in range(rows)], dtype=torch.float32)
+
+
+# Worked out by hand
+
+
+def test_relevance_from_pairs():
+    relevance = Relevance.from_pairs([2, 0, 0, 2, 0], [1, 3, 0, 1, 3], num_images=3, num_texts=5)
+    assert relevance.texts_of_image.start_Q1.tolist() == [0, 2, 2, 3]
+    assert relevance.texts_of_image.candidate_M.tolist() == [0, 3, 1]
+    assert relevance.images_of_text.start_Q1.tolist() == [0, 1, 2, 2, 3, 3]
+    assert relevance.images_of_text.candidate_M.tolist() == [0, 2, 0]
+    assert relevance.texts_of_image.has_any_Q.tolist() == [True, False, True]
+    none = Relevance.from_pairs([], [], 2, 0)
+    assert none.texts_of_image.start_Q1.tolist() == [0, 0, 0]
+    assert none.images_of_text.start_Q1.tolist() == [0]
+
+
+def test_pairs_outside_are_refused():
+    with pytest.raises(ValueError, match="2 images and 1 texts"):
+        Relevance.from_pairs([0, 1], [0], 2, 2)
+    with pytest.raises(ValueError, match="names image 2, expected 0 to 1"):
+        Relevance.from_pairs([0, 2], [0, 1], 2, 2)
+    with pytest.raises(ValueError, match="names text -1, expected 0 to 4"):
+        Relevance.from_pairs([0, 1], [0, -1], 2, 5)
+
+
+def test_ranking_puts_the_lower_index_first_among_equals():
+    scores_QC = torch.tensor([[1.0, 3, 2, 3, 1], [0, 0, 0, 0, 0], [-torch.inf, -torch.inf, 5, -torch.inf, torch.inf]])
+    assert retrieval.rank_by_score(scores_QC, 2).tolist() == [[1, 3], [0, 1], [4, 2]]
+    assert retrieval.rank_by_score(scores_QC, 4).tolist() == [[1, 3, 2, 0], [0, 1, 2, 3], [4, 2, 0, 1]]
+    assert retrieval.rank_by_score(scores_QC, 99).tolist() == [[1, 3, 2, 0, 4], [0, 1, 2, 3, 4], [4, 2, 0, 1, 3]]
+
+
+def test_ranks_and_recalls_by_hand():
+    order_QK = torch.tensor([[4, 2, 0], [1, 0, 3], [3, 4, 1], [0, 1, 2], [0, 1, 2]])
+    matches = matches_of([[0, 2], [1], [0, 2], [], [2, 2]], 5)
+    ranks_Q = retrieval.ranks(order_QK, matches)
+    assert ranks_Q.dtype == torch.int64
+    assert ranks_Q.tolist() == [1, 0, MISSED, NO_MATCH, 2]
+    assert retrieval.recalls(ranks_Q, ks=(1, 2, 3, 1000)) == {1: 1 / 4, 2: 2 / 4, 3: 3 / 4, 1000: 3 / 4}
+
+
+def test_reranking_by_hand():
+    topk_QK = torch.tensor([[4, 2, 0], [4, 2, 0], [4, 2, 0], [4, 2, 0]])
+    scores_QK = torch.tensor([[0.1, 0.2, 0.9], [0.5, 0.5, 0.5], [0.5, 0.7, 0.5], [0.0, 0.0, 0.0]])
+    matches = matches_of([[0], [2, 0], [0], [1, 3]], 5)
+    assert retrieval.reranked_ranks(topk_QK, scores_QK, matches).tolist() == [0, 1, 2, MISSED]
+
+
+def test_summary_by_hand():
+    found = retrieval.summary(torch.tensor([0, 4, 7, 20, NO_MATCH]), torch.tensor([0, 0, MISSED, 9, 5, NO_MATCH, NO_MATCH]))
+    six = {"tr1": 1 / 4, "tr5": 2 / 4, "tr10": 3 / 4, "ir1": 2 / 5, "ir5": 2 / 5, "ir10": 4 / 5}
+    total = 1.5 + 1.6
+    assert found == pytest.approx(six | {"r_mean": total / 6, "rsum": 100 * total, "num_queries_without_match": 3})
+    perfect = retrieval.summary(torch.tensor([0]), torch.tensor([0]))
+    assert perfect["rsum"] == 600
+    assert perfect["r_mean"] == 1
+
+
+def test_nothing_to_recall_is_refused():
+    with pytest.raises(ValueError, match="no query has a match"):
+        retrieval.summary(torch.tensor([0]), torch.tensor([NO_MATCH]))
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    bad_12 = torch.tensor([[0.0, torch.nan]])
+    matches = matches_of([[0]], 2)
+    calls = (
+        lambda: retrieval.rank_by_score(bad_12, 1),
+        lambda: retrieval.reranked_ranks(torch.tensor([[0, 1]]), bad_12, matches),
+        lambda: retrieval.rank_from_features(bad_12, torch.ones(2, 2), 1),
+        lambda: retrieval.best_ranks(bad_12, torch.ones(2, 2), matches),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="NaN"):
+            call()
+
+
+# Slow twins
+
+
+@pytest.mark.parametrize(("num_queries", "num_candidates"), [(1, 1), (1, 40), (7, 3), (40, 90), (300, 25)])
+def test_everything_equals_its_slow_twin(num_queries: int, num_candidates: int):
+    random_ = random.Random(num_queries)
+    query_QD, candidate_CD = whole(random_, num_queries, 3), whole(random_, num_candidates, 3)
+    wanted = random_wanted(random_, num_queries, num_candidates)
+    matches = matches_of(wanted, num_candidates)
+    scores = slow_scores(query_QD, candidate_CD)
+    orders = [slow_order(row) for row in scores]
+    assert retrieval.best_ranks(query_QD, candidate_CD, matches).tolist() == list(map(slow_rank, orders, wanted))
+    for k in (1, 2, 10, 1000):
+        topk_QK = retrieval.rank_from_features(query_QD, candidate_CD, k)
+        assert topk_QK.tolist() == [order[:k] for order in orders]
+        assert topk_QK.tolist() == retrieval.rank_by_score(torch.tensor(scores, dtype=torch.float32), k).tolist()
+        ranks = [slow_rank(order[:k], row) for order, row in zip(orders, wanted, strict=True)]
+        assert retrieval.ranks(topk_QK, matches).tolist() == ranks
+        second_QK = torch.tensor([[random_.randint(0, 3) / 4 for _ in row] for row in topk_QK])
+        reordered = [
+            [order[place] for place in slow_order(second)]
+            for order, second in zip(orders, second_QK.tolist(), strict=True)  # by the place in the first order among equals
+        ]
+        ranks = [slow_rank(order, row) for order, row in zip(reordered, wanted, strict=True)]
+        assert retrieval.reranked_ranks(topk_QK, second_QK, matches).tolist() == ranks
+
+
+def test_recalls_equal_counting():
+    random_ = random.Random(3)
+    ranks = [random_.choice([0, 1, 4, 5, 9, 10, 50, MISSED, NO_MATCH]) for _ in range(500)]
+    scored = [rank for rank in ranks if rank != NO_MATCH]
+    wanted = {k: sum(rank in range(k) for rank in scored) / len(scored) for k in (1, 5, 10)}
+    assert retrieval.recalls(torch.tensor(ranks)) == pytest.approx(wanted)
+
+
+def test_folds_equal_five_small_evaluations():
+    random_ = random.Random(4)
+    size, num_images, num_texts = 6, 33, 80
+    pairs = [(random_.randrange(num_images), text) for text in range(num_texts) for _ in range(random_.choice([0, 1, 1, 2]))]
+    pairs += pairs[:5] + [(start, start) for start in range(0, num_images, size)]
+    image_ID, text_TD = whole(random_, num_images, 3), whole(random_, num_texts, 3)
+    folds = []
+    for start in range(0, 5 * size, size):
+        images = range(start, start + size)
+        texts = sorted({text for image, text in pairs if image in images})
+        texts_of = [[place for place, text in enumerate(texts) if (image, text) in pairs] for image in images]
+        images_of = [[place for place, image in enumerate(images) if (image, text) in pairs] for text in texts]
+        scores = slow_scores(image_ID[list(images)], text_TD[texts])
+        columns = [list(column) for column in zip(*scores, strict=True)]
+        image_ranks = [slow_rank(slow_order(row), wanted) for row, wanted in zip(scores, texts_of, strict=True)]
+        text_ranks = [slow_rank(slow_order(row), wanted) for row, wanted in zip(columns, images_of, strict=True)]
+        folds.append(retrieval.summary(torch.tensor(image_ranks), torch.tensor(text_ranks)))
+    wanted = {name: sum(fold[name] for fold in folds) / 5 for name in folds[0]}
+    wanted["num_queries_without_match"] *= 5
+    assert wanted["num_queries_without_match"] > 0
+    image_of_pairs, text_of_pairs = zip(*pairs, strict=True)
+    relevance = Relevance.from_pairs(image_of_pairs, text_of_pairs, num_images, num_texts)
+    assert retrieval.folds_1k(image_ID, text_TD, relevance, fold_size=size) == pytest.approx(wanted)
+
+
+def test_folds_need_enough_images():
+    relevance = Relevance.from_pairs([0], [0], 4999, 1)
+    with pytest.raises(ValueError, match="need 5000 images, got 4999"):
+        retrieval.folds_1k(torch.zeros(4999, 2), torch.zeros(1, 2), relevance)
+
+
+# What must not change a number
+
+
+def test_order_and_company_of_queries_do_not_matter():
+    generator = torch.Generator().manual_seed(0)
+    query_QD = F.normalize(torch.randn(300, 96, generator=generator), dim=1)
+    candidate_CD = F.normalize(torch.randn(111, 96, generator=generator), dim=1)
+    candidate_CD[[5, 60, 110]] = candidate_CD[40].clone()  # equal candidates must get equal scores wherever they stand
+    matches = matches_of([[110] if query % 2 else [40] for query in range(300)], 111)
+    topk_QK = retrieval.rank_from_features(query_QD, candidate_CD, 20)
+    ranks_Q = retrieval.best_ranks(query_QD, candidate_CD, matches)
+    assert (ranks_Q[::2] >= 1).all()  # 5 is always ahead of 40
+    assert (ranks_Q[1::2] >= 3).all()  # 5, 40 and 60 of 110
+    turn = torch.randperm(300, generator=generator)
+    turned = matches_of([[110] if query % 2 else [40] for query in turn.tolist()], 111)
+    assert torch.equal(retrieval.rank_from_features(query_QD[turn], candidate_CD, 20), topk_QK[turn])
+    assert torch.equal(retrieval.best_ranks(query_QD[turn], candidate_CD, turned), ranks_Q[turn])
+    for query in (0, 1, 255, 256, 299):
+        alone_1D, only = query_QD[query : query + 1], matches_of([[110] if query % 2 else [40]], 111)
+        assert torch.equal(retrieval.rank_from_features(alone_1D, candidate_CD, 20)[0], topk_QK[query])
+        assert retrieval.best_ranks(alone_1D, candidate_CD, only).item() == ranks_Q[query]
+
+
+def test_autocast_does_not_coarsen_scores():
+    generator = torch.Generator().manual_seed(1)
+    query_QD, candidate_CD = torch.randn(50, 64, generator=generator), torch.randn(2000, 64, generator=generator)
+    matches = matches_of([[query] for query in range(50)], 2000)
+    scores_QC = query_QD.double() @ candidate_CD.double().T
+    with torch.autocast("cpu", torch.bfloat16):
+        ranks_Q = retrieval.best_ranks(query_QD, candidate_CD, matches)
+    assert torch.equal(ranks_Q, (scores_QC > scores_QC.diagonal()[:, None]).sum(1))
+
+
+def test_features_may_carry_gradients():
+    query_QD = torch.eye(3, requires_grad=True)
+    assert retrieval.best_ranks(query_QD, torch.eye(3), matches_of([[0], [1], [2]], 3)).tolist() == [0, 0, 0]
+
+
+# Size
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def test_coco_5k_both_ways_in_little_memory():
+    generator = torch.Generator().manual_seed(2)
+    num_images, num_texts, width, noise = 5000, 25000, 32, 3
+    image_ID = torch.randint(-4, 5, (num_images, width), generator=generator).float()
+    image_of_text = torch.arange(num_texts) // 5
+    text_TD = image_ID[image_of_text] + torch.randint(-noise, noise + 1, (num_texts, width), generator=generator)
+    relevance = Relevance.from_pairs(image_of_text, torch.arange(num_texts), num_images, num_texts)
+    before = peak_megabytes()
+    for query_QD, candidate_CD, matches in (
+        (image_ID, text_TD, relevance.texts_of_image),
+        (text_TD, image_ID, relevance.images_of_text),
+    ):
+        ranks_Q = retrieval.best_ranks(query_QD, candidate_CD, matches)
+        topk_QK = retrieval.rank_from_features(query_QD, candidate_CD, 128)
+        within_Q = ranks_Q.where(ranks_Q < 128, MISSED)
+        assert torch.equal(retrieval.ranks(topk_QK, matches), within_Q)
+        assert 0.02 < retrieval.recalls(ranks_Q)[1] < 0.98  # neither blind nor without effort
+        for query in range(3, len(query_QD), len(query_QD) // 10):
+            order = slow_order((candidate_CD.long() @ query_QD[query].long()).tolist())
+            wanted = matches.candidate_M[matches.start_Q1[query] : matches.start_Q1[query + 1]].tolist()
+            assert ranks_Q[query] == slow_rank(order, wanted)
+            assert topk_QK[query].tolist() == order[:128]
+    assert peak_megabytes() - before < 1000  # all scores at once would be 500 MB, sorted indices 1 GB more
