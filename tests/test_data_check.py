@@ -44,7 +44,7 @@ def table(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("num_workers", [None, 2])
 def test_numbers(table: Path, num_workers: int | None):
     report = check_source(open_source(table), min_size=16, num_workers=num_workers)
-    assert (report.rows, report.images_ok, report.exit_code) == (10, 6, 1)
+    assert (report.rows, report.usable, report.exit_code) == (10, 6, 1)
     assert [row.where for row in report.broken] == ["t.jsonl:4", "t.jsonl:8", "t.jsonl:9", "t.jsonl:10"]
     assert "No such file" in report.broken[0].reason
     assert report.broken[1].reason == "image is 5x3 pixels, smaller than a patch (16)"
@@ -54,10 +54,10 @@ def test_numbers(table: Path, num_workers: int | None):
     assert report.height == Spread(min=16, median=17.0, max=99)
     assert report.formats == {"PNG": 4, "JPEG": 2}
     assert report.conversions == {"CMYK to RGB": 1, "transparency on white": 1}
-    assert report.captions == 9
-    assert report.caption_words == Spread(min=1, median=1.0, max=4)
-    assert report.captions_per_image == Spread(min=1, median=1.0, max=3)
-    assert (report.duplicate_images, report.duplicate_captions) == (2, 2)
+    assert report.texts == 9
+    assert report.text_words == Spread(min=1, median=1.0, max=4)
+    assert report.texts_per_row == Spread(min=1, median=1.0, max=3)
+    assert (report.duplicate_images, report.duplicate_texts) == (2, 2)
 
 
 def test_views(table: Path):
@@ -96,7 +96,7 @@ class Cards:
 
 def test_generated_pixels():
     report = check_source(Cards())
-    assert (report.images_ok, report.exit_code, report.duplicate_images, report.duplicate_captions) == (2, 0, 1, 0)
+    assert (report.usable, report.exit_code, report.duplicate_images, report.duplicate_texts) == (2, 0, 1, 0)
     assert report.formats == {"pixels": 2}
     assert report.width == Spread(min=20, median=20.0, max=20)
 

@@ -14,11 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from eve_vl.data.records import ImagePixels, Source
+from eve_vl.data.readers.common import pictures
+from eve_vl.data.records import ImagePixels, ImageQuestion, ImageRef, ImagesStatement, ImageText, Record, Source
 from eve_vl.data.transforms import MAX_PIXELS, decode, decode_bytes, read_image
 from eve_vl.errors import BadSampleError
 
 CHUNK = 64  # rows per message from a worker
+CAPTIONS, QUESTIONS, STATEMENTS = "captions", "questions", "statements"
+KEPT_BACK = "kept back"
+NUM_TOP_ANSWERS = 10
 ROWS_PER_WORKER = 5000  # fewer are read sooner than a worker has started
 
 
@@ -44,10 +48,14 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """What `check_source` found. Spreads are None if not one row could be used."""
+    """What `check_source` found. Spreads are None if there is nothing to count.
 
+    A text is a caption, a question or a statement, as `kind` says; what another kind of data has is 0, None or empty.
+    """
+
+    kind: str
     rows: int
-    images_ok: int
+    usable: int
     broken: tuple[BrokenRow, ...]
     width: Spread | None
     height: Spread | None
@@ -55,12 +63,22 @@ class Report:
     formats: dict[str, int]
     conversions: dict[str, int]
     """How many pictures had to be converted, by kind of conversion."""
-    captions: int
-    caption_words: Spread | None
-    captions_per_image: Spread | None
+    texts: int
+    texts_per_row: Spread | None
+    text_words: Spread | None
     duplicate_images: int
-    """Rows whose picture is, byte for byte, that of an earlier row."""
-    duplicate_captions: int
+    """Pictures that are, byte for byte, an earlier one."""
+    duplicate_texts: int
+    duplicate_ids: int
+    """Rows that share the id of an earlier question or statement."""
+    answers_per_question: Spread | None
+    answer_types: dict[str, int]
+    """Questions by type; "" is none."""
+    distinct_answers: int
+    top_answers: dict[str, int]
+    """The most frequent, as they were given."""
+    labels: dict[str, int]
+    """Statements by label: True, False, kept back."""
 
     @property
     def exit_code(self) -> int:
@@ -79,42 +97,68 @@ class Report:
         """Return lines for people; at most `max_broken` broken rows are listed, None for all."""
         table = [
             ("rows", f"{self.rows}"),
-            ("usable", f"{self.images_ok}"),
+            ("usable", f"{self.usable}"),
             ("broken", f"{len(self.broken)}"),
             ("width in pixels", f"{self.width or '-'}   (min / median / max)"),
             ("height in pixels", f"{self.height or '-'}"),
             ("formats", _counts(self.formats)),
             ("converted", _counts(self.conversions)),
-            ("captions", f"{self.captions}"),
-            ("captions per image", f"{self.captions_per_image or '-'}"),
-            ("words per caption", f"{self.caption_words or '-'}"),
+            *self._text_lines(),
             ("repeated images", f"{self.duplicate_images}"),
-            ("repeated captions", f"{self.duplicate_captions}"),
+            (f"repeated {self.kind}", f"{self.duplicate_texts}"),
         ]
+        if self.kind != CAPTIONS:
+            table.append(("repeated ids", f"{self.duplicate_ids}"))
         lines = [f"{name:<20}{value}" for name, value in table]
         lines += [f"broken: {row.where}: {row.reason}" for row in self.broken[:max_broken]]
         if max_broken is not None and len(self.broken) > max_broken:
             lines.append(f"… and {len(self.broken) - max_broken} more broken rows")
         return lines
 
+    def _text_lines(self) -> list[tuple[str, str]]:
+        lines = [(self.kind, f"{self.texts}"), (f"words per {self.kind[:-1]}", f"{self.text_words or '-'}")]
+        if self.kind == CAPTIONS:
+            lines.insert(1, ("captions per image", f"{self.texts_per_row or '-'}"))
+        elif self.kind == QUESTIONS:
+            lines += [
+                ("answers each", f"{self.answers_per_question or '-'}"),
+                ("answer types", _counts({name or "none": count for name, count in self.answer_types.items()})),
+                ("distinct answers", f"{self.distinct_answers}"),
+                ("frequent answers", _counts(self.top_answers)),
+            ]
+        else:
+            lines.append(("labels", _counts(self.labels)))
+        return lines
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    """What is kept of a usable row."""
+class _Image:
+    """What is kept of a picture."""
 
     width: int
     height: int
     format: str
     conversions: tuple[str, ...]
-    image_hash: int
-    caption_words: tuple[int, ...]
-    caption_hashes: tuple[int, ...]
+    hash: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    """What is kept of a usable row."""
+
+    kind: str
+    images: tuple[_Image, ...]
+    texts: tuple[str, ...]
+    key: int | str | None = None
+    answers: tuple[str, ...] = ()
+    answer_type: str = ""
+    label: str = ""
 
 
 class _Rows(Dataset[_Row | BrokenRow]):
     """Map style, for loader workers."""
 
-    def __init__(self, source: Source, min_size: int, max_pixels: int):
+    def __init__(self, source: Source[Record], min_size: int, max_pixels: int):
         self.source, self.min_size, self.max_pixels = source, min_size, max_pixels
 
     def __len__(self) -> int:
@@ -128,64 +172,97 @@ class _Rows(Dataset[_Row | BrokenRow]):
 
     def _check(self, index: int) -> _Row:
         row = self.source[index]
-        if isinstance(row.image, ImagePixels):
-            data = row.image.pixels.tobytes()
-            pixels = decode(row.image, row.where, min_size=self.min_size, max_pixels=self.max_pixels)
+        images = tuple(self._check_image(image, row.where) for image in pictures(row))
+        match row:
+            case ImageText(captions=captions):
+                return _Row(kind=CAPTIONS, images=images, texts=captions)
+            case ImageQuestion(question=question, question_id=key, answers=answers, answer_type=name):
+                return _Row(kind=QUESTIONS, images=images, texts=(question,), key=key, answers=answers, answer_type=name)
+            case ImagesStatement(statement=statement, identifier=key, label=truth):
+                label = KEPT_BACK if truth is None else str(truth)
+                return _Row(kind=STATEMENTS, images=images, texts=(statement,), key=key, label=label)
+
+    def _check_image(self, image: ImageRef, where: str) -> _Image:
+        if isinstance(image, ImagePixels):
+            data = image.pixels.tobytes()
+            pixels = decode(image, where, min_size=self.min_size, max_pixels=self.max_pixels)
             name, conversions = "pixels", ()
         else:
-            data = read_image(row.image, row.where)
-            picture = decode_bytes(data, row.where, min_size=self.min_size, max_pixels=self.max_pixels)
+            data = read_image(image, where)
+            picture = decode_bytes(data, where, min_size=self.min_size, max_pixels=self.max_pixels)
             pixels, name, conversions = picture.pixels, picture.format, picture.conversions
-        return _Row(
-            width=pixels.shape[2],
-            height=pixels.shape[1],
-            format=name,
-            conversions=conversions,
-            image_hash=_hash(data),
-            caption_words=tuple(len(caption.split()) for caption in row.captions),
-            caption_hashes=tuple(_hash(caption.encode()) for caption in row.captions),
-        )
+        _, height, width = pixels.shape
+        return _Image(width=width, height=height, format=name, conversions=conversions, hash=_hash(data))
+
+
+def _numbers() -> array:
+    return array("q")
 
 
 @dataclass(kw_only=True, slots=True)
 class _Tally:
+    kind: str = CAPTIONS
+    usable: int = 0
     broken: list[BrokenRow] = field(default_factory=list)
-    widths: array = field(default_factory=lambda: array("q"))
-    heights: array = field(default_factory=lambda: array("q"))
-    words: array = field(default_factory=lambda: array("q"))
-    captions_per_image: array = field(default_factory=lambda: array("q"))
+    widths: array = field(default_factory=_numbers)
+    heights: array = field(default_factory=_numbers)
+    words: array = field(default_factory=_numbers)
+    texts_per_row: array = field(default_factory=_numbers)
+    answers_per_row: array = field(default_factory=_numbers)
     formats: Counter[str] = field(default_factory=Counter)
     conversions: Counter[str] = field(default_factory=Counter)
     image_hashes: set[int] = field(default_factory=set)
-    caption_hashes: set[int] = field(default_factory=set)
+    text_hashes: set[int] = field(default_factory=set)
+    keys: set[int | str] = field(default_factory=set)
+    answers: Counter[str] = field(default_factory=Counter)
+    answer_types: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: _Row | BrokenRow) -> None:
         if isinstance(row, BrokenRow):
             self.broken.append(row)
             return
-        self.widths.append(row.width)
-        self.heights.append(row.height)
-        self.words.extend(row.caption_words)
-        self.captions_per_image.append(len(row.caption_words))
-        self.formats[row.format] += 1
-        self.conversions.update(row.conversions)
-        self.image_hashes.add(row.image_hash)
-        self.caption_hashes.update(row.caption_hashes)
+        self.kind = row.kind
+        self.usable += 1
+        for image in row.images:
+            self.widths.append(image.width)
+            self.heights.append(image.height)
+            self.formats[image.format] += 1
+            self.conversions.update(image.conversions)
+            self.image_hashes.add(image.hash)
+        self.words.extend(len(text.split()) for text in row.texts)
+        self.texts_per_row.append(len(row.texts))
+        self.text_hashes.update(_hash(text.encode()) for text in row.texts)
+        if row.kind == QUESTIONS:
+            self.answers_per_row.append(len(row.answers))
+            self.answers.update(row.answers)
+            self.answer_types[row.answer_type] += 1
+        elif row.kind == STATEMENTS:
+            self.labels[row.label] += 1
+        if row.key is not None:
+            self.keys.add(row.key)
 
     def report(self) -> Report:
         return Report(
-            rows=len(self.widths) + len(self.broken),
-            images_ok=len(self.widths),
+            kind=self.kind,
+            rows=self.usable + len(self.broken),
+            usable=self.usable,
             broken=tuple(self.broken),
             width=_spread(self.widths),
             height=_spread(self.heights),
             formats=dict(self.formats.most_common()),
             conversions=dict(self.conversions.most_common()),
-            captions=len(self.words),
-            caption_words=_spread(self.words),
-            captions_per_image=_spread(self.captions_per_image),
+            texts=len(self.words),
+            texts_per_row=_spread(self.texts_per_row),
+            text_words=_spread(self.words),
             duplicate_images=len(self.widths) - len(self.image_hashes),
-            duplicate_captions=len(self.words) - len(self.caption_hashes),
+            duplicate_texts=len(self.words) - len(self.text_hashes),
+            duplicate_ids=0 if self.kind == CAPTIONS else self.usable - len(self.keys),
+            answers_per_question=_spread(self.answers_per_row),
+            answer_types=dict(self.answer_types.most_common()),
+            distinct_answers=len(self.answers),
+            top_answers=dict(self.answers.most_common(NUM_TOP_ANSWERS)),
+            labels=dict(self.labels.most_common()),
         )
 
 

@@ -100,6 +100,8 @@ def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the
     if format not in known:
         raise UserError(f"no format {nearest(format, known)}")
     found = paths.expand(spec.path)
+    if spec.second is not None:
+        paths.expand(spec.second)
     form = paths.sniff(found[0]) if format == "auto" else format
     if form in paths.SHARDED:
         return paths.shards(found, form), form
@@ -126,6 +128,8 @@ def _read_document(spec: Spec) -> Document:
     """Read a JSON document and tell which layout it has. Raises UserError."""
     document = load_json(spec.path)
     match document:
+        case {"annotations": [{"answers": _}, *_]}:
+            raise UserError(f"{spec.path}: holds VQA v2 annotations; name the file of questions, they are found beside it")
         case {"questions": list()}:
             _refuse_parts(spec, split=True)
             return vqa_document(spec.path, document, spec.second)
@@ -136,8 +140,6 @@ def _read_document(spec: Spec) -> Document:
     match document:
         case list():
             return list_document(spec.path, document)
-        case {"annotations": [{"answers": _}, *_]}:
-            raise UserError(f"{spec.path}: holds VQA v2 annotations; name the file of questions, they are found beside it")
         case {"images": list(), "annotations": list()}:
             return coco_document(spec.path, document)
         case dict():
@@ -174,5 +176,5 @@ def _looks_like(table: Table) -> str | None:
 
 
 def _another_kind(table: Table, found: str, expected: str) -> UserError:
-    fields = ", ".join(table.names)
+    fields = ", ".join(table.names[:10]) + (", …" if len(table.names) > 10 else "")
     return UserError(f"{table.path}: looks like {KINDS[found].DESCRIPTION} (fields {fields}), expected {expected}")

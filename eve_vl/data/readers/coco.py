@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import nearest
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.readers.json_document import Document
 from eve_vl.errors import UserError
@@ -48,9 +47,9 @@ def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> I
         counts = Counter(image["split"] for image in document["images"])
         if split is None or split not in counts:
             shown = ", ".join(f"{name} {count}" for name, count in counts.items())
-            note = f"; {TRAIN} brings {REST} with it" if REST in counts else ""
-            problem = "choose one of its splits" if split is None else f"no split {nearest(split, counts)}. Its splits"
-            raise UserError(f"{path}: {problem}: {shown}{note}; write it as {path.name}#{next(iter(counts))}")
+            note = f" ({TRAIN} brings {REST} with it)" if REST in counts else ""
+            problem = "has splits" if split is None else f"has no split '{split}', but"
+            raise UserError(f"{path}: {problem} {shown}{note}; name one, as {path.name}#{next(iter(counts))}")
         wanted = {split, REST} if split == TRAIN else {split}
         for image in document["images"]:
             if image["split"] in wanted:

@@ -41,6 +41,8 @@ class JsonTable(Table):
         """Keep the columns of `kind`. Raises UserError if there are no rows."""
         assert self._document is not None
         self._rows = PackedRows.pack(self._document.rows(), kind)
+        if not len(self):
+            raise UserError(f"{self.path}: holds no rows")
         self._document = None  # far larger than what was kept
 
     def __len__(self) -> int:

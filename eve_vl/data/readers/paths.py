@@ -38,7 +38,7 @@ def parse_spec(spec: AnyPath) -> Spec:
     """Return the parts of a source's name, paths made absolute. A path that exists as it stands is one path."""
     text = os.fspath(spec)
     path = absolute(Path(text))
-    if not path.exists():
+    if not _exists(path):
         if found := re.fullmatch(r"(.+?\.json)\+(.+)", text):
             return Spec(path=absolute(Path(found[1])), second=absolute(Path(found[2])))
         if found := re.fullmatch(r"(.+?\.json)#([^#/]*)", text):
@@ -60,6 +60,13 @@ def absolute(path: Path) -> Path:
     if ".." not in path.parts:
         return path
     return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long, a folder that may not be entered; said when it is opened
+        return False
 
 
 def image_root(folder: AnyPath) -> Path:

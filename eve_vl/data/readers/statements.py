@@ -24,6 +24,7 @@ PAIR_COLUMNS = (
 LABEL_COLUMNS = ("label", "labels", "answer")
 ID_COLUMNS = ("identifier", "id")
 DIRECTORY_COLUMN = "directory"
+NLVR2_COLUMNS = {"identifier", "sentence"}
 NLVR2_IDENTIFIER = re.compile(r"([A-Za-z0-9]+)-(\d+)-(\d+)-(\d+)")  # split, set, pair, sentence
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
@@ -44,9 +45,9 @@ class Statements:
     @staticmethod
     def looks_like(names: Sequence[str]) -> bool:
         """Tell whether these are columns of statements."""
-        if "caption" in names and not (LIST_COLUMN in names or _pair(names)):
-            return False
-        return not {*TEXT_COLUMNS}.isdisjoint(names) and bool(LIST_COLUMN in names or _pair(names) or "identifier" in names)
+        if LIST_COLUMN in names or _pair(names):
+            return not {*TEXT_COLUMNS}.isdisjoint(names)
+        return set(names) >= NLVR2_COLUMNS
 
     @classmethod
     def pick(cls, table: Table, columns: Columns) -> "Statements":
@@ -109,7 +110,7 @@ def _pick_images(path: Path, names: Sequence[str], wanted: str | None) -> tuple[
         return (LIST_COLUMN,)
     if pair := _pair(names):
         return pair
-    if "identifier" in names:
+    if set(names) >= NLVR2_COLUMNS:
         return ()
     pairs = ", ".join("/".join(pair) for pair in PAIR_COLUMNS)
     raise UserError(

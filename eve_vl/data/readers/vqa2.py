@@ -1,7 +1,7 @@
 """The files of VQA v2: a file of questions and, unless they are kept back, one of annotations."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None)
         annotations = annotations_beside(path)
     return Document(
         names=NAMES,
-        rows=lambda: list(_rows(path, document["questions"], annotations, subtype)),
+        rows=lambda: _rows(path, document["questions"], annotations, subtype),
         layout="a VQA v2 file of questions",
         kind="questions",
         picture_folders=(subtype, ""),
@@ -40,29 +40,31 @@ def annotations_beside(path: Path) -> Path | None:
     return beside if beside != path and beside.is_file() else None
 
 
-def _rows(path: Path, questions: Any, annotations: Path | None, subtype: str) -> Iterator[Fields]:
-    answered = None if annotations is None else _read_annotations(annotations)
+def _rows(path: Path, questions: list[Any], annotations: Path | None, subtype: str) -> Sequence[Fields]:
     try:
-        ids = [question["question_id"] for question in questions]
-        _refuse_repeated(path, ids)
-        if annotations is not None and answered is not None:
-            _refuse_unpaired(path, ids, annotations, answered)
-        for question in questions:
-            answers, answer_type = answered[question["question_id"]] if answered is not None else ([], "")
-            yield {
+        rows = [
+            {
                 "image": f"COCO_{subtype}_{question['image_id']:012d}.jpg",
                 "question": question["question"],
                 "question_id": question["question_id"],
-                "answers": answers,
-                "answer_type": answer_type,
             }
+            for question in questions
+        ]
+        ids = [row["question_id"] for row in rows]
+        known = set(ids)
     except (TypeError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"{path}: not a VQA v2 file of questions (each needs question_id, image_id and question): "
             f"{type(error).__name__} {error}"
         ) from None
+    _refuse_repeated(path, ids)
+    if annotations is not None:
+        answered = _read_annotations(annotations)
+        _refuse_lone(path, [key for key in ids if key not in answered], f"have no answers in {annotations.name}")
+        _refuse_lone(annotations, [key for key in answered if key not in known], f"have no question in {path.name}")
+        for row in rows:
+            row["answers"], row["answer_type"] = answered[row["question_id"]]
+    return rows
 
 
 def _read_annotations(path: Path) -> dict[object, tuple[list[object], object]]:
@@ -88,12 +90,7 @@ def _refuse_repeated(path: Path, ids: Iterable[object]) -> None:
         raise UserError(f"{path}: {len(repeated)} question ids come more than once, first {repeated[0]}")
 
 
-def _refuse_unpaired(path: Path, ids: list[object], annotations: Path, answered: dict[object, Any]) -> None:
-    known = set(ids)
-    for lone, lacking in (
-        ([question_id for question_id in ids if question_id not in answered], f"are not in {annotations.name}"),
-        ([question_id for question_id in answered if question_id not in known], f"of {annotations.name} are not among them"),
-    ):
-        if lone:
-            shown = ", ".join(map(str, lone[:3])) + (", …" if len(lone) > 3 else "")
-            raise UserError(f"{path}: {len(lone)} question ids {lacking} ({shown}): the two files do not belong together")
+def _refuse_lone(path: Path, ids: list[object], problem: str) -> None:
+    if ids:
+        shown = ", ".join(map(str, ids[:3])) + (", …" if len(ids) > 3 else "")
+        raise UserError(f"{path}: {len(ids)} question ids {problem} ({shown}): the two files do not belong together")
