@@ -109,3 +109,65 @@ def test_nothing_usable_has_no_spread():
     report = check_source(Empty())
     assert report.width is None
     assert "words per caption   -" in report.lines()
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_questions(table: Path):
+    rows = [
+        {"image": "a.png", "question": "what is it?", "answers": ["red"] * 9 + ["pink"], "qid": 1, "answer_type": "other"},
+        {"image": "b.jpg", "question": "is it red?", "answers": ["yes"], "qid": 2, "answer_type": "yes/no"},
+        {"image": "a.png", "question": "what is it?", "answers": [], "qid": 2},
+        {"image": "a.png", "question": "is it red?", "answers": ["yes"], "qid": 3, "answer_type": "yes/no"},
+        {"image": "a.png", "question": "", "answers": ["yes"], "qid": 4, "answer_type": "yes/no"},
+    ]
+    report = check_source(open_source(write_rows(table, rows), kind="questions"))
+    assert (report.kind, report.rows, report.usable, report.texts) == ("questions", 5, 4, 4)
+    assert report.text_words == Spread(min=3, median=3.0, max=3)
+    assert report.answers_per_question == Spread(min=0, median=1.0, max=10)
+    assert report.answer_types == {"yes/no": 2, "other": 1, "": 1}
+    assert (report.distinct_answers, report.top_answers) == (3, {"red": 9, "yes": 2, "pink": 1})
+    assert (report.duplicate_images, report.duplicate_texts, report.duplicate_ids) == (2, 2, 1)
+    lines = report.lines()
+    assert "questions           4" in lines
+    assert "words per question  3 / 3 / 3" in lines
+    assert "answers each        0 / 1 / 10" in lines
+    assert "answer types        yes/no 2, other 1, none 1" in lines
+    assert "frequent answers    red 9, yes 2, pink 1" in lines
+    assert "repeated ids        1" in lines
+    assert lines[-1] == "broken: t.jsonl:5: question is empty"
+    assert not any("caption" in line or "label" in line for line in lines)
+
+
+def test_only_frequent_answers_are_listed(table: Path):
+    rows = [{"image": "a.png", "question": "what?", "answers": [str(n)] * (n + 1)} for n in range(12)]
+    report = check_source(open_source(write_rows(table, rows), kind="questions"))
+    assert report.distinct_answers == 12
+    assert list(report.top_answers.items())[::9] == [("11", 12), ("2", 3)]
+
+
+def test_statements(table: Path):
+    pictures = ["a.png", "b.jpg"]
+    rows = [
+        {"images": pictures, "sentence": "both are red", "label": True, "identifier": "dev-1-0-0"},
+        {"images": pictures, "sentence": "both are red", "label": "False", "identifier": "dev-1-1-0"},
+        {"images": ["copy.png", "cmyk.jpg"], "sentence": "one is big", "label": "True", "identifier": "dev-2-0-0"},
+        {"images": pictures, "sentence": "who knows", "identifier": "dev-2-0-0"},
+        {"images": ["a.png", "cut.png"], "sentence": "one is cut", "label": True, "identifier": "dev-3-0-0"},
+        {"images": pictures, "sentence": "x", "label": "maybe", "identifier": "dev-4-0-0"},
+    ]
+    report = check_source(open_source(write_rows(table, rows), kind="statements"))
+    assert (report.kind, report.rows, report.usable, report.texts) == ("statements", 6, 4, 4)
+    assert report.labels == {"True": 2, "False": 1, "kept back": 1}
+    assert report.formats == {"PNG": 4, "JPEG": 4}
+    assert report.width == Spread(min=20, median=30.0, max=60)
+    assert (report.duplicate_images, report.duplicate_texts, report.duplicate_ids) == (5, 1, 1)
+    assert [row.where for row in report.broken] == ["t.jsonl:5", "t.jsonl:6"]
+    lines = report.lines()
+    assert "statements          4" in lines
+    assert "labels              True 2, False 1, kept back 1" in lines
+    assert "repeated statements 1" in lines
+    assert not any("caption" in line or "answer" in line for line in lines)

@@ -97,8 +97,8 @@ def find_picture(name: str, root: Path, folders: Sequence[str], where: str) -> I
         path = root / folder / name
         if path.is_file():
             return ImageFile(path=path)
-    looked = ", ".join(folder or "itself" for folder in folders)
-    raise BadSampleError(where, f"no picture {name} in {root} (looked in {looked}); name its folder: --data.image-root")
+    inside = ", ".join(folder for folder in folders if folder)
+    raise BadSampleError(where, f"no picture {name} in {root} or in its {inside}; name their folder: --data.image-root")
 
 
 def image_file(value: object, root: Path, where: str) -> ImageFile:
