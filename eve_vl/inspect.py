@@ -3,6 +3,7 @@
 Letters: N tokens, D width, F feed-forward width, E experts, K chosen experts, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from eve_vl.config import Config, FFNPolicy, ModelConfig, to_dict
+from eve_vl.config import (
+    Config,
+    FFNPolicy,
+    MaskedSignalConfig,
+    ModelConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    VQAConfig,
+    to_dict,
+)
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.moe import Experts
-from eve_vl.run import read_config
-from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.train.checkpoint import latest_checkpoint
+from eve_vl.run import build_untrained, load_answers, read_config
+from eve_vl.train.checkpoint import chosen_checkpoint
+
+NUM_ANSWERS = 3129  # VQA v2's usual list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +41,7 @@ class Inspection:
     active_parameters: int
     """Parameters that one pair uses: of the experts of a block only the K chosen per token."""
     flops: dict[str, float]
-    """Per pair with captions of full length, forward, by part of the step; a multiply-add counts as two."""
+    """Per sample with texts of full length, forward, by part of the step; a multiply-add counts as two."""
 
     @property
     def flops_per_step(self) -> float:
@@ -71,36 +82,58 @@ class Inspection:
 
 def inspect_run(path: Path) -> Inspection:
     """Count a run folder, with its tokenizer's vocabulary. Raises UserError."""
-    folder = latest_checkpoint(path)
-    return inspect_config(read_config(folder), Tokenizer.load(folder / "tokenizer.json").vocab_size)
+    folder = chosen_checkpoint(path)
+    return inspect_config(read_config(folder), Tokenizer.load(folder / "tokenizer.json").vocab_size, load_answers(folder))
 
 
-def inspect_config(config: Config, vocab_size: int | None = None) -> Inspection:
-    """Count a config; without a tokenizer at hand the vocabulary is taken to be tokenizer.vocab_size."""
+def inspect_config(config: Config, vocab_size: int | None = None, answers: Sequence[str] = ()) -> Inspection:
+    """Count a config; without a tokenizer at hand the vocabulary is taken to be tokenizer.vocab_size, without an answer list
+    NUM_ANSWERS answers."""
     vocab_size = vocab_size or config.tokenizer.vocab_size
     with torch.device("meta"):
-        task = MaskedSignal(config, vocab_size=vocab_size, mask_id=0)
+        task = build_untrained(config, vocab_size, answers or [""] * NUM_ANSWERS)
     experts = [module for module in task.modules() if isinstance(module, Experts)]
     idle = sum(_count(module) for module in experts) * (1 - config.model.top_k / config.model.num_experts)
+    encoder = task.encoder
     parts = {
-        "image embedding": _count(task.encoder.image),
-        "text embedding": _count(task.encoder.text),
-        "blocks": _count(task.encoder.blocks) + _count(task.encoder.norm_pre) + _count(task.encoder.norm),
-        "pixel decoder": _count(task.pixel_decoder) if config.task.mim_weight else 0,
-        "token head": _count(task.token_head) if config.task.mlm_weight else 0,
+        "image embedding": _count(encoder.image),
+        "text embedding": _count(encoder.text),
+        "blocks": _count(encoder.blocks) + _count(encoder.norm_pre) + _count(encoder.norm),
     }
+    heads = {name.replace("_", " "): _count(head) for name, head in task.named_children() if head is not encoder}
+    parts |= dict(sorted(heads.items()))
     assert sum(parts.values()) == _count(task)
     return Inspection(
         config=config,
-        parameters={name: count for name, count in parts.items() if count},
+        parameters=parts,
         active_parameters=_count(task) - round(idle),
         flops=step_flops(config, vocab_size),
     )
 
 
 def step_flops(config: Config, vocab_size: int) -> dict[str, float]:
-    """Return forward FLOPs per pair of each part of a pre-training step, matrix products only."""
+    """Return forward FLOPs of each part of a training step, per sample, matrix products only."""
     model, task = config.model, config.task
+    P, T = model.num_patches, model.text_length
+    image, text, fusion = (encoder_flops(model, *tokens) for tokens in ((P, 0), (-1, T), (P, T)))
+    match task:
+        case MaskedSignalConfig():
+            flops = masked_flops(model, task, vocab_size)
+        case RetrievalConfig():
+            flops = {}
+        case VQAConfig():
+            return {"fusion pass": fusion}
+        case NLVR2Config():
+            return {"two fusion passes": 2 * fusion}
+    if task.itc_weight:
+        flops |= {"contrast, image alone": image, "contrast, text alone": text}
+    if task.itm_weight:
+        flops["matching, three fusion passes"] = 3 * fusion
+    return flops
+
+
+def masked_flops(model: ModelConfig, task: MaskedSignalConfig, vocab_size: int) -> dict[str, float]:
+    """Return forward FLOPs of each part of masked signal modelling."""
     P, T, D = model.num_patches, model.text_length, model.embed_dim
     num_hidden = min(max(round(P * task.image_mask_ratio), 1), P - 1)
     num_masked = max(1, round((T - 1) * task.text_mask_ratio))
@@ -123,10 +156,10 @@ def step_flops(config: Config, vocab_size: int) -> dict[str, float]:
 
 
 def encoder_flops(model: ModelConfig, num_patches: int, num_text: int) -> float:
-    """Return forward FLOPs of the encoder on one pair."""
+    """Return forward FLOPs of the encoder on one pair, a picture (num_text 0) or a text (num_patches -1: no [CLS] either)."""
     num_tokens = 1 + num_patches + num_text
     blocks = (block_flops(num_tokens, model.embed_dim, model.ffn_dim, policy, model) for policy in model.ffn_policies)
-    return 2 * num_patches * model.patch_dim * model.embed_dim + sum(blocks)
+    return 2 * max(num_patches, 0) * model.patch_dim * model.embed_dim + sum(blocks)
 
 
 def block_flops(num_tokens: int, dim: int, ffn_dim: int, policy: FFNPolicy, model: ModelConfig) -> float:

@@ -1,6 +1,7 @@
 """Objectives: tensors in, scalar out. They know neither the model nor the process group.
 
-Letters: B batch, P patches, M masked or hidden, X values in a patch, E experts, V vocabulary.
+Letters: B batch, P patches, M masked or hidden, X values in a patch, E experts, V vocabulary,
+A answers, D width of features, C candidates over all processes.
 """
 
 import torch
@@ -27,3 +28,38 @@ def patch_statistics(patches_BPX: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each patch, (B, P, 1), as MAE normalises its targets with (§4)."""
     variance, mean = torch.var_mean(patches_BPX.float(), dim=2, keepdim=True)
     return mean, (variance + 1e-6).sqrt()
+
+
+def contrastive(
+    image_BD: Tensor, text_BD: Tensor, image_CD: Tensor, text_CD: Tensor, is_match_BC: Tensor, temperature: Tensor
+) -> Tensor:
+    """Image–text contrastive loss: mean over both directions of the cross-entropy over all C candidates.
+
+    Features have length 1; a batch row's matches (bool, at least one each) share its target evenly.
+    """
+    target_BC = is_match_BC.float() / is_match_BC.sum(1, keepdim=True)
+    loss_image = F.cross_entropy(image_BD @ text_CD.T / temperature, target_BC)
+    loss_text = F.cross_entropy(text_BD @ image_CD.T / temperature, target_BC)
+    return (loss_image + loss_text) / 2
+
+
+def hard_negatives(similarity_BB: Tensor, is_match_BB: Tensor) -> Tensor:
+    """Draw one column for each row that does not match it, the likelier the higher its softmax (ALBEF): int64 (B,).
+
+    Where every column matches, the row gets itself.
+    """
+    weights_BB = similarity_BB.float().softmax(1) + 1e-5
+    weights_BB = weights_BB.masked_fill(is_match_BB, 0)
+    has_none_B = is_match_BB.all(1)
+    weights_BB = torch.where(has_none_B[:, None], torch.eye(len(weights_BB), device=weights_BB.device), weights_BB)
+    return weights_BB.multinomial(1).squeeze(1)
+
+
+def matching(logits_B2: Tensor, is_match_B: Tensor) -> Tensor:
+    """Cross-entropy of "does this text belong to this picture?"; class 1 is yes."""
+    return F.cross_entropy(logits_B2.float(), is_match_B.long())
+
+
+def answers(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
+    """Binary cross-entropy with soft targets, summed over answers, mean over questions."""
+    return F.binary_cross_entropy_with_logits(logits_BA.float(), target_BA, reduction="sum") / len(logits_BA)

@@ -5,23 +5,44 @@ import gc
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from eve_vl.config import HELD_OUT, Config, DataConfig, from_dict, to_dict
+from eve_vl.config import (
+    HELD_OUT,
+    Config,
+    DataConfig,
+    MaskedSignalConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    VQAConfig,
+    from_dict,
+    to_dict,
+)
+from eve_vl.data.answers import answers_of, closed_answers, drop_unanswerable, read_answers
+from eve_vl.data.dataset import RowDataset
+from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.metrics import vqa
+from eve_vl.model.transfer import parts, transfer
+from eve_vl.tasks import TASKS
 from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.vqa import VQA
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.log import BAD_SAMPLES, BadSamples
 from eve_vl.train.trainer import Trainer, evaluate, pick_device, pick_dtype
 
+ANSWERS_FILE = "answers.json"
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 EVAL_BATCH = 64
 MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at captions only
@@ -37,31 +58,53 @@ OPERATIONAL = {  # fields that may change when a run goes on: they do not change
 }
 
 
+AnyTask = MaskedSignal | Retrieval | VQA | NLVR2
+
+
 @dataclass(kw_only=True)
 class LoadedRun:
     """A run read back from its folder."""
 
     config: Config
     tokenizer: Tokenizer
-    task: MaskedSignal
+    task: AnyTask
     step: int
     folder: Path
 
 
 def load_run(path: Path, device: torch.device | None = None) -> LoadedRun:
-    """Rebuild the model of a run folder or of one of its checkpoints. Raises UserError."""
-    folder = checkpoint.latest_checkpoint(path)
+    """Rebuild the model of a run folder (its best weights, else its newest) or of one of its checkpoints. Raises UserError."""
+    folder = checkpoint.chosen_checkpoint(path)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    task = build_task(config, tokenizer)
+    task = build_task(config, tokenizer, load_answers(folder))
     checkpoint.load_model(folder, task)
     step = json.loads((folder / "state.json").read_text())["step"]
     return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
 
 
-def build_task(config: Config, tokenizer: Tokenizer) -> MaskedSignal:
-    """Return the untrained task of a config, sized for a tokenizer."""
-    return MaskedSignal(config, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id)
+def build_task(config: Config, tokenizer: Tokenizer, answers: Sequence[str] = ()) -> AnyTask:
+    """Return the untrained task of a config, sized for a tokenizer and, for VQA, an answer list."""
+    return build_untrained(config, tokenizer.vocab_size, answers, mask_id=tokenizer.mask_id)
+
+
+def build_untrained(config: Config, vocab_size: int, answers: Sequence[str] = (), *, mask_id: int = 0) -> AnyTask:
+    """Return the untrained task of a config from sizes alone."""
+    match config.task:
+        case MaskedSignalConfig():
+            return MaskedSignal(config, vocab_size=vocab_size, mask_id=mask_id)
+        case RetrievalConfig():
+            return Retrieval(config, vocab_size=vocab_size)
+        case VQAConfig():
+            return VQA(config, vocab_size=vocab_size, answers=answers)
+        case NLVR2Config():
+            return NLVR2(config, vocab_size=vocab_size)
+
+
+def load_answers(folder: Path) -> list[str]:
+    """Return the answer list of a run or checkpoint folder; empty if it has none."""
+    path = folder / ANSWERS_FILE
+    return read_answers(path) if path.is_file() else []
 
 
 def read_config(folder: Path) -> Config:
@@ -82,7 +125,7 @@ def set_threads(config: Config) -> None:
     torch.set_num_threads(asked or max(1, cores))
 
 
-def train_captions(sources: Sequence[Source], limit: int) -> list[str]:
+def train_captions(sources: Sequence[Source[Any]], limit: int) -> list[str]:
     """Return the captions of at most `limit` rows, spread evenly over all sources."""
     total = sum(len(source) for source in sources)
     stride = max(1, -(-total // limit))
@@ -101,17 +144,20 @@ def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> 
     return _train_tokenizer(open_sources(specs, data, image_size=MIN_SCENE_SIZE), vocab_size)
 
 
-def _train_tokenizer(sources: Sequence[Source], vocab_size: int) -> Tokenizer:
+def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
     captions = train_captions(sources, ROWS_PER_TOKEN * vocab_size)
     if not captions:
         raise UserError("the sources hold no usable caption to train a tokenizer on")
     return Tokenizer.train(captions, vocab_size)
 
 
-def obtain_tokenizer(config: Config, sources: Sequence[Source]) -> Tokenizer:
-    """Return the run's tokenizer: the one in its folder, else the given file, else one trained on the captions."""
+def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenizer:
+    """Return the run's tokenizer: that in its folder, else the --init run's, else the given file, else one trained on the
+    captions."""
     if checkpoint.checkpoint_folders(config.out):
         return Tokenizer.load(config.out / "tokenizer.json")
+    if config.init is not None:
+        return Tokenizer.load(checkpoint.chosen_checkpoint(config.init) / "tokenizer.json")
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
     # one process trains it for all, so that all have the same
@@ -119,7 +165,29 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source]) -> Tokenizer:
     return Tokenizer.from_json(distributed.gather_objects(text)[0])
 
 
-def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
+def obtain_answers(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
+    """Return the run's answer list: that in its folder, else the given file, else the frequent answers of its questions.
+
+    Raises UserError if no answer is frequent enough.
+    """
+    assert isinstance(config.task, VQAConfig)
+    if checkpoint.checkpoint_folders(config.out):
+        return load_answers(config.out)
+    if config.task.answers is not None:
+        return read_answers(config.task.answers)
+    closed = closed_answers(sources)
+    if closed is not None:
+        return closed
+    answers = vqa.build_answers((given for _, _, given in answers_of(sources)), config.task.min_answer_count)
+    if not answers:
+        raise UserError(
+            f"no answer is given to {config.task.min_answer_count} training questions; give a lower "
+            "--task.min-answer-count or an answer list with --task.answers"
+        )
+    return answers
+
+
+def train(config: Config, *, must_resume: bool = False) -> Path | None:
     """Train a run, or go on with the one in config.out; write metrics.json and the report, and return the report's path.
 
     must_resume: refuse to start anew. Only the main process returns a path. Raises UserError.
@@ -136,6 +204,8 @@ def pretrain(config: Config, *, must_resume: bool = False) -> Path | None:
     if not is_main:
         return None
     checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    if not isinstance(config.task, MaskedSignalConfig):
+        return None
     from eve_vl.report import write_report  # an edge of the house, needed only here
 
     return write_report(config.out)
@@ -150,22 +220,35 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
             f"train.batch_size {config.train.batch_size} is not divisible by train.accumulation "
             f"{config.train.accumulation} × {world} processes"
         )
-    sources, val_sources = open_train_and_val(config)
+    task_class = TASKS[config.task.name]
+    sources, val_sources = open_train_and_val(config, task_class.dataset.kind)
     tokenizer = obtain_tokenizer(config, sources)
     texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
+    notes, answers = [], []
+    if isinstance(config.task, VQAConfig):
+        answers = obtain_answers(config, sources)
+        sources, missing = drop_unanswerable(sources, answers, vqa.normalize)
+        texts[ANSWERS_FILE] = json.dumps(answers, indent=1)
+        notes += [str(missing)] if missing else []
     distributed.barrier()
     if distributed.is_main():
         config.out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             checkpoint.write_file(config.out / name, text)
     seed_everything(config.train.seed)
-    trainer = Trainer(config.train, config.out, build_task(config, tokenizer), device=device, texts=texts)
+    task = build_task(config, tokenizer, answers)
+    new: Collection[str] = ()
+    if config.init is not None:
+        new, note = start_from(config, task)
+        notes.append(note)
+    trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new, notes=notes)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
         (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
     distributed.barrier()
-    loader = train_loader(sources, config, tokenizer, consumed=trainer.samples_consumed, rank=rank, world=world)
-    val_loader = eval_loader(val_sources, config, tokenizer, batch_size=EVAL_BATCH, rank=rank, world=world)
+    dataset = task_class.dataset(sources, config, tokenizer, training=True)
+    loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
+    val_loader = eval_loader(eval_dataset(config, val_sources, tokenizer), batch_size=EVAL_BATCH, rank=rank, world=world)
     bad_samples = BadSamples(
         config.out,
         num_rows=sum(len(source) for source in sources),
@@ -175,21 +258,55 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     return trainer.fit(loader, val_loader, bad_samples)
 
 
+def eval_dataset(config: Config, sources: Sequence[Source[Any]], tokenizer: Tokenizer) -> RowDataset:
+    """Return what a task's evaluation goes through."""
+    if isinstance(config.task, RetrievalConfig):
+        return SearchSet(sources, config, tokenizer, captions_per_image=config.task.captions_per_image)
+    return TASKS[config.task.name].dataset(sources, config, tokenizer, training=False)
+
+
+def start_from(config: Config, task: AnyTask) -> tuple[Collection[str], str]:
+    """Copy the weights of config.init unless config.scratch; return the parameters that are new, and words about it.
+
+    Raises UserError if the encoders differ.
+    """
+    assert config.init is not None
+    names = [name for name, _ in task.named_parameters()]
+    if config.scratch:
+        return names, f"random weights, in the shape of {config.init}"
+    folder = checkpoint.chosen_checkpoint(config.init)
+    done = transfer(checkpoint.read_model(folder), task, str(folder))
+    text = f"weights from {folder}"
+    if done.resized:
+        text += f"; positions resized from {done.resized[0]} to {done.resized[1]} patches"
+    if done.new:
+        text += f"; new, at {config.train.new_lr_multiplier:g} × the learning rate: {parts(done.new)}"
+    if done.unused:
+        text += f"; not used: {parts(done.unused)}"
+    return done.new, text
+
+
 def with_absolute_paths(config: Config) -> Config:
     """Return the config with paths that still hold when the run is used from another folder."""
 
     def absolute(spec: str) -> str:
         return spec if spec == HELD_OUT or spec.partition(":")[0] == "scenes" else str(Path(spec).expanduser().absolute())
 
-    data, path = config.data, config.tokenizer.path
+    def absolute_path(path: Path | None) -> Path | None:
+        return path and path.expanduser().absolute()
+
+    data = config.data
     data = dataclasses.replace(
         data,
         train=tuple(map(absolute, data.train)),
         val=tuple(map(absolute, data.val)),
-        image_root=data.image_root and data.image_root.expanduser().absolute(),
+        image_root=absolute_path(data.image_root),
     )
-    tokenizer = dataclasses.replace(config.tokenizer, path=path and path.expanduser().absolute())
-    return dataclasses.replace(config, data=data, tokenizer=tokenizer)
+    tokenizer = dataclasses.replace(config.tokenizer, path=absolute_path(config.tokenizer.path))
+    task = config.task
+    if isinstance(task, VQAConfig):
+        task = dataclasses.replace(task, answers=absolute_path(task.answers))
+    return dataclasses.replace(config, data=data, tokenizer=tokenizer, task=task, init=absolute_path(config.init))
 
 
 def seed_everything(seed: int) -> None:
@@ -229,14 +346,16 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return sorted(names)
 
 
-def evaluate_run(run: LoadedRun, num_samples: int, sources: Sequence[Source] | None = None) -> dict[str, float]:
-    """Return the task's numbers for a loaded run on other sources, or on its own validation sources; deterministic."""
+def evaluate_run(
+    run: LoadedRun, num_samples: int, sources: Sequence[Source[Any]] | None = None, predictions: Path | None = None
+) -> dict[str, float]:
+    """Return the task's numbers for a loaded run on other sources, or on its own validation sources; deterministic.
+
+    predictions: where to write the file that the official server takes (VQA, NLVR2). Raises UserError.
+    """
     device = next(run.task.parameters()).device
     config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, val_samples=num_samples))
     if sources is None:
-        sources = open_train_and_val(config)[1]
-    loader = eval_loader(sources, config, run.tokenizer, batch_size=EVAL_BATCH, rank=0, world=1)
+        sources = open_train_and_val(config, TASKS[config.task.name].dataset.kind)[1]
+    loader = eval_loader(eval_dataset(config, sources, run.tokenizer), batch_size=EVAL_BATCH, rank=0, world=1)
     return evaluate(run.task, loader, device, pick_dtype(config.train.dtype, device))
-
-
-__all__ = ["LoadedRun", "evaluate_run", "load_run", "pretrain"]

@@ -74,7 +74,7 @@ class ImageEmbed(nn.Module):
     def forward(self, patches_BPX: Tensor, keep_BK: Tensor | None = None) -> Tokens:
         """Embed all patches, or only those at the positions keep_BK (int64), each with its own position."""
         B, P, _ = patches_BPX.shape
-        positions = self.resized_positions(P)
+        positions = resize_positions(self.positions, P)
         cls_D, patch_PD = positions[0] + self.cls, positions[1:]
         if keep_BK is None:
             x_BPD = self.proj(patches_BPX) + patch_PD
@@ -83,14 +83,15 @@ class ImageEmbed(nn.Module):
         x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(B, 1, -1), x_BPD], dim=1) + self.type_embed
         return Tokens(x_BND=x_BND, num_image=x_BND.shape[1])
 
-    def resized_positions(self, num_patches: int) -> Tensor:
-        """Return (1 + num_patches, D): the learned square grid, bicubically resized to another square one if need be."""
-        if num_patches == len(self.positions) - 1:
-            return self.positions
-        old, new = round((len(self.positions) - 1) ** 0.5), round(num_patches**0.5)
-        grid = self.positions[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-        return torch.cat([self.positions[:1], grid.permute(0, 2, 3, 1).reshape(new * new, -1)])
+
+def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
+    """Return (1 + num_patches, D): a learned square grid, [CLS] first, bicubically resized to another square one if need be."""
+    if num_patches == len(positions) - 1:
+        return positions
+    old, new = round((len(positions) - 1) ** 0.5), round(num_patches**0.5)
+    grid = positions[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:1], grid.permute(0, 2, 3, 1).reshape(new * new, -1)])
 
 
 class TextEmbed(nn.Module):

@@ -13,6 +13,8 @@ from eve_vl.model.embed import ImageEmbed, TextEmbed, Tokens
 from eve_vl.model.layers import Attention, FeedForward, drop_path, layer_norm
 from eve_vl.model.moe import Experts, MoE, Router, RouterStats
 
+TEMPERATURE = 0.07  # of the contrastive loss, at first
+
 
 class ModalityFeedForward(nn.Module):
     """The hard router: a norm and a feed-forward network per modality."""
@@ -123,6 +125,7 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
     | biases (q and v too) | 0 |
     | LayerNorm | weight 1, bias 0 |
     | LayerScale | `layer_scale` |
+    | temperature | 0.07 |
 
     The published code cuts at one standard deviation, which leaves an effective std of 0.011; we keep BEiT's usual cut.
     """
@@ -132,6 +135,8 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
                 nn.init.constant_(parameter, float(name == "weight"))
             elif isinstance(submodule, Block) and name in ("scale1", "scale2"):
                 nn.init.constant_(parameter, config.layer_scale)
+            elif name == "temperature":
+                nn.init.constant_(parameter, TEMPERATURE)
             elif "bias" in name:
                 nn.init.zeros_(parameter)
             else:

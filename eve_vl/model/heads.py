@@ -1,8 +1,9 @@
 """Heads: from states of the encoder to predictions.
 
-Letters: M masked tokens, D width, V vocabulary.
+Letters: B batch, M masked tokens, N all tokens, D width, V vocabulary.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,3 +22,57 @@ class TokenHead(nn.Module):
     def forward(self, x_MD: Tensor) -> Tensor:
         """(M, D) to logits (M, V). Give it the masked tokens alone."""
         return self.fc2(self.norm(F.gelu(self.fc1(x_MD))))
+
+
+class MLPHead(nn.Sequential):
+    """Two-layer classifier on a state; (B, in_dim) to logits (B, out_dim)."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
+        super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
+
+
+class PairedAttentionHead(nn.Module):
+    """Two pairs, each attending to the other, fused, pooled by attention, then two classes (UNITER, "pair with attention")."""
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.1):
+        super().__init__()
+        self.attend_right = nn.MultiheadAttention(embed_dim, num_heads, dropout, batch_first=True)
+        self.attend_left = nn.MultiheadAttention(embed_dim, num_heads, dropout, batch_first=True)
+        self.fuse = nn.Sequential(nn.Linear(2 * embed_dim, embed_dim), nn.ReLU(), nn.Dropout(dropout))
+        self.score = nn.Linear(embed_dim, 1)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(2 * embed_dim, 2)
+
+    def forward(self, left_BND: Tensor, right_BND: Tensor, is_padding_BN: Tensor | None) -> Tensor:
+        """Return logits (B, 2) from the states of [left image; text] and [right image; text]."""
+        pooled = []
+        for attention, own_BND, other_BND in (
+            (self.attend_right, left_BND, right_BND),
+            (self.attend_left, right_BND, left_BND),
+        ):
+            attended_BND, _ = attention(own_BND, other_BND, other_BND, key_padding_mask=is_padding_BN, need_weights=False)
+            fused_BND = self.fuse(torch.cat([attended_BND, own_BND], dim=2))
+            score_BN = self.score(fused_BND).squeeze(2).relu()
+            if is_padding_BN is not None:
+                score_BN = score_BN.masked_fill(is_padding_BN, float("-inf"))
+            weight_BN = self.dropout(score_BN.softmax(1))
+            pooled.append(torch.bmm(weight_BN[:, None].to(fused_BND.dtype), fused_BND).squeeze(1))
+        return self.classify(torch.cat(pooled, dim=1))
+
+
+class ContrastHead(nn.Module):
+    """Projections of the two [CLS] states to features of length 1, and the temperature they are compared with."""
+
+    def __init__(self, embed_dim: int, projection_dim: int):
+        super().__init__()
+        self.image = nn.Linear(embed_dim, projection_dim, bias=False)
+        self.text = nn.Linear(embed_dim, projection_dim, bias=False)
+        self.temperature = nn.Parameter(torch.empty(()))
+
+    def image_features(self, cls_BD: Tensor) -> Tensor:
+        """(B, D) to float32 (B, d)."""
+        return F.normalize(self.image(cls_BD).float(), dim=1)
+
+    def text_features(self, cls_BD: Tensor) -> Tensor:
+        """(B, D) to float32 (B, d)."""
+        return F.normalize(self.text(cls_BD).float(), dim=1)

@@ -4,16 +4,34 @@ from collections.abc import Callable
 
 from eve_vl.config import Config, nearest
 from eve_vl.errors import UserError
-from eve_vl.recipes import pretrain
+from eve_vl.recipes import finetune, pretrain
 
-RECIPES: dict[str, Callable[[], Config]] = {
+PRETRAIN: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
     for recipe in (pretrain.tiny, pretrain.demo, pretrain.scenes, pretrain.emoji, pretrain.base, pretrain.large)
+}
+FINETUNE: dict[str, Callable[[Config], Config]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        finetune.vqa,
+        finetune.nlvr2,
+        finetune.retrieval,
+        finetune.scenes_vqa,
+        finetune.scenes_nlvr2,
+        finetune.scenes_retrieval,
+    )
 }
 
 
 def get_recipe(name: str) -> Config:
-    """Return a recipe's config. Raises UserError for an unknown name, with the nearest one."""
-    if name not in RECIPES:
-        raise UserError(f"no recipe {nearest(name, RECIPES)}")
-    return RECIPES[name]()
+    """Return a pre-training recipe's config. Raises UserError for an unknown name, with the nearest one."""
+    if name not in PRETRAIN:
+        raise UserError(f"no recipe {nearest(name, PRETRAIN)}")
+    return PRETRAIN[name]()
+
+
+def get_finetune_recipe(name: str, init: Config) -> Config:
+    """Return a fine-tuning recipe's config for a pre-trained run's. Raises UserError for an unknown name."""
+    if name not in FINETUNE:
+        raise UserError(f"no recipe {nearest(name, FINETUNE)}")
+    return FINETUNE[name](init)

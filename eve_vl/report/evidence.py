@@ -17,7 +17,8 @@ from eve_vl.data.batch import PairBatch
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embed import patchify, take, unpatchify
-from eve_vl.run import LoadedRun
+from eve_vl.run import LoadedRun, eval_dataset
+from eve_vl.tasks.masked_signal import MaskedSignal
 
 NUM_SHOWN = 8
 NUM_ROUTED = 128
@@ -99,22 +100,28 @@ def gather(run: LoadedRun, num_shown: int = NUM_SHOWN, num_routed: int = NUM_ROU
     return Evidence(pairs=tuple(pairs), shares_ME=tuple(shares_ME), num_routed=count)
 
 
+def task_of(run: LoadedRun) -> MaskedSignal:
+    """Return the pre-trained task of a run."""
+    assert isinstance(run.task, MaskedSignal)
+    return run.task
+
+
 def _batches(run: LoadedRun, num_samples: int):
     data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
     config = dataclasses.replace(run.config, data=data)
     _, sources = open_train_and_val(config)
-    for batch in eval_loader(sources, config, run.tokenizer, batch_size=BATCH, rank=0, world=1):
+    for batch in eval_loader(eval_dataset(config, sources, run.tokenizer), batch_size=BATCH, rank=0, world=1):
         yield batch.to(next(run.task.parameters()).device)
 
 
 def chosen_experts(run: LoadedRun, batch: PairBatch) -> list[Tensor]:
     """Return per `moe` block the choices (2, E) of image and text tokens, over the passes that training makes."""
-    task = run.config.task
+    task = task_of(run).settings
     patches_BPX = patchify(batch.pixels(), run.config.model.patch_size)
     passes = [(True, False)] * bool(task.mim_weight) + [(False, True)] * bool(task.mlm_weight)
     if task.joint_masking:
         passes = [(True, True)]
-    encoded = [run.task.encode(patches_BPX, batch, keep=keep, mask=mask) for keep, mask in passes]
+    encoded = [task_of(run).encode(patches_BPX, batch, keep=keep, mask=mask) for keep, mask in passes]
     return [
         sum((stats.chosen_ME.cpu() for stats in block), torch.zeros(()))
         for block in zip(*(e.router for e in encoded), strict=True)
@@ -127,16 +134,16 @@ def show_pairs(run: LoadedRun, batch: PairBatch) -> list[ShownPair]:
     wrong, patch_size = batch.wrong, run.config.model.patch_size
     patches_BPX = patchify(batch.pixels(), patch_size)
     wrong_patches_BPX = patchify(wrong.pixels(), patch_size)
-    sees_all = not run.config.task.joint_masking
+    sees_all = not task_of(run).settings.joint_masking
     originals = to_pictures(patches_BPX, patch_size)
     masked = to_pictures(_hide(patches_BPX, batch.hidden_BM), patch_size)
     wrong_pictures = to_pictures(wrong_patches_BPX if sees_all else _hide(wrong_patches_BPX, batch.hidden_BM), patch_size)
     rebuilt = rebuilt_wrong = [None] * len(originals)
-    if run.config.task.mim_weight:
+    if task_of(run).settings.mim_weight:
         rebuilt = to_pictures(rebuild(run, patches_BPX, batch), patch_size)
         rebuilt_wrong = to_pictures(rebuild(run, patches_BPX, batch.with_text_of(wrong)), patch_size)
     hidden: list[list[HiddenToken]] = [[] for _ in originals]
-    if run.config.task.mlm_weight:
+    if task_of(run).settings.mlm_weight:
         hidden = guess_tokens(run, batch, patches_BPX, wrong_patches_BPX)
     return [
         ShownPair(
@@ -161,9 +168,9 @@ def rebuild(run: LoadedRun, patches_BPX: Tensor, batch: PairBatch) -> Tensor:
     Where targets are normalised per patch, predictions are scaled back with the hidden patches' true mean and standard
     deviation, as in the pictures of MAE.
     """
-    encoded = run.task.encode(patches_BPX, batch, keep=True, mask=run.config.task.joint_masking)
-    predicted_BMX = run.task.predict_pixels(encoded, batch)
-    if run.config.task.normalize_targets:
+    encoded = task_of(run).encode(patches_BPX, batch, keep=True, mask=task_of(run).settings.joint_masking)
+    predicted_BMX = task_of(run).predict_pixels(encoded, batch)
+    if task_of(run).settings.normalize_targets:
         mean, std = objectives.patch_statistics(take(patches_BPX, batch.hidden_BM))
         predicted_BMX = predicted_BMX * std + mean
     return _put(patches_BPX, batch.hidden_BM, predicted_BMX)
@@ -171,9 +178,9 @@ def rebuild(run: LoadedRun, patches_BPX: Tensor, batch: PairBatch) -> Tensor:
 
 def guess_tokens(run: LoadedRun, batch: PairBatch, patches_BPX: Tensor, wrong_patches_BPX: Tensor) -> list[list[HiddenToken]]:
     """Return per pair its hidden tokens in reading order, guessed with the right and with the wrong picture."""
-    joint = run.config.task.joint_masking
+    joint = task_of(run).settings.joint_masking
     probabilities = [
-        run.task.predict_tokens(run.task.encode(patches, batch, keep=joint, mask=True), batch).float().softmax(-1).cpu()
+        task_of(run).predict_tokens(task_of(run).encode(patches, batch, keep=joint, mask=True), batch).float().softmax(-1).cpu()
         for patches in (patches_BPX, wrong_patches_BPX)
     ]
     found: list[list[HiddenToken]] = [[] for _ in batch.where]

@@ -1,5 +1,6 @@
 """Pre-training by masked signal modelling: rebuild hidden pixels or hidden tokens from what is left and the other modality.
 
+With task.itc_weight and task.itm_weight it is one of EVE's rivals instead (paper Tables 1 and 6).
 Source: the paper's "Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5.
 
 Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, T text tokens, N all tokens, D width,
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl import objectives
-from eve_vl.config import Config
+from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.data.batch import PairBatch
+from eve_vl.data.dataset import MaskedPairs
 from eve_vl.metrics import masked_signal as metrics
 from eve_vl.model.embed import Tokens, pair, patchify, take
 from eve_vl.model.encoder import Encoded, Encoder, initialize
 from eve_vl.model.heads import TokenHead
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.pixel_decoder import PixelDecoder
+from eve_vl.tasks.contrast import Contrast
+from eve_vl.tasks.routing import routing_terms
 from eve_vl.train.distributed import sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
 
@@ -27,20 +31,28 @@ from eve_vl.train.trainer import StepOutput
 class MaskedSignal(nn.Module):
     """The task: encoder, token head and pixel decoder, with the losses that join them."""
 
+    dataset = MaskedPairs
+    main_metric = None  # nothing is chosen by a number: the last step counts
+
     def __init__(self, config: Config, *, vocab_size: int, mask_id: int):
         super().__init__()
-        self.config = config
+        assert isinstance(config.task, MaskedSignalConfig)
+        self.config, self.settings = config, config.task
         self.mask_id = mask_id
         self.encoder = Encoder(config.model, vocab_size)
-        if config.task.mlm_weight:
+        if self.settings.mlm_weight:
             self.token_head = TokenHead(config.model.embed_dim, vocab_size)
-        if config.task.mim_weight:
-            self.pixel_decoder = PixelDecoder(config.model, config.task)
+        if self.settings.mim_weight:
+            self.pixel_decoder = PixelDecoder(config.model, self.settings)
+        if self.settings.itc_weight:
+            self.contrast = Contrast(
+                config.model.embed_dim, self.settings.projection_dim, with_match=self.settings.itm_weight > 0
+            )
         initialize(self, config.model)
 
     def forward(self, batch: PairBatch) -> StepOutput:
-        """Return the weighted sum of the losses (weights: task.mim_weight, task.mlm_weight, model.balance_weight)."""
-        task = self.config.task
+        """Return the weighted sum of the losses (weights: task.…_weight, model.balance_weight)."""
+        task = self.settings
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=batch.ids_BT.device)
         patches_BPX = patchify(batch.pixels(), self.config.model.patch_size)
@@ -63,8 +75,17 @@ class MaskedSignal(nn.Module):
             terms["mlm"] = objectives.masked_tokens(logits_MV, targets_M, num_targets)
             terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / num_targets
             loss = loss + task.mlm_weight * terms["mlm"]
-        if routers[0]:
-            terms |= self.routing_terms(routers)
+        if task.itc_weight:
+            text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
+            image = self.encoder.image(patches_BPX)
+            new_terms, new_routers = self.contrast(self.encoder, image, text, batch.picture_B)
+            terms |= new_terms
+            routers += new_routers
+            loss = loss + task.itc_weight * terms["itc"]
+            if task.itm_weight:
+                loss = loss + task.itm_weight * terms["itm"]
+        terms |= routing_terms(routers)
+        if "balance" in terms:
             loss = loss + self.config.model.balance_weight * terms["balance"]
         return StepOutput(loss=loss, terms=terms)
 
@@ -89,31 +110,15 @@ class MaskedSignal(nn.Module):
 
     def targets(self, patches_BPX: Tensor) -> Tensor:
         """Return what is to be predicted for each patch: its pixels, raw or normalised per patch."""
-        if not self.config.task.normalize_targets:
+        if not self.settings.normalize_targets:
             return patches_BPX
         mean, std = objectives.patch_statistics(patches_BPX)
         return (patches_BPX - mean) / std
 
-    def routing_terms(self, routers: list[list[RouterStats]]) -> dict[str, Tensor]:
-        """Return the balance loss, mean over blocks and passes, and per block the load of the busiest expert and the
-        entropy of the gate; all over the tokens of all processes."""
-        terms: dict[str, Tensor] = {}
-        losses = []
-        for number, passes in enumerate(zip(*routers, strict=True)):
-            first = [sum_over_processes(stats.first_E) for stats in passes]
-            gate = [sum_over_processes(stats.gate_E) for stats in passes]
-            tokens = [sum_over_processes(stats.num_tokens) for stats in passes]
-            entropy = sum_over_processes(torch.stack([stats.entropy for stats in passes]).sum())
-            losses += [objectives.balance(*sums) for sums in zip(first, gate, tokens, strict=True)]
-            total = torch.stack(tokens).sum()
-            terms[f"max_load/{number}"] = torch.stack(first).sum(0).max() / total
-            terms[f"entropy/{number}"] = entropy / total
-        return {"balance": torch.stack(losses).mean(), **terms}
-
     @torch.no_grad()
     def evaluate(self, loader: Iterable[PairBatch]) -> dict[str, float]:
         """Return the numbers of `metrics.masked_signal` over all processes; deterministic."""
-        task = self.config.task
+        task = self.settings
         vocab_size = self.encoder.text.words.num_embeddings
         sums = metrics.Sums(vocab_size=vocab_size, with_tokens=task.mlm_weight > 0, with_pixels=task.mim_weight > 0)
         for batch in loader:
@@ -122,7 +127,7 @@ class MaskedSignal(nn.Module):
 
     def _evaluate_batch(self, batch: PairBatch, sums: metrics.Sums) -> None:
         assert batch.wrong is not None
-        task, patch_size = self.config.task, self.config.model.patch_size
+        task, patch_size = self.settings, self.config.model.patch_size
         patches_BPX = patchify(batch.pixels(), patch_size)
         if task.mlm_weight:
             targets_M = batch.ids_BT[batch.is_masked_BT]

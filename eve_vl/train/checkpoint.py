@@ -7,6 +7,9 @@
         state.json              step, samples consumed, versions
         config.json, tokenizer.json
 
+    best/                       the weights that were best on validation, for tasks that choose by a number
+        model.safetensors, state.json (step, numbers), config.json, tokenizer.json
+
 A folder is written under a temporary name and renamed when it is complete, so a crash or a full disk leaves the previous
 checkpoint whole. No pickle is written or read.
 """
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 from eve_vl.errors import UserError
 
 CHECKPOINTS = "checkpoints"
+BEST = "best"
 OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -37,10 +41,11 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted(path for path in found if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir())
 
 
-def latest_checkpoint(path: Path) -> Path:
-    """Return the newest checkpoint of a run folder, or `path` itself if it is a checkpoint. Raises UserError."""
-    if (path / "state.json").is_file():
-        return path
+def chosen_checkpoint(path: Path) -> Path:
+    """Return the best or else the newest checkpoint of a run folder, or `path` itself if it is one. Raises UserError."""
+    for folder in (path, path / BEST):
+        if (folder / "state.json").is_file():
+            return folder
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder")
     folders = checkpoint_folders(path)
@@ -77,15 +82,37 @@ def save_checkpoint(
     Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
     """
     folder = run / CHECKPOINTS / f"step_{step:08d}"
+    tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)}
+    tensors |= {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
+    _write_folder(folder, tensors, texts | {"state.json": json.dumps({"step": step, **state}, indent=1)})
+    for old in checkpoint_folders(run)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def save_best(run: Path, *, step: int, model: nn.Module, texts: dict[str, str], numbers: dict[str, float]) -> Path:
+    """Write the weights that are best so far, with the numbers that say so. Raises UserError as `save_checkpoint` does."""
+    folder = run / BEST
+    state = {"state.json": json.dumps({"step": step, "numbers": numbers}, indent=1)}
+    _write_folder(folder, {"model": model.state_dict()}, texts | state)
+    return folder
+
+
+def read_best(run: Path) -> dict[str, Any] | None:
+    """Return step and numbers of the best weights so far, None if there are none."""
+    path = run / BEST / "state.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], texts: dict[str, str]) -> None:
+    """Write a folder of safetensors files and texts as a whole or not at all. Raises UserError."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write_tensors(temporary / "model.safetensors", model.state_dict())
-        _write_tensors(temporary / "optimizer.safetensors", optimizer_tensors(model, optimizer))
-        for rank, rng in enumerate(rng_states):
-            _write_tensors(temporary / f"rng_{rank}.safetensors", rng)
-        for name, text in (texts | {"state.json": json.dumps({"step": step, **state}, indent=1)}).items():
+        for name, content in tensors.items():
+            _write_tensors(temporary / f"{name}.safetensors", content)
+        for name, text in texts.items():
             _write_durably(temporary / name, text.encode())
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -95,18 +122,20 @@ def save_checkpoint(
         raise UserError(
             f"{folder}: cannot save ({reason}); earlier checkpoints are whole, make room and run the same command again"
         ) from None
-    for old in checkpoint_folders(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+
+
+def read_model(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint by name. Raises UserError."""
+    path = folder / "model.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def load_model(folder: Path, model: nn.Module) -> None:
     """Load weights strictly. Raises UserError naming keys that are missing, unknown or of another shape."""
-    path = folder / "model.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    path, tensors = folder / "model.safetensors", read_model(folder)
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
     problems += [f"{name} is unknown" for name in tensors.keys() - expected.keys()]

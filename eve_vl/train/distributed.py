@@ -62,6 +62,32 @@ class _Sum(torch.autograd.Function):
         return grad
 
 
+def gather_rows(x: Tensor) -> Tensor:
+    """Return the rows of all processes, in order of rank; gradients flow to every process's rows.
+
+    All processes must have equally many rows.
+    """
+    if not dist.is_initialized():
+        return x
+    return _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    """Concatenation over processes; every process's loss depends on these rows, so gradients are summed."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process."""
     if not dist.is_initialized():

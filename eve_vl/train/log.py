@@ -85,6 +85,13 @@ class RunLog:
         if self.enabled:
             self.console.print(text, markup=False)
 
+    def note(self, step: int, text: str) -> None:
+        """Show one line and keep it in the log."""
+        if self.enabled:
+            self.file.write(json.dumps({"kind": "note", "step": step, "text": text}) + "\n")
+            self.file.flush()
+            self.say(text)
+
     def close(self) -> None:
         """Finish the progress bar and the files."""
         if not self.enabled:

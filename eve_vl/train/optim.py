@@ -1,7 +1,8 @@
 """Optimiser and learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import nn
@@ -14,16 +15,22 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig) -> torch.optim.AdamW:
-    """Return fused AdamW with one decayed and one undecayed group."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig, new: Collection[str] = ()
+) -> torch.optim.AdamW:
+    """Return fused AdamW. Groups: decayed or not, and with `lr_scale` 1 or, for the names in `new`, new_lr_multiplier."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            groups[is_decayed(name, parameter)].append(parameter)
+            groups[is_decayed(name, parameter), name in new].append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": groups[True], "weight_decay": config.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if decayed else 0.0,
+                "lr_scale": config.new_lr_multiplier if is_new else 1.0,
+            }
+            for (decayed, is_new), parameters in groups.items()
         ],
         lr=config.lr,
         betas=config.betas,

@@ -9,8 +9,8 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -49,6 +49,9 @@ class Batch(Protocol):
 
 class Task(Protocol):
     """What the loop needs of a task, besides being an nn.Module."""
+
+    main_metric: str | None
+    """The number by which the best weights are chosen, higher is better; None: the last ones count."""
 
     def __call__(self, batch: Any) -> StepOutput:
         """Return the loss of a batch."""
@@ -97,12 +100,24 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 class Trainer:
     """Optimises one task and keeps its run folder."""
 
-    def __init__(self, config: TrainConfig, run: Path, task: nn.Module, *, device: torch.device, texts: dict[str, str]):
-        self.config, self.run, self.device, self.texts = config, run, device, texts
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Path,
+        task: nn.Module,
+        *,
+        device: torch.device,
+        texts: dict[str, str],
+        new: Collection[str] = (),
+        notes: Sequence[str] = (),
+    ):
+        """texts: files that go into every checkpoint. new: parameters to train with new_lr_multiplier. notes: for the log."""
+        self.config, self.run, self.device, self.texts, self.notes = config, run, device, texts, notes
         self.task = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
-        self.optimizer = build_optimizer(task.named_parameters(), config)
+        self.optimizer = build_optimizer(task.named_parameters(), config, new)
         self.step = 0
+        self.best: dict[str, float] | None = None
         self.is_parallel = distributed.world_size() > 1
         device_ids = [device.index] if device.type == "cuda" else None
         self.model: Any = DistributedDataParallel(self.task, device_ids=device_ids) if self.is_parallel else self.task
@@ -118,6 +133,8 @@ class Trainer:
         if folders:
             state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, distributed.rank())
             self.step = state["step"]
+            best = checkpoint.read_best(self.run)
+            self.best = best["numbers"] if best and best["step"] <= self.step else None
         return bool(folders)
 
     def save(self) -> None:
@@ -141,7 +158,7 @@ class Trainer:
         distributed.barrier()
 
     def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
-        """Train to the last step and return the numbers of the final validation.
+        """Train to the last step and return the numbers of the last validation, or of the best if the task chooses by one.
 
         train_loader: endless micro-batches, starting after `samples_consumed` samples.
         Raises StoppedError after SIGINT or SIGTERM, UserError for a non-finite loss or a full disk.
@@ -157,6 +174,8 @@ class Trainer:
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: list[int]
     ) -> dict[str, float]:
         config, meter = self.config, _Meter()
+        for text in self.notes if not self.step else ():
+            log.note(self.step, text)
         if self.step:
             log.say(
                 f"going on from step {self.step} of {config.steps}" + "; nothing left to train" * (self.step >= config.steps)
@@ -182,15 +201,28 @@ class Trainer:
                 if self.step % config.val_every == 0 or is_last:
                     numbers = self.evaluate(val_loader)
                     log.row("val", self.step, numbers)
+                    self._keep_best(numbers)
             if is_stopped:
                 raise StoppedError(self.run, self.step, config.steps, stop[0] if stop else signal.SIGTERM)
-        return numbers or self.evaluate(val_loader)
+        return self.best or numbers or self.evaluate(val_loader)
+
+    def _keep_best(self, numbers: dict[str, float]) -> None:
+        """Keep the weights if the task's main number is higher than ever; every process must call this."""
+        name = cast(Task, self.task).main_metric
+        if name is not None and name not in numbers:
+            raise UserError(f"the validation data has no labels, so there is no {name} to choose the best weights by")
+        if name is None or (self.best is not None and numbers[name] <= self.best[name]):
+            return
+        self.best = numbers
+        if distributed.is_main():
+            checkpoint.save_best(self.run, step=self.step, model=self.task, texts=self.texts, numbers=numbers)
+        distributed.barrier()
 
     def _train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
         """Take one optimiser step and return its terms, averaged over micro-batches."""
         self.model.train()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.config)
+            group["lr"] = learning_rate(self.step, self.config) * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         num = len(micro_batches)
@@ -220,7 +252,7 @@ class Trainer:
             return
         folder = self.run / f"non_finite_step_{self.step:08d}_rank_{distributed.rank()}"
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: getattr(batch, name) for name in batch.__slots__ if isinstance(getattr(batch, name), Tensor)}
+        tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / "batch.safetensors")
         save_file({k: v.contiguous().cpu() for k, v in self.task.state_dict().items()}, folder / "model.safetensors")
         checkpoint.write_file(folder / "samples.txt", "\n".join(batch.where))

@@ -8,9 +8,7 @@ from eve_vl.data.scenes.render import render
 from eve_vl.data.scenes.rows import (
     DEFAULT_NUM_ROWS,
     ScenePairs,
-    SceneQuestion,
     SceneQuestions,
-    SceneStatement,
     SceneStatements,
 )
 from eve_vl.data.scenes.statements import STATEMENT_KINDS, Statement, sample_statement
@@ -27,9 +25,7 @@ __all__ = [
     "Question",
     "Scene",
     "ScenePairs",
-    "SceneQuestion",
     "SceneQuestions",
-    "SceneStatement",
     "SceneStatements",
     "Shape",
     "Statement",

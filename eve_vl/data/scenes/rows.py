@@ -2,38 +2,15 @@
 
 from dataclasses import dataclass
 
-from eve_vl.data.records import ImagePixels, ImageText
+from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText
 from eve_vl.data.scenes.questions import sample_question
 from eve_vl.data.scenes.render import check_image_size, render
 from eve_vl.data.scenes.statements import sample_statement
-from eve_vl.data.scenes.text import captions
+from eve_vl.data.scenes.text import all_captions, captions
 from eve_vl.data.scenes.world import Scene, check_split, sample_scene
 from eve_vl.errors import UserError
 
 DEFAULT_NUM_ROWS = {"train": 100_000, "val": 1_000, "test": 1_000, "test_novel": 1_000}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SceneQuestion:
-    """A picture, a question, its answer (one of ANSWERS); `kind` is one of QUESTION_KINDS, `where` names the row."""
-
-    image: ImagePixels
-    question: str
-    answer: str
-    kind: str
-    where: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SceneStatement:
-    """Two pictures, a statement, whether it is true; `kind` is one of STATEMENT_KINDS, `where` names the row."""
-
-    image_left: ImagePixels
-    image_right: ImagePixels
-    statement: str
-    label: bool
-    kind: str
-    where: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,33 +51,39 @@ class ScenePairs(_SceneRows):
         scene = sample_scene(self.split, self.seed, index)
         return ImageText(image=self._image(scene), captions=captions(scene), where=where)
 
+    def true_captions(self, index: int) -> list[str]:
+        """Return every caption that is true of a row's scene, its own among them."""
+        return all_captions(sample_scene(self.split, self.seed, index))
+
 
 class SceneQuestions(_SceneRows):
-    """Generated pictures with a question and its answer each."""
+    """Generated pictures with a question and its answer (one of ANSWERS) each; answer_type is one of QUESTION_KINDS."""
 
-    def __getitem__(self, index: int, /) -> SceneQuestion:
+    def __getitem__(self, index: int, /) -> ImageQuestion:
         where = self._where(index)
         asked = sample_question(self.split, self.seed, index)
-        return SceneQuestion(
+        return ImageQuestion(
             image=self._image(asked.scene),
             question=asked.question,
-            answer=asked.answer,
-            kind=asked.kind,
+            answers=(asked.answer,),
+            question_id=index,
+            answer_type=asked.kind,
             where=where,
         )
 
 
 class SceneStatements(_SceneRows):
-    """Two generated pictures each, with a statement that is true or false of them."""
+    """Two generated pictures each, with a statement that is true or false of them; statements in the same words are a group."""
 
-    def __getitem__(self, index: int, /) -> SceneStatement:
+    def __getitem__(self, index: int, /) -> ImagesStatement:
         where = self._where(index)
         claimed = sample_statement(self.split, self.seed, index)
-        return SceneStatement(
-            image_left=self._image(claimed.left),
-            image_right=self._image(claimed.right),
+        return ImagesStatement(
+            left=self._image(claimed.left),
+            right=self._image(claimed.right),
             statement=claimed.statement,
             label=claimed.label,
-            kind=claimed.kind,
+            identifier=str(index),
+            group=claimed.statement,
             where=where,
         )

@@ -1,0 +1,82 @@
+"""The command line: `eve VERB …`. Mistakes of the user end in one line on stderr and exit status 2, never in a traceback."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from eve_vl import __version__
+from eve_vl.cli.common import HELP, fail, say
+from eve_vl.cli.data import run_data_check, run_tokenizer_train
+from eve_vl.cli.runs import run_evaluate, run_inspect, run_report
+from eve_vl.cli.train import run_finetune, run_pretrain
+from eve_vl.config import nearest
+from eve_vl.errors import UserError
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "pretrain": run_pretrain,
+    "finetune": run_finetune,
+    "evaluate": run_evaluate,
+    "data check": run_data_check,
+    "tokenizer train": run_tokenizer_train,
+    "inspect": run_inspect,
+    "report": run_report,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; `argv` as in sys.argv[1:]."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    keep_memory()
+    yield_cores()
+    try:
+        _dispatch(argv)
+    except UserError as error:
+        message = str(error).rpartition("UserError: ")[2].strip()  # a loader worker wraps it in its own traceback
+        fail(message, getattr(error, "code", 2))
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        fail(f"{name}{error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def _dispatch(argv: list[str]) -> None:
+    groups = {name.split()[0] for name in VERBS if " " in name}
+    if not argv or argv[0] in HELP or (argv[0] in groups and (len(argv) == 1 or argv[1] in HELP)):
+        lines = [f"  {name:16} {(verb.__doc__ or '').strip()}" for name, verb in VERBS.items()]
+        say("usage: eve VERB …\n\n" + "\n".join(lines))
+        return
+    if argv[0] == "--version":
+        say(__version__)
+        return
+    two_words = " ".join(argv[:2])
+    if two_words in VERBS:
+        VERBS[two_words](argv[2:])
+    elif argv[0] in VERBS:
+        VERBS[argv[0]](argv[1:])
+    else:
+        raise UserError(f"no verb {nearest(two_words if argv[0] in groups else argv[0], VERBS)}")
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory: giving big tensors back to the system and getting them again costs more than the
+    arithmetic on them (activations of a small model are 2–3 times slower without this)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in (
+            (-3, 1 << 30),
+            (-1, (1 << 31) - 1),
+            (-2, 64 << 20),
+        ):  # MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD
+            libc.mallopt(option, value)
+
+
+def yield_cores() -> None:
+    """Let idle threads spin for microseconds, then sleep: on shared cores, two threads that spin as long as they like can be
+    20 times slower than one, and threads that never spin gain nothing (LOG.md).
+
+    Works only before torch is imported; a value that the user has set stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -1,0 +1,109 @@
+"""What the verbs share: parsing with the nearest known flag, how sources are named, output."""
+
+import dataclasses
+import json
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+
+from eve_vl.config import DataConfig, nearest
+from eve_vl.errors import UserError
+
+Args = TypeVar("Args")
+HELP = ("-h", "--help", "help")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceArgs:
+    """How to read sources that are named on the command line."""
+
+    format: str = "auto"
+    """On-disk form; auto looks at the path."""
+    image_root: Path | None = None
+    """Folder that picture paths are relative to and must stay inside."""
+    image_column: str | None = None
+    """Column of the picture."""
+    text_column: str | None = None
+    """Column of the caption or captions, question or statement."""
+    label_column: str | None = None
+    """Column of the answer or answers to a question, or of whether a statement is true."""
+
+    def open(self, specs: Sequence[str], image_size: int) -> list[Any]:
+        """Open sources. Raises UserError."""
+        from eve_vl.data.loader import open_sources
+
+        return open_sources(specs, self.data_config(), image_size)
+
+    def data_config(self) -> DataConfig:
+        """Return these options as a data section."""
+        return DataConfig(
+            format=self.format,
+            image_root=self.image_root,
+            image_column=self.image_column,
+            text_column=self.text_column,
+            label_column=self.label_column,
+        )
+
+
+def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
+    """Parse flags into a dataclass. Raises UserError for an unknown flag, with the nearest known one."""
+    kwargs: dict[str, Any] = {} if default is None else {"default": default}
+    if issubclass(cls, SourceArgs):  # the same flags as in `eve pretrain`, with or without their section
+        argv = [re.sub(r"^--data\.(?=format|image|caption)", "--", word) for word in argv]
+    args, unknown = tyro.cli(cls, args=list(argv), prog=prog, description=description, return_unknown_args=True, **kwargs)
+    if unknown:
+        flag = next((word for word in unknown if word.startswith("-")), None)
+        if flag is None:
+            raise UserError(f"unexpected argument {unknown[0]!r}")
+        name = re.sub(r"=.*", "", flag).replace("_", "-")
+        raise UserError(f"no flag {nearest(name, flag_names(cls))}")
+    return args
+
+
+def flag_names(cls: type, prefix: str = "") -> list[str]:
+    """Return every flag that a dataclass of arguments accepts, as typed."""
+    names = []
+    hints = typing.get_type_hints(cls)
+    with_extras = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        if field.name == "config":
+            names += flag_names(hints["config"])
+        elif dataclasses.is_dataclass(hints[field.name]):
+            names += flag_names(hints[field.name], f"{prefix}{field.name}.")
+        elif hints[field.name] == with_extras[field.name]:  # marked ones are positional or fixed
+            names.append(f"--{prefix}{field.name}".replace("_", "-"))
+            if hints[field.name] is bool:
+                names.append(f"--{prefix}no-{field.name}".replace("_", "-"))
+    return names
+
+
+def write_json(path: Path | None, values: dict[str, Any]) -> None:
+    """Write numbers to a file that a flag named, if one did."""
+    if path is not None:
+        write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file, its folder too."""
+    from eve_vl.train.checkpoint import write_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, text)
+
+
+def say(text: str) -> None:
+    """Print for the user."""
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def fail(message: str, code: int) -> None:
+    """Print one line on stderr and exit."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"eve: {message}", markup=False)
+    sys.exit(code)

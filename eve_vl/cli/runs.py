@@ -1,0 +1,90 @@
+"""Verbs about runs: evaluate, inspect, report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from eve_vl.cli.common import HELP, SourceArgs, parse, say, write_json
+from eve_vl.config import DataConfig, nearest
+from eve_vl.errors import UserError
+from eve_vl.recipes import PRETRAIN, get_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArgs(SourceArgs):
+    """Flags of `eve evaluate TASK`."""
+
+    run: Positional[Path]
+    """Run folder, or one of its checkpoints."""
+    data: tuple[str, ...] = ()
+    """Sources to evaluate on, as for --data.train; default: the run's own validation sources."""
+    samples: int = 1000
+    """Evaluate on this many pairs at most, spread evenly."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectArgs:
+    """Flags of `eve inspect`."""
+
+    what: Positional[str]
+    """A recipe's name or a run folder."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArgs:
+    """Flags of `eve report`."""
+
+    run: Positional[Path]
+    """Run folder."""
+    out: Path | None = None
+    """File to write; default: report.html in the run folder."""
+
+
+def run_evaluate(argv: Sequence[str]) -> None:
+    """Compute a task's numbers for a run on any data: eve evaluate masked_signal RUN [flags]."""
+    tasks = ["masked_signal", "retrieval", "vqa", "nlvr2"]
+    usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(tasks)}"
+    if argv and argv[0] in HELP:
+        say(f"{usage}\n(eve evaluate {tasks[0]} --help lists the flags)")
+        return
+    if not argv or argv[0].startswith("-"):
+        raise UserError(usage)
+    if argv[0] not in tasks:
+        raise UserError(f"no task {nearest(argv[0], tasks)}")
+    args = parse(EvaluateArgs, argv[1:], f"eve evaluate {argv[0]}", run_evaluate.__doc__)
+    from eve_vl.run import evaluate_run, load_run
+    from eve_vl.train.trainer import pick_device
+
+    run = load_run(args.run, pick_device("auto"))
+    sources = args.open(args.data, run.config.model.image_size) if args.data else None
+    if sources is None and args.data_config() != DataConfig():
+        raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
+    numbers = evaluate_run(run, args.samples, sources)
+    say("\n".join(f"{name:24} {value:.4f}" for name, value in numbers.items()))
+    write_json(args.json, numbers)
+
+
+def run_inspect(argv: Sequence[str]) -> None:
+    """Show shapes, parameters and FLOPs of a recipe or a run: eve inspect RECIPE|RUN."""
+    args = parse(InspectArgs, argv, "eve inspect", run_inspect.__doc__)
+    from eve_vl.inspect import inspect_config, inspect_run
+
+    is_run = args.what not in PRETRAIN and Path(args.what).exists()
+    report = inspect_run(Path(args.what)) if is_run else inspect_config(get_recipe(args.what))
+    report.render(Console())
+    write_json(args.json, report.to_dict())
+
+
+def run_report(argv: Sequence[str]) -> None:
+    """Write a self-contained HTML page about a run: eve report RUN [flags]."""
+    args = parse(ReportArgs, argv, "eve report", run_report.__doc__)
+    from eve_vl.report import write_report
+
+    say(f"report: {write_report(args.run, args.out)}")

@@ -1,0 +1,83 @@
+"""Verbs that train: pretrain, finetune."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from eve_vl.cli.common import HELP, parse, say
+from eve_vl.config import Config, nearest
+from eve_vl.errors import UserError
+from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs:
+    """Flags of `eve pretrain` and `eve finetune`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    resume: bool = False
+    """Insist on going on with the run in --out. The same command without it goes on too, or starts if there is nothing yet."""
+
+
+def run_pretrain(argv: Sequence[str]) -> None:
+    """Pre-train by masked signal modelling: eve pretrain RECIPE [flags]."""
+    if _wants_list(argv, "pretrain", PRETRAIN):
+        return
+    _train("pretrain", argv, PRETRAIN[argv[0]].__doc__, get_recipe(argv[0]))
+
+
+def run_finetune(argv: Sequence[str]) -> None:
+    """Fine-tune for retrieval, VQA or NLVR2: eve finetune RECIPE --init RUN [flags]."""
+    if _wants_list(argv, "finetune", FINETUNE):
+        return
+    is_help = bool(set(HELP) & set(argv[1:]))
+    init = _flag_value(argv, "--init")
+    if init is None and not is_help:
+        raise UserError(f"eve finetune {argv[0]} needs --init RUN, the pre-trained run to start from (see --scratch)")
+    config = get_finetune_recipe(argv[0], _init_config(Path(init)) if init is not None else get_recipe("base"))
+    _train("finetune", argv, FINETUNE[argv[0]].__doc__, config)
+
+
+def _init_config(path: Path) -> Config:
+    from eve_vl.run import read_config
+    from eve_vl.train.checkpoint import chosen_checkpoint
+
+    return read_config(chosen_checkpoint(path.expanduser()))
+
+
+def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config) -> None:
+    args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
+    from eve_vl.run import train
+
+    report = train(args.config, must_resume=args.resume)
+    if report is not None:
+        say(f"report: {report}")
+
+
+def _wants_list(argv: Sequence[str], verb: str, recipes: Mapping[str, Callable[..., Config]]) -> bool:
+    """List the recipes if that is what is asked for. Raises UserError if none of them is named."""
+    if argv and not argv[0].startswith("-") and argv[0] != "help":
+        if argv[0] not in recipes:
+            raise UserError(f"no recipe {nearest(argv[0], recipes)}")
+        return False
+    if not argv or argv[0] not in HELP:
+        raise UserError(f"name a recipe: {', '.join(recipes)}")
+    width = max(map(len, recipes))
+    lines = [f"  {name:{width}} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items()]
+    usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
+    say("\n".join([usage, "", "recipes:", *lines]))
+    return True
+
+
+def _flag_value(argv: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag that must be known before the others can be parsed."""
+    for word, value in itertools.pairwise([*argv, ""]):
+        if word == flag and value:
+            return value
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None

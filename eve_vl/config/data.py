@@ -1,0 +1,86 @@
+"""Where rows and words come from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from eve_vl.config.checks import not_positive
+
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where pairs come from and how they are read."""
+
+    train: tuple[str, ...] = ("scenes:train",)
+    """Training sources: paths (folder, .jsonl, .csv, .tsv, .parquet, .json, .tar, name-{0000..0099}.tar) or scenes:SPLIT."""
+    train_weights: tuple[float, ...] = ()
+    """Share of each training source in an epoch, any scale; empty: by size."""
+    val: tuple[str, ...] = ("scenes:val",)
+    """Validation sources; or the word held-out: one training picture in 50, then left out of training."""
+    val_samples: int = 1000
+    """Validate on this many pairs at most, spread evenly over the sources."""
+    format: str = "auto"
+    """On-disk form of the sources; auto looks at each path."""
+    image_root: Path | None = None
+    """Folder that picture paths are relative to and must stay inside; default: the folder of the file that names them."""
+    image_column: str | None = None
+    """Column of the picture in tables; default: a usual name."""
+    text_column: str | None = None
+    """Column of the caption or captions, question or statement in tables; default: a usual name."""
+    label_column: str | None = None
+    """Column of the answer or answers to a question, or of whether a statement is true; default: a usual name."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Area of the random resized crop, as shares of the picture; 1 1 resizes without cropping."""
+    flip: bool = True
+    """Mirror half of the training pictures, unless a text that goes with them names left, right or a sense of rotation."""
+    augment: Literal["none", "color", "rand"] = "none"
+    """Further augmentation of training pictures: color jitter (0.4), or RandAugment (2 operations, magnitude 7)."""
+    num_workers: int = 1
+    """Loader processes; 0 loads in the training process."""
+    max_bad_share: float = 0.01
+    """Stop when a larger share of the training pairs than this cannot be read."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        found = not_positive(self, "val_samples")
+        if not self.train or not self.val:
+            found.append("train and val must each name a source")
+        elif HELD_OUT in self.val and len(self.val) > 1:
+            found.append(f"val is {HELD_OUT} and something else; give one of the two")
+        elif _is_scenes(self.val) and not _is_scenes(self.train):
+            found.append(
+                f"val is {' '.join(self.val)}, but train has no scenes: give --data.val PATH, or --data.val {HELD_OUT}"
+            )
+        if self.train_weights and len(self.train_weights) != len(self.train):
+            found.append(f"train_weights has {len(self.train_weights)} values for {len(self.train)} train sources")
+        if any(not weight > 0 for weight in self.train_weights):
+            found.append("train_weights must all be above 0")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            found.append(f"crop_scale {self.crop_scale} is not within (0, 1], smaller first")
+        if self.num_workers < 0:
+            found.append(f"num_workers {self.num_workers} is negative")
+        if not 0 <= self.max_bad_share <= 1:
+            found.append(f"max_bad_share {self.max_bad_share} is not in [0, 1]")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The text tokenizer; it travels with every checkpoint."""
+
+    path: Path | None = None
+    """A tokenizer.json or BERT vocab.txt; default: train one on the training captions."""
+    vocab_size: int = 64_000
+    """Upper bound of the vocabulary when one is trained; a file brings its own size."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        if not 261 <= self.vocab_size <= 64_000:
+            return [f"vocab_size {self.vocab_size} is not between 261 (bytes and special tokens) and 64000"]
+        return []
+
+
+def _is_scenes(specs: tuple[str, ...]) -> bool:
+    return any(spec.partition(":")[0] == "scenes" for spec in specs)

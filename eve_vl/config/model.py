@@ -1,0 +1,107 @@
+"""The encoder's section."""
+
+import typing
+from dataclasses import dataclass
+from typing import Literal
+
+from eve_vl.config.checks import negative, not_positive
+
+FFNPolicy = Literal["shared", "modality", "moe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder (paper Tables 7 and 8 compare its feed-forward policies)."""
+
+    image_size: int = 224
+    """Side of the square input picture, in pixels."""
+    patch_size: int = 16
+    """Side of a patch, in pixels."""
+    text_length: int = 40
+    """Longest caption in tokens, the text [CLS] included; longer ones are cut."""
+    embed_dim: int = 768
+    """Width of the encoder."""
+    depth: int = 12
+    """Number of blocks."""
+    num_heads: int = 12
+    """Attention heads per block."""
+    mlp_ratio: float = 4.0
+    """Width of every feed-forward network and expert, as a multiple of embed_dim."""
+    shallow_ffn: FFNPolicy = "modality"
+    """Feed-forward part of the first blocks: one for all tokens, one per modality (hard router), or experts (soft router)."""
+    deep_ffn: FFNPolicy = "moe"
+    """Feed-forward part of the last num_deep_blocks blocks."""
+    num_deep_blocks: int = 2
+    """How many of the last blocks use deep_ffn."""
+    num_experts: int = 32
+    """Experts in each `moe` block."""
+    top_k: int = 2
+    """Experts that each token is sent to."""
+    modality_routing: bool = True
+    """Add a learned modality embedding to what the router sees (paper Eq. 6, Table 8)."""
+    balance_weight: float = 0.001
+    """Weight of the load-balancing loss, averaged over the `moe` blocks."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block; grows linearly from 0 at the first."""
+    dropout: float = 0.1
+    """Dropout on text embeddings."""
+    layer_scale: float = 0.1
+    """Initial value of LayerScale on both branches of a block."""
+    init_std: float = 0.02
+    """Standard deviation of initial weights and embeddings; narrow models on short runs want more."""
+    position_std: float = 0.02
+    """Standard deviation of initial positions; short runs want more, for positions grow slowly against normed words."""
+
+    @property
+    def ffn_policies(self) -> tuple[FFNPolicy, ...]:
+        """The feed-forward policy of each block, first to last."""
+        num_shallow = self.depth - self.num_deep_blocks
+        return (self.shallow_ffn,) * num_shallow + (self.deep_ffn,) * self.num_deep_blocks
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of a picture of image_size."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one RGB patch."""
+        return 3 * self.patch_size**2
+
+    @property
+    def ffn_dim(self) -> int:
+        """Hidden width of every feed-forward network and expert."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        found = not_positive(
+            self,
+            "image_size patch_size text_length embed_dim depth num_heads num_experts top_k mlp_ratio layer_scale "
+            "init_std position_std",
+        )
+        if found:
+            return found
+        if self.image_size < self.patch_size:
+            found.append(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
+        elif self.image_size % self.patch_size:
+            size = self.patch_size * max(1, round(self.image_size / self.patch_size))
+            found.append(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} (nearest: {size})")
+        elif self.num_patches == 1:
+            found.append(f"image_size {self.image_size} is a single patch (patch_size {self.patch_size}); masking needs more")
+        if self.text_length < 2:
+            found.append(f"text_length {self.text_length} leaves no room for a word after the [CLS]")
+        if self.embed_dim % self.num_heads:
+            found.append(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        if not 0 <= self.num_deep_blocks <= self.depth:
+            found.append(f"num_deep_blocks {self.num_deep_blocks} is not between 0 and depth {self.depth}")
+        if self.top_k > self.num_experts:
+            found.append(f"top_k {self.top_k} is larger than num_experts {self.num_experts}")
+        for name in ("drop_path", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                found.append(f"{name} {getattr(self, name)} is not in [0, 1)")
+        for name in ("shallow_ffn", "deep_ffn"):
+            if getattr(self, name) not in typing.get_args(FFNPolicy):
+                found.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(FFNPolicy))}")
+        found += negative(self, "balance_weight")
+        return found

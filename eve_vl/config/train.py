@@ -1,0 +1,60 @@
+"""Optimisation's section."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from eve_vl.config.checks import negative, not_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation, validation and book-keeping."""
+
+    steps: int = 480_000
+    """Optimiser steps."""
+    batch_size: int = 2048
+    """Pairs per optimiser step, over all processes and accumulated micro-batches."""
+    accumulation: int = 1
+    """Micro-batches per optimiser step."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    new_lr_multiplier: float = 1.0
+    """Learning rate of parameters that the --init run did not have, as a multiple of lr."""
+    warmup: float = 0.02
+    """Share of the steps with linear warm-up from 0."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """Shape of the decay to 0 after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW betas."""
+    weight_decay: float = 0.01
+    """AdamW weight decay; biases, norms and other 1-D parameters are exempt."""
+    clip_norm: float = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast type; auto: bfloat16 where the processor multiplies it natively, else float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: cuda where there is one."""
+    threads: int = 0
+    """Processor threads of one process; 0: OMP_NUM_THREADS if set, else all cores."""
+    seed: int = 0
+    """Seed of weights, order, masks, augmentation and dropout."""
+    log_every: int = 20
+    """Steps between log lines."""
+    val_every: int = 1000
+    """Steps between validations; there is always one at the end."""
+    save_every: int = 1000
+    """Steps between checkpoints; there is always one at the end."""
+    keep: int = 2
+    """How many of the newest checkpoints stay."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        found = not_positive(self, "steps batch_size accumulation lr new_lr_multiplier log_every val_every save_every keep")
+        if not found and self.batch_size % self.accumulation:
+            found.append(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+        if not 0 <= self.warmup < 1:
+            found.append(f"warmup {self.warmup} is not in [0, 1)")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            found.append(f"betas {self.betas} are not in [0, 1)")
+        found += negative(self, "weight_decay clip_norm threads seed")
+        return found

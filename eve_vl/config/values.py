@@ -1,0 +1,65 @@
+"""Configs as JSON, there and back."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from eve_vl.config.checks import nearest
+from eve_vl.errors import UserError
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the config as JSON-ready values."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(config)
+
+
+def from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    """Rebuild a config from `to_dict`. Raises UserError for keys that are unknown or missing; `where` names the file."""
+    hints = typing.get_type_hints(cls)
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        raise UserError(f"{where}: unknown key {nearest(unknown[0], hints)}")
+    missing = [key for key in hints if key not in values]
+    if missing:
+        raise UserError(f"{where}: key {missing[0]!r} is missing from section {cls.__name__}")
+    return cls(**{key: _typed(hints[key], value, where) for key, value in values.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """Return a JSON value in the type that the field declares. Raises UserError if it cannot be one."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: expected a section, got {value!r}")
+        return from_dict(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+    wanted = {tuple: list, Path: str, float: (int, float)}.get(typing.get_origin(hint) or hint, hint)
+    if isinstance(wanted, type | tuple) and not isinstance(value, wanted):
+        raise UserError(f"{where}: {value!r} is not {getattr(hint, '__name__', hint)}")
+    if isinstance(hint, types.UnionType) and all(map(dataclasses.is_dataclass, typing.get_args(hint))):
+        return _section(typing.get_args(hint), value, where)
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _typed(typing.get_args(hint)[0], value, where)
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    return Path(value) if hint is Path else value
+
+
+def _section(classes: tuple[Any, ...], value: Any, where: str) -> Any:
+    """Return the section of the class whose `name` the value has."""
+    by_name = {cls.name: cls for cls in classes}
+    name = value.get("name") if isinstance(value, dict) else None
+    if name not in by_name:
+        raise UserError(f"{where}: no task {nearest(str(name), by_name)}")
+    return from_dict(by_name[name], value, where)

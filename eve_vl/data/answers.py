@@ -1,0 +1,105 @@
+"""The list of answers that a VQA model chooses from: read from a file or built from training questions."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eve_vl.data.loader import Rows
+from eve_vl.data.records import ImageQuestion, Source
+from eve_vl.data.scenes import ANSWERS, SceneQuestions
+from eve_vl.errors import BadSampleError, UserError
+
+NUM_SHOWN = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """Training questions none of whose answers is in the list."""
+
+    count: int
+    total: int
+    answers: tuple[str, ...]
+    """The most frequent of these answers, at most NUM_SHOWN."""
+
+    def __str__(self) -> str:
+        return (
+            f"the answer list lacks the answers of {self.count} of {self.total} training questions "
+            f"({self.count / self.total:.1%}), which are left out; first {len(self.answers)}: {', '.join(self.answers)}"
+        )
+
+
+def read_answers(path: Path) -> list[str]:
+    """Read a JSON list of texts, BEiT-3's answer2label.txt (a JSON object a line) or plain lines. Raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as an answer list ({error})") from None
+    answers: list[Any]
+    try:
+        if text.lstrip().startswith("["):
+            answers = json.loads(text)
+        elif text.lstrip().startswith("{"):
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            answers = [row["answer"] for row in sorted(rows, key=lambda row: row["label"])]
+        else:
+            answers = [line.strip() for line in text.splitlines() if line.strip()]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not an answer list ({type(error).__name__}: {error})") from None
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise UserError(f"{path}: an answer list holds at least one text and nothing else")
+    (most, count), *_ = Counter(answers).most_common(1)
+    if count > 1:
+        raise UserError(f"{path}: the answer {most!r} is listed {count} times")
+    return answers
+
+
+def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None:
+    """Return all answers that can occur, if that is known without looking: generated questions have a closed list."""
+    return list(ANSWERS) if all(isinstance(source, SceneQuestions) for source in sources) else None
+
+
+def answers_of(sources: Sequence[Source[ImageQuestion]]) -> Iterable[tuple[int, int, tuple[str, ...]]]:
+    """Yield source, row and answers of every usable row."""
+    for number, source in enumerate(sources):
+        for row in range(len(source)):
+            try:
+                yield number, row, source[row].answers
+            except BadSampleError:
+                continue  # training counts it when it meets it
+
+
+def drop_unanswerable(
+    sources: Sequence[Source[ImageQuestion]], answers: Sequence[str], normalize: Callable[[str], str]
+) -> tuple[list[Source[ImageQuestion]], Missing | None]:
+    """Return the sources without the questions that a list of answers cannot answer, and what was left out, if anything.
+
+    Rows that cannot be read stay: training counts them. Raises UserError if no question is left.
+    """
+    known = set(map(normalize, answers))
+    closed = closed_answers(sources)
+    if closed is not None and known.issuperset(map(normalize, closed)):
+        return list(sources), None
+    dropped: list[list[int]] = [[] for _ in sources]
+    lacking: dict[str, int] = {}
+    for number, row, given in answers_of(sources):
+        if known.isdisjoint(map(normalize, given)):
+            dropped[number].append(row)
+            if given:
+                lacking[given[0]] = lacking.get(given[0], 0) + 1
+    count, total = sum(map(len, dropped)), sum(map(len, sources))
+    if not count:
+        return list(sources), None
+    if count == total:
+        raise UserError(f"the answer list, {', '.join(answers[:5])} …, answers none of the {total} training questions")
+    kept: list[Source[ImageQuestion]] = []
+    for source, rows in zip(sources, dropped, strict=True):
+        left = np.setdiff1d(np.arange(len(source)), rows)
+        if len(left):
+            kept.append(Rows(source, left))
+    frequent = sorted(lacking, key=lambda answer: -lacking[answer])[:NUM_SHOWN]
+    return kept, Missing(count=count, total=total, answers=tuple(frequent))

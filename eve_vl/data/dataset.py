@@ -1,0 +1,173 @@
+"""From rows to samples: what every dataset shares, and the dataset of masked pairs.
+
+Everything random about a sample depends on (seed, epoch, source, row) alone.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from eve_vl.config import Config, MaskedSignalConfig
+from eve_vl.data.batch import Batch, MaskedSample, PairBatch, Sample
+from eve_vl.data.masking import generator, mask_patches, mask_tokens
+from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, Source
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.transforms import Crop, decode, train_crop
+from eve_vl.errors import BadSampleError, UserError
+
+Kind = Literal["captions", "questions", "statements"]
+Position = tuple[int, int, int]  # epoch, source, row
+MAX_SKIPS = 20  # this many unusable rows in a row are a mistake in the set-up, not a few broken files
+EVAL_SEED = 0  # draws of evaluation do not depend on the seed of the run
+WHOLE = (1.0, 1.0)
+NAMES_A_SIDE = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)\w*", re.IGNORECASE)  # mirroring would make it false
+MAX_PARTNERS = 200  # tries to find a pair with another caption
+SAMPLE, PARTNER = 3, 4  # purposes of random streams, beside those of the loader
+AUGMENTATIONS = {
+    "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
+    "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
+}
+
+
+class RowDataset(Dataset[Sample]):
+    """Samples by (epoch, source, row); a row that cannot be used is replaced by the next one.
+
+    In evaluation nothing is augmented.
+    """
+
+    kind: ClassVar[Kind]
+    """What rows its sources hold."""
+    batch: ClassVar[type[Batch]]
+
+    def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
+        self.sources = sources
+        self.config = config
+        self.tokenizer = tokenizer
+        self.training = training
+        self.seed = config.train.seed if training else EVAL_SEED
+
+    def __getitem__(self, position: Position) -> Sample:
+        epoch, source, row = position
+        skipped: list[BadSampleError] = []
+        while len(skipped) < MAX_SKIPS:
+            try:
+                sample = self.load(epoch, source, row)
+            except BadSampleError as error:
+                skipped.append(error)
+                row = (row + 1) % len(self.sources[source])
+            else:
+                return dataclasses.replace(sample, skipped=tuple(skipped)) if skipped else sample
+        raise UserError(f"{MAX_SKIPS} rows in a row cannot be used; the last: {skipped[-1]}")
+
+    def load(self, epoch: int, source: int, row: int) -> Sample:
+        """Return the sample of one row. Raises BadSampleError."""
+        raise NotImplementedError
+
+    def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
+        """Return this process's share of what evaluation goes through, at most data.val_samples rows in all, each once."""
+        positions = eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
+        return chunks(positions[rank::world], batch_size)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Return the batch of some samples."""
+        return self.batch.collate(samples, self.tokenizer.pad_id)
+
+    def picture(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
+        """Return uint8 (3, H, W), augmented in training; not mirrored if one of the texts would become false."""
+        model, data = self.config.model, self.config.data
+        is_cropped = self.training and data.crop_scale != WHOLE
+        crop = train_crop(model.image_size, rng=rng, scale=data.crop_scale) if is_cropped else Crop(size=model.image_size)
+        pixels = decode(image, where, min_size=model.patch_size, crop=crop)
+        if self.training and data.flip and rng.random() < 0.5 and not any(map(NAMES_A_SIDE.search, texts)):
+            pixels = pixels.flip(2)
+        if self.training and data.augment != "none":
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
+                torch.manual_seed(int(rng.integers(2**63)))
+                pixels = AUGMENTATIONS[data.augment](pixels)
+        return pixels
+
+    def tokens(self, text: str) -> np.ndarray:
+        """Return token ids, int64 (T,), [CLS] first, cut to model.text_length."""
+        return self.tokenizer.encode(text, self.config.model.text_length)[0]
+
+
+class MaskedPairs(RowDataset):
+    """Pairs with masks. In evaluation the first caption is used, and each sample brings a wrong partner: the pair half the
+    data away or, if that shares a caption with it, one drawn at random."""
+
+    kind = "captions"
+    batch = PairBatch
+
+    def load(self, epoch: int, source: int, row: int) -> MaskedSample:
+        """Return one pair. Raises BadSampleError."""
+        sample = self._load(epoch, source, row)
+        return sample if self.training else dataclasses.replace(sample, wrong=self._wrong_partner(epoch, source, row))
+
+    def _load(self, epoch: int, source: int, row: int) -> MaskedSample:
+        model, task = self.config.model, self.config.task
+        assert isinstance(task, MaskedSignalConfig)
+        pair = self.sources[source][row]
+        rng = generator(self.seed, SAMPLE, epoch, source, row)
+        caption = pair.captions[int(rng.integers(len(pair.captions))) if self.training else 0]
+        image = self.picture(pair.image, pair.where, rng, [caption])
+        ids_T, is_special_T = self.tokenizer.encode(caption, model.text_length)
+        keep_K, hidden_M = mask_patches(model.num_patches, task.image_mask_ratio, rng)
+        return MaskedSample(
+            image=image,
+            ids_T=ids_T,
+            is_masked_T=mask_tokens(is_special_T, task.text_mask_ratio, rng),
+            keep_K=keep_K,
+            hidden_M=hidden_M,
+            picture=picture_key(pair.image, pair.where),
+            where=pair.where,
+        )
+
+    def _wrong_partner(self, epoch: int, source: int, row: int) -> MaskedSample:
+        num_rows = len(self.sources[source])
+        captions = set(self.sources[source][row].captions)
+        rng = generator(self.seed, PARTNER, source, row)
+        others = [(source, (row + num_rows // 2) % num_rows)]
+        for other in rng.integers(len(self.sources), size=MAX_PARTNERS).tolist():
+            others.append((other, int(rng.integers(len(self.sources[other])))))
+        for other, other_row in others:
+            with contextlib.suppress(BadSampleError):
+                if captions.isdisjoint(self.sources[other][other_row].captions):
+                    return self._load(epoch, other, other_row)
+        raise UserError(f"{self.sources[source][row].where}: no pair with another caption to compare with")
+
+
+def picture_key(image: ImageRef, where: str) -> int:
+    """Return a 64-bit hash of what picture this is, without decoding it; a generated one is known by its row, `where`."""
+    match image:
+        case ImageFile(path=path):
+            name = str(path).encode()
+        case ImageSpan(path=path, offset=offset):
+            name = f"{path}:{offset}".encode()
+        case ImageBytes(data=data):
+            name = data
+        case _:
+            name = where.encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)
+
+
+def chunks(positions: list[Position], size: int) -> list[list[Position]]:
+    """Return the positions in lists of `size`, the last perhaps shorter."""
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
+    """Return at most num_samples positions, spread evenly over all rows of all sources."""
+    total = sum(lengths)
+    picks = np.linspace(0, total, min(num_samples, total), endpoint=False).astype(int)
+    ends = np.cumsum(lengths)
+    sources = np.searchsorted(ends, picks, side="right")
+    return [(0, int(source), int(pick - ends[source] + lengths[source])) for source, pick in zip(sources, picks, strict=True)]

@@ -1,0 +1,157 @@
+"""Datasets of the downstream tasks: captioned pictures to tell apart and to search among, questions, statements."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from eve_vl.config import Config
+from eve_vl.data.batch import (
+    CaptionBatch,
+    CaptionSample,
+    QuestionBatch,
+    QuestionSample,
+    SearchBatch,
+    SearchSample,
+    StatementBatch,
+    StatementSample,
+)
+from eve_vl.data.dataset import SAMPLE, Position, RowDataset, chunks, eval_positions, picture_key
+from eve_vl.data.masking import generator
+from eve_vl.data.records import ImageText, Source
+from eve_vl.data.scenes import ScenePairs
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import BadSampleError, UserError
+
+PICTURE, TEXT = 0, 1  # the "source" in positions of a SearchSet
+
+
+class CaptionedPictures(RowDataset):
+    """Pictures with one of their captions each."""
+
+    kind = "captions"
+    batch = CaptionBatch
+
+    def load(self, epoch: int, source: int, row: int) -> CaptionSample:
+        """Return one pair. Raises BadSampleError."""
+        pair = self.sources[source][row]
+        rng = generator(self.seed, SAMPLE, epoch, source, row)
+        caption = pair.captions[int(rng.integers(len(pair.captions)))]
+        return CaptionSample(
+            image=self.picture(pair.image, pair.where, rng, [caption]),
+            ids_T=self.tokens(caption),
+            picture=picture_key(pair.image, pair.where),
+            where=pair.where,
+        )
+
+
+class SearchSet(RowDataset):
+    """Every distinct picture once and every distinct text once, of at most data.val_samples rows.
+
+    Rows of one picture are put together, and so are pictures of one text. Texts are `captions_per_image` of each row (0:
+    all); a text counts as true of each picture that has it, of generated scenes wherever it is true.
+    Texts come longest first, so that batches hold little padding.
+    """
+
+    kind = "captions"
+    batch = SearchBatch
+
+    def __init__(
+        self, sources: Sequence[Source[ImageText]], config: Config, tokenizer: Tokenizer, *, captions_per_image: int = 0
+    ):
+        """Read the rows, not their pictures. Raises UserError for one that cannot be used."""
+        super().__init__(sources, config, tokenizer, training=False)
+        self.pictures: list[tuple[int, int]] = []
+        text_of: dict[str, int] = {}
+        picture_of: dict[int, int] = {}
+        true_captions: list[set[str]] = []
+        for _, source, row in eval_positions([len(source) for source in sources], config.data.val_samples):
+            try:
+                pair = sources[source][row]
+            except BadSampleError as error:
+                raise UserError(f"{error}; repair or leave out rows to search among (eve data check lists them)") from None
+            picture = picture_of.setdefault(picture_key(pair.image, pair.where), len(self.pictures))
+            if picture == len(self.pictures):
+                self.pictures.append((source, row))
+                true_captions.append(set())
+            true_captions[picture] |= set(_true_captions(sources[source], row, pair))
+            for caption in pair.captions[: captions_per_image or None]:
+                text_of.setdefault(caption, len(text_of))
+        self.texts = list(text_of)
+        self.ids = [self.tokens(text) for text in self.texts]
+        self.texts_of = [tuple(sorted(text_of[text] for text in true if text in text_of)) for true in true_captions]
+        self._no_picture = torch.empty(3, 0, 0, dtype=torch.uint8)
+
+    def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
+        """Return this process's share of all texts and of all pictures, never both in a batch."""
+        texts = sorted(range(len(self.texts)), key=lambda text: -len(self.ids[text]))
+        pictures = range(len(self.pictures))
+        return [
+            batch
+            for which, indices in ((TEXT, texts), (PICTURE, pictures))
+            for batch in chunks([(0, which, index) for index in indices][rank::world], batch_size)
+        ]
+
+    def __getitem__(self, position: Position) -> SearchSample:
+        _, which, index = position
+        if which == TEXT:
+            return SearchSample(image=self._no_picture, ids_T=self.ids[index], index=index, where=f"text {index}")
+        source, row = self.pictures[index]
+        try:
+            pair = self.sources[source][row]
+            image = self.picture(pair.image, pair.where, generator(0), ())
+        except BadSampleError as error:  # evaluation stops on it: every number would be off
+            size, nothing = self.config.model.image_size, np.zeros(0, dtype=np.int64)
+            blank = torch.zeros(3, size, size, dtype=torch.uint8)
+            return SearchSample(image=blank, ids_T=nothing, index=index, where=error.where, skipped=(error,))
+        return SearchSample(
+            image=image, ids_T=np.zeros(0, dtype=np.int64), index=index, texts=self.texts_of[index], where=pair.where
+        )
+
+
+def _true_captions(source: Source[ImageText], row: int, pair: ImageText) -> Sequence[str]:
+    return source.true_captions(row) if isinstance(source, ScenePairs) else pair.captions
+
+
+class Questions(RowDataset):
+    """Questions about pictures."""
+
+    kind = "questions"
+    batch = QuestionBatch
+
+    def load(self, epoch: int, source: int, row: int) -> QuestionSample:
+        """Return one question. Raises BadSampleError."""
+        asked = self.sources[source][row]
+        rng = generator(self.seed, SAMPLE, epoch, source, row)
+        return QuestionSample(
+            image=self.picture(asked.image, asked.where, rng, [asked.question, *asked.answers]),
+            ids_T=self.tokens(asked.question),
+            question_id=asked.question_id,
+            answers=asked.answers,
+            answer_type=asked.answer_type,
+            where=asked.where,
+        )
+
+
+class Statements(RowDataset):
+    """Statements about two pictures."""
+
+    kind = "statements"
+    batch = StatementBatch
+
+    def load(self, epoch: int, source: int, row: int) -> StatementSample:
+        """Return one statement. Raises BadSampleError, in training also where the label is kept back."""
+        claimed = self.sources[source][row]
+        if self.training and claimed.label is None:
+            raise BadSampleError(claimed.where, "no label to train on")
+        rng = generator(self.seed, SAMPLE, epoch, source, row)
+        left, right = (self.picture(image, claimed.where, rng, [claimed.statement]) for image in (claimed.left, claimed.right))
+        return StatementSample(
+            image=left,
+            right=right,
+            ids_T=self.tokens(claimed.statement),
+            label=claimed.label,
+            identifier=claimed.identifier,
+            group=claimed.group,
+            where=claimed.where,
+        )

@@ -1,0 +1,123 @@
+"""Fine-tuning: each recipe takes the config of the run to start from, whose encoder it keeps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from eve_vl.config import Config, DataConfig, NLVR2Config, RetrievalConfig, TaskConfig, TokenizerConfig, TrainConfig, VQAConfig
+
+
+def vqa(init: Config) -> Config:
+    """VQA v2 as in the paper: 480 pixels, 10 epochs of batch 128 (of 433k questions; VG questions may be added).
+
+    eve finetune vqa --init runs/base --data.train QUESTIONS.json --data.val QUESTIONS.json
+    """
+    config = _downstream(init, "vqa", VQAConfig())
+    return replace(
+        config,
+        model=replace(init.model, image_size=_larger(init, 480)),
+        data=replace(config.data, augment="rand"),
+        train=_paper(steps=34_000, batch_size=128, lr=3e-5, new_lr_multiplier=10, clip_norm=3.0),
+    )
+
+
+def nlvr2(init: Config) -> Config:
+    """NLVR2 as in the paper: 384 pixels, 10 epochs of batch 128 (of 86k statements).
+
+    eve finetune nlvr2 --init runs/base --data.train train.json --data.val dev.json
+    """
+    config = _downstream(init, "nlvr2", NLVR2Config(head="paired"))
+    train = _paper(steps=6750, batch_size=128, lr=3.5e-5, new_lr_multiplier=15, clip_norm=3.0)
+    return replace(
+        config,
+        model=replace(init.model, image_size=_larger(init, 384)),
+        data=replace(config.data, augment="rand"),
+        train=replace(train, warmup=0.2, schedule="cosine"),
+    )
+
+
+def retrieval(init: Config) -> Config:
+    """COCO retrieval as in the paper: 384 pixels, 10 epochs of batch 256 (of 567k captions); Flickr30K: lr 1e-5, batch 128.
+
+    eve finetune retrieval --init runs/base --data.train dataset_coco.json#train --data.val dataset_coco.json#val
+    """
+    config = _downstream(init, "retrieval", RetrievalConfig())
+    return replace(
+        config,
+        model=replace(init.model, image_size=_larger(init, 384)),
+        data=replace(config.data, augment="color", val_samples=5000),
+        train=_paper(steps=22_000, batch_size=256, lr=3e-5, new_lr_multiplier=10, clip_norm=1.0),
+    )
+
+
+def scenes_vqa(init: Config) -> Config:
+    """Questions about built-in scenes.
+
+    eve finetune scenes_vqa --init runs/scenes
+    """
+    return _scenes(init, "scenes_vqa", VQAConfig())
+
+
+def scenes_nlvr2(init: Config) -> Config:
+    """Statements about two built-in scenes.
+
+    eve finetune scenes_nlvr2 --init runs/scenes
+    """
+    return _scenes(init, "scenes_nlvr2", NLVR2Config())
+
+
+def scenes_retrieval(init: Config) -> Config:
+    """Captions of built-in scenes: find the picture, find the caption.
+
+    eve finetune scenes_retrieval --init runs/scenes
+    """
+    return _scenes(init, "scenes_retrieval", RetrievalConfig(rerank=16, captions_per_image=1))
+
+
+def _downstream(init: Config, recipe: str, task: TaskConfig) -> Config:
+    """Return a run on the encoder of another, on the user's own data."""
+    return Config(
+        recipe=recipe,
+        out=Path("runs") / recipe,
+        init=init.out,
+        model=init.model,
+        task=task,
+        data=DataConfig(train=("train.json",), val=("val.json",), num_workers=8),
+        tokenizer=TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
+    )
+
+
+def _paper(*, steps: int, batch_size: int, lr: float, new_lr_multiplier: float, clip_norm: float) -> TrainConfig:
+    return TrainConfig(
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        new_lr_multiplier=new_lr_multiplier,
+        warmup=0.1,
+        schedule="linear",
+        clip_norm=clip_norm,
+        val_every=1000,
+        save_every=1000,
+    )
+
+
+def _larger(init: Config, size: int) -> int:
+    """Return `size` pixels, or the nearest size that the run's patches divide; a small model keeps its own."""
+    patch = init.model.patch_size
+    return max(round(size / patch) * patch, init.model.image_size) if init.model.image_size >= 224 else init.model.image_size
+
+
+def _scenes(init: Config, recipe: str, task: TaskConfig) -> Config:
+    config = _downstream(init, recipe, task)
+    return replace(
+        config,
+        data=DataConfig(crop_scale=(1.0, 1.0), flip=False),
+        train=TrainConfig(
+            steps=1000,
+            batch_size=64,
+            lr=6e-4,
+            warmup=0.1,
+            log_every=50,
+            val_every=500,
+            save_every=500,
+        ),
+    )

@@ -1,0 +1,181 @@
+"""Image–text retrieval: trained by contrast and matching; searches by features and re-ranks the best by the matching head.
+
+Letters: B batch, I pictures, T texts, P pairs, K best candidates of a query, D width, d width of features, L text tokens.
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from eve_vl.config import Config, RetrievalConfig
+from eve_vl.data.batch import CaptionBatch, SearchBatch, normalize
+from eve_vl.data.downstream import CaptionedPictures
+from eve_vl.metrics import retrieval as metrics
+from eve_vl.model.embed import Tokens, patchify
+from eve_vl.model.encoder import Encoder, initialize
+from eve_vl.tasks.contrast import Contrast
+from eve_vl.tasks.routing import routing_terms
+from eve_vl.train.distributed import gather_objects, rank
+from eve_vl.train.trainer import StepOutput
+
+PAIRS_AT_ONCE = 256
+NUM_FOLD_IMAGES = 5000  # as many pictures as the five folds of the COCO 1K protocol need
+
+
+@dataclass(kw_only=True, slots=True)
+class Index:
+    """Everything to search among, in order of index, of all processes."""
+
+    image_Id: Tensor
+    text_Td: Tensor
+    ids: list[Tensor]
+    """Token ids of each text, int64 (L,), on the CPU."""
+    owner_I: Tensor
+    """Process that holds the pixels of each picture."""
+    pixels: dict[int, Tensor]
+    """uint8 pictures that this process holds."""
+    relevance: metrics.Relevance
+
+
+class Retrieval(nn.Module):
+    """The task: encoder, feature and matching heads."""
+
+    dataset = CaptionedPictures
+    main_metric = "r_mean"
+
+    def __init__(self, config: Config, *, vocab_size: int):
+        super().__init__()
+        assert isinstance(config.task, RetrievalConfig)
+        self.config, self.settings = config, config.task
+        self.encoder = Encoder(config.model, vocab_size)
+        self.contrast = Contrast(config.model.embed_dim, self.settings.projection_dim, with_match=self.settings.itm_weight > 0)
+        initialize(self, config.model)
+
+    def forward(self, batch: CaptionBatch) -> StepOutput:
+        """Return the weighted sum of the losses (weights: task.itc_weight, task.itm_weight, model.balance_weight)."""
+        task = self.settings
+        image = self.embed_images(batch.images_BCHW)
+        text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
+        terms, routers = self.contrast(self.encoder, image, text, batch.picture_B)
+        terms |= routing_terms(routers)
+        loss = task.itc_weight * terms["itc"]
+        if task.itm_weight:
+            loss = loss + task.itm_weight * terms["itm"]
+        if "balance" in terms:
+            loss = loss + self.config.model.balance_weight * terms["balance"]
+        return StepOutput(loss=loss, terms=terms)
+
+    def embed_images(self, images_BCHW: Tensor) -> Tokens:
+        """Embed uint8 pictures."""
+        return self.encoder.image(patchify(normalize(images_BCHW), self.config.model.patch_size))
+
+    def image_features(self, images_BCHW: Tensor) -> Tensor:
+        """Return features of length 1, float32 (B, d), of uint8 pictures."""
+        return self.contrast.features.image_features(self.encoder.encode(self.embed_images(images_BCHW)).x_BND[:, 0])
+
+    def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tensor:
+        """Return features of length 1, float32 (B, d), of token ids."""
+        return self.contrast.features.text_features(self.encoder.encode(self.encoder.text(ids_BT, is_padding_BT)).x_BND[:, 0])
+
+    @torch.no_grad()
+    def evaluate(self, loader: Iterable[SearchBatch]) -> dict[str, float]:
+        """Return the numbers of `metrics.retrieval` over all processes: tr1 … rsum after re-ranking (of the contrast alone
+        if task.rerank is 0), `…_itc_only` beside them, `…_1k` the mean of five folds where there are 5,000 pictures.
+
+        Also the number of pictures and texts, and how many matches a picture and a text has on average.
+        """
+        index = self.index(loader)
+        rel = index.relevance
+        itc_ranks = (
+            metrics.best_ranks(index.image_Id, index.text_Td, rel.texts_of_image),
+            metrics.best_ranks(index.text_Td, index.image_Id, rel.images_of_text),
+        )
+        found = metrics.summary(*itc_ranks)
+        k = self.settings.rerank
+        if k:
+            itc_only = {f"{name}_itc_only": value for name, value in found.items() if not name.startswith("num")}
+            found = metrics.summary(*self.rerank(index, k)) | itc_only
+        if len(index.image_Id) >= NUM_FOLD_IMAGES:
+            folds = metrics.folds_1k(index.image_Id, index.text_Td, rel)
+            found |= {f"{name}_1k_itc_only": value for name, value in folds.items() if not name.startswith("num")}
+        num_pairs = len(rel.texts_of_image.candidate_M)
+        return found | {
+            "num_images": len(index.image_Id),
+            "num_texts": len(index.text_Td),
+            "texts_per_image": num_pairs / len(index.image_Id),
+            "images_per_text": num_pairs / len(index.text_Td),
+        }
+
+    def index(self, loader: Iterable[SearchBatch]) -> Index:
+        """Compute each picture's and each text's features once, and gather them from all processes."""
+        images: dict[int, tuple[Tensor, tuple[int, ...], int]] = {}
+        texts: dict[int, tuple[Tensor, Tensor]] = {}
+        pixels: dict[int, Tensor] = {}
+        for batch in loader:
+            if batch.has_pictures:
+                features = self.image_features(batch.images_BCHW).cpu()
+                for row, index in enumerate(batch.index_B.tolist()):
+                    images[index] = features[row], batch.texts[row], rank()
+                    pixels[index] = batch.images_BCHW[row]
+            else:
+                features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
+                ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
+                for row, index in enumerate(batch.index_B.tolist()):
+                    texts[index] = features[row], ids[row][~is_padding[row]]
+        all_images = dict(sorted(itertools.chain(*(part.items() for part in gather_objects(images)))))
+        all_texts = dict(sorted(itertools.chain(*(part.items() for part in gather_objects(texts)))))
+        matches = [(image, text) for image, (_, true_texts, _) in all_images.items() for text in true_texts]
+        device = self.contrast.features.temperature.device
+        return Index(
+            image_Id=torch.stack([features for features, _, _ in all_images.values()]).to(device),
+            text_Td=torch.stack([features for features, _ in all_texts.values()]).to(device),
+            ids=[ids for _, ids in all_texts.values()],
+            owner_I=torch.tensor([owner for _, _, owner in all_images.values()]),
+            pixels=pixels,
+            relevance=metrics.Relevance.from_pairs(
+                [image for image, _ in matches], [text for _, text in matches], len(all_images), len(all_texts)
+            ),
+        )
+
+    def rerank(self, index: Index, k: int) -> tuple[Tensor, Tensor]:
+        """Return the ranks of pictures' texts (I,) and of texts' pictures (T,) after the k best candidates of each query
+        are put in order by the matching head.
+
+        A pair that is among the best both ways is scored once; each process scores the pairs of its own pictures.
+        """
+        num_texts = len(index.text_Td)
+        texts_IK = metrics.rank_from_features(index.image_Id, index.text_Td, k).cpu()
+        images_TK = metrics.rank_from_features(index.text_Td, index.image_Id, k).cpu()
+        pairs_IK = torch.arange(len(texts_IK))[:, None] * num_texts + texts_IK
+        pairs_TK = images_TK * num_texts + torch.arange(num_texts)[:, None]
+        pair_P = torch.cat([pairs_IK.flatten(), pairs_TK.flatten()]).unique()
+        own_P = pair_P[index.owner_I[pair_P // num_texts] == rank()]
+        parts = gather_objects((own_P, self.match_scores(index, own_P // num_texts, own_P % num_texts)))
+        all_P, order_P = torch.cat([pairs for pairs, _ in parts]).sort()
+        score_P = torch.cat([scores for _, scores in parts])[order_P]
+        rel = index.relevance
+        return (
+            metrics.reranked_ranks(texts_IK, score_P[torch.searchsorted(all_P, pairs_IK)], rel.texts_of_image),
+            metrics.reranked_ranks(images_TK, score_P[torch.searchsorted(all_P, pairs_TK)], rel.images_of_text),
+        )
+
+    def match_scores(self, index: Index, image_P: Tensor, text_P: Tensor) -> Tensor:
+        """Return the matching head's logit of each pair, float32 (P,) on the CPU; pairs of equally long texts go together."""
+        device = index.image_Id.device
+        length_P = torch.tensor([len(ids) for ids in index.ids])[text_P]
+        score_P = torch.empty(len(image_P))
+        for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE):
+            pixels = torch.stack([index.pixels[image] for image in image_P[chosen].tolist()])
+            ids = [index.ids[text] for text in text_P[chosen].tolist()]
+            lengths = length_P[chosen]
+            ids_BL = pad_sequence(ids, batch_first=True)
+            is_padding_BL = torch.arange(ids_BL.shape[1]) >= lengths[:, None]
+            padding = is_padding_BL.to(device) if is_padding_BL.any() else None
+            text = self.encoder.text(ids_BL.to(device), padding)
+            logits_B2, _ = self.contrast.match(self.encoder, self.embed_images(pixels), text)
+            score_P[chosen] = logits_B2[:, 1].float().cpu()
+        return score_P
