@@ -28,6 +28,7 @@ from eve_vl.data.answers import answers_of, closed_answers, drop_unanswerable, r
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
+from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
@@ -40,7 +41,7 @@ from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.log import BAD_SAMPLES, BadSamples
-from eve_vl.train.trainer import Trainer, evaluate, pick_device, pick_dtype
+from eve_vl.train.trainer import Trainer, pick_device
 
 ANSWERS_FILE = "answers.json"
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
@@ -290,7 +291,7 @@ def with_absolute_paths(config: Config) -> Config:
     """Return the config with paths that still hold when the run is used from another folder."""
 
     def absolute(spec: str) -> str:
-        return spec if spec == HELD_OUT or spec.partition(":")[0] == "scenes" else str(Path(spec).expanduser().absolute())
+        return spec if spec == HELD_OUT or spec.partition(":")[0] == "scenes" else absolute_spec(spec)
 
     def absolute_path(path: Path | None) -> Path | None:
         return path and path.expanduser().absolute()
@@ -344,18 +345,3 @@ def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
         elif a != b:
             names.append(prefix + key)
     return sorted(names)
-
-
-def evaluate_run(
-    run: LoadedRun, num_samples: int, sources: Sequence[Source[Any]] | None = None, predictions: Path | None = None
-) -> dict[str, float]:
-    """Return the task's numbers for a loaded run on other sources, or on its own validation sources; deterministic.
-
-    predictions: where to write the file that the official server takes (VQA, NLVR2). Raises UserError.
-    """
-    device = next(run.task.parameters()).device
-    config = dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, val_samples=num_samples))
-    if sources is None:
-        sources = open_train_and_val(config, TASKS[config.task.name].dataset.kind)[1]
-    loader = eval_loader(eval_dataset(config, sources, run.tokenizer), batch_size=EVAL_BATCH, rank=0, world=1)
-    return evaluate(run.task, loader, device, pick_dtype(config.train.dtype, device))

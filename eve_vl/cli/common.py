@@ -29,17 +29,17 @@ class SourceArgs:
     image_root: Path | None = None
     """Folder that picture paths are relative to and must stay inside."""
     image_column: str | None = None
-    """Column of the picture."""
+    """Column of the picture; for statements of both pictures, or LEFT,RIGHT."""
     text_column: str | None = None
     """Column of the caption or captions, question or statement."""
     label_column: str | None = None
     """Column of the answer or answers to a question, or of whether a statement is true."""
 
-    def open(self, specs: Sequence[str], image_size: int) -> list[Any]:
-        """Open sources. Raises UserError."""
+    def open(self, specs: Sequence[str], image_size: int, kind: Any = "captions") -> list[Any]:
+        """Open sources of captions, questions or statements. Raises UserError."""
         from eve_vl.data.loader import open_sources
 
-        return open_sources(specs, self.data_config(), image_size)
+        return open_sources(specs, self.data_config(), image_size, kind)
 
     def data_config(self) -> DataConfig:
         """Return these options as a data section."""

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from tyro.conf import Positional
@@ -19,6 +20,8 @@ class CheckArgs(SourceArgs):
 
     path: Positional[str]
     """What --data.train would be given."""
+    kind: Literal["auto", "captions", "questions", "statements"] = "auto"
+    """What its rows are; auto looks at the fields of the first."""
     json: Path | None = None
     """Also write the report to this file."""
 
@@ -39,9 +42,12 @@ def run_data_check(argv: Sequence[str]) -> None:
     """Read every row and picture once and list what is broken: eve data check PATH [flags]."""
     args = parse(CheckArgs, argv, "eve data check", run_data_check.__doc__)
     from eve_vl.data.check import check_source
+    from eve_vl.data.readers import guess_kind
 
     console = Console(highlight=False, soft_wrap=True)
-    (source,) = args.open((args.path,), image_size=224)
+    is_scenes = args.path.partition(":")[0] == "scenes"
+    guess = "captions" if is_scenes else guess_kind(args.path, format=args.format)
+    (source,) = args.open((args.path,), image_size=224, kind=guess if args.kind == "auto" else args.kind)
     report = check_source(source, console=console)
     report.render(console)
     write_json(args.json, report.to_dict())

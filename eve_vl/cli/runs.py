@@ -12,6 +12,8 @@ from eve_vl.config import DataConfig, nearest
 from eve_vl.errors import UserError
 from eve_vl.recipes import PRETRAIN, get_recipe
 
+TASK_NAMES = ("masked_signal", "retrieval", "vqa", "nlvr2")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArgs(SourceArgs):
@@ -21,8 +23,12 @@ class EvaluateArgs(SourceArgs):
     """Run folder, or one of its checkpoints."""
     data: tuple[str, ...] = ()
     """Sources to evaluate on, as for --data.train; default: the run's own validation sources."""
-    samples: int = 1000
-    """Evaluate on this many pairs at most, spread evenly."""
+    samples: int = 1_000_000
+    """Evaluate on this many rows at most, spread evenly."""
+    rerank: int | None = None
+    """Retrieval: best candidates of each query that the matching head puts in order; 0: none; default: the run's own."""
+    predictions: Path | None = None
+    """VQA and NLVR2: also write the file that the official server takes."""
     json: Path | None = None
     """Also write the numbers to this file."""
 
@@ -48,26 +54,38 @@ class ReportArgs:
 
 
 def run_evaluate(argv: Sequence[str]) -> None:
-    """Compute a task's numbers for a run on any data: eve evaluate masked_signal RUN [flags]."""
-    tasks = ["masked_signal", "retrieval", "vqa", "nlvr2"]
-    usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(tasks)}"
+    """Compute a task's numbers for a run on any data: eve evaluate TASK RUN [flags]."""
+    usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(TASK_NAMES)}"
     if argv and argv[0] in HELP:
-        say(f"{usage}\n(eve evaluate {tasks[0]} --help lists the flags)")
+        say(f"{usage}\n(eve evaluate {TASK_NAMES[0]} --help lists the flags)")
         return
     if not argv or argv[0].startswith("-"):
         raise UserError(usage)
-    if argv[0] not in tasks:
-        raise UserError(f"no task {nearest(argv[0], tasks)}")
-    args = parse(EvaluateArgs, argv[1:], f"eve evaluate {argv[0]}", run_evaluate.__doc__)
-    from eve_vl.run import evaluate_run, load_run
+    task = argv[0]
+    if task not in TASK_NAMES:
+        raise UserError(f"no task {nearest(task, TASK_NAMES)}")
+    args = parse(EvaluateArgs, argv[1:], f"eve evaluate {task}", run_evaluate.__doc__)
+    from eve_vl.evaluation import evaluate_run
+    from eve_vl.run import load_run
+    from eve_vl.tasks import TASKS
     from eve_vl.train.trainer import pick_device
 
     run = load_run(args.run, pick_device("auto"))
-    sources = args.open(args.data, run.config.model.image_size) if args.data else None
+    if run.config.task.name != task:
+        raise UserError(
+            f"{args.run}: is a {run.config.task.name} run, which has no head for {task}; fine-tune it first "
+            f"(eve finetune --help), or evaluate {run.config.task.name}"
+        )
+    kind = TASKS[task].dataset.kind
+    sources = args.open(args.data, run.config.model.image_size, kind) if args.data else None
     if sources is None and args.data_config() != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
-    numbers = evaluate_run(run, args.samples, sources)
-    say("\n".join(f"{name:24} {value:.4f}" for name, value in numbers.items()))
+    numbers = evaluate_run(run, args.samples, sources, rerank=args.rerank, predictions=args.predictions)
+    say(
+        "\n".join(
+            f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}" for name, value in numbers.items()
+        )
+    )
     write_json(args.json, numbers)
 
 

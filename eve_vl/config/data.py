@@ -26,7 +26,7 @@ class DataConfig:
     image_root: Path | None = None
     """Folder that picture paths are relative to and must stay inside; default: the folder of the file that names them."""
     image_column: str | None = None
-    """Column of the picture in tables; default: a usual name."""
+    """Column of the picture in tables, for statements of both pictures or LEFT,RIGHT; default: a usual name."""
     text_column: str | None = None
     """Column of the caption or captions, question or statement in tables; default: a usual name."""
     label_column: str | None = None

@@ -61,6 +61,7 @@ class SearchSample(Sample):
 class QuestionSample(Sample):
     """A question with the annotators' answers."""
 
+    question: str
     question_id: int | str
     answers: tuple[str, ...]
     answer_type: str
@@ -71,6 +72,7 @@ class StatementSample(Sample):
     """A statement about `image`, on the left, and `right`."""
 
     right: Tensor
+    statement: str
     label: bool | None
     identifier: str
     group: str
@@ -210,6 +212,7 @@ class SearchBatch(Batch):
 class QuestionBatch(Batch):
     """Questions about pictures."""
 
+    questions: tuple[str, ...]
     question_ids: tuple[int | str, ...]
     answers: tuple[tuple[str, ...], ...]
     """The annotators' answers as they gave them; empty where they are kept back."""
@@ -218,6 +221,7 @@ class QuestionBatch(Batch):
     @classmethod
     def _stacked(cls, samples: Sequence[QuestionSample], pad_id: int) -> dict[str, Any]:
         return Batch._stacked(samples, pad_id) | {
+            "questions": tuple(sample.question for sample in samples),
             "question_ids": tuple(sample.question_id for sample in samples),
             "answers": tuple(sample.answers for sample in samples),
             "answer_types": tuple(sample.answer_type for sample in samples),
@@ -230,6 +234,7 @@ class StatementBatch(Batch):
 
     right_BCHW: Tensor
     """uint8, RGB."""
+    statements: tuple[str, ...]
     labels: tuple[bool | None, ...]
     identifiers: tuple[str, ...]
     groups: tuple[str, ...]
@@ -238,6 +243,7 @@ class StatementBatch(Batch):
     def _stacked(cls, samples: Sequence[StatementSample], pad_id: int) -> dict[str, Any]:
         return Batch._stacked(samples, pad_id) | {
             "right_BCHW": torch.stack([sample.right for sample in samples]),
+            "statements": tuple(sample.statement for sample in samples),
             "labels": tuple(sample.label for sample in samples),
             "identifiers": tuple(sample.identifier for sample in samples),
             "groups": tuple(sample.group for sample in samples),

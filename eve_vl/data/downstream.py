@@ -82,6 +82,11 @@ class SearchSet(RowDataset):
         self.texts_of = [tuple(sorted(text_of[text] for text in true if text in text_of)) for true in true_captions]
         self._no_picture = torch.empty(3, 0, 0, dtype=torch.uint8)
 
+    @property
+    def num_candidates(self) -> int:
+        """The most candidates that a query has: texts for a picture, pictures for a text."""
+        return max(len(self.texts), len(self.pictures))
+
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of all texts and of all pictures, never both in a batch."""
         texts = sorted(range(len(self.texts)), key=lambda text: -len(self.ids[text]))
@@ -126,6 +131,7 @@ class Questions(RowDataset):
         return QuestionSample(
             image=self.picture(asked.image, asked.where, rng, [asked.question, *asked.answers]),
             ids_T=self.tokens(asked.question),
+            question=asked.question,
             question_id=asked.question_id,
             answers=asked.answers,
             answer_type=asked.answer_type,
@@ -150,6 +156,7 @@ class Statements(RowDataset):
             image=left,
             right=right,
             ids_T=self.tokens(claimed.statement),
+            statement=claimed.statement,
             label=claimed.label,
             identifier=claimed.identifier,
             group=claimed.group,

@@ -4,14 +4,11 @@ A `Source` is a random-access sequence of rows. Opening one is cheap (an index, 
 touches only row i, so that shuffling is exact and a resumed run needs no replay.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-
-from eve_vl.errors import BadSampleError
 
 MAX_CAPTION_WORDS = 1000  # longer "captions" are documents or a mix-up of columns
 
@@ -115,22 +112,3 @@ class Source(Protocol[Row_co]):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Row_co: ...
-
-
-def clean_captions(captions: Sequence[object], where: str) -> tuple[str, ...]:
-    """Return the usable captions of one row: stripped, empty ones dropped.
-
-    Raises BadSampleError if none is left, one is not text, or one has more than MAX_CAPTION_WORDS words.
-    """
-    kept = []
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise BadSampleError(where, f"caption is {type(caption).__name__}, expected text")
-        num_words = len(caption.split())
-        if num_words > MAX_CAPTION_WORDS:
-            raise BadSampleError(where, f"caption has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted")
-        if num_words:
-            kept.append(caption.strip())
-    if not kept:
-        raise BadSampleError(where, "caption is empty")
-    return tuple(kept)

@@ -3,17 +3,6 @@
 from collections.abc import Sequence
 
 
-def group_of(identifier: str) -> str:
-    """Return the identifier without its pair number: the same for all pairs of pictures of one statement.
-
-    Officially `split-set_id-pair_id-sentence_id`: "dev-850-2-0" gives "dev-850--0". Others are returned as they are.
-    """
-    parts = identifier.split("-")
-    if len(parts) != 4:
-        return identifier
-    return f"{parts[0]}-{parts[1]}--{parts[3]}"
-
-
 def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Sequence[str]) -> dict[str, float]:
     """Return the numbers of a set of pairs; the three sequences run over the pairs, None is a label that was kept back.
 

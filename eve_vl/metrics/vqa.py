@@ -117,6 +117,25 @@ def summary(predictions: Sequence[str], answers: Sequence[Sequence[str]], answer
     return found | {"num_questions": len(answers), "num_unanswered": sum(not given for given in answers)}
 
 
+def blind_baseline(
+    train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> float:
+    """Return the accuracy of giving, without the picture, the most frequent training answer to the same question.
+
+    train: question and answers of each training row. A question that training does not have gets the most frequent answer of
+    all. Questions without answers are left out. Raises ValueError if either side has no answers.
+    """
+    given: dict[str, list[Sequence[str]]] = {}
+    for question, row in train:
+        given.setdefault(question, []).append(row)
+    everything = build_answers((row for rows in given.values() for row in rows), 1)
+    scored = [(question, row) for question, row in zip(questions, answers, strict=True) if row]
+    if not everything or not scored:
+        raise ValueError("a blind baseline needs answers to learn from and answers to compare with")
+    best = {question: next(iter(build_answers(given.get(question, ()), 1)), everything[0]) for question, _ in scored}
+    return sum(accuracy_of(best[question], row) for question, row in scored) / len(scored)
+
+
 def majority_baseline(train_answers: Iterable[Sequence[str]], test_answers: Sequence[Sequence[str]]) -> float:
     """Return the mean accuracy, in [0, 1], of always giving the first of `build_answers` of the training questions.
 

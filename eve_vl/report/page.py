@@ -4,13 +4,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from eve_vl.errors import UserError
+from eve_vl.evaluation import evaluate_run
 from eve_vl.inspect import inspect_run
 from eve_vl.report.evidence import gather
 from eve_vl.report.markup import esc
 from eve_vl.report.overview import Headline, curves_section, header, headline_section
 from eve_vl.report.sections import captions_section, config_section, pictures_section, routing_section
 from eve_vl.report.style import STYLE
-from eve_vl.run import LoadedRun, evaluate_run, load_run
+from eve_vl.run import LoadedRun, load_run
 from eve_vl.train.checkpoint import write_file
 from eve_vl.train.log import read_log
 

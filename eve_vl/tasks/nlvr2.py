@@ -29,6 +29,7 @@ from eve_vl.train.trainer import StepOutput
 class Judged:
     """A statement with the model's verdict and the true label (None where it is kept back)."""
 
+    statement: str
     identifier: str
     verdict: bool
     probability: float
@@ -92,6 +93,7 @@ class NLVR2(nn.Module):
             for row, probability in enumerate(probability_B.tolist()):
                 found.append(
                     Judged(
+                        statement=batch.statements[row],
                         identifier=batch.identifiers[row],
                         verdict=probability > 0.5,
                         probability=probability,

@@ -28,6 +28,7 @@ from eve_vl.train.trainer import StepOutput
 class Answered:
     """A question with the model's best answer and the annotators' (none where they are kept back)."""
 
+    question: str
     question_id: int | str
     answer: str
     probability: float
@@ -88,6 +89,7 @@ class VQA(nn.Module):
             for row, (probability, best) in enumerate(zip(probability_B.tolist(), best_B.tolist(), strict=True)):
                 found.append(
                     Answered(
+                        question=batch.questions[row],
                         question_id=batch.question_ids[row],
                         answer=self.answers[best],
                         probability=probability,

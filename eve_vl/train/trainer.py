@@ -268,7 +268,16 @@ class Trainer:
 
 
 def evaluate(task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Run a task's evaluation in evaluation mode, batches moved to the device.
+    """Return a task's numbers on a loader. Raises UserError if a row could not be used."""
+    with evaluation_batches(task, loader, device, dtype) as batches:
+        return cast(Task, task).evaluate(batches)
+
+
+@contextlib.contextmanager
+def evaluation_batches(
+    task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype
+) -> Iterator[Iterator[Any]]:
+    """Put a task in evaluation mode and give it the batches of a loader, moved to the device; at the end undo the former.
 
     Raises UserError if a row could not be used: numbers of a set that is not the whole set compare with nothing.
     """
@@ -282,14 +291,13 @@ def evaluate(task: nn.Module, loader: Iterable[Any], device: torch.device, dtype
             yield batch.to(device)
 
     with autocast(device, dtype):
-        numbers = cast(Task, task).evaluate(batches())
+        yield batches()
     task.train(was_training)
     if skipped:
         raise UserError(
             f"{len(skipped)} rows to evaluate on cannot be used, first {skipped[0]}; "
             "repair or leave them out (eve data check lists them)"
         )
-    return numbers
 
 
 @contextlib.contextmanager

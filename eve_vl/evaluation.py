@@ -1,0 +1,128 @@
+"""A run's numbers of record on any data: metrics, baselines beside them, and the files that official servers take."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from eve_vl.config import Config, RetrievalConfig
+from eve_vl.data.downstream import SearchSet
+from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val
+from eve_vl.data.records import Source
+from eve_vl.errors import BadSampleError, UserError
+from eve_vl.metrics import vqa as vqa_metrics
+from eve_vl.run import EVAL_BATCH, LoadedRun, eval_dataset
+from eve_vl.tasks import TASKS
+from eve_vl.tasks.nlvr2 import NLVR2, Judged
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.vqa import VQA, Answered
+from eve_vl.train.checkpoint import write_file
+from eve_vl.train.trainer import evaluate, evaluation_batches
+
+BLIND_ROWS = 20_000  # training questions that the blind baseline looks at, spread evenly
+
+
+def evaluate_run(
+    run: LoadedRun,
+    num_samples: int,
+    sources: Sequence[Source[Any]] | None = None,
+    *,
+    rerank: int | None = None,
+    predictions: Path | None = None,
+) -> dict[str, float]:
+    """Return the task's numbers for a loaded run on other sources, or on its own validation sources; deterministic.
+
+    In float32, so that no number depends on the size of a batch. VQA gets the baselines `vqa_acc_blind` and
+    `vqa_acc_majority` beside it, if the run's training questions can be read.
+    rerank: for retrieval, instead of task.rerank. predictions: where to write the file that the official server takes.
+    Raises UserError.
+    """
+    data = dataclasses.replace(run.config.data, val_samples=num_samples)
+    config = dataclasses.replace(run.config, data=data)
+    if sources is None:
+        sources = open_train_and_val(config, TASKS[config.task.name].dataset.kind)[1]
+    if rerank is not None:
+        config = _with_rerank(run, config, rerank)
+    dataset = eval_dataset(config, sources, run.tokenizer)
+    if rerank and isinstance(dataset, SearchSet) and rerank > dataset.num_candidates:
+        raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
+    loader = eval_loader(dataset, batch_size=EVAL_BATCH, rank=0, world=1)
+    device = next(run.task.parameters()).device
+    if not isinstance(run.task, VQA | NLVR2):
+        if predictions is not None:
+            raise UserError(f"--predictions: a {config.task.name} run has no official prediction file")
+        return evaluate(run.task, loader, device, torch.float32)
+    with evaluation_batches(run.task, loader, device, torch.float32) as batches:
+        if isinstance(run.task, VQA):
+            rows = run.task.answer(batches)
+            numbers = run.task.numbers(rows) | _vqa_baselines(config, rows)
+            text = answers_file(rows)
+        else:
+            rows = run.task.judge(batches)
+            numbers = run.task.numbers(rows)
+            text = verdicts_file(rows)
+    if predictions is not None:
+        predictions.parent.mkdir(parents=True, exist_ok=True)
+        write_file(predictions, text)
+    return numbers
+
+
+def answers_file(rows: Sequence[Answered]) -> str:
+    """Return the JSON that the VQA server takes: a list of question_id and answer."""
+    return json.dumps([{"question_id": row.question_id, "answer": row.answer} for row in rows], indent=0) + "\n"
+
+
+def verdicts_file(rows: Sequence[Judged]) -> str:
+    """Return the CSV that NLVR2's evaluation takes: identifier and True or False, no header."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows((row.identifier, row.verdict) for row in rows)
+    return text.getvalue()
+
+
+def _with_rerank(run: LoadedRun, config: Config, rerank: int) -> Config:
+    """Return the config with another k, and give it to the task too. Raises UserError if the run cannot re-rank."""
+    if not isinstance(config.task, RetrievalConfig) or not isinstance(run.task, Retrieval):
+        raise UserError(f"--rerank is for retrieval runs; this is a {config.task.name} run")
+    if rerank < 0:
+        raise UserError(f"--rerank {rerank} is negative")
+    if rerank and run.task.contrast.match_head is None:
+        raise UserError("--rerank: this run has no matching head (task.itm_weight is 0); give --rerank 0")
+    run.task.settings = dataclasses.replace(config.task, rerank=rerank)
+    return dataclasses.replace(config, task=run.task.settings)
+
+
+def _vqa_baselines(config: Config, rows: Sequence[Answered]) -> dict[str, float]:
+    """Return what can be had without looking at pictures; empty if training or evaluation has no answers to compare."""
+    try:
+        sources = open_sources(config.data.train, config.data, config.model.image_size, "questions")
+    except UserError:  # the training data may be out of reach here
+        return {}
+    train = _some_questions(sources)
+    if not train or not any(row.answers for row in rows):
+        return {}
+    answers = [row.answers for row in rows]
+    return {
+        "vqa_acc_blind": vqa_metrics.blind_baseline(train, [row.question for row in rows], answers),
+        "vqa_acc_majority": vqa_metrics.majority_baseline((given for _, given in train), answers),
+    }
+
+
+def _some_questions(sources: Sequence[Source[Any]]) -> list[tuple[str, tuple[str, ...]]]:
+    found = []
+    total = sum(map(len, sources))
+    for source in sources:
+        count = max(1, round(len(source) * min(1.0, BLIND_ROWS / total)))
+        for row in np.linspace(0, len(source), count, endpoint=False).astype(int).tolist():
+            try:
+                asked = source[row]
+            except BadSampleError:
+                continue
+            if asked.answers:
+                found.append((asked.question, asked.answers))
+    return found
