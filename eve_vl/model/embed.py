@@ -5,6 +5,7 @@ Letters: B batch, P patches of the picture, K kept patches, T text tokens, N all
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,6 +60,22 @@ def unpatchify(patches_BPX: Tensor, patch_size: int) -> Tensor:
 def take(x_BPX: Tensor, index_BK: Tensor) -> Tensor:
     """Pick rows of each sample: (B, P, X) and int64 (B, K) to (B, K, X)."""
     return x_BPX.gather(1, index_BK[:, :, None].expand(-1, -1, x_BPX.shape[2]))
+
+
+def put(patches_BPX: Tensor, index_BM: Tensor, new_BMX: Tensor) -> Tensor:
+    """Return the patches with those at the positions index_BM (int64) exchanged; the inverse of `take`."""
+    return patches_BPX.scatter(1, index_BM[:, :, None].expand_as(new_BMX), new_BMX.to(patches_BPX.dtype))
+
+
+def hide(patches_BPX: Tensor, hidden_BM: Tensor) -> Tensor:
+    """Return normalised patches with the hidden ones in middle grey, for people to look at."""
+    return put(patches_BPX, hidden_BM, torch.zeros_like(take(patches_BPX, hidden_BM)))
+
+
+def to_pictures(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
+    """Return patches of pixels in [-1, 1] as uint8 pictures (H, W, 3); values outside are cut off."""
+    pixels_BCHW = (unpatchify(patches_BPX.float(), patch_size) + 1) * 127.5
+    return list(pixels_BCHW.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
 class ImageEmbed(nn.Module):

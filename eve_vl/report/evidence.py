@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl import objectives
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.model.embed import patchify, take, unpatchify
+from eve_vl.model.embed import hide, patchify, to_pictures
 from eve_vl.run import LoadedRun, eval_dataset
 from eve_vl.tasks.masked_signal import MaskedSignal
 
@@ -136,12 +135,12 @@ def show_pairs(run: LoadedRun, batch: PairBatch) -> list[ShownPair]:
     wrong_patches_BPX = patchify(wrong.pixels(), patch_size)
     sees_all = not task_of(run).settings.joint_masking
     originals = to_pictures(patches_BPX, patch_size)
-    masked = to_pictures(_hide(patches_BPX, batch.hidden_BM), patch_size)
-    wrong_pictures = to_pictures(wrong_patches_BPX if sees_all else _hide(wrong_patches_BPX, batch.hidden_BM), patch_size)
+    masked = to_pictures(hide(patches_BPX, batch.hidden_BM), patch_size)
+    wrong_pictures = to_pictures(wrong_patches_BPX if sees_all else hide(wrong_patches_BPX, batch.hidden_BM), patch_size)
     rebuilt = rebuilt_wrong = [None] * len(originals)
     if task_of(run).settings.mim_weight:
-        rebuilt = to_pictures(rebuild(run, patches_BPX, batch), patch_size)
-        rebuilt_wrong = to_pictures(rebuild(run, patches_BPX, batch.with_text_of(wrong)), patch_size)
+        rebuilt = to_pictures(task_of(run).rebuild(patches_BPX, batch), patch_size)
+        rebuilt_wrong = to_pictures(task_of(run).rebuild(patches_BPX, batch.with_text_of(wrong)), patch_size)
     hidden: list[list[HiddenToken]] = [[] for _ in originals]
     if task_of(run).settings.mlm_weight:
         hidden = guess_tokens(run, batch, patches_BPX, wrong_patches_BPX)
@@ -160,20 +159,6 @@ def show_pairs(run: LoadedRun, batch: PairBatch) -> list[ShownPair]:
         )
         for row in range(len(originals))
     ]
-
-
-def rebuild(run: LoadedRun, patches_BPX: Tensor, batch: PairBatch) -> Tensor:
-    """Return the patches with the hidden ones predicted, the others as they were.
-
-    Where targets are normalised per patch, predictions are scaled back with the hidden patches' true mean and standard
-    deviation, as in the pictures of MAE.
-    """
-    encoded = task_of(run).encode(patches_BPX, batch, keep=True, mask=task_of(run).settings.joint_masking)
-    predicted_BMX = task_of(run).predict_pixels(encoded, batch)
-    if task_of(run).settings.normalize_targets:
-        mean, std = objectives.patch_statistics(take(patches_BPX, batch.hidden_BM))
-        predicted_BMX = predicted_BMX * std + mean
-    return _put(patches_BPX, batch.hidden_BM, predicted_BMX)
 
 
 def guess_tokens(run: LoadedRun, batch: PairBatch, patches_BPX: Tensor, wrong_patches_BPX: Tensor) -> list[list[HiddenToken]]:
@@ -224,18 +209,3 @@ def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_hidden: Sequence
 def _real_tokens(batch: PairBatch, row: int) -> tuple[list[int], list[bool]]:
     real_T = ~batch.is_padding_BT[row]
     return batch.ids_BT[row][real_T].tolist(), batch.is_masked_BT[row][real_T].tolist()
-
-
-def _hide(patches_BPX: Tensor, hidden_BM: Tensor) -> Tensor:
-    """Return the patches with the hidden ones in middle grey."""
-    return _put(patches_BPX, hidden_BM, torch.zeros_like(take(patches_BPX, hidden_BM)))
-
-
-def _put(patches_BPX: Tensor, hidden_BM: Tensor, new_BMX: Tensor) -> Tensor:
-    return patches_BPX.scatter(1, hidden_BM[:, :, None].expand_as(new_BMX), new_BMX.to(patches_BPX.dtype))
-
-
-def to_pictures(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
-    """Return patches of pixels in [-1, 1] as uint8 pictures (H, W, 3); values outside are cut off."""
-    pixels_BCHW = (unpatchify(patches_BPX.float(), patch_size) + 1) * 127.5
-    return list(pixels_BCHW.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())

@@ -17,7 +17,7 @@ from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.metrics import masked_signal as metrics
-from eve_vl.model.embed import Tokens, pair, patchify, take
+from eve_vl.model.embed import Tokens, pair, patchify, put, take
 from eve_vl.model.encoder import Encoded, Encoder, initialize
 from eve_vl.model.heads import TokenHead
 from eve_vl.model.moe import RouterStats
@@ -107,6 +107,19 @@ class MaskedSignal(nn.Module):
         """Return logits (M, V) of the masked tokens alone, in the order of batch.is_masked_BT."""
         text_BTD = encoded.x_BND[:, -batch.ids_BT.shape[1] :]
         return self.token_head(text_BTD[batch.is_masked_BT])
+
+    def rebuild(self, patches_BPX: Tensor, batch: PairBatch) -> Tensor:
+        """Return the patches with the hidden ones predicted, the others as they were.
+
+        Where targets are normalised per patch, predictions are scaled back with the hidden patches' true mean and standard
+        deviation, as in the pictures of MAE.
+        """
+        encoded = self.encode(patches_BPX, batch, keep=True, mask=self.settings.joint_masking)
+        predicted_BMX = self.predict_pixels(encoded, batch)
+        if self.settings.normalize_targets:
+            mean, std = objectives.patch_statistics(take(patches_BPX, batch.hidden_BM))
+            predicted_BMX = predicted_BMX * std + mean
+        return put(patches_BPX, batch.hidden_BM, predicted_BMX)
 
     def targets(self, patches_BPX: Tensor) -> Tensor:
         """Return what is to be predicted for each patch: its pixels, raw or normalised per patch."""
