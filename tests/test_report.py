@@ -24,8 +24,9 @@ from eve_vl.model.embed import patchify
 from eve_vl.model.moe import Router
 from eve_vl.recipes import get_recipe
 from eve_vl.report import evidence, write_report
+from eve_vl.report.evidence import task_of
 from eve_vl.report.markup import number, percent
-from eve_vl.run import LoadedRun, load_run, pretrain
+from eve_vl.run import LoadedRun, eval_dataset, load_run, train
 
 VOID = {"meta", "img", "br"}
 SVG_EMPTY = {"line", "polyline", "circle"}  # written with a closing slash
@@ -111,21 +112,22 @@ def tokenizer(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tokenizer) -> Path:
     out = tmp_path_factory.mktemp("report") / "run"
-    assert pretrain(tiny(out, tokenizer, steps=4)) == out / "report.html"
+    assert train(tiny(out, tokenizer, steps=4)) == out / "report.html"
     return out
 
 
 @pytest.fixture(scope="module")
 def normalised(tmp_path_factory, tokenizer) -> Path:
     out = tmp_path_factory.mktemp("report") / "normalised"
-    pretrain(tiny(out, tokenizer, steps=2, task={"normalize_targets": True}))
+    train(tiny(out, tokenizer, steps=2, task={"normalize_targets": True}))
     return out
 
 
 def one_batch(run: LoadedRun, num_samples: int) -> PairBatch:
     config = replace(run.config, data=replace(run.config.data, val_samples=num_samples))
     sources = open_sources(config.data.val, config.data, config.model.image_size)
-    (batch,) = eval_loader(sources, config, run.tokenizer, batch_size=num_samples, rank=0, world=1)
+    dataset = eval_dataset(config, sources, run.tokenizer)
+    (batch,) = eval_loader(dataset, batch_size=num_samples, rank=0, world=1)
     return batch
 
 
@@ -183,6 +185,7 @@ def single(batch: PairBatch, row: int) -> PairBatch:
         is_masked_BT=batch.is_masked_BT[here, :length],
         keep_BK=batch.keep_BK[here],
         hidden_BM=batch.hidden_BM[here],
+        picture_B=batch.picture_B[here],
         where=batch.where[here],
     )
 
@@ -196,14 +199,14 @@ def painted(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     """A slow twin: the masked and the rebuilt picture, patch by patch with slices of the picture."""
     size = run.config.model.patch_size
     side = run.config.model.image_size // size
-    encoded = run.task.encode(patchify(pair.pixels(), size), pair, keep=True)
-    predicted = run.task.predict_pixels(encoded, pair)[0].reshape(-1, 3, size, size).permute(0, 2, 3, 1).numpy()
+    encoded = task_of(run).encode(patchify(pair.pixels(), size), pair, keep=True)
+    predicted = task_of(run).predict_pixels(encoded, pair)[0].reshape(-1, 3, size, size).permute(0, 2, 3, 1).numpy()
     true = pixels_of(pair, 0)
     masked, rebuilt = true.copy(), true.copy()
     for patch, values in zip(pair.hidden_BM[0].tolist(), predicted, strict=True):
         y, x = patch // side * size, patch % side * size
         place = np.s_[y : y + size, x : x + size]
-        if run.config.task.normalize_targets:
+        if task_of(run).settings.normalize_targets:
             inside = true[place] / 127.5 - 1
             values = values * np.sqrt(inside.var(ddof=1) + 1e-6) + inside.mean()
         masked[place] = 128
@@ -245,9 +248,9 @@ def test_guesses_are_what_the_model_says(run: Path):
         probabilities = []
         for images in (batch.images_BCHW, batch.wrong.images_BCHW):
             one = replace(one, images_BCHW=images[row : row + 1])
-            encoded = loaded.task.encode(patchify(one.pixels(), loaded.config.model.patch_size), one, mask=True)
+            encoded = task_of(loaded).encode(patchify(one.pixels(), loaded.config.model.patch_size), one, mask=True)
             text_TD = encoded.x_BND[0, 1 + loaded.config.model.num_patches :]
-            probabilities.append(loaded.task.token_head(text_TD[masked[0]]).softmax(-1))
+            probabilities.append(task_of(loaded).token_head(text_TD[masked[0]]).softmax(-1))
         truths = ids[masked].tolist()
         assert len(pair.hidden) == len(truths)
         for token, truth, right, wrong in zip(pair.hidden, truths, *probabilities, strict=True):
@@ -279,8 +282,8 @@ def test_routing_shares(run: Path):
             module.register_forward_hook(count)
     batch = one_batch(loaded, 12)
     patches = patchify(batch.pixels(), loaded.config.model.patch_size)
-    loaded.task.encode(patches, batch, keep=True)
-    loaded.task.encode(patches, batch, mask=True)
+    task_of(loaded).encode(patches, batch, keep=True)
+    task_of(loaded).encode(patches, batch, mask=True)
     expected = [counts / counts.sum(1, keepdims=True) for counts in seen.values()]
     found = evidence.gather(load_run(run), num_routed=12).shares_ME
     assert len(found) == len(expected) == 2
@@ -306,7 +309,7 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
     source = (str(folder / "pairs.jsonl"),)
     config = tiny(tmp_path / "<u>run", None, data={"train": source, "val": source})
     monkeypatch.setattr(Tokenizer, "word", lambda self, token_id: f"<u>token {token_id}</u><script>alert(2)</script>")
-    report = pretrain(replace(config, recipe="<em>mine"))
+    report = train(replace(config, recipe="<em>mine"))
     assert report is not None
     page = Page(report)
     assert not {"script", "i", "u", "em"} & page.tags
@@ -334,7 +337,7 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
     ],
 )
 def test_parts_that_a_run_lacks(tmp_path: Path, tokenizer: Path, part, there, missing):
-    report = pretrain(tiny(tmp_path / "run", tokenizer, **part))
+    report = train(tiny(tmp_path / "run", tokenizer, **part))
     assert report is not None
     page = Page(report)
     assert [text for text in there if text not in page.text] == []
@@ -344,7 +347,7 @@ def test_parts_that_a_run_lacks(tmp_path: Path, tokenizer: Path, part, there, mi
 
 
 def test_joint_masking_shows_what_the_model_saw(tmp_path: Path, tokenizer: Path):
-    report = pretrain(tiny(tmp_path / "run", tokenizer, task={"joint_masking": True}))
+    report = train(tiny(tmp_path / "run", tokenizer, task={"joint_masking": True}))
     assert report is not None
     pictures = Page(report).pictures
     originals = [alt for alt in pictures if alt.endswith(": original")]

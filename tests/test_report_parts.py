@@ -19,7 +19,7 @@ from eve_vl.report.sections import command_line
 
 def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):
     given: list[Config] = []
-    monkeypatch.setattr("eve_vl.run.pretrain", lambda config, must_resume: given.append(config))
+    monkeypatch.setattr("eve_vl.run.train", lambda config, must_resume: given.append(config))
     config = get_recipe("demo")
     changed = replace(
         config,
