@@ -22,10 +22,11 @@ MAY_IMPORT = {
     "metrics": set(),
     "train": {"config", "errors"},
     "tasks": {"config", "errors", "data", "model", "objectives", "metrics", "train"},
-    "run": {"config", "errors", "data", "tasks", "train"},
+    "run": {"config", "errors", "data", "metrics", "model", "tasks", "train"},
+    "evaluation": {"config", "errors", "data", "metrics", "run", "tasks", "train"},
     "inspect": {"config", "errors", "data", "model", "run", "tasks", "train"},
-    "report": {"config", "errors", "recipes", "data", "model", "objectives", "run", "inspect", "tasks", "train"},
-    "cli": {"__init__", "config", "errors", "recipes", "data", "run", "inspect", "report", "train"},
+    "report": {"config", "errors", "recipes", "data", "model", "objectives", "run", "evaluation", "inspect", "tasks", "train"},
+    "cli": {"__init__", "config", "errors", "recipes", "data", "run", "evaluation", "inspect", "report", "tasks", "train"},
     "__main__": {"cli"},
 }
 INSIDE_A_FUNCTION = {("run", "report")}  # a finished run writes its report, which reads runs

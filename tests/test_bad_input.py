@@ -116,6 +116,8 @@ def test_unknown_names(eve):
     assert "did you mean 'pretrain'" in complaint(eve("pretrian", "demo"))
     assert "did you mean 'data check'" in complaint(eve("data", "chekc", "x"))
     assert "did you mean '--train.batch-size'" in complaint(eve("pretrain", "demo", "--train.batchsize", 3))
+    assert "did you mean 'scenes_vqa'" in complaint(eve("finetune", "scene_vqa", "--init", "x"))
+    assert "did you mean '--task.mim-weight'" in complaint(eve("pretrain", "tiny", "--task.mimweight", 3))
     assert "did you mean 'masked_signal'" in complaint(eve("evaluate", "masked_signals", "x"))
     done = eve("pretrain", "tiny", "--train.lr", "fast")
     assert done.returncode == 2 and "--train.lr" in done.stderr and "Traceback" not in done.stderr

@@ -2,34 +2,54 @@
 
 import pytest
 
-from eve_vl.cli import VERBS, CheckArgs, EvaluateArgs, InspectArgs, PretrainArgs, ReportArgs, TokenizerArgs, flag_names, main
+from eve_vl.cli import VERBS, main
+from eve_vl.cli.common import flag_names
+from eve_vl.cli.data import CheckArgs, TokenizerArgs
+from eve_vl.cli.runs import EvaluateArgs, InspectArgs, ReportArgs
+from eve_vl.cli.train import TrainArgs
+from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
 
-FLAGS = {
-    PretrainArgs: """
-        --out
-        --model.image-size --model.patch-size --model.text-length --model.embed-dim --model.depth --model.num-heads
-        --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts --model.top-k
-        --model.modality-routing --model.balance-weight --model.drop-path --model.dropout --model.layer-scale --model.init-std
-        --model.position-std
-        --task.image-mask-ratio --task.text-mask-ratio --task.mim-weight --task.mlm-weight --task.joint-masking
-        --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
-        --data.train --data.train-weights --data.val --data.val-samples --data.format --data.image-root --data.image-column
-        --data.text-column --data.label-column --data.crop-scale --data.flip --data.num-workers --data.max-bad-share
-        --tokenizer.path --tokenizer.vocab-size
-        --train.steps --train.batch-size --train.accumulation --train.lr --train.warmup --train.schedule --train.betas
-        --train.weight-decay --train.clip-norm --train.dtype --train.device --train.threads --train.seed --train.log-every
-        --train.val-every --train.save-every --train.keep --resume
+START = "--out --init --scratch"
+MODEL = """
+    --model.image-size --model.patch-size --model.text-length --model.embed-dim --model.depth --model.num-heads
+    --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts --model.top-k
+    --model.modality-routing --model.balance-weight --model.drop-path --model.dropout --model.layer-scale --model.init-std
+    --model.position-std
+"""
+TASK = {
+    "masked_signal": """
+        --task.image-mask-ratio --task.text-mask-ratio --task.mim-weight --task.mlm-weight --task.itc-weight --task.itm-weight
+        --task.projection-dim --task.joint-masking --task.normalize-targets --task.decoder-depth --task.decoder-dim
+        --task.decoder-num-heads
     """,
-    EvaluateArgs: "--format --image-root --image-column --text-column --label-column --data --samples --json",
-    CheckArgs: "--format --image-root --image-column --text-column --label-column --json",
-    TokenizerArgs: "--format --image-root --image-column --text-column --label-column --out --vocab-size",
+    "retrieval": "--task.itc-weight --task.itm-weight --task.projection-dim --task.rerank --task.captions-per-image",
+    "vqa": "--task.answers --task.min-answer-count",
+    "nlvr2": "--task.head",
+}
+REST = """
+    --data.train --data.train-weights --data.val --data.val-samples --data.format --data.image-root --data.image-column
+    --data.text-column --data.label-column --data.crop-scale --data.flip --data.augment --data.num-workers
+    --data.max-bad-share --tokenizer.path --tokenizer.vocab-size
+    --train.steps --train.batch-size --train.accumulation --train.lr --train.new-lr-multiplier --train.warmup
+    --train.schedule --train.betas --train.weight-decay --train.clip-norm --train.dtype --train.device --train.threads
+    --train.seed --train.log-every --train.val-every --train.save-every --train.keep --resume
+"""
+SOURCE = "--format --image-root --image-column --text-column --label-column"
+FLAGS = {
+    EvaluateArgs: f"{SOURCE} --data --samples --rerank --predictions --json",
+    CheckArgs: f"{SOURCE} --kind --json",
+    TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json",
     ReportArgs: "--out",
+}
+TRAINING = {
+    ("pretrain", "tiny"): get_recipe("tiny"),
+    **{("finetune", name): get_finetune_recipe(name, get_recipe("base")) for name in FINETUNE},
 }
 
 
 def test_verbs():
-    assert list(VERBS) == ["pretrain", "evaluate", "data check", "tokenizer train", "inspect", "report"]
+    assert list(VERBS) == ["pretrain", "finetune", "evaluate", "data check", "tokenizer train", "inspect", "report"]
 
 
 def test_flags():
@@ -38,14 +58,26 @@ def test_flags():
         assert known == text.split(), cls.__name__
 
 
-def test_flags_are_those_that_help_shows(capsys):
+@pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
+def test_flags_of_a_run_are_those_of_its_task(config):
+    known = [flag for flag in flag_names(TrainArgs, default=TrainArgs(config=config)) if "no-" not in flag]
+    assert known == f"{START} {MODEL} {TASK[config.task.name]} {REST}".split()
+
+
+@pytest.mark.parametrize(("verb", "recipe"), TRAINING)
+def test_flags_are_those_that_help_shows(verb, recipe, capsys):
     with pytest.raises(SystemExit):
-        main(["pretrain", "tiny", "--help"])
+        main([verb, recipe, "--help"])
     text = capsys.readouterr().out
-    assert [flag for flag in flag_names(PretrainArgs) if flag not in text] == []
+    shown = {word.strip(",│") for word in text.split() if word.startswith("--")}
+    known = flag_names(TrainArgs, default=TrainArgs(config=TRAINING[verb, recipe]))
+    assert set(known) <= shown
+    assert {flag for flag in shown if flag.startswith("--task.")} == {flag for flag in known if flag.startswith("--task.")}
 
 
-@pytest.mark.parametrize("argv", [["help"], ["data", "--help"], ["tokenizer"], ["evaluate", "--help"], ["pretrain", "-h"]])
+@pytest.mark.parametrize(
+    "argv", [["help"], ["data", "--help"], ["tokenizer"], ["evaluate", "--help"], ["pretrain", "-h"], ["finetune", "help"]]
+)
 def test_help_at_every_level(argv, capsys):
     main(argv)
     assert "usage: eve" in capsys.readouterr().out

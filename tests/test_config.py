@@ -12,14 +12,17 @@ from eve_vl.config import (
     DataConfig,
     MaskedSignalConfig,
     ModelConfig,
+    NLVR2Config,
+    RetrievalConfig,
     TokenizerConfig,
     TrainConfig,
+    VQAConfig,
     from_dict,
     nearest,
     to_dict,
 )
 from eve_vl.errors import UserError
-from eve_vl.recipes import RECIPES, get_recipe
+from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 
 MISTAKES = [
     (ModelConfig(image_size=225), "image_size 225 is not divisible by patch_size 16 (nearest: 224)"),
@@ -39,10 +42,16 @@ MISTAKES = [
     (ModelConfig(balance_weight=-1.0), "balance_weight must be finite and not negative, got -1.0"),
     (MaskedSignalConfig(image_mask_ratio=1.0), "image_mask_ratio 1.0 is not in (0, 1)"),
     (MaskedSignalConfig(text_mask_ratio=0.0), "text_mask_ratio 0.0 is not in (0, 1)"),
-    (MaskedSignalConfig(mim_weight=0.0, mlm_weight=0.0), "mim_weight and mlm_weight are both 0: nothing to learn"),
+    (MaskedSignalConfig(mim_weight=0.0, mlm_weight=0.0), "mim_weight, mlm_weight, itc_weight and itm_weight are all 0"),
     (MaskedSignalConfig(mim_weight=-1.0), "mim_weight must be finite and not negative"),
     (MaskedSignalConfig(mim_weight=0.0, joint_masking=True), "joint_masking needs both mim_weight and mlm_weight above 0"),
     (MaskedSignalConfig(decoder_dim=100), "decoder_dim 100 is not divisible by 4 × decoder_num_heads"),
+    (MaskedSignalConfig(itm_weight=1.0), "itm_weight needs itc_weight above 0"),
+    (MaskedSignalConfig(projection_dim=64), "projection_dim has no use while itc_weight is 0"),
+    (RetrievalConfig(itc_weight=0.0), "itc_weight must be above 0, got 0.0"),
+    (RetrievalConfig(itm_weight=0.0), "rerank 128 needs the matching head, but itm_weight is 0: give --task.rerank 0"),
+    (RetrievalConfig(captions_per_image=-1), "captions_per_image must be finite and not negative, got -1"),
+    (VQAConfig(min_answer_count=0), "min_answer_count must be above 0, got 0"),
     (DataConfig(train=()), "train and val must each name a source"),
     (DataConfig(train_weights=(1.0, 2.0)), "train_weights has 2 values for 1 train sources"),
     (DataConfig(train_weights=(0.0,)), "train_weights must all be above 0"),
@@ -57,6 +66,7 @@ MISTAKES = [
     (TrainConfig(warmup=1.0), "warmup 1.0 is not in [0, 1)"),
     (TrainConfig(betas=(0.9, 1.0)), "betas (0.9, 1.0) are not in [0, 1)"),
     (TrainConfig(steps=0), "steps must be above 0, got 0"),
+    (TrainConfig(new_lr_multiplier=0.0), "new_lr_multiplier must be above 0, got 0.0"),
     (TrainConfig(lr=-1e-4), "lr must be above 0, got -0.0001"),
     (TrainConfig(clip_norm=-1.0), "clip_norm must be finite and not negative"),
     (TrainConfig(seed=-1), "seed must be finite and not negative, got -1"),
@@ -64,6 +74,9 @@ MISTAKES = [
 SECTIONS = {
     ModelConfig: "model",
     MaskedSignalConfig: "task",
+    RetrievalConfig: "task",
+    VQAConfig: "task",
+    NLVR2Config: "task",
     DataConfig: "data",
     TokenizerConfig: "tokenizer",
     TrainConfig: "train",
@@ -105,7 +118,7 @@ def test_every_field_is_documented_and_frozen():
             section(1, 2)  # pyright: ignore[reportCallIssue]
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PRETRAIN)
 def test_recipes_come_back_from_their_file(name):
     config = get_recipe(name)
     assert config.recipe == name
@@ -113,7 +126,44 @@ def test_recipes_come_back_from_their_file(name):
     again = from_dict(Config, json.loads(text), "config.json")
     assert again == config
     assert to_dict(again) == to_dict(config)
-    assert RECIPES[name].__doc__
+    assert PRETRAIN[name].__doc__
+
+
+@pytest.mark.parametrize("init", PRETRAIN)
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_recipes_come_back_from_their_file(name, init):
+    """With the section of their own task, and the encoder of the run that they start from."""
+    start = get_recipe(init)
+    config = get_finetune_recipe(name, start)
+    assert (config.recipe, config.init) == (name, start.out)
+    assert config.task.name == name.removeprefix("scenes_")
+    assert replace(config.model, image_size=start.model.image_size) == start.model
+    assert config.model.image_size >= start.model.image_size
+    again = from_dict(Config, json.loads(json.dumps(to_dict(config))), "config.json")
+    assert again == config
+    assert type(again.task) is type(config.task)
+    assert FINETUNE[name].__doc__
+
+
+def test_what_has_no_use_without_a_start_is_refused():
+    with pytest.raises(UserError, match=r"^scratch says what not to take from --init; name that run$"):
+        Config(recipe="x", out=Path("x"), scratch=True)
+    with pytest.raises(UserError, match=r"^train\.new_lr_multiplier has no use without --init: all parameters are new$"):
+        Config(recipe="x", out=Path("x"), train=TrainConfig(new_lr_multiplier=2.0))
+    Config(recipe="x", out=Path("x"), init=Path("y"), scratch=True, train=TrainConfig(new_lr_multiplier=2.0))
+
+
+def test_a_file_names_its_task():
+    values = to_dict(get_finetune_recipe("scenes_vqa", get_recipe("tiny")))
+    values["task"]["name"] = "vqaa"
+    with pytest.raises(UserError, match=r"^run/config\.json: no task 'vqaa'; did you mean 'vqa'\?$"):
+        from_dict(Config, values, "run/config.json")
+    values["task"] = to_dict(MaskedSignalConfig()) | {"name": "retrieval"}
+    with pytest.raises(UserError, match=r"^run/config\.json: unknown key 'image_mask_ratio'"):
+        from_dict(Config, values, "run/config.json")
+    values["task"] = ["vqa"]
+    with pytest.raises(UserError, match=r"^run/config\.json: no task 'None'"):
+        from_dict(Config, values, "run/config.json")
 
 
 def test_values_of_every_kind_come_back():
@@ -160,6 +210,8 @@ def test_nearest_names():
     assert nearest("zzz", ["scenes", "demo"]) == "'zzz'; choose from demo, scenes"
     with pytest.raises(UserError, match="no recipe 'bas'; did you mean 'base'"):
         get_recipe("bas")
+    with pytest.raises(UserError, match="no recipe 'scenes_vqaa'; did you mean 'scenes_vqa'"):
+        get_finetune_recipe("scenes_vqaa", get_recipe("tiny"))
 
 
 def test_derived_sizes_of_the_papers_models():

@@ -12,14 +12,12 @@ import torch
 from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config
-from eve_vl.data.batch import PairBatch, collate
+from eve_vl.data.batch import MaskedSample, PairBatch
+from eve_vl.data.dataset import MAX_SKIPS, MaskedPairs, eval_positions
 from eve_vl.data.loader import (
-    MAX_SKIPS,
-    PairDataset,
     TrainSampler,
     epoch_order,
     eval_loader,
-    eval_positions,
     open_sources,
     open_train_and_val,
     train_loader,
@@ -52,7 +50,7 @@ def seen(
     sources: Sequence[ListSource], config: Config, num_samples: int, *, consumed: int = 0, rank: int = 0, world: int = 1
 ) -> list[tuple[Any, ...]]:
     """The first samples that one process trains on."""
-    loader = train_loader(sources, config, TOKENIZER, consumed=consumed, rank=rank, world=world)
+    loader = train_loader(MaskedPairs(sources, config, TOKENIZER, training=True), consumed=consumed, rank=rank, world=world)
     rows: list[tuple[Any, ...]] = []
     batches: Iterator[PairBatch] = iter(loader)
     while len(rows) < num_samples:
@@ -184,13 +182,13 @@ def test_an_epochs_order_is_found_without_the_epochs_before_it():
 
 
 def test_captions_are_drawn_anew_each_epoch_and_evenly():
-    dataset = PairDataset([pairs(1, captions=3)], config_of(), TOKENIZER, training=True)
+    dataset = MaskedPairs([pairs(1, captions=3)], config_of(), TOKENIZER, training=True)
     texts = Counter(TOKENIZER.decode(dataset[(epoch, 0, 0)].ids_T) for epoch in range(300))
     assert len(texts) == 3
     assert min(texts.values()) > 60
-    evaluation = PairDataset([pairs(2, captions=3)], config_of(), TOKENIZER, training=False)
+    evaluation = MaskedPairs([pairs(2, captions=3)], config_of(), TOKENIZER, training=False)
     whole = replace(config_of().model, text_length=100)
-    full = PairDataset([pairs(1, captions=3)], replace(config_of(), model=whole), TOKENIZER, training=False)
+    full = MaskedPairs([pairs(1, captions=3)], replace(config_of(), model=whole), TOKENIZER, training=False)
     first_caption = pairs(2)[0].captions[0]
     assert full._load(0, 0, 0).ids_T.tolist() == TOKENIZER.encode(first_caption, 100)[0].tolist()
     assert evaluation[(0, 0, 0)].ids_T.tolist() == TOKENIZER.encode(first_caption, 12)[0].tolist()
@@ -198,10 +196,10 @@ def test_captions_are_drawn_anew_each_epoch_and_evenly():
 
 def test_masks_of_a_sample_have_the_configured_shares():
     config = tiny_config(task={"image_mask_ratio": 0.5, "text_mask_ratio": 0.25})
-    dataset = PairDataset([pairs(4)], config, TOKENIZER, training=True)
+    dataset = MaskedPairs([pairs(4)], config, TOKENIZER, training=True)
     for epoch in range(3):
         for row in range(4):
-            sample = dataset[(epoch, 0, row)]
+            sample = dataset.load(epoch, 0, row)
             assert len(sample.keep_K) == len(sample.hidden_M) == 8
             assert sample.is_masked_T.sum() == max(1, round((len(sample.ids_T) - 1) * 0.25))
             assert not sample.is_masked_T[0]
@@ -212,29 +210,29 @@ def test_masks_of_a_sample_have_the_configured_shares():
 def test_augmentation_follows_the_config():
     source = pairs(1, size=16)  # already the model's size: without crop and flip nothing happens
     plain = tiny_config(data={"crop_scale": (1.0, 1.0), "flip": False})
-    picture = PairDataset([source], plain, TOKENIZER, training=False)._load(0, 0, 0).image
-    flipping = PairDataset([source], replace(plain, data=replace(plain.data, flip=True)), TOKENIZER, training=True)
+    picture = MaskedPairs([source], plain, TOKENIZER, training=False)._load(0, 0, 0).image
+    flipping = MaskedPairs([source], replace(plain, data=replace(plain.data, flip=True)), TOKENIZER, training=True)
     outcomes = [flipping[(epoch, 0, 0)].image for epoch in range(40)]
     is_flipped = [torch.equal(image, picture.flip(2)) for image in outcomes]
     assert all(flipped or torch.equal(image, picture) for flipped, image in zip(is_flipped, outcomes, strict=True))
     assert 8 < sum(is_flipped) < 32
-    cropping = PairDataset([source], tiny_config(data={"flip": False}), TOKENIZER, training=True)
+    cropping = MaskedPairs([source], tiny_config(data={"flip": False}), TOKENIZER, training=True)
     assert len({cropping[(epoch, 0, 0)].image.numpy().tobytes() for epoch in range(10)}) > 5
 
 
 def test_batches_are_padded_to_their_longest_caption():
-    dataset = PairDataset([pairs(6)], config_of(), TOKENIZER, training=True)
-    samples = [dataset[(0, 0, row)] for row in range(6)]
+    dataset = MaskedPairs([pairs(6)], config_of(), TOKENIZER, training=True)
+    samples = [dataset.load(0, 0, row) for row in range(6)]
     lengths = [len(sample.ids_T) for sample in samples]
     assert len(set(lengths)) > 1
-    batch = collate(samples, pad_id=TOKENIZER.pad_id)
+    batch = PairBatch.collate(samples, TOKENIZER.pad_id)
     assert batch.ids_BT.shape == batch.is_padding_BT.shape == batch.is_masked_BT.shape == (6, max(lengths))
     for b, sample in enumerate(samples):
         assert batch.ids_BT[b].tolist() == sample.ids_T.tolist() + [TOKENIZER.pad_id] * (max(lengths) - lengths[b])
         assert batch.is_padding_BT[b].tolist() == [t >= lengths[b] for t in range(max(lengths))]
         assert batch.is_masked_BT[b].tolist() == sample.is_masked_T.tolist() + [False] * (max(lengths) - lengths[b])
         assert torch.equal(batch.images_BCHW[b], sample.image)
-    short = collate(sorted(samples, key=lambda sample: len(sample.ids_T))[:1], pad_id=TOKENIZER.pad_id)
+    short = PairBatch.collate(sorted(samples, key=lambda sample: len(sample.ids_T))[:1], TOKENIZER.pad_id)
     assert short.ids_BT.shape == (1, min(lengths))
     assert not short.is_padding_BT.any()
 
@@ -255,7 +253,9 @@ def test_eval_positions_are_spread_evenly_without_repeats(lengths, num):
 
 
 def eval_rows(config: Config, source: ListSource, *, batch_size: int, rank: int = 0, world: int = 1) -> list[tuple[Any, ...]]:
-    loader = eval_loader([source], config, TOKENIZER, batch_size=batch_size, rank=rank, world=world)
+    loader = eval_loader(
+        MaskedPairs([source], config, TOKENIZER, training=False), batch_size=batch_size, rank=rank, world=world
+    )
     rows = []
     for batch in loader:
         assert batch.wrong is not None
@@ -297,20 +297,21 @@ def test_a_set_of_one_caption_has_no_wrong_partner():
 
 def test_bad_rows_are_reported_and_replaced_by_the_next_good_one():
     source = pairs(8, bad=[2, 3, 7])
-    dataset = PairDataset([source], config_of(), TOKENIZER, training=True)
+    dataset = MaskedPairs([source], config_of(), TOKENIZER, training=True)
     for row, stand_in, skipped in [(1, 1, []), (2, 4, [2, 3]), (3, 4, [3]), (7, 0, [7])]:
         sample = dataset[(0, 0, row)]
         assert sample.where == f"list:{stand_in}"
         assert [error.where for error in sample.skipped] == [f"list:{bad}" for bad in skipped]
-        own = dataset[(0, 0, stand_in)]
+        own = dataset.load(0, 0, stand_in)
+        assert isinstance(sample, MaskedSample)
         assert torch.equal(sample.image, own.image)
         assert sample.keep_K.tolist() == own.keep_K.tolist()
     config = config_of(batch_size=8)
-    batch = next(iter(train_loader([source], config, TOKENIZER, consumed=0, rank=0, world=1)))
+    batch = next(iter(train_loader(MaskedPairs([source], config, TOKENIZER, training=True), consumed=0, rank=0, world=1)))
     assert Counter(error.where for error in batch.skipped) == {"list:2": 1, "list:3": 2, "list:7": 1}
     assert len(batch.where) == 8
     in_worker = replace(config, data=replace(config.data, num_workers=1))
-    again = next(iter(train_loader([source], in_worker, TOKENIZER, consumed=0, rank=0, world=1)))
+    again = next(iter(train_loader(MaskedPairs([source], in_worker, TOKENIZER, training=True), consumed=0, rank=0, world=1)))
     assert [str(error) for error in again.skipped] == [str(error) for error in batch.skipped]
 
 
@@ -318,7 +319,7 @@ def test_pictures_that_cannot_be_decoded_or_are_smaller_than_a_patch_are_bad_row
     good = pairs(3)
     broken = ImageText(image=ImageBytes(data=b"no picture"), captions=("a circle",), where="list:0")
     tiny = replace(pairs(1, size=3)[0], where="list:1")
-    dataset = PairDataset([ListSource([broken, tiny, good[2]])], config_of(), TOKENIZER, training=True)
+    dataset = MaskedPairs([ListSource([broken, tiny, good[2]])], config_of(), TOKENIZER, training=True)
     sample = dataset[(0, 0, 0)]
     assert sample.where == "list:2"
     assert [error.where for error in sample.skipped] == ["list:0", "list:1"]
@@ -334,12 +335,12 @@ def test_evaluation_replaces_bad_rows_and_never_takes_one_as_partner():
 
 
 def test_a_long_stretch_of_bad_rows_is_a_mistake_in_the_set_up():
-    dataset = PairDataset([pairs(40, bad=range(5, 5 + MAX_SKIPS))], config_of(), TOKENIZER, training=True)
+    dataset = MaskedPairs([pairs(40, bad=range(5, 5 + MAX_SKIPS))], config_of(), TOKENIZER, training=True)
     assert dataset[(0, 0, 6)].where == f"list:{5 + MAX_SKIPS}"
     with pytest.raises(UserError, match=rf"{MAX_SKIPS} rows in a row cannot be used; the last: list:24: made to be broken"):
         dataset[(0, 0, 5)]
     with pytest.raises(UserError, match="rows in a row"):
-        PairDataset([pairs(2, bad=[0, 1])], config_of(), TOKENIZER, training=True)[(0, 0, 0)]
+        MaskedPairs([pairs(2, bad=[0, 1])], config_of(), TOKENIZER, training=True)[(0, 0, 0)]
 
 
 def test_sources_are_opened_by_their_specs(tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def test_pretrain_evaluate_report(eve, tmp_path: Path):
-    done = eve("pretrain", "tiny", "--out", "run")
+    done = eve("pretrain", "tiny", "--out", "run", "--train.dtype", "float32")
     assert done.returncode == 0, done.stderr
     assert "report: run/report.html" in done.stdout
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
@@ -41,7 +41,9 @@ def test_pretrain_evaluate_report(eve, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "inspect.json").read_text())["parameters"]["total"] > 100_000
 
-    again = eve("pretrain", "tiny", "--out", "run")  # a finished run is only evaluated and reported again
+    again = eve(
+        "pretrain", "tiny", "--out", "run", "--train.dtype", "float32"
+    )  # a finished run is only evaluated and reported again
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
     assert (tmp_path / "run/log.jsonl").read_text().count('"train"') == 4
@@ -72,10 +74,12 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
 
 def test_help_names_every_verb_and_recipe(eve):
     from eve_vl.cli import VERBS
-    from eve_vl.recipes import RECIPES
+    from eve_vl.recipes import FINETUNE, PRETRAIN
 
     text = eve("--help").stdout
     assert all(verb in text for verb in VERBS)
     text = eve("pretrain", "--help").stdout
-    assert all(recipe in text for recipe in RECIPES)
+    assert all(recipe in text for recipe in PRETRAIN)
+    text = eve("finetune", "--help").stdout
+    assert all(recipe in text for recipe in FINETUNE)
     assert "--train.lr" in eve("pretrain", "tiny", "--help").stdout

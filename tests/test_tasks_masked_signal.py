@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from twins import ListSource, TwinStats, pairs, randomize, slow_balance, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config
-from eve_vl.data.batch import PairBatch, Sample, collate
-from eve_vl.data.loader import PairDataset, eval_positions
+from eve_vl.data.batch import MaskedSample, PairBatch
+from eve_vl.data.dataset import MaskedPairs, eval_positions
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.metrics.masked_signal import Sums, visible_means
 from eve_vl.model.embed import patchify, take
@@ -31,27 +31,28 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def samples(lengths: Sequence[int] = LENGTHS) -> list[Sample]:
+def samples(lengths: Sequence[int] = LENGTHS) -> list[MaskedSample]:
     found = []
     for row, length in enumerate(lengths):
         rng = generator(7, row)
         keep_K, hidden_M = mask_patches(16, 0.75, rng)
         ids_T = rng.integers(3, VOCAB, length)
         found.append(
-            Sample(
+            MaskedSample(
                 image=torch.from_numpy(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)),
                 ids_T=ids_T,
                 is_masked_T=mask_tokens(np.arange(length) == 0, 0.5, rng),
                 keep_K=keep_K,
                 hidden_M=hidden_M,
+                picture=row,
                 where=f"row {row}",
             )
         )
     return found
 
 
-def batch_of(found: Sequence[Sample]) -> PairBatch:
-    return collate(found, pad_id=PAD)
+def batch_of(found: Sequence[MaskedSample]) -> PairBatch:
+    return PairBatch.collate(found, PAD)
 
 
 def build(config: Config, vocab: int = VOCAB, mask: int = MASK) -> MaskedSignal:
@@ -309,8 +310,8 @@ def test_gradients_reach_what_each_loss_trains_and_nothing_else():
 # Evaluation
 
 
-def eval_dataset(config: Config, source: ListSource) -> PairDataset:
-    return PairDataset([source], config, tiny_tokenizer(), training=False)
+def eval_dataset(config: Config, source: ListSource) -> MaskedPairs:
+    return MaskedPairs([source], config, tiny_tokenizer(), training=False)
 
 
 def eval_batches(config: Config, size: int, order: Sequence[int] | None = None) -> Iterable[PairBatch]:
@@ -318,14 +319,14 @@ def eval_batches(config: Config, size: int, order: Sequence[int] | None = None) 
     positions = eval_positions([10], 10)
     positions = positions if order is None else [positions[i] for i in order]
     for start in range(0, 10, size):
-        yield collate([dataset[position] for position in positions[start : start + size]], pad_id=0)
+        yield PairBatch.collate([dataset[position] for position in positions[start : start + size]], 0)
 
 
 def eval_task(**changes: object) -> MaskedSignal:
     """A task that guesses among a few frequent tokens only, so that it is right now and then."""
     tokenizer = tiny_tokenizer()
     task = build(tiny_config(task=changes), tokenizer.vocab_size, tokenizer.mask_id)
-    if task.config.task.mlm_weight:
+    if task.settings.mlm_weight:
         targets = Counter(
             token for batch in eval_batches(task.config, 10) for token in batch.ids_BT[batch.is_masked_BT].tolist()
         )

@@ -69,7 +69,25 @@ def test_frozen_parameters_are_left_out():
     layer = nn.Linear(3, 2)
     layer.weight.requires_grad_(False)
     optimizer = build_optimizer(layer.named_parameters(), config_of())
-    assert [len(group["params"]) for group in optimizer.param_groups] == [0, 1]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+
+
+def test_new_parameters_learn_at_a_rate_of_their_own():
+    task = MaskedSignal(tiny_config(), vocab_size=30, mask_id=2)
+    by_id = {id(parameter): name for name, parameter in task.named_parameters()}
+    new = {name for name in by_id.values() if name.startswith("token_head")}
+    optimizer = build_optimizer(task.named_parameters(), config_of(new_lr_multiplier=10.0, weight_decay=0.3), new)
+    assert len(optimizer.param_groups) == 4
+    seen = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = by_id[id(parameter)]
+            assert group["lr_scale"] == (10.0 if name in new else 1.0), name
+            assert group["weight_decay"] == (0.3 if is_decayed(name, parameter) else 0.0), name
+            seen.append(name)
+    assert sorted(seen) == sorted(by_id.values())
+    plain = build_optimizer(task.named_parameters(), config_of(new_lr_multiplier=10.0))
+    assert {group["lr_scale"] for group in plain.param_groups} == {1.0}
 
 
 def test_fused_adamw_equals_a_plain_loop():

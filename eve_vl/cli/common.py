@@ -56,30 +56,30 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
     """Parse flags into a dataclass. Raises UserError for an unknown flag, with the nearest known one."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     if issubclass(cls, SourceArgs):  # the same flags as in `eve pretrain`, with or without their section
-        argv = [re.sub(r"^--data\.(?=format|image|caption)", "--", word) for word in argv]
+        argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
     args, unknown = tyro.cli(cls, args=list(argv), prog=prog, description=description, return_unknown_args=True, **kwargs)
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), None)
         if flag is None:
             raise UserError(f"unexpected argument {unknown[0]!r}")
         name = re.sub(r"=.*", "", flag).replace("_", "-")
-        raise UserError(f"no flag {nearest(name, flag_names(cls))}")
+        raise UserError(f"no flag {nearest(name, flag_names(cls, default=default))}")
     return args
 
 
-def flag_names(cls: type, prefix: str = "") -> list[str]:
-    """Return every flag that a dataclass of arguments accepts, as typed."""
+def flag_names(cls: type, prefix: str = "", default: Any = None) -> list[str]:
+    """Return every flag that a dataclass of arguments accepts, as typed; `default` says which section a union stands for."""
     names = []
     hints = typing.get_type_hints(cls)
     with_extras = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
-        if field.name == "config":
-            names += flag_names(hints["config"])
-        elif dataclasses.is_dataclass(hints[field.name]):
-            names += flag_names(hints[field.name], f"{prefix}{field.name}.")
-        elif hints[field.name] == with_extras[field.name]:  # marked ones are positional or fixed
+        hint, value = hints[field.name], getattr(default, field.name, None)
+        section = type(value) if dataclasses.is_dataclass(value) else hint
+        if dataclasses.is_dataclass(section):
+            names += flag_names(section, "" if field.name == "config" else f"{prefix}{field.name}.", value)
+        elif hint == with_extras[field.name]:  # marked ones are positional or fixed
             names.append(f"--{prefix}{field.name}".replace("_", "-"))
-            if hints[field.name] is bool:
+            if hint is bool:
                 names.append(f"--{prefix}no-{field.name}".replace("_", "-"))
     return names
 

@@ -1,0 +1,121 @@
+"""Every recipe builds on the meta device with the number of parameters that its shapes give on paper."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eve_vl.config import Config, RetrievalConfig, VQAConfig
+from eve_vl.inspect import NUM_ANSWERS, inspect_config
+from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.run import build_untrained
+
+PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
+DEMO = {"depth": 4, "D": 192, "F": 384, "moe_blocks": 2, "experts": 4, "image": 48, "patch": 8, "T": 32, "V": 512}
+TINY = {"depth": 3, "D": 48, "F": 192, "moe_blocks": 2, "experts": 4, "image": 32, "patch": 8, "T": 32, "V": 400}
+SHAPES = {
+    "base": {**PAPER, "depth": 12, "D": 768, "F": 3072, "moe_blocks": 2},
+    "large": {**PAPER, "depth": 24, "D": 1024, "F": 4096, "moe_blocks": 3},
+    "demo": DEMO,
+    "scenes": DEMO,
+    "emoji": {**DEMO, "experts": 8, "image": 64, "V": 2000},
+    "tiny": TINY,
+}
+DECODERS = {
+    "base": (384, 1536, 4),
+    "large": (512, 2048, 8),
+    "demo": (96, 192, 1),
+    "scenes": (96, 192, 1),
+    "emoji": (128, 256, 1),
+    "tiny": (48, 192, 1),
+}
+PRETRAINED_BY = {"": ("mlm", "mim"), "rival": ("mlm", "itc", "itm"), "all": ("mlm", "mim", "itc", "itm")}
+LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
+
+
+def encoder_on_paper(*, depth: int, D: int, F: int, moe_blocks: int, experts: int, image: int, patch: int, T: int, V: int):
+    """Parameters of the encoder from the shapes alone: §3 of the paper, hard router below, soft above."""
+    P, X = (image // patch) ** 2, 3 * patch * patch
+    norm, ffn = 2 * D, (D * F + F) + (F * D + D)
+    attention = 3 * D * D + 2 * D + (D * D + D)  # no bias on k
+    image_embed = (X * D + D) + D + (1 + P) * D + D
+    text_embed = V * D + norm + T * D + D
+    hard = norm + attention + 2 * D + 2 * (norm + ffn)
+    soft = norm + attention + 2 * D + norm + experts * D + 2 * D + experts * ffn
+    return image_embed + text_embed + norm + (depth - moe_blocks) * hard + moe_blocks * soft + norm
+
+
+def pretraining_on_paper(tasks: tuple[str, ...], *, D: int, V: int, patch: int, decoder: tuple[int, int, int]) -> int:
+    """Parameters of the heads of pre-training."""
+    X = 3 * patch * patch
+    d, f, blocks = decoder
+    narrow = 2 * d + (3 * d * d + 2 * d + d * d + d) + 2 * d + 2 * d + (d * f + f + f * d + d)
+    counts = {
+        "mlm": (D * D + D) + 2 * D + (D * V + V),
+        "mim": (D * d + d) + d + blocks * narrow + 2 * d + (d * X + X),
+        "itc": 2 * D * D + 1,
+        "itm": 2 * D + 2,
+    }
+    return sum(counts[task] for task in tasks)
+
+
+def head_on_paper(recipe: str, D: int) -> int:
+    """Parameters of a downstream task's heads."""
+
+    def two_layers(in_dim: int, out_dim: int) -> int:
+        return (in_dim * 2 * D + 2 * D) + 2 * 2 * D + (2 * D * out_dim + out_dim)
+
+    attention = (3 * D * D + 3 * D) + (D * D + D)
+    paired = 2 * attention + (2 * D * D + D) + (D + 1) + (2 * D * 2 + 2)
+    contrast = D * D + D * D + 1 + (D * 2 + 2)
+    return {
+        "vqa": two_layers(D, NUM_ANSWERS),
+        "scenes_vqa": two_layers(D, NUM_ANSWERS),
+        "nlvr2": paired,
+        "scenes_nlvr2": two_layers(2 * D, 2),
+        "retrieval": contrast,
+        "scenes_retrieval": contrast,
+    }[recipe]
+
+
+def count(config: Config) -> int:
+    with torch.device("meta"):
+        task = build_untrained(config, config.tokenizer.vocab_size, [""] * NUM_ANSWERS)
+    assert all(parameter.device.type == "meta" for parameter in task.parameters())
+    return sum(parameter.numel() for parameter in task.parameters())
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_parameters_of_recipes_equal_the_count_on_paper(name):
+    family, _, variant = name.partition("_")
+    shapes = SHAPES[family]
+    heads = pretraining_on_paper(
+        PRETRAINED_BY[variant], D=shapes["D"], V=shapes["V"], patch=shapes["patch"], decoder=DECODERS[family]
+    )
+    assert count(get_recipe(name)) == encoder_on_paper(**shapes) + heads
+
+
+@pytest.mark.parametrize("init", ["tiny", "demo", "base", "large"])
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_recipes_put_their_head_on_the_encoder_of_any_run(name, init):
+    config = get_finetune_recipe(name, get_recipe(init))
+    shapes = dict(SHAPES[init])
+    if init in ("base", "large"):
+        shapes["image"] = LARGER.get(name, shapes["image"])
+    assert config.model.image_size == shapes["image"]
+    assert count(config) == encoder_on_paper(**shapes) + head_on_paper(name, shapes["D"])
+
+
+@pytest.mark.parametrize("init", ["tiny", "base"])
+@pytest.mark.parametrize("name", FINETUNE)
+def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
+    """In passes over the pair: VQA one, NLVR2 two, retrieval three and each modality alone, which is less than one more."""
+    config = get_finetune_recipe(name, get_recipe(init))
+    found = inspect_config(config)
+    (one,) = inspect_config(replace(config, task=VQAConfig())).flops.values()
+    total = sum(found.flops.values())
+    if isinstance(config.task, RetrievalConfig):
+        assert 3.5 * one < total < 4 * one
+    else:
+        assert total == (2 if config.task.name == "nlvr2" else 1) * one
+    assert found.active_parameters < sum(found.parameters.values()) == count(config)
