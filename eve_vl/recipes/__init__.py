@@ -8,7 +8,18 @@ from eve_vl.recipes import finetune, pretrain
 
 PRETRAIN: dict[str, Callable[[], Config]] = {
     recipe.__name__: recipe
-    for recipe in (pretrain.tiny, pretrain.demo, pretrain.scenes, pretrain.emoji, pretrain.base, pretrain.large)
+    for recipe in (
+        pretrain.tiny,
+        pretrain.demo,
+        pretrain.demo_rival,
+        pretrain.scenes,
+        pretrain.scenes_rival,
+        pretrain.scenes_all,
+        pretrain.emoji,
+        pretrain.base,
+        pretrain.base_rival,
+        pretrain.large,
+    )
 }
 FINETUNE: dict[str, Callable[[Config], Config]] = {
     recipe.__name__: recipe
