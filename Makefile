@@ -4,8 +4,8 @@ BIN := .venv/bin
 
 .PHONY: demo test lint format clean
 
-demo: .venv/.core       ## pre-train on built-in data, evaluate, write a report (about 6 minutes on 2 cores)
-	$(BIN)/eve pretrain demo
+demo: .venv/.core       ## pre-train, fine-tune, evaluate on built-in data, write a report (about 11 minutes on 2 cores)
+	$(BIN)/eve demo
 
 test: lint              ## lint, types and the whole test suite
 	$(BIN)/python -m pytest

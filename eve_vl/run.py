@@ -158,7 +158,7 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
     if checkpoint.checkpoint_folders(config.out):
         return Tokenizer.load(config.out / "tokenizer.json")
     if config.init is not None:
-        return Tokenizer.load(checkpoint.chosen_checkpoint(config.init) / "tokenizer.json")
+        return Tokenizer.load(settings_folder(config.init, config.scratch) / "tokenizer.json")
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
     # one process trains it for all, so that all have the same
@@ -188,10 +188,10 @@ def obtain_answers(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
     return answers
 
 
-def train(config: Config, *, must_resume: bool = False) -> Path | None:
+def train(config: Config, *, must_resume: bool = False, with_report: bool = True) -> Path | None:
     """Train a run, or go on with the one in config.out; write metrics.json and the report, and return the report's path.
 
-    must_resume: refuse to start anew. Only the main process returns a path. Raises UserError.
+    must_resume: refuse to start anew. Only the main process returns a path, with with_report. Raises UserError.
     """
     config = with_absolute_paths(config)
     device = pick_device(config.train.device)
@@ -205,6 +205,8 @@ def train(config: Config, *, must_resume: bool = False) -> Path | None:
     if not is_main:
         return None
     checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    if not with_report:
+        return None
     if not isinstance(config.task, MaskedSignalConfig):
         return None
     from eve_vl.report import write_report  # an edge of the house, needed only here
@@ -264,6 +266,14 @@ def eval_dataset(config: Config, sources: Sequence[Source[Any]], tokenizer: Toke
     if isinstance(config.task, RetrievalConfig):
         return SearchSet(sources, config, tokenizer, captions_per_image=config.task.captions_per_image)
     return TASKS[config.task.name].dataset(sources, config, tokenizer, training=False)
+
+
+def settings_folder(init: Path, scratch: bool) -> Path:
+    """Return where config and tokenizer of an --init run lie: its chosen checkpoint, or, if its weights are not wanted, the
+    run folder itself, which has them from its first minute. Raises UserError."""
+    if scratch and all((init / name).is_file() for name in ("config.json", "tokenizer.json")):
+        return init
+    return checkpoint.chosen_checkpoint(init)
 
 
 def start_from(config: Config, task: AnyTask) -> tuple[Collection[str], str]:

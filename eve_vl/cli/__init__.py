@@ -9,11 +9,12 @@ from eve_vl import __version__
 from eve_vl.cli.common import HELP, fail, say
 from eve_vl.cli.data import run_data_check, run_tokenizer_train
 from eve_vl.cli.runs import run_evaluate, run_inspect, run_report
-from eve_vl.cli.train import run_finetune, run_pretrain
+from eve_vl.cli.train import run_demo, run_finetune, run_pretrain
 from eve_vl.config import nearest
 from eve_vl.errors import UserError
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": run_demo,
     "pretrain": run_pretrain,
     "finetune": run_finetune,
     "evaluate": run_evaluate,

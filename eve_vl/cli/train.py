@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.console import Console
 
 from eve_vl.cli.common import HELP, parse, say
 from eve_vl.config import Config, nearest
@@ -21,6 +22,14 @@ class TrainArgs:
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False
     """Insist on going on with the run in --out. The same command without it goes on too, or starts if there is nothing yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoArgs:
+    """Flags of `eve demo`."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the runs, metrics.json and report.html; called again with the same, it goes on where it stopped."""
 
 
 def run_pretrain(argv: Sequence[str]) -> None:
@@ -38,15 +47,23 @@ def run_finetune(argv: Sequence[str]) -> None:
     init = _flag_value(argv, "--init")
     if init is None and not is_help:
         raise UserError(f"eve finetune {argv[0]} needs --init RUN, the pre-trained run to start from (see --scratch)")
-    config = get_finetune_recipe(argv[0], _init_config(Path(init)) if init is not None else get_recipe("base"))
+    pretrained = get_recipe("base") if init is None else _init_config(Path(init), scratch="--scratch" in argv)
+    config = get_finetune_recipe(argv[0], pretrained)
     _train("finetune", argv, FINETUNE[argv[0]].__doc__, config)
 
 
-def _init_config(path: Path) -> Config:
-    from eve_vl.run import read_config
-    from eve_vl.train.checkpoint import chosen_checkpoint
+def run_demo(argv: Sequence[str]) -> None:
+    """Pre-train, fine-tune, evaluate and report on built-in scenes: eve demo [--out runs/demo]."""
+    args = parse(DemoArgs, argv, "eve demo", run_demo.__doc__)
+    from eve_vl.demo import run_demo as run
 
-    return read_config(chosen_checkpoint(path.expanduser()))
+    say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True))}")
+
+
+def _init_config(path: Path, scratch: bool) -> Config:
+    from eve_vl.run import read_config, settings_folder
+
+    return read_config(settings_folder(path.expanduser(), scratch))
 
 
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config) -> None:

@@ -49,28 +49,52 @@ def retrieval(init: Config) -> Config:
     )
 
 
+def demo_vqa(init: Config) -> Config:
+    """Questions about built-in scenes, as `make demo` does it.
+
+    eve finetune demo_vqa --init runs/demo/pretrain
+    """
+    return _scenes(init, "demo_vqa", VQAConfig(), steps=450)
+
+
+def demo_nlvr2(init: Config) -> Config:
+    """Statements about two built-in scenes, as `make demo` does it.
+
+    eve finetune demo_nlvr2 --init runs/demo/pretrain
+    """
+    return _scenes(init, "demo_nlvr2", NLVR2Config(), steps=250)
+
+
+def demo_retrieval(init: Config) -> Config:
+    """Captions of built-in scenes, as `make demo` does it: find the picture, find the caption.
+
+    eve finetune demo_retrieval --init runs/demo/pretrain
+    """
+    return _scenes(init, "demo_retrieval", RetrievalConfig(rerank=10, captions_per_image=1), steps=120)
+
+
 def scenes_vqa(init: Config) -> Config:
-    """Questions about built-in scenes.
+    """Questions about built-in scenes, at length.
 
     eve finetune scenes_vqa --init runs/scenes
     """
-    return _scenes(init, "scenes_vqa", VQAConfig())
+    return _scenes(init, "scenes_vqa", VQAConfig(), steps=3000)
 
 
 def scenes_nlvr2(init: Config) -> Config:
-    """Statements about two built-in scenes.
+    """Statements about two built-in scenes, at length.
 
     eve finetune scenes_nlvr2 --init runs/scenes
     """
-    return _scenes(init, "scenes_nlvr2", NLVR2Config())
+    return _scenes(init, "scenes_nlvr2", NLVR2Config(), steps=3000)
 
 
 def scenes_retrieval(init: Config) -> Config:
-    """Captions of built-in scenes: find the picture, find the caption.
+    """Captions of built-in scenes, at length: find the picture, find the caption.
 
     eve finetune scenes_retrieval --init runs/scenes
     """
-    return _scenes(init, "scenes_retrieval", RetrievalConfig(rerank=16, captions_per_image=1))
+    return _scenes(init, "scenes_retrieval", RetrievalConfig(rerank=16, captions_per_image=1), steps=1500)
 
 
 def _downstream(init: Config, recipe: str, task: TaskConfig) -> Config:
@@ -106,18 +130,18 @@ def _larger(init: Config, size: int) -> int:
     return max(round(size / patch) * patch, init.model.image_size) if init.model.image_size >= 224 else init.model.image_size
 
 
-def _scenes(init: Config, recipe: str, task: TaskConfig) -> Config:
+def _scenes(init: Config, recipe: str, task: TaskConfig, *, steps: int) -> Config:
     config = _downstream(init, recipe, task)
     return replace(
         config,
-        data=DataConfig(crop_scale=(1.0, 1.0), flip=False),
+        data=DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500),
         train=TrainConfig(
-            steps=1000,
+            steps=steps,
             batch_size=64,
             lr=6e-4,
             warmup=0.1,
-            log_every=50,
-            val_every=500,
-            save_every=500,
+            log_every=25,
+            val_every=max(steps // 4, 1),
+            save_every=max(steps // 4, 1),
         ),
     )

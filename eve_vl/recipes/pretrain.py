@@ -38,7 +38,7 @@ def demo() -> Config:
     """
     return Config(
         recipe="demo",
-        out=Path("runs/demo"),
+        out=Path("runs/demo/pretrain"),
         model=ModelConfig(
             image_size=48,
             patch_size=8,

@@ -1,0 +1,194 @@
+"""The whole story on built-in scenes: pre-train, fine-tune each task from it and from random weights, evaluate, report.
+
+Every run is a process of its own with its share of the cores: one thread each is the fastest way to use two cores for
+small models. The runs from random weights need only the shape and the tokenizer, so they train beside the pre-training.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from eve_vl.config import Config
+from eve_vl.errors import UserError
+from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.train.checkpoint import write_file
+from eve_vl.train.log import read_log
+
+PRETRAIN = "pretrain"
+TASKS = ("nlvr2", "retrieval", "vqa")  # the longest first
+SCRATCH = "_scratch"
+SPLITS = {"test": "", "test_novel": "_novel"}  # and what their numbers' names end in
+NUM_TEST = 1000
+KEPT = {
+    "vqa": ("vqa_acc", "vqa_acc_blind"),
+    "nlvr2": ("nlvr2_acc", "nlvr2_consistency"),
+    "retrieval": ("tr1", "ir1", "tr1_itc_only", "ir1_itc_only", "texts_per_image", "images_per_text"),
+}
+SAME_FOR_BOTH = ("vqa_acc_blind", "texts_per_image", "images_per_text")  # of the data, not of the model
+TEST_FILE = "test.json"
+POLL_SECONDS = 0.5
+
+
+def run_demo(out: Path, console: Console) -> Path:
+    """Run what is not done yet, write metrics.json and report.html in `out`, and return the report's path.
+
+    Interrupted, the same call goes on where it stopped. Raises UserError if a run fails.
+    """
+    start = time.perf_counter()
+    configs = plan(out)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    at_once = min(2, cores)
+    configs = {name: replace(config, train=replace(config.train, threads=cores // at_once)) for name, config in configs.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    with ProcessPoolExecutor(at_once, mp_context=context) as pool, _bars(configs, console) as update:
+        _run_all(pool, at_once, configs, update, console)
+    numbers = collect(out)
+    write_file(out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    from eve_vl.report import write_story
+
+    report = write_story(out)
+    console.print(_table(numbers), markup=False)
+    console.print(f"{time.perf_counter() - start:.0f} seconds in all")
+    return report
+
+
+def plan(out: Path) -> dict[str, Config]:
+    """Return the config of every run by name, in the order in which they may start."""
+    pretrain = replace(get_recipe("demo"), out=out / PRETRAIN)
+    configs = {PRETRAIN: pretrain}
+    for suffix in (SCRATCH, ""):
+        for task in TASKS:
+            config = get_finetune_recipe(f"demo_{task}", pretrain)
+            configs[task + suffix] = replace(config, init=out / PRETRAIN, scratch=bool(suffix), out=out / (task + suffix))
+    return configs
+
+
+def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], update, console: Console) -> None:
+    waiting, running = dict(configs), {}
+    started = time.perf_counter()
+    finished: set[str] = set()
+    while waiting or running:
+        for name, config in list(waiting.items()):
+            if len(running) < at_once and _may_start(config, finished):
+                running[pool.submit(work, config)] = name
+                del waiting[name]
+        done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        for future in done:
+            name = running.pop(future)
+            _raise_failure(name, future, running)
+            finished.add(name)
+            console.print(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(future.result())}", markup=False)
+        update(finished)
+
+
+def _may_start(config: Config, finished: set[str]) -> bool:
+    if config.init is None:
+        return True
+    if config.scratch:
+        return all((config.init / name).is_file() for name in ("config.json", "tokenizer.json"))
+    return PRETRAIN in finished
+
+
+def _raise_failure(name: str, future: Future, running: dict[Future, str]) -> None:
+    error = future.exception()
+    if error is not None:
+        for other in running:
+            other.cancel()
+        raise UserError(f"{name}: {error}") from None
+
+
+def work(config: Config) -> dict[str, float]:
+    """Train one run and evaluate it on the test splits, in a process of its own; what it says goes to run.log.
+
+    Returns the numbers of validation (pre-training) or of the test splits, and keeps the latter in test.json.
+    """
+    from eve_vl.data.loader import open_sources
+    from eve_vl.evaluation import evaluate_run
+    from eve_vl.run import load_run, train
+    from eve_vl.tasks import TASKS as TASK_CLASSES
+
+    config.out.mkdir(parents=True, exist_ok=True)
+    test_file = config.out / TEST_FILE
+    if test_file.is_file():
+        return json.loads(test_file.read_text())
+    with (config.out / "run.log").open("a") as log, contextlib.redirect_stdout(log):
+        train(config, with_report=False)
+        if config.init is None:
+            return json.loads((config.out / "metrics.json").read_text())
+        run = load_run(config.out)
+        kind = TASK_CLASSES[config.task.name].dataset.kind
+        numbers: dict[str, float] = {}
+        for split, suffix in SPLITS.items():
+            sources = open_sources([f"scenes:{split}"], config.data, config.model.image_size, kind)
+            found = evaluate_run(run, NUM_TEST, sources)
+            numbers |= {name + suffix: value for name, value in found.items()}
+    write_file(test_file, json.dumps(numbers, indent=1) + "\n")
+    return numbers
+
+
+def collect(out: Path) -> dict[str, float]:
+    """Return the numbers of the story from its runs' folders."""
+    numbers = json.loads((out / PRETRAIN / "metrics.json").read_text())
+    for task in TASKS:
+        for arm in ("", SCRATCH):
+            found = json.loads((out / (task + arm) / TEST_FILE).read_text())
+            for split in SPLITS.values():
+                for name in KEPT[task]:
+                    if arm and name in SAME_FOR_BOTH:
+                        continue
+                    full = f"retrieval_{name}" if task == "retrieval" else name
+                    numbers[f"{full}{arm}{split}"] = found[f"{name}{split}"]
+    return numbers
+
+
+def _summary(numbers: dict[str, float]) -> str:
+    names = ("mlm_acc", "mlm_acc_wrong_image", "vqa_acc", "nlvr2_acc", "tr1", "ir1")
+    shown = [name + suffix for suffix in ("", "_novel") for name in names if name + suffix in numbers]
+    return "  ".join(f"{name} {numbers[name]:.3f}" for name in shown)
+
+
+def _table(numbers: dict[str, float]) -> str:
+    lines = [f"{'':26}{'pre-trained':>12}{'from scratch':>14}{'blind':>8}"]
+    for title, name, blind in (
+        ("questions, accuracy", "vqa_acc", "vqa_acc_blind"),
+        ("statements, accuracy", "nlvr2_acc", None),
+        ("find the caption, R@1", "retrieval_tr1", None),
+        ("find the picture, R@1", "retrieval_ir1", None),
+    ):
+        for split, suffix in SPLITS.items():
+            ours, scratch = numbers[name + suffix], numbers[f"{name}{SCRATCH}{suffix}"]
+            guess = f"{numbers[blind + suffix]:8.3f}" if blind else ""
+            lines.append(f"{title if not suffix else '  ' + split:26}{ours:12.3f}{scratch:14.3f}{guess}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _bars(configs: dict[str, Config], console: Console) -> Iterator:
+    """Show a progress bar per run on a terminal; yield the function that brings them up to date."""
+    columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bars: dict[str, TaskID] = {
+            name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()
+        }
+
+        def update(finished: set[str]) -> None:
+            for name, bar in bars.items():
+                steps = [row["step"] for row in read_log(configs[name].out) if row["kind"] == "train"]
+                if (steps or name in finished) and not progress.tasks[bar].started:
+                    progress.start_task(bar)
+                done = configs[name].train.steps if name in finished else max(steps, default=0)
+                progress.update(bar, completed=done)
+                if name in finished:
+                    progress.stop_task(bar)
+
+        yield update
