@@ -13,7 +13,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from eve_vl.errors import UserError
 
+MASK_TEXT = "[MASK]"  # how people write a word to be guessed, whatever the tokenizer calls it
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
+
+_RARE_LETTERS = range(0xA500, 0xA600)  # Vai, which has no capitals and which no normalisation changes
 
 
 class Tokenizer:
@@ -81,6 +84,38 @@ class Tokenizer:
             ids, special = [self.cls_id, *ids], [1, *special]
         return np.array(ids[:max_length]), np.array(special[:max_length], dtype=bool)
 
+    def encode_with_masks(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return ids and specials as `encode` does, with one mask token for each "[MASK]" in the text; and which those are.
+
+        A letter that the text does not have stands in for each, so that all around it becomes the tokens of any text.
+        """
+        letter = next(chr(code) for code in _RARE_LETTERS if chr(code) not in text)
+        spaced = _stand_in(text, letter)
+        encoding = self.backend.encode(spaced)
+        tokens = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, encoding.word_ids, strict=True)
+        is_letter = [letter in spaced[start:end] for start, end in encoding.offsets]
+        words = {word for word, is_it in zip(encoding.word_ids, is_letter, strict=True) if is_it}
+        kept: list[tuple[int, int, bool]] = [] if self._adds_cls else [(self.cls_id, 1, False)]
+        last = None  # where the letter that the mask before stands for is
+        for (token, special, (start, end), word), is_it in zip(tokens, is_letter, strict=True):
+            if is_it:
+                place = spaced.index(letter, start)
+                if place != last:
+                    kept.append((self.mask_id, 0, True))
+                last = place
+            elif word not in words or spaced[start:end].strip():  # a space before the letter goes with it
+                kept.append((token, special, False))
+        ids, special, is_masked = zip(*kept[:max_length], strict=True)
+        return np.array(ids), np.array(special, dtype=bool), np.array(is_masked)
+
+    def spans(self, text: str, max_length: int) -> list[tuple[int, int]]:
+        """Return the first character and the end of each token of `encode`; empty spans for special ones."""
+        encoding = self.backend.encode(text)
+        offsets = [
+            (0, 0) if special else span for span, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        ]
+        return (offsets if self._adds_cls else [(0, 0), *offsets])[:max_length]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return text, special tokens left out."""
         return self.backend.decode(list(ids)).strip()
@@ -92,6 +127,17 @@ class Tokenizer:
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""
         return self.backend.to_str(pretty=True)
+
+
+def _stand_in(text: str, letter: str) -> str:
+    """Return the text with a letter for each mask, a word of its own."""
+    first, *rest = text.split(MASK_TEXT)
+    spaced = first
+    for part in rest:
+        before = " " if spaced[-1:].isalnum() else ""
+        after = " " if part[:1].isalnum() else ""
+        spaced += before + letter + after + part
+    return spaced
 
 
 def _bert(path: Path) -> Backend:

@@ -47,13 +47,20 @@ class Attention(nn.Module):
 
     def forward(self, x_BND: Tensor, is_padding_BN: Tensor | None) -> Tensor:
         """Attend over the N tokens of each sample, never to padding; (B, N, D) to (B, N, D)."""
+        may_attend = None if is_padding_BN is None else ~is_padding_BN[:, None, None, :]
+        return self.join(attend(*self.split(x_BND), may_attend))
+
+    def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, (B, H, N, d) each."""
         B, N, D = x_BND.shape
         bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x_BND, self.qkv.weight, bias_3D).view(B, N, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        may_attend = None if is_padding_BN is None else ~is_padding_BN[:, None, None, :]
-        out_BHNd = attend(q, k, v, may_attend)
-        return self.proj(out_BHNd.transpose(1, 2).reshape(B, N, D))
+        return q, k, v
+
+    def join(self, out_BHNd: Tensor) -> Tensor:
+        """Put the heads side by side and project them: (B, H, N, d) to (B, N, D)."""
+        return self.proj(out_BHNd.transpose(1, 2).flatten(2))
 
 
 def attend(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, may_attend_B11N: Tensor | None) -> Tensor:
@@ -63,12 +70,16 @@ def attend(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, may_attend_B11N: Tens
     """
     if q_BHNd.device.type != "cpu" or q_BHNd.dtype != torch.bfloat16 or not q_BHNd.requires_grad:
         return F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd, attn_mask=may_attend_B11N)
+    return attention_weights(q_BHNd, k_BHNd, may_attend_B11N) @ v_BHNd
+
+
+def attention_weights(q_BHNd: Tensor, k_BHNd: Tensor, may_attend_B11N: Tensor | None) -> Tensor:
+    """Return what each query (row) takes of each key, (B, H, N, N), rows adding up to 1; 0 where it may not attend."""
     scores_BHNN = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHNd.transpose(-1, -2)
     if may_attend_B11N is not None:
         scores_BHNN = scores_BHNN.masked_fill(~may_attend_B11N, float("-inf"))
-    with torch.autocast("cpu", enabled=False):  # it would compute the softmax in float32, at twice the traffic
-        weights_BHNN = scores_BHNN.softmax(-1)
-    return weights_BHNN @ v_BHNd
+    with torch.autocast(scores_BHNN.device.type, enabled=False):  # it would take float32 for bfloat16, at twice the traffic
+        return scores_BHNN.softmax(-1)
 
 
 class FeedForward(nn.Module):

@@ -1,0 +1,181 @@
+"""Pictures and texts that a person hands over, in any usual form, and the batches that tasks take.
+
+Letters: H height, W width, P patches, K kept patches, M hidden patches, T text tokens.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from eve_vl.config import ModelConfig
+from eve_vl.data.batch import Batch, MaskedSample, PairBatch, Sample, StatementBatch, StatementSample
+from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.transforms import Crop, decode
+from eve_vl.errors import UserError
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
+"""A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), a tensor (3, H, W) or (H, W); numbers are uint8, or
+float in [0, 1]."""
+
+_FORMS = "a path, bytes, a PIL image, an array or a tensor"
+_KEPT_BY_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # other modes become RGB
+_ROUNDING = 1e-3  # a resized float picture may leave [0, 1] by as much
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GivenImage:
+    """A picture not yet decoded, and what to call it in messages."""
+
+    ref: ImageRef
+    where: str
+
+    def whole(self) -> np.ndarray:
+        """Return all of the picture in its own size, uint8 (H, W, 3). Raises UserError."""
+        return decode(self.ref, self.where).permute(1, 2, 0).contiguous().numpy()
+
+    def pixels(self, image_size: int, patch_size: int) -> Tensor:
+        """Return what evaluation sees of it: uint8 (3, image_size, image_size). Raises UserError."""
+        return decode(self.ref, self.where, min_size=patch_size, crop=Crop(size=image_size))
+
+
+def given_images(images: ImageLike | Sequence[ImageLike]) -> list[GivenImage]:
+    """Return one or several pictures, in order; only those without a file behind them are looked at yet.
+
+    Raises UserError that names the picture by its path or by its place in the list, from 0.
+    """
+    if isinstance(images, list | tuple):
+        return [_given_image(image, f"image {number}") for number, image in enumerate(images)]
+    return [_given_image(images, "image")]
+
+
+def given_texts(texts: str | Sequence[str]) -> list[str]:
+    """Return one or several texts without the space around them. Raises UserError for what is no text or empty."""
+    if isinstance(texts, list | tuple):
+        return [_given_text(text, f"text {number}") for number, text in enumerate(texts)]
+    return [_given_text(texts, "text")]
+
+
+def pairs(images: Sequence[GivenImage], texts: Sequence[str], tokenizer: Tokenizer, model: ModelConfig) -> Batch:
+    """Return pairs as evaluation sees them: pictures squeezed to a square, texts cut to model.text_length tokens."""
+    samples = [
+        Sample(image=_pixels(image, model), ids_T=tokenizer.encode(text, model.text_length)[0], where=image.where)
+        for image, text in zip(images, texts, strict=True)
+    ]
+    return Batch.collate(samples, tokenizer.pad_id)
+
+
+def statement(left: GivenImage, right: GivenImage, text: str, tokenizer: Tokenizer, model: ModelConfig) -> StatementBatch:
+    """Return one statement as evaluation sees it."""
+    sample = StatementSample(
+        image=_pixels(left, model),
+        right=_pixels(right, model),
+        ids_T=tokenizer.encode(text, model.text_length)[0],
+        statement=text,
+        label=None,
+        identifier="",
+        group="",
+        where=left.where,
+    )
+    return StatementBatch.collate([sample], tokenizer.pad_id)
+
+
+def masked_pair(
+    image: GivenImage,
+    ids_T: np.ndarray,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    *,
+    is_masked_T: np.ndarray | None = None,
+    keep_K: np.ndarray | None = None,
+) -> PairBatch:
+    """Return one pair with its masks: tokens to hide (None: none), sorted positions of patches to keep (None: all)."""
+    all_P = np.arange(model.num_patches)
+    keep_K = all_P if keep_K is None else keep_K
+    sample = MaskedSample(
+        image=_pixels(image, model),
+        ids_T=ids_T,
+        is_masked_T=np.zeros(len(ids_T), dtype=bool) if is_masked_T is None else is_masked_T,
+        keep_K=keep_K,
+        hidden_M=np.setdiff1d(all_P, keep_K),
+        picture=0,
+        where=image.where,
+    )
+    return PairBatch.collate([sample], tokenizer.pad_id)
+
+
+def _pixels(image: GivenImage, model: ModelConfig) -> Tensor:
+    return image.pixels(model.image_size, model.patch_size)
+
+
+def _given_image(image: Any, where: str) -> GivenImage:
+    match image:
+        case str() | Path():
+            path = Path(image).expanduser()
+            if not path.is_file():
+                raise UserError(f"{where}: no such file: {path}")
+            return GivenImage(ref=ImageFile(path=path), where=str(path))
+        case bytes():
+            return GivenImage(ref=ImageBytes(data=image), where=where)
+        case Image.Image():
+            return GivenImage(ref=_from_pillow(image, where), where=where)
+        case np.ndarray():
+            return GivenImage(ref=_from_array(image, where, "array"), where=where)
+        case Tensor():
+            return GivenImage(ref=_from_tensor(image, where), where=where)
+        case _ if isinstance(image, ImageRef):
+            return GivenImage(ref=image, where=where)
+    raise UserError(f"{where}: got {type(image).__name__}, expected {_FORMS}, or a list of them")
+
+
+def _given_text(text: Any, where: str) -> str:
+    if not isinstance(text, str):
+        raise UserError(f"{where}: got {type(text).__name__}, expected a text or a list of texts")
+    if not text.strip():
+        raise UserError(f"{where} is empty")
+    return text.strip()
+
+
+def _from_pillow(image: Image.Image, where: str) -> ImageRef:
+    """Return a Pillow image as pixels if it is plain, else as the bytes of a PNG, so that transparency, palettes and 16 bits
+    are treated as in a file; upright, if the file that it comes from says how it is turned."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise UserError(f"{where}: pixels are 32-bit numbers of unknown range; give it with 8 or 16 bits")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return ImagePixels(pixels=np.asarray(image))
+        file = io.BytesIO()
+        (image if image.mode in _KEPT_BY_PNG else image.convert("RGB")).save(file, "PNG", compress_level=1)
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken files, which they read only now
+        raise UserError(f"{where}: cannot decode picture: {error}") from None
+    return ImageBytes(data=file.getvalue())
+
+
+def _from_tensor(image: Tensor, where: str) -> ImageRef:
+    shape = tuple(image.shape)
+    if image.ndim == 3 and shape[0] == 3:
+        image = image.permute(1, 2, 0)
+    elif image.ndim != 2:
+        raise UserError(f"{where}: tensor of shape {shape}, expected (3, height, width) or (height, width)")
+    image = image.detach().cpu()
+    return _from_array((image.float() if image.is_floating_point() else image).numpy(), where, "tensor")
+
+
+def _from_array(image: np.ndarray, where: str, name: str) -> ImageRef:
+    if image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise UserError(f"{where}: {name} of shape {image.shape}, expected (height, width, 3) or (height, width)")
+    if np.issubdtype(image.dtype, np.floating):
+        low, high = float(image.min()), float(image.max())
+        if not (-_ROUNDING <= low <= high <= 1 + _ROUNDING):  # False for NaN too
+            raise UserError(f"{where}: float {name} from {low:g} to {high:g}, expected 0 to 1; give 0 to 255 as uint8")
+        image = (image.astype(np.float64) * 255).round().clip(0, 255).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise UserError(f"{where}: {name} of {image.dtype}, expected uint8 from 0 to 255, or float from 0 to 1")
+    return ImagePixels(pixels=image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2))
