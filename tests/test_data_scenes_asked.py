@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
+from eve_vl.data.records import ImagePixels
 from eve_vl.data.scenes import (
     ANSWERS,
     HELD_OUT,
@@ -190,8 +191,10 @@ def test_question_rows_show_the_scene_they_ask_about():
     rows = SceneQuestions(split="val", image_size=40, seed=3, num_scenes=5)
     asked = sample_question("val", 3, 4)
     row = rows[4]
+    assert isinstance(row.image, ImagePixels)
     np.testing.assert_array_equal(row.image.pixels, render(asked.scene, 40))
-    assert (row.question, row.answer, row.kind) == (asked.question, asked.answer, asked.kind)
+    assert (row.question, row.answers, row.answer_type) == (asked.question, (asked.answer,), asked.kind)
+    assert row.question_id == 4
     assert row.where == "scenes:val[4]"
     with pytest.raises(IndexError):
         rows[5]
@@ -201,9 +204,11 @@ def test_statement_rows_show_both_scenes():
     rows = SceneStatements(split="val", image_size=40, seed=3, num_scenes=5)
     claimed = sample_statement("val", 3, 4)
     row = rows[4]
-    np.testing.assert_array_equal(row.image_left.pixels, render(claimed.left, 40))
-    np.testing.assert_array_equal(row.image_right.pixels, render(claimed.right, 40))
-    assert (row.statement, row.label, row.kind) == (claimed.statement, claimed.label, claimed.kind)
+    for image, scene in ((row.left, claimed.left), (row.right, claimed.right)):
+        assert isinstance(image, ImagePixels)
+        np.testing.assert_array_equal(image.pixels, render(scene, 40))
+    assert (row.statement, row.label, row.identifier) == (claimed.statement, claimed.label, "4")
+    assert row.group == row.statement  # the same words about other pictures are one group
     assert row.where == "scenes:val[4]"
     with pytest.raises(IndexError):
         rows[5]

@@ -78,3 +78,99 @@ def test_patch_statistics_equal_numpys_with_one_degree_of_freedom_less():
     np.testing.assert_allclose(mean.squeeze(2), array.mean(2), rtol=1e-5)
     np.testing.assert_allclose(std.squeeze(2), np.sqrt(array.var(2, ddof=1) + 1e-6), rtol=1e-5)
     assert std[0, 0].item() == pytest.approx(1e-3)
+
+
+# Contrast, matching, answers
+
+
+def slow_contrastive(image, text, all_images, all_texts, is_match, temperature) -> float:
+    """One query after the other: minus the mean log-probability of its matches among all candidates."""
+    total = 0.0
+    for queries, candidates in ((image, all_texts), (text, all_images)):
+        for query, matches in zip(queries.tolist(), is_match.tolist(), strict=True):
+            scores = [
+                sum(x * y for x, y in zip(query, candidate, strict=True)) / temperature for candidate in candidates.tolist()
+            ]
+            log_sum = math.log(sum(math.exp(score) for score in scores))
+            right = [score - log_sum for score, is_right in zip(scores, matches, strict=True) if is_right]
+            total -= sum(right) / len(right)
+    return total / (2 * len(image))
+
+
+def features(count: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(count, 6), dim=1)
+
+
+@pytest.mark.parametrize("pictures", [[0, 1, 2, 3, 4], [0, 1, 0, 0, 4], [7, 7, 7, 7, 7]])
+def test_contrast_against_a_loop_with_several_captions_of_one_picture(pictures):
+    all_images, all_texts, picture = features(5), features(5), torch.tensor(pictures)
+    is_match = picture[:3, None] == picture  # three rows of this process, two of another
+    found = objectives.contrastive(all_images[:3], all_texts[:3], all_images, all_texts, is_match, torch.tensor(0.2))
+    assert found.item() == pytest.approx(
+        slow_contrastive(all_images[:3], all_texts[:3], all_images, all_texts, is_match, 0.2), rel=1e-5
+    )
+
+
+def test_contrast_on_paper():
+    one_hot, matches = torch.eye(4), torch.eye(4, dtype=torch.bool)
+    at_one = objectives.contrastive(one_hot, one_hot, one_hot, one_hot, matches, torch.tensor(1.0))
+    assert at_one.item() == pytest.approx(math.log(1 + 3 / math.e), rel=1e-5)
+    ones = torch.ones(4, 4)
+    blind = objectives.contrastive(one_hot[:1], one_hot[:1], ones, ones, matches[:1], torch.tensor(0.07))
+    assert blind.item() == pytest.approx(math.log(4), rel=1e-5)
+
+
+def test_hard_negatives_are_never_matches():
+    for _ in range(100):
+        similarity = torch.randn(6, 6) * 50
+        is_match = torch.rand(6, 6) < 0.6
+        is_match.fill_diagonal_(True)
+        drawn = objectives.hard_negatives(similarity, is_match)
+        assert drawn.dtype == torch.int64
+        for row, column in enumerate(drawn.tolist()):
+            if is_match[row].all():
+                assert column == row
+            else:
+                assert not is_match[row, column]
+
+
+def test_where_everything_matches_a_row_gets_itself():
+    everything = torch.ones(5, 5, dtype=torch.bool)
+    assert objectives.hard_negatives(torch.randn(5, 5), everything).tolist() == [0, 1, 2, 3, 4]
+    everything[2, 4] = False  # however unlikely
+    similarity = torch.zeros(5, 5)
+    similarity[2, 4] = -1e4
+    assert objectives.hard_negatives(similarity, everything).tolist() == [0, 1, 4, 3, 4]
+
+
+def test_hard_negatives_follow_the_softmax():
+    draws = 4000
+    scores = [3.0, 1.0, 0.0, 2.0, -1.0, 2.5]
+    matches = [True, False, False, False, False, True]
+    similarity = torch.tensor(scores).expand(6, 6)
+    drawn = torch.cat([objectives.hard_negatives(similarity, torch.tensor(matches).expand(6, 6)) for _ in range(draws // 6)])
+    weights = [0.0 if is_match else math.exp(score) for score, is_match in zip(scores, matches, strict=True)]
+    for column, weight in enumerate(weights):
+        share = weight / sum(weights)
+        margin = 5 * math.sqrt(share * (1 - share) / draws) + 1e-3
+        assert (drawn == column).float().mean().item() == pytest.approx(share, abs=margin), column
+
+
+def test_matching_is_the_cross_entropy_of_two_classes():
+    logits, labels = torch.randn(5, 2), torch.tensor([True, False, False, True, True])
+    total = 0.0
+    for (no, yes), label in zip(logits.tolist(), labels.tolist(), strict=True):
+        probability = math.exp(yes) / (math.exp(no) + math.exp(yes))
+        total -= math.log(probability if label else 1 - probability)
+    assert objectives.matching(logits, labels).item() == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_answers_against_the_entropy_of_each_answer():
+    logits, targets = torch.randn(3, 4) * 3, torch.tensor([[0, 0.3, 1.0, 0], [0, 0, 0, 0], [0.9, 0.6, 0, 0.3]])
+    total = 0.0
+    for row, wanted in zip(logits.tolist(), targets.tolist(), strict=True):
+        for logit, target in zip(row, wanted, strict=True):
+            probability = 1 / (1 + math.exp(-logit))
+            total -= target * math.log(probability) + (1 - target) * math.log(1 - probability)
+    assert objectives.answers(logits, targets).item() == pytest.approx(total / 3, rel=1e-5)
+    assert objectives.answers(logits.bfloat16(), targets).dtype == torch.float32

@@ -7,17 +7,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, DataConfig, MaskedSignalConfig, ModelConfig, TokenizerConfig, TrainConfig
-from eve_vl.data.records import ImagePixels, ImageRef, ImageText
+from eve_vl.config import Config, DataConfig, MaskedSignalConfig, ModelConfig, TaskConfig, TokenizerConfig, TrainConfig
+from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText, Record
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError
 from eve_vl.model.moe import MoE
 
+Row = TypeVar("Row", bound=Record)
+ANSWERS = ("red", "2", "yes", "left", "ring")
 CAPTIONS = (
     "a red circle",
     "two small blue squares on gray",
@@ -115,7 +118,7 @@ def randomize(module: torch.nn.Module, seed: int, std: float = 0.5) -> None:
 def tiny_config(
     *,
     model: dict | None = None,
-    task: dict | None = None,
+    task: dict | TaskConfig | None = None,
     data: dict | None = None,
     train: dict | None = None,
 ) -> Config:
@@ -145,39 +148,81 @@ def tiny_config(
     return replace(
         base,
         model=replace(base.model, **model or {}),
-        task=replace(base.task, **task or {}),
+        task=replace(base.task, **task or {}) if isinstance(task, dict | None) else task,
         data=replace(base.data, **data or {}),
         train=replace(base.train, **train or {}),
     )
 
 
-class ListSource:
+class ListSource(Generic[Row]):
     """Rows at hand; a None is a row that cannot be used."""
 
-    def __init__(self, rows: Sequence[ImageText | None], name: str = "list"):
+    def __init__(self, rows: Sequence[Row | None], name: str = "list"):
         self.rows = rows
         self.name = name
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int, /) -> ImageText:
+    def __getitem__(self, index: int, /) -> Row:
         row = self.rows[index]
         if row is None:
             raise BadSampleError(f"{self.name}:{index}", "made to be broken")
         return row
 
 
-def pairs(count: int, *, bad: Sequence[int] = (), size: int = 20, name: str = "list", captions: int = 2) -> ListSource:
+def noise(*key: int, height: int = 20, width: int = 20) -> ImagePixels:
+    """A picture that no other key gives."""
+    return ImagePixels(pixels=np.random.default_rng(key).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pairs(
+    count: int, *, bad: Sequence[int] = (), size: int = 20, name: str = "list", captions: int = 2
+) -> ListSource[ImageText]:
     """Noise pictures of different shapes, with captions that name their row; those in `bad` cannot be used."""
     rows: list[ImageText | None] = []
     for row in range(count):
-        rng = np.random.default_rng([count, row])
-        image: ImageRef = ImagePixels(pixels=rng.integers(0, 256, (size + row % 3, size, 3), dtype=np.uint8))
+        image = noise(count, row, height=size + row % 3, width=size)
         texts = tuple(f"{CAPTIONS[(row + turn) % len(CAPTIONS)]} {row}" for turn in range(captions))
         rows.append(ImageText(image=image, captions=texts, where=f"{name}:{row}"))
     for row in bad:
         rows[row] = None
+    return ListSource(rows, name)
+
+
+def questions(count: int, *, name: str = "asked") -> ListSource[ImageQuestion]:
+    """Noise pictures with questions of different lengths; of every seven, one has ten answers, one none, the others one."""
+    rows = []
+    for row in range(count):
+        answer = ANSWERS[row % len(ANSWERS)]
+        answers = {5: (answer,) * 2 + ("no idea",) * 3 + ANSWERS[:5], 6: ()}.get(row % 7, (answer,))
+        rows.append(
+            ImageQuestion(
+                image=noise(count, row),
+                question=f"is it {CAPTIONS[row % len(CAPTIONS)]} {row}",
+                answers=answers,
+                question_id=row,
+                answer_type="colour" if row % 3 else "number",
+                where=f"{name}:{row}",
+            )
+        )
+    return ListSource(rows, name)
+
+
+def statements(count: int, *, name: str = "said") -> ListSource[ImagesStatement]:
+    """Two noise pictures each, with statements of different lengths in groups of two; every seventh has no label."""
+    rows = [
+        ImagesStatement(
+            left=noise(count, row, 0),
+            right=noise(count, row, 1),
+            statement=f"both show {CAPTIONS[row % len(CAPTIONS)]} {row}",
+            label=None if row % 7 == 6 else row % 3 > 0,
+            identifier=f"x-{row // 2}-{row % 2}-0",
+            group=f"x-{row // 2}--0",
+            where=f"{name}:{row}",
+        )
+        for row in range(count)
+    ]
     return ListSource(rows, name)
 
 

@@ -99,7 +99,10 @@ def drop_unanswerable(
     kept: list[Source[ImageQuestion]] = []
     for source, rows in zip(sources, dropped, strict=True):
         left = np.setdiff1d(np.arange(len(source)), rows)
-        if len(left):
-            kept.append(Rows(source, left))
+        if not len(left):
+            raise UserError(
+                f"{source[0].where} and all after it: the answer list answers none of these {len(source)} training questions"
+            )
+        kept.append(Rows(source, left))
     frequent = sorted(lacking, key=lambda answer: -lacking[answer])[:NUM_SHOWN]
     return kept, Missing(count=count, total=total, answers=tuple(frequent))

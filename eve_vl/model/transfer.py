@@ -36,13 +36,14 @@ def transfer(tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> Tra
         resized = len(tensors[POSITIONS]) - 1, len(own[POSITIONS]) - 1
         tensors[POSITIONS] = resize_positions(tensors[POSITIONS], resized[1])
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and tensor.shape == own[name].shape}
-    wrong = [name for name in own if name.startswith("encoder.") and name not in fitting]
+    wrong = [name for name in own.keys() | tensors.keys() if name.startswith("encoder.") and name not in fitting]
     if wrong:
-        name = wrong[0]
-        found = f"{tuple(tensors[name].shape)} there" if name in tensors else "missing there"
+        name = min(wrong)
+        here = f"{tuple(own[name].shape)} here" if name in own else "missing here"
+        there = f"{tuple(tensors[name].shape)} there" if name in tensors else "missing there"
         raise UserError(
             f"{where}: its encoder does not fit this model: {len(wrong)} tensors differ, the first {name}: "
-            f"{tuple(own[name].shape)} here, {found}; leave out the --model flags that change shapes"
+            f"{here}, {there}; leave out the --model flags that change shapes"
         )
     with torch.no_grad():
         for name, tensor in fitting.items():

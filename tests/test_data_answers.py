@@ -1,0 +1,134 @@
+"""Answer lists: the forms they come in, what is wrong with them, and which questions they cannot answer."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from twins import ListSource, noise, questions
+
+from eve_vl.data.answers import NUM_SHOWN, answers_of, closed_answers, drop_unanswerable, read_answers
+from eve_vl.data.records import ImageQuestion
+from eve_vl.data.scenes import ANSWERS, SceneQuestions
+from eve_vl.errors import UserError
+from eve_vl.metrics.vqa import normalize
+
+LIST = ["yes", "two dogs", "café au lait"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("answers.json", json.dumps(LIST)),
+        ("answers.json", "\n " + json.dumps(LIST, ensure_ascii=False, indent=1)),
+        ("answers.txt", "yes\ntwo dogs\n\ncafé au lait\n"),
+        ("answers.txt", "\ufeffyes\r\n  two dogs \r\ncafé au lait"),
+        ("answer2label.txt", "".join(f'{{"answer": "{answer}", "label": {label}}}\n' for label, answer in enumerate(LIST))),
+        ("answer2label.txt", "".join(f'{{"label": {2 - at}, "answer": "{LIST[2 - at]}"}}\n' for at in range(3))),
+    ],
+)
+def test_answers_are_read_in_order_from_every_form(tmp_path: Path, name: str, text: str):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_answers(tmp_path / name) == LIST
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "holds at least one text and nothing else"),
+        (b"\n \n", "holds at least one text and nothing else"),
+        (b"[]", "holds at least one text and nothing else"),
+        (b'["yes", 2]', "holds at least one text and nothing else"),
+        (b'["yes", null]', "holds at least one text and nothing else"),
+        (b'["yes", "no", "yes"]', "the answer 'yes' is listed 2 times"),
+        (b"yes\nno\nno\nno\n", "the answer 'no' is listed 3 times"),
+        (b'["yes", ', "not an answer list (JSONDecodeError"),
+        (b'{"answer": "yes"}\n', "not an answer list (KeyError: 'label')"),
+        (b'{"answer": "yes", "label": 0}\n[1]\n', "not an answer list (TypeError"),
+        (b'{"answer": 3, "label": 0}\n', "holds at least one text and nothing else"),
+        (b"\xff\xfe\x00", "cannot be read as an answer list"),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_one_line(tmp_path: Path, content: bytes, words: str):
+    path = tmp_path / "answers.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_answers(path)
+    assert str(caught.value).startswith(f"{path}: ") and words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_list(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be read as an answer list"):
+        read_answers(tmp_path / "nothing.json")
+
+
+def asked(rows: Sequence[Sequence[str] | None]) -> ListSource[ImageQuestion]:
+    return ListSource(
+        [
+            answers
+            if answers is None
+            else ImageQuestion(
+                image=noise(row), question="what", answers=tuple(answers), question_id=row, answer_type="", where=f"q:{row}"
+            )
+            for row, answers in enumerate(rows)
+        ],
+        "q",
+    )
+
+
+def test_scenes_have_a_closed_list_and_nothing_is_dropped(monkeypatch):
+    scenes = [SceneQuestions(split="val"), SceneQuestions(split="train")]
+    answers = closed_answers(scenes)
+    assert answers is not None
+    assert answers == list(ANSWERS)
+    monkeypatch.setattr(SceneQuestions, "__getitem__", None)  # and no row is looked at
+    sources, missing = drop_unanswerable(scenes, answers, normalize)
+    assert missing is None
+    assert all(a is b for a, b in zip(sources, scenes, strict=True))
+    assert closed_answers([scenes[0], questions(3)]) is None
+
+
+def test_a_list_that_lacks_an_answer_of_scenes_drops_questions():
+    scenes = SceneQuestions(split="val", num_scenes=60)
+    few = [answer for answer in ANSWERS if answer != "yes"]
+    (source,), missing = drop_unanswerable([scenes], few, normalize)
+    assert missing is not None
+    assert missing.answers == ("yes",)
+    expected = [row for row in range(60) if scenes[row].answers != ("yes",)]
+    assert [source[row].question_id for row in range(len(source))] == expected
+    assert missing.count == 60 - len(expected) > 0
+
+
+def test_questions_are_kept_if_any_answer_is_listed_in_normal_form():
+    first = asked([["Yes!"], ["no", "a dog"], ["cat"], [], None, ["no"]])
+    second = asked([["two"], ["2"], ["yes"]])
+    (kept, whole), missing = drop_unanswerable([first, second], ["yes", "dog", "2"], normalize)
+    assert [kept.rows.tolist(), len(whole)] == [[0, 1, 4], 3]  # pyright: ignore[reportAttributeAccessIssue]
+    assert missing is not None
+    assert (missing.count, missing.total) == (3, 9)
+    assert str(missing) == (
+        "the answer list lacks the answers of 3 of 9 training questions (33.3%), which are left out; first 2: cat, no"
+    )
+    assert [row for _, row, _ in answers_of([first])] == [0, 1, 2, 3, 5]  # a row that cannot be read stays and is counted later
+    sources, nothing = drop_unanswerable([second], ["yes", "2", "other"], normalize)
+    assert sources == [second] and nothing is None
+
+
+def test_the_ten_most_frequent_missing_answers_are_named():
+    rows = [["yes"]] + [[f"answer {number}"] for number in range(13) for _ in range(number + 1)]
+    _, missing = drop_unanswerable([asked(rows)], ["yes"], normalize)
+    assert missing is not None
+    assert missing.answers == tuple(f"answer {number}" for number in range(12, 12 - NUM_SHOWN, -1))
+    assert missing.count == len(rows) - 1
+
+
+def test_a_list_that_answers_nothing_is_a_mistake():
+    with pytest.raises(UserError, match=r"^the answer list, a, b …, answers none of the 2 training questions$"):
+        drop_unanswerable([asked([["yes"], ["no"]])], ["a", "b"], normalize)
+
+
+def test_a_source_without_an_answerable_question_is_a_mistake():
+    """Weights of sources, --data.train-weights, would no longer belong to them."""
+    with pytest.raises(UserError, match=r"^q:0 and all after it: the answer list answers none of these 2 training questions$"):
+        drop_unanswerable([asked([["yes"]]), asked([["cat"], ["dog"]])], ["yes"], normalize)

@@ -1,0 +1,112 @@
+"""Weights from one task's run into another's: all of the encoder or nothing, and what is new is said."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from twins import randomize, tiny_config
+
+from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
+from eve_vl.errors import UserError
+from eve_vl.model.transfer import parts, transfer
+from eve_vl.run import build_untrained
+
+POSITIONS = "encoder.image.positions"
+
+
+def build(config: Config, seed: int = 0, answers: int = 4) -> nn.Module:
+    task = build_untrained(config, 30, [f"answer {number}" for number in range(answers)])
+    randomize(task, seed)
+    return task
+
+
+def weights(config: Config, seed: int = 1, answers: int = 4) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in build(config, seed, answers).state_dict().items()}
+
+
+def names(task: nn.Module, *starts: str) -> set[str]:
+    return {name for name in task.state_dict() if name.startswith(starts)}
+
+
+PRETRAINED = tiny_config()
+CONTRASTED = tiny_config(task={"itc_weight": 1.0, "itm_weight": 1.0})
+ALL_TASKS = {
+    "vqa": (VQAConfig(), "answer_head"),
+    "nlvr2": (NLVR2Config(), "concat_head"),
+    "nlvr2 paired": (NLVR2Config(head="paired"), "paired_head"),
+    "retrieval": (RetrievalConfig(), "contrast"),
+}
+
+
+@pytest.mark.parametrize(("section", "head"), ALL_TASKS.values(), ids=ALL_TASKS)
+def test_encoder_comes_along_and_the_head_is_new(section, head):
+    source, task = weights(PRETRAINED), build(tiny_config(task=section))
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    done = transfer(source, task, "run/best")
+    assert done.resized is None
+    assert done.new == names(task, head)
+    assert done.unused == {name for name in source if name.startswith(("token_head", "pixel_decoder"))}
+    for name, tensor in task.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in done.new else source[name]), name
+    assert all(parameter.requires_grad for parameter in task.parameters())
+    assert parts(done.unused) == "pixel_decoder, token_head"
+
+
+def test_a_contrast_that_was_learnt_before_comes_along():
+    source, task = weights(CONTRASTED), build(tiny_config(task=RetrievalConfig()))
+    done = transfer(source, task, "run")
+    assert not done.new
+    assert all(torch.equal(tensor, source[name]) for name, tensor in task.state_dict().items())
+    only_contrast = tiny_config(task={"itc_weight": 1.0})
+    done = transfer(weights(only_contrast), build(tiny_config(task=RetrievalConfig())), "run")
+    assert parts(done.new) == "contrast.match_head"
+
+
+def test_the_same_task_goes_on_and_another_answer_list_starts_its_last_layer_anew():
+    config = tiny_config(task=VQAConfig())
+    assert not transfer(weights(config), build(config), "run").new
+    task = build(config, answers=7)
+    done = transfer(weights(config), task, "run")
+    assert done.new == done.unused == {"answer_head.3.weight", "answer_head.3.bias"}
+
+
+def test_positions_of_pictures_are_resized():
+    source, task = weights(PRETRAINED), build(tiny_config(model={"image_size": 24}, task=VQAConfig()))
+    done = transfer(source, task, "run")
+    assert done.resized == (16, 36)
+    found = task.state_dict()[POSITIONS]
+    assert torch.equal(found[0], source[POSITIONS][0])
+    grid = source[POSITIONS][1:].T.reshape(1, 16, 4, 4)
+    expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False).flatten(2)[0].T
+    torch.testing.assert_close(found[1:], expected)
+    assert POSITIONS not in done.new | done.unused
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"depth": 4, "num_deep_blocks": 3}, "encoder.blocks.3.", "missing there"),
+        ({"depth": 2, "num_deep_blocks": 1}, "encoder.blocks.2.", "missing here"),
+        ({"embed_dim": 32}, "encoder.", "32"),
+        ({"text_length": 9}, "encoder.text.positions", "(9, 16) here, (12, 16) there"),
+        ({"num_experts": 2}, "encoder.blocks.", "here"),
+        ({"deep_ffn": "shared"}, "encoder.blocks.", "here"),
+        ({"patch_size": 8}, "encoder.image.proj.weight", "(16, 192) here, (16, 48) there"),
+    ],
+)
+def test_another_encoder_is_refused_as_a_whole(changes, name, words):
+    task = build(tiny_config(model=changes, task=VQAConfig()))
+    before = {key: tensor.clone() for key, tensor in task.state_dict().items()}
+    with pytest.raises(
+        UserError, match=r"^run/best: its encoder does not fit this model: \d+ tensors differ, the first"
+    ) as caught:
+        transfer(weights(PRETRAINED), task, "run/best")
+    assert name in str(caught.value) and words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in task.state_dict().items())
+
+
+def test_another_vocabulary_is_refused():
+    task = build_untrained(tiny_config(task=NLVR2Config()), 31)
+    with pytest.raises(UserError, match=r"encoder\.text\.words\.weight: \(31, 16\) here, \(30, 16\) there"):
+        transfer(weights(PRETRAINED), task, "run")
