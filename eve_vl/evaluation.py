@@ -103,7 +103,7 @@ def _vqa_baselines(config: Config, rows: Sequence[Answered]) -> dict[str, float]
         sources = open_sources(config.data.train, config.data, config.model.image_size, "questions")
     except UserError:  # the training data may be out of reach here
         return {}
-    train = _some_questions(sources)
+    train = some_questions(sources)
     if not train or not any(row.answers for row in rows):
         return {}
     answers = [row.answers for row in rows]
@@ -113,7 +113,8 @@ def _vqa_baselines(config: Config, rows: Sequence[Answered]) -> dict[str, float]
     }
 
 
-def _some_questions(sources: Sequence[Source[Any]]) -> list[tuple[str, tuple[str, ...]]]:
+def some_questions(sources: Sequence[Source[Any]]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return question and answers of at most BLIND_ROWS rows, spread evenly, those left out that have no answers."""
     found = []
     total = sum(map(len, sources))
     for source in sources:

@@ -207,8 +207,6 @@ def train(config: Config, *, must_resume: bool = False, with_report: bool = True
     checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
     if not with_report:
         return None
-    if not isinstance(config.task, MaskedSignalConfig):
-        return None
     from eve_vl.report import write_report  # an edge of the house, needed only here
 
     return write_report(config.out)

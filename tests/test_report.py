@@ -285,13 +285,13 @@ def test_routing_shares(run: Path):
     task_of(loaded).encode(patches, batch, keep=True)
     task_of(loaded).encode(patches, batch, mask=True)
     expected = [counts / counts.sum(1, keepdims=True) for counts in seen.values()]
-    found = evidence.gather(load_run(run), num_routed=12).shares_ME
+    found = evidence.gather(load_run(run), num_routed=12).routing.shares_ME
     assert len(found) == len(expected) == 2
     for shares_ME, counts in zip(found, expected, strict=True):
         assert shares_ME.sum(1).tolist() == pytest.approx([1, 1])
         assert shares_ME.numpy() == pytest.approx(counts, abs=2e-3)  # a token on the brink may tip over
     page = Page(run / "report.html")
-    whole = evidence.gather(load_run(run)).shares_ME[1]
+    whole = evidence.gather(load_run(run)).routing.shares_ME[1]
     assert f"expert 3, text tokens: {percent(whole[1, 3].item())}" in page.text
     assert "Experts by modality, block 2 of 3" in page.text
     assert "Experts by modality, block 3 of 3" in page.text

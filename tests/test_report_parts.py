@@ -14,7 +14,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes import get_recipe
 from eve_vl.report import charts, evidence
 from eve_vl.report.markup import number, percent, picture, scientific
-from eve_vl.report.sections import command_line
+from eve_vl.report.run_config import command_line
 
 
 def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):

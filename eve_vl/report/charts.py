@@ -89,21 +89,29 @@ def bar_chart(
     labels: Sequence[str],
     series: Sequence[tuple[str, Sequence[float]]],
     *,
-    level: tuple[str, float],
+    level: tuple[str, float] | None = None,
     show: Show,
     axis: str,
     note: str = "",
 ) -> str:
-    """Return a <figure> of grouped bars: one group per label, one bar per series, a dashed level line to compare with."""
-    y_ticks = ticks(0, max(level[1], *(value for _, values in series for value in values)))
+    """Return a <figure> of grouped bars: one group per label, one bar per series, perhaps a dashed level to compare with.
+
+    A value that is not a number draws no bar.
+    """
+    levels = [level] if level else []
+    heights = [value for _, values in series for value in values if math.isfinite(value)]
+    y_ticks = ticks(0, max([*heights, *(value for _, value in levels)], default=1))
     frame = _Frame(x_end=len(labels), y_low=0, y_high=y_ticks[-1], left=_left(y_ticks, show))
     parts = _grid(frame, y_ticks, show)
     group = (WIDTH - RIGHT - frame.left) / len(labels)
     width = group * 0.76 / len(series)
-    every = math.ceil(len(labels) * 22 / (WIDTH - frame.left))
+    label_width = 4 + 6 * max(map(len, labels), default=0)
+    every = math.ceil(len(labels) * max(22, label_width) / (WIDTH - frame.left))
     for index, label in enumerate(labels):
         start = frame.left + group * index + group * 0.12
         for number_, (name, values) in enumerate(series):
+            if not math.isfinite(values[index]):
+                continue
             top, x = frame.y(values[index]), round(start + width * number_, 1)
             hint = f"{axis} {label}, {name}: {show(values[index])}"
             parts.append(
@@ -113,10 +121,11 @@ def bar_chart(
         if index % every == 0:
             parts.append(_text(round(frame.left + group * (index + 0.5), 1), HEIGHT - BOTTOM + 15, label, "middle"))
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 3, axis, "end"))
-    y = frame.y(level[1])
-    parts.append(f'<line class="ref" x1="{frame.left}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-    styles = [*(f"c{index}" for index in range(len(series))), "ref ref0"]
-    named = [*((name, "") for name, _ in series), (level[0], show(level[1]))]
+    for _, value in levels:
+        y = frame.y(value)
+        parts.append(f'<line class="ref" x1="{frame.left}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+    styles = [*(f"c{index}" for index in range(len(series))), *("ref ref0" for _ in levels)]
+    named = [*((name, "") for name, _ in series), *((name, show(value)) for name, value in levels)]
     return _figure(title, note, _legend(styles, named), parts)
 
 

@@ -1,12 +1,12 @@
 """What a model does on a few validation pairs: rebuilt pictures, guessed tokens, experts chosen.
 
-Letters: B batch, P patches, M hidden patches or masked tokens, X values in a patch, V vocabulary, E experts; in
-shares_ME, M = 2 modalities (image, text).
+Letters: B batch, P patches, M hidden patches or masked tokens, X values in a patch, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,10 @@ from eve_vl.data.batch import PairBatch
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embed import hide, patchify, to_pictures
+from eve_vl.model.moe import RouterStats
+from eve_vl.report.routing import Routing, add_choices
 from eve_vl.run import LoadedRun, eval_dataset
+from eve_vl.tasks import TASKS
 from eve_vl.tasks.masked_signal import MaskedSignal
 
 NUM_SHOWN = 8
@@ -78,25 +81,20 @@ class Evidence:
     """Everything that the page shows of a model at work."""
 
     pairs: tuple[ShownPair, ...]
-    shares_ME: tuple[Tensor, ...]
-    """Per `moe` block, for each modality, the share of its tokens' choices that each expert gets; rows sum to 1."""
-    num_routed: int
+    routing: Routing
 
 
 @torch.inference_mode()
 def gather(run: LoadedRun, num_shown: int = NUM_SHOWN, num_routed: int = NUM_ROUTED) -> Evidence:
     """Run the model in float32 on pairs spread evenly over its validation data. Raises UserError if that cannot be read."""
-    shown = next(iter(_batches(run, num_shown)))
-    pairs = show_pairs(run, shown)
-    shares_ME, count = [], 0
+    pairs = show_pairs(run, next(iter(batches(run, num_shown))))
+    chosen: list[Tensor] = []
+    count = 0
     if "moe" in run.config.model.ffn_policies:
-        totals: list[Tensor] = []
-        for batch in _batches(run, num_routed):
+        for batch in batches(run, num_routed):
             count += len(batch.where)
-            chosen = chosen_experts(run, batch)
-            totals = [a + b for a, b in zip(totals, chosen, strict=True)] if totals else chosen
-        shares_ME = [total / total.sum(1, keepdim=True) for total in totals]
-    return Evidence(pairs=tuple(pairs), shares_ME=tuple(shares_ME), num_routed=count)
+            add_choices(chosen, passes(run, batch))
+    return Evidence(pairs=tuple(pairs), routing=Routing.of(chosen, count))
 
 
 def task_of(run: LoadedRun) -> MaskedSignal:
@@ -105,26 +103,23 @@ def task_of(run: LoadedRun) -> MaskedSignal:
     return run.task
 
 
-def _batches(run: LoadedRun, num_samples: int):
+def batches(run: LoadedRun, num_samples: int) -> Iterator[Any]:
+    """Yield batches of validation rows, spread evenly. Raises UserError."""
     data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
     config = dataclasses.replace(run.config, data=data)
-    _, sources = open_train_and_val(config)
+    _, sources = open_train_and_val(config, TASKS[config.task.name].dataset.kind)
     for batch in eval_loader(eval_dataset(config, sources, run.tokenizer), batch_size=BATCH, rank=0, world=1):
         yield batch.to(next(run.task.parameters()).device)
 
 
-def chosen_experts(run: LoadedRun, batch: PairBatch) -> list[Tensor]:
-    """Return per `moe` block the choices (2, E) of image and text tokens, over the passes that training makes."""
+def passes(run: LoadedRun, batch: PairBatch) -> list[list[RouterStats]]:
+    """Return what the routers do in each pass that training makes."""
     task = task_of(run).settings
     patches_BPX = patchify(batch.pixels(), run.config.model.patch_size)
-    passes = [(True, False)] * bool(task.mim_weight) + [(False, True)] * bool(task.mlm_weight)
+    made = [(True, False)] * bool(task.mim_weight) + [(False, True)] * bool(task.mlm_weight)
     if task.joint_masking:
-        passes = [(True, True)]
-    encoded = [task_of(run).encode(patches_BPX, batch, keep=keep, mask=mask) for keep, mask in passes]
-    return [
-        sum((stats.chosen_ME.cpu() for stats in block), torch.zeros(()))
-        for block in zip(*(e.router for e in encoded), strict=True)
-    ]
+        made = [(True, True)]
+    return [task_of(run).encode(patches_BPX, batch, keep=keep, mask=mask).router for keep, mask in made]
 
 
 def show_pairs(run: LoadedRun, batch: PairBatch) -> list[ShownPair]:

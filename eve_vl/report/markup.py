@@ -17,6 +17,17 @@ def esc(value: object) -> str:
     return html.escape(str(value))
 
 
+def section(name: str, title: str, intro: str, body: str) -> str:
+    """Return a <section>; `intro` and `body` are HTML."""
+    intro = f'<p class="intro">{intro}</p>' if intro else ""
+    return f'<section id="{name}"><h2>{title}</h2>{intro}{body}</section>'
+
+
+def missing(sentence: str) -> str:
+    """Return the HTML sentence that stands where something is left out."""
+    return f'<p class="missing">{sentence}</p>'
+
+
 def picture(pixels_HWC: np.ndarray, alt: str) -> str:
     """Return an <img> that carries a uint8 (H, W, 3) picture within itself, as PNG."""
     buffer = io.BytesIO()
@@ -43,6 +54,11 @@ def number(value: float) -> str:
             if abs(value) >= size:
                 return f"{value / size:.3g}{unit}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def points(difference: float) -> str:
+    """Return a difference of two shares in percentage points, with its sign: 0.5 as +50.0."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def scientific(value: float) -> str:

@@ -1,13 +1,18 @@
-"""The upper half of the page: header, headline numbers, curves."""
+"""The top of the page: which run this is, and the headline numbers of pre-training."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from eve_vl.config import Config
-from eve_vl.report.charts import Series, constant, line_chart
-from eve_vl.report.markup import esc, number, percent, scientific
+from eve_vl.config import Config, MaskedSignalConfig
+from eve_vl.report.markup import esc, missing, number, percent, points, section
+
+TASK_NAMES = {
+    "masked_signal": "masked signal modelling",
+    "retrieval": "image–text retrieval",
+    "vqa": "visual question answering",
+    "nlvr2": "statements about two pictures (NLVR2)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +22,8 @@ class Headline:
     values: dict[str, float]
     step: int
     where: str
+    num_samples: int
+    """Rows of validation data that they were measured on, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +37,22 @@ class Card:
     is_main: bool = False
 
 
-def header(config: Config, *, step: int, saved: datetime, parameters: int, active_parameters: int) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is: the step of the weights shown, whether they were chosen on validation, the last step trained."""
+
+    step: int
+    is_best: bool
+    last_step: int
+    saved: datetime
+
+
+def header(config: Config, progress: Progress, *, parameters: int, active_parameters: int, log: Sequence[dict]) -> str:
     """Return the top of the page: which run this is."""
-    steps = f"{step:,} of {config.train.steps:,}"
-    if step < config.train.steps:
+    steps = f"{progress.step:,} of {config.train.steps:,}"
+    if progress.is_best:
+        steps += ' <span class="badge">best on validation</span>'
+    if progress.last_step < config.train.steps:
         steps += ' <span class="badge">unfinished</span>'
     size = number(parameters)
     if active_parameters < parameters:
@@ -41,25 +60,36 @@ def header(config: Config, *, step: int, saved: datetime, parameters: int, activ
     model = config.model
     facts = {
         "step": steps,
-        "checkpoint saved": f"{saved.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        "checkpoint saved": f"{progress.saved.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         "parameters": size,
         "encoder": f"{model.depth} blocks × {model.embed_dim}, {model.image_size}² pixels in {model.num_patches} patches",
         "validation data": esc(", ".join(config.data.val)),
     }
+    if config.scratch:
+        facts["started from"] = f"random weights <small>(shape and tokenizer of {esc(config.init)})</small>"
+    elif config.init is not None:
+        facts["started from"] = esc(config.init)
     rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+    notes = "".join(f"<li>{esc(row['text'])}</li>" for row in log if row["kind"] == "note")
+    notes = f'<ul class="notes">{notes}</ul>' if notes else ""
     return (
-        f'<header><p class="kicker">EVE · masked signal modelling</p><h1>{esc(config.recipe)}</h1>'
-        f'<dl class="facts">{rows}</dl></header>'
+        f'<header><p class="kicker">EVE · {TASK_NAMES[config.task.name]}</p><h1>{esc(config.recipe)}</h1>'
+        f'<dl class="facts">{rows}</dl>{notes}</header>'
     )
 
 
-def headline_section(headline: Headline, config: Config) -> str:
+def numbers_section(headline: Headline, body: str) -> str:
+    """Return the section of headline numbers."""
+    return section("numbers", "Numbers", f"Measured on {esc(headline.where)}, step {headline.step:,}.", body)
+
+
+def pretraining_numbers(headline: Headline, task: MaskedSignalConfig) -> str:
     """Return the cards: does the model use the other modality, and does it beat obvious guesses?"""
     values, groups = headline.values, []
     if "mlm_acc" in values:
         gain = values["mlm_acc"] - values["mlm_acc_wrong_image"]
-        verdict = f"The right picture is worth <b>{_signed(100 * gain)} points</b> of masked-token accuracy."
-        groups.append(_group("Masked tokens", verdict, token_cards(values)))
+        verdict = f"The right picture is worth <b>{points(gain)} points</b> of masked-token accuracy."
+        groups.append(card_group("Masked tokens", verdict, token_cards(values)))
     else:
         groups.append(_left_out("Masked tokens", "task.mlm_weight"))
     if "mim_mse" in values:
@@ -68,11 +98,10 @@ def headline_section(headline: Headline, config: Config) -> str:
             f"<b>{_compared(values['mim_mse'], values['mim_mse_wrong_caption'])}</b> with a wrong one, and "
             f"<b>{_compared(values['mim_mse'], values['mim_mse_mean_baseline'])}</b> of the neighbours' mean."
         )
-        groups.append(_group("Masked pixels", verdict, pixel_cards(values, config)))
+        groups.append(card_group("Masked pixels", verdict, pixel_cards(values, task)))
     else:
         groups.append(_left_out("Masked pixels", "task.mim_weight"))
-    intro = f"Measured on {esc(headline.where)}, step {headline.step:,}."
-    return f'<section id="numbers"><h2>Numbers</h2><p class="intro">{intro}</p>{"".join(groups)}</section>'
+    return numbers_section(headline, "".join(groups))
 
 
 def token_cards(values: dict[str, float]) -> list[Card]:
@@ -88,9 +117,9 @@ def token_cards(values: dict[str, float]) -> list[Card]:
     ]
 
 
-def pixel_cards(values: dict[str, float], config: Config) -> list[Card]:
+def pixel_cards(values: dict[str, float], task: MaskedSignalConfig) -> list[Card]:
     """Return the cards of the image pass; bars show the error, relative to the largest."""
-    space = "pixels normalised per patch" if config.task.normalize_targets else "pixels from −1 to 1"
+    space = "pixels normalised per patch" if task.normalize_targets else "pixels from −1 to 1"
     sentences = {
         "mim_mse": f"Mean squared error of the masked patches ({space}) when the model reads the picture's own caption.",
         "mim_mse_wrong_caption": "The same patches rebuilt beside another pair's caption: what the visible patches give away.",
@@ -104,79 +133,8 @@ def pixel_cards(values: dict[str, float], config: Config) -> list[Card]:
     ]
 
 
-def curves_section(log: Sequence[dict], config: Config, step: int) -> str:
-    """Return the charts of a run's log; `step` is that of the checkpoint shown on the page."""
-    charts = [chart for chart in (*_loss_charts(log, step), *_metric_charts(log, step)) if chart]
-    rate = [Series(name="lr", points=_points(log, "train", "lr"))]
-    note = f"Linear warm-up, then {config.train.schedule} decay."
-    charts.append(line_chart("Learning rate", rate, note=note, show=scientific, from_zero=True, mark=step))
-    body = f'<div class="charts">{"".join(charts)}</div>'
-    if not any(charts):
-        body = '<p class="missing">The run folder holds no log, so there are no curves to draw.</p>'
-    intro = "Every term of the loss and every validation number over the run. Hover over a chart to read values."
-    return f'<section id="curves"><h2>Curves</h2><p class="intro">{intro}</p>{body}</section>'
-
-
-def routing_curves(log: Sequence[dict], config: Config, step: int) -> str:
-    """Return the charts of the router over the run: load of the busiest expert and entropy of the gate."""
-    blocks = [index for index, policy in enumerate(config.model.ffn_policies, start=1) if policy == "moe"]
-    last, E = max((row["step"] for row in log), default=0), config.model.num_experts
-    charts = []
-    for key, title, note, level in (
-        ("max_load", "Load of the busiest expert", "Share of tokens whose first choice it is.", ("even load, 1/E", 1 / E)),
-        ("entropy", "Entropy of the gate", "In nats; low means that the router is sure.", ("uniform gate, ln E", math.log(E))),
-    ):
-        series = [
-            Series(name=f"block {block}", points=_points(log, "train", f"{key}/{number_}"))
-            for number_, block in enumerate(blocks)
-        ]
-        charts.append(line_chart(title, [*series, constant(*level, last)], note=note, mark=step))
-    return "".join(charts)
-
-
-def _loss_charts(log: Sequence[dict], step: int) -> list[str]:
-    last = max((row["step"] for row in log), default=0)
-    terms = (
-        ("mlm", "mlm_loss", "Masked-token loss", "Cross-entropy of the masked tokens, in nats."),
-        ("mim", "mim_mse", "Masked-pixel loss", "Mean squared error of the masked patches."),
-    )
-    charts = []
-    for train, val, title, note in terms:
-        series = [
-            Series(name=f"{train}, training", points=_points(log, "train", train)),
-            Series(name=f"{val}, validation", points=_points(log, "val", val)),
-        ]
-        charts.append(line_chart(title, series, note=note, mark=step))
-    balance = [Series(name="balance", points=_points(log, "train", "balance")), constant("even load", 1, last)]
-    charts.append(line_chart("Balance loss", balance, note="Before its weight model.balance_weight; 1 is even.", mark=step))
-    return charts
-
-
-def _metric_charts(log: Sequence[dict], step: int) -> list[str]:
-    accuracy = [
-        Series(name="right picture", points=_points(log, "val", "mlm_acc")),
-        Series(name="wrong picture", points=_points(log, "val", "mlm_acc_wrong_image")),
-        Series(name="most frequent token", points=_points(log, "val", "mlm_acc_unigram"), is_reference=True),
-    ]
-    error = [
-        Series(name="right caption", points=_points(log, "val", "mim_mse")),
-        Series(name="wrong caption", points=_points(log, "val", "mim_mse_wrong_caption")),
-        Series(name="mean of neighbours", points=_points(log, "val", "mim_mse_mean_baseline"), is_reference=True),
-        Series(name="mean of picture", points=_points(log, "val", "mim_mse_image_mean"), is_reference=True),
-    ]
-    return [
-        line_chart(
-            "Masked-token accuracy", accuracy, note="Validation; higher is better.", show=percent, from_zero=True, mark=step
-        ),
-        line_chart("Masked-pixel error", error, note="Validation, mean squared; lower is better.", mark=step),
-    ]
-
-
-def _points(log: Sequence[dict], kind: str, name: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[name]) for row in log if row["kind"] == kind and name in row]
-
-
-def _group(title: str, verdict: str, cards: Sequence[Card]) -> str:
+def card_group(title: str, verdict: str, cards: Sequence[Card]) -> str:
+    """Return cards under a heading and a sentence that says what they mean."""
     items = "".join(
         f'<li class="card number{" main" if card.is_main else ""}"><code>{card.name}</code><strong>{card.value}</strong>'
         f'<span class="bar" style="--length:{100 * card.length:.1f}%"></span><p>{card.sentence}</p></li>'
@@ -186,14 +144,10 @@ def _group(title: str, verdict: str, cards: Sequence[Card]) -> str:
 
 
 def _left_out(title: str, weight: str) -> str:
-    return f'<h3>{title}</h3><p class="missing">This run does not train them (<code>{weight}</code> is 0).</p>'
+    return f"<h3>{title}</h3>" + missing(f"This run does not train them (<code>{weight}</code> is 0).")
 
 
 def _compared(value: float, other: float) -> str:
     """Return how much smaller or larger an error is than another, ending in `than that`."""
     change = value / other - 1 if other else 0.0
     return f"{abs(100 * change):.1f} % {'larger' if change > 0 else 'smaller'} than that"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")

@@ -4,13 +4,13 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --page: #f6f7f9; --card: #ffffff; --line: #e2e5ea; --text: #1b1f27; --soft: #5d6673; --tint: #eef1f6;
-  --c0: #2563eb; --c1: #d9660a; --c2: #0d9488; --c3: #9333ea; --ref: #7b8494;
+  --c0: #2563eb; --c1: #d9660a; --c2: #0d9488; --c3: #9333ea; --c4: #be185d; --c5: #65750b; --ref: #7b8494;
   --right: #0a7a4b; --right-tint: #dff5ea; --wrong: #b3261e; --wrong-tint: #fde7e5;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #101318; --card: #181c23; --line: #2b313b; --text: #e6e9ee; --soft: #9aa4b2; --tint: #222833;
-    --c0: #6ea0ff; --c1: #ffa257; --c2: #3fd0bf; --c3: #c792ff; --ref: #8b95a5;
+    --c0: #6ea0ff; --c1: #ffa257; --c2: #3fd0bf; --c3: #c792ff; --c4: #ff86b8; --c5: #c3d24a; --ref: #8b95a5;
     --right: #5fd39c; --right-tint: #15352a; --wrong: #ff8f86; --wrong-tint: #3d2022;
   }
 }
@@ -57,7 +57,7 @@ nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underlin
 .number.main .bar::before { background: var(--c0); }
 
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); gap: 14px; }
-.charts + .charts { margin-top: 14px; }
+.charts + .charts, .cards + .charts { margin-top: 14px; }
 .chart figcaption { font-weight: 600; }
 .chart .note { color: var(--soft); font-size: 13px; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 8px; font-size: 13px; color: var(--soft); }
@@ -75,6 +75,8 @@ nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underlin
 .chart line.c1, .chart polyline.c1 { stroke: var(--c1); } .chart circle.c1, .chart rect.c1 { fill: var(--c1); }
 .chart line.c2, .chart polyline.c2 { stroke: var(--c2); } .chart circle.c2, .chart rect.c2 { fill: var(--c2); }
 .chart line.c3, .chart polyline.c3 { stroke: var(--c3); } .chart circle.c3, .chart rect.c3 { fill: var(--c3); }
+.chart line.c4, .chart polyline.c4 { stroke: var(--c4); } .chart circle.c4, .chart rect.c4 { fill: var(--c4); }
+.chart line.c5, .chart polyline.c5 { stroke: var(--c5); } .chart circle.c5, .chart rect.c5 { fill: var(--c5); }
 .band { fill: transparent; }
 .band:hover { fill: var(--text); fill-opacity: .08; }
 
@@ -111,6 +113,29 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .word .label + ol { color: var(--soft); font-size: 12px; }
 .word .label + ol li { background: none; margin: 0; font-weight: 400; }
 
+.examples, .queries { display: grid; gap: 14px; margin-top: 10px; }
+.examples { grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
+.example { display: grid; grid-template-columns: 112px minmax(0, 1fr); gap: 14px; align-items: start; }
+.example.right, .query.right { border-left: 3px solid var(--right); }
+.example.wrong, .query.wrong { border-left: 3px solid var(--wrong); }
+.example .caption { font-size: 16px; line-height: 1.4; margin-bottom: 8px; }
+.truth { margin-top: 8px; font-variant-numeric: tabular-nums; }
+.choices li {
+  display: flex; justify-content: space-between; gap: 8px; padding: 1px 6px; margin-bottom: 3px; border-radius: 3px;
+  background: linear-gradient(to right, var(--tint) var(--length), transparent var(--length));
+  font-variant-numeric: tabular-nums;
+}
+.choices li.right { --tint: var(--right-tint); font-weight: 600; }
+.queries { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
+.query .caption { margin-bottom: 10px; }
+.query .truth img { width: 20%; }
+.found.pictures { display: grid; grid-template-columns: repeat(5, 1fr); gap: 8px; }
+.found.pictures li.right img { outline: 3px solid var(--right); }
+.found.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; font-size: 14px; }
+.found.texts li { list-style: decimal inside; }
+.found.texts li.right { border-color: var(--right); background: var(--right-tint); }
+.notes { color: var(--soft); font-size: 13.5px; margin-top: 12px; }
+
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; margin: 0 0 14px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .configs { display: grid; gap: 10px; }
@@ -122,7 +147,7 @@ th { font-weight: 400; color: var(--soft); width: 14em; }
 td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .changed th, .changed td { font-weight: 600; color: var(--text); }
 @media (max-width: 560px) {
-  .reading { grid-template-columns: 1fr; }
+  .reading, .example { grid-template-columns: 1fr; }
   .thumbs { grid-template-columns: repeat(2, 104px); }
   .strip { gap: 6px; }
   th { width: 9.5em; }

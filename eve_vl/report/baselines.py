@@ -1,0 +1,87 @@
+"""What answers and verdicts can be had without looking at the pictures: counted on the labels of the validation data."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from eve_vl.data.dataset import eval_positions
+from eve_vl.data.loader import open_sources, open_train_and_val
+from eve_vl.errors import BadSampleError, UserError
+from eve_vl.evaluation import some_questions
+from eve_vl.metrics import vqa as metrics
+from eve_vl.run import LoadedRun
+from eve_vl.tasks import TASKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerBaselines:
+    """Accuracies of guessing answers."""
+
+    blind: float
+    """The most frequent training answer to the same words."""
+    majority: float
+    """The most frequent training answer of all."""
+    blind_by_type: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictBaselines:
+    """What guessing verdicts gives."""
+
+    majority: float
+    """Share of the more frequent label."""
+    chance_consistency: float
+    """Expected share of statements whose pairs are all judged right by a coin."""
+
+
+def answer_baselines(run: LoadedRun, num_samples: int) -> AnswerBaselines | None:
+    """Return them for the validation questions; None if the training questions cannot be read or no answer is known."""
+    config = run.config
+    try:
+        sources = open_sources(config.data.train, config.data, config.model.image_size, "questions")
+    except UserError:  # the training data may be out of reach here
+        return None
+    train = some_questions(sources)
+    rows = [row for row in _rows(run, num_samples) if row.answers]
+    if not train or not rows:
+        return None
+
+    def blind(some: list[Any]) -> float:
+        return metrics.blind_baseline(train, [row.question for row in some], [row.answers for row in some])
+
+    types = sorted({row.answer_type for row in rows if row.answer_type})
+    return AnswerBaselines(
+        blind=blind(rows),
+        majority=metrics.majority_baseline((answers for _, answers in train), [row.answers for row in rows]),
+        blind_by_type={each: blind([row for row in rows if row.answer_type == each]) for each in types},
+    )
+
+
+def verdict_baselines(run: LoadedRun, num_samples: int) -> VerdictBaselines | None:
+    """Return them for the validation statements; None if no label is known."""
+    rows = [row for row in _rows(run, num_samples) if row.label is not None]
+    if not rows:
+        return None
+    share = sum(row.label for row in rows) / len(rows)
+    sizes = Counter(row.group for row in rows).values()
+    return VerdictBaselines(
+        majority=max(share, 1 - share), chance_consistency=math.fsum(0.5**size for size in sizes) / len(sizes)
+    )
+
+
+def chance_recall(k: int, num_matches: float, num_candidates: float) -> float:
+    """Return the chance that one of k candidates drawn blindly is among the num_matches (on average) right ones."""
+    return 1 - max(0.0, 1 - num_matches / num_candidates) ** k
+
+
+def _rows(run: LoadedRun, num_samples: int) -> list[Any]:
+    """Return the usable rows that validation goes through. Raises UserError if the data cannot be read."""
+    _, sources = open_train_and_val(run.config, TASKS[run.config.task.name].dataset.kind)
+    found = []
+    for _, source, row in eval_positions([len(source) for source in sources], num_samples):
+        try:
+            found.append(sources[source][row])
+        except BadSampleError:
+            continue
+    return found
