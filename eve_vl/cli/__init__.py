@@ -9,6 +9,7 @@ from eve_vl import __version__
 from eve_vl.cli.common import HELP, fail, say
 from eve_vl.cli.data import run_data_check, run_tokenizer_train
 from eve_vl.cli.runs import run_evaluate, run_inspect, run_report
+from eve_vl.cli.study import run_study_speed
 from eve_vl.cli.train import run_demo, run_finetune, run_pretrain
 from eve_vl.config import nearest
 from eve_vl.errors import UserError
@@ -22,6 +23,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "tokenizer train": run_tokenizer_train,
     "inspect": run_inspect,
     "report": run_report,
+    "study speed": run_study_speed,
 }
 
 

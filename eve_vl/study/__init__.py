@@ -1,0 +1,1 @@
+"""Studies: the paper's comparisons, measured on this library."""

@@ -1,0 +1,202 @@
+"""How much memory a step takes: each measurement is a process of its own, for a process never forgets its peak.
+
+python -m eve_vl.study.memory reads one Probe as JSON and writes one Peak: that is how `measure` calls it.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from eve_vl.config import Config, from_dict, to_dict
+from eve_vl.errors import UserError
+from eve_vl.run import build_untrained
+from eve_vl.study.variants import Texts, made_up_batch
+from eve_vl.train.optim import build_optimizer
+from eve_vl.train.trainer import autocast, pick_device, pick_dtype
+
+GIB = 2**30
+MAX_STEP_SECONDS = 60.0  # a larger step is not run just to see whether it fits
+MAX_TRIES = 4
+MALLOC = {  # as the command line sets it (cli.keep_memory)
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One training step to run."""
+
+    config: Config
+    batch: int
+    texts: Texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """What a step took."""
+
+    batch: int
+    bytes: int
+    """Weights, gradients, optimiser and activations; on CPU of the whole process."""
+    seconds: float
+    """Wall clock of forward and backward, the first of its process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """How a task's memory grows with its batch."""
+
+    peaks: tuple[Peak, ...]
+
+    def line(self, name: str) -> tuple[float, float]:
+        """Return the value of `bytes` or `seconds` at batch 0 and its growth per sample, through the two largest batches."""
+        first, second = sorted(self.peaks, key=lambda peak: peak.batch)[-2:]
+        low, high = float(getattr(first, name)), float(getattr(second, name))
+        slope = (high - low) / (second.batch - first.batch)
+        return low - slope * first.batch, slope
+
+    def at(self, batch: int, name: str = "bytes") -> float:
+        """Return bytes (or seconds) at a batch: measured, else on the line."""
+        for peak in self.peaks:
+            if peak.batch == batch:
+                return getattr(peak, name)
+        start, slope = self.line(name)
+        return start + slope * batch
+
+    def largest_under(self, cap: int) -> int:
+        """Return the largest batch that the line puts under `cap` bytes; 0 if none.
+
+        Raises UserError where memory does not grow measurably.
+        """
+        start, slope = self.line("bytes")
+        if slope <= 0:
+            batches = " and ".join(str(peak.batch) for peak in self.peaks)
+            raise UserError(f"memory does not grow measurably between batches {batches}: give a larger --batch")
+        return max(0, int((cap - start) / slope))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest:
+    """The largest batch under a memory cap."""
+
+    batch: int
+    memory: Memory
+    is_verified: bool
+    """Whether a step of that batch was run and stayed under the cap; else it comes from the line alone."""
+
+
+Measure = Callable[[Probe], Peak]
+
+
+def growth(config: Config, batch: int, texts: Texts, measure: Measure) -> Memory:
+    """Measure a quarter and a half of a batch."""
+    small = max(1, batch // 4)
+    batches = (small, max(small + 1, batch // 2))
+    return Memory(peaks=tuple(measure(Probe(config=config, batch=size, texts=texts)) for size in batches))
+
+
+def largest_batch(config: Config, memory: Memory, cap: int, texts: Texts, measure: Measure) -> Largest:
+    """Predict the largest batch under `cap` bytes, run it, and step back while it needs more."""
+    batch = memory.largest_under(cap)
+    for _ in range(MAX_TRIES):
+        if batch <= max(peak.batch for peak in memory.peaks):
+            fitting = [peak.batch for peak in memory.peaks if peak.bytes <= cap]
+            return Largest(batch=max([batch if batch > 0 else 0, *fitting]), memory=memory, is_verified=bool(fitting))
+        if memory.at(batch, "seconds") > MAX_STEP_SECONDS:
+            break
+        peak = measure(Probe(config=config, batch=batch, texts=texts))
+        if peak.bytes <= cap:
+            return Largest(batch=batch, memory=Memory(peaks=(*memory.peaks, peak)), is_verified=True)
+        batch -= max(1, round((peak.bytes - cap) / memory.line("bytes")[1]))
+    return Largest(batch=batch, memory=memory, is_verified=False)
+
+
+def subprocess_measure(device: torch.device, threads: int) -> Measure:
+    """Return a function that runs a probe in a fresh process, with as many threads. Raises UserError if it fails."""
+    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads)}
+
+    def measure(probe: Probe) -> Peak:
+        question = dataclasses.asdict(probe) | {"config": to_dict(probe.config), "device": device.type}
+        done = subprocess.run(
+            [sys.executable, "-m", "eve_vl.study.memory"],
+            input=json.dumps(question),
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        if done.returncode:
+            reason = "killed, out of memory perhaps" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["?"])[-1]
+            raise UserError(f"a step of batch {probe.batch} could not be measured ({reason}); give a smaller --batch")
+        return Peak(**json.loads(done.stdout))
+
+    return measure
+
+
+def run_probe(probe: Probe, device: torch.device) -> Peak:
+    """Run one training step in this process and return its peak so far."""
+    config = probe.config
+    dtype = pick_dtype(config.train.dtype, device)
+    task = build_untrained(config, config.tokenizer.vocab_size, mask_id=2).to(device).train()
+    optimizer = build_optimizer(task.named_parameters(), config.train)
+    for parameter in task.parameters():  # the optimiser's state exists before activations do, as from the second step on
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    batch = made_up_batch(config, probe.batch, probe.texts).to(device)
+    synchronize(device)
+    start = time.perf_counter()
+    with autocast(device, dtype):
+        loss = task(batch).loss
+    loss.backward()
+    synchronize(device)
+    seconds = time.perf_counter() - start
+    nn.utils.clip_grad_norm_(task.parameters(), 1.0)
+    optimizer.step()
+    return Peak(batch=probe.batch, bytes=peak_bytes(device), seconds=seconds)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has held: the GPU allocator's peak, or resident memory on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent had before exec
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    """Answer the probe on standard input."""
+    question = json.loads(sys.stdin.read())
+    config = from_dict(Config, question["config"], "probe")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    probe = Probe(config=config, batch=question["batch"], texts=question["texts"])
+    peak = run_probe(probe, pick_device(question["device"]))
+    sys.stdout.write(json.dumps(dataclasses.asdict(peak)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
