@@ -91,7 +91,7 @@ class RowDataset(Dataset[Sample]):
             pixels = pixels.flip(2)
         if self.training and data.augment != "none":
             with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
-                torch.manual_seed(int(rng.integers(2**63)))
+                torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would seed the GPU's too
                 pixels = AUGMENTATIONS[data.augment](pixels)
         return pixels
 
