@@ -33,6 +33,8 @@ FINETUNE: dict[str, Callable[[Config], Config]] = {
         finetune.scenes_vqa,
         finetune.scenes_nlvr2,
         finetune.scenes_retrieval,
+        finetune.easy_vqa,
+        finetune.emoji_retrieval,
     )
 }
 

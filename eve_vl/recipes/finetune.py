@@ -97,6 +97,25 @@ def scenes_retrieval(init: Config) -> Config:
     return _scenes(init, "scenes_retrieval", RetrievalConfig(rerank=16, captions_per_image=1), steps=1500)
 
 
+def easy_vqa(init: Config) -> Config:
+    """The easy-VQA set: one coloured shape, 13 answers; two passes over its 38,575 training questions.
+
+    eve finetune easy_vqa --init runs/scenes --data.train easyvqa/train.jsonl --data.val held-out
+    """
+    config = _scenes(init, "easy_vqa", VQAConfig(), steps=1200)
+    return replace(config, data=replace(config.data, train=("easyvqa/train.jsonl",), val=("held-out",)))
+
+
+def emoji_retrieval(init: Config) -> Config:
+    """Emoji drawings and their names: find the drawing, find the name.
+
+    eve finetune emoji_retrieval --init runs/emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
+    """
+    config = _scenes(init, "emoji_retrieval", RetrievalConfig(rerank=16), steps=300)
+    data = DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0))
+    return replace(config, data=data, train=replace(config.train, lr=3e-4, weight_decay=0.05))
+
+
 def _downstream(init: Config, recipe: str, task: TaskConfig) -> Config:
     """Return a run on the encoder of another, on the user's own data."""
     return Config(
