@@ -57,10 +57,13 @@ class Block(nn.Module):
                 else MoE(D, F, config.num_experts, config.top_k, config.modality_routing)
             )
 
-    def forward(self, tokens: Tokens, real_S: Tensor | None) -> tuple[Tokens, RouterStats | None]:
-        """Return the tokens after this block and, from a `moe` block, the router's statistics."""
+    def forward(self, tokens: Tokens, real_S: Tensor | None, only: int | None = None) -> tuple[Tokens, RouterStats | None]:
+        """Return the tokens after this block, or token `only` alone, and, from a `moe` block, the router's statistics."""
         x_BND, stats = tokens.x_BND, None
-        branch = self.attn(self.norm1(x_BND), tokens.is_padding_BN)
+        branch = self.attn(self.norm1(x_BND), tokens.is_padding_BN, only)
+        if only is not None:
+            x_BND, real_S = x_BND[:, only : only + 1], None
+            tokens = Tokens(x_BND=x_BND, num_image=int(only < tokens.num_image))
         x_BND = x_BND + drop_path(self.scale1 * branch, self.drop_path_rate, self.training)
         tokens = Tokens(x_BND=x_BND, num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN)
         if isinstance(self.ffn, ModalityFeedForward):
@@ -101,15 +104,19 @@ class Encoder(nn.Module):
         )
         self.norm = layer_norm(config.embed_dim)
 
-    def encode(self, tokens: Tokens) -> Encoded:
-        """Run the blocks on images, texts or pairs."""
+    def encode(self, tokens: Tokens, only: int | None = None) -> Encoded:
+        """Run the blocks on images, texts or pairs.
+
+        only: the one token whose state is wanted, never padding; the last block computes no other (x is (B, 1, D)). For
+        use, not for training, where all tokens count in the balance loss.
+        """
         real_S = None
         if tokens.is_padding_BN is not None:
             real_S = (~tokens.is_padding_BN).flatten().nonzero().squeeze(1)
         tokens = Tokens(x_BND=self.norm_pre(tokens.x_BND), num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN)
         router = []
         for block in self.blocks:
-            tokens, stats = block(tokens, real_S)
+            tokens, stats = block(tokens, real_S, only if block is self.blocks[-1] else None)
             if stats is not None:
                 router.append(stats)
         return Encoded(x_BND=self.norm(tokens.x_BND), router=router)

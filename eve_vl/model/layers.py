@@ -45,10 +45,13 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.empty(embed_dim))
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x_BND: Tensor, is_padding_BN: Tensor | None) -> Tensor:
-        """Attend over the N tokens of each sample, never to padding; (B, N, D) to (B, N, D)."""
+    def forward(self, x_BND: Tensor, is_padding_BN: Tensor | None, only: int | None = None) -> Tensor:
+        """Attend over the N tokens of each sample, never to padding; (B, N, D) to (B, N, D), or to (B, 1, D) for one token."""
         may_attend = None if is_padding_BN is None else ~is_padding_BN[:, None, None, :]
-        return self.join(attend(*self.split(x_BND), may_attend))
+        q_BHNd, k_BHNd, v_BHNd = self.split(x_BND)
+        if only is not None:
+            q_BHNd = q_BHNd[:, :, only : only + 1]
+        return self.join(attend(q_BHNd, k_BHNd, v_BHNd, may_attend))
 
     def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, (B, H, N, d) each."""

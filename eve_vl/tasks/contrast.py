@@ -64,10 +64,16 @@ class Contrast(nn.Module):
         return {"itm": objectives.matching(logits, is_match), "itm_acc": accuracy}, router
 
     def match(self, encoder: Encoder, image: Tokens, text: Tokens) -> tuple[Tensor, list[RouterStats]]:
-        """Return logits (B, 2) of pairs, class 1 = match, and the routers' statistics."""
+        """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers' statistics."""
         assert self.match_head is not None
         encoded = encoder.encode(pair(image, text))
         return self.match_head(encoded.x_BND[:, image.num_image]), encoded.router
+
+    def match_scores(self, encoder: Encoder, image: Tokens, text: Tokens) -> Tensor:
+        """Return the logit of "match" (B,) of pairs, and compute nothing else."""
+        assert self.match_head is not None
+        encoded = encoder.encode(pair(image, text), only=image.num_image)
+        return self.match_head(encoded.x_BND[:, 0])[:, 1]
 
 
 def pick(tokens: Tokens, rows: Tensor) -> Tokens:

@@ -75,11 +75,13 @@ class Retrieval(nn.Module):
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """Return features of length 1, float32 (B, d), of uint8 pictures."""
-        return self.contrast.features.image_features(self.encoder.encode(self.embed_images(images_BCHW)).x_BND[:, 0])
+        return self.contrast.features.image_features(self.encoder.encode(self.embed_images(images_BCHW), only=0).x_BND[:, 0])
 
     def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tensor:
         """Return features of length 1, float32 (B, d), of token ids."""
-        return self.contrast.features.text_features(self.encoder.encode(self.encoder.text(ids_BT, is_padding_BT)).x_BND[:, 0])
+        return self.contrast.features.text_features(
+            self.encoder.encode(self.encoder.text(ids_BT, is_padding_BT), only=0).x_BND[:, 0]
+        )
 
     @torch.no_grad()
     def evaluate(self, loader: Iterable[SearchBatch]) -> dict[str, float]:
@@ -176,6 +178,5 @@ class Retrieval(nn.Module):
             is_padding_BL = torch.arange(ids_BL.shape[1]) >= lengths[:, None]
             padding = is_padding_BL.to(device) if is_padding_BL.any() else None
             text = self.encoder.text(ids_BL.to(device), padding)
-            logits_B2, _ = self.contrast.match(self.encoder, self.embed_images(pixels), text)
-            score_P[chosen] = logits_B2[:, 1].float().cpu()
+            score_P[chosen] = self.contrast.match_scores(self.encoder, self.embed_images(pixels), text).float().cpu()
         return score_P
