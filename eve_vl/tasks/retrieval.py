@@ -145,13 +145,22 @@ class Retrieval(nn.Module):
 
     def rerank(self, index: Index, k: int) -> tuple[Tensor, Tensor]:
         """Return the ranks of pictures' texts (I,) and of texts' pictures (T,) after the k best candidates of each query
-        are put in order by the matching head.
+        are put in order by the matching head."""
+        texts_IK = metrics.rank_from_features(index.image_Id, index.text_Td, k).cpu()
+        images_TK = metrics.rank_from_features(index.text_Td, index.image_Id, k).cpu()
+        scores_IK, scores_TK = self.rerank_scores(index, texts_IK, images_TK)
+        rel = index.relevance
+        return (
+            metrics.reranked_ranks(texts_IK, scores_IK, rel.texts_of_image),
+            metrics.reranked_ranks(images_TK, scores_TK, rel.images_of_text),
+        )
+
+    def rerank_scores(self, index: Index, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the matching head's logits of each picture's texts (I, K) and of each text's pictures (T, K).
 
         A pair that is among the best both ways is scored once; each process scores the pairs of its own pictures.
         """
         num_texts = len(index.text_Td)
-        texts_IK = metrics.rank_from_features(index.image_Id, index.text_Td, k).cpu()
-        images_TK = metrics.rank_from_features(index.text_Td, index.image_Id, k).cpu()
         pairs_IK = torch.arange(len(texts_IK))[:, None] * num_texts + texts_IK
         pairs_TK = images_TK * num_texts + torch.arange(num_texts)[:, None]
         pair_P = torch.cat([pairs_IK.flatten(), pairs_TK.flatten()]).unique()
@@ -159,11 +168,7 @@ class Retrieval(nn.Module):
         parts = gather_objects((own_P, self.match_scores(index, own_P // num_texts, own_P % num_texts)))
         all_P, order_P = torch.cat([pairs for pairs, _ in parts]).sort()
         score_P = torch.cat([scores for _, scores in parts])[order_P]
-        rel = index.relevance
-        return (
-            metrics.reranked_ranks(texts_IK, score_P[torch.searchsorted(all_P, pairs_IK)], rel.texts_of_image),
-            metrics.reranked_ranks(images_TK, score_P[torch.searchsorted(all_P, pairs_TK)], rel.images_of_text),
-        )
+        return score_P[torch.searchsorted(all_P, pairs_IK)], score_P[torch.searchsorted(all_P, pairs_TK)]
 
     def match_scores(self, index: Index, image_P: Tensor, text_P: Tensor) -> Tensor:
         """Return the matching head's logit of each pair, float32 (P,) on the CPU; pairs of equally long texts go together."""

@@ -1,0 +1,95 @@
+"""Re-ranking: ours against the usual loop over queries, which scores each query's k best candidates by themselves.
+
+    python benchmarks/rerank.py [--recipe demo] [--images 300] [--k 16] [--threads 1]
+
+Both score the same pairs with the same weights in float32; the loop as published code has it: one query a time, its image
+or text repeated k times, texts padded to the length that the model takes, every token's state in every block. Ours scores a
+pair that is among the best both ways once, batches pairs by text length, and computes one token in the last block. Variants
+take turns; prints times, their ratio and the largest difference of a score.
+"""
+
+import argparse
+import statistics
+import time
+from dataclasses import replace
+
+from eve_vl.cli import keep_memory, yield_cores
+
+yield_cores()
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from eve_vl.config import RetrievalConfig  # noqa: E402
+from eve_vl.data.loader import eval_loader, open_sources  # noqa: E402
+from eve_vl.data.tokenizer import Tokenizer  # noqa: E402
+from eve_vl.metrics import retrieval as metrics  # noqa: E402
+from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
+from eve_vl.run import EVAL_BATCH, eval_dataset, seed_everything, train_captions  # noqa: E402
+from eve_vl.tasks.retrieval import Index, Retrieval  # noqa: E402
+
+
+def loop_over_queries(task: Retrieval, index: Index, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scores of each image's texts (I, K) and of each text's images (T, K)."""
+    length = task.config.model.text_length
+    ids_TL = torch.zeros(len(index.ids), length, dtype=torch.int64)
+    is_padding_TL = torch.ones(len(index.ids), length, dtype=torch.bool)
+    for text, ids in enumerate(index.ids):
+        ids_TL[text, : len(ids)] = ids
+        is_padding_TL[text, : len(ids)] = False
+    pixels = torch.stack([index.pixels[image] for image in range(len(index.image_Id))])
+
+    def score(images: Tensor, texts: Tensor) -> Tensor:
+        text = task.encoder.text(ids_TL[texts], is_padding_TL[texts])
+        return task.contrast.match(task.encoder, task.embed_images(pixels[images]), text)[0][:, 1]
+
+    by_image = [score(torch.full((len(texts),), image), texts) for image, texts in enumerate(texts_IK)]
+    by_text = [score(images, torch.full((len(images),), text)) for text, images in enumerate(images_TK)]
+    return torch.stack(by_image), torch.stack(by_text)
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Run both in turns and print their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    keep_memory()
+    torch.set_num_threads(args.threads)
+    seed_everything(0)
+    config = get_finetune_recipe("scenes_retrieval", get_recipe(args.recipe))
+    config = replace(
+        config,
+        data=replace(config.data, val_samples=args.images, num_workers=0),
+        task=RetrievalConfig(captions_per_image=1, rerank=args.k),
+    )
+    sources = open_sources(["scenes:test"], config.data, config.model.image_size)
+    tokenizer = Tokenizer.train(train_captions(sources, 10_000), 512)
+    task = Retrieval(config, vocab_size=tokenizer.vocab_size).eval()
+    loader = eval_loader(eval_dataset(config, sources, tokenizer), batch_size=EVAL_BATCH, rank=0, world=1)
+    index = task.index(loader)
+    texts_IK = metrics.rank_from_features(index.image_Id, index.text_Td, args.k)
+    images_TK = metrics.rank_from_features(index.text_Td, index.image_Id, args.k)
+    times: dict[str, list[float]] = {"loop": [], "ours": []}
+    scores = {}
+    for _ in range(args.repeats):
+        for name, run in (
+            ("loop", lambda: loop_over_queries(task, index, texts_IK, images_TK)),
+            ("ours", lambda: task.rerank_scores(index, texts_IK, images_TK)),
+        ):
+            start = time.perf_counter()
+            scores[name] = run()
+            times[name].append(time.perf_counter() - start)
+    loop, ours = (statistics.median(found) for found in times.values())
+    difference = max((a - b).abs().max().item() for a, b in zip(*scores.values(), strict=True))
+    pairs = texts_IK.numel() + images_TK.numel()
+    print(f"{args.recipe}: {len(index.image_Id)} images, {len(index.ids)} texts, k {args.k}: {pairs} scores wanted")
+    print(f"loop {loop:.2f} s, ours {ours:.2f} s: {ours / loop:.2f} of its time; largest difference {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()
