@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from eve_vl.config import nearest
 from eve_vl.data import inputs
 from eve_vl.data.batch import Batch
-from eve_vl.data.inputs import GivenImage, ImageLike, given_images, given_texts
+from eve_vl.data.inputs import GivenImage, ImageLike, given_images, given_text
 from eve_vl.errors import UserError
 from eve_vl.metrics import vqa
 from eve_vl.model.embed import patchify
@@ -81,10 +81,11 @@ def look(
     -1 the last; None: the last but one. In the last block the heads read [CLS] alone (all but the paired head of NLVR2), so
     no other word's attention matters there. Raises UserError.
     """
-    given, text = given_images(image), given_texts(text)[0]
-    wanted = 2 if isinstance(run.task, NLVR2) else 1
-    if len(given) != wanted:
-        raise UserError(f"{len(given)} pictures given, this run looks at {'a left and a right one' if wanted == 2 else 'one'}")
+    given, text = given_images(image), given_text(text)
+    if len(given) != (wanted := 2 if isinstance(run.task, NLVR2) else 1):
+        raise UserError(
+            f"a run of task {run.config.task.name} looks at {wanted} picture{'s'[: wanted - 1]}, {len(given)} given"
+        )
     depth = run.config.model.depth
     if block is None:
         block = max(0, depth - BLOCK_FROM_END)
@@ -186,6 +187,11 @@ def _question(
         batch = inputs.pairs(given, [text], tokenizer, model).to(device)
         return _Question(logits=lambda: match_logits(task, batch), classes_R=first, words="the match")
     raise UserError("a pre-trained run looks for a hidden word: name a word of the text")
+
+
+def can_contrast(task: AnyTask) -> TypeGuard[Retrieval | MaskedSignal]:
+    """Whether a task has the projections to features of pictures and texts that compare."""
+    return isinstance(task, Retrieval | MaskedSignal) and task.settings.itc_weight > 0
 
 
 def can_match(task: AnyTask) -> TypeGuard[Retrieval | MaskedSignal]:

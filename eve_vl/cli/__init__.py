@@ -11,6 +11,15 @@ from eve_vl.cli.data import run_data_check, run_tokenizer_train
 from eve_vl.cli.runs import run_evaluate, run_inspect, run_report
 from eve_vl.cli.study import run_study_speed
 from eve_vl.cli.train import run_demo, run_finetune, run_pretrain
+from eve_vl.cli.use import (
+    run_answer,
+    run_encode,
+    run_fill_mask,
+    run_judge,
+    run_look,
+    run_match,
+    run_reconstruct,
+)
 from eve_vl.config import nearest
 from eve_vl.errors import UserError
 
@@ -19,6 +28,13 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": run_pretrain,
     "finetune": run_finetune,
     "evaluate": run_evaluate,
+    "answer": run_answer,
+    "match": run_match,
+    "judge": run_judge,
+    "fill-mask": run_fill_mask,
+    "reconstruct": run_reconstruct,
+    "look": run_look,
+    "encode": run_encode,
     "data check": run_data_check,
     "tokenizer train": run_tokenizer_train,
     "inspect": run_inspect,

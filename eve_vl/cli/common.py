@@ -92,10 +92,15 @@ def write_json(path: Path | None, values: dict[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file, its folder too."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file, its folder too."""
     from eve_vl.train.checkpoint import write_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, text)
+    write_file(path, content)
 
 
 def say(text: str) -> None:

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -51,15 +51,27 @@ def given_images(images: ImageLike | Sequence[ImageLike]) -> list[GivenImage]:
     Raises UserError that names the picture by its path or by its place in the list, from 0.
     """
     if isinstance(images, list | tuple):
-        return [_given_image(image, f"image {number}") for number, image in enumerate(images)]
-    return [_given_image(images, "image")]
+        return [given_image(image, f"image {number}") for number, image in enumerate(images)]
+    return [given_image(images)]  # pyright: ignore[reportArgumentType]
 
 
 def given_texts(texts: str | Sequence[str]) -> list[str]:
     """Return one or several texts without the space around them. Raises UserError for what is no text or empty."""
     if isinstance(texts, list | tuple):
-        return [_given_text(text, f"text {number}") for number, text in enumerate(texts)]
-    return [_given_text(texts, "text")]
+        return [given_text(text, f"text {number}") for number, text in enumerate(texts)]
+    return [given_text(texts)]  # pyright: ignore[reportArgumentType]
+
+
+def images_alone(images: Sequence[GivenImage], model: ModelConfig) -> Tensor:
+    """Return pictures squeezed to a square, uint8 (B, 3, H, W)."""
+    return torch.stack([_pixels(image, model) for image in images])
+
+
+def texts_alone(texts: Sequence[str], tokenizer: Tokenizer, model: ModelConfig) -> Batch:
+    """Return texts, cut to model.text_length tokens, with pictures of no pixels."""
+    nothing = torch.empty(3, 0, 0, dtype=torch.uint8)
+    samples = [Sample(image=nothing, ids_T=tokenizer.encode(text, model.text_length)[0], where=text) for text in texts]
+    return Batch.collate(samples, tokenizer.pad_id)
 
 
 def pairs(images: Sequence[GivenImage], texts: Sequence[str], tokenizer: Tokenizer, model: ModelConfig) -> Batch:
@@ -114,7 +126,8 @@ def _pixels(image: GivenImage, model: ModelConfig) -> Tensor:
     return image.pixels(model.image_size, model.patch_size)
 
 
-def _given_image(image: Any, where: str) -> GivenImage:
+def given_image(image: ImageLike, where: str = "image") -> GivenImage:
+    """Return one picture; `where` is what to call one that is no file. Raises UserError."""
     match image:
         case str() | Path():
             path = Path(image).expanduser()
@@ -134,7 +147,8 @@ def _given_image(image: Any, where: str) -> GivenImage:
     raise UserError(f"{where}: got {type(image).__name__}, expected {_FORMS}, or a list of them")
 
 
-def _given_text(text: Any, where: str) -> str:
+def given_text(text: str, where: str = "text") -> str:
+    """Return one text without the space around it. Raises UserError for what is no text or empty."""
     if not isinstance(text, str):
         raise UserError(f"{where}: got {type(text).__name__}, expected a text or a list of texts")
     if not text.strip():
