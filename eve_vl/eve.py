@@ -248,7 +248,7 @@ class Eve:
         return (self._head.text_features(cls_BD) if self._head else F.normalize(cls_BD, dim=1)).cpu().numpy()
 
     def _cls(self, tokens: Tokens) -> Tensor:
-        return self.task.encoder.encode(tokens).x_BND[:, 0]
+        return self.task.encoder.encode(tokens, only=0).x_BND[:, 0]
 
     def _gather(self, features: Iterable[np.ndarray]) -> np.ndarray:
         width = self._head.image.out_features if self._head else self.model.embed_dim

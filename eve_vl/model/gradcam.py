@@ -24,8 +24,9 @@ def gradcam(encoder: Encoder, block: int, score: Callable[[], Tensor]) -> tuple[
     attention = cast(Attention, encoder.blocks[block].attn)
     watched: list[Tensor] = []
 
-    def recompute(module: Attention, inputs: tuple[Tensor, Tensor | None], output: Tensor) -> Tensor:
-        x_BND, is_padding_BN = inputs
+    def recompute(module: Attention, inputs: tuple[Tensor, Tensor | None, int | None], output: Tensor) -> Tensor:
+        x_BND, is_padding_BN, only = inputs
+        assert only is None, "all rows are wanted"
         q_BHNd, k_BHNd, v_BHNd = module.split(x_BND)
         may_attend = None if is_padding_BN is None else ~is_padding_BN[:, None, None, :]
         watched.append(attention_weights(q_BHNd, k_BHNd, may_attend).detach().requires_grad_())
