@@ -1,8 +1,8 @@
 """Statements about two scenes, true or false, after NLVR2 (Suhr et al. 2019).
 
-For every wording both labels are equally likely, and for most the left scene alone or the right scene alone is drawn
-from the same distribution under both labels, so that neither decides it. Exceptions: "both …" and "more …", where one
-scene alone says something by the nature of the statement.
+For every wording both labels are equally likely. Some statements are about one of the two scenes, as many of NLVR2's are.
+For most others the left scene alone or the right scene alone is drawn from the same distribution under both labels, so
+that neither decides it. Exceptions: "both …" and "more …", where one scene alone says something by their nature.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from eve_vl.data.scenes.text import NUMBERS
 from eve_vl.data.scenes.world import BACKGROUNDS, COLORS, KINDS, Scene, pick, pick_distinct, stream
 
 _MAX_COUNT = 3  # of one trait in one scene
+SIDES = ("left", "right")
 
 Claimed = tuple[str, Draft, Draft]  # statement, what the left scene must show, what the right
 
@@ -61,6 +62,24 @@ def _countable(rng: Random) -> Trait:
     return pick(rng, (Trait(color=pick(rng, tuple(COLORS))), Trait(kind=pick(rng, KINDS))))
 
 
+def _side(rng: Random, split: str, label: bool) -> Claimed:
+    trait, side = _one_of(rng, split), pick(rng, SIDES)
+    there, elsewhere = int(label), int(rng.random() < 0.5)
+    return _counts(f"the {side} picture contains {trait.with_article}", trait, _at(side, there, elsewhere))
+
+
+def _side_number(rng: Random, split: str, label: bool) -> Claimed:
+    trait, side = _countable(rng), pick(rng, SIDES)
+    said, other = pick_distinct(rng, (1, 2, _MAX_COUNT), 2)
+    name = trait.plural if said > 1 else trait.singular
+    elsewhere = pick(rng, range(_MAX_COUNT + 1))
+    return _counts(f"the {side} picture contains {NUMBERS[said]} {name}", trait, _at(side, said if label else other, elsewhere))
+
+
+def _at(side: str, there: int, elsewhere: int) -> tuple[int, int]:
+    return (there, elsewhere) if side == "left" else (elsewhere, there)
+
+
 def _both(rng: Random, split: str, label: bool) -> Claimed:
     trait = _one_of(rng, split)
     counts = (1, 1) if label else pick(rng, ((0, 1), (1, 0)))
@@ -90,7 +109,7 @@ def _same_number(rng: Random, split: str, label: bool) -> Claimed:
 
 def _more(rng: Random, split: str, label: bool) -> Claimed:
     trait = _countable(rng)
-    first, second = pick_distinct(rng, ("left", "right"), 2)
+    first, second = pick_distinct(rng, SIDES, 2)
     low = int(rng.random() * _MAX_COUNT)
     is_left_more = label == (first == "left")
     counts = (low + 1, low) if is_left_more else (low, low + 1)
@@ -120,6 +139,8 @@ def _same_background(rng: Random, split: str, label: bool) -> Claimed:
 
 
 _CLAIMERS: dict[str, Callable[[Random, str, bool], Claimed]] = {
+    "side": _side,
+    "side_number": _side_number,
     "both": _both,
     "only_one": _only_one,
     "total": _total,
