@@ -27,7 +27,7 @@ from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 
-BLOCK_FROM_END = 2  # the last block but one: see `look`
+CLS = "[CLS]"
 _COLORS = np.array([(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0), (230, 0, 0)], dtype=np.float64)
 _OVERLAY = 0.55  # share of the heat's colour
 
@@ -47,7 +47,7 @@ class Look:
     probability: float
     """What the run gives it."""
     word: str | None
-    """Whose tokens ask; None: the text [CLS]."""
+    """Whose tokens ask; None: those of the whole text."""
     block: int
     """Whose attention it is, 0 for the first."""
 
@@ -76,33 +76,32 @@ def look(
     both pictures), for the match (retrieval) or for a word of the text that is hidden from it (pre-trained; the same
     without a word where there is a matching head).
 
-    word: a word or phrase of the text, the first time it occurs, whose tokens' attention to the patches is shown; None: the
-    text [CLS]'s. answer: for VQA, another answer of its list than the one that the run gives. block: 0 is the first,
-    -1 the last; None: the last but one. In the last block the heads read [CLS] alone (all but the paired head of NLVR2), so
-    no other word's attention matters there. Raises UserError.
+    word: a word or phrase of the text, the first time it occurs, whose tokens' attention to the patches is shown; None: that
+    of all tokens together; "[CLS]": the text [CLS]'s alone. answer: for VQA, another answer of its list than the one that the
+    run gives. block: 0 is the first, -1 the last; None: the last for a hidden word, else the last but one, which point best at
+    what is asked about (docs/LOG.md). In the last block the heads read [CLS] alone (all but the paired head of NLVR2), so no
+    other token's attention matters there. Raises UserError.
     """
     given, text = given_images(image), given_text(text)
     if len(given) != (wanted := 2 if isinstance(run.task, NLVR2) else 1):
         raise UserError(
             f"a run of task {run.config.task.name} looks at {wanted} picture{'s'[: wanted - 1]}, {len(given)} given"
         )
-    depth = run.config.model.depth
+    positions = word_positions(run, text, word)
+    question = _question(run, given, text, None if word in (None, CLS) else positions, answer)
+    depth, P = run.config.model.depth, run.config.model.num_patches
     if block is None:
-        block = max(0, depth - BLOCK_FROM_END)
+        block = depth - 1 if question.hides_word else max(0, depth - 2)
     if not -depth <= block < depth:
         raise UserError(f"no block {block}: this run has blocks 0 to {depth - 1}")
     block %= depth
-    positions = [0] if word is None else word_positions(run, text, word)
-    question = _question(run, given, text, None if word is None else positions, answer)
     cam_BNN, matters_BN = gradcam(run.task.encoder, block, question.score)
-    P = run.config.model.num_patches
     rows = [1 + P + position for position in positions]
     if not matters_BN[:, rows].any():
-        asked = "the text [CLS]" if word is None else f'"{word}"'
         raise UserError(
-            f"nothing of what {asked} attends to in block {block} reaches {question.words}; choose an earlier block"
+            f'nothing of what "{word}" attends to in block {block} reaches {question.words}; choose an earlier block'
         )
-    grids_BP = cam_BNN[:, rows, 1 : 1 + P].mean(1).float().cpu()
+    grids_BP = cam_BNN[:, rows, 1 : 1 + P].sum(1).float().cpu()
     side = round(P**0.5)
     grids_Brc = grids_BP.view(-1, side, side)
     pictures = tuple(one.whole() for one in given)
@@ -119,12 +118,17 @@ def look(
     )
 
 
-def word_positions(run: LoadedRun, text: str, word: str) -> list[int]:
-    """Return the token positions of a word or phrase of a text, where it first occurs. Raises UserError if it doesn't."""
+def word_positions(run: LoadedRun, text: str, word: str | None) -> list[int]:
+    """Return the token positions of a word or phrase of a text, where it first occurs, of "[CLS]", or of all tokens (None).
+
+    Raises UserError if the text does not have the word.
+    """
+    spans = run.tokenizer.spans(text, run.config.model.text_length)
+    if word is None or word == CLS:
+        return [0] if word else list(range(len(spans)))
     found = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE) if word.strip() else None
     if found is None:
         raise UserError(f'"{word}" is not a word of "{text}"')
-    spans = run.tokenizer.spans(text, run.config.model.text_length)
     positions = [t for t, (start, end) in enumerate(spans) if start < found.end() and found.start() < end]
     if not positions:
         raise UserError(f'"{word}" lies beyond the {len(spans)} tokens that this run reads of a text')
@@ -144,6 +148,7 @@ class _Question:
     logits: Callable[[], Tensor]
     classes_R: Tensor
     words: str
+    hides_word: bool = False
 
     def score(self) -> Tensor:
         """Return the sum of the classes' logits."""
@@ -181,11 +186,14 @@ def _question(
         return _Question(
             logits=lambda: task.predict_tokens(task.encode(patches_BPX, pair, mask=True), pair),
             classes_R=pair.ids_BT[pair.is_masked_BT],
+            hides_word=True,
             words=f'the hidden "{tokenizer.decode(ids_T[is_masked_T])}"',
         )
     if can_match(task):
         batch = inputs.pairs(given, [text], tokenizer, model).to(device)
         return _Question(logits=lambda: match_logits(task, batch), classes_R=first, words="the match")
+    if not (isinstance(task, MaskedSignal) and task.settings.mlm_weight):
+        raise UserError(f"a run of task {run.config.task.name} without task.mlm_weight and task.itm_weight looks for nothing")
     raise UserError("a pre-trained run looks for a hidden word: name a word of the text")
 
 

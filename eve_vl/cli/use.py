@@ -109,11 +109,11 @@ class LookArgs(_JsonArgs, _RunArgs):
     right: Path | None = None
     """Of a statement: the picture on the right."""
     word: str | None = None
-    """Word or phrase of the text whose attention is shown, in a pre-trained run the one that is hidden; default: [CLS]."""
+    """Word or phrase of the text whose attention is shown, in a pre-trained run the one that is hidden; default: the text."""
     answer: str | None = None
     """Of a question: an answer to look for; default: the run's own."""
     block: int | None = None
-    """Block whose attention is shown, 0 for the first, -1 for the last; default: the last but one."""
+    """Block whose attention is shown, 0 for the first, -1 for the last; default: the one that points best."""
     out: Path = Path("look.png")
     """Picture to write: the picture under its heat map, blue to red."""
 
@@ -185,7 +185,7 @@ def run_look(argv: Sequence[str]) -> None:
     images = args.image if args.right is None else [args.image, args.right]
     found = _load(args.run).look(images, args.text, word=args.word, answer=args.answer, block=args.block)
     _write_pictures(args.out, found.overlays())
-    asked = "the text [CLS]" if found.word is None else f'"{found.word}"'
+    asked = "the text" if found.word is None else f'"{found.word}"'
     say(f"{args.out}: what speaks for {found.score} (probability {found.probability:.4f}) to {asked}, block {found.block}")
     numbers = {"score": found.score, "probability": found.probability, "word": found.word, "block": found.block}
     write_json(args.json, numbers | {"grids": [grid.tolist() for grid in found.grids]})
