@@ -175,7 +175,7 @@ class Retrieval(nn.Module):
         device = index.image_Id.device
         length_P = torch.tensor([len(ids) for ids in index.ids])[text_P]
         score_P = torch.empty(len(image_P))
-        for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE):
+        for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE) if len(image_P) else ():  # it would give one chunk
             pixels = torch.stack([index.pixels[image] for image in image_P[chosen].tolist()])
             ids = [index.ids[text] for text in text_P[chosen].tolist()]
             lengths = length_P[chosen]

@@ -1,0 +1,299 @@
+"""Retrieval: its losses against loops over pairs, and its search against a naive one that scores query after query."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from test_objectives import slow_contrastive
+from tiny_tasks import TOKENIZER, build, config_of, eval_set, numbers_of, searchable
+from torch import Tensor
+from twins import ListSource, pairs, tiny_config
+
+from eve_vl import objectives
+from eve_vl.config import RetrievalConfig
+from eve_vl.data.batch import CaptionBatch, PairBatch
+from eve_vl.data.dataset import MaskedPairs
+from eve_vl.data.downstream import CaptionedPictures, SearchSet
+from eve_vl.data.loader import eval_loader
+from eve_vl.metrics.retrieval import MISSED
+from eve_vl.model.embed import pair, patchify
+from eve_vl.tasks.contrast import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
+from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.retrieval import Retrieval
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def retrieval(**task: Any) -> Retrieval:
+    task = {"rerank": 4} | task
+    found = build(tiny_config(task=RetrievalConfig(**task), model={"balance_weight": 0.5}))
+    assert isinstance(found, Retrieval)
+    return found
+
+
+def caption_batch(task: Retrieval | MaskedSignal, rows: tuple[int, ...] = (0, 1, 3, 6, 7, 2)) -> CaptionBatch:
+    """Rows 0 and 3 show one picture."""
+    dataset = CaptionedPictures([searchable()], replace(task.config, task=RetrievalConfig()), TOKENIZER, training=True)
+    batch = dataset.collate([dataset[(0, 0, row)] for row in rows])
+    assert isinstance(batch, CaptionBatch)
+    return batch
+
+
+def pieces(batch: CaptionBatch | PairBatch) -> list[tuple[Tensor, Tensor]]:
+    """Picture in [-1, 1] and token ids without padding of each row."""
+    return [
+        (image[None].float() / 127.5 - 1, ids[~is_padding][None])
+        for image, ids, is_padding in zip(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT, strict=True)
+    ]
+
+
+def features(task: Any, rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Features of each picture and of each text, alone in its batch."""
+    images, texts = [], []
+    for pixels, ids in rows:
+        for found, projection, tokens in (
+            (images, task.contrast.features.image, task.encoder.image(patchify(pixels, 4))),
+            (texts, task.contrast.features.text, task.encoder.text(ids, None)),
+        ):
+            projected = projection.weight @ task.encoder.encode(tokens).x_BND[0, 0]
+            found.append(projected / projected.square().sum().sqrt())
+    return torch.stack(images), torch.stack(texts)
+
+
+def match_logits(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
+    """Of one pair alone: no, yes."""
+    image = task.encoder.image(patchify(pixels, 4))
+    states = task.encoder.encode(pair(image, task.encoder.text(ids, None))).x_BND
+    return task.contrast.match_head(states[0, image.num_image]).tolist()
+
+
+# What is trained
+
+
+@torch.no_grad()
+def test_losses_equal_loops_over_queries_and_pairs(monkeypatch):
+    task = retrieval(itc_weight=0.7, itm_weight=0.3, projection_dim=8)
+    batch = caption_batch(task)
+    is_match = (batch.picture_B[:, None] == batch.picture_B).tolist()
+    assert is_match[0] == [True, False, True, False, False, False]
+    asked: list[tuple[Tensor, list]] = []
+    choices = [[1, 3, 4, 0, 5, 2], [4, 2, 5, 1, 0, 3]]  # wrong pictures, then wrong texts
+
+    def choose(similarity: Tensor, matches: Tensor) -> Tensor:
+        asked.append((similarity, matches.tolist()))
+        return torch.tensor(choices[len(asked) - 1])
+
+    monkeypatch.setattr(objectives, "hard_negatives", choose)
+    output = task(batch)
+    rows = pieces(batch)
+    images, texts = features(task, rows)
+    temperature = task.contrast.features.temperature.item()
+    expected = slow_contrastive(images, texts, images, texts, torch.tensor(is_match), temperature)
+    assert output.terms["itc"].item() == pytest.approx(expected, rel=1e-4)
+    similarity = images @ texts.T / temperature
+    for (given, matches), wanted in zip(asked, (similarity.T, similarity), strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+        assert matches == is_match
+    total = right = 0.0
+    pictures, captions = list(range(6)) + choices[0] + list(range(6)), list(range(6)) * 2 + choices[1]
+    for number, (image, text) in enumerate(zip(pictures, captions, strict=True)):
+        no, yes = match_logits(task, rows[image][0], rows[text][1])
+        probability = 1 / (1 + math.exp(no - yes))
+        total -= math.log(probability if number < 6 else 1 - probability)
+        right += (yes > no) == (number < 6)
+    assert output.terms["itm"].item() == pytest.approx(total / 18, rel=1e-4)
+    assert output.terms["itm_acc"].item() == pytest.approx(right / 18)
+    weighted = 0.7 * output.terms["itc"] + 0.3 * output.terms["itm"] + 0.5 * output.terms["balance"]
+    assert output.loss.item() == pytest.approx(weighted.item(), rel=1e-6)
+
+
+def test_without_matching_there_is_no_head_and_no_fusion_pass(monkeypatch):
+    task = retrieval(itm_weight=0.0, rerank=0)
+    assert task.contrast.match_head is None
+    monkeypatch.setattr(Contrast, "match", None)
+    output = task(caption_batch(task))
+    assert not [name for name in output.terms if name.startswith("itm")]
+    assert output.loss.item() == pytest.approx((output.terms["itc"] + 0.5 * output.terms["balance"]).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("start", "end"), [(-0.1, MIN_TEMPERATURE), (0.2, 0.2), (3.0, MAX_TEMPERATURE)])
+def test_temperature_stays_within_bounds_and_learns(start, end):
+    task = retrieval()
+    temperature = task.contrast.features.temperature
+    with torch.no_grad():
+        temperature.fill_(start)
+    task(caption_batch(task)).loss.backward()
+    assert temperature.item() == pytest.approx(end)
+    assert temperature.grad is not None
+
+
+def test_a_batch_of_one_picture_has_only_matches():
+    task = retrieval()
+    output = task(caption_batch(task, (0, 3, 4)))
+    assert output.loss.isfinite()
+    (no, yes) = (match_logits(task, *pieces(caption_batch(task, (row,)))[0]) for row in (0, 3))
+    assert len(no) == len(yes) == 2
+    assert output.terms["itc"].item() >= math.log(3) - 1e-5  # three targets of a third each
+
+
+@torch.no_grad()
+def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
+    """One owner: the rivals of masked signal modelling pre-train with what retrieval is fine-tuned with."""
+    monkeypatch.setattr(objectives, "hard_negatives", lambda similarity, _: torch.arange(len(similarity)).roll(1))
+    config = tiny_config(task={"mim_weight": 0.0, "mlm_weight": 2.0, "itc_weight": 0.7, "itm_weight": 0.3})
+    rival = build(config)
+    assert isinstance(rival, MaskedSignal)
+    dataset = MaskedPairs([pairs(5)], config, TOKENIZER, training=True)
+    batch = dataset.collate([dataset[(0, 0, row)] for row in range(5)])
+    assert isinstance(batch, PairBatch)
+    output = rival(batch)
+    task = retrieval()
+    task.encoder, task.contrast = rival.encoder, rival.contrast
+    names = ("images_BCHW", "ids_BT", "is_padding_BT", "where", "picture_B")
+    terms = task(CaptionBatch(**{name: getattr(batch, name) for name in names})).terms
+    for name in ("itc", "itm", "itm_acc"):
+        torch.testing.assert_close(output.terms[name], terms[name])
+    weighted = 2 * output.terms["mlm"] + 0.7 * output.terms["itc"] + 0.3 * output.terms["itm"]
+    assert output.loss.item() == pytest.approx((weighted + 0.001 * output.terms["balance"]).item(), rel=1e-6)
+
+
+# What is found
+
+
+def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[int], list[int], set[tuple[int, int]]]:
+    """Rank of the best match of each picture and of each text, query after query, and the pairs that were compared."""
+    pixels = [dataset[(0, 0, index)].image[None].float() / 127.5 - 1 for index in range(len(dataset.pictures))]
+    ids = [torch.from_numpy(dataset.ids[text])[None] for text in range(len(dataset.texts))]
+    images = features(task, [(each, ids[0]) for each in pixels])[0]
+    texts = features(task, [(pixels[0], each) for each in ids])[1]
+    compared: set[tuple[int, int]] = set()
+
+    def rank(query: int, scores: list[float], is_match: list[bool], pair_of: Any) -> int:
+        order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], candidate))
+        if k:
+            order = order[:k]
+            compared.update(pair_of(query, candidate) for candidate in order)
+            second = {candidate: match_of(*pair_of(query, candidate)) for candidate in order}
+            order = sorted(order, key=lambda candidate: -second[candidate])
+        return next((place for place, candidate in enumerate(order) if is_match[candidate]), MISSED)
+
+    def match_of(image: int, text: int) -> float:
+        return match_logits(task, pixels[image], ids[text])[1]
+
+    relevant = [[text in true for text in range(len(ids))] for true in dataset.texts_of]
+    by_image = [
+        rank(i, (texts @ images[i]).tolist(), relevant[i], lambda query, other: (query, other)) for i in range(len(pixels))
+    ]
+    by_text = [
+        rank(t, (images @ texts[t]).tolist(), [row[t] for row in relevant], lambda query, other: (other, query))
+        for t in range(len(ids))
+    ]
+    return by_image, by_text, compared
+
+
+def recall_table(by_image: list[int], by_text: list[int]) -> dict[str, float]:
+    found = {f"tr{k}": sum(rank < k for rank in by_image) / len(by_image) for k in (1, 5, 10)}
+    return found | {f"ir{k}": sum(rank < k for rank in by_text) / len(by_text) for k in (1, 5, 10)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", [0, 1, 4, 12, 10_000])
+@pytest.mark.parametrize("captions_per_image", [0, 1])
+def test_search_equals_a_naive_one(k, captions_per_image):
+    """With several texts of a picture, texts of several pictures, and more to re-rank than there is."""
+    task = retrieval(rerank=k, captions_per_image=captions_per_image)
+    dataset = eval_set(task.config)
+    assert isinstance(dataset, SearchSet)
+    numbers = numbers_of(task, dataset, 5)
+    by_image, by_text, _ = naive_search(task, dataset, k)
+    expected = recall_table(by_image, by_text)
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected)
+    assert numbers["r_mean"] == pytest.approx(sum(expected.values()) / 6)
+    first = recall_table(*naive_search(task, dataset, 0)[:2])
+    assert all(numbers[name if k == 0 else f"{name}_itc_only"] == pytest.approx(first[name]) for name in first)
+    num_pairs = sum(map(len, dataset.texts_of))
+    assert (numbers["num_images"], numbers["num_texts"]) == (9, len(dataset.texts))
+    assert numbers["texts_per_image"] == pytest.approx(num_pairs / 9)
+    assert numbers["images_per_text"] == pytest.approx(num_pairs / len(dataset.texts))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("k", [1, 3, 50])
+def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkeypatch):
+    task = retrieval(rerank=k)
+    dataset = eval_set(task.config)
+    assert isinstance(dataset, SearchSet)
+    index = task.index(eval_loader(dataset, batch_size=4, rank=0, world=1))
+    scored: list[tuple[int, int]] = []
+    original = Retrieval.match_scores
+
+    def spy(self: Retrieval, index: Any, images: Tensor, texts: Tensor) -> Tensor:
+        scored.extend(zip(images.tolist(), texts.tolist(), strict=True))
+        return original(self, index, images, texts)
+
+    monkeypatch.setattr(Retrieval, "match_scores", spy)
+    fused = 0
+
+    def count(_module: Any, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal fused
+        fused += len(inputs[0])
+
+    hook = task.encoder.text.register_forward_pre_hook(count)
+    by_image, by_text = task.rerank(index, k)
+    hook.remove()
+    expected_image, expected_text, compared = naive_search(task, dataset, k)
+    assert by_image.tolist() == expected_image
+    assert by_text.tolist() == expected_text
+    assert sorted(scored) == sorted(compared)
+    assert fused == len(compared)
+
+
+@torch.no_grad()
+def test_pairs_of_different_lengths_are_scored_as_alone(monkeypatch):
+    """In chunks that mix lengths, so that some texts are padded."""
+    monkeypatch.setattr("eve_vl.tasks.retrieval.PAIRS_AT_ONCE", 7)
+    task = retrieval()
+    dataset = eval_set(task.config)
+    assert isinstance(dataset, SearchSet)
+    index = task.index(eval_loader(dataset, batch_size=4, rank=0, world=1))
+    images, texts = torch.arange(9).repeat_interleave(2), torch.randint(len(dataset.texts), (18,))
+    found = task.match_scores(index, images, texts)
+    for score, image, text in zip(found.tolist(), images.tolist(), texts.tolist(), strict=True):
+        pixels = dataset[(0, 0, image)].image[None].float() / 127.5 - 1
+        expected = match_logits(task, pixels, torch.from_numpy(dataset.ids[text])[None])[1]
+        assert score == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert len(task.match_scores(index, images[:0], texts[:0])) == 0
+
+
+@torch.no_grad()
+def test_each_picture_and_each_text_is_encoded_once_for_the_index():
+    task = retrieval()
+    dataset = eval_set(task.config)
+    assert isinstance(dataset, SearchSet)
+    rows = {"image": 0, "text": 0}
+    for name in rows:
+        module = getattr(task.encoder, name)
+        module.register_forward_pre_hook(lambda _, inputs, name=name: rows.update({name: rows[name] + len(inputs[0])}))
+    index = task.index(eval_loader(dataset, batch_size=4, rank=0, world=1))
+    assert rows == {"image": len(dataset.pictures), "text": len(dataset.texts)}
+    assert [ids.tolist() for ids in index.ids] == [ids.tolist() for ids in dataset.ids]
+    assert sorted(index.pixels) == list(range(9))
+    torch.testing.assert_close(index.image_Id.norm(dim=1), torch.ones(9))
+
+
+@torch.no_grad()
+def test_a_query_without_a_match_is_left_out():
+    """Scenes may be described by a text that is searched among elsewhere; here a picture whose only text is cut away."""
+    rows = [replace(pairs(3)[row], captions=(f"text {row}",)) for row in range(3)]
+    task = build(config_of("retrieval"))
+    assert isinstance(task, Retrieval)
+    dataset = SearchSet([ListSource(rows)], task.config, TOKENIZER)
+    dataset.texts_of[1] = ()
+    numbers = numbers_of(task, dataset, 3)
+    assert numbers["num_queries_without_match"] == 2  # the picture and the text
+    assert numbers["texts_per_image"] == pytest.approx(2 / 3)

@@ -1,0 +1,110 @@
+"""Tiny downstream tasks whose every weight matters, with the rows to train and to evaluate them on."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from twins import ANSWERS, ListSource, pairs, questions, statements, tiny_config, tiny_tokenizer
+
+from eve_vl.config import Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.data.dataset import RowDataset
+from eve_vl.data.downstream import SearchSet
+from eve_vl.data.loader import eval_loader
+from eve_vl.data.records import ImageText
+from eve_vl.run import AnyTask, build_untrained
+from eve_vl.tasks import TASKS
+from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.vqa import VQA
+from eve_vl.train.trainer import evaluate
+
+TOKENIZER = tiny_tokenizer()
+ANSWER_LIST = (*ANSWERS, "no idea", "blue", "3")
+SECTIONS: dict[str, TaskConfig] = {
+    "vqa": VQAConfig(),
+    "nlvr2": NLVR2Config(),
+    "nlvr2_paired": NLVR2Config(head="paired"),
+    "retrieval": RetrievalConfig(rerank=4),
+    "retrieval_itc": RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8),
+}
+CPU = torch.device("cpu")
+
+
+def config_of(name: str, **sections: dict) -> Config:
+    return tiny_config(task=SECTIONS[name], **sections)
+
+
+def build(config: Config, *, noise: float = 0.1) -> AnyTask:
+    """A task in evaluation mode: its initial weights, the same every time, with noise on all but the temperature, so that
+    no weight is 0 or 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        task = build_untrained(config, TOKENIZER.vocab_size, ANSWER_LIST, mask_id=TOKENIZER.mask_id)
+        with torch.no_grad():
+            for name, parameter in task.named_parameters():
+                if not name.endswith("temperature"):
+                    parameter.add_(torch.randn(parameter.shape) * noise)
+    task.eval()
+    if noise and isinstance(task, VQA | NLVR2):
+        _centre(task)
+    return task
+
+
+def _centre(task: VQA | NLVR2) -> None:
+    """Take the mean of some logits away, so that not all rows get the same verdict."""
+    if isinstance(task, VQA):
+        last = task.answer_head[-1]
+    else:
+        last = task.concat_head[-1] if task.settings.head == "concat" else task.paired_head.classify
+    assert isinstance(last, torch.nn.Linear)
+    with torch.no_grad():
+        last.bias.sub_(task.predict(rows_of(eval_set(task.config, 16), 16))[0].mean(0))
+
+
+def searchable() -> ListSource[ImageText]:
+    """Eleven rows of nine pictures; some texts are true of several pictures, some pictures have many texts."""
+    rows = [pairs(11)[row] for row in range(11)]
+    rows[3] = replace(rows[3], image=rows[0].image, where=rows[0].where)
+    rows[4] = replace(rows[4], image=rows[0].image, where=rows[0].where, captions=("a circle", "a third one", "a fourth"))
+    rows[6] = replace(rows[6], captions=("a circle",))
+    rows[7] = replace(rows[7], captions=rows[1].captions)
+    return ListSource(rows)
+
+
+SOURCES = {"vqa": questions, "nlvr2": statements, "retrieval": pairs}
+
+
+def train_set(config: Config, count: int) -> RowDataset:
+    source = SOURCES[config.task.name](count)
+    return TASKS[config.task.name].dataset([source], config, TOKENIZER, training=True)  # pyright: ignore[reportArgumentType]
+
+
+def eval_set(config: Config, count: int = 23) -> RowDataset:
+    if isinstance(config.task, RetrievalConfig):
+        return SearchSet([searchable()], config, TOKENIZER, captions_per_image=config.task.captions_per_image)
+    source = SOURCES[config.task.name](count)
+    return TASKS[config.task.name].dataset([source], config, TOKENIZER, training=False)  # pyright: ignore[reportArgumentType]
+
+
+def numbers_of(task: AnyTask, dataset: RowDataset, batch_size: int, *, rank: int = 0, world: int = 1) -> dict[str, float]:
+    """The numbers of evaluation, in float32."""
+    return evaluate(task, eval_loader(dataset, batch_size=batch_size, rank=rank, world=world), CPU, torch.float32)
+
+
+def shuffled(dataset: RowDataset, batch_size: int, seed: int) -> Iterator[Any]:
+    """Evaluation batches in another order, with other batch-mates."""
+    positions = [position for batch in dataset.eval_batches(1, 0, 1) for position in batch]
+    random.Random(seed).shuffle(positions)
+    if isinstance(dataset, SearchSet):  # which keeps pictures and texts apart
+        positions.sort(key=lambda position: position[1])
+    start = 0
+    while start < len(positions):
+        batch = [position for position in positions[start : start + batch_size] if position[1] == positions[start][1]]
+        yield dataset.collate([dataset[position] for position in batch])
+        start += len(batch)
+
+
+def rows_of(dataset: RowDataset, count: int) -> Any:
+    """The first rows as one batch."""
+    return dataset.collate([dataset[(0, 0, row)] for row in range(count)])
