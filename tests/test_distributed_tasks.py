@@ -1,0 +1,80 @@
+"""Two gloo processes train and evaluate the downstream tasks as one does: whole-batch contrast, nothing counted twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from two_processes import EVALUATED, NUM_ROWS, PICTURES, WORLD, contrast_of_features, evaluation, gradients_of_a_step
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> list[tuple[dict[str, Tensor], dict[str, dict[str, float]]]]:
+    """Tensors and numbers of each of two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
+    done = subprocess.run(
+        [*command, str(HERE / "two_processes.py"), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return [
+        (load_file(folder / f"{rank}.safetensors"), json.loads((folder / f"{rank}.json").read_text())) for rank in range(WORLD)
+    ]
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def whole_batch_contrast() -> dict[str, Tensor]:
+    """The formula over all rows at once, by plain autograd."""
+    rng = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(NUM_ROWS, 6, generator=rng).requires_grad_() for _ in range(2))
+    temperature = torch.tensor(0.3, requires_grad=True)
+    picture = torch.tensor(PICTURES)
+    target = (picture[:, None] == picture).float()
+    target = target / target.sum(1, keepdim=True)
+    scores = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T / temperature
+    loss = -((target * scores.log_softmax(1)).sum() + (target * scores.log_softmax(0)).sum()) / (2 * NUM_ROWS)
+    loss.backward()
+    gradients = {"temperature": temperature.grad, "image": image.grad, "text": text.grad}
+    return {"loss": loss.detach()} | {name: value for name, value in gradients.items() if value is not None}
+
+
+def test_contrast_of_two_processes_is_that_of_the_whole_batch(found):
+    expected = whole_batch_contrast()
+    assert set(expected) == {"loss", "temperature", "image", "text"}
+    for tensors, _ in found:
+        torch.testing.assert_close(part(tensors, "features."), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(contrast_of_features(), expected, rtol=1e-5, atol=1e-6)  # one process, no group
+
+
+def test_a_step_of_two_processes_has_the_gradients_of_one(found):
+    expected = gradients_of_a_step()
+    for tensors, _ in found:
+        gradients = part(tensors, "step.")
+        assert gradients.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+    assert all(gradient.any() for gradient in expected.values())
+
+
+def test_evaluation_of_two_processes_counts_everything_once(found):
+    expected = evaluation()
+    assert set(expected) == {*EVALUATED, "one picture"}
+    for _, numbers in found:
+        for name, values in expected.items():
+            assert numbers[name] == pytest.approx(values, rel=1e-6), name
+    assert expected["vqa"]["num_questions"] == expected["nlvr2"]["num_pairs"] == 23

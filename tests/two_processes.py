@@ -1,0 +1,102 @@
+"""What tests/test_distributed_tasks.py runs under torchrun: losses, gradients and evaluation of one of two processes.
+
+python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_processes.py FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tiny_tasks import TOKENIZER, build, config_of, eval_set, numbers_of, searchable, train_set
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from twins import ListSource
+
+from eve_vl import objectives
+from eve_vl.data.downstream import SearchSet
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.train import distributed
+
+NUM_ROWS, WORLD = 8, 2
+PICTURES = (0, 1, 2, 1, 0, 3, 0, 4)  # captions of one picture in both processes
+EVALUATED = ("vqa", "nlvr2", "retrieval", "retrieval_itc")
+
+
+def share(x: Tensor) -> Tensor:
+    """This process's rows, all of them without a group."""
+    return x.chunk(distributed.world_size())[distributed.rank()]
+
+
+def contrast_of_features() -> dict[str, Tensor]:
+    """Loss of fixed features, and its gradients, which processes average as DistributedDataParallel does."""
+    rng = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(NUM_ROWS, 6, generator=rng) for _ in range(2))
+    temperature = torch.tensor(0.3, requires_grad=True)
+    picture_C = torch.tensor(PICTURES)
+    inputs = [share(x).clone().requires_grad_() for x in (image, text)]
+    image_BD, text_BD = (F.normalize(x, dim=1) for x in inputs)
+    image_CD, text_CD = distributed.gather_rows(image_BD), distributed.gather_rows(text_BD)
+    assert torch.equal(distributed.gather_rows(share(picture_C)), picture_C)
+    is_match_BC = share(picture_C)[:, None] == picture_C
+    loss = objectives.contrastive(image_BD, text_BD, image_CD, text_CD, is_match_BC, temperature)
+    loss.backward()
+    world = distributed.world_size()
+    assert temperature.grad is not None
+    return {
+        "loss": distributed.sum_over_processes(loss.detach()) / world,
+        "temperature": distributed.sum_over_processes(temperature.grad) / world,
+        "image": distributed.gather_rows(_gradient(inputs[0])) / world,
+        "text": distributed.gather_rows(_gradient(inputs[1])) / world,
+    }
+
+
+def _gradient(x: Tensor) -> Tensor:
+    assert x.grad is not None
+    return x.grad
+
+
+def gradients_of_a_step() -> dict[str, Tensor]:
+    """Gradients of the whole retrieval task by contrast, as training takes them."""
+    config = config_of("retrieval_itc", model={"balance_weight": 0.5})
+    dataset = train_set(config, NUM_ROWS)
+    dataset.sources[0].rows[5] = dataset.sources[0][2]  # pyright: ignore[reportAttributeAccessIssue]
+    task = build(config)
+    model = DistributedDataParallel(task) if distributed.world_size() > 1 else task
+    rows = share(torch.arange(NUM_ROWS)).tolist()
+    samples = [dataset[(0, 0, row)] for row in rows]
+    model(dataset.collate(samples)).loss.backward()
+    return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
+
+
+def evaluation() -> dict[str, dict[str, float]]:
+    """The numbers of every task, and of a search with fewer pictures than processes."""
+    rank, world = distributed.rank(), distributed.world_size()
+    found = {}
+    for name in EVALUATED:
+        task = build(config_of(name))
+        found[name] = numbers_of(task, eval_set(task.config), 5, rank=rank, world=world)
+    task = build(config_of("retrieval"))
+    assert isinstance(task, Retrieval)
+    one = SearchSet([ListSource([searchable()[0]])], task.config, TOKENIZER)
+    found["one picture"] = numbers_of(task, one, 5, rank=rank, world=world)
+    return found
+
+
+def main(folder: Path) -> None:
+    """Write what this process found."""
+    torch.set_num_threads(1)
+    distributed.setup(torch.device("cpu"))
+    rank = distributed.rank()
+    tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
+    tensors |= {f"step.{name}": value for name, value in gradients_of_a_step().items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")
+    (folder / f"{rank}.json").write_text(json.dumps(evaluation()))
+    distributed.barrier()
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
