@@ -38,7 +38,6 @@ def gradcam(encoder: Encoder, block: int, score: Callable[[], Tensor]) -> tuple[
             value = score()
     finally:
         handle.remove()
-    assert value.numel() == 1
     (weights_BHNN,) = watched  # the encoder was gone through once
-    (gradient_BHNN,) = torch.autograd.grad(value.sum(), weights_BHNN)
+    (gradient_BHNN,) = torch.autograd.grad(value, weights_BHNN)
     return (weights_BHNN * gradient_BHNN).relu().mean(1).detach(), gradient_BHNN.ne(0).any(3).any(1)

@@ -1,0 +1,157 @@
+"""Grad-CAM against weights that are moved one by one in a hand-written attention.
+
+Letters: B batch, N all tokens, T text tokens, D width, H heads.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from twins import randomize, tiny_config
+
+from eve_vl.model.embed import pair, patchify
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.gradcam import gradcam
+from eve_vl.model.layers import Attention, attention_weights
+
+VOCAB = 30
+NUM_IMAGE = 17  # [CLS] and 16 patches
+STEP = 1e-5
+
+
+def encoder_and_pairs(batch: int = 1) -> tuple[Encoder, Callable[[], Tensor]]:
+    """A double-precision encoder, and what it makes of a batch whose first text is the longest; states (B, N, D)."""
+    encoder = Encoder(tiny_config().model, VOCAB)
+    randomize(encoder, seed=3, std=0.35)
+    encoder.double().eval()
+    rng = torch.Generator().manual_seed(4)
+    pixels_BCHW = torch.randn(batch, 3, 16, 16, generator=rng, dtype=torch.float64)
+    ids_BT = torch.randint(3, VOCAB, (batch, 5), generator=rng)
+    is_padding_BT = torch.arange(5) >= torch.tensor([5, 2, 4][:batch])[:, None]
+
+    def states() -> Tensor:
+        image, text = encoder.image(patchify(pixels_BCHW, 4)), encoder.text(ids_BT, is_padding_BT)
+        return encoder.encode(pair(image, text)).x_BND
+
+    return encoder, states
+
+
+def score_of(states_BND: Tensor) -> Tensor:
+    """A number that depends on the state of the first sample's text [CLS] alone."""
+    return (states_BND[0, NUM_IMAGE] * torch.linspace(-1, 1, states_BND.shape[2], dtype=torch.float64)).sum()
+
+
+class SlowAttention(torch.nn.Module):
+    """Attention of one sample in loops; one weight is moved by `step`."""
+
+    def __init__(self, attention: Attention, moved: tuple[int, int, int] | None = None, step: float = 0.0):
+        super().__init__()
+        self.weights, self.moved, self.step = dict(attention.named_parameters()), moved, step
+        self.num_heads = attention.num_heads
+        self.seen: list[Tensor] = []
+
+    def forward(self, x_1ND: Tensor, is_padding_1N: Tensor | None, only: int | None = None) -> Tensor:
+        assert is_padding_1N is None or not is_padding_1N.any()
+        w_q, w_k, w_v = self.weights["qkv.weight"].chunk(3)
+        x_ND = x_1ND[0]
+        q, k, v = x_ND @ w_q.T + self.weights["q_bias"], x_ND @ w_k.T, x_ND @ w_v.T + self.weights["v_bias"]
+        d = q.shape[1] // self.num_heads
+        heads = []
+        for head in range(self.num_heads):
+            own = slice(head * d, (head + 1) * d)
+            weights_NN = (q[:, own] @ k[:, own].T / d**0.5).softmax(1)
+            self.seen.append(weights_NN)
+            if self.moved is not None and self.moved[0] == head:
+                weights_NN = weights_NN.clone()
+                weights_NN[self.moved[1:]] += self.step
+            heads.append(weights_NN @ v[:, own])
+        return (torch.cat(heads, dim=1) @ self.weights["proj.weight"].T + self.weights["proj.bias"])[None]
+
+
+@pytest.mark.parametrize("with_padding", [False, True])
+def test_explicit_attention_equals_the_fused_kernel(with_padding):
+    attention = Attention(16, 2)
+    randomize(attention, seed=1)
+    x_BND = torch.randn(3, 7, 16, generator=torch.Generator().manual_seed(2))
+    may_attend = (torch.arange(7) < torch.tensor([7, 3, 1])[:, None])[:, None, None] if with_padding else None
+    q, k, v = attention.split(x_BND)
+    weights_BHNN = attention_weights(q, k, may_attend)
+    torch.testing.assert_close(weights_BHNN @ v, F.scaled_dot_product_attention(q, k, v, attn_mask=may_attend))
+    torch.testing.assert_close(weights_BHNN.sum(3), torch.ones(3, 2, 7))
+    if with_padding:
+        assert not weights_BHNN[1, :, :, 3:].any()
+    torch.testing.assert_close(
+        attention.join(weights_BHNN @ v), attention(x_BND, None if may_attend is None else ~may_attend[:, 0, 0])
+    )
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_weight_times_gradient_equals_moving_each_weight(block):
+    encoder, states = encoder_and_pairs()
+    attention = encoder.blocks[block].attn
+    assert isinstance(attention, Attention)
+    cam_BNN, _ = gradcam(encoder, block, lambda: score_of(states()))
+    assert cam_BNN.shape == (1, NUM_IMAGE + 5, NUM_IMAGE + 5)
+
+    @torch.no_grad()
+    def moved_score(moved: tuple[int, int, int], step: float) -> float:
+        encoder.blocks[block].attn = SlowAttention(attention, moved, step)
+        return score_of(states()).item()
+
+    watching = SlowAttention(attention)
+    encoder.blocks[block].attn = watching
+    with torch.no_grad():
+        before = score_of(states()).item()
+    keys = range(0, NUM_IMAGE + 5, 2)
+    for query, key in itertools.product((0, NUM_IMAGE, NUM_IMAGE + 3), keys):
+        expected = 0.0
+        for head in range(2):
+            moved = (head, query, key)
+            gradient = (moved_score(moved, STEP) - moved_score(moved, -STEP)) / (2 * STEP)
+            expected += max(0.0, watching.seen[head][query, key].item() * gradient) / 2
+        assert cam_BNN[0, query, key].item() == pytest.approx(expected, abs=1e-8)
+    encoder.blocks[block].attn = attention
+    assert score_of(states()).item() == pytest.approx(before, rel=1e-10)
+    assert cam_BNN[0, NUM_IMAGE].max() > 1e-3
+
+
+def test_the_encoder_is_left_as_it_was():
+    encoder, states = encoder_and_pairs()
+    before = states()
+    gradcam(encoder, 1, lambda: score_of(states()))
+    with pytest.raises(ZeroDivisionError):
+        gradcam(encoder, 1, lambda: score_of(states()) / (1 // 0))
+    assert torch.equal(states(), before)
+    assert not any(module._forward_hooks for module in encoder.modules())
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_works_where_gradients_are_off():
+    encoder, states = encoder_and_pairs()
+    encoder.requires_grad_(False)
+    with torch.no_grad():
+        cam_BNN, _ = gradcam(encoder, 0, lambda: score_of(states()))
+    assert cam_BNN.max() > 0
+    assert not cam_BNN.requires_grad
+
+
+def test_padding_gets_nothing_and_samples_do_not_meet():
+    encoder, states = encoder_and_pairs(batch=3)
+    cam_BNN, matters_BN = gradcam(encoder, 1, lambda: score_of(states()[1:]))
+    assert not cam_BNN[0].any()
+    assert not cam_BNN[2].any()
+    assert not matters_BN[0].any()
+    real = NUM_IMAGE + 2
+    assert not cam_BNN[1, :, real:].any()
+    assert not cam_BNN[1, real:].any()
+    assert not matters_BN[1, real:].any()
+    assert matters_BN[1, :real].all()
+
+
+def test_in_the_last_block_only_the_row_that_is_read_matters():
+    encoder, states = encoder_and_pairs()
+    _, matters_BN = gradcam(encoder, 2, lambda: score_of(states()))
+    assert matters_BN[0].nonzero().flatten().tolist() == [NUM_IMAGE]

@@ -1,0 +1,55 @@
+"""Tiny runs of every task, in memory or as folders, for the tests of what people do with a run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from twins import randomize, tiny_config, tiny_tokenizer
+
+from eve_vl.config import NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig, to_dict
+from eve_vl.run import LoadedRun, build_task
+
+ANSWERS = ("yes", "no", "red", "blue")
+TASKS: dict[str, TaskConfig | None] = {
+    "masked": None,
+    "retrieval": RetrievalConfig(projection_dim=8),
+    "vqa": VQAConfig(),
+    "nlvr2": NLVR2Config(),
+    "nlvr2_paired": NLVR2Config(head="paired"),
+}
+TEXT = "two small blue squares on gray"
+TEXTS = (TEXT, "a red circle", "purple triangle, orange heart")
+
+
+def tiny_run(name: str, folder: Path = Path("tiny"), *, task: dict | None = None) -> LoadedRun:
+    """A run whose every weight matters: 16 patches of 4×4, at most 12 tokens, 3 blocks of which the last 2 have experts.
+
+    task: fields of the pre-training section, for "masked".
+    """
+    config, tokenizer = tiny_config(task=task or TASKS[name]), tiny_tokenizer()
+    built = build_task(config, tokenizer, ANSWERS)
+    randomize(built, seed=1, std=0.35)
+    return LoadedRun(config=config, tokenizer=tokenizer, task=built.eval(), step=1, folder=folder)
+
+
+def write_run(run: LoadedRun, folder: Path) -> Path:
+    """Write what `load_run` reads."""
+    folder.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in run.task.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(to_dict(run.config)))
+    (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
+    (folder / "answers.json").write_text(json.dumps(ANSWERS))
+    (folder / "state.json").write_text(json.dumps({"step": run.step}))
+    return folder
+
+
+def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+    """A picture: uint8 (height, width, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def pixels(*pictures: np.ndarray) -> torch.Tensor:
+    """Pictures of the right size as the encoder gets them: float (B, 3, 16, 16) in [-1, 1], in plain arithmetic."""
+    return torch.stack([torch.from_numpy(picture).permute(2, 0, 1).double() / 255 * 2 - 1 for picture in pictures]).float()
