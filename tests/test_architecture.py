@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "inspect": {"config", "errors", "data", "model", "run", "tasks", "train"},
     "report": {
         *("config", "errors", "recipes", "data", "metrics", "model", "objectives", "run", "evaluation", "inspect", "tasks"),
-        "train",
+        *("look", "train"),
     },
     "cli": {"__init__", "config", "errors", "recipes", "data", "run", "evaluation", "inspect", "report", "tasks", "train"},
     "__main__": {"cli"},

@@ -117,23 +117,34 @@ def summary(predictions: Sequence[str], answers: Sequence[Sequence[str]], answer
     return found | {"num_questions": len(answers), "num_unanswered": sum(not given for given in answers)}
 
 
-def blind_baseline(
-    train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str], answers: Sequence[Sequence[str]]
-) -> float:
-    """Return the accuracy of giving, without the picture, the most frequent training answer to the same question.
+def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
+    """Return, without the pictures, the most frequent training answer to the same question for each question.
 
     train: question and answers of each training row. A question that training does not have gets the most frequent answer of
-    all. Questions without answers are left out. Raises ValueError if either side has no answers.
+    all. Raises ValueError if training has no answers.
     """
     given: dict[str, list[Sequence[str]]] = {}
     for question, row in train:
         given.setdefault(question, []).append(row)
     everything = build_answers((row for rows in given.values() for row in rows), 1)
+    if not everything:
+        raise ValueError("a blind baseline needs answers to learn from")
+    best = {question: next(iter(build_answers(given.get(question, ()), 1)), everything[0]) for question in questions}
+    return [best[question] for question in questions]
+
+
+def blind_baseline(
+    train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str], answers: Sequence[Sequence[str]]
+) -> float:
+    """Return the accuracy of `blind_answers`. Questions without answers are left out.
+
+    Raises ValueError if either side has no answers.
+    """
     scored = [(question, row) for question, row in zip(questions, answers, strict=True) if row]
-    if not everything or not scored:
-        raise ValueError("a blind baseline needs answers to learn from and answers to compare with")
-    best = {question: next(iter(build_answers(given.get(question, ()), 1)), everything[0]) for question, _ in scored}
-    return sum(accuracy_of(best[question], row) for question, row in scored) / len(scored)
+    if not scored:
+        raise ValueError("a blind baseline needs answers to compare with")
+    guesses = blind_answers(train, [question for question, _ in scored])
+    return sum(accuracy_of(guess, row) for guess, (_, row) in zip(guesses, scored, strict=True)) / len(scored)
 
 
 def majority_baseline(train_answers: Iterable[Sequence[str]], test_answers: Sequence[Sequence[str]]) -> float:

@@ -47,14 +47,13 @@ def answer_baselines(run: LoadedRun, num_samples: int) -> AnswerBaselines | None
     if not train or not rows:
         return None
 
-    def blind(some: list[Any]) -> float:
-        return metrics.blind_baseline(train, [row.question for row in some], [row.answers for row in some])
-
-    types = sorted({row.answer_type for row in rows if row.answer_type})
+    answers = [row.answers for row in rows]
+    guesses = metrics.blind_answers(train, [row.question for row in rows])
+    blind = metrics.summary(guesses, answers, [row.answer_type for row in rows])
     return AnswerBaselines(
-        blind=blind(rows),
-        majority=metrics.majority_baseline((answers for _, answers in train), [row.answers for row in rows]),
-        blind_by_type={each: blind([row for row in rows if row.answer_type == each]) for each in types},
+        blind=blind["vqa_acc"],
+        majority=metrics.majority_baseline((given for _, given in train), answers),
+        blind_by_type={name.partition("/")[2]: value for name, value in blind.items() if "/" in name},
     )
 
 

@@ -17,7 +17,11 @@ def examples_section(examples: Examples, name: str = "examples", title: str = "R
         "right ones and the first wrong ones, kinds in turns."
     )
     if what == "questions":
-        intro += " Bars: the three most probable answers."
+        intro += (
+            " Bars: the three most probable answers. Heat, blue to red: what in the picture speaks for the first (Grad-CAM)."
+        )
+    else:
+        intro += " Heat, blue to red: what in the pictures speaks for the statement being true (Grad-CAM)."
     known = [("right", "Right", True), ("wrong", "Wrong", False), ("unknown", "Truth kept back", None)]
     body = ""
     for key, heading, verdict in known:
@@ -59,15 +63,23 @@ def _statement_card(each: Claimed, name: str, key: str) -> str:
 
 
 def _pictures(each: Asked | Claimed, name: str) -> str:
-    shown = [("picture", each.picture)] if isinstance(each, Asked) else [("left", each.left), ("right", each.right)]
-    return _thumbs([(f"{name} {each.where}: {what}", what, pixels) for what, pixels in shown])
+    if isinstance(each, Asked):
+        shown, looked_for = [("picture", each.picture)], each.choices[0].text
+    else:
+        shown, looked_for = [("left", each.left), ("right", each.right)], "true"
+    heat = zip([what for what, _ in shown], each.heat, strict=False)
+    return _thumbs(
+        [(f"{name} {each.where}: {what}", what, pixels) for what, pixels in shown]
+        + [(f"{name} {each.where}: heat, {what}", f"for “{esc(looked_for)}”", pixels) for what, pixels in heat]
+    )
 
 
 def _thumbs(shown: Sequence[tuple[str, str, np.ndarray]]) -> str:
+    """Return pictures, two a row. shown: alternative text, caption in HTML, pixels."""
     figures = "".join(
         f"<figure>{picture(pixels, alt)}<figcaption>{caption}</figcaption></figure>" for alt, caption, pixels in shown
     )
-    return f'<div class="thumbs">{figures}</div>'
+    return f'<div class="thumbs{" two" * (len(shown) > 1)}">{figures}</div>'
 
 
 def searches_section(searches: Searches, name: str = "examples", title: str = "Found") -> str:
@@ -77,7 +89,8 @@ def searches_section(searches: Searches, name: str = "examples", title: str = "F
         order += f", the first {searches.num_reranked} put in order again by the matching head"
     intro = (
         f"Searched among {searches.num_pictures} pictures and {searches.num_texts} texts of the validation data, {order}. "
-        "The five best, true ones framed: first queries whose first hit is true, then some whose first hit is not."
+        "The five best, true ones framed: first queries whose first hit is true, then some whose first hit is not. "
+        "Heat, blue to red: what a word of the picture's true text takes from it that speaks for the match (Grad-CAM)."
     )
     body = ""
     for title_, queries in (("Text → picture", searches.by_text), ("Picture → text", searches.by_picture)):
@@ -103,7 +116,8 @@ def _query_card(query: Query, name: str, number: int) -> str:
             f'<article class="card query {key}"><p class="caption">{esc(query.item.text)} {mark}</p>'
             f'<ol class="found pictures">{found}</ol>{truth}</article>'
         )
-    thumbs = _thumbs([(alt, f"picture {mark}", query.item.picture)])
+    heat = [(f"{alt}: heat", f"“{esc(query.word)}”", pixels) for pixels in query.heat]
+    thumbs = _thumbs([(alt, f"picture {mark}", query.item.picture), *heat])
     return f'<article class="card example {key}">{thumbs}<div><ol class="found texts">{found}</ol>{truth}</div></article>'
 
 

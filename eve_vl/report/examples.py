@@ -5,7 +5,7 @@ Letters: B batch, A answers, E experts, K best candidates of a query; in chosen_
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from eve_vl.data.batch import QuestionBatch, StatementBatch
+from eve_vl.errors import UserError
+from eve_vl.look import look
 from eve_vl.metrics import vqa as metrics
 from eve_vl.report.evidence import batches
 from eve_vl.report.routing import Routing, add_choices
@@ -45,6 +47,8 @@ class Asked:
     answer_type: str
     choices: tuple[Choice, ...]
     truths: tuple[str, ...]
+    heat: tuple[np.ndarray, ...] = ()
+    """The picture under what speaks for the best answer, if that can be told."""
 
     @property
     def is_right(self) -> bool | None:
@@ -64,6 +68,8 @@ class Claimed:
     probability: float
     """Of being true."""
     label: bool | None
+    heat: tuple[np.ndarray, ...] = ()
+    """Both pictures under what speaks for the statement being true, if that can be told."""
 
     @property
     def is_right(self) -> bool | None:
@@ -75,30 +81,49 @@ class Claimed:
 class Examples:
     """Examples of a run, the right ones first, with how many were looked at, and the experts chosen on all of them."""
 
-    shown: tuple[Asked, ...] | tuple[Claimed, ...]
+    shown: tuple[Asked | Claimed, ...]
     num_seen: int
     num_right: int
     routing: Routing
 
 
-@torch.inference_mode()
 def gather_examples(run: LoadedRun, num_each: int = NUM_EACH, num_seen: int = NUM_SEEN) -> Examples:
     """Run a VQA or NLVR2 model in float32 on rows spread evenly over its validation data.
 
     Raises UserError if that cannot be read.
     """
-    chosen: list[Tensor] = []
-    if isinstance(run.task, VQA):
-        asked = [each for batch in batches(run, num_seen) for each in ask(run.task, batch, chosen)]
-        shown = _right_and_wrong(asked, num_each, lambda each: each.answer_type)
-        seen: Sequence[Asked | Claimed] = asked
-    else:
-        assert isinstance(run.task, NLVR2)
-        claimed = [each for batch in batches(run, num_seen) for each in judge(run.task, batch, chosen)]
-        shown = _right_and_wrong(claimed, num_each, lambda each: each.verdict)
-        seen = claimed
-    num_right = sum(each.is_right is True for each in seen)
-    return Examples(shown=shown, num_seen=len(seen), num_right=num_right, routing=Routing.of(chosen, len(seen)))
+    task, chosen = run.task, []
+    assert isinstance(task, VQA | NLVR2)
+    with torch.inference_mode():
+        if isinstance(task, VQA):
+            seen = [each for batch in batches(run, num_seen) for each in ask(task, batch, chosen)]
+            shown = _right_and_wrong(seen, num_each, lambda each: each.answer_type)
+        else:
+            seen = [each for batch in batches(run, num_seen) for each in judge(task, batch, chosen)]
+            shown = _right_and_wrong(seen, num_each, lambda each: each.verdict)
+    return Examples(
+        shown=tuple(with_heat(run, each) for each in shown),
+        num_seen=len(seen),
+        num_right=sum(each.is_right is True for each in seen),
+        routing=Routing.of(chosen, len(seen)),
+    )
+
+
+def with_heat(run: LoadedRun, each: Asked | Claimed) -> Asked | Claimed:
+    """Return an example with its pictures under the Grad-CAM."""
+    if isinstance(each, Asked):
+        return replace(each, heat=overlays(run, [each.picture], each.question, answer=each.choices[0].text))
+    return replace(each, heat=overlays(run, [each.left, each.right], each.statement))
+
+
+def overlays(
+    run: LoadedRun, pictures: Sequence[np.ndarray], text: str, *, word: str | None = None, answer: str | None = None
+) -> tuple[np.ndarray, ...]:
+    """Return pictures under the Grad-CAM of what `look` is asked; empty where the run has nothing to look for."""
+    try:
+        return look(run, pictures, text, word=word, answer=answer).overlays()
+    except UserError:  # such as no matching head, or a single block
+        return ()
 
 
 def ask(task: VQA, batch: QuestionBatch, chosen: list[Tensor]) -> list[Asked]:

@@ -3,9 +3,10 @@
 Letters: Q queries, C candidates, K best candidates of a query.
 """
 
-import dataclasses
+import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,13 +18,13 @@ from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.model.moe import RouterStats
 from eve_vl.report.evidence import BATCH
-from eve_vl.report.examples import pixels_of
+from eve_vl.report.examples import overlays, pixels_of
 from eve_vl.report.routing import Routing, add_choices
 from eve_vl.run import LoadedRun, eval_dataset
 from eve_vl.tasks.retrieval import Index, Retrieval
 
 NUM_SEARCHED = 200
-NUM_QUERIES = 40  # each way, spread evenly; the shown ones are chosen among them
+NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
 NUM_EACH = 3  # right ones, and wrong ones, each way
 NUM_FOUND = 5
 MAX_RERANKED = 16
@@ -48,6 +49,10 @@ class Query:
     """Of each one found: whether it is true of the query."""
     truth: Item
     """One of the items that it should find."""
+    word: str = ""
+    """Of a picture: a word of that text."""
+    heat: tuple[np.ndarray, ...] = ()
+    """Of a picture: it under what the word takes from it that speaks for the match, if that can be told."""
 
     @property
     def is_right(self) -> bool:
@@ -67,32 +72,47 @@ class Searches:
     routing: Routing
 
 
-@torch.inference_mode()
 def gather_searches(run: LoadedRun, num_each: int = NUM_EACH, num_searched: int = NUM_SEARCHED) -> Searches:
     """Search in float32 among rows spread evenly over the validation data. Raises UserError if that cannot be read."""
     assert isinstance(run.task, Retrieval)
-    data = dataclasses.replace(run.config.data, val_samples=num_searched, num_workers=0)
-    config = dataclasses.replace(run.config, data=data)
+    data = replace(run.config.data, val_samples=num_searched, num_workers=0)
+    config = replace(run.config, data=data)
     _, sources = open_train_and_val(config, CaptionedPictures.kind)
     dataset = eval_dataset(config, sources, run.tokenizer)
     assert isinstance(dataset, SearchSet)
     device = next(run.task.parameters()).device
-    index = run.task.index(batch.to(device) for batch in eval_loader(dataset, batch_size=BATCH, rank=0, world=1))
     pairs = CaptionedPictures(sources, config, run.tokenizer, training=False)
     chosen: list[Tensor] = []
-    num_pairs = 0
-    for batch in eval_loader(pairs, batch_size=BATCH, rank=0, world=1):
-        num_pairs += len(batch.where)
-        add_choices(chosen, _passes(run.task, batch.to(device)))
-    num_reranked = min(run.task.settings.rerank, MAX_RERANKED)
+    num_pairs, num_reranked = 0, min(run.task.settings.rerank, MAX_RERANKED)
+    with torch.inference_mode():
+        for batch in eval_loader(pairs, batch_size=BATCH, rank=0, world=1):
+            num_pairs += len(batch.where)
+            add_choices(chosen, _passes(run.task, batch.to(device)))
+        index = run.task.index(batch.to(device) for batch in eval_loader(dataset, batch_size=BATCH, rank=0, world=1))
+        by_text = _queries(run.task, index, dataset, num_reranked, by_text=True)
+        by_picture = _queries(run.task, index, dataset, num_reranked, by_text=False)
     return Searches(
-        by_text=_right_and_wrong(_queries(run.task, index, dataset, num_reranked, by_text=True), num_each),
-        by_picture=_right_and_wrong(_queries(run.task, index, dataset, num_reranked, by_text=False), num_each),
+        by_text=_right_and_wrong(by_text, num_each),
+        by_picture=tuple(_with_heat(run, dataset, query) for query in _right_and_wrong(by_picture, num_each)),
         num_pictures=len(dataset.pictures),
         num_texts=len(dataset.texts),
         num_reranked=num_reranked,
         routing=Routing.of(chosen, num_pairs),
     )
+
+
+def _with_heat(run: LoadedRun, dataset: SearchSet, query: Query) -> Query:
+    """Return a picture with the Grad-CAM of the word of its true text that fewest texts have."""
+    assert query.item.picture is not None
+    counts = Counter(word for text in dataset.texts for word in set(_words(text)))
+    words = sorted(_words(query.truth.text), key=lambda word: (counts[word], -len(word)))
+    if not words:
+        return query
+    return replace(query, word=words[0], heat=overlays(run, [query.item.picture], query.truth.text, word=words[0]))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w{3,}", text)
 
 
 def _queries(task: Retrieval, index: Index, dataset: SearchSet, num_reranked: int, *, by_text: bool) -> list[Query]:

@@ -63,7 +63,7 @@ nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underlin
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 8px; font-size: 13px; color: var(--soft); }
 .legend b { color: var(--text); font-weight: 600; font-variant-numeric: tabular-nums; }
 .legend .key { width: 22px; height: 10px; margin-right: 5px; vertical-align: 0; }
-.chart > svg { display: block; width: 100%; height: auto; margin-top: 10px; }
+.chart > svg { display: block; width: 100%; height: auto; margin-top: 10px; overflow: visible; }
 .chart text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: var(--soft); }
 .chart text.mark { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 .chart line, .chart polyline { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
@@ -115,7 +115,10 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 
 .examples, .queries { display: grid; gap: 14px; margin-top: 10px; }
 .examples { grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
-.example { display: grid; grid-template-columns: 112px minmax(0, 1fr); gap: 14px; align-items: start; }
+.example { display: flex; flex-wrap: wrap; gap: 14px; align-items: start; }
+.example > .thumbs { width: 104px; }
+.example > .thumbs.two { width: 218px; grid-template-columns: 1fr 1fr; }
+.example > div:last-child { flex: 1 1 160px; min-width: 0; }
 .example.right, .query.right { border-left: 3px solid var(--right); }
 .example.wrong, .query.wrong { border-left: 3px solid var(--wrong); }
 .example .caption { font-size: 16px; line-height: 1.4; margin-bottom: 8px; }
@@ -128,7 +131,7 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .choices li.right { --tint: var(--right-tint); font-weight: 600; }
 .queries { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
 .query .caption { margin-bottom: 10px; }
-.query .truth img { width: 20%; }
+.query .truth img { width: calc(20% - 7px); }
 .found.pictures { display: grid; grid-template-columns: repeat(5, 1fr); gap: 8px; }
 .found.pictures li.right img { outline: 3px solid var(--right); }
 .found.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; font-size: 14px; }
@@ -147,8 +150,8 @@ th { font-weight: 400; color: var(--soft); width: 14em; }
 td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .changed th, .changed td { font-weight: 600; color: var(--text); }
 @media (max-width: 560px) {
-  .reading, .example { grid-template-columns: 1fr; }
-  .thumbs { grid-template-columns: repeat(2, 104px); }
+  .reading { grid-template-columns: 1fr; }
+  .reading > .thumbs { grid-template-columns: repeat(2, 104px); }
   .strip { gap: 6px; }
   th { width: 9.5em; }
 }
