@@ -39,6 +39,7 @@ class RunLog:
         if not enabled:
             return
         kept = [row for row in read_log(run) if row["step"] <= first_step]
+        self.old = {(row["kind"], row["step"]) for row in kept}
         write_file(run / LOG, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = (run / LOG).open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
@@ -58,6 +59,10 @@ class RunLog:
             )
             self.bar = self.progress.add_task("steps", total=num_steps, completed=first_step, note="")
             self.progress.start()
+
+    def has_row(self, kind: str, step: int) -> bool:
+        """Whether there was such a row when the run went on; only the process that writes the log knows."""
+        return self.enabled and (kind, step) in self.old
 
     def row(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write one row of `kind` train or val everywhere."""

@@ -181,6 +181,9 @@ class Trainer:
                 f"going on from step {self.step} of {config.steps}" + "; nothing left to train" * (self.step >= config.steps)
             )
         numbers: dict[str, float] | None = None
+        was_validated = distributed.gather_objects(log.has_row("val", self.step))[0]
+        if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped after saving, before this
+            numbers = self._validate(val_loader, log)
         while self.step < config.steps:
             with meter.loading():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
@@ -191,20 +194,26 @@ class Trainer:
             meter.add(self._train_step(micro_batches))
             self.step += 1
             is_last = self.step == config.steps
-            if self.step % config.log_every == 0 or is_last:
+            if self._is_due(config.log_every):
                 log.row("train", self.step, meter.result(config, self.step))
             with meter.paused():
                 is_stopped = distributed.any_process(bool(stop), self.device) and not is_last
-                if self.step % config.save_every == 0 or is_last or is_stopped:
+                if self._is_due(config.save_every) or is_stopped:
                     self.save()
-                numbers = None
-                if self.step % config.val_every == 0 or is_last:
-                    numbers = self.evaluate(val_loader)
-                    log.row("val", self.step, numbers)
-                    self._keep_best(numbers)
+                numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
             if is_stopped:
                 raise StoppedError(self.run, self.step, config.steps, stop[0] if stop else signal.SIGTERM)
         return self.best or numbers or self.evaluate(val_loader)
+
+    def _is_due(self, every: int) -> bool:
+        """Whether something that comes every so many steps, and at the end, comes now."""
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
+        numbers = self.evaluate(val_loader)
+        self._keep_best(numbers)
+        log.row("val", self.step, numbers)  # last: what is in the log is not done again
+        return numbers
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
         """Keep the weights if the task's main number is higher than ever; every process must call this."""

@@ -1,0 +1,195 @@
+"""The best weights on validation: which are kept, what a resumed run makes of them, and what a run is read back as."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eve_vl.config import TrainConfig
+from eve_vl.errors import BadSampleError, UserError
+from eve_vl.train.checkpoint import chosen_checkpoint, read_best
+from eve_vl.train.log import BadSamples, read_log
+from eve_vl.train.trainer import StepOutput, Trainer
+
+CONFIG = TrainConfig(steps=8, batch_size=1, lr=0.1, warmup=0.0, val_every=2, save_every=2, log_every=2, keep=9, device="cpu")
+
+
+@dataclass(kw_only=True)
+class Numbers:
+    """The batch of a task that learns a number."""
+
+    where: tuple[str, ...] = ("one",)
+    skipped: tuple[BadSampleError, ...] = ()
+
+    def to(self, device: torch.device) -> "Numbers":
+        return self
+
+
+class Guess(nn.Module):
+    """A task whose validation says what it is told to, and counts how often it is asked."""
+
+    def __init__(self, scores: Sequence[dict[str, float]], main_metric: str | None = "score"):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.scores = iter(scores)
+        self.main_metric = main_metric
+        self.num_validations = 0
+
+    def forward(self, batch: Numbers) -> StepOutput:
+        return StepOutput(loss=(self.weight - 1).square().sum(), terms={})
+
+    def evaluate(self, loader: Iterable[Numbers]) -> dict[str, float]:
+        self.num_validations += 1
+        return next(self.scores)
+
+
+def endless() -> Iterator[Numbers]:
+    while True:
+        yield Numbers()
+
+
+def train(run: Path, task: Guess, config: TrainConfig = CONFIG) -> dict[str, float]:
+    run.mkdir(exist_ok=True)
+    texts = {"config.json": "{}", "tokenizer.json": "{}"}
+    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts=texts)
+    trainer.resume()
+    return trainer.fit(endless(), [], BadSamples(run, num_rows=1, max_share=1, writes=True))
+
+
+def scored(*values: float) -> list[dict[str, float]]:
+    return [{"score": value, "other": 10 * value} for value in values]
+
+
+def weights(folder: Path) -> Tensor:
+    return load_file(folder / "model.safetensors")["weight"]
+
+
+def step_folder(run: Path, step: int) -> Path:
+    return run / f"checkpoints/step_{step:08d}"
+
+
+def test_the_first_of_the_highest_numbers_is_kept(tmp_path: Path):
+    run = tmp_path / "run"
+    assert train(run, Guess(scored(0.2, 0.5, 0.5, 0.4))) == {"score": 0.5, "other": 5.0}
+    assert torch.equal(weights(run / "best"), weights(step_folder(run, 4)))
+    assert not torch.equal(weights(run / "best"), weights(step_folder(run, 6)))
+    assert read_best(run) == {"step": 4, "numbers": {"score": 0.5, "other": 5.0}}
+    assert sorted(path.name for path in (run / "best").iterdir()) == [
+        *("config.json", "model.safetensors", "state.json", "tokenizer.json")
+    ]
+    assert [row["score"] for row in read_log(run) if row["kind"] == "val"] == [0.2, 0.5, 0.5, 0.4]
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+
+
+def test_a_run_is_read_as_its_best_a_checkpoint_as_itself(tmp_path: Path):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.5, 0.4, 0.3, 0.2)))
+    assert chosen_checkpoint(run) == run / "best"
+    assert chosen_checkpoint(run / "best") == run / "best"
+    assert chosen_checkpoint(step_folder(run, 8)) == step_folder(run, 8)
+    other = tmp_path / "other"
+    train(other, Guess(scored(0.5, 0.4, 0.3, 0.2), main_metric=None))
+    assert not (other / "best").exists()
+    assert chosen_checkpoint(other) == step_folder(other, 8)
+    for nothing, words in ((tmp_path / "nowhere", "no such run folder"), (tmp_path, "holds no checkpoint")):
+        with pytest.raises(UserError, match=words):
+            chosen_checkpoint(nothing)
+
+
+@pytest.mark.parametrize(("later", "best_step"), [((0.45, 0.4), 4), ((0.5, 0.6), 8), ((0.7, 0.6), 6)])
+def test_a_resumed_run_keeps_its_best_until_it_is_beaten(tmp_path: Path, later, best_step):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.2, 0.5)), replace(CONFIG, steps=4))
+    task = Guess(scored(*later))
+    found = train(run, task)
+    assert task.num_validations == 2
+    assert found["score"] == max(0.5, *later)
+    best = read_best(run)
+    assert best is not None
+    assert best["step"] == best_step
+    assert torch.equal(weights(run / "best"), weights(step_folder(run, best_step)))
+
+
+def test_a_best_later_than_the_checkpoint_that_a_run_goes_on_from_is_found_again(tmp_path: Path):
+    """Killed after validation at step 4, before the next checkpoint."""
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.2, 0.5)), replace(CONFIG, steps=4))
+    for path in step_folder(run, 4).iterdir():
+        path.unlink()
+    step_folder(run, 4).rmdir()
+    assert train(run, Guess(scored(0.3, 0.25, 0.1))) == {"score": 0.3, "other": 3.0}  # the log has the 0.2 of step 2
+    best = read_best(run)
+    assert best is not None
+    assert best["step"] == 4
+    assert [(row["step"], row["score"]) for row in read_log(run) if row["kind"] == "val"] == [
+        (2, 0.2),
+        (4, 0.3),
+        (6, 0.25),
+        (8, 0.1),
+    ]
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path: Path, step: int):
+    """Killed between saving and validating: at the end of the run nothing else would look at the last weights."""
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def until_killed() -> Iterator[dict[str, float]]:
+        yield from scored(*(0.1 * number for number in range(1, step // 2)))
+        raise Killed
+
+    run = tmp_path / "run"
+    task = Guess([])
+    task.scores = until_killed()
+    with pytest.raises(Killed):
+        train(run, task)
+    assert step_folder(run, step).is_dir()
+    values = [0.9 - 0.1 * number for number in range((8 - step) // 2 + 1)]
+    assert train(run, Guess(scored(*values)))["score"] == 0.9
+    best = read_best(run)
+    assert best is not None
+    assert best["step"] == step
+    assert [row["step"] for row in read_log(run) if row["kind"] == "val"] == [2, 4, 6, 8]
+    task = Guess([])
+    assert train(run, task)["score"] == 0.9  # finished: nothing is done again
+    assert task.num_validations == 0
+
+
+def test_validation_without_labels_cannot_choose(tmp_path: Path):
+    with pytest.raises(UserError, match=r"^the validation data has no labels, so there is no score to choose"):
+        train(tmp_path / "run", Guess([{"num_pairs": 3.0}]))
+    assert not (tmp_path / "run/best").exists()
+
+
+def test_notes_are_told_once(tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for steps in (4, 8):
+        config = replace(CONFIG, steps=steps)
+        task = Guess(scored(0.2, 0.5))
+        trainer = Trainer(config, run, task, device=torch.device("cpu"), texts={}, notes=["weights from elsewhere"])
+        trainer.resume()
+        trainer.fit(endless(), [], BadSamples(run, num_rows=1, max_share=1, writes=True))
+    notes = [json.dumps(row) for row in read_log(run) if row["kind"] == "note"]
+    assert notes == ['{"kind": "note", "step": 0, "text": "weights from elsewhere"}']
+
+
+def test_new_parameters_take_larger_steps(tmp_path: Path):
+    """One step of AdamW moves every weight by its learning rate."""
+    task = Guess(scored(0.1))
+    task.head = nn.Parameter(torch.zeros(3))
+    forward = task.forward
+    task.forward = lambda batch: StepOutput(loss=forward(batch).loss + (task.head - 1).square().sum(), terms={})  # type: ignore
+    config = replace(CONFIG, steps=1, new_lr_multiplier=5.0, weight_decay=0.0, clip_norm=0.0, lr=0.01, schedule="linear")
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(config, tmp_path / "run", task, device=torch.device("cpu"), texts={}, new={"head"})
+    trainer.fit(endless(), [], BadSamples(tmp_path / "run", num_rows=1, max_share=1, writes=True))
+    torch.testing.assert_close(task.weight.detach(), torch.full((3,), 0.01), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(task.head.detach(), torch.full((3,), 0.05), rtol=1e-3, atol=1e-6)
