@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from twins import randomize, tiny_config, tiny_tokenizer
+from twins import CAPTIONS, randomize, tiny_config
 
 from eve_vl.config import NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig, to_dict
+from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.run import LoadedRun, build_task
 
 ANSWERS = ("yes", "no", "red", "blue")
@@ -28,7 +29,7 @@ def tiny_run(name: str, folder: Path = Path("tiny"), *, task: dict | None = None
 
     task: fields of the pre-training section, for "masked".
     """
-    config, tokenizer = tiny_config(task=task or TASKS[name]), tiny_tokenizer()
+    config, tokenizer = tiny_config(task=task or TASKS[name]), Tokenizer.train(CAPTIONS * 3, 500)  # whole words
     built = build_task(config, tokenizer, ANSWERS)
     randomize(built, seed=1, std=0.35)
     return LoadedRun(config=config, tokenizer=tokenizer, task=built.eval(), step=1, folder=folder)

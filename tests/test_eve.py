@@ -1,0 +1,440 @@
+"""The Python face against batches built by hand and the tasks' own parts.
+
+Letters: B batch, P patches, T text tokens, D width, V vocabulary, A answers.
+"""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import ANSWERS, TEXT, TEXTS, noise, pixels, tiny_run, write_run
+from torch import Tensor
+
+import eve_vl
+from eve_vl.data.batch import Batch
+from eve_vl.errors import UserError
+from eve_vl.eve import Eve, Filled
+from eve_vl.look import Look, overlay
+from eve_vl.model.embed import Tokens, pair, patchify
+from eve_vl.model.layers import Attention
+from eve_vl.run import AnyTask
+from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.vqa import VQA
+
+RIVAL = {"itc_weight": 1.0, "itm_weight": 1.0, "projection_dim": 8}
+
+
+def assert_close(
+    found: np.ndarray, expected: Tensor | np.ndarray | list[float], rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
+    expected = expected.detach().numpy() if isinstance(expected, Tensor) else np.array(expected)
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+
+
+def ids_of(eve: Eve, text: str) -> Tensor:
+    """Token ids of one text, (1, T)."""
+    return torch.tensor([eve.tokenizer.backend.encode(text).ids])
+
+
+def image_tokens(task: AnyTask, *pictures: np.ndarray) -> Tokens:
+    return task.encoder.image(patchify(pixels(*pictures), 4))
+
+
+def text_cls(eve: Eve, picture: np.ndarray, text: str) -> Tensor:
+    """State of the text [CLS] of one pair without padding, (1, D)."""
+    image = image_tokens(eve.task, picture)
+    return eve.task.encoder.encode(pair(image, eve.task.encoder.text(ids_of(eve, text), None))).x_BND[:, 17]
+
+
+# Features
+
+
+@pytest.mark.parametrize("name", ["retrieval", "rival"])
+def test_features_of_a_run_with_contrast_are_its_projections(name):
+    run = tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name)
+    eve, task = Eve(run), run.task
+    assert isinstance(task, Retrieval | MaskedSignal)
+    pictures = [noise(seed) for seed in range(3)]
+    cls_BD = task.encoder.encode(image_tokens(task, *pictures)).x_BND[:, 0]
+    expected = cls_BD @ task.contrast.features.image.weight.T
+    expected = expected / expected.norm(dim=1, keepdim=True)
+    found = eve.encode_image(pictures)
+    assert found.dtype == np.float32
+    assert found.shape == (3, 8)
+    assert_close(found, expected)
+    for row, text in enumerate(TEXTS):
+        state = task.encoder.encode(task.encoder.text(ids_of(eve, text), None)).x_BND[:, 0]
+        state = state @ task.contrast.features.text.weight.T
+        assert_close(eve.encode_text(TEXTS)[[row]], (state / state.norm()))
+
+
+def test_features_of_other_runs_are_the_cls_state():
+    for name in ("masked", "vqa", "nlvr2"):
+        run = tiny_run(name)
+        state = run.task.encoder.encode(image_tokens(run.task, noise(0))).x_BND[:, 0]
+        found = Eve(run).encode_image(noise(0))
+        assert_close(found, (state / state.norm()))
+        state = run.task.encoder.encode(run.task.encoder.text(ids_of(Eve(run), TEXT), None)).x_BND[:, 0]
+        assert_close(Eve(run).encode_text(TEXT), (state / state.norm()))
+
+
+def test_order_is_kept_and_neighbours_do_not_matter():
+    eve = Eve(tiny_run("retrieval"))
+    pictures, texts = [noise(seed, 20 + seed, 30) for seed in range(7)], [*TEXTS, "a", TEXT]
+    alone = np.concatenate([eve.encode_image(picture) for picture in pictures])
+    np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, rtol=1e-6)
+    texts_alone = np.concatenate([eve.encode_text(text) for text in texts])
+    for size in (1, 3, 64):
+        assert_close(eve.encode_image(pictures, batch_size=size), alone)
+        assert_close(eve.encode_text(texts, batch_size=size), texts_alone)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    assert eve.encode_image([]).shape == eve.encode_text([]).shape == (0, 8)
+
+
+def test_long_texts_are_cut_as_in_training():
+    eve = Eve(tiny_run("retrieval"))
+    long = " ".join(["red"] * 30)
+    cut = torch.from_numpy(eve.tokenizer.encode(long, 12)[0])[None]
+    assert isinstance(eve.task, Retrieval)
+    assert_close(eve.encode_text(long), eve.task.text_features(cut, None))
+
+
+# Calls
+
+
+@pytest.mark.parametrize("name", ["retrieval", "rival"])
+def test_match(name):
+    run = tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name)
+    eve, task = Eve(run), run.task
+    assert isinstance(task, Retrieval | MaskedSignal)
+    assert task.contrast.match_head is not None
+    pictures = [noise(seed) for seed in range(3)]
+    expected = [
+        task.contrast.match_head(text_cls(eve, picture, text)).softmax(1)[0, 1].item()
+        for picture, text in zip(pictures, TEXTS, strict=True)
+    ]
+    found = eve.match(pictures, TEXTS)
+    assert_close(found, expected)
+    assert_close(eve.match(pictures, TEXTS, batch_size=2), expected)
+    one = eve.match(pictures[1], TEXTS[1])
+    assert isinstance(one, float)
+    assert one == pytest.approx(expected[1], rel=1e-4)
+    assert eve.match([], []).shape == (0,)
+    for images, texts in ((pictures, TEXTS[:2]), (pictures[0], TEXTS), (pictures, TEXT), (pictures[:1], TEXT)):
+        with pytest.raises(UserError, match=r"give one of each, or lists of equal length"):
+            eve.match(images, texts)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_answer():
+    eve = Eve(tiny_run("vqa"))
+    assert isinstance(eve.task, VQA)
+    expected_A = eve.task.answer_head(text_cls(eve, noise(0), TEXT)).softmax(1)[0].tolist()
+    found = eve.answer(noise(0), TEXT)
+    assert {each.answer: each.probability for each in found} == pytest.approx(
+        dict(zip(ANSWERS, expected_A, strict=True)), rel=1e-4
+    )
+    assert [each.probability for each in found] == sorted((each.probability for each in found), reverse=True)
+    assert sum(each.probability for each in found) == pytest.approx(1)
+    assert eve.answer(noise(0), TEXT, top=2) == found[:2]
+    with pytest.raises(UserError, match="top 0 is not positive"):
+        eve.answer(noise(0), TEXT, top=0)
+    with pytest.raises(UserError, match="text is empty"):
+        eve.answer(noise(0), " ")
+
+
+def test_judge():
+    eve = Eve(tiny_run("nlvr2"))
+    assert isinstance(eve.task, NLVR2)
+    both = torch.cat([text_cls(eve, noise(0), TEXT), text_cls(eve, noise(1), TEXT)], dim=1)
+    expected = eve.task.concat_head(both).softmax(1)[0, 1].item()
+    found = eve.judge(noise(0), noise(1), TEXT)
+    assert found.probability == pytest.approx(expected, rel=1e-4)
+    assert found.verdict == (expected > 0.5)
+    assert eve.judge(noise(1), noise(0), TEXT).probability != pytest.approx(expected, rel=1e-3)
+    with pytest.raises(UserError, match=r"right image: no such file"):
+        eve.judge(noise(0), "nowhere.png", TEXT)
+
+
+def token_probabilities(eve: Eve, picture: np.ndarray, ids: list[int], places: list[int]) -> Tensor:
+    """What the token head says at some places of a text, (M, V)."""
+    assert isinstance(eve.task, MaskedSignal)
+    text = eve.task.encoder.text(torch.tensor([ids]), None)
+    states = eve.task.encoder.encode(pair(image_tokens(eve.task, picture), text)).x_BND[0, 17:]
+    return eve.task.token_head(states[places]).softmax(1)
+
+
+def test_fill_mask():
+    eve = Eve(tiny_run("masked"))
+    mask = eve.tokenizer.mask_id
+    ids = ids_of(eve, "a red circle, orange heart")[0].tolist()
+    words = [eve.tokenizer.word(token) for token in ids]
+    places = [words.index("red"), words.index("orange")]
+    for place in places:
+        ids[place] = mask
+    expected_MV = token_probabilities(eve, noise(0), ids, places)
+    found = eve.fill_mask(noise(0), "a [MASK] circle, [MASK] heart", top=3)
+    best_MV = expected_MV.topk(3)
+    for row, guesses in enumerate(found.guesses):
+        assert [guess.text for guess in guesses] == [eve.tokenizer.word(token) for token in best_MV.indices[row].tolist()]
+        assert [guess.probability for guess in guesses] == pytest.approx(best_MV.values[row].tolist(), rel=1e-4)
+    first, second = (guesses[0].text for guesses in found.guesses)
+    assert found.text == f"a {first} circle, {second} heart"
+    assert isinstance(found, Filled)
+
+
+def test_fill_mask_needs_a_mask_that_is_read():
+    eve = Eve(tiny_run("masked"))
+    with pytest.raises(UserError, match="nothing to fill in"):
+        eve.fill_mask(noise(0), "a red circle")
+    with pytest.raises(UserError, match="beyond the 12 tokens"):
+        eve.fill_mask(noise(0), "red " * 20 + "[MASK]")
+
+
+def test_a_mask_is_plain_text_elsewhere():
+    eve = Eve(tiny_run("masked"))
+    plain = np.abs(eve.encode_text("a [MASK] circle") - eve.encode_text("a [ mask ] circle")).max()
+    ids = eve.tokenizer.encode("a [MASK] circle", 12)[0]
+    assert eve.tokenizer.mask_id not in ids
+    assert plain > 1e-3
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_reconstruct(normalize):
+    eve = Eve(tiny_run("masked", task={"normalize_targets": normalize}))
+    assert isinstance(eve.task, MaskedSignal)
+    keep = [0, 5, 10, 15]
+    hidden = [patch for patch in range(16) if patch not in keep]
+    found = eve.reconstruct(noise(0), TEXT, keep=keep[::-1])
+    np.testing.assert_array_equal(found.original, noise(0))
+
+    image = eve.task.encoder.image(patchify(pixels(noise(0)), 4), torch.tensor([keep]))
+    encoded = eve.task.encoder.encode(pair(image, eve.task.encoder.text(ids_of(eve, TEXT), None)))
+    tokens = Tokens(x_BND=encoded.x_BND, num_image=5)
+    predicted = eve.task.pixel_decoder(tokens, torch.tensor([keep]), torch.tensor([hidden]))[0]
+    for patch, new in itertools.zip_longest([*hidden, *keep], predicted):
+        top, left = 4 * (patch // 4), 4 * (patch % 4)
+        box = slice(top, top + 4), slice(left, left + 4)
+        truth = noise(0)[box]
+        if new is None:
+            np.testing.assert_array_equal(found.masked[box], truth)
+            np.testing.assert_array_equal(found.rebuilt[box], truth)
+            continue
+        assert set(found.masked[box].flatten().tolist()) == {128}
+        values = new.reshape(3, 4, 4).permute(1, 2, 0).detach().numpy()
+        if normalize:
+            scaled = truth / 127.5 - 1
+            values = values * np.sqrt(scaled.var(ddof=1) + 1e-6) + scaled.mean()
+        expected = ((values + 1) * 127.5).clip(0, 255)
+        assert np.abs(found.rebuilt[box] - expected).max() < 1
+
+
+def test_reconstruct_draws_what_to_hide():
+    eve = Eve(tiny_run("masked"))
+    first, again, other = (eve.reconstruct(noise(0), TEXT, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.rebuilt, again.rebuilt)
+    assert (first.masked != other.masked).any()
+    for share, num_hidden in ((None, 12), (0.5, 8), (0.01, 1), (0.99, 15)):
+        masked = eve.reconstruct(noise(0), TEXT, share=share).masked
+        assert (masked == 128).all(2).sum() == pytest.approx(16 * num_hidden, abs=2)
+    for bad in (0, 1, 1.5, -1):
+        with pytest.raises(UserError, match="not in"):
+            eve.reconstruct(noise(0), TEXT, share=bad)
+    for keep in ([], [16], [-1], range(16)):
+        with pytest.raises(UserError, match=r"give at least one of the patches 0 to 15, and not all"):
+            eve.reconstruct(noise(0), TEXT, keep=keep)
+
+
+def test_joint_masking_runs_work_too():
+    eve = Eve(tiny_run("masked", task={"joint_masking": True}))
+    assert eve.reconstruct(noise(0), TEXT).rebuilt.shape == (16, 16, 3)
+    assert len(eve.fill_mask(noise(0), "a [MASK] circle").guesses) == 1
+
+
+# Looking
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("masked", "blue squares"),
+        ("rival", None),
+        ("rival", "small blue"),
+        ("retrieval", "gray"),
+        ("retrieval", None),
+        ("vqa", "SMALL"),
+        ("vqa", None),
+        ("vqa", "[CLS]"),
+        ("nlvr2", "two"),
+        ("nlvr2_paired", None),
+    ],
+)
+def test_heat_maps_of_every_task(name, word):
+    eve = Eve(tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name))
+    pictures = [noise(0, 33, 48), noise(1, 20, 16)][: 2 if "nlvr2" in name else 1]
+    found = eve.look(pictures if len(pictures) == 2 else pictures[0], TEXT, word=word)
+    assert isinstance(found, Look)
+    assert len(found.heat) == len(found.grids) == len(pictures)
+    for picture, shown, heat, grid, over in zip(
+        pictures, found.pictures, found.heat, found.grids, found.overlays(), strict=True
+    ):
+        np.testing.assert_array_equal(shown, picture)
+        assert heat.shape == picture.shape[:2]
+        assert heat.dtype == np.float32
+        assert heat.min() >= 0
+        assert grid.shape == (4, 4)
+        assert over.shape == picture.shape
+        assert over.dtype == np.uint8
+    assert max(heat.max() for heat in found.heat) == 1
+    assert 0 < found.probability < 1
+    assert found.block == (2 if word and name in ("masked", "rival") else 1)
+
+
+def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class_: int) -> np.ndarray:
+    """The map of a VQA run by autograd through attention that is written out here, (4, 4)."""
+    assert isinstance(eve.task, VQA)
+    attention, kept = eve.task.encoder.blocks[block].attn, []
+    assert isinstance(attention, Attention)
+
+    def forward(x: Tensor, is_padding: Tensor | None, only: int | None = None) -> Tensor:
+        q, k, v = (x @ attention.qkv.weight.T).chunk(3, dim=2)
+        q, v = q + attention.q_bias, v + attention.v_bias
+        q, k, v = (part.unflatten(2, (2, 8)).transpose(1, 2) for part in (q, k, v))
+        kept.append((q @ k.transpose(2, 3) / 8**0.5).softmax(3))
+        kept[0].retain_grad()
+        return (kept[0] @ v).transpose(1, 2).flatten(2) @ attention.proj.weight.T + attention.proj.bias
+
+    with mock.patch.object(attention, "forward", forward):
+        eve.task.predict(batch)[0][0, class_].backward()
+    return (kept[0] * kept[0].grad).relu().mean(1)[0, rows, 1:17].sum(0).view(4, 4).detach().numpy()
+
+
+@pytest.mark.parametrize(("word", "rows"), [(None, range(7)), ("[CLS]", [0]), ("blue squares", [3, 4]), ("gray", [6])])
+def test_looking_equals_a_backward_pass_by_hand(word, rows):
+    eve = Eve(tiny_run("vqa"))
+    ids = ids_of(eve, TEXT)
+    tokens = [eve.tokenizer.word(token) for token in ids[0].tolist()]
+    assert tokens == ["[CLS]", "two", "small", "blue", "squares", "on", "gray"]
+    batch = Batch(
+        images_BCHW=torch.from_numpy(noise(0)).permute(2, 0, 1)[None],
+        ids_BT=ids,
+        is_padding_BT=torch.zeros(1, 7, dtype=torch.bool),
+        where=("here",),
+    )
+    expected = moving_one_weight(eve, batch, 0, [17 + row for row in rows], ANSWERS.index("red"))
+    found = eve.look(noise(0), TEXT, word=word, answer="red", block=0)
+    assert_close(found.grids[0], expected, rtol=1e-3, atol=1e-7)
+    assert found.score == 'the answer "red"'
+    probability = {each.answer: each.probability for each in eve.answer(noise(0), TEXT)}["red"]
+    assert found.probability == pytest.approx(probability, rel=1e-4)
+    assert found.heat[0].max() == 1
+
+
+def test_a_run_looks_for_its_own_answer():
+    eve = Eve(tiny_run("vqa"))
+    best = eve.answer(noise(0), TEXT, top=1)[0]
+    found = eve.look(noise(0), TEXT)
+    assert (found.score, found.probability) == (f'the answer "{best.answer}"', pytest.approx(best.probability, rel=1e-5))
+    assert eve.look(noise(0), TEXT, block=-2).block == 1
+
+
+def test_a_hidden_word_is_hidden():
+    eve = Eve(tiny_run("masked"))
+    found = eve.look(noise(0), TEXT, word="blue")
+    ids = ids_of(eve, TEXT)[0].tolist()
+    place = [eve.tokenizer.word(token) for token in ids].index("blue")
+    blue, ids[place] = ids[place], eve.tokenizer.mask_id
+    assert found.score == 'the hidden "blue"'
+    assert found.probability == pytest.approx(token_probabilities(eve, noise(0), ids, [place])[0, blue].item(), rel=1e-4)
+
+
+def test_what_speaks_for_nothing_is_all_zero_and_an_overlay_shows_it():
+    cold, hot = overlay(noise(0), np.zeros((16, 16))), overlay(noise(0), np.ones((16, 16)))
+    assert cold[:, :, 2].mean() > cold[:, :, 0].mean()
+    assert hot[:, :, 0].mean() > hot[:, :, 2].mean() + 50
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("vqa", {"word": "green"}, f'"green" is not a word of "{TEXT}"'),
+        ("vqa", {"word": "squa"}, '"squa" is not a word of'),
+        ("vqa", {"word": ""}, '"" is not a word of'),
+        ("vqa", {"word": "last", "text": "red " * 20 + "last"}, '"last" lies beyond the 12 tokens'),
+        ("vqa", {"block": 3}, "no block 3: this run has blocks 0 to 2"),
+        ("vqa", {"block": -4}, "no block -4"),
+        ("vqa", {"word": "gray", "block": 2}, 'nothing of what "gray" attends to in block 2 reaches the answer'),
+        ("vqa", {"answer": "rad"}, "no answer 'rad'"),
+        ("vqa", {"image": [noise(0), noise(1)]}, "a run of task vqa looks at 1 picture, 2 given"),
+        ("nlvr2", {}, "a run of task nlvr2 looks at 2 pictures, 1 given"),
+        ("retrieval", {"answer": "red"}, "an answer to look for can be given to a VQA run only"),
+        ("masked", {}, "name a word of the text"),
+        ("masked", {"word": "[CLS]"}, "name a word of the text"),
+    ],
+)
+def test_what_cannot_be_looked_for(name, kwargs, message):
+    arguments = {"image": noise(0), "text": TEXT} | kwargs
+    with pytest.raises(UserError) as error:
+        Eve(tiny_run(name)).look(**arguments)
+    assert message in str(error.value)
+
+
+# What a run can do
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "calls"),
+    [
+        ("masked", None, "fill_mask reconstruct look"),
+        ("masked", {"mlm_weight": 0.0}, "reconstruct"),
+        ("masked", {"mim_weight": 0.0}, "fill_mask look"),
+        ("masked", RIVAL, "match fill_mask reconstruct look"),
+        ("retrieval", None, "match look"),
+        ("vqa", None, "answer look"),
+        ("nlvr2", None, "judge look"),
+    ],
+)
+def test_calls(name, task, calls):
+    eve = Eve(tiny_run(name, task=task))
+    assert eve.calls == ("encode_image", "encode_text", *calls.split())
+    arguments = {
+        "match": (noise(0), TEXT),
+        "answer": (noise(0), TEXT),
+        "judge": (noise(0), noise(1), TEXT),
+        "fill_mask": (noise(0), "[MASK]"),
+        "reconstruct": (noise(0), TEXT),
+        "look": (noise(0), TEXT),
+    }
+    for call in arguments.keys() - set(eve.calls):
+        with pytest.raises(UserError) as error:
+            getattr(eve, call)(*arguments[call])
+        message = str(error.value)
+        assert message.startswith(f"{call}: tiny is a run of task {eve.run.config.task.name}, which allows encode_image, ")
+        how = {"match": "eve finetune retrieval", "answer": "eve finetune vqa", "judge": "eve finetune nlvr2"}
+        assert how.get(call, "eve ") in message
+        assert "\n" not in message
+
+
+def test_load_from_a_folder(tmp_path: Path):
+    folder = write_run(tiny_run("vqa"), tmp_path / "run")
+    eve = Eve.load(folder, device="cpu")
+    assert eve.answer(noise(0), TEXT) == Eve(tiny_run("vqa")).answer(noise(0), TEXT)
+    assert not eve.task.training
+    with pytest.raises(UserError, match="no such run folder"):
+        Eve.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="'gpu' is not one of auto, cpu, cuda"):
+        Eve.load(folder, device="gpu")
+
+
+def test_the_package_offers_eve_without_importing_torch():
+    assert eve_vl.Eve is Eve
+    with pytest.raises(AttributeError, match="no attribute 'Evil'"):
+        _ = eve_vl.Evil
+    code = "import sys, eve_vl; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
