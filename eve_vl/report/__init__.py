@@ -1,5 +1,6 @@
-"""The page about a run: numbers, curves, pictures, captions and routing in one self-contained HTML file."""
+"""Pages about runs, each one self-contained HTML file: numbers, curves, examples with pictures, routing."""
 
 from eve_vl.report.page import write_report
+from eve_vl.report.story import write_story
 
-__all__ = ["write_report"]
+__all__ = ["write_report", "write_story"]

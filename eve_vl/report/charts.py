@@ -67,10 +67,12 @@ def line_chart(
         return ""
     values = [y for _, points in lines for _, y in points]
     y_ticks = ticks(min([*values, 0]) if from_zero else min(values), max(values))
+    written = [show(tick) for tick in y_ticks]
+    write = show if len(set(written)) == len(written) else "{:.7g}".format  # ticks close together need more digits
     x_end = max(x for _, points in lines for x, _ in points) or 1
     x_ticks = [tick for tick in ticks(0, x_end) if tick <= x_end]
-    frame = _Frame(x_end=x_end, y_low=y_ticks[0], y_high=y_ticks[-1], left=_left(y_ticks, show))
-    parts = [*_grid(frame, y_ticks, show), *_step_axis(frame, x_ticks)]
+    frame = _Frame(x_end=x_end, y_low=y_ticks[0], y_high=y_ticks[-1], left=_left(y_ticks, write))
+    parts = [*_grid(frame, y_ticks, write), *_step_axis(frame, x_ticks)]
     for style, (_, points) in zip(_styles([each for each, _ in lines]), lines, strict=True):
         path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
         parts.append(f'<polyline class="{style}" points="{path}"/>')

@@ -75,11 +75,12 @@ def _pictures(each: Asked | Claimed, name: str) -> str:
 
 
 def _thumbs(shown: Sequence[tuple[str, str, np.ndarray]]) -> str:
-    """Return pictures, two a row. shown: alternative text, caption in HTML, pixels."""
+    """Return pictures in a row. shown: alternative text, caption in HTML, pixels."""
     figures = "".join(
         f"<figure>{picture(pixels, alt)}<figcaption>{caption}</figcaption></figure>" for alt, caption, pixels in shown
     )
-    return f'<div class="thumbs{" two" * (len(shown) > 1)}">{figures}</div>'
+    size = {1: "", 2: " two"}.get(len(shown), " four")
+    return f'<div class="thumbs{size}">{figures}</div>'
 
 
 def searches_section(searches: Searches, name: str = "examples", title: str = "Found") -> str:

@@ -118,6 +118,7 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .example { display: flex; flex-wrap: wrap; gap: 14px; align-items: start; }
 .example > .thumbs { width: 104px; }
 .example > .thumbs.two { width: 218px; grid-template-columns: 1fr 1fr; }
+.example > .thumbs.four { width: 100%; grid-template-columns: repeat(4, 1fr); }
 .example > div:last-child { flex: 1 1 160px; min-width: 0; }
 .example.right, .query.right { border-left: 3px solid var(--right); }
 .example.wrong, .query.wrong { border-left: 3px solid var(--wrong); }
@@ -137,6 +138,12 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .found.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; font-size: 14px; }
 .found.texts li { list-style: decimal inside; }
 .found.texts li.right { border-color: var(--right); background: var(--right-tint); }
+.results { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 3fr); gap: 14px; margin-top: 10px; }
+.numbers td { text-align: right; white-space: nowrap; padding-right: 0; }
+.numbers th { width: auto; color: var(--text); }
+.numbers th small { display: block; color: var(--soft); }
+.numbers thead td { color: var(--soft); white-space: normal; font-size: 12.5px; vertical-align: bottom; }
+.numbers thead td, .numbers thead th { border-top: 0; }
 .notes { color: var(--soft); font-size: 13.5px; margin-top: 12px; }
 
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; margin: 0 0 14px;
@@ -149,6 +156,9 @@ th, td { text-align: left; padding: 4px 12px 4px 0; border-top: 1px solid var(--
 th { font-weight: 400; color: var(--soft); width: 14em; }
 td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .changed th, .changed td { font-weight: 600; color: var(--text); }
+@media (max-width: 900px) {
+  .results { grid-template-columns: 1fr; }
+}
 @media (max-width: 560px) {
   .reading { grid-template-columns: 1fr; }
   .reading > .thumbs { grid-template-columns: repeat(2, 104px); }
