@@ -109,7 +109,7 @@ def _query_card(query: Query, name: str, number: int) -> str:
     )
     truth = (
         ""
-        if query.is_right
+        if any(query.is_match)
         else f'<div class="truth"><span class="label">true</span> {_item(query.truth, f"{alt}, true")}</div>'
     )
     if query.item.picture is None:

@@ -28,6 +28,7 @@ NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among the
 NUM_EACH = 3  # right ones, and wrong ones, each way
 NUM_FOUND = 5
 MAX_RERANKED = 16
+COMMON = 0.05  # share of the texts; rarer words are seldom things that a model has learnt to see
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +103,21 @@ def gather_searches(run: LoadedRun, num_each: int = NUM_EACH, num_searched: int 
 
 
 def _with_heat(run: LoadedRun, dataset: SearchSet, query: Query) -> Query:
-    """Return a picture with the Grad-CAM of the word of its true text that fewest texts have."""
+    """Return a picture with the Grad-CAM of a word of its true text."""
     assert query.item.picture is not None
-    counts = Counter(word for text in dataset.texts for word in set(_words(text)))
-    words = sorted(_words(query.truth.text), key=lambda word: (counts[word], -len(word)))
-    if not words:
+    word = content_word(query.truth.text, dataset.texts)
+    if not word:
         return query
-    return replace(query, word=words[0], heat=overlays(run, [query.item.picture], query.truth.text, word=words[0]))
+    return replace(query, word=word, heat=overlays(run, [query.item.picture], query.truth.text, word=word))
+
+
+def content_word(text: str, texts: Sequence[str]) -> str:
+    """Return the word of a text that says most about what is seen: of those that are in COMMON of all texts (else of all) the
+    one in the fewest, the longest of several; empty if the text has no word."""
+    counts = Counter(word for each in texts for word in set(_words(each)))
+    words = _words(text)
+    common = [word for word in words if counts[word] >= COMMON * len(texts)]
+    return min(common or words, key=lambda word: (counts[word], -len(word)), default="")
 
 
 def _words(text: str) -> list[str]:
