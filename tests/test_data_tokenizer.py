@@ -170,3 +170,48 @@ def test_missing_file_and_folder_are_refused(tmp_path):
     for path in (tmp_path / "nothing.json", tmp_path):
         with pytest.raises(UserError, match="no such tokenizer file"):
             Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "like"),
+    [
+        ("a [MASK] circle", "a red circle"),
+        ("[MASK] circle", "red circle"),
+        ("[MASK]", "red"),
+        ("purple [MASK], [MASK] heart", "purple red, red heart"),
+        ("[MASK] [MASK][MASK] star", "red red red star"),
+        ("a[MASK]circle", "a red circle"),
+        ("\ua500 [MASK]", "\ua500 red"),
+    ],
+)
+def test_masks_stand_where_words_would(text, like):
+    """The tokens are those of the text with a word for each mask, as if that word had been masked in training."""
+    tokenizer = Tokenizer.train(CAPTIONS * 3, 500)
+    (red,) = tokenizer.encode("red", 32)[0][1:]
+    ids, is_special, is_masked = tokenizer.encode_with_masks(text, 32)
+    expected, expected_special = tokenizer.encode(like, 32)
+    np.testing.assert_array_equal(ids, np.where(expected == red, tokenizer.mask_id, expected))
+    np.testing.assert_array_equal(is_masked, expected == red)
+    np.testing.assert_array_equal(is_special, expected_special)
+
+
+def test_masks_of_other_tokenizers(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "circle", ",", "-"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    bert = Tokenizer.load(tmp_path / "vocab.txt")
+    ids, is_special, is_masked = bert.encode_with_masks("A [MASK]-[MASK], zebra [MASK]", 20)
+    assert " ".join(words[token] for token in ids) == "[CLS] a [MASK] - [MASK] , [UNK] [MASK] [SEP]"
+    assert is_masked.tolist() == [word == "[MASK]" for word in map(words.__getitem__, ids)]
+    assert is_special.nonzero()[0].tolist() == [0, 8]
+    assert bert.encode_with_masks("a [MASK] [MASK]", 3)[2].tolist() == [False, False, True]
+    names = {"<pad>": 0, "<unk>": 1, "<s>": 2, "<mask>": 3, "red": 4}
+    plain = Tokenizer.load(save(word_level(names), tmp_path / "words.json"))
+    assert plain.encode_with_masks("red [MASK] red", 9)[0].tolist() == [2, 4, 3, 4]
+
+
+def test_spans_point_at_the_characters_of_each_token():
+    tokenizer = Tokenizer.train(CAPTIONS * 3, 500)
+    text = "Purple triangle, ｒｅｄ heart"
+    pieces = [text[start:end].strip() for start, end in tokenizer.spans(text, 32)]
+    assert pieces == ["", "Purple", "triangle", ",", "ｒｅｄ", "heart"]
+    assert tokenizer.spans(text, 3) == tokenizer.spans(text, 32)[:3]
