@@ -44,3 +44,11 @@ def eve_process(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory) -> Path:
+    """A run of four steps, to start fine-tuning from."""
+    run = tmp_path_factory.mktemp("pretrained") / "run"
+    main([*("pretrain", "tiny", "--out", str(run)), *("--train.steps", "4", "--data.val-samples", "8")])
+    return run

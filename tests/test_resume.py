@@ -58,6 +58,24 @@ def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_process, tmp_path: 
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_killed_fine_tuning_goes_on_bit_for_bit(eve, eve_process, pretrained, tmp_path: Path):
+    """With its best weights, whose number is that of a validation before the crash or after it."""
+    data = ("--data.train", "scenes:val", "--data.val-samples", 32, "--train.batch-size", 8)
+    command = ("finetune", "scenes_vqa", "--init", pretrained, *data)
+    flags = (*FLAGS, *NOISE, "--data.augment", "color", "--data.num-workers", 0)
+    assert eve(*command, "--out", "whole", *flags).returncode == 0
+    process = eve_process(*command, "--out", "killed", *flags)
+    wait_for_step(tmp_path / "killed", 6)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert (tmp_path / "killed/best/state.json").is_file()
+    done = eve(*command, "--out", "killed", *flags, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    for name in ("state.json", "answers.json", "model.safetensors"):
+        assert (tmp_path / "whole/best" / name).read_bytes() == (tmp_path / "killed/best" / name).read_bytes(), name
+
+
 def test_resume_needs_something_to_resume(eve):
     done = eve("pretrain", "tiny", "--out", "nowhere", "--resume")
     assert done.returncode == 2

@@ -1,0 +1,118 @@
+"""The real command line on CPU: pre-train → fine-tune for each task → evaluate."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_bad_input import complaint
+
+from eve_vl.run import load_run
+
+SHORT = (
+    *("--train.steps", 4, "--train.batch-size", 8, "--train.val-every", 2, "--train.save-every", 2, "--train.log-every", 1),
+    *("--data.val-samples", 24, "--data.num-workers", 0, "--train.dtype", "float32"),
+    *("--data.train", "scenes:val"),  # a thousand rows, quickly gone through for the blind baseline
+)
+TASKS = {"vqa": "vqa_acc", "nlvr2": "nlvr2_acc", "retrieval": "r_mean"}
+
+
+def rows(run: Path, kind: str) -> list[dict]:
+    found = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [row for row in found if row["kind"] == kind]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
+    main_metric, run = TASKS[task], tmp_path / "run"
+    done = eve("finetune", f"scenes_{task}", "--init", pretrained, "--out", "run", *SHORT)
+    assert done.returncode == 0, done.stderr
+    (note,) = rows(run, "note")
+    assert f"weights from {pretrained}/checkpoints/step_00000004; new, at 1 × the learning rate: " in note["text"]
+    assert "not used: pixel_decoder, token_head" in note["text"]
+    validations = rows(run, "val")
+    assert [row["step"] for row in validations] == [2, 4]
+    best = max(validations, key=lambda row: (row[main_metric], -row["step"]))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics == {name: value for name, value in best.items() if name not in ("kind", "step")}
+    loaded = load_run(run)
+    assert (loaded.step, loaded.folder, loaded.config.task.name) == (best["step"], run / "best", task)
+    expected = load_file(run / f"checkpoints/step_{best['step']:08d}/model.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.task.state_dict().items())
+    assert loaded.tokenizer.to_json() == (pretrained / "tokenizer.json").read_text()
+
+    again = eve("evaluate", task, "run", "--samples", 24, "--json", "own.json")
+    assert again.returncode == 0, again.stderr
+    own = json.loads((tmp_path / "own.json").read_text())
+    assert {name: own[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
+    done = eve("evaluate", task, "run", "--data", "scenes:test", "--samples", 24, "--json", "test.json")
+    assert done.returncode == 0, done.stderr
+    test = json.loads((tmp_path / "test.json").read_text())
+    assert main_metric in test and main_metric in done.stdout
+    assert test != own
+    other = next(name for name in TASKS if name != task)
+    assert task in complaint(eve("evaluate", other, "run"))
+
+
+def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Path):
+    """For the same task its head comes along, for another one the encoder alone; its best weights, not its last."""
+    assert eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "first", *SHORT).returncode == 0
+    assert eve("finetune", "scenes_vqa", "--init", "first", "--out", "second", *SHORT).returncode == 0
+    (note,) = rows(tmp_path / "second", "note")
+    assert note["text"] == f"weights from {tmp_path}/first/best"
+    assert eve("finetune", "scenes_nlvr2", "--init", "first", "--out", "third", *SHORT).returncode == 0
+    (note,) = rows(tmp_path / "third", "note")
+    assert "new, at 1 × the learning rate: concat_head; not used: answer_head" in note["text"]
+
+
+def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_path: Path):
+    flags = (*SHORT, "--train.lr", 1e-12, "--train.warmup", 0)
+    done = eve("finetune", "scenes_vqa", "--init", pretrained, "--scratch", "--out", "scratch", *flags)
+    assert done.returncode == 0, done.stderr
+    (note,) = rows(tmp_path / "scratch", "note")
+    assert note["text"] == f"random weights, in the shape of {pretrained}"
+    assert eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "warm", *flags).returncode == 0
+    start = load_run(pretrained).task.state_dict()
+    scratch, warm = (load_run(tmp_path / name).task.state_dict() for name in ("scratch", "warm"))
+    for name in ("encoder.text.words.weight", "encoder.image.proj.weight", "encoder.blocks.0.attn.qkv.weight"):
+        torch.testing.assert_close(warm[name], start[name], rtol=0, atol=1e-6)
+        assert scratch[name].shape == start[name].shape
+        assert not torch.allclose(scratch[name], start[name], atol=1e-3)
+    assert (tmp_path / "scratch/tokenizer.json").read_text() == (pretrained / "tokenizer.json").read_text()
+
+
+def test_larger_pictures_than_in_pretraining(eve, pretrained, tmp_path: Path):
+    done = eve("finetune", "scenes_nlvr2", "--init", pretrained, "--out", "run", *SHORT, "--model.image-size", 48)
+    assert done.returncode == 0, done.stderr
+    (note,) = rows(tmp_path / "run", "note")
+    assert "positions resized from 16 to 36 patches" in note["text"]
+
+
+def test_mistakes_of_fine_tuning_are_one_line(eve, pretrained, tmp_path: Path):
+    assert "needs --init RUN" in complaint(eve("finetune", "scenes_vqa"))
+    assert "nowhere: no such run folder" in complaint(eve("finetune", "scenes_vqa", "--init", "nowhere"))
+    (tmp_path / "empty").mkdir()
+    assert "holds no checkpoint" in complaint(eve("finetune", "scenes_vqa", "--init=empty"))
+    start = ("finetune", "scenes_vqa", "--init", pretrained, *SHORT)
+    line = complaint(eve(*start, "--model.depth", 2, "--model.num-deep-blocks", 1))
+    assert "its encoder does not fit" in line and "--model flags" in line
+    assert "its encoder does not fit" in complaint(eve(*start, "--model.embed-dim", 24))
+    assert "no flag '--task.rerank'" in complaint(eve(*start, "--task.rerank", 3))
+    assert "rerank 16 needs the matching head" in complaint(
+        eve("finetune", "scenes_retrieval", "--init", pretrained, "--task.itm-weight", 0)
+    )
+    (tmp_path / "answers.txt").write_text("perhaps\nnever\n")
+    line = complaint(eve(*start, "--task.answers", "answers.txt"))
+    assert "answers none of the 1000 training questions" in line
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/checkpoints"))
+
+
+def test_an_answer_list_of_ones_own(eve, pretrained, tmp_path: Path):
+    (tmp_path / "answers.txt").write_text("yes\nno\n")
+    done = eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "run", *SHORT, "--task.answers", "answers.txt")
+    assert done.returncode == 0, done.stderr
+    told, _ = rows(tmp_path / "run", "note")
+    assert told["text"].startswith("the answer list lacks the answers of ") and " of 1000 training questions" in told["text"]
+    assert json.loads((tmp_path / "run/best/answers.json").read_text()) == ["yes", "no"]
+    assert eve("evaluate", "vqa", "run", "--samples", 8).returncode == 0
