@@ -1,0 +1,183 @@
+"""The verbs that use a run on pictures and texts at hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import TEXT, noise, tiny_run, write_run
+
+from eve_vl.cli import VERBS
+from eve_vl.cli.common import flag_names
+from eve_vl.cli.use import AnswerArgs, EncodeArgs, FillMaskArgs, JudgeArgs, LookArgs, MatchArgs, ReconstructArgs
+from eve_vl.eve import Eve
+
+USES = ("answer", "match", "judge", "fill-mask", "reconstruct", "look", "encode")
+FLAGS = {
+    AnswerArgs: "--json --top",
+    MatchArgs: "--json",
+    JudgeArgs: "--json",
+    FillMaskArgs: "--json --top",
+    ReconstructArgs: "--out --share --seed",
+    LookArgs: "--json --right --word --answer --block --out",
+    EncodeArgs: "--texts --out --batch-size",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures, and a run of every task."""
+    for number in (0, 1):
+        Image.fromarray(noise(number, 40, 30)).save(tmp_path / f"{number}.png")
+    for name in ("masked", "retrieval", "vqa", "nlvr2"):
+        write_run(tiny_run(name), tmp_path / name)
+    return tmp_path
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_flags_are_frozen():
+    for cls, text in FLAGS.items():
+        assert flag_names(cls) == text.split(), cls.__name__
+
+
+@pytest.mark.parametrize("verb", USES)
+def test_help_has_an_example(eve, verb):
+    assert verb in VERBS
+    text = eve(verb, "--help").stdout
+    assert f"example: eve {verb} runs/" in text
+    assert "usage: eve" in text
+
+
+def test_answer(eve, folder):
+    done = eve("answer", "vqa", "0.png", TEXT, "--top", 2, "--json", "out/answers.json")
+    assert done.returncode == 0, done.stderr
+    expected = Eve.load(folder / "vqa").answer(folder / "0.png", TEXT, top=2)
+    found = json.loads((folder / "out/answers.json").read_text())["answers"]
+    assert [each["answer"] for each in found] == [each.answer for each in expected]
+    assert [each["probability"] for each in found] == pytest.approx([each.probability for each in expected])
+    assert done.stdout.splitlines() == [f"{each.probability:7.4f}  {each.answer}" for each in expected]
+
+
+def test_match(eve, folder):
+    done = eve("match", "retrieval", "0.png", TEXT, "--json", "match.json")
+    expected = Eve.load(folder / "retrieval").match(folder / "0.png", TEXT)
+    assert done.stdout == f"{expected:.4f}\n", done.stderr
+    assert json.loads((folder / "match.json").read_text())["probability"] == pytest.approx(expected)
+
+
+def test_judge(eve, folder):
+    done = eve("judge", "nlvr2", "0.png", "1.png", TEXT, "--json", "judge.json")
+    expected = Eve.load(folder / "nlvr2").judge(folder / "0.png", folder / "1.png", TEXT)
+    assert done.stdout.startswith(f"{'true' if expected.verdict else 'false'} "), done.stderr
+    assert f"{expected.probability:.4f}" in done.stdout
+    assert json.loads((folder / "judge.json").read_text())["verdict"] == expected.verdict
+
+
+def test_fill_mask(eve, folder):
+    done = eve("fill-mask", "masked", "0.png", "a [MASK] [MASK]", "--top", 3, "--json", "filled.json")
+    assert done.returncode == 0, done.stderr
+    expected = Eve.load(folder / "masked").fill_mask(folder / "0.png", "a [MASK] [MASK]", top=3)
+    lines = done.stdout.splitlines()
+    assert lines[0] == expected.text
+    assert [line.partition(": ")[0] for line in lines[1:]] == ["[MASK] 1", "[MASK] 2"]
+    found = json.loads((folder / "filled.json").read_text())
+    assert [[guess["text"] for guess in row] for row in found["guesses"]] == [
+        [guess.text for guess in row] for row in expected.guesses
+    ]
+
+
+def test_reconstruct(eve, folder):
+    done = eve("reconstruct", "masked", "0.png", TEXT, "--out", "new/pic.png", "--share", 0.5, "--seed", 3)
+    assert done.returncode == 0, done.stderr
+    expected = Eve.load(folder / "masked").reconstruct(folder / "0.png", TEXT, share=0.5, seed=3)
+    sheet = np.asarray(Image.open(folder / "new/pic.png"))
+    side = 14 * 16  # enlarged by a whole number
+    assert sheet.shape == (side, 3 * side + 16, 3)
+    for number, picture in enumerate((expected.original, expected.masked, expected.rebuilt)):
+        left = number * (side + 8)
+        np.testing.assert_array_equal(sheet[::14, left : left + side : 14], picture)
+    assert (sheet[:, side : side + 8] == 255).all()
+
+
+def test_look(eve, folder):
+    done = eve("look", "vqa", "0.png", TEXT, "--word", "blue", "--block", 0, "--out", "heat.png", "--json", "heat.json")
+    assert done.returncode == 0, done.stderr
+    expected = Eve.load(folder / "vqa").look(folder / "0.png", TEXT, word="blue", block=0)
+    sheet = np.asarray(Image.open(folder / "heat.png"))
+    np.testing.assert_array_equal(sheet[::5, ::5], expected.overlays()[0])
+    assert f'what speaks for {expected.score} (probability {expected.probability:.4f}) to "blue", block 0' in done.stdout
+    found = json.loads((folder / "heat.json").read_text())
+    np.testing.assert_allclose(found["grids"], expected.grids, rtol=1e-5)
+    assert (found["word"], found["block"], found["score"]) == ("blue", 0, expected.score)
+
+
+def test_look_at_two_pictures(eve, folder):
+    done = eve("look", "nlvr2", "0.png", TEXT, "--right", "1.png", "--out", "both.jpg")
+    assert done.returncode == 0, done.stderr
+    assert size(folder / "both.jpg") == (2 * 5 * 30 + 8, 5 * 40)
+    assert "to the text, block 1" in done.stdout
+
+
+def test_encode(eve, folder):
+    done = eve("encode", "retrieval", "1.png", "0.png", "--texts", TEXT, "a circle", "a", "--out", "f.npz", "--batch-size", 2)
+    assert done.returncode == 0, done.stderr
+    assert "image_features (2, 8), text_features (3, 8)" in done.stdout
+    run = Eve.load(folder / "retrieval")
+    with np.load(folder / "f.npz") as found:
+        assert found["images"].tolist() == ["1.png", "0.png"]
+        assert found["texts"].tolist() == [TEXT, "a circle", "a"]
+        np.testing.assert_allclose(found["image_features"], run.encode_image([folder / "1.png", folder / "0.png"]), atol=1e-5)
+        np.testing.assert_allclose(found["text_features"], run.encode_text([TEXT, "a circle", "a"]), atol=1e-5)
+    done = eve("encode", "vqa", "--texts", "a", "--out", "t.npz")
+    assert done.returncode == 0, done.stderr
+    with np.load(folder / "t.npz") as found:
+        assert sorted(found) == ["text_features", "texts"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("answer", "nowhere", "0.png", "x"), "nowhere: no such run folder"),
+        (("answer", "vqa", "9.png", "x"), "image: no such file: 9.png"),
+        (("answer", "vqa", "vqa/state.json", "x"), "vqa/state.json: not a picture in a known format"),
+        (("answer", "vqa", "0.png", " "), "text is empty"),
+        (("answer", "masked", "0.png", "x"), "to get one that allows answer: eve finetune vqa --init masked"),
+        (("match", "vqa", "0.png", "x"), "vqa is a run of task vqa, which allows encode_image, encode_text, answer, look"),
+        (("fill-mask", "masked", "0.png", "a circle"), "write [MASK] in the text"),
+        (("reconstruct", "masked", "0.png", "a", "--out", "a.xyz"), "a.xyz: cannot write pictures with the ending '.xyz'"),
+        (("reconstruct", "masked", "0.png", "a", "--share", "2"), "share 2.0 is not in (0, 1)"),
+        (("look", "nlvr2", "0.png", "x"), "looks at 2 pictures, 1 given"),
+        (("look", "vqa", "0.png", "a circle", "--word", "star"), '"star" is not a word of "a circle"'),
+        (("look", "vqa", "0.png", "a circle", "--wrd", "star"), "no flag '--wrd'"),
+        (("encode", "vqa"), "nothing to encode"),
+        (("encode", "vqa", "--texts", "a", "--batch-size", 0), "batch_size 0 is not positive"),
+    ],
+)
+def test_mistakes_end_in_one_line(eve, folder, argv, message):
+    done = eve(*argv)
+    assert done.returncode == 2
+    assert done.stderr.startswith("eve: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_from_training_to_an_answer(eve, tmp_path: Path):
+    """Runs as the command line makes them, not as the tests write them."""
+    few = ("--train.steps", 2, "--train.save-every", 2, "--train.val-every", 2, "--data.val-samples", 8)
+    assert eve("pretrain", "tiny", "--out", "pre", *few).returncode == 0
+    Image.fromarray(noise(0, 32, 32)).save(tmp_path / "0.png")
+    done = eve("fill-mask", "pre", "0.png", "a [MASK] circle")
+    assert done.returncode == 0, done.stderr
+    done = eve("finetune", "scenes_vqa", "--init", "pre", "--out", "vqa", *few, "--train.batch-size", 8)
+    assert done.returncode == 0, done.stderr
+    done = eve("answer", "vqa", "0.png", "what color is the circle", "--top", 1)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert eve("look", "vqa", "0.png", "what color is the circle").returncode == 0
+    assert size(tmp_path / "look.png") == (224, 224)
