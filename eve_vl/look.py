@@ -29,7 +29,7 @@ from eve_vl.tasks.vqa import VQA
 
 CLS = "[CLS]"
 _COLORS = np.array([(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0), (230, 0, 0)], dtype=np.float64)
-_OVERLAY = 0.55  # share of the heat's colour
+_OVERLAY = (0.3, 0.4)  # share of the heat's colour where it is 0, and how much more where it is 1: cold parts stay visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ def overlay(picture: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
     """Return a uint8 picture (H, W, 3) under a heat map in [0, 1], from blue through green and yellow to red."""
     steps = np.linspace(0, 1, len(_COLORS))
     colors = np.stack([np.interp(heat_HW, steps, channel) for channel in _COLORS.T], axis=-1)
-    return ((1 - _OVERLAY) * picture + _OVERLAY * colors).round().astype(np.uint8)
+    share = (_OVERLAY[0] + _OVERLAY[1] * heat_HW)[:, :, None]
+    return ((1 - share) * picture + share * colors).round().astype(np.uint8)
 
 
 def look(
@@ -79,7 +80,7 @@ def look(
     word: a word or phrase of the text, the first time it occurs, whose tokens' attention to the patches is shown; None: that
     of all tokens together; "[CLS]": the text [CLS]'s alone. answer: for VQA, another answer of its list than the one that the
     run gives. block: 0 is the first, -1 the last; None: the last for a hidden word, else the last but one, which point best at
-    what is asked about (docs/LOG.md). In the last block the heads read [CLS] alone (all but the paired head of NLVR2), so no
+    what is asked about (LOG.md). In the last block the heads read [CLS] alone (all but the paired head of NLVR2), so no
     other token's attention matters there. Raises UserError.
     """
     given, text = given_images(image), given_text(text)
