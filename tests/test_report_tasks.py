@@ -1,0 +1,371 @@
+"""Reports of fine-tuned runs: numbers are those of evaluation, right examples are right, searches are what the model finds."""
+
+import html
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from report_page import Page, assert_self_contained, tiny
+
+from eve_vl import evaluation
+from eve_vl.cli import VERBS
+from eve_vl.config import Config
+from eve_vl.data.records import ImagePixels, ImageRef
+from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation import evaluate_run
+from eve_vl.look import look
+from eve_vl.model.embed import pair, patchify
+from eve_vl.recipes import get_finetune_recipe
+from eve_vl.report import search, write_report
+from eve_vl.report.examples import gather_examples
+from eve_vl.report.markup import percent
+from eve_vl.report.run_config import command_line
+from eve_vl.run import LoadedRun, load_run, train
+from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.vqa import VQA
+from eve_vl.train.log import read_log
+
+TASKS = ("vqa", "nlvr2", "retrieval")
+NUM_VAL = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_questions() -> Iterator[None]:
+    """The blind baseline looks at few training questions: drawing 20,000 scenes takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "BLIND_ROWS", 500)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    scenes = ScenePairs(split="train", image_size=32)
+    words = [caption for row in range(100) for caption in scenes[row].captions]
+    words += [SceneQuestions(split="train")[row].question for row in range(100)]
+    (folder / "tokenizer.json").write_text(Tokenizer.train(words, 400).to_json())
+    config = tiny(folder / "pretrained", folder / "tokenizer.json", steps=2)
+    train(config, with_report=False)
+    return config.out
+
+
+def finetuned(pretrained: Path, name: str, out: Path, *, steps: int, **sections: dict) -> Config:
+    init = load_run(pretrained).config
+    config = get_finetune_recipe(f"scenes_{name}", init)
+    often = max(1, steps // 2)
+    values = {"steps": steps, "batch_size": 16, "lr": 2e-3, "log_every": 5, "val_every": often, "save_every": often}
+    values |= {"threads": 1, "dtype": "float32"}
+    return replace(
+        config,
+        out=out,
+        init=pretrained,
+        data=replace(config.data, **{"val_samples": NUM_VAL, "num_workers": 0, **sections.get("data", {})}),
+        task=replace(config.task, **sections.get("task", {})),
+        train=replace(config.train, **values),
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(pretrained: Path, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("finetuned")
+    steps = {"vqa": 40, "nlvr2": 6, "retrieval": 20}
+    for task in TASKS:
+        assert train(finetuned(pretrained, task, folder / task, steps=steps[task])) == folder / task / "report.html"
+    return {task: folder / task for task in TASKS}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_page(runs: dict[str, Path], pretrained: Path, task: str):
+    path = runs[task] / "report.html"
+    page, loaded = Page(path), load_run(runs[task])
+    assert_self_contained(path)
+    assert page.ids == ["numbers", "curves", "examples", "routing", "config"]
+    assert path.stat().st_size < 600_000
+    assert f"scenes_{task}" in page.text
+    assert f"started from{pretrained}" in page.text
+    notes = [row["text"] for row in read_log(runs[task]) if row["kind"] == "note"]
+    assert len(notes) == 1
+    assert notes[0] in page.text
+    assert "best on validation" in page.text
+    assert "unfinished" not in page.text
+    assert f"step {loaded.step}." in page.text
+    numbers = evaluate_run(loaded, NUM_VAL)
+    shares = {name: value for name, value in numbers.items() if value <= 1 and not name.startswith("num")}
+    shown = {
+        "vqa": ["vqa_acc", "vqa_acc_blind", "vqa_acc_majority"],
+        "nlvr2": ["nlvr2_acc", "nlvr2_consistency"],
+        "retrieval": ["tr1", "ir1", "tr1_itc_only", "ir1_itc_only"],
+    }
+    for name in shown[task]:
+        assert f"{name}{percent(shares[name])}" in page.text
+    for name, value in shares.items():
+        if name.startswith("vqa_acc/"):
+            assert f"answer type {name.partition('/')[2]}, model: {percent(value)}" in page.text
+        if re.fullmatch(r"(tr|ir)\d+(_itc_only)?", name):
+            series = "contrast alone" if name.endswith("only") else "re-ranked"
+            assert f"R@{name.partition('_')[0][2:]}, {series}: {percent(value)}" in page.text
+    for block in (2, 3):
+        assert f"Experts by modality, block {block} of 3" in page.text
+
+
+def test_baselines(runs: dict[str, Path]):
+    page = Page(runs["nlvr2"] / "report.html")
+    rows = SceneStatements(split="val", image_size=32)
+    picks = [rows[int(row)] for row in np.linspace(0, len(rows), NUM_VAL, endpoint=False).astype(int)]
+    share = sum(row.label is True for row in picks) / len(picks)
+    assert f"majority{percent(max(share, 1 - share))}" in page.text
+    groups = [row.group for row in picks]
+    by_luck = sum(0.5 ** groups.count(group) for group in set(groups)) / len(set(groups))
+    assert f"chance{percent(by_luck)}" in page.text
+    page, numbers = Page(runs["retrieval"] / "report.html"), evaluate_run(load_run(runs["retrieval"]), NUM_VAL)
+    assert f"chance{percent(numbers['texts_per_image'] / numbers['num_texts'])}" in page.text
+
+
+def cards(path: Path) -> list[tuple[str, str]]:
+    """Verdict and HTML of each example."""
+    return re.findall(r'<article class="card example (\w+)">(.*?)</article>', path.read_text(), re.DOTALL)
+
+
+def pixels_of(image: ImageRef) -> np.ndarray:
+    assert isinstance(image, ImagePixels)
+    return image.pixels
+
+
+def alone(run: LoadedRun, pixels_HWC: np.ndarray, text: str) -> torch.Tensor:
+    """The state of the text [CLS] of one pair, encoded by itself."""
+    pixels = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    ids = torch.from_numpy(run.tokenizer.encode(text, run.config.model.text_length)[0])[None]
+    encoder = run.task.encoder
+    image = encoder.image(patchify(pixels, run.config.model.patch_size))
+    return encoder.encode(pair(image, encoder.text(ids, None))).x_BND[:, image.num_image]
+
+
+@torch.no_grad()
+def test_answers_are_the_models_and_right_ones_are_right(runs: dict[str, Path]):
+    run, page, found = load_run(runs["vqa"]), Page(runs["vqa"] / "report.html"), cards(runs["vqa"] / "report.html")
+    assert isinstance(run.task, VQA)
+    assert [verdict for verdict, _ in found] == ["right"] * 6 + ["wrong"] * 6
+    rows = SceneQuestions(split="val", image_size=32)
+    for verdict, card in found:
+        alt = re.findall(r'alt="(.*?)"', card)
+        assert len(alt) == 2
+        (index,) = re.findall(r"val\[(\d+)\]: picture", alt[0])
+        asked = rows[int(index)]
+        assert (page.pictures[alt[0]] == pixels_of(asked.image)).all()
+        assert asked.question in card
+        shown = re.findall(r"<span>(\w+)</span><span>([\d.]+ %)</span>", card)
+        best = run.task.answer_head(alone(run, pixels_of(asked.image), asked.question)).softmax(1)[0].topk(3)
+        assert [answer for answer, _ in shown] == [run.task.answers[index] for index in best.indices.tolist()]
+        given = [float(share.split()[0]) for _, share in shown]
+        assert given == pytest.approx([100 * value for value in best.values.tolist()], abs=0.06)
+        assert (verdict == "right") == (shown[0][0] == asked.answers[0])
+        assert f"truth</span> {asked.answers[0]}<" in card
+        with torch.enable_grad():
+            heat = look(run, [pixels_of(asked.image)], asked.question, answer=shown[0][0]).overlays()[0]
+        assert (page.pictures[alt[1]] == heat).all()
+    assert len({rows[int(re.findall(r"val\[(\d+)\]", card)[0])].answer_type for verdict, card in found[6:]}) >= 3
+
+
+@torch.no_grad()
+def test_verdicts_are_the_models_and_right_ones_are_right(runs: dict[str, Path]):
+    run, page, found = load_run(runs["nlvr2"]), Page(runs["nlvr2"] / "report.html"), cards(runs["nlvr2"] / "report.html")
+    assert isinstance(run.task, NLVR2)
+    assert [verdict for verdict, _ in found] == ["right"] * 6 + ["wrong"] * 6
+    rows = SceneStatements(split="val", image_size=32)
+    for verdict, card in found:
+        alts = re.findall(r'alt="(.*?)"', card)
+        claimed = rows[int(re.findall(r"val\[(\d+)\]: left", alts[0])[0])]
+        pictures = [pixels_of(claimed.left), pixels_of(claimed.right)]
+        for alt, expected in zip(alts, [*pictures, *heat_of(run, pictures, claimed.statement)], strict=True):
+            assert (page.pictures[alt] == expected).all()
+        states = [alone(run, pixels, claimed.statement) for pixels in pictures]
+        true = run.task.concat_head(torch.cat(states, dim=1)).softmax(1)[0, 1].item()
+        share = max(true, 1 - true)
+        assert claimed.statement in card
+        shown = re.search(r"verdict</span> (true|false) ([\d.]+) %", card)
+        assert shown is not None
+        assert shown[1] == str(true > 0.5).lower()
+        assert float(shown[2]) == pytest.approx(100 * share, abs=0.06)
+        assert (verdict == "right") == ((true > 0.5) == claimed.label)
+
+
+def heat_of(run: LoadedRun, pictures: list[np.ndarray], text: str) -> tuple[np.ndarray, ...]:
+    with torch.enable_grad():
+        return look(run, pictures, text).overlays()
+
+
+@torch.no_grad()
+def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
+    run = load_run(runs["retrieval"])
+    task = run.task
+    assert isinstance(task, Retrieval)
+    assert task.contrast.match_head is not None
+    with torch.enable_grad():
+        found = search.gather_searches(run, num_each=2, num_searched=40)
+    rows = ScenePairs(split="val", image_size=32)
+    picks = np.linspace(0, len(rows), 40, endpoint=False).astype(int).tolist()
+    pictures = [pixels_of(rows[row].image) for row in picks]
+    texts = list(dict.fromkeys(rows[row].captions[0] for row in picks))
+    true = {(index, text) for index, row in enumerate(picks) for text in rows.true_captions(row)}
+    image_Id = torch.cat([task.image_features(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]) for pixels in pictures])
+    ids = [torch.from_numpy(run.tokenizer.encode(text, 32)[0])[None] for text in texts]
+    text_Td = torch.cat([task.text_features(each, None) for each in ids])
+
+    def match(picture: int, text: str) -> float:
+        assert task.contrast.match_head is not None
+        return task.contrast.match_head(alone(run, pictures[picture], text))[0, 1].item()
+
+    assert found.num_pictures == 40
+    assert found.num_texts == len(texts)
+    assert 2 <= len(found.by_text) <= 4
+    assert 2 <= len(found.by_picture) <= 4
+    for query in found.by_text:
+        similarity = image_Id @ text_Td[texts.index(query.item.text)]
+        first = similarity.argsort(descending=True)[:16].tolist()
+        best = sorted(first, key=lambda picture: -match(picture, query.item.text))[:5]
+        assert [item.where for item in query.found] == [f"picture {picture}" for picture in best]
+        for item, picture in zip(query.found, best, strict=True):
+            assert item.picture is not None
+            assert (item.picture == pictures[picture]).all()
+        assert query.is_match == tuple((picture, query.item.text) in true for picture in best)
+    for query in found.by_picture:
+        index = int(query.item.where.removeprefix("picture "))
+        first = (text_Td @ image_Id[index]).argsort(descending=True)[:16].tolist()
+        best = sorted(first, key=lambda text: -match(index, texts[text]))[:5]
+        assert [item.text for item in query.found] == [texts[text] for text in best]
+        assert query.is_match == tuple((index, texts[text]) in true for text in best)
+        assert (index, query.truth.text) in true
+        assert query.word in query.truth.text.split()
+        assert (query.heat[0] == look_for(run, pictures[index], query)).all()
+    verdicts = [query.is_right for query in found.by_text]
+    assert verdicts == sorted(verdicts, reverse=True)
+
+
+def look_for(run: LoadedRun, pixels: np.ndarray, query: search.Query) -> np.ndarray:
+    with torch.enable_grad():
+        return look(run, [pixels], query.truth.text, word=query.word).overlays()[0]
+
+
+def test_true_items_are_framed(runs: dict[str, Path]):
+    """The page shows the searches' verdicts."""
+    searches = search.gather_searches(load_run(runs["retrieval"]))
+    text = (runs["retrieval"] / "report.html").read_text()
+    lists = re.findall(r'<ol class="found \w+">(.*?)</ol>', text)
+    queries = [*searches.by_text, *searches.by_picture]
+    assert len(lists) == len(queries)
+    for items, query in zip(lists, queries, strict=True):
+        assert re.findall(r'<li class="(\w+)">', items) == ["right" if each else "wrong" for each in query.is_match]
+        if query.item.picture is not None:
+            assert [html.unescape(item) for item in re.findall(r'<li class="\w+">(.*?)</li>', items)] == [
+                item.text for item in query.found
+            ]
+
+
+def test_content_word():
+    texts = ["a red dog on grass", "a red cat", "the dog", "a zyzzyva with a dog"] * 10
+    assert search.content_word("a red dog on the grass", texts) in ("grass", "the")
+    assert search.content_word("a zyzzyva", [*["a red dog"] * 99, "a zyzzyva"]) == "zyzzyva"
+    assert search.content_word("red zyzzyva", [*["a red dog"] * 99, "a zyzzyva"]) == "red"
+    assert search.content_word("it", texts) == ""
+
+
+def test_without_matching_head_and_from_scratch(pretrained: Path, tmp_path: Path):
+    config = finetuned(pretrained, "retrieval", tmp_path / "run", steps=1, task={"itm_weight": 0.0, "rerank": 0})
+    report = train(replace(config, scratch=True))
+    assert report is not None
+    page = Page(report)
+    assert f"random weights (shape and tokenizer of {pretrained})" in page.text
+    assert "contrast alone" not in page.text.partition("Found")[0]
+    assert "_itc_only" not in page.text
+    assert "heat" not in " ".join(page.pictures)
+    assert "--scratch" in page.text
+
+
+def test_own_questions(pretrained: Path, tmp_path: Path):
+    """Several annotators, no answer types, evil words; then answers kept back."""
+    evil = "<script>alert(1)</script> what \"is\" 'this' </p>"
+    rows = []
+    for index in range(12):
+        Image.new("RGB", (40, 40), (20 * index, 90, 200)).save(tmp_path / f"{index}.png")
+        answers = ["<b>red</b>", "<b>red</b>", "blue"] if index % 2 else ["green"] * 3
+        rows.append({"image": f"{index}.png", "question": f"{evil} {index}", "answers": answers, "question_id": index})
+    source = tmp_path / "questions.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": (str(source),), "val": (str(source),)}
+    config = finetuned(pretrained, "vqa", tmp_path / "run", steps=1, data=data, task={"min_answer_count": 1})
+    report = train(replace(config, recipe="vqa"))
+    assert report is not None
+    page = Page(report)
+    assert "script" not in page.tags
+    assert f"{evil} 0" in page.text
+    assert "truth <b>red</b>, blue" in page.text
+    assert "by answer type" not in page.text
+    assert "Of 12 questions" in page.text
+
+    source.write_text("".join(json.dumps({key: row[key] for key in ("image", "question")}) + "\n" for row in rows))
+    page = Page(write_report(tmp_path / "run"))
+    assert "Truth kept back" in page.text
+    assert "Right and wrong" in page.text
+    assert "✓" not in page.text
+    assert "blind baselines are left out" in page.text
+    examples = gather_examples(load_run(tmp_path / "run"))
+    assert [each.is_right for each in examples.shown] == [None] * 12
+    assert examples.num_right == 0
+
+
+def test_command_makes_the_same_config(runs: dict[str, Path], pretrained: Path, monkeypatch, tmp_path: Path):
+    given: list[Config] = []
+    monkeypatch.setattr("eve_vl.run.train", lambda config, must_resume: given.append(config))
+    for task in TASKS:
+        config = load_run(runs[task]).config
+        words = shlex.split(command_line(config))
+        assert words[:5] == ["eve", "finetune", f"scenes_{task}", "--init", str(pretrained)]
+        VERBS["finetune"](words[2:])
+        assert given.pop() == config
+        assert shlex.join(words) in html.unescape((runs[task] / "report.html").read_text())
+
+
+def test_run_that_it_started_from_is_gone(runs: dict[str, Path], tmp_path: Path):
+    copy = tmp_path / "run"
+    shutil.copytree(runs["nlvr2"], copy)
+    path = copy / "best/config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"init": str(tmp_path / "gone")}))
+    page = Page(write_report(copy))
+    assert f"eve finetune scenes_nlvr2 --init {tmp_path / 'gone'}" in page.text
+    assert "is not at" in page.text
+
+
+def test_stopped_run_and_its_checkpoints(runs: dict[str, Path], tmp_path: Path):
+    copy = tmp_path / "run"
+    shutil.copytree(runs["retrieval"], copy)
+    for config in copy.rglob("config.json"):
+        values = json.loads(config.read_text())
+        values["train"]["steps"] = 50
+        config.write_text(json.dumps(values))
+    page = Page(write_report(copy))
+    assert "best on validation unfinished" in page.text
+    page = Page(write_report(copy / "checkpoints/step_00000010", tmp_path / "page.html"))
+    assert "10 of 50 unfinished" in page.text
+    assert "best on validation" not in page.text
+    assert "Measured on the run's validation data, step 10." in page.text
+
+
+def test_data_out_of_reach(runs: dict[str, Path], tmp_path: Path, capfd):
+    copy = tmp_path / "run"
+    shutil.copytree(runs["vqa"], copy)
+    path = copy / "best/config.json"
+    path.write_text(path.read_text().replace("scenes:val", "gone/questions.jsonl"))
+    page = Page(write_report(copy))
+    assert page.ids == ["curves", "config"]
+    assert "gone/questions.jsonl" in capfd.readouterr().err
