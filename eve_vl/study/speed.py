@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch
 from eve_vl.model.pixel_decoder import PixelDecoder
-from eve_vl.run import build_untrained, seed_everything, set_threads
+from eve_vl.run import seed_everything, set_threads
 from eve_vl.study.memory import (
     GIB,
     MAX_STEP_SECONDS,
@@ -32,6 +32,7 @@ from eve_vl.study.memory import (
     largest_batch,
     subprocess_measure,
     synchronize,
+    with_quick_weights,
 )
 from eve_vl.study.variants import Texts, Variant, gflop_per_sample, made_up_batch, variants, with_all_heads
 from eve_vl.tasks.masked_signal import MaskedSignal
@@ -146,18 +147,20 @@ class Switchboard:
 
     def __init__(self, rows: Sequence[Variant], device: torch.device, dtype: torch.dtype):
         config = with_all_heads(rows)
-        task = build_untrained(config, config.tokenizer.vocab_size, mask_id=2).to(device).train()
+        task = with_quick_weights(config, device)
         assert isinstance(task, MaskedSignal)
         self.task, self.config, self.device, self.dtype = task, config, device, dtype
         self.decoder: PixelDecoder = task.pixel_decoder
         self.decoder_blocks = self.decoder.blocks
+        self.match_head = task.contrast.match_head
         self.seconds = clock(device)
 
     def step(self, variant: Variant, batch: PairBatch) -> float:
         """Run forward and backward of one task and return its seconds per sample."""
+        self.task.zero_grad(set_to_none=True)
         self.task.settings = variant.task
         self.decoder.blocks = self.decoder_blocks[: variant.decoder_depth]
-        self.task.zero_grad(set_to_none=True)
+        self.task.contrast.match_head = self.match_head if variant.task.itm_weight else None
 
         def run() -> None:
             with autocast(self.device, self.dtype):
@@ -165,7 +168,7 @@ class Switchboard:
             loss.backward()
 
         seconds = self.seconds(run)
-        self.decoder.blocks = self.decoder_blocks
+        self.decoder.blocks, self.task.contrast.match_head = self.decoder_blocks, self.match_head
         return seconds / len(batch.where)
 
     def optimizer(self) -> float:

@@ -8,8 +8,8 @@ from eve_vl.study.speed import Row, Speed
 
 RIVAL = "MLM+ITC+ITM"
 FAIR = (
-    "All tasks run the same code. ITM's three fusion passes are one pass of three times the batch; tokens are predicted only where "
-    "they are masked; no encoder pass is computed twice."
+    "All tasks run the same code. ITM's three fusion passes are one pass of three times the batch; tokens are predicted only "
+    "where they are masked; no encoder pass is computed twice."
 )
 
 
