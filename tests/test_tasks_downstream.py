@@ -61,7 +61,7 @@ TARGETS = [
         {"2": 0.9, "yes": 0.6, "left": 0.3, "ring": 0.3},
     ),
     (("yes",) * 4 + ("no idea",) * 6, {"yes": 1.0, "no idea": 1.0}),
-    (("blue", "blue"), {"blue": 0.6}),
+    (("blue", "the blue"), {"A Blue!": 0.6}),
 ]
 
 

@@ -20,7 +20,7 @@ from eve_vl.tasks.vqa import VQA
 from eve_vl.train.trainer import evaluate
 
 TOKENIZER = tiny_tokenizer()
-ANSWER_LIST = (*ANSWERS, "no idea", "blue", "3")
+ANSWER_LIST = (*ANSWERS, "no idea", "A Blue!", "3")  # a list need not be in normal form
 SECTIONS: dict[str, TaskConfig] = {
     "vqa": VQAConfig(),
     "nlvr2": NLVR2Config(),
