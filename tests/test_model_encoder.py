@@ -1,4 +1,4 @@
-"""Embeddings, blocks and encoder against timm, torch's own layers, slow loops and counts on paper."""
+"""Blocks and encoder against timm, torch's own layers and slow loops."""
 
 import math
 from dataclasses import replace
@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from twins import randomize, slow_ffn, slow_moe, tiny_config
 
-from eve_vl.config import MaskedSignalConfig, ModelConfig
-from eve_vl.errors import UserError
-from eve_vl.model.embed import Tokens, pair, patchify, resize_positions, take, unpatchify
+from eve_vl.config import ModelConfig
+from eve_vl.model.embed import Tokens, pair
 from eve_vl.model.encoder import Block, Encoder, ModalityFeedForward, initialize
 from eve_vl.model.layers import FeedForward, attend, drop_path
 from eve_vl.model.moe import MoE
-from eve_vl.model.pixel_decoder import PixelDecoder, sincos_positions
 from eve_vl.tasks.masked_signal import MaskedSignal
 
 VOCAB = 30
@@ -51,95 +49,7 @@ def patches(count: int = 3) -> Tensor:
     return torch.randn(count, 16, 48)
 
 
-# Pieces
-
-
-def test_patches_are_cut_row_by_row_and_put_back():
-    pixels = torch.randn(2, 3, 16, 16)
-    cut = patchify(pixels, 4)
-    for row in range(4):
-        for column in range(4):
-            expected = pixels[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1)
-            assert torch.equal(cut[:, 4 * row + column], expected)
-    assert torch.equal(unpatchify(cut, 4), pixels)
-
-
-def test_projection_of_patches_equals_a_strided_convolution():
-    model = encoder()
-    conv = nn.Conv2d(3, 16, kernel_size=4, stride=4)
-    with torch.no_grad():
-        conv.weight.copy_(model.image.proj.weight.view(16, 3, 4, 4))
-        conv.bias.copy_(model.image.proj.bias)  # pyright: ignore[reportOptionalMemberAccess]
-    pixels = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(model.image.proj(patchify(pixels, 4)), conv(pixels).flatten(2).transpose(1, 2))
-
-
-def test_take_picks_rows():
-    x = patches()
-    index = torch.tensor([[3, 1], [0, 15], [7, 7]])
-    for b in range(3):
-        for k in range(2):
-            assert torch.equal(take(x, index)[b, k], x[b, index[b, k]])
-
-
-def test_image_embedding_adds_cls_positions_and_type():
-    model, x = encoder().image, patches(2)
-    tokens = model(x)
-    assert tokens.num_image == 17
-    assert tokens.is_padding_BN is None
-    assert not tokens.is_text_BN.any()
-    for b in range(2):
-        torch.testing.assert_close(tokens.x_BND[b, 0], model.cls + model.positions[0] + model.type_embed)
-        for p in range(16):
-            expected = model.proj.weight @ x[b, p] + model.proj.bias + model.positions[1 + p] + model.type_embed
-            torch.testing.assert_close(tokens.x_BND[b, 1 + p], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_dropped_patches_leave_the_others_their_own_positions():
-    model, x = encoder().image, patches()
-    keep = torch.stack([torch.randperm(16)[:5].sort().values for _ in range(3)])
-    everything, kept = model(x).x_BND, model(x, keep).x_BND
-    torch.testing.assert_close(kept[:, :1], everything[:, :1])
-    torch.testing.assert_close(kept[:, 1:], take(everything[:, 1:], keep), rtol=1e-5, atol=1e-5)
-
-
-def test_text_embedding_against_a_loop():
-    model = encoder().text
-    ids, is_padding = text_batch()
-    tokens = model(ids, is_padding)
-    assert tokens.num_image == 0
-    assert tokens.is_text_BN.all()
-    for b in range(3):
-        for t in range(6):
-            word = model.words.weight[ids[b, t]]
-            normed = (word - word.mean()) / (word.var(unbiased=False) + 1e-6).sqrt()
-            expected = normed * model.norm.weight + model.norm.bias + model.positions[t] + model.type_embed
-            torch.testing.assert_close(tokens.x_BND[b, t], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_text_longer_than_the_positions_is_refused():
-    model = encoder().text
-    ids = torch.ones(1, 12, dtype=torch.long)
-    model(ids, None)
-    with pytest.raises(UserError, match=r"text of 13 tokens, but model\.text_length is 12"):
-        model(torch.ones(1, 13, dtype=torch.long), None)
-
-
-def test_positions_are_resized_for_other_picture_sizes():
-    model = encoder().image
-    assert resize_positions(model.positions, 16) is model.positions
-    resized = resize_positions(model.positions, 36)
-    assert torch.equal(resized[0], model.positions[0])
-    for d in range(16):  # one channel after the other, as a picture
-        grid = model.positions[1:, d].reshape(1, 1, 4, 4)
-        expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False).flatten()
-        torch.testing.assert_close(resized[1:, d], expected)
-    with torch.no_grad():
-        model.positions[1:] = torch.arange(16.0)
-    torch.testing.assert_close(
-        resize_positions(model.positions, 64)[1:], torch.arange(16.0).expand(64, 16), rtol=1e-5, atol=1e-5
-    )
-    assert model(torch.randn(2, 36, 48)).x_BND.shape == (2, 37, 16)
+# Drop path
 
 
 def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean():
@@ -425,46 +335,6 @@ def test_dropout_and_drop_path_are_off_in_evaluation():
     model.train()
     assert not torch.equal(model.encode(tokens).x_BND, model.encode(tokens).x_BND)
     assert not torch.equal(model.text(ids, is_padding).x_BND, model.text(ids, is_padding).x_BND)
-
-
-# The pixel decoder
-
-
-def test_sincos_positions_by_the_formula():
-    positions = sincos_positions(9, 8, torch.device("cpu"))
-    for row in range(3):
-        for column in range(3):
-            expected = []
-            for place in (row, column):
-                angles = [place / 10_000 ** (i / 2) for i in range(2)]
-                expected += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-            assert positions[3 * row + column].tolist() == pytest.approx(expected, abs=1e-6)
-
-
-@torch.no_grad()
-def test_decoder_equals_one_that_puts_every_patch_back_in_place():
-    """MAE's form: the whole grid in order, mask tokens where patches are hidden, one sample at a time, no padding."""
-    config = tiny_config(task={"decoder_depth": 2, "decoder_dim": 8})
-    assert isinstance(config.task, MaskedSignalConfig)
-    decoder = PixelDecoder(config.model, config.task)
-    randomize(decoder, 5, std=0.4)
-    order = torch.stack([torch.randperm(16) for _ in range(3)])
-    keep, hidden = order[:, :4].sort().values, order[:, 4:].sort().values
-    _, is_padding = text_batch()
-    encoded = Tokens(x_BND=torch.randn(3, 1 + 4 + 6, 16), num_image=5, is_padding_BN=F.pad(is_padding, (5, 0)))
-    predicted = decoder(encoded, keep, hidden)
-    positions = sincos_positions(16, 8, torch.device("cpu"))
-    for b, length in enumerate(LENGTHS):
-        x = decoder.embed(encoded.x_BND[b])
-        grid = decoder.mask_token.expand(16, 8).clone()
-        grid[keep[b]] = x[1:5]
-        tokens = Tokens(x_BND=torch.cat([x[:1], grid + positions, x[5 : 5 + length]])[None], num_image=17)
-        for block in decoder.blocks:
-            tokens, _ = block(tokens, None)
-        pixels = decoder.pixels(decoder.norm(tokens.x_BND[0, 1:17]))
-        torch.testing.assert_close(predicted[b], pixels[hidden[b]], rtol=1e-4, atol=1e-5)
-    swapped = torch.randperm(12)
-    torch.testing.assert_close(decoder(encoded, keep, hidden[:, swapped]), predicted[:, swapped], rtol=1e-4, atol=1e-5)
 
 
 # Initial values

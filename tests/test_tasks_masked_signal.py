@@ -1,22 +1,19 @@
 """Masked signal modelling against slow loops: what each pass may see, what is predicted, and the numbers of evaluation."""
 
-import copy
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from twins import ListSource, TwinStats, pairs, randomize, slow_balance, tiny_config, tiny_tokenizer
+from twins import TwinStats, randomize, slow_balance, tiny_config
 
 from eve_vl.config import Config
 from eve_vl.data.batch import MaskedSample, PairBatch
-from eve_vl.data.dataset import MaskedPairs, eval_positions
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.metrics.masked_signal import Sums, visible_means
 from eve_vl.model.embed import patchify, take
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import Router
@@ -266,20 +263,6 @@ def test_joint_masking_hides_tokens_from_the_pixels_and_patches_from_the_tokens(
     assert torch.equal(task(replace(batch, images_BCHW=images)).terms["mlm"], plain["mlm"])
 
 
-@pytest.mark.parametrize(("off", "module", "term"), [("mim", "pixel_decoder", "mim"), ("mlm", "token_head", "mlm")])
-def test_weight_zero_leaves_the_pass_and_its_module_out(off, module, term):
-    task = build(tiny_config(task={f"{off}_weight": 0.0}))
-    assert not hasattr(task, module)
-    output = task(batch_of(samples()))
-    assert term not in output.terms
-    output.loss.backward()
-    assert all(parameter.grad is not None for parameter in task.encoder.blocks.parameters())
-    task = eval_task(**{f"{off}_weight": 0.0})
-    numbers = task.evaluate(eval_batches(task.config, 4))
-    assert numbers
-    assert not any(name.startswith(term) for name in numbers)
-
-
 def test_without_experts_there_is_nothing_to_balance():
     task = build(tiny_config(model={"deep_ffn": "modality"}))
     output = task(batch_of(samples()))
@@ -305,162 +288,3 @@ def test_gradients_reach_what_each_loss_trains_and_nothing_else():
         found = torch.autograd.grad(terms[term], list(parameters.values()), retain_graph=True, allow_unused=True)
         for name, gradient in zip(parameters, found, strict=True):
             assert (gradient is None) == name.startswith(silent), name
-
-
-# Evaluation
-
-
-def eval_dataset(config: Config, source: ListSource) -> MaskedPairs:
-    return MaskedPairs([source], config, tiny_tokenizer(), training=False)
-
-
-def eval_batches(config: Config, size: int, order: Sequence[int] | None = None) -> Iterable[PairBatch]:
-    dataset = eval_dataset(config, pairs(10))
-    positions = eval_positions([10], 10)
-    positions = positions if order is None else [positions[i] for i in order]
-    for start in range(0, 10, size):
-        yield PairBatch.collate([dataset[position] for position in positions[start : start + size]], 0)
-
-
-def eval_task(**changes: object) -> MaskedSignal:
-    """A task that guesses among a few frequent tokens only, so that it is right now and then."""
-    tokenizer = tiny_tokenizer()
-    task = build(tiny_config(task=changes), tokenizer.vocab_size, tokenizer.mask_id)
-    if task.settings.mlm_weight:
-        targets = Counter(
-            token for batch in eval_batches(task.config, 10) for token in batch.ids_BT[batch.is_masked_BT].tolist()
-        )
-        with torch.no_grad():
-            task.token_head.fc2.bias.fill_(-30).index_fill_(0, torch.tensor([t for t, _ in targets.most_common(4)]), 0.0)
-    return task
-
-
-@pytest.mark.parametrize("joint", [False, True])
-def test_evaluation_depends_neither_on_batch_size_nor_on_order(joint):
-    task = eval_task(joint_masking=joint)
-    numbers = task.evaluate(eval_batches(task.config, 10))
-    assert set(numbers) == {
-        *("mlm_acc", "mlm_acc_wrong_image", "mlm_acc_unigram", "mlm_loss"),
-        *("mim_mse", "mim_mse_wrong_caption", "mim_mse_mean_baseline", "mim_mse_image_mean"),
-    }
-    assert numbers == task.evaluate(eval_batches(task.config, 10))
-    for size, order in [(1, None), (3, None), (4, [3, 9, 0, 1, 7, 5, 2, 8, 6, 4])]:
-        assert task.evaluate(eval_batches(task.config, size, order)) == pytest.approx(numbers, rel=1e-5)
-    assert not any(parameter.grad is not None for parameter in task.parameters())
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_evaluation_numbers_equal_a_slow_loop(normalize):
-    task = eval_task(normalize_targets=normalize)
-    numbers = task.evaluate(eval_batches(task.config, 4))
-    found: dict[str, list[float]] = {name: [] for name in numbers}
-    targets: Counter[int] = Counter()
-    for batch in eval_batches(task.config, 1):
-        assert batch.wrong is not None
-        masked = batch.ids_BT[batch.is_masked_BT]
-        targets.update(masked.tolist())
-        patches, other = patches_of(batch), patches_of(batch.wrong)
-        with torch.no_grad():
-            logits = task.predict_tokens(task.encode(patches, batch, mask=True), batch)
-            wrong_logits = task.predict_tokens(task.encode(other, batch, mask=True), batch)
-            predicted = task.predict_pixels(task.encode(patches, batch, keep=True), batch)[0].numpy()
-            text = batch.with_text_of(batch.wrong)
-            wrong_predicted = task.predict_pixels(task.encode(patches, text, keep=True), text)[0].numpy()
-        found["mlm_acc"] += (logits.argmax(-1) == masked).tolist()
-        found["mlm_acc_wrong_image"] += (wrong_logits.argmax(-1) == masked).tolist()
-        found["mlm_loss"] += torch.nn.functional.cross_entropy(logits, masked, reduction="none").tolist()
-        array, keep = patches[0].numpy(), batch.keep_BK[0].tolist()
-        for row, position in enumerate(batch.hidden_BM[0].tolist()):
-            patch = array[position]
-            mean, std = patch.mean(), np.sqrt(patch.var(ddof=1) + 1e-6)
-            near, whole = slow_guesses(array, keep, position)
-            target = (patch - mean) / std if normalize else patch
-            if normalize:
-                near = whole = 0.0
-            found["mim_mse"] += ((predicted[row] - target) ** 2).tolist()
-            found["mim_mse_wrong_caption"] += ((wrong_predicted[row] - target) ** 2).tolist()
-            found["mim_mse_mean_baseline"] += ((near - target) ** 2).tolist()
-            found["mim_mse_image_mean"] += ((whole - target) ** 2).tolist()
-    found["mlm_acc_unigram"] = [max(targets.values()) / sum(targets.values())]
-    assert numbers == pytest.approx({name: float(np.mean(values)) for name, values in found.items()}, rel=1e-4)
-
-
-def slow_guesses(patches_PX: np.ndarray, keep: Sequence[int], position: int) -> tuple[np.ndarray, np.ndarray]:
-    """One RGB colour for a hidden patch: mean of visible neighbours, or of all visible patches; and the latter."""
-    side = math.isqrt(len(patches_PX))
-    pixels = patches_PX.reshape(len(patches_PX), 3, -1)
-    whole = np.mean([pixels[p].mean(1) for p in keep], axis=0)
-    row, column = divmod(position, side)
-    near = [pixels[p].mean(1) for p in keep if max(abs(p // side - row), abs(p % side - column)) == 1]
-    color = np.mean(near, axis=0) if near else whole
-    return np.repeat(color, pixels.shape[2]), np.repeat(whole, pixels.shape[2])
-
-
-@pytest.mark.parametrize("num_kept", [1, 2, 6, 15])
-def test_visible_means_against_a_loop(num_kept):
-    patches = torch.randn(5, 16, 12)
-    order = torch.stack([torch.randperm(16) for _ in range(5)])
-    keep, hidden = order[:, :num_kept], order[:, num_kept:]
-    near, whole = visible_means(patches, keep, hidden)
-    for b in range(5):
-        for m, position in enumerate(hidden[b].tolist()):
-            slow_near, slow_whole = slow_guesses(patches[b].numpy(), keep[b].tolist(), position)
-            np.testing.assert_allclose(near[b, m].numpy(), slow_near, rtol=1e-4, atol=1e-5)
-            np.testing.assert_allclose(whole[b, m].numpy(), slow_whole, rtol=1e-4, atol=1e-5)
-
-
-def test_sums_of_several_processes_give_the_numbers_of_one():
-    """over_processes stands in for the process group: here it adds the other half's sums."""
-    logits, targets = torch.randn(9, VOCAB), torch.randint(0, 4, (9,))
-    predicted, target = torch.randn(6, 2, 5), torch.randn(6, 2, 5)
-
-    def collect(tokens: slice, rows: slice) -> Sums:
-        sums = Sums(vocab_size=VOCAB, with_tokens=True, with_pixels=True)
-        for name in ("mlm", "mlm_wrong_image"):
-            sums.add_tokens(name, logits[tokens], targets[tokens])
-        for name in ("mim", "mim_wrong_caption"):
-            sums.add_pixels(name, predicted[rows], target[rows])
-        return sums
-
-    whole = collect(slice(0, 9), slice(0, 6)).result(lambda value: value)
-    first, second = collect(slice(0, 4), slice(0, 1)), collect(slice(4, 9), slice(1, 6))
-    others = [*(value for _, value in sorted(second.sums.items())), second.target_counts_V]
-    halves = iter(others)
-    assert first.result(lambda value: value + next(halves)) == pytest.approx(whole, rel=1e-6)
-    assert whole["mlm_acc_unigram"] == pytest.approx(max(Counter(targets.tolist()).values()) / 9)
-
-
-def test_wrong_partners_change_the_numbers_that_they_should():
-    task = eval_task()
-    batches = list(eval_batches(task.config, 5))
-    numbers = task.evaluate(batches)
-    own = [replace(batch, wrong=copy.copy(batch)) for batch in batches]
-    same = task.evaluate(own)
-    assert same["mlm_acc_wrong_image"] == same["mlm_acc"] == numbers["mlm_acc"]
-    assert same["mim_mse_wrong_caption"] == pytest.approx(same["mim_mse"])
-    assert numbers["mim_mse_wrong_caption"] != pytest.approx(numbers["mim_mse"], rel=1e-5)
-
-
-def test_evaluation_encodes_each_modality_with_its_own_and_with_the_wrong_partner(monkeypatch):
-    task = eval_task()
-    (batch,) = eval_batches(task.config, 10)
-    assert batch.wrong is not None
-    calls: list[tuple[Tensor, Tensor, bool, bool]] = []
-    encode = MaskedSignal.encode
-
-    def spy(self: MaskedSignal, patches: Tensor, text: PairBatch, *, keep: bool = False, mask: bool = False):
-        calls.append((patches, text.ids_BT, keep, mask))
-        return encode(self, patches, text, keep=keep, mask=mask)
-
-    monkeypatch.setattr(MaskedSignal, "encode", spy)
-    task.evaluate([batch])
-    own, wrong = patches_of(batch), patches_of(batch.wrong)
-    expected = [
-        (own, batch.ids_BT, False, True),
-        (wrong, batch.ids_BT, False, True),
-        (own, batch.ids_BT, True, False),
-        (own, batch.wrong.ids_BT, True, False),
-    ]
-    assert len(calls) == 4
-    for call, wanted in zip(calls, expected, strict=True):
-        torch.testing.assert_close(call, wanted)
