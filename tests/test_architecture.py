@@ -31,8 +31,11 @@ MAY_IMPORT = {
         *("config", "errors", "recipes", "data", "metrics", "model", "objectives", "run", "evaluation", "inspect", "tasks"),
         *("look", "train"),
     },
+    "study": {"config", "errors", "recipes", "data", "model", "run", "inspect", "report", "tasks", "train"},
+    "demo": {"config", "errors", "recipes", "data", "run", "evaluation", "report", "tasks", "train"},
     "cli": {
         *("__init__", "config", "errors", "recipes", "data", "run", "evaluation", "eve", "inspect", "report", "tasks", "train"),
+        *("demo", "study"),
     },
     "__main__": {"cli"},
 }

@@ -49,7 +49,11 @@ TRAINING = {
 
 
 def test_verbs():
-    assert list(VERBS) == ["pretrain", "finetune", "evaluate", "data check", "tokenizer train", "inspect", "report"]
+    assert list(VERBS) == [
+        *("demo", "pretrain", "finetune", "evaluate"),
+        *("answer", "match", "judge", "fill-mask", "reconstruct", "look", "encode"),
+        *("data check", "tokenizer train", "inspect", "report", "study speed"),
+    ]
 
 
 def test_flags():
