@@ -145,11 +145,13 @@ def test_fine_tuning_recipes_come_back_from_their_file(name, init):
     assert FINETUNE[name].__doc__
 
 
-def test_what_has_no_use_without_a_start_is_refused():
+def test_what_has_no_use_with_or_without_a_start_is_refused():
     with pytest.raises(UserError, match=r"^scratch says what not to take from --init; name that run$"):
         Config(recipe="x", out=Path("x"), scratch=True)
     with pytest.raises(UserError, match=r"^train\.new_lr_multiplier has no use without --init: all parameters are new$"):
         Config(recipe="x", out=Path("x"), train=TrainConfig(new_lr_multiplier=2.0))
+    with pytest.raises(UserError, match=r"^tokenizer\.path has no use with --init: that run's tokenizer comes along$"):
+        Config(recipe="x", out=Path("x"), init=Path("y"), tokenizer=TokenizerConfig(path=Path("tokenizer.json")))
     Config(recipe="x", out=Path("x"), init=Path("y"), scratch=True, train=TrainConfig(new_lr_multiplier=2.0))
 
 

@@ -43,6 +43,8 @@ class Config:
         ]
         if self.scratch and self.init is None:
             found.append("scratch says what not to take from --init; name that run")
+        if self.init is not None and self.tokenizer.path is not None:
+            found.append("tokenizer.path has no use with --init: that run's tokenizer comes along")
         if self.train.new_lr_multiplier != 1 and self.init is None:
             found.append("train.new_lr_multiplier has no use without --init: all parameters are new")
         if found:
