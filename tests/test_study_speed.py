@@ -13,6 +13,7 @@ from rich.console import Console
 
 from eve_vl.cli.common import flag_names
 from eve_vl.cli.study import SpeedArgs
+from eve_vl.config import MaskedSignalConfig
 from eve_vl.errors import UserError
 from eve_vl.inspect import inspect_config
 from eve_vl.recipes import get_recipe
@@ -103,9 +104,10 @@ def alone(row: Variant) -> torch.nn.Module:
 
 
 def test_the_model_that_holds_all_heads_has_the_deepest_decoder():
-    config = with_all_heads(tiny_rows((1, 5)))
-    assert config.task.decoder_depth == 5
-    assert config.task.itm_weight == config.task.mim_weight == 1
+    task = with_all_heads(tiny_rows((1, 5))).task
+    assert isinstance(task, MaskedSignalConfig)
+    assert task.decoder_depth == 5
+    assert task.itm_weight == task.mim_weight == 1
 
 
 def test_clock_of_one_thread_does_not_count_what_others_do():
