@@ -251,6 +251,11 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
             ["no moe block", "rebuilt", "truth"],
             ["Entropy", "Balance loss", "used per token"],
         ),
+        (
+            {"task": {"mlm_weight": 0.0, "mim_weight": 0.0, "itc_weight": 1.0, "itm_weight": 1.0}},
+            ["Contrast loss", "Matching loss", "Matching accuracy", "block 3 of 3"],
+            ["Masked-token loss", "Masked-pixel loss", "no moe block"],
+        ),
         ({"model": {"num_experts": 32, "top_k": 1}}, ["1 best of 32 experts", "expert 31, image tokens"], []),
     ],
 )

@@ -113,12 +113,13 @@ def batches(run: LoadedRun, num_samples: int) -> Iterator[Any]:
 
 
 def passes(run: LoadedRun, batch: PairBatch) -> list[list[RouterStats]]:
-    """Return what the routers do in each pass that training makes."""
+    """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""
     task = task_of(run).settings
     patches_BPX = patchify(batch.pixels(), run.config.model.patch_size)
     made = [(True, False)] * bool(task.mim_weight) + [(False, True)] * bool(task.mlm_weight)
     if task.joint_masking:
         made = [(True, True)]
+    made = made or [(False, False)]
     return [task_of(run).encode(patches_BPX, batch, keep=keep, mask=mask).router for keep, mask in made]
 
 
