@@ -57,7 +57,7 @@ nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underlin
 .number.main .bar::before { background: var(--c0); }
 
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); gap: 14px; }
-.charts + .charts, .cards + .charts { margin-top: 14px; }
+.charts + .charts, .cards + .charts, h3 + .charts { margin-top: 14px; }
 .chart figcaption { font-weight: 600; }
 .chart .note { color: var(--soft); font-size: 13px; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 8px; font-size: 13px; color: var(--soft); }
