@@ -77,7 +77,7 @@ class Experts(nn.Module):
 
     def forward(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:
         """(R, D) to (R, D); row i goes through expert expert_R[i]; rows are sorted by expert, counts_E rows each."""
-        tile = row_tile(x_RD)
+        tile = row_tile(x_RD, len(counts_E))
         if tile == 1:
             return self._sorted(x_RD, expert_R, counts_E)
         tiled_E = (counts_E + tile - 1) // tile * tile
@@ -126,13 +126,15 @@ class MoE(nn.Module):
         return y_SD.view(*x_BND.shape[:2], -1), stats
 
 
-def row_tile(x_RD: Tensor) -> int:
+def row_tile(x_RD: Tensor, num_experts: int) -> int:
     """Rows that each expert's share is padded to a multiple of.
 
     oneDNN, which multiplies bfloat16 on CPU, compiles a kernel for every new shape, which costs more than the product;
-    whole tiles make shapes recur.
+    whole tiles make shapes recur. Where experts get few rows, there are few shapes, and large tiles would be mostly padding.
     """
-    return 64 if x_RD.device.type == "cpu" and x_RD.dtype == torch.bfloat16 else 1
+    if x_RD.device.type != "cpu" or x_RD.dtype != torch.bfloat16:
+        return 1
+    return 64 if len(x_RD) >= 256 * num_experts else 32
 
 
 def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
