@@ -129,14 +129,14 @@ def test_recipes_come_back_from_their_file(name):
     assert PRETRAIN[name].__doc__
 
 
-@pytest.mark.parametrize("init", PRETRAIN)
+@pytest.mark.parametrize("init", ["tiny", "demo", "base", "large"])
 @pytest.mark.parametrize("name", FINETUNE)
 def test_fine_tuning_recipes_come_back_from_their_file(name, init):
     """With the section of their own task, and the encoder of the run that they start from."""
     start = get_recipe(init)
     config = get_finetune_recipe(name, start)
     assert (config.recipe, config.init) == (name, start.out)
-    assert config.task.name == name.removeprefix("scenes_")
+    assert config.task.name == name.rpartition("_")[2]
     assert replace(config.model, image_size=start.model.image_size) == start.model
     assert config.model.image_size >= start.model.image_size
     again = from_dict(Config, json.loads(json.dumps(to_dict(config))), "config.json")
