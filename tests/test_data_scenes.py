@@ -30,9 +30,9 @@ NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 GOLDEN_INDEX = 16
 GOLDEN_CAPTIONS = (
     "yellow circle top left and cyan ring top and red triangle top right and orange star right",
+    "the picture contains a yellow circle and a cyan ring and a red triangle and an orange star",
     "on beige small yellow circle and small cyan ring and small red triangle and big orange star",
     "at top left yellow circle at top cyan ring at top right red triangle at right orange star",
-    "four shapes one red and one orange and one yellow and one cyan on beige",
 )
 GOLDEN_SUM = 1419991
 
@@ -291,7 +291,10 @@ def _is_true(scene: Scene, caption: str) -> bool:
             return False
         words = words[:-2]
     if words[:1] == ["on"]:
-        return words[1] == scene.background and _lists_all(scene, _split_at(words[2:], "and"), _by_reading)
+        parts = _split_at([word for word in words[2:] if word not in ("the", "is")], "and")
+        return words[1] == scene.background and _lists_all(scene, parts, _by_reading)
+    if words[:3] == ["the", "picture", "contains"]:
+        return _lists_all(scene, _split_at([word for word in words[3:] if word not in ("a", "an")], "and"), _by_reading)
     if words[:3] == ["left", "to", "right"]:
         return _lists_all(scene, _split_at(words[3:], "then"), lambda s: s.center_x, gap=0.2)
     if words[:2] == ["top", "down"]:
@@ -304,7 +307,7 @@ def _is_true(scene: Scene, caption: str) -> bool:
         return _lists_all(scene, _split_at(words, "above"), lambda s: s.center_y, gap=0.2)
     if "of" in words:
         return _lists_all(scene, _split_at(" ".join(words).replace("left of", ";").split(), ";"), lambda s: s.center_x, 0.2)
-    if words[1] == "shapes":
+    if words[:2] == ["there", "are"]:
         return _counts_all(scene, words)
     if words[0] == "one":
         return len(scene.shapes) == 1 and _lists_all(scene, [[w for w in words[1:] if w != "at"]], _by_reading)
@@ -352,10 +355,10 @@ def _names_ends(scene: Scene, words: list[str], low: str, high: str, along) -> b
 
 def _counts_all(scene: Scene, words: list[str]) -> bool:
     said = {}
-    for number, word in _split_at(words[2:], "and"):
+    for number, word in _split_at([word for word in words[2:] if word not in ("shape", "shapes")], "and"):
         said["cross" if word == "crosses" else word.removesuffix("s") if word[:-1] in KINDS else word] = NUMBERS[number]
     counts = [Counter(shape.kind for shape in scene.shapes), Counter(shape.color for shape in scene.shapes)]
-    return NUMBERS[words[0]] == len(scene.shapes) and said in [dict(count) for count in counts]
+    return sum(said.values()) == len(scene.shapes) and said in [dict(count) for count in counts]
 
 
 # Rows

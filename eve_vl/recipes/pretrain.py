@@ -79,7 +79,7 @@ def scenes() -> Config:
         config,
         recipe="scenes",
         out=Path("runs/scenes"),
-        train=replace(config.train, steps=6500, warmup=0.03, log_every=50, val_every=650, save_every=650),
+        train=replace(config.train, steps=5000, warmup=0.03, log_every=50, val_every=1000, save_every=1000),
     )
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
-from eve_vl.data.scenes.text import PLURALS
+from eve_vl.data.scenes.text import PLURALS, article
 from eve_vl.data.scenes.world import (
     HELD_OUT,
     MAX_SHAPES,
@@ -50,7 +50,7 @@ class Trait(NamedTuple):
     @property
     def with_article(self) -> str:
         """The trait in words: "a red circle", "an orange star"."""
-        return ("an " if self.singular.startswith("orange") else "a ") + self.singular
+        return f"{article(self.singular.split()[0])} {self.singular}"
 
     def _words(self, noun: str) -> str:
         return " ".join(word for word in (self.size, self.color, noun) if word)

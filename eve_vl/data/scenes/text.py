@@ -2,7 +2,8 @@
 
 The wording varies by template, never by synonym, and every template mentions shapes in one fixed order. So what a
 hidden word was follows from the picture and the other words, while the words alone say little: most of them are
-colours, kinds, sizes, places and counts, drawn independently.
+colours, kinds, sizes, places and counts, drawn independently. Some speak as questions and statements do ("the picture
+contains a red circle", "there are two stars"): who is to be asked about pictures should have read such words.
 
 A caption is complete in what it lists ("red circle top left" means that nothing else is there). Hence a caption is true
 of a scene exactly if it is one of `all_captions` of that scene.
@@ -37,6 +38,11 @@ def all_captions(scene: Scene) -> list[str]:
 def caption_is_true(scene: Scene, caption: str) -> bool:
     """Whether a caption, perhaps of another scene, is true of this one."""
     return caption in all_captions(scene)
+
+
+def article(word: str) -> str:
+    """Return "a" or "an", whichever stands before a word of these captions."""
+    return "an" if word == "orange" else "a"
 
 
 def place_words(shape: Shape) -> str:
@@ -86,23 +92,33 @@ def _one(scene: Scene) -> str | None:
     return f"one {_full(shape)} at {place_words(shape)} {_on(scene)}"
 
 
+def _contains(scene: Scene) -> str:
+    listed = (f"{article(shape.color)} {_short(shape)}" for shape in scene.reading_order)
+    return f"the picture contains {' and '.join(listed)}"
+
+
+def _kinds_are(scene: Scene) -> str | None:
+    if len(scene.shapes) == MAX_SHAPES or len({shape.kind for shape in scene.shapes}) < len(scene.shapes):
+        return None
+    return f"{_on(scene)} {' and '.join(f'the {shape.kind} is {shape.color}' for shape in scene.reading_order)}"
+
+
 def _color_counts(scene: Scene) -> str | None:
-    return _counts(scene, (shape.color for shape in scene.shapes), COLORS)
+    counts = _counts(scene, (shape.color for shape in scene.shapes), COLORS)
+    groups = (f"{NUMBERS[count]} {color} {'shapes' if count > 1 else 'shape'}" for color, count in counts)
+    return f"there are {' and '.join(groups)} {_on(scene)}" if counts else None
 
 
 def _kind_counts(scene: Scene) -> str | None:
-    return _counts(scene, (shape.kind for shape in scene.shapes), KINDS, PLURALS)
+    counts = _counts(scene, (shape.kind for shape in scene.shapes), KINDS)
+    groups = (f"{NUMBERS[count]} {PLURALS[kind] if count > 1 else kind}" for kind, count in counts)
+    return f"there are {' and '.join(groups)} {_on(scene)}" if counts else None
 
 
-def _counts(scene: Scene, values: Iterable[str], order: Iterable[str], plurals: dict[str, str] | None = None) -> str | None:
-    if len(scene.shapes) == 1:
-        return None
+def _counts(scene: Scene, values: Iterable[str], order: Iterable[str]) -> list[tuple[str, int]]:
+    """Return each value that occurs and how often, in the given order; nothing for a single shape."""
     count_of = Counter(values)
-    words = plurals or {}
-    groups = [
-        f"{NUMBERS[count]} {words.get(value, value) if count > 1 else value}" for value in order if (count := count_of[value])
-    ]
-    return f"{NUMBERS[len(scene.shapes)]} shapes {' and '.join(groups)} {_on(scene)}"
+    return [(value, count) for value in order if (count := count_of[value])] if len(scene.shapes) > 1 else []
 
 
 def _by_column(scene: Scene) -> list[Shape]:
@@ -158,6 +174,8 @@ TEMPLATES: tuple[Callable[[Scene], str | None], ...] = (
     _place_then_name,
     _background_first,
     _one,
+    _contains,
+    _kinds_are,
     _color_counts,
     _kind_counts,
     _left_to_right,
