@@ -31,17 +31,32 @@ NUM_TEST = 1000
 KEPT = {
     "vqa": ("vqa_acc", "vqa_acc_blind"),
     "nlvr2": ("nlvr2_acc", "nlvr2_consistency"),
-    "retrieval": ("tr1", "ir1", "tr1_itc_only", "ir1_itc_only", "texts_per_image", "images_per_text"),
+    "retrieval": (
+        "tr1",
+        "ir1",
+        "tr1_itc_only",
+        "ir1_itc_only",
+        "texts_per_image",
+        "images_per_text",
+        "num_images",
+        "num_texts",
+    ),
 }
-SAME_FOR_BOTH = ("vqa_acc_blind", "texts_per_image", "images_per_text")  # of the data, not of the model
+SAME_FOR_BOTH = (
+    "vqa_acc_blind",
+    "texts_per_image",
+    "images_per_text",
+    "num_images",
+    "num_texts",
+)  # of the data, not of the model
 TEST_FILE = "test.json"
 POLL_SECONDS = 0.5
 
 
-def run_demo(out: Path, console: Console) -> Path:
+def run_demo(out: Path, console: Console, num_test: int = NUM_TEST) -> Path:
     """Run what is not done yet, write metrics.json and report.html in `out`, and return the report's path.
 
-    Interrupted, the same call goes on where it stopped. Raises UserError if a run fails.
+    num_test: rows of each test split. Interrupted, the same call goes on where it stopped. Raises UserError if a run fails.
     """
     start = time.perf_counter()
     configs = plan(out)
@@ -51,7 +66,7 @@ def run_demo(out: Path, console: Console) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(at_once, mp_context=context) as pool, _bars(configs, console) as update:
-        _run_all(pool, at_once, configs, update, console)
+        _run_all(pool, at_once, configs, num_test, update, console)
     numbers = collect(out)
     write_file(out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
     from eve_vl.report import write_story
@@ -73,14 +88,16 @@ def plan(out: Path) -> dict[str, Config]:
     return configs
 
 
-def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], update, console: Console) -> None:
+def _run_all(
+    pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int, update, console: Console
+) -> None:
     waiting, running = dict(configs), {}
     started = time.perf_counter()
     finished: set[str] = set()
     while waiting or running:
         for name, config in list(waiting.items()):
             if len(running) < at_once and _may_start(config, finished):
-                running[pool.submit(work, config)] = name
+                running[pool.submit(work, config, num_test)] = name
                 del waiting[name]
         done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
@@ -107,7 +124,7 @@ def _raise_failure(name: str, future: Future, running: dict[Future, str]) -> Non
         raise UserError(f"{name}: {error}") from None
 
 
-def work(config: Config) -> dict[str, float]:
+def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
     """Train one run and evaluate it on the test splits, in a process of its own; what it says goes to run.log.
 
     Returns the numbers of validation (pre-training) or of the test splits, and keeps the latter in test.json.
@@ -130,7 +147,7 @@ def work(config: Config) -> dict[str, float]:
         numbers: dict[str, float] = {}
         for split, suffix in SPLITS.items():
             sources = open_sources([f"scenes:{split}"], config.data, config.model.image_size, kind)
-            found = evaluate_run(run, NUM_TEST, sources)
+            found = evaluate_run(run, num_test, sources)
             numbers |= {name + suffix: value for name, value in found.items()}
     write_file(test_file, json.dumps(numbers, indent=1) + "\n")
     return numbers

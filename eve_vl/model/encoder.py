@@ -129,7 +129,7 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
     |---|---|
     | linear layers, experts, router, embeddings, [CLS], mask token | normal, std `init_std`, cut at 2 std |
     | positions | normal, std `position_std`, cut at 2 std |
-    | biases (q and v too) | 0 |
+    | biases (q and v too) | 0; of the answer head's last layer, which VQA sets itself, the log-odds of one answer in A |
     | LayerNorm | weight 1, bias 0 |
     | LayerScale | `layer_scale` |
     | temperature | 0.07 |

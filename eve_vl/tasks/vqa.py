@@ -4,6 +4,7 @@ Letters: B batch, A answers, N all tokens, D width.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -52,6 +53,8 @@ class VQA(nn.Module):
         D = config.model.embed_dim
         self.answer_head = MLPHead(D, 2 * D, len(self.answers))
         initialize(self, config.model)
+        # each answer starts out as likely as it is on average; from one half, the first hundred steps go into unlearning it
+        nn.init.constant_(self.answer_head[-1].bias, -math.log(max(len(self.answers) - 1, 1)))
 
     def forward(self, batch: QuestionBatch) -> StepOutput:
         """Return the answer loss plus the weighted balance loss."""

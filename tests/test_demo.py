@@ -1,0 +1,63 @@
+"""The whole story in small: every run, every number, one page; and a second call does nothing again."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from eve_vl import demo
+from eve_vl.config import Config
+from eve_vl.recipes import get_recipe
+
+NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1", "retrieval_tr1_itc_only", "retrieval_ir1_itc_only")
+
+
+def small(config: Config, pretrain: Config) -> Config:
+    """The same run with a tiny model and few steps."""
+    train = replace(config.train, steps=4, batch_size=8, val_every=4, save_every=2, log_every=2)
+    task = config.task if config.init else pretrain.task
+    return replace(
+        config, model=pretrain.model, task=task, data=replace(config.data, val_samples=8, num_workers=0), train=train
+    )
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("demo")
+    plan = demo.plan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "plan", lambda out: {name: small(c, get_recipe("tiny")) for name, c in plan(out).items()})
+        demo.run_demo(out, Console(quiet=True), num_test=12)
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("step_*")}
+        demo.run_demo(out, Console(quiet=True), num_test=12)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("step_*")} == before  # nothing was trained again
+    return out
+
+
+def test_metrics_hold_every_number_of_the_story(story: Path):
+    numbers = json.loads((story / "metrics.json").read_text())
+    expected = {f"{name}{arm}{split}" for name in NAMES for arm in ("", "_scratch") for split in ("", "_novel")}
+    expected |= {"vqa_acc_blind", "vqa_acc_blind_novel", "mlm_acc", "retrieval_texts_per_image", "retrieval_images_per_text"}
+    assert expected <= numbers.keys()
+    assert all(math.isfinite(value) for value in numbers.values())
+    assert numbers["vqa_acc"] == json.loads((story / "vqa" / "test.json").read_text())["vqa_acc"]
+    assert (
+        numbers["retrieval_ir1_scratch_novel"] == json.loads((story / "retrieval_scratch/test.json").read_text())["ir1_novel"]
+    )
+
+
+def test_both_arms_of_a_task_differ_in_their_start_alone(tmp_path: Path):
+    configs = demo.plan(tmp_path)
+    for task in demo.TASKS:
+        ours, scratch = configs[task], configs[task + demo.SCRATCH]
+        assert not ours.scratch
+        assert scratch.scratch
+        assert replace(scratch, scratch=False, out=ours.out) == ours
+
+
+def test_the_page_is_there(story: Path):
+    page = (story / "report.html").read_text()
+    assert all(f'id="{part}"' in page for part in ("results", "vqa", "nlvr2", "retrieval"))
