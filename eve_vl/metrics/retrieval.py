@@ -6,7 +6,7 @@ Ranks start at 0. Among equal scores the candidate with the lower index comes fi
 queries nor the size of a batch changes a number.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -206,25 +206,22 @@ def summary(image_to_text_ranks_I: Tensor, text_to_image_ranks_T: Tensor) -> dic
     return found | {"r_mean": total / 6, "rsum": total * 100, "num_queries_without_match": num_without}
 
 
-def folds_1k(image_ID: Tensor, text_TD: Tensor, relevance: Relevance, fold_size: int = 1000) -> dict[str, float]:
-    """Return the mean of `summary` over five folds (COCO 1K): the first 5 × fold_size images in their order.
+def folds_1k(
+    relevance: Relevance, numbers: Callable[[Tensor, Tensor, Relevance], dict[str, float]], fold_size: int = 1000
+) -> dict[str, float]:
+    """Return the mean of some numbers over five folds (COCO 1K): the first 5 × fold_size images in their order.
 
-    Each fold has fold_size images and the texts of these, ranked among themselves. num_queries_without_match is the sum.
+    Each fold has fold_size images and the texts of these, ranked among themselves. numbers: what a fold's images and texts
+    (int64, indices into all) come to, given which of them belong together (renumbered from 0).
     Raises ValueError if there are fewer images.
     """
-    if len(image_ID) < 5 * fold_size:
-        raise ValueError(f"five folds of {fold_size} images need {5 * fold_size} images, got {len(image_ID)}")
+    num_images = relevance.texts_of_image.num_queries
+    if num_images < 5 * fold_size:
+        raise ValueError(f"five folds of {fold_size} images need {5 * fold_size} images, got {num_images}")
     folds = []
     for start in range(0, 5 * fold_size, fold_size):
         image_M, old_text_M = relevance.texts_of_image.rows(start, start + fold_size)
         texts, text_M = old_text_M.unique(return_inverse=True)
         fold = Relevance.from_pairs(image_M, text_M, fold_size, len(texts))
-        images_FD, texts_FD = image_ID[start : start + fold_size], text_TD[texts.to(text_TD.device)]
-        folds.append(
-            summary(
-                best_ranks(images_FD, texts_FD, fold.texts_of_image),
-                best_ranks(texts_FD, images_FD, fold.images_of_text),
-            )
-        )
-    found = {name: sum(fold[name] for fold in folds) / 5 for name in folds[0]}
-    return found | {"num_queries_without_match": sum(fold["num_queries_without_match"] for fold in folds)}
+        folds.append(numbers(torch.arange(start, start + fold_size), texts, fold))
+    return {name: sum(fold[name] for fold in folds) / 5 for name in folds[0]}

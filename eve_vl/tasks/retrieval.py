@@ -40,6 +40,17 @@ class Index:
     """uint8 pictures that this process holds."""
     relevance: metrics.Relevance
 
+    def part(self, images: Tensor, texts: Tensor, relevance: metrics.Relevance) -> "Index":
+        """Return some pictures and texts, renumbered from 0."""
+        return Index(
+            image_Id=self.image_Id[images.to(self.image_Id.device)],
+            text_Td=self.text_Td[texts.to(self.text_Td.device)],
+            ids=[self.ids[text] for text in texts.tolist()],
+            owner_I=self.owner_I[images],
+            pixels={new: self.pixels[old] for new, old in enumerate(images.tolist()) if old in self.pixels},
+            relevance=relevance,
+        )
+
 
 class Retrieval(nn.Module):
     """The task: encoder, feature and matching heads."""
@@ -92,18 +103,10 @@ class Retrieval(nn.Module):
         """
         index = self.index(loader)
         rel = index.relevance
-        itc_ranks = (
-            metrics.best_ranks(index.image_Id, index.text_Td, rel.texts_of_image),
-            metrics.best_ranks(index.text_Td, index.image_Id, rel.images_of_text),
-        )
-        found = metrics.summary(*itc_ranks)
-        k = self.settings.rerank
-        if k:
-            itc_only = {f"{name}_itc_only": value for name, value in found.items() if not name.startswith("num")}
-            found = metrics.summary(*self.rerank(index, k)) | itc_only
+        found = self.numbers(index)
         if len(index.image_Id) >= NUM_FOLD_IMAGES:
-            folds = metrics.folds_1k(index.image_Id, index.text_Td, rel)
-            found |= {f"{name}_1k_itc_only": value for name, value in folds.items() if not name.startswith("num")}
+            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.numbers(index.part(images, texts, fold)))
+            found |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith("num")}
         num_pairs = len(rel.texts_of_image.candidate_M)
         return found | {
             "num_images": len(index.image_Id),
@@ -111,6 +114,18 @@ class Retrieval(nn.Module):
             "texts_per_image": num_pairs / len(index.image_Id),
             "images_per_text": num_pairs / len(index.text_Td),
         }
+
+    def numbers(self, index: Index) -> dict[str, float]:
+        """Return tr1 … rsum after re-ranking and `…_itc_only`; of the contrast alone, without a suffix, if task.rerank is 0."""
+        rel = index.relevance
+        found = metrics.summary(
+            metrics.best_ranks(index.image_Id, index.text_Td, rel.texts_of_image),
+            metrics.best_ranks(index.text_Td, index.image_Id, rel.images_of_text),
+        )
+        if not self.settings.rerank:
+            return found
+        itc_only = {f"{name}_itc_only": value for name, value in found.items() if not name.startswith("num")}
+        return metrics.summary(*self.rerank(index, self.settings.rerank)) | itc_only
 
     def index(self, loader: Iterable[SearchBatch]) -> Index:
         """Compute each picture's and each text's features once, and gather them from all processes."""
