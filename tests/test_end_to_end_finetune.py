@@ -13,7 +13,12 @@ from eve_vl.run import load_run
 SHORT = (
     *("--train.steps", 4, "--train.batch-size", 8, "--train.val-every", 2, "--train.save-every", 2, "--train.log-every", 1),
     *("--data.val-samples", 24, "--data.num-workers", 0, "--train.dtype", "float32"),
-    *("--data.train", "scenes:val"),  # a thousand rows, quickly gone through for the blind baseline
+    *(
+        "--train.new-lr-multiplier",
+        3,
+        "--data.train",
+        "scenes:val",
+    ),  # a thousand rows, quickly gone through for the blind baseline
 )
 TASKS = {"vqa": "vqa_acc", "nlvr2": "nlvr2_acc", "retrieval": "r_mean"}
 
@@ -29,7 +34,7 @@ def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
     done = eve("finetune", f"scenes_{task}", "--init", pretrained, "--out", "run", *SHORT)
     assert done.returncode == 0, done.stderr
     (note,) = rows(run, "note")
-    assert f"weights from {pretrained}/checkpoints/step_00000004; new, at 1 × the learning rate: " in note["text"]
+    assert f"weights from {pretrained}/checkpoints/step_00000004; new, at 3 × the learning rate: " in note["text"]
     assert "not used: pixel_decoder, token_head" in note["text"]
     validations = rows(run, "val")
     assert [row["step"] for row in validations] == [2, 4]
@@ -63,7 +68,7 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Pat
     assert note["text"] == f"weights from {tmp_path}/first/best"
     assert eve("finetune", "scenes_nlvr2", "--init", "first", "--out", "third", *SHORT).returncode == 0
     (note,) = rows(tmp_path / "third", "note")
-    assert "new, at 1 × the learning rate: concat_head; not used: answer_head" in note["text"]
+    assert "new, at 3 × the learning rate: concat_head; not used: answer_head" in note["text"]
 
 
 def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_path: Path):
