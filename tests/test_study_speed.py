@@ -128,50 +128,67 @@ def test_largest_batch_lies_on_the_line():
     assert memory.at(8) == pytest.approx(6 * GIB)
     assert memory.at(8, "seconds") == pytest.approx(0.8)
     assert [memory.largest_under(round(cap * GIB)) for cap in (1.9, 2.4, 6.1, 7.4)] == [0, 0, 8, 10]
-    with pytest.raises(UserError, match="larger --batch"):
-        peaks((2, 3.0), (4, 3.0)).largest_under(8 * GIB)
+    flat = peaks((2, 3.0), (4, 2.9))  # small batches do not show
+    assert [flat.largest_under(cap * GIB) for cap in (2, 8)] == [0, 16]
+    assert flat.at(8) == pytest.approx(2.9 * GIB)
 
 
-def simulated(gib: float, growing: float = 0.0):
-    """A machine whose steps need so much per pair, and perhaps more and more."""
+def simulated(gib: float, *, flat: float = 0.0, room: float = 1e9, seconds: float = 0.2):
+    """A machine whose steps need so much per pair above 1 GiB, but `flat` at least, and that has no `room` for more."""
     asked: list[int] = []
 
-    def measure(probe: Probe) -> Peak:
+    def measure(probe: Probe) -> Peak | None:
         asked.append(probe.batch)
-        needed = 1 + gib * probe.batch + growing * probe.batch**2
-        return Peak(batch=probe.batch, bytes=round(needed * GIB), seconds=0.2 * probe.batch)
+        needed = max(flat, 1 + gib * probe.batch)
+        if needed > room:
+            return None
+        return Peak(batch=probe.batch, bytes=round(needed * GIB), seconds=seconds * probe.batch)
 
     return measure, asked
 
 
 @pytest.mark.parametrize(
-    ("gib", "growing", "expected"),
-    [(0.5, 0.0, 17), (0.5, 0.004, 15), (40.0, 0.0, 0)],
+    ("gib", "options", "expected"),
+    [
+        (0.5, {}, 17),
+        (0.051, {}, 168),
+        (0.5, {"flat": 5.0}, 17),  # the first line is level
+        (0.5, {"flat": 2.9}, 17),  # the first line is too steep or too level
+        (0.5, {"room": 8.0}, 14),  # what a GPU refuses is no point on a line
+        (40.0, {}, 0),
+    ],
 )
-def test_a_predicted_batch_is_run_and_taken_back_while_it_needs_too_much(gib, growing, expected):
-    measure, asked = simulated(gib, growing)
+def test_search_ends_at_the_largest_batch_that_was_run_and_fits(gib, options, expected):
+    measure, asked = simulated(gib, **options)
     config = get_recipe("tiny")
     memory = growth(config, 8, "captions", measure)
     assert asked == [2, 4]
     largest = largest_batch(config, memory, round(9.6 * GIB), "captions", measure)
     assert largest.batch == expected
-    assert largest.is_verified == (expected > 0)
-    assert expected == 0 or asked[-1] == expected
+    assert largest.is_verified
+    assert len(asked) <= 8
+    assert expected == 0 or expected in asked
 
 
 def test_a_step_of_minutes_is_not_run_to_see_whether_it_fits():
-    measure, asked = simulated(0.001)
+    measure, asked = simulated(0.1, seconds=5.0)
     config = get_recipe("tiny")
-    largest = largest_batch(config, growth(config, 8, "captions", measure), 2 * GIB, "captions", measure)
+    largest = largest_batch(config, growth(config, 8, "captions", measure), 9 * GIB, "captions", measure)
     assert asked == [2, 4]
-    assert largest.batch == pytest.approx(1000, abs=1)
+    assert largest.batch == 16
     assert not largest.is_verified
+
+
+def test_a_batch_that_does_not_fit_at_all_is_one_line():
+    with pytest.raises(UserError, match="smaller --batch"):
+        growth(get_recipe("tiny"), 8, "captions", simulated(1.0, room=4.0)[0])
 
 
 def test_a_probe_in_a_process_of_its_own_counts_that_process_alone():
     ballast = torch.ones(200 * 2**20 // 4)  # the parent's memory must not count
     config = get_recipe("tiny")
     peak = subprocess_measure(CPU, 1)(Probe(config=config, batch=2, texts="captions"))
+    assert peak is not None
     own = run_probe(Probe(config=config, batch=2, texts="captions"), CPU)
     assert ballast.sum() > 0
     assert peak.batch == 2

@@ -26,7 +26,8 @@ from eve_vl.train.trainer import autocast, pick_device, pick_dtype
 
 GIB = 2**30
 MAX_STEP_SECONDS = 60.0  # a larger step is not run just to see whether it fits
-MAX_TRIES = 4
+MAX_TRIES = 6
+OUT_OF_MEMORY = 3  # exit status of a probe that a GPU has no room for
 MALLOC = {  # as the command line sets it (cli.keep_memory)
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
@@ -61,11 +62,14 @@ class Memory:
     peaks: tuple[Peak, ...]
 
     def line(self, name: str) -> tuple[float, float]:
-        """Return the value of `bytes` or `seconds` at batch 0 and its growth per sample, through the two largest batches."""
+        """Return the value of `bytes` or `seconds` at batch 0 and its growth per pair, through the two largest batches.
+
+        While activations are smaller than the gradients that take their place, memory does not grow at all.
+        """
         first, second = sorted(self.peaks, key=lambda peak: peak.batch)[-2:]
         low, high = float(getattr(first, name)), float(getattr(second, name))
-        slope = (high - low) / (second.batch - first.batch)
-        return low - slope * first.batch, slope
+        slope = max(0.0, (high - low) / (second.batch - first.batch))
+        return high - slope * second.batch, slope
 
     def at(self, batch: int, name: str = "bytes") -> float:
         """Return bytes (or seconds) at a batch: measured, else on the line."""
@@ -76,15 +80,12 @@ class Memory:
         return start + slope * batch
 
     def largest_under(self, cap: int) -> int:
-        """Return the largest batch that the line puts under `cap` bytes; 0 if none.
-
-        Raises UserError where memory does not grow measurably.
-        """
+        """Return the largest batch that the line puts under `cap` bytes, at most four times the largest measured; 0 if none."""
         start, slope = self.line("bytes")
-        if slope <= 0:
-            batches = " and ".join(str(peak.batch) for peak in self.peaks)
-            raise UserError(f"memory does not grow measurably between batches {batches}: give a larger --batch")
-        return max(0, int((cap - start) / slope))
+        most = 4 * max(peak.batch for peak in self.peaks)
+        if slope == 0:
+            return most if start <= cap else 0
+        return max(0, min(most, int((cap - start) / slope)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,40 +95,49 @@ class Largest:
     batch: int
     memory: Memory
     is_verified: bool
-    """Whether a step of that batch was run and stayed under the cap; else it comes from the line alone."""
+    """Whether a step of that batch was run and stayed under the cap; else it is a guess: running it would take too long."""
 
 
-Measure = Callable[[Probe], Peak]
+Measure = Callable[[Probe], Peak | None]
+"""Runs a probe; None if a GPU has not enough memory for it."""
 
 
 def growth(config: Config, batch: int, texts: Texts, measure: Measure) -> Memory:
-    """Measure a quarter and a half of a batch."""
+    """Measure a quarter and a half of a batch. Raises UserError if that is too much already."""
     small = max(1, batch // 4)
-    batches = (small, max(small + 1, batch // 2))
-    return Memory(peaks=tuple(measure(Probe(config=config, batch=size, texts=texts)) for size in batches))
+    peaks = []
+    for size in (small, max(small + 1, batch // 2)):
+        peak = measure(Probe(config=config, batch=size, texts=texts))
+        if peak is None:
+            raise UserError(f"a batch of {size} does not fit the device's memory; give a smaller --batch")
+        peaks.append(peak)
+    return Memory(peaks=tuple(peaks))
 
 
 def largest_batch(config: Config, memory: Memory, cap: int, texts: Texts, measure: Measure) -> Largest:
-    """Predict the largest batch under `cap` bytes, run it, and step back while it needs more."""
-    batch = memory.largest_under(cap)
+    """Search for the largest batch under `cap` bytes: run what the line predicts, draw the line anew, until it agrees."""
+    too_large = min((peak.batch for peak in memory.peaks if peak.bytes > cap), default=1 << 31)
     for _ in range(MAX_TRIES):
-        if batch <= max(peak.batch for peak in memory.peaks):
-            fitting = [peak.batch for peak in memory.peaks if peak.bytes <= cap]
-            return Largest(batch=max([batch if batch > 0 else 0, *fitting]), memory=memory, is_verified=bool(fitting))
-        if memory.at(batch, "seconds") > MAX_STEP_SECONDS:
+        fits = max((peak.batch for peak in memory.peaks if peak.bytes <= cap), default=0)
+        guess = min(memory.largest_under(cap), too_large - 1)
+        if guess <= fits:
             break
-        peak = measure(Probe(config=config, batch=batch, texts=texts))
-        if peak.bytes <= cap:
-            return Largest(batch=batch, memory=Memory(peaks=(*memory.peaks, peak)), is_verified=True)
-        batch -= max(1, round((peak.bytes - cap) / memory.line("bytes")[1]))
-    return Largest(batch=batch, memory=memory, is_verified=False)
+        if memory.at(guess, "seconds") > MAX_STEP_SECONDS:
+            return Largest(batch=guess, memory=memory, is_verified=False)
+        peak = measure(Probe(config=config, batch=guess, texts=texts))
+        if peak is not None:
+            memory = Memory(peaks=(*memory.peaks, peak))
+        if peak is None or peak.bytes > cap:
+            too_large = guess
+    fits = max((peak.batch for peak in memory.peaks if peak.bytes <= cap), default=0)
+    return Largest(batch=fits, memory=memory, is_verified=True)
 
 
 def subprocess_measure(device: torch.device, threads: int) -> Measure:
     """Return a function that runs a probe in a fresh process, with as many threads. Raises UserError if it fails."""
     environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads)}
 
-    def measure(probe: Probe) -> Peak:
+    def measure(probe: Probe) -> Peak | None:
         question = dataclasses.asdict(probe) | {"config": to_dict(probe.config), "device": device.type}
         done = subprocess.run(
             [sys.executable, "-m", "eve_vl.study.memory"],
@@ -136,6 +146,8 @@ def subprocess_measure(device: torch.device, threads: int) -> Measure:
             text=True,
             env=environment,
         )
+        if done.returncode == OUT_OF_MEMORY:
+            return None
         if done.returncode:
             reason = "killed, out of memory perhaps" if done.returncode < 0 else (done.stderr.strip().splitlines() or ["?"])[-1]
             raise UserError(f"a step of batch {probe.batch} could not be measured ({reason}); give a smaller --batch")
@@ -204,7 +216,10 @@ def main() -> None:
     config = from_dict(Config, question["config"], "probe")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     probe = Probe(config=config, batch=question["batch"], texts=question["texts"])
-    peak = run_probe(probe, pick_device(question["device"]))
+    try:
+        peak = run_probe(probe, pick_device(question["device"]))
+    except torch.OutOfMemoryError:
+        sys.exit(OUT_OF_MEMORY)
     sys.stdout.write(json.dumps(dataclasses.asdict(peak)) + "\n")
 
 
