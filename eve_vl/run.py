@@ -281,8 +281,8 @@ def start_from(config: Config, task: AnyTask) -> tuple[Collection[str], str]:
     """
     assert config.init is not None
     names = [name for name, _ in task.named_parameters()]
-    if config.scratch:
-        return names, f"random weights, in the shape of {config.init}"
+    if config.scratch:  # heads alone count as new, so that both sides of a comparison train at the same rates
+        return [name for name in names if not name.startswith("encoder.")], f"random weights, in the shape of {config.init}"
     folder = checkpoint.chosen_checkpoint(config.init)
     done = transfer(checkpoint.read_model(folder), task, str(folder))
     text = f"weights from {folder}"

@@ -21,6 +21,7 @@ from eve_vl.data.scenes.world import (
     pairs_of,
     pick,
     pick_distinct,
+    sample_num_shapes,
 )
 
 _MAX_TRIES = 1000  # only asserts that a draft can be met; one to six tries are usual
@@ -88,7 +89,8 @@ def matching_pairs(split: str, trait: Trait) -> tuple[tuple[str, str], ...]:
 def _draw_looks(rng: Random, split: str, draft: Draft) -> list[Look]:
     fewest = max(1, len(draft.wanted))
     for _ in range(_MAX_TRIES):
-        num_shapes = draft.num_shapes or fewest + int(rng.random() * (MAX_SHAPES - fewest + 1))
+        others = sample_num_shapes(rng) - 1  # as many as beside a shape of a caption: mostly none
+        num_shapes = draft.num_shapes or min(fewest + others, MAX_SHAPES)
         looks = [_draw_look(rng, split, trait) for trait in draft.wanted]
         looks += [_draw_other(rng, split, draft.avoid) for _ in range(num_shapes - len(looks))]
         if split != "test_novel" or any((look.kind, look.color) in HELD_OUT for look in looks):

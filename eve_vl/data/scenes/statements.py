@@ -10,8 +10,19 @@ from dataclasses import dataclass
 from random import Random
 
 from eve_vl.data.scenes.drafts import Draft, Trait, compose_draft, draw_pair, matching_pairs
-from eve_vl.data.scenes.text import NUMBERS
-from eve_vl.data.scenes.world import BACKGROUNDS, COLORS, KINDS, Scene, pick, pick_distinct, stream
+from eve_vl.data.scenes.text import NUMBERS, PLACES
+from eve_vl.data.scenes.world import (
+    BACKGROUNDS,
+    COLORS,
+    KINDS,
+    NUM_CELLS,
+    NUM_COLUMNS,
+    SIZES,
+    Scene,
+    pick,
+    pick_distinct,
+    stream,
+)
 
 _MAX_COUNT = 3  # of one trait in one scene
 SIDES = ("left", "right")
@@ -33,7 +44,7 @@ class Statement:
 def sample_statement(split: str, seed: int, index: int) -> Statement:
     """Draw statement `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
     rng = stream("statement", split, seed, index)
-    kind = pick(rng, STATEMENT_KINDS)
+    kind = pick(rng, _DRAWN)
     label = rng.random() < 0.5
     statement, left, right = _CLAIMERS[kind](rng, split, label)
     return Statement(
@@ -60,6 +71,27 @@ def _one_of(rng: Random, split: str) -> Trait:
 
 def _countable(rng: Random) -> Trait:
     return pick(rng, (Trait(color=pick(rng, tuple(COLORS))), Trait(kind=pick(rng, KINDS))))
+
+
+def _shows(rng: Random, split: str, label: bool) -> Claimed:
+    """A whole caption is true of one picture; which one does not matter. Otherwise all three are drawn independently."""
+    said, other, another = (_single(rng, split) for _ in range(3))
+    statement = f"one of the pictures shows {_in_words(said)}"
+    pictures = pick_distinct(rng, (said if label else another, other), 2)
+    if (said in pictures) != label:
+        return _shows(rng, split, label)
+    return statement, pictures[0], pictures[1]
+
+
+def _single(rng: Random, split: str) -> Draft:
+    kind, color = draw_pair(rng, split)[:2]
+    trait = Trait(kind, color, pick(rng, SIZES))
+    return Draft([trait], cells=[int(rng.random() * NUM_CELLS)], num_shapes=1, background=pick(rng, tuple(BACKGROUNDS)))
+
+
+def _in_words(draft: Draft) -> str:
+    row, column = divmod(draft.cells[0], NUM_COLUMNS)
+    return f"one {draft.wanted[0].singular} at {PLACES[row][column]} on {draft.background}"
 
 
 def _side(rng: Random, split: str, label: bool) -> Claimed:
@@ -139,6 +171,7 @@ def _same_background(rng: Random, split: str, label: bool) -> Claimed:
 
 
 _CLAIMERS: dict[str, Callable[[Random, str, bool], Claimed]] = {
+    "shows": _shows,
     "side": _side,
     "side_number": _side_number,
     "both": _both,
@@ -151,3 +184,4 @@ _CLAIMERS: dict[str, Callable[[Random, str, bool], Claimed]] = {
     "same_background": _same_background,
 }
 STATEMENT_KINDS = tuple(_CLAIMERS)
+_DRAWN = ("shows",) * 4 + STATEMENT_KINDS  # captions come most often: a third of all
