@@ -25,7 +25,7 @@ from eve_vl.tasks.vqa import VQA, Answered
 from eve_vl.train.checkpoint import write_file
 from eve_vl.train.trainer import evaluate, evaluation_batches
 
-BLIND_ROWS = 20_000  # training questions that the blind baseline looks at, spread evenly
+BLIND_ROWS = 10_000  # training questions that the blind baseline looks at, spread evenly
 
 
 def evaluate_run(

@@ -1,5 +1,6 @@
 """From a config to a trained run, and from a run folder back to a model."""
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -29,7 +30,7 @@ from eve_vl.data.dataset import RowDataset
 from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec
-from eve_vl.data.records import Source
+from eve_vl.data.records import ImageQuestion, Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.metrics import vqa
@@ -46,6 +47,7 @@ from eve_vl.train.trainer import Trainer, pick_device
 ANSWERS_FILE = "answers.json"
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 EVAL_BATCH = 64
+LABELS_PROBED = 100
 MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at captions only
 OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
     "out",
@@ -225,6 +227,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     sources, val_sources = open_train_and_val(config, task_class.dataset.kind)
     tokenizer = obtain_tokenizer(config, sources)
     texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
+    require_labels(config, val_sources)
     notes, answers = [], []
     if isinstance(config.task, VQAConfig):
         answers = obtain_answers(config, sources)
@@ -257,6 +260,23 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         writes=distributed.is_main(),
     )
     return trainer.fit(loader, val_loader, bad_samples)
+
+
+def require_labels(config: Config, sources: Sequence[Source[Any]]) -> None:
+    """Raise UserError if the best weights could not be chosen: no answer or label among the first validation rows."""
+    if not isinstance(config.task, VQAConfig | NLVR2Config):
+        return
+    for source in sources:
+        for row in range(min(len(source), LABELS_PROBED)):
+            with contextlib.suppress(BadSampleError):
+                record = source[row]
+                if record.answers if isinstance(record, ImageQuestion) else record.label is not None:
+                    return
+    missing = "answer" if isinstance(config.task, VQAConfig) else "label"
+    raise UserError(
+        f"data.val {' '.join(config.data.val)}: no {missing} among its first {LABELS_PROBED} rows, so the best weights cannot "
+        "be chosen; name validation data that has them, or held-out"
+    )
 
 
 def eval_dataset(config: Config, sources: Sequence[Source[Any]], tokenizer: Tokenizer) -> RowDataset:

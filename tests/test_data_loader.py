@@ -353,7 +353,10 @@ def test_sources_are_opened_by_their_specs(tmp_path):
 
 
 def test_held_out_rows_leave_training(tmp_path):
-    config = replace(config_of(), data=replace(config_of().data, train=("scenes:val",), val=("held-out",)))
+    (tmp_path / "0.png").touch()  # a reader looks whether the first pictures are there
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"image": "{number}.png", "caption": "number {number}"}}\n' for number in range(1000)))
+    config = replace(config_of(), data=replace(config_of().data, train=(str(rows),), val=("held-out",)))
     train, val = open_train_and_val(config)
     assert (len(train[0]), len(val[0])) == (980, 20)
     kept, held = ({source[row].where for row in range(len(source))} for source in (train[0], val[0]))

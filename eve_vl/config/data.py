@@ -49,6 +49,8 @@ class DataConfig:
             found.append("train and val must each name a source")
         elif HELD_OUT in self.val and len(self.val) > 1:
             found.append(f"val is {HELD_OUT} and something else; give one of the two")
+        elif HELD_OUT in self.val and _is_scenes(self.train):
+            found.append(f"val is {HELD_OUT}, but generated scenes have a split of their own: give --data.val scenes:val")
         elif _is_scenes(self.val) and not _is_scenes(self.train):
             found.append(
                 f"val is {' '.join(self.val)}, but train has no scenes: give --data.val PATH, or --data.val {HELD_OUT}"

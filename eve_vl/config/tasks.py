@@ -74,7 +74,8 @@ class RetrievalConfig:
     projection_dim: int = 0
     """Width of the features; 0: embed_dim."""
     rerank: int = 128
-    """Best candidates of each query that the matching head puts in order (k_test); 0: none."""
+    """Best candidates of each query that the matching head puts in order (k_test), matches behind them count as missed; 0:
+    none."""
     captions_per_image: int = 0
     """Captions of each picture that evaluation searches among; 0: all."""
 
@@ -98,7 +99,10 @@ class VQAConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        return not_positive(self, "min_answer_count")
+        found = not_positive(self, "min_answer_count")
+        if self.answers is not None and self.min_answer_count != VQAConfig.min_answer_count:
+            found.append("min_answer_count is for a list that is built, but answers names one")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

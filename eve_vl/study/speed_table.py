@@ -79,8 +79,8 @@ def notes(speed: Speed) -> list[str]:
     found = [FAIR]
     if speed.rows[0].memory is not None:
         found.append(
-            "Memory: a whole training step with the optimiser's state, in a process of its own; at a batch that was not run, from "
-            "the line through the two largest that were."
+            "Memory: a whole training step with the optimiser's state, in a process of its own; at a batch that was not run, "
+            "from the line through the two largest that were."
         )
     if speed.rows[0].largest is not None:
         found.append("× epoch: each task at its largest batch, the optimiser included: what the paper's Table 1 compares.")

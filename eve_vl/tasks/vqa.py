@@ -54,7 +54,9 @@ class VQA(nn.Module):
         self.answer_head = MLPHead(D, 2 * D, len(self.answers))
         initialize(self, config.model)
         # each answer starts out as likely as it is on average; from one half, the first hundred steps go into unlearning it
-        nn.init.constant_(self.answer_head[-1].bias, -math.log(max(len(self.answers) - 1, 1)))
+        last = self.answer_head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias, -math.log(max(len(self.answers) - 1, 1)))
 
     def forward(self, batch: QuestionBatch) -> StepOutput:
         """Return the answer loss plus the weighted balance loss."""

@@ -84,11 +84,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the autocast type for train.dtype."""
+    """Return the autocast type for train.dtype; auto: bfloat16 where the hardware multiplies it (AVX512-BF16 or AMX on CPU)."""
     if name != "auto":
         return getattr(torch, name)
     on_cuda = device.type == "cuda"
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else torch.cpu._is_amx_tile_supported()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
