@@ -32,7 +32,7 @@ GOLDEN_CAPTIONS = (
     "yellow circle top left and cyan ring top and red triangle top right and orange star right",
     "the picture contains a yellow circle and a cyan ring and a red triangle and an orange star",
     "on beige small yellow circle and small cyan ring and small red triangle and big orange star",
-    "at top left yellow circle at top cyan ring at top right red triangle at right orange star",
+    "there are one red shape and one orange shape and one yellow shape and one cyan shape on beige",
 )
 GOLDEN_SUM = 1419991
 
@@ -290,6 +290,8 @@ def _is_true(scene: Scene, caption: str) -> bool:
         if words[-1] != scene.background:
             return False
         words = words[:-2]
+    if "no" in words:
+        return _names_what_is_missing(scene, words)
     if words[:1] == ["on"]:
         parts = _split_at([word for word in words[2:] if word not in ("the", "is")], "and")
         return words[1] == scene.background and _lists_all(scene, parts, _by_reading)
@@ -359,6 +361,16 @@ def _counts_all(scene: Scene, words: list[str]) -> bool:
         said["cross" if word == "crosses" else word.removesuffix("s") if word[:-1] in KINDS else word] = NUMBERS[number]
     counts = [Counter(shape.kind for shape in scene.shapes), Counter(shape.color for shape in scene.shapes)]
     return sum(said.values()) == len(scene.shapes) and said in [dict(count) for count in counts]
+
+
+def _names_what_is_missing(scene: Scene, words: list[str]) -> bool:
+    verdicts = dict(zip(words[1::2], words[::2], strict=True))
+    is_kinds = set(verdicts) == set(KINDS)
+    shown = {shape.kind if is_kinds else shape.color for shape in scene.shapes}
+    said = {name for name, verdict in verdicts.items() if verdict == ("a" if is_kinds else "some")}
+    listed = " ".join(verdicts)
+    in_order = listed in " ".join([*(KINDS if is_kinds else COLORS)] * 2)
+    return said == shown and in_order and set(verdicts.values()) <= {"a" if is_kinds else "some", "no"}
 
 
 # Rows

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from random import Random
 
-from eve_vl.data.scenes.world import COLORS, KINDS, MAX_SHAPES, Scene, Shape, pick_distinct
+from eve_vl.data.scenes.world import COLORS, KINDS, MAX_SHAPES, Scene, Shape, pick, pick_distinct
 
 CAPTIONS_PER_SCENE = 4
 NUMBERS = ("zero", "one", "two", "three", "four")
@@ -27,12 +27,19 @@ PLURALS = {kind: "crosses" if kind == "cross" else kind + "s" for kind in KINDS}
 
 def captions(scene: Scene) -> tuple[str, ...]:
     """Return CAPTIONS_PER_SCENE true captions of the scene, each of another template, chosen by its seed."""
-    return tuple(pick_distinct(Random(scene.seed), all_captions(scene), CAPTIONS_PER_SCENE))
+    rng = Random(scene.seed)
+    return tuple(pick(rng, wordings) for wordings in pick_distinct(rng, _by_template(scene), CAPTIONS_PER_SCENE))
 
 
 def all_captions(scene: Scene) -> list[str]:
-    """Return every caption that is true of the scene: one for each template that applies."""
-    return [caption for template in TEMPLATES if (caption := template(scene)) is not None]
+    """Return every caption that is true of the scene."""
+    return [caption for wordings in _by_template(scene) for caption in wordings]
+
+
+def _by_template(scene: Scene) -> list[list[str]]:
+    """Return the true captions of each template that applies."""
+    found = [[caption] for template in TEMPLATES if (caption := template(scene)) is not None]
+    return [*found, _kinds_there_or_not(scene), _colors_there_or_not(scene)]
 
 
 def caption_is_true(scene: Scene, caption: str) -> bool:
@@ -167,6 +174,24 @@ def _highest_lowest(scene: Scene) -> str | None:
     if len(shapes) == 1 or shapes[0].row == shapes[1].row or shapes[-1].row == shapes[-2].row:
         return None
     return f"highest is {_full(shapes[0])} and lowest is {_full(shapes[-1])}"
+
+
+# What is not there is named as well, so that hidden words ask to check visible ones against the picture. The lists may
+# start anywhere, or the place in the sentence would tell what is asked for.
+
+
+def _kinds_there_or_not(scene: Scene) -> list[str]:
+    shown = {shape.kind for shape in scene.shapes}
+    return _from_any_start([f"{'a' if kind in shown else 'no'} {kind}" for kind in KINDS])
+
+
+def _colors_there_or_not(scene: Scene) -> list[str]:
+    shown = {shape.color for shape in scene.shapes}
+    return _from_any_start([f"{'some' if color in shown else 'no'} {color}" for color in COLORS])
+
+
+def _from_any_start(parts: list[str]) -> list[str]:
+    return [" ".join(parts[start:] + parts[:start]) for start in range(len(parts))]
 
 
 TEMPLATES: tuple[Callable[[Scene], str | None], ...] = (
