@@ -58,7 +58,7 @@ def demo() -> Config:
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
-            steps=1250,
+            steps=1500,
             batch_size=32,
             lr=1.2e-3,
             warmup=0.1,
@@ -79,7 +79,7 @@ def scenes() -> Config:
         config,
         recipe="scenes",
         out=Path("runs/scenes"),
-        train=replace(config.train, steps=5000, warmup=0.03, log_every=50, val_every=1000, save_every=1000),
+        train=replace(config.train, steps=6000, warmup=0.03, log_every=50, val_every=1000, save_every=1000),
     )
 
 

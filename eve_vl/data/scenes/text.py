@@ -10,7 +10,8 @@ of a scene exactly if it is one of `all_captions` of that scene.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations
 from random import Random
 
 from eve_vl.data.scenes.world import COLORS, KINDS, MAX_SHAPES, Scene, Shape, pick, pick_distinct
@@ -39,7 +40,7 @@ def all_captions(scene: Scene) -> list[str]:
 def _by_template(scene: Scene) -> list[list[str]]:
     """Return the true captions of each template that applies."""
     found = [[caption] for template in TEMPLATES if (caption := template(scene)) is not None]
-    return [*found, _kinds_there_or_not(scene), _colors_there_or_not(scene)]
+    return [*found, _there_or_not(scene)]
 
 
 def caption_is_true(scene: Scene, caption: str) -> bool:
@@ -176,22 +177,22 @@ def _highest_lowest(scene: Scene) -> str | None:
     return f"highest is {_full(shapes[0])} and lowest is {_full(shapes[-1])}"
 
 
-# What is not there is named as well, so that hidden words ask to check visible ones against the picture. The lists may
-# start anywhere, or the place in the sentence would tell what is asked for.
+def _there_or_not(scene: Scene) -> list[str]:
+    """What is not there is named as well, so that hidden words ask to check visible ones against the picture.
+
+    One or two values that are missing, from any start: neither number nor place tells what is there.
+    """
+    kinds, colors = {shape.kind for shape in scene.shapes}, {shape.color for shape in scene.shapes}
+    return [*_with_missing(KINDS, kinds, "a"), *_with_missing(tuple(COLORS), colors, "some")]
 
 
-def _kinds_there_or_not(scene: Scene) -> list[str]:
-    shown = {shape.kind for shape in scene.shapes}
-    return _from_any_start([f"{'a' if kind in shown else 'no'} {kind}" for kind in KINDS])
-
-
-def _colors_there_or_not(scene: Scene) -> list[str]:
-    shown = {shape.color for shape in scene.shapes}
-    return _from_any_start([f"{'some' if color in shown else 'no'} {color}" for color in COLORS])
-
-
-def _from_any_start(parts: list[str]) -> list[str]:
-    return [" ".join(parts[start:] + parts[:start]) for start in range(len(parts))]
+def _with_missing(values: Sequence[str], shown: set[str], word: str) -> list[str]:
+    missing = [value for value in values if value not in shown]
+    found = []
+    for named in (*combinations(missing, 1), *combinations(missing, 2)):
+        parts = [f"{word if value in shown else 'no'} {value}" for value in values if value in shown or value in named]
+        found += [" ".join(parts[start:] + parts[:start]) for start in range(len(parts))]
+    return found
 
 
 TEMPLATES: tuple[Callable[[Scene], str | None], ...] = (
