@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from twins import CAPTIONS, randomize, tiny_config
 
 from eve_vl.config import NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig, to_dict
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.run import LoadedRun, build_task
+from eve_vl.eve import Eve
+from eve_vl.model.embed import Tokens, pair, patchify
+from eve_vl.run import AnyTask, LoadedRun, build_task
+from eve_vl.tasks.masked_signal import MaskedSignal
 
 ANSWERS = ("yes", "no", "red", "blue")
 TASKS: dict[str, TaskConfig | None] = {
@@ -20,6 +24,7 @@ TASKS: dict[str, TaskConfig | None] = {
     "nlvr2": NLVR2Config(),
     "nlvr2_paired": NLVR2Config(head="paired"),
 }
+RIVAL = {"itc_weight": 1.0, "itm_weight": 1.0, "projection_dim": 8}
 TEXT = "two small blue squares on gray"
 TEXTS = (TEXT, "a red circle", "purple triangle, orange heart")
 
@@ -54,3 +59,33 @@ def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
 def pixels(*pictures: np.ndarray) -> torch.Tensor:
     """Pictures of the right size as the encoder gets them: float (B, 3, 16, 16) in [-1, 1], in plain arithmetic."""
     return torch.stack([torch.from_numpy(picture).permute(2, 0, 1).double() / 255 * 2 - 1 for picture in pictures]).float()
+
+
+def assert_close(
+    found: np.ndarray, expected: Tensor | np.ndarray | list[float], rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
+    expected = expected.detach().numpy() if isinstance(expected, Tensor) else np.array(expected)
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+
+
+def ids_of(eve: Eve, text: str) -> Tensor:
+    """Token ids of one text, (1, T)."""
+    return torch.tensor([eve.tokenizer.backend.encode(text).ids])
+
+
+def image_tokens(task: AnyTask, *pictures: np.ndarray) -> Tokens:
+    return task.encoder.image(patchify(pixels(*pictures), 4))
+
+
+def text_cls(eve: Eve, picture: np.ndarray, text: str) -> Tensor:
+    """State of the text [CLS] of one pair without padding, (1, D)."""
+    image = image_tokens(eve.task, picture)
+    return eve.task.encoder.encode(pair(image, eve.task.encoder.text(ids_of(eve, text), None))).x_BND[:, 17]
+
+
+def token_probabilities(eve: Eve, picture: np.ndarray, ids: list[int], places: list[int]) -> Tensor:
+    """What the token head says at some places of a text, (M, V)."""
+    assert isinstance(eve.task, MaskedSignal)
+    text = eve.task.encoder.text(torch.tensor([ids]), None)
+    states = eve.task.encoder.encode(pair(image_tokens(eve.task, picture), text)).x_BND[0, 17:]
+    return eve.task.token_head(states[places]).softmax(1)

@@ -1,0 +1,153 @@
+"""Where a model looks, against autograd through attention that is written out here.
+
+Letters: B batch, D width, T text tokens.
+"""
+
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import (
+    ANSWERS,
+    RIVAL,
+    TEXT,
+    assert_close,
+    ids_of,
+    noise,
+    tiny_run,
+    token_probabilities,
+)
+from torch import Tensor
+
+from eve_vl.data.batch import Batch
+from eve_vl.errors import UserError
+from eve_vl.eve import Eve
+from eve_vl.look import Look, overlay
+from eve_vl.model.layers import Attention
+from eve_vl.tasks.vqa import VQA
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("masked", "blue squares"),
+        ("rival", None),
+        ("rival", "small blue"),
+        ("retrieval", "gray"),
+        ("retrieval", None),
+        ("vqa", "SMALL"),
+        ("vqa", None),
+        ("vqa", "[CLS]"),
+        ("nlvr2", "two"),
+        ("nlvr2_paired", None),
+    ],
+)
+def test_heat_maps_of_every_task(name, word):
+    eve = Eve(tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name))
+    pictures = [noise(0, 33, 48), noise(1, 20, 16)][: 2 if "nlvr2" in name else 1]
+    found = eve.look(pictures if len(pictures) == 2 else pictures[0], TEXT, word=word)
+    assert isinstance(found, Look)
+    assert len(found.heat) == len(found.grids) == len(pictures)
+    for picture, shown, heat, grid, over in zip(
+        pictures, found.pictures, found.heat, found.grids, found.overlays(), strict=True
+    ):
+        np.testing.assert_array_equal(shown, picture)
+        assert heat.shape == picture.shape[:2]
+        assert heat.dtype == np.float32
+        assert heat.min() >= 0
+        assert grid.shape == (4, 4)
+        assert over.shape == picture.shape
+        assert over.dtype == np.uint8
+    assert max(heat.max() for heat in found.heat) == 1
+    assert 0 < found.probability < 1
+    assert found.block == (2 if word and name in ("masked", "rival") else 1)
+
+
+def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class_: int) -> np.ndarray:
+    """The map of a VQA run by autograd through attention that is written out here, (4, 4)."""
+    assert isinstance(eve.task, VQA)
+    attention, kept = eve.task.encoder.blocks[block].attn, []
+    assert isinstance(attention, Attention)
+
+    def forward(x: Tensor, is_padding: Tensor | None, only: int | None = None) -> Tensor:
+        q, k, v = (x @ attention.qkv.weight.T).chunk(3, dim=2)
+        q, v = q + attention.q_bias, v + attention.v_bias
+        q, k, v = (part.unflatten(2, (2, 8)).transpose(1, 2) for part in (q, k, v))
+        kept.append((q @ k.transpose(2, 3) / 8**0.5).softmax(3))
+        kept[0].retain_grad()
+        return (kept[0] @ v).transpose(1, 2).flatten(2) @ attention.proj.weight.T + attention.proj.bias
+
+    with mock.patch.object(attention, "forward", forward):
+        eve.task.predict(batch)[0][0, class_].backward()
+    return (kept[0] * kept[0].grad).relu().mean(1)[0, rows, 1:17].sum(0).view(4, 4).detach().numpy()
+
+
+@pytest.mark.parametrize(("word", "rows"), [(None, range(7)), ("[CLS]", [0]), ("blue squares", [3, 4]), ("gray", [6])])
+def test_looking_equals_a_backward_pass_by_hand(word, rows):
+    eve = Eve(tiny_run("vqa"))
+    ids = ids_of(eve, TEXT)
+    tokens = [eve.tokenizer.word(token) for token in ids[0].tolist()]
+    assert tokens == ["[CLS]", "two", "small", "blue", "squares", "on", "gray"]
+    batch = Batch(
+        images_BCHW=torch.from_numpy(noise(0)).permute(2, 0, 1)[None],
+        ids_BT=ids,
+        is_padding_BT=torch.zeros(1, 7, dtype=torch.bool),
+        where=("here",),
+    )
+    expected = moving_one_weight(eve, batch, 0, [17 + row for row in rows], ANSWERS.index("red"))
+    found = eve.look(noise(0), TEXT, word=word, answer="red", block=0)
+    assert_close(found.grids[0], expected, rtol=1e-3, atol=1e-7)
+    assert found.score == 'the answer "red"'
+    probability = {each.answer: each.probability for each in eve.answer(noise(0), TEXT)}["red"]
+    assert found.probability == pytest.approx(probability, rel=1e-4)
+    assert found.heat[0].max() == 1
+
+
+def test_a_run_looks_for_its_own_answer():
+    eve = Eve(tiny_run("vqa"))
+    best = eve.answer(noise(0), TEXT, top=1)[0]
+    found = eve.look(noise(0), TEXT)
+    assert (found.score, found.probability) == (f'the answer "{best.answer}"', pytest.approx(best.probability, rel=1e-5))
+    assert eve.look(noise(0), TEXT, block=-2).block == 1
+
+
+def test_a_hidden_word_is_hidden():
+    eve = Eve(tiny_run("masked"))
+    found = eve.look(noise(0), TEXT, word="blue")
+    ids = ids_of(eve, TEXT)[0].tolist()
+    place = [eve.tokenizer.word(token) for token in ids].index("blue")
+    blue, ids[place] = ids[place], eve.tokenizer.mask_id
+    assert found.score == 'the hidden "blue"'
+    assert found.probability == pytest.approx(token_probabilities(eve, noise(0), ids, [place])[0, blue].item(), rel=1e-4)
+
+
+def test_what_speaks_for_nothing_is_all_zero_and_an_overlay_shows_it():
+    cold, hot = overlay(noise(0), np.zeros((16, 16))), overlay(noise(0), np.ones((16, 16)))
+    assert cold[:, :, 2].mean() > cold[:, :, 0].mean()
+    assert hot[:, :, 0].mean() > hot[:, :, 2].mean() + 50
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("vqa", {"word": "green"}, f'"green" is not a word of "{TEXT}"'),
+        ("vqa", {"word": "squa"}, '"squa" is not a word of'),
+        ("vqa", {"word": ""}, '"" is not a word of'),
+        ("vqa", {"word": "last", "text": "red " * 20 + "last"}, '"last" lies beyond the 12 tokens'),
+        ("vqa", {"block": 3}, "no block 3: this run has blocks 0 to 2"),
+        ("vqa", {"block": -4}, "no block -4"),
+        ("vqa", {"word": "gray", "block": 2}, 'nothing of what "gray" attends to in block 2 reaches the answer'),
+        ("vqa", {"answer": "rad"}, "no answer 'rad'"),
+        ("vqa", {"image": [noise(0), noise(1)]}, "a run of task vqa looks at 1 picture, 2 given"),
+        ("nlvr2", {}, "a run of task nlvr2 looks at 2 pictures, 1 given"),
+        ("retrieval", {"answer": "red"}, "an answer to look for can be given to a VQA run only"),
+        ("masked", {}, "name a word of the text"),
+        ("masked", {"word": "[CLS]"}, "name a word of the text"),
+    ],
+)
+def test_what_cannot_be_looked_for(name, kwargs, message):
+    arguments = {"image": noise(0), "text": TEXT} | kwargs
+    with pytest.raises(UserError) as error:
+        Eve(tiny_run(name)).look(**arguments)
+    assert message in str(error.value)
