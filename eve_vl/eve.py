@@ -29,7 +29,7 @@ from eve_vl.run import LoadedRun, load_run
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA
-from eve_vl.train.trainer import pick_device
+from eve_vl.train.device import pick_device
 
 Item = TypeVar("Item")
 ALWAYS = ("encode_image", "encode_text")

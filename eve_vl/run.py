@@ -41,8 +41,9 @@ from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train import checkpoint, distributed
+from eve_vl.train.device import pick_device
 from eve_vl.train.log import BAD_SAMPLES, BadSamples
-from eve_vl.train.trainer import Trainer, pick_device
+from eve_vl.train.trainer import Trainer
 
 ANSWERS_FILE = "answers.json"
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows

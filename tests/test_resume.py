@@ -34,13 +34,16 @@ def wait_for_step(run: Path, step: int) -> None:
     raise AssertionError(f"no step {step} in {run}")
 
 
+MUON = ("--train.optimizer", "muon")
+
+
 def test_killed_run_goes_on_bit_for_bit(eve, eve_process, tmp_path: Path):
-    assert eve("pretrain", "tiny", "--out", "whole", *FLAGS, *NOISE).returncode == 0
-    process = eve_process("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE)
+    assert eve("pretrain", "tiny", "--out", "whole", *FLAGS, *NOISE, *MUON).returncode == 0
+    process = eve_process("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE, *MUON)
     wait_for_step(tmp_path / "killed", 6)  # past the checkpoint of step 5
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    done = eve("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE, "--resume", "--data.num-workers", "1")
+    done = eve("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE, *MUON, "--resume", "--data.num-workers", "1")
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 

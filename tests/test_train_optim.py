@@ -1,4 +1,4 @@
-"""Schedule against numbers on paper, AdamW against a plain loop, and what weight decay touches."""
+"""Schedule against numbers on paper, AdamW against a plain loop, Muon against torch's, and what weight decay touches."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,7 @@ from twins import tiny_config
 
 from eve_vl.config import TrainConfig
 from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate
+from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate, muon_parts
 
 
 def config_of(**changes: object) -> TrainConfig:
@@ -114,3 +114,48 @@ def test_fused_adamw_equals_a_plain_loop():
         optimizer.step()
     for name, parameter in layer.named_parameters():
         assert parameter.detach().flatten().tolist() == pytest.approx(values[name], rel=1e-4, abs=1e-5), name
+
+
+def test_muon_takes_the_matrices_of_the_blocks():
+    task = MaskedSignal(tiny_config(), vocab_size=30, mask_id=2)
+    parts = {name: muon_parts(name, parameter) for name, parameter in task.named_parameters()}
+    taken = {name: count for name, count in parts.items() if count}
+    kinds = ("attn.qkv.weight", "attn.proj.weight", "fc1.weight", "fc2.weight", "experts.fc1_weight", "experts.fc2_weight")
+    assert {name for name in parts if "blocks" in name and name.endswith(kinds)} == set(taken)
+    assert any(name.startswith("pixel_decoder") for name in taken)
+    assert {name for name, count in taken.items() if count == 3} == {name for name in parts if name.endswith("qkv.weight")}
+
+
+def test_muon_equals_torchs_on_every_single_matrix():
+    torch.manual_seed(0)
+    named = {
+        "blocks.0.experts.fc1_weight": nn.Parameter(torch.randn(3, 12, 8)),
+        "blocks.0.attn.qkv.weight": nn.Parameter(torch.randn(24, 8)),
+        "blocks.0.attn.proj.weight": nn.Parameter(torch.randn(8, 8)),
+        "blocks.0.attn.proj.bias": nn.Parameter(torch.randn(8)),
+    }
+    config = config_of(optimizer="muon", weight_decay=0.1, betas=(0.8, 0.9))
+    ours = build_optimizer(named.items(), config, products=torch.bfloat16)  # torch's always multiplies in bfloat16
+
+    def matrices(take: str) -> list[torch.Tensor]:
+        tensors = [getattr(parameter, take) for name, parameter in named.items() if not name.endswith("bias")]
+        shapes = [(8, 8) if len(tensor) == 24 else tensor.shape[-2:] for tensor in tensors]
+        return [m.clone() for tensor, shape in zip(tensors, shapes, strict=True) for m in tensor.reshape(-1, *shape)]
+
+    single = [nn.Parameter(matrix) for matrix in matrices("data")]
+    bias = nn.Parameter(named["blocks.0.attn.proj.bias"].detach().clone())
+    theirs = torch.optim.Muon(single, lr=1.0, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([bias], lr=1.0, betas=(0.8, 0.9), weight_decay=0.0)
+    for step in range(4):
+        for parameter in named.values():
+            parameter.grad = torch.randn_like(parameter)
+        for parameter, gradient in zip(single, matrices("grad"), strict=True):
+            parameter.grad = gradient
+        bias.grad = named["blocks.0.attn.proj.bias"].grad
+        for optimizer in (ours, theirs, adamw):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (step + 1)
+            optimizer.step()
+    for found, expected in zip(matrices("data"), single, strict=True):
+        torch.testing.assert_close(found, expected.detach(), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(named["blocks.0.attn.proj.bias"].detach(), bias.detach())

@@ -68,7 +68,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     from eve_vl.evaluation import evaluate_run
     from eve_vl.run import load_run
     from eve_vl.tasks import TASKS
-    from eve_vl.train.trainer import pick_device
+    from eve_vl.train.device import pick_device
 
     run = load_run(args.run, pick_device("auto"))
     if run.config.task.name != task:

@@ -16,6 +16,8 @@ class TrainConfig:
     """Pairs per optimiser step, over all processes and accumulated micro-batches."""
     accumulation: int = 1
     """Micro-batches per optimiser step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the blocks by Muon, at AdamW's learning rates, the rest by AdamW; learns in fewer samples."""
     lr: float = 5e-4
     """Peak learning rate."""
     new_lr_multiplier: float = 1.0

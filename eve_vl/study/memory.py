@@ -21,8 +21,8 @@ from eve_vl.config import Config, from_dict, to_dict
 from eve_vl.errors import UserError
 from eve_vl.run import AnyTask, build_untrained
 from eve_vl.study.variants import Texts, made_up_batch
+from eve_vl.train.device import autocast, pick_device, pick_dtype
 from eve_vl.train.optim import build_optimizer
-from eve_vl.train.trainer import autocast, pick_device, pick_dtype
 
 GIB = 2**30
 MAX_STEP_SECONDS = 60.0  # a larger step is not run just to see whether it fits

@@ -36,8 +36,8 @@ from eve_vl.study.memory import (
 )
 from eve_vl.study.variants import Texts, Variant, gflop_per_sample, made_up_batch, variants, with_all_heads
 from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.train.device import autocast, pick_device, pick_dtype
 from eve_vl.train.optim import build_optimizer
-from eve_vl.train.trainer import autocast, pick_device, pick_dtype
 
 OPTIMIZER_STEPS = 3
 

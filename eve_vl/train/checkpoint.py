@@ -2,7 +2,7 @@
 
     checkpoints/step_00001000/
         model.safetensors       weights
-        optimizer.safetensors   AdamW moments by parameter name
+        optimizer.safetensors   moments by parameter name
         rng_0.safetensors …     random generators, one file per process
         state.json              step, samples consumed, versions
         config.json, tokenizer.json
@@ -19,6 +19,7 @@ import os
 import random
 import re
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from eve_vl.errors import UserError
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
-OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq")
+OPTIMIZER_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"})  # what AdamW and Muon keep of a parameter
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -159,12 +160,15 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
         rng = load_file(folder / f"rng_{rank}.safetensors") if rank < state["num_processes"] else None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder}: damaged ({error}); delete this folder to go on from the one before") from None
-    named = {name: parameter for name, parameter in model.named_parameters() if f"{name}.step" in tensors}
-    unknown = tensors.keys() - {f"{name}.{key}" for name in named for key in OPTIMIZER_KEYS}
-    if unknown or len(tensors) != len(OPTIMIZER_KEYS) * len(named):
+    kept: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        kept[name][key] = tensor
+    named = dict(model.named_parameters())
+    if not kept.keys() <= named.keys() or not all(values.keys() in OPTIMIZER_KEYS for values in kept.values()):
         raise UserError(f"{folder}/optimizer.safetensors does not fit the model; delete this folder to go on without it")
-    for name, parameter in named.items():
-        optimizer.state[parameter] = {key: tensors[f"{name}.{key}"].to(parameter.device) for key in OPTIMIZER_KEYS}
+    for name, values in kept.items():
+        optimizer.state[named[name]] = {key: value.to(named[name].device) for key, value in values.items()}
     if rng is not None:  # a run that goes on with more processes starts their generators anew
         set_rng_state(rng)
     return state

@@ -1,13 +1,17 @@
-"""Optimiser and learning-rate schedule."""
+"""Optimisers and learning-rate schedule."""
 
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
+
+MOMENTUM = 0.95
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -15,27 +19,95 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
+def muon_parts(name: str, parameter: nn.Parameter) -> int:
+    """Return how many maps from states to states the rows of a parameter hold, each of which Muon makes orthogonal.
+
+    0: none, the parameter is AdamW's. In the blocks, 3 for a qkv projection, 1 for any other matrix or stack of matrices.
+    """
+    if ".blocks." not in f".{name}" or not is_decayed(name, parameter) or "router" in name:
+        return 0
+    return 3 if name.endswith("qkv.weight") else 1
+
+
 def build_optimizer(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], config: TrainConfig, new: Collection[str] = ()
-) -> torch.optim.AdamW:
-    """Return fused AdamW. Groups: decayed or not, and with `lr_scale` 1 or, for the names in `new`, new_lr_multiplier."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    config: TrainConfig,
+    new: Collection[str] = (),
+    products: torch.dtype = torch.float32,
+) -> torch.optim.Optimizer:
+    """Return fused AdamW or, as train.optimizer says, Muon beside it; `products` is the type of Muon's matrix products.
+
+    Groups differ by weight decay, by `lr_scale`, which is 1 or, for the names in `new`, new_lr_multiplier, and by `parts`, as
+    muon_parts says.
+    """
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            groups[is_decayed(name, parameter), name in new].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": config.weight_decay if decayed else 0.0,
-                "lr_scale": config.new_lr_multiplier if is_new else 1.0,
-            }
-            for (decayed, is_new), parameters in groups.items()
-        ],
-        lr=config.lr,
-        betas=config.betas,
-        fused=True,
-    )
+            decay = config.weight_decay if is_decayed(name, parameter) else 0.0
+            lr_scale = config.new_lr_multiplier if name in new else 1.0
+            parts = muon_parts(name, parameter) if config.optimizer == "muon" else 0
+            groups[decay, lr_scale, parts].append(parameter)
+    options: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": decay, "lr_scale": lr_scale, "parts": parts}
+        for (decay, lr_scale, parts), parameters in groups.items()
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, fused=True)
+    return Muon(options, lr=config.lr, betas=config.betas, products=products)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrices are made orthogonal (Jordan et al. 2024), scaled so that their entries move as far as AdamW's
+    (Liu et al. 2025, arXiv 2502.16982), for groups with `parts`; fused AdamW for the others.
+
+    As torch.optim.Muon with adjust_lr_fn="match_rms_adamw", which takes single matrices only: here each expert of a stack is
+    a matrix, and so is each part of a qkv projection.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], products: torch.dtype):
+        super().__init__(groups, {"lr": lr, "betas": betas})
+        self.products = products
+        rest = [group for group in self.param_groups if not group["parts"]]
+        self.rest = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=True)
+        self.rest.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step."""
+        for group in self.param_groups:
+            if group["parts"]:
+                self._muon_step(group)
+        self.rest.step()
+
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        updates: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+            shape = parameter.shape[-2] // group["parts"], parameter.shape[-1]
+            updates[shape].append((parameter, parameter.grad.lerp(momentum, MOMENTUM).view(-1, *shape)))
+        for shape, found in updates.items():  # all matrices of a shape in one batch
+            together = orthogonalize(torch.cat([update for _, update in found]).to(self.products))
+            scale = 0.2 * max(shape) ** 0.5
+            for (parameter, _), update in zip(found, together.split([len(update) for _, update in found]), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(x_MOI: Tensor) -> Tensor:
+    """Bring the singular values of each matrix near 1, by five quintic Newton–Schulz iterations; same shape and dtype."""
+    is_tall = x_MOI.shape[-2] > x_MOI.shape[-1]
+    x = x_MOI.mT if is_tall else x_MOI
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

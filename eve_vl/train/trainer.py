@@ -5,7 +5,6 @@ A task is an nn.Module: `forward(batch) â†’ StepOutput`, and `evaluate(loader) â
 
 import contextlib
 import itertools
-import os
 import signal
 import time
 from collections import defaultdict
@@ -22,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from eve_vl.config import TrainConfig
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.train import checkpoint, distributed
+from eve_vl.train.device import autocast, pick_dtype
 from eve_vl.train.log import BadSamples, RunLog
 from eve_vl.train.optim import build_optimizer, learning_rate
 
@@ -72,31 +72,6 @@ class StoppedError(UserError):
         self.code = 128 + signal_number
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device for train.device; with torchrun, this process's own GPU. Raises UserError if there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device is cuda, but torch sees no CUDA device; use --train.device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(device)
-    return device
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the autocast type for train.dtype; auto: bfloat16 where the hardware multiplies it (AVX512-BF16 or AMX on CPU)."""
-    if name != "auto":
-        return getattr(torch, name)
-    on_cuda = device.type == "cuda"
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return the mixed-precision context of a run; none for float32."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
 class Trainer:
     """Optimises one task and keeps its run folder."""
 
@@ -115,7 +90,7 @@ class Trainer:
         self.config, self.run, self.device, self.texts, self.notes = config, run, device, texts, notes
         self.task = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
-        self.optimizer = build_optimizer(task.named_parameters(), config, new)
+        self.optimizer = build_optimizer(task.named_parameters(), config, new, products=self.dtype)
         self.step = 0
         self.best: dict[str, float] | None = None
         self.is_parallel = distributed.world_size() > 1
