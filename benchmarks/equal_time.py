@@ -30,7 +30,7 @@ from eve_vl.config import Config  # noqa: E402
 from eve_vl.demo import TASKS, work  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
 
-ARMS = {"MLM + MIM": "demo", "MLM + ITC + ITM": "scenes_rival"}
+ARMS = {"MLM + MIM": "demo", "MLM + ITC + ITM": "demo_rival"}
 NONE = "no pre-training"
 METRICS = {"vqa": ("vqa_acc",), "nlvr2": ("nlvr2_acc",), "retrieval": ("tr1", "ir1")}
 

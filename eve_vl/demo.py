@@ -50,6 +50,7 @@ SAME_FOR_BOTH = (
     "num_texts",
 )  # of the data, not of the model
 TEST_FILE = "test.json"
+NUM_ROWS = "num_test_rows"
 POLL_SECONDS = 0.5
 
 
@@ -102,7 +103,7 @@ def _run_all(
         done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
             name = running.pop(future)
-            _raise_failure(name, future, running)
+            _raise_failure(name, future)
             finished.add(name)
             console.print(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(future.result())}", markup=False)
         update(finished)
@@ -116,11 +117,11 @@ def _may_start(config: Config, finished: set[str]) -> bool:
     return PRETRAIN in finished
 
 
-def _raise_failure(name: str, future: Future, running: dict[Future, str]) -> None:
+def _raise_failure(name: str, future: Future) -> None:
     error = future.exception()
     if error is not None:
-        for other in running:
-            other.cancel()
+        for process in multiprocessing.active_children():  # whatever else is running saves and stops
+            process.terminate()
         raise UserError(f"{name}: {error}") from None
 
 
@@ -131,20 +132,23 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
     """
     from eve_vl.data.loader import open_sources
     from eve_vl.evaluation import evaluate_run
-    from eve_vl.run import load_run, train
+    from eve_vl.run import check_out_folder, load_run, train, with_absolute_paths
     from eve_vl.tasks import TASKS as TASK_CLASSES
 
+    check_out_folder(with_absolute_paths(config), must_resume=False)
     config.out.mkdir(parents=True, exist_ok=True)
     test_file = config.out / TEST_FILE
     if test_file.is_file():
-        return json.loads(test_file.read_text())
+        found = json.loads(test_file.read_text())
+        if found[NUM_ROWS] == num_test:
+            return found
     with (config.out / "run.log").open("a") as log, contextlib.redirect_stdout(log):
         train(config, with_report=False)
         if config.init is None:
             return json.loads((config.out / "metrics.json").read_text())
         run = load_run(config.out)
         kind = TASK_CLASSES[config.task.name].dataset.kind
-        numbers: dict[str, float] = {}
+        numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split, suffix in SPLITS.items():
             sources = open_sources([f"scenes:{split}"], config.data, config.model.image_size, kind)
             found = evaluate_run(run, num_test, sources)

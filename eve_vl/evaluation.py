@@ -1,5 +1,6 @@
 """A run's numbers of record on any data: metrics, baselines beside them, and the files that official servers take."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -11,21 +12,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from eve_vl.config import Config, RetrievalConfig
+from eve_vl.config import Config
 from eve_vl.data.downstream import SearchSet
-from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val
+from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
+from eve_vl.data.scenes import SceneQuestions
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.metrics import vqa as vqa_metrics
 from eve_vl.run import EVAL_BATCH, LoadedRun, eval_dataset
 from eve_vl.tasks import TASKS
+from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2, Judged
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA, Answered
 from eve_vl.train.checkpoint import write_file
-from eve_vl.train.trainer import evaluate, evaluation_batches
+from eve_vl.train.trainer import evaluation_batches
 
-BLIND_ROWS = 10_000  # training questions that the blind baseline looks at, spread evenly
+GENERATED_ROWS = 10_000  # of a generated source, whose rows cost time, the blind baseline looks at so many, spread evenly
 
 
 def evaluate_run(
@@ -48,17 +51,22 @@ def evaluate_run(
     if sources is None:
         sources = open_train_and_val(config, TASKS[config.task.name].dataset.kind)[1]
     if rerank is not None:
-        config = _with_rerank(run, config, rerank)
+        _check_rerank(run, rerank)
+    num_rows = sum(map(len, sources))
+    if predictions is not None and num_samples < num_rows:
+        raise UserError(f"--predictions: the server wants all {num_rows} rows, but --samples is {num_samples}; leave it out")
     dataset = eval_dataset(config, sources, run.tokenizer)
     if rerank and isinstance(dataset, SearchSet) and rerank > dataset.num_candidates:
         raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
     loader = eval_loader(dataset, batch_size=EVAL_BATCH, rank=0, world=1)
     device = next(run.task.parameters()).device
-    if not isinstance(run.task, VQA | NLVR2):
-        if predictions is not None:
-            raise UserError(f"--predictions: a {config.task.name} run has no official prediction file")
-        return evaluate(run.task, loader, device, torch.float32)
+    if predictions is not None and not isinstance(run.task, VQA | NLVR2):
+        raise UserError(f"--predictions: a {config.task.name} run has no official prediction file")
     with evaluation_batches(run.task, loader, device, torch.float32) as batches:
+        if isinstance(run.task, Retrieval):
+            return run.task.evaluate(batches, rerank)
+        if isinstance(run.task, MaskedSignal):
+            return run.task.evaluate(batches)
         if isinstance(run.task, VQA):
             rows = run.task.answer(batches)
             numbers = run.task.numbers(rows) | _vqa_baselines(config, rows)
@@ -85,25 +93,19 @@ def verdicts_file(rows: Sequence[Judged]) -> str:
     return text.getvalue()
 
 
-def _with_rerank(run: LoadedRun, config: Config, rerank: int) -> Config:
-    """Return the config with another k, and give it to the task too. Raises UserError if the run cannot re-rank."""
-    if not isinstance(config.task, RetrievalConfig) or not isinstance(run.task, Retrieval):
-        raise UserError(f"--rerank is for retrieval runs; this is a {config.task.name} run")
+def _check_rerank(run: LoadedRun, rerank: int) -> None:
+    """Raise UserError if the run cannot re-rank so many candidates."""
+    if not isinstance(run.task, Retrieval):
+        raise UserError(f"--rerank is for retrieval runs; this is a {run.config.task.name} run")
     if rerank < 0:
         raise UserError(f"--rerank {rerank} is negative")
     if rerank and run.task.contrast.match_head is None:
         raise UserError("--rerank: this run has no matching head (task.itm_weight is 0); give --rerank 0")
-    run.task.settings = dataclasses.replace(config.task, rerank=rerank)
-    return dataclasses.replace(config, task=run.task.settings)
 
 
 def _vqa_baselines(config: Config, rows: Sequence[Answered]) -> dict[str, float]:
     """Return what can be had without looking at pictures; empty if training or evaluation has no answers to compare."""
-    try:
-        sources = open_sources(config.data.train, config.data, config.model.image_size, "questions")
-    except UserError:  # the training data may be out of reach here
-        return {}
-    train = some_questions(sources)
+    train = training_questions(config)
     if not train or not any(row.answers for row in rows):
         return {}
     answers = [row.answers for row in rows]
@@ -113,17 +115,21 @@ def _vqa_baselines(config: Config, rows: Sequence[Answered]) -> dict[str, float]
     }
 
 
-def some_questions(sources: Sequence[Source[Any]]) -> list[tuple[str, tuple[str, ...]]]:
-    """Return question and answers of at most BLIND_ROWS rows, spread evenly, those left out that have no answers."""
+def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
+    """Return question and answers of a run's training rows, without held-out ones and those that have no answers.
+
+    Empty where the training data is out of reach.
+    """
+    try:
+        sources = open_train_and_val(config, "questions")[0]
+    except UserError:
+        return []
     found = []
-    total = sum(map(len, sources))
     for source in sources:
-        count = max(1, round(len(source) * min(1.0, BLIND_ROWS / total)))
+        count = min(len(source), GENERATED_ROWS) if isinstance(source, SceneQuestions) else len(source)
         for row in np.linspace(0, len(source), count, endpoint=False).astype(int).tolist():
-            try:
+            with contextlib.suppress(BadSampleError):
                 asked = source[row]
-            except BadSampleError:
-                continue
-            if asked.answers:
-                found.append((asked.question, asked.answers))
+                if asked.answers:
+                    found.append((asked.question, asked.answers))
     return found

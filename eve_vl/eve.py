@@ -38,7 +38,7 @@ FINETUNED_FOR = {"match": "retrieval", "answer": "vqa", "judge": "nlvr2", "look"
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An answer of the run's list, and its probability; those of the whole list add up to 1."""
+    """An answer of the run's list, and the probability that it is right; several may be."""
 
     answer: str
     probability: float
@@ -156,7 +156,7 @@ class Eve:
         self._need("answer")
         assert isinstance(self.task, VQA)
         batch = inputs.pairs([given_image(image)], [given_text(question)], self.tokenizer, self.model)
-        probability_A = self.task.predict(batch.to(self.device))[0][0].softmax(0)
+        probability_A = self.task.predict(batch.to(self.device))[0][0].sigmoid()
         return [Answer(answer=self.task.answers[index], probability=value) for index, value in _best(probability_A, top)]
 
     @torch.no_grad()

@@ -150,6 +150,8 @@ class _Question:
     classes_R: Tensor
     words: str
     hides_word: bool = False
+    is_one_of_many: bool = True
+    """Whether the classes exclude each other; the answers of VQA do not."""
 
     def score(self) -> Tensor:
         """Return the sum of the classes' logits."""
@@ -158,7 +160,9 @@ class _Question:
     @torch.no_grad()
     def probability(self) -> float:
         """Return the probability that all rows have their classes."""
-        return self.logits().log_softmax(1).gather(1, self.classes_R[:, None]).sum().exp().item()
+        logits_RC = self.logits()
+        log_RC = logits_RC.log_softmax(1) if self.is_one_of_many else torch.nn.functional.logsigmoid(logits_RC)
+        return log_RC.gather(1, self.classes_R[:, None]).sum().exp().item()
 
 
 def _question(
@@ -177,7 +181,10 @@ def _question(
         batch = inputs.pairs(given, [text], tokenizer, model).to(device)
         chosen = _answer(task, batch, answer)
         return _Question(
-            logits=lambda: task.predict(batch)[0], classes_R=first * chosen, words=f'the answer "{task.answers[chosen]}"'
+            logits=lambda: task.predict(batch)[0],
+            classes_R=first * chosen,
+            words=f'the answer "{task.answers[chosen]}"',
+            is_one_of_many=False,
         )
     if isinstance(task, MaskedSignal) and task.settings.mlm_weight and positions is not None:
         ids_T = tokenizer.encode(text, model.text_length)[0]
@@ -213,10 +220,10 @@ def _answer(task: VQA, batch: Batch, answer: str | None) -> int:
     """Return the number of the best answer, or of the given one. Raises UserError if the list lacks it."""
     if answer is None:
         return int(task.predict(batch)[0].argmax())
-    number = task.answer_ids.get(vqa.normalize(answer))
-    if number is None:
+    numbers = task.answer_ids.get(vqa.normalize(answer))
+    if not numbers:
         raise UserError(f"no answer {nearest(answer, task.answers)}")
-    return number
+    return numbers[0]
 
 
 def _enlarge(grid: Tensor, size: tuple[int, ...]) -> np.ndarray:

@@ -38,8 +38,9 @@ def contrastive(
     Features have length 1; a batch row's matches (bool, at least one each) share its target evenly.
     """
     target_BC = is_match_BC.float() / is_match_BC.sum(1, keepdim=True)
-    loss_image = F.cross_entropy(image_BD @ text_CD.T / temperature, target_BC)
-    loss_text = F.cross_entropy(text_BD @ image_CD.T / temperature, target_BC)
+    with torch.autocast(image_BD.device.type, enabled=False):  # a small temperature magnifies what bfloat16 rounds away
+        loss_image = F.cross_entropy(image_BD.float() @ text_CD.float().T / temperature, target_BC)
+        loss_text = F.cross_entropy(text_BD.float() @ image_CD.float().T / temperature, target_BC)
     return (loss_image + loss_text) / 2
 
 

@@ -43,7 +43,7 @@ NUM_VAL = 60
 def few_questions() -> Iterator[None]:
     """The blind baseline looks at few training questions: drawing 20,000 scenes takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "BLIND_ROWS", 500)
+        patch.setattr(evaluation, "GENERATED_ROWS", 500)
         yield
 
 
@@ -164,7 +164,7 @@ def test_answers_are_the_models_and_right_ones_are_right(runs: dict[str, Path]):
         assert (page.pictures[alt[0]] == pixels_of(asked.image)).all()
         assert asked.question in card
         shown = re.findall(r"<span>(\w+)</span><span>([\d.]+ %)</span>", card)
-        best = run.task.answer_head(alone(run, pixels_of(asked.image), asked.question)).softmax(1)[0].topk(3)
+        best = run.task.answer_head(alone(run, pixels_of(asked.image), asked.question)).sigmoid()[0].topk(3)
         assert [answer for answer, _ in shown] == [run.task.answers[index] for index in best.indices.tolist()]
         given = [float(share.split()[0]) for _, share in shown]
         assert given == pytest.approx([100 * value for value in best.values.tolist()], abs=0.06)

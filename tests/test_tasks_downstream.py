@@ -167,7 +167,7 @@ def test_vqa_answers_are_the_likeliest_of_the_list_in_order_of_id():
         ids, pixels = single(batch, 0)
         with torch.no_grad():
             x, num_image = states(task, pixels, ids)
-            chances = task.answer_head(x[:, num_image])[0].softmax(0)
+            chances = task.answer_head(x[:, num_image])[0].sigmoid()
         assert each.answer == ANSWER_LIST[int(chances.argmax())]
         assert each.probability == pytest.approx(chances.max().item(), rel=1e-4)
         assert (each.answers, each.answer_type, each.where) == (rows[row].answers, rows[row].answer_type, rows[row].where)

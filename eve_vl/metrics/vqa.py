@@ -76,7 +76,8 @@ def build_answers(all_answers: Iterable[Sequence[str]], min_count: int) -> list[
     """
     votes = [Counter(normalize(answer) for answer in answers).most_common(1) for answers in all_answers]
     counts = Counter(answer for vote in votes for answer, _ in vote)
-    return sorted((answer for answer in counts if counts[answer] >= min_count), key=lambda answer: (-counts[answer], answer))
+    frequent = (answer for answer in counts if answer and counts[answer] >= min_count)
+    return sorted(frequent, key=lambda answer: (-counts[answer], answer))
 
 
 def accuracy_of(prediction: str, answers: Sequence[str]) -> float:

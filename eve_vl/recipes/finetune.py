@@ -44,7 +44,7 @@ def retrieval(init: Config) -> Config:
     return replace(
         config,
         model=replace(init.model, image_size=_larger(init, 384)),
-        data=replace(config.data, augment="color", val_samples=5000),
+        data=replace(config.data, augment="color"),
         train=_paper(steps=22_000, batch_size=256, lr=3e-5, new_lr_multiplier=10, clip_norm=1.0),
     )
 
@@ -54,7 +54,7 @@ def demo_vqa(init: Config) -> Config:
 
     eve finetune demo_vqa --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_vqa", VQAConfig(), steps=450)
+    return _scenes(init, "demo_vqa", VQAConfig(), steps=600)
 
 
 def demo_nlvr2(init: Config) -> Config:
@@ -62,7 +62,7 @@ def demo_nlvr2(init: Config) -> Config:
 
     eve finetune demo_nlvr2 --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_nlvr2", NLVR2Config(), steps=250)
+    return _scenes(init, "demo_nlvr2", NLVR2Config(), steps=500)
 
 
 def demo_retrieval(init: Config) -> Config:

@@ -60,7 +60,6 @@ def demo() -> Config:
         train=TrainConfig(
             steps=1500,
             batch_size=32,
-            optimizer="muon",
             lr=1.2e-3,
             warmup=0.1,
             log_every=25,
@@ -80,7 +79,7 @@ def scenes() -> Config:
         config,
         recipe="scenes",
         out=Path("runs/scenes"),
-        train=replace(config.train, steps=4000, warmup=0.03, log_every=50, val_every=1000, save_every=1000),
+        train=replace(config.train, optimizer="muon", steps=4000, warmup=0.03, log_every=50, val_every=1000, save_every=1000),
     )
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from eve_vl.data.dataset import eval_positions
-from eve_vl.data.loader import open_sources, open_train_and_val
-from eve_vl.errors import BadSampleError, UserError
-from eve_vl.evaluation import some_questions
+from eve_vl.data.loader import open_train_and_val
+from eve_vl.errors import BadSampleError
+from eve_vl.evaluation import training_questions
 from eve_vl.metrics import vqa as metrics
 from eve_vl.run import LoadedRun
 from eve_vl.tasks import TASKS
@@ -37,12 +37,7 @@ class VerdictBaselines:
 
 def answer_baselines(run: LoadedRun, num_samples: int) -> AnswerBaselines | None:
     """Return them for the validation questions; None if the training questions cannot be read or no answer is known."""
-    config = run.config
-    try:
-        sources = open_sources(config.data.train, config.data, config.model.image_size, "questions")
-    except UserError:  # the training data may be out of reach here
-        return None
-    train = some_questions(sources)
+    train = training_questions(run.config)
     rows = [row for row in _rows(run, num_samples) if row.answers]
     if not train or not rows:
         return None

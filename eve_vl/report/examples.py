@@ -130,7 +130,7 @@ def ask(task: VQA, batch: QuestionBatch, chosen: list[Tensor]) -> list[Asked]:
     """Return what the model makes of each question; adds the experts chosen."""
     logits_BA, router = task.predict(batch)
     add_choices(chosen, [router])
-    best = logits_BA.float().softmax(1).topk(min(NUM_CHOICES, len(task.answers)))
+    best = logits_BA.float().sigmoid().topk(min(NUM_CHOICES, len(task.answers)))
     found = []
     for row, (values, indices) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
         truths = batch.answers[row]

@@ -95,17 +95,18 @@ class Retrieval(nn.Module):
         )
 
     @torch.no_grad()
-    def evaluate(self, loader: Iterable[SearchBatch]) -> dict[str, float]:
+    def evaluate(self, loader: Iterable[SearchBatch], rerank: int | None = None) -> dict[str, float]:
         """Return the numbers of `metrics.retrieval` over all processes: tr1 … rsum after re-ranking (of the contrast alone
         if task.rerank is 0), `…_itc_only` beside them, `…_1k` the mean of five folds where there are 5,000 pictures.
 
-        Also the number of pictures and texts, and how many matches a picture and a text has on average.
+        Also the number of pictures and texts, and how many matches a picture and a text has on average. rerank: instead of
+        task.rerank.
         """
         index = self.index(loader)
-        rel = index.relevance
-        found = self.numbers(index)
+        rel, k = index.relevance, self.settings.rerank if rerank is None else rerank
+        found = self.numbers(index, k)
         if len(index.image_Id) >= NUM_FOLD_IMAGES:
-            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.numbers(index.part(images, texts, fold)))
+            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.numbers(index.part(images, texts, fold), k))
             found |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith("num")}
         num_pairs = len(rel.texts_of_image.candidate_M)
         return found | {
@@ -115,17 +116,17 @@ class Retrieval(nn.Module):
             "images_per_text": num_pairs / len(index.text_Td),
         }
 
-    def numbers(self, index: Index) -> dict[str, float]:
-        """Return tr1 … rsum after re-ranking and `…_itc_only`; of the contrast alone, without a suffix, if task.rerank is 0."""
+    def numbers(self, index: Index, k: int) -> dict[str, float]:
+        """Return tr1 … rsum after the k best are re-ranked and `…_itc_only`; of the contrast alone, no suffix, if k is 0."""
         rel = index.relevance
         found = metrics.summary(
             metrics.best_ranks(index.image_Id, index.text_Td, rel.texts_of_image),
             metrics.best_ranks(index.text_Td, index.image_Id, rel.images_of_text),
         )
-        if not self.settings.rerank:
+        if not k:
             return found
         itc_only = {f"{name}_itc_only": value for name, value in found.items() if not name.startswith("num")}
-        return metrics.summary(*self.rerank(index, self.settings.rerank)) | itc_only
+        return metrics.summary(*self.rerank(index, k)) | itc_only
 
     def index(self, loader: Iterable[SearchBatch]) -> Index:
         """Compute each picture's and each text's features once, and gather them from all processes."""
@@ -136,13 +137,13 @@ class Retrieval(nn.Module):
             if batch.has_pictures:
                 features = self.image_features(batch.images_BCHW).cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
-                    images[index] = features[row], batch.texts[row], rank()
+                    images[index] = features[row].clone(), batch.texts[row], rank()  # a view would be sent with its whole batch
                     pixels[index] = batch.images_BCHW[row]
             else:
                 features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
                 ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
-                    texts[index] = features[row], ids[row][~is_padding[row]]
+                    texts[index] = features[row].clone(), ids[row][~is_padding[row]]
         all_images = dict(sorted(itertools.chain(*(part.items() for part in gather_objects(images)))))
         all_texts = dict(sorted(itertools.chain(*(part.items() for part in gather_objects(texts)))))
         matches = [(image, text) for image, (_, true_texts, _) in all_images.items() for text in true_texts]

@@ -48,7 +48,9 @@ class VQA(nn.Module):
         super().__init__()
         self.config = config
         self.answers = tuple(answers)
-        self.answer_ids = {metrics.normalize(answer): index for index, answer in enumerate(answers)}
+        self.answer_ids: dict[str, list[int]] = {}  # of a normal form; a list may hold "2" and "two"
+        for index, answer in enumerate(answers):
+            self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
         self.encoder = Encoder(config.model, vocab_size)
         D = config.model.embed_dim
         self.answer_head = MLPHead(D, 2 * D, len(self.answers))
@@ -81,8 +83,8 @@ class VQA(nn.Module):
         target_BA = torch.zeros(len(batch.answers), len(self.answers))
         for row, answers in enumerate(batch.answers):
             for answer, score in metrics.soft_targets(answers).items():
-                if answer in self.answer_ids:
-                    target_BA[row, self.answer_ids[answer]] = score
+                for index in self.answer_ids.get(answer, ()):
+                    target_BA[row, index] = score
         return target_BA
 
     @torch.no_grad()
@@ -90,7 +92,7 @@ class VQA(nn.Module):
         """Answer the questions of all processes, in order of id."""
         found: list[Answered] = []
         for batch in loader:
-            probability_B, best_B = self.predict(batch)[0].float().softmax(1).max(1)
+            probability_B, best_B = self.predict(batch)[0].float().sigmoid().max(1)
             for row, (probability, best) in enumerate(zip(probability_B.tolist(), best_B.tolist(), strict=True)):
                 found.append(
                     Answered(

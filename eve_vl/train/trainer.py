@@ -70,6 +70,10 @@ class StoppedError(UserError):
             f"stopped at step {step} of {num_steps}, checkpoint saved in {run}; run the same command again to go on"
         )
         self.code = 128 + signal_number
+        self._arguments = run, step, num_steps, signal_number
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it can come from another process
+        return type(self), self._arguments
 
 
 class Trainer:
@@ -267,21 +271,21 @@ def evaluation_batches(
     """
     was_training = task.training
     task.eval()
-    skipped: list[BadSampleError] = []
 
     def batches() -> Iterator[Any]:
         for batch in loader:
-            skipped.extend(batch.skipped)
+            if batch.skipped:
+                raise UserError(
+                    f"a row to evaluate on cannot be used, {batch.skipped[0]}; "
+                    "repair such rows or leave them out (eve data check lists them)"
+                )
             yield batch.to(device)
 
-    with autocast(device, dtype):
-        yield batches()
-    task.train(was_training)
-    if skipped:
-        raise UserError(
-            f"{len(skipped)} rows to evaluate on cannot be used, first {skipped[0]}; "
-            "repair or leave them out (eve data check lists them)"
-        )
+    try:
+        with autocast(device, dtype):
+            yield batches()
+    finally:
+        task.train(was_training)
 
 
 @contextlib.contextmanager
