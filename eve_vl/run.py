@@ -305,7 +305,11 @@ def start_from(config: Config, task: AnyTask) -> tuple[Collection[str], str]:
     if config.scratch:  # heads alone count as new, so that both sides of a comparison train at the same rates
         return [name for name in names if not name.startswith("encoder.")], f"random weights, in the shape of {config.init}"
     folder = checkpoint.chosen_checkpoint(config.init)
-    done = transfer(checkpoint.read_model(folder), task, str(folder))
+    tensors = checkpoint.read_model(folder)
+    if isinstance(task, VQA) and load_answers(folder) != list(task.answers):
+        last = f"answer_head.{len(task.answer_head) - 1}."  # its rows stand for other answers, even if they are as many
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(last)}
+    done = transfer(tensors, task, str(folder))
     text = f"weights from {folder}"
     if done.resized:
         text += f"; positions resized from {done.resized[0]} to {done.resized[1]} patches"

@@ -1,7 +1,11 @@
 """Weights from one task's run into another's: all of the encoder or nothing, and what is new is said."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from tiny_runs import ANSWERS, tiny_run, write_run
 from torch import Tensor, nn
 from torch.nn import functional as F
 from twins import randomize, tiny_config
@@ -9,7 +13,7 @@ from twins import randomize, tiny_config
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.errors import UserError
 from eve_vl.model.transfer import parts, transfer
-from eve_vl.run import build_untrained
+from eve_vl.run import build_task, build_untrained, start_from
 
 POSITIONS = "encoder.image.positions"
 
@@ -110,3 +114,16 @@ def test_another_vocabulary_is_refused():
     task = build_untrained(tiny_config(task=NLVR2Config()), 31)
     with pytest.raises(UserError, match=r"encoder\.text\.words\.weight: \(31, 16\) here, \(30, 16\) there"):
         transfer(weights(PRETRAINED), task, "run")
+
+
+@pytest.mark.parametrize(
+    ("answers", "new"), [(ANSWERS, set()), (ANSWERS[::-1], {"answer_head.3.weight", "answer_head.3.bias"})]
+)
+def test_rows_of_other_answers_are_not_taken_over(answers, new, tmp_path: Path):
+    before = tiny_run("vqa")
+    config = replace(before.config, init=write_run(before, tmp_path / "before"))
+    task = build_task(config, before.tokenizer, answers)
+    found, _ = start_from(config, task)
+    assert set(found) == new
+    taken = {name for name, tensor in task.state_dict().items() if torch.equal(tensor, before.task.state_dict()[name])}
+    assert taken == task.state_dict().keys() - new

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
 import typing
@@ -82,6 +83,21 @@ def flag_names(cls: type, prefix: str = "", default: Any = None) -> list[str]:
             if hint is bool:
                 names.append(f"--{prefix}no-{field.name}".replace("_", "-"))
     return names
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Raise UserError if a file that a flag named cannot be written: before long work, not after it."""
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file to write")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(f"{path}: cannot be written (no permission in {path.parent})")
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:

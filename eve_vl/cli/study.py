@@ -8,7 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from eve_vl.cli.common import parse, say, write_json, write_text
+from eve_vl.cli.common import check_writable, parse, say, write_json, write_text
 from eve_vl.errors import UserError
 from eve_vl.recipes import get_recipe
 
@@ -65,6 +65,7 @@ def run_study_speed(argv: Sequence[str]) -> None:
     args = parse(SpeedArgs, argv, "eve study speed", run_study_speed.__doc__)
     if problems := args.problems():
         raise UserError("; ".join(problems))
+    check_writable(args.json, args.out)
     config = get_recipe(args.recipe)
     train = dataclasses.replace(config.train, dtype=args.dtype, device=args.device, threads=args.threads)
     from eve_vl.study.speed import measure_speed
