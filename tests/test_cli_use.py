@@ -157,7 +157,7 @@ def test_encode(eve, folder):
         (("encode", "vqa"), "nothing to encode"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--json", "vqa"), "vqa: is a folder; name a file to write"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--predictions", "0.png/a"), "0.png/a: cannot be written"),
-        (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--samples", 9, "--predictions", "a"), "the server wants all 1000"),
+        (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--samples", 9, "--predictions", "a"), "wants all 1000 rows"),
         (("encode", "vqa", "--texts", "a", "--batch-size", 0), "batch_size 0 is not positive"),
     ],
 )
