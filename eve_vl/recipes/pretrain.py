@@ -32,7 +32,7 @@ def tiny() -> Config:
 
 
 def demo() -> Config:
-    """Built-in scenes in seven minutes on one core; token accuracy 0.79, 0.51 with a wrong picture.
+    """Built-in scenes in five minutes on two cores; token accuracy 0.83, 0.50 with a wrong picture.
 
     make demo  (eve pretrain demo)
     """
@@ -58,13 +58,14 @@ def demo() -> Config:
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
-            steps=1500,
+            steps=800,
             batch_size=32,
+            optimizer="muon",
             lr=1.2e-3,
             warmup=0.1,
             log_every=25,
-            val_every=250,
-            save_every=250,
+            val_every=200,
+            save_every=200,
         ),
     )
 
@@ -79,7 +80,7 @@ def scenes() -> Config:
         config,
         recipe="scenes",
         out=Path("runs/scenes"),
-        train=replace(config.train, optimizer="muon", steps=4000, warmup=0.03, log_every=50, val_every=1000, save_every=1000),
+        train=replace(config.train, steps=4000, warmup=0.03, log_every=50, val_every=1000, save_every=1000),
     )
 
 
@@ -121,7 +122,9 @@ def emoji() -> Config:
         task=replace(config.task, decoder_dim=128, decoder_num_heads=4),
         data=DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0)),
         tokenizer=TokenizerConfig(vocab_size=2000),
-        train=replace(config.train, steps=2500, batch_size=32, weight_decay=0.05, val_every=500, save_every=500),
+        train=replace(
+            config.train, optimizer="adamw", steps=2500, batch_size=32, weight_decay=0.05, val_every=500, save_every=500
+        ),
     )
 
 
