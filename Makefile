@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test lint format clean
 
-demo: .venv/.core       ## pre-train, fine-tune, evaluate on built-in data, write a report (10 to 15 minutes on 2 cores)
+demo: .venv/.core       ## pre-train, fine-tune, evaluate on built-in data, write a report
 	$(BIN)/eve demo
 
 test: lint              ## lint, types and the whole test suite

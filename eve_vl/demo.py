@@ -8,6 +8,8 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -66,8 +68,10 @@ def run_demo(out: Path, console: Console, num_test: int = NUM_TEST) -> Path:
     configs = {name: replace(config, train=replace(config.train, threads=cores // at_once)) for name, config in configs.items()}
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    before = signal.signal(signal.SIGTERM, _stop)  # without it, the workers would outlive this process
     with ProcessPoolExecutor(at_once, mp_context=context) as pool, _bars(configs, console) as update:
         _run_all(pool, at_once, configs, num_test, update, console)
+    signal.signal(signal.SIGTERM, before)
     numbers = collect(out)
     write_file(out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
     from eve_vl.report import write_story
@@ -120,9 +124,19 @@ def _may_start(config: Config, finished: set[str]) -> bool:
 def _raise_failure(name: str, future: Future) -> None:
     error = future.exception()
     if error is not None:
-        for process in multiprocessing.active_children():  # whatever else is running saves and stops
-            process.terminate()
+        _stop_workers()
         raise UserError(f"{name}: {error}") from None
+
+
+def _stop_workers() -> None:
+    """Let whatever is running save and stop."""
+    for process in multiprocessing.active_children():
+        process.terminate()
+
+
+def _stop(signal_number: int, _frame: object) -> None:
+    _stop_workers()
+    sys.exit(128 + signal_number)
 
 
 def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:

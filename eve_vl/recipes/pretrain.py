@@ -71,7 +71,7 @@ def demo() -> Config:
 
 
 def scenes() -> Config:
-    """The demo at full length, by Muon: half an hour on one core; token accuracy 0.95, 0.52 with a wrong picture.
+    """The demo at full length, by Muon: 25 minutes on one core; token accuracy 0.95, 0.52 with a wrong picture.
 
     eve pretrain scenes
     """
