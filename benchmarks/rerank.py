@@ -65,7 +65,7 @@ def main() -> None:
     config = replace(
         config,
         data=replace(config.data, val_samples=args.images, num_workers=0),
-        task=RetrievalConfig(captions_per_image=1, rerank=args.k),
+        task=RetrievalConfig(captions_per_image=1, merge_captions=True, rerank=args.k),
     )
     sources = open_sources(["scenes:test"], config.data, config.model.image_size)
     tokenizer = Tokenizer.train(train_captions(sources, 10_000), 512)

@@ -283,7 +283,7 @@ def require_labels(config: Config, sources: Sequence[Source[Any]]) -> None:
 def eval_dataset(config: Config, sources: Sequence[Source[Any]], tokenizer: Tokenizer) -> RowDataset:
     """Return what a task's evaluation goes through."""
     if isinstance(config.task, RetrievalConfig):
-        return SearchSet(sources, config, tokenizer, captions_per_image=config.task.captions_per_image)
+        return SearchSet(sources, config, tokenizer)
     return TASKS[config.task.name].dataset(sources, config, tokenizer, training=False)
 
 

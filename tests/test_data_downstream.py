@@ -1,6 +1,8 @@
 """Datasets of the downstream tasks: what is searched among, what is mirrored, what augmentation may touch."""
 
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +26,8 @@ TOKENIZER = tiny_tokenizer()
 PLAIN = {"crop_scale": (1.0, 1.0), "flip": False}
 
 
-def config_of(**data: object) -> Config:
-    return tiny_config(task=RetrievalConfig(), data=data)
+def config_of(task: RetrievalConfig | None = None, **data: object) -> Config:
+    return tiny_config(task=task or RetrievalConfig(), data=data)
 
 
 def captioned(color: str, *captions: str, where: str) -> ImageText:
@@ -44,30 +46,51 @@ ROWS = [
 OTHER = [captioned("gold", "a gold card", "a red card", where="b:0"), captioned("blue", "the sky", where="b:1")]
 
 
-def search_set(*sources: Source[ImageText], captions_per_image: int = 0, **data: object) -> SearchSet:
-    return SearchSet(sources, config_of(**data), TOKENIZER, captions_per_image=captions_per_image)
+def search_set(*sources: Source[ImageText], captions_per_image: int = 0, merge: bool = False, **data: object) -> SearchSet:
+    task = RetrievalConfig(captions_per_image=captions_per_image, merge_captions=merge)
+    return SearchSet(sources, config_of(task, **data), TOKENIZER)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 5])
+def test_each_caption_is_its_own_pictures_alone(limit):
+    """As COCO and Flickr30K are scored; five captions of a picture are five, on whichever rows they stand."""
+    found = search_set(ListSource(ROWS), ListSource(OTHER), captions_per_image=limit)
+    captions = {
+        (0, 0): ["a red card", "nothing but red", "the colour of blood", "a card"],
+        (0, 1): ["a blue card", "a card", "the sky"],
+        (0, 3): ["a card", "lime"],
+        (1, 0): ["a gold card", "a red card"],
+    }
+    expected = [given[: limit or None] for given in captions.values()]
+    assert found.pictures == list(captions)
+    assert found.captions == list(itertools.chain(*expected))
+    assert [[found.captions[each] for each in true] for true in found.captions_of] == expected
+    assert sorted(itertools.chain(*found.captions_of)) == list(range(len(found.captions)))
+    assert [{found.captions[each] for each in same} for same in found.captions_in] == [{text} for text in found.texts]
+    assert sorted(itertools.chain(*found.captions_in)) == list(range(len(found.captions)))
+    assert len(found.texts) == len(set(found.texts))
 
 
 def test_rows_of_one_picture_and_pictures_of_one_text_are_put_together():
-    found = search_set(ListSource(ROWS), ListSource(OTHER))
+    found = search_set(ListSource(ROWS), ListSource(OTHER), merge=True)
     assert found.pictures == [(0, 0), (0, 1), (0, 3), (1, 0)]
-    assert found.texts == [
-        *("a red card", "nothing but red", "a blue card", "a card", "the colour of blood", "lime", "a gold card", "the sky")
+    assert found.captions == [
+        *("a red card", "nothing but red", "the colour of blood", "a card", "a blue card", "the sky", "lime", "a gold card")
     ]
-    assert [[found.texts[text] for text in texts] for texts in found.texts_of] == [
-        ["a red card", "nothing but red", "a card", "the colour of blood"],
-        ["a blue card", "a card", "the sky"],
+    assert [[found.captions[each] for each in true] for true in found.captions_of] == [
+        ["a red card", "nothing but red", "the colour of blood", "a card"],
+        ["a card", "a blue card", "the sky"],
         ["a card", "lime"],
         ["a red card", "a gold card"],
     ]
 
 
 def test_first_captions_are_searched_among_but_all_captions_count_as_true():
-    found = search_set(ListSource(ROWS), ListSource(OTHER), captions_per_image=1)
-    assert found.texts == ["a red card", "a blue card", "the colour of blood", "a card", "a gold card", "the sky"]
-    assert [[found.texts[text] for text in texts] for texts in found.texts_of] == [
-        ["a red card", "the colour of blood", "a card"],
-        ["a blue card", "a card", "the sky"],
+    found = search_set(ListSource(ROWS), ListSource(OTHER), captions_per_image=1, merge=True)
+    assert found.captions == ["a red card", "a blue card", "a card", "a gold card"]
+    assert [[found.captions[each] for each in true] for true in found.captions_of] == [
+        ["a red card", "a card"],
+        ["a blue card", "a card"],
         ["a card"],
         ["a red card", "a gold card"],
     ]
@@ -75,23 +98,25 @@ def test_first_captions_are_searched_among_but_all_captions_count_as_true():
 
 @pytest.mark.parametrize("captions_per_image", [0, 1])
 def test_a_text_about_a_scene_is_true_of_every_scene_that_it_fits(captions_per_image):
-    found = search_set(ScenePairs(split="test", image_size=16, num_scenes=60), captions_per_image=captions_per_image)
+    found = search_set(
+        ScenePairs(split="test", image_size=16, num_scenes=60), captions_per_image=captions_per_image, merge=True
+    )
     assert len(found.pictures) == 60
-    assert len(found.texts) == len(set(found.texts))
+    assert len(found.captions) == len(set(found.captions))
     shared = 0
     for index, (_, row) in enumerate(found.pictures):
         scene = sample_scene("test", 0, row)
-        expected = tuple(text for text, words in enumerate(found.texts) if caption_is_true(scene, words))
-        assert found.texts_of[index] == expected
+        expected = tuple(text for text, words in enumerate(found.captions) if caption_is_true(scene, words))
+        assert found.captions_of[index] == expected
         shared += len(expected)
-    assert shared > len(found.texts)  # some fit several scenes
+    assert shared > len(found.captions)  # some fit several scenes
 
 
 def test_only_some_rows_are_searched_among():
     found = search_set(pairs(10), val_samples=4)
     rows = [row for _, _, row in eval_positions([10], 4)]
     assert [row for _, row in found.pictures] == rows
-    assert len(found.texts) == 8
+    assert len(found.captions) == 8
 
 
 def batches(dataset: SearchSet, size: int, rank: int = 0, world: int = 1) -> list[SearchBatch]:
@@ -110,13 +135,14 @@ def test_every_picture_and_text_comes_once_whoever_loads_it(world):
             if batch.has_pictures:
                 assert batch.images_BCHW.shape[1:] == (3, 16, 16)
                 assert batch.ids_BT.shape[1] == 0
-                assert [dataset.texts_of[index] for index in batch.index_B] == list(batch.texts)
+                assert [dataset.captions_of[index] for index in batch.index_B] == list(batch.captions)
                 pictures += batch.index_B.tolist()
             else:
                 texts += batch.index_B.tolist()
                 for row, index in enumerate(batch.index_B.tolist()):
                     ids = batch.ids_BT[row][~batch.is_padding_BT[row]].tolist()
                     assert ids == TOKENIZER.encode(dataset.texts[index], 12)[0].tolist()
+                    assert {dataset.captions[each] for each in batch.captions[row]} == {dataset.texts[index]}
                     lengths.append(len(ids))
         assert lengths == sorted(lengths, reverse=True)
     assert sorted(pictures) == list(range(7))
@@ -349,7 +375,7 @@ def test_scenes_open_as_what_a_task_needs(kind, dataset):
     loaded = dataset(sources, tiny_config(), TOKENIZER, training=False)
     batch = next(iter(eval_loader(loaded, batch_size=3, rank=0, world=1)))
     assert batch.images_BCHW.shape == (3, 3, 16, 16)
-    assert batch.where[0] == "scenes:val[0]"
+    assert batch.where[0].startswith("scenes:val[")
 
 
 def test_pictures_held_out_are_in_no_row_of_training(tmp_path: Path):
@@ -367,3 +393,36 @@ def test_pictures_held_out_are_in_no_row_of_training(tmp_path: Path):
     images = [{source[row].image.path for row in range(len(source))} for source in (train, val)]
     assert (len(images[0]), len(images[1])) == (58, 2)
     assert not images[0] & images[1]
+
+
+def test_pictures_held_out_are_on_neither_side_of_a_statement_in_training(tmp_path: Path):
+    """Pictures come in sets of four; each statement shows two of a set, as in NLVR2."""
+    lines = []
+    for first in range(0, 120, 4):
+        for number in range(first, first + 4):
+            (tmp_path / f"{number}.png").write_bytes(picture((number, 255 - number, 100)))  # pyright: ignore[reportArgumentType]
+        for left, right in ((0, 1), (2, 3), (1, 2)):
+            images = [f"{first + left}.png", f"{first + right}.png"]
+            lines.append({"images": images, "statement": "they differ", "label": True})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = config_of(train=(str(tmp_path / "rows.jsonl"),), val=("held-out",))
+    (train,), (val,) = open_train_and_val(config, "statements")
+    shown = [{image.path for row in range(len(part)) for image in (part[row].left, part[row].right)} for part in (train, val)]
+    assert not shown[0] & shown[1]
+    assert len(val) == 2  # of 90 first pictures
+    assert 84 <= len(train) < 88  # beside the two, one to four that share a picture with them
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("limit", "expected"), [(5, 4), (12, 12), (1, 1), (23, 23), (100, 23)])
+def test_statements_are_validated_in_whole_groups(world, limit, expected):
+    rows = [statements(12), statements(11, name="other")]  # groups of two, one row alone
+    dataset = Statements(rows, tiny_config(data={"val_samples": limit}), TOKENIZER, training=False)
+    shares = [dataset.eval_batches(3, rank, world) for rank in range(world)]
+    assert shares == [dataset.eval_batches(3, rank, world) for rank in range(world)]
+    positions = [position for share in shares for batch in share for position in batch]
+    assert len(set(positions)) == len(positions)
+    assert expected - 1 <= len(positions) <= min(limit, 23)
+    groups = Counter((source, rows[source][row].group) for _, source, row in positions)
+    whole = Counter((source, rows[source][row].group) for source in (0, 1) for row in range(len(rows[source])))
+    assert limit == 1 or all(groups[group] == whole[group] for group in groups)

@@ -166,9 +166,11 @@ def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
 
 
 def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[int], list[int], set[tuple[int, int]]]:
-    """Rank of the best match of each picture and of each text, query after query, and the pairs that were compared."""
+    """Rank of the best match of each picture and of each caption, query after query, and the pairs of picture and words that
+    were compared."""
     pixels = [dataset[(0, 0, index)].image[None].float() / 127.5 - 1 for index in range(len(dataset.pictures))]
-    ids = [torch.from_numpy(dataset.ids[text])[None] for text in range(len(dataset.texts))]
+    text_of = {caption: text for text, captions in enumerate(dataset.captions_in) for caption in captions}
+    ids = [torch.from_numpy(dataset.ids[text_of[caption]])[None] for caption in range(len(dataset.captions))]
     images = features(task, [(each, ids[0]) for each in pixels])[0]
     texts = features(task, [(pixels[0], each) for each in ids])[1]
     compared: set[tuple[int, int]] = set()
@@ -177,7 +179,8 @@ def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[int]
         order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], candidate))
         if k:
             order = order[:k]
-            compared.update(pair_of(query, candidate) for candidate in order)
+            for image, caption in (pair_of(query, candidate) for candidate in order):
+                compared.add((image, text_of[caption]))
             second = {candidate: match_of(*pair_of(query, candidate)) for candidate in order}
             order = sorted(order, key=lambda candidate: -second[candidate])
         return next((place for place, candidate in enumerate(order) if is_match[candidate]), MISSED)
@@ -185,7 +188,7 @@ def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[int]
     def match_of(image: int, text: int) -> float:
         return match_logits(task, pixels[image], ids[text])[1]
 
-    relevant = [[text in true for text in range(len(ids))] for true in dataset.texts_of]
+    relevant = [[text in true for text in range(len(ids))] for true in dataset.captions_of]
     by_image = [
         rank(i, (texts @ images[i]).tolist(), relevant[i], lambda query, other: (query, other)) for i in range(len(pixels))
     ]
@@ -204,9 +207,10 @@ def recall_table(by_image: list[int], by_text: list[int]) -> dict[str, float]:
 @torch.no_grad()
 @pytest.mark.parametrize("k", [0, 1, 4, 12, 10_000])
 @pytest.mark.parametrize("captions_per_image", [0, 1])
-def test_search_equals_a_naive_one(k, captions_per_image):
+@pytest.mark.parametrize("merge", [False, True])
+def test_search_equals_a_naive_one(k, captions_per_image, merge):
     """With several texts of a picture, texts of several pictures, and more to re-rank than there is."""
-    task = retrieval(rerank=k, captions_per_image=captions_per_image)
+    task = retrieval(rerank=k, captions_per_image=captions_per_image, merge_captions=merge)
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
     numbers = numbers_of(task, dataset, 5)
@@ -216,10 +220,10 @@ def test_search_equals_a_naive_one(k, captions_per_image):
     assert numbers["r_mean"] == pytest.approx(sum(expected.values()) / 6)
     first = recall_table(*naive_search(task, dataset, 0)[:2])
     assert all(numbers[name if k == 0 else f"{name}_itc_only"] == pytest.approx(first[name]) for name in first)
-    num_pairs = sum(map(len, dataset.texts_of))
-    assert (numbers["num_images"], numbers["num_texts"]) == (9, len(dataset.texts))
+    num_pairs = sum(map(len, dataset.captions_of))
+    assert (numbers["num_images"], numbers["num_texts"]) == (9, len(dataset.captions))
     assert numbers["texts_per_image"] == pytest.approx(num_pairs / 9)
-    assert numbers["images_per_text"] == pytest.approx(num_pairs / len(dataset.texts))
+    assert numbers["images_per_text"] == pytest.approx(num_pairs / len(dataset.captions))
 
 
 @torch.no_grad()
@@ -293,7 +297,7 @@ def test_a_query_without_a_match_is_left_out():
     task = build(config_of("retrieval"))
     assert isinstance(task, Retrieval)
     dataset = SearchSet([ListSource(rows)], task.config, TOKENIZER)
-    dataset.texts_of[1] = ()
+    dataset.captions_of[1] = ()
     numbers = numbers_of(task, dataset, 3)
     assert numbers["num_queries_without_match"] == 2  # the picture and the text
     assert numbers["texts_per_image"] == pytest.approx(2 / 3)

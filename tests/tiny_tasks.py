@@ -84,7 +84,7 @@ def train_set(config: Config, count: int) -> RowDataset:
 
 def eval_set(config: Config, count: int = 23) -> RowDataset:
     if isinstance(config.task, RetrievalConfig):
-        return SearchSet([searchable()], config, TOKENIZER, captions_per_image=config.task.captions_per_image)
+        return SearchSet([searchable()], config, TOKENIZER)
     source = SOURCES[config.task.name](count)
     return TASKS[config.task.name].dataset([source], config, TOKENIZER, training=False)  # pyright: ignore[reportArgumentType]
 

@@ -53,8 +53,8 @@ class SearchSample(Sample):
 
     index: int
     """Number of the picture or of the text, counted apart."""
-    texts: tuple[int, ...] = ()
-    """Of a picture: the texts that are true of it."""
+    captions: tuple[int, ...] = ()
+    """Of a picture: the captions that are true of it; of a text: the captions that it stands for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,8 +192,8 @@ class SearchBatch(Batch):
     """Pictures alone or texts alone; the other side has no elements."""
 
     index_B: Tensor
-    texts: tuple[tuple[int, ...], ...]
-    """Of each picture: the texts that are true of it."""
+    captions: tuple[tuple[int, ...], ...]
+    """Of each picture: the captions that are true of it; of each text: the captions that it stands for."""
 
     @property
     def has_pictures(self) -> bool:
@@ -204,7 +204,7 @@ class SearchBatch(Batch):
     def _stacked(cls, samples: Sequence[SearchSample], pad_id: int) -> dict[str, Any]:
         return Batch._stacked(samples, pad_id) | {
             "index_B": torch.tensor([sample.index for sample in samples]),
-            "texts": tuple(sample.texts for sample in samples),
+            "captions": tuple(sample.captions for sample in samples),
         }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from eve_vl.config import Config
+from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data.batch import (
     CaptionBatch,
     CaptionSample,
@@ -23,6 +23,7 @@ from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
 
+GROUPS = 5  # purpose of a random stream, beside those of other datasets and the loader
 PICTURE, TEXT = 0, 1  # the "source" in positions of a SearchSet
 
 
@@ -48,22 +49,25 @@ class CaptionedPictures(RowDataset):
 class SearchSet(RowDataset):
     """Every distinct picture once and every distinct text once, of at most data.val_samples rows.
 
-    Rows of one picture are put together, and so are pictures of one text. Texts are `captions_per_image` of each row (0:
-    all); a text counts as true of each picture that has it, of generated scenes wherever it is true.
-    Texts come longest first, so that batches hold little padding.
+    What is searched among are pictures and captions: the first task.captions_per_image of each picture, on whichever rows
+    they stand (0: all). As COCO and Flickr30K are scored, each is a caption of its own, true of this picture alone. With
+    task.merge_captions, the same words are one caption, true of each picture that has it among all of its own, of generated
+    scenes wherever it is true. Texts come longest first, so that batches hold little padding.
+
+    pictures: (source, row) of each. captions: the words of each. texts: the distinct ones of these. captions_in: the captions
+    that each text stands for. captions_of: those that are true of each picture.
     """
 
     kind = "captions"
     batch = SearchBatch
 
-    def __init__(
-        self, sources: Sequence[Source[ImageText]], config: Config, tokenizer: Tokenizer, *, captions_per_image: int = 0
-    ):
+    def __init__(self, sources: Sequence[Source[ImageText]], config: Config, tokenizer: Tokenizer):
         """Read the rows, not their pictures. Raises UserError for one that cannot be used."""
         super().__init__(sources, config, tokenizer, training=False)
+        assert isinstance(config.task, RetrievalConfig)
         self.pictures: list[tuple[int, int]] = []
-        text_of: dict[str, int] = {}
         picture_of: dict[int, int] = {}
+        captions: list[list[str]] = []
         true_captions: list[set[str]] = []
         for _, source, row in eval_positions([len(source) for source in sources], config.data.val_samples):
             try:
@@ -73,19 +77,31 @@ class SearchSet(RowDataset):
             picture = picture_of.setdefault(picture_key(pair.image, pair.where), len(self.pictures))
             if picture == len(self.pictures):
                 self.pictures.append((source, row))
+                captions.append([])
                 true_captions.append(set())
+            captions[picture] += pair.captions
             true_captions[picture] |= set(_true_captions(sources[source], row, pair))
-            for caption in pair.captions[: captions_per_image or None]:
-                text_of.setdefault(caption, len(text_of))
-        self.texts = list(text_of)
+        limit = config.task.captions_per_image or None
+        searched = [(picture, text) for picture, given in enumerate(captions) for text in given[:limit]]
+        self.texts = list(dict.fromkeys(text for _, text in searched))
         self.ids = [self.tokens(text) for text in self.texts]
-        self.texts_of = [tuple(sorted(text_of[text] for text in true if text in text_of)) for true in true_captions]
+        index_of = {text: index for index, text in enumerate(self.texts)}
+        self.captions_in: list[tuple[int, ...]]
+        self.captions_of: list[tuple[int, ...]]
+        if config.task.merge_captions:
+            self.captions = self.texts
+            self.captions_in = [(text,) for text in range(len(self.texts))]
+            self.captions_of = [tuple(sorted(index_of[text] for text in true if text in index_of)) for true in true_captions]
+        else:
+            self.captions = [text for _, text in searched]
+            self.captions_in = _grouped([index_of[text] for text in self.captions], len(self.texts))
+            self.captions_of = _grouped([picture for picture, _ in searched], len(self.pictures))
         self._no_picture = torch.empty(3, 0, 0, dtype=torch.uint8)
 
     @property
     def num_candidates(self) -> int:
-        """The most candidates that a query has: texts for a picture, pictures for a text."""
-        return max(len(self.texts), len(self.pictures))
+        """The most candidates that a query has: captions for a picture, pictures for a caption."""
+        return max(len(self.captions), len(self.pictures))
 
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of all texts and of all pictures, never both in a batch."""
@@ -100,7 +116,13 @@ class SearchSet(RowDataset):
     def __getitem__(self, position: Position) -> SearchSample:
         _, which, index = position
         if which == TEXT:
-            return SearchSample(image=self._no_picture, ids_T=self.ids[index], index=index, where=f"text {index}")
+            return SearchSample(
+                image=self._no_picture,
+                ids_T=self.ids[index],
+                index=index,
+                captions=self.captions_in[index],
+                where=f"text {index}",
+            )
         source, row = self.pictures[index]
         try:
             pair = self.sources[source][row]
@@ -110,8 +132,16 @@ class SearchSet(RowDataset):
             blank = torch.zeros(3, size, size, dtype=torch.uint8)
             return SearchSample(image=blank, ids_T=nothing, index=index, where=error.where, skipped=(error,))
         return SearchSample(
-            image=image, ids_T=np.zeros(0, dtype=np.int64), index=index, texts=self.texts_of[index], where=pair.where
+            image=image, ids_T=np.zeros(0, dtype=np.int64), index=index, captions=self.captions_of[index], where=pair.where
         )
+
+
+def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:
+    """Return the members of each group, given the group of each."""
+    members: list[list[int]] = [[] for _ in range(num_groups)]
+    for index, group in enumerate(group_of):
+        members[group].append(index)
+    return list(map(tuple, members))
 
 
 def _true_captions(source: Source[ImageText], row: int, pair: ImageText) -> Sequence[str]:
@@ -140,10 +170,31 @@ class Questions(RowDataset):
 
 
 class Statements(RowDataset):
-    """Statements about two pictures."""
+    """Statements about two pictures. Evaluation that takes a part of the rows takes whole groups, for consistency."""
 
     kind = "statements"
     batch = StatementBatch
+
+    def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
+        """Return this process's share of at most data.val_samples rows: groups in random order, until one does not fit."""
+        limit = self.config.data.val_samples
+        if sum(map(len, self.sources)) <= limit:
+            return super().eval_batches(batch_size, rank, world)
+        groups: dict[tuple[int, str | int], list[Position]] = {}
+        for source, rows in enumerate(self.sources):
+            for row in range(len(rows)):
+                try:
+                    group = rows[row].group
+                except BadSampleError:
+                    group = row  # the loader will count it
+                groups.setdefault((source, group), []).append((0, source, row))
+        drawn = list(groups.values())
+        positions: list[Position] = []
+        for index in generator(self.seed, GROUPS).permutation(len(drawn)).tolist():
+            if len(positions) + len(drawn[index]) > limit:
+                break
+            positions += drawn[index]
+        return chunks(sorted(positions or drawn[0][:limit])[rank::world], batch_size)
 
     def load(self, epoch: int, source: int, row: int) -> StatementSample:
         """Return one statement. Raises BadSampleError, in training also where the label is kept back."""

@@ -60,22 +60,25 @@ def open_train_and_val(config: Config, kind: Kind = "captions") -> tuple[list[So
 
 
 def _hold_out(source: Source[Any]) -> tuple[Source[Any], Source[Any]]:
-    """Split a source by picture, so that the captions of one picture, wherever they stand, fall on one side."""
-    pictures = [_picture_key(source, row) for row in range(len(source))]
-    distinct = sorted({picture for picture in pictures if picture is not None})
-    held = set(distinct[: min(max(2, len(distinct) // HELD_OUT_EVERY), len(distinct) // 2)])
-    is_held = np.array([picture in held for picture in pictures])
-    return Rows(source, np.flatnonzero(~is_held)), Rows(source, np.flatnonzero(is_held))
+    """Split a source by its (first) pictures, so that the rows of one picture fall on one side; rows that show a held-out
+    row's picture beside another one (NLVR2) are on neither."""
+    pictures = [_picture_keys(source, row) for row in range(len(source))]
+    distinct = sorted({keys[0] for keys in pictures if keys})
+    first = set(distinct[: min(max(2, len(distinct) // HELD_OUT_EVERY), len(distinct) // 2)])
+    is_held = np.array([bool(keys) and keys[0] in first for keys in pictures])
+    shown = {key for keys, held in zip(pictures, is_held, strict=True) if held for key in keys}
+    is_kept = np.array([shown.isdisjoint(keys) for keys in pictures])
+    return Rows(source, np.flatnonzero(is_kept)), Rows(source, np.flatnonzero(is_held))
 
 
-def _picture_key(source: Source[Any], row: int) -> int | None:
-    """Return what picture a row shows; None for a row that cannot be used, which training will count."""
+def _picture_keys(source: Source[Any], row: int) -> tuple[int, ...]:
+    """Return what pictures a row shows; none for a row that cannot be used, which training will count."""
     try:
         record = source[row]
     except BadSampleError:
-        return None
-    image = record.left if isinstance(record, ImagesStatement) else record.image
-    return picture_key(image, record.where)
+        return ()
+    images = (record.left, record.right) if isinstance(record, ImagesStatement) else (record.image,)
+    return tuple(picture_key(image, record.where) for image in images)
 
 
 class Rows:

@@ -70,7 +70,7 @@ def demo_retrieval(init: Config) -> Config:
 
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_retrieval", RetrievalConfig(rerank=10, captions_per_image=1), steps=120)
+    return _scenes(init, "demo_retrieval", RetrievalConfig(rerank=10, captions_per_image=1, merge_captions=True), steps=120)
 
 
 def scenes_vqa(init: Config) -> Config:
@@ -94,7 +94,7 @@ def scenes_retrieval(init: Config) -> Config:
 
     eve finetune scenes_retrieval --init runs/scenes
     """
-    return _scenes(init, "scenes_retrieval", RetrievalConfig(rerank=16, captions_per_image=1), steps=1500)
+    return _scenes(init, "scenes_retrieval", RetrievalConfig(rerank=16, captions_per_image=1, merge_captions=True), steps=1500)
 
 
 def easy_vqa(init: Config) -> Config:
@@ -111,7 +111,7 @@ def emoji_retrieval(init: Config) -> Config:
 
     eve finetune emoji_retrieval --init runs/emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
-    config = _scenes(init, "emoji_retrieval", RetrievalConfig(rerank=16), steps=300)
+    config = _scenes(init, "emoji_retrieval", RetrievalConfig(rerank=16, merge_captions=True), steps=300)
     data = DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0))
     return replace(config, data=data, train=replace(config.train, lr=3e-4, weight_decay=0.05))
 

@@ -96,7 +96,7 @@ def gather_searches(run: LoadedRun, num_each: int = NUM_EACH, num_searched: int 
         by_text=_right_and_wrong(by_text, num_each),
         by_picture=tuple(_with_heat(run, dataset, query) for query in _right_and_wrong(by_picture, num_each)),
         num_pictures=len(dataset.pictures),
-        num_texts=len(dataset.texts),
+        num_texts=len(dataset.captions),
         num_reranked=num_reranked,
         routing=Routing.of(chosen, num_pairs),
     )
@@ -129,12 +129,12 @@ def _queries(task: Retrieval, index: Index, dataset: SearchSet, num_reranked: in
     pictures = [
         Item(text="", picture=pixels_of(index.pixels[row]), where=f"picture {row}") for row in range(len(dataset.pictures))
     ]
-    texts = [Item(text=text, picture=None, where=f"text {row}") for row, text in enumerate(dataset.texts)]
-    matches: list[list[int]] = [list(row) for row in dataset.texts_of]
+    texts = [Item(text=text, picture=None, where=f"text {row}") for row, text in enumerate(dataset.captions)]
+    matches: list[list[int]] = [list(row) for row in dataset.captions_of]
     asking, others = pictures, texts
     if by_text:
         matches = [[] for _ in texts]
-        for picture, row in enumerate(dataset.texts_of):
+        for picture, row in enumerate(dataset.captions_of):
             for text in row:
                 matches[text].append(picture)
         asking, others = texts, pictures
@@ -153,17 +153,17 @@ def _queries(task: Retrieval, index: Index, dataset: SearchSet, num_reranked: in
 
 
 def best_candidates(task: Retrieval, index: Index, queries: Sequence[int], num_reranked: int, *, by_text: bool) -> Tensor:
-    """Return the best pictures for texts, or the best texts for pictures, int64 (Q, K): by contrast, then the first
+    """Return the best pictures for captions, or the best captions for pictures, int64 (Q, K): by contrast, then the first
     num_reranked of them in the order of the matching head."""
     query_Q = torch.tensor(queries)
-    image_Id, text_Td = index.image_Id, index.text_Td
-    query_Qd, candidate_Cd = (text_Td[query_Q], image_Id) if by_text else (image_Id[query_Q], text_Td)
+    image_Id, caption_Td = index.image_Id, index.caption_Td
+    query_Qd, candidate_Cd = (caption_Td[query_Q], image_Id) if by_text else (image_Id[query_Q], caption_Td)
     order_QK = metrics.rank_from_features(query_Qd, candidate_Cd, max(num_reranked, NUM_FOUND)).cpu()
     if num_reranked:
         first_QK = order_QK[:, :num_reranked]
         asked_QK = query_Q[:, None].expand_as(first_QK)
-        pairs = (first_QK, asked_QK) if by_text else (asked_QK, first_QK)
-        score_QK = task.match_scores(index, *(each.flatten() for each in pairs)).view_as(first_QK)
+        image_QK, caption_QK = (first_QK, asked_QK) if by_text else (asked_QK, first_QK)
+        score_QK = task.match_scores(index, image_QK.flatten(), index.text_T[caption_QK.flatten()]).view_as(first_QK)
         new_QK = first_QK.gather(1, score_QK.sort(dim=1, descending=True, stable=True).indices)
         order_QK = torch.cat([new_QK, order_QK[:, num_reranked:]], dim=1)
     return order_QK

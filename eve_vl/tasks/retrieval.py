@@ -1,6 +1,6 @@
 """Image–text retrieval: trained by contrast and matching; searches by features and re-ranks the best by the matching head.
 
-Letters: B batch, I pictures, T texts, P pairs, K best candidates of a query, D width, d width of features, L text tokens.
+Letters: B batch, I pictures, T captions, P pairs, K best candidates of a query, D width, d width of features, L text tokens.
 """
 
 import itertools
@@ -31,21 +31,24 @@ class Index:
     """Everything to search among, in order of index, of all processes."""
 
     image_Id: Tensor
-    text_Td: Tensor
+    caption_Td: Tensor
+    text_T: Tensor
+    """int64: which of the distinct texts each caption is; captions in the same words have the same features and scores."""
     ids: list[Tensor]
-    """Token ids of each text, int64 (L,), on the CPU."""
+    """Token ids of each distinct text, int64 (L,), on the CPU."""
     owner_I: Tensor
     """Process that holds the pixels of each picture."""
     pixels: dict[int, Tensor]
     """uint8 pictures that this process holds."""
     relevance: metrics.Relevance
 
-    def part(self, images: Tensor, texts: Tensor, relevance: metrics.Relevance) -> "Index":
-        """Return some pictures and texts, renumbered from 0."""
+    def part(self, images: Tensor, captions: Tensor, relevance: metrics.Relevance) -> "Index":
+        """Return some pictures and captions, renumbered from 0."""
         return Index(
             image_Id=self.image_Id[images.to(self.image_Id.device)],
-            text_Td=self.text_Td[texts.to(self.text_Td.device)],
-            ids=[self.ids[text] for text in texts.tolist()],
+            caption_Td=self.caption_Td[captions.to(self.caption_Td.device)],
+            text_T=self.text_T[captions],
+            ids=self.ids,
             owner_I=self.owner_I[images],
             pixels={new: self.pixels[old] for new, old in enumerate(images.tolist()) if old in self.pixels},
             relevance=relevance,
@@ -99,7 +102,7 @@ class Retrieval(nn.Module):
         """Return the numbers of `metrics.retrieval` over all processes: tr1 … rsum after re-ranking (of the contrast alone
         if task.rerank is 0), `…_itc_only` beside them, `…_1k` the mean of five folds where there are 5,000 pictures.
 
-        Also the number of pictures and texts, and how many matches a picture and a text has on average. rerank: instead of
+        Also the number of pictures and captions, and how many matches each has on average. rerank: instead of
         task.rerank.
         """
         index = self.index(loader)
@@ -111,17 +114,17 @@ class Retrieval(nn.Module):
         num_pairs = len(rel.texts_of_image.candidate_M)
         return found | {
             "num_images": len(index.image_Id),
-            "num_texts": len(index.text_Td),
+            "num_texts": len(index.caption_Td),
             "texts_per_image": num_pairs / len(index.image_Id),
-            "images_per_text": num_pairs / len(index.text_Td),
+            "images_per_text": num_pairs / len(index.caption_Td),
         }
 
     def numbers(self, index: Index, k: int) -> dict[str, float]:
         """Return tr1 … rsum after the k best are re-ranked and `…_itc_only`; of the contrast alone, no suffix, if k is 0."""
         rel = index.relevance
         found = metrics.summary(
-            metrics.best_ranks(index.image_Id, index.text_Td, rel.texts_of_image),
-            metrics.best_ranks(index.text_Td, index.image_Id, rel.images_of_text),
+            metrics.best_ranks(index.image_Id, index.caption_Td, rel.texts_of_image),
+            metrics.best_ranks(index.caption_Td, index.image_Id, rel.images_of_text),
         )
         if not k:
             return found
@@ -131,54 +134,58 @@ class Retrieval(nn.Module):
     def index(self, loader: Iterable[SearchBatch]) -> Index:
         """Compute each picture's and each text's features once, and gather them from all processes."""
         images: dict[int, tuple[Tensor, tuple[int, ...], int]] = {}
-        texts: dict[int, tuple[Tensor, Tensor]] = {}
+        texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor]] = {}
         pixels: dict[int, Tensor] = {}
         for batch in loader:
             if batch.has_pictures:
                 features = self.image_features(batch.images_BCHW).cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
-                    images[index] = features[row].clone(), batch.texts[row], rank()  # a view would be sent with its whole batch
+                    images[index] = features[row].clone(), batch.captions[row], rank()  # a view would bring its whole batch
                     pixels[index] = batch.images_BCHW[row]
             else:
                 features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
                 ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
-                    texts[index] = features[row].clone(), ids[row][~is_padding[row]]
-        all_images = dict(sorted(itertools.chain(*(part.items() for part in gather_objects(images)))))
-        all_texts = dict(sorted(itertools.chain(*(part.items() for part in gather_objects(texts)))))
-        matches = [(image, text) for image, (_, true_texts, _) in all_images.items() for text in true_texts]
+                    texts[index] = features[row].clone(), batch.captions[row], ids[row][~is_padding[row]]
+        all_images = [found for _, found in sorted(itertools.chain(*(part.items() for part in gather_objects(images))))]
+        all_texts = [found for _, found in sorted(itertools.chain(*(part.items() for part in gather_objects(texts))))]
+        text_of = {caption: text for text, (_, captions, _) in enumerate(all_texts) for caption in captions}
+        text_T = torch.tensor([text_of[caption] for caption in range(len(text_of))])
+        matches = [(image, caption) for image, (_, captions, _) in enumerate(all_images) for caption in captions]
         device = self.contrast.features.temperature.device
         return Index(
-            image_Id=torch.stack([features for features, _, _ in all_images.values()]).to(device),
-            text_Td=torch.stack([features for features, _ in all_texts.values()]).to(device),
-            ids=[ids for _, ids in all_texts.values()],
-            owner_I=torch.tensor([owner for _, _, owner in all_images.values()]),
+            image_Id=torch.stack([features for features, _, _ in all_images]).to(device),
+            caption_Td=torch.stack([features for features, _, _ in all_texts])[text_T].to(device),
+            text_T=text_T,
+            ids=[ids for _, _, ids in all_texts],
+            owner_I=torch.tensor([owner for _, _, owner in all_images]),
             pixels=pixels,
             relevance=metrics.Relevance.from_pairs(
-                [image for image, _ in matches], [text for _, text in matches], len(all_images), len(all_texts)
+                [image for image, _ in matches], [caption for _, caption in matches], len(all_images), len(text_T)
             ),
         )
 
     def rerank(self, index: Index, k: int) -> tuple[Tensor, Tensor]:
-        """Return the ranks of pictures' texts (I,) and of texts' pictures (T,) after the k best candidates of each query
+        """Return the ranks of pictures' captions (I,) and of captions' pictures (T,) after the k best candidates of each query
         are put in order by the matching head."""
-        texts_IK = metrics.rank_from_features(index.image_Id, index.text_Td, k).cpu()
-        images_TK = metrics.rank_from_features(index.text_Td, index.image_Id, k).cpu()
-        scores_IK, scores_TK = self.rerank_scores(index, texts_IK, images_TK)
+        captions_IK = metrics.rank_from_features(index.image_Id, index.caption_Td, k).cpu()
+        images_TK = metrics.rank_from_features(index.caption_Td, index.image_Id, k).cpu()
+        scores_IK, scores_TK = self.rerank_scores(index, captions_IK, images_TK)
         rel = index.relevance
         return (
-            metrics.reranked_ranks(texts_IK, scores_IK, rel.texts_of_image),
+            metrics.reranked_ranks(captions_IK, scores_IK, rel.texts_of_image),
             metrics.reranked_ranks(images_TK, scores_TK, rel.images_of_text),
         )
 
-    def rerank_scores(self, index: Index, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the matching head's logits of each picture's texts (I, K) and of each text's pictures (T, K).
+    def rerank_scores(self, index: Index, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the matching head's logits of each picture's captions (I, K) and of each caption's pictures (T, K).
 
-        A pair that is among the best both ways is scored once; each process scores the pairs of its own pictures.
+        A pair of picture and text is scored once, however often it is among the best; each process scores the pairs of its
+        own pictures.
         """
-        num_texts = len(index.text_Td)
-        pairs_IK = torch.arange(len(texts_IK))[:, None] * num_texts + texts_IK
-        pairs_TK = images_TK * num_texts + torch.arange(num_texts)[:, None]
+        num_texts = len(index.ids)
+        pairs_IK = torch.arange(len(captions_IK))[:, None] * num_texts + index.text_T[captions_IK]
+        pairs_TK = images_TK * num_texts + index.text_T[:, None]
         pair_P = torch.cat([pairs_IK.flatten(), pairs_TK.flatten()]).unique()
         own_P = pair_P[index.owner_I[pair_P // num_texts] == rank()]
         parts = gather_objects((own_P, self.match_scores(index, own_P // num_texts, own_P % num_texts)))
