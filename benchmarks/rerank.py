@@ -72,8 +72,8 @@ def main() -> None:
     task = Retrieval(config, vocab_size=tokenizer.vocab_size).eval()
     loader = eval_loader(eval_dataset(config, sources, tokenizer), batch_size=EVAL_BATCH, rank=0, world=1)
     index = task.index(loader)
-    texts_IK = metrics.rank_from_features(index.image_Id, index.text_Td, args.k)
-    images_TK = metrics.rank_from_features(index.text_Td, index.image_Id, args.k)
+    texts_IK = metrics.rank_from_features(index.image_Id, index.caption_Td, args.k)
+    images_TK = metrics.rank_from_features(index.caption_Td, index.image_Id, args.k)
     times: dict[str, list[float]] = {"loop": [], "ours": []}
     scores = {}
     for _ in range(args.repeats):
