@@ -20,7 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from eve_vl.cli import keep_memory, yield_cores
+from eve_vl.cpu import keep_memory, yield_cores
 
 yield_cores()
 
@@ -38,7 +38,7 @@ METRICS = {"vqa": ("vqa_acc",), "nlvr2": ("nlvr2_acc",), "retrieval": ("tr1", "i
 def seconds_per_step(configs: dict[str, Config], rounds: int = 8) -> dict[str, float]:
     """Return the median time of a training step of each config, steps interleaved."""
     from eve_vl.data.loader import open_sources, train_loader
-    from eve_vl.run import _train_tokenizer, build_task, seed_everything
+    from eve_vl.run import build_task, seed_everything, train_tokenizer
     from eve_vl.tasks import TASKS as TASK_CLASSES
     from eve_vl.train.trainer import Trainer
 
@@ -47,7 +47,7 @@ def seconds_per_step(configs: dict[str, Config], rounds: int = 8) -> dict[str, f
     for name, config in configs.items():
         seed_everything(0)
         sources = open_sources(config.data.train, config.data, config.model.image_size)
-        tokenizer = _train_tokenizer(sources, config.tokenizer.vocab_size)
+        tokenizer = train_tokenizer(config.data.train, config.data, config.tokenizer.vocab_size)
         task = build_task(config, tokenizer)
         dataset = TASK_CLASSES["masked_signal"].dataset(sources, config, tokenizer, training=True)
         batches = iter(train_loader(dataset, consumed=0, rank=0, world=1))
@@ -57,7 +57,7 @@ def seconds_per_step(configs: dict[str, Config], rounds: int = 8) -> dict[str, f
         for name, (trainer, batches) in trainers.items():
             batch = next(batches)
             start = time.perf_counter()
-            trainer._train_step([batch])
+            trainer.train_step([batch])
             if turn >= 2:  # the first are slower
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(found) for name, found in times.items()}

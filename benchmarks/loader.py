@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as v1
 
-from eve_vl.cli import keep_memory
+from eve_vl.cpu import keep_memory
 from eve_vl.data.records import ImageBytes
 from eve_vl.data.transforms import decode, train_crop
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.cli import keep_memory
+from eve_vl.cpu import keep_memory
 from eve_vl.model.layers import FeedForward, quick_gelu
 from eve_vl.model.moe import MoE
 

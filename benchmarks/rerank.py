@@ -13,7 +13,7 @@ import statistics
 import time
 from dataclasses import replace
 
-from eve_vl.cli import keep_memory, yield_cores
+from eve_vl.cpu import keep_memory, yield_cores
 
 yield_cores()
 

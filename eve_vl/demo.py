@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from eve_vl.config import Config
+from eve_vl.cpu import keep_memory
 from eve_vl.errors import UserError
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.train.checkpoint import write_file
@@ -149,6 +150,7 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
     from eve_vl.run import check_out_folder, load_run, train, with_absolute_paths
     from eve_vl.tasks import TASKS as TASK_CLASSES
 
+    keep_memory()  # this process may be a fresh one
     check_out_folder(with_absolute_paths(config), must_resume=False)
     config.out.mkdir(parents=True, exist_ok=True)
     test_file = config.out / TEST_FILE

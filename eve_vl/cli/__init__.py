@@ -1,7 +1,5 @@
 """The command line: `eve VERB …`. Mistakes of the user end in one line on stderr and exit status 2, never in a traceback."""
 
-import ctypes
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -21,6 +19,7 @@ from eve_vl.cli.use import (
     run_reconstruct,
 )
 from eve_vl.config import nearest
+from eve_vl.cpu import keep_memory, yield_cores
 from eve_vl.errors import UserError
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -76,26 +75,3 @@ def _dispatch(argv: list[str]) -> None:
         VERBS[argv[0]](argv[1:])
     else:
         raise UserError(f"no verb {nearest(two_words if argv[0] in groups else argv[0], VERBS)}")
-
-
-def keep_memory() -> None:
-    """Tell glibc to keep freed memory: giving big tensors back to the system and getting them again costs more than the
-    arithmetic on them (activations of a small model are 2–3 times slower without this)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for option, value in (
-            (-3, 1 << 30),
-            (-1, (1 << 31) - 1),
-            (-2, 64 << 20),
-        ):  # MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD
-            libc.mallopt(option, value)
-
-
-def yield_cores() -> None:
-    """Let idle threads spin for microseconds, then sleep: on shared cores, two threads that spin as long as they like can be
-    20 times slower than one, and threads that never spin gain nothing (LOG.md).
-
-    Works only before torch is imported; a value that the user has set stays.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from eve_vl.config import Config, from_dict, to_dict
+from eve_vl.cpu import malloc_environment
 from eve_vl.errors import UserError
 from eve_vl.run import AnyTask, build_untrained
 from eve_vl.study.variants import Texts, made_up_batch
@@ -28,11 +29,6 @@ GIB = 2**30
 MAX_STEP_SECONDS = 60.0  # a larger step is not run just to see whether it fits
 MAX_TRIES = 6
 OUT_OF_MEMORY = 3  # exit status of a probe that a GPU has no room for
-MALLOC = {  # as the command line sets it (cli.keep_memory)
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +131,7 @@ def largest_batch(config: Config, memory: Memory, cap: int, texts: Texts, measur
 
 def subprocess_measure(device: torch.device, threads: int) -> Measure:
     """Return a function that runs a probe in a fresh process, with as many threads. Raises UserError if it fails."""
-    environment = os.environ | MALLOC | {"OMP_NUM_THREADS": str(threads)}
+    environment = os.environ | malloc_environment() | {"OMP_NUM_THREADS": str(threads)}
 
     def measure(probe: Probe) -> Peak | None:
         question = dataclasses.asdict(probe) | {"config": to_dict(probe.config), "device": device.type}

@@ -170,7 +170,7 @@ class Trainer:
             if distributed.any_process(bool(skipped), self.device):
                 everywhere = itertools.chain(*distributed.gather_objects(skipped))
                 bad_samples.add(everywhere, self.samples_consumed + config.batch_size)
-            meter.add(self._train_step(micro_batches))
+            meter.add(self.train_step(micro_batches))
             self.step += 1
             is_last = self.step == config.steps
             if self._is_due(config.log_every):
@@ -206,7 +206,7 @@ class Trainer:
             checkpoint.save_best(self.run, step=self.step, model=self.task, texts=self.texts, numbers=numbers)
         distributed.barrier()
 
-    def _train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
+    def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
         """Take one optimiser step and return its terms, averaged over micro-batches."""
         self.model.train()
         for group in self.optimizer.param_groups:
