@@ -68,6 +68,8 @@ def _init_config(path: Path, scratch: bool) -> Config:
 
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config) -> None:
     args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
+    if args.config.init is not None and args.config.tokenizer != recipe.tokenizer:
+        raise UserError("--tokenizer flags have no use with --init: that run's tokenizer comes along")
     from eve_vl.run import train
 
     report = train(args.config, must_resume=args.resume)
