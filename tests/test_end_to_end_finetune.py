@@ -68,7 +68,7 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Pat
     assert note["text"] == f"weights from {tmp_path}/first/best"
     assert eve("finetune", "scenes_nlvr2", "--init", "first", "--out", "third", *SHORT).returncode == 0
     (note,) = rows(tmp_path / "third", "note")
-    assert "new, at 3 × the learning rate: concat_head; not used: answer_head" in note["text"]
+    assert "new, at 3 × the learning rate: compare_head; not used: answer_head" in note["text"]
 
 
 def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_path: Path):

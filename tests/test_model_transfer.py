@@ -38,6 +38,7 @@ ALL_TASKS = {
     "vqa": (VQAConfig(), "answer_head"),
     "nlvr2": (NLVR2Config(), "concat_head"),
     "nlvr2 paired": (NLVR2Config(head="paired"), "paired_head"),
+    "nlvr2 compare": (NLVR2Config(head="compare"), "compare_head"),
     "retrieval": (RetrievalConfig(), "contrast"),
 }
 

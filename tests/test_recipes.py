@@ -68,7 +68,7 @@ def head_on_paper(recipe: str, D: int) -> int:
     attention = (3 * D * D + 3 * D) + (D * D + D)
     paired = 2 * attention + (2 * D * D + D) + (D + 1) + (2 * D * 2 + 2)
     contrast = D * D + D * D + 1 + (D * 2 + 2)
-    heads = {"vqa": two_layers(D, NUM_ANSWERS), "nlvr2": two_layers(2 * D, 2), "retrieval": contrast}
+    heads = {"vqa": two_layers(D, NUM_ANSWERS), "nlvr2": two_layers(4 * D, 2), "retrieval": contrast}
     return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
 
 

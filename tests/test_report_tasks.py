@@ -189,7 +189,7 @@ def test_verdicts_are_the_models_and_right_ones_are_right(runs: dict[str, Path])
         for alt, expected in zip(alts, [*pictures, *heat_of(run, pictures, claimed.statement)], strict=True):
             assert (page.pictures[alt] == expected).all()
         states = [alone(run, pixels, claimed.statement) for pixels in pictures]
-        true = run.task.concat_head(torch.cat(states, dim=1)).softmax(1)[0, 1].item()
+        true = run.task.compare_head(*states).softmax(1)[0, 1].item()
         share = max(true, 1 - true)
         assert claimed.statement in card
         shown = re.search(r"verdict</span> (true|false) ([\d.]+) %", card)

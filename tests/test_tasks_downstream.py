@@ -96,7 +96,7 @@ def test_vqa_loss_equals_a_loop_over_questions_and_answers():
     assert output.loss.item() == pytest.approx((output.terms["vqa"] + 0.5 * output.terms["balance"]).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("head", ["nlvr2", "nlvr2_paired"])
+@pytest.mark.parametrize("head", ["nlvr2", "nlvr2_paired", "nlvr2_compare"])
 @torch.no_grad()
 def test_nlvr2_loss_equals_a_loop_over_statements(head):
     task = nlvr2_task(head, model={"balance_weight": 0.5})
@@ -107,8 +107,12 @@ def test_nlvr2_loss_equals_a_loop_over_statements(head):
         ids, left = single(batch, row)
         right_pixels = batch.right_BCHW[row : row + 1].float() / 127.5 - 1
         (x, num_image), (y, _) = states(task, left, ids), states(task, right_pixels, ids)
+        one, other = x[0, num_image], y[0, num_image]
         if head == "nlvr2":
-            logits = task.concat_head(torch.cat([x[0, num_image], y[0, num_image]])[None])[0]
+            logits = task.concat_head(torch.cat([one, other])[None])[0]
+        elif head == "nlvr2_compare":
+            compared = torch.cat([one, other, torch.maximum(one, other) - torch.minimum(one, other), other * one])
+            logits = task.compare_head.classify(compared[None])[0]
         else:
             logits = task.paired_head(x, y, None)[0]
         no, yes = logits.tolist()
@@ -120,7 +124,7 @@ def test_nlvr2_loss_equals_a_loop_over_statements(head):
     assert output.loss.item() == pytest.approx((output.terms["nlvr2"] + 0.5 * output.terms["balance"]).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["vqa", "nlvr2", "nlvr2_paired"])
+@pytest.mark.parametrize("name", ["vqa", "nlvr2", "nlvr2_paired", "nlvr2_compare"])
 def test_without_experts_there_is_nothing_to_balance(name):
     task = build(config_of(name, model={"deep_ffn": "modality"}))
     output = task(rows_of(train_set(task.config, COUNT), COUNT))
@@ -209,7 +213,7 @@ def test_every_row_counts_once(name, count, without):
     assert numbers_of(task, eval_set(few, 23), 7)[count] in ((9,) if name == "vqa" else (8, 9))  # statements in groups of two
 
 
-@pytest.mark.parametrize("name", ["vqa", "nlvr2", "nlvr2_paired"])
+@pytest.mark.parametrize("name", ["vqa", "nlvr2", "nlvr2_paired", "nlvr2_compare"])
 @torch.no_grad()
 def test_batch_mates_do_not_matter(name):
     task = build(config_of(name))
@@ -223,7 +227,7 @@ def test_batch_mates_do_not_matter(name):
 
 @torch.no_grad()
 def test_both_pictures_and_their_sides_matter():
-    for head in ("nlvr2", "nlvr2_paired"):
+    for head in ("nlvr2", "nlvr2_paired", "nlvr2_compare"):
         task = nlvr2_task(head)
         batch: StatementBatch = rows_of(eval_set(task.config, 4), 4)
         plain = task.predict(batch)[0]

@@ -25,6 +25,7 @@ SECTIONS: dict[str, TaskConfig] = {
     "vqa": VQAConfig(),
     "nlvr2": NLVR2Config(),
     "nlvr2_paired": NLVR2Config(head="paired"),
+    "nlvr2_compare": NLVR2Config(head="compare"),
     "retrieval": RetrievalConfig(rerank=4),
     "retrieval_itc": RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8),
 }
@@ -56,7 +57,8 @@ def _centre(task: VQA | NLVR2) -> None:
     if isinstance(task, VQA):
         last = task.answer_head[-1]
     else:
-        last = task.concat_head[-1] if task.settings.head == "concat" else task.paired_head.classify
+        heads = {"concat": "concat_head.3", "compare": "compare_head.classify.3", "paired": "paired_head.classify"}
+        last = task.get_submodule(heads[task.settings.head])
     assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
         last.bias.sub_(task.predict(rows_of(eval_set(task.config, 16), 16))[0].mean(0))

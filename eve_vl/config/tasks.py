@@ -113,8 +113,9 @@ class NLVR2Config:
     """Is a statement true of two pictures? (paper, "Downstream Tasks")"""
 
     name: tyro.conf.Suppress[Literal["nlvr2"]] = "nlvr2"
-    head: Literal["concat", "paired"] = "concat"
-    """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER)."""
+    head: Literal["concat", "paired", "compare"] = "concat"
+    """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER); compare: the two
+    states, their distance and their product (InferSent), which learns soonest."""
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""

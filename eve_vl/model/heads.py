@@ -60,6 +60,19 @@ class PairedAttentionHead(nn.Module):
         return self.classify(torch.cat(pooled, dim=1))
 
 
+class CompareHead(nn.Module):
+    """Two states, their distance and their product to two classes (InferSent, Conneau et al. 2017): whether the two say the
+    same is there from the start, where a classifier of the states alone must first learn to compare."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.classify = MLPHead(4 * embed_dim, 2 * embed_dim, 2)
+
+    def forward(self, left_BD: Tensor, right_BD: Tensor) -> Tensor:
+        """Two times (B, D) to logits (B, 2)."""
+        return self.classify(torch.cat([left_BD, right_BD, (left_BD - right_BD).abs(), left_BD * right_BD], dim=1))
+
+
 class ContrastHead(nn.Module):
     """Projections of the two [CLS] states to features of length 1, and the temperature they are compared with."""
 

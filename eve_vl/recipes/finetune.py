@@ -62,7 +62,7 @@ def demo_nlvr2(init: Config) -> Config:
 
     eve finetune demo_nlvr2 --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_nlvr2", NLVR2Config(), steps=500)
+    return _scenes(init, "demo_nlvr2", NLVR2Config(head="compare"), steps=500)
 
 
 def demo_retrieval(init: Config) -> Config:
@@ -70,15 +70,17 @@ def demo_retrieval(init: Config) -> Config:
 
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_retrieval", RetrievalConfig(rerank=10, captions_per_image=1, merge_captions=True), steps=120)
+    return _scenes(
+        init, "demo_retrieval", RetrievalConfig(rerank=10, captions_per_image=1, merge_captions=True), steps=120, validations=1
+    )
 
 
 def scenes_vqa(init: Config) -> Config:
-    """Questions about built-in scenes, at length.
+    """Questions about built-in scenes, at length: 30 minutes on one core; accuracy 0.97.
 
     eve finetune scenes_vqa --init runs/scenes
     """
-    return _scenes(init, "scenes_vqa", VQAConfig(), steps=3000)
+    return _muon(_scenes(init, "scenes_vqa", VQAConfig(), steps=6000, validations=8), lr=6e-4)
 
 
 def scenes_nlvr2(init: Config) -> Config:
@@ -86,7 +88,7 @@ def scenes_nlvr2(init: Config) -> Config:
 
     eve finetune scenes_nlvr2 --init runs/scenes
     """
-    return _scenes(init, "scenes_nlvr2", NLVR2Config(), steps=3000)
+    return _scenes(init, "scenes_nlvr2", NLVR2Config(head="compare"), steps=3000)
 
 
 def scenes_retrieval(init: Config) -> Config:
@@ -149,21 +151,18 @@ def _larger(init: Config, size: int) -> int:
     return max(round(size / patch) * patch, init.model.image_size) if init.model.image_size >= 224 else init.model.image_size
 
 
-def _scenes(init: Config, recipe: str, task: TaskConfig, *, steps: int, batch_size: int = 32) -> Config:
+def _scenes(init: Config, recipe: str, task: TaskConfig, *, steps: int, validations: int = 4) -> Config:
     """Return a run at the scale of the built-in data. New parameters learn ten times as fast: at one rate for all, the
     encoder forgets before the head has learnt what to ask it for (LOG.md)."""
-    config = _downstream(init, recipe, task)
+    every = max(steps // validations, 1)
+    train = TrainConfig(steps=steps, batch_size=32, lr=3e-4, new_lr_multiplier=10, warmup=0.1, log_every=50)
     return replace(
-        config,
+        _downstream(init, recipe, task),
         data=DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500),
-        train=TrainConfig(
-            steps=steps,
-            batch_size=batch_size,
-            lr=3e-4,
-            new_lr_multiplier=10,
-            warmup=0.1,
-            log_every=50,
-            val_every=max(steps // 4, 1),
-            save_every=max(steps // 4, 1),
-        ),
+        train=replace(train, val_every=every, save_every=every),
     )
+
+
+def _muon(config: Config, lr: float) -> Config:
+    """Return the same run by Muon, which learns questions in half the steps (LOG.md)."""
+    return replace(config, train=replace(config.train, optimizer="muon", lr=lr))

@@ -17,7 +17,7 @@ from eve_vl.data.downstream import Statements
 from eve_vl.metrics import nlvr2 as metrics
 from eve_vl.model.embed import Tokens, pair, patchify
 from eve_vl.model.encoder import Encoder, initialize
-from eve_vl.model.heads import MLPHead, PairedAttentionHead
+from eve_vl.model.heads import CompareHead, MLPHead, PairedAttentionHead
 from eve_vl.model.moe import RouterStats
 from eve_vl.tasks.contrast import pick
 from eve_vl.tasks.routing import routing_terms
@@ -40,7 +40,7 @@ class Judged:
 
 
 class NLVR2(nn.Module):
-    """The task: encoder and one of two heads."""
+    """The task: encoder and one of three heads."""
 
     dataset = Statements
     main_metric = "nlvr2_acc"
@@ -51,10 +51,13 @@ class NLVR2(nn.Module):
         self.config, self.settings = config, config.task
         self.encoder = Encoder(config.model, vocab_size)
         D = config.model.embed_dim
-        if self.settings.head == "concat":
-            self.concat_head = MLPHead(2 * D, 2 * D, 2)
-        else:
-            self.paired_head = PairedAttentionHead(D, config.model.num_heads)
+        match self.settings.head:
+            case "concat":
+                self.concat_head = MLPHead(2 * D, 2 * D, 2)
+            case "compare":
+                self.compare_head = CompareHead(D)
+            case "paired":
+                self.paired_head = PairedAttentionHead(D, config.model.num_heads)
         initialize(self, config.model)
 
     def forward(self, batch: StatementBatch) -> StepOutput:
@@ -77,11 +80,15 @@ class NLVR2(nn.Module):
         tokens: Tokens = pair(image, pick(text, torch.arange(B, device=pixels.device).repeat(2)))
         encoded = self.encoder.encode(tokens)
         left_BND, right_BND = encoded.x_BND.chunk(2)
-        if self.settings.head == "concat":
-            logits_B2 = self.concat_head(torch.cat([left_BND[:, image.num_image], right_BND[:, image.num_image]], dim=1))
-        else:
-            is_padding_BN = None if tokens.is_padding_BN is None else tokens.is_padding_BN[:B]
-            logits_B2 = self.paired_head(left_BND, right_BND, is_padding_BN)
+        left_BD, right_BD = left_BND[:, image.num_image], right_BND[:, image.num_image]
+        match self.settings.head:
+            case "concat":
+                logits_B2 = self.concat_head(torch.cat([left_BD, right_BD], dim=1))
+            case "compare":
+                logits_B2 = self.compare_head(left_BD, right_BD)
+            case "paired":
+                is_padding_BN = None if tokens.is_padding_BN is None else tokens.is_padding_BN[:B]
+                logits_B2 = self.paired_head(left_BND, right_BND, is_padding_BN)
         return logits_B2, encoded.router
 
     @torch.no_grad()
