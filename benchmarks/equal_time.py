@@ -3,8 +3,9 @@
     python benchmarks/equal_time.py --seconds 180 --seeds 0 1 2 --out runs/equal_time
 
 Both objectives get the same time: steps = seconds / (seconds per step), measured first with steps of both interleaved, so
-that other work on the machine hits both alike. Then each run is fine-tuned on the three tasks by the demo's recipes and
-evaluated on 1,000 test scenes. Two runs at a time, one thread each. Called again with the same --out, it goes on.
+that other work on the machine hits both alike. Then each run is fine-tuned on the three tasks by the demo's recipes, for
+all of their steps or a share of them, and evaluated on 1,000 test scenes. Two runs at a time, one thread each. Called again
+with the same --out, it goes on.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def seconds_per_step(configs: dict[str, Config], rounds: int = 8) -> dict[str, f
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def plan(out: Path, steps: dict[str, int], seeds: list[int]) -> list[list[Config]]:
+def plan(out: Path, steps: dict[str, int], seeds: list[int], share: float) -> list[list[Config]]:
     """Return the runs in two stages: pre-training, then fine-tuning."""
     pretraining, finetuning = [], []
     for seed in seeds:
@@ -78,7 +79,8 @@ def plan(out: Path, steps: dict[str, int], seeds: list[int]) -> list[list[Config
                 pretraining.append(replace(config, out=init, train=train))
             for task in TASKS:
                 tuned = get_finetune_recipe(f"demo_{task}", config)
-                train = replace(tuned.train, seed=seed, threads=1)
+                tuned_steps = round(share * tuned.train.steps)
+                train = replace(tuned.train, seed=seed, threads=1, steps=tuned_steps, val_every=10**6, save_every=10**6)
                 finetuning.append(replace(tuned, init=init, scratch=arm == NONE, out=folder / task, train=train))
     return [pretraining, finetuning]
 
@@ -99,6 +101,7 @@ def main() -> None:
     """Run what is not done yet and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=180, help="pre-training time of each run, in seconds of one core")
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps of the demo's fine-tuning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/equal_time"))
     args = parser.parse_args()
@@ -111,12 +114,13 @@ def main() -> None:
         steps_file.write_text(json.dumps({"seconds_per_step": seconds, "seconds": args.seconds}, indent=1))
     known = json.loads(steps_file.read_text())
     steps = {arm: round(known["seconds"] / seconds) for arm, seconds in known["seconds_per_step"].items()}
-    for stage in plan(args.out, steps, args.seeds):
+    for stage in plan(args.out, steps, args.seeds, args.share):
         with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")) as pool:
             for config, _ in zip(stage, pool.map(work, stage), strict=True):
                 print(f"done: {config.out}", flush=True)
     found = table(args.out, steps, args.seeds)
-    print(f"{known['seconds']:.0f} s of pre-training on one core: steps {steps}; mean (min–max) over seeds {args.seeds}")
+    print(f"{known['seconds']:.0f} s of pre-training on one core: steps {steps}; {args.share:g} of the demo's fine-tuning")
+    print(f"mean (min–max) over seeds {args.seeds}")
     names = list(next(iter(found.values())))
     print(f"{'':18}" + "".join(f"{name:>24}" for name in names))
     for arm, numbers in found.items():
