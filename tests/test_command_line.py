@@ -22,7 +22,9 @@ TASK = {
         --task.projection-dim --task.joint-masking --task.normalize-targets --task.decoder-depth --task.decoder-dim
         --task.decoder-num-heads
     """,
-    "retrieval": "--task.itc-weight --task.itm-weight --task.projection-dim --task.rerank --task.captions-per-image",
+    "retrieval": """
+        --task.itc-weight --task.itm-weight --task.projection-dim --task.rerank --task.captions-per-image --task.merge-captions
+    """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head",
 }
