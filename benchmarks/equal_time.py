@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from eve_vl.cpu import keep_memory, yield_cores
@@ -111,12 +112,14 @@ def main() -> None:
     if not steps_file.is_file():
         with contextlib.redirect_stdout(sys.stderr):
             seconds = seconds_per_step({arm: get_recipe(recipe) for arm, recipe in ARMS.items()})
-        steps_file.write_text(json.dumps({"seconds_per_step": seconds, "seconds": args.seconds}, indent=1))
+        steps_file.write_text(json.dumps({"seconds_per_step": seconds, "seconds": args.seconds, "share": args.share}, indent=1))
     known = json.loads(steps_file.read_text())
+    if (known["seconds"], known["share"]) != (args.seconds, args.share):
+        parser.error(f"{args.out} was begun with --seconds {known['seconds']:g} --share {known['share']:g}")
     steps = {arm: round(known["seconds"] / seconds) for arm, seconds in known["seconds_per_step"].items()}
     for stage in plan(args.out, steps, args.seeds, args.share):
         with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")) as pool:
-            for config, _ in zip(stage, pool.map(work, stage), strict=True):
+            for config, _ in zip(stage, pool.map(partial(work, splits=("test",)), stage), strict=True):
                 print(f"done: {config.out}", flush=True)
     found = table(args.out, steps, args.seeds)
     print(f"{known['seconds']:.0f} s of pre-training on one core: steps {steps}; {args.share:g} of the demo's fine-tuning")
@@ -126,7 +129,7 @@ def main() -> None:
     for arm, numbers in found.items():
         cells = (f"{statistics.mean(v):.3f} ({min(v):.3f}–{max(v):.3f})" for v in numbers.values())
         print(f"{arm:18}" + "".join(f"{cell:>24}" for cell in cells))
-    (args.out / "table.json").write_text(json.dumps({"steps": steps, "numbers": found}, indent=1))
+    (args.out / "table.json").write_text(json.dumps({"steps": steps, "share": args.share, "numbers": found}, indent=1))
 
 
 if __name__ == "__main__":

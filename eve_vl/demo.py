@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ SPLITS = {"test": "", "test_novel": "_novel"}  # and what their numbers' names e
 NUM_TEST = 1000
 KEPT = {
     "vqa": ("vqa_acc", "vqa_acc_blind"),
-    "nlvr2": ("nlvr2_acc", "nlvr2_consistency"),
+    "nlvr2": ("nlvr2_acc",),
     "retrieval": (
         "tr1",
         "ir1",
@@ -140,8 +140,8 @@ def _stop(signal_number: int, _frame: object) -> None:
     sys.exit(128 + signal_number)
 
 
-def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
-    """Train one run and evaluate it on the test splits, in a process of its own; what it says goes to run.log.
+def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple(SPLITS)) -> dict[str, float]:
+    """Train one run and evaluate it on test splits, in a process of its own; what it says goes to run.log.
 
     Returns the numbers of validation (pre-training) or of the test splits, and keeps the latter in test.json.
     """
@@ -165,10 +165,10 @@ def work(config: Config, num_test: int = NUM_TEST) -> dict[str, float]:
         run = load_run(config.out)
         kind = TASK_CLASSES[config.task.name].dataset.kind
         numbers: dict[str, float] = {NUM_ROWS: num_test}
-        for split, suffix in SPLITS.items():
+        for split in splits:
             sources = open_sources([f"scenes:{split}"], config.data, config.model.image_size, kind)
             found = evaluate_run(run, num_test, sources)
-            numbers |= {name + suffix: value for name, value in found.items()}
+            numbers |= {name + SPLITS[split]: value for name, value in found.items()}
     write_file(test_file, json.dumps(numbers, indent=1) + "\n")
     return numbers
 

@@ -5,14 +5,14 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from eve_vl.config import Config
+from eve_vl.config import Config, RetrievalConfig, TaskConfig
 from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
@@ -36,27 +36,27 @@ def evaluate_run(
     num_samples: int,
     sources: Sequence[Source[Any]] | None = None,
     *,
-    rerank: int | None = None,
+    search: Mapping[str, int | bool] | None = None,
     predictions: Path | None = None,
 ) -> dict[str, float]:
     """Return the task's numbers for a loaded run on other sources, or on its own validation sources; deterministic.
 
     In float32, so that no number depends on the size of a batch. VQA gets the baselines `vqa_acc_blind` and
     `vqa_acc_majority` beside it, if the run's training questions can be read.
-    rerank: for retrieval, instead of task.rerank. predictions: where to write the file that the official server takes.
+    search: for retrieval, values of the run's task section to search with instead, as `rerank`. predictions: where to write
+    the file that the official server takes.
     Raises UserError.
     """
     data = dataclasses.replace(run.config.data, val_samples=num_samples)
-    config = dataclasses.replace(run.config, data=data)
+    config = dataclasses.replace(run.config, data=data, task=_searching(run.config.task, search or {}))
     if sources is None:
         sources = open_train_and_val(config, TASKS[config.task.name].dataset.kind)[1]
-    if rerank is not None:
-        _check_rerank(run, rerank)
     num_rows = sum(map(len, sources))
     if predictions is not None and num_samples < num_rows:
         raise UserError(f"--predictions: the server wants all {num_rows} rows, but --samples is {num_samples}; leave it out")
     dataset = eval_dataset(config, sources, run.tokenizer)
-    if rerank and isinstance(dataset, SearchSet) and rerank > dataset.num_candidates:
+    rerank = (search or {}).get("rerank", 0)
+    if isinstance(dataset, SearchSet) and rerank > dataset.num_candidates:
         raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
     loader = eval_loader(dataset, batch_size=EVAL_BATCH, rank=0, world=1)
     device = next(run.task.parameters()).device
@@ -64,7 +64,8 @@ def evaluate_run(
         raise UserError(f"--predictions: a {config.task.name} run has no official prediction file")
     with evaluation_batches(run.task, loader, device, torch.float32) as batches:
         if isinstance(run.task, Retrieval):
-            return run.task.evaluate(batches, rerank)
+            assert isinstance(config.task, RetrievalConfig)
+            return run.task.evaluate(batches, config.task.rerank)
         if isinstance(run.task, MaskedSignal):
             return run.task.evaluate(batches)
         if isinstance(run.task, VQA):
@@ -93,14 +94,17 @@ def verdicts_file(rows: Sequence[Judged]) -> str:
     return text.getvalue()
 
 
-def _check_rerank(run: LoadedRun, rerank: int) -> None:
-    """Raise UserError if the run cannot re-rank so many candidates."""
-    if not isinstance(run.task, Retrieval):
-        raise UserError(f"--rerank is for retrieval runs; this is a {run.config.task.name} run")
-    if rerank < 0:
-        raise UserError(f"--rerank {rerank} is negative")
-    if rerank and run.task.contrast.match_head is None:
-        raise UserError("--rerank: this run has no matching head (task.itm_weight is 0); give --rerank 0")
+def _searching(task: TaskConfig, search: Mapping[str, int | bool]) -> TaskConfig:
+    """Return a task section with other values for the search. Raises UserError if they do not fit the run."""
+    if not search:
+        return task
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in search)
+    if not isinstance(task, RetrievalConfig):
+        raise UserError(f"{flags}: for retrieval runs; this is a {task.name} run")
+    changed = dataclasses.replace(task, **search)
+    if problems := changed.problems():
+        raise UserError(f"{flags}: {'; '.join(problems)}")
+    return changed
 
 
 def _vqa_baselines(config: Config, rows: Sequence[Answered]) -> dict[str, float]:

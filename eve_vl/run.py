@@ -196,7 +196,7 @@ def train(config: Config, *, must_resume: bool = False, with_report: bool = True
 
     must_resume: refuse to start anew. Only the main process returns a path, with with_report. Raises UserError.
     """
-    config = with_absolute_paths(config)
+    config = with_init_tokenizer(with_absolute_paths(config))
     device = pick_device(config.train.device)
     distributed.setup(device)
     set_threads(config)
@@ -341,6 +341,14 @@ def with_absolute_paths(config: Config) -> Config:
     if isinstance(task, VQAConfig):
         task = dataclasses.replace(task, answers=absolute_path(task.answers))
     return dataclasses.replace(config, data=data, tokenizer=tokenizer, task=task, init=absolute_path(config.init))
+
+
+def with_init_tokenizer(config: Config) -> Config:
+    """Return the config with the vocabulary that comes along from an --init run. Raises UserError."""
+    if config.init is None:
+        return config
+    vocab_size = read_config(settings_folder(config.init, config.scratch)).tokenizer.vocab_size
+    return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=vocab_size))
 
 
 def seed_everything(seed: int) -> None:

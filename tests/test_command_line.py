@@ -38,7 +38,7 @@ REST = """
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {
-    EvaluateArgs: f"{SOURCE} --data --samples --rerank --predictions --json",
+    EvaluateArgs: f"{SOURCE} --data --samples --rerank --captions-per-image --merge-captions --predictions --json",
     CheckArgs: f"{SOURCE} --kind --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json",

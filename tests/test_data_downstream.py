@@ -2,11 +2,11 @@
 
 import itertools
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cards import picture
@@ -15,7 +15,7 @@ from twins import ListSource, noise, pairs, questions, statements, tiny_config, 
 
 from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data.batch import CaptionBatch, Sample, SearchBatch
-from eve_vl.data.dataset import MaskedPairs, RowDataset, eval_positions
+from eve_vl.data.dataset import MaskedPairs, RowDataset, Rows, eval_positions
 from eve_vl.data.downstream import CaptionedPictures, Questions, SearchSet, Statements
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.records import ImageBytes, ImageQuestion, ImagesStatement, ImageText, Source
@@ -375,7 +375,7 @@ def test_scenes_open_as_what_a_task_needs(kind, dataset):
     loaded = dataset(sources, tiny_config(), TOKENIZER, training=False)
     batch = next(iter(eval_loader(loaded, batch_size=3, rank=0, world=1)))
     assert batch.images_BCHW.shape == (3, 3, 16, 16)
-    assert batch.where[0].startswith("scenes:val[")
+    assert batch.where[0] == "scenes:val[0]"
 
 
 def test_pictures_held_out_are_in_no_row_of_training(tmp_path: Path):
@@ -413,16 +413,27 @@ def test_pictures_held_out_are_on_neither_side_of_a_statement_in_training(tmp_pa
     assert 84 <= len(train) < 88  # beside the two, one to four that share a picture with them
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize(("limit", "expected"), [(5, 4), (12, 12), (1, 1), (23, 23), (100, 23)])
-def test_statements_are_validated_in_whole_groups(world, limit, expected):
-    rows = [statements(12), statements(11, name="other")]  # groups of two, one row alone
-    dataset = Statements(rows, tiny_config(data={"val_samples": limit}), TOKENIZER, training=False)
-    shares = [dataset.eval_batches(3, rank, world) for rank in range(world)]
-    assert shares == [dataset.eval_batches(3, rank, world) for rank in range(world)]
-    positions = [position for share in shares for batch in share for position in batch]
-    assert len(set(positions)) == len(positions)
-    assert expected - 1 <= len(positions) <= min(limit, 23)
-    groups = Counter((source, rows[source][row].group) for _, source, row in positions)
-    whole = Counter((source, rows[source][row].group) for source in (0, 1) for row in range(len(rows[source])))
-    assert limit == 1 or all(groups[group] == whole[group] for group in groups)
+def test_a_picture_held_out_of_one_source_is_in_no_other(tmp_path: Path):
+    for number in range(80):
+        (tmp_path / f"{number}.png").write_bytes(picture((number * 3, 255 - number, 100)))  # pyright: ignore[reportArgumentType]
+    for name, numbers in (("a", range(60)), ("b", range(80))):
+        lines = [{"image": f"{number}.png", "question": "what", "answer": "a colour"} for number in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = config_of(train=tuple(str(tmp_path / f"{name}.jsonl") for name in "ab"), val=("held-out",))
+    parts = open_train_and_val(config, "questions")
+    images = [{source[row].image.path for source in part for row in range(len(source))} for part in parts]
+    assert not images[0] & images[1]
+    assert [len(source) for source in parts[1]] == [2, 2]
+    assert len(images[0] | images[1]) == 80
+
+
+def test_groups_of_statements_are_known_only_as_a_whole(tmp_path: Path):
+    rows = statements(12)
+
+    def groups(source: Source[ImagesStatement], limit: int) -> set[str]:
+        dataset = Statements([source], tiny_config(data={"val_samples": limit}), TOKENIZER, training=False)
+        return {group for batch in eval_loader(dataset, batch_size=5, rank=0, world=1) for group in batch.groups}
+
+    assert groups(rows, 12) == {rows[row].group for row in range(12)}
+    assert groups(rows, 11) == {""}
+    assert groups(Rows(rows, np.arange(10)), 12) == {""}

@@ -25,6 +25,11 @@ def test_as_worked_out_by_hand():
     )
 
 
+def test_without_groups_there_is_no_consistency():
+    numbers = nlvr2.summary([True, False], [True, True], ["", ""])
+    assert numbers == {"nlvr2_acc": 0.5, "num_pairs": 2, "num_unlabelled": 0}
+
+
 def test_without_labels_there_is_nothing_to_score():
     assert nlvr2.summary([True], [None], ["a"]) == {"num_pairs": 1, "num_unlabelled": 1}
     assert nlvr2.summary([], [], []) == {"num_pairs": 0, "num_unlabelled": 0}

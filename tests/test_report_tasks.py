@@ -103,7 +103,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     shares = {name: value for name, value in numbers.items() if value <= 1 and not name.startswith("num")}
     shown = {
         "vqa": ["vqa_acc", "vqa_acc_blind", "vqa_acc_majority"],
-        "nlvr2": ["nlvr2_acc", "nlvr2_consistency"],
+        "nlvr2": ["nlvr2_acc"],
         "retrieval": ["tr1", "ir1", "tr1_itc_only", "ir1_itc_only"],
     }
     for name in shown[task]:
@@ -124,9 +124,7 @@ def test_baselines(runs: dict[str, Path]):
     picks = [rows[int(row)] for row in np.linspace(0, len(rows), NUM_VAL, endpoint=False).astype(int)]
     share = sum(row.label is True for row in picks) / len(picks)
     assert f"majority{percent(max(share, 1 - share))}" in page.text
-    groups = [row.group for row in picks]
-    by_luck = sum(0.5 ** groups.count(group) for group in set(groups)) / len(set(groups))
-    assert f"chance{percent(by_luck)}" in page.text
+    assert "Consistency" not in page.text  # a part of the statements tears their groups apart
     page, numbers = Page(runs["retrieval"] / "report.html"), evaluate_run(load_run(runs["retrieval"]), NUM_VAL)
     assert f"chance{percent(numbers['texts_per_image'] / numbers['num_texts'])}" in page.text
 

@@ -22,7 +22,7 @@ from eve_vl.train import distributed
 
 NUM_ROWS, WORLD = 8, 2
 PICTURES = (0, 1, 2, 1, 0, 3, 0, 4)  # captions of one picture in both processes
-EVALUATED = ("vqa", "nlvr2", "retrieval", "retrieval_itc")
+EVALUATED = ("vqa", "nlvr2", "retrieval", "retrieval_merged", "retrieval_itc")
 
 
 def share(x: Tensor) -> Tensor:

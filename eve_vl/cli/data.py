@@ -9,7 +9,7 @@ from typing import Literal
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import SourceArgs, parse, say, write_json, write_text
+from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write_json, write_text
 from eve_vl.config import TokenizerConfig
 from eve_vl.errors import UserError
 
@@ -41,6 +41,7 @@ class TokenizerArgs(SourceArgs):
 def run_data_check(argv: Sequence[str]) -> None:
     """Read every row and picture once and list what is broken: eve data check PATH [flags]."""
     args = parse(CheckArgs, argv, "eve data check", run_data_check.__doc__)
+    check_writable(args.json)
     from eve_vl.data.check import check_source
     from eve_vl.data.readers import guess_kind
 
@@ -58,6 +59,7 @@ def run_data_check(argv: Sequence[str]) -> None:
 def run_tokenizer_train(argv: Sequence[str]) -> None:
     """Train a byte-level BPE on captions: eve tokenizer train PATH … [flags]."""
     args = parse(TokenizerArgs, argv, "eve tokenizer train", run_tokenizer_train.__doc__)
+    check_writable(args.out)
     from eve_vl.run import train_tokenizer
 
     problems = TokenizerConfig(vocab_size=args.vocab_size).problems()

@@ -27,10 +27,20 @@ class EvaluateArgs(SourceArgs):
     """Evaluate on this many rows at most, spread evenly."""
     rerank: int | None = None
     """Retrieval: best candidates of each query that the matching head puts in order; 0: none; default: the run's own."""
+    captions_per_image: int | None = None
+    """Retrieval: captions of each picture to search among; 0: all; default: the run's own."""
+    merge_captions: bool | None = None
+    """Retrieval: captions in the same words are one, true of every picture that has it; COCO and Flickr30K: False; default:
+    the run's own."""
     predictions: Path | None = None
     """VQA and NLVR2: also write the file that the official server takes."""
     json: Path | None = None
     """Also write the numbers to this file."""
+
+    def search(self) -> dict[str, int | bool]:
+        """Return what is given of task.rerank and its like."""
+        values = {name: getattr(self, name) for name in ("rerank", "captions_per_image", "merge_captions")}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +91,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     sources = args.open(args.data, run.config.model.image_size, kind) if args.data else None
     if sources is None and args.data_config() != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
-    numbers = evaluate_run(run, args.samples, sources, rerank=args.rerank, predictions=args.predictions)
+    numbers = evaluate_run(run, args.samples, sources, search=args.search(), predictions=args.predictions)
     say(
         "\n".join(
             f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}" for name, value in numbers.items()
@@ -93,6 +103,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
 def run_inspect(argv: Sequence[str]) -> None:
     """Show shapes, parameters and FLOPs of a recipe or a run: eve inspect RECIPE|RUN."""
     args = parse(InspectArgs, argv, "eve inspect", run_inspect.__doc__)
+    check_writable(args.json)
     from eve_vl.inspect import inspect_config, inspect_run
 
     is_run = args.what not in PRETRAIN and Path(args.what).exists()
@@ -104,6 +115,7 @@ def run_inspect(argv: Sequence[str]) -> None:
 def run_report(argv: Sequence[str]) -> None:
     """Write a self-contained HTML page about a run: eve report RUN [flags]."""
     args = parse(ReportArgs, argv, "eve report", run_report.__doc__)
+    check_writable(args.out)
     from eve_vl.report import write_report
 
     say(f"report: {write_report(args.run, args.out)}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import parse, say, write_bytes, write_json
+from eve_vl.cli.common import check_writable, parse, say, write_bytes, write_json
 from eve_vl.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class EncodeArgs(_RunArgs):
 def run_answer(argv: Sequence[str]) -> None:
     """Answer a question about a picture: eve answer RUN IMAGE "QUESTION"."""
     args = parse(AnswerArgs, argv, "eve answer", _help(run_answer, 'runs/vqa/scenes photo.png "what color is the star"'))
+    check_writable(args.json)
     answers = _load(args.run).answer(args.image, args.question, args.top)
     say("\n".join(f"{each.probability:7.4f}  {each.answer}" for each in answers))
     write_json(args.json, {"answers": [dataclasses.asdict(each) for each in answers]})
@@ -143,6 +144,7 @@ def run_answer(argv: Sequence[str]) -> None:
 def run_match(argv: Sequence[str]) -> None:
     """Tell how likely a picture and a text belong together: eve match RUN IMAGE "TEXT"."""
     args = parse(MatchArgs, argv, "eve match", _help(run_match, 'runs/retrieval/scenes photo.png "a red star at the top"'))
+    check_writable(args.json)
     probability = _load(args.run).match(args.image, args.text)
     say(f"{probability:.4f}")
     write_json(args.json, {"probability": probability})
@@ -152,6 +154,7 @@ def run_judge(argv: Sequence[str]) -> None:
     """Judge a statement about two pictures: eve judge RUN LEFT RIGHT "STATEMENT"."""
     example = 'runs/nlvr2/scenes left.png right.png "both pictures contain a star"'
     args = parse(JudgeArgs, argv, "eve judge", _help(run_judge, example))
+    check_writable(args.json)
     judgement = _load(args.run).judge(args.left, args.right, args.statement)
     say(f"{str(judgement.verdict).lower()} (probability of being true {judgement.probability:.4f})")
     write_json(args.json, dataclasses.asdict(judgement))
@@ -160,6 +163,7 @@ def run_judge(argv: Sequence[str]) -> None:
 def run_fill_mask(argv: Sequence[str]) -> None:
     """Guess the hidden words of a caption: eve fill-mask RUN IMAGE "a [MASK] circle"."""
     args = parse(FillMaskArgs, argv, "eve fill-mask", _help(run_fill_mask, 'runs/scenes photo.png "a [MASK] circle"'))
+    check_writable(args.json)
     filled = _load(args.run).fill_mask(args.image, args.text, args.top)
     say(filled.text)
     for number, guesses in enumerate(filled.guesses, start=1):
@@ -171,6 +175,7 @@ def run_reconstruct(argv: Sequence[str]) -> None:
     """Hide most of a picture and rebuild it from its caption: eve reconstruct RUN IMAGE "TEXT" --out pic.png."""
     example = 'runs/scenes photo.png "big red star top left" --out rebuilt.png'
     args = parse(ReconstructArgs, argv, "eve reconstruct", _help(run_reconstruct, example))
+    check_writable(args.out)
     _picture_format(args.out)
     shown = _load(args.run).reconstruct(args.image, args.text, share=args.share, seed=args.seed)
     _write_pictures(args.out, [shown.original, shown.masked, shown.rebuilt])
@@ -181,6 +186,7 @@ def run_look(argv: Sequence[str]) -> None:
     """Show where in a picture the answer comes from (Grad-CAM): eve look RUN IMAGE "TEXT" --word star --out heat.png."""
     example = 'runs/vqa/scenes photo.png "what color is the star" --word star --out heat.png'
     args = parse(LookArgs, argv, "eve look", _help(run_look, example))
+    check_writable(args.out, args.json)
     _picture_format(args.out)
     images = args.image if args.right is None else [args.image, args.right]
     found = _load(args.run).look(images, args.text, word=args.word, answer=args.answer, block=args.block)
@@ -195,6 +201,7 @@ def run_encode(argv: Sequence[str]) -> None:
     """Write features of pictures and texts to a NumPy file: eve encode RUN PATH … --texts "TEXT" … --out features.npz."""
     example = 'runs/retrieval/scenes photos/*.png --texts "a star" "a ring" --out features.npz'
     args = parse(EncodeArgs, argv, "eve encode", _help(run_encode, example))
+    check_writable(args.out)
     if not args.images and not args.texts:
         raise UserError("nothing to encode: name picture files, or texts with --texts")
     import numpy as np

@@ -18,8 +18,8 @@ class DataConfig:
     train_weights: tuple[float, ...] = ()
     """Share of each training source in an epoch, any scale; empty: by size."""
     val: tuple[str, ...] = ("scenes:val",)
-    """Validation sources; or the word held-out: one training picture in 50, then left out of training, in statements also as
-    the second picture."""
+    """Validation sources; or the word held-out: one training picture in 50, with all its rows in all sources, and in statements
+    what shares a picture with them, then left out of training."""
     val_samples: int = 1000
     """Validate on this many pairs at most, spread evenly over the sources."""
     format: str = "auto"

@@ -86,7 +86,7 @@ class RetrievalConfig:
         """What is wrong with these values, one sentence each."""
         found = negative(self, "itm_weight projection_dim rerank captions_per_image") + not_positive(self, "itc_weight")
         if not found and self.rerank and not self.itm_weight:
-            found.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: give --task.rerank 0")
+            found.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too")
         return found
 
 
@@ -115,7 +115,7 @@ class NLVR2Config:
     name: tyro.conf.Suppress[Literal["nlvr2"]] = "nlvr2"
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER); compare: the two
-    states, their distance and their product (InferSent), which learns soonest."""
+    states, standardised, their distance and their product (InferSent), which small models learn with soonest."""
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""

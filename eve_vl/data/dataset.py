@@ -100,6 +100,19 @@ class RowDataset(Dataset[Sample]):
         return self.tokenizer.encode(text, self.config.model.text_length)[0]
 
 
+class Rows:
+    """Some rows of a source, itself a source."""
+
+    def __init__(self, source: Source[Any], rows: np.ndarray):
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int, /) -> Any:
+        return self.source[int(self.rows[index])]
+
+
 class MaskedPairs(RowDataset):
     """Pairs with masks. In evaluation the first caption is used, and each sample brings a wrong partner: the pair half the
     data away or, if that shares a caption with it, one drawn at random."""

@@ -1,6 +1,7 @@
 """Datasets of the downstream tasks: captioned pictures to tell apart and to search among, questions, statements."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +17,13 @@ from eve_vl.data.batch import (
     StatementBatch,
     StatementSample,
 )
-from eve_vl.data.dataset import SAMPLE, Position, RowDataset, chunks, eval_positions, picture_key
+from eve_vl.data.dataset import SAMPLE, Position, RowDataset, Rows, chunks, eval_positions, picture_key
 from eve_vl.data.masking import generator
 from eve_vl.data.records import ImageText, Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
 
-GROUPS = 5  # purpose of a random stream, beside those of other datasets and the loader
 PICTURE, TEXT = 0, 1  # the "source" in positions of a SearchSet
 
 
@@ -170,31 +170,16 @@ class Questions(RowDataset):
 
 
 class Statements(RowDataset):
-    """Statements about two pictures. Evaluation that takes a part of the rows takes whole groups, for consistency."""
+    """Statements about two pictures. Their groups are known only where all rows are gone through: a part of them, or of a
+    source, tears groups apart, and then there is no consistency."""
 
     kind = "statements"
     batch = StatementBatch
 
-    def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
-        """Return this process's share of at most data.val_samples rows: groups in random order, until one does not fit."""
-        limit = self.config.data.val_samples
-        if sum(map(len, self.sources)) <= limit:
-            return super().eval_batches(batch_size, rank, world)
-        groups: dict[tuple[int, str | int], list[Position]] = {}
-        for source, rows in enumerate(self.sources):
-            for row in range(len(rows)):
-                try:
-                    group = rows[row].group
-                except BadSampleError:
-                    group = row  # the loader will count it
-                groups.setdefault((source, group), []).append((0, source, row))
-        drawn = list(groups.values())
-        positions: list[Position] = []
-        for index in generator(self.seed, GROUPS).permutation(len(drawn)).tolist():
-            if len(positions) + len(drawn[index]) > limit:
-                break
-            positions += drawn[index]
-        return chunks(sorted(positions or drawn[0][:limit])[rank::world], batch_size)
+    def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
+        super().__init__(sources, config, tokenizer, training=training)
+        is_all = sum(map(len, sources)) <= config.data.val_samples
+        self.has_groups = is_all and not any(isinstance(source, Rows) for source in sources)
 
     def load(self, epoch: int, source: int, row: int) -> StatementSample:
         """Return one statement. Raises BadSampleError, in training also where the label is kept back."""
@@ -210,6 +195,6 @@ class Statements(RowDataset):
             statement=claimed.statement,
             label=claimed.label,
             identifier=claimed.identifier,
-            group=claimed.group,
+            group=claimed.group if self.has_groups else "",
             where=claimed.where,
         )

@@ -5,6 +5,7 @@ neither the number of processes nor of workers nor a restart changes what is see
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import compress
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from eve_vl.config import HELD_OUT, Config, DataConfig
-from eve_vl.data.dataset import Kind, Position, RowDataset, picture_key
+from eve_vl.data.dataset import Kind, Position, RowDataset, Rows, picture_key
 from eve_vl.data.masking import generator
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImagesStatement, Source
@@ -49,26 +50,32 @@ def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: 
 
 
 def open_train_and_val(config: Config, kind: Kind = "captions") -> tuple[list[Source[Any]], list[Source[Any]]]:
-    """Open the training and validation sources of a run; `held-out` takes rows away from training. Raises UserError."""
+    """Open the training and validation sources of a run. Raises UserError.
+
+    `held-out` takes some of each training source, and away from training every row that shows a picture of these, in any
+    source and on either side of a statement.
+    """
     train = open_sources(config.data.train, config.data, config.model.image_size, kind)
     if config.data.val != (HELD_OUT,):
         return train, open_sources(config.data.val, config.data, config.model.image_size, kind)
-    splits = [_hold_out(source) for source in train]
-    if not all(len(kept) and len(held) for kept, held in splits):
-        raise UserError(f"data.val {HELD_OUT}: a training source with so few pictures cannot be split; name validation pairs")
-    return [kept for kept, _ in splits], [held for _, held in splits]
+    pictures = [[_picture_keys(source, row) for row in range(len(source))] for source in train]
+    held = [_held_out(keys) for keys in pictures]
+    shown = {key for rows, is_held in zip(pictures, held, strict=True) for keys in compress(rows, is_held) for key in keys}
+    kept = [np.array([shown.isdisjoint(keys) for keys in rows]) for rows in pictures]
+    if not all(is_kept.any() and is_held.any() for is_kept, is_held in zip(kept, held, strict=True)):
+        raise UserError(f"data.val {HELD_OUT}: a training source with so few pictures cannot be split; name validation data")
+    return _parts(train, kept), _parts(train, held)
 
 
-def _hold_out(source: Source[Any]) -> tuple[Source[Any], Source[Any]]:
-    """Split a source by its (first) pictures, so that the rows of one picture fall on one side; rows that show a held-out
-    row's picture beside another one (NLVR2) are on neither."""
-    pictures = [_picture_keys(source, row) for row in range(len(source))]
+def _parts(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:
+    return [Rows(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]
+
+
+def _held_out(pictures: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Return which rows of a source are held out, bool, by their (first) picture, so that the rows of one fall on one side."""
     distinct = sorted({keys[0] for keys in pictures if keys})
-    first = set(distinct[: min(max(2, len(distinct) // HELD_OUT_EVERY), len(distinct) // 2)])
-    is_held = np.array([bool(keys) and keys[0] in first for keys in pictures])
-    shown = {key for keys, held in zip(pictures, is_held, strict=True) if held for key in keys}
-    is_kept = np.array([shown.isdisjoint(keys) for keys in pictures])
-    return Rows(source, np.flatnonzero(is_kept)), Rows(source, np.flatnonzero(is_held))
+    held = set(distinct[: min(max(2, len(distinct) // HELD_OUT_EVERY), len(distinct) // 2)])
+    return np.array([bool(keys) and keys[0] in held for keys in pictures])
 
 
 def _picture_keys(source: Source[Any], row: int) -> tuple[int, ...]:
@@ -79,19 +86,6 @@ def _picture_keys(source: Source[Any], row: int) -> tuple[int, ...]:
         return ()
     images = (record.left, record.right) if isinstance(record, ImagesStatement) else (record.image,)
     return tuple(picture_key(image, record.where) for image in images)
-
-
-class Rows:
-    """Some rows of a source, itself a source."""
-
-    def __init__(self, source: Source[Any], rows: np.ndarray):
-        self.source, self.rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int, /) -> Any:
-        return self.source[int(self.rows[index])]
 
 
 def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 
 def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Sequence[str]) -> dict[str, float]:
-    """Return the numbers of a set of pairs; the three sequences run over the pairs, None is a label that was kept back.
+    """Return the numbers of a set of pairs; the three sequences run over the pairs, None is a label that was kept back, and
+    groups are "" where they are not known.
 
     nlvr2_acc: share of labelled pairs judged right. nlvr2_consistency: share of statements (groups) whose labelled pairs
     are all judged right; a group without a labelled pair does not count. num_pairs: all of them. num_unlabelled: those
-    without a label, which are not scored. Without any label, both shares are left out.
+    without a label, which are not scored. Without any label, both shares are left out, without groups the second.
     """
     is_right: dict[str, list[bool]] = {}
     for guess, label, group in zip(predicted, labels, groups, strict=True):
@@ -18,5 +19,6 @@ def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Se
     found: dict[str, float] = {}
     if num_labelled:
         found["nlvr2_acc"] = sum(map(sum, is_right.values())) / num_labelled
-        found["nlvr2_consistency"] = sum(map(all, is_right.values())) / len(is_right)
+        if any(groups):
+            found["nlvr2_consistency"] = sum(map(all, is_right.values())) / len(is_right)
     return found | {"num_pairs": len(labels), "num_unlabelled": len(labels) - num_labelled}

@@ -62,14 +62,20 @@ class PairedAttentionHead(nn.Module):
 
 class CompareHead(nn.Module):
     """Two states, their distance and their product to two classes (InferSent, Conneau et al. 2017): whether the two say the
-    same is there from the start, where a classifier of the states alone must first learn to compare."""
+    same is there from the start, where a classifier of the states alone must first learn to compare.
+
+    States come standardised (batch normalisation without weights, as in MAE's linear probes; each process by its own rows):
+    most of a [CLS] state is the same for all inputs, and an encoder whose head is still ignorant would make it more so.
+    """
 
     def __init__(self, embed_dim: int):
         super().__init__()
+        self.norm = nn.BatchNorm1d(embed_dim, affine=False)
         self.classify = MLPHead(4 * embed_dim, 2 * embed_dim, 2)
 
     def forward(self, left_BD: Tensor, right_BD: Tensor) -> Tensor:
         """Two times (B, D) to logits (B, 2)."""
+        left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD]).float()).chunk(2)
         return self.classify(torch.cat([left_BD, right_BD, (left_BD - right_BD).abs(), left_BD * right_BD], dim=1))
 
 

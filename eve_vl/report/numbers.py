@@ -51,13 +51,15 @@ def nlvr2_numbers(headline: Headline, baselines: VerdictBaselines | None) -> str
     ]
     if baselines is not None:
         cards.append(_share("majority", baselines.majority, "Always giving the more frequent verdict of these statements."))
+    body = card_group("Verdicts", verdict, cards)
+    if "nlvr2_consistency" not in values:  # known where all statements were gone through
+        return numbers_section(headline, body)
     sentence = "Share of statements of which every pair of pictures is judged right."
     consistency = [_share("nlvr2_consistency", values["nlvr2_consistency"], sentence, is_main=True)]
     if baselines is not None:
         sentence = "Tossing a coin: the more pairs a statement has, the less often all are right by luck."
         consistency.append(_share("chance", baselines.chance_consistency, sentence))
-    body = card_group("Verdicts", verdict, cards) + card_group("Consistency", "", consistency)
-    return numbers_section(headline, body)
+    return numbers_section(headline, body + card_group("Consistency", "", consistency))
 
 
 def retrieval_numbers(headline: Headline, rerank: int) -> str:

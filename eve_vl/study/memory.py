@@ -157,7 +157,7 @@ def run_probe(probe: Probe, device: torch.device) -> Peak:
     config = probe.config
     dtype = pick_dtype(config.train.dtype, device)
     task = with_quick_weights(config, device)
-    optimizer = build_optimizer(task.named_parameters(), config.train)
+    optimizer = build_optimizer(task.named_parameters(), config.train, products=dtype)
     for parameter in task.parameters():  # the optimiser's state exists before activations do, as from the second step on
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -173,7 +173,7 @@ class Switchboard:
 
     def optimizer(self) -> float:
         """Return the seconds of clipping and one optimiser step, on the gradients of the last task."""
-        optimizer = build_optimizer(self.task.named_parameters(), self.config.train)
+        optimizer = build_optimizer(self.task.named_parameters(), self.config.train, products=self.dtype)
 
         def run() -> None:
             nn.utils.clip_grad_norm_(self.task.parameters(), 1.0)

@@ -17,7 +17,9 @@ def render(speed: Speed, console: Console) -> None:
     """Print time and arithmetic, memory, and the rival against EVE by decoder depth."""
     console.print(headline(speed), highlight=False)
     console.print(_times(speed))
-    console.print(f"optimiser (clipping and AdamW): {speed.optimizer_seconds:.3g} s per step", highlight=False)
+    console.print(
+        f"optimiser (clipping and {speed.config.train.optimizer}): {speed.optimizer_seconds:.3g} s per step", highlight=False
+    )
     if speed.rows[0].memory is not None:
         console.print(_memory(speed))
     console.print(_by_depth(speed))
