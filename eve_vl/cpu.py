@@ -7,6 +7,11 @@ MALLOC = {"MMAP_THRESHOLD": (-3, 1 << 30), "TRIM_THRESHOLD": (-1, (1 << 31) - 1)
 """glibc's names of what `keep_memory` sets, mallopt's numbers for them, and the values (bytes)."""
 
 
+def usable_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def keep_memory() -> None:
     """Tell glibc to keep freed memory: giving big tensors back to the system and getting them again costs more than the
     arithmetic on them (activations of a small model are 2–3 times slower without this). Each process must ask for itself."""

@@ -7,7 +7,6 @@ small models. The runs from random weights need only the shape and the tokenizer
 import contextlib
 import json
 import multiprocessing
-import os
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from eve_vl.config import Config
-from eve_vl.cpu import keep_memory
+from eve_vl.cpu import keep_memory, usable_cores
 from eve_vl.errors import UserError
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.train.checkpoint import write_file
@@ -64,7 +63,7 @@ def run_demo(out: Path, console: Console, num_test: int = NUM_TEST) -> Path:
     """
     start = time.perf_counter()
     configs = plan(out)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     at_once = min(2, cores)
     configs = {name: replace(config, train=replace(config.train, threads=cores // at_once)) for name, config in configs.items()}
     out.mkdir(parents=True, exist_ok=True)

@@ -261,7 +261,8 @@ class Eve:
         config = self.run.config
         init = self.run.folder if isinstance(self.task, MaskedSignal) else config.init or "PRETRAINED"
         if call in FINETUNED_FOR:
-            how = f"eve finetune {FINETUNED_FOR[call]} --init {init}"
+            small = "demo_" if self.model.image_size < 224 else ""
+            how = f"eve finetune {small}{FINETUNED_FOR[call]} --init {init}"
         elif isinstance(self.task, MaskedSignal):
             weight = "mlm_weight" if call == "fill_mask" else "mim_weight"
             how = f"eve pretrain with task.{weight} above 0 (here it is 0)"

@@ -202,7 +202,7 @@ def _question(
         return _Question(logits=lambda: match_logits(task, batch), classes_R=first, words="the match")
     if not (isinstance(task, MaskedSignal) and task.settings.mlm_weight):
         raise UserError(f"a run of task {run.config.task.name} without task.mlm_weight and task.itm_weight looks for nothing")
-    raise UserError("a pre-trained run looks for a hidden word: name a word of the text")
+    raise UserError("a pre-trained run looks for a hidden word: name a word of the text with --word (word=)")
 
 
 def can_contrast(task: AnyTask) -> TypeGuard[Retrieval | MaskedSignal]:

@@ -25,6 +25,7 @@ from eve_vl.config import (
     from_dict,
     to_dict,
 )
+from eve_vl.cpu import usable_cores
 from eve_vl.data.answers import answers_of, closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.downstream import SearchSet
@@ -124,7 +125,7 @@ def read_config(folder: Path) -> Config:
 def set_threads(config: Config) -> None:
     """Give this process the threads of train.threads, else of OMP_NUM_THREADS, else its share of the cores."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // local
+    cores = usable_cores() // local
     asked = config.train.threads or int(os.environ.get("OMP_NUM_THREADS", "0"))
     torch.set_num_threads(asked or max(1, cores))
 
@@ -274,9 +275,14 @@ def require_labels(config: Config, sources: Sequence[Source[Any]]) -> None:
                 if record.answers if isinstance(record, ImageQuestion) else record.label is not None:
                     return
     missing = "answer" if isinstance(config.task, VQAConfig) else "label"
+    if config.data.val == (HELD_OUT,):
+        raise UserError(
+            f"data.train {' '.join(config.data.train)}: no {missing} among the first {LABELS_PROBED} rows held out; if a "
+            "column of another name has them, give --data.label-column"
+        )
     raise UserError(
         f"data.val {' '.join(config.data.val)}: no {missing} among its first {LABELS_PROBED} rows, so the best weights cannot "
-        "be chosen; name validation data that has them, or held-out"
+        f"be chosen; name validation data that has them, or {HELD_OUT}"
     )
 
 

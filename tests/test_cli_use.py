@@ -146,7 +146,7 @@ def test_encode(eve, folder):
         (("answer", "vqa", "9.png", "x"), "image: no such file: 9.png"),
         (("answer", "vqa", "vqa/state.json", "x"), "vqa/state.json: not a picture in a known format"),
         (("answer", "vqa", "0.png", " "), "text is empty"),
-        (("answer", "masked", "0.png", "x"), "to get one that allows answer: eve finetune vqa --init masked"),
+        (("answer", "masked", "0.png", "x"), "to get one that allows answer: eve finetune demo_vqa --init masked"),
         (("match", "vqa", "0.png", "x"), "vqa is a run of task vqa, which allows encode_image, encode_text, answer, look"),
         (("fill-mask", "masked", "0.png", "a circle"), "write [MASK] in the text"),
         (("reconstruct", "masked", "0.png", "a", "--out", "a.xyz"), "a.xyz: cannot write pictures with the ending '.xyz'"),

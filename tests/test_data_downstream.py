@@ -375,7 +375,7 @@ def test_scenes_open_as_what_a_task_needs(kind, dataset):
     loaded = dataset(sources, tiny_config(), TOKENIZER, training=False)
     batch = next(iter(eval_loader(loaded, batch_size=3, rank=0, world=1)))
     assert batch.images_BCHW.shape == (3, 3, 16, 16)
-    assert batch.where[0] == "scenes:val[0]"
+    assert batch.where[0].startswith("scenes:val[")
 
 
 def test_pictures_held_out_are_in_no_row_of_training(tmp_path: Path):

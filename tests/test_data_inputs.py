@@ -110,7 +110,7 @@ def test_a_mode_that_png_lacks_becomes_rgb():
         (torch.zeros(3, 20, 30, dtype=torch.int32), "tensor of int32, expected uint8"),
         (Image.new("F", (20, 20)), "32-bit numbers of unknown range"),
         (Image.new("I", (20, 20)), "32-bit numbers of unknown range"),
-        (7, "got int, expected a path, bytes, a PIL image, an array or a tensor, or a list of them"),
+        (7, "got int, expected a path, bytes, a PIL image, an array or a tensor"),
         (None, "got NoneType, expected a path"),
         (np.zeros((2, 30, 3), np.uint8), "image is 30x2 pixels, smaller than a patch (4)"),
     ],
@@ -145,8 +145,8 @@ def test_texts_lose_the_space_around_them():
     [
         ("", "text is empty"),
         (["a", "  "], "text 1 is empty"),
-        (3, "text: got int, expected a text or a list of texts"),
-        (["a", None], "text 1: got NoneType, expected a text"),
+        (3, "text: got int, expected one text"),
+        (["a", None], "text 1: got NoneType, expected one text"),
     ],
 )
 def test_what_is_no_text_is_named(texts, message):

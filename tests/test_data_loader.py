@@ -249,7 +249,13 @@ def test_eval_positions_are_spread_evenly_without_repeats(lengths, num):
     flat = [starts[source] + row for _, source, row in positions]
     assert all(0 <= row < lengths[source] for _, source, row in positions)
     assert flat == sorted(flat)
-    assert flat == [i * total // len(flat) for i in range(len(flat))]
+    assert all(i * total // len(flat) <= row < (i + 1) * total // len(flat) for i, row in enumerate(flat))
+    assert positions == eval_positions(lengths, num)
+
+
+def test_rows_that_alternate_are_both_evaluated():
+    rows = [row % 2 for _, _, row in eval_positions([400], 100)]
+    assert 30 < sum(rows) < 70
 
 
 def eval_rows(config: Config, source: ListSource, *, batch_size: int, rank: int = 0, world: int = 1) -> list[tuple[Any, ...]]:
@@ -272,8 +278,8 @@ def test_evaluation_sees_the_same_samples_whoever_loads_them():
     shares = [eval_rows(config_of(), source, batch_size=2, rank=rank, world=3) for rank in range(3)]
     assert [shares[index % 3][index // 3] for index in range(11)] == expected
     few = eval_rows(tiny_config(data={"val_samples": 4}), source, batch_size=4)
-    assert [own[0] for own, _ in few] == ["list:0", "list:2", "list:5", "list:8"]
-    assert few[2] == expected[5]
+    picks = [row for _, _, row in eval_positions([11], 4)]
+    assert few == [expected[row] for row in picks]
 
 
 def test_wrong_partner_never_shares_a_caption():
@@ -288,7 +294,7 @@ def test_wrong_partner_never_shares_a_caption():
 
 def test_a_set_of_one_caption_has_no_wrong_partner():
     row = pairs(1)[0]
-    with pytest.raises(UserError, match="no pair with another caption"):
+    with pytest.raises(UserError, match="among the 2 validation pairs there is none with another caption"):
         eval_rows(config_of(), ListSource([row, replace(row, where="list:1")]), batch_size=2)
 
 

@@ -68,6 +68,24 @@ def test_vilt_pairs(root: Path):
 # COCO
 
 
+def test_coco_captions_with_a_folder_for_each_year(root: Path):
+    """annotations/captions_train2014.json beside train2014/, and the same for val2014, with one image root for both."""
+    (root / "annotations").mkdir()
+    for subset in ("train2014", "val2014"):
+        (root / subset).mkdir()
+        (root / subset / "9.png").write_bytes(picture("red"))
+        document = {"images": [{"id": 9, "file_name": "9.png"}], "annotations": [{"image_id": 9, "caption": subset}]}
+        path = write_json(root / "annotations" / f"captions_{subset}.json", document)
+        (row,) = rows_of(open_source(path, image_root=root))
+        assert row.image == ImageFile(path=root / subset / "9.png")
+        assert row.captions == (subset,)
+        (row,) = rows_of(open_source(path, image_root=root / subset))
+        assert row.image == ImageFile(path=root / subset / "9.png")
+    (root / "val2014" / "9.png").unlink()
+    with pytest.raises(UserError, match=r"no picture 9.png in .* or in its val2014; name their folder: --data.image-root"):
+        open_source(path, image_root=root)
+
+
 def test_coco_captions_opened_as_something_else(root: Path):
     document = {"images": [{"id": 9, "file_name": "red.png"}], "annotations": [{"id": 1, "image_id": 9, "caption": "a tray"}]}
     path = write_json(root / "captions_train2017.json", document)

@@ -262,7 +262,7 @@ def test_calls(name, task, calls):
             getattr(eve, call)(*arguments[call])
         message = str(error.value)
         assert message.startswith(f"{call}: tiny is a run of task {eve.run.config.task.name}, which allows encode_image, ")
-        how = {"match": "eve finetune retrieval", "answer": "eve finetune vqa", "judge": "eve finetune nlvr2"}
+        how = {"match": "eve finetune demo_retrieval", "answer": "eve finetune demo_vqa", "judge": "eve finetune demo_nlvr2"}
         assert how.get(call, "eve ") in message
         assert "\n" not in message
 

@@ -18,6 +18,7 @@ from report_page import Page, assert_self_contained, tiny
 from eve_vl import evaluation
 from eve_vl.cli import VERBS
 from eve_vl.config import Config
+from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImagePixels, ImageRef
 from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.tokenizer import Tokenizer
@@ -121,7 +122,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
 def test_baselines(runs: dict[str, Path]):
     page = Page(runs["nlvr2"] / "report.html")
     rows = SceneStatements(split="val", image_size=32)
-    picks = [rows[int(row)] for row in np.linspace(0, len(rows), NUM_VAL, endpoint=False).astype(int)]
+    picks = [rows[row] for _, _, row in eval_positions([len(rows)], NUM_VAL)]
     share = sum(row.label is True for row in picks) / len(picks)
     assert f"majority{percent(max(share, 1 - share))}" in page.text
     assert "Consistency" not in page.text  # a part of the statements tears their groups apart
@@ -211,7 +212,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     with torch.enable_grad():
         found = search.gather_searches(run, num_each=2, num_searched=40)
     rows = ScenePairs(split="val", image_size=32)
-    picks = np.linspace(0, len(rows), 40, endpoint=False).astype(int).tolist()
+    picks = [row for _, _, row in eval_positions([len(rows)], 40)]
     pictures = [pixels_of(rows[row].image) for row in picks]
     texts = list(dict.fromkeys(rows[row].captions[0] for row in picks))
     true = {(index, text) for index, row in enumerate(picks) for text in rows.true_captions(row)}

@@ -8,7 +8,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, SourceArgs, check_writable, parse, say, write_json
-from eve_vl.config import DataConfig, nearest
+from eve_vl.config import DataConfig
 from eve_vl.errors import UserError
 from eve_vl.recipes import PRETRAIN, get_recipe
 
@@ -73,7 +73,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
         raise UserError(usage)
     task = argv[0]
     if task not in TASK_NAMES:
-        raise UserError(f"no task {nearest(task, TASK_NAMES)}")
+        raise UserError(f"no task {nearest(task, TASK_NAMES)} (tasks: {', '.join(TASK_NAMES)})")
     args = parse(EvaluateArgs, argv[1:], f"eve evaluate {task}", run_evaluate.__doc__)
     check_writable(args.json, args.predictions)
     from eve_vl.evaluation import evaluate_run

@@ -31,7 +31,7 @@ EVAL_SEED = 0  # draws of evaluation do not depend on the seed of the run
 WHOLE = (1.0, 1.0)
 NAMES_A_SIDE = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)\w*", re.IGNORECASE)  # mirroring would make it false
 MAX_PARTNERS = 200  # tries to find a pair with another caption
-SAMPLE, PARTNER = 3, 4  # purposes of random streams, beside those of the loader
+SAMPLE, PARTNER, PICKS = 3, 4, 5  # purposes of random streams, beside those of the loader
 AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
     "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
@@ -155,7 +155,10 @@ class MaskedPairs(RowDataset):
             with contextlib.suppress(BadSampleError):
                 if captions.isdisjoint(self.sources[other][other_row].captions):
                     return self._load(epoch, other, other_row)
-        raise UserError(f"{self.sources[source][row].where}: no pair with another caption to compare with")
+        raise UserError(
+            f"{self.sources[source][row].where}: among the {sum(map(len, self.sources))} validation pairs there is none with "
+            "another caption, to compare with; give more pairs, or name other ones with --data.val"
+        )
 
 
 def picture_key(image: ImageRef, where: str) -> int:
@@ -178,9 +181,11 @@ def chunks(positions: list[Position], size: int) -> list[list[Position]]:
 
 
 def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
-    """Return at most num_samples positions, spread evenly over all rows of all sources."""
+    """Return at most num_samples positions, spread evenly over all rows of all sources; the same at each call."""
     total = sum(lengths)
-    picks = np.linspace(0, total, min(num_samples, total), endpoint=False).astype(int)
+    num = min(num_samples, total)
+    edges = np.arange(num + 1) * total // max(num, 1)
+    picks = generator(EVAL_SEED, PICKS).integers(edges[:-1], edges[1:])  # one of each stretch: rows may alternate
     ends = np.cumsum(lengths)
     sources = np.searchsorted(ends, picks, side="right")
     return [(0, int(source), int(pick - ends[source] + lengths[source])) for source, pick in zip(sources, picks, strict=True)]

@@ -132,7 +132,8 @@ def given_image(image: ImageLike, where: str = "image") -> GivenImage:
         case str() | Path():
             path = Path(image).expanduser()
             if not path.is_file():
-                raise UserError(f"{where}: no such file: {path}")
+                problem = "is a folder, name the pictures in it" if path.is_dir() else "no such file"
+                raise UserError(f"{where}: {problem}: {path}")
             return GivenImage(ref=ImageFile(path=path), where=str(path))
         case bytes():
             return GivenImage(ref=ImageBytes(data=image), where=where)
@@ -144,13 +145,15 @@ def given_image(image: ImageLike, where: str = "image") -> GivenImage:
             return GivenImage(ref=_from_tensor(image, where), where=where)
         case _ if isinstance(image, ImageRef):
             return GivenImage(ref=image, where=where)
-    raise UserError(f"{where}: got {type(image).__name__}, expected {_FORMS}, or a list of them")
+    if isinstance(image, list | tuple):
+        raise UserError(f"{where}: got a {type(image).__name__}, but this call takes one at a time")
+    raise UserError(f"{where}: got {type(image).__name__}, expected {_FORMS}")
 
 
 def given_text(text: str, where: str = "text") -> str:
     """Return one text without the space around it. Raises UserError for what is no text or empty."""
     if not isinstance(text, str):
-        raise UserError(f"{where}: got {type(text).__name__}, expected a text or a list of texts")
+        raise UserError(f"{where}: got {type(text).__name__}, expected one text")
     if not text.strip():
         raise UserError(f"{where} is empty")
     return text.strip()

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from eve_vl.config import HELD_OUT, Config, DataConfig
+from eve_vl.cpu import usable_cores
 from eve_vl.data.dataset import Kind, Position, RowDataset, Rows, picture_key
 from eve_vl.data.masking import generator
 from eve_vl.data.readers import open_source
@@ -154,7 +155,7 @@ def eval_loader(dataset: RowDataset, *, batch_size: int, rank: int, world: int) 
 
 
 def _loader(dataset: RowDataset, batches: object) -> DataLoader[Any]:
-    workers = dataset.config.data.num_workers
+    workers = min(dataset.config.data.num_workers, usable_cores())  # more only get in each other's way
     loader = DataLoader(
         dataset,
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]

@@ -22,6 +22,8 @@ class Captions:
 
     images: tuple[str, ...]
     text: str
+    folders: tuple[str, ...] = ()
+    """Where to look for pictures that are known by file name alone; none if the column holds whole paths."""
     optional: tuple[str, ...] = ()
 
     @staticmethod
@@ -38,12 +40,16 @@ class Captions:
         return cls(
             images=(common.pick_column(path, names, columns.image, common.IMAGE_COLUMNS, "image", "image"),),
             text=common.pick_column(path, names, columns.text, TEXT_COLUMNS, "caption", "text"),
+            folders=table.picture_folders,
         )
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageText:
         """Return a picture with its captions. Raises BadSampleError."""
+        image = common.field(fields, self.images[0], where)
         return ImageText(
-            image=common.image_ref(common.field(fields, self.images[0], where), root, where),
+            image=common.find_picture(str(image), root, self.folders, where)
+            if self.folders
+            else common.image_ref(image, root, where),
             captions=common.to_captions(common.field(fields, self.text, where), where),
             where=where,
         )

@@ -1,5 +1,6 @@
 """The caption files of COCO, and Karpathy's splits of COCO and Flickr30k."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,18 @@ TRAIN, REST = "train", "restval"  # Karpathy's rest of COCO's validation picture
 
 
 def coco_document(path: Path, document: dict[str, Any]) -> Document:
-    """Return the images of a COCO caption file that have captions, in its order, each with all of them."""
-    return Document(names=NAMES, rows=lambda: _coco_rows(path, document), layout="a COCO caption file", kind="captions")
+    """Return the images of a COCO caption file that have captions, in its order, each with all of them.
+
+    Those of captions_train2014.json are looked for in the folder train2014 of the image root, then in the root itself.
+    """
+    subset = re.search(r"(train|val|test)\d{4}", path.stem)
+    return Document(
+        names=NAMES,
+        rows=lambda: _coco_rows(path, document),
+        layout="a COCO caption file",
+        kind="captions",
+        picture_folders=(subset[0], "") if subset else (),
+    )
 
 
 def _coco_rows(path: Path, document: dict[str, Any]) -> Sequence[Fields]:

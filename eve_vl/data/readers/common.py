@@ -94,9 +94,9 @@ def image_ref(value: object, root: Path, where: str) -> ImageRef:
 def find_picture(name: str, root: Path, folders: Sequence[str], where: str) -> ImageFile:
     """Return the picture `name` in the first of `folders` below `root` that has it. Raises BadSampleError."""
     for folder in folders:
-        path = root / folder / name
-        if path.is_file():
-            return ImageFile(path=path)
+        picture = image_file(str(Path(folder) / name), root, where)
+        if picture.path.is_file():
+            return picture
     inside = ", ".join(folder for folder in folders if folder)
     raise BadSampleError(where, f"no picture {name} in {root} or in its {inside}; name their folder: --data.image-root")
 
