@@ -8,7 +8,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, SourceArgs, check_writable, parse, say, write_json
-from eve_vl.config import DataConfig
+from eve_vl.config import DataConfig, nearest
 from eve_vl.errors import UserError
 from eve_vl.recipes import PRETRAIN, get_recipe
 

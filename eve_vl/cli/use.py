@@ -109,7 +109,7 @@ class LookArgs(_JsonArgs, _RunArgs):
     right: Path | None = None
     """Of a statement: the picture on the right."""
     word: str | None = None
-    """Word or phrase of the text whose attention is shown; default: the whole text. A pre-trained run needs one, and hides it."""
+    """Word or phrase of the text whose attention is shown; default: the whole text. A pre-trained run needs one, to hide."""
     answer: str | None = None
     """Of a question: an answer to look for; default: the run's own."""
     block: int | None = None
