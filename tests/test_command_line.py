@@ -23,7 +23,8 @@ TASK = {
         --task.decoder-num-heads
     """,
     "retrieval": """
-        --task.itc-weight --task.itm-weight --task.projection-dim --task.rerank --task.captions-per-image --task.merge-captions
+        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.rerank
+        --task.captions-per-image --task.merge-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head",

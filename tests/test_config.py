@@ -50,6 +50,10 @@ MISTAKES = [
     (MaskedSignalConfig(projection_dim=64), "projection_dim has no use while itc_weight is 0"),
     (RetrievalConfig(itc_weight=0.0), "itc_weight must be above 0, got 0.0"),
     (RetrievalConfig(itm_weight=0.0), "rerank 128 needs the matching head, but itm_weight is 0: set it to 0 too"),
+    (
+        RetrievalConfig(itm_weight=0.0, rerank=0, standardize_match=True),
+        "standardize_match has no use while itm_weight is 0: there is no matching head",
+    ),
     (RetrievalConfig(captions_per_image=-1), "captions_per_image must be finite and not negative, got -1"),
     (VQAConfig(min_answer_count=0), "min_answer_count must be above 0, got 0"),
     (DataConfig(train=()), "train and val must each name a source"),

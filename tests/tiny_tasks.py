@@ -27,7 +27,7 @@ SECTIONS: dict[str, TaskConfig] = {
     "nlvr2_paired": NLVR2Config(head="paired"),
     "nlvr2_compare": NLVR2Config(head="compare"),
     "retrieval": RetrievalConfig(rerank=4),
-    "retrieval_merged": RetrievalConfig(rerank=4, merge_captions=True),
+    "retrieval_merged": RetrievalConfig(rerank=4, merge_captions=True, standardize_match=True),
     "retrieval_itc": RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8),
 }
 CPU = torch.device("cpu")

@@ -73,6 +73,8 @@ class RetrievalConfig:
     """Weight of the matching loss; 0 trains no matching head, so rerank must be 0 too."""
     projection_dim: int = 0
     """Width of the features; 0: embed_dim."""
+    standardize_match: bool = False
+    """Give the matching head states of mean 0 and variance 1 (batch normalisation): small models learn to match sooner."""
     rerank: int = 128
     """Best candidates of each query that the matching head puts in order (k_test), matches behind them count as missed; 0:
     none."""
@@ -85,8 +87,11 @@ class RetrievalConfig:
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         found = negative(self, "itm_weight projection_dim rerank captions_per_image") + not_positive(self, "itc_weight")
-        if not found and self.rerank and not self.itm_weight:
-            found.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too")
+        if not found and not self.itm_weight:
+            if self.rerank:
+                found.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too")
+            if self.standardize_match:
+                found.append("standardize_match has no use while itm_weight is 0: there is no matching head")
         return found
 
 

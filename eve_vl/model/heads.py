@@ -31,6 +31,33 @@ class MLPHead(nn.Sequential):
         super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
 
 
+class Standardize(nn.BatchNorm1d):
+    """(B, D) to float32 (B, D) of mean 0 and variance 1: batch normalisation without weights, as in MAE's linear probes; each
+    process by its own rows, in evaluation by running averages.
+
+    Most of a [CLS] state is the same for all inputs, and an encoder whose head is still ignorant makes it more so (LOG.md).
+    """
+
+    def __init__(self, embed_dim: int):
+        super().__init__(embed_dim, affine=False)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """Standardise states."""
+        return super().forward(input.float())
+
+
+class MatchHead(nn.Linear):
+    """A state of an image–text pair to logits (B, 2), class 1 = match; of standardised states, if so wished."""
+
+    def __init__(self, embed_dim: int, *, standardize: bool):
+        super().__init__(embed_dim, 2)
+        self.norm = Standardize(embed_dim) if standardize else nn.Identity()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """(B, D) to (B, 2)."""
+        return super().forward(self.norm(input))
+
+
 class PairedAttentionHead(nn.Module):
     """Two pairs, each attending to the other, fused, pooled by attention, then two classes (UNITER, "pair with attention")."""
 
@@ -64,18 +91,17 @@ class CompareHead(nn.Module):
     """Two states, their distance and their product to two classes (InferSent, Conneau et al. 2017): whether the two say the
     same is there from the start, where a classifier of the states alone must first learn to compare.
 
-    States come standardised (batch normalisation without weights, as in MAE's linear probes; each process by its own rows):
-    most of a [CLS] state is the same for all inputs, and an encoder whose head is still ignorant would make it more so.
+    The states come standardised.
     """
 
     def __init__(self, embed_dim: int):
         super().__init__()
-        self.norm = nn.BatchNorm1d(embed_dim, affine=False)
+        self.norm = Standardize(embed_dim)
         self.classify = MLPHead(4 * embed_dim, 2 * embed_dim, 2)
 
     def forward(self, left_BD: Tensor, right_BD: Tensor) -> Tensor:
         """Two times (B, D) to logits (B, 2)."""
-        left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD]).float()).chunk(2)
+        left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD])).chunk(2)
         return self.classify(torch.cat([left_BD, right_BD, (left_BD - right_BD).abs(), left_BD * right_BD], dim=1))
 
 

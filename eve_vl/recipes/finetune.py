@@ -54,7 +54,7 @@ def demo_vqa(init: Config) -> Config:
 
     eve finetune demo_vqa --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_vqa", VQAConfig(), steps=600)
+    return _scenes(init, "demo_vqa", VQAConfig(), steps=300, validations=2)
 
 
 def demo_nlvr2(init: Config) -> Config:
@@ -62,7 +62,7 @@ def demo_nlvr2(init: Config) -> Config:
 
     eve finetune demo_nlvr2 --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_nlvr2", NLVR2Config(head="compare"), steps=500)
+    return _scenes(init, "demo_nlvr2", NLVR2Config(head="compare"), steps=500, validations=2)
 
 
 def demo_retrieval(init: Config) -> Config:
@@ -71,7 +71,11 @@ def demo_retrieval(init: Config) -> Config:
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
     return _scenes(
-        init, "demo_retrieval", RetrievalConfig(rerank=10, captions_per_image=1, merge_captions=True), steps=120, validations=1
+        init,
+        "demo_retrieval",
+        _search(rerank=10, captions_per_image=1),
+        steps=180,
+        validations=1,
     )
 
 
@@ -96,7 +100,7 @@ def scenes_retrieval(init: Config) -> Config:
 
     eve finetune scenes_retrieval --init runs/scenes
     """
-    task = RetrievalConfig(rerank=16, captions_per_image=1, merge_captions=True)
+    task = _search(rerank=16, captions_per_image=1)
     return _muon(_scenes(init, "scenes_retrieval", task, steps=900, validations=3), lr=6e-4)
 
 
@@ -114,7 +118,13 @@ def emoji_retrieval(init: Config) -> Config:
 
     eve finetune emoji_retrieval --init runs/emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
-    config = _scenes(init, "emoji_retrieval", RetrievalConfig(rerank=16, merge_captions=True), steps=200, validations=2)
+    config = _scenes(
+        init,
+        "emoji_retrieval",
+        _search(rerank=16),
+        steps=200,
+        validations=2,
+    )
     data = DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0))
     return replace(config, data=data, train=replace(config.train, weight_decay=0.05))
 
@@ -162,6 +172,11 @@ def _scenes(init: Config, recipe: str, task: TaskConfig, *, steps: int, validati
         data=DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500),
         train=replace(train, val_every=every, save_every=every),
     )
+
+
+def _search(*, rerank: int, captions_per_image: int = 0) -> RetrievalConfig:
+    """Return a search among data whose captions recur, by a model that has little time to learn to match."""
+    return RetrievalConfig(rerank=rerank, captions_per_image=captions_per_image, merge_captions=True, standardize_match=True)
 
 
 def _muon(config: Config, lr: float) -> Config:

@@ -64,7 +64,7 @@ def demo() -> Config:
             lr=1.2e-3,
             warmup=0.1,
             log_every=25,
-            val_every=500,
+            val_every=1000,
             save_every=250,
         ),
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from eve_vl import objectives
 from eve_vl.model.embed import Tokens, pair
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.heads import ContrastHead
+from eve_vl.model.heads import ContrastHead, MatchHead
 from eve_vl.model.moe import RouterStats
 from eve_vl.train.distributed import gather_rows
 
@@ -19,10 +19,10 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 class Contrast(nn.Module):
     """The two heads, and the losses that join them with an encoder."""
 
-    def __init__(self, embed_dim: int, projection_dim: int, *, with_match: bool):
+    def __init__(self, embed_dim: int, projection_dim: int, *, with_match: bool, standardize_match: bool = False):
         super().__init__()
         self.features = ContrastHead(embed_dim, projection_dim or embed_dim)
-        self.match_head = nn.Linear(embed_dim, 2) if with_match else None
+        self.match_head = MatchHead(embed_dim, standardize=standardize_match) if with_match else None
 
     def forward(
         self, encoder: Encoder, image: Tokens, text: Tokens, picture_B: Tensor

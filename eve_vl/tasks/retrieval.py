@@ -66,7 +66,12 @@ class Retrieval(nn.Module):
         assert isinstance(config.task, RetrievalConfig)
         self.config, self.settings = config, config.task
         self.encoder = Encoder(config.model, vocab_size)
-        self.contrast = Contrast(config.model.embed_dim, self.settings.projection_dim, with_match=self.settings.itm_weight > 0)
+        self.contrast = Contrast(
+            config.model.embed_dim,
+            self.settings.projection_dim,
+            with_match=self.settings.itm_weight > 0,
+            standardize_match=self.settings.standardize_match,
+        )
         initialize(self, config.model)
 
     def forward(self, batch: CaptionBatch) -> StepOutput:
