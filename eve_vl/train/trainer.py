@@ -189,10 +189,18 @@ class Trainer:
         return self.step % every == 0 or self.step == self.config.steps
 
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
+        self._share_running_averages()
         numbers = self.evaluate(val_loader)
         self._keep_best(numbers)
         log.row("val", self.step, numbers)  # last: what is in the log is not done again
         return numbers
+
+    @torch.no_grad()
+    def _share_running_averages(self) -> None:
+        """Give all processes the mean of what heads that standardise have seen on each, so that all judge alike."""
+        for buffer in self.task.buffers() if self.is_parallel else ():
+            if buffer.is_floating_point():
+                buffer.copy_(distributed.sum_over_processes(buffer) / distributed.world_size())
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
         """Keep the weights if the task's main number is higher than ever; every process must call this."""
