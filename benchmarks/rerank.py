@@ -1,7 +1,8 @@
 """Re-ranking: ours against the usual loop over queries, which scores each query's k best candidates by themselves.
 
-    python benchmarks/rerank.py [--recipe demo] [--images 300] [--k 16] [--threads 1]
+    python benchmarks/rerank.py [RUN] [--recipe demo] [--images 300] [--k 16] [--threads 1]
 
+RUN is a retrieval run, as runs/demo/retrieval; without one, weights are random, and few pairs are among the best both ways.
 Both score the same pairs with the same weights in float32; the loop as published code has it: one query a time, its image
 or text repeated k times, texts padded to the length that the model takes, every token's state in every block. Ours scores a
 pair that is among the best both ways once, batches pairs by text length, and computes one token in the last block. Variants
@@ -12,6 +13,7 @@ import argparse
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from eve_vl.cpu import keep_memory, yield_cores
 
@@ -25,7 +27,7 @@ from eve_vl.data.loader import eval_loader, open_sources  # noqa: E402
 from eve_vl.data.tokenizer import Tokenizer  # noqa: E402
 from eve_vl.metrics import retrieval as metrics  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
-from eve_vl.run import EVAL_BATCH, eval_dataset, seed_everything, train_captions  # noqa: E402
+from eve_vl.run import EVAL_BATCH, eval_dataset, load_run, seed_everything, train_captions  # noqa: E402
 from eve_vl.tasks.retrieval import Index, Retrieval  # noqa: E402
 
 
@@ -52,7 +54,8 @@ def loop_over_queries(task: Retrieval, index: Index, texts_IK: Tensor, images_TK
 def main() -> None:
     """Run both in turns and print their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="demo")
+    parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("--recipe", default="demo", help="the shape of a random model")
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
@@ -62,14 +65,19 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     seed_everything(0)
     config = get_finetune_recipe("scenes_retrieval", get_recipe(args.recipe))
+    loaded = load_run(args.run) if args.run else None
+    if loaded:
+        config = loaded.config
     config = replace(
         config,
         data=replace(config.data, val_samples=args.images, num_workers=0),
         task=RetrievalConfig(captions_per_image=1, merge_captions=True, rerank=args.k),
     )
     sources = open_sources(["scenes:test"], config.data, config.model.image_size)
-    tokenizer = Tokenizer.train(train_captions(sources, 10_000), 512)
-    task = Retrieval(config, vocab_size=tokenizer.vocab_size).eval()
+    tokenizer = loaded.tokenizer if loaded else Tokenizer.train(train_captions(sources, 10_000), 512)
+    task = loaded.task if loaded else Retrieval(config, vocab_size=tokenizer.vocab_size)
+    assert isinstance(task, Retrieval)
+    task.eval()
     loader = eval_loader(eval_dataset(config, sources, tokenizer), batch_size=EVAL_BATCH, rank=0, world=1)
     index = task.index(loader)
     texts_IK = metrics.rank_from_features(index.image_Id, index.caption_Td, args.k)
@@ -87,7 +95,7 @@ def main() -> None:
     loop, ours = (statistics.median(found) for found in times.values())
     difference = max((a - b).abs().max().item() for a, b in zip(*scores.values(), strict=True))
     pairs = texts_IK.numel() + images_TK.numel()
-    print(f"{args.recipe}: {len(index.image_Id)} images, {len(index.ids)} texts, k {args.k}: {pairs} scores wanted")
+    print(f"{args.run or args.recipe}: {len(index.image_Id)} images, {len(index.ids)} texts, k {args.k}: {pairs} scores wanted")
     print(f"loop {loop:.2f} s, ours {ours:.2f} s: {ours / loop:.2f} of its time; largest difference {difference:.1e}")
 
 
