@@ -11,7 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
-from two_processes import EVALUATED, NUM_ROWS, PICTURES, WORLD, contrast_of_features, evaluation, gradients_of_a_step
+from two_processes import (
+    EVALUATED,
+    NUM_ROWS,
+    PICTURES,
+    WORLD,
+    contrast_of_features,
+    evaluation,
+    gradients_of_a_step,
+    running_mean_at_validation,
+)
 
 HERE = Path(__file__).parent
 
@@ -20,6 +29,7 @@ HERE = Path(__file__).parent
 def found(tmp_path_factory) -> list[tuple[dict[str, Tensor], dict[str, dict[str, float]]]]:
     """Tensors and numbers of each of two processes."""
     folder = tmp_path_factory.mktemp("two")
+    (folder / "run").mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
     done = subprocess.run(
         [*command, str(HERE / "two_processes.py"), str(folder)],
@@ -69,6 +79,13 @@ def test_a_step_of_two_processes_has_the_gradients_of_one(found):
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
     assert all(gradient.any() for gradient in expected.values())
+
+
+def test_two_processes_judge_by_the_running_averages_of_all_rows(found, tmp_path):
+    expected = running_mean_at_validation(tmp_path)
+    assert expected.abs().max() > 0.01
+    for tensors, _ in found:
+        torch.testing.assert_close(tensors["running_mean"], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_evaluation_of_two_processes_counts_everything_once(found):

@@ -1,4 +1,4 @@
-"""What tests/test_distributed_tasks.py runs under torchrun: losses, gradients and evaluation of one of two processes.
+"""What tests/test_distributed_tasks.py runs under torchrun: losses, gradients, a step and evaluation of one of two processes.
 
 python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_processes.py FOLDER
 """
@@ -17,8 +17,11 @@ from twins import ListSource
 
 from eve_vl import objectives
 from eve_vl.data.downstream import SearchSet
+from eve_vl.data.loader import eval_loader
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train import distributed
+from eve_vl.train.log import BadSamples
+from eve_vl.train.trainer import Trainer
 
 NUM_ROWS, WORLD = 8, 2
 PICTURES = (0, 1, 2, 1, 0, 3, 0, 4)  # captions of one picture in both processes
@@ -71,6 +74,20 @@ def gradients_of_a_step() -> dict[str, Tensor]:
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
 
 
+def running_mean_at_validation(folder: Path) -> Tensor:
+    """What a head that standardises has seen after one step of all rows, when it is validated."""
+    config = config_of("nlvr2_compare", train={"steps": 1, "batch_size": NUM_ROWS, "val_every": 1, "device": "cpu"})
+    task = build(config)
+    dataset = train_set(config, NUM_ROWS)
+    batch = dataset.collate([dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()])
+    texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
+    trainer = Trainer(config.train, folder, task, device=torch.device("cpu"), texts=texts)
+    val_loader = eval_loader(eval_set(config), batch_size=4, rank=distributed.rank(), world=distributed.world_size())
+    bad_samples = BadSamples(folder, num_rows=NUM_ROWS, max_share=1, writes=distributed.is_main())
+    trainer.fit(iter([batch]), val_loader, bad_samples)
+    return task.get_buffer("compare_head.norm.running_mean")
+
+
 def evaluation() -> dict[str, dict[str, float]]:
     """The numbers of every task, and of a search with fewer pictures than processes."""
     rank, world = distributed.rank(), distributed.world_size()
@@ -92,6 +109,7 @@ def main(folder: Path) -> None:
     rank = distributed.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
     tensors |= {f"step.{name}": value for name, value in gradients_of_a_step().items()}
+    tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(evaluation()))
     distributed.barrier()
