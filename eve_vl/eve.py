@@ -28,6 +28,7 @@ from eve_vl.model.embed import Tokens, hide, patchify, to_pictures
 from eve_vl.run import LoadedRun, load_run
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.device import pick_device
 
@@ -175,12 +176,12 @@ class Eve:
         self._need("fill_mask")
         assert isinstance(self.task, MaskedSignal)
         text = given_text(text)
-        ids_T, _, is_masked_T = self.tokenizer.encode_with_masks(text, self.model.text_length)
+        ids_T, _, is_masked_T = self.tokenizer.encode_with_masks(text, self.model.max_text_tokens)
         num_masks = text.count(MASK_TEXT)
         if not num_masks:
             raise UserError(f'nothing to fill in: write {MASK_TEXT} in the text, as in "a {MASK_TEXT} circle"')
         if is_masked_T.sum() < num_masks:
-            raise UserError(f"a {MASK_TEXT} lies beyond the {self.model.text_length} tokens that this run reads of a text")
+            raise UserError(f"a {MASK_TEXT} lies beyond the {self.model.max_text_tokens} tokens that this run reads of a text")
         batch = inputs.masked_pair(given_image(image), ids_T, self.tokenizer, self.model, is_masked_T=is_masked_T)
         batch = batch.to(self.device)
         encoded = self.task.encode(patchify(batch.pixels(), self.model.patch_size), batch, mask=True)
@@ -211,7 +212,7 @@ class Eve:
         keep_K = mask_patches(P, share, rng)[0] if keep is None else np.unique(np.array(keep, dtype=np.int64))
         if not 0 < len(keep_K) < P or keep_K[0] < 0 or keep_K[-1] >= P:
             raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
-        ids_T, is_special_T = self.tokenizer.encode(given_text(text), self.model.text_length)
+        ids_T, is_special_T = self.tokenizer.encode(given_text(text), self.model.max_text_tokens)
         is_masked_T = mask_tokens(is_special_T, settings.text_mask_ratio, rng) if settings.joint_masking else None
         batch = inputs.masked_pair(
             given_image(image), ids_T, self.tokenizer, self.model, is_masked_T=is_masked_T, keep_K=keep_K
@@ -248,7 +249,8 @@ class Eve:
         return (self._head.text_features(cls_BD) if self._head else F.normalize(cls_BD, dim=1)).cpu().numpy()
 
     def _cls(self, tokens: Tokens) -> Tensor:
-        return self.task.encoder.encode(tokens, only=0).x_BND[:, 0]
+        final_norm = self.task.settings.final_norm if isinstance(self.task, Retrieval) else True
+        return self.task.encoder.encode(tokens, only=0, final_norm=final_norm).x_BND[:, 0]
 
     def _gather(self, features: Iterable[np.ndarray]) -> np.ndarray:
         width = self._head.image.out_features if self._head else self.model.embed_dim

@@ -33,10 +33,11 @@ MAY_IMPORT = {
         *("look", "train"),
     },
     "study": {"config", "cpu", "errors", "recipes", "data", "model", "run", "inspect", "report", "tasks", "train"},
+    "convert": {"config", "errors", "recipes", "data", "model", "run", "tasks", "train"},
     "demo": {"config", "cpu", "errors", "recipes", "data", "run", "evaluation", "report", "tasks", "train"},
     "cli": {
         *("__init__", "config", "cpu", "errors", "recipes", "data", "run", "evaluation", "eve", "inspect", "report", "tasks"),
-        *("train", "demo", "study"),
+        *("train", "demo", "study", "convert"),
     },
     "__main__": {"cli"},
 }
