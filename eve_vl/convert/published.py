@@ -7,10 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Regex, normalizers
 from torch import Tensor
 
 from eve_vl.config import Config, ModelConfig, NLVR2Config, to_dict
@@ -29,7 +26,7 @@ HEAD_WIDTH = 64  # of an attention head in all published sizes
 SHOWN = 10  # keys that a message lists
 LAYER = "backbone.encoder.layers."
 EXPERTS = "mlp_moe.moe.experts.experts."
-CAPTION_WORDS = 30
+CAPTION_WORDS = 30  # that the published code keeps of a text for retrieval; more than most have
 
 
 def import_published(
@@ -108,7 +105,7 @@ def export_published(run: Path, target: Path) -> str:
     published = to_published(ours, table, config.model)
     contiguous = {name: tensor.contiguous().clone() for name, tensor in published.items()}
     if target.suffix == ".safetensors":
-        save_file(contiguous, target)
+        checkpoint.write_tensors(target, contiguous)
     else:
         torch.save(contiguous, target)
     return f"{len(published)} tensors" + (f"; not among the published: {', '.join(left_out[:SHOWN])}" if left_out else "")
@@ -119,10 +116,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from None
+        return checkpoint.read_tensors(path)
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -206,23 +200,8 @@ def _matching_tokenizer(path: Path, vocab_size: int, clean: bool) -> Tokenizer:
             "tokenizer that it was trained with"
         )
     if clean:
-        own = tokenizer.backend.normalizer
-        tokenizer.backend.normalizer = normalizers.Sequence([*cleaning(), *([own] if own else [])])
+        tokenizer.clean_as_published(CAPTION_WORDS)
     return tokenizer
-
-
-def cleaning(num_words: int = CAPTION_WORDS) -> list[normalizers.Normalizer]:
-    """Return what the published code does to a caption before it becomes tokens: lower case, no punctuation, - and / as
-    spaces, single spaces, the first num_words words."""
-    return [
-        normalizers.Lowercase(),
-        normalizers.Replace(Regex(r"""[,.'!?"()*#:;~`]"""), ""),
-        normalizers.Replace(Regex("[-/]"), " "),
-        normalizers.Replace("<person>", "person"),
-        normalizers.Replace(Regex(r"\s{2,}"), " "),
-        normalizers.Replace(Regex(r"^\s+|\s+$"), ""),
-        normalizers.Replace(Regex(rf"^(?:[^ ]+ ){{{num_words - 1}}}[^ ]+\K .*"), ""),
-    ]
 
 
 def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from eve_vl.errors import UserError
 
@@ -75,6 +75,21 @@ class Tokenizer:
             single="[CLS] $A", special_tokens=[("[CLS]", backend.token_to_id("[CLS]"))]
         )
         return cls(backend, "the trained tokenizer")
+
+    def clean_as_published(self, num_words: int) -> None:
+        """Do to every text, before all else, what the published EVE does to captions: lower case, no punctuation, - and / as
+        spaces, single spaces, the first num_words words. It travels with the tokenizer's file."""
+        own = self.backend.normalizer
+        cleaning = [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"""[,.'!?"()*#:;~`]"""), ""),
+            normalizers.Replace(Regex("[-/]"), " "),
+            normalizers.Replace("<person>", "person"),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Replace(Regex(r"^\s+|\s+$"), ""),
+            normalizers.Replace(Regex(rf"^(?:[^ ]+ ){{{num_words - 1}}}[^ ]+\K .*"), ""),
+        ]
+        self.backend.normalizer = normalizers.Sequence([*cleaning, *([own] if own else [])])
 
     def encode(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids, int64 (T,), T ≤ max_length, [CLS] first; and which are special, bool (T,)."""
