@@ -8,6 +8,7 @@ from eve_vl.config.checks import negative, not_positive
 
 FFNPolicy = Literal["shared", "modality", "moe"]
 Routing = Literal["stable", "official", "official-dropless"]
+Activation = Literal["quick_gelu", "gelu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,10 @@ class ModelConfig:
     """How tokens get to experts. stable: each to its top_k, whatever is in its batch. official: as the published code does,
     second choices drawn at random, tokens over capacity dropped, padding routed. official-dropless: the same arithmetic
     without noise and without drops, for published weights (docs/fidelity.md)."""
+    activation: Activation = "quick_gelu"
+    """Of every feed-forward network and expert; ViT and BEiT have gelu."""
+    norm_pre: bool = True
+    """A LayerNorm between the embeddings and the first block, as in the published code; ViT and BEiT have none."""
     balance_weight: float = 0.001
     """Weight of the load-balancing loss, averaged over the `moe` blocks."""
     drop_path: float = 0.1
@@ -112,12 +117,11 @@ class ModelConfig:
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} {getattr(self, name)} is not in [0, 1)")
-        for name in ("shallow_ffn", "deep_ffn"):
-            if getattr(self, name) not in typing.get_args(FFNPolicy):
-                found.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(FFNPolicy))}")
-        if self.routing not in typing.get_args(Routing):
-            found.append(f"routing {self.routing!r} is not one of {', '.join(typing.get_args(Routing))}")
-        elif self.routing != "stable" and self.top_k != 2:
+        kinds = {"shallow_ffn": FFNPolicy, "deep_ffn": FFNPolicy, "routing": Routing, "activation": Activation}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in typing.get_args(kind):
+                found.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")
+        if self.routing != "stable" and self.top_k != 2:
             found.append(f"top_k {self.top_k}, but routing {self.routing} is always top 2")
         if not 0 <= self.padded_text_length <= self.text_length:
             found.append(f"padded_text_length {self.padded_text_length} is not between 0 and text_length {self.text_length}")

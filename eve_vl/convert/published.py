@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eve_vl.config import Config, ModelConfig, NLVR2Config, to_dict
 from eve_vl.config.model import Routing
@@ -30,7 +31,8 @@ CAPTION_WORDS = 30  # that the published code keeps of a text for retrieval; mor
 
 
 def import_published(
-    source: Path,
+    published: Mapping[str, Tensor],
+    where: str,
     run: Path,
     *,
     tokenizer: Path,
@@ -42,28 +44,27 @@ def import_published(
     clean_text: bool = True,
     drop: Sequence[str] = (),
 ) -> str:
-    """Write the run folder of a published checkpoint, and return words about it.
+    """Write the run folder of a published checkpoint (tensors by name, from the file `where`), and return words about it.
 
     tokenizer: the file that it was trained with. answers: for VQA, its answer list. num_heads: 0: width / 64. text_tokens:
     tokens that texts are padded to. image_size: resize the picture positions to this size; 0: leave them. clean_text: strip
-    texts of punctuation as in its training. drop: beginnings of keys to leave out. Raises UserError.
+    texts of punctuation as in its training. drop: parts of keys to leave out. Raises UserError.
     """
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"{run}: already exists; name a new folder")
-    published = read_tensors(source)
-    published = {name: tensor for name, tensor in published.items() if not name.startswith(tuple(drop))}
+    new_folder(run)
+    published = kept(published, drop)
     for name in [name for name in OLDER_NAMES if name in published]:
         published[OLDER_NAMES[name]] = published.pop(name)
-    model, head = infer(published, str(source), num_heads)
+    model, head = infer(published, where, num_heads)
     model = dataclasses.replace(model, routing=routing, padded_text_length=min(text_tokens, model.text_length))
     table = key_table(model, head)
-    _check_keys(published, [name for names in table.values() for name in names], buffers(model), str(source))
+    wanted = {name for names in table.values() for name in names}
+    check_keys(wanted, published.keys() - buffers(model).keys(), where, "; attention here has no relative positions")
     ours = to_ours(published, table)
     if image_size:
         model = dataclasses.replace(model, image_size=image_size)
         ours["encoder.image.positions"] = resize_positions(ours["encoder.image.positions"], model.num_patches)
     words = _matching_tokenizer(tokenizer, len(ours["encoder.text.words.weight"]), clean_text)
-    labels = _matching_answers(answers, ours["answer_head.3.bias"].shape[0], str(source)) if head == "vqa" else []
+    labels = _matching_answers(answers, ours["answer_head.3.bias"].shape[0], where) if head == "vqa" else []
     config = _config(model, head, run, words.vocab_size, ours)
     with torch.device("meta"):
         task = build_task(config, words, labels)
@@ -71,19 +72,35 @@ def import_published(
     wrong = [name for name in expected if ours[name].shape != expected[name]]
     if wrong:
         found, wanted = tuple(ours[wrong[0]].shape), tuple(expected[wrong[0]])
-        raise UserError(f"{source}: {table[wrong[0]][0]} has shape {found}, but the other tensors ask for {wanted}")
+        raise UserError(f"{where}: {table[wrong[0]][0]} has shape {found}, but the other tensors ask for {wanted}")
     task.load_state_dict(ours, assign=True)
     texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": words.to_json()}
     if labels:
         texts[ANSWERS_FILE] = json.dumps(labels, indent=1)
-    checkpoint.save_best(run, step=0, model=task, texts=texts, numbers={})
-    for name, text in texts.items():
-        checkpoint.write_file(run / name, text)
+    write_run(run, config, task, texts)
     kind = head or "no head: a start for fine-tuning (--init)"
     return (
         f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_experts} experts in the last "
         f"{model.num_deep_blocks}, {model.image_size} pixels, {words.vocab_size} tokens; {kind}; routing {routing}"
     )
+
+
+def new_folder(run: Path) -> None:
+    """Raise UserError if something is there already."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run}: already exists; name a new folder")
+
+
+def kept(tensors: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors whose names hold none of some parts."""
+    return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
+
+
+def write_run(run: Path, config: Config, task: nn.Module, texts: dict[str, str]) -> None:
+    """Write a run folder that `load_run` and --init read. Raises UserError."""
+    checkpoint.save_best(run, step=0, model=task, texts=texts, numbers={})
+    for name, text in texts.items():
+        checkpoint.write_file(run / name, text)
 
 
 def export_published(run: Path, target: Path) -> str:
@@ -118,7 +135,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return checkpoint.read_tensors(path)
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about how it was written
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: refused: it holds more than tensors, which may run code when loaded ({reason})") from None
@@ -176,14 +194,14 @@ def _head(published: Mapping[str, Tensor], width: int) -> str:
     return "retrieval" if "itm_head.weight" in published else ""
 
 
-def _check_keys(published: Mapping[str, Tensor], wanted: Sequence[str], known: Mapping[str, Tensor], where: str) -> None:
-    unknown = sorted(published.keys() - set(wanted) - known.keys())
-    missing = sorted(set(wanted) - published.keys())
+def check_keys(wanted: Set[str], found: Set[str], where: str, relative_hint: str) -> None:
+    """Raise UserError that lists the keys that are unknown or missing; relative_hint: what to say of relative positions."""
+    unknown, missing = sorted(found - wanted), sorted(wanted - found)
     if unknown or missing:
         parts = [_listed("unknown", unknown), _listed("missing", missing)]
-        hint = "; leave unknown ones out with --drop BEGINNING" if unknown else ""
+        hint = "; leave unknown ones out with --drop PART-OF-THEIR-NAMES" if unknown else ""
         if any("relative_position" in name for name in unknown):
-            hint += "; attention here has no relative positions"
+            hint = relative_hint
         raise UserError(f"{where}: {'; '.join(filter(None, parts))}{hint}")
 
 
@@ -217,8 +235,7 @@ def _config(model: ModelConfig, head: str, run: Path, vocab_size: int, ours: Map
     """Return the paper's config for a task, at the checkpoint's sizes."""
     base = dataclasses.replace(get_recipe("base"), model=model)
     if not head:
-        bare = dataclasses.replace(base.task, mim_weight=0.0, mlm_weight=0.0)
-        return dataclasses.replace(base, recipe="published", out=run, task=bare, tokenizer=_tokenizer_section(base, vocab_size))
+        return bare_config(model, run, vocab_size)
     config = get_finetune_recipe(head.split()[0], base)
     task = config.task
     if isinstance(task, NLVR2Config):
@@ -236,6 +253,13 @@ def _config(model: ModelConfig, head: str, run: Path, vocab_size: int, ours: Map
         train=train,
         tokenizer=_tokenizer_section(base, vocab_size),
     )
+
+
+def bare_config(model: ModelConfig, run: Path, vocab_size: int) -> Config:
+    """Return the config of an encoder without heads."""
+    base = dataclasses.replace(get_recipe("base"), recipe="published", out=run, model=model)
+    bare = dataclasses.replace(base.task, mim_weight=0.0, mlm_weight=0.0)
+    return dataclasses.replace(base, task=bare, tokenizer=_tokenizer_section(base, vocab_size))
 
 
 def _tokenizer_section(config: Config, vocab_size: int) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import FFNPolicy, ModelConfig
+from eve_vl.config.model import Activation
 from eve_vl.model.embed import ImageEmbed, TextEmbed, Tokens
 from eve_vl.model.layers import Attention, FeedForward, drop_path, layer_norm
 from eve_vl.model.moe import Experts, MoE, Router, RouterStats
@@ -20,10 +21,10 @@ TEMPERATURE = 0.07  # of the contrastive loss, at first
 class ModalityFeedForward(nn.Module):
     """The hard router: a norm and a feed-forward network per modality."""
 
-    def __init__(self, embed_dim: int, ffn_dim: int):
+    def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
         super().__init__()
-        self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim)
-        self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim)
+        self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
+        self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return (B, N, D)."""
@@ -49,10 +50,10 @@ class Block(nn.Module):
         self.scale1 = nn.Parameter(torch.empty(D))
         self.scale2 = nn.Parameter(torch.empty(D))
         if policy == "modality":
-            self.ffn = ModalityFeedForward(D, F)
+            self.ffn = ModalityFeedForward(D, F, config.activation)
         else:
             self.norm2 = layer_norm(D)
-            self.ffn = FeedForward(D, F) if policy == "shared" else mixture_of_experts(config)
+            self.ffn = FeedForward(D, F, config.activation) if policy == "shared" else mixture_of_experts(config)
 
     def forward(self, tokens: Tokens, real_S: Tensor | None, only: int | None = None) -> tuple[Tokens, RouterStats | None]:
         """Return the tokens after this block, or token `only` alone, and, from a `moe` block, the router's statistics."""
@@ -77,10 +78,11 @@ def mixture_of_experts(config: ModelConfig) -> MoE:
     """Return the feed-forward part of a `moe` block."""
     sizes = config.embed_dim, config.ffn_dim, config.num_experts
     if config.routing == "stable":
-        return MoE(*sizes, config.top_k, config.modality_routing)
+        return MoE(*sizes, config.top_k, config.modality_routing, config.activation)
     return OfficialMoE(
         *sizes,
         modality_routing=config.modality_routing,
+        activation=config.activation,
         num_image=1 + config.num_patches,
         drops=config.routing == "official",
     )
@@ -107,7 +109,7 @@ class Encoder(nn.Module):
         self.config = config
         self.image = ImageEmbed(config)
         self.text = TextEmbed(config, vocab_size)
-        self.norm_pre = layer_norm(config.embed_dim)
+        self.norm_pre = layer_norm(config.embed_dim) if config.norm_pre else nn.Identity()
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(config, policy, rate) for policy, rate in zip(config.ffn_policies, rates, strict=True)

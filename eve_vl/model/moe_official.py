@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eve_vl.config.model import Activation
 from eve_vl.model.moe import MoE, RouterStats
 
 MIN_CAPACITY = 4
@@ -44,10 +45,10 @@ def gumbel_noise(like_SE: Tensor, generator: torch.Generator | None = None) -> T
 class OfficialMoE(MoE):
     """`MoE` by the published arithmetic, with the same weights."""
 
-    def __init__(self, *sizes: int, modality_routing: bool, num_image: int, drops: bool):
+    def __init__(self, *sizes: int, modality_routing: bool, activation: Activation, num_image: int, drops: bool):
         """sizes: embed_dim, ffn_dim, num_experts. num_image: tokens of a whole picture, [CLS] included. drops: `official`
         rather than `official-dropless`."""
-        super().__init__(*sizes, top_k=2, modality_routing=modality_routing)
+        super().__init__(*sizes, top_k=2, modality_routing=modality_routing, activation=activation)
         self.num_image, self.drops = num_image, drops
         self.noise: Callable[[Tensor], Tensor] | None = gumbel_noise if drops else None
         """What is added to the logits (S, E) before the second choice; torch.manual_seed seeds the usual one."""
