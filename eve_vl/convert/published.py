@@ -21,7 +21,8 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.model.embed import resize_positions
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.run import ANSWERS_FILE, build_task, read_config
+from eve_vl.run import ANSWERS_FILE, AnyTask, build_task, read_config
+from eve_vl.tasks.vqa import VQA
 from eve_vl.train import checkpoint
 
 NESTED = ("model", "state_dict", "module")  # where training scripts put the weights
@@ -51,8 +52,7 @@ def import_published(
     tokens that texts are padded to. image_size: resize the picture positions to this size; 0: leave them. clean_text: strip
     texts of punctuation as in its training. drop: beginnings of keys to leave out. Raises UserError.
     """
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"{run}: already exists; name a new folder")
+    check_new(run)
     published = read_tensors(source)
     published = {name: tensor for name, tensor in published.items() if not name.startswith(tuple(drop))}
     for name in [name for name in OLDER_NAMES if name in published]:
@@ -76,17 +76,30 @@ def import_published(
         found, wanted = tuple(ours[wrong[0]].shape), tuple(expected[wrong[0]])
         raise UserError(f"{source}: {table[wrong[0]][0]} has shape {found}, but the other tensors ask for {wanted}")
     task.load_state_dict(ours, assign=True)
-    texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": words.to_json()}
-    if labels:
-        texts[ANSWERS_FILE] = json.dumps(labels, indent=1)
-    checkpoint.save_best(run, step=0, model=task, texts=texts, numbers={})
-    for name, text in texts.items():
-        checkpoint.write_file(run / name, text)
+    write_run(run, config, words, task)
     kind = head or "no head: a start for fine-tuning (--init)"
     return (
         f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_experts} experts in the last "
         f"{model.num_deep_blocks}, {model.image_size} pixels, {words.vocab_size} tokens; {kind}; routing {routing}"
     )
+
+
+def check_new(run: Path) -> None:
+    """Raise UserError if there is something where a run folder is to be written."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run}: already exists; name a new folder")
+
+
+def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: AnyTask) -> None:
+    """Write a run folder of weights that were not trained here. Raises UserError if there is something in it."""
+    check_new(run)
+    config = dataclasses.replace(config, tokenizer=_tokenizer_section(config, tokenizer.vocab_size))
+    texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
+    if isinstance(task, VQA):
+        texts[ANSWERS_FILE] = json.dumps(task.answers, indent=1)
+    checkpoint.save_best(run, step=0, model=task, texts=texts, numbers={})
+    for name, text in texts.items():
+        checkpoint.write_file(run / name, text)
 
 
 def export_published(run: Path, target: Path) -> str:
