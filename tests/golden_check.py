@@ -177,15 +177,11 @@ class StandIn:
     def __init__(self, fixture: Fixture):
         inputs = fixture.inputs
         self.ids_BT, self.is_padding_BT = inputs["text_ids"], inputs["text_atts"] == 0
-        self.image, self.right = inputs["image"], inputs["image2"]
+        self.image, self.right_BCHW = inputs["image"], inputs["image2"]
         self.labels = [bool(label) for label in inputs["nlvr_targets"].tolist()]
 
     def pixels(self) -> Tensor:
         return self.image
-
-    @property
-    def right_BCHW(self) -> Tensor:
-        return (self.right + 1) * 127.5  # what `normalize` undoes
 
 
 def check_classifiers(fixture: Fixture, version: str, check: Comparison) -> None:

@@ -133,19 +133,18 @@ def test_search_and_reranking(tiny):
     task, _ = tiny.task("retrieval", "dropless")
     assert isinstance(task, Retrieval)
     images, ids = tensors["image"], tensors["text_ids"]
-    pixels = (images + 1) * 127.5
     is_padding = tensors["text_atts"] == 0
     num_images, num_texts, k = len(images), len(ids), notes["k_test"]
     owners = [notes["txt2img"][str(text)] for text in range(num_texts)]
     with torch.no_grad():
         index = Index(
-            image_Id=task.image_features(pixels.clone()),
+            image_Id=task.image_features(images),
             caption_Td=task.text_features(ids, is_padding),
             text_T=torch.arange(num_texts),
             ids=list(ids),
             lengths=(~is_padding).sum(1).tolist(),
             owner_I=torch.zeros(num_images, dtype=torch.int64),
-            pixels=dict(enumerate(pixels)),
+            pixels=dict(enumerate(images)),
             relevance=metrics.Relevance.from_pairs(owners, list(range(num_texts)), num_images, num_texts),
         )
         torch.testing.assert_close(index.image_Id @ index.caption_Td.T, tensors["sims_i2t"], rtol=0, atol=2e-5)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eve_vl.config import Config, ModelConfig, NLVR2Config, to_dict
 from eve_vl.config.model import Routing
@@ -19,7 +19,8 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.model.embed import resize_positions
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.run import ANSWERS_FILE, build_task, read_config
+from eve_vl.run import ANSWERS_FILE, AnyTask, build_task, read_config
+from eve_vl.tasks.vqa import VQA
 from eve_vl.train import checkpoint
 
 NESTED = ("model", "state_dict", "module")  # where training scripts put the weights
@@ -50,7 +51,7 @@ def import_published(
     tokens that texts are padded to. image_size: resize the picture positions to this size; 0: leave them. clean_text: strip
     texts of punctuation as in its training. drop: parts of keys to leave out. Raises UserError.
     """
-    new_folder(run)
+    check_new(run)
     published = kept(published, drop)
     for name in [name for name in OLDER_NAMES if name in published]:
         published[OLDER_NAMES[name]] = published.pop(name)
@@ -74,10 +75,7 @@ def import_published(
         found, wanted = tuple(ours[wrong[0]].shape), tuple(expected[wrong[0]])
         raise UserError(f"{where}: {table[wrong[0]][0]} has shape {found}, but the other tensors ask for {wanted}")
     task.load_state_dict(ours, assign=True)
-    texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": words.to_json()}
-    if labels:
-        texts[ANSWERS_FILE] = json.dumps(labels, indent=1)
-    write_run(run, config, task, texts)
+    write_run(run, config, words, task)
     kind = head or "no head: a start for fine-tuning (--init)"
     return (
         f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_experts} experts in the last "
@@ -85,8 +83,8 @@ def import_published(
     )
 
 
-def new_folder(run: Path) -> None:
-    """Raise UserError if something is there already."""
+def check_new(run: Path) -> None:
+    """Raise UserError if there is something where a run folder is to be written."""
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run}: already exists; name a new folder")
 
@@ -96,8 +94,13 @@ def kept(tensors: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor
     return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
 
 
-def write_run(run: Path, config: Config, task: nn.Module, texts: dict[str, str]) -> None:
-    """Write a run folder that `load_run` and --init read. Raises UserError."""
+def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: AnyTask) -> None:
+    """Write a run folder of weights that were not trained here. Raises UserError if there is something in it."""
+    check_new(run)
+    config = dataclasses.replace(config, tokenizer=_tokenizer_section(config, tokenizer.vocab_size))
+    texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
+    if isinstance(task, VQA):
+        texts[ANSWERS_FILE] = json.dumps(task.answers, indent=1)
     checkpoint.save_best(run, step=0, model=task, texts=texts, numbers={})
     for name, text in texts.items():
         checkpoint.write_file(run / name, text)

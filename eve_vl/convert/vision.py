@@ -11,7 +11,6 @@ The key bias of a ViT is left out: it adds the same to all scores of a query, an
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,9 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, ModelConfig, to_dict
+from eve_vl.config import Config, ModelConfig
 from eve_vl.convert.keys import FEED_FORWARD
-from eve_vl.convert.published import HEAD_WIDTH, bare_config, check_keys, kept, new_folder, write_run
+from eve_vl.convert.published import HEAD_WIDTH, bare_config, check_keys, check_new, kept, write_run
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.run import build_task, seed_everything
@@ -56,7 +55,7 @@ def import_vision(
     (quick-GELU, a norm before the first block), as its authors started from BEiT v2; `source` sets them to the source's, so
     that features are the source's. copies: what gets copies of the image networks, besides themselves. Raises UserError.
     """
-    new_folder(run)
+    check_new(run)
     tensors = kept(tensors, drop)
     model = _sizes(tensors, where, model, num_heads)
     if architecture == "source":
@@ -77,7 +76,7 @@ def import_vision(
     with torch.no_grad():
         for name, tensor in given.items():
             ours[name].copy_(tensor)
-    write_run(run, config, task, {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": words.to_json()})
+    write_run(run, config, words, task)
     flags = " --model.activation gelu --model.no-norm-pre" if architecture == "source" else ""
     return (
         f"{len(given)} of {len(ours)} tensors from {where}, the others random: {model.depth} blocks of width "

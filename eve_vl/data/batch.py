@@ -136,8 +136,8 @@ class Batch:
 
 
 def normalize(images_BCHW: Tensor) -> Tensor:
-    """Return uint8 pictures as float32 with mean = std = 0.5: [-1, 1]."""
-    return images_BCHW.float().div_(127.5).sub_(1)
+    """Return uint8 pictures as float32 with mean = std = 0.5: [-1, 1]. Floats are normalised already and stay as they are."""
+    return images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
