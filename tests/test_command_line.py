@@ -5,7 +5,7 @@ import pytest
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.common import flag_names
 from eve_vl.cli.data import CheckArgs, TokenizerArgs
-from eve_vl.cli.runs import EvaluateArgs, InspectArgs, ReportArgs
+from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
 
@@ -44,6 +44,7 @@ FLAGS = {
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json",
     ReportArgs: "--out",
+    ExportArgs: "--parts --json",
 }
 TRAINING = {
     ("pretrain", "tiny"): get_recipe("tiny"),
@@ -55,7 +56,7 @@ def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
         *("answer", "match", "judge", "fill-mask", "reconstruct", "look", "encode"),
-        *("data check", "tokenizer train", "inspect", "report", "study speed"),
+        *("data check", "tokenizer train", "inspect", "report", "export", "study speed"),
     ]
 
 
