@@ -34,14 +34,14 @@ from eve_vl.look import can_match
 from eve_vl.model.embed import pair, patchify
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.layers import FeedForward
-from eve_vl.model.moe import Experts, MoE, RouterStats
+from eve_vl.model.moe import Experts, MoE
 from eve_vl.model.moe_official import OfficialMoE
 from eve_vl.run import ANSWERS_FILE
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # largest difference from torch that passes
 TRACED_BATCH = 3
 CHECKED = ((1, 2), (2, 5), (5, 9), (8, 1000))
 """Batch sizes and text lengths at which torch and onnxruntime are compared; longer than the run's texts means its longest."""
@@ -120,7 +120,7 @@ class Exported:
 class TraceableMoE(MoE):
     """The twin of a mixture of experts without drops, in operations that ONNX has: each expert looks for its own rows.
 
-    Only chosen experts compute, as in `MoE`. Shares the weights, returns no statistics.
+    Only chosen experts compute, as in `MoE`. Shares the weights.
     """
 
     def __init__(self, moe: MoE):
@@ -129,8 +129,10 @@ class TraceableMoE(MoE):
         self.experts_see_modality = isinstance(moe, OfficialMoE)
         self.feed_forwards = nn.ModuleList(_feed_forward(moe.experts, e) for e in range(len(moe.experts.fc1_weight)))
 
-    def forward(self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None) -> tuple[Tensor, RouterStats | None]:
-        """Return (B, N, D), zero at padding, and None."""
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None
+    ) -> tuple[Tensor, None]:
+        """Return (B, N, D), zero at padding, and no statistics."""
         x_AD, is_text_S = x_BND.flatten(0, 1), is_text_BN.flatten()
         x_SD = x_AD
         if real_S is not None:
@@ -138,16 +140,17 @@ class TraceableMoE(MoE):
         seen_SD = x_SD
         if self.router.modality_embed is not None:
             seen_SD = x_SD + self.router.modality_embed[is_text_S.long()]
-        gates_SK, experts_SK = F.linear(seen_SD, self.router.weight).softmax(-1).topk(self.router.top_k)
-        gates_SK = gates_SK / gates_SK.sum(-1, keepdim=True)
+        gates_SE = F.linear(seen_SD, self.router.weight).softmax(-1)
+        top_gates_SK, experts_SK = gates_SE.topk(self.router.top_k)
+        top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
+        gates_SE = torch.zeros_like(gates_SE).scatter(1, experts_SK, top_gates_SK)
         if self.experts_see_modality:
             x_SD = seen_SD
         y_SD = torch.zeros_like(x_SD)
-        for e, feed_forward in enumerate(self.feed_forwards):
-            is_chosen_SK = experts_SK == e
-            row_R = is_chosen_SK.any(1).nonzero().squeeze(1)
-            gate_R1 = (gates_SK * is_chosen_SK).sum(1, keepdim=True).index_select(0, row_R)
-            y_SD = y_SD.index_add(0, row_R, gate_R1 * feed_forward(x_SD.index_select(0, row_R)))
+        for gate_S, feed_forward in zip(gates_SE.unbind(1), self.feed_forwards, strict=True):
+            row_R = gate_S.nonzero().squeeze(1)
+            y_RD = gate_S.index_select(0, row_R)[:, None] * feed_forward(x_SD.index_select(0, row_R))
+            y_SD = y_SD.index_add(0, row_R, y_RD)
         if real_S is not None:
             y_SD = torch.zeros_like(x_AD).index_copy(0, real_S, y_SD)
         return y_SD.view(x_BND.shape), None
@@ -169,7 +172,7 @@ def traceable(encoder: Encoder) -> Iterator[None]:
     kept = [(block, block.ffn) for block in encoder.blocks if isinstance(block.ffn, MoE)]
     try:
         for block, moe in kept:
-            block.ffn = TraceableMoE(moe)  # pyright: ignore[reportArgumentType]
+            block.ffn = TraceableMoE(moe)
         yield
     finally:
         for block, moe in kept:
@@ -217,12 +220,11 @@ class Traced(nn.Module):
         return encoder.encode(tokens, only=image.num_image).x_BND[:, 0]
 
 
-def export_run(run: Path, folder: Path, parts: Sequence[str] = (), *, tolerance: float = TOLERANCE) -> list[Exported]:
+def export_run(run: Path, folder: Path, parts: Sequence[str] = ()) -> list[Exported]:
     """Write a run's ONNX files into a new folder, with export.json, which says how to use them, and the tokenizer.
 
-    parts: names of PARTS; none: all that the run's heads allow. tolerance: the largest difference from torch that passes.
-    Raises UserError, and writes nothing, if packages are missing, the folder is in use, the run lacks a head, its routing is
-    random, or onnxruntime gives other numbers than torch.
+    parts: names of PARTS; none: all that the run's heads allow. Raises UserError, and writes nothing, if packages are missing,
+    the folder is in use, the run lacks a head, its routing is random, or onnxruntime gives other numbers than torch.
     """
     check_packages()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -235,8 +237,8 @@ def export_run(run: Path, folder: Path, parts: Sequence[str] = (), *, tolerance:
         eve.need(PARTS[name].call)
     if eve.model.routing == "official" and "moe" in eve.model.ffn_policies:
         raise UserError(
-            f"{run}: with model.routing official, second experts are drawn at random and a token's result depends on its batch, "
-            "so that no file can give the same numbers; export a run with routing stable or official-dropless"
+            f"{run}: model.routing is official, which draws second experts at random and lets tokens compete for room, so that "
+            "no file can give the same numbers; export a run with routing stable or official-dropless"
         )
     names = parts or [name for name, part in PARTS.items() if part.call in eve.calls]
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -244,7 +246,7 @@ def export_run(run: Path, folder: Path, parts: Sequence[str] = (), *, tolerance:
     temporary.mkdir(parents=True)
     try:
         with torch.no_grad():
-            exported = [_export(eve, name, temporary, tolerance) for name in names]
+            exported = [_export(eve, name, temporary) for name in names]
         for name, text in _texts(eve, exported).items():
             (temporary / name).write_text(text)
         temporary.rename(folder)
@@ -262,7 +264,8 @@ def check_packages() -> None:
 
 def to_table(exported: Sequence[Exported]) -> Table:
     """Return what was written, for people to read."""
-    table = Table("file", box=None)
+    table = Table(box=None)
+    table.add_column("file", no_wrap=True)
     for column in ("MB", "largest difference", *(f"× torch's speed, batch {batch}" for batch in TIMED_BATCHES)):
         table.add_column(column, justify="right")
     for one in exported:
@@ -286,7 +289,7 @@ def example(name: str, model: ModelConfig, vocab_size: int, batch: int, length: 
     return tuple(made(given) for given in PARTS[name].inputs)
 
 
-def _export(eve: Eve, name: str, folder: Path, tolerance: float) -> Exported:
+def _export(eve: Eve, name: str, folder: Path) -> Exported:
     """Write one file and compare it with torch. Raises UserError if it gives other numbers."""
     traced, path = Traced(eve, name).eval(), folder / f"{name}.onnx"
 
@@ -305,10 +308,10 @@ def _export(eve: Eve, name: str, folder: Path, tolerance: float) -> Exported:
             found = torch.from_numpy(_run(session, name, given))
             shape = ("batch", *found.shape[1:])
             largest = max(largest, float((found - expected).abs().max()))
-            if not largest <= tolerance or found.shape != expected.shape:  # NaN is not below
+            if not largest <= TOLERANCE or found.shape != expected.shape:  # NaN is not below
                 raise UserError(
-                    f"{path.name}: differs from torch by {largest:.1e}, more than {tolerance:.0e}, at batch {batch}, text length "
-                    f"{length}; nothing was written"
+                    f"{path.name}: differs from torch by {largest:.1e}, more than {TOLERANCE:.0e}, in a batch of {batch}; "
+                    "nothing was written"
                 )
     return Exported(
         name=name,
@@ -321,6 +324,7 @@ def _export(eve: Eve, name: str, folder: Path, tolerance: float) -> Exported:
 
 def _trace(traced: Traced, name: str, given: tuple[Tensor, ...], path: Path) -> None:
     axes = {"ids": {0: "batch", 1: "tokens"}, "is_padding": {0: "batch", 1: "tokens"}}
+    """Write one file, without the exporter's notes on each operation: they name files of this machine."""
     part = PARTS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own code
@@ -334,6 +338,8 @@ def _trace(traced: Traced, name: str, given: tuple[Tensor, ...], path: Path) -> 
             verbose=False,
         )
         assert program is not None
+        for node in program.model.graph:
+            node.metadata_props.clear()
         program.save(path)
 
 
