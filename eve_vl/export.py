@@ -1,21 +1,18 @@
 """A run as ONNX files, one for each thing that its heads can do, for programs that have no torch.
 
-Each file is traced from the modules that `Eve` uses; only the mixture of experts has a twin here, which says the same in
-operations that ONNX has. onnxruntime then has to give torch's numbers, at sizes that were not traced, before a run counts as
-exported.
+Each file is traced from the modules that `Eve` uses, the mixture of experts from its twin. onnxruntime then has to give torch's
+numbers, at sizes that were not traced, before a run counts as exported.
 
-Letters: B batch, N tokens, S real tokens of the batch, D width, F feed-forward width, E experts, K chosen experts, R rows of
-one expert, T text tokens, H height, W width.
+Letters: B batch, D width, T text tokens, H height, W width.
 """
 
-import contextlib
 import importlib.util
 import json
 import shutil
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,18 +21,14 @@ import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from eve_vl.config import ModelConfig, nearest
 from eve_vl.data.batch import StatementBatch, normalize
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.look import can_match
+from eve_vl.look import can_contrast, can_match
 from eve_vl.model.embed import pair, patchify
-from eve_vl.model.encoder import Encoder
-from eve_vl.model.layers import FeedForward
-from eve_vl.model.moe import Experts, MoE
-from eve_vl.model.moe_official import OfficialMoE
+from eve_vl.model.moe_traceable import traceable
 from eve_vl.run import ANSWERS_FILE
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA
@@ -43,8 +36,9 @@ from eve_vl.tasks.vqa import VQA
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # largest difference from torch that passes
 TRACED_BATCH = 3
-CHECKED = ((1, 2), (2, 5), (5, 9), (8, 1000))
-"""Batch sizes and text lengths at which torch and onnxruntime are compared; longer than the run's texts means its longest."""
+LONGEST = 1_000_000  # tokens: as many as the run reads of a text
+CHECKED = ((1, 2), (2, 5), (5, 9), (8, LONGEST))
+"""Batch sizes and text lengths at which torch and onnxruntime are compared."""
 TIMED_BATCHES = (1, 8)
 ROUNDS = 7
 
@@ -60,13 +54,10 @@ class Part:
     meaning: str
 
 
+FEATURES = "of length 1; their dot product says how alike two are; a picture and a text only if they are comparable"
 PARTS = {
-    "image_encoder": Part(
-        call="encode_image", inputs=("pixels",), output="features", meaning="of length 1, compared by dot product"
-    ),
-    "text_encoder": Part(
-        call="encode_text", inputs=("ids", "is_padding"), output="features", meaning="of length 1, compared by dot product"
-    ),
+    "image_encoder": Part(call="encode_image", inputs=("pixels",), output="features", meaning=FEATURES),
+    "text_encoder": Part(call="encode_text", inputs=("ids", "is_padding"), output="features", meaning=FEATURES),
     "matcher": Part(
         call="match",
         inputs=("pixels", "ids", "is_padding"),
@@ -115,68 +106,6 @@ class Exported:
             for batch, ratios in self.speed.items()
         }
         return {"bytes": self.bytes, "largest_difference": self.largest_difference, "times_the_speed_of_torch": speed}
-
-
-class TraceableMoE(MoE):
-    """The twin of a mixture of experts without drops, in operations that ONNX has: each expert looks for its own rows.
-
-    Only chosen experts compute, as in `MoE`. Shares the weights.
-    """
-
-    def __init__(self, moe: MoE):
-        nn.Module.__init__(self)
-        self.router = moe.router
-        self.experts_see_modality = isinstance(moe, OfficialMoE)
-        self.feed_forwards = nn.ModuleList(_feed_forward(moe.experts, e) for e in range(len(moe.experts.fc1_weight)))
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None
-    ) -> tuple[Tensor, None]:
-        """Return (B, N, D), zero at padding, and no statistics."""
-        x_AD, is_text_S = x_BND.flatten(0, 1), is_text_BN.flatten()
-        x_SD = x_AD
-        if real_S is not None:
-            x_SD, is_text_S = x_SD.index_select(0, real_S), is_text_S.index_select(0, real_S)
-        seen_SD = x_SD
-        if self.router.modality_embed is not None:
-            seen_SD = x_SD + self.router.modality_embed[is_text_S.long()]
-        gates_SE = F.linear(seen_SD, self.router.weight).softmax(-1)
-        top_gates_SK, experts_SK = gates_SE.topk(self.router.top_k)
-        top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
-        gates_SE = torch.zeros_like(gates_SE).scatter(1, experts_SK, top_gates_SK)
-        if self.experts_see_modality:
-            x_SD = seen_SD
-        y_SD = torch.zeros_like(x_SD)
-        for gate_S, feed_forward in zip(gates_SE.unbind(1), self.feed_forwards, strict=True):
-            row_R = gate_S.nonzero().squeeze(1)
-            y_RD = gate_S.index_select(0, row_R)[:, None] * feed_forward(x_SD.index_select(0, row_R))
-            y_SD = y_SD.index_add(0, row_R, y_RD)
-        if real_S is not None:
-            y_SD = torch.zeros_like(x_AD).index_copy(0, real_S, y_SD)
-        return y_SD.view(x_BND.shape), None
-
-
-def _feed_forward(experts: Experts, expert: int) -> FeedForward:
-    """Return one expert as a network of its own, so that a file holds its weights apart and need not cut them out."""
-    _, ffn_dim, embed_dim = experts.fc1_weight.shape
-    with torch.device("meta"):
-        feed_forward = FeedForward(embed_dim, ffn_dim)
-    names = [f"{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")]
-    feed_forward.load_state_dict({name: getattr(experts, name.replace(".", "_"))[expert] for name in names}, assign=True)
-    return feed_forward
-
-
-@contextlib.contextmanager
-def traceable(encoder: Encoder) -> Iterator[None]:
-    """Put its twin in the place of every mixture of experts, for a while."""
-    kept = [(block, block.ffn) for block in encoder.blocks if isinstance(block.ffn, MoE)]
-    try:
-        for block, moe in kept:
-            block.ffn = TraceableMoE(moe)
-        yield
-    finally:
-        for block, moe in kept:
-            block.ffn = moe
 
 
 class Traced(nn.Module):
@@ -241,6 +170,7 @@ def export_run(run: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expor
             "no file can give the same numbers; export a run with routing stable or official-dropless"
         )
     names = parts or [name for name, part in PARTS.items() if part.call in eve.calls]
+    folder = folder.absolute()  # so that "." has a name
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -298,34 +228,34 @@ def _export(eve: Eve, name: str, folder: Path) -> Exported:
         return example(name, eve.model, eve.tokenizer.vocab_size, batch, length, padded=padded)
 
     with traceable(eve.task.encoder):
-        _trace(traced, name, inputs(TRACED_BATCH, eve.model.max_text_tokens, padded=True), path)
+        _trace(traced, name, inputs(TRACED_BATCH, LONGEST, padded=True), path)
     session = _session(path)
     largest, shape = 0.0, ()
     for batch, length in CHECKED:
         for padded in (False, True):
             given = inputs(batch, length, padded=padded)
-            expected = traced(*given)
-            found = torch.from_numpy(_run(session, name, given))
-            shape = ("batch", *found.shape[1:])
-            largest = max(largest, float((found - expected).abs().max()))
-            if not largest <= TOLERANCE or found.shape != expected.shape:  # NaN is not below
+            expected, found = traced(*given), torch.from_numpy(_run(session, name, given))
+            assert found.shape == expected.shape
+            difference = float((found - expected).abs().max())
+            if not difference <= TOLERANCE:  # so that NaN fails too
                 raise UserError(
-                    f"{path.name}: differs from torch by {largest:.1e}, more than {TOLERANCE:.0e}, in a batch of {batch}; "
+                    f"{path.name}: differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}, in a batch of {batch}; "
                     "nothing was written"
                 )
+            largest, shape = max(largest, difference), ("batch", *found.shape[1:])
     return Exported(
         name=name,
         output_shape=shape,
         bytes=sum(file.stat().st_size for file in folder.glob(f"{path.name}*")),  # large weights lie in a file beside it
         largest_difference=largest,
-        speed={batch: _speed(traced, session, name, inputs(batch, 1000, padded=True)) for batch in TIMED_BATCHES},
+        speed={batch: _speed(traced, session, name, inputs(batch, LONGEST, padded=True)) for batch in TIMED_BATCHES},
     )
 
 
 def _trace(traced: Traced, name: str, given: tuple[Tensor, ...], path: Path) -> None:
-    axes = {"ids": {0: "batch", 1: "tokens"}, "is_padding": {0: "batch", 1: "tokens"}}
     """Write one file, without the exporter's notes on each operation: they name files of this machine."""
-    part = PARTS[name]
+    part, text_axes = PARTS[name], {0: "batch", 1: "tokens"}
+    axes = {"ids": text_axes, "is_padding": text_axes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own code
         program = torch.onnx.export(
@@ -398,6 +328,7 @@ def _texts(eve: Eve, exported: Sequence[Exported]) -> dict[str, str]:
         "max_text_tokens": model.max_text_tokens,
         "cls_id": eve.tokenizer.cls_id,
         "pad_id": eve.tokenizer.pad_id,
+        "comparable": can_contrast(eve.task),
         "parts": parts,
         "files": sorted(texts),
     }

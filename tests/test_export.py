@@ -20,9 +20,10 @@ from eve_vl import export
 from eve_vl.cli import main
 from eve_vl.data import inputs
 from eve_vl.eve import Eve
-from eve_vl.export import TraceableMoE, export_run
+from eve_vl.export import export_run
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe_official import OfficialMoE
+from eve_vl.model.moe_traceable import TraceableMoE
 
 SMALL = {"depth": 2, "num_deep_blocks": 1, "num_experts": 3}
 DENSE = {"depth": 1, "num_deep_blocks": 0}
@@ -131,7 +132,7 @@ def test_judging(exported, numbers):
 def test_what_export_json_says(exported):
     files = exported["retrieval"]
     assert sorted(files.about["parts"]) == ["image_encoder", "matcher", "text_encoder"]
-    assert (files.about["image_size"], files.about["max_text_tokens"]) == (16, 12)
+    assert [files.about[key] for key in ("image_size", "max_text_tokens", "comparable")] == [16, 12, True]
     for name, part in files.about["parts"].items():
         session = files.session(name)
         for said, nodes in ((part["inputs"], session.get_inputs()), (part["outputs"], session.get_outputs())):
@@ -190,6 +191,15 @@ def test_refused(eve, tmp_path, name, model, flags, words):
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert words in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_is_not_a_number_is_refused(tmp_path):
+    run = tiny_run("vqa", model=DENSE)
+    with torch.no_grad():
+        run.task.encoder.norm.weight.fill_(float("nan"))
+    write_run(run, tmp_path / "run")
+    with pytest.raises(export.UserError, match="differs from torch by nan"):
+        export_run(tmp_path / "run", tmp_path / "onnx", ("image_encoder",))
 
 
 def test_a_folder_in_use_is_refused(eve, tmp_path):
