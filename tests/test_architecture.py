@@ -35,10 +35,11 @@ MAY_IMPORT = {
     "study": {"config", "cpu", "errors", "recipes", "data", "model", "run", "inspect", "report", "tasks", "train"},
     "convert": {"config", "errors", "recipes", "data", "model", "run", "tasks", "train"},
     "hf": {"config", "errors", "data", "model", "run", "tasks", "objectives", "convert", "train"},
+    "export": {"config", "data", "errors", "eve", "look", "model", "run", "tasks"},
     "demo": {"config", "cpu", "errors", "recipes", "data", "run", "evaluation", "report", "tasks", "train"},
     "cli": {
         *("__init__", "config", "cpu", "errors", "recipes", "data", "run", "evaluation", "eve", "inspect", "report", "tasks"),
-        *("train", "demo", "study", "convert"),
+        *("train", "demo", "study", "convert", "export"),
     },
     "__main__": {"cli"},
 }
@@ -129,6 +130,7 @@ def test_files_do_not_import_each_other_in_a_circle():
     [
         ("torch.distributed", {"eve_vl.train.distributed"}),
         ("tokenizers", {"eve_vl.data.tokenizer"}),
+        ("onnxruntime", {"eve_vl.export"}),
         ("safetensors", {"eve_vl.train.checkpoint", "eve_vl.train.trainer"}),
     ],
 )

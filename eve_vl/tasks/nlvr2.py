@@ -79,7 +79,7 @@ class NLVR2(nn.Module):
         text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
         tokens: Tokens = pair(image, pick(text, torch.arange(B, device=pixels.device).repeat(2)))
         x_BND, routers = self.encoder.encode_parts(tokens, 2)
-        left_BND, right_BND = x_BND.chunk(2)
+        left_BND, right_BND = x_BND.unflatten(0, (2, B))
         left_BD, right_BD = left_BND[:, image.num_image], right_BND[:, image.num_image]
         match self.settings.head:
             case "concat":
