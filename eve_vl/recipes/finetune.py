@@ -70,13 +70,7 @@ def demo_retrieval(init: Config) -> Config:
 
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
-    return _scenes(
-        init,
-        "demo_retrieval",
-        _search(rerank=10, captions_per_image=1),
-        steps=180,
-        validations=1,
-    )
+    return _scenes(init, "demo_retrieval", _search(rerank=10, captions_per_image=1), steps=180, validations=1)
 
 
 def scenes_vqa(init: Config) -> Config:
@@ -118,13 +112,7 @@ def emoji_retrieval(init: Config) -> Config:
 
     eve finetune emoji_retrieval --init runs/emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
-    config = _scenes(
-        init,
-        "emoji_retrieval",
-        _search(rerank=16),
-        steps=200,
-        validations=2,
-    )
+    config = _muon(_scenes(init, "emoji_retrieval", _search(rerank=16), steps=450, validations=3), lr=6e-4)
     data = DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0))
     return replace(config, data=data, train=replace(config.train, weight_decay=0.05))
 
