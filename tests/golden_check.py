@@ -88,7 +88,7 @@ class Fixture:
         ours = to_ours(tensors, table)
         for key, tensor in to_published(ours, table, model).items():
             assert torch.equal(tensor, tensors[key]), key
-        config: Config = published._config(model, head, Path("golden"), len(ours["encoder.text.words.weight"]), ours)
+        config: Config = published.config_for(model, head, Path("golden"), ours)
         answers = [str(number) for number in range(len(ours.get("answer_head.3.bias", ())))]
         task = build_untrained(config, len(ours["encoder.text.words.weight"]), answers)
         task.load_state_dict(ours)

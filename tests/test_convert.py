@@ -224,7 +224,7 @@ def test_the_key_table_covers_every_key(name, size):
     theirs = [key for keys in table.values() for key in keys] + list(buffers(model))
     assert sorted(theirs) == sorted(tensors)  # each once
     ours = to_ours(tensors, table)
-    config = published._config(model, head, Path("run"), 64_000, ours)
+    config = published.config_for(model, head, Path("run"), ours)
     with torch.device("meta"):
         task = build_untrained(config, 64_000, [str(number) for number in range(3128)])
     assert {key: tensor.shape for key, tensor in task.state_dict().items()} == {key: t.shape for key, t in ours.items()}

@@ -66,7 +66,7 @@ def import_published(
         ours["encoder.image.positions"] = resize_positions(ours["encoder.image.positions"], model.num_patches)
     words = _matching_tokenizer(tokenizer, len(ours["encoder.text.words.weight"]), clean_text)
     labels = _matching_answers(answers, ours["answer_head.3.bias"].shape[0], where) if head == "vqa" else []
-    config = _config(model, head, run, words.vocab_size, ours)
+    config = config_for(model, head, run, ours)
     with torch.device("meta"):
         task = build_task(config, words, labels)
     expected = {name: tensor.shape for name, tensor in task.state_dict().items()}
@@ -97,7 +97,8 @@ def kept(tensors: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor
 def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: AnyTask) -> None:
     """Write a run folder of weights that were not trained here. Raises UserError if there is something in it."""
     check_new(run)
-    config = dataclasses.replace(config, tokenizer=_tokenizer_section(config, tokenizer.vocab_size))
+    bound = min(max(tokenizer.vocab_size, 261), 64_000)  # what a config may ask for
+    config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=bound))
     texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
     if isinstance(task, VQA):
         texts[ANSWERS_FILE] = json.dumps(task.answers, indent=1)
@@ -234,11 +235,11 @@ def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:
     return answers
 
 
-def _config(model: ModelConfig, head: str, run: Path, vocab_size: int, ours: Mapping[str, Tensor]) -> Config:
+def config_for(model: ModelConfig, head: str, run: Path, ours: Mapping[str, Tensor]) -> Config:
     """Return the paper's config for a task, at the checkpoint's sizes."""
     base = dataclasses.replace(get_recipe("base"), model=model)
     if not head:
-        return bare_config(model, run, vocab_size)
+        return bare_config(model, run)
     config = get_finetune_recipe(head.split()[0], base)
     task = config.task
     if isinstance(task, NLVR2Config):
@@ -246,24 +247,10 @@ def _config(model: ModelConfig, head: str, run: Path, vocab_size: int, ours: Map
     if head == "retrieval":
         task = dataclasses.replace(task, final_norm=False, projection_dim=len(ours["contrast.features.image.weight"]))
     train = dataclasses.replace(config.train, new_lr_multiplier=1.0)
-    return dataclasses.replace(
-        config,
-        recipe="published",
-        out=run,
-        init=None,
-        model=model,
-        task=task,
-        train=train,
-        tokenizer=_tokenizer_section(base, vocab_size),
-    )
+    return dataclasses.replace(config, recipe="published", out=run, init=None, model=model, task=task, train=train)
 
 
-def bare_config(model: ModelConfig, run: Path, vocab_size: int) -> Config:
+def bare_config(model: ModelConfig, run: Path) -> Config:
     """Return the config of an encoder without heads."""
     base = dataclasses.replace(get_recipe("base"), recipe="published", out=run, model=model)
-    bare = dataclasses.replace(base.task, mim_weight=0.0, mlm_weight=0.0)
-    return dataclasses.replace(base, task=bare, tokenizer=_tokenizer_section(base, vocab_size))
-
-
-def _tokenizer_section(config: Config, vocab_size: int) -> Any:
-    return dataclasses.replace(config.tokenizer, vocab_size=min(max(vocab_size, 261), 64_000))
+    return dataclasses.replace(base, task=dataclasses.replace(base.task, mim_weight=0.0, mlm_weight=0.0))

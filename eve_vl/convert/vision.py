@@ -61,7 +61,7 @@ def import_vision(
     if architecture == "source":
         model = dataclasses.replace(model, activation="gelu", norm_pre=False)
     words = Tokenizer.load(tokenizer)
-    config: Config = dataclasses.replace(bare_config(model, run, words.vocab_size), recipe="vision")
+    config: Config = dataclasses.replace(bare_config(model, run), recipe="vision")
     seed_everything(seed)
     task = build_task(config, words)
     ours = task.state_dict()
