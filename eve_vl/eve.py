@@ -28,6 +28,7 @@ from eve_vl.model.embed import Tokens, hide, patchify, to_pictures
 from eve_vl.run import LoadedRun, load_run
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.device import pick_device
 
@@ -120,11 +121,11 @@ class Eve:
         Of a run with contrast (retrieval, or pre-trained with task.itc_weight) they compare with texts by dot product. Of any
         other they are the normalised [CLS] state of the picture alone: compare pictures with pictures only.
         """
-        return self._gather(map(self._image_features, _parts(given_images(images), batch_size)))
+        return self._gather(map(self._encode_images, _parts(given_images(images), batch_size)))
 
     def encode_text(self, texts: str | Sequence[str], batch_size: int = 64) -> np.ndarray:
         """Return features of one text or a list of them, float32 (n, d), each of length 1, in order; see `encode_image`."""
-        return self._gather(map(self._text_features, _parts(given_texts(texts), batch_size)))
+        return self._gather(map(self._encode_texts, _parts(given_texts(texts), batch_size)))
 
     @overload
     def match(self, image: ImageLike, text: str, batch_size: int = 64) -> float: ...
@@ -138,7 +139,7 @@ class Eve:
 
         In training, two of three pairs were made not to, and hard to tell from those that do.
         """
-        self._need("match")
+        self.need("match")
         assert can_match(self.task)
         images, texts = given_images(image), given_texts(text)
         is_one = isinstance(text, str) and not isinstance(image, list | tuple)
@@ -153,7 +154,7 @@ class Eve:
     @torch.no_grad()
     def answer(self, image: ImageLike, question: str, top: int = 5) -> list[Answer]:
         """Return the `top` best answers to a question about a picture, best first."""
-        self._need("answer")
+        self.need("answer")
         assert isinstance(self.task, VQA)
         batch = inputs.pairs([given_image(image)], [given_text(question)], self.tokenizer, self.model)
         probability_A = self.task.predict(batch.to(self.device))[0][0].sigmoid()
@@ -162,7 +163,7 @@ class Eve:
     @torch.no_grad()
     def judge(self, left: ImageLike, right: ImageLike, statement: str) -> Judgement:
         """Return whether a statement is true of two pictures."""
-        self._need("judge")
+        self.need("judge")
         assert isinstance(self.task, NLVR2)
         pictures = given_image(left, "left image"), given_image(right, "right image")
         batch = inputs.statement(*pictures, given_text(statement), self.tokenizer, self.model)
@@ -172,15 +173,15 @@ class Eve:
     @torch.no_grad()
     def fill_mask(self, image: ImageLike, text: str, top: int = 5) -> Filled:
         """Return the `top` best tokens for each "[MASK]" of a text, all of which are guessed at once."""
-        self._need("fill_mask")
+        self.need("fill_mask")
         assert isinstance(self.task, MaskedSignal)
         text = given_text(text)
-        ids_T, _, is_masked_T = self.tokenizer.encode_with_masks(text, self.model.text_length)
+        ids_T, _, is_masked_T = self.tokenizer.encode_with_masks(text, self.model.max_text_tokens)
         num_masks = text.count(MASK_TEXT)
         if not num_masks:
             raise UserError(f'nothing to fill in: write {MASK_TEXT} in the text, as in "a {MASK_TEXT} circle"')
         if is_masked_T.sum() < num_masks:
-            raise UserError(f"a {MASK_TEXT} lies beyond the {self.model.text_length} tokens that this run reads of a text")
+            raise UserError(f"a {MASK_TEXT} lies beyond the {self.model.max_text_tokens} tokens that this run reads of a text")
         batch = inputs.masked_pair(given_image(image), ids_T, self.tokenizer, self.model, is_masked_T=is_masked_T)
         batch = batch.to(self.device)
         encoded = self.task.encode(patchify(batch.pixels(), self.model.patch_size), batch, mask=True)
@@ -201,7 +202,7 @@ class Eve:
         share: how much to hide, drawn with `seed`; None: task.image_mask_ratio. keep: instead, the patches to leave, counted
         from 0 row by row. Where targets were normalised per patch, each hidden patch gets its true mean and contrast.
         """
-        self._need("reconstruct")
+        self.need("reconstruct")
         assert isinstance(self.task, MaskedSignal)
         assert isinstance(self.run.config.task, MaskedSignalConfig)
         P, settings, rng = self.model.num_patches, self.run.config.task, generator(seed)
@@ -211,7 +212,7 @@ class Eve:
         keep_K = mask_patches(P, share, rng)[0] if keep is None else np.unique(np.array(keep, dtype=np.int64))
         if not 0 < len(keep_K) < P or keep_K[0] < 0 or keep_K[-1] >= P:
             raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
-        ids_T, is_special_T = self.tokenizer.encode(given_text(text), self.model.text_length)
+        ids_T, is_special_T = self.tokenizer.encode(given_text(text), self.model.max_text_tokens)
         is_masked_T = mask_tokens(is_special_T, settings.text_mask_ratio, rng) if settings.joint_masking else None
         batch = inputs.masked_pair(
             given_image(image), ids_T, self.tokenizer, self.model, is_masked_T=is_masked_T, keep_K=keep_K
@@ -232,30 +233,38 @@ class Eve:
     ) -> Look:
         """Return where in the picture the run finds what speaks for its answer, verdict, match or hidden word: see
         `eve_vl.look.look`."""
-        self._need("look")
+        self.need("look")
         return look(self.run, image, text, word=word, answer=answer, block=block)
 
-    @torch.no_grad()
-    def _image_features(self, given: Sequence[GivenImage]) -> np.ndarray:
-        pixels_BCHW = normalize(inputs.images_alone(given, self.model).to(self.device))
-        cls_BD = self._cls(self.task.encoder.image(patchify(pixels_BCHW, self.model.patch_size)))
-        return (self._head.image_features(cls_BD) if self._head else F.normalize(cls_BD, dim=1)).cpu().numpy()
+    def image_features(self, images_BCHW: Tensor) -> Tensor:
+        """Return what `encode_image` does, float32 (B, d), of uint8 pictures (B, 3, image_size, image_size)."""
+        cls_BD = self._cls(self.task.encoder.image(patchify(normalize(images_BCHW), self.model.patch_size)))
+        return self._head.image_features(cls_BD) if self._head else F.normalize(cls_BD, dim=1)
+
+    def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor) -> Tensor:
+        """Return what `encode_text` does, float32 (B, d), of int64 token ids and whether each is padding."""
+        cls_BD = self._cls(self.task.encoder.text(ids_BT, is_padding_BT))
+        return self._head.text_features(cls_BD) if self._head else F.normalize(cls_BD, dim=1)
 
     @torch.no_grad()
-    def _text_features(self, texts: Sequence[str]) -> np.ndarray:
+    def _encode_images(self, given: Sequence[GivenImage]) -> np.ndarray:
+        return self.image_features(inputs.images_alone(given, self.model).to(self.device)).cpu().numpy()
+
+    @torch.no_grad()
+    def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         batch = inputs.texts_alone(texts, self.tokenizer, self.model).to(self.device)
-        cls_BD = self._cls(self.task.encoder.text(batch.ids_BT, batch.is_padding_BT))
-        return (self._head.text_features(cls_BD) if self._head else F.normalize(cls_BD, dim=1)).cpu().numpy()
+        return self.text_features(batch.ids_BT, batch.is_padding_BT).cpu().numpy()
 
     def _cls(self, tokens: Tokens) -> Tensor:
-        return self.task.encoder.encode(tokens, only=0).x_BND[:, 0]
+        final_norm = self.task.settings.final_norm if isinstance(self.task, Retrieval) else True
+        return self.task.encoder.encode(tokens, only=0, final_norm=final_norm).x_BND[:, 0]
 
     def _gather(self, features: Iterable[np.ndarray]) -> np.ndarray:
         width = self._head.image.out_features if self._head else self.model.embed_dim
         return np.concatenate([np.zeros((0, width), np.float32), *features])
 
-    def _need(self, call: str) -> None:
-        """Raise UserError if the run's heads do not allow a call."""
+    def need(self, call: str) -> None:
+        """Raise UserError, which says how to get a run that does, if the run's heads do not allow a call."""
         if call in self.calls:
             return
         config = self.run.config

@@ -124,7 +124,7 @@ def word_positions(run: LoadedRun, text: str, word: str | None) -> list[int]:
 
     Raises UserError if the text does not have the word.
     """
-    spans = run.tokenizer.spans(text, run.config.model.text_length)
+    spans = run.tokenizer.spans(text, run.config.model.max_text_tokens)
     if word is None or word == CLS:
         return [0] if word else list(range(len(spans)))
     found = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE) if word.strip() else None
@@ -187,7 +187,7 @@ def _question(
             is_one_of_many=False,
         )
     if isinstance(task, MaskedSignal) and task.settings.mlm_weight and positions is not None:
-        ids_T = tokenizer.encode(text, model.text_length)[0]
+        ids_T = tokenizer.encode(text, model.max_text_tokens)[0]
         is_masked_T = np.isin(np.arange(len(ids_T)), positions)
         pair = inputs.masked_pair(given[0], ids_T, tokenizer, model, is_masked_T=is_masked_T).to(device)
         patches_BPX = patchify(pair.pixels(), model.patch_size)

@@ -49,11 +49,15 @@ def hard_negatives(similarity_BB: Tensor, is_match_BB: Tensor) -> Tensor:
 
     Where every column matches, the row gets itself.
     """
-    weights_BB = similarity_BB.float().softmax(1) + 1e-5
-    weights_BB = weights_BB.masked_fill(is_match_BB, 0)
+    weights_BB = negative_weights(similarity_BB, is_match_BB)
     has_none_B = is_match_BB.all(1)
     weights_BB = torch.where(has_none_B[:, None], torch.eye(len(weights_BB), device=weights_BB.device), weights_BB)
     return weights_BB.multinomial(1).squeeze(1)
+
+
+def negative_weights(similarity_BB: Tensor, is_match_BB: Tensor) -> Tensor:
+    """Return how likely each column is to be drawn for each row, not normalised: 0 where they match."""
+    return (similarity_BB.float().softmax(1) + 1e-5).masked_fill(is_match_BB, 0)
 
 
 def matching(logits_B2: Tensor, is_match_B: Tensor) -> Tensor:

@@ -198,6 +198,8 @@ def train(config: Config, *, must_resume: bool = False, with_report: bool = True
     must_resume: refuse to start anew. Only the main process returns a path, with with_report. Raises UserError.
     """
     config = with_init_tokenizer(with_absolute_paths(config))
+    if isinstance(config.task, MaskedSignalConfig) and config.task.is_bare:
+        raise UserError("task.mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn")
     device = pick_device(config.train.device)
     distributed.setup(device)
     set_threads(config)

@@ -13,6 +13,7 @@ from eve_vl.cli import main
 
 torch.set_num_threads(1)  # two threads stall on shared cores
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
 
 Completed = subprocess.CompletedProcess[str]
 

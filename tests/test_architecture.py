@@ -33,10 +33,13 @@ MAY_IMPORT = {
         *("look", "train"),
     },
     "study": {"config", "cpu", "errors", "recipes", "data", "model", "run", "inspect", "report", "tasks", "train"},
+    "convert": {"config", "errors", "recipes", "data", "model", "run", "tasks", "train"},
+    "hf": {"config", "errors", "data", "model", "run", "tasks", "objectives", "convert", "train"},
+    "export": {"config", "data", "errors", "eve", "look", "model", "run", "tasks"},
     "demo": {"config", "cpu", "errors", "recipes", "data", "run", "evaluation", "report", "tasks", "train"},
     "cli": {
         *("__init__", "config", "cpu", "errors", "recipes", "data", "run", "evaluation", "eve", "inspect", "report", "tasks"),
-        *("train", "demo", "study"),
+        *("train", "demo", "study", "convert", "export"),
     },
     "__main__": {"cli"},
 }
@@ -127,12 +130,18 @@ def test_files_do_not_import_each_other_in_a_circle():
     [
         ("torch.distributed", {"eve_vl.train.distributed"}),
         ("tokenizers", {"eve_vl.data.tokenizer"}),
+        ("onnxruntime", {"eve_vl.export"}),
         ("safetensors", {"eve_vl.train.checkpoint", "eve_vl.train.trainer"}),
     ],
 )
 def test_one_owner_per_library(library, only):
     users = {m for m, path in MODULES.items() for name, _ in imports(path) if name == library or name.startswith(f"{library}.")}
     assert users == only
+
+
+def test_transformers_stays_in_its_room():
+    users = {room_of(m) for m, path in MODULES.items() for name, _ in imports(path) if name.split(".")[0] == "transformers"}
+    assert users == {"hf"}
 
 
 def test_configs_and_recipes_know_no_tensors():

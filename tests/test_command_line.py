@@ -4,17 +4,18 @@ import pytest
 
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.common import flag_names
+from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs
-from eve_vl.cli.runs import EvaluateArgs, InspectArgs, ReportArgs
+from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
 
 START = "--out --init --scratch"
 MODEL = """
-    --model.image-size --model.patch-size --model.text-length --model.embed-dim --model.depth --model.num-heads
-    --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts --model.top-k
-    --model.modality-routing --model.balance-weight --model.drop-path --model.dropout --model.layer-scale --model.init-std
-    --model.position-std
+    --model.image-size --model.patch-size --model.text-length --model.padded-text-length --model.embed-dim --model.depth
+    --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
+    --model.top-k --model.modality-routing --model.routing --model.activation --model.norm-pre --model.balance-weight
+    --model.drop-path --model.dropout --model.layer-scale --model.init-std --model.position-std
 """
 TASK = {
     "masked_signal": """
@@ -23,7 +24,7 @@ TASK = {
         --task.decoder-num-heads
     """,
     "retrieval": """
-        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.rerank
+        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.final-norm --task.rerank
         --task.captions-per-image --task.merge-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
@@ -44,6 +45,11 @@ FLAGS = {
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json",
     ReportArgs: "--out",
+    ExportArgs: "--parts --json",
+    ConvertArgs: """
+        --tokenizer --answers --routing --text-tokens --clean-text --image-size --num-heads --architecture --copy
+        --num-experts --num-deep-blocks --seed --drop
+    """,
 }
 TRAINING = {
     ("pretrain", "tiny"): get_recipe("tiny"),
@@ -55,7 +61,7 @@ def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
         *("answer", "match", "judge", "fill-mask", "reconstruct", "look", "encode"),
-        *("data check", "tokenizer train", "inspect", "report", "study speed"),
+        *("data check", "tokenizer train", "convert", "inspect", "report", "export", "study speed"),
     ]
 
 

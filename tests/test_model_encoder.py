@@ -224,6 +224,7 @@ def test_ffn_policies_reach_their_blocks():
 def slow_encode(model: Encoder, x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None) -> Tensor:
     """One sample after the other, padding cut off; every block in its textbook form."""
     B, N, D = x_BND.shape
+    assert isinstance(model.norm_pre, nn.LayerNorm)
     outputs = torch.zeros(B, N, D)
     for b in range(B):
         real = torch.ones(N, dtype=torch.bool) if is_padding_BN is None else ~is_padding_BN[b]

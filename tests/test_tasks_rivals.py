@@ -116,9 +116,9 @@ def matched(task: MaskedSignal, batch: PairBatch, monkeypatch) -> tuple[Tensor, 
         assert (distance.min(1).values == 0).all()
         return distance.argmin(1)
 
-    def watched(encoder, image_tokens, text_tokens):
+    def watched(encoder, image_tokens, text_tokens, **parts):
         seen["images"], seen["texts"] = rows(image_tokens.x_BND, image), rows(text_tokens.x_BND, text)
-        return match(encoder, image_tokens, text_tokens)
+        return match(encoder, image_tokens, text_tokens, **parts)
 
     def labelled(logits, is_match):
         seen["labels"] = is_match

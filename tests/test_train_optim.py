@@ -21,8 +21,8 @@ def config_of(**changes: object) -> TrainConfig:
     ("schedule", "expected"),
     [
         # two steps of warm-up, then eight of decay, the first of which is at the peak
-        ("linear", [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
-        ("cosine", [0.5, 1.0, 1.0, 0.96194, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.03806]),
+        ("linear", [0.0, 0.5, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("cosine", [0.0, 0.5, 1.0, 0.96194, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.03806]),
     ],
 )
 def test_schedule_by_hand(schedule, expected):
@@ -41,8 +41,8 @@ def test_without_warm_up_it_starts_at_the_peak():
 def test_the_papers_run_warms_up_and_ends_near_zero():
     config = TrainConfig()
     peak = round(0.02 * 480_000)
-    rates = [learning_rate(step, config) for step in (0, peak // 2 - 1, peak, 480_000 - 1)]
-    assert rates == pytest.approx([5e-4 / peak, 2.5e-4, 5e-4, 0.0], abs=1e-9)
+    rates = [learning_rate(step, config) for step in (0, peak // 2, peak, 480_000 - 1)]
+    assert rates == pytest.approx([0.0, 2.5e-4, 5e-4, 0.0], abs=1e-9)
 
 
 def test_weight_decay_spares_biases_norms_and_everything_one_dimensional():

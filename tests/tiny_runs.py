@@ -23,18 +23,19 @@ TASKS: dict[str, TaskConfig | None] = {
     "vqa": VQAConfig(),
     "nlvr2": NLVR2Config(),
     "nlvr2_paired": NLVR2Config(head="paired"),
+    "nlvr2_compare": NLVR2Config(head="compare"),
 }
 RIVAL = {"itc_weight": 1.0, "itm_weight": 1.0, "projection_dim": 8}
 TEXT = "two small blue squares on gray"
 TEXTS = (TEXT, "a red circle", "purple triangle, orange heart")
 
 
-def tiny_run(name: str, folder: Path = Path("tiny"), *, task: dict | None = None) -> LoadedRun:
+def tiny_run(name: str, folder: Path = Path("tiny"), *, task: dict | None = None, model: dict | None = None) -> LoadedRun:
     """A run whose every weight matters: 16 patches of 4×4, at most 12 tokens, 3 blocks of which the last 2 have experts.
 
-    task: fields of the pre-training section, for "masked".
+    task: fields of the pre-training section, for "masked". model: fields of the model section.
     """
-    config, tokenizer = tiny_config(task=task or TASKS[name]), Tokenizer.train(CAPTIONS * 3, 500)  # whole words
+    config, tokenizer = tiny_config(task=task or TASKS[name], model=model), Tokenizer.train(CAPTIONS * 3, 500)  # whole words
     built = build_task(config, tokenizer, ANSWERS)
     randomize(built, seed=1, std=0.35)
     return LoadedRun(config=config, tokenizer=tokenizer, task=built.eval(), step=1, folder=folder)

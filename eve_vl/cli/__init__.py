@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 
 from eve_vl import __version__
 from eve_vl.cli.common import HELP, fail, say
+from eve_vl.cli.convert import run_convert
 from eve_vl.cli.data import run_data_check, run_tokenizer_train
-from eve_vl.cli.runs import run_evaluate, run_inspect, run_report
+from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
 from eve_vl.cli.study import run_study_speed
 from eve_vl.cli.train import run_demo, run_finetune, run_pretrain
 from eve_vl.cli.use import (
@@ -36,8 +37,10 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "encode": run_encode,
     "data check": run_data_check,
     "tokenizer train": run_tokenizer_train,
+    "convert": run_convert,
     "inspect": run_inspect,
     "report": run_report,
+    "export": run_export,
     "study speed": run_study_speed,
 }
 

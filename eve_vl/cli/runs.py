@@ -1,4 +1,4 @@
-"""Verbs about runs: evaluate, inspect, report."""
+"""Verbs about runs: evaluate, inspect, report, export."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +63,20 @@ class ReportArgs:
     """File to write; default: report.html in the run folder."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportArgs:
+    """Flags of `eve export`."""
+
+    run: Positional[Path]
+    """Run folder, or one of its checkpoints."""
+    folder: Positional[Path]
+    """New folder for the files."""
+    parts: tuple[str, ...] = ()
+    """What to write: image_encoder, text_encoder, matcher, answerer, judge; default: all that the run's heads allow."""
+    json: Path | None = None
+    """Also write sizes, differences and speeds to this file."""
+
+
 def run_evaluate(argv: Sequence[str]) -> None:
     """Compute a task's numbers for a run on any data: eve evaluate TASK RUN [flags]."""
     usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(TASK_NAMES)}"
@@ -119,3 +133,14 @@ def run_report(argv: Sequence[str]) -> None:
     from eve_vl.report import write_report
 
     say(f"report: {write_report(args.run, args.out)}")
+
+
+def run_export(argv: Sequence[str]) -> None:
+    """Write a run as ONNX files, each checked against torch: eve export RUN FOLDER [flags]."""
+    args = parse(ExportArgs, argv, "eve export", run_export.__doc__)
+    check_writable(args.json)
+    from eve_vl.export import export_run, to_table
+
+    exported = export_run(args.run, args.folder, args.parts)
+    Console().print(to_table(exported))
+    write_json(args.json, {one.name: one.to_dict() for one in exported})

@@ -7,6 +7,8 @@ from typing import Literal
 from eve_vl.config.checks import negative, not_positive
 
 FFNPolicy = Literal["shared", "modality", "moe"]
+Routing = Literal["stable", "official", "official-dropless"]
+Activation = Literal["quick_gelu", "gelu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,8 @@ class ModelConfig:
     """Side of a patch, in pixels."""
     text_length: int = 40
     """Longest caption in tokens, the text [CLS] included; longer ones are cut."""
+    padded_text_length: int = 0
+    """Tokens that every text is cut and padded to; 0: cut at text_length, padded to the longest of its batch."""
     embed_dim: int = 768
     """Width of the encoder."""
     depth: int = 12
@@ -39,6 +43,14 @@ class ModelConfig:
     """Experts that each token is sent to."""
     modality_routing: bool = True
     """Add a learned modality embedding to what the router sees (paper Eq. 6, Table 8)."""
+    routing: Routing = "stable"
+    """How tokens get to experts. stable: each to its top_k, whatever is in its batch. official: as the published code does,
+    second choices drawn at random, tokens over capacity dropped, padding routed. official-dropless: the same arithmetic
+    without noise and without drops, for published weights (docs/fidelity.md)."""
+    activation: Activation = "quick_gelu"
+    """Of every feed-forward network and expert; ViT and BEiT have gelu."""
+    norm_pre: bool = True
+    """A LayerNorm between the embeddings and the first block, as in the published code; ViT and BEiT have none."""
     balance_weight: float = 0.001
     """Weight of the load-balancing loss, averaged over the `moe` blocks."""
     drop_path: float = 0.1
@@ -57,6 +69,11 @@ class ModelConfig:
         """The feed-forward policy of each block, first to last."""
         num_shallow = self.depth - self.num_deep_blocks
         return (self.shallow_ffn,) * num_shallow + (self.deep_ffn,) * self.num_deep_blocks
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Tokens that longer texts are cut to."""
+        return self.padded_text_length or self.text_length
 
     @property
     def num_patches(self) -> int:
@@ -100,8 +117,13 @@ class ModelConfig:
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(f"{name} {getattr(self, name)} is not in [0, 1)")
-        for name in ("shallow_ffn", "deep_ffn"):
-            if getattr(self, name) not in typing.get_args(FFNPolicy):
-                found.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(FFNPolicy))}")
+        kinds = {"shallow_ffn": FFNPolicy, "deep_ffn": FFNPolicy, "routing": Routing, "activation": Activation}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in typing.get_args(kind):
+                found.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")
+        if self.routing != "stable" and self.top_k != 2:
+            found.append(f"top_k {self.top_k}, but routing {self.routing} is always top 2")
+        if not 0 <= self.padded_text_length <= self.text_length:
+            found.append(f"padded_text_length {self.padded_text_length} is not between 0 and text_length {self.text_length}")
         found += negative(self, "balance_weight")
         return found

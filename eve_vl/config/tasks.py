@@ -39,19 +39,21 @@ class MaskedSignalConfig:
     decoder_num_heads: int = 6
     """Attention heads of the pixel decoder."""
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether there is no loss and no head: an encoder that came from elsewhere."""
+        return not any((self.mim_weight, self.mlm_weight, self.itc_weight, self.itm_weight))
+
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         found = not_positive(self, "decoder_depth decoder_dim decoder_num_heads")
         for name in ("image_mask_ratio", "text_mask_ratio"):
             if not 0 < getattr(self, name) < 1:
                 found.append(f"{name} {getattr(self, name)} is not in (0, 1)")
-        weights = (self.mim_weight, self.mlm_weight, self.itc_weight, self.itm_weight)
         below_zero = negative(self, "mim_weight mlm_weight itc_weight itm_weight projection_dim")
         if below_zero:
             return found + below_zero
-        if not any(weights):
-            found.append("mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn")
-        elif self.joint_masking and 0 in (self.mim_weight, self.mlm_weight):
+        if self.joint_masking and 0 in (self.mim_weight, self.mlm_weight):
             found.append("joint_masking needs both mim_weight and mlm_weight above 0")
         if self.itm_weight and not self.itc_weight:
             found.append("itm_weight needs itc_weight above 0: hard negatives are drawn by its similarities")
@@ -75,6 +77,8 @@ class RetrievalConfig:
     """Width of the features; 0: embed_dim."""
     standardize_match: bool = False
     """Give the matching head states of mean 0 and variance 1 (batch normalisation): small models learn to match sooner."""
+    final_norm: bool = True
+    """Search by features after the encoder's final norm, as they are in training; the published code does by those before."""
     rerank: int = 128
     """Best candidates of each query that the matching head puts in order (k_test), matches behind them count as missed; 0:
     none."""

@@ -25,12 +25,18 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    """Rebuild a config from `to_dict`. Raises UserError for keys that are unknown or missing; `where` names the file."""
+    """Rebuild a config from `to_dict`; a key that an older version did not write takes its default.
+
+    Raises UserError for keys that are unknown, or missing and without a default; `where` names the file.
+    """
     hints = typing.get_type_hints(cls)
     unknown = [key for key in values if key not in hints]
     if unknown:
         raise UserError(f"{where}: unknown key {nearest(unknown[0], hints)}")
-    missing = [key for key in hints if key not in values]
+    required = [
+        field.name for field in dataclasses.fields(cls) if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    missing = [key for key in required if key not in values]
     if missing:
         raise UserError(f"{where}: key {missing[0]!r} is missing from section {cls.__name__}")
     return cls(**{key: _typed(hints[key], value, where) for key, value in values.items()})

@@ -113,14 +113,14 @@ class Batch:
         return dataclasses.replace(self, **pinned)
 
     @classmethod
-    def collate(cls, samples: Sequence[Any], pad_id: int) -> Self:
-        """Stack samples; texts are padded to the longest of the batch."""
-        return cls(**cls._stacked(samples, pad_id))
+    def collate(cls, samples: Sequence[Any], pad_id: int, length: int = 0) -> Self:
+        """Stack samples; texts are padded to `length` tokens, with 0 to the longest of the batch."""
+        return cls(**cls._stacked(samples, pad_id, length))
 
     @classmethod
-    def _stacked(cls, samples: Sequence[Any], pad_id: int) -> dict[str, Any]:
+    def _stacked(cls, samples: Sequence[Any], pad_id: int, length: int) -> dict[str, Any]:
         """Return the fields by name."""
-        B, T = len(samples), max(len(sample.ids_T) for sample in samples)
+        B, T = len(samples), length or max(len(sample.ids_T) for sample in samples)
         ids_BT = np.full((B, T), pad_id, dtype=np.int64)
         is_padding_BT = np.ones((B, T), dtype=bool)
         for row, sample in enumerate(samples):
@@ -136,8 +136,8 @@ class Batch:
 
 
 def normalize(images_BCHW: Tensor) -> Tensor:
-    """Return uint8 pictures as float32 with mean = std = 0.5: [-1, 1]."""
-    return images_BCHW.float().div_(127.5).sub_(1)
+    """Return uint8 pictures as float32 with mean = std = 0.5: [-1, 1]. Floats are normalised already and stay as they are."""
+    return images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,8 +160,8 @@ class PairBatch(Batch):
         )
 
     @classmethod
-    def _stacked(cls, samples: Sequence[MaskedSample], pad_id: int) -> dict[str, Any]:
-        fields = Batch._stacked(samples, pad_id)
+    def _stacked(cls, samples: Sequence[MaskedSample], pad_id: int, length: int) -> dict[str, Any]:
+        fields = Batch._stacked(samples, pad_id, length)
         is_masked_BT = np.zeros(tuple(fields["ids_BT"].shape), dtype=bool)
         for row, sample in enumerate(samples):
             is_masked_BT[row, : len(sample.ids_T)] = sample.is_masked_T
@@ -171,7 +171,7 @@ class PairBatch(Batch):
             "keep_BK": torch.from_numpy(np.stack([sample.keep_K for sample in samples])),
             "hidden_BM": torch.from_numpy(np.stack([sample.hidden_M for sample in samples])),
             "picture_B": torch.tensor([sample.picture for sample in samples]),
-            "wrong": cls.collate(wrong, pad_id) if wrong else None,
+            "wrong": cls.collate(wrong, pad_id, length) if wrong else None,
         }
 
 
@@ -183,8 +183,8 @@ class CaptionBatch(Batch):
     """int64, equal for captions of one picture."""
 
     @classmethod
-    def _stacked(cls, samples: Sequence[CaptionSample], pad_id: int) -> dict[str, Any]:
-        return Batch._stacked(samples, pad_id) | {"picture_B": torch.tensor([sample.picture for sample in samples])}
+    def _stacked(cls, samples: Sequence[CaptionSample], pad_id: int, length: int) -> dict[str, Any]:
+        return Batch._stacked(samples, pad_id, length) | {"picture_B": torch.tensor([sample.picture for sample in samples])}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,8 +201,8 @@ class SearchBatch(Batch):
         return self.images_BCHW.numel() > 0
 
     @classmethod
-    def _stacked(cls, samples: Sequence[SearchSample], pad_id: int) -> dict[str, Any]:
-        return Batch._stacked(samples, pad_id) | {
+    def _stacked(cls, samples: Sequence[SearchSample], pad_id: int, length: int) -> dict[str, Any]:
+        return Batch._stacked(samples, pad_id, length) | {
             "index_B": torch.tensor([sample.index for sample in samples]),
             "captions": tuple(sample.captions for sample in samples),
         }
@@ -219,8 +219,8 @@ class QuestionBatch(Batch):
     answer_types: tuple[str, ...]
 
     @classmethod
-    def _stacked(cls, samples: Sequence[QuestionSample], pad_id: int) -> dict[str, Any]:
-        return Batch._stacked(samples, pad_id) | {
+    def _stacked(cls, samples: Sequence[QuestionSample], pad_id: int, length: int) -> dict[str, Any]:
+        return Batch._stacked(samples, pad_id, length) | {
             "questions": tuple(sample.question for sample in samples),
             "question_ids": tuple(sample.question_id for sample in samples),
             "answers": tuple(sample.answers for sample in samples),
@@ -240,8 +240,8 @@ class StatementBatch(Batch):
     groups: tuple[str, ...]
 
     @classmethod
-    def _stacked(cls, samples: Sequence[StatementSample], pad_id: int) -> dict[str, Any]:
-        return Batch._stacked(samples, pad_id) | {
+    def _stacked(cls, samples: Sequence[StatementSample], pad_id: int, length: int) -> dict[str, Any]:
+        return Batch._stacked(samples, pad_id, length) | {
             "right_BCHW": torch.stack([sample.right for sample in samples]),
             "statements": tuple(sample.statement for sample in samples),
             "labels": tuple(sample.label for sample in samples),

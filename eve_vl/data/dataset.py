@@ -79,7 +79,7 @@ class RowDataset(Dataset[Sample]):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch of some samples."""
-        return self.batch.collate(samples, self.tokenizer.pad_id)
+        return self.batch.collate(samples, self.tokenizer.pad_id, self.config.model.padded_text_length)
 
     def picture(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
         """Return uint8 (3, H, W), augmented in training; not mirrored if one of the texts would become false."""
@@ -97,7 +97,7 @@ class RowDataset(Dataset[Sample]):
 
     def tokens(self, text: str) -> np.ndarray:
         """Return token ids, int64 (T,), [CLS] first, cut to model.text_length."""
-        return self.tokenizer.encode(text, self.config.model.text_length)[0]
+        return self.tokenizer.encode(text, self.config.model.max_text_tokens)[0]
 
 
 class Rows:
@@ -132,7 +132,7 @@ class MaskedPairs(RowDataset):
         rng = generator(self.seed, SAMPLE, epoch, source, row)
         caption = pair.captions[int(rng.integers(len(pair.captions))) if self.training else 0]
         image = self.picture(pair.image, pair.where, rng, [caption])
-        ids_T, is_special_T = self.tokenizer.encode(caption, model.text_length)
+        ids_T, is_special_T = self.tokenizer.encode(caption, model.max_text_tokens)
         keep_K, hidden_M = mask_patches(model.num_patches, task.image_mask_ratio, rng)
         return MaskedSample(
             image=image,

@@ -70,17 +70,17 @@ def images_alone(images: Sequence[GivenImage], model: ModelConfig) -> Tensor:
 def texts_alone(texts: Sequence[str], tokenizer: Tokenizer, model: ModelConfig) -> Batch:
     """Return texts, cut to model.text_length tokens, with pictures of no pixels."""
     nothing = torch.empty(3, 0, 0, dtype=torch.uint8)
-    samples = [Sample(image=nothing, ids_T=tokenizer.encode(text, model.text_length)[0], where=text) for text in texts]
-    return Batch.collate(samples, tokenizer.pad_id)
+    samples = [Sample(image=nothing, ids_T=tokenizer.encode(text, model.max_text_tokens)[0], where=text) for text in texts]
+    return Batch.collate(samples, tokenizer.pad_id, model.padded_text_length)
 
 
 def pairs(images: Sequence[GivenImage], texts: Sequence[str], tokenizer: Tokenizer, model: ModelConfig) -> Batch:
     """Return pairs as evaluation sees them: pictures squeezed to a square, texts cut to model.text_length tokens."""
     samples = [
-        Sample(image=_pixels(image, model), ids_T=tokenizer.encode(text, model.text_length)[0], where=image.where)
+        Sample(image=_pixels(image, model), ids_T=tokenizer.encode(text, model.max_text_tokens)[0], where=image.where)
         for image, text in zip(images, texts, strict=True)
     ]
-    return Batch.collate(samples, tokenizer.pad_id)
+    return Batch.collate(samples, tokenizer.pad_id, model.padded_text_length)
 
 
 def statement(left: GivenImage, right: GivenImage, text: str, tokenizer: Tokenizer, model: ModelConfig) -> StatementBatch:
@@ -88,14 +88,14 @@ def statement(left: GivenImage, right: GivenImage, text: str, tokenizer: Tokeniz
     sample = StatementSample(
         image=_pixels(left, model),
         right=_pixels(right, model),
-        ids_T=tokenizer.encode(text, model.text_length)[0],
+        ids_T=tokenizer.encode(text, model.max_text_tokens)[0],
         statement=text,
         label=None,
         identifier="",
         group="",
         where=left.where,
     )
-    return StatementBatch.collate([sample], tokenizer.pad_id)
+    return StatementBatch.collate([sample], tokenizer.pad_id, model.padded_text_length)
 
 
 def masked_pair(
@@ -119,7 +119,7 @@ def masked_pair(
         picture=0,
         where=image.where,
     )
-    return PairBatch.collate([sample], tokenizer.pad_id)
+    return PairBatch.collate([sample], tokenizer.pad_id, model.padded_text_length)
 
 
 def _pixels(image: GivenImage, model: ModelConfig) -> Tensor:

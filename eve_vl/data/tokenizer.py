@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from eve_vl.errors import UserError
 
@@ -39,7 +39,11 @@ class Tokenizer:
             probe = backend.encode("a \N{SNOWMAN} zqxj")
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"{where}: the tokenizer cannot encode unknown words ({error})") from None
-        self._adds_cls = probe.ids[:1] == [self.cls_id]
+        if probe.ids[:1] != [self.cls_id]:
+            name = backend.id_to_token(self.cls_id)
+            first = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, self.cls_id)])
+            own = backend.post_processor
+            backend.post_processor = first if own is None else processors.Sequence([own, first])
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -76,13 +80,25 @@ class Tokenizer:
         )
         return cls(backend, "the trained tokenizer")
 
+    def clean_as_published(self, num_words: int) -> None:
+        """Do to every text, before all else, what the published EVE does to captions: lower case, no punctuation, - and / as
+        spaces, single spaces, the first num_words words. It travels with the tokenizer's file."""
+        own = self.backend.normalizer
+        cleaning = [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"""[,.'!?"()*#:;~`]"""), ""),
+            normalizers.Replace(Regex("[-/]"), " "),
+            normalizers.Replace("<person>", "person"),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Replace(Regex(r"^\s+|\s+$"), ""),
+            normalizers.Replace(Regex(rf"^(?:[^ ]+ ){{{num_words - 1}}}[^ ]+\K .*"), ""),
+        ]
+        self.backend.normalizer = normalizers.Sequence([*cleaning, *([own] if own else [])])
+
     def encode(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids, int64 (T,), T ≤ max_length, [CLS] first; and which are special, bool (T,)."""
         encoding = self.backend.encode(text)
-        ids, special = encoding.ids, encoding.special_tokens_mask
-        if not self._adds_cls:
-            ids, special = [self.cls_id, *ids], [1, *special]
-        return np.array(ids[:max_length]), np.array(special[:max_length], dtype=bool)
+        return np.array(encoding.ids[:max_length]), np.array(encoding.special_tokens_mask[:max_length], dtype=bool)
 
     def encode_with_masks(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ids and specials as `encode` does, with one mask token for each "[MASK]" in the text; and which those are.
@@ -95,7 +111,7 @@ class Tokenizer:
         tokens = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, encoding.word_ids, strict=True)
         is_letter = [letter in spaced[start:end] for start, end in encoding.offsets]
         words = {word for word, is_it in zip(encoding.word_ids, is_letter, strict=True) if is_it}
-        kept: list[tuple[int, int, bool]] = [] if self._adds_cls else [(self.cls_id, 1, False)]
+        kept: list[tuple[int, int, bool]] = []
         last = None  # where the letter that the mask before stands for is
         for (token, special, (start, end), word), is_it in zip(tokens, is_letter, strict=True):
             if is_it:
@@ -114,7 +130,7 @@ class Tokenizer:
         offsets = [
             (0, 0) if special else span for span, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
         ]
-        return (offsets if self._adds_cls else [(0, 0), *offsets])[:max_length]
+        return offsets[:max_length]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return text, special tokens left out."""

@@ -31,6 +31,15 @@ class Tokens:
         B, N, _ = self.x_BND.shape
         return (torch.arange(N, device=self.x_BND.device) >= self.num_image).expand(B, N)
 
+    def chunk(self, num_parts: int) -> list["Tokens"]:
+        """Split the batch into equal parts."""
+        num = len(self.x_BND) // num_parts
+        paddings = (None,) * num_parts if self.is_padding_BN is None else self.is_padding_BN.split(num)
+        return [
+            Tokens(x_BND=x_BND, num_image=self.num_image, is_padding_BN=is_padding_BN)
+            for x_BND, is_padding_BN in zip(self.x_BND.split(num), paddings, strict=True)
+        ]
+
 
 def pair(image: Tokens, text: Tokens) -> Tokens:
     """Concatenate a batch of pictures and their texts, [image; text]."""

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import FFNPolicy, ModelConfig
+from eve_vl.config.model import Activation
 from eve_vl.model.embed import ImageEmbed, TextEmbed, Tokens
 from eve_vl.model.layers import Attention, FeedForward, drop_path, layer_norm
 from eve_vl.model.moe import Experts, MoE, Router, RouterStats
+from eve_vl.model.moe_official import OfficialMoE
 
 TEMPERATURE = 0.07  # of the contrastive loss, at first
 
@@ -19,10 +21,10 @@ TEMPERATURE = 0.07  # of the contrastive loss, at first
 class ModalityFeedForward(nn.Module):
     """The hard router: a norm and a feed-forward network per modality."""
 
-    def __init__(self, embed_dim: int, ffn_dim: int):
+    def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
         super().__init__()
-        self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim)
-        self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim)
+        self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
+        self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Return (B, N, D)."""
@@ -48,14 +50,10 @@ class Block(nn.Module):
         self.scale1 = nn.Parameter(torch.empty(D))
         self.scale2 = nn.Parameter(torch.empty(D))
         if policy == "modality":
-            self.ffn = ModalityFeedForward(D, F)
+            self.ffn = ModalityFeedForward(D, F, config.activation)
         else:
             self.norm2 = layer_norm(D)
-            self.ffn = (
-                FeedForward(D, F)
-                if policy == "shared"
-                else MoE(D, F, config.num_experts, config.top_k, config.modality_routing)
-            )
+            self.ffn = FeedForward(D, F, config.activation) if policy == "shared" else mixture_of_experts(config)
 
     def forward(self, tokens: Tokens, real_S: Tensor | None, only: int | None = None) -> tuple[Tokens, RouterStats | None]:
         """Return the tokens after this block, or token `only` alone, and, from a `moe` block, the router's statistics."""
@@ -74,6 +72,20 @@ class Block(nn.Module):
             branch = self.ffn(self.norm2(x_BND))
         tokens.x_BND = x_BND + drop_path(self.scale2 * branch, self.drop_path_rate, self.training)
         return tokens, stats
+
+
+def mixture_of_experts(config: ModelConfig) -> MoE:
+    """Return the feed-forward part of a `moe` block."""
+    sizes = config.embed_dim, config.ffn_dim, config.num_experts
+    if config.routing == "stable":
+        return MoE(*sizes, config.top_k, config.modality_routing, config.activation)
+    return OfficialMoE(
+        *sizes,
+        modality_routing=config.modality_routing,
+        activation=config.activation,
+        num_image=1 + config.num_patches,
+        drops=config.routing == "official",
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,29 +109,42 @@ class Encoder(nn.Module):
         self.config = config
         self.image = ImageEmbed(config)
         self.text = TextEmbed(config, vocab_size)
-        self.norm_pre = layer_norm(config.embed_dim)
+        self.norm_pre = layer_norm(config.embed_dim) if config.norm_pre else nn.Identity()
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(config, policy, rate) for policy, rate in zip(config.ffn_policies, rates, strict=True)
         )
         self.norm = layer_norm(config.embed_dim)
 
-    def encode(self, tokens: Tokens, only: int | None = None) -> Encoded:
+    def encode(self, tokens: Tokens, only: int | None = None, *, final_norm: bool = True) -> Encoded:
         """Run the blocks on images, texts or pairs.
 
         only: the one token whose state is wanted, never padding; the last block computes no other (x is (B, 1, D)). For
-        use, not for training, where all tokens count in the balance loss.
+        use, not for training, where all tokens count in the balance loss. final_norm: False returns the states before it.
         """
+        needs_all = self.config.routing == "official"  # where tokens compete for experts
         real_S = None
         if tokens.is_padding_BN is not None:
             real_S = (~tokens.is_padding_BN).flatten().nonzero().squeeze(1)
         tokens = Tokens(x_BND=self.norm_pre(tokens.x_BND), num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN)
         router = []
         for block in self.blocks:
-            tokens, stats = block(tokens, real_S, only if block is self.blocks[-1] else None)
+            tokens, stats = block(tokens, real_S, only if block is self.blocks[-1] and not needs_all else None)
             if stats is not None:
                 router.append(stats)
-        return Encoded(x_BND=self.norm(tokens.x_BND), router=router)
+        x_BND = tokens.x_BND if only is None or not needs_all else tokens.x_BND[:, only : only + 1]
+        return Encoded(x_BND=self.norm(x_BND) if final_norm else x_BND, router=router)
+
+    def encode_parts(self, tokens: Tokens, num_parts: int) -> tuple[Tensor, list[list[RouterStats]]]:
+        """Encode a batch of equal parts and return all states (B, N, D) and the routers' statistics of each pass.
+
+        Parts go in one pass, unless what a token gets depends on its pass: the published code takes one for each.
+        """
+        if self.config.routing == "stable":
+            encoded = self.encode(tokens)
+            return encoded.x_BND, [encoded.router]
+        found = [self.encode(part) for part in tokens.chunk(num_parts)]
+        return torch.cat([encoded.x_BND for encoded in found]), [encoded.router for encoded in found]
 
 
 def initialize(module: nn.Module, config: ModelConfig) -> None:

@@ -3,9 +3,13 @@
 Letters: B batch, N tokens, D width, H heads, F feed-forward width.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from eve_vl.config.model import Activation
 
 NORM_EPS = 1e-6
 
@@ -85,17 +89,21 @@ def attention_weights(q_BHNd: Tensor, k_BHNd: Tensor, may_attend_B11N: Tensor | 
     return scores_BHNN.softmax(-1, dtype=torch.float32).to(scores_BHNN.dtype)  # in bfloat16 it is slower on a CPU
 
 
-class FeedForward(nn.Module):
-    """Two linear layers with quick-GELU between; (…, D) to (…, D)."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
-    def __init__(self, embed_dim: int, ffn_dim: int):
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between; (…, D) to (…, D)."""
+
+    def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.fc1 = nn.Linear(embed_dim, ffn_dim)
         self.fc2 = nn.Linear(ffn_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to every token alike."""
-        return self.fc2(quick_gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 def drop_path(x_BND: Tensor, rate: float, training: bool) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.model.layers import quick_gelu
+from eve_vl.config.model import Activation
+from eve_vl.model.layers import ACTIVATIONS
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,8 +69,9 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """E feed-forward networks as stacked weights, applied to rows that are sorted by expert."""
 
-    def __init__(self, embed_dim: int, ffn_dim: int, num_experts: int):
+    def __init__(self, embed_dim: int, ffn_dim: int, num_experts: int, activation: Activation = "quick_gelu"):
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.fc1_weight = nn.Parameter(torch.empty(num_experts, ffn_dim, embed_dim))
         self.fc1_bias = nn.Parameter(torch.empty(num_experts, ffn_dim))
         self.fc2_weight = nn.Parameter(torch.empty(num_experts, embed_dim, ffn_dim))
@@ -89,7 +91,7 @@ class Experts(nn.Module):
 
     def _sorted(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:
         h_RF = grouped_linear(x_RD, self.fc1_weight, counts_E) + _rows_of(self.fc1_bias, x_RD.dtype, expert_R)
-        y_RD = grouped_linear(quick_gelu(h_RF), self.fc2_weight, counts_E)
+        y_RD = grouped_linear(self.activation(h_RF), self.fc2_weight, counts_E)
         return y_RD + _rows_of(self.fc2_bias, x_RD.dtype, expert_R)
 
 
@@ -100,10 +102,18 @@ def _rows_of(bias_EO: Tensor, dtype: torch.dtype, expert_R: Tensor) -> Tensor:
 class MoE(nn.Module):
     """Sparse mixture of experts over the real tokens of a batch."""
 
-    def __init__(self, embed_dim: int, ffn_dim: int, num_experts: int, top_k: int = 2, modality_routing: bool = True):
+    def __init__(
+        self,
+        embed_dim: int,
+        ffn_dim: int,
+        num_experts: int,
+        top_k: int = 2,
+        modality_routing: bool = True,
+        activation: Activation = "quick_gelu",
+    ):
         super().__init__()
         self.router = Router(embed_dim, num_experts, top_k, modality_routing)
-        self.experts = Experts(embed_dim, ffn_dim, num_experts)
+        self.experts = Experts(embed_dim, ffn_dim, num_experts, activation)
 
     def forward(self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None) -> tuple[Tensor, RouterStats]:
         """Return (B, N, D), zero at padding, and the statistics.

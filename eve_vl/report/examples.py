@@ -154,8 +154,8 @@ def ask(task: VQA, batch: QuestionBatch, chosen: list[Tensor]) -> list[Asked]:
 
 def judge(task: NLVR2, batch: StatementBatch, chosen: list[Tensor]) -> list[Claimed]:
     """Return what the model makes of each statement; adds the experts chosen."""
-    logits_B2, router = task.predict(batch)
-    add_choices(chosen, [router])
+    logits_B2, routers = task.predict(batch)
+    add_choices(chosen, routers)
     return [
         Claimed(
             where=batch.where[row],

@@ -174,7 +174,7 @@ def _passes(task: Retrieval, batch: CaptionBatch) -> list[list[RouterStats]]:
     image, text = task.embed_images(batch.images_BCHW), task.encoder.text(batch.ids_BT, batch.is_padding_BT)
     made = [task.encoder.encode(tokens).router for tokens in (image, text)]
     if task.contrast.match_head is not None:
-        made.append(task.contrast.match(task.encoder, image, text)[1])
+        made += task.contrast.match(task.encoder, image, text)[1]
     return made
 
 

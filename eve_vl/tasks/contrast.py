@@ -44,30 +44,35 @@ class Contrast(nn.Module):
         if self.match_head is not None:
             with torch.no_grad():
                 similarity_BB = image_Bd @ text_Bd.T / temperature
-            itm_terms, itm_router = self._matching(encoder, image, text, picture_B, similarity_BB)
+            itm_terms, itm_routers = self._matching(encoder, image, text, picture_B, similarity_BB)
             terms |= itm_terms
-            routers.append(itm_router)
+            routers += itm_routers
         return terms, routers
 
     def _matching(
         self, encoder: Encoder, image: Tokens, text: Tokens, picture_B: Tensor, similarity_BB: Tensor
-    ) -> tuple[dict[str, Tensor], list[RouterStats]]:
+    ) -> tuple[dict[str, Tensor], list[list[RouterStats]]]:
         """Match the B true pairs, B texts with a hard wrong picture and B pictures with a hard wrong text, in one pass."""
         is_match_BB = picture_B[:, None] == picture_B
         own_B = torch.arange(len(picture_B), device=picture_B.device)
         wrong_image_B = objectives.hard_negatives(similarity_BB.T, is_match_BB)
         wrong_text_B = objectives.hard_negatives(similarity_BB, is_match_BB)
         images, texts = torch.cat([own_B, wrong_image_B, own_B]), torch.cat([own_B, own_B, wrong_text_B])
-        logits, router = self.match(encoder, pick(image, images), pick(text, texts))
+        logits, routers = self.match(encoder, pick(image, images), pick(text, texts), num_parts=3)
         is_match = picture_B[images] == picture_B[texts]  # false for negatives, unless a batch shows one picture only
         accuracy = (logits.argmax(1) == is_match.long()).float().mean()
-        return {"itm": objectives.matching(logits, is_match), "itm_acc": accuracy}, router
+        return {"itm": objectives.matching(logits, is_match), "itm_acc": accuracy}, routers
 
-    def match(self, encoder: Encoder, image: Tokens, text: Tokens) -> tuple[Tensor, list[RouterStats]]:
-        """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers' statistics."""
+    def match(
+        self, encoder: Encoder, image: Tokens, text: Tokens, num_parts: int = 1
+    ) -> tuple[Tensor, list[list[RouterStats]]]:
+        """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers' statistics of each pass.
+
+        num_parts: equal parts of the batch that the published code takes one after the other.
+        """
         assert self.match_head is not None
-        encoded = encoder.encode(pair(image, text))
-        return self.match_head(encoded.x_BND[:, image.num_image]), encoded.router
+        x_BND, routers = encoder.encode_parts(pair(image, text), num_parts)
+        return self.match_head(x_BND[:, image.num_image]), routers
 
     def match_scores(self, encoder: Encoder, image: Tokens, text: Tokens) -> Tensor:
         """Return the logit of "match" (B,) of pairs, and compute nothing else."""

@@ -62,24 +62,24 @@ class NLVR2(nn.Module):
 
     def forward(self, batch: StatementBatch) -> StepOutput:
         """Return the loss over the two classes plus the weighted balance loss."""
-        logits_B2, router = self.predict(batch)
+        logits_B2, routers = self.predict(batch)
         label_B = torch.tensor(batch.labels, device=logits_B2.device)
         loss = objectives.matching(logits_B2, label_B)
         accuracy = (logits_B2.argmax(1) == label_B).float().mean()
-        terms = {"nlvr2": loss, "acc": accuracy, **routing_terms([router])}
-        if router:
+        terms = {"nlvr2": loss, "acc": accuracy, **routing_terms(routers)}
+        if "balance" in terms:
             loss = loss + self.config.model.balance_weight * terms["balance"]
         return StepOutput(loss=loss, terms=terms)
 
-    def predict(self, batch: StatementBatch) -> tuple[Tensor, list[RouterStats]]:
-        """Return logits (B, 2), class 1 = true, and the routers' statistics."""
+    def predict(self, batch: StatementBatch) -> tuple[Tensor, list[list[RouterStats]]]:
+        """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
         B = len(batch.ids_BT)
         pixels = torch.cat([batch.pixels(), normalize(batch.right_BCHW)])
         image = self.encoder.image(patchify(pixels, self.config.model.patch_size))
         text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
         tokens: Tokens = pair(image, pick(text, torch.arange(B, device=pixels.device).repeat(2)))
-        encoded = self.encoder.encode(tokens)
-        left_BND, right_BND = encoded.x_BND.chunk(2)
+        x_BND, routers = self.encoder.encode_parts(tokens, 2)
+        left_BND, right_BND = x_BND.unflatten(0, (2, B))
         left_BD, right_BD = left_BND[:, image.num_image], right_BND[:, image.num_image]
         match self.settings.head:
             case "concat":
@@ -89,7 +89,7 @@ class NLVR2(nn.Module):
             case "paired":
                 is_padding_BN = None if tokens.is_padding_BN is None else tokens.is_padding_BN[:B]
                 logits_B2 = self.paired_head(left_BND, right_BND, is_padding_BN)
-        return logits_B2, encoded.router
+        return logits_B2, routers
 
     @torch.no_grad()
     def judge(self, loader: Iterable[StatementBatch]) -> list[Judged]:

@@ -35,7 +35,9 @@ class Index:
     text_T: Tensor
     """int64: which of the distinct texts each caption is; captions in the same words have the same features and scores."""
     ids: list[Tensor]
-    """Token ids of each distinct text, int64 (L,), on the CPU."""
+    """Token ids of each distinct text, int64 (L,), on the CPU; with model.padded_text_length its padding too."""
+    lengths: list[int]
+    """Tokens of each distinct text without padding."""
     owner_I: Tensor
     """Process that holds the pixels of each picture."""
     pixels: dict[int, Tensor]
@@ -49,6 +51,7 @@ class Index:
             caption_Td=self.caption_Td[captions.to(self.caption_Td.device)],
             text_T=self.text_T[captions],
             ids=self.ids,
+            lengths=self.lengths,
             owner_I=self.owner_I[images],
             pixels={new: self.pixels[old] for new, old in enumerate(images.tolist()) if old in self.pixels},
             relevance=relevance,
@@ -94,13 +97,14 @@ class Retrieval(nn.Module):
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """Return features of length 1, float32 (B, d), of uint8 pictures."""
-        return self.contrast.features.image_features(self.encoder.encode(self.embed_images(images_BCHW), only=0).x_BND[:, 0])
+        return self.contrast.features.image_features(self._cls(self.embed_images(images_BCHW)))
 
     def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tensor:
         """Return features of length 1, float32 (B, d), of token ids."""
-        return self.contrast.features.text_features(
-            self.encoder.encode(self.encoder.text(ids_BT, is_padding_BT), only=0).x_BND[:, 0]
-        )
+        return self.contrast.features.text_features(self._cls(self.encoder.text(ids_BT, is_padding_BT)))
+
+    def _cls(self, tokens: Tokens) -> Tensor:
+        return self.encoder.encode(tokens, only=0, final_norm=self.settings.final_norm).x_BND[:, 0]
 
     @torch.no_grad()
     def evaluate(self, loader: Iterable[SearchBatch], rerank: int | None = None) -> dict[str, float]:
@@ -139,7 +143,7 @@ class Retrieval(nn.Module):
     def index(self, loader: Iterable[SearchBatch]) -> Index:
         """Compute each picture's and each text's features once, and gather them from all processes."""
         images: dict[int, tuple[Tensor, tuple[int, ...], int]] = {}
-        texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor]] = {}
+        texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
         pixels: dict[int, Tensor] = {}
         for batch in loader:
             if batch.has_pictures:
@@ -151,18 +155,21 @@ class Retrieval(nn.Module):
                 features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
                 ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
-                    texts[index] = features[row].clone(), batch.captions[row], ids[row][~is_padding[row]]
+                    length = int((~is_padding[row]).sum())
+                    kept = ids[row, : self.config.model.padded_text_length or length].clone()
+                    texts[index] = features[row].clone(), batch.captions[row], kept, length
         all_images = [found for _, found in sorted(itertools.chain(*(part.items() for part in gather_objects(images))))]
         all_texts = [found for _, found in sorted(itertools.chain(*(part.items() for part in gather_objects(texts))))]
-        text_of = {caption: text for text, (_, captions, _) in enumerate(all_texts) for caption in captions}
+        text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
         text_T = torch.tensor([text_of[caption] for caption in range(len(text_of))])
         matches = [(image, caption) for image, (_, captions, _) in enumerate(all_images) for caption in captions]
         device = self.contrast.features.temperature.device
         return Index(
             image_Id=torch.stack([features for features, _, _ in all_images]).to(device),
-            caption_Td=torch.stack([features for features, _, _ in all_texts])[text_T].to(device),
+            caption_Td=torch.stack([features for features, *_ in all_texts])[text_T].to(device),
             text_T=text_T,
-            ids=[ids for _, _, ids in all_texts],
+            ids=[ids for _, _, ids, _ in all_texts],
+            lengths=[length for *_, length in all_texts],
             owner_I=torch.tensor([owner for _, _, owner in all_images]),
             pixels=pixels,
             relevance=metrics.Relevance.from_pairs(
@@ -201,14 +208,13 @@ class Retrieval(nn.Module):
     def match_scores(self, index: Index, image_P: Tensor, text_P: Tensor) -> Tensor:
         """Return the matching head's logit of each pair, float32 (P,) on the CPU; pairs of equally long texts go together."""
         device = index.image_Id.device
-        length_P = torch.tensor([len(ids) for ids in index.ids])[text_P]
+        length_P = torch.tensor(index.lengths)[text_P]
         score_P = torch.empty(len(image_P))
         for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE) if len(image_P) else ():  # it would give one chunk
             pixels = torch.stack([index.pixels[image] for image in image_P[chosen].tolist()])
             ids = [index.ids[text] for text in text_P[chosen].tolist()]
-            lengths = length_P[chosen]
             ids_BL = pad_sequence(ids, batch_first=True)
-            is_padding_BL = torch.arange(ids_BL.shape[1]) >= lengths[:, None]
+            is_padding_BL = torch.arange(ids_BL.shape[1]) >= length_P[chosen, None]
             padding = is_padding_BL.to(device) if is_padding_BL.any() else None
             text = self.encoder.text(ids_BL.to(device), padding)
             score_P[chosen] = self.contrast.match_scores(self.encoder, self.embed_images(pixels), text).float().cpu()

@@ -112,7 +112,7 @@ def _write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], texts: di
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, content in tensors.items():
-            _write_tensors(temporary / f"{name}.safetensors", content)
+            write_tensors(temporary / f"{name}.safetensors", content)
         for name, text in texts.items():
             _write_durably(temporary / name, text.encode())
         shutil.rmtree(folder, ignore_errors=True)
@@ -127,7 +127,11 @@ def _write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], texts: di
 
 def read_model(folder: Path) -> dict[str, Tensor]:
     """Return the weights of a checkpoint by name. Raises UserError."""
-    path = folder / "model.safetensors"
+    return read_tensors(folder / "model.safetensors")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name. Raises UserError."""
     try:
         return load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -210,7 +214,8 @@ def set_rng_state(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file, and wait until it is on the disk."""
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())

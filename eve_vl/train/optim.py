@@ -111,9 +111,9 @@ def orthogonalize(x_MOI: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Learning rate of optimiser step `step` (0-based): linear warm-up, then cosine or linear decay to 0."""
-    num_warmup = round(config.warmup * config.steps)
+    """Learning rate of optimiser step `step` (0-based): linear warm-up from 0, then cosine or linear decay to 0."""
+    num_warmup = int(config.warmup * config.steps)
     if step < num_warmup:
-        return config.lr * (step + 1) / num_warmup
+        return config.lr * step / num_warmup
     progress = (step - num_warmup) / max(config.steps - num_warmup, 1)
     return config.lr * (0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress)

@@ -1,0 +1,92 @@
+"""The verb convert: foreign weights in, ours out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from eve_vl.cli.common import check_writable, parse, say
+from eve_vl.config.model import Routing
+from eve_vl.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArgs:
+    """Flags of `eve convert`."""
+
+    source: Positional[Path]
+    """A published EVE checkpoint or a BEiT or ViT image encoder (.pth, .safetensors); or a run folder, to turn it back."""
+    target: Positional[Path]
+    """Run folder to write; or, for a run folder, the .safetensors or .pth file."""
+    tokenizer: Path | None = None
+    """The tokenizer.json or BERT vocab.txt that goes with the weights; for an image encoder any."""
+    answers: Path | None = None
+    """VQA: the answer list that the head was trained with."""
+    routing: Routing = "official-dropless"
+    """EVE checkpoints: official as published, official-dropless the same without noise and drops, stable as the paper says."""
+    text_tokens: int = 40
+    """EVE checkpoints: tokens that every text is padded to, as in their training."""
+    clean_text: bool = True
+    """EVE checkpoints: strip texts of punctuation and capitals, as in their training."""
+    image_size: int = 0
+    """EVE checkpoints: resize the picture positions for pictures of this size; 0: leave them."""
+    num_heads: int = 0
+    """Attention heads; 0: width / 64, as in all published sizes."""
+    architecture: Literal["eve", "source"] = "eve"
+    """Image encoders: keep EVE's blocks (quick-GELU, a norm before the first), or set them to the source's."""
+    copy: Literal["all", "text", "none"] = "all"
+    """Image encoders: what gets copies of the image feed-forward networks: text networks and experts, text networks, nothing;
+    the others are random."""
+    num_experts: int = 32
+    """Image encoders: experts in each of the last blocks."""
+    num_deep_blocks: int = 2
+    """Image encoders: last blocks that have experts."""
+    seed: int = 0
+    """Image encoders: of what is random."""
+    drop: tuple[str, ...] = ()
+    """Leave out keys that have one of these in their names."""
+
+
+def run_convert(argv: Sequence[str]) -> None:
+    """Turn published EVE, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
+    args = parse(ConvertArgs, argv, "eve convert", run_convert.__doc__)
+    from eve_vl.config import ModelConfig
+    from eve_vl.convert import export_published, import_published, import_vision, is_vision, read_tensors
+
+    if args.source.is_dir():
+        check_writable(args.target)
+        say(f"{args.target}: {export_published(args.source, args.target)}")
+        return
+    tensors = read_tensors(args.source)
+    if args.tokenizer is None:
+        raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")
+    if is_vision(tensors):
+        words = import_vision(
+            tensors,
+            str(args.source),
+            args.target,
+            tokenizer=args.tokenizer,
+            model=ModelConfig(num_experts=args.num_experts, num_deep_blocks=args.num_deep_blocks),
+            architecture=args.architecture,
+            copies=args.copy,
+            num_heads=args.num_heads,
+            drop=args.drop,
+            seed=args.seed,
+        )
+    else:
+        words = import_published(
+            tensors,
+            str(args.source),
+            args.target,
+            tokenizer=args.tokenizer,
+            answers=args.answers,
+            routing=args.routing,
+            num_heads=args.num_heads,
+            text_tokens=args.text_tokens,
+            image_size=args.image_size,
+            clean_text=args.clean_text,
+            drop=args.drop,
+        )
+    say(f"{args.target}: {words}")

@@ -1,0 +1,256 @@
+"""Published EVE checkpoints into run folders, and run folders back into published checkpoints; bit for bit both ways."""
+
+import dataclasses
+import json
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eve_vl.config import Config, ModelConfig, NLVR2Config, to_dict
+from eve_vl.config.model import Routing
+from eve_vl.convert.keys import HEADS, OLDER_NAMES, buffers, head_of, key_table, to_ours, to_published
+from eve_vl.data.answers import read_answers
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import UserError
+from eve_vl.model.embed import resize_positions
+from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.run import ANSWERS_FILE, AnyTask, build_task, read_config
+from eve_vl.tasks.vqa import VQA
+from eve_vl.train import checkpoint
+
+NESTED = ("model", "state_dict", "module")  # where training scripts put the weights
+HEAD_WIDTH = 64  # of an attention head in all published sizes
+SHOWN = 10  # keys that a message lists
+LAYER = "backbone.encoder.layers."
+EXPERTS = "mlp_moe.moe.experts.experts."
+CAPTION_WORDS = 30  # that the published code keeps of a text for retrieval; more than most have
+
+
+def import_published(
+    published: Mapping[str, Tensor],
+    where: str,
+    run: Path,
+    *,
+    tokenizer: Path,
+    answers: Path | None = None,
+    routing: Routing = "official-dropless",
+    num_heads: int = 0,
+    text_tokens: int = 40,
+    image_size: int = 0,
+    clean_text: bool = True,
+    drop: Sequence[str] = (),
+) -> str:
+    """Write the run folder of a published checkpoint (tensors by name, from the file `where`), and return words about it.
+
+    tokenizer: the file that it was trained with. answers: for VQA, its answer list. num_heads: 0: width / 64. text_tokens:
+    tokens that texts are padded to. image_size: resize the picture positions to this size; 0: leave them. clean_text: strip
+    texts of punctuation as in its training. drop: parts of keys to leave out. Raises UserError.
+    """
+    check_new(run)
+    published = kept(published, drop)
+    for name in [name for name in OLDER_NAMES if name in published]:
+        published[OLDER_NAMES[name]] = published.pop(name)
+    model, head = infer(published, where, num_heads)
+    model = dataclasses.replace(model, routing=routing, padded_text_length=min(text_tokens, model.text_length))
+    table = key_table(model, head)
+    wanted = {name for names in table.values() for name in names}
+    check_keys(wanted, published.keys() - buffers(model).keys(), where, "; attention here has no relative positions")
+    ours = to_ours(published, table)
+    if image_size:
+        model = dataclasses.replace(model, image_size=image_size)
+        ours["encoder.image.positions"] = resize_positions(ours["encoder.image.positions"], model.num_patches)
+    words = _matching_tokenizer(tokenizer, len(ours["encoder.text.words.weight"]), clean_text)
+    labels = _matching_answers(answers, ours["answer_head.3.bias"].shape[0], where) if head == "vqa" else []
+    config = config_for(model, head, run, ours)
+    with torch.device("meta"):
+        task = build_task(config, words, labels)
+    expected = {name: tensor.shape for name, tensor in task.state_dict().items()}
+    wrong = [name for name in expected if ours[name].shape != expected[name]]
+    if wrong:
+        found, wanted = tuple(ours[wrong[0]].shape), tuple(expected[wrong[0]])
+        raise UserError(f"{where}: {table[wrong[0]][0]} has shape {found}, but the other tensors ask for {wanted}")
+    task.load_state_dict(ours, assign=True)
+    write_run(run, config, words, task)
+    kind = head or "no head: a start for fine-tuning (--init)"
+    return (
+        f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_experts} experts in the last "
+        f"{model.num_deep_blocks}, {model.image_size} pixels, {words.vocab_size} tokens; {kind}; routing {routing}"
+    )
+
+
+def check_new(run: Path) -> None:
+    """Raise UserError if there is something where a run folder is to be written."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"{run}: already exists; name a new folder")
+
+
+def kept(tensors: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors whose names hold none of some parts."""
+    return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
+
+
+def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: AnyTask) -> None:
+    """Write a run folder of weights that were not trained here. Raises UserError if there is something in it."""
+    check_new(run)
+    bound = min(max(tokenizer.vocab_size, 261), 64_000)  # what a config may ask for
+    config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=bound))
+    texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
+    if isinstance(task, VQA):
+        texts[ANSWERS_FILE] = json.dumps(task.answers, indent=1)
+    checkpoint.save_best(run, step=0, model=task, texts=texts, numbers={})
+    for name, text in texts.items():
+        checkpoint.write_file(run / name, text)
+
+
+def export_published(run: Path, target: Path) -> str:
+    """Write the weights of a run, which must be one of the published kind, under the published names; return words about it.
+
+    target: .safetensors, or .pth for a torch file. Raises UserError.
+    """
+    if target.suffix not in (".safetensors", ".pth", ".pt"):
+        raise UserError(f"{target}: name a .safetensors or .pth file")
+    folder = checkpoint.chosen_checkpoint(run)
+    config = read_config(folder)
+    policies = {config.model.shallow_ffn: "modality", config.model.deep_ffn: "moe"}
+    if any(policy != wanted for policy, wanted in policies.items()) or head_of(config) not in HEADS:
+        raise UserError(f"{run}: the published models have no such feed-forward part or head, so they cannot take its weights")
+    table, ours = key_table(config.model, head_of(config)), checkpoint.read_model(folder)
+    left_out = sorted(ours.keys() - table.keys())
+    if missing := sorted(table.keys() - ours.keys()):
+        raise UserError(f"{run}: lacks {', '.join(missing[:SHOWN])}")
+    published = to_published(ours, table, config.model)
+    contiguous = {name: tensor.contiguous().clone() for name, tensor in published.items()}
+    if target.suffix == ".safetensors":
+        checkpoint.write_tensors(target, contiguous)
+    else:
+        torch.save(contiguous, target)
+    return f"{len(published)} tensors" + (f"; not among the published: {', '.join(left_out[:SHOWN])}" if left_out else "")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a .safetensors file or of a torch file, which may run no code. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return checkpoint.read_tensors(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about how it was written
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: refused: it holds more than tensors, which may run code when loaded ({reason})") from None
+    except Exception as error:  # torch raises nearly anything for what is no checkpoint
+        raise UserError(f"{path}: not a torch or safetensors checkpoint ({type(error).__name__})") from None
+    for name in NESTED:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)} if isinstance(found, dict) else {}
+    if not tensors:
+        raise UserError(f"{path}: holds no weights by name")
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[ModelConfig, str]:
+    """Return the sizes and the head (a key of HEADS) of a published checkpoint, from its tensors. Raises UserError."""
+    try:
+        width, _, patch_size, _ = published["backbone.patch_embed.weight"].shape
+        positions = len(published["backbone.pos_embed_vision"])
+        text_length = len(published["backbone.pos_embed_text"])
+        blocks = {int(name.removeprefix(LAYER).split(".")[0]) for name in published if name.startswith(LAYER)}
+        deep = {int(name.removeprefix(LAYER).split(".")[0]) for name in published if name.startswith(LAYER) and EXPERTS in name}
+        experts = {int(name.partition(EXPERTS)[2].split(".")[0]) for name in published if EXPERTS in name}
+        ffn_dim = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
+    except (KeyError, StopIteration, ValueError) as error:
+        raise UserError(f"{where}: not a published EVE checkpoint ({error} is missing or unusual)") from None
+    num_heads = num_heads or width // HEAD_WIDTH
+    if not num_heads or width % num_heads:
+        raise UserError(f"{where}: width {width} is not divisible by {num_heads} heads; give --num-heads")
+    depth = 1 + max(blocks, default=-1)
+    if deep != set(range(depth - len(deep), depth)):
+        raise UserError(f"{where}: experts in blocks {sorted(deep)} of {depth}; only the last blocks may have them")
+    model = ModelConfig(
+        image_size=round((positions - 1) ** 0.5) * patch_size,
+        patch_size=patch_size,
+        text_length=text_length,
+        embed_dim=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=ffn_dim / width,
+        num_deep_blocks=len(deep),
+        num_experts=len(experts) or 1,
+        top_k=min(2, len(experts) or 1),
+        modality_routing=any(name.endswith("moe.text_embed") for name in published),
+    )
+    return model, _head(published, width)
+
+
+def _head(published: Mapping[str, Tensor], width: int) -> str:
+    if "output.0.weight" in published:
+        return "vqa" if published["output.0.weight"].shape[1] == width else "nlvr2 concat"
+    if "nlvr2_output.weight" in published:
+        return "nlvr2 paired"
+    return "retrieval" if "itm_head.weight" in published else ""
+
+
+def check_keys(wanted: Set[str], found: Set[str], where: str, relative_hint: str) -> None:
+    """Raise UserError that lists the keys that are unknown or missing; relative_hint: what to say of relative positions."""
+    unknown, missing = sorted(found - wanted), sorted(wanted - found)
+    if unknown or missing:
+        parts = [_listed("unknown", unknown), _listed("missing", missing)]
+        hint = "; leave unknown ones out with --drop PART-OF-THEIR-NAMES" if unknown else ""
+        if any("relative_position" in name for name in unknown):
+            hint = relative_hint
+        raise UserError(f"{where}: {'; '.join(filter(None, parts))}{hint}")
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}" if names else ""
+
+
+def _matching_tokenizer(path: Path, vocab_size: int, clean: bool) -> Tokenizer:
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            f"{path}: has {tokenizer.vocab_size} tokens, but the checkpoint has embeddings for {vocab_size}; bring the "
+            "tokenizer that it was trained with"
+        )
+    if clean:
+        tokenizer.clean_as_published(CAPTION_WORDS)
+    return tokenizer
+
+
+def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:
+    if path is None:
+        raise UserError(f"{where}: has a head for {count} answers; name their list with --answers")
+    answers = read_answers(path)
+    if len(answers) != count:
+        raise UserError(f"{path}: lists {len(answers)} answers, but the checkpoint has a head for {count}")
+    return answers
+
+
+def config_for(model: ModelConfig, head: str, run: Path, ours: Mapping[str, Tensor]) -> Config:
+    """Return the paper's config for a task, at the checkpoint's sizes."""
+    base = dataclasses.replace(get_recipe("base"), model=model)
+    if not head:
+        return bare_config(model, run)
+    config = get_finetune_recipe(head.split()[0], base)
+    task = config.task
+    if isinstance(task, NLVR2Config):
+        task = dataclasses.replace(task, head=head.split()[1])
+    if head == "retrieval":
+        task = dataclasses.replace(task, final_norm=False, projection_dim=len(ours["contrast.features.image.weight"]))
+    train = dataclasses.replace(config.train, new_lr_multiplier=1.0)
+    return dataclasses.replace(config, recipe="published", out=run, init=None, model=model, task=task, train=train)
+
+
+def bare_config(model: ModelConfig, run: Path) -> Config:
+    """Return the config of an encoder without heads."""
+    base = dataclasses.replace(get_recipe("base"), recipe="published", out=run, model=model)
+    return dataclasses.replace(base, task=dataclasses.replace(base.task, mim_weight=0.0, mlm_weight=0.0))

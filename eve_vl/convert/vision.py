@@ -1,0 +1,165 @@
+"""Image encoders (BEiT, BEiT v2, ViT; in the layouts of their releases and of timm) as a start for pre-training.
+
+| ours | comes from |
+|---|---|
+| patch projection, [CLS], positions, attention, LayerScale, norms of the picture, final norm | the image encoder |
+| image feed-forward networks | the image encoder |
+| text feed-forward networks and norms, experts | copies of the image encoder's (sparse upcycling), or random: `--copy` |
+| text embeddings, type embeddings, router | random; with `--architecture source` type embeddings are 0 |
+
+The key bias of a ViT is left out: it adds the same to all scores of a query, and the softmax takes that away again.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from eve_vl.config import Config, ModelConfig
+from eve_vl.convert.keys import FEED_FORWARD
+from eve_vl.convert.published import HEAD_WIDTH, bare_config, check_keys, check_new, kept, write_run
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import UserError
+from eve_vl.run import build_task, seed_everything
+
+Copies = Literal["all", "text", "none"]
+Architecture = Literal["eve", "source"]
+UNUSED = ("head.", "head_dist.", "lm_head.", "mask_token", "cls_pt_layers.", "pre_logits.", "dist_token", "fc_norm.")
+RELATIVE = "relative_position"
+
+
+def is_vision(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights of an image encoder."""
+    return "patch_embed.proj.weight" in tensors and "blocks.0.attn.qkv.weight" in tensors
+
+
+def import_vision(
+    tensors: Mapping[str, Tensor],
+    where: str,
+    run: Path,
+    *,
+    tokenizer: Path,
+    model: ModelConfig,
+    architecture: Architecture = "eve",
+    copies: Copies = "all",
+    num_heads: int = 0,
+    drop: Sequence[str] = (),
+    seed: int = 0,
+) -> str:
+    """Write a run folder with an encoder to start pre-training from, and return words about it.
+
+    model: for what an image encoder does not say: text length, experts, deep blocks. architecture: `eve` keeps EVE's blocks
+    (quick-GELU, a norm before the first block), as its authors started from BEiT v2; `source` sets them to the source's, so
+    that features are the source's. copies: what gets copies of the image networks, besides themselves. Raises UserError.
+    """
+    check_new(run)
+    tensors = kept(tensors, drop)
+    model = _sizes(tensors, where, model, num_heads)
+    if architecture == "source":
+        model = dataclasses.replace(model, activation="gelu", norm_pre=False)
+    words = Tokenizer.load(tokenizer)
+    config: Config = dataclasses.replace(bare_config(model, run), recipe="vision")
+    seed_everything(seed)
+    task = build_task(config, words)
+    ours = task.state_dict()
+    given, used = _given(tensors, model, copies)
+    known = {name for name in tensors if name.startswith(UNUSED)} - set(used)
+    check_keys(set(used), tensors.keys() - known, where, RELATIVE_HINT)
+    if wrong := [name for name, tensor in given.items() if tensor.shape != ours[name].shape]:
+        found, wanted = tuple(given[wrong[0]].shape), tuple(ours[wrong[0]].shape)
+        raise UserError(f"{where}: what becomes {wrong[0]} has shape {found}, but the other tensors ask for {wanted}")
+    if architecture == "source":
+        given["encoder.image.type_embed"] = torch.zeros(model.embed_dim)
+    with torch.no_grad():
+        for name, tensor in given.items():
+            ours[name].copy_(tensor)
+    write_run(run, config, words, task)
+    flags = " --model.activation gelu --model.no-norm-pre" if architecture == "source" else ""
+    return (
+        f"{len(given)} of {len(ours)} tensors from {where}, the others random: {model.depth} blocks of width "
+        f"{model.embed_dim}, {model.image_size} pixels, patches of {model.patch_size}; go on with "
+        f"eve pretrain RECIPE --init {run}{flags}"
+    )
+
+
+RELATIVE_HINT = (
+    "; its attention adds a relative position bias, which EVE's has not (its authors started from BEiT v2 without it): "
+    f"--drop {RELATIVE} leaves the bias out, and positions are learnt anew"
+)
+
+
+def _sizes(tensors: Mapping[str, Tensor], where: str, model: ModelConfig, num_heads: int) -> ModelConfig:
+    """Return the config with the image encoder's sizes."""
+    try:
+        width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
+        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+        ffn_dim = len(tensors["blocks.0.mlp.fc1.bias"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
+    if channels != 3:
+        raise UserError(f"{where}: its pictures have {channels} channels, not 3")
+    num_heads = num_heads or width // HEAD_WIDTH
+    if not num_heads or width % num_heads:
+        raise UserError(f"{where}: width {width} is not divisible by {num_heads} heads; give --num-heads")
+    image_size = model.image_size
+    if "pos_embed" in tensors:
+        image_size = round((tensors["pos_embed"].shape[1] - 1) ** 0.5) * patch_size
+    return dataclasses.replace(
+        model,
+        image_size=image_size,
+        patch_size=patch_size,
+        embed_dim=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_ratio=ffn_dim / width,
+        num_deep_blocks=min(model.num_deep_blocks, depth),
+    )
+
+
+def _given(tensors: Mapping[str, Tensor], model: ModelConfig, copies: Copies) -> tuple[dict[str, Tensor], list[str]]:
+    """Return our tensors that the image encoder gives, and the names of its own that they come from."""
+    used: list[str] = []
+
+    def take(name: str) -> Tensor:
+        used.append(name)
+        return tensors.get(name, torch.empty(0))  # what is missing is reported with all else
+
+    given = {
+        "encoder.image.cls": take("cls_token").flatten(),
+        "encoder.image.proj.weight": take("patch_embed.proj.weight").flatten(1),
+        "encoder.image.proj.bias": take("patch_embed.proj.bias"),
+    }
+    if "pos_embed" in tensors:
+        given["encoder.image.positions"] = take("pos_embed")[0]
+    final = "norm" if "norm.weight" in tensors else "fc_norm"  # BEiT fine-tuned on the mean of the patches has only the latter
+    given |= {f"encoder.norm.{part}": take(f"{final}.{part}") for part in ("weight", "bias")}
+    for block, policy in enumerate(model.ffn_policies):
+        theirs, name = f"blocks.{block}", f"encoder.blocks.{block}"
+        given |= {f"{name}.norm1.{part}": take(f"{theirs}.norm1.{part}") for part in ("weight", "bias")}
+        given |= {f"{name}.attn.proj.{part}": take(f"{theirs}.attn.proj.{part}") for part in ("weight", "bias")}
+        given[f"{name}.attn.qkv.weight"] = take(f"{theirs}.attn.qkv.weight")
+        if f"{theirs}.attn.qkv.bias" in tensors:
+            q_bias, _, v_bias = take(f"{theirs}.attn.qkv.bias").chunk(3)
+        else:
+            q_bias, v_bias = take(f"{theirs}.attn.q_bias"), take(f"{theirs}.attn.v_bias")
+        given |= {f"{name}.attn.q_bias": q_bias, f"{name}.attn.v_bias": v_bias}
+        for scale, other in (("scale1", ("gamma_1", "ls1.gamma")), ("scale2", ("gamma_2", "ls2.gamma"))):
+            found = [f"{theirs}.{key}" for key in other if f"{theirs}.{key}" in tensors]
+            given[f"{name}.{scale}"] = take(found[0]) if found else torch.ones(model.embed_dim)
+        norm = {part: take(f"{theirs}.norm2.{part}") for part in ("weight", "bias")}
+        network = {part: take(f"{theirs}.mlp.{part}") for part in FEED_FORWARD}
+        if policy == "modality":
+            for modality in ("image", "text") if copies != "none" else ("image",):
+                given |= {f"{name}.ffn.norm_{modality}.{part}": tensor for part, tensor in norm.items()}
+                given |= {f"{name}.ffn.{modality}.{part}": tensor for part, tensor in network.items()}
+            continue
+        given |= {f"{name}.norm2.{part}": tensor for part, tensor in norm.items()}
+        if policy == "shared":
+            given |= {f"{name}.ffn.{part}": tensor for part, tensor in network.items()}
+        elif copies == "all":
+            for part, tensor in network.items():
+                given[f"{name}.ffn.experts.{part.replace('.', '_')}"] = tensor.expand(model.num_experts, *tensor.shape)
+    return given, used

@@ -1,0 +1,64 @@
+"""From one of our run folders to a model and processor, and back."""
+
+import dataclasses
+from pathlib import Path
+
+from eve_vl.config import MaskedSignalConfig, VQAConfig, to_dict
+from eve_vl.convert.published import write_run
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import UserError
+from eve_vl.hf.configuration import EveConfig
+from eve_vl.hf.modeling import (
+    EveForMaskedModeling,
+    EveForNLVR2,
+    EveForRetrieval,
+    EveForVisualQuestionAnswering,
+    EveModel,
+    EvePreTrainedModel,
+)
+from eve_vl.hf.processing import EveProcessor
+from eve_vl.run import load_run
+
+CLASSES: dict[str, type[EvePreTrainedModel]] = {
+    "masked_signal": EveForMaskedModeling,
+    "retrieval": EveForRetrieval,
+    "vqa": EveForVisualQuestionAnswering,
+    "nlvr2": EveForNLVR2,
+}
+VERDICTS = ("False", "True")
+
+
+def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
+    """Return the model of a run folder (its best weights, else its newest) or of one of its checkpoints, in evaluation mode,
+    and its processor.
+
+    A pre-trained run without a head for tokens gives its encoder alone. Raises UserError.
+    """
+    run = load_run(Path(path).expanduser())
+    task, kind = run.config.task, CLASSES[run.config.task.name]
+    if isinstance(task, MaskedSignalConfig) and not task.mlm_weight:
+        kind = EveModel
+    if isinstance(task, VQAConfig):
+        task = dataclasses.replace(task, answers=None)  # the list goes along; where it came from is nobody's business
+    labels = {EveForVisualQuestionAnswering: getattr(run.task, "answers", ()), EveForNLVR2: VERDICTS}.get(kind)
+    config = EveConfig(
+        model=to_dict(run.config.model),
+        task=to_dict(task),
+        vocab_size=run.tokenizer.vocab_size,
+        mask_token_id=run.tokenizer.mask_id,
+        id2label=dict(enumerate(labels)) if labels else None,
+    )
+    model = kind(config).eval()
+    tensors = run.task.state_dict()
+    model.task.load_state_dict({name: tensors[name] for name in model.task.state_dict()})
+    return model, EveProcessor.from_eve(run.tokenizer, run.config.model)
+
+
+def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path) -> Path:
+    """Write a run folder that `eve`, `Eve` and --init take, and return its path. Raises UserError."""
+    folder = Path(path).expanduser()
+    tokenizer = Tokenizer.from_json(processor.tokenizer.backend_tokenizer.to_str())
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}")
+    write_run(folder, dataclasses.replace(model.config.run, out=folder), tokenizer, model.task)
+    return folder

@@ -1,0 +1,163 @@
+"""Pictures and texts as `transformers` hands them over, into exactly the numbers that our own evaluation computes.
+
+Letters: B batch, T text tokens, H = W side of the picture.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils.generic import PaddingStrategy
+
+from eve_vl.config import ModelConfig
+from eve_vl.data.batch import normalize
+from eve_vl.data.inputs import ImageLike, given_images
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import UserError
+
+WHOLE = sys.maxsize  # tokens
+
+
+class EveImageProcessor(BaseImageProcessor):
+    """Pictures in any form that `Eve` takes, squeezed to a square, normalised with mean = std = 0.5.
+
+    size: {"height": H, "width": H}. patch_size: smaller pictures are refused. A JPEG given as a path or as bytes is shrunk
+    while being decoded, as in evaluation; one that Pillow has decoded cannot be, and differs a little.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(self, size: dict[str, int] | None = None, patch_size: int = ModelConfig.patch_size, **kwargs: Any):
+        super().__init__(**kwargs)
+        side = ModelConfig.image_size
+        self.size = size or {"height": side, "width": side}
+        self.patch_size = patch_size
+        if self.size.keys() != {"height", "width"} or self.size["height"] != self.size["width"]:
+            raise UserError(f'size {self.size}, expected a square: {{"height": {side}, "width": {side}}}')
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: ImageLike | Sequence[ImageLike], return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """Return pixel_values, float32 (B, 3, H, W) in [-1, 1], of one picture or a list of them. Raises UserError."""
+        pictures = [image.pixels(self.size["height"], self.patch_size) for image in given_images(images)]
+        return BatchFeature({"pixel_values": normalize(torch.stack(pictures))}, tensor_type=return_tensors)
+
+
+class EveTokenizerFast(PreTrainedTokenizerFast):
+    """A run's tokenizer: the ids of `Tokenizer.encode`, cut with truncation=True at the number of tokens that the run reads.
+
+    A special token that is written in a text is text like any other. With split_special_tokens=False each "[MASK]" is a token
+    to be guessed, as in `Eve.fill_mask`; then there are ids and attention mask alone, and no pairs of texts.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+
+    @classmethod
+    def from_eve(cls, tokenizer: Tokenizer, model: ModelConfig) -> Self:
+        """Wrap one of our tokenizers."""
+        pad, start, mask = (
+            tokenizer.backend.id_to_token(token) for token in (tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id)
+        )
+        return cls(
+            tokenizer_object=tokenizer.backend,
+            model_max_length=model.max_text_tokens,
+            pad_token=pad,
+            cls_token=start,
+            mask_token=mask,
+            split_special_tokens=True,
+        )
+
+    def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        text: Any,
+        text_pair: Any = None,
+        *,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
+        max_length: int | None = None,
+        return_tensors: Any = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        split_special_tokens: bool | None = True,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Encode, cut as `Tokenizer.encode` does (the library would keep what a tokenizer puts last), and pad."""
+        if split_special_tokens is False:
+            found = self._encode_masks(text)
+        else:
+            found = super()._encode_plus(text, text_pair, max_length=max_length, split_special_tokens=True, **kwargs).data
+        is_one = not found["input_ids"] or not isinstance(found["input_ids"][0], list)
+        rows = {name: [values] if is_one else values for name, values in found.items()}
+        if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
+            rows = {
+                name: [row[:max_length] if isinstance(row, list) else row for row in values] for name, values in rows.items()
+            }
+        rows = self.pad(
+            rows,
+            padding=padding_strategy,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side,
+            return_tensors=return_tensors,
+        )
+        if not is_one or return_tensors is not None:
+            return rows
+        return BatchEncoding({name: row for name, (row,) in rows.items()})
+
+    def _encode_masks(self, text: str | Sequence[str]) -> dict[str, Any]:
+        own = Tokenizer(self.backend_tokenizer, "tokenizer")
+        rows = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in ([text] if isinstance(text, str) else text)]
+        found = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+        return {name: values[0] for name, values in found.items()} if isinstance(text, str) else found
+
+
+class EveProcessor(ProcessorMixin):
+    """`EveImageProcessor` and `EveTokenizerFast` in one call.
+
+    padding: "longest" of the batch, or "max_length" for runs with model.padded_text_length.
+    """
+
+    def __init__(self, image_processor: EveImageProcessor, tokenizer: EveTokenizerFast, padding: str = "longest"):
+        super().__init__(image_processor, tokenizer)
+        self.padding = padding
+
+    @classmethod
+    def from_eve(cls, tokenizer: Tokenizer, model: ModelConfig) -> Self:
+        """Return what turns pictures and texts into the inputs of a run."""
+        size = {"height": model.image_size, "width": model.image_size}
+        return cls(
+            EveImageProcessor(size=size, patch_size=model.patch_size),
+            EveTokenizerFast.from_eve(tokenizer, model),
+            padding="max_length" if model.padded_text_length else "longest",
+        )
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        images: ImageLike | Sequence[ImageLike] | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        images_right: ImageLike | Sequence[ImageLike] | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Return the inputs of a model: pixel_values, pixel_values_right, input_ids, attention_mask, of what is given.
+
+        One picture and one text are a batch of one. kwargs go to the tokenizer; padding and truncation are on. Raises
+        UserError if nothing is given, or a picture cannot be used.
+        """
+        if images is None and text is None:
+            raise UserError("give images, text or both")
+        found: dict[str, Any] = {}
+        if images is not None:
+            found |= self.image_processor(images, return_tensors)
+        if images_right is not None:
+            found["pixel_values_right"] = self.image_processor(images_right, return_tensors)["pixel_values"]
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            options = {"padding": self.padding, "truncation": True} | kwargs
+            found |= self.tokenizer(texts, return_tensors=return_tensors, **options)
+        return BatchFeature(found)

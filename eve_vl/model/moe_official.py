@@ -1,0 +1,126 @@
+"""The mixture of experts as the published code computes it, for weights that were trained with it (docs/fidelity.md).
+
+What differs from `moe`: the modality embedding reaches the experts too; padding is routed and counted; image and text part at
+a fixed place; and with `official` routing the second expert is drawn at random, and experts take no more tokens than they
+have room for, so that what a token gets depends on its batch, in evaluation too.
+
+Letters: B batch, N tokens, S tokens of the whole batch, D width, E experts, R rows that reach an expert.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eve_vl.config.model import Activation
+from eve_vl.model.moe import MoE, RouterStats
+
+MIN_CAPACITY = 4
+
+
+@dataclass(kw_only=True, slots=True)
+class Routing:
+    """Where each token goes: its first and its second expert."""
+
+    logits_SE: Tensor
+    """Of the gate, float32, without noise."""
+    experts_S2: Tensor
+    """int64."""
+    slots_S2: Tensor
+    """int64 places in the experts' queues; -1 where there was no room."""
+    gates_S2: Tensor
+    """Weights of what the experts return: they add up to 1 over the choices that found room, and are 0 for the others."""
+
+
+def gumbel_noise(like_SE: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Return Gumbel(0, 1) noise of a tensor's shape, from torch's own generator if none is given."""
+    uniform_SE = torch.rand(like_SE.shape, generator=generator, device=like_SE.device, dtype=like_SE.dtype)
+    tiny = torch.finfo(like_SE.dtype).tiny
+    return -(-uniform_SE.clamp(min=tiny).log()).clamp(min=tiny).log()
+
+
+class OfficialMoE(MoE):
+    """`MoE` by the published arithmetic, with the same weights."""
+
+    def __init__(self, *sizes: int, modality_routing: bool, activation: Activation, num_image: int, drops: bool):
+        """sizes: embed_dim, ffn_dim, num_experts. num_image: tokens of a whole picture, [CLS] included. drops: `official`
+        rather than `official-dropless`."""
+        super().__init__(*sizes, top_k=2, modality_routing=modality_routing, activation=activation)
+        self.num_image, self.drops = num_image, drops
+        self.noise: Callable[[Tensor], Tensor] | None = gumbel_noise if drops else None
+        """What is added to the logits (S, E) before the second choice; torch.manual_seed seeds the usual one."""
+
+    def forward(self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None) -> tuple[Tensor, RouterStats]:
+        """Return (B, N, D) and the statistics, of all tokens; real_S has no meaning here."""
+        is_text_S = self.fixed_boundary(is_text_BN).flatten()
+        x_SD = x_BND.flatten(0, 1)
+        if self.router.modality_embed is not None:
+            x_SD = x_SD + self.router.modality_embed[is_text_S.long()]
+        routing = self.route(x_SD)
+
+        S, E = routing.logits_SE.shape
+        kept_R = (routing.slots_S2.flatten() >= 0).nonzero().squeeze(1)
+        expert_R, order_R = routing.experts_S2.flatten()[kept_R].sort(stable=True)
+        row_R = kept_R[order_R]
+        counts_E = expert_R.bincount(minlength=E)
+        if torch.is_autocast_enabled(x_SD.device.type):  # grouped_mm does not know autocast
+            x_SD = x_SD.to(torch.get_autocast_dtype(x_SD.device.type))
+        y_RD = self.experts(x_SD.index_select(0, row_R // 2), expert_R, counts_E)
+        weighted_RD = routing.gates_S2.flatten()[row_R, None].to(y_RD.dtype) * y_RD
+        y_SD = y_RD.new_zeros(S, y_RD.shape[1]).index_add(0, row_R // 2, weighted_RD)
+        return y_SD.view(*x_BND.shape[:2], -1), self.statistics(routing, is_text_S)
+
+    def fixed_boundary(self, is_text_BN: Tensor) -> Tensor:
+        """Return the modality that the published code sees: in a pair, the first num_image tokens are image, whatever was
+        dropped."""
+        is_pair_B1 = is_text_BN.any(1, keepdim=True) & ~is_text_BN.all(1, keepdim=True)
+        after_N = torch.arange(is_text_BN.shape[1], device=is_text_BN.device) >= self.num_image
+        return torch.where(is_pair_B1, after_N, is_text_BN)
+
+    def route(self, x_SD: Tensor) -> Routing:
+        """Choose two experts for each token, and hand out places: first choices before second ones, each in order of token."""
+        with torch.autocast(x_SD.device.type, enabled=False):
+            logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.router.weight)
+            gates_SE = logits_SE.softmax(1)
+            first_S = gates_SE.argmax(1)
+            noisy_SE = logits_SE if self.noise is None else logits_SE + self.noise(logits_SE)
+            second_S = noisy_SE.scatter(1, first_S[:, None], float("-inf")).argmax(1)
+            experts_S2 = torch.stack([first_S, second_S], dim=1)
+            slots_S2 = queue(experts_S2, logits_SE.shape[1])
+            if self.drops:
+                slots_S2 = slots_S2.masked_fill(slots_S2 >= capacity(*logits_SE.shape), -1)
+            gates_S2 = gates_SE.gather(1, experts_S2).masked_fill(slots_S2 < 0, 0)
+            total_S1 = gates_S2.sum(1, keepdim=True).clamp(min=torch.finfo(gates_S2.dtype).eps)
+        return Routing(logits_SE=logits_SE, experts_S2=experts_S2, slots_S2=slots_S2, gates_S2=gates_S2 / total_S1)
+
+    def statistics(self, routing: Routing, is_text_S: Tensor) -> RouterStats:
+        """Return the sums over all tokens, padding too; first choices count whether they found room or not."""
+        S, E = routing.logits_SE.shape
+        log_gates_SE = routing.logits_SE.log_softmax(1)
+        gates_SE = log_gates_SE.exp()
+        rows_S2 = is_text_S.long()[:, None] * E + routing.experts_S2
+        return RouterStats(
+            first_E=routing.experts_S2[:, 0].bincount(minlength=E).float(),
+            gate_E=gates_SE.sum(0),
+            chosen_ME=rows_S2[routing.slots_S2 >= 0].bincount(minlength=2 * E).view(2, E).float(),
+            entropy=-(gates_SE * log_gates_SE).sum().detach(),
+            num_tokens=torch.full((), S, device=gates_SE.device, dtype=torch.float32),
+        )
+
+
+def capacity(num_tokens: int, num_experts: int) -> int:
+    """Return how many tokens an expert takes: as many as if all were spread evenly, at least four."""
+    return max(math.ceil(2 * num_tokens / num_experts), MIN_CAPACITY)
+
+
+def queue(experts_S2: Tensor, num_experts: int) -> Tensor:
+    """Return each choice's place in its expert's queue, int64 (S, 2): all first choices, then all second ones."""
+    expert_R = experts_S2.T.flatten()  # the first choices of all tokens, then the second ones
+    sorted_R, order_R = expert_R.sort(stable=True)
+    counts_E = expert_R.bincount(minlength=num_experts)
+    starts_E = counts_E.cumsum(0) - counts_E
+    place_R = torch.arange(len(expert_R), device=expert_R.device) - starts_E[sorted_R]
+    return torch.empty_like(expert_R).scatter_(0, order_R, place_R).view(2, -1).T

@@ -1,0 +1,314 @@
+"""Our arithmetic against recorded outputs of the published code: python tests/golden_check.py DIR
+
+DIR holds manifest.json, the weights under their published names, inputs, and outputs in two versions: as released, with the
+noise that was drawn, and dropless, without noise and drops, with losses and gradients. Sizes come from the tensors and the
+manifest. Prints the worst difference per kind; exits 1 if one is beyond its tolerance or something recorded was not compared.
+
+Letters: B batch, N tokens, D width, S tokens of the whole batch, E experts.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eve_vl import objectives
+from eve_vl.config import Config
+from eve_vl.convert import published
+from eve_vl.convert.keys import key_table, to_ours, to_published
+from eve_vl.model.embed import Tokens, pair, patchify
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.moe_official import OfficialMoE, Routing
+from eve_vl.run import build_untrained
+from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.routing import routing_terms
+from eve_vl.tasks.vqa import VQA
+
+ABSOLUTE = 2e-5  # of every recorded output
+RELATIVE = 2e-5  # of gradients, on top, and of their norms
+HEADS = {"vqa": "vqa", "nlvr": "nlvr2 concat", "nlvr_biattn": "nlvr2 paired", "retrieval": "retrieval"}
+VERSIONS = {"released": "official", "dropless": "official-dropless"}
+
+
+class Comparison:
+    """What was recorded, and how far ours is from it."""
+
+    def __init__(self, recorded: dict[str, Tensor]):
+        self.recorded = recorded
+        self.worst: dict[str, float] = defaultdict(float)
+        self.failed: list[str] = []
+        self.compared: set[str] = set()
+
+    def __call__(self, kind: str, name: str, ours: Tensor) -> None:
+        """Compare one tensor; numbers of kind "exact" must be equal."""
+        theirs = self.recorded[name].squeeze() if ours.ndim == 0 else self.recorded[name]
+        self.compared.add(name)
+        if ours.shape != theirs.shape:
+            self.failed.append(f"{name}: shape {tuple(ours.shape)}, recorded {tuple(theirs.shape)}")
+            return
+        difference = (ours.detach().double() - theirs.double()).abs()
+        allowed = ABSOLUTE + (RELATIVE * theirs.double().abs() if kind.startswith("gradient") else 0)
+        self.worst[kind] = max(self.worst[kind], difference.max().item())
+        if not (difference <= (0 if "exact" in kind else allowed)).all():
+            self.failed.append(f"{name}: differs by {difference.max():.2e}")
+
+
+class Fixture:
+    """A folder of recorded inputs and outputs."""
+
+    def __init__(self, folder: Path):
+        self.manifest = json.loads((folder / "manifest.json").read_text())
+        self.inputs = load_file(folder / "inputs.safetensors")
+        self.outputs = {version: load_file(folder / f"outputs_{version}.safetensors") for version in VERSIONS}
+        self.backbone = load_file(folder / "state_backbone.safetensors")
+        self.heads = {name: load_file(folder / f"state_head_{name}.safetensors") for name in HEADS}
+
+    def task(self, name: str, version: str) -> tuple[Any, dict[str, tuple[str, ...]]]:
+        """Return a task with the recorded weights, in evaluation mode, and its key table."""
+        tensors = self.backbone | self.heads[name]
+        manifest, derived = self.manifest, self.manifest["derived"]
+        model, head = published.infer(tensors, name, manifest["vlmo_config"]["num_attention_heads"])
+        assert head == HEADS[name]
+        model = replace(
+            model,
+            routing=VERSIONS[version],
+            balance_weight=derived["gate_loss_weight"],
+            padded_text_length=derived["text_length_pair"],
+        )
+        table = key_table(model, head)
+        ours = to_ours(tensors, table)
+        for key, tensor in to_published(ours, table, model).items():
+            assert torch.equal(tensor, tensors[key]), key
+        config: Config = published.config_for(model, head, Path("golden"), ours)
+        answers = [str(number) for number in range(len(ours.get("answer_head.3.bias", ())))]
+        task = build_untrained(config, len(ours["encoder.text.words.weight"]), answers)
+        task.load_state_dict(ours)
+        return task.eval(), table
+
+    def tokens(self, encoder: Encoder, image: str = "image") -> tuple[Tokens, Tokens]:
+        """Return the embedded pictures and texts."""
+        patches_BPX = patchify(self.inputs[image], encoder.config.patch_size)
+        return encoder.image(patches_BPX), encoder.text(self.inputs["text_ids"], self.inputs["text_atts"] == 0)
+
+
+@contextmanager
+def watching(encoder: Encoder, check: Comparison, tag: str, *, has_states: bool = False) -> Iterator[list[Tensor]]:
+    """Give the routers the recorded noise, and compare what they and the blocks do; yield the balance of each call."""
+    balances: list[Tensor] = []
+    undo: list[Callable[[], None]] = []
+    handles = []
+
+    def watched(moe: OfficialMoE) -> Callable[[Tensor], Routing]:
+        route = type(moe).route
+
+        def run(x_SD: Tensor) -> Routing:
+            name = f"{tag}.moe{len(balances)}"
+            if moe.drops:
+                moe.noise = lambda _: check.recorded[f"{name}.gumbel_noise"]
+                check.compared.add(f"{name}.gumbel_noise")
+            found = route(moe, x_SD)
+            check("router logits", f"{name}.router_logits", found.logits_SE)
+            check("choices (exact)", f"{name}.expert_idx", found.experts_S2)
+            check("gates", f"{name}.gates", found.gates_S2)
+            if moe.drops:
+                check("slots (exact)", f"{name}.slot", found.slots_S2)
+            stats = moe.statistics(found, torch.zeros(len(x_SD), dtype=torch.bool))
+            balances.append(objectives.balance(stats.first_E, stats.gate_E, stats.num_tokens))
+            check("balance loss", f"{name}.l_aux", balances[-1][None])
+            return found
+
+        return run
+
+    for number, block in enumerate(encoder.blocks):
+        if isinstance(block.ffn, OfficialMoE):
+            moe: Any = block.ffn
+            moe.route = watched(moe)
+            undo.append(lambda moe=moe: delattr(moe, "route"))
+            if has_states:
+                handles.append(moe.register_forward_hook(_compare_ffn(check, f"{tag}.layer{number}")))
+        if has_states:
+            handles.append(block.register_forward_hook(_compare_state(check, f"{tag}.layer{number}")))
+    if has_states:
+        handles.append(encoder.norm_pre.register_forward_hook(_compare_output(check, f"{tag}.embed")))
+    yield balances
+    for each in undo:
+        each()
+    for handle in handles:
+        handle.remove()
+
+
+def _compare_state(check: Comparison, name: str) -> Callable[..., None]:
+    return lambda _module, _inputs, output: check("states", name, output[0].x_BND)
+
+
+def _compare_output(check: Comparison, name: str) -> Callable[..., None]:
+    return lambda _module, _inputs, output: check("states", name, output)
+
+
+def _compare_ffn(check: Comparison, name: str) -> Callable[..., None]:
+    def compare(_module: nn.Module, inputs: Sequence[Any], output: Any) -> None:
+        check("states", f"{name}.moe_in", inputs[0])
+        check("states", f"{name}.moe_out", output[0])
+
+    return compare
+
+
+def check_encoder(fixture: Fixture, version: str, check: Comparison) -> None:
+    """Pictures, texts and pairs, block by block."""
+    encoder = fixture.task("vqa", version)[0].encoder
+    image, text = fixture.tokens(encoder)
+    for tag, tokens in (("vl", pair(image, text)), ("vision", image), ("text", text)):
+        with watching(encoder, check, f"backbone.{tag}", has_states=True):
+            check("states", f"backbone.{tag}.out", encoder.encode(tokens).x_BND)
+
+
+class StandIn:
+    """A batch of the tasks, made of recorded inputs."""
+
+    def __init__(self, fixture: Fixture):
+        inputs = fixture.inputs
+        self.ids_BT, self.is_padding_BT = inputs["text_ids"], inputs["text_atts"] == 0
+        self.image, self.right_BCHW = inputs["image"], inputs["image2"]
+        self.labels = [bool(label) for label in inputs["nlvr_targets"].tolist()]
+
+    def pixels(self) -> Tensor:
+        return self.image
+
+
+def check_classifiers(fixture: Fixture, version: str, check: Comparison) -> None:
+    """VQA and both heads of NLVR2: logits, losses and, dropless, gradients."""
+    batch: Any = StandIn(fixture)
+    for name in ("vqa", "nlvr", "nlvr_biattn"):
+        task, table = fixture.task(name, version)
+        with watching(task.encoder, check, name):
+            logits, _ = task.predict(batch)
+        check("logits", f"{name}.logits", logits)
+        tag = f"{name}_loss"
+        with watching(task.encoder, check, tag):
+            if isinstance(task, VQA):
+                logits, router = task.predict(batch)
+                loss, routers = objectives.answers(logits, fixture.inputs["vqa_targets"]), [router]
+            else:
+                assert isinstance(task, NLVR2)
+                logits, routers = task.predict(batch)
+                loss = objectives.matching(logits, torch.tensor(batch.labels))
+        gate = task.config.model.balance_weight * routing_terms(routers)["balance"]
+        check("losses", f"{tag}.loss", loss)
+        check("losses", f"{tag}.gate_loss", gate)
+        if isinstance(task, VQA):
+            check_gradients(fixture, check, f"{tag}.task", name, task, table, loss)
+            check_gradients(fixture, check, f"{tag}.gate", name, task, table, gate)
+        else:
+            check_gradients(fixture, check, f"{tag}.total", name, task, table, loss + gate)
+
+
+def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
+    """Features in training and in search, matching logits, the whole loss and, dropless, its gradients."""
+    task, table = fixture.task("retrieval", version)
+    assert isinstance(task, Retrieval)
+    encoder, contrast, features = task.encoder, task.contrast, task.contrast.features
+    image, text = fixture.tokens(encoder)
+    with watching(encoder, check, "retrieval_train_feats"):
+        image_Bd = features.image_features(encoder.encode(image).x_BND[:, 0])
+        text_Bd = features.text_features(encoder.encode(text).x_BND[:, 0])
+    check("features", "retrieval_train_feats.image", image_Bd)
+    check("features", "retrieval_train_feats.text", text_Bd)
+    check("logits", "retrieval_train_feats.itc_logits", image_Bd @ text_Bd.T / features.temperature)
+    for tag, tokens, project in (
+        ("vision", image, features.image_features),
+        ("text", text, features.text_features),
+    ):
+        with watching(encoder, check, f"retrieval_eval_feats.{tag}"):
+            cls_BD = encoder.encode(tokens, final_norm=task.settings.final_norm).x_BND[:, 0]
+        check("features", f"retrieval_eval_feats.{tag}.feat", project(cls_BD))
+    with watching(encoder, check, "retrieval_itm"):
+        check("logits", "retrieval_itm.itm_logits", contrast.match(encoder, image, text)[0])
+
+    tag = "retrieval_loss"
+    order = iter((("weights_t2i", "neg_image_idx"), ("weights_i2t", "neg_text_idx")))
+    seen: dict[str, Tensor] = {}
+    drawn, matching = objectives.hard_negatives, objectives.matching
+
+    def recorded_negatives(similarity_BB: Tensor, is_match_BB: Tensor) -> Tensor:
+        weights, chosen = next(order)
+        check("weights of negatives", f"{tag}.{weights}", objectives.negative_weights(similarity_BB, is_match_BB))
+        check.compared.add(f"{tag}.{chosen}")
+        return check.recorded[f"{tag}.{chosen}"].long()
+
+    def seen_matching(logits: Tensor, is_match: Tensor) -> Tensor:
+        seen["logits"] = logits
+        return matching(logits, is_match)
+
+    objectives.hard_negatives, objectives.matching = recorded_negatives, seen_matching
+    try:
+        with watching(encoder, check, tag):
+            terms, routers = contrast(encoder, image, text, fixture.inputs["retrieval_idx"])
+    finally:
+        objectives.hard_negatives, objectives.matching = drawn, matching
+    gate = task.config.model.balance_weight * routing_terms(routers)["balance"]
+    check("logits", f"{tag}.itm_logits", seen["logits"])
+    check("losses", f"{tag}.itc_loss", terms["itc"])
+    check("losses", f"{tag}.itm_loss", terms["itm"])
+    check("losses", f"{tag}.gate_loss", gate)
+    check_gradients(fixture, check, f"{tag}.total", "retrieval", task, table, terms["itc"] + terms["itm"] + gate)
+
+
+def check_gradients(
+    fixture: Fixture,
+    check: Comparison,
+    tag: str,
+    name: str,
+    task: Any,
+    table: dict[str, tuple[str, ...]],
+    loss: Tensor,
+) -> None:
+    """The norm of every parameter's gradient, and some gradients whole, where they were recorded."""
+    if f"{tag}.grad_norms" not in check.recorded:
+        return
+    parameters = dict(task.named_parameters())
+    grads = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True, retain_graph=True)
+    used = {key: grad is not None for key, grad in zip(parameters, grads, strict=True)}
+    full = {
+        key: torch.zeros_like(parameters[key]) if grad is None else grad for key, grad in zip(parameters, grads, strict=True)
+    }
+    theirs = to_published(full, table, task.config.model)
+    is_used = {other: used[key] for key, others in table.items() for other in others}
+    norms, recorded = [], check.recorded[f"{tag}.grad_norms"]
+    for key, norm in zip(fixture.manifest["param_order"][name], recorded.tolist(), strict=True):
+        # a stack has a gradient as a whole, of 0 where the published parameter has none
+        value = theirs[key].double().norm().item()
+        norms.append(norm if norm < 0 and value == 0 else value if is_used[key] or norm >= 0 else -1)
+    check("gradient norms", f"{tag}.grad_norms", torch.tensor(norms, dtype=torch.float64))
+    for key in [key for key in check.recorded if key.startswith(f"{tag}.grad/")]:
+        check("gradients", key, theirs[key.partition(".grad/")[2]])
+
+
+def main(folder: Path) -> int:
+    """Compare everything; return the exit status."""
+    torch.set_num_threads(1)
+    fixture, status = Fixture(folder), 0
+    for version in VERSIONS:
+        check = Comparison(fixture.outputs[version])
+        for part in (check_encoder, check_classifiers, check_retrieval):
+            part(fixture, version, check)
+        left = sorted(check.recorded.keys() - check.compared)
+        print(f"{version}: {len(check.compared)} of {len(check.recorded)} recorded tensors compared")
+        for kind, worst in sorted(check.worst.items()):
+            print(f"  {kind:22} {worst:.1e}")
+        for problem in check.failed + [f"{name}: not compared" for name in left]:
+            print(f"  FAILED {problem}")
+        status |= bool(check.failed or left)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

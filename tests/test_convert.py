@@ -1,0 +1,305 @@
+"""Published checkpoints to run folders and back, BEiT and ViT encoders, and what is refused."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.beit import Beit
+from torch import Tensor
+
+from eve_vl.config import ModelConfig
+from eve_vl.convert import published
+from eve_vl.convert.keys import HEADS, buffers, key_table, to_ours, to_published
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.model.embed import patchify
+from eve_vl.run import build_untrained, load_run
+
+GOLDEN = Path(__file__).parent / "golden"
+KINDS = {"vqa": "vqa", "nlvr": "nlvr2", "nlvr_biattn": "nlvr2", "retrieval": "retrieval"}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> Path:
+    """A tokenizer of exactly 500 tokens, which is what the tiny checkpoints have."""
+    captions = [f"word{number:03} stands beside thing{number * 7 % 1000:03}" for number in range(1000)]
+    tokenizer = Tokenizer.train(captions, 500)
+    assert tokenizer.vocab_size == 500
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    path.write_text(tokenizer.to_json())
+    return path
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("answers") / "answers.txt"
+    path.write_text("\n".join(f"answer {number}" for number in range(37)))
+    return path
+
+
+def tiny(head: str = "vqa") -> dict[str, Tensor]:
+    heads = load_file(GOLDEN / "tiny" / f"state_head_{head}.safetensors") if head else {}
+    return load_file(GOLDEN / "tiny" / "state_backbone.safetensors") | heads
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("head", KINDS)
+def test_there_and_back_is_exact(eve, tmp_path, words, answers, head, suffix):
+    tensors = tiny(head)
+    source = tmp_path / f"published{suffix}"
+    nested = {"model": {f"module.{name}": tensor for name, tensor in tensors.items()}, "epoch": 3}
+    save_file(tensors, source) if suffix == ".safetensors" else torch.save(nested, source)
+    flags = ["--tokenizer", words, "--num-heads", 4, *(["--answers", answers] if head == "vqa" else [])]
+    done = eve("convert", source, "run", *flags)
+    assert done.returncode == 0, done.stderr
+    run = load_run(tmp_path / "run")
+    assert run.config.task.name == KINDS[head]
+    assert (run.config.model.routing, run.config.model.padded_text_length) == ("official-dropless", 40)
+    done = eve("convert", "run", f"back{suffix}")
+    assert done.returncode == 0, done.stderr
+    back = published.read_tensors(tmp_path / f"back{suffix}")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensor) and back[name].dtype == tensor.dtype for name, tensor in tensors.items())
+
+
+def test_a_bare_encoder_is_a_start_for_fine_tuning(eve, tmp_path, words):
+    torch.save(tiny(""), tmp_path / "eve.pth")
+    done = eve("convert", "eve.pth", "run", "--tokenizer", words, "--num-heads", 4, "--text-tokens", 12)
+    assert done.returncode == 0, done.stderr
+    assert "no head" in done.stdout
+    flags = ["--train.steps", 2, "--train.batch-size", 2, "--data.val-samples", 4, "--data.num-workers", 0]
+    done = eve("finetune", "demo_retrieval", "--init", "run", "--out", "tuned", *flags)
+    assert done.returncode == 0, done.stderr
+    tuned, start = load_run(tmp_path / "tuned").config.model, load_run(tmp_path / "run").config.model
+    assert tuned == start
+    done = eve("pretrain", "tiny", "--out", "more", "--task.mim-weight", 0, "--task.mlm-weight", 0)
+    assert done.returncode == 2 and "nothing to learn" in done.stderr
+
+
+def test_weights_answer_through_the_python_face(tmp_path, words, answers, eve):
+    from eve_vl import Eve
+
+    save_file(tiny(), tmp_path / "eve.safetensors")
+    done = eve("convert", "eve.safetensors", "run", "--tokenizer", words, "--answers", answers, "--num-heads", 4)
+    assert done.returncode == 0, done.stderr
+    found = Eve.load(tmp_path / "run").answer(torch.zeros(3, 70, 50), "What is it?", top=37)
+    assert len(found) == 37 and all(0 < answer.probability < 1 for answer in found)
+
+
+def test_positions_are_resized_on_request(eve, tmp_path, words, answers):
+    save_file(tiny(), tmp_path / "eve.safetensors")
+    flags = ["--tokenizer", words, "--answers", answers, "--num-heads", 4]
+    done = eve("convert", "eve.safetensors", "run", *flags, "--image-size", 96)
+    assert done.returncode == 0, done.stderr
+    found = load_file(GOLDEN / "extras" / "pos_embed_interp.safetensors")
+    assert load_run(tmp_path / "run").task.encoder.image.positions.shape == found["a_dst_6x6"].shape
+
+
+class Runs:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return Path("ran").touch, ()
+
+
+def damaged(tmp_path: Path, name: str) -> None:
+    """Write eve.pth with one thing wrong."""
+    tensors = tiny("retrieval" if name in ("older names", "extra") else "vqa")
+    match name:
+        case "code":
+            (tmp_path / "eve.pth").write_bytes(pickle.dumps({"model": Runs()}))
+            return
+        case "code beside weights":
+            torch.save({"model": tensors, "args": Runs()}, tmp_path / "eve.pth")
+            return
+        case "garbage":
+            (tmp_path / "eve.pth").write_bytes(b"not a checkpoint")
+            return
+        case "missing":
+            del tensors["backbone.norm.bias"], tensors["backbone.encoder.layers.2.mlp_moe.moe.experts.experts.1.fc2.bias"]
+        case "extra":
+            tensors |= {f"mask_embed_vision.{number}": torch.zeros(1) for number in range(30)}
+        case "relative":
+            tensors["backbone.relative_position_bias_table"] = torch.zeros(3, 4)
+        case "other":
+            tensors = {"features.weight": torch.zeros(2, 2)}
+        case "shape":
+            tensors["backbone.encoder.layers.1.attn.proj.weight"] = torch.zeros(64, 63)
+    torch.save(tensors, tmp_path / "eve.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("code", "eve.pth: refused: it holds more than tensors"),
+        ("code beside weights", "eve.pth: refused: it holds more than tensors"),
+        ("garbage", "eve.pth: "),
+        ("missing", "2 missing: backbone.encoder.layers.2.mlp_moe.moe.experts.experts.1.fc2.bias, backbone.norm.bias"),
+        ("extra", "30 unknown: mask_embed_vision.0, mask_embed_vision.1,"),
+        ("relative", "attention here has no relative positions"),
+        ("other", "not a published EVE checkpoint"),
+        ("shape", "backbone.encoder.layers.1.attn.proj.weight has shape (64, 63), but the other tensors ask for (64, 64)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(eve, tmp_path, words, answers, name, message):
+    damaged(tmp_path, name)
+    done = eve("convert", "eve.pth", "run", "--tokenizer", words, "--answers", answers, "--num-heads", 4)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists() and not (tmp_path / "ran").exists()
+
+
+def test_unknown_keys_can_be_left_out_and_older_names_are_known(eve, tmp_path, words):
+    tensors = tiny("retrieval")
+    for name in [name for name in tensors if name.startswith(("itc_", "itm_"))]:
+        tensors[f"m{name}"] = tensors.pop(name)
+    torch.save(tensors | {"decoder.weight": torch.zeros(1)}, tmp_path / "eve.pth")
+    done = eve("convert", "eve.pth", "run", "--tokenizer", words, "--num-heads", 4, "--drop", "decoder.")
+    assert done.returncode == 0, done.stderr
+    assert "retrieval" in done.stdout
+
+
+def test_tokenizer_and_answers_must_fit(eve, tmp_path, words, answers):
+    save_file(tiny(), tmp_path / "eve.safetensors")
+    (tmp_path / "small.json").write_text(Tokenizer.train(["a man"], 261).to_json())
+    (tmp_path / "few.txt").write_text("yes\nno\n")
+    for flags, message in (
+        ([], "name the file with --tokenizer"),
+        (["--tokenizer", "small.json", "--answers", answers], "has 261 tokens, but the checkpoint has embeddings for 500"),
+        (["--tokenizer", words], "has a head for 37 answers; name their list with --answers"),
+        (["--tokenizer", words, "--answers", "few.txt"], "lists 2 answers, but the checkpoint has a head for 37"),
+        (["--tokenizer", words, "--answers", answers, "--num-heads", 5], "width 64 is not divisible by 5 heads"),
+    ):
+        done = eve("convert", "eve.safetensors", "run", "--num-heads", 4, *flags)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").touch()
+    done = eve("convert", "eve.safetensors", "run", "--tokenizer", words, "--answers", answers, "--num-heads", 4)
+    assert done.returncode == 2 and "already exists" in done.stderr
+
+
+def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained):
+    done = eve("convert", pretrained, "eve.txt")
+    assert done.returncode == 2 and "name a .safetensors or .pth file" in done.stderr
+
+
+# All published sizes, on the meta device
+
+
+def meta(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def large(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The same model at the sizes of Large, by rule: 24 blocks of width 1024, experts in the last three."""
+    size = {768: 1024, 1536: 2048, 2304: 3072, 3072: 4096}
+    found = {}
+    for name, shape in shapes.items():
+        wide = [size.get(number, number) for number in shape]
+        if ".layers." not in name:
+            found[name] = wide
+        elif ".layers.0." in name:
+            found |= {name.replace(".layers.0.", f".layers.{block}."): wide for block in range(21)}
+        elif ".layers.11." in name:
+            found |= {name.replace(".layers.11.", f".layers.{block}."): wide for block in (21, 22, 23)}
+    return found
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+@pytest.mark.parametrize("name", ["vqa", "nlvr_biattn", "nlvr_no_biattn", "retrieval"])
+def test_the_key_table_covers_every_key(name, size):
+    models = json.loads((GOLDEN / "official_base_state_dict.json").read_text())["models"]
+    shapes = models[name]["state_dict"]
+    tensors = meta(shapes if size == "base" else large(shapes))
+    model, head = published.infer(tensors, name)
+    wanted = (12, 768, 12, 2) if size == "base" else (24, 1024, 16, 3)
+    assert (model.depth, model.embed_dim, model.num_heads, model.num_deep_blocks) == wanted
+    assert (model.num_experts, model.image_size, model.text_length, model.mlp_ratio) == (32, 384, 196, 4)
+    table = key_table(model, head)
+    theirs = [key for keys in table.values() for key in keys] + list(buffers(model))
+    assert sorted(theirs) == sorted(tensors)  # each once
+    ours = to_ours(tensors, table)
+    config = published.config_for(model, head, Path("run"), ours)
+    with torch.device("meta"):
+        task = build_untrained(config, 64_000, [str(number) for number in range(3128)])
+    assert {key: tensor.shape for key, tensor in task.state_dict().items()} == {key: t.shape for key, t in ours.items()}
+    back = to_published(ours, table, model)
+    assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in tensors.items()}
+    assert head in HEADS
+
+
+# BEiT and ViT
+
+
+def vision(kind: str) -> Any:
+    """A tiny image encoder of timm's with weights that are nowhere 0 or 1."""
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 2, "num_classes": 5}
+    torch.manual_seed(3)
+    if kind == "vit":
+        model = timm.models.vision_transformer.VisionTransformer(**sizes)
+    elif kind == "vit with layer scale":
+        model = timm.models.vision_transformer.VisionTransformer(**sizes, init_values=0.5)
+    else:
+        relative = kind == "beit with relative positions"
+        model = Beit(**sizes, use_abs_pos_emb=not relative, use_rel_pos_bias=relative, init_values=0.3, global_pool="token")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("copy", ["all", "text", "none"])
+@pytest.mark.parametrize("kind", ["vit", "vit with layer scale", "beit"])
+def test_features_are_those_of_timm(eve, tmp_path, words, kind, copy):
+    source = vision(kind)
+    torch.save(source.state_dict(), tmp_path / "image.pth")
+    deep = 2 if copy == "all" else 0  # copied experts give what the one network gives, whichever are chosen
+    flags = ["--num-deep-blocks", deep, "--num-experts", 4, "--copy", copy, "--architecture", "source", "--num-heads", 2]
+    done = eve("convert", "image.pth", "run", "--tokenizer", words, *flags)
+    assert done.returncode == 0, done.stderr
+    encoder = load_run(tmp_path / "run").task.encoder
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        ours = encoder.encode(encoder.image(patchify(pixels, 8))).x_BND
+        torch.testing.assert_close(ours, source.forward_features(pixels), rtol=0, atol=1e-5)
+    weights = encoder.state_dict()
+    for block in range(3 - deep):
+        text, image = (weights[f"blocks.{block}.ffn.{modality}.fc1.weight"] for modality in ("text", "image"))
+        assert torch.equal(text, image) is (copy != "none")
+
+
+def test_pretraining_starts_from_an_image_encoder(eve, tmp_path, words):
+    torch.save({"model": vision("beit").state_dict()}, tmp_path / "image.pth")
+    flags = ["--num-deep-blocks", 1, "--num-experts", 4, "--num-heads", 2]
+    done = eve("convert", "image.pth", "run", "--tokenizer", words, *flags)
+    assert done.returncode == 0, done.stderr
+    shape = {"image-size": 32, "patch-size": 8, "embed-dim": 64, "depth": 3, "num-heads": 2, "num-deep-blocks": 1}
+    shape |= {"mlp-ratio": 4, "text-length": 40, "num-experts": 4}
+    model = [word for name, value in shape.items() for word in (f"--model.{name}", value)]
+    short = ["--train.steps", 2, "--train.batch-size", 4, "--data.val-samples", 4]
+    done = eve("pretrain", "tiny", "--init", "run", "--out", "more", *model, *short)
+    assert done.returncode == 0, done.stderr
+    assert "weights from" in (tmp_path / "more" / "log.jsonl").read_text() + done.stdout
+
+
+def test_relative_positions_are_refused_with_the_reason(eve, tmp_path, words):
+    torch.save(vision("beit with relative positions").state_dict(), tmp_path / "image.pth")
+    flags = ["--tokenizer", words, "--num-heads", 2, "--num-deep-blocks", 1, "--num-experts", 4]
+    done = eve("convert", "image.pth", "run", *flags)
+    assert done.returncode == 2
+    assert "relative position bias" in done.stderr and done.stderr.count("\n") == 1
+    done = eve("convert", "image.pth", "run", *flags, "--drop", "relative_position")
+    assert done.returncode == 0, done.stderr
+
+
+def test_stable_routing_takes_the_same_weights(eve, tmp_path, words, answers):
+    save_file(tiny(), tmp_path / "eve.safetensors")
+    flags = ["--tokenizer", words, "--answers", answers, "--num-heads", 4, "--routing", "stable", "--text-tokens", 0]
+    assert eve("convert", "eve.safetensors", "run", *flags).returncode == 0
+    model = load_run(tmp_path / "run").config.model
+    assert replace(model, num_heads=12).routing == "stable" and model.padded_text_length == ModelConfig.padded_text_length
