@@ -26,7 +26,7 @@ from eve_vl.convert import published
 from eve_vl.convert.keys import key_table, to_ours, to_published
 from eve_vl.model.embed import Tokens, pair, patchify
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.moe_official import OfficialMoE, Routing
+from eve_vl.model.moe_official import Assignment, OfficialMoE
 from eve_vl.run import build_untrained
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
@@ -88,7 +88,7 @@ class Fixture:
         ours = to_ours(tensors, table)
         for key, tensor in to_published(ours, table, model).items():
             assert torch.equal(tensor, tensors[key]), key
-        config: Config = published.config_for(model, head, Path("golden"), ours)
+        config: Config = published.config_for(model, head, Path("golden"), tensors)
         answers = [str(number) for number in range(len(ours.get("answer_head.3.bias", ())))]
         task = build_untrained(config, len(ours["encoder.text.words.weight"]), answers)
         task.load_state_dict(ours)
@@ -107,10 +107,10 @@ def watching(encoder: Encoder, check: Comparison, tag: str, *, has_states: bool 
     undo: list[Callable[[], None]] = []
     handles = []
 
-    def watched(moe: OfficialMoE) -> Callable[[Tensor], Routing]:
+    def watched(moe: OfficialMoE) -> Callable[[Tensor], Assignment]:
         route = type(moe).route
 
-        def run(x_SD: Tensor) -> Routing:
+        def run(x_SD: Tensor) -> Assignment:
             name = f"{tag}.moe{len(balances)}"
             if moe.drops:
                 moe.noise = lambda _: check.recorded[f"{name}.gumbel_noise"]

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from torch import Tensor
 
-from eve_vl.config import ModelConfig
 from eve_vl.convert import published
 from eve_vl.convert.keys import HEADS, buffers, key_table, to_ours, to_published
 from eve_vl.data.tokenizer import Tokenizer
@@ -128,6 +127,15 @@ def damaged(tmp_path: Path, name: str) -> None:
             tensors["backbone.relative_position_bias_table"] = torch.zeros(3, 4)
         case "other":
             tensors = {"features.weight": torch.zeros(2, 2)}
+        case "positions":
+            tensors["backbone.pos_embed_vision"] = torch.zeros(11, 64)
+        case "flat":
+            tensors["backbone.pos_embed_vision"] = torch.tensor(1.0)
+        case "expert":
+            tensors["backbone.encoder.layers.3.mlp_moe.moe.experts.experts.2.fc1.weight"] = torch.zeros(128, 32)
+        case "numbers":
+            torch.save({1: torch.zeros(1)}, tmp_path / "eve.pth")
+            return
         case "shape":
             tensors["backbone.encoder.layers.1.attn.proj.weight"] = torch.zeros(64, 63)
     torch.save(tensors, tmp_path / "eve.pth")
@@ -143,6 +151,10 @@ def damaged(tmp_path: Path, name: str) -> None:
         ("extra", "30 unknown: mask_embed_vision.0, mask_embed_vision.1,"),
         ("relative", "attention here has no relative positions"),
         ("other", "not a published EVE checkpoint"),
+        ("positions", "11 picture positions are no [CLS] and a square of patches"),
+        ("flat", "not a published EVE checkpoint"),
+        ("expert", "experts.2.fc1.weight has shape (128, 32), but the other tensors ask for (128, 64)"),
+        ("numbers", "holds no weights by name"),
         ("shape", "backbone.encoder.layers.1.attn.proj.weight has shape (64, 63), but the other tensors ask for (64, 64)"),
     ],
 )
@@ -183,9 +195,68 @@ def test_tokenizer_and_answers_must_fit(eve, tmp_path, words, answers):
     assert done.returncode == 2 and "already exists" in done.stderr
 
 
-def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained):
-    done = eve("convert", pretrained, "eve.txt")
-    assert done.returncode == 2 and "name a .safetensors or .pth file" in done.stderr
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "eve.txt: name a .safetensors or .pth file"),
+        ({"shallow_ffn": "shared"}, "have no shared feed-forward part in block 0"),
+        ({"deep_ffn": "modality"}, "have no modality feed-forward part in block"),
+        ({"activation": "gelu"}, "have no activation gelu"),
+        ({"norm_pre": False}, "have no model without a norm before the first block"),
+        ({"top_k": 1}, "have no top 1 routing"),
+    ],
+)
+def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained, tmp_path, change, words):
+    shutil.copytree(pretrained, tmp_path / "run")
+    for path in (tmp_path / "run").rglob("config.json"):
+        values = json.loads(path.read_text())
+        values["model"] |= change
+        path.write_text(json.dumps(values))
+    done = eve("convert", "run", "eve.pth" if change else "eve.txt")
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "eve.pth").exists()
+
+
+def test_flags_that_mean_nothing_are_refused(eve, tmp_path, words, answers):
+    save_file(tiny("retrieval"), tmp_path / "eve.safetensors")
+    torch.save(vision("vit").state_dict(), tmp_path / "image.pth")
+    eve("convert", "eve.safetensors", "run", "--tokenizer", words, "--num-heads", 4)
+    for arguments, message in (
+        (("run", "back.pth", "--image-size", 96), "is a run folder, for which --image-size has no use"),
+        (
+            ("eve.safetensors", "other", "--tokenizer", words, "--copy", "none"),
+            "is an EVE checkpoint, for which --copy has",
+        ),
+        (
+            ("image.pth", "other", "--tokenizer", words, "--text-tokens", 7),
+            "is an image encoder, for which --text-tokens",
+        ),
+        (("image.pth", "other", "--tokenizer", words, "--num-deep-blocks", 5), "has 3 blocks; --num-deep-blocks 5 is more"),
+        (
+            ("eve.safetensors", "other", "--tokenizer", words, "--num-heads", 4, "--answers", answers),
+            "has no head for answers; leave out --answers",
+        ),
+        (("eve.safetensors", words / "run", "--tokenizer", words, "--num-heads", 4), "cannot be written"),
+    ):
+        done = eve("convert", *arguments)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "other").exists() and not (tmp_path / "back.pth").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_full_disk_leaves_the_old_file(eve, tmp_path, words, suffix, monkeypatch):
+    save_file(tiny("retrieval"), tmp_path / "eve.safetensors")
+    assert eve("convert", "eve.safetensors", "run", "--tokenizer", words, "--num-heads", 4).returncode == 0
+    (tmp_path / f"old{suffix}").write_text("precious")
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.save" if suffix == ".pth" else "eve_vl.train.checkpoint.save_file", full)
+    done = eve("convert", "run", f"old{suffix}")
+    assert done.returncode == 2 and "cannot be written (No space left on device)" in done.stderr
+    assert (tmp_path / f"old{suffix}").read_text() == "precious"
+    assert not list(tmp_path.glob(".*tmp"))
 
 
 # All published sizes, on the meta device
@@ -224,7 +295,7 @@ def test_the_key_table_covers_every_key(name, size):
     theirs = [key for keys in table.values() for key in keys] + list(buffers(model))
     assert sorted(theirs) == sorted(tensors)  # each once
     ours = to_ours(tensors, table)
-    config = published.config_for(model, head, Path("run"), ours)
+    config = published.config_for(model, head, Path("run"), tensors)
     with torch.device("meta"):
         task = build_untrained(config, 64_000, [str(number) for number in range(3128)])
     assert {key: tensor.shape for key, tensor in task.state_dict().items()} == {key: t.shape for key, t in ours.items()}
@@ -278,12 +349,11 @@ def test_pretraining_starts_from_an_image_encoder(eve, tmp_path, words):
     flags = ["--num-deep-blocks", 1, "--num-experts", 4, "--num-heads", 2]
     done = eve("convert", "image.pth", "run", "--tokenizer", words, *flags)
     assert done.returncode == 0, done.stderr
-    shape = {"image-size": 32, "patch-size": 8, "embed-dim": 64, "depth": 3, "num-heads": 2, "num-deep-blocks": 1}
-    shape |= {"mlp-ratio": 4, "text-length": 40, "num-experts": 4}
-    model = [word for name, value in shape.items() for word in (f"--model.{name}", value)]
+    assert "go on with eve pretrain RECIPE --init run" in done.stdout
     short = ["--train.steps", 2, "--train.batch-size", 4, "--data.val-samples", 4]
-    done = eve("pretrain", "tiny", "--init", "run", "--out", "more", *model, *short)
+    done = eve("pretrain", "tiny", "--init", "run", "--out", "more", *short)
     assert done.returncode == 0, done.stderr
+    assert load_run(tmp_path / "more").config.model == load_run(tmp_path / "run").config.model
     assert "weights from" in (tmp_path / "more" / "log.jsonl").read_text() + done.stdout
 
 
@@ -301,5 +371,8 @@ def test_stable_routing_takes_the_same_weights(eve, tmp_path, words, answers):
     save_file(tiny(), tmp_path / "eve.safetensors")
     flags = ["--tokenizer", words, "--answers", answers, "--num-heads", 4, "--routing", "stable", "--text-tokens", 0]
     assert eve("convert", "eve.safetensors", "run", *flags).returncode == 0
-    model = load_run(tmp_path / "run").config.model
-    assert replace(model, num_heads=12).routing == "stable" and model.padded_text_length == ModelConfig.padded_text_length
+    assert eve("convert", "eve.safetensors", "other", *flags[:6]).returncode == 0
+    stable, other = load_run(tmp_path / "run"), load_run(tmp_path / "other")
+    assert (stable.config.model.routing, stable.config.model.padded_text_length) == ("stable", 0)
+    weights = other.task.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in stable.task.state_dict().items())

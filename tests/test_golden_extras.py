@@ -10,7 +10,7 @@ from golden_check import Fixture
 from safetensors.torch import load_file
 
 from eve_vl.config import TrainConfig
-from eve_vl.convert.published import CAPTION_WORDS
+from eve_vl.convert.published import NUM_WORDS
 from eve_vl.data.dataset import NAMES_A_SIDE
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import retrieval as metrics
@@ -99,7 +99,7 @@ def test_captions_are_cleaned_as_published(num_words):
 def test_questions_are_cleaned_like_captions():
     """The published code leaves double spaces and the marks around "<person>" in questions: tokens differ by nothing else."""
     tokenizer = Tokenizer.train(["a man with a hat"], 300)
-    tokenizer.clean_as_published(CAPTION_WORDS)
+    tokenizer.clean_as_published(NUM_WORDS["retrieval"])
     for text, cleaned in recorded("text_preprocessing")["pre_question"]["30"]:
         ours = tokenizer.backend.normalizer.normalize_str(text)
         assert ours == " ".join(cleaned.replace("<person>", "person").replace("`", "").split()), text
@@ -114,7 +114,8 @@ def test_soft_targets_and_words_that_forbid_mirroring():
         texts = [question, *([answers] if isinstance(answers, str) else answers)]
         ours = any(map(NAMES_A_SIDE.search, texts))
         substring = any("bright" in each for each in texts)
-        assert ours == (is_kept and not substring) or any("Left" in each for each in texts)  # by word, in any case: §4
+        in_capitals = any("Left" in each for each in texts)
+        assert ours == ((is_kept and not substring) or in_capitals), texts  # by word, in any case
 
 
 def test_positions_are_resized_as_published():
@@ -191,6 +192,18 @@ def test_published_routing_depends_on_the_batch_and_dropless_does_not(tiny):
         alone = task.encoder.encode(tokens.chunk(4)[-1]).x_BND[0]
         difference = (whole - alone).abs().max().item()
         assert difference > 0.5 if tolerance is None else difference <= tolerance
+
+
+def test_image_and_text_part_at_a_fixed_place_even_if_patches_were_dropped(tiny):
+    """With 4 of 16 patches kept, 12 of the 40 text tokens were routed as image in the published code."""
+    moe = tiny.task("vqa", "released")[0].encoder.blocks[-1].ffn
+    wanted = recorded("quirk_demonstrations")[
+        "ids_keep 4 of 16 patches, vl: number of the 40 text tokens that received vision_embed instead of text_embed"
+    ]
+    is_text_BN = (torch.arange(5 + 40) >= 5).expand(2, -1)
+    assert (is_text_BN & ~moe.fixed_boundary(is_text_BN)).sum(1).tolist() == [wanted, wanted]
+    for alone in (torch.zeros(2, 5, dtype=torch.bool), torch.ones(2, 40, dtype=torch.bool)):
+        assert torch.equal(moe.fixed_boundary(alone), alone)
 
 
 def test_noise_is_seeded(tiny):

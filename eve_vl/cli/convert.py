@@ -1,5 +1,6 @@
 """The verb convert: foreign weights in, ours out."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ class ConvertArgs:
     image_size: int = 0
     """EVE checkpoints: resize the picture positions for pictures of this size; 0: leave them."""
     num_heads: int = 0
-    """Attention heads; 0: width / 64, as in all published sizes."""
+    """Attention heads; 0: width / 64, as in all published EVE sizes, and 16 in image encoders wider than 1024."""
     architecture: Literal["eve", "source"] = "eve"
     """Image encoders: keep EVE's blocks (quick-GELU, a norm before the first), or set them to the source's."""
     copy: Literal["all", "text", "none"] = "all"
@@ -49,17 +50,34 @@ class ConvertArgs:
     """Leave out keys that have one of these in their names."""
 
 
+FOR_BOTH = ("source", "target", "tokenizer", "num_heads", "drop")
+FOR_PUBLISHED = ("answers", "routing", "text_tokens", "clean_text", "image_size")
+FOR_VISION = ("architecture", "copy", "num_experts", "num_deep_blocks", "seed")
+
+
+def _refuse(args: ConvertArgs, kind: str, known: set[str]) -> None:
+    """Raise UserError for a flag that has no meaning for this kind of source."""
+    for field in dataclasses.fields(args):
+        if field.name not in known and getattr(args, field.name) != field.default:
+            raise UserError(f"{args.source}: is {kind}, for which --{field.name.replace('_', '-')} has no use; leave it out")
+
+
 def run_convert(argv: Sequence[str]) -> None:
     """Turn published EVE, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
     args = parse(ConvertArgs, argv, "eve convert", run_convert.__doc__)
     from eve_vl.config import ModelConfig
     from eve_vl.convert import export_published, import_published, import_vision, is_vision, read_tensors
+    from eve_vl.train import checkpoint
 
     if args.source.is_dir():
+        _refuse(args, "a run folder", {"source", "target"})
+        checkpoint.chosen_checkpoint(args.source)
         check_writable(args.target)
         say(f"{args.target}: {export_published(args.source, args.target)}")
         return
     tensors = read_tensors(args.source)
+    kind, flags = ("an image encoder", FOR_VISION) if is_vision(tensors) else ("an EVE checkpoint", FOR_PUBLISHED)
+    _refuse(args, kind, {*flags, *FOR_BOTH})
     if args.tokenizer is None:
         raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")
     if is_vision(tensors):
@@ -68,7 +86,9 @@ def run_convert(argv: Sequence[str]) -> None:
             str(args.source),
             args.target,
             tokenizer=args.tokenizer,
-            model=ModelConfig(num_experts=args.num_experts, num_deep_blocks=args.num_deep_blocks),
+            model=ModelConfig(
+                num_experts=args.num_experts, num_deep_blocks=args.num_deep_blocks, top_k=min(2, args.num_experts)
+            ),
             architecture=args.architecture,
             copies=args.copy,
             num_heads=args.num_heads,

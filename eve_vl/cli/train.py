@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +36,10 @@ def run_pretrain(argv: Sequence[str]) -> None:
     """Pre-train by masked signal modelling: eve pretrain RECIPE [flags]."""
     if _wants_list(argv, "pretrain", PRETRAIN):
         return
-    _train("pretrain", argv, PRETRAIN[argv[0]].__doc__, get_recipe(argv[0]))
+    recipe, init = get_recipe(argv[0]), _flag_value(argv, "--init")
+    if init is not None and not set(HELP) & set(argv[1:]):  # the weights fit no other shape
+        recipe = replace(recipe, model=_init_config(Path(init), scratch="--scratch" in argv).model)
+    _train("pretrain", argv, PRETRAIN[argv[0]].__doc__, recipe)
 
 
 def run_finetune(argv: Sequence[str]) -> None:

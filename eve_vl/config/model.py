@@ -88,7 +88,7 @@ class ModelConfig:
     @property
     def ffn_dim(self) -> int:
         """Hidden width of every feed-forward network and expert."""
-        return int(self.embed_dim * self.mlp_ratio)
+        return round(self.embed_dim * self.mlp_ratio)
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""

@@ -126,7 +126,7 @@ def to_ours(published: Mapping[str, Tensor], table: Mapping[str, tuple[str, ...]
     found = {}
     for ours, theirs in table.items():
         tensors = [published[name] for name in theirs]
-        found[ours] = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
+        found[ours] = tensors[0].clone() if len(tensors) == 1 else torch.stack(tensors)  # a file may tie some
     found["encoder.image.proj.weight"] = found["encoder.image.proj.weight"].flatten(1)
     return found
 

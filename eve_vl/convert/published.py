@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, ModelConfig, NLVR2Config, to_dict
+from eve_vl.config import Config, ModelConfig, NLVR2Config, RetrievalConfig, to_dict
 from eve_vl.config.model import Routing
 from eve_vl.convert.keys import HEADS, OLDER_NAMES, buffers, head_of, key_table, to_ours, to_published
 from eve_vl.data.answers import read_answers
@@ -28,7 +29,10 @@ HEAD_WIDTH = 64  # of an attention head in all published sizes
 SHOWN = 10  # keys that a message lists
 LAYER = "backbone.encoder.layers."
 EXPERTS = "mlp_moe.moe.experts.experts."
-CAPTION_WORDS = 30  # that the published code keeps of a text for retrieval; more than most have
+NUM_WORDS = {"vqa": 50, "nlvr2 concat": 40, "nlvr2 paired": 40, "retrieval": 30, "": 30}
+"""Words that the published evaluation keeps of a text, by head."""
+ODD = (KeyError, StopIteration, ValueError, TypeError, IndexError)
+"""What looking at the shapes of a file of another kind ends in."""
 
 
 def import_published(
@@ -60,33 +64,40 @@ def import_published(
     table = key_table(model, head)
     wanted = {name for names in table.values() for name in names}
     check_keys(wanted, published.keys() - buffers(model).keys(), where, "; attention here has no relative positions")
+    words = _matching_tokenizer(tokenizer, len(published["backbone.word_embedding.weight"]))
+    if clean_text:
+        words.clean_as_published(NUM_WORDS[head])
+    if answers is not None and head != "vqa":
+        raise UserError(f"{where}: has no head for answers; leave out --answers")
+    labels = _matching_answers(answers, len(published["output.3.bias"]), where) if head == "vqa" else []
+    with torch.device("meta"):
+        task = build_task(config_for(model, head, run, published), words, labels)
+    _check_shapes(published, to_published(task.state_dict(), table, model), where)
     ours = to_ours(published, table)
     if image_size:
         model = dataclasses.replace(model, image_size=image_size)
         ours["encoder.image.positions"] = resize_positions(ours["encoder.image.positions"], model.num_patches)
-    words = _matching_tokenizer(tokenizer, len(ours["encoder.text.words.weight"]), clean_text)
-    labels = _matching_answers(answers, ours["answer_head.3.bias"].shape[0], where) if head == "vqa" else []
-    config = config_for(model, head, run, ours)
+    config = config_for(model, head, run, published)
     with torch.device("meta"):
         task = build_task(config, words, labels)
-    expected = {name: tensor.shape for name, tensor in task.state_dict().items()}
-    wrong = [name for name in expected if ours[name].shape != expected[name]]
-    if wrong:
-        found, wanted = tuple(ours[wrong[0]].shape), tuple(expected[wrong[0]])
-        raise UserError(f"{where}: {table[wrong[0]][0]} has shape {found}, but the other tensors ask for {wanted}")
     task.load_state_dict(ours, assign=True)
     write_run(run, config, words, task)
     kind = head or "no head: a start for fine-tuning (--init)"
     return (
-        f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_experts} experts in the last "
-        f"{model.num_deep_blocks}, {model.image_size} pixels, {words.vocab_size} tokens; {kind}; routing {routing}"
+        f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads, "
+        f"{model.num_experts} experts in the last {model.num_deep_blocks}, {model.image_size} pixels, "
+        f"{words.vocab_size} tokens; {kind}; routing {routing}"
     )
 
 
 def check_new(run: Path) -> None:
-    """Raise UserError if there is something where a run folder is to be written."""
+    """Raise UserError if there is something where a run folder is to be written, or no place for one."""
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run}: already exists; name a new folder")
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be written ({error.strerror})") from None
 
 
 def kept(tensors: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor]:
@@ -95,16 +106,26 @@ def kept(tensors: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor
 
 
 def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: AnyTask) -> None:
-    """Write a run folder of weights that were not trained here. Raises UserError if there is something in it."""
+    """Write a run folder of weights that were not trained here, as a whole or not at all. Raises UserError."""
     check_new(run)
     bound = min(max(tokenizer.vocab_size, 261), 64_000)  # what a config may ask for
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=bound))
     texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
     if isinstance(task, VQA):
         texts[ANSWERS_FILE] = json.dumps(task.answers, indent=1)
-    checkpoint.save_best(run, step=0, model=task, texts=texts, numbers={})
-    for name, text in texts.items():
-        checkpoint.write_file(run / name, text)
+    temporary = run.with_name(f".{run.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        checkpoint.save_best(temporary, step=0, model=task, texts=texts, numbers={})
+        for name, text in texts.items():
+            checkpoint.write_file(temporary / name, text)
+        if run.exists():
+            run.rmdir()
+        temporary.rename(run)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def export_published(run: Path, target: Path) -> str:
@@ -116,20 +137,41 @@ def export_published(run: Path, target: Path) -> str:
         raise UserError(f"{target}: name a .safetensors or .pth file")
     folder = checkpoint.chosen_checkpoint(run)
     config = read_config(folder)
-    policies = {config.model.shallow_ffn: "modality", config.model.deep_ffn: "moe"}
-    if any(policy != wanted for policy, wanted in policies.items()) or head_of(config) not in HEADS:
-        raise UserError(f"{run}: the published models have no such feed-forward part or head, so they cannot take its weights")
+    if problems := _unpublished(config):
+        raise UserError(f"{run}: the published models have no {', no '.join(problems)}, so they cannot take its weights")
     table, ours = key_table(config.model, head_of(config)), checkpoint.read_model(folder)
     left_out = sorted(ours.keys() - table.keys())
     if missing := sorted(table.keys() - ours.keys()):
         raise UserError(f"{run}: lacks {', '.join(missing[:SHOWN])}")
     published = to_published(ours, table, config.model)
-    contiguous = {name: tensor.contiguous().clone() for name, tensor in published.items()}
-    if target.suffix == ".safetensors":
-        checkpoint.write_tensors(target, contiguous)
-    else:
-        torch.save(contiguous, target)
-    return f"{len(published)} tensors" + (f"; not among the published: {', '.join(left_out[:SHOWN])}" if left_out else "")
+    checkpoint.save_weights(target, published)
+    words = f"{len(published)} tensors"
+    if left_out:
+        words += f"; not among the published: {', '.join(left_out[:SHOWN])}"
+    if config.model.routing == "stable":
+        words += "; trained or used with routing stable, the published code routes otherwise"
+    return words
+
+
+def _unpublished(config: Config) -> list[str]:
+    """Return what a run has that the published models have not."""
+    model, task = config.model, config.task
+    found = [
+        f"{policy} feed-forward part in block {block}"
+        for block, policy in enumerate(model.ffn_policies)
+        if policy != ("moe" if block >= model.depth - model.num_deep_blocks else "modality")
+    ]
+    if head_of(config) not in HEADS:
+        found.append(f"head {head_of(config)}")
+    if model.activation != "quick_gelu":
+        found.append(f"activation {model.activation}")
+    if not model.norm_pre:
+        found.append("model without a norm before the first block")
+    if model.top_k != 2 and model.num_deep_blocks:
+        found.append(f"top {model.top_k} routing")
+    if isinstance(task, RetrievalConfig) and (task.standardize_match or not task.itm_weight):
+        found.append("other matching head than a plain one")
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -137,7 +179,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return checkpoint.read_tensors(path)
+        return _without_prefix(checkpoint.read_tensors(path))
     try:
         with warnings.catch_warnings(action="ignore"):  # about how it was written
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -149,9 +191,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     for name in NESTED:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
-    tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)} if isinstance(found, dict) else {}
+    entries = found.items() if isinstance(found, dict) else ()
+    tensors = {name: tensor for name, tensor in entries if isinstance(name, str) and isinstance(tensor, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no weights by name")
+    return _without_prefix(tensors)
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without what DistributedDataParallel puts before their names."""
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
@@ -166,8 +214,13 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         deep = {int(name.removeprefix(LAYER).split(".")[0]) for name in published if name.startswith(LAYER) and EXPERTS in name}
         experts = {int(name.partition(EXPERTS)[2].split(".")[0]) for name in published if EXPERTS in name}
         ffn_dim = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
-    except (KeyError, StopIteration, ValueError) as error:
-        raise UserError(f"{where}: not a published EVE checkpoint ({error} is missing or unusual)") from None
+        head = _head(published, width)
+    except ODD as error:
+        first = ", ".join(sorted(published)[:3])
+        raise UserError(
+            f"{where}: not a published EVE checkpoint ({error or 'a feed-forward network'} is missing or unusual), nor a BEiT "
+            f"or ViT image encoder (patch_embed.proj.weight, blocks.0…); it holds {first} …"
+        ) from None
     num_heads = num_heads or width // HEAD_WIDTH
     if not num_heads or width % num_heads:
         raise UserError(f"{where}: width {width} is not divisible by {num_heads} heads; give --num-heads")
@@ -175,7 +228,7 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
     if deep != set(range(depth - len(deep), depth)):
         raise UserError(f"{where}: experts in blocks {sorted(deep)} of {depth}; only the last blocks may have them")
     model = ModelConfig(
-        image_size=round((positions - 1) ** 0.5) * patch_size,
+        image_size=side_of(positions, where) * patch_size,
         patch_size=patch_size,
         text_length=text_length,
         embed_dim=width,
@@ -187,7 +240,15 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         top_k=min(2, len(experts) or 1),
         modality_routing=any(name.endswith("moe.text_embed") for name in published),
     )
-    return model, _head(published, width)
+    return model, head
+
+
+def side_of(positions: int, where: str) -> int:
+    """Return the patches along a side from the number of positions, [CLS] included. Raises UserError if they are no square."""
+    side = round(max(positions - 1, 0) ** 0.5)
+    if side < 2 or side**2 + 1 != positions:
+        raise UserError(f"{where}: {positions} picture positions are no [CLS] and a square of patches")
+    return side
 
 
 def _head(published: Mapping[str, Tensor], width: int) -> str:
@@ -214,15 +275,20 @@ def _listed(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}" if names else ""
 
 
-def _matching_tokenizer(path: Path, vocab_size: int, clean: bool) -> Tokenizer:
+def _check_shapes(published: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in expected.items():
+        if name in published and published[name].shape != tensor.shape:
+            found, wanted = tuple(published[name].shape), tuple(tensor.shape)
+            raise UserError(f"{where}: {name} has shape {found}, but the other tensors ask for {wanted}")
+
+
+def _matching_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size != vocab_size:
         raise UserError(
             f"{path}: has {tokenizer.vocab_size} tokens, but the checkpoint has embeddings for {vocab_size}; bring the "
             "tokenizer that it was trained with"
         )
-    if clean:
-        tokenizer.clean_as_published(CAPTION_WORDS)
     return tokenizer
 
 
@@ -235,7 +301,7 @@ def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:
     return answers
 
 
-def config_for(model: ModelConfig, head: str, run: Path, ours: Mapping[str, Tensor]) -> Config:
+def config_for(model: ModelConfig, head: str, run: Path, published: Mapping[str, Tensor]) -> Config:
     """Return the paper's config for a task, at the checkpoint's sizes."""
     base = dataclasses.replace(get_recipe("base"), model=model)
     if not head:
@@ -245,7 +311,7 @@ def config_for(model: ModelConfig, head: str, run: Path, ours: Mapping[str, Tens
     if isinstance(task, NLVR2Config):
         task = dataclasses.replace(task, head=head.split()[1])
     if head == "retrieval":
-        task = dataclasses.replace(task, final_norm=False, projection_dim=len(ours["contrast.features.image.weight"]))
+        task = dataclasses.replace(task, final_norm=False, projection_dim=len(published["itc_vision_proj_head.weight"]))
     train = dataclasses.replace(config.train, new_lr_multiplier=1.0)
     return dataclasses.replace(config, recipe="published", out=run, init=None, model=model, task=task, train=train)
 

@@ -1,4 +1,4 @@
-"""Image encoders (BEiT, BEiT v2, ViT; in the layouts of their releases and of timm) as a start for pre-training.
+"""Image encoders (BEiT and BEiT v2 as released, and all that timm calls beit or vit) as a start for pre-training.
 
 | ours | comes from |
 |---|---|
@@ -20,13 +20,14 @@ from torch import Tensor
 
 from eve_vl.config import Config, ModelConfig
 from eve_vl.convert.keys import FEED_FORWARD
-from eve_vl.convert.published import HEAD_WIDTH, bare_config, check_keys, check_new, kept, write_run
+from eve_vl.convert.published import HEAD_WIDTH, ODD, bare_config, check_keys, check_new, kept, side_of, write_run
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.run import build_task, seed_everything
 
 Copies = Literal["all", "text", "none"]
 Architecture = Literal["eve", "source"]
+WIDE = 16  # heads of the image encoders that are wider than 1024
 UNUSED = ("head.", "head_dist.", "lm_head.", "mask_token", "cls_pt_layers.", "pre_logits.", "dist_token", "fc_norm.")
 RELATIVE = "relative_position"
 
@@ -77,11 +78,10 @@ def import_vision(
         for name, tensor in given.items():
             ours[name].copy_(tensor)
     write_run(run, config, words, task)
-    flags = " --model.activation gelu --model.no-norm-pre" if architecture == "source" else ""
     return (
         f"{len(given)} of {len(ours)} tensors from {where}, the others random: {model.depth} blocks of width "
-        f"{model.embed_dim}, {model.image_size} pixels, patches of {model.patch_size}; go on with "
-        f"eve pretrain RECIPE --init {run}{flags}"
+        f"{model.embed_dim}, {model.num_heads} heads, {model.image_size} pixels, patches of {model.patch_size}; go on with "
+        f"eve pretrain RECIPE --init {run}, which takes its shape"
     )
 
 
@@ -97,25 +97,24 @@ def _sizes(tensors: Mapping[str, Tensor], where: str, model: ModelConfig, num_he
         width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
         depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
         ffn_dim = len(tensors["blocks.0.mlp.fc1.bias"])
-    except (KeyError, ValueError) as error:
+        positions = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
+    except ODD as error:
         raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
     if channels != 3:
         raise UserError(f"{where}: its pictures have {channels} channels, not 3")
-    num_heads = num_heads or width // HEAD_WIDTH
+    num_heads = num_heads or (WIDE if width > 1024 else width // HEAD_WIDTH)
     if not num_heads or width % num_heads:
         raise UserError(f"{where}: width {width} is not divisible by {num_heads} heads; give --num-heads")
-    image_size = model.image_size
-    if "pos_embed" in tensors:
-        image_size = round((tensors["pos_embed"].shape[1] - 1) ** 0.5) * patch_size
+    if model.num_deep_blocks > depth:
+        raise UserError(f"{where}: has {depth} blocks; --num-deep-blocks {model.num_deep_blocks} is more")
     return dataclasses.replace(
         model,
-        image_size=image_size,
+        image_size=side_of(positions, where) * patch_size if positions else model.image_size,
         patch_size=patch_size,
         embed_dim=width,
         depth=depth,
         num_heads=num_heads,
         mlp_ratio=ffn_dim / width,
-        num_deep_blocks=min(model.num_deep_blocks, depth),
     )
 
 
@@ -141,7 +140,9 @@ def _given(tensors: Mapping[str, Tensor], model: ModelConfig, copies: Copies) ->
         given |= {f"{name}.norm1.{part}": take(f"{theirs}.norm1.{part}") for part in ("weight", "bias")}
         given |= {f"{name}.attn.proj.{part}": take(f"{theirs}.attn.proj.{part}") for part in ("weight", "bias")}
         given[f"{name}.attn.qkv.weight"] = take(f"{theirs}.attn.qkv.weight")
-        if f"{theirs}.attn.qkv.bias" in tensors:
+        if not any(f"{theirs}.attn.{key}" in tensors for key in ("qkv.bias", "q_bias")):
+            q_bias = v_bias = torch.zeros(model.embed_dim)
+        elif f"{theirs}.attn.qkv.bias" in tensors:
             q_bias, _, v_bias = take(f"{theirs}.attn.qkv.bias").chunk(3)
         else:
             q_bias, v_bias = take(f"{theirs}.attn.q_bias"), take(f"{theirs}.attn.v_bias")

@@ -58,7 +58,7 @@ def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path)
     """Write a run folder that `eve`, `Eve` and --init take, and return its path. Raises UserError."""
     folder = Path(path).expanduser()
     tokenizer = Tokenizer.from_json(processor.tokenizer.backend_tokenizer.to_str())
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}")
     write_run(folder, dataclasses.replace(model.config.run, out=folder), tokenizer, model.task)
     return folder

@@ -22,7 +22,7 @@ MIN_CAPACITY = 4
 
 
 @dataclass(kw_only=True, slots=True)
-class Routing:
+class Assignment:
     """Where each token goes: its first and its second expert."""
 
     logits_SE: Tensor
@@ -59,19 +59,19 @@ class OfficialMoE(MoE):
         x_SD = x_BND.flatten(0, 1)
         if self.router.modality_embed is not None:
             x_SD = x_SD + self.router.modality_embed[is_text_S.long()]
-        routing = self.route(x_SD)
+        chosen = self.route(x_SD)
 
-        S, E = routing.logits_SE.shape
-        kept_R = (routing.slots_S2.flatten() >= 0).nonzero().squeeze(1)
-        expert_R, order_R = routing.experts_S2.flatten()[kept_R].sort(stable=True)
+        S, E = chosen.logits_SE.shape
+        kept_R = (chosen.slots_S2.flatten() >= 0).nonzero().squeeze(1)
+        expert_R, order_R = chosen.experts_S2.flatten()[kept_R].sort(stable=True)
         row_R = kept_R[order_R]
         counts_E = expert_R.bincount(minlength=E)
         if torch.is_autocast_enabled(x_SD.device.type):  # grouped_mm does not know autocast
             x_SD = x_SD.to(torch.get_autocast_dtype(x_SD.device.type))
         y_RD = self.experts(x_SD.index_select(0, row_R // 2), expert_R, counts_E)
-        weighted_RD = routing.gates_S2.flatten()[row_R, None].to(y_RD.dtype) * y_RD
+        weighted_RD = chosen.gates_S2.flatten()[row_R, None].to(y_RD.dtype) * y_RD
         y_SD = y_RD.new_zeros(S, y_RD.shape[1]).index_add(0, row_R // 2, weighted_RD)
-        return y_SD.view(*x_BND.shape[:2], -1), self.statistics(routing, is_text_S)
+        return y_SD.view(*x_BND.shape[:2], -1), self.statistics(chosen, is_text_S)
 
     def fixed_boundary(self, is_text_BN: Tensor) -> Tensor:
         """Return the modality that the published code sees: in a pair, the first num_image tokens are image, whatever was
@@ -80,7 +80,7 @@ class OfficialMoE(MoE):
         after_N = torch.arange(is_text_BN.shape[1], device=is_text_BN.device) >= self.num_image
         return torch.where(is_pair_B1, after_N, is_text_BN)
 
-    def route(self, x_SD: Tensor) -> Routing:
+    def route(self, x_SD: Tensor) -> Assignment:
         """Choose two experts for each token, and hand out places: first choices before second ones, each in order of token."""
         with torch.autocast(x_SD.device.type, enabled=False):
             logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.router.weight)
@@ -94,18 +94,18 @@ class OfficialMoE(MoE):
                 slots_S2 = slots_S2.masked_fill(slots_S2 >= capacity(*logits_SE.shape), -1)
             gates_S2 = gates_SE.gather(1, experts_S2).masked_fill(slots_S2 < 0, 0)
             total_S1 = gates_S2.sum(1, keepdim=True).clamp(min=torch.finfo(gates_S2.dtype).eps)
-        return Routing(logits_SE=logits_SE, experts_S2=experts_S2, slots_S2=slots_S2, gates_S2=gates_S2 / total_S1)
+        return Assignment(logits_SE=logits_SE, experts_S2=experts_S2, slots_S2=slots_S2, gates_S2=gates_S2 / total_S1)
 
-    def statistics(self, routing: Routing, is_text_S: Tensor) -> RouterStats:
+    def statistics(self, chosen: Assignment, is_text_S: Tensor) -> RouterStats:
         """Return the sums over all tokens, padding too; first choices count whether they found room or not."""
-        S, E = routing.logits_SE.shape
-        log_gates_SE = routing.logits_SE.log_softmax(1)
+        S, E = chosen.logits_SE.shape
+        log_gates_SE = chosen.logits_SE.log_softmax(1)
         gates_SE = log_gates_SE.exp()
-        rows_S2 = is_text_S.long()[:, None] * E + routing.experts_S2
+        rows_S2 = is_text_S.long()[:, None] * E + chosen.experts_S2
         return RouterStats(
-            first_E=routing.experts_S2[:, 0].bincount(minlength=E).float(),
+            first_E=chosen.experts_S2[:, 0].bincount(minlength=E).float(),
             gate_E=gates_SE.sum(0),
-            chosen_ME=rows_S2[routing.slots_S2 >= 0].bincount(minlength=2 * E).view(2, E).float(),
+            chosen_ME=rows_S2[chosen.slots_S2 >= 0].bincount(minlength=2 * E).view(2, E).float(),
             entropy=-(gates_SE * log_gates_SE).sum().detach(),
             num_tokens=torch.full((), S, device=gates_SE.device, dtype=torch.float32),
         )

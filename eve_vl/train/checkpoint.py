@@ -130,6 +130,22 @@ def read_model(folder: Path) -> dict[str, Tensor]:
     return read_tensors(folder / "model.safetensors")
 
 
+def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a .safetensors or else a torch file as a whole or not at all. Raises UserError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        if path.suffix == ".safetensors":
+            write_tensors(temporary, whole)
+        else:
+            torch.save(whole, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name. Raises UserError."""
     try:
