@@ -146,7 +146,7 @@ def damaged(tmp_path: Path, name: str) -> None:
     [
         ("code", "eve.pth: refused: it holds more than tensors"),
         ("code beside weights", "eve.pth: refused: it holds more than tensors"),
-        ("garbage", "eve.pth: "),
+        ("garbage", "eve.pth: not a torch or safetensors checkpoint"),
         ("missing", "2 missing: backbone.encoder.layers.2.mlp_moe.moe.experts.experts.1.fc2.bias, backbone.norm.bias"),
         ("extra", "30 unknown: mask_embed_vision.0, mask_embed_vision.1,"),
         ("relative", "attention here has no relative positions"),
@@ -244,19 +244,21 @@ def test_flags_that_mean_nothing_are_refused(eve, tmp_path, words, answers):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_full_disk_leaves_the_old_file(eve, tmp_path, words, suffix, monkeypatch):
+def test_no_file_is_overwritten_or_half_written(eve, tmp_path, words, suffix, monkeypatch):
     save_file(tiny("retrieval"), tmp_path / "eve.safetensors")
     assert eve("convert", "eve.safetensors", "run", "--tokenizer", words, "--num-heads", 4).returncode == 0
     (tmp_path / f"old{suffix}").write_text("precious")
+    done = eve("convert", "run", f"old{suffix}")
+    assert done.returncode == 2 and "already exists" in done.stderr
+    assert (tmp_path / f"old{suffix}").read_text() == "precious"
 
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("torch.save" if suffix == ".pth" else "eve_vl.train.checkpoint.save_file", full)
-    done = eve("convert", "run", f"old{suffix}")
+    done = eve("convert", "run", f"new{suffix}")
     assert done.returncode == 2 and "cannot be written (No space left on device)" in done.stderr
-    assert (tmp_path / f"old{suffix}").read_text() == "precious"
-    assert not list(tmp_path.glob(".*tmp"))
+    assert not list(tmp_path.glob("*new*"))
 
 
 # All published sizes, on the meta device

@@ -19,6 +19,7 @@ from eve_vl.data.answers import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.model.embed import resize_positions
+from eve_vl.model.transfer import parts
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.run import ANSWERS_FILE, AnyTask, build_task, read_config
 from eve_vl.tasks.vqa import VQA
@@ -83,8 +84,9 @@ def import_published(
     task.load_state_dict(ours, assign=True)
     write_run(run, config, words, task)
     kind = head or "no head: a start for fine-tuning (--init)"
+    guess = "" if num_heads else " (64 wide each, else give --num-heads)"
     return (
-        f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads, "
+        f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads{guess}, "
         f"{model.num_experts} experts in the last {model.num_deep_blocks}, {model.image_size} pixels, "
         f"{words.vocab_size} tokens; {kind}; routing {routing}"
     )
@@ -135,6 +137,8 @@ def export_published(run: Path, target: Path) -> str:
     """
     if target.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"{target}: name a .safetensors or .pth file")
+    if target.exists():
+        raise UserError(f"{target}: already exists; name a new file")
     folder = checkpoint.chosen_checkpoint(run)
     config = read_config(folder)
     if problems := _unpublished(config):
@@ -147,9 +151,9 @@ def export_published(run: Path, target: Path) -> str:
     checkpoint.save_weights(target, published)
     words = f"{len(published)} tensors"
     if left_out:
-        words += f"; not among the published: {', '.join(left_out[:SHOWN])}"
+        words += f"; left out {len(left_out)} that the published models have not: {parts(left_out)}"
     if config.model.routing == "stable":
-        words += "; trained or used with routing stable, the published code routes otherwise"
+        words += "; the published code routes otherwise than this run (on the way back: --routing stable --text-tokens 0)"
     return words
 
 
@@ -183,9 +187,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # about how it was written
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: refused: it holds more than tensors, which may run code when loaded ({reason})") from None
+    except pickle.UnpicklingError:
+        if path.read_bytes()[:1] not in (b"P", b"\x80"):  # a zip file or a pickle
+            raise UserError(f"{path}: not a torch or safetensors checkpoint") from None
+        raise UserError(f"{path}: refused: it holds more than tensors, which may run code when loaded") from None
     except Exception as error:  # torch raises nearly anything for what is no checkpoint
         raise UserError(f"{path}: not a torch or safetensors checkpoint ({type(error).__name__})") from None
     for name in NESTED:
@@ -263,11 +268,11 @@ def check_keys(wanted: Set[str], found: Set[str], where: str, relative_hint: str
     """Raise UserError that lists the keys that are unknown or missing; relative_hint: what to say of relative positions."""
     unknown, missing = sorted(found - wanted), sorted(wanted - found)
     if unknown or missing:
-        parts = [_listed("unknown", unknown), _listed("missing", missing)]
+        lists = [_listed("unknown", unknown), _listed("missing", missing)]
         hint = "; leave unknown ones out with --drop PART-OF-THEIR-NAMES" if unknown else ""
         if any("relative_position" in name for name in unknown):
             hint = relative_hint
-        raise UserError(f"{where}: {'; '.join(filter(None, parts))}{hint}")
+        raise UserError(f"{where}: {'; '.join(filter(None, lists))}{hint}")
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
