@@ -1,7 +1,7 @@
 """A run in the hands of a person: `Eve.load(RUN)`, then one call for each thing that its heads can do.
 
 Everything is computed in float32 and in evaluation mode, so that the numbers are those of `eve evaluate` and a picture's
-or a text's neighbours in a batch never change its result.
+or a text's neighbours in a batch never change its result (except in runs of model.routing official, whose experts drop tokens).
 
 Letters: B batch, M masked tokens, V vocabulary, n inputs, d width of features, H height, W width.
 """

@@ -222,6 +222,7 @@ def test_flags_that_mean_nothing_are_refused(eve, tmp_path, words, answers):
     torch.save(vision("vit").state_dict(), tmp_path / "image.pth")
     eve("convert", "eve.safetensors", "run", "--tokenizer", words, "--num-heads", 4)
     for arguments, message in (
+        ((tmp_path, "back.pth", "--image-size", 96), "holds no checkpoint"),
         (("run", "back.pth", "--image-size", 96), "is a run folder, for which --image-size has no use"),
         (
             ("eve.safetensors", "other", "--tokenizer", words, "--copy", "none"),

@@ -70,8 +70,8 @@ def run_convert(argv: Sequence[str]) -> None:
     from eve_vl.train import checkpoint
 
     if args.source.is_dir():
+        checkpoint.chosen_checkpoint(args.source)  # before all else: any folder may have been named
         _refuse(args, "a run folder", {"source", "target"})
-        checkpoint.chosen_checkpoint(args.source)
         check_writable(args.target)
         say(f"{args.target}: {export_published(args.source, args.target)}")
         return
