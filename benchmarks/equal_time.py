@@ -48,7 +48,7 @@ def seconds_per_step(configs: dict[str, Config], rounds: int = 8) -> dict[str, f
     trainers = {}
     for name, config in configs.items():
         seed_everything(0)
-        sources = open_sources(config.data.train, config.data, config.model.image_size)
+        sources = open_sources(config.data.train, config.data, config.input.image_size)
         tokenizer = train_tokenizer(config.data.train, config.data, config.tokenizer.vocab_size)
         task = build_task(config, tokenizer)
         dataset = TASK_CLASSES["masked_signal"].dataset(sources, config, tokenizer, training=True)

@@ -33,7 +33,7 @@ from eve_vl.tasks.retrieval import Index, Retrieval  # noqa: E402
 
 def loop_over_queries(task: Retrieval, index: Index, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scores of each image's texts (I, K) and of each text's images (T, K)."""
-    length = task.config.model.text_length
+    length = task.config.input.text_length
     ids_TL = torch.zeros(len(index.ids), length, dtype=torch.int64)
     is_padding_TL = torch.ones(len(index.ids), length, dtype=torch.bool)
     for text, ids in enumerate(index.ids):
@@ -73,7 +73,7 @@ def main() -> None:
         data=replace(config.data, val_samples=args.images, num_workers=0),
         task=RetrievalConfig(captions_per_image=1, merge_captions=True, rerank=args.k),
     )
-    sources = open_sources(["scenes:test"], config.data, config.model.image_size)
+    sources = open_sources(["scenes:test"], config.data, config.input.image_size)
     tokenizer = loaded.tokenizer if loaded else Tokenizer.train(train_captions(sources, 10_000), 512)
     task = loaded.task if loaded else Retrieval(config, vocab_size=tokenizer.vocab_size)
     assert isinstance(task, Retrieval)

@@ -166,7 +166,7 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
         kind = TASK_CLASSES[config.task.name].dataset.kind
         numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split in splits:
-            sources = open_sources([f"scenes:{split}"], config.data, config.model.image_size, kind)
+            sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, kind)
             found = evaluate_run(run, num_test, sources)
             numbers |= {name + SPLITS[split]: value for name, value in found.items()}
     write_file(test_file, json.dumps(numbers, indent=1) + "\n")

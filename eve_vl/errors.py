@@ -1,5 +1,8 @@
 """The errors that are meant for people. Everything else that is raised is a bug and keeps its traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake in what the user gave, in one line: where, what was found, what to do. The command line prints it and exits."""
@@ -15,3 +18,16 @@ class BadSampleError(UserError):
 
     def __reduce__(self):
         return (BadSampleError, (self.where, self.reason))  # survives the trip from a loader worker
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `name` quoted, with the nearest known name or else all of them: the tail of an error message."""
+    known = sorted(known)
+    hint = did_you_mean(name, known, cutoff=0.5)
+    return f"{name!r}; {hint or 'choose from ' + ', '.join(known)}"
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return `did you mean 'x'?` for the closest of the known names, or nothing if none is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {close[0]!r}?" if close else ""

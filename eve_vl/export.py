@@ -22,9 +22,9 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from eve_vl.config import ModelConfig, nearest
+from eve_vl.config import EveModelConfig
 from eve_vl.data.batch import StatementBatch, normalize
-from eve_vl.errors import UserError
+from eve_vl.errors import UserError, nearest
 from eve_vl.eve import Eve
 from eve_vl.look import can_contrast, can_match
 from eve_vl.model.embed import pair, patchify
@@ -204,7 +204,7 @@ def to_table(exported: Sequence[Exported]) -> Table:
     return table
 
 
-def example(name: str, model: ModelConfig, vocab_size: int, batch: int, length: int, *, padded: bool) -> tuple[Tensor, ...]:
+def example(name: str, model: EveModelConfig, vocab_size: int, batch: int, length: int, *, padded: bool) -> tuple[Tensor, ...]:
     """Return inputs of a part: noise, the same every time. padded: texts of all lengths from 1 to T, else all of T tokens."""
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     lengths_B1 = torch.arange(batch)[:, None] % length + 1 if padded else torch.full((batch, 1), length)

@@ -15,9 +15,9 @@ from torch import nn
 
 from eve_vl.config import (
     Config,
+    EveModelConfig,
     FFNPolicy,
     MaskedSignalConfig,
-    ModelConfig,
     NLVR2Config,
     RetrievalConfig,
     VQAConfig,
@@ -132,7 +132,7 @@ def step_flops(config: Config, vocab_size: int) -> dict[str, float]:
     return flops
 
 
-def masked_flops(model: ModelConfig, task: MaskedSignalConfig, vocab_size: int) -> dict[str, float]:
+def masked_flops(model: EveModelConfig, task: MaskedSignalConfig, vocab_size: int) -> dict[str, float]:
     """Return forward FLOPs of each part of masked signal modelling."""
     P, T, D = model.num_patches, model.text_length, model.embed_dim
     num_hidden = min(max(round(P * task.image_mask_ratio), 1), P - 1)
@@ -155,14 +155,14 @@ def masked_flops(model: ModelConfig, task: MaskedSignalConfig, vocab_size: int) 
     return flops
 
 
-def encoder_flops(model: ModelConfig, num_patches: int, num_text: int) -> float:
+def encoder_flops(model: EveModelConfig, num_patches: int, num_text: int) -> float:
     """Return forward FLOPs of the encoder on one pair, a picture (num_text 0) or a text (num_patches -1: no [CLS] either)."""
     num_tokens = 1 + num_patches + num_text
     blocks = (block_flops(num_tokens, model.embed_dim, model.ffn_dim, policy, model) for policy in model.ffn_policies)
     return 2 * max(num_patches, 0) * model.patch_dim * model.embed_dim + sum(blocks)
 
 
-def block_flops(num_tokens: int, dim: int, ffn_dim: int, policy: FFNPolicy, model: ModelConfig) -> float:
+def block_flops(num_tokens: int, dim: int, ffn_dim: int, policy: FFNPolicy, model: EveModelConfig) -> float:
     """Return forward FLOPs of one block on one sequence."""
     attention = 2 * num_tokens * dim * (3 * dim + dim) + 2 * 2 * num_tokens**2 * dim
     ffn = 2 * 2 * num_tokens * dim * ffn_dim

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.config import nearest
 from eve_vl.data import inputs
 from eve_vl.data.batch import Batch
 from eve_vl.data.inputs import GivenImage, ImageLike, given_images, given_text
-from eve_vl.errors import UserError
+from eve_vl.errors import UserError, nearest
 from eve_vl.metrics import vqa
 from eve_vl.model.embed import patchify
 from eve_vl.model.gradcam import gradcam
@@ -90,7 +89,7 @@ def look(
         )
     positions = word_positions(run, text, word)
     question = _question(run, given, text, None if word in (None, CLS) else positions, answer)
-    depth, P = run.config.model.depth, run.config.model.num_patches
+    depth, P = run.config.model.depth, run.config.input.num_patches
     if block is None:
         block = depth - 1 if question.hides_word else max(0, depth - 2)
     if not -depth <= block < depth:
@@ -124,7 +123,7 @@ def word_positions(run: LoadedRun, text: str, word: str | None) -> list[int]:
 
     Raises UserError if the text does not have the word.
     """
-    spans = run.tokenizer.spans(text, run.config.model.max_text_tokens)
+    spans = run.tokenizer.spans(text, run.config.input.max_text_tokens)
     if word is None or word == CLS:
         return [0] if word else list(range(len(spans)))
     found = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE) if word.strip() else None
@@ -138,7 +137,7 @@ def word_positions(run: LoadedRun, text: str, word: str | None) -> list[int]:
 
 def match_logits(task: Retrieval | MaskedSignal, batch: Batch) -> Tensor:
     """Return the matching head's logits (B, 2) of pairs, class 1 = match."""
-    image = task.encoder.image(patchify(batch.pixels(), task.config.model.patch_size))
+    image = task.encoder.image(patchify(batch.pixels(), task.config.input.patch_size))
     return task.contrast.match(task.encoder, image, task.encoder.text(batch.ids_BT, batch.is_padding_BT))[0]
 
 

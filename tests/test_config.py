@@ -11,7 +11,7 @@ from eve_vl.config import (
     Config,
     DataConfig,
     MaskedSignalConfig,
-    ModelConfig,
+    EveModelConfig,
     NLVR2Config,
     RetrievalConfig,
     TokenizerConfig,
@@ -25,21 +25,21 @@ from eve_vl.errors import UserError
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 
 MISTAKES = [
-    (ModelConfig(image_size=225), "image_size 225 is not divisible by patch_size 16 (nearest: 224)"),
-    (ModelConfig(image_size=233), "image_size 233 is not divisible by patch_size 16 (nearest: 240)"),
-    (ModelConfig(image_size=8), "image_size 8 is smaller than patch_size 16"),
-    (ModelConfig(image_size=16), "image_size 16 is a single patch (patch_size 16)"),
-    (ModelConfig(text_length=1), "text_length 1 leaves no room for a word after the [CLS]"),
-    (ModelConfig(embed_dim=770), "embed_dim 770 is not divisible by num_heads 12"),
-    (ModelConfig(num_deep_blocks=13), "num_deep_blocks 13 is not between 0 and depth 12"),
-    (ModelConfig(num_deep_blocks=-1), "num_deep_blocks -1 is not between 0 and depth 12"),
-    (ModelConfig(top_k=33), "top_k 33 is larger than num_experts 32"),
-    (ModelConfig(top_k=0), "top_k must be above 0, got 0"),
-    (ModelConfig(mlp_ratio=float("inf")), "mlp_ratio must be above 0, got inf"),
-    (ModelConfig(init_std=float("nan")), "init_std must be above 0, got nan"),
-    (ModelConfig(drop_path=1.0), "drop_path 1.0 is not in [0, 1)"),
-    (ModelConfig(dropout=-0.1), "dropout -0.1 is not in [0, 1)"),
-    (ModelConfig(balance_weight=-1.0), "balance_weight must be finite and not negative, got -1.0"),
+    (EveModelConfig(image_size=225), "image_size 225 is not divisible by patch_size 16 (nearest: 224)"),
+    (EveModelConfig(image_size=233), "image_size 233 is not divisible by patch_size 16 (nearest: 240)"),
+    (EveModelConfig(image_size=8), "image_size 8 is smaller than patch_size 16"),
+    (EveModelConfig(image_size=16), "image_size 16 is a single patch (patch_size 16)"),
+    (EveModelConfig(text_length=1), "text_length 1 leaves no room for a word after the [CLS]"),
+    (EveModelConfig(embed_dim=770), "embed_dim 770 is not divisible by num_heads 12"),
+    (EveModelConfig(num_deep_blocks=13), "num_deep_blocks 13 is not between 0 and depth 12"),
+    (EveModelConfig(num_deep_blocks=-1), "num_deep_blocks -1 is not between 0 and depth 12"),
+    (EveModelConfig(top_k=33), "top_k 33 is larger than num_experts 32"),
+    (EveModelConfig(top_k=0), "top_k must be above 0, got 0"),
+    (EveModelConfig(mlp_ratio=float("inf")), "mlp_ratio must be above 0, got inf"),
+    (EveModelConfig(init_std=float("nan")), "init_std must be above 0, got nan"),
+    (EveModelConfig(drop_path=1.0), "drop_path 1.0 is not in [0, 1)"),
+    (EveModelConfig(dropout=-0.1), "dropout -0.1 is not in [0, 1)"),
+    (EveModelConfig(balance_weight=-1.0), "balance_weight must be finite and not negative, got -1.0"),
     (MaskedSignalConfig(image_mask_ratio=1.0), "image_mask_ratio 1.0 is not in (0, 1)"),
     (MaskedSignalConfig(text_mask_ratio=0.0), "text_mask_ratio 0.0 is not in (0, 1)"),
     (MaskedSignalConfig(mim_weight=-1.0), "mim_weight must be finite and not negative"),
@@ -75,7 +75,7 @@ MISTAKES = [
     (TrainConfig(seed=-1), "seed must be finite and not negative, got -1"),
 ]
 SECTIONS = {
-    ModelConfig: "model",
+    EveModelConfig: "model",
     MaskedSignalConfig: "task",
     RetrievalConfig: "task",
     VQAConfig: "task",
@@ -99,7 +99,7 @@ def test_all_mistakes_are_told_at_once():
         Config(
             recipe="x",
             out=Path("x"),
-            model=ModelConfig(image_size=225, embed_dim=770, top_k=40, drop_path=2.0, balance_weight=-1.0),
+            model=EveModelConfig(image_size=225, embed_dim=770, top_k=40, drop_path=2.0, balance_weight=-1.0),
             task=MaskedSignalConfig(image_mask_ratio=1.0, text_mask_ratio=0.0),
             data=DataConfig(num_workers=-1, max_bad_share=2.0),
             tokenizer=TokenizerConfig(vocab_size=1),
@@ -141,7 +141,7 @@ def test_fine_tuning_recipes_come_back_from_their_file(name, init):
     assert (config.recipe, config.init) == (name, start.out)
     assert config.task.name == name.rpartition("_")[2]
     assert replace(config.model, image_size=start.model.image_size) == start.model
-    assert config.model.image_size >= start.model.image_size
+    assert config.input.image_size >= start.model.image_size
     again = from_dict(Config, json.loads(json.dumps(to_dict(config))), "config.json")
     assert again == config
     assert type(again.task) is type(config.task)
@@ -203,7 +203,7 @@ def test_what_an_older_version_did_not_write_takes_its_default():
     values = to_dict(get_recipe("tiny"))
     del values["model"]["routing"], values["train"]["clip_norm"]
     config = from_dict(Config, values, "run/config.json")
-    assert (config.model.routing, config.train.clip_norm) == (ModelConfig.routing, TrainConfig.clip_norm)
+    assert (config.model.routing, config.train.clip_norm) == (EveModelConfig.routing, TrainConfig.clip_norm)
 
 
 def test_wrong_values_in_a_file_are_found_like_those_of_flags():

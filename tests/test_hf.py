@@ -37,7 +37,7 @@ from transformers import (
 from twins import CAPTIONS, ListSource, pairs, tiny_config
 
 from eve_vl import hf
-from eve_vl.config import Config, ModelConfig, VQAConfig
+from eve_vl.config import Config, EveModelConfig, VQAConfig
 from eve_vl.convert.published import write_run
 from eve_vl.data.batch import Batch, Sample
 from eve_vl.data.dataset import MaskedPairs
@@ -277,7 +277,7 @@ def test_a_run_folder_comes_back(loaded, tmp_path):
         assert Eve.load(tmp_path / "back", device="cpu").answer(noise_picture(0), "which?")[0].answer in ANSWER_LIST
     with pytest.raises(UserError, match="already exists"):
         hf.to_run(model, processor, tmp_path / "back")
-    processor = hf.EveProcessor.from_eve(Tokenizer.train(["many other words"] * 9, 900), ModelConfig())
+    processor = hf.EveProcessor.from_eve(Tokenizer.train(["many other words"] * 9, 900), EveModelConfig())
     model.config.vocab_size, size = 100, model.config.vocab_size
     with pytest.raises(UserError, match="but the model has 100"):
         hf.to_run(model, processor, tmp_path / "new")
@@ -387,7 +387,7 @@ def test_configs_are_checked(tmp_path):
         hf.EveConfig(model=model | {"dpeth": 3})
     with pytest.raises(UserError, match="embed_dim 15 is not divisible by num_heads 2"):
         hf.EveConfig(model=model | {"embed_dim": 15})
-    assert hf.EveConfig().run.model == ModelConfig()
+    assert hf.EveConfig().run.model == EveModelConfig()
     assert hf.EveConfig(model=model) != hf.EveConfig()
     config = hf.EveConfig(model=model, vocab_size=99)
     config.save_pretrained(tmp_path)

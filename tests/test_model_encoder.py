@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from twins import randomize, slow_ffn, slow_moe, tiny_config
 
-from eve_vl.config import ModelConfig
+from eve_vl.config import EveModelConfig
 from eve_vl.model.embed import Tokens, pair
 from eve_vl.model.encoder import Block, Encoder, ModalityFeedForward, initialize
 from eve_vl.model.layers import FeedForward, attend, drop_path
@@ -23,7 +23,7 @@ VOCAB = 30
 LENGTHS = (6, 3, 5)
 
 
-def model_config(**changes: object) -> ModelConfig:
+def model_config(**changes: object) -> EveModelConfig:
     return replace(tiny_config().model, **changes)  # pyright: ignore[reportArgumentType]
 
 

@@ -96,7 +96,7 @@ def test_fine_tuning_recipes_put_their_head_on_the_encoder_of_any_run(name, init
     shapes = dict(SHAPES[init])
     if init in ("base", "large"):
         shapes["image"] = LARGER.get(name, shapes["image"])
-    assert config.model.image_size == shapes["image"]
+    assert config.input.image_size == shapes["image"]
     assert count(config) == encoder_on_paper(**shapes) + head_on_paper(name, shapes["D"])
 
 

@@ -50,7 +50,7 @@ def normalised(tmp_path_factory, tokenizer) -> Path:
 
 def one_batch(run: LoadedRun, num_samples: int) -> PairBatch:
     config = replace(run.config, data=replace(run.config.data, val_samples=num_samples))
-    sources = open_sources(config.data.val, config.data, config.model.image_size)
+    sources = open_sources(config.data.val, config.data, config.input.image_size)
     dataset = eval_dataset(config, sources, run.tokenizer)
     (batch,) = eval_loader(dataset, batch_size=num_samples, rank=0, world=1)
     return batch
@@ -115,8 +115,8 @@ def pixels_of(batch: PairBatch, row: int) -> np.ndarray:
 @torch.inference_mode()
 def painted(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     """A slow twin: the masked and the rebuilt picture, patch by patch with slices of the picture."""
-    size = run.config.model.patch_size
-    side = run.config.model.image_size // size
+    size = run.config.input.patch_size
+    side = run.config.input.image_size // size
     encoded = task_of(run).encode(patchify(pair.pixels(), size), pair, keep=True)
     predicted = task_of(run).predict_pixels(encoded, pair)[0].reshape(-1, 3, size, size).permute(0, 2, 3, 1).numpy()
     true = pixels_of(pair, 0)
@@ -166,8 +166,8 @@ def test_guesses_are_what_the_model_says(run: Path):
         probabilities = []
         for images in (batch.images_BCHW, batch.wrong.images_BCHW):
             one = replace(one, images_BCHW=images[row : row + 1])
-            encoded = task_of(loaded).encode(patchify(one.pixels(), loaded.config.model.patch_size), one, mask=True)
-            text_TD = encoded.x_BND[0, 1 + loaded.config.model.num_patches :]
+            encoded = task_of(loaded).encode(patchify(one.pixels(), loaded.config.input.patch_size), one, mask=True)
+            text_TD = encoded.x_BND[0, 1 + loaded.config.input.num_patches :]
             probabilities.append(task_of(loaded).token_head(text_TD[masked[0]]).softmax(-1))
         truths = ids[masked].tolist()
         assert len(pair.hidden) == len(truths)
@@ -199,7 +199,7 @@ def test_routing_shares(run: Path):
         if isinstance(module, Router):
             module.register_forward_hook(count)
     batch = one_batch(loaded, 12)
-    patches = patchify(batch.pixels(), loaded.config.model.patch_size)
+    patches = patchify(batch.pixels(), loaded.config.input.patch_size)
     task_of(loaded).encode(patches, batch, keep=True)
     task_of(loaded).encode(patches, batch, mask=True)
     expected = [counts / counts.sum(1, keepdims=True) for counts in seen.values()]

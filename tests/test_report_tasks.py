@@ -143,9 +143,9 @@ def pixels_of(image: ImageRef) -> np.ndarray:
 def alone(run: LoadedRun, pixels_HWC: np.ndarray, text: str) -> torch.Tensor:
     """The state of the text [CLS] of one pair, encoded by itself."""
     pixels = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    ids = torch.from_numpy(run.tokenizer.encode(text, run.config.model.text_length)[0])[None]
+    ids = torch.from_numpy(run.tokenizer.encode(text, run.config.input.text_length)[0])[None]
     encoder = run.task.encoder
-    image = encoder.image(patchify(pixels, run.config.model.patch_size))
+    image = encoder.image(patchify(pixels, run.config.input.patch_size))
     return encoder.encode(pair(image, encoder.text(ids, None))).x_BND[:, image.num_image]
 
 

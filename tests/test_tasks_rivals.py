@@ -81,7 +81,7 @@ def test_no_encoder_pass_is_run_twice(name, monkeypatch):
     monkeypatch.setattr(task.encoder, "encode", counted)
     batch = made_up_batch(config, 4, "full")
     task(batch)
-    P, T, K = config.model.num_patches, config.model.text_length, batch.keep_BK.shape[1]
+    P, T, K = config.input.num_patches, config.input.text_length, batch.keep_BK.shape[1]
     expected = {"mlm": [(4, 1 + P + T)], "mim": [(4, 1 + K + T)], "itc": [(4, 1 + P), (4, T)], "itm": [(12, 1 + P + T)]}
     on = [key for key in expected if getattr(config.task, f"{key}_weight")]
     assert sorted(sizes) == sorted(size for key in on for size in expected[key])
@@ -93,7 +93,7 @@ def test_contrast_sees_unmasked_texts_and_whole_pictures():
     config = config_of("all", dropout=0.0)
     task = build(config).eval()
     batch = made_up_batch(config, 4, "captions")
-    patches = patchify(batch.pixels(), config.model.patch_size)
+    patches = patchify(batch.pixels(), config.input.patch_size)
     image_Bd = F.normalize(task.contrast.features.image(task.encoder.encode(task.encoder.image(patches)).x_BND[:, 0]), dim=1)
     text = task.encoder.encode(task.encoder.text(batch.ids_BT, batch.is_padding_BT))
     text_Bd = F.normalize(task.contrast.features.text(text.x_BND[:, 0]), dim=1)
@@ -107,7 +107,7 @@ def matched(task: MaskedSignal, batch: PairBatch, monkeypatch) -> tuple[Tensor, 
     """What the matching loss was given: picture and text of each pair, by row of the batch, and its labels."""
     seen: dict[str, Tensor] = {}
     match, matching = task.contrast.match, objectives.matching
-    patches = patchify(batch.pixels(), task.config.model.patch_size)
+    patches = patchify(batch.pixels(), task.config.input.patch_size)
     image = task.encoder.image(patches).x_BND
     text = task.encoder.text(batch.ids_BT, batch.is_padding_BT).x_BND
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, DataConfig, MaskedSignalConfig, ModelConfig, TaskConfig, TokenizerConfig, TrainConfig
+from eve_vl.config import Config, DataConfig, MaskedSignalConfig, EveModelConfig, TaskConfig, TokenizerConfig, TrainConfig
 from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText, Record
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError
@@ -126,7 +126,7 @@ def tiny_config(
     base = Config(
         recipe="tiny",
         out=Path("unused"),
-        model=ModelConfig(
+        model=EveModelConfig(
             image_size=16,
             patch_size=4,
             text_length=12,

@@ -19,9 +19,8 @@ from eve_vl.cli.use import (
     run_match,
     run_reconstruct,
 )
-from eve_vl.config import nearest
 from eve_vl.cpu import keep_memory, yield_cores
-from eve_vl.errors import UserError
+from eve_vl.errors import UserError, nearest
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": run_demo,

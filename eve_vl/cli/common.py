@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import tyro
 from rich.console import Console
 
-from eve_vl.config import DataConfig, nearest
-from eve_vl.errors import UserError
+from eve_vl.config import DataConfig
+from eve_vl.errors import UserError, nearest
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")

@@ -65,7 +65,7 @@ def _refuse(args: ConvertArgs, kind: str, known: set[str]) -> None:
 def run_convert(argv: Sequence[str]) -> None:
     """Turn published EVE, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
     args = parse(ConvertArgs, argv, "eve convert", run_convert.__doc__)
-    from eve_vl.config import ModelConfig
+    from eve_vl.config import EveModelConfig
     from eve_vl.convert import export_published, import_published, import_vision, is_vision, read_tensors
     from eve_vl.train import checkpoint
 
@@ -86,7 +86,7 @@ def run_convert(argv: Sequence[str]) -> None:
             str(args.source),
             args.target,
             tokenizer=args.tokenizer,
-            model=ModelConfig(
+            model=EveModelConfig(
                 num_experts=args.num_experts, num_deep_blocks=args.num_deep_blocks, top_k=min(2, args.num_experts)
             ),
             architecture=args.architecture,

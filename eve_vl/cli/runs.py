@@ -8,8 +8,8 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, SourceArgs, check_writable, parse, say, write_json
-from eve_vl.config import DataConfig, nearest
-from eve_vl.errors import UserError
+from eve_vl.config import DataConfig
+from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import PRETRAIN, get_recipe
 
 TASK_NAMES = ("masked_signal", "retrieval", "vqa", "nlvr2")
@@ -102,7 +102,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
             f"(eve finetune --help), or evaluate {run.config.task.name}"
         )
     kind = TASKS[task].dataset.kind
-    sources = args.open(args.data, run.config.model.image_size, kind) if args.data else None
+    sources = args.open(args.data, run.config.input.image_size, kind) if args.data else None
     if sources is None and args.data_config() != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
     numbers = evaluate_run(run, args.samples, sources, search=args.search(), predictions=args.predictions)

@@ -10,8 +10,8 @@ import tyro
 from rich.console import Console
 
 from eve_vl.cli.common import HELP, parse, say
-from eve_vl.config import Config, nearest
-from eve_vl.errors import UserError
+from eve_vl.config import Config
+from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 
 

@@ -3,15 +3,29 @@
 Each section lists its own problems; `Config` reports all of them at once, named as they are typed on the command line.
 """
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 
-from eve_vl.config.checks import nearest
-from eve_vl.config.data import HELD_OUT, DataConfig, TokenizerConfig
-from eve_vl.config.model import FFNPolicy, ModelConfig
-from eve_vl.config.tasks import MaskedSignalConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
+from eve_vl.config.data import DataConfig, TokenizerConfig
+from eve_vl.config.input import InputConfig
+from eve_vl.config.migration import FORMAT, migrate
+from eve_vl.config.model import EveModelConfig, FFNPolicy, ModelConfig
+from eve_vl.config.sections import kinds_of
+from eve_vl.config.sources import HELD_OUT, generated
+from eve_vl.config.tasks import (
+    ContrastMatchConfig,
+    EncoderOnlyConfig,
+    MaskedSignalConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TaskConfig,
+    VQAConfig,
+)
 from eve_vl.config.train import TrainConfig
 from eve_vl.config.values import from_dict, to_dict
 from eve_vl.errors import UserError
@@ -27,19 +41,24 @@ class Config:
     """Run folder."""
     init: Path | None = None
     """Run whose weights to start from; its tokenizer comes along, its heads where the task has the same."""
+    init_may_lack: tuple[str, ...] = ()
+    """Parts of the encoder that the --init run need not have and that start at random, as patterns of parameter names such as
+    'encoder.blocks.*.ffn.*'; new heads need no mention."""
     scratch: bool = False
     """Take only the shape and the tokenizer of --init and start from random weights, for comparison."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    task: tyro.conf.AvoidSubcommands[TaskConfig] = field(default_factory=MaskedSignalConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    model: ModelConfig = field(default_factory=EveModelConfig)
+    task: TaskConfig = field(default_factory=MaskedSignalConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):
         found = [
-            f"{section}.{problem}"
-            for section in ("model", "task", "data", "tokenizer", "train")
-            for problem in getattr(self, section).problems()
+            f"{name}.{problem}"
+            for name, section in vars(self).items()
+            if dataclasses.is_dataclass(section)
+            for problem in section.problems()  # pyright: ignore[reportAttributeAccessIssue]
         ]
         if self.scratch and self.init is None:
             found.append("scratch says what not to take from --init; name that run")
@@ -47,15 +66,33 @@ class Config:
             found.append("tokenizer.path has no use with --init: that run's tokenizer comes along")
         if self.train.new_lr_multiplier != 1 and self.init is None:
             found.append("train.new_lr_multiplier has no use without --init: all parameters are new")
+        if self.init_may_lack and (self.init is None or self.scratch):
+            found.append("init_may_lack has no use where no weights are taken from an --init run")
         if found:
             raise UserError("; ".join(found))
+
+
+def config_to_json(config: Config) -> str:
+    """Return the content of a config.json."""
+    return json.dumps({"format": FORMAT} | to_dict(config), indent=1)
+
+
+def config_from_dict(values: dict[str, Any], where: str) -> Config:
+    """Return the config that a config.json holds, of this version or an earlier one. Raises UserError; `where` names the file."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: is not a run's config, which is a JSON object")
+    return from_dict(Config, migrate(values, where), where)
 
 
 __all__ = [
     "HELD_OUT",
     "Config",
+    "ContrastMatchConfig",
     "DataConfig",
+    "EncoderOnlyConfig",
+    "EveModelConfig",
     "FFNPolicy",
+    "InputConfig",
     "MaskedSignalConfig",
     "ModelConfig",
     "NLVR2Config",
@@ -64,7 +101,10 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "VQAConfig",
+    "config_from_dict",
+    "config_to_json",
     "from_dict",
-    "nearest",
+    "generated",
+    "kinds_of",
     "to_dict",
 ]

@@ -1,17 +1,7 @@
 """What sections check themselves with."""
 
-import difflib
 import math
-from collections.abc import Iterable
 from typing import Any
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `name` quoted, with the nearest known names: the tail of an error message."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
-    return f"{name!r}; {hint}"
 
 
 def negative(config: Any, names: str) -> list[str]:

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from eve_vl.config.checks import not_positive
-
-HELD_OUT = "held-out"
+from eve_vl.config.sources import HELD_OUT, generated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +49,9 @@ class DataConfig:
             found.append("train and val must each name a source")
         elif HELD_OUT in self.val and len(self.val) > 1:
             found.append(f"val is {HELD_OUT} and something else; give one of the two")
-        elif HELD_OUT in self.val and _is_scenes(self.train):
+        elif HELD_OUT in self.val and any(map(generated, self.train)):
             found.append(f"val is {HELD_OUT}, but generated scenes have a split of their own: give --data.val scenes:val")
-        elif _is_scenes(self.val) and not _is_scenes(self.train):
+        elif any(map(generated, self.val)) and not any(map(generated, self.train)):
             found.append(
                 f"val is {' '.join(self.val)}, but train has no scenes: give --data.val PATH, or --data.val {HELD_OUT}"
             )
@@ -83,7 +82,3 @@ class TokenizerConfig:
         if not 261 <= self.vocab_size <= 64_000:
             return [f"vocab_size {self.vocab_size} is not between 261 (bytes and special tokens) and 64000"]
         return []
-
-
-def _is_scenes(specs: tuple[str, ...]) -> bool:
-    return any(spec.partition(":")[0] == "scenes" for spec in specs)

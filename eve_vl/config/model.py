@@ -1,10 +1,11 @@
-"""The encoder's section."""
+"""Sections of the model: one kind per backbone."""
 
 import typing
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from eve_vl.config.checks import negative, not_positive
+from eve_vl.config.sections import Section
 
 FFNPolicy = Literal["shared", "modality", "moe"]
 Routing = Literal["stable", "official", "official-dropless"]
@@ -12,19 +13,32 @@ Activation = Literal["quick_gelu", "gelu"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The encoder (paper Tables 7 and 8 compare its feed-forward policies)."""
+class ModelConfig(Section):
+    """What the sections of all backbones have: the width that heads read, and initial values."""
 
-    image_size: int = 224
-    """Side of the square input picture, in pixels."""
-    patch_size: int = 16
-    """Side of a patch, in pixels."""
-    text_length: int = 40
-    """Longest caption in tokens, the text [CLS] included; longer ones are cut."""
-    padded_text_length: int = 0
-    """Tokens that every text is cut and padded to; 0: cut at text_length, padded to the longest of its batch."""
     embed_dim: int = 768
-    """Width of the encoder."""
+    """Width of the states."""
+    layer_scale: float = 0.1
+    """Initial value of LayerScale on both branches of a block."""
+    init_std: float = 0.02
+    """Standard deviation of initial weights and embeddings; narrow models on short runs want more."""
+    position_std: float = 0.02
+    """Standard deviation of initial positions; short runs want more, for positions grow slowly against normed words."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        return not_positive(self, "embed_dim layer_scale init_std position_std")
+
+    def __str__(self) -> str:
+        """The shape in one line, for people."""
+        return f"{self.name}, width {self.embed_dim}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveModelConfig(ModelConfig):
+    """EVE's one Transformer (paper Tables 7 and 8 compare its feed-forward policies)."""
+
+    name: ClassVar[str] = "eve"
     depth: int = 12
     """Number of blocks."""
     num_heads: int = 12
@@ -57,12 +71,6 @@ class ModelConfig:
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     dropout: float = 0.1
     """Dropout on text embeddings."""
-    layer_scale: float = 0.1
-    """Initial value of LayerScale on both branches of a block."""
-    init_std: float = 0.02
-    """Standard deviation of initial weights and embeddings; narrow models on short runs want more."""
-    position_std: float = 0.02
-    """Standard deviation of initial positions; short runs want more, for positions grow slowly against normed words."""
 
     @property
     def ffn_policies(self) -> tuple[FFNPolicy, ...]:
@@ -71,43 +79,15 @@ class ModelConfig:
         return (self.shallow_ffn,) * num_shallow + (self.deep_ffn,) * self.num_deep_blocks
 
     @property
-    def max_text_tokens(self) -> int:
-        """Tokens that longer texts are cut to."""
-        return self.padded_text_length or self.text_length
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of a picture of image_size."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in one RGB patch."""
-        return 3 * self.patch_size**2
-
-    @property
     def ffn_dim(self) -> int:
         """Hidden width of every feed-forward network and expert."""
         return round(self.embed_dim * self.mlp_ratio)
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = not_positive(
-            self,
-            "image_size patch_size text_length embed_dim depth num_heads num_experts top_k mlp_ratio layer_scale "
-            "init_std position_std",
-        )
+        found = super().problems() + not_positive(self, "depth num_heads num_experts top_k mlp_ratio")
         if found:
             return found
-        if self.image_size < self.patch_size:
-            found.append(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
-        elif self.image_size % self.patch_size:
-            size = self.patch_size * max(1, round(self.image_size / self.patch_size))
-            found.append(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} (nearest: {size})")
-        elif self.num_patches == 1:
-            found.append(f"image_size {self.image_size} is a single patch (patch_size {self.patch_size}); masking needs more")
-        if self.text_length < 2:
-            found.append(f"text_length {self.text_length} leaves no room for a word after the [CLS]")
         if self.embed_dim % self.num_heads:
             found.append(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
         if not 0 <= self.num_deep_blocks <= self.depth:
@@ -123,7 +103,11 @@ class ModelConfig:
                 found.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")
         if self.routing != "stable" and self.top_k != 2:
             found.append(f"top_k {self.top_k}, but routing {self.routing} is always top 2")
-        if not 0 <= self.padded_text_length <= self.text_length:
-            found.append(f"padded_text_length {self.padded_text_length} is not between 0 and text_length {self.text_length}")
-        found += negative(self, "balance_weight")
-        return found
+        return found + negative(self, "balance_weight")
+
+    def __str__(self) -> str:
+        """The shape in one line, for people."""
+        return (
+            f"{self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads, feed-forward {self.ffn_dim}; "
+            f"{', '.join(self.ffn_policies)}"
+        )

@@ -1,19 +1,59 @@
-"""One section per task: what is trained, and with which weights."""
+"""One section per task: what is trained, with which weights, and what people may do with a run of it.
 
+The code of a task lies in `eve_vl.tasks.<name>`, what its page shows in `eve_vl.report.<name>`.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import tyro
+from typing import ClassVar, Literal
 
 from eve_vl.config.checks import negative, not_positive
+from eve_vl.config.sections import Section
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedSignalConfig:
-    """Pre-training by masked signal modelling (paper, "Pre-training Task"), or by its rivals ITC and ITM (Tables 1 and 6)."""
+class EvaluationFlags:
+    """Values of a task's section that evaluation may be given anew; None: the run's own."""
 
-    name: tyro.conf.Suppress[Literal["masked_signal"]] = "masked_signal"
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(Section):
+    """What is trained."""
+
+    title: ClassVar[str]
+    """What people call the task."""
+    is_pretraining: ClassVar[bool] = False
+    """Whether `eve pretrain` trains it, rather than `eve finetune`."""
+    calls: ClassVar[Mapping[str, str]] = {}
+    """Calls of `Eve`, and verbs of the command line, that a run of it may answer, with what each does."""
+    evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
+    """Flags of its own that `eve evaluate` takes."""
+
+
+MATCH: Mapping[str, str] = {"match": 'Tell how likely a picture and a text belong together: eve match RUN IMAGE "TEXT".'}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOnlyConfig(TaskConfig):
+    """An encoder from elsewhere, without a head or a loss: a start for other runs."""
+
+    name: ClassVar[str] = "encoder"
+    title: ClassVar[str] = "an encoder without heads"
+    is_pretraining: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSignalConfig(TaskConfig):
+    """Pre-training by masked signal modelling (paper, "Pre-training Task")."""
+
+    name: ClassVar[str] = "masked_signal"
+    title: ClassVar[str] = "masked signal modelling"
+    is_pretraining: ClassVar[bool] = True
+    calls: ClassVar[Mapping[str, str]] = {
+        "fill_mask": 'Guess the words behind [MASK] in a caption: eve fill-mask RUN IMAGE "a [MASK] circle".',
+        "reconstruct": 'Hide patches of a picture and rebuild them: eve reconstruct RUN IMAGE "CAPTION".',
+    }
     image_mask_ratio: float = 0.75
     """Share of patches hidden in the image pass (paper Fig. 4)."""
     text_mask_ratio: float = 0.5
@@ -22,12 +62,6 @@ class MaskedSignalConfig:
     """Weight of the masked-pixel loss; 0 leaves the image pass out."""
     mlm_weight: float = 1.0
     """Weight of the masked-token loss; 0 leaves the text pass out."""
-    itc_weight: float = 0.0
-    """Weight of the image–text contrastive loss (the rival of paper Table 1); 0 leaves its two unimodal passes out."""
-    itm_weight: float = 0.0
-    """Weight of the image–text matching loss with hard negatives, three fusion passes; needs itc_weight."""
-    projection_dim: int = 0
-    """Width of the features that the contrastive loss compares; 0: embed_dim."""
     joint_masking: bool = False
     """Hide both modalities in one pass: the paper's negative result (Table 5), for ablation."""
     normalize_targets: bool = True
@@ -39,36 +73,63 @@ class MaskedSignalConfig:
     decoder_num_heads: int = 6
     """Attention heads of the pixel decoder."""
 
-    @property
-    def is_bare(self) -> bool:
-        """Whether there is no loss and no head: an encoder that came from elsewhere."""
-        return not any((self.mim_weight, self.mlm_weight, self.itc_weight, self.itm_weight))
-
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = not_positive(self, "decoder_depth decoder_dim decoder_num_heads")
+        found = not_positive(self, "decoder_depth decoder_dim decoder_num_heads") + negative(self, "mim_weight mlm_weight")
         for name in ("image_mask_ratio", "text_mask_ratio"):
             if not 0 < getattr(self, name) < 1:
                 found.append(f"{name} {getattr(self, name)} is not in (0, 1)")
-        below_zero = negative(self, "mim_weight mlm_weight itc_weight itm_weight projection_dim")
-        if below_zero:
-            return found + below_zero
         if self.joint_masking and 0 in (self.mim_weight, self.mlm_weight):
             found.append("joint_masking needs both mim_weight and mlm_weight above 0")
-        if self.itm_weight and not self.itc_weight:
-            found.append("itm_weight needs itc_weight above 0: hard negatives are drawn by its similarities")
-        if self.projection_dim and not self.itc_weight:
-            found.append("projection_dim has no use while itc_weight is 0")
+        if type(self) is MaskedSignalConfig and not self.mim_weight and not self.mlm_weight:
+            found.append("mim_weight and mlm_weight are both 0: nothing to learn")
         if not found and self.decoder_dim % (4 * self.decoder_num_heads):
             found.append(f"decoder_dim {self.decoder_dim} is not divisible by 4 × decoder_num_heads")
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalConfig:
+class ContrastMatchConfig(MaskedSignalConfig):
+    """Pre-training by contrast (ITC) and matching (ITM) beside masked signals: EVE's rivals (paper Tables 1 and 6)."""
+
+    name: ClassVar[str] = "contrast_match"
+    title: ClassVar[str] = "contrast and matching beside masked signals"
+    calls: ClassVar[Mapping[str, str]] = {**MaskedSignalConfig.calls, **MATCH}
+    mim_weight: float = 0.0
+    """Weight of the masked-pixel loss; 0 leaves the image pass out."""
+    itc_weight: float = 1.0
+    """Weight of the image–text contrastive loss, with its two unimodal passes."""
+    itm_weight: float = 1.0
+    """Weight of the image–text matching loss with hard negatives, three fusion passes; 0 leaves it out."""
+    projection_dim: int = 0
+    """Width of the features that the contrastive loss compares; 0: embed_dim."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        return super().problems() + not_positive(self, "itc_weight") + negative(self, "itm_weight projection_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFlags(EvaluationFlags):
+    """How `eve evaluate` searches."""
+
+    rerank: int | None = None
+    """Best candidates of each query that the matching head puts in order; 0: none; default: the run's own."""
+    captions_per_image: int | None = None
+    """Captions of each picture to search among; 0: all; default: the run's own."""
+    merge_captions: bool | None = None
+    """Captions in the same words are one, true of every picture that has it; COCO and Flickr30K: False; default: the run's
+    own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig(TaskConfig):
     """Image–text retrieval: contrast (ITC), matching with hard negatives (ITM), re-ranking (paper, "Downstream Tasks")."""
 
-    name: tyro.conf.Suppress[Literal["retrieval"]] = "retrieval"
+    name: ClassVar[str] = "retrieval"
+    title: ClassVar[str] = "image–text retrieval"
+    calls: ClassVar[Mapping[str, str]] = MATCH
+    evaluation: ClassVar[type[EvaluationFlags]] = SearchFlags
     itc_weight: float = 1.0
     """Weight of the contrastive loss."""
     itm_weight: float = 1.0
@@ -100,10 +161,12 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQAConfig:
+class VQAConfig(TaskConfig):
     """Visual question answering as classification over an answer list (paper, "Downstream Tasks")."""
 
-    name: tyro.conf.Suppress[Literal["vqa"]] = "vqa"
+    name: ClassVar[str] = "vqa"
+    title: ClassVar[str] = "visual question answering"
+    calls: ClassVar[Mapping[str, str]] = {"answer": 'Answer a question about a picture: eve answer RUN IMAGE "QUESTION".'}
     answers: Path | None = None
     """Answer list: a JSON list of texts, one answer a line, or BEiT-3's answer2label.txt; default: built from training data."""
     min_answer_count: int = 9
@@ -118,17 +181,14 @@ class VQAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NLVR2Config:
+class NLVR2Config(TaskConfig):
     """Is a statement true of two pictures? (paper, "Downstream Tasks")"""
 
-    name: tyro.conf.Suppress[Literal["nlvr2"]] = "nlvr2"
+    name: ClassVar[str] = "nlvr2"
+    title: ClassVar[str] = "statements about two pictures (NLVR2)"
+    calls: ClassVar[Mapping[str, str]] = {
+        "judge": 'Tell whether a statement is true of two pictures: eve judge RUN LEFT RIGHT "STATEMENT".'
+    }
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER); compare: the two
     states, standardised, their distance and their product (InferSent), which small models learn with soonest."""
-
-    def problems(self) -> list[str]:
-        """What is wrong with these values, one sentence each."""
-        return []
-
-
-TaskConfig = MaskedSignalConfig | RetrievalConfig | VQAConfig | NLVR2Config

@@ -5,10 +5,10 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from eve_vl.config.checks import nearest
-from eve_vl.errors import UserError
+from eve_vl.config.sections import Section, kinds_of
+from eve_vl.errors import UserError, nearest
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -16,7 +16,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            tag = {"name": value.name} if isinstance(value, Section) else {}
+            return tag | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, tuple):
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
@@ -29,7 +30,7 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
     Raises UserError for keys that are unknown, or missing and without a default; `where` names the file.
     """
-    hints = typing.get_type_hints(cls)
+    hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is not ClassVar}
     unknown = [key for key in values if key not in hints]
     if unknown:
         raise UserError(f"{where}: unknown key {nearest(unknown[0], hints)}")
@@ -47,14 +48,14 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise UserError(f"{where}: expected a section, got {value!r}")
+        if issubclass(typing.cast(type, hint), Section):
+            return _section(typing.cast(type, hint), value, where)
         return from_dict(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
         raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
     wanted = {tuple: list, Path: str, float: (int, float)}.get(typing.get_origin(hint) or hint, hint)
     if isinstance(wanted, type | tuple) and not isinstance(value, wanted):
         raise UserError(f"{where}: {value!r} is not {getattr(hint, '__name__', hint)}")
-    if isinstance(hint, types.UnionType) and all(map(dataclasses.is_dataclass, typing.get_args(hint))):
-        return _section(typing.get_args(hint), value, where)
     if isinstance(hint, types.UnionType):
         return None if value is None else _typed(typing.get_args(hint)[0], value, where)
     if typing.get_origin(hint) is tuple:
@@ -62,10 +63,9 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     return Path(value) if hint is Path else value
 
 
-def _section(classes: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Return the section of the class whose `name` the value has."""
-    by_name = {cls.name: cls for cls in classes}
-    name = value.get("name") if isinstance(value, dict) else None
-    if name not in by_name:
-        raise UserError(f"{where}: no task {nearest(str(name), by_name)}")
-    return from_dict(by_name[name], value, where)
+def _section(base: type[Section], value: Mapping[str, Any], where: str) -> Section:
+    """Return the section of the kind whose `name` the value has."""
+    kinds, name = kinds_of(base), value.get("name")
+    if name not in kinds:
+        raise UserError(f"{where}: no {base.__name__.removesuffix('Config').lower()} {nearest(str(name), kinds)}")
+    return from_dict(kinds[name], {key: item for key, item in value.items() if key != "name"}, where)

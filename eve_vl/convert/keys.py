@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, MaskedSignalConfig, ModelConfig, NLVR2Config, RetrievalConfig, VQAConfig
+from eve_vl.config import Config, EveModelConfig, MaskedSignalConfig, NLVR2Config, RetrievalConfig, VQAConfig
 
 EMBEDDING = {
     "encoder.image.cls": "backbone.class_embedding_vision",
@@ -89,7 +89,7 @@ def head_of(config: Config) -> str:
             return ""
 
 
-def key_table(model: ModelConfig, head: str) -> dict[str, tuple[str, ...]]:
+def key_table(model: EveModelConfig, head: str) -> dict[str, tuple[str, ...]]:
     """Return the published names of each of our tensors, several for a stack."""
     table: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in (EMBEDDING | HEADS[head]).items()}
     for block, policy in enumerate(model.ffn_policies):
@@ -113,7 +113,7 @@ def key_table(model: ModelConfig, head: str) -> dict[str, tuple[str, ...]]:
     return table
 
 
-def buffers(model: ModelConfig) -> dict[str, Tensor]:
+def buffers(model: EveModelConfig) -> dict[str, Tensor]:
     """Return what the published models keep beside their weights, and never use."""
     return {
         "backbone.position_ids_vision": torch.arange(1 + model.num_patches)[None],
@@ -131,7 +131,7 @@ def to_ours(published: Mapping[str, Tensor], table: Mapping[str, tuple[str, ...]
     return found
 
 
-def to_published(ours: Mapping[str, Tensor], table: Mapping[str, tuple[str, ...]], model: ModelConfig) -> dict[str, Tensor]:
+def to_published(ours: Mapping[str, Tensor], table: Mapping[str, tuple[str, ...]], model: EveModelConfig) -> dict[str, Tensor]:
     """Undo `to_ours`, and add the buffers."""
     found = buffers(model)
     for name, theirs in table.items():

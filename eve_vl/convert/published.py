@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, ModelConfig, NLVR2Config, RetrievalConfig, to_dict
+from eve_vl.config import Config, EveModelConfig, NLVR2Config, RetrievalConfig, to_dict
 from eve_vl.config.model import Routing
 from eve_vl.convert.keys import HEADS, OLDER_NAMES, buffers, head_of, key_table, to_ours, to_published
 from eve_vl.data.answers import read_answers
@@ -209,7 +209,7 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[ModelConfig, str]:
+def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[EveModelConfig, str]:
     """Return the sizes and the head (a key of HEADS) of a published checkpoint, from its tensors. Raises UserError."""
     try:
         width, _, patch_size, _ = published["backbone.patch_embed.weight"].shape
@@ -232,7 +232,7 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
     depth = 1 + max(blocks, default=-1)
     if deep != set(range(depth - len(deep), depth)):
         raise UserError(f"{where}: experts in blocks {sorted(deep)} of {depth}; only the last blocks may have them")
-    model = ModelConfig(
+    model = EveModelConfig(
         image_size=side_of(positions, where) * patch_size,
         patch_size=patch_size,
         text_length=text_length,
@@ -306,7 +306,7 @@ def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:
     return answers
 
 
-def config_for(model: ModelConfig, head: str, run: Path, published: Mapping[str, Tensor]) -> Config:
+def config_for(model: EveModelConfig, head: str, run: Path, published: Mapping[str, Tensor]) -> Config:
     """Return the paper's config for a task, at the checkpoint's sizes."""
     base = dataclasses.replace(get_recipe("base"), model=model)
     if not head:
@@ -321,7 +321,7 @@ def config_for(model: ModelConfig, head: str, run: Path, published: Mapping[str,
     return dataclasses.replace(config, recipe="published", out=run, init=None, model=model, task=task, train=train)
 
 
-def bare_config(model: ModelConfig, run: Path) -> Config:
+def bare_config(model: EveModelConfig, run: Path) -> Config:
     """Return the config of an encoder without heads."""
     base = dataclasses.replace(get_recipe("base"), recipe="published", out=run, model=model)
     return dataclasses.replace(base, task=dataclasses.replace(base.task, mim_weight=0.0, mlm_weight=0.0))

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, ModelConfig
+from eve_vl.config import Config, EveModelConfig
 from eve_vl.convert.keys import FEED_FORWARD
 from eve_vl.convert.published import HEAD_WIDTH, ODD, bare_config, check_keys, check_new, kept, side_of, write_run
 from eve_vl.data.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def import_vision(
     run: Path,
     *,
     tokenizer: Path,
-    model: ModelConfig,
+    model: EveModelConfig,
     architecture: Architecture = "eve",
     copies: Copies = "all",
     num_heads: int = 0,
@@ -91,7 +91,7 @@ RELATIVE_HINT = (
 )
 
 
-def _sizes(tensors: Mapping[str, Tensor], where: str, model: ModelConfig, num_heads: int) -> ModelConfig:
+def _sizes(tensors: Mapping[str, Tensor], where: str, model: EveModelConfig, num_heads: int) -> EveModelConfig:
     """Return the config with the image encoder's sizes."""
     try:
         width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
@@ -118,7 +118,7 @@ def _sizes(tensors: Mapping[str, Tensor], where: str, model: ModelConfig, num_he
     )
 
 
-def _given(tensors: Mapping[str, Tensor], model: ModelConfig, copies: Copies) -> tuple[dict[str, Tensor], list[str]]:
+def _given(tensors: Mapping[str, Tensor], model: EveModelConfig, copies: Copies) -> tuple[dict[str, Tensor], list[str]]:
     """Return our tensors that the image encoder gives, and the names of its own that they come from."""
     used: list[str] = []
 

@@ -120,19 +120,25 @@ class Batch:
     @classmethod
     def _stacked(cls, samples: Sequence[Any], pad_id: int, length: int) -> dict[str, Any]:
         """Return the fields by name."""
-        B, T = len(samples), length or max(len(sample.ids_T) for sample in samples)
-        ids_BT = np.full((B, T), pad_id, dtype=np.int64)
-        is_padding_BT = np.ones((B, T), dtype=bool)
-        for row, sample in enumerate(samples):
-            ids_BT[row, : len(sample.ids_T)] = sample.ids_T
-            is_padding_BT[row, : len(sample.ids_T)] = False
+        ids_BT, is_padding_BT = padded([sample.ids_T for sample in samples], pad_id, length)
         return {
             "images_BCHW": torch.stack([sample.image for sample in samples]),
-            "ids_BT": torch.from_numpy(ids_BT),
-            "is_padding_BT": torch.from_numpy(is_padding_BT),
+            "ids_BT": ids_BT,
+            "is_padding_BT": is_padding_BT,
             "where": tuple(sample.where for sample in samples),
             "skipped": tuple(error for sample in samples for error in sample.skipped),
         }
+
+
+def padded(texts: Sequence[np.ndarray], pad_id: int, length: int) -> tuple[Tensor, Tensor]:
+    """Stack token ids of texts, padded to `length` tokens, with 0 to the longest: int64 (B, T), and bool, which are padding."""
+    T = length or max(map(len, texts))
+    ids_BT = np.full((len(texts), T), pad_id, dtype=np.int64)
+    is_padding_BT = np.ones((len(texts), T), dtype=bool)
+    for row, ids_T in enumerate(texts):
+        ids_BT[row, : len(ids_T)] = ids_T
+        is_padding_BT[row, : len(ids_T)] = False
+    return torch.from_numpy(ids_BT), torch.from_numpy(is_padding_BT)
 
 
 def normalize(images_BCHW: Tensor) -> Tensor:

@@ -158,8 +158,8 @@ class _Row:
 class _Rows(Dataset[_Row | BrokenRow]):
     """Map style, for loader workers."""
 
-    def __init__(self, source: Source[Record], min_size: int, max_pixels: int):
-        self.source, self.min_size, self.max_pixels = source, min_size, max_pixels
+    def __init__(self, source: Source[Record], max_pixels: int):
+        self.source, self.max_pixels = source, max_pixels
 
     def __len__(self) -> int:
         return len(self.source)
@@ -185,11 +185,11 @@ class _Rows(Dataset[_Row | BrokenRow]):
     def _check_image(self, image: ImageRef, where: str) -> _Image:
         if isinstance(image, ImagePixels):
             data = image.pixels.tobytes()
-            pixels = decode(image, where, min_size=self.min_size, max_pixels=self.max_pixels)
+            pixels = decode(image, where, max_pixels=self.max_pixels)
             name, conversions = "pixels", ()
         else:
             data = read_image(image, where)
-            picture = decode_bytes(data, where, min_size=self.min_size, max_pixels=self.max_pixels)
+            picture = decode_bytes(data, where, max_pixels=self.max_pixels)
             pixels, name, conversions = picture.pixels, picture.format, picture.conversions
         _, height, width = pixels.shape
         return _Image(width=width, height=height, format=name, conversions=conversions, hash=_hash(data))
@@ -269,20 +269,19 @@ class _Tally:
 def check_source(
     source: Source,
     *,
-    min_size: int = 1,
     max_pixels: int = MAX_PIXELS,
     num_workers: int | None = None,
     console: Console | None = None,
 ) -> Report:
     """Read every row once, decode its picture, and report.
 
-    `min_size` and `max_pixels` are those of `decode`. `num_workers` None starts as many processes as pay. A progress
+    `max_pixels` is that of `decode`. `num_workers` None starts as many processes as pay. A progress
     bar is shown if `console` is a terminal. Rows keep their order in `Report.broken`.
     """
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
     chunks = DataLoader(
-        _Rows(source, min_size, max_pixels),
+        _Rows(source, max_pixels),
         batch_size=CHUNK,
         num_workers=num_workers,
         collate_fn=list,  # rows as they are, not tensors

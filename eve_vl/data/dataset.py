@@ -79,14 +79,14 @@ class RowDataset(Dataset[Sample]):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Return the batch of some samples."""
-        return self.batch.collate(samples, self.tokenizer.pad_id, self.config.model.padded_text_length)
+        return self.batch.collate(samples, self.tokenizer.pad_id, self.config.input.padded_text_length)
 
     def picture(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
         """Return uint8 (3, H, W), augmented in training; not mirrored if one of the texts would become false."""
-        model, data = self.config.model, self.config.data
+        size, data = self.config.input.image_size, self.config.data
         is_cropped = self.training and data.crop_scale != WHOLE
-        crop = train_crop(model.image_size, rng=rng, scale=data.crop_scale) if is_cropped else Crop(size=model.image_size)
-        pixels = decode(image, where, min_size=model.patch_size, crop=crop)
+        crop = train_crop(size, rng=rng, scale=data.crop_scale) if is_cropped else Crop(size=size)
+        pixels = decode(image, where, crop=crop)
         if self.training and data.flip and rng.random() < 0.5 and not any(map(NAMES_A_SIDE.search, texts)):
             pixels = pixels.flip(2)
         if self.training and data.augment != "none":
@@ -96,8 +96,8 @@ class RowDataset(Dataset[Sample]):
         return pixels
 
     def tokens(self, text: str) -> np.ndarray:
-        """Return token ids, int64 (T,), [CLS] first, cut to model.text_length."""
-        return self.tokenizer.encode(text, self.config.model.max_text_tokens)[0]
+        """Return token ids, int64 (T,), [CLS] first, cut to input.max_text_tokens."""
+        return self.tokenizer.encode(text, self.config.input.max_text_tokens)[0]
 
 
 class Rows:
@@ -126,14 +126,14 @@ class MaskedPairs(RowDataset):
         return sample if self.training else dataclasses.replace(sample, wrong=self._wrong_partner(epoch, source, row))
 
     def _load(self, epoch: int, source: int, row: int) -> MaskedSample:
-        model, task = self.config.model, self.config.task
+        sizes, task = self.config.input, self.config.task
         assert isinstance(task, MaskedSignalConfig)
         pair = self.sources[source][row]
         rng = generator(self.seed, SAMPLE, epoch, source, row)
         caption = pair.captions[int(rng.integers(len(pair.captions))) if self.training else 0]
         image = self.picture(pair.image, pair.where, rng, [caption])
-        ids_T, is_special_T = self.tokenizer.encode(caption, model.max_text_tokens)
-        keep_K, hidden_M = mask_patches(model.num_patches, task.image_mask_ratio, rng)
+        ids_T, is_special_T = self.tokenizer.encode(caption, sizes.max_text_tokens)
+        keep_K, hidden_M = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
         return MaskedSample(
             image=image,
             ids_T=ids_T,

@@ -128,7 +128,7 @@ class SearchSet(RowDataset):
             pair = self.sources[source][row]
             image = self.picture(pair.image, pair.where, generator(0), ())
         except BadSampleError as error:  # evaluation stops on it: every number would be off
-            size, nothing = self.config.model.image_size, np.zeros(0, dtype=np.int64)
+            size, nothing = self.config.input.image_size, np.zeros(0, dtype=np.int64)
             blank = torch.zeros(3, size, size, dtype=torch.uint8)
             return SearchSample(image=blank, ids_T=nothing, index=index, where=error.where, skipped=(error,))
         return SearchSample(

@@ -7,14 +7,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from eve_vl.config import ModelConfig
-from eve_vl.data.batch import Batch, MaskedSample, PairBatch, Sample, StatementBatch, StatementSample
+from eve_vl.config import InputConfig
+from eve_vl.data.batch import Batch, MaskedSample, PairBatch, Sample, StatementBatch, StatementSample, padded
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
@@ -23,6 +24,8 @@ from eve_vl.errors import UserError
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
 """A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), a tensor (3, H, W) or (H, W); numbers are uint8, or
 float in [0, 1]."""
+
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 _FORMS = "a path, bytes, a PIL image, an array or a tensor"
 _KEPT_BY_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # other modes become RGB
@@ -40,9 +43,9 @@ class GivenImage:
         """Return all of the picture in its own size, uint8 (H, W, 3). Raises UserError."""
         return decode(self.ref, self.where).permute(1, 2, 0).contiguous().numpy()
 
-    def pixels(self, image_size: int, patch_size: int) -> Tensor:
+    def pixels(self, image_size: int) -> Tensor:
         """Return what evaluation sees of it: uint8 (3, image_size, image_size). Raises UserError."""
-        return decode(self.ref, self.where, min_size=patch_size, crop=Crop(size=image_size))
+        return decode(self.ref, self.where, crop=Crop(size=image_size))
 
 
 def given_images(images: ImageLike | Sequence[ImageLike]) -> list[GivenImage]:
@@ -62,68 +65,79 @@ def given_texts(texts: str | Sequence[str]) -> list[str]:
     return [given_text(texts)]  # pyright: ignore[reportArgumentType]
 
 
-def images_alone(images: Sequence[GivenImage], model: ModelConfig) -> Tensor:
-    """Return pictures squeezed to a square, uint8 (B, 3, H, W)."""
-    return torch.stack([_pixels(image, model) for image in images])
+class Inputs:
+    """Makes batches, as evaluation sees them, of what people give: pictures squeezed to a square, texts cut."""
 
+    def __init__(self, config: InputConfig, tokenizer: Tokenizer, device: torch.device):
+        self.config, self.tokenizer, self.device = config, tokenizer, device
 
-def texts_alone(texts: Sequence[str], tokenizer: Tokenizer, model: ModelConfig) -> Batch:
-    """Return texts, cut to model.text_length tokens, with pictures of no pixels."""
-    nothing = torch.empty(3, 0, 0, dtype=torch.uint8)
-    samples = [Sample(image=nothing, ids_T=tokenizer.encode(text, model.max_text_tokens)[0], where=text) for text in texts]
-    return Batch.collate(samples, tokenizer.pad_id, model.padded_text_length)
+    def images(self, images: Sequence[GivenImage]) -> Tensor:
+        """Return pictures alone, uint8 (B, 3, H, W)."""
+        return torch.stack([self._pixels(image) for image in images]).to(self.device)
 
+    def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return texts alone: token ids (B, T), int64, and which are padding, bool."""
+        ids_BT, is_padding_BT = padded([self.tokens(text)[0] for text in texts], self.tokenizer.pad_id, self.padded_length)
+        return ids_BT.to(self.device), is_padding_BT.to(self.device)
 
-def pairs(images: Sequence[GivenImage], texts: Sequence[str], tokenizer: Tokenizer, model: ModelConfig) -> Batch:
-    """Return pairs as evaluation sees them: pictures squeezed to a square, texts cut to model.text_length tokens."""
-    samples = [
-        Sample(image=_pixels(image, model), ids_T=tokenizer.encode(text, model.max_text_tokens)[0], where=image.where)
-        for image, text in zip(images, texts, strict=True)
-    ]
-    return Batch.collate(samples, tokenizer.pad_id, model.padded_text_length)
+    def pairs(self, images: Sequence[GivenImage], texts: Sequence[str]) -> Batch:
+        """Return pairs of a picture and a text."""
+        samples = [
+            Sample(image=self._pixels(image), ids_T=self.tokens(text)[0], where=image.where)
+            for image, text in zip(images, texts, strict=True)
+        ]
+        return self._batch(Batch, samples)
 
+    def statement(self, left: GivenImage, right: GivenImage, text: str) -> StatementBatch:
+        """Return a statement about two pictures."""
+        sample = StatementSample(
+            image=self._pixels(left),
+            right=self._pixels(right),
+            ids_T=self.tokens(text)[0],
+            statement=text,
+            label=None,
+            identifier="",
+            group="",
+            where=left.where,
+        )
+        return self._batch(StatementBatch, [sample])
 
-def statement(left: GivenImage, right: GivenImage, text: str, tokenizer: Tokenizer, model: ModelConfig) -> StatementBatch:
-    """Return one statement as evaluation sees it."""
-    sample = StatementSample(
-        image=_pixels(left, model),
-        right=_pixels(right, model),
-        ids_T=tokenizer.encode(text, model.max_text_tokens)[0],
-        statement=text,
-        label=None,
-        identifier="",
-        group="",
-        where=left.where,
-    )
-    return StatementBatch.collate([sample], tokenizer.pad_id, model.padded_text_length)
+    def masked_pair(
+        self,
+        image: GivenImage,
+        ids_T: np.ndarray,
+        *,
+        is_masked_T: np.ndarray | None = None,
+        keep_K: np.ndarray | None = None,
+    ) -> PairBatch:
+        """Return one pair with its masks: tokens to hide (None: none), sorted positions of patches to keep (None: all)."""
+        all_P = np.arange(self.config.num_patches)
+        keep_K = all_P if keep_K is None else keep_K
+        sample = MaskedSample(
+            image=self._pixels(image),
+            ids_T=ids_T,
+            is_masked_T=np.zeros(len(ids_T), dtype=bool) if is_masked_T is None else is_masked_T,
+            keep_K=keep_K,
+            hidden_M=np.setdiff1d(all_P, keep_K),
+            picture=0,
+            where=image.where,
+        )
+        return self._batch(PairBatch, [sample])
 
+    def tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return token ids, int64 (T,), [CLS] first, and which are special, bool (T,)."""
+        return self.tokenizer.encode(text, self.config.max_text_tokens)
 
-def masked_pair(
-    image: GivenImage,
-    ids_T: np.ndarray,
-    tokenizer: Tokenizer,
-    model: ModelConfig,
-    *,
-    is_masked_T: np.ndarray | None = None,
-    keep_K: np.ndarray | None = None,
-) -> PairBatch:
-    """Return one pair with its masks: tokens to hide (None: none), sorted positions of patches to keep (None: all)."""
-    all_P = np.arange(model.num_patches)
-    keep_K = all_P if keep_K is None else keep_K
-    sample = MaskedSample(
-        image=_pixels(image, model),
-        ids_T=ids_T,
-        is_masked_T=np.zeros(len(ids_T), dtype=bool) if is_masked_T is None else is_masked_T,
-        keep_K=keep_K,
-        hidden_M=np.setdiff1d(all_P, keep_K),
-        picture=0,
-        where=image.where,
-    )
-    return PairBatch.collate([sample], tokenizer.pad_id, model.padded_text_length)
+    @property
+    def padded_length(self) -> int:
+        """Tokens that every text is padded to; 0: to the longest of its batch."""
+        return self.config.padded_text_length
 
+    def _pixels(self, image: GivenImage) -> Tensor:
+        return image.pixels(self.config.image_size)
 
-def _pixels(image: GivenImage, model: ModelConfig) -> Tensor:
-    return image.pixels(model.image_size, model.patch_size)
+    def _batch(self, kind: type[AnyBatch], samples: Sequence[Sample]) -> AnyBatch:
+        return kind.collate(samples, self.tokenizer.pad_id, self.padded_length).to(self.device)
 
 
 def given_image(image: ImageLike, where: str = "image") -> GivenImage:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from eve_vl.config import HELD_OUT, Config, DataConfig
+from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.cpu import usable_cores
 from eve_vl.data.dataset import Kind, Position, RowDataset, Rows, picture_key
 from eve_vl.data.masking import generator
@@ -30,9 +30,8 @@ def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: 
     """Open every source; scenes are drawn with a side of image_size pixels. Raises UserError."""
     sources: list[Source[Any]] = []
     for spec in specs:
-        if spec == "scenes" or spec.startswith("scenes:"):
-            split = spec.partition(":")[2] or "train"
-            sources.append(SCENES[kind](split=split, image_size=image_size))
+        if (named := generated(spec)) is not None:
+            sources.append(SCENES[kind](split=named[1], image_size=image_size))
         else:
             sources.append(
                 open_source(
@@ -56,9 +55,9 @@ def open_train_and_val(config: Config, kind: Kind = "captions") -> tuple[list[So
     `held-out` takes some of each training source, and away from training every row that shows a picture of these, in any
     source and on either side of a statement.
     """
-    train = open_sources(config.data.train, config.data, config.model.image_size, kind)
+    train = open_sources(config.data.train, config.data, config.input.image_size, kind)
     if config.data.val != (HELD_OUT,):
-        return train, open_sources(config.data.val, config.data, config.model.image_size, kind)
+        return train, open_sources(config.data.val, config.data, config.input.image_size, kind)
     pictures = [[_picture_keys(source, row) for row in range(len(source))] for source in train]
     held = [_held_out(keys) for keys in pictures]
     shown = {key for rows, is_held in zip(pictures, held, strict=True) for keys in compress(rows, is_held) for key in keys}

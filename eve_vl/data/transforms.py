@@ -121,30 +121,28 @@ def read_image(image: ImageRef, where: str) -> bytes:
     return data
 
 
-def decode(image: ImageRef, where: str, *, max_pixels: int = MAX_PIXELS, min_size: int = 1, crop: Crop | None = None) -> Tensor:
+def decode(image: ImageRef, where: str, *, max_pixels: int = MAX_PIXELS, crop: Crop | None = None) -> Tensor:
     """Return the picture, or a crop of it, as uint8 RGB, upright, transparency laid on white, first frame.
 
     Shape (3, height, width), or (3, crop.size, crop.size).
 
     Raises BadSampleError (naming `where`) if it cannot be read or decoded, has more than `max_pixels` pixels (checked
-    before decoding; more than twice MAX_PIXELS is never accepted), or a side shorter than `min_size`, the patch.
+    before decoding; more than twice MAX_PIXELS is never accepted).
     """
     if isinstance(image, ImagePixels):
         height, width, _ = image.pixels.shape
-        _check_size(width, height, where, max_pixels, min_size)
+        _check_size(width, height, where, max_pixels)
         pixels = _to_tensor(image.pixels)
         return crop(pixels) if crop else pixels
-    return decode_bytes(read_image(image, where), where, max_pixels=max_pixels, min_size=min_size, crop=crop).pixels
+    return decode_bytes(read_image(image, where), where, max_pixels=max_pixels, crop=crop).pixels
 
 
-def decode_bytes(
-    data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, min_size: int = 1, crop: Crop | None = None
-) -> Picture:
+def decode_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, crop: Crop | None = None) -> Picture:
     """Decode encoded bytes as `decode` does, and tell what they were."""
     try:
         with _quiet_pillow():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(*image.size, where, max_pixels, min_size)
+            _check_size(*image.size, where, max_pixels)
         pixels = _decode_fast(data, image, crop)
         conversions = ["grayscale to RGB"] if image.mode == "L" else []
         with _quiet_pillow():
@@ -174,11 +172,9 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
-def _check_size(width: int, height: int, where: str, max_pixels: int, min_size: int) -> None:
+def _check_size(width: int, height: int, where: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadSampleError(where, f"image is {width}x{height} pixels, at most {max_pixels} in all are accepted")
-    if min(width, height) < min_size:
-        raise BadSampleError(where, f"image is {width}x{height} pixels, smaller than a patch ({min_size})")
 
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:

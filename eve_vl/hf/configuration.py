@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from eve_vl.config import Config, MaskedSignalConfig, ModelConfig, from_dict, to_dict
+from eve_vl.config import Config, EveModelConfig, MaskedSignalConfig, from_dict, to_dict
 
 
 class EveConfig(PreTrainedConfig):
@@ -18,7 +18,7 @@ class EveConfig(PreTrainedConfig):
 
     model_type = "eve"
 
-    model: dict[str, Any] = field(default_factory=lambda: to_dict(ModelConfig()))
+    model: dict[str, Any] = field(default_factory=lambda: to_dict(EveModelConfig()))
     task: dict[str, Any] = field(default_factory=lambda: to_dict(MaskedSignalConfig()))
     vocab_size: int = 64_000
     mask_token_id: int = 0

@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
-from eve_vl.config import ModelConfig
+from eve_vl.config import EveModelConfig
 from eve_vl.data.batch import normalize
 from eve_vl.data.inputs import ImageLike, given_images
 from eve_vl.data.tokenizer import Tokenizer
@@ -31,9 +31,9 @@ class EveImageProcessor(BaseImageProcessor):
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
-    def __init__(self, size: dict[str, int] | None = None, patch_size: int = ModelConfig.patch_size, **kwargs: Any):
+    def __init__(self, size: dict[str, int] | None = None, patch_size: int = EveModelConfig.patch_size, **kwargs: Any):
         super().__init__(**kwargs)
-        side = ModelConfig.image_size
+        side = EveModelConfig.image_size
         self.size = size or {"height": side, "width": side}
         self.patch_size = patch_size
         if self.size.keys() != {"height", "width"} or self.size["height"] != self.size["width"]:
@@ -57,7 +57,7 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     @classmethod
-    def from_eve(cls, tokenizer: Tokenizer, model: ModelConfig) -> Self:
+    def from_eve(cls, tokenizer: Tokenizer, model: EveModelConfig) -> Self:
         """Wrap one of our tokenizers."""
         pad, start, mask = (
             tokenizer.backend.id_to_token(token) for token in (tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id)
@@ -126,7 +126,7 @@ class EveProcessor(ProcessorMixin):
         self.padding = padding
 
     @classmethod
-    def from_eve(cls, tokenizer: Tokenizer, model: ModelConfig) -> Self:
+    def from_eve(cls, tokenizer: Tokenizer, model: EveModelConfig) -> Self:
         """Return what turns pictures and texts into the inputs of a run."""
         size = {"height": model.image_size, "width": model.image_size}
         return cls(

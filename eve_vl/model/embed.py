@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.config import ModelConfig
+from eve_vl.config import EveModelConfig
 from eve_vl.errors import UserError
 from eve_vl.model.layers import layer_norm
 
@@ -90,7 +90,7 @@ def to_pictures(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
 class ImageEmbed(nn.Module):
     """Linear patch projection, image [CLS], learned positions, image type embedding."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: EveModelConfig):
         super().__init__()
         self.proj = nn.Linear(config.patch_dim, config.embed_dim)
         self.cls = nn.Parameter(torch.empty(config.embed_dim))
@@ -123,7 +123,7 @@ def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
 class TextEmbed(nn.Module):
     """Word embedding, LayerNorm, dropout; learned positions and text type embedding are added after both."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int):
+    def __init__(self, config: EveModelConfig, vocab_size: int):
         super().__init__()
         self.words = nn.Embedding(vocab_size, config.embed_dim)
         self.norm = layer_norm(config.embed_dim)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import FFNPolicy, ModelConfig
+from eve_vl.config import EveModelConfig, FFNPolicy
 from eve_vl.config.model import Activation
 from eve_vl.model.embed import ImageEmbed, TextEmbed, Tokens
 from eve_vl.model.layers import Attention, FeedForward, drop_path, layer_norm
@@ -40,7 +40,7 @@ class ModalityFeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and feed-forward part, LayerScale and drop-path on both branches."""
 
-    def __init__(self, config: ModelConfig, policy: FFNPolicy, drop_path_rate: float):
+    def __init__(self, config: EveModelConfig, policy: FFNPolicy, drop_path_rate: float):
         super().__init__()
         D, F = config.embed_dim, config.ffn_dim
         self.policy = policy
@@ -74,7 +74,7 @@ class Block(nn.Module):
         return tokens, stats
 
 
-def mixture_of_experts(config: ModelConfig) -> MoE:
+def mixture_of_experts(config: EveModelConfig) -> MoE:
     """Return the feed-forward part of a `moe` block."""
     sizes = config.embed_dim, config.ffn_dim, config.num_experts
     if config.routing == "stable":
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
     Embed with `image` and `text`, join with `embed.pair`, then `encode`: the same path for every use.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int):
+    def __init__(self, config: EveModelConfig, vocab_size: int):
         super().__init__()
         self.config = config
         self.image = ImageEmbed(config)
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
         return torch.cat([encoded.x_BND for encoded in found]), [encoded.router for encoded in found]
 
 
-def initialize(module: nn.Module, config: ModelConfig) -> None:
+def initialize(module: nn.Module, config: EveModelConfig) -> None:
     """Give every weight its first value; the only place that does.
 
     | what | value |

@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import MaskedSignalConfig, ModelConfig
+from eve_vl.config import EveModelConfig, MaskedSignalConfig
 from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import Block
 from eve_vl.model.layers import layer_norm
@@ -22,7 +22,7 @@ class PixelDecoder(nn.Module):
     sine-cosine positions tell where each kept and each hidden patch lies.
     """
 
-    def __init__(self, config: ModelConfig, task: MaskedSignalConfig):
+    def __init__(self, config: EveModelConfig, task: MaskedSignalConfig):
         super().__init__()
         dim = task.decoder_dim
         block_config = dataclasses.replace(config, embed_dim=dim, num_heads=task.decoder_num_heads)

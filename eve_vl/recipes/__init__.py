@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from eve_vl.config import Config, nearest
-from eve_vl.errors import UserError
+from eve_vl.config import Config
+from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import finetune, pretrain
 
 PRETRAIN: dict[str, Callable[[], Config]] = {

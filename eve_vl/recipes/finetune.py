@@ -146,8 +146,8 @@ def _paper(*, steps: int, batch_size: int, lr: float, new_lr_multiplier: float, 
 
 def _larger(init: Config, size: int) -> int:
     """Return `size` pixels, or the nearest size that the run's patches divide; a small model keeps its own."""
-    patch = init.model.patch_size
-    return max(round(size / patch) * patch, init.model.image_size) if init.model.image_size >= 224 else init.model.image_size
+    patch = init.input.patch_size
+    return max(round(size / patch) * patch, init.input.image_size) if init.input.image_size >= 224 else init.input.image_size
 
 
 def _scenes(init: Config, recipe: str, task: TaskConfig, *, steps: int, validations: int = 4) -> Config:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from eve_vl.config import Config, DataConfig, MaskedSignalConfig, ModelConfig, TokenizerConfig, TrainConfig
+from eve_vl.config import Config, DataConfig, EveModelConfig, MaskedSignalConfig, TokenizerConfig, TrainConfig
 
 
 def tiny() -> Config:
@@ -14,7 +14,7 @@ def tiny() -> Config:
     return Config(
         recipe="tiny",
         out=Path("runs/tiny"),
-        model=ModelConfig(
+        model=EveModelConfig(
             image_size=32,
             patch_size=8,
             text_length=32,
@@ -39,7 +39,7 @@ def demo() -> Config:
     return Config(
         recipe="demo",
         out=Path("runs/demo/pretrain"),
-        model=ModelConfig(
+        model=EveModelConfig(
             image_size=48,
             patch_size=8,
             text_length=32,

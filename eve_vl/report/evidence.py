@@ -115,7 +115,7 @@ def batches(run: LoadedRun, num_samples: int) -> Iterator[Any]:
 def passes(run: LoadedRun, batch: PairBatch) -> list[list[RouterStats]]:
     """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""
     task = task_of(run).settings
-    patches_BPX = patchify(batch.pixels(), run.config.model.patch_size)
+    patches_BPX = patchify(batch.pixels(), run.config.input.patch_size)
     made = [(True, False)] * bool(task.mim_weight) + [(False, True)] * bool(task.mlm_weight)
     if task.joint_masking:
         made = [(True, True)]
@@ -126,7 +126,7 @@ def passes(run: LoadedRun, batch: PairBatch) -> list[list[RouterStats]]:
 def show_pairs(run: LoadedRun, batch: PairBatch) -> list[ShownPair]:
     """Return what the model makes of each pair of an evaluation batch."""
     assert batch.wrong is not None
-    wrong, patch_size = batch.wrong, run.config.model.patch_size
+    wrong, patch_size = batch.wrong, run.config.input.patch_size
     patches_BPX = patchify(batch.pixels(), patch_size)
     wrong_patches_BPX = patchify(wrong.pixels(), patch_size)
     sees_all = not task_of(run).settings.joint_masking

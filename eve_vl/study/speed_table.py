@@ -73,7 +73,7 @@ def headline(speed: Speed) -> str:
     """Return what was measured, and on what."""
     texts = "full length" if speed.texts == "full" else f"made-up captions padded to {speed.text_length} tokens"
     words = ", ".join(f"{name} {value}" for name, value in speed.setting.items())
-    return f"{speed.config.recipe}: batch {speed.batch}, texts of {texts} ({speed.config.model.text_length} at most); {words}"
+    return f"{speed.config.recipe}: batch {speed.batch}, texts of {texts} ({speed.config.input.text_length} at most); {words}"
 
 
 def notes(speed: Speed) -> list[str]:

@@ -55,7 +55,7 @@ class MaskedSignal(nn.Module):
         task = self.settings
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=batch.ids_BT.device)
-        patches_BPX = patchify(batch.pixels(), self.config.model.patch_size)
+        patches_BPX = patchify(batch.pixels(), self.config.input.patch_size)
         routers: list[list[RouterStats]] = []
         joint = self.encode(patches_BPX, batch, keep=True, mask=True) if task.joint_masking else None
         if task.mim_weight:
@@ -140,7 +140,7 @@ class MaskedSignal(nn.Module):
 
     def _evaluate_batch(self, batch: PairBatch, sums: metrics.Sums) -> None:
         assert batch.wrong is not None
-        task, patch_size = self.settings, self.config.model.patch_size
+        task, patch_size = self.settings, self.config.input.patch_size
         patches_BPX = patchify(batch.pixels(), patch_size)
         if task.mlm_weight:
             targets_M = batch.ids_BT[batch.is_masked_BT]

@@ -75,7 +75,7 @@ class NLVR2(nn.Module):
         """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
         B = len(batch.ids_BT)
         pixels = torch.cat([batch.pixels(), normalize(batch.right_BCHW)])
-        image = self.encoder.image(patchify(pixels, self.config.model.patch_size))
+        image = self.encoder.image(patchify(pixels, self.config.input.patch_size))
         text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
         tokens: Tokens = pair(image, pick(text, torch.arange(B, device=pixels.device).repeat(2)))
         x_BND, routers = self.encoder.encode_parts(tokens, 2)

@@ -93,7 +93,7 @@ class Retrieval(nn.Module):
 
     def embed_images(self, images_BCHW: Tensor) -> Tokens:
         """Embed uint8 pictures."""
-        return self.encoder.image(patchify(normalize(images_BCHW), self.config.model.patch_size))
+        return self.encoder.image(patchify(normalize(images_BCHW), self.config.input.patch_size))
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """Return features of length 1, float32 (B, d), of uint8 pictures."""
@@ -156,7 +156,7 @@ class Retrieval(nn.Module):
                 ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
                     length = int((~is_padding[row]).sum())
-                    kept = ids[row, : self.config.model.padded_text_length or length].clone()
+                    kept = ids[row, : self.config.input.padded_text_length or length].clone()
                     texts[index] = features[row].clone(), batch.captions[row], kept, length
         all_images = [found for _, found in sorted(itertools.chain(*(part.items() for part in gather_objects(images))))]
         all_texts = [found for _, found in sorted(itertools.chain(*(part.items() for part in gather_objects(texts))))]

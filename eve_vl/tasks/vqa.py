@@ -73,7 +73,7 @@ class VQA(nn.Module):
 
     def predict(self, batch: Batch) -> tuple[Tensor, list[RouterStats]]:
         """Return logits (B, A) and the routers' statistics."""
-        image = self.encoder.image(patchify(batch.pixels(), self.config.model.patch_size))
+        image = self.encoder.image(patchify(batch.pixels(), self.config.input.patch_size))
         text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
         encoded = self.encoder.encode(pair(image, text))
         return self.answer_head(encoded.x_BND[:, image.num_image]), encoded.router

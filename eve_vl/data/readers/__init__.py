@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import nearest
 from eve_vl.data.readers import paths
 from eve_vl.data.readers.captions import Captions
 from eve_vl.data.readers.coco import coco_document, karpathy_document
@@ -20,7 +19,7 @@ from eve_vl.data.readers.table import Table, TableSource
 from eve_vl.data.readers.vqa2 import vqa_document
 from eve_vl.data.readers.webdataset import WebdatasetSource
 from eve_vl.data.records import Source
-from eve_vl.errors import UserError
+from eve_vl.errors import UserError, nearest
 
 __all__ = ["FORMATS", "KINDS", "absolute_spec", "guess_kind", "open_source"]
 

@@ -1,6 +1,5 @@
 """What all readers share: column choice, image paths that stay inside the data, shapes of texts, compact storage."""
 
-import difflib
 import json
 import os
 from array import array
@@ -11,18 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef, ImagesStatement, Record, Source
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.errors import BadSampleError, UserError, did_you_mean
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
 Fields = Mapping[str, object]
 NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the closest of `names`, or nothing if none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def where_line(path: Path, line: int) -> str:
@@ -57,7 +50,9 @@ def pick_column(path: Path, found: Sequence[str], wanted: str | None, usual: Seq
     elif wanted in found:
         return wanted
     else:
-        problem = f"it has no column '{wanted}'{did_you_mean(wanted, found)}"
+        problem = f"it has no column {wanted!r}"
+        if hint := did_you_mean(wanted, found):
+            problem += f" ({hint})"
     raise UserError(f"{path}: {problem}. Its columns: {', '.join(found)}. Name one with --data.{option}-column")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eve_vl.data.readers import common
-from eve_vl.errors import UserError
+from eve_vl.errors import UserError, did_you_mean
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset")
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
@@ -111,7 +111,8 @@ def explain_missing(path: Path) -> str:
         child, folder = folder, folder.parent
     stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
-    return f"no such file or folder: {path}{stop}{common.did_you_mean(child.name, names)}"
+    hint = did_you_mean(child.name, names)
+    return f"no such file or folder: {path}{stop}{f' ({hint})' if hint else ''}"
 
 
 def sniff(path: Path) -> str:

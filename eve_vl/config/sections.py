@@ -1,0 +1,29 @@
+"""What tagged sections share: a run's model and task are each one of several kinds, told apart by their `name`."""
+
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A section of one of several kinds. A kind is a subclass with a `name`; defining it is all that makes it known."""
+
+    name: ClassVar[str]
+    """What config.json calls this kind."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        return []
+
+
+Kind = TypeVar("Kind", bound=Section)
+
+
+def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
+    """Return all kinds of a section by name, in the order in which they were defined."""
+    found: dict[str, type[Kind]] = {}
+    for kind in base.__subclasses__():
+        if "name" in vars(kind):
+            found[kind.name] = kind
+        found |= kinds_of(kind)
+    return found
