@@ -8,17 +8,8 @@ from eve_vl.cli.common import HELP, fail, say
 from eve_vl.cli.convert import run_convert
 from eve_vl.cli.data import run_data_check, run_tokenizer_train
 from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
-from eve_vl.cli.study import run_study_speed
 from eve_vl.cli.train import run_demo, run_finetune, run_pretrain
-from eve_vl.cli.use import (
-    run_answer,
-    run_encode,
-    run_fill_mask,
-    run_judge,
-    run_look,
-    run_match,
-    run_reconstruct,
-)
+from eve_vl.cli.use import call_verbs, run_encode
 from eve_vl.cpu import keep_memory, yield_cores
 from eve_vl.errors import UserError, nearest
 
@@ -27,12 +18,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": run_pretrain,
     "finetune": run_finetune,
     "evaluate": run_evaluate,
-    "answer": run_answer,
-    "match": run_match,
-    "judge": run_judge,
-    "fill-mask": run_fill_mask,
-    "reconstruct": run_reconstruct,
-    "look": run_look,
+    **call_verbs(),
     "encode": run_encode,
     "data check": run_data_check,
     "tokenizer train": run_tokenizer_train,
@@ -40,7 +26,6 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "inspect": run_inspect,
     "report": run_report,
     "export": run_export,
-    "study speed": run_study_speed,
 }
 
 

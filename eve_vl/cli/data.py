@@ -10,7 +10,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write_json, write_text
-from eve_vl.config import TokenizerConfig
+from eve_vl.config import TokenizerConfig, generated
 from eve_vl.errors import UserError
 
 
@@ -46,8 +46,7 @@ def run_data_check(argv: Sequence[str]) -> None:
     from eve_vl.data.readers import guess_kind
 
     console = Console(highlight=False, soft_wrap=True)
-    is_scenes = args.path.partition(":")[0] == "scenes"
-    guess = "captions" if is_scenes else guess_kind(args.path, format=args.format)
+    guess = "captions" if generated(args.path) else guess_kind(args.path, format=args.format)
     (source,) = args.open((args.path,), image_size=224, kind=guess if args.kind == "auto" else args.kind)
     report = check_source(source, console=console)
     report.render(console)
@@ -60,7 +59,7 @@ def run_tokenizer_train(argv: Sequence[str]) -> None:
     """Train a byte-level BPE on captions: eve tokenizer train PATH … [flags]."""
     args = parse(TokenizerArgs, argv, "eve tokenizer train", run_tokenizer_train.__doc__)
     check_writable(args.out)
-    from eve_vl.run import train_tokenizer
+    from eve_vl.training import train_tokenizer
 
     problems = TokenizerConfig(vocab_size=args.vocab_size).problems()
     if problems:

@@ -1,5 +1,6 @@
 """Verbs about runs: evaluate, inspect, report, export."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,9 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, SourceArgs, check_writable, parse, say, write_json
-from eve_vl.config import DataConfig
+from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import PRETRAIN, get_recipe
-
-TASK_NAMES = ("masked_signal", "retrieval", "vqa", "nlvr2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +24,10 @@ class EvaluateArgs(SourceArgs):
     """Sources to evaluate on, as for --data.train; default: the run's own validation sources."""
     samples: int = 1_000_000
     """Evaluate on this many rows at most, spread evenly."""
-    rerank: int | None = None
-    """Retrieval: best candidates of each query that the matching head puts in order; 0: none; default: the run's own."""
-    captions_per_image: int | None = None
-    """Retrieval: captions of each picture to search among; 0: all; default: the run's own."""
-    merge_captions: bool | None = None
-    """Retrieval: captions in the same words are one, true of every picture that has it; COCO and Flickr30K: False; default:
-    the run's own."""
     predictions: Path | None = None
-    """VQA and NLVR2: also write the file that the official server takes."""
+    """Also write the file that the official server takes, where there is one."""
     json: Path | None = None
     """Also write the numbers to this file."""
-
-    def search(self) -> dict[str, int | bool]:
-        """Return what is given of task.rerank and its like."""
-        values = {name: getattr(self, name) for name in ("rerank", "captions_per_image", "merge_captions")}
-        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,45 +59,56 @@ class ExportArgs:
     folder: Positional[Path]
     """New folder for the files."""
     parts: tuple[str, ...] = ()
-    """What to write: image_encoder, text_encoder, matcher, answerer, judge; default: all that the run's heads allow."""
+    """What to write, such as image_encoder; default: all that the run's heads allow."""
     json: Path | None = None
     """Also write sizes, differences and speeds to this file."""
 
 
+def evaluate_args(task: type[TaskConfig]) -> type[EvaluateArgs]:
+    """Return the flags of `eve evaluate` for a task: those of all tasks, and its own."""
+    bases = (task.evaluation, EvaluateArgs)
+    return dataclasses.make_dataclass("EvaluateArgs", [], bases=bases, frozen=True, kw_only=True)
+
+
 def run_evaluate(argv: Sequence[str]) -> None:
     """Compute a task's numbers for a run on any data: eve evaluate TASK RUN [flags]."""
-    usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(TASK_NAMES)}"
+    tasks = {name: kind for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers}
+    usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(tasks)}"
     if argv and argv[0] in HELP:
-        say(f"{usage}\n(eve evaluate {TASK_NAMES[0]} --help lists the flags)")
+        say(f"{usage}\n(eve evaluate {next(iter(tasks))} --help lists the flags)")
         return
     if not argv or argv[0].startswith("-"):
         raise UserError(usage)
-    task = argv[0]
-    if task not in TASK_NAMES:
-        raise UserError(f"no task {nearest(task, TASK_NAMES)} (tasks: {', '.join(TASK_NAMES)})")
-    args = parse(EvaluateArgs, argv[1:], f"eve evaluate {task}", run_evaluate.__doc__)
+    name = argv[0]
+    if name not in tasks:
+        raise UserError(f"no task {nearest(name, tasks)} (tasks: {', '.join(tasks)})")
+    args = parse(evaluate_args(tasks[name]), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
     check_writable(args.json, args.predictions)
+    own = (field.name for field in dataclasses.fields(tasks[name].evaluation))
+    flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
     from eve_vl.evaluation import evaluate_run
-    from eve_vl.run import load_run
-    from eve_vl.tasks import TASKS
+    from eve_vl.loading import load_run
     from eve_vl.train.device import pick_device
 
     run = load_run(args.run, pick_device("auto"))
-    if run.config.task.name != task:
+    if run.config.task.name != name:
         raise UserError(
-            f"{args.run}: is a {run.config.task.name} run, which has no head for {task}; fine-tune it first "
+            f"{args.run}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
             f"(eve finetune --help), or evaluate {run.config.task.name}"
         )
-    kind = TASKS[task].dataset.kind
-    sources = args.open(args.data, run.config.input.image_size, kind) if args.data else None
+    sources = args.open(args.data, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
     if sources is None and args.data_config() != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
-    numbers = evaluate_run(run, args.samples, sources, search=args.search(), predictions=args.predictions)
+    numbers = evaluate_run(run, args.samples, sources, flags=flags, predictions=args.predictions)
     say(
         "\n".join(
             f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}" for name, value in numbers.items()
         )
     )
+    trained_on = sorted(set(args.data) & set(run.config.data.train))
+    remarks = [f"{', '.join(trained_on)}: this run was trained on these rows"] if trained_on else []
+    for remark in [*remarks, *run.task.remarks(numbers)]:
+        say(f"note: {remark}")
     write_json(args.json, numbers)
 
 

@@ -38,7 +38,8 @@ def run_pretrain(argv: Sequence[str]) -> None:
         return
     recipe, init = get_recipe(argv[0]), _flag_value(argv, "--init")
     if init is not None and not set(HELP) & set(argv[1:]):  # the weights fit no other shape
-        recipe = replace(recipe, model=_init_config(Path(init), scratch="--scratch" in argv).model)
+        start = _init_config(Path(init), scratch="--scratch" in argv)
+        recipe = replace(recipe, input=start.input, model=start.model)
     _train("pretrain", argv, PRETRAIN[argv[0]].__doc__, recipe)
 
 
@@ -64,7 +65,7 @@ def run_demo(argv: Sequence[str]) -> None:
 
 
 def _init_config(path: Path, scratch: bool) -> Config:
-    from eve_vl.run import read_config, settings_folder
+    from eve_vl.loading import read_config, settings_folder
 
     return read_config(settings_folder(path.expanduser(), scratch))
 
@@ -73,11 +74,11 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
     if args.config.init is not None and args.config.tokenizer != recipe.tokenizer:
         raise UserError("--tokenizer flags have no use with --init: that run's tokenizer comes along")
-    from eve_vl.run import train
+    from eve_vl.report import write_report  # WIP
+    from eve_vl.training import train
 
-    report = train(args.config, must_resume=args.resume)
-    if report is not None:
-        say(f"report: {report}")
+    if train(args.config, must_resume=args.resume):
+        say(f"report: {write_report(args.config.out)}")
 
 
 def _wants_list(argv: Sequence[str], verb: str, recipes: Mapping[str, Callable[..., Config]]) -> bool:

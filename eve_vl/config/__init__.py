@@ -78,7 +78,7 @@ def config_to_json(config: Config) -> str:
 
 
 def config_from_dict(values: dict[str, Any], where: str) -> Config:
-    """Return the config that a config.json holds, of this version or an earlier one. Raises UserError; `where` names the file."""
+    """Return the config that a config.json of any version holds. Raises UserError; `where` names the file."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: is not a run's config, which is a JSON object")
     return from_dict(Config, migrate(values, where), where)

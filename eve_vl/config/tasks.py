@@ -25,6 +25,8 @@ class TaskConfig(Section):
     """What people call the task."""
     is_pretraining: ClassVar[bool] = False
     """Whether `eve pretrain` trains it, rather than `eve finetune`."""
+    has_numbers: ClassVar[bool] = True
+    """Whether `eve evaluate` can measure it."""
     calls: ClassVar[Mapping[str, str]] = {}
     """Calls of `Eve`, and verbs of the command line, that a run of it may answer, with what each does."""
     evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
@@ -41,6 +43,7 @@ class EncoderOnlyConfig(TaskConfig):
     name: ClassVar[str] = "encoder"
     title: ClassVar[str] = "an encoder without heads"
     is_pretraining: ClassVar[bool] = True
+    has_numbers: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,6 +158,8 @@ class PairBatch(Batch):
     picture_B: Tensor
     """int64, equal for captions of one picture."""
     wrong: "PairBatch | None" = None
+    num_targets: Tensor | None = None
+    """What the loss of masked tokens is divided by, float32 scalar; None: the number of these here."""
 
     def with_text_of(self, other: "PairBatch") -> "PairBatch":
         """Return these pictures with the texts of another batch of the same size."""

@@ -1,1 +1,1 @@
-"""The model: embedding, layers, experts, encoder, heads and pixel decoder."""
+"""The model: embedding, layers, experts, backbones, heads and pixel decoder."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.config import EveModelConfig
+from eve_vl.config import InputConfig
 from eve_vl.errors import UserError
 from eve_vl.model.layers import layer_norm
 
@@ -31,23 +31,24 @@ class Tokens:
         B, N, _ = self.x_BND.shape
         return (torch.arange(N, device=self.x_BND.device) >= self.num_image).expand(B, N)
 
-    def chunk(self, num_parts: int) -> list["Tokens"]:
-        """Split the batch into equal parts."""
-        num = len(self.x_BND) // num_parts
-        paddings = (None,) * num_parts if self.is_padding_BN is None else self.is_padding_BN.split(num)
-        return [
-            Tokens(x_BND=x_BND, num_image=self.num_image, is_padding_BN=is_padding_BN)
-            for x_BND, is_padding_BN in zip(self.x_BND.split(num), paddings, strict=True)
-        ]
 
-
-def pair(image: Tokens, text: Tokens) -> Tokens:
-    """Concatenate a batch of pictures and their texts, [image; text]."""
+def join(image: Tokens | None, text: Tokens | None) -> Tokens:
+    """Return pictures, texts or, row by row, pairs of them as one sequence, [picture; text]."""
+    if image is None or text is None:
+        tokens = image or text
+        assert tokens is not None, "a picture, a text or both"
+        return tokens
     is_padding_BN = None
     if text.is_padding_BN is not None:
         is_padding_BN = F.pad(text.is_padding_BN, (image.x_BND.shape[1], 0), value=False)
     x_BND = torch.cat([image.x_BND, text.x_BND], dim=1)
     return Tokens(x_BND=x_BND, num_image=image.num_image, is_padding_BN=is_padding_BN)
+
+
+def pick(tokens: Tokens, rows: Tensor) -> Tokens:
+    """Return some rows of a batch, int64 indices, perhaps more than once."""
+    is_padding_BN = None if tokens.is_padding_BN is None else tokens.is_padding_BN[rows]
+    return Tokens(x_BND=tokens.x_BND[rows], num_image=tokens.num_image, is_padding_BN=is_padding_BN)
 
 
 def patchify(pixels_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -90,15 +91,17 @@ def to_pictures(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
 class ImageEmbed(nn.Module):
     """Linear patch projection, image [CLS], learned positions, image type embedding."""
 
-    def __init__(self, config: EveModelConfig):
+    def __init__(self, embed_dim: int, sizes: InputConfig):
         super().__init__()
-        self.proj = nn.Linear(config.patch_dim, config.embed_dim)
-        self.cls = nn.Parameter(torch.empty(config.embed_dim))
-        self.positions = nn.Parameter(torch.empty(1 + config.num_patches, config.embed_dim))
-        self.type_embed = nn.Parameter(torch.empty(config.embed_dim))
+        self.patch_size = sizes.patch_size
+        self.proj = nn.Linear(sizes.patch_dim, embed_dim)
+        self.cls = nn.Parameter(torch.empty(embed_dim))
+        self.positions = nn.Parameter(torch.empty(1 + sizes.num_patches, embed_dim))
+        self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
-    def forward(self, patches_BPX: Tensor, keep_BK: Tensor | None = None) -> Tokens:
+    def forward(self, pixels_BCHW: Tensor, keep_BK: Tensor | None = None) -> Tokens:
         """Embed all patches, or only those at the positions keep_BK (int64), each with its own position."""
+        patches_BPX = patchify(pixels_BCHW, self.patch_size)
         B, P, _ = patches_BPX.shape
         positions = resize_positions(self.positions, P)
         cls_D, patch_PD = positions[0] + self.cls, positions[1:]
@@ -123,18 +126,18 @@ def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
 class TextEmbed(nn.Module):
     """Word embedding, LayerNorm, dropout; learned positions and text type embedding are added after both."""
 
-    def __init__(self, config: EveModelConfig, vocab_size: int):
+    def __init__(self, embed_dim: int, sizes: InputConfig, vocab_size: int, dropout: float):
         super().__init__()
-        self.words = nn.Embedding(vocab_size, config.embed_dim)
-        self.norm = layer_norm(config.embed_dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.positions = nn.Parameter(torch.empty(config.text_length, config.embed_dim))
-        self.type_embed = nn.Parameter(torch.empty(config.embed_dim))
+        self.words = nn.Embedding(vocab_size, embed_dim)
+        self.norm = layer_norm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self.positions = nn.Parameter(torch.empty(sizes.text_length, embed_dim))
+        self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
     def forward(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tokens:
         """Embed int64 token ids, the text [CLS] first. Raises UserError for more tokens than there are positions."""
         T = ids_BT.shape[1]
         if len(self.positions) < T:
-            raise UserError(f"text of {T} tokens, but model.text_length is {len(self.positions)}")
+            raise UserError(f"text of {T} tokens, but input.text_length is {len(self.positions)}")
         x_BTD = self.dropout(self.norm(self.words(ids_BT))) + self.positions[:T] + self.type_embed
         return Tokens(x_BND=x_BTD, num_image=0, is_padding_BN=is_padding_BT)

@@ -5,39 +5,46 @@ Letters: B batch, N all tokens, H heads.
 """
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from eve_vl.model.encoder import Encoder
-from eve_vl.model.layers import Attention, attention_weights
+from eve_vl.model.exchange import Module, exchanged
+from eve_vl.model.layers import Attention, attention_mask, attention_weights
 
 
-def gradcam(encoder: Encoder, block: int, score: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return (B, N, N), the mean over heads of relu(weight · ∂score/∂weight) in one block's attention; and whether each
-    row's weights have any effect on the score at all, bool (B, N).
+class WatchedAttention(nn.Module):
+    """The twin of an attention that keeps its weights (B, H, N, N) for a gradient."""
 
-    score: goes through the encoder once and returns a scalar. block: 0 is the first. Rows are queries, columns keys;
-    padding, as a key, has none. A weight is moved alone: the others of its row do not make room for it.
-    """
-    attention = cast(Attention, encoder.blocks[block].attn)
-    watched: list[Tensor] = []
+    def __init__(self, attention: Attention):
+        super().__init__()
+        self.attention = attention
+        self.weights_BHNN: Tensor | None = None
 
-    def recompute(module: Attention, inputs: tuple[Tensor, Tensor | None, int | None], output: Tensor) -> Tensor:
-        x_BND, is_padding_BN, only = inputs
+    def forward(self, x_BND: Tensor, is_padding_BN: Tensor | None, only: int | None = None) -> Tensor:
+        """Return what the attention does."""
         assert only is None, "all rows are wanted"
-        q_BHNd, k_BHNd, v_BHNd = module.split(x_BND)
-        may_attend = None if is_padding_BN is None else ~is_padding_BN[:, None, None, :]
-        watched.append(attention_weights(q_BHNd, k_BHNd, may_attend).detach().requires_grad_())
-        return module.join(watched[-1] @ v_BHNd)
+        assert self.weights_BHNN is None, "the score goes through the encoder once"
+        q_BHNd, k_BHNd, v_BHNd = self.attention.split(x_BND)
+        weights_BHNN = attention_weights(q_BHNd, k_BHNd, attention_mask(is_padding_BN, None))
+        self.weights_BHNN = weights_BHNN.detach().requires_grad_()
+        return self.attention.join(self.weights_BHNN @ v_BHNd)
 
-    handle = attention.register_forward_hook(recompute)
-    try:
-        with torch.enable_grad():
-            value = score()
-    finally:
-        handle.remove()
-    (weights_BHNN,) = watched  # the encoder was gone through once
+
+def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return (B, N, N), the mean over heads of relu(weight · ∂score/∂weight) in one attention; and whether each row's
+    weights have any effect on the score at all, bool (B, N).
+
+    attention: its name in the module. score: goes once through the module that it is given, a twin, and returns a scalar.
+    Rows are queries, columns keys; padding, as a key, has none. A weight is moved alone: the others of its row do not make
+    room for it.
+    """
+    original = module.get_submodule(attention)
+    assert isinstance(original, Attention)
+    watched = WatchedAttention(original)
+    with torch.enable_grad():
+        value = score(exchanged(module, {attention: watched}))
+    weights_BHNN = watched.weights_BHNN
+    assert weights_BHNN is not None, "the score goes through the encoder"
     (gradient_BHNN,) = torch.autograd.grad(value, weights_BHNN)
-    return (weights_BHNN * gradient_BHNN).relu().mean(1).detach(), gradient_BHNN.ne(0).any(3).any(1)
+    return (weights_BHNN.detach() * gradient_BHNN).relu().mean(1), gradient_BHNN.ne(0).any(3).any(1)

@@ -1,9 +1,10 @@
 """The one attention, the one feed-forward network and their small parts.
 
-Letters: B batch, N tokens, D width, H heads, F feed-forward width.
+Letters: B batch, N tokens, M keys, D width, H heads, F feed-forward width.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, shared by both modalities; q and v have biases, k has none."""
+    """Multi-head attention, to itself unless keys are given; q and v have biases, k has none."""
 
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
@@ -49,44 +50,74 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.empty(embed_dim))
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x_BND: Tensor, is_padding_BN: Tensor | None, only: int | None = None) -> Tensor:
-        """Attend over the N tokens of each sample, never to padding; (B, N, D) to (B, N, D), or to (B, 1, D) for one token."""
-        may_attend = None if is_padding_BN is None else ~is_padding_BN[:, None, None, :]
-        q_BHNd, k_BHNd, v_BHNd = self.split(x_BND)
+    def forward(
+        self,
+        x_BND: Tensor,
+        is_padding_BM: Tensor | None,
+        only: int | None = None,
+        *,
+        keys_BMD: Tensor | None = None,
+        bias_HNM: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from each of N tokens to M, never to padding; (B, N, D) to (B, N, D), or to (B, 1, D) for one token.
+
+        keys_BMD: what keys and values are made of (co-attention); default: the tokens themselves. is_padding_BM: which of
+        these are none. bias_HNM: added to the scores (relative positions), (H, N, M) or (B, H, N, M).
+        """
+        q_BHNd, k_BHMd, v_BHMd = self.split(x_BND, keys_BMD)
         if only is not None:
             q_BHNd = q_BHNd[:, :, only : only + 1]
-        return self.join(attend(q_BHNd, k_BHNd, v_BHNd, may_attend))
+            bias_HNM = None if bias_HNM is None else bias_HNM[..., only : only + 1, :]
+        return self.join(attend(q_BHNd, k_BHMd, v_BHMd, attention_mask(is_padding_BM, bias_HNM)))
 
-    def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, (B, H, N, d) each."""
-        B, N, D = x_BND.shape
+    def split(self, x_BND: Tensor, keys_BMD: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, H, N, d), keys and values (B, H, M, d)."""
+        D = x_BND.shape[2]
         bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_BND, self.qkv.weight, bias_3D).view(B, N, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if keys_BMD is None:
+            return self._heads(F.linear(x_BND, self.qkv.weight, bias_3D), 3)
+        (q,) = self._heads(F.linear(x_BND, self.qkv.weight[:D], bias_3D[:D]), 1)
+        k, v = self._heads(F.linear(keys_BMD, self.qkv.weight[D:], bias_3D[D:]), 2)
         return q, k, v
+
+    def _heads(self, x_BNX: Tensor, count: int) -> Any:
+        B, N, X = x_BNX.shape
+        return x_BNX.view(B, N, count, self.num_heads, X // count // self.num_heads).permute(2, 0, 3, 1, 4)
 
     def join(self, out_BHNd: Tensor) -> Tensor:
         """Put the heads side by side and project them: (B, H, N, d) to (B, N, D)."""
         return self.proj(out_BHNd.transpose(1, 2).flatten(2))
 
 
-def attend(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, may_attend_B11N: Tensor | None) -> Tensor:
+def attention_mask(is_padding_BM: Tensor | None, bias_HNM: Tensor | None) -> Tensor | None:
+    """Return what `attend` takes: bool, where keys may be attended to, or with a bias floats to add; None if all is open."""
+    if bias_HNM is None:
+        return None if is_padding_BM is None else ~is_padding_BM[:, None, None, :]
+    if is_padding_BM is None:
+        return bias_HNM
+    return bias_HNM.masked_fill(is_padding_BM[:, None, None, :], float("-inf"))
+
+
+def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention, (B, H, N, d); torch's fused kernel except where its backward is slow: bfloat16 on CPU.
 
     There the explicit form is 1.2 to 2.7 times faster, forward and backward together, most on short sequences (LOG.md).
     """
     if q_BHNd.device.type != "cpu" or q_BHNd.dtype != torch.bfloat16 or not q_BHNd.requires_grad:
-        return F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd, attn_mask=may_attend_B11N)
-    return attention_weights(q_BHNd, k_BHNd, may_attend_B11N) @ v_BHNd
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(q_BHNd.dtype)
+        return F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, attn_mask=mask)
+    return attention_weights(q_BHNd, k_BHMd, mask) @ v_BHMd
 
 
-def attention_weights(q_BHNd: Tensor, k_BHNd: Tensor, may_attend_B11N: Tensor | None) -> Tensor:
-    """Return what each query (row) takes of each key, (B, H, N, N), rows adding up to 1; 0 where it may not attend."""
-    scores_BHNN = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHNd.transpose(-1, -2)
-    if may_attend_B11N is not None:
-        bias_B11N = torch.zeros_like(may_attend_B11N, dtype=scores_BHNN.dtype).masked_fill_(~may_attend_B11N, float("-inf"))
-        scores_BHNN = scores_BHNN + bias_B11N  # unlike filling, it costs nothing in the backward pass
-    return scores_BHNN.softmax(-1, dtype=torch.float32).to(scores_BHNN.dtype)  # in bfloat16 it is slower on a CPU
+def attention_weights(q_BHNd: Tensor, k_BHMd: Tensor, mask: Tensor | None) -> Tensor:
+    """Return what each query (row) takes of each key, (B, H, N, M), rows adding up to 1; 0 where it may not attend."""
+    scores_BHNM = (q_BHNd * q_BHNd.shape[-1] ** -0.5) @ k_BHMd.transpose(-1, -2)
+    if mask is not None and mask.dtype == torch.bool:  # adding −∞, unlike filling it in, costs nothing in the backward pass
+        mask = torch.zeros_like(mask, dtype=scores_BHNM.dtype).masked_fill_(~mask, float("-inf"))
+    if mask is not None:
+        scores_BHNM = scores_BHNM + mask
+    return scores_BHNM.softmax(-1, dtype=torch.float32).to(scores_BHNM.dtype)  # in bfloat16 it is slower on a CPU
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}

@@ -115,6 +115,12 @@ class MoE(nn.Module):
         self.router = Router(embed_dim, num_experts, top_k, modality_routing)
         self.experts = Experts(embed_dim, ffn_dim, num_experts, activation)
 
+    @property
+    def num_idle_parameters(self) -> int:
+        """Parameters of the experts that a token is not sent to."""
+        experts = sum(parameter.numel() for parameter in self.experts.parameters())
+        return experts - experts * self.router.top_k // len(self.router.weight)
+
     def forward(self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None) -> tuple[Tensor, RouterStats]:
         """Return (B, N, D), zero at padding, and the statistics.
 

@@ -3,34 +3,29 @@
 Letters: B batch, N tokens, A = B·N, S real tokens of the batch, D width, E experts, K chosen experts, R rows of one expert.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.model.encoder import Encoder
+from eve_vl.model.exchange import Module, exchanged
 from eve_vl.model.layers import FeedForward
 from eve_vl.model.moe import Experts, MoE
 from eve_vl.model.moe_official import OfficialMoE
 
 
-class TraceableMoE(MoE):
+class TraceableMoE(nn.Module):
     """The twin of a mixture of experts without drops, in operations that ONNX has: each expert looks for its own rows.
 
     Only chosen experts compute, as in `MoE`. Shares the weights.
     """
 
     def __init__(self, moe: MoE):
-        nn.Module.__init__(self)
+        super().__init__()
         self.router = moe.router
         self.experts_see_modality = isinstance(moe, OfficialMoE)
         self.feed_forwards = nn.ModuleList(_feed_forward(moe.experts, e) for e in range(len(moe.experts.fc1_weight)))
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None
-    ) -> tuple[Tensor, None]:
+    def forward(self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None) -> tuple[Tensor, None]:
         """Return (B, N, D), zero at padding, and no statistics."""
         x_AD, is_text_S = x_BND.flatten(0, 1), is_text_BN.flatten()
         x_SD = x_AD
@@ -66,14 +61,7 @@ def _feed_forward(experts: Experts, expert: int) -> FeedForward:
     return feed_forward
 
 
-@contextlib.contextmanager
-def traceable(encoder: Encoder) -> Iterator[None]:
-    """Put its twin in the place of every mixture of experts, for a while."""
-    kept = [(block, block.ffn) for block in encoder.blocks if isinstance(block.ffn, MoE)]
-    try:
-        for block, moe in kept:
-            block.ffn = TraceableMoE(moe)
-        yield
-    finally:
-        for block, moe in kept:
-            block.ffn = moe
+def traceable(module: Module) -> Module:
+    """Return a twin of a module, with the same weights, in which every mixture of experts is its traceable twin."""
+    experts = {name: part for name, part in module.named_modules() if isinstance(part, MoE)}
+    return exchanged(module, {name: TraceableMoE(moe) for name, moe in experts.items()})

@@ -9,9 +9,9 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import EveModelConfig, MaskedSignalConfig
+from eve_vl.config import EveModelConfig, InputConfig, MaskedSignalConfig
 from eve_vl.model.embed import Tokens
-from eve_vl.model.encoder import Block
+from eve_vl.model.encoder import Block, block_flops
 from eve_vl.model.layers import layer_norm
 
 
@@ -22,15 +22,17 @@ class PixelDecoder(nn.Module):
     sine-cosine positions tell where each kept and each hidden patch lies.
     """
 
-    def __init__(self, config: EveModelConfig, task: MaskedSignalConfig):
+    def __init__(self, embed_dim: int, sizes: InputConfig, task: MaskedSignalConfig, block: EveModelConfig):
+        """block: whose shape the blocks have, apart from width and heads."""
         super().__init__()
         dim = task.decoder_dim
-        block_config = dataclasses.replace(config, embed_dim=dim, num_heads=task.decoder_num_heads)
-        self.embed = nn.Linear(config.embed_dim, dim)
+        block = dataclasses.replace(block, embed_dim=dim, num_heads=task.decoder_num_heads)
+        self.embed = nn.Linear(embed_dim, dim)
         self.mask_token = nn.Parameter(torch.empty(dim))
-        self.blocks = nn.ModuleList(Block(block_config, "shared", 0.0) for _ in range(task.decoder_depth))
+        self.blocks = nn.ModuleList(Block(block, "shared") for _ in range(task.decoder_depth))
         self.norm = layer_norm(dim)
-        self.pixels = nn.Linear(dim, config.patch_dim)
+        self.pixels = nn.Linear(dim, sizes.patch_dim)
+        self.block = block
 
     def forward(self, encoded: Tokens, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:
         """Predict the hidden patches.
@@ -51,6 +53,15 @@ class PixelDecoder(nn.Module):
         for block in self.blocks:
             tokens, _ = block(tokens, None)
         return self.pixels(self.norm(tokens.x_BND[:, -M:]))
+
+    def flops(self, num_seen: int, num_hidden: int) -> float:
+        """Return forward FLOPs for so many tokens that the encoder saw and hidden patches."""
+        blocks = len(self.blocks) * block_flops(num_seen + num_hidden, self.block, "shared")
+        return (
+            2 * num_seen * self.embed.in_features * self.embed.out_features
+            + blocks
+            + 2 * num_hidden * self.pixels.weight.numel()
+        )
 
 
 def sincos_positions(num_patches: int, dim: int, device: torch.device) -> Tensor:

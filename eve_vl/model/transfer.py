@@ -1,15 +1,16 @@
 """Weights from one run into another task's model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from eve_vl.errors import UserError
-from eve_vl.model.embed import resize_positions
+from eve_vl.errors import UserError, nearest
 
-POSITIONS = "encoder.image.positions"
+ENCODER = "encoder."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,30 +21,35 @@ class Transfer:
     """Parameters that it did not have, or had in another shape: they start at random."""
     unused: frozenset[str]
     """What it had and this model has no place for."""
-    resized: tuple[int, int] | None
-    """Patches that its positions were for, and those they are for now; None if the same."""
+    resized: str | None
+    """What of the encoder was resized, in words; None if nothing was."""
 
 
-def transfer(tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> Transfer:
-    """Copy what fits; the encoder must fit as a whole, its picture positions resized if need be. Raises UserError.
+def transfer(tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Sequence[str] = ()) -> Transfer:
+    """Copy what fits; the encoder must fit as a whole, resized if need be, apart from names that match a pattern of may_lack.
 
-    `where` names the source of `tensors` in messages.
+    `where` names the source of `tensors` in messages. Raises UserError, also for a pattern that matches nothing.
     """
-    own = model.state_dict()
-    tensors = dict(tensors)
-    resized = None
-    if POSITIONS in tensors and tensors[POSITIONS].shape != own[POSITIONS].shape:
-        resized = len(tensors[POSITIONS]) - 1, len(own[POSITIONS]) - 1
-        tensors[POSITIONS] = resize_positions(tensors[POSITIONS], resized[1])
+    own = task.state_dict()
+    for pattern in may_lack:
+        if not any(fnmatch(name, pattern) for name in own):
+            raise UserError(f"init_may_lack: the model has no parameter {nearest(pattern, own)}")
+    encoder = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+    encoder, resized = task.encoder.resized(encoder)
+    tensors = {**tensors, **{ENCODER + name: tensor for name, tensor in encoder.items()}}
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and tensor.shape == own[name].shape}
-    wrong = [name for name in own.keys() | tensors.keys() if name.startswith("encoder.") and name not in fitting]
+    wrong = [
+        name
+        for name in own.keys() | tensors.keys()
+        if name.startswith(ENCODER) and name not in fitting and not any(fnmatch(name, pattern) for pattern in may_lack)
+    ]
     if wrong:
         name = min(wrong)
         here = f"{tuple(own[name].shape)} here" if name in own else "missing here"
         there = f"{tuple(tensors[name].shape)} there" if name in tensors else "missing there"
         raise UserError(
             f"{where}: its encoder does not fit this model: {len(wrong)} tensors differ, the first {name}: "
-            f"{here}, {there}; leave out the --model flags that change shapes"
+            f"{here}, {there}; leave out the flags that change shapes, or name what may start at random with --init-may-lack"
         )
     with torch.no_grad():
         for name, tensor in fitting.items():
@@ -55,5 +61,5 @@ def transfer(tensors: Mapping[str, Tensor], model: nn.Module, where: str) -> Tra
 
 def parts(names: Iterable[str]) -> str:
     """Return the parts of a model that parameters belong to, for messages: `answer_head, contrast.match_head`."""
-    depth = {"contrast": 2}
+    depth = {"contrast": 2, "encoder": 2}
     return ", ".join(sorted({".".join(name.split(".")[: depth.get(name.split(".")[0], 1)]) for name in names}))

@@ -1,42 +1,26 @@
-"""Recipes: one function per run that returns a whole config; its docstring says command, time and score."""
+"""Recipes: one function per run that returns a whole config; its docstring says command, time and score.
 
+Every public function of `pretrain` and of `finetune` is a recipe.
+"""
+
+import inspect
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 from eve_vl.config import Config
 from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import finetune, pretrain
 
-PRETRAIN: dict[str, Callable[[], Config]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        pretrain.tiny,
-        pretrain.demo,
-        pretrain.demo_rival,
-        pretrain.scenes,
-        pretrain.scenes_rival,
-        pretrain.scenes_all,
-        pretrain.emoji,
-        pretrain.base,
-        pretrain.base_rival,
-        pretrain.large,
-    )
-}
-FINETUNE: dict[str, Callable[[Config], Config]] = {
-    recipe.__name__: recipe
-    for recipe in (
-        finetune.vqa,
-        finetune.nlvr2,
-        finetune.retrieval,
-        finetune.demo_vqa,
-        finetune.demo_nlvr2,
-        finetune.demo_retrieval,
-        finetune.scenes_vqa,
-        finetune.scenes_nlvr2,
-        finetune.scenes_retrieval,
-        finetune.easy_vqa,
-        finetune.emoji_retrieval,
-    )
-}
+
+def _recipes(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    functions = inspect.getmembers(module, lambda member: inspect.isfunction(member) and member.__module__ == module.__name__)
+    public = [(name, function) for name, function in functions if not name.startswith("_")]
+    return dict(sorted(public, key=lambda named: named[1].__code__.co_firstlineno))
+
+
+PRETRAIN: dict[str, Callable[[], Config]] = _recipes(pretrain)
+FINETUNE: dict[str, Callable[[Config], Config]] = _recipes(finetune)
 
 
 def get_recipe(name: str) -> Config:

@@ -14,7 +14,7 @@ def vqa(init: Config) -> Config:
     config = _downstream(init, "vqa", VQAConfig())
     return replace(
         config,
-        model=replace(init.model, image_size=_larger(init, 480)),
+        input=replace(init.input, image_size=_larger(init, 480)),
         data=replace(config.data, augment="rand"),
         train=_paper(steps=34_000, batch_size=128, lr=3e-5, new_lr_multiplier=10, clip_norm=3.0),
     )
@@ -29,7 +29,7 @@ def nlvr2(init: Config) -> Config:
     train = _paper(steps=6750, batch_size=128, lr=3.5e-5, new_lr_multiplier=15, clip_norm=3.0)
     return replace(
         config,
-        model=replace(init.model, image_size=_larger(init, 384)),
+        input=replace(init.input, image_size=_larger(init, 384)),
         data=replace(config.data, augment="rand"),
         train=replace(train, warmup=0.2, schedule="cosine"),
     )
@@ -43,7 +43,7 @@ def retrieval(init: Config) -> Config:
     config = _downstream(init, "retrieval", RetrievalConfig())
     return replace(
         config,
-        model=replace(init.model, image_size=_larger(init, 384)),
+        input=replace(init.input, image_size=_larger(init, 384)),
         data=replace(config.data, augment="color"),
         train=_paper(steps=22_000, batch_size=256, lr=3e-5, new_lr_multiplier=10, clip_norm=1.0),
     )
@@ -123,6 +123,7 @@ def _downstream(init: Config, recipe: str, task: TaskConfig) -> Config:
         recipe=recipe,
         out=Path("runs") / recipe,
         init=init.out,
+        input=init.input,
         model=init.model,
         task=task,
         data=DataConfig(train=("train.json",), val=("val.json",), num_workers=8),

@@ -3,7 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
-from eve_vl.config import Config, DataConfig, EveModelConfig, MaskedSignalConfig, TokenizerConfig, TrainConfig
+from eve_vl.config import (
+    Config,
+    ContrastMatchConfig,
+    DataConfig,
+    EveModelConfig,
+    InputConfig,
+    MaskedSignalConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 
 
 def tiny() -> Config:
@@ -14,10 +23,8 @@ def tiny() -> Config:
     return Config(
         recipe="tiny",
         out=Path("runs/tiny"),
+        input=InputConfig(image_size=32, patch_size=8, text_length=32),
         model=EveModelConfig(
-            image_size=32,
-            patch_size=8,
-            text_length=32,
             embed_dim=48,
             depth=3,
             num_heads=3,
@@ -39,10 +46,8 @@ def demo() -> Config:
     return Config(
         recipe="demo",
         out=Path("runs/demo/pretrain"),
+        input=InputConfig(image_size=48, patch_size=8, text_length=32),
         model=EveModelConfig(
-            image_size=48,
-            patch_size=8,
-            text_length=32,
             embed_dim=192,
             depth=4,
             num_heads=3,
@@ -118,7 +123,8 @@ def emoji() -> Config:
         config,
         recipe="emoji",
         out=Path("runs/emoji"),
-        model=replace(config.model, image_size=64, num_experts=8, drop_path=0.1, dropout=0.1),
+        input=replace(config.input, image_size=64),
+        model=replace(config.model, num_experts=8, drop_path=0.1, dropout=0.1),
         task=replace(config.task, decoder_dim=128, decoder_num_heads=4),
         data=DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0)),
         tokenizer=TokenizerConfig(vocab_size=2000),
@@ -166,11 +172,5 @@ def large() -> Config:
 
 def _rival(config: Config, name: str, *, mim_weight: float) -> Config:
     """Return the same run with contrast and matching beside masked tokens."""
-    task = config.task
-    assert isinstance(task, MaskedSignalConfig)
-    return replace(
-        config,
-        recipe=name,
-        out=Path("runs") / name,
-        task=replace(task, mim_weight=mim_weight, itc_weight=1.0, itm_weight=1.0),
-    )
+    task = ContrastMatchConfig(**vars(config.task) | {"mim_weight": mim_weight})
+    return replace(config, recipe=name, out=Path("runs") / name, task=task)

@@ -1,13 +1,23 @@
-"""Tasks: each joins a batch type, the model and its objectives."""
+"""Tasks: each joins a batch type, the model and its objectives. The task of the section `name` is in `eve_vl.tasks.<name>`."""
 
-from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.tasks.nlvr2 import NLVR2
-from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.tasks.vqa import VQA
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
 
-TASKS: dict[str, type[MaskedSignal] | type[Retrieval] | type[VQA] | type[NLVR2]] = {
-    "masked_signal": MaskedSignal,
-    "retrieval": Retrieval,
-    "vqa": VQA,
-    "nlvr2": NLVR2,
-}
+from eve_vl.config import TaskConfig
+from eve_vl.tasks.task import Task
+
+
+def task_class(section: type[TaskConfig]) -> type[Task[Any]]:
+    """Return the task of a section."""
+    module = f"{__name__}.{section.name}"
+    if importlib.util.find_spec(module) is not None:  # else whoever defined the section has defined the task
+        importlib.import_module(module)
+    return next(task for task in _subclasses(Task) if vars(task).get("section") is section)
+
+
+def _subclasses(base: type[Task[Any]]) -> Iterator[type[Task[Any]]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _subclasses(kind)

@@ -3,17 +3,31 @@
 Letters: B batch, N all tokens, D width, d width of features, C candidates over all processes.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, overload
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tyro.conf import Positional
 
 from eve_vl import objectives
-from eve_vl.model.embed import Tokens, pair
-from eve_vl.model.encoder import Encoder
+from eve_vl.config import ContrastMatchConfig, RetrievalConfig
+from eve_vl.data.batch import Batch, normalize
+from eve_vl.data.inputs import GivenImage, ImageLike, given_images, given_texts
+from eve_vl.errors import UserError
+from eve_vl.model.backbone import Backbone
+from eve_vl.model.embed import Tokens, pick
 from eve_vl.model.heads import ContrastHead, MatchHead
-from eve_vl.model.moe import RouterStats
+from eve_vl.tasks.calls import Calls, Verb
+from eve_vl.tasks.look import Evidence
+from eve_vl.tasks.task import PAIR, Computation, Routers, Task, pair_tokens
 from eve_vl.train.distributed import gather_rows
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
+Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
 
 
 class Contrast(nn.Module):
@@ -25,63 +39,163 @@ class Contrast(nn.Module):
         self.match_head = MatchHead(embed_dim, standardize=standardize_match) if with_match else None
 
     def forward(
-        self, encoder: Encoder, image: Tokens, text: Tokens, picture_B: Tensor
-    ) -> tuple[dict[str, Tensor], list[list[RouterStats]]]:
-        """Return the losses `itc` and, with a matching head, `itm`, and the routers' statistics of each pass.
+        self, encoder: Backbone, image: Tokens, text: Tokens, picture_B: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
+        """Return the losses `itc` and, with a matching head, `itm`; scalars for the log; the routers of each pass.
 
         image, text: embedded, B of each, row by row a true pair. picture_B: int64, equal for captions of one picture.
         """
         with torch.no_grad():
             self.features.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
-        encoded_image, encoded_text = encoder.encode(image), encoder.encode(text)
-        image_Bd = self.features.image_features(encoded_image.x_BND[:, 0])
-        text_Bd = self.features.text_features(encoded_text.x_BND[:, 0])
+        image_BD, image_routers = encoder.cls(image, None)
+        text_BD, text_routers = encoder.cls(None, text)
+        image_Bd, text_Bd = self.features.image_features(image_BD), self.features.text_features(text_BD)
         image_Cd, text_Cd = gather_rows(image_Bd), gather_rows(text_Bd)
         is_match_BC = picture_B[:, None] == gather_rows(picture_B)
         temperature = self.features.temperature
-        terms = {"itc": objectives.contrastive(image_Bd, text_Bd, image_Cd, text_Cd, is_match_BC, temperature)}
-        routers = [encoded_image.router, encoded_text.router]
+        losses = {"itc": objectives.contrastive(image_Bd, text_Bd, image_Cd, text_Cd, is_match_BC, temperature)}
+        routers, terms = [*image_routers, *text_routers], {}
         if self.match_head is not None:
             with torch.no_grad():
                 similarity_BB = image_Bd @ text_Bd.T / temperature
-            itm_terms, itm_routers = self._matching(encoder, image, text, picture_B, similarity_BB)
-            terms |= itm_terms
-            routers += itm_routers
-        return terms, routers
+            logits, is_match, match_routers = self._hard_pairs(encoder, image, text, picture_B, similarity_BB)
+            losses["itm"] = objectives.matching(logits, is_match)
+            terms["itm_acc"] = (logits.argmax(1) == is_match.long()).float().mean()
+            routers += match_routers
+        return losses, terms, routers
 
-    def _matching(
-        self, encoder: Encoder, image: Tokens, text: Tokens, picture_B: Tensor, similarity_BB: Tensor
-    ) -> tuple[dict[str, Tensor], list[list[RouterStats]]]:
+    def _hard_pairs(
+        self, encoder: Backbone, image: Tokens, text: Tokens, picture_B: Tensor, similarity_BB: Tensor
+    ) -> tuple[Tensor, Tensor, Routers]:
         """Match the B true pairs, B texts with a hard wrong picture and B pictures with a hard wrong text, in one pass."""
         is_match_BB = picture_B[:, None] == picture_B
         own_B = torch.arange(len(picture_B), device=picture_B.device)
         wrong_image_B = objectives.hard_negatives(similarity_BB.T, is_match_BB)
         wrong_text_B = objectives.hard_negatives(similarity_BB, is_match_BB)
         images, texts = torch.cat([own_B, wrong_image_B, own_B]), torch.cat([own_B, own_B, wrong_text_B])
-        logits, routers = self.match(encoder, pick(image, images), pick(text, texts), num_parts=3)
-        is_match = picture_B[images] == picture_B[texts]  # false for negatives, unless a batch shows one picture only
-        accuracy = (logits.argmax(1) == is_match.long()).float().mean()
-        return {"itm": objectives.matching(logits, is_match), "itm_acc": accuracy}, routers
+        logits, routers = self.match(encoder, pick(image, images), pick(text, texts), num_passes=3)
+        # negatives do not match, unless a batch shows one picture only
+        return logits, picture_B[images] == picture_B[texts], routers
 
-    def match(
-        self, encoder: Encoder, image: Tokens, text: Tokens, num_parts: int = 1
-    ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers' statistics of each pass.
+    def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:
+        """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers of each pass.
 
-        num_parts: equal parts of the batch that the published code takes one after the other.
+        num_passes: equal parts of the batch that the published code takes one after the other.
         """
         assert self.match_head is not None
-        x_BND, routers = encoder.encode_parts(pair(image, text), num_parts)
-        return self.match_head(x_BND[:, image.num_image]), routers
-
-    def match_scores(self, encoder: Encoder, image: Tokens, text: Tokens) -> Tensor:
-        """Return the logit of "match" (B,) of pairs, and compute nothing else."""
-        assert self.match_head is not None
-        encoded = encoder.encode(pair(image, text), only=image.num_image)
-        return self.match_head(encoded.x_BND[:, 0])[:, 1]
+        cls_BD, routers = encoder.cls(image, text, num_passes=num_passes)
+        return self.match_head(cls_BD), routers
 
 
-def pick(tokens: Tokens, rows: Tensor) -> Tokens:
-    """Return some rows of a batch, perhaps more than once."""
-    is_padding = None if tokens.is_padding_BN is None else tokens.is_padding_BN[rows]
-    return Tokens(x_BND=tokens.x_BND[rows], num_image=tokens.num_image, is_padding_BN=is_padding)
+@dataclass(frozen=True, kw_only=True)
+class MatchFlags:
+    """Flags of `eve match`."""
+
+    image: Positional[Path]
+    """Picture file."""
+    text: Positional[str]
+    """What may be true of it."""
+    json: Path | None = None
+    """Also write the result to this file."""
+
+
+class ContrastCalls(Calls):
+    """What a run with a matching head does for people."""
+
+    task: "ContrastTask[Any]"
+    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {
+        "match": Verb(flags=MatchFlags, show="{:.4f}".format, values=lambda probability: {"probability": probability})
+    }
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        return ("match", "look") if self.task.contrast.match_head is not None else ()
+
+    @overload
+    def match(self, image: ImageLike, text: str, batch_size: int = 64) -> float: ...
+    @overload
+    def match(self, image: Sequence[ImageLike], text: Sequence[str], batch_size: int = 64) -> np.ndarray: ...
+    @torch.no_grad()
+    def match(
+        self, image: ImageLike | Sequence[ImageLike], text: str | Sequence[str], batch_size: int = 64
+    ) -> float | np.ndarray:
+        """Return the probability that a picture and a text belong together; of lists, pair by pair, float32 (n,).
+
+        In training, two of three pairs were made not to, and hard to tell from those that do.
+        """
+        images, texts = given_images(image), given_texts(text)
+        is_one = isinstance(text, str) and not isinstance(image, list | tuple)
+        if len(images) != len(texts) or isinstance(text, str) == isinstance(image, list | tuple):
+            raise UserError(f"{len(images)} pictures and {len(texts)} texts given: give one of each, or lists of equal length")
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size} is not positive")
+        chunks = [np.zeros(0, np.float32)]
+        for start in range(0, len(texts), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = self.inputs.pairs(images[rows], texts[rows])
+            logits_B2, _ = self.task.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)
+            chunks.append(logits_B2.softmax(1)[:, 1].cpu().numpy())
+        return float(chunks[1][0]) if is_one else np.concatenate(chunks)
+
+    def _evidence(
+        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
+    ) -> Evidence:
+        self._no_answer(answer)
+        batch = self.inputs.pairs(images, [text])
+        pair = batch.images_BCHW, batch.ids_BT, batch.is_padding_BT
+        first = torch.ones(1, dtype=torch.int64, device=batch.ids_BT.device)
+        return Evidence(logits=lambda task: task.match(*pair)[0], classes_R=first, words="the match")
+
+
+class ContrastTask(Task[Settings]):
+    """What tasks with these heads share: features that compare, and the probability of a match."""
+
+    contrast: Contrast
+    is_comparable = True
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return self.contrast.features.image.out_features
+
+    def image_features(self, images_BCHW: Tensor) -> Tensor:
+        """Return features of length 1, float32 (B, d), of uint8 pictures."""
+        return self.contrast.features.image_features(self.alone(self.encoder.image(normalize(images_BCHW)), None))
+
+    def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tensor:
+        """Return features of length 1, float32 (B, d), of token ids."""
+        return self.contrast.features.text_features(self.alone(None, self.encoder.text(ids_BT, is_padding_BT)))
+
+    def match(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
+        """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers."""
+        image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
+        return self.contrast.match(self.encoder, image, text)
+
+    def contrast_routers(self, batch: Batch) -> Routers:
+        """Return what the routers do with the pictures alone, the texts alone and, with a matching head, the pairs."""
+        image, text = self.encoder.image(batch.pixels()), self.encoder.text(batch.ids_BT, batch.is_padding_BT)
+        routers = self.encoder.cls(image, None)[1] + self.encoder.cls(None, text)[1]
+        return routers + (self.contrast.match(self.encoder, image, text)[1] if self.contrast.match_head is not None else [])
+
+    def computations(self) -> dict[str, Computation]:
+        """Return what the run computes, by the name of its file."""
+        computations = super().computations()
+        if self.contrast.match_head is not None:
+            computations["matcher"] = Computation(
+                inputs=PAIR,
+                output="logits",
+                meaning="no match, match; their softmax is the probability; the second alone puts candidates in order",
+                compute=lambda *pair: self.match(*pair)[0],
+            )
+        return computations
+
+    def contrast_flops(self) -> dict[str, float]:
+        """Return forward FLOPs of contrast and matching."""
+        num_image, num_text = pair_tokens(self.config)
+        flops = {
+            "contrast, image alone": self.encoder.flops(num_image, 0),
+            "contrast, text alone": self.encoder.flops(0, num_text),
+        }
+        if self.contrast.match_head is not None:
+            flops["matching, three fusion passes"] = 3 * self.encoder.flops(num_image, num_text)
+        return flops

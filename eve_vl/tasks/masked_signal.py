@@ -1,120 +1,265 @@
 """Pre-training by masked signal modelling: rebuild hidden pixels or hidden tokens from what is left and the other modality.
 
-With task.itc_weight and task.itm_weight it is one of EVE's rivals instead (paper Tables 1 and 6).
-Source: the paper's "Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5.
+Source: the paper's "Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5. Rows of
+pictures alone or of texts alone (`data.rows`) train one of the two, for pre-training in stages.
 
 Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, T text tokens, N all tokens, D width,
-X values in a patch.
+X values in a patch, V vocabulary.
 """
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tyro.conf import Positional
 
 from eve_vl import objectives
-from eve_vl.config import Config, MaskedSignalConfig
+from eve_vl.config import Config, EveModelConfig, MaskedSignalConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs
+from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
+from eve_vl.data.masking import generator, mask_patches, mask_tokens
+from eve_vl.data.tokenizer import MASK_TEXT
+from eve_vl.errors import UserError
 from eve_vl.metrics import masked_signal as metrics
-from eve_vl.model.embed import Tokens, pair, patchify, put, take
-from eve_vl.model.encoder import Encoded, Encoder, initialize
+from eve_vl.model.backbone import Encoded
+from eve_vl.model.embed import hide, patchify, put, take, to_pictures
+from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import TokenHead
-from eve_vl.model.moe import RouterStats
 from eve_vl.model.pixel_decoder import PixelDecoder
-from eve_vl.tasks.contrast import Contrast
-from eve_vl.tasks.routing import routing_terms
+from eve_vl.tasks.calls import Calls, Verb, best_classes
+from eve_vl.tasks.look import Evidence
+from eve_vl.tasks.task import Evaluated, Routers, Sizes, Task, pair_tokens
 from eve_vl.train.distributed import sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
 
+IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
+Settings = TypeVar("Settings", bound=MaskedSignalConfig)
 
-class MaskedSignal(nn.Module):
-    """The task: encoder, token head and pixel decoder, with the losses that join them."""
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """A token as people would read it, and its probability; those of the whole vocabulary add up to 1."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilledText:
+    """A text whose masks are filled with the best guesses, and the guesses for each mask, best first."""
+
+    text: str
+    guesses: tuple[tuple[Guess, ...], ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"[MASK] {number}: " + ", ".join(f"{guess.text} {guess.probability:.4f}" for guess in guesses)
+            for number, guesses in enumerate(self.guesses, start=1)
+        ]
+        return "\n".join([self.text, *lines])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """A picture as the run sees it, with patches in grey, and with these rebuilt; uint8 (image_size, image_size, 3)."""
+
+    original: np.ndarray
+    masked: np.ndarray
+    rebuilt: np.ndarray
+
+    def __str__(self) -> str:
+        return "original, masked, rebuilt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillMaskFlags:
+    """Flags of `eve fill-mask`."""
+
+    image: Positional[Path]
+    """Picture file."""
+    text: Positional[str]
+    """Text with one or more [MASK]."""
+    top: int = 5
+    """How many guesses to show for each."""
+    json: Path | None = None
+    """Also write the result to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructFlags:
+    """Flags of `eve reconstruct`."""
+
+    image: Positional[Path]
+    """Picture file."""
+    text: Positional[str]
+    """Its caption."""
+    share: float | None = None
+    """Share of patches to hide; default: as in pre-training."""
+    seed: int = 0
+    """Which patches are hidden."""
+    out: Path = Path("reconstruct.png")
+    """Picture to write: original, masked, rebuilt."""
+
+
+class MaskedSignalCalls(Calls):
+    """What a pre-trained run does for people."""
+
+    task: "MaskedSignalTask[Any]"
+    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {
+        "fill_mask": Verb(flags=FillMaskFlags, show=str, values=asdict),
+        "reconstruct": Verb(
+            flags=ReconstructFlags,
+            show=str,
+            values=lambda _: {},
+            pictures=lambda shown: [shown.original, shown.masked, shown.rebuilt],
+        ),
+    }
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        task = self.task.settings
+        return ("fill_mask", "look") * bool(task.mlm_weight) + ("reconstruct",) * bool(task.mim_weight)
+
+    def how_to_get(self, call: str) -> str | None:
+        """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""
+        weight = {"fill_mask": "mlm_weight", "look": "mlm_weight", "reconstruct": "mim_weight"}.get(call)
+        return weight and f"eve pretrain with task.{weight} above 0 (here it is {getattr(self.task.settings, weight):g})"
+
+    @torch.no_grad()
+    def fill_mask(self, image: ImageLike, text: str, top: int = 5) -> FilledText:
+        """Return the `top` best tokens for each "[MASK]" of a text, all of which are guessed at once."""
+        text, tokenizer, limit = given_text(text), self.inputs.tokenizer, self.inputs.config.max_text_tokens
+        ids_T, _, is_masked_T = tokenizer.encode_with_masks(text, limit)
+        num_masks = text.count(MASK_TEXT)
+        if not num_masks:
+            raise UserError(f'nothing to fill in: write {MASK_TEXT} in the text, as in "a {MASK_TEXT} circle"')
+        if is_masked_T.sum() < num_masks:
+            raise UserError(f"a {MASK_TEXT} lies beyond the {limit} tokens that this run reads of a text")
+        batch = self.inputs.masked_pair(given_image(image), ids_T, is_masked_T=is_masked_T)
+        guesses = tuple(
+            tuple(Guess(text=tokenizer.word(token), probability=value) for token, value in best_classes(probability_V, top))
+            for probability_V in self.task.predict_tokens(self.task.encode(batch, mask=True), batch).softmax(1)
+        )
+        first, *rest = text.split(MASK_TEXT)
+        filled = first + "".join(best[0].text + part for best, part in zip(guesses, rest, strict=True))
+        return FilledText(text=filled, guesses=guesses)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, image: ImageLike, text: str, *, share: float | None = None, keep: Sequence[int] | None = None, seed: int = 0
+    ) -> Reconstruction:
+        """Hide patches of a picture and return it rebuilt from the others and the text.
+
+        share: how much to hide, drawn with `seed`; None: task.image_mask_ratio. keep: instead, the patches to leave, counted
+        from 0 row by row. Where targets were normalised per patch, each hidden patch gets its true mean and contrast.
+        """
+        sizes, settings, rng = self.inputs.config, self.task.settings, generator(seed)
+        P = sizes.num_patches
+        share = settings.image_mask_ratio if share is None else share
+        if not 0 < share < 1:
+            raise UserError(f"share {share} is not in (0, 1)")
+        keep_K = mask_patches(P, share, rng)[0] if keep is None else np.unique(np.array(keep, dtype=np.int64))
+        if not 0 < len(keep_K) < P or keep_K[0] < 0 or keep_K[-1] >= P:
+            raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
+        ids_T, is_special_T = self.inputs.tokens(given_text(text))
+        is_masked_T = mask_tokens(is_special_T, settings.text_mask_ratio, rng) if settings.joint_masking else None
+        batch = self.inputs.masked_pair(given_image(image), ids_T, is_masked_T=is_masked_T, keep_K=keep_K)
+        patches_BPX = self.task.patches(batch)
+        shown = patches_BPX, hide(patches_BPX, batch.hidden_BM), self.task.rebuild(batch)
+        original, masked, rebuilt = (to_pictures(patches, sizes.patch_size)[0] for patches in shown)
+        return Reconstruction(original=original, masked=masked, rebuilt=rebuilt)
+
+    def _evidence(
+        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
+    ) -> Evidence:
+        self._no_answer(answer)
+        if positions is None:
+            raise UserError("a pre-trained run looks for a hidden word: name a word of the text with --word (word=)")
+        tokenizer, ids_T = self.inputs.tokenizer, self.inputs.tokens(text)[0]
+        is_masked_T = np.isin(np.arange(len(ids_T)), positions)
+        batch = self.inputs.masked_pair(images[0], ids_T, is_masked_T=is_masked_T)
+        return Evidence(
+            logits=lambda task: task.predict_tokens(task.encode(batch, mask=True), batch),
+            classes_R=batch.ids_BT[batch.is_masked_BT],
+            hides_word=True,
+            words=f'the hidden "{tokenizer.decode(ids_T[is_masked_T])}"',
+        )
+
+
+class MaskedSignalTask(Task[Settings]):
+    """Encoder, token head and pixel decoder, with the losses that join them; rivals add losses of their own."""
 
     dataset = MaskedPairs
-    main_metric = None  # nothing is chosen by a number: the last step counts
+    calls = MaskedSignalCalls
 
-    def __init__(self, config: Config, *, vocab_size: int, mask_id: int):
-        super().__init__()
-        assert isinstance(config.task, MaskedSignalConfig)
-        self.config, self.settings = config, config.task
-        self.mask_id = mask_id
-        self.encoder = Encoder(config.model, vocab_size)
-        if self.settings.mlm_weight:
-            self.token_head = TokenHead(config.model.embed_dim, vocab_size)
-        if self.settings.mim_weight:
-            self.pixel_decoder = PixelDecoder(config.model, self.settings)
-        if self.settings.itc_weight:
-            self.contrast = Contrast(
-                config.model.embed_dim, self.settings.projection_dim, with_match=self.settings.itm_weight > 0
-            )
-        initialize(self, config.model)
-
-    def forward(self, batch: PairBatch) -> StepOutput:
-        """Return the weighted sum of the losses (weights: task.…_weight, model.balance_weight)."""
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
         task = self.settings
-        terms: dict[str, Tensor] = {}
-        loss = torch.zeros((), device=batch.ids_BT.device)
-        patches_BPX = patchify(batch.pixels(), self.config.input.patch_size)
-        routers: list[list[RouterStats]] = []
-        joint = self.encode(patches_BPX, batch, keep=True, mask=True) if task.joint_masking else None
-        if task.mim_weight:
-            encoded = joint or self.encode(patches_BPX, batch, keep=True)
-            routers.append(encoded.router)
-            target_BMX = take(self.targets(patches_BPX), batch.hidden_BM)
-            terms["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, batch), target_BMX)
-            loss = loss + task.mim_weight * terms["mim"]
         if task.mlm_weight:
-            encoded = joint or self.encode(patches_BPX, batch, mask=True)
-            if joint is None:
-                routers.append(encoded.router)
+            self.token_head = TokenHead(config.model.embed_dim, sizes.vocab_size)
+        if task.mim_weight:
+            block = config.model if isinstance(config.model, EveModelConfig) else EveModelConfig()
+            self.pixel_decoder = PixelDecoder(config.model.embed_dim, config.input, task, block)
+
+    def before_step(self, micro_batches: list[PairBatch]) -> list[PairBatch]:
+        """Tell each micro-batch how many tokens a micro-batch of this step masks on average, over all processes: losses are
+        divided by it, so that gradients that are averaged over micro-batches and processes are those of the whole batch."""
+        count = sum_over_processes(sum(batch.is_masked_BT.sum().float() for batch in micro_batches))  # pyright: ignore
+        mean = count.clamp(min=1) / (world_size() * len(micro_batches))
+        return [dataclasses.replace(batch, num_targets=mean) for batch in micro_batches]
+
+    def masked_losses(self, batch: PairBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
+        """Return the losses `mim` and `mlm`, as far as they have a weight, scalars for the log and the routers."""
+        task, losses, terms, routers = self.settings, {}, {}, []
+        joint = self.encode(batch, keep=True, mask=True) if task.joint_masking else None
+        if task.mim_weight:
+            encoded = joint or self.encode(batch, keep=True)
+            routers += encoded.routers
+            target_BMX = take(self.targets(self.patches(batch)), batch.hidden_BM)
+            losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, batch), target_BMX)
+        if task.mlm_weight:
+            encoded = joint or self.encode(batch, mask=True)
+            routers += encoded.routers if joint is None else []
             logits_MV = self.predict_tokens(encoded, batch)
             targets_M = batch.ids_BT[batch.is_masked_BT]
-            # processes hold different numbers of masked tokens: divide by their mean, so that averaged gradients are exact
-            num_targets = sum_over_processes(batch.is_masked_BT.sum().float()).clamp(min=1) / world_size()
-            terms["mlm"] = objectives.masked_tokens(logits_MV, targets_M, num_targets)
-            terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / num_targets
-            loss = loss + task.mlm_weight * terms["mlm"]
-        if task.itc_weight:
-            text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
-            image = self.encoder.image(patches_BPX)
-            new_terms, new_routers = self.contrast(self.encoder, image, text, batch.picture_B)
-            terms |= new_terms
-            routers += new_routers
-            loss = loss + task.itc_weight * terms["itc"]
-            if task.itm_weight:
-                loss = loss + task.itm_weight * terms["itm"]
-        terms |= routing_terms(routers)
-        if "balance" in terms:
-            loss = loss + self.config.model.balance_weight * terms["balance"]
-        return StepOutput(loss=loss, terms=terms)
+            (batch,) = (batch,) if batch.num_targets is not None else self.before_step([batch])
+            assert batch.num_targets is not None
+            losses["mlm"] = objectives.masked_tokens(logits_MV, targets_M, batch.num_targets)
+            terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / batch.num_targets
+        return losses, terms, routers
 
-    def encode(self, patches_BPX: Tensor, batch: PairBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
+    def patches(self, batch: PairBatch) -> Tensor:
+        """Return the patches of the pictures (B, P, X), in [-1, 1]."""
+        return patchify(batch.pixels(), self.config.input.patch_size)
+
+    def encode(self, batch: PairBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
         """Encode the pair with only the kept patches (`keep`) and/or with masked tokens replaced by [MASK] (`mask`)."""
-        image = self.encoder.image(patches_BPX, batch.keep_BK if keep else None)
-        ids_BT = batch.ids_BT.masked_fill(batch.is_masked_BT, self.mask_id) if mask else batch.ids_BT
-        text = self.encoder.text(ids_BT, batch.is_padding_BT)
-        return self.encoder.encode(pair(image, text))
+        image = self.encoder.image(batch.pixels(), batch.keep_BK if keep else None)
+        ids_BT = batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id) if mask else batch.ids_BT
+        return self.encoder.encode(image, self.encoder.text(ids_BT, batch.is_padding_BT))
 
     def predict_pixels(self, encoded: Encoded, batch: PairBatch) -> Tensor:
         """Return the hidden patches (B, M, X) in the space of the targets."""
-        num_image = 1 + batch.keep_BK.shape[1]
-        is_padding_BN = nn.functional.pad(batch.is_padding_BT, (num_image, 0), value=False)
-        tokens = Tokens(x_BND=encoded.x_BND, num_image=num_image, is_padding_BN=is_padding_BN)
-        return self.pixel_decoder(tokens, batch.keep_BK, batch.hidden_BM)
+        return self.pixel_decoder(encoded, batch.keep_BK, batch.hidden_BM)
 
     def predict_tokens(self, encoded: Encoded, batch: PairBatch) -> Tensor:
         """Return logits (M, V) of the masked tokens alone, in the order of batch.is_masked_BT."""
-        text_BTD = encoded.x_BND[:, -batch.ids_BT.shape[1] :]
-        return self.token_head(text_BTD[batch.is_masked_BT])
+        return self.token_head(encoded.text_BTD[batch.is_masked_BT])
 
-    def rebuild(self, patches_BPX: Tensor, batch: PairBatch) -> Tensor:
-        """Return the patches with the hidden ones predicted, the others as they were.
+    def rebuild(self, batch: PairBatch) -> Tensor:
+        """Return the patches (B, P, X) with the hidden ones predicted, the others as they were.
 
         Where targets are normalised per patch, predictions are scaled back with the hidden patches' true mean and standard
         deviation, as in the pictures of MAE.
         """
-        encoded = self.encode(patches_BPX, batch, keep=True, mask=self.settings.joint_masking)
+        patches_BPX = self.patches(batch)
+        encoded = self.encode(batch, keep=True, mask=self.settings.joint_masking)
         predicted_BMX = self.predict_pixels(encoded, batch)
         if self.settings.normalize_targets:
             mean, std = objectives.patch_statistics(take(patches_BPX, batch.hidden_BM))
@@ -129,33 +274,91 @@ class MaskedSignal(nn.Module):
         return (patches_BPX - mean) / std
 
     @torch.no_grad()
-    def evaluate(self, loader: Iterable[PairBatch]) -> dict[str, float]:
+    def evaluated(self, loader: Iterable[PairBatch]) -> Evaluated:
         """Return the numbers of `metrics.masked_signal` over all processes; deterministic."""
         task = self.settings
-        vocab_size = self.encoder.text.words.num_embeddings
-        sums = metrics.Sums(vocab_size=vocab_size, with_tokens=task.mlm_weight > 0, with_pixels=task.mim_weight > 0)
+        sums = metrics.Sums(vocab_size=self.sizes.vocab_size, with_tokens=task.mlm_weight > 0, with_pixels=task.mim_weight > 0)
         for batch in loader:
-            self._evaluate_batch(batch, sums)
-        return sums.result(sum_over_processes)
+            self.add_to(sums, batch)
+        return Evaluated(numbers=sums.result(sum_over_processes))
 
-    def _evaluate_batch(self, batch: PairBatch, sums: metrics.Sums) -> None:
+    def add_to(self, sums: metrics.Sums, batch: PairBatch) -> None:
+        """Evaluate one batch, with the right and with a wrong partner."""
         assert batch.wrong is not None
-        task, patch_size = self.settings, self.config.input.patch_size
-        patches_BPX = patchify(batch.pixels(), patch_size)
+        task = self.settings
         if task.mlm_weight:
             targets_M = batch.ids_BT[batch.is_masked_BT]
-            wrong_patches_BPX = patchify(batch.wrong.pixels(), patch_size)
-            for name, patches in (("mlm", patches_BPX), ("mlm_wrong_image", wrong_patches_BPX)):
-                encoded = self.encode(patches, batch, keep=task.joint_masking, mask=True)
+            wrong = dataclasses.replace(batch, images_BCHW=batch.wrong.images_BCHW)
+            for name, pairs in (("mlm", batch), ("mlm_wrong_image", wrong)):
+                encoded = self.encode(pairs, keep=task.joint_masking, mask=True)
                 sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M)
         if task.mim_weight:
-            target_BPX = self.targets(patches_BPX)
-            hidden_BMX = take(target_BPX, batch.hidden_BM)
-            for name, text in (("mim", batch), ("mim_wrong_caption", batch.with_text_of(batch.wrong))):
-                encoded = self.encode(patches_BPX, text, keep=True, mask=task.joint_masking)
-                sums.add_pixels(name, self.predict_pixels(encoded, text), hidden_BMX)
+            patches_BPX = self.patches(batch)
+            hidden_BMX = take(self.targets(patches_BPX), batch.hidden_BM)
+            for name, pairs in (("mim", batch), ("mim_wrong_caption", batch.with_text_of(batch.wrong))):
+                encoded = self.encode(pairs, keep=True, mask=task.joint_masking)
+                sums.add_pixels(name, self.predict_pixels(encoded, pairs), hidden_BMX)
             neighbours_BMX, image_BMX = metrics.visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
             for name, guess_BMX in (("mim_mean_baseline", neighbours_BMX), ("mim_image_mean", image_BMX)):
                 # of targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
                 guess_BMX = torch.zeros_like(guess_BMX) if task.normalize_targets else guess_BMX
                 sums.add_pixels(name, guess_BMX, hidden_BMX)
+
+    def routers(self, batch: PairBatch) -> Routers:
+        """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""
+        task = self.settings
+        passes = [(True, False)] * bool(task.mim_weight) + [(False, True)] * bool(task.mlm_weight)
+        passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
+        return [routers for keep, mask in passes for routers in self.encode(batch, keep=keep, mask=mask).routers]
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `logits` (B, T, V) of texts with [MASK] where a token is hidden, beside whole pictures.
+
+        labels: int64 (B, T), the hidden tokens, -100 elsewhere; the loss is their mean cross-entropy in nats. Raises UserError
+        if there is no head for tokens.
+        """
+        if not self.settings.mlm_weight:
+            raise UserError("guessing tokens needs their head, but task.mlm_weight is 0")
+        image, text = self.encoder.image(tensors["pixels"]), self.encoder.text(tensors["ids"], tensors["is_padding"])
+        encoded = self.encoder.encode(image, text)
+        logits_BTV = self.token_head(encoded.text_BTD)
+        if labels is None:
+            return {"logits": logits_BTV}
+        is_masked_BT = labels != IGNORED
+        loss = objectives.masked_tokens(logits_BTV[is_masked_BT], labels[is_masked_BT], is_masked_BT.sum().clamp(min=1))
+        # of the weighted sum, transformers wants the tokens' loss and the balance loss alone
+        loss = loss + self.output({}, encoded.routers).loss
+        return {"loss": loss, "logits": logits_BTV}
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of each part of a step."""
+        task, D = self.settings, self.config.model.embed_dim
+        num_image, T = pair_tokens(self.config)
+        P = num_image - 1
+        num_hidden = min(max(round(P * task.image_mask_ratio), 1), P - 1)
+        num_masked = max(1, round((T - 1) * task.text_mask_ratio))
+        num_seen = num_image - num_hidden
+        flops: dict[str, float] = {}
+        if task.mim_weight:
+            flops["image pass"] = self.encoder.flops(num_seen, T)
+            flops["pixel decoder"] = self.pixel_decoder.flops(num_seen + T, num_hidden)
+        if task.mlm_weight:
+            if not task.joint_masking:
+                flops["text pass"] = self.encoder.flops(num_image, T)
+            flops["token head"] = 2 * num_masked * D * (D + self.sizes.vocab_size)
+        return flops
+
+
+class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
+    """EVE's pre-training."""
+
+    section = MaskedSignalConfig
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        initialize(self, config.model)
+
+    def forward(self, batch: PairBatch) -> StepOutput:
+        """Return the weighted sum of the losses (weights: task.mim_weight, task.mlm_weight, the model's balance weight)."""
+        losses, terms, routers = self.masked_losses(batch)
+        return self.output(losses, routers, **terms)

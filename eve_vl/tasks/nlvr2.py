@@ -3,30 +3,38 @@
 Letters: B batch, N all tokens, D width.
 """
 
+import csv
+import io
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config
 from eve_vl.data.batch import StatementBatch, normalize
 from eve_vl.data.downstream import Statements
+from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
 from eve_vl.metrics import nlvr2 as metrics
-from eve_vl.model.embed import Tokens, pair, patchify
-from eve_vl.model.encoder import Encoder, initialize
+from eve_vl.model.embed import pick
+from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import CompareHead, MLPHead, PairedAttentionHead
-from eve_vl.model.moe import RouterStats
-from eve_vl.tasks.contrast import pick
-from eve_vl.tasks.routing import routing_terms
+from eve_vl.tasks.calls import Calls, Verb
+from eve_vl.tasks.look import Evidence
+from eve_vl.tasks.task import Computation, Routers, Sizes, Task, pair_tokens
 from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
 
+PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
+
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class NLVR2Example:
     """A statement with the model's verdict and the true label (None where it is kept back)."""
 
     statement: str
@@ -39,17 +47,71 @@ class Judged:
     where: str
 
 
-class NLVR2(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Whether a statement is judged to be true, and the probability that it is."""
+
+    verdict: bool
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{self.verdict}  {self.probability:.4f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeFlags:
+    """Flags of `eve judge`."""
+
+    left: Positional[Path]
+    """Picture file, on the left."""
+    right: Positional[Path]
+    """Picture file, on the right."""
+    statement: Positional[str]
+    """What may be true of the two."""
+    json: Path | None = None
+    """Also write the result to this file."""
+
+
+class NLVR2Calls(Calls):
+    """What an NLVR2 run does for people."""
+
+    task: "NLVR2"
+    num_pictures = 2
+    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {"judge": Verb(flags=JudgeFlags, show=str, values=asdict)}
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        return ("judge", "look")
+
+    @torch.no_grad()
+    def judge(self, left: ImageLike, right: ImageLike, statement: str) -> Judgement:
+        """Return whether a statement is true of two pictures."""
+        pictures = given_image(left, "left image"), given_image(right, "right image")
+        batch = self.inputs.statement(*pictures, given_text(statement))
+        probability = self.task.predict(batch)[0][0].softmax(0)[1].item()
+        return Judgement(verdict=probability > 0.5, probability=probability)
+
+    def _evidence(
+        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
+    ) -> Evidence:
+        self._no_answer(answer)
+        batch = self.inputs.statement(images[0], images[1], text)
+        first = torch.ones(1, dtype=torch.int64, device=batch.ids_BT.device)
+        return Evidence(logits=lambda task: task.predict(batch)[0], classes_R=first, words="the verdict true")
+
+
+class NLVR2(Task[NLVR2Config]):
     """The task: encoder and one of three heads."""
 
+    section = NLVR2Config
     dataset = Statements
+    calls = NLVR2Calls
     main_metric = "nlvr2_acc"
+    truth = "label"
+    has_prediction_file = True
 
-    def __init__(self, config: Config, *, vocab_size: int):
-        super().__init__()
-        assert isinstance(config.task, NLVR2Config)
-        self.config, self.settings = config, config.task
-        self.encoder = Encoder(config.model, vocab_size)
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
         D = config.model.embed_dim
         match self.settings.head:
             case "concat":
@@ -57,66 +119,96 @@ class NLVR2(nn.Module):
             case "compare":
                 self.compare_head = CompareHead(D)
             case "paired":
-                self.paired_head = PairedAttentionHead(D, config.model.num_heads)
+                self.paired_head = PairedAttentionHead(D, getattr(config.model, "num_heads", max(D // PAIRED_HEAD_WIDTH, 1)))
         initialize(self, config.model)
+
+    @classmethod
+    def has_truth(cls, row: Any) -> bool:
+        """Whether a statement comes with a label."""
+        return row.label is not None
 
     def forward(self, batch: StatementBatch) -> StepOutput:
         """Return the loss over the two classes plus the weighted balance loss."""
         logits_B2, routers = self.predict(batch)
         label_B = torch.tensor(batch.labels, device=logits_B2.device)
-        loss = objectives.matching(logits_B2, label_B)
         accuracy = (logits_B2.argmax(1) == label_B).float().mean()
-        terms = {"nlvr2": loss, "acc": accuracy, **routing_terms(routers)}
-        if "balance" in terms:
-            loss = loss + self.config.model.balance_weight * terms["balance"]
-        return StepOutput(loss=loss, terms=terms)
+        return self.output({"nlvr2": objectives.matching(logits_B2, label_B)}, routers, acc=accuracy)
 
-    def predict(self, batch: StatementBatch) -> tuple[Tensor, list[list[RouterStats]]]:
+    def predict(self, batch: StatementBatch) -> tuple[Tensor, Routers]:
         """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
-        B = len(batch.ids_BT)
-        pixels = torch.cat([batch.pixels(), normalize(batch.right_BCHW)])
-        image = self.encoder.image(patchify(pixels, self.config.input.patch_size))
-        text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
-        tokens: Tokens = pair(image, pick(text, torch.arange(B, device=pixels.device).repeat(2)))
-        x_BND, routers = self.encoder.encode_parts(tokens, 2)
-        left_BND, right_BND = x_BND.unflatten(0, (2, B))
-        left_BD, right_BD = left_BND[:, image.num_image], right_BND[:, image.num_image]
-        match self.settings.head:
-            case "concat":
-                logits_B2 = self.concat_head(torch.cat([left_BD, right_BD], dim=1))
-            case "compare":
-                logits_B2 = self.compare_head(left_BD, right_BD)
-            case "paired":
-                is_padding_BN = None if tokens.is_padding_BN is None else tokens.is_padding_BN[:B]
-                logits_B2 = self.paired_head(left_BND, right_BND, is_padding_BN)
-        return logits_B2, routers
+        return self.logits(batch.images_BCHW, batch.right_BCHW, batch.ids_BT, batch.is_padding_BT)
+
+    def logits(
+        self, left_BCHW: Tensor, right_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None
+    ) -> tuple[Tensor, Routers]:
+        """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
+        B = len(ids_BT)
+        image = self.encoder.image(torch.cat([normalize(left_BCHW), normalize(right_BCHW)]))
+        text = pick(self.encoder.text(ids_BT, is_padding_BT), torch.arange(B, device=ids_BT.device).repeat(2))
+        if self.settings.head == "paired":
+            encoded = self.encoder.encode(image, text, num_passes=2)
+            left_BND, right_BND = encoded.x_BND.unflatten(0, (2, B))
+            is_padding_BN = None if encoded.is_padding_BN is None else encoded.is_padding_BN[:B]
+            return self.paired_head(left_BND, right_BND, is_padding_BN), encoded.routers
+        cls_XD, routers = self.encoder.cls(image, text, num_passes=2)
+        left_BD, right_BD = cls_XD.unflatten(0, (2, B))
+        if self.settings.head == "compare":
+            return self.compare_head(left_BD, right_BD), routers
+        return self.concat_head(torch.cat([left_BD, right_BD], dim=1)), routers
 
     @torch.no_grad()
-    def judge(self, loader: Iterable[StatementBatch]) -> list[Judged]:
+    def examples(self, loader: Iterable[StatementBatch]) -> list[NLVR2Example]:
         """Judge the statements of all processes, in order of identifier."""
-        found: list[Judged] = []
+        examples: list[NLVR2Example] = []
         for batch in loader:
             probability_B = self.predict(batch)[0].float().softmax(1)[:, 1]
-            for row, probability in enumerate(probability_B.tolist()):
-                found.append(
-                    Judged(
-                        statement=batch.statements[row],
-                        identifier=batch.identifiers[row],
-                        verdict=probability > 0.5,
-                        probability=probability,
-                        label=batch.labels[row],
-                        group=batch.groups[row],
-                        where=batch.where[row],
-                    )
+            examples += [
+                NLVR2Example(
+                    statement=batch.statements[row],
+                    identifier=batch.identifiers[row],
+                    verdict=probability > 0.5,
+                    probability=probability,
+                    label=batch.labels[row],
+                    group=batch.groups[row],
+                    where=batch.where[row],
                 )
-        return sorted(itertools.chain(*gather_objects(found)), key=lambda judged: (judged.identifier, judged.where))
+                for row, probability in enumerate(probability_B.tolist())
+            ]
+        return sorted(itertools.chain(*gather_objects(examples)), key=lambda each: (each.identifier, each.where))
 
-    def evaluate(self, loader: Iterable[StatementBatch]) -> dict[str, float]:
-        """Return the numbers of `metrics.nlvr2` over all processes; deterministic."""
-        return self.numbers(self.judge(loader))
-
-    def numbers(self, judged: Sequence[Judged]) -> dict[str, float]:
-        """Return the numbers of judged statements."""
+    def numbers(self, examples: Sequence[NLVR2Example]) -> dict[str, float]:
+        """Return the numbers of `metrics.nlvr2`."""
         return metrics.summary(
-            [each.verdict for each in judged], [each.label for each in judged], [each.group for each in judged]
+            [each.verdict for each in examples], [each.label for each in examples], [each.group for each in examples]
         )
+
+    def prediction_file(self, examples: Sequence[NLVR2Example]) -> str:
+        """Return the CSV that NLVR2's evaluation takes: identifier and True or False, no header."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows((each.identifier, each.verdict) for each in examples)
+        return text.getvalue()
+
+    def routers(self, batch: StatementBatch) -> Routers:
+        """Return what the routers do with both pairs."""
+        return self.predict(batch)[1]
+
+    def computations(self) -> dict[str, Computation]:
+        """Return what the run computes, by the name of its file."""
+        judge = Computation(
+            inputs=("left", "right", "ids", "is_padding"),
+            output="logits",
+            meaning="false, true; their softmax is the probability",
+            compute=lambda *tensors: self.logits(*tensors)[0],
+        )
+        return super().computations() | {"judge": judge}
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `logits` (B, 2). labels: int64 (B,), 1 = true."""
+        logits_B2, routers = self.logits(*(tensors[name] for name in ("pixels", "right", "ids", "is_padding")))
+        if labels is None:
+            return {"logits": logits_B2}
+        return {"loss": self.output({"nlvr2": objectives.matching(logits_B2, labels)}, routers).loss, "logits": logits_B2}
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of a step."""
+        return {"two fusion passes": 2 * self.encoder.flops(*pair_tokens(self.config))}

@@ -4,21 +4,25 @@ Letters: B batch, I pictures, T captions, P pairs, K best candidates of a query,
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import CaptionBatch, SearchBatch, normalize
-from eve_vl.data.downstream import CaptionedPictures
+from eve_vl.data.batch import Batch, CaptionBatch, SearchBatch
+from eve_vl.data.downstream import CaptionedPictures, SearchSet
+from eve_vl.data.records import Source
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import UserError
 from eve_vl.metrics import retrieval as metrics
-from eve_vl.model.embed import Tokens, patchify
-from eve_vl.model.encoder import Encoder, initialize
-from eve_vl.tasks.contrast import Contrast
-from eve_vl.tasks.routing import routing_terms
+from eve_vl.model.embed import Tokens
+from eve_vl.model.encoder import initialize
+from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
+from eve_vl.tasks.task import Evaluated, Routers, Sizes
 from eve_vl.train.distributed import gather_objects, rank
 from eve_vl.train.trainer import StepOutput
 
@@ -58,17 +62,16 @@ class Index:
         )
 
 
-class Retrieval(nn.Module):
+class Retrieval(ContrastTask[RetrievalConfig]):
     """The task: encoder, feature and matching heads."""
 
+    section = RetrievalConfig
     dataset = CaptionedPictures
+    calls = ContrastCalls
     main_metric = "r_mean"
 
-    def __init__(self, config: Config, *, vocab_size: int):
-        super().__init__()
-        assert isinstance(config.task, RetrievalConfig)
-        self.config, self.settings = config, config.task
-        self.encoder = Encoder(config.model, vocab_size)
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
         self.contrast = Contrast(
             config.model.embed_dim,
             self.settings.projection_dim,
@@ -78,66 +81,73 @@ class Retrieval(nn.Module):
         initialize(self, config.model)
 
     def forward(self, batch: CaptionBatch) -> StepOutput:
-        """Return the weighted sum of the losses (weights: task.itc_weight, task.itm_weight, model.balance_weight)."""
-        task = self.settings
-        image = self.embed_images(batch.images_BCHW)
-        text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
-        terms, routers = self.contrast(self.encoder, image, text, batch.picture_B)
-        terms |= routing_terms(routers)
-        loss = task.itc_weight * terms["itc"]
-        if task.itm_weight:
-            loss = loss + task.itm_weight * terms["itm"]
-        if "balance" in terms:
-            loss = loss + self.config.model.balance_weight * terms["balance"]
-        return StepOutput(loss=loss, terms=terms)
+        """Return the weighted sum of the losses (weights: task.itc_weight, task.itm_weight, the model's balance weight)."""
+        image, text = self.encoder.image(batch.pixels()), self.encoder.text(batch.ids_BT, batch.is_padding_BT)
+        losses, terms, routers = self.contrast(self.encoder, image, text, batch.picture_B)
+        return self.output(losses, routers, **terms)
 
-    def embed_images(self, images_BCHW: Tensor) -> Tokens:
-        """Embed uint8 pictures."""
-        return self.encoder.image(patchify(normalize(images_BCHW), self.config.input.patch_size))
+    def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
+        """Return the [CLS] state of a picture or of a text alone, (B, D)."""
+        return self.encoder.cls(image, text, final_norm=self.settings.final_norm)[0]
 
-    def image_features(self, images_BCHW: Tensor) -> Tensor:
-        """Return features of length 1, float32 (B, d), of uint8 pictures."""
-        return self.contrast.features.image_features(self._cls(self.embed_images(images_BCHW)))
+    @classmethod
+    def eval_dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> SearchSet:
+        """Return the pictures and texts to search among."""
+        return SearchSet(sources, config, tokenizer)
 
-    def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tensor:
-        """Return features of length 1, float32 (B, d), of token ids."""
-        return self.contrast.features.text_features(self._cls(self.encoder.text(ids_BT, is_padding_BT)))
-
-    def _cls(self, tokens: Tokens) -> Tensor:
-        return self.encoder.encode(tokens, only=0, final_norm=self.settings.final_norm).x_BND[:, 0]
+    @classmethod
+    def check_flags(cls, flags: Mapping[str, Any], dataset: SearchSet) -> None:
+        """Raise UserError if more candidates are to be re-ranked than a query has."""
+        rerank = flags.get("rerank", 0)
+        if rerank > dataset.num_candidates:
+            raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
 
     @torch.no_grad()
-    def evaluate(self, loader: Iterable[SearchBatch], rerank: int | None = None) -> dict[str, float]:
+    def evaluated(self, loader: Iterable[SearchBatch]) -> Evaluated:
         """Return the numbers of `metrics.retrieval` over all processes: tr1 … rsum after re-ranking (of the contrast alone
         if task.rerank is 0), `…_itc_only` beside them, `…_1k` the mean of five folds where there are 5,000 pictures.
 
-        Also the number of pictures and captions, and how many matches each has on average. rerank: instead of
-        task.rerank.
+        Also the number of pictures and captions, and how many matches each has on average.
         """
         index = self.index(loader)
-        rel, k = index.relevance, self.settings.rerank if rerank is None else rerank
-        found = self.numbers(index, k)
+        rel, k = index.relevance, self.settings.rerank
+        numbers = self.search_numbers(index, k)
         if len(index.image_Id) >= NUM_FOLD_IMAGES:
-            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.numbers(index.part(images, texts, fold), k))
-            found |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith("num")}
+            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.search_numbers(index.part(images, texts, fold), k))
+            numbers |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith("num")}
         num_pairs = len(rel.texts_of_image.candidate_M)
-        return found | {
+        counts = {
             "num_images": len(index.image_Id),
             "num_texts": len(index.caption_Td),
             "texts_per_image": num_pairs / len(index.image_Id),
             "images_per_text": num_pairs / len(index.caption_Td),
         }
+        return Evaluated(numbers=numbers | counts)
 
-    def numbers(self, index: Index, k: int) -> dict[str, float]:
+    def remarks(self, numbers: Mapping[str, float]) -> list[str]:
+        """Say so if re-ranking makes the search worse."""
+        ranked, alone = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0)
+        if ranked >= alone:
+            return []
+        return [
+            f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f}): the matching head needs "
+            "longer training; search without it by --rerank 0 (task.rerank)"
+        ]
+
+    def routers(self, batch: Batch) -> Routers:
+        """Return what the routers do with the pictures alone, the texts alone and the pairs."""
+        return self.contrast_routers(batch)
+
+    def search_numbers(self, index: Index, k: int) -> dict[str, float]:
         """Return tr1 … rsum after the k best are re-ranked and `…_itc_only`; of the contrast alone, no suffix, if k is 0."""
         rel = index.relevance
-        found = metrics.summary(
+        numbers = metrics.summary(
             metrics.best_ranks(index.image_Id, index.caption_Td, rel.texts_of_image),
             metrics.best_ranks(index.caption_Td, index.image_Id, rel.images_of_text),
         )
         if not k:
-            return found
-        itc_only = {f"{name}_itc_only": value for name, value in found.items() if not name.startswith("num")}
+            return numbers
+        itc_only = {f"{name}_itc_only": value for name, value in numbers.items() if not name.startswith("num")}
         return metrics.summary(*self.rerank(index, k)) | itc_only
 
     def index(self, loader: Iterable[SearchBatch]) -> Index:
@@ -158,8 +168,8 @@ class Retrieval(nn.Module):
                     length = int((~is_padding[row]).sum())
                     kept = ids[row, : self.config.input.padded_text_length or length].clone()
                     texts[index] = features[row].clone(), batch.captions[row], kept, length
-        all_images = [found for _, found in sorted(itertools.chain(*(part.items() for part in gather_objects(images))))]
-        all_texts = [found for _, found in sorted(itertools.chain(*(part.items() for part in gather_objects(texts))))]
+        all_images = [image for _, image in sorted(itertools.chain(*(part.items() for part in gather_objects(images))))]
+        all_texts = [text for _, text in sorted(itertools.chain(*(part.items() for part in gather_objects(texts))))]
         text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
         text_T = torch.tensor([text_of[caption] for caption in range(len(text_of))])
         matches = [(image, caption) for image, (_, captions, _) in enumerate(all_images) for caption in captions]
@@ -210,12 +220,47 @@ class Retrieval(nn.Module):
         device = index.image_Id.device
         length_P = torch.tensor(index.lengths)[text_P]
         score_P = torch.empty(len(image_P))
-        for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE) if len(image_P) else ():  # it would give one chunk
+        if not len(image_P):  # splitting nothing gives one empty part
+            return score_P
+        for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE):
             pixels = torch.stack([index.pixels[image] for image in image_P[chosen].tolist()])
-            ids = [index.ids[text] for text in text_P[chosen].tolist()]
-            ids_BL = pad_sequence(ids, batch_first=True)
+            ids_BL = pad_sequence([index.ids[text] for text in text_P[chosen].tolist()], batch_first=True)
             is_padding_BL = torch.arange(ids_BL.shape[1]) >= length_P[chosen, None]
             padding = is_padding_BL.to(device) if is_padding_BL.any() else None
-            text = self.encoder.text(ids_BL.to(device), padding)
-            score_P[chosen] = self.contrast.match_scores(self.encoder, self.embed_images(pixels), text).float().cpu()
+            score_P[chosen] = self.match(pixels, ids_BL.to(device), padding)[0][:, 1].float().cpu()
         return score_P
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `image_embeds` (I, d), `text_embeds` (C, d) and, of both, `logits_per_image` (I, C), similarity over the
+        temperature, `logits_per_text`, and with a matching head and I = C `match_logits` (B, 2) row by row.
+
+        labels: int64 (B,), of true pairs in order, equal where two show the same picture, so that they are no negatives of
+        each other. In training mode with labels, only the loss is computed.
+        """
+        images, ids, is_padding = (tensors.get(name) for name in ("pixels", "ids", "is_padding"))
+        if images is None and ids is None:
+            raise UserError("give pixel_values, input_ids or both")
+        outputs: dict[str, Tensor] = {}
+        if labels is not None:
+            if images is None or ids is None or is_padding is None or not len(images) == len(ids) == len(labels):
+                raise UserError("labels need as many pixel_values and input_ids: a picture and its text in each row")
+            pairs = CaptionBatch(images_BCHW=images, ids_BT=ids, is_padding_BT=is_padding, where=(), picture_B=labels)
+            outputs["loss"] = self(pairs).loss
+            if self.training:
+                return outputs
+        if images is not None:
+            outputs["image_embeds"] = self.image_features(images)
+        if ids is not None:
+            outputs["text_embeds"] = self.text_features(ids, is_padding)
+        if images is not None and ids is not None:
+            outputs["logits_per_image"] = (
+                outputs["image_embeds"] @ outputs["text_embeds"].T / self.contrast.features.temperature
+            )
+            outputs["logits_per_text"] = outputs["logits_per_image"].T
+            if self.contrast.match_head is not None and len(images) == len(ids):
+                outputs["match_logits"] = self.match(images, ids, is_padding)[0]
+        return outputs
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of a step."""
+        return self.contrast_flops()

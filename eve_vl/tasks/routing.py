@@ -8,17 +8,17 @@ from eve_vl.model.moe import RouterStats
 from eve_vl.train.distributed import sum_over_processes
 
 
-def routing_terms(passes: list[list[RouterStats]]) -> dict[str, Tensor]:
+def routing_terms(routers: list[list[RouterStats]]) -> dict[str, Tensor]:
     """Return the balance loss, mean over blocks and passes, and per block the load of the busiest expert and the entropy
     of the gate; all over the tokens of all processes. Empty without `moe` blocks.
 
-    passes: per pass through the encoder, the statistics of each `moe` block.
+    routers: per pass through the encoder, the statistics of each `moe` block.
     """
-    if not passes or not passes[0]:
+    if not routers or not routers[0]:
         return {}
     terms: dict[str, Tensor] = {}
     losses = []
-    for number, block in enumerate(zip(*passes, strict=True)):
+    for number, block in enumerate(zip(*routers, strict=True)):
         first = [sum_over_processes(stats.first_E) for stats in block]
         gate = [sum_over_processes(stats.gate_E) for stats in block]
         tokens = [sum_over_processes(stats.num_tokens) for stats in block]

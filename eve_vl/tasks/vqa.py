@@ -1,32 +1,45 @@
 """Visual question answering: classification over an answer list, read off the text [CLS] of the pair.
 
-Letters: B batch, A answers, N all tokens, D width.
+Letters: B batch, A answers, D width, T text tokens.
 """
 
+import contextlib
 import itertools
+import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from tyro.conf import Positional
 
 from eve_vl import objectives
-from eve_vl.config import Config
-from eve_vl.data.batch import Batch, QuestionBatch
+from eve_vl.config import Config, VQAConfig, generated
+from eve_vl.data.answers import answers_of, closed_answers, drop_unanswerable, read_answers
+from eve_vl.data.batch import Batch, QuestionBatch, normalize
 from eve_vl.data.downstream import Questions
+from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
+from eve_vl.data.loader import open_train_and_val
+from eve_vl.data.records import Source
+from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.metrics import vqa as metrics
-from eve_vl.model.embed import pair, patchify
-from eve_vl.model.encoder import Encoder, initialize
+from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.model.moe import RouterStats
-from eve_vl.tasks.routing import routing_terms
+from eve_vl.tasks.calls import Calls, Verb, best_classes
+from eve_vl.tasks.look import Evidence
+from eve_vl.tasks.task import PAIR, Computation, Prepared, Routers, Sizes, Task, pair_tokens
 from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
 
+GENERATED_ROWS = 10_000  # of a generated source, whose rows cost time, the blind baseline looks at so many, spread evenly
+
 
 @dataclass(frozen=True, kw_only=True)
-class Answered:
+class VQAExample:
     """A question with the model's best answer and the annotators' (none where they are kept back)."""
 
     question: str
@@ -38,20 +51,89 @@ class Answered:
     where: str
 
 
-class VQA(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer of the run's list, and the probability that it is right; several may be."""
+
+    answer: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerFlags:
+    """Flags of `eve answer`."""
+
+    image: Positional[Path]
+    """Picture file."""
+    question: Positional[str]
+    """What to ask."""
+    top: int = 5
+    """How many answers to show."""
+    json: Path | None = None
+    """Also write the result to this file."""
+
+
+class VQACalls(Calls):
+    """What a VQA run does for people."""
+
+    task: "VQA"
+    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {
+        "answer": Verb(
+            flags=AnswerFlags,
+            show=lambda answers: "\n".join(f"{each.probability:7.4f}  {each.answer}" for each in answers),
+            values=lambda answers: {"answers": [asdict(each) for each in answers]},
+        )
+    }
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        return ("answer", "look")
+
+    @torch.no_grad()
+    def answer(self, image: ImageLike, question: str, top: int = 5) -> list[Answer]:
+        """Return the `top` best answers to a question about a picture, best first."""
+        batch = self.inputs.pairs([given_image(image)], [given_text(question)])
+        probability_A = self.task.predict(batch)[0][0].sigmoid()
+        return [Answer(answer=self.task.answers[index], probability=value) for index, value in best_classes(probability_A, top)]
+
+    def _evidence(
+        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
+    ) -> Evidence:
+        batch = self.inputs.pairs(images, [text])
+        if answer is None:
+            with torch.no_grad():
+                chosen = int(self.task.predict(batch)[0].argmax())
+        else:
+            known = self.task.answer_ids.get(metrics.normalize(answer))
+            if not known:
+                raise UserError(f"no answer {nearest(answer, self.task.answers)}")
+            chosen = known[0]
+        return Evidence(
+            logits=lambda task: task.predict(batch)[0],
+            classes_R=torch.tensor([chosen], device=batch.ids_BT.device),
+            words=f'the answer "{self.task.answers[chosen]}"',
+            is_one_of_many=False,
+        )
+
+
+class VQA(Task[VQAConfig]):
     """The task: encoder and answer head."""
 
+    section = VQAConfig
     dataset = Questions
+    calls = VQACalls
     main_metric = "vqa_acc"
+    labels_file = "answers.json"
+    label_layer = "answer_head.3"
+    truth = "answer"
+    has_prediction_file = True
 
-    def __init__(self, config: Config, *, vocab_size: int, answers: Sequence[str]):
-        super().__init__()
-        self.config = config
-        self.answers = tuple(answers)
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        self.answers = sizes.labels
         self.answer_ids: dict[str, list[int]] = {}  # of a normal form; a list may hold "2" and "two"
-        for index, answer in enumerate(answers):
+        for index, answer in enumerate(self.answers):
             self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
-        self.encoder = Encoder(config.model, vocab_size)
         D = config.model.embed_dim
         self.answer_head = MLPHead(D, 2 * D, len(self.answers))
         initialize(self, config.model)
@@ -60,23 +142,35 @@ class VQA(nn.Module):
         assert isinstance(last, nn.Linear)
         nn.init.constant_(last.bias, -math.log(max(len(self.answers) - 1, 1)))
 
+    @classmethod
+    def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
+        """Read the answer list or build it from the questions, and leave out questions that it cannot answer."""
+        answers = labels or _answer_list(config, sources)
+        kept, missing = drop_unanswerable(sources, answers, metrics.normalize)
+        return Prepared(sources=kept, labels=tuple(answers), notes=(str(missing),) if missing else ())
+
+    @classmethod
+    def has_truth(cls, row: Any) -> bool:
+        """Whether a question comes with answers."""
+        return bool(row.answers)
+
     def forward(self, batch: QuestionBatch) -> StepOutput:
         """Return the answer loss plus the weighted balance loss."""
-        logits_BA, router = self.predict(batch)
+        logits_BA, routers = self.predict(batch)
         target_BA = self.targets(batch).to(logits_BA.device)
-        loss = objectives.answers(logits_BA, target_BA)
         best_B1 = logits_BA.argmax(1, keepdim=True)
-        terms = {"vqa": loss, "target_acc": target_BA.gather(1, best_B1).mean(), **routing_terms([router])}
-        if router:
-            loss = loss + self.config.model.balance_weight * terms["balance"]
-        return StepOutput(loss=loss, terms=terms)
+        losses = {"vqa": objectives.answers(logits_BA, target_BA)}
+        return self.output(losses, routers, target_acc=target_BA.gather(1, best_B1).mean())
 
-    def predict(self, batch: Batch) -> tuple[Tensor, list[RouterStats]]:
+    def predict(self, batch: Batch) -> tuple[Tensor, Routers]:
         """Return logits (B, A) and the routers' statistics."""
-        image = self.encoder.image(patchify(batch.pixels(), self.config.input.patch_size))
-        text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
-        encoded = self.encoder.encode(pair(image, text))
-        return self.answer_head(encoded.x_BND[:, image.num_image]), encoded.router
+        return self.logits(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)
+
+    def logits(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
+        """Return logits (B, A), one sigmoid each, and the routers' statistics."""
+        image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
+        cls_BD, routers = self.encoder.cls(image, text)
+        return self.answer_head(cls_BD), routers
 
     def targets(self, batch: QuestionBatch) -> Tensor:
         """Return the soft targets (B, A), float32 on the CPU; answers outside the list train nothing."""
@@ -88,34 +182,109 @@ class VQA(nn.Module):
         return target_BA
 
     @torch.no_grad()
-    def answer(self, loader: Iterable[QuestionBatch]) -> list[Answered]:
+    def examples(self, loader: Iterable[QuestionBatch]) -> list[VQAExample]:
         """Answer the questions of all processes, in order of id."""
-        found: list[Answered] = []
+        examples: list[VQAExample] = []
         for batch in loader:
             probability_B, best_B = self.predict(batch)[0].float().sigmoid().max(1)
-            for row, (probability, best) in enumerate(zip(probability_B.tolist(), best_B.tolist(), strict=True)):
-                found.append(
-                    Answered(
-                        question=batch.questions[row],
-                        question_id=batch.question_ids[row],
-                        answer=self.answers[best],
-                        probability=probability,
-                        answers=batch.answers[row],
-                        answer_type=batch.answer_types[row],
-                        where=batch.where[row],
-                    )
+            examples += [
+                VQAExample(
+                    question=batch.questions[row],
+                    question_id=batch.question_ids[row],
+                    answer=self.answers[best],
+                    probability=probability,
+                    answers=batch.answers[row],
+                    answer_type=batch.answer_types[row],
+                    where=batch.where[row],
                 )
-        everywhere = itertools.chain(*gather_objects(found))
-        return sorted(everywhere, key=lambda answered: (str(type(answered.question_id)), answered.question_id, answered.where))
+                for row, (probability, best) in enumerate(zip(probability_B.tolist(), best_B.tolist(), strict=True))
+            ]
+        everywhere = itertools.chain(*gather_objects(examples))
+        return sorted(everywhere, key=lambda each: (str(type(each.question_id)), each.question_id, each.where))
 
-    def evaluate(self, loader: Iterable[QuestionBatch]) -> dict[str, float]:
-        """Return the numbers of `metrics.vqa` over all processes; deterministic."""
-        return self.numbers(self.answer(loader))
-
-    def numbers(self, answered: Sequence[Answered]) -> dict[str, float]:
-        """Return the numbers of answered questions."""
+    def numbers(self, examples: Sequence[VQAExample]) -> dict[str, float]:
+        """Return the numbers of `metrics.vqa`."""
         return metrics.summary(
-            [each.answer for each in answered],
-            [each.answers for each in answered],
-            [each.answer_type for each in answered],
+            [each.answer for each in examples],
+            [each.answers for each in examples],
+            [each.answer_type for each in examples],
         )
+
+    def baselines(self, examples: Sequence[VQAExample]) -> dict[str, float]:
+        """Return what can be had without looking at pictures; empty if training or evaluation has no answers to compare."""
+        train = training_questions(self.config)
+        if not train or not any(each.answers for each in examples):
+            return {}
+        answers = [each.answers for each in examples]
+        return {
+            "vqa_acc_blind": metrics.blind_baseline(train, [each.question for each in examples], answers),
+            "vqa_acc_majority": metrics.majority_baseline((given for _, given in train), answers),
+        }
+
+    def prediction_file(self, examples: Sequence[VQAExample]) -> str:
+        """Return the JSON that the VQA server takes: a list of question_id and answer."""
+        return json.dumps([{"question_id": each.question_id, "answer": each.answer} for each in examples], indent=0) + "\n"
+
+    def routers(self, batch: Batch) -> Routers:
+        """Return what the routers do with the pairs."""
+        return self.predict(batch)[1]
+
+    def computations(self) -> dict[str, Computation]:
+        """Return what the run computes, by the name of its file."""
+        answerer = Computation(
+            inputs=PAIR,
+            output="logits",
+            meaning=f"one per answer of {self.labels_file}; the sigmoid of each is its probability of being right",
+            compute=lambda *pair: self.logits(*pair)[0],
+        )
+        return super().computations() | {"answerer": answerer}
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `logits` (B, A). labels: soft targets, float32 (B, A) in [0, 1]."""
+        logits_BA, routers = self.logits(*(tensors[name] for name in PAIR))
+        if labels is None:
+            return {"logits": logits_BA}
+        if labels.shape != logits_BA.shape:
+            raise UserError(f"labels of shape {tuple(labels.shape)}, expected soft targets {tuple(logits_BA.shape)}")
+        return {"loss": self.output({"vqa": objectives.answers(logits_BA, labels.float())}, routers).loss, "logits": logits_BA}
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of a step."""
+        return {"fusion pass": self.encoder.flops(*pair_tokens(self.config))}
+
+
+def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
+    """Return the given answer list, else the frequent answers of the questions. Raises UserError if none is frequent enough."""
+    assert isinstance(config.task, VQAConfig)
+    if config.task.answers is not None:
+        return read_answers(config.task.answers)
+    closed = closed_answers(sources)
+    if closed is not None:
+        return closed
+    answers = metrics.build_answers((given for _, _, given in answers_of(sources)), config.task.min_answer_count)
+    if not answers:
+        raise UserError(
+            f"no answer is given to {config.task.min_answer_count} training questions; give a lower "
+            "--task.min-answer-count or an answer list with --task.answers"
+        )
+    return answers
+
+
+def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
+    """Return question and answers of a run's training rows, without held-out ones and those that have no answers.
+
+    Empty where the training data is out of reach.
+    """
+    try:
+        sources = open_train_and_val(config, VQA.kind(config))[0]
+    except UserError:
+        return []
+    questions = []
+    for name, source in zip(config.data.train, sources, strict=True):
+        count = min(len(source), GENERATED_ROWS) if generated(name) else len(source)
+        for index in np.linspace(0, len(source), count, endpoint=False).astype(int).tolist():
+            with contextlib.suppress(BadSampleError):
+                row = source[index]
+                if row.answers:
+                    questions.append((row.question, row.answers))
+    return questions

@@ -168,7 +168,7 @@ def load_model(folder: Path, model: nn.Module) -> None:
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(f"{path}: does not fit the model: {'; '.join(sorted(problems)[:5])}{more}")
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=True)
 
 
 def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:

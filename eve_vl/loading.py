@@ -1,0 +1,82 @@
+"""From a run folder back to a model, and from a config to an untrained one."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eve_vl.config import Config, config_from_dict
+from eve_vl.data.answers import read_answers
+from eve_vl.data.inputs import Inputs
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import UserError
+from eve_vl.tasks import task_class
+from eve_vl.tasks.calls import Calls
+from eve_vl.tasks.task import Sizes, Task
+from eve_vl.train import checkpoint
+
+
+@dataclass(kw_only=True)
+class LoadedRun:
+    """A run read back from its folder."""
+
+    config: Config
+    tokenizer: Tokenizer
+    task: Task[Any]
+    step: int
+    folder: Path
+
+    @property
+    def calls(self) -> Calls:
+        """What the run does for people."""
+        device = next(self.task.parameters()).device
+        return self.task.calls(self.task, Inputs(self.config.input, self.tokenizer, device))
+
+
+def load_run(path: Path, device: torch.device | None = None) -> LoadedRun:
+    """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode. Raises UserError."""
+    folder = checkpoint.chosen_checkpoint(path)
+    config = read_config(folder)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    with torch.device("meta"):  # initial values would take longer than reading the file
+        task = build_task(config, tokenizer, read_labels(folder, config))
+    checkpoint.load_model(folder, task)
+    step = json.loads((folder / "state.json").read_text())["step"]
+    return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
+
+
+def build_task(config: Config, tokenizer: Tokenizer, labels: Sequence[str] = ()) -> Task[Any]:
+    """Return the untrained task of a config, sized for a tokenizer and, for classifiers, labels."""
+    return build_untrained(config, Sizes(vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id, labels=tuple(labels)))
+
+
+def build_untrained(config: Config, sizes: Sizes) -> Task[Any]:
+    """Return the untrained task of a config from sizes alone."""
+    return task_class(type(config.task))(config, sizes)
+
+
+def read_labels(folder: Path, config: Config) -> list[str]:
+    """Return the labels that a run or checkpoint folder keeps for its task; empty if it has none."""
+    name = task_class(type(config.task)).labels_file
+    return read_answers(folder / name) if name is not None and (folder / name).is_file() else []
+
+
+def read_config(folder: Path) -> Config:
+    """Read the config.json of a run or checkpoint folder. Raises UserError."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    return config_from_dict(values, str(path))
+
+
+def settings_folder(init: Path, scratch: bool) -> Path:
+    """Return where config and tokenizer of an --init run lie: its chosen checkpoint, or, if its weights are not wanted, the
+    run folder itself, which has them from its first minute. Raises UserError."""
+    if scratch and all((init / name).is_file() for name in ("config.json", "tokenizer.json")):
+        return init
+    return checkpoint.chosen_checkpoint(init)

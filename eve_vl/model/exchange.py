@@ -1,0 +1,29 @@
+"""Twins of a module that share its weights but compute some part in another way."""
+
+import copy
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def exchanged(module: Module, parts: Mapping[str, nn.Module]) -> Module:
+    """Return a twin of a module with other submodules under the given names, such as `encoder.blocks.0.attn`.
+
+    Only what leads to these is copied, without its tensors, and the original stays as it is: others may use it meanwhile,
+    which they could not while a hook or a patched attribute was in it.
+    """
+    twin = copy.copy(module)
+    twin._modules = dict(module._modules)
+    inner: dict[str, dict[str, nn.Module]] = {}
+    for name, part in parts.items():
+        first, _, rest = name.partition(".")
+        if rest:
+            inner.setdefault(first, {})[rest] = part
+        else:
+            twin._modules[first] = part
+    for name, below in inner.items():
+        twin._modules[name] = exchanged(module.get_submodule(name), below)
+    return twin

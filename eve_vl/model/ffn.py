@@ -1,0 +1,138 @@
+"""The feed-forward part of a block: one table says of each policy how it is built, run, counted and called elsewhere.
+
+Letters: B batch, N tokens, D width, S real tokens of the batch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from eve_vl.config import EveModelConfig, InputConfig
+from eve_vl.config.model import Activation
+from eve_vl.model.embed import Tokens
+from eve_vl.model.layers import FeedForward, layer_norm
+from eve_vl.model.moe import MoE, RouterStats
+from eve_vl.model.moe_official import OfficialMoE
+
+Copies = Literal["all", "text", "none"]
+Keys = dict[str, tuple[str, ...]]
+"""Published names of each of our tensors, several for a stack, both without the block's own name."""
+PARTS = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
+NORM = ("weight", "bias")
+
+
+class ModalityFeedForward(nn.Module):
+    """The hard router: a norm and a feed-forward network per modality."""
+
+    def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
+        super().__init__()
+        self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
+        self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return (B, N, D)."""
+        N, num_image = tokens.x_BND.shape[1], tokens.num_image
+        image_BND, text_BND = tokens.x_BND[:, :num_image], tokens.x_BND[:, num_image:]
+        if num_image == N:
+            return self.image(self.norm_image(image_BND))
+        if num_image == 0:
+            return self.text(self.norm_text(text_BND))
+        return torch.cat([self.image(self.norm_image(image_BND)), self.text(self.norm_text(text_BND))], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """One way to give tokens feed-forward networks."""
+
+    build: Callable[[EveModelConfig, InputConfig | None], nn.Module]
+    """Return the block's `ffn`; only the published routing asks for the sizes of inputs."""
+    run: Callable[[Any, Tokens, Tensor | None], tuple[Tensor, RouterStats | None]]
+    """Return what a block's feed-forward part makes of tokens (B, N, D), and the router's statistics if it has one."""
+    has_norm: bool
+    """Whether one norm, the block's `norm2`, is for all tokens."""
+    networks_per_token: Callable[[EveModelConfig], int]
+    router_flops: Callable[[EveModelConfig], int]
+    """Forward FLOPs per token, divided by the width."""
+    published: Callable[[EveModelConfig], Keys | None]
+    """None: the published models have no such block."""
+    copied: Callable[[Copies], Mapping[str, str]]
+    """Which tensors of an image encoder's block (`norm2`, `mlp`) each of ours starts as; experts are all alike."""
+
+
+def _build_experts(config: EveModelConfig, sizes: InputConfig | None) -> nn.Module:
+    dims = config.embed_dim, config.ffn_dim, config.num_experts
+    if config.routing == "stable" or sizes is None:
+        return MoE(*dims, config.top_k, config.modality_routing, config.activation)
+    return OfficialMoE(
+        *dims,
+        modality_routing=config.modality_routing,
+        activation=config.activation,
+        num_image=1 + sizes.num_patches,
+        drops=config.routing == "official",
+    )
+
+
+def _published_modality(config: EveModelConfig) -> Keys:
+    names = {"image": "imag", "text": "text"}
+    norms = {f"ffn.norm_{ours}.{part}": (f"norm2_{theirs}.{part}",) for ours, theirs in names.items() for part in NORM}
+    return norms | {f"ffn.{ours}.{part}": (f"mlp_{theirs}.{part}",) for ours, theirs in names.items() for part in PARTS}
+
+
+def _published_experts(config: EveModelConfig) -> Keys:
+    moe = "mlp_moe.moe"
+    table: Keys = {f"norm2.{part}": (f"norm2_vl.{part}",) for part in NORM}
+    table["ffn.router.weight"] = (f"{moe}.gate.wg.weight",)
+    if config.modality_routing:
+        table["ffn.router.modality_embed"] = f"{moe}.vision_embed", f"{moe}.text_embed"
+    for part in PARTS:
+        names = (f"{moe}.experts.experts.{expert}.{part}" for expert in range(config.num_experts))
+        table[f"ffn.experts.{part.replace('.', '_')}"] = tuple(names)
+    return table
+
+
+def _copied(network: str, norm: str) -> dict[str, str]:
+    return {f"{norm}.{part}": f"norm2.{part}" for part in NORM} | {f"{network}.{part}": f"mlp.{part}" for part in PARTS}
+
+
+def _copied_modality(copies: Copies) -> dict[str, str]:
+    text = _copied("ffn.text", "ffn.norm_text") if copies != "none" else {}
+    return _copied("ffn.image", "ffn.norm_image") | text
+
+
+def _copied_experts(copies: Copies) -> dict[str, str]:
+    networks = {f"ffn.experts.{part.replace('.', '_')}": f"mlp.{part}" for part in PARTS} if copies == "all" else {}
+    return {f"norm2.{part}": f"norm2.{part}" for part in NORM} | networks
+
+
+POLICIES: dict[str, Policy] = {
+    "shared": Policy(
+        build=lambda config, _: FeedForward(config.embed_dim, config.ffn_dim, config.activation),
+        run=lambda block, tokens, _: (block.ffn(block.norm2(tokens.x_BND)), None),
+        has_norm=True,
+        networks_per_token=lambda _: 1,
+        router_flops=lambda _: 0,
+        published=lambda _: None,
+        copied=lambda _: _copied("ffn", "norm2"),
+    ),
+    "modality": Policy(
+        build=lambda config, _: ModalityFeedForward(config.embed_dim, config.ffn_dim, config.activation),
+        run=lambda block, tokens, _: (block.ffn(tokens), None),
+        has_norm=False,
+        networks_per_token=lambda _: 1,
+        router_flops=lambda _: 0,
+        published=_published_modality,
+        copied=_copied_modality,
+    ),
+    "moe": Policy(
+        build=_build_experts,
+        run=lambda block, tokens, real_S: block.ffn(block.norm2(tokens.x_BND), tokens.is_text_BN, real_S),
+        has_norm=True,
+        networks_per_token=lambda config: config.top_k,
+        router_flops=lambda config: 2 * config.num_experts,
+        published=_published_experts,
+        copied=_copied_experts,
+    ),
+}

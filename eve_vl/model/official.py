@@ -1,0 +1,51 @@
+"""EVE's encoder as the published code runs it, for weights that were trained with it (docs/fidelity.md): what a token gets
+depends on all that is in its pass, so parts of a batch go one by one, and no state of a pass may be left out.
+
+Letters: B batch, N all tokens, D width.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eve_vl.model.backbone import Encoded
+from eve_vl.model.embed import Tokens, pick
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.moe import RouterStats
+
+
+class OfficialEncoder(Encoder):
+    """`Encoder` with `model.routing` official or official-dropless."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.computes_all = self.config.routing == "official"  # without drops, a token's result is its own
+
+    def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
+        """Return the states of pictures, of texts or of pairs, of each part of the batch by a pass of its own."""
+        if num_passes == 1:
+            return super().encode(image, text)
+        parts = [super(OfficialEncoder, self).encode(*part) for part in _parts(image, text, num_passes)]
+        return Encoded(
+            x_BND=torch.cat([part.x_BND for part in parts]),
+            num_image=parts[0].num_image,
+            is_padding_BN=None
+            if text is None or text.is_padding_BN is None
+            else torch.cat([part.is_padding_BN for part in parts]),
+            routers=[part.routers[0] for part in parts],
+        )
+
+    def cls(
+        self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
+    ) -> tuple[Tensor, list[list[RouterStats]]]:
+        """Return the state of the text's [CLS], else of the picture's, (B, D), and the routers of each pass."""
+        parts = [super(OfficialEncoder, self).cls(*part, final_norm=final_norm) for part in _parts(image, text, num_passes)]
+        return torch.cat([cls_BD for cls_BD, _ in parts]), [routers for _, (routers,) in parts]
+
+
+def _parts(image: Tokens | None, text: Tokens | None, count: int) -> list[tuple[Tokens | None, Tokens | None]]:
+    some = image or text
+    assert some is not None
+    rows = torch.arange(len(some.x_BND), device=some.x_BND.device).chunk(count)
+    return [tuple(None if tokens is None else pick(tokens, part) for tokens in (image, text)) for part in rows]  # pyright: ignore

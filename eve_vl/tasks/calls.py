@@ -1,0 +1,121 @@
+"""What people can ask of a run: each task has a subclass of `Calls`, with a method for each call of `Eve`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from tyro.conf import Positional
+
+from eve_vl.data.inputs import GivenImage, ImageLike, Inputs, given_images, given_text
+from eve_vl.errors import UserError
+from eve_vl.tasks.look import CLS, Evidence, HeatMap, heat_map, word_positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """A call as a verb of the command line."""
+
+    flags: type
+    """A dataclass whose fields are the call's arguments; `out` and `json` are files to write."""
+    show: Callable[[Any], str]
+    """Lines for people, of the result."""
+    values: Callable[[Any], dict[str, Any]]
+    """The result as JSON values."""
+    pictures: Callable[[Any], Sequence[np.ndarray]] | None = None
+    """The result as pictures to write side by side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookFlags:
+    """Flags of `eve look`."""
+
+    image: Positional[Path]
+    """Picture file; of a statement, the left one."""
+    text: Positional[str]
+    """Question, statement or caption."""
+    right: Path | None = None
+    """Of a statement: the picture on the right."""
+    word: str | None = None
+    """Word or phrase of the text whose attention is shown; default: the whole text. A pre-trained run needs one, to hide."""
+    answer: str | None = None
+    """An answer or class to look for; default: the run's own."""
+    block: int | None = None
+    """Block whose attention is shown, 0 for the first, -1 for the last; default: the one that points best."""
+    out: Path = Path("look.png")
+    """Picture to write: the picture under its heat map, blue to red."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
+class Calls:
+    """What a run of a task does for people, in float32 and in evaluation mode. Its methods without an underscore that
+    `offered` names are calls of `Eve`."""
+
+    verbs: ClassVar[Mapping[str, Verb]] = {
+        "look": Verb(flags=LookFlags, show=str, values=HeatMap.values, pictures=HeatMap.overlays)
+    }
+    num_pictures: ClassVar[int] = 1
+    """Pictures that a text is about."""
+
+    def __init__(self, task: Any, inputs: Inputs):
+        self.task, self.inputs = task, inputs
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow, besides `encode_image` and `encode_text`."""
+        return ()
+
+    def how_to_get(self, call: str) -> str | None:
+        """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""
+        return None
+
+    def look(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        text: str,
+        *,
+        right: ImageLike | None = None,
+        word: str | None = None,
+        answer: str | None = None,
+        block: int | None = None,
+    ) -> HeatMap:
+        """Return where in the picture a run finds what speaks for its answer or class, for a statement being true (give both
+        pictures), for the match or, pre-trained, for a word of the text that is hidden from it.
+
+        word: a word or phrase of the text, the first time it occurs, whose tokens' attention to the patches is shown; None:
+        that of all tokens together; "[CLS]": the text [CLS]'s alone. answer: another answer or class than the one that the run
+        gives. block: 0 is the first, -1 the last; None: the last for a hidden word, else the last but one, which point best at
+        what is asked about (LOG.md). In the last block the heads read [CLS] alone (all but the paired head of NLVR2), so no
+        other token's attention matters there. Raises UserError.
+        """
+        pictures, text = given_images(image), given_text(text)
+        pictures += [] if right is None else given_images(right)
+        wanted = self.num_pictures
+        if len(pictures) != wanted:
+            raise UserError(
+                f"a run of task {self.task.section.name} looks at {wanted} picture{'s'[: wanted - 1]}, {len(pictures)} given"
+            )
+        positions = word_positions(self.inputs, text, word)
+        evidence = self._evidence(pictures, text, None if word in (None, CLS) else positions, answer)
+        return heat_map(self.task, evidence, pictures, positions, word=word, block=block)
+
+    def _evidence(
+        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
+    ) -> Evidence:
+        """Return what `look` shows the evidence for. positions: tokens of the word, if there is one."""
+        raise NotImplementedError
+
+    def _no_answer(self, answer: str | None) -> None:
+        """Raise UserError if an answer to look for was given to a task without labels."""
+        if answer is not None:
+            raise UserError("an answer to look for can be given to a run with answers or classes only")
+
+
+def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:
+    """Return the classes of the highest probabilities, best first. Raises UserError if `top` is not positive."""
+    if top < 1:
+        raise UserError(f"top {top} is not positive")
+    values, classes = probability_C.topk(min(top, len(probability_C)))
+    return list(zip(classes.tolist(), values.tolist(), strict=True))

@@ -1,0 +1,103 @@
+"""Pre-training by contrast (ITC) and matching (ITM) beside masked signals: what EVE is compared with (paper Tables 1 and 6).
+
+Letters: B batch, D width.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+
+from eve_vl.config import Config, ContrastMatchConfig
+from eve_vl.data.batch import PairBatch
+from eve_vl.data.inputs import GivenImage
+from eve_vl.metrics import masked_signal as metrics
+from eve_vl.model.encoder import initialize
+from eve_vl.tasks.calls import Verb
+from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
+from eve_vl.tasks.look import Evidence
+from eve_vl.tasks.masked_signal import MaskedSignalCalls, MaskedSignalTask
+from eve_vl.tasks.task import Computation, Evaluated, Routers, Sizes
+from eve_vl.train.distributed import sum_over_processes
+from eve_vl.train.trainer import StepOutput
+
+
+class ContrastMatchCalls(MaskedSignalCalls, ContrastCalls):
+    """What a run does for people: it fills masks, rebuilds, matches and searches."""
+
+    task: "ContrastMatch"  # pyright: ignore[reportIncompatibleVariableOverride]
+    verbs: ClassVar[Mapping[str, Verb]] = ContrastCalls.verbs | MaskedSignalCalls.verbs
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        return tuple(dict.fromkeys(ContrastCalls.offered(self) + MaskedSignalCalls.offered(self)))
+
+    def _evidence(
+        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
+    ) -> Evidence:
+        hides_word = self.task.settings.mlm_weight and positions is not None
+        kind = MaskedSignalCalls if hides_word or self.task.contrast.match_head is None else ContrastCalls
+        return kind._evidence(self, images, text, positions, answer)
+
+
+class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[ContrastMatchConfig]):
+    """Masked signals, features that compare, and a matching head."""
+
+    section = ContrastMatchConfig
+    calls = ContrastMatchCalls
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        self.contrast = Contrast(config.model.embed_dim, self.settings.projection_dim, with_match=self.settings.itm_weight > 0)
+        initialize(self, config.model)
+
+    def forward(self, batch: PairBatch) -> StepOutput:
+        """Return the weighted sum of the losses (weights: task.…_weight, the model's balance weight)."""
+        losses, terms, routers = self.masked_losses(batch)
+        text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
+        image = self.encoder.image(batch.pixels())
+        contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, image, text, batch.picture_B)
+        return self.output(losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms)
+
+    @torch.no_grad()
+    def evaluated(self, loader: Iterable[PairBatch]) -> Evaluated:
+        """Return the numbers of masked signals, `itc_acc`, the share of pictures and texts that are more alike to their own
+        partner than to a wrong one, and `itm_acc`, the share of true and of wrong pairs told apart; chance is 0.5 for both."""
+        sums = metrics.Sums(
+            vocab_size=self.sizes.vocab_size,
+            with_tokens=self.settings.mlm_weight > 0,
+            with_pixels=self.settings.mim_weight > 0,
+        )
+        right = {name: torch.zeros(2, dtype=torch.float64) for name in ("itc_acc", "itm_acc")}
+        for batch in loader:
+            assert batch.wrong is not None
+            self.add_to(sums, batch)
+            image_Bd, text_Bd = self.image_features(batch.images_BCHW), self.text_features(batch.ids_BT, batch.is_padding_BT)
+            wrong_image_Bd = self.image_features(batch.wrong.images_BCHW)
+            wrong_text_Bd = self.text_features(batch.wrong.ids_BT, batch.wrong.is_padding_BT)
+            own_B = (image_Bd * text_Bd).sum(1)
+            for other_B in ((wrong_image_Bd * text_Bd).sum(1), (image_Bd * wrong_text_Bd).sum(1)):
+                right["itc_acc"] += torch.tensor([(own_B > other_B).sum().item(), len(own_B)])
+            if self.contrast.match_head is not None:
+                for pairs, is_match in ((batch, True), (batch.with_text_of(batch.wrong), False)):
+                    logits_B2, _ = self.match(pairs.images_BCHW, pairs.ids_BT, pairs.is_padding_BT)
+                    right["itm_acc"] += torch.tensor([(logits_B2.argmax(1) == int(is_match)).sum().item(), len(logits_B2)])
+        numbers = sums.result(sum_over_processes)
+        for name, count in right.items():
+            total, num_rows = sum_over_processes(count).tolist()
+            if num_rows:
+                numbers[name] = total / num_rows
+        return Evaluated(numbers=numbers)
+
+    def routers(self, batch: PairBatch) -> Routers:
+        """Return what the routers do in all passes of a step, those of matching without their wrong pairs."""
+        masks = self.settings.mim_weight or self.settings.mlm_weight
+        return (MaskedSignalTask.routers(self, batch) if masks else []) + self.contrast_routers(batch)
+
+    def computations(self) -> dict[str, Computation]:
+        """Return what the run computes, by the name of its file."""
+        return ContrastTask.computations(self)
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of each part of a step."""
+        return MaskedSignalTask.flops(self) | self.contrast_flops()

@@ -1,0 +1,158 @@
+"""Where a run looks: the Grad-CAM of an answer, a verdict, a match or a hidden word over the picture (EVE's visualisations).
+
+Letters: B batch, P patches, N all tokens, T text tokens, R rows of logits, C classes, H height, W width.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from eve_vl.data.inputs import GivenImage, Inputs
+from eve_vl.errors import UserError
+from eve_vl.model.gradcam import gradcam
+
+CLS = "[CLS]"
+_COLORS = np.array([(20, 20, 120), (0, 160, 220), (120, 220, 100), (255, 220, 0), (230, 0, 0)], dtype=np.float64)
+_OVERLAY = (0.3, 0.4)  # share of the heat's colour where it is 0, and how much more where it is 1: cold parts stay visible
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Where a run looks in one picture, or in both pictures of a statement."""
+
+    pictures: tuple[np.ndarray, ...]
+    """uint8 (H, W, 3), in the size in which they were given."""
+    heat: tuple[np.ndarray, ...]
+    """float32 (H, W) in [0, 1], one per picture; 1 is the hottest spot of all of them; all 0 if nothing speaks for it."""
+    grids: tuple[np.ndarray, ...]
+    """The same per patch, float32 (rows, columns), as Grad-CAM gives it: not scaled, not below 0."""
+    score: str
+    """What the heat speaks for, in words, such as `the answer "red"`."""
+    probability: float
+    """What the run gives it."""
+    word: str | None
+    """Whose tokens ask; None: those of the whole text."""
+    block: int
+    """Whose attention it is, 0 for the first."""
+
+    def __str__(self) -> str:
+        word = "the text" if self.word is None else f'"{self.word}"'
+        return f"what speaks for {self.score} (probability {self.probability:.4f}) to {word}, block {self.block}"
+
+    def values(self) -> dict[str, Any]:
+        """Return what is not a picture, as JSON values."""
+        grids = [grid.tolist() for grid in self.grids]
+        return {"score": self.score, "probability": self.probability, "word": self.word, "block": self.block, "grids": grids}
+
+    def overlays(self) -> tuple[np.ndarray, ...]:
+        """Return the pictures under their heat, blue to red, uint8 (H, W, 3)."""
+        return tuple(overlay(picture, heat) for picture, heat in zip(self.pictures, self.heat, strict=True))
+
+
+def overlay(picture: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
+    """Return a uint8 picture (H, W, 3) under a heat map in [0, 1], from blue through green and yellow to red."""
+    steps = np.linspace(0, 1, len(_COLORS))
+    colors = np.stack([np.interp(heat_HW, steps, channel) for channel in _COLORS.T], axis=-1)
+    share = (_OVERLAY[0] + _OVERLAY[1] * heat_HW)[:, :, None]
+    return ((1 - share) * picture + share * colors).round().astype(np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a task is asked to give evidence for: logits (R, C), computed anew at every call from the task or a twin of it, and
+    the class (R,) of each row."""
+
+    logits: Callable[[Any], Tensor]
+    classes_R: Tensor
+    words: str
+    hides_word: bool = False
+    is_one_of_many: bool = True
+    """Whether the classes exclude each other; the answers of VQA do not."""
+
+    def score(self, task: Any) -> Tensor:
+        """Return the sum of the classes' logits."""
+        return self.logits(task).gather(1, self.classes_R[:, None]).sum()
+
+    @torch.no_grad()
+    def probability(self, task: Any) -> float:
+        """Return the probability that all rows have their classes."""
+        logits_RC = self.logits(task)
+        log_RC = logits_RC.log_softmax(1) if self.is_one_of_many else F.logsigmoid(logits_RC)
+        return log_RC.gather(1, self.classes_R[:, None]).sum().exp().item()
+
+
+def heat_map(
+    task: Any,
+    evidence: Evidence,
+    images: Sequence[GivenImage],
+    positions: Sequence[int],
+    *,
+    word: str | None,
+    block: int | None,
+) -> HeatMap:
+    """Return where in the pictures the tokens of a text at `positions` find what speaks for something. Raises UserError.
+
+    word: what these tokens are called. block: 0 is the first, -1 the last; None: the last for a hidden word, else the last but
+    one, which point best at what is asked about (LOG.md).
+    """
+    names, P = task.encoder.attention_names, task.config.input.num_patches
+    depth = len(names)
+    if block is None:
+        block = depth - 1 if evidence.hides_word else max(0, depth - 2)
+    if not -depth <= block < depth:
+        raise UserError(f"no block {block}: this run has blocks 0 to {depth - 1}")
+    block %= depth
+
+    def score(twin: Any) -> Tensor:
+        twin.encoder.computes_all = True
+        return evidence.score(twin)
+
+    cam_BNN, matters_BN = gradcam(task, f"encoder.{names[block]}", score)
+    rows = [1 + P + position for position in positions]
+    if not matters_BN[:, rows].any():
+        raise UserError(
+            f'nothing of what "{word}" attends to in block {block} reaches {evidence.words}; choose an earlier block'
+        )
+    grids_BP = cam_BNN[:, rows, 1 : 1 + P].sum(1).float().cpu()
+    side = round(P**0.5)
+    grids_Brc = grids_BP.view(-1, side, side)
+    pictures = tuple(one.whole() for one in images)
+    heat = [_enlarge(grid, picture.shape[:2]) for grid, picture in zip(grids_Brc, pictures, strict=True)]
+    peak = max(np.finfo(np.float32).tiny, *(one.max() for one in heat))
+    return HeatMap(
+        pictures=pictures,
+        heat=tuple(one / peak for one in heat),
+        grids=tuple(grids_Brc.numpy()),
+        score=evidence.words,
+        probability=evidence.probability(task),
+        word=word,
+        block=block,
+    )
+
+
+def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
+    """Return the token positions of a word or phrase of a text, where it first occurs, of "[CLS]", or of all tokens (None).
+
+    Raises UserError if the text does not have the word.
+    """
+    spans = inputs.tokenizer.spans(text, inputs.config.max_text_tokens)
+    if word is None or word == CLS:
+        return [0] if word else list(range(len(spans)))
+    place = re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE) if word.strip() else None
+    if place is None:
+        raise UserError(f'"{word}" is not a word of "{text}"')
+    positions = [t for t, (start, end) in enumerate(spans) if start < place.end() and place.start() < end]
+    if not positions:
+        raise UserError(f'"{word}" lies beyond the {len(spans)} tokens that this run reads of a text')
+    return positions
+
+
+def _enlarge(grid: Tensor, size: tuple[int, ...]) -> np.ndarray:
+    """Enlarge bilinearly to (H, W)."""
+    return F.interpolate(grid[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()

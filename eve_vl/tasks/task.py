@@ -1,0 +1,241 @@
+"""What every task is to the rest of the house: trainer, loading, evaluation, `Eve`, command line, report, export and the hub
+interface reach a task through this class and never ask which one it is.
+
+Letters: B batch, T text tokens, D width, d width of features, H height, W width.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eve_vl.config import Config, TaskConfig
+from eve_vl.data.batch import normalize
+from eve_vl.data.dataset import RowDataset
+from eve_vl.data.records import Source
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import UserError
+from eve_vl.model.build import build_backbone
+from eve_vl.model.embed import Tokens
+from eve_vl.model.moe import RouterStats
+from eve_vl.tasks.calls import Calls
+from eve_vl.tasks.routing import routing_terms
+from eve_vl.train.trainer import StepOutput
+
+Settings = TypeVar("Settings", bound=TaskConfig)
+Routers = list[list[RouterStats]]
+PAIR = ("pixels", "ids", "is_padding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What a task is built for, besides its config."""
+
+    vocab_size: int
+    mask_id: int = 0
+    labels: tuple[str, ...] = ()
+    """What the outputs of a classifier stand for: answers or classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a task makes of its training data before it is built."""
+
+    sources: Sequence[Source[Any]]
+    """The rows to train on."""
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Sentences for the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The numbers of an evaluation and, of a task that has them, the rows that they come from."""
+
+    numbers: dict[str, float]
+    examples: Sequence[Any] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computation:
+    """Something that a run computes from tensors alone, for programs without torch."""
+
+    inputs: tuple[str, ...]
+    """Of pixels, left and right (uint8, (B, 3, H, W)), ids (int64, (B, T)) and is_padding (bool, (B, T)), in the order of
+    `compute`."""
+    output: str
+    meaning: str
+    compute: Callable[..., Tensor]
+
+
+class Task(nn.Module, Generic[Settings]):
+    """A backbone with the heads and losses of one job, and all that follows from what the job is.
+
+    Subclasses build heads in their `__init__` and then call `model.encoder.initialize`.
+    """
+
+    section: ClassVar[type[TaskConfig]]
+    """Its section in the config, whose `name` is the task's."""
+    dataset: ClassVar[type[RowDataset]]
+    """What training goes through."""
+    calls: ClassVar[type[Calls]] = Calls
+    """What its runs do for people."""
+    main_metric: ClassVar[str | None] = None
+    """The number by which the best weights are chosen, higher is better; None: the last ones count."""
+    labels_file: ClassVar[str | None] = None
+    """File of a run folder that keeps `labels`, for classifiers."""
+    truth: ClassVar[str | None] = None
+    """What rows need so that the best weights can be chosen, in a word."""
+    has_prediction_file: ClassVar[bool] = False
+    """Whether an official server takes its predictions."""
+    label_layer: ClassVar[str | None] = None
+    """The layer whose rows stand for labels: of no use to a run with other ones."""
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__()
+        assert isinstance(config.task, self.section)
+        self.config, self.sizes = config, sizes
+        self.settings: Settings = config.task  # pyright: ignore[reportAttributeAccessIssue]
+        self.encoder = build_backbone(config.model, config.input, sizes.vocab_size)
+
+    # Training
+
+    @classmethod
+    def kind(cls, config: Config) -> str:
+        """Return the kind of rows that its sources hold."""
+        return cls.dataset.kind
+
+    @classmethod
+    def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
+        """Look at the training sources before the task is built. labels: those of the run that goes on. Raises UserError."""
+        return Prepared(sources=sources)
+
+    @classmethod
+    def has_truth(cls, row: Any) -> bool:
+        """Whether a row says what is right."""
+        return True
+
+    def before_step(self, micro_batches: list[Any]) -> list[Any]:
+        """Return the micro-batches of an optimiser step with what only all of them together say."""
+        return micro_batches
+
+    def output(self, losses: Mapping[str, Tensor], routers: Routers, **terms: Tensor) -> StepOutput:
+        """Return the sum of the losses, each times `task.<name>_weight` where there is one, and of the balance loss times its
+        weight. terms: further scalars for the log."""
+        routing = routing_terms(routers)
+        total = sum(
+            (getattr(self.settings, f"{name}_weight", 1.0) * loss for name, loss in losses.items()), start=torch.zeros(())
+        )
+        if routing:
+            total = total + self.encoder.balance_weight * routing["balance"]
+        return StepOutput(loss=total, terms={**losses, **terms, **routing})
+
+    def kept_of(self, tensors: Mapping[str, Tensor], labels: Sequence[str]) -> dict[str, Tensor]:
+        """Return the weights of another run, whose labels are given, that are of use to this one."""
+        useless = f"{self.label_layer}." if self.label_layer and tuple(labels) != self.sizes.labels else None
+        return {name: tensor for name, tensor in tensors.items() if not (useless and name.startswith(useless))}
+
+    # Evaluation
+
+    @classmethod
+    def eval_dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> Any:
+        """Return what evaluation goes through."""
+        return cls.dataset(sources, config, tokenizer, training=False)
+
+    @classmethod
+    def check_flags(cls, flags: Mapping[str, Any], dataset: Any) -> None:
+        """Raise UserError if flags of evaluation do not fit the data."""
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Return the numbers of all batches of all processes; deterministic."""
+        return self.evaluated(loader).numbers
+
+    def evaluated(self, loader: Iterable[Any]) -> Evaluated:
+        """Return the numbers of all batches of all processes with their rows; deterministic."""
+        examples = self.examples(loader)
+        return Evaluated(numbers=self.numbers(examples), examples=examples)
+
+    def examples(self, loader: Iterable[Any]) -> Sequence[Any]:
+        """Return what the model makes of the rows of all processes, in an order that does not depend on batches."""
+        raise NotImplementedError
+
+    def numbers(self, examples: Sequence[Any]) -> dict[str, float]:
+        """Return the numbers of examples."""
+        raise NotImplementedError
+
+    def baselines(self, examples: Sequence[Any]) -> dict[str, float]:
+        """Return what can be had without the model, where that takes the training data; empty if it is out of reach."""
+        return {}
+
+    def remarks(self, numbers: Mapping[str, float]) -> list[str]:
+        """Return what people should know about numbers, a sentence each."""
+        return []
+
+    def prediction_file(self, examples: Sequence[Any]) -> str:
+        """Return the file that the official server takes."""
+        raise NotImplementedError
+
+    def with_settings(self, settings: TaskConfig) -> Self:
+        """Return a twin with the same weights and another section."""
+        twin = copy.copy(self)
+        twin.settings = settings  # pyright: ignore[reportAttributeAccessIssue]
+        return twin
+
+    def routers(self, batch: Any) -> Routers:
+        """Return what the experts' routers do in training's passes over an evaluation batch; for people to look at."""
+        raise NotImplementedError
+
+    # Use
+
+    is_comparable: ClassVar[bool] = False
+    """Whether features of pictures and of texts compare with each other."""
+
+    def image_features(self, images_BCHW: Tensor) -> Tensor:
+        """Return features of length 1, float32 (B, d), of uint8 pictures."""
+        return F.normalize(self.alone(self.encoder.image(normalize(images_BCHW)), None), dim=1)
+
+    def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tensor:
+        """Return features of length 1, float32 (B, d), of token ids."""
+        return F.normalize(self.alone(None, self.encoder.text(ids_BT, is_padding_BT)), dim=1)
+
+    def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
+        """Return the state that stands for a picture or for a text, (B, D)."""
+        return self.encoder.cls(image, text)[0]
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return self.config.model.embed_dim
+
+    def computations(self) -> dict[str, Computation]:
+        """Return what the run computes, by the name of its file."""
+        meaning = "of length 1; their dot product says how alike two are" + (
+            "" if self.is_comparable else "; a picture and a text do not compare"
+        )
+        return {
+            "image_encoder": Computation(inputs=("pixels",), output="features", meaning=meaning, compute=self.image_features),
+            "text_encoder": Computation(
+                inputs=("ids", "is_padding"), output="features", meaning=meaning, compute=self.text_features
+            ),
+        }
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return what the heads say, by the names that transformers has for it, and with labels the `loss`.
+
+        tensors: of pixels, right (float, (B, 3, H, W), in [-1, 1]), ids and is_padding, those that are given. Raises UserError
+        for what does not fit.
+        """
+        raise UserError(f"the task {self.section.name} has no head")
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of each part of a training step, per row with a text of full length, matrix products only."""
+        return {}
+
+
+def pair_tokens(config: Config) -> tuple[int, int]:
+    """Return the tokens of a picture, [CLS] included, and of a text of full length."""
+    return 1 + config.input.num_patches, config.input.text_length

@@ -1,0 +1,263 @@
+"""From a config to a trained run."""
+
+import dataclasses
+import gc
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated, to_dict
+from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
+from eve_vl.data.readers import absolute_spec
+from eve_vl.data.records import Source
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import BadSampleError, UserError
+from eve_vl.loading import build_task, read_config, read_labels, settings_folder
+from eve_vl.model.transfer import parts, transfer
+from eve_vl.seeds import seed_everything, set_threads
+from eve_vl.tasks import task_class
+from eve_vl.tasks.task import Task
+from eve_vl.train import checkpoint, distributed
+from eve_vl.train.device import pick_device
+from eve_vl.train.log import BAD_SAMPLES, BadSamples
+from eve_vl.train.trainer import Trainer
+
+ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
+EVAL_BATCH = 64
+ROWS_PROBED = 100
+MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at captions only
+OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
+    "out",
+    "data.num_workers",
+    "data.max_bad_share",
+    "train.device",
+    "train.threads",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+}
+
+
+def train(config: Config, *, must_resume: bool = False) -> bool:
+    """Train a run, or go on with the one in config.out, and write metrics.json; return whether this is the main process.
+
+    must_resume: refuse to start anew. Raises UserError.
+    """
+    config = with_init_tokenizer(with_absolute_paths(config))
+    device = pick_device(config.train.device)
+    distributed.setup(device)
+    set_threads(config.train.threads)
+    numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
+    gc.collect()
+    distributed.barrier()
+    is_main = distributed.is_main()
+    distributed.shutdown()
+    if is_main:
+        checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    return is_main
+
+
+def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, float]:
+    """Set up and train; return the numbers of the last validation."""
+    check_out_folder(config, must_resume)
+    rank, world = distributed.rank(), distributed.world_size()
+    if config.train.batch_size % (config.train.accumulation * world):
+        raise UserError(
+            f"train.batch_size {config.train.batch_size} is not divisible by train.accumulation "
+            f"{config.train.accumulation} × {world} processes"
+        )
+    kind = task_class(type(config.task))
+    sources, val_sources = open_train_and_val(config, kind.kind(config))
+    tokenizer = obtain_tokenizer(config, sources)
+    require_truth(config, val_sources)
+    is_going_on = bool(checkpoint.checkpoint_folders(config.out))
+    prepared = kind.prepare(config, sources, read_labels(config.out, config) if is_going_on else None)
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
+    if kind.labels_file is not None:
+        texts[kind.labels_file] = json.dumps(prepared.labels, indent=1)
+    distributed.barrier()
+    if distributed.is_main():
+        config.out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            checkpoint.write_file(config.out / name, text)
+    seed_everything(config.train.seed)
+    with device:  # where it trains, so that initial values cost no second copy
+        task = build_task(config, tokenizer, prepared.labels)
+    notes, new = [*prepared.notes, *_data_notes(config)], []
+    if config.init is not None:
+        new, note = start_from(config, task)
+        notes.append(note)
+    trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new, notes=notes)
+    seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
+    if not trainer.resume() and rank == 0:
+        (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
+    distributed.barrier()
+    dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
+    loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
+    val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
+    val_loader = eval_loader(val_dataset, batch_size=EVAL_BATCH, rank=rank, world=world)
+    bad_samples = BadSamples(
+        config.out,
+        num_rows=sum(len(source) for source in prepared.sources),
+        max_share=config.data.max_bad_share,
+        writes=distributed.is_main(),
+    )
+    return trainer.fit(loader, val_loader, bad_samples)
+
+
+def _data_notes(config: Config) -> list[str]:
+    """Say so if a run that starts from the user's own data trains on built-in data instead."""
+    if config.init is None:
+        return []
+    before = read_config(settings_folder(config.init, config.scratch)).data.train
+    if any(map(generated, before)) or not all(map(generated, config.data.train)):
+        return []
+    return [
+        f"training on built-in data ({' '.join(config.data.train)}), but {config.init} was trained on {' '.join(before)}; "
+        "name your own with --data.train and --data.val"
+    ]
+
+
+def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
+    """Raise UserError if the best weights could not be chosen: no row among the first of validation says what is right."""
+    kind = task_class(type(config.task))
+    if kind.truth is None:
+        return
+    for source in sources:
+        for index in range(min(len(source), ROWS_PROBED)):
+            try:
+                if kind.has_truth(source[index]):
+                    return
+            except BadSampleError:
+                continue  # evaluation names it
+    if config.data.val == (HELD_OUT,):
+        raise UserError(
+            f"data.train {' '.join(config.data.train)}: no {kind.truth} among the first {ROWS_PROBED} rows held out; if a "
+            "column of another name has them, give --data.label-column"
+        )
+    raise UserError(
+        f"data.val {' '.join(config.data.val)}: no {kind.truth} among its first {ROWS_PROBED} rows, so the best weights cannot "
+        f"be chosen; name validation data that has them, or {HELD_OUT}"
+    )
+
+
+def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
+    """Copy the weights of config.init unless config.scratch; return the parameters that are new, and a note about it.
+
+    Raises UserError if the encoders differ otherwise than config.init_may_lack allows.
+    """
+    assert config.init is not None
+    if config.scratch:  # heads alone count as new, so that both sides of a comparison train at the same rates
+        heads = [name for name, _ in task.named_parameters() if not name.startswith("encoder.")]
+        return heads, f"random weights, in the shape of {config.init}"
+    folder = checkpoint.chosen_checkpoint(config.init)
+    labels = read_labels(folder, read_config(folder))
+    done = transfer(task.kept_of(checkpoint.read_model(folder), labels), task, str(folder), config.init_may_lack)
+    text = f"weights from {folder}"
+    if done.resized is not None:
+        text += f"; {done.resized}"
+    if done.new:
+        text += f"; new, at {config.train.new_lr_multiplier:g} × the learning rate: {parts(done.new)}"
+    if done.unused:
+        text += f"; not used: {parts(done.unused)}"
+    return done.new, text
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the config with paths that still hold when the run is used from another folder."""
+
+    def absolute(source: str) -> str:
+        return source if source == HELD_OUT or generated(source) else absolute_spec(source)
+
+    sections = {name: _absolute_fields(section) for name, section in vars(config).items() if dataclasses.is_dataclass(section)}
+    sections["data"] = dataclasses.replace(
+        sections["data"], train=tuple(map(absolute, config.data.train)), val=tuple(map(absolute, config.data.val))
+    )
+    init = config.init and config.init.expanduser().absolute()
+    return dataclasses.replace(config, init=init, **sections)
+
+
+def _absolute_fields(section: Any) -> Any:
+    paths = {name: value.expanduser().absolute() for name, value in vars(section).items() if isinstance(value, Path)}
+    return dataclasses.replace(section, **paths)
+
+
+def train_captions(sources: Sequence[Source[Any]], limit: int) -> list[str]:
+    """Return the captions of at most `limit` rows, spread evenly over all sources."""
+    total = sum(len(source) for source in sources)
+    stride = max(1, -(-total // limit))
+    captions = []
+    for source in sources:
+        for row in range(0, len(source), stride):
+            try:
+                captions += source[row].captions
+            except BadSampleError:
+                continue  # training counts it when it meets it
+    return captions
+
+
+def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
+    """Train a tokenizer on the captions of any sources. Raises UserError."""
+    return _train_tokenizer(open_sources(specs, data, image_size=MIN_SCENE_SIZE), vocab_size)
+
+
+def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
+    captions = train_captions(sources, ROWS_PER_TOKEN * vocab_size)
+    if not captions:
+        raise UserError("the sources hold no usable caption to train a tokenizer on")
+    return Tokenizer.train(captions, vocab_size)
+
+
+def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenizer:
+    """Return the run's tokenizer: that in its folder, else the --init run's, else the given file, else one trained on the
+    captions."""
+    if checkpoint.checkpoint_folders(config.out):
+        return Tokenizer.load(config.out / "tokenizer.json")
+    if config.init is not None:
+        return Tokenizer.load(settings_folder(config.init, config.scratch) / "tokenizer.json")
+    if config.tokenizer.path is not None:
+        return Tokenizer.load(config.tokenizer.path)
+    # one process trains it for all, so that all have the same
+    text = _train_tokenizer(sources, config.tokenizer.vocab_size).to_json() if distributed.is_main() else None
+    return Tokenizer.from_json(distributed.gather_objects(text)[0])
+
+
+def with_init_tokenizer(config: Config) -> Config:
+    """Return the config with the vocabulary that comes along from an --init run. Raises UserError."""
+    if config.init is None:
+        return config
+    vocab_size = read_config(settings_folder(config.init, config.scratch)).tokenizer.vocab_size
+    return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=vocab_size))
+
+
+def check_out_folder(config: Config, must_resume: bool) -> None:
+    """Refuse to go on in a folder that holds another run. Raises UserError that names what differs."""
+    if not checkpoint.checkpoint_folders(config.out):
+        if must_resume:
+            raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")
+        return
+    old = read_config(config.out)
+    if old.recipe != config.recipe:
+        raise UserError(
+            f"{config.out}: holds a run of recipe {old.recipe!r}, not {config.recipe!r}; choose another folder with --out"
+        )
+    changed = [name for name in _differences(to_dict(old), to_dict(config)) if name not in OPERATIONAL]
+    if changed:
+        raise UserError(
+            f"{config.out}: holds a run with other values of {', '.join(changed)}; "
+            "give the same flags to go on, or choose another folder with --out"
+        )
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    names = []
+    for key in old.keys() | new.keys():
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(prefix + key)
+    return sorted(names)
