@@ -18,6 +18,7 @@ from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.data.scenes import SceneQuestions
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.files import write_file
 from eve_vl.metrics import vqa as vqa_metrics
 from eve_vl.run import EVAL_BATCH, LoadedRun, eval_dataset
 from eve_vl.tasks import TASKS
@@ -25,7 +26,6 @@ from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2, Judged
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA, Answered
-from eve_vl.train.checkpoint import write_file
 from eve_vl.train.trainer import evaluation_batches
 
 GENERATED_ROWS = 10_000  # of a generated source, whose rows cost time, the blind baseline looks at so many, spread evenly

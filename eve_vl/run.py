@@ -34,6 +34,7 @@ from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import ImageQuestion, Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.files import write_file
 from eve_vl.metrics import vqa
 from eve_vl.model.transfer import parts, transfer
 from eve_vl.tasks import TASKS
@@ -43,6 +44,7 @@ from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.device import pick_device
+from eve_vl.train.lock import locked
 from eve_vl.train.log import BAD_SAMPLES, BadSamples
 from eve_vl.train.trainer import Trainer
 
@@ -84,7 +86,7 @@ def load_run(path: Path, device: torch.device | None = None) -> LoadedRun:
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     task = build_task(config, tokenizer, load_answers(folder))
     checkpoint.load_model(folder, task)
-    step = json.loads((folder / "state.json").read_text())["step"]
+    step = checkpoint.read_state(folder)["step"]
     return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
 
 
@@ -203,14 +205,15 @@ def train(config: Config, *, must_resume: bool = False, with_report: bool = True
     device = pick_device(config.train.device)
     distributed.setup(device)
     set_threads(config)
-    numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
+    with locked(config.out):
+        numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
     gc.collect()
     distributed.barrier()
     is_main = distributed.is_main()
     distributed.shutdown()
     if not is_main:
         return None
-    checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
     if not with_report:
         return None
     from eve_vl.report import write_report  # an edge of the house, needed only here
@@ -242,7 +245,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     if distributed.is_main():
         config.out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            checkpoint.write_file(config.out / name, text)
+            write_file(config.out / name, text)
     seed_everything(config.train.seed)
     task = build_task(config, tokenizer, answers)
     new: Collection[str] = ()
@@ -313,6 +316,7 @@ def start_from(config: Config, task: AnyTask) -> tuple[Collection[str], str]:
     if config.scratch:  # heads alone count as new, so that both sides of a comparison train at the same rates
         return [name for name in names if not name.startswith("encoder.")], f"random weights, in the shape of {config.init}"
     folder = checkpoint.chosen_checkpoint(config.init)
+    checkpoint.verify(folder)
     tensors = checkpoint.read_model(folder)
     if isinstance(task, VQA) and load_answers(folder) != list(task.answers):
         last = f"answer_head.{len(task.answer_head) - 1}."  # its rows stand for other answers, even if they are as many

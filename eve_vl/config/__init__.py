@@ -12,7 +12,7 @@ from eve_vl.config.checks import nearest
 from eve_vl.config.data import HELD_OUT, DataConfig, TokenizerConfig
 from eve_vl.config.model import FFNPolicy, ModelConfig
 from eve_vl.config.tasks import MaskedSignalConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
-from eve_vl.config.train import TrainConfig
+from eve_vl.config.train import TrainConfig, layer_decay
 from eve_vl.config.values import from_dict, to_dict
 from eve_vl.errors import UserError
 
@@ -65,6 +65,7 @@ __all__ = [
     "TrainConfig",
     "VQAConfig",
     "from_dict",
+    "layer_decay",
     "nearest",
     "to_dict",
 ]
