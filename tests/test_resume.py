@@ -82,6 +82,28 @@ def test_killed_fine_tuning_goes_on_bit_for_bit(eve, eve_process, pretrained, tm
     assert read_best(tmp_path / "whole") == read_best(tmp_path / "killed")
 
 
+def test_a_run_folder_in_use_is_refused(eve, eve_process, tmp_path: Path):
+    long = ("pretrain", "tiny", "--out", "run", *FLAGS, "--train.steps", 1000, "--data.num-workers", 1)
+    process = eve_process(*long)
+    wait_for_step(tmp_path / "run", 6)
+    config = (tmp_path / "run/config.json").read_bytes()
+    second = eve("pretrain", "tiny", "--out", "run", *FLAGS)
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"eve: run: is in use by process {process.pid}; ")
+    assert (tmp_path / "run/config.json").read_bytes() == config
+    os.kill(process.pid, signal.SIGKILL)  # its loader's worker outlives it for a moment
+    process.communicate()
+    done = eve("pretrain", "tiny", "--out", "run", *FLAGS, "--train.steps", 1000, "--train.lr", 1)
+    assert "other values of train.lr" in done.stderr
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_start_that_came_to_nothing_leaves_no_folder(eve, tmp_path: Path):
+    assert eve("pretrain", "tiny", "--out", "run", "--train.freeze", "nothing.*").returncode == 2
+    assert eve("pretrain", "tiny", "--out", "other", "--resume").returncode == 2
+    assert not (tmp_path / "other").exists()
+
+
 def test_resume_needs_something_to_resume(eve):
     done = eve("pretrain", "tiny", "--out", "nowhere", "--resume")
     assert done.returncode == 2
