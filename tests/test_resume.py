@@ -1,8 +1,13 @@
 """10 steps = 5 + kill + 5, bit for bit; signals; what may change between starts."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -61,6 +66,28 @@ def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_process, tmp_path: 
     assert "Traceback" not in stderr
     assert eve("pretrain", "tiny", "--out", "stopped", *FLAGS, *NOISE).returncode == 0
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_closed_terminal_loses_nothing(tmp_path: Path):
+    """Nothing can be said any more, to a terminal with a progress bar, yet the run is saved."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "eve_vl", "pretrain", "tiny", "--out", "run", *FLAGS]
+    process = subprocess.Popen(
+        [*command, "--train.steps", "1000", "--train.save-every", "1000"],
+        cwd=tmp_path,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    shown = b""
+    while b"grad_norm" not in shown:  # beside the progress bar
+        shown += os.read(master, 4096)
+    os.close(master)
+    process.wait(timeout=60)
+    assert list((tmp_path / "run/checkpoints").glob("step_*"))
 
 
 def test_killed_fine_tuning_goes_on_bit_for_bit(eve, eve_process, pretrained, tmp_path: Path):

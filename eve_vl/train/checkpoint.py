@@ -118,7 +118,7 @@ def _write_folder(
             for name, content in tensors.items():
                 write_tensors(temporary / f"{name}.safetensors", content)
             for name, text in texts.items():
-                (temporary / name).write_text(text)
+                (temporary / name).write_bytes(text.encode())
             sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
             (temporary / "state.json").write_text(json.dumps({**state, "sha256": sums}, indent=1))
     except (OSError, safetensors.SafetensorError) as error:

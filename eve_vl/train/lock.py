@@ -17,9 +17,10 @@ LOCK = ".lock"
 def locked(run: Path) -> Iterator[None]:
     """Keep other trainings out of a run folder; every process must call this, the main one holds the lock.
 
-    The folder is made if need be, and goes again if nothing was written into it. Raises UserError, in every process, if another
-    training holds it.
+    Folders that do not exist yet are made, and deleted again if nothing was written into them. Raises UserError, in every
+    process, if another training holds the lock.
     """
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     file, holder = _acquire(run) if distributed.is_main() else (None, None)
     holder = distributed.gather_objects(holder)[0]
     if holder is not None:
@@ -30,8 +31,9 @@ def locked(run: Path) -> Iterator[None]:
         if file is not None:
             (run / LOCK).unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it is gone
             file.close()
-            with contextlib.suppress(OSError):
-                run.rmdir()
+            with contextlib.suppress(OSError):  # not empty, nor are those around it
+                for folder in made:
+                    folder.rmdir()
 
 
 def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
@@ -44,7 +46,9 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept alive by loader workers of a killed run
         except (BlockingIOError, PermissionError):
             file.close()
-            return None, path.read_text().strip() or "unknown"
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                return None, path.read_text().strip() or "unknown"
+            continue
         except OSError:  # a file system without locks
             return file, None
         with contextlib.suppress(FileNotFoundError):
