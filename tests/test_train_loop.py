@@ -32,10 +32,11 @@ class Noisy(Guess):
 
 
 def stopping(step: int, number: int) -> Iterator[Numbers]:
-    """Batches, with a signal before that of a step."""
+    """Batches, with a signal before that of a step; SIGHUP comes from the terminal and from the shell."""
     for index, batch in enumerate(endless(), 1):
         if index == step:
-            os.kill(os.getpid(), number)
+            for _ in range(2 if number == signal.SIGHUP else 1):
+                os.kill(os.getpid(), number)
         yield batch
 
 

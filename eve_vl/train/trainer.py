@@ -311,7 +311,7 @@ def evaluation_batches(
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP (the terminal was closed) instead of dying; a second one acts as usual."""
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying; a second SIGINT or SIGTERM acts as usual."""
     received: list[int] = []
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     if previous[signal.SIGHUP] is signal.SIG_IGN:  # nohup
@@ -320,7 +320,8 @@ def _stop_signals() -> Iterator[list[int]]:
     def handle(number: int, _frame: object) -> None:
         received.append(number)
         for each, handler in previous.items():
-            signal.signal(each, handler)
+            if each != signal.SIGHUP:  # a terminal that is closed sends it, and so does the shell in it
+                signal.signal(each, handler)
 
     for number in previous:
         signal.signal(number, handle)
