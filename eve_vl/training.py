@@ -15,6 +15,7 @@ from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.files import write_file
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.model.transfer import parts, transfer
 from eve_vl.seeds import seed_everything, set_threads
@@ -22,6 +23,7 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.device import pick_device
+from eve_vl.train.lock import locked
 from eve_vl.train.log import BAD_SAMPLES, BadSamples
 from eve_vl.train.trainer import Trainer
 
@@ -50,13 +52,14 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
     device = pick_device(config.train.device)
     distributed.setup(device)
     set_threads(config.train.threads)
-    numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
+    with locked(config.out):
+        numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
     gc.collect()
     distributed.barrier()
     is_main = distributed.is_main()
     distributed.shutdown()
     if is_main:
-        checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+        write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
     return is_main
 
 
@@ -82,7 +85,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     if distributed.is_main():
         config.out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            checkpoint.write_file(config.out / name, text)
+            write_file(config.out / name, text)
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
@@ -154,6 +157,7 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
         heads = [name for name, _ in task.named_parameters() if not name.startswith("encoder.")]
         return heads, f"random weights, in the shape of {config.init}"
     folder = checkpoint.chosen_checkpoint(config.init)
+    checkpoint.verify(folder)
     labels = read_labels(folder, read_config(folder))
     done = transfer(task.kept_of(checkpoint.read_model(folder), labels), task, str(folder), config.init_may_lack)
     text = f"weights from {folder}"

@@ -26,7 +26,7 @@ from eve_vl.config.tasks import (
     TaskConfig,
     VQAConfig,
 )
-from eve_vl.config.train import TrainConfig
+from eve_vl.config.train import TrainConfig, layer_decay
 from eve_vl.config.values import from_dict, to_dict
 from eve_vl.errors import UserError
 
@@ -106,5 +106,6 @@ __all__ = [
     "from_dict",
     "generated",
     "kinds_of",
+    "layer_decay",
     "to_dict",
 ]

@@ -244,7 +244,7 @@ class MaskedSignalTask(Task[Settings]):
         return patchify(batch.pixels(), self.config.input.patch_size)
 
     def encode(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
-        """Encode what a batch holds with only the kept patches (`keep`) and/or with masked tokens replaced by [MASK] (`mask`)."""
+        """Encode what a batch holds with only the kept patches (`keep`) and/or with [MASK] for masked tokens (`mask`)."""
         image = text = None
         if isinstance(batch, MaskedPictures):
             image = self.encoder.image(batch.pixels(), batch.keep_BK if keep else None)
