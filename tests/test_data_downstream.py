@@ -171,7 +171,7 @@ def test_pictures_to_search_among_are_as_they_are():
 def variants(kind: type[RowDataset], row: object, *, side: int = 16) -> set[str]:
     """What becomes of the first picture over the epochs: "as it is", "mirrored", or both."""
     dataset = kind([ListSource([row])], tiny_config(data=PLAIN | {"flip": True}), TOKENIZER, training=True)  # pyright: ignore
-    dataset.config = replace(dataset.config, model=replace(dataset.config.model, image_size=side))
+    dataset.config = replace(dataset.config, input=replace(dataset.config.input, image_size=side))
     image = getattr(row, "left", None) or getattr(row, "image", None)
     assert image is not None
     original = torch.from_numpy(image.pixels).permute(2, 0, 1)
