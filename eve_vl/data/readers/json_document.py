@@ -10,7 +10,7 @@ from typing import Any
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
-from eve_vl.data.readers.table import Kind, PackedRows, Table
+from eve_vl.data.readers.table import PackedRows, RowColumns, Table
 from eve_vl.errors import UserError
 
 PAIR_NAMES = ("image", "caption")
@@ -39,11 +39,11 @@ class JsonTable(Table):
         self.picture_folders = document.picture_folders
         self._document: Document | None = document
 
-    def select(self, kind: Kind) -> None:
-        """Keep the columns of `kind`. Raises UserError if there are no rows."""
+    def select(self, columns: RowColumns) -> None:
+        """Keep these columns. Raises UserError if there are no rows."""
         assert self._document is not None
         with _uncollected():
-            self._rows = PackedRows.pack(self._document.rows(), kind)
+            self._rows = PackedRows.pack(self._document.rows(), columns)
         if not len(self):
             raise UserError(f"{self.path}: holds no rows")
         self._document = None  # far larger than what was kept
