@@ -204,9 +204,7 @@ class LabelledRows(RowDataset):
         first = [row for source in sources if (row := first_usable(source)) is not None]
         examples = {(row.image is None, row.text is None): row.where for row in first}
         if len(examples) > 1:
-            raise UserError(
-                f"{' and '.join(examples.values())}: one has a picture or a text that the other lacks; train on either"
-            )
+            raise UserError(f"{' and '.join(examples.values())}: only one has a picture or a text; use either source")
 
     def load(self, epoch: int, source: int, row: int) -> batch.LabelledSample:
         """Return one row. Raises BadSampleError, in training also where the labels are kept back."""

@@ -66,7 +66,10 @@ def open_source(
     try:
         root = None if image_root is None else paths.image_root(image_root)
         table = _open_table(spec, format, has_image_root=root is not None, text_field=text_column)
-        return TableSource(table, _pick(table, kind, options), root)
+        columns = _pick(table, kind, options)
+        if root is not None and kind == "labels" and not columns.images:
+            raise UserError(f"{spec.path}: image_root (--data.image-root) has no meaning for texts with labels; leave it out")
+        return TableSource(table, columns, root)
     except OSError as error:
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
 

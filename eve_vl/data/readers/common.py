@@ -102,6 +102,10 @@ def image_file(value: object, root: Path, where: str) -> ImageFile:
         raise BadSampleError(where, "image path is empty" if not value.strip() else "image path has a NUL character")
     if value.startswith(("http://", "https://")):
         raise BadSampleError(where, f"image is a web address ({value[:80]}); download the pictures first")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise BadSampleError(where, "image path is not valid Unicode (it has half of a surrogate pair)") from None
     path = Path(os.path.normpath(root / value))
     if not path.is_relative_to(root):
         raise BadSampleError(where, f"image path '{value}' leaves {root}; name the pictures' folder: --data.image-root")

@@ -18,7 +18,7 @@ PAIR_NAMES = ("image", "caption")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """What was found in a JSON document.
+    """What a JSON document holds.
 
     rows: yields the fields of each row, or the reason why it has none. The rest as in a Table.
     """
@@ -91,9 +91,9 @@ def list_document(path: Path, rows: list[object]) -> Document:
     raise not_rows(path, f"a list of {type(rows[0]).__name__}" if rows else "an empty list")
 
 
-def not_rows(path: Path, found: str) -> UserError:
+def not_rows(path: Path, content: str) -> UserError:
     """Return the error of a JSON document that holds something else than rows."""
-    return UserError(f"{path}: holds {found}, expected a list of objects, one for each row")
+    return UserError(f"{path}: holds {content}, expected a list of objects, one for each row")
 
 
 def _is_pair(row: object) -> bool:
