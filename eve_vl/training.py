@@ -30,7 +30,7 @@ from eve_vl.train.trainer import Trainer
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 EVAL_BATCH = 64
 ROWS_PROBED = 100
-MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at captions only
+MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
 OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
     "out",
     "data.num_workers",
@@ -189,18 +189,18 @@ def _absolute_fields(section: Any) -> Any:
     return dataclasses.replace(section, **paths)
 
 
-def train_captions(sources: Sequence[Source[Any]], limit: int) -> list[str]:
-    """Return the captions of at most `limit` rows, spread evenly over all sources."""
+def train_texts(sources: Sequence[Source[Any]], limit: int) -> list[str]:
+    """Return the texts of at most `limit` rows, spread evenly over all sources."""
     total = sum(len(source) for source in sources)
     stride = max(1, -(-total // limit))
-    captions = []
+    texts = []
     for source in sources:
         for row in range(0, len(source), stride):
             try:
-                captions += source[row].captions
+                texts += source[row].texts
             except BadSampleError:
                 continue  # training counts it when it meets it
-    return captions
+    return texts
 
 
 def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
@@ -209,10 +209,10 @@ def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> 
 
 
 def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
-    captions = train_captions(sources, ROWS_PER_TOKEN * vocab_size)
-    if not captions:
-        raise UserError("the sources hold no usable caption to train a tokenizer on")
-    return Tokenizer.train(captions, vocab_size)
+    texts = train_texts(sources, ROWS_PER_TOKEN * vocab_size)
+    if not texts:
+        raise UserError("the sources hold no usable text to train a tokenizer on; name one with --tokenizer.path")
+    return Tokenizer.train(texts, vocab_size)
 
 
 def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenizer:

@@ -60,6 +60,7 @@ class Config:
             if dataclasses.is_dataclass(section)
             for problem in section.problems()  # pyright: ignore[reportAttributeAccessIssue]
         ]
+        found += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
         if self.scratch and self.init is None:
             found.append("scratch says what not to take from --init; name that run")
         if self.init is not None and self.tokenizer.path is not None:
