@@ -32,14 +32,13 @@ MAY_IMPORT = {
         *("config", "errors", "recipes", "data", "metrics", "model", "objectives", "run", "evaluation", "inspect", "tasks"),
         *("look", "train"),
     },
-    "study": {"config", "cpu", "errors", "recipes", "data", "model", "run", "inspect", "report", "tasks", "train"},
     "convert": {"config", "errors", "recipes", "data", "model", "run", "tasks", "train"},
     "hf": {"config", "errors", "data", "model", "run", "tasks", "objectives", "convert", "train"},
     "export": {"config", "data", "errors", "eve", "look", "model", "run", "tasks"},
     "demo": {"config", "cpu", "errors", "recipes", "data", "run", "evaluation", "report", "tasks", "train"},
     "cli": {
         *("__init__", "config", "cpu", "errors", "recipes", "data", "run", "evaluation", "eve", "inspect", "report", "tasks"),
-        *("train", "demo", "study", "convert", "export"),
+        *("train", "demo", "convert", "export"),
     },
     "__main__": {"cli"},
 }
