@@ -9,7 +9,7 @@ from eve_vl.data.readers.captions import CaptionColumns
 from eve_vl.data.readers.coco import coco_document, karpathy_document
 from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
-from eve_vl.data.readers.json_document import Document, JsonTable, list_document, load_json, not_rows
+from eve_vl.data.readers.json_document import JsonTable, list_document, load_json, not_rows
 from eve_vl.data.readers.labels import LabelColumns
 from eve_vl.data.readers.lines import JsonlTable, TextTable
 from eve_vl.data.readers.parquet import ParquetTable
@@ -109,7 +109,7 @@ def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the
 def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_field: str | None = None) -> Table:  # noqa: A002
     files, form = _find(spec, format)
     if form == "json":
-        return JsonTable(spec.path, _read_document(spec))
+        return _read_document(spec)
     _refuse_parts(spec, split=True, second=True)
     match form:
         case "folder":
@@ -125,7 +125,7 @@ def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_f
     return CsvTable(spec.path, delimiter="\t" if form == "tsv" else None)
 
 
-def _read_document(spec: Spec) -> Document:
+def _read_document(spec: Spec) -> JsonTable:
     """Read a JSON document and tell which layout it has. Raises UserError."""
     document = load_json(spec.path)
     match document:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.readers.table import RowColumns, Table
+from eve_vl.data.readers.table import Table
 from eve_vl.errors import BadSampleError, UserError
 
 IMAGE, CAPTIONS, CLASS = "image", "captions", "class"
@@ -36,10 +36,6 @@ class FolderTable(Table):
         is_there = {IMAGE: True, CAPTIONS: self._has_text.any(), CLASS: num_in_folders > len(pictures) / 2}
         self.names = [name for name, is_it in is_there.items() if is_it]
 
-    def select(self, columns: RowColumns) -> None:
-        """Read the text files only if captions are wanted."""
-        self._wanted = columns.used
-
     def __len__(self) -> int:
         return len(self._names)
 
@@ -54,9 +50,9 @@ class FolderTable(Table):
     def fields(self, index: int, where: str) -> common.Fields:
         """Return path, captions and class of a picture, as far as they are wanted. Raises BadSampleError."""
         fields: dict[str, object] = {IMAGE: where}
-        if CAPTIONS in self._wanted:
+        if CAPTIONS in self.wanted:
             fields[CAPTIONS] = self._captions(index, where)
-        if CLASS in self._wanted:
+        if CLASS in self.wanted:
             folder, slash, _ = where.partition("/")
             if not slash:
                 raise BadSampleError(where, "lies in no folder that names its class")
