@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers import paths
-from eve_vl.data.readers.captions import CaptionColumns
+from eve_vl.data.readers.captions import CaptionColumns, PictureColumns, TextColumns
 from eve_vl.data.readers.coco import coco_document, karpathy_document
 from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
@@ -14,11 +14,9 @@ from eve_vl.data.readers.labels import LabelColumns
 from eve_vl.data.readers.lines import JsonlTable, TextTable
 from eve_vl.data.readers.parquet import ParquetTable
 from eve_vl.data.readers.paths import FORMATS, AnyPath, Spec, absolute_spec
-from eve_vl.data.readers.pictures import PictureColumns
 from eve_vl.data.readers.questions import QuestionColumns
 from eve_vl.data.readers.statements import StatementColumns
 from eve_vl.data.readers.table import RowColumns, Table, TableSource
-from eve_vl.data.readers.texts import TextColumns
 from eve_vl.data.readers.vqa2 import vqa_document
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source

@@ -26,7 +26,7 @@ def coco_document(path: Path, document: dict[str, Any]) -> JsonTable:
         lambda: _coco_rows(path, document),
         layout="a COCO caption file",
         kind="captions",
-        picture_folders=(subset[0], "") if subset else (),
+        folders=(subset[0], "") if subset else (),
     )
 
 

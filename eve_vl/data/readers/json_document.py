@@ -23,17 +23,10 @@ class JsonTable(PackedTable):
     """Rows of a JSON document, which is read as a whole; layout, kind and folders are those of an official layout."""
 
     def __init__(
-        self,
-        path: Path,
-        names: Sequence[str],
-        rows: Rows,
-        *,
-        layout: str = "",
-        kind: str = "",
-        picture_folders: tuple[str, ...] = (),
+        self, path: Path, names: Sequence[str], rows: Rows, *, layout: str = "", kind: str = "", folders: tuple[str, ...] = ()
     ):
         self.path, self.names = path, list(names)
-        self.layout, self.kind, self.picture_folders = layout, kind, picture_folders
+        self.layout, self.kind, self.picture_folders = layout, kind, folders
         self._read: Rows | None = rows
 
     def select(self, columns: RowColumns) -> None:

@@ -30,7 +30,7 @@ def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None)
         lambda: _rows(path, document["questions"], annotations, subtype),
         layout="a VQA v2 file of questions",
         kind="questions",
-        picture_folders=(subtype, ""),
+        folders=(subtype, ""),
     )
 
 
