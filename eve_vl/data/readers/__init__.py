@@ -180,4 +180,4 @@ def _looks_like(table: Table) -> str | None:
 def _another_kind(table: Table, actual: str, expected: str) -> UserError:
     fields = ", ".join(table.names[:10]) + (", …" if len(table.names) > 10 else "")
     looks = KINDS[actual].DESCRIPTION
-    return UserError(f"{table.path}: looks like {looks} (fields {fields}), expected {expected}{table.hint}")
+    return UserError(f"{table.path}: looks like {looks} (fields {fields}), expected {expected}{table.hint()}")

@@ -29,9 +29,6 @@ class FolderTable(Table):
             raise UserError(f"{folder}: no pictures in this folder ({_others(folder)})")
         self._names = common.PackedStrings.pack(name for name, _ in pictures)
         self._has_text = np.array([has_text for _, has_text in pictures])
-        example = Path(pictures[0][0])
-        caption = example.with_suffix(".txt")
-        self.hint = f": captions would be in {caption} beside {example}, classes the names of folders ({_others(folder)})"
         num_in_folders = sum("/" in name for name, _ in pictures)
         is_there = {IMAGE: True, CAPTIONS: self._has_text.any(), CLASS: num_in_folders > len(pictures) / 2}
         self.names = [name for name, is_it in is_there.items() if is_it]
@@ -42,6 +39,12 @@ class FolderTable(Table):
     def where(self, index: int) -> str:
         """Name a row by the path of its picture."""
         return self._names[index]
+
+    def hint(self) -> str:
+        """Say where captions and classes would be."""
+        example = Path(self._names[0])
+        caption = example.with_suffix(".txt")
+        return f": captions would be in {caption} beside {example}, classes the names of folders ({_others(self.path)})"
 
     def folder(self, index: int) -> Path:
         """Return the folder itself."""

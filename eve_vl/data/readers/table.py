@@ -99,8 +99,6 @@ class Table(ABC):
     """Options that have no meaning for its layout."""
     kind: str = ""
     """What the rows of an official layout are."""
-    hint: str = ""
-    """What other kinds of rows would need, for messages."""
     picture_folders: tuple[str, ...] = ()
     """Where below the image root to look for pictures that are known by file name alone; else nothing."""
 
@@ -114,6 +112,10 @@ class Table(ABC):
     @abstractmethod
     def where(self, index: int) -> str:
         """Name a row for messages."""
+
+    def hint(self) -> str:
+        """Return what other kinds of rows would need, the tail of an error message."""
+        return ""
 
     def folder(self, index: int) -> Path:
         """Return the folder that a row's image paths are relative to, if the user names none."""

@@ -3,7 +3,7 @@
 The wording varies by template, never by synonym, and every template mentions shapes in one fixed order. So what a
 hidden word was follows from the picture and the other words, while the words alone say little: most of them are
 colours, kinds, sizes, places and counts, drawn independently. Some speak as questions and statements do ("the picture
-contains a red circle", "there are two stars"): who is to be asked about pictures should have read such words.
+contains a red circle", "there are two stars"): a model that will answer questions should have read such words.
 
 A caption is complete in what it lists ("red circle top left" means that nothing else is there). Hence a caption is true
 of a scene exactly if it is one of `all_captions` of that scene.
