@@ -15,21 +15,17 @@ from eve_vl.config import (
     EveModelConfig,
     InputConfig,
     MaskedSignalConfig,
-    ModelConfig,
     NLVR2Config,
     RetrievalConfig,
-    TaskConfig,
     TokenizerConfig,
     TrainConfig,
     VQAConfig,
     config_from_dict,
     config_to_json,
     from_dict,
-    generated,
-    kinds_of,
     to_dict,
 )
-from eve_vl.errors import UserError, did_you_mean, nearest
+from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 
 MISTAKES = [
