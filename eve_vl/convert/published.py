@@ -18,6 +18,7 @@ from eve_vl.convert.keys import HEADS, OLDER_NAMES, buffers, head_of, key_table,
 from eve_vl.data.answers import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
+from eve_vl.files import write_file
 from eve_vl.model.embed import resize_positions
 from eve_vl.model.transfer import parts
 from eve_vl.recipes import get_finetune_recipe, get_recipe
@@ -118,9 +119,9 @@ def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: AnyTask) ->
     temporary = run.with_name(f".{run.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        checkpoint.save_best(temporary, step=0, model=task, texts=texts, numbers={})
+        checkpoint.save_best(temporary, step=0, model=task.state_dict(), texts=texts, numbers={})
         for name, text in texts.items():
-            checkpoint.write_file(temporary / name, text)
+            write_file(temporary / name, text)
         if run.exists():
             run.rmdir()
         temporary.rename(run)
