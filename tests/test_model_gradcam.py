@@ -179,6 +179,24 @@ def test_parts_of_a_batch_that_go_one_by_one_are_put_together(block):
         torch.testing.assert_close(found, torch.cat(expected))
 
 
+@pytest.mark.parametrize("keys", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_to_other_keys_and_with_a_bias_is_watched_too(keys, bias):
+    attention = Attention(16, 2)
+    randomize(attention, seed=1)
+    x_BND, keys_BMD, bias_HNM = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.randn(2, 5, 7 if keys else 5)
+    given = {"keys_BMD": keys_BMD if keys else None, "bias_HNM": bias_HNM if bias else None}
+    is_padding_BM = torch.arange(7 if keys else 5) >= torch.tensor([4, 7])[:, None]
+    holder = torch.nn.ModuleDict({"attn": attention})
+    cam_BNM, _ = gradcam(holder, "attn", lambda twin: twin["attn"](x_BND, is_padding_BM, **given).sin().sum())
+    q, k, v = attention.split(x_BND, keys_BMD if keys else None)
+    scores_BHNM = q @ k.mT / 8**0.5 + (bias_HNM if bias else 0)
+    weights_BHNM = scores_BHNM.masked_fill(is_padding_BM[:, None, None], float("-inf")).softmax(3).detach().requires_grad_()
+    attention.join(weights_BHNM @ v).sin().sum().backward()
+    assert weights_BHNM.grad is not None
+    torch.testing.assert_close(cam_BNM, (weights_BHNM.detach() * weights_BHNM.grad).relu().mean(1), rtol=1e-4, atol=1e-5)
+
+
 def test_threads_look_at_one_encoder_at_once():
     """Eight at a time, beside others that use it plainly, see what they see one after the other."""
     encoder = double_encoder()

@@ -143,6 +143,19 @@ def test_named_parts_of_the_encoder_may_start_at_random(model, pattern, new):
         assert torch.equal(tensor, source[name] if fits else before[name]), name
 
 
+def test_a_start_says_what_of_the_encoder_is_new(tmp_path: Path):
+    before = tiny_run("vqa")
+    init = write_run(before, tmp_path / "before")
+    model = replace(before.config.model, deep_ffn="shared")  # pyright: ignore
+    config = replace(before.config, init=init, model=model, init_may_lack=("encoder.blocks.*.ffn.*",))
+    new, note = start_from(config, build_task(config, before.tokenizer, ANSWERS))
+    layers = [f"{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")]
+    assert set(new) == {f"encoder.blocks.{block}.ffn.{name}" for block in (1, 2) for name in layers}
+    assert note == f"weights from {init}; new, at 1 × the learning rate: encoder.blocks; not used: encoder.blocks"
+    with pytest.raises(UserError, match=r"its encoder does not fit this model"):
+        start_from(replace(config, init_may_lack=()), build_task(config, before.tokenizer, ANSWERS))
+
+
 def test_other_parts_than_the_named_ones_may_not_be_lacking():
     task = build(tiny_config(model={"deep_ffn": "shared", "embed_dim": 32}, task=VQAConfig()))
     with pytest.raises(UserError, match=r"tensors differ, the first encoder\.blocks\.0\.attn\.proj\.bias"):

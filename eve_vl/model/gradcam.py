@@ -21,11 +21,19 @@ class WatchedAttention(nn.Module):
         self.attention = attention
         self.passes: list[Tensor] = []
 
-    def forward(self, x_BND: Tensor, is_padding_BN: Tensor | None, only: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BND: Tensor,
+        is_padding_BN: Tensor | None,
+        only: int | None = None,
+        *,
+        keys_BMD: Tensor | None = None,
+        bias_HNM: Tensor | None = None,
+    ) -> Tensor:
         """Return what the attention does."""
         assert only is None, "all rows are wanted"
-        q_BHNd, k_BHNd, v_BHNd = self.attention.split(x_BND)
-        weights_BHNN = attention_weights(q_BHNd, k_BHNd, attention_mask(is_padding_BN, None))
+        q_BHNd, k_BHNd, v_BHNd = self.attention.split(x_BND, keys_BMD)
+        weights_BHNN = attention_weights(q_BHNd, k_BHNd, attention_mask(is_padding_BN, bias_HNM))
         self.passes.append(weights_BHNN.detach().requires_grad_())
         return self.attention.join(self.passes[-1] @ v_BHNd)
 
