@@ -76,7 +76,8 @@ def test_another_format_is_one_error(form):
     values = json.loads(config_to_json(get_recipe("tiny"))) | {"format": form, "what only later versions know": 1}
     with pytest.raises(UserError) as caught:
         config_from_dict(values, "run/config.json")
-    assert str(caught.value) == f"run/config.json: has format {form!r}, but this version knows 1 to {FORMAT}; update the package"
+    problem = f"has format {form!r}, but this version knows 1 to {FORMAT}; update the package"
+    assert str(caught.value) == f"run/config.json: {problem}"
 
 
 def test_what_is_no_object_is_refused():

@@ -66,6 +66,14 @@ def test_heat_maps_of_every_task(name, word):
     assert found.block == (2 if word and name in ("masked", "rival") else 1)
 
 
+@pytest.mark.parametrize("routing", ["official", "official-dropless"])
+@pytest.mark.parametrize("name", ["nlvr2", "nlvr2_paired"])
+def test_runs_that_take_the_two_pictures_one_by_one_look_at_both(name, routing):
+    found = Eve(tiny_run(name, model={"routing": routing})).look([noise(0), noise(1)], TEXT)
+    assert len(found.heat) == 2
+    assert all(heat.max() > 0 for heat in found.heat)
+
+
 def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class_: int) -> np.ndarray:
     """The map of a VQA run by autograd through attention that is written out here, (4, 4)."""
     assert isinstance(eve.task, VQA)

@@ -27,7 +27,7 @@ LENGTHS = (6, 3, 5)
 
 
 def model_config(**changes: object) -> EveModelConfig:
-    return replace(tiny_config().model, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(tiny_config().model, **changes)  # pyright: ignore
 
 
 def encoder(seed: int = 0, **changes: object) -> Encoder:

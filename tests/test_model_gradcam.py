@@ -18,6 +18,7 @@ from eve_vl.model.encoder import Encoder
 from eve_vl.model.exchange import exchanged
 from eve_vl.model.gradcam import gradcam
 from eve_vl.model.layers import Attention, attention_weights
+from eve_vl.model.official import OfficialEncoder
 
 VOCAB = 30
 NUM_IMAGE = 17  # [CLS] and 16 patches
@@ -154,6 +155,46 @@ def test_padding_gets_nothing_and_samples_do_not_meet():
 def test_in_the_last_block_only_the_row_that_is_read_matters():
     _, matters_BN = gradcam(double_encoder(), "blocks.2.attn", lambda twin: score_of(states(twin)))
     assert matters_BN[0].nonzero().flatten().tolist() == [NUM_IMAGE]
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_parts_of_a_batch_that_go_one_by_one_are_put_together(block):
+    config = tiny_config(model={"routing": "official-dropless"})
+    assert isinstance(config.model, EveModelConfig)
+    encoder = OfficialEncoder(config.model, config.input, VOCAB)
+    randomize(encoder, seed=3, std=0.35)
+    encoder.double().eval()
+    pixels_BCHW = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    ids_BT, is_padding_BT = torch.arange(20).view(4, 5) + 3, torch.arange(5) >= torch.tensor([5, 2, 4, 5])[:, None]
+
+    def look(rows: slice, num_passes: int) -> tuple[Tensor, Tensor]:
+        def score(twin: OfficialEncoder) -> Tensor:
+            image, text = twin.image(pixels_BCHW[rows]), twin.text(ids_BT[rows], is_padding_BT[rows])
+            return twin.encode(image, text, num_passes=num_passes).cls_BD.sin().sum()
+
+        return gradcam(encoder, encoder.attention_names[block], score)
+
+    halves = [look(slice(start, start + 2), 1) for start in (0, 2)]
+    for found, expected in zip(look(slice(0, 4), 2), zip(*halves, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.cat(expected))
+
+
+@pytest.mark.parametrize("keys", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_to_other_keys_and_with_a_bias_is_watched_too(keys, bias):
+    attention = Attention(16, 2)
+    randomize(attention, seed=1)
+    x_BND, keys_BMD, bias_HNM = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.randn(2, 5, 7 if keys else 5)
+    given = {"keys_BMD": keys_BMD if keys else None, "bias_HNM": bias_HNM if bias else None}
+    is_padding_BM = torch.arange(7 if keys else 5) >= torch.tensor([4, 7])[:, None]
+    holder = torch.nn.ModuleDict({"attn": attention})
+    cam_BNM, _ = gradcam(holder, "attn", lambda twin: twin["attn"](x_BND, is_padding_BM, **given).sin().sum())
+    q, k, v = attention.split(x_BND, keys_BMD if keys else None)
+    scores_BHNM = q @ k.mT / 8**0.5 + (bias_HNM if bias else 0)
+    weights_BHNM = scores_BHNM.masked_fill(is_padding_BM[:, None, None], float("-inf")).softmax(3).detach().requires_grad_()
+    attention.join(weights_BHNM @ v).sin().sum().backward()
+    assert weights_BHNM.grad is not None
+    torch.testing.assert_close(cam_BNM, (weights_BHNM.detach() * weights_BHNM.grad).relu().mean(1), rtol=1e-4, atol=1e-5)
 
 
 def test_threads_look_at_one_encoder_at_once():
