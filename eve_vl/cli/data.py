@@ -20,7 +20,7 @@ class CheckArgs(SourceArgs):
 
     path: Positional[str]
     """What --data.train would be given."""
-    kind: Literal["auto", "captions", "questions", "statements"] = "auto"
+    kind: Literal["auto", "captions", "questions", "statements", "labels", "pictures", "texts"] = "auto"
     """What its rows are; auto looks at the fields of the first."""
     json: Path | None = None
     """Also write the report to this file."""
