@@ -10,8 +10,8 @@ import pytest
 from eve_vl.config import (
     Config,
     DataConfig,
-    MaskedSignalConfig,
     EveModelConfig,
+    MaskedSignalConfig,
     NLVR2Config,
     RetrievalConfig,
     TokenizerConfig,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from eve_vl.run import build_untrained, load_run
 from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from torch import Tensor
@@ -17,7 +18,6 @@ from eve_vl.convert import published
 from eve_vl.convert.keys import HEADS, buffers, key_table, to_ours, to_published
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embed import patchify
-from eve_vl.run import build_untrained, load_run
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = {"vqa": "vqa", "nlvr": "nlvr2", "nlvr_biattn": "nlvr2", "retrieval": "retrieval"}

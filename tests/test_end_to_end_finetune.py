@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from eve_vl.run import load_run
 from safetensors.torch import load_file
 from test_bad_input import complaint
-
-from eve_vl.run import load_run
 
 SHORT = (
     *("--train.steps", 4, "--train.batch-size", 8, "--train.val-every", 2, "--train.save-every", 2, "--train.log-every", 1),

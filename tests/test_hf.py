@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from eve_vl.run import AnyTask, load_run
 from PIL import Image
 from test_data_tokenizer import TRICKY, word_level
 from tiny_tasks import ANSWER_LIST, TOKENIZER, build, config_of, eval_set, rows_of, train_set
@@ -48,7 +49,6 @@ from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.hf.processing import EveTokenizerFast
 from eve_vl.model.embed import pair, patchify
-from eve_vl.run import AnyTask, load_run
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval

@@ -8,6 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from eve_vl.look import Look, overlay
 from tiny_runs import (
     ANSWERS,
     RIVAL,
@@ -23,7 +24,6 @@ from torch import Tensor
 from eve_vl.data.batch import Batch
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.look import Look, overlay
 from eve_vl.model.layers import Attention
 from eve_vl.tasks.vqa import VQA
 

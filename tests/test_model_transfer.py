@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from eve_vl.run import build_task, build_untrained, start_from
 from tiny_runs import ANSWERS, tiny_run, write_run
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +14,6 @@ from twins import randomize, tiny_config
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.errors import UserError
 from eve_vl.model.transfer import parts, transfer
-from eve_vl.run import build_task, build_untrained, start_from
 
 POSITIONS = "encoder.image.positions"
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from eve_vl.run import build_untrained
 
 from eve_vl.config import Config, RetrievalConfig, VQAConfig
 from eve_vl.inspect import NUM_ANSWERS, inspect_config
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
-from eve_vl.run import build_untrained
 
 PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
 DEMO = {"depth": 4, "D": 192, "F": 384, "moe_blocks": 2, "experts": 4, "image": 48, "patch": 8, "T": 32, "V": 512}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from eve_vl.run import LoadedRun, eval_dataset, load_run, train
 from PIL import Image
 from report_page import Page, assert_self_contained, tiny
 
@@ -21,7 +22,6 @@ from eve_vl.model.moe import Router
 from eve_vl.report import evidence, write_report
 from eve_vl.report.evidence import task_of
 from eve_vl.report.markup import number, percent
-from eve_vl.run import LoadedRun, eval_dataset, load_run, train
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from eve_vl.run import load_run, train
 from report_page import Page, assert_self_contained, tiny
 
 from eve_vl.data.scenes import ScenePairs, SceneQuestions
@@ -16,7 +17,6 @@ from eve_vl.recipes import get_finetune_recipe
 from eve_vl.report import write_story
 from eve_vl.report.markup import percent
 from eve_vl.report.results import results_section
-from eve_vl.run import load_run, train
 
 TASKS = ("vqa", "nlvr2", "retrieval")
 ALL = ["results", "learning", "pretraining", "pictures", "captions", "vqa", "nlvr2", "retrieval", "routing", "commands"]

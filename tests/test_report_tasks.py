@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from eve_vl.look import look
+from eve_vl.run import LoadedRun, load_run, train
 from PIL import Image
 from report_page import Page, assert_self_contained, tiny
 
@@ -23,14 +25,12 @@ from eve_vl.data.records import ImagePixels, ImageRef
 from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation import evaluate_run
-from eve_vl.look import look
 from eve_vl.model.embed import pair, patchify
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.report import search, write_report
 from eve_vl.report.examples import gather_examples
 from eve_vl.report.markup import percent
 from eve_vl.report.run_config import command_line
-from eve_vl.run import LoadedRun, load_run, train
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA

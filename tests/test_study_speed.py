@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from eve_vl.cli.study import SpeedArgs
+from eve_vl.run import build_untrained
 from rich.console import Console
 
 from eve_vl.cli.common import flag_names
-from eve_vl.cli.study import SpeedArgs
 from eve_vl.config import MaskedSignalConfig
 from eve_vl.errors import UserError
 from eve_vl.inspect import inspect_config
 from eve_vl.recipes import get_recipe
-from eve_vl.run import build_untrained
 from eve_vl.study.memory import GIB, Memory, Peak, Probe, growth, largest_batch, run_probe, subprocess_measure
 from eve_vl.study.speed import Row, Speed, Switchboard, clock
 from eve_vl.study.speed_picture import drawing, page

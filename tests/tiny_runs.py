@@ -9,12 +9,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from twins import CAPTIONS, randomize, tiny_config
 
-from eve_vl.config import NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig, to_dict
+from eve_vl.config import ContrastMatchConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig, config_to_json
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
-from eve_vl.model.embed import Tokens, pair, patchify
-from eve_vl.run import AnyTask, LoadedRun, build_task
+from eve_vl.loading import LoadedRun, build_task
+from eve_vl.model.embed import Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.task import Task
 
 ANSWERS = ("yes", "no", "red", "blue")
 TASKS: dict[str, TaskConfig | None] = {
@@ -25,12 +26,14 @@ TASKS: dict[str, TaskConfig | None] = {
     "nlvr2_paired": NLVR2Config(head="paired"),
     "nlvr2_compare": NLVR2Config(head="compare"),
 }
-RIVAL = {"itc_weight": 1.0, "itm_weight": 1.0, "projection_dim": 8}
+RIVAL = ContrastMatchConfig(mim_weight=1.0, projection_dim=8, decoder_depth=1, decoder_dim=16, decoder_num_heads=2)
 TEXT = "two small blue squares on gray"
 TEXTS = (TEXT, "a red circle", "purple triangle, orange heart")
 
 
-def tiny_run(name: str, folder: Path = Path("tiny"), *, task: dict | None = None, model: dict | None = None) -> LoadedRun:
+def tiny_run(
+    name: str, folder: Path = Path("tiny"), *, task: dict | TaskConfig | None = None, model: dict | None = None
+) -> LoadedRun:
     """A run whose every weight matters: 16 patches of 4×4, at most 12 tokens, 3 blocks of which the last 2 have experts.
 
     task: fields of the pre-training section, for "masked". model: fields of the model section.
@@ -45,7 +48,7 @@ def write_run(run: LoadedRun, folder: Path) -> Path:
     """Write what `load_run` reads."""
     folder.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in run.task.state_dict().items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(to_dict(run.config)))
+    (folder / "config.json").write_text(config_to_json(run.config))
     (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
     (folder / "answers.json").write_text(json.dumps(ANSWERS))
     (folder / "state.json").write_text(json.dumps({"step": run.step}))
@@ -74,19 +77,19 @@ def ids_of(eve: Eve, text: str) -> Tensor:
     return torch.tensor([eve.tokenizer.backend.encode(text).ids])
 
 
-def image_tokens(task: AnyTask, *pictures: np.ndarray) -> Tokens:
-    return task.encoder.image(patchify(pixels(*pictures), 4))
+def image_tokens(task: Task, *pictures: np.ndarray) -> Tokens:
+    return task.encoder.image(pixels(*pictures))
 
 
 def text_cls(eve: Eve, picture: np.ndarray, text: str) -> Tensor:
     """State of the text [CLS] of one pair without padding, (1, D)."""
     image = image_tokens(eve.task, picture)
-    return eve.task.encoder.encode(pair(image, eve.task.encoder.text(ids_of(eve, text), None))).x_BND[:, 17]
+    return eve.task.encoder.encode(image, eve.task.encoder.text(ids_of(eve, text), None)).x_BND[:, 17]
 
 
 def token_probabilities(eve: Eve, picture: np.ndarray, ids: list[int], places: list[int]) -> Tensor:
     """What the token head says at some places of a text, (M, V)."""
     assert isinstance(eve.task, MaskedSignal)
     text = eve.task.encoder.text(torch.tensor([ids]), None)
-    states = eve.task.encoder.encode(pair(image_tokens(eve.task, picture), text)).x_BND[0, 17:]
+    states = eve.task.encoder.encode(image_tokens(eve.task, picture), text).x_BND[0, 17:]
     return eve.task.token_head(states[places]).softmax(1)

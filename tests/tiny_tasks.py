@@ -10,12 +10,12 @@ from twins import ANSWERS, ListSource, pairs, questions, statements, tiny_config
 
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.data.dataset import RowDataset
-from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.records import ImageText
-from eve_vl.run import AnyTask, build_untrained
-from eve_vl.tasks import TASKS
+from eve_vl.loading import build_untrained
+from eve_vl.tasks import task_class
 from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.task import Sizes, Task
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.trainer import evaluate
 
@@ -31,18 +31,19 @@ SECTIONS: dict[str, TaskConfig] = {
     "retrieval_itc": RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8),
 }
 CPU = torch.device("cpu")
+SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id, labels=ANSWER_LIST)
 
 
 def config_of(name: str, **sections: dict) -> Config:
     return tiny_config(task=SECTIONS[name], **sections)
 
 
-def build(config: Config, *, noise: float = 0.1) -> AnyTask:
+def build(config: Config, *, noise: float = 0.1) -> Task[Any]:
     """A task in evaluation mode: its initial weights, the same every time, with noise on all but the temperature, so that
     no weight is 0 or 1."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        task = build_untrained(config, TOKENIZER.vocab_size, ANSWER_LIST, mask_id=TOKENIZER.mask_id)
+        task = build_untrained(config, SIZES)
         with torch.no_grad():
             for name, parameter in task.named_parameters():
                 if not name.endswith("temperature"):
@@ -82,27 +83,24 @@ SOURCES = {"vqa": questions, "nlvr2": statements, "retrieval": pairs}
 
 def train_set(config: Config, count: int) -> RowDataset:
     source = SOURCES[config.task.name](count)
-    return TASKS[config.task.name].dataset([source], config, TOKENIZER, training=True)  # pyright: ignore[reportArgumentType]
+    return task_class(type(config.task)).dataset([source], config, TOKENIZER, training=True)
 
 
-def eval_set(config: Config, count: int = 23) -> RowDataset:
-    if isinstance(config.task, RetrievalConfig):
-        return SearchSet([searchable()], config, TOKENIZER)
-    source = SOURCES[config.task.name](count)
-    return TASKS[config.task.name].dataset([source], config, TOKENIZER, training=False)  # pyright: ignore[reportArgumentType]
+def eval_set(config: Config, count: int = 23) -> Any:
+    source = searchable() if isinstance(config.task, RetrievalConfig) else SOURCES[config.task.name](count)
+    return task_class(type(config.task)).eval_dataset([source], config, TOKENIZER)
 
 
-def numbers_of(task: AnyTask, dataset: RowDataset, batch_size: int, *, rank: int = 0, world: int = 1) -> dict[str, float]:
+def numbers_of(task: Task[Any], dataset: Any, batch_size: int, *, rank: int = 0, world: int = 1) -> dict[str, float]:
     """The numbers of evaluation, in float32."""
     return evaluate(task, eval_loader(dataset, batch_size=batch_size, rank=rank, world=world), CPU, torch.float32)
 
 
-def shuffled(dataset: RowDataset, batch_size: int, seed: int) -> Iterator[Any]:
+def shuffled(dataset: Any, batch_size: int, seed: int) -> Iterator[Any]:
     """Evaluation batches in another order, with other batch-mates."""
     positions = [position for batch in dataset.eval_batches(1, 0, 1) for position in batch]
     random.Random(seed).shuffle(positions)
-    if isinstance(dataset, SearchSet):  # which keeps pictures and texts apart
-        positions.sort(key=lambda position: position[1])
+    positions.sort(key=lambda position: position[1])  # a search keeps pictures and texts apart
     start = 0
     while start < len(positions):
         batch = [position for position in positions[start : start + batch_size] if position[1] == positions[start][1]]
@@ -110,6 +108,6 @@ def shuffled(dataset: RowDataset, batch_size: int, seed: int) -> Iterator[Any]:
         start += len(batch)
 
 
-def rows_of(dataset: RowDataset, count: int) -> Any:
+def rows_of(dataset: Any, count: int) -> Any:
     """The first rows as one batch."""
     return dataset.collate([dataset[(0, 0, row)] for row in range(count)])

@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, DataConfig, MaskedSignalConfig, EveModelConfig, TaskConfig, TokenizerConfig, TrainConfig
+from eve_vl.config import (
+    Config,
+    DataConfig,
+    EveModelConfig,
+    InputConfig,
+    MaskedSignalConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText, Record
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError
@@ -117,6 +126,7 @@ def randomize(module: torch.nn.Module, seed: int, std: float = 0.5) -> None:
 
 def tiny_config(
     *,
+    input: dict | None = None,  # noqa: A002 (the section's name)
     model: dict | None = None,
     task: dict | TaskConfig | None = None,
     data: dict | None = None,
@@ -126,10 +136,8 @@ def tiny_config(
     base = Config(
         recipe="tiny",
         out=Path("unused"),
+        input=InputConfig(image_size=16, patch_size=4, text_length=12),
         model=EveModelConfig(
-            image_size=16,
-            patch_size=4,
-            text_length=12,
             embed_dim=16,
             depth=3,
             num_heads=2,
@@ -147,6 +155,7 @@ def tiny_config(
     )
     return replace(
         base,
+        input=replace(base.input, **input or {}),
         model=replace(base.model, **model or {}),
         task=replace(base.task, **task or {}) if isinstance(task, dict | None) else task,
         data=replace(base.data, **data or {}),
