@@ -40,9 +40,10 @@ METRICS = {"vqa": ("vqa_acc",), "nlvr2": ("nlvr2_acc",), "retrieval": ("tr1", "i
 def seconds_per_step(configs: dict[str, Config], rounds: int = 8) -> dict[str, float]:
     """Return the median time of a training step of each config, steps interleaved."""
     from eve_vl.data.loader import open_sources, train_loader
-    from eve_vl.run import build_task, seed_everything, train_tokenizer
-    from eve_vl.tasks import TASKS as TASK_CLASSES
+    from eve_vl.loading import build_task
+    from eve_vl.seeds import seed_everything
     from eve_vl.train.trainer import Trainer
+    from eve_vl.training import train_tokenizer
 
     torch.set_num_threads(1)
     trainers = {}
@@ -51,7 +52,7 @@ def seconds_per_step(configs: dict[str, Config], rounds: int = 8) -> dict[str, f
         sources = open_sources(config.data.train, config.data, config.input.image_size)
         tokenizer = train_tokenizer(config.data.train, config.data, config.tokenizer.vocab_size)
         task = build_task(config, tokenizer)
-        dataset = TASK_CLASSES["masked_signal"].dataset(sources, config, tokenizer, training=True)
+        dataset = task.dataset(sources, config, tokenizer, training=True)
         batches = iter(train_loader(dataset, consumed=0, rank=0, world=1))
         trainers[name] = Trainer(config.train, config.out, task, device=torch.device("cpu"), texts={}), batches
     times = defaultdict(list)

@@ -23,12 +23,15 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from eve_vl.config import RetrievalConfig  # noqa: E402
+from eve_vl.data.batch import normalize  # noqa: E402
 from eve_vl.data.loader import eval_loader, open_sources  # noqa: E402
-from eve_vl.data.tokenizer import Tokenizer  # noqa: E402
+from eve_vl.evaluation import EVAL_BATCH  # noqa: E402
+from eve_vl.loading import build_task, load_run  # noqa: E402
 from eve_vl.metrics import retrieval as metrics  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
-from eve_vl.run import EVAL_BATCH, eval_dataset, load_run, seed_everything, train_captions  # noqa: E402
+from eve_vl.seeds import seed_everything  # noqa: E402
 from eve_vl.tasks.retrieval import Index, Retrieval  # noqa: E402
+from eve_vl.training import train_tokenizer  # noqa: E402
 
 
 def loop_over_queries(task: Retrieval, index: Index, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +46,7 @@ def loop_over_queries(task: Retrieval, index: Index, texts_IK: Tensor, images_TK
 
     def score(images: Tensor, texts: Tensor) -> Tensor:
         text = task.encoder.text(ids_TL[texts], is_padding_TL[texts])
-        return task.contrast.match(task.encoder, task.embed_images(pixels[images]), text)[0][:, 1]
+        return task.contrast.match(task.encoder, task.encoder.image(normalize(pixels[images])), text)[0][:, 1]
 
     by_image = [score(torch.full((len(texts),), image), texts) for image, texts in enumerate(texts_IK)]
     by_text = [score(images, torch.full((len(images),), text)) for text, images in enumerate(images_TK)]
@@ -74,11 +77,10 @@ def main() -> None:
         task=RetrievalConfig(captions_per_image=1, merge_captions=True, rerank=args.k),
     )
     sources = open_sources(["scenes:test"], config.data, config.input.image_size)
-    tokenizer = loaded.tokenizer if loaded else Tokenizer.train(train_captions(sources, 10_000), 512)
-    task = loaded.task if loaded else Retrieval(config, vocab_size=tokenizer.vocab_size)
+    tokenizer = loaded.tokenizer if loaded else train_tokenizer(["scenes:test"], config.data, 512)
+    task = (loaded.task if loaded else build_task(config, tokenizer)).eval()
     assert isinstance(task, Retrieval)
-    task.eval()
-    loader = eval_loader(eval_dataset(config, sources, tokenizer), batch_size=EVAL_BATCH, rank=0, world=1)
+    loader = eval_loader(task.eval_dataset(sources, config, tokenizer), batch_size=EVAL_BATCH, rank=0, world=1)
     index = task.index(loader)
     texts_IK = metrics.rank_from_features(index.image_Id, index.caption_Td, args.k)
     images_TK = metrics.rank_from_features(index.caption_Td, index.image_Id, args.k)

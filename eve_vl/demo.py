@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from eve_vl.config import Config
 from eve_vl.cpu import keep_memory, usable_cores
 from eve_vl.errors import UserError
+from eve_vl.files import write_file
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.train.checkpoint import write_file
 from eve_vl.train.log import read_log
 
 PRETRAIN = "pretrain"

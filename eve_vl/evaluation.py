@@ -11,8 +11,8 @@ from eve_vl.config import TaskConfig
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.errors import UserError
+from eve_vl.files import write_file
 from eve_vl.loading import LoadedRun
-from eve_vl.train.checkpoint import write_file
 from eve_vl.train.trainer import evaluation_batches
 
 EVAL_BATCH = 64

@@ -8,7 +8,6 @@ Letters: B batch, T text tokens, H height, W width.
 
 import importlib.util
 import json
-import shutil
 import statistics
 import time
 import warnings
@@ -23,6 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from eve_vl.errors import UserError, nearest
+from eve_vl.files import whole_folder
 from eve_vl.loading import LoadedRun, load_run
 from eve_vl.model.moe_traceable import traceable
 from eve_vl.tasks.task import Task
@@ -99,18 +99,10 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
             f"{path}: model.routing is official, which draws second experts at random and lets tokens compete for room, so "
             "that no file can give the same numbers; export a run with routing stable or official-dropless"
         )
-    folder = folder.absolute()  # so that "." has a name
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        with torch.no_grad():
-            exported = [_export(run, name, temporary) for name in parts or known]
+    with whole_folder(folder.absolute()) as temporary, torch.no_grad():  # so that "." has a name
+        exported = [_export(run, name, temporary) for name in parts or known]
         for name, text in _texts(run, exported).items():
-            (temporary / name).write_text(text)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / name).write_text(text, encoding="utf-8")
     return exported
 
 

@@ -44,7 +44,7 @@ def load_run(path: Path, device: torch.device | None = None) -> LoadedRun:
     with torch.device("meta"):  # initial values would take longer than reading the file
         task = build_task(config, tokenizer, read_labels(folder, config))
     checkpoint.load_model(folder, task)
-    step = json.loads((folder / "state.json").read_text())["step"]
+    step = checkpoint.read_state(folder)["step"]
     return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
 
 

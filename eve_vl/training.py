@@ -15,6 +15,7 @@ from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.files import write_file
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.model.transfer import parts, transfer
 from eve_vl.seeds import seed_everything, set_threads
@@ -22,13 +23,14 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.device import pick_device
+from eve_vl.train.lock import locked
 from eve_vl.train.log import BAD_SAMPLES, BadSamples
 from eve_vl.train.trainer import Trainer
 
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 EVAL_BATCH = 64
 ROWS_PROBED = 100
-MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at captions only
+MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
 OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
     "out",
     "data.num_workers",
@@ -50,13 +52,14 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
     device = pick_device(config.train.device)
     distributed.setup(device)
     set_threads(config.train.threads)
-    numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
+    with locked(config.out):
+        numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
     gc.collect()
     distributed.barrier()
     is_main = distributed.is_main()
     distributed.shutdown()
     if is_main:
-        checkpoint.write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+        write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
     return is_main
 
 
@@ -82,7 +85,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     if distributed.is_main():
         config.out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            checkpoint.write_file(config.out / name, text)
+            write_file(config.out / name, text)
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
@@ -154,6 +157,7 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
         heads = [name for name, _ in task.named_parameters() if not name.startswith("encoder.")]
         return heads, f"random weights, in the shape of {config.init}"
     folder = checkpoint.chosen_checkpoint(config.init)
+    checkpoint.verify(folder)
     labels = read_labels(folder, read_config(folder))
     done = transfer(task.kept_of(checkpoint.read_model(folder), labels), task, str(folder), config.init_may_lack)
     text = f"weights from {folder}"
@@ -185,18 +189,18 @@ def _absolute_fields(section: Any) -> Any:
     return dataclasses.replace(section, **paths)
 
 
-def train_captions(sources: Sequence[Source[Any]], limit: int) -> list[str]:
-    """Return the captions of at most `limit` rows, spread evenly over all sources."""
+def train_texts(sources: Sequence[Source[Any]], limit: int) -> list[str]:
+    """Return the texts of at most `limit` rows, spread evenly over all sources."""
     total = sum(len(source) for source in sources)
     stride = max(1, -(-total // limit))
-    captions = []
+    texts = []
     for source in sources:
         for row in range(0, len(source), stride):
             try:
-                captions += source[row].captions
+                texts += source[row].texts
             except BadSampleError:
                 continue  # training counts it when it meets it
-    return captions
+    return texts
 
 
 def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
@@ -205,10 +209,10 @@ def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> 
 
 
 def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
-    captions = train_captions(sources, ROWS_PER_TOKEN * vocab_size)
-    if not captions:
-        raise UserError("the sources hold no usable caption to train a tokenizer on")
-    return Tokenizer.train(captions, vocab_size)
+    texts = train_texts(sources, ROWS_PER_TOKEN * vocab_size)
+    if not texts:
+        raise UserError("the sources hold no usable text to train a tokenizer on; name one with --tokenizer.path")
+    return Tokenizer.train(texts, vocab_size)
 
 
 def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenizer:

@@ -34,9 +34,10 @@ REST = """
     --data.train --data.train-weights --data.val --data.val-samples --data.format --data.image-root --data.image-column
     --data.text-column --data.label-column --data.crop-scale --data.flip --data.augment --data.num-workers
     --data.max-bad-share --tokenizer.path --tokenizer.vocab-size
-    --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.new-lr-multiplier --train.warmup
-    --train.schedule --train.betas --train.weight-decay --train.clip-norm --train.dtype --train.device --train.threads
-    --train.seed --train.log-every --train.val-every --train.save-every --train.keep --resume
+    --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.new-lr-multiplier
+    --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm
+    --train.dtype --train.device --train.threads --train.seed --train.log-every --train.val-every --train.save-every
+    --train.keep --resume
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {

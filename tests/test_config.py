@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from eve_vl.config import (
     TrainConfig,
     VQAConfig,
     from_dict,
+    layer_decay,
     nearest,
     to_dict,
 )
@@ -70,6 +72,7 @@ MISTAKES = [
     (TrainConfig(betas=(0.9, 1.0)), "betas (0.9, 1.0) are not in [0, 1)"),
     (TrainConfig(steps=0), "steps must be above 0, got 0"),
     (TrainConfig(new_lr_multiplier=0.0), "new_lr_multiplier must be above 0, got 0.0"),
+    (TrainConfig(lr_multipliers=(("a", 1.0), ("b", 0.0))), "lr_multipliers: the factor of 'b' must be above 0, got 0.0"),
     (TrainConfig(lr=-1e-4), "lr must be above 0, got -0.0001"),
     (TrainConfig(clip_norm=-1.0), "clip_norm must be finite and not negative"),
     (TrainConfig(seed=-1), "seed must be finite and not negative, got -1"),
@@ -119,6 +122,24 @@ def test_every_field_is_documented_and_frozen():
             setattr(section(**({"recipe": "x", "out": Path("x")} if section is Config else {})), "x", 1)  # noqa: B010
         with pytest.raises(TypeError):
             section(1, 2)  # pyright: ignore[reportCallIssue]
+
+
+def test_lists_come_back_with_their_items_checked():
+    config = TrainConfig(freeze=("a.*", "b"), lr_multipliers=(*layer_decay(2, 0.5), ("c", 2)), betas=(0, 0.9))
+    text = json.dumps(to_dict(config))
+    assert from_dict(TrainConfig, json.loads(text), "config.json") == config
+    for wrong, message in (
+        ({"lr_multipliers": [["a", 1.0, 2.0]]}, "has 3 values, expected 2"),
+        ({"lr_multipliers": [["a", "b"]]}, "'b' is not float"),
+        ({"lr_multipliers": ["ab"]}, "'ab' is not tuple"),
+        ({"freeze": [1]}, "1 is not str"),
+        ({"betas": [0.9]}, "has 1 values, expected 2"),
+        ({"betas": [0.9, None]}, "None is not float"),
+        ({"steps": True}, "True is not int"),
+        ({"lr": False}, "False is not float"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            from_dict(TrainConfig, wrong, "config.json")
 
 
 @pytest.mark.parametrize("name", PRETRAIN)

@@ -9,7 +9,8 @@ from twins import ListSource, noise, questions
 
 from eve_vl.data.answers import NUM_SHOWN, answers_of, closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.records import ImageQuestion
-from eve_vl.data.scenes import ANSWERS, SceneQuestions
+from eve_vl.data.scenes import SceneQuestions
+from eve_vl.data.scenes.questions import ANSWERS
 from eve_vl.errors import UserError
 from eve_vl.metrics.vqa import normalize
 

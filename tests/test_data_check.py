@@ -16,7 +16,7 @@ from eve_vl.data.records import ImagePixels, ImageText
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Six usable rows and four broken ones."""
+    """Seven usable rows and three broken ones."""
     Image.new("RGB", (20, 16), "red").save(tmp_path / "a.png")
     Image.new("RGB", (40, 30), "red").save(tmp_path / "b.jpg")
     Image.new("CMYK", (60, 18), "red").save(tmp_path / "cmyk.jpg")
@@ -43,35 +43,34 @@ def table(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("num_workers", [None, 2])
 def test_numbers(table: Path, num_workers: int | None):
-    report = check_source(open_source(table), min_size=16, num_workers=num_workers)
-    assert (report.rows, report.usable, report.exit_code) == (10, 6, 1)
-    assert [row.where for row in report.broken] == ["t.jsonl:4", "t.jsonl:8", "t.jsonl:9", "t.jsonl:10"]
+    report = check_source(open_source(table), num_workers=num_workers)
+    assert (report.rows, report.usable, report.exit_code) == (10, 7, 1)
+    assert [row.where for row in report.broken] == ["t.jsonl:4", "t.jsonl:9", "t.jsonl:10"]
     assert "No such file" in report.broken[0].reason
-    assert report.broken[1].reason == "image is 5x3 pixels, smaller than a patch (16)"
-    assert report.broken[2].reason.startswith("cannot decode picture")
-    assert report.broken[3].reason == "caption is empty"
-    assert report.width == Spread(min=20, median=20.0, max=60)
-    assert report.height == Spread(min=16, median=17.0, max=99)
-    assert report.formats == {"PNG": 4, "JPEG": 2}
+    assert report.broken[1].reason.startswith("cannot decode picture")
+    assert report.broken[2].reason == "caption is empty"
+    assert report.width == Spread(min=5, median=20.0, max=60)
+    assert report.height == Spread(min=3, median=16.0, max=99)
+    assert report.formats == {"PNG": 5, "JPEG": 2}
     assert report.conversions == {"CMYK to RGB": 1, "transparency on white": 1}
-    assert report.texts == 9
+    assert report.texts == 10
     assert report.text_words == Spread(min=1, median=1.0, max=4)
     assert report.texts_per_row == Spread(min=1, median=1.0, max=3)
-    assert (report.duplicate_images, report.duplicate_texts) == (2, 2)
+    assert (report.duplicate_images, report.duplicate_texts) == (2, 3)
 
 
 def test_views(table: Path):
-    report = check_source(open_source(table), min_size=16)
+    report = check_source(open_source(table))
     values = json.loads(json.dumps(report.to_dict()))
-    assert values["broken"][1] == {"where": "t.jsonl:8", "reason": "image is 5x3 pixels, smaller than a patch (16)"}
-    assert values["width"] == {"min": 20, "median": 20.0, "max": 60}
+    assert values["broken"][2] == {"where": "t.jsonl:10", "reason": "caption is empty"}
+    assert values["width"] == {"min": 5, "median": 20.0, "max": 60}
     file = io.StringIO()
     report.render(Console(file=file, width=40), max_broken=1)
     lines = file.getvalue().splitlines()
     assert lines == report.lines(1)
     assert "rows                10" in lines
-    assert "height in pixels    16 / 17 / 99" in lines
-    assert lines[-1] == "… and 3 more broken rows"
+    assert "height in pixels    3 / 16 / 99" in lines
+    assert lines[-1] == "… and 2 more broken rows"
     assert sum(line.startswith("broken: ") for line in lines) == 1
 
 

@@ -14,12 +14,14 @@ from torch import Tensor
 from twins import ListSource, noise, pairs, questions, statements, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import CaptionBatch, Sample, SearchBatch
-from eve_vl.data.dataset import MaskedPairs, RowDataset, Rows, eval_positions
-from eve_vl.data.downstream import CaptionedPictures, Questions, SearchSet, Statements
+from eve_vl.data.batch import CaptionBatch, Sample, SearchBatch, SearchPictures, SearchTexts
+from eve_vl.data.dataset import MaskedPairs, RowDataset, Subset, eval_positions
+from eve_vl.data.downstream import CaptionedPictures, QuestionRows, SearchSet, StatementRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.records import ImageBytes, ImageQuestion, ImagesStatement, ImageText, Source
-from eve_vl.data.scenes import ScenePairs, caption_is_true, sample_scene
+from eve_vl.data.scenes import ScenePairs
+from eve_vl.data.scenes.text import caption_is_true
+from eve_vl.data.scenes.world import sample_scene
 from eve_vl.errors import BadSampleError, UserError
 
 TOKENIZER = tiny_tokenizer()
@@ -132,12 +134,12 @@ def test_every_picture_and_text_comes_once_whoever_loads_it(world):
         lengths: list[int] = []
         for batch in batches(dataset, 4, rank, world):
             assert len(batch.index_B) <= 4
-            if batch.has_pictures:
+            if isinstance(batch, SearchPictures):
                 assert batch.images_BCHW.shape[1:] == (3, 16, 16)
-                assert batch.ids_BT.shape[1] == 0
                 assert [dataset.captions_of[index] for index in batch.index_B] == list(batch.captions)
                 pictures += batch.index_B.tolist()
             else:
+                assert isinstance(batch, SearchTexts)
                 texts += batch.index_B.tolist()
                 for row, index in enumerate(batch.index_B.tolist()):
                     ids = batch.ids_BT[row][~batch.is_padding_BT[row]].tolist()
@@ -161,8 +163,13 @@ def test_rows_that_cannot_be_used_are_named():
 def test_pictures_to_search_among_are_as_they_are():
     dataset = search_set(pairs(3), augment="rand", flip=True)
     plain = search_set(pairs(3), **PLAIN)
+    num_pictures = 0
     for one, other in zip(batches(dataset, 8), batches(plain, 8), strict=True):
-        assert torch.equal(one.images_BCHW, other.images_BCHW)
+        if isinstance(one, SearchPictures):
+            assert isinstance(other, SearchPictures)
+            assert torch.equal(one.images_BCHW, other.images_BCHW)
+            num_pictures += len(one.where)
+    assert num_pictures == 3
 
 
 # Mirroring
@@ -171,7 +178,7 @@ def test_pictures_to_search_among_are_as_they_are():
 def variants(kind: type[RowDataset], row: object, *, side: int = 16) -> set[str]:
     """What becomes of the first picture over the epochs: "as it is", "mirrored", or both."""
     dataset = kind([ListSource([row])], tiny_config(data=PLAIN | {"flip": True}), TOKENIZER, training=True)  # pyright: ignore
-    dataset.config = replace(dataset.config, model=replace(dataset.config.model, image_size=side))
+    dataset.config = replace(dataset.config, input=replace(dataset.config.input, image_size=side))
     image = getattr(row, "left", None) or getattr(row, "image", None)
     assert image is not None
     original = torch.from_numpy(image.pixels).permute(2, 0, 1)
@@ -212,17 +219,17 @@ def test_pictures_are_mirrored_in_half_of_the_epochs(words):
     both = {"as it is", "mirrored"}
     assert variants(CaptionedPictures, caption(words)) == both
     assert variants(MaskedPairs, caption(words)) == both
-    assert variants(Questions, question(words, words)) == both
-    assert variants(Statements, statement(words)) == both
+    assert variants(QuestionRows, question(words, words)) == both
+    assert variants(StatementRows, statement(words)) == both
 
 
 @pytest.mark.parametrize("words", NAMES_A_SIDE)
 def test_pictures_are_not_mirrored_where_a_text_names_a_side(words):
     assert variants(CaptionedPictures, caption(words)) == {"as it is"}
     assert variants(MaskedPairs, caption(words)) == {"as it is"}
-    assert variants(Questions, question(words, "yes")) == {"as it is"}
-    assert variants(Questions, question("where is it", words)) == {"as it is"}
-    assert variants(Statements, statement(words)) == {"as it is"}
+    assert variants(QuestionRows, question(words, "yes")) == {"as it is"}
+    assert variants(QuestionRows, question("where is it", words)) == {"as it is"}
+    assert variants(StatementRows, statement(words)) == {"as it is"}
 
 
 def test_a_caption_that_names_a_side_stops_only_its_own_epochs():
@@ -238,9 +245,9 @@ def test_a_caption_that_names_a_side_stops_only_its_own_epochs():
 
 def test_the_two_pictures_of_a_statement_are_mirrored_each_on_its_own():
     row = statement("two rings")
-    dataset = Statements([ListSource([row])], tiny_config(data=PLAIN | {"flip": True}), TOKENIZER, training=True)
+    dataset = StatementRows([ListSource([row])], tiny_config(data=PLAIN | {"flip": True}), TOKENIZER, training=True)
     seen = set()
-    plain = Statements([ListSource([row])], tiny_config(), TOKENIZER, training=False).load(0, 0, 0)
+    plain = StatementRows([ListSource([row])], tiny_config(), TOKENIZER, training=False).load(0, 0, 0)
     for epoch in range(40):
         sample = dataset.load(epoch, 0, 0)
         seen.add((torch.equal(sample.image, plain.image), torch.equal(sample.right, plain.right)))
@@ -253,8 +260,8 @@ def test_the_two_pictures_of_a_statement_are_mirrored_each_on_its_own():
 SETS: dict[str, tuple[type[RowDataset], Callable[[], Source]]] = {
     "captions": (CaptionedPictures, lambda: pairs(3)),
     "masked": (MaskedPairs, lambda: pairs(3)),
-    "questions": (Questions, lambda: questions(3)),
-    "statements": (Statements, lambda: statements(3)),
+    "questions": (QuestionRows, lambda: questions(3)),
+    "statements": (StatementRows, lambda: statements(3)),
 }
 
 
@@ -337,7 +344,7 @@ def test_captions_of_one_picture_are_known_as_such():
 
 
 def test_questions_keep_what_evaluation_needs():
-    dataset = Questions([questions(8)], tiny_config(), TOKENIZER, training=False)
+    dataset = QuestionRows([questions(8)], tiny_config(), TOKENIZER, training=False)
     batch = next(iter(eval_loader(dataset, batch_size=8, rank=0, world=1)))
     rows = questions(8)
     assert batch.question_ids == tuple(range(8))
@@ -351,14 +358,14 @@ def test_questions_keep_what_evaluation_needs():
 
 def test_statements_without_a_label_are_evaluated_but_not_trained_on():
     rows = statements(8)
-    dataset = Statements([rows], tiny_config(), TOKENIZER, training=False)
+    dataset = StatementRows([rows], tiny_config(), TOKENIZER, training=False)
     batch = next(iter(eval_loader(dataset, batch_size=8, rank=0, world=1)))
     assert batch.labels == tuple(rows[row].label for row in range(8))
     assert batch.labels[6] is None
     assert batch.identifiers == tuple(rows[row].identifier for row in range(8))
     assert batch.groups == tuple(rows[row].group for row in range(8))
     assert not torch.equal(batch.images_BCHW, batch.right_BCHW)
-    training = Statements([rows], tiny_config(), TOKENIZER, training=True)
+    training = StatementRows([rows], tiny_config(), TOKENIZER, training=True)
     with pytest.raises(BadSampleError, match="said:6: no label to train on"):
         training.load(0, 0, 6)
     sample = training[(0, 0, 6)]
@@ -367,7 +374,7 @@ def test_statements_without_a_label_are_evaluated_but_not_trained_on():
 
 
 @pytest.mark.parametrize(
-    ("kind", "dataset"), [("captions", CaptionedPictures), ("questions", Questions), ("statements", Statements)]
+    ("kind", "dataset"), [("captions", CaptionedPictures), ("questions", QuestionRows), ("statements", StatementRows)]
 )
 def test_scenes_open_as_what_a_task_needs(kind, dataset):
     assert dataset.kind == kind
@@ -431,9 +438,9 @@ def test_groups_of_statements_are_known_only_as_a_whole(tmp_path: Path):
     rows = statements(12)
 
     def groups(source: Source[ImagesStatement], limit: int) -> set[str]:
-        dataset = Statements([source], tiny_config(data={"val_samples": limit}), TOKENIZER, training=False)
+        dataset = StatementRows([source], tiny_config(data={"val_samples": limit}), TOKENIZER, training=False)
         return {group for batch in eval_loader(dataset, batch_size=5, rank=0, world=1) for group in batch.groups}
 
     assert groups(rows, 12) == {rows[row].group for row in range(12)}
     assert groups(rows, 11) == {""}
-    assert groups(Rows(rows, np.arange(10)), 12) == {""}
+    assert groups(Subset(rows, np.arange(10)), 12) == {""}

@@ -37,7 +37,7 @@ def test_every_form_gives_the_same_pixels(tmp_path: Path):
         ]
         given = given_images(forms)
         assert len(given) == len(forms)
-        squares = [one.pixels(16, 4) for one in given]
+        squares = [one.pixels(16) for one in given]
         for one, square in zip(given, squares, strict=True):
             np.testing.assert_array_equal(one.whole(), pixels)
             assert torch.equal(square, squares[0])
@@ -112,16 +112,15 @@ def test_a_mode_that_png_lacks_becomes_rgb():
         (Image.new("I", (20, 20)), "32-bit numbers of unknown range"),
         (7, "got int, expected a path, bytes, a PIL image, an array or a tensor"),
         (None, "got NoneType, expected a path"),
-        (np.zeros((2, 30, 3), np.uint8), "image is 30x2 pixels, smaller than a patch (4)"),
     ],
 )
 def test_what_cannot_be_a_picture_is_named(image, message):
     with pytest.raises(UserError) as single:
-        given_images(image)[0].pixels(16, 4)
+        given_images(image)[0].pixels(16)
     assert str(single.value).startswith("image: ")
     assert message in str(single.value)
     with pytest.raises(UserError) as second:
-        [one.pixels(16, 4) for one in given_images([picture(), image])]
+        [one.pixels(16) for one in given_images([picture(), image])]
     assert str(second.value).startswith("image 1: ")
 
 
@@ -129,7 +128,7 @@ def test_a_broken_file_is_named_by_its_path(tmp_path: Path):
     path = tmp_path / "broken.png"
     path.write_bytes(png(Image.fromarray(picture()))[:200])
     with pytest.raises(UserError, match=r"broken\.png: cannot decode"):
-        given_images([picture(), path])[1].pixels(16, 4)
+        given_images([picture(), path])[1].pixels(16)
     with pytest.raises(UserError, match=r"image 0: cannot decode"), Image.open(path) as opened:
         given_images([opened])
 

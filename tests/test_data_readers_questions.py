@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,10 +192,12 @@ def test_files_of_another_kind(root: Path):
 
 def test_forms_and_kinds_that_do_not_go_together(root: Path):
     (root / "images" / "red.txt").write_text("a red card")
-    with pytest.raises(UserError, match=r"images: the format 'folder' holds captions, expected a table of questions"):
+    with pytest.raises(UserError, match=r"images: looks like pictures with captions \(fields image, captions\), expected"):
         questions(root / "images")
-    (root / "x.tar").touch()
-    with pytest.raises(UserError, match=r"x.tar: the format 'webdataset' holds captions, expected a table of questions"):
+    with tarfile.open(root / "x.tar", "w") as tar:
+        tar.add(root / "images" / "red.png", arcname="0.png")
+        tar.add(root / "images" / "red.txt", arcname="0.txt")
+    with pytest.raises(UserError, match=r"x.tar: looks like pictures with captions \(fields image, caption\), expected"):
         questions(root / "x.tar")
     with pytest.raises(UserError, match="no kind of data 'question'; did you mean 'questions'"):
         open_source(root / "images", kind="question")
@@ -342,7 +345,7 @@ def test_vqa2_malformed(tmp_path: Path):
 def test_vqa2_fixed_columns_and_kind(tmp_path: Path):
     vqa_pictures(tmp_path / "train2014", "train2014")
     path = vqa2(tmp_path)
-    with pytest.raises(UserError, match=r"a VQA v2 file of questions has fixed columns; leave out --data.label-column"):
+    with pytest.raises(UserError, match=r"--data.label-column\) has no meaning for a VQA v2 file of questions; leave it out"):
         questions(path, label_column="answers")
     for kind in ("captions", "statements"):
         with pytest.raises(UserError, match=rf"{path.name}: looks like questions about pictures .*, expected {kind}"):

@@ -209,7 +209,7 @@ def test_tar_mistakes(tmp_path: Path):
         open_source(tmp_path / "page.tar")
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
-    with pytest.raises(UserError, match="no member is a picture with a caption"):
+    with pytest.raises(UserError, match="no member is a picture or a caption"):
         open_source(tmp_path / "empty.tar")
     with pytest.raises(UserError, match=r"1 of its 3 files are missing; no such file or folder: .*/x2.tar"):
         for number in (1, 3):
@@ -227,5 +227,5 @@ def test_tar_mistakes(tmp_path: Path):
 @pytest.mark.parametrize("option", ["image_root", "image_column"])
 def test_tar_has_no_use_for(tmp_path: Path, option: str):
     path = write_tar(tmp_path / "x.tar", COLORS)
-    with pytest.raises(UserError, match=rf"{option} .* has no meaning for the format 'webdataset'"):
+    with pytest.raises(UserError, match=rf"{option} .* has no meaning for tar shards"):
         open_source(path, **{option: str(tmp_path)})

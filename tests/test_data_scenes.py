@@ -11,19 +11,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from eve_vl.data.records import ImagePixels, ImageText
-from eve_vl.data.scenes import (
-    HELD_OUT,
-    SPLITS,
-    Scene,
-    ScenePairs,
-    Shape,
-    all_captions,
-    caption_is_true,
-    captions,
-    render,
-    sample_scene,
-)
-from eve_vl.data.scenes.world import BACKGROUNDS, COLORS, KINDS
+from eve_vl.data.scenes import ScenePairs
+from eve_vl.data.scenes.render import render
+from eve_vl.data.scenes.text import all_captions, caption_is_true, captions
+from eve_vl.data.scenes.world import BACKGROUNDS, COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
 from eve_vl.errors import UserError
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}

@@ -9,25 +9,12 @@ import numpy as np
 import pytest
 
 from eve_vl.data.records import ImagePixels
-from eve_vl.data.scenes import (
-    ANSWERS,
-    HELD_OUT,
-    QUESTION_KINDS,
-    SPLITS,
-    STATEMENT_KINDS,
-    Question,
-    Scene,
-    SceneQuestions,
-    SceneStatements,
-    Shape,
-    Statement,
-    all_captions,
-    render,
-    sample_question,
-    sample_scene,
-    sample_statement,
-)
-from eve_vl.data.scenes.world import COLORS, KINDS
+from eve_vl.data.scenes import SceneQuestions, SceneStatements
+from eve_vl.data.scenes.questions import ANSWERS, QUESTION_KINDS, Question, sample_question
+from eve_vl.data.scenes.render import render
+from eve_vl.data.scenes.statements import STATEMENT_KINDS, Statement, sample_statement
+from eve_vl.data.scenes.text import all_captions
+from eve_vl.data.scenes.world import COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
 from eve_vl.errors import UserError
 
 NUMBERS = ("zero", "one", "two", "three", "four")

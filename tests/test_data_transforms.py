@@ -177,8 +177,9 @@ def repair(data: bytes) -> bytes:
 
 
 def test_small_picture():
-    assert reason(encode(PICTURE.resize((5, 3)), "PNG"), min_size=16) == "image is 5x3 pixels, smaller than a patch (16)"
+    """Smaller than a patch, too: it is resized like all others."""
     assert decoded(encode(PICTURE.resize((5, 3)), "PNG")).shape == (3, 5, 3)
+    assert decoded(encode(PICTURE.resize((5, 3)), "PNG"), crop=Crop(size=16)).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
@@ -218,10 +219,8 @@ def test_missing_file(tmp_path: Path):
 def test_pixels_pass_unchanged():
     square = ImagePixels(pixels=SMOOTH[:, :48])
     for crop in (None, Crop(size=48)):
-        pixels = decode(square, "row", min_size=16, crop=crop)
+        pixels = decode(square, "row", crop=crop)
         assert torch.equal(pixels, torch.from_numpy(SMOOTH[:, :48].copy()).permute(2, 0, 1))
-    with pytest.raises(BadSampleError, match="smaller than a patch"):
-        decode(ImagePixels(pixels=SMOOTH), "row", min_size=49)
 
 
 def test_no_warning_leaks():
@@ -313,4 +312,4 @@ def test_random_boxes_depend_on_the_generator_alone():
 def test_extreme_shapes(size: tuple[int, int]):
     data = encode(PICTURE.resize(size), "JPEG")
     for crop in (Crop(size=24), train_crop(24, rng=RNG, scale=(0.5, 1.0))):
-        assert decoded(data, min_size=16, crop=crop).shape == (24, 24, 3)
+        assert decoded(data, crop=crop).shape == (24, 24, 3)

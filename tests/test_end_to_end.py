@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 
 def test_pretrain_evaluate_report(eve, tmp_path: Path):
@@ -70,6 +72,19 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine/tokenizer.json").read_text() == (tmp_path / "tok.json").read_text()
     assert json.loads((tmp_path / "mine/metrics.json").read_text())["mlm_acc"] >= 0
+
+
+def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
+    flags = ("--train.freeze", "encoder.text.*", "--train.lr-multipliers", "encoder.image.*", 1e-9, "pixel_decoder.*", 0.5)
+    start = ("pretrain", "tiny", "--out", "run", "--train.save-every", 1, "--train.keep", 3, "--train.warmup", 0)
+    done = eve(*start, "--train.steps", 2, *flags)
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(path / "model.safetensors") for path in sorted((tmp_path / "run/checkpoints").iterdir()))
+    assert torch.equal(one["encoder.text.words.weight"], two["encoder.text.words.weight"])
+    torch.testing.assert_close(one["encoder.image.proj.weight"], two["encoder.image.proj.weight"], rtol=0, atol=1e-9)
+    assert not torch.equal(one["encoder.blocks.0.attn.qkv.weight"], two["encoder.blocks.0.attn.qkv.weight"])
+    assert eve(*start, "--train.steps", 2, *flags).returncode == 0
+    assert "other values of train.freeze, train.lr_multipliers" in eve(*start, "--train.steps", 2).stderr
 
 
 def test_help_names_every_verb_and_recipe(eve):

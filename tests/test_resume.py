@@ -1,13 +1,20 @@
 """10 steps = 5 + kill + 5, bit for bit; signals; what may change between starts."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import subprocess
+import sys
+import termios
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+
+from eve_vl.train.checkpoint import read_best
 
 FLAGS = ("--train.steps", "10", "--train.save-every", "5", "--train.val-every", "5", "--train.log-every", "1")
 NOISE = ("--model.dropout", "0.1", "--model.drop-path", "0.2", "--data.flip", "--train.accumulation", "2")
@@ -61,6 +68,28 @@ def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_process, tmp_path: 
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_closed_terminal_loses_nothing(tmp_path: Path):
+    """Nothing can be said any more, to a terminal with a progress bar, yet the run is saved."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "eve_vl", "pretrain", "tiny", "--out", "run", *FLAGS]
+    process = subprocess.Popen(
+        [*command, "--train.steps", "1000", "--train.save-every", "1000"],
+        cwd=tmp_path,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    shown = b""
+    while b"grad_norm" not in shown:  # beside the progress bar
+        shown += os.read(master, 4096)
+    os.close(master)
+    process.wait(timeout=60)
+    assert list((tmp_path / "run/checkpoints").glob("step_*"))
+
+
 def test_killed_fine_tuning_goes_on_bit_for_bit(eve, eve_process, pretrained, tmp_path: Path):
     """With its best weights, whose number is that of a validation before the crash or after it."""
     data = ("--data.train", "scenes:val", "--data.val-samples", 32, "--train.batch-size", 8)
@@ -75,8 +104,31 @@ def test_killed_fine_tuning_goes_on_bit_for_bit(eve, eve_process, pretrained, tm
     done = eve(*command, "--out", "killed", *flags, "--resume")
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    for name in ("state.json", "answers.json", "model.safetensors"):
+    for name in ("answers.json", "model.safetensors"):
         assert (tmp_path / "whole/best" / name).read_bytes() == (tmp_path / "killed/best" / name).read_bytes(), name
+    assert read_best(tmp_path / "whole") == read_best(tmp_path / "killed")
+
+
+def test_a_run_folder_in_use_is_refused(eve, eve_process, tmp_path: Path):
+    long = ("pretrain", "tiny", "--out", "run", *FLAGS, "--train.steps", 1000, "--data.num-workers", 1)
+    process = eve_process(*long)
+    wait_for_step(tmp_path / "run", 6)
+    config = (tmp_path / "run/config.json").read_bytes()
+    second = eve("pretrain", "tiny", "--out", "run", *FLAGS)
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"eve: run: is in use by process {process.pid}; ")
+    assert (tmp_path / "run/config.json").read_bytes() == config
+    os.kill(process.pid, signal.SIGKILL)  # its loader's worker outlives it for a moment
+    process.communicate()
+    done = eve("pretrain", "tiny", "--out", "run", *FLAGS, "--train.steps", 1000, "--train.lr", 1)
+    assert "other values of train.lr" in done.stderr
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_start_that_came_to_nothing_leaves_no_folder(eve, tmp_path: Path):
+    assert eve("pretrain", "tiny", "--out", "run", "--train.freeze", "nothing.*").returncode == 2
+    assert eve("pretrain", "tiny", "--out", "other", "--resume").returncode == 2
+    assert not (tmp_path / "other").exists()
 
 
 def test_resume_needs_something_to_resume(eve):

@@ -168,6 +168,27 @@ def test_validation_without_labels_cannot_choose(tmp_path: Path):
     assert not (tmp_path / "run/best").exists()
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "best_step"), [((NAN, 0.2, NAN, 0.1), 4), ((0.2, NAN, 0.3, NAN), 6), ((NAN, NAN, NAN, NAN), None)]
+)
+def test_what_is_not_a_number_is_never_the_best(tmp_path: Path, scores, best_step):
+    run = tmp_path / "run"
+    found = train(run, Guess(scored(*scores)))
+    best = read_best(run)
+    assert (best and best["step"]) == best_step
+    assert best is None or found == best["numbers"]
+
+
+def test_a_best_of_an_older_version_that_is_not_a_number_is_beaten(tmp_path: Path):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.2, 0.5)), replace(CONFIG, steps=4))
+    (run / "best/state.json").write_text('{"step": 4, "numbers": {"score": NaN}}')
+    assert train(run, Guess(scored(0.1, 0.05)))["score"] == 0.1
+
+
 def test_notes_are_told_once(tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()

@@ -113,7 +113,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a whole file, its folder too."""
-    from eve_vl.train.checkpoint import write_file
+    from eve_vl.files import write_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, content)

@@ -26,7 +26,7 @@ from eve_vl.config.tasks import (
     TaskConfig,
     VQAConfig,
 )
-from eve_vl.config.train import TrainConfig
+from eve_vl.config.train import TrainConfig, layer_decay
 from eve_vl.config.values import from_dict, to_dict
 from eve_vl.errors import UserError
 
@@ -60,6 +60,7 @@ class Config:
             if dataclasses.is_dataclass(section)
             for problem in section.problems()  # pyright: ignore[reportAttributeAccessIssue]
         ]
+        found += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
         if self.scratch and self.init is None:
             found.append("scratch says what not to take from --init; name that run")
         if self.init is not None and self.tokenizer.path is not None:
@@ -106,5 +107,6 @@ __all__ = [
     "from_dict",
     "generated",
     "kinds_of",
+    "layer_decay",
     "to_dict",
 ]

@@ -10,17 +10,20 @@ from eve_vl.config.sources import HELD_OUT, generated
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where pairs come from and how they are read."""
+    """Where rows come from and how they are read."""
 
+    rows: Literal["pairs", "pictures", "texts"] = "pairs"
+    """What rows of pre-training hold: pairs, or pictures alone or texts alone."""
     train: tuple[str, ...] = ("scenes:train",)
-    """Training sources: paths (folder, .jsonl, .csv, .tsv, .parquet, .json, .tar, name-{0000..0099}.tar) or scenes:SPLIT."""
+    """Training sources: paths (folder, .jsonl, .csv, .tsv, .parquet, .json, .tar, name-{0000..0099}.tar, .txt, .txt.gz) or
+    scenes:SPLIT."""
     train_weights: tuple[float, ...] = ()
     """Share of each training source in an epoch, any scale; empty: by size."""
     val: tuple[str, ...] = ("scenes:val",)
-    """Validation sources; or the word held-out: one training picture in 50, with all its rows in all sources, and in statements
-    what shares a picture with them, then left out of training."""
+    """Validation sources; or the word held-out: one training picture in 50 (of rows without pictures: one text in 50), with all
+    its rows in all sources, and in statements what shares a picture with them, then left out of training."""
     val_samples: int = 1000
-    """Validate on this many pairs at most, spread evenly over the sources."""
+    """Validate on this many rows at most, spread evenly over the sources."""
     format: str = "auto"
     """On-disk form of the sources; auto looks at each path."""
     image_root: Path | None = None
@@ -28,9 +31,10 @@ class DataConfig:
     image_column: str | None = None
     """Column of the picture in tables, for statements of both pictures or LEFT,RIGHT; default: a usual name."""
     text_column: str | None = None
-    """Column of the caption or captions, question or statement in tables; default: a usual name."""
+    """Column of the caption or captions, question, statement or text in tables; default: a usual name."""
     label_column: str | None = None
-    """Column of the answer or answers to a question, or of whether a statement is true; default: a usual name."""
+    """Column of the answer or answers to a question, of whether a statement is true, or of a row's class or classes; default: a
+    usual name."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area of the random resized crop, as shares of the picture; 1 1 resizes without cropping."""
     flip: bool = True
@@ -40,32 +44,32 @@ class DataConfig:
     num_workers: int = 1
     """Loader processes; 0 loads in the training process."""
     max_bad_share: float = 0.01
-    """Stop when a larger share of the training pairs than this cannot be read."""
+    """Stop when a larger share of the training rows than this cannot be read."""
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = not_positive(self, "val_samples")
+        problems = not_positive(self, "val_samples")
         if not self.train or not self.val:
-            found.append("train and val must each name a source")
+            problems.append("train and val must each name a source")
         elif HELD_OUT in self.val and len(self.val) > 1:
-            found.append(f"val is {HELD_OUT} and something else; give one of the two")
+            problems.append(f"val is {HELD_OUT} and something else; give one of the two")
         elif HELD_OUT in self.val and any(map(generated, self.train)):
-            found.append(f"val is {HELD_OUT}, but generated scenes have a split of their own: give --data.val scenes:val")
+            problems.append(f"val is {HELD_OUT}, but generated scenes have a split of their own: give --data.val scenes:val")
         elif any(map(generated, self.val)) and not any(map(generated, self.train)):
-            found.append(
+            problems.append(
                 f"val is {' '.join(self.val)}, but train has no scenes: give --data.val PATH, or --data.val {HELD_OUT}"
             )
         if self.train_weights and len(self.train_weights) != len(self.train):
-            found.append(f"train_weights has {len(self.train_weights)} values for {len(self.train)} train sources")
+            problems.append(f"train_weights has {len(self.train_weights)} values for {len(self.train)} train sources")
         if any(not weight > 0 for weight in self.train_weights):
-            found.append("train_weights must all be above 0")
+            problems.append("train_weights must all be above 0")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            found.append(f"crop_scale {self.crop_scale} is not within (0, 1], smaller first")
+            problems.append(f"crop_scale {self.crop_scale} is not within (0, 1], smaller first")
         if self.num_workers < 0:
-            found.append(f"num_workers {self.num_workers} is negative")
+            problems.append(f"num_workers {self.num_workers} is negative")
         if not 0 <= self.max_bad_share <= 1:
-            found.append(f"max_bad_share {self.max_bad_share} is not in [0, 1]")
-        return found
+            problems.append(f"max_bad_share {self.max_bad_share} is not in [0, 1]")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ class TokenizerConfig:
     """The text tokenizer; it travels with every checkpoint."""
 
     path: Path | None = None
-    """A tokenizer.json or BERT vocab.txt; default: train one on the training captions."""
+    """A tokenizer.json or BERT vocab.txt; default: train one on the training texts."""
     vocab_size: int = 64_000
     """Upper bound of the vocabulary when one is trained; a file brings its own size."""
 

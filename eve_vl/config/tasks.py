@@ -32,6 +32,10 @@ class TaskConfig(Section):
     evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
     """Flags of its own that `eve evaluate` takes."""
 
+    def problems_with_rows(self, rows: str) -> list[str]:
+        """What is wrong with training on such rows (`data.rows`), one sentence each."""
+        return [] if rows == "pairs" else [f"name {self.name} takes no rows of {rows} alone; leave data.rows at pairs"]
+
 
 MATCH: Mapping[str, str] = {"match": 'Tell how likely a picture and a text belong together: eve match RUN IMAGE "TEXT".'}
 
@@ -90,6 +94,13 @@ class MaskedSignalConfig(TaskConfig):
             found.append(f"decoder_dim {self.decoder_dim} is not divisible by 4 × decoder_num_heads")
         return found
 
+    def problems_with_rows(self, rows: str) -> list[str]:
+        """What is wrong with training on such rows (`data.rows`), one sentence each."""
+        lacking = {"pictures": "mlm_weight", "texts": "mim_weight"}.get(rows)
+        if lacking is None or not getattr(self, lacking):
+            return []
+        return [f"{lacking} {getattr(self, lacking):g}, but data.rows is {rows}: set it to 0"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastMatchConfig(MaskedSignalConfig):
@@ -110,6 +121,10 @@ class ContrastMatchConfig(MaskedSignalConfig):
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         return super().problems() + not_positive(self, "itc_weight") + negative(self, "itm_weight projection_dim")
+
+    def problems_with_rows(self, rows: str) -> list[str]:
+        """What is wrong with training on such rows (`data.rows`), one sentence each."""
+        return TaskConfig.problems_with_rows(self, rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,21 @@
 """Optimisation's section."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from eve_vl.config.checks import negative, not_positive
+
+
+def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
+    """Return train.lr_multipliers that shrink by `rate` from each block of the encoder to the one below it, as in BEiT.
+
+    Heads and the last norm keep the whole rate, the last block has `rate` times it, and what comes before the first block
+    has rate^(num_blocks + 1).
+    """
+    below = rate ** (num_blocks + 1)
+    blocks = ((f"encoder.blocks.{number}.*", rate ** (num_blocks - number)) for number in range(num_blocks))
+    return ("encoder.[!b]*", below), ("encoder.norm.*", 1 / below), *blocks  # the first is for all but the blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +34,10 @@ class TrainConfig:
     """Peak learning rate."""
     new_lr_multiplier: float = 1.0
     """Learning rate of parameters that the --init run did not have, as a multiple of lr."""
+    lr_multipliers: tuple[tuple[str, float], ...] = ()
+    """Name patterns and factors: parameters that a pattern matches learn that many times as fast; all that match multiply."""
+    freeze: tuple[str, ...] = ()
+    """Name patterns of parameters that do not train, such as encoder.blocks.0.*"""
     warmup: float = 0.02
     """Share of the steps with linear warm-up from 0."""
     schedule: Literal["cosine", "linear"] = "cosine"
@@ -58,5 +74,10 @@ class TrainConfig:
             found.append(f"warmup {self.warmup} is not in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas {self.betas} are not in [0, 1)")
+        found += [
+            f"lr_multipliers: the factor of {pattern!r} must be above 0, got {factor}"
+            for pattern, factor in self.lr_multipliers
+            if not 0 < factor < math.inf
+        ]
         found += negative(self, "weight_decay clip_norm threads seed")
         return found

@@ -54,13 +54,23 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
         raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
     wanted = {tuple: list, Path: str, float: (int, float)}.get(typing.get_origin(hint) or hint, hint)
-    if isinstance(wanted, type | tuple) and not isinstance(value, wanted):
+    kind = type(value)  # a bool is an int to Python, not to us
+    if isinstance(wanted, type | tuple) and (not issubclass(kind, wanted) or (kind is bool and wanted is not bool)):
         raise UserError(f"{where}: {value!r} is not {getattr(hint, '__name__', hint)}")
     if isinstance(hint, types.UnionType):
         return None if value is None else _typed(typing.get_args(hint)[0], value, where)
     if typing.get_origin(hint) is tuple:
-        return tuple(value)
+        return _items(typing.get_args(hint), value, where)
     return Path(value) if hint is Path else value
+
+
+def _items(hints: tuple[Any, ...], values: list[Any], where: str) -> tuple[Any, ...]:
+    """Return the items of a JSON list in the types that a tuple declares."""
+    if hints[1:] == (...,):
+        hints = hints[:1] * len(values)
+    if len(hints) != len(values):
+        raise UserError(f"{where}: {values!r} has {len(values)} values, expected {len(hints)}")
+    return tuple(_typed(hint, value, where) for hint, value in zip(hints, values, strict=True))
 
 
 def _section(base: type[Section], value: Mapping[str, Any], where: str) -> Section:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pickle
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -18,6 +17,7 @@ from eve_vl.convert.keys import buffers, key_table, to_ours, to_published
 from eve_vl.data.answers import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
+from eve_vl.files import whole_folder
 from eve_vl.loading import build_task, read_config
 from eve_vl.model.embed import resize_positions
 from eve_vl.model.transfer import parts
@@ -122,19 +122,13 @@ def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) 
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
     if task.labels_file is not None:
         texts[task.labels_file] = json.dumps(task.sizes.labels, indent=1)
-    temporary = run.with_name(f".{run.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        checkpoint.save_best(temporary, step=0, model=task, texts=texts, numbers={})
-        for name, text in texts.items():
-            checkpoint.write_file(temporary / name, text)
-        if run.exists():
-            run.rmdir()
-        temporary.rename(run)
+        with whole_folder(run) as folder:
+            checkpoint.save_best(folder, step=0, model=task.state_dict(), texts=texts, numbers={})
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{run}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def export_published(run: Path, target: Path) -> str:

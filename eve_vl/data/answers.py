@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.data.loader import Rows
+from eve_vl.data.dataset import Subset
 from eve_vl.data.records import ImageQuestion, Source
-from eve_vl.data.scenes import ANSWERS, SceneQuestions
+from eve_vl.data.scenes import SceneQuestions
+from eve_vl.data.scenes.questions import ANSWERS
 from eve_vl.errors import BadSampleError, UserError
 
 NUM_SHOWN = 10
@@ -103,6 +104,6 @@ def drop_unanswerable(
             raise UserError(
                 f"{source[0].where} and all after it: the answer list answers none of these {len(source)} training questions"
             )
-        kept.append(Rows(source, left))
+        kept.append(Subset(source, left))
     frequent = sorted(lacking, key=lambda answer: -lacking[answer])[:NUM_SHOWN]
     return kept, Missing(count=count, total=total, answers=tuple(frequent))

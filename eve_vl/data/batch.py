@@ -1,133 +1,21 @@
-"""The typed samples and batches that loaders yield and tasks consume.
+"""The typed batches that loaders yield and tasks consume, by what they hold: pictures, texts or both; and their samples.
+
+No slots: several of these classes have two bases with fields.
 
 Letters: B batch, P patches, K kept patches, M hidden patches, T text tokens.
 """
+# ruff: noqa: RUF009 (`_of` makes a field)
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eve_vl.errors import BadSampleError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    """One row, ready to be batched."""
-
-    image: Tensor
-    """uint8 (3, H, W)."""
-    ids_T: np.ndarray
-    where: str
-    skipped: tuple[BadSampleError, ...] = ()
-    """Rows that could not be used; this sample stands in for them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MaskedSample(Sample):
-    """A pair whose masks are drawn already."""
-
-    is_masked_T: np.ndarray
-    keep_K: np.ndarray
-    hidden_M: np.ndarray
-    picture: int
-    """What picture it is: captions of one picture share it."""
-    wrong: "MaskedSample | None" = None
-    """In evaluation: another pair, whose picture or text stands in for this one's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionSample(Sample):
-    """A pair to tell from others."""
-
-    picture: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchSample(Sample):
-    """A picture (no tokens) or a text (no pixels) to be searched among."""
-
-    index: int
-    """Number of the picture or of the text, counted apart."""
-    captions: tuple[int, ...] = ()
-    """Of a picture: the captions that are true of it; of a text: the captions that it stands for."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuestionSample(Sample):
-    """A question with the annotators' answers."""
-
-    question: str
-    question_id: int | str
-    answers: tuple[str, ...]
-    answer_type: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StatementSample(Sample):
-    """A statement about `image`, on the left, and `right`."""
-
-    right: Tensor
-    statement: str
-    label: bool | None
-    identifier: str
-    group: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """Pictures and texts."""
-
-    images_BCHW: Tensor
-    """uint8, RGB; normalised on the device by `pixels`."""
-    ids_BT: Tensor
-    """int64, [CLS] first, cut to the longest text of the batch."""
-    is_padding_BT: Tensor
-    where: tuple[str, ...]
-    skipped: tuple[BadSampleError, ...] = ()
-
-    def pixels(self) -> Tensor:
-        """Return float32 (B, 3, H, W), normalised with mean = std = 0.5 to [-1, 1]."""
-        return normalize(self.images_BCHW)
-
-    def to(self, device: torch.device) -> Self:
-        """Copy the tensors to a device."""
-        moved = {
-            field.name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor | Batch)
-        }
-        return dataclasses.replace(self, **moved)
-
-    def pin_memory(self) -> Self:
-        """Copy the tensors to page-locked memory, from where they reach a GPU while it computes."""
-        pinned = {
-            field.name: value.pin_memory()
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor | Batch)
-        }
-        return dataclasses.replace(self, **pinned)
-
-    @classmethod
-    def collate(cls, samples: Sequence[Any], pad_id: int, length: int = 0) -> Self:
-        """Stack samples; texts are padded to `length` tokens, with 0 to the longest of the batch."""
-        return cls(**cls._stacked(samples, pad_id, length))
-
-    @classmethod
-    def _stacked(cls, samples: Sequence[Any], pad_id: int, length: int) -> dict[str, Any]:
-        """Return the fields by name."""
-        ids_BT, is_padding_BT = padded([sample.ids_T for sample in samples], pad_id, length)
-        return {
-            "images_BCHW": torch.stack([sample.image for sample in samples]),
-            "ids_BT": ids_BT,
-            "is_padding_BT": is_padding_BT,
-            "where": tuple(sample.where for sample in samples),
-            "skipped": tuple(error for sample in samples for error in sample.skipped),
-        }
 
 
 def padded(texts: Sequence[np.ndarray], pad_id: int, length: int) -> tuple[Tensor, Tensor]:
@@ -146,20 +34,120 @@ def normalize(images_BCHW: Tensor) -> Tensor:
     return images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PairBatch(Batch):
-    """Image–text pairs with their masks."""
+# How the values of all samples, given with pad_id and length, become a field of their batch
 
-    is_masked_BT: Tensor
-    keep_BK: Tensor
-    """int64 positions of the patches that the image pass sees."""
-    hidden_BM: Tensor
-    """int64 positions of the patches that it must rebuild."""
-    picture_B: Tensor
+
+def _stack(values: Sequence[Any], pad_id: int, length: int) -> Tensor:
+    return torch.stack([torch.as_tensor(value) for value in values])
+
+
+def _tuple(values: Sequence[Any], pad_id: int, length: int) -> tuple[Any, ...]:
+    return tuple(values)
+
+
+def _wrong(values: Sequence["MaskedSample | None"], pad_id: int, length: int) -> "PairBatch | None":
+    samples = [value for value in values if value is not None]
+    return PairBatch.collate(samples, pad_id, length) if samples else None
+
+
+def _of(name: str, combine: Callable[[Sequence[Any], int, int], Any] = _tuple) -> Any:
+    """Return a field of a batch that is made of the field `name` of its samples."""
+    return dataclasses.field(metadata={"name": name, "combine": combine})
+
+
+# Batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowBatch:
+    """What all batches have."""
+
+    where: tuple[str, ...] = _of("where")
+    skipped: tuple[BadSampleError, ...] = dataclasses.field(
+        default=(), metadata={"name": "skipped", "combine": lambda values, *_: sum(values, ())}
+    )
+
+    def to(self, device: torch.device, *, non_blocking: bool = True) -> Self:
+        """Copy the tensors to a device."""
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Copy the tensors to page-locked memory, from where they reach a GPU while it computes."""
+        return self._map(lambda value: value.pin_memory())
+
+    def _map(self, change: Callable[[Any], Any]) -> Self:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor | RowBatch)}
+        return dataclasses.replace(self, **changed)
+
+    @classmethod
+    def collate(cls, samples: Sequence["Sample"], pad_id: int, length: int = 0) -> Self:
+        """Stack samples; texts are padded to `length` tokens, with 0 to the longest of the batch."""
+        rules = {field.name: field.metadata for field in dataclasses.fields(cls) if field.metadata}
+        columns = {name: [getattr(sample, rule["name"]) for sample in samples] for name, rule in rules.items()}
+        return cls(**{name: rule["combine"](columns[name], pad_id, length) for name, rule in rules.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures(RowBatch):
+    """Pictures."""
+
+    images_BCHW: Tensor = _of("image", _stack)
+    """uint8, RGB; normalised on the device by `pixels`."""
+
+    def pixels(self) -> Tensor:
+        """Return float32 (B, 3, H, W), normalised with mean = std = 0.5 to [-1, 1]."""
+        return normalize(self.images_BCHW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(RowBatch):
+    """Texts."""
+
+    ids_BT: Tensor = _of("ids_T", lambda values, pad_id, length: padded(values, pad_id, length)[0])
+    """int64, [CLS] first, cut to the longest text of the batch."""
+    is_padding_BT: Tensor = _of("ids_T", lambda values, pad_id, length: padded(values, pad_id, length)[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Pictures, Texts):
+    """Pictures, each with a text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionBatch(Batch):
+    """Pairs to tell from one another."""
+
+    picture_B: Tensor = _of("picture", _stack)
     """int64, equal for captions of one picture."""
-    wrong: "PairBatch | None" = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPictures(Pictures):
+    """Pictures with their masks."""
+
+    keep_BK: Tensor = _of("keep_K", _stack)
+    """int64 positions of the patches that the image pass sees."""
+    hidden_BM: Tensor = _of("hidden_M", _stack)
+    """int64 positions of the patches that it must rebuild."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTexts(Texts):
+    """Texts with their masks."""
+
+    is_masked_BT: Tensor = _of("is_masked_T", lambda values, pad_id, length: padded(values, False, length)[0].bool())
+    """True = hidden."""
     num_targets: Tensor | None = None
     """What the loss of masked tokens is divided by, float32 scalar; None: the number of these here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
+    """Image–text pairs with their masks."""
+
+    wrong: "PairBatch | None" = dataclasses.field(default=None, metadata={"name": "wrong", "combine": _wrong})
+    """In evaluation: other pairs, whose pictures or texts stand in for these."""
 
     def with_text_of(self, other: "PairBatch") -> "PairBatch":
         """Return these pictures with the texts of another batch of the same size."""
@@ -167,92 +155,215 @@ class PairBatch(Batch):
             self, ids_BT=other.ids_BT, is_padding_BT=other.is_padding_BT, is_masked_BT=other.is_masked_BT
         )
 
-    @classmethod
-    def _stacked(cls, samples: Sequence[MaskedSample], pad_id: int, length: int) -> dict[str, Any]:
-        fields = Batch._stacked(samples, pad_id, length)
-        is_masked_BT = np.zeros(tuple(fields["ids_BT"].shape), dtype=bool)
-        for row, sample in enumerate(samples):
-            is_masked_BT[row, : len(sample.ids_T)] = sample.is_masked_T
-        wrong = [sample.wrong for sample in samples if sample.wrong is not None]
-        return fields | {
-            "is_masked_BT": torch.from_numpy(is_masked_BT),
-            "keep_BK": torch.from_numpy(np.stack([sample.keep_K for sample in samples])),
-            "hidden_BM": torch.from_numpy(np.stack([sample.hidden_M for sample in samples])),
-            "picture_B": torch.tensor([sample.picture for sample in samples]),
-            "wrong": cls.collate(wrong, pad_id, length) if wrong else None,
-        }
 
+@dataclass(frozen=True, kw_only=True)
+class SearchBatch(RowBatch):
+    """What is searched among: SearchPictures or SearchTexts."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CaptionBatch(Batch):
-    """Pairs to tell from one another."""
-
-    picture_B: Tensor
-    """int64, equal for captions of one picture."""
-
-    @classmethod
-    def _stacked(cls, samples: Sequence[CaptionSample], pad_id: int, length: int) -> dict[str, Any]:
-        return Batch._stacked(samples, pad_id, length) | {"picture_B": torch.tensor([sample.picture for sample in samples])}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchBatch(Batch):
-    """Pictures alone or texts alone; the other side has no elements."""
-
-    index_B: Tensor
-    captions: tuple[tuple[int, ...], ...]
+    index_B: Tensor = _of("index", _stack)
+    captions: tuple[tuple[int, ...], ...] = _of("captions")
     """Of each picture: the captions that are true of it; of each text: the captions that it stands for."""
 
-    @property
-    def has_pictures(self) -> bool:
-        """Whether these are pictures."""
-        return self.images_BCHW.numel() > 0
 
-    @classmethod
-    def _stacked(cls, samples: Sequence[SearchSample], pad_id: int, length: int) -> dict[str, Any]:
-        return Batch._stacked(samples, pad_id, length) | {
-            "index_B": torch.tensor([sample.index for sample in samples]),
-            "captions": tuple(sample.captions for sample in samples),
-        }
+@dataclass(frozen=True, kw_only=True)
+class SearchPictures(SearchBatch, Pictures):
+    """Pictures to search among."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
+class SearchTexts(SearchBatch, Texts):
+    """Texts to search among."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuestionBatch(Batch):
     """Questions about pictures."""
 
-    questions: tuple[str, ...]
-    question_ids: tuple[int | str, ...]
-    answers: tuple[tuple[str, ...], ...]
+    questions: tuple[str, ...] = _of("question")
+    question_ids: tuple[int | str, ...] = _of("question_id")
+    answers: tuple[tuple[str, ...], ...] = _of("answers")
     """The annotators' answers as they gave them; empty where they are kept back."""
-    answer_types: tuple[str, ...]
-
-    @classmethod
-    def _stacked(cls, samples: Sequence[QuestionSample], pad_id: int, length: int) -> dict[str, Any]:
-        return Batch._stacked(samples, pad_id, length) | {
-            "questions": tuple(sample.question for sample in samples),
-            "question_ids": tuple(sample.question_id for sample in samples),
-            "answers": tuple(sample.answers for sample in samples),
-            "answer_types": tuple(sample.answer_type for sample in samples),
-        }
+    answer_types: tuple[str, ...] = _of("answer_type")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class StatementBatch(Batch):
     """Statements about `images_BCHW`, on the left, and `right_BCHW`."""
 
-    right_BCHW: Tensor
+    right_BCHW: Tensor = _of("right", _stack)
     """uint8, RGB."""
-    statements: tuple[str, ...]
-    labels: tuple[bool | None, ...]
-    identifiers: tuple[str, ...]
-    groups: tuple[str, ...]
+    statements: tuple[str, ...] = _of("statement")
+    labels: tuple[bool | None, ...] = _of("label")
+    identifiers: tuple[str, ...] = _of("identifier")
+    groups: tuple[str, ...] = _of("group")
 
-    @classmethod
-    def _stacked(cls, samples: Sequence[StatementSample], pad_id: int, length: int) -> dict[str, Any]:
-        return Batch._stacked(samples, pad_id, length) | {
-            "right_BCHW": torch.stack([sample.right for sample in samples]),
-            "statements": tuple(sample.statement for sample in samples),
-            "labels": tuple(sample.label for sample in samples),
-            "identifiers": tuple(sample.identifier for sample in samples),
-            "groups": tuple(sample.group for sample in samples),
-        }
+
+@dataclass(frozen=True, kw_only=True)
+class LabelBatch(RowBatch):
+    """What is sorted into classes: LabelledPictures, LabelledTexts or LabelledPairs."""
+
+    labels: tuple[tuple[str, ...], ...] = _of("labels")
+    """The classes of each row; empty where they are kept back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPictures(LabelBatch, Pictures):
+    """Pictures with their classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTexts(LabelBatch, Texts):
+    """Texts with their classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPairs(LabelBatch, Batch):
+    """Pictures, each with a text, and the classes of both together."""
+
+
+# Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One row, ready to be batched."""
+
+    batch: ClassVar[type[RowBatch]]
+    """What samples of its type are batched to."""
+    where: str
+    skipped: tuple[BadSampleError, ...] = ()
+    """Rows that could not be used; this sample stands in for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSample(Sample):
+    """A picture."""
+
+    batch = Pictures
+    image: Tensor
+    """uint8 (3, H, W)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSample(Sample):
+    """A text."""
+
+    batch = Texts
+    ids_T: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSample(PictureSample, TextSample):
+    """A picture and a text."""
+
+    batch = Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSample(PairSample):
+    """A pair to tell from others."""
+
+    batch = CaptionBatch
+    picture: int
+    """What picture it is: captions of one picture share it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedPictureSample(PictureSample):
+    """A picture whose mask is drawn already."""
+
+    batch = MaskedPictures
+    keep_K: np.ndarray
+    hidden_M: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTextSample(TextSample):
+    """A text whose mask is drawn already."""
+
+    batch = MaskedTexts
+    is_masked_T: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSample(MaskedPictureSample, MaskedTextSample, CaptionSample):
+    """A pair whose masks are drawn already."""
+
+    batch = PairBatch
+    wrong: "MaskedSample | None" = None
+    """In evaluation: another pair, whose picture or text stands in for this one's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSample(Sample):
+    """Something to be searched among."""
+
+    index: int
+    """Number of the picture or of the text, counted apart."""
+    captions: tuple[int, ...] = ()
+    """Of a picture: the captions that are true of it; of a text: the captions that it stands for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPictureSample(SearchSample, PictureSample):
+    """A picture to be searched among."""
+
+    batch = SearchPictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTextSample(SearchSample, TextSample):
+    """A text to be searched among."""
+
+    batch = SearchTexts
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSample(PairSample):
+    """A question with the annotators' answers."""
+
+    batch = QuestionBatch
+    question: str
+    question_id: int | str
+    answers: tuple[str, ...]
+    answer_type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatementSample(PairSample):
+    """A statement about `image`, on the left, and `right`."""
+
+    batch = StatementBatch
+    right: Tensor
+    statement: str
+    label: bool | None
+    identifier: str
+    group: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSample(Sample):
+    """A picture, a text or both, with its classes: none where they are kept back."""
+
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPictureSample(LabelledSample, PictureSample):
+    """A picture with its classes."""
+
+    batch = LabelledPictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTextSample(LabelledSample, TextSample):
+    """A text with its classes."""
+
+    batch = LabelledTexts
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPairSample(LabelledSample, PairSample):
+    """A picture and a text, with the classes of both together."""
+
+    batch = LabelledPairs

@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,14 +18,13 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.batch import Batch, MaskedSample, PairBatch, Sample
+from eve_vl.data.batch import MaskedPictureSample, MaskedSample, MaskedTextSample, RowBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, Source
+from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode, train_crop
 from eve_vl.errors import BadSampleError, UserError
 
-Kind = Literal["captions", "questions", "statements"]
 Position = tuple[int, int, int]  # epoch, source, row
 MAX_SKIPS = 20  # this many unusable rows in a row are a mistake in the set-up, not a few broken files
 EVAL_SEED = 0  # draws of evaluation do not depend on the seed of the run
@@ -36,26 +36,53 @@ AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
     "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
 }
+MASKED: dict[str, type[Sample]] = {"pairs": MaskedSample, "pictures": MaskedPictureSample, "texts": MaskedTextSample}
 
 
-class RowDataset(Dataset[Sample]):
+class SampleSet(Dataset[Sample], ABC):
+    """What loaders and evaluation ask of every dataset."""
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        self.config = config
+        self.tokenizer = tokenizer
+
+    @abstractmethod
+    def __getitem__(self, position: Position) -> Sample: ...
+
+    @abstractmethod
+    def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
+        """Return this process's share of what evaluation goes through, each once."""
+
+    def collate(self, samples: Sequence[Sample]) -> RowBatch:
+        """Return the batch of some samples."""
+        return samples[0].batch.collate(samples, self.tokenizer.pad_id, self.config.input.padded_text_length)
+
+    def tokens(self, text: str) -> np.ndarray:
+        """Return token ids, int64 (T,), [CLS] first, cut to input.max_text_tokens."""
+        return self.tokenizer.encode(text, self.config.input.max_text_tokens)[0]
+
+
+class RowDataset(SampleSet):
     """Samples by (epoch, source, row); a row that cannot be used is replaced by the next one.
 
     In evaluation nothing is augmented.
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[str]
     """What rows its sources hold."""
-    batch: ClassVar[type[Batch]]
 
     def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
+        super().__init__(config, tokenizer)
         self.sources = sources
-        self.config = config
-        self.tokenizer = tokenizer
         self.training = training
         self.seed = config.train.seed if training else EVAL_SEED
 
-    def __getitem__(self, position: Position) -> Sample:
+    @classmethod
+    def kind_of(cls, config: Config) -> str:
+        """Return what rows the sources of a run must hold."""
+        return cls.kind
+
+    def __getitem__(self, position: Position) -> Any:
         epoch, source, row = position
         skipped: list[BadSampleError] = []
         while len(skipped) < MAX_SKIPS:
@@ -73,13 +100,9 @@ class RowDataset(Dataset[Sample]):
         raise NotImplementedError
 
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
-        """Return this process's share of what evaluation goes through, at most data.val_samples rows in all, each once."""
+        """Return this process's share of at most data.val_samples rows."""
         positions = eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
         return chunks(positions[rank::world], batch_size)
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        """Return the batch of some samples."""
-        return self.batch.collate(samples, self.tokenizer.pad_id, self.config.input.padded_text_length)
 
     def picture(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
         """Return uint8 (3, H, W), augmented in training; not mirrored if one of the texts would become false."""
@@ -95,12 +118,8 @@ class RowDataset(Dataset[Sample]):
                 pixels = AUGMENTATIONS[data.augment](pixels)
         return pixels
 
-    def tokens(self, text: str) -> np.ndarray:
-        """Return token ids, int64 (T,), [CLS] first, cut to input.max_text_tokens."""
-        return self.tokenizer.encode(text, self.config.input.max_text_tokens)[0]
 
-
-class Rows:
+class Subset:
     """Some rows of a source, itself a source."""
 
     def __init__(self, source: Source[Any], rows: np.ndarray):
@@ -113,36 +132,46 @@ class Rows:
         return self.source[int(self.rows[index])]
 
 
+def first_usable(source: Source[Any]) -> Any:
+    """Return the first row of a source that can be used, None if that is far off."""
+    for row in range(min(len(source), MAX_SKIPS)):
+        with contextlib.suppress(BadSampleError):
+            return source[row]
+    return None
+
+
 class MaskedPairs(RowDataset):
-    """Pairs with masks. In evaluation the first caption is used, and each sample brings a wrong partner: the pair half the
-    data away or, if that shares a caption with it, one drawn at random."""
+    """Pairs with masks or, with data.rows, pictures alone or texts alone. In evaluation the first caption is used, and each
+    pair brings a wrong partner: the pair half the data away or, if that shares a caption with it, one drawn at random."""
 
-    kind = "captions"
-    batch = PairBatch
+    @classmethod
+    def kind_of(cls, config: Config) -> str:
+        """Return what rows the sources of a run must hold."""
+        return "captions" if config.data.rows == "pairs" else config.data.rows
 
-    def load(self, epoch: int, source: int, row: int) -> MaskedSample:
-        """Return one pair. Raises BadSampleError."""
+    def load(self, epoch: int, source: int, row: int) -> Any:
+        """Return one pair (MaskedSample), picture (MaskedPictureSample) or text (MaskedTextSample). Raises BadSampleError."""
         sample = self._load(epoch, source, row)
-        return sample if self.training else dataclasses.replace(sample, wrong=self._wrong_partner(epoch, source, row))
+        if self.training or not isinstance(sample, MaskedSample):
+            return sample
+        return dataclasses.replace(sample, wrong=self._wrong_partner(epoch, source, row))
 
-    def _load(self, epoch: int, source: int, row: int) -> MaskedSample:
-        sizes, task = self.config.input, self.config.task
+    def _load(self, epoch: int, source: int, row: int) -> Any:
+        sizes, task, record = self.config.input, self.config.task, self.sources[source][row]
         assert isinstance(task, MaskedSignalConfig)
-        pair = self.sources[source][row]
         rng = generator(self.seed, SAMPLE, epoch, source, row)
-        caption = pair.captions[int(rng.integers(len(pair.captions))) if self.training else 0]
-        image = self.picture(pair.image, pair.where, rng, [caption])
-        ids_T, is_special_T = self.tokenizer.encode(caption, sizes.max_text_tokens)
-        keep_K, hidden_M = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
-        return MaskedSample(
-            image=image,
-            ids_T=ids_T,
-            is_masked_T=mask_tokens(is_special_T, task.text_mask_ratio, rng),
-            keep_K=keep_K,
-            hidden_M=hidden_M,
-            picture=picture_key(pair.image, pair.where),
-            where=pair.where,
-        )
+        fields: dict[str, Any] = {"where": record.where}
+        number = int(rng.integers(len(record.texts))) if self.training and record.texts else 0
+        texts = record.texts[number : number + 1]
+        for image in record.images:
+            fields["image"] = self.picture(image, record.where, rng, texts)
+            fields["keep_K"], fields["hidden_M"] = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
+        for text in texts:
+            fields["ids_T"], is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
+            fields["is_masked_T"] = mask_tokens(is_special_T, task.text_mask_ratio, rng)
+        if isinstance(record, ImageText):
+            fields["picture"] = picture_key(record.image, record.where)
+        return MASKED[self.config.data.rows](**fields)
 
     def _wrong_partner(self, epoch: int, source: int, row: int) -> MaskedSample:
         num_rows = len(self.sources[source])
@@ -165,14 +194,24 @@ def picture_key(image: ImageRef, where: str) -> int:
     """Return a 64-bit hash of what picture this is, without decoding it; a generated one is known by its row, `where`."""
     match image:
         case ImageFile(path=path):
-            name = str(path).encode()
+            name = str(path).encode(errors="surrogatepass")
         case ImageSpan(path=path, offset=offset):
-            name = f"{path}:{offset}".encode()
+            name = f"{path}:{offset}".encode(errors="surrogatepass")
         case ImageBytes(data=data):
             name = data
         case _:
             name = where.encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big", signed=True)
+    return _hash(name)
+
+
+def row_keys(row: Record) -> tuple[int, ...]:
+    """Return what must not be on both sides of a split: a row's pictures or, if it has none, its texts, as 64-bit hashes."""
+    keys = tuple(picture_key(image, row.where) for image in row.images)
+    return keys or tuple(_hash(text.encode()) for text in row.texts)
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
 
 
 def chunks(positions: list[Position], size: int) -> list[list[Position]]:

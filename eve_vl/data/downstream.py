@@ -1,44 +1,48 @@
-"""Datasets of the downstream tasks: captioned pictures to tell apart and to search among, questions, statements."""
+"""Datasets of the downstream tasks: captioned pictures to tell apart and to search among, questions, statements, labels."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import (
-    CaptionBatch,
-    CaptionSample,
-    QuestionBatch,
-    QuestionSample,
-    SearchBatch,
-    SearchSample,
-    StatementBatch,
-    StatementSample,
+from eve_vl.data import batch
+from eve_vl.data.dataset import (
+    SAMPLE,
+    Position,
+    RowDataset,
+    SampleSet,
+    Subset,
+    chunks,
+    eval_positions,
+    picture_key,
 )
-from eve_vl.data.dataset import SAMPLE, Position, RowDataset, Rows, chunks, eval_positions, picture_key
 from eve_vl.data.masking import generator
-from eve_vl.data.records import ImageText, Source
+from eve_vl.data.records import ImageText, Labelled, Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.transforms import Crop, decode
 from eve_vl.errors import BadSampleError, UserError
 
 PICTURE, TEXT = 0, 1  # the "source" in positions of a SearchSet
+LABELLED: dict[tuple[bool, bool], type[batch.LabelledSample]] = {  # by what a row has: a picture, a text
+    (True, False): batch.LabelledPictureSample,
+    (False, True): batch.LabelledTextSample,
+    (True, True): batch.LabelledPairSample,
+}
 
 
 class CaptionedPictures(RowDataset):
     """Pictures with one of their captions each."""
 
     kind = "captions"
-    batch = CaptionBatch
 
-    def load(self, epoch: int, source: int, row: int) -> CaptionSample:
+    def load(self, epoch: int, source: int, row: int) -> batch.CaptionSample:
         """Return one pair. Raises BadSampleError."""
         pair = self.sources[source][row]
         rng = generator(self.seed, SAMPLE, epoch, source, row)
         caption = pair.captions[int(rng.integers(len(pair.captions)))]
-        return CaptionSample(
+        return batch.CaptionSample(
             image=self.picture(pair.image, pair.where, rng, [caption]),
             ids_T=self.tokens(caption),
             picture=picture_key(pair.image, pair.where),
@@ -46,7 +50,7 @@ class CaptionedPictures(RowDataset):
         )
 
 
-class SearchSet(RowDataset):
+class SearchSet(SampleSet):
     """Every distinct picture once and every distinct text once, of at most data.val_samples rows.
 
     What is searched among are pictures and captions: the first task.captions_per_image of each picture, on whichever rows
@@ -58,12 +62,10 @@ class SearchSet(RowDataset):
     that each text stands for. captions_of: those that are true of each picture.
     """
 
-    kind = "captions"
-    batch = SearchBatch
-
     def __init__(self, sources: Sequence[Source[ImageText]], config: Config, tokenizer: Tokenizer):
         """Read the rows, not their pictures. Raises UserError for one that cannot be used."""
-        super().__init__(sources, config, tokenizer, training=False)
+        super().__init__(config, tokenizer)
+        self.sources = sources
         assert isinstance(config.task, RetrievalConfig)
         self.pictures: list[tuple[int, int]] = []
         picture_of: dict[int, int] = {}
@@ -96,7 +98,6 @@ class SearchSet(RowDataset):
             self.captions = [text for _, text in searched]
             self.captions_in = _grouped([index_of[text] for text in self.captions], len(self.texts))
             self.captions_of = _grouped([picture for picture, _ in searched], len(self.pictures))
-        self._no_picture = torch.empty(3, 0, 0, dtype=torch.uint8)
 
     @property
     def num_candidates(self) -> int:
@@ -113,27 +114,21 @@ class SearchSet(RowDataset):
             for batch in chunks([(0, which, index) for index in indices][rank::world], batch_size)
         ]
 
-    def __getitem__(self, position: Position) -> SearchSample:
+    def __getitem__(self, position: Position) -> batch.SearchPictureSample | batch.SearchTextSample:
         _, which, index = position
         if which == TEXT:
-            return SearchSample(
-                image=self._no_picture,
-                ids_T=self.ids[index],
-                index=index,
-                captions=self.captions_in[index],
-                where=f"text {index}",
+            return batch.SearchTextSample(
+                ids_T=self.ids[index], index=index, captions=self.captions_in[index], where=f"text {index}"
             )
         source, row = self.pictures[index]
+        size = self.config.input.image_size
         try:
             pair = self.sources[source][row]
-            image = self.picture(pair.image, pair.where, generator(0), ())
+            image = decode(pair.image, pair.where, crop=Crop(size=size))
         except BadSampleError as error:  # evaluation stops on it: every number would be off
-            size, nothing = self.config.input.image_size, np.zeros(0, dtype=np.int64)
             blank = torch.zeros(3, size, size, dtype=torch.uint8)
-            return SearchSample(image=blank, ids_T=nothing, index=index, where=error.where, skipped=(error,))
-        return SearchSample(
-            image=image, ids_T=np.zeros(0, dtype=np.int64), index=index, captions=self.captions_of[index], where=pair.where
-        )
+            return batch.SearchPictureSample(image=blank, index=index, where=error.where, skipped=(error,))
+        return batch.SearchPictureSample(image=image, index=index, captions=self.captions_of[index], where=pair.where)
 
 
 def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:
@@ -148,53 +143,75 @@ def _true_captions(source: Source[ImageText], row: int, pair: ImageText) -> Sequ
     return source.true_captions(row) if isinstance(source, ScenePairs) else pair.captions
 
 
-class Questions(RowDataset):
+class QuestionRows(RowDataset):
     """Questions about pictures."""
 
     kind = "questions"
-    batch = QuestionBatch
 
-    def load(self, epoch: int, source: int, row: int) -> QuestionSample:
+    def load(self, epoch: int, source: int, row: int) -> batch.QuestionSample:
         """Return one question. Raises BadSampleError."""
-        asked = self.sources[source][row]
+        record = self.sources[source][row]
         rng = generator(self.seed, SAMPLE, epoch, source, row)
-        return QuestionSample(
-            image=self.picture(asked.image, asked.where, rng, [asked.question, *asked.answers]),
-            ids_T=self.tokens(asked.question),
-            question=asked.question,
-            question_id=asked.question_id,
-            answers=asked.answers,
-            answer_type=asked.answer_type,
-            where=asked.where,
+        return batch.QuestionSample(
+            image=self.picture(record.image, record.where, rng, [record.question, *record.answers]),
+            ids_T=self.tokens(record.question),
+            question=record.question,
+            question_id=record.question_id,
+            answers=record.answers,
+            answer_type=record.answer_type,
+            where=record.where,
         )
 
 
-class Statements(RowDataset):
-    """Statements about two pictures. Their groups are known only where all rows are gone through: a part of them, or of a
-    source, tears groups apart, and then there is no consistency."""
+class StatementRows(RowDataset):
+    """Statements about two pictures. Their groups are known only where all rows are read: a part of them, or of a source,
+    tears groups apart, and then there is no consistency."""
 
     kind = "statements"
-    batch = StatementBatch
 
     def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
         super().__init__(sources, config, tokenizer, training=training)
         is_all = sum(map(len, sources)) <= config.data.val_samples
-        self.has_groups = is_all and not any(isinstance(source, Rows) for source in sources)
+        self.has_groups = is_all and not any(isinstance(source, Subset) for source in sources)
 
-    def load(self, epoch: int, source: int, row: int) -> StatementSample:
+    def load(self, epoch: int, source: int, row: int) -> batch.StatementSample:
         """Return one statement. Raises BadSampleError, in training also where the label is kept back."""
-        claimed = self.sources[source][row]
-        if self.training and claimed.label is None:
-            raise BadSampleError(claimed.where, "no label to train on")
+        record = self.sources[source][row]
+        if self.training and record.label is None:
+            raise BadSampleError(record.where, "no label to train on")
         rng = generator(self.seed, SAMPLE, epoch, source, row)
-        left, right = (self.picture(image, claimed.where, rng, [claimed.statement]) for image in (claimed.left, claimed.right))
-        return StatementSample(
+        left, right = (self.picture(image, record.where, rng, record.texts) for image in record.images)
+        return batch.StatementSample(
             image=left,
             right=right,
-            ids_T=self.tokens(claimed.statement),
-            statement=claimed.statement,
-            label=claimed.label,
-            identifier=claimed.identifier,
-            group=claimed.group if self.has_groups else "",
-            where=claimed.where,
+            ids_T=self.tokens(record.statement),
+            statement=record.statement,
+            label=record.label,
+            identifier=record.identifier,
+            group=record.group if self.has_groups else "",
+            where=record.where,
         )
+
+
+class LabelledRows(RowDataset):
+    """Pictures, texts or pairs of both, as task.reads says, with the classes that they belong to."""
+
+    kind = "labels"
+
+    def load(self, epoch: int, source: int, row: int) -> batch.LabelledSample:
+        """Return one row. Raises BadSampleError, in training also where the labels are kept back."""
+        record: Labelled = self.sources[source][row]
+        if self.training and not record.labels:
+            raise BadSampleError(record.where, "no label to train on")
+        reads: str = self.config.task.reads  # pyright: ignore[reportAttributeAccessIssue]
+        fields: dict[str, Any] = {"labels": record.labels, "where": record.where}
+        rng = generator(self.seed, SAMPLE, epoch, source, row)
+        if reads != "text":
+            if record.image is None:
+                raise BadSampleError(record.where, f"no picture, but task.reads is {reads}")
+            fields["image"] = self.picture(record.image, record.where, rng, [*record.texts, *record.labels])
+        if reads != "picture":
+            if record.text is None:
+                raise BadSampleError(record.where, f"no text, but task.reads is {reads}")
+            fields["ids_T"] = self.tokens(record.text)
+        return LABELLED[reads != "text", reads != "picture"](**fields)

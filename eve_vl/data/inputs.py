@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from eve_vl.config import InputConfig
-from eve_vl.data.batch import Batch, MaskedSample, PairBatch, Sample, StatementBatch, StatementSample, padded
+from eve_vl.data.batch import Batch, MaskedSample, PairBatch, PairSample, Sample, StatementBatch, StatementSample, padded
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
@@ -24,8 +24,6 @@ from eve_vl.errors import UserError
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
 """A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), a tensor (3, H, W) or (H, W); numbers are uint8, or
 float in [0, 1]."""
-
-AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 _FORMS = "a path, bytes, a PIL image, an array or a tensor"
 _KEPT_BY_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # other modes become RGB
@@ -77,16 +75,18 @@ class Inputs:
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return texts alone: token ids (B, T), int64, and which are padding, bool."""
-        ids_BT, is_padding_BT = padded([self.tokens(text)[0] for text in texts], self.tokenizer.pad_id, self.padded_length)
+        ids_BT, is_padding_BT = padded(
+            [self.tokens(text)[0] for text in texts], self.tokenizer.pad_id, self.config.padded_text_length
+        )
         return ids_BT.to(self.device), is_padding_BT.to(self.device)
 
     def pairs(self, images: Sequence[GivenImage], texts: Sequence[str]) -> Batch:
         """Return pairs of a picture and a text."""
         samples = [
-            Sample(image=self._pixels(image), ids_T=self.tokens(text)[0], where=image.where)
+            PairSample(image=self._pixels(image), ids_T=self.tokens(text)[0], where=image.where)
             for image, text in zip(images, texts, strict=True)
         ]
-        return self._batch(Batch, samples)
+        return self._batch(samples)
 
     def statement(self, left: GivenImage, right: GivenImage, text: str) -> StatementBatch:
         """Return a statement about two pictures."""
@@ -100,7 +100,7 @@ class Inputs:
             group="",
             where=left.where,
         )
-        return self._batch(StatementBatch, [sample])
+        return self._batch([sample])
 
     def masked_pair(
         self,
@@ -122,22 +122,17 @@ class Inputs:
             picture=0,
             where=image.where,
         )
-        return self._batch(PairBatch, [sample])
+        return self._batch([sample])
 
     def tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids, int64 (T,), [CLS] first, and which are special, bool (T,)."""
         return self.tokenizer.encode(text, self.config.max_text_tokens)
 
-    @property
-    def padded_length(self) -> int:
-        """Tokens that every text is padded to; 0: to the longest of its batch."""
-        return self.config.padded_text_length
-
     def _pixels(self, image: GivenImage) -> Tensor:
         return image.pixels(self.config.image_size)
 
-    def _batch(self, kind: type[AnyBatch], samples: Sequence[Sample]) -> AnyBatch:
-        return kind.collate(samples, self.tokenizer.pad_id, self.padded_length).to(self.device)
+    def _batch(self, samples: Sequence[Sample]) -> Any:
+        return samples[0].batch.collate(samples, self.tokenizer.pad_id, self.config.padded_text_length).to(self.device)
 
 
 def given_image(image: ImageLike, where: str = "image") -> GivenImage:

@@ -14,23 +14,24 @@ from torch.utils.data import DataLoader, Sampler
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.cpu import usable_cores
-from eve_vl.data.dataset import Kind, Position, RowDataset, Rows, picture_key
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, Subset, row_keys
 from eve_vl.data.masking import generator
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import ImagesStatement, Source
-from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
+from eve_vl.data.records import Source
+from eve_vl.data.scenes import SCENES
 from eve_vl.errors import BadSampleError, UserError
 
-HELD_OUT_EVERY = 50  # one picture in so many, at least two
+HELD_OUT_EVERY = 50  # one picture or text in so many, at least two
 ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datasets
-SCENES = {"captions": ScenePairs, "questions": SceneQuestions, "statements": SceneStatements}
 
 
-def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: Kind = "captions") -> list[Source[Any]]:
+def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: str = "captions") -> list[Source[Any]]:
     """Open every source; scenes are drawn with a side of image_size pixels. Raises UserError."""
     sources: list[Source[Any]] = []
     for spec in specs:
         if (named := generated(spec)) is not None:
+            if kind not in SCENES:
+                raise UserError(f"{spec}: the generated scenes hold no {kind}, but {', '.join(SCENES)}")
             sources.append(SCENES[kind](split=named[1], image_size=image_size))
         else:
             sources.append(
@@ -49,43 +50,42 @@ def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: 
     return sources
 
 
-def open_train_and_val(config: Config, kind: Kind = "captions") -> tuple[list[Source[Any]], list[Source[Any]]]:
+def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Source[Any]], list[Source[Any]]]:
     """Open the training and validation sources of a run. Raises UserError.
 
     `held-out` takes some of each training source, and away from training every row that shows a picture of these, in any
-    source and on either side of a statement.
+    source and on either side of a statement; of rows without pictures every row with a text of these.
     """
     train = open_sources(config.data.train, config.data, config.input.image_size, kind)
     if config.data.val != (HELD_OUT,):
         return train, open_sources(config.data.val, config.data, config.input.image_size, kind)
-    pictures = [[_picture_keys(source, row) for row in range(len(source))] for source in train]
-    held = [_held_out(keys) for keys in pictures]
-    shown = {key for rows, is_held in zip(pictures, held, strict=True) for keys in compress(rows, is_held) for key in keys}
-    kept = [np.array([shown.isdisjoint(keys) for keys in rows]) for rows in pictures]
+    keys = [[_keys(source, row) for row in range(len(source))] for source in train]
+    held = [_held_out(of_rows) for of_rows in keys]
+    shown = {key for rows, is_held in zip(keys, held, strict=True) for of_row in compress(rows, is_held) for key in of_row}
+    kept = [np.array([shown.isdisjoint(of_row) for of_row in rows]) for rows in keys]
     if not all(is_kept.any() and is_held.any() for is_kept, is_held in zip(kept, held, strict=True)):
-        raise UserError(f"data.val {HELD_OUT}: a training source with so few pictures cannot be split; name validation data")
-    return _parts(train, kept), _parts(train, held)
+        what = "texts" if kind == "texts" else "pictures"
+        raise UserError(f"data.val {HELD_OUT}: a training source with so few {what} cannot be split; name validation data")
+    return _subsets(train, kept), _subsets(train, held)
 
 
-def _parts(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:
-    return [Rows(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]
+def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:
+    return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]
 
 
-def _held_out(pictures: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Return which rows of a source are held out, bool, by their (first) picture, so that the rows of one fall on one side."""
-    distinct = sorted({keys[0] for keys in pictures if keys})
+def _held_out(keys: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Return which rows of a source are held out, bool, by their first key, so that the rows of one fall on one side."""
+    distinct = sorted({of_row[0] for of_row in keys if of_row})
     held = set(distinct[: min(max(2, len(distinct) // HELD_OUT_EVERY), len(distinct) // 2)])
-    return np.array([bool(keys) and keys[0] in held for keys in pictures])
+    return np.array([bool(of_row) and of_row[0] in held for of_row in keys])
 
 
-def _picture_keys(source: Source[Any], row: int) -> tuple[int, ...]:
-    """Return what pictures a row shows; none for a row that cannot be used, which training will count."""
+def _keys(source: Source[Any], row: int) -> tuple[int, ...]:
+    """Return the keys of a row; none for a row that cannot be used, which training will count."""
     try:
-        record = source[row]
+        return row_keys(source[row])
     except BadSampleError:
         return ()
-    images = (record.left, record.right) if isinstance(record, ImagesStatement) else (record.image,)
-    return tuple(picture_key(image, record.where) for image in images)
 
 
 def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
@@ -145,7 +145,7 @@ def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -
     return _loader(dataset, sampler)
 
 
-def eval_loader(dataset: RowDataset, *, batch_size: int, rank: int, world: int) -> DataLoader[Any]:
+def eval_loader(dataset: SampleSet, *, batch_size: int, rank: int, world: int) -> DataLoader[Any]:
     """Return each evaluation sample once, this process's share of them."""
     batches = dataset.eval_batches(batch_size, rank, world)
     if batches:
@@ -153,7 +153,7 @@ def eval_loader(dataset: RowDataset, *, batch_size: int, rank: int, world: int) 
     return _loader(dataset, batches)
 
 
-def _loader(dataset: RowDataset, batches: object) -> DataLoader[Any]:
+def _loader(dataset: SampleSet, batches: object) -> DataLoader[Any]:
     workers = min(dataset.config.data.num_workers, usable_cores())  # more only get in each other's way
     loader = DataLoader(
         dataset,

@@ -4,9 +4,10 @@ A `Source` is a random-access sequence of rows. Opening one is cheap (an index, 
 touches only row i, so that shuffling is exact and a resumed run needs no replay.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -61,48 +62,102 @@ ImageRef = ImageFile | ImageSpan | ImageBytes | ImagePixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageText:
-    """One picture with its captions; `where` names the row for messages, as `train.jsonl:17`."""
+class Record:
+    """One row of any kind. Code that treats all kinds alike asks for `images` and `texts`.
 
-    image: ImageRef
-    captions: tuple[str, ...]
+    where: names the row for messages, as `train.jsonl:17`.
+    """
+
+    KIND: ClassVar[str]
+    """What rows like this one are called on the command line."""
+    TEXT: ClassVar[str] = "text"
+    """The field that holds the text or texts."""
     where: str
+
+    @property
+    def images(self) -> tuple[ImageRef, ...]:
+        """Its pictures, left to right."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return tuple(value for value in values if isinstance(value, ImageRef))
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Its texts."""
+        value = getattr(self, self.TEXT, None)
+        return () if value is None else (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageQuestion:
+class Picture(Record):
+    """A picture alone."""
+
+    KIND: ClassVar[str] = "pictures"
+    image: ImageRef
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Text(Record):
+    """A text alone."""
+
+    KIND: ClassVar[str] = "texts"
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageText(Record):
+    """One picture with its captions."""
+
+    KIND: ClassVar[str] = "captions"
+    TEXT: ClassVar[str] = "captions"
+    image: ImageRef
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageQuestion(Record):
     """A picture and a question about it.
 
     answers: one per annotator as they gave them (ten in VQA v2, often one elsewhere), empty where they are kept back.
     answer_type: what accuracies are also reported by (VQA v2: yes/no, number, other); "" if the data has no types.
     """
 
+    KIND: ClassVar[str] = "questions"
+    TEXT: ClassVar[str] = "question"
     image: ImageRef
     question: str
     answers: tuple[str, ...]
     question_id: int | str
     answer_type: str
-    where: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImagesStatement:
+class ImagesStatement(Record):
     """Two pictures and a statement about both.
 
     label: whether it is true, None where that is kept back. identifier: what prediction files name the row by.
     group: rows of one group make one statement, for consistency (NLVR2: the identifier without its pair number).
     """
 
+    KIND: ClassVar[str] = "statements"
+    TEXT: ClassVar[str] = "statement"
     left: ImageRef
     right: ImageRef
     statement: str
     label: bool | None
     identifier: str
     group: str
-    where: str
 
 
-Record = ImageText | ImageQuestion | ImagesStatement
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled(Record):
+    """A picture, a text or both, and the classes that it belongs to: none where they are kept back."""
+
+    KIND: ClassVar[str] = "labels"
+    image: ImageRef | None
+    text: str | None
+    labels: tuple[str, ...]
+
+
 Row_co = TypeVar("Row_co", bound=Record, covariant=True)
 
 

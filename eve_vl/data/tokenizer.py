@@ -29,10 +29,10 @@ class Tokenizer:
         backend.encode_special_tokens = True  # a "[MASK]" that someone wrote in a caption is text like any other
         ids = {}
         for role, names in SPECIAL_NAMES.items():
-            found = [backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None]
-            if not found:
+            known = [backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None]
+            if not known:
                 raise UserError(f"{where}: the tokenizer has no {role} token (looked for {', '.join(names)})")
-            ids[role] = found[0]
+            ids[role] = known[0]
         self.pad_id, self.cls_id, self.mask_id = ids["pad"], ids["cls"], ids["mask"]
         self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())  # ids may have gaps
         try:

@@ -42,7 +42,8 @@ class Sums:
     def result(self, over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Return the metrics; over_processes adds a tensor up over all processes.
 
-        mlm_acc, mlm_acc_wrong_image: share of masked tokens guessed right, with the right and with another picture.
+        mlm_acc, mlm_acc_wrong_image: share of masked tokens guessed right, with the right and, of pairs, with another
+        picture.
         mlm_acc_unigram: the same for always guessing the most frequent of these tokens. mlm_loss: cross-entropy in nats.
         mim_mse, mim_mse_wrong_caption: mean squared error of hidden patches, with the right and with another caption.
         mim_mse_mean_baseline, mim_mse_image_mean: the same for the mean of each patch's visible neighbours, and of all
@@ -50,17 +51,18 @@ class Sums:
         the two guesses are the patch's own mean, since any other colour would be blown up where a patch is nearly flat.
         """
         total = {name: over_processes(value).item() for name, value in sorted(self.sums.items())}
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         if total.get("mlm_count"):
             counts_V = over_processes(self.target_counts_V)
-            found["mlm_acc"] = total["mlm_right"] / total["mlm_count"]
-            found["mlm_acc_wrong_image"] = total["mlm_wrong_image_right"] / total["mlm_wrong_image_count"]
-            found["mlm_acc_unigram"] = (counts_V.max() / counts_V.sum()).item()
-            found["mlm_loss"] = total["mlm_loss"] / total["mlm_count"]
+            numbers["mlm_acc"] = total["mlm_right"] / total["mlm_count"]
+            if total["mlm_wrong_image_count"]:
+                numbers["mlm_acc_wrong_image"] = total["mlm_wrong_image_right"] / total["mlm_wrong_image_count"]
+            numbers["mlm_acc_unigram"] = (counts_V.max() / counts_V.sum()).item()
+            numbers["mlm_loss"] = total["mlm_loss"] / total["mlm_count"]
         for name in PIXEL_GUESSES:
             if total.get(f"{name}_count"):
-                found[name.replace("mim", "mim_mse", 1)] = total[f"{name}_error"] / total[f"{name}_count"]
-        return found
+                numbers[name.replace("mim", "mim_mse", 1)] = total[f"{name}_error"] / total[f"{name}_count"]
+        return numbers
 
 
 def visible_means(patches_BPX: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> tuple[Tensor, Tensor]:

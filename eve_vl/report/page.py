@@ -9,6 +9,7 @@ from rich.console import Console
 from eve_vl.config import MaskedSignalConfig, NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluate_run
+from eve_vl.files import write_file
 from eve_vl.inspect import inspect_run
 from eve_vl.report.baselines import answer_baselines, verdict_baselines
 from eve_vl.report.curves import curves_section
@@ -24,7 +25,7 @@ from eve_vl.report.search import gather_searches
 from eve_vl.report.sections import captions_section, pictures_section
 from eve_vl.report.style import STYLE
 from eve_vl.run import LoadedRun, load_run
-from eve_vl.train.checkpoint import BEST, checkpoint_folders, write_file
+from eve_vl.train.checkpoint import BEST, checkpoint_folders
 from eve_vl.train.log import read_log
 
 PARTS = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.errors import UserError
+from eve_vl.files import write_file
 from eve_vl.report.evidence import gather
 from eve_vl.report.example_cards import examples_section, searches_section
 from eve_vl.report.examples import gather_examples
@@ -19,7 +20,6 @@ from eve_vl.report.run_config import command_line
 from eve_vl.report.search import gather_searches
 from eve_vl.report.sections import captions_section, pictures_section
 from eve_vl.run import LoadedRun, load_run, read_config
-from eve_vl.train.checkpoint import write_file
 
 PRETRAIN = "pretrain"
 SCRATCH = "_scratch"

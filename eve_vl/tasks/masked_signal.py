@@ -20,7 +20,7 @@ from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import Config, EveModelConfig, MaskedSignalConfig
-from eve_vl.data.batch import PairBatch
+from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
@@ -39,6 +39,7 @@ from eve_vl.train.distributed import sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
 
 IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
+MaskedBatch = PairBatch | MaskedPictures | MaskedTexts
 Settings = TypeVar("Settings", bound=MaskedSignalConfig)
 
 
@@ -207,23 +208,27 @@ class MaskedSignalTask(Task[Settings]):
             block = config.model if isinstance(config.model, EveModelConfig) else EveModelConfig()
             self.pixel_decoder = PixelDecoder(config.model.embed_dim, config.input, task, block)
 
-    def before_step(self, micro_batches: list[PairBatch]) -> list[PairBatch]:
+    def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Tell each micro-batch how many tokens a micro-batch of this step masks on average, over all processes: losses are
         divided by it, so that gradients that are averaged over micro-batches and processes are those of the whole batch."""
-        count = sum_over_processes(sum(batch.is_masked_BT.sum().float() for batch in micro_batches))  # pyright: ignore
+        masked = [batch.is_masked_BT.sum().float() for batch in micro_batches if isinstance(batch, MaskedTexts)]
+        if not masked:
+            return micro_batches
+        count = sum_over_processes(torch.stack(masked).sum())
         mean = count.clamp(min=1) / (world_size() * len(micro_batches))
         return [dataclasses.replace(batch, num_targets=mean) for batch in micro_batches]
 
-    def masked_losses(self, batch: PairBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
-        """Return the losses `mim` and `mlm`, as far as they have a weight, scalars for the log and the routers."""
+    def masked_losses(self, batch: MaskedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
+        """Return the losses `mim` and `mlm`, as far as they have a weight and rows for it, scalars for the log and the
+        routers."""
         task, losses, terms, routers = self.settings, {}, {}, []
         joint = self.encode(batch, keep=True, mask=True) if task.joint_masking else None
-        if task.mim_weight:
+        if task.mim_weight and isinstance(batch, MaskedPictures):
             encoded = joint or self.encode(batch, keep=True)
             routers += encoded.routers
             target_BMX = take(self.targets(self.patches(batch)), batch.hidden_BM)
             losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, batch), target_BMX)
-        if task.mlm_weight:
+        if task.mlm_weight and isinstance(batch, MaskedTexts):
             encoded = joint or self.encode(batch, mask=True)
             routers += encoded.routers if joint is None else []
             logits_MV = self.predict_tokens(encoded, batch)
@@ -234,21 +239,25 @@ class MaskedSignalTask(Task[Settings]):
             terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / batch.num_targets
         return losses, terms, routers
 
-    def patches(self, batch: PairBatch) -> Tensor:
+    def patches(self, batch: MaskedPictures) -> Tensor:
         """Return the patches of the pictures (B, P, X), in [-1, 1]."""
         return patchify(batch.pixels(), self.config.input.patch_size)
 
-    def encode(self, batch: PairBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
-        """Encode the pair with only the kept patches (`keep`) and/or with masked tokens replaced by [MASK] (`mask`)."""
-        image = self.encoder.image(batch.pixels(), batch.keep_BK if keep else None)
-        ids_BT = batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id) if mask else batch.ids_BT
-        return self.encoder.encode(image, self.encoder.text(ids_BT, batch.is_padding_BT))
+    def encode(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
+        """Encode what a batch holds with only the kept patches (`keep`) and/or with [MASK] for masked tokens (`mask`)."""
+        image = text = None
+        if isinstance(batch, MaskedPictures):
+            image = self.encoder.image(batch.pixels(), batch.keep_BK if keep else None)
+        if isinstance(batch, MaskedTexts):
+            ids_BT = batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id) if mask else batch.ids_BT
+            text = self.encoder.text(ids_BT, batch.is_padding_BT)
+        return self.encoder.encode(image, text)
 
-    def predict_pixels(self, encoded: Encoded, batch: PairBatch) -> Tensor:
+    def predict_pixels(self, encoded: Encoded, batch: MaskedPictures) -> Tensor:
         """Return the hidden patches (B, M, X) in the space of the targets."""
         return self.pixel_decoder(encoded, batch.keep_BK, batch.hidden_BM)
 
-    def predict_tokens(self, encoded: Encoded, batch: PairBatch) -> Tensor:
+    def predict_tokens(self, encoded: Encoded, batch: MaskedTexts) -> Tensor:
         """Return logits (M, V) of the masked tokens alone, in the order of batch.is_masked_BT."""
         return self.token_head(encoded.text_BTD[batch.is_masked_BT])
 
@@ -274,7 +283,7 @@ class MaskedSignalTask(Task[Settings]):
         return (patches_BPX - mean) / std
 
     @torch.no_grad()
-    def evaluated(self, loader: Iterable[PairBatch]) -> Evaluated:
+    def evaluated(self, loader: Iterable[MaskedBatch]) -> Evaluated:
         """Return the numbers of `metrics.masked_signal` over all processes; deterministic."""
         task = self.settings
         sums = metrics.Sums(vocab_size=self.sizes.vocab_size, with_tokens=task.mlm_weight > 0, with_pixels=task.mim_weight > 0)
@@ -282,32 +291,37 @@ class MaskedSignalTask(Task[Settings]):
             self.add_to(sums, batch)
         return Evaluated(numbers=sums.result(sum_over_processes))
 
-    def add_to(self, sums: metrics.Sums, batch: PairBatch) -> None:
-        """Evaluate one batch, with the right and with a wrong partner."""
-        assert batch.wrong is not None
-        task = self.settings
-        if task.mlm_weight:
-            targets_M = batch.ids_BT[batch.is_masked_BT]
-            wrong = dataclasses.replace(batch, images_BCHW=batch.wrong.images_BCHW)
-            for name, pairs in (("mlm", batch), ("mlm_wrong_image", wrong)):
-                encoded = self.encode(pairs, keep=task.joint_masking, mask=True)
+    def add_to(self, sums: metrics.Sums, batch: MaskedBatch) -> None:
+        """Evaluate one batch and, of pairs, with a wrong partner too."""
+        task, wrong = self.settings, batch.wrong if isinstance(batch, PairBatch) else None
+        if task.mlm_weight and isinstance(batch, MaskedTexts):
+            targets_M, rows = batch.ids_BT[batch.is_masked_BT], {"mlm": batch}
+            if wrong is not None:
+                rows["mlm_wrong_image"] = dataclasses.replace(batch, images_BCHW=wrong.images_BCHW)
+            for name, each in rows.items():
+                encoded = self.encode(each, keep=task.joint_masking, mask=True)
                 sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M)
-        if task.mim_weight:
-            patches_BPX = self.patches(batch)
+        if task.mim_weight and isinstance(batch, MaskedPictures):
+            patches_BPX, rows = self.patches(batch), {"mim": batch}
             hidden_BMX = take(self.targets(patches_BPX), batch.hidden_BM)
-            for name, pairs in (("mim", batch), ("mim_wrong_caption", batch.with_text_of(batch.wrong))):
-                encoded = self.encode(pairs, keep=True, mask=task.joint_masking)
-                sums.add_pixels(name, self.predict_pixels(encoded, pairs), hidden_BMX)
+            if wrong is not None:
+                rows["mim_wrong_caption"] = batch.with_text_of(wrong)
+            for name, each in rows.items():
+                encoded = self.encode(each, keep=True, mask=task.joint_masking)
+                sums.add_pixels(name, self.predict_pixels(encoded, batch), hidden_BMX)
             neighbours_BMX, image_BMX = metrics.visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
             for name, guess_BMX in (("mim_mean_baseline", neighbours_BMX), ("mim_image_mean", image_BMX)):
                 # of targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
                 guess_BMX = torch.zeros_like(guess_BMX) if task.normalize_targets else guess_BMX
                 sums.add_pixels(name, guess_BMX, hidden_BMX)
 
-    def routers(self, batch: PairBatch) -> Routers:
+    def routers(self, batch: MaskedBatch) -> Routers:
         """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""
         task = self.settings
-        passes = [(True, False)] * bool(task.mim_weight) + [(False, True)] * bool(task.mlm_weight)
+        has_pictures, has_texts = isinstance(batch, MaskedPictures), isinstance(batch, MaskedTexts)
+        passes = [(True, False)] * (task.mim_weight > 0 and has_pictures) + [(False, True)] * (
+            task.mlm_weight > 0 and has_texts
+        )
         passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
         return [routers for keep, mask in passes for routers in self.encode(batch, keep=keep, mask=mask).routers]
 
@@ -360,7 +374,7 @@ class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
         super().__init__(config, sizes)
         initialize(self, config.model)
 
-    def forward(self, batch: PairBatch) -> StepOutput:
+    def forward(self, batch: MaskedBatch) -> StepOutput:
         """Return the weighted sum of the losses (weights: task.mim_weight, task.mlm_weight, the model's balance weight)."""
         losses, terms, routers = self.masked_losses(batch)
         return self.output(losses, routers, **terms)

@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config
 from eve_vl.data.batch import StatementBatch, normalize
-from eve_vl.data.downstream import Statements
+from eve_vl.data.downstream import StatementRows
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
 from eve_vl.metrics import nlvr2 as metrics
 from eve_vl.model.embed import pick
@@ -129,7 +129,7 @@ class NLVR2(Task[NLVR2Config]):
     """The task: encoder and one of three heads."""
 
     section = NLVR2Config
-    dataset = Statements
+    dataset = StatementRows
     calls = NLVR2Calls
     main_metric = "nlvr2_acc"
     truth = "label"

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import Batch, CaptionBatch, SearchBatch
+from eve_vl.data.batch import Batch, CaptionBatch, SearchPictures, SearchTexts
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
@@ -133,7 +133,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
 
     @torch.no_grad()
-    def evaluated(self, loader: Iterable[SearchBatch]) -> Evaluated:
+    def evaluated(self, loader: Iterable[SearchPictures | SearchTexts]) -> Evaluated:
         """Return the numbers of `metrics.retrieval` over all processes: tr1 … rsum after re-ranking (of the contrast alone
         if task.rerank is 0), `…_itc_only` beside them, `…_1k` the mean of five folds where there are 5,000 pictures.
 
@@ -180,13 +180,13 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         itc_only = {f"{name}_itc_only": value for name, value in numbers.items() if not name.startswith("num")}
         return metrics.summary(*self.rerank(index, k)) | itc_only
 
-    def index(self, loader: Iterable[SearchBatch]) -> Index:
+    def index(self, loader: Iterable[SearchPictures | SearchTexts]) -> Index:
         """Compute each picture's and each text's features once, and gather them from all processes."""
         images: dict[int, tuple[Tensor, tuple[int, ...], int]] = {}
         texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
         pixels: dict[int, Tensor] = {}
         for batch in loader:
-            if batch.has_pictures:
+            if isinstance(batch, SearchPictures):
                 features = self.image_features(batch.images_BCHW).cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
                     images[index] = features[row].clone(), batch.captions[row], rank()  # a view would bring its whole batch

@@ -124,7 +124,7 @@ class Task(nn.Module, Generic[Settings]):
     @classmethod
     def kind(cls, config: Config) -> str:
         """Return the kind of rows that its sources hold."""
-        return cls.dataset.kind
+        return cls.dataset.kind_of(config)
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:

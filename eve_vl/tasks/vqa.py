@@ -21,7 +21,7 @@ from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig, generated
 from eve_vl.data.answers import answers_of, closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.batch import Batch, QuestionBatch, normalize
-from eve_vl.data.downstream import Questions
+from eve_vl.data.downstream import QuestionRows
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.records import Source
@@ -129,7 +129,7 @@ class VQA(Task[VQAConfig]):
     """The task: encoder and answer head."""
 
     section = VQAConfig
-    dataset = Questions
+    dataset = QuestionRows
     calls = VQACalls
     main_metric = "vqa_acc"
     labels_file = "answers.json"

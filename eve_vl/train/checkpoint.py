@@ -3,23 +3,23 @@
     checkpoints/step_00001000/
         model.safetensors       weights
         optimizer.safetensors   moments by parameter name
-        rng_0.safetensors …     random generators, one file per process
-        state.json              step, samples consumed, versions
+        rng_0.safetensors …     random generators and the open log window, one file per process
+        state.json              step, samples consumed, versions, checksums of the other files
         config.json, tokenizer.json
 
     best/                       the weights that were best on validation, for tasks that choose by a number
-        model.safetensors, state.json (step, numbers), config.json, tokenizer.json
+        model.safetensors, state.json (step, numbers, checksums), config.json, tokenizer.json
 
-A folder is written under a temporary name and renamed when it is complete, so a crash or a full disk leaves the previous
-checkpoint whole. No pickle is written or read.
+A crash or a full disk leaves the previous checkpoint and the previous best weights whole. No pickle is written or read.
 """
 
+import hashlib
 import json
-import os
 import random
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eve_vl.errors import UserError
+from eve_vl.files import take_back, whole_file, whole_folder
+from eve_vl.train.optim import initial_state
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
-OPTIMIZER_KEYS = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"})  # what AdamW and Muon keep of a parameter
+METER = "meter."  # what names in rng_*.safetensors begin with that are sums of the open log window
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
+    for old in (run / CHECKPOINTS).glob(".step_*.old"):
+        take_back(old.with_name(old.stem.removeprefix(".")))
     found = (run / CHECKPOINTS).glob("step_*")
     return sorted(path for path in found if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir())
 
 
 def chosen_checkpoint(path: Path) -> Path:
     """Return the best or else the newest checkpoint of a run folder, or `path` itself if it is one. Raises UserError."""
+    take_back(path / BEST)
     for folder in (path, path / BEST):
         if (folder / "state.json").is_file():
             return folder
@@ -55,74 +60,116 @@ def chosen_checkpoint(path: Path) -> Path:
     return folders[-1]
 
 
-def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader sees the old or the new content, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        _write_durably(temporary, content.encode() if isinstance(content, str) else content)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def save_checkpoint(
     run: Path,
     *,
     step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
     rng_states: list[dict[str, Tensor]],
-    texts: dict[str, str],
-    state: dict[str, Any],
+    texts: Mapping[str, str],
+    state: Mapping[str, Any],
     keep: int,
 ) -> Path:
     """Write a checkpoint and delete all but the newest `keep`.
 
-    rng_states: one per process. texts: further files by name. state: JSON values.
+    model, optimizer: whole tensors, as `state_dict` and `optimizer_tensors` name them. rng_states: one per process.
+    texts: further files by name. state: JSON values.
     Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
     """
     folder = run / CHECKPOINTS / f"step_{step:08d}"
-    tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, optimizer)}
-    tensors |= {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
-    _write_folder(folder, tensors, texts | {"state.json": json.dumps({"step": step, **state}, indent=1)})
+    tensors = {"model": model, "optimizer": optimizer} | {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
+    _write_folder(folder, tensors, texts, {"step": step, **state})
     for old in checkpoint_folders(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def save_best(run: Path, *, step: int, model: nn.Module, texts: dict[str, str], numbers: dict[str, float]) -> Path:
+def save_best(
+    run: Path, *, step: int, model: Mapping[str, Tensor], texts: Mapping[str, str], numbers: Mapping[str, float]
+) -> Path:
     """Write the weights that are best so far, with the numbers that say so. Raises UserError as `save_checkpoint` does."""
     folder = run / BEST
-    state = {"state.json": json.dumps({"step": step, "numbers": numbers}, indent=1)}
-    _write_folder(folder, {"model": model.state_dict()}, texts | state)
+    _write_folder(folder, {"model": model}, texts, {"step": step, "numbers": numbers})
     return folder
 
 
 def read_best(run: Path) -> dict[str, Any] | None:
-    """Return step and numbers of the best weights so far, None if there are none."""
-    path = run / BEST / "state.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    """Return step and numbers of the best weights so far, None if there are none. Raises UserError."""
+    take_back(run / BEST)
+    if not (run / BEST / "state.json").is_file():
+        return None
+    state = verify(run / BEST)
+    numbers = state.get("numbers")
+    if not isinstance(numbers, dict) or not all(isinstance(number, int | float) for number in numbers.values()):
+        raise _damaged(run / BEST, "state.json holds no numbers")
+    return {"step": state["step"], "numbers": numbers}
 
 
-def _write_folder(folder: Path, tensors: dict[str, dict[str, Tensor]], texts: dict[str, str]) -> None:
-    """Write a folder of safetensors files and texts as a whole or not at all. Raises UserError."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
+def _write_folder(
+    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], state: Mapping[str, Any]
+) -> None:
+    """Write a folder of safetensors files, texts, and state.json with their checksums, as a whole or not at all.
+
+    Raises UserError.
+    """
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, content in tensors.items():
-            write_tensors(temporary / f"{name}.safetensors", content)
-        for name, text in texts.items():
-            _write_durably(temporary / name, text.encode())
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with whole_folder(folder) as temporary:
+            for name, content in tensors.items():
+                write_tensors(temporary / f"{name}.safetensors", content)
+            for name, text in texts.items():
+                (temporary / name).write_bytes(text.encode())
+            sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+            (temporary / "state.json").write_text(json.dumps({**state, "sha256": sums}, indent=1))
     except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"{folder}: cannot save ({reason}); earlier checkpoints are whole, make room and run the same command again"
         ) from None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(folder: Path, reason: object) -> UserError:
+    """Return the error of a checkpoint or best folder that is not what was written."""
+    what_then = "without it" if folder.name == BEST else "from the one before"
+    return UserError(f"{folder}: damaged ({reason}); delete this folder to go on {what_then}")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the content of state.json, whose `step` is sound. Raises UserError."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, f"state.json: {error}") from None
+    step = state.get("step") if isinstance(state, dict) else None
+    if type(step) is not int or step < 0:
+        raise _damaged(folder, "state.json holds no step")
+    if re.fullmatch(r"step_\d+", folder.name) and step != int(folder.name.removeprefix("step_")):
+        raise _damaged(folder, f"state.json says step {step}")
+    return state
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Compare every file of a checkpoint with its checksum and return the content of state.json; reads all of it.
+
+    Folders of older versions have no checksums. Raises UserError.
+    """
+    state = read_state(folder)
+    sums = state.get("sha256", {})
+    if not isinstance(sums, dict):
+        raise _damaged(folder, "state.json holds no checksums")
+    for name, expected in sums.items():
+        try:
+            found = _checksum(folder / name)
+        except OSError as error:
+            raise _damaged(folder, f"{name}: {error.strerror}") from None
+        if found != expected:
+            raise _damaged(folder, f"{name} is not what was written, by its checksum")
+    return state
 
 
 def read_model(folder: Path) -> dict[str, Tensor]:
@@ -130,20 +177,16 @@ def read_model(folder: Path) -> dict[str, Tensor]:
     return read_tensors(folder / "model.safetensors")
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a .safetensors or else a torch file as a whole or not at all. Raises UserError."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
-        if path.suffix == ".safetensors":
-            write_tensors(temporary, whole)
-        else:
-            torch.save(whole, temporary)
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            if path.suffix == ".safetensors":
+                write_tensors(temporary, tensors)
+            else:  # copies: of a view, torch would write all that it is a view of
+                torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -155,7 +198,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_model(folder: Path, model: nn.Module) -> None:
-    """Load weights strictly. Raises UserError naming keys that are missing, unknown or of another shape."""
+    """Load weights strictly, also into a model on the meta device, whose tensors those of the file then become.
+
+    Raises UserError naming keys that are missing, unknown or of another shape.
+    """
     path, tensors = folder / "model.safetensors", read_model(folder)
     expected = model.state_dict()
     problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
@@ -165,42 +211,78 @@ def load_model(folder: Path, model: nn.Module) -> None:
         for name, tensor in tensors.items()
         if name in expected and tensor.shape != expected[name].shape
     ]
+    first: dict[nn.Parameter, str] = {}  # the first name of each parameter; tied ones have several
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        twin = first.setdefault(parameter, name)
+        if twin != name and not problems and not torch.equal(tensors[name], tensors[twin]):
+            problems.append(f"{name} is not equal to {twin}, with which it is tied")
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise UserError(f"{path}: does not fit the model: {'; '.join(sorted(problems)[:5])}{more}")
-    model.load_state_dict(tensors, assign=True)
+    is_meta = any(tensor.is_meta for tensor in expected.values())
+    if is_meta:
+        # a copy, in aligned memory: products of matrices that lie anywhere in a mapped file differ in the last bit
+        tensors = {name: tensor.to(expected[name].dtype, copy=True) for name, tensor in tensors.items()}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            twin = first[parameter]
+            tensors[name] = nn.Parameter(tensors[name], parameter.requires_grad) if name == twin else tensors[twin]
+    model.load_state_dict(tensors, assign=is_meta)
 
 
 def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rank: int) -> dict[str, Any]:
-    """Load weights, optimiser and this process's generators; return the content of state.json."""
-    load_model(folder, model)
+    """Load weights, optimiser and this process's generators; return the content of state.json.
+
+    `meter` in it holds this process's sums of the open log window. Raises UserError for a folder that is not as it was
+    written or does not fit.
+    """
+    state = verify(folder)
+    num_processes = state.get("num_processes")
+    if type(num_processes) is not int or num_processes < 1:
+        raise _damaged(folder, f"state.json says num_processes {num_processes}")
+    try:
+        load_model(folder, model)
+    except UserError as error:
+        raise UserError(f"{error}; delete {folder} to go on from the one before") from None
     try:
         tensors = load_file(folder / "optimizer.safetensors")
-        state = json.loads((folder / "state.json").read_text())
-        rng = load_file(folder / f"rng_{rank}.safetensors") if rank < state["num_processes"] else None
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{folder}: damaged ({error}); delete this folder to go on from the one before") from None
+        rng = load_file(folder / f"rng_{rank}.safetensors") if rank < num_processes else {}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _damaged(folder, error) from None
     kept: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
         kept[name][key] = tensor
-    named = dict(model.named_parameters())
-    if not kept.keys() <= named.keys() or not all(values.keys() in OPTIMIZER_KEYS for values in kept.values()):
-        raise UserError(f"{folder}/optimizer.safetensors does not fit the model; delete this folder to go on without it")
-    for name, values in kept.items():
-        optimizer.state[named[name]] = {key: value.to(named[name].device) for key, value in values.items()}
-    if rng is not None:  # a run that goes on with more processes starts their generators anew
-        set_rng_state(rng)
+    trained = _trained(model, optimizer)
+    for name, (parameter, parts) in trained.items():
+        expected = initial_state(parameter, parts, device="meta")
+        if {key: value.shape for key, value in kept[name].items()} != {key: value.shape for key, value in expected.items()}:
+            raise _damaged(folder, f"optimizer.safetensors does not hold {', '.join(expected)} of {name}, or in another shape")
+    if unknown := sorted(kept.keys() - trained.keys()):
+        raise _damaged(folder, f"optimizer.safetensors holds {unknown[0]}, which does not train")
+    for name, (parameter, _) in trained.items():
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept[name].items()}
+    state["meter"] = {name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)}
+    if rng:  # a run that goes on with more processes starts their generators anew
+        try:
+            set_rng_state(rng)
+        except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+            raise _damaged(folder, f"rng_{rank}.safetensors: {error}") from None
     return state
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimiser's state by parameter name."""
+    """Return the optimiser's state by parameter name; parameters that never had a gradient have what they would start with."""
     return {
         f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for name, (parameter, parts) in _trained(model, optimizer).items()
+        for key, value in (optimizer.state.get(parameter) or initial_state(parameter, parts)).items()
     }
+
+
+def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[nn.Parameter, int]]:
+    """Return the parameters that the optimiser has, by name, each with the `parts` of its group."""
+    parts = {parameter: group["parts"] for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: (parameter, parts[parameter]) for name, parameter in model.named_parameters() if parameter in parts}
 
 
 def get_rng_state() -> dict[str, Tensor]:
@@ -230,15 +312,15 @@ def set_rng_state(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file, and wait until it is on the disk."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, with the permissions of any other; tensors that share memory are each written."""
+    whole, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        whole[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(whole, path)
+    path.chmod(mode)

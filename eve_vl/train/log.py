@@ -3,18 +3,24 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from eve_vl.config import TrainConfig
 from eve_vl.errors import BadSampleError, UserError
-from eve_vl.train.checkpoint import write_file
+from eve_vl.files import write_file
+from eve_vl.train import distributed
+from eve_vl.train.optim import learning_rate
 
 LOG = "log.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
+COUNTS = "/counts"  # steps, seconds and seconds of loading, among a meter's terms
 
 
 def read_log(run: Path) -> list[dict]:
@@ -87,8 +93,9 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Show one line."""
-        if self.enabled:
-            self.console.print(text, markup=False)
+        with contextlib.suppress(OSError):  # the terminal may be gone, and the run is to be saved
+            if self.enabled:
+                self.console.print(text, markup=False)
 
     def note(self, step: int, text: str) -> None:
         """Show one line and keep it in the log."""
@@ -102,7 +109,8 @@ class RunLog:
         if not self.enabled:
             return
         if self.progress is not None:
-            self.progress.stop()
+            with contextlib.suppress(OSError):
+                self.progress.stop()
         self.board.close()
         self.file.close()
 
@@ -133,3 +141,69 @@ class BadSamples:
                 f"all so far are in {self.path}; the last: {last}; "
                 "repair them (eve data check lists all) or allow more with --data.max-bad-share"
             )
+
+
+class Meter:
+    """Averages terms and measures speed between log lines; time spent on validation and saving does not count."""
+
+    def __init__(self) -> None:
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.terms: dict[str, Tensor] = {}
+        self.num_steps = 0
+        self.loading_seconds = 0.0
+        self.seconds = 0.0
+        self.start = time.perf_counter()
+
+    def resume(self) -> None:
+        """Let the clock go on from now, after the time that this window has had."""
+        self.start = time.perf_counter() - self.seconds
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums of this window, for `restore`; empty if it has no steps yet."""
+        if not self.num_steps:
+            return {}
+        counts = [self.num_steps, time.perf_counter() - self.start, self.loading_seconds]
+        return {name: value.cpu() for name, value in self.terms.items()} | {COUNTS: torch.tensor(counts, dtype=torch.float64)}
+
+    def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
+        """Undo `state`."""
+        if COUNTS in state:
+            steps, self.seconds, self.loading_seconds = state[COUNTS].tolist()
+            self.num_steps = int(steps)
+            self.terms = {name: value.to(device) for name, value in state.items() if name != COUNTS}
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """Time spent waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.loading_seconds += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that is not training."""
+        start = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - start
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Add one step's terms."""
+        for name, value in terms.items():
+            self.terms[name] = self.terms[name] + value if name in self.terms else value
+        self.num_steps += 1
+
+    def result(self, config: TrainConfig, step: int) -> dict[str, float]:
+        """Return the averages since the last call, over all processes, and start anew."""
+        seconds = max(time.perf_counter() - self.start, 1e-9)
+        names = sorted(self.terms)
+        means = distributed.sum_over_processes(torch.stack([self.terms[name] for name in names]))
+        means = (means / (self.num_steps * distributed.world_size())).tolist()
+        result = dict(zip(names, means, strict=True)) | {
+            "lr": learning_rate(step - 1, config),
+            "samples_per_second": self.num_steps * config.batch_size / seconds,
+            "loader_share": self.loading_seconds / seconds,
+        }
+        self._start_anew()
+        return result

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
+from eve_vl.train.stages import lr_scales
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -37,16 +38,17 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return fused AdamW or, as train.optimizer says, Muon beside it; `products` is the type of Muon's matrix products.
 
-    Groups differ by weight decay, by `lr_scale`, which is 1 or, for the names in `new`, new_lr_multiplier, and by `parts`, as
-    muon_parts says.
+    Groups differ by weight decay, by `lr_scale`, as `lr_scales` says, and by `parts`, as `muon_parts` says. Raises UserError
+    if a pattern of train.lr_multipliers matches nothing.
     """
+    named = dict(named_parameters)
+    scales = lr_scales(named, config, new)
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in named_parameters:
+    for name, parameter in named.items():
         if parameter.requires_grad:
             decay = config.weight_decay if is_decayed(name, parameter) else 0.0
-            lr_scale = config.new_lr_multiplier if name in new else 1.0
             parts = muon_parts(name, parameter) if config.optimizer == "muon" else 0
-            groups[decay, lr_scale, parts].append(parameter)
+            groups[decay, scales[name], parts].append(parameter)
     options: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay, "lr_scale": lr_scale, "parts": parts}
         for (decay, lr_scale, parts), parameters in groups.items()
@@ -54,6 +56,15 @@ def build_optimizer(
     if config.optimizer == "adamw":
         return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, fused=True)
     return Muon(options, lr=config.lr, betas=config.betas, products=products)
+
+
+def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+    """Return what the optimiser keeps of a parameter of a group with `parts`, as before its first step."""
+    zeros = torch.zeros_like(parameter, device=device)
+    if parts:
+        return {"momentum": zeros}
+    step = torch.zeros((), dtype=torch.float32, device=device or parameter.device)
+    return {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
 
 
 class Muon(torch.optim.Optimizer):
@@ -86,7 +97,7 @@ class Muon(torch.optim.Optimizer):
                 continue
             state = self.state[parameter]
             if not state:
-                state["momentum"] = torch.zeros_like(parameter)
+                state.update(initial_state(parameter, group["parts"]))
             momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
             shape = parameter.shape[-2] // group["parts"], parameter.shape[-1]
             updates[shape].append((parameter, parameter.grad.lerp(momentum, MOMENTUM).view(-1, *shape)))

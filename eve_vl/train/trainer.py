@@ -1,12 +1,13 @@
 """The only training loop. It knows the Task protocol and nothing else about what is trained.
 
-A task is an nn.Module: `forward(batch) → StepOutput`, and `evaluate(loader) → {name: number}`.
+A task is an nn.Module: `forward(batch) → StepOutput`, `evaluate(loader) → {name: number}` and, if it wants to see all
+micro-batches of a step first, `before_step(micro_batches) → micro_batches`.
 """
 
 import contextlib
 import itertools
+import math
 import signal
-import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -14,16 +15,17 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from eve_vl.config import TrainConfig
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.files import write_file
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.device import autocast, pick_dtype
-from eve_vl.train.log import BadSamples, RunLog
+from eve_vl.train.log import BadSamples, Meter, RunLog
 from eve_vl.train.optim import build_optimizer, learning_rate
+from eve_vl.train.parallel import parallelize, share_running_averages, whole_tensors, without_sharing
+from eve_vl.train.stages import freeze
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,6 +63,11 @@ class Task(Protocol):
         """Return the numbers of all batches."""
         ...
 
+    def before_step(self, micro_batches: list[Any]) -> list[Any]:
+        """Return the micro-batches of an optimiser step, on the device, with what the task counts over all of them; a task
+        may leave this method out."""
+        ...
+
 
 class StoppedError(UserError):
     """A signal asked the run to stop; it did, with a checkpoint. `code` is the shell's exit status."""
@@ -94,12 +101,12 @@ class Trainer:
         self.config, self.run, self.device, self.texts, self.notes = config, run, device, texts, notes
         self.task = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
-        self.optimizer = build_optimizer(task.named_parameters(), config, new, products=self.dtype)
+        self.frozen_averages = freeze(self.task, config.freeze)
+        self.model = parallelize(self.task, device)
+        self.optimizer = build_optimizer(self.task.named_parameters(), config, new, products=self.dtype)
+        self.meter = Meter()
         self.step = 0
         self.best: dict[str, float] | None = None
-        self.is_parallel = distributed.world_size() > 1
-        device_ids = [device.index] if device.type == "cuda" else None
-        self.model: Any = DistributedDataParallel(self.task, device_ids=device_ids) if self.is_parallel else self.task
 
     @property
     def samples_consumed(self) -> int:
@@ -112,19 +119,25 @@ class Trainer:
         if folders:
             state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, distributed.rank())
             self.step = state["step"]
-            best = checkpoint.read_best(self.run)
-            self.best = best["numbers"] if best and best["step"] <= self.step else None
+            if state["num_processes"] == distributed.world_size():
+                self.meter.restore(state["meter"], self.device)
+            best, name = checkpoint.read_best(self.run), cast(Task, self.task).main_metric
+            is_of_use = best and best["step"] <= self.step and not math.isnan(best["numbers"].get(name, math.nan))
+            self.best = best["numbers"] if best and is_of_use else None
         return bool(folders)
 
     def save(self) -> None:
         """Write a checkpoint; every process must call this."""
-        rng_states = distributed.gather_objects(checkpoint.get_rng_state())
+        meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
+        rng_states = distributed.gather_objects(checkpoint.get_rng_state() | meter)
+        model = whole_tensors(self.task.state_dict())
+        optimizer = whole_tensors(checkpoint.optimizer_tensors(self.task, self.optimizer))
         if distributed.is_main():
             checkpoint.save_checkpoint(
                 self.run,
                 step=self.step,
-                model=self.task,
-                optimizer=self.optimizer,
+                model=model,
+                optimizer=optimizer,
                 rng_states=rng_states,
                 texts=self.texts,
                 state={
@@ -140,7 +153,7 @@ class Trainer:
         """Train to the last step and return the numbers of the last validation, or of the best if the task chooses by one.
 
         train_loader: endless micro-batches, starting after `samples_consumed` samples.
-        Raises StoppedError after SIGINT or SIGTERM, UserError for a non-finite loss or a full disk.
+        Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=distributed.is_main())
         try:
@@ -152,7 +165,8 @@ class Trainer:
     def _loop(
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: list[int]
     ) -> dict[str, float]:
-        config, meter = self.config, _Meter()
+        config, meter = self.config, self.meter
+        meter.resume()
         for text in self.notes if not self.step else ():
             log.note(self.step, text)
         if self.step:
@@ -189,43 +203,38 @@ class Trainer:
         return self.step % every == 0 or self.step == self.config.steps
 
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
-        self._share_running_averages()
         numbers = self.evaluate(val_loader)
         self._keep_best(numbers)
         log.row("val", self.step, numbers)  # last: what is in the log is not done again
         return numbers
 
-    @torch.no_grad()
-    def _share_running_averages(self) -> None:
-        """Give all processes the mean of what heads that standardise have seen on each, so that all judge alike."""
-        for buffer in self.task.buffers() if self.is_parallel else ():
-            if buffer.is_floating_point():
-                buffer.copy_(distributed.sum_over_processes(buffer) / distributed.world_size())
-
     def _keep_best(self, numbers: dict[str, float]) -> None:
-        """Keep the weights if the task's main number is higher than ever; every process must call this."""
+        """Keep the weights if the task's main number is one and higher than ever; every process must call this."""
         name = cast(Task, self.task).main_metric
         if name is not None and name not in numbers:
             raise UserError(f"the validation data has no labels, so there is no {name} to choose the best weights by")
-        if name is None or (self.best is not None and numbers[name] <= self.best[name]):
+        if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
             return
-        self.best = numbers
+        self.best, model = numbers, whole_tensors(self.task.state_dict())
         if distributed.is_main():
-            checkpoint.save_best(self.run, step=self.step, model=self.task, texts=self.texts, numbers=numbers)
+            checkpoint.save_best(self.run, step=self.step, model=model, texts=self.texts, numbers=numbers)
         distributed.barrier()
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
         """Take one optimiser step and return its terms, averaged over micro-batches."""
         self.model.train()
+        for module in self.frozen_averages:
+            module.eval()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, self.config) * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         num = len(micro_batches)
+        micro_batches = [batch.to(self.device) for batch in micro_batches]
+        if hasattr(self.task, "before_step"):
+            micro_batches = cast(Task, self.task).before_step(micro_batches)
         for index, batch in enumerate(micro_batches):
-            batch = batch.to(self.device)
-            is_last = index == num - 1
-            with self.model.no_sync() if self.is_parallel and not is_last else contextlib.nullcontext():
+            with without_sharing(self.model) if index < num - 1 else contextlib.nullcontext():
                 with self.autocast():
                     output: StepOutput = self.model(batch)
                 for name, value in {"loss": output.loss, **output.terms}.items():
@@ -236,6 +245,7 @@ class Trainer:
         terms["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
         self._check_finite(terms["grad_norm"], "gradient norm", terms, micro_batches[-1])
         self.optimizer.step()
+        share_running_averages(self.task)
         return terms
 
     def autocast(self) -> torch.autocast:
@@ -249,9 +259,12 @@ class Trainer:
         folder = self.run / f"non_finite_step_{self.step:08d}_rank_{distributed.rank()}"
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
-        save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / "batch.safetensors")
-        save_file({k: v.contiguous().cpu() for k, v in self.task.state_dict().items()}, folder / "model.safetensors")
-        checkpoint.write_file(folder / "samples.txt", "\n".join(batch.where))
+        checkpoint.write_tensors(folder / "batch.safetensors", tensors)
+        write_file(folder / "samples.txt", "\n".join(batch.where))
+        model = whole_tensors(self.task.state_dict())
+        if distributed.is_main():
+            checkpoint.write_tensors(folder / "model.safetensors", model)
+        distributed.barrier()  # the first process to end would end the others
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
         raise UserError(
             f"{what} is not finite at step {self.step} ({numbers}): stopped before the update; "
@@ -298,14 +311,17 @@ def evaluation_batches(
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying; a second one acts as usual."""
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying; a second SIGINT or SIGTERM acts as usual."""
     received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if previous[signal.SIGHUP] is signal.SIG_IGN:  # nohup
+        del previous[signal.SIGHUP]
 
     def handle(number: int, _frame: object) -> None:
         received.append(number)
         for each, handler in previous.items():
-            signal.signal(each, handler)
+            if each != signal.SIGHUP:  # a terminal that is closed sends it, and so does the shell in it
+                signal.signal(each, handler)
 
     for number in previous:
         signal.signal(number, handle)
@@ -314,50 +330,3 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-class _Meter:
-    """Averages terms and measures speed between log lines; time spent on validation and saving does not count."""
-
-    def __init__(self) -> None:
-        self._start_anew()
-
-    def _start_anew(self) -> None:
-        self.terms: dict[str, Tensor] = {}
-        self.num_steps = 0
-        self.loading_seconds = 0.0
-        self.start = time.perf_counter()
-
-    @contextlib.contextmanager
-    def loading(self) -> Iterator[None]:
-        """Time spent waiting for data."""
-        start = time.perf_counter()
-        yield
-        self.loading_seconds += time.perf_counter() - start
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time that is not training."""
-        start = time.perf_counter()
-        yield
-        self.start += time.perf_counter() - start
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Add one step's terms."""
-        for name, value in terms.items():
-            self.terms[name] = self.terms[name] + value if name in self.terms else value
-        self.num_steps += 1
-
-    def result(self, config: TrainConfig, step: int) -> dict[str, float]:
-        """Return the averages since the last call, over all processes, and start anew."""
-        seconds = max(time.perf_counter() - self.start, 1e-9)
-        names = sorted(self.terms)
-        means = distributed.sum_over_processes(torch.stack([self.terms[name] for name in names]))
-        means = (means / (self.num_steps * distributed.world_size())).tolist()
-        result = dict(zip(names, means, strict=True)) | {
-            "lr": learning_rate(step - 1, config),
-            "samples_per_second": self.num_steps * config.batch_size / seconds,
-            "loader_share": self.loading_seconds / seconds,
-        }
-        self._start_anew()
-        return result

@@ -1,37 +1,40 @@
 """One file per on-disk form and one per kind of row; `open_source` finds the form by looking at the path."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers import paths
-from eve_vl.data.readers.captions import Captions
+from eve_vl.data.readers.captions import CaptionColumns
 from eve_vl.data.readers.coco import coco_document, karpathy_document
-from eve_vl.data.readers.common import Columns
 from eve_vl.data.readers.csv_table import CsvTable
-from eve_vl.data.readers.folder import FolderSource
+from eve_vl.data.readers.folder import FolderTable
 from eve_vl.data.readers.json_document import Document, JsonTable, list_document, load_json, not_rows
-from eve_vl.data.readers.jsonl import JsonlTable
+from eve_vl.data.readers.labels import LabelColumns
+from eve_vl.data.readers.lines import JsonlTable, TextTable
 from eve_vl.data.readers.parquet import ParquetTable
 from eve_vl.data.readers.paths import FORMATS, AnyPath, Spec, absolute_spec
-from eve_vl.data.readers.questions import Questions
-from eve_vl.data.readers.statements import Statements
-from eve_vl.data.readers.table import Table, TableSource
+from eve_vl.data.readers.pictures import PictureColumns
+from eve_vl.data.readers.questions import QuestionColumns
+from eve_vl.data.readers.statements import StatementColumns
+from eve_vl.data.readers.table import RowColumns, Table, TableSource
+from eve_vl.data.readers.texts import TextColumns
 from eve_vl.data.readers.vqa2 import vqa_document
-from eve_vl.data.readers.webdataset import WebdatasetSource
+from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
 from eve_vl.errors import UserError, nearest
 
 __all__ = ["FORMATS", "KINDS", "absolute_spec", "guess_kind", "open_source"]
 
-KINDS: dict[str, type[Captions | Questions | Statements]] = {
-    "questions": Questions,
-    "statements": Statements,
-    "captions": Captions,
+KINDS: dict[str, type[RowColumns]] = {
+    "questions": QuestionColumns,
+    "statements": StatementColumns,
+    "labels": LabelColumns,
+    "captions": CaptionColumns,
+    "pictures": PictureColumns,
+    "texts": TextColumns,
 }
-UNUSED_OPTIONS = {
-    "folder": ("image_root", "image_column", "text_column", "label_column"),
-    "webdataset": ("image_root", "image_column", "label_column"),
-}
+"""What rows can be, the surest to tell by its columns first."""
 
 
 def open_source(
@@ -44,50 +47,41 @@ def open_source(
     text_column: str | None = None,
     label_column: str | None = None,
 ) -> Source[Any]:
-    """Open rows of a `kind`: captions (ImageText), questions (ImageQuestion) or statements (ImagesStatement).
+    """Open rows of a `kind`: captions (ImageText), questions (ImageQuestion), statements (ImagesStatement), labels (Labelled),
+    pictures (Picture) or texts (Text).
 
-    `path` is a table or, for captions, also a folder or tar shards: a file, a folder of shards, or
+    `path` is a table, a folder of pictures, a text file or tar shards: a file, a folder of shards, or
     `name-{0000..0099}.tar`. Of a Karpathy file a split is named as `dataset_coco.json#test`; the annotations of VQA v2
     are found beside the questions, or named as `QUESTIONS.json+ANNOTATIONS.json`.
 
     `image_root` is the folder that image paths in a table are relative to and must stay in; by default the table's own.
-    Columns are found by their usual names unless given: `text_column` holds captions, question or statement,
-    `label_column` answers or label, `image_column` for statements a list of both pictures or `LEFT,RIGHT`. Options that
+    Columns are found by their usual names unless given: `text_column` holds captions, question, statement or text,
+    `label_column` answers or labels, `image_column` for statements a list of both pictures or `LEFT,RIGHT`. Options that
     the format or kind has no use for are refused. Raises UserError; rows of the source raise BadSampleError.
     """
     if kind not in KINDS:
         raise UserError(f"no kind of data {nearest(kind, KINDS)}")
-    columns = Columns(image=image_column, text=text_column, label=label_column)
+    options = {"image_root": image_root, "image_column": image_column, "text_column": text_column, "label_column": label_column}
     spec = paths.parse_spec(path)
     try:
         root = None if image_root is None else paths.image_root(image_root)
-        files, form = _find(spec, format)
-        options = {"image_root": root, "image_column": image_column, "text_column": text_column, "label_column": label_column}
-        for name in UNUSED_OPTIONS.get(form, ()):
-            if options[name] is not None:
-                flag = name.replace("_", "-")
-                raise UserError(f"{spec.path}: {name} (--data.{flag}) has no meaning for the format '{form}'; leave it out")
-        if form in ("folder", "webdataset"):
-            if kind != "captions":
-                raise UserError(f"{spec.path}: the format '{form}' holds captions, expected a table of {kind}")
-            return FolderSource(spec.path) if form == "folder" else WebdatasetSource(files, text_column=text_column)
-        table = _open_table(spec, files, form, has_image_root=root is not None)
-        return TableSource(table, _pick(table, kind, columns), root)
+        table = _open_table(spec, format, has_image_root=root is not None, text_field=text_column)
+        columns = _pick(table, kind, options)
+        if root is not None and kind == "labels" and not columns.images:
+            raise UserError(f"{spec.path}: image_root (--data.image-root) has no meaning for texts with labels; leave it out")
+        return TableSource(table, columns, root)
     except OSError as error:
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
 
 
 def guess_kind(path: AnyPath, *, format: str = "auto") -> str:  # noqa: A002 (the option's name)
-    """Return the kind of rows at `path`, by the fields of the first: questions, statements, else captions.
+    """Return the kind of rows at `path`, by its columns: the first of KINDS that has such, else captions.
 
     Raises UserError if there is nothing that can be opened.
     """
     spec = paths.parse_spec(path)
     try:
-        files, form = _find(spec, format)
-        if form in ("folder", "webdataset"):
-            return "captions"
-        table = _open_table(spec, files, form, has_image_root=False)
+        table = _open_table(spec, format)
     except OSError as error:
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
     return _looks_like(table) or "captions"
@@ -98,28 +92,36 @@ def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the
     known = ("auto", *FORMATS)
     if format not in known:
         raise UserError(f"no format {nearest(format, known)}")
-    found = paths.expand(spec.path)
+    files = paths.expand(spec.path)
     if spec.second is not None:
         paths.expand(spec.second)
-    form = paths.sniff(found[0]) if format == "auto" else format
+    form = paths.sniff(files[0]) if format == "auto" else format
     if form in paths.SHARDED:
-        return paths.shards(found, form), form
-    if len(found) > 1:
+        return paths.shards(files, form), form
+    if len(files) > 1:
         raise UserError(f"{spec.path}: the format '{form}' is one file, not several")
     if spec.path.is_dir() != (form == "folder"):
         what = "folder" if spec.path.is_dir() else "file"
         raise UserError(f"{spec.path}: is a {what}, which cannot have the format '{form}'")
-    return found, form
+    return files, form
 
 
-def _open_table(spec: Spec, files: list[Path], form: str, *, has_image_root: bool) -> Table:
+def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_field: str | None = None) -> Table:  # noqa: A002
+    files, form = _find(spec, format)
     if form == "json":
         return JsonTable(spec.path, _read_document(spec))
     _refuse_parts(spec, split=True, second=True)
-    if form == "parquet":
-        return ParquetTable(files, has_image_root=has_image_root)
-    if form == "jsonl":
-        return JsonlTable(spec.path)
+    match form:
+        case "folder":
+            return FolderTable(spec.path)
+        case "webdataset":
+            return WebdatasetTable(files, text_field=text_field)
+        case "parquet":
+            return ParquetTable(files, has_image_root=has_image_root)
+        case "jsonl":
+            return JsonlTable(spec.path)
+        case "text":
+            return TextTable(spec.path)
     return CsvTable(spec.path, delimiter="\t" if form == "tsv" else None)
 
 
@@ -153,27 +155,31 @@ def _refuse_parts(spec: Spec, *, split: bool = False, second: bool = False) -> N
         raise UserError(f"{spec.path}: is no VQA v2 file of questions; leave out +{spec.second.name}")
 
 
-def _pick(table: Table, kind: str, columns: Columns) -> Captions | Questions | Statements:
-    """Pick the columns of a table for a kind of row. Raises UserError."""
-    if table.kind not in ("", kind):
+def _pick(table: Table, kind: str, options: Mapping[str, Any]) -> RowColumns:
+    """Pick the columns of a table for a kind of row. Raises UserError, also for options that are of no use."""
+    if table.kind not in ("", kind) and kind != "pictures":
         raise _another_kind(table, table.kind, kind)
-    if table.layout:
-        for option, value in (("image", columns.image), ("text", columns.text), ("label", columns.label)):
-            if value is not None:
-                raise UserError(f"{table.path}: {table.layout} has fixed columns; leave out --data.{option}-column")
+    for name, value in options.items():
+        unused_by = table.layout if table.layout and name in table.fixed else KINDS[kind].DESCRIPTION
+        if value is not None and (unused_by == table.layout or name.split("_")[0] not in KINDS[kind].USUAL):
+            flag = name.replace("_", "-")
+            raise UserError(f"{table.path}: {name} (--data.{flag}) has no meaning for {unused_by}; leave it out")
+    given = {name: options[f"{name}_column"] for name in ("image", "text", "label")}
     try:
-        return KINDS[kind].pick(table, columns)
+        return KINDS[kind].pick(table, given)
     except UserError:
-        found = _looks_like(table)
-        if found in (None, kind) or columns != Columns():
+        actual = _looks_like(table)
+        is_sure = table.layout or actual not in ("pictures", "texts")  # nearly every table has columns of these
+        if actual in (None, kind) or not is_sure or any(value is not None for value in given.values()):
             raise
-        raise _another_kind(table, found, kind) from None
+        raise _another_kind(table, actual, kind) from None
 
 
 def _looks_like(table: Table) -> str | None:
     return table.kind or next((name for name, kind in KINDS.items() if kind.looks_like(table.names)), None)
 
 
-def _another_kind(table: Table, found: str, expected: str) -> UserError:
+def _another_kind(table: Table, actual: str, expected: str) -> UserError:
     fields = ", ".join(table.names[:10]) + (", …" if len(table.names) > 10 else "")
-    return UserError(f"{table.path}: looks like {KINDS[found].DESCRIPTION} (fields {fields}), expected {expected}")
+    looks = KINDS[actual].DESCRIPTION
+    return UserError(f"{table.path}: looks like {looks} (fields {fields}), expected {expected}{table.hint}")

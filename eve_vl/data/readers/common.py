@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef, ImagesStatement, Record, Source
+from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef, Source
 from eve_vl.errors import BadSampleError, UserError, did_you_mean
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
+TEXT_COLUMNS = ("caption", "captions", "text", "title")
 Fields = Mapping[str, object]
 NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
 
@@ -28,32 +29,23 @@ def where_row(path: Path, index: int) -> str:
     return f"{path.name} row {index + 1}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Columns:
-    """Names of columns as the user gave them; None stands for a usual one."""
-
-    image: str | None = None
-    text: str | None = None
-    label: str | None = None
-
-
-def pick_column(path: Path, found: Sequence[str], wanted: str | None, usual: Sequence[str], role: str, option: str) -> str:
-    """Return the column `wanted`, or by default the first usual one, of those `found`.
+def pick_column(path: Path, names: Sequence[str], given: str | None, usual: Sequence[str], role: str, option: str) -> str:
+    """Return the column `given`, or by default the first usual one, of those that there are.
 
     `role` is what it is for, `option` what the command line calls it. Raises UserError that lists what there is.
     """
-    if wanted is None:
+    if given is None:
         for name in usual:
-            if name in found:
+            if name in names:
                 return name
         problem = f"none of its columns is a usual {role} column ({', '.join(usual)})"
-    elif wanted in found:
-        return wanted
+    elif given in names:
+        return given
     else:
-        problem = f"it has no column {wanted!r}"
-        if hint := did_you_mean(wanted, found):
+        problem = f"it has no column {given!r}"
+        if hint := did_you_mean(given, names):
             problem += f" ({hint})"
-    raise UserError(f"{path}: {problem}. Its columns: {', '.join(found)}. Name one with --data.{option}-column")
+    raise UserError(f"{path}: {problem}. Its columns: {', '.join(names)}. Name one with --data.{option}-column")
 
 
 def first_of(fields: Fields, names: Sequence[str]) -> object:
@@ -77,6 +69,8 @@ def row_id(fields: Fields, names: Sequence[str], row: int, where: str) -> int | 
 
 def image_ref(value: object, root: Path, where: str) -> ImageRef:
     """Return the picture that a field holds: a path, bytes, or Hugging Face's struct of both. Raises BadSampleError."""
+    if isinstance(value, ImageRef):
+        return value
     if isinstance(value, dict):  # bytes where the picture is embedded, otherwise the path
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
@@ -108,6 +102,10 @@ def image_file(value: object, root: Path, where: str) -> ImageFile:
         raise BadSampleError(where, "image path is empty" if not value.strip() else "image path has a NUL character")
     if value.startswith(("http://", "https://")):
         raise BadSampleError(where, f"image is a web address ({value[:80]}); download the pictures first")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise BadSampleError(where, "image path is not valid Unicode (it has half of a surrogate pair)") from None
     path = Path(os.path.normpath(root / value))
     if not path.is_relative_to(root):
         raise BadSampleError(where, f"image path '{value}' leaves {root}; name the pictures' folder: --data.image-root")
@@ -134,22 +132,19 @@ def to_texts(value: object, name: str, where: str) -> tuple[str, ...]:
     return tuple(kept)
 
 
-def to_captions(value: object, where: str) -> tuple[str, ...]:
-    """Return the captions of a row, at least one, from one text or a list of texts. Raises BadSampleError."""
-    captions = to_texts(value, "caption", where)
-    if not captions:
-        raise BadSampleError(where, "caption is missing" if value is None else "caption is empty")
-    return captions
+def to_some_texts(value: object, name: str, where: str) -> tuple[str, ...]:
+    """Return the texts of a field that must have at least one. Raises BadSampleError."""
+    texts = to_texts(value, name, where)
+    if not texts:
+        raise BadSampleError(where, f"{name} is {'missing' if value is None else 'empty'}")
+    return texts
 
 
 def to_text(value: object, name: str, where: str) -> str:
     """Return a text that must not be missing or blank. Raises BadSampleError."""
     if isinstance(value, list):
         raise BadSampleError(where, f"{name} is list, expected text")
-    texts = to_texts(value, name, where)
-    if not texts:
-        raise BadSampleError(where, f"{name} is {'missing' if value is None else 'empty'}")
-    return texts[0]
+    return to_some_texts(value, name, where)[0]
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -181,17 +176,12 @@ def field(row: Fields, name: str, where: str) -> object:
     return row[name]
 
 
-def pictures(row: Record) -> tuple[ImageRef, ...]:
-    """Return the pictures of a row of any kind, left to right."""
-    return (row.left, row.right) if isinstance(row, ImagesStatement) else (row.image,)
-
-
 def require_usable(path: Path, source: Source) -> None:
     """Raise UserError if not one of the first rows can be used: a wrong image root should stop a run at its start."""
     first_problem = None
     for index in range(min(len(source), NUM_PROBED)):
         try:
-            images = pictures(source[index])
+            images = source[index].images
         except BadSampleError as error:
             first_problem = first_problem or str(error)
             continue

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.readers.table import Kind, PackedRows, Table
+from eve_vl.data.readers.table import PackedRows, RowColumns, Table
 from eve_vl.errors import UserError
 
 DELIMITERS = ",\t;|"
@@ -35,10 +35,10 @@ class CsvTable(Table):
         # strict: an unclosed quote is an error in its row, instead of silently swallowing the rows after it
         return csv.reader(file, delimiter=self._delimiter, strict=True)
 
-    def select(self, kind: Kind) -> None:
-        """Read the columns of `kind`. Raises UserError if there are no rows."""
+    def select(self, columns: RowColumns) -> None:
+        """Read these columns. Raises UserError if there are no rows."""
         lines = array("q")
-        self._rows = PackedRows.pack(self._read({*kind.images, kind.text, *kind.optional}, lines), kind)
+        self._rows = PackedRows.pack(self._read(columns.used, lines), columns)
         self._lines = np.array(lines, dtype=np.int64)
         if not len(self):
             raise UserError(f"{self.path}: the file has a header but no rows")
@@ -54,7 +54,7 @@ class CsvTable(Table):
         """Return the selected fields of a row. Raises BadSampleError."""
         return self._rows.fields(index, where)
 
-    def _read(self, wanted: set[str], lines: array) -> Iterator[common.Fields | str]:
+    def _read(self, wanted: tuple[str, ...], lines: array) -> Iterator[common.Fields | str]:
         """Yield the wanted fields of each row or why there are none, appending the number of its first line to `lines`."""
         columns = {name: self.names.index(name) for name in self.names if name in wanted}
         with _open(self.path) as file:

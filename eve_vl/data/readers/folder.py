@@ -1,4 +1,5 @@
-"""A folder of pictures, at any depth, each with its captions in a text file beside it: `cat.jpg`, `cat.txt`."""
+"""A folder of pictures, at any depth: alone, each with its captions in a text file beside it (`cat.jpg`, `cat.txt`), or in a
+folder for each class (`red/1.png`)."""
 
 import os
 from collections.abc import Iterator
@@ -7,44 +8,70 @@ from pathlib import Path
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.records import ImageFile, ImageText
+from eve_vl.data.readers.table import RowColumns, Table
 from eve_vl.errors import BadSampleError, UserError
 
+IMAGE, CAPTIONS, CLASS = "image", "captions", "class"
 
-class FolderSource:
-    """Pictures of a folder in alphabetical order; each non-empty line of the text file is a caption."""
+
+class FolderTable(Table):
+    """Pictures of a folder in alphabetical order; each non-empty line of the text file is a caption, and the first folder on
+    the way to a picture is its class."""
+
+    layout = "a folder of pictures"
+    fixed = ("image_root", *Table.fixed)
 
     def __init__(self, folder: Path):
-        """List `folder`; raises UserError if it has no pictures, or no picture has a text file."""
-        self._folder = folder
-        found = list(_walk(folder))
-        if not found:
+        """List `folder`; raises UserError if it has no pictures."""
+        self.path = folder
+        pictures = list(_walk(folder))
+        if not pictures:
             raise UserError(f"{folder}: no pictures in this folder ({_others(folder)})")
-        self._names = common.PackedStrings.pack(name for name, _ in found)
-        self._has_text = np.array([has_text for _, has_text in found])
-        if not self._has_text.any():
-            example = Path(found[0][0])
-            raise UserError(
-                f"{folder}: {len(found)} pictures but no captions: expected {example.with_suffix('.txt')} beside "
-                f"{example} ({_others(folder)})"
-            )
+        self._names = common.PackedStrings.pack(name for name, _ in pictures)
+        self._has_text = np.array([has_text for _, has_text in pictures])
+        example = Path(pictures[0][0])
+        caption = example.with_suffix(".txt")
+        self.hint = f": captions would be in {caption} beside {example}, classes the names of folders ({_others(folder)})"
+        num_in_folders = sum("/" in name for name, _ in pictures)
+        is_there = {IMAGE: True, CAPTIONS: self._has_text.any(), CLASS: num_in_folders > len(pictures) / 2}
+        self.names = [name for name, is_it in is_there.items() if is_it]
+
+    def select(self, columns: RowColumns) -> None:
+        """Read the text files only if captions are wanted."""
+        self._wanted = columns.used
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, index: int, /) -> ImageText:
-        index = range(len(self))[index]
-        where = self._names[index]
-        image = self._folder / where
-        text = image.with_suffix(".txt")
+    def where(self, index: int) -> str:
+        """Name a row by the path of its picture."""
+        return self._names[index]
+
+    def folder(self, index: int) -> Path:
+        """Return the folder itself."""
+        return self.path
+
+    def fields(self, index: int, where: str) -> common.Fields:
+        """Return path, captions and class of a picture, as far as they are wanted. Raises BadSampleError."""
+        fields: dict[str, object] = {IMAGE: where}
+        if CAPTIONS in self._wanted:
+            fields[CAPTIONS] = self._captions(index, where)
+        if CLASS in self._wanted:
+            folder, slash, _ = where.partition("/")
+            if not slash:
+                raise BadSampleError(where, "lies in no folder that names its class")
+            fields[CLASS] = folder
+        return fields
+
+    def _captions(self, index: int, where: str) -> list[str]:
+        text = (self.path / where).with_suffix(".txt")
         if not self._has_text[index]:
             raise BadSampleError(where, f"no captions: {text.name} is missing")
         try:
             data = text.read_bytes()
         except OSError as error:
             raise BadSampleError(where, f"cannot read {text.name}: {error.strerror or error}") from None
-        lines = common.decode_text(data, where).splitlines()
-        return ImageText(image=ImageFile(path=image), captions=common.to_captions(lines, where), where=where)
+        return common.decode_text(data, where).splitlines()
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool]]:

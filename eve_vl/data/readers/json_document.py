@@ -10,7 +10,7 @@ from typing import Any
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
-from eve_vl.data.readers.table import Kind, PackedRows, Table
+from eve_vl.data.readers.table import PackedRows, RowColumns, Table
 from eve_vl.errors import UserError
 
 PAIR_NAMES = ("image", "caption")
@@ -18,7 +18,7 @@ PAIR_NAMES = ("image", "caption")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """What was found in a JSON document.
+    """What a JSON document holds.
 
     rows: yields the fields of each row, or the reason why it has none. The rest as in a Table.
     """
@@ -39,11 +39,11 @@ class JsonTable(Table):
         self.picture_folders = document.picture_folders
         self._document: Document | None = document
 
-    def select(self, kind: Kind) -> None:
-        """Keep the columns of `kind`. Raises UserError if there are no rows."""
+    def select(self, columns: RowColumns) -> None:
+        """Keep these columns. Raises UserError if there are no rows."""
         assert self._document is not None
         with _uncollected():
-            self._rows = PackedRows.pack(self._document.rows(), kind)
+            self._rows = PackedRows.pack(self._document.rows(), columns)
         if not len(self):
             raise UserError(f"{self.path}: holds no rows")
         self._document = None  # far larger than what was kept
@@ -91,9 +91,9 @@ def list_document(path: Path, rows: list[object]) -> Document:
     raise not_rows(path, f"a list of {type(rows[0]).__name__}" if rows else "an empty list")
 
 
-def not_rows(path: Path, found: str) -> UserError:
+def not_rows(path: Path, content: str) -> UserError:
     """Return the error of a JSON document that holds something else than rows."""
-    return UserError(f"{path}: holds {found}, expected a list of objects, one for each row")
+    return UserError(f"{path}: holds {content}, expected a list of objects, one for each row")
 
 
 def _is_pair(row: object) -> bool:

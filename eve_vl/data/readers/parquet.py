@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.readers.table import Kind, Table
+from eve_vl.data.readers.table import RowColumns, Table
 from eve_vl.errors import BadSampleError, UserError
 
 if TYPE_CHECKING:
@@ -46,18 +46,18 @@ class ParquetTable(Table):
         self._cache: OrderedDict[int, pyarrow.Table] = OrderedDict()
         self.names = self._schemas[0].names
 
-    def select(self, kind: Kind) -> None:
-        """Raise UserError if a column of `kind` is missing from a file or of a type that cannot be right."""
-        wanted = {*kind.images, kind.text, *kind.optional}
-        self._columns = [name for name in self.names if name in wanted]
+    def select(self, columns: RowColumns) -> None:
+        """Raise UserError if a column is missing from a file or of a type that cannot be right."""
+        self._columns = [name for name in self.names if name in columns.used]
         for path, schema in zip(self._paths, self._schemas, strict=True):
             if missing := [name for name in self._columns if name not in schema.names]:
                 raise UserError(f"{path}: no column '{missing[0]}', which {self.path.name} has")
-        for name in kind.images:
+        for name in columns.images:
             self._check_image(name)
-        kept = self._schemas[0].field(kind.text).type
-        if not _is_text(_item_type(kept)):
-            raise UserError(f"{self.path}: column '{kind.text}' holds {kept}, expected a text or a list of texts")
+        for name in columns.texts:
+            kept = self._schemas[0].field(name).type
+            if not _is_text(_item_type(kept)):
+                raise UserError(f"{self.path}: column '{name}' holds {kept}, expected a text or a list of texts")
 
     def _check_image(self, name: str) -> None:
         from pyarrow import types
@@ -130,22 +130,22 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _item_type(kind: Any) -> Any:
+def _item_type(column: Any) -> Any:
     """Return the type of a list's items, of anything else its own."""
     from pyarrow import types
 
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return kind.value_type if is_list else kind
+    is_list = types.is_list(column) or types.is_large_list(column) or types.is_fixed_size_list(column)
+    return column.value_type if is_list else column
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(column: Any) -> bool:
     from pyarrow import types
 
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return types.is_string(kind) or types.is_large_string(kind)
+    column = column.value_type if types.is_dictionary(column) else column
+    return types.is_string(column) or types.is_large_string(column)
 
 
-def _is_binary(kind: Any) -> bool:
+def _is_binary(column: Any) -> bool:
     from pyarrow import types
 
-    return types.is_binary(kind) or types.is_large_binary(kind)
+    return types.is_binary(column) or types.is_large_binary(column)

@@ -10,7 +10,7 @@ from pathlib import Path
 from eve_vl.data.readers import common
 from eve_vl.errors import UserError, did_you_mean
 
-FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset")
+FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -19,6 +19,7 @@ SUFFIXES = {
     ".tsv": "tsv",
     ".parquet": "parquet",
     ".tar": "webdataset",
+    ".txt": "text",
 }
 MAX_SHARDS = 1_000_000
 
@@ -39,10 +40,10 @@ def parse_spec(spec: AnyPath) -> Spec:
     text = os.fspath(spec)
     path = absolute(Path(text))
     if not _exists(path):
-        if found := re.fullmatch(r"(.+?\.json)\+(.+)", text):
-            return Spec(path=absolute(Path(found[1])), second=absolute(Path(found[2])))
-        if found := re.fullmatch(r"(.+?\.json)#([^#/]*)", text):
-            return Spec(path=absolute(Path(found[1])), split=found[2])
+        if parts := re.fullmatch(r"(.+?\.json)\+(.+)", text):
+            return Spec(path=absolute(Path(parts[1])), second=absolute(Path(parts[2])))
+        if parts := re.fullmatch(r"(.+?\.json)#([^#/]*)", text):
+            return Spec(path=absolute(Path(parts[1])), split=parts[2])
     return Spec(path=path)
 
 
@@ -91,17 +92,17 @@ def expand(path: Path) -> list[Path]:
 
 
 def _expand_braces(pattern: str) -> Iterator[str]:
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if found is None:
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if braces is None:
         if "{" in pattern:
             raise UserError(f"{pattern}: expected a range such as {{0000..0099}} in the braces")
         yield pattern
         return
-    first, last = int(found[1]), int(found[2])
+    first, last = int(braces[1]), int(braces[2])
     if not first <= last < first + MAX_SHARDS:
-        raise UserError(f"{pattern}: the range {found[0]} is empty or has over {MAX_SHARDS} members")
+        raise UserError(f"{pattern}: the range {braces[0]} is empty or has over {MAX_SHARDS} members")
     for number in range(first, last + 1):
-        yield from _expand_braces(pattern[: found.start()] + f"{number:0{len(found[1])}}" + pattern[found.end() :])
+        yield from _expand_braces(pattern[: braces.start()] + f"{number:0{len(braces[1])}}" + pattern[braces.end() :])
 
 
 def explain_missing(path: Path) -> str:
@@ -126,6 +127,8 @@ def sniff(path: Path) -> str:
         return SUFFIXES[suffix]
     if suffix in common.IMAGE_SUFFIXES:
         raise UserError(f"{path}: is a single picture; give the folder or the table that lists it")
+    if path.name.lower().endswith(".txt.gz"):
+        return "text"
     if suffix in (".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz"):
         raise UserError(f"{path}: is compressed; unpack it first")
     raise UserError(f"{path}: cannot tell its format by its name; choose with --data.format: {', '.join(FORMATS)}")
@@ -157,13 +160,13 @@ def _sniff_json(path: Path) -> str:
 
 def shards(paths: list[Path], form: str) -> list[Path]:
     """Return the files of a sharded format: those given, or all in the folder given, by name. Raises UserError."""
-    found = []
+    files = []
     for path in paths:
         if not path.is_dir():
-            found.append(path)
+            files.append(path)
             continue
         inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == SHARDED[form])
         if not inside:
             raise UserError(f"{path}: no {SHARDED[form]} files in this folder")
-        found.extend(inside)
-    return found
+        files.extend(inside)
+    return files

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from eve_vl.data.readers import common
-from eve_vl.data.readers.common import Columns, Fields
-from eve_vl.data.readers.table import Table
+from eve_vl.data.readers.common import Fields
+from eve_vl.data.readers.table import RowColumns, Table
 from eve_vl.data.records import ImageRef, ImagesStatement
 from eve_vl.errors import BadSampleError, UserError
 
-TEXT_COLUMNS = ("sentence", "statement", "caption")
 LIST_COLUMN = "images"
 PAIR_COLUMNS = (
     ("image_left", "image_right"),
@@ -21,7 +20,6 @@ PAIR_COLUMNS = (
     ("image_0", "image_1"),
     ("image0", "image1"),
 )
-LABEL_COLUMNS = ("label", "labels", "answer")
 ID_COLUMNS = ("identifier", "id")
 DIRECTORY_COLUMN = "directory"
 NLVR2_COLUMNS = {"identifier", "sentence"}
@@ -29,48 +27,57 @@ NLVR2_IDENTIFIER = re.compile(r"([A-Za-z0-9]+)-(\d+)-(\d+)-(\d+)")  # split, set
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Statements:
+@dataclass(frozen=True, kw_only=True)
+class StatementColumns(RowColumns):
     """Two pictures, a statement and, unless it is kept back, whether it is true.
 
     images: one column that lists both, a column for each, or none: the files of NLVR2, whose identifiers name pictures.
     """
 
-    DESCRIPTION: ClassVar = "statements about two pictures"
+    DESCRIPTION: ClassVar[str] = "statements about two pictures"
+    TEXT_ROLE: ClassVar[str] = "statement"
+    USUAL: ClassVar = {
+        "image": (LIST_COLUMN,),
+        "text": ("sentence", "statement", "caption"),
+        "label": ("label", "labels", "answer"),
+    }
+    OTHERS: ClassVar = (*ID_COLUMNS, DIRECTORY_COLUMN)
 
-    images: tuple[str, ...]
-    text: str
-    labels: tuple[str, ...]
-
-    @staticmethod
-    def looks_like(names: Sequence[str]) -> bool:
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
         """Tell whether these are columns of statements."""
         if LIST_COLUMN in names or _pair(names):
-            return not {*TEXT_COLUMNS}.isdisjoint(names)
+            return cls.has_usual("text", names)
         return set(names) >= NLVR2_COLUMNS
 
     @classmethod
-    def pick(cls, table: Table, columns: Columns) -> "Statements":
-        """Pick the columns of a table. Raises UserError."""
-        path, names, labels = table.path, table.names, LABEL_COLUMNS
-        if columns.label is not None:
-            labels = (common.pick_column(path, names, columns.label, (), "label", "label"),)
-        return cls(
-            images=_pick_images(path, names, columns.image),
-            text=common.pick_column(path, names, columns.text, TEXT_COLUMNS, "statement", "text"),
-            labels=labels,
+    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
+        """Return for image the column that lists both, or one for each; none if NLVR2's identifiers name them."""
+        if option != "image":
+            return super().pick_some(table, option, given)
+        path, names = table.path, table.names
+        if given is not None:
+            columns = tuple(given.split(","))
+            if len(columns) > 2:
+                raise UserError(f"{path}: '{given}' names {len(columns)} columns, expected LIST or LEFT,RIGHT")
+            return tuple(common.pick_column(path, names, name, (), "image", "image") for name in columns)
+        if LIST_COLUMN in names:
+            return (LIST_COLUMN,)
+        if pair := _pair(names):
+            return pair
+        if set(names) >= NLVR2_COLUMNS:
+            return ()
+        pairs = ", ".join("/".join(pair) for pair in PAIR_COLUMNS)
+        raise UserError(
+            f"{path}: none of its columns is a usual column of two pictures ({LIST_COLUMN}; {pairs}). Its columns: "
+            f"{', '.join(names)}. Name them with --data.image-column: LIST or LEFT,RIGHT"
         )
-
-    @property
-    def optional(self) -> tuple[str, ...]:
-        """Names of the columns that a table of statements need not have."""
-        return (*self.labels, *ID_COLUMNS, DIRECTORY_COLUMN)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImagesStatement:
         """Return a statement; its identifier is the row number if the table has none. Raises BadSampleError."""
-        statement = common.to_text(common.field(fields, self.text, where), "statement", where)
+        statement = self.text(fields, where)
         identifier = str(common.row_id(fields, ID_COLUMNS, row, where))
-        found = NLVR2_IDENTIFIER.fullmatch(identifier)
+        parts = NLVR2_IDENTIFIER.fullmatch(identifier)
         left, right = self._pictures(fields, identifier, root, where)
         return ImagesStatement(
             left=left,
@@ -78,7 +85,7 @@ class Statements:
             statement=statement,
             label=_label(common.first_of(fields, self.labels), where),
             identifier=identifier,
-            group=f"{found[1]}-{found[2]}-{found[4]}" if found else statement,
+            group=f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement,
             where=where,
         )
 
@@ -89,8 +96,8 @@ class Statements:
         if len(values) == 1:
             (values,) = values
             if not isinstance(values, list) or len(values) != 2:
-                found = f"lists {len(values)}" if isinstance(values, list) else f"is {type(values).__name__}"
-                raise BadSampleError(where, f"{self.images[0]} {found}, expected a list of two pictures")
+                problem = f"lists {len(values)}" if isinstance(values, list) else f"is {type(values).__name__}"
+                raise BadSampleError(where, f"{self.images[0]} {problem}, expected a list of two pictures")
         left, right = (common.image_ref(value, root, where) for value in values)
         return left, right
 
@@ -99,32 +106,12 @@ def _pair(names: Sequence[str]) -> tuple[str, ...]:
     return next((pair for pair in PAIR_COLUMNS if set(pair) <= set(names)), ())
 
 
-def _pick_images(path: Path, names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
-    """Return the column that lists both pictures, or one for each; none if NLVR2's identifiers name them."""
-    if wanted is not None:
-        columns = tuple(wanted.split(","))
-        if len(columns) > 2:
-            raise UserError(f"{path}: '{wanted}' names {len(columns)} columns, expected LIST or LEFT,RIGHT")
-        return tuple(common.pick_column(path, names, name, (), "image", "image") for name in columns)
-    if LIST_COLUMN in names:
-        return (LIST_COLUMN,)
-    if pair := _pair(names):
-        return pair
-    if set(names) >= NLVR2_COLUMNS:
-        return ()
-    pairs = ", ".join("/".join(pair) for pair in PAIR_COLUMNS)
-    raise UserError(
-        f"{path}: none of its columns is a usual column of two pictures ({LIST_COLUMN}; {pairs}). Its columns: "
-        f"{', '.join(names)}. Name them with --data.image-column: LIST or LEFT,RIGHT"
-    )
-
-
 def _nlvr2_pictures(identifier: str, directory: object, root: Path, where: str) -> tuple[ImageRef, ImageRef]:
     """Find the two pictures of a row of NLVR2's own files, which name no path, in the layouts people unpack them to."""
-    found = NLVR2_IDENTIFIER.fullmatch(identifier)
-    if not found:
+    parts = NLVR2_IDENTIFIER.fullmatch(identifier)
+    if not parts:
         raise BadSampleError(where, f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has")
-    split, stem = found[1], identifier.rpartition("-")[0]
+    split, stem = parts[1], identifier.rpartition("-")[0]
     folders = [f"images/{split}", split, ""]
     if isinstance(directory, int | str) and str(directory).isalnum():  # in NLVR2 only the training pictures are spread
         folders = [f"images/{split}/{directory}", f"{split}/{directory}", f"{directory}", *folders]

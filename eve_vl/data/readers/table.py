@@ -2,37 +2,89 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Self
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
+from eve_vl.data.records import ImageRef
 from eve_vl.errors import BadSampleError
 
 
-class Kind(Protocol):
-    """What is made of a table's rows, and of which of their columns."""
+@dataclass(frozen=True, kw_only=True)
+class RowColumns(ABC):
+    """The columns of a table that rows of one kind are made of, and how. A kind of row is a subclass.
+
+    images: columns of pictures, which rows must have. texts: the column of the text, if there is one; rows must have it.
+    labels: columns of answers or labels, the first that a row has. folders: where to look for pictures that are known by file
+    name alone; none if the column holds whole paths.
+    """
+
+    DESCRIPTION: ClassVar[str]
+    """What people call such rows."""
+    TEXT_ROLE: ClassVar[str] = "text"
+    USUAL: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Usual names of the columns for image, text and label, as far as such rows have them."""
+    OTHERS: ClassVar[tuple[str, ...]] = ()
+    """Further columns that are of use."""
+
+    images: tuple[str, ...]
+    texts: tuple[str, ...]
+    labels: tuple[str, ...]
+    folders: tuple[str, ...] = ()
 
     @property
-    def images(self) -> tuple[str, ...]:
-        """Columns of pictures; rows must have them."""
-        ...
+    def required(self) -> tuple[str, ...]:
+        """Columns that every row must have."""
+        return (*self.images, *self.texts)
 
     @property
-    def text(self) -> str:
-        """Column of the caption, question or statement; rows must have it."""
-        ...
+    def used(self) -> tuple[str, ...]:
+        """All columns that are of use."""
+        return (*self.required, *self.labels, *self.OTHERS)
 
-    @property
-    def optional(self) -> tuple[str, ...]:
-        """Other columns that are of use."""
-        ...
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
+        """Tell whether these are the columns of such rows."""
+        return all(cls.has_usual(option, names) for option in cls.USUAL if option != "label")
 
+    @classmethod
+    def has_usual(cls, option: str, names: Sequence[str]) -> bool:
+        """Tell whether one of the columns has a usual name."""
+        return not {*cls.USUAL[option]}.isdisjoint(names)
+
+    @classmethod
+    def pick(cls, table: "Table", given: Mapping[str, str | None]) -> Self:
+        """Pick the columns of a table; `given` are those that the user names. Raises UserError."""
+        options = ("image", "text", "label")
+        images, texts, labels = (cls.pick_some(table, name, given[name]) if name in cls.USUAL else () for name in options)
+        return cls(images=images, texts=texts, labels=labels, folders=table.picture_folders)
+
+    @classmethod
+    def pick_some(cls, table: "Table", option: str, given: str | None) -> tuple[str, ...]:
+        """Return the columns for image, text or label. Raises UserError."""
+        usual = cls.USUAL[option]
+        if option == "label" and given is None:
+            return usual
+        role = cls.TEXT_ROLE if option == "text" else option
+        return (common.pick_column(table.path, table.names, given, usual, role, option),)
+
+    @abstractmethod
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Any:
         """Return the typed record of row number `row`, with pictures below `root`. Raises BadSampleError."""
-        ...
+
+    def picture(self, fields: Fields, root: Path, where: str) -> ImageRef:
+        """Return the picture of a row that has one. Raises BadSampleError."""
+        value = common.field(fields, self.images[0], where)
+        if self.folders:
+            return common.find_picture(str(value), root, self.folders, where)
+        return common.image_ref(value, root, where)
+
+    def text(self, fields: Fields, where: str) -> str:
+        """Return the text of a row that has one. Raises BadSampleError."""
+        return common.to_text(common.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
 
 
 class Table(ABC):
@@ -42,14 +94,18 @@ class Table(ABC):
     names: list[str]
     """All columns, as far as the first row tells."""
     layout: str = ""
-    """The official layout that it has, with columns of its own; "" for a table like any other."""
+    """What people call it if it has columns of its own; "" for a table like any other."""
+    fixed: tuple[str, ...] = ("image_column", "text_column", "label_column")
+    """Options that have no meaning for its layout."""
     kind: str = ""
     """What the rows of an official layout are."""
+    hint: str = ""
+    """What other kinds of rows would need, for messages."""
     picture_folders: tuple[str, ...] = ()
     """Where below the image root to look for pictures that are known by file name alone; else nothing."""
 
-    def select(self, kind: Kind) -> None:  # noqa: B027 (a form that reads whole rows need not choose)
-        """Get ready to read the columns of `kind`, and no others. Raises UserError."""
+    def select(self, columns: RowColumns) -> None:  # noqa: B027 (a form that reads whole rows need not choose)
+        """Get ready to read these columns, and no others. Raises UserError."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -70,11 +126,11 @@ class Table(ABC):
 class TableSource:
     """Rows of one kind from a table of any form."""
 
-    def __init__(self, table: Table, kind: Kind, image_root: Path | None):
+    def __init__(self, table: Table, columns: RowColumns, image_root: Path | None):
         """Select the columns. Raises UserError if none of the first rows can be used."""
-        table.select(kind)
+        table.select(columns)
         self._table = table
-        self._kind = kind
+        self._columns = columns
         self._root = image_root
         common.require_usable(table.path, self)
 
@@ -86,7 +142,7 @@ class TableSource:
         where = self._table.where(index)
         fields = self._table.fields(index, where)
         root = self._table.folder(index) if self._root is None else self._root
-        return self._kind.record(fields, root=root, where=where, row=index)
+        return self._columns.record(fields, root=root, where=where, row=index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +153,17 @@ class PackedRows:
     rows: common.PackedStrings
 
     @classmethod
-    def pack(cls, rows: Iterable[Fields | str], kind: Kind) -> "PackedRows":
-        """Keep the columns of `kind` of each row, or the reason why there is no row."""
-        required = (*kind.images, kind.text)
-        names = (*required, *kind.optional)
+    def pack(cls, rows: Iterable[Fields | str], columns: RowColumns) -> "PackedRows":
+        """Keep these columns of each row, or the reason why there is no row."""
 
         def values(row: Fields | str) -> list[object] | str:
             if isinstance(row, str):
                 return row
-            if missing := [name for name in required if name not in row]:
+            if missing := [name for name in columns.required if name not in row]:
                 return f"no field '{missing[0]}' (fields: {', '.join(row) or 'none'})"
-            return [row.get(name) for name in names]
+            return [row.get(name) for name in columns.used]
 
-        return cls(names, common.PackedStrings.pack(json.dumps(values(row)) for row in rows))
+        return cls(columns.used, common.PackedStrings.pack(json.dumps(values(row)) for row in rows))
 
     def __len__(self) -> int:
         return len(self.rows)

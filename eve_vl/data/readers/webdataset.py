@@ -1,4 +1,4 @@
-"""Tar shards as img2dataset writes them: `KEY.jpg` with `KEY.txt` and/or `KEY.json` that has a "caption".
+"""Tar shards as img2dataset writes them: `KEY.jpg`, alone or with `KEY.txt` and/or `KEY.json` that has a "caption".
 
 Shards are read in any order through an index of byte spans. It comes from one pass over the tar's headers and is kept
 in a file beside the shard, if that folder can be written to.
@@ -14,7 +14,8 @@ from typing import BinaryIO
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.records import ImageSpan, ImageText
+from eve_vl.data.readers.table import RowColumns, Table
+from eve_vl.data.records import ImageSpan
 from eve_vl.errors import BadSampleError, UserError
 
 BLOCK = 512
@@ -32,47 +33,65 @@ class Shard:
     keys: common.PackedStrings
 
 
-class WebdatasetSource:
-    """Rows of one or more tar shards, in the order of their first members."""
+class WebdatasetTable(Table):
+    """Rows of one or more tar shards, in the order of their first members: a picture and, if there are texts, a caption."""
 
-    def __init__(self, paths: Sequence[Path], *, text_column: str | None):
-        """Index `paths`. `text_column` names a field of the .json to take instead of the .txt.
+    layout = "tar shards"
+    fixed = ("image_root", "image_column", "label_column")
+
+    def __init__(self, paths: Sequence[Path], *, text_field: str | None):
+        """Index `paths`. `text_field` names a field of the .json to take instead of the .txt.
 
         Raises UserError for a shard that is cut short or no tar, and if there are no rows.
         """
-        self._paths = list(paths)
-        self._caption_field = text_column
+        self.path, self._paths = paths[0], list(paths)
+        self._text_field = text_field
         self._shards = [_index(path) for path in self._paths]
         self._starts = np.cumsum([0, *(len(shard.spans) for shard in self._shards)])
         if not len(self):
-            raise UserError(f"{paths[0]}: no member is a picture with a caption (KEY.jpg with KEY.txt or KEY.json)")
-        common.require_usable(self._paths[0], self)
+            raise UserError(f"{paths[0]}: no member is a picture or a caption (KEY.jpg, KEY.txt or KEY.json)")
+        has_texts = any((shard.spans[:, [TEXT, JSON]] != ABSENT).any() for shard in self._shards)
+        self._text_name = text_field or "caption"
+        self.names = ["image", self._text_name] if has_texts else ["image"]
+
+    def select(self, columns: RowColumns) -> None:
+        """Read members only if they are wanted."""
+        self._wanted = columns.used
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int, /) -> ImageText:
-        index = range(len(self))[index]
+    def where(self, index: int) -> str:
+        """Name a row by its shard and key."""
+        number, row = self._place(index)
+        return f"{self._paths[number].name}:{self._shards[number].keys[row]}"
+
+    def fields(self, index: int, where: str) -> common.Fields:
+        """Return picture and caption, as far as they are wanted. Raises BadSampleError."""
+        number, row = self._place(index)
+        path, spans = self._paths[number], self._shards[number].spans[row].tolist()
+        fields: dict[str, object] = {}
+        if "image" in self._wanted:
+            if spans[IMAGE] == ABSENT:
+                raise BadSampleError(where, "no picture beside the caption")
+            fields["image"] = ImageSpan(path=path, offset=spans[IMAGE], size=spans[IMAGE + 1])
+        if self._text_name in self._wanted:
+            fields[self._text_name] = self._caption(path, spans, where)
+        return fields
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Return the shard of a row, and its number in there."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        path, shard, row = self._paths[number], self._shards[number], index - int(self._starts[number])
-        where = f"{path.name}:{shard.keys[row]}"
-        spans = [int(value) for value in shard.spans[row]]
-        if spans[IMAGE] == ABSENT:
-            raise BadSampleError(where, "no picture beside the caption")
-        return ImageText(
-            image=ImageSpan(path=path, offset=spans[IMAGE], size=spans[IMAGE + 1]),
-            captions=common.to_captions(self._caption(path, spans, where), where),
-            where=where,
-        )
+        return number, index - int(self._starts[number])
 
     def _caption(self, path: Path, spans: list[int], where: str) -> object:
-        if self._caption_field is None and spans[TEXT] != ABSENT:
+        if self._text_field is None and spans[TEXT] != ABSENT:
             return common.decode_text(_read(path, spans[TEXT], spans[TEXT + 1], where), where)
         if spans[JSON] == ABSENT:
-            wanted = ".txt or .json" if self._caption_field is None else ".json"
+            wanted = ".txt or .json" if self._text_field is None else ".json"
             raise BadSampleError(where, f"no {wanted} beside the picture")
         row = common.parse_object(_read(path, spans[JSON], spans[JSON + 1], where), where)
-        return common.field(row, self._caption_field or "caption", where)
+        return common.field(row, self._text_name, where)
 
 
 def _read(path: Path, offset: int, size: int, where: str) -> bytes:

@@ -29,7 +29,7 @@ YES_NO = ("yes", "no")
 ANSWERS = (*YES_NO, *NUMBERS, *COLORS, *KINDS, *SIZES, "left", "right", "above", "below")
 QUESTION_KINDS = ("attribute", "count", "existence", "relation", "comparison")
 
-Asked = tuple[str, str, Draft]  # question, answer, what the scene must show
+QuestionDraft = tuple[str, str, Draft]  # question, answer, what the scene must show
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,20 +46,20 @@ def sample_question(split: str, seed: int, index: int) -> Question:
     """Draw question `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
     rng = stream("question", split, seed, index)
     kind = pick(rng, QUESTION_KINDS)
-    question, answer, draft = pick(rng, _ASKERS[kind])(rng, split)
+    question, answer, draft = pick(rng, _TEMPLATES[kind])(rng, split)
     return Question(scene=compose_draft(rng, split, draft), question=question, answer=answer, kind=kind)
 
 
 # Attribute
 
 
-def _color_of_kind(rng: Random, split: str) -> Asked:
+def _color_of_kind(rng: Random, split: str) -> QuestionDraft:
     kind = pick(rng, KINDS)
     color = pick(rng, matching_pairs(split, Trait(kind=kind)))[1]
     return f"what color is the {kind}", color, Draft([Trait(kind, color)], [Trait(kind)])
 
 
-def _color_of_sized_kind(rng: Random, split: str) -> Asked:
+def _color_of_sized_kind(rng: Random, split: str) -> QuestionDraft:
     kind = pick(rng, KINDS)
     color = pick(rng, matching_pairs(split, Trait(kind=kind)))[1]
     size, other_size = pick_distinct(rng, SIZES, 2)
@@ -67,23 +67,23 @@ def _color_of_sized_kind(rng: Random, split: str) -> Asked:
     return f"what color is the {size} {kind}", color, draft
 
 
-def _kind_of_color(rng: Random, split: str) -> Asked:
+def _kind_of_color(rng: Random, split: str) -> QuestionDraft:
     color = pick(rng, tuple(COLORS))
     kind = pick(rng, matching_pairs(split, Trait(color=color)))[0]
     return f"which kind is the {color} shape", kind, Draft([Trait(kind, color)], [Trait(color=color)])
 
 
-def _size_of_pair(rng: Random, split: str) -> Asked:
+def _size_of_pair(rng: Random, split: str) -> QuestionDraft:
     pair, size = draw_pair(rng, split), pick(rng, SIZES)
     return f"which size is the {pair.singular}", size, Draft([pair._replace(size=size)], [pair])
 
 
-def _color_at_place(rng: Random, split: str) -> Asked:
+def _color_at_place(rng: Random, split: str) -> QuestionDraft:
     cell, color = int(rng.random() * NUM_CELLS), pick(rng, tuple(COLORS))
     return f"what color is the shape at {_place(cell)}", color, Draft([Trait(color=color)], cells=[cell])
 
 
-def _kind_at_place(rng: Random, split: str) -> Asked:
+def _kind_at_place(rng: Random, split: str) -> QuestionDraft:
     cell, kind = int(rng.random() * NUM_CELLS), pick(rng, KINDS)
     return f"which kind is the shape at {_place(cell)}", kind, Draft([Trait(kind)], cells=[cell])
 
@@ -96,13 +96,13 @@ def _place(cell: int) -> str:
 # Count
 
 
-def _count_trait(rng: Random, split: str) -> Asked:
+def _count_trait(rng: Random, split: str) -> QuestionDraft:
     trait = pick(rng, _COUNTED)
     count = int(rng.random() * (MAX_SHAPES + 1))
     return f"how many {trait.plural} are there", NUMBERS[count], Draft([trait] * count, [trait])
 
 
-def _count_all(rng: Random, split: str) -> Asked:
+def _count_all(rng: Random, split: str) -> QuestionDraft:
     count = 1 + int(rng.random() * MAX_SHAPES)
     return "how many shapes are there", NUMBERS[count], Draft(num_shapes=count)
 
@@ -117,7 +117,7 @@ _COUNTED = (
 # Existence
 
 
-def _exists(rng: Random, split: str, trait: Trait) -> Asked:
+def _exists(rng: Random, split: str, trait: Trait) -> QuestionDraft:
     question = f"is there {trait.with_article}"
     if pick(rng, YES_NO) == "yes":
         return question, "yes", Draft([trait])
@@ -136,32 +136,32 @@ def _resembling(rng: Random, split: str, trait: Trait) -> Trait:
     return Trait(color=pick(rng, [color for color in COLORS if color != trait.color]))
 
 
-def _pair_exists(rng: Random, split: str) -> Asked:
+def _pair_exists(rng: Random, split: str) -> QuestionDraft:
     return _exists(rng, split, draw_pair(rng, split))
 
 
-def _sized_kind_exists(rng: Random, split: str) -> Asked:
+def _sized_kind_exists(rng: Random, split: str) -> QuestionDraft:
     return _exists(rng, split, Trait(pick(rng, KINDS), size=pick(rng, SIZES)))
 
 
-def _color_exists(rng: Random, split: str) -> Asked:
+def _color_exists(rng: Random, split: str) -> QuestionDraft:
     return _exists(rng, split, Trait(color=pick(rng, tuple(COLORS))))
 
 
 # Relation
 
 
-def _is_related(rng: Random, split: str) -> Asked:
+def _is_related(rng: Random, split: str) -> QuestionDraft:
     first, second = _two_pairs(rng, split)
-    asked = pick(rng, _DIRECTIONS)
+    direction = pick(rng, _DIRECTIONS)
     answer = pick(rng, YES_NO)
-    actual = asked if answer == "yes" else _OPPOSITE[asked]
-    words = f"{asked} of" if asked in ("left", "right") else asked
+    actual = direction if answer == "yes" else _OPPOSITE[direction]
+    words = f"{direction} of" if direction in ("left", "right") else direction
     question = f"is the {first.singular} {words} the {second.singular}"
     return question, answer, Draft([first, second], [first, second], _related_cells(rng, actual))
 
 
-def _which_relation(rng: Random, split: str) -> Asked:
+def _which_relation(rng: Random, split: str) -> QuestionDraft:
     first, second = _two_pairs(rng, split)
     answer = pick(rng, _DIRECTIONS)
     words = "left or right of" if answer in ("left", "right") else "above or below"
@@ -194,7 +194,7 @@ def _related_cells(rng: Random, direction: str) -> list[int]:
 # Comparison
 
 
-def _is_more(rng: Random, split: str) -> Asked:
+def _is_more(rng: Random, split: str) -> QuestionDraft:
     values = pick(rng, _COMPARED)
     more, less = pick_distinct(rng, values, 2)
     answer = pick(rng, YES_NO)
@@ -204,7 +204,7 @@ def _is_more(rng: Random, split: str) -> Asked:
     return f"are there more {more.plural} than {less.plural}", answer, Draft(wanted, [more, less])
 
 
-def _is_bigger(rng: Random, split: str) -> Asked:
+def _is_bigger(rng: Random, split: str) -> QuestionDraft:
     first, second = _two_pairs(rng, split)
     answer = pick(rng, YES_NO)
     sizes = SIZES if answer == "yes" else SIZES[::-1]
@@ -212,7 +212,7 @@ def _is_bigger(rng: Random, split: str) -> Asked:
     return f"is the {first.singular} bigger than the {second.singular}", answer, Draft(wanted, [first, second])
 
 
-def _which_is_bigger(rng: Random, split: str) -> Asked:
+def _which_is_bigger(rng: Random, split: str) -> QuestionDraft:
     kinds = pick_distinct(rng, KINDS, 2)
     big, small = pick_distinct(rng, kinds, 2)
     wanted = [Trait(big, size="big"), Trait(small, size="small")]
@@ -220,7 +220,7 @@ def _which_is_bigger(rng: Random, split: str) -> Asked:
     return question, big, Draft(wanted, [Trait(big), Trait(small)])
 
 
-def _is_same_color(rng: Random, split: str) -> Asked:
+def _is_same_color(rng: Random, split: str) -> QuestionDraft:
     first, second = pick_distinct(rng, KINDS, 2)
     colors = [color for _, color in matching_pairs(split, Trait(first))]
     other_colors = [color for _, color in matching_pairs(split, Trait(second))]
@@ -235,7 +235,7 @@ _COMPARED = (tuple(Trait(kind=kind) for kind in KINDS), tuple(Trait(color=color)
 _UNEQUAL_COUNTS = ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1))
 _EQUAL_COUNTS = ((0, 0), (1, 1), (2, 2))
 
-_ASKERS: dict[str, tuple[Callable[[Random, str], Asked], ...]] = {
+_TEMPLATES: dict[str, tuple[Callable[[Random, str], QuestionDraft], ...]] = {
     "attribute": (
         _color_of_kind,
         _color_of_sized_kind,

@@ -1,13 +1,13 @@
-"""Rows of generated pictures, for every command that can run without files: captions, questions, statements."""
+"""Rows of generated pictures and texts of every kind, for every command that can run without files."""
 
 from dataclasses import dataclass
 
-from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText
+from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText, Labelled, Picture, Text
 from eve_vl.data.scenes.questions import sample_question
 from eve_vl.data.scenes.render import check_image_size, render
 from eve_vl.data.scenes.statements import sample_statement
 from eve_vl.data.scenes.text import all_captions, captions
-from eve_vl.data.scenes.world import Scene, check_split, sample_scene
+from eve_vl.data.scenes.world import KINDS, Scene, check_split, sample_scene
 from eve_vl.errors import UserError
 
 DEFAULT_NUM_ROWS = {"train": 100_000, "val": 1_000, "test": 1_000, "test_novel": 1_000}
@@ -39,6 +39,9 @@ class _SceneRows:
             raise IndexError(f"row {index} of {len(self)}")
         return f"scenes:{self.split}[{index}]"
 
+    def _scene(self, index: int) -> Scene:
+        return sample_scene(self.split, self.seed, index)
+
     def _image(self, scene: Scene) -> ImagePixels:
         return ImagePixels(pixels=render(scene, self.image_size))
 
@@ -47,13 +50,36 @@ class ScenePairs(_SceneRows):
     """Generated pictures with true captions, a `records.Source`."""
 
     def __getitem__(self, index: int, /) -> ImageText:
-        where = self._where(index)
-        scene = sample_scene(self.split, self.seed, index)
+        where, scene = self._where(index), self._scene(index)
         return ImageText(image=self._image(scene), captions=captions(scene), where=where)
 
     def true_captions(self, index: int) -> list[str]:
         """Return every caption that is true of a row's scene, its own among them."""
-        return all_captions(sample_scene(self.split, self.seed, index))
+        return all_captions(self._scene(index))
+
+
+class ScenePictures(_SceneRows):
+    """Generated pictures alone."""
+
+    def __getitem__(self, index: int, /) -> Picture:
+        return Picture(where=self._where(index), image=self._image(self._scene(index)))
+
+
+class SceneTexts(_SceneRows):
+    """The first caption of each scene, alone."""
+
+    def __getitem__(self, index: int, /) -> Text:
+        return Text(where=self._where(index), text=captions(self._scene(index))[0])
+
+
+class SceneLabels(_SceneRows):
+    """Generated pictures with the kinds of shapes that are in them, each once, in the order of KINDS."""
+
+    def __getitem__(self, index: int, /) -> Labelled:
+        where, scene = self._where(index), self._scene(index)
+        shown = {shape.kind for shape in scene.shapes}
+        labels = tuple(kind for kind in KINDS if kind in shown)
+        return Labelled(image=self._image(scene), text=None, labels=labels, where=where)
 
 
 class SceneQuestions(_SceneRows):
@@ -61,13 +87,13 @@ class SceneQuestions(_SceneRows):
 
     def __getitem__(self, index: int, /) -> ImageQuestion:
         where = self._where(index)
-        asked = sample_question(self.split, self.seed, index)
+        example = sample_question(self.split, self.seed, index)
         return ImageQuestion(
-            image=self._image(asked.scene),
-            question=asked.question,
-            answers=(asked.answer,),
+            image=self._image(example.scene),
+            question=example.question,
+            answers=(example.answer,),
             question_id=index,
-            answer_type=asked.kind,
+            answer_type=example.kind,
             where=where,
         )
 
@@ -77,13 +103,24 @@ class SceneStatements(_SceneRows):
 
     def __getitem__(self, index: int, /) -> ImagesStatement:
         where = self._where(index)
-        claimed = sample_statement(self.split, self.seed, index)
+        example = sample_statement(self.split, self.seed, index)
         return ImagesStatement(
-            left=self._image(claimed.left),
-            right=self._image(claimed.right),
-            statement=claimed.statement,
-            label=claimed.label,
+            left=self._image(example.left),
+            right=self._image(example.right),
+            statement=example.statement,
+            label=example.label,
             identifier=str(index),
-            group=claimed.statement,
+            group=example.statement,
             where=where,
         )
+
+
+SCENES: dict[str, type[ScenePairs | SceneQuestions | SceneStatements | ScenePictures | SceneTexts | SceneLabels]] = {
+    "captions": ScenePairs,
+    "questions": SceneQuestions,
+    "statements": SceneStatements,
+    "pictures": ScenePictures,
+    "texts": SceneTexts,
+    "labels": SceneLabels,
+}
+"""The generators by kind of row."""

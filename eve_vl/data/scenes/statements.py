@@ -27,7 +27,7 @@ from eve_vl.data.scenes.world import (
 _MAX_COUNT = 3  # of one trait in one scene
 SIDES = ("left", "right")
 
-Claimed = tuple[str, Draft, Draft]  # statement, what the left scene must show, what the right
+StatementDraft = tuple[str, Draft, Draft]  # statement, what the left scene must show, what the right
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ def sample_statement(split: str, seed: int, index: int) -> Statement:
     rng = stream("statement", split, seed, index)
     kind = pick(rng, _DRAWN)
     label = rng.random() < 0.5
-    statement, left, right = _CLAIMERS[kind](rng, split, label)
+    statement, left, right = _TEMPLATES[kind](rng, split, label)
     return Statement(
         left=compose_draft(rng, split, left),
         right=compose_draft(rng, split, right),
@@ -60,7 +60,7 @@ def _exactly(trait: Trait, count: int) -> Draft:
     return Draft([trait] * count, [trait])
 
 
-def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> Claimed:
+def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> StatementDraft:
     return statement, _exactly(trait, counts[0]), _exactly(trait, counts[1])
 
 
@@ -73,7 +73,7 @@ def _countable(rng: Random) -> Trait:
     return pick(rng, (Trait(color=pick(rng, tuple(COLORS))), Trait(kind=pick(rng, KINDS))))
 
 
-def _shows(rng: Random, split: str, label: bool) -> Claimed:
+def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
     """A whole caption is true of one picture; which one does not matter. Otherwise all three are drawn independently."""
     said, other, another = (_single(rng, split) for _ in range(3))
     statement = f"one of the pictures shows {_in_words(said)}"
@@ -94,13 +94,13 @@ def _in_words(draft: Draft) -> str:
     return f"one {draft.wanted[0].singular} at {PLACES[row][column]} on {draft.background}"
 
 
-def _side(rng: Random, split: str, label: bool) -> Claimed:
+def _side(rng: Random, split: str, label: bool) -> StatementDraft:
     trait, side = _one_of(rng, split), pick(rng, SIDES)
     there, elsewhere = int(label), int(rng.random() < 0.5)
     return _counts(f"the {side} picture contains {trait.with_article}", trait, _at(side, there, elsewhere))
 
 
-def _side_number(rng: Random, split: str, label: bool) -> Claimed:
+def _side_number(rng: Random, split: str, label: bool) -> StatementDraft:
     trait, side = _countable(rng), pick(rng, SIDES)
     said, other = pick_distinct(rng, (1, 2, _MAX_COUNT), 2)
     name = trait.plural if said > 1 else trait.singular
@@ -112,19 +112,19 @@ def _at(side: str, there: int, elsewhere: int) -> tuple[int, int]:
     return (there, elsewhere) if side == "left" else (elsewhere, there)
 
 
-def _both(rng: Random, split: str, label: bool) -> Claimed:
+def _both(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _one_of(rng, split)
     counts = (1, 1) if label else pick(rng, ((0, 1), (1, 0)))
     return _counts(f"both pictures contain {trait.with_article}", trait, counts)
 
 
-def _only_one(rng: Random, split: str, label: bool) -> Claimed:
+def _only_one(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _one_of(rng, split)
     counts = pick(rng, ((0, 1), (1, 0)) if label else ((0, 0), (1, 1)))
     return _counts(f"only one picture contains {trait.with_article}", trait, counts)
 
 
-def _total(rng: Random, split: str, label: bool) -> Claimed:
+def _total(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _countable(rng)
     total = pick(rng, (2, 3, 4))
     ways = range(max(0, total - _MAX_COUNT), min(total, _MAX_COUNT) + 1)
@@ -133,13 +133,13 @@ def _total(rng: Random, split: str, label: bool) -> Claimed:
     return _counts(f"there are {NUMBERS[total]} {trait.plural} in total", trait, counts)
 
 
-def _same_number(rng: Random, split: str, label: bool) -> Claimed:
+def _same_number(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _countable(rng)
     left, other = pick_distinct(rng, range(_MAX_COUNT + 1), 2)
     return _counts(f"both pictures contain the same number of {trait.plural}", trait, (left, left if label else other))
 
 
-def _more(rng: Random, split: str, label: bool) -> Claimed:
+def _more(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _countable(rng)
     first, second = pick_distinct(rng, SIDES, 2)
     low = int(rng.random() * _MAX_COUNT)
@@ -148,7 +148,7 @@ def _more(rng: Random, split: str, label: bool) -> Claimed:
     return _counts(f"the {first} picture contains more {trait.plural} than the {second} picture", trait, counts)
 
 
-def _same_color(rng: Random, split: str, label: bool) -> Claimed:
+def _same_color(rng: Random, split: str, label: bool) -> StatementDraft:
     kind = pick(rng, KINDS)
     color, other = (color for _, color in pick_distinct(rng, matching_pairs(split, Trait(kind)), 2))
     left, right = Trait(kind, color), Trait(kind, color if label else other)
@@ -156,7 +156,7 @@ def _same_color(rng: Random, split: str, label: bool) -> Claimed:
     return f"the {kind} has the same color in both pictures", Draft([left], avoid), Draft([right], avoid)
 
 
-def _same_kind(rng: Random, split: str, label: bool) -> Claimed:
+def _same_kind(rng: Random, split: str, label: bool) -> StatementDraft:
     color = pick(rng, tuple(COLORS))
     kind, other = (kind for kind, _ in pick_distinct(rng, matching_pairs(split, Trait(color=color)), 2))
     left, right = Trait(kind, color), Trait(kind if label else other, color)
@@ -164,13 +164,13 @@ def _same_kind(rng: Random, split: str, label: bool) -> Claimed:
     return f"the {color} shape is the same kind in both pictures", Draft([left], avoid), Draft([right], avoid)
 
 
-def _same_background(rng: Random, split: str, label: bool) -> Claimed:
+def _same_background(rng: Random, split: str, label: bool) -> StatementDraft:
     left, other = pick_distinct(rng, tuple(BACKGROUNDS), 2)
     right = left if label else other
     return "both pictures have the same background", Draft(background=left), Draft(background=right)
 
 
-_CLAIMERS: dict[str, Callable[[Random, str, bool], Claimed]] = {
+_TEMPLATES: dict[str, Callable[[Random, str, bool], StatementDraft]] = {
     "shows": _shows,
     "side": _side,
     "side_number": _side_number,
@@ -183,5 +183,5 @@ _CLAIMERS: dict[str, Callable[[Random, str, bool], Claimed]] = {
     "same_kind": _same_kind,
     "same_background": _same_background,
 }
-STATEMENT_KINDS = tuple(_CLAIMERS)
+STATEMENT_KINDS = tuple(_TEMPLATES)
 _DRAWN = ("shows",) * 4 + STATEMENT_KINDS  # captions come most often: a third of all

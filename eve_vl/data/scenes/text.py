@@ -39,8 +39,8 @@ def all_captions(scene: Scene) -> list[str]:
 
 def _by_template(scene: Scene) -> list[list[str]]:
     """Return the true captions of each template that applies."""
-    found = [[caption] for template in TEMPLATES if (caption := template(scene)) is not None]
-    return [*found, _there_or_not(scene)]
+    captions = [[caption] for template in TEMPLATES if (caption := template(scene)) is not None]
+    return [*captions, _there_or_not(scene)]
 
 
 def caption_is_true(scene: Scene, caption: str) -> bool:
@@ -188,11 +188,11 @@ def _there_or_not(scene: Scene) -> list[str]:
 
 def _with_missing(values: Sequence[str], shown: set[str], word: str) -> list[str]:
     missing = [value for value in values if value not in shown]
-    found = []
+    captions = []
     for named in (*combinations(missing, 1), *combinations(missing, 2)):
         parts = [f"{word if value in shown else 'no'} {value}" for value in values if value in shown or value in named]
-        found += [" ".join(parts[start:] + parts[:start]) for start in range(len(parts))]
-    return found
+        captions += [" ".join(parts[start:] + parts[:start]) for start in range(len(parts))]
+    return captions
 
 
 TEMPLATES: tuple[Callable[[Scene], str | None], ...] = (

@@ -1,0 +1,394 @@
+"""What a pre-training step of EVE and of its rivals costs: the paper's Table 1.
+
+    python benchmarks/step_cost.py --recipe base --batch 4 --repeats 2 --threads 1 --memory-cap 12 --json FILE --out FILE.svg
+
+All tasks share the weights of one model and take turns within one process, so that whatever else the machine does hits all
+alike. Forward and backward are timed together; the optimiser apart, for its time does not depend on the batch. With one thread,
+times are of the processor, which other work does not lengthen; with more, or on a GPU, of the wall. Ratios are medians
+(least–largest) of the rounds. All tasks run the same code: ITM's three fusion passes are one pass of three times the batch,
+tokens are predicted only where they are masked, no encoder pass is computed twice.
+
+Memory is that of a whole training step with the optimiser's state, in a process of its own; at a batch that was not run, from
+the line through the two largest that were. An epoch: each task at its largest batch (~: not run to see whether it fits), the
+optimiser included, as in the paper. A task's contrast has the other pairs of its own batch as negatives, so its largest batch
+says what it would cost, not what it would learn.
+"""
+
+import argparse
+import html
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from eve_vl.cpu import keep_memory, yield_cores
+
+yield_cores()
+
+import torch  # noqa: E402
+from moe import machine, ratio  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import track  # noqa: E402
+from steps import (  # noqa: E402
+    MAX_STEP_SECONDS,
+    RIVAL,
+    Peak,
+    Variant,
+    at,
+    growth,
+    in_own_process,
+    largest_batch,
+    made_up_batch,
+    synchronize,
+    tasks_of_one_model,
+    variants,
+)
+from torch import nn  # noqa: E402
+
+from eve_vl.config import Config  # noqa: E402
+from eve_vl.data.batch import PairBatch  # noqa: E402
+from eve_vl.errors import UserError  # noqa: E402
+from eve_vl.inspect import inspect_config  # noqa: E402
+from eve_vl.recipes import get_recipe  # noqa: E402
+from eve_vl.seeds import seed_everything, set_threads  # noqa: E402
+from eve_vl.train.device import autocast, pick_device, pick_dtype  # noqa: E402
+from eve_vl.train.optim import build_optimizer  # noqa: E402
+
+GIB = 2**30
+OPTIMIZER_STEPS = 3
+COLORS = ("#8a8f98", "#3b7dd8", "#e08a2c", "#57a773")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one task costs at the common batch and, if that was looked for, at the largest that fits."""
+
+    name: str
+    decoder_depth: int
+    paper_hours_per_epoch: float
+    gflop_per_sample: float
+    """Forward and backward."""
+    seconds_per_sample: float
+    seconds_per_sample_rounds: list[float]
+    """Forward and backward, one per round."""
+    peak_memory_gib: float | None
+    peaks: list[Peak]
+    largest_batch: int | None
+    largest_batch_verified: bool
+    seconds_per_sample_at_largest_rounds: list[float]
+    """Empty where the largest batch is not known, or a step of it takes more than a minute."""
+    whole_step_per_sample_at_largest: float | None
+    """Seconds, the optimiser's share included: what an epoch costs."""
+
+    def over(self, eve: "Row") -> dict[str, Any]:
+        """Return this task's costs over another's."""
+        median, low, high = ratio(self.seconds_per_sample_rounds, eve.seconds_per_sample_rounds)
+        epochs = self.whole_step_per_sample_at_largest, eve.whole_step_per_sample_at_largest
+        return {
+            "gflop_over_eve": self.gflop_per_sample / eve.gflop_per_sample,
+            "seconds_over_eve": median,
+            "seconds_over_eve_range": [low, high],
+            "epoch_over_eve": epochs[0] / epochs[1] if epochs[0] and epochs[1] else None,
+            "paper_over_eve": self.paper_hours_per_epoch / eve.paper_hours_per_epoch,
+        }
+
+
+class Steps:
+    """The tasks, ready to run a step each."""
+
+    def __init__(self, chosen: Sequence[Variant], device: torch.device):
+        self.train, self.device = chosen[0].config.train, device
+        self.dtype = pick_dtype(self.train.dtype, device)
+        self.tasks, self.shared = tasks_of_one_model([variant.config for variant in chosen], device)
+
+    def run(self, index: int, batch: PairBatch) -> float:
+        """Run forward and backward of one task and return its seconds per sample."""
+        for parameter in self.shared.values():
+            parameter.grad = None
+
+        def step() -> None:
+            with autocast(self.device, self.dtype):
+                loss = self.tasks[index](batch).loss
+            loss.backward()
+
+        return self.seconds(step) / len(batch.where)
+
+    def rounds(self, batches: Mapping[int, PairBatch], repeats: int, what: str) -> dict[int, list[float]]:
+        """Let the tasks take turns, each on its batch, and return seconds per sample of each round; the first, in which kernels
+        are compiled and memory is got, does not count."""
+        seconds: dict[int, list[float]] = {index: [] for index in batches}
+        for _, index in progress(list(product(range(1 + repeats), batches)), what):
+            seconds[index].append(self.run(index, batches[index].to(self.device)))
+        return {index: found[1:] for index, found in seconds.items()}
+
+    def optimizer(self) -> float:
+        """Return the seconds of clipping and one optimiser step, on the gradients of the last task."""
+        optimizer = build_optimizer(self.shared.items(), self.train, products=self.dtype)
+
+        def step() -> None:
+            nn.utils.clip_grad_norm_(self.shared.values(), 1.0)
+            optimizer.step()
+
+        step()  # makes the state
+        return statistics.median(self.seconds(step) for _ in range(OPTIMIZER_STEPS))
+
+    def seconds(self, step: Callable[[], None]) -> float:
+        """Return how long something takes."""
+        now = time.process_time if has_processor_clock(self.device) else time.perf_counter
+        synchronize(self.device)
+        start = now()
+        step()
+        synchronize(self.device)
+        return now() - start
+
+
+def has_processor_clock(device: torch.device) -> bool:
+    """Whether times are the processor's: several threads spin while they wait."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
+
+
+def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the table, ready for JSON. Raises UserError."""
+    seed_everything(config.train.seed)
+    device = pick_device(config.train.device)
+    chosen = variants(config, args.decoder_depths)
+    cap = args.memory_cap and args.memory_cap * GIB
+    if args.memory and cap is None and device.type == "cuda":
+        cap = torch.cuda.get_device_properties(device).total_memory
+    peaks: list[list[Peak]] = [[] for _ in chosen]
+    largest: list[tuple[int | None, bool]] = [(None, False)] * len(chosen)
+    for index in progress(range(len(chosen)) if args.memory else (), "memory"):
+        run = partial(in_own_process, chosen[index].config, texts=args.texts)
+        peaks[index] = growth(run, args.batch)
+        if cap is not None:
+            largest[index] = largest_batch(run, peaks[index], cap)
+    steps = Steps(chosen, device)
+    batch = made_up_batch(config, args.batch, args.texts)
+    seconds = steps.rounds(dict.fromkeys(range(len(chosen)), batch), args.repeats, f"steps of {args.batch}")
+    fitting = {
+        index: made_up_batch(config, size, args.texts)
+        for index, (size, _) in enumerate(largest)
+        if size and at(peaks[index], size, "seconds") <= MAX_STEP_SECONDS
+    }
+    at_largest = steps.rounds(fitting, args.repeats, "steps of the largest batch")
+    optimizer_seconds = steps.optimizer()
+    text_length = batch.ids_BT.shape[1]
+    rows = []
+    for index, variant in enumerate(chosen):
+        size, is_verified = largest[index]
+        there = at_largest.get(index, [])
+        padded = replace(variant.config, input=replace(config.input, text_length=text_length, padded_text_length=0))
+        row = Row(
+            name=variant.name,
+            decoder_depth=variant.decoder_depth,
+            paper_hours_per_epoch=variant.paper_hours,
+            gflop_per_sample=inspect_config(padded).flops_per_step / 1e9,
+            seconds_per_sample=statistics.median(seconds[index]),
+            seconds_per_sample_rounds=seconds[index],
+            peak_memory_gib=at(peaks[index], args.batch) / GIB if peaks[index] else None,
+            peaks=peaks[index],
+            largest_batch=size,
+            largest_batch_verified=is_verified,
+            seconds_per_sample_at_largest_rounds=there,
+            whole_step_per_sample_at_largest=statistics.median(there) + optimizer_seconds / size if there and size else None,
+        )
+        rows.append(row)
+    eves = [row for row, variant in zip(rows, chosen, strict=True) if variant.is_eve]
+    own = getattr(config.task, "decoder_depth", None)
+    reference = next((row for row in eves if row.decoder_depth == own), eves[0])
+    rival = next(row for row in rows if row.name == RIVAL)
+    return {
+        "recipe": config.recipe,
+        "batch": args.batch,
+        "texts": args.texts,
+        "text_length": text_length,
+        "memory_cap_gib": cap and cap / GIB,
+        "setting": setting(steps),
+        "optimizer_seconds_per_step": optimizer_seconds,
+        "reference": reference.name,
+        "rows": [asdict(row) | row.over(reference) for row in rows],
+        "rival_by_decoder": [{"decoder_depth": eve.decoder_depth} | rival.over(eve) for eve in eves],
+    }
+
+
+def setting(steps: Steps) -> dict[str, str]:
+    """Return what the times depend on."""
+    on_gpu = {"processor": torch.cuda.get_device_name()} if steps.device.type == "cuda" else {}
+    clock = "processor time" if has_processor_clock(steps.device) else "wall clock"
+    return machine() | on_gpu | {"clock": clock, "dtype": str(steps.dtype).removeprefix("torch.")}
+
+
+def progress(turns: Sequence[Any], what: str) -> Any:
+    """Go through turns with a bar on stderr."""
+    return track(turns, what, console=Console(stderr=True), transient=True)
+
+
+# What people see
+
+
+def headline(result: Mapping[str, Any]) -> str:
+    """Return what was measured, and on what."""
+    texts = "texts of full length" if result["texts"] == "full" else f"captions padded to {result['text_length']} tokens"
+    words = ", ".join(f"{name} {value}" for name, value in result["setting"].items())
+    return f"{result['recipe']}: {result['batch']} made-up pairs a step, {texts}; {words}"
+
+
+def spread(row: Mapping[str, Any]) -> str:
+    """Return a ratio of times with its least and largest."""
+    return "{:.2f} ({:.2f}–{:.2f})".format(row["seconds_over_eve"], *row["seconds_over_eve_range"])
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """Return a number that need not be there."""
+    return "" if value is None else format(value, form)
+
+
+def print_table(header: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print cells in columns that are named in `header`, parted by |; columns without a value are left out."""
+    columns = [column for column in zip(header.split("|"), *rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    for first, *cells in zip(*columns, strict=True):
+        print(first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)), sep="  ")
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """Print what tasks cost, and the rival over EVE by decoder depth."""
+    print(headline(result))
+    print(f"optimiser: {result['optimizer_seconds_per_step']:.3g} s a step; per pair, ×: over {result['reference']}")
+    rows = [
+        [
+            row["name"],
+            number(row["gflop_per_sample"], ".3g"),
+            number(row["seconds_per_sample"], ".3g"),
+            number(row["gflop_over_eve"]),
+            spread(row),
+            number(row["peak_memory_gib"]),
+            "~" * (row["largest_batch"] is not None and not row["largest_batch_verified"]) + number(row["largest_batch"], "d"),
+            number(row["whole_step_per_sample_at_largest"], ".3g"),
+            number(row["epoch_over_eve"]),
+            number(row["paper_over_eve"]),
+        ]
+        for row in result["rows"]
+    ]
+    fits = f"batch in {number(result['memory_cap_gib'], '.4g')} GiB"
+    print_table(f"task|GFLOP|s|× GFLOP|× s|GiB at {result['batch']}|{fits}|s there|× epoch|× paper", rows)
+    by_decoder = [
+        [
+            f"decoder of {row['decoder_depth']}",
+            number(row["gflop_over_eve"]),
+            spread(row),
+            number(row["epoch_over_eve"]),
+            number(row["paper_over_eve"]),
+        ]
+        for row in result["rival_by_decoder"]
+    ]
+    print_table(f"{RIVAL} over EVE|× GFLOP|× s|× epoch|× paper", by_decoder)
+
+
+def drawing(result: Mapping[str, Any]) -> str:
+    """Return an SVG: a group of bars for each task over EVE, and for the rival over EVE with each decoder."""
+    kinds = {
+        "gflop_over_eve": "arithmetic",
+        "seconds_over_eve": f"seconds at batch {result['batch']}",
+        "epoch_over_eve": "an epoch at the largest batch",
+        "paper_over_eve": "the paper: an epoch at the largest batch",
+    }
+    groups = {f"{row['name']} over {result['reference']}": row for row in result["rows"] if row["name"] != result["reference"]}
+    groups |= {f"{RIVAL} over EVE, decoder of {row['decoder_depth']}": row for row in result["rival_by_decoder"]}
+    parts, y = [text(10, 20, headline(result))], 34
+    for color, name in zip(COLORS, kinds.values(), strict=True):
+        parts.append(f'<rect x="10" y="{y}" width="11" height="11" fill="{color}"/>{text(28, y + 10, name)}')
+        y += 16
+    scale = 480 / max(row[kind] or 0 for row in groups.values() for kind in kinds)
+    for name, row in groups.items():
+        parts.append(text(10, y + 22, name))
+        y += 28
+        for color, kind in zip(COLORS, kinds, strict=True):
+            if row[kind] is not None:
+                width = row[kind] * scale
+                parts.append(f'<rect x="10" y="{y}" width="{width:.1f}" height="11" fill="{color}"/>')
+                parts.append(text(width + 16, y + 10, number(row[kind])))
+                y += 13
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {y + 12}" font-family="sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
+
+
+def text(x: float, y: float, words: str) -> str:
+    """Return words of a drawing."""
+    return f'<text x="{x:.1f}" y="{y}">{html.escape(words)}</text>'
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """Return a self-contained page with the drawing and what a reader must know."""
+    title = "What pre-training steps cost"
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in (__doc__ or "").split("\n\n")[2:])
+    style = "body { max-width: 56em; margin: 2em auto; font-family: sans-serif }"
+    head = f'<meta charset="utf-8"><title>{title} · {html.escape(result["recipe"])}</title><style>{style}</style>'
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><h1>{title}</h1>{drawing(result)}{notes}</body></html>\n'
+
+
+def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
+    """Return the flags, and the recipe with those of them that a run has too; stops with a line on mistakes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--recipe", default="base", help="whose shapes to measure; nothing is trained, pictures and texts are made up")
+    add("--batch", type=int, default=8, help="pairs per step, the same for every task")
+    add("--decoder-depths", type=int, nargs="+", default=[1, 2, 4, 8], help="blocks of EVE's pixel decoder, a row each")
+    add("--repeats", type=int, default=3, help="rounds in which the tasks take turns, after one that does not count")
+    lengths = "14 ± 4 tokens, padded to the longest, or as long as the model takes"
+    add("--texts", choices=("captions", "full"), default="captions", help=lengths)
+    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory too, in processes of their own")
+    cap = "GiB for the search for the largest batch; default: all of a GPU, and no search on CPU"
+    add("--memory-cap", type=float, help=cap)
+    add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="autocast type, as for --train.dtype")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--threads", type=int, default=0, help="0: OMP_NUM_THREADS if set, else all cores")
+    add("--json", type=Path, help="also write the numbers to this file")
+    add("--out", type=Path, help="also draw the picture: FILE.html or FILE.svg")
+    args = parser.parse_args(argv)
+    for name in ("batch", "repeats", "memory_cap"):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')} {value} is not positive")
+    if args.threads < 0:
+        parser.error(f"--threads {args.threads} is negative")
+    if args.memory_cap and not args.memory:
+        parser.error("--memory-cap has no use with --no-memory")
+    if args.out and args.out.suffix not in (".html", ".svg"):
+        parser.error(f"--out {args.out} ends in neither .html nor .svg")
+    try:
+        config = get_recipe(args.recipe)
+        variants(config, args.decoder_depths)
+    except UserError as error:
+        parser.error(str(error))
+    for path in (args.json, args.out):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    return args, replace(config, train=replace(config.train, dtype=args.dtype, device=args.device, threads=args.threads))
+
+
+def main() -> None:
+    """Measure, print tables, and write files on request."""
+    args, config = parsed(sys.argv[1:])
+    keep_memory()
+    set_threads(args.threads)
+    try:
+        result = measure(config, args)
+    except UserError as error:
+        sys.exit(str(error))
+    print_result(result)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(drawing(result) if args.out.suffix == ".svg" else page(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""What `step_cost.py` measures: the tasks of the paper's Table 1 as variations of a recipe, made-up pairs to run them on, and
+the memory that a training step takes, in a process of its own, for a process never forgets its peak.
+"""
+
+import multiprocessing
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig
+from eve_vl.cpu import keep_memory
+from eve_vl.data.batch import MaskedSample, PairBatch
+from eve_vl.data.masking import generator, mask_patches, mask_tokens
+from eve_vl.errors import UserError
+from eve_vl.loading import build_untrained
+from eve_vl.seeds import seed_everything, set_threads
+from eve_vl.tasks.task import Sizes, Task
+from eve_vl.train.device import autocast, pick_device, pick_dtype
+from eve_vl.train.optim import build_optimizer
+
+Texts = Literal["captions", "full"]
+RIVAL = "MLM+ITC+ITM"
+CAPTION_TOKENS = (14.0, 4.0)  # mean and standard deviation of lengths, [CLS] included: COCO's captions have 10.5 words
+MIN_TOKENS = 6
+MAX_STEP_SECONDS = 60.0  # a larger step is not run just to see whether it fits
+MAX_TRIES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One row of the table."""
+
+    name: str
+    config: Config
+    decoder_depth: int
+    """Blocks of its pixel decoder; 0 without one."""
+    paper_hours: float
+    """Per epoch, on 8 A100, at the largest batch that fits (paper Table 1)."""
+
+    @property
+    def is_eve(self) -> bool:
+        """Whether this is EVE, no rival."""
+        return not isinstance(self.config.task, ContrastMatchConfig)
+
+
+def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
+    """Return EVE at each decoder depth, then its rivals; those that rebuild pixels have the recipe's own decoder.
+
+    Raises UserError if the recipe is no pre-training or a depth is not positive.
+    """
+    task = config.task
+    if not isinstance(task, MaskedSignalConfig):
+        raise UserError(f"recipe {config.recipe!r} is no pre-training")
+    if not decoder_depths or min(decoder_depths) < 1:
+        raise UserError(f"decoder depths {' '.join(map(str, decoder_depths))}: give at least one, each at least 1")
+    same: dict[str, Any] = {field.name: getattr(task, field.name) for field in fields(MaskedSignalConfig)}
+    same |= {"mim_weight": 1.0, "mlm_weight": 1.0, "joint_masking": False}
+    eves = {depth: replace(MaskedSignalConfig(**same), decoder_depth=depth) for depth in decoder_depths}
+    every = ContrastMatchConfig(**same, projection_dim=getattr(task, "projection_dim", 0))
+    rivals = {
+        ("MLM+ITC+MIM", 3.26): replace(every, itm_weight=0.0),
+        (RIVAL, 6.88): replace(every, mim_weight=0.0),
+        ("MLM+ITC+ITM+MIM", 7.73): every,
+    }
+    named = {(f"MLM+MIM, decoder {depth}", 2.14): eve for depth, eve in eves.items()} | rivals
+    return [
+        Variant(
+            name=name,
+            config=replace(config, task=section),
+            decoder_depth=section.decoder_depth if section.mim_weight else 0,
+            paper_hours=hours,
+        )
+        for (name, hours), section in named.items()
+    ]
+
+
+def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
+    """Return random pictures, all different, with random texts: of full length, or as long as captions usually are and padded
+    to the longest of the batch."""
+    sizes, task = config.input, config.task
+    assert isinstance(task, MaskedSignalConfig)
+    samples = []
+    for row in range(batch_size):
+        rng, length = generator(row), sizes.text_length
+        if texts == "captions":
+            length = int(np.clip(round(rng.normal(*CAPTION_TOKENS)), min(MIN_TOKENS, length), length))
+        keep_K, hidden_M = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
+        samples.append(
+            MaskedSample(
+                image=torch.from_numpy(rng.integers(0, 256, (3, sizes.image_size, sizes.image_size), dtype=np.uint8)),
+                ids_T=rng.integers(3, config.tokenizer.vocab_size, length),
+                is_masked_T=mask_tokens(np.arange(length) == 0, task.text_mask_ratio, rng),
+                keep_K=keep_K,
+                hidden_M=hidden_M,
+                picture=row,
+                where=f"random[{row}]",
+            )
+        )
+    return PairBatch.collate(samples, pad_id=0)
+
+
+def tasks_of_one_model(configs: Sequence[Config], device: torch.device) -> tuple[list[Task[Any]], dict[str, nn.Parameter]]:
+    """Return the tasks of configs in training mode, and the weights by name, which all tasks share that have them.
+
+    Values are drawn carelessly, which takes seconds less at Base size.
+    """
+    tasks, shared = [], {}
+    for config in configs:
+        with torch.device("meta"):
+            task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size, mask_id=2)).train()
+        names = [name for name, _ in task.named_parameters()]
+        for name, parameter in task.named_parameters():
+            if name not in shared:
+                value = torch.empty(parameter.shape, device=device)
+                shared[name] = nn.Parameter(value.fill_(1) if value.ndim < 2 else value.uniform_(-0.03, 0.03))
+        task.load_state_dict({name: shared[name] for name in names}, assign=True)
+        tasks.append(task)
+    return tasks, shared
+
+
+# Memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """What a training step took."""
+
+    batch: int
+    bytes: int
+    """Weights, gradients, optimiser and activations; on CPU of the whole process."""
+    seconds: float
+    """Wall clock of forward and backward, the first of its process."""
+
+
+Measure = Callable[[int], Peak | None]
+"""Runs a step of so many pairs; None if a GPU has not enough memory for it."""
+
+
+def line(peaks: Sequence[Peak], name: str = "bytes") -> tuple[float, float]:
+    """Return the value of `bytes` or `seconds` at batch 0 and its growth per pair, through the two largest batches.
+
+    While activations are smaller than the gradients that take their place, memory does not grow at all.
+    """
+    first, second = sorted(peaks, key=lambda peak: peak.batch)[-2:]
+    low, high = getattr(first, name), getattr(second, name)
+    slope = max(0.0, (high - low) / (second.batch - first.batch))
+    return high - slope * second.batch, slope
+
+
+def at(peaks: Sequence[Peak], batch: int, name: str = "bytes") -> float:
+    """Return bytes (or seconds) of a step of a batch: measured, else on the line."""
+    start, slope = line(peaks, name)
+    return next((getattr(peak, name) for peak in peaks if peak.batch == batch), start + slope * batch)
+
+
+def growth(measure: Measure, batch: int) -> list[Peak]:
+    """Measure a quarter and a half of a batch. Raises UserError if that is too much already."""
+    small, peaks = max(1, batch // 4), []
+    for size in (small, max(small + 1, batch // 2)):
+        peak = measure(size)
+        if peak is None:
+            raise UserError(f"a batch of {size} does not fit the device's memory; give a smaller --batch")
+        peaks.append(peak)
+    return peaks
+
+
+def largest_batch(measure: Measure, peaks: list[Peak], cap: float) -> tuple[int, bool]:
+    """Return the largest batch under `cap` bytes, 0 if none, and whether a step of it was run, as far as that takes a minute.
+
+    Runs what the line predicts, at most four times the largest measured, and draws it anew until both agree; what is measured
+    is added to `peaks`.
+    """
+    too_large = min((peak.batch for peak in peaks if peak.bytes > cap), default=1 << 31)
+    for _ in range(MAX_TRIES):
+        start, slope = line(peaks)
+        most = min(4 * max(peak.batch for peak in peaks), too_large - 1)
+        guess = min(most, int((cap - start) / slope)) if slope else most * (start <= cap)
+        if guess <= _largest_that_fits(peaks, cap):
+            break
+        if at(peaks, guess, "seconds") > MAX_STEP_SECONDS:
+            return guess, False
+        peak = measure(guess)
+        peaks += [peak] if peak else []
+        if peak is None or peak.bytes > cap:
+            too_large = guess
+    return _largest_that_fits(peaks, cap), True
+
+
+def _largest_that_fits(peaks: Sequence[Peak], cap: float) -> int:
+    return max((peak.batch for peak in peaks if peak.bytes <= cap), default=0)
+
+
+def in_own_process(config: Config, batch: int, texts: Texts) -> Peak | None:
+    """Run one training step in a fresh process, on device and threads of config.train. Raises UserError if that is killed."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(run_step, config, batch, texts).result()
+    except BrokenProcessPool:
+        raise UserError(f"the process of a step of {batch} was killed, out of memory perhaps; give a smaller --batch") from None
+
+
+def run_step(config: Config, batch_size: int, texts: Texts) -> Peak | None:
+    """Run one training step in this process and return its peak so far; None if a GPU has not enough memory."""
+    keep_memory()
+    set_threads(config.train.threads)
+    seed_everything(config.train.seed)
+    device = pick_device(config.train.device)
+    dtype = pick_dtype(config.train.dtype, device)
+    try:
+        (task,), shared = tasks_of_one_model([config], device)
+        optimizer = build_optimizer(shared.items(), config.train, products=dtype)
+        for parameter in shared.values():  # the optimiser's state exists before activations do, as from the second step on
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        batch = made_up_batch(config, batch_size, texts).to(device)
+        synchronize(device)
+        start = time.perf_counter()
+        with autocast(device, dtype):
+            loss = task(batch).loss
+        loss.backward()
+        synchronize(device)
+        seconds = time.perf_counter() - start
+        nn.utils.clip_grad_norm_(shared.values(), 1.0)
+        optimizer.step()
+    except torch.OutOfMemoryError:
+        return None
+    return Peak(batch=batch_size, bytes=peak_bytes(device), seconds=seconds)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that this process has held: the GPU allocator's peak, or resident memory on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent had before exec
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

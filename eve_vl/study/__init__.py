@@ -1,1 +1,0 @@
-"""Studies: the paper's comparisons, measured on this library."""

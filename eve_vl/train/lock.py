@@ -1,0 +1,60 @@
+"""One training per run folder."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from eve_vl.errors import UserError
+from eve_vl.train import distributed
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keep other trainings out of a run folder; every process must call this, the main one holds the lock.
+
+    Folders that do not exist yet are made, and deleted again if nothing was written into them. Raises UserError, in every
+    process, if another training holds the lock.
+    """
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    file, holder = _acquire(run) if distributed.is_main() else (None, None)
+    holder = distributed.gather_objects(holder)[0]
+    if holder is not None:
+        raise UserError(f"{run}: is in use by process {holder}; wait for it to end, or choose another folder with --out")
+    try:
+        yield
+    finally:
+        if file is not None:
+            (run / LOCK).unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it is gone
+            file.close()
+            with contextlib.suppress(OSError):  # not empty, nor are those around it
+                for folder in made:
+                    folder.rmdir()
+
+
+def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
+    """Return the locked file and no holder, or no file and the process that holds it."""
+    path = run / LOCK
+    while True:
+        run.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not kept alive by loader workers of a killed run
+        except (BlockingIOError, PermissionError):
+            file.close()
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                return None, path.read_text().strip() or "unknown"
+            continue
+        except OSError:  # a file system without locks
+            return file, None
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:  # else its holder has deleted it since
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                return file, None
+        file.close()

@@ -1,0 +1,212 @@
+"""Benchmarks measure what they say: the rows of the paper's table, the search for the largest batch, the whole script on tiny
+shapes."""
+
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import torch
+
+from eve_vl.errors import UserError
+from eve_vl.inspect import inspect_config
+from eve_vl.loading import build_untrained
+from eve_vl.recipes import get_recipe
+from eve_vl.tasks.task import Sizes
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
+step_cost, steps = importlib.import_module("step_cost"), importlib.import_module("steps")
+
+GIB = 2**30
+CPU = torch.device("cpu")
+
+
+def tiny_rows(depths=(1, 2)):
+    return steps.variants(get_recipe("tiny"), depths)
+
+
+# Rows
+
+
+def test_rows_are_those_of_the_papers_table():
+    rows = tiny_rows((1, 4))
+    names = ("mlm_weight", "mim_weight", "itc_weight", "itm_weight")
+    weights = [tuple(getattr(row.config.task, name, 0) for name in names) for row in rows]
+    assert weights == [(1, 1, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (1, 0, 1, 1), (1, 1, 1, 1)]
+    assert [row.decoder_depth for row in rows] == [1, 4, 1, 0, 1]
+    assert [row.paper_hours for row in rows] == [2.14, 2.14, 3.26, 6.88, 7.73]
+    assert [row.is_eve for row in rows] == [True, True, False, False, False]
+
+
+def test_a_rivals_recipe_gives_the_same_rows():
+    mine, theirs = (steps.variants(get_recipe(name), (1,)) for name in ("scenes", "scenes_rival"))
+    assert [row.config.task for row in mine] == [row.config.task for row in theirs]
+
+
+def test_base_has_the_arithmetic_that_was_counted_by_hand():
+    """Per pair at full length: a dense ViT-B would take 3.5 times EVE's with ITC + ITM + MLM."""
+    rows = steps.variants(get_recipe("base"), (1, 2, 4, 8))
+    flops = {row.name: inspect_config(row.config).flops_per_step for row in rows}
+    ratios = [flops["MLM+ITC+ITM"] / flops[f"MLM+MIM, decoder {depth}"] for depth in (1, 2, 4, 8)]
+    assert ratios == sorted(ratios, reverse=True)
+    assert 3.3 < ratios[1] < ratios[0] < 3.6
+
+
+@pytest.mark.parametrize("texts", ["captions", "full"])
+def test_made_up_texts_have_the_length_asked_for(texts):
+    batch = steps.made_up_batch(get_recipe("base"), 64, texts)
+    lengths = (~batch.is_padding_BT).sum(1)
+    assert batch.ids_BT.shape[1] == lengths.max()
+    if texts == "full":
+        assert (lengths == 40).all()
+    else:
+        assert 12 < lengths.float().mean() < 16
+        assert lengths.min() >= 6
+    assert len(batch.picture_B.unique()) == 64
+    assert not (batch.is_masked_BT & batch.is_padding_BT).any()
+
+
+def test_tasks_share_weights_and_each_trains_what_it_would_alone():
+    rows = tiny_rows()
+    board = step_cost.Steps(rows, CPU)
+    batch = steps.made_up_batch(rows[0].config, 4, "captions")
+    for index, row in enumerate(rows):
+        assert board.run(index, batch) > 0
+        with torch.device("meta"):
+            alone = build_untrained(row.config, Sizes(vocab_size=row.config.tokenizer.vocab_size))
+        used = {name for name, value in board.shared.items() if value.grad is not None}
+        assert used == {name for name, _ in alone.named_parameters()}
+    first, *others = [dict(task.named_parameters()) for task in board.tasks]
+    assert all(other[name] is value for other in others for name, value in first.items() if name in other)
+    assert board.optimizer() > 0
+
+
+# Memory
+
+
+def peaks(*pairs):
+    return [steps.Peak(batch=batch, bytes=round(gib * GIB), seconds=batch / 10) for batch, gib in pairs]
+
+
+def test_memory_lies_on_the_line():
+    found = peaks((2, 3.0), (4, 4.0))
+    assert steps.at(found, 4) == 4 * GIB
+    assert steps.at(found, 8) == pytest.approx(6 * GIB)
+    assert steps.at(found, 8, "seconds") == pytest.approx(0.8)
+    assert steps.at(peaks((2, 3.0), (4, 2.9)), 8) == pytest.approx(2.9 * GIB)  # small batches do not show
+
+
+def simulated(gib, *, flat=0.0, room=1e9, seconds=0.2):
+    """A machine whose steps need so much per pair above 1 GiB, but `flat` at least, and that has no `room` for more."""
+    asked = []
+
+    def measure(batch):
+        asked.append(batch)
+        needed = max(flat, 1 + gib * batch)
+        return None if needed > room else steps.Peak(batch=batch, bytes=round(needed * GIB), seconds=seconds * batch)
+
+    return measure, asked
+
+
+@pytest.mark.parametrize(
+    ("gib", "options", "expected"),
+    [
+        (0.5, {}, 17),
+        (0.051, {}, 168),
+        (0.5, {"flat": 5.0}, 17),  # the first line is level
+        (0.5, {"flat": 2.9}, 17),  # the first line is too steep or too level
+        (0.5, {"room": 8.0}, 14),  # what a GPU refuses is no point on a line
+        (40.0, {}, 0),
+    ],
+)
+def test_search_ends_at_the_largest_batch_that_was_run_and_fits(gib, options, expected):
+    measure, asked = simulated(gib, **options)
+    found = steps.growth(measure, 8)
+    assert asked == [2, 4]
+    assert steps.largest_batch(measure, found, round(9.6 * GIB)) == (expected, True)
+    assert len(asked) <= 8
+    assert expected == 0 or expected in asked
+
+
+def test_a_step_of_minutes_is_not_run_to_see_whether_it_fits():
+    measure, asked = simulated(0.1, seconds=5.0)
+    assert steps.largest_batch(measure, steps.growth(measure, 8), 9 * GIB) == (16, False)
+    assert asked == [2, 4]
+
+
+def test_a_batch_that_does_not_fit_at_all_is_one_line():
+    with pytest.raises(UserError, match="smaller --batch"):
+        steps.growth(simulated(1.0, room=4.0)[0], 8)
+
+
+def test_memory_is_that_of_a_process_of_its_own():
+    ballast = torch.ones(200 * 2**20 // 4)  # the parent's memory must not count
+    config = get_recipe("tiny")
+    peak, here = steps.in_own_process(config, 2, "captions"), steps.run_step(config, 2, "captions")
+    assert ballast.sum() > 0
+    assert peak.batch == 2
+    assert peak.seconds > 0
+    assert 100 * 2**20 < peak.bytes < here.bytes
+
+
+# The script
+
+
+def test_the_script_writes_numbers_and_a_picture_whose_ratios_are_those_of_its_times(tmp_path):
+    flags = "--recipe tiny --batch 2 --decoder-depths 1 2 --repeats 1 --threads 1 --no-memory --json a.json --out a.svg"
+    command = [sys.executable, str(BENCHMARKS / "step_cost.py"), *flags.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values = json.loads((tmp_path / "a.json").read_text())
+    rows = {row["name"]: row for row in values["rows"]}
+    assert [row["decoder_depth"] for row in rows.values()] == [1, 2, 1, 0, 1]
+    eve = rows[values["reference"]]
+    assert eve["name"] == "MLM+MIM, decoder 1"
+    for row in rows.values():
+        ratios = [a / b for a, b in zip(row["seconds_per_sample_rounds"], eve["seconds_per_sample_rounds"], strict=True)]
+        assert row["seconds_over_eve"] == statistics.median(ratios)
+        assert row["gflop_over_eve"] == row["gflop_per_sample"] / eve["gflop_per_sample"]
+    rival = rows["MLM+ITC+ITM"]
+    assert [row["paper_over_eve"] for row in values["rival_by_decoder"]] == [6.88 / 2.14] * 2
+    for shown in (done.stdout, (tmp_path / "a.svg").read_text()):
+        assert f"{rival['seconds_over_eve']:.2f}" in shown
+        assert "3.21" in shown  # the paper's
+    assert ET.fromstring((tmp_path / "a.svg").read_text()).tag.endswith("svg")
+    assert "<svg" in step_cost.page(values)
+
+
+def row_of(name, seconds, *, hours=2.0, gflop=1.0, whole_step=None):
+    values = dict.fromkeys(step_cost.Row.__dataclass_fields__)
+    values |= {"name": name, "gflop_per_sample": gflop, "paper_hours_per_epoch": hours}
+    values |= {"seconds_per_sample_rounds": seconds, "whole_step_per_sample_at_largest": whole_step}
+    return step_cost.Row(**values)
+
+
+def test_ratios_are_those_of_each_round():
+    eve, rival = row_of("eve", [1.0, 2.0, 4.0], whole_step=2.0), row_of("rival", [4.0, 8.0, 16.0], hours=6.0, whole_step=9.0)
+    over = rival.over(eve)
+    assert over["seconds_over_eve_range"] == [4, 4]  # noise that hits a whole round cancels
+    assert (over["seconds_over_eve"], over["epoch_over_eve"], over["paper_over_eve"]) == (4, 4.5, 3)
+    assert row_of("unknown", [1.0, 1.0, 1.0]).over(eve)["epoch_over_eve"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--batch 0", "--batch 0 is not positive"),
+        ("--out a.png", "neither .html nor .svg"),
+        ("--memory-cap 4 --no-memory", "no use with --no-memory"),
+        ("--recipe tiney", "tiny"),
+        ("--recipe tiny --decoder-depths 2 -1", "decoder depths 2 -1"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_measured(flags, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        step_cost.parsed(flags.split())
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""Two processes with a head that standardises: equal at all times, and killed and gone on with as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from two_process_runs import SAVED, STEPS
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(HERE / "two_process_runs.py"), str(folder)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    first, second = (subprocess.run(command, capture_output=True, text=True, timeout=300, env=env) for _ in range(2))
+    assert f"exitcode  : -{signal.SIGKILL.value}" in first.stderr, first.stderr
+    assert second.returncode == 0, second.stderr
+    return folder
+
+
+def rows(run: Path) -> list[dict]:
+    found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{name: row[name] for name in row if name not in ("samples_per_second", "loader_share")} for row in found]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(folder: Path):
+    assert sorted(path.name for path in (folder / "killed/checkpoints").iterdir()) == ["step_00000010", "step_00000020"]
+    for step in (SAVED, STEPS):
+        for name in ("model", "optimizer", "rng_0", "rng_1"):
+            one, two = (
+                load_file(folder / run / f"checkpoints/step_{step:08d}/{name}.safetensors") for run in ("whole", "killed")
+            )
+            assert one.keys() == two.keys()
+            for key, value in one.items():
+                assert torch.equal(value, two[key]) or key in ("python_gauss", "meter./counts"), (step, name, key)
+    assert rows(folder / "whole") == rows(folder / "killed")
+
+
+def test_all_processes_are_equal_and_as_their_checkpoint(folder: Path):
+    one, two = (load_file(folder / f"whole/rank_{rank}.safetensors") for rank in range(2))
+    saved = load_file(folder / f"whole/checkpoints/step_{STEPS:08d}/model.safetensors")
+    assert one["compare_head.norm.running_mean"].abs().max() > 0.01
+    for name, value in one.items():
+        assert torch.equal(value, two[name]) and torch.equal(value, saved[name]), name
+
+
+def test_many_small_updates_give_the_true_average(folder: Path):
+    for rank in range(2):
+        found = load_file(folder / f"updates_{rank}.safetensors")
+        torch.testing.assert_close(found, {"mean": torch.tensor([5.0]), "var": torch.tensor([2.0])}, rtol=1e-5, atol=0)

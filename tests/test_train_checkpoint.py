@@ -1,0 +1,201 @@
+"""Checkpoints: tied weights and the meta device, damage that must not go unseen, old ones that still serve."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_train_best import CONFIG, Guess, scored, step_folder, train, weights
+from torch import Tensor, nn
+
+from eve_vl.errors import UserError
+from eve_vl.train import checkpoint
+
+SHORT = replace(CONFIG, steps=4, val_every=4)
+
+
+class Tied(nn.Module):
+    """A word table whose weight is its head's too, and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 3), nn.Linear(3, 5)
+        self.head.weight = self.words.weight
+        self.norm = nn.BatchNorm1d(3)
+        self.norm.weight.requires_grad_(False)
+
+
+def save(run: Path, model: nn.Module, **more: Tensor) -> Path:
+    return checkpoint.save_best(run, step=3, model=model.state_dict() | more, texts={"config.json": "{}"}, numbers={})
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tied_weights_come_back_tied(tmp_path: Path, device):
+    torch.manual_seed(0)
+    model = Tied()
+    folder = save(tmp_path, model)
+    torch.manual_seed(1)
+    with torch.device(device):
+        other = Tied()
+    checkpoint.load_model(folder, other)
+    assert other.head.weight is other.words.weight
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert other.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_weights_that_are_not_tied_any_more_are_refused(tmp_path: Path):
+    folder = save(tmp_path, Tied(), **{"head.weight": torch.ones(5, 3)})
+    with pytest.raises(UserError, match=r"head.weight is not equal to words.weight, with which it is tied"):
+        checkpoint.load_model(folder, Tied())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_loading_is_strict(tmp_path: Path, device):
+    folder = save(tmp_path, nn.Linear(3, 2), extra=torch.ones(1))
+    with torch.device(device):
+        model = nn.Linear(4, 2)
+    with pytest.raises(UserError, match=r"extra is unknown; weight has shape \(2, 3\), expected \(2, 4\)"):
+        checkpoint.load_model(folder, model)
+
+
+def test_all_files_have_the_permissions_of_any_other(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        folder = save(tmp_path, Tied())
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
+        ("model.safetensors", "config.json", "state.json"), 416
+    )
+
+
+def edit_state(**changes: object) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        state = json.loads((folder / "state.json").read_text()) | changes
+        (folder / "state.json").write_text(json.dumps(state))
+
+    return edit
+
+
+def flip_a_bit(name: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[-1] ^= 1
+        (folder / name).write_bytes(content)
+
+    return edit
+
+
+def edit_optimizer(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    """In a checkpoint of an older version, which has no checksums."""
+
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / "optimizer.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "optimizer.safetensors")
+        edit_state(sha256={})(folder)
+
+    return edit
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+        if name != "state.json":
+            edit_state(sha256={})(folder)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (flip_a_bit("model.safetensors"), "damaged (model.safetensors is not what was written, by its checksum)"),
+        (flip_a_bit("optimizer.safetensors"), "optimizer.safetensors is not what was written"),
+        (flip_a_bit("rng_0.safetensors"), "rng_0.safetensors is not what was written"),
+        (flip_a_bit("config.json"), "config.json is not what was written"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: No such file"),
+        (edit_state(step=2), "state.json says step 2"),
+        (edit_state(step=True), "state.json holds no step"),
+        (edit_state(num_processes=0), "state.json says num_processes 0"),
+        (edit_state(num_processes=True), "state.json says num_processes True"),
+        (edit_state(num_processes="1"), "state.json says num_processes 1"),
+        (edit_state(sha256=[]), "state.json holds no checksums"),
+        (cut("state.json"), "state.json: "),
+        (lambda folder: (folder / "state.json").write_text("[]"), "state.json holds no step"),
+        (lambda folder: (folder / "state.json").write_text("[" * 99_999), "state.json: "),
+        (lambda folder: (folder / "state.json").write_bytes(b"\xff"), "state.json: "),
+        (cut("model.safetensors"), "model.safetensors: cannot be read"),
+        (cut("optimizer.safetensors"), "damaged ("),
+        (cut("rng_0.safetensors"), "damaged ("),
+        (edit_optimizer(lambda t: t.pop("weight.exp_avg")), "does not hold step, exp_avg, exp_avg_sq of weight"),
+        (edit_optimizer(lambda t: [t.pop(name) for name in list(t)]), "does not hold step, exp_avg, exp_avg_sq of weight"),
+        (edit_optimizer(lambda t: t.update({"weight.exp_avg": torch.ones(1)})), "exp_avg_sq of weight, or in another shape"),
+        (edit_optimizer(lambda t: t.update({"weight.momentum": torch.ones(3)})), "does not hold step, exp_avg, exp_avg_sq of"),
+        (edit_optimizer(lambda t: t.update({"bias.step": torch.ones(())})), "holds bias, which does not train"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path: Path, damage, words):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.5)), SHORT)
+    damage(step_folder(run, 4))
+    with pytest.raises(UserError) as caught:
+        train(run, Guess([]), SHORT)
+    message = str(caught.value)
+    assert words in message and "\n" not in message
+    assert message.startswith(str(step_folder(run, 4))) and message.endswith("to go on from the one before")
+    for path in step_folder(run, 4).iterdir():
+        path.unlink()
+    step_folder(run, 4).rmdir()
+    assert train(run, Guess(scored(0.5)), SHORT)["score"] == 0.5
+
+
+def test_damaged_best_weights_are_named(tmp_path: Path):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.5)), SHORT)
+    flip_a_bit("model.safetensors")(run / "best")
+    with pytest.raises(UserError, match=r"best: damaged .* delete this folder to go on without it"):
+        train(run, Guess(scored(0.5)), SHORT)
+    edit_state(sha256={}, numbers=3)(run / "best")
+    with pytest.raises(UserError, match=r"best: damaged \(state.json holds no numbers\)"):
+        train(run, Guess(scored(0.5)), SHORT)
+
+
+def test_a_checkpoint_without_checksums_still_serves(tmp_path: Path):
+    run = tmp_path / "run"
+    whole = train(run, Guess(scored(0.5, 0.6, 0.3, 0.4)))
+    for folder in (step_folder(run, 8), run / "best"):
+        state = json.loads((folder / "state.json").read_text())
+        del state["sha256"]
+        (folder / "state.json").write_text(json.dumps(state))
+    assert train(run, Guess([])) == whole
+
+
+def test_the_best_never_vanish(tmp_path: Path, monkeypatch):
+    """Killed between the renames that replace the folder."""
+
+    class Killed(BaseException):
+        pass
+
+    run, rename = tmp_path / "run", Path.rename
+    train(run, Guess(scored(0.5)), SHORT)
+
+    def until_killed(self: Path, target: Path) -> Path:
+        if self.name == ".best.tmp":
+            raise Killed
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", until_killed)
+    with pytest.raises(Killed):
+        train(run, Guess(scored(0.6)), replace(SHORT, steps=8))
+    monkeypatch.undo()
+    assert not (run / "best").exists()
+    assert checkpoint.chosen_checkpoint(run) == run / "best"
+    best = checkpoint.read_best(run)
+    assert best == {"step": 4, "numbers": {"score": 0.5, "other": 5.0}}
+    assert torch.equal(weights(run / "best"), weights(step_folder(run, 4)))

@@ -1,0 +1,124 @@
+"""The loop: what a stop keeps, which signals stop it, what a task may do before a step."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train_best import CONFIG, Guess, Numbers, endless, scored, step_folder
+from torch import Tensor, nn
+
+from eve_vl.config import TrainConfig
+from eve_vl.train.log import BadSamples, read_log
+from eve_vl.train.trainer import StepOutput, StoppedError, Trainer
+
+SCORES = scored(0.1, 0.2, 0.3, 0.4)
+
+
+class Noisy(Guess):
+    """Whose loss, and a term that only some steps have, are random; one parameter never gets a gradient."""
+
+    def __init__(self, count: int = 4):
+        super().__init__(SCORES[-count:])
+        self.idle = nn.Parameter(torch.ones(2))
+
+    def forward(self, batch: Numbers) -> StepOutput:
+        noise = torch.randn(3)
+        return StepOutput(loss=(self.weight - noise).square().sum(), terms={"noise": noise.mean()})
+
+
+def stopping(step: int, number: int) -> Iterator[Numbers]:
+    """Batches, with a signal before that of a step; SIGHUP comes from the terminal and from the shell."""
+    for index, batch in enumerate(endless(), 1):
+        if index == step:
+            for _ in range(2 if number == signal.SIGHUP else 1):
+                os.kill(os.getpid(), number)
+        yield batch
+
+
+def fit(run: Path, task: nn.Module, batches: Iterator, config: TrainConfig) -> dict[str, float]:
+    run.mkdir(exist_ok=True)
+    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts={})
+    trainer.resume()
+    return trainer.fit(batches, [], BadSamples(run, num_rows=1, max_share=1, writes=True))
+
+
+def rows(run: Path) -> list[dict]:
+    return [{name: row[name] for name in row if name not in ("samples_per_second", "loader_share")} for row in read_log(run)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("step", "log_every"), [(3, 4), (5, 3), (6, 3), (1, 8)])
+def test_a_run_that_was_stopped_equals_one_that_was_not(tmp_path: Path, number, step, log_every):
+    """Also in the middle of what one row of the log is the mean of."""
+    config = replace(CONFIG, log_every=log_every, save_every=8, val_every=8)
+    torch.manual_seed(0)
+    fit(tmp_path / "whole", Noisy(1), endless(), config)
+    torch.manual_seed(0)
+    with pytest.raises(StoppedError) as caught:
+        fit(tmp_path / "stopped", Noisy(0), stopping(step, number), config)
+    assert caught.value.code == 128 + number
+    torch.manual_seed(1)
+    fit(tmp_path / "stopped", Noisy(1), endless(), config)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "stopped")
+    for name in ("model", "optimizer", "rng_0"):
+        one, two = (load_file(step_folder(tmp_path / run, 8) / f"{name}.safetensors") for run in ("whole", "stopped"))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one if key != "python_gauss"), name
+
+
+def test_the_speed_of_a_window_counts_the_time_before_the_stop(tmp_path: Path):
+    config = replace(CONFIG, log_every=8, save_every=8, val_every=8)
+    with pytest.raises(StoppedError):
+        fit(tmp_path / "run", Noisy(0), stopping(7, signal.SIGTERM), config)
+    kept = load_file(step_folder(tmp_path / "run", 7) / "rng_0.safetensors")
+    steps, seconds, _ = kept["meter./counts"].tolist()
+    assert (steps, seconds > 0) == (7, True)
+    fit(tmp_path / "run", Noisy(1), endless(), config)
+    (row,) = (row for row in read_log(tmp_path / "run") if row["kind"] == "train")
+    assert row["samples_per_second"] < 8 / seconds
+
+
+def test_nohup_keeps_its_meaning(tmp_path: Path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit(tmp_path / "run", Noisy(), stopping(3, signal.SIGHUP), CONFIG)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert step_folder(tmp_path / "run", 8).is_dir()
+
+
+@dataclass(kw_only=True)
+class Counted(Numbers):
+    """A batch that knows how many rows those of its step have together."""
+
+    rows: int = 1
+    total: int | None = None
+
+
+class Counting(Guess):
+    """Weighs rows alike, however they are spread over micro-batches."""
+
+    def before_step(self, micro_batches: list[Counted]) -> list[Counted]:
+        total = sum(batch.rows for batch in micro_batches)
+        return [replace(batch, total=total) for batch in micro_batches]
+
+    def forward(self, batch: Counted) -> StepOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert batch.total is not None
+        share = torch.tensor(2 * batch.rows / batch.total)  # the loop takes the mean of two
+        return StepOutput(loss=share * (self.weight - batch.rows).square().sum(), terms={"share": share})
+
+
+def test_a_task_sees_all_micro_batches_of_a_step_first(tmp_path: Path):
+    config = replace(CONFIG, steps=1, batch_size=2, accumulation=2, log_every=1)
+    task = Counting(SCORES)
+    gradients: list[Tensor] = []
+    task.weight.register_hook(gradients.append)
+    fit(tmp_path / "run", task, iter([Counted(rows=1), Counted(rows=3)]), config)
+    assert torch.equal(sum(gradients, torch.zeros(3)), torch.full((3,), -2 * (1 / 4 * 1 + 3 / 4 * 3)))
+    (row,) = (row for row in rows(tmp_path / "run") if row["kind"] == "train")
+    assert row["share"] == 1

@@ -1,0 +1,91 @@
+"""What tests/test_distributed_runs.py runs under torchrun: a run of two processes, and the same one killed and gone on with.
+
+python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_process_runs.py FOLDER, twice: the first time dies
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
+from torch import Tensor, nn
+
+from eve_vl.data.loader import eval_loader
+from eve_vl.train import distributed
+from eve_vl.train.log import BadSamples
+from eve_vl.train.parallel import parallelize, share_running_averages
+from eve_vl.train.trainer import Trainer
+
+NUM_ROWS, BATCH, STEPS, SAVED, KILLED = 24, 8, 20, 10, 13
+UPDATES = 200
+
+
+def train(run: Path, *, dies: bool) -> None:
+    """Train a head that standardises to the last step, or go on; or die on the way."""
+    train_config = {"steps": STEPS, "batch_size": BATCH, "val_every": 5, "save_every": SAVED, "log_every": 4, "lr": 1e-2}
+    config = config_of("nlvr2_compare", train=train_config | {"device": "cpu"}, model={"dropout": 0.1})
+    rank, world = distributed.rank(), distributed.world_size()
+    task, dataset = build(config), train_set(config, NUM_ROWS)
+    texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(rank)
+    trainer = Trainer(config.train, run, task, device=torch.device("cpu"), texts=texts)
+    trainer.resume()
+
+    def batches(step: int) -> Iterator[Any]:
+        while True:
+            if dies and step == KILLED:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rows = [(step * BATCH + row) % NUM_ROWS for row in range(rank, BATCH, world)]
+            yield dataset.collate([dataset[(step, 0, row)] for row in rows])
+            step += 1
+
+    val_loader = eval_loader(eval_set(config), batch_size=4, rank=rank, world=world)
+    bad_samples = BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=distributed.is_main())
+    trainer.fit(batches(trainer.step), val_loader, bad_samples)
+    save_file({key: value.clone() for key, value in task.state_dict().items()}, run / f"rank_{rank}.safetensors")
+
+
+class Averages(nn.Module):
+    """A head that standardises."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1, affine=False)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.norm(x) * self.weight).sum()
+
+
+def small_updates() -> dict[str, Tensor]:
+    """Running averages after many steps on inputs around 0 in one process, around 10 in the other."""
+    task = Averages()
+    model = parallelize(task, torch.device("cpu"))
+    for _ in range(UPDATES):
+        model(torch.tensor([[-1.0], [1.0]]) + 10 * distributed.rank()).backward()
+        share_running_averages(task)
+    return {"mean": task.get_buffer("norm.running_mean"), "var": task.get_buffer("norm.running_var")}
+
+
+def main(folder: Path) -> None:
+    """Write what this process found."""
+    torch.set_num_threads(1)
+    distributed.setup(torch.device("cpu"))
+    is_first = not (folder / "killed").exists()
+    distributed.barrier()
+    if is_first:
+        train(folder / "whole", dies=False)
+        save_file(small_updates(), folder / f"updates_{distributed.rank()}.safetensors")
+    train(folder / "killed", dies=is_first)
+    distributed.barrier()
+    distributed.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
