@@ -21,21 +21,26 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eve_vl import objectives
-from eve_vl.config import Config
+from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.convert import published
 from eve_vl.convert.keys import key_table, to_ours, to_published
-from eve_vl.model.embed import Tokens, pair, patchify
+from eve_vl.loading import build_untrained
+from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe_official import Assignment, OfficialMoE
-from eve_vl.run import build_untrained
-from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.routing import routing_terms
+from eve_vl.tasks.task import Sizes
 from eve_vl.tasks.vqa import VQA
 
 ABSOLUTE = 2e-5  # of every recorded output
 RELATIVE = 2e-5  # of gradients, on top, and of their norms
-HEADS = {"vqa": "vqa", "nlvr": "nlvr2 concat", "nlvr_biattn": "nlvr2 paired", "retrieval": "retrieval"}
+HEADS = {
+    "vqa": VQAConfig(),
+    "nlvr": NLVR2Config(head="concat"),
+    "nlvr_biattn": NLVR2Config(head="paired"),
+    "retrieval": RetrievalConfig(final_norm=False, projection_dim=64),
+}
 VERSIONS = {"released": "official", "dropless": "official-dropless"}
 
 
@@ -73,31 +78,32 @@ class Fixture:
         self.heads = {name: load_file(folder / f"state_head_{name}.safetensors") for name in HEADS}
 
     def task(self, name: str, version: str) -> tuple[Any, dict[str, tuple[str, ...]]]:
-        """Return a task with the recorded weights, in evaluation mode, and its key table."""
+        """Return a task with the recorded weights, in evaluation mode, which computes all states, and its key table."""
         tensors = self.backbone | self.heads[name]
         manifest, derived = self.manifest, self.manifest["derived"]
-        model, head = published.infer(tensors, name, manifest["vlmo_config"]["num_attention_heads"])
-        assert head == HEADS[name]
-        model = replace(
-            model,
-            routing=VERSIONS[version],
-            balance_weight=derived["gate_loss_weight"],
-            padded_text_length=derived["text_length_pair"],
-        )
-        table = key_table(model, head)
+        sizes, model, section = published.infer(tensors, name, manifest["vlmo_config"]["num_attention_heads"])
+        assert section == HEADS[name]
+        sizes = replace(sizes, padded_text_length=derived["text_length_pair"])
+        model = replace(model, routing=VERSIONS[version], balance_weight=derived["gate_loss_weight"])
+        table = key_table(model, section)
         ours = to_ours(tensors, table)
-        for key, tensor in to_published(ours, table, model).items():
+        for key, tensor in to_published(ours, table, sizes).items():
             assert torch.equal(tensor, tensors[key]), key
-        config: Config = published.config_for(model, head, Path("golden"), tensors)
-        answers = [str(number) for number in range(len(ours.get("answer_head.3.bias", ())))]
-        task = build_untrained(config, len(ours["encoder.text.words.weight"]), answers)
+        config: Config = published.config_for(sizes, model, section, Path("golden"))
+        labels = tuple(str(number) for number in range(len(ours.get("answer_head.3.bias", ()))))
+        task = build_untrained(config, Sizes(vocab_size=len(ours["encoder.text.words.weight"]), labels=labels))
         task.load_state_dict(ours)
+        task.encoder.computes_all = True
         return task.eval(), table
 
-    def tokens(self, encoder: Encoder, image: str = "image") -> tuple[Tokens, Tokens]:
+    @property
+    def texts(self) -> tuple[Tensor, Tensor]:
+        """Token ids, and which are padding."""
+        return self.inputs["text_ids"], self.inputs["text_atts"] == 0
+
+    def tokens(self, encoder: Encoder) -> tuple[Tokens, Tokens]:
         """Return the embedded pictures and texts."""
-        patches_BPX = patchify(self.inputs[image], encoder.config.patch_size)
-        return encoder.image(patches_BPX), encoder.text(self.inputs["text_ids"], self.inputs["text_atts"] == 0)
+        return encoder.image(self.inputs["image"]), encoder.text(*self.texts)
 
 
 @contextmanager
@@ -166,42 +172,32 @@ def check_encoder(fixture: Fixture, version: str, check: Comparison) -> None:
     """Pictures, texts and pairs, block by block."""
     encoder = fixture.task("vqa", version)[0].encoder
     image, text = fixture.tokens(encoder)
-    for tag, tokens in (("vl", pair(image, text)), ("vision", image), ("text", text)):
+    for tag, tokens in (("vl", (image, text)), ("vision", (image, None)), ("text", (None, text))):
         with watching(encoder, check, f"backbone.{tag}", has_states=True):
-            check("states", f"backbone.{tag}.out", encoder.encode(tokens).x_BND)
-
-
-class StandIn:
-    """A batch of the tasks, made of recorded inputs."""
-
-    def __init__(self, fixture: Fixture):
-        inputs = fixture.inputs
-        self.ids_BT, self.is_padding_BT = inputs["text_ids"], inputs["text_atts"] == 0
-        self.image, self.right_BCHW = inputs["image"], inputs["image2"]
-        self.labels = [bool(label) for label in inputs["nlvr_targets"].tolist()]
-
-    def pixels(self) -> Tensor:
-        return self.image
+            check("states", f"backbone.{tag}.out", encoder.encode(*tokens).x_BND)
 
 
 def check_classifiers(fixture: Fixture, version: str, check: Comparison) -> None:
     """VQA and both heads of NLVR2: logits, losses and, dropless, gradients."""
-    batch: Any = StandIn(fixture)
+    inputs = fixture.inputs
     for name in ("vqa", "nlvr", "nlvr_biattn"):
         task, table = fixture.task(name, version)
+        pictures = (inputs["image"],) if isinstance(task, VQA) else (inputs["image"], inputs["image2"])
         with watching(task.encoder, check, name):
-            logits, _ = task.predict(batch)
+            logits, _ = task.logits(*pictures, *fixture.texts)
         check("logits", f"{name}.logits", logits)
+        if not task.encoder.results_depend_on_batch:  # as in evaluation, without states that nobody reads
+            task.encoder.computes_all = False
+            check("logits", f"{name}.logits", task.logits(*pictures, *fixture.texts)[0])
+            task.encoder.computes_all = True
         tag = f"{name}_loss"
         with watching(task.encoder, check, tag):
-            if isinstance(task, VQA):
-                logits, router = task.predict(batch)
-                loss, routers = objectives.answers(logits, fixture.inputs["vqa_targets"]), [router]
-            else:
-                assert isinstance(task, NLVR2)
-                logits, routers = task.predict(batch)
-                loss = objectives.matching(logits, torch.tensor(batch.labels))
-        gate = task.config.model.balance_weight * routing_terms(routers)["balance"]
+            logits, routers = task.logits(*pictures, *fixture.texts)
+        if isinstance(task, VQA):
+            loss = objectives.answers(logits, inputs["vqa_targets"])
+        else:
+            loss = objectives.matching(logits, inputs["nlvr_targets"].bool())
+        gate = task.encoder.balance_weight * routing_terms(routers)["balance"]
         check("losses", f"{tag}.loss", loss)
         check("losses", f"{tag}.gate_loss", gate)
         if isinstance(task, VQA):
@@ -218,17 +214,17 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     encoder, contrast, features = task.encoder, task.contrast, task.contrast.features
     image, text = fixture.tokens(encoder)
     with watching(encoder, check, "retrieval_train_feats"):
-        image_Bd = features.image_features(encoder.encode(image).x_BND[:, 0])
-        text_Bd = features.text_features(encoder.encode(text).x_BND[:, 0])
+        image_Bd = features.image_features(encoder.encode(image, None).cls_BD)
+        text_Bd = features.text_features(encoder.encode(None, text).cls_BD)
     check("features", "retrieval_train_feats.image", image_Bd)
     check("features", "retrieval_train_feats.text", text_Bd)
     check("logits", "retrieval_train_feats.itc_logits", image_Bd @ text_Bd.T / features.temperature)
     for tag, tokens, project in (
-        ("vision", image, features.image_features),
-        ("text", text, features.text_features),
+        ("vision", (image, None), features.image_features),
+        ("text", (None, text), features.text_features),
     ):
         with watching(encoder, check, f"retrieval_eval_feats.{tag}"):
-            cls_BD = encoder.encode(tokens, final_norm=task.settings.final_norm).x_BND[:, 0]
+            cls_BD = task.alone(*tokens)
         check("features", f"retrieval_eval_feats.{tag}.feat", project(cls_BD))
     with watching(encoder, check, "retrieval_itm"):
         check("logits", "retrieval_itm.itm_logits", contrast.match(encoder, image, text)[0])
@@ -251,15 +247,15 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     objectives.hard_negatives, objectives.matching = recorded_negatives, seen_matching
     try:
         with watching(encoder, check, tag):
-            terms, routers = contrast(encoder, image, text, fixture.inputs["retrieval_idx"])
+            losses, _, routers = contrast(encoder, image, text, fixture.inputs["retrieval_idx"])
     finally:
         objectives.hard_negatives, objectives.matching = drawn, matching
-    gate = task.config.model.balance_weight * routing_terms(routers)["balance"]
+    gate = encoder.balance_weight * routing_terms(routers)["balance"]
     check("logits", f"{tag}.itm_logits", seen["logits"])
-    check("losses", f"{tag}.itc_loss", terms["itc"])
-    check("losses", f"{tag}.itm_loss", terms["itm"])
+    check("losses", f"{tag}.itc_loss", losses["itc"])
+    check("losses", f"{tag}.itm_loss", losses["itm"])
     check("losses", f"{tag}.gate_loss", gate)
-    check_gradients(fixture, check, f"{tag}.total", "retrieval", task, table, terms["itc"] + terms["itm"] + gate)
+    check_gradients(fixture, check, f"{tag}.total", "retrieval", task, table, losses["itc"] + losses["itm"] + gate)
 
 
 def check_gradients(
@@ -280,7 +276,7 @@ def check_gradients(
     full = {
         key: torch.zeros_like(parameters[key]) if grad is None else grad for key, grad in zip(parameters, grads, strict=True)
     }
-    theirs = to_published(full, table, task.config.model)
+    theirs = to_published(full, table, task.config.input)
     is_used = {other: used[key] for key, others in table.items() for other in others}
     norms, recorded = [], check.recorded[f"{tag}.grad_norms"]
     for key, norm in zip(fixture.manifest["param_order"][name], recorded.tolist(), strict=True):

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from eve_vl.run import build_untrained, load_run
 from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from torch import Tensor
 
 from eve_vl.convert import published
-from eve_vl.convert.keys import HEADS, buffers, key_table, to_ours, to_published
+from eve_vl.convert.keys import buffers, key_table, to_ours, to_published
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.model.embed import patchify
+from eve_vl.loading import build_untrained, load_run
+from eve_vl.tasks.task import Sizes
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = {"vqa": "vqa", "nlvr": "nlvr2", "nlvr_biattn": "nlvr2", "retrieval": "retrieval"}
@@ -70,7 +70,8 @@ def test_a_bare_encoder_is_a_start_for_fine_tuning(eve, tmp_path, words):
     torch.save(tiny(""), tmp_path / "eve.pth")
     done = eve("convert", "eve.pth", "run", "--tokenizer", words, "--num-heads", 4, "--text-tokens", 12)
     assert done.returncode == 0, done.stderr
-    assert "no head" in done.stdout
+    assert "an encoder without heads, a start for other runs (--init)" in done.stdout
+    assert load_run(tmp_path / "run").config.task.name == "encoder"
     flags = ["--train.steps", 2, "--train.batch-size", 2, "--data.val-samples", 4, "--data.num-workers", 0]
     done = eve("finetune", "demo_retrieval", "--init", "run", "--out", "tuned", *flags)
     assert done.returncode == 0, done.stderr
@@ -290,21 +291,21 @@ def test_the_key_table_covers_every_key(name, size):
     models = json.loads((GOLDEN / "official_base_state_dict.json").read_text())["models"]
     shapes = models[name]["state_dict"]
     tensors = meta(shapes if size == "base" else large(shapes))
-    model, head = published.infer(tensors, name)
+    sizes, model, section = published.infer(tensors, name)
     wanted = (12, 768, 12, 2) if size == "base" else (24, 1024, 16, 3)
     assert (model.depth, model.embed_dim, model.num_heads, model.num_deep_blocks) == wanted
-    assert (model.num_experts, model.image_size, model.text_length, model.mlp_ratio) == (32, 384, 196, 4)
-    table = key_table(model, head)
-    theirs = [key for keys in table.values() for key in keys] + list(buffers(model))
+    assert (model.num_experts, sizes.image_size, sizes.text_length, model.mlp_ratio) == (32, 384, 196, 4)
+    assert section.name == KINDS[name]
+    table = key_table(model, section)
+    theirs = [key for keys in table.values() for key in keys] + list(buffers(sizes))
     assert sorted(theirs) == sorted(tensors)  # each once
     ours = to_ours(tensors, table)
-    config = published.config_for(model, head, Path("run"), tensors)
+    config = published.config_for(sizes, model, section, Path("run"))
     with torch.device("meta"):
-        task = build_untrained(config, 64_000, [str(number) for number in range(3128)])
+        task = build_untrained(config, Sizes(vocab_size=64_000, labels=tuple(str(number) for number in range(3128))))
     assert {key: tensor.shape for key, tensor in task.state_dict().items()} == {key: t.shape for key, t in ours.items()}
-    back = to_published(ours, table, model)
+    back = to_published(ours, table, sizes)
     assert {key: tensor.shape for key, tensor in back.items()} == {key: tensor.shape for key, tensor in tensors.items()}
-    assert head in HEADS
 
 
 # BEiT and ViT
@@ -339,7 +340,7 @@ def test_features_are_those_of_timm(eve, tmp_path, words, kind, copy):
     encoder = load_run(tmp_path / "run").task.encoder
     pixels = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        ours = encoder.encode(encoder.image(patchify(pixels, 8))).x_BND
+        ours = encoder.encode(encoder.image(pixels), None).x_BND
         torch.testing.assert_close(ours, source.forward_features(pixels), rtol=0, atol=1e-5)
     weights = encoder.state_dict()
     for block in range(3 - deep):

@@ -3,11 +3,12 @@
 Tracing takes seconds, so runs are two blocks deep and each file is traced once.
 """
 
-import contextlib
+import copy
 import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,12 +19,12 @@ from twins import random_moe, randomize, slow_moe
 
 from eve_vl import export
 from eve_vl.cli import main
-from eve_vl.data import inputs
+from eve_vl.data.inputs import Inputs, given_images
 from eve_vl.eve import Eve
 from eve_vl.export import export_run
-from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe_official import OfficialMoE
 from eve_vl.model.moe_traceable import TraceableMoE
+from eve_vl.tasks.task import Task
 
 SMALL = {"depth": 2, "num_deep_blocks": 1, "num_experts": 3}
 DENSE = {"depth": 1, "num_deep_blocks": 0}
@@ -113,7 +114,7 @@ def test_matching(exported, numbers):
 def test_answering(exported, numbers):
     files = exported["vqa"]
     images, texts = pictures(len(numbers)), [TEXTS[number] for number in numbers]
-    batch = inputs.pairs(inputs.given_images(images), texts, files.eve.tokenizer, files.eve.model)
+    batch = Inputs(files.eve.run.config.input, files.eve.tokenizer, torch.device("cpu")).pairs(given_images(images), texts)
     found = files.run("answerer", pixels=stacked(images), **files.texts(numbers))
     assert_close(found, files.eve.task.predict(batch)[0])
     assert json.loads((files.folder / "answers.json").read_text()) == list(ANSWERS)
@@ -180,8 +181,13 @@ def test_the_twin_of_official_experts_without_drops():
 @pytest.mark.parametrize(
     ("name", "model", "flags", "words"),
     [
-        ("vqa", DENSE, ("--parts", "matcher"), "eve finetune demo_retrieval"),
-        ("vqa", DENSE, ("--parts", "answer"), "answerer"),
+        (
+            "vqa",
+            DENSE,
+            ("--parts", "matcher"),
+            "a run of task vqa has no part 'matcher'; choose from answerer, image_encoder, text",
+        ),
+        ("vqa", DENSE, ("--parts", "answer"), "did you mean 'answerer'?"),
         ("retrieval", SMALL | {"routing": "official"}, (), "random"),
     ],
 )
@@ -219,12 +225,11 @@ def test_missing_packages_are_one_sentence(eve, tmp_path, monkeypatch):
 
 
 def test_a_file_with_other_numbers_is_refused(tmp_path, monkeypatch):
-    @contextlib.contextmanager
-    def wrong(encoder: Encoder) -> Iterator[None]:
+    def wrong(task: Task[Any]) -> Task[Any]:
+        twin = copy.deepcopy(task)
         with torch.no_grad():
-            encoder.image.cls.mul_(1.1)
-            yield
-            encoder.image.cls.div_(1.1)
+            twin.encoder.get_parameter("image.cls").mul_(1.1)
+        return twin
 
     monkeypatch.setattr(export, "traceable", wrong)
     write_run(tiny_run("vqa", model=DENSE), tmp_path / "run")

@@ -10,12 +10,11 @@ from golden_check import Fixture
 from safetensors.torch import load_file
 
 from eve_vl.config import TrainConfig
-from eve_vl.convert.published import NUM_WORDS
 from eve_vl.data.dataset import NAMES_A_SIDE
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics import vqa
-from eve_vl.model.embed import resize_positions
+from eve_vl.model.embed import pick, resize_positions
 from eve_vl.tasks.retrieval import Index, Retrieval
 from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate
 
@@ -99,7 +98,7 @@ def test_captions_are_cleaned_as_published(num_words):
 def test_questions_are_cleaned_like_captions():
     """The published code leaves double spaces and the marks around "<person>" in questions: tokens differ by nothing else."""
     tokenizer = Tokenizer.train(["a man with a hat"], 300)
-    tokenizer.clean_as_published(NUM_WORDS["retrieval"])
+    tokenizer.clean_as_published(Retrieval.published_head.words)
     for text, cleaned in recorded("text_preprocessing")["pre_question"]["30"]:
         ours = tokenizer.backend.normalizer.normalize_str(text)
         assert ours == " ".join(cleaned.replace("<person>", "person").replace("`", "").split()), text
@@ -155,10 +154,10 @@ def test_search_and_reranking(tiny):
     for best, scores, wanted in ((best_IK, scores_IK, tensors["rerank_i2t"]), (best_TK, scores_TK, tensors["rerank_t2i"])):
         ours = torch.full_like(wanted, -100).scatter(1, best, scores)
         torch.testing.assert_close(ours, wanted, rtol=0, atol=5e-5)
-    plain = task.numbers(index, 0)
+    plain = task.search_numbers(index, 0)
     for ours, theirs in (("tr1", "txt_r1"), ("tr5", "txt_r5"), ("tr10", "txt_r10"), ("ir1", "img_r1"), ("ir5", "img_r5")):
         assert 100 * plain[ours] == pytest.approx(notes["metrics"]["plain"][theirs])
-    reranked = task.numbers(index, k)
+    reranked = task.search_numbers(index, k)
     assert 100 * reranked["tr1"] == pytest.approx(notes["metrics"]["rerank"]["txt_r1"])
     assert 100 * reranked["ir1"] == pytest.approx(notes["metrics"]["rerank"]["img_r1"])
 
@@ -185,11 +184,9 @@ def test_published_routing_depends_on_the_batch_and_dropless_does_not(tiny):
         for block in task.encoder.blocks[-2:]:
             block.ffn.noise = None
         image, text = tiny.tokens(task.encoder)
-        from eve_vl.model.embed import pair
-
-        tokens = pair(image, text)
-        whole = task.encoder.encode(tokens).x_BND[-1]
-        alone = task.encoder.encode(tokens.chunk(4)[-1]).x_BND[0]
+        last = torch.arange(len(text.x_BND)).chunk(4)[-1]
+        whole = task.encoder.encode(image, text).x_BND[-1]
+        alone = task.encoder.encode(pick(image, last), pick(text, last)).x_BND[0]
         difference = (whole - alone).abs().max().item()
         assert difference > 0.5 if tolerance is None else difference <= tolerance
 
@@ -212,7 +209,7 @@ def test_noise_is_seeded(tiny):
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(task.encoder.encode(image).x_BND)
+        found.append(task.encoder.encode(image, None).x_BND)
     assert torch.equal(found[0], found[1])
     assert (found[0] - found[2]).abs().max() > 0.1
 
@@ -220,9 +217,7 @@ def test_noise_is_seeded(tiny):
 def test_stable_routing_is_another_matter(tiny):
     """The same weights give something else: the modality embedding does not reach our experts."""
     task, _ = tiny.task("vqa", "dropless")
-    stable = type(task)(
-        replace(task.config, model=replace(task.config.model, routing="stable")), vocab_size=500, answers=task.answers
-    ).eval()
+    stable = type(task)(replace(task.config, model=replace(task.config.model, routing="stable")), task.sizes).eval()
     stable.load_state_dict(task.state_dict())
     image, _ = tiny.tokens(task.encoder)
-    assert (stable.encoder.encode(image).x_BND - task.encoder.encode(image).x_BND).abs().max() > 0.01
+    assert (stable.encoder.encode(image, None).x_BND - task.encoder.encode(image, None).x_BND).abs().max() > 0.01

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from eve_vl.run import AnyTask, load_run
 from PIL import Image
 from test_data_tokenizer import TRICKY, word_level
 from tiny_tasks import ANSWER_LIST, TOKENIZER, build, config_of, eval_set, rows_of, train_set
@@ -38,20 +37,21 @@ from transformers import (
 from twins import CAPTIONS, ListSource, pairs, tiny_config
 
 from eve_vl import hf
-from eve_vl.config import Config, EveModelConfig, VQAConfig
+from eve_vl.config import Config, EveModelConfig, InputConfig, VQAConfig, to_dict
 from eve_vl.convert.published import write_run
-from eve_vl.data.batch import Batch, Sample
+from eve_vl.data.batch import Texts, TextSample
 from eve_vl.data.dataset import MaskedPairs
-from eve_vl.data.downstream import Questions
+from eve_vl.data.downstream import QuestionRows
 from eve_vl.data.records import ImageBytes, ImageFile, ImageQuestion
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.hf.processing import EveTokenizerFast
-from eve_vl.model.embed import pair, patchify
+from eve_vl.loading import load_run
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.task import Task
 from eve_vl.tasks.vqa import VQA
 
 KINDS = {
@@ -66,12 +66,12 @@ KINDS = {
 }
 
 
-def tiny(name: str, **sections: dict) -> tuple[Config, AnyTask]:
+def tiny(name: str, **sections: dict) -> tuple[Config, Task[Any]]:
     config = tiny_config(task={"mim_weight": 0.0}, **sections) if name == "masked" else config_of(name, **sections)
     return config, build(config)
 
 
-def write(name: str, folder: Path, **sections: dict) -> AnyTask:
+def write(name: str, folder: Path, **sections: dict) -> Task[Any]:
     """Write a run folder and return its task."""
     config, task = tiny(name, **sections)
     config = dataclasses.replace(config, out=folder, init=folder / "init")
@@ -81,14 +81,14 @@ def write(name: str, folder: Path, **sections: dict) -> AnyTask:
     return task
 
 
-def batch_of(task: AnyTask, count: int = 5) -> Any:
+def batch_of(task: Task[Any], count: int = 5) -> Any:
     """A batch of rows from our own data path."""
     if isinstance(task, MaskedSignal):
         return rows_of(MaskedPairs([pairs(count)], task.config, TOKENIZER, training=True), count)
     return rows_of(train_set(task.config, count) if isinstance(task, Retrieval) else eval_set(task.config, count), count)
 
 
-def inputs_of(task: AnyTask, batch: Any) -> dict[str, torch.Tensor]:
+def inputs_of(task: Task[Any], batch: Any) -> dict[str, torch.Tensor]:
     """The same batch by the names of transformers, pixels in plain arithmetic."""
     ids_BT = batch.ids_BT
     if isinstance(task, MaskedSignal):
@@ -102,7 +102,7 @@ def inputs_of(task: AnyTask, batch: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def loaded(request, tmp_path_factory) -> tuple[AnyTask, Any, Any, Path]:
+def loaded(request, tmp_path_factory) -> tuple[Task[Any], Any, Any, Path]:
     """A task, its model and processor by way of a run folder, and the folder that they were saved in."""
     folder = tmp_path_factory.mktemp(request.param)
     task = write(request.param, folder / "run")
@@ -125,7 +125,7 @@ def test_logits_are_those_of_our_tasks(loaded):
             torch.testing.assert_close(output.logits, task.predict(batch)[0], rtol=1e-5, atol=1e-6)
             assert output.logits.std(0).min() > 1e-3
         elif isinstance(task, MaskedSignal):
-            encoded = task.encode(patchify(batch.pixels(), 4), batch, mask=True)
+            encoded = task.encode(batch, mask=True)
             expected_MV = task.predict_tokens(encoded, batch)
             assert output.logits.shape == (5, batch.ids_BT.shape[1], TOKENIZER.vocab_size)
             torch.testing.assert_close(output.logits[batch.is_masked_BT], expected_MV, rtol=1e-5, atol=1e-5)
@@ -142,8 +142,9 @@ def test_logits_are_those_of_our_tasks(loaded):
                 assert output.match_logits is None
             else:
                 text = task.encoder.text(batch.ids_BT, batch.is_padding_BT)
-                scores_B = task.contrast.match_scores(task.encoder, task.embed_images(batch.images_BCHW), text)
-                torch.testing.assert_close(output.match_logits[:, 1], scores_B, rtol=1e-4, atol=1e-5)
+                states_BTD = task.encoder.encode(task.encoder.image(batch.images_BCHW / 127.5 - 1), text).text_BTD
+                expected_B2 = task.contrast.match_head(states_BTD[:, 0])
+                torch.testing.assert_close(output.match_logits, expected_B2, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_is_that_of_our_tasks(loaded):
@@ -172,12 +173,8 @@ def test_balance_is_part_of_the_loss():
     for weight in (0.0, 10.0):
         _, task = tiny("vqa", model={"balance_weight": weight})
         assert isinstance(task, VQA)
-        config = hf.EveConfig(
-            model=hf_sections(task)["model"],
-            task=hf_sections(task)["task"],
-            vocab_size=TOKENIZER.vocab_size,
-            id2label=dict(enumerate(ANSWER_LIST)),
-        )
+        labels = dict(enumerate(ANSWER_LIST))
+        config = hf.EveConfig(**hf_sections(task), vocab_size=TOKENIZER.vocab_size, id2label=labels)
         model = hf.EveForVisualQuestionAnswering(config).eval()
         model.task.load_state_dict(task.state_dict())
         batch = batch_of(task)
@@ -185,8 +182,8 @@ def test_balance_is_part_of_the_loss():
     assert loss[10.0] > loss[0.0] + 5  # balance is at least near 1
 
 
-def hf_sections(task: AnyTask) -> dict[str, Any]:
-    return {name: dataclasses.asdict(getattr(task.config, name)) for name in ("model", "task")}
+def hf_sections(task: Task[Any]) -> dict[str, Any]:
+    return {name: to_dict(getattr(task.config, name)) for name in ("input", "model", "task")}
 
 
 def test_retrieval_in_training_computes_the_loss_alone(tmp_path):
@@ -215,15 +212,15 @@ def test_the_encoder_alone(loaded):
     batch = batch_of(task)
     inputs = inputs_of(task, batch)
     inputs.pop("pixel_values_right", None)
-    image, text = task.encoder.image(patchify(batch.pixels(), 4)), task.encoder.text(inputs["input_ids"], batch.is_padding_BT)
+    image, text = task.encoder.image(inputs["pixel_values"]), task.encoder.text(inputs["input_ids"], batch.is_padding_BT)
     for names, tokens, cls in (
-        (["pixel_values"], image, 0),
-        (["input_ids", "attention_mask"], text, 0),
-        (inputs, pair(image, text), 17),
+        (["pixel_values"], (image, None), 0),
+        (["input_ids", "attention_mask"], (None, text), 0),
+        (inputs, (image, text), 17),
     ):
         with torch.no_grad():
             output = model(**{name: inputs[name] for name in names})
-            x_BND = task.encoder.encode(tokens).x_BND
+            x_BND = task.encoder.encode(*tokens).x_BND
         torch.testing.assert_close(output.last_hidden_state, x_BND, rtol=1e-5, atol=1e-6)
         assert torch.equal(output.pooler_output, output.last_hidden_state[:, cls])
     with pytest.raises(UserError, match="give pixel_values, input_ids or both"):
@@ -277,7 +274,7 @@ def test_a_run_folder_comes_back(loaded, tmp_path):
         assert Eve.load(tmp_path / "back", device="cpu").answer(noise_picture(0), "which?")[0].answer in ANSWER_LIST
     with pytest.raises(UserError, match="already exists"):
         hf.to_run(model, processor, tmp_path / "back")
-    processor = hf.EveProcessor.from_eve(Tokenizer.train(["many other words"] * 9, 900), EveModelConfig())
+    processor = hf.EveProcessor.from_eve(Tokenizer.train(["many other words"] * 9, 900), InputConfig())
     model.config.vocab_size, size = 100, model.config.vocab_size
     with pytest.raises(UserError, match="but the model has 100"):
         hf.to_run(model, processor, tmp_path / "new")
@@ -382,7 +379,7 @@ def test_pickles_are_refused(tmp_path):
 
 
 def test_configs_are_checked(tmp_path):
-    model = dataclasses.asdict(tiny_config().model)
+    model = to_dict(tiny_config().model)
     with pytest.raises(UserError, match="unknown key 'dpeth'; did you mean 'depth'"):
         hf.EveConfig(model=model | {"dpeth": 3})
     with pytest.raises(UserError, match="embed_dim 15 is not divisible by num_heads 2"):
@@ -401,7 +398,7 @@ def test_inputs_that_do_not_fit_are_named(loaded):
         model(**inputs | {"pixel_values": inputs["pixel_values"][:, :, :8, :8]})
     with pytest.raises(UserError, match=r"are torch.uint8 \(5, 3, 16, 16\)"):
         model(**inputs | {"pixel_values": inputs["pixel_values"].byte()})
-    with pytest.raises(UserError, match=r"text of 13 tokens, but model.text_length is 12"):
+    with pytest.raises(UserError, match=r"text of 13 tokens, but input.text_length is 12"):
         model(**inputs | {"input_ids": torch.ones(5, 13, dtype=torch.int64), "attention_mask": None})
     if isinstance(task, VQA):
         with pytest.raises(UserError, match=r"labels of shape \(5,\), expected soft targets \(5, 8\)"):
@@ -439,8 +436,8 @@ def test_pixels_are_those_of_our_evaluation(tmp_path):
         for number, data in enumerate(files)
     ]
     config = config_of("vqa")
-    expected = rows_of(Questions([ListSource(rows)], config, TOKENIZER, training=False), len(rows)).pixels()
-    processor = hf.EveProcessor.from_eve(TOKENIZER, config.model)
+    expected = rows_of(QuestionRows([ListSource(rows)], config, TOKENIZER, training=False), len(rows)).pixels()
+    processor = hf.EveProcessor.from_eve(TOKENIZER, config.input)
     paths = []
     for number, data in enumerate(files):
         paths.append(tmp_path / f"{number}.img")
@@ -457,8 +454,6 @@ def test_pixels_are_those_of_our_evaluation(tmp_path):
     both = processor(images=files[0], images_right=files[1], text="a red circle")
     assert set(both) == {"pixel_values", "pixel_values_right", "input_ids", "attention_mask"}
     assert torch.equal(both["pixel_values_right"], expected[1:2])
-    with pytest.raises(UserError, match="smaller than a patch"):
-        processor(images=noise_picture(0, 3, 20))
     with pytest.raises(UserError, match="give images, text or both"):
         processor()
     with pytest.raises(UserError, match="expected a square"):
@@ -500,7 +495,7 @@ def test_ids_are_those_of_our_tokenizer(tmp_path, make):
     own = make(tmp_path)
     texts = [*CAPTIONS, *TRICKY, "red " * 30, "a [MASK] circle, <mask>", " red"]
     before = own.to_json()
-    EveTokenizerFast.from_eve(own, tiny_config().model).save_pretrained(tmp_path / "hub")
+    EveTokenizerFast.from_eve(own, tiny_config().input).save_pretrained(tmp_path / "hub")
     assert own.to_json() == before
     tokenizer = EveTokenizerFast.from_pretrained(tmp_path / "hub")
     assert (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.mask_token_id) == (own.pad_id, own.cls_id, own.mask_id)
@@ -518,13 +513,12 @@ def test_ids_are_those_of_our_tokenizer(tmp_path, make):
     assert one["input_ids"].tolist() == [own.encode(texts[0], 999)[0].tolist()]
 
 
-def batch_of_ids(rows: list[list[int]], pad_id: int, length: int) -> Batch:
-    nothing = torch.empty(3, 0, 0, dtype=torch.uint8)
-    return Batch.collate([Sample(image=nothing, ids_T=np.array(row), where="") for row in rows], pad_id, length)
+def batch_of_ids(rows: list[list[int]], pad_id: int, length: int) -> Texts:
+    return Texts.collate([TextSample(ids_T=np.array(row), where="") for row in rows], pad_id, length)
 
 
 def test_masks_are_those_of_fill_mask(tmp_path):
-    tokenizer = EveTokenizerFast.from_eve(TOKENIZER, tiny_config().model)
+    tokenizer = EveTokenizerFast.from_eve(TOKENIZER, tiny_config().input)
     for text in ("a [MASK] circle", "[MASK] triangle, [MASK] heart", "a [MASK], two", "red " * 20 + "[MASK]", "no mask"):
         found = tokenizer(text, truncation=True, split_special_tokens=False)
         assert found["input_ids"] == TOKENIZER.encode_with_masks(text, 12)[0].tolist()
@@ -542,7 +536,7 @@ def test_masks_are_those_of_fill_mask(tmp_path):
 
 
 def test_texts_are_padded_as_a_run_wants_them(tmp_path):
-    write("vqa", tmp_path / "run", model={"padded_text_length": 10, "routing": "official-dropless"})
+    write("vqa", tmp_path / "run", input={"padded_text_length": 10}, model={"routing": "official-dropless"})
     model, processor = hf.from_run(tmp_path / "run")
     processor.save_pretrained(tmp_path / "hub")
     processor = AutoProcessor.from_pretrained(tmp_path / "hub")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pickle
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
@@ -12,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, EveModelConfig, NLVR2Config, RetrievalConfig, to_dict
+from eve_vl.config import Config, EncoderOnlyConfig, EveModelConfig, InputConfig, TaskConfig, config_to_json, kinds_of
 from eve_vl.config.model import Routing
-from eve_vl.convert.keys import HEADS, OLDER_NAMES, buffers, head_of, key_table, to_ours, to_published
+from eve_vl.convert.keys import buffers, key_table, to_ours, to_published
 from eve_vl.data.answers import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
-from eve_vl.files import write_file
+from eve_vl.files import whole_folder
+from eve_vl.loading import build_task, read_config
 from eve_vl.model.embed import resize_positions
 from eve_vl.model.transfer import parts
-from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.run import ANSWERS_FILE, AnyTask, build_task, read_config
-from eve_vl.tasks.vqa import VQA
+from eve_vl.recipes import FINETUNE, get_recipe
+from eve_vl.tasks import task_class
+from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint
 
 NESTED = ("model", "state_dict", "module")  # where training scripts put the weights
@@ -31,8 +31,6 @@ HEAD_WIDTH = 64  # of an attention head in all published sizes
 SHOWN = 10  # keys that a message lists
 LAYER = "backbone.encoder.layers."
 EXPERTS = "mlp_moe.moe.experts.experts."
-NUM_WORDS = {"vqa": 50, "nlvr2 concat": 40, "nlvr2 paired": 40, "retrieval": 30, "": 30}
-"""Words that the published evaluation keeps of a text, by head."""
 ODD = (KeyError, StopIteration, ValueError, TypeError, IndexError)
 """What looking at the shapes of a file of another kind ends in."""
 
@@ -58,39 +56,47 @@ def import_published(
     texts of punctuation as in its training. drop: parts of keys to leave out. Raises UserError.
     """
     check_new(run)
-    published = kept(published, drop)
-    for name in [name for name in OLDER_NAMES if name in published]:
-        published[OLDER_NAMES[name]] = published.pop(name)
-    model, head = infer(published, where, num_heads)
-    model = dataclasses.replace(model, routing=routing, padded_text_length=min(text_tokens, model.text_length))
-    table = key_table(model, head)
+    published = with_present_names(kept(published, drop))
+    sizes, model, section = infer(published, where, num_heads)
+    model = dataclasses.replace(model, routing=routing)
+    sizes = dataclasses.replace(sizes, padded_text_length=min(text_tokens, sizes.text_length))
+    table, kind = key_table(model, section), task_class(type(section))
     wanted = {name for names in table.values() for name in names}
-    check_keys(wanted, published.keys() - buffers(model).keys(), where, "; attention here has no relative positions")
+    check_keys(wanted, published.keys() - buffers(sizes).keys(), where, "; attention here has no relative positions")
     words = _matching_tokenizer(tokenizer, len(published["backbone.word_embedding.weight"]))
     if clean_text:
-        words.clean_as_published(NUM_WORDS[head])
-    if answers is not None and head != "vqa":
+        words.clean_as_published(kind.published_head.words)
+    if answers is not None and kind.labels_file is None:
         raise UserError(f"{where}: has no head for answers; leave out --answers")
-    labels = _matching_answers(answers, len(published["output.3.bias"]), where) if head == "vqa" else []
+    labels = _matching_answers(answers, len(published[table[f"{kind.label_layer}.bias"][0]]), where) if kind.labels_file else []
     with torch.device("meta"):
-        task = build_task(config_for(model, head, run, published), words, labels)
-    _check_shapes(published, to_published(task.state_dict(), table, model), where)
+        task = build_task(config_for(sizes, model, section, run), words, labels)
+    _check_shapes(published, to_published(task.state_dict(), table, sizes), where)
     ours = to_ours(published, table)
     if image_size:
-        model = dataclasses.replace(model, image_size=image_size)
-        ours["encoder.image.positions"] = resize_positions(ours["encoder.image.positions"], model.num_patches)
-    config = config_for(model, head, run, published)
+        sizes = dataclasses.replace(sizes, image_size=image_size)
+        ours["encoder.image.positions"] = resize_positions(ours["encoder.image.positions"], sizes.num_patches)
+    config = config_for(sizes, model, section, run)
     with torch.device("meta"):
         task = build_task(config, words, labels)
     task.load_state_dict(ours, assign=True)
     write_run(run, config, words, task)
-    kind = head or "no head: a start for fine-tuning (--init)"
     guess = "" if num_heads else " (64 wide each, else give --num-heads)"
+    start = ", a start for other runs (--init)" if section.is_pretraining else ""
     return (
         f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads{guess}, "
-        f"{model.num_experts} experts in the last {model.num_deep_blocks}, {model.image_size} pixels, "
-        f"{words.vocab_size} tokens; {kind}; routing {routing}"
+        f"{model.num_experts} experts in the last {model.num_deep_blocks}, {sizes.image_size} pixels, "
+        f"{words.vocab_size} tokens; {section.title}{start}; routing {routing}"
     )
+
+
+def with_present_names(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under the names that the key table has."""
+    for kind in kinds_of(TaskConfig).values():
+        for older, name in task_class(kind).published_head.older_names.items():
+            if older in published:
+                published[name] = published.pop(older)
+    return published
 
 
 def check_new(run: Path) -> None:
@@ -108,27 +114,21 @@ def kept(tensors: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor
     return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
 
 
-def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: AnyTask) -> None:
+def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) -> None:
     """Write a run folder of weights that were not trained here, as a whole or not at all. Raises UserError."""
     check_new(run)
     bound = min(max(tokenizer.vocab_size, 261), 64_000)  # what a config may ask for
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=bound))
-    texts = {"config.json": json.dumps(to_dict(config), indent=1), "tokenizer.json": tokenizer.to_json()}
-    if isinstance(task, VQA):
-        texts[ANSWERS_FILE] = json.dumps(task.answers, indent=1)
-    temporary = run.with_name(f".{run.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
+    if task.labels_file is not None:
+        texts[task.labels_file] = json.dumps(task.sizes.labels, indent=1)
     try:
-        checkpoint.save_best(temporary, step=0, model=task.state_dict(), texts=texts, numbers={})
-        for name, text in texts.items():
-            write_file(temporary / name, text)
-        if run.exists():
-            run.rmdir()
-        temporary.rename(run)
+        with whole_folder(run) as folder:
+            checkpoint.save_best(folder, step=0, model=task.state_dict(), texts=texts, numbers={})
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{run}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def export_published(run: Path, target: Path) -> str:
@@ -144,11 +144,12 @@ def export_published(run: Path, target: Path) -> str:
     config = read_config(folder)
     if problems := _unpublished(config):
         raise UserError(f"{run}: the published models have no {', no '.join(problems)}, so they cannot take its weights")
-    table, ours = key_table(config.model, head_of(config)), checkpoint.read_model(folder)
+    assert isinstance(config.model, EveModelConfig)
+    table, ours = key_table(config.model, config.task), checkpoint.read_model(folder)
     left_out = sorted(ours.keys() - table.keys())
     if missing := sorted(table.keys() - ours.keys()):
         raise UserError(f"{run}: lacks {', '.join(missing[:SHOWN])}")
-    published = to_published(ours, table, config.model)
+    published = to_published(ours, table, config.input)
     checkpoint.save_weights(target, published)
     words = f"{len(published)} tensors"
     if left_out:
@@ -161,22 +162,23 @@ def export_published(run: Path, target: Path) -> str:
 def _unpublished(config: Config) -> list[str]:
     """Return what a run has that the published models have not."""
     model, task = config.model, config.task
-    found = [
+    if not isinstance(model, EveModelConfig):
+        return [f"model {model.name}"]
+    unusual = [
         f"{policy} feed-forward part in block {block}"
         for block, policy in enumerate(model.ffn_policies)
         if policy != ("moe" if block >= model.depth - model.num_deep_blocks else "modality")
     ]
-    if head_of(config) not in HEADS:
-        found.append(f"head {head_of(config)}")
     if model.activation != "quick_gelu":
-        found.append(f"activation {model.activation}")
+        unusual.append(f"activation {model.activation}")
     if not model.norm_pre:
-        found.append("model without a norm before the first block")
+        unusual.append("model without a norm before the first block")
     if model.top_k != 2 and model.num_deep_blocks:
-        found.append(f"top {model.top_k} routing")
-    if isinstance(task, RetrievalConfig) and (task.standardize_match or not task.itm_weight):
-        found.append("other matching head than a plain one")
-    return found
+        unusual.append(f"top {model.top_k} routing")
+    if task_class(type(task)).published_head.keys(task) is None:
+        own = [each.name for each in dataclasses.fields(task) if getattr(task, each.name) != each.default]
+        unusual.append(f"{task.name} head with {' and '.join(f'{name} {getattr(task, name)}' for name in own)}")
+    return unusual
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -210,8 +212,8 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[EveModelConfig, str]:
-    """Return the sizes and the head (a key of HEADS) of a published checkpoint, from its tensors. Raises UserError."""
+def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, TaskConfig]:
+    """Return the sizes, the model and the task of a published checkpoint, from its tensors. Raises UserError."""
     try:
         width, _, patch_size, _ = published["backbone.patch_embed.weight"].shape
         positions = len(published["backbone.pos_embed_vision"])
@@ -220,7 +222,7 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         deep = {int(name.removeprefix(LAYER).split(".")[0]) for name in published if name.startswith(LAYER) and EXPERTS in name}
         experts = {int(name.partition(EXPERTS)[2].split(".")[0]) for name in published if EXPERTS in name}
         ffn_dim = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
-        head = _head(published, width)
+        section = _section(published, width)
     except ODD as error:
         first = ", ".join(sorted(published)[:3])
         raise UserError(
@@ -233,10 +235,8 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
     depth = 1 + max(blocks, default=-1)
     if deep != set(range(depth - len(deep), depth)):
         raise UserError(f"{where}: experts in blocks {sorted(deep)} of {depth}; only the last blocks may have them")
+    sizes = InputConfig(image_size=side_of(positions, where) * patch_size, patch_size=patch_size, text_length=text_length)
     model = EveModelConfig(
-        image_size=side_of(positions, where) * patch_size,
-        patch_size=patch_size,
-        text_length=text_length,
         embed_dim=width,
         depth=depth,
         num_heads=num_heads,
@@ -246,7 +246,16 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         top_k=min(2, len(experts) or 1),
         modality_routing=any(name.endswith("moe.text_embed") for name in published),
     )
-    return model, head
+    return sizes, model, section
+
+
+def _section(published: Mapping[str, Tensor], width: int) -> TaskConfig:
+    """Return the section of the task whose head a checkpoint has. The tasks defined last are asked first: a fine-tuned
+    checkpoint may still have heads of earlier training."""
+    for kind in reversed(kinds_of(TaskConfig).values()):
+        if (section := task_class(kind).published_head.settings(published, width)) is not None:
+            return section
+    return EncoderOnlyConfig()
 
 
 def side_of(positions: int, where: str) -> int:
@@ -255,14 +264,6 @@ def side_of(positions: int, where: str) -> int:
     if side < 2 or side**2 + 1 != positions:
         raise UserError(f"{where}: {positions} picture positions are no [CLS] and a square of patches")
     return side
-
-
-def _head(published: Mapping[str, Tensor], width: int) -> str:
-    if "output.0.weight" in published:
-        return "vqa" if published["output.0.weight"].shape[1] == width else "nlvr2 concat"
-    if "nlvr2_output.weight" in published:
-        return "nlvr2 paired"
-    return "retrieval" if "itm_head.weight" in published else ""
 
 
 def check_keys(wanted: Set[str], found: Set[str], where: str, relative_hint: str) -> None:
@@ -307,22 +308,10 @@ def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:
     return answers
 
 
-def config_for(model: EveModelConfig, head: str, run: Path, published: Mapping[str, Tensor]) -> Config:
-    """Return the paper's config for a task, at the checkpoint's sizes."""
-    base = dataclasses.replace(get_recipe("base"), model=model)
-    if not head:
-        return bare_config(model, run)
-    config = get_finetune_recipe(head.split()[0], base)
-    task = config.task
-    if isinstance(task, NLVR2Config):
-        task = dataclasses.replace(task, head=head.split()[1])
-    if head == "retrieval":
-        task = dataclasses.replace(task, final_norm=False, projection_dim=len(published["itc_vision_proj_head.weight"]))
+def config_for(sizes: InputConfig, model: EveModelConfig, task: TaskConfig, run: Path) -> Config:
+    """Return the config of weights that were not trained here, at their sizes: as the task's recipe has it, if there is one."""
+    config = get_recipe("base")
+    if task.name in FINETUNE:
+        config = FINETUNE[task.name](config)
     train = dataclasses.replace(config.train, new_lr_multiplier=1.0)
-    return dataclasses.replace(config, recipe="published", out=run, init=None, model=model, task=task, train=train)
-
-
-def bare_config(model: EveModelConfig, run: Path) -> Config:
-    """Return the config of an encoder without heads."""
-    base = dataclasses.replace(get_recipe("base"), recipe="published", out=run, model=model)
-    return dataclasses.replace(base, task=dataclasses.replace(base.task, mim_weight=0.0, mlm_weight=0.0))
+    return dataclasses.replace(config, recipe="published", out=run, init=None, input=sizes, model=model, task=task, train=train)

@@ -18,18 +18,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, EveModelConfig
-from eve_vl.convert.keys import FEED_FORWARD
-from eve_vl.convert.published import HEAD_WIDTH, ODD, bare_config, check_keys, check_new, kept, side_of, write_run
+from eve_vl.config import EncoderOnlyConfig, EveModelConfig, InputConfig
+from eve_vl.convert.published import HEAD_WIDTH, ODD, check_keys, check_new, config_for, kept, side_of, write_run
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
-from eve_vl.run import build_task, seed_everything
+from eve_vl.loading import build_task
+from eve_vl.model.ffn import NORM, PARTS, POLICIES, Copies
+from eve_vl.seeds import seed_everything
 
-Copies = Literal["all", "text", "none"]
 Architecture = Literal["eve", "source"]
 WIDE = 16  # heads of the image encoders that are wider than 1024
 UNUSED = ("head.", "head_dist.", "lm_head.", "mask_token", "cls_pt_layers.", "pre_logits.", "dist_token", "fc_norm.")
 RELATIVE = "relative_position"
+FFN = (*(f"norm2.{part}" for part in NORM), *(f"mlp.{part}" for part in PARTS))
 
 
 def is_vision(tensors: Mapping[str, Tensor]) -> bool:
@@ -52,23 +53,26 @@ def import_vision(
 ) -> str:
     """Write a run folder with an encoder to start pre-training from, and return words about it.
 
-    model: for what an image encoder does not say: text length, experts, deep blocks. architecture: `eve` keeps EVE's blocks
+    model: for what an image encoder does not say: experts, deep blocks. architecture: `eve` keeps EVE's blocks
     (quick-GELU, a norm before the first block), as its authors started from BEiT v2; `source` sets them to the source's, so
     that features are the source's. copies: what gets copies of the image networks, besides themselves. Raises UserError.
     """
     check_new(run)
     tensors = kept(tensors, drop)
-    model = _sizes(tensors, where, model, num_heads)
+    sizes, model = _sizes(tensors, where, model, num_heads)
     if architecture == "source":
         model = dataclasses.replace(model, activation="gelu", norm_pre=False)
     words = Tokenizer.load(tokenizer)
-    config: Config = dataclasses.replace(bare_config(model, run), recipe="vision")
+    config = dataclasses.replace(config_for(sizes, model, EncoderOnlyConfig(), run), recipe="vision")
     seed_everything(seed)
     task = build_task(config, words)
     ours = task.state_dict()
     given, used = _given(tensors, model, copies)
     known = {name for name in tensors if name.startswith(UNUSED)} - set(used)
     check_keys(set(used), tensors.keys() - known, where, RELATIVE_HINT)
+    for name, tensor in given.items():
+        if ours[name].shape == (model.num_experts, *tensor.shape):  # experts start out alike
+            given[name] = tensor.expand_as(ours[name])
     if wrong := [name for name, tensor in given.items() if tensor.shape != ours[name].shape]:
         found, wanted = tuple(given[wrong[0]].shape), tuple(ours[wrong[0]].shape)
         raise UserError(f"{where}: what becomes {wrong[0]} has shape {found}, but the other tensors ask for {wanted}")
@@ -80,7 +84,7 @@ def import_vision(
     write_run(run, config, words, task)
     return (
         f"{len(given)} of {len(ours)} tensors from {where}, the others random: {model.depth} blocks of width "
-        f"{model.embed_dim}, {model.num_heads} heads, {model.image_size} pixels, patches of {model.patch_size}; go on with "
+        f"{model.embed_dim}, {model.num_heads} heads, {sizes.image_size} pixels, patches of {sizes.patch_size}; go on with "
         f"eve pretrain RECIPE --init {run}, which takes its shape"
     )
 
@@ -91,8 +95,10 @@ RELATIVE_HINT = (
 )
 
 
-def _sizes(tensors: Mapping[str, Tensor], where: str, model: EveModelConfig, num_heads: int) -> EveModelConfig:
-    """Return the config with the image encoder's sizes."""
+def _sizes(
+    tensors: Mapping[str, Tensor], where: str, model: EveModelConfig, num_heads: int
+) -> tuple[InputConfig, EveModelConfig]:
+    """Return the sections with the image encoder's sizes."""
     try:
         width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
         depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
@@ -107,14 +113,9 @@ def _sizes(tensors: Mapping[str, Tensor], where: str, model: EveModelConfig, num
         raise UserError(f"{where}: width {width} is not divisible by {num_heads} heads; give --num-heads")
     if model.num_deep_blocks > depth:
         raise UserError(f"{where}: has {depth} blocks; --num-deep-blocks {model.num_deep_blocks} is more")
-    return dataclasses.replace(
-        model,
-        image_size=side_of(positions, where) * patch_size if positions else model.image_size,
-        patch_size=patch_size,
-        embed_dim=width,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_ratio=ffn_dim / width,
+    image_size = side_of(positions, where) * patch_size if positions else InputConfig.image_size
+    return InputConfig(image_size=image_size, patch_size=patch_size), dataclasses.replace(
+        model, embed_dim=width, depth=depth, num_heads=num_heads, mlp_ratio=ffn_dim / width
     )
 
 
@@ -150,17 +151,6 @@ def _given(tensors: Mapping[str, Tensor], model: EveModelConfig, copies: Copies)
         for scale, other in (("scale1", ("gamma_1", "ls1.gamma")), ("scale2", ("gamma_2", "ls2.gamma"))):
             found = [f"{theirs}.{key}" for key in other if f"{theirs}.{key}" in tensors]
             given[f"{name}.{scale}"] = take(found[0]) if found else torch.ones(model.embed_dim)
-        norm = {part: take(f"{theirs}.norm2.{part}") for part in ("weight", "bias")}
-        network = {part: take(f"{theirs}.mlp.{part}") for part in FEED_FORWARD}
-        if policy == "modality":
-            for modality in ("image", "text") if copies != "none" else ("image",):
-                given |= {f"{name}.ffn.norm_{modality}.{part}": tensor for part, tensor in norm.items()}
-                given |= {f"{name}.ffn.{modality}.{part}": tensor for part, tensor in network.items()}
-            continue
-        given |= {f"{name}.norm2.{part}": tensor for part, tensor in norm.items()}
-        if policy == "shared":
-            given |= {f"{name}.ffn.{part}": tensor for part, tensor in network.items()}
-        elif copies == "all":
-            for part, tensor in network.items():
-                given[f"{name}.ffn.experts.{part.replace('.', '_')}"] = tensor.expand(model.num_experts, *tensor.shape)
+        ffn = {part: take(f"{theirs}.{part}") for part in FFN}
+        given |= {f"{name}.{ours}": ffn[part] for ours, part in POLICIES[policy].copied(copies).items()}
     return given, used

@@ -1,7 +1,10 @@
 """EVE in the way of `transformers`: configs, models and processors that its Auto classes, hub and Trainer know.
 
-Importing this package registers them. `from_run` and `to_run` lead from a run folder to a model and processor, and back.
+Importing this package registers them. `from_run` and `to_run` lead from a run folder to a model and processor, and back. Each
+kind of task has a class: EveFor and its name, as `EveForContrastMatch`, where no other is listed here.
 """
+
+from typing import Any
 
 try:
     import transformers as _transformers
@@ -10,6 +13,7 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("eve_vl.hf needs transformers: pip install 'eve-vl[hf]'") from None
 
+from eve_vl.config import TaskConfig, kinds_of
 from eve_vl.hf.bridge import from_run, to_run
 from eve_vl.hf.configuration import EveConfig
 from eve_vl.hf.modeling import (
@@ -20,6 +24,8 @@ from eve_vl.hf.modeling import (
     EveModel,
     EvePreTrainedModel,
     EveRetrievalOutput,
+    class_name,
+    model_class,
 )
 from eve_vl.hf.processing import EveImageProcessor, EveProcessor, EveTokenizerFast
 
@@ -47,3 +53,11 @@ __all__ = [
     "from_run",
     "to_run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return the class of a kind of task that is not listed above."""
+    for section in kinds_of(TaskConfig).values():
+        if class_name(section) == name:
+            return model_class(section)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,29 +3,14 @@
 import dataclasses
 from pathlib import Path
 
-from eve_vl.config import MaskedSignalConfig, VQAConfig, to_dict
+from eve_vl.config import to_dict
 from eve_vl.convert.published import write_run
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
-from eve_vl.hf.configuration import EveConfig
-from eve_vl.hf.modeling import (
-    EveForMaskedModeling,
-    EveForNLVR2,
-    EveForRetrieval,
-    EveForVisualQuestionAnswering,
-    EveModel,
-    EvePreTrainedModel,
-)
+from eve_vl.hf.configuration import EveConfig, portable
+from eve_vl.hf.modeling import EveModel, EvePreTrainedModel, model_class
 from eve_vl.hf.processing import EveProcessor
-from eve_vl.run import load_run
-
-CLASSES: dict[str, type[EvePreTrainedModel]] = {
-    "masked_signal": EveForMaskedModeling,
-    "retrieval": EveForRetrieval,
-    "vqa": EveForVisualQuestionAnswering,
-    "nlvr2": EveForNLVR2,
-}
-VERDICTS = ("False", "True")
+from eve_vl.loading import load_run
 
 
 def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
@@ -35,15 +20,12 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     A pre-trained run without a head for tokens gives its encoder alone. Raises UserError.
     """
     run = load_run(Path(path).expanduser())
-    task, kind = run.config.task, CLASSES[run.config.task.name]
-    if isinstance(task, MaskedSignalConfig) and not task.mlm_weight:
-        kind = EveModel
-    if isinstance(task, VQAConfig):
-        task = dataclasses.replace(task, answers=None)  # the list goes along; where it came from is nobody's business
-    labels = {EveForVisualQuestionAnswering: getattr(run.task, "answers", ()), EveForNLVR2: VERDICTS}.get(kind)
+    kind = model_class(type(run.config.task)) if run.task.missing_head is None else EveModel
+    labels = run.task.class_names
     config = EveConfig(
-        model=to_dict(run.config.model),
-        task=to_dict(task),
+        input=to_dict(run.config.input),
+        model=portable(run.config.model),
+        task=portable(run.config.task),
         vocab_size=run.tokenizer.vocab_size,
         mask_token_id=run.tokenizer.mask_id,
         id2label=dict(enumerate(labels)) if labels else None,
@@ -51,7 +33,7 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     model = kind(config).eval()
     tensors = run.task.state_dict()
     model.task.load_state_dict({name: tensors[name] for name in model.task.state_dict()})
-    return model, EveProcessor.from_eve(run.tokenizer, run.config.model)
+    return model, EveProcessor.from_eve(run.tokenizer, run.config.input)
 
 
 def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path) -> Path:

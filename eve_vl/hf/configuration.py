@@ -6,34 +6,47 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from eve_vl.config import Config, EveModelConfig, MaskedSignalConfig, from_dict, to_dict
+from eve_vl.config import Config, from_dict, to_dict
+from eve_vl.config.migration import FORMAT, migrate
+from eve_vl.config.sections import Section
+
+DEFAULTS = to_dict(Config(recipe="transformers", out=Path()))
+SECTIONS = ("input", "model", "task")
 
 
 class EveConfig(PreTrainedConfig):
-    """The sections `model` and `task` of our `Config` as JSON values, and the size of the vocabulary.
+    """The sections `input`, `model` and `task` of our `Config` as JSON values, and the size of the vocabulary.
 
-    The answer list of VQA is `id2label`. Where the run was trained, and on what, stays at home: a config that goes to the hub
-    names no folder. Raises UserError for unknown or missing keys and for values that do not go together.
+    The labels of a classifier, as the answers of VQA, are `id2label`. Where the run was trained, and on what, stays at home: a
+    config that goes to the hub names no folder. What earlier versions saved is brought to the present form. Raises UserError
+    for unknown or missing keys and for values that do not go together.
     """
 
     model_type = "eve"
 
-    model: dict[str, Any] = field(default_factory=lambda: to_dict(EveModelConfig()))
-    task: dict[str, Any] = field(default_factory=lambda: to_dict(MaskedSignalConfig()))
+    input: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS["input"]))
+    model: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS["model"]))
+    task: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS["task"]))
     vocab_size: int = 64_000
     mask_token_id: int = 0
+    format: int = 0
+    """Form of the sections; 0: not said, as in the first one, whose models had no name."""
 
     def __post_init__(self, **kwargs: Any):
         super().__post_init__(**kwargs)
         assert self.id2label is not None
         self.label2id = {label: int(index) for index, label in self.id2label.items()}
+        form = self.format or (FORMAT if "name" in self.model else 1)
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        for name, values in migrate(sections | {"format": form}, "config.json").items():
+            setattr(self, name, values)
+        self.format = FORMAT
         _ = self.run  # which checks the sections
 
     @property
     def run(self) -> Config:
         """The run config with these sections, its other sections as they are by default."""
-        values = to_dict(Config(recipe="transformers", out=Path()))
-        return from_dict(Config, values | {"model": self.model, "task": self.task}, "config.json")
+        return from_dict(Config, DEFAULTS | {name: getattr(self, name) for name in SECTIONS}, "config.json")
 
     @property
     def hidden_size(self) -> int:
@@ -49,3 +62,8 @@ class EveConfig(PreTrainedConfig):
     def num_attention_heads(self) -> int:
         """Attention heads of a block: model.num_heads."""
         return self.model["num_heads"]
+
+
+def portable(section: Section) -> dict[str, Any]:
+    """Return the JSON values of a section without paths, which mean nothing elsewhere."""
+    return {name: value for name, value in to_dict(section).items() if not isinstance(getattr(section, name), Path)}

@@ -1,9 +1,10 @@
-"""Our tasks in the clothes of `transformers`: each class holds one task and owns nothing but the names of its inputs.
+"""Our tasks as models of `transformers`: each class holds one task, asks its `outputs`, and adds nothing but names.
 
 Letters: B batch, T text tokens, N all tokens, D width, V vocabulary, A answers, I pictures, C texts, d width of features,
 H = W side of the picture.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,23 +14,22 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 from transformers.utils.generic import ModelOutput
 
-from eve_vl import objectives
-from eve_vl.config import MaskedSignalConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig, to_dict
-from eve_vl.data.batch import Batch, CaptionBatch, StatementBatch
+from eve_vl.config import TaskConfig, kinds_of, to_dict
 from eve_vl.errors import UserError
 from eve_vl.hf.configuration import EveConfig
-from eve_vl.model.embed import Tokens, pair, patchify
-from eve_vl.model.moe import RouterStats
-from eve_vl.run import AnyTask, build_untrained
-from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.tasks.nlvr2 import NLVR2
-from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.tasks.routing import routing_terms
-from eve_vl.tasks.vqa import VQA
+from eve_vl.loading import build_untrained
+from eve_vl.tasks import task_class
+from eve_vl.tasks.task import Sizes, Task
 
-IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
 ALIGNMENT = 64  # bytes; weights mapped from a file lie anywhere, and products of such matrices differ in the last bit
-BARE = MaskedSignalConfig(mim_weight=0.0, mlm_weight=0.0)
+
+
+class Given(dict[str, Tensor]):
+    """Inputs by our names; one that a task wants and that is missing is a mistake of whoever called the model."""
+
+    def __missing__(self, name: str) -> Tensor:
+        inputs = {"pixels": "pixel_values", "right": "pixel_values_right"}
+        raise UserError(f"{inputs.get(name, 'input_ids')} is missing")
 
 
 class EvePreTrainedModel(PreTrainedModel):
@@ -45,21 +45,20 @@ class EvePreTrainedModel(PreTrainedModel):
     config: EveConfig
     base_model_prefix = "task"
     main_input_name = "pixel_values"
-    usual: ClassVar[TaskConfig]
-    """The section to use where the config has another task's."""
-    task: Any
-    """One of ours; subclasses say which."""
+    kind: ClassVar[str]
+    """Name of the task's section; where the config has another one, this one's defaults count."""
+    output_type: ClassVar[type[ModelOutput]] = SequenceClassifierOutput
+    task: Task[Any]
 
     def __init__(self, config: EveConfig):
         super().__init__(config)
-        config.task = to_dict(self.section(config.run.task))
+        section = kinds_of(TaskConfig)[self.kind]
+        if not isinstance(config.run.task, section):
+            config.task = to_dict(section())
         self.task = self._build()
+        if self.task.missing_head is not None:
+            raise UserError(f"{type(self).__name__} needs {self.task.missing_head}")
         self.post_init()
-
-    @classmethod
-    def section(cls, given: TaskConfig) -> TaskConfig:
-        """Return the task's section of a config, or the usual one if that is another task's."""
-        return given if type(given) is type(cls.usual) else cls.usual
 
     @classmethod
     def from_pretrained(cls, *args: Any, use_safetensors: bool | None = True, **kwargs: Any) -> Any:
@@ -91,114 +90,41 @@ class EvePreTrainedModel(PreTrainedModel):
         for name in lacking:
             tensors[name].copy_(new[name])
 
-    def _build(self) -> AnyTask:
-        config = self.config
-        assert config.id2label is not None
-        answers = [str(label) for _, label in sorted(config.id2label.items())]
-        return build_untrained(config.run, config.vocab_size, answers, mask_id=config.mask_token_id)
-
-    def _pixels(self, pixel_values: Tensor) -> Tensor:
-        size = self.config.model["image_size"]
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, size, size) or not pixel_values.is_floating_point():
-            given = f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
-            raise UserError(f"pixel_values are {given}, expected float (B, 3, {size}, {size}) from EveImageProcessor")
-        return pixel_values
-
-    def _fields(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> dict[str, Any]:
-        """Return what every batch of ours has."""
-        return {
-            "images_BCHW": self._pixels(pixel_values),
-            "ids_BT": input_ids,
-            "is_padding_BT": _is_padding(input_ids, attention_mask),
-            "where": (),
-        }
-
-    def _image(self, pixel_values: Tensor) -> Tokens:
-        return self.task.encoder.image(patchify(self._pixels(pixel_values), self.config.model["patch_size"]))
-
-    def _text(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tokens:
-        return self.task.encoder.text(input_ids, _is_padding(input_ids, attention_mask))
-
-    def _with_balance(self, loss: Tensor, passes: list[list[RouterStats]]) -> Tensor:
-        terms = routing_terms(passes)
-        return loss + self.config.model["balance_weight"] * terms["balance"] if terms else loss
-
-    def _returned(self, output: ModelOutput, return_dict: bool | None) -> Any:
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-
-
-def _is_padding(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    return torch.zeros_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask == 0
-
-
-class EveModel(EvePreTrainedModel):
-    """The encoder without a head."""
-
-    usual = BARE
-    task: MaskedSignal
-
-    @classmethod
-    def section(cls, given: TaskConfig) -> TaskConfig:
-        """Return the section of a task without losses and heads."""
-        return cls.usual
-
     def forward(
         self,
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> BaseModelOutputWithPooling:
-        """Encode pictures, texts or pairs.
-
-        last_hidden_state: (B, N, D) after the final norm, the picture's [CLS] and patches first, then the text.
-        pooler_output: (B, D), the state of the text [CLS], of the picture's where there is no text.
-        """
-        if pixel_values is None and input_ids is None:
-            raise UserError("give pixel_values, input_ids or both")
-        image = None if pixel_values is None else self._image(pixel_values)
-        text = None if input_ids is None else self._text(input_ids, attention_mask)
-        tokens = pair(image, text) if image and text else image or text
-        assert tokens is not None
-        x_BND = self.task.encoder.encode(tokens).x_BND
-        cls = tokens.num_image if text else 0
-        output = BaseModelOutputWithPooling(last_hidden_state=x_BND, pooler_output=x_BND[:, cls])  # pyright: ignore
-        return self._returned(output, return_dict)
-
-
-class EveForMaskedModeling(EvePreTrainedModel):
-    """Masked tokens beside a picture. A run that also rebuilds pixels keeps the decoder for it, which is not used here."""
-
-    usual = MaskedSignalConfig()
-    task: MaskedSignal
-
-    def __init__(self, config: EveConfig):
-        super().__init__(config)
-        if not self.task.settings.mlm_weight:
-            raise UserError("EveForMaskedModeling needs the head for tokens, but task.mlm_weight is 0")
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         return_dict: bool | None = None,
-    ) -> MaskedLMOutput:
-        """Guess tokens.
+        pixel_values_right: Tensor | None = None,
+    ) -> Any:
+        """Return what the class says. attention_mask: None: no padding. pixel_values_right: for tasks with two pictures."""
+        if pixel_values_right is not None and self.task.calls.num_pictures < 2:
+            raise UserError(f"{type(self).__name__} looks at one picture: leave out pixel_values_right")
+        tensors = Given()
+        for name, given in (("pixels", pixel_values), ("right", pixel_values_right)):
+            if given is not None:
+                tensors[name] = self._pixels(given)
+        if input_ids is not None:
+            is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            tensors |= {"ids": input_ids, "is_padding": is_real == 0}
+        output = self.output_type(**self.task.outputs(tensors, labels))
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
-        input_ids: with [MASK] where a token is hidden. labels: int64 (B, T), the hidden tokens, -100 elsewhere. loss: their
-        mean cross-entropy in nats, plus the weighted balance loss. logits: (B, T, V).
-        """
-        image, text = self._image(pixel_values), self._text(input_ids, attention_mask)
-        encoded = self.task.encoder.encode(pair(image, text))
-        logits_BTV = self.task.token_head(encoded.x_BND[:, -input_ids.shape[1] :])
-        loss = None
-        if labels is not None:
-            is_masked_BT = labels != IGNORED
-            loss = objectives.masked_tokens(logits_BTV[is_masked_BT], labels[is_masked_BT], is_masked_BT.sum().clamp(min=1))
-            loss = self._with_balance(loss, [encoded.router])
-        return self._returned(MaskedLMOutput(loss=loss, logits=logits_BTV), return_dict)  # pyright: ignore
+    def _build(self) -> Task[Any]:
+        config, run = self.config, self.config.run
+        assert config.id2label is not None
+        has_labels = task_class(type(run.task)).labels_file is not None
+        labels = tuple(str(label) for _, label in sorted(config.id2label.items())) if has_labels else ()
+        return build_untrained(run, Sizes(vocab_size=config.vocab_size, mask_id=config.mask_token_id, labels=labels))
+
+    def _pixels(self, pixel_values: Tensor) -> Tensor:
+        size = self.task.config.input.image_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, size, size) or not pixel_values.is_floating_point():
+            given = f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
+            raise UserError(f"pixel_values are {given}, expected float (B, 3, {size}, {size}) from EveImageProcessor")
+        return pixel_values
 
 
 @dataclass
@@ -219,106 +145,81 @@ class EveRetrievalOutput(ModelOutput):
     """Of each picture with the text of the same row, (B, 2), class 1 = match; needs I = C and a matching head."""
 
 
+# Kinds of tasks whose class has a name of its own; `model_class` makes those of all others
+
+
+class EveModel(EvePreTrainedModel):
+    """The encoder without a head: states of pictures, of texts or of pairs.
+
+    last_hidden_state: (B, N, D) after the final norm, the picture's [CLS] and patches first, then the text. pooler_output:
+    (B, D), the state of the text [CLS], of the picture's where there is no text.
+    """
+
+    kind = "encoder"
+    output_type = BaseModelOutputWithPooling
+
+
+class EveForMaskedModeling(EvePreTrainedModel):
+    """Masked tokens beside a picture. A run that also rebuilds pixels keeps the decoder for it, which is not used here.
+
+    input_ids: with [MASK] where a token is hidden. labels: int64 (B, T), the hidden tokens, -100 elsewhere. loss: their mean
+    cross-entropy in nats, plus the weighted balance loss. logits: (B, T, V).
+    """
+
+    kind = "masked_signal"
+    output_type = MaskedLMOutput
+
+
 class EveForRetrieval(EvePreTrainedModel):
-    """Pictures and texts that find each other."""
+    """Pictures and texts that find each other: embeds I pictures, C texts or both, and compares them.
 
-    usual = RetrievalConfig()
-    task: Retrieval
+    labels: int64 (B,), of true pairs in order, equal where two show the same picture, so that they are no negatives of each
+    other. In training mode with labels, only the loss is computed.
+    """
 
-    def forward(
-        self,
-        pixel_values: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> EveRetrievalOutput:
-        """Embed I pictures, C texts or both, and compare them.
-
-        labels: int64 (B,), of true pairs in order, equal where two show the same picture, so that they are no negatives of
-        each other. In training mode with labels, only the loss is computed.
-        """
-        output = EveRetrievalOutput()
-        if labels is not None:
-            if pixel_values is None or input_ids is None or not len(pixel_values) == len(input_ids) == len(labels):
-                raise UserError("labels need as many pixel_values and input_ids: a picture and its text in each row")
-            fields = self._fields(pixel_values, input_ids, attention_mask)
-            output.loss = self.task(CaptionBatch(**fields, picture_B=labels)).loss
-        if labels is None or not self.training:
-            self._compare(output, pixel_values, input_ids, attention_mask)
-        return self._returned(output, return_dict)
-
-    def _compare(
-        self, output: EveRetrievalOutput, pixel_values: Tensor | None, input_ids: Tensor | None, attention_mask: Tensor | None
-    ) -> None:
-        if pixel_values is None and input_ids is None:
-            raise UserError("give pixel_values, input_ids or both")
-        if pixel_values is not None:
-            output.image_embeds = self.task.image_features(self._pixels(pixel_values))
-        if input_ids is not None:
-            output.text_embeds = self.task.text_features(input_ids, _is_padding(input_ids, attention_mask))
-        if pixel_values is None or input_ids is None:
-            return
-        assert output.image_embeds is not None
-        assert output.text_embeds is not None
-        contrast = self.task.contrast
-        output.logits_per_image = output.image_embeds @ output.text_embeds.T / contrast.features.temperature
-        output.logits_per_text = output.logits_per_image.T
-        if contrast.match_head is not None and len(pixel_values) == len(input_ids):
-            image, text = self._image(pixel_values), self._text(input_ids, attention_mask)
-            output.match_logits, _ = contrast.match(self.task.encoder, image, text)
+    kind = "retrieval"
+    output_type = EveRetrievalOutput
 
 
 class EveForVisualQuestionAnswering(EvePreTrainedModel):
-    """Answers from the list that is config.id2label."""
+    """Answers from the list that is config.id2label.
 
-    usual = VQAConfig()
-    task: VQA
+    labels: soft targets, float32 (B, A) in [0, 1]. loss: their binary cross-entropy, summed over answers, mean over questions,
+    plus the weighted balance loss. logits: (B, A), one sigmoid each.
+    """
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput:
-        """Answer questions.
-
-        labels: soft targets, float32 (B, A) in [0, 1]. loss: their binary cross-entropy, summed over answers, mean over
-        questions, plus the weighted balance loss. logits: (B, A), one sigmoid each.
-        """
-        logits_BA, router = self.task.predict(Batch(**self._fields(pixel_values, input_ids, attention_mask)))
-        loss = None
-        if labels is not None:
-            if labels.shape != logits_BA.shape:
-                raise UserError(f"labels of shape {tuple(labels.shape)}, expected soft targets {tuple(logits_BA.shape)}")
-            loss = self._with_balance(objectives.answers(logits_BA, labels.float()), [router])
-        return self._returned(SequenceClassifierOutput(loss=loss, logits=logits_BA), return_dict)  # pyright: ignore
+    kind = "vqa"
 
 
 class EveForNLVR2(EvePreTrainedModel):
-    """Whether a statement is true of two pictures."""
+    """Whether a statement is true of two pictures, pixel_values on the left and pixel_values_right.
 
-    usual = NLVR2Config()
-    task: NLVR2
+    labels: int64 (B,), 1 = true. loss: their cross-entropy plus the weighted balance loss. logits: (B, 2).
+    """
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        pixel_values_right: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput:
-        """Judge statements about the pictures on the left and those on the right.
+    kind = "nlvr2"
 
-        labels: int64 (B,), 1 = true. loss: their cross-entropy plus the weighted balance loss. logits: (B, 2).
-        """
-        nothing: dict[str, Any] = {"statements": (), "labels": (), "identifiers": (), "groups": ()}
-        fields = self._fields(pixel_values, input_ids, attention_mask)
-        batch = StatementBatch(**fields, right_BCHW=self._pixels(pixel_values_right), **nothing)
-        logits_B2, routers = self.task.predict(batch)
-        loss = None if labels is None else self._with_balance(objectives.matching(logits_B2, labels), routers)
-        return self._returned(SequenceClassifierOutput(loss=loss, logits=logits_B2), return_dict)  # pyright: ignore
+
+NAMED: dict[str, type[EvePreTrainedModel]] = {
+    each.kind: each for each in (EveModel, EveForMaskedModeling, EveForRetrieval, EveForVisualQuestionAnswering, EveForNLVR2)
+}
+
+
+@functools.cache
+def model_class(section: type[TaskConfig]) -> type[EvePreTrainedModel]:
+    """Return the class of a kind of task: one of the above, else EveFor and its name, whose outputs are those of the kind that
+    it refines, if it refines one, else `loss` and `logits`."""
+    if section.name in NAMED:
+        return NAMED[section.name]
+    parent: Any = section.__base__
+    base = model_class(parent) if "name" in vars(parent) else EvePreTrainedModel
+    name = class_name(section)
+    words = f"{section.title[0].upper()}{section.title[1:]}.\n\n{task_class(section).outputs.__doc__}"
+    globals()[name] = kind = type(name, (base,), {"kind": section.name, "__module__": __name__, "__doc__": words})
+    return kind  # pyright: ignore[reportReturnType]
+
+
+def class_name(section: type[TaskConfig]) -> str:
+    """Return the name of the class of a kind of task."""
+    named = NAMED.get(section.name)
+    return named.__name__ if named else "EveFor" + "".join(word.capitalize() for word in section.name.split("_"))

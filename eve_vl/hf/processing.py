@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
-from eve_vl.config import EveModelConfig
+from eve_vl.config import InputConfig
 from eve_vl.data.batch import normalize
 from eve_vl.data.inputs import ImageLike, given_images
 from eve_vl.data.tokenizer import Tokenizer
@@ -25,17 +25,16 @@ WHOLE = sys.maxsize  # tokens
 class EveImageProcessor(BaseImageProcessor):
     """Pictures in any form that `Eve` takes, squeezed to a square, normalised with mean = std = 0.5.
 
-    size: {"height": H, "width": H}. patch_size: smaller pictures are refused. A JPEG given as a path or as bytes is shrunk
-    while being decoded, as in evaluation; one that Pillow has decoded cannot be, and differs a little.
+    size: {"height": H, "width": H}. A JPEG given as a path or as bytes is shrunk while being decoded, as in evaluation; one
+    that Pillow has decoded cannot be, and differs a little.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
-    def __init__(self, size: dict[str, int] | None = None, patch_size: int = EveModelConfig.patch_size, **kwargs: Any):
+    def __init__(self, size: dict[str, int] | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        side = EveModelConfig.image_size
+        side = InputConfig.image_size
         self.size = size or {"height": side, "width": side}
-        self.patch_size = patch_size
         if self.size.keys() != {"height", "width"} or self.size["height"] != self.size["width"]:
             raise UserError(f'size {self.size}, expected a square: {{"height": {side}, "width": {side}}}')
 
@@ -43,7 +42,7 @@ class EveImageProcessor(BaseImageProcessor):
         self, images: ImageLike | Sequence[ImageLike], return_tensors: str | None = "pt"
     ) -> BatchFeature:
         """Return pixel_values, float32 (B, 3, H, W) in [-1, 1], of one picture or a list of them. Raises UserError."""
-        pictures = [image.pixels(self.size["height"], self.patch_size) for image in given_images(images)]
+        pictures = [image.pixels(self.size["height"]) for image in given_images(images)]
         return BatchFeature({"pixel_values": normalize(torch.stack(pictures))}, tensor_type=return_tensors)
 
 
@@ -57,14 +56,14 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     @classmethod
-    def from_eve(cls, tokenizer: Tokenizer, model: EveModelConfig) -> Self:
+    def from_eve(cls, tokenizer: Tokenizer, sizes: InputConfig) -> Self:
         """Wrap one of our tokenizers."""
         pad, start, mask = (
             tokenizer.backend.id_to_token(token) for token in (tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id)
         )
         return cls(
             tokenizer_object=tokenizer.backend,
-            model_max_length=model.max_text_tokens,
+            model_max_length=sizes.max_text_tokens,
             pad_token=pad,
             cls_token=start,
             mask_token=mask,
@@ -118,7 +117,7 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
 class EveProcessor(ProcessorMixin):
     """`EveImageProcessor` and `EveTokenizerFast` in one call.
 
-    padding: "longest" of the batch, or "max_length" for runs with model.padded_text_length.
+    padding: "longest" of the batch, or "max_length" for runs with input.padded_text_length.
     """
 
     def __init__(self, image_processor: EveImageProcessor, tokenizer: EveTokenizerFast, padding: str = "longest"):
@@ -126,14 +125,11 @@ class EveProcessor(ProcessorMixin):
         self.padding = padding
 
     @classmethod
-    def from_eve(cls, tokenizer: Tokenizer, model: EveModelConfig) -> Self:
+    def from_eve(cls, tokenizer: Tokenizer, sizes: InputConfig) -> Self:
         """Return what turns pictures and texts into the inputs of a run."""
-        size = {"height": model.image_size, "width": model.image_size}
-        return cls(
-            EveImageProcessor(size=size, patch_size=model.patch_size),
-            EveTokenizerFast.from_eve(tokenizer, model),
-            padding="max_length" if model.padded_text_length else "longest",
-        )
+        size = {"height": sizes.image_size, "width": sizes.image_size}
+        padding = "max_length" if sizes.padded_text_length else "longest"
+        return cls(EveImageProcessor(size=size), EveTokenizerFast.from_eve(tokenizer, sizes), padding=padding)
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -43,6 +43,8 @@ class Backbone(nn.Module):
     sizes: InputConfig
     balance_weight: float = 0.0
     """Weight of the load-balancing loss, where there are experts."""
+    results_depend_on_batch: bool = False
+    """Whether a result depends on what else is in a pass, or on chance."""
     computes_all = False
     """In evaluation too, compute states that nobody reads: for those who look inside."""
 

@@ -20,7 +20,9 @@ class OfficialEncoder(Encoder):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.computes_all = self.config.routing == "official"  # without drops, a token's result is its own
+        # without drops, a token's result is its own
+        self.results_depend_on_batch = self.config.routing == "official" and "moe" in self.config.ffn_policies
+        self.computes_all = self.results_depend_on_batch
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of pictures, of texts or of pairs, of each part of the batch by a pass of its own."""

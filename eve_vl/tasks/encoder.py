@@ -1,6 +1,12 @@
-"""An encoder without heads that came from elsewhere: a start for other runs, and features of pictures or of texts."""
+"""An encoder without heads that came from elsewhere: a start for other runs, and features of pictures or of texts.
 
+Letters: B batch, N tokens, D width.
+"""
+
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from eve_vl.config import Config, EncoderOnlyConfig
 from eve_vl.data.dataset import RowDataset
@@ -28,3 +34,15 @@ class EncoderOnly(Task[EncoderOnlyConfig]):
     def forward(self, batch: Any) -> StepOutput:
         """Raise UserError."""
         raise UserError("the task encoder has no losses: nothing to learn")
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `last_hidden_state` (B, N, D) after the final norm, the picture's [CLS] and patches first, then the text, and
+        `pooler_output` (B, D), the state of the text [CLS], of the picture's where there is no text."""
+        if labels is not None:
+            raise UserError("an encoder without heads has no loss: leave out labels")
+        if not tensors:
+            raise UserError("give pixel_values, input_ids or both")
+        image = self.encoder.image(tensors["pixels"]) if "pixels" in tensors else None
+        text = self.encoder.text(tensors["ids"], tensors["is_padding"]) if "ids" in tensors else None
+        encoded = self.encoder.encode(image, text)
+        return {"last_hidden_state": encoded.x_BND, "pooler_output": encoded.cls_BD}

@@ -330,14 +330,16 @@ class MaskedSignalTask(Task[Settings]):
         passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
         return [routers for keep, mask in passes for routers in self.encode(batch, keep=keep, mask=mask).routers]
 
+    @property
+    def missing_head(self) -> str | None:
+        """What `outputs` needs and this run has not, in words."""
+        return None if self.settings.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
+
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `logits` (B, T, V) of texts with [MASK] where a token is hidden, beside whole pictures.
 
-        labels: int64 (B, T), the hidden tokens, -100 elsewhere; the loss is their mean cross-entropy in nats. Raises UserError
-        if there is no head for tokens.
+        labels: int64 (B, T), the hidden tokens, -100 elsewhere; the loss is their mean cross-entropy in nats.
         """
-        if not self.settings.mlm_weight:
-            raise UserError("guessing tokens needs their head, but task.mlm_weight is 0")
         image, text = self.encoder.image(tensors["pixels"]), self.encoder.text(tensors["ids"], tensors["is_padding"])
         encoded = self.encoder.encode(image, text)
         logits_BTV = self.token_head(encoded.text_BTD)

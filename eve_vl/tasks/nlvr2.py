@@ -26,11 +26,36 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import CompareHead, MLPHead, PairedAttentionHead
 from eve_vl.tasks.calls import Calls, Verb
 from eve_vl.tasks.look import Evidence
-from eve_vl.tasks.task import Computation, Routers, Sizes, Task, pair_tokens
+from eve_vl.tasks.task import Computation, PublishedHead, Routers, Sizes, Task, pair_tokens
 from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
+MLP_PARTS = ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")
+ATTENTION_PARTS = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+PUBLISHED = {
+    "concat": {f"concat_head.{part}": f"output.{part}" for part in MLP_PARTS},
+    "paired": {
+        f"paired_head.{ours}.{part}": f"{theirs}.{part}"
+        for ours, theirs, parts in (
+            ("attend_right", "attn1", ATTENTION_PARTS),
+            ("attend_left", "attn2", ATTENTION_PARTS),
+            ("fuse.0", "fc.0", ("weight", "bias")),
+            ("score", "attn_pool.fc.0", ("weight", "bias")),
+            ("classify", "nlvr2_output", ("weight", "bias")),
+        )
+        for part in parts
+    },
+}
+"""Published names of both heads."""
+
+
+def _published_settings(tensors: Mapping[str, Tensor], width: int) -> NLVR2Config | None:
+    """Return the section of a checkpoint whose head is one of the two; VQA's is called `output` too, but reads one state."""
+    if "nlvr2_output.weight" in tensors:
+        return NLVR2Config(head="paired")
+    reads_two = "output.0.weight" in tensors and tensors["output.0.weight"].shape[1] != width
+    return NLVR2Config(head="concat") if reads_two else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +134,7 @@ class NLVR2(Task[NLVR2Config]):
     main_metric = "nlvr2_acc"
     truth = "label"
     has_prediction_file = True
+    published_head = PublishedHead(keys=lambda task: PUBLISHED.get(task.head), settings=_published_settings, words=40)
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -191,6 +217,11 @@ class NLVR2(Task[NLVR2Config]):
     def routers(self, batch: StatementBatch) -> Routers:
         """Return what the routers do with both pairs."""
         return self.predict(batch)[1]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the columns of its logits stand for."""
+        return ("False", "True")
 
     def computations(self) -> dict[str, Computation]:
         """Return what the run computes, by the name of its file."""

@@ -22,12 +22,37 @@ from eve_vl.metrics import retrieval as metrics
 from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import initialize
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
-from eve_vl.tasks.task import Evaluated, Routers, Sizes
+from eve_vl.tasks.task import Evaluated, PublishedHead, Routers, Sizes
 from eve_vl.train.distributed import gather_objects, rank
 from eve_vl.train.trainer import StepOutput
 
 PAIRS_AT_ONCE = 256
 NUM_FOLD_IMAGES = 5000  # as many pictures as the five folds of the COCO 1K protocol need
+PUBLISHED = {
+    "contrast.features.temperature": "itc_temp",
+    "contrast.features.image.weight": "itc_vision_proj_head.weight",
+    "contrast.features.text.weight": "itc_text_proj_head.weight",
+    "contrast.match_head.weight": "itm_head.weight",
+    "contrast.match_head.bias": "itm_head.bias",
+}
+"""Published names of the heads."""
+OLDER_NAMES = {  # of the same heads in pre-training; the published code lets the later ones of these prevail
+    "mitc_temp": "itc_temp",
+    "mitc_vision_proj_head.weight": "itc_vision_proj_head.weight",
+    "mitc_text_proj_head.weight": "itc_text_proj_head.weight",
+    "itc_vl_vision_proj_head.weight": "itc_vision_proj_head.weight",
+    "itc_vl_text_proj_head.weight": "itc_text_proj_head.weight",
+    "mitm_head.weight": "itm_head.weight",
+    "mitm_head.bias": "itm_head.bias",
+}
+
+
+def _published_settings(tensors: Mapping[str, Tensor], width: int) -> RetrievalConfig | None:
+    """Return the section of a checkpoint with a matching head."""
+    if "itm_head.weight" not in tensors:
+        return None
+    projection_dim = len(tensors.get("itc_vision_proj_head.weight", ()))
+    return RetrievalConfig(final_norm=False, projection_dim=projection_dim)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,6 +94,11 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     dataset = CaptionedPictures
     calls = ContrastCalls
     main_metric = "r_mean"
+    published_head = PublishedHead(
+        keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match else None,
+        settings=_published_settings,
+        older_names=OLDER_NAMES,
+    )
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)

@@ -6,7 +6,7 @@ Letters: B batch, T text tokens, D width, d width of features, H height, W width
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
@@ -72,6 +72,21 @@ class Computation:
     compute: Callable[..., Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishedHead:
+    """What the published checkpoints hold of a task's heads, for conversion in both directions."""
+
+    keys: Callable[[Any], Mapping[str, str] | None] = lambda _: {}
+    """By the task's section, the published name of each of our tensors; what has none is left out. None: the published models
+    have another head in its place."""
+    settings: Callable[[Mapping[str, Tensor], int], TaskConfig | None] = lambda *_: None
+    """The section that a checkpoint's tensors and width ask for; None: its head is another task's."""
+    words: int = 30
+    """Words that the published evaluation keeps of a text."""
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    """Earlier names of published tensors, with those of `keys`; where several are there, the last counts."""
+
+
 class Task(nn.Module, Generic[Settings]):
     """A backbone with the heads and losses of one job, and all that follows from what the job is.
 
@@ -94,6 +109,8 @@ class Task(nn.Module, Generic[Settings]):
     """Whether an official server takes its predictions."""
     label_layer: ClassVar[str | None] = None
     """The layer whose rows stand for labels: of no use to a run with other ones."""
+    published_head: ClassVar[PublishedHead] = PublishedHead()
+    """How conversion knows its heads; by default no published checkpoint has any."""
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__()
@@ -227,6 +244,16 @@ class Task(nn.Module, Generic[Settings]):
                 inputs=("ids", "is_padding"), output="features", meaning=meaning, compute=self.text_features
             ),
         }
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the columns of its logits stand for; empty if they are no classes."""
+        return self.sizes.labels
+
+    @property
+    def missing_head(self) -> str | None:
+        """What `outputs` needs and this run has not, in words."""
+        return None
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return what the heads say, by the names that transformers has for it, and with labels the `loss`.

@@ -31,11 +31,20 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.calls import Calls, Verb, best_classes
 from eve_vl.tasks.look import Evidence
-from eve_vl.tasks.task import PAIR, Computation, Prepared, Routers, Sizes, Task, pair_tokens
+from eve_vl.tasks.task import PAIR, Computation, Prepared, PublishedHead, Routers, Sizes, Task, pair_tokens
 from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
 
 GENERATED_ROWS = 10_000  # of a generated source, whose rows cost time, the blind baseline looks at so many, spread evenly
+
+PUBLISHED = {f"answer_head.{number}.{kind}": f"output.{number}.{kind}" for number in (0, 1, 3) for kind in ("weight", "bias")}
+"""Published names of the head."""
+
+
+def _published_settings(tensors: Mapping[str, Tensor], width: int) -> VQAConfig | None:
+    """Return the section of a checkpoint whose head reads one state; one of NLVR2's is called `output` too, but reads two."""
+    reads_one = "output.0.weight" in tensors and tensors["output.0.weight"].shape[1] == width
+    return VQAConfig() if reads_one else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +136,7 @@ class VQA(Task[VQAConfig]):
     label_layer = "answer_head.3"
     truth = "answer"
     has_prediction_file = True
+    published_head = PublishedHead(keys=lambda _: PUBLISHED, settings=_published_settings, words=50)
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
