@@ -83,8 +83,8 @@ nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underlin
 img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1px solid var(--line); }
 .pixelated { image-rendering: pixelated; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); gap: 14px; }
-.strip { display: grid; grid-template-columns: repeat(4, 1fr); gap: 10px; margin-bottom: 10px; }
-.strip figcaption, .thumbs figcaption { color: var(--soft); font-size: 12px; text-align: center; margin-top: 3px; }
+.pairs .thumbs { grid-template-columns: repeat(4, 1fr); margin-bottom: 10px; }
+.thumbs figcaption { color: var(--soft); font-size: 12px; text-align: center; margin-top: 3px; }
 .caption { overflow-wrap: anywhere; }
 .caption.wrong { color: var(--soft); font-size: 13.5px; margin-top: 4px; }
 .readings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); gap: 14px; }
@@ -117,8 +117,8 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .examples { grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
 .example { display: flex; flex-wrap: wrap; gap: 14px; align-items: start; }
 .example > .thumbs { width: 104px; }
-.example > .thumbs.two { width: 218px; grid-template-columns: 1fr 1fr; }
-.example > .thumbs.four { width: 100%; grid-template-columns: repeat(4, 1fr); }
+.example > .thumbs.n2 { width: 218px; grid-template-columns: 1fr 1fr; }
+.example > .thumbs.n4 { width: 100%; grid-template-columns: repeat(4, 1fr); }
 .example > div:last-child { flex: 1 1 160px; min-width: 0; }
 .example.right, .query.right { border-left: 3px solid var(--right); }
 .example.wrong, .query.wrong { border-left: 3px solid var(--wrong); }
@@ -133,11 +133,11 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .queries { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
 .query .caption { margin-bottom: 10px; }
 .query .truth img { width: calc(20% - 7px); }
-.found.pictures { display: grid; grid-template-columns: repeat(5, 1fr); gap: 8px; }
-.found.pictures li.right img { outline: 3px solid var(--right); }
-.found.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; font-size: 14px; }
-.found.texts li { list-style: decimal inside; }
-.found.texts li.right { border-color: var(--right); background: var(--right-tint); }
+.hits.pictures { display: grid; grid-template-columns: repeat(5, 1fr); gap: 8px; }
+.hits.pictures li.right img { outline: 3px solid var(--right); }
+.hits.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; font-size: 14px; }
+.hits.texts li { list-style: decimal inside; }
+.hits.texts li.right { border-color: var(--right); background: var(--right-tint); }
 .results { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 3fr); gap: 14px; margin-top: 10px; }
 .numbers td { text-align: right; white-space: nowrap; padding-right: 0; }
 .numbers th { width: auto; color: var(--text); }
@@ -162,7 +162,7 @@ td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 @media (max-width: 560px) {
   .reading { grid-template-columns: 1fr; }
   .reading > .thumbs { grid-template-columns: repeat(2, 104px); }
-  .strip { gap: 6px; }
+  .pairs .thumbs { gap: 6px; }
   th { width: 9.5em; }
 }
 """
