@@ -109,8 +109,9 @@ def bar_chart(
     parts = _grid(frame, y_ticks, show)
     group = (WIDTH - RIGHT - frame.left) / len(labels)
     width = group * 0.76 / len(series)
-    label_width = 4 + 6 * max(map(len, labels), default=0)
-    every = math.ceil(len(labels) * max(22, label_width) / (WIDTH - frame.left))
+    longest = max(map(len, labels), default=0) + 1
+    font = min(12.0, group / (0.56 * longest))
+    every = 1 if font >= 9 else math.ceil(max(22, 7 * longest) / group)  # smaller letters, else fewer labels
     for index, label in enumerate(labels):
         start = frame.left + group * index + group * 0.12
         for place, (name, values) in enumerate(series):
@@ -123,7 +124,8 @@ def bar_chart(
                 f'height="{HEIGHT - BOTTOM - top:.1f}"><title>{esc(hint)}</title></rect>'
             )
         if index % every == 0:
-            parts.append(_text(round(frame.left + group * (index + 0.5), 1), HEIGHT - BOTTOM + 15, label, "middle"))
+            x = round(frame.left + group * (index + 0.5), 1)
+            parts.append(_text(x, HEIGHT - BOTTOM + 15, label, "middle", font if every == 1 else 12))
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 3, axis, "end"))
     for _, value in levels:
         y = frame.y(value)
@@ -162,8 +164,9 @@ def _left(y_ticks: Sequence[float], show: Show) -> float:
     return 10 + 7 * max(len(show(tick)) for tick in y_ticks)
 
 
-def _text(x: float, y: float, label: str, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{esc(label)}</text>'
+def _text(x: float, y: float, label: str, anchor: str, font: float = 12) -> str:
+    style = f' style="font-size:{font:.1f}px"' if font < 12 else ""
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{style}>{esc(label)}</text>'
 
 
 def _grid(frame: _Frame, y_ticks: Sequence[float], show: Show) -> list[str]:

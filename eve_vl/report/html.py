@@ -14,6 +14,7 @@ from PIL import Image
 from eve_vl.report.style import STYLE
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+LONG = 64  # letters of a fact that takes two columns
 MAX_PIXELATED = 160  # pictures smaller than this are shown larger than they are: keep their pixels sharp
 
 
@@ -37,7 +38,8 @@ def navigation(sections: Sequence[str]) -> str:
 
 def header(kicker: str, title: str, facts: Mapping[str, str], notes: Iterable[str] = ()) -> str:
     """Return the top of a page. title, notes: plain text; the others: HTML, facts by their names."""
-    rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+    wide = {name: ' class="wide"' if len(value) > LONG else "" for name, value in facts.items()}
+    rows = "".join(f"<div{wide[name]}><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
     listed = "".join(f"<li>{esc(note)}</li>" for note in notes)
     listed = f'<ul class="notes">{listed}</ul>' if listed else ""
     return f'<header><p class="kicker">{kicker}</p><h1>{esc(title)}</h1><dl class="facts">{rows}</dl>{listed}</header>'

@@ -102,7 +102,7 @@ class MaskedSignalReport(TaskReport):
             verdict = f"The right picture is worth <b>{gain} points</b> of masked-token accuracy."
             groups.append(card_group("Masked tokens", verdict, _token_cards(values)))
         else:
-            groups.append(_not_trained("Masked tokens", "task.mlm_weight"))
+            groups.append(self._no_numbers("Masked tokens", "mlm_weight"))
         if "mim_mse" in values:
             verdict = (
                 "Lower is better. The error with the right caption is "
@@ -112,8 +112,12 @@ class MaskedSignalReport(TaskReport):
             cards = _pixel_cards(values, self.task.settings.normalize_targets)
             groups.append(card_group("Masked pixels", verdict, cards))
         else:
-            groups.append(_not_trained("Masked pixels", "task.mim_weight"))
+            groups.append(self._no_numbers("Masked pixels", "mim_weight"))
         return "".join(groups)
+
+    def _no_numbers(self, title: str, weight: str) -> str:
+        why = f"This run does not train them (<code>task.{weight}</code> is 0)."
+        return f"<h3>{title}</h3>" + missing("There are no numbers of them." if getattr(self.task.settings, weight) else why)
 
     def charts(self, curves: Curves) -> list[str]:
         """Return accuracy and error over the run."""
@@ -246,10 +250,6 @@ def _pixel_cards(values: Mapping[str, float], is_normalised: bool) -> list[Card]
         Card(name=name, value=number(values[name]), length=values[name] / largest, sentence=text, is_main=name == "mim_mse")
         for name, text in sentences.items()
     ]
-
-
-def _not_trained(title: str, weight: str) -> str:
-    return f"<h3>{title}</h3>" + missing(f"This run does not train them (<code>{weight}</code> is 0).")
 
 
 def _compared(value: float, other: float) -> str:

@@ -23,7 +23,7 @@ class NLVR2Report(ClassifierReport):
     title = "Statements"
     rows = "statements"
     passes = " with their two pictures"
-    hint = "The heat is for the statement being true."
+    heat_for = "the statement being true"
     losses: ClassVar[tuple[Loss, ...]] = (
         Loss(term="nlvr2", title="Verdict loss", note="Cross-entropy of true or false, in nats."),
     )

@@ -95,9 +95,13 @@ class RetrievalReport(TaskReport):
             ("Picture → text", "tr", "text", "num_texts", [len(row) for row in captions_of if row]),
             ("Text → picture", "ir", "picture", "num_images", list(texts.values())),
         )
-        return "".join(self._way(measured, *way) for way in ways)
+        groups, charts = zip(*(self._way(measured, *way) for way in ways), strict=True)
+        return "".join(groups) + f'<div class="charts">{"".join(charts)}</div>'
 
-    def _way(self, measured: Measured, title: str, key: str, other: str, num_key: str, matches: Sequence[int]) -> str:
+    def _way(
+        self, measured: Measured, title: str, key: str, other: str, num_key: str, matches: Sequence[int]
+    ) -> tuple[str, str]:
+        """Return the cards and the chart of one way."""
         values, rerank, num = measured.values, self.task.settings.rerank, int(measured.values[num_key])
         chance = {k: chance_recall(k, num, matches) for k in RECALLS}
         average = sum(matches) / len(matches)
@@ -116,7 +120,7 @@ class RetrievalReport(TaskReport):
         bars.append(("chance", list(chance.values())))
         axis = "a match among the first k"
         chart = bar_chart(f"{title}: recall", [f"R@{k}" for k in RECALLS], bars, show=percent, axis=axis)
-        return card_group(title, verdict, cards) + f'<div class="charts">{chart}</div>'
+        return card_group(title, verdict, cards), chart
 
     def charts(self, curves: Curves) -> list[str]:
         """Return recalls over the run."""
@@ -242,13 +246,14 @@ def _query_card(query: Query, name: str) -> str:
         f'<li class="{right(is_match)}">{_item(item, f"{alt}, hit {place}: {item.where}")}</li>'
         for place, (item, is_match) in enumerate(zip(query.hits, query.is_match, strict=True), start=1)
     )
-    truth = f'<div class="truth"><span class="label">true</span> {_item(query.truth, f"{alt}, true")}</div>'
-    truth = "" if any(query.is_match) else truth
+    truth = "" if any(query.is_match) else _item(query.truth, f"{alt}, true")
     if query.item.picture is None:
+        truth = truth and f'<li class="truth">{truth}<p class="label">true</p></li>'
         return (
             f'<article class="card query {right(is_right)}"><p class="caption">{esc(query.item.text)} {mark(is_right)}</p>'
-            f'<ol class="hits pictures">{hits}</ol>{truth}</article>'
+            f'<ol class="hits pictures">{hits}{truth}</ol></article>'
         )
+    truth = truth and f'<p class="truth"><span class="label">true</span> {truth}</p>'
     shown = {"picture": query.item.picture} | {f"heat for “{query.word}”": pixels for pixels in query.heat}
     return (
         f'<article class="card example {right(is_right)}">{thumbs(alt, shown)}<div>{mark(is_right)}'

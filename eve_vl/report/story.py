@@ -88,7 +88,8 @@ def story_page(folder: Path) -> str:
             task = report.run.config.task.name
             if name in TASKS and name != task:
                 raise UserError(f"{folder / name}: a {task} run, expected {name}")
-            sections += [_pretraining_section(report, numbers)] * (name == PRETRAIN)
+            if name == PRETRAIN:
+                sections.append(_pretraining_section(report, numbers))
             sections += report.evidence(2 * report.num_each // 3)
             if (chosen := report.routing()).shares_ME:
                 routing += f"<h3>{report.title}</h3>{routing_charts(chosen, report.run.config)}"

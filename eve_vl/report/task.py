@@ -175,8 +175,8 @@ class Example:
 class ClassifierReport(TaskReport):
     """Of tasks that choose among labels: shows rows that they are right and wrong about."""
 
-    hint: ClassVar[str] = ""
-    """More words on the examples."""
+    heat_for: ClassVar[str] = "its first choice"
+    """What the heat speaks for."""
 
     def examples(self, batch: Any) -> Iterable[Example]:
         """Return what the model makes of the rows of a batch."""
@@ -189,8 +189,8 @@ class ClassifierReport(TaskReport):
         num_right = sum(example.is_right is True for example in seen)
         intro = (
             f"Of {len(seen)} {self.rows} spread over the validation data, {num_right} are right; here are the first right ones "
-            f"and the first wrong ones, kinds in turns. {self.hint} Heat, blue to red: where in the picture the model sees "
-            "what it goes by (Grad-CAM)."
+            "and the first wrong ones, kinds in turns. Bars: the most probable choices. Heat, blue to red: where the model "
+            f"sees what speaks for {self.heat_for} (Grad-CAM)."
         )
         is_known = any(example.is_right is not None for example in seen)
         body = ""
@@ -207,7 +207,7 @@ class ClassifierReport(TaskReport):
         pictures, heat = dict(example.pictures), self.look(list(example.pictures.values()), example.text)
         if heat is not None:
             names = [f"heat, {name}" if len(pictures) > 1 else "heat" for name in pictures]
-            pictures |= {f"{name}: {heat.score}": pixels for name, pixels in zip(names, heat.overlays(), strict=True)}
+            pictures |= zip(names, heat.overlays(), strict=True)
         shown = thumbs(f"{self.name} {example.where}", pictures) if pictures else ""
         return (
             f'<article class="card example {verdict}">{shown}<div>'

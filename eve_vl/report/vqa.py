@@ -25,7 +25,7 @@ class VQAReport(ClassifierReport):
     title = "Questions"
     rows = "questions"
     passes = " with their pictures"
-    hint = "Bars: the three most probable answers."
+    heat_for = "the first answer"
     losses: ClassVar[tuple[Loss, ...]] = (
         Loss(term="vqa", title="Answer loss", note="Binary cross-entropy of the answers, summed over the list."),
     )
