@@ -340,16 +340,17 @@ def test_a_name_that_is_no_call_is_an_attribute_error():
 def test_threads_share_runs():
     """Eight threads, each with 200 calls in an order of its own on two runs: all get what one thread gets, and no call leaves
     anything behind."""
-    vqa, masked, long = Eve(tiny_run("vqa")), Eve(tiny_run("masked")), " ".join(TEXTS)
-    calls: list[tuple[int, Callable[[], Any]]] = [
-        (8, lambda: vqa.encode_image([noise(0), noise(1)]).tolist()),
-        (8, lambda: masked.encode_image(noise(2)).tolist()),
-        (8, lambda: vqa.encode_text([TEXT, long]).tolist()),
-        (8, lambda: masked.encode_text(TEXT).tolist()),
-        (8, lambda: vqa.answer(noise(0), TEXT)),
-        (8, lambda: vqa.answer(noise(1), long)),
-        (8, lambda: masked.fill_mask(noise(0), "a [MASK] circle")),
-        (4, lambda: masked.reconstruct(noise(0), TEXT).rebuilt.tolist()),
+    small = {"depth": 2, "num_deep_blocks": 1}
+    vqa, masked, long = Eve(tiny_run("vqa", model=small)), Eve(tiny_run("masked", model=small)), " ".join(TEXTS)
+    calls: list[tuple[int, Callable[[], Any]]] = [  # how often, what; those that take long are rarer
+        (16, lambda: vqa.encode_image(noise(0)).tolist()),
+        (16, lambda: masked.encode_image(noise(1)).tolist()),
+        (16, lambda: vqa.encode_text([TEXT, long]).tolist()),
+        (16, lambda: masked.encode_text(TEXT).tolist()),
+        (6, lambda: vqa.answer(noise(0), TEXT)),
+        (6, lambda: vqa.answer(noise(1), long)),
+        (6, lambda: masked.fill_mask(noise(0), "a [MASK] circle")),
+        (2, lambda: masked.reconstruct(noise(0), TEXT).rebuilt.tolist()),
         (1, lambda: vqa.look(noise(0), TEXT, word="blue").values()),
         (1, lambda: vqa.look(noise(0), TEXT, block=0).values()),
         (1, lambda: masked.look(noise(0), TEXT, word="blue").values()),

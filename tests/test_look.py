@@ -77,7 +77,7 @@ def test_runs_that_take_the_two_pictures_one_by_one_look_at_both(name, routing):
 def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class_: int) -> np.ndarray:
     """The map of a VQA run by autograd through attention that is written out here, (4, 4)."""
     assert isinstance(eve.task, VQA)
-    attention, kept = eve.task.encoder.blocks[block].attn, []
+    attention, kept = eve.task.encoder.get_submodule(f"blocks.{block}.attn"), []
     assert isinstance(attention, Attention)
 
     def forward(x: Tensor, is_padding: Tensor | None, only: int | None = None) -> Tensor:

@@ -45,7 +45,7 @@ def run_data_check(argv: Sequence[str]) -> None:
     from eve_vl.data.check import check_source
     from eve_vl.data.readers import guess_kind
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     guess = "captions" if generated(args.path) else guess_kind(args.path, format=args.format)
     (source,) = args.open((args.path,), image_size=224, kind=guess if args.kind == "auto" else args.kind)
     report = check_source(source, console=console)
