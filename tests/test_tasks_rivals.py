@@ -234,15 +234,16 @@ def test_contrast_and_matching_of_validation_equal_a_slow_loop(name):
         own = torch.cosine_similarity(image, text, dim=0)
         right["itc_acc"] += [bool(own > torch.cosine_similarity(wrong_image, text, dim=0))]
         right["itc_acc"] += [bool(own > torch.cosine_similarity(image, wrong_text, dim=0))]
-        for ids, is_match in zip(texts, (True, False), strict=True) if task.contrast.match_head else ():
+        for ids, is_match in zip(texts, (True, False), strict=True) if head is not None else ():
+            assert head is not None
             states = task.encoder.encode(task.encoder.image(images[0]), task.encoder.text(ids, None)).x_BND
-            no, yes = task.contrast.match_head(states[:, 17])[0].tolist()
+            no, yes = head(states[:, 17])[0].tolist()
             right["itm_acc"].append((yes > no) == is_match)
             num_yes += yes > no
     expected = {key: float(np.mean(values)) for key, values in right.items() if values}
     assert {key: numbers[key] for key in right if key in numbers} == pytest.approx(expected)
     assert 0.5 < expected["itc_acc"] < 1
-    assert task.contrast.match_head is None or 0 < num_yes < 20
+    assert head is None or 0 < num_yes < 20
     for size in (1, 10):
         assert task.evaluate(validation(config, size)) == pytest.approx(numbers, rel=1e-5)
 
