@@ -12,15 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from torch import Tensor
+from twins import tiny_config, tiny_tokenizer
 
+from eve_vl.config import NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
 from eve_vl.convert import published
 from eve_vl.convert.keys import buffers, key_table, to_ours, to_published
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.loading import build_untrained, load_run
+from eve_vl.loading import build_task, build_untrained, load_run
 from eve_vl.tasks.task import Sizes
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = {"vqa": "vqa", "nlvr": "nlvr2", "nlvr_biattn": "nlvr2", "retrieval": "retrieval"}
+HEADS = {"vqa": VQAConfig(), "nlvr_biattn": NLVR2Config(head="paired"), "nlvr_no_biattn": NLVR2Config(head="concat")}
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +221,29 @@ def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained, tmp_path, 
     assert not (tmp_path / "eve.pth").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (NLVR2Config(head="compare"), "have no nlvr2 head with head compare, so"),
+        (RetrievalConfig(standardize_match=True), "have no retrieval head with standardize_match True, so"),
+        (RetrievalConfig(itm_weight=0.0, rerank=0), "have no retrieval head with itm_weight 0.0 and rerank 0, so"),
+    ],
+)
+def test_heads_that_were_not_published_are_named(eve, tmp_path, task, message):
+    config = tiny_config(task=task)
+    published.write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
+    done = eve("convert", "run", "eve.pth")
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_pretrained_run_leaves_its_heads_behind(eve, tmp_path):
+    config = tiny_config()
+    published.write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
+    done = eve("convert", "run", "eve.pth")
+    assert done.returncode == 0 and "that the published models have not: pixel_decoder, token_head" in done.stdout
+    assert (tmp_path / "run" / "config.json").read_text() == config_to_json(load_run(tmp_path / "run").config)
+
+
 def test_flags_that_mean_nothing_are_refused(eve, tmp_path, words, answers):
     save_file(tiny("retrieval"), tmp_path / "eve.safetensors")
     torch.save(vision("vit").state_dict(), tmp_path / "image.pth")
@@ -295,7 +321,7 @@ def test_the_key_table_covers_every_key(name, size):
     wanted = (12, 768, 12, 2) if size == "base" else (24, 1024, 16, 3)
     assert (model.depth, model.embed_dim, model.num_heads, model.num_deep_blocks) == wanted
     assert (model.num_experts, sizes.image_size, sizes.text_length, model.mlp_ratio) == (32, 384, 196, 4)
-    assert section.name == KINDS[name]
+    assert section == HEADS.get(name, RetrievalConfig(final_norm=False, projection_dim=model.embed_dim))
     table = key_table(model, section)
     theirs = [key for keys in table.values() for key in keys] + list(buffers(sizes))
     assert sorted(theirs) == sorted(tensors)  # each once
