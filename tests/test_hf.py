@@ -173,7 +173,7 @@ def test_balance_is_part_of_the_loss():
     for weight in (0.0, 10.0):
         _, task = tiny("vqa", model={"balance_weight": weight})
         assert isinstance(task, VQA)
-        labels = dict(enumerate(ANSWER_LIST))
+        labels: dict[int, str] = dict(enumerate(ANSWER_LIST))
         config = hf.EveConfig(**hf_sections(task), vocab_size=TOKENIZER.vocab_size, id2label=labels)
         model = hf.EveForVisualQuestionAnswering(config).eval()
         model.task.load_state_dict(task.state_dict())
