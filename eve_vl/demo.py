@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,37 +21,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from eve_vl.config import Config
 from eve_vl.cpu import keep_memory, usable_cores
+from eve_vl.data.loader import open_sources
 from eve_vl.errors import UserError
+from eve_vl.evaluation import evaluate_run
 from eve_vl.files import write_file
+from eve_vl.loading import load_run
 from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.report import write_story
+from eve_vl.report.story import PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms
 from eve_vl.train.log import read_log
+from eve_vl.training import check_out_folder, train, with_absolute_paths
 
-PRETRAIN = "pretrain"
-TASKS = ("nlvr2", "retrieval", "vqa")  # the longest first
-SCRATCH = "_scratch"
-SPLITS = {"test": "", "test_novel": "_novel"}  # and what their numbers' names end in
 NUM_TEST = 1000
-KEPT = {
-    "vqa": ("vqa_acc", "vqa_acc_blind"),
-    "nlvr2": ("nlvr2_acc",),
-    "retrieval": (
-        "tr1",
-        "ir1",
-        "tr1_itc_only",
-        "ir1_itc_only",
-        "texts_per_image",
-        "images_per_text",
-        "num_images",
-        "num_texts",
-    ),
-}
-SAME_FOR_BOTH = (
-    "vqa_acc_blind",
-    "texts_per_image",
-    "images_per_text",
-    "num_images",
-    "num_texts",
-)  # of the data, not of the model
+PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, where numbers of all tasks lie side by side
 TEST_FILE = "test.json"
 NUM_ROWS = "num_test_rows"
 POLL_SECONDS = 0.5
@@ -74,8 +57,6 @@ def run_demo(out: Path, console: Console, num_test: int = NUM_TEST) -> Path:
     signal.signal(signal.SIGTERM, before)
     numbers = collect(out)
     write_file(out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
-    from eve_vl.report import write_story
-
     report = write_story(out)
     console.print(_table(numbers), markup=False)
     console.print(f"{time.perf_counter() - start:.0f} seconds in all")
@@ -86,7 +67,7 @@ def plan(out: Path) -> dict[str, Config]:
     """Return the config of every run by name, in the order in which they may start."""
     pretrain = replace(get_recipe("demo"), out=out / PRETRAIN)
     configs = {PRETRAIN: pretrain}
-    *long, short = TASKS  # the shortest come last, so that both cores are done at about the same time
+    short, *long = TASKS  # the shortest come last, so that both cores are done at about the same time
     runs = [*((task, suffix) for suffix in (SCRATCH, "") for task in long), (short, SCRATCH), (short, "")]
     for task, suffix in runs:
         config = get_finetune_recipe(f"demo_{task}", pretrain)
@@ -124,9 +105,14 @@ def _may_start(config: Config, finished: set[str]) -> bool:
 
 def _raise_failure(name: str, future: Future) -> None:
     error = future.exception()
-    if error is not None:
-        _stop_workers()
+    if error is None:
+        return
+    _stop_workers()
+    if isinstance(error, BrokenProcessPool):
+        raise UserError(f"{name}: its process was killed, perhaps for want of memory; the same command goes on")
+    if isinstance(error, UserError):
         raise UserError(f"{name}: {error}") from None
+    raise error  # a bug: with the traceback that it has in its process
 
 
 def _stop_workers() -> None:
@@ -145,67 +131,52 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
 
     Returns the numbers of validation (pre-training) or of the test splits, and keeps the latter in test.json.
     """
-    from eve_vl.data.loader import open_sources
-    from eve_vl.evaluation import evaluate_run
-    from eve_vl.run import check_out_folder, load_run, train, with_absolute_paths
-    from eve_vl.tasks import TASKS as TASK_CLASSES
-
     keep_memory()  # this process may be a fresh one
     check_out_folder(with_absolute_paths(config), must_resume=False)
     config.out.mkdir(parents=True, exist_ok=True)
     test_file = config.out / TEST_FILE
     if test_file.is_file():
-        found = json.loads(test_file.read_text())
-        if found[NUM_ROWS] == num_test:
-            return found
+        numbers = json.loads(test_file.read_text())
+        if numbers[NUM_ROWS] == num_test:
+            return numbers
     with (config.out / "run.log").open("a") as log, contextlib.redirect_stdout(log):
-        train(config, with_report=False)
+        train(config)
         if config.init is None:
             return json.loads((config.out / "metrics.json").read_text())
         run = load_run(config.out)
-        kind = TASK_CLASSES[config.task.name].dataset.kind
         numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split in splits:
-            sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, kind)
-            found = evaluate_run(run, num_test, sources)
-            numbers |= {name + SPLITS[split]: value for name, value in found.items()}
+            sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, run.task.kind(config))
+            measured = evaluate_run(run, num_test, sources)
+            numbers |= {name + SPLITS[split]: value for name, value in measured.items()}
     write_file(test_file, json.dumps(numbers, indent=1) + "\n")
     return numbers
 
 
 def collect(out: Path) -> dict[str, float]:
-    """Return the numbers of the story from its runs' folders."""
+    """Return the numbers of the story from its runs' folders; names end in the arm, then in the split."""
     numbers = json.loads((out / PRETRAIN / "metrics.json").read_text())
     for task in TASKS:
         for arm in ("", SCRATCH):
-            found = json.loads((out / (task + arm) / TEST_FILE).read_text())
-            for split in SPLITS.values():
-                for name in KEPT[task]:
-                    if arm and name in SAME_FOR_BOTH:
-                        continue
-                    full = f"retrieval_{name}" if task == "retrieval" else name
-                    numbers[f"{full}{arm}{split}"] = found[f"{name}{split}"]
+            for name, value in json.loads((out / (task + arm) / TEST_FILE).read_text()).items():
+                split = next(suffix for suffix in sorted(SPLITS.values(), reverse=True) if name.endswith(suffix))
+                numbers[PREFIX.get(task, "") + name.removesuffix(split) + arm + split] = value
     return numbers
 
 
 def _summary(numbers: dict[str, float]) -> str:
     names = ("mlm_acc", "mlm_acc_wrong_image", "vqa_acc", "nlvr2_acc", "tr1", "ir1")
-    shown = [name + suffix for suffix in ("", "_novel") for name in names if name + suffix in numbers]
+    shown = [name + suffix for suffix in SPLITS.values() for name in names if name + suffix in numbers]
     return "  ".join(f"{name} {numbers[name]:.3f}" for name in shown)
 
 
 def _table(numbers: dict[str, float]) -> str:
-    lines = [f"{'':26}{'pre-trained':>12}{'from scratch':>14}{'blind':>8}"]
-    for title, name, blind in (
-        ("questions, accuracy", "vqa_acc", "vqa_acc_blind"),
-        ("statements, accuracy", "nlvr2_acc", None),
-        ("find the caption, R@1", "retrieval_tr1", None),
-        ("find the picture, R@1", "retrieval_ir1", None),
-    ):
+    lines = [f"{'':50}{'pre-trained':>12}{'from scratch':>14}{'blind':>8}"]
+    for row in ROWS:
         for split, suffix in SPLITS.items():
-            ours, scratch = numbers[name + suffix], numbers[f"{name}{SCRATCH}{suffix}"]
-            guess = f"{numbers[blind + suffix]:8.3f}" if blind else ""
-            lines.append(f"{title if not suffix else '  ' + split:26}{ours:12.3f}{scratch:14.3f}{guess}")
+            ours, scratch, guess = arms(row, numbers, suffix)
+            title = f"{row.title}: {row.what}" if not suffix else f"  {split}"
+            lines.append(f"{title:50}{ours:12.3f}{scratch:14.3f}{guess:8.3f}")
     return "\n".join(lines)
 
 

@@ -23,6 +23,10 @@ Item = TypeVar("Item")
 ALWAYS = ("encode_image", "encode_text")
 
 
+class NoSuchCallError(UserError, AttributeError):
+    """A call that needs other heads; for `hasattr` it is not there."""
+
+
 class Eve:
     """One run. `calls` names what it can do, as `answer` or `match`, which are methods then (`help(eve.answer)` tells more);
     any other call raises UserError, which says how to get a run that can.
@@ -99,7 +103,7 @@ class Eve:
             how = f"eve finetune {small}{finetuned[0]} --init {start}"
         elif how is None:
             how = "eve pretrain, or the run that this one started from" + (f", {config.init}" if config.init else "")
-        raise UserError(
+        raise NoSuchCallError(
             f"{call}: {self.run.folder} is a run of task {config.task.name}, which allows {', '.join(self.calls)}; "
             f"to get one that allows {call}: {how}"
         )

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eve_vl.config import Config
+from eve_vl.config import Config, TaskConfig
 from eve_vl.recipes import get_recipe
+from eve_vl.report import write_report
+from eve_vl.training import train
 
 VOID = {"meta", "img", "br"}
 SVG_EMPTY = {"line", "polyline", "circle"}  # written with a closing slash
@@ -82,7 +84,7 @@ def tiny(
     *,
     steps: int = 1,
     model: dict | None = None,
-    task: dict | None = None,
+    task: dict | TaskConfig | None = None,
     data: dict | None = None,
 ) -> Config:
     config = get_recipe("tiny")
@@ -90,8 +92,14 @@ def tiny(
         config,
         out=out,
         model=replace(config.model, **{"init_std": 0.1, "layer_scale": 1.0, **(model or {})}),  # captions matter from the start
-        task=replace(config.task, **(task or {})),
+        task=task if isinstance(task, TaskConfig) else replace(config.task, **(task or {})),
         data=replace(config.data, **{"val_samples": 16, **(data or {})}),
         tokenizer=replace(config.tokenizer, path=tokenizer),
         train=replace(config.train, steps=steps, threads=1, log_every=1, val_every=2, save_every=2),
     )
+
+
+def trained(config: Config) -> Path:
+    """Train a run and write its page, as the command line does; the path of the page."""
+    assert train(config)
+    return write_report(config.out)

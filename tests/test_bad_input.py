@@ -124,13 +124,13 @@ def test_unknown_names(eve):
 
 
 def test_all_problems_of_a_config_at_once(eve):
-    line = complaint(eve("pretrain", "tiny", "--model.image-size", 30, "--train.lr", -1, "--task.image-mask-ratio", 1.5))
-    assert all(name in line for name in ("model.image_size 30", "train.lr", "task.image_mask_ratio"))
+    line = complaint(eve("pretrain", "tiny", "--input.image-size", 30, "--train.lr", -1, "--task.image-mask-ratio", 1.5))
+    assert all(name in line for name in ("input.image_size 30", "train.lr", "task.image_mask_ratio"))
 
 
 def test_image_size_and_patch(eve, tmp_path: Path):
-    assert "not divisible by patch_size" in complaint(eve("pretrain", "tiny", "--model.image-size", 36))
-    assert "smaller than patch_size" in complaint(eve("pretrain", "tiny", "--model.image-size", 4))
+    assert "not divisible by patch_size" in complaint(eve("pretrain", "tiny", "--input.image-size", 36))
+    assert "smaller than patch_size" in complaint(eve("pretrain", "tiny", "--input.image-size", 4))
     rows = write_pairs(tmp_path / "pairs", size=(6, 40))
     line = pretrain_on(eve, rows)
     assert "smaller than a patch" in line

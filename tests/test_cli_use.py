@@ -9,20 +9,11 @@ from PIL import Image
 from tiny_runs import TEXT, noise, tiny_run, write_run
 
 from eve_vl.cli import VERBS
-from eve_vl.cli.common import flag_names
-from eve_vl.cli.use import AnswerArgs, EncodeArgs, FillMaskArgs, JudgeArgs, LookArgs, MatchArgs, ReconstructArgs
 from eve_vl.eve import Eve
+from eve_vl.train.log import RunLog
 
+JSON = ("--json", "numbers.json")
 USES = ("answer", "match", "judge", "fill-mask", "reconstruct", "look", "encode")
-FLAGS = {
-    AnswerArgs: "--json --top",
-    MatchArgs: "--json",
-    JudgeArgs: "--json",
-    FillMaskArgs: "--json --top",
-    ReconstructArgs: "--out --share --seed",
-    LookArgs: "--json --right --word --answer --block --out",
-    EncodeArgs: "--texts --out --batch-size",
-}
 
 
 @pytest.fixture
@@ -40,16 +31,11 @@ def size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def test_flags_are_frozen():
-    for cls, text in FLAGS.items():
-        assert flag_names(cls) == text.split(), cls.__name__
-
-
 @pytest.mark.parametrize("verb", USES)
 def test_help_has_an_example(eve, verb):
     assert verb in VERBS
     text = eve(verb, "--help").stdout
-    assert f"example: eve {verb} runs/" in text
+    assert f"eve {verb} RUN " in text
     assert "usage: eve" in text
 
 
@@ -143,6 +129,7 @@ def test_encode(eve, folder):
     ("argv", "message"),
     [
         (("answer", "nowhere", "0.png", "x"), "nowhere: no such run folder"),
+        (("answer", "no:train:where", "0.png", "x"), "no:train:where: no such run folder"),
         (("answer", "vqa", "9.png", "x"), "image: no such file: 9.png"),
         (("answer", "vqa", "vqa/state.json", "x"), "vqa/state.json: not a picture in a known format"),
         (("answer", "vqa", "0.png", " "), "text is empty"),
@@ -155,6 +142,13 @@ def test_encode(eve, folder):
         (("look", "vqa", "0.png", "a circle", "--word", "star"), '"star" is not a word of "a circle"'),
         (("look", "vqa", "0.png", "a circle", "--wrd", "star"), "no flag '--wrd'"),
         (("encode", "vqa"), "nothing to encode"),
+        (("evaluate", "vqa", "vqa", "--rerank", 3), "no flag '--rerank'"),
+        (("evaluate", "encoder", "masked"), "no task 'encoder'; choose from contrast_match, masked_signal, nlvr2, "),
+        (("evaluate", "retrieval", "retrieval", "--rerank", -1), "--rerank: rerank must be finite and not negative, got -1"),
+        (
+            ("evaluate", "retrieval", "retrieval", "--data", "scenes:test", "--samples", 4, "--rerank", 99),
+            "--rerank 99: a query",
+        ),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--json", "vqa"), "vqa: is a folder; name a file to write"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--predictions", "0.png/a"), "0.png/a: cannot be written"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--samples", 9, "--predictions", "a"), "wants all 1000 rows"),
@@ -168,6 +162,40 @@ def test_mistakes_end_in_one_line(eve, folder, argv, message):
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_no_text_is_taken_for_an_emoji(eve, folder, capfd):
+    """rich would print a train for ":train:", as in the name of a built-in source before a colon."""
+    done = eve("fill-mask", "masked", "0.png", "[MASK]:train:", "--top", 1)
+    assert done.stdout.splitlines()[0].endswith(":train:"), done.stderr
+    log = RunLog(folder, first_step=0, num_steps=1, enabled=True)
+    log.note(0, "scenes:train: read")
+    log.close()
+    assert capfd.readouterr().out == "scenes:train: read\n"
+
+
+def test_people_are_told_when_re_ranking_makes_a_search_worse(eve, folder):
+    """Exactly when the numbers beside the remark say so."""
+    told = {}
+    for rerank in (0, 2, 8):
+        done = eve("evaluate", "retrieval", "retrieval", "--data", "scenes:test", "--samples", 24, "--rerank", rerank, *JSON)
+        assert done.returncode == 0, done.stderr
+        numbers = json.loads((folder / "numbers.json").read_text())
+        notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]
+        told[rerank] = [note for note in notes if note.startswith("note: re-ranking makes this search worse (r_mean ")]
+        assert notes == told[rerank]
+        assert bool(notes) == (numbers["r_mean"] < numbers.get("r_mean_itc_only", 0))
+    assert told[0] == []
+    assert any(told.values())
+
+
+def test_people_are_told_when_a_run_is_judged_by_what_it_was_trained_on(eve, folder):
+    seen = "note: scenes:train: this run was trained on these rows"
+    for sources, is_told in ((("scenes:train",), True), (("scenes:test", "scenes:train"), True), (("scenes:test",), False)):
+        done = eve("evaluate", "nlvr2", "nlvr2", "--data", *sources, "--samples", 4)
+        assert done.returncode == 0, done.stderr
+        assert (seen in done.stdout.splitlines()) == is_told
+        assert done.stdout.count("note: ") == is_told
 
 
 def test_from_training_to_an_answer(eve, tmp_path: Path):

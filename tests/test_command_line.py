@@ -6,23 +6,28 @@ from eve_vl.cli import VERBS, main
 from eve_vl.cli.common import flag_names
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs
-from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
+from eve_vl.cli.runs import ExportArgs, InspectArgs, ReportArgs, evaluate_args
 from eve_vl.cli.train import TrainArgs
+from eve_vl.cli.use import EncodeArgs, call_args, call_verbs
+from eve_vl.config import TaskConfig, kinds_of
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
+from eve_vl.tasks import task_class
 
-START = "--out --init --scratch"
+START = "--out --init --init-may-lack --scratch"
+INPUT = "--input.image-size --input.patch-size --input.text-length --input.padded-text-length"
 MODEL = """
-    --model.image-size --model.patch-size --model.text-length --model.padded-text-length --model.embed-dim --model.depth
-    --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
-    --model.top-k --model.modality-routing --model.routing --model.activation --model.norm-pre --model.balance-weight
-    --model.drop-path --model.dropout --model.layer-scale --model.init-std --model.position-std
+    --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.depth --model.num-heads
+    --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts --model.top-k
+    --model.modality-routing --model.routing --model.activation --model.norm-pre --model.balance-weight --model.drop-path
+    --model.dropout
+"""
+MASKS = """
+    --task.image-mask-ratio --task.text-mask-ratio --task.mim-weight --task.mlm-weight --task.joint-masking
+    --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
 """
 TASK = {
-    "masked_signal": """
-        --task.image-mask-ratio --task.text-mask-ratio --task.mim-weight --task.mlm-weight --task.itc-weight --task.itm-weight
-        --task.projection-dim --task.joint-masking --task.normalize-targets --task.decoder-depth --task.decoder-dim
-        --task.decoder-num-heads
-    """,
+    "masked_signal": MASKS,
+    "contrast_match": f"{MASKS} --task.itc-weight --task.itm-weight --task.projection-dim",
     "retrieval": """
         --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.final-norm --task.rerank
         --task.captions-per-image --task.merge-captions
@@ -41,7 +46,7 @@ REST = """
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {
-    EvaluateArgs: f"{SOURCE} --data --samples --rerank --captions-per-image --merge-captions --predictions --json",
+    EncodeArgs: "--texts --out --batch-size",
     CheckArgs: f"{SOURCE} --kind --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json",
@@ -52,8 +57,24 @@ FLAGS = {
         --num-experts --num-deep-blocks --seed --drop
     """,
 }
+EVALUATE = f"{SOURCE} --data --samples --predictions --json"
+EVALUATION = {
+    "masked_signal": EVALUATE,
+    "contrast_match": EVALUATE,
+    "retrieval": f"{EVALUATE} --rerank --captions-per-image --merge-captions",
+    "vqa": EVALUATE,
+    "nlvr2": EVALUATE,
+}
+CALLS = {
+    "fill-mask": "--top --json",
+    "reconstruct": "--share --seed --out",
+    "match": "--json",
+    "answer": "--top --json",
+    "judge": "--json",
+    "look": "--right --word --answer --block --out --json",
+}
 TRAINING = {
-    ("pretrain", "tiny"): get_recipe("tiny"),
+    **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival")},
     **{("finetune", name): get_finetune_recipe(name, get_recipe("base")) for name in FINETUNE},
 }
 
@@ -61,8 +82,8 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
-        *("answer", "match", "judge", "fill-mask", "reconstruct", "look", "encode"),
-        *("data check", "tokenizer train", "convert", "inspect", "report", "export", "study speed"),
+        *("fill-mask", "reconstruct", "match", "answer", "judge", "look", "encode"),
+        *("data check", "tokenizer train", "convert", "inspect", "report", "export"),
     ]
 
 
@@ -72,10 +93,24 @@ def test_flags():
         assert known == text.split(), cls.__name__
 
 
+def test_flags_of_evaluation_are_those_of_its_task():
+    found = {name: flag_names(evaluate_args(kind)) for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers}
+    assert found == {name: text.split() for name, text in EVALUATION.items()}
+
+
+def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
+    assert list(call_verbs()) == list(CALLS)
+    for kind in kinds_of(TaskConfig).values():
+        verbs = task_class(kind).calls.verbs
+        assert set(kind.calls) | {"look"} == set(verbs)
+        for call, verb in verbs.items():
+            assert flag_names(call_args(verb.flags)) == CALLS[call.replace("_", "-")].split(), call
+
+
 @pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
 def test_flags_of_a_run_are_those_of_its_task(config):
     known = [flag for flag in flag_names(TrainArgs, default=TrainArgs(config=config)) if "no-" not in flag]
-    assert known == f"{START} {MODEL} {TASK[config.task.name]} {REST}".split()
+    assert known == f"{START} {INPUT} {MODEL} {TASK[config.task.name]} {REST}".split()
 
 
 @pytest.mark.parametrize(("verb", "recipe"), TRAINING)

@@ -10,28 +10,35 @@ import pytest
 
 from eve_vl.config import (
     Config,
+    ContrastMatchConfig,
     DataConfig,
+    EncoderOnlyConfig,
     EveModelConfig,
+    InputConfig,
     MaskedSignalConfig,
     NLVR2Config,
     RetrievalConfig,
     TokenizerConfig,
     TrainConfig,
     VQAConfig,
+    config_from_dict,
+    config_to_json,
     from_dict,
     layer_decay,
-    nearest,
     to_dict,
 )
-from eve_vl.errors import UserError
+from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 
 MISTAKES = [
-    (EveModelConfig(image_size=225), "image_size 225 is not divisible by patch_size 16 (nearest: 224)"),
-    (EveModelConfig(image_size=233), "image_size 233 is not divisible by patch_size 16 (nearest: 240)"),
-    (EveModelConfig(image_size=8), "image_size 8 is smaller than patch_size 16"),
-    (EveModelConfig(image_size=16), "image_size 16 is a single patch (patch_size 16)"),
-    (EveModelConfig(text_length=1), "text_length 1 leaves no room for a word after the [CLS]"),
+    (InputConfig(image_size=225), "image_size 225 is not divisible by patch_size 16 (nearest: 224)"),
+    (InputConfig(image_size=233), "image_size 233 is not divisible by patch_size 16 (nearest: 240)"),
+    (InputConfig(image_size=8), "image_size 8 is smaller than patch_size 16"),
+    (InputConfig(image_size=16), "image_size 16 is a single patch (patch_size 16)"),
+    (InputConfig(patch_size=0), "patch_size must be above 0, got 0"),
+    (InputConfig(padded_text_length=41), "padded_text_length 41 is not between 0 and text_length 40"),
+    (InputConfig(padded_text_length=-1), "padded_text_length -1 is not between 0 and text_length 40"),
+    (InputConfig(text_length=1), "text_length 1 leaves no room for a word after the [CLS]"),
     (EveModelConfig(embed_dim=770), "embed_dim 770 is not divisible by num_heads 12"),
     (EveModelConfig(num_deep_blocks=13), "num_deep_blocks 13 is not between 0 and depth 12"),
     (EveModelConfig(num_deep_blocks=-1), "num_deep_blocks -1 is not between 0 and depth 12"),
@@ -41,14 +48,21 @@ MISTAKES = [
     (EveModelConfig(init_std=float("nan")), "init_std must be above 0, got nan"),
     (EveModelConfig(drop_path=1.0), "drop_path 1.0 is not in [0, 1)"),
     (EveModelConfig(dropout=-0.1), "dropout -0.1 is not in [0, 1)"),
+    (EveModelConfig(embed_dim=0), "embed_dim must be above 0, got 0"),
+    (EveModelConfig(shallow_ffn="none"), "shallow_ffn 'none' is not one of shared, modality, moe"),  # pyright: ignore
+    (EveModelConfig(routing="offical"), "routing 'offical' is not one of stable, official, official-dropless"),  # pyright: ignore
+    (EveModelConfig(top_k=1, routing="official"), "top_k 1, but routing official is always top 2"),
     (EveModelConfig(balance_weight=-1.0), "balance_weight must be finite and not negative, got -1.0"),
     (MaskedSignalConfig(image_mask_ratio=1.0), "image_mask_ratio 1.0 is not in (0, 1)"),
     (MaskedSignalConfig(text_mask_ratio=0.0), "text_mask_ratio 0.0 is not in (0, 1)"),
     (MaskedSignalConfig(mim_weight=-1.0), "mim_weight must be finite and not negative"),
     (MaskedSignalConfig(mim_weight=0.0, joint_masking=True), "joint_masking needs both mim_weight and mlm_weight above 0"),
     (MaskedSignalConfig(decoder_dim=100), "decoder_dim 100 is not divisible by 4 × decoder_num_heads"),
-    (MaskedSignalConfig(itm_weight=1.0), "itm_weight needs itc_weight above 0"),
-    (MaskedSignalConfig(projection_dim=64), "projection_dim has no use while itc_weight is 0"),
+    (MaskedSignalConfig(mim_weight=0.0, mlm_weight=0.0), "mim_weight and mlm_weight are both 0: nothing to learn"),
+    (ContrastMatchConfig(itc_weight=0.0), "itc_weight must be above 0, got 0.0"),
+    (ContrastMatchConfig(itm_weight=-1.0), "itm_weight must be finite and not negative, got -1.0"),
+    (ContrastMatchConfig(projection_dim=-1), "projection_dim must be finite and not negative, got -1"),
+    (ContrastMatchConfig(decoder_dim=100), "decoder_dim 100 is not divisible by 4 × decoder_num_heads"),
     (RetrievalConfig(itc_weight=0.0), "itc_weight must be above 0, got 0.0"),
     (RetrievalConfig(itm_weight=0.0), "rerank 128 needs the matching head, but itm_weight is 0: set it to 0 too"),
     (
@@ -78,8 +92,11 @@ MISTAKES = [
     (TrainConfig(seed=-1), "seed must be finite and not negative, got -1"),
 ]
 SECTIONS = {
+    InputConfig: "input",
     EveModelConfig: "model",
+    EncoderOnlyConfig: "task",
     MaskedSignalConfig: "task",
+    ContrastMatchConfig: "task",
     RetrievalConfig: "task",
     VQAConfig: "task",
     NLVR2Config: "task",
@@ -102,15 +119,16 @@ def test_all_mistakes_are_told_at_once():
         Config(
             recipe="x",
             out=Path("x"),
-            model=EveModelConfig(image_size=225, embed_dim=770, top_k=40, drop_path=2.0, balance_weight=-1.0),
+            input=InputConfig(image_size=225, padded_text_length=50),
+            model=EveModelConfig(embed_dim=770, top_k=40, drop_path=2.0, balance_weight=-1.0),
             task=MaskedSignalConfig(image_mask_ratio=1.0, text_mask_ratio=0.0),
             data=DataConfig(num_workers=-1, max_bad_share=2.0),
             tokenizer=TokenizerConfig(vocab_size=1),
             train=TrainConfig(warmup=1.0, seed=-1, betas=(2.0, 0.9)),
         )
     problems = str(caught.value).split("; ")
-    assert len(problems) == 13
-    starts = ["model"] * 5 + ["task"] * 2 + ["data"] * 2 + ["tokenizer"] + ["train"] * 3
+    assert len(problems) == 14
+    starts = ["input"] * 2 + ["model"] * 4 + ["task"] * 2 + ["data"] * 2 + ["tokenizer"] + ["train"] * 3
     assert [problem.partition(".")[0] for problem in problems] == starts
     assert "\n" not in str(caught.value)
 
@@ -146,8 +164,7 @@ def test_lists_come_back_with_their_items_checked():
 def test_recipes_come_back_from_their_file(name):
     config = get_recipe(name)
     assert config.recipe == name
-    text = json.dumps(to_dict(config))
-    again = from_dict(Config, json.loads(text), "config.json")
+    again = config_from_dict(json.loads(config_to_json(config)), "config.json")
     assert again == config
     assert to_dict(again) == to_dict(config)
     assert PRETRAIN[name].__doc__
@@ -161,9 +178,10 @@ def test_fine_tuning_recipes_come_back_from_their_file(name, init):
     config = get_finetune_recipe(name, start)
     assert (config.recipe, config.init) == (name, start.out)
     assert config.task.name == name.rpartition("_")[2]
-    assert replace(config.model, image_size=start.model.image_size) == start.model
-    assert config.input.image_size >= start.model.image_size
-    again = from_dict(Config, json.loads(json.dumps(to_dict(config))), "config.json")
+    assert config.model == start.model
+    assert replace(config.input, image_size=start.input.image_size) == start.input
+    assert config.input.image_size >= start.input.image_size
+    again = config_from_dict(json.loads(config_to_json(config)), "config.json")
     assert again == config
     assert type(again.task) is type(config.task)
     assert FINETUNE[name].__doc__
@@ -176,6 +194,10 @@ def test_what_has_no_use_with_or_without_a_start_is_refused():
         Config(recipe="x", out=Path("x"), train=TrainConfig(new_lr_multiplier=2.0))
     with pytest.raises(UserError, match=r"^tokenizer\.path has no use with --init: that run's tokenizer comes along$"):
         Config(recipe="x", out=Path("x"), init=Path("y"), tokenizer=TokenizerConfig(path=Path("tokenizer.json")))
+    for start in ({}, {"init": Path("y"), "scratch": True}):
+        with pytest.raises(UserError, match=r"init_may_lack has no use where no weights are taken from an --init run$"):
+            Config(recipe="x", out=Path("x"), init_may_lack=("encoder.norm.*",), **start)
+    Config(recipe="x", out=Path("x"), init=Path("y"), init_may_lack=("encoder.norm.*",))
     Config(recipe="x", out=Path("x"), init=Path("y"), scratch=True, train=TrainConfig(new_lr_multiplier=2.0))
 
 
@@ -188,7 +210,14 @@ def test_a_file_names_its_task():
     with pytest.raises(UserError, match=r"^run/config\.json: unknown key 'image_mask_ratio'"):
         from_dict(Config, values, "run/config.json")
     values["task"] = ["vqa"]
-    with pytest.raises(UserError, match=r"^run/config\.json: no task 'None'"):
+    with pytest.raises(UserError, match=r"^run/config\.json: expected a section, got \['vqa'\]$"):
+        from_dict(Config, values, "run/config.json")
+    values["task"] = {}
+    with pytest.raises(UserError, match=r"^run/config\.json: no task 'None'; choose from "):
+        from_dict(Config, values, "run/config.json")
+    values = to_dict(get_recipe("tiny"))
+    values["model"]["name"] = "evee"
+    with pytest.raises(UserError, match=r"^run/config\.json: no model 'evee'; did you mean 'eve'\?$"):
         from_dict(Config, values, "run/config.json")
 
 
@@ -202,7 +231,7 @@ def test_values_of_every_kind_come_back():
         tokenizer=TokenizerConfig(path=Path("tokenizer.json")),
         train=TrainConfig(betas=(0.5, 0.75), dtype="bfloat16", schedule="linear"),
     )
-    again = from_dict(Config, json.loads(json.dumps(to_dict(config))), "config.json")
+    again = config_from_dict(json.loads(config_to_json(config)), "config.json")
     assert again == config
     assert isinstance(again.data.image_root, Path)
     assert again.data.train == ("a.jsonl", "b.tar")
@@ -222,8 +251,10 @@ def test_unknown_and_missing_keys_are_refused_with_the_nearest_name():
 
 def test_what_an_older_version_did_not_write_takes_its_default():
     values = to_dict(get_recipe("tiny"))
-    del values["model"]["routing"], values["train"]["clip_norm"]
+    del values["model"]["routing"], values["train"]["clip_norm"], values["input"]["padded_text_length"]
     config = from_dict(Config, values, "run/config.json")
+    assert isinstance(config.model, EveModelConfig)
+    assert config.input.padded_text_length == 0
     assert (config.model.routing, config.train.clip_norm) == (EveModelConfig.routing, TrainConfig.clip_norm)
 
 
@@ -244,8 +275,11 @@ def test_nearest_names():
 
 
 def test_derived_sizes_of_the_papers_models():
-    base, large = get_recipe("base").model, get_recipe("large").model
-    assert (base.num_patches, base.patch_dim, base.ffn_dim) == (196, 768, 3072)
+    base, large, sizes = get_recipe("base").model, get_recipe("large").model, get_recipe("base").input
+    assert isinstance(base, EveModelConfig)
+    assert isinstance(large, EveModelConfig)
+    assert (sizes.num_patches, sizes.patch_dim, base.ffn_dim) == (196, 768, 3072)
+    assert (sizes.max_text_tokens, replace(sizes, padded_text_length=30).max_text_tokens) == (40, 30)
     assert base.ffn_policies == ("modality",) * 10 + ("moe",) * 2
     assert (large.ffn_dim, large.ffn_policies) == (4096, ("modality",) * 21 + ("moe",) * 3)
     train, other = get_recipe("base").train, get_recipe("large").train

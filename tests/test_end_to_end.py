@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from eve_vl.train.log import read_log
+
 
 def test_pretrain_evaluate_report(eve, tmp_path: Path):
     done = eve("pretrain", "tiny", "--out", "run", "--train.dtype", "float32")
@@ -72,6 +74,26 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine/tokenizer.json").read_text() == (tmp_path / "tok.json").read_text()
     assert json.loads((tmp_path / "mine/metrics.json").read_text())["mlm_acc"] >= 0
+
+    for data in (
+        (),
+        ("--data", "rows.jsonl"),
+        ("--data", tmp_path / "rows.jsonl"),
+    ):  # it was validated on what it was trained on
+        done = eve("evaluate", "masked_signal", "mine", *data)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].endswith("rows.jsonl: this run was trained on these rows")
+    few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2)
+    done = eve("finetune", "demo_nlvr2", "--init", "mine", "--out", "judge", *few)
+    assert done.returncode == 0, done.stderr
+    (note,) = [row["text"] for row in read_log(tmp_path / "judge") if "built-in" in row.get("text", "")]
+    assert note == (
+        f"training on built-in data (scenes:train), but {tmp_path}/mine was trained on {tmp_path}/folder "
+        f"{tmp_path}/rows.jsonl; name your own with --data.train and --data.val"
+    )
+    own = ("--data.train", "rows.jsonl", "--data.val", "rows.jsonl")
+    assert eve("finetune", "demo_retrieval", "--init", "mine", "--out", "search", *own, *few).returncode == 0
+    assert not [row for row in read_log(tmp_path / "search") if "built-in" in row.get("text", "")]
 
 
 def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from eve_vl.run import load_run
 from safetensors.torch import load_file
 from test_bad_input import complaint
+
+from eve_vl.loading import load_run
 
 SHORT = (
     *("--train.steps", 4, "--train.batch-size", 8, "--train.val-every", 2, "--train.save-every", 2, "--train.log-every", 1),
@@ -68,6 +69,15 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Pat
     assert eve("finetune", "scenes_nlvr2", "--init", "first", "--out", "third", *SHORT).returncode == 0
     (note,) = rows(tmp_path / "third", "note")
     assert "new, at 3 × the learning rate: compare_head; not used: answer_head" in note["text"]
+    answers = json.loads((tmp_path / "first/answers.json").read_text())
+    assert answers == json.loads((tmp_path / "first/best/answers.json").read_text())
+    assert answers == list(load_run(tmp_path / "first").task.sizes.labels)
+    (tmp_path / "answers.json").write_text(json.dumps(answers[::-1]))  # as many, in another order
+    other = ("--task.answers", "answers.json")
+    assert eve("finetune", "scenes_vqa", "--init", "first", "--out", "fourth", *SHORT, *other).returncode == 0
+    (note,) = rows(tmp_path / "fourth", "note")
+    assert note["text"] == f"weights from {tmp_path}/first/best; new, at 3 × the learning rate: answer_head"
+    assert json.loads((tmp_path / "fourth/answers.json").read_text()) == answers[::-1]
 
 
 def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_path: Path):
@@ -87,7 +97,7 @@ def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_pat
 
 
 def test_larger_pictures_than_in_pretraining(eve, pretrained, tmp_path: Path):
-    done = eve("finetune", "scenes_nlvr2", "--init", pretrained, "--out", "run", *SHORT, "--model.image-size", 48)
+    done = eve("finetune", "scenes_nlvr2", "--init", pretrained, "--out", "run", *SHORT, "--input.image-size", 48)
     assert done.returncode == 0, done.stderr
     (note,) = rows(tmp_path / "run", "note")
     assert "positions resized from 16 to 36 patches" in note["text"]
@@ -100,7 +110,7 @@ def test_mistakes_of_fine_tuning_are_one_line(eve, pretrained, tmp_path: Path):
     assert "holds no checkpoint" in complaint(eve("finetune", "scenes_vqa", "--init=empty"))
     start = ("finetune", "scenes_vqa", "--init", pretrained, *SHORT)
     line = complaint(eve(*start, "--model.depth", 2, "--model.num-deep-blocks", 1))
-    assert "its encoder does not fit" in line and "--model flags" in line
+    assert "its encoder does not fit" in line and "--init-may-lack" in line
     assert "its encoder does not fit" in complaint(eve(*start, "--model.embed-dim", 24))
     assert "that run's tokenizer comes along" in complaint(eve(*start, "--tokenizer.vocab-size", 300))
     assert "no flag '--task.rerank'" in complaint(eve(*start, "--task.rerank", 3))

@@ -3,10 +3,18 @@
 Letters: B batch, P patches, T text tokens, D width, V vocabulary, A answers.
 """
 
+import copy
+import inspect
 import itertools
+import pydoc
+import random
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +22,7 @@ import torch
 from tiny_runs import (
     ANSWERS,
     RIVAL,
+    TASKS,
     TEXT,
     TEXTS,
     assert_close,
@@ -28,13 +37,18 @@ from tiny_runs import (
 )
 
 import eve_vl
+from eve_vl.config import EncoderOnlyConfig, MaskedSignalConfig, RetrievalConfig
 from eve_vl.errors import UserError
-from eve_vl.eve import Eve, Filled
-from eve_vl.model.embed import Tokens, pair, patchify
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.eve import Eve
+from eve_vl.loading import LoadedRun
+from eve_vl.model.embed import Tokens
+from eve_vl.tasks.contrast_match import ContrastMatch
+from eve_vl.tasks.masked_signal import FilledText, MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
+
+MASKED = MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2)
 
 # Features
 
@@ -43,9 +57,9 @@ from eve_vl.tasks.vqa import VQA
 def test_features_of_a_run_with_contrast_are_its_projections(name):
     run = tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name)
     eve, task = Eve(run), run.task
-    assert isinstance(task, Retrieval | MaskedSignal)
+    assert isinstance(task, Retrieval | ContrastMatch)
     pictures = [noise(seed) for seed in range(3)]
-    cls_BD = task.encoder.encode(image_tokens(task, *pictures)).x_BND[:, 0]
+    cls_BD = task.encoder.encode(image_tokens(task, *pictures), None).x_BND[:, 0]
     expected = cls_BD @ task.contrast.features.image.weight.T
     expected = expected / expected.norm(dim=1, keepdim=True)
     found = eve.encode_image(pictures)
@@ -53,18 +67,18 @@ def test_features_of_a_run_with_contrast_are_its_projections(name):
     assert found.shape == (3, 8)
     assert_close(found, expected)
     for row, text in enumerate(TEXTS):
-        state = task.encoder.encode(task.encoder.text(ids_of(eve, text), None)).x_BND[:, 0]
+        state = task.encoder.encode(None, task.encoder.text(ids_of(eve, text), None)).x_BND[:, 0]
         state = state @ task.contrast.features.text.weight.T
         assert_close(eve.encode_text(TEXTS)[[row]], (state / state.norm()))
 
 
 def test_features_of_other_runs_are_the_cls_state():
-    for name in ("masked", "vqa", "nlvr2"):
-        run = tiny_run(name)
-        state = run.task.encoder.encode(image_tokens(run.task, noise(0))).x_BND[:, 0]
+    for name in ("masked", "vqa", "nlvr2", "encoder"):
+        run = run_of(name)
+        state = run.task.encoder.encode(image_tokens(run.task, noise(0)), None).x_BND[:, 0]
         found = Eve(run).encode_image(noise(0))
         assert_close(found, (state / state.norm()))
-        state = run.task.encoder.encode(run.task.encoder.text(ids_of(Eve(run), TEXT), None)).x_BND[:, 0]
+        state = run.task.encoder.encode(None, run.task.encoder.text(ids_of(Eve(run), TEXT), None)).x_BND[:, 0]
         assert_close(Eve(run).encode_text(TEXT), (state / state.norm()))
 
 
@@ -96,7 +110,7 @@ def test_long_texts_are_cut_as_in_training():
 def test_match(name):
     run = tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name)
     eve, task = Eve(run), run.task
-    assert isinstance(task, Retrieval | MaskedSignal)
+    assert isinstance(task, Retrieval | ContrastMatch)
     assert task.contrast.match_head is not None
     pictures = [noise(seed) for seed in range(3)]
     expected = [
@@ -160,7 +174,7 @@ def test_fill_mask():
         assert [guess.probability for guess in guesses] == pytest.approx(best_MV.values[row].tolist(), rel=1e-4)
     first, second = (guesses[0].text for guesses in found.guesses)
     assert found.text == f"a {first} circle, {second} heart"
-    assert isinstance(found, Filled)
+    assert isinstance(found, FilledText)
 
 
 def test_fill_mask_needs_a_mask_that_is_read():
@@ -188,8 +202,8 @@ def test_reconstruct(normalize):
     found = eve.reconstruct(noise(0), TEXT, keep=keep[::-1])
     np.testing.assert_array_equal(found.original, noise(0))
 
-    image = eve.task.encoder.image(patchify(pixels(noise(0)), 4), torch.tensor([keep]))
-    encoded = eve.task.encoder.encode(pair(image, eve.task.encoder.text(ids_of(eve, TEXT), None)))
+    image = eve.task.encoder.image(pixels(noise(0)), torch.tensor([keep]))
+    encoded = eve.task.encoder.encode(image, eve.task.encoder.text(ids_of(eve, TEXT), None))
     tokens = Tokens(x_BND=encoded.x_BND, num_image=5)
     predicted = eve.task.pixel_decoder(tokens, torch.tensor([keep]), torch.tensor([hidden]))[0]
     for patch, new in itertools.zip_longest([*hidden, *keep], predicted):
@@ -233,38 +247,128 @@ def test_joint_masking_runs_work_too():
 
 # What a run can do
 
+RUNS = {
+    "masked": (None, "fill_mask look reconstruct"),
+    "pixels": (replace(MASKED, mlm_weight=0.0), "reconstruct"),
+    "tokens": (replace(MASKED, mim_weight=0.0), "fill_mask look"),
+    "rival": (RIVAL, "match look fill_mask reconstruct"),
+    "rival_without_pixels": (replace(RIVAL, mim_weight=0.0), "match look fill_mask"),
+    "rival_without_matching": (replace(RIVAL, itm_weight=0.0), "fill_mask look reconstruct"),
+    "contrast": (replace(RIVAL, mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0), ""),
+    "encoder": (EncoderOnlyConfig(), ""),
+    "retrieval": (None, "match look"),
+    "contrast_alone": (RetrievalConfig(itm_weight=0.0, rerank=0), ""),
+    "vqa": (None, "answer look"),
+    "nlvr2": (None, "judge look"),
+}
+ARGUMENTS = {
+    "match": (noise(0), TEXT),
+    "answer": (noise(0), TEXT),
+    "judge": (noise(0), noise(1), TEXT),
+    "fill_mask": (noise(0), "[MASK]"),
+    "reconstruct": (noise(0), TEXT),
+    "look": (noise(0), TEXT),
+}
+RECIPES = {"match": "demo_retrieval", "answer": "demo_vqa", "judge": "demo_nlvr2", "look": "demo_vqa"}
+MLM, MIM = (f"eve pretrain with task.{name}_weight above 0 (here it is 0)" for name in ("mlm", "mim"))
+PRETRAIN = "eve pretrain, or the run that this one started from"
 
-@pytest.mark.parametrize(
-    ("name", "task", "calls"),
-    [
-        ("masked", None, "fill_mask reconstruct look"),
-        ("masked", {"mlm_weight": 0.0}, "reconstruct"),
-        ("masked", {"mim_weight": 0.0}, "fill_mask look"),
-        ("masked", RIVAL, "match fill_mask reconstruct look"),
-        ("retrieval", None, "match look"),
-        ("vqa", None, "answer look"),
-        ("nlvr2", None, "judge look"),
-    ],
-)
-def test_calls(name, task, calls):
-    eve = Eve(tiny_run(name, task=task))
-    assert eve.calls == ("encode_image", "encode_text", *calls.split())
-    arguments = {
-        "match": (noise(0), TEXT),
-        "answer": (noise(0), TEXT),
-        "judge": (noise(0), noise(1), TEXT),
-        "fill_mask": (noise(0), "[MASK]"),
-        "reconstruct": (noise(0), TEXT),
-        "look": (noise(0), TEXT),
+
+def run_of(name: str) -> LoadedRun:
+    task, _ = RUNS[name]
+    return tiny_run(name if name in TASKS else "masked", task=task)
+
+
+def how_to_get(name: str, call: str) -> str:
+    """The advice by hand: train this task with the head that is off, else fine-tune from here or from where this came from."""
+    switched_off = {
+        **dict.fromkeys([("pixels", "fill_mask"), ("pixels", "look"), ("contrast", "fill_mask"), ("contrast", "look")], MLM),
+        **dict.fromkeys([("tokens", "reconstruct"), ("rival_without_pixels", "reconstruct"), ("contrast", "reconstruct")], MIM),
     }
-    for call in arguments.keys() - set(eve.calls):
+    if (name, call) in switched_off:
+        return switched_off[name, call]
+    if call in ("fill_mask", "reconstruct"):
+        return PRETRAIN
+    start = "PRETRAINED" if name in ("retrieval", "contrast_alone", "vqa", "nlvr2") else "tiny"
+    return f"eve finetune {RECIPES[call]} --init {start}"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_calls(name):
+    """Those that the heads allow are there, in `calls`, in dir() and with a help text; the others say how to get them."""
+    eve = Eve(run_of(name))
+    assert eve.calls == ("encode_image", "encode_text", *RUNS[name][1].split())
+    assert set(eve.calls) <= set(dir(eve))
+    assert not (ARGUMENTS.keys() - set(eve.calls)) & set(dir(eve))
+    assert eve.encode_image(noise(0)).shape == eve.encode_text(TEXT).shape == (1, eve.task.feature_dim)
+    for call in ARGUMENTS:
+        assert hasattr(eve, call) == (call in eve.calls)
+        if call in eve.calls:
+            assert inspect.getdoc(getattr(eve, call))
+            continue
         with pytest.raises(UserError) as error:
-            getattr(eve, call)(*arguments[call])
-        message = str(error.value)
-        assert message.startswith(f"{call}: tiny is a run of task {eve.run.config.task.name}, which allows encode_image, ")
-        how = {"match": "eve finetune demo_retrieval", "answer": "eve finetune demo_vqa", "judge": "eve finetune demo_nlvr2"}
-        assert how.get(call, "eve ") in message
-        assert "\n" not in message
+            getattr(eve, call)(*ARGUMENTS[call])
+        assert str(error.value) == (
+            f"{call}: tiny is a run of task {eve.run.config.task.name}, which allows {', '.join(eve.calls)}; "
+            f"to get one that allows {call}: {how_to_get(name, call)}"
+        )
+
+
+def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from():
+    run = tiny_run("vqa")
+    eve = Eve(replace(run, config=replace(run.config, init=Path("runs/start"))))
+    with pytest.raises(UserError, match=r"to get one that allows judge: eve finetune demo_nlvr2 --init runs/start$"):
+        _ = eve.judge
+    with pytest.raises(UserError, match=r"eve pretrain, or the run that this one started from, runs/start$"):
+        _ = eve.fill_mask
+
+
+def test_help_tells_about_a_call():
+    text = pydoc.plain(pydoc.render_doc(Eve(tiny_run("vqa")).answer))
+    assert "answer(image: " in text and "question: str, top: int = 5" in text
+    assert "best answers to a question about a picture" in text
+
+
+def test_a_name_that_is_no_call_is_an_attribute_error():
+    eve = Eve(tiny_run("vqa"))
+    with pytest.raises(AttributeError, match="'Eve' object has no attribute 'anwser'"):
+        _ = eve.anwser
+    assert getattr(eve, "judge", None) is None
+    assert copy.copy(eve).answer(noise(0), TEXT) == eve.answer(noise(0), TEXT)
+
+
+def test_threads_share_runs():
+    """Eight threads, each with 200 calls in an order of its own on two runs: all get what one thread gets, and no call leaves
+    anything behind."""
+    small = {"depth": 2, "num_deep_blocks": 1}
+    vqa, masked, long = Eve(tiny_run("vqa", model=small)), Eve(tiny_run("masked", model=small)), " ".join(TEXTS)
+    calls: list[tuple[int, Callable[[], Any]]] = [  # how often, what; those that take long are rarer
+        (16, lambda: vqa.encode_image(noise(0)).tolist()),
+        (16, lambda: masked.encode_image(noise(1)).tolist()),
+        (16, lambda: vqa.encode_text([TEXT, long]).tolist()),
+        (16, lambda: masked.encode_text(TEXT).tolist()),
+        (6, lambda: vqa.answer(noise(0), TEXT)),
+        (6, lambda: vqa.answer(noise(1), long)),
+        (6, lambda: masked.fill_mask(noise(0), "a [MASK] circle")),
+        (2, lambda: masked.reconstruct(noise(0), TEXT).rebuilt.tolist()),
+        (1, lambda: vqa.look(noise(0), TEXT, word="blue").values()),
+        (1, lambda: vqa.look(noise(0), TEXT, block=0).values()),
+        (1, lambda: masked.look(noise(0), TEXT, word="blue").values()),
+    ]
+    expected = [call() for _, call in calls]
+
+    def work(thread: int) -> list[tuple[int, Any]]:
+        chosen = random.Random(thread).choices(range(len(calls)), [weight for weight, _ in calls], k=200)
+        return [(number, calls[number][1]()) for number in chosen]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(itertools.chain(*pool.map(work, range(8))))
+    assert len(found) == 1600
+    assert {number for number, _ in found} == set(range(len(calls)))
+    assert all(result == expected[number] for number, result in found)
+    for module in (*vqa.task.modules(), *masked.task.modules()):
+        assert not module._forward_hooks and not module._forward_pre_hooks and not module.training
+    assert all(parameter.grad is None for parameter in (*vqa.task.parameters(), *masked.task.parameters()))
 
 
 def test_load_from_a_folder(tmp_path: Path):

@@ -3,12 +3,13 @@
 Letters: B batch, D width, T text tokens.
 """
 
+import json
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from eve_vl.look import Look, overlay
 from tiny_runs import (
     ANSWERS,
     RIVAL,
@@ -25,6 +26,7 @@ from eve_vl.data.batch import Batch
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.model.layers import Attention
+from eve_vl.tasks.look import HeatMap, overlay
 from eve_vl.tasks.vqa import VQA
 
 
@@ -47,7 +49,7 @@ def test_heat_maps_of_every_task(name, word):
     eve = Eve(tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name))
     pictures = [noise(0, 33, 48), noise(1, 20, 16)][: 2 if "nlvr2" in name else 1]
     found = eve.look(pictures if len(pictures) == 2 else pictures[0], TEXT, word=word)
-    assert isinstance(found, Look)
+    assert isinstance(found, HeatMap)
     assert len(found.heat) == len(found.grids) == len(pictures)
     for picture, shown, heat, grid, over in zip(
         pictures, found.pictures, found.heat, found.grids, found.overlays(), strict=True
@@ -64,10 +66,18 @@ def test_heat_maps_of_every_task(name, word):
     assert found.block == (2 if word and name in ("masked", "rival") else 1)
 
 
+@pytest.mark.parametrize("routing", ["official", "official-dropless"])
+@pytest.mark.parametrize("name", ["nlvr2", "nlvr2_paired"])
+def test_runs_that_take_the_two_pictures_one_by_one_look_at_both(name, routing):
+    found = Eve(tiny_run(name, model={"routing": routing})).look([noise(0), noise(1)], TEXT)
+    assert len(found.heat) == 2
+    assert all(heat.max() > 0 for heat in found.heat)
+
+
 def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class_: int) -> np.ndarray:
     """The map of a VQA run by autograd through attention that is written out here, (4, 4)."""
     assert isinstance(eve.task, VQA)
-    attention, kept = eve.task.encoder.blocks[block].attn, []
+    attention, kept = eve.task.encoder.get_submodule(f"blocks.{block}.attn"), []
     assert isinstance(attention, Attention)
 
     def forward(x: Tensor, is_padding: Tensor | None, only: int | None = None) -> Tensor:
@@ -112,6 +122,35 @@ def test_a_run_looks_for_its_own_answer():
     assert eve.look(noise(0), TEXT, block=-2).block == 1
 
 
+@pytest.mark.parametrize("weights", [{}, {"mlm_weight": 0.0}, {"mim_weight": 0.0, "mlm_weight": 0.0}])
+def test_a_rival_looks_for_the_match_or_for_a_hidden_word(weights):
+    """Without a word, or without a head for tokens, for the match that `match` tells; else for the word."""
+    eve = Eve(tiny_run("masked", task=replace(RIVAL, **weights)))
+    probability = pytest.approx(eve.match(noise(0), TEXT), rel=1e-4)
+    for word in (None, "[CLS]", "blue"):
+        found = eve.look(noise(0), TEXT, word=word)
+        if word == "blue" and "mlm_weight" not in weights:
+            assert (found.score, found.block) == ('the hidden "blue"', 2)
+            assert found.probability != probability
+        else:
+            assert (found.score, found.probability, found.block, found.word) == ("the match", probability, 1, word)
+
+
+def test_a_rival_without_matching_looks_for_a_hidden_word_alone():
+    eve = Eve(tiny_run("masked", task=replace(RIVAL, itm_weight=0.0)))
+    assert eve.look(noise(0), TEXT, word="blue").score == 'the hidden "blue"'
+    with pytest.raises(UserError, match="name a word of the text"):
+        eve.look(noise(0), TEXT)
+
+
+def test_a_map_is_printed_and_kept_as_what_it_says():
+    found = Eve(tiny_run("nlvr2")).look(noise(0), TEXT, right=noise(1), word="blue")
+    assert str(found) == f'what speaks for the verdict true (probability {found.probability:.4f}) to "blue", block 1'
+    values = json.loads(json.dumps(found.values()))
+    np.testing.assert_allclose(values.pop("grids"), found.grids)
+    assert values == {"score": "the verdict true", "probability": found.probability, "word": "blue", "block": 1}
+
+
 def test_a_hidden_word_is_hidden():
     eve = Eve(tiny_run("masked"))
     found = eve.look(noise(0), TEXT, word="blue")
@@ -141,7 +180,7 @@ def test_what_speaks_for_nothing_is_all_zero_and_an_overlay_shows_it():
         ("vqa", {"answer": "rad"}, "no answer 'rad'"),
         ("vqa", {"image": [noise(0), noise(1)]}, "a run of task vqa looks at 1 picture, 2 given"),
         ("nlvr2", {}, "a run of task nlvr2 looks at 2 pictures, 1 given"),
-        ("retrieval", {"answer": "red"}, "an answer to look for can be given to a VQA run only"),
+        ("retrieval", {"answer": "red"}, "an answer to look for can be given to a run with answers or classes only"),
         ("masked", {}, "name a word of the text"),
         ("masked", {"word": "[CLS]"}, "name a word of the text"),
     ],

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_model_encoder import encoder, patches, text_batch
+from test_model_encoder import encoder, pixels, text_batch
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,13 +16,13 @@ def seeded() -> None:
 
 
 def test_patches_are_cut_row_by_row_and_put_back():
-    pixels = torch.randn(2, 3, 16, 16)
-    cut = patchify(pixels, 4)
+    pictures = pixels(2)
+    cut = patchify(pictures, 4)
     for row in range(4):
         for column in range(4):
-            expected = pixels[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1)
+            expected = pictures[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1)
             assert torch.equal(cut[:, 4 * row + column], expected)
-    assert torch.equal(unpatchify(cut, 4), pixels)
+    assert torch.equal(unpatchify(cut, 4), pictures)
 
 
 def test_projection_of_patches_equals_a_strided_convolution():
@@ -31,12 +31,12 @@ def test_projection_of_patches_equals_a_strided_convolution():
     with torch.no_grad():
         conv.weight.copy_(model.image.proj.weight.view(16, 3, 4, 4))
         conv.bias.copy_(model.image.proj.bias)  # pyright: ignore[reportOptionalMemberAccess]
-    pixels = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(model.image.proj(patchify(pixels, 4)), conv(pixels).flatten(2).transpose(1, 2))
+    pictures = pixels(2)
+    torch.testing.assert_close(model.image.proj(patchify(pictures, 4)), conv(pictures).flatten(2).transpose(1, 2))
 
 
 def test_take_picks_rows():
-    x = patches()
+    x = torch.randn(3, 16, 48)
     index = torch.tensor([[3, 1], [0, 15], [7, 7]])
     for b in range(3):
         for k in range(2):
@@ -44,7 +44,7 @@ def test_take_picks_rows():
 
 
 def test_image_embedding_adds_cls_positions_and_type():
-    model, x = encoder().image, patches(2)
+    model, x = encoder().image, pixels(2)
     tokens = model(x)
     assert tokens.num_image == 17
     assert tokens.is_padding_BN is None
@@ -52,12 +52,13 @@ def test_image_embedding_adds_cls_positions_and_type():
     for b in range(2):
         torch.testing.assert_close(tokens.x_BND[b, 0], model.cls + model.positions[0] + model.type_embed)
         for p in range(16):
-            expected = model.proj.weight @ x[b, p] + model.proj.bias + model.positions[1 + p] + model.type_embed
+            patch = x[b, :, 4 * (p // 4) : 4 * (p // 4) + 4, 4 * (p % 4) : 4 * (p % 4) + 4].flatten()
+            expected = model.proj.weight @ patch + model.proj.bias + model.positions[1 + p] + model.type_embed
             torch.testing.assert_close(tokens.x_BND[b, 1 + p], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_dropped_patches_leave_the_others_their_own_positions():
-    model, x = encoder().image, patches()
+    model, x = encoder().image, pixels()
     keep = torch.stack([torch.randperm(16)[:5].sort().values for _ in range(3)])
     everything, kept = model(x).x_BND, model(x, keep).x_BND
     torch.testing.assert_close(kept[:, :1], everything[:, :1])
@@ -82,7 +83,7 @@ def test_text_longer_than_the_positions_is_refused():
     model = encoder().text
     ids = torch.ones(1, 12, dtype=torch.long)
     model(ids, None)
-    with pytest.raises(UserError, match=r"text of 13 tokens, but model\.text_length is 12"):
+    with pytest.raises(UserError, match=r"text of 13 tokens, but input\.text_length is 12"):
         model(torch.ones(1, 13, dtype=torch.long), None)
 
 
@@ -100,4 +101,4 @@ def test_positions_are_resized_for_other_picture_sizes():
     torch.testing.assert_close(
         resize_positions(model.positions, 64)[1:], torch.arange(16.0).expand(64, 16), rtol=1e-5, atol=1e-5
     )
-    assert model(torch.randn(2, 36, 48)).x_BND.shape == (2, 37, 16)
+    assert model(torch.randn(2, 3, 24, 24)).x_BND.shape == (2, 37, 16)

@@ -13,23 +13,26 @@ from torch.nn import functional as F
 from twins import randomize, slow_ffn, slow_moe, tiny_config
 
 from eve_vl.config import EveModelConfig
-from eve_vl.model.embed import Tokens, pair
-from eve_vl.model.encoder import Block, Encoder, ModalityFeedForward, initialize
-from eve_vl.model.layers import FeedForward, attend, drop_path
+from eve_vl.model.embed import Tokens, join
+from eve_vl.model.encoder import Block, Encoder, initialize
+from eve_vl.model.ffn import ModalityFeedForward
+from eve_vl.model.layers import FeedForward, drop_path
 from eve_vl.model.moe import MoE
 from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.task import Sizes
 
 VOCAB = 30
+SIZES = tiny_config().input
 LENGTHS = (6, 3, 5)
 
 
 def model_config(**changes: object) -> EveModelConfig:
-    return replace(tiny_config().model, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(tiny_config().model, **changes)  # pyright: ignore
 
 
 def encoder(seed: int = 0, **changes: object) -> Encoder:
     """A tiny encoder in evaluation mode with weights that all matter."""
-    module = Encoder(model_config(**changes), VOCAB)
+    module = Encoder(model_config(**changes), SIZES, VOCAB)
     randomize(module, seed, std=0.4)
     return module.eval()
 
@@ -45,8 +48,8 @@ def text_batch() -> tuple[Tensor, Tensor]:
     return torch.randint(1, VOCAB, is_padding_BT.shape).masked_fill(is_padding_BT, 0), is_padding_BT
 
 
-def patches(count: int = 3) -> Tensor:
-    return torch.randn(count, 16, 48)
+def pixels(count: int = 3) -> Tensor:
+    return torch.randn(count, 3, 16, 16)
 
 
 # Drop path
@@ -60,7 +63,7 @@ def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean():
     assert torch.equal(dropped, dropped[:, :1].expand(-1, 6))
     assert sorted(dropped.unique().tolist()) == pytest.approx([0, 1 / 0.7])
     assert (dropped[:, 0] == 0).float().mean().item() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 20_000))
-    rates = [block.drop_path_rate for block in Encoder(model_config(drop_path=0.2), VOCAB).blocks]
+    rates = [block.drop_path_rate for block in Encoder(model_config(drop_path=0.2), SIZES, VOCAB).blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2])
 
 
@@ -78,34 +81,7 @@ def test_drop_path_is_drawn_for_both_branches_on_their_own():
     assert unchanged == pytest.approx(0.25, abs=0.11)
 
 
-# Attention and blocks
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_equals_a_loop_over_heads_and_queries(dtype):
-    """bfloat16 on CPU takes another path than torch's fused kernel when there is something to train."""
-    shape = (2, 2, 5, 4)
-    q, k, v = (torch.randn(shape, dtype=torch.float32).to(dtype).requires_grad_() for _ in range(3))
-    may_attend = torch.tensor([[True] * 5, [True, True, True, False, False]])[:, None, None, :]
-    expected = torch.zeros(shape)
-    for b in range(2):
-        for h in range(2):
-            for n in range(5):
-                scores = [q[b, h, n].float() @ k[b, h, m].float() / math.sqrt(4) for m in range(5)]
-                exponentials = [s.exp() if may_attend[b, 0, 0, m] else torch.zeros(()) for m, s in enumerate(scores)]
-                weights = [e / torch.stack(exponentials).sum() for e in exponentials]
-                expected[b, h, n] = sum(w * v[b, h, m].float() for m, w in enumerate(weights))
-    tolerance = 1e-5 if dtype == torch.float32 else 0.03
-    output = attend(q, k, v, may_attend)
-    assert output.dtype == dtype
-    torch.testing.assert_close(output.float(), expected, rtol=tolerance, atol=tolerance)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
-        torch.testing.assert_close(attend(q, k, v, may_attend), output)
-    upstream = torch.randn(shape)
-    found = torch.autograd.grad((output.float() * upstream).sum(), (q, k, v))
-    exact = torch.autograd.grad((expected * upstream).sum(), (q, k, v))
-    for a, b in zip(found, exact, strict=True):
-        torch.testing.assert_close(a.float(), b.float(), rtol=2 * tolerance, atol=2 * tolerance)
+# Blocks
 
 
 def timm_twin(block: Block, dim: int, heads: int) -> TimmBlock:
@@ -183,41 +159,6 @@ def slow_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return (x - x.mean()) / (x.var(unbiased=False) + 1e-6).sqrt() * norm.weight + norm.bias
 
 
-@pytest.mark.parametrize("num_image", [0, 4, 7])
-def test_hard_router_sends_each_token_to_its_modalitys_norm_and_network(num_image):
-    ffn = ModalityFeedForward(16, 32)
-    randomize(ffn, 4)
-    x = torch.randn(2, 7, 16)
-    output = ffn(Tokens(x_BND=x, num_image=num_image))
-    for b in range(2):
-        for n in range(7):
-            is_text = n >= num_image
-            norm, net = (ffn.norm_text, ffn.text) if is_text else (ffn.norm_image, ffn.image)
-            weights = (net.fc1.weight, net.fc1.bias, net.fc2.weight, net.fc2.bias)
-            torch.testing.assert_close(output[b, n], slow_ffn(slow_norm(norm, x[b, n]), *weights), rtol=1e-4, atol=1e-4)
-
-
-def test_ffn_policies_reach_their_blocks():
-    def kinds(**changes: object) -> list[type]:
-        return [type(block.ffn) for block in Encoder(model_config(**changes), VOCAB).blocks]  # pyright: ignore
-
-    assert kinds() == [ModalityFeedForward, MoE, MoE]
-    assert kinds(num_deep_blocks=0) == [ModalityFeedForward] * 3
-    assert kinds(shallow_ffn="shared", deep_ffn="modality", num_deep_blocks=1) == [
-        FeedForward,
-        FeedForward,
-        ModalityFeedForward,
-    ]
-    assert kinds(shallow_ffn="moe", deep_ffn="shared", num_deep_blocks=2) == [MoE, FeedForward, FeedForward]
-    assert kinds(deep_ffn="moe", num_deep_blocks=3) == [MoE] * 3
-    blocks = Encoder(model_config(modality_routing=False, num_experts=5, top_k=1), VOCAB).blocks
-    ffn = blocks[2].ffn
-    assert isinstance(ffn, MoE)
-    assert ffn.router.weight.shape == (5, 16)
-    assert ffn.router.top_k == 1
-    assert ffn.router.modality_embed is None
-
-
 # The encoder
 
 
@@ -265,14 +206,11 @@ def slow_encode(model: Encoder, x_BND: Tensor, num_image: int, is_padding_BN: Te
     return outputs
 
 
-def inputs_of(model: Encoder, kind: str) -> Tokens:
-    ids, is_padding = text_batch()
-    if kind == "image":
-        return model.image(patches())
-    if kind == "text":
-        return model.text(ids, is_padding)
-    keep = None if kind == "pair" else torch.stack([torch.randperm(16)[:4] for _ in range(3)])
-    return pair(model.image(patches(), keep), model.text(ids, is_padding))
+def inputs_of(model: Encoder, kind: str) -> tuple[Tokens | None, Tokens | None]:
+    """Picture and text as `encode` takes them."""
+    keep = torch.stack([torch.randperm(16)[:4] for _ in range(3)]) if kind == "pair of kept patches" else None
+    image = None if kind == "text" else model.image(pixels(), keep)
+    return image, None if kind == "image" else model.text(*text_batch())
 
 
 @pytest.mark.parametrize("kind", ["image", "text", "pair", "pair of kept patches"])
@@ -280,61 +218,67 @@ def inputs_of(model: Encoder, kind: str) -> Tokens:
 @torch.no_grad()
 def test_encode_equals_the_slow_encoder(kind, shallow):
     model = encoder(shallow_ffn=shallow, num_deep_blocks=1)
-    tokens = inputs_of(model, kind)
-    encoded = model.encode(tokens)
-    assert len(encoded.router) == 1
+    image, text = inputs_of(model, kind)
+    tokens, encoded = join(image, text), model.encode(image, text)
+    assert [len(routers) for routers in encoded.routers] == [1]
+    assert encoded.num_image == tokens.num_image
     expected = slow_encode(model, tokens.x_BND, tokens.num_image, tokens.is_padding_BN)
     found = encoded.x_BND
     if tokens.is_padding_BN is not None:
         found = found.masked_fill(tokens.is_padding_BN[:, :, None], 0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    first = 0 if kind == "image" else tokens.num_image
+    torch.testing.assert_close(encoded.cls_BD, expected[:, first], rtol=1e-4, atol=1e-4)
+    assert encoded.text_BTD.shape == (3, 0 if text is None else 6, 16)
 
 
 @torch.no_grad()
 def test_padding_and_batch_mates_never_change_the_real_tokens():
     model = encoder()
-    x = patches()
+    x = pixels()
     ids, is_padding = text_batch()
-    plain = model.encode(pair(model.image(x), model.text(ids, is_padding)))
+    plain = model.encode(model.image(x), model.text(ids, is_padding))
     longer_ids = F.pad(ids, (0, 5), value=0)
     longer_padding = F.pad(is_padding, (0, 5), value=True)
     other_ids = longer_ids.masked_fill(longer_padding, 9)
     for ids_now in (longer_ids, other_ids):
-        padded = model.encode(pair(model.image(x), model.text(ids_now, longer_padding)))
+        padded = model.encode(model.image(x), model.text(ids_now, longer_padding))
         for b, length in enumerate(LENGTHS):
             real = 17 + length
             torch.testing.assert_close(padded.x_BND[b, :real], plain.x_BND[b, :real], rtol=1e-4, atol=1e-5)
-        for a, b in zip(padded.router, plain.router, strict=True):
+        for a, b in zip(*padded.routers, *plain.routers, strict=True):
             assert torch.equal(a.first_E, b.first_E)
             torch.testing.assert_close(a.gate_E, b.gate_E)
     for b, length in enumerate(LENGTHS):
         text = model.text(ids[b : b + 1, :length], None)
-        alone = model.encode(pair(model.image(x[b : b + 1]), text))
+        alone = model.encode(model.image(x[b : b + 1]), text)
         torch.testing.assert_close(alone.x_BND[0], plain.x_BND[b, : 17 + length], rtol=1e-4, atol=1e-5)
 
 
-def test_pair_keeps_the_modality_of_each_token():
+def test_join_keeps_the_modality_of_each_token():
     model = encoder()
     ids, is_padding = text_batch()
-    image, text = model.image(patches(), torch.tensor([[3, 5]] * 3)), model.text(ids, is_padding)
-    both = pair(image, text)
+    image, text = model.image(pixels(), torch.tensor([[3, 5]] * 3)), model.text(ids, is_padding)
+    both = join(image, text)
     assert both.num_image == 3
     assert torch.equal(both.x_BND, torch.cat([image.x_BND, text.x_BND], dim=1))
     assert torch.equal(both.is_text_BN, torch.tensor([[False] * 3 + [True] * 6] * 3))
     assert both.is_padding_BN is not None
     assert not both.is_padding_BN[:, :3].any()
     assert torch.equal(both.is_padding_BN[:, 3:], is_padding)
-    assert pair(image, model.text(ids, None)).is_padding_BN is None
+    assert join(image, model.text(ids, None)).is_padding_BN is None
+    assert join(image, None) is image
+    assert join(None, text) is text
 
 
 def test_dropout_and_drop_path_are_off_in_evaluation():
     model = encoder(dropout=0.5, drop_path=0.5)
-    tokens = inputs_of(model, "pair")
-    assert torch.equal(model.encode(tokens).x_BND, model.encode(tokens).x_BND)
+    inputs = inputs_of(model, "pair")
+    assert torch.equal(model.encode(*inputs).x_BND, model.encode(*inputs).x_BND)
     ids, is_padding = text_batch()
     assert torch.equal(model.text(ids, is_padding).x_BND, model.text(ids, is_padding).x_BND)
     model.train()
-    assert not torch.equal(model.encode(tokens).x_BND, model.encode(tokens).x_BND)
+    assert not torch.equal(model.encode(*inputs).x_BND, model.encode(*inputs).x_BND)
     assert not torch.equal(model.text(ids, is_padding).x_BND, model.text(ids, is_padding).x_BND)
 
 
@@ -343,7 +287,7 @@ def test_dropout_and_drop_path_are_off_in_evaluation():
 
 def test_initial_values_follow_the_table_and_leave_nothing_out():
     config = tiny_config(model={"embed_dim": 64, "num_heads": 4, "init_std": 0.05, "position_std": 0.2, "layer_scale": 0.3})
-    task = MaskedSignal(config, vocab_size=200, mask_id=2)
+    task = MaskedSignal(config, Sizes(vocab_size=200, mask_id=2))
     with torch.no_grad():
         for parameter in task.parameters():
             parameter.fill_(float("nan"))
@@ -379,7 +323,7 @@ def test_initial_values_follow_the_table_and_leave_nothing_out():
 def test_initial_weights_depend_on_the_seed_alone():
     def weights(seed: int) -> Tensor:
         torch.manual_seed(seed)
-        task = MaskedSignal(tiny_config(), vocab_size=40, mask_id=2)
+        task = MaskedSignal(tiny_config(), Sizes(vocab_size=40, mask_id=2))
         return torch.cat([parameter.flatten() for parameter in task.parameters()])
 
     assert torch.equal(weights(1), weights(1))

@@ -4,7 +4,7 @@ Letters: B batch, N all tokens, T text tokens, D width, H heads.
 """
 
 import itertools
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,31 +12,35 @@ from torch import Tensor
 from torch.nn import functional as F
 from twins import randomize, tiny_config
 
-from eve_vl.model.embed import pair, patchify
+from eve_vl.config import EveModelConfig
+from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
+from eve_vl.model.exchange import exchanged
 from eve_vl.model.gradcam import gradcam
 from eve_vl.model.layers import Attention, attention_weights
+from eve_vl.model.official import OfficialEncoder
 
 VOCAB = 30
 NUM_IMAGE = 17  # [CLS] and 16 patches
 STEP = 1e-5
 
 
-def encoder_and_pairs(batch: int = 1) -> tuple[Encoder, Callable[[], Tensor]]:
-    """A double-precision encoder, and what it makes of a batch whose first text is the longest; states (B, N, D)."""
-    encoder = Encoder(tiny_config().model, VOCAB)
+def double_encoder() -> Encoder:
+    """An encoder in double precision, in evaluation mode."""
+    config = tiny_config()
+    assert isinstance(config.model, EveModelConfig)
+    encoder = Encoder(config.model, config.input, VOCAB)
     randomize(encoder, seed=3, std=0.35)
-    encoder.double().eval()
-    rng = torch.Generator().manual_seed(4)
+    return encoder.double().eval()
+
+
+def states(encoder: Backbone, batch: int = 1, seed: int = 4) -> Tensor:
+    """What an encoder makes of a batch whose first text is the longest, (B, N, D)."""
+    rng = torch.Generator().manual_seed(seed)
     pixels_BCHW = torch.randn(batch, 3, 16, 16, generator=rng, dtype=torch.float64)
     ids_BT = torch.randint(3, VOCAB, (batch, 5), generator=rng)
     is_padding_BT = torch.arange(5) >= torch.tensor([5, 2, 4][:batch])[:, None]
-
-    def states() -> Tensor:
-        image, text = encoder.image(patchify(pixels_BCHW, 4)), encoder.text(ids_BT, is_padding_BT)
-        return encoder.encode(pair(image, text)).x_BND
-
-    return encoder, states
+    return encoder.encode(encoder.image(pixels_BCHW), encoder.text(ids_BT, is_padding_BT)).x_BND
 
 
 def score_of(states_BND: Tensor) -> Tensor:
@@ -90,21 +94,20 @@ def test_explicit_attention_equals_the_fused_kernel(with_padding):
 
 @pytest.mark.parametrize("block", [0, 1, 2])
 def test_weight_times_gradient_equals_moving_each_weight(block):
-    encoder, states = encoder_and_pairs()
-    attention = encoder.blocks[block].attn
+    encoder = double_encoder()
+    name = encoder.attention_names[block]
+    attention = encoder.get_submodule(name)
     assert isinstance(attention, Attention)
-    cam_BNN, _ = gradcam(encoder, block, lambda: score_of(states()))
+    cam_BNN, _ = gradcam(encoder, name, lambda twin: score_of(states(twin)))
     assert cam_BNN.shape == (1, NUM_IMAGE + 5, NUM_IMAGE + 5)
 
     @torch.no_grad()
     def moved_score(moved: tuple[int, int, int], step: float) -> float:
-        encoder.blocks[block].attn = SlowAttention(attention, moved, step)
-        return score_of(states()).item()
+        return score_of(states(exchanged(encoder, {name: SlowAttention(attention, moved, step)}))).item()
 
     watching = SlowAttention(attention)
-    encoder.blocks[block].attn = watching
     with torch.no_grad():
-        before = score_of(states()).item()
+        before = score_of(states(exchanged(encoder, {name: watching}))).item()
     keys = range(0, NUM_IMAGE + 5, 2)
     for query, key in itertools.product((0, NUM_IMAGE, NUM_IMAGE + 3), keys):
         expected = 0.0
@@ -113,34 +116,32 @@ def test_weight_times_gradient_equals_moving_each_weight(block):
             gradient = (moved_score(moved, STEP) - moved_score(moved, -STEP)) / (2 * STEP)
             expected += max(0.0, watching.seen[head][query, key].item() * gradient) / 2
         assert cam_BNN[0, query, key].item() == pytest.approx(expected, abs=1e-8)
-    encoder.blocks[block].attn = attention
-    assert score_of(states()).item() == pytest.approx(before, rel=1e-10)
+    assert score_of(states(encoder)).item() == pytest.approx(before, rel=1e-10)
     assert cam_BNN[0, NUM_IMAGE].max() > 1e-3
 
 
 def test_the_encoder_is_left_as_it_was():
-    encoder, states = encoder_and_pairs()
-    before = states()
-    gradcam(encoder, 1, lambda: score_of(states()))
+    encoder = double_encoder()
+    modules, before = dict(encoder.named_modules()), states(encoder)
+    gradcam(encoder, "blocks.1.attn", lambda twin: score_of(states(twin)))
     with pytest.raises(ZeroDivisionError):
-        gradcam(encoder, 1, lambda: score_of(states()) / (1 // 0))
-    assert torch.equal(states(), before)
+        gradcam(encoder, "blocks.1.attn", lambda twin: score_of(states(twin)) / (1 // 0))
+    assert torch.equal(states(encoder), before)
+    assert dict(encoder.named_modules()) == modules
     assert not any(module._forward_hooks for module in encoder.modules())
     assert all(parameter.grad is None for parameter in encoder.parameters())
 
 
 def test_works_where_gradients_are_off():
-    encoder, states = encoder_and_pairs()
-    encoder.requires_grad_(False)
+    encoder = double_encoder().requires_grad_(False)
     with torch.no_grad():
-        cam_BNN, _ = gradcam(encoder, 0, lambda: score_of(states()))
+        cam_BNN, _ = gradcam(encoder, "blocks.0.attn", lambda twin: score_of(states(twin)))
     assert cam_BNN.max() > 0
     assert not cam_BNN.requires_grad
 
 
 def test_padding_gets_nothing_and_samples_do_not_meet():
-    encoder, states = encoder_and_pairs(batch=3)
-    cam_BNN, matters_BN = gradcam(encoder, 1, lambda: score_of(states()[1:]))
+    cam_BNN, matters_BN = gradcam(double_encoder(), "blocks.1.attn", lambda twin: score_of(states(twin, batch=3)[1:]))
     assert not cam_BNN[0].any()
     assert not cam_BNN[2].any()
     assert not matters_BN[0].any()
@@ -152,6 +153,62 @@ def test_padding_gets_nothing_and_samples_do_not_meet():
 
 
 def test_in_the_last_block_only_the_row_that_is_read_matters():
-    encoder, states = encoder_and_pairs()
-    _, matters_BN = gradcam(encoder, 2, lambda: score_of(states()))
+    _, matters_BN = gradcam(double_encoder(), "blocks.2.attn", lambda twin: score_of(states(twin)))
     assert matters_BN[0].nonzero().flatten().tolist() == [NUM_IMAGE]
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_parts_of_a_batch_that_go_one_by_one_are_put_together(block):
+    config = tiny_config(model={"routing": "official-dropless"})
+    assert isinstance(config.model, EveModelConfig)
+    encoder = OfficialEncoder(config.model, config.input, VOCAB)
+    randomize(encoder, seed=3, std=0.35)
+    encoder.double().eval()
+    pixels_BCHW = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    ids_BT, is_padding_BT = torch.arange(20).view(4, 5) + 3, torch.arange(5) >= torch.tensor([5, 2, 4, 5])[:, None]
+
+    def look(rows: slice, num_passes: int) -> tuple[Tensor, Tensor]:
+        def score(twin: OfficialEncoder) -> Tensor:
+            image, text = twin.image(pixels_BCHW[rows]), twin.text(ids_BT[rows], is_padding_BT[rows])
+            return twin.encode(image, text, num_passes=num_passes).cls_BD.sin().sum()
+
+        return gradcam(encoder, encoder.attention_names[block], score)
+
+    halves = [look(slice(start, start + 2), 1) for start in (0, 2)]
+    for found, expected in zip(look(slice(0, 4), 2), zip(*halves, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.cat(expected))
+
+
+@pytest.mark.parametrize("keys", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_attention_to_other_keys_and_with_a_bias_is_watched_too(keys, bias):
+    attention = Attention(16, 2)
+    randomize(attention, seed=1)
+    x_BND, keys_BMD, bias_HNM = torch.randn(2, 5, 16), torch.randn(2, 7, 16), torch.randn(2, 5, 7 if keys else 5)
+    given = {"keys_BMD": keys_BMD if keys else None, "bias_HNM": bias_HNM if bias else None}
+    is_padding_BM = torch.arange(7 if keys else 5) >= torch.tensor([4, 7])[:, None]
+    holder = torch.nn.ModuleDict({"attn": attention})
+    cam_BNM, _ = gradcam(holder, "attn", lambda twin: twin["attn"](x_BND, is_padding_BM, **given).sin().sum())
+    q, k, v = attention.split(x_BND, keys_BMD if keys else None)
+    scores_BHNM = q @ k.mT / 8**0.5 + (bias_HNM if bias else 0)
+    weights_BHNM = scores_BHNM.masked_fill(is_padding_BM[:, None, None], float("-inf")).softmax(3).detach().requires_grad_()
+    attention.join(weights_BHNM @ v).sin().sum().backward()
+    assert weights_BHNM.grad is not None
+    torch.testing.assert_close(cam_BNM, (weights_BHNM.detach() * weights_BHNM.grad).relu().mean(1), rtol=1e-4, atol=1e-5)
+
+
+def test_threads_look_at_one_encoder_at_once():
+    """Eight at a time, beside others that use it plainly, see what they see one after the other."""
+    encoder = double_encoder()
+    jobs = [(f"blocks.{number % 3}.attn", number) for number in range(24)]
+
+    def look(job: tuple[str, int]) -> tuple[Tensor, Tensor, Tensor]:
+        name, seed = job
+        plain = states(encoder, seed=seed).detach()
+        return *gradcam(encoder, name, lambda twin: score_of(states(twin, seed=seed))), plain
+
+    one_by_one = [look(job) for job in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        at_once = list(pool.map(look, jobs))
+    for found, expected in zip(at_once, one_by_one, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -8,7 +8,7 @@ from test_model_encoder import LENGTHS, text_batch
 from torch.nn import functional as F
 from twins import randomize, tiny_config
 
-from eve_vl.config import MaskedSignalConfig
+from eve_vl.config import EveModelConfig, MaskedSignalConfig
 from eve_vl.model.embed import Tokens
 from eve_vl.model.pixel_decoder import PixelDecoder, sincos_positions
 
@@ -34,7 +34,8 @@ def test_decoder_equals_one_that_puts_every_patch_back_in_place():
     """MAE's form: the whole grid in order, mask tokens where patches are hidden, one sample at a time, no padding."""
     config = tiny_config(task={"decoder_depth": 2, "decoder_dim": 8})
     assert isinstance(config.task, MaskedSignalConfig)
-    decoder = PixelDecoder(config.model, config.task)
+    assert isinstance(config.model, EveModelConfig)
+    decoder = PixelDecoder(config.model.embed_dim, config.input, config.task, config.model)
     randomize(decoder, 5, std=0.4)
     order = torch.stack([torch.randperm(16) for _ in range(3)])
     keep, hidden = order[:, :4].sort().values, order[:, 4:].sort().values

@@ -1,14 +1,17 @@
 """Every recipe builds on the meta device with the number of parameters that its shapes give on paper."""
 
+import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from eve_vl.run import build_untrained
 
 from eve_vl.config import Config, RetrievalConfig, VQAConfig
-from eve_vl.inspect import NUM_ANSWERS, inspect_config
-from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.inspect import NUM_LABELS, inspect_config
+from eve_vl.loading import build_untrained
+from eve_vl.recipes import FINETUNE, PRETRAIN, finetune, get_finetune_recipe, get_recipe, pretrain
+from eve_vl.tasks.task import Sizes
 
 PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
 DEMO = {"depth": 4, "D": 192, "F": 384, "moe_blocks": 2, "experts": 4, "image": 48, "patch": 8, "T": 32, "V": 512}
@@ -68,13 +71,24 @@ def head_on_paper(recipe: str, D: int) -> int:
     attention = (3 * D * D + 3 * D) + (D * D + D)
     paired = 2 * attention + (2 * D * D + D) + (D + 1) + (2 * D * 2 + 2)
     contrast = D * D + D * D + 1 + (D * 2 + 2)
-    heads = {"vqa": two_layers(D, NUM_ANSWERS), "nlvr2": two_layers(4 * D, 2), "retrieval": contrast}
+    heads = {"vqa": two_layers(D, NUM_LABELS), "nlvr2": two_layers(4 * D, 2), "retrieval": contrast}
     return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
+
+
+@pytest.mark.parametrize(("module", "recipes"), [(pretrain, PRETRAIN), (finetune, FINETUNE)])
+def test_every_public_function_is_a_recipe_of_its_name(module, recipes):
+    """In the order in which they are written, with a docstring that shows the command."""
+    defined = [node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
+    public = [node.name for node in defined if not node.name.startswith("_")]
+    assert list(recipes) == public
+    for name, recipe in recipes.items():
+        assert recipe is getattr(module, name)
+        assert f"{module.__name__.rpartition('.')[2]} {name}" in recipe.__doc__
 
 
 def count(config: Config) -> int:
     with torch.device("meta"):
-        task = build_untrained(config, config.tokenizer.vocab_size, [""] * NUM_ANSWERS)
+        task = build_untrained(config, Sizes(vocab_size=config.tokenizer.vocab_size, labels=("",) * NUM_LABELS))
     assert all(parameter.device.type == "meta" for parameter in task.parameters())
     return sum(parameter.numel() for parameter in task.parameters())
 

@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eve_vl.run import LoadedRun, eval_dataset, load_run, train
 from PIL import Image
-from report_page import Page, assert_self_contained, tiny
+from report_page import Page, assert_self_contained, tiny, trained
 
+from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.loader import eval_loader, open_sources
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
-from eve_vl.model.embed import patchify
+from eve_vl.loading import LoadedRun, load_run
 from eve_vl.model.moe import Router
-from eve_vl.report import evidence, write_report
-from eve_vl.report.evidence import task_of
-from eve_vl.report.markup import number, percent
+from eve_vl.report import write_report
+from eve_vl.report.html import number, percent
+from eve_vl.report.masked_signal import MaskedSignalReport
+from eve_vl.report.routing import routing_of
+from eve_vl.tasks.masked_signal import MaskedSignal
 
 
 @pytest.fixture(scope="module")
@@ -37,21 +39,26 @@ def tokenizer(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tokenizer) -> Path:
     out = tmp_path_factory.mktemp("report") / "run"
-    assert train(tiny(out, tokenizer, steps=4)) == out / "report.html"
+    assert trained(tiny(out, tokenizer, steps=4)) == out / "report.html"
     return out
 
 
 @pytest.fixture(scope="module")
 def normalised(tmp_path_factory, tokenizer) -> Path:
     out = tmp_path_factory.mktemp("report") / "normalised"
-    train(tiny(out, tokenizer, steps=2, task={"normalize_targets": True}))
+    trained(tiny(out, tokenizer, steps=2, task={"normalize_targets": True}))
     return out
+
+
+def task_of(run: LoadedRun) -> MaskedSignal:
+    assert isinstance(run.task, MaskedSignal)
+    return run.task
 
 
 def one_batch(run: LoadedRun, num_samples: int) -> PairBatch:
     config = replace(run.config, data=replace(run.config.data, val_samples=num_samples))
     sources = open_sources(config.data.val, config.data, config.input.image_size)
-    dataset = eval_dataset(config, sources, run.tokenizer)
+    dataset = run.task.eval_dataset(sources, config, run.tokenizer)
     (batch,) = eval_loader(dataset, batch_size=num_samples, rank=0, world=1)
     return batch
 
@@ -117,7 +124,7 @@ def painted(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     """A slow twin: the masked and the rebuilt picture, patch by patch with slices of the picture."""
     size = run.config.input.patch_size
     side = run.config.input.image_size // size
-    encoded = task_of(run).encode(patchify(pair.pixels(), size), pair, keep=True)
+    encoded = task_of(run).encode(pair, keep=True)
     predicted = task_of(run).predict_pixels(encoded, pair)[0].reshape(-1, 3, size, size).permute(0, 2, 3, 1).numpy()
     true = pixels_of(pair, 0)
     masked, rebuilt = true.copy(), true.copy()
@@ -159,14 +166,14 @@ def test_guesses_are_what_the_model_says(run: Path):
     page, loaded = Page(run / "report.html"), load_run(run)
     batch = one_batch(loaded, 8)
     assert batch.wrong is not None
-    pairs = evidence.gather(loaded, num_routed=8).pairs
+    pairs = MaskedSignalReport(loaded).pairs(8)
     for row, pair in enumerate(pairs):
         one = single(batch, row)
         ids, masked = one.ids_BT, one.is_masked_BT
         probabilities = []
         for images in (batch.images_BCHW, batch.wrong.images_BCHW):
             one = replace(one, images_BCHW=images[row : row + 1])
-            encoded = task_of(loaded).encode(patchify(one.pixels(), loaded.config.input.patch_size), one, mask=True)
+            encoded = task_of(loaded).encode(one, mask=True)
             text_TD = encoded.x_BND[0, 1 + loaded.config.input.num_patches :]
             probabilities.append(task_of(loaded).token_head(text_TD[masked[0]]).softmax(-1))
         truths = ids[masked].tolist()
@@ -177,9 +184,9 @@ def test_guesses_are_what_the_model_says(run: Path):
             assert [guess.text for guess in token.guesses] == [loaded.tokenizer.word(index) for index in order]
             assert [guess.is_right for guess in token.guesses] == [index == truth for index in order]
             assert [guess.probability for guess in token.guesses] == pytest.approx(right[order].tolist(), abs=1e-4)
-            assert token.wrong_picture[0].text == loaded.tokenizer.word(int(wrong.argmax()))
+            assert token.wrong_picture.text == loaded.tokenizer.word(int(wrong.argmax()))
             assert token.truth_probability_wrong_picture == pytest.approx(wrong[truth].item(), abs=1e-4)
-            guessed = "".join(f"{guess.text}{100 * guess.probability:.0f} %" for guess in token.guesses)
+            guessed = "".join(f"{guess.text}{percent(guess.probability)}" for guess in token.guesses)
             assert f"{token.truth} {'✓' if order[0] == truth else '✗'}{guessed}wrong picture" in page.text
 
 
@@ -199,20 +206,20 @@ def test_routing_shares(run: Path):
         if isinstance(module, Router):
             module.register_forward_hook(count)
     batch = one_batch(loaded, 12)
-    patches = patchify(batch.pixels(), loaded.config.input.patch_size)
-    task_of(loaded).encode(patches, batch, keep=True)
-    task_of(loaded).encode(patches, batch, mask=True)
+    task_of(loaded).encode(batch, keep=True)
+    task_of(loaded).encode(batch, mask=True)
     expected = [counts / counts.sum(1, keepdims=True) for counts in seen.values()]
-    found = evidence.gather(load_run(run), num_routed=12).routing.shares_ME
+    fresh = load_run(run)
+    found = routing_of(fresh.task, [one_batch(fresh, 12)]).shares_ME
     assert len(found) == len(expected) == 2
     for shares_ME, counts in zip(found, expected, strict=True):
         assert shares_ME.sum(1).tolist() == pytest.approx([1, 1])
         assert shares_ME.numpy() == pytest.approx(counts, abs=2e-3)  # a token on the brink may tip over
     page = Page(run / "report.html")
-    whole = evidence.gather(load_run(run)).routing.shares_ME[1]
+    whole = MaskedSignalReport(fresh).routing().shares_ME[1]
     assert f"expert 3, text tokens: {percent(whole[1, 3].item())}" in page.text
-    assert "Experts by modality, block 2 of 3" in page.text
-    assert "Experts by modality, block 3 of 3" in page.text
+    assert "Experts by modality, block 2" in page.text
+    assert "Experts by modality, block 3" in page.text
 
 
 def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
@@ -227,15 +234,15 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
     source = (str(folder / "pairs.jsonl"),)
     config = tiny(tmp_path / "<u>run", None, data={"train": source, "val": source})
     monkeypatch.setattr(Tokenizer, "word", lambda self, token_id: f"<u>token {token_id}</u><script>alert(2)</script>")
-    report = train(replace(config, recipe="<em>mine"))
-    assert report is not None
-    page = Page(report)
+    page = Page(trained(replace(config, recipe="<em>mine")))
     assert not {"script", "i", "u", "em"} & page.tags
     assert "<script>" in page.text
     assert "\"double\" 'single' </p></style> ünï 日本 {x} %s number 0" in page.text
     assert "No recipe is called <em>mine here" in page.text
     assert "valscenes:val" not in page.text
     assert f"val{source[0]}" in page.text
+    assert f"training data{source[0]} (6 rows)" in page.text
+    assert "masked signal modelling<u>runrecipe<em>minestep1 of 1" in page.text  # the title is the run, not the recipe
     assert len(page.pictures) == 6 * 6
     assert "of 6 validation pairs" in page.text
 
@@ -252,27 +259,23 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
             ["Entropy", "Balance loss", "used per token"],
         ),
         (
-            {"task": {"mlm_weight": 0.0, "mim_weight": 0.0, "itc_weight": 1.0, "itm_weight": 1.0}},
-            ["Contrast loss", "Matching loss", "Matching accuracy", "block 3 of 3"],
+            {"task": ContrastMatchConfig(mlm_weight=0.0)},
+            ["Contrast loss", "Matching loss", "Partners told apart", "itc_acc", "itm_acc", "block 3"],
             ["Masked-token loss", "Masked-pixel loss", "no moe block"],
         ),
-        ({"model": {"num_experts": 32, "top_k": 1}}, ["1 best of 32 experts", "expert 31, image tokens"], []),
+        ({"model": {"num_experts": 32, "top_k": 1}}, ["among 32 experts", "expert 31, image tokens"], []),
     ],
 )
 def test_parts_that_a_run_lacks(tmp_path: Path, tokenizer: Path, part, there, missing):
-    report = train(tiny(tmp_path / "run", tokenizer, **part))
-    assert report is not None
-    page = Page(report)
+    page = Page(trained(tiny(tmp_path / "run", tokenizer, **part)))
     assert [text for text in there if text not in page.text] == []
     assert [text for text in missing if text in page.text.partition("eve pretrain tiny")[0]] == []
-    assert ("is 0)" in page.text) == (0.0 in part.get("task", {}).values())
+    assert ("is 0)" in page.text) == ("weight" in str(part))
     assert page.ids == ["numbers", "curves", "pictures", "captions", "routing", "config"]
 
 
 def test_joint_masking_shows_what_the_model_saw(tmp_path: Path, tokenizer: Path):
-    report = train(tiny(tmp_path / "run", tokenizer, task={"joint_masking": True}))
-    assert report is not None
-    pictures = Page(report).pictures
+    pictures = Page(trained(tiny(tmp_path / "run", tokenizer, task={"joint_masking": True}))).pictures
     originals = [alt for alt in pictures if alt.endswith(": original")]
     assert len(originals) == 8
     for alt in originals:

@@ -1,6 +1,8 @@
 """The report's small parts: command line, captions from tokens, numbers, charts."""
 
+import itertools
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +14,16 @@ from eve_vl.cli import VERBS
 from eve_vl.config import Config, from_dict, to_dict
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes import get_recipe
-from eve_vl.report import charts, evidence
-from eve_vl.report.markup import number, percent, picture, scientific
-from eve_vl.report.run_config import command_line
+from eve_vl.report import charts
+from eve_vl.report.html import counted, number, percent, picture, points, scientific
+from eve_vl.report.masked_signal import caption_pieces
+from eve_vl.report.page import command_line
+from eve_vl.report.retrieval import chance_recall
 
 
 def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):
     given: list[Config] = []
-    monkeypatch.setattr("eve_vl.run.train", lambda config, must_resume: given.append(config))
+    monkeypatch.setattr("eve_vl.training.train", lambda config, must_resume: given.append(config))
     config = get_recipe("demo")
     changed = replace(
         config,
@@ -45,11 +49,11 @@ def test_caption_pieces_read_as_the_caption():
     tokenizer = Tokenizer.train([*captions, "a dog in a café"], 300)
     for caption in captions:
         ids, _ = tokenizer.encode(caption, 200)
-        pieces = evidence.caption_pieces(tokenizer, ids.tolist(), [False] * len(ids))
+        pieces = caption_pieces(tokenizer, ids.tolist(), [False] * len(ids))
         text = "".join(" " * piece.starts_word + piece.text for piece in pieces).strip()
         if caption.isascii():
             assert text == caption
-        hidden = evidence.caption_pieces(tokenizer, ids.tolist(), [False] + [True] * (len(ids) - 1))
+        hidden = caption_pieces(tokenizer, ids.tolist(), [False] + [True] * (len(ids) - 1))
         assert len(hidden) == len(ids) - 1
         assert all(piece.is_hidden and piece.text for piece in hidden)
 
@@ -59,7 +63,11 @@ def test_numbers():
         *("0", "0.0839", "12.3", "1234", "480k", "86.2M", "5.58×10⁻⁵", "-0.5"),
     ]
     assert [scientific(value) for value in (0, 1e-3, 5e-4, 20)] == ["0", "1×10⁻³", "5×10⁻⁴", "2×10¹"]
-    assert percent(0.44005) == "44.0 %"
+    assert (percent(0.44005), percent(float("nan"))) == ("44.0 %", "–")
+    assert [points(value) for value in (0.5, -0.041, float("nan"))] == ["+50.0", "−4.1", "–"]
+    assert [counted(count, "match", "matches") for count in (1, 3, 1.5, 12000)] == [
+        *("1 match", "3 matches", "1.5 matches", "12,000 matches"),
+    ]
     assert 'class="pixelated"' in picture(np.zeros((48, 48, 3), np.uint8), "small")
     assert "pixelated" not in picture(np.zeros((224, 224, 3), np.uint8), "large")
 
@@ -77,4 +85,37 @@ def test_ticks_and_thinning():
     assert np.mean([y for _, y in thinned]) == pytest.approx(np.mean([y for _, y in points[:-1]]), rel=0.01)
     assert charts.thin(points[:5]) == points[:5]
     assert charts.line_chart("x", [charts.Series(name="a", points=[(1, float("inf"))]), charts.constant("b", 1, 5)]) == ""
-    assert charts.line_chart("x", [charts.Series(name="a", points=[(1, 0.5)])]).count("<circle") == 1
+
+
+def test_a_single_point_is_seen():
+    """A line of one point draws nothing: its dot is larger than those on lines, of something to compare with too."""
+    lines = [
+        charts.Series(name="a", points=[(5, 0.5)]),
+        charts.Series(name="b", points=[(5, 0.4)], is_reference=True),
+        charts.Series(name="c", points=[(1, 0.3), (5, 0.2)]),
+    ]
+    radii = re.findall(r'<circle class="([^"]*)"[^>]* r="([\d.]+)"', charts.line_chart("x", lines))
+    assert [style for style, _ in radii] == ["c0", "ref ref0", "c1", "c1"]
+    assert [float(radius) for _, radius in radii[:2]] == [5, 5]
+    assert all(float(radius) < 4 for _, radius in radii[2:])
+
+
+def test_names_of_bars_do_not_run_into_each_other():
+    """At 0.6 of its height per letter, each name fits between its neighbours, or the chart leaves some out."""
+    for labels in (["attribute", "comparison", "count", "existence", "relation"], [str(expert) for expert in range(64)]):
+        chart = charts.bar_chart("x", labels, [("a", [0.5] * len(labels))], show=percent, axis="")
+        texts = re.findall(
+            r'<text x="([\d.]+)" y="[\d.]+" text-anchor="middle"(?: style="font-size:([\d.]+)px")?>(\w+)<', chart
+        )
+        spans = [(float(x), len(label) * 0.6 * float(size or 12) / 2) for x, size, label in texts]
+        assert all(x + half < y - other for (x, half), (y, other) in itertools.pairwise(spans))
+        assert {label for _, _, label in texts} == set(labels) or len(labels) > 20
+
+
+def test_chance_is_that_of_drawing_without_replacement():
+    """All orders of the candidates, counted; and 18 pictures with one match each: 10 of 18."""
+    assert chance_recall(10, 18, [1] * 18) == pytest.approx(10 / 18)
+    matches, num = (1, 3, 2, 6), 6
+    for k in (1, 2, 5, 10):
+        hits = [any(candidate < m for candidate in order[:k]) for m in matches for order in itertools.permutations(range(num))]
+        assert chance_recall(k, num, matches) == pytest.approx(sum(hits) / len(hits))

@@ -12,12 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eve_vl.look import look
-from eve_vl.run import LoadedRun, load_run, train
 from PIL import Image
-from report_page import Page, assert_self_contained, tiny
+from report_page import Page, assert_self_contained, tiny, trained
 
-from eve_vl import evaluation
 from eve_vl.cli import VERBS
 from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
@@ -25,16 +22,18 @@ from eve_vl.data.records import ImagePixels, ImageRef
 from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation import evaluate_run
-from eve_vl.model.embed import pair, patchify
+from eve_vl.loading import LoadedRun, load_run
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.report import search, write_report
-from eve_vl.report.examples import gather_examples
-from eve_vl.report.markup import percent
-from eve_vl.report.run_config import command_line
+from eve_vl.report import write_report
+from eve_vl.report.html import percent
+from eve_vl.report.page import command_line
+from eve_vl.report.retrieval import Query, RetrievalReport, content_word
+from eve_vl.tasks import vqa
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.log import read_log
+from eve_vl.training import train
 
 TASKS = ("vqa", "nlvr2", "retrieval")
 NUM_VAL = 60
@@ -44,7 +43,7 @@ NUM_VAL = 60
 def few_questions() -> Iterator[None]:
     """The blind baseline looks at few training questions: drawing 20,000 scenes takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "GENERATED_ROWS", 500)
+        patch.setattr(vqa, "GENERATED_ROWS", 500)
         yield
 
 
@@ -56,7 +55,7 @@ def pretrained(tmp_path_factory) -> Path:
     words += [SceneQuestions(split="train")[row].question for row in range(100)]
     (folder / "tokenizer.json").write_text(Tokenizer.train(words, 400).to_json())
     config = tiny(folder / "pretrained", folder / "tokenizer.json", steps=2)
-    train(config, with_report=False)
+    train(config)
     return config.out
 
 
@@ -81,7 +80,7 @@ def runs(pretrained: Path, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("finetuned")
     steps = {"vqa": 40, "nlvr2": 6, "retrieval": 20}
     for task in TASKS:
-        assert train(finetuned(pretrained, task, folder / task, steps=steps[task])) == folder / task / "report.html"
+        assert trained(finetuned(pretrained, task, folder / task, steps=steps[task])) == folder / task / "report.html"
     return {task: folder / task for task in TASKS}
 
 
@@ -90,9 +89,10 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     path = runs[task] / "report.html"
     page, loaded = Page(path), load_run(runs[task])
     assert_self_contained(path)
-    assert page.ids == ["numbers", "curves", "examples", "routing", "config"]
+    assert page.ids == ["numbers", "curves", task, "routing", "config"]
     assert path.stat().st_size < 600_000
-    assert f"scenes_{task}" in page.text
+    assert f"{task}recipescenes_{task}step" in page.text
+    assert "training datascenes:train (100,000 rows)validation datascenes:val (1,000 rows)" in page.text
     assert f"started from{pretrained}" in page.text
     notes = [row["text"] for row in read_log(runs[task]) if row["kind"] == "note"]
     assert len(notes) == 1
@@ -116,7 +116,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
             series = "contrast alone" if name.endswith("only") else "re-ranked"
             assert f"R@{name.partition('_')[0][2:]}, {series}: {percent(value)}" in page.text
     for block in (2, 3):
-        assert f"Experts by modality, block {block} of 3" in page.text
+        assert f"Experts by modality, block {block}" in page.text
 
 
 def test_baselines(runs: dict[str, Path]):
@@ -145,8 +145,8 @@ def alone(run: LoadedRun, pixels_HWC: np.ndarray, text: str) -> torch.Tensor:
     pixels = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     ids = torch.from_numpy(run.tokenizer.encode(text, run.config.input.text_length)[0])[None]
     encoder = run.task.encoder
-    image = encoder.image(patchify(pixels, run.config.input.patch_size))
-    return encoder.encode(pair(image, encoder.text(ids, None))).x_BND[:, image.num_image]
+    image = encoder.image(pixels)
+    return encoder.encode(image, encoder.text(ids, None)).x_BND[:, image.num_image]
 
 
 @torch.no_grad()
@@ -170,7 +170,7 @@ def test_answers_are_the_models_and_right_ones_are_right(runs: dict[str, Path]):
         assert (verdict == "right") == (shown[0][0] == asked.answers[0])
         assert f"truth</span> {asked.answers[0]}<" in card
         with torch.enable_grad():
-            heat = look(run, [pixels_of(asked.image)], asked.question, answer=shown[0][0]).overlays()[0]
+            heat = run.calls.look(pixels_of(asked.image), asked.question, answer=shown[0][0]).overlays()[0]
         assert (page.pictures[alt[1]] == heat).all()
     assert len({rows[int(re.findall(r"val\[(\d+)\]", card)[0])].answer_type for verdict, card in found[6:]}) >= 3
 
@@ -186,21 +186,22 @@ def test_verdicts_are_the_models_and_right_ones_are_right(runs: dict[str, Path])
         claimed = rows[int(re.findall(r"val\[(\d+)\]: left", alts[0])[0])]
         pictures = [pixels_of(claimed.left), pixels_of(claimed.right)]
         for alt, expected in zip(alts, [*pictures, *heat_of(run, pictures, claimed.statement)], strict=True):
-            assert (page.pictures[alt] == expected).all()
+            assert (page.pictures[html.unescape(alt)] == expected).all()
         states = [alone(run, pixels, claimed.statement) for pixels in pictures]
         true = run.task.compare_head(*states).softmax(1)[0, 1].item()
         share = max(true, 1 - true)
         assert claimed.statement in card
-        shown = re.search(r"verdict</span> (true|false) ([\d.]+) %", card)
-        assert shown is not None
-        assert shown[1] == str(true > 0.5).lower()
-        assert float(shown[2]) == pytest.approx(100 * share, abs=0.06)
+        (first, given), (second, rest) = re.findall(r"<span>(true|false)</span><span>([\d.]+) %</span>", card)
+        assert {first, second} == {"true", "false"}
+        assert first == str(true > 0.5).lower()
+        assert float(given) == pytest.approx(100 * share, abs=0.06)
+        assert float(rest) == pytest.approx(100 - 100 * share, abs=0.06)
         assert (verdict == "right") == ((true > 0.5) == claimed.label)
 
 
 def heat_of(run: LoadedRun, pictures: list[np.ndarray], text: str) -> tuple[np.ndarray, ...]:
     with torch.enable_grad():
-        return look(run, pictures, text).overlays()
+        return run.calls.look(pictures, text).overlays()
 
 
 @torch.no_grad()
@@ -210,7 +211,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     assert isinstance(task, Retrieval)
     assert task.contrast.match_head is not None
     with torch.enable_grad():
-        found = search.gather_searches(run, num_each=2, num_searched=40)
+        found = RetrievalReport(run).searches(2, num_searched=40)
     rows = ScenePairs(split="val", image_size=32)
     picks = [row for _, _, row in eval_positions([len(rows)], 40)]
     pictures = [pixels_of(rows[row].image) for row in picks]
@@ -232,8 +233,8 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
         similarity = image_Id @ text_Td[texts.index(query.item.text)]
         first = similarity.argsort(descending=True)[:16].tolist()
         best = sorted(first, key=lambda picture: -match(picture, query.item.text))[:5]
-        assert [item.where for item in query.found] == [f"picture {picture}" for picture in best]
-        for item, picture in zip(query.found, best, strict=True):
+        assert [item.where for item in query.hits] == [f"picture {picture}" for picture in best]
+        for item, picture in zip(query.hits, best, strict=True):
             assert item.picture is not None
             assert (item.picture == pictures[picture]).all()
         assert query.is_match == tuple((picture, query.item.text) in true for picture in best)
@@ -241,52 +242,51 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
         index = int(query.item.where.removeprefix("picture "))
         first = (text_Td @ image_Id[index]).argsort(descending=True)[:16].tolist()
         best = sorted(first, key=lambda text: -match(index, texts[text]))[:5]
-        assert [item.text for item in query.found] == [texts[text] for text in best]
+        assert [item.text for item in query.hits] == [texts[text] for text in best]
         assert query.is_match == tuple((index, texts[text]) in true for text in best)
         assert (index, query.truth.text) in true
         assert query.word in query.truth.text.split()
         assert (query.heat[0] == look_for(run, pictures[index], query)).all()
-    verdicts = [query.is_right for query in found.by_text]
+    verdicts = [query.is_match[0] for query in found.by_text]
     assert verdicts == sorted(verdicts, reverse=True)
 
 
-def look_for(run: LoadedRun, pixels: np.ndarray, query: search.Query) -> np.ndarray:
+def look_for(run: LoadedRun, pixels: np.ndarray, query: Query) -> np.ndarray:
     with torch.enable_grad():
-        return look(run, [pixels], query.truth.text, word=query.word).overlays()[0]
+        return run.calls.look(pixels, query.truth.text, word=query.word).overlays()[0]
 
 
 def test_true_items_are_framed(runs: dict[str, Path]):
     """The page shows the searches' verdicts."""
-    searches = search.gather_searches(load_run(runs["retrieval"]))
+    report = RetrievalReport(load_run(runs["retrieval"]))
+    searches = report.searches(report.num_each)
     text = (runs["retrieval"] / "report.html").read_text()
-    lists = re.findall(r'<ol class="found \w+">(.*?)</ol>', text)
+    lists = re.findall(r'<ol class="hits \w+">(.*?)</ol>', text)
     queries = [*searches.by_text, *searches.by_picture]
     assert len(lists) == len(queries)
     for items, query in zip(lists, queries, strict=True):
-        assert re.findall(r'<li class="(\w+)">', items) == ["right" if each else "wrong" for each in query.is_match]
+        assert re.findall(r'<li class="(right|wrong)">', items) == ["right" if each else "wrong" for each in query.is_match]
         if query.item.picture is not None:
             assert [html.unescape(item) for item in re.findall(r'<li class="\w+">(.*?)</li>', items)] == [
-                item.text for item in query.found
+                item.text for item in query.hits
             ]
 
 
 def test_content_word():
     texts = ["a red dog on grass", "a red cat", "the dog", "a zyzzyva with a dog"] * 10
-    assert search.content_word("a red dog on the grass", texts) in ("grass", "the")
-    assert search.content_word("a zyzzyva", [*["a red dog"] * 99, "a zyzzyva"]) == "zyzzyva"
-    assert search.content_word("red zyzzyva", [*["a red dog"] * 99, "a zyzzyva"]) == "red"
-    assert search.content_word("it", texts) == ""
+    assert content_word("a red dog on the grass", texts) in ("grass", "the")
+    assert content_word("a zyzzyva", [*["a red dog"] * 99, "a zyzzyva"]) == "zyzzyva"
+    assert content_word("red zyzzyva", [*["a red dog"] * 99, "a zyzzyva"]) == "red"
+    assert content_word("it", texts) == ""
 
 
 def test_without_matching_head_and_from_scratch(pretrained: Path, tmp_path: Path):
     config = finetuned(
         pretrained, "retrieval", tmp_path / "run", steps=1, task={"itm_weight": 0.0, "rerank": 0, "standardize_match": False}
     )
-    report = train(replace(config, scratch=True))
-    assert report is not None
-    page = Page(report)
+    page = Page(trained(replace(config, scratch=True)))
     assert f"random weights (shape and tokenizer of {pretrained})" in page.text
-    assert "contrast alone" not in page.text.partition("Found")[0]
+    assert "contrast alone" not in page.text.partition("Among ")[0]
     assert "_itc_only" not in page.text
     assert "heat" not in " ".join(page.pictures)
     assert "--scratch" in page.text
@@ -304,9 +304,7 @@ def test_own_questions(pretrained: Path, tmp_path: Path):
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": (str(source),), "val": (str(source),)}
     config = finetuned(pretrained, "vqa", tmp_path / "run", steps=1, data=data, task={"min_answer_count": 1})
-    report = train(replace(config, recipe="vqa"))
-    assert report is not None
-    page = Page(report)
+    page = Page(trained(replace(config, recipe="vqa")))
     assert "script" not in page.tags
     assert f"{evil} 0" in page.text
     assert "truth <b>red</b>, blue" in page.text
@@ -316,17 +314,15 @@ def test_own_questions(pretrained: Path, tmp_path: Path):
     source.write_text("".join(json.dumps({key: row[key] for key in ("image", "question")}) + "\n" for row in rows))
     page = Page(write_report(tmp_path / "run"))
     assert "Truth kept back" in page.text
-    assert "Right and wrong" in page.text
     assert "✓" not in page.text
     assert "blind baselines are left out" in page.text
-    examples = gather_examples(load_run(tmp_path / "run"))
-    assert [each.is_right for each in examples.shown] == [None] * 12
-    assert examples.num_right == 0
+    assert [verdict for verdict, _ in cards(tmp_path / "run/report.html")] == ["unknown"] * 12
+    assert "Of 12 questions spread over the validation data, 0 are right" in page.text
 
 
 def test_command_makes_the_same_config(runs: dict[str, Path], pretrained: Path, monkeypatch, tmp_path: Path):
     given: list[Config] = []
-    monkeypatch.setattr("eve_vl.run.train", lambda config, must_resume: given.append(config))
+    monkeypatch.setattr("eve_vl.training.train", lambda config, must_resume: given.append(config))
     for task in TASKS:
         config = load_run(runs[task]).config
         words = shlex.split(command_line(config))

@@ -1,17 +1,18 @@
 """VQA and NLVR2 (and what retrieval shares with them): losses against loops, learning, evaluation that no batching changes."""
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tiny_tasks import ANSWER_LIST, SECTIONS, build, config_of, eval_set, numbers_of, rows_of, shuffled, train_set
+from tiny_tasks import ANSWER_LIST, SECTIONS, SIZES, build, config_of, eval_set, numbers_of, rows_of, shuffled, train_set
 from twins import questions, statements
 
 from eve_vl.config import Config
 from eve_vl.data.batch import QuestionBatch, StatementBatch
-from eve_vl.model.embed import pair, patchify
+from eve_vl.loading import read_labels
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.optim import build_optimizer
@@ -44,8 +45,8 @@ def single(batch: Any, row: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def states(task: Any, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The pair's states when it is alone in its batch, and where the text begins."""
-    image = task.encoder.image(patchify(pixels, 4))
-    return task.encoder.encode(pair(image, task.encoder.text(ids, None))).x_BND, image.num_image
+    image = task.encoder.image(pixels)
+    return task.encoder.encode(image, task.encoder.text(ids, None)).x_BND, image.num_image
 
 
 # What is trained
@@ -167,7 +168,7 @@ def test_a_handful_of_rows_is_learnt_by_heart(name):
 def test_vqa_answers_are_the_likeliest_of_the_list_in_order_of_id():
     task = vqa_task()
     dataset = eval_set(task.config, 9)
-    found = task.answer(shuffled(dataset, 4, seed=1))
+    found = task.examples(shuffled(dataset, 4, seed=1))
     rows = questions(9)
     assert [each.question_id for each in found] == list(range(9))
     for row, each in enumerate(found):
@@ -184,7 +185,7 @@ def test_vqa_answers_are_the_likeliest_of_the_list_in_order_of_id():
 def test_nlvr2_verdicts_come_in_order_of_identifier():
     task = nlvr2_task()
     dataset = eval_set(task.config, 9)
-    found = task.judge(shuffled(dataset, 4, seed=1))
+    found = task.examples(shuffled(dataset, 4, seed=1))
     rows = sorted((statements(9)[row] for row in range(9)), key=lambda row: row.identifier)
     assert [(each.identifier, each.label, each.group) for each in found] == [
         (row.identifier, row.label, row.group) for row in rows
@@ -243,4 +244,56 @@ def test_both_pictures_and_their_sides_matter():
 def test_a_task_wants_its_own_section():
     config: Config = config_of("vqa")
     with pytest.raises(AssertionError):
-        NLVR2(config, vocab_size=30)
+        NLVR2(config, SIZES)
+
+
+# What follows from weights and labels
+
+
+@pytest.mark.parametrize(
+    ("name", "losses"), [("vqa", "vqa"), ("nlvr2", "nlvr2"), ("retrieval", "itc itm"), ("retrieval", "itc")]
+)
+def test_a_step_adds_up_losses_by_the_weights_of_the_section(name, losses):
+    """A loss without a weight counts as it is; the routers' loss by the model's weight."""
+    task = build(config_of(name, model={"balance_weight": 0.25}))
+    given = {"retrieval": {"itc_weight": 0.5, "itm_weight": 3.0}}.get(name, {})
+    task = task.with_settings(replace(task.settings, **given))
+    values = {loss: torch.tensor(2.0 + number) for number, loss in enumerate(losses.split())}
+    routers = task.routers(rows_of(train_set(task.config, COUNT), COUNT))
+    output = task.output(values, routers, acc=torch.tensor(0.5))
+    weights = {"itc": 0.5, "itm": 3.0}
+    expected = sum(weights.get(loss, 1.0) * value.item() for loss, value in values.items())
+    assert output.loss.item() == pytest.approx(expected + 0.25 * output.terms["balance"].item())
+    assert {"acc", *values, "balance", "max_load/0", "entropy/1"} <= set(output.terms)
+    assert task.output(values, []).loss.item() == pytest.approx(expected)
+
+
+def test_a_twin_with_other_settings_shares_the_weights():
+    task = build(config_of("retrieval"))
+    twin = task.with_settings(replace(task.settings, rerank=2))
+    assert (task.settings.rerank, twin.settings.rerank) == (4, 2)
+    assert all(a is b for a, b in zip(task.parameters(), twin.parameters(), strict=True))
+
+
+def test_weights_of_other_labels_are_of_no_use():
+    """All but the layer whose rows stand for answers comes along, even where its shape would fit."""
+    task = vqa_task()
+    tensors = task.state_dict()
+    assert task.kept_of(tensors, ANSWER_LIST).keys() == tensors.keys()
+    for labels in (ANSWER_LIST[::-1], ANSWER_LIST[1:], ()):
+        lost = tensors.keys() - task.kept_of(tensors, labels).keys()
+        assert lost == {"answer_head.3.weight", "answer_head.3.bias"}
+    nlvr2 = nlvr2_task()
+    assert nlvr2.kept_of(tensors, ANSWER_LIST).keys() == tensors.keys()  # it has no labels of its own
+
+
+def test_labels_come_back_from_the_file_of_a_run_folder(tmp_path):
+    config = config_of("vqa")
+    assert read_labels(tmp_path, config) == []
+    (tmp_path / "answers.json").write_text(json.dumps(ANSWER_LIST))
+    labels = read_labels(tmp_path, config)
+    assert tuple(labels) == ANSWER_LIST
+    assert vqa_task().answers == ANSWER_LIST
+    prepared = VQA.prepare(config, [questions(9)], labels)
+    assert prepared.labels == ANSWER_LIST  # a run that goes on keeps its list, whatever its questions would give today
+    assert read_labels(tmp_path, config_of("nlvr2")) == []

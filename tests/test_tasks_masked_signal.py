@@ -14,10 +14,12 @@ from twins import TwinStats, randomize, slow_balance, tiny_config
 from eve_vl.config import Config
 from eve_vl.data.batch import MaskedSample, PairBatch
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.model.embed import patchify, take
+from eve_vl.model.backbone import Encoded
+from eve_vl.model.embed import Tokens, patchify, take, unpatchify
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import Router
 from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.task import Sizes
 
 VOCAB, MASK, PAD = 30, 2, 0
 LENGTHS = (8, 3, 6, 5)
@@ -54,13 +56,18 @@ def batch_of(found: Sequence[MaskedSample]) -> PairBatch:
 
 def build(config: Config, vocab: int = VOCAB, mask: int = MASK) -> MaskedSignal:
     """A task in evaluation mode whose every weight matters."""
-    task = MaskedSignal(config, vocab_size=vocab, mask_id=mask)
+    task = MaskedSignal(config, Sizes(vocab_size=vocab, mask_id=mask))
     randomize(task, 1, std=0.35)
     return task.eval()
 
 
 def patches_of(batch: PairBatch) -> Tensor:
     return patchify(batch.images_BCHW.float() / 127.5 - 1, 4)
+
+
+def with_patches(batch: PairBatch, patches: Tensor) -> PairBatch:
+    """The same pairs with other patches, (B, 16, 48), of normalised pixels."""
+    return replace(batch, images_BCHW=unpatchify(patches, 4))
 
 
 # The losses
@@ -83,12 +90,12 @@ def test_losses_equal_those_of_one_sample_at_a_time(normalize):
     for sample in found:
         batch = batch_of([sample])
         patches = patches_of(batch)
-        logits = task.predict_tokens(task.encode(patches, batch, mask=True), batch).double()
+        logits = task.predict_tokens(task.encode(batch, mask=True), batch).double()
         for row, target in zip(logits.tolist(), sample.ids_T[sample.is_masked_T].tolist(), strict=True):
             token_loss -= row[target] - math.log(sum(math.exp(logit) for logit in row))
             right += int(np.argmax(row) == target)
             count += 1
-        predicted = task.predict_pixels(task.encode(patches, batch, keep=True), batch)[0].double().numpy()
+        predicted = task.predict_pixels(task.encode(batch, keep=True), batch)[0].double().numpy()
         target = patches[0].double().numpy()
         if normalize:
             target = (target - target.mean(1, keepdims=True)) / np.sqrt(target.var(1, ddof=1, keepdims=True) + 1e-6)
@@ -154,27 +161,27 @@ def test_balance_and_routing_terms_equal_a_loop_over_what_the_routers_saw():
 def test_pixel_prediction_sees_kept_patches_and_the_whole_text_only():
     task, batch = build(tiny_config()), batch_of(samples())
     patches = patches_of(batch)
-    plain = task.predict_pixels(task.encode(patches, batch, keep=True), batch)
+    plain = task.predict_pixels(task.encode(batch, keep=True), batch)
     hidden = torch.zeros(4, 16, 1).scatter_(1, batch.hidden_BM[:, :, None], 1.0).bool()
     other = torch.where(hidden, torch.randn_like(patches), patches)
-    assert torch.equal(task.predict_pixels(task.encode(other, batch, keep=True), batch), plain)
+    assert torch.equal(task.predict_pixels(task.encode(with_patches(batch, other), keep=True), batch), plain)
     for b in range(4):
         changed = patches.clone()
         changed[b, batch.keep_BK[b, 1]] += 1
-        differs = (task.predict_pixels(task.encode(changed, batch, keep=True), batch) != plain).flatten(1).any(1)
+        differs = (task.predict_pixels(task.encode(with_patches(batch, changed), keep=True), batch) != plain).flatten(1).any(1)
         assert differs.tolist() == [row == b for row in range(4)]
     for b, t in [(0, 7), (1, 2), (3, 0)]:  # every text token is there, masked in the other pass or not
         ids = batch.ids_BT.clone()
         ids[b, t] = ids[b, t] % 20 + 5
         changed_batch = replace(batch, ids_BT=ids)
-        differs = (task.predict_pixels(task.encode(patches, changed_batch, keep=True), changed_batch) != plain).flatten(1)
+        differs = (task.predict_pixels(task.encode(changed_batch, keep=True), changed_batch) != plain).flatten(1)
         assert differs.any(1).tolist() == [row == b for row in range(4)]
 
 
 @torch.no_grad()
 def test_predictions_come_in_the_order_of_the_hidden_positions():
     task, batch = build(tiny_config()), batch_of(samples())
-    encoded = task.encode(patches_of(batch), batch, keep=True)
+    encoded = task.encode(batch, keep=True)
     plain = task.predict_pixels(encoded, batch)
     assert plain.shape == (4, 12, 48)
     order = torch.randperm(12)
@@ -191,16 +198,16 @@ def test_predictions_come_in_the_order_of_the_hidden_positions():
 def test_token_prediction_sees_the_whole_picture_and_no_masked_token():
     task, batch = build(tiny_config()), batch_of(samples())
     patches = patches_of(batch)
-    plain = task.predict_tokens(task.encode(patches, batch, mask=True), batch)
+    plain = task.predict_tokens(task.encode(batch, mask=True), batch)
     other_ids = torch.where(batch.is_masked_BT, batch.ids_BT % 20 + 5, batch.ids_BT)
     other = replace(batch, ids_BT=other_ids)
     assert not torch.equal(other_ids, batch.ids_BT)
-    assert torch.equal(task.predict_tokens(task.encode(patches, other, mask=True), other), plain)
+    assert torch.equal(task.predict_tokens(task.encode(other, mask=True), other), plain)
     sample_of = batch.is_masked_BT.nonzero()[:, 0]
     for p in range(16):
         changed = patches.clone()
         changed[2, p] += 1
-        differs = (task.predict_tokens(task.encode(changed, batch, mask=True), batch) != plain).any(1)
+        differs = (task.predict_tokens(task.encode(with_patches(batch, changed), mask=True), batch) != plain).any(1)
         assert torch.equal(differs, sample_of == 2), p
 
 
@@ -214,7 +221,7 @@ def count_calls(module: nn.Module) -> list[tuple]:
 def test_logits_are_computed_for_masked_tokens_alone_in_order():
     task, batch = build(tiny_config()), batch_of(samples())
     heads = count_calls(task.token_head)
-    encoded = task.encode(patches_of(batch), batch, mask=True)
+    encoded = task.encode(batch, mask=True)
     logits = task.predict_tokens(encoded, batch)
     (states,) = heads[0]
     assert len(states) == len(logits) == int(batch.is_masked_BT.sum())
@@ -228,9 +235,9 @@ def test_two_passes_by_default_one_with_joint_masking(monkeypatch):
     lengths: list[int] = []
     encode = Encoder.encode
 
-    def spy(self: Encoder, tokens):
-        lengths.append(tokens.x_BND.shape[1])
-        return encode(self, tokens)
+    def spy(self: Encoder, image: Tokens, text: Tokens) -> Encoded:
+        lengths.append(image.x_BND.shape[1] + text.x_BND.shape[1])
+        return encode(self, image, text)
 
     monkeypatch.setattr(Encoder, "encode", spy)
     batch = batch_of(samples())
@@ -242,7 +249,7 @@ def test_two_passes_by_default_one_with_joint_masking(monkeypatch):
     assert lengths == [1 + 4 + 8]
     assert {"mim", "mlm", "balance"} <= output.terms.keys()
     patches = patches_of(batch)
-    encoded = joint.encode(patches, batch, keep=True, mask=True)
+    encoded = joint.encode(batch, keep=True, mask=True)
     expected = torch.nn.functional.cross_entropy(joint.predict_tokens(encoded, batch), batch.ids_BT[batch.is_masked_BT])
     assert output.terms["mlm"].item() == pytest.approx(expected.item(), rel=1e-5)
     target = take(joint.targets(patches), batch.hidden_BM)
@@ -288,3 +295,36 @@ def test_gradients_reach_what_each_loss_trains_and_nothing_else():
         found = torch.autograd.grad(terms[term], list(parameters.values()), retain_graph=True, allow_unused=True)
         for name, gradient in zip(parameters, found, strict=True):
             assert (gradient is None) == name.startswith(silent), name
+
+
+# Steps of several micro-batches
+
+
+@pytest.mark.parametrize("num", [1, 2, 4])
+def test_gradients_do_not_depend_on_how_a_step_is_cut(num):
+    """Rows mask different numbers of tokens, yet each masked token counts the same."""
+    task = build(tiny_config(task={"mim_weight": 0.0}, model={"balance_weight": 0.0}))
+    found = samples((12, 2, 3, 4, 11, 2, 9, 3))
+    whole, parts = batch_of(found), [batch_of(found[start : start + 8 // num]) for start in range(0, 8, 8 // num)]
+    assert len({int(part.is_masked_BT.sum()) for part in parts}) == len(parts)
+    parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    logits = task.predict_tokens(task.encode(whole, mask=True), whole)
+    expected = torch.nn.functional.cross_entropy(logits, whole.ids_BT[whole.is_masked_BT])
+    gradients = torch.autograd.grad(expected, parameters)
+    outputs = [task(part) for part in task.before_step(parts)]
+    loss = torch.stack([output.loss for output in outputs]).mean()
+    for given, wanted in zip(torch.autograd.grad(loss, parameters), gradients, strict=True):
+        torch.testing.assert_close(given, wanted, rtol=1e-3, atol=1e-5)
+    assert sum(output.terms["mlm"].item() for output in outputs) / num == pytest.approx(expected.item(), rel=1e-5)
+    right = (logits.argmax(-1) == whole.ids_BT[whole.is_masked_BT]).float().mean().item()
+    assert sum(output.terms["mlm_acc"].item() for output in outputs) / num == pytest.approx(right, abs=1e-6)
+
+
+def test_a_step_without_a_masked_token_is_finite():
+    task = build(tiny_config())
+    batch = batch_of(samples())
+    batch = replace(batch, is_masked_BT=torch.zeros_like(batch.is_masked_BT))
+    output = task(*task.before_step([batch]))
+    assert output.terms["mlm"].item() == 0
+    output.loss.backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in task.parameters())

@@ -17,6 +17,7 @@ from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs, eval_positions
 from eve_vl.metrics.masked_signal import Sums, visible_means
+from eve_vl.model.backbone import Encoded
 from eve_vl.tasks.masked_signal import MaskedSignal
 
 
@@ -74,13 +75,14 @@ def test_evaluation_numbers_equal_a_slow_loop(normalize):
         assert batch.wrong is not None
         masked = batch.ids_BT[batch.is_masked_BT]
         targets.update(masked.tolist())
-        patches, other = patches_of(batch), patches_of(batch.wrong)
+        patches = patches_of(batch)
         with torch.no_grad():
-            logits = task.predict_tokens(task.encode(patches, batch, mask=True), batch)
-            wrong_logits = task.predict_tokens(task.encode(other, batch, mask=True), batch)
-            predicted = task.predict_pixels(task.encode(patches, batch, keep=True), batch)[0].numpy()
+            logits = task.predict_tokens(task.encode(batch, mask=True), batch)
+            other = replace(batch, images_BCHW=batch.wrong.images_BCHW)
+            wrong_logits = task.predict_tokens(task.encode(other, mask=True), batch)
+            predicted = task.predict_pixels(task.encode(batch, keep=True), batch)[0].numpy()
             text = batch.with_text_of(batch.wrong)
-            wrong_predicted = task.predict_pixels(task.encode(patches, text, keep=True), text)[0].numpy()
+            wrong_predicted = task.predict_pixels(task.encode(text, keep=True), text)[0].numpy()
         found["mlm_acc"] += (logits.argmax(-1) == masked).tolist()
         found["mlm_acc_wrong_image"] += (wrong_logits.argmax(-1) == masked).tolist()
         found["mlm_loss"] += torch.nn.functional.cross_entropy(logits, masked, reduction="none").tolist()
@@ -163,9 +165,9 @@ def test_evaluation_encodes_each_modality_with_its_own_and_with_the_wrong_partne
     calls: list[tuple[Tensor, Tensor, bool, bool]] = []
     encode = MaskedSignal.encode
 
-    def spy(self: MaskedSignal, patches: Tensor, text: PairBatch, *, keep: bool = False, mask: bool = False):
-        calls.append((patches, text.ids_BT, keep, mask))
-        return encode(self, patches, text, keep=keep, mask=mask)
+    def spy(self: MaskedSignal, batch: PairBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
+        calls.append((patches_of(batch), batch.ids_BT, keep, mask))
+        return encode(self, batch, keep=keep, mask=mask)
 
     monkeypatch.setattr(MaskedSignal, "encode", spy)
     task.evaluate([batch])
@@ -188,7 +190,7 @@ def test_weight_zero_leaves_the_pass_and_its_module_out(off, module, term):
     output = task(batch_of(samples()))
     assert term not in output.terms
     output.loss.backward()
-    assert all(parameter.grad is not None for parameter in task.encoder.blocks.parameters())
+    assert all(parameter.grad is not None for parameter in task.encoder.get_submodule("blocks").parameters())
     task = eval_task(**{f"{off}_weight": 0.0})
     numbers = task.evaluate(eval_batches(task.config, 4))
     assert numbers

@@ -12,15 +12,14 @@ from torch import Tensor
 from twins import ListSource, pairs, tiny_config
 
 from eve_vl import objectives
-from eve_vl.config import RetrievalConfig
+from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import CaptionBatch, PairBatch
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.loader import eval_loader
 from eve_vl.metrics.retrieval import MISSED
-from eve_vl.model.embed import pair, patchify
 from eve_vl.tasks.contrast import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.retrieval import Retrieval
 
 
@@ -36,7 +35,7 @@ def retrieval(**task: Any) -> Retrieval:
     return found
 
 
-def caption_batch(task: Retrieval | MaskedSignal, rows: tuple[int, ...] = (0, 1, 3, 6, 7, 2)) -> CaptionBatch:
+def caption_batch(task: Retrieval | ContrastMatch, rows: tuple[int, ...] = (0, 1, 3, 6, 7, 2)) -> CaptionBatch:
     """Rows 0 and 3 show one picture."""
     dataset = CaptionedPictures([searchable()], replace(task.config, task=RetrievalConfig()), TOKENIZER, training=True)
     batch = dataset.collate([dataset[(0, 0, row)] for row in rows])
@@ -57,18 +56,18 @@ def features(task: Any, rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tens
     images, texts = [], []
     for pixels, ids in rows:
         for found, projection, tokens in (
-            (images, task.contrast.features.image, task.encoder.image(patchify(pixels, 4))),
-            (texts, task.contrast.features.text, task.encoder.text(ids, None)),
+            (images, task.contrast.features.image, (task.encoder.image(pixels), None)),
+            (texts, task.contrast.features.text, (None, task.encoder.text(ids, None))),
         ):
-            projected = projection.weight @ task.encoder.encode(tokens).x_BND[0, 0]
+            projected = projection.weight @ task.encoder.encode(*tokens).x_BND[0, 0]
             found.append(projected / projected.square().sum().sqrt())
     return torch.stack(images), torch.stack(texts)
 
 
 def match_logits(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
     """Of one pair alone: no, yes."""
-    image = task.encoder.image(patchify(pixels, 4))
-    states = task.encoder.encode(pair(image, task.encoder.text(ids, None))).x_BND
+    image = task.encoder.image(pixels)
+    states = task.encoder.encode(image, task.encoder.text(ids, None)).x_BND
     return task.contrast.match_head(states[0, image.num_image]).tolist()
 
 
@@ -145,9 +144,9 @@ def test_a_batch_of_one_picture_has_only_matches():
 def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
     """One owner: the rivals of masked signal modelling pre-train with what retrieval is fine-tuned with."""
     monkeypatch.setattr(objectives, "hard_negatives", lambda similarity, _: torch.arange(len(similarity)).roll(1))
-    config = tiny_config(task={"mim_weight": 0.0, "mlm_weight": 2.0, "itc_weight": 0.7, "itm_weight": 0.3})
+    config = tiny_config(task=ContrastMatchConfig(mlm_weight=2.0, itc_weight=0.7, itm_weight=0.3))
     rival = build(config)
-    assert isinstance(rival, MaskedSignal)
+    assert isinstance(rival, ContrastMatch)
     dataset = MaskedPairs([pairs(5)], config, TOKENIZER, training=True)
     batch = dataset.collate([dataset[(0, 0, row)] for row in range(5)])
     assert isinstance(batch, PairBatch)
@@ -247,7 +246,7 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
         nonlocal fused
         fused += len(inputs[0])
 
-    hook = task.encoder.text.register_forward_pre_hook(count)
+    hook = task.encoder.get_submodule("text").register_forward_pre_hook(count)
     by_image, by_text = task.rerank(index, k)
     hook.remove()
     expected_image, expected_text, compared = naive_search(task, dataset, k)
@@ -301,3 +300,16 @@ def test_a_query_without_a_match_is_left_out():
     numbers = numbers_of(task, dataset, 3)
     assert numbers["num_queries_without_match"] == 2  # the picture and the text
     assert numbers["texts_per_image"] == pytest.approx(2 / 3)
+
+
+def test_people_are_told_where_the_matching_head_spoils_the_search():
+    task = retrieval(rerank=4)
+    numbers = numbers_of(task, eval_set(task.config), 5)
+    flipped = numbers | {"r_mean": numbers["r_mean_itc_only"], "r_mean_itc_only": numbers["r_mean"]}
+    assert numbers["r_mean"] != numbers["r_mean_itc_only"]
+    better, worse = sorted((numbers, flipped), key=lambda each: each["r_mean"], reverse=True)
+    assert task.remarks(better) == []
+    (remark,) = task.remarks(worse)
+    assert f"r_mean {worse['r_mean']:.3f}, by contrast alone {worse['r_mean_itc_only']:.3f}" in remark
+    assert "--rerank 0" in remark
+    assert task.remarks(numbers_of(retrieval(rerank=0), eval_set(task.config), 5)) == []  # nothing to compare with

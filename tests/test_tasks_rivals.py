@@ -1,33 +1,41 @@
-"""EVE's rivals, as trained by the same task: their losses, hard negatives, and their arithmetic counted by torch."""
+"""EVE's rivals: their losses, hard negatives, and their arithmetic counted by torch."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from test_tasks_masked_signal import batch_of, samples
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from twins import tiny_config
+from twins import pairs, randomize, tiny_config, tiny_tokenizer
 
 from eve_vl import objectives
-from eve_vl.config import Config, MaskedSignalConfig
+from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig, TokenizerConfig
 from eve_vl.data.batch import PairBatch
-from eve_vl.inspect import step_flops
+from eve_vl.data.dataset import MaskedPairs, eval_positions
+from eve_vl.loading import build_untrained
 from eve_vl.model import moe
-from eve_vl.model.embed import patchify
+from eve_vl.model.embed import Tokens
 from eve_vl.recipes import get_recipe
-from eve_vl.study.variants import made_up_batch
-from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.contrast_match import ContrastMatch
+from eve_vl.tasks.task import Sizes
+from eve_vl.train.log import read_log
+from eve_vl.training import train
 
-VOCAB = 300
+TOKENIZER = tiny_tokenizer()
+VOCAB = TOKENIZER.vocab_size
+DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 16, "decoder_num_heads": 2}
 TASKS = {
-    "mlm+mim": {},
-    "mlm+itc+mim": {"itc_weight": 1.0},
-    "mlm+itc+itm": {"mim_weight": 0.0, "itc_weight": 1.0, "itm_weight": 1.0},
-    "all": {"itc_weight": 1.0, "itm_weight": 1.0},
+    "mlm+mim": MaskedSignalConfig(**DECODER),
+    "mlm+itc+mim": ContrastMatchConfig(mim_weight=1.0, itm_weight=0.0, **DECODER),
+    "mlm+itc+itm": ContrastMatchConfig(**DECODER),
+    "all": ContrastMatchConfig(mim_weight=1.0, **DECODER),
 }
 
 
@@ -41,8 +49,18 @@ def config_of(name: str, **model) -> Config:
     return tiny_config(task=TASKS[name], model=model)
 
 
-def build(config: Config) -> MaskedSignal:
-    return MaskedSignal(config, vocab_size=config.tokenizer.vocab_size, mask_id=2)
+def build(config: Config) -> Any:
+    return build_untrained(config, Sizes(vocab_size=VOCAB, mask_id=2))
+
+
+def captions(count: int) -> PairBatch:
+    """Pairs with texts of different lengths."""
+    return batch_of(samples((8, 3, 6, 5, 9, 7)[:count]))
+
+
+def full(count: int) -> PairBatch:
+    """Pairs with texts of full length."""
+    return batch_of(samples((12,) * count))
 
 
 def expected_passes(name: str) -> int:
@@ -53,13 +71,13 @@ def expected_passes(name: str) -> int:
 def test_loss_is_the_weighted_sum_of_its_terms_and_trains_every_weight(name):
     config = config_of(name)
     weights = {"mim": 0.3, "mlm": 0.7, "itc": 2.0, "itm": 1.5}
-    on = {key: value for key, value in weights.items() if getattr(config.task, f"{key}_weight")}
+    on = {key: value for key, value in weights.items() if getattr(config.task, f"{key}_weight", 0)}
     config = replace(config, task=replace(config.task, **{f"{key}_weight": value for key, value in on.items()}))
     task = build(config)
-    output = task(made_up_batch(config, 4, "captions"))
+    output = task(captions(4))
     assert {key for key in weights if key in output.terms} == set(on)
     expected = sum(value * output.terms[key] for key, value in on.items())
-    expected = expected + config.model.balance_weight * output.terms["balance"]
+    expected = expected + task.encoder.balance_weight * output.terms["balance"]
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
     # an expert that no token chose has no gradient, nor does a router's row
@@ -71,19 +89,19 @@ def test_loss_is_the_weighted_sum_of_its_terms_and_trains_every_weight(name):
 def test_no_encoder_pass_is_run_twice(name, monkeypatch):
     config = config_of(name)
     task = build(config)
-    sizes: list[tuple[int, int]] = []
-    encode = task.encoder.encode
+    sizes: list[tuple[int, ...]] = []
+    run_blocks = task.encoder.run_blocks
 
-    def counted(tokens):
+    def counted(tokens: Tokens, only: int | None = None) -> tuple[Tensor, list]:
         sizes.append(tuple(tokens.x_BND.shape[:2]))
-        return encode(tokens)
+        return run_blocks(tokens, only)
 
-    monkeypatch.setattr(task.encoder, "encode", counted)
-    batch = made_up_batch(config, 4, "full")
+    monkeypatch.setattr(task.encoder, "run_blocks", counted)
+    batch = full(4)
     task(batch)
     P, T, K = config.input.num_patches, config.input.text_length, batch.keep_BK.shape[1]
     expected = {"mlm": [(4, 1 + P + T)], "mim": [(4, 1 + K + T)], "itc": [(4, 1 + P), (4, T)], "itm": [(12, 1 + P + T)]}
-    on = [key for key in expected if getattr(config.task, f"{key}_weight")]
+    on = [key for key in expected if getattr(config.task, f"{key}_weight", 0)]
     assert sorted(sizes) == sorted(size for key in on for size in expected[key])
     assert len(sizes) == expected_passes(name)
 
@@ -92,10 +110,10 @@ def test_no_encoder_pass_is_run_twice(name, monkeypatch):
 def test_contrast_sees_unmasked_texts_and_whole_pictures():
     config = config_of("all", dropout=0.0)
     task = build(config).eval()
-    batch = made_up_batch(config, 4, "captions")
-    patches = patchify(batch.pixels(), config.input.patch_size)
-    image_Bd = F.normalize(task.contrast.features.image(task.encoder.encode(task.encoder.image(patches)).x_BND[:, 0]), dim=1)
-    text = task.encoder.encode(task.encoder.text(batch.ids_BT, batch.is_padding_BT))
+    batch = captions(4)
+    image = task.encoder.encode(task.encoder.image(batch.pixels()), None)
+    image_Bd = F.normalize(task.contrast.features.image(image.x_BND[:, 0]), dim=1)
+    text = task.encoder.encode(None, task.encoder.text(batch.ids_BT, batch.is_padding_BT))
     text_Bd = F.normalize(task.contrast.features.text(text.x_BND[:, 0]), dim=1)
     logits_BB = image_Bd @ text_Bd.T / task.contrast.features.temperature
     own_B = torch.arange(4)
@@ -103,12 +121,11 @@ def test_contrast_sees_unmasked_texts_and_whole_pictures():
     torch.testing.assert_close(task(batch).terms["itc"], expected)
 
 
-def matched(task: MaskedSignal, batch: PairBatch, monkeypatch) -> tuple[Tensor, Tensor, Tensor]:
+def matched(task: ContrastMatch, batch: PairBatch, monkeypatch) -> tuple[Tensor, Tensor, Tensor]:
     """What the matching loss was given: picture and text of each pair, by row of the batch, and its labels."""
     seen: dict[str, Tensor] = {}
     match, matching = task.contrast.match, objectives.matching
-    patches = patchify(batch.pixels(), task.config.input.patch_size)
-    image = task.encoder.image(patches).x_BND
+    image = task.encoder.image(batch.pixels()).x_BND
     text = task.encoder.text(batch.ids_BT, batch.is_padding_BT).x_BND
 
     def rows(found: Tensor, among: Tensor) -> Tensor:
@@ -134,7 +151,7 @@ def matched(task: MaskedSignal, batch: PairBatch, monkeypatch) -> tuple[Tensor, 
 def test_matching_gets_each_true_pair_and_two_wrong_ones(monkeypatch):
     config = config_of("mlm+itc+itm", dropout=0.0)
     task = build(config).eval()
-    batch = made_up_batch(config, 6, "captions")
+    batch = captions(6)
     batch = replace(batch, picture_B=torch.tensor([0, 1, 2, 0, 4, 5]))  # two captions of one picture
     images, texts, labels = matched(task, batch, monkeypatch)
     own = list(range(6))
@@ -157,7 +174,7 @@ def test_negatives_are_drawn_as_often_as_their_similarity_says():
 @pytest.mark.parametrize("name", ["mlm+itc+itm", "all"])
 def test_a_few_pairs_are_learnt_by_heart(name):
     config = config_of(name, dropout=0.0, drop_path=0.0, layer_scale=1.0, init_std=0.05, position_std=0.3)
-    task, batch = build(config).train(), made_up_batch(config, 4, "captions")
+    task, batch = build(config).train(), captions(4)
     optimizer = torch.optim.AdamW(task.parameters(), lr=5e-3)
     history = []
     for _ in range(120):
@@ -172,6 +189,71 @@ def test_a_few_pairs_are_learnt_by_heart(name):
     assert last["mlm"] < 0.2 < 3 < first["mlm"]
 
 
+# What validation says
+
+
+def validation(config: Config, size: int) -> Iterator[PairBatch]:
+    dataset = MaskedPairs([pairs(10)], config, TOKENIZER, training=False)
+    positions = eval_positions([10], 10)
+    for start in range(0, 10, size):
+        yield PairBatch.collate([dataset[position] for position in positions[start : start + size]], 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mlm+itc+mim", "all"])
+def test_contrast_and_matching_of_validation_equal_a_slow_loop(name):
+    """Each row alone with its own and with a wrong partner; features of length 1 by hand."""
+    config = config_of(name)
+    task = build(config).eval()
+    randomize(task, seed=3, std=0.35)
+    numbers = task.evaluate(validation(config, 4))
+    right: dict[str, list[bool]] = {"itc_acc": [], "itm_acc": []}
+    for batch in validation(config, 1):
+        assert batch.wrong is not None
+        images = [pair.images_BCHW.float() / 127.5 - 1 for pair in (batch, batch.wrong)]
+        texts = [pair.ids_BT[~pair.is_padding_BT][None] for pair in (batch, batch.wrong)]
+        heads = task.contrast.features
+        image, wrong_image = (
+            heads.image.weight @ task.encoder.encode(task.encoder.image(each), None).x_BND[0, 0] for each in images
+        )
+        text, wrong_text = (
+            heads.text.weight @ task.encoder.encode(None, task.encoder.text(each, None)).x_BND[0, 0] for each in texts
+        )
+        own = torch.cosine_similarity(image, text, dim=0)
+        right["itc_acc"] += [bool(own > torch.cosine_similarity(wrong_image, text, dim=0))]
+        right["itc_acc"] += [bool(own > torch.cosine_similarity(image, wrong_text, dim=0))]
+        for ids, is_match in zip(texts, (True, False), strict=True) if task.contrast.match_head else ():
+            states = task.encoder.encode(task.encoder.image(images[0]), task.encoder.text(ids, None)).x_BND
+            no, yes = task.contrast.match_head(states[:, 17])[0].tolist()
+            right["itm_acc"].append((yes > no) == is_match)
+    expected = {key: float(np.mean(values)) for key, values in right.items() if values}
+    assert {key: numbers[key] for key in right if key in numbers} == pytest.approx(expected)
+    assert 0 < expected["itc_acc"] < 1
+    for size in (1, 10):
+        assert task.evaluate(validation(config, size)) == pytest.approx(numbers, rel=1e-5)
+
+
+def test_pretraining_by_contrast_alone_validates_to_its_own_number(tmp_path):
+    """No loss masks anything, so no number of masked signals can tell how it goes."""
+    task = ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0)
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_json())
+    config = get_recipe("tiny")
+    config = replace(
+        config,
+        out=tmp_path / "run",
+        task=task,
+        data=replace(config.data, val_samples=8),
+        tokenizer=TokenizerConfig(path=tmp_path / "tokenizer.json"),
+        train=replace(config.train, steps=2, batch_size=4, val_every=1),
+    )
+    assert train(config)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert set(metrics) == {"itc_acc"}
+    assert metrics["itc_acc"] in [right / 16 for right in range(17)]
+    validations = [row for row in read_log(tmp_path / "run") if row["kind"] == "val"]
+    assert [set(row) - {"kind", "step"} for row in validations] == [{"itc_acc"}] * 2
+
+
 @pytest.mark.parametrize("policies", [("modality", "moe"), ("shared", "shared"), ("moe", "moe")])
 @pytest.mark.parametrize("name", TASKS)
 def test_flops_are_those_that_torch_counts(name, policies, monkeypatch):
@@ -179,8 +261,8 @@ def test_flops_are_those_that_torch_counts(name, policies, monkeypatch):
     monkeypatch.setattr(moe, "grouped_mm_works", lambda *_: False)
     shallow, deep = policies
     config = config_of(name, shallow_ffn=shallow, deep_ffn=deep, depth=4, embed_dim=48, num_experts=4, top_k=2)
-    task, batch = build(config), made_up_batch(config, 2, "full")
-    expected = 2 * sum(step_flops(config, VOCAB).values())
+    task, batch = build(config), full(2)
+    expected = 2 * sum(task.flops().values())
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             loss = task(batch).loss
@@ -194,7 +276,7 @@ def test_flops_are_those_that_torch_counts(name, policies, monkeypatch):
 def test_recipes_of_rivals_differ_from_eves_in_the_task_alone(name):
     config = get_recipe(name)
     eve = get_recipe(name.partition("_")[0])
-    assert isinstance(config.task, MaskedSignalConfig)
+    assert isinstance(config.task, ContrastMatchConfig)
     assert (config.task.itc_weight, config.task.itm_weight, config.task.mlm_weight) == (1, 1, 1)
     assert config.task.mim_weight == (1 if name == "scenes_all" else 0)
     same = replace(config, recipe=eve.recipe, out=eve.out, task=eve.task)

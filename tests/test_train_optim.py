@@ -10,6 +10,7 @@ from twins import tiny_config
 
 from eve_vl.config import TrainConfig
 from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.task import Sizes
 from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate, muon_parts
 
 
@@ -46,7 +47,7 @@ def test_the_papers_run_warms_up_and_ends_near_zero():
 
 
 def test_weight_decay_spares_biases_norms_and_everything_one_dimensional():
-    task = MaskedSignal(tiny_config(), vocab_size=30, mask_id=2)
+    task = MaskedSignal(tiny_config(), Sizes(vocab_size=30, mask_id=2))
     decayed = {name for name, parameter in task.named_parameters() if is_decayed(name, parameter)}
     for name, parameter in task.named_parameters():
         is_matrix = parameter.ndim >= 2 and "bias" not in name
@@ -73,7 +74,7 @@ def test_frozen_parameters_are_left_out():
 
 
 def test_new_parameters_learn_at_a_rate_of_their_own():
-    task = MaskedSignal(tiny_config(), vocab_size=30, mask_id=2)
+    task = MaskedSignal(tiny_config(), Sizes(vocab_size=30, mask_id=2))
     by_id = {id(parameter): name for name, parameter in task.named_parameters()}
     new = {name for name in by_id.values() if name.startswith("token_head")}
     optimizer = build_optimizer(task.named_parameters(), config_of(new_lr_multiplier=10.0, weight_decay=0.3), new)
@@ -117,7 +118,7 @@ def test_fused_adamw_equals_a_plain_loop():
 
 
 def test_muon_takes_the_matrices_of_the_blocks():
-    task = MaskedSignal(tiny_config(), vocab_size=30, mask_id=2)
+    task = MaskedSignal(tiny_config(), Sizes(vocab_size=30, mask_id=2))
     parts = {name: muon_parts(name, parameter) for name, parameter in task.named_parameters()}
     taken = {name: count for name, count in parts.items() if count}
     kinds = ("attn.qkv.weight", "attn.proj.weight", "fc1.weight", "fc2.weight", "experts.fc1_weight", "experts.fc2_weight")

@@ -121,10 +121,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def say(text: str) -> None:
     """Print for the user."""
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(highlight=False, soft_wrap=True, emoji=False).print(text, markup=False)
 
 
 def fail(message: str, code: int) -> None:
     """Print one line on stderr and exit."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"eve: {message}", markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {message}", markup=False)
     sys.exit(code)

@@ -20,7 +20,7 @@ class CheckArgs(SourceArgs):
 
     path: Positional[str]
     """What --data.train would be given."""
-    kind: Literal["auto", "captions", "questions", "statements"] = "auto"
+    kind: Literal["auto", "captions", "questions", "statements", "labels", "pictures", "texts"] = "auto"
     """What its rows are; auto looks at the fields of the first."""
     json: Path | None = None
     """Also write the report to this file."""
@@ -45,7 +45,7 @@ def run_data_check(argv: Sequence[str]) -> None:
     from eve_vl.data.check import check_source
     from eve_vl.data.readers import guess_kind
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     guess = "captions" if generated(args.path) else guess_kind(args.path, format=args.format)
     (source,) = args.open((args.path,), image_size=224, kind=guess if args.kind == "auto" else args.kind)
     report = check_source(source, console=console)

@@ -9,7 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, SourceArgs, check_writable, parse, say, write_json
-from eve_vl.config import DataConfig, TaskConfig, kinds_of
+from eve_vl.config import DataConfig, TaskConfig, generated, kinds_of
 from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import PRETRAIN, get_recipe
 
@@ -86,6 +86,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     check_writable(args.json, args.predictions)
     own = (field.name for field in dataclasses.fields(tasks[name].evaluation))
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
+    from eve_vl.data.readers import absolute_spec
     from eve_vl.evaluation import evaluate_run
     from eve_vl.loading import load_run
     from eve_vl.train.device import pick_device
@@ -105,7 +106,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
             f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}" for name, value in numbers.items()
         )
     )
-    trained_on = sorted(set(args.data) & set(run.config.data.train))
+    named, trained = args.data or run.config.data.val, run.config.data.train
+    trained_on = [source for source in named if (source if generated(source) else absolute_spec(source)) in trained]
     remarks = [f"{', '.join(trained_on)}: this run was trained on these rows"] if trained_on else []
     for remark in [*remarks, *run.task.remarks(numbers)]:
         say(f"note: {remark}")
@@ -120,7 +122,7 @@ def run_inspect(argv: Sequence[str]) -> None:
 
     is_run = args.what not in PRETRAIN and Path(args.what).exists()
     report = inspect_run(Path(args.what)) if is_run else inspect_config(get_recipe(args.what))
-    report.render(Console())
+    report.render(Console(emoji=False))
     write_json(args.json, report.to_dict())
 
 
@@ -140,5 +142,5 @@ def run_export(argv: Sequence[str]) -> None:
     from eve_vl.export import export_run, to_table
 
     exported = export_run(args.run, args.folder, args.parts)
-    Console().print(to_table(exported))
+    Console(emoji=False).print(to_table(exported))
     write_json(args.json, {one.name: one.to_dict() for one in exported})

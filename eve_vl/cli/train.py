@@ -61,7 +61,7 @@ def run_demo(argv: Sequence[str]) -> None:
     args = parse(DemoArgs, argv, "eve demo", run_demo.__doc__)
     from eve_vl.demo import run_demo as run
 
-    say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True))}")
+    say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True, emoji=False))}")
 
 
 def _init_config(path: Path, scratch: bool) -> Config:

@@ -28,7 +28,7 @@ def _from_1(values: dict[str, Any]) -> dict[str, Any]:
     sizes = {key: model.pop(key) for key in INPUT if key in model}
     if task.get("name") == "masked_signal":
         if task.get("itc_weight"):
-            task["name"] = "contrast_match"
+            task = {"mim_weight": 1.0, "itm_weight": 0.0} | task | {"name": "contrast_match"}  # its defaults at that time
         else:
             task = {key: value for key, value in task.items() if key not in CONTRAST}
             if not (task.get("mim_weight", 1) or task.get("mlm_weight", 1)):

@@ -120,6 +120,8 @@ class CaptionBatch(Batch):
 
     picture_B: Tensor = _of("picture", _stack)
     """int64, equal for captions of one picture."""
+    contrast: Any = None
+    """What contrast over all micro-batches of a step says of this one (tasks/contrast.py); None: contrast within it."""
 
 
 @dataclass(frozen=True, kw_only=True)

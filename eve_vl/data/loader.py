@@ -22,6 +22,7 @@ from eve_vl.data.scenes import SCENES
 from eve_vl.errors import BadSampleError, UserError
 
 HELD_OUT_EVERY = 50  # one picture or text in so many, at least two
+OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading what is on the disk
 ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datasets
 
 
@@ -34,17 +35,7 @@ def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: 
                 raise UserError(f"{spec}: the generated scenes hold no {kind}, but {', '.join(SCENES)}")
             sources.append(SCENES[kind](split=named[1], image_size=image_size))
         else:
-            sources.append(
-                open_source(
-                    spec,
-                    kind=kind,
-                    format=data.format,
-                    image_root=data.image_root,
-                    image_column=data.image_column,
-                    text_column=data.text_column,
-                    label_column=data.label_column,
-                )
-            )
+            sources.append(open_source(spec, kind=kind, **{name: getattr(data, name) for name in OPTIONS}))
         if not len(sources[-1]):
             raise UserError(f"{spec}: holds no {kind}")
     return sources

@@ -100,7 +100,7 @@ def train_crop(size: int, *, rng: np.random.Generator, scale: tuple[float, float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
+class DecodedPicture:
     """A decoded picture: uint8 pixels (3, height, width), its file format, and what was converted to get there."""
 
     pixels: Tensor
@@ -137,7 +137,7 @@ def decode(image: ImageRef, where: str, *, max_pixels: int = MAX_PIXELS, crop: C
     return decode_bytes(read_image(image, where), where, max_pixels=max_pixels, crop=crop).pixels
 
 
-def decode_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, crop: Crop | None = None) -> Picture:
+def decode_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, crop: Crop | None = None) -> DecodedPicture:
     """Decode encoded bytes as `decode` does, and tell what they were."""
     try:
         with _quiet_pillow():
@@ -161,7 +161,7 @@ def decode_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, crop:
     if orientation != 1:
         pixels = _turn_upright(pixels, orientation)
         conversions.append("turned as its EXIF says")
-    return Picture(pixels=pixels, format=str(image.format), conversions=tuple(conversions))
+    return DecodedPicture(pixels=pixels, format=str(image.format), conversions=tuple(conversions))
 
 
 @contextmanager

@@ -52,11 +52,12 @@ class Encoder(Backbone):
 
     def __init__(self, config: EveModelConfig, sizes: InputConfig, vocab_size: int):
         super().__init__()
-        self.config: EveModelConfig = config
+        self.config: EveModelConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sizes = sizes
         self.balance_weight = config.balance_weight
-        self.image = ImageEmbed(config.embed_dim, sizes)
-        self.text = TextEmbed(config.embed_dim, sizes, vocab_size, config.dropout)
+        self.image: ImageEmbed = ImageEmbed(config.embed_dim, sizes)  # pyright: ignore[reportIncompatibleMethodOverride]
+        text = TextEmbed(config.embed_dim, sizes, vocab_size, config.dropout)
+        self.text: TextEmbed = text  # pyright: ignore[reportIncompatibleMethodOverride]
         self.norm_pre = layer_norm(config.embed_dim) if config.norm_pre else nn.Identity()
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(

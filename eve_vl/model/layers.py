@@ -117,7 +117,7 @@ def attention_weights(q_BHNd: Tensor, k_BHMd: Tensor, mask: Tensor | None) -> Te
         mask = torch.zeros_like(mask, dtype=scores_BHNM.dtype).masked_fill_(~mask, float("-inf"))
     if mask is not None:
         scores_BHNM = scores_BHNM + mask
-    return scores_BHNM.softmax(-1, dtype=torch.float32).to(scores_BHNM.dtype)  # in bfloat16 it is slower on a CPU
+    return scores_BHNM.softmax(-1, dtype=torch.float32).to(q_BHNd.dtype)  # in bfloat16 it is slower on a CPU
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}

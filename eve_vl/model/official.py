@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.model.backbone import Encoded
-from eve_vl.model.embed import Tokens
+from eve_vl.model.embed import Tokens, join
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import RouterStats
 
@@ -32,9 +32,7 @@ class OfficialEncoder(Encoder):
         return Encoded(
             x_BND=torch.cat([part.x_BND for part in parts]),
             num_image=parts[0].num_image,
-            is_padding_BN=None
-            if text is None or text.is_padding_BN is None
-            else torch.cat([part.is_padding_BN for part in parts]),
+            is_padding_BN=join(image, text).is_padding_BN,
             routers=[part.routers[0] for part in parts],
         )
 

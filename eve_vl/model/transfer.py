@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eve_vl.errors import UserError, nearest
+from eve_vl.errors import UserError, did_you_mean
 
 ENCODER = "encoder."
 
@@ -33,7 +33,8 @@ def transfer(tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Seq
     own = task.state_dict()
     for pattern in may_lack:
         if not any(fnmatch(name, pattern) for name in own):
-            raise UserError(f"init_may_lack: the model has no parameter {nearest(pattern, own)}")
+            hint = did_you_mean(pattern, own) or "patterns look like 'encoder.blocks.*.ffn.*'"  # names are too many to list
+            raise UserError(f"init_may_lack: the model has no parameter {pattern!r}; {hint}")
     encoder = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
     encoder, resized = task.encoder.resized(encoder)
     tensors = {**tensors, **{ENCODER + name: tensor for name, tensor in encoder.items()}}

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from eve_vl.report.markup import esc, number
+from eve_vl.report.html import esc, number
 
 WIDTH, HEIGHT = 380, 212  # about one chart column of the page, so that text keeps its size
 TOP, BOTTOM, RIGHT = 10, 34, 14
@@ -73,17 +73,19 @@ def line_chart(
     x_ticks = [tick for tick in ticks(0, x_end) if tick <= x_end]
     frame = _Frame(x_end=x_end, y_low=y_ticks[0], y_high=y_ticks[-1], left=_left(y_ticks, write))
     parts = [*_grid(frame, y_ticks, write), *_step_axis(frame, x_ticks)]
-    for style, (_, points) in zip(_styles([each for each, _ in lines]), lines, strict=True):
+    styles = _styles([each for each, _ in lines])
+    for style, (_, points) in zip(styles, lines, strict=True):
         path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
         parts.append(f'<polyline class="{style}" points="{path}"/>')
-        if len(points) <= MAX_DOTS and "ref" not in style:
-            parts += [f'<circle class="{style}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="2.6"/>' for x, y in points]
+        if len(points) == 1 or (len(points) <= MAX_DOTS and "ref" not in style):
+            radius = 5 if len(points) == 1 else 2.6  # a line of one point is nothing but its dot
+            parts += [f'<circle class="{style}" cx="{frame.x(x)}" cy="{frame.y(y)}" r="{radius}"/>' for x, y in points]
     if mark is not None and mark < x_end:
         parts.append(f'<line class="mark" x1="{frame.x(mark)}" x2="{frame.x(mark)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text class="mark" x="{frame.x(mark)}" y="{TOP + 10}" dx="-5" text-anchor="end">checkpoint</text>')
     parts += _hover_bands(frame, lines, show)
     named = [(each.name, show(points[-1][1])) for each, points in lines]
-    return _figure(title, note, _legend(_styles([each for each, _ in lines]), named), parts)
+    return _figure(title, note, _legend(styles, named), parts)
 
 
 def bar_chart(
@@ -107,21 +109,23 @@ def bar_chart(
     parts = _grid(frame, y_ticks, show)
     group = (WIDTH - RIGHT - frame.left) / len(labels)
     width = group * 0.76 / len(series)
-    label_width = 4 + 6 * max(map(len, labels), default=0)
-    every = math.ceil(len(labels) * max(22, label_width) / (WIDTH - frame.left))
+    longest = max(map(len, labels), default=0) + 1
+    font = min(12.0, group / (0.56 * longest))
+    every = 1 if font >= 9 else math.ceil(max(22, 7 * longest) / group)  # smaller letters, else fewer labels
     for index, label in enumerate(labels):
         start = frame.left + group * index + group * 0.12
-        for number_, (name, values) in enumerate(series):
+        for place, (name, values) in enumerate(series):
             if not math.isfinite(values[index]):
                 continue
-            top, x = frame.y(values[index]), round(start + width * number_, 1)
+            top, x = frame.y(values[index]), round(start + width * place, 1)
             hint = f"{axis} {label}, {name}: {show(values[index])}"
             parts.append(
-                f'<rect class="c{number_}" x="{x}" y="{top}" width="{max(width - 1, 0.5):.1f}" '
+                f'<rect class="c{place}" x="{x}" y="{top}" width="{max(width - 1, 0.5):.1f}" '
                 f'height="{HEIGHT - BOTTOM - top:.1f}"><title>{esc(hint)}</title></rect>'
             )
         if index % every == 0:
-            parts.append(_text(round(frame.left + group * (index + 0.5), 1), HEIGHT - BOTTOM + 15, label, "middle"))
+            x = round(frame.left + group * (index + 0.5), 1)
+            parts.append(_text(x, HEIGHT - BOTTOM + 15, label, "middle", font if every == 1 else 12))
     parts.append(_text(WIDTH - RIGHT, HEIGHT - 3, axis, "end"))
     for _, value in levels:
         y = frame.y(value)
@@ -160,8 +164,9 @@ def _left(y_ticks: Sequence[float], show: Show) -> float:
     return 10 + 7 * max(len(show(tick)) for tick in y_ticks)
 
 
-def _text(x: float, y: float, label: str, anchor: str) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{esc(label)}</text>'
+def _text(x: float, y: float, label: str, anchor: str, font: float = 12) -> str:
+    style = f' style="font-size:{font:.1f}px"' if font < 12 else ""
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}"{style}>{esc(label)}</text>'
 
 
 def _grid(frame: _Frame, y_ticks: Sequence[float], show: Show) -> list[str]:

@@ -1,51 +1,59 @@
 """Charts of a run's log: losses, validation numbers, learning rate, router."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from eve_vl.config import Config
 from eve_vl.report.charts import Series, constant, line_chart
-from eve_vl.report.markup import missing, percent, scientific, section
+from eve_vl.report.html import missing, percent, scientific, section
 
-MAX_TYPES = 6  # colours of lines
-LOSSES = (  # term in training, number in validation, title, note
-    ("mlm", "mlm_loss", "Masked-token loss", "Cross-entropy of the masked tokens, in nats."),
-    ("mim", "mim_mse", "Masked-pixel loss", "Mean squared error of the masked patches."),
-    ("itc", "", "Contrast loss", "Cross-entropy of the true partner within a batch, mean of both ways, in nats."),
-    ("itm", "", "Matching loss", "Cross-entropy of match or no match, on true pairs and hard negatives, in nats."),
-    ("vqa", "", "Answer loss", "Binary cross-entropy of the answers, summed over the list."),
-    ("nlvr2", "", "Verdict loss", "Cross-entropy of true or false, in nats."),
-)
+BESIDES = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", "samples_per_second", "loader_share"}
 
 
-def curves_section(log: Sequence[dict], config: Config, step: int) -> str:
-    """Return the charts of a run's log; `step` is that of the checkpoint shown on the page."""
-    charts = [chart for chart in (*_loss_charts(log, step), *_metric_charts(log, step)) if chart]
-    rate = [Series(name="lr", points=points_of(log, "train", "lr"))]
-    note = f"Linear warm-up, then {config.train.schedule} decay."
-    charts.append(line_chart("Learning rate", rate, note=note, show=scientific, from_zero=True, mark=step))
-    body = f'<div class="charts">{"".join(charts)}</div>'
-    if not any(charts):
-        body = missing("The run folder holds no log, so there are no curves to draw.")
-    intro = "Every term of the loss and every validation number over the run. Hover over a chart to read values."
-    return section("curves", "Curves", intro, body)
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A term of the loss: its names in the log's rows of training and, if it has one there, of validation."""
+
+    term: str
+    title: str
+    note: str
+    validation: str = ""
 
 
-def routing_curves(log: Sequence[dict], config: Config, step: int) -> str:
-    """Return the charts of the router over the run: load of the busiest expert and entropy of the gate."""
-    blocks = [index for index, policy in enumerate(config.model.ffn_policies, start=1) if policy == "moe"]
-    last, E = max((row["step"] for row in log), default=0), config.model.num_experts
-    charts = []
-    for key, title, note, level in (
-        ("max_load", "Load of the busiest expert", "Share of tokens whose first choice it is.", ("even load, 1/E", 1 / E)),
-        ("entropy", "Entropy of the gate", "In nats; low means that the router is sure.", ("uniform gate, ln E", math.log(E))),
-    ):
-        series = [
-            Series(name=f"block {block}", points=points_of(log, "train", f"{key}/{number_}"))
-            for number_, block in enumerate(blocks)
-        ]
-        charts.append(line_chart(title, [*series, constant(*level, last)], note=note, mark=step))
-    return "".join(charts)
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """A run's log, drawn with a mark at `step`, that of the checkpoint shown on the page."""
+
+    log: Sequence[dict]
+    step: int
+
+    @property
+    def last(self) -> int:
+        """The last step in the log."""
+        return max((row["step"] for row in self.log), default=0)
+
+    def train(self, key: str, name: str = "") -> Series:
+        """Return a number of training as a line."""
+        return Series(name=name or f"{key}, training", points=points_of(self.log, "train", key))
+
+    def val(self, key: str, name: str = "", *, is_reference: bool = False) -> Series:
+        """Return a number of validation as a line."""
+        return Series(name=name or f"{key}, validation", points=points_of(self.log, "val", key), is_reference=is_reference)
+
+    def chart(self, title: str, series: Sequence[Series], note: str = "", **how: Any) -> str:
+        """Return a chart; nothing if there is nothing to draw. how: as for `line_chart`."""
+        return line_chart(title, series, note=note, mark=self.step, **how)
+
+    def shares(self, title: str, series: Sequence[Series], note: str = "Validation; higher is better.") -> str:
+        """Return a chart of shares in [0, 1]."""
+        return self.chart(title, series, note, show=percent, from_zero=True)
+
+    def others(self, known: Sequence[Loss]) -> list[str]:
+        """Return one chart for each number of the log that no chart is known for."""
+        skipped = BESIDES | {name for loss in known for name in (loss.term, loss.validation)}
+        names = dict.fromkeys(name for row in self.log for name in row if name not in skipped and "/" not in name)
+        return [self.chart(name, [self.train(name), self.val(name)]) for name in names]
 
 
 def points_of(log: Sequence[dict], kind: str, name: str) -> list[tuple[float, float]]:
@@ -53,55 +61,18 @@ def points_of(log: Sequence[dict], kind: str, name: str) -> list[tuple[float, fl
     return [(row["step"], row[name]) for row in log if row["kind"] == kind and name in row]
 
 
-def _loss_charts(log: Sequence[dict], step: int) -> list[str]:
-    last = max((row["step"] for row in log), default=0)
-    charts = []
-    for train, val, title, note in LOSSES:
-        series = [
-            Series(name=f"{train}, training", points=points_of(log, "train", train)),
-            Series(name=f"{val}, validation", points=points_of(log, "val", val)),
-        ]
-        charts.append(line_chart(title, series, note=note, mark=step))
-    balance = [Series(name="balance", points=points_of(log, "train", "balance")), constant("even load", 1, last)]
-    charts.append(line_chart("Balance loss", balance, note="Before its weight model.balance_weight; 1 is even.", mark=step))
-    return charts
-
-
-def _metric_charts(log: Sequence[dict], step: int) -> list[str]:
-    def val(name: str, key: str, *, is_reference: bool = False) -> Series:
-        return Series(name=name, points=points_of(log, "val", key), is_reference=is_reference)
-
-    def shares(title: str, series: Sequence[Series], note: str = "Validation; higher is better.") -> str:
-        return line_chart(title, series, note=note, show=percent, from_zero=True, mark=step)
-
-    types = sorted({key for row in log for key in row if key.startswith("vqa_acc/")})
-    last = max((row["step"] for row in log), default=0)
-    accuracy = [
-        val("right picture", "mlm_acc"),
-        val("wrong picture", "mlm_acc_wrong_image"),
-        val("most frequent token", "mlm_acc_unigram", is_reference=True),
-    ]
-    error = [
-        val("right caption", "mim_mse"),
-        val("wrong caption", "mim_mse_wrong_caption"),
-        val("mean of neighbours", "mim_mse_mean_baseline", is_reference=True),
-        val("mean of picture", "mim_mse_image_mean", is_reference=True),
-    ]
-    answers = [Series(name="best answer's target, training", points=points_of(log, "train", "target_acc"))]
-    verdicts = [Series(name="training", points=points_of(log, "train", "acc"))]
+def curves_section(curves: Curves, losses: Sequence[Loss], others: Sequence[str], config: Config) -> str:
+    """Return the section with the charts of the losses, of other numbers, and of what every log holds."""
+    balance = [curves.train("balance", "balance"), constant("even load", 1, curves.last)]
+    note = f"Linear warm-up, then {config.train.schedule} decay."
     charts = [
-        shares("Masked-token accuracy", accuracy),
-        line_chart("Masked-pixel error", error, note="Validation, mean squared; lower is better.", mark=step),
-        shares("Matching accuracy", [Series(name="itm_acc, training", points=points_of(log, "train", "itm_acc"))], ""),
+        *(curves.chart(each.title, [curves.train(each.term), curves.val(each.validation)], each.note) for each in losses),
+        curves.chart("Balance loss", balance, "Before its weight model.balance_weight; 1 is even."),
+        *others,
+        curves.chart("Learning rate", [curves.train("lr", "lr")], note, show=scientific, from_zero=True),
     ]
-    if any("vqa_acc" in row for row in log):
-        charts.append(shares("Answer accuracy", [*answers, val("validation", "vqa_acc")], "Higher is better."))
-    if 1 < len(types) <= MAX_TYPES:
-        charts.append(shares("Answer accuracy by type", [val(key.partition("/")[2], key) for key in types]))
-    if any("nlvr2_acc" in row for row in log):
-        consistency = [val("validation", "nlvr2_acc"), val("consistency, validation", "nlvr2_consistency")]
-        charts.append(shares("Verdict accuracy", [*verdicts, *consistency, constant("chance", 0.5, last)], "Higher is better."))
-    ways = (("picture → text", "tr"), ("text → picture", "ir"))
-    recalls = [val(f"{way}, first {k}", f"{key}{k}") for k in (1, 5) for way, key in ways]
-    charts.append(shares("Recall", recalls, "Validation: a match is the first one found, or among the first five."))
-    return charts
+    body = f'<div class="charts">{"".join(charts)}</div>'
+    if not any(charts):
+        body = missing("The run folder holds no log, so there are no curves to draw.")
+    intro = "Every term of the loss and every validation number over the run. Hover over a chart to read values."
+    return section("curves", "Curves", intro, body)

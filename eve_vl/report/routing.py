@@ -1,76 +1,86 @@
-"""Which experts serve which modality.
+"""Which experts serve which modality, now and over the run.
 
 Letters: E experts; in chosen_ME and shares_ME, M = 2 modalities (image, text).
 """
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from eve_vl.config import Config
-from eve_vl.model.moe import RouterStats
-from eve_vl.report.charts import bar_chart
-from eve_vl.report.curves import routing_curves
-from eve_vl.report.markup import missing, percent, section
+from eve_vl.model.exchange import exchanged
+from eve_vl.report.charts import bar_chart, constant
+from eve_vl.report.curves import Curves
+from eve_vl.report.html import missing, percent, section
+from eve_vl.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """What the routers of a run chose on validation data."""
+    """What the routers of a run choose on some rows."""
 
     shares_ME: tuple[Tensor, ...]
     """Per `moe` block, for each modality, the share of its tokens' choices that each expert gets; rows sum to 1."""
     num_rows: int
 
-    @classmethod
-    def of(cls, chosen: Sequence[Tensor], num_rows: int) -> Self:
-        """Return the shares of choices (2, E) per block."""
-        shares_ME = tuple(chosen_ME / chosen_ME.sum(1, keepdim=True).clamp(min=1) for chosen_ME in chosen)
-        return cls(shares_ME=shares_ME, num_rows=num_rows)
+
+@torch.inference_mode()
+def routing_of(task: Task[Any], batches: Iterable[Any]) -> Routing:
+    """Return what the routers do with all tokens of some batches, those of the last block that no head reads among them."""
+    encoder = copy.copy(task.encoder)
+    encoder.computes_all = True
+    twin = exchanged(task, {"encoder": encoder})
+    chosen: list[Tensor] = []
+    num_rows = 0
+    for batch in batches:
+        num_rows += len(batch.where)
+        for blocks in twin.routers(batch):
+            chosen_ME = [stats.chosen_ME.cpu() for stats in blocks]
+            chosen = [sum_ME + more_ME for sum_ME, more_ME in zip(chosen, chosen_ME, strict=True)] if chosen else chosen_ME
+    shares_ME = tuple(chosen_ME / chosen_ME.sum(1, keepdim=True).clamp(min=1) for chosen_ME in chosen)
+    return Routing(shares_ME=shares_ME, num_rows=num_rows)
 
 
-def add_choices(chosen: list[Tensor], passes: Sequence[Sequence[RouterStats]]) -> None:
-    """Add to `chosen`, per `moe` block (2, E), the choices of some passes through the encoder; it may be empty at first."""
-    for each in passes:
-        for block, stats in enumerate(each):
-            choices_ME = stats.chosen_ME.cpu()
-            if block == len(chosen):
-                chosen.append(choices_ME)
-            else:
-                chosen[block] = chosen[block] + choices_ME
+def expert_blocks(routing: Routing, config: Config) -> list[int]:
+    """Return which blocks, from 1, send tokens to experts; of a backbone that does not say, count these alone."""
+    policies = getattr(config.model, "ffn_policies", ("moe",) * len(routing.shares_ME))
+    return [number for number, policy in enumerate(policies, start=1) if policy == "moe"]
 
 
 def routing_charts(routing: Routing, config: Config) -> str:
     """Return one chart per block: the experts by modality."""
-    model = config.model
-    blocks = [index for index, policy in enumerate(model.ffn_policies, start=1) if policy == "moe"]
-    charts = "".join(
-        bar_chart(
-            f"Experts by modality, block {block} of {model.depth}",
-            [str(expert) for expert in range(model.num_experts)],
-            [("image tokens", shares_ME[0].tolist()), ("text tokens", shares_ME[1].tolist())],
-            level=("even load, 1/E", 1 / model.num_experts),
-            show=percent,
-            axis="expert",
-        )
-        for block, shares_ME in zip(blocks, routing.shares_ME, strict=True)
-    )
-    return f'<div class="charts">{charts}</div>'
+    charts = []
+    for block, shares_ME in zip(expert_blocks(routing, config), routing.shares_ME, strict=True):
+        E = shares_ME.shape[1]
+        bars = [(f"{name} tokens", shares_E.tolist()) for name, shares_E in zip(("image", "text"), shares_ME, strict=True)]
+        title, experts = f"Experts by modality, block {block}", [str(expert) for expert in range(E)]
+        charts.append(bar_chart(title, experts, bars, level=("even load, 1/E", 1 / E), show=percent, axis="expert"))
+    return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def routing_section(routing: Routing, log: Sequence[dict], config: Config, step: int, rows: str) -> str:
-    """Return which experts serve which modality, now and over the run. rows: what was looked at."""
+def routing_section(routing: Routing, curves: Curves, config: Config, rows: str) -> str:
+    """Return which experts serve which modality. rows: what was looked at."""
     if not routing.shares_ME:
-        return section(
-            "routing", "Routing", "", missing("This run has no <code>moe</code> block, so nothing is routed by choice.")
-        )
-    model = config.model
+        text = "This run has no <code>moe</code> block, so nothing is routed by choice."
+        return section("routing", "Routing", "", missing(text))
+    E = routing.shares_ME[0].shape[1]
     intro = (
-        f"Each token goes to its {model.top_k} best of {model.num_experts} experts. Bars: how the choices of all image tokens, "
-        f"and of all text tokens, of {routing.num_rows} {rows}; each modality sums to 100 %. "
+        f"Each token chooses among {E} experts. Bars: how the choices of all image tokens, and of all text tokens, of "
+        f"{routing.num_rows} validation {rows} spread over the experts; each modality sums to 100 %. "
         "Experts that serve one modality alone show up as single bars."
     )
-    curves = f'<div class="charts">{routing_curves(log, config, step)}</div>'
-    return section("routing", "Routing", intro, routing_charts(routing, config) + curves)
+    charts = ""
+    for key, title, note, level in (
+        ("max_load", "Load of the busiest expert", "Share of tokens whose first choice it is.", ("even load, 1/E", 1 / E)),
+        ("entropy", "Entropy of the gate", "In nats; low means that the router is sure.", ("uniform gate, ln E", math.log(E))),
+    ):
+        blocks = enumerate(expert_blocks(routing, config))
+        series = [curves.train(f"{key}/{place}", f"block {block}") for place, block in blocks]
+        charts += curves.chart(title, [*series, constant(*level, curves.last)], note)
+    body = routing_charts(routing, config) + f'<div class="charts">{charts}</div>'
+    return section("routing", "Routing", intro, body)

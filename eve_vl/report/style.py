@@ -39,6 +39,7 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospac
 .facts dt { color: var(--soft); font-size: 12px; }
 .facts dd { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .facts small { color: var(--soft); }
+.facts .wide { grid-column: span 2; }
 nav {
   position: sticky; top: 0; z-index: 1; display: flex; gap: 20px; margin-top: 22px; padding: 9px 0; overflow-x: auto;
   background: var(--page); border-bottom: 1px solid var(--line); font-size: 14px;
@@ -46,7 +47,7 @@ nav {
 nav a { color: var(--soft); text-decoration: none; white-space: nowrap; }
 nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underline; }
 
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); gap: 12px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); gap: 12px; }
 .number code { color: var(--soft); font-size: 12.5px; }
 .number strong { display: block; font-size: 29px; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums; }
 .number p { color: var(--soft); font-size: 13.5px; line-height: 1.45; }
@@ -83,8 +84,8 @@ nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underlin
 img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1px solid var(--line); }
 .pixelated { image-rendering: pixelated; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); gap: 14px; }
-.strip { display: grid; grid-template-columns: repeat(4, 1fr); gap: 10px; margin-bottom: 10px; }
-.strip figcaption, .thumbs figcaption { color: var(--soft); font-size: 12px; text-align: center; margin-top: 3px; }
+.pairs .thumbs { grid-template-columns: repeat(4, 1fr); margin-bottom: 10px; }
+.thumbs figcaption { color: var(--soft); font-size: 12px; text-align: center; margin-top: 3px; }
 .caption { overflow-wrap: anywhere; }
 .caption.wrong { color: var(--soft); font-size: 13.5px; margin-top: 4px; }
 .readings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); gap: 14px; }
@@ -98,7 +99,7 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .box .mark { margin-left: 4px; }
 .mark.right { color: var(--right); }
 .mark.wrong { color: var(--wrong); }
-.words { display: grid; grid-template-columns: repeat(auto-fill, minmax(137px, 1fr)); gap: 10px; }
+.words { display: grid; grid-template-columns: repeat(auto-fit, minmax(137px, 1fr)); gap: 10px; }
 .word { border: 1px solid var(--line); border-radius: 8px; padding: 8px; font-size: 13px; min-width: 0; }
 .word h4 { display: flex; justify-content: space-between; font-size: 14px; margin-bottom: 5px; overflow-wrap: anywhere; }
 .word li {
@@ -117,13 +118,13 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .examples { grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
 .example { display: flex; flex-wrap: wrap; gap: 14px; align-items: start; }
 .example > .thumbs { width: 104px; }
-.example > .thumbs.two { width: 218px; grid-template-columns: 1fr 1fr; }
-.example > .thumbs.four { width: 100%; grid-template-columns: repeat(4, 1fr); }
-.example > div:last-child { flex: 1 1 160px; min-width: 0; }
+.example > .thumbs.n2 { width: 180px; grid-template-columns: 1fr 1fr; }
+.example > .thumbs.n4 { width: 100%; grid-template-columns: repeat(4, 1fr); }
+.example > div:last-child { flex: 1 1 150px; min-width: 0; }
 .example.right, .query.right { border-left: 3px solid var(--right); }
 .example.wrong, .query.wrong { border-left: 3px solid var(--wrong); }
 .example .caption { font-size: 16px; line-height: 1.4; margin-bottom: 8px; }
-.truth { margin-top: 8px; font-variant-numeric: tabular-nums; }
+p.truth { margin-top: 8px; font-variant-numeric: tabular-nums; }
 .choices li {
   display: flex; justify-content: space-between; gap: 8px; padding: 1px 6px; margin-bottom: 3px; border-radius: 3px;
   background: linear-gradient(to right, var(--tint) var(--length), transparent var(--length));
@@ -132,12 +133,12 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .choices li.right { --tint: var(--right-tint); font-weight: 600; }
 .queries { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
 .query .caption { margin-bottom: 10px; }
-.query .truth img { width: calc(20% - 7px); }
-.found.pictures { display: grid; grid-template-columns: repeat(5, 1fr); gap: 8px; }
-.found.pictures li.right img { outline: 3px solid var(--right); }
-.found.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; font-size: 14px; }
-.found.texts li { list-style: decimal inside; }
-.found.texts li.right { border-color: var(--right); background: var(--right-tint); }
+.hits.pictures { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 8px; }
+.hits.pictures .label { text-align: center; margin-top: 3px; }
+.hits.pictures li.right img { outline: 3px solid var(--right); }
+.hits.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; font-size: 14px; }
+.hits.texts li { list-style: decimal inside; }
+.hits.texts li.right { border-color: var(--right); background: var(--right-tint); }
 .results { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 3fr); gap: 14px; margin-top: 10px; }
 .numbers td { text-align: right; white-space: nowrap; padding-right: 0; }
 .numbers th { width: auto; color: var(--text); }
@@ -160,9 +161,10 @@ td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
   .results { grid-template-columns: 1fr; }
 }
 @media (max-width: 560px) {
+  .facts .wide { grid-column: auto; }
   .reading { grid-template-columns: 1fr; }
   .reading > .thumbs { grid-template-columns: repeat(2, 104px); }
-  .strip { gap: 6px; }
+  .pairs .thumbs { gap: 6px; }
   th { width: 9.5em; }
 }
 """

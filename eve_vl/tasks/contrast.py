@@ -3,7 +3,9 @@
 Letters: B batch, N all tokens, D width, d width of features, C candidates over all processes.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
@@ -15,7 +17,7 @@ from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.batch import Batch, normalize
+from eve_vl.data.batch import Batch, CaptionBatch, normalize
 from eve_vl.data.inputs import GivenImage, ImageLike, given_images, given_texts
 from eve_vl.errors import UserError
 from eve_vl.model.backbone import Backbone
@@ -30,6 +32,43 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
 
 
+RngState = tuple[Tensor, Tensor | None]
+
+
+def rng_state(device: torch.device) -> RngState:
+    """Return the state of the generators that dropout on a device draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextlib.contextmanager
+def replayed(state: RngState, device: torch.device) -> Iterator[None]:
+    """Draw the same random numbers once more, and afterwards go on as if nothing had been drawn."""
+    cpu, cuda = state
+    with torch.random.fork_rng(devices=[device] if cuda is not None else []):
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+        yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeBatch:
+    """What contrast over all micro-batches of a step says of one of them: the loss, and its gradient by the features."""
+
+    rng_state: RngState
+    """Before the features were computed."""
+    loss: Tensor
+    image_grad_Bd: Tensor
+    text_grad_Bd: Tensor
+    temperature_grad: Tensor
+
+    def loss_of(self, image_Bd: Tensor, text_Bd: Tensor, temperature: Tensor) -> Tensor:
+        """Return the loss over all micro-batches, with this one's share of its gradient."""
+        product = (image_Bd * self.image_grad_Bd).sum() + (text_Bd * self.text_grad_Bd).sum()
+        product = product + temperature * self.temperature_grad
+        return self.loss + product - product.detach()
+
+
 class Contrast(nn.Module):
     """The two heads, and the losses that join them with an encoder."""
 
@@ -38,31 +77,73 @@ class Contrast(nn.Module):
         self.features = ContrastHead(embed_dim, projection_dim or embed_dim)
         self.match_head = MatchHead(embed_dim, standardize=standardize_match) if with_match else None
 
-    def forward(
-        self, encoder: Backbone, image: Tokens, text: Tokens, picture_B: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
-        """Return the losses `itc` and, with a matching head, `itm`; scalars for the log; the routers of each pass.
-
-        image, text: embedded, B of each, row by row a true pair. picture_B: int64, equal for captions of one picture.
-        """
+    def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
+        """Return the losses `itc` and, with a matching head, `itm`, of true pairs; scalars for the log; the routers."""
         with torch.no_grad():
             self.features.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
-        image_BD, image_routers = encoder.cls(image, None)
-        text_BD, text_routers = encoder.cls(None, text)
-        image_Bd, text_Bd = self.features.image_features(image_BD), self.features.text_features(text_BD)
-        image_Cd, text_Cd = gather_rows(image_Bd), gather_rows(text_Bd)
-        is_match_BC = picture_B[:, None] == gather_rows(picture_B)
-        temperature = self.features.temperature
-        losses = {"itc": objectives.contrastive(image_Bd, text_Bd, image_Cd, text_Cd, is_match_BC, temperature)}
-        routers, terms = [*image_routers, *text_routers], {}
+        whole: WholeBatch | None = batch.contrast
+        with contextlib.nullcontext() if whole is None else replayed(whole.rng_state, batch.ids_BT.device):
+            image, text, image_Bd, text_Bd, routers = self._alone(encoder, batch)
+        temperature, terms = self.features.temperature, {}
+        if whole is None:
+            losses = {"itc": self._contrast(image_Bd, text_Bd, batch.picture_B, temperature)}
+        else:
+            losses = {"itc": whole.loss_of(image_Bd, text_Bd, temperature)}
         if self.match_head is not None:
             with torch.no_grad():
                 similarity_BB = image_Bd @ text_Bd.T / temperature
-            logits, is_match, match_routers = self._hard_pairs(encoder, image, text, picture_B, similarity_BB)
+            logits, is_match, match_routers = self._hard_pairs(encoder, image, text, batch.picture_B, similarity_BB)
             losses["itm"] = objectives.matching(logits, is_match)
             terms["itm_acc"] = (logits.argmax(1) == is_match.long()).float().mean()
             routers += match_routers
         return losses, terms, routers
+
+    def _alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
+        """Return pictures and texts embedded, their features (B, d), and the routers of both passes."""
+        image, text = encoder.image(batch.pixels()), encoder.text(batch.ids_BT, batch.is_padding_BT)
+        image_BD, image_routers = encoder.cls(image, None)
+        text_BD, text_routers = encoder.cls(None, text)
+        features = self.features.image_features(image_BD), self.features.text_features(text_BD)
+        return image, text, *features, [*image_routers, *text_routers]
+
+    def _contrast(self, image_Bd: Tensor, text_Bd: Tensor, picture_B: Tensor, temperature: Tensor) -> Tensor:
+        """Return the contrastive loss of pairs among those of all processes."""
+        is_match_BC = picture_B[:, None] == gather_rows(picture_B)
+        candidates = gather_rows(image_Bd), gather_rows(text_Bd)
+        return objectives.contrastive(image_Bd, text_Bd, *candidates, is_match_BC, temperature)
+
+    def over_all(self, encoder: Backbone, micro_batches: list[CaptionBatch]) -> list[CaptionBatch]:
+        """Return the micro-batches of a step with what contrast over all of them says of each, so that accumulation leaves
+        every pair all the others to be told from (GradCache, Gao et al. 2021): features are computed without a gradient first,
+        then the loss and its gradient by the features, and in `forward` the features once more, with the same dropout."""
+        device, rng_states, image_parts, text_parts = micro_batches[0].ids_BT.device, [], [], []
+        with torch.no_grad():
+            for batch in micro_batches:
+                rng_states.append(rng_state(device))
+                _, _, image_Bd, text_Bd, _ = self._alone(encoder, batch)
+                image_parts.append(image_Bd)
+                text_parts.append(text_Bd)
+        leaves = [torch.cat(image_parts), torch.cat(text_parts), self.features.temperature.detach().clone()]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        loss = self._contrast(leaves[0], leaves[1], torch.cat([batch.picture_B for batch in micro_batches]), leaves[2])
+        image_grad, text_grad, temperature_grad = torch.autograd.grad(loss, leaves)
+        sizes, num = [len(part) for part in image_parts], len(micro_batches)
+        return [
+            dataclasses.replace(
+                batch,
+                contrast=WholeBatch(
+                    rng_state=state,
+                    loss=loss.detach(),
+                    image_grad_Bd=num * image_part,  # for the loop divides by the number of micro-batches
+                    text_grad_Bd=num * text_part,
+                    temperature_grad=temperature_grad,
+                ),
+            )
+            for batch, state, image_part, text_part in zip(
+                micro_batches, rng_states, image_grad.split(sizes), text_grad.split(sizes), strict=True
+            )
+        ]
 
     def _hard_pairs(
         self, encoder: Backbone, image: Tokens, text: Tokens, picture_B: Tensor, similarity_BB: Tensor
@@ -152,6 +233,11 @@ class ContrastTask(Task[Settings]):
 
     contrast: Contrast
     is_comparable = True
+
+    def before_step(self, micro_batches: list[Any]) -> list[Any]:
+        """Let contrast see all micro-batches of a step."""
+        micro_batches = super().before_step(micro_batches)
+        return self.contrast.over_all(self.encoder, micro_batches) if len(micro_batches) > 1 else micro_batches
 
     @property
     def feature_dim(self) -> int:

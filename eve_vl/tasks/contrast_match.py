@@ -54,9 +54,7 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
     def forward(self, batch: PairBatch) -> StepOutput:
         """Return the weighted sum of the losses (weights: task.…_weight, the model's balance weight)."""
         losses, terms, routers = self.masked_losses(batch)
-        text = self.encoder.text(batch.ids_BT, batch.is_padding_BT)
-        image = self.encoder.image(batch.pixels())
-        contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, image, text, batch.picture_B)
+        contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, batch)
         return self.output(losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms)
 
     @torch.no_grad()

@@ -208,6 +208,11 @@ class MaskedSignalTask(Task[Settings]):
             block = config.model if isinstance(config.model, EveModelConfig) else EveModelConfig()
             self.pixel_decoder = PixelDecoder(config.model.embed_dim, config.input, task, block)
 
+    @property
+    def leaves_unused(self) -> bool:
+        """Whether rows hold one modality alone, so that the other's parameters get no gradient."""
+        return self.config.data.rows != "pairs"
+
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Tell each micro-batch how many tokens a micro-batch of this step masks on average, over all processes: losses are
         divided by it, so that gradients that are averaged over micro-batches and processes are those of the whole batch."""

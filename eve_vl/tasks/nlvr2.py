@@ -80,7 +80,7 @@ class Judgement:
     probability: float
 
     def __str__(self) -> str:
-        return f"{self.verdict}  {self.probability:.4f}"
+        return f"{str(self.verdict).lower()} (probability of being true {self.probability:.4f})"
 
 
 @dataclass(frozen=True, kw_only=True)

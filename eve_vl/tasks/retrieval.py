@@ -112,8 +112,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     def forward(self, batch: CaptionBatch) -> StepOutput:
         """Return the weighted sum of the losses (weights: task.itc_weight, task.itm_weight, the model's balance weight)."""
-        image, text = self.encoder.image(batch.pixels()), self.encoder.text(batch.ids_BT, batch.is_padding_BT)
-        losses, terms, routers = self.contrast(self.encoder, image, text, batch.picture_B)
+        losses, terms, routers = self.contrast(self.encoder, batch)
         return self.output(losses, routers, **terms)
 
     def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:

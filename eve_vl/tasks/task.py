@@ -136,6 +136,11 @@ class Task(nn.Module, Generic[Settings]):
         """Whether a row says what is right."""
         return True
 
+    @property
+    def leaves_unused(self) -> bool:
+        """Whether a step leaves parameters without a gradient, as those of texts where rows are pictures alone."""
+        return False
+
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Return the micro-batches of an optimiser step with what only all of them together say."""
         return micro_batches

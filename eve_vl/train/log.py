@@ -49,7 +49,7 @@ class RunLog:
         write_file(run / LOG, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = (run / LOG).open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, emoji=False)
         self.num_steps = num_steps
         self.first_step, self.start = first_step, time.monotonic()
         self.progress: Progress | None = None

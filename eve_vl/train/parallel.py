@@ -16,7 +16,12 @@ def parallelize(task: nn.Module, device: torch.device) -> Any:
     if distributed.world_size() == 1:
         return task
     # Buffers are left alone: process 0's running averages would overwrite those of the others in each step.
-    return DistributedDataParallel(task, [device.index] if device.type == "cuda" else None, broadcast_buffers=False)
+    return DistributedDataParallel(
+        task,
+        [device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,
+        find_unused_parameters=getattr(task, "leaves_unused", False),
+    )
 
 
 def without_sharing(model: Any) -> contextlib.AbstractContextManager[None]:

@@ -232,7 +232,8 @@ class Trainer:
         num = len(micro_batches)
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         if hasattr(self.task, "before_step"):
-            micro_batches = cast(Task, self.task).before_step(micro_batches)
+            with self.autocast():
+                micro_batches = cast(Task, self.task).before_step(micro_batches)
         for index, batch in enumerate(micro_batches):
             with without_sharing(self.model) if index < num - 1 else contextlib.nullcontext():
                 with self.autocast():

@@ -5,20 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers import paths
-from eve_vl.data.readers.captions import CaptionColumns
+from eve_vl.data.readers.captions import CaptionColumns, PictureColumns, TextColumns
 from eve_vl.data.readers.coco import coco_document, karpathy_document
 from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
-from eve_vl.data.readers.json_document import Document, JsonTable, list_document, load_json, not_rows
+from eve_vl.data.readers.json_document import JsonTable, list_document, load_json, not_rows
 from eve_vl.data.readers.labels import LabelColumns
 from eve_vl.data.readers.lines import JsonlTable, TextTable
 from eve_vl.data.readers.parquet import ParquetTable
 from eve_vl.data.readers.paths import FORMATS, AnyPath, Spec, absolute_spec
-from eve_vl.data.readers.pictures import PictureColumns
 from eve_vl.data.readers.questions import QuestionColumns
 from eve_vl.data.readers.statements import StatementColumns
 from eve_vl.data.readers.table import RowColumns, Table, TableSource
-from eve_vl.data.readers.texts import TextColumns
 from eve_vl.data.readers.vqa2 import vqa_document
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
@@ -109,7 +107,7 @@ def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the
 def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_field: str | None = None) -> Table:  # noqa: A002
     files, form = _find(spec, format)
     if form == "json":
-        return JsonTable(spec.path, _read_document(spec))
+        return _read_document(spec)
     _refuse_parts(spec, split=True, second=True)
     match form:
         case "folder":
@@ -125,7 +123,7 @@ def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_f
     return CsvTable(spec.path, delimiter="\t" if form == "tsv" else None)
 
 
-def _read_document(spec: Spec) -> Document:
+def _read_document(spec: Spec) -> JsonTable:
     """Read a JSON document and tell which layout it has. Raises UserError."""
     document = load_json(spec.path)
     match document:
@@ -182,4 +180,4 @@ def _looks_like(table: Table) -> str | None:
 def _another_kind(table: Table, actual: str, expected: str) -> UserError:
     fields = ", ".join(table.names[:10]) + (", …" if len(table.names) > 10 else "")
     looks = KINDS[actual].DESCRIPTION
-    return UserError(f"{table.path}: looks like {looks} (fields {fields}), expected {expected}{table.hint}")
+    return UserError(f"{table.path}: looks like {looks} (fields {fields}), expected {expected}{table.hint()}")

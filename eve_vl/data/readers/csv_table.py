@@ -9,13 +9,13 @@ from typing import Any, TextIO
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.readers.table import PackedRows, RowColumns, Table
+from eve_vl.data.readers.table import PackedTable, RowColumns
 from eve_vl.errors import UserError
 
 DELIMITERS = ",\t;|"
 
 
-class CsvTable(Table):
+class CsvTable(PackedTable):
     """Rows of a CSV or TSV file, one text per field."""
 
     def __init__(self, path: Path, *, delimiter: str | None):
@@ -38,21 +38,14 @@ class CsvTable(Table):
     def select(self, columns: RowColumns) -> None:
         """Read these columns. Raises UserError if there are no rows."""
         lines = array("q")
-        self._rows = PackedRows.pack(self._read(columns.used, lines), columns)
+        self.pack(self._read(columns.used, lines), columns)
         self._lines = np.array(lines, dtype=np.int64)
         if not len(self):
             raise UserError(f"{self.path}: the file has a header but no rows")
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def where(self, index: int) -> str:
         """Name a row by its first line."""
         return common.where_line(self.path, int(self._lines[index]))
-
-    def fields(self, index: int, where: str) -> common.Fields:
-        """Return the selected fields of a row. Raises BadSampleError."""
-        return self._rows.fields(index, where)
 
     def _read(self, wanted: tuple[str, ...], lines: array) -> Iterator[common.Fields | str]:
         """Yield the wanted fields of each row or why there are none, appending the number of its first line to `lines`."""

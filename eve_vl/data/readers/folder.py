@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.readers.table import RowColumns, Table
+from eve_vl.data.readers.table import Table
 from eve_vl.errors import BadSampleError, UserError
 
 IMAGE, CAPTIONS, CLASS = "image", "captions", "class"
@@ -29,16 +29,9 @@ class FolderTable(Table):
             raise UserError(f"{folder}: no pictures in this folder ({_others(folder)})")
         self._names = common.PackedStrings.pack(name for name, _ in pictures)
         self._has_text = np.array([has_text for _, has_text in pictures])
-        example = Path(pictures[0][0])
-        caption = example.with_suffix(".txt")
-        self.hint = f": captions would be in {caption} beside {example}, classes the names of folders ({_others(folder)})"
         num_in_folders = sum("/" in name for name, _ in pictures)
         is_there = {IMAGE: True, CAPTIONS: self._has_text.any(), CLASS: num_in_folders > len(pictures) / 2}
         self.names = [name for name, is_it in is_there.items() if is_it]
-
-    def select(self, columns: RowColumns) -> None:
-        """Read the text files only if captions are wanted."""
-        self._wanted = columns.used
 
     def __len__(self) -> int:
         return len(self._names)
@@ -47,6 +40,12 @@ class FolderTable(Table):
         """Name a row by the path of its picture."""
         return self._names[index]
 
+    def hint(self) -> str:
+        """Say where captions and classes would be."""
+        example = Path(self._names[0])
+        caption = example.with_suffix(".txt")
+        return f": captions would be in {caption} beside {example}, classes the names of folders ({_others(self.path)})"
+
     def folder(self, index: int) -> Path:
         """Return the folder itself."""
         return self.path
@@ -54,9 +53,9 @@ class FolderTable(Table):
     def fields(self, index: int, where: str) -> common.Fields:
         """Return path, captions and class of a picture, as far as they are wanted. Raises BadSampleError."""
         fields: dict[str, object] = {IMAGE: where}
-        if CAPTIONS in self._wanted:
+        if CAPTIONS in self.wanted:
             fields[CAPTIONS] = self._captions(index, where)
-        if CLASS in self._wanted:
+        if CLASS in self.wanted:
             folder, slash, _ = where.partition("/")
             if not slash:
                 raise BadSampleError(where, "lies in no folder that names its class")

@@ -4,60 +4,43 @@ import gc
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
-from eve_vl.data.readers.table import PackedRows, RowColumns, Table
+from eve_vl.data.readers.table import PackedTable, RowColumns
 from eve_vl.errors import UserError
 
 PAIR_NAMES = ("image", "caption")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Document:
-    """What a JSON document holds.
-
-    rows: yields the fields of each row, or the reason why it has none. The rest as in a Table.
-    """
-
-    names: Sequence[str]
-    rows: Callable[[], Iterable[Fields | str]]
-    layout: str = ""
-    kind: str = ""
-    picture_folders: tuple[str, ...] = ()
+Rows = Callable[[], Iterable[Fields | str]]
+"""Yields the fields of each row, or the reason why it has none."""
 
 
-class JsonTable(Table):
-    """Rows of a JSON document, which is read as a whole."""
+class JsonTable(PackedTable):
+    """Rows of a JSON document, which is read as a whole; layout, kind and folders are those of an official layout."""
 
-    def __init__(self, path: Path, document: Document):
-        self.path = path
-        self.names, self.layout, self.kind = list(document.names), document.layout, document.kind
-        self.picture_folders = document.picture_folders
-        self._document: Document | None = document
+    def __init__(
+        self, path: Path, names: Sequence[str], rows: Rows, *, layout: str = "", kind: str = "", folders: tuple[str, ...] = ()
+    ):
+        self.path, self.names = path, list(names)
+        self.layout, self.kind, self.picture_folders = layout, kind, folders
+        self._read: Rows | None = rows
 
     def select(self, columns: RowColumns) -> None:
         """Keep these columns. Raises UserError if there are no rows."""
-        assert self._document is not None
+        assert self._read is not None
         with _uncollected():
-            self._rows = PackedRows.pack(self._document.rows(), columns)
+            self.pack(self._read(), columns)
         if not len(self):
             raise UserError(f"{self.path}: holds no rows")
-        self._document = None  # far larger than what was kept
-
-    def __len__(self) -> int:
-        return len(self._rows)
+        self._read = None  # it holds the document, far larger than what was kept
 
     def where(self, index: int) -> str:
         """Name a row by its number."""
         return common.where_row(self.path, index)
-
-    def fields(self, index: int, where: str) -> Fields:
-        """Return the selected fields of a row. Raises BadSampleError."""
-        return self._rows.fields(index, where)
 
 
 def load_json(path: Path) -> Any:
@@ -81,14 +64,25 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def list_document(path: Path, rows: list[object]) -> Document:
+def list_document(path: Path, rows: list[object]) -> JsonTable:
     """Return the rows of a plain list. Raises UserError if none is an object or a pair."""
     for row in rows:
         if isinstance(row, dict):
-            return Document(names=list(row), rows=lambda: map(_object_fields, rows))
+            return JsonTable(path, list(row), lambda: map(_object_fields, rows))
         if _is_pair(row):
-            return Document(names=PAIR_NAMES, rows=lambda: map(_pair_fields, rows))
+            return JsonTable(path, PAIR_NAMES, lambda: map(_pair_fields, rows))
     raise not_rows(path, f"a list of {type(rows[0]).__name__}" if rows else "an empty list")
+
+
+@contextmanager
+def expecting(path: Path, what: str) -> Iterator[None]:
+    """Turn errors of reading fields that are not there, or of another type, into a UserError that says what was expected."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not {what}: {type(error).__name__} {error}") from None
 
 
 def not_rows(path: Path, content: str) -> UserError:

@@ -5,6 +5,7 @@ import io
 import zlib
 from array import array
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -36,18 +37,17 @@ class LineTable(Table):
 
     def line(self, index: int) -> bytes:
         """Return the line of a row."""
-        start = int(self._starts[index])
-        if self._unpacked is not None:
-            end = self._unpacked.find(b"\n", start)
-            return self._unpacked[start : end if end >= 0 else None]
-        with self.path.open("rb") as file:
-            file.seek(start)
+        with self._open() as file:
+            file.seek(int(self._starts[index]))
             return file.readline()
+
+    def _open(self) -> BinaryIO:
+        return self.path.open("rb") if self._unpacked is None else io.BytesIO(self._unpacked)
 
     def _index_lines(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where each non-blank line starts, and for each blank line how many rows come before it (both int64)."""
         starts, rows_before_blank, position = array("q"), array("q"), 0
-        with io.BytesIO(self._unpacked) if self._unpacked is not None else self.path.open("rb") as file:
+        with self._open() as file:
             for line in file:
                 if line.isspace():
                     rows_before_blank.append(len(starts))

@@ -5,6 +5,7 @@ paths; a table of pictures read in random order decodes a row group for nearly e
 small row groups (about 100 rows) or use tar shards.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,23 +53,14 @@ class ParquetTable(Table):
         for path, schema in zip(self._paths, self._schemas, strict=True):
             if missing := [name for name in self._columns if name not in schema.names]:
                 raise UserError(f"{path}: no column '{missing[0]}', which {self.path.name} has")
-        for name in columns.images:
-            self._check_image(name)
-        for name in columns.texts:
+        for name in columns.required:
             kept = self._schemas[0].field(name).type
-            if not _is_text(_item_type(kept)):
-                raise UserError(f"{self.path}: column '{name}' holds {kept}, expected a text or a list of texts")
-
-    def _check_image(self, name: str) -> None:
-        from pyarrow import types
-
-        kept = self._schemas[0].field(name).type
-        item = _item_type(kept)
-        is_struct = types.is_struct(item) and {"bytes", "path"} & {field.name for field in item}
-        if not (_is_text(item) or _is_binary(item) or is_struct):
-            raise UserError(f"{self.path}: column '{name}' holds {kept}, expected paths, bytes, or a struct of bytes and path")
-        if _is_binary(item) and self._has_image_root:
-            raise UserError(f"{self.path}: column '{name}' holds the pictures themselves; leave out --data.image-root")
+            item, is_image = _item_type(kept), name in columns.images
+            if item != "string" and not (is_image and re.fullmatch(r"binary|struct<.*\b(bytes|path): .*", item)):
+                expected = "paths, bytes, or a struct of bytes and path" if is_image else "a text or a list of texts"
+                raise UserError(f"{self.path}: column '{name}' holds {kept}, expected {expected}")
+            if item == "binary" and self._has_image_root:
+                raise UserError(f"{self.path}: column '{name}' holds the pictures themselves; leave out --data.image-root")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": OrderedDict()}
@@ -130,22 +122,8 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _item_type(column: Any) -> Any:
-    """Return the type of a list's items, of anything else its own."""
-    from pyarrow import types
-
-    is_list = types.is_list(column) or types.is_large_list(column) or types.is_fixed_size_list(column)
-    return column.value_type if is_list else column
-
-
-def _is_text(column: Any) -> bool:
-    from pyarrow import types
-
-    column = column.value_type if types.is_dictionary(column) else column
-    return types.is_string(column) or types.is_large_string(column)
-
-
-def _is_binary(column: Any) -> bool:
-    from pyarrow import types
-
-    return types.is_binary(column) or types.is_large_binary(column)
+def _item_type(column: Any) -> str:
+    """Return the name of a type, of lists and dictionaries that of their items: string, binary, struct<bytes: …>."""
+    while hasattr(column, "value_type"):
+        column = column.value_type
+    return str(column).removeprefix("large_")

@@ -99,13 +99,12 @@ class Table(ABC):
     """Options that have no meaning for its layout."""
     kind: str = ""
     """What the rows of an official layout are."""
-    hint: str = ""
-    """What other kinds of rows would need, for messages."""
     picture_folders: tuple[str, ...] = ()
     """Where below the image root to look for pictures that are known by file name alone; else nothing."""
 
-    def select(self, columns: RowColumns) -> None:  # noqa: B027 (a form that reads whole rows need not choose)
+    def select(self, columns: RowColumns) -> None:
         """Get ready to read these columns, and no others. Raises UserError."""
+        self.wanted = columns.used
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -113,6 +112,10 @@ class Table(ABC):
     @abstractmethod
     def where(self, index: int) -> str:
         """Name a row for messages."""
+
+    def hint(self) -> str:
+        """Return what other kinds of rows would need, the tail of an error message."""
+        return ""
 
     def folder(self, index: int) -> Path:
         """Return the folder that a row's image paths are relative to, if the user names none."""
@@ -145,15 +148,10 @@ class TableSource:
         return self._columns.record(fields, root=root, where=where, row=index)
 
 
-@dataclass(frozen=True, slots=True)
-class PackedRows:
-    """Some columns of a form that is read as a whole; memory is about the size of their text."""
+class PackedTable(Table):
+    """A form that is read as a whole, of which some columns are kept; memory is about the size of their text."""
 
-    names: tuple[str, ...]
-    rows: common.PackedStrings
-
-    @classmethod
-    def pack(cls, rows: Iterable[Fields | str], columns: RowColumns) -> "PackedRows":
+    def pack(self, rows: Iterable[Fields | str], columns: RowColumns) -> None:
         """Keep these columns of each row, or the reason why there is no row."""
 
         def values(row: Fields | str) -> list[object] | str:
@@ -163,14 +161,15 @@ class PackedRows:
                 return f"no field '{missing[0]}' (fields: {', '.join(row) or 'none'})"
             return [row.get(name) for name in columns.used]
 
-        return cls(columns.used, common.PackedStrings.pack(json.dumps(values(row)) for row in rows))
+        self.wanted = columns.used
+        self._rows = common.PackedStrings.pack(json.dumps(values(row)) for row in rows)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._rows)
 
     def fields(self, index: int, where: str) -> Fields:
         """Return what was kept of a row. Raises BadSampleError if that is a reason."""
-        values = json.loads(self.rows[index])
+        values = json.loads(self._rows[index])
         if isinstance(values, str):
             raise BadSampleError(where, values)
-        return dict(zip(self.names, values, strict=True))
+        return dict(zip(self.wanted, values, strict=True))

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers.common import Fields
-from eve_vl.data.readers.json_document import Document, load_json
+from eve_vl.data.readers.json_document import JsonTable, expecting, load_json
 from eve_vl.errors import UserError
 
 NAMES = ("image", "question", "question_id", "answers", "answer_type")
 SAME_PICTURES = {"test-dev2015": "test2015"}  # a part of the questions, about the same pictures
 
 
-def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None) -> Document:
+def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None) -> JsonTable:
     """Return the questions of a file with the answers in `annotations`, by default the file beside it named for that.
 
     Pictures are known by file name; they lie in a folder of their own or in the image root itself.
@@ -24,12 +24,13 @@ def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None)
     subtype = SAME_PICTURES.get(subtype, subtype)
     if annotations is None:
         annotations = annotations_beside(path)
-    return Document(
-        names=NAMES,
-        rows=lambda: _rows(path, document["questions"], annotations, subtype),
+    return JsonTable(
+        path,
+        NAMES,
+        lambda: _rows(path, document["questions"], annotations, subtype),
         layout="a VQA v2 file of questions",
         kind="questions",
-        picture_folders=(subtype, ""),
+        folders=(subtype, ""),
     )
 
 
@@ -41,7 +42,7 @@ def annotations_beside(path: Path) -> Path | None:
 
 
 def _rows(path: Path, questions: list[Any], annotations: Path | None, subtype: str) -> Sequence[Fields]:
-    try:
+    with expecting(path, "a VQA v2 file of questions (each needs question_id, image_id and question)"):
         rows = [
             {
                 "image": f"COCO_{subtype}_{question['image_id']:012d}.jpg",
@@ -52,11 +53,6 @@ def _rows(path: Path, questions: list[Any], annotations: Path | None, subtype: s
         ]
         ids = [row["question_id"] for row in rows]
         known = set(ids)
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a VQA v2 file of questions (each needs question_id, image_id and question): "
-            f"{type(error).__name__} {error}"
-        ) from None
     _refuse_repeated(path, ids)
     if annotations is not None:
         answered = _read_annotations(annotations)
@@ -72,16 +68,12 @@ def _read_annotations(path: Path) -> dict[object, tuple[list[object], object]]:
     document = load_json(path)
     if not isinstance(document, dict) or not isinstance(document.get("annotations"), list):
         raise UserError(f"{path}: not a VQA v2 file of annotations: no list 'annotations'")
-    try:
+    with expecting(path, "a VQA v2 file of annotations (each needs question_id and answers)"):
         _refuse_repeated(path, [annotation["question_id"] for annotation in document["annotations"]])
         return {
             annotation["question_id"]: ([answer["answer"] for answer in annotation["answers"]], annotation.get("answer_type"))
             for annotation in document["annotations"]
         }
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path}: not a VQA v2 file of annotations (each needs question_id and answers): {type(error).__name__} {error}"
-        ) from None
 
 
 def _refuse_repeated(path: Path, ids: Iterable[object]) -> None:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from eve_vl.data.readers import common
-from eve_vl.data.readers.table import RowColumns, Table
+from eve_vl.data.readers.table import Table
 from eve_vl.data.records import ImageSpan
 from eve_vl.errors import BadSampleError, UserError
 
@@ -54,10 +54,6 @@ class WebdatasetTable(Table):
         self._text_name = text_field or "caption"
         self.names = ["image", self._text_name] if has_texts else ["image"]
 
-    def select(self, columns: RowColumns) -> None:
-        """Read members only if they are wanted."""
-        self._wanted = columns.used
-
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -71,11 +67,11 @@ class WebdatasetTable(Table):
         number, row = self._place(index)
         path, spans = self._paths[number], self._shards[number].spans[row].tolist()
         fields: dict[str, object] = {}
-        if "image" in self._wanted:
+        if "image" in self.wanted:
             if spans[IMAGE] == ABSENT:
                 raise BadSampleError(where, "no picture beside the caption")
             fields["image"] = ImageSpan(path=path, offset=spans[IMAGE], size=spans[IMAGE + 1])
-        if self._text_name in self._wanted:
+        if self._text_name in self.wanted:
             fields[self._text_name] = self._caption(path, spans, where)
         return fields
 

@@ -14,7 +14,7 @@ from eve_vl.data.scenes.world import (
     MAX_SHAPES,
     NUM_CELLS,
     SIZES,
-    Look,
+    Appearance,
     Scene,
     Shape,
     compose,
@@ -34,7 +34,7 @@ class Trait(NamedTuple):
     color: str | None = None
     size: str | None = None
 
-    def fits(self, look: Look | Shape) -> bool:
+    def fits(self, look: Appearance | Shape) -> bool:
         """Whether a shape has this trait."""
         return self.kind in (None, look.kind) and self.color in (None, look.color) and self.size in (None, look.size)
 
@@ -69,7 +69,7 @@ class Draft(NamedTuple):
 
 def compose_draft(rng: Random, split: str, draft: Draft) -> Scene:
     """Draw a scene that meets the draft and shows what its split must show, random in all other respects."""
-    looks = _draw_looks(rng, split, draft)
+    looks = _draw_appearances(rng, split, draft)
     free = [cell for cell in range(NUM_CELLS) if cell not in draft.cells]
     cells = [*draft.cells, *pick_distinct(rng, free, len(looks) - len(draft.cells))]
     return compose(rng, looks, cells, draft.background)
@@ -86,26 +86,26 @@ def matching_pairs(split: str, trait: Trait) -> tuple[tuple[str, str], ...]:
     return tuple(pair for pair in pairs_of(split) if trait.kind in (None, pair[0]) and trait.color in (None, pair[1]))
 
 
-def _draw_looks(rng: Random, split: str, draft: Draft) -> list[Look]:
+def _draw_appearances(rng: Random, split: str, draft: Draft) -> list[Appearance]:
     fewest = max(1, len(draft.wanted))
     for _ in range(_MAX_TRIES):
         others = sample_num_shapes(rng) - 1  # as many as beside a shape of a caption: mostly none
         num_shapes = draft.num_shapes or min(fewest + others, MAX_SHAPES)
-        looks = [_draw_look(rng, split, trait) for trait in draft.wanted]
+        looks = [_draw_appearance(rng, split, trait) for trait in draft.wanted]
         looks += [_draw_other(rng, split, draft.avoid) for _ in range(num_shapes - len(looks))]
         if split != "test_novel" or any((look.kind, look.color) in HELD_OUT for look in looks):
             return looks
     raise AssertionError(f"no scene of {split} meets {draft}")
 
 
-def _draw_look(rng: Random, split: str, trait: Trait) -> Look:
+def _draw_appearance(rng: Random, split: str, trait: Trait) -> Appearance:
     kind, color = pick(rng, matching_pairs(split, trait))
-    return Look(kind, color, trait.size or pick(rng, SIZES))
+    return Appearance(kind, color, trait.size or pick(rng, SIZES))
 
 
-def _draw_other(rng: Random, split: str, avoid: Sequence[Trait]) -> Look:
+def _draw_other(rng: Random, split: str, avoid: Sequence[Trait]) -> Appearance:
     for _ in range(_MAX_TRIES):
-        look = _draw_look(rng, split, Trait())
+        look = _draw_appearance(rng, split, Trait())
         if not any(trait.fits(look) for trait in avoid):
             return look
     raise AssertionError(f"every shape of {split} is one of {avoid}")

@@ -3,7 +3,7 @@
 The wording varies by template, never by synonym, and every template mentions shapes in one fixed order. So what a
 hidden word was follows from the picture and the other words, while the words alone say little: most of them are
 colours, kinds, sizes, places and counts, drawn independently. Some speak as questions and statements do ("the picture
-contains a red circle", "there are two stars"): who is to be asked about pictures should have read such words.
+contains a red circle", "there are two stars"): a model that will answer questions should have read such words.
 
 A caption is complete in what it lists ("red circle top left" means that nothing else is there). Hence a caption is true
 of a scene exactly if it is one of `all_captions` of that scene.
@@ -12,6 +12,7 @@ of a scene exactly if it is one of `all_captions` of that scene.
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
+from operator import attrgetter
 from random import Random
 
 from eve_vl.data.scenes.world import COLORS, KINDS, MAX_SHAPES, Scene, Shape, pick, pick_distinct
@@ -129,52 +130,48 @@ def _counts(scene: Scene, values: Iterable[str], order: Iterable[str]) -> list[t
     return [(value, count) for value in order if (count := count_of[value])] if len(scene.shapes) > 1 else []
 
 
-def _by_column(scene: Scene) -> list[Shape]:
-    """The shapes from left to right if there are two or three, each in a column of its own; otherwise none."""
-    shapes = sorted(scene.shapes, key=lambda shape: shape.center_x)
-    distinct = len({shape.column for shape in shapes}) == len(shapes)
-    return shapes if distinct and len(shapes) > 1 else []
-
-
-def _by_row(scene: Scene) -> list[Shape]:
-    """The shapes from top to bottom if there are two or three, each in a row of its own; otherwise none."""
-    shapes = sorted(scene.shapes, key=lambda shape: shape.center_y)
-    distinct = len({shape.row for shape in shapes}) == len(shapes)
+def _in_line(scene: Scene, side: str) -> list[Shape]:
+    """The shapes in order of their column or row if there are two or three, each in one of its own; otherwise none."""
+    shapes = sorted(scene.shapes, key=attrgetter(side))
+    distinct = len({getattr(shape, side) for shape in shapes}) == len(shapes)
     return shapes if distinct and len(shapes) > 1 else []
 
 
 def _left_to_right(scene: Scene) -> str | None:
-    shapes = _by_column(scene)
+    shapes = _in_line(scene, "column")
     return f"left to right {' then '.join(_full(shape) for shape in shapes)}" if shapes else None
 
 
 def _top_to_bottom(scene: Scene) -> str | None:
-    shapes = _by_row(scene)
+    shapes = _in_line(scene, "row")
     return f"top down {' then '.join(_full(shape) for shape in shapes)}" if shapes else None
 
 
 def _left_of(scene: Scene) -> str | None:
-    shapes = _by_column(scene)
+    shapes = _in_line(scene, "column")
     return f"{' left of '.join(_short(shape) for shape in shapes)} {_on(scene)}" if shapes else None
 
 
 def _above(scene: Scene) -> str | None:
-    shapes = _by_row(scene)
+    shapes = _in_line(scene, "row")
     return f"{' above '.join(_short(shape) for shape in shapes)} {_on(scene)}" if shapes else None
 
 
+def _outermost(scene: Scene, side: str) -> tuple[Shape, Shape] | None:
+    """The first and the last shape by column or row, unless one shares its column or row with the next."""
+    shapes = sorted(scene.shapes, key=attrgetter(side))
+    places = [getattr(shape, side) for shape in shapes]
+    return None if len(shapes) == 1 or places[0] == places[1] or places[-1] == places[-2] else (shapes[0], shapes[-1])
+
+
 def _leftmost_rightmost(scene: Scene) -> str | None:
-    shapes = sorted(scene.shapes, key=lambda shape: shape.column)
-    if len(shapes) == 1 or shapes[0].column == shapes[1].column or shapes[-1].column == shapes[-2].column:
-        return None
-    return f"leftmost {_full(shapes[0])} and rightmost {_full(shapes[-1])}"
+    ends = _outermost(scene, "column")
+    return f"leftmost {_full(ends[0])} and rightmost {_full(ends[1])}" if ends else None
 
 
 def _highest_lowest(scene: Scene) -> str | None:
-    shapes = sorted(scene.shapes, key=lambda shape: shape.row)
-    if len(shapes) == 1 or shapes[0].row == shapes[1].row or shapes[-1].row == shapes[-2].row:
-        return None
-    return f"highest is {_full(shapes[0])} and lowest is {_full(shapes[-1])}"
+    ends = _outermost(scene, "row")
+    return f"highest is {_full(ends[0])} and lowest is {_full(ends[1])}" if ends else None
 
 
 def _there_or_not(scene: Scene) -> list[str]:

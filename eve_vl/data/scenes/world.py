@@ -55,7 +55,7 @@ _MAX_MARKS = 4
 T = TypeVar("T")
 
 
-class Look(NamedTuple):
+class Appearance(NamedTuple):
     """What a shape is, apart from where it stands."""
 
     kind: str
@@ -151,7 +151,7 @@ def pairs_of(split: str) -> tuple[tuple[str, str], ...]:
 def sample_scene(split: str, seed: int, index: int) -> Scene:
     """Draw scene `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
     rng = stream("scene", split, seed, index)
-    return compose(rng, sample_looks(rng, split, sample_num_shapes(rng)))
+    return compose(rng, sample_appearances(rng, split, sample_num_shapes(rng)))
 
 
 def sample_num_shapes(rng: Random) -> int:
@@ -164,16 +164,18 @@ def sample_num_shapes(rng: Random) -> int:
     return MAX_SHAPES
 
 
-def sample_looks(rng: Random, split: str, num_shapes: int) -> list[Look]:
+def sample_appearances(rng: Random, split: str, num_shapes: int) -> list[Appearance]:
     """Draw looks from the pairs of a split; in `test_novel` at least one is a held-out pair."""
     pairs = pairs_of(split)
-    looks = [Look(*pick(rng, pairs), pick(rng, SIZES)) for _ in range(num_shapes)]
+    looks = [Appearance(*pick(rng, pairs), pick(rng, SIZES)) for _ in range(num_shapes)]
     if split == "test_novel":
-        looks[int(rng.random() * num_shapes)] = Look(*pick(rng, HELD_OUT), pick(rng, SIZES))
+        looks[int(rng.random() * num_shapes)] = Appearance(*pick(rng, HELD_OUT), pick(rng, SIZES))
     return looks
 
 
-def compose(rng: Random, looks: Sequence[Look], cells: Sequence[int] | None = None, background: str | None = None) -> Scene:
+def compose(
+    rng: Random, looks: Sequence[Appearance], cells: Sequence[int] | None = None, background: str | None = None
+) -> Scene:
     """Place looks in distinct cells (0 to 8, row by row) and draw everything else; what is None is drawn too."""
     if cells is None:
         cells = pick_distinct(rng, range(NUM_CELLS), len(looks))
@@ -200,7 +202,7 @@ def _shifted(rgb: tuple[int, int, int], shift: tuple[float, float, float]) -> tu
     return red, green, blue
 
 
-def _place(rng: Random, look: Look, cell: int) -> Shape:
+def _place(rng: Random, look: Appearance, cell: int) -> Shape:
     row, column = divmod(cell, NUM_COLUMNS)
     place_jitter = _PLACE_JITTER[look.size]
     shift = (_jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER))

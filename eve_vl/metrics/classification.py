@@ -1,0 +1,73 @@
+"""Classification: how often labels are right, over all rows, class by class, and as a ranking.
+
+Letters: R rows, C classes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def confusion(predicted: Sequence[str], true: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Return how often rows of each class (first axis) were given each label (second axis), int64 (C, C).
+
+    A true label that is not among the classes has no row here.
+    """
+    place = {name: index for index, name in enumerate(classes)}
+    counts_CC = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    for guess, truth in zip(predicted, true, strict=True):
+        if truth in place:
+            counts_CC[place[truth], place[guess]] += 1
+    return counts_CC
+
+
+def summary(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
+    """Return the numbers of rows that have one label each.
+
+    acc: share of rows that are labelled right. balanced_acc: the mean of that share over the true classes, so that rare classes
+    count as much as frequent ones (chance: one over the number of classes). acc_majority: always giving the most frequent label
+    of these rows. num_rows, num_classes: of these rows. A mean over nothing is left out.
+    """
+    right: dict[str, list[bool]] = {}
+    for guess, truth in zip(predicted, true, strict=True):
+        right.setdefault(truth, []).append(guess == truth)
+    numbers: dict[str, float] = {"num_rows": len(true), "num_classes": len(right)}
+    if right:
+        numbers |= {
+            "acc": sum(map(sum, right.values())) / len(true),
+            "balanced_acc": math.fsum(sum(rows) / len(rows) for rows in right.values()) / len(right),
+            "acc_majority": max(map(len, right.values())) / len(true),
+        }
+    return numbers
+
+
+def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> float:
+    """Return the area under precision over recall of one class's ranking, as scikit-learn defines it: Σ (Rₙ − Rₙ₋₁) Pₙ.
+
+    Rows of equal score count as one step, so that a constant score gives the class's share. Raises ValueError if no row is true.
+    """
+    if not is_true_R.any():
+        raise ValueError("average precision needs a row that has the label")
+    order_R = np.argsort(-score_R, kind="stable")
+    score_R, is_true_R = score_R[order_R], is_true_R[order_R]
+    ends = np.flatnonzero(np.append(np.diff(score_R) != 0, True))  # the last row of each score
+    hits = np.cumsum(is_true_R)[ends]
+    precision, recall = hits / (ends + 1), hits / hits[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, float]:
+    """Return the numbers of rows that have several labels each.
+
+    mean_ap: mean average precision over the classes that a row has. mean_ap_chance: the same of a constant score, the mean share
+    of rows that have a class. num_rows, num_classes: of these rows.
+    """
+    there = np.flatnonzero(is_true_RC.any(0))
+    numbers: dict[str, float] = {"num_rows": len(score_RC), "num_classes": len(there)}
+    if len(there):
+        numbers |= {
+            "mean_ap": math.fsum(average_precision(score_RC[:, c], is_true_RC[:, c]) for c in there) / len(there),
+            "mean_ap_chance": float(is_true_RC[:, there].mean()),
+        }
+    return numbers

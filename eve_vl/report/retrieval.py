@@ -1,0 +1,265 @@
+"""What the page shows of image–text retrieval: recalls beside chance, and what a few texts and pictures find.
+
+Letters: I pictures, T captions, Q queries, C candidates, K best candidates of a query, d width of features.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eve_vl.data.downstream import SearchSet
+from eve_vl.metrics import retrieval as metrics
+from eve_vl.report.charts import bar_chart
+from eve_vl.report.curves import Curves, Loss
+from eve_vl.report.html import card_group, counted, esc, mark, percent, picture, right, section, share_card, thumbs
+from eve_vl.report.task import Measured, TaskReport, pixels_of
+from eve_vl.tasks.retrieval import Index, Retrieval
+
+RECALLS = (1, 5, 10)
+NUM_SEARCHED = 200
+NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
+NUM_HITS = 5
+MAX_RERANKED = 16
+COMMON = 0.05  # share of the texts; rarer words are seldom things that a model has learnt to see
+CONTRAST_LOSSES = (
+    Loss(term="itc", title="Contrast loss", note="Cross-entropy of the true partner in a batch, mean of both ways, in nats."),
+    Loss(term="itm", title="Matching loss", note="Cross-entropy of match or no match, true pairs and hard negatives, in nats."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A text (no picture) or a picture (no text)."""
+
+    text: str = ""
+    picture: np.ndarray | None = None
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A text or picture, with the items of the other kind that it finds, best first."""
+
+    item: Item
+    hits: tuple[Item, ...]
+    is_match: tuple[bool, ...]
+    """Of each hit: whether it is true of the query."""
+    truth: Item
+    """One of the items that it should find."""
+    word: str = ""
+    """Of a picture: a word of that text."""
+    heat: tuple[np.ndarray, ...] = ()
+    """Of a picture: it under what the word takes from it that speaks for the match, if that can be told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searches:
+    """Queries both ways, right ones first."""
+
+    by_text: list[Query]
+    by_picture: list[Query]
+    num_pictures: int
+    num_texts: int
+    num_reranked: int
+
+
+class RetrievalReport(TaskReport):
+    """Recalls as people get them, with the run's own re-ranking, beside contrast alone and chance."""
+
+    name = "retrieval"
+    title = "Search"
+    rows = "pairs"
+    passes = " (pictures alone, texts alone, and matched)"
+    num_each = 3
+    losses: ClassVar[tuple[Loss, ...]] = CONTRAST_LOSSES
+
+    @property
+    def task(self) -> Retrieval:
+        """The task of the run."""
+        assert isinstance(self.run.task, Retrieval)
+        return self.run.task
+
+    def numbers(self, measured: Measured) -> str:
+        """Return recalls both ways, with and without re-ranking."""
+        captions_of = self.dataset(measured.num_samples, for_evaluation=True).captions_of
+        texts = Counter(text for row in captions_of for text in row)
+        ways = (
+            ("Picture → text", "tr", "text", "num_texts", [len(row) for row in captions_of if row]),
+            ("Text → picture", "ir", "picture", "num_images", list(texts.values())),
+        )
+        groups, charts = zip(*(self._way(measured, *way) for way in ways), strict=True)
+        return "".join(groups) + f'<div class="charts">{"".join(charts)}</div>'
+
+    def _way(
+        self, measured: Measured, title: str, key: str, other: str, num_key: str, matches: Sequence[int]
+    ) -> tuple[str, str]:
+        """Return the cards and the chart of one way."""
+        values, rerank, num = measured.values, self.task.settings.rerank, int(measured.values[num_key])
+        chance = {k: chance_recall(k, num, matches) for k in RECALLS}
+        average = sum(matches) / len(matches)
+        verdict = (
+            f"Each query has {counted(average, 'match', 'matches')}{' on average' * (min(matches) < max(matches))} among "
+            f"{counted(num, other, other + 's')}; the first {other} that it finds is a match "
+            f"<b>{values[f'{key}1'] / chance[1]:.1f} times</b> as often as by chance."
+        )
+        cards = [share_card(f"{key}1", values[f"{key}1"], f"Share of queries whose first {other} is a match.", is_main=True)]
+        bars = [("re-ranked" if rerank else "contrast", [values[f"{key}{k}"] for k in RECALLS])]
+        if rerank:
+            sentence = f"By contrast alone: without the matching head, which puts the best {rerank} in order."
+            cards.append(share_card(f"{key}1_itc_only", values[f"{key}1_itc_only"], sentence))
+            bars.append(("contrast alone", [values[f"{key}{k}_itc_only"] for k in RECALLS]))
+        cards.append(share_card("chance", chance[1], f"The same for {other}s in random order."))
+        bars.append(("chance", list(chance.values())))
+        axis = "a match among the first k"
+        chart = bar_chart(f"{title}: recall", [f"R@{k}" for k in RECALLS], bars, show=percent, axis=axis)
+        return card_group(title, verdict, cards), chart
+
+    def charts(self, curves: Curves) -> list[str]:
+        """Return recalls over the run."""
+        ways = (("picture → text", "tr"), ("text → picture", "ir"))
+        recalls = [curves.val(f"{key}{k}", f"{way}, first {k}") for k in (1, 5) for way, key in ways]
+        note = "Validation: a match is the first one, or among the first five."
+        matching = [curves.train("itm_acc")]
+        return [curves.shares("Matching accuracy", matching, ""), curves.shares("Recall", recalls, note)]
+
+    def evidence(self, num_each: int) -> list[str]:
+        """Return the section of queries and what they find."""
+        searches = self.searches(num_each)
+        order = "ordered by the contrast features"
+        if searches.num_reranked:
+            order += f", the first {searches.num_reranked} put in order again by the matching head"
+        intro = (
+            f"Among {counted(searches.num_pictures, 'picture', 'pictures')} and {counted(searches.num_texts, 'text', 'texts')} "
+            f"of the validation data, {order}. The five best, true ones framed: first queries whose first hit is true, then "
+            "some whose first hit is not. Heat, blue to red: what a word of the picture's true text takes from it that speaks "
+            "for the match (Grad-CAM)."
+        )
+        body = ""
+        for heading, queries in (("Text → picture", searches.by_text), ("Picture → text", searches.by_picture)):
+            cards = "".join(_query_card(query, self.name) for query in queries)
+            body += f'<h3>{heading}</h3><div class="queries">{cards}</div>'
+        return [section(self.name, self.title, intro, body)]
+
+    def searches(self, num_each: int, num_searched: int = NUM_SEARCHED) -> Searches:
+        """Search in float32 among rows spread evenly over the validation data; num_each right and wrong queries each way."""
+        dataset: SearchSet = self.dataset(num_searched, for_evaluation=True)
+        num_reranked = min(self.task.settings.rerank, MAX_RERANKED)
+        with torch.inference_mode():
+            index = self.task.index(self.batches(dataset))
+            by_text, by_picture = (
+                _right_and_wrong(self._queries(index, dataset, num_reranked, by_text=by_text), num_each)
+                for by_text in (True, False)
+            )
+        return Searches(
+            by_text=by_text,
+            by_picture=[self._with_heat(query, dataset.texts) for query in by_picture],
+            num_pictures=len(dataset.pictures),
+            num_texts=len(dataset.captions),
+            num_reranked=num_reranked,
+        )
+
+    def _queries(self, index: Index, dataset: SearchSet, num_reranked: int, *, by_text: bool) -> list[Query]:
+        """Return NUM_QUERIES texts, or pictures, that have a match, with what they find."""
+        pictures = [Item(picture=pixels_of(pixels), where=f"picture {row}") for row, pixels in sorted(index.pixels.items())]
+        texts = [Item(text=text, where=f"text {row}") for row, text in enumerate(dataset.captions)]
+        asking, others = (texts, pictures) if by_text else (pictures, texts)
+        matches: list[list[int]] = [[] for _ in asking]
+        for image, captions in enumerate(dataset.captions_of):
+            for caption in captions:
+                matches[caption if by_text else image].append(image if by_text else caption)
+        able = [query for query, row in enumerate(matches) if row]
+        queries = [able[i] for i in np.linspace(0, len(able), min(NUM_QUERIES, len(able)), endpoint=False).astype(int)]
+        order_QK = best_candidates(self.task, index, queries, num_reranked, by_text=by_text)
+        return [
+            Query(
+                item=asking[query],
+                hits=tuple(others[candidate] for candidate in order_K),
+                is_match=tuple(candidate in matches[query] for candidate in order_K),
+                truth=others[matches[query][0]],
+            )
+            for query, order_K in zip(queries, order_QK[:, :NUM_HITS].tolist(), strict=True)
+        ]
+
+    def _with_heat(self, query: Query, texts: Sequence[str]) -> Query:
+        """Return a picture with the Grad-CAM of a word of its true text."""
+        word = content_word(query.truth.text, texts)
+        assert query.item.picture is not None
+        heat = self.look([query.item.picture], query.truth.text, word) if word else None
+        return dataclasses.replace(query, word=word, heat=heat.overlays() if heat is not None else ())
+
+
+def chance_recall(k: int, num_candidates: int, matches: Collection[int]) -> float:
+    """Return the share of queries that have a match among their first k candidates in random order, given how many matches
+    each query has: 1 - C(n - m, k) / C(n, k), averaged over the queries."""
+    n = num_candidates
+    missed = (math.prod(max(n - m - i, 0) / (n - i) for i in range(min(k, n))) for m in matches)
+    return 1 - math.fsum(missed) / len(matches)
+
+
+def content_word(text: str, texts: Sequence[str]) -> str:
+    """Return the word of a text that says most about what is seen: of those that are in COMMON of all texts (else of all) the
+    one in the fewest, the longest of several; empty if the text has no word."""
+    counts = Counter(word for each in texts for word in set(_words(each)))
+    words = _words(text)
+    common = [word for word in words if counts[word] >= COMMON * len(texts)]
+    return min(common or words, key=lambda word: (counts[word], -len(word)), default="")
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w{3,}", text)
+
+
+def best_candidates(task: Retrieval, index: Index, queries: Sequence[int], num_reranked: int, *, by_text: bool) -> Tensor:
+    """Return the best pictures for captions, or the best captions for pictures, int64 (Q, K): by contrast, then the first
+    num_reranked of them in the order of the matching head."""
+    query_Q = torch.tensor(queries)
+    image_Id, caption_Td = index.image_Id, index.caption_Td
+    query_Qd, candidate_Cd = (caption_Td[query_Q], image_Id) if by_text else (image_Id[query_Q], caption_Td)
+    order_QK = metrics.rank_from_features(query_Qd, candidate_Cd, max(num_reranked, NUM_HITS)).cpu()
+    if num_reranked:
+        first_QK = order_QK[:, :num_reranked]
+        asked_QK = query_Q[:, None].expand_as(first_QK)
+        image_QK, caption_QK = (first_QK, asked_QK) if by_text else (asked_QK, first_QK)
+        score_QK = task.match_scores(index, image_QK.flatten(), index.text_T[caption_QK.flatten()]).view_as(first_QK)
+        new_QK = first_QK.gather(1, score_QK.sort(dim=1, descending=True, stable=True).indices)
+        order_QK = torch.cat([new_QK, order_QK[:, num_reranked:]], dim=1)
+    return order_QK
+
+
+def _right_and_wrong(queries: Sequence[Query], num_each: int) -> list[Query]:
+    return [
+        query for verdict in (True, False) for query in [each for each in queries if each.is_match[0] is verdict][:num_each]
+    ]
+
+
+def _query_card(query: Query, name: str) -> str:
+    is_right, alt = query.is_match[0], f"{name} of {query.item.where}"
+    hits = "".join(
+        f'<li class="{right(is_match)}">{_item(item, f"{alt}, hit {place}: {item.where}")}</li>'
+        for place, (item, is_match) in enumerate(zip(query.hits, query.is_match, strict=True), start=1)
+    )
+    truth = "" if any(query.is_match) else _item(query.truth, f"{alt}, true")
+    if query.item.picture is None:
+        truth = truth and f'<li class="truth">{truth}<p class="label">true</p></li>'
+        return (
+            f'<article class="card query {right(is_right)}"><p class="caption">{esc(query.item.text)} {mark(is_right)}</p>'
+            f'<ol class="hits pictures">{hits}{truth}</ol></article>'
+        )
+    truth = truth and f'<p class="truth"><span class="label">true</span> {truth}</p>'
+    shown = {"picture": query.item.picture} | {f"heat for “{query.word}”": pixels for pixels in query.heat}
+    return (
+        f'<article class="card example {right(is_right)}">{thumbs(alt, shown)}<div>{mark(is_right)}'
+        f'<ol class="hits texts">{hits}</ol>{truth}</div></article>'
+    )
+
+
+def _item(item: Item, alt: str) -> str:
+    return esc(item.text) if item.picture is None else picture(item.picture, alt)

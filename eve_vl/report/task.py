@@ -1,0 +1,238 @@
+"""What the page shows of runs of one task. A task's own report is in `eve_vl.report.<name>`; this one shows what any task has.
+
+Letters: B batch, H height, W width.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eve_vl.data.dataset import eval_positions
+from eve_vl.data.loader import eval_loader, open_train_and_val
+from eve_vl.data.records import Source
+from eve_vl.errors import BadSampleError, UserError
+from eve_vl.evaluation import evaluate_run
+from eve_vl.loading import LoadedRun
+from eve_vl.report.curves import Curves, Loss
+from eve_vl.report.html import Choice, choices_list, esc, mark, missing, number, right, section, thumbs
+from eve_vl.report.routing import Routing, routing_of
+from eve_vl.tasks.look import HeatMap
+
+NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never validated
+NUM_SEEN = 128  # rows that examples are chosen from, and whose routing is counted
+NUM_CHOICES = 3
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Numbers of a run, the step of the weights that they were measured with, and words that say on what."""
+
+    values: Mapping[str, float]
+    step: int
+    where: str
+    num_samples: int
+    """Rows of validation data that they were measured on, at most."""
+
+
+class TaskReport:
+    """What the page about a run shows that depends on its task; one of a task that has no report of its own."""
+
+    name: ClassVar[str]
+    """Of the task; also the anchor of the section with its examples."""
+    title: ClassVar[str] = "Examples"
+    """Of that section."""
+    rows: ClassVar[str] = "rows"
+    """What people call its rows."""
+    passes: ClassVar[str] = ""
+    """Words on what the routers are shown of these."""
+    losses: ClassVar[tuple[Loss, ...]] = ()
+    num_each: ClassVar[int] = 6
+    """Examples of a kind that the page shows."""
+
+    def __init__(self, run: LoadedRun):
+        self.run = run
+
+    @cached_property
+    def sources(self) -> tuple[list[Source[Any]], list[Source[Any]]]:
+        """The run's training and validation sources. Raises UserError if they cannot be read."""
+        return open_train_and_val(self.run.config, self.run.task.kind(self.run.config))
+
+    def dataset(self, num_samples: int, *, for_evaluation: bool = False) -> Any:
+        """Return at most num_samples rows of validation data, spread evenly, unchanged; in the form that training takes, or
+        evaluation."""
+        run, val = self.run, self.sources[1]
+        data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
+        config = dataclasses.replace(run.config, data=data)
+        if for_evaluation:
+            return run.task.eval_dataset(val, config, run.tokenizer)
+        return run.task.dataset(val, config, run.tokenizer, training=False)
+
+    def batches(self, dataset: Any) -> Iterator[Any]:
+        """Yield the batches of a dataset on the run's device."""
+        device = next(self.run.task.parameters()).device
+        for batch in eval_loader(dataset, batch_size=BATCH, rank=0, world=1):
+            yield batch.to(device)
+
+    def records(self, num_samples: int) -> list[Any]:
+        """Return the usable rows that validation on num_samples rows goes through, as readers give them."""
+        found = []
+        for _, source, row in eval_positions([len(source) for source in self.sources[1]], num_samples):
+            try:
+                found.append(self.sources[1][source][row])
+            except BadSampleError:
+                continue
+        return found
+
+    def measured(self, log: Sequence[dict]) -> Measured:
+        """Return the numbers of the last validation up to the checkpoint; without one, measure on fewer rows now."""
+        num_samples, step = self.run.config.data.val_samples, self.run.step
+        for row in reversed(log):
+            if row["kind"] == "val" and row["step"] <= step:
+                values = {name: value for name, value in row.items() if name not in ("kind", "step")}
+                where = "the run's validation data" + ", the last time before this checkpoint" * (row["step"] < step)
+                return Measured(values=values, step=row["step"], where=where, num_samples=num_samples)
+        num_samples = min(num_samples, NUM_MEASURED)
+        values = evaluate_run(self.run, num_samples, self.sources[1])
+        where = f"at most {num_samples} validation {self.rows}"
+        return Measured(values=values, step=step, where=where, num_samples=num_samples)
+
+    def numbers(self, measured: Measured) -> str:
+        """Return the numbers as HTML."""
+        rows = "".join(f"<tr><th>{esc(name)}</th><td>{number(value)}</td></tr>" for name, value in measured.values.items())
+        return f'<div class="card"><table><tbody>{rows}</tbody></table></div>'
+
+    def charts(self, curves: Curves) -> list[str]:
+        """Return the charts of what is in the log besides losses."""
+        return curves.others(self.losses)
+
+    def evidence(self, num_each: int) -> list[str]:
+        """Return sections that show the run at work on a few rows. num_each: examples of a kind."""
+        return []
+
+    def look(self, pictures: Sequence[np.ndarray], text: str, word: str | None = None) -> HeatMap | None:
+        """Return where in pictures the run looks, or the tokens of a word do, if that can be told."""
+        calls = self.run.calls
+        try:
+            return calls.look(list(pictures), text, word=word) if pictures and "look" in calls.offered() else None
+        except UserError:  # such as a single block
+            return None
+
+    def routing(self) -> Routing:
+        """Return what the routers choose."""
+        try:
+            return routing_of(self.run.task, self.batches(self.dataset(NUM_SEEN)))
+        except NotImplementedError:  # own code need not say what its routers do
+            return Routing(shares_ME=(), num_rows=0)
+
+
+def task_report(run: LoadedRun) -> TaskReport:
+    """Return the report of a run's task: the subclass of TaskReport with its name, which `eve_vl.report.<name>` or whoever
+    defined the task has defined; else the general one."""
+    name = run.config.task.name
+    if importlib.util.find_spec(module := f"{__package__}.{name}") is not None:
+        importlib.import_module(module)
+    return next((kind for kind in _subclasses(TaskReport) if vars(kind).get("name") == name), TaskReport)(run)
+
+
+def _subclasses(base: type[TaskReport]) -> Iterator[type[TaskReport]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _subclasses(kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A row with what a classifier makes of it."""
+
+    where: str
+    pictures: Mapping[str, np.ndarray]
+    """uint8 (H, W, 3), by what to call them; may be empty."""
+    text: str
+    """May be empty."""
+    choices: tuple[Choice, ...]
+    """Best first."""
+    truth: str
+    """For people to read; "" where it is kept back."""
+    kind: str = ""
+    """Kinds are shown in turns."""
+
+    @property
+    def is_right(self) -> bool | None:
+        """None where it is not known."""
+        return self.choices[0].is_right if self.truth else None
+
+
+class ClassifierReport(TaskReport):
+    """Of tasks that choose among labels: shows rows that they are right and wrong about."""
+
+    heat_for: ClassVar[str] = "its first choice"
+    """What the heat speaks for."""
+
+    def examples(self, batch: Any) -> Iterable[Example]:
+        """Return what the model makes of the rows of a batch."""
+        raise NotImplementedError
+
+    def evidence(self, num_each: int) -> list[str]:
+        """Return the section of right and wrong examples."""
+        with torch.inference_mode():
+            seen = [example for batch in self.batches(self.dataset(NUM_SEEN)) for example in self.examples(batch)]
+        num_right = sum(example.is_right is True for example in seen)
+        intro = (
+            f"Of {len(seen)} {self.rows} spread over the validation data, {num_right} are right; here are the first right ones "
+            "and the first wrong ones, kinds in turns. Bars: the most probable choices. Heat, blue to red: where the model "
+            f"sees what speaks for {self.heat_for} (Grad-CAM)."
+        )
+        is_known = any(example.is_right is not None for example in seen)
+        body = ""
+        for heading, verdict in (("Right", True), ("Wrong", False)) if is_known else (("Truth kept back", None),):
+            shown = in_turns([example for example in seen if example.is_right is verdict])
+            cards = "".join(map(self._card, shown[: num_each if is_known else 2 * num_each]))
+            cards = f'<div class="examples">{cards}</div>' if cards else missing("There is none among them.")
+            body += f"<h3>{heading}</h3>{cards}"
+        return [section(self.name, self.title, intro, body)]
+
+    def _card(self, example: Example) -> str:
+        verdict = "unknown" if example.is_right is None else right(example.is_right)
+        truth = f'<p class="truth"><span class="label">truth</span> {esc(example.truth)}</p>' if example.truth else ""
+        pictures, heat = dict(example.pictures), self.look(list(example.pictures.values()), example.text)
+        if heat is not None:
+            names = [f"heat, {name}" if len(pictures) > 1 else "heat" for name in pictures]
+            pictures |= zip(names, heat.overlays(), strict=True)
+        shown = thumbs(f"{self.name} {example.where}", pictures) if pictures else ""
+        return (
+            f'<article class="card example {verdict}">{shown}<div>'
+            f'<p class="caption">{esc(example.text)} {mark(example.is_right)}</p>{choices_list(example.choices)}{truth}'
+            "</div></article>"
+        )
+
+
+def best_choices(probability_C: Tensor, labels: Sequence[str], is_right: Callable[[str], bool]) -> tuple[Choice, ...]:
+    """Return the labels with the highest probabilities, best first. is_right: whether a label is."""
+    values, indices = probability_C.topk(min(NUM_CHOICES, len(labels)))
+    return tuple(
+        Choice(text=label, probability=value, is_right=is_right(label))
+        for value, label in zip(values.tolist(), (labels[int(index)] for index in indices), strict=True)
+    )
+
+
+def in_turns(examples: Sequence[Example]) -> list[Example]:
+    """Return all examples, the first of each kind before the second of any."""
+    kinds: dict[str, list[Example]] = {}
+    for example in examples:
+        kinds.setdefault(example.kind, []).append(example)
+    return [example for turn in itertools.zip_longest(*kinds.values()) for example in turn if example is not None]
+
+
+def pixels_of(image_CHW: Tensor) -> np.ndarray:
+    """Return a uint8 picture as (H, W, 3)."""
+    return image_CHW.permute(1, 2, 0).cpu().numpy()

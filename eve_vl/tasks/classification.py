@@ -1,0 +1,276 @@
+"""Classification: a picture, a text or both to one label, or each label to yes or no; read off the [CLS].
+
+Letters: B batch, C classes, D width.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tyro.conf import Positional
+
+from eve_vl import objectives
+from eve_vl.config import ClassificationConfig, Config
+from eve_vl.data.answers import read_answers
+from eve_vl.data.batch import LabelBatch, Pictures, RowBatch, Texts, normalize
+from eve_vl.data.downstream import LabelledRows
+from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
+from eve_vl.data.records import Source
+from eve_vl.errors import BadSampleError, UserError, nearest
+from eve_vl.metrics import classification as metrics
+from eve_vl.model.encoder import initialize
+from eve_vl.model.heads import MLPHead
+from eve_vl.tasks.calls import Calls, Verb, best_classes
+from eve_vl.tasks.look import Evidence
+from eve_vl.tasks.task import Computation, Prepared, Routers, Sizes, Task, pair_tokens
+from eve_vl.train.distributed import gather_objects
+from eve_vl.train.trainer import StepOutput
+
+MAX_CLASSES = 10_000  # a column with more distinct values is hardly one of labels
+READS = {"picture": ("pixels",), "text": ("ids", "is_padding"), "both": ("pixels", "ids", "is_padding")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationExample:
+    """A row with the model's probabilities, float32 (C,), and its labels (none where they are kept back)."""
+
+    probability_C: np.ndarray
+    label: str
+    """The most probable."""
+    labels: tuple[str, ...]
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A label, and the probability that it is right; of several labels each may be."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyFlags:
+    """Flags of `eve classify`."""
+
+    image: Positional[Path | None] = None
+    """Picture file, for a run that reads pictures."""
+    text: str | None = None
+    """Text, for a run that reads texts."""
+    top: int = 5
+    """How many labels to show."""
+    json: Path | None = None
+    """Also write the result to this file."""
+
+
+class ClassificationCalls(Calls):
+    """What a classification run does for people."""
+
+    task: "Classification"
+    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {
+        "classify": Verb(
+            flags=ClassifyFlags,
+            show=lambda labels: "\n".join(f"{each.probability:7.4f}  {each.label}" for each in labels),
+            values=lambda labels: {"labels": [asdict(each) for each in labels]},
+        )
+    }
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        return ("classify", "look") if self.task.settings.reads == "both" else ("classify",)
+
+    @torch.no_grad()
+    def classify(self, image: ImageLike | None = None, text: str | None = None, top: int = 5) -> list[Label]:
+        """Return the `top` most probable labels of what the run reads, a picture, a text or both, best first."""
+        reads, given = self.task.settings.reads, {"picture": image is not None, "text": text is not None}
+        for what, is_given in given.items():
+            if is_given != (reads in (what, "both")):
+                raise UserError(f"classify: this run reads {reads}; {'leave out the' if is_given else 'give a'} {what}")
+        pixels_BCHW = None if image is None else self.inputs.images([given_image(image)])
+        ids_BT, is_padding_BT = (None, None) if text is None else self.inputs.texts([given_text(text)])
+        probability_C = self.task.probabilities(self.task.logits(pixels_BCHW, ids_BT, is_padding_BT)[0])[0]
+        return [Label(label=self.task.sizes.labels[c], probability=value) for c, value in best_classes(probability_C, top)]
+
+    def _evidence(
+        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
+    ) -> Evidence:
+        batch, labels = self.inputs.pairs(images, [text]), self.task.sizes.labels
+        if answer is not None and answer not in labels:
+            raise UserError(f"no label {nearest(answer, labels)}")
+        with torch.no_grad():
+            chosen = int(self.task.predict(batch)[0].argmax()) if answer is None else labels.index(answer)
+        return Evidence(
+            logits=lambda task: task.predict(batch)[0],
+            classes_R=torch.tensor([chosen], device=batch.ids_BT.device),
+            words=f'the label "{labels[chosen]}"',
+            is_one_of_many=not self.task.settings.several,
+        )
+
+
+class Classification(Task[ClassificationConfig]):
+    """The task: encoder and a head over the classes."""
+
+    section = ClassificationConfig
+    dataset = LabelledRows
+    calls = ClassificationCalls
+    labels_file = "classes.json"
+    label_layer = "class_head.3"
+    truth = "label"
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        self.main_metric = "mean_ap" if self.settings.several else "balanced_acc"
+        self.class_ids = {label: c for c, label in enumerate(sizes.labels)}
+        D = config.model.embed_dim
+        self.class_head = MLPHead(D, 2 * D, len(sizes.labels))
+        initialize(self, config.model)
+        if self.settings.several:  # each starts out as likely as one among all; see tasks/vqa.py
+            last = self.class_head[-1]
+            assert isinstance(last, nn.Linear)
+            nn.init.constant_(last.bias, -math.log(max(len(sizes.labels) - 1, 1)))
+
+    @classmethod
+    def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
+        """Read the list of classes or collect those of the rows. Raises UserError if there are none, or too many."""
+        assert isinstance(config.task, ClassificationConfig)
+        if not labels and config.task.classes is not None:
+            labels = read_answers(config.task.classes)
+        given = [row.labels for source in sources for row in _usable(source)]
+        labels = labels or sorted(set(itertools.chain(*given)))
+        if not 1 < len(labels) <= MAX_CLASSES:
+            raise UserError(
+                f"data.train {' '.join(config.data.train)}: {len(labels)} different labels, expected 2 to {MAX_CLASSES}; name "
+                "their column with --data.label-column"
+            )
+        most = max(map(len, given), default=0)
+        if most > 1 and not config.task.several:
+            raise UserError(
+                f"data.train {' '.join(config.data.train)}: a row has {most} labels; give --task.several for more than one"
+            )
+        return Prepared(sources=sources, labels=tuple(labels))
+
+    @classmethod
+    def has_truth(cls, row: Any) -> bool:
+        """Whether a row comes with labels."""
+        return bool(row.labels)
+
+    @property
+    def leaves_unused(self) -> bool:
+        """Whether rows hold one modality alone, so that the other's parameters get no gradient."""
+        return self.settings.reads != "both"
+
+    def forward(self, batch: LabelBatch) -> StepOutput:
+        """Return the loss over the classes plus the weighted balance loss. Raises UserError for a label that is no class."""
+        logits_BC, routers = self.predict(batch)
+        target_BC = self.targets(batch).to(logits_BC.device)
+        right = target_BC.gather(1, logits_BC.argmax(1, keepdim=True)).mean()
+        return self.output({"classification": self.loss(logits_BC, target_BC)}, routers, acc=right)
+
+    def loss(self, logits_BC: Tensor, target_BC: Tensor) -> Tensor:
+        """Return the cross-entropy of the one label, or the binary ones of several, summed over classes; mean over rows."""
+        if self.settings.several:
+            return objectives.answers(logits_BC, target_BC)
+        return F.cross_entropy(logits_BC.float(), target_BC)
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Return the probability of each label, float32 (B, C): those of one label add up to 1."""
+        return logits_BC.float().sigmoid() if self.settings.several else logits_BC.float().softmax(1)
+
+    def predict(self, batch: RowBatch) -> tuple[Tensor, Routers]:
+        """Return logits (B, C) and the routers' statistics."""
+        images_BCHW = batch.images_BCHW if isinstance(batch, Pictures) else None
+        ids_BT, is_padding_BT = (batch.ids_BT, batch.is_padding_BT) if isinstance(batch, Texts) else (None, None)
+        return self.logits(images_BCHW, ids_BT, is_padding_BT)
+
+    def logits(self, images_BCHW: Tensor | None, ids_BT: Tensor | None, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
+        """Return logits (B, C) of pictures, texts or pairs, and the routers' statistics."""
+        image = None if images_BCHW is None else self.encoder.image(normalize(images_BCHW))
+        text = None if ids_BT is None else self.encoder.text(ids_BT, is_padding_BT)
+        cls_BD, routers = self.encoder.cls(image, text)
+        return self.class_head(cls_BD), routers
+
+    def targets(self, batch: LabelBatch) -> Tensor:
+        """Return 1 for each label of a row, 0 elsewhere: float32 (B, C) on the CPU."""
+        target_BC = torch.zeros(len(batch.labels), len(self.sizes.labels))
+        for row, labels in enumerate(batch.labels):
+            for label in labels:
+                if label not in self.class_ids:
+                    raise UserError(f"{batch.where[row]}: the label {nearest(label, self.class_ids)}")
+                target_BC[row, self.class_ids[label]] = 1
+        return target_BC
+
+    @torch.no_grad()
+    def examples(self, loader: Iterable[LabelBatch]) -> list[ClassificationExample]:
+        """Label the rows of all processes, in order of where they stand."""
+        examples: list[ClassificationExample] = []
+        for batch in loader:
+            probability_BC = self.probabilities(self.predict(batch)[0]).cpu().numpy()
+            examples += [
+                ClassificationExample(
+                    probability_C=probability_BC[row].copy(),
+                    label=self.sizes.labels[int(probability_BC[row].argmax())],
+                    labels=batch.labels[row],
+                    where=batch.where[row],
+                )
+                for row in range(len(batch.where))
+            ]
+        return sorted(itertools.chain(*gather_objects(examples)), key=lambda each: each.where)
+
+    def numbers(self, examples: Sequence[ClassificationExample]) -> dict[str, float]:
+        """Return the numbers of `metrics.classification` over the rows that have labels."""
+        known = [each for each in examples if each.labels]
+        if not known:
+            return {"num_rows": 0}
+        if not self.settings.several:
+            return metrics.summary([each.label for each in known], [each.labels[0] for each in known])
+        is_true_RC = np.array([[label in each.labels for label in self.sizes.labels] for each in known])
+        return metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC)
+
+    def routers(self, batch: RowBatch) -> Routers:
+        """Return what the routers do with the rows."""
+        return self.predict(batch)[1]
+
+    def computations(self) -> dict[str, Computation]:
+        """Return what the run computes, by the name of its file."""
+        kind = "the sigmoid of each is its" if self.settings.several else "their softmax is the"
+        classifier = Computation(
+            inputs=READS[self.settings.reads],
+            output="logits",
+            meaning=f"one per label of {self.labels_file}; {kind} probability",
+            compute=lambda *tensors: self._logits_of(dict(zip(READS[self.settings.reads], tensors, strict=True)))[0],
+        )
+        return super().computations() | {"classifier": classifier}
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `logits` (B, C). labels: int64 (B,), or with task.several float32 (B, C) of 0 and 1."""
+        logits_BC, routers = self._logits_of(tensors)
+        if labels is None:
+            return {"logits": logits_BC}
+        target_BC = labels.float() if self.settings.several else F.one_hot(labels, logits_BC.shape[1]).float()
+        return {"loss": self.output({"classification": self.loss(logits_BC, target_BC)}, routers).loss, "logits": logits_BC}
+
+    def _logits_of(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Routers]:
+        wanted = {name: tensors.get(name) for name in READS[self.settings.reads]}
+        return self.logits(wanted.get("pixels"), wanted.get("ids"), wanted.get("is_padding"))
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of a step."""
+        num_image, num_text = pair_tokens(self.config)
+        reads = self.settings.reads
+        return {"pass": self.encoder.flops(num_image if reads != "text" else 0, num_text if reads != "picture" else 0)}
+
+
+def _usable(source: Source[Any]) -> Iterable[Any]:
+    """Yield the rows that can be used; training counts the others when it meets them."""
+    for index in range(len(source)):
+        try:
+            yield source[index]
+        except BadSampleError:
+            continue
