@@ -24,6 +24,7 @@ from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
 from eve_vl.convert import published
 from eve_vl.convert.keys import key_table, to_ours, to_published
+from eve_vl.data.batch import CaptionBatch
 from eve_vl.loading import build_untrained
 from eve_vl.model.embed import Tokens
 from eve_vl.model.moe_official import Assignment, OfficialMoE
@@ -228,6 +229,11 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
         check("logits", "retrieval_itm.itm_logits", contrast.match(encoder, image, text)[0])
 
     tag = "retrieval_loss"
+    ids_BT, is_padding_BT = fixture.texts
+    picture_B = fixture.inputs["retrieval_idx"]
+    pairs = CaptionBatch(
+        images_BCHW=fixture.inputs["image"], ids_BT=ids_BT, is_padding_BT=is_padding_BT, picture_B=picture_B, where=()
+    )
     order = iter((("weights_t2i", "neg_image_idx"), ("weights_i2t", "neg_text_idx")))
     seen: dict[str, Tensor] = {}
     drawn, matching = objectives.hard_negatives, objectives.matching
@@ -245,7 +251,7 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     objectives.hard_negatives, objectives.matching = recorded_negatives, seen_matching
     try:
         with watching(encoder, check, tag):
-            losses, _, routers = contrast(encoder, image, text, fixture.inputs["retrieval_idx"])
+            losses, _, routers = contrast(encoder, pairs)
     finally:
         objectives.hard_negatives, objectives.matching = drawn, matching
     gate = encoder.balance_weight * routing_terms(routers)["balance"]
