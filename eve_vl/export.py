@@ -93,7 +93,8 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
     run = load_run(path.expanduser(), torch.device("cpu"))
     known = run.task.computations()
     if unknown := [name for name in parts if name not in known]:
-        raise UserError(f"{path}: a run of task {run.config.task.name} has no part {nearest(unknown[0], known)}")
+        name = run.config.task.name
+        raise UserError(f"{path}: task {name} has no part {nearest(unknown[0], known)} (parts: {', '.join(known)})")
     if run.task.encoder.results_depend_on_batch:
         raise UserError(
             f"{path}: model.routing is official, which draws second experts at random and lets tokens compete for room, so "

@@ -12,15 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models.beit import Beit
 from torch import Tensor
+from twins import tiny_config, tiny_tokenizer
 
+from eve_vl.config import NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
 from eve_vl.convert import published
 from eve_vl.convert.keys import buffers, key_table, to_ours, to_published
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.loading import build_untrained, load_run
+from eve_vl.loading import build_task, build_untrained, load_run
 from eve_vl.tasks.task import Sizes
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = {"vqa": "vqa", "nlvr": "nlvr2", "nlvr_biattn": "nlvr2", "retrieval": "retrieval"}
+HEADS = {"vqa": VQAConfig(), "nlvr_biattn": NLVR2Config(head="paired"), "nlvr_no_biattn": NLVR2Config(head="concat")}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def test_there_and_back_is_exact(eve, tmp_path, words, answers, head, suffix):
     assert done.returncode == 0, done.stderr
     run = load_run(tmp_path / "run")
     assert run.config.task.name == KINDS[head]
-    assert (run.config.model.routing, run.config.input.padded_text_length) == ("official-dropless", 40)
+    assert (vars(run.config.model)["routing"], run.config.input.padded_text_length) == ("official-dropless", 40)
     done = eve("convert", "run", f"back{suffix}")
     assert done.returncode == 0, done.stderr
     back = published.read_tensors(tmp_path / f"back{suffix}")
@@ -97,7 +100,7 @@ def test_positions_are_resized_on_request(eve, tmp_path, words, answers):
     done = eve("convert", "eve.safetensors", "run", *flags, "--image-size", 96)
     assert done.returncode == 0, done.stderr
     found = load_file(GOLDEN / "extras" / "pos_embed_interp.safetensors")
-    assert load_run(tmp_path / "run").task.encoder.image.positions.shape == found["a_dst_6x6"].shape
+    assert load_run(tmp_path / "run").task.get_parameter("encoder.image.positions").shape == found["a_dst_6x6"].shape
 
 
 class Runs:
@@ -218,6 +221,29 @@ def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained, tmp_path, 
     assert not (tmp_path / "eve.pth").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (NLVR2Config(head="compare"), "have no nlvr2 head with head compare, so"),
+        (RetrievalConfig(standardize_match=True), "have no retrieval head with standardize_match True, so"),
+        (RetrievalConfig(itm_weight=0.0, rerank=0), "have no retrieval head with itm_weight 0.0 and rerank 0, so"),
+    ],
+)
+def test_heads_that_were_not_published_are_named(eve, tmp_path, task, message):
+    config = tiny_config(task=task)
+    published.write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
+    done = eve("convert", "run", "eve.pth")
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_pretrained_run_leaves_its_heads_behind(eve, tmp_path):
+    config = tiny_config()
+    published.write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
+    done = eve("convert", "run", "eve.pth")
+    assert done.returncode == 0 and "that the published models have not: pixel_decoder, token_head" in done.stdout
+    assert (tmp_path / "run" / "config.json").read_text() == config_to_json(load_run(tmp_path / "run").config)
+
+
 def test_flags_that_mean_nothing_are_refused(eve, tmp_path, words, answers):
     save_file(tiny("retrieval"), tmp_path / "eve.safetensors")
     torch.save(vision("vit").state_dict(), tmp_path / "image.pth")
@@ -295,7 +321,7 @@ def test_the_key_table_covers_every_key(name, size):
     wanted = (12, 768, 12, 2) if size == "base" else (24, 1024, 16, 3)
     assert (model.depth, model.embed_dim, model.num_heads, model.num_deep_blocks) == wanted
     assert (model.num_experts, sizes.image_size, sizes.text_length, model.mlp_ratio) == (32, 384, 196, 4)
-    assert section.name == KINDS[name]
+    assert section == HEADS.get(name, RetrievalConfig(final_norm=False, projection_dim=model.embed_dim))
     table = key_table(model, section)
     theirs = [key for keys in table.values() for key in keys] + list(buffers(sizes))
     assert sorted(theirs) == sorted(tensors)  # each once
@@ -377,6 +403,6 @@ def test_stable_routing_takes_the_same_weights(eve, tmp_path, words, answers):
     assert eve("convert", "eve.safetensors", "run", *flags).returncode == 0
     assert eve("convert", "eve.safetensors", "other", *flags[:6]).returncode == 0
     stable, other = load_run(tmp_path / "run"), load_run(tmp_path / "other")
-    assert (stable.config.model.routing, stable.config.input.padded_text_length) == ("stable", 0)
+    assert (vars(stable.config.model)["routing"], stable.config.input.padded_text_length) == ("stable", 0)
     weights = other.task.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in stable.task.state_dict().items())

@@ -37,7 +37,7 @@ from transformers import (
 from twins import CAPTIONS, ListSource, pairs, tiny_config
 
 from eve_vl import hf
-from eve_vl.config import Config, EveModelConfig, InputConfig, VQAConfig, to_dict
+from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig, InputConfig, VQAConfig, to_dict
 from eve_vl.convert.published import write_run
 from eve_vl.data.batch import Texts, TextSample
 from eve_vl.data.dataset import MaskedPairs
@@ -173,7 +173,7 @@ def test_balance_is_part_of_the_loss():
     for weight in (0.0, 10.0):
         _, task = tiny("vqa", model={"balance_weight": weight})
         assert isinstance(task, VQA)
-        labels = dict(enumerate(ANSWER_LIST))
+        labels: dict[int, str] = dict(enumerate(ANSWER_LIST))
         config = hf.EveConfig(**hf_sections(task), vocab_size=TOKENIZER.vocab_size, id2label=labels)
         model = hf.EveForVisualQuestionAnswering(config).eval()
         model.task.load_state_dict(task.state_dict())
@@ -225,6 +225,8 @@ def test_the_encoder_alone(loaded):
         assert torch.equal(output.pooler_output, output.last_hidden_state[:, cls])
     with pytest.raises(UserError, match="give pixel_values, input_ids or both"):
         model()
+    with pytest.raises(UserError, match="leave out labels"):
+        model(**inputs, labels=torch.zeros(5))
 
 
 def test_no_attention_mask_means_no_padding(loaded):
@@ -324,6 +326,44 @@ def test_a_run_without_a_head_for_tokens_gives_its_encoder(tmp_path):
         hf.EveForMaskedModeling(hf.EveConfig(**hf_sections(task), vocab_size=300))
 
 
+def test_what_earlier_versions_saved_still_loads(tmp_path):
+    """Sizes were part of the model, which had no name; a bare encoder was masked_signal without losses, a rival with more."""
+    bare = {"name": "masked_signal", "mim_weight": 0.0, "mlm_weight": 0.0, "itc_weight": 0.0}
+    rival = {"name": "masked_signal", "mim_weight": 0.0, "itc_weight": 1.0, "itm_weight": 1.0}
+    run = write("vqa", tmp_path / "run")
+    hf.from_run(tmp_path / "run")[0].save_pretrained(tmp_path / "hub")
+    now = json.loads((tmp_path / "hub" / "config.json").read_text())
+    for task, kind, name in (
+        (now["task"], hf.EveForVisualQuestionAnswering, "vqa"),
+        (bare, hf.EveModel, "encoder"),
+        (rival, hf.EveForMaskedModeling, "contrast_match"),
+    ):
+        model = {key: value for key, value in now["model"].items() if key != "name"} | now["input"]
+        old = {key: value for key, value in now.items() if key not in ("input", "format")} | {"model": model, "task": task}
+        (tmp_path / "hub" / "config.json").write_text(json.dumps(old))
+        loaded = kind.from_pretrained(tmp_path / "hub")
+        assert (loaded.config.task["name"], loaded.task.config.input) == (name, run.config.input)
+        for key, tensor in run.encoder.state_dict().items():
+            assert torch.equal(tensor, loaded.task.encoder.state_dict()[key])
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(now | {"format": 99}))
+    with pytest.raises(UserError, match="has format 99"):
+        AutoConfig.from_pretrained(tmp_path / "hub")
+
+
+def test_rivals_have_a_class_of_their_own(tmp_path):
+    config = tiny_config(task=ContrastMatchConfig(projection_dim=8))
+    write_run(tmp_path / "run", config, TOKENIZER, build(config))
+    model, _ = hf.from_run(tmp_path / "run")
+    assert type(model) is hf.EveForContrastMatch
+    assert isinstance(model, hf.EveForMaskedModeling)
+    model.save_pretrained(tmp_path / "hub")
+    again = AutoModelForMaskedLM.from_pretrained(tmp_path / "hub")
+    assert again.config.task["name"] == "contrast_match"
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(AttributeError, match="EveForNothing"):
+        _ = hf.EveForNothing
+
+
 # Loading
 
 
@@ -400,6 +440,13 @@ def test_inputs_that_do_not_fit_are_named(loaded):
         model(**inputs | {"pixel_values": inputs["pixel_values"].byte()})
     with pytest.raises(UserError, match=r"text of 13 tokens, but input.text_length is 12"):
         model(**inputs | {"input_ids": torch.ones(5, 13, dtype=torch.int64), "attention_mask": None})
+    if not isinstance(task, Retrieval):
+        for name in inputs.keys() - {"attention_mask"}:
+            with pytest.raises(UserError, match=f"^{name} is missing"):
+                model(**inputs | {name: None})
+    if not isinstance(task, NLVR2):
+        with pytest.raises(UserError, match="looks at one picture: leave out pixel_values_right"):
+            model(**inputs, pixel_values_right=inputs["pixel_values"])
     if isinstance(task, VQA):
         with pytest.raises(UserError, match=r"labels of shape \(5,\), expected soft targets \(5, 8\)"):
             model(**inputs, labels=torch.zeros(5))

@@ -38,7 +38,7 @@ def key_table(model: EveModelConfig, task: TaskConfig) -> Keys:
     such a head."""
     heads = task_class(type(task)).published_head.keys(task)
     assert heads is not None
-    table = {ours: (theirs,) for ours, theirs in (EMBEDDING | dict(heads)).items()}
+    table: Keys = {ours: (theirs,) for ours, theirs in (EMBEDDING | dict(heads)).items()}
     for block, policy in enumerate(model.ffn_policies):
         ffn = POLICIES[policy].published(model)
         assert ffn is not None
