@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from eve_vl.config import TaskConfig, kinds_of
+from eve_vl.tasks import task_class
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "eve_vl"
 
@@ -178,11 +181,28 @@ def test_configs_and_recipes_know_no_tensors():
             assert not {name.split(".")[0] for name, _ in imports(path)} & {"torch", "numpy", "torchvision"}, module
 
 
+TASKS = [name for name in kinds_of(TaskConfig) if name != "encoder"]  # which is also what every task calls its backbone
+
+
 def test_the_training_loop_knows_no_tasks_name():
-    names = [path.stem for path in (PACKAGE / "tasks").glob("*.py") if path.stem != "__init__"]
-    assert names
+    assert TASKS
     for path in (PACKAGE / "train").glob("*.py"):
-        assert not [name for name in names if name in path.read_text()], path
+        assert not [name for name in TASKS if name in path.read_text()], path
+
+
+def test_rooms_ask_a_task_what_it_has_and_never_which_it_is():
+    classes = [task_class(kind).__name__ for kind in kinds_of(TaskConfig).values()]
+    assert {"MaskedSignal", "Retrieval", "VQA", "NLVR2", "Classification"} <= {*classes}
+    asks = re.compile(rf"isinstance\([^)]*({'|'.join(classes)})")
+    for module, path in MODULES.items():
+        if room_of(module) in ("tasks", "config", "recipes"):
+            continue
+        assert not asks.search(path.read_text()), f"{module} asks a task which it is"
+        own = path.stem if room_of(module) == "report" else None
+        concrete = {f"eve_vl.tasks.{name}" for name in TASKS if name != own}
+        if own is None or own in TASKS:  # what report files share is theirs
+            found = [name for name, _ in own_imports(path) if name.rpartition(".")[0] in concrete or name in concrete]
+            assert not found, f"{module} imports {found}"
 
 
 def tree() -> dict[str, Path]:

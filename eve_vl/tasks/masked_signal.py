@@ -218,10 +218,10 @@ class MaskedSignalTask(Task[Settings]):
         divided by it, so that gradients that are averaged over micro-batches and processes are those of the whole batch."""
         masked = [batch.is_masked_BT.sum().float() for batch in micro_batches if isinstance(batch, MaskedTexts)]
         if not masked:
-            return micro_batches
+            return super().before_step(micro_batches)
         count = sum_over_processes(torch.stack(masked).sum())
         mean = count.clamp(min=1) / (world_size() * len(micro_batches))
-        return [dataclasses.replace(batch, num_targets=mean) for batch in micro_batches]
+        return super().before_step([dataclasses.replace(batch, num_targets=mean) for batch in micro_batches])
 
     def masked_losses(self, batch: MaskedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses `mim` and `mlm`, as far as they have a weight and rows for it, scalars for the log and the
