@@ -15,7 +15,7 @@ from eve_vl.config import Config, from_dict, to_dict
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes import get_recipe
 from eve_vl.report import charts
-from eve_vl.report.html import counted, number, percent, picture, points, scientific
+from eve_vl.report.html import counted, draw, number, percent, points, scientific
 from eve_vl.report.masked_signal import caption_pieces
 from eve_vl.report.page import command_line
 from eve_vl.report.retrieval import chance_recall
@@ -68,8 +68,11 @@ def test_numbers():
     assert [counted(count, "match", "matches") for count in (1, 3, 1.5, 12000)] == [
         *("1 match", "3 matches", "1.5 matches", "12,000 matches"),
     ]
-    assert 'class="pixelated"' in picture(np.zeros((48, 48, 3), np.uint8), "small")
-    assert "pixelated" not in picture(np.zeros((224, 224, 3), np.uint8), "large")
+    small, large = (
+        draw("macros.html", "picture", pixels=np.zeros((side, side, 3), np.uint8), alt="a picture") for side in (48, 224)
+    )
+    assert 'class="pixelated"' in small
+    assert "pixelated" not in large
 
 
 def test_ticks_and_thinning():

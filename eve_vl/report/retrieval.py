@@ -108,7 +108,15 @@ class RetrievalReport(TaskReport):
             bars.insert(1, ("contrast alone", [values[f"{way}{k}_itc_only"] for k in RECALLS]))
         names, axis = [f"R@{k}" for k in RECALLS], "a match among the first k"
         chart = bar_chart(f"{title}: recall", names, bars, show=percent, axis=axis)
-        return {"key": f"{way}1", "title": title, "other": other, "num": num, "matches": matches, "chance": chance[0], "chart": chart}
+        return {
+            "key": f"{way}1",
+            "title": title,
+            "other": other,
+            "num": num,
+            "matches": matches,
+            "chance": chance[0],
+            "chart": chart,
+        }
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and what they find."""
