@@ -6,19 +6,24 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from report_page import Page, assert_self_contained
+from tiny_runs import tiny_run, write_run
 
 from eve_vl.cli import VERBS
-from eve_vl.config import Config, from_dict, to_dict
+from eve_vl.config import Config, EncoderOnlyConfig, TaskConfig, from_dict, kinds_of, to_dict
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes import get_recipe
-from eve_vl.report import charts
+from eve_vl.report import charts, write_report
 from eve_vl.report.html import counted, number, percent, picture, points, scientific
 from eve_vl.report.masked_signal import caption_pieces
 from eve_vl.report.page import command_line
 from eve_vl.report.retrieval import chance_recall
+from eve_vl.report.task import TaskReport, task_report
 
 
 def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):
@@ -119,3 +124,39 @@ def test_chance_is_that_of_drawing_without_replacement():
     for k in (1, 2, 5, 10):
         hits = [any(candidate < m for candidate in order[:k]) for m in matches for order in itertools.permutations(range(num))]
         assert chance_recall(k, num, matches) == pytest.approx(sum(hits) / len(hits))
+
+
+def of_task(name: str) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(task=SimpleNamespace(name=name)))
+
+
+def test_a_tasks_report_is_found_by_its_name():
+    class OwnReport(TaskReport):
+        name = "own"
+
+    for name, kind in kinds_of(TaskConfig).items():
+        own = Path(charts.__file__).with_name(f"{name}.py")
+        assert own.is_file() == kind.has_numbers
+        report = type(task_report(of_task(name)))
+        assert report.__module__ == f"eve_vl.report.{name if kind.has_numbers else 'task'}"
+    assert type(task_report(of_task("own"))) is OwnReport
+    for name in ("charts", "nothing"):
+        assert type(task_report(of_task(name))) is TaskReport
+
+
+def test_what_all_pages_share_names_no_task():
+    sections = [section for section in kinds_of(TaskConfig).values() if section.has_numbers]
+    names = [name for section in sections for name in (section.__name__, f'"{section.name}"')]
+    for file in ("page", "task", "html", "charts", "curves", "routing"):
+        text = Path(charts.__file__).with_name(f"{file}.py").read_text()
+        assert [name for name in names if name in text] == []
+
+
+def test_an_encoder_without_numbers(tmp_path: Path):
+    run = tiny_run("masked", task=EncoderOnlyConfig())
+    write_run(run, tmp_path / "mine/checkpoints/step_00000001")
+    page = Page(write_report(tmp_path / "mine"))
+    assert_self_contained(tmp_path / "mine/report.html")
+    assert page.ids == ["config"]
+    assert "has no numbers and no examples" in page.text
+    assert "an encoder without headsminerecipe" in page.text
