@@ -277,7 +277,9 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     assert isinstance(task, Retrieval)
     assert task.contrast.match_head is not None
     with torch.enable_grad():
-        found = RetrievalReport(run).searches(2, num_searched=40)
+        report = RetrievalReport(run)
+        dataset = report.dataset(40, for_evaluation=True)
+        by_text, by_picture = report.searches(dataset, 2)
     rows = ScenePairs(split="val", image_size=32)
     picks = [row for _, _, row in eval_positions([len(rows)], 40)]
     pictures = [pixels_of(rows[row].image) for row in picks]
@@ -291,11 +293,11 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
         assert task.contrast.match_head is not None
         return task.contrast.match_head(alone(run, pictures[picture], text))[0, 1].item()
 
-    assert found.num_pictures == 40
-    assert found.num_texts == len(texts)
-    assert 2 <= len(found.by_text) <= 4
-    assert 2 <= len(found.by_picture) <= 4
-    for query in found.by_text:
+    assert len(dataset.pictures) == 40
+    assert dataset.captions == texts
+    assert 2 <= len(by_text) <= 4
+    assert 2 <= len(by_picture) <= 4
+    for query in by_text:
         similarity = image_Id @ text_Td[texts.index(query.item.text)]
         first = similarity.argsort(descending=True)[:16].tolist()
         best = sorted(first, key=lambda picture: -match(picture, query.item.text))[:5]
@@ -304,7 +306,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
             assert item.picture is not None
             assert (item.picture == pictures[picture]).all()
         assert query.is_match == tuple((picture, query.item.text) in true for picture in best)
-    for query in found.by_picture:
+    for query in by_picture:
         index = int(query.item.where.removeprefix("picture "))
         first = (text_Td @ image_Id[index]).argsort(descending=True)[:16].tolist()
         best = sorted(first, key=lambda text: -match(index, texts[text]))[:5]
@@ -313,7 +315,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
         assert (index, query.truth.text) in true
         assert query.word in query.truth.text.split()
         assert (query.heat[0] == look_for(run, pictures[index], query)).all()
-    verdicts = [query.is_match[0] for query in found.by_text]
+    verdicts = [query.is_match[0] for query in by_text]
     assert verdicts == sorted(verdicts, reverse=True)
 
 
@@ -325,10 +327,10 @@ def look_for(run: LoadedRun, pixels: np.ndarray, query: Query) -> np.ndarray:
 def test_true_items_are_framed(runs: dict[str, Path]):
     """The page shows the searches' verdicts."""
     report = RetrievalReport(load_run(runs["retrieval"]))
-    searches = report.searches(report.num_each)
+    by_text, by_picture = report.searches(report.dataset(200, for_evaluation=True), report.num_each)
     text = (runs["retrieval"] / "report.html").read_text()
     lists = re.findall(r'<ol class="hits \w+">(.*?)</ol>', text)
-    queries = [*searches.by_text, *searches.by_picture]
+    queries = [*by_text, *by_picture]
     assert len(lists) == len(queries)
     for items, query in zip(lists, queries, strict=True):
         assert re.findall(r'<li class="(right|wrong)">', items) == ["right" if each else "wrong" for each in query.is_match]

@@ -72,7 +72,8 @@ def line_chart(
     x_end = max(x for _, points in lines for x, _ in points) or 1
     x_ticks = [tick for tick in ticks(0, x_end) if tick <= x_end]
     frame = _Frame(x_end=x_end, y_low=y_ticks[0], y_high=y_ticks[-1], left=_left(y_ticks, write))
-    parts = [*_grid(frame, y_ticks, write), *_step_axis(frame, x_ticks)]
+    parts = [*_grid(frame, y_ticks, write), _text(WIDTH - RIGHT, HEIGHT - 3, "step", "end")]
+    parts += [_text(frame.x(tick), HEIGHT - BOTTOM + 15, number(tick), "middle") for tick in x_ticks]
     styles = _styles([each for each, _ in lines])
     for style, (_, points) in zip(styles, lines, strict=True):
         path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in points)
@@ -85,7 +86,7 @@ def line_chart(
         parts.append(f'<text class="mark" x="{frame.x(mark)}" y="{TOP + 10}" dx="-5" text-anchor="end">checkpoint</text>')
     parts += _hover_bands(frame, lines, show)
     named = [(each.name, show(points[-1][1])) for each, points in lines]
-    return _figure(title, note, _legend(styles, named), parts)
+    return _figure(title, note, styles, named, parts)
 
 
 def bar_chart(
@@ -132,7 +133,7 @@ def bar_chart(
         parts.append(f'<line class="ref" x1="{frame.left}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
     styles = [*(f"c{index}" for index in range(len(series))), *("ref ref0" for _ in levels)]
     named = [*((name, "") for name, _ in series), *((name, show(value)) for name, value in levels)]
-    return _figure(title, note, _legend(styles, named), parts)
+    return _figure(title, note, styles, named, parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +179,6 @@ def _grid(frame: _Frame, y_ticks: Sequence[float], show: Show) -> list[str]:
     return parts
 
 
-def _step_axis(frame: _Frame, x_ticks: Sequence[float]) -> list[str]:
-    parts = [_text(frame.x(tick), HEIGHT - BOTTOM + 15, number(tick), "middle") for tick in x_ticks]
-    return [*parts, _text(WIDTH - RIGHT, HEIGHT - 3, "step", "end")]
-
-
 def _hover_bands(frame: _Frame, lines: Sequence[tuple[Series, list[tuple[float, float]]]], show: Show) -> list[str]:
     """Return one invisible band per step, as wide as the gap to its neighbours, whose title lists every line's value."""
     at_step: dict[float, list[str]] = {}
@@ -203,16 +199,13 @@ def _hover_bands(frame: _Frame, lines: Sequence[tuple[Series, list[tuple[float, 
     return parts
 
 
-def _legend(styles: Sequence[str], named: Sequence[tuple[str, str]]) -> str:
-    rows = []
+def _figure(title: str, note: str, styles: Sequence[str], named: Sequence[tuple[str, str]], parts: Sequence[str]) -> str:
+    """Return drawing and legend. named: name and value of each style."""
+    legend = ""
     for style, (name, value) in zip(styles, named, strict=True):
         key = f'<line class="{style}" x1="1" x2="21" y1="5" y2="5"/>'
         key = f'<svg class="key" viewBox="0 0 22 10" aria-hidden="true">{key}</svg>'
-        rows.append(f"<li>{key}{esc(name)} <b>{esc(value)}</b></li>")
-    return f'<ul class="legend">{"".join(rows)}</ul>'
-
-
-def _figure(title: str, note: str, legend: str, parts: Sequence[str]) -> str:
+        legend += f"<li>{key}{esc(name)} <b>{esc(value)}</b></li>"
     drawing = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{esc(title)}">{"".join(parts)}</svg>'
-    note = f'<p class="note">{esc(note)}</p>' if note else ""
-    return f'<figure class="card chart"><figcaption>{esc(title)}</figcaption>{note}{drawing}{legend}</figure>'
+    head = f"<figcaption>{esc(title)}</figcaption>" + (f'<p class="note">{esc(note)}</p>' if note else "")
+    return f'<figure class="card chart">{head}{drawing}<ul class="legend">{legend}</ul></figure>'

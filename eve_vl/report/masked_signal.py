@@ -16,24 +16,10 @@ from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embed import hide, patchify, to_pictures
+from eve_vl.report import html
 from eve_vl.report.curves import Curves, Loss
-from eve_vl.report.html import (
-    Card,
-    Choice,
-    card_group,
-    choices_list,
-    esc,
-    mark,
-    missing,
-    number,
-    percent,
-    points,
-    right,
-    section,
-    share_card,
-    thumbs,
-)
-from eve_vl.report.task import Measured, TaskReport
+from eve_vl.report.html import Card, Choice
+from eve_vl.report.task import Measured, TaskReport, best_choices
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
 NUM_GUESSES = 5
@@ -54,7 +40,7 @@ class HiddenToken:
     """One hidden token: what it was, the best guesses with the right picture, and the best with the wrong one."""
 
     truth: str
-    guesses: tuple[Choice, ...]
+    guesses: list[Choice]
     wrong_picture: Choice
     truth_probability: float
     """With the right picture."""
@@ -98,9 +84,9 @@ class MaskedSignalReport(TaskReport):
         """Return cards of both passes, beside what can be had without the other modality."""
         values, groups = measured.values, []
         if "mlm_acc" in values:
-            gain = points(values["mlm_acc"] - values["mlm_acc_wrong_image"])
+            gain = html.points(values["mlm_acc"] - values["mlm_acc_wrong_image"])
             verdict = f"The right picture is worth <b>{gain} points</b> of masked-token accuracy."
-            groups.append(card_group("Masked tokens", verdict, _token_cards(values)))
+            groups.append(html.card_group("Masked tokens", verdict, _token_cards(values)))
         else:
             groups.append(self._no_numbers("Masked tokens", "mlm_weight"))
         if "mim_mse" in values:
@@ -110,14 +96,16 @@ class MaskedSignalReport(TaskReport):
                 f"<b>{_compared(values['mim_mse'], values['mim_mse_mean_baseline'])}</b> of the neighbours' mean."
             )
             cards = _pixel_cards(values, self.task.settings.normalize_targets)
-            groups.append(card_group("Masked pixels", verdict, cards))
+            groups.append(html.card_group("Masked pixels", verdict, cards))
         else:
             groups.append(self._no_numbers("Masked pixels", "mim_weight"))
         return "".join(groups)
 
     def _no_numbers(self, title: str, weight: str) -> str:
         why = f"This run does not train them (<code>task.{weight}</code> is 0)."
-        return f"<h3>{title}</h3>" + missing("There are no numbers of them." if getattr(self.task.settings, weight) else why)
+        return f"<h3>{title}</h3>" + html.missing(
+            "There are no numbers of them." if getattr(self.task.settings, weight) else why
+        )
 
     def charts(self, curves: Curves) -> list[str]:
         """Return accuracy and error over the run."""
@@ -188,24 +176,17 @@ class MaskedSignalReport(TaskReport):
         rows, columns = batch.is_masked_BT.nonzero(as_tuple=True)
         truths = batch.ids_BT[rows, columns].tolist()
         for row, truth, right_V, wrong_V in zip(rows.tolist(), truths, *probabilities, strict=True):
+            first, second = (best_choices(each_V, NUM_GUESSES, tokenizer.word, truth.__eq__) for each_V in (right_V, wrong_V))
             hidden[row].append(
                 HiddenToken(
                     truth=tokenizer.word(truth),
-                    guesses=_best(right_V, truth, tokenizer, NUM_GUESSES),
-                    wrong_picture=_best(wrong_V, truth, tokenizer, 1)[0],
+                    guesses=first,
+                    wrong_picture=second[0],
                     truth_probability=right_V[truth].item(),
                     truth_probability_wrong_picture=wrong_V[truth].item(),
                 )
             )
         return hidden
-
-
-def _best(probability_V: Tensor, truth: int, tokenizer: Tokenizer, num: int) -> tuple[Choice, ...]:
-    values, ids = probability_V.topk(min(num, len(probability_V)))
-    return tuple(
-        Choice(text=tokenizer.word(token), probability=value, is_right=token == truth)
-        for value, token in zip(values.tolist(), ids.tolist(), strict=True)
-    )
 
 
 def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_hidden: Sequence[bool]) -> tuple[Piece, ...]:
@@ -233,7 +214,7 @@ def _token_cards(values: Mapping[str, float]) -> list[Card]:
         "mlm_acc_wrong_image": "The same tokens beside another pair's picture: what the words around them give away.",
         "mlm_acc_unigram": "Always guessing the most frequent masked token, without looking at anything.",
     }
-    return [share_card(name, values[name], text, is_main=name == "mlm_acc") for name, text in sentences.items()]
+    return [html.share_card(name, values[name], text, is_main=name == "mlm_acc") for name, text in sentences.items()]
 
 
 def _pixel_cards(values: Mapping[str, float], is_normalised: bool) -> list[Card]:
@@ -245,9 +226,12 @@ def _pixel_cards(values: Mapping[str, float], is_normalised: bool) -> list[Card]
         "mim_mse_mean_baseline": "Painting each masked patch in the mean colour of its visible neighbours.",
         "mim_mse_image_mean": "Painting every masked patch in the mean colour of all visible ones.",
     }
-    largest = max(values[name] for name in sentences) or 1
+    errors = [values[name] for name in sentences]
+    largest = max(errors) or 1
     return [
-        Card(name=name, value=number(values[name]), length=values[name] / largest, sentence=text, is_main=name == "mim_mse")
+        Card(
+            name=name, value=html.number(values[name]), length=values[name] / largest, sentence=text, is_main=name == "mim_mse"
+        )
         for name, text in sentences.items()
     ]
 
@@ -262,9 +246,9 @@ def _pictures_section(pairs: Sequence[ShownPair], task: MaskedSignalConfig) -> s
     """Return the grid of original, masked and rebuilt pictures."""
     if not task.mim_weight:
         text = "This run does not learn to rebuild pictures (<code>task.mim_weight</code> is 0)."
-        return section("pictures", "Pictures", "", missing(text))
+        return html.section("pictures", "Pictures", "", html.missing(text))
     intro = (
-        f"Validation pairs with {percent(task.image_mask_ratio)} of the patches masked. Visible patches are copied "
+        f"Validation pairs with {html.percent(task.image_mask_ratio)} of the patches masked. Visible patches are copied "
         "from the original; the model paints the masked ones, once with the pair's own caption and once with another's."
     )
     if task.normalize_targets:
@@ -277,32 +261,34 @@ def _pictures_section(pairs: Sequence[ShownPair], task: MaskedSignalConfig) -> s
     for pair in pairs:
         caption = _caption(pair.pieces, hides=task.joint_masking)
         cards += (
-            f'<article class="card">{thumbs(pair.where, pair.rebuilding)}<p class="caption">{caption}</p>'
-            f'<p class="caption wrong"><span class="label">wrong caption</span> {esc(pair.wrong_caption)}</p></article>'
+            f'<article class="card">{html.thumbs(pair.where, pair.rebuilding)}<p class="caption">{caption}</p>'
+            f'<p class="caption wrong"><span class="label">wrong caption</span> {html.esc(pair.wrong_caption)}</p></article>'
         )
-    return section("pictures", "Pictures", intro + JOINT * task.joint_masking, f'<div class="pairs">{cards}</div>')
+    return html.section("pictures", "Pictures", intro + JOINT * task.joint_masking, f'<div class="pairs">{cards}</div>')
 
 
 def _captions_section(pairs: Sequence[ShownPair], task: MaskedSignalConfig) -> str:
     """Return the captions with what the model guesses for their masked tokens."""
     if not task.mlm_weight:
         text = "This run does not learn to guess masked tokens (<code>task.mlm_weight</code> is 0)."
-        return section("captions", "Masked captions", "", missing(text))
+        return html.section("captions", "Masked captions", "", html.missing(text))
     intro = (
-        f"{percent(task.text_mask_ratio)} of each caption's tokens are masked (boxed here) and guessed beside the "
+        f"{html.percent(task.text_mask_ratio)} of each caption's tokens are masked (boxed here) and guessed beside the "
         f"{'masked' if task.joint_masking else 'complete'} picture: the five best guesses, ✓ where the first is right, ✗ where "
         "it is not. Below them the first guess beside another pair's picture, and what that picture does to the probability of "
         "the true token: where it falls, the model looked."
     )
     cards = "".join(map(_caption_card, pairs))
-    return section("captions", "Masked captions", intro + JOINT * task.joint_masking, f'<div class="readings">{cards}</div>')
+    return html.section(
+        "captions", "Masked captions", intro + JOINT * task.joint_masking, f'<div class="readings">{cards}</div>'
+    )
 
 
 def _caption_card(pair: ShownPair) -> str:
     num_right = sum(token.guesses[0].is_right for token in pair.hidden)
     num_right_wrong = sum(token.wrong_picture.is_right for token in pair.hidden)
     return (
-        f'<article class="card reading">{thumbs(pair.where, pair.guessing)}<div>'
+        f'<article class="card reading">{html.thumbs(pair.where, pair.guessing)}<div>'
         f'<p class="caption">{_caption(pair.pieces, pair.hidden)}</p>'
         f'<p class="score">{num_right} of {len(pair.hidden)} right; beside the wrong picture {num_right_wrong}</p>'
         f'<ul class="words">{"".join(map(_word_card, pair.hidden))}</ul></div></article>'
@@ -310,12 +296,12 @@ def _caption_card(pair: ShownPair) -> str:
 
 
 def _word_card(token: HiddenToken) -> str:
-    wrong = token.wrong_picture
+    best, wrong = token.guesses[0], token.wrong_picture
     change = f"{100 * token.truth_probability:.0f}→{100 * token.truth_probability_wrong_picture:.0f} %"
     return (
-        f'<li class="word"><h4>{esc(token.truth)} {mark(token.guesses[0].is_right)}</h4>{choices_list(token.guesses)}'
-        f'<p class="label">wrong picture</p><ol><li class="{right(wrong.is_right)}"><span>{esc(wrong.text)} '
-        f"{mark(wrong.is_right)}</span><span>{100 * wrong.probability:.0f} %</span></li>"
+        f'<li class="word"><h4>{html.esc(token.truth)} {html.mark(best.is_right)}</h4>{html.choices_list(token.guesses)}'
+        f'<p class="label">wrong picture</p><ol><li class="{html.right(wrong.is_right)}"><span>{html.esc(wrong.text)} '
+        f"{html.mark(wrong.is_right)}</span><span>{100 * wrong.probability:.0f} %</span></li>"
         f"<li><span>truth</span><span>{change}</span></li></ol></li>"
     )
 
@@ -327,8 +313,8 @@ def _caption(pieces: Sequence[Piece], hidden: Sequence[HiddenToken] = (), *, hid
         caption += " " * (piece.starts_word and bool(caption))
         if piece.is_hidden and hides:
             best = token.guesses[0].is_right if (token := next(guesses, None)) is not None else None
-            verdict = "" if best is None else f" {right(best)}"
-            caption += f'<span class="box{verdict}">{esc(piece.text)}{mark(best)}</span>'
+            verdict = "" if best is None else f" {html.right(best)}"
+            caption += f'<span class="box{verdict}">{html.esc(piece.text)}{html.mark(best)}</span>'
         else:
-            caption += esc(piece.text)
+            caption += html.esc(piece.text)
     return caption

@@ -90,7 +90,7 @@ def story_page(folder: Path) -> str:
                 raise UserError(f"{folder / name}: a {task} run, expected {name}")
             if name == PRETRAIN:
                 sections.append(_pretraining_section(report, numbers))
-            sections += report.evidence(2 * report.num_each // 3)
+            sections += report.evidence(3 * report.num_each // 4)
             if (chosen := report.routing()).shares_ME:
                 routing += f"<h3>{report.title}</h3>{routing_charts(chosen, report.run.config)}"
         except UserError as error:

@@ -27,42 +27,41 @@ h2 { font-size: 23px; line-height: 1.2; letter-spacing: -.01em; }
 h3 { font-size: 16px; margin-top: 22px; }
 section { margin-top: 52px; scroll-margin-top: 48px; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: .88em; }
-.kicker { color: var(--soft); font-size: 13px; letter-spacing: .04em; }
-.intro { color: var(--soft); max-width: 78ch; margin: 6px 0 18px; }
+.kicker, .intro, .missing, .badge, .label, .facts dt, .facts small, .notes, .score, nav a { color: var(--soft); }
+.number code, .number p, .note, .legend, .thumbs figcaption, .caption.wrong, .numbers thead td, th { color: var(--soft); }
+.label, .badge, .facts dt, .thumbs figcaption, .word .label + ol { font-size: 12px; }
+.kicker, .note, .legend, .score { font-size: 13px; }
+.notes, .caption.wrong, .number p { font-size: 13.5px; }
+.facts dd, .legend b, .number strong, p.truth, .choices, td { font-variant-numeric: tabular-nums; }
+.kicker { letter-spacing: .04em; }
+.intro { max-width: 78ch; margin: 6px 0 18px; }
 .verdict { margin: 2px 0 10px; }
-.missing { color: var(--soft); border-left: 3px solid var(--line); padding: 4px 0 4px 12px; margin-top: 10px; max-width: 78ch; }
+.missing { border-left: 3px solid var(--line); padding: 4px 0 4px 12px; margin-top: 10px; max-width: 78ch; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px; min-width: 0; }
-.badge { display: inline-block; padding: 0 9px; border-radius: 99px; background: var(--tint); color: var(--soft); }
-.badge { font-size: 12px; font-weight: 400; }
-.label { color: var(--soft); font-size: 12px; }
+.badge { display: inline-block; padding: 0 9px; border-radius: 99px; background: var(--tint); font-weight: 400; }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 12px 24px; margin-top: 18px; }
-.facts dt { color: var(--soft); font-size: 12px; }
-.facts dd { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-.facts small { color: var(--soft); }
+.legend b { color: var(--text); } .facts dd, .caption, td { overflow-wrap: anywhere; }
 .facts .wide { grid-column: span 2; }
 nav {
   position: sticky; top: 0; z-index: 1; display: flex; gap: 20px; margin-top: 22px; padding: 9px 0; overflow-x: auto;
   background: var(--page); border-bottom: 1px solid var(--line); font-size: 14px;
 }
-nav a { color: var(--soft); text-decoration: none; white-space: nowrap; }
+nav a { text-decoration: none; white-space: nowrap; }
 nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underline; }
 
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); gap: 12px; }
-.number code { color: var(--soft); font-size: 12.5px; }
-.number strong { display: block; font-size: 29px; line-height: 1.3; font-weight: 600; font-variant-numeric: tabular-nums; }
-.number p { color: var(--soft); font-size: 13.5px; line-height: 1.45; }
+.number code, .numbers thead td { font-size: 12.5px; }
+.number strong { display: block; font-size: 29px; line-height: 1.3; font-weight: 600; }
+.number p { line-height: 1.45; }
 .number .bar { display: block; height: 5px; border-radius: 3px; margin: 5px 0 10px; background: var(--tint); overflow: hidden; }
 .number .bar::before { content: ""; display: block; height: 100%; width: var(--length); background: var(--ref); }
-.number.main { border-color: var(--c0); }
-.number.main strong { color: var(--c0); }
+.number.main { border-color: var(--c0); } .number.main strong { color: var(--c0); }
 .number.main .bar::before { background: var(--c0); }
 
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); gap: 14px; }
 .charts + .charts, .cards + .charts, h3 + .charts { margin-top: 14px; }
-.chart figcaption { font-weight: 600; }
-.chart .note { color: var(--soft); font-size: 13px; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 8px; font-size: 13px; color: var(--soft); }
-.legend b { color: var(--text); font-weight: 600; font-variant-numeric: tabular-nums; }
+.chart figcaption, .legend b, .right > span, summary { font-weight: 600; }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 16px; margin-top: 8px; }
 .legend .key { width: 22px; height: 10px; margin-right: 5px; vertical-align: 0; }
 .chart > svg { display: block; width: 100%; height: auto; margin-top: 10px; overflow: visible; }
 .chart text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: var(--soft); }
@@ -72,12 +71,9 @@ nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underlin
 .chart line.mark { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 4; }
 .chart .ref { stroke: var(--ref); stroke-width: 1.5; stroke-dasharray: 6 4; stroke-linecap: butt; }
 .chart .ref1 { stroke-dasharray: 2 3; }
-.chart line.c0, .chart polyline.c0 { stroke: var(--c0); } .chart circle.c0, .chart rect.c0 { fill: var(--c0); }
-.chart line.c1, .chart polyline.c1 { stroke: var(--c1); } .chart circle.c1, .chart rect.c1 { fill: var(--c1); }
-.chart line.c2, .chart polyline.c2 { stroke: var(--c2); } .chart circle.c2, .chart rect.c2 { fill: var(--c2); }
-.chart line.c3, .chart polyline.c3 { stroke: var(--c3); } .chart circle.c3, .chart rect.c3 { fill: var(--c3); }
-.chart line.c4, .chart polyline.c4 { stroke: var(--c4); } .chart circle.c4, .chart rect.c4 { fill: var(--c4); }
-.chart line.c5, .chart polyline.c5 { stroke: var(--c5); } .chart circle.c5, .chart rect.c5 { fill: var(--c5); }
+.c0 { --color: var(--c0); } .c1 { --color: var(--c1); } .c2 { --color: var(--c2); }
+.c3 { --color: var(--c3); } .c4 { --color: var(--c4); } .c5 { --color: var(--c5); } .ref { --color: var(--ref); }
+.chart line[class^=c], .chart polyline { stroke: var(--color); } .chart circle, .chart rect[class^=c] { fill: var(--color); }
 .band { fill: transparent; }
 .band:hover { fill: var(--text); fill-opacity: .08; }
 
@@ -85,34 +81,28 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .pixelated { image-rendering: pixelated; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); gap: 14px; }
 .pairs .thumbs { grid-template-columns: repeat(4, 1fr); margin-bottom: 10px; }
-.thumbs figcaption { color: var(--soft); font-size: 12px; text-align: center; margin-top: 3px; }
-.caption { overflow-wrap: anywhere; }
-.caption.wrong { color: var(--soft); font-size: 13.5px; margin-top: 4px; }
-.readings { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); gap: 14px; }
+.thumbs figcaption, .caption.wrong { margin-top: 4px; }
+.readings { columns: 2 500px; column-gap: 14px; }
 .reading { display: grid; grid-template-columns: 100px minmax(0, 1fr); gap: 14px; align-items: start; }
+.reading { break-inside: avoid; margin-bottom: 14px; }
 .thumbs { display: grid; gap: 10px; align-content: start; }
-.score { color: var(--soft); font-size: 13px; margin: 4px 0 12px; }
+.score { margin: 4px 0 12px; }
 .reading .caption { font-size: 16.5px; line-height: 1.9; }
-.box { border: 1px solid var(--ref); border-radius: 5px; padding: 1px 5px; white-space: nowrap; background: var(--tint); }
-.box.right { border-color: var(--right); background: var(--right-tint); }
-.box.wrong { border-color: var(--wrong); background: var(--wrong-tint); }
-.box .mark { margin-left: 4px; }
-.mark.right { color: var(--right); }
-.mark.wrong { color: var(--wrong); }
+.right { --verdict: var(--right); --verdict-tint: var(--right-tint); }
+.wrong { --verdict: var(--wrong); --verdict-tint: var(--wrong-tint); }
+.mark { color: var(--verdict); }
+.box { border: 1px solid var(--verdict, var(--ref)); background: var(--verdict-tint, var(--tint)); }
+.box { border-radius: 5px; padding: 1px 5px; white-space: nowrap; } .box .mark { margin-left: 4px; }
 .words { display: grid; grid-template-columns: repeat(auto-fit, minmax(137px, 1fr)); gap: 10px; }
 .word { border: 1px solid var(--line); border-radius: 8px; padding: 8px; font-size: 13px; min-width: 0; }
 .word h4 { display: flex; justify-content: space-between; font-size: 14px; margin-bottom: 5px; overflow-wrap: anywhere; }
-.word li {
-  display: flex; justify-content: space-between; gap: 4px; padding: 0 4px; margin-bottom: 2px; border-radius: 3px;
-  background: linear-gradient(to right, var(--tint) var(--length), transparent var(--length));
-  font-variant-numeric: tabular-nums;
-}
-.word li span { white-space: nowrap; }
-.word li span:first-child { overflow: hidden; text-overflow: ellipsis; }
-.word li.right { --tint: var(--right-tint); font-weight: 600; }
+.choices li { padding: 1px 6px; margin-bottom: 3px; border-radius: 3px; }
+.choices li { background: linear-gradient(to right, var(--tint) var(--length), transparent var(--length)); }
+.choices li, .word li { display: flex; justify-content: space-between; gap: 4px; }
+.choices li.right { --tint: var(--right-tint); }
+.word li { padding: 0 4px; white-space: nowrap; } .word li span:first-child { overflow: hidden; text-overflow: ellipsis; }
 .word .label { border-top: 1px solid var(--line); margin-top: 6px; padding: 4px 4px 0; }
-.word .label + ol { color: var(--soft); font-size: 12px; }
-.word .label + ol li { background: none; margin: 0; font-weight: 400; }
+.word .label + ol { color: var(--soft); } .word .label + ol span { font-weight: 400; }
 
 .examples, .queries { display: grid; gap: 14px; margin-top: 10px; }
 .examples { grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
@@ -121,45 +111,30 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .example > .thumbs.n2 { width: 180px; grid-template-columns: 1fr 1fr; }
 .example > .thumbs.n4 { width: 100%; grid-template-columns: repeat(4, 1fr); }
 .example > div:last-child { flex: 1 1 150px; min-width: 0; }
-.example.right, .query.right { border-left: 3px solid var(--right); }
-.example.wrong, .query.wrong { border-left: 3px solid var(--wrong); }
-.example .caption { font-size: 16px; line-height: 1.4; margin-bottom: 8px; }
-p.truth { margin-top: 8px; font-variant-numeric: tabular-nums; }
-.choices li {
-  display: flex; justify-content: space-between; gap: 8px; padding: 1px 6px; margin-bottom: 3px; border-radius: 3px;
-  background: linear-gradient(to right, var(--tint) var(--length), transparent var(--length));
-  font-variant-numeric: tabular-nums;
-}
-.choices li.right { --tint: var(--right-tint); font-weight: 600; }
+.example, .query { border-left: 3px solid var(--verdict, var(--line)); }
+.example .caption, .query .caption { font-size: 16px; line-height: 1.4; margin-bottom: 8px; }
+p.truth { margin-top: 8px; }
 .queries { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
-.query .caption { margin-bottom: 10px; }
 .hits.pictures { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 8px; }
-.hits.pictures .label { text-align: center; margin-top: 3px; }
 .hits.pictures li.right img { outline: 3px solid var(--right); }
-.hits.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; font-size: 14px; }
-.hits.texts li { list-style: decimal inside; }
+.hits.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; }
+.hits.texts { list-style: decimal inside; }
 .hits.texts li.right { border-color: var(--right); background: var(--right-tint); }
 .results { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 3fr); gap: 14px; margin-top: 10px; }
 .numbers td { text-align: right; white-space: nowrap; padding-right: 0; }
-.numbers th { width: auto; color: var(--text); }
-.numbers th small { display: block; color: var(--soft); }
-.numbers thead td { color: var(--soft); white-space: normal; font-size: 12.5px; vertical-align: bottom; }
-.numbers thead td, .numbers thead th { border-top: 0; }
-.notes { color: var(--soft); font-size: 13.5px; margin-top: 12px; }
+.numbers th { width: auto; color: var(--text); } .numbers th small { display: block; color: var(--soft); }
+.numbers thead td { white-space: normal; vertical-align: bottom; } .numbers thead * { border-top: 0; }
+.notes { margin-top: 12px; }
 
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; margin: 0 0 14px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 .configs { display: grid; gap: 10px; }
-summary { cursor: pointer; font-weight: 600; }
-summary .badge { margin-left: 6px; }
+summary { cursor: pointer; } summary .badge { margin-left: 6px; }
 table { border-collapse: collapse; width: 100%; margin-top: 10px; font-size: 14px; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-top: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 400; color: var(--soft); width: 14em; }
-td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+th { font-weight: 400; width: 14em; }
 .changed th, .changed td { font-weight: 600; color: var(--text); }
-@media (max-width: 900px) {
-  .results { grid-template-columns: 1fr; }
-}
+@media (max-width: 900px) { .results { grid-template-columns: 1fr; } }
 @media (max-width: 560px) {
   .facts .wide { grid-column: auto; }
   .reading { grid-template-columns: 1fr; }
