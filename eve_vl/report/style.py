@@ -20,8 +20,7 @@ body {
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   -webkit-text-size-adjust: 100%;
 }
-h1, h2, h3, h4, p, ul, ol, dl, dd, figure { margin: 0; padding: 0; }
-ul, ol { list-style: none; }
+h1, h2, h3, h4, p, ul, ol, dl, dd, figure { margin: 0; padding: 0; } ul, ol { list-style: none; }
 h1 { font-size: 34px; line-height: 1.15; letter-spacing: -.02em; overflow-wrap: anywhere; }
 h2 { font-size: 23px; line-height: 1.2; letter-spacing: -.01em; }
 h3 { font-size: 16px; margin-top: 22px; }
@@ -33,8 +32,7 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospac
 .kicker, .note, .legend, .score { font-size: 13px; }
 .notes, .caption.wrong, .number p { font-size: 13.5px; }
 .facts dd, .legend b, .number strong, p.truth, .choices, td { font-variant-numeric: tabular-nums; }
-.kicker { letter-spacing: .04em; }
-.intro { max-width: 78ch; margin: 6px 0 18px; }
+.kicker { letter-spacing: .04em; } .intro { max-width: 78ch; margin: 6px 0 18px; }
 .verdict { margin: 2px 0 10px; }
 .missing { border-left: 3px solid var(--line); padding: 4px 0 4px 12px; margin-top: 10px; max-width: 78ch; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px; min-width: 0; }
@@ -74,20 +72,17 @@ nav a:hover, nav a:focus-visible { color: var(--text); text-decoration: underlin
 .c0 { --color: var(--c0); } .c1 { --color: var(--c1); } .c2 { --color: var(--c2); }
 .c3 { --color: var(--c3); } .c4 { --color: var(--c4); } .c5 { --color: var(--c5); } .ref { --color: var(--ref); }
 .chart line[class^=c], .chart polyline { stroke: var(--color); } .chart circle, .chart rect[class^=c] { fill: var(--color); }
-.band { fill: transparent; }
-.band:hover { fill: var(--text); fill-opacity: .08; }
+.band { fill: transparent; } .band:hover { fill: var(--text); fill-opacity: .08; }
 
 img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1px solid var(--line); }
 .pixelated { image-rendering: pixelated; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); gap: 14px; }
 .pairs .thumbs { grid-template-columns: repeat(4, 1fr); margin-bottom: 10px; }
-.thumbs figcaption, .caption.wrong { margin-top: 4px; }
-.readings { columns: 2 500px; column-gap: 14px; }
+.thumbs figcaption, .hits .label { text-align: center; margin-top: 3px; } .caption.wrong { margin-top: 4px; } .readings { columns: 2 500px; column-gap: 14px; }
 .reading { display: grid; grid-template-columns: 100px minmax(0, 1fr); gap: 14px; align-items: start; }
 .reading { break-inside: avoid; margin-bottom: 14px; }
 .thumbs { display: grid; gap: 10px; align-content: start; }
-.score { margin: 4px 0 12px; }
-.reading .caption { font-size: 16.5px; line-height: 1.9; }
+.score { margin: 4px 0 12px; } .reading .caption { font-size: 16.5px; line-height: 1.9; }
 .right { --verdict: var(--right); --verdict-tint: var(--right-tint); }
 .wrong { --verdict: var(--wrong); --verdict-tint: var(--wrong-tint); }
 .mark { color: var(--verdict); }
@@ -125,11 +120,9 @@ p.truth { margin-top: 8px; }
 .numbers th { width: auto; color: var(--text); } .numbers th small { display: block; color: var(--soft); }
 .numbers thead td { white-space: normal; vertical-align: bottom; } .numbers thead * { border-top: 0; }
 .notes { margin-top: 12px; }
-
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; margin: 0 0 14px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
-.configs { display: grid; gap: 10px; }
-summary { cursor: pointer; } summary .badge { margin-left: 6px; }
+.configs { display: grid; gap: 10px; } summary { cursor: pointer; } summary .badge { margin-left: 6px; }
 table { border-collapse: collapse; width: 100%; margin-top: 10px; font-size: 14px; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-top: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 400; width: 14em; }
