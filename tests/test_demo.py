@@ -3,7 +3,7 @@
 import json
 import math
 import multiprocessing
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +70,7 @@ def test_a_bug_in_a_worker_keeps_its_traceback():
     """What people can mend is one line that names the run; anything else says where it happened."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         bug, mistake = pool.submit(failing, KeyError("gone")), pool.submit(failing, UserError("no such file"))
+        wait([bug, mistake])  # a failure stops all workers
         with pytest.raises(KeyError) as raised:
             demo.raise_failure("vqa", bug)
         assert "in failing" in str(raised.value.__cause__)

@@ -78,7 +78,8 @@ img { display: block; width: 100%; height: auto; border-radius: 5px; outline: 1p
 .pixelated { image-rendering: pixelated; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); gap: 14px; }
 .pairs .thumbs { grid-template-columns: repeat(4, 1fr); margin-bottom: 10px; }
-.thumbs figcaption, .hits .label { text-align: center; margin-top: 3px; } .caption.wrong { margin-top: 4px; } .readings { columns: 2 500px; column-gap: 14px; }
+.thumbs figcaption, .hits .label { text-align: center; margin-top: 3px; } .caption.wrong { margin-top: 4px; }
+.readings { columns: 2 500px; column-gap: 14px; }
 .reading { display: grid; grid-template-columns: 100px minmax(0, 1fr); gap: 14px; align-items: start; }
 .reading { break-inside: avoid; margin-bottom: 14px; }
 .thumbs { display: grid; gap: 10px; align-content: start; }
@@ -113,8 +114,7 @@ p.truth { margin-top: 8px; }
 .hits.pictures { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 8px; }
 .hits.pictures li.right img { outline: 3px solid var(--right); }
 .hits.texts li { padding: 2px 8px; margin-bottom: 4px; border: 1px solid transparent; border-radius: 5px; }
-.hits.texts { list-style: decimal inside; }
-.hits.texts li.right { border-color: var(--right); background: var(--right-tint); }
+.hits.texts { list-style: decimal inside; } .hits.texts li.right { border-color: var(--right); background: var(--right-tint); }
 .results { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 3fr); gap: 14px; margin-top: 10px; }
 .numbers td { text-align: right; white-space: nowrap; padding-right: 0; }
 .numbers th { width: auto; color: var(--text); } .numbers th small { display: block; color: var(--soft); }
