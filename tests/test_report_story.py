@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
+    return Path(shutil.copytree(folder, tmp_path / '<script>&"copy'))
 
 
 def numbers() -> dict[str, float]:

@@ -171,7 +171,7 @@ def _styles(series: Sequence[Series]) -> list[str]:
 
 
 def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show) -> list[tuple[float, float, str]]:
-    """Return start, end and text of one band per step, as wide as the gap to its neighbours; the text lists every line's value."""
+    """Return start, end and text of one band per step, as wide as the gap to its neighbours; it lists every line's value."""
     at_step: dict[float, list[str]] = {}
     for each, points in lines:
         for x, y in points:

@@ -18,7 +18,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embed import hide, patchify, to_pictures
 from eve_vl.report.curves import Loss
 from eve_vl.report.html import Choice, Section, draw
-from eve_vl.report.task import TaskReport
+from eve_vl.report.task import TaskReport, best_choices
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
 NUM_GUESSES = 5
@@ -38,7 +38,7 @@ class HiddenToken:
     """One hidden token: what it was, the best guesses with the right picture, and the best with the wrong one."""
 
     truth: str
-    guesses: tuple[Choice, ...]
+    guesses: list[Choice]
     wrong_picture: Choice
     truth_probability: float
     """With the right picture."""
@@ -132,24 +132,17 @@ class MaskedSignalReport(TaskReport):
         rows, columns = batch.is_masked_BT.nonzero(as_tuple=True)
         truths = batch.ids_BT[rows, columns].tolist()
         for row, truth, right_V, wrong_V in zip(rows.tolist(), truths, *probabilities, strict=True):
+            first, second = (best_choices(each_V, NUM_GUESSES, tokenizer.word, truth.__eq__) for each_V in (right_V, wrong_V))
             hidden[row].append(
                 HiddenToken(
                     truth=tokenizer.word(truth),
-                    guesses=_best(right_V, truth, tokenizer, NUM_GUESSES),
-                    wrong_picture=_best(wrong_V, truth, tokenizer, 1)[0],
+                    guesses=first,
+                    wrong_picture=second[0],
                     truth_probability=right_V[truth].item(),
                     truth_probability_wrong_picture=wrong_V[truth].item(),
                 )
             )
         return hidden
-
-
-def _best(probability_V: Tensor, truth: int, tokenizer: Tokenizer, num: int) -> tuple[Choice, ...]:
-    values, ids = probability_V.topk(min(num, len(probability_V)))
-    return tuple(
-        Choice(text=tokenizer.word(token), probability=value, is_right=token == truth)
-        for value, token in zip(values.tolist(), ids.tolist(), strict=True)
-    )
 
 
 def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_hidden: Sequence[bool]) -> tuple[Piece, ...]:

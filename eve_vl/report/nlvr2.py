@@ -15,6 +15,8 @@ from eve_vl.report.curves import Loss
 from eve_vl.report.task import ClassifierReport, Example, Measured, best_choices, pixels_of
 from eve_vl.tasks.nlvr2 import NLVR2
 
+VERDICTS = ("false", "true")
+
 
 class NLVR2Report(ClassifierReport):
     """Accuracy and consistency beside a coin's."""
@@ -22,7 +24,6 @@ class NLVR2Report(ClassifierReport):
     name = "nlvr2"
     title, template = "Statements", "nlvr2.html"
     rows = "statements"
-    passes = " with their two pictures"
     heat_for = "the statement being true"
     losses: ClassVar[tuple[Loss, ...]] = (
         Loss(term="nlvr2", title="Verdict loss", note="Cross-entropy of true or false, in nats."),
@@ -33,14 +34,13 @@ class NLVR2Report(ClassifierReport):
         assert isinstance(self.run.task, NLVR2)
         probability_B2 = self.run.task.predict(batch)[0].float().softmax(1)
         for row, label in enumerate(batch.labels):
-            truth = "" if label is None else str(label).lower()
-            choices = best_choices(probability_B2[row], ("false", "true"), lambda verdict, truth=truth: verdict == truth)
+            choices = best_choices(probability_B2[row], 2, VERDICTS.__getitem__, lambda verdict, label=label: verdict == label)
             yield Example(
                 where=batch.where[row],
                 pictures={"left": pixels_of(batch.images_BCHW[row]), "right": pixels_of(batch.right_BCHW[row])},
                 text=batch.statements[row],
                 choices=choices,
-                truth=truth,
+                truth="" if label is None else VERDICTS[label],
                 kind=choices[0].text,
             )
 

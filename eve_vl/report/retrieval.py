@@ -63,17 +63,6 @@ class Query:
     """Of a picture: it under what the word takes from it that speaks for the match, if that can be told."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Searches:
-    """Queries both ways, right ones first."""
-
-    by_text: list[Query]
-    by_picture: list[Query]
-    num_pictures: int
-    num_texts: int
-    num_reranked: int
-
-
 class RetrievalReport(TaskReport):
     """Recalls as people get them, with the run's own re-ranking, beside contrast alone and chance."""
 
@@ -120,28 +109,26 @@ class RetrievalReport(TaskReport):
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and what they find."""
-        body = self.draw("searches", searches=self.searches(num_each))
+        dataset: SearchSet = self.dataset(NUM_SEARCHED, for_evaluation=True)
+        by_text, by_picture = self.searches(dataset, num_each)
+        body = self.draw("searches", dataset=dataset, by_text=by_text, by_picture=by_picture)
         return [Section(name=self.name, title=self.title, body=body)]
 
-    def searches(self, num_each: int, num_searched: int = NUM_SEARCHED) -> Searches:
-        """Search in float32 among rows spread evenly over the validation data; num_each right and wrong queries each way."""
-        dataset: SearchSet = self.dataset(num_searched, for_evaluation=True)
-        num_reranked = min(self.task.settings.rerank, MAX_RERANKED)
+    @property
+    def num_reranked(self) -> int:
+        """How many candidates of the examples are put in order again."""
+        return min(self.task.settings.rerank, MAX_RERANKED)
+
+    def searches(self, dataset: SearchSet, num_each: int) -> tuple[list[Query], list[Query]]:
+        """Return, for texts and for pictures, num_each queries that are right and as many that are wrong, in float32."""
         with torch.inference_mode():
             index = self.task.index(self.batches(dataset))
             by_text, by_picture = (
-                _right_and_wrong(self._queries(index, dataset, num_reranked, by_text=by_text), num_each)
-                for by_text in (True, False)
+                _right_and_wrong(self._queries(index, dataset, by_text=by_text), num_each) for by_text in (True, False)
             )
-        return Searches(
-            by_text=by_text,
-            by_picture=[self._with_heat(query, dataset.texts) for query in by_picture],
-            num_pictures=len(dataset.pictures),
-            num_texts=len(dataset.captions),
-            num_reranked=num_reranked,
-        )
+        return by_text, [self._with_heat(query, dataset.texts) for query in by_picture]
 
-    def _queries(self, index: Index, dataset: SearchSet, num_reranked: int, *, by_text: bool) -> list[Query]:
+    def _queries(self, index: Index, dataset: SearchSet, *, by_text: bool) -> list[Query]:
         """Return NUM_QUERIES texts, or pictures, that have a match, with what they find."""
         pictures = [Item(picture=pixels_of(pixels), where=f"picture {row}") for row, pixels in sorted(index.pixels.items())]
         texts = [Item(text=text, where=f"text {row}") for row, text in enumerate(dataset.captions)]
@@ -152,7 +139,7 @@ class RetrievalReport(TaskReport):
                 matches[caption if by_text else image].append(image if by_text else caption)
         able = [query for query, row in enumerate(matches) if row]
         queries = [able[i] for i in np.linspace(0, len(able), min(NUM_QUERIES, len(able)), endpoint=False).astype(int)]
-        order_QK = best_candidates(self.task, index, queries, num_reranked, by_text=by_text)
+        order_QK = best_candidates(self.task, index, queries, self.num_reranked, by_text=by_text)
         return [
             Query(
                 item=asking[query],

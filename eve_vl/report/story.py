@@ -93,7 +93,7 @@ def story_page(folder: Path) -> str:
             if name == PRETRAIN:
                 cards = report.numbers(Measured(values=numbers, step=report.run.step, where="", num_samples=0))
                 sections.append(_section(PRETRAIN, "Pre-training", numbers=cards))
-            sections += report.evidence(2 * report.num_each // 3)
+            sections += report.evidence(3 * report.num_each // 4)
             routing[report.title] = routing_charts(report.routing(), report.run.config)
         except UserError as error:
             sections.append(Section(name=name, title=name, body=draw("story_sections.html", "left_out", error=error)))

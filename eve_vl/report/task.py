@@ -165,7 +165,7 @@ class Example:
     """uint8 (H, W, 3), by what to call them; may be empty."""
     text: str
     """May be empty."""
-    choices: tuple[Choice, ...]
+    choices: Sequence[Choice]
     """Best first."""
     truth: str
     """For people to read; "" where it is kept back."""
@@ -214,13 +214,13 @@ class ClassifierReport(TaskReport):
         return pictures | (dict(zip(names, heat.overlays(), strict=True)) if heat is not None else {})
 
 
-def best_choices(probability_C: Tensor, labels: Sequence[str], is_right: Callable[[str], bool]) -> tuple[Choice, ...]:
-    """Return the labels with the highest probabilities, best first. is_right: whether a label is."""
-    values, indices = probability_C.topk(min(NUM_CHOICES, len(labels)))
-    return tuple(
-        Choice(text=label, probability=value, is_right=is_right(label))
-        for value, label in zip(values.tolist(), (labels[int(index)] for index in indices), strict=True)
-    )
+def best_choices(probability_C: Tensor, num: int, text: Callable[[int], str], is_right: Callable[[int], bool]) -> list[Choice]:
+    """Return the num classes with the highest probabilities, best first. text, is_right: of a class, by its number."""
+    values, classes = probability_C.topk(min(num, len(probability_C)))
+    return [
+        Choice(text=text(each), probability=value, is_right=is_right(each))
+        for value, each in zip(values.tolist(), classes.tolist(), strict=True)
+    ]
 
 
 def in_turns(examples: Sequence[Example]) -> list[Example]:

@@ -13,7 +13,7 @@ from eve_vl.metrics import vqa as metrics
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
 from eve_vl.report.html import percent
-from eve_vl.report.task import ClassifierReport, Example, Measured, best_choices, pixels_of
+from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, best_choices, pixels_of
 from eve_vl.tasks.vqa import VQA, training_questions
 
 NAN = float("nan")
@@ -25,7 +25,6 @@ class VQAReport(ClassifierReport):
     name = "vqa"
     title, template = "Questions", "vqa.html"
     rows = "questions"
-    passes = " with their pictures"
     heat_for = "the first answer"
     losses: ClassVar[tuple[Loss, ...]] = (
         Loss(term="vqa", title="Answer loss", note="Binary cross-entropy of the answers, summed over the list."),
@@ -34,17 +33,17 @@ class VQAReport(ClassifierReport):
     def examples(self, batch: QuestionBatch) -> Iterator[Example]:
         """Yield the questions with the best answers."""
         assert isinstance(self.run.task, VQA)
-        probability_BA = self.run.task.predict(batch)[0].float().sigmoid()
+        labels, probability_BA = self.run.task.answers, self.run.task.predict(batch)[0].float().sigmoid()
         for row, given in enumerate(batch.answers):
+
+            def is_right(index: int, given=given) -> bool:
+                return bool(given) and metrics.accuracy_of(labels[index], given) > 0
+
             yield Example(
                 where=batch.where[row],
                 pictures={"picture": pixels_of(batch.images_BCHW[row])},
                 text=batch.questions[row],
-                choices=best_choices(
-                    probability_BA[row],
-                    self.run.task.answers,
-                    lambda answer, given=given: bool(given) and metrics.accuracy_of(answer, given) > 0,
-                ),
+                choices=best_choices(probability_BA[row], NUM_CHOICES, labels.__getitem__, is_right),
                 truth=", ".join(dict.fromkeys(given)),
                 kind=batch.answer_types[row],
             )
