@@ -89,7 +89,7 @@ def _run_all(
         done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:
             name = running.pop(future)
-            _raise_failure(name, future)
+            raise_failure(name, future)
             finished.add(name)
             console.print(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(future.result())}", markup=False)
         update(finished)
@@ -103,7 +103,8 @@ def _may_start(config: Config, finished: set[str]) -> bool:
     return PRETRAIN in finished
 
 
-def _raise_failure(name: str, future: Future) -> None:
+def raise_failure(name: str, future: Future) -> None:
+    """Raise what a run failed with, if it did, after stopping the others: UserError for what people can mend, else the bug."""
     error = future.exception()
     if error is None:
         return

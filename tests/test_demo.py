@@ -2,6 +2,9 @@
 
 import json
 import math
+import multiprocessing
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from rich.console import Console
 
 from eve_vl import demo
 from eve_vl.config import Config
+from eve_vl.errors import UserError
 from eve_vl.recipes import get_recipe
 
 NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1", "retrieval_tr1_itc_only", "retrieval_ir1_itc_only")
@@ -56,6 +60,26 @@ def test_both_arms_of_a_task_differ_in_their_start_alone(tmp_path: Path):
         assert not ours.scratch
         assert scratch.scratch
         assert replace(scratch, scratch=False, out=ours.out) == ours
+
+
+def failing(error: Exception) -> None:
+    raise error
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback():
+    """What people can mend is one line that names the run; anything else says where it happened."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        bug, mistake = pool.submit(failing, KeyError("gone")), pool.submit(failing, UserError("no such file"))
+        wait([bug, mistake])  # a failure stops all workers
+        with pytest.raises(KeyError) as raised:
+            demo.raise_failure("vqa", bug)
+        assert "in failing" in str(raised.value.__cause__)
+        with pytest.raises(UserError, match=r"^vqa: no such file$"):
+            demo.raise_failure("vqa", mistake)
+    killed: Future[None] = Future()
+    killed.set_exception(BrokenProcessPool("terminated abruptly"))
+    with pytest.raises(UserError, match="nlvr2: its process was killed"):
+        demo.raise_failure("nlvr2", killed)
 
 
 def test_the_page_is_there(story: Path):

@@ -23,6 +23,7 @@ from eve_vl.report import write_report
 from eve_vl.report.html import number, percent
 from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.routing import routing_of
+from eve_vl.report.task import TaskReport
 from eve_vl.tasks.masked_signal import MaskedSignal
 
 
@@ -274,6 +275,16 @@ def test_parts_that_a_run_lacks(tmp_path: Path, tokenizer: Path, part, there, mi
     assert page.ids == ["numbers", "curves", "pictures", "captions", "routing", "config"]
 
 
+def test_partners_told_apart(tmp_path: Path, tokenizer: Path):
+    task = ContrastMatchConfig(mlm_weight=0.0)
+    page = Page(trained(tiny(tmp_path / "run", tokenizer, task=task)))
+    values = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert set(values) == {"itc_acc", "itm_acc"}
+    for name, value in values.items():
+        assert f"{name}{percent(value)}" in page.text
+    assert "chance50.0 %" in page.text
+
+
 def test_joint_masking_shows_what_the_model_saw(tmp_path: Path, tokenizer: Path):
     pictures = Page(trained(tiny(tmp_path / "run", tokenizer, task={"joint_masking": True}))).pictures
     originals = [alt for alt in pictures if alt.endswith(": original")]
@@ -308,6 +319,36 @@ def test_unfinished_run_and_short_logs(run: Path, tmp_path: Path):
     page = Page(write_report(copy / "checkpoints/step_00000002", copy / "of_checkpoint.html"))
     assert "holds no log" in page.text
     assert f"mlm_acc{percent(values['mlm_acc'])}" in page.text
+
+
+def test_header_says_how_long_it_took_and_what_was_rejected(run: Path, tmp_path: Path):
+    copy = tmp_path / "a copy"
+    shutil.copytree(run, copy)
+    rows = [{"kind": "train", "step": step, "lr": 1.0, "samples_per_second": 2.0} for step in (100, 3000)]
+    (copy / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (copy / "bad_samples.jsonl").write_text('{"where": "a", "reason": "b"}\n' * 3)
+    page = Page(write_report(copy))
+    batch_size = load_run(run).config.train.batch_size
+    minutes = 3000 * batch_size / 2 / 60
+    assert f"training took{minutes // 60:.0f} h {minutes % 60:.0f} min" in page.text
+    assert "rejected rows3 (bad_samples.jsonl)" in page.text
+    assert "a copyrecipetinystep" in page.text
+    assert "training took" in Page(run / "report.html").text
+    assert "rejected rows" not in Page(run / "report.html").text
+
+
+def test_a_task_without_a_report_of_its_own(run: Path, tmp_path: Path, monkeypatch):
+    """All its numbers in a table, a chart of everything in its log, and the routing."""
+    monkeypatch.setattr("eve_vl.report.page.task_report", TaskReport)
+    page = Page(write_report(run, tmp_path / "page.html"))
+    assert_self_contained(tmp_path / "page.html")
+    assert page.ids == ["numbers", "curves", "routing", "config"]
+    values = json.loads((run / "metrics.json").read_text())
+    for name, value in values.items():
+        assert f"{name}{number(value)}" in page.text
+        assert f"{name}, validation {number(value)}" in page.text
+    assert "mlm, training" in page.text
+    assert "Experts by modality, block 3" in page.text
 
 
 def test_data_out_of_reach(run: Path, tmp_path: Path, capfd, eve):

@@ -4,21 +4,28 @@ import itertools
 import json
 import re
 import shlex
+import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
+from report_page import Page, assert_self_contained
+from tiny_runs import tiny_run, write_run
 
 from eve_vl.cli import VERBS
-from eve_vl.config import Config, from_dict, to_dict
+from eve_vl.config import Config, EncoderOnlyConfig, TaskConfig, from_dict, kinds_of, to_dict
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.recipes import get_recipe
-from eve_vl.report import charts
-from eve_vl.report.html import counted, number, percent, picture, points, scientific
-from eve_vl.report.masked_signal import caption_pieces
+from eve_vl.report import charts, write_report
+from eve_vl.report.html import TEMPLATES, Choice, counted, draw, number, percent, points, scientific
+from eve_vl.report.masked_signal import HiddenToken, Piece, ShownPair, caption_pieces
 from eve_vl.report.page import command_line
 from eve_vl.report.retrieval import chance_recall
+from eve_vl.report.task import TaskReport, task_report
 
 
 def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):
@@ -68,8 +75,48 @@ def test_numbers():
     assert [counted(count, "match", "matches") for count in (1, 3, 1.5, 12000)] == [
         *("1 match", "3 matches", "1.5 matches", "12,000 matches"),
     ]
-    assert 'class="pixelated"' in picture(np.zeros((48, 48, 3), np.uint8), "small")
-    assert "pixelated" not in picture(np.zeros((224, 224, 3), np.uint8), "large")
+    small, large = (
+        draw("macros.html", "picture", pixels=np.zeros((side, side, 3), np.uint8), alt="a picture") for side in (48, 224)
+    )
+    assert 'class="pixelated"' in small
+    assert "pixelated" not in large
+
+
+def test_templates_escape_what_they_are_given():
+    evil = """<script>alert("1")</script> & 'x' {{ 1 + 1 }}"""
+    choice = Choice(text=evil, probability=0.5, is_right=True)
+    token = HiddenToken(
+        truth=evil, guesses=[choice], wrong_picture=choice, truth_probability=0.5, truth_probability_wrong_picture=0.25
+    )
+    shown = {evil: np.zeros((2, 2, 3), np.uint8)}
+    pieces = (Piece(text=evil, starts_word=True, is_hidden=True), Piece(text=evil, starts_word=True, is_hidden=False))
+    pair = ShownPair(where=evil, pieces=pieces, rebuilding=shown, wrong_caption=evil, guessing=shown, hidden=(token,))
+    settings = SimpleNamespace(mim_weight=1, mlm_weight=1, joint_masking=True, normalize_targets=True)
+    settings.image_mask_ratio = settings.text_mask_ratio = 0.5
+    for macro, count in (("pictures", 6), ("captions", 8)):
+        drawn = draw("masked_signal.html", macro, pairs=[pair], settings=settings)
+        assert "<script" not in drawn
+        assert drawn.unescape().count(evil) == count
+    bars = charts.bar_chart(evil, [evil], [(evil, [0.5])], level=(evil, 0.2), show=percent, axis=evil)
+    line = charts.line_chart(evil, [charts.Series(name=evil, points=[(1, 0.5)])], note=evil)
+    assert "<script" not in bars + line
+    assert "&lt;script&gt;" in bars
+    assert "&lt;script&gt;" in line
+
+
+def test_templates_refuse_values_that_are_not_there():
+    with pytest.raises(UndefinedError, match="values"):
+        draw("task.html", "numbers", report=None)
+
+
+def test_an_installed_package_holds_the_templates():
+    """All files besides code are named in pyproject.toml, and are those that the pages are made with."""
+    root = Path(charts.__file__).parents[2]
+    globs = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    named = {path for package, each in globs.items() for glob in each for path in (root / package.replace(".", "/")).glob(glob)}
+    others = {path for path in (root / "eve_vl").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others == named
+    assert set(TEMPLATES.list_templates()) == {path.name for path in named}
 
 
 def test_ticks_and_thinning():
@@ -119,3 +166,39 @@ def test_chance_is_that_of_drawing_without_replacement():
     for k in (1, 2, 5, 10):
         hits = [any(candidate < m for candidate in order[:k]) for m in matches for order in itertools.permutations(range(num))]
         assert chance_recall(k, num, matches) == pytest.approx(sum(hits) / len(hits))
+
+
+def of_task(name: str) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(task=SimpleNamespace(name=name)))
+
+
+def test_a_tasks_report_is_found_by_its_name():
+    class OwnReport(TaskReport):
+        name = "own"
+
+    for name, kind in kinds_of(TaskConfig).items():
+        own = Path(charts.__file__).with_name(f"{name}.py")
+        assert own.is_file() == kind.has_numbers
+        report = type(task_report(of_task(name)))
+        assert report.__module__ == f"eve_vl.report.{name if kind.has_numbers else 'task'}"
+    assert type(task_report(of_task("own"))) is OwnReport
+    for name in ("charts", "nothing"):
+        assert type(task_report(of_task(name))) is TaskReport
+
+
+def test_what_all_pages_share_names_no_task():
+    sections = [section for section in kinds_of(TaskConfig).values() if section.has_numbers]
+    names = [name for section in sections for name in (section.__name__, f'"{section.name}"')]
+    for file in ("page", "task", "html", "charts", "curves", "routing"):
+        text = Path(charts.__file__).with_name(f"{file}.py").read_text()
+        assert [name for name in names if name in text] == []
+
+
+def test_an_encoder_without_numbers(tmp_path: Path):
+    run = tiny_run("masked", task=EncoderOnlyConfig())
+    write_run(run, tmp_path / "mine/checkpoints/step_00000001")
+    page = Page(write_report(tmp_path / "mine"))
+    assert_self_contained(tmp_path / "mine/report.html")
+    assert page.ids == ["config"]
+    assert "has no numbers and no examples" in page.text
+    assert "an encoder without headsminerecipe" in page.text

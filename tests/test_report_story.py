@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(folder, tmp_path / "copy"))
+    return Path(shutil.copytree(folder, tmp_path / '<script>&"copy'))
 
 
 def numbers() -> dict[str, float]:
@@ -98,7 +98,7 @@ def test_whole_story(folder: Path, tmp_path: Path):
 
 def test_chance_of_search_where_sizes_are_known():
     values = numbers() | {"retrieval_texts_per_image": 2.0, "retrieval_num_texts": 50}
-    html = results_section(values)
+    html = results_section(values).body
     assert f"task → caption, blind or chance: {percent(2 / 50)}" in html
     assert "task → picture, blind or chance" not in html
 

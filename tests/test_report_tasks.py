@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import shlex
 import shutil
@@ -23,11 +24,14 @@ from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation import evaluate_run
 from eve_vl.loading import LoadedRun, load_run
+from eve_vl.model.moe import Router
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.report import write_report
 from eve_vl.report.html import percent
 from eve_vl.report.page import command_line
 from eve_vl.report.retrieval import Query, RetrievalReport, content_word
+from eve_vl.report.routing import routing_of
+from eve_vl.report.task import task_report
 from eve_vl.tasks import vqa
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
@@ -130,6 +134,68 @@ def test_baselines(runs: dict[str, Path]):
     assert f"chance{percent(numbers['texts_per_image'] / numbers['num_texts'])}" in page.text
 
 
+def test_chance_counts_each_query_with_its_own_matches(runs: dict[str, Path]):
+    """Drawn without replacement, from the captions that the scenes say are true; both ways."""
+    page, rows = Page(runs["retrieval"] / "report.html"), ScenePairs(split="val", image_size=32)
+    picks = [row for _, _, row in eval_positions([len(rows)], NUM_VAL)]
+    texts = list(dict.fromkeys(rows[row].captions[0] for row in picks))
+    true = np.array([[text in rows.true_captions(row) for text in texts] for row in picks])
+    for k in (1, 5, 10):
+        shown = re.findall(rf"R@{k}, chance: ([\d.]+) %", page.text)
+        assert len(shown) == 2
+        for given, matches, num in ((shown[0], true.sum(1), len(texts)), (shown[1], true.sum(0), len(picks))):
+            missed = [math.comb(num - int(m), k) / math.comb(num, k) for m in matches if m]
+            assert float(given) == pytest.approx(100 * (1 - np.mean(missed)), abs=0.051)
+
+
+@pytest.mark.parametrize("is_worse", [True, False])
+def test_a_matching_head_that_makes_the_search_worse(runs: dict[str, Path], tmp_path: Path, is_worse: bool):
+    copy = Path(shutil.copytree(runs["retrieval"], tmp_path / "run"))
+    rows = [json.loads(line) for line in (copy / "log.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "val":
+            row |= {"r_mean": 0.352 if is_worse else 0.5, "r_mean_itc_only": 0.472, "tr1": 0.123}
+    (copy / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report(copy))
+    assert ("re-ranking makes this search worse (r_mean 0.352, by contrast alone 0.472)" in page.text) == is_worse
+    numbers = (copy / "report.html").read_text().partition('class="card number main"><code>')[2]
+    assert numbers.startswith("tr1</code><strong>12.3 %")  # what people get, who search with the run's own re-ranking
+
+
+def test_routing_counts_all_tokens(runs: dict[str, Path]):
+    """In evaluation the last block computes [CLS] alone; the page counts what the experts are for: every token."""
+    for name in TASKS:
+        run = load_run(runs[name])
+        report = task_report(run)
+        dataset = report.dataset(8)
+        batches = list(report.batches(dataset))
+        seen: dict[Router, np.ndarray] = {}
+
+        def count(router, inputs, _output, seen=seen):
+            x_SD, is_text_S = inputs
+            for x, is_text in zip(x_SD, is_text_S.tolist(), strict=True):
+                logits = router.weight @ (x + router.modality_embed[int(is_text)])
+                for expert in logits.argsort(descending=True)[:2].tolist():
+                    seen.setdefault(router, np.zeros((2, len(logits))))[int(is_text), expert] += 1
+
+        chosen = routing_of(run.task, batches)
+        for module in run.task.modules():
+            if isinstance(module, Router):
+                module.register_forward_hook(count)
+        run.task.encoder.computes_all = True  # of the encoder itself, not of a twin
+        with torch.no_grad():
+            run.task.routers(batches[0])
+        assert chosen.num_rows == 8
+        assert not load_run(runs[name]).task.encoder.computes_all
+        for shares_ME, counts in zip(chosen.shares_ME, seen.values(), strict=True):
+            assert shares_ME.numpy() == pytest.approx(counts / counts.sum(1, keepdims=True), abs=5e-3)
+        num_text = sum(int((~batch.is_padding_BT).sum()) for batch in batches)
+        num_image = 8 * (1 + run.config.input.num_patches)
+        times = {"vqa": (1, 1), "nlvr2": (2, 2), "retrieval": (2, 2)}[name]
+        for counts in seen.values():
+            assert counts.sum(1).tolist() == [2 * num_image * times[0], 2 * num_text * times[1]]
+
+
 def cards(path: Path) -> list[tuple[str, str]]:
     """Verdict and HTML of each example."""
     return re.findall(r'<article class="card example (\w+)">(.*?)</article>', path.read_text(), re.DOTALL)
@@ -211,7 +277,9 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     assert isinstance(task, Retrieval)
     assert task.contrast.match_head is not None
     with torch.enable_grad():
-        found = RetrievalReport(run).searches(2, num_searched=40)
+        report = RetrievalReport(run)
+        dataset = report.dataset(40, for_evaluation=True)
+        by_text, by_picture = report.searches(dataset, 2)
     rows = ScenePairs(split="val", image_size=32)
     picks = [row for _, _, row in eval_positions([len(rows)], 40)]
     pictures = [pixels_of(rows[row].image) for row in picks]
@@ -225,11 +293,11 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
         assert task.contrast.match_head is not None
         return task.contrast.match_head(alone(run, pictures[picture], text))[0, 1].item()
 
-    assert found.num_pictures == 40
-    assert found.num_texts == len(texts)
-    assert 2 <= len(found.by_text) <= 4
-    assert 2 <= len(found.by_picture) <= 4
-    for query in found.by_text:
+    assert len(dataset.pictures) == 40
+    assert dataset.captions == texts
+    assert 2 <= len(by_text) <= 4
+    assert 2 <= len(by_picture) <= 4
+    for query in by_text:
         similarity = image_Id @ text_Td[texts.index(query.item.text)]
         first = similarity.argsort(descending=True)[:16].tolist()
         best = sorted(first, key=lambda picture: -match(picture, query.item.text))[:5]
@@ -238,7 +306,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
             assert item.picture is not None
             assert (item.picture == pictures[picture]).all()
         assert query.is_match == tuple((picture, query.item.text) in true for picture in best)
-    for query in found.by_picture:
+    for query in by_picture:
         index = int(query.item.where.removeprefix("picture "))
         first = (text_Td @ image_Id[index]).argsort(descending=True)[:16].tolist()
         best = sorted(first, key=lambda text: -match(index, texts[text]))[:5]
@@ -247,7 +315,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
         assert (index, query.truth.text) in true
         assert query.word in query.truth.text.split()
         assert (query.heat[0] == look_for(run, pictures[index], query)).all()
-    verdicts = [query.is_match[0] for query in found.by_text]
+    verdicts = [query.is_match[0] for query in by_text]
     assert verdicts == sorted(verdicts, reverse=True)
 
 
@@ -259,10 +327,10 @@ def look_for(run: LoadedRun, pixels: np.ndarray, query: Query) -> np.ndarray:
 def test_true_items_are_framed(runs: dict[str, Path]):
     """The page shows the searches' verdicts."""
     report = RetrievalReport(load_run(runs["retrieval"]))
-    searches = report.searches(report.num_each)
+    by_text, by_picture = report.searches(report.dataset(200, for_evaluation=True), report.num_each)
     text = (runs["retrieval"] / "report.html").read_text()
     lists = re.findall(r'<ol class="hits \w+">(.*?)</ol>', text)
-    queries = [*searches.by_text, *searches.by_picture]
+    queries = [*by_text, *by_picture]
     assert len(lists) == len(queries)
     for items, query in zip(lists, queries, strict=True):
         assert re.findall(r'<li class="(right|wrong)">', items) == ["right" if each else "wrong" for each in query.is_match]

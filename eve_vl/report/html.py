@@ -1,93 +1,32 @@
-"""Pieces of HTML that all pages share: escaped text, sections, cards, embedded pictures, numbers as people write them."""
+"""What all pages share: templates, pictures that travel within the page, numbers as people write them.
+
+Python says what is measured and chosen; the templates beside it say how that is shown. They escape whatever they are given
+but what other templates made (`Markup`).
+"""
 
 import base64
-import html
 import io
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
-from eve_vl.report.style import STYLE
-
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-LONG = 64  # letters of a fact that takes two columns
-MAX_PIXELATED = 160  # pictures smaller than this are shown larger than they are: keep their pixels sharp
-
-
-def esc(value: object) -> str:
-    """Return text that is harmless inside an element or a quoted attribute."""
-    return html.escape(str(value))
-
-
-def section(name: str, title: str, intro: str, body: str) -> str:
-    """Return a <section>; `intro` and `body` are HTML."""
-    intro = f'<p class="intro">{intro}</p>' if intro else ""
-    return f'<section id="{name}"><h2>{title}</h2>{intro}{body}</section>'
-
-
-def navigation(sections: Sequence[str]) -> str:
-    """Return links to sections."""
-    heads = (re.match(r'<section id="(.*?)"><h2>(.*?)</h2>', each) for each in sections)
-    links = (f'<a href="#{head[1]}">{head[2]}</a>' for head in heads if head)
-    return f"<nav>{''.join(links)}</nav>"
-
-
-def header(kicker: str, title: str, facts: Mapping[str, str], notes: Iterable[str] = ()) -> str:
-    """Return the top of a page. title, notes: plain text; the others: HTML, facts by their names."""
-    wide = {name: ' class="wide"' if len(value) > LONG else "" for name, value in facts.items()}
-    rows = "".join(f"<div{wide[name]}><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
-    listed = "".join(f"<li>{esc(note)}</li>" for note in notes)
-    listed = f'<ul class="notes">{listed}</ul>' if listed else ""
-    return f'<header><p class="kicker">{kicker}</p><h1>{esc(title)}</h1><dl class="facts">{rows}</dl>{listed}</header>'
-
-
-def document(title: str, head: str, sections: Sequence[str]) -> str:
-    """Return a whole HTML file. title: plain text; head: the top of the page."""
-    body = "\n".join([head, navigation(sections), *sections])
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>EVE · {esc(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
-    """One number: `length`, 0 to 1, draws its bar; `is_main` sets off the model's own."""
+class Section:
+    """A part of a page: its anchor, its heading, and what stands below."""
 
     name: str
-    value: str
-    length: float
-    sentence: str
-    is_main: bool = False
-
-
-def share_card(name: str, share: float, sentence: str, *, is_main: bool = False) -> Card:
-    """Return the card of a share in [0, 1]."""
-    return Card(name=name, value=percent(share), length=share, sentence=sentence, is_main=is_main)
-
-
-def card_group(title: str, verdict: str, cards: Sequence[Card]) -> str:
-    """Return cards under a heading and a sentence that says what they mean."""
-    items = "".join(
-        f'<li class="card number{" main" if card.is_main else ""}"><code>{card.name}</code><strong>{card.value}</strong>'
-        f'<span class="bar" style="--length:{100 * card.length:.1f}%"></span><p>{card.sentence}</p></li>'
-        for card in cards
-    )
-    verdict = f'<p class="verdict">{verdict}</p>' if verdict else ""
-    return f'<h3>{title}</h3>{verdict}<ul class="cards">{items}</ul>'
+    title: str
+    body: Markup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,50 +38,22 @@ class Choice:
     is_right: bool
 
 
-def choices_list(choices: Sequence[Choice]) -> str:
-    """Return what a model proposes with bars as long as the probabilities."""
-    rows = "".join(
-        f'<li class="{right(each.is_right)}" style="--length:{100 * each.probability:.1f}%">'
-        f"<span>{esc(each.text)}</span><span>{percent(each.probability)}</span></li>"
-        for each in choices
-    )
-    return f'<ol class="choices">{rows}</ol>'
+def draw(template: str, macro: str, **values: Any) -> Markup:
+    """Return what a macro of a template makes of values."""
+    return getattr(TEMPLATES.get_template(template).module, macro)(**values).strip()
 
 
-def right(is_right: bool) -> str:
-    """Return the class of what is right or wrong."""
-    return "right" if is_right else "wrong"
+def document(template: str, sections: Sequence[Section], **values: Any) -> str:
+    """Return a whole page without the line breaks between elements."""
+    page = TEMPLATES.get_template(template).render(sections=sections, **values)
+    return re.sub(r">\s*\n\s*<", "><", page)
 
 
-def mark(is_right: bool | None) -> str:
-    """Return ✓ or ✗; nothing where it is not known."""
-    if is_right is None:
-        return ""
-    return f'<span class="mark {right(is_right)}" role="img" aria-label="{right(is_right)}">{"✓" if is_right else "✗"}</span>'
-
-
-def missing(sentence: str) -> str:
-    """Return an HTML sentence that stands where something is left out, or warns."""
-    return f'<p class="missing">{sentence}</p>'
-
-
-def picture(pixels_HWC: np.ndarray, alt: str) -> str:
-    """Return an <img> that carries a uint8 (H, W, 3) picture within itself, as PNG."""
+def png(pixels_HWC: np.ndarray) -> str:
+    """Return a uint8 (H, W, 3) picture as a PNG in base64."""
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC).save(buffer, format="PNG", optimize=True)
-    height, width = pixels_HWC.shape[:2]
-    style = ' class="pixelated"' if width < MAX_PIXELATED else ""
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img{style} width="{width}" height="{height}" alt="{esc(alt)}" src="data:image/png;base64,{data}">'
-
-
-def thumbs(alt: str, pictures: Mapping[str, np.ndarray]) -> str:
-    """Return pictures in a row, each over its name; `alt`, plain text, makes their alternative texts unique on a page."""
-    figures = "".join(
-        f"<figure>{picture(pixels, f'{alt}: {name}')}<figcaption>{esc(name)}</figcaption></figure>"
-        for name, pixels in pictures.items()
-    )
-    return f'<div class="thumbs n{len(pictures)}">{figures}</div>'
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def counted(count: float, one: str, many: str) -> str:
@@ -179,3 +90,10 @@ def scientific(value: float) -> str:
         return "0"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}×10{str(int(exponent)).translate(SUPERSCRIPT)}"
+
+
+TEMPLATES = Environment(
+    loader=PackageLoader("eve_vl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+TEMPLATES.filters |= {each.__name__: each for each in (png, counted, percent, number, points, scientific)}
+TEMPLATES.globals |= {each.__name__: each for each in (percent, scientific)}  # how charts write values

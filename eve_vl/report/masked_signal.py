@@ -4,7 +4,7 @@ Letters: B batch, P patches, M masked tokens, X values in a patch, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,28 +16,12 @@ from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.model.embed import hide, patchify, to_pictures
-from eve_vl.report.curves import Curves, Loss
-from eve_vl.report.html import (
-    Card,
-    Choice,
-    card_group,
-    choices_list,
-    esc,
-    mark,
-    missing,
-    number,
-    percent,
-    points,
-    right,
-    section,
-    share_card,
-    thumbs,
-)
-from eve_vl.report.task import Measured, TaskReport
+from eve_vl.report.curves import Loss
+from eve_vl.report.html import Choice, Section, draw
+from eve_vl.report.task import TaskReport, best_choices
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
 NUM_GUESSES = 5
-JOINT = " This run masks both modalities in one pass (<code>task.joint_masking</code>), so the model saw neither complete."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +38,7 @@ class HiddenToken:
     """One hidden token: what it was, the best guesses with the right picture, and the best with the wrong one."""
 
     truth: str
-    guesses: tuple[Choice, ...]
+    guesses: list[Choice]
     wrong_picture: Choice
     truth_probability: float
     """With the right picture."""
@@ -79,7 +63,7 @@ class MaskedSignalReport(TaskReport):
     """Does the model use the other modality, and does it beat obvious guesses?"""
 
     name = "masked_signal"
-    title = "Pictures and captions"
+    title, template = "Pictures and captions", "masked_signal.html"
     rows = "pairs"
     passes = " (masked as in validation)"
     num_each = 8
@@ -94,53 +78,13 @@ class MaskedSignalReport(TaskReport):
         assert isinstance(self.run.task, MaskedSignalTask)
         return self.run.task
 
-    def numbers(self, measured: Measured) -> str:
-        """Return cards of both passes, beside what can be had without the other modality."""
-        values, groups = measured.values, []
-        if "mlm_acc" in values:
-            gain = points(values["mlm_acc"] - values["mlm_acc_wrong_image"])
-            verdict = f"The right picture is worth <b>{gain} points</b> of masked-token accuracy."
-            groups.append(card_group("Masked tokens", verdict, _token_cards(values)))
-        else:
-            groups.append(self._no_numbers("Masked tokens", "mlm_weight"))
-        if "mim_mse" in values:
-            verdict = (
-                "Lower is better. The error with the right caption is "
-                f"<b>{_compared(values['mim_mse'], values['mim_mse_wrong_caption'])}</b> with a wrong one, and "
-                f"<b>{_compared(values['mim_mse'], values['mim_mse_mean_baseline'])}</b> of the neighbours' mean."
-            )
-            cards = _pixel_cards(values, self.task.settings.normalize_targets)
-            groups.append(card_group("Masked pixels", verdict, cards))
-        else:
-            groups.append(self._no_numbers("Masked pixels", "mim_weight"))
-        return "".join(groups)
-
-    def _no_numbers(self, title: str, weight: str) -> str:
-        why = f"This run does not train them (<code>task.{weight}</code> is 0)."
-        return f"<h3>{title}</h3>" + missing("There are no numbers of them." if getattr(self.task.settings, weight) else why)
-
-    def charts(self, curves: Curves) -> list[str]:
-        """Return accuracy and error over the run."""
-        accuracy = [
-            curves.val("mlm_acc", "right picture"),
-            curves.val("mlm_acc_wrong_image", "wrong picture"),
-            curves.val("mlm_acc_unigram", "most frequent token", is_reference=True),
-        ]
-        error = [
-            curves.val("mim_mse", "right caption"),
-            curves.val("mim_mse_wrong_caption", "wrong caption"),
-            curves.val("mim_mse_mean_baseline", "mean of neighbours", is_reference=True),
-            curves.val("mim_mse_image_mean", "mean of picture", is_reference=True),
-        ]
-        return [
-            curves.shares("Masked-token accuracy", accuracy),
-            curves.chart("Masked-pixel error", error, "Validation, mean squared; lower is better."),
-        ]
-
-    def evidence(self, num_each: int) -> list[str]:
+    def evidence(self, num_each: int) -> list[Section]:
         """Return the sections of pictures and of captions."""
         pairs = self.pairs(num_each)
-        return [_pictures_section(pairs, self.task.settings), _captions_section(pairs, self.task.settings)]
+        return [
+            Section(name=name, title=title, body=draw("masked_signal.html", name, pairs=pairs, settings=self.task.settings))
+            for name, title in (("pictures", "Pictures"), ("captions", "Masked captions"))
+        ]
 
     @torch.inference_mode()
     def pairs(self, num_pairs: int) -> list[ShownPair]:
@@ -188,24 +132,17 @@ class MaskedSignalReport(TaskReport):
         rows, columns = batch.is_masked_BT.nonzero(as_tuple=True)
         truths = batch.ids_BT[rows, columns].tolist()
         for row, truth, right_V, wrong_V in zip(rows.tolist(), truths, *probabilities, strict=True):
+            first, second = (best_choices(each_V, NUM_GUESSES, tokenizer.word, truth.__eq__) for each_V in (right_V, wrong_V))
             hidden[row].append(
                 HiddenToken(
                     truth=tokenizer.word(truth),
-                    guesses=_best(right_V, truth, tokenizer, NUM_GUESSES),
-                    wrong_picture=_best(wrong_V, truth, tokenizer, 1)[0],
+                    guesses=first,
+                    wrong_picture=second[0],
                     truth_probability=right_V[truth].item(),
                     truth_probability_wrong_picture=wrong_V[truth].item(),
                 )
             )
         return hidden
-
-
-def _best(probability_V: Tensor, truth: int, tokenizer: Tokenizer, num: int) -> tuple[Choice, ...]:
-    values, ids = probability_V.topk(min(num, len(probability_V)))
-    return tuple(
-        Choice(text=tokenizer.word(token), probability=value, is_right=token == truth)
-        for value, token in zip(values.tolist(), ids.tolist(), strict=True)
-    )
 
 
 def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_hidden: Sequence[bool]) -> tuple[Piece, ...]:
@@ -225,110 +162,3 @@ def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_hidden: Sequence
 def _real_tokens(batch: PairBatch, row: int) -> tuple[list[int], list[bool]]:
     real_T = ~batch.is_padding_BT[row]
     return batch.ids_BT[row][real_T].tolist(), batch.is_masked_BT[row][real_T].tolist()
-
-
-def _token_cards(values: Mapping[str, float]) -> list[Card]:
-    sentences = {
-        "mlm_acc": "Share of the masked tokens that the model guesses right while it sees the caption's own picture.",
-        "mlm_acc_wrong_image": "The same tokens beside another pair's picture: what the words around them give away.",
-        "mlm_acc_unigram": "Always guessing the most frequent masked token, without looking at anything.",
-    }
-    return [share_card(name, values[name], text, is_main=name == "mlm_acc") for name, text in sentences.items()]
-
-
-def _pixel_cards(values: Mapping[str, float], is_normalised: bool) -> list[Card]:
-    """Return cards whose bars show the error, relative to the largest."""
-    space = "pixels normalised per patch" if is_normalised else "pixels from −1 to 1"
-    sentences = {
-        "mim_mse": f"Mean squared error of the masked patches ({space}) when the model reads the picture's own caption.",
-        "mim_mse_wrong_caption": "The same patches rebuilt beside another pair's caption: what the visible patches give away.",
-        "mim_mse_mean_baseline": "Painting each masked patch in the mean colour of its visible neighbours.",
-        "mim_mse_image_mean": "Painting every masked patch in the mean colour of all visible ones.",
-    }
-    largest = max(values[name] for name in sentences) or 1
-    return [
-        Card(name=name, value=number(values[name]), length=values[name] / largest, sentence=text, is_main=name == "mim_mse")
-        for name, text in sentences.items()
-    ]
-
-
-def _compared(value: float, other: float) -> str:
-    """Return how much smaller or larger an error is than another, ending in `than that`."""
-    change = value / other - 1 if other else 0.0
-    return f"{abs(100 * change):.1f} % {'larger' if change > 0 else 'smaller'} than that"
-
-
-def _pictures_section(pairs: Sequence[ShownPair], task: MaskedSignalConfig) -> str:
-    """Return the grid of original, masked and rebuilt pictures."""
-    if not task.mim_weight:
-        text = "This run does not learn to rebuild pictures (<code>task.mim_weight</code> is 0)."
-        return section("pictures", "Pictures", "", missing(text))
-    intro = (
-        f"Validation pairs with {percent(task.image_mask_ratio)} of the patches masked. Visible patches are copied "
-        "from the original; the model paints the masked ones, once with the pair's own caption and once with another's."
-    )
-    if task.normalize_targets:
-        intro += (
-            " It predicts patches normalised to mean 0 and deviation 1 (<code>task.normalize_targets</code>); for display "
-            "they are scaled back with the <em>true</em> mean and deviation of each masked patch, as MAE does: judge the "
-            "shapes within a patch, not its colour."
-        )
-    cards = ""
-    for pair in pairs:
-        caption = _caption(pair.pieces, hides=task.joint_masking)
-        cards += (
-            f'<article class="card">{thumbs(pair.where, pair.rebuilding)}<p class="caption">{caption}</p>'
-            f'<p class="caption wrong"><span class="label">wrong caption</span> {esc(pair.wrong_caption)}</p></article>'
-        )
-    return section("pictures", "Pictures", intro + JOINT * task.joint_masking, f'<div class="pairs">{cards}</div>')
-
-
-def _captions_section(pairs: Sequence[ShownPair], task: MaskedSignalConfig) -> str:
-    """Return the captions with what the model guesses for their masked tokens."""
-    if not task.mlm_weight:
-        text = "This run does not learn to guess masked tokens (<code>task.mlm_weight</code> is 0)."
-        return section("captions", "Masked captions", "", missing(text))
-    intro = (
-        f"{percent(task.text_mask_ratio)} of each caption's tokens are masked (boxed here) and guessed beside the "
-        f"{'masked' if task.joint_masking else 'complete'} picture: the five best guesses, ✓ where the first is right, ✗ where "
-        "it is not. Below them the first guess beside another pair's picture, and what that picture does to the probability of "
-        "the true token: where it falls, the model looked."
-    )
-    cards = "".join(map(_caption_card, pairs))
-    return section("captions", "Masked captions", intro + JOINT * task.joint_masking, f'<div class="readings">{cards}</div>')
-
-
-def _caption_card(pair: ShownPair) -> str:
-    num_right = sum(token.guesses[0].is_right for token in pair.hidden)
-    num_right_wrong = sum(token.wrong_picture.is_right for token in pair.hidden)
-    return (
-        f'<article class="card reading">{thumbs(pair.where, pair.guessing)}<div>'
-        f'<p class="caption">{_caption(pair.pieces, pair.hidden)}</p>'
-        f'<p class="score">{num_right} of {len(pair.hidden)} right; beside the wrong picture {num_right_wrong}</p>'
-        f'<ul class="words">{"".join(map(_word_card, pair.hidden))}</ul></div></article>'
-    )
-
-
-def _word_card(token: HiddenToken) -> str:
-    wrong = token.wrong_picture
-    change = f"{100 * token.truth_probability:.0f}→{100 * token.truth_probability_wrong_picture:.0f} %"
-    return (
-        f'<li class="word"><h4>{esc(token.truth)} {mark(token.guesses[0].is_right)}</h4>{choices_list(token.guesses)}'
-        f'<p class="label">wrong picture</p><ol><li class="{right(wrong.is_right)}"><span>{esc(wrong.text)} '
-        f"{mark(wrong.is_right)}</span><span>{100 * wrong.probability:.0f} %</span></li>"
-        f"<li><span>truth</span><span>{change}</span></li></ol></li>"
-    )
-
-
-def _caption(pieces: Sequence[Piece], hidden: Sequence[HiddenToken] = (), *, hides: bool = True) -> str:
-    """Return a caption whose hidden tokens are boxes, marked right or wrong where there are guesses."""
-    guesses, caption = iter(hidden), ""
-    for piece in pieces:
-        caption += " " * (piece.starts_word and bool(caption))
-        if piece.is_hidden and hides:
-            best = token.guesses[0].is_right if (token := next(guesses, None)) is not None else None
-            verdict = "" if best is None else f" {right(best)}"
-            caption += f'<span class="box{verdict}">{esc(piece.text)}{mark(best)}</span>'
-        else:
-            caption += esc(piece.text)
-    return caption

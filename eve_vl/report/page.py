@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,10 +15,10 @@ from eve_vl.files import write_file
 from eve_vl.inspect import inspect_run
 from eve_vl.loading import LoadedRun, load_run, read_config
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
-from eve_vl.report.curves import Curves, curves_section
-from eve_vl.report.html import counted, document, esc, header, missing, number, section
+from eve_vl.report.curves import Curves
+from eve_vl.report.html import Section, document, draw
 from eve_vl.report.routing import routing_section
-from eve_vl.report.task import TaskReport, task_report
+from eve_vl.report.task import task_report
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.log import BAD_SAMPLES, read_log
 
@@ -41,30 +42,30 @@ def run_page(run: LoadedRun) -> str:
     """Return the HTML of the page about a run."""
     folder, report, config = run_folder(run), task_report(run), run.config
     curves = Curves(log=read_log(folder), step=run.step)
-    drawn = curves_section(curves, report.losses, report.charts(curves), config)
-    sizes: list[str] = []
-    if not config.task.has_numbers:
-        sections = [missing(f"A run of {esc(config.task.title)} has no numbers and no examples to show.")]
-    else:
+    sections, counts, problem = [], [None, None], ""
+    if config.task.has_numbers:
+        body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.charts(curves))
+        sections = [drawn := Section(name="curves", title="Curves", body=body)]
         try:
-            sizes = [f" <small>({counted(sum(map(len, part)), 'row', 'rows')})</small>" for part in report.sources]
-            sections = [_numbers_section(report, curves.log), drawn, *report.evidence(report.num_each)]
-            sections.append(routing_section(report.routing(), curves, config, report.rows + report.passes))
+            counts = [sum(map(len, part)) for part in report.sources]
+            measured = report.measured(curves.log)
+            values = {"measured": measured, "remarks": run.task.remarks(measured.values), "shown": report.numbers(measured)}
+            numbers = Section(name="numbers", title="Numbers", body=draw("run_sections.html", "numbers", **values))
+            routing = routing_section(report.routing(), curves, config, report.rows + report.passes)
+            sections = [numbers, drawn, *report.evidence(report.num_each), routing]
         except UserError as error:  # the data may be out of reach here; what the run folder tells is still worth a page
-            text = f"The validation data cannot be read here, so numbers, examples and routing are left out: {error}"
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"eve: warning: {text}", markup=False)
-            sections = [missing(esc(text)), drawn]
-    title = folder.resolve().name
-    notes = [row["text"] for row in curves.log if row["kind"] == "note"]
-    head = header(f"EVE · {config.task.title}", title, _facts(run, folder, curves.log, sizes), notes)
-    return document(f"{title}, step {run.step}", head, [*sections, config_section(config)])
-
-
-def _numbers_section(report: TaskReport, log: Sequence[dict]) -> str:
-    measured = report.measured(log)
-    remarks = "".join(missing(esc(f"Note: {remark}.")) for remark in report.run.task.remarks(measured.values))
-    intro = f"Measured on {esc(measured.where)}, step {measured.step:,}."
-    return section("numbers", "Numbers", intro, remarks + report.numbers(measured))
+            problem = f"The validation data cannot be read here, so numbers, examples and routing are left out: {error}"
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"eve: warning: {problem}", markup=False)
+    return document(
+        "run.html",
+        [*sections, config_section(config)],
+        name=folder.resolve().name,
+        run=run,
+        config=config,
+        problem=problem,
+        notes=[row["text"] for row in curves.log if row["kind"] == "note"],
+        **_facts(run, folder, curves.log, counts),
+    )
 
 
 def run_folder(run: LoadedRun) -> Path:
@@ -72,33 +73,21 @@ def run_folder(run: LoadedRun) -> Path:
     return run.folder.parent if run.folder.name == BEST else run.folder.parents[1]
 
 
-def _facts(run: LoadedRun, folder: Path, log: Sequence[dict], sizes: Sequence[str]) -> dict[str, str]:
-    """Return what the top of the page says. sizes: HTML, of the training and of the validation data, if they can be read."""
+def _facts(run: LoadedRun, folder: Path, log: Sequence[dict], counts: Sequence[int | None]) -> dict[str, Any]:
+    """Return what the top of the page says besides the config. counts: rows of training and of validation data, if known."""
     config, is_best, inspection = run.config, run.folder.name == BEST, inspect_run(run.folder)
     reached = [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)] if is_best else []
-    steps = f"{run.step:,} of {config.train.steps:,}"
-    steps += ' <span class="badge">best on validation</span>' * is_best
-    steps += ' <span class="badge">unfinished</span>' * (max([run.step, *reached]) < config.train.steps)
-    total, active = sum(inspection.parameters.values()), inspection.active_parameters
-    saved = datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC)
-    facts = {
-        "recipe": esc(config.recipe),
-        "step": steps,
-        "checkpoint saved": f"{saved:%Y-%m-%d %H:%M} UTC",
-        "training took": _duration(log, config.train.batch_size),
-        "parameters": number(total) + f" <small>({number(active)} used per token)</small>" * (active < total),
-        "encoder": f"{config.model}; {config.input.image_size}² pixels in {config.input.num_patches} patches",
+    rejected = folder / BAD_SAMPLES
+    return {
+        "is_best": is_best,
+        "is_unfinished": max([run.step, *reached]) < config.train.steps,
+        "saved": datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC),
+        "duration": _duration(log, config.train.batch_size),
+        "num_total": sum(inspection.parameters.values()),
+        "num_active": inspection.active_parameters,
+        "sources": list(zip(("training data", "validation data"), (config.data.train, config.data.val), counts, strict=True)),
+        "rejected": {"file": BAD_SAMPLES, "num": len(rejected.read_text().splitlines())} if rejected.is_file() else None,
     }
-    names = (("training data", config.data.train), ("validation data", config.data.val))
-    for (name, sources), size in zip(names, sizes or ("", ""), strict=True):
-        facts[name] = esc(", ".join(sources)) + size
-    if (folder / BAD_SAMPLES).is_file():
-        facts["rejected rows"] = f"{len((folder / BAD_SAMPLES).read_text().splitlines()):,} <small>({BAD_SAMPLES})</small>"
-    if config.scratch:
-        facts["started from"] = f"random weights <small>(shape and tokenizer of {esc(config.init)})</small>"
-    elif config.init is not None:
-        facts["started from"] = esc(config.init)
-    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _duration(log: Sequence[dict], batch_size: int) -> str:
@@ -109,35 +98,30 @@ def _duration(log: Sequence[dict], batch_size: int) -> str:
             seconds += (row["step"] - before) * batch_size / row["samples_per_second"]
             before = row["step"]
     hours, minutes = divmod(round(seconds / 60), 60)
-    return (
-        ""
-        if not seconds
-        else f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds else ""
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def config_section(config: Config) -> str:
+def config_section(config: Config) -> Section:
     """Return the command that makes this run, and every value, collapsed."""
     values = to_dict(config)
-    intro = "The same command, with another --out, makes this run again. Values that differ from the recipe's are set off."
+    command, is_whole = "", True
     try:
         recipe, is_whole = recipe_of(config)
-        defaults = to_dict(recipe)
-        command = f"<pre><code>{esc(command_line(config, recipe))}</code></pre>"
-        if not is_whole:
-            command += missing(
-                f"The run that this one started from is not at {esc(config.init)} any more: the command needs it there, and "
-                "values are compared with the recipe as applied to this run's own model."
-            )
+        defaults, command = to_dict(recipe), command_line(config, recipe)
     except UserError:  # the recipe of another version
-        defaults, intro = values, ""
-        command = missing(f"No recipe is called {esc(config.recipe)} here, so there is no command to give.")
-    tables = "".join(_config_table(name, part, defaults[name]) for name, part in values.items() if isinstance(part, dict))
-    return section("config", "Config", intro, f'{command}<div class="configs">{tables}</div>')
+        defaults = values
+    tables = {
+        name: [
+            (key, " ".join(map(str, value)) if isinstance(value, list) else value, value != defaults[name].get(key))
+            for key, value in part.items()
+        ]
+        for name, part in values.items()
+        if isinstance(part, dict)
+    }
+    body = draw("run_sections.html", "config", config=config, command=command, is_whole=is_whole, tables=tables)
+    return Section(name="config", title="Config", body=body)
 
 
 def recipe_of(config: Config) -> tuple[Config, bool]:
@@ -149,17 +133,6 @@ def recipe_of(config: Config) -> tuple[Config, bool]:
         return get_finetune_recipe(config.recipe, read_config(chosen_checkpoint(config.init))), True
     except UserError:
         return get_finetune_recipe(config.recipe, dataclasses.replace(config, out=config.init)), False
-
-
-def _config_table(name: str, values: dict, defaults: dict) -> str:
-    rows, num_changed = "", 0
-    for key, value in values.items():
-        changed = ' class="changed"' if value != defaults.get(key) else ""
-        num_changed += bool(changed)
-        shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        rows += f"<tr{changed}><th>{esc(key)}</th><td>{esc(shown)}</td></tr>"
-    hint = f' <span class="badge">{num_changed} changed</span>' if num_changed else ""
-    return f'<details class="card"><summary>{esc(name)}{hint}</summary><table><tbody>{rows}</tbody></table></details>'
 
 
 def command_line(config: Config, recipe: Config | None = None) -> str:

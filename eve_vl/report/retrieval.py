@@ -7,23 +7,26 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from eve_vl.data.downstream import SearchSet
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.report.charts import bar_chart
-from eve_vl.report.curves import Curves, Loss
-from eve_vl.report.html import card_group, counted, esc, mark, percent, picture, right, section, share_card, thumbs
+from eve_vl.report.curves import Loss
+from eve_vl.report.html import Section, percent
 from eve_vl.report.task import Measured, TaskReport, pixels_of
 from eve_vl.tasks.retrieval import Index, Retrieval
 
 RECALLS = (1, 5, 10)
+WAYS = {"tr": ("Picture → text", "text", "num_texts"), "ir": ("Text → picture", "picture", "num_images")}
+"""By what their numbers start with: titles, what is found, and the name of how many there are to find."""
 NUM_SEARCHED = 200
 NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
 NUM_HITS = 5
@@ -60,22 +63,11 @@ class Query:
     """Of a picture: it under what the word takes from it that speaks for the match, if that can be told."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Searches:
-    """Queries both ways, right ones first."""
-
-    by_text: list[Query]
-    by_picture: list[Query]
-    num_pictures: int
-    num_texts: int
-    num_reranked: int
-
-
 class RetrievalReport(TaskReport):
     """Recalls as people get them, with the run's own re-ranking, beside contrast alone and chance."""
 
     name = "retrieval"
-    title = "Search"
+    title, template = "Search", "retrieval.html"
     rows = "pairs"
     passes = " (pictures alone, texts alone, and matched)"
     num_each = 3
@@ -87,86 +79,56 @@ class RetrievalReport(TaskReport):
         assert isinstance(self.run.task, Retrieval)
         return self.run.task
 
-    def numbers(self, measured: Measured) -> str:
-        """Return recalls both ways, with and without re-ranking."""
+    def numbers(self, measured: Measured) -> Markup:
+        """Return recalls both ways, with and without re-ranking, beside chance."""
         captions_of = self.dataset(measured.num_samples, for_evaluation=True).captions_of
         texts = Counter(text for row in captions_of for text in row)
-        ways = (
-            ("Picture → text", "tr", "text", "num_texts", [len(row) for row in captions_of if row]),
-            ("Text → picture", "ir", "picture", "num_images", list(texts.values())),
-        )
-        groups, charts = zip(*(self._way(measured, *way) for way in ways), strict=True)
-        return "".join(groups) + f'<div class="charts">{"".join(charts)}</div>'
+        matches = {"tr": [len(row) for row in captions_of if row], "ir": list(texts.values())}
+        ways = [self._way(measured.values, way, counts) for way, counts in matches.items()]
+        return self.draw("numbers", values=measured.values, rerank=self.task.settings.rerank, ways=ways)
 
-    def _way(
-        self, measured: Measured, title: str, key: str, other: str, num_key: str, matches: Sequence[int]
-    ) -> tuple[str, str]:
-        """Return the cards and the chart of one way."""
-        values, rerank, num = measured.values, self.task.settings.rerank, int(measured.values[num_key])
-        chance = {k: chance_recall(k, num, matches) for k in RECALLS}
-        average = sum(matches) / len(matches)
-        verdict = (
-            f"Each query has {counted(average, 'match', 'matches')}{' on average' * (min(matches) < max(matches))} among "
-            f"{counted(num, other, other + 's')}; the first {other} that it finds is a match "
-            f"<b>{values[f'{key}1'] / chance[1]:.1f} times</b> as often as by chance."
-        )
-        cards = [share_card(f"{key}1", values[f"{key}1"], f"Share of queries whose first {other} is a match.", is_main=True)]
-        bars = [("re-ranked" if rerank else "contrast", [values[f"{key}{k}"] for k in RECALLS])]
+    def _way(self, values: Mapping[str, float], way: str, matches: Sequence[int]) -> dict[str, Any]:
+        """Return what is shown of one way. matches: how many each query has."""
+        title, other, num_key = WAYS[way]
+        num, rerank = int(values[num_key]), self.task.settings.rerank
+        chance = [chance_recall(k, num, matches) for k in RECALLS]
+        bars = [("re-ranked" if rerank else "contrast", [values[f"{way}{k}"] for k in RECALLS]), ("chance", chance)]
         if rerank:
-            sentence = f"By contrast alone: without the matching head, which puts the best {rerank} in order."
-            cards.append(share_card(f"{key}1_itc_only", values[f"{key}1_itc_only"], sentence))
-            bars.append(("contrast alone", [values[f"{key}{k}_itc_only"] for k in RECALLS]))
-        cards.append(share_card("chance", chance[1], f"The same for {other}s in random order."))
-        bars.append(("chance", list(chance.values())))
-        axis = "a match among the first k"
-        chart = bar_chart(f"{title}: recall", [f"R@{k}" for k in RECALLS], bars, show=percent, axis=axis)
-        return card_group(title, verdict, cards), chart
+            bars.insert(1, ("contrast alone", [values[f"{way}{k}_itc_only"] for k in RECALLS]))
+        names, axis = [f"R@{k}" for k in RECALLS], "a match among the first k"
+        chart = bar_chart(f"{title}: recall", names, bars, show=percent, axis=axis)
+        return {
+            "key": f"{way}1",
+            "title": title,
+            "other": other,
+            "num": num,
+            "matches": matches,
+            "chance": chance[0],
+            "chart": chart,
+        }
 
-    def charts(self, curves: Curves) -> list[str]:
-        """Return recalls over the run."""
-        ways = (("picture → text", "tr"), ("text → picture", "ir"))
-        recalls = [curves.val(f"{key}{k}", f"{way}, first {k}") for k in (1, 5) for way, key in ways]
-        note = "Validation: a match is the first one, or among the first five."
-        matching = [curves.train("itm_acc")]
-        return [curves.shares("Matching accuracy", matching, ""), curves.shares("Recall", recalls, note)]
-
-    def evidence(self, num_each: int) -> list[str]:
+    def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and what they find."""
-        searches = self.searches(num_each)
-        order = "ordered by the contrast features"
-        if searches.num_reranked:
-            order += f", the first {searches.num_reranked} put in order again by the matching head"
-        intro = (
-            f"Among {counted(searches.num_pictures, 'picture', 'pictures')} and {counted(searches.num_texts, 'text', 'texts')} "
-            f"of the validation data, {order}. The five best, true ones framed: first queries whose first hit is true, then "
-            "some whose first hit is not. Heat, blue to red: what a word of the picture's true text takes from it that speaks "
-            "for the match (Grad-CAM)."
-        )
-        body = ""
-        for heading, queries in (("Text → picture", searches.by_text), ("Picture → text", searches.by_picture)):
-            cards = "".join(_query_card(query, self.name) for query in queries)
-            body += f'<h3>{heading}</h3><div class="queries">{cards}</div>'
-        return [section(self.name, self.title, intro, body)]
+        dataset: SearchSet = self.dataset(NUM_SEARCHED, for_evaluation=True)
+        by_text, by_picture = self.searches(dataset, num_each)
+        body = self.draw("searches", dataset=dataset, by_text=by_text, by_picture=by_picture)
+        return [Section(name=self.name, title=self.title, body=body)]
 
-    def searches(self, num_each: int, num_searched: int = NUM_SEARCHED) -> Searches:
-        """Search in float32 among rows spread evenly over the validation data; num_each right and wrong queries each way."""
-        dataset: SearchSet = self.dataset(num_searched, for_evaluation=True)
-        num_reranked = min(self.task.settings.rerank, MAX_RERANKED)
+    @property
+    def num_reranked(self) -> int:
+        """How many candidates of the examples are put in order again."""
+        return min(self.task.settings.rerank, MAX_RERANKED)
+
+    def searches(self, dataset: SearchSet, num_each: int) -> tuple[list[Query], list[Query]]:
+        """Return, for texts and for pictures, num_each queries that are right and as many that are wrong, in float32."""
         with torch.inference_mode():
             index = self.task.index(self.batches(dataset))
             by_text, by_picture = (
-                _right_and_wrong(self._queries(index, dataset, num_reranked, by_text=by_text), num_each)
-                for by_text in (True, False)
+                _right_and_wrong(self._queries(index, dataset, by_text=by_text), num_each) for by_text in (True, False)
             )
-        return Searches(
-            by_text=by_text,
-            by_picture=[self._with_heat(query, dataset.texts) for query in by_picture],
-            num_pictures=len(dataset.pictures),
-            num_texts=len(dataset.captions),
-            num_reranked=num_reranked,
-        )
+        return by_text, [self._with_heat(query, dataset.texts) for query in by_picture]
 
-    def _queries(self, index: Index, dataset: SearchSet, num_reranked: int, *, by_text: bool) -> list[Query]:
+    def _queries(self, index: Index, dataset: SearchSet, *, by_text: bool) -> list[Query]:
         """Return NUM_QUERIES texts, or pictures, that have a match, with what they find."""
         pictures = [Item(picture=pixels_of(pixels), where=f"picture {row}") for row, pixels in sorted(index.pixels.items())]
         texts = [Item(text=text, where=f"text {row}") for row, text in enumerate(dataset.captions)]
@@ -177,7 +139,7 @@ class RetrievalReport(TaskReport):
                 matches[caption if by_text else image].append(image if by_text else caption)
         able = [query for query, row in enumerate(matches) if row]
         queries = [able[i] for i in np.linspace(0, len(able), min(NUM_QUERIES, len(able)), endpoint=False).astype(int)]
-        order_QK = best_candidates(self.task, index, queries, num_reranked, by_text=by_text)
+        order_QK = best_candidates(self.task, index, queries, self.num_reranked, by_text=by_text)
         return [
             Query(
                 item=asking[query],
@@ -238,28 +200,3 @@ def _right_and_wrong(queries: Sequence[Query], num_each: int) -> list[Query]:
     return [
         query for verdict in (True, False) for query in [each for each in queries if each.is_match[0] is verdict][:num_each]
     ]
-
-
-def _query_card(query: Query, name: str) -> str:
-    is_right, alt = query.is_match[0], f"{name} of {query.item.where}"
-    hits = "".join(
-        f'<li class="{right(is_match)}">{_item(item, f"{alt}, hit {place}: {item.where}")}</li>'
-        for place, (item, is_match) in enumerate(zip(query.hits, query.is_match, strict=True), start=1)
-    )
-    truth = "" if any(query.is_match) else _item(query.truth, f"{alt}, true")
-    if query.item.picture is None:
-        truth = truth and f'<li class="truth">{truth}<p class="label">true</p></li>'
-        return (
-            f'<article class="card query {right(is_right)}"><p class="caption">{esc(query.item.text)} {mark(is_right)}</p>'
-            f'<ol class="hits pictures">{hits}{truth}</ol></article>'
-        )
-    truth = truth and f'<p class="truth"><span class="label">true</span> {truth}</p>'
-    shown = {"picture": query.item.picture} | {f"heat for “{query.word}”": pixels for pixels in query.heat}
-    return (
-        f'<article class="card example {right(is_right)}">{thumbs(alt, shown)}<div>{mark(is_right)}'
-        f'<ol class="hits texts">{hits}</ol>{truth}</div></article>'
-    )
-
-
-def _item(item: Item, alt: str) -> str:
-    return esc(item.text) if item.picture is None else picture(item.picture, alt)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from eve_vl.config import Config
 from eve_vl.model.exchange import exchanged
-from eve_vl.report.charts import bar_chart, constant
+from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Curves
-from eve_vl.report.html import missing, percent, section
+from eve_vl.report.html import Section, draw, percent
 from eve_vl.tasks.task import Task
 
 
@@ -52,7 +53,7 @@ def expert_blocks(routing: Routing, config: Config) -> list[int]:
     return [number for number, policy in enumerate(policies, start=1) if policy == "moe"]
 
 
-def routing_charts(routing: Routing, config: Config) -> str:
+def routing_charts(routing: Routing, config: Config) -> list[Markup]:
     """Return one chart per block: the experts by modality."""
     charts = []
     for block, shares_ME in zip(expert_blocks(routing, config), routing.shares_ME, strict=True):
@@ -60,27 +61,13 @@ def routing_charts(routing: Routing, config: Config) -> str:
         bars = [(f"{name} tokens", shares_E.tolist()) for name, shares_E in zip(("image", "text"), shares_ME, strict=True)]
         title, experts = f"Experts by modality, block {block}", [str(expert) for expert in range(E)]
         charts.append(bar_chart(title, experts, bars, level=("even load, 1/E", 1 / E), show=percent, axis="expert"))
-    return f'<div class="charts">{"".join(charts)}</div>'
+    return charts
 
 
-def routing_section(routing: Routing, curves: Curves, config: Config, rows: str) -> str:
+def routing_section(routing: Routing, curves: Curves, config: Config, rows: str) -> Section:
     """Return which experts serve which modality. rows: what was looked at."""
-    if not routing.shares_ME:
-        text = "This run has no <code>moe</code> block, so nothing is routed by choice."
-        return section("routing", "Routing", "", missing(text))
-    E = routing.shares_ME[0].shape[1]
-    intro = (
-        f"Each token chooses among {E} experts. Bars: how the choices of all image tokens, and of all text tokens, of "
-        f"{routing.num_rows} validation {rows} spread over the experts; each modality sums to 100 %. "
-        "Experts that serve one modality alone show up as single bars."
-    )
-    charts = ""
-    for key, title, note, level in (
-        ("max_load", "Load of the busiest expert", "Share of tokens whose first choice it is.", ("even load, 1/E", 1 / E)),
-        ("entropy", "Entropy of the gate", "In nats; low means that the router is sure.", ("uniform gate, ln E", math.log(E))),
-    ):
-        blocks = enumerate(expert_blocks(routing, config))
-        series = [curves.train(f"{key}/{place}", f"block {block}") for place, block in blocks]
-        charts += curves.chart(title, [*series, constant(*level, curves.last)], note)
-    body = routing_charts(routing, config) + f'<div class="charts">{charts}</div>'
-    return section("routing", "Routing", intro, body)
+    blocks, charts = expert_blocks(routing, config), routing_charts(routing, config)
+    E = routing.shares_ME[0].shape[1] if charts else 1
+    values = {"num_rows": routing.num_rows, "rows": rows, "blocks": blocks, "curves": curves, "E": E, "ln_E": math.log(E)}
+    body = draw("routing.html", "routing", charts=charts, **values)
+    return Section(name="routing", title="Routing", body=body)

@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eve_vl.config import Config
 from eve_vl.errors import UserError
 from eve_vl.loading import load_run, read_config
 from eve_vl.report.charts import Series, bar_chart, constant, line_chart
 from eve_vl.report.curves import points_of
-from eve_vl.report.html import document, esc, header, missing, percent, points, section
+from eve_vl.report.html import Section, document, draw, percent
 from eve_vl.report.page import command_line, write_page
 from eve_vl.report.routing import routing_charts
-from eve_vl.report.task import Measured, TaskReport, task_report
+from eve_vl.report.task import Measured, task_report
 from eve_vl.train.log import read_log
 
 PRETRAIN = "pretrain"
@@ -81,7 +83,7 @@ def story_page(folder: Path) -> str:
     configs = {name: read_config(folder / name) for name in names if (folder / name / "config.json").is_file()}
     if not configs:
         raise UserError(f"{folder}: holds none of the runs {', '.join(names)}")
-    sections, routing = [results_section(numbers), _learning_section(folder)], ""
+    sections, routing = [results_section(numbers), _learning_section(folder)], {}
     for name in (PRETRAIN, *TASKS):
         try:
             report = task_report(load_run(folder / name))
@@ -89,20 +91,21 @@ def story_page(folder: Path) -> str:
             if name in TASKS and name != task:
                 raise UserError(f"{folder / name}: a {task} run, expected {name}")
             if name == PRETRAIN:
-                sections.append(_pretraining_section(report, numbers))
-            sections += report.evidence(2 * report.num_each // 3)
-            if (chosen := report.routing()).shares_ME:
-                routing += f"<h3>{report.title}</h3>{routing_charts(chosen, report.run.config)}"
+                cards = report.numbers(Measured(values=numbers, step=report.run.step, where="", num_samples=0))
+                sections.append(_section(PRETRAIN, "Pre-training", numbers=cards))
+            sections += report.evidence(3 * report.num_each // 4)
+            routing[report.title] = routing_charts(report.routing(), report.run.config)
         except UserError as error:
-            sections.append(section(name, name, "", missing(f"Left out: {esc(error)}.")))
-    intro = (
-        "In the last blocks each token chooses its experts. Bars: how the choices of all image tokens, and of all text "
-        "tokens, of some validation rows spread over them; each modality sums to 100 %. No expert is told which to serve."
-    )
-    routing = routing or missing("No run with a <code>moe</code> block is there.")
-    sections += [section("routing", "Routing", intro, routing), _commands_section(configs)]
-    head = header("EVE · the whole story", "One pre-training, three tasks", _facts(configs))
-    return document("the whole story", head, sections)
+            sections.append(Section(name=name, title=name, body=draw("story_sections.html", "left_out", error=error)))
+    commands = list(_commands(configs.values()))
+    sections += [_section("routing", "Routing", charts=routing), _section("commands", "Commands", commands=commands)]
+    first = configs.get(PRETRAIN) or next(iter(configs.values()))
+    learnt = {name: config.train for name, config in configs.items() if not name.endswith(SCRATCH)}
+    return document("story.html", sections, config=first, learnt=learnt)
+
+
+def _section(name: str, title: str, **values: Any) -> Section:
+    return Section(name=name, title=title, body=draw("story_sections.html", name, **values))
 
 
 def _numbers(folder: Path) -> dict[str, float]:
@@ -114,46 +117,16 @@ def _numbers(folder: Path) -> dict[str, float]:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def _facts(configs: Mapping[str, Config]) -> dict[str, str]:
-    first = configs.get(PRETRAIN) or next(iter(configs.values()))
-    training = ", ".join(
-        f"{name} {config.train.steps:,} steps × {config.train.batch_size}"
-        for name, config in configs.items()
-        if not name.endswith(SCRATCH)
-    )
-    return {
-        "encoder": f"{first.model}; {first.input.image_size}² pixels in {first.input.num_patches} patches",
-        "training": training,
-        "training data": esc(", ".join(first.data.train)),
-    }
-
-
-def results_section(numbers: Mapping[str, float]) -> str:
+def results_section(numbers: Mapping[str, float]) -> Section:
     """Return pre-trained against from scratch, a table and bars for each test split. numbers: metrics.json."""
-    body = ""
+    splits = []
     for suffix, title in zip(SPLITS.values(), SPLIT_TITLES, strict=True):
-        rows = [row for row in ROWS if row.key + suffix in numbers]
-        if not rows:
-            body += f"<h3>{title}</h3>" + missing("There are no numbers of this split.")
-            continue
-        values = [arms(row, numbers, suffix) for row in rows]
-        lines = "".join(
-            f"<tr><th>{row.title} <small>{row.what}</small></th><td><b>{percent(ours)}</b></td><td>{percent(scratch)}</td>"
-            f"<td><b>{points(ours - scratch)}</b></td><td>{percent(guess)}</td></tr>"
-            for row, (ours, scratch, guess) in zip(rows, values, strict=True)
-        )
-        heads = "".join(f"<td>{head}</td>" for head in ("pre-trained", "from scratch", "gain, points", "blind or chance"))
-        table = f'<table class="numbers"><thead><tr><th></th>{heads}</tr></thead><tbody>{lines}</tbody></table>'
-        labels = [row.short for row in rows if row.short]
-        drawn = zip(*(each for row, each in zip(rows, values, strict=True) if row.short), strict=True)
-        bars = list(zip(("pre-trained", "from scratch", "blind or chance"), drawn, strict=True))
-        chart = bar_chart("Pre-trained against from scratch", labels, bars, show=percent, axis="task")
-        body += f'<h3>{title}</h3><div class="results"><div class="card">{table}</div>{chart}</div>'
-    intro = (
-        "Each task is learnt twice in the same way: from the pre-trained weights and from random ones. Blind: the most "
-        "frequent training answer to the same words, without the picture; chance: a coin, or a search in random order."
-    )
-    return section("results", "Results", intro, body)
+        rows = [(row, *arms(row, numbers, suffix)) for row in ROWS if row.key + suffix in numbers]
+        labels, *values = zip(*((row.short, *found) for row, *found in rows if row.short), strict=True) if rows else ([],)
+        bars = list(zip(("pre-trained", "from scratch", "blind or chance"), values, strict=False))
+        chart = bar_chart("Pre-trained against from scratch", labels, bars, show=percent, axis="task") if rows else ""
+        splits.append((title, rows, chart))
+    return _section("results", "Results", splits=splits)
 
 
 def arms(row: Row, numbers: Mapping[str, float], suffix: str) -> tuple[float, float, float]:
@@ -165,9 +138,9 @@ def arms(row: Row, numbers: Mapping[str, float], suffix: str) -> tuple[float, fl
     return number(row.key), number(row.key + SCRATCH), row.guess(number)
 
 
-def _learning_section(folder: Path) -> str:
+def _learning_section(folder: Path) -> Section:
     """Return the validation curves of both arms of each task in one chart."""
-    charts, absent = "", []
+    charts, absent = [], []
     for name, title, keys in CURVES:
         runs = [(folder / name, "pre-trained"), (folder / (name + SCRATCH), "from scratch")]
         absent += [run.name for run, _ in runs if not run.is_dir()]
@@ -177,29 +150,12 @@ def _learning_section(folder: Path) -> str:
         ]
         last = max((x for each in series for x, _ in each.points), default=0)
         chance = [constant("chance", 0.5, int(last))] if name == "nlvr2" else []
-        charts += line_chart(title, [*series, *chance], note="Validation; higher is better.", show=percent, from_zero=True)
-    body = f'<div class="charts">{charts}</div>' if charts else missing("No run holds a log.")
-    if absent:
-        body += missing(f"Left out, for there is no such run: {', '.join(absent)}.")
-    intro = "What pre-training is worth from the first steps on: the same recipe, from the pre-trained and from random weights."
-    return section("learning", "Learning curves", intro, body)
+        note = "Validation; higher is better."
+        charts.append(line_chart(title, [*series, *chance], note=note, show=percent, from_zero=True))
+    return _section("learning", "Learning curves", charts=charts, absent=absent)
 
 
-def _pretraining_section(report: TaskReport, numbers: Mapping[str, float]) -> str:
-    intro = (
-        "Before it saw a question, the model learnt one thing: to fill in what is hidden, patches of a picture with the "
-        "help of its caption, and words of a caption with the help of its picture."
-    )
-    cards = report.numbers(Measured(values=numbers, step=report.run.step, where="", num_samples=0))
-    return section(PRETRAIN, "Pre-training", intro, cards)
-
-
-def _commands_section(configs: Mapping[str, Config]) -> str:
-    lines: list[str] = []
-    for config in configs.values():
-        try:
-            lines.append(command_line(dataclasses.replace(config, train=dataclasses.replace(config.train, threads=0))))
-        except UserError:  # the recipe of another version
-            continue
-    commands = "\n".join(map(esc, lines))
-    return section("commands", "Commands", "What makes each run.", f"<pre><code>{commands}</code></pre>")
+def _commands(configs: Iterable[Config]) -> Iterator[str]:
+    for config in configs:
+        with suppress(UserError):  # the recipe of another version
+            yield command_line(dataclasses.replace(config, train=dataclasses.replace(config.train, threads=0)))

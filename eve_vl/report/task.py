@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from eve_vl.data.dataset import eval_positions
@@ -23,7 +24,7 @@ from eve_vl.errors import BadSampleError, UserError
 from eve_vl.evaluation import evaluate_run
 from eve_vl.loading import LoadedRun
 from eve_vl.report.curves import Curves, Loss
-from eve_vl.report.html import Choice, choices_list, esc, mark, missing, number, right, section, thumbs
+from eve_vl.report.html import Choice, Section, draw
 from eve_vl.report.routing import Routing, routing_of
 from eve_vl.tasks.look import HeatMap
 
@@ -55,6 +56,8 @@ class TaskReport:
     """What people call its rows."""
     passes: ClassVar[str] = ""
     """Words on what the routers are shown of these."""
+    template: ClassVar[str] = "task.html"
+    """What shows it: macros `numbers` and `charts`, and those that its sections use."""
     losses: ClassVar[tuple[Loss, ...]] = ()
     num_each: ClassVar[int] = 6
     """Examples of a kind that the page shows."""
@@ -106,18 +109,21 @@ class TaskReport:
         where = f"at most {num_samples} validation {self.rows}"
         return Measured(values=values, step=step, where=where, num_samples=num_samples)
 
-    def numbers(self, measured: Measured) -> str:
+    def numbers(self, measured: Measured) -> Markup:
         """Return the numbers as HTML."""
-        rows = "".join(f"<tr><th>{esc(name)}</th><td>{number(value)}</td></tr>" for name, value in measured.values.items())
-        return f'<div class="card"><table><tbody>{rows}</tbody></table></div>'
+        return self.draw("numbers", values=measured.values)
 
-    def charts(self, curves: Curves) -> list[str]:
+    def charts(self, curves: Curves) -> Markup:
         """Return the charts of what is in the log besides losses."""
-        return curves.others(self.losses)
+        return self.draw("charts", curves=curves)
 
-    def evidence(self, num_each: int) -> list[str]:
+    def evidence(self, num_each: int) -> list[Section]:
         """Return sections that show the run at work on a few rows. num_each: examples of a kind."""
         return []
+
+    def draw(self, macro: str, **values: Any) -> Markup:
+        """Return what a macro of the task's template makes of values and of the report itself."""
+        return draw(self.template, macro, report=self, **values)
 
     def look(self, pictures: Sequence[np.ndarray], text: str, word: str | None = None) -> HeatMap | None:
         """Return where in pictures the run looks, or the tokens of a word do, if that can be told."""
@@ -159,7 +165,7 @@ class Example:
     """uint8 (H, W, 3), by what to call them; may be empty."""
     text: str
     """May be empty."""
-    choices: tuple[Choice, ...]
+    choices: Sequence[Choice]
     """Best first."""
     truth: str
     """For people to read; "" where it is kept back."""
@@ -182,47 +188,39 @@ class ClassifierReport(TaskReport):
         """Return what the model makes of the rows of a batch."""
         raise NotImplementedError
 
-    def evidence(self, num_each: int) -> list[str]:
+    def evidence(self, num_each: int) -> list[Section]:
         """Return the section of right and wrong examples."""
         with torch.inference_mode():
             seen = [example for batch in self.batches(self.dataset(NUM_SEEN)) for example in self.examples(batch)]
+        verdicts = {"Right": True, "Wrong": False}
+        if all(example.is_right is None for example in seen):
+            verdicts, num_each = {"Truth kept back": None}, 2 * num_each
+        shown = {
+            heading: [
+                (example, self._pictures(example))
+                for example in in_turns([example for example in seen if example.is_right is verdict])[:num_each]
+            ]
+            for heading, verdict in verdicts.items()
+        }
         num_right = sum(example.is_right is True for example in seen)
-        intro = (
-            f"Of {len(seen)} {self.rows} spread over the validation data, {num_right} are right; here are the first right ones "
-            "and the first wrong ones, kinds in turns. Bars: the most probable choices. Heat, blue to red: where the model "
-            f"sees what speaks for {self.heat_for} (Grad-CAM)."
-        )
-        is_known = any(example.is_right is not None for example in seen)
-        body = ""
-        for heading, verdict in (("Right", True), ("Wrong", False)) if is_known else (("Truth kept back", None),):
-            shown = in_turns([example for example in seen if example.is_right is verdict])
-            cards = "".join(map(self._card, shown[: num_each if is_known else 2 * num_each]))
-            cards = f'<div class="examples">{cards}</div>' if cards else missing("There is none among them.")
-            body += f"<h3>{heading}</h3>{cards}"
-        return [section(self.name, self.title, intro, body)]
+        body = draw("examples.html", "examples", report=self, shown=shown, num_seen=len(seen), num_right=num_right)
+        return [Section(name=self.name, title=self.title, body=body)]
 
-    def _card(self, example: Example) -> str:
-        verdict = "unknown" if example.is_right is None else right(example.is_right)
-        truth = f'<p class="truth"><span class="label">truth</span> {esc(example.truth)}</p>' if example.truth else ""
-        pictures, heat = dict(example.pictures), self.look(list(example.pictures.values()), example.text)
-        if heat is not None:
-            names = [f"heat, {name}" if len(pictures) > 1 else "heat" for name in pictures]
-            pictures |= zip(names, heat.overlays(), strict=True)
-        shown = thumbs(f"{self.name} {example.where}", pictures) if pictures else ""
-        return (
-            f'<article class="card example {verdict}">{shown}<div>'
-            f'<p class="caption">{esc(example.text)} {mark(example.is_right)}</p>{choices_list(example.choices)}{truth}'
-            "</div></article>"
-        )
+    def _pictures(self, example: Example) -> dict[str, np.ndarray]:
+        """Return an example's pictures, and each under its heat."""
+        pictures = dict(example.pictures)
+        heat = self.look(list(pictures.values()), example.text)
+        names = [f"heat, {name}" if len(pictures) > 1 else "heat" for name in pictures]
+        return pictures | (dict(zip(names, heat.overlays(), strict=True)) if heat is not None else {})
 
 
-def best_choices(probability_C: Tensor, labels: Sequence[str], is_right: Callable[[str], bool]) -> tuple[Choice, ...]:
-    """Return the labels with the highest probabilities, best first. is_right: whether a label is."""
-    values, indices = probability_C.topk(min(NUM_CHOICES, len(labels)))
-    return tuple(
-        Choice(text=label, probability=value, is_right=is_right(label))
-        for value, label in zip(values.tolist(), (labels[int(index)] for index in indices), strict=True)
-    )
+def best_choices(probability_C: Tensor, num: int, text: Callable[[int], str], is_right: Callable[[int], bool]) -> list[Choice]:
+    """Return the num classes with the highest probabilities, best first. text, is_right: of a class, by its number."""
+    values, classes = probability_C.topk(min(num, len(probability_C)))
+    return [
+        Choice(text=text(each), probability=value, is_right=is_right(each))
+        for value, each in zip(values.tolist(), classes.tolist(), strict=True)
+    ]
 
 
 def in_turns(examples: Sequence[Example]) -> list[Example]:
