@@ -138,8 +138,8 @@ class Trainer:
     def _loop(
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: list[int]
     ) -> dict[str, float]:
-        config, meter = self.config, self.meter
-        meter.resume()
+        config = self.config
+        self.meter.resume()
         for text in self.notes if not self.step else ():
             log.note(self.step, text)
         if self.step:
@@ -151,18 +151,19 @@ class Trainer:
         if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped after saving, before this
             numbers = self._validate(val_loader, log)
         while self.step < config.steps:
-            with meter.loading():
+            with self.meter.loading():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
             skipped = [error for batch in micro_batches for error in batch.skipped]
             if distributed.any_process(bool(skipped), self.device):
                 everywhere = itertools.chain(*distributed.gather_objects(skipped))
                 bad_samples.add(everywhere, self.samples_consumed + config.batch_size)
-            meter.add(self.train_step(micro_batches))
+            self.meter.add(self.train_step(micro_batches))
             self.step += 1
             is_last = self.step == config.steps
             if self._is_due(config.log_every):
-                log.row("train", self.step, meter.result(config, self.step))
-            with meter.paused():
+                window, self.meter = self.meter, Meter()
+                log.row("train", self.step, window.result(config, self.step))
+            with self.meter.paused():
                 is_stopped = distributed.any_process(bool(stop), self.device) and not is_last
                 if self._is_due(config.save_every) or is_stopped:
                     self.save()
