@@ -100,11 +100,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     if sources is None and args.data_config() != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
     numbers = evaluate_run(run, args.samples, sources, flags=flags, predictions=args.predictions)
-    say(
-        "\n".join(
-            f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}" for name, value in numbers.items()
-        )
-    )
+    for number, value in numbers.items():
+        say(f"{number:28} {value:.4f}" if isinstance(value, float) else f"{number:28} {value}")
     trained_on = sorted(set(args.data) & set(run.config.data.train))
     remarks = [f"{', '.join(trained_on)}: this run was trained on these rows"] if trained_on else []
     for remark in [*remarks, *run.task.remarks(numbers)]:

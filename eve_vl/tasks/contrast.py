@@ -250,7 +250,7 @@ class ContrastTask(Task[Settings]):
         image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
         return self.contrast.match(self.encoder, image, text)
 
-    def contrast_routers(self, batch: Batch) -> Routers:
+    def routers(self, batch: Any) -> Routers:
         """Return what the routers do with the pictures alone, the texts alone and, with a matching head, the pairs."""
         image, text = self.encoder.image(batch.pixels()), self.encoder.text(batch.ids_BT, batch.is_padding_BT)
         routers = self.encoder.cls(image, None)[1] + self.encoder.cls(None, text)[1]
@@ -268,8 +268,8 @@ class ContrastTask(Task[Settings]):
             )
         return computations
 
-    def contrast_flops(self) -> dict[str, float]:
-        """Return forward FLOPs of contrast and matching."""
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of contrast and matching in a step."""
         num_image, num_text = pair_tokens(self.config)
         flops = {
             "contrast, image alone": self.encoder.flops(num_image, 0),
