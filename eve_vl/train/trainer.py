@@ -45,17 +45,10 @@ class StepOutput:
 
 
 class StoppedError(UserError):
-    """A signal asked the run to stop; it did, with a checkpoint. `code` is the shell's exit status."""
+    """A signal asked the run to stop; it did, with a checkpoint."""
 
-    def __init__(self, run: Path, step: int, num_steps: int, signal_number: int):
-        super().__init__(
-            f"stopped at step {step} of {num_steps}, checkpoint saved in {run}; run the same command again to go on"
-        )
-        self.code = 128 + signal_number
-        self._arguments = run, step, num_steps, signal_number
-
-    def __reduce__(self) -> tuple[Any, ...]:  # so that it can come from another process
-        return type(self), self._arguments
+    code: int
+    """The shell's exit status."""
 
 
 class Trainer:
@@ -129,11 +122,8 @@ class Trainer:
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=distributed.is_main())
-        try:
-            with _stop_signals() as stop:
-                return self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
-        finally:
-            log.close()
+        with contextlib.closing(log), _stop_signals() as stop:
+            return self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
 
     def _loop(
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: list[int]
@@ -169,7 +159,12 @@ class Trainer:
                     self.save()
                 numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
             if is_stopped:
-                raise StoppedError(self.run, self.step, config.steps, stop[0] if stop else signal.SIGTERM)
+                stopped = StoppedError(
+                    f"stopped at step {self.step} of {config.steps}, checkpoint saved in {self.run}; "
+                    "run the same command again to go on"
+                )
+                stopped.code = 128 + (stop[0] if stop else signal.SIGTERM)
+                raise stopped
         return self.best or numbers or self.evaluate(val_loader)
 
     def _is_due(self, every: int) -> bool:
