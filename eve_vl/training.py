@@ -176,17 +176,15 @@ def with_absolute_paths(config: Config) -> Config:
     def absolute(source: str) -> str:
         return source if source == HELD_OUT or generated(source) else absolute_spec(source)
 
-    sections = {name: _absolute_fields(section) for name, section in vars(config).items() if dataclasses.is_dataclass(section)}
-    sections["data"] = dataclasses.replace(
-        sections["data"], train=tuple(map(absolute, config.data.train)), val=tuple(map(absolute, config.data.val))
+    def with_absolute_fields(section: Any) -> Any:
+        parts = {name: with_absolute_fields(part) for name, part in vars(section).items() if dataclasses.is_dataclass(part)}
+        paths = {name: path.expanduser().absolute() for name, path in vars(section).items() if isinstance(path, Path)}
+        return dataclasses.replace(section, **parts, **paths)
+
+    data = dataclasses.replace(
+        config.data, train=tuple(map(absolute, config.data.train)), val=tuple(map(absolute, config.data.val))
     )
-    init = config.init and config.init.expanduser().absolute()
-    return dataclasses.replace(config, init=init, **sections)
-
-
-def _absolute_fields(section: Any) -> Any:
-    paths = {name: value.expanduser().absolute() for name, value in vars(section).items() if isinstance(value, Path)}
-    return dataclasses.replace(section, **paths)
+    return dataclasses.replace(with_absolute_fields(dataclasses.replace(config, data=data)), out=config.out)
 
 
 def train_texts(sources: Sequence[Source[Any]], limit: int) -> list[str]:
@@ -248,20 +246,18 @@ def check_out_folder(config: Config, must_resume: bool) -> None:
         raise UserError(
             f"{config.out}: holds a run of recipe {old.recipe!r}, not {config.recipe!r}; choose another folder with --out"
         )
-    changed = [name for name in _differences(to_dict(old), to_dict(config)) if name not in OPERATIONAL]
-    if changed:
+    before, now = _flat(to_dict(old)), _flat(to_dict(config))
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed := [name for name in changed if name not in OPERATIONAL]:
         raise UserError(
             f"{config.out}: holds a run with other values of {', '.join(changed)}; "
             "give the same flags to go on, or choose another folder with --out"
         )
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    names = []
-    for key in old.keys() | new.keys():
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            names.append(prefix + key)
-    return sorted(names)
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return values by names such as `train.steps`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -17,7 +17,7 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.tasks.vqa import VQA
-from eve_vl.train.trainer import evaluate
+from eve_vl.train.trainer import evaluation_batches
 
 TOKENIZER = tiny_tokenizer()
 ANSWER_LIST = (*ANSWERS, "no idea", "A Blue!", "3")  # a list need not be in normal form
@@ -93,7 +93,9 @@ def eval_set(config: Config, count: int = 23) -> Any:
 
 def numbers_of(task: Task[Any], dataset: Any, batch_size: int, *, rank: int = 0, world: int = 1) -> dict[str, float]:
     """The numbers of evaluation, in float32."""
-    return evaluate(task, eval_loader(dataset, batch_size=batch_size, rank=rank, world=world), CPU, torch.float32)
+    loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
+    with evaluation_batches(task, loader, CPU, torch.float32) as batches:
+        return task.evaluate(batches)
 
 
 def shuffled(dataset: Any, batch_size: int, seed: int) -> Iterator[Any]:

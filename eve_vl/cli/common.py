@@ -44,13 +44,7 @@ class SourceArgs:
 
     def data_config(self) -> DataConfig:
         """Return these options as a data section."""
-        return DataConfig(
-            format=self.format,
-            image_root=self.image_root,
-            image_column=self.image_column,
-            text_column=self.text_column,
-            label_column=self.label_column,
-        )
+        return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SourceArgs)})
 
 
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
@@ -103,15 +97,10 @@ def check_writable(*paths: Path | None) -> None:
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """Write numbers to a file that a flag named, if one did."""
     if path is not None:
-        write_text(path, json.dumps(values, indent=1) + "\n")
+        write(path, json.dumps(values, indent=1) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file, its folder too."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | str) -> None:
     """Write a whole file, its folder too."""
     from eve_vl.files import write_file
 

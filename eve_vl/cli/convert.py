@@ -81,32 +81,14 @@ def run_convert(argv: Sequence[str]) -> None:
     if args.tokenizer is None:
         raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")
     if is_vision(tensors):
-        words = import_vision(
-            tensors,
-            str(args.source),
-            args.target,
-            tokenizer=args.tokenizer,
-            model=EveModelConfig(
-                num_experts=args.num_experts, num_deep_blocks=args.num_deep_blocks, top_k=min(2, args.num_experts)
-            ),
-            architecture=args.architecture,
-            copies=args.copy,
-            num_heads=args.num_heads,
-            drop=args.drop,
-            seed=args.seed,
+        model = EveModelConfig(
+            num_experts=args.num_experts, num_deep_blocks=args.num_deep_blocks, top_k=min(2, args.num_experts)
         )
+        values = {"model": model, "architecture": args.architecture, "copies": args.copy, "seed": args.seed}
+        write = import_vision
     else:
-        words = import_published(
-            tensors,
-            str(args.source),
-            args.target,
-            tokenizer=args.tokenizer,
-            answers=args.answers,
-            routing=args.routing,
-            num_heads=args.num_heads,
-            text_tokens=args.text_tokens,
-            image_size=args.image_size,
-            clean_text=args.clean_text,
-            drop=args.drop,
-        )
+        values = {name: getattr(args, name) for name in FOR_PUBLISHED}
+        write = import_published
+    values |= {"tokenizer": args.tokenizer, "num_heads": args.num_heads, "drop": args.drop}
+    words = write(tensors, str(args.source), args.target, **values)
     say(f"{args.target}: {words}")

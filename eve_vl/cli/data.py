@@ -9,7 +9,7 @@ from typing import Literal
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write_json, write_text
+from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write, write_json
 from eve_vl.config import TokenizerConfig, generated
 from eve_vl.errors import UserError
 
@@ -65,5 +65,5 @@ def run_tokenizer_train(argv: Sequence[str]) -> None:
     if problems:
         raise UserError("; ".join(problems))
     tokenizer = train_tokenizer(args.data, args.data_config(), args.vocab_size)
-    write_text(args.out, tokenizer.to_json())
+    write(args.out, tokenizer.to_json())
     say(f"{args.out}: {tokenizer.vocab_size} tokens")

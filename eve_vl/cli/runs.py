@@ -101,11 +101,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     if sources is None and args.data_config() != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
     numbers = evaluate_run(run, args.samples, sources, flags=flags, predictions=args.predictions)
-    say(
-        "\n".join(
-            f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}" for name, value in numbers.items()
-        )
-    )
+    for number, value in numbers.items():
+        say(f"{number:28} {value:.4f}" if isinstance(value, float) else f"{number:28} {value}")
     named, trained = args.data or run.config.data.val, run.config.data.train
     trained_on = [source for source in named if (source if generated(source) else absolute_spec(source)) in trained]
     remarks = [f"{', '.join(trained_on)}: this run was trained on these rows"] if trained_on else []

@@ -1,6 +1,6 @@
 """Verbs that train: pretrain, finetune."""
 
-import itertools
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,9 +36,8 @@ def run_pretrain(argv: Sequence[str]) -> None:
     """Pre-train by masked signal modelling: eve pretrain RECIPE [flags]."""
     if _wants_list(argv, "pretrain", PRETRAIN):
         return
-    recipe, init = get_recipe(argv[0]), _flag_value(argv, "--init")
-    if init is not None and not set(HELP) & set(argv[1:]):  # the weights fit no other shape
-        start = _init_config(Path(init), scratch="--scratch" in argv)
+    recipe = get_recipe(argv[0])
+    if not set(HELP) & set(argv[1:]) and (start := _init_config(argv)) is not None:  # the weights fit no other shape
         recipe = replace(recipe, input=start.input, model=start.model)
     _train("pretrain", argv, PRETRAIN[argv[0]].__doc__, recipe)
 
@@ -47,12 +46,10 @@ def run_finetune(argv: Sequence[str]) -> None:
     """Fine-tune for retrieval, VQA or NLVR2: eve finetune RECIPE --init RUN [flags]."""
     if _wants_list(argv, "finetune", FINETUNE):
         return
-    is_help = bool(set(HELP) & set(argv[1:]))
-    init = _flag_value(argv, "--init")
-    if init is None and not is_help:
+    pretrained = _init_config(argv)
+    if pretrained is None and not set(HELP) & set(argv[1:]):
         raise UserError(f"eve finetune {argv[0]} needs --init RUN, the pre-trained run to start from (see --scratch)")
-    pretrained = get_recipe("base") if init is None else _init_config(Path(init), scratch="--scratch" in argv)
-    config = get_finetune_recipe(argv[0], pretrained)
+    config = get_finetune_recipe(argv[0], pretrained or get_recipe("base"))
     _train("finetune", argv, FINETUNE[argv[0]].__doc__, config)
 
 
@@ -64,10 +61,16 @@ def run_demo(argv: Sequence[str]) -> None:
     say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True, emoji=False))}")
 
 
-def _init_config(path: Path, scratch: bool) -> Config:
+def _init_config(argv: Sequence[str]) -> Config | None:
+    """Return the config of the --init run, which must be known before the flags can be parsed; None if none is named."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--init", nargs="?", type=Path)
+    init = parser.parse_known_args(argv)[0].init
+    if init is None:
+        return None
     from eve_vl.loading import read_config, settings_folder
 
-    return read_config(settings_folder(path.expanduser(), scratch))
+    return read_config(settings_folder(init.expanduser(), "--scratch" in argv))
 
 
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config) -> None:
@@ -94,13 +97,3 @@ def _wants_list(argv: Sequence[str], verb: str, recipes: Mapping[str, Callable[.
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
     say("\n".join([usage, "", "recipes:", *lines]))
     return True
-
-
-def _flag_value(argv: Sequence[str], flag: str) -> str | None:
-    """Return the value of a flag that must be known before the others can be parsed."""
-    for word, value in itertools.pairwise([*argv, ""]):
-        if word == flag and value:
-            return value
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return None

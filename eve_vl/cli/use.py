@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import check_writable, parse, say, write_bytes, write_json
+from eve_vl.cli.common import check_writable, parse, say, write, write_json
 from eve_vl.config import TaskConfig, kinds_of
 from eve_vl.errors import UserError
 
@@ -63,12 +63,14 @@ def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
         values = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
         files = {name: values.pop(name) for name in ("out", "json") if name in values}
         check_writable(*files.values())
-        if verb.pictures is not None:
+        if "out" in files:
             _picture_format(files["out"])
         result = getattr(_load(values.pop("run")), call)(**values)
+        shown = verb.show(result)
         if verb.pictures is not None:
             _write_pictures(files["out"], verb.pictures(result))
-        say(f"{files['out']}: {verb.show(result)}" if verb.pictures is not None else verb.show(result))
+            shown = f"{files['out']}: {shown}"
+        say(shown)
         write_json(files.get("json"), verb.values(result))
 
     run.__doc__ = words
@@ -96,7 +98,7 @@ def run_encode(argv: Sequence[str]) -> None:
         arrays |= {"texts": np.array(args.texts), "text_features": eve.encode_text(args.texts, args.batch_size)}
     file = io.BytesIO()
     np.savez(file, **arrays)
-    write_bytes(args.out, file.getvalue())
+    write(args.out, file.getvalue())
     say(f"{args.out}: " + ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if "features" in name))
 
 
@@ -108,19 +110,16 @@ def _load(run: Path) -> "Eve":
 
 def _write_pictures(path: Path, pictures: Sequence["np.ndarray"]) -> None:
     """Write uint8 pictures side by side, in the format of the file's name."""
+    import numpy as np
     from PIL import Image
 
     factor = max(1, SHOWN_SIDE // max(max(picture.shape[:2]) for picture in pictures))
-    images = [Image.fromarray(picture) for picture in pictures]
-    images = [image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST) for image in images]
-    width = sum(image.width for image in images) + GAP * (len(images) - 1)
-    sheet, left = Image.new("RGB", (width, max(image.height for image in images)), "white"), 0
-    for image in images:
-        sheet.paste(image, (left, 0))
-        left += image.width + GAP
+    enlarged = [picture.repeat(factor, 0).repeat(factor, 1) for picture in pictures]
+    height = max(map(len, enlarged))
+    framed = [np.pad(one, ((0, height - len(one)), (0, GAP), (0, 0)), constant_values=255) for one in enlarged]
     file = io.BytesIO()
-    sheet.save(file, _picture_format(path))
-    write_bytes(path, file.getvalue())
+    Image.fromarray(np.hstack(framed)[:, :-GAP]).save(file, _picture_format(path))
+    write(path, file.getvalue())
 
 
 def _picture_format(path: Path) -> str:

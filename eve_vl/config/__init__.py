@@ -83,30 +83,3 @@ def config_from_dict(values: dict[str, Any], where: str) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{where}: is not a run's config, which is a JSON object")
     return from_dict(Config, migrate(values, where), where)
-
-
-__all__ = [
-    "HELD_OUT",
-    "Config",
-    "ContrastMatchConfig",
-    "DataConfig",
-    "EncoderOnlyConfig",
-    "EveModelConfig",
-    "FFNPolicy",
-    "InputConfig",
-    "MaskedSignalConfig",
-    "ModelConfig",
-    "NLVR2Config",
-    "RetrievalConfig",
-    "TaskConfig",
-    "TokenizerConfig",
-    "TrainConfig",
-    "VQAConfig",
-    "config_from_dict",
-    "config_to_json",
-    "from_dict",
-    "generated",
-    "kinds_of",
-    "layer_decay",
-    "to_dict",
-]

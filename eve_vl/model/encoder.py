@@ -121,8 +121,7 @@ def block_flops(num_tokens: int, config: EveModelConfig, policy: FFNPolicy) -> f
     """Return forward FLOPs of one block on one sequence."""
     N, D = num_tokens, config.embed_dim
     attention = 2 * N * D * (3 * D + D) + 2 * 2 * N**2 * D
-    networks = POLICIES[policy].networks_per_token(config) * 2 * 2 * N * D * config.ffn_dim
-    return attention + networks + N * D * POLICIES[policy].router_flops(config)
+    return attention + N * D * POLICIES[policy].flops(config)
 
 
 def initialize(module: nn.Module, config: ModelConfig) -> None:

@@ -53,8 +53,7 @@ class Policy:
     """Return what a block's feed-forward part makes of tokens (B, N, D), and the router's statistics if it has one."""
     has_norm: bool
     """Whether one norm, the block's `norm2`, is for all tokens."""
-    networks_per_token: Callable[[EveModelConfig], int]
-    router_flops: Callable[[EveModelConfig], int]
+    flops: Callable[[EveModelConfig], int]
     """Forward FLOPs per token, divided by the width."""
     published: Callable[[EveModelConfig], Keys | None]
     """None: the published models have no such block."""
@@ -112,8 +111,7 @@ POLICIES: dict[str, Policy] = {
         build=lambda config, _: FeedForward(config.embed_dim, config.ffn_dim, config.activation),
         run=lambda block, tokens, _: (block.ffn(block.norm2(tokens.x_BND)), None),
         has_norm=True,
-        networks_per_token=lambda _: 1,
-        router_flops=lambda _: 0,
+        flops=lambda config: 4 * config.ffn_dim,
         published=lambda _: None,
         copied=lambda _: _copied("ffn", "norm2"),
     ),
@@ -121,8 +119,7 @@ POLICIES: dict[str, Policy] = {
         build=lambda config, _: ModalityFeedForward(config.embed_dim, config.ffn_dim, config.activation),
         run=lambda block, tokens, _: (block.ffn(tokens), None),
         has_norm=False,
-        networks_per_token=lambda _: 1,
-        router_flops=lambda _: 0,
+        flops=lambda config: 4 * config.ffn_dim,
         published=_published_modality,
         copied=_copied_modality,
     ),
@@ -130,8 +127,7 @@ POLICIES: dict[str, Policy] = {
         build=_build_experts,
         run=lambda block, tokens, real_S: block.ffn(block.norm2(tokens.x_BND), tokens.is_text_BN, real_S),
         has_norm=True,
-        networks_per_token=lambda config: config.top_k,
-        router_flops=lambda config: 2 * config.num_experts,
+        flops=lambda config: 4 * config.top_k * config.ffn_dim + 2 * config.num_experts,
         published=_published_experts,
         copied=_copied_experts,
     ),

@@ -4,38 +4,14 @@ vision-language encoders as in ALBEF, Li et al. 2021, and EVE's visualisations).
 Letters: B batch, N all tokens, H heads.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eve_vl.model.exchange import Module, exchanged
-from eve_vl.model.layers import Attention, attention_mask, attention_weights
-
-
-class WatchedAttention(nn.Module):
-    """The twin of an attention that keeps its weights for a gradient: (B, H, N, N) of each pass."""
-
-    def __init__(self, attention: Attention):
-        super().__init__()
-        self.attention = attention
-        self.passes: list[Tensor] = []
-
-    def forward(
-        self,
-        x_BND: Tensor,
-        is_padding_BN: Tensor | None,
-        only: int | None = None,
-        *,
-        keys_BMD: Tensor | None = None,
-        bias_HNM: Tensor | None = None,
-    ) -> Tensor:
-        """Return what the attention does."""
-        assert only is None, "all rows are wanted"
-        q_BHNd, k_BHNd, v_BHNd = self.attention.split(x_BND, keys_BMD)
-        weights_BHNN = attention_weights(q_BHNd, k_BHNd, attention_mask(is_padding_BN, bias_HNM))
-        self.passes.append(weights_BHNN.detach().requires_grad_())
-        return self.attention.join(self.passes[-1] @ v_BHNd)
+from eve_vl.model.layers import Attention, attention_weights
 
 
 def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:
@@ -48,9 +24,17 @@ def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -
     """
     original = module.get_submodule(attention)
     assert isinstance(original, Attention)
-    watched = WatchedAttention(original)
+    passes: list[Tensor] = []  # the weights of each, (B, H, N, N)
+
+    def watched(q_BHNd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, mask: Tensor | None) -> Tensor:
+        assert q_BHNd.shape[2] > 1, "all rows are wanted"
+        passes.append(attention_weights(q_BHNd, k_BHNd, mask).detach().requires_grad_())
+        return passes[-1] @ v_BHNd
+
+    twin = copy.copy(original)
+    twin.attend = watched
     with torch.enable_grad():
-        value = score(exchanged(module, {attention: watched}))
-    assert watched.passes, "the score goes through the encoder"
-    gradient_BHNN = torch.cat(torch.autograd.grad(value, watched.passes))
-    return (torch.cat(watched.passes).detach() * gradient_BHNN).relu().mean(1), gradient_BHNN.ne(0).any(3).any(1)
+        value = score(exchanged(module, {attention: twin}))
+    assert passes, "the score goes through the encoder"
+    gradient_BHNN = torch.cat(torch.autograd.grad(value, passes))
+    return (torch.cat(passes).detach() * gradient_BHNN).relu().mean(1), gradient_BHNN.ne(0).any(3).any(1)

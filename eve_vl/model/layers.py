@@ -45,6 +45,7 @@ class Attention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
+        self.attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] = attend
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.q_bias = nn.Parameter(torch.empty(embed_dim))
         self.v_bias = nn.Parameter(torch.empty(embed_dim))
@@ -68,7 +69,7 @@ class Attention(nn.Module):
         if only is not None:
             q_BHNd = q_BHNd[:, :, only : only + 1]
             bias_HNM = None if bias_HNM is None else bias_HNM[..., only : only + 1, :]
-        return self.join(attend(q_BHNd, k_BHMd, v_BHMd, attention_mask(is_padding_BM, bias_HNM)))
+        return self.join(self.attend(q_BHNd, k_BHMd, v_BHMd, attention_mask(is_padding_BM, bias_HNM)))
 
     def split(self, x_BND: Tensor, keys_BMD: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, H, N, d), keys and values (B, H, M, d)."""

@@ -52,18 +52,22 @@ class Router(nn.Module):
             gates_SE = log_gates_SE.exp()
             top_gates_SK, experts_SK = gates_SE.topk(self.top_k)
             top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
-        with torch.no_grad():
-            E = gates_SE.shape[1]
-            rows_SK = is_text_S.long()[:, None] * E + experts_SK
-            stats = RouterStats(
-                first_E=experts_SK[:, 0].bincount(minlength=E).float(),
-                gate_E=torch.empty(0),
-                chosen_ME=rows_SK.flatten().bincount(minlength=2 * E).view(2, E).float(),
-                entropy=-(gates_SE * log_gates_SE).sum(),
-                num_tokens=torch.full((), gates_SE.shape[0], device=gates_SE.device, dtype=torch.float32),
-            )
-        stats.gate_E = gates_SE.sum(0)
-        return top_gates_SK, experts_SK, stats
+        return top_gates_SK, experts_SK, router_stats(gates_SE, log_gates_SE, is_text_S, experts_SK, slice(None))
+
+
+def router_stats(
+    gates_SE: Tensor, log_gates_SE: Tensor, is_text_S: Tensor, experts_SK: Tensor, has_room_SK: Tensor | slice
+) -> RouterStats:
+    """Return the sums over tokens; first choices count whether they found room with their expert or not."""
+    S, E = gates_SE.shape
+    rows_SK = is_text_S.long()[:, None] * E + experts_SK
+    return RouterStats(
+        first_E=experts_SK[:, 0].bincount(minlength=E).float(),
+        gate_E=gates_SE.sum(0),
+        chosen_ME=rows_SK[has_room_SK].flatten().bincount(minlength=2 * E).view(2, E).float(),
+        entropy=-(gates_SE.detach() * log_gates_SE.detach()).sum(),
+        num_tokens=torch.full((), S, device=gates_SE.device, dtype=torch.float32),
+    )
 
 
 class Experts(nn.Module):

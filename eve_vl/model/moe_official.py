@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.config.model import Activation
-from eve_vl.model.moe import MoE, RouterStats
+from eve_vl.model.moe import MoE, RouterStats, router_stats
 
 MIN_CAPACITY = 4
 
@@ -97,18 +97,9 @@ class OfficialMoE(MoE):
         return Assignment(logits_SE=logits_SE, experts_S2=experts_S2, slots_S2=slots_S2, gates_S2=gates_S2 / total_S1)
 
     def statistics(self, chosen: Assignment, is_text_S: Tensor) -> RouterStats:
-        """Return the sums over all tokens, padding too; first choices count whether they found room or not."""
-        S, E = chosen.logits_SE.shape
+        """Return the sums over all tokens, padding too."""
         log_gates_SE = chosen.logits_SE.log_softmax(1)
-        gates_SE = log_gates_SE.exp()
-        rows_S2 = is_text_S.long()[:, None] * E + chosen.experts_S2
-        return RouterStats(
-            first_E=chosen.experts_S2[:, 0].bincount(minlength=E).float(),
-            gate_E=gates_SE.sum(0),
-            chosen_ME=rows_S2[chosen.slots_S2 >= 0].bincount(minlength=2 * E).view(2, E).float(),
-            entropy=-(gates_SE * log_gates_SE).sum().detach(),
-            num_tokens=torch.full((), S, device=gates_SE.device, dtype=torch.float32),
-        )
+        return router_stats(log_gates_SE.exp(), log_gates_SE, is_text_S, chosen.experts_S2, chosen.slots_S2 >= 0)
 
 
 def capacity(num_tokens: int, num_experts: int) -> int:

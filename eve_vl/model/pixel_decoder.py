@@ -57,11 +57,7 @@ class PixelDecoder(nn.Module):
     def flops(self, num_seen: int, num_hidden: int) -> float:
         """Return forward FLOPs for so many tokens that the encoder saw and hidden patches."""
         blocks = len(self.blocks) * block_flops(num_seen + num_hidden, self.block, "shared")
-        return (
-            2 * num_seen * self.embed.in_features * self.embed.out_features
-            + blocks
-            + 2 * num_hidden * self.pixels.weight.numel()
-        )
+        return 2 * num_seen * self.embed.weight.numel() + blocks + 2 * num_hidden * self.pixels.weight.numel()
 
 
 def sincos_positions(num_patches: int, dim: int, device: torch.device) -> Tensor:

@@ -26,36 +26,29 @@ from eve_vl.model.heads import ContrastHead, MatchHead
 from eve_vl.tasks.calls import Calls, Verb
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import PAIR, Computation, Routers, Task, pair_tokens
+from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.distributed import gather_rows
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
 Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
 
 
-RngState = tuple[Tensor, Tensor | None]
-
-
-def rng_state(device: torch.device) -> RngState:
-    """Return the state of the generators that dropout on a device draws from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
 @contextlib.contextmanager
-def replayed(state: RngState, device: torch.device) -> Iterator[None]:
+def replayed(state: dict[str, Tensor]) -> Iterator[None]:
     """Draw the same random numbers once more, and afterwards go on as if nothing had been drawn."""
-    cpu, cuda = state
-    with torch.random.fork_rng(devices=[device] if cuda is not None else []):
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
+    now = get_rng_state()
+    set_rng_state(state)
+    try:
         yield
+    finally:
+        set_rng_state(now)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WholeBatch:
     """What contrast over all micro-batches of a step says of one of them: the loss, and its gradient by the features."""
 
-    rng_state: RngState
+    rng_state: dict[str, Tensor]
     """Before the features were computed."""
     loss: Tensor
     image_grad_Bd: Tensor
@@ -82,7 +75,7 @@ class Contrast(nn.Module):
         with torch.no_grad():
             self.features.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
         whole: WholeBatch | None = batch.contrast
-        with contextlib.nullcontext() if whole is None else replayed(whole.rng_state, batch.ids_BT.device):
+        with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
             image, text, image_Bd, text_Bd, routers = self._alone(encoder, batch)
         temperature, terms = self.features.temperature, {}
         if whole is None:
@@ -116,10 +109,10 @@ class Contrast(nn.Module):
         """Return the micro-batches of a step with what contrast over all of them says of each, so that accumulation leaves
         every pair all the others to be told from (GradCache, Gao et al. 2021): features are computed without a gradient first,
         then the loss and its gradient by the features, and in `forward` the features once more, with the same dropout."""
-        device, rng_states, image_parts, text_parts = micro_batches[0].ids_BT.device, [], [], []
+        rng_states, image_parts, text_parts = [], [], []
         with torch.no_grad():
             for batch in micro_batches:
-                rng_states.append(rng_state(device))
+                rng_states.append(get_rng_state())
                 _, _, image_Bd, text_Bd, _ = self._alone(encoder, batch)
                 image_parts.append(image_Bd)
                 text_parts.append(text_Bd)
@@ -257,7 +250,7 @@ class ContrastTask(Task[Settings]):
         image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
         return self.contrast.match(self.encoder, image, text)
 
-    def contrast_routers(self, batch: Batch) -> Routers:
+    def routers(self, batch: Any) -> Routers:
         """Return what the routers do with the pictures alone, the texts alone and, with a matching head, the pairs."""
         image, text = self.encoder.image(batch.pixels()), self.encoder.text(batch.ids_BT, batch.is_padding_BT)
         routers = self.encoder.cls(image, None)[1] + self.encoder.cls(None, text)[1]
@@ -275,8 +268,8 @@ class ContrastTask(Task[Settings]):
             )
         return computations
 
-    def contrast_flops(self) -> dict[str, float]:
-        """Return forward FLOPs of contrast and matching."""
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of contrast and matching in a step."""
         num_image, num_text = pair_tokens(self.config)
         flops = {
             "contrast, image alone": self.encoder.flops(num_image, 0),

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from eve_vl.config import Config, ContrastMatchConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.inputs import GivenImage
-from eve_vl.metrics import masked_signal as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.tasks.calls import Verb
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
@@ -61,36 +61,33 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
     def evaluated(self, loader: Iterable[PairBatch]) -> Evaluated:
         """Return the numbers of masked signals, `itc_acc`, the share of pictures and texts that are more alike to their own
         partner than to a wrong one, and `itm_acc`, the share of true and of wrong pairs told apart; chance is 0.5 for both."""
-        sums = metrics.Sums(
-            vocab_size=self.sizes.vocab_size,
-            with_tokens=self.settings.mlm_weight > 0,
-            with_pixels=self.settings.mim_weight > 0,
-        )
         right = {name: torch.zeros(2, dtype=torch.float64) for name in ("itc_acc", "itm_acc")}
-        for batch in loader:
-            assert batch.wrong is not None
-            self.add_to(sums, batch)
-            image_Bd, text_Bd = self.image_features(batch.images_BCHW), self.text_features(batch.ids_BT, batch.is_padding_BT)
-            wrong_image_Bd = self.image_features(batch.wrong.images_BCHW)
-            wrong_text_Bd = self.text_features(batch.wrong.ids_BT, batch.wrong.is_padding_BT)
-            own_B = (image_Bd * text_Bd).sum(1)
-            for other_B in ((wrong_image_Bd * text_Bd).sum(1), (image_Bd * wrong_text_Bd).sum(1)):
-                right["itc_acc"] += torch.tensor([(own_B > other_B).sum().item(), len(own_B)])
-            if self.contrast.match_head is not None:
-                for pairs, is_match in ((batch, True), (batch.with_text_of(batch.wrong), False)):
-                    logits_B2, _ = self.match(pairs.images_BCHW, pairs.ids_BT, pairs.is_padding_BT)
-                    right["itm_acc"] += torch.tensor([(logits_B2.argmax(1) == int(is_match)).sum().item(), len(logits_B2)])
-        numbers = sums.result(sum_over_processes)
+        numbers = super().evaluated(self._count(right, batch) for batch in loader).numbers
         for name, count in right.items():
             total, num_rows = sum_over_processes(count).tolist()
             if num_rows:
                 numbers[name] = total / num_rows
         return Evaluated(numbers=numbers)
 
+    def _count(self, right: dict[str, Tensor], batch: PairBatch) -> PairBatch:
+        """Add to the counts of what is right, and of what is asked; return the batch."""
+        assert batch.wrong is not None
+        image_Bd, text_Bd = self.image_features(batch.images_BCHW), self.text_features(batch.ids_BT, batch.is_padding_BT)
+        wrong_image_Bd = self.image_features(batch.wrong.images_BCHW)
+        wrong_text_Bd = self.text_features(batch.wrong.ids_BT, batch.wrong.is_padding_BT)
+        own_B = (image_Bd * text_Bd).sum(1)
+        for other_B in ((wrong_image_Bd * text_Bd).sum(1), (image_Bd * wrong_text_Bd).sum(1)):
+            right["itc_acc"] += torch.tensor([(own_B > other_B).sum().item(), len(own_B)])
+        if self.contrast.match_head is not None:
+            for pairs, is_match in ((batch, True), (batch.with_text_of(batch.wrong), False)):
+                logits_B2, _ = self.match(pairs.images_BCHW, pairs.ids_BT, pairs.is_padding_BT)
+                right["itm_acc"] += torch.tensor([(logits_B2.argmax(1) == int(is_match)).sum().item(), len(logits_B2)])
+        return batch
+
     def routers(self, batch: PairBatch) -> Routers:
         """Return what the routers do in all passes of a step, those of matching without their wrong pairs."""
         masks = self.settings.mim_weight or self.settings.mlm_weight
-        return (MaskedSignalTask.routers(self, batch) if masks else []) + self.contrast_routers(batch)
+        return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(self, batch)
 
     def computations(self) -> dict[str, Computation]:
         """Return what the run computes, by the name of its file."""
@@ -98,4 +95,4 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of each part of a step."""
-        return MaskedSignalTask.flops(self) | self.contrast_flops()
+        return MaskedSignalTask.flops(self) | ContrastTask.flops(self)

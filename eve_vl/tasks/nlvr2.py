@@ -5,8 +5,7 @@ Letters: B batch, N all tokens, D width.
 
 import csv
 import io
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +25,7 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import CompareHead, MLPHead, PairedAttentionHead
 from eve_vl.tasks.calls import Calls, Verb
 from eve_vl.tasks.look import Evidence
-from eve_vl.tasks.task import Computation, PublishedHead, Routers, Sizes, Task, pair_tokens
-from eve_vl.train.distributed import gather_objects
+from eve_vl.tasks.task import Classifier, PublishedHead, Routers, Sizes, pair_tokens
 from eve_vl.train.trainer import StepOutput
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
@@ -125,7 +123,7 @@ class NLVR2Calls(Calls):
         return Evidence(logits=lambda task: task.predict(batch)[0], classes_R=first, words="the verdict true")
 
 
-class NLVR2(Task[NLVR2Config]):
+class NLVR2(Classifier[NLVR2Config]):
     """The task: encoder and one of three heads."""
 
     section = NLVR2Config
@@ -135,6 +133,9 @@ class NLVR2(Task[NLVR2Config]):
     truth = "label"
     has_prediction_file = True
     published_head = PublishedHead(keys=lambda task: PUBLISHED.get(task.head), settings=_published_settings, words=40)
+    computation = "judge"
+    reads = ("left", "right", "ids", "is_padding")
+    meaning = "false, true; their softmax is the probability"
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -158,11 +159,7 @@ class NLVR2(Task[NLVR2Config]):
         logits_B2, routers = self.predict(batch)
         label_B = torch.tensor(batch.labels, device=logits_B2.device)
         accuracy = (logits_B2.argmax(1) == label_B).float().mean()
-        return self.output({"nlvr2": objectives.matching(logits_B2, label_B)}, routers, acc=accuracy)
-
-    def predict(self, batch: StatementBatch) -> tuple[Tensor, Routers]:
-        """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
-        return self.logits(batch.images_BCHW, batch.right_BCHW, batch.ids_BT, batch.is_padding_BT)
+        return self.output({"nlvr2": self.loss(logits_B2, label_B)}, routers, acc=accuracy)
 
     def logits(
         self, left_BCHW: Tensor, right_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None
@@ -182,25 +179,29 @@ class NLVR2(Task[NLVR2Config]):
             return self.compare_head(left_BD, right_BD), routers
         return self.concat_head(torch.cat([left_BD, right_BD], dim=1)), routers
 
-    @torch.no_grad()
-    def examples(self, loader: Iterable[StatementBatch]) -> list[NLVR2Example]:
-        """Judge the statements of all processes, in order of identifier."""
-        examples: list[NLVR2Example] = []
-        for batch in loader:
-            probability_B = self.predict(batch)[0].float().softmax(1)[:, 1]
-            examples += [
-                NLVR2Example(
-                    statement=batch.statements[row],
-                    identifier=batch.identifiers[row],
-                    verdict=probability > 0.5,
-                    probability=probability,
-                    label=batch.labels[row],
-                    group=batch.groups[row],
-                    where=batch.where[row],
-                )
-                for row, probability in enumerate(probability_B.tolist())
-            ]
-        return sorted(itertools.chain(*gather_objects(examples)), key=lambda each: (each.identifier, each.where))
+    def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of the rows. labels: int64 (B,), 1 = true."""
+        return objectives.matching(logits_BC, labels)
+
+    def examples_of(self, batch: StatementBatch) -> list[NLVR2Example]:
+        """Judge the statements of a batch."""
+        probability_B = self.predict(batch)[0].float().softmax(1)[:, 1]
+        return [
+            NLVR2Example(
+                statement=batch.statements[row],
+                identifier=batch.identifiers[row],
+                verdict=probability > 0.5,
+                probability=probability,
+                label=batch.labels[row],
+                group=batch.groups[row],
+                where=batch.where[row],
+            )
+            for row, probability in enumerate(probability_B.tolist())
+        ]
+
+    def order(self, example: NLVR2Example) -> Any:
+        """Sort by identifier."""
+        return example.identifier, example.where
 
     def numbers(self, examples: Sequence[NLVR2Example]) -> dict[str, float]:
         """Return the numbers of `metrics.nlvr2`."""
@@ -214,31 +215,10 @@ class NLVR2(Task[NLVR2Config]):
         csv.writer(text, lineterminator="\n").writerows((each.identifier, each.verdict) for each in examples)
         return text.getvalue()
 
-    def routers(self, batch: StatementBatch) -> Routers:
-        """Return what the routers do with both pairs."""
-        return self.predict(batch)[1]
-
     @property
     def class_names(self) -> tuple[str, ...]:
         """What the columns of its logits stand for."""
         return ("False", "True")
-
-    def computations(self) -> dict[str, Computation]:
-        """Return what the run computes, by the name of its file."""
-        judge = Computation(
-            inputs=("left", "right", "ids", "is_padding"),
-            output="logits",
-            meaning="false, true; their softmax is the probability",
-            compute=lambda *tensors: self.logits(*tensors)[0],
-        )
-        return super().computations() | {"judge": judge}
-
-    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return `logits` (B, 2). labels: int64 (B,), 1 = true."""
-        logits_B2, routers = self.logits(*(tensors[name] for name in ("pixels", "right", "ids", "is_padding")))
-        if labels is None:
-            return {"logits": logits_B2}
-        return {"loss": self.output({"nlvr2": objectives.matching(logits_B2, labels)}, routers).loss, "logits": logits_B2}
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""

@@ -5,7 +5,7 @@ Letters: B batch, I pictures, T captions, P pairs, K best candidates of a query,
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import Batch, CaptionBatch, SearchPictures, SearchTexts
+from eve_vl.data.batch import CaptionBatch, SearchPictures, SearchTexts
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ from eve_vl.metrics import retrieval as metrics
 from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import initialize
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
-from eve_vl.tasks.task import Evaluated, PublishedHead, Routers, Sizes
+from eve_vl.tasks.task import Evaluated, PublishedHead, Sizes
 from eve_vl.train.distributed import gather_objects, rank
 from eve_vl.train.trainer import StepOutput
 
@@ -75,12 +75,11 @@ class Index:
 
     def part(self, images: Tensor, captions: Tensor, relevance: metrics.Relevance) -> "Index":
         """Return some pictures and captions, renumbered from 0."""
-        return Index(
+        return replace(
+            self,
             image_Id=self.image_Id[images.to(self.image_Id.device)],
             caption_Td=self.caption_Td[captions.to(self.caption_Td.device)],
             text_T=self.text_T[captions],
-            ids=self.ids,
-            lengths=self.lengths,
             owner_I=self.owner_I[images],
             pixels={new: self.pixels[old] for new, old in enumerate(images.tolist()) if old in self.pixels},
             relevance=relevance,
@@ -162,10 +161,6 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f}): the matching head needs "
             "longer training; search without it by --rerank 0 (task.rerank)"
         ]
-
-    def routers(self, batch: Batch) -> Routers:
-        """Return what the routers do with the pictures alone, the texts alone and the pairs."""
-        return self.contrast_routers(batch)
 
     def search_numbers(self, index: Index, k: int) -> dict[str, float]:
         """Return tr1 … rsum after the k best are re-ranked and `…_itc_only`; of the contrast alone, no suffix, if k is 0."""
@@ -289,7 +284,3 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             if self.contrast.match_head is not None and len(images) == len(ids):
                 outputs["match_logits"] = self.match(images, ids, is_padding)[0]
         return outputs
-
-    def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of a step."""
-        return self.contrast_flops()

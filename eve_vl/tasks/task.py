@@ -5,6 +5,7 @@ Letters: B batch, T text tokens, D width, d width of features, H height, W width
 """
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -24,11 +25,15 @@ from eve_vl.model.embed import Tokens
 from eve_vl.model.moe import RouterStats
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.routing import routing_terms
+from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
 
 Settings = TypeVar("Settings", bound=TaskConfig)
 Routers = list[list[RouterStats]]
 PAIR = ("pixels", "ids", "is_padding")
+BATCH_FIELDS = {"ids": "ids_BT", "is_padding": "is_padding_BT", "right": "right_BCHW"} | dict.fromkeys(
+    ("pixels", "left"), "images_BCHW"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +271,59 @@ class Task(nn.Module, Generic[Settings]):
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of each part of a training step, per row with a text of full length, matrix products only."""
         return {}
+
+
+class Classifier(Task[Settings]):
+    """A task whose head gives each row logits over labels, or over what is true."""
+
+    computation: ClassVar[str]
+    """What the head computes, as a file's name."""
+    reads: tuple[str, ...] = PAIR
+    """What `logits` takes, as `Computation.inputs`."""
+    meaning: str
+    """Of the logits, as `Computation.meaning`."""
+    logits: Callable[..., tuple[Tensor, Routers]]
+    """`logits(*tensors)` returns logits (B, C) of the tensors that `reads` names, and the routers' statistics of each pass."""
+
+    def predict(self, batch: Any) -> tuple[Tensor, Routers]:
+        """Return logits (B, C) of a batch's rows, and the routers' statistics of each pass."""
+        return self.logits(*(getattr(batch, BATCH_FIELDS[name]) for name in self.reads))
+
+    def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of the rows. Raises UserError for labels that do not fit."""
+        raise NotImplementedError
+
+    def examples_of(self, batch: Any) -> list[Any]:
+        """Return what the model makes of the rows of a batch."""
+        raise NotImplementedError
+
+    def order(self, example: Any) -> Any:
+        """Return what examples are sorted by."""
+        return example.where
+
+    @torch.no_grad()
+    def examples(self, loader: Iterable[Any]) -> list[Any]:
+        """Return what the model makes of the rows of all processes, sorted by `order`."""
+        own = [example for batch in loader for example in self.examples_of(batch)]
+        return sorted(itertools.chain(*gather_objects(own)), key=self.order)
+
+    def routers(self, batch: Any) -> Routers:
+        """Return what the routers do with the rows."""
+        return self.predict(batch)[1]
+
+    def computations(self) -> dict[str, Computation]:
+        """Return what the run computes, by the name of its file."""
+        head = Computation(
+            inputs=self.reads, output="logits", meaning=self.meaning, compute=lambda *tensors: self.logits(*tensors)[0]
+        )
+        return super().computations() | {self.computation: head}
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `logits` (B, C) and with labels, as `loss` takes them, the `loss`. `pixels` may be those on the left."""
+        logits_BC, routers = self.logits(*(tensors["pixels" if name == "left" else name] for name in self.reads))
+        if labels is None:
+            return {"logits": logits_BC}
+        return {"loss": self.output({self.section.name: self.loss(logits_BC, labels)}, routers).loss, "logits": logits_BC}
 
 
 def pair_tokens(config: Config) -> tuple[int, int]:

@@ -4,10 +4,9 @@ Letters: B batch, A answers, D width, T text tokens.
 """
 
 import contextlib
-import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ from tyro.conf import Positional
 from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig, generated
 from eve_vl.data.answers import answers_of, closed_answers, drop_unanswerable, read_answers
-from eve_vl.data.batch import Batch, QuestionBatch, normalize
+from eve_vl.data.batch import QuestionBatch, normalize
 from eve_vl.data.downstream import QuestionRows
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
 from eve_vl.data.loader import open_train_and_val
@@ -31,8 +30,7 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.calls import Calls, Verb, best_classes
 from eve_vl.tasks.look import Evidence
-from eve_vl.tasks.task import PAIR, Computation, Prepared, PublishedHead, Routers, Sizes, Task, pair_tokens
-from eve_vl.train.distributed import gather_objects
+from eve_vl.tasks.task import Classifier, Prepared, PublishedHead, Routers, Sizes, pair_tokens
 from eve_vl.train.trainer import StepOutput
 
 GENERATED_ROWS = 10_000  # of a generated source, whose rows cost time, the blind baseline looks at so many, spread evenly
@@ -125,7 +123,7 @@ class VQACalls(Calls):
         )
 
 
-class VQA(Task[VQAConfig]):
+class VQA(Classifier[VQAConfig]):
     """The task: encoder and answer head."""
 
     section = VQAConfig
@@ -137,6 +135,8 @@ class VQA(Task[VQAConfig]):
     truth = "answer"
     has_prediction_file = True
     published_head = PublishedHead(keys=lambda _: PUBLISHED, settings=_published_settings, words=50)
+    computation = "answerer"
+    meaning = f"one per answer of {labels_file}; the sigmoid of each is its probability of being right"
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -169,12 +169,7 @@ class VQA(Task[VQAConfig]):
         logits_BA, routers = self.predict(batch)
         target_BA = self.targets(batch).to(logits_BA.device)
         best_B1 = logits_BA.argmax(1, keepdim=True)
-        losses = {"vqa": objectives.answers(logits_BA, target_BA)}
-        return self.output(losses, routers, target_acc=target_BA.gather(1, best_B1).mean())
-
-    def predict(self, batch: Batch) -> tuple[Tensor, Routers]:
-        """Return logits (B, A) and the routers' statistics."""
-        return self.logits(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)
+        return self.output({"vqa": self.loss(logits_BA, target_BA)}, routers, target_acc=target_BA.gather(1, best_B1).mean())
 
     def logits(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
         """Return logits (B, A), one sigmoid each, and the routers' statistics."""
@@ -191,26 +186,31 @@ class VQA(Task[VQAConfig]):
                     target_BA[row, index] = score
         return target_BA
 
-    @torch.no_grad()
-    def examples(self, loader: Iterable[QuestionBatch]) -> list[VQAExample]:
-        """Answer the questions of all processes, in order of id."""
-        examples: list[VQAExample] = []
-        for batch in loader:
-            probability_B, best_B = self.predict(batch)[0].float().sigmoid().max(1)
-            examples += [
-                VQAExample(
-                    question=batch.questions[row],
-                    question_id=batch.question_ids[row],
-                    answer=self.answers[best],
-                    probability=probability,
-                    answers=batch.answers[row],
-                    answer_type=batch.answer_types[row],
-                    where=batch.where[row],
-                )
-                for row, (probability, best) in enumerate(zip(probability_B.tolist(), best_B.tolist(), strict=True))
-            ]
-        everywhere = itertools.chain(*gather_objects(examples))
-        return sorted(everywhere, key=lambda each: (str(type(each.question_id)), each.question_id, each.where))
+    def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of the rows. labels: soft targets (B, A) in [0, 1]. Raises UserError for another shape."""
+        if labels.shape != logits_BC.shape:
+            raise UserError(f"labels of shape {tuple(labels.shape)}, expected soft targets {tuple(logits_BC.shape)}")
+        return objectives.answers(logits_BC, labels.float())
+
+    def examples_of(self, batch: QuestionBatch) -> list[VQAExample]:
+        """Answer the questions of a batch."""
+        probability_B, best_B = self.predict(batch)[0].float().sigmoid().max(1)
+        return [
+            VQAExample(
+                question=batch.questions[row],
+                question_id=batch.question_ids[row],
+                answer=self.answers[best],
+                probability=probability,
+                answers=batch.answers[row],
+                answer_type=batch.answer_types[row],
+                where=batch.where[row],
+            )
+            for row, (probability, best) in enumerate(zip(probability_B.tolist(), best_B.tolist(), strict=True))
+        ]
+
+    def order(self, example: VQAExample) -> Any:
+        """Sort by question id, numbers before words."""
+        return str(type(example.question_id)), example.question_id, example.where
 
     def numbers(self, examples: Sequence[VQAExample]) -> dict[str, float]:
         """Return the numbers of `metrics.vqa`."""
@@ -234,29 +234,6 @@ class VQA(Task[VQAConfig]):
     def prediction_file(self, examples: Sequence[VQAExample]) -> str:
         """Return the JSON that the VQA server takes: a list of question_id and answer."""
         return json.dumps([{"question_id": each.question_id, "answer": each.answer} for each in examples], indent=0) + "\n"
-
-    def routers(self, batch: Batch) -> Routers:
-        """Return what the routers do with the pairs."""
-        return self.predict(batch)[1]
-
-    def computations(self) -> dict[str, Computation]:
-        """Return what the run computes, by the name of its file."""
-        answerer = Computation(
-            inputs=PAIR,
-            output="logits",
-            meaning=f"one per answer of {self.labels_file}; the sigmoid of each is its probability of being right",
-            compute=lambda *pair: self.logits(*pair)[0],
-        )
-        return super().computations() | {"answerer": answerer}
-
-    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return `logits` (B, A). labels: soft targets, float32 (B, A) in [0, 1]."""
-        logits_BA, routers = self.logits(*(tensors[name] for name in PAIR))
-        if labels is None:
-            return {"logits": logits_BA}
-        if labels.shape != logits_BA.shape:
-            raise UserError(f"labels of shape {tuple(labels.shape)}, expected soft targets {tuple(logits_BA.shape)}")
-        return {"loss": self.output({"vqa": objectives.answers(logits_BA, labels.float())}, routers).loss, "logits": logits_BA}
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""

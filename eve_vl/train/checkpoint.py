@@ -70,28 +70,24 @@ def save_checkpoint(
     texts: Mapping[str, str],
     state: Mapping[str, Any],
     keep: int,
-) -> Path:
+) -> None:
     """Write a checkpoint and delete all but the newest `keep`.
 
     model, optimizer: whole tensors, as `state_dict` and `optimizer_tensors` name them. rng_states: one per process.
     texts: further files by name. state: JSON values.
     Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
     """
-    folder = run / CHECKPOINTS / f"step_{step:08d}"
     tensors = {"model": model, "optimizer": optimizer} | {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
-    _write_folder(folder, tensors, texts, {"step": step, **state})
+    _write_folder(run / CHECKPOINTS / f"step_{step:08d}", tensors, texts, {"step": step, **state})
     for old in checkpoint_folders(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def save_best(
     run: Path, *, step: int, model: Mapping[str, Tensor], texts: Mapping[str, str], numbers: Mapping[str, float]
 ) -> Path:
     """Write the weights that are best so far, with the numbers that say so. Raises UserError as `save_checkpoint` does."""
-    folder = run / BEST
-    _write_folder(folder, {"model": model}, texts, {"step": step, "numbers": numbers})
-    return folder
+    return _write_folder(run / BEST, {"model": model}, texts, {"step": step, "numbers": numbers})
 
 
 def read_best(run: Path) -> dict[str, Any] | None:
@@ -108,8 +104,8 @@ def read_best(run: Path) -> dict[str, Any] | None:
 
 def _write_folder(
     folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], state: Mapping[str, Any]
-) -> None:
-    """Write a folder of safetensors files, texts, and state.json with their checksums, as a whole or not at all.
+) -> Path:
+    """Write a folder of safetensors files, texts, and state.json with their checksums, as a whole or not at all; return it.
 
     Raises UserError.
     """
@@ -126,6 +122,7 @@ def _write_folder(
         raise UserError(
             f"{folder}: cannot save ({reason}); earlier checkpoints are whole, make room and run the same command again"
         ) from None
+    return folder
 
 
 def _checksum(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -53,7 +53,6 @@ class RunLog:
         self.num_steps = num_steps
         self.first_step, self.start = first_step, time.monotonic()
         self.progress: Progress | None = None
-        self.bar: TaskID | None = None
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -63,7 +62,7 @@ class RunLog:
                 TextColumn("{task.fields[note]}"),
                 console=self.console,
             )
-            self.bar = self.progress.add_task("steps", total=num_steps, completed=first_step, note="")
+            self.progress.add_task("steps", total=num_steps, completed=first_step, note="")
             self.progress.start()
 
     def has_row(self, kind: str, step: int) -> bool:
@@ -78,10 +77,10 @@ class RunLog:
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
-        shown = {name: value for name, value in values.items() if "/" not in name and name not in ("seconds", "lr")}
-        text = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        if self.progress is not None and self.bar is not None and kind == "train":
-            self.progress.update(self.bar, completed=step, note=text)
+        hidden = ("seconds", "lr")
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name and name not in hidden)
+        if self.progress is not None and kind == "train":
+            self.progress.update(self.progress.task_ids[0], completed=step, note=text)
         else:
             self.say(f"{kind:5} {step:>{len(str(self.num_steps))}}/{self.num_steps}  {text}{self._eta(step, kind)}")
 
@@ -144,12 +143,9 @@ class BadSamples:
 
 
 class Meter:
-    """Averages terms and measures speed between log lines; time spent on validation and saving does not count."""
+    """Averages terms and measures speed from one log line to the next; time spent on validation and saving does not count."""
 
     def __init__(self) -> None:
-        self._start_anew()
-
-    def _start_anew(self) -> None:
         self.terms: dict[str, Tensor] = {}
         self.num_steps = 0
         self.loading_seconds = 0.0
@@ -195,15 +191,13 @@ class Meter:
         self.num_steps += 1
 
     def result(self, config: TrainConfig, step: int) -> dict[str, float]:
-        """Return the averages since the last call, over all processes, and start anew."""
+        """Return the averages of this window over all processes."""
         seconds = max(time.perf_counter() - self.start, 1e-9)
         names = sorted(self.terms)
         means = distributed.sum_over_processes(torch.stack([self.terms[name] for name in names]))
         means = (means / (self.num_steps * distributed.world_size())).tolist()
-        result = dict(zip(names, means, strict=True)) | {
+        return dict(zip(names, means, strict=True)) | {
             "lr": learning_rate(step - 1, config),
             "samples_per_second": self.num_steps * config.batch_size / seconds,
             "loader_share": self.loading_seconds / seconds,
         }
-        self._start_anew()
-        return result

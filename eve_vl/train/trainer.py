@@ -1,7 +1,13 @@
 """The only training loop. It knows the Task protocol and nothing else about what is trained.
 
-A task is an nn.Module: `forward(batch) → StepOutput`, `evaluate(loader) → {name: number}` and, if it wants to see all
-micro-batches of a step first, `before_step(micro_batches) → micro_batches`.
+What the loop needs of a task, an nn.Module:
+- `forward(batch) → StepOutput`;
+- `evaluate(loader) → {name: number}`, of all batches;
+- `main_metric`: the number by which the best weights are chosen, higher is better; None: the last ones count;
+- if it likes, `before_step(micro_batches) → micro_batches` of an optimiser step, on the device, with what it counts over all of
+  them, and `leaves_unused`: whether a step leaves parameters without a gradient.
+
+Of a batch: `to(device)`, `where` (the names of its rows) and `skipped` (the errors of those that could not be used).
 """
 
 import contextlib
@@ -12,19 +18,19 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.errors import UserError
 from eve_vl.files import write_file
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.device import autocast, pick_dtype
 from eve_vl.train.log import BadSamples, Meter, RunLog
 from eve_vl.train.optim import build_optimizer, learning_rate
-from eve_vl.train.parallel import parallelize, share_running_averages, whole_tensors, without_sharing
+from eve_vl.train.parallel import parallelize, share_running_averages, without_sharing
 from eve_vl.train.stages import freeze
 
 
@@ -38,49 +44,11 @@ class StepOutput:
     """Scalars to log; they train nothing."""
 
 
-class Batch(Protocol):
-    """What the loop needs of a batch."""
-
-    where: tuple[str, ...]
-    skipped: tuple[BadSampleError, ...]
-
-    def to(self, device: torch.device) -> Any:
-        """Copy the tensors to a device."""
-        ...
-
-
-class Task(Protocol):
-    """What the loop needs of a task, besides being an nn.Module."""
-
-    main_metric: str | None
-    """The number by which the best weights are chosen, higher is better; None: the last ones count."""
-
-    def __call__(self, batch: Any) -> StepOutput:
-        """Return the loss of a batch."""
-        ...
-
-    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the numbers of all batches."""
-        ...
-
-    def before_step(self, micro_batches: list[Any]) -> list[Any]:
-        """Return the micro-batches of an optimiser step, on the device, with what the task counts over all of them; a task
-        may leave this method out."""
-        ...
-
-
 class StoppedError(UserError):
-    """A signal asked the run to stop; it did, with a checkpoint. `code` is the shell's exit status."""
+    """A signal asked the run to stop; it did, with a checkpoint."""
 
-    def __init__(self, run: Path, step: int, num_steps: int, signal_number: int):
-        super().__init__(
-            f"stopped at step {step} of {num_steps}, checkpoint saved in {run}; run the same command again to go on"
-        )
-        self.code = 128 + signal_number
-        self._arguments = run, step, num_steps, signal_number
-
-    def __reduce__(self) -> tuple[Any, ...]:  # so that it can come from another process
-        return type(self), self._arguments
+    code: int
+    """The shell's exit status."""
 
 
 class Trainer:
@@ -99,7 +67,7 @@ class Trainer:
     ):
         """texts: files that go into every checkpoint. new: parameters to train with new_lr_multiplier. notes: for the log."""
         self.config, self.run, self.device, self.texts, self.notes = config, run, device, texts, notes
-        self.task = task.to(device)
+        self.task: Any = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
         self.frozen_averages = freeze(self.task, config.freeze)
         self.model = parallelize(self.task, device)
@@ -121,7 +89,7 @@ class Trainer:
             self.step = state["step"]
             if state["num_processes"] == distributed.world_size():
                 self.meter.restore(state["meter"], self.device)
-            best, name = checkpoint.read_best(self.run), cast(Task, self.task).main_metric
+            best, name = checkpoint.read_best(self.run), self.task.main_metric
             is_of_use = best and best["step"] <= self.step and not math.isnan(best["numbers"].get(name, math.nan))
             self.best = best["numbers"] if best and is_of_use else None
         return bool(folders)
@@ -130,14 +98,12 @@ class Trainer:
         """Write a checkpoint; every process must call this."""
         meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
         rng_states = distributed.gather_objects(checkpoint.get_rng_state() | meter)
-        model = whole_tensors(self.task.state_dict())
-        optimizer = whole_tensors(checkpoint.optimizer_tensors(self.task, self.optimizer))
         if distributed.is_main():
             checkpoint.save_checkpoint(
                 self.run,
                 step=self.step,
-                model=model,
-                optimizer=optimizer,
+                model=self.task.state_dict(),
+                optimizer=checkpoint.optimizer_tensors(self.task, self.optimizer),
                 rng_states=rng_states,
                 texts=self.texts,
                 state={
@@ -156,17 +122,14 @@ class Trainer:
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=distributed.is_main())
-        try:
-            with _stop_signals() as stop:
-                return self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
-        finally:
-            log.close()
+        with contextlib.closing(log), _stop_signals() as stop:
+            return self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
 
     def _loop(
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: list[int]
     ) -> dict[str, float]:
-        config, meter = self.config, self.meter
-        meter.resume()
+        config = self.config
+        self.meter.resume()
         for text in self.notes if not self.step else ():
             log.note(self.step, text)
         if self.step:
@@ -178,24 +141,30 @@ class Trainer:
         if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped after saving, before this
             numbers = self._validate(val_loader, log)
         while self.step < config.steps:
-            with meter.loading():
+            with self.meter.loading():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
             skipped = [error for batch in micro_batches for error in batch.skipped]
             if distributed.any_process(bool(skipped), self.device):
                 everywhere = itertools.chain(*distributed.gather_objects(skipped))
                 bad_samples.add(everywhere, self.samples_consumed + config.batch_size)
-            meter.add(self.train_step(micro_batches))
+            self.meter.add(self.train_step(micro_batches))
             self.step += 1
             is_last = self.step == config.steps
             if self._is_due(config.log_every):
-                log.row("train", self.step, meter.result(config, self.step))
-            with meter.paused():
+                window, self.meter = self.meter, Meter()
+                log.row("train", self.step, window.result(config, self.step))
+            with self.meter.paused():
                 is_stopped = distributed.any_process(bool(stop), self.device) and not is_last
                 if self._is_due(config.save_every) or is_stopped:
                     self.save()
                 numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
             if is_stopped:
-                raise StoppedError(self.run, self.step, config.steps, stop[0] if stop else signal.SIGTERM)
+                stopped = StoppedError(
+                    f"stopped at step {self.step} of {config.steps}, checkpoint saved in {self.run}; "
+                    "run the same command again to go on"
+                )
+                stopped.code = 128 + (stop[0] if stop else signal.SIGTERM)
+                raise stopped
         return self.best or numbers or self.evaluate(val_loader)
 
     def _is_due(self, every: int) -> bool:
@@ -210,14 +179,14 @@ class Trainer:
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
         """Keep the weights if the task's main number is one and higher than ever; every process must call this."""
-        name = cast(Task, self.task).main_metric
+        name = self.task.main_metric
         if name is not None and name not in numbers:
             raise UserError(f"the validation data has no labels, so there is no {name} to choose the best weights by")
         if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
             return
-        self.best, model = numbers, whole_tensors(self.task.state_dict())
+        self.best = numbers
         if distributed.is_main():
-            checkpoint.save_best(self.run, step=self.step, model=model, texts=self.texts, numbers=numbers)
+            checkpoint.save_best(self.run, step=self.step, model=self.task.state_dict(), texts=self.texts, numbers=numbers)
         distributed.barrier()
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
@@ -232,11 +201,11 @@ class Trainer:
         num = len(micro_batches)
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         if hasattr(self.task, "before_step"):
-            with self.autocast():
-                micro_batches = cast(Task, self.task).before_step(micro_batches)
+            with autocast(self.device, self.dtype):
+                micro_batches = self.task.before_step(micro_batches)
         for index, batch in enumerate(micro_batches):
             with without_sharing(self.model) if index < num - 1 else contextlib.nullcontext():
-                with self.autocast():
+                with autocast(self.device, self.dtype):
                     output: StepOutput = self.model(batch)
                 for name, value in {"loss": output.loss, **output.terms}.items():
                     terms[name] = terms[name] + value.detach().float() / num
@@ -249,10 +218,6 @@ class Trainer:
         share_running_averages(self.task)
         return terms
 
-    def autocast(self) -> torch.autocast:
-        """Return the context in which the task runs."""
-        return autocast(self.device, self.dtype)
-
     def _check_finite(self, value: Tensor, what: str, terms: dict[str, Tensor], batch: Any) -> None:
         """Stop before the update if a value is not finite in any process, and save what is needed to look into it."""
         if not distributed.any_process(not bool(torch.isfinite(value)), self.device):
@@ -262,9 +227,8 @@ class Trainer:
         tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
         checkpoint.write_tensors(folder / "batch.safetensors", tensors)
         write_file(folder / "samples.txt", "\n".join(batch.where))
-        model = whole_tensors(self.task.state_dict())
         if distributed.is_main():
-            checkpoint.write_tensors(folder / "model.safetensors", model)
+            checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
         distributed.barrier()  # the first process to end would end the others
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
         raise UserError(
@@ -273,14 +237,9 @@ class Trainer:
         )
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the task's numbers on a loader."""
-        return evaluate(self.task, loader, self.device, self.dtype)
-
-
-def evaluate(task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Return a task's numbers on a loader. Raises UserError if a row could not be used."""
-    with evaluation_batches(task, loader, device, dtype) as batches:
-        return cast(Task, task).evaluate(batches)
+        """Return the task's numbers on a loader. Raises UserError if a row could not be used."""
+        with evaluation_batches(self.task, loader, self.device, self.dtype) as batches:
+            return self.task.evaluate(batches)
 
 
 @contextlib.contextmanager
