@@ -77,7 +77,7 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
     if args.config.init is not None and args.config.tokenizer != recipe.tokenizer:
         raise UserError("--tokenizer flags have no use with --init: that run's tokenizer comes along")
-    from eve_vl.report import write_report  # WIP
+    from eve_vl.report import write_report
     from eve_vl.training import train
 
     if train(args.config, must_resume=args.resume):

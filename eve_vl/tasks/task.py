@@ -104,7 +104,7 @@ class Task(nn.Module, Generic[Settings]):
     """What training goes through."""
     calls: ClassVar[type[Calls]] = Calls
     """What its runs do for people."""
-    main_metric: ClassVar[str | None] = None
+    main_metric: str | None = None
     """The number by which the best weights are chosen, higher is better; None: the last ones count."""
     labels_file: ClassVar[str | None] = None
     """File of a run folder that keeps `labels`, for classifiers."""
