@@ -56,12 +56,9 @@ def sample_statement(split: str, seed: int, index: int) -> Statement:
     )
 
 
-def _exactly(trait: Trait, count: int) -> Draft:
-    return Draft([trait] * count, [trait])
-
-
 def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> StatementDraft:
-    return statement, _exactly(trait, counts[0]), _exactly(trait, counts[1])
+    left, right = (Draft([trait] * count, [trait]) for count in counts)
+    return statement, left, right
 
 
 def _one_of(rng: Random, split: str) -> Trait:
