@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers import paths
-from eve_vl.data.readers.coco import coco_document, karpathy_document
 from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
 from eve_vl.data.readers.json_document import JsonTable, list_document, load_json, not_rows
 from eve_vl.data.readers.kinds import KINDS
 from eve_vl.data.readers.lines import JsonlTable, TextTable
+from eve_vl.data.readers.official import coco_document, karpathy_document, vqa_document
 from eve_vl.data.readers.parquet import ParquetTable
 from eve_vl.data.readers.paths import FORMATS, AnyPath, Spec, absolute_spec
 from eve_vl.data.readers.table import RowColumns, Table, TableSource
-from eve_vl.data.readers.vqa2 import vqa_document
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
 from eve_vl.errors import UserError, nearest

@@ -93,7 +93,7 @@ class Table(ABC):
     """One on-disk form. Opening it tells the columns; `select` must be called before the first row is read."""
 
     path: Path
-    names: list[str]
+    names: Sequence[str]
     """All columns, as far as the first row tells."""
     layout: str = ""
     """What people call it if it has columns of its own; "" for a table like any other."""
