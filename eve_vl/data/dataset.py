@@ -197,16 +197,17 @@ def picture_key(image: ImageRef, where: str) -> int:
             name = data
         case _:
             name = where.encode()
-    return _hash(name)
+    return hash_of(name)
 
 
 def row_keys(row: Record) -> tuple[int, ...]:
     """Return what must not be on both sides of a split: a row's pictures or, if it has none, its texts, as 64-bit hashes."""
     keys = tuple(picture_key(image, row.where) for image in row.images)
-    return keys or tuple(_hash(text.encode()) for text in row.texts)
+    return keys or tuple(hash_of(text.encode()) for text in row.texts)
 
 
-def _hash(data: bytes) -> int:
+def hash_of(data: bytes) -> int:
+    """Return a 64-bit hash of some bytes."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
 
 

@@ -104,10 +104,12 @@ def _index(path: Path) -> Shard:
     stat = path.stat()
     stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns])
     saved = path.with_name(path.name + INDEX_SUFFIX)
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # absent, or not ours
+    try:
         with saved.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if np.array_equal(arrays["stamp"], stamp):
                 return Shard(arrays["spans"], common.PackedStrings(arrays["blob"], arrays["ends"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # absent, or not ours
     shard = _scan(path)
     draft = saved.with_name(f".{saved.name}.{os.getpid()}.tmp")
     with suppress(OSError):  # a read-only or full disk: the index in memory does
