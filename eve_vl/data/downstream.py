@@ -73,7 +73,8 @@ class SearchSet(SampleSet):
                 captions.append([])
                 true_captions.append(set())
             captions[picture] += pair.captions
-            true_captions[picture] |= set(_true_captions(sources[source], row, pair))
+            scenes = sources[source]
+            true_captions[picture].update(scenes.true_captions(row) if isinstance(scenes, ScenePairs) else pair.captions)
         limit = config.task.captions_per_image or None
         searched = [(picture, text) for picture, given in enumerate(captions) for text in given[:limit]]
         self.texts = list(dict.fromkeys(text for _, text in searched))
@@ -117,15 +118,14 @@ class SearchSet(SampleSet):
             )
         source, row = self.pictures[index]
         size = self.config.input.image_size
+        sample = Sample(batch=batch.SearchPictures, index=index, captions=self.captions_of[index])
         try:
             pair = self.sources[source][row]
-            image = decode(pair.image, pair.where, crop=Crop(size=size))
+            sample.where, sample.image = pair.where, decode(pair.image, pair.where, crop=Crop(size=size))
         except BadSampleError as error:  # evaluation stops on it: every number would be off
-            blank = torch.zeros(3, size, size, dtype=torch.uint8)
-            return Sample(
-                batch=batch.SearchPictures, image=blank, index=index, captions=(), where=error.where, skipped=(error,)
-            )
-        return Sample(batch=batch.SearchPictures, image=image, index=index, captions=self.captions_of[index], where=pair.where)
+            sample.where, sample.skipped = error.where, (error,)
+            sample.image = torch.zeros(3, size, size, dtype=torch.uint8)
+        return sample
 
 
 def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:
@@ -134,10 +134,6 @@ def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:
     for index, group in enumerate(group_of):
         members[group].append(index)
     return list(map(tuple, members))
-
-
-def _true_captions(source: Source[ImageText], row: int, pair: ImageText) -> Sequence[str]:
-    return source.true_captions(row) if isinstance(source, ScenePairs) else pair.captions
 
 
 class QuestionRows(RowDataset):

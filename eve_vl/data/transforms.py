@@ -179,9 +179,7 @@ def _check_size(width: int, height: int, where: str) -> None:
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:
     """Return a copy of uint8 (height, width, 3) as (3, height, width); in memory the channels stay last."""
-    assert pixels.dtype == np.uint8
-    assert pixels.ndim == 3
-    assert pixels.shape[2] == 3
+    assert (pixels.dtype, *pixels.shape[2:]) == (np.uint8, 3)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 

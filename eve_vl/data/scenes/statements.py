@@ -16,7 +16,6 @@ from eve_vl.data.scenes.world import (
     COLORS,
     KINDS,
     NUM_CELLS,
-    NUM_COLUMNS,
     SIZES,
     Scene,
     pick,
@@ -87,8 +86,7 @@ def _single(rng: Random, split: str) -> Draft:
 
 
 def _in_words(draft: Draft) -> str:
-    row, column = divmod(draft.cells[0], NUM_COLUMNS)
-    return f"one {draft.wanted[0].singular} at {PLACES[row][column]} on {draft.background}"
+    return f"one {draft.wanted[0].singular} at {PLACES[draft.cells[0]]} on {draft.background}"
 
 
 def _side(rng: Random, split: str, label: bool) -> StatementDraft:

@@ -15,15 +15,11 @@ from itertools import combinations
 from operator import attrgetter
 from random import Random
 
-from eve_vl.data.scenes.world import COLORS, KINDS, MAX_SHAPES, Scene, Shape, pick, pick_distinct
+from eve_vl.data.scenes.world import COLORS, KINDS, MAX_SHAPES, NUM_COLUMNS, Scene, Shape, pick, pick_distinct
 
 CAPTIONS_PER_SCENE = 4
 NUMBERS = ("zero", "one", "two", "three", "four")
-PLACES = (
-    ("top left", "top", "top right"),
-    ("left", "middle", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
+PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")  # of the cells
 PLURALS = {kind: "crosses" if kind == "cross" else kind + "s" for kind in KINDS}
 
 
@@ -56,7 +52,7 @@ def article(word: str) -> str:
 
 def place_words(shape: Shape) -> str:
     """Return where a shape stands: "top left", "top", …, "middle", …, "bottom right"."""
-    return PLACES[shape.row][shape.column]
+    return PLACES[shape.row * NUM_COLUMNS + shape.column]
 
 
 def _full(shape: Shape) -> str:
