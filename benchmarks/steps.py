@@ -19,7 +19,7 @@ from torch import nn
 
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig
 from eve_vl.cpu import keep_memory
-from eve_vl.data.batch import MaskedSample, PairBatch
+from eve_vl.data.batch import PairBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.errors import UserError
 from eve_vl.loading import build_untrained
@@ -96,7 +96,8 @@ def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
             length = int(np.clip(round(rng.normal(*CAPTION_TOKENS)), min(MIN_TOKENS, length), length))
         keep_K, hidden_M = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
         samples.append(
-            MaskedSample(
+            Sample(
+                batch=PairBatch,
                 image=torch.from_numpy(rng.integers(0, 256, (3, sizes.image_size, sizes.image_size), dtype=np.uint8)),
                 ids_T=rng.integers(3, config.tokenizer.vocab_size, length),
                 is_masked_T=mask_tokens(np.arange(length) == 0, task.text_mask_ratio, rng),

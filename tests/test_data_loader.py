@@ -12,8 +12,8 @@ import torch
 from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config
-from eve_vl.data.batch import MaskedSample, PairBatch
-from eve_vl.data.dataset import MAX_SKIPS, MaskedPairs, eval_positions
+from eve_vl.data.batch import PairBatch
+from eve_vl.data.dataset import MAX_SKIPS, MaskedPairs, RowDataset, eval_positions
 from eve_vl.data.loader import (
     TrainSampler,
     epoch_order,
@@ -189,7 +189,7 @@ def test_captions_are_drawn_anew_each_epoch_and_evenly():
     evaluation = MaskedPairs([pairs(2, captions=3)], config_of(), TOKENIZER, training=False)
     full = MaskedPairs([pairs(1, captions=3)], tiny_config(input={"text_length": 100}), TOKENIZER, training=False)
     first_caption = pairs(2)[0].captions[0]
-    assert full._load(0, 0, 0).ids_T.tolist() == TOKENIZER.encode(first_caption, 100)[0].tolist()
+    assert RowDataset.load(full, 0, 0, 0).ids_T.tolist() == TOKENIZER.encode(first_caption, 100)[0].tolist()
     assert evaluation[(0, 0, 0)].ids_T.tolist() == TOKENIZER.encode(first_caption, 12)[0].tolist()
 
 
@@ -209,7 +209,7 @@ def test_masks_of_a_sample_have_the_configured_shares():
 def test_augmentation_follows_the_config():
     source = pairs(1, size=16)  # already the model's size: without crop and flip nothing happens
     plain = tiny_config(data={"crop_scale": (1.0, 1.0), "flip": False})
-    picture = MaskedPairs([source], plain, TOKENIZER, training=False)._load(0, 0, 0).image
+    picture = RowDataset.load(MaskedPairs([source], plain, TOKENIZER, training=False), 0, 0, 0).image
     flipping = MaskedPairs([source], replace(plain, data=replace(plain.data, flip=True)), TOKENIZER, training=True)
     outcomes = [flipping[(epoch, 0, 0)].image for epoch in range(40)]
     is_flipped = [torch.equal(image, picture.flip(2)) for image in outcomes]
@@ -308,7 +308,7 @@ def test_bad_rows_are_reported_and_replaced_by_the_next_good_one():
         assert sample.where == f"list:{stand_in}"
         assert [error.where for error in sample.skipped] == [f"list:{bad}" for bad in skipped]
         own = dataset.load(0, 0, stand_in)
-        assert isinstance(sample, MaskedSample)
+        assert sample.batch is PairBatch
         assert torch.equal(sample.image, own.image)
         assert sample.keep_K.tolist() == own.keep_K.tolist()
     config = config_of(batch_size=8)

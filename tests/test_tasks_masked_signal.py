@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from twins import TwinStats, randomize, slow_balance, tiny_config
 
 from eve_vl.config import Config
-from eve_vl.data.batch import MaskedSample, PairBatch
+from eve_vl.data.batch import PairBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.model.backbone import Encoded
 from eve_vl.model.embed import Tokens, patchify, take, unpatchify
@@ -30,14 +30,15 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def samples(lengths: Sequence[int] = LENGTHS) -> list[MaskedSample]:
+def samples(lengths: Sequence[int] = LENGTHS) -> list[Sample]:
     found = []
     for row, length in enumerate(lengths):
         rng = generator(7, row)
         keep_K, hidden_M = mask_patches(16, 0.75, rng)
         ids_T = rng.integers(3, VOCAB, length)
         found.append(
-            MaskedSample(
+            Sample(
+                batch=PairBatch,
                 image=torch.from_numpy(rng.integers(0, 256, (3, 16, 16), dtype=np.uint8)),
                 ids_T=ids_T,
                 is_masked_T=mask_tokens(np.arange(length) == 0, 0.5, rng),
@@ -50,7 +51,7 @@ def samples(lengths: Sequence[int] = LENGTHS) -> list[MaskedSample]:
     return found
 
 
-def batch_of(found: Sequence[MaskedSample]) -> PairBatch:
+def batch_of(found: Sequence[Sample]) -> PairBatch:
     return PairBatch.collate(found, PAD)
 
 

@@ -86,12 +86,11 @@ def drop_unanswerable(
     if closed is not None and known.issuperset(map(normalize, closed)):
         return list(sources), None
     dropped: list[list[int]] = [[] for _ in sources]
-    lacking: dict[str, int] = {}
+    lacking: Counter[str] = Counter()
     for number, row, given in answers_of(sources):
         if known.isdisjoint(map(normalize, given)):
             dropped[number].append(row)
-            if given:
-                lacking[given[0]] = lacking.get(given[0], 0) + 1
+            lacking.update(given[:1])
     count, total = sum(map(len, dropped)), sum(map(len, sources))
     if not count:
         return list(sources), None
@@ -105,5 +104,4 @@ def drop_unanswerable(
                 f"{source[0].where} and all after it: the answer list answers none of these {len(source)} training questions"
             )
         kept.append(Subset(source, left))
-    frequent = sorted(lacking, key=lambda answer: -lacking[answer])[:NUM_SHOWN]
-    return kept, Missing(count=count, total=total, answers=tuple(frequent))
+    return kept, Missing(count=count, total=total, answers=tuple(answer for answer, _ in lacking.most_common(NUM_SHOWN)))

@@ -9,7 +9,8 @@ Letters: B batch, P patches, K kept patches, M hidden patches, T text tokens.
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from types import SimpleNamespace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -45,14 +46,25 @@ def _tuple(values: Sequence[Any], pad_id: int, length: int) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _wrong(values: Sequence["MaskedSample | None"], pad_id: int, length: int) -> "PairBatch | None":
+def _wrong(values: Sequence["Sample | None"], pad_id: int, length: int) -> "PairBatch | None":
     samples = [value for value in values if value is not None]
     return PairBatch.collate(samples, pad_id, length) if samples else None
 
 
-def _of(name: str, combine: Callable[[Sequence[Any], int, int], Any] = _tuple) -> Any:
-    """Return a field of a batch that is made of the field `name` of its samples."""
-    return dataclasses.field(metadata={"name": name, "combine": combine})
+def _of(name: str, combine: Callable[[Sequence[Any], int, int], Any] = _tuple, **default: Any) -> Any:
+    """Return a field of a batch that is made of the attribute `name` of its samples."""
+    return dataclasses.field(metadata={"name": name, "combine": combine}, **default)
+
+
+class Sample(SimpleNamespace):
+    """One row, ready to be batched: `where` it stands, and what the fields of its `batch` are made of (see `_of`)."""
+
+    batch: type["RowBatch"]
+    """What samples like it are batched to."""
+    skipped: tuple[BadSampleError, ...] = ()
+    """Rows that could not be used; this sample stands in for them."""
+    wrong: "Sample | None" = None
+    """In evaluation: another pair, whose picture or text stands in for this one's."""
 
 
 # Batches
@@ -63,9 +75,7 @@ class RowBatch:
     """What all batches have."""
 
     where: tuple[str, ...] = _of("where")
-    skipped: tuple[BadSampleError, ...] = dataclasses.field(
-        default=(), metadata={"name": "skipped", "combine": lambda values, *_: sum(values, ())}
-    )
+    skipped: tuple[BadSampleError, ...] = _of("skipped", lambda values, *_: sum(values, ()), default=())
 
     def to(self, device: torch.device, *, non_blocking: bool = True) -> Self:
         """Copy the tensors to a device."""
@@ -81,7 +91,7 @@ class RowBatch:
         return dataclasses.replace(self, **changed)
 
     @classmethod
-    def collate(cls, samples: Sequence["Sample"], pad_id: int, length: int = 0) -> Self:
+    def collate(cls, samples: Sequence[Sample], pad_id: int, length: int = 0) -> Self:
         """Stack samples; texts are padded to `length` tokens, with 0 to the longest of the batch."""
         rules = {field.name: field.metadata for field in dataclasses.fields(cls) if field.metadata}
         columns = {name: [getattr(sample, rule["name"]) for sample in samples] for name, rule in rules.items()}
@@ -148,7 +158,7 @@ class MaskedTexts(Texts):
 class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
     """Image–text pairs with their masks."""
 
-    wrong: "PairBatch | None" = dataclasses.field(default=None, metadata={"name": "wrong", "combine": _wrong})
+    wrong: "PairBatch | None" = _of("wrong", _wrong, default=None)
     """In evaluation: other pairs, whose pictures or texts stand in for these."""
 
     def with_text_of(self, other: "PairBatch") -> "PairBatch":
@@ -221,151 +231,3 @@ class LabelledTexts(LabelBatch, Texts):
 @dataclass(frozen=True, kw_only=True)
 class LabelledPairs(LabelBatch, Batch):
     """Pictures, each with a text, and the classes of both together."""
-
-
-# Samples
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One row, ready to be batched."""
-
-    batch: ClassVar[type[RowBatch]]
-    """What samples of its type are batched to."""
-    where: str
-    skipped: tuple[BadSampleError, ...] = ()
-    """Rows that could not be used; this sample stands in for them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PictureSample(Sample):
-    """A picture."""
-
-    batch = Pictures
-    image: Tensor
-    """uint8 (3, H, W)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextSample(Sample):
-    """A text."""
-
-    batch = Texts
-    ids_T: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSample(PictureSample, TextSample):
-    """A picture and a text."""
-
-    batch = Batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionSample(PairSample):
-    """A pair to tell from others."""
-
-    batch = CaptionBatch
-    picture: int
-    """What picture it is: captions of one picture share it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedPictureSample(PictureSample):
-    """A picture whose mask is drawn already."""
-
-    batch = MaskedPictures
-    keep_K: np.ndarray
-    hidden_M: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedTextSample(TextSample):
-    """A text whose mask is drawn already."""
-
-    batch = MaskedTexts
-    is_masked_T: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaskedSample(MaskedPictureSample, MaskedTextSample, CaptionSample):
-    """A pair whose masks are drawn already."""
-
-    batch = PairBatch
-    wrong: "MaskedSample | None" = None
-    """In evaluation: another pair, whose picture or text stands in for this one's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSample(Sample):
-    """Something to be searched among."""
-
-    index: int
-    """Number of the picture or of the text, counted apart."""
-    captions: tuple[int, ...] = ()
-    """Of a picture: the captions that are true of it; of a text: the captions that it stands for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchPictureSample(SearchSample, PictureSample):
-    """A picture to be searched among."""
-
-    batch = SearchPictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchTextSample(SearchSample, TextSample):
-    """A text to be searched among."""
-
-    batch = SearchTexts
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuestionSample(PairSample):
-    """A question with the annotators' answers."""
-
-    batch = QuestionBatch
-    question: str
-    question_id: int | str
-    answers: tuple[str, ...]
-    answer_type: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatementSample(PairSample):
-    """A statement about `image`, on the left, and `right`."""
-
-    batch = StatementBatch
-    right: Tensor
-    statement: str
-    label: bool | None
-    identifier: str
-    group: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledSample(Sample):
-    """A picture, a text or both, with its classes: none where they are kept back."""
-
-    labels: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledPictureSample(LabelledSample, PictureSample):
-    """A picture with its classes."""
-
-    batch = LabelledPictures
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledTextSample(LabelledSample, TextSample):
-    """A text with its classes."""
-
-    batch = LabelledTexts
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledPairSample(LabelledSample, PairSample):
-    """A picture and a text, with the classes of both together."""
-
-    batch = LabelledPairs

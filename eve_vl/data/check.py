@@ -1,7 +1,6 @@
 """Read a source from end to end before a run depends on it: what is broken, what is odd, what is in it."""
 
 import dataclasses
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
+from eve_vl.data.dataset import hash_of
 from eve_vl.data.records import ImagePixels, ImageQuestion, ImageRef, ImagesStatement, Labelled, Record, Source
-from eve_vl.data.transforms import MAX_PIXELS, decode, decode_bytes, read_image
+from eve_vl.data.transforms import DecodedPicture, decode, decode_bytes, read_image
 from eve_vl.errors import BadSampleError
 
 CHUNK = 64  # rows per message from a worker
@@ -22,6 +22,9 @@ CAPTIONS, QUESTIONS, STATEMENTS = "captions", "questions", "statements"
 KEPT_BACK = "kept back"
 NUM_SHOWN = 10  # frequent answers or labels
 ROWS_PER_WORKER = 5000  # fewer are read sooner than a worker has started
+
+SPREADS = ("width", "height", "texts_per_row", "text_words", "answers_per_question")
+TALLIES = ("formats", "conversions", "answer_types", "labels")
 
 Fact = tuple[str, Any]
 """Something that is counted, and its value in one row."""
@@ -81,21 +84,16 @@ class Report:
     labels: dict[str, int]
     """Statements by label (True, False) or rows by class; those whose label is kept back under that name."""
 
-    @property
-    def exit_code(self) -> int:
-        """0 if every row can be used, else 1."""
-        return 1 if self.broken else 0
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return dataclasses.asdict(self)
 
-    def render(self, console: Console, *, max_broken: int | None = None) -> None:
+    def render(self, console: Console) -> None:
         """Print the lines for people."""
-        console.print("\n".join(self.lines(max_broken)), highlight=False, markup=False, soft_wrap=True)
+        console.print("\n".join(self.lines()), highlight=False, markup=False, soft_wrap=True)
 
-    def lines(self, max_broken: int | None = None) -> list[str]:
-        """Return lines for people; at most `max_broken` broken rows are listed, None for all."""
+    def lines(self) -> list[str]:
+        """Return lines for people."""
         table = [("rows", f"{self.rows}"), ("usable", f"{self.usable}"), ("broken", f"{len(self.broken)}")]
         if self.formats or not self.usable:
             table += [
@@ -122,18 +120,15 @@ class Report:
             table.append(("repeated ids", f"{self.duplicate_ids}"))
         if self.labels:
             table.append(("labels", _shown(self.labels)))
-        lines = [f"{name:<20}{value}" for name, value in table]
-        lines += [f"broken: {row.where}: {row.reason}" for row in self.broken[:max_broken]]
-        if max_broken is not None and len(self.broken) > max_broken:
-            lines.append(f"… and {len(self.broken) - max_broken} more broken rows")
-        return lines
+        broken = [f"broken: {row.where}: {row.reason}" for row in self.broken]
+        return [f"{name:<20}{value}" for name, value in table] + broken
 
 
 class _Facts(Dataset[list[Fact] | BrokenRow]):
     """What is kept of each row, for loader workers."""
 
-    def __init__(self, source: Source[Record], max_pixels: int):
-        self.source, self.max_pixels = source, max_pixels
+    def __init__(self, source: Source[Record]):
+        self.source = source
 
     def __len__(self) -> int:
         return len(self.source)
@@ -141,52 +136,44 @@ class _Facts(Dataset[list[Fact] | BrokenRow]):
     def __getitem__(self, index: int) -> list[Fact] | BrokenRow:
         try:
             row = self.source[index]
-            of_images = [fact for image in row.images for fact in self._of_image(image, row.where)]
+            of_images = [fact for image in row.images for fact in _facts_of(image, row.where)]
         except BadSampleError as error:
             return BrokenRow(where=error.where, reason=error.reason)
         facts: list[Fact] = [("kind", row.KIND), *of_images, ("texts_per_row", len(row.texts))]
         for text in row.texts:
-            facts += [("words", len(text.split())), ("text", _hash(text.encode()))]
+            facts += [("text_words", len(text.split())), ("text", hash_of(text.encode()))]
         match row:
             case ImageQuestion(question_id=key, answers=answers, answer_type=name):
-                facts += [("id", key), ("num_answers", len(answers)), ("answer_type", name)]
+                facts += [("id", key), ("answers_per_question", len(answers)), ("answer_types", name)]
                 facts += [("answer", answer) for answer in answers]
             case ImagesStatement(identifier=key, label=label):
-                facts += [("id", key), ("label", KEPT_BACK if label is None else str(label))]
+                facts += [("id", key), ("labels", KEPT_BACK if label is None else str(label))]
             case Labelled(labels=labels):
-                facts += [("label", label) for label in labels or (KEPT_BACK,)]
+                facts += [("labels", label) for label in labels or (KEPT_BACK,)]
         return facts
 
-    def _of_image(self, image: ImageRef, where: str) -> list[Fact]:
-        if isinstance(image, ImagePixels):
-            data = image.pixels.tobytes()
-            pixels = decode(image, where, max_pixels=self.max_pixels)
-            name, conversions = "pixels", ()
-        else:
-            data = read_image(image, where)
-            picture = decode_bytes(data, where, max_pixels=self.max_pixels)
-            pixels, name, conversions = picture.pixels, picture.format, picture.conversions
-        _, height, width = pixels.shape
-        facts: list[Fact] = [("width", width), ("height", height), ("format", name), ("image", _hash(data))]
-        return facts + [("conversion", conversion) for conversion in conversions]
+
+def _facts_of(image: ImageRef, where: str) -> list[Fact]:
+    if isinstance(image, ImagePixels):
+        data, picture = image.pixels.tobytes(), DecodedPicture(pixels=decode(image, where), format="pixels", conversions=())
+    else:
+        data = read_image(image, where)
+        picture = decode_bytes(data, where)
+    _, height, width = picture.pixels.shape
+    facts: list[Fact] = [("width", width), ("height", height), ("formats", picture.format), ("image", hash_of(data))]
+    return facts + [("conversions", conversion) for conversion in picture.conversions]
 
 
-def check_source(
-    source: Source,
-    *,
-    max_pixels: int = MAX_PIXELS,
-    num_workers: int | None = None,
-    console: Console | None = None,
-) -> Report:
+def check_source(source: Source, *, num_workers: int | None = None, console: Console | None = None) -> Report:
     """Read every row once, decode its picture, and report.
 
-    `max_pixels` is that of `decode`. `num_workers` None starts as many processes as pay. A progress
-    bar is shown if `console` is a terminal. Rows keep their order in `Report.broken`.
+    `num_workers` None starts as many processes as pay. A progress bar is shown if `console` is a terminal. Rows keep their
+    order in `Report.broken`.
     """
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
     chunks = DataLoader(
-        _Facts(source, max_pixels),
+        _Facts(source),
         batch_size=CHUNK,
         num_workers=num_workers,
         collate_fn=list,  # rows as they are, not tensors
@@ -210,31 +197,21 @@ def check_source(
 
 def _report(counts: Mapping[str, Counter[Any]], broken: list[BrokenRow]) -> Report:
     usable = counts["kind"].total()
+    of_facts: dict[str, Any] = {name: _spread(counts[name]) for name in SPREADS}
+    of_facts |= {name: dict(counts[name].most_common()) for name in TALLIES}
     return Report(
         kind=next(iter(counts["kind"]), CAPTIONS),
         rows=usable + len(broken),
         usable=usable,
         broken=tuple(broken),
-        width=_spread(counts["width"]),
-        height=_spread(counts["height"]),
-        formats=dict(counts["format"].most_common()),
-        conversions=dict(counts["conversion"].most_common()),
         texts=counts["text"].total(),
-        texts_per_row=_spread(counts["texts_per_row"]),
-        text_words=_spread(counts["words"]),
         duplicate_images=_num_repeated(counts["image"]),
         duplicate_texts=_num_repeated(counts["text"]),
         duplicate_ids=_num_repeated(counts["id"]),
-        answers_per_question=_spread(counts["num_answers"]),
-        answer_types=dict(counts["answer_type"].most_common()),
         distinct_answers=len(counts["answer"]),
         top_answers=dict(counts["answer"].most_common(NUM_SHOWN)),
-        labels=dict(counts["label"].most_common()),
+        **of_facts,
     )
-
-
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def _num_repeated(counts: Counter[Any]) -> int:

@@ -4,7 +4,6 @@ Everything random about a sample depends on (seed, epoch, source, row) alone.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import re
 from abc import ABC, abstractmethod
@@ -18,7 +17,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.batch import MaskedPictureSample, MaskedSample, MaskedTextSample, RowBatch, Sample
+from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, RowBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source
 from eve_vl.data.tokenizer import Tokenizer
@@ -36,7 +35,7 @@ AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
     "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
 }
-MASKED: dict[str, type[Sample]] = {"pairs": MaskedSample, "pictures": MaskedPictureSample, "texts": MaskedTextSample}
+MASKED: dict[str, type[RowBatch]] = {"pairs": PairBatch, "pictures": MaskedPictures, "texts": MaskedTexts}
 
 
 class SampleSet(Dataset[Sample], ABC):
@@ -82,7 +81,7 @@ class RowDataset(SampleSet):
         """Return what rows the sources of a run must hold."""
         return cls.kind
 
-    def __getitem__(self, position: Position) -> Any:
+    def __getitem__(self, position: Position) -> Sample:
         epoch, source, row = position
         skipped: list[BadSampleError] = []
         while len(skipped) < MAX_SKIPS:
@@ -92,12 +91,17 @@ class RowDataset(SampleSet):
                 skipped.append(error)
                 row = (row + 1) % len(self.sources[source])
             else:
-                return dataclasses.replace(sample, skipped=tuple(skipped)) if skipped else sample
+                sample.skipped = tuple(skipped)
+                return sample
         raise UserError(f"{MAX_SKIPS} rows in a row cannot be used; the last: {skipped[-1]}")
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
         """Return the sample of one row. Raises BadSampleError."""
-        raise NotImplementedError
+        return self.sample(self.sources[source][row], generator(self.seed, SAMPLE, epoch, source, row))
+
+    @abstractmethod
+    def sample(self, row: Any, rng: np.random.Generator) -> Sample:
+        """Return the sample of a row, everything random about it drawn from `rng`. Raises BadSampleError."""
 
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of at most data.val_samples rows."""
@@ -132,14 +136,6 @@ class Subset:
         return self.source[int(self.rows[index])]
 
 
-def first_usable(source: Source[Any]) -> Any:
-    """Return the first row of a source that can be used, None if that is far off."""
-    for row in range(min(len(source), MAX_SKIPS)):
-        with contextlib.suppress(BadSampleError):
-            return source[row]
-    return None
-
-
 class MaskedPairs(RowDataset):
     """Pairs with masks or, with data.rows, pictures alone or texts alone. In evaluation the first caption is used, and each
     pair brings a wrong partner: the pair half the data away or, if that shares a caption with it, one drawn at random."""
@@ -149,31 +145,31 @@ class MaskedPairs(RowDataset):
         """Return what rows the sources of a run must hold."""
         return "captions" if config.data.rows == "pairs" else config.data.rows
 
-    def load(self, epoch: int, source: int, row: int) -> Any:
-        """Return one pair (MaskedSample), picture (MaskedPictureSample) or text (MaskedTextSample). Raises BadSampleError."""
-        sample = self._load(epoch, source, row)
-        if self.training or not isinstance(sample, MaskedSample):
-            return sample
-        return dataclasses.replace(sample, wrong=self._wrong_partner(epoch, source, row))
+    def load(self, epoch: int, source: int, row: int) -> Sample:
+        """Return one pair, picture or text, a pair in evaluation with its wrong partner. Raises BadSampleError."""
+        sample = super().load(epoch, source, row)
+        if not self.training and sample.batch is PairBatch:
+            sample.wrong = self._wrong_partner(epoch, source, row)
+        return sample
 
-    def _load(self, epoch: int, source: int, row: int) -> Any:
-        sizes, task, record = self.config.input, self.config.task, self.sources[source][row]
+    def sample(self, row: Record, rng: np.random.Generator) -> Sample:
+        """Return one pair, picture or text with its masks. Raises BadSampleError."""
+        sizes, task = self.config.input, self.config.task
         assert isinstance(task, MaskedSignalConfig)
-        rng = generator(self.seed, SAMPLE, epoch, source, row)
-        fields: dict[str, Any] = {"where": record.where}
-        number = int(rng.integers(len(record.texts))) if self.training and record.texts else 0
-        texts = record.texts[number : number + 1]
-        for image in record.images:
-            fields["image"] = self.picture(image, record.where, rng, texts)
-            fields["keep_K"], fields["hidden_M"] = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
+        sample = Sample(batch=MASKED[self.config.data.rows], where=row.where)
+        number = int(rng.integers(len(row.texts))) if self.training and row.texts else 0
+        texts = row.texts[number : number + 1]
+        for image in row.images:
+            sample.image = self.picture(image, row.where, rng, texts)
+            sample.keep_K, sample.hidden_M = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
         for text in texts:
-            fields["ids_T"], is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
-            fields["is_masked_T"] = mask_tokens(is_special_T, task.text_mask_ratio, rng)
-        if isinstance(record, ImageText):
-            fields["picture"] = picture_key(record.image, record.where)
-        return MASKED[self.config.data.rows](**fields)
+            sample.ids_T, is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
+            sample.is_masked_T = mask_tokens(is_special_T, task.text_mask_ratio, rng)
+        if isinstance(row, ImageText):
+            sample.picture = picture_key(row.image, row.where)
+        return sample
 
-    def _wrong_partner(self, epoch: int, source: int, row: int) -> MaskedSample:
+    def _wrong_partner(self, epoch: int, source: int, row: int) -> Sample:
         num_rows = len(self.sources[source])
         captions = set(self.sources[source][row].captions)
         rng = generator(self.seed, PARTNER, source, row)
@@ -183,7 +179,7 @@ class MaskedPairs(RowDataset):
         for other, other_row in others:
             with contextlib.suppress(BadSampleError):
                 if captions.isdisjoint(self.sources[other][other_row].captions):
-                    return self._load(epoch, other, other_row)
+                    return super().load(epoch, other, other_row)
         raise UserError(
             f"{self.sources[source][row].where}: among the {sum(map(len, self.sources))} validation pairs there is none with "
             "another caption, to compare with; give more pairs, or name other ones with --data.val"
@@ -201,16 +197,17 @@ def picture_key(image: ImageRef, where: str) -> int:
             name = data
         case _:
             name = where.encode()
-    return _hash(name)
+    return hash_of(name)
 
 
 def row_keys(row: Record) -> tuple[int, ...]:
     """Return what must not be on both sides of a split: a row's pictures or, if it has none, its texts, as 64-bit hashes."""
     keys = tuple(picture_key(image, row.where) for image in row.images)
-    return keys or tuple(_hash(text.encode()) for text in row.texts)
+    return keys or tuple(hash_of(text.encode()) for text in row.texts)
 
 
-def _hash(data: bytes) -> int:
+def hash_of(data: bytes) -> int:
+    """Return a 64-bit hash of some bytes."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
 
 

@@ -3,32 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data import batch
-from eve_vl.data.dataset import (
-    SAMPLE,
-    Position,
-    RowDataset,
-    SampleSet,
-    Subset,
-    chunks,
-    eval_positions,
-    picture_key,
-)
-from eve_vl.data.masking import generator
-from eve_vl.data.records import ImageText, Labelled, Source
+from eve_vl.data.batch import Sample
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, Subset, chunks, eval_positions, picture_key
+from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, Labelled, Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
 from eve_vl.errors import BadSampleError, UserError
 
 PICTURE, TEXT = 0, 1  # the "source" in positions of a SearchSet
-LABELLED: dict[tuple[bool, bool], type[batch.LabelledSample]] = {  # by what a row has: a picture, a text
-    (True, False): batch.LabelledPictureSample,
-    (False, True): batch.LabelledTextSample,
-    (True, True): batch.LabelledPairSample,
+LABELLED: dict[str, type[batch.LabelBatch]] = {  # by task.reads
+    "picture": batch.LabelledPictures,
+    "text": batch.LabelledTexts,
+    "both": batch.LabelledPairs,
 }
 
 
@@ -37,16 +29,15 @@ class CaptionedPictures(RowDataset):
 
     kind = "captions"
 
-    def load(self, epoch: int, source: int, row: int) -> batch.CaptionSample:
+    def sample(self, row: ImageText, rng: np.random.Generator) -> Sample:
         """Return one pair. Raises BadSampleError."""
-        pair = self.sources[source][row]
-        rng = generator(self.seed, SAMPLE, epoch, source, row)
-        caption = pair.captions[int(rng.integers(len(pair.captions)))]
-        return batch.CaptionSample(
-            image=self.picture(pair.image, pair.where, rng, [caption]),
+        caption = row.captions[int(rng.integers(len(row.captions)))]
+        return Sample(
+            batch=batch.CaptionBatch,
+            image=self.picture(row.image, row.where, rng, [caption]),
             ids_T=self.tokens(caption),
-            picture=picture_key(pair.image, pair.where),
-            where=pair.where,
+            picture=picture_key(row.image, row.where),
+            where=row.where,
         )
 
 
@@ -82,7 +73,8 @@ class SearchSet(SampleSet):
                 captions.append([])
                 true_captions.append(set())
             captions[picture] += pair.captions
-            true_captions[picture] |= set(_true_captions(sources[source], row, pair))
+            scenes = sources[source]
+            true_captions[picture].update(scenes.true_captions(row) if isinstance(scenes, ScenePairs) else pair.captions)
         limit = config.task.captions_per_image or None
         searched = [(picture, text) for picture, given in enumerate(captions) for text in given[:limit]]
         self.texts = list(dict.fromkeys(text for _, text in searched))
@@ -114,21 +106,26 @@ class SearchSet(SampleSet):
             for batch in chunks([(0, which, index) for index in indices][rank::world], batch_size)
         ]
 
-    def __getitem__(self, position: Position) -> batch.SearchPictureSample | batch.SearchTextSample:
+    def __getitem__(self, position: Position) -> Sample:
         _, which, index = position
         if which == TEXT:
-            return batch.SearchTextSample(
-                ids_T=self.ids[index], index=index, captions=self.captions_in[index], where=f"text {index}"
+            return Sample(
+                batch=batch.SearchTexts,
+                ids_T=self.ids[index],
+                index=index,
+                captions=self.captions_in[index],
+                where=f"text {index}",
             )
         source, row = self.pictures[index]
         size = self.config.input.image_size
+        sample = Sample(batch=batch.SearchPictures, index=index, captions=self.captions_of[index])
         try:
             pair = self.sources[source][row]
-            image = decode(pair.image, pair.where, crop=Crop(size=size))
+            sample.where, sample.image = pair.where, decode(pair.image, pair.where, crop=Crop(size=size))
         except BadSampleError as error:  # evaluation stops on it: every number would be off
-            blank = torch.zeros(3, size, size, dtype=torch.uint8)
-            return batch.SearchPictureSample(image=blank, index=index, where=error.where, skipped=(error,))
-        return batch.SearchPictureSample(image=image, index=index, captions=self.captions_of[index], where=pair.where)
+            sample.where, sample.skipped = error.where, (error,)
+            sample.image = torch.zeros(3, size, size, dtype=torch.uint8)
+        return sample
 
 
 def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:
@@ -139,27 +136,22 @@ def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:
     return list(map(tuple, members))
 
 
-def _true_captions(source: Source[ImageText], row: int, pair: ImageText) -> Sequence[str]:
-    return source.true_captions(row) if isinstance(source, ScenePairs) else pair.captions
-
-
 class QuestionRows(RowDataset):
     """Questions about pictures."""
 
     kind = "questions"
 
-    def load(self, epoch: int, source: int, row: int) -> batch.QuestionSample:
+    def sample(self, row: ImageQuestion, rng: np.random.Generator) -> Sample:
         """Return one question. Raises BadSampleError."""
-        record = self.sources[source][row]
-        rng = generator(self.seed, SAMPLE, epoch, source, row)
-        return batch.QuestionSample(
-            image=self.picture(record.image, record.where, rng, [record.question, *record.answers]),
-            ids_T=self.tokens(record.question),
-            question=record.question,
-            question_id=record.question_id,
-            answers=record.answers,
-            answer_type=record.answer_type,
-            where=record.where,
+        return Sample(
+            batch=batch.QuestionBatch,
+            image=self.picture(row.image, row.where, rng, [row.question, *row.answers]),
+            ids_T=self.tokens(row.question),
+            question=row.question,
+            question_id=row.question_id,
+            answers=row.answers,
+            answer_type=row.answer_type,
+            where=row.where,
         )
 
 
@@ -174,22 +166,21 @@ class StatementRows(RowDataset):
         is_all = sum(map(len, sources)) <= config.data.val_samples
         self.has_groups = is_all and not any(isinstance(source, Subset) for source in sources)
 
-    def load(self, epoch: int, source: int, row: int) -> batch.StatementSample:
+    def sample(self, row: ImagesStatement, rng: np.random.Generator) -> Sample:
         """Return one statement. Raises BadSampleError, in training also where the label is kept back."""
-        record = self.sources[source][row]
-        if self.training and record.label is None:
-            raise BadSampleError(record.where, "no label to train on")
-        rng = generator(self.seed, SAMPLE, epoch, source, row)
-        left, right = (self.picture(image, record.where, rng, record.texts) for image in record.images)
-        return batch.StatementSample(
+        if self.training and row.label is None:
+            raise BadSampleError(row.where, "no label to train on")
+        left, right = (self.picture(image, row.where, rng, row.texts) for image in row.images)
+        return Sample(
+            batch=batch.StatementBatch,
             image=left,
             right=right,
-            ids_T=self.tokens(record.statement),
-            statement=record.statement,
-            label=record.label,
-            identifier=record.identifier,
-            group=record.group if self.has_groups else "",
-            where=record.where,
+            ids_T=self.tokens(row.statement),
+            statement=row.statement,
+            label=row.label,
+            identifier=row.identifier,
+            group=row.group if self.has_groups else "",
+            where=row.where,
         )
 
 
@@ -198,20 +189,18 @@ class LabelledRows(RowDataset):
 
     kind = "labels"
 
-    def load(self, epoch: int, source: int, row: int) -> batch.LabelledSample:
+    def sample(self, row: Labelled, rng: np.random.Generator) -> Sample:
         """Return one row. Raises BadSampleError, in training also where the labels are kept back."""
-        record: Labelled = self.sources[source][row]
-        if self.training and not record.labels:
-            raise BadSampleError(record.where, "no label to train on")
+        if self.training and not row.labels:
+            raise BadSampleError(row.where, "no label to train on")
         reads: str = self.config.task.reads  # pyright: ignore[reportAttributeAccessIssue]
-        fields: dict[str, Any] = {"labels": record.labels, "where": record.where}
-        rng = generator(self.seed, SAMPLE, epoch, source, row)
+        sample = Sample(batch=LABELLED[reads], labels=row.labels, where=row.where)
         if reads != "text":
-            if record.image is None:
-                raise BadSampleError(record.where, f"no picture, but task.reads is {reads}")
-            fields["image"] = self.picture(record.image, record.where, rng, [*record.texts, *record.labels])
+            if row.image is None:
+                raise BadSampleError(row.where, f"no picture, but task.reads is {reads}")
+            sample.image = self.picture(row.image, row.where, rng, [*row.texts, *row.labels])
         if reads != "picture":
-            if record.text is None:
-                raise BadSampleError(record.where, f"no text, but task.reads is {reads}")
-            fields["ids_T"] = self.tokens(record.text)
-        return LABELLED[reads != "text", reads != "picture"](**fields)
+            if row.text is None:
+                raise BadSampleError(row.where, f"no text, but task.reads is {reads}")
+            sample.ids_T = self.tokens(row.text)
+        return sample

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from eve_vl.config import InputConfig
-from eve_vl.data.batch import Batch, MaskedSample, PairBatch, PairSample, Sample, StatementBatch, StatementSample, padded
+from eve_vl.data.batch import Batch, PairBatch, Sample, StatementBatch, padded
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
@@ -83,14 +83,15 @@ class Inputs:
     def pairs(self, images: Sequence[GivenImage], texts: Sequence[str]) -> Batch:
         """Return pairs of a picture and a text."""
         samples = [
-            PairSample(image=self._pixels(image), ids_T=self.tokens(text)[0], where=image.where)
+            Sample(batch=Batch, image=self._pixels(image), ids_T=self.tokens(text)[0], where=image.where)
             for image, text in zip(images, texts, strict=True)
         ]
         return self._batch(samples)
 
     def statement(self, left: GivenImage, right: GivenImage, text: str) -> StatementBatch:
         """Return a statement about two pictures."""
-        sample = StatementSample(
+        sample = Sample(
+            batch=StatementBatch,
             image=self._pixels(left),
             right=self._pixels(right),
             ids_T=self.tokens(text)[0],
@@ -113,7 +114,8 @@ class Inputs:
         """Return one pair with its masks: tokens to hide (None: none), sorted positions of patches to keep (None: all)."""
         all_P = np.arange(self.config.num_patches)
         keep_K = all_P if keep_K is None else keep_K
-        sample = MaskedSample(
+        sample = Sample(
+            batch=PairBatch,
             image=self._pixels(image),
             ids_T=ids_T,
             is_masked_T=np.zeros(len(ids_T), dtype=bool) if is_masked_T is None else is_masked_T,

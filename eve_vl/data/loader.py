@@ -5,7 +5,7 @@ neither the number of processes nor of workers nor a restart changes what is see
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import compress
+from itertools import compress, count
 from typing import Any, cast
 
 import numpy as np
@@ -112,18 +112,16 @@ class TrainSampler(Sampler[list[Position]]):
         self.consumed = 0
 
     def __iter__(self) -> Iterator[list[Position]]:
-        total = sum(self.lengths)
-        consumed, epoch, order = self.consumed, -1, np.empty((0, 2))
-        while True:
+        total, epoch, order = sum(self.lengths), -1, np.empty((0, 2))
+        for start in count(self.consumed + self.rank * self.micro_batch, self.micro_batch * self.world):
             batch: list[Position] = []
-            for index in range(consumed, consumed + self.micro_batch * self.world):
+            for index in range(start, start + self.micro_batch):
                 if index // total != epoch:
                     epoch = index // total
                     order = epoch_order(self.lengths, self.weights, self.seed, epoch)
                 source, row = order[index % total]
                 batch.append((epoch, int(source), int(row)))
-            consumed += self.micro_batch * self.world
-            yield batch[self.rank * self.micro_batch : (self.rank + 1) * self.micro_batch]
+            yield batch
 
 
 def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -> DataLoader[Any]:

@@ -121,28 +121,28 @@ def read_image(image: ImageRef, where: str) -> bytes:
     return data
 
 
-def decode(image: ImageRef, where: str, *, max_pixels: int = MAX_PIXELS, crop: Crop | None = None) -> Tensor:
+def decode(image: ImageRef, where: str, *, crop: Crop | None = None) -> Tensor:
     """Return the picture, or a crop of it, as uint8 RGB, upright, transparency laid on white, first frame.
 
     Shape (3, height, width), or (3, crop.size, crop.size).
 
-    Raises BadSampleError (naming `where`) if it cannot be read or decoded, has more than `max_pixels` pixels (checked
-    before decoding; more than twice MAX_PIXELS is never accepted).
+    Raises BadSampleError (naming `where`) if it cannot be read or decoded, or has more than MAX_PIXELS pixels (checked before
+    decoding).
     """
     if isinstance(image, ImagePixels):
         height, width, _ = image.pixels.shape
-        _check_size(width, height, where, max_pixels)
+        _check_size(width, height, where)
         pixels = _to_tensor(image.pixels)
         return crop(pixels) if crop else pixels
-    return decode_bytes(read_image(image, where), where, max_pixels=max_pixels, crop=crop).pixels
+    return decode_bytes(read_image(image, where), where, crop=crop).pixels
 
 
-def decode_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, crop: Crop | None = None) -> DecodedPicture:
+def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None) -> DecodedPicture:
     """Decode encoded bytes as `decode` does, and tell what they were."""
     try:
         with _quiet_pillow():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(*image.size, where, max_pixels)
+            _check_size(*image.size, where)
         pixels = _decode_fast(data, image, crop)
         conversions = ["grayscale to RGB"] if image.mode == "L" else []
         with _quiet_pillow():
@@ -154,7 +154,7 @@ def decode_bytes(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, crop:
     except BadSampleError:
         raise
     except Image.DecompressionBombError:
-        reason = f"image has more than {2 * MAX_PIXELS} pixels, at most {max_pixels} are accepted"
+        reason = f"image has more than {2 * MAX_PIXELS} pixels, at most {MAX_PIXELS} are accepted"
         raise BadSampleError(where, reason) from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         raise BadSampleError(where, _explain(data, error)) from None
@@ -172,16 +172,14 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
-def _check_size(width: int, height: int, where: str, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise BadSampleError(where, f"image is {width}x{height} pixels, at most {max_pixels} in all are accepted")
+def _check_size(width: int, height: int, where: str) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadSampleError(where, f"image is {width}x{height} pixels, at most {MAX_PIXELS} in all are accepted")
 
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:
     """Return a copy of uint8 (height, width, 3) as (3, height, width); in memory the channels stay last."""
-    assert pixels.dtype == np.uint8
-    assert pixels.ndim == 3
-    assert pixels.shape[2] == 3
+    assert (pixels.dtype, *pixels.shape[2:]) == (np.uint8, 3)
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 

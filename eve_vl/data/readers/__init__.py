@@ -1,38 +1,24 @@
-"""One file per on-disk form and one per kind of row; `open_source` finds the form by looking at the path."""
+"""One file per on-disk form, and the kinds of rows; `open_source` finds the form by looking at the path."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers import paths
-from eve_vl.data.readers.captions import CaptionColumns, PictureColumns, TextColumns
-from eve_vl.data.readers.coco import coco_document, karpathy_document
 from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
 from eve_vl.data.readers.json_document import JsonTable, list_document, load_json, not_rows
-from eve_vl.data.readers.labels import LabelColumns
+from eve_vl.data.readers.kinds import KINDS
 from eve_vl.data.readers.lines import JsonlTable, TextTable
+from eve_vl.data.readers.official import coco_document, karpathy_document, vqa_document
 from eve_vl.data.readers.parquet import ParquetTable
 from eve_vl.data.readers.paths import FORMATS, AnyPath, Spec, absolute_spec
-from eve_vl.data.readers.questions import QuestionColumns
-from eve_vl.data.readers.statements import StatementColumns
 from eve_vl.data.readers.table import RowColumns, Table, TableSource
-from eve_vl.data.readers.vqa2 import vqa_document
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
 from eve_vl.errors import UserError, nearest
 
 __all__ = ["FORMATS", "KINDS", "absolute_spec", "guess_kind", "open_source"]
-
-KINDS: dict[str, type[RowColumns]] = {
-    "questions": QuestionColumns,
-    "statements": StatementColumns,
-    "labels": LabelColumns,
-    "captions": CaptionColumns,
-    "pictures": PictureColumns,
-    "texts": TextColumns,
-}
-"""What rows can be, the surest to tell by its columns first."""
 
 
 def open_source(

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef, Source
-from eve_vl.errors import BadSampleError, UserError, did_you_mean
+from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef
+from eve_vl.errors import BadSampleError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
 TEXT_COLUMNS = ("caption", "captions", "text", "title")
 Fields = Mapping[str, object]
-NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
 
 
 def where_line(path: Path, line: int) -> str:
@@ -29,32 +28,10 @@ def where_row(path: Path, index: int) -> str:
     return f"{path.name} row {index + 1}"
 
 
-def pick_column(path: Path, names: Sequence[str], given: str | None, usual: Sequence[str], role: str, option: str) -> str:
-    """Return the column `given`, or by default the first usual one, of those that there are.
-
-    `role` is what it is for, `option` what the command line calls it. Raises UserError that lists what there is.
-    """
-    if given is None:
-        for name in usual:
-            if name in names:
-                return name
-        problem = f"none of its columns is a usual {role} column ({', '.join(usual)})"
-    elif given in names:
-        return given
-    else:
-        problem = f"it has no column {given!r}"
-        if hint := did_you_mean(given, names):
-            problem += f" ({hint})"
-    raise UserError(f"{path}: {problem}. Its columns: {', '.join(names)}. Name one with --data.{option}-column")
-
-
 def first_of(fields: Fields, names: Sequence[str]) -> object:
     """Return the first of the fields `names` that is neither missing nor null nor blank, else None."""
-    for name in names:
-        value = fields.get(name)
-        if value is not None and not (isinstance(value, str) and not value.strip()):
-            return value
-    return None
+    present = (value for value in map(fields.get, names) if value is not None)
+    return next((value for value in present if not isinstance(value, str) or value.strip()), None)
 
 
 def row_id(fields: Fields, names: Sequence[str], row: int, where: str) -> int | str:
@@ -174,24 +151,6 @@ def field(row: Fields, name: str, where: str) -> object:
     if name not in row:
         raise BadSampleError(where, f"no field '{name}' (fields: {', '.join(row) or 'none'})")
     return row[name]
-
-
-def require_usable(path: Path, source: Source) -> None:
-    """Raise UserError if not one of the first rows can be used: a wrong image root should stop a run at its start."""
-    first_problem = None
-    for index in range(min(len(source), NUM_PROBED)):
-        try:
-            images = source[index].images
-        except BadSampleError as error:
-            first_problem = first_problem or str(error)
-            continue
-        missing = [image.path for image in images if isinstance(image, ImageFile) and not image.path.is_file()]
-        if not missing:
-            return
-        first_problem = first_problem or f"no such picture: {missing[0]}. Name the pictures' folder: --data.image-root"
-    if first_problem is not None:
-        count = min(len(source), NUM_PROBED)
-        raise UserError(f"{path}: none of the first {count} rows can be used. The first: {first_problem}")
 
 
 @dataclass(frozen=True, slots=True)

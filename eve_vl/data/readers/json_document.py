@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from eve_vl.errors import UserError
 PAIR_NAMES = ("image", "caption")
 
 
-Rows = Callable[[], Iterable[Fields | str]]
-"""Yields the fields of each row, or the reason why it has none."""
+Rows = Iterable[Fields | str]
+"""The fields of each row, or the reason why it has none, made when they are asked for."""
 
 
 class JsonTable(PackedTable):
@@ -33,7 +33,7 @@ class JsonTable(PackedTable):
         """Keep these columns. Raises UserError if there are no rows."""
         assert self._read is not None
         with _uncollected():
-            self.pack(self._read(), columns)
+            self.pack(self._read, columns)
         if not len(self):
             raise UserError(f"{self.path}: holds no rows")
         self._read = None  # it holds the document, far larger than what was kept
@@ -68,9 +68,9 @@ def list_document(path: Path, rows: list[object]) -> JsonTable:
     """Return the rows of a plain list. Raises UserError if none is an object or a pair."""
     for row in rows:
         if isinstance(row, dict):
-            return JsonTable(path, list(row), lambda: map(_object_fields, rows))
+            return JsonTable(path, list(row), map(_object_fields, rows))
         if _is_pair(row):
-            return JsonTable(path, PAIR_NAMES, lambda: map(_pair_fields, rows))
+            return JsonTable(path, PAIR_NAMES, map(_pair_fields, rows))
     raise not_rows(path, f"a list of {type(rows[0]).__name__}" if rows else "an empty list")
 
 

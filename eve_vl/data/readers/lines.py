@@ -62,11 +62,7 @@ class TextTable(LineTable):
 
     layout = "a text file"
     fixed = ("image_root", *Table.fixed)
-
-    def __init__(self, path: Path):
-        """Index the lines of `path`; raises UserError if it has none."""
-        super().__init__(path)
-        self.names = ["text"]
+    names = ("text",)
 
     def fields(self, index: int, where: str) -> common.Fields:
         """Return the text of a line. Raises BadSampleError."""

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Self
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
-from eve_vl.data.records import ImageRef
-from eve_vl.errors import BadSampleError
+from eve_vl.data.records import ImageFile, ImageRef
+from eve_vl.errors import BadSampleError, UserError, did_you_mean
+
+NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class RowColumns(ABC):
         if option == "label" and given is None:
             return usual
         role = cls.TEXT_ROLE if option == "text" else option
-        return (common.pick_column(table.path, table.names, given, usual, role, option),)
+        return (table.column(given, usual, role, option),)
 
     @abstractmethod
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Any:
@@ -91,7 +93,7 @@ class Table(ABC):
     """One on-disk form. Opening it tells the columns; `select` must be called before the first row is read."""
 
     path: Path
-    names: list[str]
+    names: Sequence[str]
     """All columns, as far as the first row tells."""
     layout: str = ""
     """What people call it if it has columns of its own; "" for a table like any other."""
@@ -125,6 +127,22 @@ class Table(ABC):
     def fields(self, index: int, where: str) -> Fields:
         """Return the fields of a row. Raises BadSampleError."""
 
+    def column(self, given: str | None, usual: Sequence[str], role: str, option: str) -> str:
+        """Return the column `given`, or by default the first usual one.
+
+        `role` is what it is for, `option` what the command line calls it. Raises UserError that lists what there is.
+        """
+        found = next((name for name in (usual if given is None else [given]) if name in self.names), None)
+        if found is not None:
+            return found
+        if given is None:
+            problem = f"none of its columns is a usual {role} column ({', '.join(usual)})"
+        else:
+            hint = did_you_mean(given, self.names)
+            problem = f"it has no column {given!r}" + (f" ({hint})" if hint else "")
+        columns = ", ".join(self.names)
+        raise UserError(f"{self.path}: {problem}. Its columns: {columns}. Name one with --data.{option}-column")
+
 
 class TableSource:
     """Rows of one kind from a table of any form."""
@@ -135,7 +153,7 @@ class TableSource:
         self._table = table
         self._columns = columns
         self._root = image_root
-        common.require_usable(table.path, self)
+        self._require_usable()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -146,6 +164,22 @@ class TableSource:
         fields = self._table.fields(index, where)
         root = self._table.folder(index) if self._root is None else self._root
         return self._columns.record(fields, root=root, where=where, row=index)
+
+    def _require_usable(self) -> None:
+        """Raise UserError if not one of the first rows can be used: a wrong image root should stop a run at its start."""
+        problems = []
+        for index in range(min(len(self), NUM_PROBED)):
+            try:
+                images = self[index].images
+            except BadSampleError as error:
+                problems.append(error)
+                continue
+            missing = [image.path for image in images if isinstance(image, ImageFile) and not image.path.is_file()]
+            if not missing:
+                return
+            problems.append(f"no such picture: {missing[0]}. Name the pictures' folder: --data.image-root")
+        if problems:
+            raise UserError(f"{self._table.path}: none of the first {len(problems)} rows can be used. The first: {problems[0]}")
 
 
 class PackedTable(Table):

@@ -7,6 +7,7 @@ in a file beside the shard, if that folder can be written to.
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,7 @@ BLOCK = 512
 INDEX_SUFFIX = ".index.npz"
 INDEX_VERSION = 1
 IMAGE, TEXT, JSON = 0, 2, 4  # columns of `Shard.spans`; each is an offset, with the size after it
+COLUMNS = dict.fromkeys(common.IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
 ABSENT = -1
 
 
@@ -110,12 +112,10 @@ def _index(path: Path) -> Shard:
         pass  # absent, or not ours
     shard = _scan(path)
     draft = saved.with_name(f".{saved.name}.{os.getpid()}.tmp")
-    try:
+    with suppress(OSError):  # a read-only or full disk: the index in memory does
         with draft.open("wb") as file:
             np.savez(file, stamp=stamp, spans=shard.spans, blob=shard.keys.blob, ends=shard.keys.ends)
         draft.replace(saved)  # in one step, for other processes that start now
-    except OSError:
-        pass  # a read-only or full disk: the index in memory does
     return shard
 
 
@@ -125,15 +125,9 @@ def _scan(path: Path) -> Shard:
         for name, offset, size in _members(file, path):
             folder, _, base = name.rpartition("/")
             stem, dot, suffix = base.partition(".")
-            suffix = "." + suffix.lower()
-            if not stem or not dot:
-                continue  # no suffix, or a hidden file
-            if suffix in common.IMAGE_SUFFIXES:
-                column = IMAGE
-            elif suffix in (".txt", ".json"):
-                column = TEXT if suffix == ".txt" else JSON
-            else:
-                continue
+            column = COLUMNS.get(dot + suffix.lower())
+            if not stem or column is None:
+                continue  # a hidden file, or none of ours
             spans = rows.setdefault(f"{folder}/{stem}" if folder else stem, [ABSENT, 0] * 3)
             spans[column : column + 2] = offset, size
     return Shard(np.array(list(rows.values()), dtype=np.int64).reshape(-1, 6), common.PackedStrings.pack(rows))

@@ -80,17 +80,12 @@ def _size_of_pair(rng: Random, split: str) -> QuestionDraft:
 
 def _color_at_place(rng: Random, split: str) -> QuestionDraft:
     cell, color = int(rng.random() * NUM_CELLS), pick(rng, tuple(COLORS))
-    return f"what color is the shape at {_place(cell)}", color, Draft([Trait(color=color)], cells=[cell])
+    return f"what color is the shape at {PLACES[cell]}", color, Draft([Trait(color=color)], cells=[cell])
 
 
 def _kind_at_place(rng: Random, split: str) -> QuestionDraft:
     cell, kind = int(rng.random() * NUM_CELLS), pick(rng, KINDS)
-    return f"which kind is the shape at {_place(cell)}", kind, Draft([Trait(kind)], cells=[cell])
-
-
-def _place(cell: int) -> str:
-    row, column = divmod(cell, NUM_COLUMNS)
-    return PLACES[row][column]
+    return f"which kind is the shape at {PLACES[cell]}", kind, Draft([Trait(kind)], cells=[cell])
 
 
 # Count

@@ -16,7 +16,6 @@ from eve_vl.data.scenes.world import (
     COLORS,
     KINDS,
     NUM_CELLS,
-    NUM_COLUMNS,
     SIZES,
     Scene,
     pick,
@@ -56,12 +55,9 @@ def sample_statement(split: str, seed: int, index: int) -> Statement:
     )
 
 
-def _exactly(trait: Trait, count: int) -> Draft:
-    return Draft([trait] * count, [trait])
-
-
 def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> StatementDraft:
-    return statement, _exactly(trait, counts[0]), _exactly(trait, counts[1])
+    left, right = (Draft([trait] * count, [trait]) for count in counts)
+    return statement, left, right
 
 
 def _one_of(rng: Random, split: str) -> Trait:
@@ -90,8 +86,7 @@ def _single(rng: Random, split: str) -> Draft:
 
 
 def _in_words(draft: Draft) -> str:
-    row, column = divmod(draft.cells[0], NUM_COLUMNS)
-    return f"one {draft.wanted[0].singular} at {PLACES[row][column]} on {draft.background}"
+    return f"one {draft.wanted[0].singular} at {PLACES[draft.cells[0]]} on {draft.background}"
 
 
 def _side(rng: Random, split: str, label: bool) -> StatementDraft:

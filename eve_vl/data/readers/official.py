@@ -1,7 +1,8 @@
-"""The files of VQA v2: a file of questions and, unless they are kept back, one of annotations."""
+"""The official files: captions of COCO, Karpathy's splits of COCO and Flickr30k, questions and annotations of VQA v2."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,59 @@ from eve_vl.data.readers.common import Fields
 from eve_vl.data.readers.json_document import JsonTable, expecting, load_json
 from eve_vl.errors import UserError
 
-NAMES = ("image", "question", "question_id", "answers", "answer_type")
+CAPTIONS = ("image", "caption")  # columns
+QUESTIONS = ("image", "question", "question_id", "answers", "answer_type")
+TRAIN, REST = "train", "restval"  # Karpathy's rest of COCO's validation pictures is trained on by everyone
 SAME_PICTURES = {"test-dev2015": "test2015"}  # a part of the questions, about the same pictures
+
+
+def coco_document(path: Path, document: dict[str, Any]) -> JsonTable:
+    """Return the images of a COCO caption file that have captions, in its order, each with all of them.
+
+    Those of captions_train2014.json are looked for in the folder train2014 of the image root, then in the root itself.
+    """
+    subset = re.search(r"(train|val|test)\d{4}", path.stem)
+    return JsonTable(
+        path,
+        CAPTIONS,
+        _coco_rows(path, document),
+        layout="a COCO caption file",
+        kind="captions",
+        folders=(subset[0], "") if subset else (),
+    )
+
+
+def _coco_rows(path: Path, document: dict[str, Any]) -> Iterator[Fields]:
+    captions: dict[object, list[object]] = {}
+    images = document["images"]
+    with expecting(path, "a COCO caption file (images need id and file_name, annotations image_id and caption)"):
+        for annotation in document["annotations"]:
+            captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        rows = [{"image": image["file_name"], "caption": captions[image["id"]]} for image in images if image["id"] in captions]
+    if not rows:
+        raise UserError(f"{path}: none of its {len(images)} images has a caption among its annotations")
+    yield from rows
+
+
+def karpathy_document(path: Path, document: dict[str, Any], split: str | None) -> JsonTable:
+    """Return the images of a split of a Karpathy file; `train` has `restval` with it."""
+    return JsonTable(path, CAPTIONS, _karpathy_rows(path, document, split), layout="a Karpathy file", kind="captions")
+
+
+def _karpathy_rows(path: Path, document: dict[str, Any], split: str | None) -> Iterator[Fields]:
+    with expecting(path, "a Karpathy file (images need filename, split and sentences with raw)"):
+        counts = Counter(image["split"] for image in document["images"])
+        if split is None or split not in counts:
+            shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+            note = f" ({TRAIN} brings {REST} with it)" if REST in counts else ""
+            problem = "has splits" if split is None else f"has no split '{split}', but"
+            raise UserError(f"{path}: {problem} {shown}{note}; name one, as {path.name}#{next(iter(counts))}")
+        wanted = {split, REST} if split == TRAIN else {split}
+        for image in document["images"]:
+            if image["split"] in wanted:
+                folder = f"{image['filepath']}/" if image.get("filepath") else ""
+                captions = [sentence["raw"] for sentence in image["sentences"]]
+                yield {"image": folder + image["filename"], "caption": captions}
 
 
 def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None) -> JsonTable:
@@ -26,8 +78,8 @@ def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None)
         annotations = annotations_beside(path)
     return JsonTable(
         path,
-        NAMES,
-        lambda: _rows(path, document["questions"], annotations, subtype),
+        QUESTIONS,
+        _vqa_rows(path, document["questions"], annotations, subtype),
         layout="a VQA v2 file of questions",
         kind="questions",
         folders=(subtype, ""),
@@ -41,7 +93,7 @@ def annotations_beside(path: Path) -> Path | None:
     return beside if beside != path and beside.is_file() else None
 
 
-def _rows(path: Path, questions: list[Any], annotations: Path | None, subtype: str) -> Sequence[Fields]:
+def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtype: str) -> Iterator[Fields]:
     with expecting(path, "a VQA v2 file of questions (each needs question_id, image_id and question)"):
         rows = [
             {
@@ -60,7 +112,7 @@ def _rows(path: Path, questions: list[Any], annotations: Path | None, subtype: s
         _refuse_lone(annotations, [key for key in answered if key not in known], f"have no question in {path.name}")
         for row in rows:
             row["answers"], row["answer_type"] = answered[row["question_id"]]
-    return rows
+    yield from rows
 
 
 def _read_annotations(path: Path) -> dict[object, tuple[list[object], object]]:

@@ -1,0 +1,269 @@
+"""What rows can be, and how the fields of a table become one: a class for each kind."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+from eve_vl.data.readers import common
+from eve_vl.data.readers.common import Fields
+from eve_vl.data.readers.table import RowColumns, Table
+from eve_vl.data.records import ImageQuestion, ImageRef, ImagesStatement, ImageText, Labelled, Picture, Text
+from eve_vl.errors import BadSampleError, UserError
+
+QUESTION_IDS = ("question_id", "qid", "id")
+STATEMENT_IDS = ("identifier", "id")
+TYPE_COLUMN = "answer_type"
+LIST_COLUMN = "images"
+PAIR_COLUMNS = (
+    ("image_left", "image_right"),
+    ("left_image", "right_image"),
+    ("left", "right"),
+    ("image_0", "image_1"),
+    ("image0", "image1"),
+)
+DIRECTORY_COLUMN = "directory"
+NLVR2_COLUMNS = {"identifier", "sentence"}
+NLVR2_IDENTIFIER = re.compile(r"([A-Za-z0-9]+)-(\d+)-(\d+)-(\d+)")  # split, set, pair, sentence
+TRUTH = {"true": True, "false": False, "1": True, "0": False}
+
+
+class CaptionColumns(RowColumns):
+    """One picture, and one caption or a list of them."""
+
+    DESCRIPTION = "pictures with captions"
+    TEXT_ROLE = "caption"
+    USUAL: ClassVar = {"image": common.IMAGE_COLUMNS, "text": common.TEXT_COLUMNS}
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageText:
+        """Return a picture with its captions. Raises BadSampleError."""
+        image = self.picture(fields, root, where)
+        captions = common.to_some_texts(common.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        return ImageText(image=image, captions=captions, where=where)
+
+
+class PictureColumns(RowColumns):
+    """One picture, whatever else the table says of it."""
+
+    DESCRIPTION = "pictures alone"
+    USUAL: ClassVar = {"image": common.IMAGE_COLUMNS}
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Picture:
+        """Return a picture. Raises BadSampleError."""
+        return Picture(image=self.picture(fields, root, where), where=where)
+
+
+class TextColumns(RowColumns):
+    """One text, whatever else the table holds; a list is a text if it has one item."""
+
+    DESCRIPTION = "texts alone"
+    USUAL: ClassVar = {"text": ("text", *common.TEXT_COLUMNS, "sentence")}
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Text:
+        """Return a text. Raises BadSampleError."""
+        texts = common.to_some_texts(common.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        if len(texts) != 1:
+            raise BadSampleError(where, f"{self.texts[0]} lists {len(texts)} texts, expected one a row")
+        return Text(text=texts[0], where=where)
+
+
+class QuestionColumns(RowColumns):
+    """One picture, one question and, unless they are kept back, its answers: one text, a list of texts, or VQA v2's objects."""
+
+    DESCRIPTION = "questions about pictures"
+    TEXT_ROLE = "question"
+    USUAL: ClassVar = {
+        "image": common.IMAGE_COLUMNS,
+        "text": ("question",),
+        "label": ("answers", "answer"),  # all answers rather than the most frequent
+    }
+    OTHERS = (*QUESTION_IDS, TYPE_COLUMN)
+
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
+        """Tell whether these are columns of questions."""
+        return cls.has_usual("text", names)
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageQuestion:
+        """Return a question; its id is the row number if the table has none. Raises BadSampleError."""
+        question_id = common.row_id(fields, QUESTION_IDS, row, where)
+        answer_type = common.first_of(fields, (TYPE_COLUMN,))
+        return ImageQuestion(
+            image=self.picture(fields, root, f"{where}, question {question_id}" if self.folders else where),
+            question=self.text(fields, where),
+            answers=_answers(common.first_of(fields, self.labels), where),
+            question_id=question_id,
+            answer_type="" if answer_type is None else common.to_text(answer_type, TYPE_COLUMN, where),
+            where=where,
+        )
+
+
+def _answers(value: object, where: str) -> tuple[str, ...]:
+    if isinstance(value, list):
+        value = [answer.get("answer") if isinstance(answer, dict) else answer for answer in value]
+    return common.to_texts(value, "answer", where)
+
+
+class LabelColumns(RowColumns):
+    """A picture column, a text column or both, and a column of labels: a text, a whole number or a list of these."""
+
+    DESCRIPTION = "labelled pictures or texts"
+    USUAL: ClassVar = {
+        "image": common.IMAGE_COLUMNS,
+        "text": (*common.TEXT_COLUMNS, "sentence"),
+        "label": ("label", "labels", "class", "category"),
+    }
+
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
+        """Tell whether these are columns of labels; with both a picture and a text they may as well be of captions."""
+        return cls.has_usual("label", names) and cls.has_usual("image", names) != cls.has_usual("text", names)
+
+    @classmethod
+    def pick(cls, table: Table, given: Mapping[str, str | None]) -> Self:
+        """Pick the columns of a table. Raises UserError, also if there is neither a picture nor a text."""
+        columns = super().pick(table, given)
+        if columns.required:
+            return columns
+        usual = ", ".join(cls.USUAL["image"] + cls.USUAL["text"])
+        raise UserError(
+            f"{table.path}: none of its columns is a usual one of pictures or texts ({usual}). Its columns: "
+            f"{', '.join(table.names)}. Name one with --data.image-column or --data.text-column"
+        )
+
+    @classmethod
+    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
+        """Return the column, of pictures and of texts perhaps none. Raises UserError."""
+        usual = cls.USUAL[option]
+        if option != "label" and given is None and not cls.has_usual(option, table.names):
+            return ()
+        return (table.column(given, usual, option, option),)
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Labelled:
+        """Return what is labelled. Raises BadSampleError."""
+        return Labelled(
+            image=self.picture(fields, root, where) if self.images else None,
+            text=self.text(fields, where) if self.texts else None,
+            labels=_labels(fields.get(self.labels[0]), where),
+            where=where,
+        )
+
+
+def _labels(value: object, where: str) -> tuple[str, ...]:
+    """Return the labels, none if they are kept back; numbers become texts."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for label in values:
+        if not isinstance(label, int | str):
+            raise BadSampleError(where, f"label is {type(label).__name__}, expected text or a whole number")
+    return common.to_texts([str(label) for label in values], "label", where)
+
+
+class StatementColumns(RowColumns):
+    """Two pictures, a statement and, unless it is kept back, whether it is true.
+
+    images: one column that lists both, a column for each, or none: the files of NLVR2, whose identifiers name pictures.
+    """
+
+    DESCRIPTION = "statements about two pictures"
+    TEXT_ROLE = "statement"
+    USUAL: ClassVar = {
+        "image": (LIST_COLUMN,),
+        "text": ("sentence", "statement", "caption"),
+        "label": ("label", "labels", "answer"),
+    }
+    OTHERS = (*STATEMENT_IDS, DIRECTORY_COLUMN)
+
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
+        """Tell whether these are columns of statements."""
+        columns = _picture_columns(names)
+        return columns is not None and (not columns or cls.has_usual("text", names))
+
+    @classmethod
+    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
+        """Return for image the column that lists both, or one for each; none if NLVR2's identifiers name them."""
+        if option != "image":
+            return super().pick_some(table, option, given)
+        if given is not None:
+            columns = given.split(",")
+            if len(columns) > 2:
+                raise UserError(f"{table.path}: '{given}' names {len(columns)} columns, expected LIST or LEFT,RIGHT")
+            return tuple(table.column(name, (), "image", "image") for name in columns)
+        columns = _picture_columns(table.names)
+        if columns is not None:
+            return columns
+        pairs = ", ".join("/".join(pair) for pair in PAIR_COLUMNS)
+        raise UserError(
+            f"{table.path}: none of its columns is a usual column of two pictures ({LIST_COLUMN}; {pairs}). Its columns: "
+            f"{', '.join(table.names)}. Name them with --data.image-column: LIST or LEFT,RIGHT"
+        )
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImagesStatement:
+        """Return a statement; its identifier is the row number if the table has none. Raises BadSampleError."""
+        statement = self.text(fields, where)
+        identifier = str(common.row_id(fields, STATEMENT_IDS, row, where))
+        parts = NLVR2_IDENTIFIER.fullmatch(identifier)
+        left, right = self._pictures(fields, identifier, root, where)
+        return ImagesStatement(
+            left=left,
+            right=right,
+            statement=statement,
+            label=_label(common.first_of(fields, self.labels), where),
+            identifier=identifier,
+            group=f"{parts[1]}-{parts[2]}-{parts[4]}" if parts else statement,
+            where=where,
+        )
+
+    def _pictures(self, fields: Fields, identifier: str, root: Path, where: str) -> tuple[ImageRef, ImageRef]:
+        if not self.images:
+            return _nlvr2_pictures(identifier, fields.get(DIRECTORY_COLUMN), root, where)
+        values = [common.field(fields, name, where) for name in self.images]
+        if len(values) == 1:
+            (values,) = values
+            if not isinstance(values, list) or len(values) != 2:
+                problem = f"lists {len(values)}" if isinstance(values, list) else f"is {type(values).__name__}"
+                raise BadSampleError(where, f"{self.images[0]} {problem}, expected a list of two pictures")
+        left, right = (common.image_ref(value, root, where) for value in values)
+        return left, right
+
+
+def _picture_columns(names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the usual column that lists two pictures, or one for each, none for NLVR2, whose identifiers name them."""
+    if LIST_COLUMN in names:
+        return (LIST_COLUMN,)
+    pair = next((pair for pair in PAIR_COLUMNS if set(pair) <= set(names)), None)
+    return () if pair is None and set(names) >= NLVR2_COLUMNS else pair
+
+
+def _nlvr2_pictures(identifier: str, directory: object, root: Path, where: str) -> tuple[ImageRef, ImageRef]:
+    """Find the two pictures of a row of NLVR2's own files, which name no path, in the layouts people unpack them to."""
+    parts = NLVR2_IDENTIFIER.fullmatch(identifier)
+    if not parts:
+        raise BadSampleError(where, f"identifier is '{identifier}', expected split-set-pair-sentence, as NLVR2 has")
+    split, stem = parts[1], identifier.rpartition("-")[0]
+    folders = [f"images/{split}", split, ""]
+    if isinstance(directory, int | str) and str(directory).isalnum():  # in NLVR2 only the training pictures are spread
+        folders = [f"images/{split}/{directory}", f"{split}/{directory}", f"{directory}", *folders]
+    left, right = (common.find_picture(f"{stem}-img{side}.png", root, folders, where) for side in (0, 1))
+    return left, right
+
+
+def _label(value: object, where: str) -> bool | None:
+    if value is None:
+        return None
+    text = str(value).strip().lower() if isinstance(value, int | str) else ""
+    if text not in TRUTH:
+        shown = f"'{value[:80]}'" if isinstance(value, str) else f"{value}"
+        raise BadSampleError(where, f"label is {shown}, expected True or False")
+    return TRUTH[text]
+
+
+KINDS: dict[str, type[RowColumns]] = {
+    "questions": QuestionColumns,
+    "statements": StatementColumns,
+    "labels": LabelColumns,
+    "captions": CaptionColumns,
+    "pictures": PictureColumns,
+    "texts": TextColumns,
+}
+"""What rows can be, the surest to tell by its columns first."""
