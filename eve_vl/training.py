@@ -1,5 +1,6 @@
 """From a config to a trained run."""
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -131,11 +132,9 @@ def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
         return
     for source in sources:
         for index in range(min(len(source), ROWS_PROBED)):
-            try:
+            with contextlib.suppress(BadSampleError):  # evaluation names it
                 if kind.has_truth(source[index]):
                     return
-            except BadSampleError:
-                continue  # evaluation names it
     if config.data.val == (HELD_OUT,):
         raise UserError(
             f"data.train {' '.join(config.data.train)}: no {kind.truth} among the first {ROWS_PROBED} rows held out; if a "
@@ -194,10 +193,8 @@ def train_texts(sources: Sequence[Source[Any]], limit: int) -> list[str]:
     texts = []
     for source in sources:
         for row in range(0, len(source), stride):
-            try:
+            with contextlib.suppress(BadSampleError):  # training counts it when it meets it
                 texts += source[row].texts
-            except BadSampleError:
-                continue  # training counts it when it meets it
     return texts
 
 

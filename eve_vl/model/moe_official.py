@@ -35,9 +35,9 @@ class Assignment:
     """Weights of what the experts return: they add up to 1 over the choices that found room, and are 0 for the others."""
 
 
-def gumbel_noise(like_SE: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Return Gumbel(0, 1) noise of a tensor's shape, from torch's own generator if none is given."""
-    uniform_SE = torch.rand(like_SE.shape, generator=generator, device=like_SE.device, dtype=like_SE.dtype)
+def gumbel_noise(like_SE: Tensor) -> Tensor:
+    """Return Gumbel(0, 1) noise of a tensor's shape."""
+    uniform_SE = torch.rand_like(like_SE)
     tiny = torch.finfo(like_SE.dtype).tiny
     return -(-uniform_SE.clamp(min=tiny).log()).clamp(min=tiny).log()
 

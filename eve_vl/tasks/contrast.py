@@ -51,14 +51,13 @@ class WholeBatch:
     rng_state: dict[str, Tensor]
     """Before the features were computed."""
     loss: Tensor
-    image_grad_Bd: Tensor
-    text_grad_Bd: Tensor
-    temperature_grad: Tensor
+    gradients: tuple[Tensor, ...]
+    """By the features of pictures and of texts, (B, d), and by the temperature."""
 
-    def loss_of(self, image_Bd: Tensor, text_Bd: Tensor, temperature: Tensor) -> Tensor:
-        """Return the loss over all micro-batches, with this one's share of its gradient."""
-        product = (image_Bd * self.image_grad_Bd).sum() + (text_Bd * self.text_grad_Bd).sum()
-        product = product + temperature * self.temperature_grad
+    def loss_of(self, *values: Tensor) -> Tensor:
+        """Return the loss over all micro-batches, with this one's share of its gradient by the features and the temperature."""
+        products = ((value * by).sum() for value, by in zip(values, self.gradients, strict=True))
+        product = sum(products, start=torch.zeros(()))
         return self.loss + product - product.detach()
 
 
@@ -109,34 +108,22 @@ class Contrast(nn.Module):
         """Return the micro-batches of a step with what contrast over all of them says of each, so that accumulation leaves
         every pair all the others to be told from (GradCache, Gao et al. 2021): features are computed without a gradient first,
         then the loss and its gradient by the features, and in `forward` the features once more, with the same dropout."""
-        rng_states, image_parts, text_parts = [], [], []
+        rng_states, parts = [], []
         with torch.no_grad():
             for batch in micro_batches:
                 rng_states.append(get_rng_state())
-                _, _, image_Bd, text_Bd, _ = self._alone(encoder, batch)
-                image_parts.append(image_Bd)
-                text_parts.append(text_Bd)
-        leaves = [torch.cat(image_parts), torch.cat(text_parts), self.features.temperature.detach().clone()]
-        for leaf in leaves:
-            leaf.requires_grad_()
-        loss = self._contrast(leaves[0], leaves[1], torch.cat([batch.picture_B for batch in micro_batches]), leaves[2])
-        image_grad, text_grad, temperature_grad = torch.autograd.grad(loss, leaves)
-        sizes, num = [len(part) for part in image_parts], len(micro_batches)
-        return [
-            dataclasses.replace(
-                batch,
-                contrast=WholeBatch(
-                    rng_state=state,
-                    loss=loss.detach(),
-                    image_grad_Bd=num * image_part,  # for the loop divides by the number of micro-batches
-                    text_grad_Bd=num * text_part,
-                    temperature_grad=temperature_grad,
-                ),
-            )
-            for batch, state, image_part, text_part in zip(
-                micro_batches, rng_states, image_grad.split(sizes), text_grad.split(sizes), strict=True
-            )
+                parts.append(self._alone(encoder, batch)[2:4])
+        image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
+        temperature = self.features.temperature.detach().clone().requires_grad_()
+        loss = self._contrast(image, text, torch.cat([batch.picture_B for batch in micro_batches]), temperature)
+        *by_features, by_temperature = torch.autograd.grad(loss, [image, text, temperature])
+        sizes, num = [len(image) for image, _ in parts], len(micro_batches)
+        by_image, by_text = ((num * gradient).split(sizes) for gradient in by_features)  # for the loop divides by the number
+        wholes = [
+            WholeBatch(rng_state=state, loss=loss.detach(), gradients=(*by_both, by_temperature))
+            for state, *by_both in zip(rng_states, by_image, by_text, strict=True)
         ]
+        return [dataclasses.replace(batch, contrast=whole) for batch, whole in zip(micro_batches, wholes, strict=True)]
 
     def _hard_pairs(
         self, encoder: Backbone, image: Tokens, text: Tokens, picture_B: Tensor, similarity_BB: Tensor

@@ -31,9 +31,7 @@ from eve_vl.train.trainer import StepOutput
 Settings = TypeVar("Settings", bound=TaskConfig)
 Routers = list[list[RouterStats]]
 PAIR = ("pixels", "ids", "is_padding")
-BATCH_FIELDS = {"ids": "ids_BT", "is_padding": "is_padding_BT", "right": "right_BCHW"} | dict.fromkeys(
-    ("pixels", "left"), "images_BCHW"
-)
+FIELDS = {"pixels": "images_BCHW", "left": "images_BCHW", "right": "right_BCHW", "ids": "ids_BT", "is_padding": "is_padding_BT"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,7 +285,7 @@ class Classifier(Task[Settings]):
 
     def predict(self, batch: Any) -> tuple[Tensor, Routers]:
         """Return logits (B, C) of a batch's rows, and the routers' statistics of each pass."""
-        return self.logits(*(getattr(batch, BATCH_FIELDS[name]) for name in self.reads))
+        return self.logits(*(getattr(batch, FIELDS[name]) for name in self.reads))
 
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of the rows. Raises UserError for labels that do not fit."""

@@ -63,7 +63,6 @@ def chosen_checkpoint(path: Path) -> Path:
 def save_checkpoint(
     run: Path,
     *,
-    step: int,
     model: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     rng_states: list[dict[str, Tensor]],
@@ -74,11 +73,11 @@ def save_checkpoint(
     """Write a checkpoint and delete all but the newest `keep`.
 
     model, optimizer: whole tensors, as `state_dict` and `optimizer_tensors` name them. rng_states: one per process.
-    texts: further files by name. state: JSON values.
+    texts: further files by name. state: JSON values, the `step` among them.
     Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
     """
     tensors = {"model": model, "optimizer": optimizer} | {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
-    _write_folder(run / CHECKPOINTS / f"step_{step:08d}", tensors, texts, {"step": step, **state})
+    _write_folder(run / CHECKPOINTS / f"step_{state['step']:08d}", tensors, texts, state)
     for old in checkpoint_folders(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 

@@ -101,12 +101,12 @@ class Trainer:
         if distributed.is_main():
             checkpoint.save_checkpoint(
                 self.run,
-                step=self.step,
                 model=self.task.state_dict(),
                 optimizer=checkpoint.optimizer_tensors(self.task, self.optimizer),
                 rng_states=rng_states,
                 texts=self.texts,
                 state={
+                    "step": self.step,
                     "samples_consumed": self.samples_consumed,
                     "num_processes": distributed.world_size(),
                     "torch": torch.__version__,
