@@ -39,7 +39,7 @@ from twins import CAPTIONS, ListSource, pairs, tiny_config
 from eve_vl import hf
 from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig, InputConfig, VQAConfig, to_dict
 from eve_vl.convert.published import write_run
-from eve_vl.data.batch import Texts, TextSample
+from eve_vl.data.batch import Sample, Texts
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.downstream import QuestionRows
 from eve_vl.data.records import ImageBytes, ImageFile, ImageQuestion
@@ -561,7 +561,7 @@ def test_ids_are_those_of_our_tokenizer(tmp_path, make):
 
 
 def batch_of_ids(rows: list[list[int]], pad_id: int, length: int) -> Texts:
-    return Texts.collate([TextSample(ids_T=np.array(row), where="") for row in rows], pad_id, length)
+    return Texts.collate([Sample(ids_T=np.array(row), where="") for row in rows], pad_id, length)
 
 
 def test_masks_are_those_of_fill_mask(tmp_path):

@@ -1,6 +1,7 @@
 """Contrast over all micro-batches of a step: accumulation leaves every pair all its negatives."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import tiny_tasks as tiny
@@ -8,9 +9,9 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import ContrastMatchConfig, EveModelConfig
-from eve_vl.tasks.contrast import replayed, rng_state
+from eve_vl.tasks.contrast import replayed
+from eve_vl.train.checkpoint import get_rng_state
 
-CPU = torch.device("cpu")
 ROWS = 12
 SECTIONS = {
     "retrieval": tiny.SECTIONS["retrieval_itc"],
@@ -46,14 +47,15 @@ def test_the_step_is_that_of_the_whole_batch(name, num_micro_batches):
     assert same_loss == pytest.approx(loss, rel=1e-5)
     assert whole.keys() == parts.keys()
     for parameter, gradient in whole.items():
-        torch.testing.assert_close(parts[parameter], gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item(), msg=parameter)
+        tolerance = 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(parts[parameter], gradient, rtol=1e-4, atol=tolerance, msg=parameter)
 
 
 def test_with_dropout_the_second_look_is_the_first(monkeypatch):
     """The gradient is by the features of the first pass, so it is right only if the second has the same."""
     config = tiny.config_of("retrieval_itc")
     config = replace(config, model=replace(config.model, dropout=0.3, drop_path=0.3))
-    task = tiny.build(config).train()
+    task: Any = tiny.build(config).train()
     dataset = tiny.train_set(config, ROWS)
     batches = [dataset.collate([dataset[(0, 0, row)] for row in range(start, start + 4)]) for start in (0, 4, 8)]
     seen: list[tuple[Tensor, Tensor]] = []
@@ -76,10 +78,10 @@ def test_with_dropout_the_second_look_is_the_first(monkeypatch):
 
 def test_after_a_replay_random_numbers_go_on_as_if_there_had_been_none():
     torch.manual_seed(3)
-    state = rng_state(CPU)
+    state = get_rng_state()
     first, second = torch.rand(2), torch.rand(2)
     torch.manual_seed(3)
     torch.rand(2)
-    with replayed(state, CPU):
+    with replayed(state):
         assert torch.equal(torch.rand(2), first)
     assert torch.equal(torch.rand(2), second)

@@ -17,6 +17,7 @@ from eve_vl.config import TrainConfig, layer_decay
 from eve_vl.data.loader import eval_loader
 from eve_vl.errors import UserError
 from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.task import Sizes
 from eve_vl.train.log import BadSamples
 from eve_vl.train.optim import build_optimizer
 from eve_vl.train.stages import freeze
@@ -83,7 +84,7 @@ def test_running_averages_stand_still_where_their_head_does(tmp_path: Path):
 
 def optimizer_of(config: TrainConfig, new: tuple[str, ...] = ()) -> dict[str, float]:
     """The rate of each parameter, by name."""
-    task = MaskedSignal(tiny_config(), vocab_size=30, mask_id=2)
+    task = MaskedSignal(tiny_config(), Sizes(vocab_size=30, mask_id=2))
     names = {id(parameter): name for name, parameter in task.named_parameters()}
     groups = build_optimizer(task.named_parameters(), config, new).param_groups
     return {names[id(parameter)]: group["lr_scale"] for group in groups for parameter in group["params"]}
@@ -102,7 +103,7 @@ def test_all_factors_that_match_multiply():
 
 def test_layer_decay_is_that_of_beit():
     """Its rule: layer 0 is what comes before the blocks, the blocks are 1 to L, the rest is L + 1; rate^(L + 1 - layer)."""
-    num_blocks = tiny_config().model.depth
+    num_blocks = 3  # of tiny_config
     scales = optimizer_of(replace(CONFIG, lr_multipliers=layer_decay(num_blocks, 0.7)))
     assert len(set(scales.values())) == num_blocks + 2
     for name, scale in scales.items():
@@ -116,7 +117,7 @@ def test_layer_decay_is_that_of_beit():
 
 
 def test_patterns_that_match_nothing_are_told_with_the_nearest():
-    task = MaskedSignal(tiny_config(), vocab_size=30, mask_id=2)
+    task = MaskedSignal(tiny_config(), Sizes(vocab_size=30, mask_id=2))
     before = copy.deepcopy(task.state_dict())
     with pytest.raises(UserError, match=r"^train.freeze: 'encodr.\*' matches no parameter; the nearest: 'encoder.\*'"):
         freeze(task, ["encodr.*"])

@@ -18,6 +18,7 @@ from eve_vl.config.model import EveModelConfig, FFNPolicy, ModelConfig
 from eve_vl.config.sections import kinds_of
 from eve_vl.config.sources import HELD_OUT, generated
 from eve_vl.config.tasks import (
+    ClassificationConfig,
     ContrastMatchConfig,
     EncoderOnlyConfig,
     MaskedSignalConfig,

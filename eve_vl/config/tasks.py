@@ -210,3 +210,18 @@ class NLVR2Config(TaskConfig):
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER); compare: the two
     states, standardised, their distance and their product (InferSent), which small models learn with soonest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(TaskConfig):
+    """A picture, a text or both to one label, or to several."""
+
+    name: ClassVar[str] = "classification"
+    title: ClassVar[str] = "classification"
+    calls: ClassVar[Mapping[str, str]] = {"classify": "Give a picture, a text or both a label: eve classify RUN IMAGE."}
+    reads: Literal["picture", "text", "both"] = "picture"
+    """What the label is read off; rows may hold more."""
+    several: bool = False
+    """Rows may have several labels: each is a yes or no of its own."""
+    classes: Path | None = None
+    """List of labels: a JSON list of texts, or one a line; default: those of the training data."""

@@ -45,7 +45,7 @@ def summary(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
 def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> float:
     """Return the area under precision over recall of one class's ranking, as scikit-learn defines it: Σ (Rₙ − Rₙ₋₁) Pₙ.
 
-    Rows of equal score count as one step, so that a constant score gives the class's share. Raises ValueError if no row is true.
+    Rows of equal score count as one step, so that a constant score gives the class's share. Raises ValueError if none is true.
     """
     if not is_true_R.any():
         raise ValueError("average precision needs a row that has the label")
@@ -60,8 +60,8 @@ def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> float:
 def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, float]:
     """Return the numbers of rows that have several labels each.
 
-    mean_ap: mean average precision over the classes that a row has. mean_ap_chance: the same of a constant score, the mean share
-    of rows that have a class. num_rows, num_classes: of these rows.
+    mean_ap: mean average precision over the classes that a row has. mean_ap_chance: the same of a constant score, the mean
+    share of rows that have a class. num_rows, num_classes: of these rows.
     """
     there = np.flatnonzero(is_true_RC.any(0))
     numbers: dict[str, float] = {"num_rows": len(score_RC), "num_classes": len(there)}

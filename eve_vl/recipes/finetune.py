@@ -3,7 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
-from eve_vl.config import Config, DataConfig, NLVR2Config, RetrievalConfig, TaskConfig, TokenizerConfig, TrainConfig, VQAConfig
+from eve_vl.config import (
+    ClassificationConfig,
+    Config,
+    DataConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TrainConfig,
+    VQAConfig,
+)
 
 
 def vqa(init: Config) -> Config:
@@ -49,6 +59,15 @@ def retrieval(init: Config) -> Config:
     )
 
 
+def classification(init: Config) -> Config:
+    """Pictures, texts or both to labels, at the size of the run to start from: 10,000 steps of batch 128.
+
+    eve finetune classification --init runs/base --data.train FOLDER-PER-CLASS --data.val held-out
+    """
+    config = _downstream(init, "classification", ClassificationConfig())
+    return replace(config, train=_paper(steps=10_000, batch_size=128, lr=3e-5, new_lr_multiplier=10, clip_norm=1.0))
+
+
 def demo_vqa(init: Config) -> Config:
     """Questions about built-in scenes, as `make demo` does it.
 
@@ -71,6 +90,15 @@ def demo_retrieval(init: Config) -> Config:
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
     return _scenes(init, "demo_retrieval", _search(rerank=10, captions_per_image=1), steps=180, validations=1)
+
+
+def demo_classification(init: Config) -> Config:
+    """Which kinds of shapes are in a built-in scene, several at once: minutes on one core; any labelled pictures by
+    --data.train and, where each has one label, --task.no-several.
+
+    eve finetune demo_classification --init runs/demo/pretrain
+    """
+    return _scenes(init, "demo_classification", ClassificationConfig(several=True), steps=300, validations=2)
 
 
 def scenes_vqa(init: Config) -> Config:

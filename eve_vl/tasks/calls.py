@@ -1,6 +1,6 @@
 """What people can ask of a run: each task has a subclass of `Calls`, with a method for each call of `Eve`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,7 +54,7 @@ class Calls:
     """What a run of a task does for people, in float32 and in evaluation mode. Its methods without an underscore that
     `offered` names are calls of `Eve`."""
 
-    verbs: ClassVar[Mapping[str, Verb]] = {
+    verbs: ClassVar[dict[str, Verb]] = {
         "look": Verb(flags=LookFlags, show=str, values=HeatMap.values, pictures=HeatMap.overlays)
     }
     num_pictures: ClassVar[int] = 1

@@ -5,7 +5,7 @@ Letters: B batch, C classes, D width.
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from tyro.conf import Positional
 from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.answers import read_answers
-from eve_vl.data.batch import LabelBatch, Pictures, RowBatch, Texts, normalize
+from eve_vl.data.batch import LabelBatch, normalize
 from eve_vl.data.downstream import LabelledRows
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
 from eve_vl.data.records import Source
@@ -29,8 +29,7 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.calls import Calls, Verb, best_classes
 from eve_vl.tasks.look import Evidence
-from eve_vl.tasks.task import Computation, Prepared, Routers, Sizes, Task, pair_tokens
-from eve_vl.train.distributed import gather_objects
+from eve_vl.tasks.task import Classifier, Prepared, Routers, Sizes, pair_tokens
 from eve_vl.train.trainer import StepOutput
 
 MAX_CLASSES = 10_000  # a column with more distinct values is hardly one of labels
@@ -74,7 +73,7 @@ class ClassificationCalls(Calls):
     """What a classification run does for people."""
 
     task: "Classification"
-    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {
+    verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
         "classify": Verb(
             flags=ClassifyFlags,
             show=lambda labels: "\n".join(f"{each.probability:7.4f}  {each.label}" for each in labels),
@@ -95,7 +94,8 @@ class ClassificationCalls(Calls):
                 raise UserError(f"classify: this run reads {reads}; {'leave out the' if is_given else 'give a'} {what}")
         pixels_BCHW = None if image is None else self.inputs.images([given_image(image)])
         ids_BT, is_padding_BT = (None, None) if text is None else self.inputs.texts([given_text(text)])
-        probability_C = self.task.probabilities(self.task.logits(pixels_BCHW, ids_BT, is_padding_BT)[0])[0]
+        tensors = [tensor for tensor in (pixels_BCHW, ids_BT, is_padding_BT) if tensor is not None]
+        probability_C = self.task.probabilities(self.task.logits(*tensors)[0])[0]
         return [Label(label=self.task.sizes.labels[c], probability=value) for c, value in best_classes(probability_C, top)]
 
     def _evidence(
@@ -114,7 +114,7 @@ class ClassificationCalls(Calls):
         )
 
 
-class Classification(Task[ClassificationConfig]):
+class Classification(Classifier[ClassificationConfig]):
     """The task: encoder and a head over the classes."""
 
     section = ClassificationConfig
@@ -123,15 +123,19 @@ class Classification(Task[ClassificationConfig]):
     labels_file = "classes.json"
     label_layer = "class_head.3"
     truth = "label"
+    computation = "classifier"
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        self.main_metric = "mean_ap" if self.settings.several else "balanced_acc"
+        several = self.settings.several
+        self.main_metric, self.reads = "mean_ap" if several else "balanced_acc", READS[self.settings.reads]
+        kind = "the sigmoid of each is its" if several else "their softmax is the"
+        self.meaning = f"one per label of {self.labels_file}; {kind} probability"
         self.class_ids = {label: c for c, label in enumerate(sizes.labels)}
         D = config.model.embed_dim
         self.class_head = MLPHead(D, 2 * D, len(sizes.labels))
         initialize(self, config.model)
-        if self.settings.several:  # each starts out as likely as one among all; see tasks/vqa.py
+        if several:  # each starts out as likely as one among all, as the answers of VQA do
             last = self.class_head[-1]
             assert isinstance(last, nn.Linear)
             nn.init.constant_(last.bias, -math.log(max(len(sizes.labels) - 1, 1)))
@@ -173,26 +177,26 @@ class Classification(Task[ClassificationConfig]):
         right = target_BC.gather(1, logits_BC.argmax(1, keepdim=True)).mean()
         return self.output({"classification": self.loss(logits_BC, target_BC)}, routers, acc=right)
 
-    def loss(self, logits_BC: Tensor, target_BC: Tensor) -> Tensor:
-        """Return the cross-entropy of the one label, or the binary ones of several, summed over classes; mean over rows."""
-        if self.settings.several:
-            return objectives.answers(logits_BC, target_BC)
-        return F.cross_entropy(logits_BC.float(), target_BC)
+    def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of the one label, or the binary ones of several, summed over classes; mean over rows.
+
+        labels: int64 (B,), or float32 (B, C), 1 for each label of a row and 0 elsewhere.
+        """
+        return (
+            objectives.answers(logits_BC, labels.float())
+            if self.settings.several
+            else F.cross_entropy(logits_BC.float(), labels)
+        )
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
         """Return the probability of each label, float32 (B, C): those of one label add up to 1."""
         return logits_BC.float().sigmoid() if self.settings.several else logits_BC.float().softmax(1)
 
-    def predict(self, batch: RowBatch) -> tuple[Tensor, Routers]:
-        """Return logits (B, C) and the routers' statistics."""
-        images_BCHW = batch.images_BCHW if isinstance(batch, Pictures) else None
-        ids_BT, is_padding_BT = (batch.ids_BT, batch.is_padding_BT) if isinstance(batch, Texts) else (None, None)
-        return self.logits(images_BCHW, ids_BT, is_padding_BT)
-
-    def logits(self, images_BCHW: Tensor | None, ids_BT: Tensor | None, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
-        """Return logits (B, C) of pictures, texts or pairs, and the routers' statistics."""
-        image = None if images_BCHW is None else self.encoder.image(normalize(images_BCHW))
-        text = None if ids_BT is None else self.encoder.text(ids_BT, is_padding_BT)
+    def logits(self, *tensors: Tensor) -> tuple[Tensor, Routers]:
+        """Return logits (B, C) of what `reads` names, and the routers' statistics."""
+        given: dict[str, Tensor | None] = dict(zip(self.reads, tensors, strict=True))
+        image = None if (images_BCHW := given.get("pixels")) is None else self.encoder.image(normalize(images_BCHW))
+        text = None if (ids_BT := given.get("ids")) is None else self.encoder.text(ids_BT, given["is_padding"])
         cls_BD, routers = self.encoder.cls(image, text)
         return self.class_head(cls_BD), routers
 
@@ -206,22 +210,18 @@ class Classification(Task[ClassificationConfig]):
                 target_BC[row, self.class_ids[label]] = 1
         return target_BC
 
-    @torch.no_grad()
-    def examples(self, loader: Iterable[LabelBatch]) -> list[ClassificationExample]:
-        """Label the rows of all processes, in order of where they stand."""
-        examples: list[ClassificationExample] = []
-        for batch in loader:
-            probability_BC = self.probabilities(self.predict(batch)[0]).cpu().numpy()
-            examples += [
-                ClassificationExample(
-                    probability_C=probability_BC[row].copy(),
-                    label=self.sizes.labels[int(probability_BC[row].argmax())],
-                    labels=batch.labels[row],
-                    where=batch.where[row],
-                )
-                for row in range(len(batch.where))
-            ]
-        return sorted(itertools.chain(*gather_objects(examples)), key=lambda each: each.where)
+    def examples_of(self, batch: LabelBatch) -> list[ClassificationExample]:
+        """Label the rows of a batch."""
+        probability_BC = self.probabilities(self.predict(batch)[0]).cpu().numpy()
+        return [
+            ClassificationExample(
+                probability_C=probability_BC[row].copy(),  # a view would keep its whole batch
+                label=self.sizes.labels[int(probability_BC[row].argmax())],
+                labels=batch.labels[row],
+                where=batch.where[row],
+            )
+            for row in range(len(batch.where))
+        ]
 
     def numbers(self, examples: Sequence[ClassificationExample]) -> dict[str, float]:
         """Return the numbers of `metrics.classification` over the rows that have labels."""
@@ -232,33 +232,6 @@ class Classification(Task[ClassificationConfig]):
             return metrics.summary([each.label for each in known], [each.labels[0] for each in known])
         is_true_RC = np.array([[label in each.labels for label in self.sizes.labels] for each in known])
         return metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC)
-
-    def routers(self, batch: RowBatch) -> Routers:
-        """Return what the routers do with the rows."""
-        return self.predict(batch)[1]
-
-    def computations(self) -> dict[str, Computation]:
-        """Return what the run computes, by the name of its file."""
-        kind = "the sigmoid of each is its" if self.settings.several else "their softmax is the"
-        classifier = Computation(
-            inputs=READS[self.settings.reads],
-            output="logits",
-            meaning=f"one per label of {self.labels_file}; {kind} probability",
-            compute=lambda *tensors: self._logits_of(dict(zip(READS[self.settings.reads], tensors, strict=True)))[0],
-        )
-        return super().computations() | {"classifier": classifier}
-
-    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return `logits` (B, C). labels: int64 (B,), or with task.several float32 (B, C) of 0 and 1."""
-        logits_BC, routers = self._logits_of(tensors)
-        if labels is None:
-            return {"logits": logits_BC}
-        target_BC = labels.float() if self.settings.several else F.one_hot(labels, logits_BC.shape[1]).float()
-        return {"loss": self.output({"classification": self.loss(logits_BC, target_BC)}, routers).loss, "logits": logits_BC}
-
-    def _logits_of(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Routers]:
-        wanted = {name: tensors.get(name) for name in READS[self.settings.reads]}
-        return self.logits(wanted.get("pixels"), wanted.get("ids"), wanted.get("is_padding"))
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""

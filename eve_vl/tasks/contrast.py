@@ -5,7 +5,7 @@ Letters: B batch, N all tokens, D width, d width of features, C candidates over 
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
@@ -164,7 +164,7 @@ class ContrastCalls(Calls):
     """What a run with a matching head does for people."""
 
     task: "ContrastTask[Any]"
-    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {
+    verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
         "match": Verb(flags=MatchFlags, show="{:.4f}".format, values=lambda probability: {"probability": probability})
     }
 

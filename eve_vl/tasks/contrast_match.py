@@ -3,8 +3,8 @@
 Letters: B batch, D width.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class ContrastMatchCalls(MaskedSignalCalls, ContrastCalls):
     """What a run does for people: it fills masks, rebuilds, matches and searches."""
 
     task: "ContrastMatch"  # pyright: ignore[reportIncompatibleVariableOverride]
-    verbs: ClassVar[Mapping[str, Verb]] = ContrastCalls.verbs | MaskedSignalCalls.verbs
+    verbs: ClassVar[dict[str, Verb]] = ContrastCalls.verbs | MaskedSignalCalls.verbs
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""
@@ -58,7 +58,7 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         return self.output(losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms)
 
     @torch.no_grad()
-    def evaluated(self, loader: Iterable[PairBatch]) -> Evaluated:
+    def evaluated(self, loader: Iterable[Any]) -> Evaluated:
         """Return the numbers of masked signals, `itc_acc`, the share of pictures and texts that are more alike to their own
         partner than to a wrong one, and `itm_acc`, the share of true and of wrong pairs told apart; chance is 0.5 for both."""
         right = {name: torch.zeros(2, dtype=torch.float64) for name in ("itc_acc", "itm_acc")}
@@ -84,7 +84,7 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
                 right["itm_acc"] += torch.tensor([(logits_B2.argmax(1) == int(is_match)).sum().item(), len(logits_B2)])
         return batch
 
-    def routers(self, batch: PairBatch) -> Routers:
+    def routers(self, batch: Any) -> Routers:
         """Return what the routers do in all passes of a step, those of matching without their wrong pairs."""
         masks = self.settings.mim_weight or self.settings.mlm_weight
         return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(self, batch)

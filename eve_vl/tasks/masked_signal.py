@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class MaskedSignalCalls(Calls):
     """What a pre-trained run does for people."""
 
     task: "MaskedSignalTask[Any]"
-    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {
+    verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
         "fill_mask": Verb(flags=FillMaskFlags, show=str, values=asdict),
         "reconstruct": Verb(
             flags=ReconstructFlags,
@@ -162,10 +162,10 @@ class MaskedSignalCalls(Calls):
         """
         sizes, settings, rng = self.inputs.config, self.task.settings, generator(seed)
         P = sizes.num_patches
-        share = settings.image_mask_ratio if share is None else share
-        if not 0 < share < 1:
+        ratio = settings.image_mask_ratio if share is None else share
+        if not 0 < ratio < 1:
             raise UserError(f"share {share} is not in (0, 1)")
-        keep_K = mask_patches(P, share, rng)[0] if keep is None else np.unique(np.array(keep, dtype=np.int64))
+        keep_K = mask_patches(P, ratio, rng)[0] if keep is None else np.unique(np.array(keep, dtype=np.int64))
         if not 0 < len(keep_K) < P or keep_K[0] < 0 or keep_K[-1] >= P:
             raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
         ids_T, is_special_T = self.inputs.tokens(given_text(text))
@@ -214,14 +214,11 @@ class MaskedSignalTask(Task[Settings]):
         return self.config.data.rows != "pairs"
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
-        """Tell each micro-batch how many tokens a micro-batch of this step masks on average, over all processes: losses are
-        divided by it, so that gradients that are averaged over micro-batches and processes are those of the whole batch."""
-        masked = [batch.is_masked_BT.sum().float() for batch in micro_batches if isinstance(batch, MaskedTexts)]
-        if not masked:
-            return super().before_step(micro_batches)
-        count = sum_over_processes(torch.stack(masked).sum())
-        mean = count.clamp(min=1) / (world_size() * len(micro_batches))
-        return super().before_step([dataclasses.replace(batch, num_targets=mean) for batch in micro_batches])
+        """Tell each micro-batch how many tokens those of this step mask on average."""
+        if isinstance(micro_batches[0], MaskedTexts):
+            mean = mean_masked(micro_batches)
+            micro_batches = [dataclasses.replace(batch, num_targets=mean) for batch in micro_batches]
+        return super().before_step(micro_batches)
 
     def masked_losses(self, batch: MaskedBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses `mim` and `mlm`, as far as they have a weight and rows for it, scalars for the log and the
@@ -238,10 +235,9 @@ class MaskedSignalTask(Task[Settings]):
             routers += encoded.routers if joint is None else []
             logits_MV = self.predict_tokens(encoded, batch)
             targets_M = batch.ids_BT[batch.is_masked_BT]
-            (batch,) = (batch,) if batch.num_targets is not None else self.before_step([batch])
-            assert batch.num_targets is not None
-            losses["mlm"] = objectives.masked_tokens(logits_MV, targets_M, batch.num_targets)
-            terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / batch.num_targets
+            num_targets = mean_masked([batch]) if batch.num_targets is None else batch.num_targets
+            losses["mlm"] = objectives.masked_tokens(logits_MV, targets_M, num_targets)
+            terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / num_targets
         return losses, terms, routers
 
     def patches(self, batch: MaskedPictures) -> Tensor:
@@ -298,19 +294,19 @@ class MaskedSignalTask(Task[Settings]):
 
     def add_to(self, sums: metrics.Sums, batch: MaskedBatch) -> None:
         """Evaluate one batch and, of pairs, with a wrong partner too."""
-        task, wrong = self.settings, batch.wrong if isinstance(batch, PairBatch) else None
+        task = self.settings
         if task.mlm_weight and isinstance(batch, MaskedTexts):
-            targets_M, rows = batch.ids_BT[batch.is_masked_BT], {"mlm": batch}
-            if wrong is not None:
-                rows["mlm_wrong_image"] = dataclasses.replace(batch, images_BCHW=wrong.images_BCHW)
+            targets_M, rows = batch.ids_BT[batch.is_masked_BT], cast("dict[str, Any]", {"mlm": batch})
+            if isinstance(batch, PairBatch) and batch.wrong is not None:
+                rows["mlm_wrong_image"] = dataclasses.replace(batch, images_BCHW=batch.wrong.images_BCHW)
             for name, each in rows.items():
                 encoded = self.encode(each, keep=task.joint_masking, mask=True)
                 sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M)
         if task.mim_weight and isinstance(batch, MaskedPictures):
-            patches_BPX, rows = self.patches(batch), {"mim": batch}
+            patches_BPX, rows = self.patches(batch), cast("dict[str, Any]", {"mim": batch})
             hidden_BMX = take(self.targets(patches_BPX), batch.hidden_BM)
-            if wrong is not None:
-                rows["mim_wrong_caption"] = batch.with_text_of(wrong)
+            if isinstance(batch, PairBatch) and batch.wrong is not None:
+                rows["mim_wrong_caption"] = batch.with_text_of(batch.wrong)
             for name, each in rows.items():
                 encoded = self.encode(each, keep=True, mask=task.joint_masking)
                 sums.add_pixels(name, self.predict_pixels(encoded, batch), hidden_BMX)
@@ -324,9 +320,8 @@ class MaskedSignalTask(Task[Settings]):
         """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""
         task = self.settings
         has_pictures, has_texts = isinstance(batch, MaskedPictures), isinstance(batch, MaskedTexts)
-        passes = [(True, False)] * (task.mim_weight > 0 and has_pictures) + [(False, True)] * (
-            task.mlm_weight > 0 and has_texts
-        )
+        passes = [(True, False)] if task.mim_weight and has_pictures else []
+        passes += [(False, True)] if task.mlm_weight and has_texts else []
         passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
         return [routers for keep, mask in passes for routers in self.encode(batch, keep=keep, mask=mask).routers]
 
@@ -383,3 +378,12 @@ class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
         """Return the weighted sum of the losses (weights: task.mim_weight, task.mlm_weight, the model's balance weight)."""
         losses, terms, routers = self.masked_losses(batch)
         return self.output(losses, routers, **terms)
+
+
+def mean_masked(micro_batches: Sequence[MaskedTexts]) -> Tensor:
+    """Return how many tokens a micro-batch of a step masks on average, over all processes, at least 1 in all: float32 scalar.
+
+    Losses are divided by it, so that gradients that are averaged over micro-batches and processes are those of the whole batch.
+    """
+    count = sum_over_processes(torch.stack([batch.is_masked_BT.sum().float() for batch in micro_batches]).sum())
+    return count.clamp(min=1) / (world_size() * len(micro_batches))

@@ -100,7 +100,7 @@ class NLVR2Calls(Calls):
 
     task: "NLVR2"
     num_pictures = 2
-    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {"judge": Verb(flags=JudgeFlags, show=str, values=asdict)}
+    verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {"judge": Verb(flags=JudgeFlags, show=str, values=asdict)}
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""

@@ -84,7 +84,7 @@ class VQACalls(Calls):
     """What a VQA run does for people."""
 
     task: "VQA"
-    verbs: ClassVar[Mapping[str, Verb]] = Calls.verbs | {
+    verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
         "answer": Verb(
             flags=AnswerFlags,
             show=lambda answers: "\n".join(f"{each.probability:7.4f}  {each.answer}" for each in answers),

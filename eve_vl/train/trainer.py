@@ -30,7 +30,7 @@ from eve_vl.train import checkpoint, distributed
 from eve_vl.train.device import autocast, pick_dtype
 from eve_vl.train.log import BadSamples, Meter, RunLog
 from eve_vl.train.optim import build_optimizer, learning_rate
-from eve_vl.train.parallel import parallelize, share_running_averages, without_sharing
+from eve_vl.train.parallel import parallelize, share_running_averages, whole_tensors, without_sharing
 from eve_vl.train.stages import freeze
 
 
@@ -98,11 +98,13 @@ class Trainer:
         """Write a checkpoint; every process must call this."""
         meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
         rng_states = distributed.gather_objects(checkpoint.get_rng_state() | meter)
+        model = whole_tensors(self.task.state_dict())
+        optimizer = whole_tensors(checkpoint.optimizer_tensors(self.task, self.optimizer))
         if distributed.is_main():
             checkpoint.save_checkpoint(
                 self.run,
-                model=self.task.state_dict(),
-                optimizer=checkpoint.optimizer_tensors(self.task, self.optimizer),
+                model=model,
+                optimizer=optimizer,
                 rng_states=rng_states,
                 texts=self.texts,
                 state={
@@ -184,9 +186,9 @@ class Trainer:
             raise UserError(f"the validation data has no labels, so there is no {name} to choose the best weights by")
         if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
             return
-        self.best = numbers
+        self.best, model = numbers, whole_tensors(self.task.state_dict())
         if distributed.is_main():
-            checkpoint.save_best(self.run, step=self.step, model=self.task.state_dict(), texts=self.texts, numbers=numbers)
+            checkpoint.save_best(self.run, step=self.step, model=model, texts=self.texts, numbers=numbers)
         distributed.barrier()
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
@@ -227,8 +229,9 @@ class Trainer:
         tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
         checkpoint.write_tensors(folder / "batch.safetensors", tensors)
         write_file(folder / "samples.txt", "\n".join(batch.where))
+        model = whole_tensors(self.task.state_dict())
         if distributed.is_main():
-            checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
+            checkpoint.write_tensors(folder / "model.safetensors", model)
         distributed.barrier()  # the first process to end would end the others
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
         raise UserError(

@@ -1,0 +1,78 @@
+"""The numbers of classification against hand-made tables and slow definitions."""
+
+import random
+
+import numpy as np
+import pytest
+
+from eve_vl.metrics import classification as metrics
+
+
+def test_shares_of_a_hand_made_table():
+    true = ["cat", "cat", "cat", "dog", "owl", "owl"]
+    predicted = ["cat", "dog", "cat", "dog", "cat", "dog"]
+    assert metrics.summary(predicted, true) == {
+        "num_rows": 6,
+        "num_classes": 3,
+        "acc": 3 / 6,
+        "balanced_acc": pytest.approx((2 / 3 + 1 + 0) / 3),
+        "acc_majority": 3 / 6,
+    }
+    counts = metrics.confusion(predicted, true, ["cat", "dog", "owl"])
+    assert counts.tolist() == [[2, 1, 0], [0, 1, 0], [1, 1, 0]]
+
+
+def test_a_true_label_outside_the_list_is_wrong_and_has_no_row():
+    assert metrics.summary(["cat", "cat"], ["cat", "yak"])["acc"] == 0.5
+    assert metrics.confusion(["cat", "cat"], ["cat", "yak"], ["cat", "dog"]).tolist() == [[1, 0], [0, 0]]
+
+
+def test_nothing_to_count_gives_no_mean():
+    assert metrics.summary([], []) == {"num_rows": 0, "num_classes": 0}
+    assert metrics.ranking_summary(np.zeros((2, 3)), np.zeros((2, 3), dtype=bool)) == {"num_rows": 2, "num_classes": 0}
+
+
+def slow_average_precision(scores: list[float], is_true: list[bool]) -> float:
+    """Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores as thresholds, as scikit-learn's documentation writes it."""
+    total, last_recall = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        kept = [truth for score, truth in zip(scores, is_true, strict=True) if score >= threshold]
+        recall = sum(kept) / sum(is_true)
+        total += (recall - last_recall) * sum(kept) / len(kept)
+        last_recall = recall
+    return total
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_average_precision_is_that_of_the_definition(seed):
+    rng = random.Random(seed)
+    scores = [rng.choice((0.1, 0.2, 0.5, rng.random())) for _ in range(30)]  # with ties
+    is_true = [rng.random() < 0.3 for _ in range(29)] + [True]
+    found = metrics.average_precision(np.array(scores), np.array(is_true))
+    assert found == pytest.approx(slow_average_precision(scores, is_true))
+
+
+def test_average_precision_of_the_textbook():
+    """scikit-learn's example: y_true 0 0 1 1, scores 0.1 0.4 0.35 0.8 → 0.83."""
+    found = metrics.average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
+    assert found == pytest.approx(0.8333333333)
+
+
+def test_a_constant_score_has_the_share_of_the_class_whatever_the_order():
+    is_true = np.array([True, False, False, True, False])
+    assert metrics.average_precision(np.full(5, 0.3), is_true) == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="needs a row"):
+        metrics.average_precision(np.zeros(3), np.zeros(3, dtype=bool))
+
+
+def test_the_mean_is_over_classes_that_occur():
+    score_RC = np.array([[0.9, 0.1, 0.5], [0.2, 0.8, 0.5], [0.1, 0.7, 0.5]])
+    is_true_RC = np.array([[True, False, False], [True, True, False], [False, False, False]])
+    numbers = metrics.ranking_summary(score_RC, is_true_RC)
+    expected = [slow_average_precision(score_RC[:, c].tolist(), is_true_RC[:, c].tolist()) for c in (0, 1)]
+    assert numbers == {
+        "num_rows": 3,
+        "num_classes": 2,
+        "mean_ap": pytest.approx(sum(expected) / 2),
+        "mean_ap_chance": pytest.approx((2 / 3 + 1 / 3) / 2),
+    }

@@ -1,0 +1,190 @@
+"""Classification on tiny models: losses, targets, numbers and calls against slow loops."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer
+
+from eve_vl.config import ClassificationConfig, Config
+from eve_vl.data.downstream import LabelledRows
+from eve_vl.data.loader import eval_loader
+from eve_vl.data.records import Labelled
+from eve_vl.errors import BadSampleError, UserError
+from eve_vl.eve import Eve
+from eve_vl.loading import LoadedRun, build_untrained
+from eve_vl.tasks.classification import Classification
+from eve_vl.tasks.task import Sizes
+
+TOKENIZER = tiny_tokenizer()
+CLASSES = ("blue", "green", "red")
+READS = ("picture", "text", "both")
+
+
+def config_of(reads: str = "picture", *, several: bool = False, **fields) -> Config:
+    return tiny_config(task=ClassificationConfig(reads=reads, several=several, **fields))  # pyright: ignore
+
+
+def build(config: Config, seed: int = 3) -> Classification:
+    task = build_untrained(config, Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id, labels=CLASSES))
+    randomize(task, seed, std=0.3)
+    assert isinstance(task, Classification)
+    return task.eval()
+
+
+def rows(count: int, *, several: bool = False) -> ListSource[Labelled]:
+    labels = [(CLASSES[row % 3], CLASSES[(row + 1) % 3])[: 1 + several * (row % 2)] for row in range(count)]
+    return ListSource(
+        [
+            Labelled(image=noise(count, row), text=f"a circle {row}", labels=labels[row], where=f"rows:{row}")
+            for row in range(count)
+        ]
+    )
+
+
+def batch_of(config: Config, count: int, *, training: bool = True) -> Any:
+    dataset = LabelledRows([rows(count, several=config.task.several)], config, TOKENIZER, training=training)  # pyright: ignore
+    return dataset.collate([dataset[(0, 0, row)] for row in range(count)])
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_the_loss_of_one_label_is_the_cross_entropy_of_each_row_alone(reads):
+    config = config_of(reads)
+    task, batch = build(config), batch_of(config, 5)
+    expected = []
+    for row in range(5):
+        alone = type(batch).collate([sample_of(config, row)], TOKENIZER.pad_id, 0)
+        logits = task.predict(alone)[0][0].tolist()
+        total = sum(np.exp(logit) for logit in logits)
+        expected.append(-np.log(np.exp(logits[CLASSES.index(batch.labels[row][0])]) / total))
+    found = task(batch).terms
+    assert found["classification"].item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def sample_of(config: Config, row: int):
+    return LabelledRows([rows(5, several=config.task.several)], config, TOKENIZER, training=True)[(0, 0, row)]  # pyright: ignore
+
+
+def test_the_loss_of_several_labels_is_a_sum_of_yes_and_no():
+    config = config_of(several=True)
+    task, batch = build(config), batch_of(config, 4)
+    logits = task.predict(batch)[0]
+    total = 0.0
+    for row in range(4):
+        for c, name in enumerate(CLASSES):
+            probability = 1 / (1 + np.exp(-logits[row, c].item()))
+            total -= np.log(probability if name in batch.labels[row] else 1 - probability)
+    assert task(batch).terms["classification"].item() == pytest.approx(total / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_evaluation_depends_neither_on_batch_size_nor_on_process(reads):
+    config = config_of(reads)
+    task = build(config)
+    dataset = LabelledRows([rows(11)], config, TOKENIZER, training=False)
+    numbers = [task.evaluate(eval_loader(dataset, batch_size=size, rank=0, world=1)) for size in (1, 4, 11)]
+    assert numbers[0] == numbers[1] == numbers[2]
+    predicted = [CLASSES[int(task.predict(batch)[0].argmax())] for batch in eval_loader(dataset, batch_size=1, rank=0, world=1)]
+    assert numbers[0]["acc"] == np.mean([guess == CLASSES[row % 3] for row, guess in enumerate(predicted)])
+
+
+def test_the_best_weights_are_chosen_by_what_fits():
+    assert build(config_of()).main_metric == "balanced_acc"
+    assert build(config_of(several=True)).main_metric == "mean_ap"
+
+
+def test_classes_are_those_of_the_rows_and_stay_when_a_run_goes_on(tmp_path):
+    config = config_of()
+    assert Classification.prepare(config, [rows(7)], None).labels == CLASSES
+    assert Classification.prepare(config, [rows(7)], ["red", "blue"]).labels == ("red", "blue")
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\n")
+    listed = replace(config, task=ClassificationConfig(classes=tmp_path / "classes.txt"))
+    assert Classification.prepare(listed, [rows(7)], None).labels == ("red", "green", "blue")
+
+
+def test_labels_that_do_not_fit_are_told_in_one_line():
+    with pytest.raises(UserError, match=r"1 different labels, expected 2 to 10000; name their column with --data.label-column"):
+        Classification.prepare(config_of(), [rows(1)], None)
+    with pytest.raises(UserError, match=r"a row has 2 labels; give --task.several"):
+        Classification.prepare(config_of(), [rows(6, several=True)], None)
+    batch = replace(batch_of(config_of(), 3), labels=(("red",), ("reed",), ("blue",)))
+    with pytest.raises(UserError, match=r"^rows:1: the label 'reed'; did you mean 'red'\?"):
+        build(config_of())(batch)
+    source = ListSource([Labelled(image=None, text="x", labels=("red",), where="rows:0")])
+    with pytest.raises(BadSampleError, match=r"rows:0: no picture, but task.reads is picture"):
+        LabelledRows([source], config_of(), TOKENIZER, training=True).load(0, 0, 0)
+
+
+def tiny_eve(reads: str, *, several: bool = False, tmp_path) -> Eve:
+    config = config_of(reads, several=several)
+    return Eve(LoadedRun(config=config, tokenizer=TOKENIZER, task=build(config), step=1, folder=tmp_path))
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_classify_gives_the_probabilities_of_the_head(reads, tmp_path):
+    eve: Any = tiny_eve(reads, tmp_path=tmp_path)
+    picture = noise(1, 2, height=16, width=16).pixels
+    given = {"image": picture} if reads == "picture" else {"text": "a circle"} if reads == "text" else None
+    given = given or {"image": picture, "text": "a circle"}
+    labels = eve.classify(**given, top=3)
+    assert sum(each.probability for each in labels) == pytest.approx(1, abs=1e-5)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+    ids = torch.tensor([TOKENIZER.backend.encode("a circle").ids])
+    image = eve.task.encoder.image(pixels) if "image" in given else None
+    text = eve.task.encoder.text(ids, None) if "text" in given else None
+    states = eve.task.encoder.encode(image, text)
+    cls = states.x_BND[:, 17 if reads == "both" else 0]
+    expected = eve.task.class_head(cls).softmax(1)[0]
+    assert {each.label: each.probability for each in labels} == pytest.approx(
+        {name: expected[c].item() for c, name in enumerate(CLASSES)}, rel=1e-4
+    )
+    assert [each.probability for each in labels] == sorted((each.probability for each in labels), reverse=True)
+
+
+def test_classify_says_what_it_reads(tmp_path):
+    eve = tiny_eve("picture", tmp_path=tmp_path)
+    with pytest.raises(UserError, match=r"classify: this run reads picture; give a picture"):
+        eve.classify()
+    with pytest.raises(UserError, match=r"classify: this run reads picture; leave out the text"):
+        eve.classify(noise(1).pixels, "red")
+    with pytest.raises(UserError, match=r"classify: .* allows encode_image, encode_text, answer.*demo_classification --init"):
+        from tiny_runs import tiny_run
+
+        Eve(tiny_run("vqa")).classify(noise(1).pixels)
+
+
+def test_where_a_run_that_reads_both_looks(tmp_path):
+    eve = tiny_eve("both", tmp_path=tmp_path)
+    heat = eve.look(noise(3, height=16, width=16).pixels, "a circle", answer="red")
+    assert heat.score == 'the label "red"'
+    assert heat.heat[0].shape == (16, 16)
+    with pytest.raises(UserError, match=r"no label 'rad'; did you mean 'red'"):
+        eve.look(noise(3).pixels, "a circle", answer="rad")
+
+
+def test_a_folder_per_class_is_learnt_from_the_command_line(eve, pretrained, tmp_path):
+    """Plain colours: what a folder is called is what its pictures show."""
+    for name, color in (("red", (220, 20, 30)), ("green", (20, 200, 40)), ("blue", (30, 40, 220))):
+        (tmp_path / "colors" / name).mkdir(parents=True)
+        for number in range(24):
+            picture = np.clip(np.array(color) + np.random.default_rng(number).normal(0, 15, (16, 16, 3)), 0, 255)
+            Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "colors" / name / f"{number}.png")
+    run = tmp_path / "run"
+    done = eve(
+        *("finetune", "demo_classification", "--task.no-several", "--init", pretrained, "--out", run),
+        *("--data.train", tmp_path / "colors", "--data.val", tmp_path / "colors", "--train.steps", 60, "--train.lr", 3e-3),
+        *("--train.val-every", 60, "--train.batch-size", 24, "--data.num-workers", 0, "--train.dtype", "float32"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "classes.json").read_text()) == ["blue", "green", "red"]
+    assert json.loads((run / "metrics.json").read_text())["acc"] > 0.9
+    done = eve("classify", run, tmp_path / "colors" / "red" / "3.png", "--json", tmp_path / "out.json")
+    assert done.stdout.split()[1] == "red"
+    assert json.loads((tmp_path / "out.json").read_text())["labels"][0]["label"] == "red"
+    page = (run / "report.html").read_text()
+    assert "Confusion" in page
+    assert eve("evaluate", "classification", run, "--data", tmp_path / "colors").returncode == 0
