@@ -166,6 +166,19 @@ def test_where_a_run_that_reads_both_looks(tmp_path):
         eve.look(noise(3).pixels, "a circle", answer="rad")
 
 
+def test_where_a_run_that_reads_pictures_looks(tmp_path):
+    eve = tiny_eve("picture", tmp_path=tmp_path)
+    picture = noise(3, height=16, width=16).pixels
+    heat = eve.look(picture, answer="red")
+    assert (heat.score, heat.word, heat.block) == ('the label "red"', "[CLS]", 2)
+    assert heat.probability == pytest.approx(
+        next(each.probability for each in eve.classify(picture) if each.label == "red"), rel=1e-5
+    )
+    with pytest.raises(UserError, match="look: this run reads pictures alone; leave out text, word and right"):
+        eve.look(picture, "a circle")
+    assert "look" not in tiny_eve("text", tmp_path=tmp_path).calls
+
+
 def test_a_folder_per_class_is_learnt_from_the_command_line(eve, pretrained, tmp_path):
     """Plain colours: what a folder is called is what its pictures show."""
     for name, color in (("red", (220, 20, 30)), ("green", (20, 200, 40)), ("blue", (30, 40, 220))):

@@ -140,6 +140,7 @@ class MoE(nn.Module):
             x_SD = x_SD.to(torch.get_autocast_dtype(x_SD.device.type))
         S, K = experts_SK.shape
         expert_R, order_R = experts_SK.flatten().sort(stable=True)
+        # a module of its own: where experts lie on several processes, one that exchanges rows can stand in its place
         y_RD = self.experts(x_SD.index_select(0, order_R // K), expert_R, stats.chosen_ME.sum(0).long())
         inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(S * K, device=order_R.device))
         y_SKD = y_RD.index_select(0, inverse_R).view(S, K, -1)

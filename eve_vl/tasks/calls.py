@@ -34,8 +34,8 @@ class LookFlags:
 
     image: Positional[Path]
     """Picture file; of a statement, the left one."""
-    text: Positional[str]
-    """Question, statement or caption."""
+    text: Positional[str] = ""
+    """Question, statement or caption; none for a run that reads pictures alone."""
     right: Path | None = None
     """Of a statement: the picture on the right."""
     word: str | None = None
@@ -74,7 +74,7 @@ class Calls:
     def look(
         self,
         image: ImageLike | Sequence[ImageLike],
-        text: str,
+        text: str = "",
         *,
         right: ImageLike | None = None,
         word: str | None = None,
@@ -99,7 +99,8 @@ class Calls:
             )
         positions = word_positions(self.inputs, text, word)
         evidence = self._evidence(pictures, text, None if word in (None, CLS) else positions, answer)
-        return heat_map(self.task, evidence, pictures, positions, word=word, block=block)
+        rows = [1 + self.inputs.config.num_patches + position for position in positions]  # texts come after pictures
+        return heat_map(self.task, evidence, pictures, rows, word=word, block=block)
 
     def _evidence(
         self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None

@@ -28,7 +28,7 @@ from eve_vl.metrics import classification as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.calls import Calls, Verb, best_classes
-from eve_vl.tasks.look import Evidence
+from eve_vl.tasks.look import CLS, Evidence, HeatMap, heat_map
 from eve_vl.tasks.task import Classifier, Prepared, Routers, Sizes, pair_tokens
 from eve_vl.train.trainer import StepOutput
 
@@ -83,7 +83,7 @@ class ClassificationCalls(Calls):
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""
-        return ("classify", "look") if self.task.settings.reads == "both" else ("classify",)
+        return ("classify",) if self.task.settings.reads == "text" else ("classify", "look")
 
     @torch.no_grad()
     def classify(self, image: ImageLike | None = None, text: str | None = None, top: int = 5) -> list[Label]:
@@ -98,17 +98,29 @@ class ClassificationCalls(Calls):
         probability_C = self.task.probabilities(self.task.logits(*tensors)[0])[0]
         return [Label(label=self.task.sizes.labels[c], probability=value) for c, value in best_classes(probability_C, top)]
 
+    def look(self, image: ImageLike | Sequence[ImageLike], text: str = "", **options: Any) -> HeatMap:
+        """Return where in the picture a run finds what speaks for a label: see `Calls.look`. Of a run that reads pictures alone
+        the picture's [CLS] is what looks, by default in the last block, after which the head reads it."""
+        if self.task.settings.reads == "both":
+            return super().look(image, text, **options)
+        answer, block = options.pop("answer", None), options.pop("block", None)
+        if text or any(value is not None for value in options.values()):
+            raise UserError("look: this run reads pictures alone; leave out text, word and right")
+        pictures = [given_image(image[0] if isinstance(image, list | tuple) and len(image) == 1 else image)]  # pyright: ignore
+        evidence = self._evidence(pictures, "", None, answer)
+        return heat_map(self.task, evidence, pictures, [0], word=CLS, block=-1 if block is None else block)
+
     def _evidence(
         self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
     ) -> Evidence:
-        batch, labels = self.inputs.pairs(images, [text]), self.task.sizes.labels
+        labels, tensors = self.task.sizes.labels, (self.inputs.images(images), *(self.inputs.texts([text]) if text else ()))
         if answer is not None and answer not in labels:
             raise UserError(f"no label {nearest(answer, labels)}")
         with torch.no_grad():
-            chosen = int(self.task.predict(batch)[0].argmax()) if answer is None else labels.index(answer)
+            chosen = int(self.task.logits(*tensors)[0].argmax()) if answer is None else labels.index(answer)
         return Evidence(
-            logits=lambda task: task.predict(batch)[0],
-            classes_R=torch.tensor([chosen], device=batch.ids_BT.device),
+            logits=lambda task: task.logits(*tensors)[0],
+            classes_R=torch.tensor([chosen], device=tensors[0].device),
             words=f'the label "{labels[chosen]}"',
             is_one_of_many=not self.task.settings.several,
         )

@@ -91,12 +91,12 @@ def heat_map(
     task: Any,
     evidence: Evidence,
     images: Sequence[GivenImage],
-    positions: Sequence[int],
+    rows: Sequence[int],
     *,
     word: str | None,
     block: int | None,
 ) -> HeatMap:
-    """Return where in the pictures the tokens of a text at `positions` find what speaks for something. Raises UserError.
+    """Return where in the pictures the tokens of a sequence at `rows` find what speaks for something. Raises UserError.
 
     word: what these tokens are called. block: 0 is the first, -1 the last; None: the last for a hidden word, else the last but
     one, which point best at what is asked about (LOG.md).
@@ -114,7 +114,6 @@ def heat_map(
         return evidence.score(twin)
 
     cam_BNN, matters_BN = gradcam(task, f"encoder.{names[block]}", score)
-    rows = [1 + P + position for position in positions]
     if not matters_BN[:, rows].any():
         raise UserError(
             f'nothing of what "{word}" attends to in block {block} reaches {evidence.words}; choose an earlier block'

@@ -1,6 +1,7 @@
 """How a task is spread over processes: the only file that knows. Every process holds all weights and trains on its own rows."""
 
 import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -10,18 +11,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from eve_vl.train import distributed
 
+SYNC_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")  # the same option in newer and in older versions of torch
+
 
 def parallelize(task: nn.Module, device: torch.device) -> Any:
     """Return what to call instead of a task, so that gradients are averaged over processes. The optimiser comes after this."""
     if distributed.world_size() == 1:
         return task
     # Buffers are left alone: process 0's running averages would overwrite those of the others in each step.
-    return DistributedDataParallel(
-        task,
-        [device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        find_unused_parameters=getattr(task, "leaves_unused", False),
-    )
+    sync_buffers = next(name for name in SYNC_BUFFERS if name in inspect.signature(DistributedDataParallel).parameters)
+    options: dict[str, Any] = {sync_buffers: False, "find_unused_parameters": getattr(task, "leaves_unused", False)}
+    return DistributedDataParallel(task, [device.index] if device.type == "cuda" else None, **options)
 
 
 def without_sharing(model: Any) -> contextlib.AbstractContextManager[None]:

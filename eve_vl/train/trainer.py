@@ -5,7 +5,7 @@ What the loop needs of a task, an nn.Module:
 - `evaluate(loader) → {name: number}`, of all batches;
 - `main_metric`: the number by which the best weights are chosen, higher is better; None: the last ones count;
 - if it likes, `before_step(micro_batches) → micro_batches` of an optimiser step, on the device, with what it counts over all of
-  them, and `leaves_unused`: whether a step leaves parameters without a gradient.
+  them, `leaves_unused`: whether a step leaves parameters without a gradient, and `remarks(numbers)`: sentences for the log.
 
 Of a batch: `to(device)`, `where` (the names of its rows) and `skipped` (the errors of those that could not be used).
 """
@@ -176,6 +176,9 @@ class Trainer:
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
         numbers = self.evaluate(val_loader)
         self._keep_best(numbers)
+        if self.step == self.config.steps and hasattr(self.task, "remarks"):
+            for remark in self.task.remarks(numbers):
+                log.note(self.step, remark)
         log.row("val", self.step, numbers)  # last: what is in the log is not done again
         return numbers
 
