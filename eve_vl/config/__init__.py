@@ -55,23 +55,23 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):
-        found = [
+        problems = [
             f"{name}.{problem}"
             for name, section in vars(self).items()
             if dataclasses.is_dataclass(section)
             for problem in section.problems()  # pyright: ignore[reportAttributeAccessIssue]
         ]
-        found += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
+        problems += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
         if self.scratch and self.init is None:
-            found.append("scratch says what not to take from --init; name that run")
+            problems.append("scratch says what not to take from --init; name that run")
         if self.init is not None and self.tokenizer.path is not None:
-            found.append("tokenizer.path has no use with --init: that run's tokenizer comes along")
+            problems.append("tokenizer.path has no use with --init: that run's tokenizer comes along")
         if self.train.new_lr_multiplier != 1 and self.init is None:
-            found.append("train.new_lr_multiplier has no use without --init: all parameters are new")
+            problems.append("train.new_lr_multiplier has no use without --init: all parameters are new")
         if self.init_may_lack and (self.init is None or self.scratch):
-            found.append("init_may_lack has no use where no weights are taken from an --init run")
-        if found:
-            raise UserError("; ".join(found))
+            problems.append("init_may_lack has no use where no weights are taken from an --init run")
+        if problems:
+            raise UserError("; ".join(problems))
 
 
 def config_to_json(config: Config) -> str:

@@ -35,18 +35,21 @@ class InputConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = not_positive(self, "image_size patch_size text_length")
-        if found:
-            return found
+        problems = not_positive(self, "image_size patch_size text_length")
+        if problems:
+            return problems
         if self.image_size < self.patch_size:
-            found.append(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
+            problems.append(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         elif self.image_size % self.patch_size:
             size = self.patch_size * max(1, round(self.image_size / self.patch_size))
-            found.append(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} (nearest: {size})")
+            hint = f"(nearest: {size})"
+            problems.append(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} {hint}")
         elif self.num_patches == 1:
-            found.append(f"image_size {self.image_size} is a single patch (patch_size {self.patch_size}); masking needs more")
+            problems.append(
+                f"image_size {self.image_size} is a single patch (patch_size {self.patch_size}); masking needs more"
+            )
         if self.text_length < 2:
-            found.append(f"text_length {self.text_length} leaves no room for a word after the [CLS]")
+            problems.append(f"text_length {self.text_length} leaves no room for a word after the [CLS]")
         if not 0 <= self.padded_text_length <= self.text_length:
-            found.append(f"padded_text_length {self.padded_text_length} is not between 0 and text_length {self.text_length}")
-        return found
+            problems.append(f"padded_text_length {self.padded_text_length} is not between 0 and text_length {self.text_length}")
+        return problems

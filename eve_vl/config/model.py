@@ -85,25 +85,25 @@ class EveModelConfig(ModelConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = super().problems() + not_positive(self, "depth num_heads num_experts top_k mlp_ratio")
-        if found:
-            return found
+        problems = super().problems() + not_positive(self, "depth num_heads num_experts top_k mlp_ratio")
+        if problems:
+            return problems
         if self.embed_dim % self.num_heads:
-            found.append(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+            problems.append(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
         if not 0 <= self.num_deep_blocks <= self.depth:
-            found.append(f"num_deep_blocks {self.num_deep_blocks} is not between 0 and depth {self.depth}")
+            problems.append(f"num_deep_blocks {self.num_deep_blocks} is not between 0 and depth {self.depth}")
         if self.top_k > self.num_experts:
-            found.append(f"top_k {self.top_k} is larger than num_experts {self.num_experts}")
+            problems.append(f"top_k {self.top_k} is larger than num_experts {self.num_experts}")
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                found.append(f"{name} {getattr(self, name)} is not in [0, 1)")
+                problems.append(f"{name} {getattr(self, name)} is not in [0, 1)")
         kinds = {"shallow_ffn": FFNPolicy, "deep_ffn": FFNPolicy, "routing": Routing, "activation": Activation}
         for name, kind in kinds.items():
             if getattr(self, name) not in typing.get_args(kind):
-                found.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")
+                problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")
         if self.routing != "stable" and self.top_k != 2:
-            found.append(f"top_k {self.top_k}, but routing {self.routing} is always top 2")
-        return found + negative(self, "balance_weight")
+            problems.append(f"top_k {self.top_k}, but routing {self.routing} is always top 2")
+        return problems + negative(self, "balance_weight")
 
     def __str__(self) -> str:
         """The shape in one line, for people."""

@@ -21,9 +21,9 @@ Kind = TypeVar("Kind", bound=Section)
 
 def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
     """Return all kinds of a section by name, in the order in which they were defined."""
-    found: dict[str, type[Kind]] = {}
+    kinds: dict[str, type[Kind]] = {}
     for kind in base.__subclasses__():
         if "name" in vars(kind):
-            found[kind.name] = kind
-        found |= kinds_of(kind)
-    return found
+            kinds[kind.name] = kind
+        kinds |= kinds_of(kind)
+    return kinds

@@ -82,17 +82,17 @@ class MaskedSignalConfig(TaskConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = not_positive(self, "decoder_depth decoder_dim decoder_num_heads") + negative(self, "mim_weight mlm_weight")
+        problems = not_positive(self, "decoder_depth decoder_dim decoder_num_heads") + negative(self, "mim_weight mlm_weight")
         for name in ("image_mask_ratio", "text_mask_ratio"):
             if not 0 < getattr(self, name) < 1:
-                found.append(f"{name} {getattr(self, name)} is not in (0, 1)")
+                problems.append(f"{name} {getattr(self, name)} is not in (0, 1)")
         if self.joint_masking and 0 in (self.mim_weight, self.mlm_weight):
-            found.append("joint_masking needs both mim_weight and mlm_weight above 0")
+            problems.append("joint_masking needs both mim_weight and mlm_weight above 0")
         if type(self) is MaskedSignalConfig and not self.mim_weight and not self.mlm_weight:
-            found.append("mim_weight and mlm_weight are both 0: nothing to learn")
-        if not found and self.decoder_dim % (4 * self.decoder_num_heads):
-            found.append(f"decoder_dim {self.decoder_dim} is not divisible by 4 × decoder_num_heads")
-        return found
+            problems.append("mim_weight and mlm_weight are both 0: nothing to learn")
+        if not problems and self.decoder_dim % (4 * self.decoder_num_heads):
+            problems.append(f"decoder_dim {self.decoder_dim} is not divisible by 4 × decoder_num_heads")
+        return problems
 
     def problems_with_rows(self, rows: str) -> list[str]:
         """What is wrong with training on such rows (`data.rows`), one sentence each."""
@@ -169,13 +169,13 @@ class RetrievalConfig(TaskConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = negative(self, "itm_weight projection_dim rerank captions_per_image") + not_positive(self, "itc_weight")
-        if not found and not self.itm_weight:
+        problems = negative(self, "itm_weight projection_dim rerank captions_per_image") + not_positive(self, "itc_weight")
+        if not problems and not self.itm_weight:
             if self.rerank:
-                found.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too")
+                problems.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too")
             if self.standardize_match:
-                found.append("standardize_match has no use while itm_weight is 0: there is no matching head")
-        return found
+                problems.append("standardize_match has no use while itm_weight is 0: there is no matching head")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +192,10 @@ class VQAConfig(TaskConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = not_positive(self, "min_answer_count")
+        problems = not_positive(self, "min_answer_count")
         if self.answers is not None and self.min_answer_count != VQAConfig.min_answer_count:
-            found.append("min_answer_count is for a list that is built, but answers names one")
-        return found
+            problems.append("min_answer_count is for a list that is built, but answers names one")
+        return problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,17 +67,17 @@ class TrainConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = not_positive(self, "steps batch_size accumulation lr new_lr_multiplier log_every val_every save_every keep")
-        if not found and self.batch_size % self.accumulation:
-            found.append(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
+        problems = not_positive(self, "steps batch_size accumulation lr new_lr_multiplier log_every val_every save_every keep")
+        if not problems and self.batch_size % self.accumulation:
+            problems.append(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
         if not 0 <= self.warmup < 1:
-            found.append(f"warmup {self.warmup} is not in [0, 1)")
+            problems.append(f"warmup {self.warmup} is not in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):
-            found.append(f"betas {self.betas} are not in [0, 1)")
-        found += [
+            problems.append(f"betas {self.betas} are not in [0, 1)")
+        problems += [
             f"lr_multipliers: the factor of {pattern!r} must be above 0, got {factor}"
             for pattern, factor in self.lr_multipliers
             if not 0 < factor < math.inf
         ]
-        found += negative(self, "weight_decay clip_norm threads seed")
-        return found
+        problems += negative(self, "weight_decay clip_norm threads seed")
+        return problems

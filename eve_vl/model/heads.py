@@ -47,7 +47,7 @@ class Standardize(nn.BatchNorm1d):
 
 
 class MatchHead(nn.Linear):
-    """A state of an image–text pair to logits (B, 2), class 1 = match; of standardised states, if so wished."""
+    """A state of an image–text pair to logits (B, 2), class 1 = match; with `standardize`, of standardised states."""
 
     def __init__(self, embed_dim: int, *, standardize: bool):
         super().__init__(embed_dim, 2)

@@ -327,7 +327,7 @@ class MaskedSignalTask(Task[Settings]):
 
     @property
     def missing_head(self) -> str | None:
-        """What `outputs` needs and this run has not, in words."""
+        """What `outputs` needs and this run lacks, in words."""
         return None if self.settings.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:

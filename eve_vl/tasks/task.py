@@ -193,7 +193,7 @@ class Task(nn.Module, Generic[Settings]):
         raise NotImplementedError
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, float]:
-        """Return what can be had without the model, where that takes the training data; empty if it is out of reach."""
+        """Return baselines that need the training data and no model; empty if the data is out of reach."""
         return {}
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
@@ -255,7 +255,7 @@ class Task(nn.Module, Generic[Settings]):
 
     @property
     def missing_head(self) -> str | None:
-        """What `outputs` needs and this run has not, in words."""
+        """What `outputs` needs and this run lacks, in words."""
         return None
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:

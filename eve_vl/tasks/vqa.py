@@ -221,7 +221,7 @@ class VQA(Classifier[VQAConfig]):
         )
 
     def baselines(self, examples: Sequence[VQAExample]) -> dict[str, float]:
-        """Return what can be had without looking at pictures; empty if training or evaluation has no answers to compare."""
+        """Return baselines that look at no picture; empty if training or evaluation has no answers to compare."""
         train = training_questions(self.config)
         if not train or not any(each.answers for each in examples):
             return {}
