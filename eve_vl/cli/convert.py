@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -50,45 +50,36 @@ class ConvertArgs:
     """Leave out keys that have one of these in their names."""
 
 
-FOR_BOTH = ("source", "target", "tokenizer", "num_heads", "drop")
+FOR_BOTH = ("tokenizer", "num_heads", "drop")
 FOR_PUBLISHED = ("answers", "routing", "text_tokens", "clean_text", "image_size")
 FOR_VISION = ("architecture", "copy", "num_experts", "num_deep_blocks", "seed")
 
 
-def _refuse(args: ConvertArgs, kind: str, known: set[str]) -> None:
-    """Raise UserError for a flag that has no meaning for this kind of source."""
+def _values(args: ConvertArgs, kind: str, flags: Sequence[str]) -> dict[str, Any]:
+    """Return the values of the flags of a kind of source. Raises UserError for another one, which has no meaning for it."""
     for field in dataclasses.fields(args):
-        if field.name not in known and getattr(args, field.name) != field.default:
+        if field.name not in ("source", "target", *flags) and getattr(args, field.name) != field.default:
             raise UserError(f"{args.source}: is {kind}, for which --{field.name.replace('_', '-')} has no use; leave it out")
+    return {name: getattr(args, name) for name in flags}
 
 
 def run_convert(argv: Sequence[str]) -> None:
     """Turn published EVE, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
     args = parse(ConvertArgs, argv, "eve convert", run_convert.__doc__)
-    from eve_vl.config import EveModelConfig
     from eve_vl.convert import export_published, import_published, import_vision, is_vision, read_tensors
     from eve_vl.train import checkpoint
 
     if args.source.is_dir():
         checkpoint.chosen_checkpoint(args.source)  # before all else: any folder may have been named
-        _refuse(args, "a run folder", {"source", "target"})
+        _values(args, "a run folder", ())
         check_writable(args.target)
         say(f"{args.target}: {export_published(args.source, args.target)}")
         return
     tensors = read_tensors(args.source)
-    kind, flags = ("an image encoder", FOR_VISION) if is_vision(tensors) else ("an EVE checkpoint", FOR_PUBLISHED)
-    _refuse(args, kind, {*flags, *FOR_BOTH})
+    if is_vision(tensors):
+        write, values = import_vision, _values(args, "an image encoder", FOR_BOTH + FOR_VISION)
+    else:
+        write, values = import_published, _values(args, "an EVE checkpoint", FOR_BOTH + FOR_PUBLISHED)
     if args.tokenizer is None:
         raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")
-    if is_vision(tensors):
-        model = EveModelConfig(
-            num_experts=args.num_experts, num_deep_blocks=args.num_deep_blocks, top_k=min(2, args.num_experts)
-        )
-        values = {"model": model, "architecture": args.architecture, "copies": args.copy, "seed": args.seed}
-        write = import_vision
-    else:
-        values = {name: getattr(args, name) for name in FOR_PUBLISHED}
-        write = import_published
-    values |= {"tokenizer": args.tokenizer, "num_heads": args.num_heads, "drop": args.drop}
-    words = write(tensors, str(args.source), args.target, **values)
-    say(f"{args.target}: {words}")
+    say(f"{args.target}: {write(tensors, str(args.source), args.target, **values)}")

@@ -71,7 +71,7 @@ def import_published(
     labels = _matching_answers(answers, len(published[table[f"{kind.label_layer}.bias"][0]]), where) if kind.labels_file else []
     with torch.device("meta"):
         task = build_task(config_for(sizes, model, section, run), words, labels)
-    _check_shapes(published, to_published(task.state_dict(), table, sizes), where)
+    check_shapes(published, to_published(task.state_dict(), table, sizes), f"{where}:")
     ours = to_ours(published, table)
     if image_size:
         sizes = dataclasses.replace(sizes, image_size=image_size)
@@ -169,12 +169,12 @@ def _unpublished(config: Config) -> list[str]:
         for block, policy in enumerate(model.ffn_policies)
         if policy != ("moe" if block >= model.depth - model.num_deep_blocks else "modality")
     ]
-    if model.activation != "quick_gelu":
-        unusual.append(f"activation {model.activation}")
-    if not model.norm_pre:
-        unusual.append("model without a norm before the first block")
-    if model.top_k != 2 and model.num_deep_blocks:
-        unusual.append(f"top {model.top_k} routing")
+    others = {
+        f"activation {model.activation}": model.activation != "quick_gelu",
+        "model without a norm before the first block": not model.norm_pre,
+        f"top {model.top_k} routing": model.top_k != 2 and model.num_deep_blocks > 0,
+    }
+    unusual += [words for words, has_it in others.items() if has_it]
     if task_class(type(task)).published_head.keys(task) is None:
         own = [each.name for each in dataclasses.fields(task) if getattr(task, each.name) != each.default]
         unusual.append(f"{task.name} head with {' and '.join(f'{name} {getattr(task, name)}' for name in own)}")
@@ -229,9 +229,6 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
             f"{where}: not a published EVE checkpoint ({error or 'a feed-forward network'} is missing or unusual), nor a BEiT "
             f"or ViT image encoder (patch_embed.proj.weight, blocks.0…); it holds {first} …"
         ) from None
-    num_heads = num_heads or width // HEAD_WIDTH
-    if not num_heads or width % num_heads:
-        raise UserError(f"{where}: width {width} is not divisible by {num_heads} heads; give --num-heads")
     depth = 1 + max(blocks, default=-1)
     if deep != set(range(depth - len(deep), depth)):
         raise UserError(f"{where}: experts in blocks {sorted(deep)} of {depth}; only the last blocks may have them")
@@ -239,7 +236,7 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
     model = EveModelConfig(
         embed_dim=width,
         depth=depth,
-        num_heads=num_heads,
+        num_heads=heads_of(width, num_heads, where),
         mlp_ratio=ffn_dim / width,
         num_deep_blocks=len(deep),
         num_experts=len(experts) or 1,
@@ -256,6 +253,14 @@ def _section(published: Mapping[str, Tensor], width: int) -> TaskConfig:
         if (section := task_class(kind).published_head.settings(published, width)) is not None:
             return section
     return EncoderOnlyConfig()
+
+
+def heads_of(width: int, num_heads: int, where: str) -> int:
+    """Return the number of attention heads; num_heads: 0: as many as there are in published sizes. Raises UserError."""
+    num_heads = num_heads or width // HEAD_WIDTH
+    if not num_heads or width % num_heads:
+        raise UserError(f"{where}: width {width} is not divisible by {num_heads} heads; give --num-heads")
+    return num_heads
 
 
 def side_of(positions: int, where: str) -> int:
@@ -282,11 +287,12 @@ def _listed(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what}: {', '.join(names[:SHOWN])}{more}" if names else ""
 
 
-def _check_shapes(published: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    for name, tensor in expected.items():
-        if name in published and published[name].shape != tensor.shape:
-            found, wanted = tuple(published[name].shape), tuple(tensor.shape)
-            raise UserError(f"{where}: {name} has shape {found}, but the other tensors ask for {wanted}")
+def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError for a tensor of another shape than expected; `where` stands before its name."""
+    for name, tensor in given.items():
+        found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+        if found != wanted:
+            raise UserError(f"{where} {name} has shape {found}, but the other tensors ask for {wanted}")
 
 
 def _matching_tokenizer(path: Path, vocab_size: int) -> Tokenizer:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import EncoderOnlyConfig, EveModelConfig, InputConfig
-from eve_vl.convert.published import HEAD_WIDTH, ODD, check_keys, check_new, config_for, kept, side_of, write_run
+from eve_vl.convert.published import ODD, check_keys, check_new, check_shapes, config_for, heads_of, kept, side_of, write_run
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.loading import build_task
@@ -44,21 +44,24 @@ def import_vision(
     run: Path,
     *,
     tokenizer: Path,
-    model: EveModelConfig,
     architecture: Architecture = "eve",
-    copies: Copies = "all",
+    copy: Copies = "all",
+    num_experts: int = 32,
+    num_deep_blocks: int = 2,
     num_heads: int = 0,
     drop: Sequence[str] = (),
     seed: int = 0,
 ) -> str:
     """Write a run folder with an encoder to start pre-training from, and return words about it.
 
-    model: for what an image encoder does not say: experts, deep blocks. architecture: `eve` keeps EVE's blocks
-    (quick-GELU, a norm before the first block), as its authors started from BEiT v2; `source` sets them to the source's, so
-    that features are the source's. copies: what gets copies of the image networks, besides themselves. Raises UserError.
+    architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its authors started from BEiT v2;
+    `source` sets them to the source's, so that features are the source's. copy: what gets copies of the image networks,
+    besides themselves. num_experts: of each of the last num_deep_blocks blocks. Raises UserError.
     """
     check_new(run)
     tensors = kept(tensors, drop)
+    top_k = min(EveModelConfig.top_k, num_experts)
+    model = EveModelConfig(num_experts=num_experts, num_deep_blocks=num_deep_blocks, top_k=top_k)
     sizes, model = _sizes(tensors, where, model, num_heads)
     if architecture == "source":
         model = dataclasses.replace(model, activation="gelu", norm_pre=False)
@@ -67,15 +70,13 @@ def import_vision(
     seed_everything(seed)
     task = build_task(config, words)
     ours = task.state_dict()
-    given, used = _given(tensors, model, copies)
+    given, used = _given(tensors, model, copy)
     known = {name for name in tensors if name.startswith(UNUSED)} - set(used)
     check_keys(set(used), tensors.keys() - known, where, RELATIVE_HINT)
     for name, tensor in given.items():
         if ours[name].shape == (model.num_experts, *tensor.shape):  # experts start out alike
             given[name] = tensor.expand_as(ours[name])
-    if wrong := [name for name, tensor in given.items() if tensor.shape != ours[name].shape]:
-        found, wanted = tuple(given[wrong[0]].shape), tuple(ours[wrong[0]].shape)
-        raise UserError(f"{where}: what becomes {wrong[0]} has shape {found}, but the other tensors ask for {wanted}")
+    check_shapes(given, ours, f"{where}: what becomes")
     if architecture == "source":
         given["encoder.image.type_embed"] = torch.zeros(model.embed_dim)
     with torch.no_grad():
@@ -108,14 +109,12 @@ def _sizes(
         raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
     if channels != 3:
         raise UserError(f"{where}: its pictures have {channels} channels, not 3")
-    num_heads = num_heads or (WIDE if width > 1024 else width // HEAD_WIDTH)
-    if not num_heads or width % num_heads:
-        raise UserError(f"{where}: width {width} is not divisible by {num_heads} heads; give --num-heads")
+    num_heads = num_heads or (WIDE if width > 1024 else 0)
     if model.num_deep_blocks > depth:
         raise UserError(f"{where}: has {depth} blocks; --num-deep-blocks {model.num_deep_blocks} is more")
     image_size = side_of(positions, where) * patch_size if positions else InputConfig.image_size
     return InputConfig(image_size=image_size, patch_size=patch_size), dataclasses.replace(
-        model, embed_dim=width, depth=depth, num_heads=num_heads, mlp_ratio=ffn_dim / width
+        model, embed_dim=width, depth=depth, num_heads=heads_of(width, num_heads, where), mlp_ratio=ffn_dim / width
     )
 
 

@@ -24,7 +24,6 @@ from eve_vl.hf.modeling import (
     EveModel,
     EvePreTrainedModel,
     EveRetrievalOutput,
-    class_name,
     model_class,
 )
 from eve_vl.hf.processing import EveImageProcessor, EveProcessor, EveTokenizerFast
@@ -58,6 +57,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Return the class of a kind of task that is not listed above."""
     for section in kinds_of(TaskConfig).values():
-        if class_name(section) == name:
-            return model_class(section)
+        if (kind := model_class(section)).__name__ == name:
+            return kind
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -103,9 +103,14 @@ class EvePreTrainedModel(PreTrainedModel):
         if pixel_values_right is not None and self.task.calls.num_pictures < 2:
             raise UserError(f"{type(self).__name__} looks at one picture: leave out pixel_values_right")
         tensors = Given()
+        size = self.task.config.input.image_size
         for name, given in (("pixels", pixel_values), ("right", pixel_values_right)):
-            if given is not None:
-                tensors[name] = self._pixels(given)
+            if given is None:
+                continue
+            if given.ndim != 4 or given.shape[1:] != (3, size, size) or not given.is_floating_point():
+                found = f"{given.dtype} {tuple(given.shape)}"
+                raise UserError(f"pixel_values are {found}, expected float (B, 3, {size}, {size}) from EveImageProcessor")
+            tensors[name] = given
         if input_ids is not None:
             is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             tensors |= {"ids": input_ids, "is_padding": is_real == 0}
@@ -118,13 +123,6 @@ class EvePreTrainedModel(PreTrainedModel):
         has_labels = task_class(type(run.task)).labels_file is not None
         labels = tuple(str(label) for _, label in sorted(config.id2label.items())) if has_labels else ()
         return build_untrained(run, Sizes(vocab_size=config.vocab_size, mask_id=config.mask_token_id, labels=labels))
-
-    def _pixels(self, pixel_values: Tensor) -> Tensor:
-        size = self.task.config.input.image_size
-        if pixel_values.ndim != 4 or pixel_values.shape[1:] != (3, size, size) or not pixel_values.is_floating_point():
-            given = f"{pixel_values.dtype} {tuple(pixel_values.shape)}"
-            raise UserError(f"pixel_values are {given}, expected float (B, 3, {size}, {size}) from EveImageProcessor")
-        return pixel_values
 
 
 @dataclass
@@ -213,13 +211,7 @@ def model_class(section: type[TaskConfig]) -> type[EvePreTrainedModel]:
         return NAMED[section.name]
     parent: Any = section.__base__
     base = model_class(parent) if "name" in vars(parent) else EvePreTrainedModel
-    name = class_name(section)
+    name = "EveFor" + "".join(word.capitalize() for word in section.name.split("_"))
     words = f"{section.title[0].upper()}{section.title[1:]}.\n\n{task_class(section).outputs.__doc__}"
     globals()[name] = kind = type(name, (base,), {"kind": section.name, "__module__": __name__, "__doc__": words})
     return kind  # pyright: ignore[reportReturnType]
-
-
-def class_name(section: type[TaskConfig]) -> str:
-    """Return the name of the class of a kind of task."""
-    named = NAMED.get(section.name)
-    return named.__name__ if named else "EveFor" + "".join(word.capitalize() for word in section.name.split("_"))

@@ -86,32 +86,22 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
     ) -> BatchEncoding:
         """Encode, cut as `Tokenizer.encode` does (the library would keep what a tokenizer puts last), and pad."""
         if split_special_tokens is False:
-            found = self._encode_masks(text)
+            own, is_one = Tokenizer(self.backend_tokenizer, "tokenizer"), isinstance(text, str)
+            ids = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in ([text] if is_one else text)]
+            rows = {"input_ids": ids}
         else:
-            found = super()._encode_plus(text, text_pair, max_length=max_length, split_special_tokens=True, **kwargs).data
-        is_one = not found["input_ids"] or not isinstance(found["input_ids"][0], list)
-        rows = {name: [values] if is_one else values for name, values in found.items()}
+            rows = super()._encode_plus(text, text_pair, max_length=max_length, split_special_tokens=True, **kwargs).data
+            is_one = not rows["input_ids"] or not isinstance(rows["input_ids"][0], list)
+            rows = {name: [values] for name, values in rows.items()} if is_one else rows
         if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
-            rows = {
-                name: [row[:max_length] if isinstance(row, list) else row for row in values] for name, values in rows.items()
-            }
-        rows = self.pad(
-            rows,
-            padding=padding_strategy,
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
-            padding_side=padding_side,
-            return_tensors=return_tensors,
+            for name, values in rows.items():
+                rows[name] = [row[:max_length] if isinstance(row, list) else row for row in values]
+        found = self.pad(
+            rows, padding_strategy, max_length, pad_to_multiple_of, padding_side=padding_side, return_tensors=return_tensors
         )
         if not is_one or return_tensors is not None:
-            return rows
-        return BatchEncoding({name: row for name, (row,) in rows.items()})
-
-    def _encode_masks(self, text: str | Sequence[str]) -> dict[str, Any]:
-        own = Tokenizer(self.backend_tokenizer, "tokenizer")
-        rows = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in ([text] if isinstance(text, str) else text)]
-        found = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-        return {name: values[0] for name, values in found.items()} if isinstance(text, str) else found
+            return found
+        return BatchEncoding({name: row for name, (row,) in found.items()})
 
 
 class EveProcessor(ProcessorMixin):
