@@ -1,6 +1,5 @@
 """From a config to a trained run."""
 
-import contextlib
 import dataclasses
 import gc
 import json
@@ -13,9 +12,9 @@ import torch
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated, to_dict
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec
-from eve_vl.data.records import Source
+from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.errors import UserError
 from eve_vl.files import write_file
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.model.transfer import parts, transfer
@@ -130,11 +129,9 @@ def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
     kind = task_class(type(config.task))
     if kind.truth is None:
         return
-    for source in sources:
-        for index in range(min(len(source), ROWS_PROBED)):
-            with contextlib.suppress(BadSampleError):  # evaluation names it
-                if kind.has_truth(source[index]):
-                    return
+    first_rows = (row for source in sources for _, row in usable_rows(source, range(min(len(source), ROWS_PROBED))))
+    if any(map(kind.has_truth, first_rows)):
+        return
     if config.data.val == (HELD_OUT,):
         raise UserError(
             f"data.train {' '.join(config.data.train)}: no {kind.truth} among the first {ROWS_PROBED} rows held out; if a "
@@ -190,12 +187,8 @@ def train_texts(sources: Sequence[Source[Any]], limit: int) -> list[str]:
     """Return the texts of at most `limit` rows, spread evenly over all sources."""
     total = sum(len(source) for source in sources)
     stride = max(1, -(-total // limit))
-    texts = []
-    for source in sources:
-        for row in range(0, len(source), stride):
-            with contextlib.suppress(BadSampleError):  # training counts it when it meets it
-                texts += source[row].texts
-    return texts
+    rows = (row for source in sources for _, row in usable_rows(source, range(0, len(source), stride)))
+    return [text for row in rows for text in row.texts]
 
 
 def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from twins import ListSource, noise, questions
 
-from eve_vl.data.answers import NUM_SHOWN, answers_of, closed_answers, drop_unanswerable, read_answers
-from eve_vl.data.records import ImageQuestion
+from eve_vl.data.answers import NUM_SHOWN, closed_answers, drop_unanswerable, read_answers
+from eve_vl.data.records import ImageQuestion, usable_rows
 from eve_vl.data.scenes import SceneQuestions
 from eve_vl.data.scenes.questions import ANSWERS
 from eve_vl.errors import UserError
@@ -111,7 +111,7 @@ def test_questions_are_kept_if_any_answer_is_listed_in_normal_form():
     assert str(missing) == (
         "the answer list lacks the answers of 3 of 9 training questions (33.3%), which are left out; first 2: cat, no"
     )
-    assert [row for _, row, _ in answers_of([first])] == [0, 1, 2, 3, 5]  # a row that cannot be read stays and is counted later
+    assert [index for index, _ in usable_rows(first)] == [0, 1, 2, 3, 5]  # a row that cannot be read stays and is counted later
     sources, nothing = drop_unanswerable([second], ["yes", "2", "other"], normalize)
     assert sources == [second] and nothing is None
 

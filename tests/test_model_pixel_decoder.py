@@ -32,10 +32,11 @@ def test_sincos_positions_by_the_formula():
 @torch.no_grad()
 def test_decoder_equals_one_that_puts_every_patch_back_in_place():
     """MAE's form: the whole grid in order, mask tokens where patches are hidden, one sample at a time, no padding."""
-    config = tiny_config(task={"decoder_depth": 2, "decoder_dim": 8})
+    config = tiny_config()
     assert isinstance(config.task, MaskedSignalConfig)
     assert isinstance(config.model, EveModelConfig)
-    decoder = PixelDecoder(config.model.embed_dim, config.input, config.task, config.model)
+    shape = {"depth": 2, "dim": 8, "num_heads": config.task.decoder_num_heads}
+    decoder = PixelDecoder(config.model.embed_dim, config.input.patch_dim, config.model, **shape)
     randomize(decoder, 5, std=0.4)
     order = torch.stack([torch.randperm(16) for _ in range(3)])
     keep, hidden = order[:, :4].sort().values, order[:, 4:].sort().values

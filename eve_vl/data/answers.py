@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from eve_vl.data.dataset import Subset
-from eve_vl.data.records import ImageQuestion, Source
+from eve_vl.data.records import ImageQuestion, Source, usable_rows
 from eve_vl.data.scenes import SceneQuestions
 from eve_vl.data.scenes.questions import ANSWERS
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.errors import UserError
 
 NUM_SHOWN = 10
 
@@ -64,16 +64,6 @@ def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None
     return list(ANSWERS) if all(isinstance(source, SceneQuestions) for source in sources) else None
 
 
-def answers_of(sources: Sequence[Source[ImageQuestion]]) -> Iterable[tuple[int, int, tuple[str, ...]]]:
-    """Yield source, row and answers of every usable row."""
-    for number, source in enumerate(sources):
-        for row in range(len(source)):
-            try:
-                yield number, row, source[row].answers
-            except BadSampleError:
-                continue  # training counts it when it meets it
-
-
 def drop_unanswerable(
     sources: Sequence[Source[ImageQuestion]], answers: Sequence[str], normalize: Callable[[str], str]
 ) -> tuple[list[Source[ImageQuestion]], Missing | None]:
@@ -85,12 +75,12 @@ def drop_unanswerable(
     closed = closed_answers(sources)
     if closed is not None and known.issuperset(map(normalize, closed)):
         return list(sources), None
-    dropped: list[list[int]] = [[] for _ in sources]
+    dropped: list[list[int]] = []
     lacking: Counter[str] = Counter()
-    for number, row, given in answers_of(sources):
-        if known.isdisjoint(map(normalize, given)):
-            dropped[number].append(row)
-            lacking.update(given[:1])
+    for source in sources:
+        unknown = {index: row.answers for index, row in usable_rows(source) if known.isdisjoint(map(normalize, row.answers))}
+        dropped.append(list(unknown))
+        lacking.update(first for first, *_ in filter(None, unknown.values()))
     count, total = sum(map(len, dropped)), sum(map(len, sources))
     if not count:
         return list(sources), None

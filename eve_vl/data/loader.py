@@ -17,9 +17,9 @@ from eve_vl.cpu import usable_cores
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, Subset, row_keys
 from eve_vl.data.masking import generator
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import Source
+from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.scenes import SCENES
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.errors import UserError
 
 HELD_OUT_EVERY = 50  # one picture or text in so many, at least two
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading what is on the disk
@@ -50,7 +50,8 @@ def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Sou
     train = open_sources(config.data.train, config.data, config.input.image_size, kind)
     if config.data.val != (HELD_OUT,):
         return train, open_sources(config.data.val, config.data, config.input.image_size, kind)
-    keys = [[_keys(source, row) for row in range(len(source))] for source in train]
+    known = [{index: row_keys(row) for index, row in usable_rows(source)} for source in train]
+    keys = [[of_rows.get(index, ()) for index in range(len(source))] for source, of_rows in zip(train, known, strict=True)]
     held = [_held_out(of_rows) for of_rows in keys]
     shown = {key for rows, is_held in zip(keys, held, strict=True) for of_row in compress(rows, is_held) for key in of_row}
     kept = [np.array([shown.isdisjoint(of_row) for of_row in rows]) for rows in keys]
@@ -69,14 +70,6 @@ def _held_out(keys: Sequence[tuple[int, ...]]) -> np.ndarray:
     distinct = sorted({of_row[0] for of_row in keys if of_row})
     held = set(distinct[: min(max(2, len(distinct) // HELD_OUT_EVERY), len(distinct) // 2)])
     return np.array([bool(of_row) and of_row[0] in held for of_row in keys])
-
-
-def _keys(source: Source[Any], row: int) -> tuple[int, ...]:
-    """Return the keys of a row; none for a row that cannot be used, which training will count."""
-    try:
-        return row_keys(source[row])
-    except BadSampleError:
-        return ()
 
 
 def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:

@@ -4,12 +4,16 @@ A `Source` is a random-access sequence of rows. Opening one is cheap (an index, 
 touches only row i, so that shuffling is exact and a resumed run needs no replay.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
+
+from eve_vl.errors import BadSampleError
 
 MAX_CAPTION_WORDS = 1000  # longer "captions" are documents or a mix-up of columns
 
@@ -167,3 +171,11 @@ class Source(Protocol[Row_co]):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Row_co: ...
+
+
+def usable_rows(source: Source[Row_co], indices: Iterable[int] | None = None) -> Iterator[tuple[int, Row_co]]:
+    """Yield index and row of all rows, or of those at `indices`, but for those that cannot be used: training and evaluation
+    say so when they meet them."""
+    for index in range(len(source)) if indices is None else indices:
+        with contextlib.suppress(BadSampleError):
+            yield index, source[index]

@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import EveModelConfig, InputConfig, MaskedSignalConfig
+from eve_vl.config import EveModelConfig
 from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import Block, block_flops
 from eve_vl.model.layers import layer_norm
@@ -22,16 +22,15 @@ class PixelDecoder(nn.Module):
     sine-cosine positions tell where each kept and each hidden patch lies.
     """
 
-    def __init__(self, embed_dim: int, sizes: InputConfig, task: MaskedSignalConfig, block: EveModelConfig):
-        """block: whose shape the blocks have, apart from width and heads."""
+    def __init__(self, embed_dim: int, patch_dim: int, block: EveModelConfig, *, depth: int, dim: int, num_heads: int):
+        """embed_dim: of the encoder. block: whose shape the blocks have, apart from their width and heads."""
         super().__init__()
-        dim = task.decoder_dim
-        block = dataclasses.replace(block, embed_dim=dim, num_heads=task.decoder_num_heads)
+        block = dataclasses.replace(block, embed_dim=dim, num_heads=num_heads)
         self.embed = nn.Linear(embed_dim, dim)
         self.mask_token = nn.Parameter(torch.empty(dim))
-        self.blocks = nn.ModuleList(Block(block, "shared") for _ in range(task.decoder_depth))
+        self.blocks = nn.ModuleList(Block(block, "shared") for _ in range(depth))
         self.norm = layer_norm(dim)
-        self.pixels = nn.Linear(dim, sizes.patch_dim)
+        self.pixels = nn.Linear(dim, patch_dim)
         self.block = block
 
     def forward(self, encoded: Tokens, keep_BK: Tensor, hidden_BM: Tensor) -> Tensor:

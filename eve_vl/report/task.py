@@ -19,8 +19,8 @@ from torch import Tensor
 
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.loader import eval_loader, open_train_and_val
-from eve_vl.data.records import Source
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.data.records import Source, usable_rows
+from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluate_run
 from eve_vl.loading import LoadedRun
 from eve_vl.report.curves import Curves, Loss
@@ -88,13 +88,11 @@ class TaskReport:
 
     def records(self, num_samples: int) -> list[Any]:
         """Return the usable rows that validation on num_samples rows goes through, as readers give them."""
-        found = []
-        for _, source, row in eval_positions([len(source) for source in self.sources[1]], num_samples):
-            try:
-                found.append(self.sources[1][source][row])
-            except BadSampleError:
-                continue
-        return found
+        val = self.sources[1]
+        rows: list[list[int]] = [[] for _ in val]
+        for _, source, row in eval_positions([len(source) for source in val], num_samples):
+            rows[source].append(row)
+        return [row for source, indices in zip(val, rows, strict=True) for _, row in usable_rows(source, indices)]
 
     def measured(self, log: Sequence[dict]) -> Measured:
         """Return the numbers of the last validation up to the checkpoint; without one, measure on fewer rows now."""

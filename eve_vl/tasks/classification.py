@@ -5,7 +5,7 @@ Letters: B batch, C classes, D width.
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,8 +22,8 @@ from eve_vl.data.answers import read_answers
 from eve_vl.data.batch import LabelBatch, normalize
 from eve_vl.data.downstream import LabelledRows
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
-from eve_vl.data.records import Source
-from eve_vl.errors import BadSampleError, UserError, nearest
+from eve_vl.data.records import Source, usable_rows
+from eve_vl.errors import UserError, nearest
 from eve_vl.metrics import classification as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
@@ -158,7 +158,7 @@ class Classification(Classifier[ClassificationConfig]):
         assert isinstance(config.task, ClassificationConfig)
         if not labels and config.task.classes is not None:
             labels = read_answers(config.task.classes)
-        given = [row.labels for source in sources for row in _usable(source)]
+        given = [row.labels for source in sources for _, row in usable_rows(source)]
         labels = labels or sorted(set(itertools.chain(*given)))
         if not 1 < len(labels) <= MAX_CLASSES:
             raise UserError(
@@ -250,12 +250,3 @@ class Classification(Classifier[ClassificationConfig]):
         num_image, num_text = pair_tokens(self.config)
         reads = self.settings.reads
         return {"pass": self.encoder.flops(num_image if reads != "text" else 0, num_text if reads != "picture" else 0)}
-
-
-def _usable(source: Source[Any]) -> Iterable[Any]:
-    """Yield the rows that can be used; training counts the others when it meets them."""
-    for index in range(len(source)):
-        try:
-            yield source[index]
-        except BadSampleError:
-            continue

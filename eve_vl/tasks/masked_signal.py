@@ -206,7 +206,8 @@ class MaskedSignalTask(Task[Settings]):
             self.token_head = TokenHead(config.model.embed_dim, sizes.vocab_size)
         if task.mim_weight:
             block = config.model if isinstance(config.model, EveModelConfig) else EveModelConfig()
-            self.pixel_decoder = PixelDecoder(config.model.embed_dim, config.input, task, block)
+            shape = {"depth": task.decoder_depth, "dim": task.decoder_dim, "num_heads": task.decoder_num_heads}
+            self.pixel_decoder = PixelDecoder(config.model.embed_dim, config.input.patch_dim, block, **shape)
 
     @property
     def leaves_unused(self) -> bool:

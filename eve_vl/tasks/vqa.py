@@ -3,7 +3,6 @@
 Letters: B batch, A answers, D width, T text tokens.
 """
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,13 @@ from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig, generated
-from eve_vl.data.answers import answers_of, closed_answers, drop_unanswerable, read_answers
+from eve_vl.data.answers import closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.batch import QuestionBatch, normalize
 from eve_vl.data.downstream import QuestionRows
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
 from eve_vl.data.loader import open_train_and_val
-from eve_vl.data.records import Source
-from eve_vl.errors import BadSampleError, UserError, nearest
+from eve_vl.data.records import Source, usable_rows
+from eve_vl.errors import UserError, nearest
 from eve_vl.metrics import vqa as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
@@ -248,7 +247,8 @@ def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
     closed = closed_answers(sources)
     if closed is not None:
         return closed
-    answers = metrics.build_answers((given for _, _, given in answers_of(sources)), config.task.min_answer_count)
+    given = (row.answers for source in sources for _, row in usable_rows(source))
+    answers = metrics.build_answers(given, config.task.min_answer_count)
     if not answers:
         raise UserError(
             f"no answer is given to {config.task.min_answer_count} training questions; give a lower "
@@ -269,9 +269,6 @@ def training_questions(config: Config) -> list[tuple[str, tuple[str, ...]]]:
     questions = []
     for name, source in zip(config.data.train, sources, strict=True):
         count = min(len(source), GENERATED_ROWS) if generated(name) else len(source)
-        for index in np.linspace(0, len(source), count, endpoint=False).astype(int).tolist():
-            with contextlib.suppress(BadSampleError):
-                row = source[index]
-                if row.answers:
-                    questions.append((row.question, row.answers))
+        rows = usable_rows(source, np.linspace(0, len(source), count, endpoint=False).astype(int).tolist())
+        questions += [(row.question, row.answers) for _, row in rows if row.answers]
     return questions
