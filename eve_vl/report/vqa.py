@@ -14,7 +14,7 @@ from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
 from eve_vl.report.html import percent
 from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, best_choices, pixels_of
-from eve_vl.tasks.vqa import training_questions
+from eve_vl.tasks.vqa import VQA, training_questions
 
 NAN = float("nan")
 
