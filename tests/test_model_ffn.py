@@ -233,7 +233,7 @@ SECTIONS: dict[str, TaskConfig] = {
     "retrieval without matching": RetrievalConfig(itm_weight=0.0, rerank=0),
     "vqa": VQAConfig(),
     "nlvr2": NLVR2Config(head="compare"),
-    **{f"classification of {reads}": ClassificationConfig(reads=reads) for reads in READS},
+    **{f"classification of {reads}": ClassificationConfig(reads=reads) for reads in READS},  # pyright: ignore[reportArgumentType]
 }
 
 
