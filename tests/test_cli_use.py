@@ -13,7 +13,7 @@ from eve_vl.eve import Eve
 from eve_vl.train.log import RunLog
 
 JSON = ("--json", "numbers.json")
-USES = ("answer", "match", "judge", "fill-mask", "reconstruct", "look", "encode")
+USES = ("answer", "match", "judge", "classify", "fill-mask", "reconstruct", "look", "encode")
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_encode(eve, folder):
         (("look", "vqa", "0.png", "a circle", "--wrd", "star"), "no flag '--wrd'"),
         (("encode", "vqa"), "nothing to encode"),
         (("evaluate", "vqa", "vqa", "--rerank", 3), "no flag '--rerank'"),
-        (("evaluate", "encoder", "masked"), "no task 'encoder'; choose from contrast_match, masked_signal, nlvr2, "),
+        (("evaluate", "encoder", "masked"), "no task 'encoder'; choose from classification, contrast_match, masked_signal, "),
         (("evaluate", "retrieval", "retrieval", "--rerank", -1), "--rerank: rerank must be finite and not negative, got -1"),
         (
             ("evaluate", "retrieval", "retrieval", "--data", "scenes:test", "--samples", 4, "--rerank", 99),

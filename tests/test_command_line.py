@@ -34,10 +34,11 @@ TASK = {
     """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head",
+    "classification": "--task.reads --task.several --task.classes",
 }
 REST = """
-    --data.train --data.train-weights --data.val --data.val-samples --data.format --data.image-root --data.image-column
-    --data.text-column --data.label-column --data.crop-scale --data.flip --data.augment --data.num-workers
+    --data.rows --data.train --data.train-weights --data.val --data.val-samples --data.format --data.image-root
+    --data.image-column --data.text-column --data.label-column --data.crop-scale --data.flip --data.augment --data.num-workers
     --data.max-bad-share --tokenizer.path --tokenizer.vocab-size
     --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.new-lr-multiplier
     --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm
@@ -64,6 +65,7 @@ EVALUATION = {
     "retrieval": f"{EVALUATE} --rerank --captions-per-image --merge-captions",
     "vqa": EVALUATE,
     "nlvr2": EVALUATE,
+    "classification": EVALUATE,
 }
 CALLS = {
     "fill-mask": "--top --json",
@@ -71,6 +73,7 @@ CALLS = {
     "match": "--json",
     "answer": "--top --json",
     "judge": "--json",
+    "classify": "--text --top --json",
     "look": "--right --word --answer --block --out --json",
 }
 TRAINING = {
@@ -82,7 +85,7 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
-        *("fill-mask", "reconstruct", "match", "answer", "judge", "look", "encode"),
+        *("fill-mask", "reconstruct", "match", "answer", "judge", "classify", "look", "encode"),
         *("data check", "tokenizer train", "convert", "inspect", "report", "export"),
     ]
 
@@ -118,7 +121,7 @@ def test_flags_are_those_that_help_shows(verb, recipe, capsys):
     with pytest.raises(SystemExit):
         main([verb, recipe, "--help"])
     text = capsys.readouterr().out
-    shown = {word.strip(",│") for word in text.split() if word.startswith("--")}
+    shown = {word.strip(",.│") for word in text.split() if word.startswith("--")}
     known = flag_names(TrainArgs, default=TrainArgs(config=TRAINING[verb, recipe]))
     assert set(known) <= shown
     assert {flag for flag in shown if flag.startswith("--task.")} == {flag for flag in known if flag.startswith("--task.")}

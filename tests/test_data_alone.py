@@ -10,7 +10,7 @@ import pytest
 import torch
 from twins import ListSource, noise, pairs, questions, tiny_config, tiny_tokenizer
 
-from eve_vl.config import Config
+from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.batch import (
     Batch,
     LabelBatch,
@@ -62,7 +62,13 @@ def labelled(count: int, *, image: bool = True, text: bool = False, name: str = 
 
 
 def config_of(rows: str = "pairs", **data: object) -> Config:
-    return tiny_config(data={"rows": rows, **data})
+    """Of pre-training on such rows, with the loss that they allow."""
+    task = {"pairs": {}, "pictures": {"mlm_weight": 0.0}, "texts": {"mim_weight": 0.0}}[rows]
+    return tiny_config(task=task, data={"rows": rows, **data})
+
+
+def config_of_labels(reads: Any = "picture", **data: object) -> Config:
+    return tiny_config(task=ClassificationConfig(reads=reads), data=data)
 
 
 def names(batch: object) -> set[str]:
@@ -92,7 +98,7 @@ def test_every_record_tells_its_pictures_and_texts():
 def test_batches_hold_what_they_say_and_no_more():
     seen = {
         MaskedPictures: {"images_BCHW", "keep_BK", "hidden_BM"},
-        MaskedTexts: {"ids_BT", "is_padding_BT", "is_masked_BT"},
+        MaskedTexts: {"ids_BT", "is_padding_BT", "is_masked_BT", "num_targets"},
         LabelledPictures: {"images_BCHW", "labels"},
         LabelledTexts: {"ids_BT", "is_padding_BT", "labels"},
         LabelledPairs: {"images_BCHW", "ids_BT", "is_padding_BT", "labels"},
@@ -165,12 +171,13 @@ def test_batches_move_as_a_whole():
 # Labels
 
 
-@pytest.mark.parametrize(
-    ("image", "text", "kind"), [(True, False, LabelledPictures), (False, True, LabelledTexts), (True, True, LabelledPairs)]
-)
-def test_labelled_rows_hold_pictures_texts_or_both(image: bool, text: bool, kind: type[LabelBatch]):
-    rows = labelled(5, image=image, text=text)
-    (batch,) = eval_loader(LabelledRows([rows], tiny_config(), TOKENIZER, training=False), batch_size=5, rank=0, world=1)
+@pytest.mark.parametrize(("reads", "kind"), [("picture", LabelledPictures), ("text", LabelledTexts), ("both", LabelledPairs)])
+@pytest.mark.parametrize("has_more", [False, True])
+def test_labelled_rows_hold_what_is_read_off_them(reads: str, kind: type[LabelBatch], has_more: bool):
+    image, text = reads != "text", reads != "picture"
+    rows = labelled(5, image=image or has_more, text=text or has_more)
+    dataset = LabelledRows([rows], config_of_labels(reads), TOKENIZER, training=False)
+    (batch,) = eval_loader(dataset, batch_size=5, rank=0, world=1)
     assert type(batch) is kind
     assert batch.labels == (("red", "ring"), ("blue",), (), ("red", "ring"), ("blue",))
     assert batch.where == tuple(f"labelled:{row}" for row in range(5))
@@ -185,29 +192,35 @@ def test_labelled_rows_hold_pictures_texts_or_both(image: bool, text: bool, kind
 
 
 def test_rows_without_a_label_are_evaluated_but_not_trained_on():
-    training = LabelledRows([labelled(6)], tiny_config(), TOKENIZER, training=True)
+    training = LabelledRows([labelled(6)], config_of_labels(), TOKENIZER, training=True)
     with pytest.raises(BadSampleError, match="labelled:2: no label to train on"):
         training.load(0, 0, 2)
     sample = training[(0, 0, 2)]
     assert (sample.where, [error.where for error in sample.skipped]) == ("labelled:3", ["labelled:2"])
-    assert LabelledRows([labelled(6)], tiny_config(), TOKENIZER, training=False)[(0, 0, 2)].labels == ()
+    assert LabelledRows([labelled(6)], config_of_labels(), TOKENIZER, training=False)[(0, 0, 2)].labels == ()
 
 
-def test_sources_of_one_run_hold_the_same():
-    both = [labelled(3), labelled(3, image=False, text=True, name="words")]
-    with pytest.raises(UserError, match="labelled:0 and words:0: only one has a picture or a text"):
-        LabelledRows(both, tiny_config(), TOKENIZER, training=True)
-    late = labelled(3)
-    late.rows = [None, *late.rows]
-    LabelledRows([labelled(3), late], tiny_config(), TOKENIZER, training=True)
-
-
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    ("text", "label", "is_mirrored"), [(None, "ring", True), (None, "turn left", False), ("right", "x", False)]
+    ("reads", "lacking"), [("picture", "picture"), ("text", "text"), ("both", "picture"), ("both", "text")]
 )
-def test_pictures_are_not_mirrored_where_a_label_or_text_names_a_side(text: str | None, label: str, is_mirrored: bool):
+def test_rows_that_lack_what_is_read_are_replaced(reads: str, lacking: str, training: bool):
+    lacks = labelled(3, image=lacking != "picture", text=lacking != "text", name="lacks").rows
+    rows = ListSource([lacks[0], *labelled(3, text=True).rows])
+    dataset = LabelledRows([rows], config_of_labels(reads), TOKENIZER, training=training)
+    with pytest.raises(BadSampleError, match=f"lacks:0: no {lacking}, but task.reads is {reads}"):
+        dataset.load(0, 0, 0)
+    sample = dataset[(0, 0, 0)]
+    assert (sample.where, [error.where for error in sample.skipped]) == ("labelled:0", ["lacks:0"])
+
+
+@pytest.mark.parametrize("reads", ["picture", "both"])
+@pytest.mark.parametrize(
+    ("text", "label", "is_mirrored"), [("x", "ring", True), ("x", "turn left", False), ("right", "x", False)]
+)
+def test_pictures_are_not_mirrored_where_a_label_or_text_names_a_side(reads: str, text: str, label: str, is_mirrored: bool):
     row = Labelled(image=noise(5, height=16, width=16), text=text, labels=("a", label), where="x:0")
-    dataset = LabelledRows([ListSource([row])], tiny_config(data=PLAIN | {"flip": True}), TOKENIZER, training=True)
+    dataset = LabelledRows([ListSource([row])], config_of_labels(reads, **PLAIN | {"flip": True}), TOKENIZER, training=True)
     seen = {dataset.load(epoch, 0, 0).image.numpy().tobytes() for epoch in range(24)}  # pyright: ignore
     assert len(seen) == 1 + is_mirrored
 

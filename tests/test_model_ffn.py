@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from twins import randomize, slow_ffn, slow_moe, tiny_config
 
 from eve_vl.config import (
+    ClassificationConfig,
     ContrastMatchConfig,
     EncoderOnlyConfig,
     EveModelConfig,
@@ -23,6 +24,7 @@ from eve_vl.config import (
     TaskConfig,
     VQAConfig,
 )
+from eve_vl.data.batch import CaptionBatch
 from eve_vl.loading import build_untrained
 from eve_vl.model import moe
 from eve_vl.model.build import build_backbone
@@ -33,6 +35,7 @@ from eve_vl.model.layers import FeedForward
 from eve_vl.model.moe import MoE
 from eve_vl.model.moe_official import OfficialMoE
 from eve_vl.model.official import OfficialEncoder
+from eve_vl.tasks.classification import READS, Classification
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
@@ -230,6 +233,7 @@ SECTIONS: dict[str, TaskConfig] = {
     "retrieval without matching": RetrievalConfig(itm_weight=0.0, rerank=0),
     "vqa": VQAConfig(),
     "nlvr2": NLVR2Config(head="compare"),
+    **{f"classification of {reads}": ClassificationConfig(reads=reads) for reads in READS},  # pyright: ignore[reportArgumentType]
 }
 
 
@@ -258,16 +262,24 @@ def test_flops_of_tasks_are_those_that_torch_counts(name, counted):
         found["contrast, text alone"] = counted(lambda: encoder.cls(*inputs_of(encoder, None, T)))
         if "without" not in name:
             embeds = counted(lambda: inputs_of(encoder, P, T))
+            pair = CaptionBatch(
+                images_BCHW=images,
+                ids_BT=ids,
+                is_padding_BT=torch.zeros(1, T, dtype=torch.bool),
+                picture_B=torch.zeros(1),
+                where=(),
+            )
+            everything = counted(lambda: task.contrast(encoder, pair))  # pyright: ignore
             image, text = inputs_of(encoder, P, T)
-            assert image is not None
-            assert text is not None
-            everything = counted(lambda: task.contrast(encoder, image, text, torch.zeros(1)))  # pyright: ignore
             alone = counted(lambda: (encoder.cls(image, None), encoder.cls(None, text)))
-            found["matching, three fusion passes"] = everything - alone + 3 * embeds
+            found["matching, three fusion passes"] = everything - embeds - alone + 3 * embeds
     if isinstance(task, VQA):
         found["fusion pass"] = counted(lambda: task.logits(images, ids, None))
     if isinstance(task, NLVR2):
         rows: tuple[Tensor, ...] = images.repeat(2, 1, 1, 1), images.repeat(2, 1, 1, 1), ids.repeat(2, 1)  # a batch to norm by
         found["two fusion passes"] = counted(lambda: task.logits(*rows, None)) / 2
+    if isinstance(task, Classification):
+        given = {"pixels": images, "ids": ids, "is_padding": torch.zeros(1, T, dtype=torch.bool)}
+        found["pass"] = counted(lambda: task.logits(*(given[name] for name in READS[task.settings.reads])))
     assert list(found) == list(task.flops())
     assert found == {part: pytest.approx(flops, rel=0.02) for part, flops in task.flops().items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eve_vl.config import Config, RetrievalConfig, VQAConfig
+from eve_vl.config import ClassificationConfig, Config, RetrievalConfig, VQAConfig
 from eve_vl.inspect import NUM_LABELS, inspect_config
 from eve_vl.loading import build_untrained
 from eve_vl.recipes import FINETUNE, PRETRAIN, finetune, get_finetune_recipe, get_recipe, pretrain
@@ -71,7 +71,8 @@ def head_on_paper(recipe: str, D: int) -> int:
     attention = (3 * D * D + 3 * D) + (D * D + D)
     paired = 2 * attention + (2 * D * D + D) + (D + 1) + (2 * D * 2 + 2)
     contrast = D * D + D * D + 1 + (D * 2 + 2)
-    heads = {"vqa": two_layers(D, NUM_LABELS), "nlvr2": two_layers(4 * D, 2), "retrieval": contrast}
+    labels = two_layers(D, NUM_LABELS)
+    heads = {"vqa": labels, "classification": labels, "nlvr2": two_layers(4 * D, 2), "retrieval": contrast}
     return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
 
 
@@ -117,13 +118,19 @@ def test_fine_tuning_recipes_put_their_head_on_the_encoder_of_any_run(name, init
 @pytest.mark.parametrize("init", ["tiny", "base"])
 @pytest.mark.parametrize("name", FINETUNE)
 def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
-    """In passes over the pair: VQA one, NLVR2 two, retrieval three and each modality alone, which is less than one more."""
+    """In passes over the pair: VQA one, NLVR2 two, retrieval three and each modality alone, which is less than one more;
+    classification one over what is read."""
     config = get_finetune_recipe(name, get_recipe(init))
     found = inspect_config(config)
     (one,) = inspect_config(replace(config, task=VQAConfig())).flops.values()
     total = sum(found.flops.values())
     if isinstance(config.task, RetrievalConfig):
         assert 3.5 * one < total < 4 * one
+    elif isinstance(config.task, ClassificationConfig):
+        alone = inspect_config(replace(config, task=RetrievalConfig())).flops
+        assert total == alone["contrast, image alone"] < one
+        reads_both = replace(config, task=replace(config.task, reads="both"))
+        assert list(inspect_config(reads_both).flops.values()) == [one]
     else:
         assert total == (2 if config.task.name == "nlvr2" else 1) * one
     assert found.active_parameters < sum(found.parameters.values()) == count(config)
