@@ -8,21 +8,8 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
+from eve_vl.data.scenes import world
 from eve_vl.data.scenes.text import PLURALS, article
-from eve_vl.data.scenes.world import (
-    HELD_OUT,
-    MAX_SHAPES,
-    NUM_CELLS,
-    SIZES,
-    Appearance,
-    Scene,
-    Shape,
-    compose,
-    pairs_of,
-    pick,
-    pick_distinct,
-    sample_num_shapes,
-)
 
 _MAX_TRIES = 1000  # only asserts that a draft can be met; one to six tries are usual
 
@@ -34,7 +21,7 @@ class Trait(NamedTuple):
     color: str | None = None
     size: str | None = None
 
-    def fits(self, look: Appearance | Shape) -> bool:
+    def fits(self, look: world.Appearance | world.Shape) -> bool:
         """Whether a shape has this trait."""
         return self.kind in (None, look.kind) and self.color in (None, look.color) and self.size in (None, look.size)
 
@@ -67,43 +54,43 @@ class Draft(NamedTuple):
     background: str | None = None
 
 
-def compose_draft(rng: Random, split: str, draft: Draft) -> Scene:
+def compose_draft(rng: Random, split: str, draft: Draft) -> world.Scene:
     """Draw a scene that meets the draft and shows what its split must show, random in all other respects."""
     looks = _draw_appearances(rng, split, draft)
-    free = [cell for cell in range(NUM_CELLS) if cell not in draft.cells]
-    cells = [*draft.cells, *pick_distinct(rng, free, len(looks) - len(draft.cells))]
-    return compose(rng, looks, cells, draft.background)
+    free = [cell for cell in range(world.NUM_CELLS) if cell not in draft.cells]
+    cells = [*draft.cells, *world.pick_distinct(rng, free, len(looks) - len(draft.cells))]
+    return world.compose(rng, looks, cells, draft.background)
 
 
 def draw_pair(rng: Random, split: str) -> Trait:
     """Draw a kind and colour to ask about: in `test_novel` one of the held-out pairs."""
-    return Trait(*pick(rng, HELD_OUT if split == "test_novel" else pairs_of(split)))
+    return Trait(*world.pick(rng, world.HELD_OUT if split == "test_novel" else world.pairs_of(split)))
 
 
 @cache
 def matching_pairs(split: str, trait: Trait) -> tuple[tuple[str, str], ...]:
     """Return the (kind, colour) pairs of a split that have a trait."""
-    return tuple(pair for pair in pairs_of(split) if trait.kind in (None, pair[0]) and trait.color in (None, pair[1]))
+    return tuple(pair for pair in world.pairs_of(split) if trait.kind in (None, pair[0]) and trait.color in (None, pair[1]))
 
 
-def _draw_appearances(rng: Random, split: str, draft: Draft) -> list[Appearance]:
+def _draw_appearances(rng: Random, split: str, draft: Draft) -> list[world.Appearance]:
     fewest = max(1, len(draft.wanted))
     for _ in range(_MAX_TRIES):
-        others = sample_num_shapes(rng) - 1  # as many as beside a shape of a caption: mostly none
-        num_shapes = draft.num_shapes or min(fewest + others, MAX_SHAPES)
+        others = world.sample_num_shapes(rng) - 1  # as many as beside a shape of a caption: mostly none
+        num_shapes = draft.num_shapes or min(fewest + others, world.MAX_SHAPES)
         looks = [_draw_appearance(rng, split, trait) for trait in draft.wanted]
         looks += [_draw_other(rng, split, draft.avoid) for _ in range(num_shapes - len(looks))]
-        if split != "test_novel" or any((look.kind, look.color) in HELD_OUT for look in looks):
+        if split != "test_novel" or any((look.kind, look.color) in world.HELD_OUT for look in looks):
             return looks
     raise AssertionError(f"no scene of {split} meets {draft}")
 
 
-def _draw_appearance(rng: Random, split: str, trait: Trait) -> Appearance:
-    kind, color = pick(rng, matching_pairs(split, trait))
-    return Appearance(kind, color, trait.size or pick(rng, SIZES))
+def _draw_appearance(rng: Random, split: str, trait: Trait) -> world.Appearance:
+    kind, color = world.pick(rng, matching_pairs(split, trait))
+    return world.Appearance(kind, color, trait.size or world.pick(rng, world.SIZES))
 
 
-def _draw_other(rng: Random, split: str, avoid: Sequence[Trait]) -> Appearance:
+def _draw_other(rng: Random, split: str, avoid: Sequence[Trait]) -> world.Appearance:
     for _ in range(_MAX_TRIES):
         look = _draw_appearance(rng, split, Trait())
         if not any(trait.fits(look) for trait in avoid):

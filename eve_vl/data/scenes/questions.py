@@ -8,25 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from eve_vl.data.scenes import world
 from eve_vl.data.scenes.drafts import Draft, Trait, compose_draft, draw_pair, matching_pairs
 from eve_vl.data.scenes.text import NUMBERS, PLACES
-from eve_vl.data.scenes.world import (
-    COLORS,
-    KINDS,
-    MAX_SHAPES,
-    NUM_CELLS,
-    NUM_COLUMNS,
-    NUM_ROWS,
-    SIZES,
-    Scene,
-    pairs_of,
-    pick,
-    pick_distinct,
-    stream,
-)
 
 YES_NO = ("yes", "no")
-ANSWERS = (*YES_NO, *NUMBERS, *COLORS, *KINDS, *SIZES, "left", "right", "above", "below")
+ANSWERS = (*YES_NO, *NUMBERS, *world.COLORS, *world.KINDS, *world.SIZES, "left", "right", "above", "below")
 QUESTION_KINDS = ("attribute", "count", "existence", "relation", "comparison")
 
 QuestionDraft = tuple[str, str, Draft]  # question, answer, what the scene must show
@@ -36,7 +23,7 @@ QuestionDraft = tuple[str, str, Draft]  # question, answer, what the scene must 
 class Question:
     """A scene, a question about it, and the answer (one of ANSWERS). `kind` is one of QUESTION_KINDS."""
 
-    scene: Scene
+    scene: world.Scene
     question: str
     answer: str
     kind: str
@@ -44,9 +31,9 @@ class Question:
 
 def sample_question(split: str, seed: int, index: int) -> Question:
     """Draw question `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
-    rng = stream("question", split, seed, index)
-    kind = pick(rng, QUESTION_KINDS)
-    question, answer, draft = pick(rng, _TEMPLATES[kind])(rng, split)
+    rng = world.stream("question", split, seed, index)
+    kind = world.pick(rng, QUESTION_KINDS)
+    question, answer, draft = world.pick(rng, _TEMPLATES[kind])(rng, split)
     return Question(scene=compose_draft(rng, split, draft), question=question, answer=answer, kind=kind)
 
 
@@ -54,37 +41,37 @@ def sample_question(split: str, seed: int, index: int) -> Question:
 
 
 def _color_of_kind(rng: Random, split: str) -> QuestionDraft:
-    kind = pick(rng, KINDS)
-    color = pick(rng, matching_pairs(split, Trait(kind=kind)))[1]
+    kind = world.pick(rng, world.KINDS)
+    color = world.pick(rng, matching_pairs(split, Trait(kind=kind)))[1]
     return f"what color is the {kind}", color, Draft([Trait(kind, color)], [Trait(kind)])
 
 
 def _color_of_sized_kind(rng: Random, split: str) -> QuestionDraft:
-    kind = pick(rng, KINDS)
-    color = pick(rng, matching_pairs(split, Trait(kind=kind)))[1]
-    size, other_size = pick_distinct(rng, SIZES, 2)
+    kind = world.pick(rng, world.KINDS)
+    color = world.pick(rng, matching_pairs(split, Trait(kind=kind)))[1]
+    size, other_size = world.pick_distinct(rng, world.SIZES, 2)
     draft = Draft([Trait(kind, color, size), Trait(kind, size=other_size)], [Trait(kind, size=size)])
     return f"what color is the {size} {kind}", color, draft
 
 
 def _kind_of_color(rng: Random, split: str) -> QuestionDraft:
-    color = pick(rng, tuple(COLORS))
-    kind = pick(rng, matching_pairs(split, Trait(color=color)))[0]
+    color = world.pick(rng, tuple(world.COLORS))
+    kind = world.pick(rng, matching_pairs(split, Trait(color=color)))[0]
     return f"which kind is the {color} shape", kind, Draft([Trait(kind, color)], [Trait(color=color)])
 
 
 def _size_of_pair(rng: Random, split: str) -> QuestionDraft:
-    pair, size = draw_pair(rng, split), pick(rng, SIZES)
+    pair, size = draw_pair(rng, split), world.pick(rng, world.SIZES)
     return f"which size is the {pair.singular}", size, Draft([pair._replace(size=size)], [pair])
 
 
 def _color_at_place(rng: Random, split: str) -> QuestionDraft:
-    cell, color = int(rng.random() * NUM_CELLS), pick(rng, tuple(COLORS))
+    cell, color = int(rng.random() * world.NUM_CELLS), world.pick(rng, tuple(world.COLORS))
     return f"what color is the shape at {PLACES[cell]}", color, Draft([Trait(color=color)], cells=[cell])
 
 
 def _kind_at_place(rng: Random, split: str) -> QuestionDraft:
-    cell, kind = int(rng.random() * NUM_CELLS), pick(rng, KINDS)
+    cell, kind = int(rng.random() * world.NUM_CELLS), world.pick(rng, world.KINDS)
     return f"which kind is the shape at {PLACES[cell]}", kind, Draft([Trait(kind)], cells=[cell])
 
 
@@ -92,20 +79,20 @@ def _kind_at_place(rng: Random, split: str) -> QuestionDraft:
 
 
 def _count_trait(rng: Random, split: str) -> QuestionDraft:
-    trait = pick(rng, _COUNTED)
-    count = int(rng.random() * (MAX_SHAPES + 1))
+    trait = world.pick(rng, _COUNTED)
+    count = int(rng.random() * (world.MAX_SHAPES + 1))
     return f"how many {trait.plural} are there", NUMBERS[count], Draft([trait] * count, [trait])
 
 
 def _count_all(rng: Random, split: str) -> QuestionDraft:
-    count = 1 + int(rng.random() * MAX_SHAPES)
+    count = 1 + int(rng.random() * world.MAX_SHAPES)
     return "how many shapes are there", NUMBERS[count], Draft(num_shapes=count)
 
 
 _COUNTED = (
-    *(Trait(kind=kind) for kind in KINDS),
-    *(Trait(color=color) for color in COLORS),
-    *(Trait(size=size) for size in SIZES),
+    *(Trait(kind=kind) for kind in world.KINDS),
+    *(Trait(color=color) for color in world.COLORS),
+    *(Trait(size=size) for size in world.SIZES),
 )
 
 
@@ -114,7 +101,7 @@ _COUNTED = (
 
 def _exists(rng: Random, split: str, trait: Trait) -> QuestionDraft:
     question = f"is there {trait.with_article}"
-    if pick(rng, YES_NO) == "yes":
+    if world.pick(rng, YES_NO) == "yes":
         return question, "yes", Draft([trait])
     return question, "no", Draft([_resembling(rng, split, trait)], [trait])
 
@@ -122,13 +109,13 @@ def _exists(rng: Random, split: str, trait: Trait) -> QuestionDraft:
 def _resembling(rng: Random, split: str, trait: Trait) -> Trait:
     """Something that shares one feature with the trait, so that seeing one feature does not answer the question."""
     if trait.kind and trait.color:
-        pairs = [pair for pair in pairs_of(split) if (pair[0] == trait.kind) != (pair[1] == trait.color)]
-        return Trait(*pick(rng, pairs))
+        pairs = [pair for pair in world.pairs_of(split) if (pair[0] == trait.kind) != (pair[1] == trait.color)]
+        return Trait(*world.pick(rng, pairs))
     if trait.kind and trait.size:
-        other_size = SIZES[1 - SIZES.index(trait.size)]
-        other_kind = pick(rng, [kind for kind in KINDS if kind != trait.kind])
-        return pick(rng, [Trait(trait.kind, size=other_size), Trait(other_kind, size=trait.size)])
-    return Trait(color=pick(rng, [color for color in COLORS if color != trait.color]))
+        other_size = world.SIZES[1 - world.SIZES.index(trait.size)]
+        other_kind = world.pick(rng, [kind for kind in world.KINDS if kind != trait.kind])
+        return world.pick(rng, [Trait(trait.kind, size=other_size), Trait(other_kind, size=trait.size)])
+    return Trait(color=world.pick(rng, [color for color in world.COLORS if color != trait.color]))
 
 
 def _pair_exists(rng: Random, split: str) -> QuestionDraft:
@@ -136,11 +123,11 @@ def _pair_exists(rng: Random, split: str) -> QuestionDraft:
 
 
 def _sized_kind_exists(rng: Random, split: str) -> QuestionDraft:
-    return _exists(rng, split, Trait(pick(rng, KINDS), size=pick(rng, SIZES)))
+    return _exists(rng, split, Trait(world.pick(rng, world.KINDS), size=world.pick(rng, world.SIZES)))
 
 
 def _color_exists(rng: Random, split: str) -> QuestionDraft:
-    return _exists(rng, split, Trait(color=pick(rng, tuple(COLORS))))
+    return _exists(rng, split, Trait(color=world.pick(rng, tuple(world.COLORS))))
 
 
 # Relation
@@ -148,8 +135,8 @@ def _color_exists(rng: Random, split: str) -> QuestionDraft:
 
 def _is_related(rng: Random, split: str) -> QuestionDraft:
     first, second = _two_pairs(rng, split)
-    direction = pick(rng, _DIRECTIONS)
-    answer = pick(rng, YES_NO)
+    direction = world.pick(rng, _DIRECTIONS)
+    answer = world.pick(rng, YES_NO)
     actual = direction if answer == "yes" else _OPPOSITE[direction]
     words = f"{direction} of" if direction in ("left", "right") else direction
     question = f"is the {first.singular} {words} the {second.singular}"
@@ -158,7 +145,7 @@ def _is_related(rng: Random, split: str) -> QuestionDraft:
 
 def _which_relation(rng: Random, split: str) -> QuestionDraft:
     first, second = _two_pairs(rng, split)
-    answer = pick(rng, _DIRECTIONS)
+    answer = world.pick(rng, _DIRECTIONS)
     words = "left or right of" if answer in ("left", "right") else "above or below"
     question = f"is the {first.singular} {words} the {second.singular}"
     return question, answer, Draft([first, second], [first, second], _related_cells(rng, answer))
@@ -171,18 +158,18 @@ _DIRECTIONS = tuple(_OPPOSITE)
 def _two_pairs(rng: Random, split: str) -> list[Trait]:
     """Two different pairs in random order; in `test_novel` at least one is a held-out pair."""
     pair = draw_pair(rng, split)
-    other = Trait(*pick(rng, [other for other in pairs_of(split) if other != (pair.kind, pair.color)]))
-    return pick_distinct(rng, (pair, other), 2)
+    other = Trait(*world.pick(rng, [other for other in world.pairs_of(split) if other != (pair.kind, pair.color)]))
+    return world.pick_distinct(rng, (pair, other), 2)
 
 
 def _related_cells(rng: Random, direction: str) -> list[int]:
     """Cells of two shapes, the first of which lies in that direction of the second."""
-    near, far = sorted(pick_distinct(rng, range(NUM_ROWS), 2))
-    aside = [int(rng.random() * NUM_ROWS) for _ in range(2)]
+    near, far = sorted(world.pick_distinct(rng, range(world.NUM_ROWS), 2))
+    aside = [int(rng.random() * world.NUM_ROWS) for _ in range(2)]
     if direction in ("left", "right"):
-        cells = [aside[0] * NUM_COLUMNS + near, aside[1] * NUM_COLUMNS + far]
+        cells = [aside[0] * world.NUM_COLUMNS + near, aside[1] * world.NUM_COLUMNS + far]
     else:
-        cells = [near * NUM_COLUMNS + aside[0], far * NUM_COLUMNS + aside[1]]
+        cells = [near * world.NUM_COLUMNS + aside[0], far * world.NUM_COLUMNS + aside[1]]
     return cells if direction in ("left", "above") else cells[::-1]
 
 
@@ -190,43 +177,43 @@ def _related_cells(rng: Random, direction: str) -> list[int]:
 
 
 def _is_more(rng: Random, split: str) -> QuestionDraft:
-    values = pick(rng, _COMPARED)
-    more, less = pick_distinct(rng, values, 2)
-    answer = pick(rng, YES_NO)
-    high, low = pick(rng, _UNEQUAL_COUNTS)
-    counts = (high, low) if answer == "yes" else pick(rng, [(low, high), pick(rng, _EQUAL_COUNTS)])
+    values = world.pick(rng, _COMPARED)
+    more, less = world.pick_distinct(rng, values, 2)
+    answer = world.pick(rng, YES_NO)
+    high, low = world.pick(rng, _UNEQUAL_COUNTS)
+    counts = (high, low) if answer == "yes" else world.pick(rng, [(low, high), world.pick(rng, _EQUAL_COUNTS)])
     wanted = [more] * counts[0] + [less] * counts[1]
     return f"are there more {more.plural} than {less.plural}", answer, Draft(wanted, [more, less])
 
 
 def _is_bigger(rng: Random, split: str) -> QuestionDraft:
     first, second = _two_pairs(rng, split)
-    answer = pick(rng, YES_NO)
-    sizes = SIZES if answer == "yes" else SIZES[::-1]
+    answer = world.pick(rng, YES_NO)
+    sizes = world.SIZES if answer == "yes" else world.SIZES[::-1]
     wanted = [first._replace(size=sizes[0]), second._replace(size=sizes[1])]
     return f"is the {first.singular} bigger than the {second.singular}", answer, Draft(wanted, [first, second])
 
 
 def _which_is_bigger(rng: Random, split: str) -> QuestionDraft:
-    kinds = pick_distinct(rng, KINDS, 2)
-    big, small = pick_distinct(rng, kinds, 2)
+    kinds = world.pick_distinct(rng, world.KINDS, 2)
+    big, small = world.pick_distinct(rng, kinds, 2)
     wanted = [Trait(big, size="big"), Trait(small, size="small")]
     question = f"which is bigger the {kinds[0]} or the {kinds[1]}"
     return question, big, Draft(wanted, [Trait(big), Trait(small)])
 
 
 def _is_same_color(rng: Random, split: str) -> QuestionDraft:
-    first, second = pick_distinct(rng, KINDS, 2)
+    first, second = world.pick_distinct(rng, world.KINDS, 2)
     colors = [color for _, color in matching_pairs(split, Trait(first))]
     other_colors = [color for _, color in matching_pairs(split, Trait(second))]
-    answer = pick(rng, YES_NO)
-    color, other = pick(rng, [(one, two) for one in colors for two in other_colors if (one == two) == (answer == "yes")])
+    answer = world.pick(rng, YES_NO)
+    color, other = world.pick(rng, [(one, two) for one in colors for two in other_colors if (one == two) == (answer == "yes")])
     wanted = [Trait(first, color), Trait(second, other)]
     question = f"are the {first} and the {second} the same color"
     return question, answer, Draft(wanted, [Trait(first), Trait(second)])
 
 
-_COMPARED = (tuple(Trait(kind=kind) for kind in KINDS), tuple(Trait(color=color) for color in COLORS))
+_COMPARED = (tuple(Trait(kind=kind) for kind in world.KINDS), tuple(Trait(color=color) for color in world.COLORS))
 _UNEQUAL_COUNTS = ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1))
 _EQUAL_COUNTS = ((0, 0), (1, 1), (2, 2))
 

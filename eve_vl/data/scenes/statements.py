@@ -9,19 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from eve_vl.data.scenes import world
 from eve_vl.data.scenes.drafts import Draft, Trait, compose_draft, draw_pair, matching_pairs
 from eve_vl.data.scenes.text import NUMBERS, PLACES
-from eve_vl.data.scenes.world import (
-    BACKGROUNDS,
-    COLORS,
-    KINDS,
-    NUM_CELLS,
-    SIZES,
-    Scene,
-    pick,
-    pick_distinct,
-    stream,
-)
 
 _MAX_COUNT = 3  # of one trait in one scene
 SIDES = ("left", "right")
@@ -33,8 +23,8 @@ StatementDraft = tuple[str, Draft, Draft]  # statement, what the left scene must
 class Statement:
     """Two scenes, a statement about both, and whether it is true. `kind` is one of STATEMENT_KINDS."""
 
-    left: Scene
-    right: Scene
+    left: world.Scene
+    right: world.Scene
     statement: str
     label: bool
     kind: str
@@ -42,8 +32,8 @@ class Statement:
 
 def sample_statement(split: str, seed: int, index: int) -> Statement:
     """Draw statement `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
-    rng = stream("statement", split, seed, index)
-    kind = pick(rng, _DRAWN)
+    rng = world.stream("statement", split, seed, index)
+    kind = world.pick(rng, _DRAWN)
     label = rng.random() < 0.5
     statement, left, right = _TEMPLATES[kind](rng, split, label)
     return Statement(
@@ -62,18 +52,21 @@ def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> StatementD
 
 def _one_of(rng: Random, split: str) -> Trait:
     """Something that a picture may or may not contain."""
-    return pick(rng, (draw_pair(rng, split), Trait(color=pick(rng, tuple(COLORS))), Trait(kind=pick(rng, KINDS))))
+    return world.pick(
+        rng,
+        (draw_pair(rng, split), Trait(color=world.pick(rng, tuple(world.COLORS))), Trait(kind=world.pick(rng, world.KINDS))),
+    )
 
 
 def _countable(rng: Random) -> Trait:
-    return pick(rng, (Trait(color=pick(rng, tuple(COLORS))), Trait(kind=pick(rng, KINDS))))
+    return world.pick(rng, (Trait(color=world.pick(rng, tuple(world.COLORS))), Trait(kind=world.pick(rng, world.KINDS))))
 
 
 def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
     """A whole caption is true of one picture; which one does not matter. Otherwise all three are drawn independently."""
     said, other, another = (_single(rng, split) for _ in range(3))
     statement = f"one of the pictures shows {_in_words(said)}"
-    pictures = pick_distinct(rng, (said if label else another, other), 2)
+    pictures = world.pick_distinct(rng, (said if label else another, other), 2)
     if (said in pictures) != label:
         return _shows(rng, split, label)
     return statement, pictures[0], pictures[1]
@@ -81,8 +74,10 @@ def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
 
 def _single(rng: Random, split: str) -> Draft:
     kind, color = draw_pair(rng, split)[:2]
-    trait = Trait(kind, color, pick(rng, SIZES))
-    return Draft([trait], cells=[int(rng.random() * NUM_CELLS)], num_shapes=1, background=pick(rng, tuple(BACKGROUNDS)))
+    trait = Trait(kind, color, world.pick(rng, world.SIZES))
+    return Draft(
+        [trait], cells=[int(rng.random() * world.NUM_CELLS)], num_shapes=1, background=world.pick(rng, tuple(world.BACKGROUNDS))
+    )
 
 
 def _in_words(draft: Draft) -> str:
@@ -90,16 +85,16 @@ def _in_words(draft: Draft) -> str:
 
 
 def _side(rng: Random, split: str, label: bool) -> StatementDraft:
-    trait, side = _one_of(rng, split), pick(rng, SIDES)
+    trait, side = _one_of(rng, split), world.pick(rng, SIDES)
     there, elsewhere = int(label), int(rng.random() < 0.5)
     return _counts(f"the {side} picture contains {trait.with_article}", trait, _at(side, there, elsewhere))
 
 
 def _side_number(rng: Random, split: str, label: bool) -> StatementDraft:
-    trait, side = _countable(rng), pick(rng, SIDES)
-    said, other = pick_distinct(rng, (1, 2, _MAX_COUNT), 2)
+    trait, side = _countable(rng), world.pick(rng, SIDES)
+    said, other = world.pick_distinct(rng, (1, 2, _MAX_COUNT), 2)
     name = trait.plural if said > 1 else trait.singular
-    elsewhere = pick(rng, range(_MAX_COUNT + 1))
+    elsewhere = world.pick(rng, range(_MAX_COUNT + 1))
     return _counts(f"the {side} picture contains {NUMBERS[said]} {name}", trait, _at(side, said if label else other, elsewhere))
 
 
@@ -109,34 +104,34 @@ def _at(side: str, there: int, elsewhere: int) -> tuple[int, int]:
 
 def _both(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _one_of(rng, split)
-    counts = (1, 1) if label else pick(rng, ((0, 1), (1, 0)))
+    counts = (1, 1) if label else world.pick(rng, ((0, 1), (1, 0)))
     return _counts(f"both pictures contain {trait.with_article}", trait, counts)
 
 
 def _only_one(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _one_of(rng, split)
-    counts = pick(rng, ((0, 1), (1, 0)) if label else ((0, 0), (1, 1)))
+    counts = world.pick(rng, ((0, 1), (1, 0)) if label else ((0, 0), (1, 1)))
     return _counts(f"only one picture contains {trait.with_article}", trait, counts)
 
 
 def _total(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _countable(rng)
-    total = pick(rng, (2, 3, 4))
+    total = world.pick(rng, (2, 3, 4))
     ways = range(max(0, total - _MAX_COUNT), min(total, _MAX_COUNT) + 1)
-    left, other = pick_distinct(rng, ways, 2)
+    left, other = world.pick_distinct(rng, ways, 2)
     counts = (left, total - left if label else total - other)
     return _counts(f"there are {NUMBERS[total]} {trait.plural} in total", trait, counts)
 
 
 def _same_number(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _countable(rng)
-    left, other = pick_distinct(rng, range(_MAX_COUNT + 1), 2)
+    left, other = world.pick_distinct(rng, range(_MAX_COUNT + 1), 2)
     return _counts(f"both pictures contain the same number of {trait.plural}", trait, (left, left if label else other))
 
 
 def _more(rng: Random, split: str, label: bool) -> StatementDraft:
     trait = _countable(rng)
-    first, second = pick_distinct(rng, SIDES, 2)
+    first, second = world.pick_distinct(rng, SIDES, 2)
     low = int(rng.random() * _MAX_COUNT)
     is_left_more = label == (first == "left")
     counts = (low + 1, low) if is_left_more else (low, low + 1)
@@ -144,23 +139,23 @@ def _more(rng: Random, split: str, label: bool) -> StatementDraft:
 
 
 def _same_color(rng: Random, split: str, label: bool) -> StatementDraft:
-    kind = pick(rng, KINDS)
-    color, other = (color for _, color in pick_distinct(rng, matching_pairs(split, Trait(kind)), 2))
+    kind = world.pick(rng, world.KINDS)
+    color, other = (color for _, color in world.pick_distinct(rng, matching_pairs(split, Trait(kind)), 2))
     left, right = Trait(kind, color), Trait(kind, color if label else other)
     avoid = [Trait(kind)]
     return f"the {kind} has the same color in both pictures", Draft([left], avoid), Draft([right], avoid)
 
 
 def _same_kind(rng: Random, split: str, label: bool) -> StatementDraft:
-    color = pick(rng, tuple(COLORS))
-    kind, other = (kind for kind, _ in pick_distinct(rng, matching_pairs(split, Trait(color=color)), 2))
+    color = world.pick(rng, tuple(world.COLORS))
+    kind, other = (kind for kind, _ in world.pick_distinct(rng, matching_pairs(split, Trait(color=color)), 2))
     left, right = Trait(kind, color), Trait(kind if label else other, color)
     avoid = [Trait(color=color)]
     return f"the {color} shape is the same kind in both pictures", Draft([left], avoid), Draft([right], avoid)
 
 
 def _same_background(rng: Random, split: str, label: bool) -> StatementDraft:
-    left, other = pick_distinct(rng, tuple(BACKGROUNDS), 2)
+    left, other = world.pick_distinct(rng, tuple(world.BACKGROUNDS), 2)
     right = left if label else other
     return "both pictures have the same background", Draft(background=left), Draft(background=right)
 
