@@ -73,23 +73,21 @@ def import_published(
     if answers is not None and kind.labels_file is None:
         raise UserError(f"{where}: has no head for answers; leave out --answers")
     labels = _matching_answers(answers, len(published[table[f"{kind.label_layer}.bias"][0]]), where) if kind.labels_file else []
-    with torch.device("meta"):
-        task = build_task(config_for(sizes, model, section, run), words, labels)
-    check_shapes(published, to_published(task.state_dict(), table, sizes), f"{where}:")
-    ours = to_ours(published, table)
-    if image_size:
-        sizes = dataclasses.replace(sizes, image_size=image_size)
-        ours["encoder.image.positions"] = resize_positions(ours["encoder.image.positions"], sizes.num_patches)
     config = config_for(sizes, model, section, run)
     with torch.device("meta"):
         task = build_task(config, words, labels)
-    task.load_state_dict(ours, assign=True)
+    check_shapes(published, to_published(task.state_dict(), table, sizes), f"{where}:")
+    task.load_state_dict(to_ours(published, table), assign=True)
+    if image_size:
+        config = dataclasses.replace(config, input=dataclasses.replace(sizes, image_size=image_size))
+        positions = task.encoder.get_parameter("image.positions")
+        positions.data = resize_positions(positions.data, config.input.num_patches)
     write_run(run, config, words, task)
     guess = "" if num_heads else " (64 wide each, else give --num-heads)"
     start = ", a start for other runs (--init)" if section.is_pretraining else ""
     return (
         f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads{guess}, "
-        f"{model.num_experts} experts in the last {model.num_deep_blocks}, {sizes.image_size} pixels, "
+        f"{model.num_experts} experts in the last {model.num_deep_blocks}, {config.input.image_size} pixels, "
         f"{words.vocab_size} tokens; {section.title}{start}; routing {routing}"
     )
 
