@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,16 +55,13 @@ class Exported:
     bytes: int
     largest_difference: float
     """Of any output value at any of the sizes checked."""
-    speed: Mapping[int, tuple[float, ...]]
-    """By batch size: torch's time over onnxruntime's, round by round; above 1, onnxruntime is faster."""
+    times_the_speed_of_torch: Mapping[int, Mapping[str, float]]
+    """By batch size: torch's time over onnxruntime's, median, least and largest of all rounds; above 1, onnxruntime is
+    faster."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as JSON values; of the rounds, median, least and largest."""
-        speed = {
-            str(batch): {"median": statistics.median(ratios), "least": min(ratios), "largest": max(ratios)}
-            for batch, ratios in self.speed.items()
-        }
-        return {"bytes": self.bytes, "largest_difference": self.largest_difference, "times_the_speed_of_torch": speed}
+        """Return the numbers as JSON values."""
+        return {name: getattr(self, name) for name in ("bytes", "largest_difference", "times_the_speed_of_torch")}
 
 
 class Part(nn.Module):
@@ -72,13 +69,12 @@ class Part(nn.Module):
 
     def __init__(self, task: Task[Any], name: str):
         super().__init__()
-        computation = task.computations()[name]
-        self.task, self.name, self.compute = task, name, computation.compute
-        self.inputs, self.output, self.meaning = computation.inputs, computation.output, computation.meaning
+        self.task, self.computation = task, task.computations()[name]
+        self.inputs = self.computation.inputs
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Pass the inputs on: pixels uint8 (B, 3, H, W), ids int64 (B, T), is_padding bool (B, T)."""
-        return self.compute(*tensors)
+        return self.computation.compute(*tensors)
 
 
 def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Exported]:
@@ -87,7 +83,8 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
     parts: names of the task's computations; none: all of them. Raises UserError, and writes nothing, if packages are missing,
     the folder is in use, the run computes no such thing or not the same every time, or onnxruntime gives other numbers.
     """
-    check_packages()
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"exporting needs {', '.join(missing)}: pip install 'eve-vl[onnx]'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already exists; name a new folder")
     run = load_run(path.expanduser(), torch.device("cpu"))
@@ -107,13 +104,6 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
     return exported
 
 
-def check_packages() -> None:
-    """Raise UserError if a package is missing that exporting needs."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"exporting needs {', '.join(missing)}: pip install 'eve-vl[onnx]'")
-
-
 def to_table(exported: Sequence[Exported]) -> Table:
     """Return what was written, for people to read."""
     table = Table(box=None)
@@ -121,12 +111,13 @@ def to_table(exported: Sequence[Exported]) -> Table:
     for column in ("MB", "largest difference", *(f"× torch's speed, batch {batch}" for batch in TIMED_BATCHES)):
         table.add_column(column, justify="right")
     for one in exported:
-        speeds = [f"{statistics.median(r):.2f} ({min(r):.2f}–{max(r):.2f})" for r in one.speed.values()]
+        rounds = one.times_the_speed_of_torch.values()
+        speeds = [f"{speed['median']:.2f} ({speed['least']:.2f}–{speed['largest']:.2f})" for speed in rounds]
         table.add_row(f"{one.name}.onnx", f"{one.bytes / 1e6:.1f}", f"{one.largest_difference:.1e}", *speeds)
     return table
 
 
-def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, padded: bool) -> tuple[Tensor, ...]:
+def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, padded: bool = True) -> tuple[Tensor, ...]:
     """Return inputs: noise, the same every time. padded: texts of all lengths from 1 to T, else all of T tokens."""
     length, size = min(length, run.config.input.max_text_tokens), run.config.input.image_size
     generator = torch.Generator().manual_seed(batch * 1000 + length)
@@ -145,13 +136,13 @@ def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, p
 def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
     """Write one file and compare it with torch. Raises UserError if it gives other numbers."""
     part, path = Part(run.task, name).eval(), folder / f"{name}.onnx"
-    _trace(Part(traceable(run.task), name).eval(), example(run, part.inputs, TRACED_BATCH, LONGEST, padded=True), path)
-    session = _session(path)
+    _trace(Part(traceable(run.task), name).eval(), example(run, part.inputs, TRACED_BATCH, LONGEST), path)
+    onnx = _opened(path, part.inputs)
     largest, shape = 0.0, ()
     for batch, length in CHECKED:
         for padded in (False, True):
             given = example(run, part.inputs, batch, length, padded=padded)
-            expected, found = part(*given), torch.from_numpy(_run(session, part, given))
+            expected, found = part(*given), torch.from_numpy(onnx(*given))
             assert found.shape == expected.shape
             difference = float((found - expected).abs().max())
             if not difference <= TOLERANCE:  # so that NaN fails too
@@ -160,13 +151,13 @@ def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
                     "nothing was written"
                 )
             largest, shape = max(largest, difference), ("batch", *found.shape[1:])
-    timed = {batch: example(run, part.inputs, batch, LONGEST, padded=True) for batch in TIMED_BATCHES}
+    timed = {batch: example(run, part.inputs, batch, LONGEST) for batch in TIMED_BATCHES}
     return Exported(
         name=name,
         output_shape=shape,
         bytes=sum(file.stat().st_size for file in folder.glob(f"{path.name}*")),  # large weights lie in a file beside it
         largest_difference=largest,
-        speed={batch: _speed(part, session, given) for batch, given in timed.items()},
+        times_the_speed_of_torch={batch: _speed(part, onnx, given) for batch, given in timed.items()},
     )
 
 
@@ -179,7 +170,7 @@ def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
             part,
             given,
             input_names=part.inputs,
-            output_names=(part.output,),
+            output_names=(part.computation.output,),
             dynamic_shapes=(tuple(axes.get(name, {0: "batch"}) for name in part.inputs),),
             dynamo=True,
             verbose=False,
@@ -190,21 +181,18 @@ def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
         program.save(path)
 
 
-def _session(path: Path) -> Any:
-    """Return onnxruntime's session of a file, with torch's number of threads."""
+def _opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
+    """Return what a file computes, by onnxruntime with torch's number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda *given: session.run(None, {name: each.numpy() for name, each in zip(inputs, given, strict=True)})[0]
 
 
-def _run(session: Any, part: Part, given: Sequence[Tensor]) -> np.ndarray:
-    return session.run(None, {name: tensor.numpy() for name, tensor in zip(part.inputs, given, strict=True)})[0]
-
-
-def _speed(part: Part, session: Any, given: Sequence[Tensor]) -> tuple[float, ...]:
-    """Return torch's time over onnxruntime's for the same inputs, round by round; the two take turns, the first round does
+def _speed(part: Part, onnx: Callable[..., np.ndarray], given: Sequence[Tensor]) -> dict[str, float]:
+    """Return torch's time over onnxruntime's for the same inputs, of several rounds; the two take turns, the first round does
     not count."""
     now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     ratios = []
@@ -212,9 +200,9 @@ def _speed(part: Part, session: Any, given: Sequence[Tensor]) -> tuple[float, ..
         start = now()
         part(*given)
         middle = now()
-        _run(session, part, given)
+        onnx(*given)
         ratios.append((middle - start) / (now() - middle))
-    return tuple(ratios[1:])
+    return {"median": statistics.median(ratios[1:]), "least": min(ratios[1:]), "largest": max(ratios[1:])}
 
 
 def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:

@@ -55,10 +55,8 @@ def _dispatch(argv: list[str]) -> None:
     if argv[0] == "--version":
         say(__version__)
         return
-    two_words = " ".join(argv[:2])
-    if two_words in VERBS:
-        VERBS[two_words](argv[2:])
-    elif argv[0] in VERBS:
-        VERBS[argv[0]](argv[1:])
-    else:
-        raise UserError(f"no verb {nearest(two_words if argv[0] in groups else argv[0], VERBS)}")
+    num_words = 1 + (argv[0] in groups)
+    verb = " ".join(argv[:num_words])
+    if verb not in VERBS:
+        raise UserError(f"no verb {nearest(verb, VERBS)}")
+    VERBS[verb](argv[num_words:])

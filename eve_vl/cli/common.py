@@ -13,12 +13,22 @@ from typing import Any, TypeVar
 
 import tyro
 from rich.console import Console
+from tyro.conf import Positional
 
 from eve_vl.config import DataConfig
 from eve_vl.errors import UserError, nearest
+from eve_vl.files import write_file
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArgs:
+    """What verbs that use a run take."""
+
+    run: Positional[Path]
+    """Run folder, or one of its checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +74,13 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
 
 def flag_names(cls: type, prefix: str = "", default: Any = None) -> list[str]:
     """Return every flag that a dataclass of arguments accepts, as typed; `default` says which section a union stands for."""
-    names = []
-    hints = typing.get_type_hints(cls)
-    with_extras = typing.get_type_hints(cls, include_extras=True)
+    names, hints = [], typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         hint, value = hints[field.name], getattr(default, field.name, None)
         section = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(section):
             names += flag_names(section, "" if field.name == "config" else f"{prefix}{field.name}.", value)
-        elif hint == with_extras[field.name]:  # marked ones are positional or fixed
+        elif typing.get_origin(hint) is not typing.Annotated:  # marked ones are positional or fixed
             names.append(f"--{prefix}{field.name}".replace("_", "-"))
             if hint is bool:
                 names.append(f"--{prefix}no-{field.name}".replace("_", "-"))
@@ -81,9 +89,7 @@ def flag_names(cls: type, prefix: str = "", default: Any = None) -> list[str]:
 
 def check_writable(*paths: Path | None) -> None:
     """Raise UserError if a file that a flag named cannot be written: before long work, not after it."""
-    for path in paths:
-        if path is None:
-            continue
+    for path in filter(None, paths):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file to write")
         try:
@@ -95,17 +101,9 @@ def check_writable(*paths: Path | None) -> None:
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
-    """Write numbers to a file that a flag named, if one did."""
+    """Write numbers to a file that a flag named, if one did, and that `check_writable` has passed."""
     if path is not None:
-        write(path, json.dumps(values, indent=1) + "\n")
-
-
-def write(path: Path, content: bytes | str) -> None:
-    """Write a whole file, its folder too."""
-    from eve_vl.files import write_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, content)
+        write_file(path, json.dumps(values, indent=1) + "\n")
 
 
 def say(text: str) -> None:

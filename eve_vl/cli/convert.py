@@ -75,11 +75,12 @@ def run_convert(argv: Sequence[str]) -> None:
         check_writable(args.target)
         say(f"{args.target}: {export_published(args.source, args.target)}")
         return
-    tensors = read_tensors(args.source)
+    tensors = read_tensors(args.source, args.drop)
     if is_vision(tensors):
         write, values = import_vision, _values(args, "an image encoder", FOR_BOTH + FOR_VISION)
     else:
         write, values = import_published, _values(args, "an EVE checkpoint", FOR_BOTH + FOR_PUBLISHED)
     if args.tokenizer is None:
         raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")
+    del values["drop"]  # they are out already
     say(f"{args.target}: {write(tensors, str(args.source), args.target, **values)}")

@@ -9,9 +9,10 @@ from typing import Literal
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write, write_json
+from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write_json
 from eve_vl.config import TokenizerConfig, generated
 from eve_vl.errors import UserError
+from eve_vl.files import write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +62,8 @@ def run_tokenizer_train(argv: Sequence[str]) -> None:
     check_writable(args.out)
     from eve_vl.training import train_tokenizer
 
-    problems = TokenizerConfig(vocab_size=args.vocab_size).problems()
-    if problems:
+    if problems := TokenizerConfig(vocab_size=args.vocab_size).problems():
         raise UserError("; ".join(problems))
     tokenizer = train_tokenizer(args.data, args.data_config(), args.vocab_size)
-    write(args.out, tokenizer.to_json())
+    write_file(args.out, tokenizer.to_json())
     say(f"{args.out}: {tokenizer.vocab_size} tokens")

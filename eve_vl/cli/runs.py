@@ -8,18 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import HELP, SourceArgs, check_writable, parse, say, write_json
+from eve_vl.cli.common import HELP, RunArgs, SourceArgs, check_writable, parse, say, write_json
 from eve_vl.config import DataConfig, TaskConfig, generated, kinds_of
 from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import PRETRAIN, get_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArgs(SourceArgs):
+class EvaluateArgs(SourceArgs, RunArgs):
     """Flags of `eve evaluate TASK`."""
 
-    run: Positional[Path]
-    """Run folder, or one of its checkpoints."""
     data: tuple[str, ...] = ()
     """Sources to evaluate on, as for --data.train; default: the run's own validation sources."""
     samples: int = 1_000_000
@@ -51,11 +49,9 @@ class ReportArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportArgs:
+class ExportArgs(RunArgs):
     """Flags of `eve export`."""
 
-    run: Positional[Path]
-    """Run folder, or one of its checkpoints."""
     folder: Positional[Path]
     """New folder for the files."""
     parts: tuple[str, ...] = ()

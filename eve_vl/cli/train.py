@@ -86,12 +86,12 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
 
 def _wants_list(argv: Sequence[str], verb: str, recipes: Mapping[str, Callable[..., Config]]) -> bool:
     """List the recipes if that is what is asked for. Raises UserError if none of them is named."""
-    if argv and not argv[0].startswith("-") and argv[0] != "help":
-        if argv[0] not in recipes:
-            raise UserError(f"no recipe {nearest(argv[0], recipes)}")
-        return False
-    if not argv or argv[0] not in HELP:
+    if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
         raise UserError(f"name a recipe: {', '.join(recipes)}")
+    if argv[0] in recipes:
+        return False
+    if argv[0] not in HELP:
+        raise UserError(f"no recipe {nearest(argv[0], recipes)}")
     width = max(map(len, recipes))
     lines = [f"  {name:{width}} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items()]
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"

@@ -9,28 +9,19 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import check_writable, parse, say, write, write_json
+from eve_vl.cli.common import RunArgs, check_writable, parse, say, write_json
 from eve_vl.config import TaskConfig, kinds_of
 from eve_vl.errors import UserError
+from eve_vl.files import write_file
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from eve_vl.eve import Eve
 
 SHOWN_SIDE = 224  # pixels; smaller pictures are written enlarged by a whole number, so that people see something
 GAP = 8
 LOOK = {
     "look": 'Show where in a picture the answer comes from (Grad-CAM): eve look RUN IMAGE "TEXT" --word star --out heat.png.'
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunArgs:
-    """What all these verbs take."""
-
-    run: Positional[Path]
-    """Run folder, or one of its checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +46,7 @@ def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
 
 def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
     def run(argv: Sequence[str]) -> None:
+        from eve_vl.eve import Eve
         from eve_vl.tasks import task_class
 
         kinds = [task_class(kind).calls for kind in kinds_of(TaskConfig).values()]
@@ -65,7 +57,7 @@ def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
         check_writable(*files.values())
         if "out" in files:
             _picture_format(files["out"])
-        result = getattr(_load(values.pop("run")), call)(**values)
+        result = getattr(Eve.load(values.pop("run")), call)(**values)
         shown = verb.show(result)
         if verb.pictures is not None:
             _write_pictures(files["out"], verb.pictures(result))
@@ -90,7 +82,9 @@ def run_encode(argv: Sequence[str]) -> None:
         raise UserError("nothing to encode: name picture files, or texts with --texts")
     import numpy as np
 
-    eve, arrays = _load(args.run), {}
+    from eve_vl.eve import Eve
+
+    eve, arrays = Eve.load(args.run), {}
     if args.images:
         arrays |= {"images": np.array(list(map(str, args.images)))}
         arrays |= {"image_features": eve.encode_image(args.images, args.batch_size)}
@@ -98,14 +92,8 @@ def run_encode(argv: Sequence[str]) -> None:
         arrays |= {"texts": np.array(args.texts), "text_features": eve.encode_text(args.texts, args.batch_size)}
     file = io.BytesIO()
     np.savez(file, **arrays)
-    write(args.out, file.getvalue())
+    write_file(args.out, file.getvalue())
     say(f"{args.out}: " + ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if "features" in name))
-
-
-def _load(run: Path) -> "Eve":
-    from eve_vl.eve import Eve
-
-    return Eve.load(run)
 
 
 def _write_pictures(path: Path, pictures: Sequence["np.ndarray"]) -> None:
@@ -119,7 +107,7 @@ def _write_pictures(path: Path, pictures: Sequence["np.ndarray"]) -> None:
     framed = [np.pad(one, ((0, height - len(one)), (0, GAP), (0, 0)), constant_values=255) for one in enlarged]
     file = io.BytesIO()
     Image.fromarray(np.hstack(framed)[:, :-GAP]).save(file, _picture_format(path))
-    write(path, file.getvalue())
+    write_file(path, file.getvalue())
 
 
 def _picture_format(path: Path) -> str:

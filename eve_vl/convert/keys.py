@@ -29,8 +29,9 @@ EMBEDDING = {
     "encoder.norm.weight": "backbone.norm.weight",
     "encoder.norm.bias": "backbone.norm.bias",
 }
-SAME = ["norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.q_bias", "attn.v_bias", "attn.proj.weight", "attn.proj.bias"]
-BLOCK = {"scale1": "gamma_1", "scale2": "gamma_2"} | {name: name for name in SAME}
+SAME = ("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.proj.weight", "attn.proj.bias")
+"""Tensors of a block that are called the same in ViT, BEiT, the published checkpoints and here."""
+BLOCK = {"scale1": "gamma_1", "scale2": "gamma_2"} | {name: name for name in (*SAME, "attn.q_bias", "attn.v_bias")}
 
 
 def key_table(model: EveModelConfig, task: TaskConfig) -> Keys:

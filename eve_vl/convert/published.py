@@ -47,45 +47,47 @@ def import_published(
     text_tokens: int = 40,
     image_size: int = 0,
     clean_text: bool = True,
-    drop: Sequence[str] = (),
 ) -> str:
     """Write the run folder of a published checkpoint (tensors by name, from the file `where`), and return words about it.
 
     tokenizer: the file that it was trained with. answers: for VQA, its answer list. num_heads: 0: width / 64. text_tokens:
     tokens that texts are padded to. image_size: resize the picture positions to this size; 0: leave them. clean_text: strip
-    texts of punctuation as in its training. drop: parts of keys to leave out. Raises UserError.
+    texts of punctuation as in its training. Raises UserError.
     """
     check_new(run)
-    published = with_present_names(kept(published, drop))
+    published = with_present_names(dict(published))
     sizes, model, section = infer(published, where, num_heads)
     model = dataclasses.replace(model, routing=routing)
     sizes = dataclasses.replace(sizes, padded_text_length=min(text_tokens, sizes.text_length))
     table, kind = key_table(model, section), task_class(type(section))
     wanted = {name for names in table.values() for name in names}
     check_keys(wanted, published.keys() - buffers(sizes).keys(), where, "; attention here has no relative positions")
-    words = _matching_tokenizer(tokenizer, len(published["backbone.word_embedding.weight"]))
+    words, vocab_size = Tokenizer.load(tokenizer), len(published["backbone.word_embedding.weight"])
+    if words.vocab_size != vocab_size:
+        raise UserError(
+            f"{tokenizer}: has {words.vocab_size} tokens, but the checkpoint has embeddings for {vocab_size}; bring the "
+            "tokenizer that it was trained with"
+        )
     if clean_text:
         words.clean_as_published(kind.published_head.words)
     if answers is not None and kind.labels_file is None:
         raise UserError(f"{where}: has no head for answers; leave out --answers")
     labels = _matching_answers(answers, len(published[table[f"{kind.label_layer}.bias"][0]]), where) if kind.labels_file else []
-    with torch.device("meta"):
-        task = build_task(config_for(sizes, model, section, run), words, labels)
-    check_shapes(published, to_published(task.state_dict(), table, sizes), f"{where}:")
-    ours = to_ours(published, table)
-    if image_size:
-        sizes = dataclasses.replace(sizes, image_size=image_size)
-        ours["encoder.image.positions"] = resize_positions(ours["encoder.image.positions"], sizes.num_patches)
     config = config_for(sizes, model, section, run)
     with torch.device("meta"):
         task = build_task(config, words, labels)
-    task.load_state_dict(ours, assign=True)
+    check_shapes(published, to_published(task.state_dict(), table, sizes), f"{where}:")
+    task.load_state_dict(to_ours(published, table), assign=True)
+    if image_size:
+        config = dataclasses.replace(config, input=dataclasses.replace(sizes, image_size=image_size))
+        positions = task.encoder.get_parameter("image.positions")
+        positions.data = resize_positions(positions.data, config.input.num_patches)
     write_run(run, config, words, task)
     guess = "" if num_heads else " (64 wide each, else give --num-heads)"
     start = ", a start for other runs (--init)" if section.is_pretraining else ""
     return (
         f"{len(published)} tensors: {model.depth} blocks of width {model.embed_dim}, {model.num_heads} heads{guess}, "
-        f"{model.num_experts} experts in the last {model.num_deep_blocks}, {sizes.image_size} pixels, "
+        f"{model.num_experts} experts in the last {model.num_deep_blocks}, {config.input.image_size} pixels, "
         f"{words.vocab_size} tokens; {section.title}{start}; routing {routing}"
     )
 
@@ -107,11 +109,6 @@ def check_new(run: Path) -> None:
         run.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{run}: cannot be written ({error.strerror})") from None
-
-
-def kept(tensors: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Tensor]:
-    """Return the tensors whose names hold none of some parts."""
-    return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
 
 
 def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) -> None:
@@ -181,12 +178,18 @@ def _unpublished(config: Config) -> list[str]:
     return unusual
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the weights of a .safetensors file or of a torch file, which may run no code. Raises UserError."""
+def read_tensors(path: Path, drop: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the weights of a .safetensors file or of a torch file, which may run no code, without those whose names hold one
+    of some parts, and without what DistributedDataParallel puts before their names. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return _without_prefix(checkpoint.read_tensors(path))
+    tensors = checkpoint.read_tensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):  # about how it was written
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -203,13 +206,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = {name: tensor for name, tensor in entries if isinstance(name, str) and isinstance(tensor, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no weights by name")
-    return _without_prefix(tensors)
-
-
-def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors without what DistributedDataParallel puts before their names."""
-    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, TaskConfig]:
@@ -293,16 +290,6 @@ def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], wh
         found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
         if found != wanted:
             raise UserError(f"{where} {name} has shape {found}, but the other tensors ask for {wanted}")
-
-
-def _matching_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size != vocab_size:
-        raise UserError(
-            f"{path}: has {tokenizer.vocab_size} tokens, but the checkpoint has embeddings for {vocab_size}; bring the "
-            "tokenizer that it was trained with"
-        )
-    return tokenizer
 
 
 def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:

@@ -11,7 +11,7 @@ The key bias of a ViT is left out: it adds the same to all scores of a query, an
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import EncoderOnlyConfig, EveModelConfig, InputConfig
-from eve_vl.convert.published import ODD, check_keys, check_new, check_shapes, config_for, heads_of, kept, side_of, write_run
+from eve_vl.convert.keys import SAME
+from eve_vl.convert.published import ODD, check_keys, check_new, check_shapes, config_for, heads_of, side_of, write_run
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.loading import build_task
@@ -49,7 +50,6 @@ def import_vision(
     num_experts: int = 32,
     num_deep_blocks: int = 2,
     num_heads: int = 0,
-    drop: Sequence[str] = (),
     seed: int = 0,
 ) -> str:
     """Write a run folder with an encoder to start pre-training from, and return words about it.
@@ -59,7 +59,6 @@ def import_vision(
     besides themselves. num_experts: of each of the last num_deep_blocks blocks. Raises UserError.
     """
     check_new(run)
-    tensors = kept(tensors, drop)
     top_k = min(EveModelConfig.top_k, num_experts)
     model = EveModelConfig(num_experts=num_experts, num_deep_blocks=num_deep_blocks, top_k=top_k)
     sizes, model = _sizes(tensors, where, model, num_heads)
@@ -79,9 +78,7 @@ def import_vision(
     check_shapes(given, ours, f"{where}: what becomes")
     if architecture == "source":
         given["encoder.image.type_embed"] = torch.zeros(model.embed_dim)
-    with torch.no_grad():
-        for name, tensor in given.items():
-            ours[name].copy_(tensor)
+    task.load_state_dict(given, strict=False)
     write_run(run, config, words, task)
     return (
         f"{len(given)} of {len(ours)} tensors from {where}, the others random: {model.depth} blocks of width "
@@ -134,12 +131,10 @@ def _given(tensors: Mapping[str, Tensor], model: EveModelConfig, copies: Copies)
     if "pos_embed" in tensors:
         given["encoder.image.positions"] = take("pos_embed")[0]
     final = "norm" if "norm.weight" in tensors else "fc_norm"  # BEiT fine-tuned on the mean of the patches has only the latter
-    given |= {f"encoder.norm.{part}": take(f"{final}.{part}") for part in ("weight", "bias")}
+    given |= {f"encoder.norm.{part}": take(f"{final}.{part}") for part in NORM}
     for block, policy in enumerate(model.ffn_policies):
         theirs, name = f"blocks.{block}", f"encoder.blocks.{block}"
-        given |= {f"{name}.norm1.{part}": take(f"{theirs}.norm1.{part}") for part in ("weight", "bias")}
-        given |= {f"{name}.attn.proj.{part}": take(f"{theirs}.attn.proj.{part}") for part in ("weight", "bias")}
-        given[f"{name}.attn.qkv.weight"] = take(f"{theirs}.attn.qkv.weight")
+        given |= {f"{name}.{same}": take(f"{theirs}.{same}") for same in SAME}
         if not any(f"{theirs}.attn.{key}" in tensors for key in ("qkv.bias", "q_bias")):
             q_bias = v_bias = torch.zeros(model.embed_dim)
         elif f"{theirs}.attn.qkv.bias" in tensors:
