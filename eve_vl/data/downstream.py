@@ -1,7 +1,7 @@
 """Datasets of the downstream tasks: captioned pictures to tell apart and to search among, questions, statements, labels."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class SearchSet(SampleSet):
         """Read the rows, not their pictures. Raises UserError for one that cannot be used."""
         super().__init__(config, tokenizer)
         self.sources = sources
-        assert isinstance(config.task, RetrievalConfig)
+        task = cast(RetrievalConfig, config.task)
         self.pictures: list[tuple[int, int]] = []
         picture_of: dict[int, int] = {}
         captions: list[list[str]] = []
@@ -75,14 +75,14 @@ class SearchSet(SampleSet):
             captions[picture] += pair.captions
             scenes = sources[source]
             true_captions[picture].update(scenes.true_captions(row) if isinstance(scenes, ScenePairs) else pair.captions)
-        limit = config.task.captions_per_image or None
+        limit = task.captions_per_image or None
         searched = [(picture, text) for picture, given in enumerate(captions) for text in given[:limit]]
         self.texts = list(dict.fromkeys(text for _, text in searched))
         self.ids = [self.tokens(text) for text in self.texts]
         index_of = {text: index for index, text in enumerate(self.texts)}
         self.captions_in: list[tuple[int, ...]]
         self.captions_of: list[tuple[int, ...]]
-        if config.task.merge_captions:
+        if task.merge_captions:
             self.captions = self.texts
             self.captions_in = [(text,) for text in range(len(self.texts))]
             self.captions_of = [tuple(sorted(index_of[text] for text in true if text in index_of)) for true in true_captions]

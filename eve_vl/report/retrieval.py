@@ -72,12 +72,7 @@ class RetrievalReport(TaskReport):
     passes = " (pictures alone, texts alone, and matched)"
     num_each = 3
     losses: ClassVar[tuple[Loss, ...]] = CONTRAST_LOSSES
-
-    @property
-    def task(self) -> Retrieval:
-        """The task of the run."""
-        assert isinstance(self.run.task, Retrieval)
-        return self.run.task
+    task: Retrieval
 
     def numbers(self, measured: Measured) -> Markup:
         """Return recalls both ways, with and without re-ranking, beside chance."""

@@ -62,13 +62,16 @@ class TaskReport:
     num_each: ClassVar[int] = 6
     """Examples of a kind that the page shows."""
 
+    task: Any
+    """Of the run."""
+
     def __init__(self, run: LoadedRun):
-        self.run = run
+        self.run, self.task = run, run.task
 
     @cached_property
     def sources(self) -> tuple[list[Source[Any]], list[Source[Any]]]:
         """The run's training and validation sources. Raises UserError if they cannot be read."""
-        return open_train_and_val(self.run.config, self.run.task.kind(self.run.config))
+        return open_train_and_val(self.run.config, self.task.kind(self.run.config))
 
     def dataset(self, num_samples: int, *, for_evaluation: bool = False) -> Any:
         """Return at most num_samples rows of validation data, spread evenly, unchanged; in the form that training takes, or
@@ -77,12 +80,12 @@ class TaskReport:
         data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
         config = dataclasses.replace(run.config, data=data)
         if for_evaluation:
-            return run.task.eval_dataset(val, config, run.tokenizer)
-        return run.task.dataset(val, config, run.tokenizer, training=False)
+            return self.task.eval_dataset(val, config, run.tokenizer)
+        return self.task.dataset(val, config, run.tokenizer, training=False)
 
     def batches(self, dataset: Any) -> Iterator[Any]:
         """Yield the batches of a dataset on the run's device."""
-        device = next(self.run.task.parameters()).device
+        device = next(self.task.parameters()).device
         for batch in eval_loader(dataset, batch_size=BATCH, rank=0, world=1):
             yield batch.to(device)
 
@@ -134,7 +137,7 @@ class TaskReport:
     def routing(self) -> Routing:
         """Return what the routers choose."""
         try:
-            return routing_of(self.run.task, self.batches(self.dataset(NUM_SEEN)))
+            return routing_of(self.task, self.batches(self.dataset(NUM_SEEN)))
         except NotImplementedError:  # own code need not say what its routers do
             return Routing(shares_ME=(), num_rows=0)
 

@@ -4,7 +4,7 @@ Letters: B batch, A answers.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from markupsafe import Markup
 
@@ -14,7 +14,7 @@ from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
 from eve_vl.report.html import percent
 from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, best_choices, pixels_of
-from eve_vl.tasks.vqa import training_questions
+from eve_vl.tasks.vqa import VQA, training_questions
 
 NAN = float("nan")
 
@@ -22,6 +22,7 @@ NAN = float("nan")
 class VQAReport(ClassifierReport):
     """Accuracy beside what the words of a question give away."""
 
+    task: VQA
     name = "vqa"
     title, template = "Questions", "vqa.html"
     rows = "questions"
@@ -32,8 +33,7 @@ class VQAReport(ClassifierReport):
 
     def examples(self, batch: QuestionBatch) -> Iterator[Example]:
         """Yield the questions with the best answers."""
-        task = cast(VQA, self.run.task)
-        labels, probability_BA = task.answers, task.predict(batch)[0].float().sigmoid()
+        labels, probability_BA = self.task.answers, self.task.predict(batch)[0].float().sigmoid()
         for row, given in enumerate(batch.answers):
 
             def is_right(index: int, given=given) -> bool:
