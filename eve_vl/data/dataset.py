@@ -87,12 +87,11 @@ class RowDataset(SampleSet):
         while len(skipped) < MAX_SKIPS:
             try:
                 sample = self.load(epoch, source, row)
+                sample.skipped = tuple(skipped)
+                return sample
             except BadSampleError as error:
                 skipped.append(error)
                 row = (row + 1) % len(self.sources[source])
-            else:
-                sample.skipped = tuple(skipped)
-                return sample
         raise UserError(f"{MAX_SKIPS} rows in a row cannot be used; the last: {skipped[-1]}")
 
     def load(self, epoch: int, source: int, row: int) -> Sample:

@@ -37,12 +37,13 @@ class ClassificationReport(ClassifierReport):
         """Yield the rows with the best labels."""
         names, probability_BC = self.task.sizes.labels, self.task.probabilities(self.task.predict(batch)[0])
         for row, given in enumerate(batch.labels):
-            is_right = [name in given for name in names].__getitem__
             yield Example(
                 where=batch.where[row],
                 pictures={"picture": pixels_of(batch.images_BCHW[row])} if isinstance(batch, Pictures) else {},
                 text=self.run.tokenizer.decode(batch.ids_BT[row].tolist()) if isinstance(batch, Texts) else "",
-                choices=best_choices(probability_BC[row], NUM_CHOICES, names.__getitem__, is_right),
+                choices=best_choices(
+                    probability_BC[row], NUM_CHOICES, names.__getitem__, lambda c, given=given: names[c] in given
+                ),
                 truth=", ".join(given),
                 kind=given[0] if given else "",
             )
@@ -58,7 +59,5 @@ class ClassificationReport(ClassifierReport):
             classes = [name for name, _ in Counter(each.labels[0] for each in seen).most_common(NUM_CLASSES)]
             counted = [each for each in seen if each.label in classes]
             counts_CC = confusion([each.label for each in counted], [each.labels[0] for each in counted], classes).tolist()
-            wrong = [(true, guess, count) for (true, guess), count in pairs.most_common() if true != guess]
-            confused = wrong[:NUM_CONFUSED]
-        values = measured.values
-        return self.draw("numbers", values=values, classes=classes, counts=counts_CC, confused=confused)
+            confused = [(true, guess, count) for (true, guess), count in pairs.most_common() if true != guess][:NUM_CONFUSED]
+        return self.draw("numbers", values=measured.values, classes=classes, counts=counts_CC, confused=confused)

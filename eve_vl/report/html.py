@@ -95,4 +95,4 @@ TEMPLATES = Environment(
     loader=PackageLoader("eve_vl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 TEMPLATES.filters |= {each.__name__: each for each in (png, counted, percent, number, points, scientific)}
-TEMPLATES.globals |= {each.__name__: each for each in (percent, scientific, math.isfinite)}
+TEMPLATES.globals |= {each.__name__: each for each in (percent, scientific, math.isfinite)} | {"nan": math.nan}

@@ -17,6 +17,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from eve_vl.config import kinds_of
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source, usable_rows
@@ -148,13 +149,7 @@ def task_report(run: LoadedRun) -> TaskReport:
     name = run.config.task.name
     if importlib.util.find_spec(module := f"{__package__}.{name}") is not None:
         importlib.import_module(module)
-    return next((kind for kind in _subclasses(TaskReport) if vars(kind).get("name") == name), TaskReport)(run)
-
-
-def _subclasses(base: type[TaskReport]) -> Iterator[type[TaskReport]]:
-    for kind in base.__subclasses__():
-        yield kind
-        yield from _subclasses(kind)
+    return kinds_of(TaskReport).get(name, TaskReport)(run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,13 +191,10 @@ class ClassifierReport(TaskReport):
         verdicts = {"Right": True, "Wrong": False}
         if all(example.is_right is None for example in seen):
             verdicts, num_each = {"Truth kept back": None}, 2 * num_each
-        shown = {
-            heading: [
-                (example, self._pictures(example))
-                for example in in_turns([example for example in seen if example.is_right is verdict])[:num_each]
-            ]
-            for heading, verdict in verdicts.items()
-        }
+        shown = {}
+        for heading, verdict in verdicts.items():
+            chosen = in_turns([example for example in seen if example.is_right is verdict])[:num_each]
+            shown[heading] = [(example, self._pictures(example)) for example in chosen]
         num_right = sum(example.is_right is True for example in seen)
         body = draw("examples.html", "examples", report=self, shown=shown, num_seen=len(seen), num_right=num_right)
         return [Section(name=self.name, title=self.title, body=body)]
