@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = write_run(folder, args.recipe)
-        weights, ratios = folder / "model.safetensors", []
+        weights, ratios, read = folder / "model.safetensors", [], 0.0
         for _ in range(args.rounds + 1):
             read = seconds(weights.read_bytes)
             ratios.append(seconds(lambda: Eve.load(folder, device="cpu")) / read)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eve_vl.config import Config
 from eve_vl.cpu import keep_memory, usable_cores
@@ -186,18 +186,14 @@ def _bars(configs: dict[str, Config], console: Console) -> Iterator:
     """Show a progress bar per run on a terminal; yield the function that brings them up to date."""
     columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bars: dict[str, TaskID] = {
-            name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()
-        }
+        bars = {name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()}
 
         def update(finished: set[str]) -> None:
             for name, bar in bars.items():
                 steps = [row["step"] for row in read_log(configs[name].out) if row["kind"] == "train"]
-                if (steps or name in finished) and not progress.tasks[bar].started:
-                    progress.start_task(bar)
                 done = configs[name].train.steps if name in finished else max(steps, default=0)
+                if done:
+                    progress.start_task(bar)
                 progress.update(bar, completed=done)
-                if name in finished:
-                    progress.stop_task(bar)
 
         yield update

@@ -16,14 +16,14 @@ class Section:
         return []
 
 
-Kind = TypeVar("Kind", bound=Section)
+Kind = TypeVar("Kind")
 
 
 def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Return all kinds of a section by name, in the order in which they were defined."""
+    """Return all kinds of a section, or of another class, by name, in the order in which they were defined."""
     kinds: dict[str, type[Kind]] = {}
     for kind in base.__subclasses__():
         if "name" in vars(kind):
-            kinds[kind.name] = kind
+            kinds[vars(kind)["name"]] = kind
         kinds |= kinds_of(kind)
     return kinds

@@ -66,6 +66,11 @@ class Sample(SimpleNamespace):
     wrong: "Sample | None" = None
     """In evaluation: another pair, whose picture or text stands in for this one's."""
 
+    @classmethod
+    def of(cls, batch: type["RowBatch"], row: Any, **made: Any) -> Self:
+        """Return the sample of a row: its fields, with what has been made of some of them."""
+        return cls(batch=batch, **{field.name: getattr(row, field.name) for field in dataclasses.fields(row)} | made)
+
 
 # Batches
 

@@ -1,9 +1,9 @@
 """Read a source from end to end before a run depends on it: what is broken, what is odd, what is in it."""
 
 import dataclasses
+import itertools
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,39 +183,26 @@ def check_source(source: Source, *, num_workers: int | None = None, console: Con
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     broken: list[BrokenRow] = []
     with Progress(*columns, console=console, disable=not is_shown, transient=True) as progress:
-        bar = progress.add_task("reading", total=len(source))
-        for chunk in chunks:
-            for row in chunk:
-                if isinstance(row, BrokenRow):
-                    broken.append(row)
-                else:
-                    for name, value in row:
-                        counts[name][value] += 1
-            progress.update(bar, advance=len(chunk))
-    return _report(counts, broken)
-
-
-def _report(counts: Mapping[str, Counter[Any]], broken: list[BrokenRow]) -> Report:
+        for row in progress.track(itertools.chain.from_iterable(chunks), total=len(source), description="reading"):
+            if isinstance(row, BrokenRow):
+                broken.append(row)
+            else:
+                for name, value in row:
+                    counts[name][value] += 1
     usable = counts["kind"].total()
     of_facts: dict[str, Any] = {name: _spread(counts[name]) for name in SPREADS}
     of_facts |= {name: dict(counts[name].most_common()) for name in TALLIES}
+    of_facts |= {f"duplicate_{name}s": counts[name].total() - len(counts[name]) for name in ("image", "text", "id")}
     return Report(
         kind=next(iter(counts["kind"]), CAPTIONS),
         rows=usable + len(broken),
         usable=usable,
         broken=tuple(broken),
         texts=counts["text"].total(),
-        duplicate_images=_num_repeated(counts["image"]),
-        duplicate_texts=_num_repeated(counts["text"]),
-        duplicate_ids=_num_repeated(counts["id"]),
         distinct_answers=len(counts["answer"]),
         top_answers=dict(counts["answer"].most_common(NUM_SHOWN)),
         **of_facts,
     )
-
-
-def _num_repeated(counts: Counter[Any]) -> int:
-    return counts.total() - len(counts)
 
 
 def _spread(counts: Counter[int]) -> Spread | None:

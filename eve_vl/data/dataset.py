@@ -8,7 +8,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -87,12 +87,11 @@ class RowDataset(SampleSet):
         while len(skipped) < MAX_SKIPS:
             try:
                 sample = self.load(epoch, source, row)
+                sample.skipped = tuple(skipped)
+                return sample
             except BadSampleError as error:
                 skipped.append(error)
                 row = (row + 1) % len(self.sources[source])
-            else:
-                sample.skipped = tuple(skipped)
-                return sample
         raise UserError(f"{MAX_SKIPS} rows in a row cannot be used; the last: {skipped[-1]}")
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
@@ -154,8 +153,7 @@ class MaskedPairs(RowDataset):
 
     def sample(self, row: Record, rng: np.random.Generator) -> Sample:
         """Return one pair, picture or text with its masks. Raises BadSampleError."""
-        sizes, task = self.config.input, self.config.task
-        assert isinstance(task, MaskedSignalConfig)
+        sizes, task = self.config.input, cast(MaskedSignalConfig, self.config.task)
         sample = Sample(batch=MASKED[self.config.data.rows], where=row.where)
         number = int(rng.integers(len(row.texts))) if self.training and row.texts else 0
         texts = row.texts[number : number + 1]

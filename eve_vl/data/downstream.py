@@ -1,7 +1,7 @@
 """Datasets of the downstream tasks: captioned pictures to tell apart and to search among, questions, statements, labels."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,13 +32,8 @@ class CaptionedPictures(RowDataset):
     def sample(self, row: ImageText, rng: np.random.Generator) -> Sample:
         """Return one pair. Raises BadSampleError."""
         caption = row.captions[int(rng.integers(len(row.captions)))]
-        return Sample(
-            batch=batch.CaptionBatch,
-            image=self.picture(row.image, row.where, rng, [caption]),
-            ids_T=self.tokens(caption),
-            picture=picture_key(row.image, row.where),
-            where=row.where,
-        )
+        image, picture = self.picture(row.image, row.where, rng, [caption]), picture_key(row.image, row.where)
+        return Sample.of(batch.CaptionBatch, row, image=image, picture=picture, ids_T=self.tokens(caption))
 
 
 class SearchSet(SampleSet):
@@ -57,35 +52,31 @@ class SearchSet(SampleSet):
         """Read the rows, not their pictures. Raises UserError for one that cannot be used."""
         super().__init__(config, tokenizer)
         self.sources = sources
-        assert isinstance(config.task, RetrievalConfig)
-        self.pictures: list[tuple[int, int]] = []
-        picture_of: dict[int, int] = {}
-        captions: list[list[str]] = []
-        true_captions: list[set[str]] = []
+        task = cast(RetrievalConfig, config.task)
+        found: dict[int, tuple[tuple[int, int], list[str], set[str]]] = {}  # by picture: where it stands first, captions, true
         for _, source, row in eval_positions([len(source) for source in sources], config.data.val_samples):
             try:
                 pair = sources[source][row]
             except BadSampleError as error:
                 raise UserError(f"{error}; repair or leave out rows to search among (eve data check lists them)") from None
-            picture = picture_of.setdefault(picture_key(pair.image, pair.where), len(self.pictures))
-            if picture == len(self.pictures):
-                self.pictures.append((source, row))
-                captions.append([])
-                true_captions.append(set())
-            captions[picture] += pair.captions
+            _, captions, true = found.setdefault(picture_key(pair.image, pair.where), ((source, row), [], set()))
+            captions += pair.captions
             scenes = sources[source]
-            true_captions[picture].update(scenes.true_captions(row) if isinstance(scenes, ScenePairs) else pair.captions)
-        limit = config.task.captions_per_image or None
-        searched = [(picture, text) for picture, given in enumerate(captions) for text in given[:limit]]
+            true.update(scenes.true_captions(row) if isinstance(scenes, ScenePairs) else pair.captions)
+        self.pictures = [place for place, _, _ in found.values()]
+        limit = task.captions_per_image or None
+        searched = [(picture, text) for picture, (_, given, _) in enumerate(found.values()) for text in given[:limit]]
         self.texts = list(dict.fromkeys(text for _, text in searched))
         self.ids = [self.tokens(text) for text in self.texts]
         index_of = {text: index for index, text in enumerate(self.texts)}
         self.captions_in: list[tuple[int, ...]]
         self.captions_of: list[tuple[int, ...]]
-        if config.task.merge_captions:
+        if task.merge_captions:
             self.captions = self.texts
             self.captions_in = [(text,) for text in range(len(self.texts))]
-            self.captions_of = [tuple(sorted(index_of[text] for text in true if text in index_of)) for true in true_captions]
+            self.captions_of = [
+                tuple(sorted(index_of[text] for text in true & index_of.keys())) for _, _, true in found.values()
+            ]
         else:
             self.captions = [text for _, text in searched]
             self.captions_in = _grouped([index_of[text] for text in self.captions], len(self.texts))
@@ -143,16 +134,8 @@ class QuestionRows(RowDataset):
 
     def sample(self, row: ImageQuestion, rng: np.random.Generator) -> Sample:
         """Return one question. Raises BadSampleError."""
-        return Sample(
-            batch=batch.QuestionBatch,
-            image=self.picture(row.image, row.where, rng, [row.question, *row.answers]),
-            ids_T=self.tokens(row.question),
-            question=row.question,
-            question_id=row.question_id,
-            answers=row.answers,
-            answer_type=row.answer_type,
-            where=row.where,
-        )
+        image = self.picture(row.image, row.where, rng, [row.question, *row.answers])
+        return Sample.of(batch.QuestionBatch, row, image=image, ids_T=self.tokens(row.question))
 
 
 class StatementRows(RowDataset):
@@ -171,17 +154,8 @@ class StatementRows(RowDataset):
         if self.training and row.label is None:
             raise BadSampleError(row.where, "no label to train on")
         left, right = (self.picture(image, row.where, rng, row.texts) for image in row.images)
-        return Sample(
-            batch=batch.StatementBatch,
-            image=left,
-            right=right,
-            ids_T=self.tokens(row.statement),
-            statement=row.statement,
-            label=row.label,
-            identifier=row.identifier,
-            group=row.group if self.has_groups else "",
-            where=row.where,
-        )
+        ids_T, group = self.tokens(row.statement), row.group if self.has_groups else ""
+        return Sample.of(batch.StatementBatch, row, image=left, right=right, ids_T=ids_T, group=group)
 
 
 class LabelledRows(RowDataset):
@@ -194,7 +168,7 @@ class LabelledRows(RowDataset):
         if self.training and not row.labels:
             raise BadSampleError(row.where, "no label to train on")
         reads: str = self.config.task.reads  # pyright: ignore[reportAttributeAccessIssue]
-        sample = Sample(batch=LABELLED[reads], labels=row.labels, where=row.where)
+        sample = Sample.of(LABELLED[reads], row)
         if reads != "text":
             if row.image is None:
                 raise BadSampleError(row.where, f"no picture, but task.reads is {reads}")

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from eve_vl.config import InputConfig
-from eve_vl.data.batch import Batch, PairBatch, Sample, StatementBatch, padded
+from eve_vl.data.batch import Batch, PairBatch, Sample, StatementBatch, Texts
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
@@ -75,10 +75,8 @@ class Inputs:
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return texts alone: token ids (B, T), int64, and which are padding, bool."""
-        ids_BT, is_padding_BT = padded(
-            [self.tokens(text)[0] for text in texts], self.tokenizer.pad_id, self.config.padded_text_length
-        )
-        return ids_BT.to(self.device), is_padding_BT.to(self.device)
+        batch = self._batch([Sample(batch=Texts, ids_T=self.tokens(text)[0], where="") for text in texts])
+        return batch.ids_BT, batch.is_padding_BT
 
     def pairs(self, images: Sequence[GivenImage], texts: Sequence[str]) -> Batch:
         """Return pairs of a picture and a text."""

@@ -10,10 +10,7 @@ from markupsafe import Markup
 
 from eve_vl.report.html import draw, number
 
-WIDTH, HEIGHT = 380, 212  # about one chart column of the page, so that text keeps its size
-TOP, BOTTOM, RIGHT = 10, 34, 14
 MAX_POINTS = 120  # per line; longer logs are averaged in windows
-MAX_DOTS = 24  # lines of more points than these are drawn without dots
 Points = list[tuple[float, float]]
 Show = Callable[[float], str]
 
@@ -82,12 +79,11 @@ def line_chart(
         title=title,
         note=note,
         frame=frame,
-        x_ticks=[tick for tick in ticks(0, x_end) if tick <= x_end],
-        lines=[(style, points, "ref" not in style) for style, (_, points) in zip(styles, lines, strict=True)],
-        max_dots=MAX_DOTS,
+        x_ticks=ticks(0, x_end),
+        lines=[(style, each.name, points) for style, (each, points) in zip(styles, lines, strict=True)],
+        show=show,
         mark=mark,
         bands=_bands(x_end, [line for line in lines if not (line[0].is_reference and len(line[1]) == 2)], show),
-        legend=[(style, each.name, show(points[-1][1])) for style, (each, points) in zip(styles, lines, strict=True)],
     )
 
 
@@ -104,36 +100,15 @@ def bar_chart(
 
     A value that is not a number draws no bar.
     """
-    levels = [level] if level else []
-    heights = [value for _, values in [*series, *((name, [value]) for name, value in levels)] for value in values]
+    heights = [*(value for _, values in series for value in values), *([level[1]] if level else ())]
     y_ticks = ticks(0, max(filter(math.isfinite, heights), default=1))
     frame = Frame(x_end=len(labels), y_ticks={tick: show(tick) for tick in y_ticks})
     group = (frame.right - frame.left) / len(labels)
     longest = max(map(len, labels), default=0) + 1
     font = min(12.0, group / (0.56 * longest))
     every = 1 if font >= 9 else math.ceil(max(22, 7 * longest) / group)  # smaller letters, else fewer labels
-    width = 0.76 / len(series)
-    return draw(
-        "charts.html",
-        "bars",
-        title=title,
-        frame=frame,
-        bars=[
-            (place, frame.x(index + 0.12 + width * place), frame.y(value), f"{axis} {labels[index]}, {name}: {show(value)}")
-            for index in range(len(labels))
-            for place, (name, values) in enumerate(series)
-            if math.isfinite(value := values[index])
-        ],
-        width=max(group * width - 1, 0.5),
-        labels=[(frame.x(index + 0.5), label) for index, label in enumerate(labels) if index % every == 0],
-        font=font if every == 1 else 12.0,
-        axis=axis,
-        levels=[value for _, value in levels],
-        legend=[
-            *((f"c{place}", name, "") for place, (name, _) in enumerate(series)),
-            *(("ref ref0", name, show(value)) for name, value in levels),
-        ],
-    )
+    values = {"title": title, "labels": labels, "series": series, "level": level, "show": show, "axis": axis}
+    return draw("charts.html", "bars", frame=frame, group=group, every=every, font=font if every == 1 else 12.0, **values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +118,11 @@ class Frame:
     x_end: float
     y_ticks: dict[float, str]
     """Values on the vertical axis as they are written, lowest first."""
-    width: ClassVar[int] = WIDTH
-    height: ClassVar[int] = HEIGHT
-    top: ClassVar[int] = TOP
-    bottom: ClassVar[int] = HEIGHT - BOTTOM
-    right: ClassVar[int] = WIDTH - RIGHT
+    width: ClassVar[int] = 380  # about one chart column of the page, so that text keeps its size
+    height: ClassVar[int] = 212
+    top: ClassVar[int] = 10
+    bottom: ClassVar[int] = 178
+    right: ClassVar[int] = 366
 
     @property
     def left(self) -> int:

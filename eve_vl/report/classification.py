@@ -14,6 +14,7 @@ from eve_vl.data.batch import LabelBatch, Pictures, Texts
 from eve_vl.metrics.classification import confusion
 from eve_vl.report.curves import Loss
 from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, best_choices, pixels_of
+from eve_vl.tasks.classification import Classification
 
 NUM_ROWS = 1000  # of validation data, for the confusion matrix
 NUM_CLASSES = 20  # the most frequent, so that the matrix fits on a page
@@ -23,6 +24,7 @@ NUM_CONFUSED = 8
 class ClassificationReport(ClassifierReport):
     """Accuracy beside that of the most frequent label, and which classes are taken for which."""
 
+    task: Classification
     name = "classification"
     title, template = "Labels", "classification.html"
     rows = "rows"
@@ -33,18 +35,15 @@ class ClassificationReport(ClassifierReport):
 
     def examples(self, batch: LabelBatch) -> Iterator[Example]:
         """Yield the rows with the best labels."""
-        task, names = self.run.task, self.run.task.sizes.labels
-        probability_BC = task.probabilities(task.predict(batch)[0])
+        names, probability_BC = self.task.sizes.labels, self.task.probabilities(self.task.predict(batch)[0])
         for row, given in enumerate(batch.labels):
-
-            def is_right(index: int, given=given) -> bool:
-                return names[index] in given
-
             yield Example(
                 where=batch.where[row],
                 pictures={"picture": pixels_of(batch.images_BCHW[row])} if isinstance(batch, Pictures) else {},
                 text=self.run.tokenizer.decode(batch.ids_BT[row].tolist()) if isinstance(batch, Texts) else "",
-                choices=best_choices(probability_BC[row], NUM_CHOICES, names.__getitem__, is_right),
+                choices=best_choices(
+                    probability_BC[row], NUM_CHOICES, names.__getitem__, lambda c, given=given: names[c] in given
+                ),
                 truth=", ".join(given),
                 kind=given[0] if given else "",
             )
@@ -55,12 +54,10 @@ class ClassificationReport(ClassifierReport):
         if "acc" in measured.values:
             with torch.inference_mode():
                 dataset = self.dataset(min(measured.num_samples, NUM_ROWS), for_evaluation=True)
-                seen = [each for each in self.run.task.examples(self.batches(dataset)) if each.labels]
+                seen = [each for each in self.task.examples(self.batches(dataset)) if each.labels]
             pairs = Counter((each.labels[0], each.label) for each in seen)
             classes = [name for name, _ in Counter(each.labels[0] for each in seen).most_common(NUM_CLASSES)]
             counted = [each for each in seen if each.label in classes]
             counts_CC = confusion([each.label for each in counted], [each.labels[0] for each in counted], classes).tolist()
-            wrong = [(true, guess, count) for (true, guess), count in pairs.most_common() if true != guess]
-            confused = wrong[:NUM_CONFUSED]
-        values = measured.values
-        return self.draw("numbers", values=values, classes=classes, counts=counts_CC, confused=confused)
+            confused = [(true, guess, count) for (true, guess), count in pairs.most_common() if true != guess][:NUM_CONFUSED]
+        return self.draw("numbers", values=measured.values, classes=classes, counts=counts_CC, confused=confused)

@@ -73,9 +73,8 @@ def number(value: float) -> str:
     if abs(value) < 1e-3:
         return scientific(value)
     if abs(value) >= 10_000:
-        for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if abs(value) >= size:
-                return f"{value / size:.3g}{unit}"
+        size, unit = next((size, unit) for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if abs(value) >= size)
+        return f"{value / size:.3g}{unit}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
@@ -96,4 +95,4 @@ TEMPLATES = Environment(
     loader=PackageLoader("eve_vl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 TEMPLATES.filters |= {each.__name__: each for each in (png, counted, percent, number, points, scientific)}
-TEMPLATES.globals |= {each.__name__: each for each in (percent, scientific)}  # how charts write values
+TEMPLATES.globals |= {each.__name__: each for each in (percent, scientific, math.isfinite)} | {"nan": math.nan}

@@ -72,11 +72,7 @@ class MaskedSignalReport(TaskReport):
         Loss(term="mim", validation="mim_mse", title="Masked-pixel loss", note="Mean squared error of the masked patches."),
     )
 
-    @property
-    def task(self) -> MaskedSignalTask[MaskedSignalConfig]:
-        """The task of the run."""
-        assert isinstance(self.run.task, MaskedSignalTask)
-        return self.run.task
+    task: MaskedSignalTask[MaskedSignalConfig]
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the sections of pictures and of captions."""

@@ -21,6 +21,7 @@ VERDICTS = ("false", "true")
 class NLVR2Report(ClassifierReport):
     """Accuracy and consistency beside a coin's."""
 
+    task: NLVR2
     name = "nlvr2"
     title, template = "Statements", "nlvr2.html"
     rows = "statements"
@@ -31,8 +32,7 @@ class NLVR2Report(ClassifierReport):
 
     def examples(self, batch: StatementBatch) -> Iterator[Example]:
         """Yield the statements with the verdict."""
-        assert isinstance(self.run.task, NLVR2)
-        probability_B2 = self.run.task.predict(batch)[0].float().softmax(1)
+        probability_B2 = self.task.predict(batch)[0].float().softmax(1)
         for row, label in enumerate(batch.labels):
             choices = best_choices(probability_B2[row], 2, VERDICTS.__getitem__, lambda verdict, label=label: verdict == label)
             yield Example(

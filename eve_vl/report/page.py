@@ -75,7 +75,7 @@ def run_folder(run: LoadedRun) -> Path:
 
 def _facts(run: LoadedRun, folder: Path, log: Sequence[dict], counts: Sequence[int | None]) -> dict[str, Any]:
     """Return what the top of the page says besides the config. counts: rows of training and of validation data, if known."""
-    config, is_best, inspection = run.config, run.folder.name == BEST, inspect_run(run.folder)
+    config, is_best = run.config, run.folder.name == BEST
     reached = [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)] if is_best else []
     rejected = folder / BAD_SAMPLES
     return {
@@ -83,24 +83,20 @@ def _facts(run: LoadedRun, folder: Path, log: Sequence[dict], counts: Sequence[i
         "is_unfinished": max([run.step, *reached]) < config.train.steps,
         "saved": datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC),
         "duration": _duration(log, config.train.batch_size),
-        "num_total": sum(inspection.parameters.values()),
-        "num_active": inspection.active_parameters,
+        "inspection": inspect_run(run.folder),
         "sources": list(zip(("training data", "validation data"), (config.data.train, config.data.val), counts, strict=True)),
         "rejected": {"file": BAD_SAMPLES, "num": len(rejected.read_text().splitlines())} if rejected.is_file() else None,
     }
 
 
-def _duration(log: Sequence[dict], batch_size: int) -> str:
-    """Return how long the steps in the log took, validation not counted; "" if it does not say."""
+def _duration(log: Sequence[dict], batch_size: int) -> float:
+    """Return how many seconds the steps in the log took, validation not counted; 0 if it does not say."""
     seconds, before = 0.0, 0
     for row in log:
         if row["kind"] == "train" and "samples_per_second" in row:
             seconds += (row["step"] - before) * batch_size / row["samples_per_second"]
             before = row["step"]
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds else ""
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return seconds
 
 
 def config_section(config: Config) -> Section:
@@ -112,16 +108,8 @@ def config_section(config: Config) -> Section:
         defaults, command = to_dict(recipe), command_line(config, recipe)
     except UserError:  # the recipe of another version
         defaults = values
-    tables = {
-        name: [
-            (key, " ".join(map(str, value)) if isinstance(value, list) else value, value != defaults[name].get(key))
-            for key, value in part.items()
-        ]
-        for name, part in values.items()
-        if isinstance(part, dict)
-    }
-    body = draw("run_sections.html", "config", config=config, command=command, is_whole=is_whole, tables=tables)
-    return Section(name="config", title="Config", body=body)
+    shown = {"config": config, "command": command, "is_whole": is_whole, "values": values, "defaults": defaults}
+    return Section(name="config", title="Config", body=draw("run_sections.html", "config", **shown))
 
 
 def recipe_of(config: Config) -> tuple[Config, bool]:

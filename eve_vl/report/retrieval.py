@@ -7,9 +7,9 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,13 +20,11 @@ from eve_vl.data.downstream import SearchSet
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
-from eve_vl.report.html import Section, percent
+from eve_vl.report.html import Section
 from eve_vl.report.task import Measured, TaskReport, pixels_of
 from eve_vl.tasks.retrieval import Index, Retrieval
 
 RECALLS = (1, 5, 10)
-WAYS = {"tr": ("Picture → text", "text", "num_texts"), "ir": ("Text → picture", "picture", "num_images")}
-"""By what their numbers start with: titles, what is found, and the name of how many there are to find."""
 NUM_SEARCHED = 200
 NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
 NUM_HITS = 5
@@ -72,40 +70,17 @@ class RetrievalReport(TaskReport):
     passes = " (pictures alone, texts alone, and matched)"
     num_each = 3
     losses: ClassVar[tuple[Loss, ...]] = CONTRAST_LOSSES
-
-    @property
-    def task(self) -> Retrieval:
-        """The task of the run."""
-        assert isinstance(self.run.task, Retrieval)
-        return self.run.task
+    task: Retrieval
 
     def numbers(self, measured: Measured) -> Markup:
         """Return recalls both ways, with and without re-ranking, beside chance."""
         captions_of = self.dataset(measured.num_samples, for_evaluation=True).captions_of
         texts = Counter(text for row in captions_of for text in row)
         matches = {"tr": [len(row) for row in captions_of if row], "ir": list(texts.values())}
-        ways = [self._way(measured.values, way, counts) for way, counts in matches.items()]
-        return self.draw("numbers", values=measured.values, rerank=self.task.settings.rerank, ways=ways)
-
-    def _way(self, values: Mapping[str, float], way: str, matches: Sequence[int]) -> dict[str, Any]:
-        """Return what is shown of one way. matches: how many each query has."""
-        title, other, num_key = WAYS[way]
-        num, rerank = int(values[num_key]), self.task.settings.rerank
-        chance = [chance_recall(k, num, matches) for k in RECALLS]
-        bars = [("re-ranked" if rerank else "contrast", [values[f"{way}{k}"] for k in RECALLS]), ("chance", chance)]
-        if rerank:
-            bars.insert(1, ("contrast alone", [values[f"{way}{k}_itc_only"] for k in RECALLS]))
-        names, axis = [f"R@{k}" for k in RECALLS], "a match among the first k"
-        chart = bar_chart(f"{title}: recall", names, bars, show=percent, axis=axis)
-        return {
-            "key": f"{way}1",
-            "title": title,
-            "other": other,
-            "num": num,
-            "matches": matches,
-            "chance": chance[0],
-            "chart": chart,
-        }
+        num = {"tr": int(measured.values["num_texts"]), "ir": int(measured.values["num_images"])}
+        chance = {way: [chance_recall(k, num[way], matches[way]) for k in RECALLS] for way in num}
+        shown = {"values": measured.values, "num": num, "matches": matches, "chance": chance}
+        return self.draw("numbers", rerank=self.task.settings.rerank, recalls=RECALLS, bar_chart=bar_chart, **shown)
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and what they find."""

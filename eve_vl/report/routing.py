@@ -69,5 +69,4 @@ def routing_section(routing: Routing, curves: Curves, config: Config, rows: str)
     blocks, charts = expert_blocks(routing, config), routing_charts(routing, config)
     E = routing.shares_ME[0].shape[1] if charts else 1
     values = {"num_rows": routing.num_rows, "rows": rows, "blocks": blocks, "curves": curves, "E": E, "ln_E": math.log(E)}
-    body = draw("routing.html", "routing", charts=charts, **values)
-    return Section(name="routing", title="Routing", body=body)
+    return Section(name="routing", title="Routing", body=draw("routing.html", "routing", charts=charts, **values))

@@ -11,8 +11,8 @@ from typing import Any
 from eve_vl.config import Config
 from eve_vl.errors import UserError
 from eve_vl.loading import load_run, read_config
-from eve_vl.report.charts import Series, bar_chart, constant, line_chart
-from eve_vl.report.curves import points_of
+from eve_vl.report.charts import bar_chart, constant, line_chart
+from eve_vl.report.curves import Curves
 from eve_vl.report.html import Section, document, draw, percent
 from eve_vl.report.page import command_line, write_page
 from eve_vl.report.routing import routing_charts
@@ -41,10 +41,6 @@ class Row:
     """What can be had without the model, of a function that returns numbers of the same split by name."""
 
 
-def _blind(number: Callable[[str], float]) -> float:
-    return number("vqa_acc_blind")
-
-
 def _first_by_chance(way: str) -> Callable[[Callable[[str], float]], float]:
     """Return the chance of a true first hit: linear in the number of matches, so that their average is enough."""
     matches, others = {"tr": ("texts_per_image", "num_texts"), "ir": ("images_per_text", "num_images")}[way]
@@ -53,7 +49,7 @@ def _first_by_chance(way: str) -> Callable[[Callable[[str], float]], float]:
 
 TRUE, ALONE = "first hit is true", "by contrast alone, without re-ranking"
 ROWS = (
-    Row(key="vqa_acc", title="Questions", short="questions", what="answered right", guess=_blind),
+    Row(key="vqa_acc", title="Questions", short="questions", what="answered right", guess=lambda get: get("vqa_acc_blind")),
     Row(key="nlvr2_acc", title="Statements", short="statements", what="about two pictures, judged right", guess=lambda _: 0.5),
     Row(key="retrieval_tr1", title="Picture → caption", short="→ caption", what=TRUE, guess=_first_by_chance("tr")),
     Row(key="retrieval_ir1", title="Caption → picture", short="→ picture", what=TRUE, guess=_first_by_chance("ir")),
@@ -99,9 +95,8 @@ def story_page(folder: Path) -> str:
             sections.append(Section(name=name, title=name, body=draw("story_sections.html", "left_out", error=error)))
     commands = list(_commands(configs.values()))
     sections += [_section("routing", "Routing", charts=routing), _section("commands", "Commands", commands=commands)]
-    first = configs.get(PRETRAIN) or next(iter(configs.values()))
     learnt = {name: config.train for name, config in configs.items() if not name.endswith(SCRATCH)}
-    return document("story.html", sections, config=first, learnt=learnt)
+    return document("story.html", sections, config=next(iter(configs.values())), learnt=learnt)
 
 
 def _section(name: str, title: str, **values: Any) -> Section:
@@ -121,12 +116,8 @@ def results_section(numbers: Mapping[str, float]) -> Section:
     """Return pre-trained against from scratch, a table and bars for each test split. numbers: metrics.json."""
     splits = []
     for suffix, title in zip(SPLITS.values(), SPLIT_TITLES, strict=True):
-        rows = [(row, *arms(row, numbers, suffix)) for row in ROWS if row.key + suffix in numbers]
-        labels, *values = zip(*((row.short, *found) for row, *found in rows if row.short), strict=True) if rows else ([],)
-        bars = list(zip(("pre-trained", "from scratch", "blind or chance"), values, strict=False))
-        chart = bar_chart("Pre-trained against from scratch", labels, bars, show=percent, axis="task") if rows else ""
-        splits.append((title, rows, chart))
-    return _section("results", "Results", splits=splits)
+        splits.append((title, [(row, *arms(row, numbers, suffix)) for row in ROWS if row.key + suffix in numbers]))
+    return _section("results", "Results", splits=splits, bar_chart=bar_chart)
 
 
 def arms(row: Row, numbers: Mapping[str, float], suffix: str) -> tuple[float, float, float]:
@@ -142,12 +133,10 @@ def _learning_section(folder: Path) -> Section:
     """Return the validation curves of both arms of each task in one chart."""
     charts, absent = [], []
     for name, title, keys in CURVES:
-        runs = [(folder / name, "pre-trained"), (folder / (name + SCRATCH), "from scratch")]
-        absent += [run.name for run, _ in runs if not run.is_dir()]
-        logs = [(read_log(run), arm) for run, arm in runs]
-        series = [
-            Series(name=f"{way}{arm}", points=points_of(log, "val", key)) for log, arm in logs for key, way in keys.items()
-        ]
+        runs = {"pre-trained": folder / name, "from scratch": folder / (name + SCRATCH)}
+        absent += [run.name for run in runs.values() if not run.is_dir()]
+        logs = {arm: Curves(log=read_log(run), step=0) for arm, run in runs.items()}
+        series = [log.val(key, way + arm) for arm, log in logs.items() for key, way in keys.items()]
         last = max((x for each in series for x, _ in each.points), default=0)
         chance = [constant("chance", 0.5, int(last))] if name == "nlvr2" else []
         note = "Validation; higher is better."

@@ -17,6 +17,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from eve_vl.config import kinds_of
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source, usable_rows
@@ -62,13 +63,16 @@ class TaskReport:
     num_each: ClassVar[int] = 6
     """Examples of a kind that the page shows."""
 
+    task: Any
+    """Of the run."""
+
     def __init__(self, run: LoadedRun):
-        self.run = run
+        self.run, self.task = run, run.task
 
     @cached_property
     def sources(self) -> tuple[list[Source[Any]], list[Source[Any]]]:
         """The run's training and validation sources. Raises UserError if they cannot be read."""
-        return open_train_and_val(self.run.config, self.run.task.kind(self.run.config))
+        return open_train_and_val(self.run.config, self.task.kind(self.run.config))
 
     def dataset(self, num_samples: int, *, for_evaluation: bool = False) -> Any:
         """Return at most num_samples rows of validation data, spread evenly, unchanged; in the form that training takes, or
@@ -77,12 +81,12 @@ class TaskReport:
         data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
         config = dataclasses.replace(run.config, data=data)
         if for_evaluation:
-            return run.task.eval_dataset(val, config, run.tokenizer)
-        return run.task.dataset(val, config, run.tokenizer, training=False)
+            return self.task.eval_dataset(val, config, run.tokenizer)
+        return self.task.dataset(val, config, run.tokenizer, training=False)
 
     def batches(self, dataset: Any) -> Iterator[Any]:
         """Yield the batches of a dataset on the run's device."""
-        device = next(self.run.task.parameters()).device
+        device = next(self.task.parameters()).device
         for batch in eval_loader(dataset, batch_size=BATCH, rank=0, world=1):
             yield batch.to(device)
 
@@ -134,7 +138,7 @@ class TaskReport:
     def routing(self) -> Routing:
         """Return what the routers choose."""
         try:
-            return routing_of(self.run.task, self.batches(self.dataset(NUM_SEEN)))
+            return routing_of(self.task, self.batches(self.dataset(NUM_SEEN)))
         except NotImplementedError:  # own code need not say what its routers do
             return Routing(shares_ME=(), num_rows=0)
 
@@ -145,13 +149,7 @@ def task_report(run: LoadedRun) -> TaskReport:
     name = run.config.task.name
     if importlib.util.find_spec(module := f"{__package__}.{name}") is not None:
         importlib.import_module(module)
-    return next((kind for kind in _subclasses(TaskReport) if vars(kind).get("name") == name), TaskReport)(run)
-
-
-def _subclasses(base: type[TaskReport]) -> Iterator[type[TaskReport]]:
-    for kind in base.__subclasses__():
-        yield kind
-        yield from _subclasses(kind)
+    return kinds_of(TaskReport).get(name, TaskReport)(run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,13 +191,10 @@ class ClassifierReport(TaskReport):
         verdicts = {"Right": True, "Wrong": False}
         if all(example.is_right is None for example in seen):
             verdicts, num_each = {"Truth kept back": None}, 2 * num_each
-        shown = {
-            heading: [
-                (example, self._pictures(example))
-                for example in in_turns([example for example in seen if example.is_right is verdict])[:num_each]
-            ]
-            for heading, verdict in verdicts.items()
-        }
+        shown = {}
+        for heading, verdict in verdicts.items():
+            chosen = in_turns([example for example in seen if example.is_right is verdict])[:num_each]
+            shown[heading] = [(example, self._pictures(example)) for example in chosen]
         num_right = sum(example.is_right is True for example in seen)
         body = draw("examples.html", "examples", report=self, shown=shown, num_seen=len(seen), num_right=num_right)
         return [Section(name=self.name, title=self.title, body=body)]

@@ -4,7 +4,7 @@ Letters: B batch, A answers.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from markupsafe import Markup
 
@@ -12,16 +12,14 @@ from eve_vl.data.batch import QuestionBatch
 from eve_vl.metrics import vqa as metrics
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
-from eve_vl.report.html import percent
 from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, best_choices, pixels_of
 from eve_vl.tasks.vqa import VQA, training_questions
-
-NAN = float("nan")
 
 
 class VQAReport(ClassifierReport):
     """Accuracy beside what the words of a question give away."""
 
+    task: VQA
     name = "vqa"
     title, template = "Questions", "vqa.html"
     rows = "questions"
@@ -32,8 +30,7 @@ class VQAReport(ClassifierReport):
 
     def examples(self, batch: QuestionBatch) -> Iterator[Example]:
         """Yield the questions with the best answers."""
-        task = cast(VQA, self.run.task)
-        labels, probability_BA = task.answers, task.predict(batch)[0].float().sigmoid()
+        labels, probability_BA = self.task.answers, self.task.predict(batch)[0].float().sigmoid()
         for row, given in enumerate(batch.answers):
 
             def is_right(index: int, given=given) -> bool:
@@ -52,12 +49,7 @@ class VQAReport(ClassifierReport):
         """Return accuracy, over all and by type of answer."""
         values = measured.values
         blind = self.blind(measured.num_samples) if "vqa_acc" in values else {}
-        names = [name for name in values if name.startswith("vqa_acc/")]
-        bars = [("model", [values[name] for name in names]), ("blind", [blind.get(name, NAN) for name in names])]
-        types = [name.partition("/")[2] for name in names]
-        bars = bars if blind else bars[:1]
-        chart = bar_chart("Accuracy by answer type", types, bars, show=percent, axis="answer type") if names else ""
-        return self.draw("numbers", values=values, blind=blind, chart=chart)
+        return self.draw("numbers", values=values, blind=blind, bar_chart=bar_chart)
 
     def blind(self, num_samples: int) -> dict[str, float]:
         """Return what answers from the question's words alone come to, by the names of the metrics, and `majority`; empty if

@@ -126,10 +126,8 @@ class LabelColumns(RowColumns):
         if columns.required:
             return columns
         usual = ", ".join(cls.USUAL["image"] + cls.USUAL["text"])
-        raise UserError(
-            f"{table.path}: none of its columns is a usual one of pictures or texts ({usual}). Its columns: "
-            f"{', '.join(table.names)}. Name one with --data.image-column or --data.text-column"
-        )
+        problem = f"none of its columns is a usual one of pictures or texts ({usual})"
+        raise table.lacks(problem, "Name one with --data.image-column or --data.text-column")
 
     @classmethod
     def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
@@ -193,10 +191,8 @@ class StatementColumns(RowColumns):
         if columns is not None:
             return columns
         pairs = ", ".join("/".join(pair) for pair in PAIR_COLUMNS)
-        raise UserError(
-            f"{table.path}: none of its columns is a usual column of two pictures ({LIST_COLUMN}; {pairs}). Its columns: "
-            f"{', '.join(table.names)}. Name them with --data.image-column: LIST or LEFT,RIGHT"
-        )
+        problem = f"none of its columns is a usual column of two pictures ({LIST_COLUMN}; {pairs})"
+        raise table.lacks(problem, "Name them with --data.image-column: LIST or LEFT,RIGHT")
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImagesStatement:
         """Return a statement; its identifier is the row number if the table has none. Raises BadSampleError."""

@@ -30,20 +30,17 @@ class ParquetTable(Table):
         """Read the footers of `paths`. Raises UserError if there are no rows or pyarrow is missing."""
         self.path, self._paths = paths[0], list(paths)
         self._has_image_root = has_image_root
-        files, groups, starts, num_rows = [], [], [], 0
-        self._schemas = []
+        blocks, sizes, self._schemas = [], [], []
         for file, path in enumerate(self._paths):
             footer = _open(path)
             self._schemas.append(footer.schema_arrow)
             for group in range(footer.metadata.num_row_groups):
-                files.append(file)
-                groups.append(group)
-                starts.append(num_rows)
-                num_rows += footer.metadata.row_group(group).num_rows
-        if not num_rows:
+                blocks.append((file, group))
+                sizes.append(footer.metadata.row_group(group).num_rows)
+        self._starts = np.cumsum([0, *sizes])  # of row groups, over all files
+        if not len(self):
             raise UserError(f"{paths[0]}: the table has no rows")
-        self._files, self._groups = np.array(files), np.array(groups)
-        self._starts = np.array([*starts, num_rows])  # of row groups, over all files
+        self._files, self._groups = np.array(blocks).T
         self._cache: OrderedDict[int, pyarrow.Table] = OrderedDict()
         self.names = self._schemas[0].names
 

@@ -12,14 +12,8 @@ from eve_vl.errors import UserError, did_you_mean
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".tar": "webdataset",
-    ".txt": "text",
+SUFFIXES = {".ndjson": "jsonl", ".tar": "webdataset", ".txt": "text"} | {
+    f".{form}": form for form in ("jsonl", "csv", "tsv", "parquet")
 }
 MAX_SHARDS = 1_000_000
 
@@ -39,7 +33,7 @@ def parse_spec(spec: AnyPath) -> Spec:
     """Return the parts of a source's name, paths made absolute. A path that exists as it stands is one path."""
     text = os.fspath(spec)
     path = absolute(Path(text))
-    if not _exists(path):
+    if not os.path.exists(path):  # noqa: PTH110 (of a name too long or a folder that may not be entered opening speaks)
         if parts := re.fullmatch(r"(.+?\.json)\+(.+)", text):
             return Spec(path=absolute(Path(parts[1])), second=absolute(Path(parts[2])))
         if parts := re.fullmatch(r"(.+?\.json)#([^#/]*)", text):
@@ -61,13 +55,6 @@ def absolute(path: Path) -> Path:
     if ".." not in path.parts:
         return path
     return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long, a folder that may not be entered; said when it is opened
-        return False
 
 
 def image_root(folder: AnyPath) -> Path:
@@ -162,11 +149,8 @@ def shards(paths: list[Path], form: str) -> list[Path]:
     """Return the files of a sharded format: those given, or all in the folder given, by name. Raises UserError."""
     files = []
     for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == SHARDED[form])
+        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() == SHARDED[form]) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: no {SHARDED[form]} files in this folder")
-        files.extend(inside)
+        files += inside
     return files

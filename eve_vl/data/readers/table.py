@@ -140,8 +140,11 @@ class Table(ABC):
         else:
             hint = did_you_mean(given, self.names)
             problem = f"it has no column {given!r}" + (f" ({hint})" if hint else "")
-        columns = ", ".join(self.names)
-        raise UserError(f"{self.path}: {problem}. Its columns: {columns}. Name one with --data.{option}-column")
+        raise self.lacks(problem, f"Name one with --data.{option}-column")
+
+    def lacks(self, problem: str, advice: str) -> UserError:
+        """Return the error of a table without a column that is needed; it lists what there is."""
+        return UserError(f"{self.path}: {problem}. Its columns: {', '.join(self.names)}. {advice}")
 
 
 class TableSource:

@@ -89,11 +89,8 @@ def _count_all(rng: Random, split: str) -> QuestionDraft:
     return "how many shapes are there", NUMBERS[count], Draft(num_shapes=count)
 
 
-_COUNTED = (
-    *(Trait(kind=kind) for kind in world.KINDS),
-    *(Trait(color=color) for color in world.COLORS),
-    *(Trait(size=size) for size in world.SIZES),
-)
+_COMPARED = (tuple(Trait(kind=kind) for kind in world.KINDS), tuple(Trait(color=color) for color in world.COLORS))
+_COUNTED = (*_COMPARED[0], *_COMPARED[1], *(Trait(size=size) for size in world.SIZES))
 
 
 # Existence
@@ -213,7 +210,6 @@ def _is_same_color(rng: Random, split: str) -> QuestionDraft:
     return question, answer, Draft(wanted, [Trait(first), Trait(second)])
 
 
-_COMPARED = (tuple(Trait(kind=kind) for kind in world.KINDS), tuple(Trait(color=color) for color in world.COLORS))
 _UNEQUAL_COUNTS = ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1))
 _EQUAL_COUNTS = ((0, 0), (1, 1), (2, 2))
 

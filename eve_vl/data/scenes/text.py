@@ -94,18 +94,15 @@ def _that_count(scene: Scene) -> Iterator[str]:
 
 def _that_compare_places(scene: Scene) -> Iterator[str]:
     columns, rows = _in_line(scene, "column"), _in_line(scene, "row")
-    if columns:
-        yield f"left to right {' then '.join(map(_full, columns))}"
-    if rows:
-        yield f"top down {' then '.join(map(_full, rows))}"
-    if columns:
-        yield f"{' left of '.join(map(_short, columns))} on {scene.background}"
-    if rows:
-        yield f"{' above '.join(map(_short, rows))} on {scene.background}"
-    if ends := _outermost(scene, "column"):
-        yield f"leftmost {_full(ends[0])} and rightmost {_full(ends[1])}"
-    if ends := _outermost(scene, "row"):
-        yield f"highest is {_full(ends[0])} and lowest is {_full(ends[1])}"
+    for shapes, direction in ((columns, "left to right"), (rows, "top down")):
+        if shapes:
+            yield f"{direction} {' then '.join(map(_full, shapes))}"
+    for shapes, relation in ((columns, " left of "), (rows, " above ")):
+        if shapes:
+            yield f"{relation.join(map(_short, shapes))} on {scene.background}"
+    for side, first, last in (("column", "leftmost", "rightmost"), ("row", "highest is", "lowest is")):
+        if ends := _outermost(scene, side):
+            yield f"{first} {_full(ends[0])} and {last} {_full(ends[1])}"
 
 
 def _in_line(scene: Scene, side: str) -> list[Shape]:
