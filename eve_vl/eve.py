@@ -48,7 +48,7 @@ class Eve:
         """
         if device not in ("auto", "cpu", "cuda"):
             raise UserError(f"device {device!r} is not one of auto, cpu, cuda")
-        return cls(load_run(Path(path).expanduser(), pick_device(device)))
+        return cls(load_run(Path(path).expanduser(), pick_device(device), check=False))
 
     @property
     def calls(self) -> tuple[str, ...]:

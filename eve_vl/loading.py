@@ -36,9 +36,14 @@ class LoadedRun:
         return self.task.calls(self.task, Inputs(self.config.input, self.tokenizer, device))
 
 
-def load_run(path: Path, device: torch.device | None = None) -> LoadedRun:
-    """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode. Raises UserError."""
+def load_run(path: Path, device: torch.device | None = None, *, check: bool = True) -> LoadedRun:
+    """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode.
+
+    check: compare all files with their checksums, which takes longer than reading them. Raises UserError.
+    """
     folder = checkpoint.chosen_checkpoint(path)
+    if check:
+        checkpoint.verify(folder)
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     with torch.device("meta"):  # initial values would take longer than reading the file
@@ -74,9 +79,12 @@ def read_config(folder: Path) -> Config:
     return config_from_dict(values, str(path))
 
 
-def settings_folder(init: Path, scratch: bool) -> Path:
+def settings_folder(init: Path, scratch: bool, out: Path) -> Path:
     """Return where config and tokenizer of an --init run lie: its chosen checkpoint, or, if its weights are not wanted, the
-    run folder itself, which has them from its first minute. Raises UserError."""
+    run folder itself, which has them from its first minute; or `out`, which needs nothing of it once it can go on itself.
+    Raises UserError."""
+    if checkpoint.checkpoint_folders(out):
+        return out
     if scratch and all((init / name).is_file() for name in ("config.json", "tokenizer.json")):
         return init
     return checkpoint.chosen_checkpoint(init)

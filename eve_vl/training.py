@@ -15,6 +15,7 @@ from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
+from eve_vl.evaluation import EVAL_BATCH
 from eve_vl.files import write_file
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.model.transfer import parts, transfer
@@ -28,7 +29,6 @@ from eve_vl.train.log import BAD_SAMPLES, BadSamples
 from eve_vl.train.trainer import Trainer
 
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
-EVAL_BATCH = 64
 ROWS_PROBED = 100
 MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
 OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
@@ -89,11 +89,13 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
-    notes, new = [*prepared.notes, *_data_notes(config)], []
-    if config.init is not None:
+    notes, new = list(prepared.notes), []
+    if is_going_on:
+        new = checkpoint.read_state(checkpoint.checkpoint_folders(config.out)[-1]).get("new")
+    if config.init is not None and (not is_going_on or new is None):  # older checkpoints do not say what was new
         new, note = start_from(config, task)
-        notes.append(note)
-    trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new, notes=notes)
+        notes += [*_data_notes(config), note]
+    trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
         (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
@@ -113,9 +115,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
 
 def _data_notes(config: Config) -> list[str]:
     """Say so if a run that starts from the user's own data trains on built-in data instead."""
-    if config.init is None:
-        return []
-    before = read_config(settings_folder(config.init, config.scratch)).data.train
+    assert config.init is not None
+    before = read_config(settings_folder(config.init, config.scratch, config.out)).data.train
     if any(map(generated, before)) or not all(map(generated, config.data.train)):
         return []
     return [
@@ -209,7 +210,7 @@ def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenize
     if checkpoint.checkpoint_folders(config.out):
         return Tokenizer.load(config.out / "tokenizer.json")
     if config.init is not None:
-        return Tokenizer.load(settings_folder(config.init, config.scratch) / "tokenizer.json")
+        return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json")
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
     # one process trains it for all, so that all have the same
@@ -221,7 +222,7 @@ def with_init_tokenizer(config: Config) -> Config:
     """Return the config with the vocabulary that comes along from an --init run. Raises UserError."""
     if config.init is None:
         return config
-    vocab_size = read_config(settings_folder(config.init, config.scratch)).tokenizer.vocab_size
+    vocab_size = read_config(settings_folder(config.init, config.scratch, config.out)).tokenizer.vocab_size
     return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=vocab_size))
 
 

@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from eve_vl.cli import main
 
 torch.set_num_threads(1)  # two threads stall on shared cores
 os.environ["OMP_NUM_THREADS"] = "1"
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored, here and in what tests start
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
 
 Completed = subprocess.CompletedProcess[str]

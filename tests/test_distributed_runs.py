@@ -57,3 +57,10 @@ def test_many_small_updates_give_the_true_average(folder: Path):
     for rank in range(2):
         found = load_file(folder / f"updates_{rank}.safetensors")
         torch.testing.assert_close(found, {"mean": torch.tensor([5.0]), "var": torch.tensor([2.0])}, rtol=1e-5, atol=0)
+
+
+def test_a_step_may_leave_parameters_without_a_gradient(folder: Path):
+    one, two = (load_file(folder / f"texts_{rank}.safetensors") for rank in range(2))
+    assert any(one[name].any() for name in one if "text" in name)
+    for name, gradient in one.items():
+        assert torch.equal(gradient, two[name]), name

@@ -1,6 +1,7 @@
 """The real command line on CPU: pre-train → fine-tune for each task → evaluate."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,26 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Pat
     (note,) = rows(tmp_path / "fourth", "note")
     assert note["text"] == f"weights from {tmp_path}/first/best; new, at 3 × the learning rate: answer_head"
     assert json.loads((tmp_path / "fourth/answers.json").read_text()) == answers[::-1]
+
+
+def test_a_run_goes_on_as_it_began_without_the_run_it_started_from(eve, pretrained, tmp_path: Path):
+    """Neither the shape of the model nor which parameters are new, and learn faster, is asked of --init again."""
+    shutil.copytree(pretrained, tmp_path / "init")
+    command = ("finetune", "scenes_vqa", "--init", "init", "--out", "run", *SHORT)
+    assert eve(*command).returncode == 0
+    end = tmp_path / "run/checkpoints/step_00000004"
+    expected = load_file(end / "model.safetensors")
+    with (tmp_path / "init/checkpoints/step_00000004/model.safetensors").open("r+b") as weights:
+        weights.seek(-3, 2)
+        weights.write(b"xyz")
+    for damaged in (("evaluate", "masked_signal", "init"), (*command[: -len(SHORT)], "--out", "other")):
+        assert "model.safetensors is not what was written, by its checksum" in complaint(eve(*damaged))
+    for folder in (end, tmp_path / "run/best", tmp_path / "init"):
+        shutil.rmtree(folder)
+    done = eve(*command)
+    assert done.returncode == 0, done.stderr
+    assert "going on from step 2" in done.stdout + done.stderr
+    assert all(map(torch.equal, load_file(end / "model.safetensors").values(), expected.values()))
 
 
 def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_path: Path):

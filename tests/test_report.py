@@ -275,6 +275,13 @@ def test_parts_that_a_run_lacks(tmp_path: Path, tokenizer: Path, part, there, mi
     assert page.ids == ["numbers", "curves", "pictures", "captions", "routing", "config"]
 
 
+@pytest.mark.parametrize(("rows", "other", "number"), [("pictures", "mlm", "mim_mse"), ("texts", "mim", "mlm_acc")])
+def test_rows_alone_have_a_page(tmp_path: Path, tokenizer: Path, rows, other, number):
+    page = Page(trained(tiny(tmp_path / "run", tokenizer, data={"rows": rows}, task={f"{other}_weight": 0.0})))
+    assert number in page.text and "wrong" not in page.text.partition("eve pretrain tiny")[0]
+    assert page.ids == ["numbers", "curves", "routing", "config"]
+
+
 def test_partners_told_apart(tmp_path: Path, tokenizer: Path):
     task = ContrastMatchConfig(mlm_weight=0.0)
     page = Page(trained(tiny(tmp_path / "run", tokenizer, task=task)))

@@ -107,11 +107,14 @@ def test_classes_are_those_of_the_rows_and_stay_when_a_run_goes_on(tmp_path):
     assert Classification.prepare(listed, [rows(7)], None).labels == ("red", "green", "blue")
 
 
-def test_labels_that_do_not_fit_are_told_in_one_line():
+def test_labels_that_do_not_fit_are_told_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"1 different labels, expected 2 to 10000; name their column with --data.label-column"):
         Classification.prepare(config_of(), [rows(1)], None)
     with pytest.raises(UserError, match=r"a row has 2 labels; give --task.several"):
         Classification.prepare(config_of(), [rows(6, several=True)], None)
+    (tmp_path / "classes.txt").write_text("reed\ngreen\nblue\n")
+    with pytest.raises(UserError, match=r"1 labels are not in .*classes.txt, such as 'red'; did you mean 'reed'\?"):
+        Classification.prepare(config_of(classes=tmp_path / "classes.txt"), [rows(7)], None)
     batch = replace(batch_of(config_of(), 3), labels=(("red",), ("reed",), ("blue",)))
     with pytest.raises(UserError, match=r"^rows:1: the label 'reed'; did you mean 'red'\?"):
         build(config_of())(batch)

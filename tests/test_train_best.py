@@ -86,6 +86,20 @@ def test_the_first_of_the_highest_numbers_is_kept(tmp_path: Path):
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
 
 
+class Unusable(Guess):
+    """Its validation data holds a row that cannot be used."""
+
+    def evaluate(self, loader: Iterable[Numbers]) -> dict[str, float]:
+        raise UserError("a row to evaluate on cannot be used")
+
+
+def test_a_bad_row_of_validation_loses_no_step(tmp_path: Path):
+    config = replace(CONFIG, val_every=3, save_every=8)
+    with pytest.raises(UserError, match="cannot be used"):
+        train(tmp_path / "run", Unusable([]), config)
+    assert weights(step_folder(tmp_path / "run", 3)).any()
+
+
 def test_a_run_is_read_as_its_best_a_checkpoint_as_itself(tmp_path: Path):
     run = tmp_path / "run"
     train(run, Guess(scored(0.5, 0.4, 0.3, 0.2)))

@@ -14,8 +14,11 @@ import torch
 from safetensors.torch import save_file
 from tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
 from torch import Tensor, nn
+from twins import ListSource, tiny_config
 
 from eve_vl.data.loader import eval_loader
+from eve_vl.data.records import Text
+from eve_vl.tasks import task_class
 from eve_vl.train import distributed
 from eve_vl.train.log import BadSamples
 from eve_vl.train.parallel import parallelize, share_running_averages
@@ -73,6 +76,20 @@ def small_updates() -> dict[str, Tensor]:
     return {"mean": task.get_buffer("norm.running_mean"), "var": task.get_buffer("norm.running_var")}
 
 
+def texts_alone() -> dict[str, Tensor]:
+    """Gradients of two steps on texts, which leave what reads pictures without any."""
+    config = tiny_config(task={"mim_weight": 0.0}, data={"rows": "texts"})
+    task = build(config).train()
+    model = parallelize(task, torch.device("cpu"))
+    rows = [Text(text=text, where=text) for text in ("a red circle", "two blue squares", "a star", "a green ring")]
+    dataset = task_class(type(config.task)).dataset([ListSource(rows)], config, TOKENIZER, training=True)
+    for step in range(2):
+        own = [dataset[(step, 0, row)] for row in range(distributed.rank(), len(rows), distributed.world_size())]
+        (batch,) = task.before_step([dataset.collate(own)])
+        model(batch).loss.backward()
+    return {name: parameter.grad for name, parameter in task.named_parameters() if parameter.grad is not None}
+
+
 def main(folder: Path) -> None:
     """Write what this process found."""
     torch.set_num_threads(1)
@@ -82,6 +99,7 @@ def main(folder: Path) -> None:
     if is_first:
         train(folder / "whole", dies=False)
         save_file(small_updates(), folder / f"updates_{distributed.rank()}.safetensors")
+        save_file(texts_alone(), folder / f"texts_{distributed.rank()}.safetensors")
     train(folder / "killed", dies=is_first)
     distributed.barrier()
     distributed.shutdown()

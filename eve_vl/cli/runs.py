@@ -100,7 +100,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     for number, value in numbers.items():
         say(f"{number:28} {value:.4f}" if isinstance(value, float) else f"{number:28} {value}")
     named, trained = args.data or run.config.data.val, run.config.data.train
-    trained_on = [source for source in named if (source if generated(source) else absolute_spec(source)) in trained]
+    same = {generated(source) or absolute_spec(source) for source in trained}
+    trained_on = [source for source in named if (generated(source) or absolute_spec(source)) in same]
     remarks = [f"{', '.join(trained_on)}: this run was trained on these rows"] if trained_on else []
     for remark in [*remarks, *run.task.remarks(numbers)]:
         say(f"note: {remark}")

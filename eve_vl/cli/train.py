@@ -37,7 +37,9 @@ def run_pretrain(argv: Sequence[str]) -> None:
     if _wants_list(argv, "pretrain", PRETRAIN):
         return
     recipe = get_recipe(argv[0])
-    if not set(HELP) & set(argv[1:]) and (start := _init_config(argv)) is not None:  # the weights fit no other shape
+    if (
+        not set(HELP) & set(argv[1:]) and (start := _init_config(argv, recipe.out)) is not None
+    ):  # the weights fit no other shape
         recipe = replace(recipe, input=start.input, model=start.model)
     _train("pretrain", argv, PRETRAIN[argv[0]].__doc__, recipe)
 
@@ -46,10 +48,11 @@ def run_finetune(argv: Sequence[str]) -> None:
     """Fine-tune for retrieval, VQA or NLVR2: eve finetune RECIPE --init RUN [flags]."""
     if _wants_list(argv, "finetune", FINETUNE):
         return
-    pretrained = _init_config(argv)
+    unstarted = get_finetune_recipe(argv[0], get_recipe("base"))
+    pretrained = _init_config(argv, unstarted.out)
     if pretrained is None and not set(HELP) & set(argv[1:]):
         raise UserError(f"eve finetune {argv[0]} needs --init RUN, the pre-trained run to start from (see --scratch)")
-    config = get_finetune_recipe(argv[0], pretrained or get_recipe("base"))
+    config = unstarted if pretrained is None else get_finetune_recipe(argv[0], pretrained)
     _train("finetune", argv, FINETUNE[argv[0]].__doc__, config)
 
 
@@ -61,16 +64,18 @@ def run_demo(argv: Sequence[str]) -> None:
     say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True, emoji=False))}")
 
 
-def _init_config(argv: Sequence[str]) -> Config | None:
-    """Return the config of the --init run, which must be known before the flags can be parsed; None if none is named."""
+def _init_config(argv: Sequence[str], out: Path) -> Config | None:
+    """Return the config of the --init run, or of the run in --out if that can go on, which must be known before the flags can
+    be parsed; None if no --init is named."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--init", nargs="?", type=Path)
-    init = parser.parse_known_args(argv)[0].init
-    if init is None:
+    parser.add_argument("--out", nargs="?", type=Path, default=out)
+    named = parser.parse_known_args(argv)[0]
+    if named.init is None:
         return None
     from eve_vl.loading import read_config, settings_folder
 
-    return read_config(settings_folder(init.expanduser(), "--scratch" in argv))
+    return read_config(settings_folder(named.init.expanduser(), "--scratch" in argv, (named.out or out).expanduser()))
 
 
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config) -> None:

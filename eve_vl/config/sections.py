@@ -1,5 +1,6 @@
 """What tagged sections share: a run's model and task are each one of several kinds, told apart by their `name`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -19,11 +20,13 @@ class Section:
 Kind = TypeVar("Kind")
 
 
-def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
-    """Return all kinds of a section, or of another class, by name, in the order in which they were defined."""
-    kinds: dict[str, type[Kind]] = {}
+def subclasses(base: type[Kind]) -> Iterator[type[Kind]]:
+    """Yield all subclasses, theirs too, in the order in which they were defined."""
     for kind in base.__subclasses__():
-        if "name" in vars(kind):
-            kinds[vars(kind)["name"]] = kind
-        kinds |= kinds_of(kind)
-    return kinds
+        yield kind
+        yield from subclasses(kind)
+
+
+def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
+    """Return all kinds of a section, or of another class, by name."""
+    return {vars(kind)["name"]: kind for kind in subclasses(base) if "name" in vars(kind)}

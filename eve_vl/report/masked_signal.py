@@ -15,6 +15,7 @@ from torch import Tensor
 from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.loading import LoadedRun
 from eve_vl.model.embed import hide, patchify, to_pictures
 from eve_vl.report.curves import Loss
 from eve_vl.report.html import Choice, Section, draw
@@ -74,8 +75,15 @@ class MaskedSignalReport(TaskReport):
 
     task: MaskedSignalTask[MaskedSignalConfig]
 
+    def __init__(self, run: LoadedRun):
+        super().__init__(run)
+        if self.task.leaves_unused:  # rows without partners have only what any task has
+            self.template, self.rows, self.passes = TaskReport.template, TaskReport.rows, TaskReport.passes
+
     def evidence(self, num_each: int) -> list[Section]:
-        """Return the sections of pictures and of captions."""
+        """Return the sections of pictures and of captions; none of rows without partners."""
+        if self.task.leaves_unused:
+            return []
         pairs = self.pairs(num_each)
         return [
             Section(name=name, title=title, body=draw("masked_signal.html", name, pairs=pairs, settings=self.task.settings))

@@ -51,13 +51,13 @@ class TaskReport:
 
     name: ClassVar[str]
     """Of the task; also the anchor of the section with its examples."""
-    title: ClassVar[str] = "Examples"
+    title: str = "Examples"
     """Of that section."""
-    rows: ClassVar[str] = "rows"
+    rows: str = "rows"
     """What people call its rows."""
-    passes: ClassVar[str] = ""
+    passes: str = ""
     """Words on what the routers are shown of these."""
-    template: ClassVar[str] = "task.html"
+    template: str = "task.html"
     """What shows it: macros `numbers` and `charts`, and those that its sections use."""
     losses: ClassVar[tuple[Loss, ...]] = ()
     num_each: ClassVar[int] = 6

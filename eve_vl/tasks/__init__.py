@@ -2,10 +2,9 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
-from eve_vl.config import TaskConfig
+from eve_vl.config import TaskConfig, subclasses
 from eve_vl.errors import UserError
 from eve_vl.tasks.task import Task
 
@@ -15,13 +14,7 @@ def task_class(section: type[TaskConfig]) -> type[Task[Any]]:
     module = f"{__name__}.{section.name}"
     if importlib.util.find_spec(module) is not None:  # else whoever defined the section has defined the task
         importlib.import_module(module)
-    for task in _subclasses(Task):
+    for task in subclasses(Task):
         if vars(task).get("section") is section:
             return task
     raise UserError(f"no task is there for the section {section.__name__}")
-
-
-def _subclasses(base: type[Task[Any]]) -> Iterator[type[Task[Any]]]:
-    for kind in base.__subclasses__():
-        yield kind
-        yield from _subclasses(kind)

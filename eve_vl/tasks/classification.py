@@ -165,6 +165,11 @@ class Classification(Classifier[ClassificationConfig]):
                 f"data.train {' '.join(config.data.train)}: {len(labels)} different labels, expected 2 to {MAX_CLASSES}; name "
                 "their column with --data.label-column"
             )
+        if config.task.classes is not None and (unknown := set(itertools.chain(*given)) - set(labels)):
+            raise UserError(
+                f"data.train {' '.join(config.data.train)}: {len(unknown)} labels are not in {config.task.classes}, such as "
+                f"{nearest(min(unknown), labels)}"
+            )
         most = max(map(len, given), default=0)
         if most > 1 and not config.task.several:
             raise UserError(

@@ -71,12 +71,10 @@ class Contrast(nn.Module):
 
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses `itc` and, with a matching head, `itm`, of true pairs; scalars for the log; the routers."""
-        with torch.no_grad():
-            self.features.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)
         whole: WholeBatch | None = batch.contrast
         with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
             image, text, image_Bd, text_Bd, routers = self._alone(encoder, batch)
-        temperature, terms = self.features.temperature, {}
+        temperature, terms = self._clamped_temperature(), {}
         if whole is None:
             losses = {"itc": self._contrast(image_Bd, text_Bd, batch.picture_B, temperature)}
         else:
@@ -98,6 +96,10 @@ class Contrast(nn.Module):
         features = self.features.image_features(image_BD), self.features.text_features(text_BD)
         return image, text, *features, [*image_routers, *text_routers]
 
+    @torch.no_grad()
+    def _clamped_temperature(self) -> nn.Parameter:
+        return self.features.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)  # pyright: ignore[reportReturnType]
+
     def _contrast(self, image_Bd: Tensor, text_Bd: Tensor, picture_B: Tensor, temperature: Tensor) -> Tensor:
         """Return the contrastive loss of pairs among those of all processes."""
         is_match_BC = picture_B[:, None] == gather_rows(picture_B)
@@ -114,7 +116,7 @@ class Contrast(nn.Module):
                 rng_states.append(get_rng_state())
                 parts.append(self._alone(encoder, batch)[2:4])
         image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
-        temperature = self.features.temperature.detach().clone().requires_grad_()
+        temperature = self._clamped_temperature().detach().clone().requires_grad_()
         loss = self._contrast(image, text, torch.cat([batch.picture_B for batch in micro_batches]), temperature)
         *by_features, by_temperature = torch.autograd.grad(loss, [image, text, temperature])
         sizes, num = [len(image) for image, _ in parts], len(micro_batches)

@@ -66,7 +66,7 @@ class Trainer:
         notes: Sequence[str] = (),
     ):
         """texts: files that go into every checkpoint. new: parameters to train with new_lr_multiplier. notes: for the log."""
-        self.config, self.run, self.device, self.texts, self.notes = config, run, device, texts, notes
+        self.config, self.run, self.device, self.texts, self.notes, self.new = config, run, device, texts, notes, sorted(new)
         self.task: Any = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
         self.frozen_averages = freeze(self.task, config.freeze)
@@ -110,6 +110,7 @@ class Trainer:
                 state={
                     "step": self.step,
                     "samples_consumed": self.samples_consumed,
+                    "new": self.new,
                     "num_processes": distributed.world_size(),
                     "torch": torch.__version__,
                 },
@@ -174,7 +175,12 @@ class Trainer:
         return self.step % every == 0 or self.step == self.config.steps
 
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
-        numbers = self.evaluate(val_loader)
+        try:
+            numbers = self.evaluate(val_loader)
+        except UserError:
+            if distributed.world_size() == 1:  # of several processes, those that met no bad row are not here
+                self.save()
+            raise
         self._keep_best(numbers)
         if self.step == self.config.steps and hasattr(self.task, "remarks"):
             for remark in self.task.remarks(numbers):
