@@ -25,7 +25,6 @@ from torch import Tensor  # noqa: E402
 from eve_vl.config import RetrievalConfig  # noqa: E402
 from eve_vl.data.batch import normalize  # noqa: E402
 from eve_vl.data.loader import eval_loader, open_sources  # noqa: E402
-from eve_vl.evaluation import EVAL_BATCH  # noqa: E402
 from eve_vl.loading import build_task, load_run  # noqa: E402
 from eve_vl.metrics import retrieval as metrics  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
@@ -80,7 +79,7 @@ def main() -> None:
     tokenizer = loaded.tokenizer if loaded else train_tokenizer(["scenes:test"], config.data, 512)
     task = (loaded.task if loaded else build_task(config, tokenizer)).eval()
     assert isinstance(task, Retrieval)
-    loader = eval_loader(task.eval_dataset(sources, config, tokenizer), batch_size=EVAL_BATCH, rank=0, world=1)
+    loader = eval_loader(task.eval_dataset(sources, config, tokenizer), rank=0, world=1)
     index = task.index(loader)
     texts_IK = metrics.rank_from_features(index.image_Id, index.caption_Td, args.k)
     images_TK = metrics.rank_from_features(index.caption_Td, index.image_Id, args.k)

@@ -1,7 +1,8 @@
 """The errors that are meant for people. Everything else that is raised is a bug and keeps its traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
 
 
 class UserError(ValueError):
@@ -31,3 +32,13 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return `did you mean 'x'?` for the closest of the known names, or nothing if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f"did you mean {close[0]!r}?" if close else ""
+
+
+def matching(pattern: str, names: Collection[str], flag: str) -> list[str]:
+    """Return the parameters' names that a flag's pattern matches. Raises UserError if there are none."""
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if not found:
+        known = {f"{name[:dot]}.*" for name in names for dot, letter in enumerate(name) if letter == "."}
+        near = difflib.get_close_matches(pattern, sorted({*names, *known}), n=3, cutoff=0)
+        raise UserError(f"{flag}: {pattern!r} matches no parameter; the nearest: {', '.join(map(repr, near))}")
+    return found

@@ -15,8 +15,6 @@ from eve_vl.files import write_file
 from eve_vl.loading import LoadedRun
 from eve_vl.train.trainer import evaluation_batches
 
-EVAL_BATCH = 64
-
 
 def evaluate_run(
     run: LoadedRun,
@@ -44,7 +42,7 @@ def evaluate_run(
         raise UserError(f"--predictions: the server wants all {num_rows} rows, but --samples is {num_samples}; leave it out")
     dataset = task.eval_dataset(sources, config, run.tokenizer)
     task.check_flags(flags, dataset)
-    loader = eval_loader(dataset, batch_size=EVAL_BATCH, rank=0, world=1)
+    loader = eval_loader(dataset, rank=0, world=1)
     device = next(task.parameters()).device
     with evaluation_batches(task, loader, device, torch.float32) as batches:
         evaluated = task.evaluated(batches)

@@ -15,7 +15,6 @@ from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
-from eve_vl.evaluation import EVAL_BATCH
 from eve_vl.files import write_file
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.model.transfer import parts, transfer
@@ -76,8 +75,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     sources, val_sources = open_train_and_val(config, kind.kind(config))
     tokenizer = obtain_tokenizer(config, sources)
     require_truth(config, val_sources)
-    is_going_on = bool(checkpoint.checkpoint_folders(config.out))
-    prepared = kind.prepare(config, sources, read_labels(config.out, config) if is_going_on else None)
+    folders = checkpoint.checkpoint_folders(config.out)
+    prepared = kind.prepare(config, sources, read_labels(config.out, config) if folders else None)
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
     if kind.labels_file is not None:
         texts[kind.labels_file] = json.dumps(prepared.labels, indent=1)
@@ -89,10 +88,9 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
-    notes, new = list(prepared.notes), []
-    if is_going_on:
-        new = checkpoint.read_state(checkpoint.checkpoint_folders(config.out)[-1]).get("new")
-    if config.init is not None and (not is_going_on or new is None):  # older checkpoints do not say what was new
+    notes = list(prepared.notes)
+    new = checkpoint.read_state(folders[-1]).get("new") if folders else None  # older checkpoints do not say
+    if config.init is not None and new is None:
         new, note = start_from(config, task)
         notes += [*_data_notes(config), note]
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes)
@@ -103,7 +101,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
-    val_loader = eval_loader(val_dataset, batch_size=EVAL_BATCH, rank=rank, world=world)
+    val_loader = eval_loader(val_dataset, rank=rank, world=world)
     bad_samples = BadSamples(
         config.out,
         num_rows=sum(len(source) for source in prepared.sources),

@@ -1,5 +1,7 @@
 """What tagged sections share: a run's model and task are each one of several kinds, told apart by their `name`."""
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -18,6 +20,12 @@ class Section:
 
 
 Kind = TypeVar("Kind")
+
+
+def define(package: str, name: str) -> None:
+    """Import the file of a package that defines what belongs to a kind; of the user's own kinds there is none."""
+    if importlib.util.find_spec(module := f"{package}.{name}") is not None:
+        importlib.import_module(module)
 
 
 def subclasses(base: type[Kind]) -> Iterator[type[Kind]]:

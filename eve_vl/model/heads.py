@@ -3,6 +3,8 @@
 Letters: B batch, M masked tokens, N all tokens, D width, V vocabulary.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,12 @@ class MLPHead(nn.Sequential):
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
         super().__init__(nn.Linear(in_dim, hidden_dim), nn.LayerNorm(hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim))
+
+    def start_as_one_of_many(self) -> None:
+        """Make each class as likely as it is on average: from one half, the first hundred steps go into unlearning it."""
+        bias = self[-1].bias
+        assert isinstance(bias, nn.Parameter)
+        nn.init.constant_(bias, -math.log(max(len(bias) - 1, 1)))
 
 
 class Standardize(nn.BatchNorm1d):

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eve_vl.errors import UserError, did_you_mean
+from eve_vl.errors import UserError, matching
 
 ENCODER = "encoder."
 
@@ -31,20 +30,13 @@ def transfer(tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Seq
     `where` names the source of `tensors` in messages. Raises UserError, also for a pattern that matches nothing.
     """
     own = task.state_dict()
-    for pattern in may_lack:
-        if not any(fnmatch(name, pattern) for name in own):
-            hint = did_you_mean(pattern, own) or "patterns look like 'encoder.blocks.*.ffn.*'"  # names are too many to list
-            raise UserError(f"init_may_lack: the model has no parameter {pattern!r}; {hint}")
     encoder = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
     encoder, resized = task.encoder.resized(encoder)
     tensors = {**tensors, **{ENCODER + name: tensor for name, tensor in encoder.items()}}
     fitting = {name: tensor for name, tensor in tensors.items() if name in own and tensor.shape == own[name].shape}
-    wrong = [
-        name
-        for name in own.keys() | tensors.keys()
-        if name.startswith(ENCODER) and name not in fitting and not any(fnmatch(name, pattern) for pattern in may_lack)
-    ]
-    if wrong:
+    of_encoder = {name for name in own.keys() | tensors.keys() if name.startswith(ENCODER)}  # heads may always differ
+    may_differ = {name for pattern in may_lack for name in matching(pattern, of_encoder, "init_may_lack")}
+    if wrong := of_encoder - fitting.keys() - may_differ:
         name = min(wrong)
         here = f"{tuple(own[name].shape)} here" if name in own else "missing here"
         there = f"{tuple(tensors[name].shape)} there" if name in tensors else "missing there"

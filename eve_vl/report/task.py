@@ -4,8 +4,6 @@ Letters: B batch, H height, W width.
 """
 
 import dataclasses
-import importlib
-import importlib.util
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.config import kinds_of
+from eve_vl.config import define, kinds_of
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source, usable_rows
@@ -146,9 +144,7 @@ class TaskReport:
 def task_report(run: LoadedRun) -> TaskReport:
     """Return the report of a run's task: the subclass of TaskReport with its name, which `eve_vl.report.<name>` or whoever
     defined the task has defined; else the general one."""
-    name = run.config.task.name
-    if importlib.util.find_spec(module := f"{__package__}.{name}") is not None:
-        importlib.import_module(module)
+    define("eve_vl.report", name := run.config.task.name)
     return kinds_of(TaskReport).get(name, TaskReport)(run)
 
 

@@ -4,7 +4,6 @@ Letters: B batch, C classes, D width.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tyro.conf import Positional
 
@@ -147,10 +146,8 @@ class Classification(Classifier[ClassificationConfig]):
         D = config.model.embed_dim
         self.class_head = MLPHead(D, 2 * D, len(sizes.labels))
         initialize(self, config.model)
-        if several:  # each starts out as likely as one among all, as the answers of VQA do
-            last = self.class_head[-1]
-            assert isinstance(last, nn.Linear)
-            nn.init.constant_(last.bias, -math.log(max(len(sizes.labels) - 1, 1)))
+        if several:
+            self.class_head.start_as_one_of_many()
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:

@@ -4,7 +4,6 @@ Letters: B batch, A answers, D width, T text tokens.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tyro.conf import Positional
 
 from eve_vl import objectives
@@ -146,10 +145,7 @@ class VQA(Classifier[VQAConfig]):
         D = config.model.embed_dim
         self.answer_head = MLPHead(D, 2 * D, len(self.answers))
         initialize(self, config.model)
-        # each answer starts out as likely as it is on average; from one half, the first hundred steps go into unlearning it
-        last = self.answer_head[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.constant_(last.bias, -math.log(max(len(self.answers) - 1, 1)))
+        self.answer_head.start_as_one_of_many()
 
     @classmethod
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:

@@ -1,16 +1,12 @@
 """Stages: which parameters of a task train, and how fast, by patterns of their names, such as `encoder.blocks.0.*`."""
 
-import difflib
 from collections.abc import Collection
-from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl.config import TrainConfig
-from eve_vl.errors import UserError
-
-NUM_NEAREST = 3
+from eve_vl.errors import UserError, matching
 
 
 def freeze(task: nn.Module, patterns: Collection[str]) -> list[nn.Module]:
@@ -20,7 +16,7 @@ def freeze(task: nn.Module, patterns: Collection[str]) -> list[nn.Module]:
     """
     named = dict(task.named_parameters())
     for pattern in patterns:
-        for name in _matching(pattern, named, "train.freeze"):
+        for name in matching(pattern, named, "train.freeze"):
             named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise UserError(f"train.freeze {' '.join(patterns)} leaves no parameter to train; take a pattern out")
@@ -39,16 +35,7 @@ def lr_scales(names: Collection[str], config: TrainConfig, new: Collection[str])
     the names in `new`, new_lr_multiplier. Raises UserError if a pattern matches nothing."""
     scales = {name: config.new_lr_multiplier if name in new else 1.0 for name in names}
     for pattern, factor in config.lr_multipliers:
-        for name in _matching(pattern, names, "train.lr_multipliers"):
+        for name in matching(pattern, names, "train.lr_multipliers"):
             scales[name] *= factor
     # what is equal but for rounding is one group of the optimiser
     return {name: float(f"{scale:.12g}") for name, scale in scales.items()} if config.lr_multipliers else scales
-
-
-def _matching(pattern: str, names: Collection[str], flag: str) -> list[str]:
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
-        known = {f"{name[:dot]}.*" for name in names for dot, letter in enumerate(name) if letter == "."}
-        near = difflib.get_close_matches(pattern, sorted({*names, *known}), NUM_NEAREST, cutoff=0)
-        raise UserError(f"{flag}: {pattern!r} matches no parameter; the nearest: {', '.join(map(repr, near))}")
-    return found
