@@ -1,7 +1,7 @@
 """EVE: one Transformer for images, texts and pairs, pre-trained by masked signal modelling.
 
 from eve_vl import Eve
-eve = Eve.load("runs/vqa/scenes")
+eve = Eve.load("runs/scenes_vqa")
 eve.answer("photo.png", "what color is the star")
 """
 

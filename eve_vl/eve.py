@@ -95,8 +95,8 @@ class Eve:
         if call in self.calls:
             return
         config = self.run.config
-        tasks = [kind for kind in kinds_of(TaskConfig).values() if call in kind.calls]
-        finetuned = [kind.name for kind in tasks if not kind.is_pretraining] or ["vqa"] * (not tasks)  # any head can look
+        tasks = [kind for kind in kinds_of(TaskConfig).values() if call in (*kind.calls, "look")]  # all can look
+        finetuned = [kind.name for kind in tasks if not kind.is_pretraining]
         if (how := self._calls.how_to_get(call)) is None and finetuned:
             small = "demo_" if config.input.image_size < 224 else ""
             start = self.run.folder if config.task.is_pretraining else config.init or "PRETRAINED"

@@ -240,7 +240,7 @@ def test_a_pretrained_run_leaves_its_heads_behind(eve, tmp_path):
     config = tiny_config()
     published.write_run(tmp_path / "run", config, tiny_tokenizer(), build_task(config, tiny_tokenizer()))
     done = eve("convert", "run", "eve.pth")
-    assert done.returncode == 0 and "that the published models have not: pixel_decoder, token_head" in done.stdout
+    assert done.returncode == 0 and "that the published models do not have: pixel_decoder, token_head" in done.stdout
     assert (tmp_path / "run" / "config.json").read_text() == config_to_json(load_run(tmp_path / "run").config)
 
 

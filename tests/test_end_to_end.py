@@ -70,18 +70,23 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
     done = eve(
         *("pretrain", "tiny", "--out", "mine", "--data.train", "folder", "rows.jsonl", "--data.train-weights", 1, 3),
         *("--data.val", "rows.jsonl", "--tokenizer.path", "tok.json", "--train.steps", 4, "--data.num-workers", 1),
+        *("--train.dtype", "float32"),
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine/tokenizer.json").read_text() == (tmp_path / "tok.json").read_text()
-    assert json.loads((tmp_path / "mine/metrics.json").read_text())["mlm_acc"] >= 0
+    metrics = json.loads((tmp_path / "mine/metrics.json").read_text())
+    (logged,) = (row for row in read_log(tmp_path / "mine") if row["kind"] == "val")
+    assert logged == {"kind": "val", "step": 4, **metrics}
 
     for data in (
         (),
         ("--data", "rows.jsonl"),
         ("--data", tmp_path / "rows.jsonl"),
     ):  # it was validated on what it was trained on
-        done = eve("evaluate", "masked_signal", "mine", *data)
+        done = eve("evaluate", "masked_signal", "mine", *data, "--json", "mine.json")
         assert done.returncode == 0, done.stderr
+        again = json.loads((tmp_path / "mine.json").read_text())
+        assert {name: again[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
         assert done.stdout.splitlines()[-1].endswith("rows.jsonl: this run was trained on these rows")
     few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2)
     done = eve("finetune", "demo_nlvr2", "--init", "mine", "--out", "judge", *few)

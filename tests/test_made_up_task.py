@@ -94,4 +94,4 @@ def test_a_task_from_outside_the_package(tmp_path):
     assert_close(np.asarray(session.run(None, {"pixels": given})[0]), expected)
     assert json.loads((tmp_path / "onnx" / "colours.json").read_text()) == list(COLOURS)
 
-    assert "left out 2 that the published models have not: head" in export_published(tmp_path / "run", tmp_path / "eve.pth")
+    assert "left out 2 that the published models do not have: head" in export_published(tmp_path / "run", tmp_path / "eve.pth")

@@ -283,3 +283,18 @@ def test_flops_of_tasks_are_those_that_torch_counts(name, counted):
         found["pass"] = counted(lambda: task.logits(*(given[name] for name in READS[task.settings.reads])))
     assert list(found) == list(task.flops())
     assert found == {part: pytest.approx(flops, rel=0.02) for part, flops in task.flops().items()}
+
+
+@pytest.mark.parametrize(("rows", "off"), [("pairs", "none"), ("pictures", "mlm_weight"), ("texts", "mim_weight")])
+def test_rows_of_one_modality_cost_nothing_for_the_other(rows, off):
+    weights = {"mim_weight": 1.0, "mlm_weight": 1.0} | ({off: 0.0} if off != "none" else {})
+    config = tiny_config(task=MaskedSignalConfig(**weights, **DECODER), data={"rows": rows})
+    task = build_untrained(config, Sizes(vocab_size=VOCAB))
+    assert isinstance(task, MaskedSignalTask)
+    found, num_seen, num_text = task.flops(), 1 + 4, T * (rows != "pictures")  # 0.75 of 16 patches are hidden
+    if rows != "texts":
+        assert found["image pass"] == task.encoder.flops(num_seen, num_text)
+        assert found["pixel decoder"] == task.pixel_decoder.flops(num_seen + num_text, 12)
+    if rows != "pictures":
+        assert found["text pass"] == task.encoder.flops(0 if rows == "texts" else 1 + P, T)
+    assert ("image pass" in found, "text pass" in found) == (rows != "texts", rows != "pictures")

@@ -1,8 +1,9 @@
 """The loop: what a stop keeps, which signals stop it, what a task may do before a step."""
 
+import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,9 +41,15 @@ def stopping(step: int, number: int) -> Iterator[Numbers]:
         yield batch
 
 
-def fit(run: Path, task: nn.Module, batches: Iterator, config: TrainConfig) -> dict[str, float]:
+def interrupted(step: int) -> Iterator[Numbers]:
+    """Batches up to that of a step, which never comes."""
+    yield from itertools.islice(endless(), step - 1)
+    raise KeyboardInterrupt
+
+
+def fit(run: Path, task: nn.Module, batches: Iterator, config: TrainConfig, notes: Sequence[str] = ()) -> dict[str, float]:
     run.mkdir(exist_ok=True)
-    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts={})
+    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts={}, notes=notes)
     trainer.resume()
     return trainer.fit(batches, [], BadSamples(run, num_rows=1, max_share=1, writes=True))
 
@@ -69,6 +76,17 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(tmp_path: Path, number, 
         one, two = (load_file(step_folder(tmp_path / run, 8) / f"{name}.safetensors") for run in ("whole", "stopped"))
         assert one.keys() == two.keys()
         assert all(torch.equal(one[key], two[key]) for key in one if key != "python_gauss"), name
+
+
+def test_a_start_that_came_to_nothing_leaves_no_rows_in_the_log(tmp_path: Path):
+    """Before its first checkpoint: what the next start says, it says once."""
+    run, config = tmp_path / "run", replace(CONFIG, log_every=1, save_every=8, val_every=8)
+    with pytest.raises(KeyboardInterrupt):
+        fit(run, Noisy(), interrupted(3), config, notes=["random weights"])
+    assert [row["kind"] for row in rows(run)] == ["note", "train", "train"]
+    fit(run, Noisy(1), endless(), config, notes=["random weights"])
+    steps = [(row["kind"], row["step"]) for row in rows(run)]
+    assert steps == [("note", 0), *(("train", step) for step in range(1, 9)), ("val", 8)]
 
 
 def test_the_speed_of_a_window_counts_the_time_before_the_stop(tmp_path: Path):

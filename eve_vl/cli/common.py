@@ -42,12 +42,12 @@ class SourceArgs:
     image_column: str | None = None
     """Column of the picture; for statements of both pictures, or LEFT,RIGHT."""
     text_column: str | None = None
-    """Column of the caption or captions, question or statement."""
+    """Column of the caption or captions, question, statement or text."""
     label_column: str | None = None
-    """Column of the answer or answers to a question, or of whether a statement is true."""
+    """Column of the answer or answers to a question, of whether a statement is true, or of the class or classes."""
 
     def open(self, specs: Sequence[str], image_size: int, kind: Any = "captions") -> list[Any]:
-        """Open sources of captions, questions or statements. Raises UserError."""
+        """Open sources of rows of a kind. Raises UserError."""
         from eve_vl.data.loader import open_sources
 
         return open_sources(specs, self.data_config(), image_size, kind)

@@ -45,7 +45,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
 
 
 def run_finetune(argv: Sequence[str]) -> None:
-    """Fine-tune for retrieval, VQA or NLVR2: eve finetune RECIPE --init RUN [flags]."""
+    """Fine-tune for retrieval, VQA, NLVR2 or classification: eve finetune RECIPE --init RUN [flags]."""
     if _wants_list(argv, "finetune", FINETUNE):
         return
     unstarted = get_finetune_recipe(argv[0], get_recipe("base"))

@@ -48,7 +48,7 @@ def import_published(
     image_size: int = 0,
     clean_text: bool = True,
 ) -> str:
-    """Write the run folder of a published checkpoint (tensors by name, from the file `where`), and return words about it.
+    """Write the run folder of a published checkpoint (tensors by name, from the file `where`), and return a summary.
 
     tokenizer: the file that it was trained with. answers: for VQA, its answer list. num_heads: 0: width / 64. text_tokens:
     tokens that texts are padded to. image_size: resize the picture positions to this size; 0: leave them. clean_text: strip
@@ -129,7 +129,7 @@ def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) 
 
 
 def export_published(run: Path, target: Path) -> str:
-    """Write the weights of a run, which must be one of the published kind, under the published names; return words about it.
+    """Write the weights of a run, which must be one of the published kind, under the published names; return a summary.
 
     target: .safetensors, or .pth for a torch file. Raises UserError.
     """
@@ -150,14 +150,14 @@ def export_published(run: Path, target: Path) -> str:
     checkpoint.save_weights(target, published)
     words = f"{len(published)} tensors"
     if left_out:
-        words += f"; left out {len(left_out)} that the published models have not: {parts(left_out)}"
+        words += f"; left out {len(left_out)} that the published models do not have: {parts(left_out)}"
     if config.model.routing == "stable":
         words += "; the published code routes otherwise than this run (on the way back: --routing stable --text-tokens 0)"
     return words
 
 
 def _unpublished(config: Config) -> list[str]:
-    """Return what a run has that the published models have not."""
+    """Return what a run has that the published models lack."""
     model, task = config.model, config.task
     if not isinstance(model, EveModelConfig):
         return [f"model {model.name}"]

@@ -52,7 +52,7 @@ def import_vision(
     num_heads: int = 0,
     seed: int = 0,
 ) -> str:
-    """Write a run folder with an encoder to start pre-training from, and return words about it.
+    """Write a run folder with an encoder to start pre-training from, and return a summary.
 
     architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its authors started from BEiT v2;
     `source` sets them to the source's, so that features are the source's. copy: what gets copies of the image networks,
@@ -88,7 +88,7 @@ def import_vision(
 
 
 RELATIVE_HINT = (
-    "; its attention adds a relative position bias, which EVE's has not (its authors started from BEiT v2 without it): "
+    "; its attention adds a relative position bias, which EVE's does not have (its authors started from BEiT v2 without it): "
     f"--drop {RELATIVE} leaves the bias out, and positions are learnt anew"
 )
 

@@ -70,8 +70,8 @@ class Backbone(nn.Module):
         """
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Return the weights of another such encoder with those resized that depend on the sizes of inputs, and words about
-        it if there are any."""
+        """Return the weights of another such encoder with those resized that depend on the sizes of inputs, and a sentence
+        on what was resized, if anything was."""
         return tensors, None
 
     @property

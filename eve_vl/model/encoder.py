@@ -125,13 +125,13 @@ def block_flops(num_tokens: int, config: EveModelConfig, policy: FFNPolicy) -> f
 
 
 def initialize(module: nn.Module, config: ModelConfig) -> None:
-    """Give every weight its first value; the only place that does.
+    """Give every weight its first value.
 
     | what | value |
     |---|---|
     | linear layers, experts, router, embeddings, [CLS], mask token | normal, std `init_std`, cut at 2 std |
     | positions | normal, std `position_std`, cut at 2 std |
-    | biases (q and v too) | 0; of the answer head's last layer, which VQA sets itself, the log-odds of one answer in A |
+    | biases (q and v too) | 0; VQA and classification set that of the last layer of their heads afterwards |
     | LayerNorm | weight 1, bias 0 |
     | LayerScale | `layer_scale` |
     | temperature | 0.07 |

@@ -45,7 +45,7 @@ class NLVR2Report(ClassifierReport):
             )
 
     def numbers(self, measured: Measured) -> Markup:
-        """Return accuracy and, where whole statements were gone through, consistency, beside what luck comes to."""
+        """Return accuracy and, where whole statements were gone through, consistency, beside what guessing would score."""
         rows = [row for row in self.records(measured.num_samples) if row.label is not None]
         share = sum(row.label for row in rows) / (len(rows) or 1)
         sizes = Counter(row.group for row in rows).values()

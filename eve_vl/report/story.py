@@ -38,7 +38,7 @@ class Row:
     short: str = ""
     """Name under its bars; "": no bars."""
     guess: Callable[[Callable[[str], float]], float]
-    """What can be had without the model, of a function that returns numbers of the same split by name."""
+    """The score that needs no model, computed from a function that returns numbers of the same split by name."""
 
 
 def _first_by_chance(way: str) -> Callable[[Callable[[str], float]], float]:
@@ -56,10 +56,10 @@ ROWS = (
     Row(key="retrieval_tr1_itc_only", title="Picture → caption", what=ALONE, guess=_first_by_chance("tr")),
     Row(key="retrieval_ir1_itc_only", title="Caption → picture", what=ALONE, guess=_first_by_chance("ir")),
 )
-CURVES = (  # run, title, numbers of validation with their names
-    ("vqa", "Questions: accuracy", {"vqa_acc": ""}),
-    ("nlvr2", "Statements: accuracy", {"nlvr2_acc": ""}),
-    ("retrieval", "Search: first hit is true", {"tr1": "→ caption, ", "ir1": "→ picture, "}),
+CURVES = (  # run, title, numbers of validation with their names, what guessing gets where it is the same for all rows
+    ("vqa", "Questions: accuracy", {"vqa_acc": ""}, None),
+    ("nlvr2", "Statements: accuracy", {"nlvr2_acc": ""}, 0.5),
+    ("retrieval", "Search: first hit is true", {"tr1": "→ caption, ", "ir1": "→ picture, "}, None),
 )
 
 
@@ -132,13 +132,13 @@ def arms(row: Row, numbers: Mapping[str, float], suffix: str) -> tuple[float, fl
 def _learning_section(folder: Path) -> Section:
     """Return the validation curves of both arms of each task in one chart."""
     charts, absent = [], []
-    for name, title, keys in CURVES:
+    for name, title, keys, guess in CURVES:
         runs = {"pre-trained": folder / name, "from scratch": folder / (name + SCRATCH)}
         absent += [run.name for run in runs.values() if not run.is_dir()]
         logs = {arm: Curves(log=read_log(run), step=0) for arm, run in runs.items()}
         series = [log.val(key, way + arm) for arm, log in logs.items() for key, way in keys.items()]
         last = max((x for each in series for x, _ in each.points), default=0)
-        chance = [constant("chance", 0.5, int(last))] if name == "nlvr2" else []
+        chance = [constant("chance", guess, int(last))] if guess is not None else []
         note = "Validation; higher is better."
         charts.append(line_chart(title, [*series, *chance], note=note, show=percent, from_zero=True))
     return _section("learning", "Learning curves", charts=charts, absent=absent)

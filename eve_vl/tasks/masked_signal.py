@@ -349,19 +349,19 @@ class MaskedSignalTask(Task[Settings]):
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of each part of a step."""
-        task, D = self.settings, self.config.model.embed_dim
+        task, D, rows = self.settings, self.config.model.embed_dim, self.config.data.rows
         num_image, T = pair_tokens(self.config)
         P = num_image - 1
         num_hidden = min(max(round(P * task.image_mask_ratio), 1), P - 1)
         num_masked = max(1, round((T - 1) * task.text_mask_ratio))
-        num_seen = num_image - num_hidden
+        num_seen, num_read = num_image - num_hidden, T * (rows != "pictures")
         flops: dict[str, float] = {}
         if task.mim_weight:
-            flops["image pass"] = self.encoder.flops(num_seen, T)
-            flops["pixel decoder"] = self.pixel_decoder.flops(num_seen + T, num_hidden)
+            flops["image pass"] = self.encoder.flops(num_seen, num_read)
+            flops["pixel decoder"] = self.pixel_decoder.flops(num_seen + num_read, num_hidden)
         if task.mlm_weight:
             if not task.joint_masking:
-                flops["text pass"] = self.encoder.flops(num_image, T)
+                flops["text pass"] = self.encoder.flops(num_image * (rows != "texts"), T)
             flops["token head"] = 2 * num_masked * D * (D + self.sizes.vocab_size)
         return flops
 

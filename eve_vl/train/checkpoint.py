@@ -5,10 +5,10 @@
         optimizer.safetensors   moments by parameter name
         rng_0.safetensors …     random generators and the open log window, one file per process
         state.json              step, samples consumed, versions, checksums of the other files
-        config.json, tokenizer.json
+        config.json, tokenizer.json, and answers.json or classes.json of a task with a list of labels
 
     best/                       the weights that were best on validation, for tasks that choose by a number
-        model.safetensors, state.json (step, numbers, checksums), config.json, tokenizer.json
+        model.safetensors, state.json (step, numbers, checksums), config.json and the like, as above
 
 A crash or a full disk leaves the previous checkpoint and the previous best weights whole. No pickle is written or read.
 """

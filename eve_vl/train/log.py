@@ -38,13 +38,13 @@ def _read_rows(path: Path) -> list[dict]:
 
 
 class RunLog:
-    """The log of one run; a resumed run drops rows later than the step it resumes from."""
+    """The log of one run; a resumed run drops rows later than the step it resumes from, one that starts anew all."""
 
     def __init__(self, run: Path, *, first_step: int, num_steps: int, enabled: bool):
         self.enabled = enabled
         if not enabled:
             return
-        kept = [row for row in read_log(run) if row["step"] <= first_step]
+        kept = [row for row in read_log(run) if row["step"] <= first_step] if first_step else []
         self.old = {(row["kind"], row["step"]) for row in kept}
         write_file(run / LOG, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = (run / LOG).open("a")

@@ -1,4 +1,7 @@
-"""How a task is spread over processes: the only file that knows. Every process holds all weights and trains on its own rows."""
+"""How a task is spread over processes: the only file that uses DistributedDataParallel.
+
+Every process holds all weights and trains on its own rows.
+"""
 
 import contextlib
 import inspect
