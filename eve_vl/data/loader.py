@@ -26,9 +26,6 @@ OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column"
 ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datasets
 
 
-EVAL_BATCH = 64  # fits where training does
-
-
 def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: str = "captions") -> list[Source[Any]]:
     """Open every source; scenes are drawn with a side of image_size pixels. Raises UserError."""
     sources: list[Source[Any]] = []
@@ -130,7 +127,7 @@ def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -
     return _loader(dataset, sampler)
 
 
-def eval_loader(dataset: SampleSet, *, batch_size: int = EVAL_BATCH, rank: int, world: int) -> DataLoader[Any]:
+def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: int) -> DataLoader[Any]:
     """Return each evaluation sample once, this process's share of them."""
     batches = dataset.eval_batches(batch_size, rank, world)
     if batches:
