@@ -144,6 +144,6 @@ def _loader(dataset: SampleSet, batches: object) -> DataLoader[Any]:
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # its base seed must not be drawn from the generator that dropout uses
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=dataset.config.train.device != "cpu" and torch.cuda.is_available(),
     )
     return cast("DataLoader[Any]", loader)

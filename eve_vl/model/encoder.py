@@ -132,7 +132,7 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
     | linear layers, experts, router, embeddings, [CLS], mask token | normal, std `init_std`, cut at 2 std |
     | positions | normal, std `position_std`, cut at 2 std |
     | biases (q and v too) | 0; VQA and classification set that of the last layer of their heads afterwards |
-    | LayerNorm | weight 1, bias 0 |
+    | normalisations | weight 1, bias 0 |
     | LayerScale | `layer_scale` |
     | temperature | 0.07 |
 
@@ -140,8 +140,8 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
     """
     for submodule in module.modules():
         for name, parameter in submodule.named_parameters(recurse=False):
-            if isinstance(submodule, nn.LayerNorm):
-                nn.init.constant_(parameter, float(name == "weight"))
+            if name == "weight" and parameter.ndim == 1:  # of a normalisation
+                nn.init.ones_(parameter)
             elif isinstance(submodule, Block) and name in ("scale1", "scale2"):
                 nn.init.constant_(parameter, config.layer_scale)
             elif name == "temperature":
