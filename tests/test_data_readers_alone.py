@@ -294,3 +294,9 @@ def test_label_mistakes(root: Path):
     ]
     with pytest.raises(UserError, match=r"image_root .* has no meaning for texts with labels; leave it out"):
         open_source(write_jsonl(root / "t.jsonl", [{"text": "x", "label": 1}]), kind="labels", image_root=root)
+
+
+def test_of_several_texts_the_first_is_labelled(root: Path):
+    rows = [{"image": "images/red.png", "captions": texts, "label": 3} for texts in (["one", "two"], "one", None)]
+    source = open_source(write_jsonl(root / "t.jsonl", rows), kind="labels")
+    assert [(row.text, row.labels) for row in rows_of(source)] == [("one", ("3",)), ("one", ("3",)), (None, ("3",))]

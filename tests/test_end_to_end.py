@@ -65,7 +65,8 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
         rows.append({"image": f"folder/{number}.jpg", "captions": [f"{color} all over", f"nothing but {color}"]})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert eve("data", "check", "folder", "--json", "check.json").returncode == 0
-    done = eve("tokenizer", "train", "folder", "rows.jsonl", "--out", "tok.json", "--vocab-size", 300)
+    (tmp_path / "words.txt").write_text("zyzzyva zyzzyva\n" * 50)  # of texts alone too
+    done = eve("tokenizer", "train", "folder", "rows.jsonl", "words.txt", "--out", "tok.json", "--vocab-size", 300)
     assert done.returncode == 0, done.stderr
     done = eve(
         *("pretrain", "tiny", "--out", "mine", "--data.train", "folder", "rows.jsonl", "--data.train-weights", 1, 3),

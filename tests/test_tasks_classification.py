@@ -18,7 +18,7 @@ from eve_vl.data.records import Labelled
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.eve import Eve
 from eve_vl.loading import LoadedRun, build_untrained
-from eve_vl.tasks.classification import Classification
+from eve_vl.tasks.classification import Classification, ClassificationExample
 from eve_vl.tasks.task import Sizes
 
 TOKENIZER = tiny_tokenizer()
@@ -108,7 +108,7 @@ def test_classes_are_those_of_the_rows_and_stay_when_a_run_goes_on(tmp_path):
 
 
 def test_labels_that_do_not_fit_are_told_in_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"1 different labels, expected 2 to 10000; name their column with --data.label-column"):
+    with pytest.raises(UserError, match=r"1 different labels, such as 'blue', expected 2 to 10000; .* --data.label-column"):
         Classification.prepare(config_of(), [rows(1)], None)
     with pytest.raises(UserError, match=r"a row has 2 labels; give --task.several"):
         Classification.prepare(config_of(), [rows(6, several=True)], None)
@@ -121,6 +121,26 @@ def test_labels_that_do_not_fit_are_told_in_one_line(tmp_path):
     source = ListSource([Labelled(image=None, text="x", labels=("red",), where="rows:0")])
     with pytest.raises(BadSampleError, match=r"rows:0: no picture, but task.reads is picture"):
         LabelledRows([source], config_of(), TOKENIZER, training=True).load(0, 0, 0)
+
+
+def test_labels_that_a_run_does_not_know_are_counted_and_told():
+    task, probability_C = build(config_of()), np.zeros(len(CLASSES))
+    examples = [
+        ClassificationExample(probability_C=probability_C, label="red", labels=labels, where=f"rows:{row}")
+        for row, labels in enumerate([("red",), ("rocket",), (), ("rocket", "red")])
+    ]
+    numbers = task.numbers(examples)
+    assert (numbers["num_rows"], numbers["num_unknown"]) == (3, 1)
+    assert task.remarks(numbers) == ["of 3 rows, 1 have no label that the run knows (classes.json): always wrong"]
+    known = task.numbers(examples[:1])
+    assert "num_unknown" not in known and task.remarks(known) == []
+
+
+def test_one_label_a_row_learnt_as_several_is_told():
+    (note,) = Classification.prepare(config_of(several=True), [rows(7)], None).notes
+    assert "--task.no-several" in note
+    assert not Classification.prepare(config_of(several=True), [rows(7, several=True)], None).notes
+    assert not Classification.prepare(config_of(), [rows(7)], None).notes
 
 
 def tiny_eve(reads: str, *, several: bool = False, tmp_path) -> Eve:

@@ -32,7 +32,7 @@ class TokenizerArgs(SourceArgs):
     """Flags of `eve tokenizer train`."""
 
     data: Positional[tuple[str, ...]]
-    """Sources whose captions to learn from, as for --data.train."""
+    """Sources whose texts to learn from: captions, questions, texts alone or any other rows."""
     out: Path = Path("tokenizer.json")
     """File to write."""
     vocab_size: int = 64_000
@@ -57,7 +57,7 @@ def run_data_check(argv: Sequence[str]) -> None:
 
 
 def run_tokenizer_train(argv: Sequence[str]) -> None:
-    """Train a byte-level BPE on captions: eve tokenizer train PATH … [flags]."""
+    """Train a byte-level BPE on captions or other texts: eve tokenizer train PATH … [flags]."""
     args = parse(TokenizerArgs, argv, "eve tokenizer train", run_tokenizer_train.__doc__)
     check_writable(args.out)
     from eve_vl.training import train_tokenizer

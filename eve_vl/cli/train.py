@@ -51,7 +51,7 @@ def run_finetune(argv: Sequence[str]) -> None:
     unstarted = get_finetune_recipe(argv[0], get_recipe("base"))
     pretrained = _init_config(argv, unstarted.out)
     if pretrained is None and not set(HELP) & set(argv[1:]):
-        raise UserError(f"eve finetune {argv[0]} needs --init RUN, the pre-trained run to start from (see --scratch)")
+        raise UserError(f"eve finetune {argv[0]} needs --init RUN, to start from (with --scratch, from its shape alone)")
     config = unstarted if pretrained is None else get_finetune_recipe(argv[0], pretrained)
     _train("finetune", argv, FINETUNE[argv[0]].__doc__, config)
 

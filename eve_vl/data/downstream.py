@@ -171,7 +171,7 @@ class LabelledRows(RowDataset):
         sample = Sample.of(LABELLED[reads], row)
         if reads != "text":
             if row.image is None:
-                raise BadSampleError(row.where, f"no picture, but task.reads is {reads}")
+                raise BadSampleError(row.where, f"no picture, but task.reads is {reads}; of texts alone give --task.reads text")
             sample.image = self.picture(row.image, row.where, rng, [*row.texts, *row.labels])
         if reads != "picture":
             if row.text is None:

@@ -4,7 +4,7 @@ Letters: B batch, C classes, D width.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -157,10 +157,11 @@ class Classification(Classifier[ClassificationConfig]):
             labels = read_answers(config.task.classes)
         given = [row.labels for source in sources for _, row in usable_rows(source)]
         labels = labels or sorted(set(itertools.chain(*given)))
+        such_as = f", such as {min(labels)!r}" if labels else ""
         if not 1 < len(labels) <= MAX_CLASSES:
             raise UserError(
-                f"data.train {' '.join(config.data.train)}: {len(labels)} different labels, expected 2 to {MAX_CLASSES}; name "
-                "their column with --data.label-column"
+                f"data.train {' '.join(config.data.train)}: {len(labels)} different labels{such_as}, expected 2 to "
+                f"{MAX_CLASSES}; if these are not labels, name their column with --data.label-column"
             )
         if config.task.classes is not None and (unknown := set(itertools.chain(*given)) - set(labels)):
             raise UserError(
@@ -172,7 +173,12 @@ class Classification(Classifier[ClassificationConfig]):
             raise UserError(
                 f"data.train {' '.join(config.data.train)}: a row has {most} labels; give --task.several for more than one"
             )
-        return Prepared(sources=sources, labels=tuple(labels))
+        notes = ()
+        if most < 2 and config.task.several:
+            notes = (
+                "no row has several labels, yet each is learnt as a yes or no of its own; --task.no-several learns one of them",
+            )
+        return Prepared(sources=sources, labels=tuple(labels), notes=notes)
 
     @classmethod
     def has_truth(cls, row: Any) -> bool:
@@ -242,10 +248,18 @@ class Classification(Classifier[ClassificationConfig]):
         known = [each for each in examples if each.labels]
         if not known:
             return {"num_rows": 0}
+        unknown = sum(self.class_ids.keys().isdisjoint(each.labels) for each in known)
+        numbers = {"num_unknown": unknown} if unknown else {}
         if not self.settings.several:
-            return metrics.summary([each.label for each in known], [each.labels[0] for each in known])
+            return metrics.summary([each.label for each in known], [each.labels[0] for each in known]) | numbers
         is_true_RC = np.array([[label in each.labels for label in self.sizes.labels] for each in known])
-        return metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC)
+        return metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC) | numbers
+
+    def remarks(self, numbers: Mapping[str, float]) -> list[str]:
+        """Return a sentence about labels that no answer could have been right about."""
+        if not (unknown := numbers.get("num_unknown")):
+            return []
+        return [f"of {numbers['num_rows']} rows, {unknown} have no label that the run knows ({self.labels_file}): always wrong"]
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""

@@ -138,10 +138,11 @@ class LabelColumns(RowColumns):
         return (table.column(given, usual, option, option),)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Labelled:
-        """Return what is labelled. Raises BadSampleError."""
+        """Return what is labelled, of several texts the first. Raises BadSampleError."""
+        texts = common.to_texts(fields.get(self.texts[0]), self.texts[0], where) if self.texts else ()
         return Labelled(
             image=self.picture(fields, root, where) if self.images else None,
-            text=self.text(fields, where) if self.texts else None,
+            text=texts[0] if texts else None,
             labels=_labels(fields.get(self.labels[0]), where),
             where=where,
         )
