@@ -39,11 +39,12 @@ class LoadedRun:
 def load_run(path: Path, device: torch.device | None = None, *, check: bool = True) -> LoadedRun:
     """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode.
 
-    check: compare all files with their checksums, which takes longer than reading them. Raises UserError.
+    check: compare the weights with their checksum, which takes longer than reading them; the config may be edited, such as for
+    data that has moved. Raises UserError.
     """
     folder = checkpoint.chosen_checkpoint(path)
     if check:
-        checkpoint.verify(folder)
+        checkpoint.verify(folder, "model.safetensors")
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     with torch.device("meta"):  # initial values would take longer than reading the file

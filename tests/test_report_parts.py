@@ -169,7 +169,8 @@ def test_chance_is_that_of_drawing_without_replacement():
 
 
 def of_task(name: str) -> Any:
-    return SimpleNamespace(config=SimpleNamespace(task=SimpleNamespace(name=name)), task=None)
+    config = SimpleNamespace(task=SimpleNamespace(name=name), data=SimpleNamespace(rows="pairs"))
+    return SimpleNamespace(config=config, task=None)
 
 
 def test_a_tasks_report_is_found_by_its_name():

@@ -77,7 +77,7 @@ class MaskedSignalReport(TaskReport):
 
     def __init__(self, run: LoadedRun):
         super().__init__(run)
-        if self.task.leaves_unused:  # rows without partners have only what any task has
+        if run.config.data.rows != "pairs":  # rows without partners have only what any task has
             self.template, self.rows, self.passes = TaskReport.template, TaskReport.rows, TaskReport.passes
 
     def evidence(self, num_each: int) -> list[Section]:
