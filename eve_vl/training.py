@@ -89,7 +89,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
     notes = list(prepared.notes)
-    new = checkpoint.read_state(folders[-1]).get("new") if folders else None  # older checkpoints do not say
+    new = checkpoint.read_new(folders[-1]) if folders else None
     if config.init is not None and new is None:
         new, note = start_from(config, task)
         notes += [*_data_notes(config), note]

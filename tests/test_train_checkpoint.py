@@ -199,3 +199,13 @@ def test_the_best_never_vanish(tmp_path: Path, monkeypatch):
     best = checkpoint.read_best(run)
     assert best == {"step": 4, "numbers": {"score": 0.5, "other": 5.0}}
     assert torch.equal(weights(run / "best"), weights(step_folder(run, 4)))
+
+
+@pytest.mark.parametrize("new", [3, "head.weight", [1], {}])
+def test_what_was_new_must_be_names(tmp_path: Path, new):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.5)), SHORT)
+    assert checkpoint.read_new(step_folder(run, 4)) == []
+    edit_state(new=new)(step_folder(run, 4))
+    with pytest.raises(UserError, match=r"step_00000004: damaged \(state.json holds no names of new parameters\)"):
+        checkpoint.read_new(step_folder(run, 4))

@@ -150,6 +150,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def read_new(folder: Path) -> list[str] | None:
+    """Return the parameters that were new when a run began; None in checkpoints of older versions. Raises UserError."""
+    new = read_state(folder).get("new")
+    if new is not None and not (isinstance(new, list) and all(isinstance(name, str) for name in new)):
+        raise _damaged(folder, "state.json holds no names of new parameters")
+    return new
+
+
 def verify(folder: Path, pattern: str = "*") -> dict[str, Any]:
     """Compare the files of a checkpoint whose names match with their checksums; return the content of state.json.
 
