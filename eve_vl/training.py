@@ -11,7 +11,7 @@ import torch
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated, to_dict
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
-from eve_vl.data.readers import absolute_spec, guess_kind
+from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
@@ -192,20 +192,16 @@ def train_texts(sources: Sequence[Source[Any]], limit: int) -> list[str]:
 
 def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
     """Train a tokenizer on the texts of any sources. Raises UserError."""
-    sources: list[Source[Any]] = []
-    for spec in specs:
-        is_captions = data.text_column is not None or generated(spec)
-        kind = "captions" if is_captions else guess_kind(spec, format=data.format)
-        sources += open_sources([spec], data, image_size=MIN_SCENE_SIZE, kind=kind)
-    return _train_tokenizer(sources, vocab_size)
+    kind = "auto" if data.text_column is None else "captions"
+    return _train_tokenizer(open_sources(specs, data, image_size=MIN_SCENE_SIZE, kind=kind), vocab_size)
 
 
 def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
     texts = train_texts(sources, ROWS_PER_TOKEN * vocab_size)
     if not texts:
         raise UserError(
-            "the sources hold no usable text to train a tokenizer on; name one with --tokenizer.path "
-            "(eve tokenizer train TEXTS makes one)"
+            "the sources hold no usable text to train a tokenizer on; name a tokenizer with --tokenizer.path (eve tokenizer "
+            "train TEXTS makes one), or the column of texts with --data.text-column"
         )
     return Tokenizer.train(texts, vocab_size)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write_json
-from eve_vl.config import TokenizerConfig, generated
+from eve_vl.config import TokenizerConfig
 from eve_vl.errors import UserError
 from eve_vl.files import write_file
 
@@ -44,11 +44,9 @@ def run_data_check(argv: Sequence[str]) -> None:
     args = parse(CheckArgs, argv, "eve data check", run_data_check.__doc__)
     check_writable(args.json)
     from eve_vl.data.check import check_source
-    from eve_vl.data.readers import guess_kind
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
-    guess = "captions" if generated(args.path) else guess_kind(args.path, format=args.format)
-    (source,) = args.open((args.path,), image_size=224, kind=guess if args.kind == "auto" else args.kind)
+    (source,) = args.open((args.path,), image_size=224, kind=args.kind)
     report = check_source(source, console=console)
     report.render(console)
     write_json(args.json, report.to_dict())

@@ -16,7 +16,7 @@ from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.cpu import usable_cores
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, Subset, row_keys
 from eve_vl.data.masking import generator
-from eve_vl.data.readers import open_source
+from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.scenes import SCENES
 from eve_vl.errors import UserError
@@ -27,17 +27,20 @@ ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datase
 
 
 def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: str = "captions") -> list[Source[Any]]:
-    """Open every source; scenes are drawn with a side of image_size pixels. Raises UserError."""
+    """Open every source; scenes are drawn with a side of image_size pixels. kind: of rows; auto: as their columns say, captions
+    of scenes. Raises UserError."""
     sources: list[Source[Any]] = []
     for spec in specs:
         if (named := generated(spec)) is not None:
-            if kind not in SCENES:
-                raise UserError(f"{spec}: the generated scenes hold no {kind}, but {', '.join(SCENES)}")
-            sources.append(SCENES[kind](split=named[1], image_size=image_size))
+            own = "captions" if kind == "auto" else kind
+            if own not in SCENES:
+                raise UserError(f"{spec}: the generated scenes hold no {own}, but {', '.join(SCENES)}")
+            sources.append(SCENES[own](split=named[1], image_size=image_size))
         else:
-            sources.append(open_source(spec, kind=kind, **{name: getattr(data, name) for name in OPTIONS}))
+            own = guess_kind(spec, format=data.format) if kind == "auto" else kind
+            sources.append(open_source(spec, kind=own, **{name: getattr(data, name) for name in OPTIONS}))
         if not len(sources[-1]):
-            raise UserError(f"{spec}: holds no {kind}")
+            raise UserError(f"{spec}: holds no {own}")
     return sources
 
 

@@ -153,31 +153,22 @@ class Classification(Classifier[ClassificationConfig]):
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
         """Read the list of classes or collect those of the rows. Raises UserError if there are none, or too many."""
         assert isinstance(config.task, ClassificationConfig)
-        if not labels and config.task.classes is not None:
-            labels = read_answers(config.task.classes)
         given = [row.labels for source in sources for _, row in usable_rows(source)]
-        labels = labels or sorted(set(itertools.chain(*given)))
-        such_as = f", such as {min(labels)!r}" if labels else ""
+        used, listed, where = set(itertools.chain(*given)), config.task.classes, f"data.train {' '.join(config.data.train)}"
+        labels = labels or (read_answers(listed) if listed is not None else sorted(used))
         if not 1 < len(labels) <= MAX_CLASSES:
+            such_as = f", such as {labels[0]!r}" if labels else ""
             raise UserError(
-                f"data.train {' '.join(config.data.train)}: {len(labels)} different labels{such_as}, expected 2 to "
-                f"{MAX_CLASSES}; if these are not labels, name their column with --data.label-column"
+                f"{where}: {len(labels)} different labels{such_as}, expected 2 to {MAX_CLASSES}; if these are not labels, name "
+                "their column with --data.label-column"
             )
-        if config.task.classes is not None and (unknown := set(itertools.chain(*given)) - set(labels)):
-            raise UserError(
-                f"data.train {' '.join(config.data.train)}: {len(unknown)} labels are not in {config.task.classes}, such as "
-                f"{nearest(min(unknown), labels)}"
-            )
+        if listed is not None and (unknown := used.difference(labels)):
+            raise UserError(f"{where}: {len(unknown)} labels are not in {listed}, such as {nearest(min(unknown), labels)}")
         most = max(map(len, given), default=0)
         if most > 1 and not config.task.several:
-            raise UserError(
-                f"data.train {' '.join(config.data.train)}: a row has {most} labels; give --task.several for more than one"
-            )
-        notes = ()
-        if most < 2 and config.task.several:
-            notes = (
-                "no row has several labels, yet each is learnt as a yes or no of its own; --task.no-several learns one of them",
-            )
+            raise UserError(f"{where}: a row has {most} labels; give --task.several for more than one")
+        note = "no row has several labels, yet each is learnt as a yes or no of its own; --task.no-several learns one of them"
+        notes = (note,) if most < 2 and config.task.several else ()
         return Prepared(sources=sources, labels=tuple(labels), notes=notes)
 
     @classmethod
