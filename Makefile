@@ -8,7 +8,7 @@ demo: .venv/.core       ## pre-train, fine-tune, evaluate on built-in data, writ
 	$(BIN)/eve demo
 
 test: lint              ## lint, types and the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # files, for their fixtures are shared within one
 
 lint: .venv/.dev        ## ruff and pyright
 	$(BIN)/ruff check .
