@@ -1,21 +1,39 @@
 """The errors that are meant for people. Everything else that is raised is a bug and keeps its traceback."""
 
 import difflib
+import unicodedata
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
+
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control characters, halves of surrogate pairs, line ends
+BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn what follows around
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with what a terminal, a log or a file cannot take written as an escape: names and values that
+    somebody else chose may hold anything."""
+    if text.isascii() and text.isprintable():
+        return text
+
+    def is_plain(letter: str) -> bool:
+        return unicodedata.category(letter) not in UNPRINTABLE and letter not in BIDI
+
+    return "".join(letter if is_plain(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
 class UserError(ValueError):
     """A mistake in what the user gave, in one line: where, what was found, what to do. The command line prints it and exits."""
+
+    def __init__(self, message: object):
+        super().__init__(printable(str(message)))
 
 
 class BadSampleError(UserError):
     """One sample cannot be used. Training skips and counts it, `eve data check` lists it."""
 
     def __init__(self, where: str, reason: str):
-        super().__init__(f"{where}: {reason}")
-        self.where = where
-        self.reason = reason
+        self.where, self.reason = printable(where), printable(reason)
+        super().__init__(f"{self.where}: {self.reason}")
 
     def __reduce__(self):
         return (BadSampleError, (self.where, self.reason))  # survives the trip from a loader worker

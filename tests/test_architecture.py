@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "errors": set(),
     "cpu": set(),
     "files": set(),
+    "foreign": {"errors"},
     "config": {"errors"},
     "recipes": {"config", "errors"},
     "data": {"config", "cpu", "errors"},

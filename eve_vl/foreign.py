@@ -1,0 +1,79 @@
+"""What comes from outside: files of any kind, bytes that should be text, JSON that may be cut, nested or of another type.
+
+Everything that the package has not written in this process is read through here, so that one faulty byte is one clear error.
+"""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from eve_vl.errors import UserError
+
+Value = TypeVar("Value")
+NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
+
+
+def open_ordinary(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError, also for what is no ordinary file: a pipe waits for a writer and a device has
+    no end."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except ValueError as error:  # a NUL character; half of a surrogate pair
+        raise OSError(0, f"is not the name of a file ({error})", str(path)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "is not an ordinary file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of an ordinary file. Raises OSError."""
+    with open_ordinary(path) as file:
+        return file.read()
+
+
+def decode_text(data: bytes) -> str:
+    """Return UTF-8 text without its byte order mark. Raises ValueError whose message is the reason."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return a JSON value. Raises ValueError whose message is the reason."""
+    text = data if isinstance(data, str) else decode_text(data)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg} at line {error.lineno}, character {error.colno})") from None
+    except RecursionError:
+        raise ValueError("not valid JSON (nested too deeply)") from None
+    except ValueError as error:  # a number of too many digits
+        raise ValueError(f"not valid JSON ({error})") from None
+
+
+def expect(value: object, kind: type[Value]) -> Value:
+    """Return a JSON value that is of a kind. Raises ValueError whose message is the reason."""
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):  # a bool is an int to Python, not to us
+        raise ValueError(f"JSON {type(value).__name__}, expected {NAMES.get(kind, kind.__name__)}")
+    return value  # pyright: ignore[reportReturnType]
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file. Raises UserError."""
+    try:
+        return decode_text(read_bytes(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_json(path: Path, kind: type[Value]) -> Value:
+    """Return the value of a JSON file, of a kind such as dict. Raises UserError."""
+    try:
+        return expect(parse_json(read_bytes(path)), kind)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
