@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from eve_vl.config import TaskConfig, kinds_of
+from eve_vl.config.code import load_file
 from eve_vl.data.inputs import GivenImage, ImageLike, given_images, given_texts
 from eve_vl.errors import UserError
 from eve_vl.loading import LoadedRun, load_run
@@ -41,11 +42,14 @@ class Eve:
         self._calls = run.calls
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto") -> "Eve":
+    def load(cls, path: str | Path, device: str = "auto", *, code: str | Path | None = None) -> "Eve":
         """Load a run folder (its best weights, else its newest) or one of its checkpoints.
 
-        device: auto (cuda where there is one), cpu or cuda. Raises UserError.
+        device: auto (cuda where there is one), cpu or cuda. code: the file of the run's own task, which is then run; a run
+        that needs one says so. Raises UserError.
         """
+        if code is not None:
+            load_file(code)
         if device not in ("auto", "cpu", "cuda"):
             raise UserError(f"device {device!r} is not one of auto, cpu, cuda")
         return cls(load_run(Path(path).expanduser(), pick_device(device), check=False))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated, to_dict
+from eve_vl.config.code import origins
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
@@ -32,6 +33,7 @@ ROWS_PROBED = 100
 MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
 OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
     "out",
+    "code",  # it may have moved, or be mended
     "data.num_workers",
     "data.max_bad_share",
     "train.device",
@@ -80,11 +82,6 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
     if kind.labels_file is not None:
         texts[kind.labels_file] = json.dumps(prepared.labels, indent=1)
-    distributed.barrier()
-    if distributed.is_main():
-        config.out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            write_file(config.out / name, text)
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
@@ -92,7 +89,11 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     new = checkpoint.read_new(folders[-1]) if folders else None
     if config.init is not None and new is None:
         new, note = start_from(config, task)
-        notes += [*_data_notes(config), note]
+        notes.append(note)
+    distributed.barrier()
+    if distributed.is_main():  # a start that came to nothing leaves nothing
+        for name, text in texts.items():
+            write_file(config.out / name, text)
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
@@ -109,18 +110,6 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         writes=distributed.is_main(),
     )
     return trainer.fit(loader, val_loader, bad_samples)
-
-
-def _data_notes(config: Config) -> list[str]:
-    """Say so if a run that starts from the user's own data trains on built-in data instead."""
-    assert config.init is not None
-    before = read_config(settings_folder(config.init, config.scratch, config.out)).data.train
-    if any(map(generated, before)) or not all(map(generated, config.data.train)):
-        return []
-    return [
-        f"training on built-in data ({' '.join(config.data.train)}), but {config.init} was trained on {' '.join(before)}; "
-        "name your own with --data.train and --data.val"
-    ]
 
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
@@ -179,7 +168,9 @@ def with_absolute_paths(config: Config) -> Config:
     data = dataclasses.replace(
         config.data, train=tuple(map(absolute, config.data.train)), val=tuple(map(absolute, config.data.val))
     )
-    return dataclasses.replace(with_absolute_fields(dataclasses.replace(config, data=data)), out=config.out)
+    code = dict(config.code) | origins(type(config.task), type(config.model))
+    absolute_paths = with_absolute_fields(dataclasses.replace(config, data=data))
+    return dataclasses.replace(absolute_paths, out=config.out, code=tuple(code.items()))
 
 
 def train_texts(sources: Sequence[Source[Any]], limit: int) -> list[str]:

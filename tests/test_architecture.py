@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "files": set(),
     "foreign": {"errors"},
     "config": {"errors"},
-    "recipes": {"config", "errors"},
+    "recipes": {"config", "errors", "foreign"},
     "data": {"config", "cpu", "errors"},
     "model": {"config", "errors"},
     "objectives": set(),

@@ -86,7 +86,7 @@ def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
         *("fill-mask", "reconstruct", "match", "answer", "judge", "classify", "look", "encode"),
-        *("data check", "tokenizer train", "convert", "inspect", "report", "export"),
+        *("data check", "tokenizer train", "convert", "inspect", "report", "export", "completion"),
     ]
 
 
@@ -128,7 +128,8 @@ def test_flags_are_those_that_help_shows(verb, recipe, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [["help"], ["data", "--help"], ["tokenizer"], ["evaluate", "--help"], ["pretrain", "-h"], ["finetune", "help"]]
+    "argv",
+    [["help"], ["data", "--help"], ["help", "tokenizer"], ["evaluate", "--help"], ["pretrain", "-h"], ["finetune", "help"]],
 )
 def test_help_at_every_level(argv, capsys):
     main(argv)

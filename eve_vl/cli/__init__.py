@@ -1,17 +1,30 @@
 """The command line: `eve VERB …`. Mistakes of the user end in one line on stderr and exit status 2, never in a traceback."""
 
+import os
 import sys
+import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 
 from eve_vl import __version__
-from eve_vl.cli.common import HELP, fail, say
+from eve_vl.cli.common import HELP, fail, parse, say
+from eve_vl.cli.completion import CompletionArgs, completion_script
 from eve_vl.cli.convert import run_convert
 from eve_vl.cli.data import run_data_check, run_tokenizer_train
 from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
 from eve_vl.cli.train import run_demo, run_finetune, run_pretrain
 from eve_vl.cli.use import call_verbs, run_encode
+from eve_vl.config.code import installed, load_file, load_installed, load_named
 from eve_vl.cpu import keep_memory, yield_cores
 from eve_vl.errors import UserError, nearest
+
+SECONDS_OF_GRACE = 5.0
+
+
+def run_completion(argv: Sequence[str]) -> None:
+    """Print a script that completes verbs, recipes and flags: eve completion bash > ~/.bash_completion, or zsh."""
+    say(completion_script(parse(CompletionArgs, argv, "eve completion", run_completion.__doc__).shell, VERBS))
+
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": run_demo,
@@ -26,7 +39,10 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "inspect": run_inspect,
     "report": run_report,
     "export": run_export,
+    "completion": run_completion,
 }
+NOTE = """
+eve help VERB, or eve VERB --help, tells more. With --code FILE.py, any verb first loads tasks and readers of your own."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_memory()
     yield_cores()
     try:
-        _dispatch(argv)
+        _dispatch(_with_code_loaded(argv))
     except UserError as error:
         message = str(error).rpartition("UserError: ")[2].strip()  # a loader worker wraps it in its own traceback
+        _let_first_process_speak()
         fail(message, getattr(error, "code", 2))
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
@@ -46,17 +63,46 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail("interrupted", 130)
 
 
+def _let_first_process_speak() -> None:
+    """Wait in other processes of torchrun than the first: if that one fails too, torchrun ends these before they say the same.
+
+    What torchrun then prints itself, where the failed process is and its own traceback, cannot be turned off from here.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(SECONDS_OF_GRACE)
+
+
+def _with_code_loaded(argv: list[str]) -> list[str]:
+    """Import the files that --code names and return the other words. Raises UserError."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--code", nargs="?", action="append", const="", default=[])
+    named, others = parser.parse_known_args(argv)
+    for path in named.code:
+        load_file(path)
+    return others
+
+
 def _dispatch(argv: list[str]) -> None:
-    groups = {name.split()[0] for name in VERBS if " " in name}
-    if not argv or argv[0] in HELP or (argv[0] in groups and (len(argv) == 1 or argv[1] in HELP)):
-        lines = [f"  {name:16} {(verb.__doc__ or '').strip()}" for name, verb in VERBS.items()]
-        say("usage: eve VERB …\n\n" + "\n".join(lines))
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
+    verbs = VERBS | call_verbs()  # those of tasks that --code has brought
+    group = [name for name in verbs if " " in name and argv[:1] == name.split()[:1]]
+    if not argv or argv[0] in HELP or (group and {*HELP} & {*argv[1:2]}):
+        lines = [f"  {name:16} {(verbs[name].__doc__ or '').strip()}" for name in group or verbs]
+        say("usage: eve VERB …\n\n" + "\n".join(lines) + "\n" + NOTE)
         return
     if argv[0] == "--version":
         say(__version__)
         return
-    num_words = 1 + (argv[0] in groups)
-    verb = " ".join(argv[:num_words])
-    if verb not in VERBS:
-        raise UserError(f"no verb {nearest(verb, VERBS)}")
-    VERBS[verb](argv[num_words:])
+    if group and len(argv) == 1:
+        raise UserError(f"usage: eve {' | eve '.join(group)} …")
+    num_words = 2 if group else 1
+    name, rest = " ".join(argv[:num_words]), argv[num_words:]
+    if name not in verbs:  # perhaps of a task that EVE_CODE or an installed package brings
+        load_named()
+        for task in installed("tasks"):
+            load_installed("tasks", task)
+        verbs |= call_verbs()
+    if name not in verbs:
+        raise UserError(f"no verb {nearest(name, verbs)} (one of your own task needs --code FILE.py)")
+    verbs[name]([*rest[1:], "--help"] if rest[:1] == ["help"] else rest)

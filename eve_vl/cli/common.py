@@ -1,12 +1,16 @@
 """What the verbs share: parsing with the nearest known flag, how sources are named, output."""
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import json
 import os
 import re
+import shlex
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +20,12 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.config import DataConfig
-from eve_vl.errors import UserError, nearest
+from eve_vl.errors import UserError, did_you_mean
 from eve_vl.files import write_file
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
+ALL_FLAGS = "--all-flags"  # makes `parse` raise FlagsAskedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,34 +62,81 @@ class SourceArgs:
         return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SourceArgs)})
 
 
+class FlagsAskedError(Exception):
+    """Instead of parsing, the flags of a verb are wanted: see `ALL_FLAGS`."""
+
+    def __init__(self, flags: list[str]):
+        self.flags = flags
+
+
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
-    """Parse flags into a dataclass. Raises UserError for an unknown flag, with the nearest known one."""
+    """Parse flags into a dataclass. Raises UserError that names what was given and what was expected, of an unknown flag the
+    nearest known one."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
+    box, flags = io.StringIO(), _flags(cls, default=default)
+    if ALL_FLAGS in argv:
+        raise FlagsAskedError(list(flags))
     if issubclass(cls, SourceArgs):  # the same flags as in `eve pretrain`, with or without their section
         argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
-    args, unknown = tyro.cli(cls, args=list(argv), prog=prog, description=description, return_unknown_args=True, **kwargs)
+    try:
+        with contextlib.redirect_stderr(box):
+            args, unknown = tyro.cli(cls, args=[*argv], prog=prog, description=description, return_unknown_args=True, **kwargs)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise UserError(_complaint(box.getvalue(), cls, flags, argv, prog)) from None
     if unknown:
         flag = next((word for word in unknown if word.startswith("-")), None)
         if flag is None:
             raise UserError(f"unexpected argument {unknown[0]!r}")
         name = re.sub(r"=.*", "", flag).replace("_", "-")
-        raise UserError(f"no flag {nearest(name, flag_names(cls, default=default))}")
+        raise UserError(f"no flag {name!r}; {did_you_mean(name, [*flags, '--code'], 0.5) or f'{prog} --help lists them'}")
     return args
 
 
-def flag_names(cls: type, prefix: str = "", default: Any = None) -> list[str]:
+def _complaint(box: str, cls: type, flags: Mapping[str, Any], argv: Sequence[str], prog: str) -> str:
+    """Return what tyro says in a box as one line: which flag it is about, what was given and what was expected."""
+    flag = next((word for word in re.findall(r"--[\w-]+(?:\.[\w-]+)*", box) if word in flags), None)
+    if flag is None:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        names = [field.name for field in dataclasses.fields(cls) if typing.get_origin(hints[field.name]) is typing.Annotated]
+        return f"usage: {prog} {' '.join(names).upper()} [flags]; given: {shlex.join(argv) or 'nothing'}"
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    after = words[[word.replace("_", "-") for word in words].index(flag) + 1 :]
+    given = list(itertools.takewhile(lambda word: not word.startswith("--"), after))
+    said = repr(" ".join(given)) if given else "nothing"
+    return f"{flag}: {said} was given, expected {_expected(flags[flag])}; {prog} --help tells more"
+
+
+def _expected(hint: Any) -> str:
+    """Return in words what a flag of a type takes."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is typing.Literal:
+        return f"one of {', '.join(parts)}"
+    if kind is tuple:
+        words = [_expected(part) for part in parts if part is not ...]
+        return ", ".join(words) + ", any number of times" * (... in parts)
+    return _expected(parts[0]) if parts else {float: "a number", int: "a whole number", Path: "a path"}.get(hint, "a text")
+
+
+def flag_names(cls: type, default: Any = None) -> list[str]:
     """Return every flag that a dataclass of arguments accepts, as typed; `default` says which section a union stands for."""
-    names, hints = [], typing.get_type_hints(cls, include_extras=True)
+    return list(_flags(cls, default=default))
+
+
+def _flags(cls: type, prefix: str = "", default: Any = None) -> dict[str, Any]:
+    """Return the type of each flag."""
+    flags, hints = {}, typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         hint, value = hints[field.name], getattr(default, field.name, None)
         section = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(section):
-            names += flag_names(section, "" if field.name == "config" else f"{prefix}{field.name}.", value)
+            flags |= _flags(section, "" if field.name == "config" else f"{prefix}{field.name}.", value)
         elif typing.get_origin(hint) is not typing.Annotated:  # marked ones are positional or fixed
-            names.append(f"--{prefix}{field.name}".replace("_", "-"))
+            flags[f"--{prefix}{field.name}".replace("_", "-")] = hint
             if hint is bool:
-                names.append(f"--{prefix}no-{field.name}".replace("_", "-"))
-    return names
+                flags[f"--{prefix}no-{field.name}".replace("_", "-")] = hint
+    return flags
 
 
 def check_writable(*paths: Path | None) -> None:

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, RunArgs, SourceArgs, check_writable, parse, say, write_json
 from eve_vl.config import DataConfig, TaskConfig, generated, kinds_of
+from eve_vl.config.code import find_kind
 from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import PRETRAIN, get_recipe
 
@@ -76,11 +77,12 @@ def run_evaluate(argv: Sequence[str]) -> None:
     if not argv or argv[0].startswith("-"):
         raise UserError(usage)
     name = argv[0]
-    if name not in tasks:
-        raise UserError(f"no task {nearest(name, tasks)} (tasks: {', '.join(tasks)})")
-    args = parse(evaluate_args(tasks[name]), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
+    kind = find_kind(TaskConfig, "tasks", name)
+    if kind is None or not kind.has_numbers:
+        raise UserError(f"no task {nearest(name, tasks)} (tasks: {', '.join(tasks)}; one of your own needs --code FILE.py)")
+    args = parse(evaluate_args(kind), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
     check_writable(args.json, args.predictions)
-    own = (field.name for field in dataclasses.fields(tasks[name].evaluation))
+    own = (field.name for field in dataclasses.fields(kind.evaluation))
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
     from eve_vl.data.readers import absolute_spec
     from eve_vl.evaluation import evaluate_run

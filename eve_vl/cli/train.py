@@ -1,18 +1,23 @@
 """Verbs that train: pretrain, finetune."""
 
-from argparse import ArgumentParser
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
+from rich.prompt import Confirm
 
 from eve_vl.cli.common import HELP, parse, say
-from eve_vl.config import Config
-from eve_vl.errors import UserError, nearest
-from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.config import Config, generated
+from eve_vl.config.code import installed, origins, package_of
+from eve_vl.errors import UserError
+from eve_vl.recipes import RECIPES, find_recipe, get_recipe, installed_recipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,26 +39,35 @@ class DemoArgs:
 
 def run_pretrain(argv: Sequence[str]) -> None:
     """Pre-train by masked signal modelling: eve pretrain RECIPE [flags]."""
-    if _wants_list(argv, "pretrain", PRETRAIN):
+    if _wants_list(argv, "pretrain"):
         return
-    recipe = get_recipe(argv[0])
-    if (
-        not set(HELP) & set(argv[1:]) and (start := _init_config(argv, recipe.out)) is not None
-    ):  # the weights fit no other shape
-        recipe = replace(recipe, input=start.input, model=start.model)
-    _train("pretrain", argv, PRETRAIN[argv[0]].__doc__, recipe)
+    make = find_recipe("pretrain", argv[0])
+    recipe = make()
+    start = _init_config(argv, recipe.out)
+    if start is not None:  # the weights fit no other shape
+        tokenizer = replace(recipe.tokenizer, path=None)
+        recipe = replace(recipe, input=start.input, model=start.model, tokenizer=tokenizer)
+    _train("pretrain", argv, make.__doc__, recipe, start)
 
 
 def run_finetune(argv: Sequence[str]) -> None:
     """Fine-tune for retrieval, VQA, NLVR2 or classification: eve finetune RECIPE --init RUN [flags]."""
-    if _wants_list(argv, "finetune", FINETUNE):
+    if _wants_list(argv, "finetune"):
         return
-    unstarted = get_finetune_recipe(argv[0], get_recipe("base"))
-    pretrained = _init_config(argv, unstarted.out)
-    if pretrained is None and not set(HELP) & set(argv[1:]):
+    make = find_recipe("finetune", argv[0])
+    recipe = make(get_recipe("base"))
+    start = _init_config(argv, recipe.out)
+    is_of_run = argv[0].endswith(".json")  # which names its own --init
+    if start is not None:
+        recipe = make(start)
+        if is_of_run:
+            sizes = replace(start.input, image_size=recipe.input.image_size)
+            recipe = replace(recipe, input=sizes, model=start.model, tokenizer=start.tokenizer)
+    elif {*HELP} & {*argv[1:]}:
+        recipe = replace(recipe, init=tyro.MISSING)
+    elif not is_of_run:
         raise UserError(f"eve finetune {argv[0]} needs --init RUN, to start from (with --scratch, from its shape alone)")
-    config = unstarted if pretrained is None else get_finetune_recipe(argv[0], pretrained)
-    _train("finetune", argv, FINETUNE[argv[0]].__doc__, config)
+    _train("finetune", argv, make.__doc__, recipe, start)
 
 
 def run_demo(argv: Sequence[str]) -> None:
@@ -64,41 +78,94 @@ def run_demo(argv: Sequence[str]) -> None:
     say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True, emoji=False))}")
 
 
-def _init_config(argv: Sequence[str], out: Path) -> Config | None:
-    """Return the config of the --init run, or of the run in --out if that can go on, which must be known before the flags can
-    be parsed; None if no --init is named."""
+def _named(argv: Sequence[str]) -> Namespace:
+    """Return what is named by flags that must be known before all flags can be parsed."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--init", nargs="?", type=Path)
-    parser.add_argument("--out", nargs="?", type=Path, default=out)
-    named = parser.parse_known_args(argv)[0]
-    if named.init is None:
+    parser.add_argument("--out", nargs="?", type=Path)
+    parser.add_argument("--data.train", nargs="*", dest="train")
+    return parser.parse_known_args(argv)[0]
+
+
+def _init_config(argv: Sequence[str], out: Path) -> Config | None:
+    """Return the config of the --init run, or of the run in --out if that can go on; None if no --init is named."""
+    named = _named(argv)
+    if named.init is None or {*HELP} & {*argv[1:]}:
         return None
     from eve_vl.loading import read_config, settings_folder
 
     return read_config(settings_folder(named.init.expanduser(), "--scratch" in argv, (named.out or out).expanduser()))
 
 
-def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config) -> None:
-    args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
-    if args.config.init is not None and args.config.tokenizer != recipe.tokenizer:
+def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config, start: Config | None) -> None:
+    try:
+        args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
+    except UserError:
+        from eve_vl.data.readers.paths import expand, parse_spec
+
+        for spec in _named(argv).train or ():  # data that is not there matters more than what else is wrong
+            if not generated(spec):
+                expand(parse_spec(spec).path)
+        raise
+    config = args.config
+    if config.init is not None and config.tokenizer != recipe.tokenizer:
         raise UserError("--tokenizer flags have no use with --init: that run's tokenizer comes along")
+    _refuse_idle(config, recipe)
+    if (config.out / "config.json").is_file():
+        from eve_vl.loading import read_config
+
+        before, now = dict(read_config(config.out).code), dict(config.code) | origins(type(config.task), type(config.model))
+        for name in [name for name in before if before[name] != now.get(name, before[name])]:
+            say(f"note: {name} is not as it was when {config.out} was last started ({before[name]}, now {now[name]})")
+    if start is not None and _named(argv).train is None:
+        _confirm_data(config, start)
     from eve_vl.report import write_report
     from eve_vl.training import train
 
-    if train(args.config, must_resume=args.resume):
-        say(f"report: {write_report(args.config.out)}")
+    if train(config, must_resume=args.resume):
+        say(f"report: {write_report(config.out)}")
 
 
-def _wants_list(argv: Sequence[str], verb: str, recipes: Mapping[str, Callable[..., Config]]) -> bool:
+def _refuse_idle(config: Config, recipe: Config) -> None:
+    """Raise UserError for values that were given but have no effect. Those of the recipe may be idle: they are its shape."""
+    problems = [
+        f"--{name}.{field} has no effect {why}; leave it out".replace("_", "-")
+        for name in ("model", "task", "data")
+        for why, fields in getattr(config, name).idle().items()
+        for field in fields.split()
+        if getattr(getattr(config, name), field) != getattr(getattr(recipe, name), field)
+    ]
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _confirm_data(config: Config, start: Config) -> None:
+    """Ask before training on built-in data that nobody has named, if the run to start from learnt from the user's own.
+
+    Raises UserError for no, and where there is nobody to ask.
+    """
+    own, before = " ".join(config.data.train), " ".join(start.data.train)
+    say(f"training on {own}, as the recipe says; --data.train PATH names other data")
+    if any(map(generated, start.data.train)) or not all(map(generated, config.data.train)):
+        return
+    what = f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})"
+    is_asked = sys.stdin.isatty() and "LOCAL_RANK" not in os.environ
+    if not is_asked or not Confirm.ask(escape(f"{what}. Go on?"), default=False):
+        raise UserError(f"{what}; name your own with --data.train PATH and --data.val, or say --data.train {own}")
+
+
+def _wants_list(argv: Sequence[str], verb: str) -> bool:
     """List the recipes if that is what is asked for. Raises UserError if none of them is named."""
     if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
-        raise UserError(f"name a recipe: {', '.join(recipes)}")
-    if argv[0] in recipes:
-        return False
+        raise UserError(f"name a recipe: {', '.join(RECIPES[verb])}")
     if argv[0] not in HELP:
-        raise UserError(f"no recipe {nearest(argv[0], recipes)}")
+        return False
+    recipes = RECIPES[verb] | (own := installed_recipes(verb))
+    others = {name: f" ({package_of(installed('recipes')[name])})" for name in own}
     width = max(map(len, recipes))
-    lines = [f"  {name:{width}} {(recipe.__doc__ or '').splitlines()[0]}" for name, recipe in recipes.items()]
+    lines = [
+        f"  {name:{width}} {(each.__doc__ or ' ').splitlines()[0]}{others.get(name, '')}" for name, each in recipes.items()
+    ]
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
-    say("\n".join([usage, "", "recipes:", *lines]))
+    say("\n".join([usage, "", "recipes:", *lines, "", "or your own, FILE.py:NAME, or the config.json of a run"]))
     return True

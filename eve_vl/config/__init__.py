@@ -28,7 +28,7 @@ from eve_vl.config.tasks import (
     VQAConfig,
 )
 from eve_vl.config.train import TrainConfig, layer_decay
-from eve_vl.config.values import from_dict, to_dict
+from eve_vl.config.values import UnknownKindError, from_dict, read_value, to_dict
 from eve_vl.errors import UserError
 
 
@@ -38,6 +38,8 @@ class Config:
 
     recipe: tyro.conf.Suppress[str]
     """Name of the recipe that it started from."""
+    code: tyro.conf.Suppress[tuple[tuple[str, str], ...]] = ()
+    """Code from outside the package that it is made with: files with their checksums, packages with their versions."""
     out: Path
     """Run folder."""
     init: Path | None = None
@@ -83,4 +85,12 @@ def config_from_dict(values: dict[str, Any], where: str) -> Config:
     """Return the config that a config.json of any version holds. Raises UserError; `where` names the file."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: is not a run's config, which is a JSON object")
-    return from_dict(Config, migrate(values, where), where)
+    code = read_value(tuple[tuple[str, str], ...], values.get("code", []), where)
+    try:
+        return from_dict(Config, migrate(values, where), where)
+    except UnknownKindError as error:
+        if not code:
+            raise
+        made_with = ", ".join(f"{name} ({version})" for name, version in code)
+        how = "install the package; a file is run only if you name it, with --code FILE.py or in the variable EVE_CODE"
+        raise UserError(f"{where}: the {error.kind} is made with {made_with}, which is not loaded: {how}") from None

@@ -71,6 +71,12 @@ class DataConfig:
             problems.append(f"max_bad_share {self.max_bad_share} is not in [0, 1]")
         return problems
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that have no effect beside the other values, by the reason why."""
+        is_generated = all(map(generated, (*self.train, *self.val)))
+        reading = "format image_root image_column text_column label_column" if is_generated else ""
+        return {"on generated scenes": reading, "on texts alone": "crop_scale flip augment" if self.rows == "texts" else ""}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:

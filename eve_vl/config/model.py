@@ -105,6 +105,13 @@ class EveModelConfig(ModelConfig):
             problems.append(f"top_k {self.top_k}, but routing {self.routing} is always top 2")
         return problems + negative(self, "balance_weight")
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that have no effect beside the other values, by the reason why."""
+        experts = "" if "moe" in self.ffn_policies else "num_experts top_k modality_routing routing balance_weight"
+        blocks = {"shallow_ffn": self.depth - self.num_deep_blocks, "deep_ffn": self.num_deep_blocks}
+        unused = " ".join(name for name, count in blocks.items() if not count)
+        return {"without a block of experts (moe)": experts, "as no block has it (model.num_deep_blocks)": unused}
+
     def __str__(self) -> str:
         """The shape in one line, for people."""
         return (

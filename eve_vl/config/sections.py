@@ -18,6 +18,10 @@ class Section:
         """What is wrong with these values, one sentence each."""
         return []
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that have no effect beside the other values, by the reason why."""
+        return {}
+
 
 Kind = TypeVar("Kind")
 

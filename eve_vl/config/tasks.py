@@ -94,6 +94,12 @@ class MaskedSignalConfig(TaskConfig):
             problems.append(f"decoder_dim {self.decoder_dim} is not divisible by 4 × decoder_num_heads")
         return problems
 
+    def idle(self) -> dict[str, str]:
+        """Return the fields that have no effect beside the other values, by the reason why."""
+        of_pixels = "image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"
+        pixels = "" if self.mim_weight else of_pixels
+        return {"as task.mim_weight is 0": pixels, "as task.mlm_weight is 0": "" if self.mlm_weight else "text_mask_ratio"}
+
     def problems_with_rows(self, rows: str) -> list[str]:
         """What is wrong with training on such rows (`data.rows`), one sentence each."""
         lacking = {"pictures": "mlm_weight", "texts": "mim_weight"}.get(rows)

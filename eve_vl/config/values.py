@@ -7,8 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from eve_vl.config.code import find_kind
 from eve_vl.config.sections import Section, kinds_of
 from eve_vl.errors import UserError, nearest
+
+
+class UnknownKindError(UserError):
+    """A section of a kind that nobody has defined."""
+
+    def __init__(self, where: str, kind: str, problem: str):
+        self.kind = kind
+        super().__init__(f"{where}: {problem}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -40,10 +49,10 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
     missing = [key for key in required if key not in values]
     if missing:
         raise UserError(f"{where}: key {missing[0]!r} is missing from section {cls.__name__}")
-    return cls(**{key: _typed(hints[key], value, where) for key, value in values.items()})
+    return cls(**{key: read_value(hints[key], value, where) for key, value in values.items()})
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
+def read_value(hint: Any, value: Any, where: str) -> Any:
     """Return a JSON value in the type that the field declares. Raises UserError if it cannot be one."""
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
@@ -58,7 +67,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if isinstance(wanted, type | tuple) and (not issubclass(kind, wanted) or (kind is bool and wanted is not bool)):
         raise UserError(f"{where}: {value!r} is not {getattr(hint, '__name__', hint)}")
     if isinstance(hint, types.UnionType):
-        return None if value is None else _typed(typing.get_args(hint)[0], value, where)
+        return None if value is None else read_value(typing.get_args(hint)[0], value, where)
     if typing.get_origin(hint) is tuple:
         return _items(typing.get_args(hint), value, where)
     return Path(value) if hint is Path else value
@@ -70,12 +79,12 @@ def _items(hints: tuple[Any, ...], values: list[Any], where: str) -> tuple[Any, 
         hints = hints[:1] * len(values)
     if len(hints) != len(values):
         raise UserError(f"{where}: {values!r} has {len(values)} values, expected {len(hints)}")
-    return tuple(_typed(hint, value, where) for hint, value in zip(hints, values, strict=True))
+    return tuple(read_value(hint, value, where) for hint, value in zip(hints, values, strict=True))
 
 
 def _section(base: type[Section], value: Mapping[str, Any], where: str) -> Section:
     """Return the section of the kind whose `name` the value has."""
-    kinds, name = kinds_of(base), value.get("name")
-    if name not in kinds:
-        raise UserError(f"{where}: no {base.__name__.removesuffix('Config').lower()} {nearest(str(name), kinds)}")
-    return from_dict(kinds[name], {key: item for key, item in value.items() if key != "name"}, where)
+    name, what = str(value.get("name")), base.__name__.removesuffix("Config").lower()
+    if (kind := find_kind(base, f"{what}s", name)) is None:
+        raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {nearest(name, kinds_of(base))}")
+    return from_dict(kind, {key: item for key, item in value.items() if key != "name"}, where)

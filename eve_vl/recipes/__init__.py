@@ -1,16 +1,24 @@
 """Recipes: one function per run that returns a whole config; its docstring says command, time and score.
 
-Every public function of `pretrain` and of `finetune` is a recipe.
+Every public function of `pretrain` and of `finetune` is a recipe. Others come from files of the user's, from installed packages
+and from the config.json of a run.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from eve_vl.config import Config
+from eve_vl.config import Config, config_from_dict
+from eve_vl.config.code import installed, load_file, load_installed, origins
 from eve_vl.errors import UserError, nearest
+from eve_vl.foreign import read_json
 from eve_vl.recipes import finetune, pretrain
+
+NUM_ARGUMENTS = {"pretrain": 0, "finetune": 1}  # fine-tuning is given the config of the run to start from
 
 
 def _recipes(module: ModuleType) -> dict[str, Callable[..., Any]]:
@@ -19,19 +27,76 @@ def _recipes(module: ModuleType) -> dict[str, Callable[..., Any]]:
     return dict(sorted(public, key=lambda named: named[1].__code__.co_firstlineno))
 
 
-PRETRAIN: dict[str, Callable[[], Config]] = _recipes(pretrain)
-FINETUNE: dict[str, Callable[[Config], Config]] = _recipes(finetune)
+PRETRAIN = _recipes(pretrain)
+FINETUNE = _recipes(finetune)
+RECIPES: dict[str, dict[str, Callable[..., Config]]] = {"pretrain": PRETRAIN, "finetune": FINETUNE}
 
 
 def get_recipe(name: str) -> Config:
     """Return a pre-training recipe's config. Raises UserError for an unknown name, with the nearest one."""
-    if name not in PRETRAIN:
-        raise UserError(f"no recipe {nearest(name, PRETRAIN)}")
-    return PRETRAIN[name]()
+    return _known("pretrain", name)()
 
 
 def get_finetune_recipe(name: str, init: Config) -> Config:
     """Return a fine-tuning recipe's config for a pre-trained run's. Raises UserError for an unknown name."""
-    if name not in FINETUNE:
-        raise UserError(f"no recipe {nearest(name, FINETUNE)}")
-    return FINETUNE[name](init)
+    return _known("finetune", name)(init)
+
+
+def find_recipe(verb: str, name: str) -> Callable[..., Config]:
+    """Return the recipe that was typed after a verb: a name, FILE.py:NAME, whose file is then imported, or a run's config.json.
+
+    Raises UserError.
+    """
+    if name.endswith(".json"):
+        return _of_run(verb, Path(name).expanduser())
+    file, _, function = name.rpartition(":")
+    if not (file or name).endswith(".py"):
+        return _known(verb, name)
+    module = load_file(file or name)
+    if not hasattr(module, function):
+        raise UserError(f"{file or name}: no recipe {nearest(function, _recipes(module))}")
+    return _own(verb, f"{Path(file).name}:{function}", getattr(module, function))
+
+
+def installed_recipes(verb: str) -> dict[str, Callable[..., Any]]:
+    """Return the recipes of installed packages."""
+    loaded = {name: load_installed("recipes", name) for name in sorted(installed("recipes"))}
+    return {name: recipe for name, recipe in loaded.items() if name not in RECIPES[verb] and _is_for(verb, recipe)}
+
+
+def _known(verb: str, name: str) -> Callable[..., Config]:
+    """Return a recipe of this or of an installed package. Raises UserError."""
+    if name in RECIPES[verb]:
+        return RECIPES[verb][name]
+    if (recipe := load_installed("recipes", name)) is None:
+        raise UserError(f"no recipe {nearest(name, [*RECIPES[verb], *installed('recipes')])}")
+    return _own(verb, name, recipe)
+
+
+def _is_for(verb: str, recipe: Any) -> bool:
+    return callable(recipe) and len(inspect.signature(recipe).parameters) == NUM_ARGUMENTS[verb]
+
+
+def _own(verb: str, name: str, recipe: Any) -> Callable[..., Config]:
+    """Return a recipe from outside the package as one whose configs say where it is from. Raises UserError if it is none."""
+
+    @functools.wraps(recipe)
+    def named(*args: Config) -> Config:
+        config = recipe(*args)
+        if not isinstance(config, Config):
+            raise UserError(f"{name}: returned {type(config).__name__}, expected a Config")
+        return replace(config, recipe=name, code=tuple(origins(recipe).items()))
+
+    if not _is_for(verb, recipe):
+        what = "a function of no argument for eve pretrain, of one, the config of the run to start from, for eve finetune"
+        raise UserError(f"{name}: is no recipe for eve {verb}: {what}")
+    return named
+
+
+def _of_run(verb: str, path: Path) -> Callable[..., Config]:
+    """Return the config of a run as a recipe; without another --out, that run is gone on with."""
+    config = config_from_dict(read_json(path, dict), str(path))
+    if verb != (right := "pretrain" if config.task.is_pretraining else "finetune"):
+        raise UserError(f"{path}: is of a {config.task.name} run; say eve {right}")
+    out = path.parent if (path.parent / "checkpoints").is_dir() else config.out
+    return lambda *_: replace(config, out=out, code=())  # what its sections are made with is found out anew

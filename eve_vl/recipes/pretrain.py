@@ -136,7 +136,7 @@ def emoji() -> Config:
 def base() -> Config:
     """EVE-Base as in the paper: 4M images, 480k steps at batch 2048.
 
-    torchrun --nproc-per-node 8 -m eve_vl pretrain base --data.train '/data/pairs-{0000..0999}.tar' --data.val val.jsonl
+    torchrun --nproc-per-node 8 -m eve_vl pretrain base --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
     return Config(
         recipe="base",
@@ -150,7 +150,7 @@ def base_rival() -> Config:
     """EVE-Base's encoder, pre-trained by EVE's rival MLM + ITC + ITM instead (paper Table 1: 3.2 times the time). Contrast sees
     all 2,048 pairs of a step; hard negatives of matching are drawn within a micro-batch of a process.
 
-    torchrun --nproc-per-node 8 -m eve_vl pretrain base_rival --data.train '/data/pairs-{0000..0999}.tar' --data.val val.jsonl
+    torchrun --nproc-per-node 8 -m eve_vl pretrain base_rival --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
     config = _rival(base(), "base_rival", mim_weight=0.0)
     return replace(config, train=replace(config.train, accumulation=16))  # its four passes hold four times the activations
@@ -159,7 +159,7 @@ def base_rival() -> Config:
 def large() -> Config:
     """EVE-Large as in the paper: 280k steps at batch 2048.
 
-    torchrun --nproc-per-node 8 -m eve_vl pretrain large --data.train '/data/pairs-{0000..0999}.tar' --data.val val.jsonl
+    torchrun --nproc-per-node 8 -m eve_vl pretrain large --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
     config = base()
     return replace(

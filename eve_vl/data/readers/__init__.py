@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from eve_vl.config import kinds_of
+from eve_vl.config.code import find_kind
 from eve_vl.data.readers import paths
 from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
@@ -74,9 +76,12 @@ def guess_kind(path: AnyPath, *, format: str = "auto") -> str:  # noqa: A002 (th
 def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the option's name)
     """Return the files that a source is made of, and their form."""
     known = ("auto", *FORMATS)
-    if format not in known:
-        raise UserError(f"no format {nearest(format, known)}")
+    if format not in known and find_kind(Table, "readers", format) is None:
+        raise UserError(f"no format {nearest(format, (*known, *kinds_of(Table)))}")
     files = paths.expand(spec.path)
+    named = files[0].suffix[1:].lower() if format == "auto" else format
+    if named not in FORMATS and find_kind(Table, "readers", named) is not None:
+        return files, named
     if spec.second is not None:
         paths.expand(spec.second)
     form = paths.sniff(files[0]) if format == "auto" else format
@@ -106,6 +111,8 @@ def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_f
             return JsonlTable(spec.path)
         case "text":
             return TextTable(spec.path)
+    if own := kinds_of(Table).get(form):
+        return own(spec.path)  # pyright: ignore
     return CsvTable(spec.path, delimiter="\t" if form == "tsv" else None)
 
 

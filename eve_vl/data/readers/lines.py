@@ -64,6 +64,10 @@ class TextTable(LineTable):
     fixed = ("image_root", *Table.fixed)
     names = ("text",)
 
+    def hint(self) -> str:
+        """Say what texts alone are good for."""
+        return "; to pre-train on texts alone, give --data.rows texts --task.mim-weight 0"
+
     def fields(self, index: int, where: str) -> common.Fields:
         """Return the text of a line. Raises BadSampleError."""
         return {"text": common.decode_text(self.line(index), where)}

@@ -1,0 +1,150 @@
+"""Every mistake on the command line is one line that says what was given and what was expected; help and completion."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_bad_input import complaint, write_pairs
+
+from eve_vl.cli import VERBS, main
+from eve_vl.cli.common import FlagsAskedError
+from eve_vl.recipes import FINETUNE, PRETRAIN
+
+MISTAKES = [
+    ("pretrain tiny --train.lr fast", "--train.lr: 'fast' was given, expected a number"),
+    ("pretrain tiny --train.steps 3.5", "--train.steps: '3.5' was given, expected a whole number"),
+    ("pretrain tiny --train.steps", "--train.steps: nothing was given, expected a whole number"),
+    ("pretrain tiny --train.betas 0.9 --out x", "--train.betas: '0.9' was given, expected a number, a number"),
+    ("pretrain tiny --train.lr-multipliers a b", "'a b' was given, expected a text, a number, any number of times"),
+    ("pretrain tiny --train_weights x", "no flag '--train-weights'; did you mean '--data.train-weights'?"),
+    ("pretrain tiny --data.rows=rows", "--data.rows: 'rows' was given, expected one of pairs, pictures, texts"),
+    ("pretrain tiny --init", "--init: nothing was given, expected a path"),
+    ("pretrain tiny --zzz 3", "no flag '--zzz'; eve pretrain tiny --help lists them"),
+    ("pretrain tiny --coda x.py", "no flag '--coda'; did you mean '--code'?"),
+    ("pretrain tiny more", "unexpected argument 'more'"),
+    ("judge run left.png", "usage: eve judge RUN LEFT RIGHT STATEMENT [flags]; given: run left.png"),
+    ("convert", "usage: eve convert SOURCE TARGET [flags]; given: nothing"),
+    ("completion fish", "usage: eve completion SHELL [flags]; given: fish"),
+    ("data", "usage: eve data check"),
+    ("help nothing", "no verb 'nothing'"),
+    ("report x --code", "no such Python file"),
+    ("pretrain my.py:small", "my.py: no such Python file"),
+    ("pretrain json.py:loads", "json.py: there is another module called json"),
+    ("pretrain own_recipes.py:smal", "own_recipes.py: no recipe 'smal'; did you mean 'small'?"),
+    ("pretrain own_recipes.py", "choose from small, wrong"),
+    ("pretrain own_recipes.py:wrong", "own_recipes.py:wrong: returned int, expected a Config"),
+    ("finetune own_recipes.py:small --init x", "own_recipes.py:small: is no recipe for eve finetune"),
+    ("pretrain nowhere/config.json", "nowhere/config.json: cannot be read (No such file or directory)"),
+    # what is not there is told before what else is wrong
+    ("pretrain tiny --data.train nowhere.jsonl", "no such file or folder"),
+    # what has no effect
+    ("pretrain tiny --data.format jsonl", "--data.format has no effect on generated scenes; leave it out"),
+    ("pretrain tiny --task.mim-weight 0 --task.decoder-dim 96", "--task.decoder-dim has no effect as task.mim-weight is 0"),
+    ("pretrain tiny --task.mlm-weight 0 --task.text-mask-ratio 0.2", "--task.text-mask-ratio has no effect"),
+    ("pretrain tiny --model.deep-ffn modality --model.num-experts 8", "--model.num-experts has no effect without a block"),
+    ("pretrain tiny --model.num-deep-blocks 0 --model.deep-ffn shared", "--model.deep-ffn has no effect as no block has it"),
+    ("pretrain tiny --task.mim-weight 0 --data.rows texts --data.augment rand", "--data.augment has no effect on texts alone"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES)
+def test_a_mistake_is_one_line(command: str, message: str, eve, tmp_path: Path):
+    (tmp_path / "own_recipes.py").write_text(
+        "from eve_vl.recipes import get_recipe\ndef small():\n    return get_recipe('tiny')\ndef wrong():\n    return 3\n"
+    )
+    (tmp_path / "json.py").write_text("raise SystemExit('this file must not run')\n")
+    sys.modules.pop("own_recipes", None)
+    try:
+        assert message in complaint(eve(*command.split()))
+    finally:
+        sys.path[:] = [folder for folder in sys.path if folder != str(tmp_path)]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_texts_alone_are_told_how_to_train_on_them(eve, tmp_path: Path):
+    (tmp_path / "words.txt").write_text("one line\nanother line\n" * 40)
+    line = complaint(eve("pretrain", "tiny", "--data.train", "words.txt", "--data.val", "held-out"))
+    assert "--data.rows texts --task.mim-weight 0" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("help report", "usage: eve report"),
+        ("report help", "usage: eve report"),
+        ("help data check", "usage: eve data check"),
+        ("help pretrain", "usage: eve pretrain RECIPE"),
+        ("help pretrain tiny", "usage: eve pretrain tiny"),
+        ("finetune help demo_vqa", "usage: eve finetune demo_vqa"),
+        ("help evaluate vqa", "usage: eve evaluate vqa"),
+    ],
+)
+def test_help_comes_before_or_after(words: str, shown: str, eve):
+    done = eve(*words.split())
+    assert done.returncode == 0 and done.stdout.startswith(shown), done
+
+
+def test_help_of_fine_tuning_names_no_run_to_start_from(eve):
+    text = eve("finetune", "demo_vqa", "--help").stdout
+    assert "runs/base" not in text and "(required)" in text
+
+
+def test_built_in_data_in_place_of_the_users_own_needs_a_yes(eve, tmp_path: Path, monkeypatch):
+    rows = write_pairs(tmp_path / "pairs", count=12)
+    few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2, "--data.num-workers", 0)
+    done = eve("pretrain", "tiny", "--out", "mine", "--data.train", rows, "--data.val", rows, *few)
+    assert done.returncode == 0, done.stderr
+    start = ("finetune", "demo_nlvr2", "--init", "mine", "--out", "judge", *few)
+    line = complaint(eve(*start))
+    assert f"mine was trained on {rows}, but this recipe trains on built-in data (scenes:train)" in line
+    assert "--data.train PATH" in line and "say --data.train scenes:train" in line
+    assert not (tmp_path / "judge").exists()
+    for answer, code in (("n", 2), ("y", 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdin.isatty", lambda: True)
+            patch.setattr("builtins.input", lambda *_, answer=answer: answer)
+            assert eve(*start).returncode == code
+    assert eve(*start).returncode == 0  # it goes on; what was said once is known
+    assert eve(*start[:-8], "--out", "other", *few, "--data.train", "scenes:train").returncode == 0
+
+
+def complete(script: str, *words: str) -> list[str]:
+    """What bash offers for the last of the words."""
+    line = " ".join(f"'{word}'" for word in words)
+    lines = f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _eve; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "--norc", "-c", lines], capture_output=True, text=True, timeout=60)
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def test_completion_offers_verbs_recipes_and_flags(eve):
+    script = eve("completion", "bash").stdout
+    assert complete(script, "eve", "") == ["help", *dict.fromkeys(verb.split()[0] for verb in VERBS)]
+    assert complete(script, "eve", "re") == ["reconstruct", "report"]
+    assert complete(script, "eve", "data", "") == ["check"]
+    assert complete(script, "eve", "pretrain", "") == [*PRETRAIN]
+    assert complete(script, "eve", "finetune", "demo_") == [name for name in FINETUNE if name.startswith("demo_")]
+    assert complete(script, "eve", "pretrain", "tiny", "--train.l") == [
+        "--train.log-every",
+        "--train.lr",
+        "--train.lr-multipliers",
+    ]
+    assert complete(script, "eve", "finetune", "vqa", "--init", "x", "--task.ans") == ["--task.answers"]
+    for verb in VERBS:
+        words, first = verb.split(), {"pretrain": ["tiny"], "finetune": ["vqa"], "evaluate": ["vqa"], "completion": ["bash"]}
+        with pytest.raises(FlagsAskedError) as asked:
+            main([*words, *first.get(verb, []), "--help", "--all-flags"])
+        if verb != "completion":
+            assert {*asked.value.flags} <= {*complete(script, "eve", *words, *first.get(verb, []), "--")}
+    assert eve("completion", "zsh").stdout.endswith(script)
+
+
+def test_under_torchrun_a_mistake_is_told_once(tmp_path: Path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [*command, "-m", "eve_vl", "pretrain", "nothing"], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=120
+    )
+    assert done.returncode and done.stderr.count("eve: no recipe 'nothing'") == 1
