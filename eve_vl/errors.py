@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control characters, halves of surrogate pairs, line ends
+MAX_SHOWN = 500  # letters of a reason: a name or a value in it may have millions
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn what follows around
 
 
@@ -32,7 +33,7 @@ class BadSampleError(UserError):
     """One sample cannot be used. Training skips and counts it, `eve data check` lists it."""
 
     def __init__(self, where: str, reason: str):
-        self.where, self.reason = printable(where), printable(reason)
+        self.where, self.reason = printable(where[:MAX_SHOWN]), printable(reason[:MAX_SHOWN])
         super().__init__(f"{self.where}: {self.reason}")
 
     def __reduce__(self):
