@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     return "".join(letter if is_plain(letter) else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def shortened(text: str) -> str:
+    """Return a text without its middle if it is very long: a name or a value in it may have millions of letters."""
+    return text if len(text) <= 600 else f"{text[:400]} … {text[-200:]}"
+
+
 class UserError(ValueError):
     """A mistake in what the user gave, in one line: where, what was found, what to do. The command line prints it and exits."""
 
@@ -32,7 +37,7 @@ class BadSampleError(UserError):
     """One sample cannot be used. Training skips and counts it, `eve data check` lists it."""
 
     def __init__(self, where: str, reason: str):
-        self.where, self.reason = printable(where), printable(reason)
+        self.where, self.reason = (printable(shortened(text)) for text in (where, reason))
         super().__init__(f"{self.where}: {self.reason}")
 
     def __reduce__(self):

@@ -28,9 +28,11 @@ def open_ordinary(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of an ordinary file. Raises OSError."""
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """Return the content of an ordinary file. Raises OSError, also if it has more than `limit` bytes."""
     with open_ordinary(path) as file:
+        if limit is not None and os.fstat(file.fileno()).st_size > limit:
+            raise OSError(0, f"has more than {limit >> 20} MB", str(path))
         return file.read()
 
 
@@ -48,7 +50,8 @@ def parse_json(data: bytes | str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg} at line {error.lineno}, character {error.colno})") from None
+        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
+        raise ValueError(f"not valid JSON ({error.msg} at {line}character {error.colno})") from None
     except RecursionError:
         raise ValueError("not valid JSON (nested too deeply)") from None
     except ValueError as error:  # a number of too many digits

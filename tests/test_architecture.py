@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "foreign": {"errors"},
     "config": {"errors"},
     "recipes": {"config", "errors", "foreign"},
-    "data": {"config", "cpu", "errors"},
+    "data": {"config", "cpu", "errors", "files", "foreign"},
     "model": {"config", "errors"},
     "objectives": set(),
     "metrics": set(),

@@ -48,7 +48,7 @@ REST = """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {
     EncodeArgs: "--texts --out --batch-size",
-    CheckArgs: f"{SOURCE} --kind --json",
+    CheckArgs: f"{SOURCE} --kind --recipe --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json",
     ReportArgs: "--out",

@@ -170,3 +170,49 @@ def test_statements(table: Path):
     assert "labels              True 2, False 1, kept back 1" in lines
     assert "repeated statements 1" in lines
     assert not any("caption" in line or "answer" in line for line in lines)
+
+
+# On the command line
+
+
+def check(eve, *args: object) -> tuple[int, str]:
+    done = eve("data", "check", *args)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_broken_rows_at_the_start_do_not_stop_the_check(eve, table: Path):
+    rows = [{"image": f"gone{number}.png", "caption": "x"} for number in range(20)] + [{"image": "a.png", "caption": "x"}]
+    write_rows(table, rows)
+    code, text = check(eve, table)
+    assert code == 1
+    assert text.count("broken: t.jsonl:") == 20
+    assert "usable              1\n" in text
+    done = eve("pretrain", "tiny", "--data.train", table, "--data.val", table)
+    assert done.returncode == 2 and "none of the first 16 rows can be used" in done.stderr
+
+
+def test_a_recipe_says_what_rows_need(eve, table: Path):
+    code, text = check(eve, table, "--recipe", "vqa")
+    assert code == 2 and "looks like pictures with captions" in text and "expected questions" in text
+    questions = [{"image": "a.png", "question": "what?", "answer": answer} for answer in ("red", None)]
+    write_rows(table, questions)
+    assert check(eve, table)[0] == 0  # a test set
+    code, text = check(eve, table, "--recipe", "demo_vqa")
+    assert code == 1 and "broken: t.jsonl:2: no answer to train on" in text
+    write_rows(table, [{"text": "one", "label": 1}, {"text": "two", "label": None}])
+    code, text = check(eve, table, "--recipe", "classification")
+    assert code == 1
+    assert "t.jsonl:1: no picture, but task.reads is picture" in text and "t.jsonl:2: no label to train on" in text
+    assert "did you mean 'demo_vqa'" in check(eve, table, "--recipe", "demo_vq")[1]
+    assert "leave one of them out" in check(eve, table, "--recipe", "tiny", "--kind", "captions")[1]
+
+
+def test_a_named_column_says_what_rows_are(eve, table: Path):
+    write_rows(table, [{"image": "a.png", "caption": "one", "species": "cat\x1b[2J", "note": "two"}])
+    code, text = check(eve, table, "--label-column", "species", "--json", "report.json")
+    assert code == 0 and r"labels              cat\x1b[2J 1" in text
+    assert list(json.loads(Path("report.json").read_text())["labels"]) == [r"cat\x1b[2J"]
+    write_rows(table, [{"image": "a.png", "note": "two"}])
+    code, text = check(eve, table, "--text-column", "note")
+    assert code == 0 and "captions            1" in text

@@ -214,7 +214,7 @@ def test_damaged_bytes_never_escape_as_other_errors(monkeypatch: pytest.MonkeyPa
 def test_missing_file(tmp_path: Path):
     with pytest.raises(BadSampleError, match=r"row: cannot read picture .*gone.png: No such file"):
         decode(ImageFile(path=tmp_path / "gone.png"), "row")
-    with pytest.raises(BadSampleError, match="Is a directory"):
+    with pytest.raises(BadSampleError, match="is not an ordinary file"):
         decode(ImageFile(path=tmp_path), "row")
 
 

@@ -51,11 +51,11 @@ class SourceArgs:
     label_column: str | None = None
     """Column of the answer or answers to a question, of whether a statement is true, or of the class or classes."""
 
-    def open(self, specs: Sequence[str], image_size: int, kind: Any = "captions") -> list[Any]:
-        """Open sources of rows of a kind. Raises UserError."""
+    def open(self, specs: Sequence[str], image_size: int, kind: Any = "captions", *, must_be_usable: bool = True) -> list[Any]:
+        """Open sources of rows of a kind, some of their first rows usable. Raises UserError."""
         from eve_vl.data.loader import open_sources
 
-        return open_sources(specs, self.data_config(), image_size, kind)
+        return open_sources(specs, self.data_config(), image_size, kind, must_be_usable=must_be_usable)
 
     def data_config(self) -> DataConfig:
         """Return these options as a data section."""

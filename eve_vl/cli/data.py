@@ -3,16 +3,18 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write_json
-from eve_vl.config import TokenizerConfig
-from eve_vl.errors import UserError
+from eve_vl.config import Config, TokenizerConfig
+from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.files import write_file
+from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,8 @@ class CheckArgs(SourceArgs):
     """What --data.train would be given."""
     kind: Literal["auto", "captions", "questions", "statements", "labels", "pictures", "texts"] = "auto"
     """What its rows are; auto looks at the fields of the first."""
+    recipe: str | None = None
+    """Check what training with this recipe, of eve pretrain or eve finetune, needs of the rows."""
     json: Path | None = None
     """Also write the report to this file."""
 
@@ -46,12 +50,37 @@ def run_data_check(argv: Sequence[str]) -> None:
     from eve_vl.data.check import check_source
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
-    (source,) = args.open((args.path,), image_size=224, kind=args.kind)
-    report = check_source(source, console=console)
+    config = None if args.recipe is None else _recipe(args.recipe)
+    kind, require = args.kind, None
+    if config is not None:
+        from eve_vl.tasks import task_class
+
+        if kind != "auto":
+            raise UserError("--recipe says what --kind its rows are; leave one of them out")
+        kind, require = task_class(type(config.task)).kind(config), partial(_require, config)
+    (source,) = args.open((args.path,), image_size=224, kind=kind, must_be_usable=False)
+    report = check_source(source, require=require, console=console)
     report.render(console)
     write_json(args.json, report.to_dict())
     if report.broken:
         sys.exit(1)
+
+
+def _recipe(name: str) -> Config:
+    """Return a recipe's config, of fine-tuning as if from `base`. Raises UserError."""
+    if name not in PRETRAIN and name not in FINETUNE:
+        raise UserError(f"no recipe {nearest(name, [*PRETRAIN, *FINETUNE])}")
+    return get_recipe(name) if name in PRETRAIN else get_finetune_recipe(name, get_recipe("base"))
+
+
+def _require(config: Config, row: Any) -> None:
+    """Raise BadSampleError if a row lacks what training needs."""
+    from eve_vl.tasks import task_class
+
+    task = task_class(type(config.task))
+    if not task.has_truth(row):
+        raise BadSampleError(row.where, f"no {task.truth} to train on")
+    task.dataset.require(row, config)
 
 
 def run_tokenizer_train(argv: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.records import ImagePixels, ImageQuestion, ImageRef, ImagesStatement, Labelled, Record, Source
 from eve_vl.data.transforms import DecodedPicture, decode, decode_bytes, read_image
-from eve_vl.errors import BadSampleError
+from eve_vl.errors import BadSampleError, printable
 
 CHUNK = 64  # rows per message from a worker
 CAPTIONS, QUESTIONS, STATEMENTS = "captions", "questions", "statements"
@@ -127,8 +128,8 @@ class Report:
 class _Facts(Dataset[list[Fact] | BrokenRow]):
     """What is kept of each row, for loader workers."""
 
-    def __init__(self, source: Source[Record]):
-        self.source = source
+    def __init__(self, source: Source[Record], require: Callable[[Record], None] | None):
+        self.source, self.require = source, require
 
     def __len__(self) -> int:
         return len(self.source)
@@ -136,6 +137,8 @@ class _Facts(Dataset[list[Fact] | BrokenRow]):
     def __getitem__(self, index: int) -> list[Fact] | BrokenRow:
         try:
             row = self.source[index]
+            if self.require is not None:
+                self.require(row)
             of_images = [fact for image in row.images for fact in _facts_of(image, row.where)]
         except BadSampleError as error:
             return BrokenRow(where=error.where, reason=error.reason)
@@ -144,12 +147,12 @@ class _Facts(Dataset[list[Fact] | BrokenRow]):
             facts += [("text_words", len(text.split())), ("text", hash_of(text.encode()))]
         match row:
             case ImageQuestion(question_id=key, answers=answers, answer_type=name):
-                facts += [("id", key), ("answers_per_question", len(answers)), ("answer_types", name)]
-                facts += [("answer", answer) for answer in answers]
+                facts += [("id", key), ("answers_per_question", len(answers)), ("answer_types", printable(name))]
+                facts += [("answer", printable(answer)) for answer in answers]
             case ImagesStatement(identifier=key, label=label):
                 facts += [("id", key), ("labels", KEPT_BACK if label is None else str(label))]
             case Labelled(labels=labels):
-                facts += [("labels", label) for label in labels or (KEPT_BACK,)]
+                facts += [("labels", printable(label)) for label in labels or (KEPT_BACK,)]
         return facts
 
 
@@ -164,8 +167,14 @@ def _facts_of(image: ImageRef, where: str) -> list[Fact]:
     return facts + [("conversions", conversion) for conversion in picture.conversions]
 
 
-def check_source(source: Source, *, num_workers: int | None = None, console: Console | None = None) -> Report:
-    """Read every row once, decode its picture, and report.
+def check_source(
+    source: Source,
+    *,
+    require: Callable[[Record], None] | None = None,
+    num_workers: int | None = None,
+    console: Console | None = None,
+) -> Report:
+    """Read every row once, decode its picture, and report. A row for which `require` raises BadSampleError counts as broken.
 
     `num_workers` None starts as many processes as pay. A progress bar is shown if `console` is a terminal. Rows keep their
     order in `Report.broken`.
@@ -173,7 +182,7 @@ def check_source(source: Source, *, num_workers: int | None = None, console: Con
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
     chunks = DataLoader(
-        _Facts(source),
+        _Facts(source, require),
         batch_size=CHUNK,
         num_workers=num_workers,
         collate_fn=list,  # rows as they are, not tensors

@@ -81,6 +81,10 @@ class RowDataset(SampleSet):
         """Return what rows the sources of a run must hold."""
         return cls.kind
 
+    @classmethod
+    def require(cls, row: Any, config: Config) -> None:
+        """Raise BadSampleError if a row lacks a part that a run reads."""
+
     def __getitem__(self, position: Position) -> Sample:
         epoch, source, row = position
         skipped: list[BadSampleError] = []

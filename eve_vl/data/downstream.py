@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from eve_vl.config import Config, RetrievalConfig
+from eve_vl.config import ClassificationConfig, Config, RetrievalConfig
 from eve_vl.data import batch
 from eve_vl.data.batch import Sample
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, Subset, chunks, eval_positions, picture_key
@@ -163,18 +163,24 @@ class LabelledRows(RowDataset):
 
     kind = "labels"
 
+    @classmethod
+    def require(cls, row: Labelled, config: Config) -> None:
+        """Raise BadSampleError if a row has no picture or text, and the task reads it."""
+        reads = cast(ClassificationConfig, config.task).reads
+        if reads != "text" and row.image is None:
+            raise BadSampleError(row.where, f"no picture, but task.reads is {reads}; of texts alone give --task.reads text")
+        if reads != "picture" and row.text is None:
+            raise BadSampleError(row.where, f"no text, but task.reads is {reads}")
+
     def sample(self, row: Labelled, rng: np.random.Generator) -> Sample:
         """Return one row. Raises BadSampleError, in training also where the labels are kept back."""
         if self.training and not row.labels:
             raise BadSampleError(row.where, "no label to train on")
-        reads: str = self.config.task.reads  # pyright: ignore[reportAttributeAccessIssue]
+        self.require(row, self.config)
+        reads = cast(ClassificationConfig, self.config.task).reads
         sample = Sample.of(LABELLED[reads], row)
         if reads != "text":
-            if row.image is None:
-                raise BadSampleError(row.where, f"no picture, but task.reads is {reads}; of texts alone give --task.reads text")
-            sample.image = self.picture(row.image, row.where, rng, [*row.texts, *row.labels])
+            sample.image = self.picture(row.images[0], row.where, rng, [*row.texts, *row.labels])
         if reads != "picture":
-            if row.text is None:
-                raise BadSampleError(row.where, f"no text, but task.reads is {reads}")
-            sample.ids_T = self.tokens(row.text)
+            sample.ids_T = self.tokens(row.texts[0])
         return sample

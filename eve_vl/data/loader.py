@@ -26,9 +26,11 @@ OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column"
 ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datasets
 
 
-def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: str = "captions") -> list[Source[Any]]:
+def open_sources(
+    specs: Sequence[str], data: DataConfig, image_size: int, kind: str = "captions", *, must_be_usable: bool = True
+) -> list[Source[Any]]:
     """Open every source; scenes are drawn with a side of image_size pixels. kind: of rows; auto: as their columns say, captions
-    of scenes. Raises UserError."""
+    of scenes. must_be_usable: some of the first rows. Raises UserError."""
     sources: list[Source[Any]] = []
     for spec in specs:
         if (named := generated(spec)) is not None:
@@ -37,8 +39,10 @@ def open_sources(specs: Sequence[str], data: DataConfig, image_size: int, kind: 
                 raise UserError(f"{spec}: the generated scenes hold no {own}, but {', '.join(SCENES)}")
             sources.append(SCENES[own](split=named[1], image_size=image_size))
         else:
-            own = guess_kind(spec, format=data.format) if kind == "auto" else kind
-            sources.append(open_source(spec, kind=own, **{name: getattr(data, name) for name in OPTIONS}))
+            options = {name: getattr(data, name) for name in OPTIONS}
+            named = [name for name in ("image", "text", "label") if options[f"{name}_column"] is not None]
+            own = guess_kind(spec, format=data.format, columns=named) if kind == "auto" else kind
+            sources.append(open_source(spec, kind=own, **options, must_be_usable=must_be_usable))
         if not len(sources[-1]):
             raise UserError(f"{spec}: holds no {own}")
     return sources

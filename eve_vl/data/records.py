@@ -14,7 +14,9 @@ from typing import ClassVar, Protocol, TypeVar
 import numpy as np
 
 from eve_vl.errors import BadSampleError
+from eve_vl.foreign import open_ordinary, read_bytes
 
+MAX_ENCODED_BYTES = 2**28  # of a picture's file
 MAX_CAPTION_WORDS = 1000  # longer "captions" are documents or a mix-up of columns
 
 
@@ -26,7 +28,7 @@ class ImageFile:
 
     def read(self) -> bytes:
         """Return the encoded bytes. Raises OSError."""
-        return self.path.read_bytes()
+        return read_bytes(self.path, MAX_ENCODED_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +41,9 @@ class ImageSpan:
 
     def read(self) -> bytes:
         """Return the encoded bytes. Raises OSError."""
-        with self.path.open("rb") as file:
+        if self.size > MAX_ENCODED_BYTES:
+            raise OSError(0, f"has more than {MAX_ENCODED_BYTES >> 20} MB", str(self.path))
+        with open_ordinary(self.path) as file:
             file.seek(self.offset)
             return file.read(self.size)
 

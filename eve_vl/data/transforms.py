@@ -30,6 +30,10 @@ from eve_vl.errors import BadSampleError
 MAX_PIXELS: Final = 178_956_970 // 2  # where Pillow starts to warn of a decompression bomb: 256 MB of RGB
 # Named, because Pillow knows others: among them EPS, which runs an interpreter on what it reads.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+STRIP_PIXELS: Final = 2**20  # what is converted at a time
+# What decoding needs at its peak, turning upright included; other formats 8: 4 as Pillow has it, 3 as RGB, and strips.
+BYTES_PER_PIXEL: Final = {"JPEG": 6, "MPO": 6, "WEBP": 18, "AVIF": 18}
+MAX_BYTES: Final = 600 * 2**20  # with what a process has loaded this stays below 1 GB
 MAX_ASPECT: Final = 4 / 3
 ORIENTATION_TAG: Final = 0x0112
 PNG_EXIF_KEYS: Final = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp"})
@@ -143,14 +147,15 @@ def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None) -> Decode
         with _quiet_pillow():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(*image.size, where)
-        pixels = _decode_fast(data, image, crop)
+            _check_memory(data, image, where)
+        form, pixels = str(image.format), _decode_fast(data, image, crop)
         conversions = ["grayscale to RGB"] if image.mode == "L" else []
         with _quiet_pillow():
             if pixels is None:
-                array, conversions = _decode_special(image, where)
-                pixels = _to_tensor(array)
+                pixels, conversions = _decode_special(image, where)
                 pixels = crop(pixels) if crop else pixels
             orientation = _orientation(image, data)  # after loading, which turns a TIFF by itself
+        del image  # turning needs room
     except BadSampleError:
         raise
     except Image.DecompressionBombError:
@@ -161,7 +166,7 @@ def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None) -> Decode
     if orientation != 1:
         pixels = _turn_upright(pixels, orientation)
         conversions.append("turned as its EXIF says")
-    return DecodedPicture(pixels=pixels, format=str(image.format), conversions=tuple(conversions))
+    return DecodedPicture(pixels=pixels, format=form, conversions=tuple(conversions))
 
 
 @contextmanager
@@ -175,6 +180,18 @@ def _quiet_pillow() -> Iterator[None]:
 def _check_size(width: int, height: int, where: str) -> None:
     if width * height > MAX_PIXELS:
         raise BadSampleError(where, f"image is {width}x{height} pixels, at most {MAX_PIXELS} in all are accepted")
+
+
+def _check_memory(data: bytes, image: Image.Image, where: str) -> None:
+    """Refuse a picture that would need more memory than MAX_BYTES, by its header; tests measure what is assumed here."""
+    width, height = image.size
+    per_pixel = BYTES_PER_PIXEL.get(str(image.format), 8) if image.mode != "CMYK" else 8
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > 1:  # JPEG in several scans is kept as coefficients
+        per_pixel += 2 * len(image.getbands())
+    needed = width * height * per_pixel + len(data)
+    if needed > MAX_BYTES:
+        what = f"{width}x{height} {image.mode} image ({image.format})"
+        raise BadSampleError(where, f"{what} needs {needed >> 20} MB to decode, at most {MAX_BYTES >> 20} are accepted")
 
 
 def _to_tensor(pixels: np.ndarray) -> Tensor:
@@ -230,8 +247,8 @@ def _is_plain_png(image: Image.Image) -> bool:
     return _raw_mode(image) == image.mode and not is_animated and not image.info.keys() & {"transparency", "icc_profile"}
 
 
-def _decode_special(image: Image.Image, where: str) -> tuple[np.ndarray, list[str]]:
-    """Return uint8 (height, width, 3) of the first frame, and what was converted."""
+def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
+    """Return uint8 (3, height, width) of the first frame, and what was converted."""
     conversions = ["first frame of several"] if getattr(image, "is_animated", False) else []
     is_16_bit = "16" in _raw_mode(image)
     image.load()
@@ -240,17 +257,24 @@ def _decode_special(image: Image.Image, where: str) -> tuple[np.ndarray, list[st
         raise BadSampleError(where, "pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
     if is_16_bit or is_16_bit_gray:
         conversions.append("16-bit to 8-bit")
-    if is_16_bit_gray:  # Pillow's own conversion clips at 255
-        gray = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2), conversions
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    is_clear = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+    if is_clear:
         conversions.append("transparency on white")
-    elif image.mode != "RGB":
+    elif image.mode != "RGB" and not is_16_bit_gray:
         name = {"1": "grayscale", "L": "grayscale", "P": "palette"}.get(image.mode, image.mode)
         conversions.append(f"{name} to RGB")
-    return np.asarray(image.convert("RGB")), conversions
+    width, height = image.size
+    array, rows = np.empty((height, width, 3), np.uint8), max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):  # the whole would be in memory five times
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        if is_16_bit_gray:  # Pillow's own conversion clips at 255
+            array[top : top + rows] = (np.asarray(strip).astype(np.int64).clip(0, 65535) >> 8)[:, :, None]
+        else:
+            if is_clear:
+                layer = strip.convert("RGBA")
+                strip = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+            array[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1), conversions
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

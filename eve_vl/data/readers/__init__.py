@@ -1,6 +1,6 @@
 """One file per on-disk form, and the kinds of rows; `open_source` finds the form by looking at the path."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ def open_source(
     image_column: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    must_be_usable: bool = True,
 ) -> Source[Any]:
     """Open rows of a `kind`: captions (ImageText), questions (ImageQuestion), statements (ImagesStatement), labels (Labelled),
     pictures (Picture) or texts (Text).
@@ -43,7 +44,8 @@ def open_source(
     `image_root` is the folder that image paths in a table are relative to and must stay in; by default the table's own.
     Columns are found by their usual names unless given: `text_column` holds captions, question, statement or text,
     `label_column` answers or labels, `image_column` for statements a list of both pictures or `LEFT,RIGHT`. Options that
-    the format or kind has no use for are refused. Raises UserError; rows of the source raise BadSampleError.
+    the format or kind has no use for are refused, and data of which no row among the first can be used, unless it need not be.
+    Raises UserError; rows of the source raise BadSampleError.
     """
     if kind not in KINDS:
         raise UserError(f"no kind of data {nearest(kind, KINDS)}")
@@ -55,14 +57,15 @@ def open_source(
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
             raise UserError(f"{spec.path}: image_root (--data.image-root) has no meaning for texts with labels; leave it out")
-        return TableSource(table, columns, root)
+        return TableSource(table, columns, root, must_be_usable=must_be_usable)
     except OSError as error:
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
 
 
-def guess_kind(path: AnyPath, *, format: str = "auto") -> str:  # noqa: A002 (the option's name)
+def guess_kind(path: AnyPath, *, format: str = "auto", columns: Sequence[str] = ()) -> str:  # noqa: A002 (the option's name)
     """Return the kind of rows at `path`, by its columns: the first of KINDS that has such, else captions.
 
+    `columns` are the options that name columns, of image, text and label; a kind without one of these is not meant.
     Raises UserError if there is nothing that can be opened.
     """
     spec = paths.parse_spec(path)
@@ -70,7 +73,8 @@ def guess_kind(path: AnyPath, *, format: str = "auto") -> str:  # noqa: A002 (th
         table = _open_table(spec, format)
     except OSError as error:
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
-    return _looks_like(table) or "captions"
+    likely = (_looks_like(table) or "captions", "captions", "labels")
+    return next(kind for kind in likely if KINDS[kind].USUAL.keys() >= {*columns})
 
 
 def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the option's name)

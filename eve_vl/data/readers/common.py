@@ -1,20 +1,31 @@
 """What all readers share: column choice, image paths that stay inside the data, shapes of texts, compact storage."""
 
-import json
 import os
+import sys
+import unicodedata
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
+from rich.console import Console
+from rich.progress import wrap_file
 
+from eve_vl import foreign
 from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef
-from eve_vl.errors import BadSampleError
+from eve_vl.errors import BadSampleError, UserError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
 TEXT_COLUMNS = ("caption", "captions", "text", "title")
+MAX_TEXT_BYTES = 2**23  # of one row's text or JSON
+LONG_BYTES = 200 * 2**20  # reading this much takes seconds: worth a progress bar
+INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # Unicode's categories: control and format characters, spaces
+BLANKS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that show nothing
 Fields = Mapping[str, object]
 
 
@@ -41,7 +52,7 @@ def row_id(fields: Fields, names: Sequence[str], row: int, where: str) -> int | 
         return row
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise BadSampleError(where, f"{names[0]} is {type(value).__name__}, expected a whole number or text")
-    return value
+    return _whole(value, names[0], where) if isinstance(value, str) else value
 
 
 def image_ref(value: object, root: Path, where: str) -> ImageRef:
@@ -61,7 +72,7 @@ def find_picture(name: str, root: Path, folders: Sequence[str], where: str) -> I
     """Return the picture `name` in the first of `folders` below `root` that has it. Raises BadSampleError."""
     for folder in folders:
         picture = image_file(str(Path(folder) / name), root, where)
-        if picture.path.is_file():
+        if is_file(picture.path):
             return picture
     inside = ", ".join(folder for folder in folders if folder)
     raise BadSampleError(where, f"no picture {name} in {root} or in its {inside}; name their folder: --data.image-root")
@@ -102,11 +113,21 @@ def to_texts(value: object, name: str, where: str) -> tuple[str, ...]:
         num_words = len(text.split())
         if num_words > MAX_CAPTION_WORDS:
             raise BadSampleError(where, f"{name} has {num_words} words, at most {MAX_CAPTION_WORDS} are accepted")
-        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise BadSampleError(where, f"{name} is not valid Unicode (it has half of a surrogate pair)")
-        if num_words:
+        if is_visible(_whole(text, name, where)):
             kept.append(text.strip())
     return tuple(kept)
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text shows anything: not spaces, control characters and the like alone."""
+    return any(unicodedata.category(letter) not in INVISIBLE and letter not in BLANKS for letter in text)
+
+
+def _whole(text: str, name: str, where: str) -> str:
+    """Return a text that can be written to a file. Raises BadSampleError."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise BadSampleError(where, f"{name} is not valid Unicode (it has half of a surrogate pair)")
+    return text
 
 
 def to_some_texts(value: object, name: str, where: str) -> tuple[str, ...]:
@@ -124,26 +145,47 @@ def to_text(value: object, name: str, where: str) -> str:
     return to_some_texts(value, name, where)[0]
 
 
+@contextmanager
+def one_row(where: str) -> Iterator[None]:
+    """Turn errors of reading what belongs to one row into its BadSampleError."""
+    try:
+        yield
+    except UserError as error:
+        raise BadSampleError(where, getattr(error, "reason", str(error))) from None
+    except OSError as error:
+        raise BadSampleError(where, f"cannot read {error.filename}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadSampleError(where, str(error)) from None
+
+
 def decode_text(data: bytes, where: str) -> str:
     """Return UTF-8 text without its byte order mark. Raises BadSampleError."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadSampleError(where, f"not UTF-8 text ({error.reason} at byte {error.start})") from None
+    with one_row(where):
+        return foreign.decode_text(data)
 
 
 def parse_object(data: bytes, where: str) -> dict[str, object]:
     """Return one JSON object. Raises BadSampleError."""
-    text = decode_text(data, where).rstrip()
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadSampleError(where, f"not valid JSON ({error.msg} at character {error.pos + 1})") from None
-    except (ValueError, RecursionError) as error:  # a number too long, nesting too deep
-        raise BadSampleError(where, f"not valid JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise BadSampleError(where, f"JSON {type(row).__name__}, expected an object")
-    return row
+    with one_row(where):
+        return foreign.expect(foreign.parse_json(data.rstrip()), dict)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is an ordinary file; of a name that cannot be one, such as one too long, not."""
+    return os.path.isfile(path)  # noqa: PTH113 (pathlib raises for some of these)
+
+
+@contextmanager
+def open_long(path: Path, buffering: int = 2**20) -> Iterator[BinaryIO]:
+    """Open a file to go through; a long one shows its progress on a terminal. Raises OSError."""
+    with foreign.open_ordinary(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size < LONG_BYTES or not sys.stderr.isatty():
+            yield file
+            return
+        console = Console(stderr=True)
+        with wrap_file(file, size, description=f"reading {path.name}", console=console, transient=True) as shown:
+            yield BufferedReader(cast("BufferedReader", shown), buffering)
 
 
 def field(row: Fields, name: str, where: str) -> object:
@@ -169,7 +211,7 @@ class PackedStrings:
         """Pack texts, consuming `strings` once."""
         ends, blob = array("q", [0]), bytearray()
         for string in strings:
-            blob += string.encode("utf-8", "surrogateescape")
+            blob += string.encode("utf-8", "surrogatepass")
             ends.append(len(blob))
         return cls(np.frombuffer(bytes(blob), dtype=np.uint8), np.array(ends, dtype=np.int64))
 
@@ -177,4 +219,4 @@ class PackedStrings:
         return len(self.ends) - 1
 
     def __getitem__(self, index: int) -> str:
-        return self.blob[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
+        return self.blob[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogatepass")

@@ -1,8 +1,11 @@
 """CSV and TSV with a header line; a quoted field may span lines."""
 
 import csv
+import io
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -22,7 +25,7 @@ class CsvTable(PackedTable):
         """Read the header line. `delimiter` None takes the one that is most frequent in it. Raises UserError."""
         self.path = path
         with _open(path) as file:
-            self._delimiter = delimiter or max(DELIMITERS, key=file.readline().count)
+            self._delimiter = delimiter or max(DELIMITERS, key=file.readline(common.MAX_TEXT_BYTES).count)
             file.seek(0)
             try:
                 self.names = next(self._reader(file), [])
@@ -32,8 +35,9 @@ class CsvTable(PackedTable):
             raise UserError(f"{path}: the file has no header line")
 
     def _reader(self, file: TextIO) -> Any:
+        lines = iter(partial(file.readline, common.MAX_TEXT_BYTES), "")  # one without an end would fill the memory
         # strict: an unclosed quote is an error in its row, instead of silently swallowing the rows after it
-        return csv.reader(file, delimiter=self._delimiter, strict=True)
+        return csv.reader(lines, delimiter=self._delimiter, strict=True)
 
     def select(self, columns: RowColumns) -> None:
         """Read these columns. Raises UserError if there are no rows."""
@@ -69,9 +73,11 @@ class CsvTable(PackedTable):
                 yield row
 
 
-def _open(path: Path) -> TextIO:
-    # surrogateescape: bytes that are not UTF-8 spoil their own row only
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+@contextmanager
+def _open(path: Path) -> Iterator[TextIO]:
+    with common.open_long(path) as file:
+        # surrogateescape: bytes that are not UTF-8 spoil their own row only
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _row(values: list[str], columns: dict[str, int], num_columns: int) -> common.Fields | str:

@@ -10,6 +10,7 @@ import numpy as np
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import Table
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.foreign import decode_text, read_bytes
 
 IMAGE, CAPTIONS, CLASS = "image", "captions", "class"
 
@@ -52,25 +53,23 @@ class FolderTable(Table):
 
     def fields(self, index: int, where: str) -> common.Fields:
         """Return path, captions and class of a picture, as far as they are wanted. Raises BadSampleError."""
-        fields: dict[str, object] = {IMAGE: where}
+        name = self._names[index]
+        fields: dict[str, object] = {IMAGE: name}
         if CAPTIONS in self.wanted:
             fields[CAPTIONS] = self._captions(index, where)
         if CLASS in self.wanted:
-            folder, slash, _ = where.partition("/")
+            folder, slash, _ = name.partition("/")
             if not slash:
                 raise BadSampleError(where, "lies in no folder that names its class")
             fields[CLASS] = folder
         return fields
 
     def _captions(self, index: int, where: str) -> list[str]:
-        text = (self.path / where).with_suffix(".txt")
+        text = (self.path / self._names[index]).with_suffix(".txt")
         if not self._has_text[index]:
             raise BadSampleError(where, f"no captions: {text.name} is missing")
-        try:
-            data = text.read_bytes()
-        except OSError as error:
-            raise BadSampleError(where, f"cannot read {text.name}: {error.strerror or error}") from None
-        return common.decode_text(data, where).splitlines()
+        with common.one_row(where):
+            return decode_text(read_bytes(text, common.MAX_TEXT_BYTES)).splitlines()
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool]]:

@@ -1,7 +1,6 @@
 """One JSON document: a list of objects (ALBEF, X-VLM, BLIP), a list of [path, caption] (ViLT), or an official layout."""
 
 import gc
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.readers.table import PackedTable, RowColumns
 from eve_vl.errors import UserError
+from eve_vl.foreign import parse_json, read_bytes
 
 PAIR_NAMES = ("image", "caption")
 
@@ -47,9 +47,9 @@ def load_json(path: Path) -> Any:
     """Return a whole JSON document. Raises UserError."""
     try:
         with _uncollected():
-            return json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+            return parse_json(read_bytes(path))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 @contextmanager

@@ -4,6 +4,9 @@ import gzip
 import io
 import zlib
 from array import array
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,8 +15,10 @@ import numpy as np
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import Table
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.foreign import open_ordinary
 
-NUM_LINES_TO_PARSE = 100  # how far to look for a first line that parses, to learn the columns
+NUM_LINES_TO_PARSE = 10_000  # how far to look for a first line that parses, to learn the columns
+MAX_UNPACKED_BYTES = 2**29  # of a .gz, which stays in memory
 
 
 class LineTable(Table):
@@ -35,25 +40,29 @@ class LineTable(Table):
         num_blank = int(np.searchsorted(self._rows_before_blank, index, side="right"))
         return common.where_line(self.path, index + num_blank + 1)
 
-    def line(self, index: int) -> bytes:
-        """Return the line of a row."""
-        with self._open() as file:
+    def line(self, index: int, where: str) -> bytes:
+        """Return the line of a row. Raises BadSampleError."""
+        with common.one_row(where), self._open(open_ordinary) as file:
             file.seek(int(self._starts[index]))
-            return file.readline()
+            line = file.readline(common.MAX_TEXT_BYTES + 1)
+        if len(line) > common.MAX_TEXT_BYTES:
+            raise BadSampleError(where, f"line is longer than {common.MAX_TEXT_BYTES >> 20} MB")
+        return line
 
-    def _open(self) -> BinaryIO:
-        return self.path.open("rb") if self._unpacked is None else io.BytesIO(self._unpacked)
+    def _open(self, opened: Callable[[Path], AbstractContextManager[BinaryIO]]) -> AbstractContextManager[BinaryIO]:
+        return opened(self.path) if self._unpacked is None else io.BytesIO(self._unpacked)
 
     def _index_lines(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where each non-blank line starts, and for each blank line how many rows come before it (both int64)."""
-        starts, rows_before_blank, position = array("q"), array("q"), 0
-        with self._open() as file:
-            for line in file:
-                if line.isspace():
+        starts, rows_before_blank, position, is_start = array("q"), array("q"), 0, True
+        with self._open(common.open_long) as file:
+            for line in iter(partial(file.readline, common.MAX_TEXT_BYTES), b""):  # one without an end would fill the memory
+                if is_start and line.isspace():
                     rows_before_blank.append(len(starts))
-                else:
+                elif is_start:
                     starts.append(position)
                 position += len(line)
+                is_start = line.endswith(b"\n")
         return np.array(starts, dtype=np.int64), np.array(rows_before_blank, dtype=np.int64)
 
 
@@ -70,7 +79,7 @@ class TextTable(LineTable):
 
     def fields(self, index: int, where: str) -> common.Fields:
         """Return the text of a line. Raises BadSampleError."""
-        return {"text": common.decode_text(self.line(index), where)}
+        return {"text": common.decode_text(self.line(index, where), where)}
 
 
 class JsonlTable(LineTable):
@@ -83,7 +92,7 @@ class JsonlTable(LineTable):
 
     def fields(self, index: int, where: str) -> common.Fields:
         """Parse a line. Raises BadSampleError."""
-        return common.parse_object(self.line(index), where)
+        return common.parse_object(self.line(index, where), where)
 
     def _first_names(self) -> list[str]:
         first_problem = None
@@ -97,7 +106,10 @@ class JsonlTable(LineTable):
 
 def _unpack(path: Path) -> bytes:
     try:
-        with gzip.open(path) as file:
-            return file.read()
+        with common.open_long(path) as packed, gzip.open(packed) as file:
+            data = file.read(MAX_UNPACKED_BYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}); download it again") from None
+    if len(data) > MAX_UNPACKED_BYTES:
+        raise UserError(f"{path}: has more than {MAX_UNPACKED_BYTES >> 20} MB when unpacked; unpack it first")
+    return data

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from eve_vl.data.readers.common import Fields
+from eve_vl.data.readers.common import Fields, is_file
 from eve_vl.data.readers.json_document import JsonTable, expecting, load_json
 from eve_vl.errors import UserError
 
@@ -90,7 +90,7 @@ def annotations_beside(path: Path) -> Path | None:
     """Return v2_mscoco_train2014_annotations.json beside v2_OpenEnded_mscoco_train2014_questions.json, if it is there."""
     name = path.name.replace("OpenEnded_", "").replace("MultipleChoice_", "").replace("questions", "annotations")
     beside = path.with_name(name)
-    return beside if beside != path and beside.is_file() else None
+    return beside if beside != path and is_file(beside) else None
 
 
 def _vqa_rows(path: Path, questions: list[Any], annotations: Path | None, subtype: str) -> Iterator[Fields]:

@@ -16,6 +16,7 @@ import numpy as np
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import RowColumns, Table
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.foreign import open_ordinary
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,11 +33,10 @@ class ParquetTable(Table):
         self._has_image_root = has_image_root
         blocks, sizes, self._schemas = [], [], []
         for file, path in enumerate(self._paths):
-            footer = _open(path)
-            self._schemas.append(footer.schema_arrow)
-            for group in range(footer.metadata.num_row_groups):
-                blocks.append((file, group))
-                sizes.append(footer.metadata.row_group(group).num_rows)
+            schema, lengths = _read_footer(path)
+            self._schemas.append(schema)
+            blocks += [(file, group) for group in range(len(lengths))]
+            sizes += lengths
         self._starts = np.cumsum([0, *sizes])  # of row groups, over all files
         if not len(self):
             raise UserError(f"{paths[0]}: the table has no rows")
@@ -45,11 +45,13 @@ class ParquetTable(Table):
         self.names = self._schemas[0].names
 
     def select(self, columns: RowColumns) -> None:
-        """Raise UserError if a column is missing from a file or of a type that cannot be right."""
-        self._columns = [name for name in self.names if name in columns.used]
+        """Raise UserError if a column is missing from a file, there twice or of a type that cannot be right."""
+        self._columns = list(dict.fromkeys(name for name in self.names if name in columns.used))
         for path, schema in zip(self._paths, self._schemas, strict=True):
             if missing := [name for name in self._columns if name not in schema.names]:
                 raise UserError(f"{path}: no column '{missing[0]}', which {self.path.name} has")
+            if twice := [name for name in self._columns if schema.names.count(name) > 1]:
+                raise UserError(f"{path}: has two columns named '{twice[0]}'; give one of them another name")
         for name in columns.required:
             kept = self._schemas[0].field(name).type
             item, is_image = _item_type(kept), name in columns.images
@@ -79,7 +81,12 @@ class ParquetTable(Table):
         """Return the selected fields of a row. Raises BadSampleError."""
         block = self._block(index)
         table, row = self._table(block, where), index - int(self._starts[block])
-        return {name: table.column(name)[row].as_py() for name in self._columns}
+        try:
+            return {name: table.column(name)[row].as_py() for name in self._columns}
+        except (
+            Exception
+        ) as error:  # of a damaged file or of a value that Python has no type for, pyarrow raises nearly anything
+            raise BadSampleError(where, f"cannot be read ({_first_line(error)})") from None
 
     def _block(self, index: int) -> int:
         return int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -92,14 +99,12 @@ class ParquetTable(Table):
         if block in self._cache:
             self._cache.move_to_end(block)
             return self._cache[block]
-        import pyarrow
-
         try:
             file = _open(self._paths[self._files[block]])
             # no threads: they do not survive the fork of loader workers, which are parallel already
             table = file.read_row_group(int(self._groups[block]), columns=self._columns, use_threads=False)
-        except (OSError, pyarrow.ArrowException, UserError) as error:
-            raise BadSampleError(where, f"cannot read its row group: {error}") from None
+        except Exception as error:
+            raise BadSampleError(where, f"cannot read its row group: {_first_line(error)}") from None
         self._cache[block] = table
         while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
             self._cache.popitem(last=False)
@@ -109,14 +114,35 @@ class ParquetTable(Table):
 def _open(path: Path) -> Any:
     """Return `pyarrow.parquet.ParquetFile`, of which only the footer is read so far."""
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'") from None
     try:
+        open_ordinary(path).close()  # which must come first: pyarrow would wait for a pipe
         return parquet.ParquetFile(path, pre_buffer=False)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_footer(path: Path) -> tuple["pyarrow.Schema", list[int]]:
+    """Return the columns, and how many rows each row group has. Raises UserError."""
+    file = _open(path)
+    try:
+        groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+        for group in groups:  # a damaged number of rows would be gone through, however large
+            if not all(0 <= group.num_rows <= group.column(column).num_values for column in range(group.num_columns)):
+                raise ValueError(f"a row group claims {group.num_rows} rows and has others")
+        return file.schema_arrow, [group.num_rows for group in groups]
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: not a readable Parquet file ({_first_line(error)})")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _item_type(column: Any) -> str:

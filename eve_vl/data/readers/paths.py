@@ -1,6 +1,5 @@
 """What a source's name stands for: files that exist, the folder of their pictures, and the on-disk form they have."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from eve_vl.data.readers import common
 from eve_vl.errors import UserError, did_you_mean
+from eve_vl.foreign import open_ordinary, parse_json
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
@@ -50,11 +50,19 @@ def absolute_spec(spec: str) -> str:
 
 
 def absolute(path: Path) -> Path:
-    """Return a path in a form that other paths can be compared with; links are only followed to get rid of `..`."""
-    path = path.expanduser().absolute()
-    if ".." not in path.parts:
-        return path
-    return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+    """Return a path in a form that other paths can be compared with; links are only followed to get rid of `..`.
+
+    Raises UserError for what is no path.
+    """
+    try:
+        if b"\0" in os.fsencode(path):
+            raise ValueError("NUL character")
+        whole = path.expanduser().absolute()
+        if ".." not in whole.parts:
+            return whole
+        return whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, links in a circle, half of a surrogate pair
+        raise UserError(f"{path}: is not the name of a file or folder ({getattr(error, 'strerror', None) or error})") from None
 
 
 def image_root(folder: AnyPath) -> Path:
@@ -133,13 +141,13 @@ def _sniff_folder(folder: Path) -> str:
 
 def _sniff_json(path: Path) -> str:
     """Tell one JSON document from JSON lines under the same suffix: there the first line is a whole object."""
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         start = file.read(2**20).lstrip(b"\xef\xbb\xbf \t\r\n")
     first_line, newline, rest = start.partition(b"\n")
     if not start.startswith(b"{") or not newline or not rest.strip():
         return "json"
     try:
-        json.loads(first_line)
+        parse_json(first_line)
     except ValueError:
         return "json"
     return "jsonl"

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Self
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.records import ImageFile, ImageRef
-from eve_vl.errors import BadSampleError, UserError, did_you_mean
+from eve_vl.errors import BadSampleError, UserError, did_you_mean, printable
+from eve_vl.foreign import parse_json
 
 NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
 
@@ -150,20 +151,21 @@ class Table(ABC):
 class TableSource:
     """Rows of one kind from a table of any form."""
 
-    def __init__(self, table: Table, columns: RowColumns, image_root: Path | None):
-        """Select the columns. Raises UserError if none of the first rows can be used."""
+    def __init__(self, table: Table, columns: RowColumns, image_root: Path | None, *, must_be_usable: bool = True):
+        """Select the columns. must_be_usable: raise UserError if none of the first rows can be used."""
         table.select(columns)
         self._table = table
         self._columns = columns
         self._root = image_root
-        self._require_usable()
+        if must_be_usable:
+            self._require_usable()
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int, /) -> Any:
         index = range(len(self))[index]
-        where = self._table.where(index)
+        where = printable(self._table.where(index))
         fields = self._table.fields(index, where)
         root = self._table.folder(index) if self._root is None else self._root
         return self._columns.record(fields, root=root, where=where, row=index)
@@ -177,7 +179,7 @@ class TableSource:
             except BadSampleError as error:
                 problems.append(error)
                 continue
-            missing = [image.path for image in images if isinstance(image, ImageFile) and not image.path.is_file()]
+            missing = [image.path for image in images if isinstance(image, ImageFile) and not common.is_file(image.path)]
             if not missing:
                 return
             problems.append(f"no such picture: {missing[0]}. Name the pictures' folder: --data.image-root")
@@ -199,14 +201,22 @@ class PackedTable(Table):
             return [row.get(name) for name in columns.used]
 
         self.wanted = columns.used
-        self._rows = common.PackedStrings.pack(json.dumps(values(row)) for row in rows)
+
+        def packed(row: Fields | str) -> str:
+            try:
+                return json.dumps(values(row))
+            except RecursionError:
+                return '"not valid JSON (nested too deeply)"'
+
+        self._rows = common.PackedStrings.pack(map(packed, rows))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def fields(self, index: int, where: str) -> Fields:
         """Return what was kept of a row. Raises BadSampleError if that is a reason."""
-        values = json.loads(self._rows[index])
+        with common.one_row(where):
+            values = parse_json(self._rows[index])
         if isinstance(values, str):
             raise BadSampleError(where, values)
         return dict(zip(self.wanted, values, strict=True))

@@ -4,8 +4,8 @@ Shards are read in any order through an index of byte spans. It comes from one p
 in a file beside the shard, if that folder can be written to.
 """
 
+import hashlib
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,13 +18,17 @@ from eve_vl.data.readers import common
 from eve_vl.data.readers.table import Table
 from eve_vl.data.records import ImageSpan
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.files import write_file
+from eve_vl.foreign import read_bytes
 
 BLOCK = 512
-INDEX_SUFFIX = ".index.npz"
-INDEX_VERSION = 1
+INDEX_SUFFIX = ".index"
+INDEX_VERSION = 2
 IMAGE, TEXT, JSON = 0, 2, 4  # columns of `Shard.spans`; each is an offset, with the size after it
 COLUMNS = dict.fromkeys(common.IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
 ABSENT = -1
+DIGEST_SIZE = 32
+MAX_NAME_BYTES = 2**20  # of a long name or attributes; more is damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,35 +97,50 @@ class WebdatasetTable(Table):
 
 
 def _read(path: Path, offset: int, size: int, where: str) -> bytes:
-    try:
+    if size > common.MAX_TEXT_BYTES:
+        raise BadSampleError(where, f"its text has more than {common.MAX_TEXT_BYTES >> 20} MB")
+    with common.one_row(where):
         return ImageSpan(path=path, offset=offset, size=size).read()
-    except OSError as error:
-        raise BadSampleError(where, f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _index(path: Path) -> Shard:
     """Return the saved index of a tar if it is still true, else a fresh one, saved if possible."""
     stat = path.stat()
-    stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns])
+    stamp = np.array([INDEX_VERSION, stat.st_size, stat.st_mtime_ns]).tobytes()
     saved = path.with_name(path.name + INDEX_SUFFIX)
-    try:
-        with saved.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if np.array_equal(arrays["stamp"], stamp):
-                return Shard(arrays["spans"], common.PackedStrings(arrays["blob"], arrays["ends"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # absent, or not ours
+    with suppress(OSError):  # absent, or too large to be true: a row takes more room in the tar
+        data = read_bytes(saved, max(stat.st_size, 2**20))
+        if data[:DIGEST_SIZE] == _digest(stamp + data[DIGEST_SIZE:]):
+            return _unpack(data[DIGEST_SIZE:])
     shard = _scan(path)
-    draft = saved.with_name(f".{saved.name}.{os.getpid()}.tmp")
+    content = _pack(shard)
     with suppress(OSError):  # a read-only or full disk: the index in memory does
-        with draft.open("wb") as file:
-            np.savez(file, stamp=stamp, spans=shard.spans, blob=shard.keys.blob, ends=shard.keys.ends)
-        draft.replace(saved)  # in one step, for other processes that start now
+        write_file(saved, _digest(stamp + content) + content)
     return shard
+
+
+def _digest(data: bytes) -> bytes:
+    """Return what tells an index of this tar from any other and from a damaged one."""
+    return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
+
+
+def _pack(shard: Shard) -> bytes:
+    """Return an index as bytes: the number of rows, spans, and the keys."""
+    arrays = (np.array([len(shard.spans)]), shard.spans, shard.keys.ends, shard.keys.blob)
+    return b"".join(array.tobytes() for array in arrays)
+
+
+def _unpack(data: bytes) -> Shard:
+    """Return the index that `_pack` made bytes of."""
+    num_rows = int(np.frombuffer(data, np.int64, 1)[0])
+    numbers = np.frombuffer(data, np.int64, 1 + 6 * num_rows + num_rows + 1)[1:]
+    spans, ends = numbers[: 6 * num_rows].reshape(-1, 6), numbers[6 * num_rows :]
+    return Shard(spans, common.PackedStrings(np.frombuffer(data, np.uint8, offset=8 * (1 + len(numbers))), ends))
 
 
 def _scan(path: Path) -> Shard:
     rows: dict[str, list[int]] = {}
-    with path.open("rb") as file:
+    with common.open_long(path, BLOCK) as file:
         for name, offset, size in _members(file, path):
             folder, _, base = name.rpartition("/")
             stem, dot, suffix = base.partition(".")
@@ -150,6 +169,8 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int]]:
         name, size, kind = _parse_header(header, path, position)
         name, size = long_name or name, size if long_size is None else long_size
         data = position + BLOCK
+        if size < 0 or (size > MAX_NAME_BYTES and kind in (b"L", b"x")):
+            raise _damaged(path, position)
         if data + size > file_size:
             raise _cut_short(path, position, file_size)
         position = data + -(-size // BLOCK) * BLOCK
@@ -192,11 +213,11 @@ def _octal(digits: bytes) -> int:
 
 def _parse_pax(data: bytes) -> dict[str, str]:
     """Return the attributes of a pax header: lines of `LENGTH KEY=VALUE`, LENGTH counting the whole line."""
-    attributes = {}
-    while data and (length := int(data.split(b" ", 1)[0])) > 0:
-        key, _, value = data[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
+    attributes, start = {}, 0
+    while start < len(data) and (length := int(data[start : data.index(b" ", start)])) > 0:
+        key, _, value = data[start : start + length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
         attributes[_text(key)] = _text(value)
-        data = data[length:]
+        start += length
     return attributes
 
 
