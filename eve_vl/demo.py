@@ -25,6 +25,7 @@ from eve_vl.data.loader import open_sources
 from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluate_run
 from eve_vl.files import write_file
+from eve_vl.foreign import read_numbers
 from eve_vl.loading import load_run
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.report import write_story
@@ -137,13 +138,14 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
     config.out.mkdir(parents=True, exist_ok=True)
     test_file = config.out / TEST_FILE
     if test_file.is_file():
-        numbers = json.loads(test_file.read_text())
-        if numbers[NUM_ROWS] == num_test:
-            return numbers
+        with contextlib.suppress(UserError):  # a damaged one is made again
+            numbers = read_numbers(test_file)
+            if numbers.get(NUM_ROWS) == num_test:
+                return numbers
     with (config.out / "run.log").open("a") as log, contextlib.redirect_stdout(log):
         train(config)
         if config.init is None:
-            return json.loads((config.out / "metrics.json").read_text())
+            return read_numbers(config.out / "metrics.json")
         run = load_run(config.out)
         numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split in splits:
@@ -156,10 +158,10 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
 
 def collect(out: Path) -> dict[str, float]:
     """Return the numbers of the story from its runs' folders; names end in the arm, then in the split."""
-    numbers = json.loads((out / PRETRAIN / "metrics.json").read_text())
+    numbers = read_numbers(out / PRETRAIN / "metrics.json")
     for task in TASKS:
         for arm in ("", SCRATCH):
-            for name, value in json.loads((out / (task + arm) / TEST_FILE).read_text()).items():
+            for name, value in read_numbers(out / (task + arm) / TEST_FILE).items():
                 split = next(suffix for suffix in sorted(SPLITS.values(), reverse=True) if name.endswith(suffix))
                 numbers[PREFIX.get(task, "") + name.removesuffix(split) + arm + split] = value
     return numbers

@@ -74,7 +74,7 @@ def take_back(folder: Path) -> None:
     """Give a folder its old content back if a crash left it without any."""
     old = _beside(folder, "old")
     if old.exists() and not folder.exists():
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process was faster, or the disk can only be read
             old.rename(folder)
 
 

@@ -3,19 +3,23 @@
 Everything that the package has not written in this process is read through here, so that one faulty byte is one clear error.
 """
 
+import contextlib
 import json
 import os
 import stat
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from eve_vl.errors import UserError
 
 Value = TypeVar("Value")
+TOO_LARGE = 2**63  # no float, tensor or file offset takes every whole number that JSON may hold
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 
 
-def open_ordinary(path: Path) -> BinaryIO:
+def open_ordinary(path: Path) -> BufferedReader:
     """Open a file for reading. Raises OSError, also for what is no ordinary file: a pipe waits for a writer and a device has
     no end."""
     try:
@@ -63,20 +67,41 @@ def expect(value: object, kind: type[Value]) -> Value:
     kinds = (int, float) if kind is float else kind
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):  # a bool is an int to Python, not to us
         raise ValueError(f"JSON {type(value).__name__}, expected {NAMES.get(kind, kind.__name__)}")
+    if isinstance(value, int) and abs(value) >= TOO_LARGE:
+        raise ValueError("a whole number of too many digits")
     return value  # pyright: ignore[reportReturnType]
+
+
+def is_of(value: object, /, **kinds: type) -> bool:
+    """Whether a JSON value is an object that has these keys with values of these kinds."""
+    try:
+        return isinstance(value, dict) and all(expect(value[name], kind) is not None for name, kind in kinds.items())
+    except (KeyError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say which file it is that cannot be read: what goes wrong meanwhile becomes a UserError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def read_text(path: Path) -> str:
     """Return the content of a text file. Raises UserError."""
-    try:
+    with reading(path):
         return decode_text(read_bytes(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def read_json(path: Path, kind: type[Value]) -> Value:
     """Return the value of a JSON file, of a kind such as dict. Raises UserError."""
-    try:
+    with reading(path):
         return expect(parse_json(read_bytes(path)), kind)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def read_numbers(path: Path) -> dict[str, float]:
+    """Return the numbers of a JSON file by name; what else the file holds is left out. Raises UserError."""
+    values = read_json(path, dict)
+    return {name: value for name, value in values.items() if is_of(values, **{name: float})}

@@ -1,6 +1,5 @@
 """From a run folder back to a model, and from a config to an untrained one."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from eve_vl.data.answers import read_answers
 from eve_vl.data.inputs import Inputs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
+from eve_vl.foreign import read_json
 from eve_vl.tasks import task_class
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.task import Sizes, Task
@@ -74,10 +74,11 @@ def read_config(folder: Path) -> Config:
     """Read the config.json of a run or checkpoint folder. Raises UserError."""
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    return config_from_dict(values, str(path))
+        return config_from_dict(read_json(path, dict), str(path))
+    except UserError as error:
+        if copies := checkpoint.checkpoint_folders(folder):  # of a run, each holds one
+            raise UserError(f"{error}; if it is damaged, put {copies[-1] / path.name} in its place") from None
+        raise
 
 
 def settings_folder(init: Path, scratch: bool, out: Path) -> Path:

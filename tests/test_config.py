@@ -44,7 +44,7 @@ MISTAKES = [
     (EveModelConfig(num_deep_blocks=-1), "num_deep_blocks -1 is not between 0 and depth 12"),
     (EveModelConfig(top_k=33), "top_k 33 is larger than num_experts 32"),
     (EveModelConfig(top_k=0), "top_k must be above 0, got 0"),
-    (EveModelConfig(mlp_ratio=float("inf")), "mlp_ratio must be above 0, got inf"),
+    (EveModelConfig(mlp_ratio=float("inf")), "mlp_ratio must be above 0 and at most 65,536, got inf"),
     (EveModelConfig(init_std=float("nan")), "init_std must be above 0, got nan"),
     (EveModelConfig(drop_path=1.0), "drop_path 1.0 is not in [0, 1)"),
     (EveModelConfig(dropout=-0.1), "dropout -0.1 is not in [0, 1)"),
@@ -148,13 +148,13 @@ def test_lists_come_back_with_their_items_checked():
     assert from_dict(TrainConfig, json.loads(text), "config.json") == config
     for wrong, message in (
         ({"lr_multipliers": [["a", 1.0, 2.0]]}, "has 3 values, expected 2"),
-        ({"lr_multipliers": [["a", "b"]]}, "'b' is not float"),
-        ({"lr_multipliers": ["ab"]}, "'ab' is not tuple"),
-        ({"freeze": [1]}, "1 is not str"),
+        ({"lr_multipliers": [["a", "b"]]}, "config.json: lr_multipliers[0][1] 'b': JSON str, expected a number"),
+        ({"lr_multipliers": ["ab"]}, "lr_multipliers[0] 'ab': JSON str, expected a list"),
+        ({"freeze": [1]}, "freeze[0] 1: JSON int, expected a text"),
         ({"betas": [0.9]}, "has 1 values, expected 2"),
-        ({"betas": [0.9, None]}, "None is not float"),
-        ({"steps": True}, "True is not int"),
-        ({"lr": False}, "False is not float"),
+        ({"betas": [0.9, None]}, "betas[1] None: JSON NoneType, expected a number"),
+        ({"steps": True}, "config.json: steps True: JSON bool, expected a whole number"),
+        ({"lr": False}, "lr False: JSON bool, expected a number"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             from_dict(TrainConfig, wrong, "config.json")
@@ -210,7 +210,7 @@ def test_a_file_names_its_task():
     with pytest.raises(UserError, match=r"^run/config\.json: unknown key 'image_mask_ratio'"):
         from_dict(Config, values, "run/config.json")
     values["task"] = ["vqa"]
-    with pytest.raises(UserError, match=r"^run/config\.json: expected a section, got \['vqa'\]$"):
+    with pytest.raises(UserError, match=r"^run/config\.json: task \['vqa'\]: JSON list, expected an object$"):
         from_dict(Config, values, "run/config.json")
     values["task"] = {}
     with pytest.raises(UserError, match=r"^run/config\.json: no task 'None'; choose from "):

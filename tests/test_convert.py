@@ -326,7 +326,7 @@ def test_the_key_table_covers_every_key(name, size):
     theirs = [key for keys in table.values() for key in keys] + list(buffers(sizes))
     assert sorted(theirs) == sorted(tensors)  # each once
     ours = to_ours(tensors, table)
-    config = published.config_for(sizes, model, section, Path("run"))
+    config = published.config_for(sizes, model, section, Path("run"), name)
     with torch.device("meta"):
         task = build_untrained(config, Sizes(vocab_size=64_000, labels=tuple(str(number) for number in range(3128))))
     assert {key: tensor.shape for key, tensor in task.state_dict().items()} == {key: t.shape for key, t in ours.items()}

@@ -43,11 +43,13 @@ def test_answers_are_read_in_order_from_every_form(tmp_path: Path, name: str, te
         (b'["yes", null]', "holds at least one text and nothing else"),
         (b'["yes", "no", "yes"]', "the answer 'yes' is listed 2 times"),
         (b"yes\nno\nno\nno\n", "the answer 'no' is listed 3 times"),
-        (b'["yes", ', "not an answer list (JSONDecodeError"),
+        (b'["yes", ', "not an answer list (ValueError: not valid JSON (Expecting value"),
         (b'{"answer": "yes"}\n', "not an answer list (KeyError: 'label')"),
         (b'{"answer": "yes", "label": 0}\n[1]\n', "not an answer list (TypeError"),
         (b'{"answer": 3, "label": 0}\n', "holds at least one text and nothing else"),
-        (b"\xff\xfe\x00", "cannot be read as an answer list"),
+        (b'["yes", "\\ud800"]', "holds at least one text and nothing else"),
+        (b"[" * 99_999, "not valid JSON (nested too deeply)"),
+        (b"\xff\xfe\x00", "cannot be read (not UTF-8 text"),
     ],
 )
 def test_what_is_wrong_with_a_list_is_one_line(tmp_path: Path, content: bytes, words: str):
@@ -60,7 +62,7 @@ def test_what_is_wrong_with_a_list_is_one_line(tmp_path: Path, content: bytes, w
 
 
 def test_missing_list(tmp_path: Path):
-    with pytest.raises(UserError, match="cannot be read as an answer list"):
+    with pytest.raises(UserError, match=r"nothing.json: cannot be read \(No such file"):
         read_answers(tmp_path / "nothing.json")
 
 

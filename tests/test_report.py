@@ -333,7 +333,7 @@ def test_header_says_how_long_it_took_and_what_was_rejected(run: Path, tmp_path:
     shutil.copytree(run, copy)
     rows = [{"kind": "train", "step": step, "lr": 1.0, "samples_per_second": 2.0} for step in (100, 3000)]
     (copy / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (copy / "bad_samples.jsonl").write_text('{"where": "a", "reason": "b"}\n' * 3)
+    (copy / "bad_samples.jsonl").write_text("".join(f'{{"where": "row {row}", "reason": "b"}}\n' for row in range(3)))
     page = Page(write_report(copy))
     batch_size = load_run(run).config.train.batch_size
     minutes = 3000 * batch_size / 2 / 60

@@ -148,7 +148,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path: Path,
         train(run, Guess([]), SHORT)
     message = str(caught.value)
     assert words in message and "\n" not in message
-    assert message.startswith(str(step_folder(run, 4))) and message.endswith("to go on from the one before")
+    assert message.startswith(f"{step_folder(run, 4)}: damaged (")
+    assert message.endswith(f"; delete this folder to go on from step 2 ({step_folder(run, 2)})")
     for path in step_folder(run, 4).iterdir():
         path.unlink()
     step_folder(run, 4).rmdir()

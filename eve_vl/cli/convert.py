@@ -18,7 +18,8 @@ class ConvertArgs:
     """Flags of `eve convert`."""
 
     source: Positional[Path]
-    """A published EVE checkpoint or a BEiT or ViT image encoder (.pth, .safetensors); or a run folder, to turn it back."""
+    """A published EVE checkpoint, or a BEiT or ViT image encoder of timm or transformers (.pth, .bin, .safetensors); or a run
+    folder, to turn it back."""
     target: Positional[Path]
     """Run folder to write; or, for a run folder, the .safetensors or .pth file."""
     tokenizer: Path | None = None
@@ -32,7 +33,7 @@ class ConvertArgs:
     clean_text: bool = True
     """EVE checkpoints: strip texts of punctuation and capitals, as in their training."""
     image_size: int = 0
-    """EVE checkpoints: resize the picture positions for pictures of this size; 0: leave them."""
+    """Resize the picture positions for pictures of this size; 0: leave them."""
     num_heads: int = 0
     """Attention heads; 0: width / 64, as in all published EVE sizes, and 16 in image encoders wider than 1024."""
     architecture: Literal["eve", "source"] = "eve"
@@ -50,8 +51,8 @@ class ConvertArgs:
     """Leave out keys that have one of these in their names."""
 
 
-FOR_BOTH = ("tokenizer", "num_heads", "drop")
-FOR_PUBLISHED = ("answers", "routing", "text_tokens", "clean_text", "image_size")
+FOR_BOTH = ("tokenizer", "num_heads", "image_size", "drop")
+FOR_PUBLISHED = ("answers", "routing", "text_tokens", "clean_text")
 FOR_VISION = ("architecture", "copy", "num_experts", "num_deep_blocks", "seed")
 
 
@@ -75,12 +76,11 @@ def run_convert(argv: Sequence[str]) -> None:
         check_writable(args.target)
         say(f"{args.target}: {export_published(args.source, args.target)}")
         return
-    tensors = read_tensors(args.source, args.drop)
+    tensors = read_tensors(args.source)
     if is_vision(tensors):
         write, values = import_vision, _values(args, "an image encoder", FOR_BOTH + FOR_VISION)
     else:
         write, values = import_published, _values(args, "an EVE checkpoint", FOR_BOTH + FOR_PUBLISHED)
     if args.tokenizer is None:
         raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")
-    del values["drop"]  # they are out already
     say(f"{args.target}: {write(tensors, str(args.source), args.target, **values)}")

@@ -3,20 +3,23 @@
 import math
 from typing import Any
 
+WIDEST, DEEPEST = 65_536, 1_000
+"""Sizes beyond all that anybody trains: a larger one in a file is damage, and to build it would take for ever."""
 
-def negative(config: Any, names: str) -> list[str]:
-    """Return a sentence for each of the named values that is below 0 or not finite."""
+
+def negative(config: Any, names: str, most: float = math.inf) -> list[str]:
+    """Return a sentence for each of the named values that is below 0, not finite or absurd."""
     return [
-        f"{name} must be finite and not negative, got {getattr(config, name)}"
-        for name in names.split()
-        if not 0 <= getattr(config, name) < math.inf
+        f"{name} must be finite and not negative{f', at most {most:,}' * (value > most)}, got {value}"
+        for name, value in ((name, getattr(config, name)) for name in names.split())
+        if not 0 <= value <= most or value == math.inf
     ]
 
 
-def not_positive(config: Any, names: str) -> list[str]:
-    """Return a sentence for each of the named values that is not above 0 or not finite."""
+def not_positive(config: Any, names: str, most: float = math.inf) -> list[str]:
+    """Return a sentence for each of the named values that is not above 0, not finite or absurd."""
     return [
-        f"{name} must be above 0, got {getattr(config, name)}"
-        for name in names.split()
-        if not (getattr(config, name) > 0 and math.isfinite(getattr(config, name)))
+        f"{name} must be above 0{f' and at most {most:,}' * (value > most)}, got {value}"
+        for name, value in ((name, getattr(config, name)) for name in names.split())
+        if not 0 < value <= most or value == math.inf
     ]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from eve_vl.config.checks import not_positive
+from eve_vl.config.checks import WIDEST, not_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class InputConfig:
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = not_positive(self, "image_size patch_size text_length")
+        problems = not_positive(self, "image_size patch_size text_length", WIDEST)
         if problems:
             return problems
         if self.image_size < self.patch_size:

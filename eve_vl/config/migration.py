@@ -2,6 +2,7 @@
 lives. `FORMAT` counts the forms; each step here leads from one to the next."""
 
 from collections.abc import Callable
+from reprlib import repr as shown
 from typing import Any
 
 from eve_vl.errors import UserError
@@ -14,8 +15,11 @@ CONTRAST = ("itc_weight", "itm_weight", "projection_dim")
 def migrate(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Return the values of a config.json in the present form. Raises UserError for a form that only a later version knows."""
     form = values.get("format", 1)
-    if not isinstance(form, int) or not 1 <= form <= FORMAT:
-        raise UserError(f"{where}: has format {form!r}, but this version knows 1 to {FORMAT}; update the package")
+    if type(form) is not int or not 1 <= form <= FORMAT:
+        raise UserError(f"{where}: has format {shown(form)}, but this version knows 1 to {FORMAT}; update the package")
+    for name in ("model", "task"):
+        if not isinstance(values.get(name, {}), dict):
+            raise UserError(f"{where}: {name} is not a section, but {shown(values[name])}")
     for step in STEPS[form - 1 :]:
         values = step(values)
     return {key: value for key, value in values.items() if key != "format"}

@@ -4,7 +4,7 @@ import typing
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from eve_vl.config.checks import negative, not_positive
+from eve_vl.config.checks import DEEPEST, WIDEST, negative, not_positive
 from eve_vl.config.sections import Section
 
 FFNPolicy = Literal["shared", "modality", "moe"]
@@ -27,7 +27,7 @@ class ModelConfig(Section):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        return not_positive(self, "embed_dim layer_scale init_std position_std")
+        return not_positive(self, "embed_dim layer_scale init_std position_std", WIDEST)
 
     def __str__(self) -> str:
         """The shape in one line, for people."""
@@ -85,7 +85,8 @@ class EveModelConfig(ModelConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = super().problems() + not_positive(self, "depth num_heads num_experts top_k mlp_ratio")
+        problems = super().problems() + not_positive(self, "num_heads num_experts top_k mlp_ratio", WIDEST)
+        problems += not_positive(self, "depth", DEEPEST)
         if problems:
             return problems
         if self.embed_dim % self.num_heads:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from eve_vl.config.checks import negative, not_positive
+from eve_vl.config.checks import DEEPEST, WIDEST, negative, not_positive
 from eve_vl.config.sections import Section
 
 
@@ -82,7 +82,8 @@ class MaskedSignalConfig(TaskConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = not_positive(self, "decoder_depth decoder_dim decoder_num_heads") + negative(self, "mim_weight mlm_weight")
+        problems = not_positive(self, "decoder_depth", DEEPEST) + not_positive(self, "decoder_dim decoder_num_heads", WIDEST)
+        problems += negative(self, "mim_weight mlm_weight")
         for name in ("image_mask_ratio", "text_mask_ratio"):
             if not 0 < getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is not in (0, 1)")
@@ -126,7 +127,7 @@ class ContrastMatchConfig(MaskedSignalConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        return super().problems() + not_positive(self, "itc_weight") + negative(self, "itm_weight projection_dim")
+        return super().problems() + not_positive(self, "itc_weight") + negative(self, "itm_weight projection_dim", WIDEST)
 
     def problems_with_rows(self, rows: str) -> list[str]:
         """What is wrong with training on such rows (`data.rows`), one sentence each."""
@@ -175,7 +176,8 @@ class RetrievalConfig(TaskConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = negative(self, "itm_weight projection_dim rerank captions_per_image") + not_positive(self, "itc_weight")
+        problems = negative(self, "itm_weight projection_dim", WIDEST) + negative(self, "rerank captions_per_image")
+        problems += not_positive(self, "itc_weight")
         if not problems and not self.itm_weight:
             if self.rerank:
                 problems.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too")

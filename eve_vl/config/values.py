@@ -1,15 +1,19 @@
 """Configs as JSON, there and back."""
 
 import dataclasses
+import math
+import os
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any, ClassVar, Literal
 
 from eve_vl.config.code import find_kind
 from eve_vl.config.sections import Section, kinds_of
 from eve_vl.errors import UserError, nearest
+from eve_vl.foreign import expect
 
 
 class UnknownKindError(UserError):
@@ -34,10 +38,11 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
-def from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
+def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
     """Rebuild a config from `to_dict`; a key that an older version did not write takes its default.
 
-    Raises UserError for keys that are unknown, or missing and without a default; `where` names the file.
+    Raises UserError for keys that are unknown, or missing and without a default, and for values of another type; `where` names
+    the file, `prefix` the section.
     """
     hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is not ClassVar}
     unknown = [key for key in values if key not in hints]
@@ -49,42 +54,58 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str) -> Any:
     missing = [key for key in required if key not in values]
     if missing:
         raise UserError(f"{where}: key {missing[0]!r} is missing from section {cls.__name__}")
-    return cls(**{key: read_value(hints[key], value, where) for key, value in values.items()})
+    typed = {key: read_value(hints[key], value, where, f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return cls(**typed)
+    except UserError as error:  # values that do not fit
+        raise UserError(f"{where}: {error}") from None
 
 
-def read_value(hint: Any, value: Any, where: str) -> Any:
-    """Return a JSON value in the type that the field declares. Raises UserError if it cannot be one."""
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: expected a section, got {value!r}")
-        if issubclass(typing.cast(type, hint), Section):
-            return _section(typing.cast(type, hint), value, where)
-        return from_dict(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-        raise UserError(f"{where}: {value!r} is not one of {', '.join(map(str, typing.get_args(hint)))}")
-    wanted = {tuple: list, Path: str, float: (int, float)}.get(typing.get_origin(hint) or hint, hint)
-    kind = type(value)  # a bool is an int to Python, not to us
-    if isinstance(wanted, type | tuple) and (not issubclass(kind, wanted) or (kind is bool and wanted is not bool)):
-        raise UserError(f"{where}: {value!r} is not {getattr(hint, '__name__', hint)}")
+def read_value(hint: Any, value: Any, where: str, key: str) -> Any:
+    """Return a JSON value in the type that the field `key` declares. Raises UserError if it cannot be one."""
+    origin = typing.get_origin(hint) or hint
     if isinstance(hint, types.UnionType):
-        return None if value is None else read_value(typing.get_args(hint)[0], value, where)
-    if typing.get_origin(hint) is tuple:
-        return _items(typing.get_args(hint), value, where)
-    return Path(value) if hint is Path else value
+        return None if value is None else read_value(typing.get_args(hint)[0], value, where, key)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise UserError(f"{where}: {key} {shown(value)} is not one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    try:
+        _check(value, dict if dataclasses.is_dataclass(hint) else {tuple: list, Path: str}.get(origin, origin))
+    except ValueError as error:
+        raise UserError(f"{where}: {key} {shown(value)}: {error}") from None
+    if origin is tuple:
+        return _items(typing.get_args(hint), value, where, key)
+    if not dataclasses.is_dataclass(hint):
+        return Path(value) if hint is Path else value
+    if issubclass(typing.cast(type, hint), Section):
+        return _section(typing.cast(type, hint), value, where, key)
+    return from_dict(typing.cast(type, hint), value, where, f"{key}.")
 
 
-def _items(hints: tuple[Any, ...], values: list[Any], where: str) -> tuple[Any, ...]:
+def _check(value: Any, kind: type) -> None:
+    """Raise ValueError, whose message is the reason, for a JSON value that is not of a kind or cannot be used."""
+    expect(value, kind)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not a finite number")
+    if isinstance(value, str):
+        os.fsencode(value.replace("\0", "\ud800"))  # what no file could be called
+
+
+def _items(hints: tuple[Any, ...], values: list[Any], where: str, key: str) -> tuple[Any, ...]:
     """Return the items of a JSON list in the types that a tuple declares."""
     if hints[1:] == (...,):
         hints = hints[:1] * len(values)
     if len(hints) != len(values):
-        raise UserError(f"{where}: {values!r} has {len(values)} values, expected {len(hints)}")
-    return tuple(read_value(hint, value, where) for hint, value in zip(hints, values, strict=True))
+        raise UserError(f"{where}: {key} {shown(values)} has {len(values)} values, expected {len(hints)}")
+    return tuple(
+        read_value(hint, value, where, f"{key}[{place}]") for place, (hint, value) in enumerate(zip(hints, values, strict=True))
+    )
 
 
-def _section(base: type[Section], value: Mapping[str, Any], where: str) -> Section:
+def _section(base: type[Section], value: Mapping[str, Any], where: str, key: str) -> Section:
     """Return the section of the kind whose `name` the value has."""
-    name, what = str(value.get("name")), base.__name__.removesuffix("Config").lower()
-    if (kind := find_kind(base, f"{what}s", name)) is None:
-        raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {nearest(name, kinds_of(base))}")
-    return from_dict(kind, {key: item for key, item in value.items() if key != "name"}, where)
+    name, what = value.get("name"), base.__name__.removesuffix("Config").lower()
+    if not isinstance(name, str) or (kind := find_kind(base, f"{what}s", name)) is None:
+        raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {nearest(str(name), kinds_of(base))}")
+    return from_dict(kind, {field: item for field, item in value.items() if field != "name"}, where, f"{key}.")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from eve_vl.data.answers import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.files import whole_folder
+from eve_vl.foreign import read_bytes
 from eve_vl.loading import build_task, read_config
 from eve_vl.model.embed import resize_positions
 from eve_vl.model.transfer import parts
@@ -47,18 +49,20 @@ def import_published(
     text_tokens: int = 40,
     image_size: int = 0,
     clean_text: bool = True,
+    drop: Sequence[str] = (),
 ) -> str:
     """Write the run folder of a published checkpoint (tensors by name, from the file `where`), and return a summary.
 
     tokenizer: the file that it was trained with. answers: for VQA, its answer list. num_heads: 0: width / 64. text_tokens:
     tokens that texts are padded to. image_size: resize the picture positions to this size; 0: leave them. clean_text: strip
-    texts of punctuation as in its training. Raises UserError.
+    texts of punctuation as in its training. drop: parts of names to leave out. Raises UserError.
     """
     check_new(run)
-    published = with_present_names(dict(published))
+    published = with_present_names(without(published, drop, where))
     sizes, model, section = infer(published, where, num_heads)
     model = dataclasses.replace(model, routing=routing)
     sizes = dataclasses.replace(sizes, padded_text_length=min(text_tokens, sizes.text_length))
+    config = config_for(sizes, model, section, run, where)
     table, kind = key_table(model, section), task_class(type(section))
     wanted = {name for names in table.values() for name in names}
     check_keys(wanted, published.keys() - buffers(sizes).keys(), where, "; attention here has no relative positions")
@@ -72,16 +76,13 @@ def import_published(
         words.clean_as_published(kind.published_head.words)
     if answers is not None and kind.labels_file is None:
         raise UserError(f"{where}: has no head for answers; leave out --answers")
-    labels = _matching_answers(answers, len(published[table[f"{kind.label_layer}.bias"][0]]), where) if kind.labels_file else []
-    config = config_for(sizes, model, section, run)
+    bias = published[table[f"{kind.label_layer}.bias"][0]] if kind.labels_file else torch.empty(0)
+    labels = _matching_answers(answers, bias.numel(), where) if kind.labels_file else []
     with torch.device("meta"):
         task = build_task(config, words, labels)
     check_shapes(published, to_published(task.state_dict(), table, sizes), f"{where}:")
     task.load_state_dict(to_ours(published, table), assign=True)
-    if image_size:
-        config = dataclasses.replace(config, input=dataclasses.replace(sizes, image_size=image_size))
-        positions = task.encoder.get_parameter("image.positions")
-        positions.data = resize_positions(positions.data, config.input.num_patches)
+    config = resized(config, task, image_size)
     write_run(run, config, words, task)
     guess = "" if num_heads else " (64 wide each, else give --num-heads)"
     start = ", a start for other runs (--init)" if section.is_pretraining else ""
@@ -90,6 +91,15 @@ def import_published(
         f"{model.num_experts} experts in the last {model.num_deep_blocks}, {config.input.image_size} pixels, "
         f"{words.vocab_size} tokens; {section.title}{start}; routing {routing}"
     )
+
+
+def resized(config: Config, task: Task[Any], image_size: int) -> Config:
+    """Resize a task's picture positions and return its config with the new size; 0: leave them. Raises UserError."""
+    if image_size:
+        config = dataclasses.replace(config, input=dataclasses.replace(config.input, image_size=image_size))
+        positions = task.encoder.get_parameter("image.positions")
+        positions.data = resize_positions(positions.data, config.input.num_patches)
+    return config
 
 
 def with_present_names(published: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -178,23 +188,34 @@ def _unpublished(config: Config) -> list[str]:
     return unusual
 
 
-def read_tensors(path: Path, drop: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return the weights of a .safetensors file or of a torch file, which may run no code, without those whose names hold one
-    of some parts, and without what DistributedDataParallel puts before their names. Raises UserError."""
+def without(tensors: Mapping[str, Tensor], drop: Sequence[str], where: str) -> dict[str, Tensor]:
+    """Return those tensors of the file `where` whose names hold none of some parts. Raises UserError for others than usual."""
+    kept = {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
+    checkpoint.check_tensors(kept, where)
+    return kept
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the weights of a .safetensors file or of a torch file, which may run no code, without what
+    DistributedDataParallel puts before their names. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     tensors = checkpoint.read_tensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in drop)}
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    is_zip = zipfile.is_zipfile(path)
     try:
+        if is_zip and sum(part.file_size for part in zipfile.ZipFile(path).infolist()) > path.stat().st_size:
+            raise UserError(f"{path}: refused: it is compressed, which torch never does, and may unpack to any size")
         with warnings.catch_warnings(action="ignore"):  # about how it was written
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError:
-        if path.read_bytes()[:1] not in (b"P", b"\x80"):  # a zip file or a pickle
+        if not is_zip and read_bytes(path)[:1] != b"\x80":  # the first byte of a pickle
             raise UserError(f"{path}: not a torch or safetensors checkpoint") from None
         raise UserError(f"{path}: refused: it holds more than tensors, which may run code when loaded") from None
     except Exception as error:  # torch raises nearly anything for what is no checkpoint
@@ -226,7 +247,7 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
             f"{where}: not a published EVE checkpoint ({error or 'a feed-forward network'} is missing or unusual), nor a BEiT "
             f"or ViT image encoder (patch_embed.proj.weight, blocks.0…); it holds {first} …"
         ) from None
-    depth = 1 + max(blocks, default=-1)
+    depth = numbered(blocks, "blocks", where)
     if deep != set(range(depth - len(deep), depth)):
         raise UserError(f"{where}: experts in blocks {sorted(deep)} of {depth}; only the last blocks may have them")
     sizes = InputConfig(image_size=side_of(positions, where) * patch_size, patch_size=patch_size, text_length=text_length)
@@ -236,11 +257,18 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         num_heads=heads_of(width, num_heads, where),
         mlp_ratio=ffn_dim / width,
         num_deep_blocks=len(deep),
-        num_experts=len(experts) or 1,
+        num_experts=numbered(experts, "experts", where) or 1,
         top_k=min(2, len(experts) or 1),
         modality_routing=any(name.endswith("moe.text_embed") for name in published),
     )
     return sizes, model, section
+
+
+def numbered(numbers: Set[int], what: str, where: str) -> int:
+    """Return how many blocks or experts there are. Raises UserError if their numbers do not run from 0."""
+    if numbers != set(range(len(numbers))):
+        raise UserError(f"{where}: has {len(numbers)} {what}, numbered up to {max(numbers)}, expected 0 to {len(numbers) - 1}")
+    return len(numbers)
 
 
 def _section(published: Mapping[str, Tensor], width: int) -> TaskConfig:
@@ -255,7 +283,7 @@ def _section(published: Mapping[str, Tensor], width: int) -> TaskConfig:
 def heads_of(width: int, num_heads: int, where: str) -> int:
     """Return the number of attention heads; num_heads: 0: as many as there are in published sizes. Raises UserError."""
     num_heads = num_heads or width // HEAD_WIDTH
-    if not num_heads or width % num_heads:
+    if not width or not num_heads or width % num_heads:
         raise UserError(f"{where}: width {width} is not divisible by {num_heads} heads; give --num-heads")
     return num_heads
 
@@ -285,11 +313,13 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    """Raise UserError for a tensor of another shape than expected; `where` stands before its name."""
+    """Raise UserError for a tensor of another shape or type than expected; `where` stands before its name."""
     for name, tensor in given.items():
         found, wanted = tuple(tensor.shape), tuple(expected[name].shape)
         if found != wanted:
             raise UserError(f"{where} {name} has shape {found}, but the other tensors ask for {wanted}")
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
+            raise UserError(f"{where} {name} has type {tensor.dtype}, expected one such as {expected[name].dtype}")
 
 
 def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:
@@ -301,10 +331,17 @@ def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:
     return answers
 
 
-def config_for(sizes: InputConfig, model: EveModelConfig, task: TaskConfig, run: Path) -> Config:
-    """Return the config of weights that were not trained here, at their sizes: as the task's recipe has it, if there is one."""
+def config_for(sizes: InputConfig, model: EveModelConfig, task: TaskConfig, run: Path, where: str) -> Config:
+    """Return the config of weights that were not trained here, at their sizes: as the task's recipe has it, if there is one.
+
+    Raises UserError if there can be no such sizes.
+    """
     config = get_recipe("base")
     if task.name in FINETUNE:
         config = FINETUNE[task.name](config)
     train = dataclasses.replace(config.train, new_lr_multiplier=1.0)
-    return dataclasses.replace(config, recipe="published", out=run, init=None, input=sizes, model=model, task=task, train=train)
+    config = dataclasses.replace(config, recipe="published", out=run, init=None, train=train)
+    try:
+        return dataclasses.replace(config, input=sizes, model=model, task=task)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None

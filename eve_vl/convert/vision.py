@@ -1,4 +1,5 @@
-"""Image encoders (BEiT and BEiT v2 as released, and all that timm calls beit or vit) as a start for pre-training.
+"""Image encoders (BEiT and BEiT v2 as released, all that timm calls beit or vit, and ViT, DeiT, BEiT and DINOv2 as transformers
+names their weights) as a start for pre-training.
 
 | ours | comes from |
 |---|---|
@@ -11,7 +12,8 @@ The key bias of a ViT is left out: it adds the same to all scores of a query, an
 """
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +21,8 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import EncoderOnlyConfig, EveModelConfig, InputConfig
+from eve_vl.convert import published
 from eve_vl.convert.keys import SAME
-from eve_vl.convert.published import ODD, check_keys, check_new, check_shapes, config_for, heads_of, side_of, write_run
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.loading import build_task
@@ -34,9 +36,47 @@ RELATIVE = "relative_position"
 FFN = (*(f"norm2.{part}" for part in NORM), *(f"mlp.{part}" for part in PARTS))
 
 
+TRANSFORMERS = {
+    r"^(vit|deit|beit|dinov2)\.": "",
+    r"^embeddings\.patch_embeddings\.projection\.": "patch_embed.proj.",
+    r"^embeddings\.position_embeddings$": "pos_embed",
+    r"^embeddings\.(cls|mask|dist)(illation)?_token$": r"\1_token",
+    r"^(encoder\.layer|layers)\.": "blocks.",
+    r"\.attention\.(attention\.)?([qkv])(uery|ey|alue|_proj)\.": r".attn.\2.",
+    r"\.attention\.(output\.dense|o_proj)\.": ".attn.proj.",
+    r"\.intermediate\.dense\.": ".mlp.fc1.",
+    r"(?<=\d)\.output\.dense\.": ".mlp.fc2.",
+    r"\.layernorm_before\.": ".norm1.",
+    r"\.layernorm_after\.": ".norm2.",
+    r"\.(lambda_|layer_scale)([12])(\.lambda1)?$": r".gamma_\2",
+    r"^(pooler\.dense|(\w+_)?classifier)\.": "head.",
+    r"^(pooler\.)?layernorm\.": lambda found: "fc_norm." if found[1] else "norm.",
+}
+"""What names of transformers become; those of timm stay."""
+
+
+def _name(name: str) -> str:
+    for pattern, new in TRANSFORMERS.items():
+        name = re.sub(pattern, new, name)
+    return name
+
+
 def is_vision(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are the weights of an image encoder."""
-    return "patch_embed.proj.weight" in tensors and "blocks.0.attn.qkv.weight" in tensors
+    names = set(map(_name, tensors))
+    return "patch_embed.proj.weight" in names and not names.isdisjoint(f"blocks.0.attn.{part}.weight" for part in ("qkv", "q"))
+
+
+def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with one for the queries, keys and values of a block, whose biases are apart in BEiT's way."""
+    for attention in [name.removesuffix("q.weight") for name in tensors if name.endswith(".attn.q.weight")]:
+        names = [name for part in "qkv" if (name := f"{attention}{part}.weight") in tensors and tensors[name].ndim == 2]
+        if len(names) == 3 and len({(tensors[name].shape, tensors[name].dtype) for name in names}) == 1:
+            tensors[f"{attention}qkv.weight"] = torch.cat([tensors.pop(name) for name in names])
+        tensors.pop(f"{attention}k.bias", None)
+        biases = {part: tensors.pop(f"{attention}{part}.bias", None) for part in "qv"}
+        tensors |= {f"{attention}{part}_bias": bias for part, bias in biases.items() if bias is not None}
+    return tensors
 
 
 def import_vision(
@@ -50,40 +90,47 @@ def import_vision(
     num_experts: int = 32,
     num_deep_blocks: int = 2,
     num_heads: int = 0,
+    image_size: int = 0,
     seed: int = 0,
+    drop: Sequence[str] = (),
 ) -> str:
     """Write a run folder with an encoder to start pre-training from, and return a summary.
 
     architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its authors started from BEiT v2;
     `source` sets them to the source's, so that features are the source's. copy: what gets copies of the image networks,
-    besides themselves. num_experts: of each of the last num_deep_blocks blocks. Raises UserError.
+    besides themselves. num_experts: of each of the last num_deep_blocks blocks. image_size: resize the positions to this size;
+    0: the source's. drop: parts of names to leave out. Raises UserError.
     """
-    check_new(run)
+    published.check_new(run)
+    tensors = {_name(name): tensor for name, tensor in tensors.items()}
+    side = _side(tensors, where)  # what tells it may be dropped
+    tensors = _joined(published.without(tensors, drop, where))
     top_k = min(EveModelConfig.top_k, num_experts)
     model = EveModelConfig(num_experts=num_experts, num_deep_blocks=num_deep_blocks, top_k=top_k)
-    sizes, model = _sizes(tensors, where, model, num_heads)
+    sizes, model = _sizes(tensors, where, model, num_heads, side, image_size)
     if architecture == "source":
         model = dataclasses.replace(model, activation="gelu", norm_pre=False)
     words = Tokenizer.load(tokenizer)
-    config = dataclasses.replace(config_for(sizes, model, EncoderOnlyConfig(), run), recipe="vision")
+    config = dataclasses.replace(published.config_for(sizes, model, EncoderOnlyConfig(), run, where), recipe="vision")
     seed_everything(seed)
     task = build_task(config, words)
     ours = task.state_dict()
     given, used = _given(tensors, model, copy)
     known = {name for name in tensors if name.startswith(UNUSED)} - set(used)
-    check_keys(set(used), tensors.keys() - known, where, RELATIVE_HINT)
+    published.check_keys(set(used), tensors.keys() - known, where, RELATIVE_HINT)
     for name, tensor in given.items():
         if ours[name].shape == (model.num_experts, *tensor.shape):  # experts start out alike
             given[name] = tensor.expand_as(ours[name])
-    check_shapes(given, ours, f"{where}: what becomes")
+    published.check_shapes(given, ours, f"{where}: what becomes")
     if architecture == "source":
         given["encoder.image.type_embed"] = torch.zeros(model.embed_dim)
     task.load_state_dict(given, strict=False)
-    write_run(run, config, words, task)
+    config = published.resized(config, task, image_size)
+    published.write_run(run, config, words, task)
     return (
         f"{len(given)} of {len(ours)} tensors from {where}, the others random: {model.depth} blocks of width "
-        f"{model.embed_dim}, {model.num_heads} heads, {sizes.image_size} pixels, patches of {sizes.patch_size}; go on with "
-        f"eve pretrain RECIPE --init {run}, which takes its shape"
+        f"{model.embed_dim}, {model.num_heads} heads, {config.input.image_size} pixels, patches of {sizes.patch_size}; go on "
+        f"with eve pretrain RECIPE --init {run}, which takes its shape"
     )
 
 
@@ -93,25 +140,40 @@ RELATIVE_HINT = (
 )
 
 
+def _side(tensors: Mapping[str, Tensor], where: str) -> int:
+    """Return the patches along a side, as positions or else a table of relative ones tell; 0 if nothing does."""
+    if "pos_embed" in tensors:
+        return published.side_of(tensors["pos_embed"].shape[1:-1].numel(), where)
+    tables = [tensor for name, tensor in tensors.items() if name.endswith(f"{RELATIVE}_bias_table")]
+    if not tables:
+        return 0
+    rows = tables[0].shape[:1].numel()  # one for each of the (2 side - 1)² differences, three for the [CLS]
+    side = round((max(rows - 3, 0) ** 0.5 + 1) / 2)
+    if side < 2 or (2 * side - 1) ** 2 + 3 != rows:
+        raise UserError(f"{where}: {rows} relative positions are not those of a square of patches with a [CLS]")
+    return side
+
+
 def _sizes(
-    tensors: Mapping[str, Tensor], where: str, model: EveModelConfig, num_heads: int
+    tensors: Mapping[str, Tensor], where: str, model: EveModelConfig, num_heads: int, side: int, image_size: int
 ) -> tuple[InputConfig, EveModelConfig]:
-    """Return the sections with the image encoder's sizes."""
+    """Return the sections with the image encoder's sizes; its pictures are of image_size where no side is known."""
     try:
         width, channels, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+        blocks = {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}
         ffn_dim = len(tensors["blocks.0.mlp.fc1.bias"])
-        positions = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
-    except ODD as error:
+    except published.ODD as error:
         raise UserError(f"{where}: not a BEiT or ViT image encoder ({error} is missing or unusual)") from None
     if channels != 3:
         raise UserError(f"{where}: its pictures have {channels} channels, not 3")
-    num_heads = num_heads or (WIDE if width > 1024 else 0)
+    num_heads, depth = num_heads or (WIDE if width > 1024 else 0), published.numbered(blocks, "blocks", where)
+    image_size = side * patch_size or image_size
+    if not image_size:
+        raise UserError(f"{where}: has no positions, which would tell the size of its pictures; give --image-size")
     if model.num_deep_blocks > depth:
         raise UserError(f"{where}: has {depth} blocks; --num-deep-blocks {model.num_deep_blocks} is more")
-    image_size = side_of(positions, where) * patch_size if positions else InputConfig.image_size
     return InputConfig(image_size=image_size, patch_size=patch_size), dataclasses.replace(
-        model, embed_dim=width, depth=depth, num_heads=heads_of(width, num_heads, where), mlp_ratio=ffn_dim / width
+        model, embed_dim=width, depth=depth, num_heads=published.heads_of(width, num_heads, where), mlp_ratio=ffn_dim / width
     )
 
 
@@ -129,7 +191,7 @@ def _given(tensors: Mapping[str, Tensor], model: EveModelConfig, copies: Copies)
         "encoder.image.proj.bias": take("patch_embed.proj.bias"),
     }
     if "pos_embed" in tensors:
-        given["encoder.image.positions"] = take("pos_embed")[0]
+        given["encoder.image.positions"] = take("pos_embed").flatten(0, 1)
     final = "norm" if "norm.weight" in tensors else "fc_norm"  # BEiT fine-tuned on the mean of the patches has only the latter
     given |= {f"encoder.norm.{part}": take(f"{final}.{part}") for part in NORM}
     for block, policy in enumerate(model.ffn_policies):
@@ -138,7 +200,7 @@ def _given(tensors: Mapping[str, Tensor], model: EveModelConfig, copies: Copies)
         if not any(f"{theirs}.attn.{key}" in tensors for key in ("qkv.bias", "q_bias")):
             q_bias = v_bias = torch.zeros(model.embed_dim)
         elif f"{theirs}.attn.qkv.bias" in tensors:
-            q_bias, _, v_bias = take(f"{theirs}.attn.qkv.bias").chunk(3)
+            q_bias, _, v_bias = take(f"{theirs}.attn.qkv.bias").flatten().tensor_split(3)
         else:
             q_bias, v_bias = take(f"{theirs}.attn.q_bias"), take(f"{theirs}.attn.v_bias")
         given |= {f"{name}.attn.q_bias": q_bias, f"{name}.attn.v_bias": v_bias}

@@ -1,6 +1,5 @@
 """The list of answers that a VQA model chooses from: read from a file or built from training questions."""
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from eve_vl.data.records import ImageQuestion, Source, usable_rows
 from eve_vl.data.scenes import SceneQuestions
 from eve_vl.data.scenes.questions import ANSWERS
 from eve_vl.errors import UserError
+from eve_vl.foreign import parse_json, read_text
 
 NUM_SHOWN = 10
 
@@ -36,22 +36,19 @@ class Missing:
 
 def read_answers(path: Path) -> list[str]:
     """Read a JSON list of texts, BEiT-3's answer2label.txt (a JSON object a line) or plain lines. Raises UserError."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as an answer list ({error})") from None
+    text = read_text(path)
     answers: list[Any]
     try:
         if text.lstrip().startswith("["):
-            answers = json.loads(text)
+            answers = parse_json(text)
         elif text.lstrip().startswith("{"):
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
             answers = [row["answer"] for row in sorted(rows, key=lambda row: row["label"])]
         else:
             answers = [line.strip() for line in text.splitlines() if line.strip()]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not an answer list ({type(error).__name__}: {error})") from None
-    if not answers or not all(isinstance(answer, str) for answer in answers):
+    if not answers or not all(isinstance(each, str) and each.encode(errors="ignore").decode() == each for each in answers):
         raise UserError(f"{path}: an answer list holds at least one text and nothing else")
     (most, count), *_ = Counter(answers).most_common(1)
     if count > 1:

@@ -20,7 +20,7 @@ from eve_vl.report.html import Section, document, draw
 from eve_vl.report.routing import routing_section
 from eve_vl.report.task import task_report
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
-from eve_vl.train.log import BAD_SAMPLES, read_log
+from eve_vl.train.log import BAD_SAMPLES, read_bad_samples, read_log
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -77,7 +77,7 @@ def _facts(run: LoadedRun, folder: Path, log: Sequence[dict], counts: Sequence[i
     """Return what the top of the page says besides the config. counts: rows of training and of validation data, if known."""
     config, is_best = run.config, run.folder.name == BEST
     reached = [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)] if is_best else []
-    rejected = folder / BAD_SAMPLES
+    rejected = len(read_bad_samples(folder))
     return {
         "is_best": is_best,
         "is_unfinished": max([run.step, *reached]) < config.train.steps,
@@ -85,7 +85,7 @@ def _facts(run: LoadedRun, folder: Path, log: Sequence[dict], counts: Sequence[i
         "duration": _duration(log, config.train.batch_size),
         "inspection": inspect_run(run.folder),
         "sources": list(zip(("training data", "validation data"), (config.data.train, config.data.val), counts, strict=True)),
-        "rejected": {"file": BAD_SAMPLES, "num": len(rejected.read_text().splitlines())} if rejected.is_file() else None,
+        "rejected": {"file": BAD_SAMPLES, "num": rejected} if rejected else None,
     }
 
 
@@ -93,7 +93,7 @@ def _duration(log: Sequence[dict], batch_size: int) -> float:
     """Return how many seconds the steps in the log took, validation not counted; 0 if it does not say."""
     seconds, before = 0.0, 0
     for row in log:
-        if row["kind"] == "train" and "samples_per_second" in row:
+        if row["kind"] == "train" and row.get("samples_per_second", 0) > 0:
             seconds += (row["step"] - before) * batch_size / row["samples_per_second"]
             before = row["step"]
     return seconds

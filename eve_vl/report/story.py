@@ -1,7 +1,6 @@
 """The page about a folder of runs: one pre-trained run, and each task fine-tuned from it and from random weights."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from eve_vl.config import Config
 from eve_vl.errors import UserError
+from eve_vl.foreign import read_numbers
 from eve_vl.loading import load_run, read_config
 from eve_vl.report.charts import bar_chart, constant, line_chart
 from eve_vl.report.curves import Curves
@@ -106,10 +106,7 @@ def _section(name: str, title: str, **values: Any) -> Section:
 def _numbers(folder: Path) -> dict[str, float]:
     """Return metrics.json; empty if it is not there. Raises UserError if it cannot be read."""
     path = folder / "metrics.json"
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return read_numbers(path) if path.is_file() else {}
 
 
 def results_section(numbers: Mapping[str, float]) -> Section:

@@ -13,9 +13,11 @@
 A crash or a full disk leaves the previous checkpoint and the previous best weights whole. No pickle is written or read.
 """
 
+import contextlib
 import fnmatch
 import hashlib
 import json
+import math
 import random
 import re
 import shutil
@@ -32,19 +34,26 @@ from torch import Tensor, nn
 
 from eve_vl.errors import UserError
 from eve_vl.files import take_back, whole_file, whole_folder
+from eve_vl.foreign import is_of, open_ordinary, parse_json, read_bytes
 from eve_vl.train.optim import initial_state
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
+STEP = re.compile(r"step_([0-9]{8,18})")
 METER = "meter."  # what names in rng_*.safetensors begin with that are sums of the open log window
+COUNTS = "/counts"  # steps, seconds and seconds of loading, among a meter's terms
+PLAIN = {torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
     for old in (run / CHECKPOINTS).glob(".step_*.old"):
         take_back(old.with_name(old.stem.removeprefix(".")))
-    found = (run / CHECKPOINTS).glob("step_*")
-    return sorted(path for path in found if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir())
+    return _step_folders(run / CHECKPOINTS)
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step_*") if STEP.fullmatch(path.name) and path.is_dir())
 
 
 def chosen_checkpoint(path: Path) -> Path:
@@ -80,7 +89,10 @@ def save_checkpoint(
     tensors = {"model": model, "optimizer": optimizer} | {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
     _write_folder(run / CHECKPOINTS / f"step_{state['step']:08d}", tensors, texts, state)
     for old in checkpoint_folders(run)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # first out of sight, so that a crash leaves no half of one that counts as whole
+            old.rename(old.with_name(f".{old.name}.tmp"))
+    for rest in (run / CHECKPOINTS).glob(".step_*.tmp"):
+        shutil.rmtree(rest, ignore_errors=True)
 
 
 def save_best(
@@ -97,7 +109,7 @@ def read_best(run: Path) -> dict[str, Any] | None:
         return None
     state = verify(run / BEST)
     numbers = state.get("numbers")
-    if not isinstance(numbers, dict) or not all(isinstance(number, int | float) for number in numbers.values()):
+    if not is_of(numbers, **dict.fromkeys(numbers if isinstance(numbers, dict) else (), float)):
         raise _damaged(run / BEST, "state.json holds no numbers")
     return {"step": state["step"], "numbers": numbers}
 
@@ -126,27 +138,29 @@ def _write_folder(
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(folder: Path, reason: object) -> UserError:
-    """Return the error of a checkpoint or best folder that is not what was written."""
-    what_then = "without it" if folder.name == BEST else "from the one before"
-    return UserError(f"{folder}: damaged ({reason}); delete this folder to go on {what_then}")
+    """Return the error of a checkpoint or best folder that is not what was written: what to delete, and what is there then."""
+    then = "without it"
+    if STEP.fullmatch(folder.name):
+        older = [each for each in _step_folders(folder.parent) if each < folder]
+        then = f"from step {int(older[-1].name[5:])} ({older[-1]})" if older else "from the start: there is no older one"
+    return UserError(f"{folder}: damaged ({reason}); delete this folder to go on {then}")
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """Return the content of state.json, whose `step` is sound. Raises UserError."""
     try:
-        state = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, f"state.json: {error}") from None
-    step = state.get("step") if isinstance(state, dict) else None
-    if type(step) is not int or step < 0:
+        state = parse_json(read_bytes(folder / "state.json"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"state.json: {getattr(error, 'strerror', None) or error}") from None
+    if not is_of(state, step=int) or state["step"] < 0:
         raise _damaged(folder, "state.json holds no step")
-    if re.fullmatch(r"step_\d+", folder.name) and step != int(folder.name.removeprefix("step_")):
-        raise _damaged(folder, f"state.json says step {step}")
+    if (named := STEP.fullmatch(folder.name)) and state["step"] != int(named[1]):
+        raise _damaged(folder, f"state.json says step {state['step']}")
     return state
 
 
@@ -168,6 +182,8 @@ def verify(folder: Path, pattern: str = "*") -> dict[str, Any]:
     if not isinstance(sums, dict):
         raise _damaged(folder, "state.json holds no checksums")
     for name in fnmatch.filter(sums, pattern):
+        if name != Path(name).name:
+            raise _damaged(folder, f"state.json says that it holds {name}")
         try:
             found = _checksum(folder / name)
         except OSError as error:
@@ -179,7 +195,8 @@ def verify(folder: Path, pattern: str = "*") -> dict[str, Any]:
 
 def read_model(folder: Path) -> dict[str, Tensor]:
     """Return the weights of a checkpoint by name. Raises UserError."""
-    return read_tensors(folder / "model.safetensors")
+    check_tensors(tensors := read_tensors(path := folder / "model.safetensors"), path)
+    return tensors
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -195,11 +212,24 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name. Raises UserError."""
+    """Return the tensors of a safetensors file by name, as they are. Raises UserError."""
     try:
+        open_ordinary(path).close()  # a pipe would wait for a writer
         return load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def check_tensors(tensors: Mapping[str, Tensor], where: object) -> None:
+    """Raise UserError for a tensor of a file that is no dense array of finite numbers of a usual type."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.dtype not in PLAIN or tensor.is_meta:
+            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+            raise UserError(f"{where}: {name} is {kind}, expected dense numbers such as float32")
+        if tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise UserError(f"{where}: {name} says that it is {tuple(tensor.shape)}, but the file holds less")
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise UserError(f"{where}: {name} holds NaN or infinity")
 
 
 def load_model(folder: Path, model: nn.Module) -> None:
@@ -215,6 +245,11 @@ def load_model(folder: Path, model: nn.Module) -> None:
         f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
         for name, tensor in tensors.items()
         if name in expected and tensor.shape != expected[name].shape
+    ]
+    problems += [
+        f"{name} has type {tensor.dtype}, expected {expected[name].dtype}"
+        for name, tensor in tensors.items()
+        if name in expected and tensor.is_floating_point() != expected[name].is_floating_point()
     ]
     first: dict[nn.Parameter, str] = {}  # the first name of each parameter; tied ones have several
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -246,12 +281,9 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
         raise _damaged(folder, f"state.json says num_processes {num_processes}")
     try:
         load_model(folder, model)
+        check_tensors(tensors := read_tensors(path := folder / "optimizer.safetensors"), path.name)
+        rng = read_tensors(folder / f"rng_{rank}.safetensors") if rank < num_processes else {}
     except UserError as error:
-        raise UserError(f"{error}; delete {folder} to go on from the one before") from None
-    try:
-        tensors = load_file(folder / "optimizer.safetensors")
-        rng = load_file(folder / f"rng_{rank}.safetensors") if rank < num_processes else {}
-    except (OSError, safetensors.SafetensorError) as error:
         raise _damaged(folder, error) from None
     kept: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for full_name, tensor in tensors.items():
@@ -260,19 +292,29 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     trained = _trained(model, optimizer)
     for name, (parameter, parts) in trained.items():
         expected = initial_state(parameter, parts, device="meta")
-        if {key: value.shape for key, value in kept[name].items()} != {key: value.shape for key, value in expected.items()}:
-            raise _damaged(folder, f"optimizer.safetensors does not hold {', '.join(expected)} of {name}, or in another shape")
+        is_sound = _forms(kept[name]) == _forms(expected)
+        if not is_sound or any(kept[name][key].lt(0).any() for key in expected.keys() & {"step", "exp_avg_sq"}):
+            reason = f"does not hold {', '.join(expected)} of {name}, or in another shape, type or sign"
+            raise _damaged(folder, f"{path.name} {reason}")
     if unknown := sorted(kept.keys() - trained.keys()):
-        raise _damaged(folder, f"optimizer.safetensors holds {unknown[0]}, which does not train")
+        raise _damaged(folder, f"{path.name} holds {unknown[0]}, which does not train")
     for name, (parameter, _) in trained.items():
         optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept[name].items()}
     state["meter"] = {name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)}
     if rng:  # a run that goes on with more processes starts their generators anew
         try:
+            for name, value in state["meter"].items():
+                low, shape = (0, (3,)) if name == COUNTS else (-math.inf, ())
+                if value.shape != shape or not (low <= value.min() <= value.max() < math.inf):
+                    raise ValueError(f"{name} is no sum over the open log window")
             set_rng_state(rng)
-        except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        except (KeyError, IndexError, ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise _damaged(folder, f"rng_{rank}.safetensors: {error}") from None
     return state
+
+
+def _forms(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -307,7 +349,10 @@ def get_rng_state() -> dict[str, Tensor]:
 
 
 def set_rng_state(states: dict[str, Tensor]) -> None:
-    """Undo `get_rng_state`."""
+    """Undo `get_rng_state`. Raises ValueError, as torch, NumPy and Python do, for what is no such state."""
+    own = {name: tensor for name, tensor in get_rng_state().items() if name != "cuda"}
+    if _forms(own) != _forms({name: states[name] for name in own}) or not 0 <= states["numpy"][-1] <= own["numpy"].numel() - 1:
+        raise ValueError("no states of random generators")
     torch.set_rng_state(states["torch"])
     keys = states["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1], 0, 0.0))

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -15,26 +17,47 @@ from torch.utils.tensorboard import SummaryWriter
 from eve_vl.config import TrainConfig
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.files import write_file
+from eve_vl.foreign import is_of, parse_json, read_bytes, reading
 from eve_vl.train import distributed
+from eve_vl.train.checkpoint import COUNTS
 from eve_vl.train.optim import learning_rate
 
 LOG = "log.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
-COUNTS = "/counts"  # steps, seconds and seconds of loading, among a meter's terms
+HUGE = 1e100  # nothing that training counts is larger: such a number in a log is damage
 
 
 def read_log(run: Path) -> list[dict]:
-    """Return the rows of a run's log, oldest first."""
-    return _read_rows(run / LOG)
+    """Return the rows of a run's log, oldest first: all have a `kind` and a `step`, notes a `text`, and all else in those of
+    training and validation are numbers, but `certainty`. Other rows are damaged and left out. Raises UserError."""
+    return [row for row in _read_rows(run / LOG, kind=str, step=int) if row["step"] >= 0 and _is_sound(**row)]
 
 
-def _read_rows(path: Path) -> list[dict]:
-    """Return the rows of a JSON-lines file; one that a crash cut short is left out."""
+def read_bad_samples(run: Path) -> dict[str, str]:
+    """Return why rows could not be used, by where they are. Raises UserError."""
+    return {row["where"]: row["reason"] for row in _read_rows(run / BAD_SAMPLES, where=str, reason=str)}
+
+
+def _is_sound(*, kind: str, text: object = None, certainty: Any = None, **values: Any) -> bool:
+    """Whether a row of the log has values of the types that were written."""
+    if kind not in ("train", "val"):
+        return kind != "note" or isinstance(text, str)
+    parts = certainty.values() if isinstance(certainty, dict) else [certainty] * (certainty is not None)
+    form = {"n": int, "low": float, "high": float, "method": str}
+    are_certain = all(is_of(part, **form) and part.keys() == form.keys() for part in parts)
+    are_numbers = is_of(values, **dict.fromkeys(values, float))
+    return are_certain and are_numbers and not any(HUGE < abs(value) < math.inf for value in values.values())
+
+
+def _read_rows(path: Path, **kinds: type) -> list[dict]:
+    """Return the rows of a JSON-lines file that have values of these kinds; one that a crash cut short is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
+    with reading(path):
+        lines = read_bytes(path).split(b"\n") if path.exists() else ()
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            rows.append(parse_json(line))
+    return [row for row in rows if is_of(row, **kinds)]
 
 
 class RunLog:
@@ -45,7 +68,7 @@ class RunLog:
         if not enabled:
             return
         kept = [row for row in read_log(run) if row["step"] <= first_step] if first_step else []
-        self.old = {(row["kind"], row["step"]) for row in kept}
+        self.old = {(row["kind"], row["step"], row.get("text")) for row in kept}
         write_file(run / LOG, "".join(json.dumps(row) + "\n" for row in kept))
         self.file = (run / LOG).open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
@@ -65,9 +88,9 @@ class RunLog:
             self.progress.add_task("steps", total=num_steps, completed=first_step, note="")
             self.progress.start()
 
-    def has_row(self, kind: str, step: int) -> bool:
+    def has_row(self, kind: str, step: int, text: str | None = None) -> bool:
         """Whether there was such a row when the run went on; only the process that writes the log knows."""
-        return self.enabled and (kind, step) in self.old
+        return self.enabled and (kind, step, text) in self.old
 
     def row(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write one row of `kind` train or val everywhere."""
@@ -99,8 +122,9 @@ class RunLog:
     def note(self, step: int, text: str) -> None:
         """Show one line and keep it in the log."""
         if self.enabled:
-            self.file.write(json.dumps({"kind": "note", "step": step, "text": text}) + "\n")
-            self.file.flush()
+            if not self.has_row("note", step, text):  # a crash before the row of validation has this said again
+                self.file.write(json.dumps({"kind": "note", "step": step, "text": text}) + "\n")
+                self.file.flush()
             self.say(text)
 
     def close(self) -> None:
@@ -120,7 +144,9 @@ class BadSamples:
     def __init__(self, run: Path, *, num_rows: int, max_share: float, writes: bool):
         self.path = run / BAD_SAMPLES
         self.num_rows, self.max_share, self.writes = num_rows, max_share, writes
-        self.known = {row["where"] for row in _read_rows(self.path)}
+        self.known = {*(before := read_bad_samples(run))}
+        if writes and before:  # without the half of a row that a crash may have left
+            write_file(self.path, _bad_rows(before))
 
     def add(self, errors: Iterable[BadSampleError], num_seen: int) -> None:
         """Note unusable rows. Raises UserError when there are more than max_share of the rows seen so far (of at least
@@ -131,7 +157,7 @@ class BadSamples:
         self.known |= new.keys()
         if self.writes:
             with self.path.open("a") as file:
-                file.writelines(json.dumps({"where": e.where, "reason": e.reason}) + "\n" for e in new.values())
+                file.write(_bad_rows({where: error.reason for where, error in new.items()}))
         seen = min(self.num_rows, max(num_seen, 1000))
         if len(self.known) > self.max_share * seen:
             last = next(reversed(new.values()))
@@ -140,6 +166,10 @@ class BadSamples:
                 f"all so far are in {self.path}; the last: {last}; "
                 "repair them (eve data check lists all) or allow more with --data.max-bad-share"
             )
+
+
+def _bad_rows(reasons: Mapping[str, str]) -> str:
+    return "".join(json.dumps({"where": where, "reason": reason}) + "\n" for where, reason in reasons.items())
 
 
 class Meter:
