@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from eve_vl.config import TrainConfig
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.files import write_file
+from eve_vl.metrics.certainty import from_json, to_json
 from eve_vl.train import distributed
 from eve_vl.train.optim import learning_rate
 
@@ -24,8 +25,8 @@ COUNTS = "/counts"  # steps, seconds and seconds of loading, among a meter's ter
 
 
 def read_log(run: Path) -> list[dict]:
-    """Return the rows of a run's log, oldest first."""
-    return _read_rows(run / LOG)
+    """Return the rows of a run's log, oldest first; numbers of validation that know how sure they are are Estimates."""
+    return [from_json(row) for row in _read_rows(run / LOG)]
 
 
 def _read_rows(path: Path) -> list[dict]:
@@ -45,8 +46,8 @@ class RunLog:
         if not enabled:
             return
         kept = [row for row in read_log(run) if row["step"] <= first_step] if first_step else []
-        self.old = {(row["kind"], row["step"]) for row in kept}
-        write_file(run / LOG, "".join(json.dumps(row) + "\n" for row in kept))
+        self.old = {(row.get("text", row["kind"]), row["step"]) for row in kept}
+        write_file(run / LOG, "".join(json.dumps(to_json(row)) + "\n" for row in kept))
         self.file = (run / LOG).open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         self.console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -73,12 +74,13 @@ class RunLog:
         """Write one row of `kind` train or val everywhere."""
         if not self.enabled:
             return
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.write(json.dumps({"kind": kind, "step": step, **to_json(values)}) + "\n")
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
         hidden = ("seconds", "lr")
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name and name not in hidden)
+        shown = {name: value for name, value in values.items() if "/" not in name and name not in hidden}
+        text = "  ".join(f"{name} {value:.4g}{getattr(value, 'spread', '')}" for name, value in shown.items())
         if self.progress is not None and kind == "train":
             self.progress.update(self.progress.task_ids[0], completed=step, note=text)
         else:
@@ -97,8 +99,8 @@ class RunLog:
                 self.console.print(text, markup=False)
 
     def note(self, step: int, text: str) -> None:
-        """Show one line and keep it in the log."""
-        if self.enabled:
+        """Show one line and keep it in the log, once."""
+        if self.enabled and (text, step) not in self.old:
             self.file.write(json.dumps({"kind": "note", "step": step, "text": text}) + "\n")
             self.file.flush()
             self.say(text)
