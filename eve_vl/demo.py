@@ -23,19 +23,20 @@ from eve_vl.config import Config
 from eve_vl.cpu import keep_memory, usable_cores
 from eve_vl.data.loader import open_sources
 from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluate_run
+from eve_vl.evaluation import evaluate_rows
 from eve_vl.files import write_file
-from eve_vl.foreign import read_numbers
+from eve_vl.foreign import read_json
 from eve_vl.loading import load_run
+from eve_vl.metrics.certainty import Estimate, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.report import write_story
-from eve_vl.report.story import PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms
-from eve_vl.train.log import read_log
+from eve_vl.report.story import GAINS, PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms
+from eve_vl.train.log import read_log, read_numbers
 from eve_vl.training import check_out_folder, train, with_absolute_paths
 
 NUM_TEST = 1000
 PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, where numbers of all tasks lie side by side
-TEST_FILE = "test.json"
+TEST_FILE, ROWS_FILE = "test.json", "test_rows.json"  # of each run: its numbers, and by split how well each row is done
 NUM_ROWS = "num_test_rows"
 POLL_SECONDS = 0.5
 
@@ -57,7 +58,7 @@ def run_demo(out: Path, console: Console, num_test: int = NUM_TEST) -> Path:
         _run_all(pool, at_once, configs, num_test, update, console)
     signal.signal(signal.SIGTERM, before)
     numbers = collect(out)
-    write_file(out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+    write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
     report = write_story(out)
     console.print(_table(numbers), markup=False)
     console.print(f"{time.perf_counter() - start:.0f} seconds in all")
@@ -146,22 +147,30 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
         train(config)
         if config.init is None:
             return read_numbers(config.out / "metrics.json")
-        run = load_run(config.out)
+        run, rows = load_run(config.out), {}
         numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split in splits:
             sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, run.task.kind(config))
-            measured = evaluate_run(run, num_test, sources)
+            measured, rows[split] = evaluate_rows(run, num_test, sources)
             numbers |= {name + SPLITS[split]: value for name, value in measured.items()}
-    write_file(test_file, json.dumps(numbers, indent=1) + "\n")
+    write_file(config.out / ROWS_FILE, json.dumps(rows, indent=1) + "\n")
+    write_file(test_file, json.dumps(to_json(numbers), indent=1) + "\n")
     return numbers
 
 
 def collect(out: Path) -> dict[str, float]:
-    """Return the numbers of the story from its runs' folders; names end in the arm, then in the split."""
+    """Return the numbers of the story from its runs' folders; names end in the arm, then in the split. `…_gain` is what
+    pre-training is worth: the mean difference over the rows that both arms were tested on."""
     numbers = read_numbers(out / PRETRAIN / "metrics.json")
     for task in TASKS:
-        for arm in ("", SCRATCH):
-            for name, value in read_numbers(out / (task + arm) / TEST_FILE).items():
+        folders = [out / (task + arm) for arm in ("", SCRATCH)]
+        ours, scratch = (read_json(folder / ROWS_FILE, dict) for folder in folders)
+        for split, suffix in SPLITS.items():
+            for key, start in GAINS[task].items():
+                own = {row: value for row, value in ours.get(split, {}).items() if row.startswith(start)}
+                numbers[f"{key}_gain{suffix}"] = paired(own, scratch[split])
+        for arm, folder in zip(("", SCRATCH), folders, strict=True):
+            for name, value in read_numbers(folder / TEST_FILE).items():
                 split = next(suffix for suffix in sorted(SPLITS.values(), reverse=True) if name.endswith(suffix))
                 numbers[PREFIX.get(task, "") + name.removesuffix(split) + arm + split] = value
     return numbers
@@ -174,13 +183,18 @@ def _summary(numbers: dict[str, float]) -> str:
 
 
 def _table(numbers: dict[str, float]) -> str:
-    lines = [f"{'':50}{'pre-trained':>12}{'from scratch':>14}{'blind':>8}"]
+    lines = [f"{'':50}{'pre-trained':>12}{'from scratch':>14}{'blind':>8}  gain, 95 % paired bootstrap"]
     for row in ROWS:
         for split, suffix in SPLITS.items():
             ours, scratch, guess = arms(row, numbers, suffix)
             title = f"{row.title}: {row.what}" if not suffix else f"  {split}"
-            lines.append(f"{title:50}{ours:12.3f}{scratch:14.3f}{guess:8.3f}")
+            lines.append(f"{title:50}{ours:12.3f}{scratch:14.3f}{guess:8.3f}{_gain(row.key, numbers, suffix)}")
     return "\n".join(lines)
+
+
+def _gain(key: str, numbers: dict[str, float], suffix: str) -> str:
+    gain = numbers.get(f"{key}_gain{suffix}")
+    return f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}" if isinstance(gain, Estimate) else ""
 
 
 @contextlib.contextmanager

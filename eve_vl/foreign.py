@@ -99,9 +99,3 @@ def read_json(path: Path, kind: type[Value]) -> Value:
     """Return the value of a JSON file, of a kind such as dict. Raises UserError."""
     with reading(path):
         return expect(parse_json(read_bytes(path)), kind)
-
-
-def read_numbers(path: Path) -> dict[str, float]:
-    """Return the numbers of a JSON file by name; what else the file holds is left out. Raises UserError."""
-    values = read_json(path, dict)
-    return {name: value for name, value in values.items() if is_of(values, **{name: float})}

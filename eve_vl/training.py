@@ -11,6 +11,7 @@ import torch
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated, to_dict
 from eve_vl.config.code import origins
+from eve_vl.data.dataset import Subset
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
@@ -18,6 +19,7 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.files import write_file
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
+from eve_vl.metrics.certainty import to_json
 from eve_vl.model.transfer import parts, transfer
 from eve_vl.seeds import seed_everything, set_threads
 from eve_vl.tasks import task_class
@@ -30,12 +32,14 @@ from eve_vl.train.trainer import Trainer
 
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 ROWS_PROBED = 100
+FEW_HELD_OUT = 100
 MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
 OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
     "out",
     "code",  # it may have moved, or be mended
     "data.num_workers",
     "data.max_bad_share",
+    "data.skip_broken_val",
     "train.device",
     "train.threads",
     "train.log_every",
@@ -60,7 +64,7 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
     is_main = distributed.is_main()
     distributed.shutdown()
     if is_main:
-        write_file(config.out / "metrics.json", json.dumps(numbers, indent=1) + "\n")
+        write_file(config.out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
     return is_main
 
 
@@ -85,7 +89,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
-    notes = list(prepared.notes)
+    notes = [*_held_out_note(config, val_sources), *prepared.notes]
     new = checkpoint.read_new(folders[-1]) if folders else None
     if config.init is not None and new is None:
         new, note = start_from(config, task)
@@ -94,7 +98,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     if distributed.is_main():  # a start that came to nothing leaves nothing
         for name, text in texts.items():
             write_file(config.out / name, text)
-    trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes)
+    skip = config.data.skip_broken_val
+    trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
         (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
@@ -110,6 +115,15 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         writes=distributed.is_main(),
     )
     return trainer.fit(loader, val_loader, bad_samples)
+
+
+def _held_out_note(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
+    """Say how much is held out, and so if it is little."""
+    if config.data.val != (HELD_OUT,):
+        return []
+    num, total = sum(map(len, sources)), sum(len(source.source) for source in sources if isinstance(source, Subset))
+    few = f"; numbers on fewer than {FEW_HELD_OUT} rows tell little, --data.val-share keeps more" * (num < FEW_HELD_OUT)
+    return [f"held out for validation: {num:,} of {total:,} rows, {num / total:.1%}{few}"]
 
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:

@@ -37,9 +37,9 @@ TASK = {
     "classification": "--task.reads --task.several --task.classes",
 }
 REST = """
-    --data.rows --data.train --data.train-weights --data.val --data.val-samples --data.format --data.image-root
-    --data.image-column --data.text-column --data.label-column --data.crop-scale --data.flip --data.augment --data.num-workers
-    --data.max-bad-share --tokenizer.path --tokenizer.vocab-size
+    --data.rows --data.train --data.train-weights --data.val --data.val-share --data.val-samples --data.skip-broken-val
+    --data.format --data.image-root --data.image-column --data.text-column --data.label-column --data.crop-scale --data.flip
+    --data.augment --data.num-workers --data.max-bad-share --tokenizer.path --tokenizer.vocab-size
     --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.new-lr-multiplier
     --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm
     --train.dtype --train.device --train.threads --train.seed --train.log-every --train.val-every --train.save-every
@@ -58,7 +58,7 @@ FLAGS = {
         --num-experts --num-deep-blocks --seed --drop
     """,
 }
-EVALUATE = f"{SOURCE} --data --samples --predictions --json"
+EVALUATE = f"{SOURCE} --data --samples --skip-broken --no-skip-broken --predictions --json"
 EVALUATION = {
     "masked_signal": EVALUATE,
     "contrast_match": EVALUATE,

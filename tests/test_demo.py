@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import re
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -14,6 +15,7 @@ from rich.console import Console
 from eve_vl import demo
 from eve_vl.config import Config
 from eve_vl.errors import UserError
+from eve_vl.metrics.certainty import Estimate, from_json
 from eve_vl.recipes import get_recipe
 
 NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1", "retrieval_tr1_itc_only", "retrieval_ir1_itc_only")
@@ -42,12 +44,25 @@ def story(tmp_path_factory) -> Path:
 
 
 def test_metrics_hold_every_number_of_the_story(story: Path):
-    numbers = json.loads((story / "metrics.json").read_text())
+    numbers = from_json(json.loads((story / "metrics.json").read_text()))
     expected = {f"{name}{arm}{split}" for name in NAMES for arm in ("", "_scratch") for split in ("", "_novel")}
     expected |= {"vqa_acc_blind", "vqa_acc_blind_novel", "mlm_acc", "retrieval_texts_per_image", "retrieval_images_per_text"}
     assert expected <= numbers.keys()
     assert all(math.isfinite(value) for value in numbers.values())
     assert numbers["vqa_acc"] == json.loads((story / "vqa" / "test.json").read_text())["vqa_acc"]
+    for key, task in (
+        ("vqa_acc", "vqa"),
+        ("nlvr2_acc", "nlvr2"),
+        ("retrieval_tr1", "retrieval"),
+        ("retrieval_ir1", "retrieval"),
+    ):
+        for split in ("", "_novel"):
+            gain = numbers[f"{key}_gain{split}"]
+            assert gain == pytest.approx(numbers[key + split] - numbers[f"{key}_scratch{split}"]), key
+            assert isinstance(gain, Estimate) and (gain.n >= 12, gain.method) == (True, "paired bootstrap")
+            assert isinstance(numbers[key + split], Estimate)
+            rows = json.loads((story / task / "test_rows.json").read_text())[f"test{split}"]
+            assert rows.keys() == json.loads((story / f"{task}_scratch/test_rows.json").read_text())[f"test{split}"].keys()
     assert (
         numbers["retrieval_ir1_scratch_novel"] == json.loads((story / "retrieval_scratch/test.json").read_text())["ir1_novel"]
     )
@@ -84,4 +99,5 @@ def test_a_bug_in_a_worker_keeps_its_traceback():
 
 def test_the_page_is_there(story: Path):
     page = (story / "report.html").read_text()
+    assert re.search(r"<small>[+−][\d.]+ to [+−]?[\d.]+, n 12</small>", page)
     assert all(f'id="{part}"' in page for part in ("results", "vqa", "nlvr2", "retrieval"))

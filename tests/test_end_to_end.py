@@ -8,14 +8,22 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from eve_vl.metrics.certainty import certainty_of, from_json
 from eve_vl.train.log import read_log
+
+
+def numbers_in(path: Path) -> dict[str, float]:
+    """The numbers of a file, which know how sure they are."""
+    numbers = from_json(json.loads(path.read_text()))
+    assert certainty_of(numbers)
+    return numbers
 
 
 def test_pretrain_evaluate_report(eve, tmp_path: Path):
     done = eve("pretrain", "tiny", "--out", "run", "--train.dtype", "float32")
     assert done.returncode == 0, done.stderr
     assert "report: run/report.html" in done.stdout
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    metrics = numbers_in(tmp_path / "run/metrics.json")
     for name in (
         "mlm_acc",
         "mlm_acc_wrong_image",
@@ -33,7 +41,7 @@ def test_pretrain_evaluate_report(eve, tmp_path: Path):
 
     done = eve("evaluate", "masked_signal", "run", "--samples", 64, "--json", "again.json")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "again.json").read_text()) == pytest.approx(metrics, abs=1e-6)
+    assert numbers_in(tmp_path / "again.json") == pytest.approx(metrics, abs=1e-6)
 
     done = eve(
         "evaluate", "masked_signal", "run/checkpoints/step_00000010", "--data", "scenes:test_novel", "--json", "o/novel.json"
@@ -49,7 +57,7 @@ def test_pretrain_evaluate_report(eve, tmp_path: Path):
         "pretrain", "tiny", "--out", "run", "--train.dtype", "float32"
     )  # a finished run is only evaluated and reported again
     assert again.returncode == 0, again.stderr
-    assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
+    assert numbers_in(tmp_path / "run/metrics.json") == metrics
     assert (tmp_path / "run/log.jsonl").read_text().count('"train"') == 4
 
 
@@ -75,7 +83,7 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine/tokenizer.json").read_text() == (tmp_path / "tok.json").read_text()
-    metrics = json.loads((tmp_path / "mine/metrics.json").read_text())
+    metrics = numbers_in(tmp_path / "mine/metrics.json")
     (logged,) = (row for row in read_log(tmp_path / "mine") if row["kind"] == "val")
     assert logged == {"kind": "val", "step": 4, **metrics}
 
@@ -86,9 +94,9 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
     ):  # it was validated on what it was trained on
         done = eve("evaluate", "masked_signal", "mine", *data, "--json", "mine.json")
         assert done.returncode == 0, done.stderr
-        again = json.loads((tmp_path / "mine.json").read_text())
+        again = numbers_in(tmp_path / "mine.json")
         assert {name: again[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
-        assert done.stdout.splitlines()[-1].endswith("rows.jsonl: this run was trained on these rows")
+        assert "note: of 12 rows looked at, 12 show what this run was trained on" in done.stdout.splitlines()
     few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2)
     own = ("--data.train", "rows.jsonl", "--data.val", "rows.jsonl")
     assert eve("finetune", "demo_retrieval", "--init", "mine", "--out", "search", *own, *few).returncode == 0

@@ -13,6 +13,7 @@ from eve_vl import Eve
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.scenes import SceneStatements
 from eve_vl.loading import load_run
+from eve_vl.metrics.certainty import certainty_of, from_json
 
 SHORT = (
     *("--train.steps", 4, "--train.batch-size", 8, "--train.val-every", 2, "--train.save-every", 2, "--train.log-every", 1),
@@ -41,12 +42,18 @@ def share_judged_right(run: Path, split: str, num_samples: int) -> float:
     return sum(right) / num_samples
 
 
+def loaded_verdict(run: Path) -> str:
+    """What the run's task says of its numbers of record."""
+    return load_run(run).task.verdict(from_json(json.loads((run / "metrics.json").read_text())))
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
     main_metric, run = TASKS[task], tmp_path / "run"
     done = eve("finetune", f"scenes_{task}", "--init", pretrained, "--out", "run", *SHORT)
     assert done.returncode == 0, done.stderr
-    (note,) = rows(run, "note")
+    note, verdict = rows(run, "note")
+    assert loaded_verdict(run) == verdict["text"]
     assert f"weights from {pretrained}/checkpoints/step_00000004; new, at 3 × the learning rate: " in note["text"]
     assert "not used: pixel_decoder, token_head" in note["text"]
     validations = rows(run, "val")
@@ -62,8 +69,9 @@ def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
 
     again = eve("evaluate", task, "run", "--samples", 24, "--json", "own.json")
     assert again.returncode == 0, again.stderr
-    own = json.loads((tmp_path / "own.json").read_text())
+    own, metrics = from_json(json.loads((tmp_path / "own.json").read_text())), from_json(metrics)
     assert {name: own[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
+    assert certainty_of(metrics) and certainty_of(metrics).keys() <= certainty_of(own).keys()
     done = eve("evaluate", task, "run", "--data", "scenes:test", "--samples", 24, "--json", "test.json")
     assert done.returncode == 0, done.stderr
     test = json.loads((tmp_path / "test.json").read_text())
@@ -82,10 +90,10 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Pat
     """For the same task its head comes along, for another one the encoder alone; its best weights, not its last."""
     assert eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "first", *SHORT).returncode == 0
     assert eve("finetune", "scenes_vqa", "--init", "first", "--out", "second", *SHORT).returncode == 0
-    (note,) = rows(tmp_path / "second", "note")
+    note, _ = rows(tmp_path / "second", "note")
     assert note["text"] == f"weights from {tmp_path}/first/best"
     assert eve("finetune", "scenes_nlvr2", "--init", "first", "--out", "third", *SHORT).returncode == 0
-    (note,) = rows(tmp_path / "third", "note")
+    note, _ = rows(tmp_path / "third", "note")
     assert "new, at 3 × the learning rate: compare_head; not used: answer_head" in note["text"]
     answers = json.loads((tmp_path / "first/answers.json").read_text())
     assert answers == json.loads((tmp_path / "first/best/answers.json").read_text())
@@ -93,7 +101,7 @@ def test_a_fine_tuned_run_can_be_fine_tuned_again(eve, pretrained, tmp_path: Pat
     (tmp_path / "answers.json").write_text(json.dumps(answers[::-1]))  # as many, in another order
     other = ("--task.answers", "answers.json")
     assert eve("finetune", "scenes_vqa", "--init", "first", "--out", "fourth", *SHORT, *other).returncode == 0
-    (note,) = rows(tmp_path / "fourth", "note")
+    note, _ = rows(tmp_path / "fourth", "note")
     assert note["text"] == f"weights from {tmp_path}/first/best; new, at 3 × the learning rate: answer_head"
     assert json.loads((tmp_path / "fourth/answers.json").read_text()) == answers[::-1]
 
@@ -122,7 +130,7 @@ def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_pat
     flags = (*SHORT, "--train.lr", 1e-12, "--train.warmup", 0)
     done = eve("finetune", "scenes_vqa", "--init", pretrained, "--scratch", "--out", "scratch", *flags)
     assert done.returncode == 0, done.stderr
-    (note,) = rows(tmp_path / "scratch", "note")
+    note, _ = rows(tmp_path / "scratch", "note")
     assert note["text"] == f"random weights, in the shape of {pretrained}"
     assert eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "warm", *flags).returncode == 0
     start = load_run(pretrained).task.state_dict()
@@ -137,7 +145,7 @@ def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_pat
 def test_larger_pictures_than_in_pretraining(eve, pretrained, tmp_path: Path):
     done = eve("finetune", "scenes_nlvr2", "--init", pretrained, "--out", "run", *SHORT, "--input.image-size", 48)
     assert done.returncode == 0, done.stderr
-    (note,) = rows(tmp_path / "run", "note")
+    note, _ = rows(tmp_path / "run", "note")
     assert "positions resized from 16 to 36 patches" in note["text"]
 
 
@@ -165,7 +173,7 @@ def test_an_answer_list_of_ones_own(eve, pretrained, tmp_path: Path):
     (tmp_path / "answers.txt").write_text("yes\nno\n")
     done = eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "run", *SHORT, "--task.answers", "answers.txt")
     assert done.returncode == 0, done.stderr
-    told, _ = rows(tmp_path / "run", "note")
+    told, _, _ = rows(tmp_path / "run", "note")
     assert told["text"].startswith("the answer list lacks the answers of ") and " of 1000 training questions" in told["text"]
     assert json.loads((tmp_path / "run/best/answers.json").read_text()) == ["yes", "no"]
     assert eve("evaluate", "vqa", "run", "--samples", 8).returncode == 0

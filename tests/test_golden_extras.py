@@ -154,10 +154,10 @@ def test_search_and_reranking(tiny):
     for best, scores, wanted in ((best_IK, scores_IK, tensors["rerank_i2t"]), (best_TK, scores_TK, tensors["rerank_t2i"])):
         ours = torch.full_like(wanted, -100).scatter(1, best, scores)
         torch.testing.assert_close(ours, wanted, rtol=0, atol=5e-5)
-    plain = task.search_numbers(index, 0)
+    plain = task.search(index, 0)[0]
     for ours, theirs in (("tr1", "txt_r1"), ("tr5", "txt_r5"), ("tr10", "txt_r10"), ("ir1", "img_r1"), ("ir5", "img_r5")):
         assert 100 * plain[ours] == pytest.approx(notes["metrics"]["plain"][theirs])
-    reranked = task.search_numbers(index, k)
+    reranked = task.search(index, k)[0]
     assert 100 * reranked["tr1"] == pytest.approx(notes["metrics"]["rerank"]["txt_r1"])
     assert 100 * reranked["ir1"] == pytest.approx(notes["metrics"]["rerank"]["img_r1"])
 

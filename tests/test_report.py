@@ -18,6 +18,7 @@ from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.loading import LoadedRun, load_run
+from eve_vl.metrics.certainty import from_json
 from eve_vl.model.moe import Router
 from eve_vl.report import write_report
 from eve_vl.report.html import number, percent
@@ -83,7 +84,7 @@ def test_path_of_the_file(run: Path, tmp_path: Path):
 
 def test_header_numbers_and_curves(run: Path):
     page, loaded = Page(run / "report.html"), load_run(run)
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = from_json(json.loads((run / "metrics.json").read_text()))
     assert "4 of 4" in page.text
     assert "unfinished" not in page.text
     assert number(sum(parameter.numel() for parameter in loaded.task.parameters())) in page.text
@@ -285,7 +286,7 @@ def test_rows_alone_have_a_page(tmp_path: Path, tokenizer: Path, rows, other, nu
 def test_partners_told_apart(tmp_path: Path, tokenizer: Path):
     task = ContrastMatchConfig(mlm_weight=0.0)
     page = Page(trained(tiny(tmp_path / "run", tokenizer, task=task)))
-    values = json.loads((tmp_path / "run/metrics.json").read_text())
+    values = from_json(json.loads((tmp_path / "run/metrics.json").read_text()))
     assert set(values) == {"itc_acc", "itm_acc"}
     for name, value in values.items():
         assert f"{name}{percent(value)}" in page.text
@@ -350,7 +351,7 @@ def test_a_task_without_a_report_of_its_own(run: Path, tmp_path: Path, monkeypat
     page = Page(write_report(run, tmp_path / "page.html"))
     assert_self_contained(tmp_path / "page.html")
     assert page.ids == ["numbers", "curves", "routing", "config"]
-    values = json.loads((run / "metrics.json").read_text())
+    values = from_json(json.loads((run / "metrics.json").read_text()))
     for name, value in values.items():
         assert f"{name}{number(value)}" in page.text
         assert f"{name}, validation {number(value)}" in page.text

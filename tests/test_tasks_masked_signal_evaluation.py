@@ -16,6 +16,7 @@ from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs, eval_positions
+from eve_vl.metrics.certainty import certainty_of
 from eve_vl.metrics.masked_signal import Sums, visible_means
 from eve_vl.model.backbone import Encoded
 from eve_vl.tasks.masked_signal import MaskedSignal
@@ -36,6 +37,11 @@ def eval_batches(config: Config, size: int, order: Sequence[int] | None = None) 
     positions = positions if order is None else [positions[i] for i in order]
     for start in range(0, 10, size):
         yield PairBatch.collate([dataset[position] for position in positions[start : start + size]], 0)
+
+
+def ends_of(numbers: dict[str, float]) -> dict[str, float]:
+    """n and both ends of the interval of each number."""
+    return {f"{name} {end}": each[end] for name, each in certainty_of(numbers).items() for end in ("n", "low", "high")}
 
 
 def eval_task(**changes: object) -> MaskedSignal:
@@ -61,7 +67,10 @@ def test_evaluation_depends_neither_on_batch_size_nor_on_order(joint):
     }
     assert numbers == task.evaluate(eval_batches(task.config, 10))
     for size, order in [(1, None), (3, None), (4, [3, 9, 0, 1, 7, 5, 2, 8, 6, 4])]:
-        assert task.evaluate(eval_batches(task.config, size, order)) == pytest.approx(numbers, rel=1e-5)
+        again = task.evaluate(eval_batches(task.config, size, order))
+        assert again == pytest.approx(numbers, rel=1e-5)
+        assert again.keys() == certainty_of(again).keys()
+        assert ends_of(again) == pytest.approx(ends_of(numbers), rel=1e-5, abs=1e-9)
     assert not any(parameter.grad is not None for parameter in task.parameters())
 
 
@@ -127,24 +136,33 @@ def test_visible_means_against_a_loop(num_kept):
 
 
 def test_sums_of_several_processes_give_the_numbers_of_one():
-    """over_processes stands in for the process group: here it adds the other half's sums."""
     logits, targets = torch.randn(9, VOCAB), torch.randint(0, 4, (9,))
     predicted, target = torch.randn(6, 2, 5), torch.randn(6, 2, 5)
+    where, row_of = [f"rows:{row}" for row in range(6)], torch.tensor([0, 0, 0, 1, 2, 3, 4, 4, 5])
 
     def collect(tokens: slice, rows: slice) -> Sums:
-        sums = Sums(vocab_size=VOCAB, with_tokens=True, with_pixels=True)
-        for name in ("mlm", "mlm_wrong_image"):
-            sums.add_tokens(name, logits[tokens], targets[tokens])
-        for name in ("mim", "mim_wrong_caption"):
-            sums.add_pixels(name, predicted[rows], target[rows])
+        sums = Sums()
+        for name in ("mlm_acc", "mlm_acc_wrong_image"):
+            sums.add_tokens(name, logits[tokens], targets[tokens], row_of[tokens] - rows.start, where[rows])
+        for name in ("mim_mse", "mim_mse_wrong_caption"):
+            sums.add_pixels(name, predicted[rows], target[rows], where[rows])
         return sums
 
-    whole = collect(slice(0, 9), slice(0, 6)).result(lambda value: value)
-    first, second = collect(slice(0, 4), slice(0, 1)), collect(slice(4, 9), slice(1, 6))
-    others = [*(value for _, value in sorted(second.sums.items())), second.target_counts_V]
-    halves = iter(others)
-    assert first.result(lambda value: value + next(halves)) == pytest.approx(whole, rel=1e-6)
-    assert whole["mlm_acc_unigram"] == pytest.approx(max(Counter(targets.tolist()).values()) / 9)
+    whole = Sums.whole([collect(slice(0, 9), slice(0, 6))])
+    parts = Sums.whole([collect(slice(5, 9), slice(3, 6)), collect(slice(0, 5), slice(0, 3)), Sums()])
+    assert parts.result() == pytest.approx(whole.result(), rel=1e-6)
+    assert certainty_of(parts.result()).keys() == whole.result().keys()
+    assert ends_of(parts.result()) == pytest.approx(ends_of(whole.result()), rel=1e-6)
+    assert whole.result()["mlm_acc_unigram"] == pytest.approx(max(Counter(targets.tolist()).values()) / 9)
+    right = (logits.argmax(1) == targets).tolist()
+    assert {row: each.tolist() for row, each in whole.by_row("mlm_acc").items()} == {
+        name: [sum(right[i] for i in range(9) if row_of[i] == row), int((row_of == row).sum())]
+        for row, name in enumerate(where)
+    }
+    assert {name: each["n"] for name, each in certainty_of(whole.result()).items()} == {
+        **dict.fromkeys(("mlm_acc", "mlm_acc_wrong_image", "mlm_acc_unigram", "mlm_loss"), 9),
+        **dict.fromkeys(("mim_mse", "mim_mse_wrong_caption"), 12),  # patches
+    }
 
 
 def test_wrong_partners_change_the_numbers_that_they_should():

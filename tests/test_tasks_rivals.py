@@ -20,6 +20,7 @@ from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig, Token
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs, eval_positions
 from eve_vl.loading import build_untrained
+from eve_vl.metrics.certainty import from_json
 from eve_vl.model import moe
 from eve_vl.model.embed import Tokens
 from eve_vl.recipes import get_recipe
@@ -262,7 +263,7 @@ def test_pretraining_by_contrast_alone_validates_to_its_own_number(tmp_path):
         train=replace(config.train, steps=2, batch_size=4, val_every=1),
     )
     assert train(config)
-    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    metrics = from_json(json.loads((tmp_path / "run/metrics.json").read_text()))
     assert set(metrics) == {"itc_acc"}
     assert metrics["itc_acc"] in [right / 16 for right in range(17)]
     validations = [row for row in read_log(tmp_path / "run") if row["kind"] == "val"]

@@ -13,11 +13,13 @@ from tiny_tasks import TOKENIZER, build, config_of, eval_set, numbers_of, search
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from twins import ListSource
+from twins import ListSource, pairs, tiny_config
 
 from eve_vl import objectives
+from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader
+from eve_vl.metrics.certainty import certainty_of
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train import distributed
 from eve_vl.train.log import BadSamples
@@ -89,9 +91,12 @@ def running_mean_at_validation(folder: Path) -> Tensor:
 
 
 def evaluation() -> dict[str, dict[str, float]]:
-    """The numbers of every task, and of a search with fewer pictures than processes."""
+    """The numbers of every task with their intervals, and of a search with fewer pictures than processes."""
     rank, world = distributed.rank(), distributed.world_size()
     found = {}
+    masked = build(tiny_config())
+    dataset = MaskedPairs([pairs(23)], masked.config, TOKENIZER, training=False)
+    found["masked_signal"] = numbers_of(masked, dataset, 5, rank=rank, world=world)
     for name in EVALUATED:
         task = build(config_of(name))
         found[name] = numbers_of(task, eval_set(task.config), 5, rank=rank, world=world)
@@ -99,7 +104,13 @@ def evaluation() -> dict[str, dict[str, float]]:
     assert isinstance(task, Retrieval)
     one = SearchSet([ListSource([searchable()[0]])], task.config, TOKENIZER)
     found["one picture"] = numbers_of(task, one, 5, rank=rank, world=world)
-    return found
+    return {name: numbers | ends_of(numbers) for name, numbers in found.items()}
+
+
+def ends_of(numbers: dict[str, float]) -> dict[str, float]:
+    """n and both ends of the interval of each number that knows them, by name."""
+    known = certainty_of(numbers)
+    return {f"{name} {end}": each[end] for name, each in known.items() for end in ("n", "low", "high")}
 
 
 def main(folder: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, RunArgs, SourceArgs, check_writable, parse, say, write_json
-from eve_vl.config import DataConfig, TaskConfig, generated, kinds_of
+from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import find_kind
 from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import PRETRAIN, get_recipe
@@ -23,6 +23,8 @@ class EvaluateArgs(SourceArgs, RunArgs):
     """Sources to evaluate on, as for --data.train; default: the run's own validation sources."""
     samples: int = 1_000_000
     """Evaluate on this many rows at most, spread evenly."""
+    skip_broken: bool = False
+    """Leave out rows that cannot be used, and say how many; by default such a row is an error."""
     predictions: Path | None = None
     """Also write the file that the official server takes, where there is one."""
     json: Path | None = None
@@ -84,9 +86,9 @@ def run_evaluate(argv: Sequence[str]) -> None:
     check_writable(args.json, args.predictions)
     own = (field.name for field in dataclasses.fields(kind.evaluation))
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
-    from eve_vl.data.readers import absolute_spec
-    from eve_vl.evaluation import evaluate_run
+    from eve_vl.evaluation import evaluate_run, remarks
     from eve_vl.loading import load_run
+    from eve_vl.metrics.certainty import to_json
     from eve_vl.train.device import pick_device
 
     run = load_run(args.run, pick_device("auto"))
@@ -98,16 +100,16 @@ def run_evaluate(argv: Sequence[str]) -> None:
     sources = args.open(args.data, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
     if sources is None and args.data_config() != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
-    numbers = evaluate_run(run, args.samples, sources, flags=flags, predictions=args.predictions)
+    how = {"flags": flags, "predictions": args.predictions, "skip_broken": args.skip_broken}
+    numbers = evaluate_run(run, args.samples, sources, **how)
     for number, value in numbers.items():
-        say(f"{number:28} {value:.4f}" if isinstance(value, float) else f"{number:28} {value}")
-    named, trained = args.data or run.config.data.val, run.config.data.train
-    same = {generated(source) or absolute_spec(source) for source in trained}
-    trained_on = [source for source in named if (generated(source) or absolute_spec(source)) in same]
-    remarks = [f"{', '.join(trained_on)}: this run was trained on these rows"] if trained_on else []
-    for remark in [*remarks, *run.task.remarks(numbers)]:
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        say(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())
+    for remark in remarks(run, numbers, sources):
         say(f"note: {remark}")
-    write_json(args.json, numbers)
+    if verdict := run.task.verdict(numbers):
+        say(f"verdict: {verdict}")
+    write_json(args.json, to_json(numbers))
 
 
 def run_inspect(argv: Sequence[str]) -> None:

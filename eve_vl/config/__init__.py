@@ -85,7 +85,7 @@ def config_from_dict(values: dict[str, Any], where: str) -> Config:
     """Return the config that a config.json of any version holds. Raises UserError; `where` names the file."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: is not a run's config, which is a JSON object")
-    code = read_value(tuple[tuple[str, str], ...], values.get("code", []), where)
+    code = read_value(tuple[tuple[str, str], ...], values.get("code", []), where, "code")
     try:
         return from_dict(Config, migrate(values, where), where)
     except UnknownKindError as error:

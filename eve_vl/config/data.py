@@ -20,10 +20,14 @@ class DataConfig:
     train_weights: tuple[float, ...] = ()
     """Share of each training source in an epoch, any scale; empty: by size."""
     val: tuple[str, ...] = ("scenes:val",)
-    """Validation sources; or the word held-out: one training picture in 50 (of rows without pictures: one text in 50), with all
-    its rows in all sources, and in statements what shares a picture with them, then left out of training."""
+    """Validation sources; or the word held-out: some training pictures (of rows without pictures: some texts), with all their
+    rows in all sources, and in statements what shares a picture with them, then left out of training."""
+    val_share: float = 0.02
+    """Share of the pictures or texts of each training source that held-out keeps for validation."""
     val_samples: int = 1000
     """Validate on this many rows at most, spread evenly over the sources."""
+    skip_broken_val: bool = False
+    """Validate without the rows that cannot be used, and say how many; by default such a row stops the run."""
     format: str = "auto"
     """On-disk form of the sources; auto looks at each path."""
     image_root: Path | None = None
@@ -59,6 +63,10 @@ class DataConfig:
             problems.append(
                 f"val is {' '.join(self.val)}, but train has no scenes: give --data.val PATH, or --data.val {HELD_OUT}"
             )
+        if not 0 < self.val_share <= 0.5:
+            problems.append(f"val_share {self.val_share:g} is not in (0, 0.5]")
+        elif self.val_share != DataConfig.val_share and HELD_OUT not in self.val:
+            problems.append(f"val_share {self.val_share:g} has a meaning for val {HELD_OUT} only; leave it out")
         if self.train_weights and len(self.train_weights) != len(self.train):
             problems.append(f"train_weights has {len(self.train_weights)} values for {len(self.train)} train sources")
         if any(not weight > 0 for weight in self.train_weights):

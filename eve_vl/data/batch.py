@@ -201,6 +201,8 @@ class QuestionBatch(Batch):
     answers: tuple[tuple[str, ...], ...] = _of("answers")
     """The annotators' answers as they gave them; empty where they are kept back."""
     answer_types: tuple[str, ...] = _of("answer_type")
+    pictures: tuple[int, ...] = _of("picture")
+    """Equal for questions about one picture."""
 
 
 @dataclass(frozen=True, kw_only=True)

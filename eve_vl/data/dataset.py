@@ -4,6 +4,7 @@ Everything random about a sample depends on (seed, epoch, source, row) alone.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import re
 from abc import ABC, abstractmethod
@@ -53,8 +54,11 @@ class SampleSet(Dataset[Sample], ABC):
         """Return this process's share of what evaluation goes through, each once."""
 
     def collate(self, samples: Sequence[Sample]) -> RowBatch:
-        """Return the batch of some samples."""
-        return samples[0].batch.collate(samples, self.tokenizer.pad_id, self.config.input.padded_text_length)
+        """Return the batch of some samples; of `unusable` rows only the errors are in it."""
+        usable = [sample for sample in samples if sample.batch is not RowBatch]
+        kind = usable[0].batch if usable else RowBatch
+        batch = kind.collate(usable, self.tokenizer.pad_id, self.config.input.padded_text_length)
+        return dataclasses.replace(batch, skipped=sum((sample.skipped for sample in samples), ()))
 
     def tokens(self, text: str) -> np.ndarray:
         """Return token ids, int64 (T,), [CLS] first, cut to input.max_text_tokens."""
@@ -62,7 +66,7 @@ class SampleSet(Dataset[Sample], ABC):
 
 
 class RowDataset(SampleSet):
-    """Samples by (epoch, source, row); a row that cannot be used is replaced by the next one.
+    """Samples by (epoch, source, row); in training a row that cannot be used is replaced by the next one.
 
     In evaluation nothing is augmented.
     """
@@ -94,6 +98,8 @@ class RowDataset(SampleSet):
                 sample.skipped = tuple(skipped)
                 return sample
             except BadSampleError as error:
+                if not self.training:
+                    return unusable(error)
                 skipped.append(error)
                 row = (row + 1) % len(self.sources[source])
         raise UserError(f"{MAX_SKIPS} rows in a row cannot be used; the last: {skipped[-1]}")
@@ -124,6 +130,11 @@ class RowDataset(SampleSet):
                 torch.default_generator.manual_seed(int(rng.integers(2**63)))  # torch.manual_seed would seed the GPU's too
                 pixels = AUGMENTATIONS[data.augment](pixels)
         return pixels
+
+
+def unusable(error: BadSampleError) -> Sample:
+    """Return what stands for a row of evaluation that cannot be used."""
+    return Sample(batch=RowBatch, where=error.where, skipped=(error,))
 
 
 class Subset:

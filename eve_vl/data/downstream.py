@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from eve_vl.config import ClassificationConfig, Config, RetrievalConfig
 from eve_vl.data import batch
 from eve_vl.data.batch import Sample
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, Subset, chunks, eval_positions, picture_key
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, Subset, chunks, eval_positions, picture_key, unusable
 from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, Labelled, Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
@@ -58,7 +57,10 @@ class SearchSet(SampleSet):
             try:
                 pair = sources[source][row]
             except BadSampleError as error:
-                raise UserError(f"{error}; repair or leave out rows to search among (eve data check lists them)") from None
+                if not config.data.skip_broken_val:
+                    raise UserError(f"{error}; repair or leave out rows to search among (eve data check lists them)") from None
+                found[-len(found) - 1] = (source, row), [], set()  # evaluation meets it once more, and counts it
+                continue
             _, captions, true = found.setdefault(picture_key(pair.image, pair.where), ((source, row), [], set()))
             captions += pair.captions
             scenes = sources[source]
@@ -109,14 +111,13 @@ class SearchSet(SampleSet):
             )
         source, row = self.pictures[index]
         size = self.config.input.image_size
-        sample = Sample(batch=batch.SearchPictures, index=index, captions=self.captions_of[index])
         try:
             pair = self.sources[source][row]
-            sample.where, sample.image = pair.where, decode(pair.image, pair.where, crop=Crop(size=size))
-        except BadSampleError as error:  # evaluation stops on it: every number would be off
-            sample.where, sample.skipped = error.where, (error,)
-            sample.image = torch.zeros(3, size, size, dtype=torch.uint8)
-        return sample
+            image = decode(pair.image, pair.where, crop=Crop(size=size))
+        except BadSampleError as error:
+            return unusable(error)
+        captions = self.captions_of[index]
+        return Sample(batch=batch.SearchPictures, index=index, captions=captions, where=pair.where, image=image)
 
 
 def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:
@@ -135,7 +136,8 @@ class QuestionRows(RowDataset):
     def sample(self, row: ImageQuestion, rng: np.random.Generator) -> Sample:
         """Return one question. Raises BadSampleError."""
         image = self.picture(row.image, row.where, rng, [row.question, *row.answers])
-        return Sample.of(batch.QuestionBatch, row, image=image, ids_T=self.tokens(row.question))
+        picture = picture_key(row.image, row.where)
+        return Sample.of(batch.QuestionBatch, row, image=image, picture=picture, ids_T=self.tokens(row.question))
 
 
 class StatementRows(RowDataset):

@@ -21,7 +21,6 @@ from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.scenes import SCENES
 from eve_vl.errors import UserError
 
-HELD_OUT_EVERY = 50  # one picture or text in so many, at least two
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading what is on the disk
 ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datasets
 
@@ -59,7 +58,7 @@ def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Sou
         return train, open_sources(config.data.val, config.data, config.input.image_size, kind)
     known = [{index: row_keys(row) for index, row in usable_rows(source)} for source in train]
     keys = [[of_rows.get(index, ()) for index in range(len(source))] for source, of_rows in zip(train, known, strict=True)]
-    held = [_held_out(of_rows) for of_rows in keys]
+    held = [_held_out(of_rows, config.data.val_share) for of_rows in keys]
     shown = {key for rows, is_held in zip(keys, held, strict=True) for of_row in compress(rows, is_held) for key in of_row}
     kept = [np.array([shown.isdisjoint(of_row) for of_row in rows]) for rows in keys]
     if not all(is_kept.any() and is_held.any() for is_kept, is_held in zip(kept, held, strict=True)):
@@ -72,10 +71,11 @@ def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> li
     return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]
 
 
-def _held_out(keys: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Return which rows of a source are held out, bool, by their first key, so that the rows of one fall on one side."""
+def _held_out(keys: Sequence[tuple[int, ...]], share: float) -> np.ndarray:
+    """Return which rows of a source are held out, bool, by their first key, so that the rows of one fall on one side; of the
+    keys `share`, but at least two."""
     distinct = sorted({of_row[0] for of_row in keys if of_row})
-    held = set(distinct[: min(max(2, len(distinct) // HELD_OUT_EVERY), len(distinct) // 2)])
+    held = set(distinct[: min(max(2, int(len(distinct) * share)), len(distinct) // 2)])
     return np.array([bool(of_row) and of_row[0] in held for of_row in keys])
 
 

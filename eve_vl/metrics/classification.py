@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eve_vl.metrics import certainty
+
 
 def confusion(predicted: Sequence[str], true: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """Return how often rows of each class (first axis) were given each label (second axis), int64 (C, C).
@@ -34,10 +36,12 @@ def summary(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
         right.setdefault(truth, []).append(guess == truth)
     numbers: dict[str, float] = {"num_rows": len(true), "num_classes": len(right)}
     if right:
+        balanced = math.fsum(sum(rows) / len(rows) for rows in right.values()) / len(right)
+        influences = [(np.array(rows) - np.mean(rows)) / (len(rows) * len(right)) for rows in right.values()]
         numbers |= {
-            "acc": sum(map(sum, right.values())) / len(true),
-            "balanced_acc": math.fsum(sum(rows) / len(rows) for rows in right.values()) / len(right),
-            "acc_majority": max(map(len, right.values())) / len(true),
+            "acc": certainty.share(sum(map(sum, right.values())), len(true)),
+            "balanced_acc": certainty.linear(balanced, np.concatenate(influences)),
+            "acc_majority": certainty.share(max(map(len, right.values())), len(true)),
         }
     return numbers
 
@@ -47,6 +51,11 @@ def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> float:
 
     Rows of equal score count as one step, so that a constant score gives the class's share. Raises ValueError if none is true.
     """
+    return precision_and_influence(score_R, is_true_R)[0]
+
+
+def precision_and_influence(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the `average_precision` and its derivative by the weight of each row, (R,)."""
     if not is_true_R.any():
         raise ValueError("average precision needs a row that has the label")
     order_R = np.argsort(-score_R, kind="stable")
@@ -54,7 +63,13 @@ def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> float:
     ends = np.flatnonzero(np.append(np.diff(score_R) != 0, True))  # the last row of each score
     hits = np.cumsum(is_true_R)[ends]
     precision, recall = hits / (ends + 1), hits / hits[-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+    gain = np.diff(recall, prepend=0.0)
+    value = float(np.sum(gain * precision))
+    # a row weighs in its own step's recall, if it is true, and by (true − precision) / rows in that and each later precision
+    later, worth = (np.cumsum(each[::-1])[::-1] for each in (gain / (ends + 1), gain * precision / (ends + 1)))
+    step_R, influence_R = np.searchsorted(ends, np.arange(len(order_R))), np.empty(len(order_R))
+    influence_R[order_R] = is_true_R * ((precision - value) / hits[-1] + later)[step_R] - worth[step_R]
+    return value, influence_R
 
 
 def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, float]:
@@ -66,8 +81,12 @@ def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, f
     there = np.flatnonzero(is_true_RC.any(0))
     numbers: dict[str, float] = {"num_rows": len(score_RC), "num_classes": len(there)}
     if len(there):
+        values, influences = zip(*(precision_and_influence(score_RC[:, c], is_true_RC[:, c]) for c in there), strict=True)
+        share_R = is_true_RC[:, there].mean(1)
         numbers |= {
-            "mean_ap": math.fsum(average_precision(score_RC[:, c], is_true_RC[:, c]) for c in there) / len(there),
-            "mean_ap_chance": float(is_true_RC[:, there].mean()),
+            "mean_ap": certainty.linear(math.fsum(values) / len(there), np.mean(influences, 0)),
+            "mean_ap_chance": certainty.ratio(
+                float(is_true_RC[:, there].mean()), share_R, np.ones(len(share_R)), n=len(share_R)
+            ),
         }
     return numbers

@@ -3,44 +3,78 @@
 Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, X values in a patch, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TOKEN_PASSES = ("mlm", "mlm_wrong_image")
-PIXEL_GUESSES = ("mim", "mim_wrong_caption", "mim_mean_baseline", "mim_image_mean")
+from eve_vl.metrics import certainty
 
 
 class Sums:
-    """Running sums, so that batch size, order and number of processes do not change a number."""
+    """Running sums, so that batch size, order and number of processes do not change a number; those of each row are kept too,
+    for its interval: what is masked in one row does not count as independent."""
 
-    def __init__(self, *, vocab_size: int, with_tokens: bool, with_pixels: bool):
-        names = [f"{name}_{what}" for name in TOKEN_PASSES for what in ("right", "loss", "count")] if with_tokens else []
-        names += [f"{name}_{what}" for name in PIXEL_GUESSES for what in ("error", "count")] if with_pixels else []
-        self.sums = {name: torch.zeros((), dtype=torch.float64) for name in names}
-        self.target_counts_V = torch.zeros(vocab_size, dtype=torch.float64)
+    def __init__(self) -> None:
+        self.totals: dict[str, np.ndarray] = {}
+        """By number: what is summed up and how many there are, float64 (2,)."""
+        self.rows: dict[str, list[tuple[Sequence[str], np.ndarray]]] = {}
+        """By number: of each batch the names of its rows, and sum and count of each, float64 (B, 2)."""
+        self.targets: list[tuple[Sequence[str], Tensor, Tensor]] = []
+        """Of each batch the names of its rows, and of each masked token row and token, int64 (M,)."""
 
-    def add_tokens(self, name: str, logits_MV: Tensor, targets_M: Tensor) -> None:
-        """Count right first guesses and add up the cross-entropy."""
-        if name == "mlm":
-            self.target_counts_V += targets_M.bincount(minlength=logits_MV.shape[1]).double().cpu()
-        loss = F.cross_entropy(logits_MV.float(), targets_M, reduction="sum")
-        self._add(f"{name}_right", (logits_MV.argmax(-1) == targets_M).sum())
-        self._add(f"{name}_loss", loss)
-        self._add(f"{name}_count", torch.tensor(len(targets_M)))
+    def add_tokens(self, name: str, logits_MV: Tensor, targets_M: Tensor, row_M: Tensor, where: Sequence[str]) -> None:
+        """Count right first guesses and, beside those of `mlm_acc`, add up the cross-entropy. row_M: the row of each token."""
+        self.add(name, where, row_M, logits_MV.argmax(-1) == targets_M)
+        if name == "mlm_acc":
+            self.targets.append((where, row_M.cpu(), targets_M.cpu()))
+            log_probability_MV = F.log_softmax(logits_MV.float(), 1)
+            total, loss_M = (F.nll_loss(log_probability_MV, targets_M, reduction=how) for how in ("sum", "none"))
+            self.add("mlm_loss", where, row_M, loss_M, (total.item(), len(loss_M)))
 
-    def add_pixels(self, name: str, predicted_BMX: Tensor, target_BMX: Tensor) -> None:
-        """Add up the squared error."""
-        self._add(f"{name}_error", (predicted_BMX.double() - target_BMX.double()).square().sum())
-        self._add(f"{name}_count", torch.tensor(target_BMX.numel()))
+    def add_pixels(self, name: str, predicted_BMX: Tensor, target_BMX: Tensor, where: Sequence[str]) -> None:
+        """Add up the squared error, of each row over its patches."""
+        error_BMX = (predicted_BMX.double() - target_BMX.double()).square()
+        row_BM = torch.arange(len(where))[:, None].expand(error_BMX.shape[:2])
+        self.add(name, where, row_BM.flatten(), error_BMX.mean(2).flatten(), (error_BMX.sum().item(), error_BMX.numel()))
 
-    def _add(self, name: str, value: Tensor) -> None:
-        self.sums[name] = self.sums[name] + value.detach().double().cpu()
+    def add(
+        self, name: str, where: Sequence[str], row_X: Tensor, value_X: Tensor, total: tuple[float, float] | None = None
+    ) -> None:
+        """Add values of a batch. row_X: the row of each. total: sum and count of them all, if not of these."""
+        rows, values = row_X.cpu().numpy(), value_X.double().cpu().numpy()
+        row_B2 = np.stack([np.bincount(rows, each, len(where)) for each in (values, np.ones(len(rows)))], 1)
+        self.rows.setdefault(name, []).append((where, row_B2))
+        self.totals[name] = self.totals.get(name, 0) + (row_B2.sum(0) if total is None else np.array(total, np.float64))
 
-    def result(self, over_processes: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return the metrics; over_processes adds a tensor up over all processes.
+    @classmethod
+    def whole(cls, parts: Iterable["Sums"]) -> "Sums":
+        """Return the sums of all processes, with those of always guessing the most frequent masked token."""
+        whole = cls()
+        for part in parts:
+            whole.targets += part.targets
+            for name, total in part.totals.items():
+                whole.totals[name] = whole.totals.get(name, 0) + total
+                whole.rows[name] = whole.rows.get(name, []) + part.rows[name]
+        if whole.targets:
+            most_frequent = torch.cat([targets_M for *_, targets_M in whole.targets]).bincount().argmax()
+            for where, row_M, targets_M in whole.targets:
+                whole.add("mlm_acc_unigram", where, row_M, targets_M == most_frequent)
+        return whole
+
+    def by_row(self, name: str) -> dict[str, np.ndarray]:
+        """Return sum and count of each row that has any, in order of its name; empty if there is no such number."""
+        found: dict[str, np.ndarray] = {}
+        for where, row_B2 in self.rows.get(name, ()):
+            for row, sum_and_count in zip(where, row_B2, strict=True):
+                if sum_and_count[1]:
+                    found[row] = found.get(row, 0) + sum_and_count
+        return dict(sorted(found.items()))
+
+    def result(self) -> dict[str, float]:
+        """Return the numbers.
 
         mlm_acc, mlm_acc_wrong_image: share of masked tokens guessed right, with the right and, of pairs, with another
         picture.
@@ -50,18 +84,11 @@ class Sums:
         visible patches. Errors are in the space of the model's targets: pixels in [-1, 1], or normalised per patch, where
         the two guesses are the patch's own mean, since any other colour would be blown up where a patch is nearly flat.
         """
-        total = {name: over_processes(value).item() for name, value in sorted(self.sums.items())}
         numbers: dict[str, float] = {}
-        if total.get("mlm_count"):
-            counts_V = over_processes(self.target_counts_V)
-            numbers["mlm_acc"] = total["mlm_right"] / total["mlm_count"]
-            if total["mlm_wrong_image_count"]:
-                numbers["mlm_acc_wrong_image"] = total["mlm_wrong_image_right"] / total["mlm_wrong_image_count"]
-            numbers["mlm_acc_unigram"] = (counts_V.max() / counts_V.sum()).item()
-            numbers["mlm_loss"] = total["mlm_loss"] / total["mlm_count"]
-        for name in PIXEL_GUESSES:
-            if total.get(f"{name}_count"):
-                numbers[name.replace("mim", "mim_mse", 1)] = total[f"{name}_error"] / total[f"{name}_count"]
+        for name, (total, count) in self.totals.items():
+            if count:
+                sum_R, count_R = np.array([*self.by_row(name).values()]).T
+                numbers[name] = certainty.ratio(float(total / count), sum_R, count_R, n=int(count_R.sum()))
         return numbers
 
 

@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from eve_vl.metrics import certainty
+
 
 def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Sequence[str]) -> dict[str, float]:
     """Return the numbers of a set of pairs; the three sequences run over the pairs, None is a label that was kept back, and
@@ -9,7 +13,8 @@ def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Se
 
     nlvr2_acc: share of labelled pairs judged right. nlvr2_consistency: share of statements (groups) whose labelled pairs
     are all judged right; a group without a labelled pair does not count. num_pairs: all of them. num_unlabelled: those
-    without a label, which are not scored. Without any label, both shares are left out, without groups the second.
+    without a label, which are not scored. Without any label, both shares are left out, without groups the second. The pairs of
+    a group are resampled together.
     """
     is_right: dict[str, list[bool]] = {}
     for guess, label, group in zip(predicted, labels, groups, strict=True):
@@ -18,7 +23,9 @@ def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Se
     num_labelled = sum(map(len, is_right.values()))
     found: dict[str, float] = {}
     if num_labelled:
-        found["nlvr2_acc"] = sum(map(sum, is_right.values())) / num_labelled
+        found["nlvr2_acc"] = certainty.share(sum(map(sum, is_right.values())), num_labelled)
         if any(groups):
-            found["nlvr2_consistency"] = sum(map(all, is_right.values())) / len(is_right)
+            sums, counts = (np.array([of(rows) for rows in is_right.values()]) for of in (sum, len))
+            found["nlvr2_acc"] = certainty.ratio(found["nlvr2_acc"], sums, counts, n=num_labelled)
+            found["nlvr2_consistency"] = certainty.share(sum(map(all, is_right.values())), len(is_right))
     return found | {"num_pairs": len(labels), "num_unlabelled": len(labels) - num_labelled}

@@ -9,9 +9,13 @@ queries nor the size of a batch changes a number.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from eve_vl.metrics import certainty
+from eve_vl.metrics.certainty import Estimate
 
 MISSED = 2**62  # rank of a query none of whose matches was ranked
 NO_MATCH = -1  # rank of a query that has no match at all; recalls leave it out
@@ -64,6 +68,12 @@ class Relevance:
 
     texts_of_image: Matches
     images_of_text: Matches
+
+    @property
+    def image_T(self) -> Tensor:
+        """The first image of each text, int64 (T,); -1 of a text that has none."""
+        starts_T = self.images_of_text.start_Q1[:-1].clamp(max=max(len(self.images_of_text.candidate_M) - 1, 0))
+        return self.images_of_text.candidate_M[starts_T].where(self.images_of_text.has_any_Q, -1)
 
     @classmethod
     def from_pairs(
@@ -192,18 +202,31 @@ def recalls(ranks_Q: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]
     return {k: int((ranks_Q < k).sum()) / len(ranks_Q) for k in ks}
 
 
-def summary(image_to_text_ranks_I: Tensor, text_to_image_ranks_T: Tensor) -> dict[str, float]:
+def summary(image_to_text_ranks_I: Tensor, text_to_image_ranks_T: Tensor, image_T: Tensor | None = None) -> dict[str, float]:
     """Return the numbers of both directions.
 
     tr1, tr5, tr10: image→text recalls in [0, 1]. ir1, ir5, ir10: text→image. r_mean: the mean of the six. rsum: their sum
     in per cent, at most 600. num_queries_without_match: images and texts that match nothing; recalls leave them out.
+    image_T: an image of each text; the texts of one image, and for r_mean the image itself, are resampled together.
     Raises ValueError if no image or no text has a match.
     """
-    found = {f"tr{k}": recall for k, recall in recalls(image_to_text_ranks_I).items()}
-    found |= {f"ir{k}": recall for k, recall in recalls(text_to_image_ranks_T).items()}
+    found: dict[str, float] = {}
+    influences, groups = [], []
+    own_I, own_T = torch.arange(len(image_to_text_ranks_I)), -1 - torch.arange(len(text_to_image_ranks_T))
+    ways = {"tr": (image_to_text_ranks_I, own_I), "ir": (text_to_image_ranks_T, own_T if image_T is None else image_T)}
+    for way, (ranks_Q, image_Q) in ways.items():
+        shares, images = recalls(ranks_Q), image_Q[ranks_Q != NO_MATCH].tolist()
+        hits_Qk = (ranks_Q[ranks_Q != NO_MATCH, None] < torch.tensor(list(shares))).numpy()
+        for k, hits_Q in zip(shares, hits_Qk.T, strict=True):
+            is_alone = len(set(images)) == len(images)
+            found[f"{way}{k}"] = certainty.share(int(hits_Q.sum()), len(images)) if is_alone else certainty.mean(hits_Q, images)
+        influences.append((hits_Qk.sum(1) - sum(shares.values())) / (6 * len(images)))
+        groups += images
     total = sum(found.values())
-    num_without = sum(int((ranks_Q == NO_MATCH).sum()) for ranks_Q in (image_to_text_ranks_I, text_to_image_ranks_T))
-    return found | {"r_mean": total / 6, "rsum": total * 100, "num_queries_without_match": num_without}
+    r_mean = certainty.linear(total / 6, np.concatenate(influences), groups)
+    num_without = sum(int((ranks_Q == NO_MATCH).sum()) for ranks_Q, _ in ways.values())
+    rsum = Estimate(total * 100, n=r_mean.n, low=600 * r_mean.low, high=600 * r_mean.high, method=r_mean.method)
+    return found | {"r_mean": r_mean, "rsum": rsum, "num_queries_without_match": num_without}
 
 
 def folds_1k(
@@ -224,4 +247,4 @@ def folds_1k(
         texts, text_M = old_text_M.unique(return_inverse=True)
         fold = Relevance.from_pairs(image_M, text_M, fold_size, len(texts))
         folds.append(numbers(torch.arange(start, start + fold_size), texts, fold))
-    return {name: sum(fold[name] for fold in folds) / 5 for name in folds[0]}
+    return {name: certainty.average([fold[name] for fold in folds]) for name in folds[0]}

@@ -3,10 +3,12 @@
 Checked against vqaEval.py of the VQA v2 evaluation tools, oddities included, since scores must match the official server.
 """
 
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+
+from eve_vl.metrics import certainty
+from eve_vl.metrics.certainty import Estimate
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -102,19 +104,26 @@ def accuracy_of(prediction: str, answers: Sequence[str]) -> float:
     return thirds / (3 * len(answers))
 
 
-def summary(predictions: Sequence[str], answers: Sequence[Sequence[str]], answer_types: Sequence[str]) -> dict[str, float]:
-    """Return the numbers of a set of questions; the three sequences run over the questions.
+def summary(
+    predictions: Sequence[str],
+    answers: Sequence[Sequence[str]],
+    answer_types: Sequence[str],
+    pictures: Sequence[Hashable] | None = None,
+) -> dict[str, float]:
+    """Return the numbers of a set of questions; the sequences run over the questions.
 
     vqa_acc: mean accuracy in [0, 1], and vqa_acc/<type> for each answer type that is not "". num_questions: all of them.
-    num_unanswered: those without answers (kept back), which are not scored. A mean over no question is left out.
+    num_unanswered: those without answers (kept back), which are not scored. A mean over no question is left out. pictures: what
+    each is about; the questions about one picture are resampled together.
     """
-    scores: dict[str, list[float]] = {}
-    for prediction, given, answer_type in zip(predictions, answers, answer_types, strict=True):
+    scores: dict[str, list[tuple[float, Hashable]]] = {}
+    about = range(len(answers)) if pictures is None else pictures
+    for prediction, given, answer_type, picture in zip(predictions, answers, answer_types, about, strict=True):
         if given:
-            score = accuracy_of(prediction, given)
+            score = accuracy_of(prediction, given), picture
             for name in ("vqa_acc", f"vqa_acc/{answer_type}") if answer_type else ("vqa_acc",):
                 scores.setdefault(name, []).append(score)
-    found = {name: math.fsum(scores[name]) / len(scores[name]) for name in sorted(scores)}
+    found: dict[str, float] = {name: certainty.mean(*zip(*scores[name], strict=True)) for name in sorted(scores)}
     return found | {"num_questions": len(answers), "num_unanswered": sum(not given for given in answers)}
 
 
@@ -136,7 +145,7 @@ def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequenc
 
 def blind_baseline(
     train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str], answers: Sequence[Sequence[str]]
-) -> float:
+) -> Estimate:
     """Return the accuracy of `blind_answers`. Questions without answers are left out.
 
     Raises ValueError if either side has no answers.
@@ -145,10 +154,11 @@ def blind_baseline(
     if not scored:
         raise ValueError("a blind baseline needs answers to compare with")
     guesses = blind_answers(train, [question for question, _ in scored])
-    return sum(accuracy_of(guess, row) for guess, (_, row) in zip(guesses, scored, strict=True)) / len(scored)
+    scores = [accuracy_of(guess, row) for guess, (_, row) in zip(guesses, scored, strict=True)]
+    return Estimate(sum(scores) / len(scores), **certainty.mean(scores).certainty())
 
 
-def majority_baseline(train_answers: Iterable[Sequence[str]], test_answers: Sequence[Sequence[str]]) -> float:
+def majority_baseline(train_answers: Iterable[Sequence[str]], test_answers: Sequence[Sequence[str]]) -> Estimate:
     """Return the mean accuracy, in [0, 1], of always giving the first of `build_answers` of the training questions.
 
     Test questions without answers are not scored. Raises ValueError if either side has no answer at all.
@@ -157,4 +167,4 @@ def majority_baseline(train_answers: Iterable[Sequence[str]], test_answers: Sequ
     scores = [accuracy_of(best[0], given) for given in test_answers if given] if best else []
     if not scores:
         raise ValueError("the most frequent answer needs answers in the training and in the test data")
-    return math.fsum(scores) / len(scores)
+    return certainty.mean(scores)

@@ -9,21 +9,23 @@ from typing import Any
 
 from eve_vl.config import Config
 from eve_vl.errors import UserError
-from eve_vl.foreign import read_numbers
 from eve_vl.loading import load_run, read_config
+from eve_vl.metrics.certainty import Estimate
 from eve_vl.report.charts import bar_chart, constant, line_chart
 from eve_vl.report.curves import Curves
 from eve_vl.report.html import Section, document, draw, percent
 from eve_vl.report.page import command_line, write_page
 from eve_vl.report.routing import routing_charts
 from eve_vl.report.task import Measured, task_report
-from eve_vl.train.log import read_log
+from eve_vl.train.log import read_log, read_numbers
 
 PRETRAIN = "pretrain"
 TASKS = ("vqa", "nlvr2", "retrieval")  # the shortest first
 SCRATCH = "_scratch"
 SPLITS = {"test": "", "test_novel": "_novel"}
 """Test splits of the scenes, and what the names of their numbers end in."""
+GAINS = {"vqa": {"vqa_acc": ""}, "nlvr2": {"nlvr2_acc": ""}, "retrieval": {"retrieval_tr1": "tr1 ", "retrieval_ir1": "ir1 "}}
+"""Of each task the numbers that both arms are compared in row by row, as `…_gain`, and how the names of its rows begin."""
 SPLIT_TITLES = ("Test scenes", "Test scenes with pairs of kind and colour that training never showed")
 NAN = float("nan")
 
@@ -114,7 +116,8 @@ def results_section(numbers: Mapping[str, float]) -> Section:
     splits = []
     for suffix, title in zip(SPLITS.values(), SPLIT_TITLES, strict=True):
         splits.append((title, [(row, *arms(row, numbers, suffix)) for row in ROWS if row.key + suffix in numbers]))
-    return _section("results", "Results", splits=splits, bar_chart=bar_chart)
+    gains = {name: value for name, value in numbers.items() if isinstance(value, Estimate)}
+    return _section("results", "Results", splits=splits, suffixes=[*SPLITS.values()], gains=gains, bar_chart=bar_chart)
 
 
 def arms(row: Row, numbers: Mapping[str, float], suffix: str) -> tuple[float, float, float]:

@@ -86,7 +86,8 @@ class TaskReport:
         """Yield the batches of a dataset on the run's device."""
         device = next(self.task.parameters()).device
         for batch in eval_loader(dataset, batch_size=BATCH, rank=0, world=1):
-            yield batch.to(device)
+            if batch.where:  # of rows that cannot be used nothing is left
+                yield batch.to(device)
 
     def records(self, num_samples: int) -> list[Any]:
         """Return the usable rows that validation on num_samples rows goes through, as readers give them."""

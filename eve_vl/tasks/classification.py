@@ -29,6 +29,7 @@ from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.calls import Calls, Verb, best_classes
 from eve_vl.tasks.look import CLS, Evidence, HeatMap, heat_map
 from eve_vl.tasks.task import Classifier, Prepared, Routers, Sizes, pair_tokens
+from eve_vl.tasks.verdict import Against
 from eve_vl.train.trainer import StepOutput
 
 MAX_CLASSES = 10_000  # a column with more distinct values is hardly one of labels
@@ -133,6 +134,10 @@ class Classification(Classifier[ClassificationConfig]):
     calls = ClassificationCalls
     labels_file = "classes.json"
     label_layer = "class_head.3"
+    against = (
+        Against("acc", "rows", "acc_majority", "always giving the most frequent label"),
+        Against("mean_ap", "rows", "mean_ap_chance", "a constant score"),
+    )
     truth = "label"
     computation = "classifier"
 
@@ -246,11 +251,18 @@ class Classification(Classifier[ClassificationConfig]):
         is_true_RC = np.array([[label in each.labels for label in self.sizes.labels] for each in known])
         return metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC) | numbers
 
+    def row_scores(self, examples: Sequence[ClassificationExample]) -> dict[str, float]:
+        """Return whether the most probable label of each row that has labels is one of them."""
+        return {each.where: float(each.label in each.labels) for each in examples if each.labels}
+
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
         """Return a sentence about labels that no answer could have been right about."""
         if not (unknown := numbers.get("num_unknown")):
-            return []
-        return [f"of {numbers['num_rows']} rows, {unknown} have no label that the run knows ({self.labels_file}): always wrong"]
+            return super().remarks(numbers)
+        return [
+            *super().remarks(numbers),
+            f"of {numbers['num_rows']} rows, {unknown} have no label that the run knows ({self.labels_file}): always wrong",
+        ]
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""

@@ -3,22 +3,22 @@
 Letters: B batch, D width.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from eve_vl.config import Config, ContrastMatchConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.inputs import GivenImage
+from eve_vl.metrics.masked_signal import Sums
 from eve_vl.model.encoder import initialize
 from eve_vl.tasks.calls import Verb
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
 from eve_vl.tasks.look import Evidence
-from eve_vl.tasks.masked_signal import MaskedSignalCalls, MaskedSignalTask
-from eve_vl.tasks.task import Computation, Evaluated, Routers, Sizes
-from eve_vl.train.distributed import sum_over_processes
+from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalCalls, MaskedSignalTask
+from eve_vl.tasks.task import Computation, Routers, Sizes
+from eve_vl.tasks.verdict import Against
 from eve_vl.train.trainer import StepOutput
 
 
@@ -45,6 +45,11 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
 
     section = ContrastMatchConfig
     calls = ContrastMatchCalls
+    against = (
+        *MaskedSignalTask.against,
+        Against("itc_acc", "pictures and texts", 0.5, "chance"),
+        Against("itm_acc", "pairs", 0.5, "chance"),
+    )
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -57,32 +62,21 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, batch)
         return self.output(losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms)
 
-    @torch.no_grad()
-    def evaluated(self, loader: Iterable[Any]) -> Evaluated:
-        """Return the numbers of masked signals, `itc_acc`, the share of pictures and texts that are more alike to their own
+    def add_to(self, sums: Sums, batch: MaskedBatch) -> None:
+        """Evaluate one batch: masked signals, `itc_acc`, the share of pictures and texts that are more alike to their own
         partner than to a wrong one, and `itm_acc`, the share of true and of wrong pairs told apart; chance is 0.5 for both."""
-        right = {name: torch.zeros(2, dtype=torch.float64) for name in ("itc_acc", "itm_acc")}
-        numbers = super().evaluated(self._count(right, batch) for batch in loader).numbers
-        for name, count in right.items():
-            total, num_rows = sum_over_processes(count).tolist()
-            if num_rows:
-                numbers[name] = total / num_rows
-        return Evaluated(numbers=numbers)
-
-    def _count(self, right: dict[str, Tensor], batch: PairBatch) -> PairBatch:
-        """Add to the counts of what is right, and of what is asked; return the batch."""
-        assert batch.wrong is not None
+        super().add_to(sums, batch)
+        assert isinstance(batch, PairBatch) and batch.wrong is not None
         image_Bd, text_Bd = self.image_features(batch.images_BCHW), self.text_features(batch.ids_BT, batch.is_padding_BT)
         wrong_image_Bd = self.image_features(batch.wrong.images_BCHW)
         wrong_text_Bd = self.text_features(batch.wrong.ids_BT, batch.wrong.is_padding_BT)
-        own_B = (image_Bd * text_Bd).sum(1)
+        own_B, rows = (image_Bd * text_Bd).sum(1), torch.arange(len(batch.where))
         for other_B in ((wrong_image_Bd * text_Bd).sum(1), (image_Bd * wrong_text_Bd).sum(1)):
-            right["itc_acc"] += torch.tensor([(own_B > other_B).sum().item(), len(own_B)])
+            sums.add("itc_acc", batch.where, rows, own_B > other_B)
         if self.contrast.match_head is not None:
             for pairs, is_match in ((batch, True), (batch.with_text_of(batch.wrong), False)):
                 logits_B2, _ = self.match(pairs.images_BCHW, pairs.ids_BT, pairs.is_padding_BT)
-                right["itm_acc"] += torch.tensor([(logits_B2.argmax(1) == int(is_match)).sum().item(), len(logits_B2)])
-        return batch
+                sums.add("itm_acc", batch.where, rows, logits_B2.argmax(1) == int(is_match))
 
     def routers(self, batch: Any) -> Routers:
         """Return what the routers do in all passes of a step, those of matching without their wrong pairs."""

@@ -35,9 +35,11 @@ from eve_vl.model.pixel_decoder import PixelDecoder
 from eve_vl.tasks.calls import Calls, Verb, best_classes
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Evaluated, Routers, Sizes, Task, pair_tokens
-from eve_vl.train.distributed import sum_over_processes, world_size
+from eve_vl.tasks.verdict import Against
+from eve_vl.train.distributed import gather_objects, sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
 
+TOKENS, PATCHES = "masked tokens", "masked patches"
 IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
 MaskedBatch = PairBatch | MaskedPictures | MaskedTexts
 Settings = TypeVar("Settings", bound=MaskedSignalConfig)
@@ -198,6 +200,12 @@ class MaskedSignalTask(Task[Settings]):
 
     dataset = MaskedPairs
     calls = MaskedSignalCalls
+    against = (
+        Against("mlm_acc", TOKENS, "mlm_acc_unigram", "always guessing the most frequent word"),
+        Against("mlm_acc", TOKENS, "mlm_acc_wrong_image", "with a wrong picture", "uses the picture"),
+        Against("mim_mse", PATCHES, "mim_mse_mean_baseline", "painting the mean of the neighbours", lower=True),
+        Against("mim_mse", PATCHES, "mim_mse_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
+    )
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -287,35 +295,37 @@ class MaskedSignalTask(Task[Settings]):
     @torch.no_grad()
     def evaluated(self, loader: Iterable[MaskedBatch]) -> Evaluated:
         """Return the numbers of `metrics.masked_signal` over all processes; deterministic."""
-        task = self.settings
-        sums = metrics.Sums(vocab_size=self.sizes.vocab_size, with_tokens=task.mlm_weight > 0, with_pixels=task.mim_weight > 0)
+        sums = metrics.Sums()
         for batch in loader:
             self.add_to(sums, batch)
-        return Evaluated(numbers=sums.result(sum_over_processes))
+        sums = metrics.Sums.whole(gather_objects(sums))
+        row_scores = {row: float(right / count) for row, (right, count) in sums.by_row("mlm_acc").items()}
+        return Evaluated(numbers=sums.result(), row_scores=row_scores)
 
     def add_to(self, sums: metrics.Sums, batch: MaskedBatch) -> None:
         """Evaluate one batch and, of pairs, with a wrong partner too."""
         task = self.settings
         if task.mlm_weight and isinstance(batch, MaskedTexts):
-            targets_M, rows = batch.ids_BT[batch.is_masked_BT], cast("dict[str, Any]", {"mlm": batch})
+            targets_M, row_M = batch.ids_BT[batch.is_masked_BT], batch.is_masked_BT.nonzero()[:, 0]
+            rows = cast("dict[str, Any]", {"mlm_acc": batch})
             if isinstance(batch, PairBatch) and batch.wrong is not None:
-                rows["mlm_wrong_image"] = dataclasses.replace(batch, images_BCHW=batch.wrong.images_BCHW)
+                rows["mlm_acc_wrong_image"] = dataclasses.replace(batch, images_BCHW=batch.wrong.images_BCHW)
             for name, each in rows.items():
                 encoded = self.encode(each, keep=task.joint_masking, mask=True)
-                sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M)
+                sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M, row_M, batch.where)
         if task.mim_weight and isinstance(batch, MaskedPictures):
-            patches_BPX, rows = self.patches(batch), cast("dict[str, Any]", {"mim": batch})
+            patches_BPX, rows = self.patches(batch), cast("dict[str, Any]", {"mim_mse": batch})
             hidden_BMX = take(self.targets(patches_BPX), batch.hidden_BM)
             if isinstance(batch, PairBatch) and batch.wrong is not None:
-                rows["mim_wrong_caption"] = batch.with_text_of(batch.wrong)
+                rows["mim_mse_wrong_caption"] = batch.with_text_of(batch.wrong)
             for name, each in rows.items():
                 encoded = self.encode(each, keep=True, mask=task.joint_masking)
-                sums.add_pixels(name, self.predict_pixels(encoded, batch), hidden_BMX)
+                sums.add_pixels(name, self.predict_pixels(encoded, batch), hidden_BMX, batch.where)
             neighbours_BMX, image_BMX = metrics.visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
-            for name, guess_BMX in (("mim_mean_baseline", neighbours_BMX), ("mim_image_mean", image_BMX)):
+            for name, guess_BMX in (("mim_mse_mean_baseline", neighbours_BMX), ("mim_mse_image_mean", image_BMX)):
                 # of targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
                 guess_BMX = torch.zeros_like(guess_BMX) if task.normalize_targets else guess_BMX
-                sums.add_pixels(name, guess_BMX, hidden_BMX)
+                sums.add_pixels(name, guess_BMX, hidden_BMX, batch.where)
 
     def routers(self, batch: MaskedBatch) -> Routers:
         """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""

@@ -26,6 +26,7 @@ from eve_vl.model.heads import CompareHead, MLPHead, PairedAttentionHead
 from eve_vl.tasks.calls import Calls, Verb
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Classifier, PublishedHead, Routers, Sizes, pair_tokens
+from eve_vl.tasks.verdict import Against
 from eve_vl.train.trainer import StepOutput
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
@@ -130,6 +131,7 @@ class NLVR2(Classifier[NLVR2Config]):
     dataset = StatementRows
     calls = NLVR2Calls
     main_metric = "nlvr2_acc"
+    against = (Against("nlvr2_acc", "pairs of pictures", 0.5, "chance"),)
     truth = "label"
     has_prediction_file = True
     published_head = PublishedHead(keys=lambda task: PUBLISHED.get(task.head), settings=_published_settings, words=40)
@@ -208,6 +210,10 @@ class NLVR2(Classifier[NLVR2Config]):
         return metrics.summary(
             [each.verdict for each in examples], [each.label for each in examples], [each.group for each in examples]
         )
+
+    def row_scores(self, examples: Sequence[NLVR2Example]) -> dict[str, float]:
+        """Return whether each pair that has a label is judged right."""
+        return {each.where: float(each.verdict == each.label) for each in examples if each.label is not None}
 
     def prediction_file(self, examples: Sequence[NLVR2Example]) -> str:
         """Return the CSV that NLVR2's evaluation takes: identifier and True or False, no header."""

@@ -4,8 +4,9 @@ Letters: B batch, I pictures, T captions, P pairs, K best candidates of a query,
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import initialize
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
 from eve_vl.tasks.task import Evaluated, PublishedHead, Sizes
+from eve_vl.tasks.verdict import Against
 from eve_vl.train.distributed import gather_objects, rank
 from eve_vl.train.trainer import StepOutput
 
@@ -72,6 +74,8 @@ class Index:
     pixels: dict[int, Tensor]
     """uint8 pictures that this process holds."""
     relevance: metrics.Relevance
+    where: list[str] = field(default_factory=list)
+    """The row of each picture."""
 
     def part(self, images: Tensor, captions: Tensor, relevance: metrics.Relevance) -> "Index":
         """Return some pictures and captions, renumbered from 0."""
@@ -93,6 +97,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     dataset = CaptionedPictures
     calls = ContrastCalls
     main_metric = "r_mean"
+    against = (Against("tr1", "pictures", "tr1_chance", "chance"), Against("ir1", "captions", "ir1_chance", "chance"))
     published_head = PublishedHead(
         keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match else None,
         settings=_published_settings,
@@ -139,9 +144,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         """
         index = self.index(loader)
         rel, k = index.relevance, self.settings.rerank
-        numbers = self.search_numbers(index, k)
+        numbers, ranks = self.search(index, k)
         if len(index.image_Id) >= NUM_FOLD_IMAGES:
-            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.search_numbers(index.part(images, texts, fold), k))
+            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.search(index.part(images, texts, fold), k)[0])
             numbers |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith("num")}
         num_pairs = len(rel.texts_of_image.candidate_M)
         counts = {
@@ -150,40 +155,55 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             "texts_per_image": num_pairs / len(index.image_Id),
             "images_per_text": num_pairs / len(index.caption_Td),
         }
-        return Evaluated(numbers=numbers | counts)
+        return Evaluated(numbers=numbers | counts, row_scores=_first_hits(index, *ranks))
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
         """Say so if re-ranking makes the search worse."""
         ranked, alone = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0)
         if ranked >= alone:
-            return []
+            return super().remarks(numbers)
         return [
+            *super().remarks(numbers),
             f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f}): the matching head needs "
-            "longer training; search without it by --rerank 0 (task.rerank)"
+            "longer training; search without it by --rerank 0 (task.rerank)",
         ]
 
-    def search_numbers(self, index: Index, k: int) -> dict[str, float]:
-        """Return tr1 … rsum after the k best are re-ranked and `…_itc_only`; of the contrast alone, no suffix, if k is 0."""
+    def verdict(self, numbers: Mapping[str, float]) -> str:
+        """Return a sentence of judgement: against a search in random order."""
+        by_chance = {"tr1_chance": ("texts_per_image", "num_texts"), "ir1_chance": ("images_per_text", "num_images")}
+        chance = {name: numbers[a] / numbers[b] for name, (a, b) in by_chance.items() if {a, b} <= numbers.keys()}
+        return super().verdict({**numbers, **chance})
+
+    def search(self, index: Index, k: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+        """Return tr1 … rsum after the k best are re-ranked and `…_itc_only`, or of the contrast alone, no suffix, if k is 0;
+        and the ranks of pictures' captions (I,) and of captions' pictures (T,)."""
         rel = index.relevance
-        numbers = metrics.summary(
+        ranks = (
             metrics.best_ranks(index.image_Id, index.caption_Td, rel.texts_of_image),
             metrics.best_ranks(index.caption_Td, index.image_Id, rel.images_of_text),
         )
+        numbers = metrics.summary(*ranks, rel.image_T)
         if not k:
-            return numbers
+            return numbers, ranks
         itc_only = {f"{name}_itc_only": value for name, value in numbers.items() if not name.startswith("num")}
-        return metrics.summary(*self.rerank(index, k)) | itc_only
+        ranks = self.rerank(index, k)
+        return metrics.summary(*ranks, rel.image_T) | itc_only, ranks
 
     def index(self, loader: Iterable[SearchPictures | SearchTexts]) -> Index:
         """Compute each picture's and each text's features once, and gather them from all processes."""
-        images: dict[int, tuple[Tensor, tuple[int, ...], int]] = {}
+        images: dict[int, tuple[Tensor, tuple[int, ...], int, str]] = {}
         texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
         pixels: dict[int, Tensor] = {}
         for batch in loader:
             if isinstance(batch, SearchPictures):
                 features = self.image_features(batch.images_BCHW).cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
-                    images[index] = features[row].clone(), batch.captions[row], rank()  # a view would bring its whole batch
+                    images[index] = (
+                        features[row].clone(),
+                        batch.captions[row],
+                        rank(),
+                        batch.where[row],
+                    )  # a view brings its batch
                     pixels[index] = batch.images_BCHW[row]
             else:
                 features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
@@ -192,23 +212,25 @@ class Retrieval(ContrastTask[RetrievalConfig]):
                     length = int((~is_padding[row]).sum())
                     kept = ids[row, : self.config.input.padded_text_length or length].clone()
                     texts[index] = features[row].clone(), batch.captions[row], kept, length
-        all_images = [image for _, image in sorted(itertools.chain(*(part.items() for part in gather_objects(images))))]
+        found = dict(sorted(itertools.chain(*(part.items() for part in gather_objects(images))), key=lambda image: image[0]))
+        all_images = list(found.values())  # one that cannot be used may be missing
         all_texts = [text for _, text in sorted(itertools.chain(*(part.items() for part in gather_objects(texts))))]
         text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
         text_T = torch.tensor([text_of[caption] for caption in range(len(text_of))])
-        matches = [(image, caption) for image, (_, captions, _) in enumerate(all_images) for caption in captions]
+        matches = [(image, caption) for image, (_, captions, *_) in enumerate(all_images) for caption in captions]
         device = self.contrast.features.temperature.device
         return Index(
-            image_Id=torch.stack([features for features, _, _ in all_images]).to(device),
+            image_Id=torch.stack([features for features, *_ in all_images]).to(device),
             caption_Td=torch.stack([features for features, *_ in all_texts])[text_T].to(device),
             text_T=text_T,
             ids=[ids for _, _, ids, _ in all_texts],
             lengths=[length for *_, length in all_texts],
-            owner_I=torch.tensor([owner for _, _, owner in all_images]),
-            pixels=pixels,
+            owner_I=torch.tensor([owner for _, _, owner, _ in all_images]),
+            pixels={new: pixels[old] for new, old in enumerate(found) if old in pixels},
             relevance=metrics.Relevance.from_pairs(
                 [image for image, _ in matches], [caption for _, caption in matches], len(all_images), len(text_T)
             ),
+            where=[where for *_, where in all_images],
         )
 
     def rerank(self, index: Index, k: int) -> tuple[Tensor, Tensor]:
@@ -284,3 +306,14 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             if self.contrast.match_head is not None and len(images) == len(ids):
                 outputs["match_logits"] = self.match(images, ids, is_padding)[0]
         return outputs
+
+
+def _first_hits(index: Index, ranks_I: Tensor, ranks_T: Tensor) -> dict[str, float]:
+    """Return whether the first hit of each query is true; pictures are named by their row, captions by their number there."""
+    image_T, seen = index.relevance.image_T.tolist(), Counter()
+    names = [f"tr1 {where}" for where in index.where]
+    for image in image_T:
+        seen[image] += 1
+        names.append(f"ir1 {index.where[image]} {seen[image]}")
+    ranks = torch.cat([ranks_I, ranks_T]).tolist()
+    return {name: float(place == 0) for name, place in zip(names, ranks, strict=True) if place != metrics.NO_MATCH}

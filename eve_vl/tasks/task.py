@@ -20,11 +20,13 @@ from eve_vl.data.dataset import RowDataset
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
+from eve_vl.metrics.certainty import Estimate
 from eve_vl.model.build import build_backbone
 from eve_vl.model.embed import Tokens
 from eve_vl.model.moe import RouterStats
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.routing import routing_terms
+from eve_vl.tasks.verdict import Against
 from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
 
@@ -61,6 +63,8 @@ class Evaluated:
 
     numbers: dict[str, float]
     examples: Sequence[Any] = ()
+    row_scores: Mapping[str, float] = field(default_factory=dict)
+    """What each row adds to the main number, by its name; see `Task.row_scores`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,8 @@ class Task(nn.Module, Generic[Settings]):
     """What its runs do for people."""
     main_metric: str | None = None
     """The number by which the best weights are chosen, higher is better; None: the last ones count."""
+    against: ClassVar[tuple[Against, ...]] = ()
+    """What its numbers must be better than to mean anything, the easiest first."""
     labels_file: ClassVar[str | None] = None
     """File of a run folder that keeps `labels`, for classifiers."""
     truth: ClassVar[str | None] = None
@@ -182,7 +188,7 @@ class Task(nn.Module, Generic[Settings]):
     def evaluated(self, loader: Iterable[Any]) -> Evaluated:
         """Return the numbers of all batches of all processes with their rows; deterministic."""
         examples = self.examples(loader)
-        return Evaluated(numbers=self.numbers(examples), examples=examples)
+        return Evaluated(numbers=self.numbers(examples), examples=examples, row_scores=self.row_scores(examples))
 
     def examples(self, loader: Iterable[Any]) -> Sequence[Any]:
         """Return what the model makes of the rows of all processes, in an order that does not depend on batches."""
@@ -192,13 +198,33 @@ class Task(nn.Module, Generic[Settings]):
         """Return the numbers of examples."""
         raise NotImplementedError
 
+    def row_scores(self, examples: Sequence[Any]) -> dict[str, float]:
+        """Return how well each row is done, higher is better, by its name (`where`), so that two runs can be compared row by
+        row (`metrics.certainty.paired`): of labels whether they are right, of queries whether the first hit is, of texts the
+        share of masked tokens guessed right. Rows that have no truth are left out."""
+        return {}
+
     def baselines(self, examples: Sequence[Any]) -> dict[str, float]:
         """Return baselines that need the training data and no model; empty if the data is out of reach."""
         return {}
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
         """Return what people should know about numbers, a sentence each."""
-        return []
+        skipped = numbers.get("num_skipped")
+        return [f"{skipped:,} rows that cannot be used were left out"] if skipped else []
+
+    def verdict(self, numbers: Mapping[str, float]) -> str:
+        """Return a sentence of judgement on numbers that know their intervals; "" if there are none. What a number is no
+        better than ends what is said of it."""
+        said, failed = [], set()
+        for each in self.against:
+            if each.number not in failed and (judged := each.judge(numbers)):
+                said.append(judged[0])
+                failed |= set() if judged[1] else {each.number}
+        ours = numbers.get(self.main_metric or "")
+        if not said and isinstance(ours, Estimate):
+            return f"{self.main_metric} {ours:.3f} ({ours.margin}), without a baseline to compare it with"
+        return "; ".join(said)
 
     def prediction_file(self, examples: Sequence[Any]) -> str:
         """Return the file that the official server takes."""

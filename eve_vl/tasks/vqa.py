@@ -29,6 +29,7 @@ from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.calls import Calls, Verb, best_classes
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Classifier, Prepared, PublishedHead, Routers, Sizes, pair_tokens
+from eve_vl.tasks.verdict import Against
 from eve_vl.train.trainer import StepOutput
 
 GENERATED_ROWS = 10_000  # of a generated source, whose rows cost time, the blind baseline looks at so many, spread evenly
@@ -54,6 +55,8 @@ class VQAExample:
     answers: tuple[str, ...]
     answer_type: str
     where: str
+    picture: int
+    """What it is about, as a hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +131,7 @@ class VQA(Classifier[VQAConfig]):
     dataset = QuestionRows
     calls = VQACalls
     main_metric = "vqa_acc"
+    against = (Against("vqa_acc", "questions", "vqa_acc_blind", "answering without the picture", "uses the picture"),)
     labels_file = "answers.json"
     label_layer = "answer_head.3"
     truth = "answer"
@@ -199,6 +203,7 @@ class VQA(Classifier[VQAConfig]):
                 answers=batch.answers[row],
                 answer_type=batch.answer_types[row],
                 where=batch.where[row],
+                picture=batch.pictures[row],
             )
             for row, (probability, best) in enumerate(zip(probability_B.tolist(), best_B.tolist(), strict=True))
         ]
@@ -213,7 +218,12 @@ class VQA(Classifier[VQAConfig]):
             [each.answer for each in examples],
             [each.answers for each in examples],
             [each.answer_type for each in examples],
+            [each.picture for each in examples],
         )
+
+    def row_scores(self, examples: Sequence[VQAExample]) -> dict[str, float]:
+        """Return the accuracy of each question that has answers."""
+        return {each.where: metrics.accuracy_of(each.answer, each.answers) for each in examples if each.answers}
 
     def baselines(self, examples: Sequence[VQAExample]) -> dict[str, float]:
         """Return baselines that look at no picture; empty if training or evaluation has no answers to compare."""

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from eve_vl.errors import UserError
 from eve_vl.files import take_back, whole_file, whole_folder
 from eve_vl.foreign import is_of, open_ordinary, parse_json, read_bytes
+from eve_vl.metrics.certainty import from_json, to_json
 from eve_vl.train.optim import initial_state
 
 CHECKPOINTS = "checkpoints"
@@ -99,7 +100,7 @@ def save_best(
     run: Path, *, step: int, model: Mapping[str, Tensor], texts: Mapping[str, str], numbers: Mapping[str, float]
 ) -> Path:
     """Write the weights that are best so far, with the numbers that say so. Raises UserError as `save_checkpoint` does."""
-    return _write_folder(run / BEST, {"model": model}, texts, {"step": step, "numbers": numbers})
+    return _write_folder(run / BEST, {"model": model}, texts, {"step": step, "numbers": to_json(numbers)})
 
 
 def read_best(run: Path) -> dict[str, Any] | None:
@@ -108,8 +109,8 @@ def read_best(run: Path) -> dict[str, Any] | None:
     if not (run / BEST / "state.json").is_file():
         return None
     state = verify(run / BEST)
-    numbers = state.get("numbers")
-    if not is_of(numbers, **dict.fromkeys(numbers if isinstance(numbers, dict) else (), float)):
+    numbers = from_json(saved) if isinstance(saved := state.get("numbers"), dict) else None
+    if numbers is None or not is_of(numbers, **dict.fromkeys(numbers, float)):
         raise _damaged(run / BEST, "state.json holds no numbers")
     return {"step": state["step"], "numbers": numbers}
 

@@ -17,7 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from eve_vl.config import TrainConfig
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.files import write_file
-from eve_vl.foreign import is_of, parse_json, read_bytes, reading
+from eve_vl.foreign import is_of, parse_json, read_bytes, read_json, reading
+from eve_vl.metrics.certainty import CERTAINTY, from_json, to_json
 from eve_vl.train import distributed
 from eve_vl.train.checkpoint import COUNTS
 from eve_vl.train.optim import learning_rate
@@ -29,8 +30,18 @@ HUGE = 1e100  # nothing that training counts is larger: such a number in a log i
 
 def read_log(run: Path) -> list[dict]:
     """Return the rows of a run's log, oldest first: all have a `kind` and a `step`, notes a `text`, and all else in those of
-    training and validation are numbers, but `certainty`. Other rows are damaged and left out. Raises UserError."""
-    return [row for row in _read_rows(run / LOG, kind=str, step=int) if row["step"] >= 0 and _is_sound(**row)]
+    training and validation are numbers, Estimates where they know how sure they are. Other rows are damaged and left out.
+
+    Raises UserError.
+    """
+    rows = _read_rows(run / LOG, kind=str, step=int)
+    return [from_json(row) for row in rows if row["step"] >= 0 and _is_sound(**row)]
+
+
+def read_numbers(path: Path) -> dict[str, float]:
+    """Return the numbers of a file such as metrics.json by name; what else it holds is left out. Raises UserError."""
+    values = read_json(path, dict)
+    return from_json({name: value for name, value in values.items() if name == CERTAINTY or is_of(values, **{name: float})})
 
 
 def read_bad_samples(run: Path) -> dict[str, str]:
@@ -38,15 +49,12 @@ def read_bad_samples(run: Path) -> dict[str, str]:
     return {row["where"]: row["reason"] for row in _read_rows(run / BAD_SAMPLES, where=str, reason=str)}
 
 
-def _is_sound(*, kind: str, text: object = None, certainty: Any = None, **values: Any) -> bool:
-    """Whether a row of the log has values of the types that were written."""
+def _is_sound(*, kind: str, text: object = None, certainty: object = None, **values: Any) -> bool:
+    """Whether a row of the log has values of the types that were written; certainty looks after itself."""
     if kind not in ("train", "val"):
         return kind != "note" or isinstance(text, str)
-    parts = certainty.values() if isinstance(certainty, dict) else [certainty] * (certainty is not None)
-    form = {"n": int, "low": float, "high": float, "method": str}
-    are_certain = all(is_of(part, **form) and part.keys() == form.keys() for part in parts)
     are_numbers = is_of(values, **dict.fromkeys(values, float))
-    return are_certain and are_numbers and not any(HUGE < abs(value) < math.inf for value in values.values())
+    return are_numbers and not any(HUGE < abs(value) < math.inf for value in values.values())
 
 
 def _read_rows(path: Path, **kinds: type) -> list[dict]:
@@ -69,7 +77,7 @@ class RunLog:
             return
         kept = [row for row in read_log(run) if row["step"] <= first_step] if first_step else []
         self.old = {(row["kind"], row["step"], row.get("text")) for row in kept}
-        write_file(run / LOG, "".join(json.dumps(row) + "\n" for row in kept))
+        write_file(run / LOG, "".join(json.dumps(to_json(row)) + "\n" for row in kept))
         self.file = (run / LOG).open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         self.console = Console(highlight=False, soft_wrap=True, emoji=False)
@@ -96,12 +104,13 @@ class RunLog:
         """Write one row of `kind` train or val everywhere."""
         if not self.enabled:
             return
-        self.file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self.file.write(json.dumps({"kind": kind, "step": step, **to_json(values)}) + "\n")
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
         hidden = ("seconds", "lr")
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if "/" not in name and name not in hidden)
+        shown = {name: value for name, value in values.items() if "/" not in name and name not in hidden}
+        text = "  ".join(f"{name} {value:.4g}{getattr(value, 'spread', '')}" for name, value in shown.items())
         if self.progress is not None and kind == "train":
             self.progress.update(self.progress.task_ids[0], completed=step, note=text)
         else:
@@ -120,7 +129,7 @@ class RunLog:
                 self.console.print(text, markup=False)
 
     def note(self, step: int, text: str) -> None:
-        """Show one line and keep it in the log."""
+        """Show one line and keep it in the log, once."""
         if self.enabled:
             if not self.has_row("note", step, text):  # a crash before the row of validation has this said again
                 self.file.write(json.dumps({"kind": "note", "step": step, "text": text}) + "\n")

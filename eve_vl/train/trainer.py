@@ -5,7 +5,8 @@ What the loop needs of a task, an nn.Module:
 - `evaluate(loader) → {name: number}`, of all batches;
 - `main_metric`: the number by which the best weights are chosen, higher is better; None: the last ones count;
 - if it likes, `before_step(micro_batches) → micro_batches` of an optimiser step, on the device, with what it counts over all of
-  them, `leaves_unused`: whether a step leaves parameters without a gradient, and `remarks(numbers)`: sentences for the log.
+  them, `leaves_unused`: whether a step leaves parameters without a gradient, and `remarks(numbers)` and `verdict(numbers)`:
+  sentences for the log.
 
 Of a batch: `to(device)`, `where` (the names of its rows) and `skipped` (the errors of those that could not be used).
 """
@@ -64,8 +65,11 @@ class Trainer:
         texts: dict[str, str],
         new: Collection[str] = (),
         notes: Sequence[str] = (),
+        skip_broken: bool = False,
     ):
-        """texts: files that go into every checkpoint. new: parameters to train with new_lr_multiplier. notes: for the log."""
+        """texts: files that go into every checkpoint. new: parameters to train with new_lr_multiplier. notes: for the log.
+        skip_broken: validate without the rows that cannot be used."""
+        self.skip_broken = skip_broken
         self.config, self.run, self.device, self.texts, self.notes, self.new = config, run, device, texts, notes, sorted(new)
         self.task: Any = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
@@ -183,7 +187,7 @@ class Trainer:
             raise
         self._keep_best(numbers)
         if self.step == self.config.steps and hasattr(self.task, "remarks"):
-            for remark in self.task.remarks(numbers):
+            for remark in filter(None, [*self.task.remarks(numbers), self.task.verdict(self.best or numbers)]):
                 log.note(self.step, remark)
         log.row("val", self.step, numbers)  # last: what is in the log is not done again
         return numbers
@@ -249,30 +253,45 @@ class Trainer:
         )
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the task's numbers on a loader. Raises UserError if a row could not be used."""
-        with evaluation_batches(self.task, loader, self.device, self.dtype) as batches:
-            return self.task.evaluate(batches)
+        """Return the task's numbers on a loader. Raises UserError if a row could not be used, unless they may be skipped."""
+        skipped = [] if self.skip_broken else None
+        with evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches:
+            return self.task.evaluate(batches) | num_skipped(skipped)
+
+
+def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
+    """Return how many rows all processes have skipped in evaluation, if they did, as a number beside the others."""
+    num = sum(map(len, distributed.gather_objects(skipped))) if skipped is not None else 0
+    return {"num_skipped": num} if num else {}
 
 
 @contextlib.contextmanager
 def evaluation_batches(
-    task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype
+    task: nn.Module, loader: Iterable[Any], device: torch.device, dtype: torch.dtype, skipped: list[Any] | None = None
 ) -> Iterator[Iterator[Any]]:
     """Put a task in evaluation mode and give it the batches of a loader, moved to the device; at the end undo the former.
 
-    Raises UserError if a row could not be used: numbers of a set that is not the whole set compare with nothing.
+    skipped: where to list the rows that cannot be used. None: UserError is raised for the first, for numbers of a set that is
+    not the whole set compare with nothing.
     """
     was_training = task.training
     task.eval()
 
     def batches() -> Iterator[Any]:
+        num = 0
         for batch in loader:
-            if batch.skipped:
+            if skipped is not None:
+                skipped.extend(batch.skipped)
+            elif batch.skipped:
                 raise UserError(
-                    f"a row to evaluate on cannot be used, {batch.skipped[0]}; "
-                    "repair such rows or leave them out (eve data check lists them)"
+                    f"a row to evaluate on cannot be used, {batch.skipped[0]}; repair such rows (eve data check lists them) or "
+                    "go on without them: --skip-broken in eve evaluate, --data.skip-broken-val in training"
                 )
-            yield batch.to(device)
+            if batch.where:
+                num += 1
+                yield batch.to(device)
+        if skipped and not num and distributed.world_size() == 1:
+            raise UserError(f"no row to evaluate on can be used; the last: {skipped[-1]}")
 
     try:
         with autocast(device, dtype):

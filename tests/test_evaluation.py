@@ -1,0 +1,257 @@
+"""Numbers of record: how sure they are, what is left out of them, and whether they are of rows that were trained on."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_tasks import CPU, TOKENIZER, build, config_of, numbers_of
+from twins import ListSource, pairs, questions, statements
+
+from eve_vl.config import DataConfig
+from eve_vl.data.downstream import QuestionRows, SearchSet
+from eve_vl.data.loader import eval_loader, open_sources
+from eve_vl.data.records import ImageBytes
+from eve_vl.errors import UserError
+from eve_vl.evaluation import evaluate_rows, evaluate_run, remarks
+from eve_vl.loading import load_run
+from eve_vl.metrics.certainty import Estimate, certainty_of, from_json, paired, share
+from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.nlvr2 import NLVR2
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.verdict import Against
+from eve_vl.tasks.vqa import VQA
+from eve_vl.train.log import RunLog, read_log
+from eve_vl.train.trainer import evaluation_batches, num_skipped
+
+COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+
+
+def write_rows(folder: Path, count: int, broken: tuple[int, ...] = ()) -> Path:
+    """Captioned pictures, some of which cannot be decoded."""
+    folder.mkdir()
+    rows = []
+    for number in range(count):
+        color = list(COLORS)[number % 3]
+        Image.new("RGB", (40, 30 + number), COLORS[color]).save(folder / f"{number}.png")
+        if number in broken:
+            (folder / f"{number}.png").write_bytes(b"no picture")
+        rows.append({"image": f"{number}.png", "caption": f"{color} all over, number {number}"})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run on 120 own pairs, a tenth of them held out."""
+    from eve_vl.cli import main
+
+    out = tmp_path_factory.mktemp("trained")
+    rows = write_rows(out / "pairs", 120)
+    main(
+        [
+            *("pretrain", "tiny", "--out", str(out / "run"), "--data.train", str(rows), "--data.val", "held-out"),
+            *("--data.val-share", "0.1", "--train.steps", "2", "--train.dtype", "float32", "--data.num-workers", "0"),
+        ]
+    )
+    return out
+
+
+def test_the_share_that_is_held_out_is_a_field_and_said_at_the_start(trained: Path):
+    first, *_ = read_log(trained / "run")
+    assert first == {
+        "kind": "note",
+        "step": 0,
+        "text": "held out for validation: 12 of 120 rows, 10.0%; numbers on fewer than 100 rows tell little, --data.val-share "
+        "keeps more",
+    }
+    (row,) = [row for row in read_log(trained / "run") if row["kind"] == "val"]
+    assert isinstance(row["mlm_acc"], Estimate)
+    raw = [json.loads(line) for line in (trained / "run/log.jsonl").read_text().splitlines()]
+    assert raw[-1]["certainty"] == certainty_of(row)
+    assert json.loads((trained / "run/metrics.json").read_text())["certainty"] == certainty_of(row)
+
+
+@pytest.mark.parametrize(("share_of", "problem"), [(0.0, "not in"), (0.6, "not in"), (0.1, "for val held-out only")])
+def test_a_share_to_hold_out_that_cannot_be_or_does_nothing(share_of, problem):
+    (found,) = DataConfig(val_share=share_of).problems()
+    assert problem in found
+    assert not DataConfig(train=("a.jsonl",), val=("held-out",), val_share=0.1).problems()
+
+
+def test_the_default_share_is_one_in_fifty_of_any_number():
+    assert all(int(num * DataConfig.val_share) == num // 50 for num in range(300_000))
+
+
+def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
+    done = eve("evaluate", "masked_signal", trained / "run", "--json", "numbers.json")
+    assert done.returncode == 0, done.stderr
+    numbers = from_json(json.loads(Path("numbers.json").read_text()))
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    for name, value in numbers.items():
+        assert isinstance(value, Estimate)
+        assert lines[name].split(maxsplit=1) == [f"{value:.4f}", f"{value.low:.4g}–{value.high:.4g}, n {value.n:,}"]
+    starts = {line.index("–") // 100 for line in done.stdout.splitlines() if line.startswith("m")}
+    assert len(starts) == 1
+    assert done.stdout.splitlines()[-1] == f"verdict: {load_run(trained / 'run').task.verdict(numbers)}"
+    assert "note: " not in done.stdout  # held-out rows were not trained on
+
+
+def test_rows_that_were_trained_on_are_noticed_whatever_the_file_is_called(trained: Path, eve, tmp_path):
+    run, rows = load_run(trained / "run"), trained / "pairs/rows.jsonl"
+    renamed = trained / "pairs/other.jsonl"
+    renamed.write_text("".join(rows.read_text().splitlines(keepends=True)[:60]))
+    other = write_rows(tmp_path / "others", 10)
+
+    def told(*paths: Path) -> list[str]:
+        return remarks(run, {}, open_sources([str(path) for path in paths], run.config.data, 48))
+
+    assert told(rows) == ["of 120 rows looked at, 108 show what this run was trained on"]
+    (note,) = told(renamed, other)
+    assert note.startswith("of 70 rows looked at, ") and 40 <= int(note.split(", ")[1].split()[0]) < 60
+    assert told(other) == []
+    done = eve("evaluate", "masked_signal", run.folder, "--data", renamed)
+    assert "show what this run was trained on" in done.stdout
+
+
+def test_evaluation_can_leave_broken_rows_out_and_says_so(trained: Path, eve, tmp_path):
+    run = trained / "run"
+    broken = write_rows(tmp_path / "broken", 20, broken=(3, 4, 11))
+    done = eve("evaluate", "masked_signal", run, "--data", broken)
+    assert done.returncode == 2
+    assert "--skip-broken" in done.stderr
+    done = eve("evaluate", "masked_signal", run, "--data", broken, "--skip-broken", "--json", "left.json")
+    assert done.returncode == 0, done.stderr
+    assert "note: 3 rows that cannot be used were left out" in done.stdout.splitlines()
+    left = json.loads(Path("left.json").read_text())
+    assert left["num_skipped"] == 3
+    whole = eve("evaluate", "masked_signal", run, "--data", broken, "--skip-broken", "--samples", 3)
+    assert whole.returncode == 0
+    nothing = write_rows(tmp_path / "nothing", 3, broken=(0, 1, 2))
+    done = eve("evaluate", "masked_signal", run, "--data", nothing, "--skip-broken")
+    assert done.returncode == 2
+    assert "no row to evaluate on can be used; the last: rows.jsonl:3: " in done.stderr
+
+
+def test_what_is_left_gives_the_numbers_of_the_good_rows_alone():
+    task = build(config_of("vqa"))
+    rows = questions(12).rows
+    bad = ListSource([None if row in (2, 7) else rows[row] for row in range(12)])
+    good = ListSource([row for index, row in enumerate(rows) if index not in (2, 7)])
+    sets = [QuestionRows([source], task.config, TOKENIZER, training=False) for source in (bad, good)]
+    found = []
+    for dataset in sets:
+        skipped: list = []
+        with evaluation_batches(task, eval_loader(dataset, batch_size=3, rank=0, world=1), CPU, torch.float32, skipped) as rows:
+            found.append(task.evaluate(rows) | num_skipped(skipped))
+    assert found[0].pop("num_skipped") == 2
+    assert found[0] == pytest.approx(found[1])
+    with pytest.raises(UserError, match="cannot be used"):
+        numbers_of(task, sets[0], 3)
+
+
+def test_a_search_without_the_pictures_that_cannot_be_used():
+    config = config_of("retrieval", data={"skip_broken_val": True})
+    task = build(config)
+    assert isinstance(task, Retrieval)
+    rows = [pairs(9)[row] for row in range(9)]
+    rows[4] = replace(rows[4], image=ImageBytes(data=b"no picture"))
+    source = ListSource([None if index == 6 else row for index, row in enumerate(rows)])
+    skipped: list = []
+    loader = eval_loader(SearchSet([source], config, TOKENIZER), batch_size=2, rank=0, world=1)
+    with evaluation_batches(task, loader, CPU, torch.float32, skipped) as batches:
+        evaluated = task.evaluated(batches)
+    assert sorted(error.where for error in skipped) == ["list:4", "list:6"]
+    assert evaluated.numbers["num_images"] == 7
+    assert sum(row.startswith("tr1 ") for row in evaluated.row_scores) == 7
+    with pytest.raises(UserError, match="repair or leave out"):
+        SearchSet([source], replace(config, data=replace(config.data, skip_broken_val=False)), TOKENIZER)
+
+
+# Row by row
+
+
+@pytest.mark.parametrize("name", ["vqa", "nlvr2", "retrieval", "masked_signal"])
+def test_the_scores_of_rows_come_to_the_number(name, trained: Path):
+    if name == "masked_signal":
+        run = load_run(trained / "run")
+        numbers, scores = evaluate_rows(run, 20)
+        assert numbers == evaluate_run(run, 20)
+        assert len(scores) == 12 and all(row.startswith("rows.jsonl:") for row in scores)
+        assert paired(scores, scores) == 0
+        return
+    task = build(config_of(name))
+    source = {"vqa": questions, "nlvr2": statements, "retrieval": pairs}[name](23)
+    dataset = task.eval_dataset([source], task.config, TOKENIZER)
+    with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
+        evaluated = task.evaluated(batches)
+    parts = {"vqa": {"vqa_acc": ""}, "nlvr2": {"nlvr2_acc": ""}, "retrieval": {"tr1": "tr1 ", "ir1": "ir1 "}}[name]
+    for number, start in parts.items():
+        rows = [value for row, value in evaluated.row_scores.items() if row.startswith(start)]
+        assert len(rows) == evaluated.numbers[number].n  # pyright: ignore[reportAttributeAccessIssue]
+        assert sum(rows) / len(rows) == pytest.approx(evaluated.numbers[number])
+
+
+# The sentence
+
+
+def test_a_verdict_for_each_case():
+    rule = Against("mlm_acc", "masked tokens", "wrong", "with a wrong picture", "uses the picture")
+    gain, chance = "uses the picture: mlm_acc 0.900, with a wrong picture 0.500", share(500, 1000)
+    cases: list[tuple[float, float, tuple[str, bool]]] = [
+        (share(900, 1000), chance, (f"{gain}, intervals apart", True)),
+        (share(510, 1000), chance, ("mlm_acc 0.510 is no better than with a wrong picture (0.500)", False)),
+        (share(300, 1000), chance, ("mlm_acc 0.300 is worse than with a wrong picture (0.500, intervals apart)", False)),
+        (share(31, 62), chance, ("too little to tell: 62 masked tokens (mlm_acc 0.500, with a wrong picture 0.500)", False)),
+        (share(20, 20), chance, ("too little to tell: 20 masked tokens (mlm_acc 1.000, with a wrong picture 0.500)", False)),
+        (0.9, 0.5, (gain, True)),  # of an earlier version's log
+    ]
+    for ours, wrong, expected in cases:
+        assert rule.judge({"mlm_acc": ours, "wrong": wrong}) == expected
+    assert rule.judge({"mlm_acc": share(1, 2)}) is None
+    lower = Against("mse", "patches", "mean", "painting the mean", lower=True)
+    numbers = {"mse": Estimate(0.2, n=500, low=0.19, high=0.21, method="bootstrap"), "mean": 0.3}
+    assert lower.judge(numbers) == ("mse 0.200 is better than painting the mean (0.300, intervals apart)", True)
+    assert lower.judge(numbers | {"mean": 0.1}) == ("mse 0.200 is worse than painting the mean (0.100, intervals apart)", False)
+
+
+def test_verdicts_of_tasks():
+    numbers = {"mlm_acc": share(500, 1000), "mlm_acc_unigram": share(600, 1000), "mlm_acc_wrong_image": share(100, 1000)}
+    verdict = object.__new__(MaskedSignal).verdict(numbers)
+    assert verdict == "mlm_acc 0.500 is worse than always guessing the most frequent word (0.600, intervals apart)"
+    assert object.__new__(NLVR2).verdict({"nlvr2_acc": share(660, 1000)}) == (
+        "nlvr2_acc 0.660 is better than chance (0.500, intervals apart)"
+    )
+    search = {"tr1": share(300, 1000), "ir1": share(20, 1000), "texts_per_image": 12.0, "num_texts": 1000.0}
+    assert object.__new__(Retrieval).verdict(search) == "tr1 0.300 is better than chance (0.012, intervals apart)"
+    assert object.__new__(NLVR2).verdict({"num_pairs": 3}) == ""
+    assert object.__new__(VQA).verdict({"vqa_acc": share(660, 1000)}) == (
+        "vqa_acc 0.660 (0.6301–0.6887, n 1,000), without a baseline to compare it with"
+    )
+
+
+def test_a_note_that_is_in_the_log_is_not_said_again(tmp_path: Path, capfd):
+    for _ in range(2):
+        log = RunLog(tmp_path, first_step=1, num_steps=1, enabled=True)
+        log.note(1, "better than chance")
+        log.row("val", 1, {"acc": share(3, 4)})
+        log.close()
+    assert [row["kind"] for row in read_log(tmp_path)] == ["note", "val", "val"]
+    assert "acc 0.75±0.33" in capfd.readouterr().out
+    assert all(isinstance(row["acc"], Estimate) for row in read_log(tmp_path)[1:])
+
+
+def test_broken_rows_of_validation_stop_a_run_unless_they_may_be_skipped(eve, tmp_path):
+    train, val = write_rows(tmp_path / "train", 20), write_rows(tmp_path / "val", 10, broken=(2,))
+    command = ["pretrain", "tiny", "--out", "run", "--data.train", train, "--data.val", val, "--train.steps", 2]
+    done = eve(*command)
+    assert done.returncode == 2
+    assert "--data.skip-broken-val" in done.stderr
+    done = eve(*command, "--data.skip-broken-val")  # the same run goes on
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("run/metrics.json").read_text())["num_skipped"] == 1
+    assert "1 rows that cannot be used were left out" in [row.get("text") for row in read_log(Path("run"))]
+    shutil.rmtree("run")

@@ -1,0 +1,228 @@
+"""Intervals: against published tables, slow loops, derivatives by hand, and how often they hold the truth."""
+
+import json
+import math
+import pickle
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from eve_vl.metrics import certainty, classification, nlvr2, retrieval, vqa
+from eve_vl.metrics.certainty import Estimate, estimates_of, from_json, linear, mean, paired, share, to_json
+from eve_vl.metrics.masked_signal import Sums
+
+
+@pytest.mark.parametrize(
+    ("num_right", "n", "low", "high"),  # Newcombe 1998, Statistics in Medicine 17, Table I, method 3
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_against_a_published_table(num_right, n, low, high):
+    found = share(num_right, n)
+    assert (found, found.n, found.method) == (num_right / n, n, "wilson")
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_ends_of_wilson_are_the_shares_that_the_test_just_accepts():
+    for num_right, n in ((3, 7), (50, 1000), (7, 7)):
+        for end in (share(num_right, n).low, share(num_right, n).high):
+            assert abs(end - num_right / n) == pytest.approx(certainty.Z * math.sqrt(end * (1 - end) / n), rel=1e-9, abs=1e-12)
+
+
+def slow_interval(num_groups: int, statistic: Callable[[list[int]], float], repeats: int = 2000) -> tuple[float, float]:
+    """Draw groups again and again and compute the whole number from those drawn."""
+    rng = random.Random(1)
+    values = sorted(statistic(rng.choices(range(num_groups), k=num_groups)) for _ in range(repeats))
+    return values[round(0.025 * repeats)], values[round(0.975 * repeats)]
+
+
+def assert_like(found: Estimate, expected: tuple[float, float], tolerance: float = 0.12) -> None:
+    """Ends are equal but for what drawing at random leaves open."""
+    width = expected[1] - expected[0]
+    assert (found.low, found.high) == pytest.approx(expected, abs=tolerance * width)
+    assert width > 0
+
+
+def test_a_mean_of_groups_against_a_slow_loop():
+    rng = random.Random(0)
+    groups = [rng.randrange(30) for _ in range(150)]
+    values = [0.5 * rng.random() + 0.02 * group for group in groups]
+    names = sorted(set(groups))
+    rows = [[value for value, group in zip(values, groups, strict=True) if group == name] for name in names]
+
+    def of(drawn: list[int]) -> float:
+        chosen = [value for group in drawn for value in rows[group]]
+        return sum(chosen) / len(chosen)
+
+    found = mean(values, groups)
+    assert (found, found.n, found.method) == (math.fsum(values) / 150, 150, "bootstrap")
+    assert_like(found, slow_interval(len(names), of))
+    assert found.high - found.low > 1.5 * (mean(values).high - mean(values).low)
+
+
+def truth_is_inside(found: Estimate, truth: float) -> bool:
+    return found.low <= truth <= found.high
+
+
+def test_intervals_hold_the_truth_95_times_in_100(monkeypatch):
+    monkeypatch.setattr(certainty, "NUM_RESAMPLES", 200)
+    rng, repeats = np.random.default_rng(3), 400
+    wilson, alone, grouped, blind = [], [], [], []
+    for _ in range(repeats):
+        wilson.append(truth_is_inside(share(int(rng.binomial(60, 0.2)), 60), 0.2))
+        alone.append(truth_is_inside(mean(rng.exponential(size=80).tolist()), 1.0))
+        groups = np.repeat(np.arange(50), rng.integers(1, 6, size=50))
+        values = (rng.normal(size=50)[groups] + 0.5 * rng.normal(size=len(groups))).tolist()
+        grouped.append(truth_is_inside(mean(values, groups.tolist()), 0.0))
+        blind.append(truth_is_inside(mean(values), 0.0))
+    assert 0.93 <= np.mean(wilson) <= 0.98
+    assert 0.91 <= np.mean(alone) <= 0.97
+    assert 0.91 <= np.mean(grouped) <= 0.97
+    assert np.mean(blind) < 0.85  # as if what belongs together were independent
+
+
+def test_a_paired_difference_is_surer_than_two_intervals():
+    rng = np.random.default_rng(0)
+    hard = rng.random(500)
+    a = {f"rows:{row}": float(hard[row] + 0.1 * rng.random() < 0.6) for row in range(500)}
+    b = {f"rows:{row}": float(hard[row] + 0.1 * rng.random() < 0.54) for row in range(100, 500)}
+    found = paired(a, b)
+    shared = sorted(b)
+    assert found == pytest.approx(np.mean([a[row] - b[row] for row in shared]))
+    assert (found.n, found.method) == (400, "paired bootstrap")
+    assert_like(found, slow_interval(400, lambda drawn: sum(a[shared[row]] - b[shared[row]] for row in drawn) / 400))
+    assert found.low > 0
+    assert share(sum(a[row] for row in shared), 400).low < share(sum(b.values()), 400).high
+    with pytest.raises(ZeroDivisionError):
+        paired(a, {"others:1": 1.0})
+
+
+def test_equal_numbers_at_every_call():
+    values = np.random.default_rng(0).random(50).tolist()
+    assert mean(values).certainty() == mean(values).certainty()
+    again = pickle.loads(pickle.dumps(mean(values)))
+    assert (again, again.certainty()) == (mean(values), mean(values).certainty())
+
+
+def test_numbers_in_files_stay_where_they_were():
+    numbers = {"acc": share(3, 4), "num_rows": 4}
+    written = json.loads(json.dumps(to_json(numbers)))
+    assert (written["acc"], written["num_rows"]) == (0.75, 4)
+    assert written["certainty"].keys() == {"acc"}
+    read = from_json(written)
+    assert read == numbers
+    assert read["acc"].certainty() == share(3, 4).certainty()
+    assert to_json({"loss": 1.0}) == {"loss": 1.0}
+    for damaged in (None, 3, {"acc": 3}, {"acc": {"n": 1}}, {"acc": {"n": "4", "low": 0, "high": 1, "method": "wilson"}}):
+        assert not isinstance(estimates_of({"acc": 0.75}, damaged)["acc"], Estimate)
+
+
+# Numbers that are no plain means
+
+
+def test_what_a_row_adds_to_average_precision_is_its_derivative():
+    rng, fold = np.random.default_rng(2), 2000
+    score_R, is_true_R = rng.integers(0, 6, size=12).astype(float), rng.random(12) < 0.4  # with ties
+    value, influence_R = classification.precision_and_influence(score_R, is_true_R)
+    assert len(set(influence_R.round(6))) > 3
+    for row in range(12):
+        weights = np.full(12, fold)
+        weights[row] += 1
+        more = classification.average_precision(np.repeat(score_R, weights), np.repeat(is_true_R, weights))
+        assert fold * (more - value) == pytest.approx(influence_R[row], abs=2e-3)
+
+
+def test_mean_average_precision_and_balanced_accuracy_against_a_slow_loop():
+    rng = np.random.default_rng(0)
+    is_true_RC = rng.random((300, 4)) < (0.4, 0.2, 0.5, 0.3)
+    score_RC = is_true_RC + rng.normal(size=(300, 4))
+    found = classification.ranking_summary(score_RC, is_true_RC)
+    assert isinstance(found["mean_ap"], Estimate)
+    assert found["mean_ap"].n == 300
+
+    def mean_ap(drawn: list[int]) -> float:
+        return float(classification.ranking_summary(score_RC[drawn], is_true_RC[drawn])["mean_ap"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certainty, "NUM_RESAMPLES", 2)
+        expected = slow_interval(300, mean_ap, 300)
+    assert_like(found["mean_ap"], expected, 0.25)
+
+    true = rng.choice(["a", "b", "c"], p=[0.6, 0.3, 0.1], size=300)
+    predicted = np.where(rng.random(300) < 0.7, true, "a")
+
+    def balanced(drawn: list[int]) -> float:
+        return float(np.mean([(predicted[drawn] == true[drawn])[true[drawn] == name].mean() for name in "abc"]))
+
+    number = classification.summary(predicted.tolist(), true.tolist())["balanced_acc"]
+    assert isinstance(number, Estimate)
+    assert number == pytest.approx(balanced([*range(300)]))
+    assert_like(number, slow_interval(300, balanced), 0.15)
+    assert linear(0.99, np.array([0.5, -0.5])).high == 1.0
+
+
+def test_the_captions_of_a_picture_are_drawn_with_it():
+    rng = np.random.default_rng(0)
+    easy_I = rng.random(60) < 0.5
+    ranks_I = torch.tensor(np.where(easy_I, 0, rng.integers(0, 20, size=60)))
+    image_T = np.repeat(np.arange(60), 5)
+    ranks_T = torch.tensor(np.where(easy_I[image_T], 0, rng.integers(0, 20, size=300)))
+    found = retrieval.summary(ranks_I, ranks_T, torch.tensor(image_T))
+    as_if_alone = retrieval.summary(ranks_I, ranks_T)
+    assert {name: float(value) for name, value in found.items()} == as_if_alone
+    by_image = ranks_T.numpy().reshape(60, 5)
+
+    def r_mean(drawn: list[int]) -> float:
+        both = ranks_I.numpy()[drawn], by_image[drawn].ravel()
+        return float(np.mean([(ranks < k).mean() for ranks in both for k in (1, 5, 10)]))
+
+    assert isinstance(found["r_mean"], Estimate) and isinstance(found["ir1"], Estimate) and isinstance(found["rsum"], Estimate)
+    assert found["r_mean"].n == 360
+    assert_like(found["r_mean"], slow_interval(60, r_mean))
+    assert_like(found["ir1"], slow_interval(60, lambda drawn: float((by_image[drawn] < 1).mean())))
+    assert found["rsum"].low == pytest.approx(600 * found["r_mean"].low)
+    assert found["tr1"].method == as_if_alone["ir1"].method == "wilson"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_mean_of_folds_is_surer_than_a_fold():
+    folds = [share(right, 100) for right in (40, 50, 55, 45, 60)]
+    found = certainty.average(folds)
+    assert isinstance(found, Estimate)
+    assert (found, found.n) == (0.5, 500)
+    whole = share(250, 500)
+    assert (found.low, found.high) == pytest.approx((whole.low, whole.high), abs=0.003)
+    assert not isinstance(certainty.average([1.0, folds[0]]), Estimate)
+
+
+def test_every_share_of_the_other_metrics_knows_its_n():
+    answers = vqa.summary(["red", "no", "two"], [["red"], ["yes"], []], ["other", "yes/no", ""], ["a", "a", "b"])
+    assert {name: value.n for name, value in answers.items() if isinstance(value, Estimate)} == {
+        "vqa_acc": 2,
+        "vqa_acc/other": 1,
+        "vqa_acc/yes/no": 1,
+    }
+    statements = nlvr2.summary([True, True, False], [True, False, None], ["a", "b", "b"])
+    assert {name: value.n for name, value in statements.items() if isinstance(value, Estimate)} == {
+        "nlvr2_acc": 2,
+        "nlvr2_consistency": 2,
+    }
+    labels = classification.summary(["a", "b"], ["a", "a"])
+    assert {name for name, value in labels.items() if isinstance(value, Estimate)} == {"acc", "balanced_acc", "acc_majority"}
+
+
+def test_what_is_masked_in_a_row_is_drawn_together():
+    rng = np.random.default_rng(0)
+    row_M = np.sort(rng.integers(0, 40, size=200))
+    right_M = rng.random(200) < rng.random(40)[row_M]
+    sums = Sums()
+    sums.add("mlm_acc", [f"rows:{row}" for row in range(41)], torch.tensor(row_M), torch.tensor(right_M))  # one masks nothing
+    found = Sums.whole([sums]).result()["mlm_acc"]
+    assert isinstance(found, Estimate)
+    assert (found, found.n) == (right_M.mean(), 200)
+
+    rows = [right_M[row_M == row] for row in range(40) if (row_M == row).any()]
+    assert_like(found, slow_interval(len(rows), lambda drawn: float(np.concatenate([rows[row] for row in drawn]).mean())))
+    wide, narrow = found.high - found.low, share(int(right_M.sum()), 200)
+    assert wide > 1.2 * (narrow.high - narrow.low)
