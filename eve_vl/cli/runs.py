@@ -8,14 +8,14 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import HELP, RunArgs, SourceArgs, check_writable, parse, say, write_json
+from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, say, write_json
 from eve_vl.config import DataConfig, TaskConfig, generated, kinds_of
 from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import PRETRAIN, get_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArgs(SourceArgs, RunArgs):
+class EvaluateArgs(SourceArgs, DeviceArgs):
     """Flags of `eve evaluate TASK`."""
 
     data: tuple[str, ...] = ()
@@ -23,7 +23,8 @@ class EvaluateArgs(SourceArgs, RunArgs):
     samples: int = 1_000_000
     """Evaluate on this many rows at most, spread evenly."""
     predictions: Path | None = None
-    """Also write the file that the official server takes, where there is one."""
+    """Also write the file that the official server takes, where there is one; of classification JSON lines: row, label and its
+    probability."""
     json: Path | None = None
     """Also write the numbers to this file."""
 
@@ -87,7 +88,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     from eve_vl.loading import load_run
     from eve_vl.train.device import pick_device
 
-    run = load_run(args.run, pick_device("auto"))
+    run = load_run(args.run, pick_device(args.device))
     if run.config.task.name != name:
         raise UserError(
             f"{args.run}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
