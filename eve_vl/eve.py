@@ -6,26 +6,38 @@ or a text's neighbours in a batch never change its result (except in runs of mod
 Letters: n inputs, d width of features.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from eve_vl.config import TaskConfig, kinds_of
+from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import load_file
-from eve_vl.data.inputs import GivenImage, ImageLike, given_images, given_texts
-from eve_vl.errors import UserError
+from eve_vl.data.inputs import Images, chunked
+from eve_vl.errors import BadSampleError, UserError
 from eve_vl.loading import LoadedRun, load_run
 from eve_vl.train.device import pick_device
 
-Item = TypeVar("Item")
 ALWAYS = ("encode_image", "encode_text")
 
 
 class NoSuchCallError(UserError, AttributeError):
     """A call that needs other heads; for `hasattr` it is not there."""
+
+
+class Features(np.ndarray):
+    """Features, float32 (n, d), that know what they are of; anything computed from them is a plain array."""
+
+    names: tuple[str, ...] = ()
+    """Of each row: the path of the picture, or the row of a source that holds it; the text itself. A part of it has none."""
+    skipped: tuple[BadSampleError, ...] = ()
+    """Rows of sources that could not be used: `where` and `reason`."""
+
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()] if return_scalar else np.asarray(array)
 
 
 class Eve:
@@ -42,16 +54,14 @@ class Eve:
         self._calls = run.calls
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", *, code: str | Path | None = None) -> "Eve":
+    def load(cls, path: str | Path, device: str | torch.device = "auto", *, code: str | Path | None = None) -> "Eve":
         """Load a run folder (its best weights, else its newest) or one of its checkpoints.
 
-        device: auto (cuda where there is one), cpu or cuda. code: the file of the run's own task, which is then run; a run
-        that needs one says so. Raises UserError.
+        device: as torch spells it, such as cpu, cuda, cuda:1 or mps; auto: cuda where there is one. code: the file of the run's
+        own task, which is then run; a run that needs one says so. Raises UserError.
         """
         if code is not None:
             load_file(code)
-        if device not in ("auto", "cpu", "cuda"):
-            raise UserError(f"device {device!r} is not one of auto, cpu, cuda")
         return cls(load_run(Path(path).expanduser(), pick_device(device), check=False))
 
     @property
@@ -67,32 +77,50 @@ class Eve:
         self.need(name)
         return getattr(self._calls, name)
 
+    def __repr__(self) -> str:
+        config = self.run.config
+        return f"Eve({self.run.folder}: {config.task.name}, step {self.run.step}; calls {', '.join(self.calls)})"
+
     def __dir__(self) -> Iterable[str]:
         """List the calls too."""
         return [*super().__dir__(), *self.calls]
 
-    def encode_image(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 64) -> np.ndarray:
-        """Return features of one picture or a list of them, float32 (n, d), each of length 1, in order.
+    def encode_image(self, images: Images, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:
+        """Return features of one picture or several, (n, d), each of length 1, in order.
+
+        Several are a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W), or what --data.train takes: a folder of
+        pictures, a table, shards. Rows of these that cannot be used are skipped, and listed. At most `batch_size` pictures are
+        in memory. reading: how to read a source, as image_column="photo" (see `readers.open_source`). progress: show a bar.
 
         Of a run with contrast (retrieval, or pre-trained with it) they compare with texts by dot product. Of any other they are
         the normalised [CLS] state of the picture alone: compare pictures with pictures only.
         """
-        return self._gather(map(self._encode_images, _chunks(given_images(images), batch_size)))
+        device = self._calls.inputs.device
+        compute = lambda pixels: self.task.image_features(torch.stack(pixels).to(device))  # noqa: E731
+        return self._features("image", images, compute, batch_size, progress, DataConfig(**reading))
 
-    def encode_text(self, texts: str | Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """Return features of one text or a list of them, float32 (n, d), each of length 1, in order; see `encode_image`."""
-        return self._gather(map(self._encode_texts, _chunks(given_texts(texts), batch_size)))
+    def encode_text(
+        self, texts: str | Path | Iterable[str | Path], batch_size: int = 64, *, progress: bool = False, **reading: Any
+    ) -> Features:
+        """Return features of one text or several, (n, d), each of length 1, in order; of a Path, which is a file of texts, a
+        table or another source, those of all its texts. See `encode_image`."""
+        compute = lambda ids: self.task.text_features(*self._calls.inputs.padded(ids))  # noqa: E731
+        return self._features("text", texts, compute, batch_size, progress, DataConfig(**reading))
 
     @torch.no_grad()
-    def _encode_images(self, images: Sequence[GivenImage]) -> np.ndarray:
-        return self.task.image_features(self._calls.inputs.images(images)).cpu().numpy()
-
-    @torch.no_grad()
-    def _encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        return self.task.text_features(*self._calls.inputs.texts(texts)).cpu().numpy()
-
-    def _gather(self, features: Iterable[np.ndarray]) -> np.ndarray:
-        return np.concatenate([np.zeros((0, self.task.feature_dim), np.float32), *features])
+    def _features(
+        self, what: str, given: Any, compute: Callable[[list[Any]], Tensor], batch_size: int, progress: bool, data: DataConfig
+    ) -> Features:
+        names: list[str] = []
+        skipped: list[BadSampleError] = []
+        parts = [np.zeros((0, self.task.feature_dim), np.float32)]
+        rows = self._calls.inputs.stream(given, what, data, skipped=skipped, progress=progress)
+        for chunk in chunked(rows, batch_size):
+            names += [name for name, _ in chunk]
+            parts.append(compute([value for _, value in chunk]).cpu().numpy())
+        features = np.concatenate(parts).view(Features)
+        features.names, features.skipped = tuple(names), tuple(skipped)
+        return features
 
     def need(self, call: str) -> None:
         """Raise UserError, which says how to get a run that does, if the run's heads do not allow a call."""
@@ -111,9 +139,3 @@ class Eve:
             f"{call}: {self.run.folder} is a run of task {config.task.name}, which allows {', '.join(self.calls)}; "
             f"to get one that allows {call}: {how}"
         )
-
-
-def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    if size < 1:
-        raise UserError(f"batch_size {size} is not positive")
-    return (items[start : start + size] for start in range(0, len(items), size))

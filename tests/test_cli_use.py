@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from tiny_runs import TEXT, noise, tiny_run, write_run
 
 from eve_vl.cli import VERBS
@@ -125,6 +126,36 @@ def test_encode(eve, folder):
         assert sorted(found) == ["text_features", "texts"]
 
 
+def test_encode_a_folder_and_a_table(eve, folder):
+    """What cannot be used is listed; with nothing left the exit code is 1."""
+    (folder / "photos").mkdir()
+    for number in range(3):
+        Image.fromarray(noise(number, 20 + number, 30)).save(folder / f"photos/{number}.png")
+    (folder / "photos/broken.png").write_bytes(b"not a picture")
+    (folder / "texts.csv").write_text(f"text\na circle\n{TEXT}\n")
+    done = eve("encode", "retrieval", "photos", "--texts-of", "texts.csv", "--texts", "a", "--out", "f.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "skipped: broken.png: not a picture in a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF)",
+        "f.safetensors: image_features (3, 8), text_features (3, 8)",
+        "note: 1 row could not be used; the file lists what was `skipped`",
+    ]
+    run, paths = Eve.load(folder / "retrieval"), [folder / f"photos/{number}.png" for number in range(3)]
+    with safe_open(folder / "f.safetensors", "numpy") as file:
+        names = {name: json.loads(values) for name, values in file.metadata().items()}
+        np.testing.assert_allclose(file.get_tensor("image_features"), run.encode_image(paths), atol=1e-5)
+        np.testing.assert_allclose(file.get_tensor("text_features"), run.encode_text(["a", "a circle", TEXT]), atol=1e-5)
+    assert names["images"] == list(map(str, paths))
+    assert names["texts"] == ["a", "a circle", TEXT]
+    assert len(names["skipped"]) == 1
+    for path in paths:
+        path.write_bytes(b"")
+    done = eve("encode", "retrieval", "photos", "--out", "none.npz")
+    assert (done.returncode, done.stdout.count("skipped: ")) == (1, 4)
+    assert done.stderr == "eve: none.npz: not written, for no row could be used\n"
+    assert not (folder / "none.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -142,6 +173,8 @@ def test_encode(eve, folder):
         (("look", "vqa", "0.png", "a circle", "--word", "star"), '"star" is not a word of "a circle"'),
         (("look", "vqa", "0.png", "a circle", "--wrd", "star"), "no flag '--wrd'"),
         (("encode", "vqa"), "nothing to encode"),
+        (("encode", "vqa", "0.png", "--format", "csv"), "say how to read folders and tables; name one"),
+        (("encode", "vqa", "0.png", "--device", "cuda:77"), "device 'cuda:77': torch has no such device here"),
         (("evaluate", "vqa", "vqa", "--rerank", 3), "no flag '--rerank'"),
         (("evaluate", "encoder", "masked"), "no task 'encoder'; choose from classification, contrast_match, masked_signal, "),
         (("evaluate", "retrieval", "retrieval", "--rerank", -1), "--rerank: rerank must be finite and not negative, got -1"),

@@ -47,7 +47,7 @@ REST = """
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {
-    EncodeArgs: "--texts --out --batch-size",
+    EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
     CheckArgs: f"{SOURCE} --kind --recipe --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--json",
@@ -58,7 +58,7 @@ FLAGS = {
         --num-experts --num-deep-blocks --seed --drop
     """,
 }
-EVALUATE = f"{SOURCE} --data --samples --skip-broken --no-skip-broken --predictions --json"
+EVALUATE = f"--device {SOURCE} --data --samples --skip-broken --no-skip-broken --predictions --json"
 EVALUATION = {
     "masked_signal": EVALUATE,
     "contrast_match": EVALUATE,
@@ -68,13 +68,13 @@ EVALUATION = {
     "classification": EVALUATE,
 }
 CALLS = {
-    "fill-mask": "--top --json",
-    "reconstruct": "--share --seed --out",
-    "match": "--json",
-    "answer": "--top --json",
-    "judge": "--json",
-    "classify": "--text --top --json",
-    "look": "--right --word --answer --block --out --json",
+    "fill-mask": "--device --top --json",
+    "reconstruct": "--device --share --seed --out",
+    "match": "--device --json",
+    "answer": "--device --top --json",
+    "judge": "--device --json",
+    "classify": "--device --text --top --json",
+    "look": "--device --right --word --answer --block --out --json",
 }
 TRAINING = {
     **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival")},

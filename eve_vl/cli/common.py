@@ -37,6 +37,14 @@ class RunArgs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceArgs(RunArgs):
+    """What verbs that compute with a run take."""
+
+    device: str = "auto"
+    """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceArgs:
     """How to read sources that are named on the command line."""
 

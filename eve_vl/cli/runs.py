@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import HELP, RunArgs, SourceArgs, check_writable, parse, say, write_json
+from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, say, write_json
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import find_kind
 from eve_vl.errors import UserError, nearest
@@ -16,7 +16,7 @@ from eve_vl.recipes import PRETRAIN, get_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArgs(SourceArgs, RunArgs):
+class EvaluateArgs(SourceArgs, DeviceArgs):
     """Flags of `eve evaluate TASK`."""
 
     data: tuple[str, ...] = ()
@@ -26,7 +26,8 @@ class EvaluateArgs(SourceArgs, RunArgs):
     skip_broken: bool = False
     """Leave out rows that cannot be used, and say how many; by default such a row is an error."""
     predictions: Path | None = None
-    """Also write the file that the official server takes, where there is one."""
+    """Also write the file that the official server takes, where there is one; of classification JSON lines: row, label and its
+    probability."""
     json: Path | None = None
     """Also write the numbers to this file."""
 
@@ -91,7 +92,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     from eve_vl.metrics.certainty import to_json
     from eve_vl.train.device import pick_device
 
-    run = load_run(args.run, pick_device("auto"))
+    run = load_run(args.run, pick_device(args.device))
     if run.config.task.name != name:
         raise UserError(
             f"{args.run}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "

@@ -2,17 +2,18 @@
 
 import dataclasses
 import io
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import RunArgs, check_writable, parse, say, write_json
-from eve_vl.config import TaskConfig, kinds_of
+from eve_vl.cli.common import DeviceArgs, SourceArgs, check_writable, fail, parse, say, write_json
+from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.errors import UserError
-from eve_vl.files import write_file
+from eve_vl.files import whole_file, write_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,15 +26,18 @@ LOOK = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeArgs(RunArgs):
+class EncodeArgs(SourceArgs, DeviceArgs):
     """Flags of `eve encode`."""
 
-    images: Positional[tuple[Path, ...]] = ()
-    """Picture files."""
+    images: Positional[tuple[str, ...]] = ()
+    """Picture files, folders of pictures, tables or shards."""
     texts: tuple[str, ...] = ()
     """Texts."""
+    texts_of: tuple[Path, ...] = ()
+    """Files of texts or tables whose texts to encode."""
     out: Path = Path("features.npz")
-    """File to write: images and texts, and image_features and text_features of as many rows."""
+    """File to write, .npz or .safetensors: image_features and text_features, and of as many rows their names, images and texts
+    (in a .safetensors file as JSON in its metadata), and skipped rows."""
     batch_size: int = 64
     """How many to compute at a time."""
 
@@ -57,7 +61,7 @@ def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
         check_writable(*files.values())
         if "out" in files:
             _picture_format(files["out"])
-        result = getattr(Eve.load(values.pop("run")), call)(**values)
+        result = getattr(Eve.load(values.pop("run"), values.pop("device")), call)(**values)
         shown = verb.show(result)
         if verb.pictures is not None:
             _write_pictures(files["out"], verb.pictures(result))
@@ -71,29 +75,52 @@ def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
 
 def call_args(flags: type) -> type:
     """Return the flags of a call's verb: the run, then its own."""
-    return dataclasses.make_dataclass(flags.__name__, [], bases=(flags, RunArgs), frozen=True, kw_only=True)
+    return dataclasses.make_dataclass(flags.__name__, [], bases=(flags, DeviceArgs), frozen=True, kw_only=True)
 
 
 def run_encode(argv: Sequence[str]) -> None:
-    """Write features of pictures and texts to a NumPy file: eve encode RUN PATH … --texts "TEXT" … --out features.npz."""
+    """Write features of pictures and texts to a file: eve encode RUN FOLDER|TABLE|IMAGE … --texts "TEXT" … --out f.npz."""
     args = parse(EncodeArgs, argv, "eve encode", run_encode.__doc__)
     check_writable(args.out)
-    if not args.images and not args.texts:
-        raise UserError("nothing to encode: name picture files, or texts with --texts")
-    import numpy as np
-
+    given = {"image": args.images, "text": (*args.texts, *args.texts_of)}
+    if not any(given.values()):
+        raise UserError("nothing to encode: name pictures, folders or tables, or texts with --texts, tables with --texts-of")
+    from eve_vl.data.inputs import is_source
     from eve_vl.eve import Eve
 
-    eve, arrays = Eve.load(args.run), {}
-    if args.images:
-        arrays |= {"images": np.array(list(map(str, args.images)))}
-        arrays |= {"image_features": eve.encode_image(args.images, args.batch_size)}
-    if args.texts:
-        arrays |= {"texts": np.array(args.texts), "text_features": eve.encode_text(args.texts, args.batch_size)}
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    write_file(args.out, file.getvalue())
-    say(f"{args.out}: " + ", ".join(f"{name} {array.shape}" for name, array in arrays.items() if "features" in name))
+    if args.data_config() != DataConfig() and not (args.texts_of or any(map(is_source, args.images))):
+        raise UserError("--format, --image-root and the columns say how to read folders and tables; name one")
+    eve = Eve.load(args.run, args.device)
+    options = {field.name: getattr(args, field.name) for field in dataclasses.fields(SourceArgs)}
+    options |= {"batch_size": args.batch_size, "progress": True}
+    found = {what: getattr(eve, f"encode_{what}")(items, **options) for what, items in given.items() if items}
+    names = {f"{what}s": features.names for what, features in found.items()}
+    if skipped := [str(error) for features in found.values() for error in features.skipped]:
+        names["skipped"] = skipped
+        say("\n".join(f"skipped: {line}" for line in skipped))
+    if not any(map(len, found.values())):
+        fail(f"{args.out}: not written, for no row could be used", 1)
+    _write_features(args.out, {f"{what}_features": features for what, features in found.items()}, names)
+    say(f"{args.out}: " + ", ".join(f"{what}_features {features.shape}" for what, features in found.items()))
+    if skipped:
+        say(f"note: {len(skipped)} row{'s'[: len(skipped) - 1]} could not be used; the file lists what was `skipped`")
+
+
+def _write_features(path: Path, arrays: Mapping[str, "np.ndarray"], names: Mapping[str, Sequence[str]]) -> None:
+    """Write features and what they are of, in the format of the file's name."""
+    import numpy as np
+    import torch
+
+    from eve_vl.train.checkpoint import write_tensors
+
+    with whole_file(path) as temporary:
+        if path.suffix == ".safetensors":
+            tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+            write_tensors(temporary, tensors, {name: json.dumps(values) for name, values in names.items()})
+        else:
+            with temporary.open("wb") as file:  # to a name, savez would add its ending
+                everything: dict[str, Any] = {**arrays, **{name: np.array(values, str) for name, values in names.items()}}
+                np.savez(file, **everything)
 
 
 def _write_pictures(path: Path, pictures: Sequence["np.ndarray"]) -> None:

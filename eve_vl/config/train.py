@@ -50,8 +50,8 @@ class TrainConfig:
     """Largest gradient norm; 0 turns clipping off."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type; auto: bfloat16 where the processor multiplies it natively, else float32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto: cuda where there is one."""
+    device: str = "auto"
+    """Where to train, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
     threads: int = 0
     """Processor threads of one process; 0: OMP_NUM_THREADS if set, else all cores."""
     seed: int = 0

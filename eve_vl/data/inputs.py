@@ -4,26 +4,38 @@ Letters: H height, W width, P patches, K kept patches, M hidden patches, T text 
 """
 
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
-from eve_vl.config import InputConfig
-from eve_vl.data.batch import Batch, PairBatch, Sample, StatementBatch, Texts
+from eve_vl.config import DataConfig, InputConfig, generated
+from eve_vl.data.batch import Batch, PairBatch, RowBatch, Sample, StatementBatch, padded
+from eve_vl.data.loader import open_sources
+from eve_vl.data.readers.paths import parse_spec, sniff
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
-from eve_vl.errors import UserError
+from eve_vl.errors import BadSampleError, UserError
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
 """A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), a tensor (3, H, W) or (H, W); numbers are uint8, or
 float in [0, 1]."""
+
+Images = ImageLike | Iterable[ImageLike]
+"""One picture, or several: a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W)."""
+Strings = str | Iterable[str]
+"""One text, or several."""
+Item = TypeVar("Item")
 
 _FORMS = "a path, bytes, a PIL image, an array or a tensor"
 _KEPT_BY_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # other modes become RGB
@@ -46,21 +58,46 @@ class GivenImage:
         return decode(self.ref, self.where, crop=Crop(size=image_size))
 
 
-def given_images(images: ImageLike | Sequence[ImageLike]) -> list[GivenImage]:
+def listed(value: object) -> Iterable[Any] | None:
+    """Return what holds several pictures or texts, None for anything else."""
+    if isinstance(value, np.ndarray | Tensor):
+        return value if value.ndim == 4 else None
+    return value if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
+
+
+def given_images(images: Images, where: str = "image") -> list[GivenImage]:
     """Return one or several pictures, in order; only those without a file behind them are looked at yet.
 
-    Raises UserError that names the picture by its path or by its place in the list, from 0.
+    where: what to call one that is no file. Raises UserError that names the picture by its path or by its place, from 0.
     """
-    if isinstance(images, list | tuple):
-        return [given_image(image, f"image {number}") for number, image in enumerate(images)]
-    return [given_image(images)]  # pyright: ignore[reportArgumentType]
+    return _each(given_image, images, where)
 
 
-def given_texts(texts: str | Sequence[str]) -> list[str]:
+def given_texts(texts: Strings) -> list[str]:
     """Return one or several texts without the space around them. Raises UserError for what is no text or empty."""
-    if isinstance(texts, list | tuple):
-        return [given_text(text, f"text {number}") for number, text in enumerate(texts)]
-    return [given_text(texts)]  # pyright: ignore[reportArgumentType]
+    return _each(given_text, texts, "text")
+
+
+def _each(read: Callable[[Any, str], Item], value: object, where: str) -> list[Item]:
+    if (items := listed(value)) is None:
+        return [read(value, where)]
+    return [read(item, f"{where} {number}") for number, item in enumerate(items)]
+
+
+def is_source(value: object) -> bool:
+    """Tell whether a path is not a picture's but a folder's, a table's or that of another source of rows."""
+    try:
+        return isinstance(value, str | Path) and (generated(str(value)) is not None or bool(sniff(parse_spec(value).path)))
+    except (OSError, ValueError):
+        return False
+
+
+def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Return lists of `size` items, the last perhaps shorter; no item is asked for earlier than needed. Raises UserError."""
+    if size < 1:
+        raise UserError(f"batch_size {size} is not positive")
+    iterator = iter(items)
+    return iter(lambda: list(islice(iterator, size)), [])
 
 
 class Inputs:
@@ -69,60 +106,76 @@ class Inputs:
     def __init__(self, config: InputConfig, tokenizer: Tokenizer, device: torch.device):
         self.config, self.tokenizer, self.device = config, tokenizer, device
 
+    def stream(
+        self, given: Any, what: str, data: DataConfig, *, skipped: list[BadSampleError], progress: bool = False
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield name and pixels, uint8 (3, H, W), of pictures one by one, or texts and their token ids, int64 (T,); of a source
+        among them those of all its rows.
+
+        what: image or text. data: how to read sources. skipped: gets the errors of their rows that cannot be used; any other
+        error is raised. progress: show a bar on a terminal.
+        """
+        is_text, console, items = what == "text", Console(stderr=True), listed(given)
+        read = self._named_text if is_text else self._named_picture
+        text_kind = "auto" if data.text_column is None else "texts" if data.image_column is None else "captions"
+        for number, item in enumerate([given] if items is None else items):
+            if not (isinstance(item, Path) if is_text else is_source(item)):
+                yield read(item, what if items is None else f"{what} {number}")
+                continue
+            (source,) = open_sources([str(item)], data, self.config.image_size, text_kind if is_text else "pictures")
+            is_hidden = not (progress and console.is_terminal)
+            for index in track(range(len(source)), f"{item}", console=console, transient=True, disable=is_hidden):
+                try:
+                    row = source[index]
+                    yield from [read(part, row.where) for part in (row.texts if is_text else row.images)]
+                except BadSampleError as error:
+                    skipped.append(error)
+
+    def _named_picture(self, image: ImageLike, where: str) -> tuple[str, Tensor]:
+        given = given_image(image, where)
+        return str(given.ref.path) if isinstance(given.ref, ImageFile) else where, self._pixels(given)
+
+    def _named_text(self, text: str, where: str) -> tuple[str, np.ndarray]:
+        return (text := given_text(text, where)), self.tokens(text)[0]
+
     def images(self, images: Sequence[GivenImage]) -> Tensor:
         """Return pictures alone, uint8 (B, 3, H, W)."""
         return torch.stack([self._pixels(image) for image in images]).to(self.device)
 
     def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return texts alone: token ids (B, T), int64, and which are padding, bool."""
-        batch = self._batch([Sample(batch=Texts, ids_T=self.tokens(text)[0], where="") for text in texts])
-        return batch.ids_BT, batch.is_padding_BT
+        return self.padded([self.tokens(text)[0] for text in texts])
+
+    def padded(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Return token ids of texts as a batch: (B, T), int64, and which are padding, bool."""
+        ids_BT, is_padding_BT = padded(ids, self.tokenizer.pad_id, self.config.padded_text_length)
+        return ids_BT.to(self.device), is_padding_BT.to(self.device)
 
     def pairs(self, images: Sequence[GivenImage], texts: Sequence[str]) -> Batch:
         """Return pairs of a picture and a text."""
-        samples = [
-            Sample(batch=Batch, image=self._pixels(image), ids_T=self.tokens(text)[0], where=image.where)
-            for image, text in zip(images, texts, strict=True)
-        ]
-        return self._batch(samples)
+        return self._batch(Batch, images, [self.tokens(text)[0] for text in texts])
 
-    def statement(self, left: GivenImage, right: GivenImage, text: str) -> StatementBatch:
-        """Return a statement about two pictures."""
-        sample = Sample(
-            batch=StatementBatch,
-            image=self._pixels(left),
-            right=self._pixels(right),
-            ids_T=self.tokens(text)[0],
-            statement=text,
-            label=None,
-            identifier="",
-            group="",
-            where=left.where,
-        )
-        return self._batch([sample])
+    def statements(self, left: Sequence[GivenImage], right: Sequence[GivenImage], texts: Sequence[str]) -> StatementBatch:
+        """Return statements, each about two pictures."""
+        ids, right_pixels, unknown = [self.tokens(text)[0] for text in texts], map(self._pixels, right), [None] * len(texts)
+        more = {"right": right_pixels, "statement": texts, "label": unknown, "identifier": unknown, "group": unknown}
+        return self._batch(StatementBatch, left, ids, **more)
 
-    def masked_pair(
+    def masked_pairs(
         self,
-        image: GivenImage,
-        ids_T: np.ndarray,
+        images: Sequence[GivenImage],
+        ids: Sequence[np.ndarray],
         *,
-        is_masked_T: np.ndarray | None = None,
+        masks: Sequence[np.ndarray] | None = None,
         keep_K: np.ndarray | None = None,
     ) -> PairBatch:
-        """Return one pair with its masks: tokens to hide (None: none), sorted positions of patches to keep (None: all)."""
-        all_P = np.arange(self.config.num_patches)
+        """Return pairs with their masks: tokens of each text to hide (None: none), sorted positions of patches to keep in all
+        pictures (None: all)."""
+        all_P, masks = np.arange(self.config.num_patches), masks or [np.zeros(len(ids_T), dtype=bool) for ids_T in ids]
         keep_K = all_P if keep_K is None else keep_K
-        sample = Sample(
-            batch=PairBatch,
-            image=self._pixels(image),
-            ids_T=ids_T,
-            is_masked_T=np.zeros(len(ids_T), dtype=bool) if is_masked_T is None else is_masked_T,
-            keep_K=keep_K,
-            hidden_M=np.setdiff1d(all_P, keep_K),
-            picture=0,
-            where=image.where,
-        )
-        return self._batch([sample])
+        same = {"keep_K": keep_K, "hidden_M": np.setdiff1d(all_P, keep_K), "picture": 0}
+        more = {name: [value] * len(ids) for name, value in same.items()}
+        return self._batch(PairBatch, images, ids, is_masked_T=masks, **more)
 
     def tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Return token ids, int64 (T,), [CLS] first, and which are special, bool (T,)."""
@@ -131,17 +184,23 @@ class Inputs:
     def _pixels(self, image: GivenImage) -> Tensor:
         return image.pixels(self.config.image_size)
 
-    def _batch(self, samples: Sequence[Sample]) -> Any:
-        return samples[0].batch.collate(samples, self.tokenizer.pad_id, self.config.padded_text_length).to(self.device)
+    def _batch(
+        self, kind: type[RowBatch], images: Sequence[GivenImage], ids: Iterable[np.ndarray], **columns: Iterable[Any]
+    ) -> Any:
+        """Return a batch of pictures with texts; columns: what else its samples have."""
+        names = ("image", "ids_T", "where", *columns)
+        rows = zip(map(self._pixels, images), ids, (image.where for image in images), *columns.values(), strict=True)
+        samples = [Sample(batch=kind, **dict(zip(names, row, strict=True))) for row in rows]
+        return kind.collate(samples, self.tokenizer.pad_id, self.config.padded_text_length).to(self.device)
 
 
 def given_image(image: ImageLike, where: str = "image") -> GivenImage:
     """Return one picture; `where` is what to call one that is no file. Raises UserError."""
     match image:
         case str() | Path():
-            path = Path(image).expanduser()
-            if not path.is_file():
-                problem = "is a folder, name the pictures in it" if path.is_dir() else "no such file"
+            path = Path(os.path.expanduser(image))  # noqa: PTH111 (an unknown user's name stays as it is)
+            if not os.path.isfile(path):  # noqa: PTH113 (of what cannot be a name it says no)
+                problem = "is a folder, name the pictures in it" if os.path.isdir(path) else "no such file"  # noqa: PTH112
                 raise UserError(f"{where}: {problem}: {path}")
             return GivenImage(ref=ImageFile(path=path), where=str(path))
         case bytes():
@@ -190,8 +249,12 @@ def _from_tensor(image: Tensor, where: str) -> ImageRef:
         image = image.permute(1, 2, 0)
     elif image.ndim != 2:
         raise UserError(f"{where}: tensor of shape {shape}, expected (3, height, width) or (height, width)")
-    image = image.detach().cpu()
-    return _from_array((image.float() if image.is_floating_point() else image).numpy(), where, "tensor")
+    try:
+        image = image.detach().cpu()
+        array = (image.float() if image.is_floating_point() else image).numpy()
+    except (RuntimeError, TypeError) as error:  # sparse, quantised, without values
+        raise UserError(f"{where}: tensor of {image.dtype} cannot be read ({str(error).splitlines()[0]})") from None
+    return _from_array(array, where, "tensor")
 
 
 def _from_array(image: np.ndarray, where: str, name: str) -> ImageRef:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from tyro.conf import Positional
 
-from eve_vl.data.inputs import GivenImage, ImageLike, Inputs, given_images, given_text
+from eve_vl.data.inputs import GivenImage, ImageLike, Inputs, chunked, given_images, given_text, listed
 from eve_vl.errors import UserError
 from eve_vl.tasks.look import CLS, Evidence, HeatMap, heat_map, word_positions
 
@@ -120,3 +120,21 @@ def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:
         raise UserError(f"top {top} is not positive")
     values, classes = probability_C.topk(min(top, len(probability_C)))
     return list(zip(classes.tolist(), values.tolist(), strict=True))
+
+
+def in_batches(
+    compute: Callable[..., Sequence[Any]], batch_size: int, *given: tuple[Callable[[Any], list[Any]], object]
+) -> Any:
+    """Return what `compute` makes of lists of inputs, called with at most `batch_size` rows at a time, as one list; what was
+    given alone goes with every row, and if all was, its one result is returned.
+
+    given: each input and how to read one or several of it. Raises UserError for lists of different lengths.
+    """
+    columns = [(read(value), listed(value) is not None) for read, value in given]
+    lengths = {len(items) for items, are_several in columns if are_several}
+    if len(lengths) > 1:
+        raise UserError(f"lists of {' and '.join(map(str, sorted(lengths)))} given: give lists of equal length, or one for all")
+    num = max(lengths, default=1)
+    rows = zip(*(items if are_several else items * num for items, are_several in columns), strict=True)
+    results = [result for chunk in chunked(rows, batch_size) for result in compute(*zip(*chunk, strict=True))]
+    return results if lengths else results[0]

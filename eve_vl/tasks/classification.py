@@ -20,13 +20,13 @@ from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.answers import read_answers
 from eve_vl.data.batch import LabelBatch, normalize
 from eve_vl.data.downstream import LabelledRows
-from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
+from eve_vl.data.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_texts
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.errors import UserError, nearest
 from eve_vl.metrics import classification as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.tasks.calls import Calls, Verb, best_classes
+from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
 from eve_vl.tasks.look import CLS, Evidence, HeatMap, heat_map
 from eve_vl.tasks.task import Classifier, Prepared, Routers, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
@@ -86,17 +86,24 @@ class ClassificationCalls(Calls):
         return ("classify",) if self.task.settings.reads == "text" else ("classify", "look")
 
     @torch.no_grad()
-    def classify(self, image: ImageLike | None = None, text: str | None = None, top: int = 5) -> list[Label]:
-        """Return the `top` most probable labels of what the run reads, a picture, a text or both, best first."""
-        reads, given = self.task.settings.reads, {"picture": image is not None, "text": text is not None}
-        for what, is_given in given.items():
-            if is_given != (reads in (what, "both")):
-                raise UserError(f"classify: this run reads {reads}; {'leave out the' if is_given else 'give a'} {what}")
-        pixels_BCHW = None if image is None else self.inputs.images([given_image(image)])
-        ids_BT, is_padding_BT = (None, None) if text is None else self.inputs.texts([given_text(text)])
-        tensors = [tensor for tensor in (pixels_BCHW, ids_BT, is_padding_BT) if tensor is not None]
-        probability_C = self.task.probabilities(self.task.logits(*tensors)[0])[0]
-        return [Label(label=self.task.sizes.labels[c], probability=value) for c, value in best_classes(probability_C, top)]
+    def classify(
+        self, image: Images | None = None, text: Strings | None = None, top: int = 5, batch_size: int = 64
+    ) -> list[Label] | list[list[Label]]:
+        """Return the `top` most probable labels of what the run reads, a picture, a text or both, best first; of each item of
+        a list, or of lists of equal length, such a list."""
+        reads, given = self.task.settings.reads, {"picture": image, "text": text}
+        for what, value in given.items():
+            if (value is not None) != (reads in (what, "both")):
+                raise UserError(f"classify: this run reads {reads}; {'give a' if value is None else 'leave out the'} {what}")
+        readers = [(given_images, image)] * (image is not None) + [(given_texts, text)] * (text is not None)
+
+        def best(*columns: Sequence[Any]) -> list[list[Label]]:
+            tensors = [self.inputs.images(columns[0])] if image is not None else []
+            tensors += self.inputs.texts(columns[-1]) if text is not None else ()
+            classes = (best_classes(row_C, top) for row_C in self.task.probabilities(self.task.logits(*tensors)[0]))
+            return [[Label(label=self.task.sizes.labels[c], probability=value) for c, value in row] for row in classes]
+
+        return in_batches(best, batch_size, *readers)
 
     def look(self, image: ImageLike | Sequence[ImageLike], text: str = "", **options: Any) -> HeatMap:
         """Return where in the picture a run finds what speaks for a label: see `Calls.look`. Of a run that reads pictures alone

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from tyro.conf import Positional
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import Batch, CaptionBatch, normalize
-from eve_vl.data.inputs import GivenImage, ImageLike, given_images, given_texts
-from eve_vl.errors import UserError
+from eve_vl.data.inputs import GivenImage, Images, Strings, chunked, given_images, given_texts, listed
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.embed import Tokens, pick
 from eve_vl.model.heads import ContrastHead, MatchHead
@@ -174,31 +173,28 @@ class ContrastCalls(Calls):
         """Return the calls that the run's heads allow."""
         return ("match", "look") if self.task.contrast.match_head is not None else ()
 
-    @overload
-    def match(self, image: ImageLike, text: str, batch_size: int = 64) -> float: ...
-    @overload
-    def match(self, image: Sequence[ImageLike], text: Sequence[str], batch_size: int = 64) -> np.ndarray: ...
     @torch.no_grad()
-    def match(
-        self, image: ImageLike | Sequence[ImageLike], text: str | Sequence[str], batch_size: int = 64
-    ) -> float | np.ndarray:
-        """Return the probability that a picture and a text belong together; of lists, pair by pair, float32 (n,).
+    def match(self, image: Images, text: Strings, batch_size: int = 64) -> float | np.ndarray:
+        """Return the probability that a picture and a text belong together; if one of the two is a list, or both are, that of
+        each of n pictures with each of m texts, float32 (n, m). Each picture is read once.
 
         In training, two of three pairs were made not to, and hard to tell from those that do.
         """
         images, texts = given_images(image), given_texts(text)
-        is_one = isinstance(text, str) and not isinstance(image, list | tuple)
-        if len(images) != len(texts) or isinstance(text, str) == isinstance(image, list | tuple):
-            raise UserError(f"{len(images)} pictures and {len(texts)} texts given: give one of each, or lists of equal length")
-        if batch_size < 1:
-            raise UserError(f"batch_size {batch_size} is not positive")
-        chunks = [np.zeros(0, np.float32)]
-        for start in range(0, len(texts), batch_size):
-            rows = slice(start, start + batch_size)
-            batch = self.inputs.pairs(images[rows], texts[rows])
-            logits_B2, _ = self.task.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)
-            chunks.append(logits_B2.softmax(1)[:, 1].cpu().numpy())
-        return float(chunks[1][0]) if is_one else np.concatenate(chunks)
+        ids = [self.inputs.texts(chunk) for chunk in chunked(texts, batch_size)]
+        rows = [np.zeros((0, len(texts)), np.float32)]
+        for chunk in chunked(images, max(1, batch_size // max(len(texts), 1))):
+            tokens = self.task.encoder.image(normalize(self.inputs.images(chunk)))
+            rows.append(np.hstack([np.zeros((len(chunk), 0), np.float32), *(self._matched(tokens, *texts) for texts in ids)]))
+        is_one = listed(image) is None and listed(text) is None
+        return float(rows[1][0, 0]) if is_one else np.vstack(rows)
+
+    def _matched(self, image: Tokens, ids_BT: Tensor, is_padding_BT: Tensor) -> np.ndarray:
+        """Return the probability that each of some pictures, embedded, belongs to each of some texts."""
+        num_images, num_texts, encoder = len(image.x_BND), len(ids_BT), self.task.encoder
+        rows = torch.arange(num_images * num_texts, device=ids_BT.device)
+        pairs = pick(image, rows // num_texts), pick(encoder.text(ids_BT, is_padding_BT), rows % num_texts)
+        return self.task.contrast.match(encoder, *pairs)[0].softmax(1)[:, 1].view(num_images, num_texts).cpu().numpy()
 
     def _evidence(
         self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None

@@ -8,8 +8,10 @@ X values in a patch, V vocabulary.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -22,7 +24,7 @@ from eve_vl import objectives
 from eve_vl.config import Config, EveModelConfig, MaskedSignalConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
 from eve_vl.data.dataset import MaskedPairs
-from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
+from eve_vl.data.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_text, given_texts
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.errors import UserError
@@ -32,7 +34,7 @@ from eve_vl.model.embed import hide, patchify, put, take, to_pictures
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import TokenHead
 from eve_vl.model.pixel_decoder import PixelDecoder
-from eve_vl.tasks.calls import Calls, Verb, best_classes
+from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Evaluated, Routers, Sizes, Task, pair_tokens
 from eve_vl.tasks.verdict import Against
@@ -135,23 +137,30 @@ class MaskedSignalCalls(Calls):
         return weight and f"eve pretrain with task.{weight} above 0 (here it is {getattr(self.task.settings, weight):g})"
 
     @torch.no_grad()
-    def fill_mask(self, image: ImageLike, text: str, top: int = 5) -> FilledText:
-        """Return the `top` best tokens for each "[MASK]" of a text, all of which are guessed at once."""
-        text, tokenizer, limit = given_text(text), self.inputs.tokenizer, self.inputs.config.max_text_tokens
-        ids_T, _, is_masked_T = tokenizer.encode_with_masks(text, limit)
-        num_masks = text.count(MASK_TEXT)
-        if not num_masks:
+    def fill_mask(self, image: Images, text: Strings, top: int = 5, batch_size: int = 64) -> FilledText | list[FilledText]:
+        """Return the `top` best tokens for each "[MASK]" of a text, all guessed at once; of lists, row by row."""
+
+        def guessed(images: Sequence[GivenImage], texts: Sequence[str]) -> list[FilledText]:
+            ids, masks = zip(*map(self._with_masks, texts), strict=True)
+            batch, word = self.inputs.masked_pairs(images, ids, masks=masks), self.inputs.tokenizer.word
+            probability_MV = self.task.predict_tokens(self.task.encode(batch, mask=True), batch).softmax(1)
+            rows = (tuple(Guess(text=word(v), probability=p) for v, p in best_classes(row_V, top)) for row_V in probability_MV)
+            guesses = [tuple(islice(rows, text.count(MASK_TEXT))) for text in texts]
+            best = (guess.text for of_text in guesses for guess, *_ in of_text)
+            filled = (re.sub(re.escape(MASK_TEXT), lambda _: next(best), text) for text in texts)
+            return [FilledText(text=text, guesses=of_text) for text, of_text in zip(filled, guesses, strict=True)]
+
+        return in_batches(guessed, batch_size, (given_images, image), (given_texts, text))
+
+    def _with_masks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of a text and which are masks. Raises UserError if there are none, or too many tokens before one."""
+        limit = self.inputs.config.max_text_tokens
+        if MASK_TEXT not in text:
             raise UserError(f'nothing to fill in: write {MASK_TEXT} in the text, as in "a {MASK_TEXT} circle"')
-        if is_masked_T.sum() < num_masks:
+        ids_T, _, is_masked_T = self.inputs.tokenizer.encode_with_masks(text, limit)
+        if is_masked_T.sum() < text.count(MASK_TEXT):
             raise UserError(f"a {MASK_TEXT} lies beyond the {limit} tokens that this run reads of a text")
-        batch = self.inputs.masked_pair(given_image(image), ids_T, is_masked_T=is_masked_T)
-        guesses = tuple(
-            tuple(Guess(text=tokenizer.word(token), probability=value) for token, value in best_classes(probability_V, top))
-            for probability_V in self.task.predict_tokens(self.task.encode(batch, mask=True), batch).softmax(1)
-        )
-        first, *rest = text.split(MASK_TEXT)
-        filled = first + "".join(best[0].text + part for best, part in zip(guesses, rest, strict=True))
-        return FilledText(text=filled, guesses=guesses)
+        return ids_T, is_masked_T
 
     @torch.no_grad()
     def reconstruct(
@@ -172,7 +181,8 @@ class MaskedSignalCalls(Calls):
             raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
         ids_T, is_special_T = self.inputs.tokens(given_text(text))
         is_masked_T = mask_tokens(is_special_T, settings.text_mask_ratio, rng) if settings.joint_masking else None
-        batch = self.inputs.masked_pair(given_image(image), ids_T, is_masked_T=is_masked_T, keep_K=keep_K)
+        masks = None if is_masked_T is None else [is_masked_T]
+        batch = self.inputs.masked_pairs([given_image(image)], [ids_T], masks=masks, keep_K=keep_K)
         patches_BPX = self.task.patches(batch)
         shown = patches_BPX, hide(patches_BPX, batch.hidden_BM), self.task.rebuild(batch)
         original, masked, rebuilt = (to_pictures(patches, sizes.patch_size)[0] for patches in shown)
@@ -186,7 +196,7 @@ class MaskedSignalCalls(Calls):
             raise UserError("a pre-trained run looks for a hidden word: name a word of the text with --word (word=)")
         tokenizer, ids_T = self.inputs.tokenizer, self.inputs.tokens(text)[0]
         is_masked_T = np.isin(np.arange(len(ids_T)), positions)
-        batch = self.inputs.masked_pair(images[0], ids_T, is_masked_T=is_masked_T)
+        batch = self.inputs.masked_pairs(images, [ids_T], masks=[is_masked_T])
         return Evidence(
             logits=lambda task: task.predict_tokens(task.encode(batch, mask=True), batch),
             classes_R=batch.ids_BT[batch.is_masked_BT],

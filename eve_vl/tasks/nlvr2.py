@@ -7,6 +7,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,12 +19,12 @@ from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config
 from eve_vl.data.batch import StatementBatch, normalize
 from eve_vl.data.downstream import StatementRows
-from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
+from eve_vl.data.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.metrics import nlvr2 as metrics
 from eve_vl.model.embed import pick
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import CompareHead, MLPHead, PairedAttentionHead
-from eve_vl.tasks.calls import Calls, Verb
+from eve_vl.tasks.calls import Calls, Verb, in_batches
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Classifier, PublishedHead, Routers, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
@@ -108,18 +109,21 @@ class NLVR2Calls(Calls):
         return ("judge", "look")
 
     @torch.no_grad()
-    def judge(self, left: ImageLike, right: ImageLike, statement: str) -> Judgement:
-        """Return whether a statement is true of two pictures."""
-        pictures = given_image(left, "left image"), given_image(right, "right image")
-        batch = self.inputs.statement(*pictures, given_text(statement))
-        probability = self.task.predict(batch)[0][0].softmax(0)[1].item()
-        return Judgement(verdict=probability > 0.5, probability=probability)
+    def judge(self, left: Images, right: Images, statement: Strings, batch_size: int = 64) -> Judgement | list[Judgement]:
+        """Return whether a statement is true of two pictures; of lists of equal length, or of lists and one, row by row."""
+
+        def judged(*columns: Sequence[Any]) -> list[Judgement]:
+            probability_B = self.task.predict(self.inputs.statements(*columns))[0].softmax(1)[:, 1]
+            return [Judgement(verdict=value > 0.5, probability=value) for value in probability_B.tolist()]
+
+        sides = ((partial(given_images, where=f"{side} image"), value) for side, value in (("left", left), ("right", right)))
+        return in_batches(judged, batch_size, *sides, (given_texts, statement))
 
     def _evidence(
         self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
     ) -> Evidence:
         self._no_answer(answer)
-        batch = self.inputs.statement(images[0], images[1], text)
+        batch = self.inputs.statements(images[:1], images[1:], [text])
         first = torch.ones(1, dtype=torch.int64, device=batch.ids_BT.device)
         return Evidence(logits=lambda task: task.predict(batch)[0], classes_R=first, words="the verdict true")
 

@@ -19,14 +19,14 @@ from eve_vl.config import Config, VQAConfig, generated
 from eve_vl.data.answers import closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.batch import QuestionBatch, normalize
 from eve_vl.data.downstream import QuestionRows
-from eve_vl.data.inputs import GivenImage, ImageLike, given_image, given_text
+from eve_vl.data.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.errors import UserError, nearest
 from eve_vl.metrics import vqa as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.tasks.calls import Calls, Verb, best_classes
+from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Classifier, Prepared, PublishedHead, Routers, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
@@ -98,11 +98,16 @@ class VQACalls(Calls):
         return ("answer", "look")
 
     @torch.no_grad()
-    def answer(self, image: ImageLike, question: str, top: int = 5) -> list[Answer]:
-        """Return the `top` best answers to a question about a picture, best first."""
-        batch = self.inputs.pairs([given_image(image)], [given_text(question)])
-        probability_A = self.task.predict(batch)[0][0].sigmoid()
-        return [Answer(answer=self.task.answers[index], probability=value) for index, value in best_classes(probability_A, top)]
+    def answer(self, image: Images, question: Strings, top: int = 5, batch_size: int = 64) -> list[Answer] | list[list[Answer]]:
+        """Return the `top` best answers to a question about a picture, best first; to each of a list of questions about a list
+        of pictures as long, or about one picture, such a list."""
+
+        def best(images: Sequence[GivenImage], questions: Sequence[str]) -> list[list[Answer]]:
+            probability_BA = self.task.predict(self.inputs.pairs(images, questions))[0].sigmoid()
+            classes = (best_classes(probability_A, top) for probability_A in probability_BA)
+            return [[Answer(answer=self.task.answers[a], probability=value) for a, value in row] for row in classes]
+
+        return in_batches(best, batch_size, (given_images, image), (given_texts, question))
 
     def _evidence(
         self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None

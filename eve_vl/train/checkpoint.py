@@ -363,7 +363,7 @@ def set_rng_state(states: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, with the permissions of any other; tensors that share memory are each written."""
     whole, seen = {}, set()
     for name, tensor in tensors.items():
@@ -373,5 +373,5 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         seen.add(storage)
     path.touch()
     mode = path.stat().st_mode
-    save_file(whole, path)
+    save_file(whole, path, metadata)
     path.chmod(mode)

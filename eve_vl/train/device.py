@@ -7,14 +7,23 @@ import torch
 from eve_vl.errors import UserError
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device for train.device; with torchrun, this process's own GPU. Raises UserError if there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device is cuda, but torch sees no CUDA device; use --train.device cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    torch.cuda.set_device(device)
+def pick_device(name: str | torch.device) -> torch.device:
+    """Return a device as torch spells it; auto: cuda where there is one. With torchrun, cuda is this process's own GPU.
+
+    Raises UserError if there is no such device.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index)
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device).item()  # which also meta, a device without values, cannot do
+    except Exception:  # torch raises nearly anything, without CUDA an AssertionError
+        there = ["auto", "cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        there += ["mps"] * torch.backends.mps.is_available()
+        raise UserError(f"device {str(name)!r}: torch has no such device here; give {' or '.join(there)}") from None
+    if device.type == "cuda" and device.index != int(os.environ.get("LOCAL_RANK", device.index)):
+        raise UserError(f"device {name}: under torchrun each process has a GPU of its own; give cuda")
     return device
 
 
