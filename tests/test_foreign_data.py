@@ -193,7 +193,7 @@ def test_parquet_whose_pages_are_damaged(root: Path):
     (root / "t.parquet").write_bytes(data)
     found = broken(root / "t.parquet")
     assert len(found) == 50
-    assert "cannot read its row group" in found["t.parquet row 1"]
+    assert "not a readable Parquet file" in found["t.parquet row 1"]
 
 
 # Tar

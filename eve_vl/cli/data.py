@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write_json
 from eve_vl.config import Config, TokenizerConfig
-from eve_vl.errors import BadSampleError, UserError, nearest
+from eve_vl.errors import UserError, nearest
 from eve_vl.files import write_file
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 
@@ -50,14 +50,15 @@ def run_data_check(argv: Sequence[str]) -> None:
     from eve_vl.data.check import check_source
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
-    config = None if args.recipe is None else _recipe(args.recipe)
     kind, require = args.kind, None
-    if config is not None:
+    if args.recipe is not None:
         from eve_vl.tasks import task_class
 
         if kind != "auto":
             raise UserError("--recipe says what --kind its rows are; leave one of them out")
-        kind, require = task_class(type(config.task)).kind(config), partial(_require, config)
+        config = _recipe(args.recipe)
+        task = task_class(type(config.task))
+        kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
     (source,) = args.open((args.path,), image_size=224, kind=kind, must_be_usable=False)
     report = check_source(source, require=require, console=console)
     report.render(console)
@@ -71,16 +72,6 @@ def _recipe(name: str) -> Config:
     if name not in PRETRAIN and name not in FINETUNE:
         raise UserError(f"no recipe {nearest(name, [*PRETRAIN, *FINETUNE])}")
     return get_recipe(name) if name in PRETRAIN else get_finetune_recipe(name, get_recipe("base"))
-
-
-def _require(config: Config, row: Any) -> None:
-    """Raise BadSampleError if a row lacks what training needs."""
-    from eve_vl.tasks import task_class
-
-    task = task_class(type(config.task))
-    if not task.has_truth(row):
-        raise BadSampleError(row.where, f"no {task.truth} to train on")
-    task.dataset.require(row, config)
 
 
 def run_tokenizer_train(argv: Sequence[str]) -> None:

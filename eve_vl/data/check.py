@@ -27,6 +27,7 @@ ROWS_PER_WORKER = 5000  # fewer are read sooner than a worker has started
 SPREADS = ("width", "height", "texts_per_row", "text_words", "answers_per_question")
 TALLIES = ("formats", "conversions", "answer_types", "labels")
 
+Require = Callable[[Record], None]
 Fact = tuple[str, Any]
 """Something that is counted, and its value in one row."""
 
@@ -128,7 +129,7 @@ class Report:
 class _Facts(Dataset[list[Fact] | BrokenRow]):
     """What is kept of each row, for loader workers."""
 
-    def __init__(self, source: Source[Record], require: Callable[[Record], None] | None):
+    def __init__(self, source: Source[Record], require: Require | None):
         self.source, self.require = source, require
 
     def __len__(self) -> int:
@@ -168,11 +169,7 @@ def _facts_of(image: ImageRef, where: str) -> list[Fact]:
 
 
 def check_source(
-    source: Source,
-    *,
-    require: Callable[[Record], None] | None = None,
-    num_workers: int | None = None,
-    console: Console | None = None,
+    source: Source, *, require: Require | None = None, num_workers: int | None = None, console: Console | None = None
 ) -> Report:
     """Read every row once, decode its picture, and report. A row for which `require` raises BadSampleError counts as broken.
 

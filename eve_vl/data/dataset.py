@@ -73,6 +73,8 @@ class RowDataset(SampleSet):
 
     kind: ClassVar[str]
     """What rows its sources hold."""
+    truth: ClassVar[str] = ""
+    """Their field that says what is right, and that is kept back in test sets; "" if there is none."""
 
     def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
         super().__init__(config, tokenizer)
@@ -86,8 +88,15 @@ class RowDataset(SampleSet):
         return cls.kind
 
     @classmethod
-    def require(cls, row: Any, config: Config) -> None:
-        """Raise BadSampleError if a row lacks a part that a run reads."""
+    def has_truth(cls, row: Any) -> bool:
+        """Whether a row says what is right, where its kind can."""
+        return not cls.truth or getattr(row, cls.truth) not in (None, ())
+
+    @classmethod
+    def require(cls, row: Any, config: Config, *, training: bool) -> None:
+        """Raise BadSampleError if a row lacks something that a run needs."""
+        if training and not cls.has_truth(row):
+            raise BadSampleError(row.where, f"no {cls.truth.removesuffix('s')} to train on")
 
     def __getitem__(self, position: Position) -> Sample:
         epoch, source, row = position
@@ -106,7 +115,9 @@ class RowDataset(SampleSet):
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
         """Return the sample of one row. Raises BadSampleError."""
-        return self.sample(self.sources[source][row], generator(self.seed, SAMPLE, epoch, source, row))
+        content = self.sources[source][row]
+        self.require(content, self.config, training=self.training)
+        return self.sample(content, generator(self.seed, SAMPLE, epoch, source, row))
 
     @abstractmethod
     def sample(self, row: Any, rng: np.random.Generator) -> Sample:

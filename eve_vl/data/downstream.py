@@ -131,7 +131,7 @@ def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:
 class QuestionRows(RowDataset):
     """Questions about pictures."""
 
-    kind = "questions"
+    kind, truth = "questions", "answers"
 
     def sample(self, row: ImageQuestion, rng: np.random.Generator) -> Sample:
         """Return one question. Raises BadSampleError."""
@@ -144,7 +144,7 @@ class StatementRows(RowDataset):
     """Statements about two pictures. Their groups are known only where all rows are read: a part of them, or of a source,
     tears groups apart, and then there is no consistency."""
 
-    kind = "statements"
+    kind, truth = "statements", "label"
 
     def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
         super().__init__(sources, config, tokenizer, training=training)
@@ -152,9 +152,7 @@ class StatementRows(RowDataset):
         self.has_groups = is_all and not any(isinstance(source, Subset) for source in sources)
 
     def sample(self, row: ImagesStatement, rng: np.random.Generator) -> Sample:
-        """Return one statement. Raises BadSampleError, in training also where the label is kept back."""
-        if self.training and row.label is None:
-            raise BadSampleError(row.where, "no label to train on")
+        """Return one statement. Raises BadSampleError."""
         left, right = (self.picture(image, row.where, rng, row.texts) for image in row.images)
         ids_T, group = self.tokens(row.statement), row.group if self.has_groups else ""
         return Sample.of(batch.StatementBatch, row, image=left, right=right, ids_T=ids_T, group=group)
@@ -163,11 +161,12 @@ class StatementRows(RowDataset):
 class LabelledRows(RowDataset):
     """Pictures, texts or pairs of both, as task.reads says, with the classes that they belong to."""
 
-    kind = "labels"
+    kind, truth = "labels", "labels"
 
     @classmethod
-    def require(cls, row: Labelled, config: Config) -> None:
-        """Raise BadSampleError if a row has no picture or text, and the task reads it."""
+    def require(cls, row: Labelled, config: Config, *, training: bool) -> None:
+        """Raise BadSampleError if a row lacks what the task reads, in training also labels."""
+        super().require(row, config, training=training)
         reads = cast(ClassificationConfig, config.task).reads
         if reads != "text" and row.image is None:
             raise BadSampleError(row.where, f"no picture, but task.reads is {reads}; of texts alone give --task.reads text")
@@ -175,10 +174,7 @@ class LabelledRows(RowDataset):
             raise BadSampleError(row.where, f"no text, but task.reads is {reads}")
 
     def sample(self, row: Labelled, rng: np.random.Generator) -> Sample:
-        """Return one row. Raises BadSampleError, in training also where the labels are kept back."""
-        if self.training and not row.labels:
-            raise BadSampleError(row.where, "no label to train on")
-        self.require(row, self.config)
+        """Return one row. Raises BadSampleError."""
         reads = cast(ClassificationConfig, self.config.task).reads
         sample = Sample.of(LABELLED[reads], row)
         if reads != "text":

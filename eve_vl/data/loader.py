@@ -38,9 +38,8 @@ def open_sources(
                 raise UserError(f"{spec}: the generated scenes hold no {own}, but {', '.join(SCENES)}")
             sources.append(SCENES[own](split=named[1], image_size=image_size))
         else:
-            options = {name: getattr(data, name) for name in OPTIONS}
-            named = [name for name in ("image", "text", "label") if options[f"{name}_column"] is not None]
-            own = guess_kind(spec, format=data.format, columns=named) if kind == "auto" else kind
+            options = {name: value for name in OPTIONS if (value := getattr(data, name)) is not None}
+            own = guess_kind(spec, format=data.format, options=options) if kind == "auto" else kind
             sources.append(open_source(spec, kind=own, **options, must_be_usable=must_be_usable))
         if not len(sources[-1]):
             raise UserError(f"{spec}: holds no {own}")

@@ -257,8 +257,8 @@ def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
         raise BadSampleError(where, "pixels are 32-bit numbers of unknown range; save it with 8 or 16 bits")
     if is_16_bit or is_16_bit_gray:
         conversions.append("16-bit to 8-bit")
-    is_clear = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
-    if is_clear:
+    has_alpha = {"A", "a"}.intersection(image.getbands()) or "transparency" in image.info
+    if has_alpha and not is_16_bit_gray:
         conversions.append("transparency on white")
     elif image.mode != "RGB" and not is_16_bit_gray:
         name = {"1": "grayscale", "L": "grayscale", "P": "palette"}.get(image.mode, image.mode)
@@ -270,7 +270,7 @@ def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
         if is_16_bit_gray:  # Pillow's own conversion clips at 255
             array[top : top + rows] = (np.asarray(strip).astype(np.int64).clip(0, 65535) >> 8)[:, :, None]
         else:
-            if is_clear:
+            if has_alpha:
                 layer = strip.convert("RGBA")
                 strip = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
             array[top : top + rows] = np.asarray(strip.convert("RGB"))

@@ -183,11 +183,6 @@ class Classification(Classifier[ClassificationConfig]):
         notes = (note,) if most < 2 and config.task.several else ()
         return Prepared(sources=sources, labels=tuple(labels), notes=notes)
 
-    @classmethod
-    def has_truth(cls, row: Any) -> bool:
-        """Whether a row comes with labels."""
-        return bool(row.labels)
-
     @property
     def leaves_unused(self) -> bool:
         """Whether rows hold one modality alone, so that the other's parameters get no gradient."""

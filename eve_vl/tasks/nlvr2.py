@@ -155,11 +155,6 @@ class NLVR2(Classifier[NLVR2Config]):
                 self.paired_head = PairedAttentionHead(D, getattr(config.model, "num_heads", max(D // PAIRED_HEAD_WIDTH, 1)))
         initialize(self, config.model)
 
-    @classmethod
-    def has_truth(cls, row: Any) -> bool:
-        """Whether a statement comes with a label."""
-        return row.label is not None
-
     def forward(self, batch: StatementBatch) -> StepOutput:
         """Return the loss over the two classes plus the weighted balance loss."""
         logits_B2, routers = self.predict(batch)

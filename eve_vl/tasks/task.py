@@ -143,7 +143,7 @@ class Task(nn.Module, Generic[Settings]):
     @classmethod
     def has_truth(cls, row: Any) -> bool:
         """Whether a row says what is right."""
-        return True
+        return cls.dataset.has_truth(row)
 
     @property
     def leaves_unused(self) -> bool:

@@ -163,11 +163,6 @@ class VQA(Classifier[VQAConfig]):
         kept, missing = drop_unanswerable(sources, answers, metrics.normalize)
         return Prepared(sources=kept, labels=tuple(answers), notes=(str(missing),) if missing else ())
 
-    @classmethod
-    def has_truth(cls, row: Any) -> bool:
-        """Whether a question comes with answers."""
-        return bool(row.answers)
-
     def forward(self, batch: QuestionBatch) -> StepOutput:
         """Return the answer loss plus the weighted balance loss."""
         logits_BA, routers = self.predict(batch)

@@ -1,6 +1,6 @@
 """One file per on-disk form, and the kinds of rows; `open_source` finds the form by looking at the path."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,10 @@ def open_source(
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
 
 
-def guess_kind(path: AnyPath, *, format: str = "auto", columns: Sequence[str] = ()) -> str:  # noqa: A002 (the option's name)
+def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] = ()) -> str:  # noqa: A002 (the option's name)
     """Return the kind of rows at `path`, by its columns: the first of KINDS that has such, else captions.
 
-    `columns` are the options that name columns, of image, text and label; a kind without one of these is not meant.
+    A kind that has no use for one of `options`, which name columns such as label_column, is not meant.
     Raises UserError if there is nothing that can be opened.
     """
     spec = paths.parse_spec(path)
@@ -74,7 +74,8 @@ def guess_kind(path: AnyPath, *, format: str = "auto", columns: Sequence[str] = 
     except OSError as error:
         raise UserError(f"{error.filename or spec.path}: {error.strerror or error}") from None
     likely = (_looks_like(table) or "captions", "captions", "labels")
-    return next(kind for kind in likely if KINDS[kind].USUAL.keys() >= {*columns})
+    named = {name.removesuffix("_column") for name in options if name.endswith("_column")}
+    return next(kind for kind in likely if named <= KINDS[kind].USUAL.keys())
 
 
 def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the option's name)

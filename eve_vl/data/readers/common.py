@@ -1,7 +1,6 @@
 """What all readers share: column choice, image paths that stay inside the data, shapes of texts, compact storage."""
 
 import os
-import sys
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from rich.progress import wrap_file
 
 from eve_vl import foreign
 from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.errors import BadSampleError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
@@ -150,8 +149,6 @@ def one_row(where: str) -> Iterator[None]:
     """Turn errors of reading what belongs to one row into its BadSampleError."""
     try:
         yield
-    except UserError as error:
-        raise BadSampleError(where, getattr(error, "reason", str(error))) from None
     except OSError as error:
         raise BadSampleError(where, f"cannot read {error.filename}: {error.strerror or error}") from None
     except ValueError as error:
@@ -180,10 +177,9 @@ def open_long(path: Path, buffering: int = 2**20) -> Iterator[BinaryIO]:
     """Open a file to go through; a long one shows its progress on a terminal. Raises OSError."""
     with foreign.open_ordinary(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size < LONG_BYTES or not sys.stderr.isatty():
+        if size < LONG_BYTES or not (console := Console(stderr=True)).is_terminal:
             yield file
             return
-        console = Console(stderr=True)
         with wrap_file(file, size, description=f"reading {path.name}", console=console, transient=True) as shown:
             yield BufferedReader(cast("BufferedReader", shown), buffering)
 

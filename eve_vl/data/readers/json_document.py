@@ -10,7 +10,7 @@ from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.readers.table import PackedTable, RowColumns
 from eve_vl.errors import UserError
-from eve_vl.foreign import parse_json, read_bytes
+from eve_vl.foreign import read_json
 
 PAIR_NAMES = ("image", "caption")
 
@@ -45,11 +45,8 @@ class JsonTable(PackedTable):
 
 def load_json(path: Path) -> Any:
     """Return a whole JSON document. Raises UserError."""
-    try:
-        with _uncollected():
-            return parse_json(read_bytes(path))
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
+    with _uncollected():
+        return read_json(path, object)
 
 
 @contextmanager

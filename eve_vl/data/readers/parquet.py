@@ -7,7 +7,8 @@ small row groups (about 100 rows) or use tar shards.
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import RowColumns, Table
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.errors import UserError
 from eve_vl.foreign import open_ordinary
 
 if TYPE_CHECKING:
@@ -33,10 +34,15 @@ class ParquetTable(Table):
         self._has_image_root = has_image_root
         blocks, sizes, self._schemas = [], [], []
         for file, path in enumerate(self._paths):
-            schema, lengths = _read_footer(path)
-            self._schemas.append(schema)
-            blocks += [(file, group) for group in range(len(lengths))]
-            sizes += lengths
+            with _reading(path):
+                footer = _open(path)
+                self._schemas.append(footer.schema_arrow)
+                for number in range(footer.metadata.num_row_groups):
+                    group = footer.metadata.row_group(number)
+                    blocks.append((file, number))
+                    sizes.append(group.num_rows)
+                    if not all(0 <= sizes[-1] <= group.column(column).num_values for column in range(group.num_columns)):
+                        raise UserError(f"{path}: damaged: row group {number} cannot have {sizes[-1]} rows; download it again")
         self._starts = np.cumsum([0, *sizes])  # of row groups, over all files
         if not len(self):
             raise UserError(f"{paths[0]}: the table has no rows")
@@ -80,13 +86,9 @@ class ParquetTable(Table):
     def fields(self, index: int, where: str) -> common.Fields:
         """Return the selected fields of a row. Raises BadSampleError."""
         block = self._block(index)
-        table, row = self._table(block, where), index - int(self._starts[block])
-        try:
+        with common.one_row(where), _reading(self._paths[self._files[block]]):
+            table, row = self._table(block), index - int(self._starts[block])
             return {name: table.column(name)[row].as_py() for name in self._columns}
-        except (
-            Exception
-        ) as error:  # of a damaged file or of a value that Python has no type for, pyarrow raises nearly anything
-            raise BadSampleError(where, f"cannot be read ({_first_line(error)})") from None
 
     def _block(self, index: int) -> int:
         return int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -94,17 +96,14 @@ class ParquetTable(Table):
     def _file(self, index: int) -> int:
         return int(self._files[self._block(index)])
 
-    def _table(self, block: int, where: str) -> "pyarrow.Table":
-        """Return the selected columns of a row group. Raises BadSampleError."""
+    def _table(self, block: int) -> "pyarrow.Table":
+        """Return the selected columns of a row group."""
         if block in self._cache:
             self._cache.move_to_end(block)
             return self._cache[block]
-        try:
-            file = _open(self._paths[self._files[block]])
-            # no threads: they do not survive the fork of loader workers, which are parallel already
-            table = file.read_row_group(int(self._groups[block]), columns=self._columns, use_threads=False)
-        except Exception as error:
-            raise BadSampleError(where, f"cannot read its row group: {_first_line(error)}") from None
+        file = _open(self._paths[self._files[block]])
+        # no threads: they do not survive the fork of loader workers, which are parallel already
+        table = file.read_row_group(int(self._groups[block]), columns=self._columns, use_threads=False)
         self._cache[block] = table
         while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
             self._cache.popitem(last=False)
@@ -117,32 +116,21 @@ def _open(path: Path) -> Any:
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'") from None
-    try:
+    with _reading(path):
         open_ordinary(path).close()  # which must come first: pyarrow would wait for a pipe
         return parquet.ParquetFile(path, pre_buffer=False)
-    except Exception as error:
-        raise _unreadable(path, error) from None
 
 
-def _read_footer(path: Path) -> tuple["pyarrow.Schema", list[int]]:
-    """Return the columns, and how many rows each row group has. Raises UserError."""
-    file = _open(path)
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises on damaged files and on values that Python has no type for, nearly anything, to a UserError."""
     try:
-        groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-        for group in groups:  # a damaged number of rows would be gone through, however large
-            if not all(0 <= group.num_rows <= group.column(column).num_values for column in range(group.num_columns)):
-                raise ValueError(f"a row group claims {group.num_rows} rows and has others")
-        return file.schema_arrow, [group.num_rows for group in groups]
+        yield
+    except UserError:
+        raise
     except Exception as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not a readable Parquet file ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path}: not a readable Parquet file ({reason})") from None
 
 
 def _item_type(column: Any) -> str:

@@ -193,21 +193,17 @@ class PackedTable(Table):
     def pack(self, rows: Iterable[Fields | str], columns: RowColumns) -> None:
         """Keep these columns of each row, or the reason why there is no row."""
 
-        def values(row: Fields | str) -> list[object] | str:
+        def packed(row: Fields | str) -> str:
             if isinstance(row, str):
-                return row
+                return json.dumps(row)
             if missing := [name for name in columns.required if name not in row]:
-                return f"no field '{missing[0]}' (fields: {', '.join(row) or 'none'})"
-            return [row.get(name) for name in columns.used]
+                return json.dumps(f"no field '{missing[0]}' (fields: {', '.join(row) or 'none'})")
+            try:
+                return json.dumps([row.get(name) for name in columns.used])
+            except RecursionError:
+                return json.dumps("not valid JSON (nested too deeply)")
 
         self.wanted = columns.used
-
-        def packed(row: Fields | str) -> str:
-            try:
-                return json.dumps(values(row))
-            except RecursionError:
-                return '"not valid JSON (nested too deeply)"'
-
         self._rows = common.PackedStrings.pack(map(packed, rows))
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@ in a file beside the shard, if that folder can be written to.
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -27,7 +28,7 @@ INDEX_VERSION = 2
 IMAGE, TEXT, JSON = 0, 2, 4  # columns of `Shard.spans`; each is an offset, with the size after it
 COLUMNS = dict.fromkeys(common.IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
 ABSENT = -1
-DIGEST_SIZE = 32
+DIGEST_SIZE = 64  # of blake2b
 MAX_NAME_BYTES = 2**20  # of a long name or attributes; more is damage
 
 
@@ -110,32 +111,14 @@ def _index(path: Path) -> Shard:
     saved = path.with_name(path.name + INDEX_SUFFIX)
     with suppress(OSError):  # absent, or too large to be true: a row takes more room in the tar
         data = read_bytes(saved, max(stat.st_size, 2**20))
-        if data[:DIGEST_SIZE] == _digest(stamp + data[DIGEST_SIZE:]):
-            return _unpack(data[DIGEST_SIZE:])
-    shard = _scan(path)
-    content = _pack(shard)
+        if data[:DIGEST_SIZE] == hashlib.blake2b(stamp + data[DIGEST_SIZE:]).digest():  # nobody else's, and not damaged
+            with np.load(io.BytesIO(data[DIGEST_SIZE:])) as arrays:
+                return Shard(arrays["spans"], common.PackedStrings(arrays["blob"], arrays["ends"]))
+    shard, file = _scan(path), io.BytesIO()
+    np.savez(file, spans=shard.spans, blob=shard.keys.blob, ends=shard.keys.ends)
     with suppress(OSError):  # a read-only or full disk: the index in memory does
-        write_file(saved, _digest(stamp + content) + content)
+        write_file(saved, hashlib.blake2b(stamp + file.getvalue()).digest() + file.getvalue())
     return shard
-
-
-def _digest(data: bytes) -> bytes:
-    """Return what tells an index of this tar from any other and from a damaged one."""
-    return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
-
-
-def _pack(shard: Shard) -> bytes:
-    """Return an index as bytes: the number of rows, spans, and the keys."""
-    arrays = (np.array([len(shard.spans)]), shard.spans, shard.keys.ends, shard.keys.blob)
-    return b"".join(array.tobytes() for array in arrays)
-
-
-def _unpack(data: bytes) -> Shard:
-    """Return the index that `_pack` made bytes of."""
-    num_rows = int(np.frombuffer(data, np.int64, 1)[0])
-    numbers = np.frombuffer(data, np.int64, 1 + 6 * num_rows + num_rows + 1)[1:]
-    spans, ends = numbers[: 6 * num_rows].reshape(-1, 6), numbers[6 * num_rows :]
-    return Shard(spans, common.PackedStrings(np.frombuffer(data, np.uint8, offset=8 * (1 + len(numbers))), ends))
 
 
 def _scan(path: Path) -> Shard:
