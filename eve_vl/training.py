@@ -23,6 +23,7 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.device import pick_device
+from eve_vl.train.facts import record
 from eve_vl.train.lock import locked
 from eve_vl.train.log import BAD_SAMPLES, BadSamples
 from eve_vl.train.trainer import Trainer
@@ -85,6 +86,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         config.out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             write_file(config.out / name, text)
+        record(config.out, device)
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "model": {"config", "errors"},
     "objectives": set(),
     "metrics": set(),
-    "train": {"config", "errors", "files"},
+    "train": {"__init__", "config", "cpu", "errors", "files", "foreign"},
     "tasks": {"config", "errors", "data", "model", "objectives", "metrics", "train"},
     "loading": {"config", "errors", "data", "tasks", "train"},
     "seeds": {"cpu"},

@@ -8,8 +8,9 @@ from markupsafe import Markup
 
 from eve_vl.report.charts import Series, constant, line_chart
 from eve_vl.report.html import percent
+from eve_vl.train.log import TIMING
 
-BESIDES = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", "samples_per_second", "loader_share"}
+BESIDES = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", *TIMING}
 
 
 @dataclass(frozen=True, kw_only=True)
