@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated, to_dict
+from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, flat, generated, to_dict
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
@@ -96,6 +96,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         new, note = start_from(config, task)
         notes += [*_data_notes(config), note]
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes)
+    trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
         (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
@@ -241,18 +242,10 @@ def check_out_folder(config: Config, must_resume: bool) -> None:
         raise UserError(
             f"{config.out}: holds a run of recipe {old.recipe!r}, not {config.recipe!r}; choose another folder with --out"
         )
-    before, now = _flat(to_dict(old)), _flat(to_dict(config))
+    before, now = flat(to_dict(old)), flat(to_dict(config))
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed := [name for name in changed if name not in OPERATIONAL]:
         raise UserError(
             f"{config.out}: holds a run with other values of {', '.join(changed)}; "
             "give the same flags to go on, or choose another folder with --out"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return values by names such as `train.steps`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -24,7 +24,7 @@ def test_each_start_is_recorded(tmp_path: Path, monkeypatch):
     assert first["command"] == "eve pretrain tiny --out 'with space'"
     assert (first["torch"], first["python"]) == (torch.__version__, platform.python_version())
     assert first["started"] <= second["started"]
-    assert first["memory"] > 2**28 and first["cores"] >= 1 and first["processor"]
+    assert first["memory_gib"] > 0.5 and first["cores"] >= 1 and first["processor"]
     for damaged in ("[", "{}", "[1, null]"):
         (tmp_path / facts.ENVIRONMENT).write_text(damaged)
         assert facts.read_environment(tmp_path) == []

@@ -28,7 +28,7 @@ from eve_vl.config.tasks import (
     VQAConfig,
 )
 from eve_vl.config.train import TrainConfig, layer_decay
-from eve_vl.config.values import from_dict, to_dict
+from eve_vl.config.values import flat, from_dict, to_dict
 from eve_vl.errors import UserError
 
 

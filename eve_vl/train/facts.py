@@ -25,23 +25,16 @@ PACKAGE = Path(eve_vl.__file__).parent
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """Return what this process runs on and with. memory: bytes. commit: "" unless the package lies in a working tree of its
+    """Return what this process runs on and with. commit: "" unless the package lies in a working tree of its
     own, and ends in -dirty where that has changes."""
-    program = Path(sys.argv[0]).name
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["eve" if program == "__main__.py" else program, *sys.argv[1:]]),
-        "processor": _processor(),
-        "cores": usable_cores(),
-        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "processes": distributed.world_size(),
-        "os": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "eve_vl": eve_vl.__version__,
-        "commit": _commit(),
-    }
+    program, memory = Path(sys.argv[0]).name, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    command = shlex.join(["eve" if program == "__main__.py" else program, *sys.argv[1:]])
+    start = {"started": datetime.now(UTC).isoformat(timespec="seconds"), "command": command}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    machine = {"processor": _processor(), "cores": usable_cores(), "memory_gib": round(memory / 2**30, 1), "device": name}
+    versions = {"os": platform.platform(), "python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"eve_vl": eve_vl.__version__, "commit": _commit()}
+    return start | machine | {"processes": distributed.world_size()} | versions
 
 
 def record(run: Path, device: torch.device) -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +31,11 @@ TIMING = ("samples_per_second", "loader_share", "core_seconds")
 def read_log(run: Path) -> list[dict]:
     """Return the rows of a run's log, oldest first."""
     return _read_rows(run / LOG)
+
+
+def read_bad_samples(run: Path) -> dict[str, str]:
+    """Return why rows could not be used, by where they are."""
+    return {row["where"]: row["reason"] for row in _read_rows(run / BAD_SAMPLES)}
 
 
 def _read_rows(path: Path) -> list[dict]:
@@ -86,6 +93,20 @@ class RunLog:
             self.progress.update(self.progress.task_ids[0], completed=step, note=text)
         else:
             self.say(f"{kind:5} {step:>{len(str(self.num_steps))}}/{self.num_steps}  {text}{self._eta(step, kind)}")
+
+    def show(self, step: int, shown: Mapping[str, np.ndarray | str]) -> None:
+        """Show pictures, uint8 (H, W, 3), and texts in TensorBoard."""
+        for name, value in shown.items():
+            if isinstance(value, str):
+                self.board.add_text(name, value, step)
+            else:
+                self.board.add_image(name, value, step, dataformats="HWC")
+
+    def hparams(self, config: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
+        """Keep the config's numbers, texts and switches beside the numbers of the end in TensorBoard."""
+        if self.enabled:
+            plain = {name: value for name, value in config.items() if isinstance(value, str | int | float)}
+            self.board.add_hparams(plain, {f"hparams/{name}": value for name, value in numbers.items()}, run_name=".")
 
     def _eta(self, step: int, kind: str) -> str:
         if kind != "train" or step <= self.first_step:
