@@ -1,7 +1,10 @@
 """What makes small models fast on shared cores. Imports no torch, because some of it works only before torch does."""
 
 import ctypes
+import multiprocessing
 import os
+import time
+from contextlib import suppress
 
 MALLOC = {"MMAP_THRESHOLD": (-3, 1 << 30), "TRIM_THRESHOLD": (-1, (1 << 31) - 1), "TOP_PAD": (-2, 64 << 20)}
 """glibc's names of what `keep_memory` sets, mallopt's numbers for them, and the values (bytes)."""
@@ -10,6 +13,15 @@ MALLOC = {"MMAP_THRESHOLD": (-3, 1 << 30), "TRIM_THRESHOLD": (-1, (1 << 31) - 1)
 def usable_cores() -> int:
     """Return how many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def core_seconds() -> float:
+    """Return how long cores have worked for this process and for those that it has started, as the loader's workers."""
+    total = sum(os.times()[:4])  # of others: those that have ended
+    for child in multiprocessing.active_children():
+        with suppress(OSError):  # only Linux makes the clock of a process out of its number, as clock_getcpuclockid does
+            total += time.clock_gettime((~(child.pid or 0) << 3) | 2)
+    return total
 
 
 def keep_memory() -> None:

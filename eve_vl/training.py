@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated, to_dict
+from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, flat, generated, to_dict
 from eve_vl.config.code import origins
 from eve_vl.data.dataset import Subset
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
@@ -26,6 +26,7 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.device import pick_device
+from eve_vl.train.facts import record
 from eve_vl.train.lock import locked
 from eve_vl.train.log import BAD_SAMPLES, BadSamples
 from eve_vl.train.trainer import Trainer
@@ -98,8 +99,10 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     if distributed.is_main():  # a start that came to nothing leaves nothing
         for name, text in texts.items():
             write_file(config.out / name, text)
+        record(config.out, device)
     skip = config.data.skip_broken_val
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
+    trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
         (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
@@ -244,18 +247,10 @@ def check_out_folder(config: Config, must_resume: bool) -> None:
         raise UserError(
             f"{config.out}: holds a run of recipe {old.recipe!r}, not {config.recipe!r}; choose another folder with --out"
         )
-    before, now = _flat(to_dict(old)), _flat(to_dict(config))
+    before, now = flat(to_dict(old)), flat(to_dict(config))
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed := [name for name in changed if name not in OPERATIONAL]:
         raise UserError(
             f"{config.out}: holds a run with other values of {', '.join(changed)}; "
             "give the same flags to go on, or choose another folder with --out"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return values by names such as `train.steps`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -15,7 +15,7 @@ from eve_vl.recipes import get_recipe
 from eve_vl.report import write_report
 from eve_vl.training import train
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 SVG_EMPTY = {"line", "polyline", "circle"}  # written with a closing slash
 
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "model": {"config", "errors"},
     "objectives": set(),
     "metrics": set(),
-    "train": {"config", "errors", "files", "foreign", "metrics"},
+    "train": {"__init__", "config", "cpu", "errors", "files", "foreign", "metrics"},
     "tasks": {"config", "errors", "data", "model", "objectives", "metrics", "train"},
     "loading": {"config", "errors", "foreign", "data", "tasks", "train"},
     "seeds": {"cpu"},

@@ -9,7 +9,7 @@ import torch
 
 from eve_vl.config import config_to_json
 from eve_vl.loading import load_run, read_config
-from eve_vl.train.log import read_log
+from eve_vl.train.log import TIMING, read_log
 
 COMPAT = Path(__file__).parent / "compat"
 NUMBERS = sorted(COMPAT.glob("*.evaluate.json"))
@@ -19,7 +19,7 @@ SHAPES = """
     --task.decoder-num-heads 2 --tokenizer.vocab-size 261 --data.num-workers 0 --data.val-samples 20 --train.dtype float32
     --train.steps 6 --train.save-every 3 --train.val-every 3 --train.log-every 1
 """
-NOT_COMPARED = ("kind", "samples_per_second", "loader_share")
+NOT_COMPARED = ("kind", *TIMING)
 
 
 def test_there_is_a_folder_of_each_kind_of_run():

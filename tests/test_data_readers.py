@@ -304,7 +304,7 @@ def test_options_without_meaning_are_refused(root: Path):
     (root / "images" / "red.txt").write_text("red")
     for option in ("image_root", "image_column", "text_column"):
         with pytest.raises(UserError, match=rf"{option} \(--data.{option.replace('_', '-')}\) has no meaning for a folder"):
-            open_source(root / "images", **{option: str(root)})
+            open_source(root / "images", **{option: str(root)})  # pyright: ignore[reportArgumentType]
 
 
 def test_relative_paths_survive_a_change_of_folder(root: Path, monkeypatch: pytest.MonkeyPatch):

@@ -71,7 +71,7 @@ def test_pictures_of_any_table(root: Path, name: str):
     assert all(isinstance(row, Picture) for row in rows_of(source))
     for option in ("text_column", "label_column"):
         with pytest.raises(UserError, match=rf"{option} .* has no meaning for pictures alone; leave it out"):
-            open_source(root / name, kind="pictures", **{option: "caption"})
+            open_source(root / name, kind="pictures", **{option: "caption"})  # pyright: ignore[reportArgumentType]
 
 
 def test_pictures_of_tar_shards(root: Path):
@@ -165,11 +165,11 @@ def test_files_of_no_texts(tmp_path: Path):
 def test_options_of_no_use_for_texts(tmp_path: Path, option: str):
     (tmp_path / "t.txt").write_text("a text\n")
     with pytest.raises(UserError, match=rf"{option} .* has no meaning for a text file; leave it out"):
-        open_source(tmp_path / "t.txt", kind="texts", **{option: str(tmp_path)})
+        open_source(tmp_path / "t.txt", kind="texts", **{option: str(tmp_path)})  # pyright: ignore[reportArgumentType]
     write_jsonl(tmp_path / "t.jsonl", [{"text": "a text"}])
     if option != "text_column":
         with pytest.raises(UserError, match=rf"{option} .* has no meaning for texts alone; leave it out"):
-            open_source(tmp_path / "t.jsonl", kind="texts", **{option: str(tmp_path)})
+            open_source(tmp_path / "t.jsonl", kind="texts", **{option: str(tmp_path)})  # pyright: ignore[reportArgumentType]
 
 
 def test_texts_of_tables(root: Path):

@@ -227,4 +227,4 @@ def test_tar_mistakes(tmp_path: Path):
 def test_tar_has_no_use_for(tmp_path: Path, option: str):
     path = write_tar(tmp_path / "x.tar", COLORS)
     with pytest.raises(UserError, match=rf"{option} .* has no meaning for tar shards"):
-        open_source(path, **{option: str(tmp_path)})
+        open_source(path, **{option: str(tmp_path)})  # pyright: ignore[reportArgumentType]

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from two_process_runs import SAVED, STEPS
 
+from eve_vl.train.log import TIMING
+
 HERE = Path(__file__).parent
 
 
@@ -29,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 
 def rows(run: Path) -> list[dict]:
     found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in row if name not in ("samples_per_second", "loader_share")} for row in found]
+    return [{name: row[name] for name in row if name not in TIMING} for row in found]
 
 
 def test_a_killed_run_goes_on_bit_for_bit(folder: Path):

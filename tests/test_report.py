@@ -1,6 +1,7 @@
 """The report: one self-contained, well-formed file that shows what the model really does."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from eve_vl.loading import LoadedRun, load_run
 from eve_vl.metrics.certainty import from_json
 from eve_vl.model.moe import Router
 from eve_vl.report import write_report
-from eve_vl.report.html import number, percent
+from eve_vl.report.html import counted, number, percent
 from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.routing import routing_of
 from eve_vl.report.task import TaskReport
@@ -280,7 +281,10 @@ def test_parts_that_a_run_lacks(tmp_path: Path, tokenizer: Path, part, there, mi
 def test_rows_alone_have_a_page(tmp_path: Path, tokenizer: Path, rows, other, number):
     page = Page(trained(tiny(tmp_path / "run", tokenizer, data={"rows": rows}, task={f"{other}_weight": 0.0})))
     assert number in page.text and "wrong" not in page.text.partition("eve pretrain tiny")[0]
-    assert page.ids == ["numbers", "curves", "routing", "config"]
+    shown = {"pictures": "pictures", "texts": "captions"}[rows]
+    assert page.ids == ["numbers", "curves", shown, "routing", "config"]
+    assert len(page.pictures) == {"pictures": 8 * 3, "texts": 0}[rows]
+    assert ("Masked texts" in page.text) == (rows == "texts")
 
 
 def test_partners_told_apart(tmp_path: Path, tokenizer: Path):
@@ -334,14 +338,25 @@ def test_header_says_how_long_it_took_and_what_was_rejected(run: Path, tmp_path:
     shutil.copytree(run, copy)
     rows = [{"kind": "train", "step": step, "lr": 1.0, "samples_per_second": 2.0} for step in (100, 3000)]
     (copy / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (copy / "bad_samples.jsonl").write_text("".join(f'{{"where": "row {row}", "reason": "b"}}\n' for row in range(3)))
+    bad = [{"where": f"rows.jsonl:{row}", "reason": f"<b>reason {row}"} for row in range(25)]
+    (copy / "bad_samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bad))
     page = Page(write_report(copy))
     batch_size = load_run(run).config.train.batch_size
     minutes = 3000 * batch_size / 2 / 60
     assert f"training took{minutes // 60:.0f} h {minutes % 60:.0f} min" in page.text
-    assert "rejected rows3 (bad_samples.jsonl)" in page.text
+    assert "rejected rows25 (bad_samples.jsonl)" in page.text
+    assert "25 rows could not be used; the first 20 are here" in page.text
+    assert "rows.jsonl:19<b>reason 19" in page.text and "rows.jsonl:20" not in page.text
     assert "a copyrecipetinystep" in page.text
-    assert "training took" in Page(run / "report.html").text
+    (copy / "bad_samples.jsonl").write_text(json.dumps(bad[0]) + "\n")
+    assert "1 row could not be usedrows.jsonl:0" in Page(write_report(copy)).text
+    own = Page(run / "report.html").text
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    cores = sum(row["core_seconds"] for row in rows if row["kind"] == "train")
+    assert re.search(rf"training took\d+ s \({re.escape(counted(cores, 'core-second'))}\)", own)
+    (start,) = json.loads((run / "environment.json").read_text())
+    for name, value in start.items():
+        assert f"{name}{value}" in own or not value, name
     assert "rejected rows" not in Page(run / "report.html").text
 
 

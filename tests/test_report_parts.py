@@ -19,9 +19,10 @@ from tiny_runs import tiny_run, write_run
 from eve_vl.cli import VERBS
 from eve_vl.config import Config, EncoderOnlyConfig, TaskConfig, from_dict, kinds_of, to_dict
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.metrics.certainty import Estimate
 from eve_vl.recipes import get_recipe
 from eve_vl.report import charts, write_report
-from eve_vl.report.html import TEMPLATES, Choice, counted, draw, number, percent, points, scientific
+from eve_vl.report.html import TEMPLATES, Choice, counted, draw, interval, number, percent, points, scientific
 from eve_vl.report.masked_signal import HiddenToken, Piece, ShownPair, caption_pieces
 from eve_vl.report.page import command_line
 from eve_vl.report.retrieval import chance_recall
@@ -72,9 +73,10 @@ def test_numbers():
     assert [scientific(value) for value in (0, 1e-3, 5e-4, 20)] == ["0", "1×10⁻³", "5×10⁻⁴", "2×10¹"]
     assert (percent(0.44005), percent(float("nan"))) == ("44.0 %", "–")
     assert [points(value) for value in (0.5, -0.041, float("nan"))] == ["+50.0", "−4.1", "–"]
-    assert [counted(count, "match", "matches") for count in (1, 3, 1.5, 12000)] == [
-        *("1 match", "3 matches", "1.5 matches", "12,000 matches"),
+    assert [counted(count, "match", "matches") for count in (1, 3, 1.5, 12000, 1.0, 0)] == [
+        *("1 match", "3 matches", "1.5 matches", "12,000 matches", "1 match", "0 matches"),
     ]
+    assert [counted(count, "row") for count in (1, 2)] == ["1 row", "2 rows"]
     small, large = (
         draw("macros.html", "picture", pixels=np.zeros((side, side, 3), np.uint8), alt="a picture") for side in (48, 224)
     )
@@ -90,11 +92,12 @@ def test_templates_escape_what_they_are_given():
     )
     shown = {evil: np.zeros((2, 2, 3), np.uint8)}
     pieces = (Piece(text=evil, starts_word=True, is_hidden=True), Piece(text=evil, starts_word=True, is_hidden=False))
-    pair = ShownPair(where=evil, pieces=pieces, rebuilding=shown, wrong_caption=evil, guessing=shown, hidden=(token,))
+    texts = {"where": evil, "caption": evil, "wrong_caption": evil}
+    pair = ShownPair(**texts, pieces=pieces, rebuilding=shown, guessing=shown, hidden=(token,))
     settings = SimpleNamespace(mim_weight=1, mlm_weight=1, joint_masking=True, normalize_targets=True)
     settings.image_mask_ratio = settings.text_mask_ratio = 0.5
     for macro, count in (("pictures", 6), ("captions", 8)):
-        drawn = draw("masked_signal.html", macro, pairs=[pair], settings=settings)
+        drawn = draw("masked_signal.html", macro, pairs=[pair], settings=settings, rows="pairs")
         assert "<script" not in drawn
         assert drawn.unescape().count(evil) == count
     bars = charts.bar_chart(evil, [evil], [(evil, [0.5])], level=(evil, 0.2), show=percent, axis=evil)
@@ -145,6 +148,30 @@ def test_a_single_point_is_seen():
     assert [style for style, _ in radii] == ["c0", "ref ref0", "c1", "c1"]
     assert [float(radius) for _, radius in radii[:2]] == [5, 5]
     assert all(float(radius) < 4 for _, radius in radii[2:])
+
+
+def test_a_chart_of_single_points_is_its_values():
+    """Dots in an empty frame would say less."""
+    lines = [
+        charts.Series(name="a", points=[(20, 0.5)]),
+        charts.Series(name="b", points=[(20, 0.25)]),
+        charts.Series(name="c", points=[(0, 1), (20, 1)], is_reference=True),
+    ]
+    chart = charts.line_chart("x", lines, show=percent)
+    assert "<svg" not in chart and "at one step, 20." in chart
+    assert re.findall(r"<dt>(\w)</dt><dd>([\d.]+) %</dd>", chart) == [("a", "50.0"), ("b", "25.0"), ("c", "100.0")]
+
+
+def test_numbers_that_know_how_sure_they_are():
+    estimate = Estimate(0.5, n=1200, low=0.47, high=0.53, method="wilson")
+    card = draw("macros.html", "share", name="acc", value=estimate, sentence="")
+    assert "<strong>50.0 %</strong>" in card and "<small>47.0 % to 53.0 %, n 1,200</small>" in card
+    assert "<small>" not in draw("macros.html", "share", name="acc", value=0.5, sentence="")
+    rows = [{"kind": "val", "step": 1, "acc": 0.5, "text": "unknown", "certainty": {"acc": estimate.certainty()}}]
+    run = SimpleNamespace(config=SimpleNamespace(data=SimpleNamespace(val_samples=9)), step=1, task=None)
+    values = TaskReport(run).measured(rows).values  # pyright: ignore[reportArgumentType]
+    assert isinstance(values["acc"], Estimate) and set(values) == {"acc"}
+    assert interval(values["acc"], percent) == "47.0 % to 53.0 %, n 1,200"
 
 
 def test_names_of_bars_do_not_run_into_each_other():

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from eve_vl.train.checkpoint import read_best
+from eve_vl.train.log import TIMING
 
 FLAGS = ("--train.steps", "10", "--train.save-every", "5", "--train.val-every", "5", "--train.log-every", "1")
 NOISE = ("--model.dropout", "0.1", "--model.drop-path", "0.2", "--data.flip", "--train.accumulation", "2")
@@ -27,7 +28,7 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a if a[key].isfinite().all()), name
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
     for a, b in zip(*logs, strict=True):
-        for timing in ("samples_per_second", "loader_share"):
+        for timing in TIMING:
             a.pop(timing, None)
             b.pop(timing, None)
         assert a == b

@@ -14,7 +14,7 @@ from test_train_best import CONFIG, Guess, Numbers, endless, scored, step_folder
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train.log import BadSamples, read_log
+from eve_vl.train.log import TIMING, BadSamples, read_log
 from eve_vl.train.trainer import StepOutput, StoppedError, Trainer
 
 SCORES = scored(0.1, 0.2, 0.3, 0.4)
@@ -55,7 +55,7 @@ def fit(run: Path, task: nn.Module, batches: Iterator, config: TrainConfig, note
 
 
 def rows(run: Path) -> list[dict]:
-    return [{name: row[name] for name in row if name not in ("samples_per_second", "loader_share")} for row in read_log(run)]
+    return [{name: row[name] for name in row if name not in TIMING} for row in read_log(run)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -94,11 +94,12 @@ def test_the_speed_of_a_window_counts_the_time_before_the_stop(tmp_path: Path):
     with pytest.raises(StoppedError):
         fit(tmp_path / "run", Noisy(0), stopping(7, signal.SIGTERM), config)
     kept = load_file(step_folder(tmp_path / "run", 7) / "rng_0.safetensors")
-    steps, seconds, _ = kept["meter./counts"].tolist()
-    assert (steps, seconds > 0) == (7, True)
+    steps, seconds, _, cores = kept["meter./counts"].tolist()
+    assert (steps, seconds > 0, cores > 0) == (7, True, True)
     fit(tmp_path / "run", Noisy(1), endless(), config)
     (row,) = (row for row in read_log(tmp_path / "run") if row["kind"] == "train")
     assert row["samples_per_second"] < 8 / seconds
+    assert row["core_seconds"] >= cores
 
 
 def test_nohup_keeps_its_meaning(tmp_path: Path):

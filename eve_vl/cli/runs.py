@@ -46,10 +46,10 @@ class InspectArgs:
 class ReportArgs:
     """Flags of `eve report`."""
 
-    run: Positional[Path]
-    """Run folder."""
+    runs: Positional[tuple[Path, ...]]
+    """Run folder; of several, or of a folder of runs, the page compares them."""
     out: Path | None = None
-    """File to write; default: report.html in the run folder."""
+    """File to write; default: report.html in the run folder, or comparison.html in the folder that the runs lie in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +126,17 @@ def run_inspect(argv: Sequence[str]) -> None:
 
 
 def run_report(argv: Sequence[str]) -> None:
-    """Write a self-contained HTML page about a run: eve report RUN [flags]."""
+    """Write a self-contained HTML page about a run, or one that compares runs: eve report RUN|FOLDER … [flags]."""
     args = parse(ReportArgs, argv, "eve report", run_report.__doc__)
     check_writable(args.out)
-    from eve_vl.report import write_report
+    if not args.runs:
+        raise UserError("name a run folder, several, or a folder of runs")
+    from eve_vl.report import find_runs, write_comparison, write_report
 
-    say(f"report: {write_report(args.run, args.out)}")
+    runs = find_runs(args.runs)
+    is_one = len(runs) == 1 and args.runs == (runs[0],)
+    page = write_report(runs[0], args.out) if is_one else write_comparison(runs, args.out)
+    say(f"report: {page}")
 
 
 def run_export(argv: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from eve_vl.config.tasks import (
     VQAConfig,
 )
 from eve_vl.config.train import TrainConfig, layer_decay
-from eve_vl.config.values import UnknownKindError, from_dict, read_value, to_dict
+from eve_vl.config.values import UnknownKindError, flat, from_dict, read_value, to_dict
 from eve_vl.errors import UserError
 
 

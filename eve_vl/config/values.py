@@ -38,6 +38,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(config)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of `to_dict` by names such as `train.steps`."""
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        named |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return named
+
+
 def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = "") -> Any:
     """Rebuild a config from `to_dict`; a key that an older version did not write takes its default.
 

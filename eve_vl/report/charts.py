@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from eve_vl.report.html import draw, number
 
+NUM_COLORS = 6  # of lines; more lines share them
 MAX_POINTS = 120  # per line; longer logs are averaged in windows
 Points = list[tuple[float, float]]
 Show = Callable[[float], str]
@@ -57,14 +58,18 @@ def line_chart(
     show: Show = number,
     from_zero: bool = False,
     mark: int | None = None,
+    axis: str = "step",
 ) -> Markup:
-    """Return a <figure> of lines over steps, or nothing when there is no point to draw.
+    """Return a <figure> of lines over steps, numbers where each line has one point only, nothing without any.
 
     show: how values are written. from_zero: the value axis starts at 0. mark: step of a vertical line, the checkpoint.
+    axis: what the points lie over.
     """
     lines = [(each, points) for each in series if (points := thin(each.points))]
     if all(each.is_reference for each, _ in lines):
         return Markup("")
+    if all(len(points) == 1 for each, points in lines if not each.is_reference):
+        return draw("charts.html", "values", title=title, note=note, lines=lines, show=show, axis=axis)
     values = [y for _, points in lines for _, y in points]
     y_ticks = ticks(min([*values, 0]) if from_zero else min(values), max(values))
     written = [show(tick) for tick in y_ticks]
@@ -83,7 +88,8 @@ def line_chart(
         lines=[(style, each.name, points) for style, (each, points) in zip(styles, lines, strict=True)],
         show=show,
         mark=mark,
-        bands=_bands(x_end, [line for line in lines if not (line[0].is_reference and len(line[1]) == 2)], show),
+        axis=axis,
+        bands=_bands(x_end, [line for line in lines if not (line[0].is_reference and len(line[1]) == 2)], show, axis),
     )
 
 
@@ -142,10 +148,10 @@ class Frame:
 def _styles(series: Sequence[Series]) -> list[str]:
     """Colours for lines, in order; grey dashes, of different lengths, for references."""
     colored, grey = itertools.count(), itertools.count()
-    return [f"ref ref{next(grey)}" if each.is_reference else f"c{next(colored)}" for each in series]
+    return [f"ref ref{next(grey)}" if each.is_reference else f"c{next(colored) % NUM_COLORS}" for each in series]
 
 
-def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show) -> list[tuple[float, float, str]]:
+def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show, axis: str) -> list[tuple[float, float, str]]:
     """Return start, end and text of one band per step, as wide as the gap to its neighbours; it lists every line's value."""
     at_step: dict[float, list[str]] = {}
     for each, points in lines:
@@ -153,5 +159,5 @@ def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show) -> 
             at_step.setdefault(x, []).append(f"{each.name}: {show(y)}")
     steps = sorted(at_step)
     edges = [0, *((a + b) / 2 for a, b in itertools.pairwise(steps)), x_end]
-    hints = ["\n".join([f"step {step:.0f}", *at_step[step]]) for step in steps]
+    hints = ["\n".join([f"{axis} {step:.4g}" if step % 1 else f"{axis} {step:.0f}", *at_step[step]]) for step in steps]
     return list(zip(edges, edges[1:], hints, strict=False))

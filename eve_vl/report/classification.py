@@ -27,7 +27,7 @@ class ClassificationReport(ClassifierReport):
     task: Classification
     name = "classification"
     title, template = "Labels", "classification.html"
-    rows = "rows"
+    row = "row"
     heat_for = "the first label"
     losses: ClassVar[tuple[Loss, ...]] = (
         Loss(term="classification", title="Label loss", note="Cross-entropy, of several labels summed over the list, in nats."),

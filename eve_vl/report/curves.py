@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from eve_vl.report.charts import Series, constant, line_chart
 from eve_vl.report.html import percent
+from eve_vl.train.log import TIMING
 
-BESIDES = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", "samples_per_second", "loader_share"}
+BESIDES = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", *TIMING}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,4 +63,22 @@ class Curves:
 
 def points_of(log: Sequence[dict], kind: str, name: str) -> list[tuple[float, float]]:
     """Return (step, value) of one number in the rows of a kind."""
-    return [(row["step"], row[name]) for row in log if row["kind"] == kind and name in row]
+    return [(row["step"], row[name]) for row in log if row["kind"] == kind and isinstance(row.get(name), float | int)]
+
+
+def clock(log: Sequence[dict], batch_size: int) -> tuple[list[int], list[float]]:
+    """Return the steps in a log, from 0, and how many seconds of training it took to reach each, validation not counted."""
+    steps, seconds = [0], [0.0]
+    for row in log:
+        if row["kind"] == "train" and row.get("samples_per_second", 0) > 0:
+            seconds.append(seconds[-1] + (row["step"] - steps[-1]) * batch_size / row["samples_per_second"])
+            steps.append(row["step"])
+    return steps, seconds
+
+
+def over(log: Sequence[dict], batch_size: int, axis: str) -> list[dict]:
+    """Return a log whose `step` is what lies on an axis: the step, the pairs seen by then, or the minutes of training."""
+    if axis == "minutes":
+        steps, seconds = clock(log, batch_size)
+        return [row | {"step": float(np.interp(row["step"], steps, seconds)) / 60} for row in log]
+    return [row | {"step": row["step"] * (batch_size if axis == "pairs" else 1)} for row in log]

@@ -8,7 +8,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
+
+from eve_vl.metrics.certainty import Estimate
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -56,9 +58,15 @@ def png(pixels_HWC: np.ndarray) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def counted(count: float, one: str, many: str) -> str:
-    """Return a number with its noun: 1 match, 3 matches, 1.5 matches."""
-    return f"{count:,} {one if count == 1 else many}" if count == int(count) else f"{number(count)} {many}"
+def counted(count: float, one: str, many: str = "") -> str:
+    """Return a number with its noun: 1 match, 3 matches, 1.5 matches. many: default: with an s."""
+    text = f"{count:,.0f}" if count == int(count) else number(count)
+    return f"{text} {one if count == 1 else many or f'{one}s'}"
+
+
+def interval(value: float, show: Callable[[float], str]) -> str:
+    """Return the 95 % interval and n of a number that knows them, nothing of another. show: how values are written."""
+    return f"{show(value.low)} to {show(value.high)}, n {value.n:,}" if isinstance(value, Estimate) else ""
 
 
 def percent(share: float) -> str:
@@ -94,5 +102,5 @@ def scientific(value: float) -> str:
 TEMPLATES = Environment(
     loader=PackageLoader("eve_vl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-TEMPLATES.filters |= {each.__name__: each for each in (png, counted, percent, number, points, scientific)}
-TEMPLATES.globals |= {each.__name__: each for each in (percent, scientific, math.isfinite)} | {"nan": math.nan}
+TEMPLATES.filters |= {each.__name__: each for each in (png, counted, interval, percent, number, points, scientific)}
+TEMPLATES.globals |= {each.__name__: each for each in (percent, number, scientific, math.isfinite)} | {"nan": math.nan}

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import MaskedSignalConfig
-from eve_vl.data.batch import PairBatch
+from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.loading import LoadedRun
-from eve_vl.model.embed import hide, patchify, to_pictures
+from eve_vl.model.embed import hide, to_pictures
 from eve_vl.report.curves import Loss
 from eve_vl.report.html import Choice, Section, draw
-from eve_vl.report.task import TaskReport, best_choices
+from eve_vl.report.task import Example, TaskReport, best_choices
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
 NUM_GUESSES = 5
@@ -40,7 +40,8 @@ class HiddenToken:
 
     truth: str
     guesses: list[Choice]
-    wrong_picture: Choice
+    wrong_picture: Choice | None
+    """None where texts have no pictures."""
     truth_probability: float
     """With the right picture."""
     truth_probability_wrong_picture: float
@@ -48,9 +49,10 @@ class HiddenToken:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownPair:
-    """One validation pair."""
+    """One validation row: a pair, a picture or a text."""
 
     where: str
+    caption: str
     pieces: tuple[Piece, ...]
     rebuilding: dict[str, np.ndarray]
     """Pictures by name, uint8 (H, W, 3), of the pass that rebuilds; empty where it is not trained."""
@@ -65,7 +67,7 @@ class MaskedSignalReport(TaskReport):
 
     name = "masked_signal"
     title, template = "Pictures and captions", "masked_signal.html"
-    rows = "pairs"
+    row = "pair"
     passes = " (masked as in validation)"
     num_each = 8
     losses: ClassVar[tuple[Loss, ...]] = (
@@ -78,72 +80,87 @@ class MaskedSignalReport(TaskReport):
     def __init__(self, run: LoadedRun):
         super().__init__(run)
         if run.config.data.rows != "pairs":  # rows without partners have only what any task has
-            self.template, self.rows, self.passes = TaskReport.template, TaskReport.rows, TaskReport.passes
+            self.template, self.row, self.passes = TaskReport.template, run.config.data.rows[:-1], TaskReport.passes
 
     def evidence(self, num_each: int) -> list[Section]:
-        """Return the sections of pictures and of captions; none of rows without partners."""
-        if self.task.leaves_unused:
-            return []
-        pairs = self.pairs(num_each)
+        """Return the sections of pictures and of captions, as far as the rows hold them."""
+        rows = self.run.config.data.rows
+        values = {"pairs": self.pairs(num_each), "settings": self.task.settings, "rows": rows}
+        titles = [("pictures", "Pictures"), ("captions", "Masked texts" if rows == "texts" else "Masked captions")]
+        shown = {"pictures": titles[:1], "texts": titles[1:]}.get(rows, titles)
+        return [Section(name=name, title=title, body=draw("masked_signal.html", name, **values)) for name, title in shown]
+
+    def compared(self, num: int) -> list[Example]:
+        """Return what the model makes of rows of validation data: the rebuilt picture, the first guess for each token."""
         return [
-            Section(name=name, title=title, body=draw("masked_signal.html", name, pairs=pairs, settings=self.task.settings))
-            for name, title in (("pictures", "Pictures"), ("captions", "Masked captions"))
+            Example(
+                where=pair.where,
+                pictures={name: pair.rebuilding[name] for name in ("original", "masked") if name in pair.rebuilding},
+                text=pair.caption,
+                choices=[
+                    dataclasses.replace(token.guesses[0], text=f"{token.truth} → {token.guesses[0].text}")
+                    for token in pair.hidden
+                ],
+                made={name: pair.rebuilding[name] for name in ("rebuilt",) if name in pair.rebuilding},
+            )
+            for pair in self.pairs(num)
         ]
 
     @torch.inference_mode()
     def pairs(self, num_pairs: int) -> list[ShownPair]:
-        """Return what the model makes, in float32, of pairs spread evenly over its validation data."""
+        """Return what the model makes, in float32, of rows spread evenly over its validation data."""
         batch = next(self.batches(self.dataset(num_pairs)))
-        assert batch.wrong is not None
-        wrong, patch_size, task = batch.wrong, self.run.config.input.patch_size, self.task
-        joint = task.settings.joint_masking
-        patches_BPX, wrong_BPX = task.patches(batch), patchify(wrong.pixels(), patch_size)
+        task, texts = self.task, batch if isinstance(batch, MaskedTexts) else None
+        wrong = batch.wrong if isinstance(batch, PairBatch) else None
         passes: dict[str, Tensor] = {}
-        if task.settings.mim_weight:
-            passes = {
-                "original": patches_BPX,
-                "masked": hide(patches_BPX, batch.hidden_BM),
-                "rebuilt": task.rebuild(batch),
-                "wrong caption": task.rebuild(batch.with_text_of(wrong)),
-            }
-        seen = {"picture": patches_BPX, "wrong picture": wrong_BPX}
-        seen = {name: hide(patches, batch.hidden_BM) if joint else patches for name, patches in seen.items()}
-        rebuilding = {name: to_pictures(patches, patch_size) for name, patches in passes.items()}
-        guessing = {name: to_pictures(patches, patch_size) for name, patches in seen.items()}
-        hidden = self.guesses(batch) if task.settings.mlm_weight else [[] for _ in batch.where]
+        seen: dict[str, Tensor] = {}
+        if isinstance(batch, MaskedPictures):
+            patches_BPX = task.patches(batch)
+            masked_BPX = hide(patches_BPX, batch.hidden_BM)
+            if task.settings.mim_weight:
+                passes = {"original": patches_BPX, "masked": masked_BPX, "rebuilt": task.rebuild(batch)}
+            if isinstance(batch, PairBatch) and wrong is not None:
+                passes |= {"wrong caption": task.rebuild(batch.with_text_of(wrong))} if passes else {}
+                seen = {"picture": patches_BPX, "wrong picture": task.patches(wrong)}
+            if task.settings.joint_masking:
+                seen = {name: hide(patches, batch.hidden_BM) for name, patches in seen.items()}
+        size = self.run.config.input.patch_size
+        rebuilding, guessing = ({name: to_pictures(each, size) for name, each in made.items()} for made in (passes, seen))
+        hidden = self.guesses(texts) if task.settings.mlm_weight and texts else [[] for _ in batch.where]
         return [
             ShownPair(
                 where=where,
-                pieces=caption_pieces(self.run.tokenizer, *_real_tokens(batch, row)),
+                caption=self.run.tokenizer.decode(_real_tokens(texts, row)[0]) if texts else "",
+                pieces=caption_pieces(self.run.tokenizer, *_real_tokens(texts, row)) if texts else (),
                 rebuilding={name: made[row] for name, made in rebuilding.items()},
-                wrong_caption=self.run.tokenizer.decode(_real_tokens(wrong, row)[0]),
+                wrong_caption=self.run.tokenizer.decode(_real_tokens(wrong, row)[0]) if wrong is not None else "",
                 guessing={name: made[row] for name, made in guessing.items()},
                 hidden=tuple(hidden[row]),
             )
             for row, where in enumerate(batch.where)
         ]
 
-    def guesses(self, batch: PairBatch) -> list[list[HiddenToken]]:
-        """Return per pair its hidden tokens in reading order, guessed with the right and with the wrong picture."""
-        assert batch.wrong is not None
-        joint, tokenizer = self.task.settings.joint_masking, self.run.tokenizer
-        wrong = dataclasses.replace(batch, images_BCHW=batch.wrong.images_BCHW)
+    def guesses(self, batch: MaskedTexts) -> list[list[HiddenToken]]:
+        """Return per row its hidden tokens in reading order, guessed with the right and, of pairs, with the wrong picture."""
+        joint, tokenizer, beside = self.task.settings.joint_masking, self.run.tokenizer, [batch]
+        if isinstance(batch, PairBatch) and batch.wrong is not None:
+            beside.append(dataclasses.replace(batch, images_BCHW=batch.wrong.images_BCHW))
         probabilities = [
-            self.task.predict_tokens(self.task.encode(pairs, keep=joint, mask=True), batch).float().softmax(-1).cpu()
-            for pairs in (batch, wrong)
+            self.task.predict_tokens(self.task.encode(rows, keep=joint, mask=True), batch).float().softmax(-1).cpu()
+            for rows in beside
         ]
         hidden: list[list[HiddenToken]] = [[] for _ in batch.where]
         rows, columns = batch.is_masked_BT.nonzero(as_tuple=True)
         truths = batch.ids_BT[rows, columns].tolist()
-        for row, truth, right_V, wrong_V in zip(rows.tolist(), truths, *probabilities, strict=True):
-            first, second = (best_choices(each_V, NUM_GUESSES, tokenizer.word, truth.__eq__) for each_V in (right_V, wrong_V))
+        for row, truth, *each_V in zip(rows.tolist(), truths, *probabilities, strict=True):
+            first, *others = (best_choices(one_V, NUM_GUESSES, tokenizer.word, truth.__eq__) for one_V in each_V)
             hidden[row].append(
                 HiddenToken(
                     truth=tokenizer.word(truth),
                     guesses=first,
-                    wrong_picture=second[0],
-                    truth_probability=right_V[truth].item(),
-                    truth_probability_wrong_picture=wrong_V[truth].item(),
+                    wrong_picture=others[0][0] if others else None,
+                    truth_probability=each_V[0][truth].item(),
+                    truth_probability_wrong_picture=each_V[-1][truth].item(),
                 )
             )
         return hidden
@@ -163,6 +180,6 @@ def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_hidden: Sequence
     return tuple(pieces)
 
 
-def _real_tokens(batch: PairBatch, row: int) -> tuple[list[int], list[bool]]:
+def _real_tokens(batch: MaskedTexts, row: int) -> tuple[list[int], list[bool]]:
     real_T = ~batch.is_padding_BT[row]
     return batch.ids_BT[row][real_T].tolist(), batch.is_masked_BT[row][real_T].tolist()

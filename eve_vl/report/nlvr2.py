@@ -24,7 +24,7 @@ class NLVR2Report(ClassifierReport):
     task: NLVR2
     name = "nlvr2"
     title, template = "Statements", "nlvr2.html"
-    rows = "statements"
+    row = "statement"
     heat_for = "the statement being true"
     losses: ClassVar[tuple[Loss, ...]] = (
         Loss(term="nlvr2", title="Verdict loss", note="Cross-entropy of true or false, in nats."),

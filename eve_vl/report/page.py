@@ -15,12 +15,13 @@ from eve_vl.files import write_file
 from eve_vl.inspect import inspect_run
 from eve_vl.loading import LoadedRun, load_run, read_config
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
-from eve_vl.report.curves import Curves
+from eve_vl.report.curves import Curves, clock
 from eve_vl.report.html import Section, document, draw
 from eve_vl.report.routing import routing_section
 from eve_vl.report.task import task_report
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
-from eve_vl.train.log import BAD_SAMPLES, read_bad_samples, read_log
+from eve_vl.train.facts import read_environment
+from eve_vl.train.log import read_bad_samples, read_log
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -50,8 +51,9 @@ def run_page(run: LoadedRun) -> str:
             counts = [sum(map(len, part)) for part in report.sources]
             measured = report.measured(curves.log)
             values = {"measured": measured, "remarks": run.task.remarks(measured.values), "shown": report.numbers(measured)}
-            numbers = Section(name="numbers", title="Numbers", body=draw("run_sections.html", "numbers", **values))
-            routing = routing_section(report.routing(), curves, config, report.rows + report.passes)
+            body = draw("run_sections.html", "numbers", verdict=report.verdict(measured), **values)
+            numbers = Section(name="numbers", title="Numbers", body=body)
+            routing = routing_section(report.routing(), curves, config, report.row, report.passes)
             sections = [numbers, drawn, *report.evidence(report.num_each), routing]
         except UserError as error:  # the data may be out of reach here; what the run folder tells is still worth a page
             problem = f"The validation data cannot be read here, so numbers, examples and routing are left out: {error}"
@@ -64,7 +66,7 @@ def run_page(run: LoadedRun) -> str:
         config=config,
         problem=problem,
         notes=[row["text"] for row in curves.log if row["kind"] == "note"],
-        **_facts(run, folder, curves.log, counts),
+        **run_facts(run, curves.log, counts),
     )
 
 
@@ -73,30 +75,22 @@ def run_folder(run: LoadedRun) -> Path:
     return run.folder.parent if run.folder.name == BEST else run.folder.parents[1]
 
 
-def _facts(run: LoadedRun, folder: Path, log: Sequence[dict], counts: Sequence[int | None]) -> dict[str, Any]:
-    """Return what the top of the page says besides the config. counts: rows of training and of validation data, if known."""
-    config, is_best = run.config, run.folder.name == BEST
+def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] = (None, None)) -> dict[str, Any]:
+    """Return what a page says of a run besides its config. counts: rows of training and of validation data, if known."""
+    folder, config, is_best = run_folder(run), run.config, run.folder.name == BEST
     reached = [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)] if is_best else []
-    rejected = len(read_bad_samples(folder))
     return {
+        "step": run.step,
         "is_best": is_best,
         "is_unfinished": max([run.step, *reached]) < config.train.steps,
         "saved": datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC),
-        "duration": _duration(log, config.train.batch_size),
+        "duration": clock(log, config.train.batch_size)[1][-1],
+        "core_seconds": sum(row.get("core_seconds", 0) for row in log if row["kind"] == "train"),
+        "environment_of": read_environment(folder),
         "inspection": inspect_run(run.folder),
         "sources": list(zip(("training data", "validation data"), (config.data.train, config.data.val), counts, strict=True)),
-        "rejected": {"file": BAD_SAMPLES, "num": rejected} if rejected else None,
+        "rejected": read_bad_samples(folder),
     }
-
-
-def _duration(log: Sequence[dict], batch_size: int) -> float:
-    """Return how many seconds the steps in the log took, validation not counted; 0 if it does not say."""
-    seconds, before = 0.0, 0
-    for row in log:
-        if row["kind"] == "train" and row.get("samples_per_second", 0) > 0:
-            seconds += (row["step"] - before) * batch_size / row["samples_per_second"]
-            before = row["step"]
-    return seconds
 
 
 def config_section(config: Config) -> Section:

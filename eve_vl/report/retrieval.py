@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from eve_vl.metrics import retrieval as metrics
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
 from eve_vl.report.html import Section
-from eve_vl.report.task import Measured, TaskReport, pixels_of
+from eve_vl.report.task import Example, Measured, TaskReport, pixels_of
 from eve_vl.tasks.retrieval import Index, Retrieval
 
 RECALLS = (1, 5, 10)
@@ -66,7 +66,7 @@ class RetrievalReport(TaskReport):
 
     name = "retrieval"
     title, template = "Search", "retrieval.html"
-    rows = "pairs"
+    row = "pair"
     passes = " (pictures alone, texts alone, and matched)"
     num_each = 3
     losses: ClassVar[tuple[Loss, ...]] = CONTRAST_LOSSES
@@ -88,6 +88,19 @@ class RetrievalReport(TaskReport):
         by_text, by_picture = self.searches(dataset, num_each)
         body = self.draw("searches", dataset=dataset, by_text=by_text, by_picture=by_picture)
         return [Section(name=self.name, title=self.title, body=body)]
+
+    @torch.inference_mode()
+    def compared(self, num: int) -> list[Example]:
+        """Return what texts find."""
+        dataset: SearchSet = self.dataset(NUM_SEARCHED, for_evaluation=True)
+        examples = []
+        for query in self._queries(self.task.index(self.batches(dataset)), dataset, by_text=True)[:num]:
+            names = [f"{rank} {'✓' if right else '✗'}" for rank, right in enumerate(query.is_match, start=1)]
+            made: Any = {name: hit.picture for name, hit in zip(names, query.hits, strict=True)}
+            true: Any = {"true": query.truth.picture}
+            text = query.item.text
+            examples.append(Example(where=f"{query.item.where}: {text}", pictures=true, text=text, made=made))
+        return examples
 
     @property
     def num_reranked(self) -> int:

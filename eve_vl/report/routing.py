@@ -64,9 +64,10 @@ def routing_charts(routing: Routing, config: Config) -> list[Markup]:
     return charts
 
 
-def routing_section(routing: Routing, curves: Curves, config: Config, rows: str) -> Section:
-    """Return which experts serve which modality. rows: what was looked at."""
+def routing_section(routing: Routing, curves: Curves, config: Config, row: str, passes: str = "") -> Section:
+    """Return which experts serve which modality. row: what people call what was looked at. passes: words on how."""
     blocks, charts = expert_blocks(routing, config), routing_charts(routing, config) if routing.shares_ME else []
     E = routing.shares_ME[0].shape[1] if charts else 1
-    values = {"num_rows": routing.num_rows, "rows": rows, "blocks": blocks, "curves": curves, "E": E, "ln_E": math.log(E)}
+    values = {"num_rows": routing.num_rows, "row": row, "passes": passes, "blocks": blocks, "curves": curves}
+    values |= {"E": E, "ln_E": math.log(E)}
     return Section(name="routing", title="Routing", body=draw("routing.html", "routing", charts=charts, **values))

@@ -6,7 +6,7 @@ Letters: B batch, H height, W width.
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,15 +15,16 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from eve_vl import evaluation
 from eve_vl.config import define, kinds_of
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluate_run
 from eve_vl.loading import LoadedRun
+from eve_vl.metrics.certainty import estimates_of
 from eve_vl.report.curves import Curves, Loss
-from eve_vl.report.html import Choice, Section, draw
+from eve_vl.report.html import Choice, Section, counted, draw
 from eve_vl.report.routing import Routing, routing_of
 from eve_vl.tasks.look import HeatMap
 
@@ -51,8 +52,8 @@ class TaskReport:
     """Of the task; also the anchor of the section with its examples."""
     title: str = "Examples"
     """Of that section."""
-    rows: str = "rows"
-    """What people call its rows."""
+    row: str = "row"
+    """What people call one of its rows."""
     passes: str = ""
     """Words on what the routers are shown of these."""
     template: str = "task.html"
@@ -102,12 +103,13 @@ class TaskReport:
         num_samples, step = self.run.config.data.val_samples, self.run.step
         for row in reversed(log):
             if row["kind"] == "val" and row["step"] <= step:
-                values = {name: value for name, value in row.items() if name not in ("kind", "step")}
+                numbers = {name: value for name, value in row.items() if name != "step" and isinstance(value, float | int)}
+                values = estimates_of(numbers, row.get("certainty", {}))
                 where = "the run's validation data" + ", the last time before this checkpoint" * (row["step"] < step)
                 return Measured(values=values, step=row["step"], where=where, num_samples=num_samples)
         num_samples = min(num_samples, NUM_MEASURED)
-        values = evaluate_run(self.run, num_samples, self.sources[1])
-        where = f"at most {num_samples} validation {self.rows}"
+        values = evaluation.evaluate_run(self.run, num_samples, self.sources[1])
+        where = f"at most {counted(num_samples, f'validation {self.row}')}"
         return Measured(values=values, step=step, where=where, num_samples=num_samples)
 
     def numbers(self, measured: Measured) -> Markup:
@@ -121,6 +123,19 @@ class TaskReport:
     def evidence(self, num_each: int) -> list[Section]:
         """Return sections that show the run at work on a few rows. num_each: examples of a kind."""
         return []
+
+    def compared(self, num: int) -> "list[Example]":
+        """Return what the run makes of `num` rows of its validation data: the same rows for every run on the same data."""
+        return []
+
+    def verdict(self, measured: Measured) -> str:
+        """Return what the numbers say and how sure it is, in a sentence."""
+        return getattr(self.task, "verdict", lambda _: "")(measured.values)
+
+    def scores(self, measured: Measured) -> Mapping[str, float]:
+        """Return how well each row of validation data is done, by its name; higher is better."""
+        evaluate_rows = getattr(evaluation, "evaluate_rows", lambda *_: ({}, {}))
+        return evaluate_rows(self.run, measured.num_samples, self.sources[1])[1]
 
     def draw(self, macro: str, **values: Any) -> Markup:
         """Return what a macro of the task's template makes of values and of the report itself."""
@@ -151,16 +166,18 @@ def task_report(run: LoadedRun) -> TaskReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A row with what a classifier makes of it."""
+    """A row with what a run makes of it."""
 
     where: str
     pictures: Mapping[str, np.ndarray]
     """uint8 (H, W, 3), by what to call them; may be empty."""
     text: str
     """May be empty."""
-    choices: Sequence[Choice]
-    """Best first."""
-    truth: str
+    choices: Sequence[Choice] = ()
+    """Best first, or one for each thing to guess."""
+    made: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Pictures that the run has made or found."""
+    truth: str = ""
     """For people to read; "" where it is kept back."""
     kind: str = ""
     """Kinds are shown in turns."""
@@ -181,10 +198,14 @@ class ClassifierReport(TaskReport):
         """Return what the model makes of the rows of a batch."""
         raise NotImplementedError
 
+    @torch.inference_mode()
+    def compared(self, num: int) -> list[Example]:
+        """Return what the model makes of rows of validation data."""
+        return [example for batch in self.batches(self.dataset(num)) for example in self.examples(batch)]
+
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of right and wrong examples."""
-        with torch.inference_mode():
-            seen = [example for batch in self.batches(self.dataset(NUM_SEEN)) for example in self.examples(batch)]
+        seen = self.compared(NUM_SEEN)
         verdicts = {"Right": True, "Wrong": False}
         if all(example.is_right is None for example in seen):
             verdicts, num_each = {"Truth kept back": None}, 2 * num_each

@@ -22,7 +22,7 @@ class VQAReport(ClassifierReport):
     task: VQA
     name = "vqa"
     title, template = "Questions", "vqa.html"
-    rows = "questions"
+    row = "question"
     heat_for = "the first answer"
     losses: ClassVar[tuple[Loss, ...]] = (
         Loss(term="vqa", title="Answer loss", note="Binary cross-entropy of the answers, summed over the list."),

@@ -35,6 +35,7 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import TokenHead
 from eve_vl.model.pixel_decoder import PixelDecoder
 from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
+from eve_vl.tasks.glimpse import glimpse
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Evaluated, Routers, Sizes, Task, pair_tokens
 from eve_vl.tasks.verdict import Against
@@ -216,6 +217,7 @@ class MaskedSignalTask(Task[Settings]):
         Against("mim_mse", PATCHES, "mim_mse_mean_baseline", "painting the mean of the neighbours", lower=True),
         Against("mim_mse", PATCHES, "mim_mse_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
     )
+    glimpse = glimpse
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -281,7 +283,7 @@ class MaskedSignalTask(Task[Settings]):
         """Return logits (M, V) of the masked tokens alone, in the order of batch.is_masked_BT."""
         return self.token_head(encoded.text_BTD[batch.is_masked_BT])
 
-    def rebuild(self, batch: PairBatch) -> Tensor:
+    def rebuild(self, batch: MaskedPictures) -> Tensor:
         """Return the patches (B, P, X) with the hidden ones predicted, the others as they were.
 
         Where targets are normalised per patch, predictions are scaled back with the hidden patches' true mean and standard

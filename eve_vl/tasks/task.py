@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +33,7 @@ from eve_vl.train.trainer import StepOutput
 
 Settings = TypeVar("Settings", bound=TaskConfig)
 Routers = list[list[RouterStats]]
+NUM_GLIMPSED = 4
 PAIR = ("pixels", "ids", "is_padding")
 FIELDS = {"pixels": "images_BCHW", "left": "images_BCHW", "right": "right_BCHW", "ids": "ids_BT", "is_padding": "is_padding_BT"}
 
@@ -226,6 +228,11 @@ class Task(nn.Module, Generic[Settings]):
             return f"{self.main_metric} {ours:.3f} ({ours.margin}), without a baseline to compare it with"
         return "; ".join(said)
 
+    def glimpse(self, batch: Any, tokenizer: Tokenizer) -> Mapping[str, np.ndarray | str]:
+        """Return what people can look at while it trains, by name: a picture (uint8, (H, W, 3)) or a text that shows what the
+        model makes of the first rows of an evaluation batch. Draws nothing at random and talks to no other process."""
+        return {}
+
     def prediction_file(self, examples: Sequence[Any]) -> str:
         """Return the file that the official server takes."""
         raise NotImplementedError
@@ -320,6 +327,10 @@ class Classifier(Task[Settings]):
     def examples_of(self, batch: Any) -> list[Any]:
         """Return what the model makes of the rows of a batch."""
         raise NotImplementedError
+
+    def glimpse(self, batch: Any, tokenizer: Tokenizer) -> Mapping[str, np.ndarray | str]:
+        """Return what the model makes of the first rows."""
+        return {"examples": "\n\n".join(map(str, self.examples_of(batch)[:NUM_GLIMPSED]))}
 
     def order(self, example: Any) -> Any:
         """Return what examples are sorted by."""

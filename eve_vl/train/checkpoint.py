@@ -42,7 +42,7 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 STEP = re.compile(r"step_([0-9]{8,18})")
 METER = "meter."  # what names in rng_*.safetensors begin with that are sums of the open log window
-COUNTS = "/counts"  # steps, seconds and seconds of loading, among a meter's terms
+COUNTS = "/counts"  # steps, seconds, seconds of loading and of cores, among a meter's terms
 PLAIN = {torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}
 
 
@@ -305,8 +305,8 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     if rng:  # a run that goes on with more processes starts their generators anew
         try:
             for name, value in state["meter"].items():
-                low, shape = (0, (3,)) if name == COUNTS else (-math.inf, ())
-                if value.shape != shape or not (low <= value.min() <= value.max() < math.inf):
+                low, shapes = (0, ((4,), (3,))) if name == COUNTS else (-math.inf, ((),))  # older runs did not count cores
+                if value.shape not in shapes or not (low <= value.min() <= value.max() < math.inf):
                     raise ValueError(f"{name} is no sum over the open log window")
             set_rng_state(rng)
         except (KeyError, IndexError, ValueError, TypeError, RuntimeError, OverflowError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from eve_vl.config import TrainConfig
+from eve_vl.cpu import core_seconds
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.files import write_file
 from eve_vl.foreign import is_of, parse_json, read_bytes, read_json, reading
@@ -26,6 +28,8 @@ from eve_vl.train.optim import learning_rate
 LOG = "log.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
 HUGE = 1e100  # nothing that training counts is larger: such a number in a log is damage
+TIMING = ("samples_per_second", "loader_share", "core_seconds")
+"""Numbers of training that differ from one time to the next."""
 
 
 def read_log(run: Path) -> list[dict]:
@@ -108,13 +112,27 @@ class RunLog:
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
-        hidden = ("seconds", "lr")
+        hidden = ("core_seconds", "lr")
         shown = {name: value for name, value in values.items() if "/" not in name and name not in hidden}
         text = "  ".join(f"{name} {value:.4g}{getattr(value, 'spread', '')}" for name, value in shown.items())
         if self.progress is not None and kind == "train":
             self.progress.update(self.progress.task_ids[0], completed=step, note=text)
         else:
             self.say(f"{kind:5} {step:>{len(str(self.num_steps))}}/{self.num_steps}  {text}{self._eta(step, kind)}")
+
+    def show(self, step: int, shown: Mapping[str, np.ndarray | str]) -> None:
+        """Show pictures, uint8 (H, W, 3), and texts in TensorBoard."""
+        for name, value in shown.items():
+            if isinstance(value, str):
+                self.board.add_text(name, value, step)
+            else:
+                self.board.add_image(name, value, step, dataformats="HWC")
+
+    def hparams(self, config: Mapping[str, Any], numbers: Mapping[str, float]) -> None:
+        """Keep the config's numbers, texts and switches beside the numbers of the end in TensorBoard."""
+        if self.enabled:
+            plain = {name: value for name, value in config.items() if isinstance(value, str | int | float)}
+            self.board.add_hparams(plain, {f"hparams/{name}": value for name, value in numbers.items()}, run_name=".")
 
     def _eta(self, step: int, kind: str) -> str:
         if kind != "train" or step <= self.first_step:
@@ -182,12 +200,14 @@ def _bad_rows(reasons: Mapping[str, str]) -> str:
 
 
 class Meter:
-    """Averages terms and measures speed from one log line to the next; time spent on validation and saving does not count."""
+    """Averages terms and measures speed from one log line to the next; time spent on validation and saving does not count, but
+    as work of the cores."""
 
     def __init__(self) -> None:
         self.terms: dict[str, Tensor] = {}
         self.num_steps = 0
         self.loading_seconds = 0.0
+        self.cores_start = core_seconds()
         self.seconds = 0.0
         self.start = time.perf_counter()
 
@@ -199,14 +219,15 @@ class Meter:
         """Return the sums of this window, for `restore`; empty if it has no steps yet."""
         if not self.num_steps:
             return {}
-        counts = [self.num_steps, time.perf_counter() - self.start, self.loading_seconds]
+        seconds = time.perf_counter() - self.start
+        counts = [self.num_steps, seconds, self.loading_seconds, core_seconds() - self.cores_start]
         return {name: value.cpu() for name, value in self.terms.items()} | {COUNTS: torch.tensor(counts, dtype=torch.float64)}
 
     def restore(self, state: dict[str, Tensor], device: torch.device) -> None:
         """Undo `state`."""
         if COUNTS in state:
-            steps, self.seconds, self.loading_seconds = state[COUNTS].tolist()
-            self.num_steps = int(steps)
+            steps, self.seconds, self.loading_seconds, *cores = state[COUNTS].tolist()
+            self.num_steps, self.cores_start = int(steps), self.cores_start - sum(cores)  # older states have none
             self.terms = {name: value.to(device) for name, value in state.items() if name != COUNTS}
 
     @contextlib.contextmanager
@@ -230,13 +251,15 @@ class Meter:
         self.num_steps += 1
 
     def result(self, config: TrainConfig, step: int) -> dict[str, float]:
-        """Return the averages of this window over all processes."""
+        """Return the averages of this window over all processes, and how long all of their cores worked for it."""
         seconds = max(time.perf_counter() - self.start, 1e-9)
         names = sorted(self.terms)
         means = distributed.sum_over_processes(torch.stack([self.terms[name] for name in names]))
+        cores = torch.tensor(core_seconds() - self.cores_start, dtype=torch.float64)
         means = (means / (self.num_steps * distributed.world_size())).tolist()
         return dict(zip(names, means, strict=True)) | {
             "lr": learning_rate(step - 1, config),
             "samples_per_second": self.num_steps * config.batch_size / seconds,
             "loader_share": self.loading_seconds / seconds,
+            "core_seconds": distributed.sum_over_processes(cores).item(),
         }

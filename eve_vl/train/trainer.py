@@ -13,10 +13,11 @@ Of a batch: `to(device)`, `where` (the names of its rows) and `skipped` (the err
 
 import contextlib
 import itertools
+import json
 import math
 import signal
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import TrainConfig
+from eve_vl.config import TrainConfig, flat
 from eve_vl.errors import UserError
 from eve_vl.files import write_file
 from eve_vl.train import checkpoint, distributed
@@ -79,6 +80,7 @@ class Trainer:
         self.meter = Meter()
         self.step = 0
         self.best: dict[str, float] | None = None
+        self.glimpse: Callable[[Any], Mapping[str, Any]] = lambda _: {}  # what to show of a batch of validation
 
     @property
     def samples_consumed(self) -> int:
@@ -130,7 +132,9 @@ class Trainer:
         """
         log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=distributed.is_main())
         with contextlib.closing(log), _stop_signals() as stop:
-            return self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
+            numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
+            log.hparams(flat(json.loads(self.texts.get("config.json", "{}"))), numbers)
+            return numbers
 
     def _loop(
         self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: list[int]
@@ -180,7 +184,7 @@ class Trainer:
 
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
         try:
-            numbers = self.evaluate(val_loader)
+            numbers = self.evaluate(val_loader, log)
         except UserError:
             if distributed.world_size() == 1:  # of several processes, those that met no bad row are not here
                 self.save()
@@ -252,11 +256,16 @@ class Trainer:
             f"weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
         )
 
-    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the task's numbers on a loader. Raises UserError if a row could not be used, unless they may be skipped."""
+    def evaluate(self, loader: Iterable[Any], log: RunLog | None = None) -> dict[str, float]:
+        """Return the task's numbers on a loader, and show its first batch in a log. Raises UserError if a row could not be
+        used, unless they may be skipped."""
         skipped = [] if self.skip_broken else None
         with evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches:
-            return self.task.evaluate(batches) | num_skipped(skipped)
+            first = list(itertools.islice(batches, 1))
+            if log is not None and log.enabled and first:
+                with torch.no_grad():
+                    log.show(self.step, self.glimpse(first[0]))
+            return self.task.evaluate(itertools.chain(first, batches)) | num_skipped(skipped)
 
 
 def num_skipped(skipped: list[Any] | None) -> dict[str, float]:

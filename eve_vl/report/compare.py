@@ -1,0 +1,148 @@
+"""The page that compares runs: numbers with their intervals, cost, what differs in their configs, curves, the same rows."""
+
+import itertools
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Console
+
+from eve_vl.config import Config, flat, to_dict
+from eve_vl.errors import UserError
+from eve_vl.loading import load_run
+from eve_vl.metrics import certainty
+from eve_vl.report.charts import line_chart
+from eve_vl.report.curves import Curves, Loss, over
+from eve_vl.report.html import Section, document, draw
+from eve_vl.report.page import run_facts, run_folder, write_page
+from eve_vl.report.task import Example, Measured, task_report
+from eve_vl.train.checkpoint import BEST, CHECKPOINTS
+from eve_vl.train.log import LOG, read_log
+
+NUM_EXAMPLES = 6
+AXES = ("step", "pairs", "minutes")
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """What a run brings to a comparison."""
+
+    name: str
+    config: Config
+    facts: Mapping[str, Any]
+    log: Sequence[dict]
+    losses: Sequence[Loss]
+    measured: Measured | None = None
+    verdict: str = ""
+    examples: Mapping[str, Example] = field(default_factory=dict)
+    """By where the row is."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """How well each row of validation is done, by its name."""
+    problem: str = ""
+    """Why there is no more to show."""
+
+
+def find_runs(paths: Iterable[Path]) -> list[Path]:
+    """Return the runs that are named or lie in folders that are named, up to two levels down; whatever else is named too."""
+    found: list[Path] = []
+    for path in paths:
+        below = [folder for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
+        found += [path] if _is_run(path) else below or [path]
+    return list(dict.fromkeys(found))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / LOG).is_file() or any((folder / name).is_dir() for name in (BEST, CHECKPOINTS))
+
+
+def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page that compares runs and return its path; default: comparison.html in the folder that they all lie in.
+
+    A run that cannot be read is named on the page and on stderr. Raises UserError if none can be read.
+    """
+    folder = Path(os.path.commonpath([run.resolve().parent for run in runs]))
+    arms, unreadable = [], {}
+    for run in runs:
+        name = str(run.resolve().relative_to(folder))
+        try:
+            arms.append(read_arm(run, name))
+        except (UserError, OSError) as error:
+            unreadable[name] = str(error)
+            Console(stderr=True, highlight=False, soft_wrap=True).print(f"eve: warning: left out: {error}", markup=False)
+    if not arms:
+        raise UserError(f"none of the {len(runs)} runs can be read; the first: {next(iter(unreadable.values()))}")
+    return write_page(out or folder / "comparison.html", comparison_page(folder.name, arms, unreadable))
+
+
+def read_arm(folder: Path, name: str) -> Arm:
+    """Return what a run brings to a comparison; its weights are not kept. Raises UserError if it cannot be read."""
+    run = load_run(folder)
+    log, report = read_log(run_folder(run)), task_report(run)
+    arm = Arm(name=name, config=run.config, facts=run_facts(run, log), log=log, losses=report.losses)
+    if run.config.task.has_numbers:
+        try:
+            arm.measured = report.measured(log)
+            arm.verdict = report.verdict(arm.measured)
+            arm.examples = {example.where: example for example in report.compared(NUM_EXAMPLES)}
+            arm.scores = report.scores(arm.measured)
+        except UserError as error:  # its data may be out of reach here
+            arm.problem = str(error)
+    return arm
+
+
+def comparison_page(name: str, arms: Sequence[Arm], unreadable: Mapping[str, str]) -> str:
+    """Return the HTML of the page; runs of different tasks are compared in groups."""
+    groups: dict[str, list[Arm]] = defaultdict(list)
+    for arm in arms:
+        groups[arm.config.task.name].append(arm)
+    sections = []
+    for task, group in groups.items():
+        parts = {"numbers": paired(group), "config": differences(group), "curves": curves(group), "rows": same_rows(group)}
+        for part, found in parts.items():
+            title = f"{task}: {part}" if len(groups) > 1 else part.capitalize()
+            body = draw("compare_sections.html", part, arms=group, found=found)
+            sections.append(Section(name=f"{task}-{part}", title=title, body=body))
+    return document("compare.html", sections, name=name, groups=groups, unreadable=unreadable)
+
+
+def paired(arms: Sequence[Arm]) -> list[tuple[str, str, certainty.Estimate]]:
+    """Return, of each two runs that share rows, by how much the first does a row better."""
+    pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if a.scores.keys() & b.scores.keys()]
+    return [(a.name, b.name, certainty.paired(a.scores, b.scores)) for a, b in pairs]  # pyright: ignore
+
+
+def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
+    """Return the fields of the configs that differ, but the folder, each with the values of all runs; None: it has no such."""
+    values = [flat(to_dict(arm.config)) for arm in arms]
+    fields = {name: [each.get(name) for each in values] for name in dict.fromkeys(itertools.chain(*values)) if name != "out"}
+    return {name: each for name, each in fields.items() if len({json.dumps(value) for value in each}) > 1}
+
+
+def curves(arms: Sequence[Arm]) -> dict[str, list[Markup]]:
+    """Return the charts of all runs' losses, and of the numbers of validation that change, over each axis."""
+    keys = {(loss.title, "train", loss.term): loss.note for arm in arms for loss in arm.losses}
+    for arm in arms:
+        rows = [row for row in arm.log if row["kind"] == "val"]
+        changing = {name for row in rows for name in row if name != "step" and row[name] != rows[0].get(name)}
+        keys |= {(name, "val", name): "Validation." for name in rows[0] if name in changing} if rows else {}
+    drawn = {}
+    for axis in AXES:
+        logs = {arm.name: Curves(log=over(arm.log, arm.config.train.batch_size, axis), step=0) for arm in arms}
+        lines = {key: [getattr(log, key[1])(key[2], name) for name, log in logs.items()] for key in keys}
+        drawn[axis] = [line_chart(key[0], lines[key], note=note, axis=axis) for key, note in keys.items()]
+    return drawn
+
+
+def same_rows(arms: Sequence[Arm]) -> dict[str, dict[str, Example]]:
+    """Return, of rows that several runs have seen, what each makes of them, by its name."""
+    seen = {
+        where: {arm.name: arm.examples[where] for arm in arms if where in arm.examples}
+        for arm in arms
+        for where in arm.examples
+    }
+    return {where: of_runs for where, of_runs in seen.items() if len(of_runs) > 1}

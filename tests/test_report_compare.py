@@ -1,0 +1,137 @@
+"""The page that compares runs: numbers and costs are those of their folders, rows are the same ones."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_page import Page, assert_self_contained, tiny
+
+from eve_vl.data.dataset import eval_positions
+from eve_vl.data.records import ImagePixels
+from eve_vl.data.scenes import ScenePairs
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.metrics import certainty
+from eve_vl.report import find_runs, write_comparison
+from eve_vl.report.curves import clock, over
+from eve_vl.report.html import number, points
+from eve_vl.report.task import TaskReport
+from eve_vl.training import train
+
+COMPAT = Path(__file__).parent / "compat"
+CHANGES = {"a": {}, "b/deep": {"lr": 1e-4}, "c": {"lr": 1e-4, "seed": 7}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Three runs that differ, one of them further down; and what is no run."""
+    folder = tmp_path_factory.mktemp("runs")
+    scenes = ScenePairs(split="train", image_size=32)
+    captions = [caption for row in range(200) for caption in scenes[row].captions]
+    (folder / "tokenizer.json").write_text(Tokenizer.train(captions, 400).to_json())
+    for name, changes in CHANGES.items():
+        config = tiny(folder / name, folder / "tokenizer.json", steps=4)
+        assert train(replace(config, train=replace(config.train, **changes)))
+    (folder / "notes").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    path = write_comparison(find_runs([folder]))
+    assert path == folder / "comparison.html"
+    assert_self_contained(path)
+    return Page(path)
+
+
+def test_runs_are_found_two_levels_down(folder: Path, tmp_path: Path):
+    assert find_runs([folder]) == [folder / "a", folder / "c", folder / "b/deep"]
+    assert find_runs([folder / "c", folder / "b", folder / "c"]) == [folder / "c", folder / "b/deep"]
+    assert find_runs([tmp_path / "nothing"]) == [tmp_path / "nothing"]
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_numbers_and_costs_stand_beside_each_other(folder: Path, page: Page):
+    assert page.ids[:2] == ["masked_signal-numbers", "masked_signal-config"]
+    runs = [folder / name for name in ("a", "c", "b/deep")]
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in runs]
+    for name, value in metrics[0].items():
+        cells = [number(each[name]) for each in metrics]
+        assert re.sub(r"\s+", "", f"{name}{''.join(cells)}") in page.text.replace(" ", ""), (name, value)
+    cost = [sum(row["core_seconds"] for row in log_of(run) if row["kind"] == "train") for run in runs]
+    assert min(cost) > 0
+    assert f"core-seconds{''.join(map(number, cost))}" in page.text
+    assert f"pairstrainedon{4 * 16}{4 * 16}{4 * 16}trainingtook" in page.text.replace(" ", "")
+    assert "3 runs compared" in page.text
+
+
+def test_only_fields_that_differ_are_shown(page: Page):
+    shown = page.text.rpartition("Config")[2].partition("Curves")[0]
+    assert "".join(shown.split()) == "acb/deep" + "train.lr0.0010.00010.0001" + "train.seed070"
+
+
+def test_curves_lie_over_steps_pairs_and_minutes(folder: Path, page: Page):
+    last = [row for row in log_of(folder / "c") if row["kind"] == "train"][-1]
+    for hint in ("step 4", "pairs 64"):
+        assert re.search(rf"{hint} a: [\d.]+ c: {re.escape(number(last['mlm']))} b/deep: ", page.text)
+    assert "minutes 0." in page.text
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("input", "type")] == ["radio"] * 3
+    log = [{"kind": "train", "step": 10, "samples_per_second": 2.0}, {"kind": "train", "step": 30, "samples_per_second": 4.0}]
+    log.insert(1, {"kind": "val", "step": 20})
+    assert clock(log, 8) == ([0, 10, 30], [0, 40, 80])
+    assert [row["step"] for row in over(log, 8, "minutes")] == pytest.approx([40 / 60, 1, 80 / 60])
+    assert [row["step"] for row in over(log, 8, "pairs")] == [80, 160, 240]
+
+
+def test_the_same_rows_stand_side_by_side(folder: Path, page: Page):
+    scenes = ScenePairs(split="val", image_size=32)
+    rows = [row for _, _, row in eval_positions([len(scenes)], 6)]
+    originals = [pixels for name, pixels in page.pictures.items() if name.endswith(": original")]
+    assert len(originals) == 6 and len(page.pictures) == 6 * (2 + 3)
+    for row, pixels in zip(rows, originals, strict=True):
+        (image,) = scenes[row].images
+        assert isinstance(image, ImagePixels) and (pixels == image.pixels).all()
+    rebuilt = {name: [pixels for alt, pixels in page.pictures.items() if alt.startswith(f"{name}, ")] for name in ("a", "c")}
+    assert any((a != c).any() for a, c in zip(rebuilt["a"], rebuilt["c"], strict=True))
+
+
+def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path, eve):
+    shutil.copytree(folder / "a", tmp_path / "a")
+    shutil.copytree(folder / "c", tmp_path / "cut")
+    (model,) = (tmp_path / "cut").glob("checkpoints/step_00000004/model.safetensors")
+    model.write_bytes(model.read_bytes()[:-1])
+    done = eve("report", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("eve: warning: left out: ") and done.stderr.count("\n") == 1
+    page = Page(tmp_path / "comparison.html")
+    assert "Left out, cut: " in page.text and "1 run compared" in page.text
+    done = eve("report", tmp_path / "cut", tmp_path / "nothing", "--out", tmp_path / "other.html")
+    assert done.returncode == 2
+    assert "none of the 2 runs can be read" in done.stderr.splitlines()[-1]
+    assert eve("report").returncode == 2
+
+
+def test_runs_of_different_tasks_are_compared_in_groups(tmp_path: Path):
+    page = Page(write_comparison([COMPAT / "pretrain", COMPAT / "nlvr2"], tmp_path / "page.html"))
+    sections = [name for name in page.ids if name.endswith("-numbers")]
+    assert sections == ["masked_signal-numbers", "nlvr2-numbers"]
+    assert "masked_signal: curves" in page.text
+    assert "There are no rows that several of these runs have seen" in page.text
+
+
+@pytest.mark.parametrize(("low", "sentence"), [(-0.01, "cannot be told apart"), (0.01, "a does better than c")])
+def test_a_difference_comes_with_its_interval(folder: Path, monkeypatch, low: float, sentence: str):
+    scores = {"a": {"row 1": 1.0}, "c": {"row 1": 0.0}}
+    difference = certainty.Estimate(0.02, n=500, low=low, high=0.05, method="paired bootstrap")
+    seen = []
+    monkeypatch.setattr(TaskReport, "scores", lambda self, measured: scores[self.run.folder.parents[1].name])
+    monkeypatch.setattr(certainty, "paired", lambda a, b: seen.append((a, b)) or difference, raising=False)
+    page = Page(write_comparison([folder / "a", folder / "c"], folder / "paired.html"))
+    assert seen == [(scores["a"], scores["c"])]
+    assert sentence in page.text
+    assert f"on the 500 rows that both have seen: +2.0 points from c to a, 95 % interval {points(low)} to +5.0" in page.text
