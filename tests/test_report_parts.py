@@ -36,7 +36,7 @@ def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):
     changed = replace(
         config,
         out=tmp_path / "with space",
-        model=replace(config.model, modality_routing=False, mlp_ratio=3.5, deep_ffn="shared"),
+        model=replace(config.model, modality_routing=False, mlp_ratio=3.5, shallow_ffn="shared"),
         task=replace(config.task, normalize_targets=True),
         data=replace(
             config.data, train=("a b.jsonl", "scenes:train"), train_weights=(1.0, 2.5), image_root=Path("x"), flip=True

@@ -1,8 +1,6 @@
 """The command line: `eve VERB …`. Mistakes of the user end in one line on stderr and exit status 2, never in a traceback."""
 
-import os
 import sys
-import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 
@@ -18,11 +16,9 @@ from eve_vl.config.code import installed, load_file, load_installed, load_named
 from eve_vl.cpu import keep_memory, yield_cores
 from eve_vl.errors import UserError, nearest
 
-SECONDS_OF_GRACE = 5.0
-
 
 def run_completion(argv: Sequence[str]) -> None:
-    """Print a script that completes verbs, recipes and flags: eve completion bash > ~/.bash_completion, or zsh."""
+    """Print a script that completes verbs, recipes and flags: eve completion bash > FILE, to be sourced; or zsh."""
     say(completion_script(parse(CompletionArgs, argv, "eve completion", run_completion.__doc__).shell, VERBS))
 
 
@@ -54,22 +50,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         _dispatch(_with_code_loaded(argv))
     except UserError as error:
         message = str(error).rpartition("UserError: ")[2].strip()  # a loader worker wraps it in its own traceback
-        _let_first_process_speak()
         fail(message, getattr(error, "code", 2))
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         fail(f"{name}{error.strerror or error}", 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
-
-
-def _let_first_process_speak() -> None:
-    """Wait in other processes of torchrun than the first: if that one fails too, torchrun ends these before they say the same.
-
-    What torchrun then prints itself, where the failed process is and its own traceback, cannot be turned off from here.
-    """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(SECONDS_OF_GRACE)
 
 
 def _with_code_loaded(argv: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from eve_vl.files import write_file
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
+SECONDS_OF_GRACE = 5.0
 ALL_FLAGS = "--all-flags"  # makes `parse` raise FlagsAskedError
 
 
@@ -172,6 +174,12 @@ def say(text: str) -> None:
 
 
 def fail(message: str, code: int) -> None:
-    """Print one line on stderr and exit."""
+    """Print one line on stderr and exit.
+
+    Other processes of torchrun than the first wait before they say what is wrong: if it fails as well, torchrun ends them
+    before they say the same. What torchrun then prints of its own, about 30 lines, cannot be turned off from here.
+    """
+    if code == 2 and os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(SECONDS_OF_GRACE)
     Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {message}", markup=False)
     sys.exit(code)

@@ -122,7 +122,7 @@ def command_line(config: Config, recipe: Config | None = None) -> str:
 
     recipe: its config, if it is at hand. Raises UserError for an unknown recipe.
     """
-    recipe = recipe or recipe_of(config)[0]
+    recipe = dataclasses.replace(recipe or recipe_of(config)[0], code=config.code)
     words = ["eve", "pretrain", config.recipe]
     if config.recipe in FINETUNE:
         words = ["eve", "finetune", config.recipe, "--init", str(config.init)]
