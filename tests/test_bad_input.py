@@ -131,10 +131,16 @@ def test_all_problems_of_a_config_at_once(eve):
 def test_image_size_and_patch(eve, tmp_path: Path):
     assert "not divisible by patch_size" in complaint(eve("pretrain", "tiny", "--input.image-size", 36))
     assert "smaller than patch_size" in complaint(eve("pretrain", "tiny", "--input.image-size", 4))
-    rows = write_pairs(tmp_path / "pairs", size=(6, 40))  # smaller than a patch, and squeezed to a square like any other
+    rows = write_pairs(tmp_path / "pairs", size=(7, 39))  # smaller than a patch, and squeezed to a square like any other
+    assert eve("data", "check", rows, "--recipe", "tiny").returncode == 0
     done = eve("pretrain", "tiny", "--data.train", rows, "--data.val", rows, "--train.steps", 2)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "runs/tiny/bad_samples.jsonl").exists()
+    for verb in (
+        ["evaluate", "masked_signal", "runs/tiny", "--data", rows],
+        ["fill-mask", "runs/tiny", "pairs/0.png", "a [MASK]"],
+    ):
+        assert eve(*verb).returncode == 0
 
 
 def test_folder_of_another_recipe(eve):
