@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "foreign": {"errors"},
     "config": {"errors"},
     "recipes": {"config", "errors"},
-    "data": {"config", "cpu", "errors"},
+    "data": {"config", "cpu", "errors", "foreign"},
     "model": {"config", "errors"},
     "objectives": set(),
     "metrics": set(),
