@@ -91,6 +91,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
     notes = [*_held_out_note(config, val_sources), *prepared.notes]
+    if tokenizer.added:
+        notes.append(f"the tokenizer has no {', '.join(tokenizer.added)} of its own: added")
     new = checkpoint.read_new(folders[-1]) if folders else None
     if config.init is not None and new is None:
         new, note = start_from(config, task)

@@ -1,14 +1,21 @@
 """The tokenizer: round trips, special tokens of several makers, and what it refuses."""
 
+import json
+import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tokenizers
-from tokenizers import models, pre_tokenizers, processors
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from twins import CAPTIONS, tiny_tokenizer
 
+from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 
@@ -136,12 +143,166 @@ def test_bert_vocabulary(tmp_path):
     assert Tokenizer.load(again).encode("a red circles", 20)[0].tolist() == tokenizer.encode("a red circles", 20)[0].tolist()
 
 
-@pytest.mark.parametrize(("missing", "role"), [("<pad>", "pad"), ("<s>", "cls"), ("<mask>", "mask")])
-def test_missing_special_token_is_refused_by_name(tmp_path, missing, role):
+@pytest.mark.parametrize(("missing", "name"), [("<pad>", "[PAD]"), ("<s>", "[CLS]"), ("<mask>", "[MASK]")])
+def test_a_missing_special_token_is_added(tmp_path, missing, name):
     words = {word: i for i, word in enumerate(w for w in ("<pad>", "<unk>", "<s>", "<mask>", "red") if w != missing)}
-    path = save(word_level(words), tmp_path / "words.json")
-    with pytest.raises(UserError, match=rf"words\.json: the tokenizer has no {role} token \(looked for .*{missing}"):
-        Tokenizer.load(path)
+    tokenizer = Tokenizer.load(save(word_level(words), tmp_path / "words.json"))
+    assert tokenizer.added == (name,)
+    assert tokenizer.vocab_size == 5
+    assert sorted([tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id, words["red"], words["<unk>"]]) == [*range(5)]
+    assert tokenizer.encode(f"red {name}", 9)[0][:2].tolist() == [tokenizer.cls_id, words["red"]]
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert again.added == ()
+    assert (again.pad_id, again.cls_id, again.mask_id) == (tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id)
+
+
+def test_a_start_and_an_end_of_its_own_stay_behind_our_cls(tmp_path):
+    """As CLIP's and GPT-2's tokenizers, which have one special token for everything, are completed."""
+    backend = word_level({"<unk>": 0, "<|start|>": 1, "<|end|>": 2, "red": 3})
+    backend.add_special_tokens(["<|start|>", "<|end|>"])
+    own = processors.RobertaProcessing(("<|end|>", 2), ("<|start|>", 1), trim_offsets=False, add_prefix_space=False)
+    backend.post_processor = own  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = Tokenizer.load(save(backend, tmp_path / "tokenizer.json"))
+    assert tokenizer.added == ("[PAD]", "[CLS]", "[MASK]")
+    for again in (tokenizer, Tokenizer.from_json(tokenizer.to_json())):
+        ids, is_special = again.encode("red " * 9, 30)
+        assert ids.tolist() == [again.cls_id, 1, *[3] * 9, 2]
+        assert is_special.tolist() == [True, True, *[False] * 9, True]
+        assert again.encode_with_masks("red [MASK]", 9)[0].tolist() == [again.cls_id, 1, 3, again.mask_id, 2]
+
+
+def test_folders_as_transformers_saves_them(tmp_path):
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "red": 5, "Red": 6}
+    backend = tokenizers.BertWordPieceTokenizer(words, lowercase=False)._tokenizer
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", mask_token="[MASK]")
+    fast.save_pretrained(tmp_path / "fast")
+    assert Tokenizer.load(tmp_path / "fast").encode("Red red", 9)[0].tolist() == [2, 6, 5, 3]
+    for name, config, ids in (("old", None, [2, 5, 5, 3]), ("cased", {"do_lower_case": False}, [2, 6, 5, 3])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vocab.txt").write_text("\n".join(words) + "\n")
+        if config is not None:
+            (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(config))
+        assert Tokenizer.load(tmp_path / name).encode("Red red", 9)[0].tolist() == ids
+    (tmp_path / "cased/tokenizer_config.json").write_text("[")
+    with pytest.raises(UserError, match=r"cased/tokenizer_config\.json: cannot be read \(not valid JSON"):
+        Tokenizer.load(tmp_path / "cased")
+    with pytest.raises(UserError, match=r"holds no tokenizer\.json and no vocab\.txt"):
+        Tokenizer.load(tmp_path)
+
+
+def test_ids_that_would_ask_for_huge_tables_are_refused(tmp_path):
+    path = save(word_level({"<pad>": 0, "<unk>": 1, "<s>": 2, "<mask>": 3, "red": 4}), tmp_path / "words.json")
+    text = path.read_text()
+    for largest in (2**32 - 1, 5000):
+        path.write_text(text.replace('"red": 4', f'"red": {largest}'))
+        with pytest.raises(UserError, match=rf"the ids of its 5 tokens go up to {largest}, with too many gaps"):
+            Tokenizer.load(path)
+    words = {"<unk>": 0, "<s>": 1, "red": 3}  # the library would give a second token the id 3
+    with pytest.raises(UserError, match="the ids of its 3 tokens go up to 3, with too many gaps"):
+        Tokenizer.load(save(word_level(words), tmp_path / "words.json"))
+
+
+def test_a_panic_of_the_library_is_one_line(tmp_path, capfd):
+    values = json.loads(tiny_tokenizer().to_json())
+    values["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer\.json or BERT vocab\.txt \(Precompiled: .*charsmap"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+    assert capfd.readouterr().err == ""
+
+
+# Scripts without spaces
+
+CJK = (
+    "一只黑猫坐在木椅子上",
+    "一只白猫坐在木椅子上",
+    "一匹の黒い猫が椅子に座っている",
+    "海辺で犬と遊ぶ二人の子供",
+    "猫 and dog 𠀀𠀁",
+)
+
+
+def test_ideographs_are_split():
+    """However often captions repeat, no token holds two ideographs, and decoding gives them back."""
+    tokenizer = Tokenizer.train([*CJK, *CAPTIONS] * 20, 2000)
+    for text in CJK:
+        ids = tokenizer.encode(text, 99)[0]
+        assert tokenizer.decode(ids) == text
+        words = [tokenizer.word(token) for token in ids[1:]]
+        ideographs = [letter for letter in text if "CJK UNIFIED" in unicodedata.name(letter)]
+        assert len(ideographs) > 2
+        assert [word for word in words if "CJK UNIFIED" in unicodedata.name(word[0])] == ideographs
+    assert "ている" in "".join(tokenizer.word(token) for token in tokenizer.encode(CJK[2], 99)[0])
+    pieces = [CJK[0][start:end] for start, end in tokenizer.spans(CJK[0], 99)]
+    assert pieces == ["", *CJK[0]]
+
+
+def test_a_mask_among_ideographs_stands_for_one():
+    tokenizer = Tokenizer.train([*CJK, *CAPTIONS] * 20, 2000)
+    expected = tokenizer.encode(CJK[0], 99)[0]
+    ids, _, is_masked = tokenizer.encode_with_masks(CJK[0].replace("黑", "[MASK]"), 99)
+    assert is_masked.nonzero()[0].tolist() == [3]
+    expected[3] = tokenizer.mask_id
+    assert ids.tolist() == expected.tolist()
+
+
+def test_other_scripts_are_split_as_before():
+    """The vocabulary and the ids of texts without ideographs are those of a byte-level BPE without the split."""
+    captions = [caption for row in range(200) for caption in ScenePairs(split="train", image_size=16)[row].captions]
+    captions += [text for text in TRICKY if "日" not in text]
+    tokenizer = Tokenizer.train(captions, 700)
+    plain = tokenizers.Tokenizer(models.BPE())
+    plain.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])  # pyright: ignore
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), ["[PAD]", "[CLS]", "[MASK]"]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False)  # pyright: ignore
+    plain.train_from_iterator(captions, trainer)
+    assert tokenizer.backend.get_vocab() == plain.get_vocab()
+    for text in (*captions, "ещё naïve 한국어 ไทย"):
+        assert tokenizer.encode(text, 999)[0][1:].tolist() == plain.encode(text).ids
+    old = json.loads(plain.to_str())  # a file of before the split gives the ids that it gave
+    assert Tokenizer.from_json(json.dumps(old)).encode(CJK[0], 99)[0][1:].tolist() == plain.encode(CJK[0]).ids
+
+
+# Whatever a file holds
+
+VALUES = (None, True, -1, 0, 1.5, 2**32 - 1, 2**64, "", "\ud800", "x" * 999, "(", "AAAA", [], {}, [[]])
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value, as keys and indices."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, each in items for place in places(each, (*path, key)))]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_file_is_a_tokenizer_or_an_error_of_the_user(data, tmp_path_factory):
+    backend = word_level({"<pad>": 0, "<unk>": 1, "<s>": 2, "<mask>": 3, "red": 4})
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("a", "b")])  # pyright: ignore
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])  # pyright: ignore
+    value = json.loads(backend.to_str())
+    for _ in range(data.draw(st.integers(0, 3))):
+        *path, last = data.draw(st.sampled_from(places(value)[1:]))
+        parent = value
+        for key in path:
+            parent = parent[key]
+        parent[last] = data.draw(st.sampled_from(VALUES))
+        value = json.loads(json.dumps(value))
+    content = bytearray(json.dumps(value).encode())
+    for _ in range(data.draw(st.integers(0, 2))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(content[: data.draw(st.sampled_from([None, None, 50, 500]))])
+    try:
+        tokenizer = Tokenizer.load(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ")
+        return
+    assert tokenizer.vocab_size < 3000
+    for text in ("a red [MASK] circle 日本", "x"):
+        assert tokenizer.encode(text, 20)[0][0] == tokenizer.cls_id
+        tokenizer.encode_with_masks(text, 20)
 
 
 def test_a_vocabulary_that_fails_on_unknown_words_is_refused_before_training(tmp_path):
@@ -156,6 +317,8 @@ def test_a_vocabulary_that_fails_on_unknown_words_is_refused_before_training(tmp
         ("tokenizer.json", b"{"),
         ("tokenizer.json", b'{"a": 1}'),
         ("tokenizer.json", b"\xff\xfe\x00"),
+        ("tokenizer.json", b"[" * 99_999),
+        ("tokenizer.json", b'{"model": ' * 9999),
         ("vocab.txt", b"\xff\xfe"),
     ],
 )
@@ -166,10 +329,13 @@ def test_broken_files_are_refused(tmp_path, name, content):
         Tokenizer.load(path)
 
 
-def test_missing_file_and_folder_are_refused(tmp_path):
-    for path in (tmp_path / "nothing.json", tmp_path):
-        with pytest.raises(UserError, match="no such tokenizer file"):
-            Tokenizer.load(path)
+def test_missing_files_are_refused(tmp_path):
+    for name in ("nothing.json", "n" * 300, "\ud800", "a\0b"):
+        with pytest.raises(UserError, match=r": cannot be read \("):
+            Tokenizer.load(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UserError, match="is not an ordinary file"):
+        Tokenizer.load(tmp_path / "pipe.json")
 
 
 @pytest.mark.parametrize(

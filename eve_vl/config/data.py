@@ -91,7 +91,8 @@ class TokenizerConfig:
     """The text tokenizer; it travels with every checkpoint."""
 
     path: Path | None = None
-    """A tokenizer.json or BERT vocab.txt; default: train one on the training texts."""
+    """A tokenizer.json, a BERT vocab.txt or a folder of one, as transformers saves it; default: train one on the training
+    texts."""
     vocab_size: int = 64_000
     """Upper bound of the vocabulary when one is trained; a file brings its own size."""
 

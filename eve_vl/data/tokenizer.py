@@ -3,7 +3,10 @@
 Special ids always come from the tokenizer; nothing else in the library knows a number.
 """
 
-from collections.abc import Iterable
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,17 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Backend
 
 from eve_vl.errors import UserError
+from eve_vl.foreign import read_json, read_text
 
 MASK_TEXT = "[MASK]"  # how people write a word to be guessed, whatever the tokenizer calls it
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
 
+PROBE = "a \N{SNOWMAN} zqxj " * 8
+MAX_GAP = 1000  # ids without a token, besides as many as there are tokens: each costs a row of every table
+_BYTE = "[\u0122-\u0143\u00a1-\u00bf]"  # 80 to BF, as a byte-level tokenizer writes the later bytes of a letter
+# UTF-8 of U+3400 to U+9FFF and of planes 2 and 3, and the space before
+IDEOGRAPH = f"\u0120?(?:ã[\u0132-\u0143\u00a1-\u00bf]|[ä-é]{_BYTE}|ð[\u0142\u0143\u00a1-\u00b3]{_BYTE}){_BYTE}"
+_stderr_lock = threading.RLock()
 _RARE_LETTERS = range(0xA500, 0xA600)  # Vai, which has no capitals and which no normalisation changes
 
 
@@ -24,49 +34,61 @@ class Tokenizer:
 
     def __init__(self, backend: Backend, where: str):
         self.backend = backend
-        backend.no_padding()
-        backend.no_truncation()
-        backend.encode_special_tokens = True  # a "[MASK]" that someone wrote in a caption is text like any other
-        ids = {}
-        for role, names in SPECIAL_NAMES.items():
-            known = [backend.token_to_id(name) for name in names if backend.token_to_id(name) is not None]
-            if not known:
-                raise UserError(f"{where}: the tokenizer has no {role} token (looked for {', '.join(names)})")
-            ids[role] = known[0]
-        self.pad_id, self.cls_id, self.mask_id = ids["pad"], ids["cls"], ids["mask"]
-        self.vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values())  # ids may have gaps
-        try:
-            probe = backend.encode("a \N{SNOWMAN} zqxj")
-        except Exception as error:  # the library raises plain Exception
-            raise UserError(f"{where}: the tokenizer cannot encode unknown words ({error})") from None
-        if probe.ids[:1] != [self.cls_id]:
-            name = backend.id_to_token(self.cls_id)
-            first = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, self.cls_id)])
-            own = backend.post_processor
-            backend.post_processor = first if own is None else processors.Sequence([own, first])
+        with _explained(where, "the tokenizer cannot be used"):
+            backend.no_padding()
+            backend.no_truncation()
+            backend.encode_special_tokens = True  # a "[MASK]" that someone wrote in a caption is text like any other
+            before = backend.get_vocab(with_added_tokens=True)
+            self.added = tuple(names[0] for names in SPECIAL_NAMES.values() if before.keys().isdisjoint(names))
+            backend.add_special_tokens(list(self.added))
+            vocab = backend.get_vocab(with_added_tokens=True)
+        self.pad_id, self.cls_id, self.mask_id = (
+            next(vocab[name] for name in names if name in vocab) for names in SPECIAL_NAMES.values()
+        )
+        self.vocab_size = 1 + max(vocab.values())  # ids may have gaps
+        if self.vocab_size > 2 * len(vocab) + MAX_GAP or {vocab[name] for name in self.added} & {*before.values()}:
+            raise UserError(f"{where}: the ids of its {len(before)} tokens go up to {max(before.values())}, with too many gaps")
+        with _explained(where, "the tokenizer cannot encode unknown words"):
+            probe = backend.encode(PROBE)
+            if probe.ids[:1] != [self.cls_id]:
+                name = backend.id_to_token(self.cls_id)
+                first = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, self.cls_id)])
+                own = backend.post_processor
+                backend.post_processor = first if own is None else processors.Sequence([own, first])
+            backend.encode(PROBE)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a tokenizer.json or a BERT vocab.txt. Raises UserError if it is missing, broken or lacks a special token."""
-        if not path.is_file():
-            raise UserError(f"{path}: no such tokenizer file")
-        try:
-            backend = _bert(path) if path.suffix == ".txt" else Backend.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception for every kind of broken file
-            raise UserError(f"{path}: not a tokenizer.json or BERT vocab.txt ({error})") from None
-        return cls(backend, str(path))
+        """Read a tokenizer.json, a BERT vocab.txt or the folder of one, as transformers saves it; special tokens that it lacks
+        are `added`. Raises UserError if it is missing or broken."""
+        is_lower = True
+        if os.path.isdir(path):  # noqa: PTH112 (of what cannot be a name it says no)
+            found = [file for name in ("tokenizer.json", "vocab.txt") if (file := path / name).is_file()]
+            if not found:
+                raise UserError(
+                    f"{path}: holds no tokenizer.json and no vocab.txt; save a fast tokenizer of transformers there"
+                )
+            if (config := path / "tokenizer_config.json").is_file():
+                is_lower = read_json(config, dict).get("do_lower_case") is not False
+            path = found[0]
+        text = read_text(path)
+        with _explained(str(path), "not a tokenizer.json or BERT vocab.txt"):
+            return cls(_bert(text, is_lower) if path.suffix == ".txt" else Backend.from_str(text), str(path))
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
         """Undo `to_json`."""
-        return cls(Backend.from_str(text), "tokenizer")
+        with _explained("tokenizer", "not a tokenizer.json"):
+            return cls(Backend.from_str(text), "tokenizer")
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Train a byte-level BPE on captions, lower-cased and NFKC-normalised; vocab_size is an upper bound."""
+        """Train a byte-level BPE on captions, lower-cased and NFKC-normalised; vocab_size is an upper bound. No token has more
+        than one ideograph: Chinese and Japanese have no spaces, and a whole caption would become one."""
         backend = Backend(models.BPE())
         backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        by_words = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([by_words, pre_tokenizers.Split(Regex(IDEOGRAPH), "isolated")])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -150,15 +172,39 @@ def _stand_in(text: str, letter: str) -> str:
     first, *rest = text.split(MASK_TEXT)
     spaced = first
     for part in rest:
-        before = " " if spaced[-1:].isalnum() else ""
-        after = " " if part[:1].isalnum() else ""
+        before = " " if _needs_space(spaced[-1:]) else ""
+        after = " " if _needs_space(part[:1]) else ""
         spaced += before + letter + after + part
     return spaced
 
 
-def _bert(path: Path) -> Backend:
-    """Build the usual lower-case WordPiece tokenizer from a BERT vocab.txt."""
-    backend = tokenizers.BertWordPieceTokenizer(str(path), lowercase=True)._tokenizer
+def _needs_space(letter: str) -> bool:
+    """Whether a word beside this letter would be one with it: it is no ideograph."""
+    return letter.isalnum() and not "\u3400" <= letter <= "\u9fff"
+
+
+def _bert(text: str, is_lower: bool) -> Backend:
+    """Build the usual WordPiece tokenizer from a BERT vocab.txt, a token a line."""
+    vocab = {line.rstrip(): number for number, line in enumerate(text.removesuffix("\n").split("\n"))}
+    backend = tokenizers.BertWordPieceTokenizer(vocab, lowercase=is_lower)._tokenizer
     # the vocabulary file lists special tokens as plain words: declare them, so that masks and decoding know them
-    backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    backend.add_special_tokens([name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in vocab])
     return backend
+
+
+@contextlib.contextmanager
+def _explained(where: str, problem: str) -> Iterator[None]:
+    """Make whatever the library raises a UserError: it raises plain Exception, and panics of its Rust code, which are none and
+    would be printed too."""
+    with _stderr_lock, Path(os.devnull).open("wb") as nowhere:
+        stderr = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, UserError):
+            raise
+        except BaseException as error:
+            raise UserError(f"{where}: {problem} ({error})") from None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
