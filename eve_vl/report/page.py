@@ -43,7 +43,7 @@ def run_page(run: LoadedRun) -> str:
     """Return the HTML of the page about a run."""
     folder, report, config = run_folder(run), task_report(run), run.config
     curves = Curves(log=read_log(folder), step=run.step)
-    sections, counts, problem = [], [None, None], ""
+    sections, counts, problem, verdict = [], [None, None], "", ""
     if config.task.has_numbers:
         body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.charts(curves))
         sections = [drawn := Section(name="curves", title="Curves", body=body)]
@@ -51,7 +51,8 @@ def run_page(run: LoadedRun) -> str:
             counts = [sum(map(len, part)) for part in report.sources]
             measured = report.measured(curves.log)
             values = {"measured": measured, "remarks": run.task.remarks(measured.values), "shown": report.numbers(measured)}
-            body = draw("run_sections.html", "numbers", verdict=report.verdict(measured), **values)
+            verdict = report.verdict(measured)
+            body = draw("run_sections.html", "numbers", verdict=verdict, **values)
             numbers = Section(name="numbers", title="Numbers", body=body)
             routing = routing_section(report.routing(), curves, config, report.row, report.passes)
             sections = [numbers, drawn, *report.evidence(report.num_each), routing]
@@ -65,7 +66,7 @@ def run_page(run: LoadedRun) -> str:
         run=run,
         config=config,
         problem=problem,
-        notes=[row["text"] for row in curves.log if row["kind"] == "note"],
+        notes=[row["text"] for row in curves.log if row["kind"] == "note" and row["text"] != verdict],
         **run_facts(run, curves.log, counts),
     )
 
