@@ -113,7 +113,7 @@ def comparison_page(name: str, arms: Sequence[Arm], unreadable: Mapping[str, str
 def paired(arms: Sequence[Arm]) -> list[tuple[str, str, certainty.Estimate]]:
     """Return, of each two runs that share rows, by how much the first does a row better."""
     pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if a.scores.keys() & b.scores.keys()]
-    return [(a.name, b.name, certainty.paired(a.scores, b.scores)) for a, b in pairs]  # pyright: ignore
+    return [(a.name, b.name, certainty.paired(a.scores, b.scores)) for a, b in pairs]
 
 
 def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:

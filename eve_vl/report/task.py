@@ -15,12 +15,12 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl import evaluation
 from eve_vl.config import define, kinds_of
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.errors import UserError
+from eve_vl.evaluation import evaluate_rows, evaluate_run
 from eve_vl.loading import LoadedRun
 from eve_vl.metrics.certainty import estimates_of
 from eve_vl.report.curves import Curves, Loss
@@ -108,7 +108,7 @@ class TaskReport:
                 where = "the run's validation data" + ", the last time before this checkpoint" * (row["step"] < step)
                 return Measured(values=values, step=row["step"], where=where, num_samples=num_samples)
         num_samples = min(num_samples, NUM_MEASURED)
-        values = evaluation.evaluate_run(self.run, num_samples, self.sources[1])
+        values = evaluate_run(self.run, num_samples, self.sources[1])
         where = f"at most {counted(num_samples, f'validation {self.row}')}"
         return Measured(values=values, step=step, where=where, num_samples=num_samples)
 
@@ -130,11 +130,10 @@ class TaskReport:
 
     def verdict(self, measured: Measured) -> str:
         """Return what the numbers say and how sure it is, in a sentence."""
-        return getattr(self.task, "verdict", lambda _: "")(measured.values)
+        return self.task.verdict(measured.values)
 
     def scores(self, measured: Measured) -> Mapping[str, float]:
         """Return how well each row of validation data is done, by its name; higher is better."""
-        evaluate_rows = getattr(evaluation, "evaluate_rows", lambda *_: ({}, {}))
         return evaluate_rows(self.run, measured.num_samples, self.sources[1])[1]
 
     def draw(self, macro: str, **values: Any) -> Markup:
