@@ -196,6 +196,22 @@ def test_parquet_whose_pages_are_damaged(root: Path):
     assert "not a readable Parquet file" in found["t.parquet row 1"]
 
 
+def test_parquet_numbers_of_rows_are_not_believed(root: Path):
+    table = pa.table({"image": ["images/red.png"] * 77, "caption": ["x"] * 77})
+    pq.write_table(table, root / "t.parquet")
+    data, number = (root / "t.parquet").read_bytes(), b"\x9a\x01"  # 77, as the footer spells it
+    places = [place for place in range(len(data)) if data.startswith(number, place)]
+    assert len(places) > 3
+    refused = 0
+    for place in places:
+        (root / "t.parquet").write_bytes(data[:place] + b"\xfe\x7f" + data[place + 2 :])
+        try:
+            assert len(open_source(root / "t.parquet", must_be_usable=False)) == 77
+        except UserError as error:
+            refused += "its row groups do not have the rows of the table" in str(error)
+    assert refused >= 2  # that of the group and that of the table
+
+
 # Tar
 
 

@@ -37,12 +37,13 @@ class ParquetTable(Table):
             with _reading(path):
                 footer = _open(path)
                 self._schemas.append(footer.schema_arrow)
-                for number in range(footer.metadata.num_row_groups):
-                    group = footer.metadata.row_group(number)
-                    blocks.append((file, number))
-                    sizes.append(group.num_rows)
-                    if not all(0 <= sizes[-1] <= group.column(column).num_values for column in range(group.num_columns)):
-                        raise UserError(f"{path}: damaged: row group {number} cannot have {sizes[-1]} rows; download it again")
+                groups = range(footer.metadata.num_row_groups)
+                lengths = [footer.metadata.row_group(group).num_rows for group in groups]
+                # of a damaged footer not more can be asked: pyarrow ends the process over some fields of columns
+                if min(lengths, default=0) < 0 or sum(lengths) != footer.metadata.num_rows:
+                    raise UserError(f"{path}: damaged: its row groups do not have the rows of the table; download it again")
+                blocks += [(file, group) for group in groups]
+                sizes += lengths
         self._starts = np.cumsum([0, *sizes])  # of row groups, over all files
         if not len(self):
             raise UserError(f"{paths[0]}: the table has no rows")
