@@ -19,6 +19,11 @@ TOO_LARGE = 2**63  # no float, tensor or file offset takes every whole number th
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number"}
 
 
+def expand_user(path: str | Path) -> Path:
+    """Return a path with `~` as the home folder; one of an unknown user stays as it is, for opening to speak of."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises RuntimeError)
+
+
 def open_ordinary(path: Path) -> BufferedReader:
     """Open a file for reading. Raises OSError, also for what is no ordinary file: a pipe waits for a writer and a device has
     no end."""

@@ -18,6 +18,7 @@ from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.files import write_file
+from eve_vl.foreign import expand_user
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.metrics.certainty import to_json
 from eve_vl.model.transfer import parts, transfer
@@ -181,7 +182,7 @@ def with_absolute_paths(config: Config) -> Config:
 
     def with_absolute_fields(section: Any) -> Any:
         parts = {name: with_absolute_fields(part) for name, part in vars(section).items() if dataclasses.is_dataclass(part)}
-        paths = {name: path.expanduser().absolute() for name, path in vars(section).items() if isinstance(path, Path)}
+        paths = {name: expand_user(path).absolute() for name, path in vars(section).items() if isinstance(path, Path)}
         return dataclasses.replace(section, **parts, **paths)
 
     data = dataclasses.replace(

@@ -17,6 +17,7 @@ from eve_vl.cli.common import HELP, parse, say
 from eve_vl.config import Config, generated
 from eve_vl.config.code import installed, origins, package_of
 from eve_vl.errors import UserError
+from eve_vl.foreign import expand_user
 from eve_vl.recipes import RECIPES, find_recipe, get_recipe, installed_recipes
 
 
@@ -94,7 +95,7 @@ def _init_config(argv: Sequence[str], out: Path) -> Config | None:
         return None
     from eve_vl.loading import read_config, settings_folder
 
-    return read_config(settings_folder(named.init.expanduser(), "--scratch" in argv, (named.out or out).expanduser()))
+    return read_config(settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out)))
 
 
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config, start: Config | None) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from eve_vl.config.sections import Kind, kinds_of
 from eve_vl.errors import UserError, printable
+from eve_vl.foreign import expand_user
 
 VARIABLE = "EVE_CODE"
 OURS = __name__.partition(".")[0]
@@ -30,7 +31,7 @@ def load_file(path: str | Path) -> ModuleType:
 
     Raises UserError; errors of the code itself keep their traceback, for its author.
     """
-    path = Path(path).expanduser().resolve()
+    path = expand_user(path).resolve()
     if not path.is_file() or path.suffix != ".py" or not path.stem.isidentifier():
         raise UserError(f"{path}: {'has no name that can be imported' if path.is_file() else 'no such Python file'}")
     if str(path.parent) not in sys.path:

@@ -26,6 +26,7 @@ from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.foreign import expand_user
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
 """A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), a tensor (3, H, W) or (H, W); numbers are uint8, or
@@ -198,7 +199,7 @@ def given_image(image: ImageLike, where: str = "image") -> GivenImage:
     """Return one picture; `where` is what to call one that is no file. Raises UserError."""
     match image:
         case str() | Path():
-            path = Path(os.path.expanduser(image))  # noqa: PTH111 (an unknown user's name stays as it is)
+            path = expand_user(image)
             if not os.path.isfile(path):  # noqa: PTH113 (of what cannot be a name it says no)
                 problem = "is a folder, name the pictures in it" if os.path.isdir(path) else "no such file"  # noqa: PTH112
                 raise UserError(f"{where}: {problem}: {path}")

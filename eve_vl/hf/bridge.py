@@ -7,6 +7,7 @@ from eve_vl.config import to_dict
 from eve_vl.convert.published import write_run
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
+from eve_vl.foreign import expand_user
 from eve_vl.hf.configuration import EveConfig, portable
 from eve_vl.hf.modeling import EveModel, EvePreTrainedModel, model_class
 from eve_vl.hf.processing import EveProcessor
@@ -19,7 +20,7 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
 
     A pre-trained run without a head for tokens gives its encoder alone. Raises UserError.
     """
-    run = load_run(Path(path).expanduser())
+    run = load_run(expand_user(path))
     kind = model_class(type(run.config.task)) if run.task.missing_head is None else EveModel
     labels = run.task.class_names
     config = EveConfig(
@@ -38,7 +39,7 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
 
 def to_run(model: EvePreTrainedModel, processor: EveProcessor, path: str | Path) -> Path:
     """Write a run folder that `eve`, `Eve` and --init take, and return its path. Raises UserError."""
-    folder = Path(path).expanduser()
+    folder = expand_user(path)
     tokenizer = Tokenizer.from_json(processor.tokenizer.backend_tokenizer.to_str())
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}")

@@ -15,7 +15,7 @@ from typing import Any
 from eve_vl.config import Config, config_from_dict
 from eve_vl.config.code import installed, load_file, load_installed, origins
 from eve_vl.errors import UserError, nearest
-from eve_vl.foreign import read_json
+from eve_vl.foreign import expand_user, read_json
 from eve_vl.recipes import finetune, pretrain
 
 NUM_ARGUMENTS = {"pretrain": 0, "finetune": 1}  # fine-tuning is given the config of the run to start from
@@ -48,7 +48,7 @@ def find_recipe(verb: str, name: str) -> Callable[..., Config]:
     Raises UserError.
     """
     if name.endswith(".json"):
-        return _of_run(verb, Path(name).expanduser())
+        return _of_run(verb, expand_user(name))
     file, _, function = name.rpartition(":")
     if not (file or name).endswith(".py"):
         return _known(verb, name)

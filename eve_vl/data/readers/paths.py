@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eve_vl.data.readers import common
 from eve_vl.errors import UserError, did_you_mean
-from eve_vl.foreign import open_ordinary, parse_json
+from eve_vl.foreign import expand_user, open_ordinary, parse_json
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
@@ -57,7 +57,7 @@ def absolute(path: Path) -> Path:
     try:
         if b"\0" in os.fsencode(path):
             raise ValueError("NUL character")
-        whole = path.expanduser().absolute()
+        whole = expand_user(path).absolute()
         if ".." not in whole.parts:
             return whole
         return whole.resolve() if whole.name == ".." else whole.parent.resolve() / whole.name
