@@ -324,9 +324,10 @@ def damage_index(rng: Random, folder: Path) -> None:
 
 def read_odd_names(folder: Path) -> None:
     """Give what the table holds as names of sources and of columns."""
-    rng = Random((folder / "rows.jsonl").read_bytes())
+    table = folder / "rows.jsonl"
+    rng = Random(table.read_bytes() if table.is_file() else b"")
     name = rng.choice([*TEXTS, "rows.jsonl", odd_name(rng, "rows.jsonl").decode("utf-8", "surrogateescape")])
-    flag = rng.choice(("--image-column", "--text-column", "--label-column", "--image-root", "--format"))
+    flag = rng.choice(("--image-column", "--text-column", "--label-column", "--image-root"))
     paths = [str(folder / name), f"{folder / 'rows.json'}#{name}", f"{folder / 'rows.json'}+{name}"]
     if rng.random() < 0.5:
         run_data_check([str(folder / "rows.jsonl"), f"{flag}={name}"])

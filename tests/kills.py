@@ -185,7 +185,8 @@ def differences(one: Path, two: Path) -> Iterator[str]:
         for path in run.rglob("*"):
             if path.suffix in (".tmp", ".old") or path.name == ".lock":
                 yield f"{path.name} left behind"
-    names = [{str(path.relative_to(run)) for path in run.rglob("*.safetensors")} for run in (one, two)]
+    last = (f"checkpoints/step_{STEPS:08d}", "best")  # a signal that saves at once leaves other earlier checkpoints
+    names = [{f"{part}/{path.name}" for part in last for path in (run / part).glob("*.safetensors")} for run in (one, two)]
     if names[0] != names[1]:
         yield f"files {sorted(names[0] ^ names[1])}"
     for name in sorted(names[0] & names[1]):
