@@ -1,5 +1,6 @@
 """Runs and foreign weights for campaign.py: sound ones, ways to damage them, and the entry points that read them."""
 
+import contextlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from eve_vl.loading import load_run, read_config
 from eve_vl.report import write_report
 from eve_vl.train.checkpoint import CHECKPOINTS, _checksum, checkpoint_folders
 from eve_vl.training import train
+
+LEFT_OUT = object()
 
 
 def make_base(base: Path) -> None:
@@ -184,53 +187,32 @@ def mutate_tensors(rng: Random, tensors: Mapping[str, Tensor]) -> dict[str, Any]
     for _ in range(rng.choice((1, 1, 2, 4))):
         name = rng.choice(list(changed) or ["x"])
         tensor = changed.pop(name, torch.zeros(1))
-        if not isinstance(tensor, Tensor) or tensor.is_quantized or tensor.is_sparse:
-            continue
-        shapes = (
-            tensor[None],
-            tensor.flatten(),
-            tensor[..., :0],
-            tensor[..., :1],
-            tensor.sum(),
-            torch.cat([tensor.flatten()] * 2),
-        )
-        types = [torch.int64, torch.bool, torch.float64, torch.bfloat16, torch.complex64, torch.uint8, torch.float8_e4m3fn]
-        values: list[Any] = [
-            tensor * float("nan"),
-            tensor * 1e38,
-            tensor.flatten().expand(2, -1),
-            tensor.T if tensor.ndim == 2 else tensor,
-        ]
-        others = [
-            None,
-            3,
-            "text",
-            [1],
-            {"a": tensor},
-            torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
-            tensor.to_sparse(),
-        ]
-        others += [
-            torch.empty(2, device="meta"),
-            torch.nested.nested_tensor([torch.ones(2)]),
-            torch.nn.Parameter(tensor.float()),
-        ]
-        match rng.randrange(6):
-            case 0:
-                numbers = [part for part in name.split(".") if part.isdigit()] or ["0"]
-                new = name.replace(f".{numbers[0]}.", f".{rng.choice((99_999_999, -1, 7, 'x', '0' * 5000))}.")
-                changed[rng.choice((new, f"{name}_", "", rng.choice(TEXTS[:12]), name.upper(), f"module.{name}"))] = tensor
-            case 1:
-                continue  # left out
-            case 2:
-                changed[name] = rng.choice(shapes)
-            case 3:
-                changed[name] = tensor.to(rng.choice(types))
-            case 4:
-                changed[name] = rng.choice(values)
-            case _:
-                changed[name] = rng.choice(others)
+        with contextlib.suppress(RuntimeError, IndexError, AttributeError, TypeError):  # one that is odd already
+            other, value = change_tensor(rng, name, tensor)
+            changed |= {} if value is LEFT_OUT else {other: value}
     return changed
+
+
+def change_tensor(rng: Random, name: str, tensor: Tensor) -> tuple[str, Any]:
+    """Return another name or another value."""
+    match rng.randrange(6):
+        case 0:
+            numbers = [part for part in name.split(".") if part.isdigit()] or ["0"]
+            new = name.replace(f".{numbers[0]}.", f".{rng.choice((99_999_999, -1, 7, 'x', '0' * 5000))}.")
+            return rng.choice((new, f"{name}_", "", rng.choice(TEXTS[:12]), name.upper(), f"module.{name}")), tensor
+        case 1:
+            return name, LEFT_OUT
+        case 2:
+            shapes = (tensor[None], tensor.flatten(), tensor[..., :0], tensor[..., :1], torch.cat([tensor.flatten()] * 2))
+            return name, rng.choice((*shapes, tensor.flatten()[0]))
+        case 3:
+            types = (torch.int64, torch.bool, torch.float64, torch.bfloat16, torch.complex64, torch.uint8, torch.float8_e4m3fn)
+            return name, tensor.to(rng.choice(types))
+        case 4:
+            return name, rng.choice((tensor * float("nan"), tensor * 1e38, tensor.flatten().expand(2, -1), tensor.mT))
+    quantized = torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8)
+    odd = (quantized, tensor.to_sparse(), torch.empty(2, device="meta"), torch.nested.nested_tensor([torch.ones(2)]))
+    return name, rng.choice((*odd, torch.nn.Parameter(tensor.float()), None, 3, "text", [1], {"a": tensor}))
 
 
 def write_tensors(rng: Random, name: str, tensors: Mapping[str, Any]) -> bytes:
