@@ -2,6 +2,7 @@
 
 import os
 import signal
+import traceback
 from types import FrameType
 
 
@@ -17,11 +18,8 @@ def main() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but end at once while a module loads: nothing is to be saved yet, and libraries that are cut off
     half-way make other errors of it."""
-    caller = frame
-    while caller is not None:
-        if caller.f_code.co_filename.startswith("<frozen importlib"):
-            os._exit(128 + number)
-        caller = caller.f_back
+    if any(caller.f_code.co_filename.startswith("<frozen importlib") for caller, _ in traceback.walk_stack(frame)):
+        os._exit(128 + number)
     signal.default_int_handler(number, frame)
 
 
