@@ -1,5 +1,27 @@
-"""`python -m eve_vl`, the form that torchrun needs."""
+"""The command `eve`, also as `python -m eve_vl`, the form that torchrun needs."""
 
-from eve_vl.cli import main
+import os
+import signal
+import traceback
+from types import FrameType
 
-main()
+
+def main() -> None:
+    """Run the command line."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+    from eve_vl.cli import main as run  # now, so that Ctrl-C may come meanwhile
+
+    run()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but end at once while a module loads: nothing is to be saved yet, and libraries that are cut off
+    half-way make other errors of it."""
+    if any(caller.f_code.co_filename.startswith("<frozen importlib") for caller, _ in traceback.walk_stack(frame)):
+        os._exit(128 + number)
+    signal.default_int_handler(number, frame)
+
+
+if __name__ == "__main__":
+    main()

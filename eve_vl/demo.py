@@ -53,10 +53,11 @@ def run_demo(out: Path, console: Console, num_test: int = NUM_TEST) -> Path:
     configs = {name: replace(config, train=replace(config.train, threads=cores // at_once)) for name, config in configs.items()}
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    before = signal.signal(signal.SIGTERM, _stop)  # without it, the workers would outlive this process
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}  # else workers outlive this
     with ProcessPoolExecutor(at_once, mp_context=context) as pool, _bars(configs, console) as update:
         _run_all(pool, at_once, configs, num_test, update, console)
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     numbers = collect(out)
     write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
     report = write_story(out)
@@ -86,7 +87,9 @@ def _run_all(
     while waiting or running:
         for name, config in list(waiting.items()):
             if len(running) < at_once and _may_start(config, finished):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a worker begins with: it stops when this process says so
                 running[pool.submit(work, config, num_test)] = name
+                signal.signal(signal.SIGINT, _stop)
                 del waiting[name]
         done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
         for future in done:

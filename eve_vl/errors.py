@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
+LONGEST = 4000  # letters of a message, which may quote a name or a value of any length
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control characters, halves of surrogate pairs, line ends
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn what follows around
 
@@ -30,7 +31,8 @@ class UserError(ValueError):
     """A mistake in what the user gave, in one line: where, what was found, what to do. The command line prints it and exits."""
 
     def __init__(self, message: object):
-        super().__init__(printable(str(message)))
+        text = printable(str(message))
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}")
 
 
 class BadSampleError(UserError):

@@ -86,7 +86,7 @@ def test_positions_of_an_image_encoder_are_resized_on_request(eve, tmp_path: Pat
 
 LAYER = "backbone.encoder.layers"
 ODD = {  # what is done to a tensor, to some of each file, and what is said then
-    "int": (lambda tensor: tensor.long(), "has type torch.int64"),
+    "int": (lambda tensor: tensor.long(), "of whole numbers, "),
     "double": (lambda tensor: tensor.double(), "is float64, expected dense numbers"),
     "complex": (lambda tensor: tensor.cfloat(), "is complex64, expected dense numbers"),
     "float8": (lambda tensor: tensor.to(torch.float8_e4m3fn), "is float8_e4m3fn, expected dense numbers"),

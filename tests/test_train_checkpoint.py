@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,14 +94,26 @@ def flip_a_bit(name: str) -> Callable[[Path], None]:
     return edit
 
 
-def edit_optimizer(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+def edit_tensors(name: str, change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
     """In a checkpoint of an older version, which has no checksums."""
 
     def edit(folder: Path) -> None:
-        tensors = load_file(folder / "optimizer.safetensors")
+        tensors = {key: tensor.clone() for key, tensor in load_file(folder / name).items()}
         change(tensors)
-        save_file(tensors, folder / "optimizer.safetensors")
+        save_file(tensors, folder / name)
         edit_state(sha256={})(folder)
+
+    return edit
+
+
+edit_optimizer = partial(edit_tensors, "optimizer.safetensors")
+edit_model, edit_rng = partial(edit_tensors, "model.safetensors"), partial(edit_tensors, "rng_0.safetensors")
+
+
+def make_pipe(name: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
 
     return edit
 
@@ -138,6 +153,25 @@ def cut(name: str) -> Callable[[Path], None]:
         (edit_optimizer(lambda t: t.update({"weight.exp_avg": torch.ones(1)})), "exp_avg_sq of weight, or in another shape"),
         (edit_optimizer(lambda t: t.update({"weight.momentum": torch.ones(3)})), "does not hold step, exp_avg, exp_avg_sq of"),
         (edit_optimizer(lambda t: t.update({"bias.step": torch.ones(())})), "holds bias, which does not train"),
+        (edit_optimizer(lambda t: t["weight.exp_avg"].fill_(torch.nan)), "safetensors: weight.exp_avg holds NaN or infinity"),
+        (edit_optimizer(lambda t: t["weight.exp_avg"].fill_(torch.inf)), "safetensors: weight.exp_avg holds NaN or infinity"),
+        (edit_optimizer(lambda t: t["weight.exp_avg_sq"].neg_()), "or in another shape, type or sign"),
+        (edit_optimizer(lambda t: t["weight.step"].fill_(-1)), "or in another shape, type or sign"),
+        (edit_optimizer(lambda t: t.update({"weight.exp_avg": torch.ones(3).long()})), "or in another shape, type or sign"),
+        (edit_optimizer(lambda t: t.update({"weight.exp_avg": torch.ones(3).half()})), "or in another shape, type or sign"),
+        (edit_model(lambda t: t["weight"].fill_(torch.nan)), "model.safetensors: weight holds NaN or infinity"),
+        (edit_model(lambda t: t.update(weight=torch.ones(3).long())), "weight has shape (3,) of whole numbers, expected (3,)"),
+        (edit_model(lambda t: t.update(weight=torch.ones(3).bool())), "weight has shape (3,) of whole numbers, expected (3,)"),
+        (edit_model(lambda t: t.update(weight=torch.ones(3).double())), "weight is float64, expected dense numbers"),
+        (edit_rng(lambda t: t["numpy"][-1].fill_(10**6)), "rng_0.safetensors: no states of random generators"),
+        (edit_rng(lambda t: t["numpy"][0].fill_(-1)), "rng_0.safetensors: "),
+        (edit_rng(lambda t: t.update(python=t["python"].float())), "rng_0.safetensors: no states of random generators"),
+        (edit_rng(lambda t: t.pop("torch")), "rng_0.safetensors: "),
+        (edit_rng(lambda t: t.update({"meter./counts": torch.ones(2)})), "/counts is no sum over the open log window"),
+        (edit_rng(lambda t: t.update({"meter.loss": torch.tensor(torch.nan)})), "loss is no sum over the open log window"),
+        (edit_state(sha256={"/dev/zero": ""}), "state.json says that it holds /dev/zero"),
+        (edit_state(step=10**30), "state.json holds no step"),
+        (make_pipe("optimizer.safetensors"), "is not an ordinary file"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path: Path, damage, words):
@@ -154,6 +188,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(tmp_path: Path,
         path.unlink()
     step_folder(run, 4).rmdir()
     assert train(run, Guess(scored(0.5)), SHORT)["score"] == 0.5
+
+
+def test_a_damaged_checkpoint_with_none_before_it_says_so(tmp_path: Path):
+    run = tmp_path / "run"
+    train(run, Guess(scored(0.5)), replace(SHORT, save_every=4))
+    flip_a_bit("model.safetensors")(step_folder(run, 4))
+    with pytest.raises(UserError, match=r"; delete this folder to go on from the start: there is no older one$"):
+        train(run, Guess([]), replace(SHORT, save_every=4))
+
+
+def test_a_crash_while_old_checkpoints_are_deleted_leaves_no_half_of_one(tmp_path: Path, monkeypatch):
+    run, rmtree = tmp_path / "run", shutil.rmtree
+
+    def until_killed(path: Path, **how: Any) -> None:
+        if path.name == ".step_00000002.tmp" and path.exists():
+            (path / "state.json").unlink()
+            raise KeyboardInterrupt
+        rmtree(path, **how)
+
+    monkeypatch.setattr("shutil.rmtree", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep=1))
+    monkeypatch.undo()
+    assert checkpoint.checkpoint_folders(run) == [step_folder(run, 4)]
+    train(run, Guess(scored(*[0.5] * 4)), replace(CONFIG, keep=1))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000008"]
 
 
 def test_damaged_best_weights_are_named(tmp_path: Path):

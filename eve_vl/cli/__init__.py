@@ -1,8 +1,10 @@
 """The command line: `eve VERB …`. Mistakes of the user end in one line on stderr and exit status 2, never in a traceback."""
 
+import errno
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from eve_vl import __version__
 from eve_vl.cli.common import HELP, fail, parse, say
@@ -15,6 +17,8 @@ from eve_vl.cli.use import call_verbs, run_encode
 from eve_vl.config.code import installed, load_file, load_installed, load_named
 from eve_vl.cpu import keep_memory, yield_cores
 from eve_vl.errors import UserError, nearest
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # the last: nobody reads what is written
 
 
 def run_completion(argv: Sequence[str]) -> None:
@@ -52,8 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         message = str(error).rpartition("UserError: ")[2].strip()  # a loader worker wraps it in its own traceback
         fail(message, getattr(error, "code", 2))
     except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        fail(f"{name}{error.strerror or error}", 2)
+        # A file that the user named and a disk that is full or failing are the user's to mend. What names no file, such as a
+        # closed descriptor or a call inside of torch, or names one of this package's is a bug, with its traceback.
+        is_named = isinstance(error.filename, str) and not Path(error.filename).is_relative_to(Path(__file__).parents[1])
+        if not is_named and error.errno not in DISK:
+            raise
+        fail(f"{error.filename}: {error.strerror}" if is_named else str(error.strerror), 2)
     except KeyboardInterrupt:
         fail("interrupted", 130)
 

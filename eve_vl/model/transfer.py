@@ -30,6 +30,9 @@ def transfer(tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Seq
     `where` names the source of `tensors` in messages. Raises UserError, also for a pattern that matches nothing.
     """
     own = task.state_dict()
+    for name in own.keys() & tensors.keys():
+        if own[name].is_floating_point() != tensors[name].is_floating_point():
+            raise UserError(f"{where}: {name} has type {tensors[name].dtype}, expected {own[name].dtype}")
     encoder = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
     encoder, resized = task.encoder.resized(encoder)
     tensors = {**tensors, **{ENCODER + name: tensor for name, tensor in encoder.items()}}

@@ -12,6 +12,7 @@ from eve_vl.report.html import draw, number
 
 NUM_COLORS = 6  # of lines; more lines share them
 MAX_POINTS = 120  # per line; longer logs are averaged in windows
+HUGE = 1e100  # no number of training is larger; sums and differences of such ones may be infinite
 Points = list[tuple[float, float]]
 Show = Callable[[float], str]
 
@@ -43,8 +44,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def thin(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> Points:
-    """Return at most `limit` points, finite ones, each the mean of a window of the given ones."""
-    finite = [point for point in points if math.isfinite(point[1])]
+    """Return at most `limit` points, finite and not absurd ones, each the mean of a window of the given ones."""
+    finite = [point for point in points if abs(point[1]) < HUGE]
     size = math.ceil(len(finite) / limit) or 1
     windows = [finite[start : start + size] for start in range(0, len(finite), size)]
     return [(sum(x for x, _ in w) / len(w), sum(y for _, y in w) / len(w)) for w in windows]

@@ -33,9 +33,12 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write a page, with the folders that it lies in, and return its path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, text)
+    """Write a page, with the folders that it lies in, and return its path. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another place with --out") from None
     return path
 
 

@@ -233,6 +233,11 @@ def check_tensors(tensors: Mapping[str, Tensor], where: object) -> None:
             raise UserError(f"{where}: {name} holds NaN or infinity")
 
 
+def form(tensor: Tensor) -> str:
+    """Return a tensor's shape, and whether it holds whole numbers: what must be alike so that one can take another's place."""
+    return f"{tuple(tensor.shape)}" + " of whole numbers" * (not tensor.is_floating_point())
+
+
 def load_model(folder: Path, model: nn.Module) -> None:
     """Load weights strictly, also into a model on the meta device, whose tensors those of the file then become.
 
@@ -243,14 +248,9 @@ def load_model(folder: Path, model: nn.Module) -> None:
     problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
     problems += [f"{name} is unknown" for name in tensors.keys() - expected.keys()]
     problems += [
-        f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
+        f"{name} has shape {form(tensor)}, expected {form(expected[name])}"
         for name, tensor in tensors.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    problems += [
-        f"{name} has type {tensor.dtype}, expected {expected[name].dtype}"
-        for name, tensor in tensors.items()
-        if name in expected and tensor.is_floating_point() != expected[name].is_floating_point()
+        if name in expected and form(tensor) != form(expected[name])
     ]
     first: dict[nn.Parameter, str] = {}  # the first name of each parameter; tied ones have several
     for name, parameter in model.named_parameters(remove_duplicate=False):

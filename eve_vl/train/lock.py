@@ -47,7 +47,7 @@ def _acquire(run: Path) -> tuple[IO[str] | None, str | None]:
         except (BlockingIOError, PermissionError):
             file.close()
             with contextlib.suppress(FileNotFoundError):  # it has just ended
-                return None, path.read_text().strip() or "unknown"
+                return None, path.read_text(errors="replace").strip() or "unknown"
             continue
         except OSError:  # a file system without locks
             return file, None
