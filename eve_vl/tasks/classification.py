@@ -4,6 +4,7 @@ Letters: B batch, C classes, D width.
 """
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,6 +142,7 @@ class Classification(Classifier[ClassificationConfig]):
     labels_file = "classes.json"
     label_layer = "class_head.3"
     truth = "label"
+    has_prediction_file = True
     computation = "classifier"
 
     def __init__(self, config: Config, sizes: Sizes):
@@ -252,6 +254,17 @@ class Classification(Classifier[ClassificationConfig]):
             return metrics.summary([each.label for each in known], [each.labels[0] for each in known]) | numbers
         is_true_RC = np.array([[label in each.labels for label in self.sizes.labels] for each in known])
         return metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC) | numbers
+
+    def prediction_file(self, examples: Sequence[ClassificationExample]) -> str:
+        """Return a JSON line for each row: its name, label and the label's probability; of several labels all from 0.5 on."""
+        lines = []
+        for each in examples:
+            line: dict[str, Any] = {"row": each.where, "label": each.label, "probability": float(each.probability_C.max())}
+            if self.settings.several:
+                likely = np.flatnonzero(each.probability_C >= 0.5).tolist()
+                line["labels"] = {self.sizes.labels[c]: float(each.probability_C[c]) for c in likely}
+            lines.append(json.dumps(line) + "\n")
+        return "".join(lines)
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
         """Return a sentence about labels that no answer could have been right about."""
