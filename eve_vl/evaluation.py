@@ -52,9 +52,9 @@ def evaluate_rows(
         sources = open_train_and_val(config, task.kind(config))[1]
     num_rows = sum(map(len, sources))
     if predictions is not None and not task.has_prediction_file:
-        raise UserError(f"--predictions: a {settings.name} run has no official prediction file")
+        raise UserError(f"--predictions: a {settings.name} run has no prediction file")
     if predictions is not None and num_samples < num_rows:
-        raise UserError(f"--predictions: the server wants all {num_rows} rows, but --samples is {num_samples}; leave it out")
+        raise UserError(f"--predictions: the file holds all {num_rows} rows, but --samples is {num_samples}; leave it out")
     dataset = task.eval_dataset(sources, config, run.tokenizer)
     task.check_flags(flags, dataset)
     loader = eval_loader(dataset, rank=0, world=1)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from eve_vl.data.inputs import given_images, given_texts
@@ -158,3 +160,31 @@ def test_what_is_no_text_is_named(texts, message):
     with pytest.raises(UserError) as error:
         given_texts(texts)
     assert message in str(error.value)
+
+
+DTYPES = ("u1", "i1", "u2", "<i8", ">i4", "f2", "<f4", ">f8", "c8", "?", "O", "S3", "U2", "M8[s]", "m8[D]", "V4")
+TORCH = ("uint8", "int8", "int64", "float16", "bfloat16", "float32", "float64", "complex64", "bool", "float8_e4m3fn")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F")
+SIDES = st.lists(st.integers(0, 5) | st.just(3), max_size=5)
+NUMBERS = st.sampled_from([0, 1, 0.5, 2, -1, float("nan"), float("inf")])
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    image=st.builds(lambda dtype, shape, value: np.full(shape, value).astype(dtype), st.sampled_from(DTYPES), SIDES, NUMBERS)
+    | st.builds(
+        lambda kind, shape, value: torch.full(shape, value).to(getattr(torch, kind)), st.sampled_from(TORCH), SIDES, NUMBERS
+    )
+    | st.builds(lambda mode, size: Image.new(mode, size), st.sampled_from(MODES), st.tuples(*[st.integers(0, 5)] * 2))
+    | st.text(max_size=9)
+    | st.binary(max_size=40)
+    | st.sampled_from([None, 7, 1.5, {}, {"a": 1}, object(), Image, Path])
+)
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_is_given_is_a_picture_or_an_error_of_the_user(image):
+    try:
+        pictures = [one.pixels(16) for one in given_images(image)]
+    except UserError as error:
+        assert "image" in str(error)
+    else:
+        assert all(one.shape == (3, 16, 16) and one.dtype == torch.uint8 for one in pictures)

@@ -228,3 +228,17 @@ def test_a_folder_per_class_is_learnt_from_the_command_line(eve, pretrained, tmp
     assert sum(int(found[1]) for found in own if found) > 0.9 * 72
     assert page.count('class="own"') == 3
     assert eve("evaluate", "classification", run, "--data", tmp_path / "colors").returncode == 0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_predictions_are_json_lines(several):
+    task = build(config_of(several=several))
+    values = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.5]], np.float32)
+    examples = [
+        ClassificationExample(probability_C=row_C, label=CLASSES[row_C.argmax()], labels=(), where=f"rows:{row}")
+        for row, row_C in enumerate(values)
+    ]
+    found = [json.loads(line) for line in task.prediction_file(examples).splitlines()]
+    assert [(each["row"], each["label"]) for each in found] == [("rows:0", "green"), ("rows:1", "blue")]
+    assert [each["probability"] for each in found] == pytest.approx([0.7, 0.6])
+    assert [list(each.get("labels", "-")) for each in found] == ([["green"], ["blue", "red"]] if several else [["-"], ["-"]])

@@ -102,9 +102,23 @@ class EvePreTrainedModel(PreTrainedModel):
         """Return what the class says. attention_mask: None: no padding. pixel_values_right: for tasks with two pictures."""
         if pixel_values_right is not None and self.task.calls.num_pictures < 2:
             raise UserError(f"{type(self).__name__} looks at one picture: leave out pixel_values_right")
-        tensors = Given()
-        size = self.task.config.input.image_size
-        for name, given in (("pixels", pixel_values), ("right", pixel_values_right)):
+        tensors = self._given(input_ids, attention_mask, pixels=pixel_values, right=pixel_values_right)
+        output = self.output_type(**self.task.outputs(tensors, labels))
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """Return features of pictures as `pooler_output`, float32 (B, d), those of `Eve.encode_image`."""
+        return BaseModelOutputWithPooling(pooler_output=self.task.image_features(**self._given(images_BCHW=pixel_values)))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+        """Return features of texts as `pooler_output`, float32 (B, d), those of `Eve.encode_text`."""
+        given = self._given(input_ids, attention_mask)
+        return BaseModelOutputWithPooling(pooler_output=self.task.text_features(given["ids"], given["is_padding"]))
+
+    def _given(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **pixels: Tensor | None) -> Given:
+        """Return inputs by our names. Raises UserError for pictures that do not fit."""
+        tensors, size = Given(), self.task.config.input.image_size
+        for name, given in pixels.items():
             if given is None:
                 continue
             if given.ndim != 4 or given.shape[1:] != (3, size, size) or not given.is_floating_point():
@@ -114,8 +128,7 @@ class EvePreTrainedModel(PreTrainedModel):
         if input_ids is not None:
             is_real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             tensors |= {"ids": input_ids, "is_padding": is_real == 0}
-        output = self.output_type(**self.task.outputs(tensors, labels))
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+        return tensors
 
     def _build(self) -> Task[Any]:
         config, run = self.config, self.config.run

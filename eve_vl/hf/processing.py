@@ -15,7 +15,7 @@ from transformers.utils.generic import PaddingStrategy
 
 from eve_vl.config import InputConfig
 from eve_vl.data.batch import normalize
-from eve_vl.data.inputs import ImageLike, given_images
+from eve_vl.data.inputs import Images, given_images, listed
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 
@@ -39,10 +39,12 @@ class EveImageProcessor(BaseImageProcessor):
             raise UserError(f'size {self.size}, expected a square: {{"height": {side}, "width": {side}}}')
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, images: ImageLike | Sequence[ImageLike], return_tensors: str | None = "pt"
+        self, images: Images, return_tensors: str | None = "pt"
     ) -> BatchFeature:
         """Return pixel_values, float32 (B, 3, H, W) in [-1, 1], of one picture or a list of them. Raises UserError."""
         pictures = [image.pixels(self.size["height"]) for image in given_images(images)]
+        if not pictures:
+            raise UserError("images is an empty list")
         return BatchFeature({"pixel_values": normalize(torch.stack(pictures))}, tensor_type=return_tensors)
 
 
@@ -123,17 +125,17 @@ class EveProcessor(ProcessorMixin):
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        images: ImageLike | Sequence[ImageLike] | None = None,
+        images: Images | None = None,
         text: str | Sequence[str] | None = None,
         *,
-        images_right: ImageLike | Sequence[ImageLike] | None = None,
+        images_right: Images | None = None,
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
         """Return the inputs of a model: pixel_values, pixel_values_right, input_ids, attention_mask, of what is given.
 
-        One picture and one text are a batch of one. kwargs go to the tokenizer; padding and truncation are on. Raises
-        UserError if nothing is given, or a picture cannot be used.
+        One picture and one text are a batch of one; an empty text is its [CLS] alone. kwargs go to the tokenizer; padding and
+        truncation are on. Raises UserError if nothing is given, or a picture or text cannot be used.
         """
         if images is None and text is None:
             raise UserError("give images, text or both")
@@ -143,7 +145,9 @@ class EveProcessor(ProcessorMixin):
         if images_right is not None:
             found["pixel_values_right"] = self.image_processor(images_right, return_tensors)["pixel_values"]
         if text is not None:
-            texts = [text] if isinstance(text, str) else list(text)
+            texts = [text] if isinstance(text, str) else list(listed(text) or ())
+            if not texts or not all(isinstance(each, str) for each in texts):
+                raise UserError(f"text is {str(text)[:80]!r}, expected a text or a list of texts, of which any may be empty")
             options = {"padding": self.padding, "truncation": True} | kwargs
             found |= self.tokenizer(texts, return_tensors=return_tensors, **options)
         return BatchFeature(found)

@@ -4,6 +4,7 @@ Letters: B batch, C classes, D width.
 """
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,6 +147,7 @@ class Classification(Classifier[ClassificationConfig]):
         Against("mean_ap", "rows", "mean_ap_chance", "a constant score"),
     )
     truth = "label"
+    has_prediction_file = True
     computation = "classifier"
 
     def __init__(self, config: Config, sizes: Sizes):
@@ -256,6 +258,17 @@ class Classification(Classifier[ClassificationConfig]):
     def row_scores(self, examples: Sequence[ClassificationExample]) -> dict[str, float]:
         """Return whether the most probable label of each row that has labels is one of them."""
         return {each.where: float(each.label in each.labels) for each in examples if each.labels}
+
+    def prediction_file(self, examples: Sequence[ClassificationExample]) -> str:
+        """Return a JSON line for each row: its name, label and the label's probability; of several labels all from 0.5 on."""
+        lines = []
+        for each in examples:
+            line: dict[str, Any] = {"row": each.where, "label": each.label, "probability": float(each.probability_C.max())}
+            if self.settings.several:
+                likely = np.flatnonzero(each.probability_C >= 0.5).tolist()
+                line["labels"] = {self.sizes.labels[c]: float(each.probability_C[c]) for c in likely}
+            lines.append(json.dumps(line) + "\n")
+        return "".join(lines)
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
         """Return a sentence about labels that no answer could have been right about."""

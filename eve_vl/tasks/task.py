@@ -117,7 +117,7 @@ class Task(nn.Module, Generic[Settings]):
     truth: ClassVar[str | None] = None
     """What rows need so that the best weights can be chosen, in a word."""
     has_prediction_file: ClassVar[bool] = False
-    """Whether an official server takes its predictions."""
+    """Whether `prediction_file` writes one, as an official server takes it."""
     label_layer: ClassVar[str | None] = None
     """The layer whose rows stand for labels: of no use to a run with other ones."""
     published_head: ClassVar[PublishedHead] = PublishedHead()

@@ -63,9 +63,13 @@ def chosen_checkpoint(path: Path) -> Path:
     for folder in (path, path / BEST):
         if (folder / "state.json").is_file():
             return folder
+    if path.is_file():
+        raise UserError(f"{path}: is a file, not a run folder; of published weights make one: eve convert {path} FOLDER")
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder")
     folders = checkpoint_folders(path)
+    if not folders and (config := path / "config.json").is_file() and b'"model_type"' in config.read_bytes():
+        raise UserError(f"{path}: was saved by transformers; make a run folder of it: hf.to_run(model, processor, FOLDER)")
     if not folders:
         raise UserError(f"{path}: holds no checkpoint (expected {path / CHECKPOINTS}/step_…); is it a run folder?")
     return folders[-1]
