@@ -117,10 +117,10 @@ def _write_features(path: Path, arrays: Mapping[str, "np.ndarray"], names: Mappi
         if path.suffix == ".safetensors":
             tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
             write_tensors(temporary, tensors, {name: json.dumps(values) for name, values in names.items()})
-        else:
-            with temporary.open("wb") as file:  # to a name, savez would add its ending
-                everything: dict[str, Any] = {**arrays, **{name: np.array(values, str) for name, values in names.items()}}
-                np.savez(file, **everything)
+            return
+        everything: dict[str, Any] = {**arrays, **{name: np.array(values, str) for name, values in names.items()}}
+        with temporary.open("wb") as file:  # to a name, savez would add its ending
+            np.savez(file, **everything)
 
 
 def _write_pictures(path: Path, pictures: Sequence["np.ndarray"]) -> None:

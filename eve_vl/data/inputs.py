@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 
@@ -125,7 +126,7 @@ class Inputs:
                 continue
             (source,) = open_sources([str(item)], data, self.config.image_size, text_kind if is_text else "pictures")
             is_hidden = not (progress and console.is_terminal)
-            for index in track(range(len(source)), f"{item}", console=console, transient=True, disable=is_hidden):
+            for index in track(range(len(source)), escape(f"{item}"), console=console, transient=True, disable=is_hidden):
                 try:
                     row = source[index]
                     yield from [read(part, row.where) for part in (row.texts if is_text else row.images)]
@@ -163,15 +164,10 @@ class Inputs:
         return self._batch(StatementBatch, left, ids, **more)
 
     def masked_pairs(
-        self,
-        images: Sequence[GivenImage],
-        ids: Sequence[np.ndarray],
-        *,
-        masks: Sequence[np.ndarray] | None = None,
-        keep_K: np.ndarray | None = None,
+        self, images: Sequence[GivenImage], ids: Sequence[np.ndarray], masks: Any = None, keep_K: np.ndarray | None = None
     ) -> PairBatch:
-        """Return pairs with their masks: tokens of each text to hide (None: none), sorted positions of patches to keep in all
-        pictures (None: all)."""
+        """Return pairs with their masks: of each text, bool (T,), tokens to hide (None: none); sorted positions of patches to
+        keep in all pictures (None: all)."""
         all_P, masks = np.arange(self.config.num_patches), masks or [np.zeros(len(ids_T), dtype=bool) for ids_T in ids]
         keep_K = all_P if keep_K is None else keep_K
         same = {"keep_K": keep_K, "hidden_M": np.setdiff1d(all_P, keep_K), "picture": 0}

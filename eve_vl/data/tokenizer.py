@@ -65,9 +65,7 @@ class Tokenizer:
         if os.path.isdir(path):  # noqa: PTH112 (of what cannot be a name it says no)
             found = [file for name in ("tokenizer.json", "vocab.txt") if (file := path / name).is_file()]
             if not found:
-                raise UserError(
-                    f"{path}: holds no tokenizer.json and no vocab.txt; save a fast tokenizer of transformers there"
-                )
+                raise UserError(f"{path}: holds no tokenizer.json and no vocab.txt, as fast tokenizers of transformers do")
             if (config := path / "tokenizer_config.json").is_file():
                 is_lower = read_json(config, dict).get("do_lower_case") is not False
             path = found[0]

@@ -122,9 +122,7 @@ def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:
     return list(zip(classes.tolist(), values.tolist(), strict=True))
 
 
-def in_batches(
-    compute: Callable[..., Sequence[Any]], batch_size: int, *given: tuple[Callable[[Any], list[Any]], object]
-) -> Any:
+def in_batches(compute: Callable[..., Sequence[Any]], batch_size: int, *given: tuple[Callable[..., Any], Any]) -> Any:
     """Return what `compute` makes of lists of inputs, called with at most `batch_size` rows at a time, as one list; what was
     given alone goes with every row, and if all was, its one result is returned.
 

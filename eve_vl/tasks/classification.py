@@ -265,8 +265,8 @@ class Classification(Classifier[ClassificationConfig]):
         for each in examples:
             line: dict[str, Any] = {"row": each.where, "label": each.label, "probability": float(each.probability_C.max())}
             if self.settings.several:
-                likely = np.flatnonzero(each.probability_C >= 0.5).tolist()
-                line["labels"] = {self.sizes.labels[c]: float(each.probability_C[c]) for c in likely}
+                named = zip(self.sizes.labels, each.probability_C.tolist(), strict=True)
+                line["labels"] = {label: value for label, value in named if value >= 0.5}
             lines.append(json.dumps(line) + "\n")
         return "".join(lines)
 
