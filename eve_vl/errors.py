@@ -28,6 +28,10 @@ class UserError(ValueError):
         super().__init__(printable(str(message)))
 
 
+class SharedError(UserError):
+    """A UserError that every process of a run raises; the command line of the first one alone tells it."""
+
+
 class BadSampleError(UserError):
     """One sample cannot be used. Training skips and counts it, `eve data check` lists it."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated, to_dict
+from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
@@ -18,7 +18,9 @@ from eve_vl.errors import UserError
 from eve_vl.files import write_file
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.model.transfer import parts, transfer
+from eve_vl.plan import changes, data_lines, run_lines
 from eve_vl.seeds import seed_everything, set_threads
+from eve_vl.talk import say
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint, distributed
@@ -30,16 +32,6 @@ from eve_vl.train.trainer import Trainer
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 ROWS_PROBED = 100
 MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
-OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
-    "out",
-    "data.num_workers",
-    "data.max_bad_share",
-    "train.device",
-    "train.threads",
-    "train.log_every",
-    "train.save_every",
-    "train.keep",
-}
 
 
 def train(config: Config, *, must_resume: bool = False) -> bool:
@@ -64,7 +56,7 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
 
 def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, float]:
     """Set up and train; return the numbers of the last validation."""
-    check_out_folder(config, must_resume)
+    changed = check_out_folder(config, must_resume)
     rank, world = distributed.rank(), distributed.world_size()
     if config.train.batch_size % (config.train.accumulation * world):
         raise UserError(
@@ -73,6 +65,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         )
     kind = task_class(type(config.task))
     sources, val_sources = open_train_and_val(config, kind.kind(config))
+    for line in data_lines(config, sources, val_sources):
+        say(line)
     tokenizer = obtain_tokenizer(config, sources)
     require_truth(config, val_sources)
     folders = checkpoint.checkpoint_folders(config.out)
@@ -88,12 +82,14 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
-    notes = list(prepared.notes)
+    notes = changed if folders else list(prepared.notes)
     new = checkpoint.read_new(folders[-1]) if folders else None
     if config.init is not None and new is None:
         new, note = start_from(config, task)
         notes += [*_data_notes(config), note]
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes)
+    for line in run_lines(config, task, device, trainer.dtype, num_rows=sum(map(len, prepared.sources))):
+        say(line)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
         (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
@@ -203,6 +199,7 @@ def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokeniz
             "the sources hold no usable text to train a tokenizer on; name a tokenizer with --tokenizer.path (eve tokenizer "
             "train TEXTS makes one), or the column of texts with --data.text-column"
         )
+    say(f"training a tokenizer of at most {vocab_size:,} tokens on {len(texts):,} texts")
     return Tokenizer.train(texts, vocab_size)
 
 
@@ -228,29 +225,25 @@ def with_init_tokenizer(config: Config) -> Config:
     return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=vocab_size))
 
 
-def check_out_folder(config: Config, must_resume: bool) -> None:
-    """Refuse to go on in a folder that holds another run. Raises UserError that names what differs."""
-    if not checkpoint.checkpoint_folders(config.out):
+def check_out_folder(config: Config, must_resume: bool) -> list[str]:
+    """Refuse to go on in a folder that holds another run; return sentences on what is changed otherwise.
+
+    Raises UserError that says what differs.
+    """
+    folders = checkpoint.checkpoint_folders(config.out)
+    if not folders:
         if must_resume:
             raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")
-        return
+        return []
     old = read_config(config.out)
     if old.recipe != config.recipe:
         raise UserError(
             f"{config.out}: holds a run of recipe {old.recipe!r}, not {config.recipe!r}; choose another folder with --out"
         )
-    before, now = _flat(to_dict(old)), _flat(to_dict(config))
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if changed := [name for name in changed if name not in OPERATIONAL]:
+    refused, allowed = changes(old, config, checkpoint.read_state(folders[-1])["step"])
+    if refused:
         raise UserError(
-            f"{config.out}: holds a run with other values of {', '.join(changed)}; "
-            "give the same flags to go on, or choose another folder with --out"
+            f"{config.out}: holds a run with other values: {'; '.join(refused)}. "
+            "Give the same flags to go on, or choose another folder with --out"
         )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return values by names such as `train.steps`."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+    return allowed

@@ -11,7 +11,8 @@ from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
 from eve_vl.cli.train import run_demo, run_finetune, run_pretrain
 from eve_vl.cli.use import call_verbs, run_encode
 from eve_vl.cpu import keep_memory, yield_cores
-from eve_vl.errors import UserError, nearest
+from eve_vl.errors import SharedError, UserError, nearest
+from eve_vl.talk import is_main
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "demo": run_demo,
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _dispatch(argv)
     except UserError as error:
+        if isinstance(error, SharedError) and not is_main():
+            sys.exit(getattr(error, "code", 2))
         message = str(error).rpartition("UserError: ")[2].strip()  # a loader worker wraps it in its own traceback
         fail(message, getattr(error, "code", 2))
     except OSError as error:

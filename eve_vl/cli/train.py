@@ -38,7 +38,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
         return
     recipe = get_recipe(argv[0])
     if (
-        not set(HELP) & set(argv[1:]) and (start := _init_config(argv, recipe.out)) is not None
+        not set(HELP) & set(argv[1:]) and (start := _init_config("pretrain", argv, recipe.out)) is not None
     ):  # the weights fit no other shape
         recipe = replace(recipe, input=start.input, model=start.model)
     _train("pretrain", argv, PRETRAIN[argv[0]].__doc__, recipe)
@@ -49,7 +49,7 @@ def run_finetune(argv: Sequence[str]) -> None:
     if _wants_list(argv, "finetune", FINETUNE):
         return
     unstarted = get_finetune_recipe(argv[0], get_recipe("base"))
-    pretrained = _init_config(argv, unstarted.out)
+    pretrained = _init_config("finetune", argv, unstarted.out)
     if pretrained is None and not set(HELP) & set(argv[1:]):
         raise UserError(f"eve finetune {argv[0]} needs --init RUN, to start from (with --scratch, from its shape alone)")
     config = unstarted if pretrained is None else get_finetune_recipe(argv[0], pretrained)
@@ -64,7 +64,7 @@ def run_demo(argv: Sequence[str]) -> None:
     say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True, emoji=False))}")
 
 
-def _init_config(argv: Sequence[str], out: Path) -> Config | None:
+def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     """Return the config of the --init run, or of the run in --out if that can go on, which must be known before the flags can
     be parsed; None if no --init is named."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
@@ -73,6 +73,8 @@ def _init_config(argv: Sequence[str], out: Path) -> Config | None:
     named = parser.parse_known_args(argv)[0]
     if named.init is None:
         return None
+    if not set(HELP) & set(argv):
+        say(f"eve {verb} {argv[0]}: starts from {named.init}")  # torch, which reading it imports, takes seconds
     from eve_vl.loading import read_config, settings_folder
 
     return read_config(settings_folder(named.init.expanduser(), "--scratch" in argv, (named.out or out).expanduser()))
@@ -82,10 +84,13 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
     if args.config.init is not None and args.config.tokenizer != recipe.tokenizer:
         raise UserError("--tokenizer flags have no use with --init: that run's tokenizer comes along")
-    from eve_vl.report import write_report
+    train, val = (" ".join(specs) for specs in (args.config.data.train, args.config.data.val))
+    say(f"eve {verb} {argv[0]}: trains on {train}, validates on {val}, writes to {args.config.out}")
     from eve_vl.training import train
 
     if train(args.config, must_resume=args.resume):
+        from eve_vl.report import write_report
+
         say(f"report: {write_report(args.config.out)}")
 
 

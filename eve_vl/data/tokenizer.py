@@ -3,7 +3,7 @@
 Special ids always come from the tokenizer; nothing else in the library knows a number.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Backend
 
 from eve_vl.errors import UserError
+from eve_vl.talk import CONSOLE
 
 MASK_TEXT = "[MASK]"  # how people write a word to be guessed, whatever the tokenizer calls it
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
@@ -62,7 +63,7 @@ class Tokenizer:
         return cls(Backend.from_str(text), "tokenizer")
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
+    def train(cls, captions: Collection[str], vocab_size: int) -> "Tokenizer":
         """Train a byte-level BPE on captions, lower-cased and NFKC-normalised; vocab_size is an upper bound."""
         backend = Backend(models.BPE())
         backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -72,9 +73,9 @@ class Tokenizer:
             vocab_size=vocab_size,
             special_tokens=["[PAD]", "[CLS]", "[MASK]"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            show_progress=CONSOLE.is_terminal,
         )
-        backend.train_from_iterator(captions, trainer)
+        backend.train_from_iterator(captions, trainer, length=len(captions))
         backend.post_processor = processors.TemplateProcessing(
             single="[CLS] $A", special_tokens=[("[CLS]", backend.token_to_id("[CLS]"))]
         )

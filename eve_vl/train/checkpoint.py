@@ -2,6 +2,7 @@
 
     checkpoints/step_00001000/
         model.safetensors       weights
+        live.safetensors        with train.ema_decay: the weights that training goes on from; model.safetensors has averages
         optimizer.safetensors   moments by parameter name
         rng_0.safetensors …     random generators and the open log window, one file per process
         state.json              step, samples consumed, versions, checksums of the other files
@@ -36,6 +37,7 @@ from eve_vl.train.optim import initial_state
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
+LIVE = "live"
 METER = "meter."  # what names in rng_*.safetensors begin with that are sums of the open log window
 
 
@@ -70,14 +72,17 @@ def save_checkpoint(
     texts: Mapping[str, str],
     state: Mapping[str, Any],
     keep: int,
+    live: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint and delete all but the newest `keep`.
 
     model, optimizer: whole tensors, as `state_dict` and `optimizer_tensors` name them. rng_states: one per process.
-    texts: further files by name. state: JSON values, the `step` among them.
+    texts: further files by name. state: JSON values, the `step` among them. live: what training goes on from, if the weights of
+    `model` are averages.
     Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
     """
     tensors = {"model": model, "optimizer": optimizer} | {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
+    tensors |= {LIVE: live} if live else {}
     _write_folder(run / CHECKPOINTS / f"step_{state['step']:08d}", tensors, texts, state)
     for old in checkpoint_folders(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)

@@ -12,6 +12,7 @@ import numpy as np
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import Table
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.talk import told
 
 NUM_LINES_TO_PARSE = 100  # how far to look for a first line that parses, to learn the columns
 
@@ -48,7 +49,7 @@ class LineTable(Table):
         """Return where each non-blank line starts, and for each blank line how many rows come before it (both int64)."""
         starts, rows_before_blank, position = array("q"), array("q"), 0
         with self._open() as file:
-            for line in file:
+            for line in told(file, f"indexing {self.path.name}"):
                 if line.isspace():
                     rows_before_blank.append(len(starts))
                 else:

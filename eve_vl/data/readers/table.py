@@ -11,6 +11,7 @@ from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.records import ImageFile, ImageRef
 from eve_vl.errors import BadSampleError, UserError, did_you_mean
+from eve_vl.talk import told
 
 NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
 
@@ -199,7 +200,7 @@ class PackedTable(Table):
             return [row.get(name) for name in columns.used]
 
         self.wanted = columns.used
-        self._rows = common.PackedStrings.pack(json.dumps(values(row)) for row in rows)
+        self._rows = common.PackedStrings.pack(json.dumps(values(row)) for row in told(rows, f"reading {self.path.name}"))
 
     def __len__(self) -> int:
         return len(self._rows)
