@@ -35,6 +35,10 @@ class UserError(ValueError):
         super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}")
 
 
+class SharedError(UserError):
+    """A UserError that every process of a run raises; the command line of the first one alone tells it."""
+
+
 class BadSampleError(UserError):
     """One sample cannot be used. Training skips and counts it, `eve data check` lists it."""
 

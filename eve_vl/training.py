@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, flat, generated, to_dict
+from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
 from eve_vl.config.code import origins
-from eve_vl.data.dataset import Subset
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import absolute_spec
 from eve_vl.data.records import Source, usable_rows
@@ -22,7 +21,9 @@ from eve_vl.foreign import expand_user
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.metrics.certainty import to_json
 from eve_vl.model.transfer import parts, transfer
+from eve_vl.plan import changes, data_lines, run_lines
 from eve_vl.seeds import seed_everything, set_threads
+from eve_vl.talk import say
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint, distributed
@@ -34,20 +35,7 @@ from eve_vl.train.trainer import Trainer
 
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 ROWS_PROBED = 100
-FEW_HELD_OUT = 100
 MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
-OPERATIONAL = {  # fields that may change when a run goes on: they do not change what is learnt
-    "out",
-    "code",  # it may have moved, or be mended
-    "data.num_workers",
-    "data.max_bad_share",
-    "data.skip_broken_val",
-    "train.device",
-    "train.threads",
-    "train.log_every",
-    "train.save_every",
-    "train.keep",
-}
 
 
 def train(config: Config, *, must_resume: bool = False) -> bool:
@@ -72,7 +60,7 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
 
 def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, float]:
     """Set up and train; return the numbers of the last validation."""
-    check_out_folder(config, must_resume)
+    changed = check_out_folder(config, must_resume)
     rank, world = distributed.rank(), distributed.world_size()
     if config.train.batch_size % (config.train.accumulation * world):
         raise UserError(
@@ -81,6 +69,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         )
     kind = task_class(type(config.task))
     sources, val_sources = open_train_and_val(config, kind.kind(config))
+    for line in data_lines(config, sources, val_sources):
+        say(line)
     tokenizer = obtain_tokenizer(config, sources)
     require_truth(config, val_sources)
     folders = checkpoint.checkpoint_folders(config.out)
@@ -91,8 +81,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
-    notes = [*_held_out_note(config, val_sources), *prepared.notes]
-    if tokenizer.added:
+    notes = changed if folders else list(prepared.notes)
+    if tokenizer.added and not folders:
         notes.append(f"the tokenizer has no {', '.join(tokenizer.added)} of its own: added")
     new = checkpoint.read_new(folders[-1]) if folders else None
     if config.init is not None and new is None:
@@ -106,6 +96,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     skip = config.data.skip_broken_val
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
     trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
+    for line in run_lines(config, task, device, trainer.dtype, num_rows=sum(map(len, prepared.sources))):
+        say(line)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
         (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
@@ -121,15 +113,6 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         writes=distributed.is_main(),
     )
     return trainer.fit(loader, val_loader, bad_samples)
-
-
-def _held_out_note(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
-    """Say how much is held out, and so if it is little."""
-    if config.data.val != (HELD_OUT,):
-        return []
-    num, total = sum(map(len, sources)), sum(len(source.source) for source in sources if isinstance(source, Subset))
-    few = f"; numbers on fewer than {FEW_HELD_OUT} rows tell little, --data.val-share keeps more" * (num < FEW_HELD_OUT)
-    return [f"held out for validation: {num:,} of {total:,} rows, {num / total:.1%}{few}"]
 
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
@@ -214,6 +197,7 @@ def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokeniz
             "the sources hold no usable text to train a tokenizer on; name a tokenizer with --tokenizer.path (eve tokenizer "
             "train TEXTS makes one), or the column of texts with --data.text-column"
         )
+    say(f"training a tokenizer of at most {vocab_size:,} tokens on {len(texts):,} texts")
     return Tokenizer.train(texts, vocab_size)
 
 
@@ -239,21 +223,25 @@ def with_init_tokenizer(config: Config) -> Config:
     return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=vocab_size))
 
 
-def check_out_folder(config: Config, must_resume: bool) -> None:
-    """Refuse to go on in a folder that holds another run. Raises UserError that names what differs."""
-    if not checkpoint.checkpoint_folders(config.out):
+def check_out_folder(config: Config, must_resume: bool) -> list[str]:
+    """Refuse to go on in a folder that holds another run; return sentences on what is changed otherwise.
+
+    Raises UserError that says what differs.
+    """
+    folders = checkpoint.checkpoint_folders(config.out)
+    if not folders:
         if must_resume:
             raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")
-        return
+        return []
     old = read_config(config.out)
     if old.recipe != config.recipe:
         raise UserError(
             f"{config.out}: holds a run of recipe {old.recipe!r}, not {config.recipe!r}; choose another folder with --out"
         )
-    before, now = flat(to_dict(old)), flat(to_dict(config))
-    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if changed := [name for name in changed if name not in OPERATIONAL]:
+    refused, allowed = changes(old, config, checkpoint.read_state(folders[-1])["step"])
+    if refused:
         raise UserError(
-            f"{config.out}: holds a run with other values of {', '.join(changed)}; "
-            "give the same flags to go on, or choose another folder with --out"
+            f"{config.out}: holds a run with other values: {'; '.join(refused)}. "
+            "Give the same flags to go on, or choose another folder with --out"
         )
+    return allowed

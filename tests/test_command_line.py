@@ -42,8 +42,8 @@ REST = """
     --data.augment --data.num-workers --data.max-bad-share --tokenizer.path --tokenizer.vocab-size
     --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.new-lr-multiplier
     --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm
-    --train.dtype --train.device --train.threads --train.seed --train.log-every --train.val-every --train.save-every
-    --train.keep --resume
+    --train.ema-decay --train.dtype --train.device --train.threads --train.compile --train.checkpoint-activations --train.seed
+    --train.log-every --train.val-every --train.patience --train.save-every --train.keep --resume
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {

@@ -37,7 +37,7 @@ def rows(run: Path) -> list[dict]:
 def test_a_killed_run_goes_on_bit_for_bit(folder: Path):
     assert sorted(path.name for path in (folder / "killed/checkpoints").iterdir()) == ["step_00000010", "step_00000020"]
     for step in (SAVED, STEPS):
-        for name in ("model", "optimizer", "rng_0", "rng_1"):
+        for name in ("model", "live", "optimizer", "rng_0", "rng_1"):
             one, two = (
                 load_file(folder / run / f"checkpoints/step_{step:08d}/{name}.safetensors") for run in ("whole", "killed")
             )
@@ -66,3 +66,10 @@ def test_a_step_may_leave_parameters_without_a_gradient(folder: Path):
     assert any(one[name].any() for name in one if "text" in name)
     for name, gradient in one.items():
         assert torch.equal(gradient, two[name]), name
+
+
+def test_a_bad_row_of_one_process_is_one_line_in_all(folder: Path):
+    one, two = ((folder / f"bad_{rank}.txt").read_text() for rank in range(2))
+    assert one == two
+    assert one.startswith("a row to evaluate on cannot be used, list:5: ")
+    assert "\n" not in one

@@ -112,7 +112,9 @@ def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
     torch.testing.assert_close(one["encoder.image.proj.weight"], two["encoder.image.proj.weight"], rtol=0, atol=1e-9)
     assert not torch.equal(one["encoder.blocks.0.attn.qkv.weight"], two["encoder.blocks.0.attn.qkv.weight"])
     assert eve(*start, "--train.steps", 2, *flags).returncode == 0
-    assert "other values of train.freeze, train.lr_multipliers" in eve(*start, "--train.steps", 2).stderr
+    refused = eve(*start, "--train.steps", 2).stderr
+    assert "train.freeze encoder.text.* → none; " in refused
+    assert "train.lr_multipliers encoder.image.* 1e-09 pixel_decoder.* 0.5 → none. " in refused
 
 
 def test_help_names_every_verb_and_recipe(eve):

@@ -1,7 +1,6 @@
 """10 steps = 5 + kill + 5, bit for bit; signals; what may change between starts."""
 
 import fcntl
-import json
 import os
 import pty
 import signal
@@ -14,8 +13,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from eve_vl.loading import read_config
 from eve_vl.train.checkpoint import read_best
-from eve_vl.train.log import TIMING
+from eve_vl.train.log import TIMING, read_log
+from eve_vl.train.optim import learning_rate
 
 FLAGS = ("--train.steps", "10", "--train.save-every", "5", "--train.val-every", "5", "--train.log-every", "1")
 NOISE = ("--model.dropout", "0.1", "--model.drop-path", "0.2", "--data.flip", "--train.accumulation", "2")
@@ -26,7 +27,7 @@ def assert_same_run(one: Path, two: Path) -> None:
         a, b = (load_file(run / f"checkpoints/step_00000010/{name}.safetensors") for run in (one, two))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a if a[key].isfinite().all()), name
-    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, two)]
+    logs = [[row for row in read_log(run) if "→" not in row.get("text", "")] for run in (one, two)]  # but for changed flags
     for a, b in zip(*logs, strict=True):
         for timing in TIMING:
             a.pop(timing, None)
@@ -84,7 +85,7 @@ def test_a_closed_terminal_loses_nothing(tmp_path: Path):
     )
     os.close(slave)
     shown = b""
-    while b"grad_norm" not in shown:  # beside the progress bar
+    while b"loss" not in shown:  # beside the progress bar
         shown += os.read(master, 4096)
     os.close(master)
     process.wait(timeout=60)
@@ -122,7 +123,7 @@ def test_a_run_folder_in_use_is_refused(eve, eve_process, tmp_path: Path):
     os.kill(process.pid, signal.SIGKILL)  # its loader's worker outlives it for a moment
     process.communicate()
     done = eve("pretrain", "tiny", "--out", "run", *FLAGS, "--train.steps", 1000, "--train.lr", 1)
-    assert "other values of train.lr" in done.stderr
+    assert "other values: train.lr 0.001 → 1.0. " in done.stderr
     assert not (tmp_path / "run/.lock").exists()
 
 
@@ -142,8 +143,35 @@ def test_other_flags_in_the_same_folder_are_refused(eve):
     assert eve("pretrain", "tiny", "--out", "run", "--train.steps", "2").returncode == 0
     done = eve("pretrain", "tiny", "--out", "run", "--train.steps", "2", "--train.lr", "0.1", "--model.top-k", "1")
     assert done.returncode == 2
-    assert "model.top_k, train.lr" in done.stderr
+    assert "holds a run with other values: model.top_k 2 → 1; train.lr 0.001 → 0.1. Give the same flags" in done.stderr
     assert eve("pretrain", "tiny", "--out", "run", "--train.steps", "2", "--train.keep", "1").returncode == 0
+
+
+def test_a_finished_run_can_be_lengthened(eve, tmp_path: Path):
+    """What it has learnt stays, rates are those of the longer schedule, and the log says so once."""
+    flags = ("pretrain", "tiny", "--out", "run", "--train.log-every", 1, "--train.save-every", 4, "--data.val-samples", 8)
+    assert eve(*flags, "--train.steps", 4, "--train.keep", 3).returncode == 0
+    first = load_file(tmp_path / "run/checkpoints/step_00000004/model.safetensors")
+    for _ in range(2):
+        done = eve(*flags, "--train.steps", 8, "--train.keep", 3, "--train.val-every", 6)
+        assert done.returncode == 0, done.stderr
+    assert (
+        "the learning rate follows the schedule of 8 steps from here on: at step 4 it goes from 0 to "
+        in (tmp_path / "run/log.jsonl").read_text()
+    )
+    again = load_file(tmp_path / "run/checkpoints/step_00000004/model.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    rows = read_log(tmp_path / "run")
+    assert [row["step"] for row in rows if row["kind"] == "val"] == [4, 6, 8]
+    texts = [row["text"] for row in rows if row["kind"] == "note"]
+    assert texts[:2] == ["train.steps 4 → 8", "train.val_every 10 → 6"]
+    assert len(texts) == 3
+    config = read_config(tmp_path / "run").train
+    rates = {row["step"]: row["lr"] for row in rows if row["kind"] == "train"}
+    assert [rates[step] for step in range(5, 9)] == [learning_rate(step - 1, config) for step in range(5, 9)]
+    assert sorted(rates) == list(range(1, 9))
+    shorter = eve(*flags, "--train.steps", 6, "--train.keep", 3)
+    assert "train.steps 6, below step 8, which it has reached" in shorter.stderr
 
 
 def test_non_finite_loss_stops_before_the_update(eve, tmp_path: Path):

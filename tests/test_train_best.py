@@ -228,3 +228,45 @@ def test_new_parameters_take_larger_steps(tmp_path: Path):
     trainer.fit(endless(), [], BadSamples(tmp_path / "run", num_rows=1, max_share=1, writes=True))
     torch.testing.assert_close(task.weight.detach(), torch.full((3,), 0.01), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(task.head.detach(), torch.full((3,), 0.05), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scores", "last"),
+    [
+        ((0.1, 0.3, 0.2, 0.3, 0.9, 0.9), 8),  # the same again is no better
+        ((NAN, 0.1, NAN, 0.2, 0.1, 0.2), 12),
+        ((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), 12),
+        ((0.3, 0.2, 0.1, 0.0, 0.0, 0.0), 6),
+    ],
+)
+def test_a_run_stops_early(tmp_path: Path, scores, last):
+    run, config = tmp_path / "run", replace(CONFIG, steps=12, save_every=5, patience=2)
+    assert train(run, Guess(scored(*scores)), config)["score"] == max(score for score in scores[: last // 2] if score == score)
+    assert [row["step"] for row in read_log(run) if row["kind"] == "val"] == list(range(2, last + 1, 2))
+    notes = [row["text"] for row in read_log(run) if row["kind"] == "note"]
+    assert notes == (["stopped early: 2 validations without a better score"] if last < 12 else [])
+    assert step_folder(run, last).is_dir()
+    task = Guess([])
+    train(run, task, config)  # nothing is left to do
+    assert task.num_validations == 0
+    if last < 12:  # but with more patience there is
+        train(run, Guess(scored(*[0.05] * 6)), replace(config, patience=9))
+        assert step_folder(run, 12).is_dir()
+
+
+@pytest.mark.parametrize("killed_at", [2, 4, 6])
+def test_patience_is_not_renewed_by_a_restart(tmp_path: Path, killed_at):
+    run, config = tmp_path / "run", replace(CONFIG, steps=12, patience=3)
+    scores = [0.5, 0.2, 0.3, 0.4, 0.9, 0.9]
+    train(run, Guess(scored(*scores[: killed_at // 2])), replace(config, steps=killed_at))
+    assert train(run, Guess(scored(*scores[killed_at // 2 :])), config)["score"] == 0.5
+    assert [row["step"] for row in read_log(run) if row["kind"] == "val"] == [2, 4, 6, 8]
+
+
+def test_without_a_main_metric_a_loss_is_watched(tmp_path: Path):
+    task = Guess([{"loss": value} for value in (3.0, 2.0, 2.5, 2.1, 1.0)], main_metric=None)
+    with pytest.raises(UserError, match="no number to watch"):
+        train(tmp_path / "run", task, replace(CONFIG, patience=2))
+    task.__dict__["main_loss"] = "loss"
+    train(tmp_path / "run", task, replace(CONFIG, steps=10, patience=2))
+    assert [row["loss"] for row in read_log(tmp_path / "run") if row["kind"] == "val"] == [3.0, 2.0, 2.5, 2.1]

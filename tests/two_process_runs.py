@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save_file
 from tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
 from torch import Tensor, nn
-from twins import ListSource, tiny_config
+from twins import ListSource, pairs, tiny_config
 
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.records import Text
+from eve_vl.errors import SharedError
 from eve_vl.tasks import task_class
 from eve_vl.train import distributed
 from eve_vl.train.log import BadSamples
@@ -30,7 +31,15 @@ UPDATES = 200
 
 def train(run: Path, *, dies: bool) -> None:
     """Train a head that standardises to the last step, or go on; or die on the way."""
-    train_config = {"steps": STEPS, "batch_size": BATCH, "val_every": 5, "save_every": SAVED, "log_every": 4, "lr": 1e-2}
+    train_config = {
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "val_every": 5,
+        "save_every": SAVED,
+        "log_every": 4,
+        "lr": 1e-2,
+        "ema_decay": 0.8,
+    }
     config = config_of("nlvr2_compare", train=train_config | {"device": "cpu"}, model={"dropout": 0.1})
     rank, world = distributed.rank(), distributed.world_size()
     task, dataset = build(config), train_set(config, NUM_ROWS)
@@ -51,7 +60,8 @@ def train(run: Path, *, dies: bool) -> None:
     val_loader = eval_loader(eval_set(config), batch_size=4, rank=rank, world=world)
     bad_samples = BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=distributed.is_main())
     trainer.fit(batches(trainer.step), val_loader, bad_samples)
-    save_file({key: value.clone() for key, value in task.state_dict().items()}, run / f"rank_{rank}.safetensors")
+    with trainer.averages.in_place():
+        save_file({key: value.clone() for key, value in task.state_dict().items()}, run / f"rank_{rank}.safetensors")
 
 
 class Averages(nn.Module):
@@ -90,6 +100,19 @@ def texts_alone() -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in task.named_parameters() if parameter.grad is not None}
 
 
+def bad_row(run: Path) -> str:
+    """What this process raises when another one's share of validation holds a row that cannot be used."""
+    config = tiny_config()
+    task = build(config)
+    trainer = Trainer(config.train, run, task, device=torch.device("cpu"), texts={})
+    dataset = task_class(type(config.task)).eval_dataset([pairs(12, bad=[5])], config, TOKENIZER)
+    try:
+        trainer.evaluate(eval_loader(dataset, batch_size=4, rank=distributed.rank(), world=distributed.world_size()))
+    except SharedError as error:
+        return str(error)
+    return "nothing"
+
+
 def main(folder: Path) -> None:
     """Write what this process found."""
     torch.set_num_threads(1)
@@ -100,6 +123,7 @@ def main(folder: Path) -> None:
         train(folder / "whole", dies=False)
         save_file(small_updates(), folder / f"updates_{distributed.rank()}.safetensors")
         save_file(texts_alone(), folder / f"texts_{distributed.rank()}.safetensors")
+        (folder / f"bad_{distributed.rank()}.txt").write_text(bad_row(folder))
     train(folder / "killed", dies=is_first)
     distributed.barrier()
     distributed.shutdown()

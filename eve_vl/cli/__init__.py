@@ -16,7 +16,8 @@ from eve_vl.cli.train import run_demo, run_finetune, run_pretrain
 from eve_vl.cli.use import call_verbs, run_encode
 from eve_vl.config.code import installed, load_file, load_installed, load_named
 from eve_vl.cpu import keep_memory, yield_cores
-from eve_vl.errors import UserError, nearest
+from eve_vl.errors import SharedError, UserError, nearest
+from eve_vl.talk import is_main
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # the last: nobody reads what is written
 
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _dispatch(_with_code_loaded(argv))
     except UserError as error:
+        if isinstance(error, SharedError) and not is_main():
+            sys.exit(getattr(error, "code", 2))
         message = str(error).rpartition("UserError: ")[2].strip()  # a loader worker wraps it in its own traceback
         fail(message, getattr(error, "code", 2))
     except OSError as error:

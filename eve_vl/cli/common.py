@@ -23,6 +23,7 @@ from tyro.conf import Positional
 from eve_vl.config import DataConfig
 from eve_vl.errors import UserError, did_you_mean
 from eve_vl.files import write_file
+from eve_vl.talk import say as say
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
@@ -166,11 +167,6 @@ def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """Write numbers to a file that a flag named, if one did, and that `check_writable` has passed."""
     if path is not None:
         write_file(path, json.dumps(values, indent=1) + "\n")
-
-
-def say(text: str) -> None:
-    """Print for the user."""
-    Console(highlight=False, soft_wrap=True, emoji=False).print(text, markup=False)
 
 
 def fail(message: str, code: int) -> None:

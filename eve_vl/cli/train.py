@@ -44,7 +44,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
         return
     make = find_recipe("pretrain", argv[0])
     recipe = make()
-    start = _init_config(argv, recipe.out)
+    start = _init_config("pretrain", argv, recipe.out)
     if start is not None:  # the weights fit no other shape
         tokenizer = replace(recipe.tokenizer, path=None)
         recipe = replace(recipe, input=start.input, model=start.model, tokenizer=tokenizer)
@@ -57,7 +57,7 @@ def run_finetune(argv: Sequence[str]) -> None:
         return
     make = find_recipe("finetune", argv[0])
     recipe = make(get_recipe("base"))
-    start = _init_config(argv, recipe.out)
+    start = _init_config("finetune", argv, recipe.out)
     is_of_run = argv[0].endswith(".json")  # which names its own --init
     if start is not None:
         recipe = make(start)
@@ -88,11 +88,12 @@ def _named(argv: Sequence[str]) -> Namespace:
     return parser.parse_known_args(argv)[0]
 
 
-def _init_config(argv: Sequence[str], out: Path) -> Config | None:
+def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     """Return the config of the --init run, or of the run in --out if that can go on; None if no --init is named."""
     named = _named(argv)
     if named.init is None or {*HELP} & {*argv[1:]}:
         return None
+    say(f"eve {verb} {argv[0]}: starts from {named.init}")  # torch, which reading it imports, takes seconds
     from eve_vl.loading import read_config, settings_folder
 
     return read_config(settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out)))
@@ -112,6 +113,8 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     if config.init is not None and config.tokenizer != recipe.tokenizer:
         raise UserError("--tokenizer flags have no use with --init: that run's tokenizer comes along")
     _refuse_idle(config, recipe)
+    train_data, val = (" ".join(specs) for specs in (config.data.train, config.data.val))
+    say(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
     if (config.out / "config.json").is_file():
         from eve_vl.loading import read_config
 
@@ -120,10 +123,11 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
             say(f"note: {name} is not as it was when {config.out} was last started ({before[name]}, now {now[name]})")
     if start is not None and _named(argv).train is None:
         _confirm_data(config, start)
-    from eve_vl.report import write_report
     from eve_vl.training import train
 
     if train(config, must_resume=args.resume):
+        from eve_vl.report import write_report
+
         say(f"report: {write_report(config.out)}")
 
 

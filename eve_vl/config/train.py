@@ -48,18 +48,27 @@ class TrainConfig:
     """AdamW weight decay; biases, norms and other 1-D parameters are exempt."""
     clip_norm: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
+    ema_decay: float = 0.0
+    """Decay of moving averages of the weights per step, such as 0.999: validation, best/ and all that loads the run use these;
+    0 turns them off."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type; auto: bfloat16 where the processor multiplies it natively, else float32."""
     device: str = "auto"
     """Where to train, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
     threads: int = 0
     """Processor threads of one process; 0: OMP_NUM_THREADS if set, else all cores."""
+    compile: bool = False
+    """Compile the blocks with torch.compile: minutes at first, then faster steps; needs a C++ compiler."""
+    checkpoint_activations: bool = False
+    """Compute each block once more in the backward pass instead of keeping what it computed: less memory, slower steps."""
     seed: int = 0
     """Seed of weights, order, masks, augmentation and dropout."""
     log_every: int = 20
     """Steps between log lines."""
     val_every: int = 1000
     """Steps between validations; there is always one at the end."""
+    patience: int = 0
+    """Stop after so many validations without a better main number (of pre-training: mlm_loss, else mim_mse); 0: never."""
     save_every: int = 1000
     """Steps between checkpoints; there is always one at the end."""
     keep: int = 2
@@ -72,6 +81,8 @@ class TrainConfig:
             problems.append(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
         if not 0 <= self.warmup < 1:
             problems.append(f"warmup {self.warmup} is not in [0, 1)")
+        if not 0 <= self.ema_decay < 1:
+            problems.append(f"ema_decay {self.ema_decay} is not in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"betas {self.betas} are not in [0, 1)")
         problems += [
@@ -79,5 +90,5 @@ class TrainConfig:
             for pattern, factor in self.lr_multipliers
             if not 0 < factor < math.inf
         ]
-        problems += negative(self, "weight_decay clip_norm threads seed")
+        problems += negative(self, "weight_decay clip_norm threads seed patience")
         return problems

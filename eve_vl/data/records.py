@@ -6,7 +6,7 @@ touches only row i, so that shuffling is exact and a resumed run needs no replay
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
@@ -15,6 +15,7 @@ import numpy as np
 
 from eve_vl.errors import BadSampleError
 from eve_vl.foreign import open_ordinary, read_bytes
+from eve_vl.talk import told
 
 MAX_ENCODED_BYTES = 2**28  # of a picture's file
 MAX_CAPTION_WORDS = 1000  # longer "captions" are documents or a mix-up of columns
@@ -177,9 +178,10 @@ class Source(Protocol[Row_co]):
     def __getitem__(self, index: int, /) -> Row_co: ...
 
 
-def usable_rows(source: Source[Row_co], indices: Iterable[int] | None = None) -> Iterator[tuple[int, Row_co]]:
+def usable_rows(source: Source[Row_co], indices: Sequence[int] | None = None) -> Iterator[tuple[int, Row_co]]:
     """Yield index and row of all rows, or of those at `indices`, but for those that cannot be used: training and evaluation
     say so when they meet them."""
-    for index in range(len(source)) if indices is None else indices:
+    indices = range(len(source)) if indices is None else indices
+    for index in told(indices, "reading rows", len(indices)):
         with contextlib.suppress(BadSampleError):
             yield index, source[index]

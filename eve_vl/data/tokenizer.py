@@ -6,7 +6,7 @@ Special ids always come from the tokenizer; nothing else in the library knows a 
 import contextlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 from eve_vl.errors import UserError
 from eve_vl.foreign import read_json, read_text
+from eve_vl.talk import CONSOLE
 
 MASK_TEXT = "[MASK]"  # how people write a word to be guessed, whatever the tokenizer calls it
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
@@ -80,7 +81,7 @@ class Tokenizer:
             return cls(Backend.from_str(text), "tokenizer")
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int) -> "Tokenizer":
+    def train(cls, captions: Collection[str], vocab_size: int) -> "Tokenizer":
         """Train a byte-level BPE on captions, lower-cased and NFKC-normalised; vocab_size is an upper bound. No token has more
         than one ideograph: Chinese and Japanese have no spaces, and a whole caption would become one."""
         backend = Backend(models.BPE())
@@ -92,9 +93,9 @@ class Tokenizer:
             vocab_size=vocab_size,
             special_tokens=["[PAD]", "[CLS]", "[MASK]"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
+            show_progress=CONSOLE.is_terminal,
         )
-        backend.train_from_iterator(captions, trainer)
+        backend.train_from_iterator(captions, trainer, length=len(captions))
         backend.post_processor = processors.TemplateProcessing(
             single="[CLS] $A", special_tokens=[("[CLS]", backend.token_to_id("[CLS]"))]
         )

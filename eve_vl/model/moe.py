@@ -82,7 +82,8 @@ class Experts(nn.Module):
         self.fc2_weight = nn.Parameter(torch.empty(num_experts, embed_dim, ffn_dim))
         self.fc2_bias = nn.Parameter(torch.empty(num_experts, embed_dim))
 
-    def forward(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:
+    @torch.compiler.disable  # grouped_mm compiles for bfloat16 alone, and sizes that follow from counts_E would not gain
+    def forward(self, x_RD: Tensor, expert_R: Tensor, counts_E: Tensor) -> Tensor:  # pyright: ignore
         """(R, D) to (R, D); row i goes through expert expert_R[i]; rows are sorted by expert, counts_E rows each."""
         tile = row_tile(x_RD, len(counts_E))
         if tile == 1:

@@ -222,6 +222,7 @@ class MaskedSignalTask(Task[Settings]):
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         task = self.settings
+        self.main_loss = "mlm_loss" if task.mlm_weight else "mim_mse" if task.mim_weight else None
         if task.mlm_weight:
             self.token_head = TokenHead(config.model.embed_dim, sizes.vocab_size)
         if task.mim_weight:

@@ -18,13 +18,16 @@ def routing_terms(routers: list[list[RouterStats]]) -> dict[str, Tensor]:
         return {}
     terms: dict[str, Tensor] = {}
     losses = []
-    for number, block in enumerate(zip(*routers, strict=True)):
-        first = [sum_over_processes(stats.first_E) for stats in block]
-        gate = [sum_over_processes(stats.gate_E) for stats in block]
-        tokens = [sum_over_processes(stats.num_tokens) for stats in block]
-        entropy = sum_over_processes(torch.stack([stats.entropy for stats in block]).sum())
-        losses += [objectives.balance(*sums) for sums in zip(first, gate, tokens, strict=True)]
-        total = torch.stack(tokens).sum()
-        terms[f"max_load/{number}"] = torch.stack(first).sum(0).max() / total
-        terms[f"entropy/{number}"] = entropy / total
+    blocks = [*zip(*routers, strict=True)]
+    entropies = torch.stack([torch.stack([stats.entropy for stats in block]).sum() for block in blocks])
+    rows = [torch.cat([stats.first_E, stats.gate_E, stats.num_tokens[None]]) for block in blocks for stats in block]
+    # one exchange for all; what they have in common is their length
+    *sums, entropies = sum_over_processes(torch.cat([*rows, entropies])).split([len(row) for row in rows] + [len(blocks)])
+    for number, block in enumerate(blocks):
+        own, sums = sums[: len(block)], sums[len(block) :]
+        E = len(block[0].first_E)
+        losses += [objectives.balance(row[:E], row[E:-1], row[-1]) for row in own]
+        total = torch.stack([row[-1] for row in own]).sum()
+        terms[f"max_load/{number}"] = torch.stack([row[:E] for row in own]).sum(0).max() / total
+        terms[f"entropy/{number}"] = entropies[number] / total
     return {"balance": torch.stack(losses).mean(), **terms}

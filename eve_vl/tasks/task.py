@@ -112,6 +112,8 @@ class Task(nn.Module, Generic[Settings]):
     """The number by which the best weights are chosen, higher is better; None: the last ones count."""
     against: ClassVar[tuple[Against, ...]] = ()
     """What its numbers must be better than to mean anything, the easiest first."""
+    main_loss: str | None = None
+    """Where there is no main metric, the number of validation that early stopping watches, lower is better."""
     labels_file: ClassVar[str | None] = None
     """File of a run folder that keeps `labels`, for classifiers."""
     truth: ClassVar[str | None] = None

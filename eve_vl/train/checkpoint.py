@@ -2,6 +2,7 @@
 
     checkpoints/step_00001000/
         model.safetensors       weights
+        live.safetensors        with train.ema_decay: the weights that training goes on from; model.safetensors has averages
         optimizer.safetensors   moments by parameter name
         rng_0.safetensors …     random generators and the open log window, one file per process
         state.json              step, samples consumed, versions, checksums of the other files
@@ -41,6 +42,7 @@ from eve_vl.train.optim import initial_state
 CHECKPOINTS = "checkpoints"
 BEST = "best"
 STEP = re.compile(r"step_([0-9]{8,18})")
+LIVE = "live"
 METER = "meter."  # what names in rng_*.safetensors begin with that are sums of the open log window
 COUNTS = "/counts"  # steps, seconds, seconds of loading and of cores, among a meter's terms
 PLAIN = {torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool}
@@ -84,14 +86,17 @@ def save_checkpoint(
     texts: Mapping[str, str],
     state: Mapping[str, Any],
     keep: int,
+    live: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint and delete all but the newest `keep`.
 
     model, optimizer: whole tensors, as `state_dict` and `optimizer_tensors` name them. rng_states: one per process.
-    texts: further files by name. state: JSON values, the `step` among them.
+    texts: further files by name. state: JSON values, the `step` among them. live: what training goes on from, if the weights of
+    `model` are averages.
     Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
     """
     tensors = {"model": model, "optimizer": optimizer} | {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
+    tensors |= {LIVE: live} if live else {}
     _write_folder(run / CHECKPOINTS / f"step_{state['step']:08d}", tensors, texts, state)
     for old in checkpoint_folders(run)[:-keep]:
         with contextlib.suppress(OSError):  # first out of sight, so that a crash leaves no half of one that counts as whole

@@ -1,6 +1,8 @@
 """Where a run computes, and in which type."""
 
 import os
+import resource
+import sys
 
 import torch
 
@@ -39,3 +41,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Return the mixed-precision context of a run; none for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has had at once: on the GPU if it uses one, else of the machine."""
+    if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

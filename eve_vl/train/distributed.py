@@ -3,11 +3,15 @@
 "All processes" are those of a `group`, by default of the whole world.
 """
 
+import itertools
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from eve_vl.errors import SharedError, UserError
 
 Group = dist.ProcessGroup | None
 
@@ -104,6 +108,12 @@ def gather_objects(value: object, group: Group = None) -> list:
     values: list = [None] * world_size(group)
     dist.all_gather_object(values, value, group)
     return values
+
+
+def raise_everywhere(errors: Sequence[UserError]) -> None:
+    """Raise in every process, as one line, the first error that any of them met; every process must call this."""
+    if met := list(itertools.chain(*gather_objects([str(error) for error in errors]))):
+        raise SharedError(met[0])
 
 
 def barrier(group: Group = None) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -20,14 +19,17 @@ from eve_vl.errors import BadSampleError, UserError
 from eve_vl.files import write_file
 from eve_vl.foreign import is_of, parse_json, read_bytes, read_json, reading
 from eve_vl.metrics.certainty import CERTAINTY, from_json, to_json
+from eve_vl.talk import CONSOLE, PATIENCE, say
 from eve_vl.train import distributed
 from eve_vl.train.checkpoint import COUNTS
+from eve_vl.train.device import peak_memory
 from eve_vl.train.optim import learning_rate
 
 LOG = "log.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
 TIMING = ("samples_per_second", "loader_share", "core_seconds")
 """Numbers of training that differ from one time to the next."""
+STEPS_TIMED = 4  # of a start, before the duration of the rest is told
 
 
 def read_log(run: Path) -> list[dict]:
@@ -77,29 +79,33 @@ class RunLog:
         if not enabled:
             return
         kept = [row for row in read_log(run) if row["step"] <= first_step] if first_step else []
-        self.old = {(row["kind"], row["step"], row.get("text")) for row in kept}
+        self.old = kept
         write_file(run / LOG, "".join(json.dumps(to_json(row)) + "\n" for row in kept))
         self.file = (run / LOG).open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-        self.console = Console(highlight=False, soft_wrap=True, emoji=False)
         self.num_steps = num_steps
-        self.first_step, self.start = first_step, time.monotonic()
+        self.first_step, self.start, self.said = first_step, time.monotonic(), time.monotonic()
         self.progress: Progress | None = None
-        if self.console.is_terminal:
+        if CONSOLE.is_terminal:
             self.progress = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
-                console=self.console,
+                console=CONSOLE,
             )
             self.progress.add_task("steps", total=num_steps, completed=first_step, note="")
             self.progress.start()
 
     def has_row(self, kind: str, step: int, text: str | None = None) -> bool:
         """Whether there was such a row when the run went on; only the process that writes the log knows."""
-        return self.enabled and (kind, step, text) in self.old
+        wanted = (kind, step, text)
+        return self.enabled and any((row["kind"], row["step"], row.get("text")) == wanted for row in self.old)
+
+    def values(self, name: str | None) -> list[float]:
+        """Return a number of all validations so far; only the process that writes the log knows."""
+        return [row[name] for row in self.old if row["kind"] == "val" and name in row] if self.enabled else []
 
     def row(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write one row of `kind` train or val everywhere."""
@@ -113,9 +119,9 @@ class RunLog:
         shown = {name: value for name, value in values.items() if "/" not in name and name not in hidden}
         text = "  ".join(f"{name} {value:.4g}{getattr(value, 'spread', '')}" for name, value in shown.items())
         if self.progress is not None and kind == "train":
-            self.progress.update(self.progress.task_ids[0], completed=step, note=text)
+            self.progress.update(self.progress.task_ids[0], note=f"loss {values['loss']:.4g}")  # more would leave no bar
         else:
-            self.say(f"{kind:5} {step:>{len(str(self.num_steps))}}/{self.num_steps}  {text}{self._eta(step, kind)}")
+            self.say(f"{kind:5} {self._at(step)}  {text}{self._eta(step) * (kind == 'train')}")
 
     def show(self, step: int, shown: Mapping[str, np.ndarray | str]) -> None:
         """Show pictures, uint8 (H, W, 3), and texts in TensorBoard."""
@@ -131,17 +137,35 @@ class RunLog:
             plain = {name: value for name, value in config.items() if isinstance(value, str | int | float)}
             self.board.add_hparams(plain, {f"hparams/{name}": value for name, value in numbers.items()}, run_name=".")
 
-    def _eta(self, step: int, kind: str) -> str:
-        if kind != "train" or step <= self.first_step:
+    def tick(self, step: int) -> None:
+        """Show that a step is done: on the bar; as a line when the first few are timed, or if none was shown for long."""
+        if not self.enabled:
+            return
+        taken = step - self.first_step
+        if taken == 1:
+            self.start = time.monotonic()  # the first step is slower
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], completed=step)
+        if taken == STEPS_TIMED and step < self.num_steps:
+            seconds = (time.monotonic() - self.start) / (taken - 1)
+            self.say(f"{seconds:.2g} s a step{self._eta(step)}, {peak_memory() / 2**30:.2f} GiB of memory so far")
+        elif self.progress is None and time.monotonic() - self.said > PATIENCE:
+            self.say(f"{self._at(step)}{self._eta(step)}")
+
+    def _at(self, step: int) -> str:
+        return f"{step:>{len(str(self.num_steps))}}/{self.num_steps}"
+
+    def _eta(self, step: int) -> str:
+        if step <= self.first_step + 1:
             return ""
-        left = (time.monotonic() - self.start) / (step - self.first_step) * (self.num_steps - step)
+        left = (time.monotonic() - self.start) / (step - self.first_step - 1) * (self.num_steps - step)
         return f"  ETA {int(left) // 60}:{int(left) % 60:02}"
 
     def say(self, text: str) -> None:
         """Show one line."""
-        with contextlib.suppress(OSError):  # the terminal may be gone, and the run is to be saved
-            if self.enabled:
-                self.console.print(text, markup=False)
+        if self.enabled:
+            self.said = time.monotonic()
+            say(text)
 
     def note(self, step: int, text: str) -> None:
         """Show one line and keep it in the log, once."""

@@ -4,6 +4,7 @@ What the loop needs of a task, an nn.Module:
 - `forward(batch) → StepOutput`;
 - `evaluate(loader) → {name: number}`, of all batches;
 - `main_metric`: the number by which the best weights are chosen, higher is better; None: the last ones count;
+- `main_loss`: where there is no main metric, the number that early stopping watches, lower is better;
 - if it likes, `before_step(micro_batches) → micro_batches` of an optimiser step, on the device, with what it counts over all of
   them, `leaves_unused`: whether a step leaves parameters without a gradient, and `remarks(numbers)` and `verdict(numbers)`:
   sentences for the log.
@@ -15,10 +16,11 @@ import contextlib
 import itertools
 import json
 import math
+import operator
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig, flat
-from eve_vl.errors import UserError
+from eve_vl.errors import SharedError, UserError
 from eve_vl.files import write_file
+from eve_vl.talk import told
 from eve_vl.train import checkpoint, distributed
+from eve_vl.train.averages import Averages
+from eve_vl.train.blocks import wrap_blocks
 from eve_vl.train.device import autocast, pick_dtype
 from eve_vl.train.log import BadSamples, Meter, RunLog
 from eve_vl.train.optim import build_optimizer, learning_rate
@@ -46,7 +51,7 @@ class StepOutput:
     """Scalars to log; they train nothing."""
 
 
-class StoppedError(UserError):
+class StoppedError(SharedError):
     """A signal asked the run to stop; it did, with a checkpoint."""
 
     code: int
@@ -75,8 +80,14 @@ class Trainer:
         self.task: Any = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
         self.frozen_averages = freeze(self.task, config.freeze)
+        wrap_blocks(self.task, config)
         self.model = parallelize(self.task, device)
         self.optimizer = build_optimizer(self.task.named_parameters(), config, new, products=self.dtype)
+        self.averages = Averages(self.task, config.ema_decay)
+        self.watched = self.task.main_metric or getattr(self.task, "main_loss", None)
+        if config.patience and self.watched is None:
+            raise UserError("train.patience: validation of this task has no number to watch; leave it out")
+        self.scores: list[float] = []
         self.meter = Meter()
         self.step = 0
         self.best: dict[str, float] | None = None
@@ -92,6 +103,8 @@ class Trainer:
         folders = checkpoint.checkpoint_folders(self.run)
         if folders:
             state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, distributed.rank())
+            if self.averages.values:
+                self.averages.restore(checkpoint.read_tensors(folders[-1] / f"{checkpoint.LIVE}.safetensors"))
             self.step = state["step"]
             if state["num_processes"] == distributed.world_size():
                 self.meter.restore(state["meter"], self.device)
@@ -104,7 +117,9 @@ class Trainer:
         """Write a checkpoint; every process must call this."""
         meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
         rng_states = distributed.gather_objects(checkpoint.get_rng_state() | meter)
-        model = whole_tensors(self.task.state_dict())
+        live = whole_tensors(self.averages.live())
+        with self.averages.in_place():
+            model = whole_tensors(self.task.state_dict())
         optimizer = whole_tensors(checkpoint.optimizer_tensors(self.task, self.optimizer))
         if distributed.is_main():
             checkpoint.save_checkpoint(
@@ -121,6 +136,7 @@ class Trainer:
                     "torch": torch.__version__,
                 },
                 keep=self.config.keep,
+                live=live,
             )
         distributed.barrier()
 
@@ -141,17 +157,16 @@ class Trainer:
     ) -> dict[str, float]:
         config = self.config
         self.meter.resume()
-        for text in self.notes if not self.step else ():
+        self.scores, was_validated = distributed.gather_objects((log.values(self.watched), log.has_row("val", self.step)))[0]
+        for text in self.notes:
             log.note(self.step, text)
         if self.step:
-            log.say(
-                f"going on from step {self.step} of {config.steps}" + "; nothing left to train" * (self.step >= config.steps)
-            )
+            is_done = self.step >= config.steps or self._has_stalled()
+            log.say(f"going on from step {self.step} of {config.steps}" + "; nothing left to train" * is_done)
         numbers: dict[str, float] | None = None
-        was_validated = distributed.gather_objects(log.has_row("val", self.step))[0]
         if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped after saving, before this
             numbers = self._validate(val_loader, log)
-        while self.step < config.steps:
+        while self.step < config.steps and not self._has_stalled():
             with self.meter.loading():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
             skipped = [error for batch in micro_batches for error in batch.skipped]
@@ -160,6 +175,7 @@ class Trainer:
                 bad_samples.add(everywhere, self.samples_consumed + config.batch_size)
             self.meter.add(self.train_step(micro_batches))
             self.step += 1
+            log.tick(self.step)
             is_last = self.step == config.steps
             if self._is_due(config.log_every):
                 window, self.meter = self.meter, Meter()
@@ -178,6 +194,12 @@ class Trainer:
                 raise stopped
         return self.best or numbers or self.evaluate(val_loader)
 
+    def _has_stalled(self) -> bool:
+        """Whether the last train.patience validations were no better than the best before them."""
+        sign = 1 if self.task.main_metric else -1
+        scores = [-math.inf if math.isnan(score) else sign * score for score in self.scores]
+        return 0 < self.config.patience < len(scores) - (scores.index(max(scores)) if scores else 0)
+
     def _is_due(self, every: int) -> bool:
         """Whether something that comes every so many steps, and at the end, comes now."""
         return self.step % every == 0 or self.step == self.config.steps
@@ -186,11 +208,15 @@ class Trainer:
         try:
             numbers = self.evaluate(val_loader, log)
         except UserError:
-            if distributed.world_size() == 1:  # of several processes, those that met no bad row are not here
-                self.save()
+            self.save()
             raise
         self._keep_best(numbers)
-        if self.step == self.config.steps and hasattr(self.task, "remarks"):
+        self.scores += [numbers[name] for name in (self.watched,) if name in numbers]
+        if is_early := self._has_stalled() and self.step < self.config.steps:
+            if self.step % self.config.save_every:
+                self.save()
+            log.note(self.step, f"stopped early: {self.config.patience} validations without a better {self.watched}")
+        if (is_early or self.step == self.config.steps) and hasattr(self.task, "remarks"):
             for remark in filter(None, [*self.task.remarks(numbers), self.task.verdict(self.best or numbers)]):
                 log.note(self.step, remark)
         log.row("val", self.step, numbers)  # last: what is in the log is not done again
@@ -203,7 +229,9 @@ class Trainer:
             raise UserError(f"the validation data has no labels, so there is no {name} to choose the best weights by")
         if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
             return
-        self.best, model = numbers, whole_tensors(self.task.state_dict())
+        self.best = numbers
+        with self.averages.in_place():
+            model = whole_tensors(self.task.state_dict())
         if distributed.is_main():
             checkpoint.save_best(self.run, step=self.step, model=model, texts=self.texts, numbers=numbers)
         distributed.barrier()
@@ -234,6 +262,7 @@ class Trainer:
         terms["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
         self._check_finite(terms["grad_norm"], "gradient norm", terms, micro_batches[-1])
         self.optimizer.step()
+        self.averages.update(self.step)
         share_running_averages(self.task)
         return terms
 
@@ -251,21 +280,32 @@ class Trainer:
             checkpoint.write_tensors(folder / "model.safetensors", model)
         distributed.barrier()  # the first process to end would end the others
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
-        raise UserError(
+        raise SharedError(
             f"{what} is not finite at step {self.step} ({numbers}): stopped before the update; "
             f"weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
         )
 
     def evaluate(self, loader: Iterable[Any], log: RunLog | None = None) -> dict[str, float]:
-        """Return the task's numbers on a loader, and show its first batch in a log. Raises UserError if a row could not be
-        used, unless they may be skipped."""
+        """Return the task's numbers on a loader, and show its first batch in a log.
+
+        Raises UserError, in all processes, if a row could not be used, unless they may be skipped.
+        """
+        errors: list[UserError] = []
         skipped = [] if self.skip_broken else None
-        with evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches:
+        loader = told(loader, "validating", operator.length_hint(loader) or None)
+        if distributed.world_size() > 1 and skipped is None:  # what one process alone raised would leave the others waiting
+            loader = _without_errors(loader, errors)
+        with (
+            self.averages.in_place(),
+            evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches,
+        ):
             first = list(itertools.islice(batches, 1))
             if log is not None and log.enabled and first:
                 with torch.no_grad():
                     log.show(self.step, self.glimpse(first[0]))
-            return self.task.evaluate(itertools.chain(first, batches)) | num_skipped(skipped)
+            numbers = self.task.evaluate(itertools.chain(first, batches)) | num_skipped(skipped)
+        distributed.raise_everywhere(errors)
+        return numbers
 
 
 def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
@@ -292,10 +332,7 @@ def evaluation_batches(
             if skipped is not None:
                 skipped.extend(batch.skipped)
             elif batch.skipped:
-                raise UserError(
-                    f"a row to evaluate on cannot be used, {batch.skipped[0]}; repair such rows (eve data check lists them) or "
-                    "go on without them: --skip-broken in eve evaluate, --data.skip-broken-val in training"
-                )
+                raise _unusable(batch)
             if batch.where:
                 num += 1
                 yield batch.to(device)
@@ -307,6 +344,20 @@ def evaluation_batches(
             yield batches()
     finally:
         task.train(was_training)
+
+
+def _unusable(batch: Any) -> UserError:
+    return UserError(
+        f"a row to evaluate on cannot be used, {batch.skipped[0]}; repair such rows (eve data check lists them) or "
+        "go on without them: --skip-broken in eve evaluate, --data.skip-broken-val in training"
+    )
+
+
+def _without_errors(loader: Iterable[Any], errors: list[UserError]) -> Iterator[Any]:
+    """Yield batches as if all their rows could be used, whose places others have, and collect the errors."""
+    for batch in loader:
+        errors += [_unusable(batch)] if batch.skipped else []
+        yield replace(batch, skipped=()) if batch.skipped else batch
 
 
 @contextlib.contextmanager

@@ -5,14 +5,14 @@ paths; a table of pictures read in random order decodes a row group for nearly e
 small row groups (about 100 rows) or use tar shards.
 """
 
+import itertools
 import re
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import RowColumns, Table
@@ -44,10 +44,10 @@ class ParquetTable(Table):
                     raise UserError(f"{path}: damaged: its row groups do not have the rows of the table; download it again")
                 blocks += [(file, group) for group in groups]
                 sizes += lengths
-        self._starts = np.cumsum([0, *sizes])  # of row groups, over all files
+        self._starts = [0, *itertools.accumulate(sizes)]  # of row groups, over all files
         if not len(self):
             raise UserError(f"{paths[0]}: the table has no rows")
-        self._files, self._groups = np.array(blocks).T
+        self._files, self._groups = zip(*blocks, strict=True)
         self._cache: OrderedDict[int, pyarrow.Table] = OrderedDict()
         self.names = self._schemas[0].names
 
@@ -72,13 +72,13 @@ class ParquetTable(Table):
         return self.__dict__ | {"_cache": OrderedDict()}
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def where(self, index: int) -> str:
         """Name a row by its number in its file."""
         file = self._file(index)
-        first_of_file = self._starts[np.searchsorted(self._files, file)]
-        return common.where_row(self._paths[file], index - int(first_of_file))
+        first_of_file = self._starts[bisect_left(self._files, file)]
+        return common.where_row(self._paths[file], index - first_of_file)
 
     def folder(self, index: int) -> Path:
         """Return the folder of a row's file."""
@@ -88,14 +88,14 @@ class ParquetTable(Table):
         """Return the selected fields of a row. Raises BadSampleError."""
         block = self._block(index)
         with common.one_row(where), _reading(self._paths[self._files[block]]):
-            table, row = self._table(block), index - int(self._starts[block])
+            table, row = self._table(block), index - self._starts[block]
             return {name: table.column(name)[row].as_py() for name in self._columns}
 
     def _block(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
+        return bisect_right(self._starts, index) - 1
 
     def _file(self, index: int) -> int:
-        return int(self._files[self._block(index)])
+        return self._files[self._block(index)]
 
     def _table(self, block: int) -> "pyarrow.Table":
         """Return the selected columns of a row group."""
@@ -104,7 +104,7 @@ class ParquetTable(Table):
             return self._cache[block]
         file = _open(self._paths[self._files[block]])
         # no threads: they do not survive the fork of loader workers, which are parallel already
-        table = file.read_row_group(int(self._groups[block]), columns=self._columns, use_threads=False)
+        table = file.read_row_group(self._groups[block], columns=self._columns, use_threads=False)
         self._cache[block] = table
         while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHE_BYTES:
             self._cache.popitem(last=False)

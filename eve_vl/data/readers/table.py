@@ -12,6 +12,7 @@ from eve_vl.data.readers.common import Fields
 from eve_vl.data.records import ImageFile, ImageRef
 from eve_vl.errors import BadSampleError, UserError, did_you_mean, printable
 from eve_vl.foreign import parse_json
+from eve_vl.talk import told
 
 NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
 
@@ -204,7 +205,7 @@ class PackedTable(Table):
                 return json.dumps("not valid JSON (nested too deeply)")
 
         self.wanted = columns.used
-        self._rows = common.PackedStrings.pack(map(packed, rows))
+        self._rows = common.PackedStrings.pack(map(packed, told(rows, f"reading {self.path.name}")))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -21,6 +21,7 @@ from eve_vl.data.records import ImageSpan
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.files import write_file
 from eve_vl.foreign import read_bytes
+from eve_vl.talk import told
 
 BLOCK = 512
 INDEX_SUFFIX = ".index"
@@ -53,7 +54,7 @@ class WebdatasetTable(Table):
         """
         self.path, self._paths = paths[0], list(paths)
         self._text_field = text_field
-        self._shards = [_index(path) for path in self._paths]
+        self._shards = [_index(path) for path in told(self._paths, "indexing shards", len(self._paths))]
         self._starts = np.cumsum([0, *(len(shard.spans) for shard in self._shards)])
         if not len(self):
             raise UserError(f"{paths[0]}: no member is a picture or a caption (KEY.jpg, KEY.txt or KEY.json)")

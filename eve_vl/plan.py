@@ -1,0 +1,98 @@
+"""What a run is about to do, in a few lines, and what may change when it goes on."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from eve_vl.config import HELD_OUT, Config, TrainConfig, flat, to_dict
+from eve_vl.tasks.task import Task
+from eve_vl.train import distributed
+from eve_vl.train.optim import learning_rate
+
+LIBRARIES = 0.43 * 2**30  # bytes of a process on a CPU before there is a model
+FEW_ROWS = 100
+KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
+# fields that may change when a run goes on: they do not change what is learnt, or only what is to come
+OPERATIONAL = {
+    *("out", "code", "data.num_workers", "data.max_bad_share", "data.skip_broken_val", "data.val_samples", "train.device"),
+    *("train.threads", "train.log_every", "train.save_every", "train.keep", "train.steps", "train.val_every", "train.patience"),
+}
+
+
+def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any]) -> list[str]:
+    """Say how many rows each source has."""
+    train, val = (
+        ", ".join(f"{len(source):,} rows of {spec}" for spec, source in zip(specs, given, strict=False))
+        for specs, given in ((config.data.train, sources), (config.data.val, val_sources))
+    )
+    num_val = sum(map(len, val_sources))
+    if config.data.val == (HELD_OUT,):
+        total = num_val + sum(map(len, sources))
+        few = f"; numbers on fewer than {FEW_ROWS} rows tell little, --data.val-share keeps more" * (num_val < FEW_ROWS)
+        val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}{few}"
+    used = f", {config.data.val_samples:,} of them used" if config.data.val_samples < num_val else ""
+    return [f"training data: {train}", f"validation data: {val}{used}"]
+
+
+def run_lines(config: Config, task: Task[Any], device: torch.device, dtype: torch.dtype, num_rows: int) -> list[str]:
+    """Say what is trained, where and for how long. num_rows: of the training data."""
+    train, world, threads = config.train, distributed.world_size(), torch.get_num_threads()
+    total, trained = (
+        sum(each.numel() for each in task.parameters() if each.requires_grad or is_all) for is_all in (True, False)
+    )
+    flops = 3 * sum(task.flops().values()) * train.batch_size  # the backward pass costs twice the forward one
+    cost = f", {flops / 1e9:,.0f} GFLOP a step" if flops else ""
+    about = "about" if device.type == "cpu" else "at least"
+    processes, epochs = f"{world} processes, each with " * (world > 1), train.steps * train.batch_size / num_rows
+    return [
+        f"model: {total:,} parameters, {'all of which' if trained == total else f'{trained:,} of which'} train{cost}",
+        f"machine: {processes}{device}, {str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}, "
+        f"{about} {expected_memory(config, task, device) / 2**30:.1f} GiB of memory besides the data",
+        f"training: {train.steps:,} steps of {train.batch_size:,} rows, {epochs:,.1f} epochs; "
+        f"validation every {train.val_every:,} steps, a checkpoint every {train.save_every:,}",
+    ]
+
+
+def expected_memory(config: Config, task: Task[Any], device: torch.device) -> float:
+    """Return about how many bytes the training process needs: on a CPU within 20 % of the truth for eight runs from 0.3M to
+    437M parameters (benchmarks/RESULTS.md); on a GPU it was not measured.
+
+    Weights, gradients and two moments are float32, and so are averages. Of each matrix product with its 2·D FLOPs a number,
+    half as much again as its input is taken to be kept for the backward pass; saving, later, copies the moments.
+    """
+    train = config.train
+    per_weight = 16 + 4 * (train.ema_decay > 0)
+    weights = sum(each.numel() * (per_weight if each.requires_grad else 4) for each in task.parameters())
+    inputs = sum(task.flops().values()) / (2 * config.model.embed_dim) * train.batch_size / train.accumulation
+    kept = 4 * inputs / distributed.world_size() * (RECOMPUTED if train.checkpoint_activations else KEPT)
+    return weights + kept if device.type != "cpu" else LIBRARIES + weights + max(kept, weights / 2)
+
+
+def changes(before: Config, now: Config, step: int) -> tuple[list[str], list[str]]:
+    """Return what differs between a run that has come to `step` and what it is to go on as: fields that must not, `old → new`
+    each, and sentences on those that may."""
+    old, new = flat(to_dict(before)), flat(to_dict(now))
+    changed = {
+        name: f"{name} {_shown(old.get(name))} → {_shown(new.get(name))}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    }
+    refused = [text for name, text in changed.items() if name not in OPERATIONAL]
+    allowed = [text for name, text in changed.items() if name in OPERATIONAL and name != "out"]
+    if now.train.steps < step:
+        refused.append(f"train.steps {now.train.steps}, below step {step}, which it has reached")
+    elif before.train.steps != now.train.steps:
+        allowed.append(_schedule(before.train, now.train, step))
+    if "data.val_samples" in changed:
+        allowed.append("numbers of validation before this were measured on other rows")
+    return refused, allowed
+
+
+def _schedule(before: TrainConfig, now: TrainConfig, step: int) -> str:
+    rates = " to ".join(f"{learning_rate(step, train):.3g}" for train in (before, now))
+    return f"the learning rate follows the schedule of {now.steps:,} steps from here on: at step {step:,} it goes from {rates}"
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(_shown, value)) or "none" if isinstance(value, list) else str(value)

@@ -1,0 +1,41 @@
+"""What a program says while it works: single lines, and how far a long loop is. Imports no torch, which takes seconds."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+T = TypeVar("T")
+CONSOLE = Console(highlight=False, soft_wrap=True, emoji=False)  # one for all: only so can progress bars and lines be together
+PATIENCE = 10  # seconds without a line after which people wonder
+MANY = 2000  # items that are worth a bar
+
+
+def is_main() -> bool:
+    """Whether this process speaks: under torchrun the first one does, for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(text: str) -> None:
+    """Show one line."""
+    with contextlib.suppress(OSError):  # the terminal may be gone, and the run is to be saved
+        if is_main():
+            CONSOLE.print(text, markup=False)
+
+
+def told(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items and show how many are done: on a terminal as a bar, elsewhere as a line every PATIENCE seconds."""
+    if CONSOLE.is_terminal and is_main():
+        is_short = total is not None and total < MANY
+        yield from track(items, what, total, console=CONSOLE, transient=True, disable=is_short)
+        return
+    told_at = time.monotonic()
+    for done, item in enumerate(items):
+        if time.monotonic() - told_at > PATIENCE:
+            told_at = time.monotonic()
+            say(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
+        yield item

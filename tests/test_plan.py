@@ -1,0 +1,99 @@
+"""What a run says of itself: how much memory it needs, and what may change when it goes on."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from twins import pairs, tiny_config
+
+from eve_vl.config import HELD_OUT, Config
+from eve_vl.loading import build_untrained
+from eve_vl.plan import changes, data_lines, expected_memory, run_lines
+from eve_vl.tasks.task import Sizes, Task
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def built(config: Config) -> Task[Any]:
+    with torch.device("meta"):
+        return build_untrained(config, Sizes(vocab_size=300))
+
+
+def with_train(**fields: Any) -> Config:
+    return tiny_config(train=fields)
+
+
+def test_rows_are_those_of_each_source():
+    config = replace(tiny_config(), data=replace(tiny_config().data, train=("a", "b"), val=("c",), val_samples=5))
+    a, b, c = pairs(3), pairs(1234), pairs(9)
+    assert data_lines(config, [a, b], [c]) == [
+        "training data: 3 rows of a, 1,234 rows of b",
+        "validation data: 9 rows of c, 5 of them used",
+    ]
+    config = replace(config, data=replace(config.data, val=(HELD_OUT,), val_samples=50))
+    assert data_lines(config, [a, b], [a, c])[1] == "validation data: 12 rows held out of these"
+
+
+def test_what_does_not_train_is_told():
+    config = with_train(batch_size=6, steps=10)
+    task = built(config)
+    total = sum(parameter.numel() for parameter in task.parameters())
+    for parameter in task.encoder.parameters():
+        parameter.requires_grad_(False)
+    trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+    model, machine, training = run_lines(config, task, CPU, torch.float32, num_rows=40)
+    assert model.startswith(f"model: {total:,} parameters, {trained:,} of which train, ")
+    assert machine.startswith("machine: cpu, float32, 1 thread, about 0.4 GiB ")
+    assert training.startswith("training: 10 steps of 6 rows, 1.5 epochs; ")
+
+
+def test_memory_grows_with_what_is_kept():
+    """On a GPU, where nothing hides what the weights and activations take."""
+    config = with_train(batch_size=8, ema_decay=0.0)
+    task = built(config)
+    num = sum(parameter.numel() for parameter in task.parameters())
+    alone = expected_memory(config, task, GPU)
+    activations = alone - 16 * num
+    assert activations > 0
+    assert expected_memory(with_train(batch_size=8, ema_decay=0.9), task, GPU) == alone + 4 * num
+    assert expected_memory(with_train(batch_size=16), task, GPU) == pytest.approx(alone + activations)
+    assert expected_memory(with_train(batch_size=16, accumulation=2), task, GPU) == alone
+    assert expected_memory(with_train(batch_size=8, checkpoint_activations=True), task, GPU) < alone - activations / 2
+    for parameter in task.encoder.parameters():
+        parameter.requires_grad_(False)
+    frozen = sum(parameter.numel() for parameter in task.encoder.parameters())
+    assert expected_memory(config, task, GPU) == alone - 12 * frozen
+
+
+def test_nothing_has_changed():
+    assert changes(tiny_config(), tiny_config(), 0) == ([], [])
+
+
+def test_what_is_learnt_must_not_change():
+    before = with_train(lr=1e-3, betas=(0.9, 0.98), steps=10, threads=1)
+    now = with_train(lr=2e-3, betas=(0.9, 0.95), steps=10, freeze=("encoder.*",), threads=2)
+    refused, allowed = changes(before, now, 5)
+    assert refused == ["train.betas 0.9 0.98 → 0.9 0.95", "train.freeze none → encoder.*", "train.lr 0.001 → 0.002"]
+    assert allowed == ["train.threads 1 → 2"]
+
+
+def test_a_run_may_become_longer():
+    """Linear decay without warm-up: the rate at step 10 was to be 0 of 10 steps, and is half of the peak of 20."""
+    before, now = (with_train(lr=1e-3, steps=steps, warmup=0.0, schedule="linear") for steps in (10, 20))
+    text = "the learning rate follows the schedule of 20 steps from here on: at step 10 it goes from 0 to 0.0005"
+    assert changes(before, now, 10) == ([], ["train.steps 10 → 20", text])
+    refused, _ = changes(now, before, 11)
+    assert refused == ["train.steps 10, below step 11, which it has reached"]
+    assert not changes(now, before, 9)[0]
+
+
+def test_numbers_on_other_rows_are_told():
+    before = tiny_config()
+    now = replace(before, data=replace(before.data, val_samples=9))
+    refused, allowed = changes(before, now, 0)
+    assert not refused
+    assert allowed == [
+        f"data.val_samples {before.data.val_samples} → 9",
+        "numbers of validation before this were measured on other rows",
+    ]

@@ -1,0 +1,106 @@
+"""What a program says while it works: who speaks, when a long loop says how far it is, and what comes before torch."""
+
+import io
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from eve_vl import talk
+
+
+def test_of_several_processes_the_first_speaks(monkeypatch, capsys):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        talk.say(f"[bold]rank {rank}")
+    assert capsys.readouterr().out == "[bold]rank 0\n"
+
+
+def test_a_terminal_that_is_gone_is_no_reason_to_stop(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError("Input/output error")
+
+    monkeypatch.setattr(talk, "CONSOLE", Console(file=Gone()))
+    talk.say("hello")
+
+
+@pytest.mark.parametrize(("total", "tail"), [(6, " of 6"), (None, "")])
+def test_a_slow_loop_says_how_far_it_is(monkeypatch, capsys, total, tail):
+    """Each item takes 4 seconds of a made-up clock."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    seen = []
+    for item in talk.told(iter("abcdef"), "reading", total):
+        seen.append(item)
+        clock[0] += 4
+    assert seen == list("abcdef")
+    assert capsys.readouterr().out == f"reading: 3{tail}\n"
+
+
+def test_on_a_terminal_it_is_a_bar_that_goes_away(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(talk, "CONSOLE", Console(file=screen, force_terminal=True, width=80))
+    for total, is_long in ((talk.MANY, True), (talk.MANY - 1, False)):
+        assert sum(1 for _ in talk.told(range(total), "reading", total)) == total
+        assert ("reading" in screen.getvalue()) == is_long
+        screen.truncate(0)
+    first = next(talk.told(range(talk.MANY), "reading", talk.MANY))  # left early, it makes room for the next
+    assert [first, *talk.told(range(2), "again", None)] == [0, 0, 1]
+
+
+NO_TORCH = """
+import sys
+from eve_vl.cli import main
+class Refused:
+    def find_spec(name, *_):
+        if name == "torch":
+            raise SystemExit(7)
+sys.meta_path.insert(0, Refused)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("pretrain tiny --out x", "eve pretrain tiny: trains on scenes:train, validates on scenes:val, writes to x\n"),
+        ("pretrain demo --init a", "eve pretrain demo: starts from a\n"),
+        ("finetune demo_vqa --init a --out x", "eve finetune demo_vqa: starts from a\n"),
+        ("finetune demo_vqa --init a --help", ""),
+    ],
+)
+def test_the_first_line_comes_before_torch(tmp_path: Path, command, line):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH, *command.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (7, line), done.stderr
+
+
+def test_a_run_says_what_it_will_do_before_it_does_it(eve_process):
+    process = eve_process("pretrain", "tiny", "--out", "run", "--train.steps", 6, "--data.val-samples", 32)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    expected = [
+        r"eve pretrain tiny: trains on scenes:train, validates on scenes:val, writes to run",
+        r"training data: 100,000 rows of scenes:train",
+        r"validation data: 1,000 rows of scenes:val, 32 of them used",
+        r"training a tokenizer of at most 400 tokens on \d+,\d+ texts",
+        r"model: \d+,\d+ parameters, all of which train, 1 GFLOP a step",
+        r"machine: cpu, (bfloat16|float32), \d+ threads?, about 0\.5 GiB of memory besides the data",
+        r"training: 6 steps of 16 rows, 0\.0 epochs; validation every 10 steps, a checkpoint every 10",
+        r"[\d.e+-]+ s a step  ETA 0:\d\d, \d\.\d\d GiB of memory so far",
+        r"train 5/6  .*  ETA 0:\d\d",
+        r"train 6/6  .*  ETA 0:00",
+        r"val   6/6  .*",
+        r"report: run/report\.html",
+    ]
+    slow = re.compile(r"reading rows: |validating: | *\d+/6 ")  # said where the machine is slow
+    lines = [line for line in stdout.splitlines() if not slow.match(line)]
+    assert len(lines) == len(expected), stdout
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line), line
