@@ -61,10 +61,8 @@ def patchify(pixels_BCHW: Tensor, patch_size: int) -> Tensor:
 
 def unpatchify(patches_BPX: Tensor, patch_size: int) -> Tensor:
     """Undo `patchify` for square pictures: (B, P, 3·patch²) to (B, 3, H, W)."""
-    B, P, _ = patches_BPX.shape
-    side = round(P**0.5)
-    x = patches_BPX.reshape(B, side, side, 3, patch_size, patch_size)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(B, 3, side * patch_size, side * patch_size)
+    side = round(patches_BPX.shape[1] ** 0.5)
+    return F.pixel_shuffle(patches_BPX.mT.unflatten(2, (side, side)), patch_size)
 
 
 def take(x_BPX: Tensor, index_BK: Tensor) -> Tensor:
