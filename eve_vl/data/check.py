@@ -176,11 +176,8 @@ def check_source(
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
     chunks = DataLoader(
-        _Facts(source, require),
-        batch_size=CHUNK,
-        num_workers=num_workers,
-        collate_fn=list,  # rows as they are, not tensors
-    )
+        _Facts(source, require), CHUNK, num_workers=num_workers, collate_fn=list
+    )  # rows as they are, no tensors
     is_hidden = console is None or not console.is_terminal
     rows = itertools.chain.from_iterable(chunks)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)

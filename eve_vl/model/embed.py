@@ -103,10 +103,9 @@ class ImageEmbed(nn.Module):
         B, P, _ = patches_BPX.shape
         positions = resize_positions(self.positions, P)
         cls_D, patch_PD = positions[0] + self.cls, positions[1:]
-        if keep_BK is None:
-            x_BPD = self.proj(patches_BPX) + patch_PD
-        else:
-            x_BPD = self.proj(take(patches_BPX, keep_BK)) + patch_PD[keep_BK]
+        if keep_BK is not None:
+            patches_BPX, patch_PD = take(patches_BPX, keep_BK), patch_PD[keep_BK]
+        x_BPD = self.proj(patches_BPX) + patch_PD
         x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(B, 1, -1), x_BPD], dim=1) + self.type_embed
         return Tokens(x_BND=x_BND, num_image=x_BND.shape[1])
 

@@ -67,12 +67,9 @@ def _draw_mark(canvas_3SS: np.ndarray, mark: Mark) -> None:
     columns = _span(mark.center_x, abs(mark.half_x) + mark.radius, image_size)
     y_H1 = _centers(image_size)[rows, None] - mark.center_y
     x_1W = _centers(image_size)[None, columns] - mark.center_x
-    length_squared = mark.half_y**2 + mark.half_x**2
-    if length_squared:
-        along_HW = np.clip((y_H1 * mark.half_y + x_1W * mark.half_x) / length_squared, -1, 1)
-        distance_HW = np.hypot(y_H1 - along_HW * mark.half_y, x_1W - along_HW * mark.half_x)
-    else:
-        distance_HW = np.hypot(y_H1, x_1W)
+    length_squared = mark.half_y**2 + mark.half_x**2 or 1.0  # a dot has none
+    along_HW = np.clip((y_H1 * mark.half_y + x_1W * mark.half_x) / length_squared, -1, 1)
+    distance_HW = np.hypot(y_H1 - along_HW * mark.half_y, x_1W - along_HW * mark.half_x)
     canvas_3SS[:, rows, columns] += _coverage(mark.radius - distance_HW, image_size) * mark.tone
 
 
