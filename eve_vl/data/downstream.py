@@ -90,12 +90,10 @@ class SearchSet(SampleSet):
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of all texts and of all pictures, never both in a batch."""
         texts = sorted(range(len(self.texts)), key=lambda text: -len(self.ids[text]))
-        pictures = range(len(self.pictures))
-        return [
-            batch
-            for which, indices in ((TEXT, texts), (PICTURE, pictures))
-            for batch in chunks([(0, which, index) for index in indices][rank::world], batch_size)
-        ]
+        batches = []
+        for which, indices in ((TEXT, texts), (PICTURE, range(len(self.pictures)))):
+            batches += chunks([(0, which, index) for index in indices][rank::world], batch_size)
+        return batches
 
     def __getitem__(self, position: Position) -> Sample:
         _, which, index = position

@@ -90,13 +90,9 @@ class Tokenizer:
         by_words = pre_tokenizers.ByteLevel(add_prefix_space=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([by_words, pre_tokenizers.Split(Regex(IDEOGRAPH), "isolated")])
         backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[names[0] for names in SPECIAL_NAMES.values()],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        backend.train_from_iterator(captions, trainer)
+        special, letters = [names[0] for names in SPECIAL_NAMES.values()], pre_tokenizers.ByteLevel.alphabet()
+        options = {"vocab_size": vocab_size, "special_tokens": special, "initial_alphabet": letters, "show_progress": False}
+        backend.train_from_iterator(captions, trainers.BpeTrainer(**options))
         return cls(backend, "the trained tokenizer")
 
     def clean_as_published(self, num_words: int) -> None:

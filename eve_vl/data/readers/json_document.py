@@ -25,16 +25,15 @@ class JsonTable(PackedTable):
     ):
         self.path, self.names = path, list(names)
         self.layout, self.kind, self.picture_folders = layout, kind, folders
-        self._read: Rows | None = rows
+        self._rows_to_pack = rows
 
     def select(self, columns: RowColumns) -> None:
         """Keep these columns. Raises UserError if there are no rows."""
-        assert self._read is not None
         with _uncollected():
-            self.pack(self._read, columns)
+            self.pack(self._rows_to_pack, columns)
         if not len(self):
             raise UserError(f"{self.path}: holds no rows")
-        self._read = None  # it holds the document, far larger than what was kept
+        del self._rows_to_pack  # it holds the document, far larger than what was kept
 
     def where(self, index: int) -> str:
         """Name a row by its number."""
