@@ -4,13 +4,12 @@ No slots: several of these classes have two bases with fields.
 
 Letters: B batch, P patches, K kept patches, M hidden patches, T text tokens.
 """
-# ruff: noqa: RUF009 (`_of` makes a field)
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, Self, dataclass_transform
 
 import numpy as np
 import torch
@@ -75,12 +74,16 @@ class Sample(SimpleNamespace):
 # Batches
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclass(frozen=True, kw_only=True)
 class RowBatch:
-    """What all batches have."""
+    """What all batches have. A kind of batch is a subclass; that makes it a dataclass."""
 
     where: tuple[str, ...] = _of("where")
     skipped: tuple[BadSampleError, ...] = _of("skipped", lambda values, *_: sum(values, ()), default=())
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def to(self, device: torch.device, *, non_blocking: bool = True) -> Self:
         """Copy the tensors to a device."""
@@ -103,7 +106,6 @@ class RowBatch:
         return cls(**{name: rule["combine"](columns[name], pad_id, length) for name, rule in rules.items()})
 
 
-@dataclass(frozen=True, kw_only=True)
 class Pictures(RowBatch):
     """Pictures."""
 
@@ -115,7 +117,6 @@ class Pictures(RowBatch):
         return normalize(self.images_BCHW)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Texts(RowBatch):
     """Texts."""
 
@@ -124,12 +125,10 @@ class Texts(RowBatch):
     is_padding_BT: Tensor = _of("ids_T", lambda values, pad_id, length: padded(values, pad_id, length)[1])
 
 
-@dataclass(frozen=True, kw_only=True)
 class Batch(Pictures, Texts):
     """Pictures, each with a text."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class CaptionBatch(Batch):
     """Pairs to tell from one another."""
 
@@ -139,7 +138,6 @@ class CaptionBatch(Batch):
     """What contrast over all micro-batches of a step says of this one (tasks/contrast.py); None: contrast within it."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class MaskedPictures(Pictures):
     """Pictures with their masks."""
 
@@ -149,7 +147,6 @@ class MaskedPictures(Pictures):
     """int64 positions of the patches that it must rebuild."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class MaskedTexts(Texts):
     """Texts with their masks."""
 
@@ -159,7 +156,6 @@ class MaskedTexts(Texts):
     """What the loss of masked tokens is divided by, float32 scalar; None: the number of these here."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
     """Image–text pairs with their masks."""
 
@@ -173,7 +169,6 @@ class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class SearchBatch(RowBatch):
     """What is searched among: SearchPictures or SearchTexts."""
 
@@ -182,17 +177,14 @@ class SearchBatch(RowBatch):
     """Of each picture: the captions that are true of it; of each text: the captions that it stands for."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SearchPictures(SearchBatch, Pictures):
     """Pictures to search among."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class SearchTexts(SearchBatch, Texts):
     """Texts to search among."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class QuestionBatch(Batch):
     """Questions about pictures."""
 
@@ -205,7 +197,6 @@ class QuestionBatch(Batch):
     """Equal for questions about one picture."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class StatementBatch(Batch):
     """Statements about `images_BCHW`, on the left, and `right_BCHW`."""
 
@@ -217,7 +208,6 @@ class StatementBatch(Batch):
     groups: tuple[str, ...] = _of("group")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LabelBatch(RowBatch):
     """What is sorted into classes: LabelledPictures, LabelledTexts or LabelledPairs."""
 
@@ -225,16 +215,13 @@ class LabelBatch(RowBatch):
     """The classes of each row; empty where they are kept back."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class LabelledPictures(LabelBatch, Pictures):
     """Pictures with their classes."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class LabelledTexts(LabelBatch, Texts):
     """Texts with their classes."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class LabelledPairs(LabelBatch, Batch):
     """Pictures, each with a text, and the classes of both together."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from eve_vl.data.dataset import hash_of
@@ -96,34 +96,31 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return lines for people."""
-        table = [("rows", f"{self.rows}"), ("usable", f"{self.usable}"), ("broken", f"{len(self.broken)}")]
-        if self.formats or not self.usable:
-            table += [
-                ("width in pixels", f"{self.width or '-'}   (min / median / max)"),
-                ("height in pixels", f"{self.height or '-'}"),
-                ("formats", _shown(self.formats)),
-                ("converted", _shown(self.conversions)),
-                ("repeated images", f"{self.duplicate_images}"),
-            ]
-        if self.texts or not self.usable:
-            name = self.kind if self.kind in (CAPTIONS, QUESTIONS, STATEMENTS) else "texts"
-            table += [(name, f"{self.texts}"), (f"words per {name[:-1]}", f"{self.text_words or '-'}")]
-            table.append((f"repeated {name}", f"{self.duplicate_texts}"))
-        if self.kind == CAPTIONS:
-            table.append(("captions per image", f"{self.texts_per_row or '-'}"))
-        if self.kind == QUESTIONS:
-            table += [
-                ("answers each", f"{self.answers_per_question or '-'}"),
-                ("answer types", _shown({name or "none": count for name, count in self.answer_types.items()})),
-                ("distinct answers", f"{self.distinct_answers}"),
-                ("frequent answers", _shown(self.top_answers)),
-            ]
-        if self.kind in (QUESTIONS, STATEMENTS):
-            table.append(("repeated ids", f"{self.duplicate_ids}"))
-        if self.labels:
-            table.append(("labels", _shown(self.labels)))
+        texts = self.kind if self.kind in (CAPTIONS, QUESTIONS, STATEMENTS) else "texts"
+        has_pictures, has_texts = (found or not self.usable for found in (self.formats, self.texts))
+        is_of_questions = self.kind == QUESTIONS
+        table = [
+            (True, "rows", self.rows),
+            (True, "usable", self.usable),
+            (True, "broken", len(self.broken)),
+            (has_pictures, "width in pixels", f"{self.width or '-'}   (min / median / max)"),
+            (has_pictures, "height in pixels", self.height or "-"),
+            (has_pictures, "formats", _shown(self.formats)),
+            (has_pictures, "converted", _shown(self.conversions)),
+            (has_pictures, "repeated images", self.duplicate_images),
+            (has_texts, texts, self.texts),
+            (has_texts, f"words per {texts[:-1]}", self.text_words or "-"),
+            (has_texts, f"repeated {texts}", self.duplicate_texts),
+            (self.kind == CAPTIONS, "captions per image", self.texts_per_row or "-"),
+            (is_of_questions, "answers each", self.answers_per_question or "-"),
+            (is_of_questions, "answer types", _shown({name or "none": count for name, count in self.answer_types.items()})),
+            (is_of_questions, "distinct answers", self.distinct_answers),
+            (is_of_questions, "frequent answers", _shown(self.top_answers)),
+            (self.kind in (QUESTIONS, STATEMENTS), "repeated ids", self.duplicate_ids),
+            (self.labels, "labels", _shown(self.labels)),
+        ]
         broken = [f"broken: {row.where}: {row.reason}" for row in self.broken]
-        return [f"{name:<20}{value}" for name, value in table] + broken
+        return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + broken
 
 
 class _Facts(Dataset[list[Fact] | BrokenRow]):
@@ -179,22 +176,18 @@ def check_source(
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
     chunks = DataLoader(
-        _Facts(source, require),
-        batch_size=CHUNK,
-        num_workers=num_workers,
-        collate_fn=list,  # rows as they are, not tensors
-    )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    is_shown = console is not None and console.is_terminal
+        _Facts(source, require), CHUNK, num_workers=num_workers, collate_fn=list
+    )  # rows as they are, no tensors
+    is_hidden = console is None or not console.is_terminal
+    rows = itertools.chain.from_iterable(chunks)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     broken: list[BrokenRow] = []
-    with Progress(*columns, console=console, disable=not is_shown, transient=True) as progress:
-        for row in progress.track(itertools.chain.from_iterable(chunks), total=len(source), description="reading"):
-            if isinstance(row, BrokenRow):
-                broken.append(row)
-            else:
-                for name, value in row:
-                    counts[name][value] += 1
+    for row in track(rows, "reading", total=len(source), console=console, transient=True, disable=is_hidden):
+        if isinstance(row, BrokenRow):
+            broken.append(row)
+        else:
+            for name, value in row:
+                counts[name][value] += 1
     usable = counts["kind"].total()
     of_facts: dict[str, Any] = {name: _spread(counts[name]) for name in SPREADS}
     of_facts |= {name: dict(counts[name].most_common()) for name in TALLIES}

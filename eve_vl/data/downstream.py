@@ -71,8 +71,6 @@ class SearchSet(SampleSet):
         self.texts = list(dict.fromkeys(text for _, text in searched))
         self.ids = [self.tokens(text) for text in self.texts]
         index_of = {text: index for index, text in enumerate(self.texts)}
-        self.captions_in: list[tuple[int, ...]]
-        self.captions_of: list[tuple[int, ...]]
         if task.merge_captions:
             self.captions = self.texts
             self.captions_in = [(text,) for text in range(len(self.texts))]
@@ -92,28 +90,20 @@ class SearchSet(SampleSet):
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of all texts and of all pictures, never both in a batch."""
         texts = sorted(range(len(self.texts)), key=lambda text: -len(self.ids[text]))
-        pictures = range(len(self.pictures))
-        return [
-            batch
-            for which, indices in ((TEXT, texts), (PICTURE, pictures))
-            for batch in chunks([(0, which, index) for index in indices][rank::world], batch_size)
-        ]
+        batches = []
+        for which, indices in ((TEXT, texts), (PICTURE, range(len(self.pictures)))):
+            batches += chunks([(0, which, index) for index in indices][rank::world], batch_size)
+        return batches
 
     def __getitem__(self, position: Position) -> Sample:
         _, which, index = position
         if which == TEXT:
-            return Sample(
-                batch=batch.SearchTexts,
-                ids_T=self.ids[index],
-                index=index,
-                captions=self.captions_in[index],
-                where=f"text {index}",
-            )
+            captions = self.captions_in[index]
+            return Sample(batch=batch.SearchTexts, ids_T=self.ids[index], index=index, captions=captions, where=f"text {index}")
         source, row = self.pictures[index]
-        size = self.config.input.image_size
         try:
             pair = self.sources[source][row]
-            image = decode(pair.image, pair.where, crop=Crop(size=size))
+            image = decode(pair.image, pair.where, crop=Crop(size=self.config.input.image_size))
         except BadSampleError as error:
             return unusable(error)
         captions = self.captions_of[index]

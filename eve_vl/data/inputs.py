@@ -39,7 +39,6 @@ Strings = str | Iterable[str]
 """One text, or several."""
 Item = TypeVar("Item")
 
-_FORMS = "a path, bytes, a PIL image, an array or a tensor"
 _KEPT_BY_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # other modes become RGB
 _ROUNDING = 1e-3  # a resized float picture may leave [0, 1] by as much
 
@@ -201,18 +200,20 @@ def given_image(image: ImageLike, where: str = "image") -> GivenImage:
                 raise UserError(f"{where}: {problem}: {path}")
             return GivenImage(ref=ImageFile(path=path), where=str(path))
         case bytes():
-            return GivenImage(ref=ImageBytes(data=image), where=where)
+            ref = ImageBytes(data=image)
         case Image.Image():
-            return GivenImage(ref=_from_pillow(image, where), where=where)
+            ref = _from_pillow(image, where)
         case np.ndarray():
-            return GivenImage(ref=_from_array(image, where, "array"), where=where)
+            ref = _from_array(image, where, "array")
         case Tensor():
-            return GivenImage(ref=_from_tensor(image, where), where=where)
+            ref = _from_tensor(image, where)
         case _ if isinstance(image, ImageRef):
-            return GivenImage(ref=image, where=where)
-    if isinstance(image, list | tuple):
-        raise UserError(f"{where}: got a {type(image).__name__}, but this call takes one at a time")
-    raise UserError(f"{where}: got {type(image).__name__}, expected {_FORMS}")
+            ref = image
+        case list() | tuple():
+            raise UserError(f"{where}: got a {type(image).__name__}, but this call takes one at a time")
+        case _:
+            raise UserError(f"{where}: got {type(image).__name__}, expected a path, bytes, a PIL image, an array or a tensor")
+    return GivenImage(ref=ref, where=where)
 
 
 def given_text(text: str, where: str = "text") -> str:

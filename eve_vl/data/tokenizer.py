@@ -91,14 +91,11 @@ class Tokenizer:
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=["[PAD]", "[CLS]", "[MASK]"],
+            special_tokens=[names[0] for names in SPECIAL_NAMES.values()],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=CONSOLE.is_terminal,
         )
         backend.train_from_iterator(captions, trainer, length=len(captions))
-        backend.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A", special_tokens=[("[CLS]", backend.token_to_id("[CLS]"))]
-        )
         return cls(backend, "the trained tokenizer")
 
     def clean_as_published(self, num_words: int) -> None:

@@ -61,10 +61,8 @@ def patchify(pixels_BCHW: Tensor, patch_size: int) -> Tensor:
 
 def unpatchify(patches_BPX: Tensor, patch_size: int) -> Tensor:
     """Undo `patchify` for square pictures: (B, P, 3·patch²) to (B, 3, H, W)."""
-    B, P, _ = patches_BPX.shape
-    side = round(P**0.5)
-    x = patches_BPX.reshape(B, side, side, 3, patch_size, patch_size)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(B, 3, side * patch_size, side * patch_size)
+    side = round(patches_BPX.shape[1] ** 0.5)
+    return F.pixel_shuffle(patches_BPX.mT.unflatten(2, (side, side)), patch_size)
 
 
 def take(x_BPX: Tensor, index_BK: Tensor) -> Tensor:
@@ -105,10 +103,9 @@ class ImageEmbed(nn.Module):
         B, P, _ = patches_BPX.shape
         positions = resize_positions(self.positions, P)
         cls_D, patch_PD = positions[0] + self.cls, positions[1:]
-        if keep_BK is None:
-            x_BPD = self.proj(patches_BPX) + patch_PD
-        else:
-            x_BPD = self.proj(take(patches_BPX, keep_BK)) + patch_PD[keep_BK]
+        if keep_BK is not None:
+            patches_BPX, patch_PD = take(patches_BPX, keep_BK), patch_PD[keep_BK]
+        x_BPD = self.proj(patches_BPX) + patch_PD
         x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(B, 1, -1), x_BPD], dim=1) + self.type_embed
         return Tokens(x_BND=x_BND, num_image=x_BND.shape[1])
 

@@ -81,10 +81,8 @@ class PairedAttentionHead(nn.Module):
     def forward(self, left_BND: Tensor, right_BND: Tensor, is_padding_BN: Tensor | None) -> Tensor:
         """Return logits (B, 2) from the states of [left image; text] and [right image; text]."""
         pooled = []
-        for attention, own_BND, other_BND in (
-            (self.attend_right, left_BND, right_BND),
-            (self.attend_left, right_BND, left_BND),
-        ):
+        sides = (self.attend_right, left_BND, right_BND), (self.attend_left, right_BND, left_BND)
+        for attention, own_BND, other_BND in sides:
             attended_BND, _ = attention(own_BND, other_BND, other_BND, key_padding_mask=is_padding_BN, need_weights=False)
             fused_BND = self.fuse(torch.cat([attended_BND, own_BND], dim=2))
             score_BN = self.score(fused_BND).squeeze(2).relu()

@@ -80,13 +80,12 @@ def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] 
 
 def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the option's name)
     """Return the files that a source is made of, and their form."""
-    known = ("auto", *FORMATS)
-    if format not in known and find_kind(Table, "readers", format) is None:
-        raise UserError(f"no format {nearest(format, (*known, *kinds_of(Table)))}")
     files = paths.expand(spec.path)
     named = files[0].suffix[1:].lower() if format == "auto" else format
     if named not in FORMATS and find_kind(Table, "readers", named) is not None:
         return files, named
+    if format not in ("auto", *FORMATS):
+        raise UserError(f"no format {nearest(format, ('auto', *FORMATS, *kinds_of(Table)))}")
     if spec.second is not None:
         paths.expand(spec.second)
     form = paths.sniff(files[0]) if format == "auto" else format

@@ -28,11 +28,6 @@ BLANKS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")  # letters and signs 
 Fields = Mapping[str, object]
 
 
-def where_line(path: Path, line: int) -> str:
-    """Name a line (counted from 1) of a text file: `train.jsonl:17`."""
-    return f"{path.name}:{line}"
-
-
 def where_row(path: Path, index: int) -> str:
     """Name row `index` (from 0; shown counted from 1) of a file whose rows are not lines: `train.parquet row 17`."""
     return f"{path.name} row {index + 1}"

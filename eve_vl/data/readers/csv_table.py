@@ -49,7 +49,7 @@ class CsvTable(PackedTable):
 
     def where(self, index: int) -> str:
         """Name a row by its first line."""
-        return common.where_line(self.path, int(self._lines[index]))
+        return f"{self.path.name}:{self._lines[index]}"
 
     def _read(self, wanted: tuple[str, ...], lines: array) -> Iterator[common.Fields | str]:
         """Yield the wanted fields of each row or why there are none, appending the number of its first line to `lines`."""
@@ -60,17 +60,14 @@ class CsvTable(PackedTable):
             while True:
                 first_line = reader.line_num + 1
                 try:
-                    values = next(reader)
+                    row = _row(next(reader), columns, len(self.names))
                 except StopIteration:
                     return
                 except csv.Error as error:
                     row = f"not valid CSV ({error})"
-                else:
-                    if not values:
-                        continue
-                    row = _row(values, columns, len(self.names))
-                lines.append(first_line)
-                yield row
+                if row is not None:
+                    lines.append(first_line)
+                    yield row
 
 
 @contextmanager
@@ -80,7 +77,10 @@ def _open(path: Path) -> Iterator[TextIO]:
         yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _row(values: list[str], columns: dict[str, int], num_columns: int) -> common.Fields | str:
+def _row(values: list[str], columns: dict[str, int], num_columns: int) -> common.Fields | str | None:
+    """Return the fields of a row or why there are none, None for a blank line."""
+    if not values:
+        return None
     if len(values) != num_columns:
         return f"row has {len(values)} fields, the header has {num_columns}"
     row = {name: values[column] for name, column in columns.items()}

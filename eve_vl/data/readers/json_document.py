@@ -12,9 +12,7 @@ from eve_vl.data.readers.table import PackedTable, RowColumns
 from eve_vl.errors import UserError
 from eve_vl.foreign import read_json
 
-PAIR_NAMES = ("image", "caption")
-
-
+PAIR_NAMES, PAIR = ("image", "caption"), "[image path, caption]"
 Rows = Iterable[Fields | str]
 """The fields of each row, or the reason why it has none, made when they are asked for."""
 
@@ -27,16 +25,15 @@ class JsonTable(PackedTable):
     ):
         self.path, self.names = path, list(names)
         self.layout, self.kind, self.picture_folders = layout, kind, folders
-        self._read: Rows | None = rows
+        self._rows_to_pack = rows
 
     def select(self, columns: RowColumns) -> None:
         """Keep these columns. Raises UserError if there are no rows."""
-        assert self._read is not None
         with _uncollected():
-            self.pack(self._read, columns)
+            self.pack(self._rows_to_pack, columns)
         if not len(self):
             raise UserError(f"{self.path}: holds no rows")
-        self._read = None  # it holds the document, far larger than what was kept
+        del self._rows_to_pack  # it holds the document, far larger than what was kept
 
     def where(self, index: int) -> str:
         """Name a row by its number."""
@@ -61,13 +58,14 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def list_document(path: Path, rows: list[object]) -> JsonTable:
+def list_document(path: Path, rows: list[Any]) -> JsonTable:
     """Return the rows of a plain list. Raises UserError if none is an object or a pair."""
     for row in rows:
         if isinstance(row, dict):
-            return JsonTable(path, list(row), map(_object_fields, rows))
+            return JsonTable(path, list(row), (row if isinstance(row, dict) else _no_row(row, "an object") for row in rows))
         if _is_pair(row):
-            return JsonTable(path, PAIR_NAMES, map(_pair_fields, rows))
+            pairs = (dict(zip(PAIR_NAMES, row, strict=True)) if _is_pair(row) else _no_row(row, PAIR) for row in rows)
+            return JsonTable(path, PAIR_NAMES, pairs)
     raise not_rows(path, f"a list of {type(rows[0]).__name__}" if rows else "an empty list")
 
 
@@ -91,11 +89,5 @@ def _is_pair(row: object) -> bool:
     return isinstance(row, list) and len(row) == 2 and isinstance(row[0], str)
 
 
-def _object_fields(row: object) -> Fields | str:
-    return row if isinstance(row, dict) else f"JSON {type(row).__name__}, expected an object"
-
-
-def _pair_fields(row: object) -> Fields | str:
-    if isinstance(row, list) and _is_pair(row):
-        return dict(zip(PAIR_NAMES, row, strict=True))
-    return f"JSON {type(row).__name__}, expected [image path, caption]"
+def _no_row(row: object, expected: str) -> str:
+    return f"JSON {type(row).__name__}, expected {expected}"

@@ -38,7 +38,7 @@ class LineTable(Table):
     def where(self, index: int) -> str:
         """Name a row by its line, counting blank ones."""
         num_blank = int(np.searchsorted(self._rows_before_blank, index, side="right"))
-        return common.where_line(self.path, index + num_blank + 1)
+        return f"{self.path.name}:{index + num_blank + 1}"
 
     def line(self, index: int, where: str) -> bytes:
         """Return the line of a row. Raises BadSampleError."""
@@ -88,20 +88,18 @@ class JsonlTable(LineTable):
     def __init__(self, path: Path):
         """Index the lines of `path`; raises UserError if none of the first is an object."""
         super().__init__(path)
-        self.names = self._first_names()
+        problems: list[BadSampleError] = []
+        for index in range(min(len(self), NUM_LINES_TO_PARSE)):
+            try:
+                self.names = list(self.fields(index, self.where(index)))
+                return
+            except BadSampleError as error:
+                problems.append(error)
+        raise UserError(f"{path}: no JSON object among its first lines. The first: {problems[0]}")
 
     def fields(self, index: int, where: str) -> common.Fields:
         """Parse a line. Raises BadSampleError."""
         return common.parse_object(self.line(index, where), where)
-
-    def _first_names(self) -> list[str]:
-        first_problem = None
-        for index in range(min(len(self), NUM_LINES_TO_PARSE)):
-            try:
-                return list(self.fields(index, self.where(index)))
-            except BadSampleError as error:
-                first_problem = first_problem or error
-        raise UserError(f"{self.path}: no JSON object among its first lines. The first: {first_problem}")
 
 
 def _unpack(path: Path) -> bytes:

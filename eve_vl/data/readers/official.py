@@ -22,14 +22,8 @@ def coco_document(path: Path, document: dict[str, Any]) -> JsonTable:
     Those of captions_train2014.json are looked for in the folder train2014 of the image root, then in the root itself.
     """
     subset = re.search(r"(train|val|test)\d{4}", path.stem)
-    return JsonTable(
-        path,
-        CAPTIONS,
-        _coco_rows(path, document),
-        layout="a COCO caption file",
-        kind="captions",
-        folders=(subset[0], "") if subset else (),
-    )
+    rows, folders = _coco_rows(path, document), (subset[0], "") if subset else ()
+    return JsonTable(path, CAPTIONS, rows, layout="a COCO caption file", kind="captions", folders=folders)
 
 
 def _coco_rows(path: Path, document: dict[str, Any]) -> Iterator[Fields]:
@@ -74,16 +68,8 @@ def vqa_document(path: Path, document: dict[str, Any], annotations: Path | None)
     if not isinstance(subtype, str) or not subtype.isascii() or "/" in subtype:
         raise UserError(f"{path}: not a VQA v2 file of questions: no data_subtype such as train2014")
     subtype = SAME_PICTURES.get(subtype, subtype)
-    if annotations is None:
-        annotations = annotations_beside(path)
-    return JsonTable(
-        path,
-        QUESTIONS,
-        _vqa_rows(path, document["questions"], annotations, subtype),
-        layout="a VQA v2 file of questions",
-        kind="questions",
-        folders=(subtype, ""),
-    )
+    rows, folders = _vqa_rows(path, document["questions"], annotations or annotations_beside(path), subtype), (subtype, "")
+    return JsonTable(path, QUESTIONS, rows, layout="a VQA v2 file of questions", kind="questions", folders=folders)
 
 
 def annotations_beside(path: Path) -> Path | None:

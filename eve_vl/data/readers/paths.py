@@ -12,9 +12,8 @@ from eve_vl.foreign import expand_user, open_ordinary, parse_json
 
 FORMATS = ("folder", "jsonl", "json", "csv", "tsv", "parquet", "webdataset", "text")
 SHARDED = {"webdataset": ".tar", "parquet": ".parquet"}  # may be a folder or a brace pattern of files
-SUFFIXES = {".ndjson": "jsonl", ".tar": "webdataset", ".txt": "text"} | {
-    f".{form}": form for form in ("jsonl", "csv", "tsv", "parquet")
-}
+OWN_SUFFIX = ("jsonl", "csv", "tsv", "parquet")
+SUFFIXES = {f".{form}": form for form in OWN_SUFFIX} | {".ndjson": "jsonl", ".tar": "webdataset", ".txt": "text"}
 MAX_SHARDS = 1_000_000
 
 AnyPath = str | os.PathLike[str]
@@ -33,12 +32,10 @@ def parse_spec(spec: AnyPath) -> Spec:
     """Return the parts of a source's name, paths made absolute. A path that exists as it stands is one path."""
     text = os.fspath(spec)
     path = absolute(Path(text))
-    if not os.path.exists(path):  # noqa: PTH110 (of a name too long or a folder that may not be entered opening speaks)
-        if parts := re.fullmatch(r"(.+?\.json)\+(.+)", text):
-            return Spec(path=absolute(Path(parts[1])), second=absolute(Path(parts[2])))
-        if parts := re.fullmatch(r"(.+?\.json)#([^#/]*)", text):
-            return Spec(path=absolute(Path(parts[1])), split=parts[2])
-    return Spec(path=path)
+    parts = re.fullmatch(r"(.+?\.json)(?:\+(.+)|#([^#/]*))", text)
+    if parts is None or os.path.exists(path):  # noqa: PTH110 (of a name too long or a folder not to be entered opening speaks)
+        return Spec(path=path)
+    return Spec(path=absolute(Path(parts[1])), second=absolute(Path(parts[2])) if parts[2] else None, split=parts[3])
 
 
 def absolute_spec(spec: str) -> str:

@@ -214,14 +214,7 @@ _UNEQUAL_COUNTS = ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1))
 _EQUAL_COUNTS = ((0, 0), (1, 1), (2, 2))
 
 _TEMPLATES: dict[str, tuple[Callable[[Random, str], QuestionDraft], ...]] = {
-    "attribute": (
-        _color_of_kind,
-        _color_of_sized_kind,
-        _kind_of_color,
-        _size_of_pair,
-        _color_at_place,
-        _kind_at_place,
-    ),
+    "attribute": (_color_of_kind, _color_of_sized_kind, _kind_of_color, _size_of_pair, _color_at_place, _kind_at_place),
     "count": (_count_trait, _count_trait, _count_trait, _count_all),
     "existence": (_pair_exists, _pair_exists, _sized_kind_exists, _color_exists),
     "relation": (_is_related, _which_relation),

@@ -28,32 +28,19 @@ def render(scene: Scene, image_size: int) -> np.ndarray:
     check_image_size(image_size)
     canvas_3SS = np.empty((3, image_size, image_size), np.float32)  # channels first: long rows are faster to blend
     canvas_3SS[:] = np.asarray(scene.background_rgb, np.float32)[:, None, None]
-    canvas_3SS += _ramp(image_size) * scene.slope
+    canvas_3SS += (2 * _centers(image_size) - 1)[:, None] * scene.slope
     for mark in scene.clutter:
         _draw_mark(canvas_3SS, mark)
     for shape in scene.shapes:
         _draw_shape(canvas_3SS, shape)
-    return _to_bytes(canvas_3SS)
-
-
-def _to_bytes(canvas_3SS: np.ndarray) -> np.ndarray:
     canvas_3SS += 0.5
-    np.clip(canvas_3SS, 0, 255, out=canvas_3SS)
-    pixels_SS3 = np.empty((*canvas_3SS.shape[1:], 3), np.uint8)
-    pixels_SS3[:] = canvas_3SS.transpose(1, 2, 0)
-    return pixels_SS3
+    return np.ascontiguousarray(np.clip(canvas_3SS, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 @cache
 def _centers(image_size: int) -> np.ndarray:
     """Pixel centres as fractions of the canvas, shape (S,)."""
     return ((np.arange(image_size) + 0.5) / image_size).astype(np.float32)
-
-
-@cache
-def _ramp(image_size: int) -> np.ndarray:
-    """−1 at the top edge to 1 at the bottom edge, shape (S, 1)."""
-    return (2 * _centers(image_size) - 1)[:, None]
 
 
 def _span(center: float, reach: float, image_size: int) -> slice:
@@ -80,12 +67,9 @@ def _draw_mark(canvas_3SS: np.ndarray, mark: Mark) -> None:
     columns = _span(mark.center_x, abs(mark.half_x) + mark.radius, image_size)
     y_H1 = _centers(image_size)[rows, None] - mark.center_y
     x_1W = _centers(image_size)[None, columns] - mark.center_x
-    length_squared = mark.half_y**2 + mark.half_x**2
-    if length_squared:
-        along_HW = np.clip((y_H1 * mark.half_y + x_1W * mark.half_x) / length_squared, -1, 1)
-        distance_HW = np.hypot(y_H1 - along_HW * mark.half_y, x_1W - along_HW * mark.half_x)
-    else:
-        distance_HW = np.hypot(y_H1, x_1W)
+    length_squared = mark.half_y**2 + mark.half_x**2 or 1.0  # a dot has none
+    along_HW = np.clip((y_H1 * mark.half_y + x_1W * mark.half_x) / length_squared, -1, 1)
+    distance_HW = np.hypot(y_H1 - along_HW * mark.half_y, x_1W - along_HW * mark.half_x)
     canvas_3SS[:, rows, columns] += _coverage(mark.radius - distance_HW, image_size) * mark.tone
 
 
@@ -129,11 +113,4 @@ def _star(y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return (x * notch_y - (y - 1) * notch_x) / math.hypot(notch_x, notch_y)
 
 
-_DEPTH = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
-    "star": _star,
-    "cross": _cross,
-    "ring": _ring,
-}
+_DEPTH = {"circle": _circle, "square": _square, "triangle": _triangle, "star": _star, "cross": _cross, "ring": _ring}

@@ -77,16 +77,14 @@ class SceneLabels(_SceneRows):
 
     def __getitem__(self, index: int, /) -> Labelled:
         where, scene = self._where(index), self._scene(index)
-        shown = {shape.kind for shape in scene.shapes}
-        labels = tuple(kind for kind in KINDS if kind in shown)
-        return Labelled(image=self._image(scene), text=None, labels=labels, where=where)
+        labels = sorted({shape.kind for shape in scene.shapes}, key=KINDS.index)
+        return Labelled(image=self._image(scene), text=None, labels=tuple(labels), where=where)
 
 
 class SceneQuestions(_SceneRows):
     """Generated pictures with a question and its answer (one of ANSWERS) each; answer_type is one of QUESTION_KINDS."""
 
     def __getitem__(self, index: int, /) -> ImageQuestion:
-        where = self._where(index)
         example = sample_question(self.split, self.seed, index)
         return ImageQuestion(
             image=self._image(example.scene),
@@ -94,7 +92,7 @@ class SceneQuestions(_SceneRows):
             answers=(example.answer,),
             question_id=index,
             answer_type=example.kind,
-            where=where,
+            where=self._where(index),
         )
 
 
@@ -102,7 +100,6 @@ class SceneStatements(_SceneRows):
     """Two generated pictures each, with a statement that is true or false of them; statements in the same words are a group."""
 
     def __getitem__(self, index: int, /) -> ImagesStatement:
-        where = self._where(index)
         example = sample_statement(self.split, self.seed, index)
         return ImagesStatement(
             left=self._image(example.left),
@@ -111,7 +108,7 @@ class SceneStatements(_SceneRows):
             label=example.label,
             identifier=str(index),
             group=example.statement,
-            where=where,
+            where=self._where(index),
         )
 
 

@@ -52,14 +52,15 @@ def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> StatementD
 
 def _one_of(rng: Random, split: str) -> Trait:
     """Something that a picture may or may not contain."""
-    return world.pick(
-        rng,
-        (draw_pair(rng, split), Trait(color=world.pick(rng, tuple(world.COLORS))), Trait(kind=world.pick(rng, world.KINDS))),
-    )
+    return world.pick(rng, (draw_pair(rng, split), *_simple(rng)))
 
 
 def _countable(rng: Random) -> Trait:
-    return world.pick(rng, (Trait(color=world.pick(rng, tuple(world.COLORS))), Trait(kind=world.pick(rng, world.KINDS))))
+    return world.pick(rng, _simple(rng))
+
+
+def _simple(rng: Random) -> tuple[Trait, Trait]:
+    return Trait(color=world.pick(rng, tuple(world.COLORS))), Trait(kind=world.pick(rng, world.KINDS))
 
 
 def _shows(rng: Random, split: str, label: bool) -> StatementDraft:

@@ -40,11 +40,6 @@ def _by_template(scene: Scene) -> list[list[str]]:
     return [*([caption] for caption in captions), _there_or_not(scene)]
 
 
-def caption_is_true(scene: Scene, caption: str) -> bool:
-    """Whether a caption, perhaps of another scene, is true of this one."""
-    return caption in all_captions(scene)
-
-
 def article(word: str) -> str:
     """Return "a" or "an", whichever stands before a word of these captions."""
     return "an" if word == "orange" else "a"
@@ -67,7 +62,7 @@ def _short(shape: Shape) -> str:
 
 
 def _that_list_shapes(scene: Scene) -> Iterator[str]:
-    shapes, on = scene.reading_order, f"on {scene.background}"
+    shapes, on = sorted(scene.shapes, key=attrgetter("row", "column")), f"on {scene.background}"  # in reading order
     name = _short if len(shapes) == MAX_SHAPES else _full  # with sizes, unless the caption would become too long
     listed = " and ".join(f"{name(shape)} {place_words(shape)}" for shape in shapes)
     yield f"{listed} {on}" if len(shapes) == 1 else listed

@@ -7,7 +7,6 @@ places always hold by a clear margin and no two shapes hide one another.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from random import Random
 from typing import NamedTuple, TypeVar
 
@@ -97,7 +96,7 @@ class Mark(NamedTuple):
     tone: int  # levels added to every channel of the background
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
     """One picture before it is rendered. `slope` is how much lighter (levels) the bottom edge is than the middle."""
 
@@ -107,11 +106,6 @@ class Scene:
     slope: int
     clutter: tuple[Mark, ...]
     seed: int
-
-    @cached_property
-    def reading_order(self) -> tuple[Shape, ...]:
-        """The shapes row by row from the top, each row from the left."""
-        return tuple(sorted(self.shapes, key=lambda shape: (shape.row, shape.column)))
 
 
 def check_split(split: str) -> None:
@@ -207,9 +201,7 @@ def _place(rng: Random, look: Appearance, cell: int) -> Shape:
     place_jitter = _PLACE_JITTER[look.size]
     shift = (_jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER), _jitter(rng, _CHANNEL_JITTER))
     return Shape(
-        kind=look.kind,
-        color=look.color,
-        size=look.size,
+        **look._asdict(),
         rgb=_shifted(COLORS[look.color], shift),
         extent=_EXTENT[look.size] + _jitter(rng, _EXTENT_JITTER),
         center_y=_ANCHORS[row] + _jitter(rng, place_jitter),
