@@ -27,7 +27,6 @@ from eve_vl.files import write_file
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
 SECONDS_OF_GRACE = 5.0
-ALL_FLAGS = "--all-flags"  # makes `parse` raise FlagsAskedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +71,11 @@ class SourceArgs:
         return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SourceArgs)})
 
 
-class FlagsAskedError(Exception):
-    """Instead of parsing, the flags of a verb are wanted: see `ALL_FLAGS`."""
-
-    def __init__(self, flags: list[str]):
-        self.flags = flags
-
-
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
     """Parse flags into a dataclass. Raises UserError that names what was given and what was expected, of an unknown flag the
     nearest known one."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
     box, flags = io.StringIO(), _flags(cls, default=default)
-    if ALL_FLAGS in argv:
-        raise FlagsAskedError(list(flags))
     if issubclass(cls, SourceArgs):  # the same flags as in `eve pretrain`, with or without their section
         argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
     try:
@@ -171,6 +161,12 @@ def write_json(path: Path | None, values: dict[str, Any]) -> None:
 def say(text: str) -> None:
     """Print for the user."""
     Console(highlight=False, soft_wrap=True, emoji=False).print(text, markup=False)
+
+
+def say_list(usage: str, texts: Mapping[str, str], note: str) -> None:
+    """Print what there is to choose from, each with its text."""
+    width = max(map(len, texts))
+    say("\n".join([usage, "", *(f"  {name:{width}} {text}" for name, text in texts.items()), "", note]))
 
 
 def fail(message: str, code: int) -> None:

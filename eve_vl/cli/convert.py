@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import check_writable, parse, say
+from eve_vl.cli.common import check_writable, say
 from eve_vl.config.model import Routing
 from eve_vl.errors import UserError
 
@@ -64,9 +64,8 @@ def _values(args: ConvertArgs, kind: str, flags: Sequence[str]) -> dict[str, Any
     return {name: getattr(args, name) for name in flags}
 
 
-def run_convert(argv: Sequence[str]) -> None:
+def run_convert(args: ConvertArgs) -> None:
     """Turn published EVE, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
-    args = parse(ConvertArgs, argv, "eve convert", run_convert.__doc__)
     from eve_vl.convert import export_published, import_published, import_vision, is_vision, read_tensors
     from eve_vl.train import checkpoint
 

@@ -1,7 +1,6 @@
 """Verbs about data: data check, tokenizer train."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write_json
+from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
 from eve_vl.config import Config, TokenizerConfig
 from eve_vl.errors import UserError, nearest
 from eve_vl.files import write_file
@@ -43,9 +42,8 @@ class TokenizerArgs(SourceArgs):
     """Upper bound of the vocabulary."""
 
 
-def run_data_check(argv: Sequence[str]) -> None:
+def run_data_check(args: CheckArgs) -> None:
     """Read every row and picture once and list what is broken: eve data check PATH [flags]."""
-    args = parse(CheckArgs, argv, "eve data check", run_data_check.__doc__)
     check_writable(args.json)
     from eve_vl.data.check import check_source
 
@@ -74,9 +72,8 @@ def _recipe(name: str) -> Config:
     return get_recipe(name) if name in PRETRAIN else get_finetune_recipe(name, get_recipe("base"))
 
 
-def run_tokenizer_train(argv: Sequence[str]) -> None:
+def run_tokenizer_train(args: TokenizerArgs) -> None:
     """Train a byte-level BPE on captions or other texts: eve tokenizer train PATH … [flags]."""
-    args = parse(TokenizerArgs, argv, "eve tokenizer train", run_tokenizer_train.__doc__)
     check_writable(args.out)
     from eve_vl.training import train_tokenizer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, say, write_json
+from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, say, say_list, write_json
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import find_kind
 from eve_vl.errors import UserError, nearest
@@ -75,7 +75,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     tasks = {name: kind for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers}
     usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(tasks)}"
     if argv and argv[0] in HELP:
-        say(f"{usage}\n(eve evaluate {next(iter(tasks))} --help lists the flags)")
+        titles = {name: kind.title for name, kind in tasks.items()}
+        say_list(usage.partition("; ")[0], titles, f"eve evaluate {next(iter(tasks))} --help lists the flags")
         return
     if not argv or argv[0].startswith("-"):
         raise UserError(usage)
@@ -113,9 +114,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     write_json(args.json, to_json(numbers))
 
 
-def run_inspect(argv: Sequence[str]) -> None:
+def run_inspect(args: InspectArgs) -> None:
     """Show shapes, parameters and FLOPs of a recipe or a run: eve inspect RECIPE|RUN."""
-    args = parse(InspectArgs, argv, "eve inspect", run_inspect.__doc__)
     check_writable(args.json)
     from eve_vl.inspect import inspect_config, inspect_run
 
@@ -125,9 +125,8 @@ def run_inspect(argv: Sequence[str]) -> None:
     write_json(args.json, report.to_dict())
 
 
-def run_report(argv: Sequence[str]) -> None:
+def run_report(args: ReportArgs) -> None:
     """Write a self-contained HTML page about a run, or one that compares runs: eve report RUN|FOLDER … [flags]."""
-    args = parse(ReportArgs, argv, "eve report", run_report.__doc__)
     check_writable(args.out)
     if not args.runs:
         raise UserError("name a run folder, several, or a folder of runs")
@@ -139,9 +138,8 @@ def run_report(argv: Sequence[str]) -> None:
     say(f"report: {page}")
 
 
-def run_export(argv: Sequence[str]) -> None:
+def run_export(args: ExportArgs) -> None:
     """Write a run as ONNX files, each checked against torch: eve export RUN FOLDER [flags]."""
-    args = parse(ExportArgs, argv, "eve export", run_export.__doc__)
     check_writable(args.json)
     from eve_vl.export import export_run, to_table
 

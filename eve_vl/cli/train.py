@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm
 
-from eve_vl.cli.common import HELP, parse, say
+from eve_vl.cli.common import HELP, parse, say, say_list
 from eve_vl.config import Config, generated
 from eve_vl.config.code import installed, origins, package_of
 from eve_vl.errors import UserError
@@ -70,9 +70,8 @@ def run_finetune(argv: Sequence[str]) -> None:
     _train("finetune", argv, make.__doc__, recipe, start)
 
 
-def run_demo(argv: Sequence[str]) -> None:
+def run_demo(args: DemoArgs) -> None:
     """Pre-train, fine-tune, evaluate and report on built-in scenes: eve demo [--out runs/demo]."""
-    args = parse(DemoArgs, argv, "eve demo", run_demo.__doc__)
     from eve_vl.demo import run_demo as run
 
     say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True, emoji=False))}")
@@ -161,11 +160,8 @@ def _wants_list(argv: Sequence[str], verb: str) -> bool:
     if argv[0] not in HELP:
         return False
     recipes = RECIPES[verb] | (own := installed_recipes(verb))
-    others = {name: f" ({package_of(installed('recipes')[name])})" for name in own}
-    width = max(map(len, recipes))
-    lines = [
-        f"  {name:{width}} {(each.__doc__ or ' ').splitlines()[0]}{others.get(name, '')}" for name, each in recipes.items()
-    ]
+    texts = {name: (recipe.__doc__ or " ").splitlines()[0] for name, recipe in recipes.items()}
+    texts |= {name: f"{texts[name]} ({package_of(installed('recipes')[name])})" for name in own}
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
-    say("\n".join([usage, "", "recipes:", *lines, "", "or your own, FILE.py:NAME, or the config.json of a run"]))
+    say_list(f"{usage}\n\nrecipes:", texts, "or your own, FILE.py:NAME, or the config.json of a run")
     return True

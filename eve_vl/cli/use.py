@@ -78,9 +78,8 @@ def call_args(flags: type) -> type:
     return dataclasses.make_dataclass(flags.__name__, [], bases=(flags, DeviceArgs), frozen=True, kw_only=True)
 
 
-def run_encode(argv: Sequence[str]) -> None:
+def run_encode(args: EncodeArgs) -> None:
     """Write features of pictures and texts to a file: eve encode RUN FOLDER|TABLE|IMAGE … --texts "TEXT" … --out f.npz."""
-    args = parse(EncodeArgs, argv, "eve encode", run_encode.__doc__)
     check_writable(args.out)
     given = {"image": args.images, "text": (*args.texts, *args.texts_of)}
     if not any(given.values()):
