@@ -10,12 +10,12 @@ import pytest
 from test_bad_input import complaint, write_pairs
 
 from eve_vl.cli import VERBS
-from eve_vl.cli.common import flag_names
+from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs
-from eve_vl.cli.runs import ExportArgs, InspectArgs, ReportArgs, evaluate_args
+from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
-from eve_vl.cli.use import EncodeArgs, call_args
+from eve_vl.cli.use import EncodeArgs
 from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, kinds_of
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 from eve_vl.tasks import task_class
@@ -146,17 +146,20 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     assert complete("eve demo --out x --") == ["--help", "--code", "--out"]
     own = f'PYTHONPATH={Path(__file__).parents[1]} {sys.executable} -m eve_vl "$@"'
     assert complete("eve inspect tiny --j", own) == ["--json"]
-    known = {f"{call.replace('_', '-')} run": call_args(verb.flags) for call, verb in task_class(VQAConfig).calls.verbs.items()}
+    known = {
+        f"{call.replace('_', '-')} run": with_own(DeviceArgs, verb.flags)
+        for call, verb in task_class(VQAConfig).calls.verbs.items()
+    }
     known |= {"encode run": EncodeArgs, "data check": CheckArgs, "tokenizer train": TokenizerArgs, "inspect": InspectArgs}
     known |= {
         "convert": ConvertArgs,
         "report": ReportArgs,
         "export": ExportArgs,
-        "evaluate retrieval": evaluate_args(RetrievalConfig),
+        "evaluate retrieval": with_own(EvaluateArgs, RetrievalConfig.evaluation),
     }
     for words, cls in known.items():
-        assert {*flag_names(cls)} <= {*complete(f"eve {words} --")}, words
-    run = flag_names(TrainArgs, default=TrainArgs(config=get_finetune_recipe("nlvr2", get_recipe("base"))))
+        assert {*flags_of(cls)} <= {*complete(f"eve {words} --")}, words
+    run = flags_of(TrainArgs, TrainArgs(config=get_finetune_recipe("nlvr2", get_recipe("base"))))
     assert {*run} == {*complete("eve finetune nlvr2 --")} - {"--help", "--code"}
 
 

@@ -20,7 +20,6 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.config import DataConfig
 from eve_vl.errors import UserError, did_you_mean
 from eve_vl.files import write_file
 
@@ -60,22 +59,21 @@ class SourceArgs:
     label_column: str | None = None
     """Column of the answer or answers to a question, of whether a statement is true, or of the class or classes."""
 
-    def open(self, specs: Sequence[str], image_size: int, kind: Any = "captions", *, must_be_usable: bool = True) -> list[Any]:
-        """Open sources of rows of a kind, some of their first rows usable. Raises UserError."""
-        from eve_vl.data.loader import open_sources
+    def reading(self) -> dict[str, Any]:
+        """Return these options by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(SourceArgs)}
 
-        return open_sources(specs, self.data_config(), image_size, kind, must_be_usable=must_be_usable)
 
-    def data_config(self) -> DataConfig:
-        """Return these options as a data section."""
-        return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SourceArgs)})
+def with_own(cls: type[Args], own: type) -> type[Args]:
+    """Return the flags of a verb with those that a task has of its own."""
+    return dataclasses.make_dataclass(cls.__name__, [], bases=(own, cls), frozen=True, kw_only=True)  # pyright: ignore
 
 
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
     """Parse flags into a dataclass. Raises UserError that names what was given and what was expected, of an unknown flag the
     nearest known one."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    box, flags = io.StringIO(), _flags(cls, default=default)
+    box, flags = io.StringIO(), flags_of(cls, default)
     if issubclass(cls, SourceArgs):  # the same flags as in `eve pretrain`, with or without their section
         argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
     try:
@@ -119,19 +117,15 @@ def _expected(hint: Any) -> str:
     return _expected(parts[0]) if parts else {float: "a number", int: "a whole number", Path: "a path"}.get(hint, "a text")
 
 
-def flag_names(cls: type, default: Any = None) -> list[str]:
-    """Return every flag that a dataclass of arguments accepts, as typed; `default` says which section a union stands for."""
-    return list(_flags(cls, default=default))
-
-
-def _flags(cls: type, prefix: str = "", default: Any = None) -> dict[str, Any]:
-    """Return the type of each flag."""
+def flags_of(cls: type, default: Any = None, prefix: str = "") -> dict[str, Any]:
+    """Return every flag that a dataclass of arguments accepts, as typed, with its type; `default` says which section a union
+    stands for."""
     flags, hints = {}, typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         hint, value = hints[field.name], getattr(default, field.name, None)
         section = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(section):
-            flags |= _flags(section, "" if field.name == "config" else f"{prefix}{field.name}.", value)
+            flags |= flags_of(section, value, "" if field.name == "config" else f"{prefix}{field.name}.")
         elif typing.get_origin(hint) is not typing.Annotated:  # marked ones are positional or fixed
             flags[f"--{prefix}{field.name}".replace("_", "-")] = hint
             if hint is bool:

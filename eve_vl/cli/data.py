@@ -10,7 +10,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
-from eve_vl.config import Config, TokenizerConfig
+from eve_vl.config import Config, DataConfig, TokenizerConfig
 from eve_vl.errors import UserError, nearest
 from eve_vl.files import write_file
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
@@ -46,6 +46,7 @@ def run_data_check(args: CheckArgs) -> None:
     """Read every row and picture once and list what is broken: eve data check PATH [flags]."""
     check_writable(args.json)
     from eve_vl.data.check import check_source
+    from eve_vl.data.loader import open_sources
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     kind, require = args.kind, None
@@ -57,7 +58,7 @@ def run_data_check(args: CheckArgs) -> None:
         config = _recipe(args.recipe)
         task = task_class(type(config.task))
         kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
-    (source,) = args.open((args.path,), image_size=224, kind=kind, must_be_usable=False)
+    (source,) = open_sources((args.path,), DataConfig(**args.reading()), 224, kind, must_be_usable=False)
     report = check_source(source, require=require, console=console)
     report.render(console)
     write_json(args.json, report.to_dict())
@@ -79,6 +80,6 @@ def run_tokenizer_train(args: TokenizerArgs) -> None:
 
     if problems := TokenizerConfig(vocab_size=args.vocab_size).problems():
         raise UserError("; ".join(problems))
-    tokenizer = train_tokenizer(args.data, args.data_config(), args.vocab_size)
+    tokenizer = train_tokenizer(args.data, DataConfig(**args.reading()), args.vocab_size)
     write_file(args.out, tokenizer.to_json())
     say(f"{args.out}: {tokenizer.vocab_size} tokens")
