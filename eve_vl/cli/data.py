@@ -10,10 +10,10 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
-from eve_vl.config import Config, DataConfig, TokenizerConfig
+from eve_vl.config import DataConfig, TokenizerConfig
 from eve_vl.errors import UserError, nearest
 from eve_vl.files import write_file
-from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.recipes import FINETUNE, PRETRAIN, get_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,9 @@ def run_data_check(args: CheckArgs) -> None:
 
         if kind != "auto":
             raise UserError("--recipe says what --kind its rows are; leave one of them out")
-        config = _recipe(args.recipe)
+        if (make := (PRETRAIN | FINETUNE).get(args.recipe)) is None:
+            raise UserError(f"no recipe {nearest(args.recipe, PRETRAIN | FINETUNE)}")
+        config = make() if args.recipe in PRETRAIN else make(get_recipe("base"))
         task = task_class(type(config.task))
         kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), 224, kind, must_be_usable=False)
@@ -64,13 +66,6 @@ def run_data_check(args: CheckArgs) -> None:
     write_json(args.json, report.to_dict())
     if report.broken:
         sys.exit(1)
-
-
-def _recipe(name: str) -> Config:
-    """Return a recipe's config, of fine-tuning as if from `base`. Raises UserError."""
-    if name not in PRETRAIN and name not in FINETUNE:
-        raise UserError(f"no recipe {nearest(name, [*PRETRAIN, *FINETUNE])}")
-    return get_recipe(name) if name in PRETRAIN else get_finetune_recipe(name, get_recipe("base"))
 
 
 def run_tokenizer_train(args: TokenizerArgs) -> None:

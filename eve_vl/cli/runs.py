@@ -67,13 +67,13 @@ class ExportArgs(RunArgs):
 def run_evaluate(argv: Sequence[str]) -> None:
     """Compute a task's numbers for a run on any data: eve evaluate TASK RUN [flags]."""
     tasks = {name: kind for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers}
-    usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(tasks)}"
+    usage = "usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]"
     if argv and argv[0] in HELP:
         titles = {name: kind.title for name, kind in tasks.items()}
-        say_list(usage.partition("; ")[0], titles, f"eve evaluate {next(iter(tasks))} --help lists the flags")
+        say_list(usage, titles, f"eve evaluate {next(iter(tasks))} --help lists the flags")
         return
     if not argv or argv[0].startswith("-"):
-        raise UserError(usage)
+        raise UserError(f"{usage}; tasks: {', '.join(tasks)}")
     name = argv[0]
     kind = find_kind(TaskConfig, "tasks", name)
     if kind is None or not kind.has_numbers:

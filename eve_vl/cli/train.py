@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -39,9 +39,8 @@ class DemoArgs:
 
 def run_pretrain(argv: Sequence[str]) -> None:
     """Pre-train by masked signal modelling: eve pretrain RECIPE [flags]."""
-    if _wants_list(argv, "pretrain"):
+    if (make := _chosen("pretrain", argv)) is None:
         return
-    make = find_recipe("pretrain", argv[0])
     recipe = make()
     start = _init_config(argv, recipe.out)
     if start is not None:  # the weights fit no other shape
@@ -52,9 +51,8 @@ def run_pretrain(argv: Sequence[str]) -> None:
 
 def run_finetune(argv: Sequence[str]) -> None:
     """Fine-tune for retrieval, VQA, NLVR2 or classification: eve finetune RECIPE --init RUN [flags]."""
-    if _wants_list(argv, "finetune"):
+    if (make := _chosen("finetune", argv)) is None:
         return
-    make = find_recipe("finetune", argv[0])
     recipe = make(get_recipe("base"))
     start = _init_config(argv, recipe.out)
     is_of_run = argv[0].endswith(".json")  # which names its own --init
@@ -153,15 +151,15 @@ def _confirm_data(config: Config, start: Config) -> None:
         raise UserError(f"{what}; name your own with --data.train PATH and --data.val, or say --data.train {own}")
 
 
-def _wants_list(argv: Sequence[str], verb: str) -> bool:
-    """List the recipes if that is what is asked for. Raises UserError if none of them is named."""
+def _chosen(verb: str, argv: Sequence[str]) -> Callable[..., Config] | None:
+    """Return the recipe that is named; None after listing them, if that is what is asked for. Raises UserError."""
     if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
         raise UserError(f"name a recipe: {', '.join(RECIPES[verb])}")
     if argv[0] not in HELP:
-        return False
+        return find_recipe(verb, argv[0])
     recipes = RECIPES[verb] | (own := installed_recipes(verb))
     texts = {name: (recipe.__doc__ or " ").splitlines()[0] for name, recipe in recipes.items()}
     texts |= {name: f"{texts[name]} ({package_of(installed('recipes')[name])})" for name in own}
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
     say_list(f"{usage}\n\nrecipes:", texts, "or your own, FILE.py:NAME, or the config.json of a run")
-    return True
+    return None
