@@ -1,6 +1,7 @@
 """Every mistake on the command line is one line that says what was given and what was expected; help and completion."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,16 @@ from pathlib import Path
 import pytest
 from test_bad_input import complaint, write_pairs
 
-from eve_vl.cli import VERBS, main
-from eve_vl.cli.common import FlagsAskedError
-from eve_vl.recipes import FINETUNE, PRETRAIN
+from eve_vl.cli import VERBS
+from eve_vl.cli.common import DeviceArgs, flags_of, with_own
+from eve_vl.cli.convert import ConvertArgs
+from eve_vl.cli.data import CheckArgs, TokenizerArgs
+from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
+from eve_vl.cli.train import TrainArgs
+from eve_vl.cli.use import EncodeArgs
+from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, kinds_of
+from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.tasks import task_class
 
 MISTAKES = [
     ("pretrain tiny --train.lr fast", "--train.lr: 'fast' was given, expected a number"),
@@ -110,35 +118,49 @@ def test_built_in_data_in_place_of_the_users_own_needs_a_yes(eve, tmp_path: Path
     assert eve(*start[:-8], "--out", "other", *few, "--data.train", "scenes:train").returncode == 0
 
 
-def complete(script: str, *words: str) -> list[str]:
-    """What bash offers for the last of the words."""
-    line = " ".join(f"'{word}'" for word in words)
-    lines = f"{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _eve; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-    done = subprocess.run(["bash", "--norc", "-c", lines], capture_output=True, text=True, timeout=60)
-    assert not done.stderr
-    return done.stdout.split()
-
-
-def test_completion_offers_verbs_recipes_and_flags(eve):
+def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypatch):
     script = eve("completion", "bash").stdout
-    assert complete(script, "eve", "") == ["help", *dict.fromkeys(verb.split()[0] for verb in VERBS)]
-    assert complete(script, "eve", "re") == ["reconstruct", "report"]
-    assert complete(script, "eve", "data", "") == ["check"]
-    assert complete(script, "eve", "pretrain", "") == [*PRETRAIN]
-    assert complete(script, "eve", "finetune", "demo_") == [name for name in FINETUNE if name.startswith("demo_")]
-    assert complete(script, "eve", "pretrain", "tiny", "--train.l") == [
-        "--train.log-every",
-        "--train.lr",
-        "--train.lr-multipliers",
-    ]
-    assert complete(script, "eve", "finetune", "vqa", "--init", "x", "--task.ans") == ["--task.answers"]
-    for verb in VERBS:
-        words, first = verb.split(), {"pretrain": ["tiny"], "finetune": ["vqa"], "evaluate": ["vqa"], "completion": ["bash"]}
-        with pytest.raises(FlagsAskedError) as asked:
-            main([*words, *first.get(verb, []), "--help", "--all-flags"])
-        if verb != "completion":
-            assert {*asked.value.flags} <= {*complete(script, "eve", *words, *first.get(verb, []), "--")}
     assert eve("completion", "zsh").stdout.endswith(script)
+
+    def complete(line: str, command: str = 'cat "./$*"') -> list[str]:
+        """What bash offers for the last word of a line; the help that the script asks for is printed beforehand."""
+        *before, last = line.split(" ")
+        asked = shlex.join([*[word for word in before[1:3] if not word.startswith("-")], "--help"])
+        (tmp_path / asked).write_text(eve(*asked.split()).stdout)
+        given = f"COMP_WORDS=({' '.join(before)} '{last}'); COMP_CWORD={len(before)}"
+        lines = f"{script}\neve() {{ {command}; }}\n{given}; _eve; _eve; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        done = subprocess.run(["bash", "--norc", "-c", lines], capture_output=True, text=True, timeout=60)
+        assert not done.stderr
+        return done.stdout.split()
+
+    monkeypatch.setenv("COLUMNS", "80")  # as the script sets it
+    assert [*dict.fromkeys(complete("eve "))] == [*dict.fromkeys(verb.split()[0] for verb in VERBS), "help"]
+    assert complete("eve re") == ["reconstruct", "report"]
+    assert complete("eve data ") == ["check", "help"]
+    assert complete("eve completion ") == ["bash", "zsh", "--help", "--code"]
+    assert complete("eve pretrain ") == [*PRETRAIN]
+    assert complete("eve finetune demo_") == [name for name in FINETUNE if name.startswith("demo_")]
+    assert complete("eve evaluate ") == [name for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers]
+    assert complete("eve pretrain tiny --train.l") == ["--train.lr", "--train.lr-multipliers", "--train.log-every"]
+    assert complete("eve finetune vqa --init x --task.ans") == ["--task.answers"]
+    assert complete("eve demo --out x --") == ["--help", "--code", "--out"]
+    own = f'PYTHONPATH={Path(__file__).parents[1]} {sys.executable} -m eve_vl "$@"'
+    assert complete("eve inspect tiny --j", own) == ["--json"]
+    known = {
+        f"{call.replace('_', '-')} run": with_own(DeviceArgs, verb.flags)
+        for call, verb in task_class(VQAConfig).calls.verbs.items()
+    }
+    known |= {"encode run": EncodeArgs, "data check": CheckArgs, "tokenizer train": TokenizerArgs, "inspect": InspectArgs}
+    known |= {
+        "convert": ConvertArgs,
+        "report": ReportArgs,
+        "export": ExportArgs,
+        "evaluate retrieval": with_own(EvaluateArgs, RetrievalConfig.evaluation),
+    }
+    for words, cls in known.items():
+        assert {*flags_of(cls)} <= {*complete(f"eve {words} --")}, words
+    run = flags_of(TrainArgs, TrainArgs(config=get_finetune_recipe("nlvr2", get_recipe("base"))))
+    assert {*run} == {*complete("eve finetune nlvr2 --")} - {"--help", "--code"}
 
 
 def test_under_torchrun_a_mistake_is_told_once(tmp_path: Path):

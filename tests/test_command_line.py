@@ -3,12 +3,12 @@
 import pytest
 
 from eve_vl.cli import VERBS, main
-from eve_vl.cli.common import flag_names
+from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs
-from eve_vl.cli.runs import ExportArgs, InspectArgs, ReportArgs, evaluate_args
+from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
-from eve_vl.cli.use import EncodeArgs, call_args, call_verbs
+from eve_vl.cli.use import EncodeArgs, call_verbs
 from eve_vl.config import TaskConfig, kinds_of
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
 from eve_vl.tasks import task_class
@@ -92,12 +92,16 @@ def test_verbs():
 
 def test_flags():
     for cls, text in FLAGS.items():
-        known = [flag for flag in flag_names(cls) if "no-" not in flag]
+        known = [flag for flag in flags_of(cls) if "no-" not in flag]
         assert known == text.split(), cls.__name__
 
 
 def test_flags_of_evaluation_are_those_of_its_task():
-    found = {name: flag_names(evaluate_args(kind)) for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers}
+    found = {
+        name: list(flags_of(with_own(EvaluateArgs, kind.evaluation)))
+        for name, kind in kinds_of(TaskConfig).items()
+        if kind.has_numbers
+    }
     assert found == {name: text.split() for name, text in EVALUATION.items()}
 
 
@@ -107,12 +111,12 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
         verbs = task_class(kind).calls.verbs
         assert set(kind.calls) | {"look"} == set(verbs)
         for call, verb in verbs.items():
-            assert flag_names(call_args(verb.flags)) == CALLS[call.replace("_", "-")].split(), call
+            assert list(flags_of(with_own(DeviceArgs, verb.flags))) == CALLS[call.replace("_", "-")].split(), call
 
 
 @pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
 def test_flags_of_a_run_are_those_of_its_task(config):
-    known = [flag for flag in flag_names(TrainArgs, default=TrainArgs(config=config)) if "no-" not in flag]
+    known = [flag for flag in flags_of(TrainArgs, TrainArgs(config=config)) if "no-" not in flag]
     assert known == f"{START} {INPUT} {MODEL} {TASK[config.task.name]} {REST}".split()
 
 
@@ -122,7 +126,7 @@ def test_flags_are_those_that_help_shows(verb, recipe, capsys):
         main([verb, recipe, "--help"])
     text = capsys.readouterr().out
     shown = {word.strip(",.│") for word in text.split() if word.startswith("--")}
-    known = flag_names(TrainArgs, default=TrainArgs(config=TRAINING[verb, recipe]))
+    known = flags_of(TrainArgs, TrainArgs(config=TRAINING[verb, recipe]))
     assert set(known) <= shown
     assert {flag for flag in shown if flag.startswith("--task.")} == {flag for flag in known if flag.startswith("--task.")}
 

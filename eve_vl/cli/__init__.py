@@ -2,13 +2,15 @@
 
 import errno
 import sys
+import typing
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from eve_vl import __version__
-from eve_vl.cli.common import HELP, fail, parse, say
-from eve_vl.cli.completion import CompletionArgs, completion_script
+from eve_vl.cli.common import HELP, fail, parse, say, say_list
+from eve_vl.cli.completion import run_completion
 from eve_vl.cli.convert import run_convert
 from eve_vl.cli.data import run_data_check, run_tokenizer_train
 from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
@@ -21,13 +23,7 @@ from eve_vl.talk import is_main
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # the last: nobody reads what is written
 
-
-def run_completion(argv: Sequence[str]) -> None:
-    """Print a script that completes verbs, recipes and flags: eve completion bash > FILE, to be sourced; or zsh."""
-    say(completion_script(parse(CompletionArgs, argv, "eve completion", run_completion.__doc__).shell, VERBS))
-
-
-VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+VERBS: dict[str, Callable[[Any], None]] = {
     "demo": run_demo,
     "pretrain": run_pretrain,
     "finetune": run_finetune,
@@ -42,7 +38,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "export": run_export,
     "completion": run_completion,
 }
-NOTE = """
+"""By what is typed: functions of their parsed flags, or of the words themselves where the first says which flags there are."""
+NOTE = """\
 eve help VERB, or eve VERB --help, tells more. With --code FILE.py, any verb first loads tasks and readers of your own."""
 
 
@@ -85,8 +82,7 @@ def _dispatch(argv: list[str]) -> None:
     verbs = VERBS | call_verbs()  # those of tasks that --code has brought
     group = [name for name in verbs if " " in name and argv[:1] == name.split()[:1]]
     if not argv or argv[0] in HELP or (group and {*HELP} & {*argv[1:2]}):
-        lines = [f"  {name:16} {(verbs[name].__doc__ or '').strip()}" for name in group or verbs]
-        say("usage: eve VERB …\n\n" + "\n".join(lines) + "\n" + NOTE)
+        say_list("usage: eve VERB …", {name: verbs[name].__doc__ or "" for name in group or verbs}, NOTE)
         return
     if argv[0] == "--version":
         say(__version__)
@@ -102,4 +98,6 @@ def _dispatch(argv: list[str]) -> None:
         verbs |= call_verbs()
     if name not in verbs:
         raise UserError(f"no verb {nearest(name, verbs)} (one of your own task needs --code FILE.py)")
-    verbs[name]([*rest[1:], "--help"] if rest[:1] == ["help"] else rest)
+    run, words = verbs[name], [*rest[1:], "--help"] if rest[:1] == ["help"] else rest
+    flags = typing.get_type_hints(run).get("args")
+    run(parse(flags, words, f"eve {name}", run.__doc__) if flags else words)

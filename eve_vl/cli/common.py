@@ -20,7 +20,6 @@ import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.config import DataConfig
 from eve_vl.errors import UserError, did_you_mean
 from eve_vl.files import write_file
 from eve_vl.talk import say as say
@@ -28,7 +27,6 @@ from eve_vl.talk import say as say
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
 SECONDS_OF_GRACE = 5.0
-ALL_FLAGS = "--all-flags"  # makes `parse` raise FlagsAskedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,31 +60,21 @@ class SourceArgs:
     label_column: str | None = None
     """Column of the answer or answers to a question, of whether a statement is true, or of the class or classes."""
 
-    def open(self, specs: Sequence[str], image_size: int, kind: Any = "captions", *, must_be_usable: bool = True) -> list[Any]:
-        """Open sources of rows of a kind, some of their first rows usable. Raises UserError."""
-        from eve_vl.data.loader import open_sources
-
-        return open_sources(specs, self.data_config(), image_size, kind, must_be_usable=must_be_usable)
-
-    def data_config(self) -> DataConfig:
-        """Return these options as a data section."""
-        return DataConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(SourceArgs)})
+    def reading(self) -> dict[str, Any]:
+        """Return these options by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(SourceArgs)}
 
 
-class FlagsAskedError(Exception):
-    """Instead of parsing, the flags of a verb are wanted: see `ALL_FLAGS`."""
-
-    def __init__(self, flags: list[str]):
-        self.flags = flags
+def with_own(cls: type[Args], own: type) -> type[Args]:
+    """Return the flags of a verb with those that a task has of its own."""
+    return dataclasses.make_dataclass(cls.__name__, [], bases=(own, cls), frozen=True, kw_only=True)  # pyright: ignore
 
 
 def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | None, default: Args | None = None) -> Args:
     """Parse flags into a dataclass. Raises UserError that names what was given and what was expected, of an unknown flag the
     nearest known one."""
     kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    box, flags = io.StringIO(), _flags(cls, default=default)
-    if ALL_FLAGS in argv:
-        raise FlagsAskedError(list(flags))
+    box, flags = io.StringIO(), flags_of(cls, default)
     if issubclass(cls, SourceArgs):  # the same flags as in `eve pretrain`, with or without their section
         argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
     try:
@@ -130,19 +118,15 @@ def _expected(hint: Any) -> str:
     return _expected(parts[0]) if parts else {float: "a number", int: "a whole number", Path: "a path"}.get(hint, "a text")
 
 
-def flag_names(cls: type, default: Any = None) -> list[str]:
-    """Return every flag that a dataclass of arguments accepts, as typed; `default` says which section a union stands for."""
-    return list(_flags(cls, default=default))
-
-
-def _flags(cls: type, prefix: str = "", default: Any = None) -> dict[str, Any]:
-    """Return the type of each flag."""
+def flags_of(cls: type, default: Any = None, prefix: str = "") -> dict[str, Any]:
+    """Return every flag that a dataclass of arguments accepts, as typed, with its type; `default` says which section a union
+    stands for."""
     flags, hints = {}, typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         hint, value = hints[field.name], getattr(default, field.name, None)
         section = type(value) if dataclasses.is_dataclass(value) else hint
         if dataclasses.is_dataclass(section):
-            flags |= _flags(section, "" if field.name == "config" else f"{prefix}{field.name}.", value)
+            flags |= flags_of(section, value, "" if field.name == "config" else f"{prefix}{field.name}.")
         elif typing.get_origin(hint) is not typing.Annotated:  # marked ones are positional or fixed
             flags[f"--{prefix}{field.name}".replace("_", "-")] = hint
             if hint is bool:
@@ -167,6 +151,12 @@ def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """Write numbers to a file that a flag named, if one did, and that `check_writable` has passed."""
     if path is not None:
         write_file(path, json.dumps(values, indent=1) + "\n")
+
+
+def say_list(usage: str, texts: Mapping[str, str], note: str) -> None:
+    """Print what there is to choose from, each with its text."""
+    width = max(map(len, texts))
+    say("\n".join([usage, "", *(f"  {name:{width}} {text}" for name, text in texts.items()), "", note]))
 
 
 def fail(message: str, code: int) -> None:

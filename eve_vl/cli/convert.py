@@ -1,14 +1,15 @@
 """The verb convert: foreign weights in, ours out."""
 
 import dataclasses
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import check_writable, parse, say
+from eve_vl.cli.common import check_writable, say
 from eve_vl.config.model import Routing
 from eve_vl.errors import UserError
 
@@ -51,36 +52,30 @@ class ConvertArgs:
     """Leave out keys that have one of these in their names."""
 
 
-FOR_BOTH = ("tokenizer", "num_heads", "image_size", "drop")
-FOR_PUBLISHED = ("answers", "routing", "text_tokens", "clean_text")
-FOR_VISION = ("architecture", "copy", "num_experts", "num_deep_blocks", "seed")
-
-
-def _values(args: ConvertArgs, kind: str, flags: Sequence[str]) -> dict[str, Any]:
-    """Return the values of the flags of a kind of source. Raises UserError for another one, which has no meaning for it."""
+def _values(args: ConvertArgs, kind: str, convert: Callable[..., str]) -> dict[str, Any]:
+    """Return what a kind of source is converted with, by the flags' names. Raises UserError for another flag, which has no
+    meaning for it."""
+    flags = inspect.getfullargspec(convert).kwonlyargs
     for field in dataclasses.fields(args):
         if field.name not in ("source", "target", *flags) and getattr(args, field.name) != field.default:
             raise UserError(f"{args.source}: is {kind}, for which --{field.name.replace('_', '-')} has no use; leave it out")
     return {name: getattr(args, name) for name in flags}
 
 
-def run_convert(argv: Sequence[str]) -> None:
+def run_convert(args: ConvertArgs) -> None:
     """Turn published EVE, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
-    args = parse(ConvertArgs, argv, "eve convert", run_convert.__doc__)
     from eve_vl.convert import export_published, import_published, import_vision, is_vision, read_tensors
     from eve_vl.train import checkpoint
 
     if args.source.is_dir():
         checkpoint.chosen_checkpoint(args.source)  # before all else: any folder may have been named
-        _values(args, "a run folder", ())
+        _values(args, "a run folder", export_published)
         check_writable(args.target)
         say(f"{args.target}: {export_published(args.source, args.target)}")
         return
     tensors = read_tensors(args.source)
-    if is_vision(tensors):
-        write, values = import_vision, _values(args, "an image encoder", FOR_BOTH + FOR_VISION)
-    else:
-        write, values = import_published, _values(args, "an EVE checkpoint", FOR_BOTH + FOR_PUBLISHED)
+    write, kind = (import_vision, "an image encoder") if is_vision(tensors) else (import_published, "an EVE checkpoint")
+    values = _values(args, kind, write)
     if args.tokenizer is None:
         raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")
     say(f"{args.target}: {write(tensors, str(args.source), args.target, **values)}")

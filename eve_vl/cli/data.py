@@ -1,7 +1,6 @@
 """Verbs about data: data check, tokenizer train."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Literal
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import SourceArgs, check_writable, parse, say, write_json
-from eve_vl.config import Config, TokenizerConfig
+from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
+from eve_vl.config import DataConfig, TokenizerConfig
 from eve_vl.errors import UserError, nearest
 from eve_vl.files import write_file
-from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.recipes import FINETUNE, PRETRAIN, get_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +42,11 @@ class TokenizerArgs(SourceArgs):
     """Upper bound of the vocabulary."""
 
 
-def run_data_check(argv: Sequence[str]) -> None:
+def run_data_check(args: CheckArgs) -> None:
     """Read every row and picture once and list what is broken: eve data check PATH [flags]."""
-    args = parse(CheckArgs, argv, "eve data check", run_data_check.__doc__)
     check_writable(args.json)
     from eve_vl.data.check import check_source
+    from eve_vl.data.loader import open_sources
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     kind, require = args.kind, None
@@ -56,10 +55,12 @@ def run_data_check(argv: Sequence[str]) -> None:
 
         if kind != "auto":
             raise UserError("--recipe says what --kind its rows are; leave one of them out")
-        config = _recipe(args.recipe)
+        if (make := (PRETRAIN | FINETUNE).get(args.recipe)) is None:
+            raise UserError(f"no recipe {nearest(args.recipe, PRETRAIN | FINETUNE)}")
+        config = make() if args.recipe in PRETRAIN else make(get_recipe("base"))
         task = task_class(type(config.task))
         kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
-    (source,) = args.open((args.path,), image_size=224, kind=kind, must_be_usable=False)
+    (source,) = open_sources((args.path,), DataConfig(**args.reading()), 224, kind, must_be_usable=False)
     report = check_source(source, require=require, console=console)
     report.render(console)
     write_json(args.json, report.to_dict())
@@ -67,21 +68,13 @@ def run_data_check(argv: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def _recipe(name: str) -> Config:
-    """Return a recipe's config, of fine-tuning as if from `base`. Raises UserError."""
-    if name not in PRETRAIN and name not in FINETUNE:
-        raise UserError(f"no recipe {nearest(name, [*PRETRAIN, *FINETUNE])}")
-    return get_recipe(name) if name in PRETRAIN else get_finetune_recipe(name, get_recipe("base"))
-
-
-def run_tokenizer_train(argv: Sequence[str]) -> None:
+def run_tokenizer_train(args: TokenizerArgs) -> None:
     """Train a byte-level BPE on captions or other texts: eve tokenizer train PATH … [flags]."""
-    args = parse(TokenizerArgs, argv, "eve tokenizer train", run_tokenizer_train.__doc__)
     check_writable(args.out)
     from eve_vl.training import train_tokenizer
 
     if problems := TokenizerConfig(vocab_size=args.vocab_size).problems():
         raise UserError("; ".join(problems))
-    tokenizer = train_tokenizer(args.data, args.data_config(), args.vocab_size)
+    tokenizer = train_tokenizer(args.data, DataConfig(**args.reading()), args.vocab_size)
     write_file(args.out, tokenizer.to_json())
     say(f"{args.out}: {tokenizer.vocab_size} tokens")

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
-from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, say, write_json
+from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, say, say_list, with_own, write_json
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import find_kind
 from eve_vl.errors import UserError, nearest
@@ -64,29 +64,25 @@ class ExportArgs(RunArgs):
     """Also write sizes, differences and speeds to this file."""
 
 
-def evaluate_args(task: type[TaskConfig]) -> type[EvaluateArgs]:
-    """Return the flags of `eve evaluate` for a task: those of all tasks, and its own."""
-    bases = (task.evaluation, EvaluateArgs)
-    return dataclasses.make_dataclass("EvaluateArgs", [], bases=bases, frozen=True, kw_only=True)
-
-
 def run_evaluate(argv: Sequence[str]) -> None:
     """Compute a task's numbers for a run on any data: eve evaluate TASK RUN [flags]."""
     tasks = {name: kind for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers}
-    usage = f"usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]; tasks: {', '.join(tasks)}"
+    usage = "usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]"
     if argv and argv[0] in HELP:
-        say(f"{usage}\n(eve evaluate {next(iter(tasks))} --help lists the flags)")
+        titles = {name: kind.title for name, kind in tasks.items()}
+        say_list(usage, titles, f"eve evaluate {next(iter(tasks))} --help lists the flags")
         return
     if not argv or argv[0].startswith("-"):
-        raise UserError(usage)
+        raise UserError(f"{usage}; tasks: {', '.join(tasks)}")
     name = argv[0]
     kind = find_kind(TaskConfig, "tasks", name)
     if kind is None or not kind.has_numbers:
         raise UserError(f"no task {nearest(name, tasks)} (tasks: {', '.join(tasks)}; one of your own needs --code FILE.py)")
-    args = parse(evaluate_args(kind), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
+    args = parse(with_own(EvaluateArgs, kind.evaluation), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
     check_writable(args.json, args.predictions)
     own = (field.name for field in dataclasses.fields(kind.evaluation))
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
+    from eve_vl.data.loader import open_sources
     from eve_vl.evaluation import evaluate_run, remarks
     from eve_vl.loading import load_run
     from eve_vl.metrics.certainty import to_json
@@ -98,11 +94,11 @@ def run_evaluate(argv: Sequence[str]) -> None:
             f"{args.run}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
             f"(eve finetune --help), or evaluate {run.config.task.name}"
         )
-    sources = args.open(args.data, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
-    if sources is None and args.data_config() != DataConfig():
+    how = DataConfig(**args.reading())
+    if not args.data and how != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
-    how = {"flags": flags, "predictions": args.predictions, "skip_broken": args.skip_broken}
-    numbers = evaluate_run(run, args.samples, sources, **how)
+    sources = open_sources(args.data, how, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
+    numbers = evaluate_run(run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=args.skip_broken)
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         say(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())
@@ -113,9 +109,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     write_json(args.json, to_json(numbers))
 
 
-def run_inspect(argv: Sequence[str]) -> None:
+def run_inspect(args: InspectArgs) -> None:
     """Show shapes, parameters and FLOPs of a recipe or a run: eve inspect RECIPE|RUN."""
-    args = parse(InspectArgs, argv, "eve inspect", run_inspect.__doc__)
     check_writable(args.json)
     from eve_vl.inspect import inspect_config, inspect_run
 
@@ -125,9 +120,8 @@ def run_inspect(argv: Sequence[str]) -> None:
     write_json(args.json, report.to_dict())
 
 
-def run_report(argv: Sequence[str]) -> None:
+def run_report(args: ReportArgs) -> None:
     """Write a self-contained HTML page about a run, or one that compares runs: eve report RUN|FOLDER … [flags]."""
-    args = parse(ReportArgs, argv, "eve report", run_report.__doc__)
     check_writable(args.out)
     if not args.runs:
         raise UserError("name a run folder, several, or a folder of runs")
@@ -139,9 +133,8 @@ def run_report(argv: Sequence[str]) -> None:
     say(f"report: {page}")
 
 
-def run_export(argv: Sequence[str]) -> None:
+def run_export(args: ExportArgs) -> None:
     """Write a run as ONNX files, each checked against torch: eve export RUN FOLDER [flags]."""
-    args = parse(ExportArgs, argv, "eve export", run_export.__doc__)
     check_writable(args.json)
     from eve_vl.export import export_run, to_table
 

@@ -3,7 +3,7 @@
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm
 
-from eve_vl.cli.common import HELP, parse, say
+from eve_vl.cli.common import HELP, parse, say, say_list
 from eve_vl.config import Config, generated
 from eve_vl.config.code import installed, origins, package_of
 from eve_vl.errors import UserError
@@ -40,9 +40,8 @@ class DemoArgs:
 
 def run_pretrain(argv: Sequence[str]) -> None:
     """Pre-train by masked signal modelling: eve pretrain RECIPE [flags]."""
-    if _wants_list(argv, "pretrain"):
+    if (make := _chosen("pretrain", argv)) is None:
         return
-    make = find_recipe("pretrain", argv[0])
     recipe = make()
     start = _init_config("pretrain", argv, recipe.out)
     if start is not None:  # the weights fit no other shape
@@ -53,9 +52,8 @@ def run_pretrain(argv: Sequence[str]) -> None:
 
 def run_finetune(argv: Sequence[str]) -> None:
     """Fine-tune for retrieval, VQA, NLVR2 or classification: eve finetune RECIPE --init RUN [flags]."""
-    if _wants_list(argv, "finetune"):
+    if (make := _chosen("finetune", argv)) is None:
         return
-    make = find_recipe("finetune", argv[0])
     recipe = make(get_recipe("base"))
     start = _init_config("finetune", argv, recipe.out)
     is_of_run = argv[0].endswith(".json")  # which names its own --init
@@ -71,9 +69,8 @@ def run_finetune(argv: Sequence[str]) -> None:
     _train("finetune", argv, make.__doc__, recipe, start)
 
 
-def run_demo(argv: Sequence[str]) -> None:
+def run_demo(args: DemoArgs) -> None:
     """Pre-train, fine-tune, evaluate and report on built-in scenes: eve demo [--out runs/demo]."""
-    args = parse(DemoArgs, argv, "eve demo", run_demo.__doc__)
     from eve_vl.demo import run_demo as run
 
     say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True, emoji=False))}")
@@ -159,18 +156,15 @@ def _confirm_data(config: Config, start: Config) -> None:
         raise UserError(f"{what}; name your own with --data.train PATH and --data.val, or say --data.train {own}")
 
 
-def _wants_list(argv: Sequence[str], verb: str) -> bool:
-    """List the recipes if that is what is asked for. Raises UserError if none of them is named."""
+def _chosen(verb: str, argv: Sequence[str]) -> Callable[..., Config] | None:
+    """Return the recipe that is named; None after listing them, if that is what is asked for. Raises UserError."""
     if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
         raise UserError(f"name a recipe: {', '.join(RECIPES[verb])}")
     if argv[0] not in HELP:
-        return False
+        return find_recipe(verb, argv[0])
     recipes = RECIPES[verb] | (own := installed_recipes(verb))
-    others = {name: f" ({package_of(installed('recipes')[name])})" for name in own}
-    width = max(map(len, recipes))
-    lines = [
-        f"  {name:{width}} {(each.__doc__ or ' ').splitlines()[0]}{others.get(name, '')}" for name, each in recipes.items()
-    ]
+    texts = {name: (recipe.__doc__ or " ").splitlines()[0] for name, recipe in recipes.items()}
+    texts |= {name: f"{texts[name]} ({package_of(installed('recipes')[name])})" for name in own}
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
-    say("\n".join([usage, "", "recipes:", *lines, "", "or your own, FILE.py:NAME, or the config.json of a run"]))
-    return True
+    say_list(f"{usage}\n\nrecipes:", texts, "or your own, FILE.py:NAME, or the config.json of a run")
+    return None

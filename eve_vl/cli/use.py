@@ -1,6 +1,5 @@
 """Verbs that use a run on pictures and texts at hand: encode, and one for each call that tasks offer."""
 
-import dataclasses
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import DeviceArgs, SourceArgs, check_writable, fail, parse, say, write_json
+from eve_vl.cli.common import DeviceArgs, SourceArgs, check_writable, fail, parse, say, with_own, write_json
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.errors import UserError
 from eve_vl.files import whole_file, write_file
@@ -55,8 +54,8 @@ def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
 
         kinds = [task_class(kind).calls for kind in kinds_of(TaskConfig).values()]
         verb = next(kind.verbs[call] for kind in kinds if call in kind.verbs)
-        args = parse(call_args(verb.flags), argv, f"eve {call.replace('_', '-')}", words)
-        values = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
+        args = parse(with_own(DeviceArgs, verb.flags), argv, f"eve {call.replace('_', '-')}", words)
+        values = dict(vars(args))
         files = {name: values.pop(name) for name in ("out", "json") if name in values}
         check_writable(*files.values())
         if "out" in files:
@@ -73,14 +72,8 @@ def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
     return run
 
 
-def call_args(flags: type) -> type:
-    """Return the flags of a call's verb: the run, then its own."""
-    return dataclasses.make_dataclass(flags.__name__, [], bases=(flags, DeviceArgs), frozen=True, kw_only=True)
-
-
-def run_encode(argv: Sequence[str]) -> None:
+def run_encode(args: EncodeArgs) -> None:
     """Write features of pictures and texts to a file: eve encode RUN FOLDER|TABLE|IMAGE … --texts "TEXT" … --out f.npz."""
-    args = parse(EncodeArgs, argv, "eve encode", run_encode.__doc__)
     check_writable(args.out)
     given = {"image": args.images, "text": (*args.texts, *args.texts_of)}
     if not any(given.values()):
@@ -88,11 +81,10 @@ def run_encode(argv: Sequence[str]) -> None:
     from eve_vl.data.inputs import is_source
     from eve_vl.eve import Eve
 
-    if args.data_config() != DataConfig() and not (args.texts_of or any(map(is_source, args.images))):
+    if DataConfig(**args.reading()) != DataConfig() and not (args.texts_of or any(map(is_source, args.images))):
         raise UserError("--format, --image-root and the columns say how to read folders and tables; name one")
     eve = Eve.load(args.run, args.device)
-    options = {field.name: getattr(args, field.name) for field in dataclasses.fields(SourceArgs)}
-    options |= {"batch_size": args.batch_size, "progress": True}
+    options = args.reading() | {"batch_size": args.batch_size, "progress": True}
     found = {what: getattr(eve, f"encode_{what}")(items, **options) for what, items in given.items() if items}
     names = {f"{what}s": features.names for what, features in found.items()}
     if skipped := [str(error) for features in found.values() for error in features.skipped]:

@@ -42,8 +42,7 @@ class InputConfig:
             problems.append(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         elif self.image_size % self.patch_size:
             size = self.patch_size * max(1, round(self.image_size / self.patch_size))
-            hint = f"(nearest: {size})"
-            problems.append(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} {hint}")
+            problems.append(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size} (nearest: {size})")
         elif self.num_patches == 1:
             problems.append(
                 f"image_size {self.image_size} is a single patch (patch_size {self.patch_size}); masking needs more"

@@ -31,10 +31,17 @@ class TaskConfig(Section):
     """Calls of `Eve`, and verbs of the command line, that a run of it may answer, with what each does."""
     evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
     """Flags of its own that `eve evaluate` takes."""
+    alone: ClassVar[Mapping[str, str]] = {}
+    """Rows (`data.rows`) that it takes besides pairs, each with the weight of the loss that cannot be computed on them."""
 
     def problems_with_rows(self, rows: str) -> list[str]:
         """What is wrong with training on such rows (`data.rows`), one sentence each."""
-        return [] if rows == "pairs" else [f"name {self.name} takes no rows of {rows} alone; leave data.rows at pairs"]
+        if rows == "pairs":
+            return []
+        if (lacking := self.alone.get(rows)) is None:
+            return [f"name {self.name} takes no rows of {rows} alone; leave data.rows at pairs"]
+        weight = getattr(self, lacking)
+        return [f"{lacking} {weight:g}, but data.rows is {rows}: set it to 0"] if weight else []
 
 
 MATCH: Mapping[str, str] = {"match": 'Tell how likely a picture and a text belong together: eve match RUN IMAGE "TEXT".'}
@@ -61,6 +68,7 @@ class MaskedSignalConfig(TaskConfig):
         "fill_mask": 'Guess the words behind [MASK] in a caption: eve fill-mask RUN IMAGE "a [MASK] circle".',
         "reconstruct": 'Hide patches of a picture and rebuild them: eve reconstruct RUN IMAGE "CAPTION".',
     }
+    alone: ClassVar[Mapping[str, str]] = {"pictures": "mlm_weight", "texts": "mim_weight"}
     image_mask_ratio: float = 0.75
     """Share of patches hidden in the image pass (paper Fig. 4)."""
     text_mask_ratio: float = 0.5
@@ -101,13 +109,6 @@ class MaskedSignalConfig(TaskConfig):
         pixels = "" if self.mim_weight else of_pixels
         return {"as task.mim_weight is 0": pixels, "as task.mlm_weight is 0": "" if self.mlm_weight else "text_mask_ratio"}
 
-    def problems_with_rows(self, rows: str) -> list[str]:
-        """What is wrong with training on such rows (`data.rows`), one sentence each."""
-        lacking = {"pictures": "mlm_weight", "texts": "mim_weight"}.get(rows)
-        if lacking is None or not getattr(self, lacking):
-            return []
-        return [f"{lacking} {getattr(self, lacking):g}, but data.rows is {rows}: set it to 0"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastMatchConfig(MaskedSignalConfig):
@@ -116,6 +117,7 @@ class ContrastMatchConfig(MaskedSignalConfig):
     name: ClassVar[str] = "contrast_match"
     title: ClassVar[str] = "contrast and matching beside masked signals"
     calls: ClassVar[Mapping[str, str]] = {**MaskedSignalConfig.calls, **MATCH}
+    alone: ClassVar[Mapping[str, str]] = {}
     mim_weight: float = 0.0
     """Weight of the masked-pixel loss; 0 leaves the image pass out."""
     itc_weight: float = 1.0
@@ -128,10 +130,6 @@ class ContrastMatchConfig(MaskedSignalConfig):
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         return super().problems() + not_positive(self, "itc_weight") + negative(self, "itm_weight projection_dim", WIDEST)
-
-    def problems_with_rows(self, rows: str) -> list[str]:
-        """What is wrong with training on such rows (`data.rows`), one sentence each."""
-        return TaskConfig.problems_with_rows(self, rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,15 +53,11 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str, prefix: str = ""
     the file, `prefix` the section.
     """
     hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is not ClassVar}
-    unknown = [key for key in values if key not in hints]
-    if unknown:
+    if unknown := [key for key in values if key not in hints]:
         raise UserError(f"{where}: unknown key {nearest(unknown[0], hints)}")
-    required = [
-        field.name for field in dataclasses.fields(cls) if field.default is field.default_factory is dataclasses.MISSING
-    ]
-    missing = [key for key in required if key not in values]
-    if missing:
-        raise UserError(f"{where}: key {missing[0]!r} is missing from section {cls.__name__}")
+    for field in dataclasses.fields(cls):
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where}: key {field.name!r} is missing from section {cls.__name__}")
     typed = {key: read_value(hints[key], value, where, f"{prefix}{key}") for key, value in values.items()}
     try:
         return cls(**typed)

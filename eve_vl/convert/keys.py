@@ -10,24 +10,19 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import EveModelConfig, InputConfig, TaskConfig
-from eve_vl.model.ffn import POLICIES, Keys
+from eve_vl.model.ffn import NORM, POLICIES, Keys
 from eve_vl.tasks import task_class
 
+LAYERS = {"image.proj": "patch_embed", "text.norm": "layer_norm_text", "norm_pre": "pre_layrnorm", "norm": "norm"}
+"""Of the encoder outside its blocks: those with a weight and a bias."""
 EMBEDDING = {
     "encoder.image.cls": "backbone.class_embedding_vision",
     "encoder.image.type_embed": "backbone.type_embed_vision",
     "encoder.image.positions": "backbone.pos_embed_vision",
-    "encoder.image.proj.weight": "backbone.patch_embed.weight",
-    "encoder.image.proj.bias": "backbone.patch_embed.bias",
     "encoder.text.type_embed": "backbone.type_embed_text",
     "encoder.text.positions": "backbone.pos_embed_text",
     "encoder.text.words.weight": "backbone.word_embedding.weight",
-    "encoder.text.norm.weight": "backbone.layer_norm_text.weight",
-    "encoder.text.norm.bias": "backbone.layer_norm_text.bias",
-    "encoder.norm_pre.weight": "backbone.pre_layrnorm.weight",
-    "encoder.norm_pre.bias": "backbone.pre_layrnorm.bias",
-    "encoder.norm.weight": "backbone.norm.weight",
-    "encoder.norm.bias": "backbone.norm.bias",
+    **{f"encoder.{ours}.{part}": f"backbone.{theirs}.{part}" for ours, theirs in LAYERS.items() for part in NORM},
 }
 SAME = ("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.proj.weight", "attn.proj.bias")
 """Tensors of a block that are called the same in ViT, BEiT, the published checkpoints and here."""

@@ -60,15 +60,13 @@ class EveTokenizerFast(PreTrainedTokenizerFast):
     @classmethod
     def from_eve(cls, tokenizer: Tokenizer, sizes: InputConfig) -> Self:
         """Wrap one of our tokenizers."""
-        pad, start, mask = (
-            tokenizer.backend.id_to_token(token) for token in (tokenizer.pad_id, tokenizer.cls_id, tokenizer.mask_id)
-        )
+        name_of = tokenizer.backend.id_to_token
         return cls(
             tokenizer_object=tokenizer.backend,
             model_max_length=sizes.max_text_tokens,
-            pad_token=pad,
-            cls_token=start,
-            mask_token=mask,
+            pad_token=name_of(tokenizer.pad_id),
+            cls_token=name_of(tokenizer.cls_id),
+            mask_token=name_of(tokenizer.mask_id),
             split_special_tokens=True,
         )
 

@@ -22,9 +22,8 @@ NUM_ARGUMENTS = {"pretrain": 0, "finetune": 1}  # fine-tuning is given the confi
 
 
 def _recipes(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    functions = inspect.getmembers(module, lambda member: inspect.isfunction(member) and member.__module__ == module.__name__)
-    public = [(name, function) for name, function in functions if not name.startswith("_")]
-    return dict(sorted(public, key=lambda named: named[1].__code__.co_firstlineno))
+    functions = {name: each for name, each in vars(module).items() if inspect.isfunction(each) and not name.startswith("_")}
+    return {name: each for name, each in functions.items() if each.__module__ == module.__name__}
 
 
 PRETRAIN = _recipes(pretrain)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from eve_vl.config import (
     ClassificationConfig,
@@ -15,19 +16,17 @@ from eve_vl.config import (
     VQAConfig,
 )
 
+SCENES = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
+MUON: dict[str, Any] = {"optimizer": "muon", "lr": 6e-4}
+"""Learns questions in half the steps (LOG.md)."""
+
 
 def vqa(init: Config) -> Config:
     """VQA v2 as in the paper: 480 pixels, 10 epochs of batch 128 (of 433k questions; VG questions may be added).
 
     eve finetune vqa --init runs/base --data.train QUESTIONS.json --data.val QUESTIONS.json
     """
-    config = _downstream(init, "vqa", VQAConfig())
-    return replace(
-        config,
-        input=replace(init.input, image_size=_larger(init, 480)),
-        data=replace(config.data, augment="rand"),
-        train=_paper(steps=34_000, batch_size=128, lr=3e-5, new_lr_multiplier=10, clip_norm=3.0),
-    )
+    return _paper(init, "vqa", VQAConfig(), 480, "rand", steps=34_000, batch_size=128, lr=3e-5, clip_norm=3.0)
 
 
 def nlvr2(init: Config) -> Config:
@@ -35,14 +34,8 @@ def nlvr2(init: Config) -> Config:
 
     eve finetune nlvr2 --init runs/base --data.train train.json --data.val dev.json
     """
-    config = _downstream(init, "nlvr2", NLVR2Config(head="paired"))
-    train = _paper(steps=6750, batch_size=128, lr=3.5e-5, new_lr_multiplier=15, clip_norm=3.0)
-    return replace(
-        config,
-        input=replace(init.input, image_size=_larger(init, 384)),
-        data=replace(config.data, augment="rand"),
-        train=replace(train, warmup=0.2, schedule="cosine"),
-    )
+    config = _paper(init, "nlvr2", NLVR2Config(head="paired"), 384, "rand", steps=6750, batch_size=128, lr=3.5e-5)
+    return replace(config, train=replace(config.train, new_lr_multiplier=15, warmup=0.2, schedule="cosine", clip_norm=3.0))
 
 
 def retrieval(init: Config) -> Config:
@@ -50,13 +43,7 @@ def retrieval(init: Config) -> Config:
 
     eve finetune retrieval --init runs/base --data.train dataset_coco.json#train --data.val dataset_coco.json#val
     """
-    config = _downstream(init, "retrieval", RetrievalConfig())
-    return replace(
-        config,
-        input=replace(init.input, image_size=_larger(init, 384)),
-        data=replace(config.data, augment="color"),
-        train=_paper(steps=22_000, batch_size=256, lr=3e-5, new_lr_multiplier=10, clip_norm=1.0),
-    )
+    return _paper(init, "retrieval", RetrievalConfig(), 384, "color", steps=22_000, batch_size=256, lr=3e-5)
 
 
 def classification(init: Config) -> Config:
@@ -64,8 +51,7 @@ def classification(init: Config) -> Config:
 
     eve finetune classification --init runs/base --data.train FOLDER-PER-CLASS --data.val held-out
     """
-    config = _downstream(init, "classification", ClassificationConfig())
-    return replace(config, train=_paper(steps=10_000, batch_size=128, lr=3e-5, new_lr_multiplier=10, clip_norm=1.0))
+    return _paper(init, "classification", ClassificationConfig(), steps=10_000, batch_size=128, lr=3e-5)
 
 
 def demo_vqa(init: Config) -> Config:
@@ -106,7 +92,7 @@ def scenes_vqa(init: Config) -> Config:
 
     eve finetune scenes_vqa --init runs/scenes
     """
-    return _muon(_scenes(init, "scenes_vqa", VQAConfig(), steps=6000, validations=8), lr=6e-4)
+    return _scenes(init, "scenes_vqa", VQAConfig(), steps=6000, validations=8, **MUON)
 
 
 def scenes_nlvr2(init: Config) -> Config:
@@ -114,7 +100,7 @@ def scenes_nlvr2(init: Config) -> Config:
 
     eve finetune scenes_nlvr2 --init runs/scenes
     """
-    return _muon(_scenes(init, "scenes_nlvr2", NLVR2Config(head="compare"), steps=4500, validations=9), lr=6e-4)
+    return _scenes(init, "scenes_nlvr2", NLVR2Config(head="compare"), steps=4500, validations=9, **MUON)
 
 
 def scenes_retrieval(init: Config) -> Config:
@@ -122,8 +108,7 @@ def scenes_retrieval(init: Config) -> Config:
 
     eve finetune scenes_retrieval --init runs/scenes
     """
-    task = _search(rerank=16, captions_per_image=1)
-    return _muon(_scenes(init, "scenes_retrieval", task, steps=900, validations=3), lr=6e-4)
+    return _scenes(init, "scenes_retrieval", _search(rerank=16, captions_per_image=1), steps=900, validations=3, **MUON)
 
 
 def easy_vqa(init: Config) -> Config:
@@ -131,8 +116,8 @@ def easy_vqa(init: Config) -> Config:
 
     eve finetune easy_vqa --init runs/scenes --data.train easyvqa/train.jsonl --data.val held-out
     """
-    config = _muon(_scenes(init, "easy_vqa", VQAConfig(), steps=2400), lr=6e-4)
-    return replace(config, data=replace(config.data, train=("easyvqa/train.jsonl",), val=("held-out",)))
+    data = replace(SCENES, train=("easyvqa/train.jsonl",), val=("held-out",))
+    return _scenes(init, "easy_vqa", VQAConfig(), data, steps=2400, **MUON)
 
 
 def emoji_retrieval(init: Config) -> Config:
@@ -140,9 +125,9 @@ def emoji_retrieval(init: Config) -> Config:
 
     eve finetune emoji_retrieval --init runs/emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
-    config = _muon(_scenes(init, "emoji_retrieval", _search(rerank=16), steps=450, validations=3), lr=6e-4)
     data = DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0))
-    return replace(config, data=data, train=replace(config.train, weight_decay=0.05))
+    task = _search(rerank=16)
+    return _scenes(init, "emoji_retrieval", task, data, steps=450, validations=3, weight_decay=0.05, **MUON)
 
 
 def _downstream(init: Config, recipe: str, task: TaskConfig) -> Config:
@@ -159,43 +144,28 @@ def _downstream(init: Config, recipe: str, task: TaskConfig) -> Config:
     )
 
 
-def _paper(*, steps: int, batch_size: int, lr: float, new_lr_multiplier: float, clip_norm: float) -> TrainConfig:
-    return TrainConfig(
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        new_lr_multiplier=new_lr_multiplier,
-        warmup=0.1,
-        schedule="linear",
-        clip_norm=clip_norm,
-        val_every=1000,
-        save_every=1000,
+def _paper(init: Config, recipe: str, task: TaskConfig, image_size: int = 0, augment: Any = "none", **train: Any) -> Config:
+    """Return a run at the paper's scale, on pictures of image_size or the nearest size that the run's patches divide; 0, or
+    a small model: of its own."""
+    config, own, patch = _downstream(init, recipe, task), init.input.image_size, init.input.patch_size
+    return replace(
+        config,
+        input=replace(init.input, image_size=max(round(image_size / patch) * patch, own) if own >= 224 else own),
+        data=replace(config.data, augment=augment),
+        train=TrainConfig(new_lr_multiplier=10, warmup=0.1, schedule="linear", **train),
     )
 
 
-def _larger(init: Config, size: int) -> int:
-    """Return `size` pixels, or the nearest size that the run's patches divide; a small model keeps its own."""
-    patch = init.input.patch_size
-    return max(round(size / patch) * patch, init.input.image_size) if init.input.image_size >= 224 else init.input.image_size
-
-
-def _scenes(init: Config, recipe: str, task: TaskConfig, *, steps: int, validations: int = 4) -> Config:
+def _scenes(
+    init: Config, recipe: str, task: TaskConfig, data: DataConfig = SCENES, *, steps: int, validations: int = 4, **train: Any
+) -> Config:
     """Return a run at the scale of the built-in data. New parameters learn ten times as fast: at one rate for all, the
     encoder forgets before the head has learnt what to ask it for (LOG.md)."""
+    usual = TrainConfig(steps=steps, batch_size=32, lr=3e-4, new_lr_multiplier=10, warmup=0.1, log_every=50)
     every = max(steps // validations, 1)
-    train = TrainConfig(steps=steps, batch_size=32, lr=3e-4, new_lr_multiplier=10, warmup=0.1, log_every=50)
-    return replace(
-        _downstream(init, recipe, task),
-        data=DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500),
-        train=replace(train, val_every=every, save_every=every),
-    )
+    return replace(_downstream(init, recipe, task), data=data, train=replace(usual, val_every=every, save_every=every, **train))
 
 
 def _search(*, rerank: int, captions_per_image: int = 0) -> RetrievalConfig:
     """Return a search among data whose captions recur, by a model that has little time to learn to match."""
     return RetrievalConfig(rerank=rerank, captions_per_image=captions_per_image, merge_captions=True, standardize_match=True)
-
-
-def _muon(config: Config, lr: float) -> Config:
-    """Return the same run by Muon, which learns questions in half the steps (LOG.md)."""
-    return replace(config, train=replace(config.train, optimizer="muon", lr=lr))

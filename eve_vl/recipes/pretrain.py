@@ -25,13 +25,7 @@ def tiny() -> Config:
         recipe="tiny",
         out=Path("runs/tiny"),
         input=InputConfig(image_size=32, patch_size=8, text_length=32),
-        model=EveModelConfig(
-            embed_dim=48,
-            depth=3,
-            num_heads=3,
-            num_experts=4,
-            drop_path=0.0,
-        ),
+        model=EveModelConfig(embed_dim=48, depth=3, num_heads=3, num_experts=4, drop_path=0.0),
         task=MaskedSignalConfig(decoder_depth=1, decoder_dim=48, decoder_num_heads=3, normalize_targets=False),
         data=DataConfig(val_samples=64, crop_scale=(1.0, 1.0), flip=False, num_workers=0),
         tokenizer=TokenizerConfig(vocab_size=400),
@@ -64,14 +58,7 @@ def demo() -> Config:
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
-            steps=1000,
-            batch_size=32,
-            optimizer="muon",
-            lr=1.2e-3,
-            warmup=0.1,
-            log_every=25,
-            val_every=1000,
-            save_every=250,
+            steps=1000, batch_size=32, optimizer="muon", lr=1.2e-3, warmup=0.1, log_every=25, val_every=1000, save_every=250
         ),
     )
 
@@ -81,13 +68,7 @@ def scenes() -> Config:
 
     eve pretrain scenes
     """
-    config = demo()
-    return replace(
-        config,
-        recipe="scenes",
-        out=Path("runs/scenes"),
-        train=replace(config.train, steps=4000, warmup=0.03, log_every=50, val_every=1000, save_every=1000),
-    )
+    return _changed(demo(), "scenes", train={"steps": 4000, "warmup": 0.03, "log_every": 50, "save_every": 1000})
 
 
 def demo_rival() -> Config:
@@ -119,17 +100,15 @@ def emoji() -> Config:
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
-    config = demo()
-    return replace(
-        config,
-        recipe="emoji",
-        out=Path("runs/emoji"),
-        input=replace(config.input, image_size=64),
-        model=replace(config.model, num_experts=8, drop_path=0.1, dropout=0.1),
-        task=replace(config.task, decoder_dim=128, decoder_num_heads=4),
-        data=DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0)),
-        tokenizer=TokenizerConfig(vocab_size=2000),
-        train=replace(config.train, weight_decay=0.05, val_every=250, save_every=250),
+    return _changed(
+        demo(),
+        "emoji",
+        input={"image_size": 64},
+        model={"num_experts": 8, "drop_path": 0.1, "dropout": 0.1},
+        task={"decoder_dim": 128, "decoder_num_heads": 4},
+        data={"train": ("emoji/train.jsonl",), "val": ("emoji/val.jsonl",), "crop_scale": (0.7, 1.0), "flip": True},
+        tokenizer={"vocab_size": 2000},
+        train={"weight_decay": 0.05, "val_every": 250},
     )
 
 
@@ -152,8 +131,8 @@ def base_rival() -> Config:
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain base_rival --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
-    config = _rival(base(), "base_rival", mim_weight=0.0)
-    return replace(config, train=replace(config.train, accumulation=16))  # its four passes hold four times the activations
+    rival = _rival(base(), "base_rival", mim_weight=0.0)
+    return _changed(rival, "base_rival", train={"accumulation": 16})  # its four passes hold four times the activations
 
 
 def large() -> Config:
@@ -161,18 +140,22 @@ def large() -> Config:
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain large --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
-    config = base()
-    return replace(
-        config,
-        recipe="large",
-        out=Path("runs/large"),
-        model=replace(config.model, embed_dim=1024, depth=24, num_heads=16, num_deep_blocks=3),
-        task=replace(config.task, decoder_depth=8, decoder_dim=512, decoder_num_heads=8),
-        train=replace(config.train, steps=280_000, lr=2e-4, accumulation=8),
+    return _changed(
+        base(),
+        "large",
+        model={"embed_dim": 1024, "depth": 24, "num_heads": 16, "num_deep_blocks": 3},
+        task={"decoder_depth": 8, "decoder_dim": 512, "decoder_num_heads": 8},
+        train={"steps": 280_000, "lr": 2e-4, "accumulation": 8},
     )
+
+
+def _changed(config: Config, name: str, **sections: dict[str, Any]) -> Config:
+    """Return the same run under another name, with some values of its sections changed."""
+    changed = {section: replace(getattr(config, section), **values) for section, values in sections.items()}
+    return replace(config, recipe=name, out=Path("runs") / name, **changed)
 
 
 def _rival(config: Config, name: str, *, mim_weight: float) -> Config:
     """Return the same run with contrast and matching beside masked tokens."""
     values: dict[str, Any] = vars(config.task) | {"mim_weight": mim_weight}
-    return replace(config, recipe=name, out=Path("runs") / name, task=ContrastMatchConfig(**values))
+    return _changed(replace(config, task=ContrastMatchConfig(**values)), name)
