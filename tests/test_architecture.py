@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "eve": {"config", "errors", "data", "loading", "train"},
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},
     "report": {
-        *("config", "errors", "files", "foreign", "recipes", "data", "metrics", "model", "tasks", "loading"),
+        *("config", "errors", "files", "recipes", "data", "metrics", "model", "tasks", "loading"),
         *("evaluation", "inspect", "train"),
     },
     "convert": {"config", "errors", "files", "foreign", "recipes", "data", "model", "loading", "seeds", "tasks", "train"},
