@@ -101,11 +101,9 @@ def _run_all(
 
 
 def _may_start(config: Config, finished: set[str]) -> bool:
-    if config.init is None:
-        return True
-    if config.scratch:
+    if config.init is not None and config.scratch:
         return all((config.init / name).is_file() for name in ("config.json", "tokenizer.json"))
-    return PRETRAIN in finished
+    return config.init is None or PRETRAIN in finished
 
 
 def raise_failure(name: str, future: Future) -> None:
@@ -191,13 +189,10 @@ def _table(numbers: dict[str, float]) -> str:
         for split, suffix in SPLITS.items():
             ours, scratch, guess = arms(row, numbers, suffix)
             title = f"{row.title}: {row.what}" if not suffix else f"  {split}"
-            lines.append(f"{title:50}{ours:12.3f}{scratch:14.3f}{guess:8.3f}{_gain(row.key, numbers, suffix)}")
+            gain = numbers.get(f"{row.key}_gain{suffix}")
+            shown = f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}" if isinstance(gain, Estimate) else ""
+            lines.append(f"{title:50}{ours:12.3f}{scratch:14.3f}{guess:8.3f}{shown}")
     return "\n".join(lines)
-
-
-def _gain(key: str, numbers: dict[str, float], suffix: str) -> str:
-    gain = numbers.get(f"{key}_gain{suffix}")
-    return f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}" if isinstance(gain, Estimate) else ""
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from eve_vl.config import HELD_OUT, DataConfig, TaskConfig, generated
+from eve_vl.config import HELD_OUT, DataConfig, generated
 from eve_vl.data.dataset import eval_positions, row_keys
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Record, Source, usable_rows
@@ -46,7 +46,9 @@ def evaluate_rows(
     """
     flags = flags or {}
     data = dataclasses.replace(run.config.data, val_samples=num_samples, skip_broken_val=skip_broken)
-    settings = _with_flags(run.config.task, flags)
+    settings = dataclasses.replace(run.config.task, **flags)
+    if problems := settings.problems():
+        raise UserError(f"{', '.join(f'--{name}' for name in flags).replace('_', '-')}: {'; '.join(problems)}")
     config, task = dataclasses.replace(run.config, data=data, task=settings), run.task.with_settings(settings)
     if sources is None:
         sources = open_train_and_val(config, task.kind(config))[1]
@@ -93,12 +95,3 @@ def _some(sources: Sequence[Source[Any]], num: int) -> list[Record]:
     """Return at most num rows, spread over all sources, without those that cannot be used."""
     positions = eval_positions([len(source) for source in sources], num)
     return [found for _, source, row in positions for _, found in usable_rows(sources[source], [row])]
-
-
-def _with_flags(settings: TaskConfig, flags: Mapping[str, int | bool]) -> TaskConfig:
-    """Return a task section with the values of flags. Raises UserError if they do not fit."""
-    changed = dataclasses.replace(settings, **flags)
-    if problems := changed.problems():
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in flags)
-        raise UserError(f"{names}: {'; '.join(problems)}")
-    return changed

@@ -43,7 +43,8 @@ from eve_vl.eve import Eve
 from eve_vl.loading import LoadedRun
 from eve_vl.model.embed import Tokens
 from eve_vl.tasks.contrast_match import ContrastMatch
-from eve_vl.tasks.masked_signal import FilledText, MaskedSignal
+from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.masked_signal_calls import FilledText
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA

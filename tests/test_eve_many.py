@@ -16,7 +16,7 @@ from tiny_runs import TEXT, TEXTS, noise, tiny_run
 from eve_vl.config import ClassificationConfig
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.tasks.masked_signal import FilledText
+from eve_vl.tasks.masked_signal_calls import FilledText
 from eve_vl.tasks.nlvr2 import Judgement
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eve_vl.metrics import certainty, classification, nlvr2, retrieval, vqa
-from eve_vl.metrics.certainty import Estimate, estimates_of, from_json, linear, mean, paired, share, to_json
+from eve_vl.metrics.certainty import Estimate, from_json, linear, mean, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
 
 
@@ -116,7 +116,7 @@ def test_numbers_in_files_stay_where_they_were():
     assert read["acc"].certainty() == share(3, 4).certainty()
     assert to_json({"loss": 1.0}) == {"loss": 1.0}
     for damaged in (None, 3, {"acc": 3}, {"acc": {"n": 1}}, {"acc": {"n": "4", "low": 0, "high": 1, "method": "wilson"}}):
-        assert not isinstance(estimates_of({"acc": 0.75}, damaged)["acc"], Estimate)
+        assert not isinstance(from_json({"acc": 0.75, "certainty": damaged})["acc"], Estimate)
 
 
 # Numbers that are no plain means
@@ -125,12 +125,12 @@ def test_numbers_in_files_stay_where_they_were():
 def test_what_a_row_adds_to_average_precision_is_its_derivative():
     rng, fold = np.random.default_rng(2), 2000
     score_R, is_true_R = rng.integers(0, 6, size=12).astype(float), rng.random(12) < 0.4  # with ties
-    value, influence_R = classification.precision_and_influence(score_R, is_true_R)
+    value, influence_R = classification.average_precision(score_R, is_true_R)
     assert len(set(influence_R.round(6))) > 3
     for row in range(12):
         weights = np.full(12, fold)
         weights[row] += 1
-        more = classification.average_precision(np.repeat(score_R, weights), np.repeat(is_true_R, weights))
+        more = classification.average_precision(np.repeat(score_R, weights), np.repeat(is_true_R, weights))[0]
         assert fold * (more - value) == pytest.approx(influence_R[row], abs=2e-3)
 
 

@@ -167,7 +167,7 @@ def test_numbers_that_know_how_sure_they_are():
     card = draw("macros.html", "share", name="acc", value=estimate, sentence="")
     assert "<strong>50.0 %</strong>" in card and "<small>47.0 % to 53.0 %, n 1,200</small>" in card
     assert "<small>" not in draw("macros.html", "share", name="acc", value=0.5, sentence="")
-    rows = [{"kind": "val", "step": 1, "acc": 0.5, "text": "unknown", "certainty": {"acc": estimate.certainty()}}]
+    rows = [{"kind": "val", "step": 1, "acc": estimate, "text": "unknown"}]
     run = SimpleNamespace(config=SimpleNamespace(data=SimpleNamespace(val_samples=9)), step=1, task=None)
     values = TaskReport(run).measured(rows).values  # pyright: ignore[reportArgumentType]
     assert isinstance(values["acc"], Estimate) and set(values) == {"acc"}

@@ -6,7 +6,7 @@ Letters: B batch, P patches, K kept patches, M hidden patches, T text tokens.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Self, dataclass_transform
@@ -97,6 +97,12 @@ class RowBatch:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor | RowBatch)}
         return dataclasses.replace(self, **changed)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Return what each row has besides tensors, by the names that its sample has for it."""
+        fields = {field.metadata["name"]: field.name for field in dataclasses.fields(self) if _tuple in field.metadata.values()}
+        columns = zip(*(getattr(self, name) for name in fields.values()), strict=True)
+        return (dict(zip(fields, row, strict=True)) for row in columns)
 
     @classmethod
     def collate(cls, samples: Sequence[Sample], pad_id: int, length: int = 0) -> Self:

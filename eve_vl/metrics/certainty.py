@@ -109,8 +109,15 @@ def certainty_of(numbers: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: value.certainty() for name, value in numbers.items() if isinstance(value, Estimate)}
 
 
-def estimates_of(numbers: Mapping[str, Any], certainty: Any) -> dict[str, Any]:
-    """Undo `certainty_of` for numbers that were read back; what is no certainty of a number is passed over."""
+def to_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers as files have them: each where it was, and under `certainty` what is known of how sure they are."""
+    found = certainty_of(numbers)
+    return {**numbers, CERTAINTY: found} if found else {**numbers}
+
+
+def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `to_json`; what is no certainty of a number is passed over."""
+    numbers, certainty = {name: value for name, value in values.items() if name != CERTAINTY}, values.get(CERTAINTY)
     known, kinds = certainty if isinstance(certainty, dict) else {}, (int | float, int, int | float, int | float, str)
 
     def is_known(name: str) -> bool:
@@ -120,14 +127,3 @@ def estimates_of(numbers: Mapping[str, Any], certainty: Any) -> dict[str, Any]:
         return all(map(isinstance, (numbers[name], *each.values()), kinds))
 
     return {name: Estimate(value, **known[name]) if is_known(name) else value for name, value in numbers.items()}
-
-
-def to_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Return numbers as files have them: each where it was, and under `certainty` what is known of how sure they are."""
-    found = certainty_of(numbers)
-    return {**numbers, CERTAINTY: found} if found else {**numbers}
-
-
-def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo `to_json`."""
-    return estimates_of({name: value for name, value in values.items() if name != CERTAINTY}, values.get(CERTAINTY))

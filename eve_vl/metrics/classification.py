@@ -4,6 +4,7 @@ Letters: R rows, C classes.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,14 +15,10 @@ from eve_vl.metrics import certainty
 def confusion(predicted: Sequence[str], true: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """Return how often rows of each class (first axis) were given each label (second axis), int64 (C, C).
 
-    A true label that is not among the classes has no row here.
+    A true label that is not among the classes has no row here, a label given that is not has no column.
     """
-    place = {name: index for index, name in enumerate(classes)}
-    counts_CC = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    for guess, truth in zip(predicted, true, strict=True):
-        if truth in place:
-            counts_CC[place[truth], place[guess]] += 1
-    return counts_CC
+    counts = Counter(zip(true, predicted, strict=True))
+    return np.array([[counts[truth, guess] for guess in classes] for truth in classes], dtype=np.int64)
 
 
 def summary(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
@@ -46,16 +43,12 @@ def summary(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
     return numbers
 
 
-def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> float:
-    """Return the area under precision over recall of one class's ranking, as scikit-learn defines it: Σ (Rₙ − Rₙ₋₁) Pₙ.
+def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the area under precision over recall of one class's ranking, as scikit-learn defines it: Σ (Rₙ − Rₙ₋₁) Pₙ, and its
+    derivative by the weight of each row, (R,).
 
     Rows of equal score count as one step, so that a constant score gives the class's share. Raises ValueError if none is true.
     """
-    return precision_and_influence(score_R, is_true_R)[0]
-
-
-def precision_and_influence(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return the `average_precision` and its derivative by the weight of each row, (R,)."""
     if not is_true_R.any():
         raise ValueError("average precision needs a row that has the label")
     order_R = np.argsort(-score_R, kind="stable")
@@ -81,7 +74,7 @@ def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, f
     there = np.flatnonzero(is_true_RC.any(0))
     numbers: dict[str, float] = {"num_rows": len(score_RC), "num_classes": len(there)}
     if len(there):
-        values, influences = zip(*(precision_and_influence(score_RC[:, c], is_true_RC[:, c]) for c in there), strict=True)
+        values, influences = zip(*(average_precision(score_RC[:, c], is_true_RC[:, c]) for c in there), strict=True)
         share_R = is_true_RC[:, there].mean(1)
         numbers |= {
             "mean_ap": certainty.linear(math.fsum(values) / len(there), np.mean(influences, 0)),

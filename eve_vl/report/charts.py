@@ -78,7 +78,8 @@ def line_chart(
         written = [f"{tick:.7g}" for tick in y_ticks]
     x_end = max(x for _, points in lines for x, _ in points) or 1
     frame = Frame(x_end=x_end, y_ticks=dict(zip(y_ticks, written, strict=True)))
-    styles = _styles([each for each, _ in lines])
+    colored, grey = itertools.count(), itertools.count()  # greys differ in the length of their dashes
+    styles = [f"ref ref{next(grey)}" if each.is_reference else f"c{next(colored) % NUM_COLORS}" for each, _ in lines]
     return draw(
         "charts.html",
         "lines",
@@ -144,12 +145,6 @@ class Frame:
         """Return the place of a value from above."""
         low, *_, high = self.y_ticks
         return round(self.top + (self.bottom - self.top) * (high - value) / (high - low), 1)
-
-
-def _styles(series: Sequence[Series]) -> list[str]:
-    """Colours for lines, in order; grey dashes, of different lengths, for references."""
-    colored, grey = itertools.count(), itertools.count()
-    return [f"ref ref{next(grey)}" if each.is_reference else f"c{next(colored) % NUM_COLORS}" for each in series]
 
 
 def _bands(x_end: float, lines: Sequence[tuple[Series, Points]], show: Show, axis: str) -> list[tuple[float, float, str]]:

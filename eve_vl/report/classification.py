@@ -5,7 +5,6 @@ Letters: C classes.
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from markupsafe import Markup
@@ -29,9 +28,7 @@ class ClassificationReport(ClassifierReport):
     title, template = "Labels", "classification.html"
     row = "row"
     heat_for = "the first label"
-    losses: ClassVar[tuple[Loss, ...]] = (
-        Loss(term="classification", title="Label loss", note="Cross-entropy, of several labels summed over the list, in nats."),
-    )
+    losses = (Loss("classification", "Label loss", "Cross-entropy, of several labels summed over the list, in nats."),)
 
     def examples(self, batch: LabelBatch) -> Iterator[Example]:
         """Yield the rows with the best labels."""
@@ -57,7 +54,6 @@ class ClassificationReport(ClassifierReport):
                 seen = [each for each in self.task.examples(self.batches(dataset)) if each.labels]
             pairs = Counter((each.labels[0], each.label) for each in seen)
             classes = [name for name, _ in Counter(each.labels[0] for each in seen).most_common(NUM_CLASSES)]
-            counted = [each for each in seen if each.label in classes]
-            counts_CC = confusion([each.label for each in counted], [each.labels[0] for each in counted], classes).tolist()
+            counts_CC = confusion([each.label for each in seen], [each.labels[0] for each in seen], classes).tolist()
             confused = [(true, guess, count) for (true, guess), count in pairs.most_common() if true != guess][:NUM_CONFUSED]
         return self.draw("numbers", values=measured.values, classes=classes, counts=counts_CC, confused=confused)

@@ -1,8 +1,5 @@
 """What the page shows of pre-training by contrast and matching: masked signals, and how well partners are told apart."""
 
-from typing import ClassVar
-
-from eve_vl.report.curves import Loss
 from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.retrieval import CONTRAST_LOSSES
 
@@ -13,4 +10,4 @@ class ContrastMatchReport(MaskedSignalReport):
     name = "contrast_match"
     template = "contrast_match.html"
     passes = " (masked as in validation, alone, and matched)"
-    losses: ClassVar[tuple[Loss, ...]] = MaskedSignalReport.losses + CONTRAST_LOSSES
+    losses = MaskedSignalReport.losses + CONTRAST_LOSSES

@@ -14,7 +14,7 @@ from eve_vl.train.log import TIMING
 BESIDES = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", *TIMING}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Loss:
     """A term of the loss: its names in the log's rows of training and, if it has one there, of validation."""
 

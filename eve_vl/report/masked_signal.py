@@ -6,11 +6,9 @@ Letters: B batch, P patches, M masked tokens, X values in a patch, V vocabulary.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
@@ -70,9 +68,9 @@ class MaskedSignalReport(TaskReport):
     row = "pair"
     passes = " (masked as in validation)"
     num_each = 8
-    losses: ClassVar[tuple[Loss, ...]] = (
-        Loss(term="mlm", validation="mlm_loss", title="Masked-token loss", note="Cross-entropy of the masked tokens, in nats."),
-        Loss(term="mim", validation="mim_mse", title="Masked-pixel loss", note="Mean squared error of the masked patches."),
+    losses = (
+        Loss("mlm", "Masked-token loss", "Cross-entropy of the masked tokens, in nats.", "mlm_loss"),
+        Loss("mim", "Masked-pixel loss", "Mean squared error of the masked patches.", "mim_mse"),
     )
 
     task: MaskedSignalTask[MaskedSignalConfig]
@@ -112,28 +110,27 @@ class MaskedSignalReport(TaskReport):
         batch = next(self.batches(self.dataset(num_pairs)))
         task, texts = self.task, batch if isinstance(batch, MaskedTexts) else None
         wrong = batch.wrong if isinstance(batch, PairBatch) else None
-        passes: dict[str, Tensor] = {}
-        seen: dict[str, Tensor] = {}
-        if isinstance(batch, MaskedPictures):
-            patches_BPX = task.patches(batch)
-            masked_BPX = hide(patches_BPX, batch.hidden_BM)
-            if task.settings.mim_weight:
-                passes = {"original": patches_BPX, "masked": masked_BPX, "rebuilt": task.rebuild(batch)}
-            if isinstance(batch, PairBatch) and wrong is not None:
-                passes |= {"wrong caption": task.rebuild(batch.with_text_of(wrong))} if passes else {}
-                seen = {"picture": patches_BPX, "wrong picture": task.patches(wrong)}
+        rebuilding, guessing = {}, {}
+        if isinstance(batch, MaskedPictures) and task.settings.mim_weight:
+            rebuilding = task.rebuilding(batch)
+        if isinstance(batch, PairBatch) and wrong is not None:
+            if rebuilding:
+                rebuilding["wrong caption"] = task.rebuilding(batch.with_text_of(wrong))["rebuilt"]
+            seen = {"picture": task.patches(batch), "wrong picture": task.patches(wrong)}
             if task.settings.joint_masking:
-                seen = {name: hide(patches, batch.hidden_BM) for name, patches in seen.items()}
-        size = self.run.config.input.patch_size
-        rebuilding, guessing = ({name: to_pictures(each, size) for name, each in made.items()} for made in (passes, seen))
+                seen = {name: hide(patches_BPX, batch.hidden_BM) for name, patches_BPX in seen.items()}
+            size = self.run.config.input.patch_size
+            guessing = {name: to_pictures(patches_BPX, size) for name, patches_BPX in seen.items()}
         hidden = self.guesses(texts) if task.settings.mlm_weight and texts else [[] for _ in batch.where]
+        no_text = [[] for _ in batch.where]
+        ids, masks = (texts.ids_BT.tolist(), texts.is_masked_BT.tolist()) if texts else (no_text, no_text)
         return [
             ShownPair(
                 where=where,
-                caption=self.run.tokenizer.decode(_real_tokens(texts, row)[0]) if texts else "",
-                pieces=caption_pieces(self.run.tokenizer, *_real_tokens(texts, row)) if texts else (),
+                caption=self.run.tokenizer.decode(ids[row]),
+                pieces=caption_pieces(self.run.tokenizer, ids[row], masks[row]),
                 rebuilding={name: made[row] for name, made in rebuilding.items()},
-                wrong_caption=self.run.tokenizer.decode(_real_tokens(wrong, row)[0]) if wrong is not None else "",
+                wrong_caption=self.run.tokenizer.decode(wrong.ids_BT[row].tolist()) if wrong is not None else "",
                 guessing={name: made[row] for name, made in guessing.items()},
                 hidden=tuple(hidden[row]),
             )
@@ -178,8 +175,3 @@ def caption_pieces(tokenizer: Tokenizer, ids: Sequence[int], is_hidden: Sequence
         pieces.append(Piece(text=text.strip() or text, starts_word=not pieces or text[:1].isspace(), is_hidden=hidden))
         before = after
     return tuple(pieces)
-
-
-def _real_tokens(batch: MaskedTexts, row: int) -> tuple[list[int], list[bool]]:
-    real_T = ~batch.is_padding_BT[row]
-    return batch.ids_BT[row][real_T].tolist(), batch.is_masked_BT[row][real_T].tolist()

@@ -6,7 +6,6 @@ Letters: B batch.
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import ClassVar
 
 from markupsafe import Markup
 
@@ -26,9 +25,7 @@ class NLVR2Report(ClassifierReport):
     title, template = "Statements", "nlvr2.html"
     row = "statement"
     heat_for = "the statement being true"
-    losses: ClassVar[tuple[Loss, ...]] = (
-        Loss(term="nlvr2", title="Verdict loss", note="Cross-entropy of true or false, in nats."),
-    )
+    losses = (Loss("nlvr2", "Verdict loss", "Cross-entropy of true or false, in nats."),)
 
     def examples(self, batch: StatementBatch) -> Iterator[Example]:
         """Yield the statements with the verdict."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from eve_vl.config import Config, to_dict
+from eve_vl.config import Config, flat, to_dict
 from eve_vl.errors import UserError
 from eve_vl.files import write_file
 from eve_vl.inspect import inspect_run
@@ -131,19 +131,11 @@ def command_line(config: Config, recipe: Config | None = None) -> str:
     if config.recipe in FINETUNE:
         words = ["eve", "finetune", config.recipe, "--init", str(config.init)]
         recipe = dataclasses.replace(recipe, init=config.init)
-    return shlex.join([*words, *_flags(to_dict(config), to_dict(recipe))])
-
-
-def _flags(values: dict, defaults: dict, prefix: str = "") -> list[str]:
-    words: list[str] = []
-    for key, value in values.items():
-        flag = f"{prefix}{key}".replace("_", "-")
-        if isinstance(value, dict):
-            words += _flags(value, defaults[key], f"{prefix}{key}.")
-        elif value == defaults.get(key):
-            continue
-        elif isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--{prefix}no-{key}".replace("_", "-"))
-        else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
-    return words
+    defaults = flat(to_dict(recipe))
+    for name, value in flat(to_dict(config)).items():
+        if value != defaults.get(name):
+            section, dot, field = name.rpartition(".")
+            words.append("--" + (f"{section}{dot}no-{field}" if value is False else name).replace("_", "-"))
+            if not isinstance(value, bool):
+                words += map(str, value if isinstance(value, list) else [value])
+    return shlex.join(words)

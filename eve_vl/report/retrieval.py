@@ -29,6 +29,7 @@ NUM_SEARCHED = 200
 NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
 NUM_HITS = 5
 MAX_RERANKED = 16
+WORD = re.compile(r"\w{3,}")
 COMMON = 0.05  # share of the texts; rarer words are seldom things that a model has learnt to see
 CONTRAST_LOSSES = (
     Loss(term="itc", title="Contrast loss", note="Cross-entropy of the true partner in a batch, mean of both ways, in nats."),
@@ -111,9 +112,8 @@ class RetrievalReport(TaskReport):
         """Return, for texts and for pictures, num_each queries that are right and as many that are wrong, in float32."""
         with torch.inference_mode():
             index = self.task.index(self.batches(dataset))
-            by_text, by_picture = (
-                _right_and_wrong(self._queries(index, dataset, by_text=by_text), num_each) for by_text in (True, False)
-            )
+            found = (self._queries(index, dataset, by_text=by_text) for by_text in (True, False))
+            by_text, by_picture = (_right_and_wrong(queries, num_each) for queries in found)
         return by_text, [self._with_heat(query, dataset.texts) for query in by_picture]
 
     def _queries(self, index: Index, dataset: SearchSet, *, by_text: bool) -> list[Query]:
@@ -157,14 +157,10 @@ def chance_recall(k: int, num_candidates: int, matches: Collection[int]) -> floa
 def content_word(text: str, texts: Sequence[str]) -> str:
     """Return the word of a text that says most about what is seen: of those that are in COMMON of all texts (else of all) the
     one in the fewest, the longest of several; empty if the text has no word."""
-    counts = Counter(word for each in texts for word in set(_words(each)))
-    words = _words(text)
+    counts = Counter(word for each in texts for word in set(WORD.findall(each)))
+    words = WORD.findall(text)
     common = [word for word in words if counts[word] >= COMMON * len(texts)]
     return min(common or words, key=lambda word: (counts[word], -len(word)), default="")
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w{3,}", text)
 
 
 def best_candidates(task: Retrieval, index: Index, queries: Sequence[int], num_reranked: int, *, by_text: bool) -> Tensor:

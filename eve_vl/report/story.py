@@ -1,13 +1,13 @@
 """The page about a folder of runs: one pre-trained run, and each task fine-tuned from it and from random weights."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eve_vl.config import Config
 from eve_vl.errors import UserError
 from eve_vl.loading import load_run, read_config
 from eve_vl.metrics.certainty import Estimate
@@ -27,7 +27,6 @@ SPLITS = {"test": "", "test_novel": "_novel"}
 GAINS = {"vqa": {"vqa_acc": ""}, "nlvr2": {"nlvr2_acc": ""}, "retrieval": {"retrieval_tr1": "tr1 ", "retrieval_ir1": "ir1 "}}
 """Of each task the numbers that both arms are compared in row by row, as `…_gain`, and how the names of its rows begin."""
 SPLIT_TITLES = ("Test scenes", "Test scenes with pairs of kind and colour that training never showed")
-NAN = float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +75,8 @@ def write_story(folder: Path, out: Path | None = None) -> Path:
 
 def story_page(folder: Path) -> str:
     """Return the HTML of the page."""
-    numbers = _numbers(folder)
+    metrics = folder / "metrics.json"
+    numbers = read_numbers(metrics) if metrics.is_file() else {}
     names = [PRETRAIN, *TASKS, *(name + SCRATCH for name in TASKS)]
     configs = {name: read_config(folder / name) for name in names if (folder / name / "config.json").is_file()}
     if not configs:
@@ -95,7 +95,10 @@ def story_page(folder: Path) -> str:
             routing[report.title] = routing_charts(report.routing(), report.run.config)
         except UserError as error:
             sections.append(Section(name=name, title=name, body=draw("story_sections.html", "left_out", error=error)))
-    commands = list(_commands(configs.values()))
+    commands = []
+    for config in configs.values():
+        with suppress(UserError):  # the recipe of another version
+            commands.append(command_line(dataclasses.replace(config, train=dataclasses.replace(config.train, threads=0))))
     sections += [_section("routing", "Routing", charts=routing), _section("commands", "Commands", commands=commands)]
     learnt = {name: config.train for name, config in configs.items() if not name.endswith(SCRATCH)}
     return document("story.html", sections, config=next(iter(configs.values())), learnt=learnt)
@@ -103,12 +106,6 @@ def story_page(folder: Path) -> str:
 
 def _section(name: str, title: str, **values: Any) -> Section:
     return Section(name=name, title=title, body=draw("story_sections.html", name, **values))
-
-
-def _numbers(folder: Path) -> dict[str, float]:
-    """Return metrics.json; empty if it is not there. Raises UserError if it cannot be read."""
-    path = folder / "metrics.json"
-    return read_numbers(path) if path.is_file() else {}
 
 
 def results_section(numbers: Mapping[str, float]) -> Section:
@@ -124,7 +121,7 @@ def arms(row: Row, numbers: Mapping[str, float], suffix: str) -> tuple[float, fl
     """Return a number from the pre-trained weights, from random ones, and without a model; what is not known is NaN."""
 
     def number(name: str) -> float:
-        return numbers.get(name + suffix, NAN)
+        return numbers.get(name + suffix, math.nan)
 
     return number(row.key), number(row.key + SCRATCH), row.guess(number)
 
@@ -142,9 +139,3 @@ def _learning_section(folder: Path) -> Section:
         note = "Validation; higher is better."
         charts.append(line_chart(title, [*series, *chance], note=note, show=percent, from_zero=True))
     return _section("learning", "Learning curves", charts=charts, absent=absent)
-
-
-def _commands(configs: Iterable[Config]) -> Iterator[str]:
-    for config in configs:
-        with suppress(UserError):  # the recipe of another version
-            yield command_line(dataclasses.replace(config, train=dataclasses.replace(config.train, threads=0)))

@@ -22,10 +22,10 @@ from eve_vl.data.records import Source, usable_rows
 from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluate_rows, evaluate_run
 from eve_vl.loading import LoadedRun
-from eve_vl.metrics.certainty import estimates_of
 from eve_vl.report.curves import Curves, Loss
 from eve_vl.report.html import Choice, Section, counted, draw
 from eve_vl.report.routing import Routing, routing_of
+from eve_vl.tasks.calls import best_classes
 from eve_vl.tasks.look import HeatMap
 
 NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never validated
@@ -103,8 +103,7 @@ class TaskReport:
         num_samples, step = self.run.config.data.val_samples, self.run.step
         for row in reversed(log):
             if row["kind"] == "val" and row["step"] <= step:
-                numbers = {name: value for name, value in row.items() if name != "step" and isinstance(value, float | int)}
-                values = estimates_of(numbers, row.get("certainty", {}))
+                values = {name: value for name, value in row.items() if name != "step" and isinstance(value, float | int)}
                 where = "the run's validation data" + ", the last time before this checkpoint" * (row["step"] < step)
                 return Measured(values=values, step=row["step"], where=where, num_samples=num_samples)
         num_samples = min(num_samples, NUM_MEASURED)
@@ -226,11 +225,8 @@ class ClassifierReport(TaskReport):
 
 def best_choices(probability_C: Tensor, num: int, text: Callable[[int], str], is_right: Callable[[int], bool]) -> list[Choice]:
     """Return the num classes with the highest probabilities, best first. text, is_right: of a class, by its number."""
-    values, classes = probability_C.topk(min(num, len(probability_C)))
-    return [
-        Choice(text=text(each), probability=value, is_right=is_right(each))
-        for value, each in zip(values.tolist(), classes.tolist(), strict=True)
-    ]
+    best = best_classes(probability_C, num)
+    return [Choice(text=text(each), probability=value, is_right=is_right(each)) for each, value in best]
 
 
 def in_turns(examples: Sequence[Example]) -> list[Example]:

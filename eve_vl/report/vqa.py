@@ -4,7 +4,6 @@ Letters: B batch, A answers.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 from markupsafe import Markup
 
@@ -24,9 +23,7 @@ class VQAReport(ClassifierReport):
     title, template = "Questions", "vqa.html"
     row = "question"
     heat_for = "the first answer"
-    losses: ClassVar[tuple[Loss, ...]] = (
-        Loss(term="vqa", title="Answer loss", note="Binary cross-entropy of the answers, summed over the list."),
-    )
+    losses = (Loss("vqa", "Answer loss", "Binary cross-entropy of the answers, summed over the list."),)
 
     def examples(self, batch: QuestionBatch) -> Iterator[Example]:
         """Yield the questions with the best answers."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 from tyro.conf import Positional
 
@@ -64,8 +65,9 @@ class Calls:
         self.task, self.inputs = task, inputs
 
     def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow, besides `encode_image` and `encode_text`."""
-        return ()
+        """Return the calls that the run's heads allow, besides `encode_image` and `encode_text`; default: all of a task that
+        has some of its own."""
+        return tuple(self.verbs) if self.task.section.calls else ()
 
     def how_to_get(self, call: str) -> str | None:
         """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""
@@ -98,20 +100,25 @@ class Calls:
                 f"a run of task {self.task.section.name} looks at {wanted} picture{'s'[: wanted - 1]}, {len(pictures)} given"
             )
         positions = word_positions(self.inputs, text, word)
+        if answer is not None and self.task.labels_file is None:
+            raise UserError("an answer to look for can be given to a run with answers or classes only")
         evidence = self._evidence(pictures, text, None if word in (None, CLS) else positions, answer)
         rows = [1 + self.inputs.config.num_patches + position for position in positions]  # texts come after pictures
         return heat_map(self.task, evidence, pictures, rows, word=word, block=block)
 
-    def _evidence(
-        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
-    ) -> Evidence:
+    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         """Return what `look` shows the evidence for. positions: tokens of the word, if there is one."""
         raise NotImplementedError
 
-    def _no_answer(self, answer: str | None) -> None:
-        """Raise UserError if an answer to look for was given to a task without labels."""
-        if answer is not None:
-            raise UserError("an answer to look for can be given to a run with answers or classes only")
+    def _label_evidence(
+        self, logits: Callable[[Any], Tensor], chosen: int | None, what: str, *, is_one_of_many: bool
+    ) -> Evidence:
+        """Return the evidence for a label, what people call it in `what`; None: the one with the highest logit."""
+        if chosen is None:
+            with torch.no_grad():
+                chosen = int(logits(self.task).argmax())
+        words = f'the {what} "{self.task.sizes.labels[chosen]}"'
+        return Evidence(logits=logits, classes=[chosen], words=words, is_one_of_many=is_one_of_many)
 
 
 def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:

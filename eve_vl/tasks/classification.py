@@ -19,7 +19,7 @@ from tyro.conf import Positional
 from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.answers import read_answers
-from eve_vl.data.batch import LabelBatch, normalize
+from eve_vl.data.batch import LabelBatch
 from eve_vl.data.downstream import LabelledRows
 from eve_vl.data.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_texts
 from eve_vl.data.records import Source, usable_rows
@@ -29,9 +29,8 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
 from eve_vl.tasks.look import CLS, Evidence, HeatMap, heat_map
-from eve_vl.tasks.task import Classifier, Prepared, Routers, Sizes, pair_tokens
+from eve_vl.tasks.task import Classifier, Prepared, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
-from eve_vl.train.trainer import StepOutput
 
 MAX_CLASSES = 10_000  # a column with more distinct values is hardly one of labels
 READS = {"picture": ("pixels",), "text": ("ids", "is_padding"), "both": ("pixels", "ids", "is_padding")}
@@ -118,20 +117,12 @@ class ClassificationCalls(Calls):
         evidence = self._evidence(pictures, "", None, answer)
         return heat_map(self.task, evidence, pictures, [0], word=CLS, block=-1 if block is None else block)
 
-    def _evidence(
-        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
-    ) -> Evidence:
+    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         labels, tensors = self.task.sizes.labels, (self.inputs.images(images), *(self.inputs.texts([text]) if text else ()))
         if answer is not None and answer not in labels:
             raise UserError(f"no label {nearest(answer, labels)}")
-        with torch.no_grad():
-            chosen = int(self.task.logits(*tensors)[0].argmax()) if answer is None else labels.index(answer)
-        return Evidence(
-            logits=lambda task: task.logits(*tensors)[0],
-            classes_R=torch.tensor([chosen], device=tensors[0].device),
-            words=f'the label "{labels[chosen]}"',
-            is_one_of_many=not self.task.settings.several,
-        )
+        chosen, is_one_of_many = None if answer is None else labels.index(answer), not self.task.settings.several
+        return self._label_evidence(lambda task: task.logits(*tensors)[0], chosen, "label", is_one_of_many=is_one_of_many)
 
 
 class Classification(Classifier[ClassificationConfig]):
@@ -190,13 +181,6 @@ class Classification(Classifier[ClassificationConfig]):
         """Whether rows hold one modality alone, so that the other's parameters get no gradient."""
         return self.settings.reads != "both"
 
-    def forward(self, batch: LabelBatch) -> StepOutput:
-        """Return the loss over the classes plus the weighted balance loss. Raises UserError for a label that is no class."""
-        logits_BC, routers = self.predict(batch)
-        target_BC = self.targets(batch).to(logits_BC.device)
-        right = target_BC.gather(1, logits_BC.argmax(1, keepdim=True)).mean()
-        return self.output({"classification": self.loss(logits_BC, target_BC)}, routers, acc=right)
-
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy of the one label, or the binary ones of several, summed over classes; mean over rows.
 
@@ -212,16 +196,8 @@ class Classification(Classifier[ClassificationConfig]):
         """Return the probability of each label, float32 (B, C): those of one label add up to 1."""
         return logits_BC.float().sigmoid() if self.settings.several else logits_BC.float().softmax(1)
 
-    def logits(self, *tensors: Tensor) -> tuple[Tensor, Routers]:
-        """Return logits (B, C) of what `reads` names, and the routers' statistics."""
-        given: dict[str, Tensor | None] = dict(zip(self.reads, tensors, strict=True))
-        image = None if (images_BCHW := given.get("pixels")) is None else self.encoder.image(normalize(images_BCHW))
-        text = None if (ids_BT := given.get("ids")) is None else self.encoder.text(ids_BT, given["is_padding"])
-        cls_BD, routers = self.encoder.cls(image, text)
-        return self.class_head(cls_BD), routers
-
     def targets(self, batch: LabelBatch) -> Tensor:
-        """Return 1 for each label of a row, 0 elsewhere: float32 (B, C) on the CPU."""
+        """Return 1 for each label of a row, 0 elsewhere: float32 (B, C) on the CPU. Raises UserError for an unknown one."""
         target_BC = torch.zeros(len(batch.labels), len(self.sizes.labels))
         for row, labels in enumerate(batch.labels):
             for label in labels:
@@ -234,13 +210,9 @@ class Classification(Classifier[ClassificationConfig]):
         """Label the rows of a batch."""
         probability_BC = self.probabilities(self.predict(batch)[0]).cpu().numpy()
         return [
-            ClassificationExample(
-                probability_C=probability_BC[row].copy(),  # a view would keep its whole batch
-                label=self.sizes.labels[int(probability_BC[row].argmax())],
-                labels=batch.labels[row],
-                where=batch.where[row],
-            )
-            for row in range(len(batch.where))
+            # a view would keep its whole batch
+            ClassificationExample(probability_C=each_C.copy(), label=self.sizes.labels[int(each_C.argmax())], **row)
+            for row, each_C in zip(batch.rows(), probability_BC, strict=True)
         ]
 
     def numbers(self, examples: Sequence[ClassificationExample]) -> dict[str, float]:
@@ -272,12 +244,11 @@ class Classification(Classifier[ClassificationConfig]):
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
         """Return a sentence about labels that no answer could have been right about."""
-        if not (unknown := numbers.get("num_unknown")):
-            return super().remarks(numbers)
-        return [
-            *super().remarks(numbers),
-            f"of {numbers['num_rows']} rows, {unknown} have no label that the run knows ({self.labels_file}): always wrong",
-        ]
+        remarks = super().remarks(numbers)
+        if unknown := numbers.get("num_unknown"):
+            of_rows = f"of {numbers['num_rows']} rows, {unknown}"
+            remarks.append(f"{of_rows} have no label that the run knows ({self.labels_file}): always wrong")
+        return remarks
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""

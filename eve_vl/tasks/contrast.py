@@ -5,7 +5,7 @@ Letters: B batch, N all tokens, D width, d width of features, C candidates over 
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -63,10 +63,11 @@ class WholeBatch:
 class Contrast(nn.Module):
     """The two heads, and the losses that join them with an encoder."""
 
-    def __init__(self, embed_dim: int, projection_dim: int, *, with_match: bool, standardize_match: bool = False):
+    def __init__(self, embed_dim: int, task: RetrievalConfig | ContrastMatchConfig):
         super().__init__()
-        self.features = ContrastHead(embed_dim, projection_dim or embed_dim)
-        self.match_head = MatchHead(embed_dim, standardize=standardize_match) if with_match else None
+        self.features = ContrastHead(embed_dim, task.projection_dim or embed_dim)
+        standardize = isinstance(task, RetrievalConfig) and task.standardize_match
+        self.match_head = MatchHead(embed_dim, standardize=standardize) if task.itm_weight > 0 else None
 
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses `itc` and, with a matching head, `itm`, of true pairs; scalars for the log; the routers."""
@@ -196,14 +197,10 @@ class ContrastCalls(Calls):
         pairs = pick(image, rows // num_texts), pick(encoder.text(ids_BT, is_padding_BT), rows % num_texts)
         return self.task.contrast.match(encoder, *pairs)[0].softmax(1)[:, 1].view(num_images, num_texts).cpu().numpy()
 
-    def _evidence(
-        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
-    ) -> Evidence:
-        self._no_answer(answer)
+    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         batch = self.inputs.pairs(images, [text])
         pair = batch.images_BCHW, batch.ids_BT, batch.is_padding_BT
-        first = torch.ones(1, dtype=torch.int64, device=batch.ids_BT.device)
-        return Evidence(logits=lambda task: task.match(*pair)[0], classes_R=first, words="the match")
+        return Evidence(logits=lambda task: task.match(*pair)[0], classes=[1], words="the match")
 
 
 class ContrastTask(Task[Settings]):

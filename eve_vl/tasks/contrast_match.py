@@ -3,7 +3,6 @@
 Letters: B batch, D width.
 """
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +15,9 @@ from eve_vl.model.encoder import initialize
 from eve_vl.tasks.calls import Verb
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
 from eve_vl.tasks.look import Evidence
-from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalCalls, MaskedSignalTask
-from eve_vl.tasks.task import Computation, Routers, Sizes
+from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalTask
+from eve_vl.tasks.masked_signal_calls import MaskedSignalCalls
+from eve_vl.tasks.task import Routers, Sizes
 from eve_vl.tasks.verdict import Against
 from eve_vl.train.trainer import StepOutput
 
@@ -32,9 +32,7 @@ class ContrastMatchCalls(MaskedSignalCalls, ContrastCalls):
         """Return the calls that the run's heads allow."""
         return tuple(dict.fromkeys(ContrastCalls.offered(self) + MaskedSignalCalls.offered(self)))
 
-    def _evidence(
-        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
-    ) -> Evidence:
+    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         hides_word = self.task.settings.mlm_weight and positions is not None
         kind = MaskedSignalCalls if hides_word or self.task.contrast.match_head is None else ContrastCalls
         return kind._evidence(self, images, text, positions, answer)
@@ -53,7 +51,7 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        self.contrast = Contrast(config.model.embed_dim, self.settings.projection_dim, with_match=self.settings.itm_weight > 0)
+        self.contrast = Contrast(config.model.embed_dim, self.settings)
         initialize(self, config.model)
 
     def forward(self, batch: PairBatch) -> StepOutput:
@@ -82,10 +80,6 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         """Return what the routers do in all passes of a step, those of matching without their wrong pairs."""
         masks = self.settings.mim_weight or self.settings.mlm_weight
         return (MaskedSignalTask.routers(self, batch) if masks else []) + ContrastTask.routers(self, batch)
-
-    def computations(self) -> dict[str, Computation]:
-        """Return what the run computes, by the name of its file."""
-        return ContrastTask.computations(self)
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of each part of a step."""

@@ -66,10 +66,10 @@ def overlay(picture: np.ndarray, heat_HW: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What a task is asked to give evidence for: logits (R, C), computed anew at every call from the task or a twin of it, and
-    the class (R,) of each row."""
+    the class of each row."""
 
     logits: Callable[[Any], Tensor]
-    classes_R: Tensor
+    classes: Tensor | Sequence[int]
     words: str
     hides_word: bool = False
     is_one_of_many: bool = True
@@ -77,14 +77,17 @@ class Evidence:
 
     def score(self, task: Any) -> Tensor:
         """Return the sum of the classes' logits."""
-        return self.logits(task).gather(1, self.classes_R[:, None]).sum()
+        return self._chosen(self.logits(task)).sum()
 
     @torch.no_grad()
     def probability(self, task: Any) -> float:
         """Return the probability that all rows have their classes."""
         logits_RC = self.logits(task)
         log_RC = logits_RC.log_softmax(1) if self.is_one_of_many else F.logsigmoid(logits_RC)
-        return log_RC.gather(1, self.classes_R[:, None]).sum().exp().item()
+        return self._chosen(log_RC).sum().exp().item()
+
+    def _chosen(self, value_RC: Tensor) -> Tensor:
+        return value_RC.gather(1, torch.as_tensor(self.classes, device=value_RC.device)[:, None])
 
 
 def heat_map(
@@ -118,16 +121,17 @@ def heat_map(
         raise UserError(
             f'nothing of what "{word}" attends to in block {block} reaches {evidence.words}; choose an earlier block'
         )
-    grids_BP = cam_BNN[:, rows, 1 : 1 + P].sum(1).float().cpu()
-    side = round(P**0.5)
-    grids_Brc = grids_BP.view(-1, side, side)
+    grids_B1rc = cam_BNN[:, rows, 1 : 1 + P].sum(1).float().cpu().view(len(images), 1, round(P**0.5), -1)
     pictures = tuple(one.whole() for one in images)
-    heat = [_enlarge(grid, picture.shape[:2]) for grid, picture in zip(grids_Brc, pictures, strict=True)]
+    heat = [
+        F.interpolate(grid_1rc[None], size=picture.shape[:2], mode="bilinear", align_corners=False)[0, 0].numpy()
+        for grid_1rc, picture in zip(grids_B1rc, pictures, strict=True)
+    ]
     peak = max(np.finfo(np.float32).tiny, *(one.max() for one in heat))
     return HeatMap(
         pictures=pictures,
         heat=tuple(one / peak for one in heat),
-        grids=tuple(grids_Brc.numpy()),
+        grids=tuple(grids_B1rc[:, 0].numpy()),
         score=evidence.words,
         probability=evidence.probability(task),
         word=word,
@@ -150,8 +154,3 @@ def word_positions(inputs: Inputs, text: str, word: str | None) -> list[int]:
     if not positions:
         raise UserError(f'"{word}" lies beyond the {len(spans)} tokens that this run reads of a text')
     return positions
-
-
-def _enlarge(grid: Tensor, size: tuple[int, ...]) -> np.ndarray:
-    """Enlarge bilinearly to (H, W)."""
-    return F.interpolate(grid[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()

@@ -8,36 +8,26 @@ X values in a patch, V vocabulary.
 """
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import Config, EveModelConfig, MaskedSignalConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
 from eve_vl.data.dataset import MaskedPairs
-from eve_vl.data.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_text, given_texts
-from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.data.tokenizer import MASK_TEXT
-from eve_vl.errors import UserError
+from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import masked_signal as metrics
 from eve_vl.model.backbone import Encoded
 from eve_vl.model.embed import hide, patchify, put, take, to_pictures
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import TokenHead
 from eve_vl.model.pixel_decoder import PixelDecoder
-from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
-from eve_vl.tasks.glimpse import glimpse
-from eve_vl.tasks.look import Evidence
-from eve_vl.tasks.task import Evaluated, Routers, Sizes, Task, pair_tokens
+from eve_vl.tasks.masked_signal_calls import MaskedSignalCalls
+from eve_vl.tasks.task import NUM_GLIMPSED, Evaluated, Routers, Sizes, Task, pair_tokens
 from eve_vl.tasks.verdict import Against
 from eve_vl.train.distributed import gather_objects, sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
@@ -46,164 +36,6 @@ TOKENS, PATCHES = "masked tokens", "masked patches"
 IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
 MaskedBatch = PairBatch | MaskedPictures | MaskedTexts
 Settings = TypeVar("Settings", bound=MaskedSignalConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guess:
-    """A token as people would read it, and its probability; those of the whole vocabulary add up to 1."""
-
-    text: str
-    probability: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class FilledText:
-    """A text whose masks are filled with the best guesses, and the guesses for each mask, best first."""
-
-    text: str
-    guesses: tuple[tuple[Guess, ...], ...]
-
-    def __str__(self) -> str:
-        lines = [
-            f"[MASK] {number}: " + ", ".join(f"{guess.text} {guess.probability:.4f}" for guess in guesses)
-            for number, guesses in enumerate(self.guesses, start=1)
-        ]
-        return "\n".join([self.text, *lines])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reconstruction:
-    """A picture as the run sees it, with patches in grey, and with these rebuilt; uint8 (image_size, image_size, 3)."""
-
-    original: np.ndarray
-    masked: np.ndarray
-    rebuilt: np.ndarray
-
-    def __str__(self) -> str:
-        return "original, masked, rebuilt"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FillMaskFlags:
-    """Flags of `eve fill-mask`."""
-
-    image: Positional[Path]
-    """Picture file."""
-    text: Positional[str]
-    """Text with one or more [MASK]."""
-    top: int = 5
-    """How many guesses to show for each."""
-    json: Path | None = None
-    """Also write the result to this file."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReconstructFlags:
-    """Flags of `eve reconstruct`."""
-
-    image: Positional[Path]
-    """Picture file."""
-    text: Positional[str]
-    """Its caption."""
-    share: float | None = None
-    """Share of patches to hide; default: as in pre-training."""
-    seed: int = 0
-    """Which patches are hidden."""
-    out: Path = Path("reconstruct.png")
-    """Picture to write: original, masked, rebuilt."""
-
-
-class MaskedSignalCalls(Calls):
-    """What a pre-trained run does for people."""
-
-    task: "MaskedSignalTask[Any]"
-    verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
-        "fill_mask": Verb(flags=FillMaskFlags, show=str, values=asdict),
-        "reconstruct": Verb(
-            flags=ReconstructFlags,
-            show=str,
-            values=lambda _: {},
-            pictures=lambda shown: [shown.original, shown.masked, shown.rebuilt],
-        ),
-    }
-
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow."""
-        task = self.task.settings
-        return ("fill_mask", "look") * bool(task.mlm_weight) + ("reconstruct",) * bool(task.mim_weight)
-
-    def how_to_get(self, call: str) -> str | None:
-        """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""
-        weight = {"fill_mask": "mlm_weight", "look": "mlm_weight", "reconstruct": "mim_weight"}.get(call)
-        return weight and f"eve pretrain with task.{weight} above 0 (here it is {getattr(self.task.settings, weight):g})"
-
-    @torch.no_grad()
-    def fill_mask(self, image: Images, text: Strings, top: int = 5, batch_size: int = 64) -> FilledText | list[FilledText]:
-        """Return the `top` best tokens for each "[MASK]" of a text, all guessed at once; of lists, row by row."""
-
-        def guessed(images: Sequence[GivenImage], texts: Sequence[str]) -> list[FilledText]:
-            ids, masks = zip(*map(self._with_masks, texts), strict=True)
-            batch, word = self.inputs.masked_pairs(images, ids, masks=masks), self.inputs.tokenizer.word
-            probability_MV = self.task.predict_tokens(self.task.encode(batch, mask=True), batch).softmax(1)
-            rows = (tuple(Guess(text=word(v), probability=p) for v, p in best_classes(row_V, top)) for row_V in probability_MV)
-            guesses = [tuple(islice(rows, text.count(MASK_TEXT))) for text in texts]
-            best = (guess.text for of_text in guesses for guess, *_ in of_text)
-            filled = (re.sub(re.escape(MASK_TEXT), lambda _: next(best), text) for text in texts)
-            return [FilledText(text=text, guesses=of_text) for text, of_text in zip(filled, guesses, strict=True)]
-
-        return in_batches(guessed, batch_size, (given_images, image), (given_texts, text))
-
-    def _with_masks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of a text and which are masks. Raises UserError if there are none, or too many tokens before one."""
-        limit = self.inputs.config.max_text_tokens
-        if MASK_TEXT not in text:
-            raise UserError(f'nothing to fill in: write {MASK_TEXT} in the text, as in "a {MASK_TEXT} circle"')
-        ids_T, _, is_masked_T = self.inputs.tokenizer.encode_with_masks(text, limit)
-        if is_masked_T.sum() < text.count(MASK_TEXT):
-            raise UserError(f"a {MASK_TEXT} lies beyond the {limit} tokens that this run reads of a text")
-        return ids_T, is_masked_T
-
-    @torch.no_grad()
-    def reconstruct(
-        self, image: ImageLike, text: str, *, share: float | None = None, keep: Sequence[int] | None = None, seed: int = 0
-    ) -> Reconstruction:
-        """Hide patches of a picture and return it rebuilt from the others and the text.
-
-        share: how much to hide, drawn with `seed`; None: task.image_mask_ratio. keep: instead, the patches to leave, counted
-        from 0 row by row. Where targets were normalised per patch, each hidden patch gets its true mean and contrast.
-        """
-        sizes, settings, rng = self.inputs.config, self.task.settings, generator(seed)
-        P = sizes.num_patches
-        ratio = settings.image_mask_ratio if share is None else share
-        if not 0 < ratio < 1:
-            raise UserError(f"share {share} is not in (0, 1)")
-        keep_K = mask_patches(P, ratio, rng)[0] if keep is None else np.unique(np.array(keep, dtype=np.int64))
-        if not 0 < len(keep_K) < P or keep_K[0] < 0 or keep_K[-1] >= P:
-            raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
-        ids_T, is_special_T = self.inputs.tokens(given_text(text))
-        is_masked_T = mask_tokens(is_special_T, settings.text_mask_ratio, rng) if settings.joint_masking else None
-        masks = None if is_masked_T is None else [is_masked_T]
-        batch = self.inputs.masked_pairs([given_image(image)], [ids_T], masks=masks, keep_K=keep_K)
-        patches_BPX = self.task.patches(batch)
-        shown = patches_BPX, hide(patches_BPX, batch.hidden_BM), self.task.rebuild(batch)
-        original, masked, rebuilt = (to_pictures(patches, sizes.patch_size)[0] for patches in shown)
-        return Reconstruction(original=original, masked=masked, rebuilt=rebuilt)
-
-    def _evidence(
-        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
-    ) -> Evidence:
-        self._no_answer(answer)
-        if positions is None:
-            raise UserError("a pre-trained run looks for a hidden word: name a word of the text with --word (word=)")
-        tokenizer, ids_T = self.inputs.tokenizer, self.inputs.tokens(text)[0]
-        is_masked_T = np.isin(np.arange(len(ids_T)), positions)
-        batch = self.inputs.masked_pairs(images, [ids_T], masks=[is_masked_T])
-        return Evidence(
-            logits=lambda task: task.predict_tokens(task.encode(batch, mask=True), batch),
-            classes_R=batch.ids_BT[batch.is_masked_BT],
-            hides_word=True,
-            words=f'the hidden "{tokenizer.decode(ids_T[is_masked_T])}"',
-        )
 
 
 class MaskedSignalTask(Task[Settings]):
@@ -217,7 +49,6 @@ class MaskedSignalTask(Task[Settings]):
         Against("mim_mse", PATCHES, "mim_mse_mean_baseline", "painting the mean of the neighbours", lower=True),
         Against("mim_mse", PATCHES, "mim_mse_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
     )
-    glimpse = glimpse
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -298,6 +129,12 @@ class MaskedSignalTask(Task[Settings]):
             predicted_BMX = predicted_BMX * std + mean
         return put(patches_BPX, batch.hidden_BM, predicted_BMX)
 
+    def rebuilding(self, batch: MaskedPictures) -> dict[str, list[np.ndarray]]:
+        """Return the pictures as they are, with hidden patches in grey, and with these rebuilt, by name; uint8 (H, W, 3)."""
+        patches_BPX = self.patches(batch)
+        shown = {"original": patches_BPX, "masked": hide(patches_BPX, batch.hidden_BM), "rebuilt": self.rebuild(batch)}
+        return {name: to_pictures(each_BPX, self.config.input.patch_size) for name, each_BPX in shown.items()}
+
     def targets(self, patches_BPX: Tensor) -> Tensor:
         """Return what is to be predicted for each patch: its pixels, raw or normalised per patch."""
         if not self.settings.normalize_targets:
@@ -317,20 +154,20 @@ class MaskedSignalTask(Task[Settings]):
 
     def add_to(self, sums: metrics.Sums, batch: MaskedBatch) -> None:
         """Evaluate one batch and, of pairs, with a wrong partner too."""
-        task = self.settings
+        task, wrong = self.settings, batch.wrong if isinstance(batch, PairBatch) else None
         if task.mlm_weight and isinstance(batch, MaskedTexts):
             targets_M, row_M = batch.ids_BT[batch.is_masked_BT], batch.is_masked_BT.nonzero()[:, 0]
-            rows = cast("dict[str, Any]", {"mlm_acc": batch})
-            if isinstance(batch, PairBatch) and batch.wrong is not None:
-                rows["mlm_acc_wrong_image"] = dataclasses.replace(batch, images_BCHW=batch.wrong.images_BCHW)
+            rows: dict[str, Any] = {"mlm_acc": batch}
+            if wrong is not None:
+                rows["mlm_acc_wrong_image"] = dataclasses.replace(batch, images_BCHW=wrong.images_BCHW)
             for name, each in rows.items():
                 encoded = self.encode(each, keep=task.joint_masking, mask=True)
                 sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M, row_M, batch.where)
         if task.mim_weight and isinstance(batch, MaskedPictures):
-            patches_BPX, rows = self.patches(batch), cast("dict[str, Any]", {"mim_mse": batch})
+            patches_BPX, rows = self.patches(batch), {"mim_mse": batch}
             hidden_BMX = take(self.targets(patches_BPX), batch.hidden_BM)
-            if isinstance(batch, PairBatch) and batch.wrong is not None:
-                rows["mim_mse_wrong_caption"] = batch.with_text_of(batch.wrong)
+            if isinstance(batch, PairBatch) and wrong is not None:
+                rows["mim_mse_wrong_caption"] = batch.with_text_of(wrong)
             for name, each in rows.items():
                 encoded = self.encode(each, keep=True, mask=task.joint_masking)
                 sums.add_pixels(name, self.predict_pixels(encoded, batch), hidden_BMX, batch.where)
@@ -339,6 +176,20 @@ class MaskedSignalTask(Task[Settings]):
                 # of targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
                 guess_BMX = torch.zeros_like(guess_BMX) if task.normalize_targets else guess_BMX
                 sums.add_pixels(name, guess_BMX, hidden_BMX, batch.where)
+
+    def glimpse(self, batch: MaskedBatch, tokenizer: Tokenizer) -> dict[str, np.ndarray | str]:
+        """Return the first rows: pictures beside masked and rebuilt ones, texts above those with the best guesses filled in."""
+        shown: dict[str, np.ndarray | str] = {}
+        if self.settings.mim_weight and isinstance(batch, MaskedPictures):
+            columns = self.rebuilding(batch)
+            shown[", ".join(columns)] = np.hstack([np.vstack(column[:NUM_GLIMPSED]) for column in columns.values()])
+        if self.settings.mlm_weight and isinstance(batch, MaskedTexts):
+            encoded = self.encode(batch, keep=self.settings.joint_masking, mask=True)
+            guessed_M = self.predict_tokens(encoded, batch).argmax(-1)
+            filled_BT = batch.ids_BT.masked_scatter(batch.is_masked_BT, guessed_M)
+            rows = zip(batch.ids_BT[:NUM_GLIMPSED].tolist(), filled_BT[:NUM_GLIMPSED].tolist(), strict=True)
+            shown["texts, true and filled"] = "\n\n".join(tokenizer.decode(ids) for row in rows for ids in row)
+        return shown
 
     def routers(self, batch: MaskedBatch) -> Routers:
         """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""

@@ -102,11 +102,7 @@ class NLVR2Calls(Calls):
 
     task: "NLVR2"
     num_pictures = 2
-    verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {"judge": Verb(flags=JudgeFlags, show=str, values=asdict)}
-
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow."""
-        return ("judge", "look")
+    verbs: ClassVar[dict[str, Verb]] = {"judge": Verb(flags=JudgeFlags, show=str, values=asdict)} | Calls.verbs
 
     @torch.no_grad()
     def judge(self, left: Images, right: Images, statement: Strings, batch_size: int = 64) -> Judgement | list[Judgement]:
@@ -119,13 +115,9 @@ class NLVR2Calls(Calls):
         sides = ((partial(given_images, where=f"{side} image"), value) for side, value in (("left", left), ("right", right)))
         return in_batches(judged, batch_size, *sides, (given_texts, statement))
 
-    def _evidence(
-        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
-    ) -> Evidence:
-        self._no_answer(answer)
+    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         batch = self.inputs.statements(images[:1], images[1:], [text])
-        first = torch.ones(1, dtype=torch.int64, device=batch.ids_BT.device)
-        return Evidence(logits=lambda task: task.predict(batch)[0], classes_R=first, words="the verdict true")
+        return Evidence(logits=lambda task: task.predict(batch)[0], classes=[1], words="the verdict true")
 
 
 class NLVR2(Classifier[NLVR2Config]):
@@ -162,10 +154,9 @@ class NLVR2(Classifier[NLVR2Config]):
         accuracy = (logits_B2.argmax(1) == label_B).float().mean()
         return self.output({"nlvr2": self.loss(logits_B2, label_B)}, routers, acc=accuracy)
 
-    def logits(
-        self, left_BCHW: Tensor, right_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None
-    ) -> tuple[Tensor, Routers]:
+    def logits(self, *tensors: Any) -> tuple[Tensor, Routers]:
         """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
+        left_BCHW, right_BCHW, ids_BT, is_padding_BT = tensors
         B = len(ids_BT)
         image = self.encoder.image(torch.cat([normalize(left_BCHW), normalize(right_BCHW)]))
         text = pick(self.encoder.text(ids_BT, is_padding_BT), torch.arange(B, device=ids_BT.device).repeat(2))
@@ -188,16 +179,8 @@ class NLVR2(Classifier[NLVR2Config]):
         """Judge the statements of a batch."""
         probability_B = self.predict(batch)[0].float().softmax(1)[:, 1]
         return [
-            NLVR2Example(
-                statement=batch.statements[row],
-                identifier=batch.identifiers[row],
-                verdict=probability > 0.5,
-                probability=probability,
-                label=batch.labels[row],
-                group=batch.groups[row],
-                where=batch.where[row],
-            )
-            for row, probability in enumerate(probability_B.tolist())
+            NLVR2Example(verdict=probability > 0.5, probability=probability, **row)
+            for row, probability in zip(batch.rows(), probability_B.tolist(), strict=True)
         ]
 
     def order(self, example: NLVR2Example) -> Any:

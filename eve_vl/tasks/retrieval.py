@@ -3,8 +3,7 @@
 Letters: B batch, I pictures, T captions, P pairs, K best candidates of a query, D width, d width of features, L text tokens.
 """
 
-import itertools
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,12 +105,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        self.contrast = Contrast(
-            config.model.embed_dim,
-            self.settings.projection_dim,
-            with_match=self.settings.itm_weight > 0,
-            standardize_match=self.settings.standardize_match,
-        )
+        self.contrast = Contrast(config.model.embed_dim, self.settings)
         initialize(self, config.model)
 
     def forward(self, batch: CaptionBatch) -> StepOutput:
@@ -159,14 +153,11 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
         """Say so if re-ranking makes the search worse."""
-        ranked, alone = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0)
-        if ranked >= alone:
-            return super().remarks(numbers)
-        return [
-            *super().remarks(numbers),
-            f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f}): the matching head needs "
-            "longer training; search without it by --rerank 0 (task.rerank)",
-        ]
+        ranked, alone, remarks = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().remarks(numbers)
+        if ranked < alone:
+            worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f})"
+            remarks.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")
+        return remarks
 
     def verdict(self, numbers: Mapping[str, float]) -> str:
         """Return a sentence of judgement: against a search in random order."""
@@ -177,17 +168,17 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     def search(self, index: Index, k: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
         """Return tr1 … rsum after the k best are re-ranked and `…_itc_only`, or of the contrast alone, no suffix, if k is 0;
         and the ranks of pictures' captions (I,) and of captions' pictures (T,)."""
-        rel = index.relevance
-        ranks = (
-            metrics.best_ranks(index.image_Id, index.caption_Td, rel.texts_of_image),
-            metrics.best_ranks(index.caption_Td, index.image_Id, rel.images_of_text),
-        )
-        numbers = metrics.summary(*ranks, rel.image_T)
-        if not k:
-            return numbers, ranks
-        itc_only = {f"{name}_itc_only": value for name, value in numbers.items() if not name.startswith("num")}
-        ranks = self.rerank(index, k)
-        return metrics.summary(*ranks, rel.image_T) | itc_only, ranks
+        images, captions, rel = index.image_Id, index.caption_Td, index.relevance
+        ways = (images, captions, rel.texts_of_image), (captions, images, rel.images_of_text)
+        ranks_I, ranks_T = (metrics.best_ranks(*way) for way in ways)
+        numbers = metrics.summary(ranks_I, ranks_T, rel.image_T)
+        if k:
+            best = [metrics.rank_from_features(queries, candidates, k).cpu() for queries, candidates, _ in ways]
+            ordered = zip(best, self.rerank_scores(index, *best), (matches for *_, matches in ways), strict=True)
+            ranks_I, ranks_T = (metrics.reranked_ranks(*each) for each in ordered)
+            itc_only = {f"{name}_itc_only": value for name, value in numbers.items() if not name.startswith("num")}
+            numbers = metrics.summary(ranks_I, ranks_T, rel.image_T) | itc_only
+        return numbers, (ranks_I, ranks_T)
 
     def index(self, loader: Iterable[SearchPictures | SearchTexts]) -> Index:
         """Compute each picture's and each text's features once, and gather them from all processes."""
@@ -198,12 +189,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             if isinstance(batch, SearchPictures):
                 features = self.image_features(batch.images_BCHW).cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
-                    images[index] = (
-                        features[row].clone(),
-                        batch.captions[row],
-                        rank(),
-                        batch.where[row],
-                    )  # a view brings its batch
+                    feature_d = features[row].clone()  # a view brings its batch
+                    images[index] = feature_d, batch.captions[row], rank(), batch.where[row]
                     pixels[index] = batch.images_BCHW[row]
             else:
                 features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
@@ -212,9 +199,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
                     length = int((~is_padding[row]).sum())
                     kept = ids[row, : self.config.input.padded_text_length or length].clone()
                     texts[index] = features[row].clone(), batch.captions[row], kept, length
-        found = dict(sorted(itertools.chain(*(part.items() for part in gather_objects(images))), key=lambda image: image[0]))
-        all_images = list(found.values())  # one that cannot be used may be missing
-        all_texts = [text for _, text in sorted(itertools.chain(*(part.items() for part in gather_objects(texts))))]
+        images, texts = (dict(ChainMap(*gather_objects(part))) for part in (images, texts))
+        order = sorted(images)  # one that cannot be used may be missing
+        all_images, all_texts = [images[index] for index in order], [texts[index] for index in sorted(texts)]
         text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
         text_T = torch.tensor([text_of[caption] for caption in range(len(text_of))])
         matches = [(image, caption) for image, (_, captions, *_) in enumerate(all_images) for caption in captions]
@@ -226,23 +213,11 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             ids=[ids for _, _, ids, _ in all_texts],
             lengths=[length for *_, length in all_texts],
             owner_I=torch.tensor([owner for _, _, owner, _ in all_images]),
-            pixels={new: pixels[old] for new, old in enumerate(found) if old in pixels},
+            pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
             relevance=metrics.Relevance.from_pairs(
                 [image for image, _ in matches], [caption for _, caption in matches], len(all_images), len(text_T)
             ),
             where=[where for *_, where in all_images],
-        )
-
-    def rerank(self, index: Index, k: int) -> tuple[Tensor, Tensor]:
-        """Return the ranks of pictures' captions (I,) and of captions' pictures (T,) after the k best candidates of each query
-        are put in order by the matching head."""
-        captions_IK = metrics.rank_from_features(index.image_Id, index.caption_Td, k).cpu()
-        images_TK = metrics.rank_from_features(index.caption_Td, index.image_Id, k).cpu()
-        scores_IK, scores_TK = self.rerank_scores(index, captions_IK, images_TK)
-        rel = index.relevance
-        return (
-            metrics.reranked_ranks(captions_IK, scores_IK, rel.texts_of_image),
-            metrics.reranked_ranks(images_TK, scores_TK, rel.images_of_text),
         )
 
     def rerank_scores(self, index: Index, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
@@ -299,10 +274,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         if ids is not None:
             outputs["text_embeds"] = self.text_features(ids, is_padding)
         if images is not None and ids is not None:
-            outputs["logits_per_image"] = (
-                outputs["image_embeds"] @ outputs["text_embeds"].T / self.contrast.features.temperature
-            )
-            outputs["logits_per_text"] = outputs["logits_per_image"].T
+            similarity_IC = outputs["image_embeds"] @ outputs["text_embeds"].T / self.contrast.features.temperature
+            outputs |= {"logits_per_image": similarity_IC, "logits_per_text": similarity_IC.T}
             if self.contrast.match_head is not None and len(images) == len(ids):
                 outputs["match_logits"] = self.match(images, ids, is_padding)[0]
         return outputs

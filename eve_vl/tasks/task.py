@@ -162,9 +162,8 @@ class Task(nn.Module, Generic[Settings]):
         """Return the sum of the losses, each times `task.<name>_weight` where there is one, and of the balance loss times its
         weight. terms: further scalars for the log."""
         routing = routing_terms(routers)
-        total = sum(
-            (getattr(self.settings, f"{name}_weight", 1.0) * loss for name, loss in losses.items()), start=torch.zeros(())
-        )
+        weighted = [getattr(self.settings, f"{name}_weight", 1.0) * loss for name, loss in losses.items()]
+        total = sum(weighted, start=torch.zeros(()))
         if routing:
             total = total + self.encoder.balance_weight * routing["balance"]
         return StepOutput(loss=total, terms={**losses, **terms, **routing})
@@ -273,14 +272,12 @@ class Task(nn.Module, Generic[Settings]):
 
     def computations(self) -> dict[str, Computation]:
         """Return what the run computes, by the name of its file."""
-        meaning = "of length 1; their dot product says how alike two are" + (
-            "" if self.is_comparable else "; a picture and a text do not compare"
-        )
+        meaning = "of length 1; their dot product says how alike two are"
+        meaning += "" if self.is_comparable else "; a picture and a text do not compare"
+        features = {"image_encoder": (self.image_features, PAIR[:1]), "text_encoder": (self.text_features, PAIR[1:])}
         return {
-            "image_encoder": Computation(inputs=("pixels",), output="features", meaning=meaning, compute=self.image_features),
-            "text_encoder": Computation(
-                inputs=("ids", "is_padding"), output="features", meaning=meaning, compute=self.text_features
-            ),
+            name: Computation(inputs=inputs, output="features", meaning=meaning, compute=compute)
+            for name, (compute, inputs) in features.items()
         }
 
     @property
@@ -315,8 +312,29 @@ class Classifier(Task[Settings]):
     """What `logits` takes, as `Computation.inputs`."""
     meaning: str
     """Of the logits, as `Computation.meaning`."""
-    logits: Callable[..., tuple[Tensor, Routers]]
-    """`logits(*tensors)` returns logits (B, C) of the tensors that `reads` names, and the routers' statistics of each pass."""
+    accuracy: ClassVar[str] = "acc"
+    """What the log calls the mean target of the best classes."""
+
+    def forward(self, batch: Any) -> StepOutput:
+        """Return the loss over the classes plus the weighted balance loss."""
+        logits_BC, routers = self.predict(batch)
+        target_BC = self.targets(batch).to(logits_BC.device)
+        right = target_BC.gather(1, logits_BC.argmax(1, keepdim=True)).mean()
+        return self.output({self.section.name: self.loss(logits_BC, target_BC)}, routers, **{self.accuracy: right})
+
+    def logits(self, *tensors: Any) -> tuple[Tensor, Routers]:
+        """Return logits (B, C) of the tensors that `reads` names, and the routers' statistics of each pass; default: those of
+        the head that `label_layer` is in, read off the [CLS]."""
+        assert self.label_layer is not None
+        given = dict(zip(self.reads, tensors, strict=True))
+        image = None if (images_BCHW := given.get("pixels")) is None else self.encoder.image(normalize(images_BCHW))
+        text = None if (ids_BT := given.get("ids")) is None else self.encoder.text(ids_BT, given["is_padding"])
+        cls_BD, routers = self.encoder.cls(image, text)
+        return self.get_submodule(self.label_layer.rpartition(".")[0])(cls_BD), routers
+
+    def targets(self, batch: Any) -> Tensor:
+        """Return what each class of each row is worth, float32 (B, C) in [0, 1] on the CPU. Raises UserError."""
+        raise NotImplementedError
 
     def predict(self, batch: Any) -> tuple[Tensor, Routers]:
         """Return logits (B, C) of a batch's rows, and the routers' statistics of each pass."""

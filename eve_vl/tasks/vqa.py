@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig, generated
 from eve_vl.data.answers import closed_answers, drop_unanswerable, read_answers
-from eve_vl.data.batch import QuestionBatch, normalize
+from eve_vl.data.batch import QuestionBatch
 from eve_vl.data.downstream import QuestionRows
 from eve_vl.data.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.data.loader import open_train_and_val
@@ -28,9 +28,8 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
 from eve_vl.tasks.look import Evidence
-from eve_vl.tasks.task import Classifier, Prepared, PublishedHead, Routers, Sizes, pair_tokens
+from eve_vl.tasks.task import Classifier, Prepared, PublishedHead, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
-from eve_vl.train.trainer import StepOutput
 
 GENERATED_ROWS = 10_000  # of a generated source, whose rows cost time, the blind baseline looks at so many, spread evenly
 
@@ -85,17 +84,13 @@ class VQACalls(Calls):
     """What a VQA run does for people."""
 
     task: "VQA"
-    verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
+    verbs: ClassVar[dict[str, Verb]] = {
         "answer": Verb(
             flags=AnswerFlags,
             show=lambda answers: "\n".join(f"{each.probability:7.4f}  {each.answer}" for each in answers),
             values=lambda answers: {"answers": [asdict(each) for each in answers]},
         )
-    }
-
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow."""
-        return ("answer", "look")
+    } | Calls.verbs
 
     @torch.no_grad()
     def answer(self, image: Images, question: Strings, top: int = 5, batch_size: int = 64) -> list[Answer] | list[list[Answer]]:
@@ -109,24 +104,11 @@ class VQACalls(Calls):
 
         return in_batches(best, batch_size, (given_images, image), (given_texts, question))
 
-    def _evidence(
-        self, images: Sequence[GivenImage], text: str, positions: Sequence[int] | None, answer: str | None
-    ) -> Evidence:
-        batch = self.inputs.pairs(images, [text])
-        if answer is None:
-            with torch.no_grad():
-                chosen = int(self.task.predict(batch)[0].argmax())
-        else:
-            known = self.task.answer_ids.get(metrics.normalize(answer))
-            if not known:
-                raise UserError(f"no answer {nearest(answer, self.task.answers)}")
-            chosen = known[0]
-        return Evidence(
-            logits=lambda task: task.predict(batch)[0],
-            classes_R=torch.tensor([chosen], device=batch.ids_BT.device),
-            words=f'the answer "{self.task.answers[chosen]}"',
-            is_one_of_many=False,
-        )
+    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
+        batch, known = self.inputs.pairs(images, [text]), [None]
+        if answer is not None and not (known := self.task.answer_ids.get(metrics.normalize(answer), ())):
+            raise UserError(f"no answer {nearest(answer, self.task.answers)}")
+        return self._label_evidence(lambda task: task.predict(batch)[0], known[0], "answer", is_one_of_many=False)
 
 
 class VQA(Classifier[VQAConfig]):
@@ -135,7 +117,7 @@ class VQA(Classifier[VQAConfig]):
     section = VQAConfig
     dataset = QuestionRows
     calls = VQACalls
-    main_metric = "vqa_acc"
+    main_metric, accuracy = "vqa_acc", "target_acc"
     against = (Against("vqa_acc", "questions", "vqa_acc_blind", "answering without the picture", "uses the picture"),)
     labels_file = "answers.json"
     label_layer = "answer_head.3"
@@ -163,19 +145,6 @@ class VQA(Classifier[VQAConfig]):
         kept, missing = drop_unanswerable(sources, answers, metrics.normalize)
         return Prepared(sources=kept, labels=tuple(answers), notes=(str(missing),) if missing else ())
 
-    def forward(self, batch: QuestionBatch) -> StepOutput:
-        """Return the answer loss plus the weighted balance loss."""
-        logits_BA, routers = self.predict(batch)
-        target_BA = self.targets(batch).to(logits_BA.device)
-        best_B1 = logits_BA.argmax(1, keepdim=True)
-        return self.output({"vqa": self.loss(logits_BA, target_BA)}, routers, target_acc=target_BA.gather(1, best_B1).mean())
-
-    def logits(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
-        """Return logits (B, A), one sigmoid each, and the routers' statistics."""
-        image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
-        cls_BD, routers = self.encoder.cls(image, text)
-        return self.answer_head(cls_BD), routers
-
     def targets(self, batch: QuestionBatch) -> Tensor:
         """Return the soft targets (B, A), float32 on the CPU; answers outside the list train nothing."""
         target_BA = torch.zeros(len(batch.answers), len(self.answers))
@@ -195,17 +164,8 @@ class VQA(Classifier[VQAConfig]):
         """Answer the questions of a batch."""
         probability_B, best_B = self.predict(batch)[0].float().sigmoid().max(1)
         return [
-            VQAExample(
-                question=batch.questions[row],
-                question_id=batch.question_ids[row],
-                answer=self.answers[best],
-                probability=probability,
-                answers=batch.answers[row],
-                answer_type=batch.answer_types[row],
-                where=batch.where[row],
-                picture=batch.pictures[row],
-            )
-            for row, (probability, best) in enumerate(zip(probability_B.tolist(), best_B.tolist(), strict=True))
+            VQAExample(answer=self.answers[best], probability=probability, **row)
+            for row, probability, best in zip(batch.rows(), probability_B.tolist(), best_B.tolist(), strict=True)
         ]
 
     def order(self, example: VQAExample) -> Any:
@@ -250,8 +210,7 @@ def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
     assert isinstance(config.task, VQAConfig)
     if config.task.answers is not None:
         return read_answers(config.task.answers)
-    closed = closed_answers(sources)
-    if closed is not None:
+    if (closed := closed_answers(sources)) is not None:
         return closed
     given = (row.answers for source in sources for _, row in usable_rows(source))
     answers = metrics.build_answers(given, config.task.min_answer_count)

@@ -46,10 +46,6 @@ class CountCalls(Calls):
 
     verbs: ClassVar[dict[str, Verb]] = {"count": Verb(flags=CountFlags, show="{:.1f}".format, values=lambda n: {"count": n})}
 
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls."""
-        return ("count",)
-
     @torch.no_grad()
     def count(self, image: ImageLike) -> float:
         """Return how many different things are in a picture."""
