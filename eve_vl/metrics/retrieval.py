@@ -36,13 +36,9 @@ class Matches:
     @classmethod
     def from_pairs(cls, query_P: Tensor, candidate_P: Tensor, num_queries: int, num_candidates: int) -> "Matches":
         """Build it from int64 pairs in any order; a pair may be given twice."""
-        pair_M = (query_P * num_candidates + candidate_P).unique()
-        counts_Q = (pair_M // max(num_candidates, 1)).bincount(minlength=num_queries)
-        return cls(
-            start_Q1=F.pad(counts_Q.cumsum(0), (1, 0)),
-            candidate_M=pair_M % max(num_candidates, 1),
-            num_candidates=num_candidates,
-        )
+        pair_M, num = (query_P * num_candidates + candidate_P).unique(), max(num_candidates, 1)
+        start_Q1 = F.pad((pair_M // num).bincount(minlength=num_queries).cumsum(0), (1, 0))
+        return cls(start_Q1=start_Q1, candidate_M=pair_M % num, num_candidates=num_candidates)
 
     @property
     def num_queries(self) -> int:
@@ -56,10 +52,9 @@ class Matches:
 
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return the matches of queries start to stop (exclusive): query, counted from start, and candidate of each."""
-        counts_q = self.start_Q1[start : stop + 1].diff()
-        return torch.arange(stop - start).repeat_interleave(counts_q), self.candidate_M[
-            self.start_Q1[start] : self.start_Q1[stop]
-        ]
+        starts_q1 = self.start_Q1[start : stop + 1]
+        query_m = torch.arange(stop - start).repeat_interleave(starts_q1.diff())
+        return query_m, self.candidate_M[starts_q1[0] : starts_q1[-1]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

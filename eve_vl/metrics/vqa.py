@@ -150,11 +150,10 @@ def blind_baseline(
 
     Raises ValueError if either side has no answers.
     """
-    scored = [(question, row) for question, row in zip(questions, answers, strict=True) if row]
-    if not scored:
+    guesses = blind_answers(train, questions)
+    scores = [accuracy_of(guess, row) for guess, row in zip(guesses, answers, strict=True) if row]
+    if not scores:
         raise ValueError("a blind baseline needs answers to compare with")
-    guesses = blind_answers(train, [question for question, _ in scored])
-    scores = [accuracy_of(guess, row) for guess, (_, row) in zip(guesses, scored, strict=True)]
     return Estimate(sum(scores) / len(scores), **certainty.mean(scores).certainty())
 
 

@@ -69,8 +69,9 @@ def line_chart(
     lines = [(each, points) for each in series if (points := thin(each.points))]
     if all(each.is_reference for each, _ in lines):
         return Markup("")
+    shared = {"title": title, "note": note, "show": show, "axis": axis}
     if all(len(points) == 1 for each, points in lines if not each.is_reference):
-        return draw("charts.html", "values", title=title, note=note, lines=lines, show=show, axis=axis)
+        return draw("charts.html", "values", lines=lines, **shared)
     values = [y for _, points in lines for _, y in points]
     y_ticks = ticks(min([*values, 0]) if from_zero else min(values), max(values))
     written = [show(tick) for tick in y_ticks]
@@ -80,19 +81,10 @@ def line_chart(
     frame = Frame(x_end=x_end, y_ticks=dict(zip(y_ticks, written, strict=True)))
     colored, grey = itertools.count(), itertools.count()  # greys differ in the length of their dashes
     styles = [f"ref ref{next(grey)}" if each.is_reference else f"c{next(colored) % NUM_COLORS}" for each, _ in lines]
-    return draw(
-        "charts.html",
-        "lines",
-        title=title,
-        note=note,
-        frame=frame,
-        x_ticks=ticks(0, x_end),
-        lines=[(style, each.name, points) for style, (each, points) in zip(styles, lines, strict=True)],
-        show=show,
-        mark=mark,
-        axis=axis,
-        bands=_bands(x_end, [line for line in lines if not (line[0].is_reference and len(line[1]) == 2)], show, axis),
-    )
+    drawn = [(style, each.name, points) for style, (each, points) in zip(styles, lines, strict=True)]
+    bands = _bands(x_end, [line for line in lines if not (line[0].is_reference and len(line[1]) == 2)], show, axis)
+    values = {"frame": frame, "x_ticks": ticks(0, x_end), "lines": drawn, "mark": mark, "bands": bands}
+    return draw("charts.html", "lines", **shared, **values)
 
 
 def bar_chart(

@@ -140,9 +140,8 @@ def curves(arms: Sequence[Arm]) -> dict[str, list[Markup]]:
 
 def same_rows(arms: Sequence[Arm]) -> dict[str, dict[str, Example]]:
     """Return, of rows that several runs have seen, what each makes of them, by its name."""
-    seen = {
-        where: {arm.name: arm.examples[where] for arm in arms if where in arm.examples}
-        for arm in arms
-        for where in arm.examples
-    }
+    seen: dict[str, dict[str, Example]] = defaultdict(dict)
+    for arm in arms:
+        for where, example in arm.examples.items():
+            seen[where][arm.name] = example
     return {where: of_runs for where, of_runs in seen.items() if len(of_runs) > 1}

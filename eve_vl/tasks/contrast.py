@@ -242,12 +242,9 @@ class ContrastTask(Task[Settings]):
         """Return what the run computes, by the name of its file."""
         computations = super().computations()
         if self.contrast.match_head is not None:
-            computations["matcher"] = Computation(
-                inputs=PAIR,
-                output="logits",
-                meaning="no match, match; their softmax is the probability; the second alone puts candidates in order",
-                compute=lambda *pair: self.match(*pair)[0],
-            )
+            meaning = "no match, match; their softmax is the probability; the second alone puts candidates in order"
+            logits = lambda *pair: self.match(*pair)[0]  # noqa: E731
+            computations["matcher"] = Computation(inputs=PAIR, output="logits", meaning=meaning, compute=logits)
         return computations
 
     def flops(self) -> dict[str, float]:
