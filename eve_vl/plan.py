@@ -35,22 +35,26 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
     return [f"training data: {train}", f"validation data: {val}{used}"]
 
 
-def run_lines(config: Config, task: Task[Any], device: torch.device, dtype: torch.dtype, num_rows: int) -> list[str]:
-    """Say what is trained, where and for how long. num_rows: of the training data."""
-    train, world, threads = config.train, distributed.world_size(), torch.get_num_threads()
+def machine_line(device: torch.device, dtype: torch.dtype) -> str:
+    """Say where it computes."""
+    world, threads = distributed.world_size(), torch.get_num_threads()
+    processes = f"{world} processes, each with " * (world > 1)
+    return f"machine: {processes}{device}, {str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}"
+
+
+def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: int) -> list[str]:
+    """Say what is trained and for how long. num_rows: of the training data."""
+    train, about = config.train, "about" if device.type == "cpu" else "at least"
     total, trained = (
         sum(each.numel() for each in task.parameters() if each.requires_grad or is_all) for is_all in (True, False)
     )
     flops = 3 * sum(task.flops().values()) * train.batch_size  # the backward pass costs twice the forward one
     cost = f", {flops / 1e9:,.0f} GFLOP a step" if flops else ""
-    about = "about" if device.type == "cpu" else "at least"
-    processes, epochs = f"{world} processes, each with " * (world > 1), train.steps * train.batch_size / num_rows
     return [
-        f"model: {total:,} parameters, {'all of which' if trained == total else f'{trained:,} of which'} train{cost}",
-        f"machine: {processes}{device}, {str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}, "
+        f"model: {total:,} parameters, {'all of which' if trained == total else f'{trained:,} of which'} train{cost}, "
         f"{about} {expected_memory(config, task, device) / 2**30:.1f} GiB of memory besides the data",
-        f"training: {train.steps:,} steps of {train.batch_size:,} rows, {epochs:,.1f} epochs; "
-        f"validation every {train.val_every:,} steps, a checkpoint every {train.save_every:,}",
+        f"training: {train.steps:,} steps of {train.batch_size:,} rows, {train.steps * train.batch_size / num_rows:,.1f} "
+        f"epochs; validation every {train.val_every:,} steps, a checkpoint every {train.save_every:,}",
     ]
 
 

@@ -21,13 +21,13 @@ from eve_vl.foreign import expand_user
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.metrics.certainty import to_json
 from eve_vl.model.transfer import parts, transfer
-from eve_vl.plan import changes, data_lines, run_lines
+from eve_vl.plan import changes, data_lines, machine_line, run_lines
 from eve_vl.seeds import seed_everything, set_threads
 from eve_vl.talk import say
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint, distributed
-from eve_vl.train.device import pick_device
+from eve_vl.train.device import pick_device, pick_dtype
 from eve_vl.train.facts import record
 from eve_vl.train.lock import locked
 from eve_vl.train.log import BAD_SAMPLES, BadSamples
@@ -68,6 +68,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
             f"{config.train.accumulation} × {world} processes"
         )
     kind = task_class(type(config.task))
+    say(machine_line(device, pick_dtype(config.train.dtype, device)))
     sources, val_sources = open_train_and_val(config, kind.kind(config))
     for line in data_lines(config, sources, val_sources):
         say(line)
@@ -96,7 +97,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     skip = config.data.skip_broken_val
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
     trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
-    for line in run_lines(config, task, device, trainer.dtype, num_rows=sum(map(len, prepared.sources))):
+    for line in run_lines(config, task, device, num_rows=sum(map(len, prepared.sources))):
         say(line)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:

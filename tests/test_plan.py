@@ -9,7 +9,7 @@ from twins import pairs, tiny_config
 
 from eve_vl.config import HELD_OUT, Config
 from eve_vl.loading import build_untrained
-from eve_vl.plan import changes, data_lines, expected_memory, run_lines
+from eve_vl.plan import changes, data_lines, expected_memory, machine_line, run_lines
 from eve_vl.tasks.task import Sizes, Task
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -42,9 +42,10 @@ def test_what_does_not_train_is_told():
     for parameter in task.encoder.parameters():
         parameter.requires_grad_(False)
     trained = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
-    model, machine, training = run_lines(config, task, CPU, torch.float32, num_rows=40)
+    model, training = run_lines(config, task, CPU, num_rows=40)
     assert model.startswith(f"model: {total:,} parameters, {trained:,} of which train, ")
-    assert machine.startswith("machine: cpu, float32, 1 thread, about 0.4 GiB ")
+    assert model.endswith(" GFLOP a step, about 0.4 GiB of memory besides the data")
+    assert machine_line(GPU, torch.bfloat16) == "machine: cuda, bfloat16, 1 thread"
     assert training.startswith("training: 10 steps of 6 rows, 1.5 epochs; ")
 
 

@@ -87,11 +87,11 @@ def test_a_run_says_what_it_will_do_before_it_does_it(eve_process):
     assert process.returncode == 0, stderr
     expected = [
         r"eve pretrain tiny: trains on scenes:train, validates on scenes:val, writes to run",
+        r"machine: cpu, (bfloat16|float32), \d+ threads?",
         r"training data: 100,000 rows of scenes:train",
         r"validation data: 1,000 rows of scenes:val, 32 of them used",
         r"training a tokenizer of at most 400 tokens on \d+,\d+ texts",
-        r"model: \d+,\d+ parameters, all of which train, 1 GFLOP a step",
-        r"machine: cpu, (bfloat16|float32), \d+ threads?, about 0\.5 GiB of memory besides the data",
+        r"model: \d+,\d+ parameters, all of which train, 1 GFLOP a step, about 0\.5 GiB of memory besides the data",
         r"training: 6 steps of 16 rows, 0\.0 epochs; validation every 10 steps, a checkpoint every 10",
         r"[\d.e+-]+ s a step  ETA 0:\d\d, \d\.\d\d GiB of memory so far",
         r"train 5/6  .*  ETA 0:\d\d",
