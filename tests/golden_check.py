@@ -88,7 +88,7 @@ class Fixture:
         ours = to_ours(tensors, table)
         for key, tensor in to_published(ours, table, sizes).items():
             assert torch.equal(tensor, tensors[key]), key
-        config: Config = published.config_for(sizes, model, section, Path("golden"))
+        config: Config = published.config_for(sizes, model, section, Path("golden"), "golden")
         labels = tuple(str(number) for number in range(len(ours.get("answer_head.3.bias", ()))))
         task = build_untrained(config, Sizes(vocab_size=len(ours["encoder.text.words.weight"]), labels=labels))
         task.load_state_dict(ours)
