@@ -18,7 +18,7 @@ from PIL import Image
 from pyarrow import parquet
 from twins import CAPTIONS, tiny_config, tiny_tokenizer
 
-from eve_vl.cli.data import run_data_check, run_tokenizer_train
+from eve_vl.cli import _dispatch as eve_command
 from eve_vl.config import ClassificationConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.data.answers import read_answers
 from eve_vl.data.loader import open_train_and_val
@@ -169,7 +169,7 @@ def tar_of(members: Mapping[str, bytes], form: int = tarfile.USTAR_FORMAT) -> by
 
 def check(spec: str, *flags: str) -> Action:
     """What `eve data check` does; broken rows are its exit status 1."""
-    return lambda folder: run_data_check([str(folder / spec), *flags])
+    return lambda folder: eve_command(["data", "check", str(folder / spec), *flags])
 
 
 def train_on(spec: str, task: TaskConfig | None, **data: Any) -> Action:
@@ -330,7 +330,7 @@ def read_odd_names(folder: Path) -> None:
     flag = rng.choice(("--image-column", "--text-column", "--label-column", "--image-root"))
     paths = [str(folder / name), f"{folder / 'rows.json'}#{name}", f"{folder / 'rows.json'}+{name}"]
     if rng.random() < 0.5:
-        run_data_check([str(folder / "rows.jsonl"), f"{flag}={name}"])
+        eve_command(["data", "check", str(folder / "rows.jsonl"), f"{flag}={name}"])
     else:
         train_on(rng.choice(paths), None)(folder)
 
@@ -356,7 +356,9 @@ def use_tokenizer(file: str) -> Action:
 
 def tokenizer_of(file: str) -> Action:
     out = "../tokenizer.json"
-    return lambda folder: run_tokenizer_train([str(folder / file), "--out", str(folder / out), "--vocab-size", "300"])
+    return lambda folder: eve_command(
+        ["tokenizer", "train", str(folder / file), "--out", str(folder / out), "--vocab-size", "300"]
+    )
 
 
 GOOD = encode("PNG")

@@ -17,7 +17,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from twins import CAPTIONS, tiny_config
 
-from eve_vl.cli.convert import run_convert
+from eve_vl.cli import _dispatch as eve_command
 from eve_vl.convert import export_published
 from eve_vl.evaluation import evaluate_run
 from eve_vl.eve import Eve
@@ -87,7 +87,7 @@ def run_actions(base: Path, name: str) -> dict[str, Action]:
         "scratch": lambda folder: train(replace(start, init=folder, out=folder.parent / "new", scratch=True)),
         "inspect": inspect_run,
         "evaluate": lambda folder: evaluate_run(load_run(folder), 4),
-        "export": lambda folder: run_convert([str(folder), str(folder.parent / "out.pth")]),
+        "export": lambda folder: eve_command(["convert", str(folder), str(folder.parent / "out.pth")]),
     }
 
 
@@ -162,7 +162,17 @@ def convert_with(flags: Sequence[str]) -> Action:
     def convert(folder: Path) -> None:
         (source,) = folder.glob("weights.*")
         answers = (str(folder / "answers.json"),) if "--answers" in flags else ()
-        run_convert([str(source), str(folder.parent / "new"), "--tokenizer", str(folder / "tokenizer.json"), *flags, *answers])
+        eve_command(
+            [
+                "convert",
+                str(source),
+                str(folder.parent / "new"),
+                "--tokenizer",
+                str(folder / "tokenizer.json"),
+                *flags,
+                *answers,
+            ]
+        )
 
     return convert
 

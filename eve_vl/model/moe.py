@@ -8,7 +8,6 @@ R = S·K routed rows, M = 2 modalities (image, text).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,10 +104,6 @@ def _rows_of(bias_EO: Tensor, dtype: torch.dtype, expert_R: Tensor) -> Tensor:
     return bias_EO.to(dtype).index_select(0, expert_R)  # whose backward pass is much faster than that of bias_EO[expert_R]
 
 
-# torch.compile believes that it takes bfloat16 alone
-uncompiled_grouped_mm: Any = torch.compiler.disable(F.grouped_mm)
-
-
 class MoE(nn.Module):
     """Sparse mixture of experts over the real tokens of a batch."""
 
@@ -172,8 +167,7 @@ def grouped_linear(x_RI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor
     """Multiply consecutive groups of rows, counts_E rows each, by their own matrix: (R, I) and (E, O, I) to (R, O)."""
     weight_EOI = weight_EOI.to(x_RI.dtype)
     if grouped_mm_works(x_RI, weight_EOI):
-        multiply = F.grouped_mm if x_RI.dtype == torch.bfloat16 else uncompiled_grouped_mm
-        return multiply(x_RI, weight_EOI.transpose(1, 2), offs=counts_E.cumsum(0).int())
+        return F.grouped_mm(x_RI, weight_EOI.transpose(1, 2), offs=counts_E.cumsum(0).int())
     # unbind once: indexing weight_EOI[e] would write a full-size zero gradient per expert
     groups = zip(x_RI.split(counts_E.tolist()), weight_EOI.unbind(0), strict=True)
     return torch.cat([rows @ weight_OI.t() for rows, weight_OI in groups])
