@@ -37,7 +37,7 @@ import eve_vl
 from eve_vl.errors import BIDI, UserError
 
 PACKAGE = str(Path(eve_vl.__file__).parent)
-ALLOWED_NEW = (".index.npz", "report.html", "metrics.json", "log.jsonl", "config.json", "tokenizer.json", "answers.json")
+ALLOWED_NEW = (".tar.index", "report.html", "metrics.json", "log.jsonl", "config.json", "tokenizer.json", "answers.json")
 CHUNK = 250  # inputs that one process reads, so that what it keeps does not add up
 ROOM = 3 * 2**30  # bytes of addresses beyond those at the start: a runaway must not take the machine along
 SHOWN = 3  # escapes of a group that are kept

@@ -262,7 +262,12 @@ def data_readers(base: Path) -> dict[str, Reader]:
         "pictures alone": Reader(files=good, actions=as_pictures, may_rename=True),
         "pictures": Reader(files=pictures(), choose=one_picture, actions=picture_actions, weight=4),
         "big pictures": Reader(
-            files=files_in(base / "big"), choose=one_picture, actions=picture_actions, weight=0.05, damage=lambda *a: a[2]
+            files=files_in(base / "big"),
+            choose=one_picture,
+            actions=picture_actions,
+            weight=0.05,
+            damage=lambda *a: a[2],
+            has_sound=False,  # most need more memory than is allowed
         ),
         "jsonl": table("rows.jsonl", lines(captions), weight=2),
         "jsonl questions": table("rows.jsonl", lines(asked), ASKED),

@@ -271,7 +271,7 @@ def test_one_text_in_fifty_is_held_out_by_its_words(tmp_path: Path):
     assert kept | held == set(lines)
     assert sum(map(len, train)) + sum(map(len, val)) == 1100
     (tmp_path / "a.txt").write_text("one\none\n")
-    with pytest.raises(UserError, match="held-out: a training source with so few texts cannot be split"):
+    with pytest.raises(UserError, match="has too few texts to hold some out; name validation data"):
         open_train_and_val(config, "texts")
 
 

@@ -60,9 +60,10 @@ def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Sou
     held = [_held_out(of_rows, config.data.val_share) for of_rows in keys]
     shown = {key for rows, is_held in zip(keys, held, strict=True) for of_row in compress(rows, is_held) for key in of_row}
     kept = [np.array([shown.isdisjoint(of_row) for of_row in rows]) for rows in keys]
-    if not all(is_kept.any() and is_held.any() for is_kept, is_held in zip(kept, held, strict=True)):
-        what = "texts" if kind == "texts" else "pictures"
-        raise UserError(f"data.val {HELD_OUT}: a training source with so few {what} cannot be split; name validation data")
+    for name, is_kept, is_held in zip(config.data.train, kept, held, strict=True):
+        if not (is_kept.any() and is_held.any()):
+            what = "texts" if kind == "texts" else "pictures"
+            raise UserError(f"{name}: has too few {what} to hold some out; name validation data with --data.val")
     return _subsets(train, kept), _subsets(train, held)
 
 

@@ -216,8 +216,8 @@ def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
     answers = metrics.build_answers(given, config.task.min_answer_count)
     if not answers:
         raise UserError(
-            f"no answer is given to {config.task.min_answer_count} training questions; give a lower "
-            "--task.min-answer-count or an answer list with --task.answers"
+            f"{' '.join(config.data.train)}: no answer is given to {config.task.min_answer_count} training questions; "
+            "give a lower --task.min-answer-count or an answer list with --task.answers"
         )
     return answers
 
