@@ -29,6 +29,7 @@ from eve_vl.errors import BadSampleError, UserError
 from eve_vl.eve import Eve
 from eve_vl.inspect import inspect_run
 from eve_vl.loading import read_config
+from eve_vl.metrics.certainty import Estimate
 from eve_vl.report.curves import Curves
 from eve_vl.train import checkpoint
 from eve_vl.train.log import BadSamples, RunLog, read_bad_samples, read_log
@@ -305,13 +306,19 @@ def test_rows_of_another_form_are_left_out_of_a_log(tmp_path: Path):
         *(3, [], None, {}, {"kind": "train"}, {"step": 1}, {"kind": "train", "step": "1"}, {"kind": ["train"], "step": 1}),
         *({"kind": "train", "step": True}, {"kind": "val", "step": 1, "acc": "high"}, {"kind": "val", "step": -1}),
         *({"kind": "val", "step": 1, "acc": None}, {"kind": "note", "step": 1}),
-        *({"kind": "val", "step": 10**30}, certain | {"certainty": {"acc": {"n": 2}}}, certain | {"certainty": 3}),
+        {"kind": "val", "step": 10**30},
     ]
+    uncertain = [certain | {"certainty": damaged} for damaged in ({"acc": {"n": 2}}, 3)]
     lines = [json.dumps(row).encode() for pair in zip(bad, good * 9, strict=False) for row in pair]
     (tmp_path / "log.jsonl").write_bytes(
-        b"\n".join([*lines, b"\xff", b"[" * 9999, json.dumps(certain).encode(), b'{"kind": "va'])
+        b"\n".join(
+            [*lines, b"\xff", b"[" * 9999, *(json.dumps(row).encode() for row in [*uncertain, certain]), b'{"kind": "va']
+        )
     )
-    assert read_log(tmp_path) == [*(good * 9)[: len(bad)], certain]
+    value = {"kind": "val", "step": 2, "acc": 0.5}
+    rows = read_log(tmp_path)
+    assert rows == [*(good * 9)[: len(bad)], value, value, value]
+    assert [type(row["acc"]) for row in rows[-3:]] == [float, float, Estimate]
 
 
 def test_half_a_bad_row_does_not_swallow_the_next(tmp_path: Path):

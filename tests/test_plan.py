@@ -32,7 +32,10 @@ def test_rows_are_those_of_each_source():
         "validation data: 9 rows of c, 5 of them used",
     ]
     config = replace(config, data=replace(config.data, val=(HELD_OUT,), val_samples=50))
-    assert data_lines(config, [a, b], [a, c])[1] == "validation data: 12 rows held out of these"
+    assert data_lines(config, [a, b], [a, c])[1] == (
+        "validation data: 12 of 1,249 rows held out, 1.0%; numbers on fewer than 100 rows tell little, "
+        "--data.val-share keeps more"
+    )
 
 
 def test_what_does_not_train_is_told():

@@ -60,8 +60,12 @@ def test_numbers_and_costs_stand_beside_each_other(folder: Path, page: Page):
     assert page.ids[:2] == ["masked_signal-numbers", "masked_signal-config"]
     runs = [folder / name for name in ("a", "c", "b/deep")]
     metrics = [json.loads((run / "metrics.json").read_text()) for run in runs]
+    sure = [each.pop("certainty") for each in metrics]
     for name, value in metrics[0].items():
-        cells = [number(each[name]) for each in metrics]
+        cells = [
+            f"{number(each[name])} {number(certain[name]['low'])} to {number(certain[name]['high'])}, n {certain[name]['n']}"
+            for each, certain in zip(metrics, sure, strict=True)
+        ]
         assert re.sub(r"\s+", "", f"{name}{''.join(cells)}") in page.text.replace(" ", ""), (name, value)
     cost = [sum(row["core_seconds"] for row in log_of(run) if row["kind"] == "train") for run in runs]
     assert min(cost) > 0

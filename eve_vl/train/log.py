@@ -98,10 +98,9 @@ class RunLog:
             self.progress.add_task("steps", total=num_steps, completed=first_step, note="")
             self.progress.start()
 
-    def has_row(self, kind: str, step: int, text: str | None = None) -> bool:
+    def has_row(self, kind: str, step: int) -> bool:
         """Whether there was such a row when the run went on; only the process that writes the log knows."""
-        wanted = (kind, step, text)
-        return self.enabled and any((row["kind"], row["step"], row.get("text")) == wanted for row in self.old)
+        return self.enabled and any((row["kind"], row["step"]) == (kind, step) for row in self.old)
 
     def values(self, name: str | None) -> list[float]:
         """Return a number of all validations so far; only the process that writes the log knows."""
@@ -170,7 +169,7 @@ class RunLog:
     def note(self, step: int, text: str) -> None:
         """Show one line and keep it in the log, once."""
         if self.enabled:
-            if not self.has_row("note", step, text):  # a crash before the row of validation has this said again
+            if all(row.get("text") != text for row in self.old):  # a crash before the row of validation has this said again
                 self.file.write(json.dumps({"kind": "note", "step": step, "text": text}) + "\n")
                 self.file.flush()
             self.say(text)
