@@ -92,6 +92,7 @@ ODD = {  # what is done to a tensor, to some of each file, and what is said then
     "float8": (lambda tensor: tensor.to(torch.float8_e4m3fn), "is float8_e4m3fn, expected dense numbers"),
     "quantised": (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "is qint8, expected dense numbers"),
     "sparse": (lambda tensor: tensor.to_sparse(), "is sparse_coo, expected dense numbers"),
+    "nested": (lambda tensor: torch.nested.nested_tensor([tensor]), "is a nested tensor, expected dense numbers"),
     "meta": (lambda tensor: tensor.to("meta"), "expected dense numbers"),
     "NaN": (lambda tensor: torch.full_like(tensor, float("nan")), "holds NaN or infinity"),
     "infinity": (lambda tensor: torch.full_like(tensor, float("-inf")), "holds NaN or infinity"),

@@ -227,6 +227,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     tensors = {name: tensor for name, tensor in entries if isinstance(name, str) and isinstance(tensor, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no weights by name")
+    if nested := [name for name, tensor in tensors.items() if tensor.is_nested]:  # which does not even have a shape
+        raise UserError(f"{path}: {nested[0]} is a nested tensor, expected dense numbers such as float32")
     return tensors
 
 
