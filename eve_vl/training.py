@@ -97,7 +97,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     skip = config.data.skip_broken_val
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
     trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
-    for line in run_lines(config, task, device, num_rows=sum(map(len, prepared.sources))):
+    num_rows = sum(map(len, prepared.sources))
+    for line in run_lines(config, task, device, num_rows):
         say(line)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
@@ -107,12 +108,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
-    bad_samples = BadSamples(
-        config.out,
-        num_rows=sum(len(source) for source in prepared.sources),
-        max_share=config.data.max_bad_share,
-        writes=distributed.is_main(),
-    )
+    bad_samples = BadSamples(config.out, num_rows=num_rows, max_share=config.data.max_bad_share, writes=rank == 0)
     return trainer.fit(loader, val_loader, bad_samples)
 
 
