@@ -173,14 +173,6 @@ def with_absolute_paths(config: Config) -> Config:
     return dataclasses.replace(absolute_paths, out=config.out, code=tuple(code.items()))
 
 
-def train_texts(sources: Sequence[Source[Any]], limit: int) -> list[str]:
-    """Return the texts of at most `limit` rows, spread evenly over all sources."""
-    total = sum(len(source) for source in sources)
-    stride = max(1, -(-total // limit))
-    rows = (row for source in sources for _, row in usable_rows(source, range(0, len(source), stride)))
-    return [text for row in rows for text in row.texts]
-
-
 def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
     """Train a tokenizer on the texts of any sources. Raises UserError."""
     kind = "auto" if data.text_column is None else "captions"
@@ -188,7 +180,10 @@ def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> 
 
 
 def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
-    texts = train_texts(sources, ROWS_PER_TOKEN * vocab_size)
+    """Train a tokenizer on the texts of rows spread evenly over all sources."""
+    stride = max(1, -(-sum(map(len, sources)) // (ROWS_PER_TOKEN * vocab_size)))
+    rows = (row for source in sources for _, row in usable_rows(source, range(0, len(source), stride)))
+    texts = [text for row in rows for text in row.texts]
     if not texts:
         raise UserError(
             "the sources hold no usable text to train a tokenizer on; name a tokenizer with --tokenizer.path (eve tokenizer "

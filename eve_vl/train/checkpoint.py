@@ -22,7 +22,6 @@ import math
 import random
 import re
 import shutil
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -279,21 +278,15 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
         rng = read_tensors(folder / f"rng_{rank}.safetensors") if rank < state["num_processes"] else {}
     except UserError as error:
         raise _damaged(folder, error) from None
-    kept: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition(".")
-        kept[name][key] = tensor
-    trained = _trained(model, optimizer)
-    for name, (parameter, parts) in trained.items():
+    for name, (parameter, parts) in _trained(model, optimizer).items():
         expected = initial_state(parameter, parts, device="meta")
-        is_sound = _forms(kept[name]) == _forms(expected)
-        if not is_sound or any(kept[name][key].lt(0).any() for key in expected.keys() & {"step", "exp_avg_sq"}):
+        kept = {key: tensors.pop(full) for key in expected if (full := f"{name}.{key}") in tensors}
+        if _forms(kept) != _forms(expected) or any(kept[key].lt(0).any() for key in expected.keys() & {"step", "exp_avg_sq"}):
             reason = f"does not hold {', '.join(expected)} of {name}, or in another shape, type or sign"
             raise _damaged(folder, f"{path.name} {reason}")
-    if unknown := sorted(kept.keys() - trained.keys()):
-        raise _damaged(folder, f"{path.name} holds {unknown[0]}, which does not train")
-    for name, (parameter, _) in trained.items():
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept[name].items()}
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept.items()}
+    if tensors:
+        raise _damaged(folder, f"{path.name} holds {min(tensors)}, which does not train")
     state["meter"] = {name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)}
     if rng:  # a run that goes on with more processes starts their generators anew
         try:
