@@ -12,14 +12,9 @@ from torch.distributed.nn.functional import all_reduce
 from eve_vl.errors import SharedError, UserError
 
 
-def launched_by_torchrun() -> bool:
-    """Whether this process is one of a torchrun group."""
-    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def setup(device: torch.device) -> None:
     """Join the group that torchrun started, if it did: nccl for CUDA tensors, gloo for CPU ones."""
-    if launched_by_torchrun() and not dist.is_initialized():
+    if {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
