@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -90,7 +90,8 @@ class RunLog:
         self.file = (run / LOG).open("a", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
         self.said = time.monotonic()
-        columns = "[bold]steps", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "{task.fields[note]}"
+        name, note = TextColumn("[bold]steps"), TextColumn("{task.fields[note]}")
+        columns = name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note
         self.bar = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal, speed_estimate_period=math.inf)
         self.bar.add_task("", total=num_steps, completed=first_step, note="")
         (self.steps,) = self.bar.tasks
