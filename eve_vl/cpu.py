@@ -17,7 +17,7 @@ def usable_cores() -> int:
 
 def core_seconds() -> float:
     """Return how long cores have worked for this process and for those that it has started, as the loader's workers."""
-    total = sum(os.times()[:4])  # of others: those that have ended
+    total = time.process_time() + sum(os.times()[2:4])  # of this one in fine steps, and of those that have ended
     for child in multiprocessing.active_children():
         with suppress(OSError):  # only Linux makes the clock of a process out of its number, as clock_getcpuclockid does
             total += time.clock_gettime((~(child.pid or 0) << 3) | 2)

@@ -52,15 +52,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
-    old, must_try = _beside(folder, "old"), True
+    old = _beside(folder, "old")
     take_back(folder)
-    while must_try:
+    while True:
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             folder.rename(old)
         try:
             temporary.rename(folder)
-            must_try = False
+            break
         except OSError:
             if not folder.exists():
                 take_back(folder)

@@ -86,11 +86,11 @@ def is_of(value: object, /, **kinds: type) -> bool:
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Say which file it is that cannot be read: what goes wrong meanwhile becomes a UserError."""
+def reading(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """Say which file it is that cannot be read: what goes wrong meanwhile, as those who read say it, becomes a UserError."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, *others) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 

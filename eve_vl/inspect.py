@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 
 from eve_vl.config import Config, to_dict
@@ -54,7 +54,7 @@ class Inspection:
             f"patches, {sizes.text_length} text tokens",
             highlight=False,
         )
-        table = Table("part", "parameters", "GFLOP per pair, forward")
+        table = Table("part", *(Column(name, justify="right") for name in ("parameters", "GFLOP per pair, forward")))
         for name in dict.fromkeys([*self.parameters, *self.flops]):
             number = f"{self.parameters[name]:,}" if name in self.parameters else ""
             table.add_row(name, number, f"{self.flops[name] / 1e9:.3f}" if name in self.flops else "")
@@ -63,8 +63,6 @@ class Inspection:
         table.add_row(
             "active per token / forward + backward", f"{self.active_parameters:,}", f"{self.flops_per_step / 1e9:.3f}"
         )
-        for column in table.columns[1:]:
-            column.justify = "right"
         console.print(table)
 
 

@@ -97,7 +97,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     skip = config.data.skip_broken_val
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
     trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
-    for line in run_lines(config, task, device, num_rows=sum(map(len, prepared.sources))):
+    num_rows = sum(map(len, prepared.sources))
+    for line in run_lines(config, task, device, num_rows):
         say(line)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     if not trainer.resume() and rank == 0:
@@ -107,12 +108,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
-    bad_samples = BadSamples(
-        config.out,
-        num_rows=sum(len(source) for source in prepared.sources),
-        max_share=config.data.max_bad_share,
-        writes=distributed.is_main(),
-    )
+    bad_samples = BadSamples(config.out, num_rows=num_rows, max_share=config.data.max_bad_share, writes=rank == 0)
     return trainer.fit(loader, val_loader, bad_samples)
 
 
@@ -177,14 +173,6 @@ def with_absolute_paths(config: Config) -> Config:
     return dataclasses.replace(absolute_paths, out=config.out, code=tuple(code.items()))
 
 
-def train_texts(sources: Sequence[Source[Any]], limit: int) -> list[str]:
-    """Return the texts of at most `limit` rows, spread evenly over all sources."""
-    total = sum(len(source) for source in sources)
-    stride = max(1, -(-total // limit))
-    rows = (row for source in sources for _, row in usable_rows(source, range(0, len(source), stride)))
-    return [text for row in rows for text in row.texts]
-
-
 def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
     """Train a tokenizer on the texts of any sources. Raises UserError."""
     kind = "auto" if data.text_column is None else "captions"
@@ -192,7 +180,10 @@ def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> 
 
 
 def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
-    texts = train_texts(sources, ROWS_PER_TOKEN * vocab_size)
+    """Train a tokenizer on the texts of rows spread evenly over all sources."""
+    stride = max(1, -(-sum(map(len, sources)) // (ROWS_PER_TOKEN * vocab_size)))
+    rows = (row for source in sources for _, row in usable_rows(source, range(0, len(source), stride)))
+    texts = [text for row in rows for text in row.texts]
     if not texts:
         raise UserError(
             "the sources hold no usable text to train a tokenizer on; name a tokenizer with --tokenizer.path (eve tokenizer "

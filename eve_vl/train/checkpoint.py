@@ -22,7 +22,6 @@ import math
 import random
 import re
 import shutil
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 
 from eve_vl.errors import UserError
 from eve_vl.files import take_back, whole_file, whole_folder
-from eve_vl.foreign import is_of, open_ordinary, parse_json, read_bytes
+from eve_vl.foreign import is_of, open_ordinary, parse_json, read_bytes, reading
 from eve_vl.metrics.certainty import from_json, to_json
 from eve_vl.train.optim import initial_state
 
@@ -78,25 +77,13 @@ def chosen_checkpoint(path: Path) -> Path:
 
 
 def save_checkpoint(
-    run: Path,
-    *,
-    model: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    rng_states: list[dict[str, Tensor]],
-    texts: Mapping[str, str],
-    state: Mapping[str, Any],
-    keep: int,
-    live: Mapping[str, Tensor] | None = None,
+    run: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], state: Mapping[str, Any], *, keep: int
 ) -> None:
     """Write a checkpoint and delete all but the newest `keep`.
 
-    model, optimizer: whole tensors, as `state_dict` and `optimizer_tensors` name them. rng_states: one per process.
-    texts: further files by name. state: JSON values, the `step` among them. live: what training goes on from, if the weights of
-    `model` are averages.
-    Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
+    tensors: those of each safetensors file, by its name. texts: further files by name. state: JSON values, the `step` among
+    them. Raises UserError when the disk is full or the folder cannot be written; older checkpoints are then untouched.
     """
-    tensors = {"model": model, "optimizer": optimizer} | {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
-    tensors |= {LIVE: live} if live else {}
     _write_folder(run / CHECKPOINTS / f"step_{state['step']:08d}", tensors, texts, state)
     for old in checkpoint_folders(run)[:-keep]:
         with contextlib.suppress(OSError):  # first out of sight, so that a crash leaves no half of one that counts as whole
@@ -118,8 +105,7 @@ def read_best(run: Path) -> dict[str, Any] | None:
     if not (run / BEST / "state.json").is_file():
         return None
     state = verify(run / BEST)
-    numbers = from_json(saved) if isinstance(saved := state.get("numbers"), dict) else None
-    if numbers is None or not is_of(numbers, **dict.fromkeys(numbers, float)):
+    if not is_of(state, numbers=dict) or not is_of(numbers := from_json(state["numbers"]), **dict.fromkeys(numbers, float)):
         raise _damaged(run / BEST, "state.json holds no numbers")
     return {"step": state["step"], "numbers": numbers}
 
@@ -223,11 +209,9 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, as they are. Raises UserError."""
-    try:
+    with reading(path, safetensors.SafetensorError):
         open_ordinary(path).close()  # a pipe would wait for a writer
         return load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def check_tensors(tensors: Mapping[str, Tensor], where: object) -> None:
@@ -286,30 +270,23 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     written or does not fit.
     """
     state = verify(folder)
-    num_processes = state.get("num_processes")
-    if type(num_processes) is not int or num_processes < 1:
-        raise _damaged(folder, f"state.json says num_processes {num_processes}")
+    if not is_of(state, num_processes=int) or state["num_processes"] < 1:
+        raise _damaged(folder, f"state.json says num_processes {state.get('num_processes')}")
     try:
         load_model(folder, model)
         check_tensors(tensors := read_tensors(path := folder / "optimizer.safetensors"), path.name)
-        rng = read_tensors(folder / f"rng_{rank}.safetensors") if rank < num_processes else {}
+        rng = read_tensors(folder / f"rng_{rank}.safetensors") if rank < state["num_processes"] else {}
     except UserError as error:
         raise _damaged(folder, error) from None
-    kept: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition(".")
-        kept[name][key] = tensor
-    trained = _trained(model, optimizer)
-    for name, (parameter, parts) in trained.items():
+    for name, (parameter, parts) in _trained(model, optimizer).items():
         expected = initial_state(parameter, parts, device="meta")
-        is_sound = _forms(kept[name]) == _forms(expected)
-        if not is_sound or any(kept[name][key].lt(0).any() for key in expected.keys() & {"step", "exp_avg_sq"}):
+        kept = {key: tensors.pop(full) for key in expected if (full := f"{name}.{key}") in tensors}
+        if _forms(kept) != _forms(expected) or any(kept[key].lt(0).any() for key in expected.keys() & {"step", "exp_avg_sq"}):
             reason = f"does not hold {', '.join(expected)} of {name}, or in another shape, type or sign"
             raise _damaged(folder, f"{path.name} {reason}")
-    if unknown := sorted(kept.keys() - trained.keys()):
-        raise _damaged(folder, f"{path.name} holds {unknown[0]}, which does not train")
-    for name, (parameter, _) in trained.items():
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept[name].items()}
+        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in kept.items()}
+    if tensors:
+        raise _damaged(folder, f"{path.name} holds {min(tensors)}, which does not train")
     state["meter"] = {name.removeprefix(METER): value for name, value in rng.items() if name.startswith(METER)}
     if rng:  # a run that goes on with more processes starts their generators anew
         try:

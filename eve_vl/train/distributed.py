@@ -1,7 +1,4 @@
-"""One process or many: the only file that knows process groups. Without torchrun, torch.distributed is never touched.
-
-"All processes" are those of a `group`, by default of the whole world.
-"""
+"""One process or many: the only file that knows process groups. Without torchrun, torch.distributed is never touched."""
 
 import itertools
 import os
@@ -10,20 +7,14 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
 from eve_vl.errors import SharedError, UserError
-
-Group = dist.ProcessGroup | None
-
-
-def launched_by_torchrun() -> bool:
-    """Whether this process is one of a torchrun group."""
-    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def setup(device: torch.device) -> None:
     """Join the group that torchrun started, if it did: nccl for CUDA tensors, gloo for CPU ones."""
-    if launched_by_torchrun() and not dist.is_initialized():
+    if {"LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
@@ -33,14 +24,14 @@ def shutdown() -> None:
         dist.destroy_process_group()
 
 
-def rank(group: Group = None) -> int:
-    """This process's number in the group, 0 without torchrun."""
-    return dist.get_rank(group) if dist.is_initialized() else 0
+def rank() -> int:
+    """This process's number, 0 without torchrun."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world_size(group: Group = None) -> int:
-    """Number of processes in the group, 1 without torchrun."""
-    return dist.get_world_size(group) if dist.is_initialized() else 1
+def world_size() -> int:
+    """Number of processes, 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
@@ -48,65 +39,31 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def sum_over_processes(x: Tensor, group: Group = None) -> Tensor:
-    """Return x summed over all processes; gradients flow to every process's x."""
-    return _Sum.apply(x, group) if dist.is_initialized() else x
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Return x summed over all processes; gradients flow to every process's x, from the results of all."""
+    return all_reduce(x) if dist.is_initialized() else x
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over processes; so is the gradient, since every process's result depends on every process's input."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, group: Group) -> Tensor:
-        ctx.group, x = group, x.clone()
-        dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad = grad.clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
-
-
-def gather_rows(x: Tensor, group: Group = None) -> Tensor:
+def gather_rows(x: Tensor) -> Tensor:
     """Return the rows of all processes, in order of rank; gradients flow to every process's rows.
 
     All processes must have equally many rows.
     """
-    return _Gather.apply(x, group) if dist.is_initialized() else x
+    own = [x if each == rank() else torch.zeros_like(x) for each in range(world_size())]
+    return sum_over_processes(torch.cat(own))
 
 
-class _Gather(torch.autograd.Function):
-    """Concatenation over processes; every process's loss depends on these rows, so gradients are summed."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        parts = [torch.empty_like(x) for _ in range(world_size(group))]
-        dist.all_gather(parts, x.contiguous(), group)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad = grad.contiguous()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad.chunk(world_size(ctx.group))[rank(ctx.group)], None
-
-
-def any_process(flag: bool, device: torch.device, group: Group = None) -> bool:
+def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process."""
-    if not dist.is_initialized():
-        return flag
-    return bool(sum_over_processes(torch.tensor(float(flag), device=device), group).item() > 0)
+    return bool(sum_over_processes(torch.tensor(float(flag), device=device)).item()) if dist.is_initialized() else flag
 
 
-def gather_objects(value: object, group: Group = None) -> list:
+def gather_objects(value: object) -> list:
     """Return every process's value, in order of rank, on every process."""
     if not dist.is_initialized():
         return [value]
-    values: list = [None] * world_size(group)
-    dist.all_gather_object(values, value, group)
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
     return values
 
 
@@ -116,7 +73,7 @@ def raise_everywhere(errors: Sequence[UserError]) -> None:
         raise SharedError(met[0])
 
 
-def barrier(group: Group = None) -> None:
+def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
-        dist.barrier(group)
+        dist.barrier()

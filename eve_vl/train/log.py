@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -71,56 +72,53 @@ def _read_rows(path: Path, **kinds: type) -> list[dict]:
     return [row for row in rows if is_of(row, **kinds)]
 
 
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 class RunLog:
     """The log of one run; a resumed run drops rows later than the step it resumes from, one that starts anew all."""
 
     def __init__(self, run: Path, *, first_step: int, num_steps: int, enabled: bool):
-        self.enabled = enabled
+        self.enabled, self.first_step, self.num_steps = enabled, first_step, num_steps
+        self.old: list[dict] = []
         if not enabled:
             return
-        kept = [row for row in read_log(run) if row["step"] <= first_step] if first_step else []
-        self.old = kept
-        write_file(run / LOG, "".join(json.dumps(to_json(row)) + "\n" for row in kept))
-        self.file = (run / LOG).open("a")
+        if first_step:
+            self.old = [row for row in read_log(run) if row["step"] <= first_step]
+        write_file(run / LOG, _json_lines(map(to_json, self.old)))
+        self.file = (run / LOG).open("a", buffering=1)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
-        self.num_steps = num_steps
-        self.first_step, self.start, self.said = first_step, time.monotonic(), time.monotonic()
-        self.progress: Progress | None = None
-        if CONSOLE.is_terminal:
-            self.progress = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=CONSOLE,
-            )
-            self.progress.add_task("steps", total=num_steps, completed=first_step, note="")
-            self.progress.start()
+        self.said = time.monotonic()
+        name, note = TextColumn("[bold]steps"), TextColumn("{task.fields[note]}")
+        columns = name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note
+        self.bar = Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal, speed_estimate_period=math.inf)
+        self.bar.add_task("", total=num_steps, completed=first_step, note="")
+        (self.steps,) = self.bar.tasks
+        self.bar.start()
 
     def has_row(self, kind: str, step: int) -> bool:
         """Whether there was such a row when the run went on; only the process that writes the log knows."""
-        return self.enabled and any((row["kind"], row["step"]) == (kind, step) for row in self.old)
+        return any((row["kind"], row["step"]) == (kind, step) for row in self.old)
 
     def values(self, name: str | None) -> list[float]:
         """Return a number of all validations so far; only the process that writes the log knows."""
-        return [row[name] for row in self.old if row["kind"] == "val" and name in row] if self.enabled else []
+        return [row[name] for row in self.old if row["kind"] == "val" and name in row]
 
     def row(self, kind: str, step: int, values: dict[str, float]) -> None:
         """Write one row of `kind` train or val everywhere."""
         if not self.enabled:
             return
-        self.file.write(json.dumps({"kind": kind, "step": step, **to_json(values)}) + "\n")
-        self.file.flush()
+        self.file.write(_json_lines([{"kind": kind, "step": step, **to_json(values)}]))
         for name, value in values.items():
             self.board.add_scalar(f"{kind}/{name}", value, step)
         hidden = ("core_seconds", "lr")
         shown = {name: value for name, value in values.items() if "/" not in name and name not in hidden}
         text = "  ".join(f"{name} {value:.4g}{getattr(value, 'spread', '')}" for name, value in shown.items())
-        if self.progress is not None and kind == "train":
-            self.progress.update(self.progress.task_ids[0], note=f"loss {values['loss']:.4g}")  # more would leave no bar
+        if not self.bar.disable and kind == "train":
+            self.bar.update(self.steps.id, note=f"loss {values['loss']:.4g}")  # more would leave no bar
         else:
-            self.say(f"{kind:5} {self._at(step)}  {text}{self._eta(step) * (kind == 'train')}")
+            self.say(f"{kind:5} {self._at(step)}  {text}{self._eta() * (kind == 'train')}")
 
     def show(self, step: int, shown: Mapping[str, np.ndarray | str]) -> None:
         """Show pictures, uint8 (H, W, 3), and texts in TensorBoard."""
@@ -140,25 +138,19 @@ class RunLog:
         """Show that a step is done: on the bar; as a line when the first few are timed, or if none was shown for long."""
         if not self.enabled:
             return
-        taken = step - self.first_step
-        if taken == 1:
-            self.start = time.monotonic()  # the first step is slower
-        if self.progress is not None:
-            self.progress.update(self.progress.task_ids[0], completed=step)
-        if taken == STEPS_TIMED and step < self.num_steps:
-            seconds = (time.monotonic() - self.start) / (taken - 1)
-            self.say(f"{seconds:.2g} s a step{self._eta(step)}, {peak_memory() / 2**30:.2f} GiB of memory so far")
-        elif self.progress is None and time.monotonic() - self.said > PATIENCE:
-            self.say(f"{self._at(step)}{self._eta(step)}")
+        self.bar.update(self.steps.id, completed=step)
+        if step == self.first_step + STEPS_TIMED and not self.steps.finished:
+            seconds = 1 / (self.steps.speed or math.inf)
+            self.say(f"{seconds:.2g} s a step{self._eta()}, {peak_memory() / 2**30:.2f} GiB of memory so far")
+        elif self.bar.disable and time.monotonic() - self.said > PATIENCE:
+            self.say(f"{self._at(step)}{self._eta()}")
 
     def _at(self, step: int) -> str:
         return f"{step:>{len(str(self.num_steps))}}/{self.num_steps}"
 
-    def _eta(self, step: int) -> str:
-        if step <= self.first_step + 1:
-            return ""
-        left = (time.monotonic() - self.start) / (step - self.first_step - 1) * (self.num_steps - step)
-        return f"  ETA {int(left) // 60}:{int(left) % 60:02}"
+    def _eta(self) -> str:
+        left = self.steps.time_remaining  # None until two steps are done
+        return "" if left is None else f"  ETA {int(left) // 60}:{int(left) % 60:02}"
 
     def say(self, text: str) -> None:
         """Show one line."""
@@ -170,17 +162,16 @@ class RunLog:
         """Show one line and keep it in the log, once."""
         if self.enabled:
             if all(row.get("text") != text for row in self.old):  # a crash before the row of validation has this said again
-                self.file.write(json.dumps({"kind": "note", "step": step, "text": text}) + "\n")
-                self.file.flush()
+                self.file.write(_json_lines([{"kind": "note", "step": step, "text": text}]))
             self.say(text)
 
     def close(self) -> None:
         """Finish the progress bar and the files."""
         if not self.enabled:
             return
-        if self.progress is not None:
+        if not self.bar.disable:
             with contextlib.suppress(OSError):
-                self.progress.stop()
+                self.bar.stop()
         self.board.close()
         self.file.close()
 
@@ -193,7 +184,7 @@ class BadSamples:
         self.num_rows, self.max_share, self.writes = num_rows, max_share, writes
         self.known = {*(before := read_bad_samples(run))}
         if writes and before:  # without the half of a row that a crash may have left
-            write_file(self.path, _bad_rows(before))
+            write_file(self.path, _json_lines({"where": where, "reason": reason} for where, reason in before.items()))
 
     def add(self, errors: Iterable[BadSampleError], num_seen: int) -> None:
         """Note unusable rows. Raises UserError when there are more than max_share of the rows seen so far (of at least
@@ -204,7 +195,7 @@ class BadSamples:
         self.known |= new.keys()
         if self.writes:
             with self.path.open("a") as file:
-                file.write(_bad_rows({where: error.reason for where, error in new.items()}))
+                file.write(_json_lines({"where": where, "reason": error.reason} for where, error in new.items()))
         seen = min(self.num_rows, max(num_seen, 1000))
         if len(self.known) > self.max_share * seen:
             last = next(reversed(new.values()))
@@ -213,10 +204,6 @@ class BadSamples:
                 f"all so far are in {self.path}; the last: {last}; "
                 "repair them (eve data check lists all) or allow more with --data.max-bad-share"
             )
-
-
-def _bad_rows(reasons: Mapping[str, str]) -> str:
-    return "".join(json.dumps({"where": where, "reason": reason}) + "\n" for where, reason in reasons.items())
 
 
 class Meter:

@@ -43,19 +43,16 @@ def build_optimizer(
     """
     named = dict(named_parameters)
     scales = lr_scales(named, config, new)
-    groups: dict[tuple[float, float, int], list[nn.Parameter]] = defaultdict(list)
+    groups: dict[tuple[float, float, int], dict[str, Any]] = {}
     for name, parameter in named.items():
         if parameter.requires_grad:
             decay = config.weight_decay if is_decayed(name, parameter) else 0.0
             parts = muon_parts(name, parameter) if config.optimizer == "muon" else 0
-            groups[decay, scales[name], parts].append(parameter)
-    options: list[dict[str, Any]] = [
-        {"params": parameters, "weight_decay": decay, "lr_scale": lr_scale, "parts": parts}
-        for (decay, lr_scale, parts), parameters in groups.items()
-    ]
+            new_group = {"params": [], "weight_decay": decay, "lr_scale": scales[name], "parts": parts}
+            groups.setdefault((decay, scales[name], parts), new_group)["params"].append(parameter)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(options, lr=config.lr, betas=config.betas, fused=True)
-    return Muon(options, lr=config.lr, betas=config.betas, products=products)
+        return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas, fused=True)
+    return Muon(list(groups.values()), lr=config.lr, betas=config.betas, products=products)
 
 
 def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | str | None = None) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,11 +30,6 @@ def parallelize(task: nn.Module, device: torch.device) -> Any:
 def without_sharing(model: Any) -> contextlib.AbstractContextManager[None]:
     """Return the context of a backward pass whose gradients another one will add to before they are averaged."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
-
-
-def whole_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors of a task or its optimiser as they go into a checkpoint; every process must call this."""
-    return tensors  # each process has them whole; where they are sharded, this is where they are gathered
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import operator
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from eve_vl.train.blocks import wrap_blocks
 from eve_vl.train.device import autocast, pick_dtype
 from eve_vl.train.log import BadSamples, Meter, RunLog
 from eve_vl.train.optim import build_optimizer, learning_rate
-from eve_vl.train.parallel import parallelize, share_running_averages, whole_tensors, without_sharing
+from eve_vl.train.parallel import parallelize, share_running_averages, without_sharing
 from eve_vl.train.stages import freeze
 
 
@@ -117,27 +117,21 @@ class Trainer:
         """Write a checkpoint; every process must call this."""
         meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
         rng_states = distributed.gather_objects(checkpoint.get_rng_state() | meter)
-        live = whole_tensors(self.averages.live())
-        with self.averages.in_place():
-            model = whole_tensors(self.task.state_dict())
-        optimizer = whole_tensors(checkpoint.optimizer_tensors(self.task, self.optimizer))
         if distributed.is_main():
-            checkpoint.save_checkpoint(
-                self.run,
-                model=model,
-                optimizer=optimizer,
-                rng_states=rng_states,
-                texts=self.texts,
-                state={
-                    "step": self.step,
-                    "samples_consumed": self.samples_consumed,
-                    "new": self.new,
-                    "num_processes": distributed.world_size(),
-                    "torch": torch.__version__,
-                },
-                keep=self.config.keep,
-                live=live,
-            )
+            tensors = {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
+            tensors["optimizer"] = checkpoint.optimizer_tensors(self.task, self.optimizer)
+            if live := self.averages.live():
+                tensors[checkpoint.LIVE] = live
+            state = {
+                "step": self.step,
+                "samples_consumed": self.samples_consumed,
+                "new": self.new,
+                "num_processes": distributed.world_size(),
+                "torch": torch.__version__,
+            }
+            with self.averages.in_place():
+                tensors["model"] = self.task.state_dict()
+                checkpoint.save_checkpoint(self.run, tensors, self.texts, state, keep=self.config.keep)
         distributed.barrier()
 
     def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
@@ -230,10 +224,10 @@ class Trainer:
         if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
             return
         self.best = numbers
-        with self.averages.in_place():
-            model = whole_tensors(self.task.state_dict())
         if distributed.is_main():
-            checkpoint.save_best(self.run, step=self.step, model=model, texts=self.texts, numbers=numbers)
+            with self.averages.in_place():
+                model = self.task.state_dict()
+                checkpoint.save_best(self.run, step=self.step, model=model, texts=self.texts, numbers=numbers)
         distributed.barrier()
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
@@ -275,9 +269,8 @@ class Trainer:
         tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
         checkpoint.write_tensors(folder / "batch.safetensors", tensors)
         write_file(folder / "samples.txt", "\n".join(batch.where))
-        model = whole_tensors(self.task.state_dict())
         if distributed.is_main():
-            checkpoint.write_tensors(folder / "model.safetensors", model)
+            checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
         distributed.barrier()  # the first process to end would end the others
         numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
         raise SharedError(
@@ -290,11 +283,9 @@ class Trainer:
 
         Raises UserError, in all processes, if a row could not be used, unless they may be skipped.
         """
-        errors: list[UserError] = []
-        skipped = [] if self.skip_broken else None
+        # what one process alone raised would leave the others waiting
+        skipped: list[Any] | None = [] if self.skip_broken or distributed.world_size() > 1 else None
         loader = told(loader, "validating", operator.length_hint(loader) or None)
-        if distributed.world_size() > 1 and skipped is None:  # what one process alone raised would leave the others waiting
-            loader = _without_errors(loader, errors)
         with (
             self.averages.in_place(),
             evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches,
@@ -303,9 +294,10 @@ class Trainer:
             if log is not None and log.enabled and first:
                 with torch.no_grad():
                     log.show(self.step, self.glimpse(first[0]))
-            numbers = self.task.evaluate(itertools.chain(first, batches)) | num_skipped(skipped)
-        distributed.raise_everywhere(errors)
-        return numbers
+            numbers = self.task.evaluate(itertools.chain(first, batches))
+        if not self.skip_broken:
+            distributed.raise_everywhere([_unusable(error) for error in skipped or ()])
+        return numbers | num_skipped(skipped)
 
 
 def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
@@ -332,7 +324,7 @@ def evaluation_batches(
             if skipped is not None:
                 skipped.extend(batch.skipped)
             elif batch.skipped:
-                raise _unusable(batch)
+                raise _unusable(batch.skipped[0])
             if batch.where:
                 num += 1
                 yield batch.to(device)
@@ -346,18 +338,11 @@ def evaluation_batches(
         task.train(was_training)
 
 
-def _unusable(batch: Any) -> UserError:
+def _unusable(error: UserError) -> UserError:
     return UserError(
-        f"a row to evaluate on cannot be used, {batch.skipped[0]}; repair such rows (eve data check lists them) or "
+        f"a row to evaluate on cannot be used, {error}; repair such rows (eve data check lists them) or "
         "go on without them: --skip-broken in eve evaluate, --data.skip-broken-val in training"
     )
-
-
-def _without_errors(loader: Iterable[Any], errors: list[UserError]) -> Iterator[Any]:
-    """Yield batches as if all their rows could be used, whose places others have, and collect the errors."""
-    for batch in loader:
-        errors += [_unusable(batch)] if batch.skipped else []
-        yield replace(batch, skipped=()) if batch.skipped else batch
 
 
 @contextlib.contextmanager
