@@ -6,13 +6,9 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
-from rich.console import Console
-from rich.progress import wrap_file
 
 from eve_vl import foreign
 from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef
@@ -22,7 +18,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
 TEXT_COLUMNS = ("caption", "captions", "text", "title")
 MAX_TEXT_BYTES = 2**23  # of one row's text or JSON
-LONG_BYTES = 200 * 2**20  # reading this much takes seconds: worth a progress bar
 INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # Unicode's categories: control and format characters, spaces
 BLANKS = frozenset("\u034f\u115f\u1160\u2800\u3164\uffa0")  # letters and signs that show nothing
 Fields = Mapping[str, object]
@@ -165,18 +160,6 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
 def is_file(path: Path) -> bool:
     """Whether there is an ordinary file; of a name that cannot be one, such as one too long, not."""
     return os.path.isfile(path)  # noqa: PTH113 (pathlib raises for some of these)
-
-
-@contextmanager
-def open_long(path: Path, buffering: int = 2**20) -> Iterator[BinaryIO]:
-    """Open a file to go through; a long one shows its progress on a terminal. Raises OSError."""
-    with foreign.open_ordinary(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < LONG_BYTES or not (console := Console(stderr=True)).is_terminal:
-            yield file
-            return
-        with wrap_file(file, size, description=f"reading {path.name}", console=console, transient=True) as shown:
-            yield BufferedReader(cast("BufferedReader", shown), buffering)
 
 
 def field(row: Fields, name: str, where: str) -> object:

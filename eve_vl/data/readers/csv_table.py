@@ -14,6 +14,7 @@ import numpy as np
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import PackedTable, RowColumns
 from eve_vl.errors import UserError
+from eve_vl.foreign import open_ordinary
 
 DELIMITERS = ",\t;|"
 
@@ -72,7 +73,7 @@ class CsvTable(PackedTable):
 
 @contextmanager
 def _open(path: Path) -> Iterator[TextIO]:
-    with common.open_long(path) as file:
+    with open_ordinary(path) as file:
         # surrogateescape: bytes that are not UTF-8 spoil their own row only
         yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 

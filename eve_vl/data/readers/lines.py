@@ -4,8 +4,6 @@ import gzip
 import io
 import zlib
 from array import array
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +14,7 @@ from eve_vl.data.readers import common
 from eve_vl.data.readers.table import Table
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.foreign import open_ordinary
+from eve_vl.talk import told
 
 NUM_LINES_TO_PARSE = 10_000  # how far to look for a first line that parses, to learn the columns
 MAX_UNPACKED_BYTES = 2**29  # of a .gz, which stays in memory
@@ -42,21 +41,22 @@ class LineTable(Table):
 
     def line(self, index: int, where: str) -> bytes:
         """Return the line of a row. Raises BadSampleError."""
-        with common.one_row(where), self._open(open_ordinary) as file:
+        with common.one_row(where), self._open() as file:
             file.seek(int(self._starts[index]))
             line = file.readline(common.MAX_TEXT_BYTES + 1)
         if len(line) > common.MAX_TEXT_BYTES:
             raise BadSampleError(where, f"line is longer than {common.MAX_TEXT_BYTES >> 20} MB")
         return line
 
-    def _open(self, opened: Callable[[Path], AbstractContextManager[BinaryIO]]) -> AbstractContextManager[BinaryIO]:
-        return opened(self.path) if self._unpacked is None else io.BytesIO(self._unpacked)
+    def _open(self) -> BinaryIO:
+        return open_ordinary(self.path) if self._unpacked is None else io.BytesIO(self._unpacked)
 
     def _index_lines(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where each non-blank line starts, and for each blank line how many rows come before it (both int64)."""
         starts, rows_before_blank, position, is_start = array("q"), array("q"), 0, True
-        with self._open(common.open_long) as file:
-            for line in iter(partial(file.readline, common.MAX_TEXT_BYTES), b""):  # one without an end would fill the memory
+        with self._open() as file:
+            lines = iter(partial(file.readline, common.MAX_TEXT_BYTES), b"")  # one without an end would fill the memory
+            for line in told(lines, f"indexing {self.path.name}"):
                 if is_start and line.isspace():
                     rows_before_blank.append(len(starts))
                 elif is_start:
@@ -104,7 +104,7 @@ class JsonlTable(LineTable):
 
 def _unpack(path: Path) -> bytes:
     try:
-        with common.open_long(path) as packed, gzip.open(packed) as file:
+        with open_ordinary(path) as packed, gzip.open(packed) as file:
             data = file.read(MAX_UNPACKED_BYTES + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}); download it again") from None

@@ -20,7 +20,7 @@ from eve_vl.data.readers.table import Table
 from eve_vl.data.records import ImageSpan
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.files import write_file
-from eve_vl.foreign import read_bytes
+from eve_vl.foreign import open_ordinary, read_bytes
 from eve_vl.talk import told
 
 BLOCK = 512
@@ -124,7 +124,7 @@ def _index(path: Path) -> Shard:
 
 def _scan(path: Path) -> Shard:
     rows: dict[str, list[int]] = {}
-    with common.open_long(path, BLOCK) as file:
+    with open_ordinary(path) as file:
         for name, offset, size in _members(file, path):
             folder, _, base = name.rpartition("/")
             stem, dot, suffix = base.partition(".")
