@@ -94,7 +94,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         for name, text in texts.items():
             write_file(config.out / name, text)
         record(config.out, device)
-    skip = config.data.skip_broken_val
+    skip = config.data.skips_broken_val
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
     trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
     num_rows = sum(map(len, prepared.sources))

@@ -172,7 +172,7 @@ def kill(rng: Random, training: Training, one: Kill, durations: Mapping[str, flo
         one.odd = "does not end"
     one.status = training.status
     text = training.console.read_text(errors="replace")
-    if "Traceback" in text and not one.odd:
+    if "Traceback" in text and not one.odd and number != signal.SIGKILL:  # loader workers of a killed run say that it is gone
         one.odd = f"traceback: {text.strip().splitlines()[-1][:150]}"
     elif one.status not in (-number, 128 + number, 0) and not one.odd:
         one.odd = f"status {one.status}: {text.strip().splitlines()[-1:]}"

@@ -118,7 +118,7 @@ def test_evaluation_can_leave_broken_rows_out_and_says_so(trained: Path, eve, tm
     assert "--skip-broken" in done.stderr
     done = eve("evaluate", "masked_signal", run, "--data", broken, "--skip-broken", "--json", "left.json")
     assert done.returncode == 0, done.stderr
-    assert "note: 3 rows that cannot be used were left out" in done.stdout.splitlines()
+    assert "note: rows left out, as they cannot be used: 3" in done.stdout.splitlines()
     left = json.loads(Path("left.json").read_text())
     assert left["num_skipped"] == 3
     whole = eve("evaluate", "masked_signal", run, "--data", broken, "--skip-broken", "--samples", 3)
@@ -246,5 +246,10 @@ def test_broken_rows_of_validation_stop_a_run_unless_they_may_be_skipped(eve, tm
     done = eve(*command, "--data.skip-broken-val")  # the same run goes on
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("run/metrics.json").read_text())["num_skipped"] == 1
-    assert "1 rows that cannot be used were left out" in [row.get("text") for row in read_log(Path("run"))]
+    assert "rows left out, as they cannot be used: 1" in [row.get("text") for row in read_log(Path("run"))]
+    half = write_rows(tmp_path / "half", 20, broken=tuple(range(11)))  # more than either half of the rows holds
+    held_out = ["--data.val", "held-out", "--data.val-share", 0.5, "--data.max-bad-share", 1, "--out", "held"]
+    done = eve(*command[:2], "--data.train", half, "--train.steps", 2, "--train.batch-size", 4, *held_out)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("held/metrics.json").read_text())["num_skipped"] > 0  # of training's rows, which may be broken
     shutil.rmtree("run")

@@ -98,7 +98,8 @@ def run_evaluate(argv: Sequence[str]) -> None:
     if not args.data and how != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
     sources = open_sources(args.data, how, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
-    numbers = evaluate_run(run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=args.skip_broken)
+    skip = args.skip_broken or (sources is None and run.config.data.skips_broken_val)
+    numbers = evaluate_run(run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=skip)
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         say(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())

@@ -27,7 +27,8 @@ class DataConfig:
     val_samples: int = 1000
     """Validate on this many rows at most, spread evenly over the sources."""
     skip_broken_val: bool = False
-    """Validate without the rows that cannot be used, and say how many; by default such a row stops the run."""
+    """Validate without the rows that cannot be used, and say how many; by default such a row stops the run, but not one that is
+    held out: then it is one of training's, which max_bad_share allows."""
     format: str = "auto"
     """On-disk form of the sources; auto looks at each path."""
     image_root: Path | None = None
@@ -49,6 +50,11 @@ class DataConfig:
     """Loader processes; 0 loads in the training process."""
     max_bad_share: float = 0.01
     """Stop when a larger share of the training rows than this cannot be read."""
+
+    @property
+    def skips_broken_val(self) -> bool:
+        """Whether validation leaves out rows that cannot be used."""
+        return self.skip_broken_val or HELD_OUT in self.val
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""

@@ -57,7 +57,7 @@ class SearchSet(SampleSet):
             try:
                 pair = sources[source][row]
             except BadSampleError as error:
-                if not config.data.skip_broken_val:
+                if not config.data.skips_broken_val:
                     raise UserError(f"{error}; repair or leave out rows to search among (eve data check lists them)") from None
                 found[-len(found) - 1] = (source, row), [], set()  # evaluation meets it once more, and counts it
                 continue

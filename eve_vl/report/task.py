@@ -20,7 +20,7 @@ from eve_vl.data.dataset import eval_positions
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluate_rows, evaluate_run
+from eve_vl.evaluation import evaluate_rows
 from eve_vl.loading import LoadedRun
 from eve_vl.report.curves import Curves, Loss
 from eve_vl.report.html import Choice, Section, counted, draw
@@ -107,7 +107,7 @@ class TaskReport:
                 where = "the run's validation data" + ", the last time before this checkpoint" * (row["step"] < step)
                 return Measured(values=values, step=row["step"], where=where, num_samples=num_samples)
         num_samples = min(num_samples, NUM_MEASURED)
-        values = evaluate_run(self.run, num_samples, self.sources[1])
+        values = self.evaluated(num_samples)[0]
         where = f"at most {counted(num_samples, f'validation {self.row}')}"
         return Measured(values=values, step=step, where=where, num_samples=num_samples)
 
@@ -131,9 +131,14 @@ class TaskReport:
         """Return what the numbers say and how sure it is, in a sentence."""
         return self.task.verdict(measured.values)
 
+    def evaluated(self, num_samples: int) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Return the numbers and the rows' scores on validation data, without rows that validation skips."""
+        skip = self.run.config.data.skips_broken_val
+        return evaluate_rows(self.run, num_samples, self.sources[1], skip_broken=skip)
+
     def scores(self, measured: Measured) -> Mapping[str, float]:
         """Return how well each row of validation data is done, by its name; higher is better."""
-        return evaluate_rows(self.run, measured.num_samples, self.sources[1])[1]
+        return self.evaluated(measured.num_samples)[1]
 
     def draw(self, macro: str, **values: Any) -> Markup:
         """Return what a macro of the task's template makes of values and of the report itself."""

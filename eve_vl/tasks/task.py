@@ -214,7 +214,7 @@ class Task(nn.Module, Generic[Settings]):
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
         """Return what people should know about numbers, a sentence each."""
         skipped = numbers.get("num_skipped")
-        return [f"{skipped:,} rows that cannot be used were left out"] if skipped else []
+        return [f"rows left out, as they cannot be used: {skipped:,}"] if skipped else []
 
     def verdict(self, numbers: Mapping[str, float]) -> str:
         """Return a sentence of judgement on numbers that know their intervals; "" if there are none. What a number is no

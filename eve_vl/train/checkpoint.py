@@ -88,6 +88,11 @@ def save_checkpoint(
     for old in checkpoint_folders(run)[:-keep]:
         with contextlib.suppress(OSError):  # first out of sight, so that a crash leaves no half of one that counts as whole
             old.rename(old.with_name(f".{old.name}.tmp"))
+    clear(run)
+
+
+def clear(run: Path) -> None:
+    """Delete what a crash while saving or deleting has left."""
     for rest in (run / CHECKPOINTS).glob(".step_*.tmp"):
         shutil.rmtree(rest, ignore_errors=True)
 

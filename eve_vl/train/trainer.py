@@ -102,6 +102,8 @@ class Trainer:
         """Go back to the newest checkpoint of the run folder, if there is one."""
         folders = checkpoint.checkpoint_folders(self.run)
         if folders:
+            if distributed.is_main():
+                checkpoint.clear(self.run)
             state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, distributed.rank())
             if self.averages.values:
                 self.averages.restore(checkpoint.read_tensors(folders[-1] / f"{checkpoint.LIVE}.safetensors"))
