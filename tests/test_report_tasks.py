@@ -360,6 +360,26 @@ def test_without_matching_head_and_from_scratch(pretrained: Path, tmp_path: Path
     assert "--scratch" in page.text
 
 
+def test_a_search_among_pictures_some_of_which_cannot_be_read(pretrained: Path, tmp_path: Path):
+    """Those that can are numbered anew; what is shown as true is."""
+    rows = []
+    for index in range(12):
+        Image.new("RGB", (40, 40), (20 * index, 90, 200)).save(tmp_path / f"{index}.png")
+        rows.append({"image": f"{index}.png", "caption": f"the picture with number {index}"})
+    for index in (0, 5):
+        (tmp_path / f"{index}.png").write_bytes(b"no picture")
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": (str(source),), "val": (str(source),), "skip_broken_val": True, "max_bad_share": 1.0}
+    run = load_run(trained(finetuned(pretrained, "retrieval", tmp_path / "run", steps=1, data=data)).parent)
+    report = RetrievalReport(run)
+    by_text, _ = report.searches(report.dataset(100, for_evaluation=True), 6)
+    assert by_text
+    for query in by_text:
+        assert query.item.text is not None and query.truth.picture is not None
+        assert query.truth.picture[0, 0].tolist() == [20 * int(query.item.text.split()[-1]), 90, 200]
+
+
 def test_own_questions(pretrained: Path, tmp_path: Path):
     """Several annotators, no answer types, evil words; then answers kept back."""
     evil = "<script>alert(1)</script> what \"is\" 'this' </p>"

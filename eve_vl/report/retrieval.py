@@ -121,10 +121,8 @@ class RetrievalReport(TaskReport):
         pictures = [Item(picture=pixels_of(pixels), where=f"picture {row}") for row, pixels in sorted(index.pixels.items())]
         texts = [Item(text=text, where=f"text {row}") for row, text in enumerate(dataset.captions)]
         asking, others = (texts, pictures) if by_text else (pictures, texts)
-        matches: list[list[int]] = [[] for _ in asking]
-        for image, captions in enumerate(dataset.captions_of):
-            for caption in captions:
-                matches[caption if by_text else image].append(image if by_text else caption)
+        side = index.relevance.images_of_text if by_text else index.relevance.texts_of_image
+        matches = [each.tolist() for each in side.candidate_M.tensor_split(side.start_Q1[1:-1])]
         able = [query for query, row in enumerate(matches) if row]
         queries = [able[i] for i in np.linspace(0, len(able), min(NUM_QUERIES, len(able)), endpoint=False).astype(int)]
         order_QK = best_candidates(self.task, index, queries, self.num_reranked, by_text=by_text)
