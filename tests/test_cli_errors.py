@@ -21,6 +21,7 @@ from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 from eve_vl.tasks import task_class
 
 MISTAKES = [
+    ("completion fish", "given: fish; SHELL: one of bash, zsh"),
     ("pretrain tiny --train.lr fast", "--train.lr: 'fast' was given, expected a number"),
     ("pretrain tiny --train.steps 3.5", "--train.steps: '3.5' was given, expected a whole number"),
     ("pretrain tiny --train.steps", "--train.steps: nothing was given, expected a whole number"),

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -98,8 +98,10 @@ def _complaint(box: str, cls: type, flags: Mapping[str, Any], argv: Sequence[str
     flag = next((word for word in re.findall(r"--[\w-]+(?:\.[\w-]+)*", box) if word in flags), None)
     if flag is None:
         hints = typing.get_type_hints(cls, include_extras=True)
-        names = [field.name for field in dataclasses.fields(cls) if typing.get_origin(hints[field.name]) is typing.Annotated]
-        return f"usage: {prog} {' '.join(names).upper()} [flags]; given: {shlex.join(argv) or 'nothing'}"
+        marked = {name: typing.get_args(hint)[0] for name, hint in hints.items() if typing.get_origin(hint) is typing.Annotated}
+        usage = f"usage: {prog} {' '.join(marked).upper()} [flags]; given: {shlex.join(argv) or 'nothing'}"
+        chosen = (f"; {name.upper()}: {_expected(hint)}" for name, hint in marked.items() if typing.get_origin(hint) is Literal)
+        return usage + "".join(chosen)
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
     after = words[[word.replace("_", "-") for word in words].index(flag) + 1 :]
     given = list(itertools.takewhile(lambda word: not word.startswith("--"), after))

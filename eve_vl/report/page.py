@@ -21,7 +21,7 @@ from eve_vl.report.routing import routing_section
 from eve_vl.report.task import task_report
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.facts import read_environment
-from eve_vl.train.log import read_bad_samples, read_log
+from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_log
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -86,7 +86,8 @@ def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] 
     return {
         "step": run.step,
         "is_best": is_best,
-        "is_unfinished": max([run.step, *reached]) < config.train.steps,
+        "is_unfinished": max([run.step, *reached]) < config.train.steps
+        and not any(row.get("text", "").startswith(STOPPED_EARLY) for row in log),
         "saved": datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC),
         "duration": clock(log, config.train.batch_size)[1][-1],
         "core_seconds": sum(row.get("core_seconds", 0) for row in log if row["kind"] == "train"),

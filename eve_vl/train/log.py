@@ -28,6 +28,7 @@ from eve_vl.train.optim import learning_rate
 
 LOG = "log.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
+STOPPED_EARLY = "stopped early"  # how the note of a run that its patience has ended begins
 TIMING = ("samples_per_second", "loader_share", "core_seconds")
 """Numbers of training that differ from one time to the next."""
 STEPS_TIMED = 4  # of a start, before the duration of the rest is told

@@ -35,7 +35,7 @@ from eve_vl.train import checkpoint, distributed
 from eve_vl.train.averages import Averages
 from eve_vl.train.blocks import wrap_blocks
 from eve_vl.train.device import autocast, pick_dtype
-from eve_vl.train.log import BadSamples, Meter, RunLog
+from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
 from eve_vl.train.optim import build_optimizer, learning_rate
 from eve_vl.train.parallel import parallelize, share_running_averages, without_sharing
 from eve_vl.train.stages import freeze
@@ -211,7 +211,8 @@ class Trainer:
         if is_early := self._has_stalled() and self.step < self.config.steps:
             if self.step % self.config.save_every:
                 self.save()
-            log.note(self.step, f"stopped early: {self.config.patience} validations without a better {self.watched}")
+            num = self.config.patience
+            log.note(self.step, f"{STOPPED_EARLY}: {num} validation{'s' * (num > 1)} without a better {self.watched}")
         if (is_early or self.step == self.config.steps) and hasattr(self.task, "remarks"):
             for remark in filter(None, [*self.task.remarks(numbers), self.task.verdict(self.best or numbers)]):
                 log.note(self.step, remark)
