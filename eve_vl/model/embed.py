@@ -53,10 +53,7 @@ def pick(tokens: Tokens, rows: Tensor) -> Tokens:
 
 def patchify(pixels_BCHW: Tensor, patch_size: int) -> Tensor:
     """Cut pictures into non-overlapping patches, row by row: (B, 3, H, W) to (B, P, 3·patch²), channel first."""
-    B, C, H, W = pixels_BCHW.shape
-    rows, columns = H // patch_size, W // patch_size
-    x = pixels_BCHW.reshape(B, C, rows, patch_size, columns, patch_size)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(B, rows * columns, C * patch_size**2)
+    return F.pixel_unshuffle(pixels_BCHW, patch_size).flatten(2).mT.contiguous()
 
 
 def unpatchify(patches_BPX: Tensor, patch_size: int) -> Tensor:

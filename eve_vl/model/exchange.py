@@ -17,13 +17,7 @@ def exchanged(module: Module, parts: Mapping[str, nn.Module]) -> Module:
     """
     twin = copy.copy(module)
     twin._modules = dict(module._modules)
-    inner: dict[str, dict[str, nn.Module]] = {}
     for name, part in parts.items():
         first, _, rest = name.partition(".")
-        if rest:
-            inner.setdefault(first, {})[rest] = part
-        else:
-            twin._modules[first] = part
-    for name, below in inner.items():
-        twin._modules[name] = exchanged(module.get_submodule(name), below)
+        twin._modules[first] = exchanged(twin.get_submodule(first), {rest: part}) if rest else part
     return twin

@@ -63,15 +63,10 @@ class Policy:
 
 def _build_experts(config: EveModelConfig, sizes: InputConfig | None) -> nn.Module:
     dims = config.embed_dim, config.ffn_dim, config.num_experts
+    more: dict[str, Any] = {"modality_routing": config.modality_routing, "activation": config.activation}
     if config.routing == "stable" or sizes is None:
-        return MoE(*dims, config.top_k, config.modality_routing, config.activation)
-    return OfficialMoE(
-        *dims,
-        modality_routing=config.modality_routing,
-        activation=config.activation,
-        num_image=1 + sizes.num_patches,
-        drops=config.routing == "official",
-    )
+        return MoE(*dims, config.top_k, **more)
+    return OfficialMoE(*dims, num_image=1 + sizes.num_patches, drops=config.routing == "official", **more)
 
 
 def _published_modality(config: EveModelConfig) -> Keys:
