@@ -118,7 +118,7 @@ def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
     if kind.truth is None:
         return
     first_rows = (row for source in sources for _, row in usable_rows(source, range(min(len(source), ROWS_PROBED))))
-    if any(map(kind.has_truth, first_rows)):
+    if any(map(kind.dataset.has_truth, first_rows)):
         return
     if config.data.val == (HELD_OUT,):
         raise UserError(

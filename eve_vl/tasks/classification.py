@@ -145,6 +145,7 @@ class Classification(Classifier[ClassificationConfig]):
         super().__init__(config, sizes)
         several = self.settings.several
         self.main_metric, self.reads = "mean_ap" if several else "balanced_acc", READS[self.settings.reads]
+        self.leaves_unused = self.settings.reads != "both"
         kind = "the sigmoid of each is its" if several else "their softmax is the"
         self.meaning = f"one per label of {self.labels_file}; {kind} probability"
         self.class_ids = {label: c for c, label in enumerate(sizes.labels)}
@@ -176,21 +177,14 @@ class Classification(Classifier[ClassificationConfig]):
         notes = (note,) if most < 2 and config.task.several else ()
         return Prepared(sources=sources, labels=tuple(labels), notes=notes)
 
-    @property
-    def leaves_unused(self) -> bool:
-        """Whether rows hold one modality alone, so that the other's parameters get no gradient."""
-        return self.settings.reads != "both"
-
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy of the one label, or the binary ones of several, summed over classes; mean over rows.
 
         labels: int64 (B,), or float32 (B, C), 1 for each label of a row and 0 elsewhere.
         """
-        return (
-            objectives.answers(logits_BC, labels.float())
-            if self.settings.several
-            else F.cross_entropy(logits_BC.float(), labels)
-        )
+        if self.settings.several:
+            return objectives.answers(logits_BC, labels.float())
+        return F.cross_entropy(logits_BC.float(), labels)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
         """Return the probability of each label, float32 (B, C): those of one label add up to 1."""

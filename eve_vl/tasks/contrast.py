@@ -214,11 +214,6 @@ class ContrastTask(Task[Settings]):
         micro_batches = super().before_step(micro_batches)
         return self.contrast.over_all(self.encoder, micro_batches) if len(micro_batches) > 1 else micro_batches
 
-    @property
-    def feature_dim(self) -> int:
-        """Width of the features."""
-        return self.contrast.features.image.out_features
-
     def image_features(self, images_BCHW: Tensor) -> Tensor:
         """Return features of length 1, float32 (B, d), of uint8 pictures."""
         return self.contrast.features.image_features(self.alone(self.encoder.image(normalize(images_BCHW)), None))

@@ -53,6 +53,8 @@ class MaskedSignalTask(Task[Settings]):
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         task = self.settings
+        self.leaves_unused = config.data.rows != "pairs"
+        self.missing_head = None if task.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
         self.main_loss = "mlm_loss" if task.mlm_weight else "mim_mse" if task.mim_weight else None
         if task.mlm_weight:
             self.token_head = TokenHead(config.model.embed_dim, sizes.vocab_size)
@@ -60,11 +62,6 @@ class MaskedSignalTask(Task[Settings]):
             block = config.model if isinstance(config.model, EveModelConfig) else EveModelConfig()
             shape = {"depth": task.decoder_depth, "dim": task.decoder_dim, "num_heads": task.decoder_num_heads}
             self.pixel_decoder = PixelDecoder(config.model.embed_dim, config.input.patch_dim, block, **shape)
-
-    @property
-    def leaves_unused(self) -> bool:
-        """Whether rows hold one modality alone, so that the other's parameters get no gradient."""
-        return self.config.data.rows != "pairs"
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Tell each micro-batch how many tokens those of this step mask on average."""
@@ -199,11 +196,6 @@ class MaskedSignalTask(Task[Settings]):
         passes += [(False, True)] if task.mlm_weight and has_texts else []
         passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
         return [routers for keep, mask in passes for routers in self.encode(batch, keep=keep, mask=mask).routers]
-
-    @property
-    def missing_head(self) -> str | None:
-        """What `outputs` needs and this run lacks, in words."""
-        return None if self.settings.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `logits` (B, T, V) of texts with [MASK] where a token is hidden, beside whole pictures.

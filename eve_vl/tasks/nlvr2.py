@@ -28,7 +28,6 @@ from eve_vl.tasks.calls import Calls, Verb, in_batches
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Classifier, PublishedHead, Routers, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
-from eve_vl.train.trainer import StepOutput
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
 MLP_PARTS = ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")
@@ -147,13 +146,6 @@ class NLVR2(Classifier[NLVR2Config]):
                 self.paired_head = PairedAttentionHead(D, getattr(config.model, "num_heads", max(D // PAIRED_HEAD_WIDTH, 1)))
         initialize(self, config.model)
 
-    def forward(self, batch: StatementBatch) -> StepOutput:
-        """Return the loss over the two classes plus the weighted balance loss."""
-        logits_B2, routers = self.predict(batch)
-        label_B = torch.tensor(batch.labels, device=logits_B2.device)
-        accuracy = (logits_B2.argmax(1) == label_B).float().mean()
-        return self.output({"nlvr2": self.loss(logits_B2, label_B)}, routers, acc=accuracy)
-
     def logits(self, *tensors: Any) -> tuple[Tensor, Routers]:
         """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
         left_BCHW, right_BCHW, ids_BT, is_padding_BT = tensors
@@ -170,6 +162,10 @@ class NLVR2(Classifier[NLVR2Config]):
         if self.settings.head == "compare":
             return self.compare_head(left_BD, right_BD), routers
         return self.concat_head(torch.cat([left_BD, right_BD], dim=1)), routers
+
+    def targets(self, batch: StatementBatch) -> Tensor:
+        """Return the class of each row, bool (B,) on the CPU."""
+        return torch.tensor(batch.labels)
 
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of the rows. labels: int64 (B,), 1 = true."""

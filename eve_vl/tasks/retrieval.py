@@ -37,15 +37,10 @@ PUBLISHED = {
     "contrast.match_head.bias": "itm_head.bias",
 }
 """Published names of the heads."""
-OLDER_NAMES = {  # of the same heads in pre-training; the published code lets the later ones of these prevail
-    "mitc_temp": "itc_temp",
-    "mitc_vision_proj_head.weight": "itc_vision_proj_head.weight",
-    "mitc_text_proj_head.weight": "itc_text_proj_head.weight",
-    "itc_vl_vision_proj_head.weight": "itc_vision_proj_head.weight",
-    "itc_vl_text_proj_head.weight": "itc_text_proj_head.weight",
-    "mitm_head.weight": "itm_head.weight",
-    "mitm_head.bias": "itm_head.bias",
+OLDER_NAMES = {f"m{name}": name for name in PUBLISHED.values()} | {
+    f"itc_vl_{kind}_proj_head.weight": f"itc_{kind}_proj_head.weight" for kind in ("vision", "text")
 }
+"""Of the same heads in pre-training; the published code lets the later ones of these prevail."""
 
 
 def _published_settings(tensors: Mapping[str, Tensor], width: int) -> RetrievalConfig | None:

@@ -120,6 +120,10 @@ class Task(nn.Module, Generic[Settings]):
     """What rows need so that the best weights can be chosen, in a word."""
     has_prediction_file: ClassVar[bool] = False
     """Whether `prediction_file` writes one, as an official server takes it."""
+    leaves_unused: bool = False
+    """Whether a step leaves parameters without a gradient, as those of texts where rows are pictures alone."""
+    missing_head: str | None = None
+    """What `outputs` needs and this run lacks, in words."""
     label_layer: ClassVar[str | None] = None
     """The layer whose rows stand for labels: of no use to a run with other ones."""
     published_head: ClassVar[PublishedHead] = PublishedHead()
@@ -143,16 +147,6 @@ class Task(nn.Module, Generic[Settings]):
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
         """Look at the training sources before the task is built. labels: those of the run that goes on. Raises UserError."""
         return Prepared(sources=sources)
-
-    @classmethod
-    def has_truth(cls, row: Any) -> bool:
-        """Whether a row says what is right."""
-        return cls.dataset.has_truth(row)
-
-    @property
-    def leaves_unused(self) -> bool:
-        """Whether a step leaves parameters without a gradient, as those of texts where rows are pictures alone."""
-        return False
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Return the micro-batches of an optimiser step with what only all of them together say."""
@@ -268,7 +262,7 @@ class Task(nn.Module, Generic[Settings]):
     @property
     def feature_dim(self) -> int:
         """Width of the features."""
-        return self.config.model.embed_dim
+        return getattr(self.settings, "projection_dim", 0) or self.config.model.embed_dim
 
     def computations(self) -> dict[str, Computation]:
         """Return what the run computes, by the name of its file."""
@@ -284,11 +278,6 @@ class Task(nn.Module, Generic[Settings]):
     def class_names(self) -> tuple[str, ...]:
         """What the columns of its logits stand for; empty if they are no classes."""
         return self.sizes.labels
-
-    @property
-    def missing_head(self) -> str | None:
-        """What `outputs` needs and this run lacks, in words."""
-        return None
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return what the heads say, by the names that transformers has for it, and with labels the `loss`.
@@ -318,9 +307,11 @@ class Classifier(Task[Settings]):
     def forward(self, batch: Any) -> StepOutput:
         """Return the loss over the classes plus the weighted balance loss."""
         logits_BC, routers = self.predict(batch)
-        target_BC = self.targets(batch).to(logits_BC.device)
-        right = target_BC.gather(1, logits_BC.argmax(1, keepdim=True)).mean()
-        return self.output({self.section.name: self.loss(logits_BC, target_BC)}, routers, **{self.accuracy: right})
+        target, best_B = self.targets(batch).to(logits_BC.device), logits_BC.argmax(1)
+        right_B = target == best_B if target.ndim == 1 else target.gather(1, best_B[:, None])
+        return self.output(
+            {self.section.name: self.loss(logits_BC, target)}, routers, **{self.accuracy: right_B.float().mean()}
+        )
 
     def logits(self, *tensors: Any) -> tuple[Tensor, Routers]:
         """Return logits (B, C) of the tensors that `reads` names, and the routers' statistics of each pass; default: those of
@@ -333,7 +324,8 @@ class Classifier(Task[Settings]):
         return self.get_submodule(self.label_layer.rpartition(".")[0])(cls_BD), routers
 
     def targets(self, batch: Any) -> Tensor:
-        """Return what each class of each row is worth, float32 (B, C) in [0, 1] on the CPU. Raises UserError."""
+        """Return what each class of each row is worth, float32 (B, C) in [0, 1], or which is right, (B,), on the CPU. Raises
+        UserError."""
         raise NotImplementedError
 
     def predict(self, batch: Any) -> tuple[Tensor, Routers]:
