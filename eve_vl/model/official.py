@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.model.backbone import Encoded
-from eve_vl.model.embed import Tokens, join
+from eve_vl.model.embed import Tokens, join, pick
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import RouterStats
 
@@ -44,15 +44,9 @@ class OfficialEncoder(Encoder):
         return torch.cat([cls_BD for cls_BD, _ in parts]), [routers for _, (routers,) in parts]
 
 
-def _parts(image: Tokens | None, text: Tokens | None, count: int) -> list[tuple[Tokens | None, Tokens | None]]:
+def _parts(image: Tokens | None, text: Tokens | None, count: int) -> list[list[Tokens | None]]:
     """Cut a batch into equal parts, in a way that ONNX can say."""
-
-    def part(tokens: Tokens | None, number: int) -> Tokens | None:
-        if tokens is None:
-            return None
-        wholes = tokens.x_BND, tokens.is_padding_BN
-        x_BND, is_padding_BN = (None if whole is None else whole.unflatten(0, (count, -1))[number] for whole in wholes)
-        assert x_BND is not None
-        return Tokens(x_BND=x_BND, num_image=tokens.num_image, is_padding_BN=is_padding_BN)
-
-    return [(part(image, number), part(text, number)) for number in range(count)]
+    tokens = image or text
+    assert tokens is not None
+    rows_CB = torch.arange(len(tokens.x_BND), device=tokens.x_BND.device).unflatten(0, (count, -1))
+    return [[None if each is None else pick(each, rows_B) for each in (image, text)] for rows_B in rows_CB.unbind()]
