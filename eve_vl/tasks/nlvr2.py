@@ -30,20 +30,20 @@ from eve_vl.tasks.task import Classifier, PublishedHead, Routers, Sizes, pair_to
 from eve_vl.tasks.verdict import Against
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
-MLP_PARTS = ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")
-ATTENTION_PARTS = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+PAIRED = {
+    "attend_right": "attn1",
+    "attend_left": "attn2",
+    "fuse.0": "fc.0",
+    "score": "attn_pool.fc.0",
+    "classify": "nlvr2_output",
+}
+ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
 PUBLISHED = {
-    "concat": {f"concat_head.{part}": f"output.{part}" for part in MLP_PARTS},
+    "concat": {f"concat_head.{n}.{kind}": f"output.{n}.{kind}" for n in (0, 1, 3) for kind in ("weight", "bias")},
     "paired": {
         f"paired_head.{ours}.{part}": f"{theirs}.{part}"
-        for ours, theirs, parts in (
-            ("attend_right", "attn1", ATTENTION_PARTS),
-            ("attend_left", "attn2", ATTENTION_PARTS),
-            ("fuse.0", "fc.0", ("weight", "bias")),
-            ("score", "attn_pool.fc.0", ("weight", "bias")),
-            ("classify", "nlvr2_output", ("weight", "bias")),
-        )
-        for part in parts
+        for ours, theirs in PAIRED.items()
+        for part in (ATTENTION if ours.startswith("attend") else ("weight", "bias"))
     },
 }
 """Published names of both heads."""
