@@ -221,9 +221,7 @@ def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
         output = {"dtype": "float32", "shape": one.output_shape, "meaning": part.meaning}
         inputs = {name: described(name) for name in part.inputs}
         parts[one.name] = {"file": f"{one.name}.onnx", "inputs": inputs, "outputs": {part.output: output}}
-    texts = {"tokenizer.json": run.tokenizer.to_json()}
-    if task.labels_file is not None:
-        texts[task.labels_file] = json.dumps(task.sizes.labels, indent=1)
+    texts = {"tokenizer.json": run.tokenizer.to_json(), **task.label_files()}
     about = {
         "task": run.config.task.name,
         "step": run.step,

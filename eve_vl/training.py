@@ -76,12 +76,10 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     require_truth(config, val_sources)
     folders = checkpoint.checkpoint_folders(config.out)
     prepared = kind.prepare(config, sources, read_labels(config.out, config) if folders else None)
-    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
-    if kind.labels_file is not None:
-        texts[kind.labels_file] = json.dumps(prepared.labels, indent=1)
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **task.label_files()}
     notes = changed if folders else list(prepared.notes)
     if tokenizer.added and not folders:
         notes.append(f"the tokenizer has no {', '.join(tokenizer.added)} of its own: added")

@@ -1,7 +1,6 @@
 """Published EVE checkpoints into run folders, and run folders back into published checkpoints; bit for bit both ways."""
 
 import dataclasses
-import json
 import pickle
 import warnings
 import zipfile
@@ -126,9 +125,7 @@ def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) 
     check_new(run)
     bound = min(max(tokenizer.vocab_size, 261), 64_000)  # what a config may ask for
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=bound))
-    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
-    if task.labels_file is not None:
-        texts[task.labels_file] = json.dumps(task.sizes.labels, indent=1)
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **task.label_files()}
     try:
         with whole_folder(run) as folder:
             checkpoint.save_best(folder, step=0, model=task.state_dict(), texts=texts, numbers={})
@@ -242,7 +239,9 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         deep = {int(name.removeprefix(LAYER).split(".")[0]) for name in published if name.startswith(LAYER) and EXPERTS in name}
         experts = {int(name.partition(EXPERTS)[2].split(".")[0]) for name in published if EXPERTS in name}
         ffn_dim = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
-        section = _section(published, width)
+        # the tasks defined last are asked first: a fine-tuned checkpoint may still have heads of earlier training
+        heads = (task_class(kind).published_head for kind in reversed(kinds_of(TaskConfig).values()))
+        section = next(filter(None, (head.settings(published, width) for head in heads)), EncoderOnlyConfig())
     except ODD as error:
         first = ", ".join(sorted(published)[:3])
         raise UserError(
@@ -271,15 +270,6 @@ def numbered(numbers: Set[int], what: str, where: str) -> int:
     if numbers != set(range(len(numbers))):
         raise UserError(f"{where}: has {len(numbers)} {what}, numbered up to {max(numbers)}, expected 0 to {len(numbers) - 1}")
     return len(numbers)
-
-
-def _section(published: Mapping[str, Tensor], width: int) -> TaskConfig:
-    """Return the section of the task whose head a checkpoint has. The tasks defined last are asked first: a fine-tuned
-    checkpoint may still have heads of earlier training."""
-    for kind in reversed(kinds_of(TaskConfig).values()):
-        if (section := task_class(kind).published_head.settings(published, width)) is not None:
-            return section
-    return EncoderOnlyConfig()
 
 
 def heads_of(width: int, num_heads: int, where: str) -> int:
@@ -340,8 +330,8 @@ def config_for(sizes: InputConfig, model: EveModelConfig, task: TaskConfig, run:
     if task.name in FINETUNE:
         config = FINETUNE[task.name](config)
     train = dataclasses.replace(config.train, new_lr_multiplier=1.0)
-    config = dataclasses.replace(config, recipe="published", out=run, init=None, train=train)
+    own = {"recipe": "published", "out": run, "init": None, "train": train}
     try:
-        return dataclasses.replace(config, input=sizes, model=model, task=task)
+        return dataclasses.replace(config, **own, input=sizes, model=model, task=task)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

@@ -6,6 +6,7 @@ Letters: B batch, T text tokens, D width, d width of features, H height, W width
 
 import copy
 import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -166,6 +167,10 @@ class Task(nn.Module, Generic[Settings]):
         """Return the weights of another run, whose labels are given, that are of use to this one."""
         useless = f"{self.label_layer}." if self.label_layer and tuple(labels) != self.sizes.labels else None
         return {name: tensor for name, tensor in tensors.items() if not (useless and name.startswith(useless))}
+
+    def label_files(self) -> dict[str, str]:
+        """Return the text of `labels_file` by its name; empty for a task without one."""
+        return {} if self.labels_file is None else {self.labels_file: json.dumps(self.sizes.labels, indent=1)}
 
     # Evaluation
 

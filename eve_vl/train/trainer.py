@@ -358,9 +358,8 @@ def _stop_signals() -> Iterator[list[int]]:
 
     def handle(number: int, _frame: object) -> None:
         received.append(number)
-        for each, handler in previous.items():
-            if each != signal.SIGHUP:  # a terminal that is closed sends it, and so does the shell in it
-                signal.signal(each, handler)
+        for each in (signal.SIGINT, signal.SIGTERM):  # a terminal that is closed sends SIGHUP, and so does the shell in it
+            signal.signal(each, previous[each])
 
     for number in previous:
         signal.signal(number, handle)
