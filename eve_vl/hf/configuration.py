@@ -48,20 +48,12 @@ class EveConfig(PreTrainedConfig):
         """The run config with these sections, its other sections as they are by default."""
         return from_dict(Config, DEFAULTS | {name: getattr(self, name) for name in SECTIONS}, "config.json")
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of the encoder: model.embed_dim."""
-        return self.model["embed_dim"]
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Blocks of the encoder: model.depth."""
-        return self.model["depth"]
-
-    @property
-    def num_attention_heads(self) -> int:
-        """Attention heads of a block: model.num_heads."""
-        return self.model["num_heads"]
+    hidden_size = property(lambda self: self.model["embed_dim"])
+    """Width of the encoder."""
+    num_hidden_layers = property(lambda self: self.model["depth"])
+    """Blocks of the encoder."""
+    num_attention_heads = property(lambda self: self.model["num_heads"])
+    """Attention heads of a block."""
 
 
 def portable(section: Section) -> dict[str, Any]:

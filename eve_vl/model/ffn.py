@@ -51,14 +51,14 @@ class Policy:
     """Return the block's `ffn`; only the published routing asks for the sizes of inputs."""
     run: Callable[[Any, Tokens, Tensor | None], tuple[Tensor, RouterStats | None]]
     """Return what a block's feed-forward part makes of tokens (B, N, D), and the router's statistics if it has one."""
-    has_norm: bool
-    """Whether one norm, the block's `norm2`, is for all tokens."""
-    flops: Callable[[EveModelConfig], int]
-    """Forward FLOPs per token, divided by the width."""
-    published: Callable[[EveModelConfig], Keys | None]
-    """None: the published models have no such block."""
     copied: Callable[[Copies], Mapping[str, str]]
     """Which tensors of an image encoder's block (`norm2`, `mlp`) each of ours starts as; experts are all alike."""
+    has_norm: bool = True
+    """Whether one norm, the block's `norm2`, is for all tokens."""
+    flops: Callable[[EveModelConfig], int] = lambda config: 4 * config.ffn_dim
+    """Forward FLOPs per token, divided by the width."""
+    published: Callable[[EveModelConfig], Keys | None] = lambda _: None
+    """None: the published models have no such block."""
 
 
 def _build_experts(config: EveModelConfig, sizes: InputConfig | None) -> nn.Module:
@@ -105,23 +105,18 @@ POLICIES: dict[str, Policy] = {
     "shared": Policy(
         build=lambda config, _: FeedForward(config.embed_dim, config.ffn_dim, config.activation),
         run=lambda block, tokens, _: (block.ffn(block.norm2(tokens.x_BND)), None),
-        has_norm=True,
-        flops=lambda config: 4 * config.ffn_dim,
-        published=lambda _: None,
         copied=lambda _: _copied("ffn", "norm2"),
     ),
     "modality": Policy(
         build=lambda config, _: ModalityFeedForward(config.embed_dim, config.ffn_dim, config.activation),
         run=lambda block, tokens, _: (block.ffn(tokens), None),
         has_norm=False,
-        flops=lambda config: 4 * config.ffn_dim,
         published=_published_modality,
         copied=_copied_modality,
     ),
     "moe": Policy(
         build=_build_experts,
         run=lambda block, tokens, real_S: block.ffn(block.norm2(tokens.x_BND), tokens.is_text_BN, real_S),
-        has_norm=True,
         flops=lambda config: 4 * config.top_k * config.ffn_dim + 2 * config.num_experts,
         published=_published_experts,
         copied=_copied_experts,

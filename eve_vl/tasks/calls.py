@@ -21,9 +21,9 @@ class Verb:
 
     flags: type
     """A dataclass whose fields are the call's arguments; `out` and `json` are files to write."""
-    show: Callable[[Any], str]
+    show: Callable[[Any], str] = str
     """Lines for people, of the result."""
-    values: Callable[[Any], dict[str, Any]]
+    values: Callable[[Any], dict[str, Any]] = lambda _: {}
     """The result as JSON values."""
     pictures: Callable[[Any], Sequence[np.ndarray]] | None = None
     """The result as pictures to write side by side."""
@@ -55,9 +55,7 @@ class Calls:
     """What a run of a task does for people, in float32 and in evaluation mode. Its methods without an underscore that
     `offered` names are calls of `Eve`."""
 
-    verbs: ClassVar[dict[str, Verb]] = {
-        "look": Verb(flags=LookFlags, show=str, values=HeatMap.values, pictures=HeatMap.overlays)
-    }
+    verbs: ClassVar[dict[str, Verb]] = {"look": Verb(flags=LookFlags, values=HeatMap.values, pictures=HeatMap.overlays)}
     num_pictures: ClassVar[int] = 1
     """Pictures that a text is about."""
 

@@ -91,13 +91,8 @@ class MaskedSignalCalls(Calls):
     """What a pre-trained run does for people."""
 
     verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
-        "fill_mask": Verb(flags=FillMaskFlags, show=str, values=asdict),
-        "reconstruct": Verb(
-            flags=ReconstructFlags,
-            show=str,
-            values=lambda _: {},
-            pictures=lambda shown: [shown.original, shown.masked, shown.rebuilt],
-        ),
+        "fill_mask": Verb(flags=FillMaskFlags, values=asdict),
+        "reconstruct": Verb(flags=ReconstructFlags, pictures=lambda shown: [shown.original, shown.masked, shown.rebuilt]),
     }
 
     def offered(self) -> tuple[str, ...]:
