@@ -1,15 +1,11 @@
 """One process or many: the only file that knows process groups. Without torchrun, torch.distributed is never touched."""
 
-import itertools
 import os
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
-
-from eve_vl.errors import SharedError, UserError
 
 
 def setup(device: torch.device) -> None:
@@ -65,12 +61,6 @@ def gather_objects(value: object) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def raise_everywhere(errors: Sequence[UserError]) -> None:
-    """Raise in every process, as one line, the first error that any of them met; every process must call this."""
-    if met := list(itertools.chain(*gather_objects([str(error) for error in errors]))):
-        raise SharedError(met[0])
 
 
 def barrier() -> None:

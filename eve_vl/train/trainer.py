@@ -298,8 +298,9 @@ class Trainer:
                 with torch.no_grad():
                     log.show(self.step, self.glimpse(first[0]))
             numbers = self.task.evaluate(itertools.chain(first, batches))
-        if not self.skip_broken:
-            distributed.raise_everywhere([_unusable(error) for error in skipped or ()])
+        unusable = [str(_unusable(error)) for error in skipped or ()]
+        if not self.skip_broken and (met := [*itertools.chain(*distributed.gather_objects(unusable))]):
+            raise SharedError(met[0])
         return numbers | num_skipped(skipped)
 
 
