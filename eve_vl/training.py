@@ -112,19 +112,19 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
     """Raise UserError if the best weights could not be chosen: no row among the first of validation says what is right."""
-    kind = task_class(type(config.task))
-    if kind.truth is None:
+    dataset = task_class(type(config.task)).dataset
+    if not (truth := dataset.truth.removesuffix("s")):
         return
     first_rows = (row for source in sources for _, row in usable_rows(source, range(min(len(source), ROWS_PROBED))))
-    if any(map(kind.dataset.has_truth, first_rows)):
+    if any(map(dataset.has_truth, first_rows)):
         return
     if config.data.val == (HELD_OUT,):
         raise UserError(
-            f"data.train {' '.join(config.data.train)}: no {kind.truth} among the first {ROWS_PROBED} rows held out; if a "
+            f"data.train {' '.join(config.data.train)}: no {truth} among the first {ROWS_PROBED} rows held out; if a "
             "column of another name has them, give --data.label-column"
         )
     raise UserError(
-        f"data.val {' '.join(config.data.val)}: no {kind.truth} among its first {ROWS_PROBED} rows, so the best weights cannot "
+        f"data.val {' '.join(config.data.val)}: no {truth} among its first {ROWS_PROBED} rows, so the best weights cannot "
         f"be chosen; name validation data that has them, or {HELD_OUT}"
     )
 

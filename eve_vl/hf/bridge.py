@@ -22,7 +22,7 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     """
     run = load_run(expand_user(path))
     kind = model_class(type(run.config.task)) if run.task.missing_head is None else EveModel
-    labels = run.task.class_names
+    labels = run.task.sizes.labels or run.task.class_names
     config = EveConfig(
         input=to_dict(run.config.input),
         model=portable(run.config.model),

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tyro.conf import Positional
 
 from eve_vl import objectives
@@ -137,7 +136,6 @@ class Classification(Classifier[ClassificationConfig]):
         Against("acc", "rows", "acc_majority", "always giving the most frequent label"),
         Against("mean_ap", "rows", "mean_ap_chance", "a constant score"),
     )
-    truth = "label"
     has_prediction_file = True
     computation = "classifier"
 
@@ -182,9 +180,7 @@ class Classification(Classifier[ClassificationConfig]):
 
         labels: int64 (B,), or float32 (B, C), 1 for each label of a row and 0 elsewhere.
         """
-        if self.settings.several:
-            return objectives.answers(logits_BC, labels.float())
-        return F.cross_entropy(logits_BC.float(), labels)
+        return objectives.answers(logits_BC, labels.float()) if self.settings.several else super().loss(logits_BC, labels)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
         """Return the probability of each label, float32 (B, C): those of one label add up to 1."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config
 from eve_vl.data.batch import StatementBatch, normalize
 from eve_vl.data.downstream import StatementRows
@@ -101,7 +100,7 @@ class NLVR2Calls(Calls):
 
     task: "NLVR2"
     num_pictures = 2
-    verbs: ClassVar[dict[str, Verb]] = {"judge": Verb(flags=JudgeFlags, show=str, values=asdict)} | Calls.verbs
+    verbs: ClassVar[dict[str, Verb]] = {"judge": Verb(flags=JudgeFlags, values=asdict)} | Calls.verbs
 
     @torch.no_grad()
     def judge(self, left: Images, right: Images, statement: Strings, batch_size: int = 64) -> Judgement | list[Judgement]:
@@ -127,7 +126,7 @@ class NLVR2(Classifier[NLVR2Config]):
     calls = NLVR2Calls
     main_metric = "nlvr2_acc"
     against = (Against("nlvr2_acc", "pairs of pictures", 0.5, "chance"),)
-    truth = "label"
+    class_names = ("False", "True")
     has_prediction_file = True
     published_head = PublishedHead(keys=lambda task: PUBLISHED.get(task.head), settings=_published_settings, words=40)
     computation = "judge"
@@ -167,10 +166,6 @@ class NLVR2(Classifier[NLVR2Config]):
         """Return the class of each row, bool (B,) on the CPU."""
         return torch.tensor(batch.labels)
 
-    def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of the rows. labels: int64 (B,), 1 = true."""
-        return objectives.matching(logits_BC, labels)
-
     def examples_of(self, batch: StatementBatch) -> list[NLVR2Example]:
         """Judge the statements of a batch."""
         probability_B = self.predict(batch)[0].float().softmax(1)[:, 1]
@@ -198,11 +193,6 @@ class NLVR2(Classifier[NLVR2Config]):
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows((each.identifier, each.verdict) for each in examples)
         return text.getvalue()
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """What the columns of its logits stand for."""
-        return ("False", "True")
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""

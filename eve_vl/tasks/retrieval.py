@@ -117,8 +117,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         """Return the pictures and texts to search among."""
         return SearchSet(sources, config, tokenizer)
 
-    @classmethod
-    def check_flags(cls, flags: Mapping[str, Any], dataset: SearchSet) -> None:
+    def check_flags(self, flags: Mapping[str, Any], dataset: SearchSet) -> None:
         """Raise UserError if more candidates are to be re-ranked than a query has."""
         rerank = flags.get("rerank", 0)
         if rerank > dataset.num_candidates:

@@ -117,14 +117,14 @@ class Task(nn.Module, Generic[Settings]):
     """Where there is no main metric, the number of validation that early stopping watches, lower is better."""
     labels_file: ClassVar[str | None] = None
     """File of a run folder that keeps `labels`, for classifiers."""
-    truth: ClassVar[str | None] = None
-    """What rows need so that the best weights can be chosen, in a word."""
     has_prediction_file: ClassVar[bool] = False
     """Whether `prediction_file` writes one, as an official server takes it."""
     leaves_unused: bool = False
     """Whether a step leaves parameters without a gradient, as those of texts where rows are pictures alone."""
     missing_head: str | None = None
     """What `outputs` needs and this run lacks, in words."""
+    class_names: tuple[str, ...] = ()
+    """What the columns of its logits stand for where it has no list of labels; empty if they are no classes."""
     label_layer: ClassVar[str | None] = None
     """The layer whose rows stand for labels: of no use to a run with other ones."""
     published_head: ClassVar[PublishedHead] = PublishedHead()
@@ -179,8 +179,7 @@ class Task(nn.Module, Generic[Settings]):
         """Return what evaluation goes through."""
         return cls.dataset(sources, config, tokenizer, training=False)
 
-    @classmethod
-    def check_flags(cls, flags: Mapping[str, Any], dataset: Any) -> None:
+    def check_flags(self, flags: Mapping[str, Any], dataset: Any) -> None:
         """Raise UserError if flags of evaluation do not fit the data."""
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
@@ -279,11 +278,6 @@ class Task(nn.Module, Generic[Settings]):
             for name, (compute, inputs) in features.items()
         }
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """What the columns of its logits stand for; empty if they are no classes."""
-        return self.sizes.labels
-
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return what the heads say, by the names that transformers has for it, and with labels the `loss`.
 
@@ -338,8 +332,9 @@ class Classifier(Task[Settings]):
         return self.logits(*(getattr(batch, FIELDS[name]) for name in self.reads))
 
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of the rows. Raises UserError for labels that do not fit."""
-        raise NotImplementedError
+        """Return the mean loss of the rows; default: the cross-entropy of one class each. labels: int64 (B,), or `targets`.
+        Raises UserError for labels that do not fit."""
+        return F.cross_entropy(logits_BC.float(), labels.long() if labels.ndim == 1 else labels)
 
     def examples_of(self, batch: Any) -> list[Any]:
         """Return what the model makes of the rows of a batch."""

@@ -121,7 +121,6 @@ class VQA(Classifier[VQAConfig]):
     against = (Against("vqa_acc", "questions", "vqa_acc_blind", "answering without the picture", "uses the picture"),)
     labels_file = "answers.json"
     label_layer = "answer_head.3"
-    truth = "answer"
     has_prediction_file = True
     published_head = PublishedHead(keys=lambda _: PUBLISHED, settings=_published_settings, words=50)
     computation = "answerer"

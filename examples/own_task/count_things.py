@@ -55,7 +55,7 @@ class CountCalls(Calls):
 class Count(Task[CountConfig]):
     """One output, on the mean of the patches' states."""
 
-    section, dataset, calls, main_metric, truth = CountConfig, LabelledRows, CountCalls, "count_acc", "label"
+    section, dataset, calls, main_metric = CountConfig, LabelledRows, CountCalls, "count_acc"
     leaves_unused = True  # pyright: ignore (pictures alone train nothing of texts)
 
     def __init__(self, config: Config, sizes: Sizes):
