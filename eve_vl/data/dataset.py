@@ -14,7 +14,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset
 from torchvision.transforms import v2
 
 from eve_vl.config import Config, MaskedSignalConfig
@@ -126,7 +126,7 @@ class RowDataset(SampleSet):
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of at most data.val_samples rows."""
         positions = eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
-        return chunks(positions[rank::world], batch_size)
+        return list(BatchSampler(positions[rank::world], batch_size, drop_last=False))
 
     def picture(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
         """Return uint8 (3, H, W), augmented in training; not mirrored if one of the texts would become false."""
@@ -146,19 +146,6 @@ class RowDataset(SampleSet):
 def unusable(error: BadSampleError) -> Sample:
     """Return what stands for a row of evaluation that cannot be used."""
     return Sample(batch=RowBatch, where=error.where, skipped=(error,))
-
-
-class Subset:
-    """Some rows of a source, itself a source."""
-
-    def __init__(self, source: Source[Any], rows: np.ndarray):
-        self.source, self.rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int, /) -> Any:
-        return self.source[int(self.rows[index])]
 
 
 class MaskedPairs(RowDataset):
@@ -233,11 +220,6 @@ def row_keys(row: Record) -> tuple[int, ...]:
 def hash_of(data: bytes) -> int:
     """Return a 64-bit hash of some bytes."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
-
-
-def chunks(positions: list[Position], size: int) -> list[list[Position]]:
-    """Return the positions in lists of `size`, the last perhaps shorter."""
-    return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
 def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
