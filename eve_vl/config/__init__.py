@@ -11,12 +11,10 @@ from typing import Any
 
 import tyro
 
-from eve_vl.config.data import DataConfig, TokenizerConfig
-from eve_vl.config.input import InputConfig
+from eve_vl.config.data import HELD_OUT, DataConfig, InputConfig, TokenizerConfig, generated
 from eve_vl.config.migration import FORMAT, migrate
 from eve_vl.config.model import EveModelConfig, FFNPolicy, ModelConfig
 from eve_vl.config.sections import define, kinds_of, subclasses
-from eve_vl.config.sources import HELD_OUT, generated
 from eve_vl.config.tasks import (
     ClassificationConfig,
     ContrastMatchConfig,

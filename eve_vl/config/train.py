@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from eve_vl.config.checks import negative, not_positive
+from eve_vl.config.sections import negative, not_positive
 
 
 def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
