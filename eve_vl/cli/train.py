@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm
 
@@ -19,6 +18,7 @@ from eve_vl.config.code import installed, origins, package_of
 from eve_vl.errors import UserError
 from eve_vl.foreign import expand_user
 from eve_vl.recipes import RECIPES, find_recipe, get_recipe, installed_recipes
+from eve_vl.talk import CONSOLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def run_demo(args: DemoArgs) -> None:
     """Pre-train, fine-tune, evaluate and report on built-in scenes: eve demo [--out runs/demo]."""
     from eve_vl.demo import run_demo as run
 
-    say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True, emoji=False))}")
+    say(f"report: {run(args.out, CONSOLE)}")
 
 
 def _named(argv: Sequence[str]) -> Namespace:

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, RowBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source
+from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode, train_crop
 from eve_vl.errors import BadSampleError, UserError
@@ -231,3 +231,10 @@ def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
     ends = np.cumsum(lengths)
     sources = np.searchsorted(ends, picks, side="right")
     return [(0, int(source), int(pick - ends[source] + lengths[source])) for source, pick in zip(sources, picks, strict=True)]
+
+
+def eval_rows(sources: Sequence[Source[Any]], num_samples: int) -> list[Any]:
+    """Return the rows at `eval_positions`, as readers give them, without those that cannot be used."""
+    positions = eval_positions([len(source) for source in sources], num_samples)
+    by_source = ((source, [row for _, at, row in positions if at == number]) for number, source in enumerate(sources))
+    return [row for source, rows in by_source for _, row in usable_rows(source, rows)]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from eve_vl.data.batch import StatementBatch
+from eve_vl.data.dataset import eval_rows
 from eve_vl.report.curves import Loss
 from eve_vl.report.task import ClassifierReport, Example, Measured, best_choices, pixels_of
 from eve_vl.tasks.nlvr2 import NLVR2
@@ -43,7 +44,7 @@ class NLVR2Report(ClassifierReport):
 
     def numbers(self, measured: Measured) -> Markup:
         """Return accuracy and, where whole statements were gone through, consistency, beside what guessing would score."""
-        rows = [row for row in self.records(measured.num_samples) if row.label is not None]
+        rows = [row for row in eval_rows(self.sources[1], measured.num_samples) if row.label is not None]
         share = sum(row.label for row in rows) / (len(rows) or 1)
         sizes = Counter(row.group for row in rows).values()
         return self.draw(

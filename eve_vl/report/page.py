@@ -54,7 +54,7 @@ def run_page(run: LoadedRun) -> str:
             counts = [sum(map(len, part)) for part in report.sources]
             measured = report.measured(curves.log)
             values = {"measured": measured, "remarks": run.task.remarks(measured.values), "shown": report.numbers(measured)}
-            verdict = report.verdict(measured)
+            verdict = run.task.verdict(measured.values)
             body = draw("run_sections.html", "numbers", verdict=verdict, **values)
             numbers = Section(name="numbers", title="Numbers", body=body)
             routing = routing_section(report.routing(), curves, config, report.row, report.passes)
