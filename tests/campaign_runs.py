@@ -23,7 +23,7 @@ from eve_vl.evaluation import evaluate_rows
 from eve_vl.eve import Eve
 from eve_vl.inspect import inspect_run
 from eve_vl.loading import load_run, read_config
-from eve_vl.report import write_report
+from eve_vl.report.page import write_report
 from eve_vl.train.checkpoint import CHECKPOINTS, _checksum, checkpoint_folders
 from eve_vl.training import train
 

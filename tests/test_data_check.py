@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from eve_vl import talk
 from eve_vl.data.check import Spread, check_source
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImagePixels, ImageText
@@ -72,9 +73,10 @@ def test_views(table: Path):
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_progress_only_on_a_terminal(table: Path, is_terminal: bool):
+def test_progress_only_on_a_terminal(table: Path, is_terminal: bool, monkeypatch):
     file = io.StringIO()
-    check_source(open_source(table), console=Console(file=file, force_terminal=is_terminal))
+    monkeypatch.setattr(talk, "CONSOLE", Console(file=file, force_terminal=is_terminal))
+    check_source(open_source(table))
     assert ("reading" in file.getvalue()) == is_terminal
 
 

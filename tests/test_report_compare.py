@@ -14,7 +14,7 @@ from eve_vl.data.records import ImagePixels
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import certainty
-from eve_vl.report import find_runs, write_comparison
+from eve_vl.report.compare import find_runs, write_comparison
 from eve_vl.report.curves import clock, over
 from eve_vl.report.html import number, points
 from eve_vl.report.task import TaskReport

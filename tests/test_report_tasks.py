@@ -26,9 +26,8 @@ from eve_vl.evaluation import evaluate_rows
 from eve_vl.loading import LoadedRun, load_run
 from eve_vl.model.moe import Router
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.report import write_report
 from eve_vl.report.html import percent
-from eve_vl.report.page import command_line
+from eve_vl.report.page import command_line, write_report
 from eve_vl.report.retrieval import Query, RetrievalReport, content_word
 from eve_vl.report.routing import routing_of
 from eve_vl.report.task import task_report

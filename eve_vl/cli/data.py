@@ -60,7 +60,7 @@ def run_data_check(args: CheckArgs) -> None:
         task = task_class(type(config.task))
         kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), 224, kind, must_be_usable=False)
-    report = check_source(source, require=require, console=CONSOLE)
+    report = check_source(source, require=require)
     CONSOLE.print("\n".join(report.lines()), markup=False)
     write_json(args.json, report.to_dict())
     if report.broken:

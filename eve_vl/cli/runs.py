@@ -126,7 +126,8 @@ def run_report(args: ReportArgs) -> None:
     check_writable(args.out)
     if not args.runs:
         raise UserError("name a run folder, several, or a folder of runs")
-    from eve_vl.report import find_runs, write_comparison, write_report
+    from eve_vl.report.compare import find_runs, write_comparison
+    from eve_vl.report.page import write_report
 
     runs = find_runs(args.runs)
     is_one = len(runs) == 1 and args.runs == (runs[0],)

@@ -18,7 +18,6 @@ from eve_vl.config.code import installed, origins, package_of
 from eve_vl.errors import UserError
 from eve_vl.foreign import expand_user
 from eve_vl.recipes import RECIPES, find_recipe, get_recipe, installed_recipes
-from eve_vl.talk import CONSOLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ def run_demo(args: DemoArgs) -> None:
     """Pre-train, fine-tune, evaluate and report on built-in scenes: eve demo [--out runs/demo]."""
     from eve_vl.demo import run_demo as run
 
-    say(f"report: {run(args.out, CONSOLE)}")
+    say(f"report: {run(args.out)}")
 
 
 def _named(argv: Sequence[str]) -> Namespace:
@@ -123,7 +122,7 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     from eve_vl.training import train
 
     if train(config, must_resume=args.resume):
-        from eve_vl.report import write_report
+        from eve_vl.report.page import write_report
 
         say(f"report: {write_report(config.out)}")
 

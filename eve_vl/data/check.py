@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from eve_vl import talk
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.records import ImagePixels, ImageQuestion, ImageRef, ImagesStatement, Labelled, Record, Source
 from eve_vl.data.transforms import DecodedPicture, decode, decode_bytes, read_image
@@ -154,23 +154,21 @@ def _facts_of(image: ImageRef, where: str) -> list[Fact]:
     return facts + [("conversions", conversion) for conversion in picture.conversions]
 
 
-def check_source(
-    source: Source, *, require: Require | None = None, num_workers: int | None = None, console: Console | None = None
-) -> Report:
+def check_source(source: Source, *, require: Require | None = None, num_workers: int | None = None) -> Report:
     """Read every row once, decode its picture, and report. A row for which `require` raises BadSampleError counts as broken.
 
-    `num_workers` None starts as many processes as pay. A progress bar is shown if `console` is a terminal. Rows keep their
-    order in `Report.broken`.
+    `num_workers` None starts as many processes as pay. A progress bar is shown on a terminal. Rows keep their order in
+    `Report.broken`.
     """
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
     # collate_fn: rows as they are, no tensors
     chunks = DataLoader(_Facts(source, require), CHUNK, num_workers=num_workers, collate_fn=list)
-    is_hidden = console is None or not console.is_terminal
     rows = itertools.chain.from_iterable(chunks)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
     broken: list[BadSampleError] = []
-    for row in track(rows, "reading", total=len(source), console=console, transient=True, disable=is_hidden):
+    is_hidden = not talk.CONSOLE.is_terminal
+    for row in track(rows, "reading", total=len(source), console=talk.CONSOLE, transient=True, disable=is_hidden):
         if isinstance(row, BadSampleError):
             broken.append(row)
         else:
