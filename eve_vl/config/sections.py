@@ -51,17 +51,14 @@ def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
 
 def negative(config: Any, names: str, most: float = math.inf) -> list[str]:
     """Return a sentence for each of the named values that is below 0, not finite or absurd."""
-    return [
-        f"{name} must be finite and not negative{f', at most {most:,}' * (value > most)}, got {value}"
-        for name, value in ((name, getattr(config, name)) for name in names.split())
-        if not 0 <= value <= most or value == math.inf
-    ]
+    return not_positive(config, names, most, or_zero=True)
 
 
-def not_positive(config: Any, names: str, most: float = math.inf) -> list[str]:
-    """Return a sentence for each of the named values that is not above 0, not finite or absurd."""
+def not_positive(config: Any, names: str, most: float = math.inf, *, or_zero: bool = False) -> list[str]:
+    """Return a sentence for each of the named values that is not above 0 (or_zero: nor 0), not finite or absurd."""
+    must, both = ("be finite and not negative", ", ") if or_zero else ("be above 0", " and ")
     return [
-        f"{name} must be above 0{f' and at most {most:,}' * (value > most)}, got {value}"
+        f"{name} must {must}{f'{both}at most {most:,}' * (value > most)}, got {value}"
         for name, value in ((name, getattr(config, name)) for name in names.split())
-        if not 0 < value <= most or value == math.inf
+        if not 0 <= value <= most or value == math.inf or (value == 0 and not or_zero)
     ]
