@@ -99,9 +99,8 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 def explain_missing(path: Path) -> str:
     """Say that `path` does not exist, how much of it does, and which name there is close."""
-    child, folder = path, path.parent
-    while not folder.exists():
-        child, folder = folder, folder.parent
+    folder = next(parent for parent in path.parents if parent.exists())
+    child = folder / path.relative_to(folder).parts[0]
     stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
     hint = did_you_mean(child.name, names)
