@@ -47,9 +47,6 @@ class NLVR2Report(ClassifierReport):
         rows = [row for row in eval_rows(self.sources[1], measured.num_samples) if row.label is not None]
         share = sum(row.label for row in rows) / (len(rows) or 1)
         sizes = Counter(row.group for row in rows).values()
-        return self.draw(
-            "numbers",
-            values=measured.values,
-            majority=max(share, 1 - share) if rows else None,
-            all_by_chance=math.fsum(0.5**size for size in sizes) / len(sizes) if rows else None,
-        )
+        majority = max(share, 1 - share) if rows else None
+        all_by_chance = math.fsum(0.5**size for size in sizes) / len(sizes) if rows else None
+        return self.draw("numbers", values=measured.values, majority=majority, all_by_chance=all_by_chance)

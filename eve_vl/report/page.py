@@ -48,7 +48,7 @@ def run_page(run: LoadedRun) -> str:
     curves = Curves(log=read_log(folder), step=run.step)
     sections, counts, problem, verdict = [], [None, None], "", ""
     if config.task.has_numbers:
-        body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.charts(curves))
+        body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.draw("charts", curves=curves))
         sections = [drawn := Section(name="curves", title="Curves", body=body)]
         try:
             counts = [sum(map(len, part)) for part in report.sources]

@@ -21,7 +21,7 @@ from eve_vl.data.records import Source
 from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluate_rows
 from eve_vl.loading import LoadedRun
-from eve_vl.report.curves import Curves, Loss
+from eve_vl.report.curves import Loss
 from eve_vl.report.html import Choice, Section, counted, draw
 from eve_vl.report.routing import Routing, routing_of
 from eve_vl.tasks.calls import best_classes
@@ -105,10 +105,6 @@ class TaskReport:
     def numbers(self, measured: Measured) -> Markup:
         """Return the numbers as HTML."""
         return self.draw("numbers", values=measured.values)
-
-    def charts(self, curves: Curves) -> Markup:
-        """Return the charts of what is in the log besides losses."""
-        return self.draw("charts", curves=curves)
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return sections that show the run at work on a few rows. num_each: examples of a kind."""

@@ -45,9 +45,8 @@ class VQAReport(ClassifierReport):
 
     def numbers(self, measured: Measured) -> Markup:
         """Return accuracy, over all and by type of answer."""
-        values = measured.values
-        blind = self.blind(measured.num_samples) if "vqa_acc" in values else {}
-        return self.draw("numbers", values=values, blind=blind, bar_chart=bar_chart)
+        blind = self.blind(measured.num_samples) if "vqa_acc" in measured.values else {}
+        return self.draw("numbers", values=measured.values, blind=blind, bar_chart=bar_chart)
 
     def blind(self, num_samples: int) -> dict[str, float]:
         """Return what answers from the question's words alone come to, by the names of the metrics, and `majority`; empty if
