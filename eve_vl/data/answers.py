@@ -62,8 +62,6 @@ def drop_unanswerable(
         dropped.append(list(unknown))
         lacking.update(first for first, *_ in filter(None, unknown.values()))
     count, total = sum(map(len, dropped)), sum(map(len, sources))
-    if not count:
-        return list(sources), ()
     if count == total:
         raise UserError(f"the answer list, {', '.join(answers[:5])} …, answers none of the {total} training questions")
     kept: list[Source[ImageQuestion]] = []
@@ -73,9 +71,7 @@ def drop_unanswerable(
             raise UserError(
                 f"{source[0].where} and all after it: the answer list answers none of these {len(source)} training questions"
             )
-        kept.append(Subset(source, left))  # pyright: ignore
+        kept.append(Subset(source, left) if rows else source)  # pyright: ignore
     first = [answer for answer, _ in lacking.most_common(NUM_SHOWN)]
-    return kept, (
-        f"the answer list lacks the answers of {count} of {total} training questions "
-        f"({count / total:.1%}), which are left out; first {len(first)}: {', '.join(first)}",
-    )
+    lacks = f"the answer list lacks the answers of {count} of {total} training questions ({count / total:.1%})"
+    return kept, (f"{lacks}, which are left out; first {len(first)}: {', '.join(first)}",) if count else ()

@@ -126,7 +126,7 @@ class RowDataset(SampleSet):
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of at most data.val_samples rows."""
         positions = eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
-        return list(BatchSampler(positions[rank::world], batch_size, drop_last=False))
+        return list(BatchSampler(positions[rank::world], batch_size, drop_last=False))  # pyright: ignore
 
     def picture(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
         """Return uint8 (3, H, W), augmented in training; not mirrored if one of the texts would become false."""

@@ -17,11 +17,7 @@ from eve_vl.data.transforms import Crop, decode
 from eve_vl.errors import BadSampleError, UserError
 
 PICTURE, TEXT = 0, 1  # the "source" in positions of a SearchSet
-LABELLED: dict[str, type[batch.LabelBatch]] = {  # by task.reads
-    "picture": batch.LabelledPictures,
-    "text": batch.LabelledTexts,
-    "both": batch.LabelledPairs,
-}
+LABELLED = {"picture": batch.LabelledPictures, "text": batch.LabelledTexts, "both": batch.LabelledPairs}  # by task.reads
 
 
 class CaptionedPictures(RowDataset):
@@ -93,7 +89,8 @@ class SearchSet(SampleSet):
         texts = sorted(range(len(self.texts)), key=lambda text: -len(self.ids[text]))
         batches = []
         for which, indices in ((TEXT, texts), (PICTURE, range(len(self.pictures)))):
-            batches += BatchSampler([(0, which, index) for index in indices][rank::world], batch_size, drop_last=False)
+            positions: Any = [(0, which, index) for index in indices][rank::world]
+            batches += BatchSampler(positions, batch_size, drop_last=False)
         return batches
 
     def __getitem__(self, position: Position) -> Sample:

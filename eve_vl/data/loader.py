@@ -6,7 +6,7 @@ neither the number of processes nor of workers nor a restart changes what is see
 
 from collections.abc import Iterator, Sequence
 from itertools import compress, count
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,17 +90,12 @@ def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epo
     ends = np.round(np.cumsum(shares) / shares.sum() * total).astype(int)
     order = np.empty((total, 2), dtype=np.int64)
     for source, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-        first = epoch * (end - start)
-        order[start:end, 0] = source
-        order[start:end, 1] = _endless_rows(lengths[source], first, end - start, seed, source)
+        length, num = lengths[source], end - start
+        turn, first = divmod(epoch * num, length)  # in an endless sequence of permutations of the rows
+        turns = range(turn, turn + 1 + (first + max(num, 1) - 1) // length)
+        rows = np.concatenate([generator(seed, ROWS, turn, source).permutation(length) for turn in turns])
+        order[start:end, 0], order[start:end, 1] = source, rows[first : first + num]
     return order[generator(seed, ORDER, epoch).permutation(total)]
-
-
-def _endless_rows(length: int, first: int, count: int, seed: int, source: int) -> np.ndarray:
-    """Return rows first … first + count of an endless sequence of permutations of range(length)."""
-    rounds = range(first // length, (first + max(count, 1) - 1) // length + 1)
-    rows = np.concatenate([generator(seed, ROWS, turn, source).permutation(length) for turn in rounds])
-    return rows[first % length : first % length + count]
 
 
 def train_batches(
@@ -139,7 +134,7 @@ def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: i
 
 def _loader(dataset: SampleSet, batches: object) -> DataLoader[Any]:
     workers = min(dataset.config.data.num_workers, usable_cores())  # more only get in each other's way
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]
         collate_fn=dataset.collate,
@@ -148,4 +143,3 @@ def _loader(dataset: SampleSet, batches: object) -> DataLoader[Any]:
         generator=torch.Generator(),  # its base seed must not be drawn from the generator that dropout uses
         pin_memory=dataset.config.train.device != "cpu" and torch.cuda.is_available(),
     )
-    return cast("DataLoader[Any]", loader)

@@ -148,10 +148,8 @@ class Tokenizer:
     def spans(self, text: str, max_length: int) -> list[tuple[int, int]]:
         """Return the first character and the end of each token of `encode`; empty spans for special ones."""
         encoding = self.backend.encode(text)
-        offsets = [
-            (0, 0) if special else span for span, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-        ]
-        return offsets[:max_length]
+        tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        return [(0, 0) if special else span for span, special in tokens][:max_length]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return text, special tokens left out."""

@@ -69,11 +69,9 @@ def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
 
 
 def _single(rng: Random, split: str) -> Draft:
-    kind, color = draw_pair(rng, split)[:2]
-    trait = Trait(kind, color, world.pick(rng, world.SIZES))
-    return Draft(
-        [trait], cells=[int(rng.random() * world.NUM_CELLS)], num_shapes=1, background=world.pick(rng, tuple(world.BACKGROUNDS))
-    )
+    trait = draw_pair(rng, split)._replace(size=world.pick(rng, world.SIZES))
+    cell, background = int(rng.random() * world.NUM_CELLS), world.pick(rng, tuple(world.BACKGROUNDS))
+    return Draft([trait], cells=[cell], num_shapes=1, background=background)
 
 
 def _side(rng: Random, split: str, label: bool) -> StatementDraft:
@@ -148,8 +146,7 @@ def _same_kind(rng: Random, split: str, label: bool) -> StatementDraft:
 
 def _same_background(rng: Random, split: str, label: bool) -> StatementDraft:
     left, other = world.pick_distinct(rng, tuple(world.BACKGROUNDS), 2)
-    right = left if label else other
-    return "both pictures have the same background", Draft(background=left), Draft(background=right)
+    return "both pictures have the same background", Draft(background=left), Draft(background=left if label else other)
 
 
 _ABOUT_NUMBERS = (_side, _side_number, _both, _only_one, _total, _same_number, _more)
