@@ -10,13 +10,12 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eve_vl.config import Config
@@ -29,8 +28,8 @@ from eve_vl.foreign import read_json
 from eve_vl.loading import load_run
 from eve_vl.metrics.certainty import Estimate, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.report import write_story
-from eve_vl.report.story import GAINS, PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms
+from eve_vl.report.story import GAINS, PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms, write_story
+from eve_vl.talk import CONSOLE, say
 from eve_vl.train.log import read_log, read_numbers
 from eve_vl.training import check_out_folder, train, with_absolute_paths
 
@@ -41,7 +40,7 @@ NUM_ROWS = "num_test_rows"
 POLL_SECONDS = 0.5
 
 
-def run_demo(out: Path, console: Console, num_test: int = NUM_TEST) -> Path:
+def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     """Run what is not done yet, write metrics.json and report.html in `out`, and return the report's path.
 
     num_test: rows of each test split. Interrupted, the same call goes on where it stopped. Raises UserError if a run fails.
@@ -54,15 +53,15 @@ def run_demo(out: Path, console: Console, num_test: int = NUM_TEST) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}  # else workers outlive this
-    with ProcessPoolExecutor(at_once, mp_context=context) as pool, _bars(configs, console) as update:
-        _run_all(pool, at_once, configs, num_test, update, console)
+    with ProcessPoolExecutor(at_once, mp_context=context) as pool:
+        _run_all(pool, at_once, configs, num_test)
     for number, handler in before.items():
         signal.signal(number, handler)
     numbers = collect(out)
     write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
     report = write_story(out)
-    console.print(_table(numbers), markup=False)
-    console.print(f"{time.perf_counter() - start:.0f} seconds in all")
+    say(_table(numbers))
+    say(f"{time.perf_counter() - start:.0f} seconds in all")
     return report
 
 
@@ -78,26 +77,33 @@ def plan(out: Path) -> dict[str, Config]:
     return configs
 
 
-def _run_all(
-    pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int, update, console: Console
-) -> None:
+def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config], num_test: int) -> None:
+    """Run what may start, at_once at a time, with a progress bar per run on a terminal."""
     waiting, running = dict(configs), {}
     started = time.perf_counter()
     finished: set[str] = set()
-    while waiting or running:
-        for name, config in list(waiting.items()):
-            if len(running) < at_once and _may_start(config, finished):
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a worker begins with: it stops when this process says so
-                running[pool.submit(work, config, num_test)] = name
-                signal.signal(signal.SIGINT, _stop)
-                del waiting[name]
-        done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-        for future in done:
-            name = running.pop(future)
-            raise_failure(name, future)
-            finished.add(name)
-            console.print(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(future.result())}", markup=False)
-        update(finished)
+    columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=CONSOLE, disable=not CONSOLE.is_terminal) as progress:
+        bars = {name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()}
+        while waiting or running:
+            for name, config in list(waiting.items()):
+                if len(running) < at_once and _may_start(config, finished):
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a worker begins with: it stops when this one says so
+                    running[pool.submit(work, config, num_test)] = name
+                    signal.signal(signal.SIGINT, _stop)
+                    del waiting[name]
+            done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in done:
+                name = running.pop(future)
+                raise_failure(name, future)
+                finished.add(name)
+                say(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(future.result())}")
+            for name, bar in bars.items():
+                steps = [row["step"] for row in read_log(configs[name].out) if row["kind"] == "train"]
+                num_done = configs[name].train.steps if name in finished else max(steps, default=0)
+                if num_done:
+                    progress.start_task(bar)
+                progress.update(bar, completed=num_done)
 
 
 def _may_start(config: Config, finished: set[str]) -> bool:
@@ -108,8 +114,7 @@ def _may_start(config: Config, finished: set[str]) -> bool:
 
 def raise_failure(name: str, future: Future) -> None:
     """Raise what a run failed with, if it did, after stopping the others: UserError for what people can mend, else the bug."""
-    error = future.exception()
-    if error is None:
+    if (error := future.exception()) is None:
         return
     _stop_workers()
     if isinstance(error, BrokenProcessPool):
@@ -139,11 +144,10 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
     check_out_folder(with_absolute_paths(config), must_resume=False)
     config.out.mkdir(parents=True, exist_ok=True)
     test_file = config.out / TEST_FILE
-    if test_file.is_file():
-        with contextlib.suppress(UserError):  # a damaged one is made again
-            numbers = read_numbers(test_file)
-            if numbers.get(NUM_ROWS) == num_test:
-                return numbers
+    with contextlib.suppress(UserError):  # one that is not there or damaged is made
+        numbers = read_numbers(test_file)
+        if numbers.get(NUM_ROWS) == num_test:
+            return numbers
     with (config.out / "run.log").open("a") as log, contextlib.redirect_stdout(log):
         train(config)
         if config.init is None:
@@ -193,21 +197,3 @@ def _table(numbers: dict[str, float]) -> str:
             shown = f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}" if isinstance(gain, Estimate) else ""
             lines.append(f"{title:50}{ours:12.3f}{scratch:14.3f}{guess:8.3f}{shown}")
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _bars(configs: dict[str, Config], console: Console) -> Iterator:
-    """Show a progress bar per run on a terminal; yield the function that brings them up to date."""
-    columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bars = {name: progress.add_task(name, total=config.train.steps, start=False) for name, config in configs.items()}
-
-        def update(finished: set[str]) -> None:
-            for name, bar in bars.items():
-                steps = [row["step"] for row in read_log(configs[name].out) if row["kind"] == "train"]
-                done = configs[name].train.steps if name in finished else max(steps, default=0)
-                if done:
-                    progress.start_task(bar)
-                progress.update(bar, completed=done)
-
-        yield update

@@ -9,22 +9,15 @@ from typing import Any
 import torch
 
 from eve_vl.config import HELD_OUT, DataConfig, generated
-from eve_vl.data.dataset import eval_positions, row_keys
+from eve_vl.data.dataset import eval_rows, row_keys
 from eve_vl.data.loader import eval_loader, open_train_and_val
-from eve_vl.data.records import Record, Source, usable_rows
+from eve_vl.data.records import Source
 from eve_vl.errors import UserError
 from eve_vl.files import write_file
 from eve_vl.loading import LoadedRun
 from eve_vl.train.trainer import evaluation_batches, num_skipped
 
 NUM_KNOWN, NUM_LOOKED_AT = 50_000, 500  # training rows, and rows of each source, looked at for what was trained on
-
-
-def evaluate_run(
-    run: LoadedRun, num_samples: int, sources: Sequence[Source[Any]] | None = None, **how: Any
-) -> dict[str, float]:
-    """Return the numbers of `evaluate_rows` alone."""
-    return evaluate_rows(run, num_samples, sources, **how)[0]
 
 
 def evaluate_rows(
@@ -85,13 +78,7 @@ def _seen_in_training(data: DataConfig, train: Sequence[Source[Any]], sources: S
     """Return how many rows show a picture of training (by its file, of tables by its bytes) or, without pictures, have a text
     of it, and how many were looked at: a part of both sides where they are large, so that it takes seconds."""
     files = [source for name, source in zip(data.train, train, strict=True) if not generated(name)]
-    known = {key for row in _some(files, NUM_KNOWN) for key in row_keys(row)}
-    rows = [(source, row) for source in sources for row in _some([source], NUM_LOOKED_AT)]
+    known = {key for row in eval_rows(files, NUM_KNOWN) for key in row_keys(row)}
+    rows = [(source, row) for source in sources for row in eval_rows([source], NUM_LOOKED_AT)]
     # scenes of one split are equal
     return sum(source in train or not known.isdisjoint(row_keys(row)) for source, row in rows), len(rows)
-
-
-def _some(sources: Sequence[Source[Any]], num: int) -> list[Record]:
-    """Return at most num rows, spread over all sources, without those that cannot be used."""
-    positions = eval_positions([len(source) for source in sources], num)
-    return [found for _, source, row in positions for _, found in usable_rows(sources[source], [row])]

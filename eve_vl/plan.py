@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from eve_vl.config import HELD_OUT, Config, TrainConfig, flat, to_dict
+from eve_vl.config import HELD_OUT, Config, flat, to_dict
 from eve_vl.tasks.task import Task
 from eve_vl.train import distributed
 from eve_vl.train.optim import learning_rate
@@ -87,15 +87,12 @@ def changes(before: Config, now: Config, step: int) -> tuple[list[str], list[str
     if now.train.steps < step:
         refused.append(f"train.steps {now.train.steps}, below step {step}, which it has reached")
     elif before.train.steps != now.train.steps:
-        allowed.append(_schedule(before.train, now.train, step))
+        rates = " to ".join(f"{learning_rate(step, train):.3g}" for train in (before.train, now.train))
+        text = f"the learning rate follows the schedule of {now.train.steps:,} steps from here on"
+        allowed.append(f"{text}: at step {step:,} it goes from {rates}")
     if "data.val_samples" in changed:
         allowed.append("numbers of validation before this were measured on other rows")
     return refused, allowed
-
-
-def _schedule(before: TrainConfig, now: TrainConfig, step: int) -> str:
-    rates = " to ".join(f"{learning_rate(step, train):.3g}" for train in (before, now))
-    return f"the learning rate follows the schedule of {now.steps:,} steps from here on: at step {step:,} it goes from {rates}"
 
 
 def _shown(value: object) -> str:

@@ -12,7 +12,7 @@ import torch
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
 from eve_vl.config.code import origins
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
-from eve_vl.data.readers import absolute_spec
+from eve_vl.data.readers.paths import absolute_spec
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError

@@ -19,11 +19,11 @@ from twins import CAPTIONS, tiny_config
 
 from eve_vl.cli import _dispatch as eve_command
 from eve_vl.convert import export_published
-from eve_vl.evaluation import evaluate_run
+from eve_vl.evaluation import evaluate_rows
 from eve_vl.eve import Eve
 from eve_vl.inspect import inspect_run
 from eve_vl.loading import load_run, read_config
-from eve_vl.report import write_report
+from eve_vl.report.page import write_report
 from eve_vl.train.checkpoint import CHECKPOINTS, _checksum, checkpoint_folders
 from eve_vl.training import train
 
@@ -86,7 +86,7 @@ def run_actions(base: Path, name: str) -> dict[str, Action]:
         "init": lambda folder: train(replace(start, init=folder, out=folder.parent / "new")),
         "scratch": lambda folder: train(replace(start, init=folder, out=folder.parent / "new", scratch=True)),
         "inspect": inspect_run,
-        "evaluate": lambda folder: evaluate_run(load_run(folder), 4),
+        "evaluate": lambda folder: evaluate_rows(load_run(folder), 4)[0],
         "export": lambda folder: eve_command(["convert", str(folder), str(folder.parent / "out.pth")]),
     }
 

@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import eve_vl.report
+import eve_vl.report.page
 import eve_vl.tasks.masked_signal
 import eve_vl.tasks.vqa
 import eve_vl.training  # all of it here, not in every fork

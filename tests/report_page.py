@@ -12,7 +12,7 @@ from PIL import Image
 
 from eve_vl.config import Config, TaskConfig
 from eve_vl.recipes import get_recipe
-from eve_vl.report import write_report
+from eve_vl.report.page import write_report
 from eve_vl.training import train
 
 VOID = {"meta", "img", "br", "input"}

@@ -47,8 +47,8 @@ MAY_IMPORT = {
     "hf": {"config", "errors", "foreign", "data", "loading", "tasks", "convert"},
     "export": {"errors", "foreign", "files", "model", "loading", "tasks"},
     "demo": {
-        *("config", "cpu", "errors", "files", "foreign", "recipes", "data", "metrics", "loading", "training", "evaluation"),
-        *("report", "train"),
+        *("config", "cpu", "errors", "files", "foreign", "talk", "recipes", "data", "metrics", "loading", "training"),
+        *("evaluation", "report", "train"),
     },
     "cli": {
         *("__init__", "config", "cpu", "errors", "foreign", "files", "talk", "recipes", "data", "metrics", "tasks", "loading"),

@@ -23,7 +23,7 @@ from eve_vl.config import (
     kinds_of,
     to_dict,
 )
-from eve_vl.config.migration import FORMAT, STEPS
+from eve_vl.config.values import FORMAT, STEPS
 from eve_vl.errors import UserError
 from eve_vl.recipes import get_recipe
 

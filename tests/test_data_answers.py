@@ -86,8 +86,8 @@ def test_scenes_have_a_closed_list_and_nothing_is_dropped(monkeypatch):
     assert answers is not None
     assert answers == list(ANSWERS)
     monkeypatch.setattr(SceneQuestions, "__getitem__", None)  # and no row is looked at
-    sources, missing = drop_unanswerable(scenes, answers, normalize)
-    assert missing is None
+    sources, notes = drop_unanswerable(scenes, answers, normalize)
+    assert not notes
     assert all(a is b for a, b in zip(sources, scenes, strict=True))
     assert closed_answers([scenes[0], questions(3)]) is None
 
@@ -95,35 +95,33 @@ def test_scenes_have_a_closed_list_and_nothing_is_dropped(monkeypatch):
 def test_a_list_that_lacks_an_answer_of_scenes_drops_questions():
     scenes = SceneQuestions(split="val", num_scenes=60)
     few = [answer for answer in ANSWERS if answer != "yes"]
-    (source,), missing = drop_unanswerable([scenes], few, normalize)
-    assert missing is not None
-    assert missing.answers == ("yes",)
+    (source,), (note,) = drop_unanswerable([scenes], few, normalize)
     expected = [row for row in range(60) if scenes[row].answers != ("yes",)]
     assert [source[row].question_id for row in range(len(source))] == expected
-    assert missing.count == 60 - len(expected) > 0
+    assert all(type(source[row].question_id) is int for row in range(len(source)))  # as files of predictions need it
+    assert len(expected) < 60
+    assert note.startswith(f"the answer list lacks the answers of {60 - len(expected)} of 60 training questions (")
+    assert note.endswith("; first 1: yes")
 
 
 def test_questions_are_kept_if_any_answer_is_listed_in_normal_form():
     first = asked([["Yes!"], ["no", "a dog"], ["cat"], [], None, ["no"]])
     second = asked([["two"], ["2"], ["yes"]])
-    (kept, whole), missing = drop_unanswerable([first, second], ["yes", "dog", "2"], normalize)
-    assert [kept.rows.tolist(), len(whole)] == [[0, 1, 4], 3]  # pyright: ignore[reportAttributeAccessIssue]
-    assert missing is not None
-    assert (missing.count, missing.total) == (3, 9)
-    assert str(missing) == (
-        "the answer list lacks the answers of 3 of 9 training questions (33.3%), which are left out; first 2: cat, no"
+    (kept, whole), notes = drop_unanswerable([first, second], ["yes", "dog", "2"], normalize)
+    assert [kept.indices.tolist(), len(whole)] == [[0, 1, 4], 3]  # pyright: ignore[reportAttributeAccessIssue]
+    assert notes == (
+        "the answer list lacks the answers of 3 of 9 training questions (33.3%), which are left out; first 2: cat, no",
     )
     assert [index for index, _ in usable_rows(first)] == [0, 1, 2, 3, 5]  # a row that cannot be read stays and is counted later
     sources, nothing = drop_unanswerable([second], ["yes", "2", "other"], normalize)
-    assert sources == [second] and nothing is None
+    assert sources == [second] and nothing == ()
 
 
 def test_the_ten_most_frequent_missing_answers_are_named():
     rows = [["yes"]] + [[f"answer {number}"] for number in range(13) for _ in range(number + 1)]
-    _, missing = drop_unanswerable([asked(rows)], ["yes"], normalize)
-    assert missing is not None
-    assert missing.answers == tuple(f"answer {number}" for number in range(12, 12 - NUM_SHOWN, -1))
-    assert missing.count == len(rows) - 1
+    _, (note,) = drop_unanswerable([asked(rows)], ["yes"], normalize)
+    assert note.endswith(f"; first {NUM_SHOWN}: {', '.join(f'answer {number}' for number in range(12, 12 - NUM_SHOWN, -1))}")
+    assert f" of {len(rows) - 1} of {len(rows)} " in note
 
 
 def test_a_list_that_answers_nothing_is_a_mistake():

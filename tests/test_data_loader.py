@@ -15,11 +15,11 @@ from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MAX_SKIPS, MaskedPairs, RowDataset, eval_positions
 from eve_vl.data.loader import (
-    TrainSampler,
     epoch_order,
     eval_loader,
     open_sources,
     open_train_and_val,
+    train_batches,
     train_loader,
 )
 from eve_vl.data.records import ImageBytes, ImageText
@@ -170,10 +170,9 @@ def test_weights_set_the_shares_and_rows_of_a_source_come_equally_often(lengths,
 
 
 def test_an_epochs_order_is_found_without_the_epochs_before_it():
-    sampler = TrainSampler([5, 3], (1.0, 1.0), 0, 4, 0, 1)
-    positions = [position for batch in islice(sampler, 20) for position in batch]
-    late = TrainSampler([5, 3], (1.0, 1.0), 0, 4, 0, 1)
-    late.consumed = 53
+    batches = train_batches([5, 3], (1.0, 1.0), 0, 0, 4, 4)
+    positions = [position for batch in islice(batches, 20) for position in batch]
+    late = train_batches([5, 3], (1.0, 1.0), 0, 53, 4, 4)
     assert [position for batch in islice(late, 5) for position in batch] == positions[53:73]
     assert [position[0] for position in positions] == [index // 8 for index in range(80)]
 

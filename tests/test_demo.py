@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from eve_vl import demo
 from eve_vl.config import Config
@@ -36,9 +35,9 @@ def story(tmp_path_factory) -> Path:
     plan = demo.plan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "plan", lambda out: {name: small(c, get_recipe("tiny")) for name, c in plan(out).items()})
-        demo.run_demo(out, Console(quiet=True), num_test=12)
+        demo.run_demo(out, num_test=12)
         before = {path: path.stat().st_mtime_ns for path in out.rglob("step_*")}
-        demo.run_demo(out, Console(quiet=True), num_test=12)
+        demo.run_demo(out, num_test=12)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("step_*")} == before  # nothing was trained again
     return out
 

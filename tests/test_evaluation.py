@@ -16,7 +16,7 @@ from eve_vl.data.downstream import QuestionRows, SearchSet
 from eve_vl.data.loader import eval_loader, open_sources
 from eve_vl.data.records import ImageBytes
 from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluate_rows, evaluate_run, remarks
+from eve_vl.evaluation import evaluate_rows, remarks
 from eve_vl.loading import load_run
 from eve_vl.metrics.certainty import Estimate, certainty_of, from_json, paired, share
 from eve_vl.tasks.masked_signal import MaskedSignal
@@ -172,7 +172,7 @@ def test_the_scores_of_rows_come_to_the_number(name, trained: Path):
     if name == "masked_signal":
         run = load_run(trained / "run")
         numbers, scores = evaluate_rows(run, 20)
-        assert numbers == evaluate_run(run, 20)
+        assert numbers == evaluate_rows(run, 20)[0]
         assert len(scores) == 12 and all(row.startswith("rows.jsonl:") for row in scores)
         assert paired(scores, scores) == 0
         return

@@ -21,9 +21,9 @@ from eve_vl.errors import UserError
 from eve_vl.loading import LoadedRun, load_run
 from eve_vl.metrics.certainty import from_json
 from eve_vl.model.moe import Router
-from eve_vl.report import write_report
 from eve_vl.report.html import counted, number, percent
 from eve_vl.report.masked_signal import MaskedSignalReport
+from eve_vl.report.page import write_report
 from eve_vl.report.routing import routing_of
 from eve_vl.report.task import TaskReport
 from eve_vl.tasks.masked_signal import MaskedSignal

@@ -14,7 +14,7 @@ from eve_vl.data.records import ImagePixels
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import certainty
-from eve_vl.report import find_runs, write_comparison
+from eve_vl.report.compare import find_runs, write_comparison
 from eve_vl.report.curves import clock, over
 from eve_vl.report.html import number, points
 from eve_vl.report.task import TaskReport
@@ -133,7 +133,7 @@ def test_a_difference_comes_with_its_interval(folder: Path, monkeypatch, low: fl
     scores = {"a": {"row 1": 1.0}, "c": {"row 1": 0.0}}
     difference = certainty.Estimate(0.02, n=500, low=low, high=0.05, method="paired bootstrap")
     seen = []
-    monkeypatch.setattr(TaskReport, "scores", lambda self, measured: scores[self.run.folder.parents[1].name])
+    monkeypatch.setattr(TaskReport, "evaluated", lambda self, num_samples: ({}, scores[self.run.folder.parents[1].name]))
     monkeypatch.setattr(certainty, "paired", lambda a, b: seen.append((a, b)) or difference, raising=False)
     page = Page(write_comparison([folder / "a", folder / "c"], folder / "paired.html"))
     assert seen == [(scores["a"], scores["c"])]

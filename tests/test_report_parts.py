@@ -21,10 +21,10 @@ from eve_vl.config import Config, EncoderOnlyConfig, TaskConfig, from_dict, kind
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.certainty import Estimate
 from eve_vl.recipes import get_recipe
-from eve_vl.report import charts, write_report
+from eve_vl.report import charts
 from eve_vl.report.html import TEMPLATES, Choice, counted, draw, interval, number, percent, points, scientific
 from eve_vl.report.masked_signal import HiddenToken, Piece, ShownPair, caption_pieces
-from eve_vl.report.page import command_line
+from eve_vl.report.page import command_line, write_report
 from eve_vl.report.retrieval import chance_recall
 from eve_vl.report.task import TaskReport, task_report
 

@@ -14,9 +14,8 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.loading import load_run
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.report import write_story
 from eve_vl.report.html import percent
-from eve_vl.report.story import TASKS, results_section
+from eve_vl.report.story import TASKS, results_section, write_story
 from eve_vl.training import train
 
 ALL = ["results", "learning", "pretrain", "pictures", "captions", "vqa", "nlvr2", "retrieval", "routing", "commands"]

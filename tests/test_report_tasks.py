@@ -22,13 +22,12 @@ from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImagePixels, ImageRef
 from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation import evaluate_run
+from eve_vl.evaluation import evaluate_rows
 from eve_vl.loading import LoadedRun, load_run
 from eve_vl.model.moe import Router
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.report import write_report
 from eve_vl.report.html import percent
-from eve_vl.report.page import command_line
+from eve_vl.report.page import command_line, write_report
 from eve_vl.report.retrieval import Query, RetrievalReport, content_word
 from eve_vl.report.routing import routing_of
 from eve_vl.report.task import task_report
@@ -104,7 +103,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     assert "best on validation" in page.text
     assert "unfinished" not in page.text
     assert f"step {loaded.step}." in page.text
-    numbers = evaluate_run(loaded, NUM_VAL)
+    numbers, _ = evaluate_rows(loaded, NUM_VAL)
     shares = {name: value for name, value in numbers.items() if value <= 1 and not name.startswith("num")}
     shown = {
         "vqa": ["vqa_acc", "vqa_acc_blind", "vqa_acc_majority"],
@@ -130,7 +129,7 @@ def test_baselines(runs: dict[str, Path]):
     share = sum(row.label is True for row in picks) / len(picks)
     assert f"majority{percent(max(share, 1 - share))}" in page.text
     assert "Consistency" not in page.text  # a part of the statements tears their groups apart
-    page, numbers = Page(runs["retrieval"] / "report.html"), evaluate_run(load_run(runs["retrieval"]), NUM_VAL)
+    page, numbers = Page(runs["retrieval"] / "report.html"), evaluate_rows(load_run(runs["retrieval"]), NUM_VAL)[0]
     assert f"chance{percent(numbers['texts_per_image'] / numbers['num_texts'])}" in page.text
 
 

@@ -23,20 +23,16 @@ from eve_vl.talk import is_main
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # the last: nobody reads what is written
 
-VERBS: dict[str, Callable[[Any], None]] = {
-    "demo": run_demo,
-    "pretrain": run_pretrain,
-    "finetune": run_finetune,
-    "evaluate": run_evaluate,
+
+def _typed(*runs: Callable[[Any], None]) -> dict[str, Callable[[Any], None]]:
+    """Return the functions of verbs by what is typed: `data check` runs `run_data_check`."""
+    return {run.__name__.removeprefix("run_").replace("_", " "): run for run in runs}
+
+
+VERBS = {
+    **_typed(run_demo, run_pretrain, run_finetune, run_evaluate),
     **call_verbs(),
-    "encode": run_encode,
-    "data check": run_data_check,
-    "tokenizer train": run_tokenizer_train,
-    "convert": run_convert,
-    "inspect": run_inspect,
-    "report": run_report,
-    "export": run_export,
-    "completion": run_completion,
+    **_typed(run_encode, run_data_check, run_tokenizer_train, run_convert, run_inspect, run_report, run_export, run_completion),
 }
 """By what is typed: functions of their parsed flags, or of the words themselves where the first says which flags there are."""
 NOTE = """\

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
@@ -14,6 +13,7 @@ from eve_vl.config import DataConfig, TokenizerConfig
 from eve_vl.errors import UserError, nearest
 from eve_vl.files import write_file
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_recipe
+from eve_vl.talk import CONSOLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,6 @@ def run_data_check(args: CheckArgs) -> None:
     from eve_vl.data.check import check_source
     from eve_vl.data.loader import open_sources
 
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
     kind, require = args.kind, None
     if args.recipe is not None:
         from eve_vl.tasks import task_class
@@ -61,8 +60,8 @@ def run_data_check(args: CheckArgs) -> None:
         task = task_class(type(config.task))
         kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), 224, kind, must_be_usable=False)
-    report = check_source(source, require=require, console=console)
-    report.render(console)
+    report = check_source(source, require=require)
+    CONSOLE.print("\n".join(report.lines()), markup=False)
     write_json(args.json, report.to_dict())
     if report.broken:
         sys.exit(1)

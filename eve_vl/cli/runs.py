@@ -83,7 +83,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     own = (field.name for field in dataclasses.fields(kind.evaluation))
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
     from eve_vl.data.loader import open_sources
-    from eve_vl.evaluation import evaluate_run, remarks
+    from eve_vl.evaluation import evaluate_rows, remarks
     from eve_vl.loading import load_run
     from eve_vl.metrics.certainty import to_json
     from eve_vl.train.device import pick_device
@@ -99,7 +99,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
     sources = open_sources(args.data, how, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
     skip = args.skip_broken or (sources is None and run.config.data.skips_broken_val)
-    numbers = evaluate_run(run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=skip)
+    numbers, _ = evaluate_rows(run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=skip)
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         say(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())
@@ -126,7 +126,8 @@ def run_report(args: ReportArgs) -> None:
     check_writable(args.out)
     if not args.runs:
         raise UserError("name a run folder, several, or a folder of runs")
-    from eve_vl.report import find_runs, write_comparison, write_report
+    from eve_vl.report.compare import find_runs, write_comparison
+    from eve_vl.report.page import write_report
 
     runs = find_runs(args.runs)
     is_one = len(runs) == 1 and args.runs == (runs[0],)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm
 
@@ -73,7 +72,7 @@ def run_demo(args: DemoArgs) -> None:
     """Pre-train, fine-tune, evaluate and report on built-in scenes: eve demo [--out runs/demo]."""
     from eve_vl.demo import run_demo as run
 
-    say(f"report: {run(args.out, Console(highlight=False, soft_wrap=True, emoji=False))}")
+    say(f"report: {run(args.out)}")
 
 
 def _named(argv: Sequence[str]) -> Namespace:
@@ -123,7 +122,7 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     from eve_vl.training import train
 
     if train(config, must_resume=args.resume):
-        from eve_vl.report import write_report
+        from eve_vl.report.page import write_report
 
         say(f"report: {write_report(config.out)}")
 

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN_SIDE = 224  # pixels; smaller pictures are written enlarged by a whole number, so that people see something
 GAP = 8
-LOOK = {
-    "look": 'Show where in a picture the answer comes from (Grad-CAM): eve look RUN IMAGE "TEXT" --word star --out heat.png.'
-}
+LOOK = 'Show where in a picture the answer comes from (Grad-CAM): eve look RUN IMAGE "TEXT" --word star --out heat.png.'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class EncodeArgs(SourceArgs, DeviceArgs):
 
 def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
     """Return a verb for each call that tasks offer, by what is typed."""
-    calls = {call: words for kind in kinds_of(TaskConfig).values() for call, words in kind.calls.items()} | LOOK
+    calls = {call: words for kind in kinds_of(TaskConfig).values() for call, words in kind.calls.items()} | {"look": LOOK}
     return {call.replace("_", "-"): _verb(call, words) for call, words in calls.items()}
 
 

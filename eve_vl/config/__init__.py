@@ -3,7 +3,6 @@
 Each section lists its own problems; `Config` reports all of them at once, named as they are typed on the command line.
 """
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 
 import tyro
 
-from eve_vl.config.data import DataConfig, TokenizerConfig
-from eve_vl.config.input import InputConfig
-from eve_vl.config.migration import FORMAT, migrate
+from eve_vl.config.data import HELD_OUT, DataConfig, InputConfig, TokenizerConfig, generated
 from eve_vl.config.model import EveModelConfig, FFNPolicy, ModelConfig
 from eve_vl.config.sections import define, kinds_of, subclasses
-from eve_vl.config.sources import HELD_OUT, generated
 from eve_vl.config.tasks import (
     ClassificationConfig,
     ContrastMatchConfig,
@@ -28,7 +24,7 @@ from eve_vl.config.tasks import (
     VQAConfig,
 )
 from eve_vl.config.train import TrainConfig, layer_decay
-from eve_vl.config.values import UnknownKindError, flat, from_dict, read_value, to_dict
+from eve_vl.config.values import FORMAT, UnknownKindError, flat, from_dict, migrate, read_value, to_dict
 from eve_vl.errors import UserError
 
 
@@ -57,12 +53,9 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self):
-        problems = [
-            f"{name}.{problem}"
-            for name, section in vars(self).items()
-            if dataclasses.is_dataclass(section)
-            for problem in section.problems()  # pyright: ignore[reportAttributeAccessIssue]
-        ]
+        problems = []
+        for name in ("input", "model", "task", "data", "tokenizer", "train"):
+            problems += [f"{name}.{problem}" for problem in getattr(self, name).problems()]
         problems += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
         if self.scratch and self.init is None:
             problems.append("scratch says what not to take from --init; name that run")

@@ -4,8 +4,7 @@ import typing
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from eve_vl.config.checks import DEEPEST, WIDEST, negative, not_positive
-from eve_vl.config.sections import Section
+from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_positive
 
 FFNPolicy = Literal["shared", "modality", "moe"]
 Routing = Literal["stable", "official", "official-dropless"]

@@ -1,10 +1,15 @@
-"""What tagged sections share: a run's model and task are each one of several kinds, told apart by their `name`."""
+"""What sections share: a run's model and task are each one of several kinds, told apart by their `name`; and what all check
+themselves with."""
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+WIDEST, DEEPEST = 65_536, 1_000
+"""Sizes beyond all that anybody trains: a larger one in a file is damage, and to build it would take for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +47,18 @@ def subclasses(base: type[Kind]) -> Iterator[type[Kind]]:
 def kinds_of(base: type[Kind]) -> dict[str, type[Kind]]:
     """Return all kinds of a section, or of another class, by name."""
     return {vars(kind)["name"]: kind for kind in subclasses(base) if "name" in vars(kind)}
+
+
+def negative(config: Any, names: str, most: float = math.inf) -> list[str]:
+    """Return a sentence for each of the named values that is below 0, not finite or absurd."""
+    return not_positive(config, names, most, or_zero=True)
+
+
+def not_positive(config: Any, names: str, most: float = math.inf, *, or_zero: bool = False) -> list[str]:
+    """Return a sentence for each of the named values that is not above 0 (or_zero: nor 0), not finite or absurd."""
+    must, both = ("be finite and not negative", ", ") if or_zero else ("be above 0", " and ")
+    return [
+        f"{name} must {must}{f'{both}at most {most:,}' * (value > most)}, got {value}"
+        for name, value in ((name, getattr(config, name)) for name in names.split())
+        if not 0 <= value <= most or value == math.inf or (value == 0 and not or_zero)
+    ]

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from eve_vl.config.checks import DEEPEST, WIDEST, negative, not_positive
-from eve_vl.config.sections import Section
+from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_positive
 
 
 @dataclass(frozen=True, kw_only=True)

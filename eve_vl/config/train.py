@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from eve_vl.config.checks import negative, not_positive
+from eve_vl.config.sections import negative, not_positive
 
 
 def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
@@ -79,10 +79,9 @@ class TrainConfig:
         problems = not_positive(self, "steps batch_size accumulation lr new_lr_multiplier log_every val_every save_every keep")
         if not problems and self.batch_size % self.accumulation:
             problems.append(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
-        if not 0 <= self.warmup < 1:
-            problems.append(f"warmup {self.warmup} is not in [0, 1)")
-        if not 0 <= self.ema_decay < 1:
-            problems.append(f"ema_decay {self.ema_decay} is not in [0, 1)")
+        for name in ("warmup", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} {getattr(self, name)} is not in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"betas {self.betas} are not in [0, 1)")
         problems += [

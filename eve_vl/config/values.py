@@ -1,4 +1,8 @@
-"""Configs as JSON, there and back."""
+"""Configs as JSON, there and back.
+
+Those that earlier versions wrote are brought to the present form, so that old run folders load for as long as the package
+lives. `FORMAT` counts the forms; each of `STEPS` leads from one to the next.
+"""
 
 import dataclasses
 import math
@@ -15,6 +19,10 @@ from eve_vl.config.sections import Section, kinds_of
 from eve_vl.errors import UserError, nearest
 from eve_vl.foreign import expect
 
+FORMAT = 2
+INPUT = ("image_size", "patch_size", "text_length", "padded_text_length")
+CONTRAST = ("itc_weight", "itm_weight", "projection_dim")
+
 
 class UnknownKindError(UserError):
     """A section of a kind that nobody has defined."""
@@ -24,18 +32,14 @@ class UnknownKindError(UserError):
         super().__init__(f"{where}: {problem}")
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return the config as JSON-ready values."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            tag = {"name": value.name} if isinstance(value, Section) else {}
-            return tag | {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return plain(config)
+def to_dict(config: Any) -> Any:
+    """Return the config, or a value in it, as JSON-ready values."""
+    if dataclasses.is_dataclass(config):
+        tag = {"name": config.name} if isinstance(config, Section) else {}
+        return tag | {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, tuple):
+        return [to_dict(item) for item in config]
+    return str(config) if isinstance(config, Path) else config
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -113,3 +117,34 @@ def _section(base: type[Section], value: Mapping[str, Any], where: str, key: str
     if not isinstance(name, str) or (kind := find_kind(base, f"{what}s", name)) is None:
         raise UnknownKindError(where, f"{what} {name!r}", f"no {what} {nearest(str(name), kinds_of(base))}")
     return from_dict(kind, {field: item for field, item in value.items() if field != "name"}, where, f"{key}.")
+
+
+def migrate(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the values of a config.json in the present form. Raises UserError for a form that only a later version knows."""
+    form = values.get("format", 1)
+    if type(form) is not int or not 1 <= form <= FORMAT:
+        raise UserError(f"{where}: has format {shown(form)}, but this version knows 1 to {FORMAT}; update the package")
+    for name in ("model", "task"):
+        if not isinstance(values.get(name, {}), dict):
+            raise UserError(f"{where}: {name} is not a section, but {shown(values[name])}")
+    for step in STEPS[form - 1 :]:
+        values = step(values)
+    return {key: value for key, value in values.items() if key != "format"}
+
+
+def _from_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Give the sizes of pictures and texts a section of their own, the model a kind, and rivals and bare encoders tasks of
+    their own: they were masked_signal with other weights."""
+    model, task = dict(values.get("model", {})), dict(values.get("task", {}))
+    sizes = {key: model.pop(key) for key in INPUT if key in model}
+    if task.get("name") == "masked_signal":
+        if task.get("itc_weight"):
+            task = {"mim_weight": 1.0, "itm_weight": 0.0} | task | {"name": "contrast_match"}  # its defaults at that time
+        else:
+            task = {key: value for key, value in task.items() if key not in CONTRAST}
+            if not (task.get("mim_weight", 1) or task.get("mlm_weight", 1)):
+                task = {"name": "encoder"}
+    return values | {"input": sizes, "model": {"name": "eve"} | model, "task": task}
+
+
+STEPS = (_from_1,)

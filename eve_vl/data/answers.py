@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Subset
 
-from eve_vl.data.dataset import Subset
 from eve_vl.data.records import ImageQuestion, Source, usable_rows
 from eve_vl.data.scenes import SceneQuestions
 from eve_vl.data.scenes.questions import ANSWERS
@@ -16,22 +15,6 @@ from eve_vl.errors import UserError
 from eve_vl.foreign import parse_json, read_text
 
 NUM_SHOWN = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Missing:
-    """Training questions none of whose answers is in the list."""
-
-    count: int
-    total: int
-    answers: tuple[str, ...]
-    """The most frequent of these answers, at most NUM_SHOWN."""
-
-    def __str__(self) -> str:
-        return (
-            f"the answer list lacks the answers of {self.count} of {self.total} training questions "
-            f"({self.count / self.total:.1%}), which are left out; first {len(self.answers)}: {', '.join(self.answers)}"
-        )
 
 
 def read_answers(path: Path) -> list[str]:
@@ -63,15 +46,15 @@ def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None
 
 def drop_unanswerable(
     sources: Sequence[Source[ImageQuestion]], answers: Sequence[str], normalize: Callable[[str], str]
-) -> tuple[list[Source[ImageQuestion]], Missing | None]:
-    """Return the sources without the questions that a list of answers cannot answer, and what was left out, if anything.
+) -> tuple[list[Source[ImageQuestion]], tuple[str, ...]]:
+    """Return the sources without the questions that a list of answers cannot answer, and a sentence on these, if there are any.
 
     Rows that cannot be read stay: training counts them. Raises UserError if no question is left.
     """
     known = set(map(normalize, answers))
     closed = closed_answers(sources)
     if closed is not None and known.issuperset(map(normalize, closed)):
-        return list(sources), None
+        return list(sources), ()
     dropped: list[list[int]] = []
     lacking: Counter[str] = Counter()
     for source in sources:
@@ -79,8 +62,6 @@ def drop_unanswerable(
         dropped.append(list(unknown))
         lacking.update(first for first, *_ in filter(None, unknown.values()))
     count, total = sum(map(len, dropped)), sum(map(len, sources))
-    if not count:
-        return list(sources), None
     if count == total:
         raise UserError(f"the answer list, {', '.join(answers[:5])} …, answers none of the {total} training questions")
     kept: list[Source[ImageQuestion]] = []
@@ -90,5 +71,7 @@ def drop_unanswerable(
             raise UserError(
                 f"{source[0].where} and all after it: the answer list answers none of these {len(source)} training questions"
             )
-        kept.append(Subset(source, left))
-    return kept, Missing(count=count, total=total, answers=tuple(answer for answer, _ in lacking.most_common(NUM_SHOWN)))
+        kept.append(Subset(source, left) if rows else source)  # pyright: ignore
+    first = [answer for answer, _ in lacking.most_common(NUM_SHOWN)]
+    lacks = f"the answer list lacks the answers of {count} of {total} training questions ({count / total:.1%})"
+    return kept, (f"{lacks}, which are left out; first {len(first)}: {', '.join(first)}",) if count else ()

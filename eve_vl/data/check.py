@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from eve_vl import talk
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.records import ImagePixels, ImageQuestion, ImageRef, ImagesStatement, Labelled, Record, Source
 from eve_vl.data.transforms import DecodedPicture, decode, decode_bytes, read_image
@@ -30,14 +30,6 @@ TALLIES = ("formats", "conversions", "answer_types", "labels")
 Require = Callable[[Record], None]
 Fact = tuple[str, Any]
 """Something that is counted, and its value in one row."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BrokenRow:
-    """A row that training would skip, and why."""
-
-    where: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +54,8 @@ class Report:
     kind: str
     rows: int
     usable: int
-    broken: tuple[BrokenRow, ...]
+    broken: tuple[BadSampleError, ...]
+    """Rows that training would skip, and why."""
     width: Spread | None
     height: Spread | None
     """In pixels, after turning upright."""
@@ -88,11 +81,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return dataclasses.asdict(self)
-
-    def render(self, console: Console) -> None:
-        """Print the lines for people."""
-        console.print("\n".join(self.lines()), highlight=False, markup=False, soft_wrap=True)
+        return dataclasses.asdict(self) | {"broken": [{"where": row.where, "reason": row.reason} for row in self.broken]}
 
     def lines(self) -> list[str]:
         """Return lines for people."""
@@ -119,11 +108,11 @@ class Report:
             (self.kind in (QUESTIONS, STATEMENTS), "repeated ids", self.duplicate_ids),
             (self.labels, "labels", _shown(self.labels)),
         ]
-        broken = [f"broken: {row.where}: {row.reason}" for row in self.broken]
+        broken = [f"broken: {row}" for row in self.broken]
         return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + broken
 
 
-class _Facts(Dataset[list[Fact] | BrokenRow]):
+class _Facts(Dataset[list[Fact] | BadSampleError]):
     """What is kept of each row, for loader workers."""
 
     def __init__(self, source: Source[Record], require: Require | None):
@@ -132,14 +121,14 @@ class _Facts(Dataset[list[Fact] | BrokenRow]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> list[Fact] | BrokenRow:
+    def __getitem__(self, index: int) -> list[Fact] | BadSampleError:
         try:
             row = self.source[index]
             if self.require is not None:
                 self.require(row)
             of_images = [fact for image in row.images for fact in _facts_of(image, row.where)]
         except BadSampleError as error:
-            return BrokenRow(where=error.where, reason=error.reason)
+            return error
         facts: list[Fact] = [("kind", row.KIND), *of_images, ("texts_per_row", len(row.texts))]
         for text in row.texts:
             facts += [("text_words", len(text.split())), ("text", hash_of(text.encode()))]
@@ -165,25 +154,22 @@ def _facts_of(image: ImageRef, where: str) -> list[Fact]:
     return facts + [("conversions", conversion) for conversion in picture.conversions]
 
 
-def check_source(
-    source: Source, *, require: Require | None = None, num_workers: int | None = None, console: Console | None = None
-) -> Report:
+def check_source(source: Source, *, require: Require | None = None, num_workers: int | None = None) -> Report:
     """Read every row once, decode its picture, and report. A row for which `require` raises BadSampleError counts as broken.
 
-    `num_workers` None starts as many processes as pay. A progress bar is shown if `console` is a terminal. Rows keep their
-    order in `Report.broken`.
+    `num_workers` None starts as many processes as pay. A progress bar is shown on a terminal. Rows keep their order in
+    `Report.broken`.
     """
     if num_workers is None:
         num_workers = min(os.cpu_count() or 1, len(source) // ROWS_PER_WORKER)
-    chunks = DataLoader(
-        _Facts(source, require), CHUNK, num_workers=num_workers, collate_fn=list
-    )  # rows as they are, no tensors
-    is_hidden = console is None or not console.is_terminal
+    # collate_fn: rows as they are, no tensors
+    chunks = DataLoader(_Facts(source, require), CHUNK, num_workers=num_workers, collate_fn=list)
     rows = itertools.chain.from_iterable(chunks)
     counts: defaultdict[str, Counter[Any]] = defaultdict(Counter)
-    broken: list[BrokenRow] = []
-    for row in track(rows, "reading", total=len(source), console=console, transient=True, disable=is_hidden):
-        if isinstance(row, BrokenRow):
+    broken: list[BadSampleError] = []
+    is_hidden = not talk.CONSOLE.is_terminal
+    for row in track(rows, "reading", total=len(source), console=talk.CONSOLE, transient=True, disable=is_hidden):
+        if isinstance(row, BadSampleError):
             broken.append(row)
         else:
             for name, value in row:

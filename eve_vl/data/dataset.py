@@ -14,13 +14,13 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, Dataset
 from torchvision.transforms import v2
 
 from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, RowBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source
+from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode, train_crop
 from eve_vl.errors import BadSampleError, UserError
@@ -126,7 +126,7 @@ class RowDataset(SampleSet):
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of at most data.val_samples rows."""
         positions = eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
-        return chunks(positions[rank::world], batch_size)
+        return list(BatchSampler(positions[rank::world], batch_size, drop_last=False))  # pyright: ignore
 
     def picture(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
         """Return uint8 (3, H, W), augmented in training; not mirrored if one of the texts would become false."""
@@ -146,19 +146,6 @@ class RowDataset(SampleSet):
 def unusable(error: BadSampleError) -> Sample:
     """Return what stands for a row of evaluation that cannot be used."""
     return Sample(batch=RowBatch, where=error.where, skipped=(error,))
-
-
-class Subset:
-    """Some rows of a source, itself a source."""
-
-    def __init__(self, source: Source[Any], rows: np.ndarray):
-        self.source, self.rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int, /) -> Any:
-        return self.source[int(self.rows[index])]
 
 
 class MaskedPairs(RowDataset):
@@ -235,11 +222,6 @@ def hash_of(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
 
 
-def chunks(positions: list[Position], size: int) -> list[list[Position]]:
-    """Return the positions in lists of `size`, the last perhaps shorter."""
-    return [positions[start : start + size] for start in range(0, len(positions), size)]
-
-
 def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
     """Return at most num_samples positions, spread evenly over all rows of all sources; the same at each call."""
     total = sum(lengths)
@@ -249,3 +231,10 @@ def eval_positions(lengths: Sequence[int], num_samples: int) -> list[Position]:
     ends = np.cumsum(lengths)
     sources = np.searchsorted(ends, picks, side="right")
     return [(0, int(source), int(pick - ends[source] + lengths[source])) for source, pick in zip(sources, picks, strict=True)]
+
+
+def eval_rows(sources: Sequence[Source[Any]], num_samples: int) -> list[Any]:
+    """Return the rows at `eval_positions`, as readers give them, without those that cannot be used."""
+    positions = eval_positions([len(source) for source in sources], num_samples)
+    by_source = ((source, [row for _, at, row in positions if at == number]) for number, source in enumerate(sources))
+    return [row for source, rows in by_source for _, row in usable_rows(source, rows)]

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
+from torch.utils.data import BatchSampler, Subset
 
 from eve_vl.config import ClassificationConfig, Config, RetrievalConfig
 from eve_vl.data import batch
 from eve_vl.data.batch import Sample
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, Subset, chunks, eval_positions, picture_key, unusable
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, eval_positions, picture_key, unusable
 from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, Labelled, Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
@@ -16,11 +17,7 @@ from eve_vl.data.transforms import Crop, decode
 from eve_vl.errors import BadSampleError, UserError
 
 PICTURE, TEXT = 0, 1  # the "source" in positions of a SearchSet
-LABELLED: dict[str, type[batch.LabelBatch]] = {  # by task.reads
-    "picture": batch.LabelledPictures,
-    "text": batch.LabelledTexts,
-    "both": batch.LabelledPairs,
-}
+LABELLED = {"picture": batch.LabelledPictures, "text": batch.LabelledTexts, "both": batch.LabelledPairs}  # by task.reads
 
 
 class CaptionedPictures(RowDataset):
@@ -92,7 +89,8 @@ class SearchSet(SampleSet):
         texts = sorted(range(len(self.texts)), key=lambda text: -len(self.ids[text]))
         batches = []
         for which, indices in ((TEXT, texts), (PICTURE, range(len(self.pictures)))):
-            batches += chunks([(0, which, index) for index in indices][rank::world], batch_size)
+            positions: Any = [(0, which, index) for index in indices][rank::world]
+            batches += BatchSampler(positions, batch_size, drop_last=False)
         return batches
 
     def __getitem__(self, position: Position) -> Sample:

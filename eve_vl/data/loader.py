@@ -6,15 +6,15 @@ neither the number of processes nor of workers nor a restart changes what is see
 
 from collections.abc import Iterator, Sequence
 from itertools import compress, count
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.cpu import usable_cores
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, Subset, row_keys
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, row_keys
 from eve_vl.data.masking import generator
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import Source, usable_rows
@@ -68,7 +68,7 @@ def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Sou
 
 
 def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> list[Source[Any]]:
-    return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]
+    return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]  # pyright: ignore
 
 
 def _held_out(keys: Sequence[tuple[int, ...]], share: float) -> np.ndarray:
@@ -90,38 +90,29 @@ def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epo
     ends = np.round(np.cumsum(shares) / shares.sum() * total).astype(int)
     order = np.empty((total, 2), dtype=np.int64)
     for source, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-        first = epoch * (end - start)
-        order[start:end, 0] = source
-        order[start:end, 1] = _endless_rows(lengths[source], first, end - start, seed, source)
+        length, num = lengths[source], end - start
+        turn, first = divmod(epoch * num, length)  # in an endless sequence of permutations of the rows
+        turns = range(turn, turn + 1 + (first + max(num, 1) - 1) // length)
+        rows = np.concatenate([generator(seed, ROWS, turn, source).permutation(length) for turn in turns])
+        order[start:end, 0], order[start:end, 1] = source, rows[first : first + num]
     return order[generator(seed, ORDER, epoch).permutation(total)]
 
 
-def _endless_rows(length: int, first: int, count: int, seed: int, source: int) -> np.ndarray:
-    """Return rows first … first + count of an endless sequence of permutations of range(length)."""
-    rounds = range(first // length, (first + max(count, 1) - 1) // length + 1)
-    rows = np.concatenate([generator(seed, ROWS, turn, source).permutation(length) for turn in rounds])
-    return rows[first % length : first % length + count]
-
-
-class TrainSampler(Sampler[list[Position]]):
-    """Endless micro-batches of this process, from a given number of samples already consumed by all of them."""
-
-    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int, micro_batch: int, rank: int, world: int):
-        self.lengths, self.weights, self.seed = lengths, weights, seed
-        self.micro_batch, self.rank, self.world = micro_batch, rank, world
-        self.consumed = 0
-
-    def __iter__(self) -> Iterator[list[Position]]:
-        total, epoch, order = sum(self.lengths), -1, np.empty((0, 2))
-        for start in count(self.consumed + self.rank * self.micro_batch, self.micro_batch * self.world):
-            batch: list[Position] = []
-            for index in range(start, start + self.micro_batch):
-                if index // total != epoch:
-                    epoch = index // total
-                    order = epoch_order(self.lengths, self.weights, self.seed, epoch)
-                source, row = order[index % total]
-                batch.append((epoch, int(source), int(row)))
-            yield batch
+def train_batches(
+    lengths: Sequence[int], weights: Sequence[float], seed: int, start: int, micro_batch: int, stride: int
+) -> Iterator[list[Position]]:
+    """Yield endless micro-batches of one process: the first begins with sample number `start` of the whole run, each other
+    `stride` samples after the one before."""
+    total, epoch, order = sum(lengths), -1, np.empty((0, 2))
+    for first in count(start, stride):
+        batch: list[Position] = []
+        for index in range(first, first + micro_batch):
+            if index // total != epoch:
+                epoch = index // total
+                order = epoch_order(lengths, weights, seed, epoch)
+            source, row = order[index % total]
+            batch.append((epoch, int(source), int(row)))
+        yield batch
 
 
 def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -> DataLoader[Any]:
@@ -129,9 +120,8 @@ def train_loader(dataset: RowDataset, *, consumed: int, rank: int, world: int) -
     config = dataset.config
     micro_batch = config.train.batch_size // (config.train.accumulation * world)
     lengths = [len(source) for source in dataset.sources]
-    sampler = TrainSampler(lengths, config.data.train_weights, config.train.seed, micro_batch, rank, world)
-    sampler.consumed = consumed
-    return _loader(dataset, sampler)
+    weights, start = config.data.train_weights, consumed + rank * micro_batch
+    return _loader(dataset, train_batches(lengths, weights, config.train.seed, start, micro_batch, micro_batch * world))
 
 
 def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: int) -> DataLoader[Any]:
@@ -144,7 +134,7 @@ def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: i
 
 def _loader(dataset: SampleSet, batches: object) -> DataLoader[Any]:
     workers = min(dataset.config.data.num_workers, usable_cores())  # more only get in each other's way
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]
         collate_fn=dataset.collate,
@@ -153,4 +143,3 @@ def _loader(dataset: SampleSet, batches: object) -> DataLoader[Any]:
         generator=torch.Generator(),  # its base seed must not be drawn from the generator that dropout uses
         pin_memory=dataset.config.train.device != "cpu" and torch.cuda.is_available(),
     )
-    return cast("DataLoader[Any]", loader)

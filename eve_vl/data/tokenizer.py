@@ -5,6 +5,7 @@ Special ids always come from the tokenizer; nothing else in the library knows a 
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ _BYTE = "[\u0122-\u0143\u00a1-\u00bf]"  # 80 to BF, as a byte-level tokenizer wr
 IDEOGRAPH = f"\u0120?(?:ã[\u0132-\u0143\u00a1-\u00bf]|[ä-é]{_BYTE}|ð[\u0142\u0143\u00a1-\u00b3]{_BYTE}){_BYTE}"
 _stderr_lock = threading.RLock()
 _RARE_LETTERS = range(0xA500, 0xA600)  # Vai, which has no capitals and which no normalisation changes
+_WORD = r"[^\W_\u3400-\u9fff]"  # a letter or digit that a word beside it would be one with: no ideograph
 
 
 class Tokenizer:
@@ -124,7 +126,8 @@ class Tokenizer:
         A letter that the text does not have stands in for each, so that all around it becomes the tokens of any text.
         """
         letter = next(chr(code) for code in _RARE_LETTERS if chr(code) not in text)
-        spaced = _stand_in(text, letter)
+        beside = rf"(?<={letter})(?={_WORD})|(?<={_WORD})(?={letter})"
+        spaced = re.sub(beside, " ", text.replace(MASK_TEXT, letter))
         encoding = self.backend.encode(spaced)
         tokens = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, encoding.word_ids, strict=True)
         is_letter = [letter in spaced[start:end] for start, end in encoding.offsets]
@@ -145,10 +148,8 @@ class Tokenizer:
     def spans(self, text: str, max_length: int) -> list[tuple[int, int]]:
         """Return the first character and the end of each token of `encode`; empty spans for special ones."""
         encoding = self.backend.encode(text)
-        offsets = [
-            (0, 0) if special else span for span, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-        ]
-        return offsets[:max_length]
+        tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        return [(0, 0) if special else span for span, special in tokens][:max_length]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return text, special tokens left out."""
@@ -161,22 +162,6 @@ class Tokenizer:
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""
         return self.backend.to_str(pretty=True)
-
-
-def _stand_in(text: str, letter: str) -> str:
-    """Return the text with a letter for each mask, a word of its own."""
-    first, *rest = text.split(MASK_TEXT)
-    spaced = first
-    for part in rest:
-        before = " " if _needs_space(spaced[-1:]) else ""
-        after = " " if _needs_space(part[:1]) else ""
-        spaced += before + letter + after + part
-    return spaced
-
-
-def _needs_space(letter: str) -> bool:
-    """Whether a word beside this letter would be one with it: it is no ideograph."""
-    return letter.isalnum() and not "\u3400" <= letter <= "\u9fff"
 
 
 def _bert(text: str, is_lower: bool) -> Backend:

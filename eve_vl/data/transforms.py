@@ -136,7 +136,8 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None) -> Tensor:
     if isinstance(image, ImagePixels):
         height, width, _ = image.pixels.shape
         _check_size(width, height, where)
-        pixels = _to_tensor(image.pixels)
+        assert (image.pixels.dtype, *image.pixels.shape[2:]) == (np.uint8, 3)
+        pixels = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1)  # in memory the channels stay last
         return crop(pixels) if crop else pixels
     return decode_bytes(read_image(image, where), where, crop=crop).pixels
 
@@ -192,12 +193,6 @@ def _check_memory(data: bytes, image: Image.Image, where: str) -> None:
     if needed > MAX_BYTES:
         what = f"{width}x{height} {image.mode} image ({image.format})"
         raise BadSampleError(where, f"{what} needs {needed >> 20} MB to decode, at most {MAX_BYTES >> 20} are accepted")
-
-
-def _to_tensor(pixels: np.ndarray) -> Tensor:
-    """Return a copy of uint8 (height, width, 3) as (3, height, width); in memory the channels stay last."""
-    assert (pixels.dtype, *pixels.shape[2:]) == (np.uint8, 3)
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
 
 
 def _raw_mode(image: Image.Image) -> str:

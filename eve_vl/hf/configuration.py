@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from eve_vl.config import Config, from_dict, to_dict
-from eve_vl.config.migration import FORMAT, migrate
 from eve_vl.config.sections import Section
+from eve_vl.config.values import FORMAT, migrate
 
 DEFAULTS = to_dict(Config(recipe="transformers", out=Path()))
 SECTIONS = ("input", "model", "task")

@@ -57,9 +57,8 @@ def share(num_right: float, n: int) -> Estimate:
     value = num_right / n
     middle = (value + Z * Z / (2 * n)) / (1 + Z * Z / n)
     half = Z / (1 + Z * Z / n) * math.sqrt(value * (1 - value) / n + Z * Z / (4 * n * n))
-    return Estimate(
-        value, n=n, low=min(value, max(0.0, middle - half)), high=max(value, min(1.0, middle + half)), method="wilson"
-    )
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Estimate(value, n=n, low=min(value, low), high=max(value, high), method="wilson")
 
 
 def mean(values: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None) -> Estimate:

@@ -75,11 +75,9 @@ def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, f
     numbers: dict[str, float] = {"num_rows": len(score_RC), "num_classes": len(there)}
     if len(there):
         values, influences = zip(*(average_precision(score_RC[:, c], is_true_RC[:, c]) for c in there), strict=True)
-        share_R = is_true_RC[:, there].mean(1)
+        chance, share_R = float(is_true_RC[:, there].mean()), is_true_RC[:, there].mean(1)
         numbers |= {
             "mean_ap": certainty.linear(math.fsum(values) / len(there), np.mean(influences, 0)),
-            "mean_ap_chance": certainty.ratio(
-                float(is_true_RC[:, there].mean()), share_R, np.ones(len(share_R)), n=len(share_R)
-            ),
+            "mean_ap_chance": certainty.ratio(chance, share_R, np.ones(len(share_R)), n=len(share_R)),
         }
     return numbers

@@ -109,8 +109,4 @@ def visible_means(patches_BPX: Tensor, keep_BK: Tensor, hidden_BM: Tensor) -> tu
     near_BP4 = F.conv2d(grid, window, padding=1, groups=4).flatten(2).transpose(1, 2)
     near_BPC = torch.where(near_BP4[:, :, 3:] > 0.5, near_BP4[:, :, :3] / near_BP4[:, :, 3:].clamp(min=1), image_B1C)
     near_BMC = near_BPC.gather(1, hidden_BM[:, :, None].expand(-1, -1, 3))
-    spread = (B, hidden_BM.shape[1], 3, X // 3)
-    return (
-        near_BMC[..., None].expand(spread).flatten(2),
-        image_B1C.expand(near_BMC.shape)[..., None].expand(spread).flatten(2),
-    )
+    return near_BMC.repeat_interleave(X // 3, 2), image_B1C.expand_as(near_BMC).repeat_interleave(X // 3, 2)

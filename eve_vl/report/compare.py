@@ -87,9 +87,9 @@ def read_arm(folder: Path, name: str) -> Arm:
     if run.config.task.has_numbers:
         try:
             arm.measured = report.measured(log)
-            arm.verdict = report.verdict(arm.measured)
+            arm.verdict = run.task.verdict(arm.measured.values)
             arm.examples = {example.where: example for example in report.compared(NUM_EXAMPLES)}
-            arm.scores = report.scores(arm.measured)
+            arm.scores = report.evaluated(arm.measured.num_samples)[1]
         except UserError as error:  # its data may be out of reach here
             arm.problem = str(error)
     return arm

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from eve_vl.data.batch import StatementBatch
+from eve_vl.data.dataset import eval_rows
 from eve_vl.report.curves import Loss
 from eve_vl.report.task import ClassifierReport, Example, Measured, best_choices, pixels_of
 from eve_vl.tasks.nlvr2 import NLVR2
@@ -43,12 +44,9 @@ class NLVR2Report(ClassifierReport):
 
     def numbers(self, measured: Measured) -> Markup:
         """Return accuracy and, where whole statements were gone through, consistency, beside what guessing would score."""
-        rows = [row for row in self.records(measured.num_samples) if row.label is not None]
+        rows = [row for row in eval_rows(self.sources[1], measured.num_samples) if row.label is not None]
         share = sum(row.label for row in rows) / (len(rows) or 1)
         sizes = Counter(row.group for row in rows).values()
-        return self.draw(
-            "numbers",
-            values=measured.values,
-            majority=max(share, 1 - share) if rows else None,
-            all_by_chance=math.fsum(0.5**size for size in sizes) / len(sizes) if rows else None,
-        )
+        majority = max(share, 1 - share) if rows else None
+        all_by_chance = math.fsum(0.5**size for size in sizes) / len(sizes) if rows else None
+        return self.draw("numbers", values=measured.values, majority=majority, all_by_chance=all_by_chance)

@@ -48,13 +48,13 @@ def run_page(run: LoadedRun) -> str:
     curves = Curves(log=read_log(folder), step=run.step)
     sections, counts, problem, verdict = [], [None, None], "", ""
     if config.task.has_numbers:
-        body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.charts(curves))
+        body = draw("run_sections.html", "curves", curves=curves, report=report, charts=report.draw("charts", curves=curves))
         sections = [drawn := Section(name="curves", title="Curves", body=body)]
         try:
             counts = [sum(map(len, part)) for part in report.sources]
             measured = report.measured(curves.log)
             values = {"measured": measured, "remarks": run.task.remarks(measured.values), "shown": report.numbers(measured)}
-            verdict = report.verdict(measured)
+            verdict = run.task.verdict(measured.values)
             body = draw("run_sections.html", "numbers", verdict=verdict, **values)
             numbers = Section(name="numbers", title="Numbers", body=body)
             routing = routing_section(report.routing(), curves, config, report.row, report.passes)

@@ -16,13 +16,12 @@ from markupsafe import Markup
 from torch import Tensor
 
 from eve_vl.config import define, kinds_of
-from eve_vl.data.dataset import eval_positions
 from eve_vl.data.loader import eval_loader, open_train_and_val
-from eve_vl.data.records import Source, usable_rows
+from eve_vl.data.records import Source
 from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluate_rows
 from eve_vl.loading import LoadedRun
-from eve_vl.report.curves import Curves, Loss
+from eve_vl.report.curves import Loss
 from eve_vl.report.html import Choice, Section, counted, draw
 from eve_vl.report.routing import Routing, routing_of
 from eve_vl.tasks.calls import best_classes
@@ -90,14 +89,6 @@ class TaskReport:
             if batch.where:  # of rows that cannot be used nothing is left
                 yield batch.to(device)
 
-    def records(self, num_samples: int) -> list[Any]:
-        """Return the usable rows that validation on num_samples rows goes through, as readers give them."""
-        val = self.sources[1]
-        rows: list[list[int]] = [[] for _ in val]
-        for _, source, row in eval_positions([len(source) for source in val], num_samples):
-            rows[source].append(row)
-        return [row for source, indices in zip(val, rows, strict=True) for _, row in usable_rows(source, indices)]
-
     def measured(self, log: Sequence[dict]) -> Measured:
         """Return the numbers of the last validation up to the checkpoint; without one, measure on fewer rows now."""
         num_samples, step = self.run.config.data.val_samples, self.run.step
@@ -115,10 +106,6 @@ class TaskReport:
         """Return the numbers as HTML."""
         return self.draw("numbers", values=measured.values)
 
-    def charts(self, curves: Curves) -> Markup:
-        """Return the charts of what is in the log besides losses."""
-        return self.draw("charts", curves=curves)
-
     def evidence(self, num_each: int) -> list[Section]:
         """Return sections that show the run at work on a few rows. num_each: examples of a kind."""
         return []
@@ -127,18 +114,10 @@ class TaskReport:
         """Return what the run makes of `num` rows of its validation data: the same rows for every run on the same data."""
         return []
 
-    def verdict(self, measured: Measured) -> str:
-        """Return what the numbers say and how sure it is, in a sentence."""
-        return self.task.verdict(measured.values)
-
     def evaluated(self, num_samples: int) -> tuple[Mapping[str, float], Mapping[str, float]]:
         """Return the numbers and the rows' scores on validation data, without rows that validation skips."""
         skip = self.run.config.data.skips_broken_val
         return evaluate_rows(self.run, num_samples, self.sources[1], skip_broken=skip)
-
-    def scores(self, measured: Measured) -> Mapping[str, float]:
-        """Return how well each row of validation data is done, by its name; higher is better."""
-        return self.evaluated(measured.num_samples)[1]
 
     def draw(self, macro: str, **values: Any) -> Markup:
         """Return what a macro of the task's template makes of values and of the report itself."""

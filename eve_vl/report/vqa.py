@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from eve_vl.data.batch import QuestionBatch
+from eve_vl.data.dataset import eval_rows
 from eve_vl.metrics import vqa as metrics
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
@@ -44,15 +45,14 @@ class VQAReport(ClassifierReport):
 
     def numbers(self, measured: Measured) -> Markup:
         """Return accuracy, over all and by type of answer."""
-        values = measured.values
-        blind = self.blind(measured.num_samples) if "vqa_acc" in values else {}
-        return self.draw("numbers", values=values, blind=blind, bar_chart=bar_chart)
+        blind = self.blind(measured.num_samples) if "vqa_acc" in measured.values else {}
+        return self.draw("numbers", values=measured.values, blind=blind, bar_chart=bar_chart)
 
     def blind(self, num_samples: int) -> dict[str, float]:
         """Return what answers from the question's words alone come to, by the names of the metrics, and `majority`; empty if
         the training questions cannot be read or no answer is known."""
         train = training_questions(self.run.config)
-        rows = [row for row in self.records(num_samples) if row.answers]
+        rows = [row for row in eval_rows(self.sources[1], num_samples) if row.answers]
         if not train or not rows:
             return {}
         answers = [row.answers for row in rows]

@@ -141,8 +141,8 @@ class VQA(Classifier[VQAConfig]):
     def prepare(cls, config: Config, sources: Sequence[Source[Any]], labels: Sequence[str] | None) -> Prepared:
         """Read the answer list or build it from the questions, and leave out questions that it cannot answer."""
         answers = labels or _answer_list(config, sources)
-        kept, missing = drop_unanswerable(sources, answers, metrics.normalize)
-        return Prepared(sources=kept, labels=tuple(answers), notes=(str(missing),) if missing else ())
+        kept, notes = drop_unanswerable(sources, answers, metrics.normalize)
+        return Prepared(sources=kept, labels=tuple(answers), notes=notes)
 
     def targets(self, batch: QuestionBatch) -> Tensor:
         """Return the soft targets (B, A), float32 on the CPU; answers outside the list train nothing."""

@@ -14,13 +14,13 @@ from eve_vl.data.readers.kinds import KINDS
 from eve_vl.data.readers.lines import JsonlTable, TextTable
 from eve_vl.data.readers.official import coco_document, karpathy_document, vqa_document
 from eve_vl.data.readers.parquet import ParquetTable
-from eve_vl.data.readers.paths import FORMATS, AnyPath, Spec, absolute_spec
+from eve_vl.data.readers.paths import FORMATS, AnyPath, Spec
 from eve_vl.data.readers.table import RowColumns, Table, TableSource
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
 from eve_vl.errors import UserError, nearest
 
-__all__ = ["FORMATS", "KINDS", "absolute_spec", "guess_kind", "open_source"]
+OF_A_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable}
 
 
 def open_source(
@@ -104,20 +104,13 @@ def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_f
     if form == "json":
         return _read_document(spec)
     _refuse_parts(spec, split=True, second=True)
-    match form:
-        case "folder":
-            return FolderTable(spec.path)
-        case "webdataset":
-            return WebdatasetTable(files, text_field=text_field)
-        case "parquet":
-            return ParquetTable(files, has_image_root=has_image_root)
-        case "jsonl":
-            return JsonlTable(spec.path)
-        case "text":
-            return TextTable(spec.path)
-    if own := kinds_of(Table).get(form):
-        return own(spec.path)  # pyright: ignore
-    return CsvTable(spec.path, delimiter="\t" if form == "tsv" else None)
+    if form == "webdataset":
+        return WebdatasetTable(files, text_field=text_field)
+    if form == "parquet":
+        return ParquetTable(files, has_image_root=has_image_root)
+    if form in ("csv", "tsv"):
+        return CsvTable(spec.path, delimiter="\t" if form == "tsv" else None)
+    return (kinds_of(Table) | OF_A_PATH)[form](spec.path)  # pyright: ignore
 
 
 def _read_document(spec: Spec) -> JsonTable:

@@ -4,7 +4,6 @@ import csv
 import io
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -71,11 +70,9 @@ class CsvTable(PackedTable):
                     yield row
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[TextIO]:
-    with open_ordinary(path) as file:
-        # surrogateescape: bytes that are not UTF-8 spoil their own row only
-        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+def _open(path: Path) -> TextIO:
+    # surrogateescape: bytes that are not UTF-8 spoil their own row only
+    return io.TextIOWrapper(open_ordinary(path), encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _row(values: list[str], columns: dict[str, int], num_columns: int) -> common.Fields | str | None:

@@ -56,20 +56,17 @@ class FolderTable(Table):
         name = self._names[index]
         fields: dict[str, object] = {IMAGE: name}
         if CAPTIONS in self.wanted:
-            fields[CAPTIONS] = self._captions(index, where)
+            text = (self.path / name).with_suffix(".txt")
+            if not self._has_text[index]:
+                raise BadSampleError(where, f"no captions: {text.name} is missing")
+            with common.one_row(where):
+                fields[CAPTIONS] = decode_text(read_bytes(text, common.MAX_TEXT_BYTES)).splitlines()
         if CLASS in self.wanted:
             folder, slash, _ = name.partition("/")
             if not slash:
                 raise BadSampleError(where, "lies in no folder that names its class")
             fields[CLASS] = folder
         return fields
-
-    def _captions(self, index: int, where: str) -> list[str]:
-        text = (self.path / self._names[index]).with_suffix(".txt")
-        if not self._has_text[index]:
-            raise BadSampleError(where, f"no captions: {text.name} is missing")
-        with common.one_row(where):
-            return decode_text(read_bytes(text, common.MAX_TEXT_BYTES)).splitlines()
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool]]:

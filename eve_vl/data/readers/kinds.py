@@ -132,10 +132,9 @@ class LabelColumns(RowColumns):
     @classmethod
     def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
         """Return the column, of pictures and of texts perhaps none. Raises UserError."""
-        usual = cls.USUAL[option]
         if option != "label" and given is None and not cls.has_usual(option, table.names):
             return ()
-        return (table.column(given, usual, option, option),)
+        return (table.column(given, cls.USUAL[option], option, option),)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Labelled:
         """Return what is labelled, of several texts the first. Raises BadSampleError."""

@@ -112,14 +112,13 @@ class ParquetTable(Table):
 
 
 def _open(path: Path) -> Any:
-    """Return `pyarrow.parquet.ParquetFile`, of which only the footer is read so far."""
+    """Return `pyarrow.parquet.ParquetFile`, of which only the footer is read so far; what it raises is for `_reading`."""
     try:
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path}: reading Parquet needs pyarrow: pip install 'eve-vl[parquet]'") from None
-    with _reading(path):
-        open_ordinary(path).close()  # which must come first: pyarrow would wait for a pipe
-        return parquet.ParquetFile(path, pre_buffer=False)
+    open_ordinary(path).close()  # which must come first: pyarrow would wait for a pipe
+    return parquet.ParquetFile(path, pre_buffer=False)
 
 
 @contextmanager

@@ -99,9 +99,8 @@ def _expand_braces(pattern: str) -> Iterator[str]:
 
 def explain_missing(path: Path) -> str:
     """Say that `path` does not exist, how much of it does, and which name there is close."""
-    child, folder = path, path.parent
-    while not folder.exists():
-        child, folder = folder, folder.parent
+    folder = next(parent for parent in path.parents if parent.exists())
+    child = folder / path.relative_to(folder).parts[0]
     stop = "" if child == path else f" ({folder} exists, {child.name} in it does not)"
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() and os.access(folder, os.R_OK) else []
     hint = did_you_mean(child.name, names)
@@ -110,9 +109,13 @@ def explain_missing(path: Path) -> str:
 
 def sniff(path: Path) -> str:
     """Return the form of what is at `path`, by its name and, for JSON, its first line. Raises UserError."""
-    if path.is_dir():
-        return _sniff_folder(path)
     suffix = path.suffix.lower()
+    if path.is_dir():
+        suffixes = {entry.suffix.lower() for entry in path.iterdir()}
+        form = next((form for form, own in SHARDED.items() if own in suffixes), "folder")  # img2dataset lays .parquet by .tar
+        if form in SHARDED and suffixes & common.IMAGE_SUFFIXES:
+            raise UserError(f"{path}: holds both pictures and {SHARDED[form]} files; choose with --data.format")
+        return form
     if suffix == ".json":
         return _sniff_json(path)
     if suffix in SUFFIXES:
@@ -126,22 +129,12 @@ def sniff(path: Path) -> str:
     raise UserError(f"{path}: cannot tell its format by its name; choose with --data.format: {', '.join(FORMATS)}")
 
 
-def _sniff_folder(folder: Path) -> str:
-    suffixes = {entry.suffix.lower() for entry in folder.iterdir()}
-    for form, suffix in SHARDED.items():  # tars first: img2dataset lays metadata beside them as Parquet
-        if suffix in suffixes:
-            if suffixes & common.IMAGE_SUFFIXES:
-                raise UserError(f"{folder}: holds both pictures and {suffix} files; choose with --data.format")
-            return form
-    return "folder"
-
-
 def _sniff_json(path: Path) -> str:
     """Tell one JSON document from JSON lines under the same suffix: there the first line is a whole object."""
     with open_ordinary(path) as file:
         start = file.read(2**20).lstrip(b"\xef\xbb\xbf \t\r\n")
-    first_line, newline, rest = start.partition(b"\n")
-    if not start.startswith(b"{") or not newline or not rest.strip():
+    first_line, _, rest = start.partition(b"\n")
+    if not start.startswith(b"{") or not rest.strip():
         return "json"
     try:
         parse_json(first_line)

@@ -158,23 +158,8 @@ class TableSource:
         self._table = table
         self._columns = columns
         self._root = image_root
-        if must_be_usable:
-            self._require_usable()
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index: int, /) -> Any:
-        index = range(len(self))[index]
-        where = printable(self._table.where(index))
-        fields = self._table.fields(index, where)
-        root = self._table.folder(index) if self._root is None else self._root
-        return self._columns.record(fields, root=root, where=where, row=index)
-
-    def _require_usable(self) -> None:
-        """Raise UserError if not one of the first rows can be used: a wrong image root should stop a run at its start."""
         problems = []
-        for index in range(min(len(self), NUM_PROBED)):
+        for index in range(min(len(self), NUM_PROBED) if must_be_usable else 0):
             try:
                 images = self[index].images
             except BadSampleError as error:
@@ -185,7 +170,17 @@ class TableSource:
                 return
             problems.append(f"no such picture: {missing[0]}. Name the pictures' folder: --data.image-root")
         if problems:
-            raise UserError(f"{self._table.path}: none of the first {len(problems)} rows can be used. The first: {problems[0]}")
+            raise UserError(f"{table.path}: none of the first {len(problems)} rows can be used. The first: {problems[0]}")
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int, /) -> Any:
+        index = range(len(self))[index]
+        where = printable(self._table.where(index))
+        fields = self._table.fields(index, where)
+        root = self._table.folder(index) if self._root is None else self._root
+        return self._columns.record(fields, root=root, where=where, row=index)
 
 
 class PackedTable(Table):

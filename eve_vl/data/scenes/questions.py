@@ -174,8 +174,7 @@ def _related_cells(rng: Random, direction: str) -> list[int]:
 
 
 def _is_more(rng: Random, split: str) -> QuestionDraft:
-    values = world.pick(rng, _COMPARED)
-    more, less = world.pick_distinct(rng, values, 2)
+    more, less = world.pick_distinct(rng, world.pick(rng, _COMPARED), 2)
     answer = world.pick(rng, YES_NO)
     high, low = world.pick(rng, _UNEQUAL_COUNTS)
     counts = (high, low) if answer == "yes" else world.pick(rng, [(low, high), world.pick(rng, _EQUAL_COUNTS)])

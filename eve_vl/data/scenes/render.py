@@ -12,6 +12,7 @@ from eve_vl.data.scenes.world import Mark, Scene, Shape
 from eve_vl.errors import UserError
 
 MIN_IMAGE_SIZE = 16
+MARK_TONE = 30  # levels that clutter takes from every channel of the background
 
 _STAR_INNER = 0.46  # radius of the notches relative to the tips; a true pentagram (0.38) is too thin at 10 pixels
 _COS_36, _SIN_36 = math.cos(math.pi / 5), math.sin(math.pi / 5)
@@ -70,7 +71,7 @@ def _draw_mark(canvas_3SS: np.ndarray, mark: Mark) -> None:
     length_squared = mark.half_y**2 + mark.half_x**2 or 1.0  # a dot has none
     along_HW = np.clip((y_H1 * mark.half_y + x_1W * mark.half_x) / length_squared, -1, 1)
     distance_HW = np.hypot(y_H1 - along_HW * mark.half_y, x_1W - along_HW * mark.half_x)
-    canvas_3SS[:, rows, columns] += _coverage(mark.radius - distance_HW, image_size) * mark.tone
+    canvas_3SS[:, rows, columns] -= _coverage(mark.radius - distance_HW, image_size) * MARK_TONE
 
 
 def _coverage(depth_HW: np.ndarray, pixels_per_unit: float) -> np.ndarray:

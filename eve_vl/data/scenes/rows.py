@@ -90,7 +90,7 @@ class SceneQuestions(_SceneRows):
             image=self._image(example.scene),
             question=example.question,
             answers=(example.answer,),
-            question_id=index,
+            question_id=int(index),  # of a subset a numpy one, which JSON does not take
             answer_type=example.kind,
             where=self._where(index),
         )

@@ -35,14 +35,9 @@ def sample_statement(split: str, seed: int, index: int) -> Statement:
     rng = world.stream("statement", split, seed, index)
     kind = world.pick(rng, _DRAWN)
     label = rng.random() < 0.5
-    statement, left, right = _TEMPLATES[kind](rng, split, label)
-    return Statement(
-        left=compose_draft(rng, split, left),
-        right=compose_draft(rng, split, right),
-        statement=statement,
-        label=label,
-        kind=kind,
-    )
+    statement, *drafts = _TEMPLATES[kind](rng, split, label)
+    left, right = (compose_draft(rng, split, draft) for draft in drafts)
+    return Statement(left=left, right=right, statement=statement, label=label, kind=kind)
 
 
 def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> StatementDraft:
@@ -66,23 +61,17 @@ def _simple(rng: Random) -> tuple[Trait, Trait]:
 def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
     """A whole caption is true of one picture; which one does not matter. Otherwise all three are drawn independently."""
     said, other, another = (_single(rng, split) for _ in range(3))
-    statement = f"one of the pictures shows {_in_words(said)}"
+    in_words = f"one {said.wanted[0].singular} at {PLACES[said.cells[0]]} on {said.background}"
     pictures = world.pick_distinct(rng, (said if label else another, other), 2)
     if (said in pictures) != label:
         return _shows(rng, split, label)
-    return statement, pictures[0], pictures[1]
+    return f"one of the pictures shows {in_words}", pictures[0], pictures[1]
 
 
 def _single(rng: Random, split: str) -> Draft:
-    kind, color = draw_pair(rng, split)[:2]
-    trait = Trait(kind, color, world.pick(rng, world.SIZES))
-    return Draft(
-        [trait], cells=[int(rng.random() * world.NUM_CELLS)], num_shapes=1, background=world.pick(rng, tuple(world.BACKGROUNDS))
-    )
-
-
-def _in_words(draft: Draft) -> str:
-    return f"one {draft.wanted[0].singular} at {PLACES[draft.cells[0]]} on {draft.background}"
+    trait = draw_pair(rng, split)._replace(size=world.pick(rng, world.SIZES))
+    cell, background = int(rng.random() * world.NUM_CELLS), world.pick(rng, tuple(world.BACKGROUNDS))
+    return Draft([trait], cells=[cell], num_shapes=1, background=background)
 
 
 def _side(rng: Random, split: str, label: bool) -> StatementDraft:
@@ -157,22 +146,13 @@ def _same_kind(rng: Random, split: str, label: bool) -> StatementDraft:
 
 def _same_background(rng: Random, split: str, label: bool) -> StatementDraft:
     left, other = world.pick_distinct(rng, tuple(world.BACKGROUNDS), 2)
-    right = left if label else other
-    return "both pictures have the same background", Draft(background=left), Draft(background=right)
+    return "both pictures have the same background", Draft(background=left), Draft(background=left if label else other)
 
 
+_ABOUT_NUMBERS = (_side, _side_number, _both, _only_one, _total, _same_number, _more)
+_ABOUT_LOOKS = (_same_color, _same_kind, _same_background)
 _TEMPLATES: dict[str, Callable[[Random, str, bool], StatementDraft]] = {
-    "shows": _shows,
-    "side": _side,
-    "side_number": _side_number,
-    "both": _both,
-    "only_one": _only_one,
-    "total": _total,
-    "same_number": _same_number,
-    "more": _more,
-    "same_color": _same_color,
-    "same_kind": _same_kind,
-    "same_background": _same_background,
+    template.__name__.removeprefix("_"): template for template in (_shows, *_ABOUT_NUMBERS, *_ABOUT_LOOKS)
 }
 STATEMENT_KINDS = tuple(_TEMPLATES)
 _DRAWN = ("shows",) * 4 + STATEMENT_KINDS  # captions come most often: a third of all

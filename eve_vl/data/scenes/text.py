@@ -79,10 +79,8 @@ def _that_count(scene: Scene) -> Iterator[str]:
     if len(scene.shapes) == 1:
         return
     colors, kinds = Counter(shape.color for shape in scene.shapes), Counter(shape.kind for shape in scene.shapes)
-    of_colors = [
-        f"{NUMBERS[colors[color]]} {color} {'shapes' if colors[color] > 1 else 'shape'}" for color in COLORS if colors[color]
-    ]
-    of_kinds = [f"{NUMBERS[kinds[kind]]} {PLURALS[kind] if kinds[kind] > 1 else kind}" for kind in KINDS if kinds[kind]]
+    of_colors = [f"{NUMBERS[num]} {color} {'shapes' if num > 1 else 'shape'}" for color in COLORS if (num := colors[color])]
+    of_kinds = [f"{NUMBERS[num]} {PLURALS[kind] if num > 1 else kind}" for kind in KINDS if (num := kinds[kind])]
     for groups in (of_colors, of_kinds):
         yield f"there are {' and '.join(groups)} on {scene.background}"
 

@@ -47,7 +47,6 @@ _PLACE_JITTER = {"big": 0.008, "small": 0.015}  # keeps neighbours apart and eve
 _CHANNEL_JITTER = 10
 _TONE_JITTER = 8
 _MAX_SLOPE = 12
-_MARK_TONE = 30
 _NUM_SHAPES_WEIGHTS = (0.6, 0.25, 0.1, 0.05)  # mostly easy ones: naming comes before telling apart
 _MAX_MARKS = 4
 
@@ -93,7 +92,6 @@ class Mark(NamedTuple):
     half_y: float
     half_x: float
     radius: float
-    tone: int  # levels added to every channel of the background
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,14 +173,13 @@ def compose(
         cells = pick_distinct(rng, range(NUM_CELLS), len(looks))
     if background is None:
         background = pick(rng, tuple(BACKGROUNDS))
-    tone = BACKGROUNDS[background]
     shift = _jitter(rng, _TONE_JITTER)
     return Scene(
         shapes=tuple(_place(rng, look, cell) for look, cell in zip(looks, cells, strict=True)),
         background=background,
-        background_rgb=_shifted(tone, (shift, shift, shift)),
+        background_rgb=_shifted(BACKGROUNDS[background], (shift, shift, shift)),
         slope=round(_jitter(rng, _MAX_SLOPE)),
-        clutter=tuple(_mark(rng, sum(tone) < 3 * 128) for _ in range(int(rng.random() * (_MAX_MARKS + 1)))),
+        clutter=tuple(_mark(rng) for _ in range(int(rng.random() * (_MAX_MARKS + 1)))),
         seed=int(rng.random() * 2**32),
     )
 
@@ -209,7 +206,7 @@ def _place(rng: Random, look: Appearance, cell: int) -> Shape:
     )
 
 
-def _mark(rng: Random, is_on_dark: bool) -> Mark:
+def _mark(rng: Random) -> Mark:
     is_dot = rng.random() < 0.5
     reach = 0.0 if is_dot else 0.15
     return Mark(
@@ -218,5 +215,4 @@ def _mark(rng: Random, is_on_dark: bool) -> Mark:
         half_y=_jitter(rng, reach),
         half_x=_jitter(rng, reach),
         radius=0.015 + 0.01 * rng.random() if is_dot else 0.006 + 0.006 * rng.random(),
-        tone=_MARK_TONE if is_on_dark else -_MARK_TONE,
     )
