@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
 from torch import Tensor, nn
 from twins import ListSource, pairs, tiny_config
 
-from eve_vl.data.loader import eval_loader
+from eve_vl.data.loader import eval_loader, train_loader
 from eve_vl.data.records import Text
 from eve_vl.errors import SharedError
 from eve_vl.tasks import task_class
@@ -113,6 +114,24 @@ def bad_row(run: Path) -> str:
     return "nothing"
 
 
+def alone_of_its_caption(run: Path) -> str:
+    """What this process raises at the validation of a run when the other one's share holds a pair without a wrong partner."""
+    captions = [("a circle",)] * 3 + [("a star",)] * 2 + [("a circle", "a star")]
+    rows = [replace(row, captions=texts) for row, texts in zip(pairs(6).rows, captions, strict=True) if row]
+    config = tiny_config(train={"steps": 2, "val_every": 1, "save_every": 2, "device": "cpu"})
+    dataset = task_class(type(config.task)).dataset([pairs(8)], config, TOKENIZER, training=True)
+    val = task_class(type(config.task)).eval_dataset([ListSource(rows)], config, TOKENIZER)
+    rank, world = distributed.rank(), distributed.world_size()
+    run.mkdir(exist_ok=True)
+    trainer = Trainer(config.train, run, build(config), device=torch.device("cpu"), texts={})
+    loaders = train_loader(dataset, consumed=0, rank=rank, world=world), eval_loader(val, batch_size=1, rank=rank, world=world)
+    try:
+        trainer.fit(*loaders, BadSamples(run, num_rows=8, max_share=1, writes=distributed.is_main()))
+    except SharedError as error:
+        return str(error)
+    return "nothing"
+
+
 def main(folder: Path) -> None:
     """Write what this process found."""
     torch.set_num_threads(1)
@@ -124,6 +143,7 @@ def main(folder: Path) -> None:
         save_file(small_updates(), folder / f"updates_{distributed.rank()}.safetensors")
         save_file(texts_alone(), folder / f"texts_{distributed.rank()}.safetensors")
         (folder / f"bad_{distributed.rank()}.txt").write_text(bad_row(folder))
+        (folder / f"partner_{distributed.rank()}.txt").write_text(alone_of_its_caption(folder / "partner"))
     train(folder / "killed", dies=is_first)
     distributed.barrier()
     distributed.shutdown()

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from eve_vl.config import TrainConfig
 from eve_vl.cpu import core_seconds
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.errors import BadSampleError, SharedError
 from eve_vl.files import write_file
 from eve_vl.foreign import is_of, parse_json, read_bytes, read_json, reading
 from eve_vl.metrics.certainty import CERTAINTY, from_json, to_json
@@ -200,7 +200,7 @@ class BadSamples:
         seen = min(self.num_rows, max(num_seen, 1000))
         if len(self.known) > self.max_share * seen:
             last = next(reversed(new.values()))
-            raise UserError(
+            raise SharedError(
                 f"{len(self.known)} of {seen} pairs cannot be used, more than data.max_bad_share {self.max_share:g}; "
                 f"all so far are in {self.path}; the last: {last}; "
                 "repair them (eve data check lists all) or allow more with --data.max-bad-share"

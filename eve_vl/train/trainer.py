@@ -203,8 +203,9 @@ class Trainer:
     def _validate(self, val_loader: Iterable[Any], log: RunLog) -> dict[str, float]:
         try:
             numbers = self.evaluate(val_loader, log)
-        except UserError:
-            self.save()
+        except UserError as error:
+            if distributed.world_size() == 1 or isinstance(error, SharedError):  # else the others are not here, to save as well
+                self.save()
             raise
         self._keep_best(numbers)
         self.scores += [numbers[name] for name in (self.watched,) if name in numbers]
@@ -223,7 +224,7 @@ class Trainer:
         """Keep the weights if the task's main number is one and higher than ever; every process must call this."""
         name = self.task.main_metric
         if name is not None and name not in numbers:
-            raise UserError(f"the validation data has no labels, so there is no {name} to choose the best weights by")
+            raise SharedError(f"the validation data has no labels, so there is no {name} to choose the best weights by")
         if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
             return
         self.best = numbers
@@ -288,7 +289,8 @@ class Trainer:
         """
         # what one process alone raised would leave the others waiting
         skipped: list[Any] | None = [] if self.skip_broken or distributed.world_size() > 1 else None
-        loader = told(loader, "validating", operator.length_hint(loader) or None)
+        failed: list[UserError] = []
+        loader = told(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
         with (
             self.averages.in_place(),
             evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches,
@@ -298,10 +300,20 @@ class Trainer:
                 with torch.no_grad():
                     log.show(self.step, self.glimpse(first[0]))
             numbers = self.task.evaluate(itertools.chain(first, batches))
-        unusable = [str(_unusable(error)) for error in skipped or ()]
-        if not self.skip_broken and (met := [*itertools.chain(*distributed.gather_objects(unusable))]):
+        failed += [_unusable(error) for error in skipped or () if not self.skip_broken]
+        if met := [*itertools.chain(*distributed.gather_objects([str(error) for error in failed]))]:
             raise SharedError(met[0])
         return numbers | num_skipped(skipped)
+
+
+def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any]:
+    """Yield batches; a UserError of one process among several ends them and is listed, for the others wait in sums over all."""
+    try:
+        yield from loader
+    except UserError as error:
+        if distributed.world_size() == 1:
+            raise
+        failed.append(error)
 
 
 def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
