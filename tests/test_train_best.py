@@ -53,10 +53,10 @@ def endless() -> Iterator[Numbers]:
         yield Numbers()
 
 
-def train(run: Path, task: Guess, config: TrainConfig = CONFIG) -> dict[str, float]:
+def train(run: Path, task: Guess, config: TrainConfig = CONFIG, notes: Sequence[str] = ()) -> dict[str, float]:
     run.mkdir(exist_ok=True)
     texts = {"config.json": "{}", "tokenizer.json": "{}"}
-    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts=texts)
+    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts=texts, notes=notes)
     trainer.resume()
     return trainer.fit(endless(), [], BadSamples(run, num_rows=1, max_share=1, writes=True))
 
@@ -239,7 +239,7 @@ def test_new_parameters_take_larger_steps(tmp_path: Path):
         ((0.3, 0.2, 0.1, 0.0, 0.0, 0.0), 6),
     ],
 )
-def test_a_run_stops_early(tmp_path: Path, scores, last):
+def test_a_run_stops_early(tmp_path: Path, scores, last, capsys):
     run, config = tmp_path / "run", replace(CONFIG, steps=12, save_every=5, patience=2)
     assert train(run, Guess(scored(*scores)), config)["score"] == max(score for score in scores[: last // 2] if score == score)
     assert [row["step"] for row in read_log(run) if row["kind"] == "val"] == list(range(2, last + 1, 2))
@@ -249,7 +249,15 @@ def test_a_run_stops_early(tmp_path: Path, scores, last):
     task = Guess([])
     train(run, task, config)  # nothing is left to do
     assert task.num_validations == 0
-    if last < 12:  # but with more patience there is
+    if last < 12:  # but with more patience there is, and not with more steps
+        rates = "the learning rate follows the schedule of 24 steps from here on"
+        capsys.readouterr()
+        train(run, task, replace(config, steps=24), notes=[rates])
+        assert capsys.readouterr().out == (
+            f"going on from step {last} of 24; nothing left to train: train.patience 2 has ended it, and a larger one, or 0, "
+            "goes on\n"
+        )
+        assert [row["text"] for row in read_log(run) if row["kind"] == "note"] == notes
         train(run, Guess(scored(*[0.05] * 6)), replace(config, patience=9))
         assert step_folder(run, 12).is_dir()
 

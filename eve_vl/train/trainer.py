@@ -154,11 +154,13 @@ class Trainer:
         config = self.config
         self.meter.resume()
         self.scores, was_validated = distributed.gather_objects((log.values(self.watched), log.has_row("val", self.step)))[0]
-        for text in self.notes:
+        is_stalled = self.step < config.steps and self._has_stalled()
+        for text in () if is_stalled else self.notes:  # what they say would come from here on
             log.note(self.step, text)
         if self.step:
-            is_done = self.step >= config.steps or self._has_stalled()
-            log.say(f"going on from step {self.step} of {config.steps}" + "; nothing left to train" * is_done)
+            left = "; nothing left to train" * (is_stalled or self.step >= config.steps)
+            left += f": train.patience {config.patience} has ended it, and a larger one, or 0, goes on" * is_stalled
+            log.say(f"going on from step {self.step} of {config.steps}{left}")
         numbers: dict[str, float] | None = None
         if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped after saving, before this
             numbers = self._validate(val_loader, log)
