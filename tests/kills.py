@@ -7,6 +7,7 @@ generators, best weights, metrics.json, bad_samples.jsonl and all rows of the lo
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -35,7 +36,7 @@ import eve_vl.tasks.vqa
 import eve_vl.training  # all of it here, not in every fork
 from eve_vl.cli import main as eve
 
-SIGNALS = ("KILL", "TERM", "INT", "HUP")
+SIGNALS = ("KILL", "TERM", "INT", "HUP", "INT TERM")  # the last as a terminal and a parent process send them
 MOMENTS = ("start-up", "step", "save", "validation")
 TIMING = ("samples_per_second", "loader_share", "seconds", "core_seconds")
 STEPS = 12
@@ -163,8 +164,11 @@ def kill(rng: Random, training: Training, one: Kill, durations: Mapping[str, flo
         return False
     if one.moment == "validation" and training.rows("val")[-1:] == training.rows("train")[-1:]:
         one.moment = "step"  # too late
-    number = signal.Signals[f"SIG{one.signal}"]
-    os.kill(training.process.pid, number)
+    numbers = [signal.Signals[f"SIG{name}"] for name in one.signal.split()]
+    for number in numbers:
+        with contextlib.suppress(ProcessLookupError):  # it took the first at once
+            os.kill(training.process.pid, number)
+        time.sleep(rng.random() * 0.05 * (number != numbers[-1]))
     try:
         training.wait()
     except TimeoutError:
@@ -172,9 +176,9 @@ def kill(rng: Random, training: Training, one: Kill, durations: Mapping[str, flo
         one.odd = "does not end"
     one.status = training.status
     text = training.console.read_text(errors="replace")
-    if "Traceback" in text and not one.odd and number != signal.SIGKILL:  # loader workers of a killed run say that it is gone
+    if "Traceback" in text and not one.odd and one.signal != "KILL":  # loader workers of a killed run say that it is gone
         one.odd = f"traceback: {text.strip().splitlines()[-1][:150]}"
-    elif one.status not in (-number, 128 + number, 0) and not one.odd:
+    elif one.status not in {0, *(status for number in numbers for status in (-number, 128 + number))} and not one.odd:
         one.odd = f"status {one.status}: {text.strip().splitlines()[-1:]}"
     return True
 
@@ -303,10 +307,10 @@ def main() -> int:
         number, done = number + 1, done + len(kills)
         if not problems and not any(one.odd for one in kills):
             shutil.rmtree(folder)
-    print(f"{'signal':8}{'moment':12}{'kills':>7}{'equal':>7}{'unequal':>9}{'odd end':>9}{'command line':>14}")
+    print(f"{'signal':10}{'moment':12}{'kills':>7}{'equal':>7}{'unequal':>9}{'odd end':>9}{'command line':>14}")
     for (name, moment), row in sorted(table.items(), key=lambda item: (SIGNALS.index(item[0][0]), MOMENTS.index(item[0][1]))):
         counts = f"{row['kills']:7}{row['kills'] - row['unequal']:7}{row['unequal']:9}{row['odd']:9}{row['commands']:14}"
-        print(f"{name:8}{moment:12}{counts}")
+        print(f"{name:10}{moment:12}{counts}")
     print("\n".join(faults))
     print(f"{done} kills of {number} runs in {time.perf_counter() - start:.0f} s, {len(faults)} faults; {eve_vl.__file__}")
     return bool(faults)

@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +33,13 @@ class Noisy(Guess):
         return StepOutput(loss=(self.weight - noise).square().sum(), terms={"noise": noise.mean()})
 
 
-def stopping(step: int, number: int) -> Iterator[Numbers]:
-    """Batches, with a signal before that of a step; SIGHUP comes from the terminal and from the shell."""
+def stopping(step: int, *numbers: int) -> Iterator[Numbers]:
+    """Batches, with signals before that of a step."""
     for index, batch in enumerate(endless(), 1):
         if index == step:
-            for _ in range(2 if number == signal.SIGHUP else 1):
+            for number in numbers:
                 os.kill(os.getpid(), number)
+                time.sleep(0.001)  # here the signal is taken
         yield batch
 
 
@@ -76,6 +78,36 @@ def test_a_run_that_was_stopped_equals_one_that_was_not(tmp_path: Path, number, 
         one, two = (load_file(step_folder(tmp_path / run, 8) / f"{name}.safetensors") for run in ("whole", "stopped"))
         assert one.keys() == two.keys()
         assert all(torch.equal(one[key], two[key]) for key in one if key != "python_gauss"), name
+
+
+TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+
+
+@pytest.mark.parametrize("numbers", [(INT, TERM), (TERM, INT), (INT, INT), (HUP, HUP), (HUP, TERM, TERM, INT)])
+def test_signals_that_come_together_ask_for_one_stop(tmp_path: Path, numbers):
+    """As a terminal and the parent process both send them."""
+    with pytest.raises(StoppedError) as caught:
+        fit(tmp_path / "run", Noisy(), stopping(3, *numbers), replace(CONFIG, save_every=8, val_every=8))
+    assert caught.value.code == 128 + numbers[0]
+    assert step_folder(tmp_path / "run", 3).is_dir()
+
+
+@pytest.mark.parametrize("number", [INT, TERM, HUP])
+def test_a_signal_that_was_ignored_before_the_run_stays_so(tmp_path: Path, number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        fit(tmp_path / "run", Noisy(), stopping(3, number), CONFIG)
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_the_same_signal_later_means_it_at_once(tmp_path: Path, monkeypatch):
+    """Ctrl-C again; made to count as later here."""
+    monkeypatch.setattr("eve_vl.train.trainer.AGAIN", 1e-9)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", Noisy(), stopping(3, INT, TERM, INT), CONFIG)
+    assert signal.getsignal(INT) is signal.default_int_handler
 
 
 def test_a_start_that_came_to_nothing_leaves_no_rows_in_the_log(tmp_path: Path):

@@ -18,6 +18,7 @@ import json
 import math
 import operator
 import signal
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -39,6 +40,8 @@ from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
 from eve_vl.train.optim import build_optimizer, learning_rate
 from eve_vl.train.parallel import parallelize, share_running_averages, without_sharing
 from eve_vl.train.stages import freeze
+
+AGAIN = 1.0  # seconds between a signal to stop and the same one that means it at once
 
 
 @dataclass(kw_only=True, slots=True)
@@ -149,7 +152,7 @@ class Trainer:
             return numbers
 
     def _loop(
-        self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: list[int]
+        self, batches: Iterator[Any], val_loader: Iterable[Any], bad_samples: BadSamples, log: RunLog, stop: Collection[int]
     ) -> dict[str, float]:
         config = self.config
         self.meter.resume()
@@ -188,7 +191,7 @@ class Trainer:
                     f"stopped at step {self.step} of {config.steps}, checkpoint saved in {self.run}; "
                     "run the same command again to go on"
                 )
-                stopped.code = 128 + (stop[0] if stop else signal.SIGTERM)
+                stopped.code = 128 + next(iter(stop), signal.SIGTERM)
                 raise stopped
         return self.best or numbers or self.evaluate(val_loader)
 
@@ -364,17 +367,20 @@ def _unusable(error: UserError) -> UserError:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP instead of dying; a second SIGINT or SIGTERM acts as usual."""
-    received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if previous[signal.SIGHUP] is signal.SIG_IGN:  # nohup
-        del previous[signal.SIGHUP]
+def _stop_signals() -> Iterator[Collection[int]]:
+    """Collect SIGINT, SIGTERM and SIGHUP instead of dying, but leave alone what this process began with ignored.
+
+    The same SIGINT or SIGTERM again acts as usual once AGAIN seconds have passed: a key that is hit twice, a terminal and a
+    parent that both say so, and a closed terminal and its shell, which both send SIGHUP, ask for one stop.
+    """
+    received: dict[int, float] = {}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
 
     def handle(number: int, _frame: object) -> None:
-        received.append(number)
-        for each in (signal.SIGINT, signal.SIGTERM):  # a terminal that is closed sends SIGHUP, and so does the shell in it
-            signal.signal(each, previous[each])
+        if time.monotonic() - received.setdefault(number, time.monotonic()) >= AGAIN and number != signal.SIGHUP:
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
 
     for number in previous:
         signal.signal(number, handle)
