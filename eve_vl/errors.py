@@ -1,11 +1,13 @@
 """The errors that are meant for people. Everything else that is raised is a bug and keeps its traceback."""
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 LONGEST = 4000  # letters of a message, which may quote a name or a value of any length
+WRAPPED = re.compile(r"(?s)Caught \w+ in .*\n[\w.]+: ")  # what torch puts before the error of a loader's worker
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control characters, halves of surrogate pairs, line ends
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they turn what follows around
 
@@ -31,7 +33,7 @@ class UserError(ValueError):
     """A mistake in what the user gave, in one line: where, what was found, what to do. The command line prints it and exits."""
 
     def __init__(self, message: object):
-        text = printable(str(message))
+        text = printable(WRAPPED.sub("", str(message), count=1).strip())
         super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}")
 
 

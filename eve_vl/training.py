@@ -87,11 +87,6 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     if config.init is not None and new is None:
         new, note = start_from(config, task)
         notes.append(note)
-    distributed.barrier()
-    if distributed.is_main():  # a start that came to nothing leaves nothing
-        for name, text in texts.items():
-            write_file(config.out / name, text)
-        record(config.out, device)
     skip = config.data.skips_broken_val
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
     trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
@@ -99,13 +94,19 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     for line in run_lines(config, task, device, num_rows):
         say(line)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
-    if not trainer.resume() and rank == 0:
-        (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of a start that came to nothing
-    distributed.barrier()
+    has_resumed = trainer.resume()
     dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
+    distributed.barrier()
+    if distributed.is_main():  # a start that came to nothing leaves nothing
+        if not has_resumed:
+            (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of one that a signal ended
+        for name, text in texts.items():
+            write_file(config.out / name, text)
+        record(config.out, device)
+    distributed.barrier()
     bad_samples = BadSamples(config.out, num_rows=num_rows, max_share=config.data.max_bad_share, writes=rank == 0)
     return trainer.fit(loader, val_loader, bad_samples)
 
@@ -142,14 +143,9 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
     checkpoint.verify(folder)
     labels = read_labels(folder, read_config(folder))
     done = transfer(task.kept_of(checkpoint.read_model(folder), labels), task, str(folder), config.init_may_lack)
-    text = f"weights from {folder}"
-    if done.resized is not None:
-        text += f"; {done.resized}"
-    if done.new:
-        text += f"; new, at {config.train.new_lr_multiplier:g} × the learning rate: {parts(done.new)}"
-    if done.unused:
-        text += f"; not used: {parts(done.unused)}"
-    return done.new, text
+    new = f"new, at {config.train.new_lr_multiplier:g} × the learning rate: {parts(done.new)}" if done.new else None
+    unused = f"not used: {parts(done.unused)}" if done.unused else None
+    return done.new, "; ".join(filter(None, (f"weights from {folder}", done.resized, new, unused)))
 
 
 def with_absolute_paths(config: Config) -> Config:

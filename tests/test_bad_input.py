@@ -179,4 +179,25 @@ def test_a_complaint_from_a_loader_worker_is_one_line_too(eve, tmp_path: Path):
     rows = write_pairs(tmp_path / "pairs", count=60)
     for number in range(20, 60):
         (tmp_path / f"pairs/{number}.png").write_bytes(b"no picture")
-    assert "cannot be used" in pretrain_on(eve, rows, "--data.num-workers", 1, "--data.max-bad-share", 1)
+    alone, worker = (pretrain_on(eve, rows, "--data.num-workers", num, "--data.max-bad-share", 1) for num in (0, 1))
+    assert worker == alone
+    assert "rows in a row cannot be used" in alone
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--train.lr-multipliers", "nosuch*", 0.1), "'nosuch*' matches no parameter"),
+        (("--train.freeze", "nosuch*"), "'nosuch*' matches no parameter"),
+        (("--train.compile",), "there is no no-such-compiler"),
+        (("--data.val", "alike.jsonl"), "there is none with another caption"),
+    ],
+)
+def test_a_start_that_came_to_nothing_leaves_nothing(eve, tmp_path: Path, monkeypatch, flags, said):
+    """Neither the files of a run nor an entry among its starts, nor its folder."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    rows = write_pairs(tmp_path / "pairs")
+    alike = [json.loads(line) | {"caption": "a circle"} for line in rows.read_text().splitlines()]
+    (tmp_path / "alike.jsonl").write_text("".join(json.dumps(row | {"image": f"pairs/{row['image']}"}) + "\n" for row in alike))
+    assert said in complaint(eve("pretrain", "tiny", "--out", "run", "--data.train", rows, "--data.val", rows, *flags))
+    assert not (tmp_path / "run").exists()

@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         if isinstance(error, SharedError) and not is_main():
             sys.exit(getattr(error, "code", 2))
-        message = str(error).rpartition("UserError: ")[2].strip()  # a loader worker wraps it in its own traceback
-        fail(message, getattr(error, "code", 2))
+        fail(str(error), getattr(error, "code", 2))
     except OSError as error:
         # A file that the user named and a disk that is full or failing are the user's to mend. What names no file, such as a
         # closed descriptor or a call inside of torch, or names one of this package's is a bug, with its traceback.
