@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -24,7 +25,7 @@ from eve_vl.data.loader import open_sources
 from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluate_rows
 from eve_vl.files import write_file
-from eve_vl.foreign import read_json
+from eve_vl.foreign import is_of, read_json
 from eve_vl.loading import load_run
 from eve_vl.metrics.certainty import Estimate, paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
@@ -144,15 +145,15 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
     check_out_folder(with_absolute_paths(config), must_resume=False)
     config.out.mkdir(parents=True, exist_ok=True)
     test_file = config.out / TEST_FILE
-    with contextlib.suppress(UserError):  # one that is not there or damaged is made
-        numbers = read_numbers(test_file)
-        if numbers.get(NUM_ROWS) == num_test:
+    with contextlib.suppress(UserError):  # what is not there, damaged or of another version is made
+        numbers, rows = read_numbers(test_file), read_json(config.out / ROWS_FILE, dict)
+        if numbers.get(NUM_ROWS) == num_test and is_of(rows, **dict.fromkeys(splits, dict)) and all(map(rows.get, splits)):
             return numbers
     with (config.out / "run.log").open("a") as log, contextlib.redirect_stdout(log):
         train(config)
         if config.init is None:
             return read_numbers(config.out / "metrics.json")
-        run, rows = load_run(config.out), {}
+        run, rows = load_run(config.out), dict[str, Any]()
         numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split in splits:
             sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, run.task.kind(config))

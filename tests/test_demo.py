@@ -16,6 +16,7 @@ from eve_vl.config import Config
 from eve_vl.errors import UserError
 from eve_vl.metrics.certainty import Estimate, from_json
 from eve_vl.recipes import get_recipe
+from eve_vl.train.trainer import Trainer
 
 NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1", "retrieval_tr1_itc_only", "retrieval_ir1_itc_only")
 
@@ -65,6 +66,23 @@ def test_metrics_hold_every_number_of_the_story(story: Path):
     assert (
         numbers["retrieval_ir1_scratch_novel"] == json.loads((story / "retrieval_scratch/test.json").read_text())["ir1_novel"]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [("test_rows.json", None), ("test_rows.json", '{"test": {"x": 1}, "test_novel": {}}'), ("test.json", "{}")],
+)
+def test_rows_and_numbers_that_are_not_there_are_measured_again(story: Path, monkeypatch, name, damaged):
+    """As an earlier version, which kept no rows, has left them; without a step of training."""
+    config, kept = small(demo.plan(story)["nlvr2"], get_recipe("tiny")), story / "nlvr2" / name
+    before, collected = json.loads(kept.read_text()), demo.collect(story)
+    kept.unlink()
+    if damaged is not None:
+        kept.write_text(damaged)
+    monkeypatch.setattr(Trainer, "train_step", None)
+    demo.work(config, 12)
+    assert json.loads(kept.read_text()) == before
+    assert demo.collect(story) == collected
 
 
 def test_both_arms_of_a_task_differ_in_their_start_alone(tmp_path: Path):
