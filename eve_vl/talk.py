@@ -1,18 +1,20 @@
 """What a program says while it works: single lines, and how far a long loop is. Imports no torch, which takes seconds."""
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 T = TypeVar("T")
 CONSOLE = Console(highlight=False, soft_wrap=True, emoji=False)  # one for all: only so can progress bars and lines be together
 PATIENCE = 10  # seconds without a line after which people wonder
-MANY = 2000  # items that are worth a bar
+SOON = 1  # seconds that a loop takes before a terminal shows a bar
 
 
 def is_main() -> bool:
@@ -27,14 +29,19 @@ def say(text: str) -> None:
             CONSOLE.print(text, markup=False)
 
 
+def warn(text: str) -> None:
+    """Show one line on stderr, where it does not get into what is piped on."""
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {text}", markup=False)
+
+
 def told(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items and show how many are done: on a terminal as a bar, elsewhere as a line every PATIENCE seconds."""
-    if CONSOLE.is_terminal and is_main():
-        is_short = total is not None and total < MANY
-        yield from track(items, what, total, console=CONSOLE, transient=True, disable=is_short)
-        return
-    told_at = time.monotonic()
+    """Yield the items and show how many are done, once it has taken a while: on a terminal as a bar, elsewhere as a line every
+    PATIENCE seconds."""
+    told_at, items, is_bar = time.monotonic(), iter(items), CONSOLE.is_terminal and is_main()
     for done, item in enumerate(items):
+        if is_bar and time.monotonic() - told_at > SOON:
+            yield from track(itertools.chain([item], items), escape(what), total, done, console=CONSOLE, transient=True)
+            return
         if time.monotonic() - told_at > PATIENCE:
             told_at = time.monotonic()
             say(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "files": set(),
     "foreign": {"errors"},
     "talk": set(),
-    "config": {"errors", "foreign"},
+    "config": {"errors", "foreign", "talk"},
     "recipes": {"config", "errors", "foreign"},
     "data": {"config", "cpu", "errors", "files", "foreign", "talk"},
     "model": {"config", "errors"},
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},
     "report": {
         *("config", "errors", "files", "recipes", "data", "metrics", "model", "tasks", "loading"),
-        *("evaluation", "inspect", "train"),
+        *("evaluation", "inspect", "talk", "train"),
     },
     "convert": {"config", "errors", "files", "foreign", "recipes", "data", "model", "loading", "seeds", "tasks", "train"},
     "hf": {"config", "errors", "foreign", "data", "loading", "tasks", "convert"},

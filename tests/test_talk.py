@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from eve_vl import talk
 
@@ -42,15 +43,22 @@ def test_a_slow_loop_says_how_far_it_is(monkeypatch, capsys, total, tail):
     assert capsys.readouterr().out == f"reading: 3{tail}\n"
 
 
-def test_on_a_terminal_it_is_a_bar_that_goes_away(monkeypatch):
-    screen = io.StringIO()
+@pytest.mark.parametrize(("count", "seconds", "is_shown"), [(5000, 0, False), (60, 0.25, True), (3, 0.25, False), (4, 5, True)])
+@pytest.mark.parametrize("is_total_known", [True, False])
+def test_on_a_terminal_a_slow_loop_is_a_bar_that_goes_away(monkeypatch, count, seconds, is_shown, is_total_known):
+    """However few items there are; inside of another bar, as validation is."""
+    screen, clock = io.StringIO(), [0.0]
     monkeypatch.setattr(talk, "CONSOLE", Console(file=screen, force_terminal=True, width=80))
-    for total, is_long in ((talk.MANY, True), (talk.MANY - 1, False)):
-        assert sum(1 for _ in talk.told(range(total), "reading", total)) == total
-        assert ("reading" in screen.getvalue()) == is_long
-        screen.truncate(0)
-    first = next(talk.told(range(talk.MANY), "reading", talk.MANY))  # left early, it makes room for the next
-    assert [first, *talk.told(range(2), "again", None)] == [0, 0, 1]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    total, seen = count if is_total_known else None, []
+    with Progress(console=talk.CONSOLE):
+        for item in talk.told(range(count), "reading [/a].csv", total):
+            seen.append(item)
+            clock[0] += seconds
+        is_left_early = next(talk.told(range(count), "reading", total)) == 0
+        assert [is_left_early, *talk.told(range(2), "again", None)] == [True, 0, 1]
+    assert seen == list(range(count))
+    assert ("reading [/a].csv" in screen.getvalue()) == is_shown
 
 
 NO_TORCH = """

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
-from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.errors import UserError, did_you_mean
 from eve_vl.files import write_file
 from eve_vl.talk import say as say
+from eve_vl.talk import warn
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
@@ -169,5 +169,5 @@ def fail(message: str, code: int) -> None:
     """
     if code == 2 and os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(SECONDS_OF_GRACE)
-    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {message}", markup=False)
+    warn(message)
     sys.exit(code)

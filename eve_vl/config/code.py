@@ -15,11 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rich.console import Console
-
 from eve_vl.config.sections import Kind, kinds_of
 from eve_vl.errors import UserError, printable
 from eve_vl.foreign import expand_user
+from eve_vl.talk import warn
 
 VARIABLE = "EVE_CODE"
 OURS = __name__.partition(".")[0]
@@ -57,8 +56,7 @@ def load_installed(group: str, name: str) -> Any:
     try:
         return entry.load()
     except (Exception, SystemExit) as error:  # whatever a package does when imported, the others still work
-        text = printable(f"eve: warning: {package_of(entry)}: {entry.group} {name} cannot be loaded ({error!r})")
-        Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(text, markup=False)
+        warn(printable(f"warning: {package_of(entry)}: {entry.group} {name} cannot be loaded ({error!r})"))
         return None
 
 

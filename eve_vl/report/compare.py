@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from rich.console import Console
 
 from eve_vl.config import Config, flat, to_dict
 from eve_vl.errors import UserError
@@ -21,6 +20,7 @@ from eve_vl.report.curves import Curves, Loss, over
 from eve_vl.report.html import Section, document, draw
 from eve_vl.report.page import run_facts, run_folder, write_page
 from eve_vl.report.task import Example, Measured, task_report
+from eve_vl.talk import warn
 from eve_vl.train.checkpoint import BEST, CHECKPOINTS
 from eve_vl.train.log import LOG, read_log
 
@@ -73,7 +73,7 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
             arms.append(read_arm(run, name))
         except (UserError, OSError) as error:
             unreadable[name] = str(error)
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"eve: warning: left out: {error}", markup=False)
+            warn(f"warning: left out: {error}")
     if not arms:
         raise UserError(f"none of the {len(runs)} runs can be read; the first: {next(iter(unreadable.values()))}")
     return write_page(out or folder / "comparison.html", comparison_page(folder.name, arms, unreadable))

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from eve_vl.config import Config, flat, to_dict
 from eve_vl.errors import UserError
 from eve_vl.files import write_file
@@ -19,6 +17,7 @@ from eve_vl.report.curves import Curves, clock
 from eve_vl.report.html import Section, document, draw
 from eve_vl.report.routing import routing_section
 from eve_vl.report.task import task_report
+from eve_vl.talk import warn
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.facts import read_environment
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_log
@@ -61,7 +60,7 @@ def run_page(run: LoadedRun) -> str:
             sections = [numbers, drawn, *report.evidence(report.num_each), routing]
         except UserError as error:  # the data may be out of reach here; what the run folder tells is still worth a page
             problem = f"The validation data cannot be read here, so numbers, examples and routing are left out: {error}"
-            Console(stderr=True, highlight=False, soft_wrap=True).print(f"eve: warning: {problem}", markup=False)
+            warn(f"warning: {problem}")
     return document(
         "run.html",
         [*sections, config_section(config)],
