@@ -63,7 +63,7 @@ class Eve:
         """
         if code is not None:
             load_file(code)
-        return cls(load_run(expand_user(path), pick_device(device), check=False))
+        return cls(load_run(expand_user(path), pick_device(device)))
 
     @property
     def calls(self) -> tuple[str, ...]:

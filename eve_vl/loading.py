@@ -36,21 +36,18 @@ class LoadedRun:
         return self.task.calls(self.task, Inputs(self.config.input, self.tokenizer, device))
 
 
-def load_run(path: Path, device: torch.device | None = None, *, check: bool = True) -> LoadedRun:
+def load_run(path: Path, device: torch.device | None = None) -> LoadedRun:
     """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode.
 
-    check: compare the weights with their checksum, which takes longer than reading them; the config may be edited, such as for
-    data that has moved. Raises UserError.
+    The weights are compared with their checksum; the config may be edited, such as for data that has moved. Raises UserError.
     """
     folder = checkpoint.chosen_checkpoint(path)
-    if check:
-        checkpoint.verify(folder, "model.safetensors")
+    step = checkpoint.verify(folder, "model.safetensors")["step"]
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     with torch.device("meta"):  # initial values would take longer than reading the file
         task = build_task(config, tokenizer, read_labels(folder, config))
     checkpoint.load_model(folder, task)
-    step = checkpoint.read_state(folder)["step"]
     return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
 
 

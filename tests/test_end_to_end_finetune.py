@@ -116,7 +116,14 @@ def test_a_run_goes_on_as_it_began_without_the_run_it_started_from(eve, pretrain
     with (tmp_path / "init/checkpoints/step_00000004/model.safetensors").open("r+b") as weights:
         weights.seek(-3, 2)
         weights.write(b"xyz")
-    for damaged in (("evaluate", "masked_signal", "init"), (*command[: -len(SHORT)], "--out", "other")):
+    use = (
+        "evaluate masked_signal init",
+        "fill-mask init x.png text",
+        "encode init texts.txt -",
+        "export init onnx",
+        "report init",
+    )
+    for damaged in (*map(str.split, use), ("convert", "init", "x.pth"), (*command[: -len(SHORT)], "--out", "other")):
         assert "model.safetensors is not what was written, by its checksum" in complaint(eve(*damaged))
     for folder in (end, tmp_path / "run/best", tmp_path / "init"):
         shutil.rmtree(folder)

@@ -149,6 +149,7 @@ def export_published(run: Path, target: Path) -> str:
     if problems := _unpublished(config):
         raise UserError(f"{run}: the published models have no {', no '.join(problems)}, so they cannot take its weights")
     assert isinstance(config.model, EveModelConfig)
+    checkpoint.verify(folder, "model.safetensors")
     table, ours = key_table(config.model, config.task), checkpoint.read_model(folder)
     left_out = sorted(ours.keys() - table.keys())
     if missing := sorted(table.keys() - ours.keys()):
