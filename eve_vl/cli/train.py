@@ -14,7 +14,7 @@ from rich.prompt import Confirm
 
 from eve_vl.cli.common import HELP, parse, say, say_list
 from eve_vl.config import Config, generated
-from eve_vl.config.code import installed, origins, package_of
+from eve_vl.config.code import installed, package_of
 from eve_vl.errors import UserError
 from eve_vl.foreign import expand_user
 from eve_vl.recipes import RECIPES, find_recipe, get_recipe, installed_recipes
@@ -111,12 +111,6 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     _refuse_idle(config, recipe)
     train_data, val = (" ".join(specs) for specs in (config.data.train, config.data.val))
     say(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
-    if (config.out / "config.json").is_file():
-        from eve_vl.loading import read_config
-
-        before, now = dict(read_config(config.out).code), dict(config.code) | origins(type(config.task), type(config.model))
-        for name in [name for name in before if before[name] != now.get(name, before[name])]:
-            say(f"note: {name} is not as it was when {config.out} was last started ({before[name]}, now {now[name]})")
     if start is not None and _named(argv).train is None:
         _confirm_data(config, start)
     from eve_vl.training import train
