@@ -6,9 +6,6 @@ import os
 import time
 from contextlib import suppress
 
-MALLOC = {"MMAP_THRESHOLD": (-3, 1 << 30), "TRIM_THRESHOLD": (-1, (1 << 31) - 1), "TOP_PAD": (-2, 64 << 20)}
-"""glibc's names of what `keep_memory` sets, mallopt's numbers for them, and the values (bytes)."""
-
 
 def usable_cores() -> int:
     """Return how many processor cores this process may use."""
@@ -29,13 +26,9 @@ def keep_memory() -> None:
     arithmetic on them (activations of a small model are 2–3 times slower without this). Each process must ask for itself."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        for option, value in MALLOC.values():
+        # bytes of M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD
+        for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1), (-2, 64 << 20)):
             libc.mallopt(option, value)
-
-
-def malloc_environment() -> dict[str, str]:
-    """Return the environment that does in a new process what `keep_memory` does in this one."""
-    return {f"MALLOC_{name}_": str(value) for name, (_, value) in MALLOC.items()}
 
 
 def yield_cores() -> None:
