@@ -379,7 +379,7 @@ def _stop_signals() -> Iterator[Collection[int]]:
 
     def handle(number: int, _frame: object) -> None:
         if time.monotonic() - received.setdefault(number, time.monotonic()) >= AGAIN and number != signal.SIGHUP:
-            signal.signal(number, previous[number])
+            signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)
 
     for number in previous:
