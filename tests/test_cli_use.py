@@ -231,6 +231,22 @@ def test_people_are_told_when_a_run_is_judged_by_what_it_was_trained_on(eve, fol
         assert done.stdout.count("note: ") == is_told
 
 
+def test_a_file_for_the_server_has_every_question_or_is_not_written(eve, folder):
+    (folder / "junk.png").write_bytes(b"junk")
+    rows = [{"image": name, "question": "what", "question_id": i} for i, name in enumerate(("0.png", "junk.png", "1.png"))]
+    for name, some in (("all", rows), ("good", rows[::2])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    broken = ("evaluate", "vqa", "vqa", "--data", "all.jsonl", "--skip-broken")
+    (folder / "answers.json").write_text("of before")
+    done = eve(*broken, "--predictions", "answers.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--predictions: the file holds all 3 rows, but 1 cannot be used, the first: all.jsonl:2: " in done.stderr
+    assert (folder / "answers.json").read_text() == "of before"
+    done = eve("evaluate", "vqa", "vqa", "--data", "good.jsonl", "--skip-broken", "--predictions", "answers.json")
+    assert done.returncode == 0, done.stderr
+    assert [row["question_id"] for row in json.loads((folder / "answers.json").read_text())] == [0, 2]
+
+
 def test_from_training_to_an_answer(eve, tmp_path: Path):
     """Runs as the command line makes them, not as the tests write them."""
     few = ("--train.steps", 2, "--train.save-every", 2, "--train.val-every", 2, "--data.val-samples", 8)
