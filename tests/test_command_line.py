@@ -48,9 +48,9 @@ REST = """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
-    CheckArgs: f"{SOURCE} --kind --recipe --json",
+    CheckArgs: f"{SOURCE} --kind --recipe --init --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
-    InspectArgs: "--json",
+    InspectArgs: "--init --json",
     ReportArgs: "--out",
     ExportArgs: "--parts --json",
     ConvertArgs: """
