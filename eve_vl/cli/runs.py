@@ -64,7 +64,7 @@ class ExportArgs(RunArgs):
     parts: tuple[str, ...] = ()
     """What to write, such as image_encoder; default: all that the run's heads allow."""
     json: Path | None = None
-    """Also write sizes, differences and speeds to this file."""
+    """Also write sizes and differences to this file."""
 
 
 def run_evaluate(argv: Sequence[str]) -> None:
