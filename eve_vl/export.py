@@ -53,10 +53,6 @@ class Exported:
     largest_difference: float
     """Of any output value at any of the sizes checked."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as JSON values."""
-        return {"bytes": self.bytes, "largest_difference": self.largest_difference}
-
 
 class Part(nn.Module):
     """What a file computes, as a module: tensors in, one tensor out."""

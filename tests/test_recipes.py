@@ -179,6 +179,14 @@ def test_inspect_counts_own_recipes_and_configs_of_runs(eve, own):
         assert json.loads(Path("numbers.json").read_text())["parameters"]["total"] == expected
 
 
+def test_inspect_prints_the_name_of_a_recipe_as_it_is(eve, own):
+    """That of a run's config.json may be anything."""
+    config = json.loads((own / "run/config.json").read_text()) | {"recipe": "[/red] :x:.py:a"}
+    (own / "run/config.json").write_text(json.dumps(config))
+    done = eve("inspect", "run/config.json")
+    assert done.stdout.startswith("[/red] :x:.py:a: 3 blocks"), done
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -148,4 +148,4 @@ def run_export(args: ExportArgs) -> None:
 
     exported = export_run(args.run, args.folder, args.parts)
     Console(emoji=False).print(to_table(exported))
-    write_json(args.json, {one.name: one.to_dict() for one in exported})
+    write_json(args.json, {one.name: {"bytes": one.bytes, "largest_difference": one.largest_difference} for one in exported})

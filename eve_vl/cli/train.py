@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.markup import escape
 from rich.prompt import Confirm
+from rich.text import Text
 
 from eve_vl.cli.common import HELP, parse, say, say_list
 from eve_vl.config import Config, generated
@@ -168,7 +168,7 @@ def _confirm_data(config: Config, start: Config) -> None:
         return
     what = f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})"
     is_asked = sys.stdin.isatty() and "LOCAL_RANK" not in os.environ
-    if not is_asked or not Confirm.ask(escape(f"{what}. Go on?"), default=False):
+    if not is_asked or not Confirm.ask(Text(f"{what}. Go on?", "prompt"), default=False):
         raise UserError(f"{what}; name your own with --data.train PATH and --data.val, or say --data.train {own}")
 
 
