@@ -68,13 +68,13 @@ EVALUATION = {
     "classification": EVALUATE,
 }
 CALLS = {
-    "fill-mask": "--device --top --json",
+    "fill-mask": "--device --json --top",
     "reconstruct": "--device --share --seed --out",
     "match": "--device --json",
-    "answer": "--device --top --json",
+    "answer": "--device --json --top",
     "judge": "--device --json",
-    "classify": "--device --text --top --json",
-    "look": "--device --right --word --answer --block --out --json",
+    "classify": "--device --json --text --top",
+    "look": "--device --json --right --word --answer --block --out",
 }
 TRAINING = {
     **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival")},
