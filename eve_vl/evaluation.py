@@ -57,6 +57,9 @@ def evaluate_rows(
     with evaluation_batches(task, loader, device, torch.float32, skipped) as batches:
         evaluated = task.evaluated(batches)
     if predictions is not None:
+        if skipped:
+            lacks = f"the file holds all {num_rows} rows, but {len(skipped)} cannot be used, the first: {skipped[0]}"
+            raise UserError(f"--predictions: {lacks}; repair such rows (eve data check lists them), or leave it out")
         predictions.parent.mkdir(parents=True, exist_ok=True)
         write_file(predictions, task.prediction_file(evaluated.examples))
     return evaluated.numbers | task.baselines(evaluated.examples) | num_skipped(skipped), evaluated.row_scores

@@ -8,17 +8,15 @@ Letters: B batch, T text tokens, H height, W width.
 
 import importlib.util
 import json
-import statistics
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 
 from eve_vl.errors import UserError, nearest
@@ -34,8 +32,6 @@ TRACED_BATCH = 3
 LONGEST = 1_000_000  # tokens: as many as the run reads of a text
 CHECKED = ((1, 2), (2, 5), (5, 9), (8, LONGEST))
 """Batch sizes and text lengths at which torch and onnxruntime are compared."""
-TIMED_BATCHES = (1, 8)
-ROUNDS = 7
 PIXELS = "RGB from 0 to 255, the whole picture resized to a square, bicubic with antialiasing"
 INPUTS = {
     "pixels": ("uint8", PIXELS),
@@ -56,13 +52,6 @@ class Exported:
     bytes: int
     largest_difference: float
     """Of any output value at any of the sizes checked."""
-    times_the_speed_of_torch: Mapping[int, Mapping[str, float]]
-    """By batch size: torch's time over onnxruntime's, median, least and largest of all rounds; above 1, onnxruntime is
-    faster."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as JSON values."""
-        return {name: getattr(self, name) for name in ("bytes", "largest_difference", "times_the_speed_of_torch")}
 
 
 class Part(nn.Module):
@@ -107,14 +96,11 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
 
 def to_table(exported: Sequence[Exported]) -> Table:
     """Return what was written, for people to read."""
-    table = Table(box=None)
-    table.add_column("file", no_wrap=True)
-    for column in ("MB", "largest difference", *(f"× torch's speed, batch {batch}" for batch in TIMED_BATCHES)):
-        table.add_column(column, justify="right")
+    table = Table(
+        Column("file", no_wrap=True), *(Column(name, justify="right") for name in ("MB", "largest difference")), box=None
+    )
     for one in exported:
-        rounds = one.times_the_speed_of_torch.values()
-        speeds = [f"{speed['median']:.2f} ({speed['least']:.2f}–{speed['largest']:.2f})" for speed in rounds]
-        table.add_row(f"{one.name}.onnx", f"{one.bytes / 1e6:.1f}", f"{one.largest_difference:.1e}", *speeds)
+        table.add_row(f"{one.name}.onnx", f"{one.bytes / 1e6:.1f}", f"{one.largest_difference:.1e}")
     return table
 
 
@@ -138,7 +124,7 @@ def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
     """Write one file and compare it with torch. Raises UserError if it gives other numbers."""
     part, path = Part(run.task, name).eval(), folder / f"{name}.onnx"
     _trace(Part(traceable(run.task), name).eval(), example(run, part.inputs, TRACED_BATCH, LONGEST), path)
-    onnx = _opened(path, part.inputs)
+    onnx = opened(path, part.inputs)
     largest, shape = 0.0, ()
     for batch, length in CHECKED:
         for padded in (False, True):
@@ -152,13 +138,11 @@ def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
                     "nothing was written"
                 )
             largest, shape = max(largest, difference), ("batch", *found.shape[1:])
-    timed = {batch: example(run, part.inputs, batch, LONGEST) for batch in TIMED_BATCHES}
     return Exported(
         name=name,
         output_shape=shape,
         bytes=sum(file.stat().st_size for file in folder.glob(f"{path.name}*")),  # large weights lie in a file beside it
         largest_difference=largest,
-        times_the_speed_of_torch={batch: _speed(part, onnx, given) for batch, given in timed.items()},
     )
 
 
@@ -182,7 +166,7 @@ def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
         program.save(path)
 
 
-def _opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
+def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
     """Return what a file computes, by onnxruntime with torch's number of threads."""
     import onnxruntime
 
@@ -190,20 +174,6 @@ def _opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
     options.intra_op_num_threads = torch.get_num_threads()
     session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda *given: session.run(None, {name: each.numpy() for name, each in zip(inputs, given, strict=True)})[0]
-
-
-def _speed(part: Part, onnx: Callable[..., np.ndarray], given: Sequence[Tensor]) -> dict[str, float]:
-    """Return torch's time over onnxruntime's for the same inputs, of several rounds; the two take turns, the first round does
-    not count."""
-    now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    ratios = []
-    for _ in range(1 + ROUNDS):
-        start = now()
-        part(*given)
-        middle = now()
-        onnx(*given)
-        ratios.append((middle - start) / (now() - middle))
-    return {"median": statistics.median(ratios[1:]), "least": min(ratios[1:]), "largest": max(ratios[1:])}
 
 
 def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:

@@ -10,6 +10,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from eve_vl.errors import UserError
+
+
+@contextlib.contextmanager
+def writing(path: Path, *others: type[Exception], advice: str = "") -> Iterator[None]:
+    """Say which file it is that cannot be written: what goes wrong meanwhile becomes a UserError, with advice on what to do."""
+    try:
+        yield
+    except (OSError, *others) as error:
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}){advice}") from None
+
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write a file as a whole or not at all."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 from torch import nn
 
@@ -50,8 +51,8 @@ class Inspection:
         """Print tables."""
         sizes = self.config.input
         console.print(
-            f"[bold]{self.config.recipe}[/bold]: {self.config.model}; {sizes.image_size}² pixels in {sizes.num_patches} "
-            f"patches, {sizes.text_length} text tokens",
+            f"[bold]{escape(self.config.recipe)}[/bold]: {self.config.model}; {sizes.image_size}² pixels in "
+            f"{sizes.num_patches} patches, {sizes.text_length} text tokens",
             highlight=False,
         )
         table = Table("part", *(Column(name, justify="right") for name in ("parameters", "GFLOP per pair, forward")))

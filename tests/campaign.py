@@ -1,6 +1,6 @@
 """A fault campaign: damaged files of every form go through the real entry points, and whatever is no clear error is an escape.
 
-    PYTHONPATH=. python tests/campaign.py --inputs 20000 --seed 1 --processes 2 --out /tmp/eve_campaign
+    PYTHONPATH=. python tests/campaign.py --inputs 20000 --seed 1 --processes 2
     PYTHONPATH=. python tests/campaign.py --seed 1 --case "tar:17"      (one input again, with its traceback)
 
 An input may succeed or end in a UserError that is one printable line and names a file. Escapes: any other exception, a
@@ -16,6 +16,7 @@ import re
 import resource
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 import unicodedata
@@ -319,13 +320,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", default=[], help="readers whose names begin so")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("/tmp/eve_campaign"))
+    parser.add_argument("--out", type=Path, help="folder to work in; default: a new temporary one")
     parser.add_argument("--timeout", type=float, default=10, help="seconds that one input may take")
     parser.add_argument(
         "--memory", type=int, default=700, help="MiB that one input may need, beside the 350 of an idle process"
     )
     parser.add_argument("--case", help="READER:NUMBER, to see one input again")
     options = parser.parse_args()
+    options.out = options.out or Path(tempfile.mkdtemp(prefix="eve_campaign_"))
+    print(f"works in {options.out}", flush=True)
     base = options.out / "base"
     if not (base / "big").exists():
         shutil.rmtree(base, ignore_errors=True)

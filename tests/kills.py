@@ -1,6 +1,6 @@
 """Kill trainings at random moments, go on by the same command, and compare with runs that were left alone.
 
-    PYTHONPATH=. python tests/kills.py --kills 100 --seed 0 --out /tmp/eve_kills
+    PYTHONPATH=. python tests/kills.py --kills 100 --seed 0
 
 Most trainings are forks of this process, whose imports are done; a quarter are the true command line. Weights, optimiser,
 generators, best weights, metrics.json, bad_samples.jsonl and all rows of the log but their timing must be equal to the bit.
@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
@@ -279,12 +280,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("/tmp/eve_kills"))
+    parser.add_argument("--out", type=Path, help="empty folder to work in; default: a new temporary one")
     options = parser.parse_args()
+    options.out = options.out or Path(tempfile.mkdtemp(prefix="eve_kills_"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    if any(options.out.iterdir()):
+        parser.error(f"--out {options.out}: is not empty")
+    print(f"works in {options.out}", flush=True)
     torch.set_num_threads(1)  # threads would not survive a fork
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
-    shutil.rmtree(options.out, ignore_errors=True)
-    options.out.mkdir(parents=True)
     make_data(options.out)
     commands = recipes(options.out)
     for name, command in commands.items():

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
     "cpu": set(),
-    "files": set(),
+    "files": {"errors"},
     "foreign": {"errors"},
     "talk": set(),
     "config": {"errors", "foreign", "talk"},

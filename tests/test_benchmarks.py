@@ -21,6 +21,7 @@ from eve_vl.tasks.task import Sizes
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
 step_cost, steps = importlib.import_module("step_cost"), importlib.import_module("steps")
+export_speed = importlib.import_module("export_speed")
 
 GIB = 2**30
 CPU = torch.device("cpu")
@@ -193,6 +194,17 @@ def test_ratios_are_those_of_each_round():
     assert over["seconds_over_eve_range"] == [4, 4]  # noise that hits a whole round cancels
     assert (over["seconds_over_eve"], over["epoch_over_eve"], over["paper_over_eve"]) == (4, 4.5, 3)
     assert row_of("unknown", [1.0, 1.0, 1.0]).over(eve)["epoch_over_eve"] is None
+
+
+def test_exports_are_timed_in_turns_and_the_first_round_does_not_count():
+    clock, order, costs = [0.0], [], {"torch": iter([90, 6, 3, 8]), "onnx": iter([1, 2, 2, 2])}
+
+    def work(name):
+        clock[0] += next(costs[name])
+        order.append(name)
+
+    found = export_speed.ratios(lambda: work("torch"), lambda: work("onnx"), 3, lambda: clock[0])
+    assert (found, order) == ([3, 1.5, 4], ["torch", "onnx"] * 4)
 
 
 @pytest.mark.parametrize(

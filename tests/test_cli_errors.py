@@ -103,18 +103,20 @@ def test_help_of_fine_tuning_names_no_run_to_start_from(eve):
 def test_built_in_data_in_place_of_the_users_own_needs_a_yes(eve, tmp_path: Path, monkeypatch):
     rows = write_pairs(tmp_path / "pairs", count=12)
     few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2, "--data.num-workers", 0)
-    done = eve("pretrain", "tiny", "--out", "mine", "--data.train", rows, "--data.val", rows, *few)
+    done = eve("pretrain", "tiny", "--out", "mine:x:[/b]", "--data.train", rows, "--data.val", rows, *few)
     assert done.returncode == 0, done.stderr
-    start = ("finetune", "demo_nlvr2", "--init", "mine", "--out", "judge", *few)
+    start = ("finetune", "demo_nlvr2", "--init", "mine:x:[/b]", "--out", "judge", *few)
     line = complaint(eve(*start))
-    assert f"mine was trained on {rows}, but this recipe trains on built-in data (scenes:train)" in line
+    assert f"mine:x:[/b] was trained on {rows}, but this recipe trains on built-in data (scenes:train)" in line
     assert "--data.train PATH" in line and "say --data.train scenes:train" in line
     assert not (tmp_path / "judge").exists()
     for answer, code in (("n", 2), ("y", 0)):
         with monkeypatch.context() as patch:
             patch.setattr("sys.stdin.isatty", lambda: True)
             patch.setattr("builtins.input", lambda *_, answer=answer: answer)
-            assert eve(*start).returncode == code
+            done = eve(*start)
+            assert done.returncode == code
+            assert "mine:x:[/b] was trained on" in done.stdout
     assert eve(*start).returncode == 0  # it goes on; what was said once is known
     assert eve(*start[:-8], "--out", "other", *few, "--data.train", "scenes:train").returncode == 0
 

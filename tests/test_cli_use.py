@@ -116,14 +116,26 @@ def test_encode(eve, folder):
     assert "image_features (2, 8), text_features (3, 8)" in done.stdout
     run = Eve.load(folder / "retrieval")
     with np.load(folder / "f.npz") as found:
-        assert found["images"].tolist() == ["1.png", "0.png"]
-        assert found["texts"].tolist() == [TEXT, "a circle", "a"]
+        assert json.loads(found["images"].item()) == ["1.png", "0.png"]
+        assert json.loads(found["texts"].item()) == [TEXT, "a circle", "a"]
         np.testing.assert_allclose(found["image_features"], run.encode_image([folder / "1.png", folder / "0.png"]), atol=1e-5)
         np.testing.assert_allclose(found["text_features"], run.encode_text([TEXT, "a circle", "a"]), atol=1e-5)
     done = eve("encode", "vqa", "--texts", "a", "--out", "t.npz")
     assert done.returncode == 0, done.stderr
     with np.load(folder / "t.npz") as found:
         assert sorted(found) == ["text_features", "texts"]
+
+
+def test_a_file_of_features_is_as_large_as_what_is_in_it(eve, folder):
+    """And not as if every text were as long as the longest; it is read without pickle."""
+    texts = ["word " * 800 + "é", *(f"text {number}" for number in range(300))]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    done = eve("encode", "retrieval", "--texts-of", "texts.jsonl", "--out", "f.npz")
+    assert done.returncode == 0, done.stderr
+    with np.load(folder / "f.npz", allow_pickle=False) as found:
+        assert json.loads(found["texts"].item()) == texts
+        features = found["text_features"].nbytes
+    assert (folder / "f.npz").stat().st_size < features + 2 * (folder / "texts.jsonl").stat().st_size
 
 
 def test_encode_a_folder_and_a_table(eve, folder):
@@ -133,15 +145,15 @@ def test_encode_a_folder_and_a_table(eve, folder):
         Image.fromarray(noise(number, 20 + number, 30)).save(folder / f"photos/{number}.png")
     (folder / "photos/broken.png").write_bytes(b"not a picture")
     (folder / "texts.csv").write_text(f"text\na circle\n{TEXT}\n")
-    done = eve("encode", "retrieval", "photos", "--texts-of", "texts.csv", "--texts", "a", "--out", "f.safetensors")
+    done = eve("encode", "retrieval", "photos", "--texts-of", "texts.csv", "--texts", "a", "--out", "f.Safetensors")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "skipped: broken.png: not a picture in a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF)",
-        "f.safetensors: image_features (3, 8), text_features (3, 8)",
+        "f.Safetensors: image_features (3, 8), text_features (3, 8)",
         "note: 1 row could not be used; the file lists what was `skipped`",
     ]
     run, paths = Eve.load(folder / "retrieval"), [folder / f"photos/{number}.png" for number in range(3)]
-    with safe_open(folder / "f.safetensors", "numpy") as file:
+    with safe_open(folder / "f.Safetensors", "numpy") as file:
         names = {name: json.loads(values) for name, values in file.metadata().items()}
         np.testing.assert_allclose(file.get_tensor("image_features"), run.encode_image(paths), atol=1e-5)
         np.testing.assert_allclose(file.get_tensor("text_features"), run.encode_text(["a", "a circle", TEXT]), atol=1e-5)
@@ -173,6 +185,13 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("look", "vqa", "0.png", "a circle", "--word", "star"), '"star" is not a word of "a circle"'),
         (("look", "vqa", "0.png", "a circle", "--wrd", "star"), "no flag '--wrd'"),
         (("encode", "vqa"), "nothing to encode"),
+        *(
+            (
+                ("encode", "nowhere", "0.png", "--out", name),
+                f"{name}: cannot write features with the ending {ending!r}; name it .npz",
+            )
+            for name, ending in (("f.csv", ".csv"), ("features", ""))
+        ),
         (("encode", "vqa", "0.png", "--format", "csv"), "say how to read folders and tables; name one"),
         (("encode", "vqa", "0.png", "--device", "cuda:77"), "device 'cuda:77': torch has no such device here"),
         (("evaluate", "vqa", "vqa", "--rerank", 3), "no flag '--rerank'"),
@@ -229,6 +248,22 @@ def test_people_are_told_when_a_run_is_judged_by_what_it_was_trained_on(eve, fol
         assert done.returncode == 0, done.stderr
         assert (seen in done.stdout.splitlines()) == is_told
         assert done.stdout.count("note: ") == is_told
+
+
+def test_a_file_for_the_server_has_every_question_or_is_not_written(eve, folder):
+    (folder / "junk.png").write_bytes(b"junk")
+    rows = [{"image": name, "question": "what", "question_id": i} for i, name in enumerate(("0.png", "junk.png", "1.png"))]
+    for name, some in (("all", rows), ("good", rows[::2])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    broken = ("evaluate", "vqa", "vqa", "--data", "all.jsonl", "--skip-broken")
+    (folder / "answers.json").write_text("of before")
+    done = eve(*broken, "--predictions", "answers.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--predictions: the file holds all 3 rows, but 1 cannot be used, the first: all.jsonl:2: " in done.stderr
+    assert (folder / "answers.json").read_text() == "of before"
+    done = eve("evaluate", "vqa", "vqa", "--data", "good.jsonl", "--skip-broken", "--predictions", "answers.json")
+    assert done.returncode == 0, done.stderr
+    assert [row["question_id"] for row in json.loads((folder / "answers.json").read_text())] == [0, 2]
 
 
 def test_from_training_to_an_answer(eve, tmp_path: Path):

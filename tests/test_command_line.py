@@ -48,9 +48,9 @@ REST = """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
-    CheckArgs: f"{SOURCE} --kind --recipe --json",
+    CheckArgs: f"{SOURCE} --kind --recipe --init --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
-    InspectArgs: "--json",
+    InspectArgs: "--init --json",
     ReportArgs: "--out",
     ExportArgs: "--parts --json",
     ConvertArgs: """
@@ -68,13 +68,13 @@ EVALUATION = {
     "classification": EVALUATE,
 }
 CALLS = {
-    "fill-mask": "--device --top --json",
+    "fill-mask": "--device --json --top",
     "reconstruct": "--device --share --seed --out",
     "match": "--device --json",
-    "answer": "--device --top --json",
+    "answer": "--device --json --top",
     "judge": "--device --json",
-    "classify": "--device --text --top --json",
-    "look": "--device --right --word --answer --block --out --json",
+    "classify": "--device --json --text --top",
+    "look": "--device --json --right --word --answer --block --out",
 }
 TRAINING = {
     **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival")},

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,7 @@ def test_broken_rows_at_the_start_do_not_stop_the_check(eve, table: Path):
     assert done.returncode == 2 and "none of the first 16 rows can be used" in done.stderr
 
 
-def test_a_recipe_says_what_rows_need(eve, table: Path):
+def test_a_recipe_says_what_rows_need(eve, table: Path, monkeypatch):
     code, text = check(eve, table, "--recipe", "vqa")
     assert code == 2 and "looks like pictures with captions" in text and "expected questions" in text
     questions = [{"image": "a.png", "question": "what?", "answer": answer} for answer in ("red", None)]
@@ -203,6 +204,12 @@ def test_a_recipe_says_what_rows_need(eve, table: Path):
     code, text = check(eve, table, "--recipe", "classification")
     assert code == 1
     assert "t.jsonl:1: no picture, but task.reads is picture" in text and "t.jsonl:2: no label to train on" in text
+    own = "from eve_vl.recipes import get_finetune_recipe, get_recipe\ndef labels(init):\n"
+    own += "    return get_finetune_recipe('classification', init)\ndef pairs():\n    return get_recipe('tiny')\n"
+    (table.parent / "own_rows.py").write_text(own)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert check(eve, table, "--recipe", "own_rows.py:labels") == (code, text.replace("classification:", "own_rows.py:labels:"))
+    assert "expected captions" in check(eve, table, "--recipe", "own_rows.py:pairs")[1]
     assert "did you mean 'demo_vqa'" in check(eve, table, "--recipe", "demo_vq")[1]
     assert "leave one of them out" in check(eve, table, "--recipe", "tiny", "--kind", "captions")[1]
 

@@ -10,8 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
+from twins import tiny_tokenizer
 
-from eve_vl.data.inputs import given_images, given_texts
+from eve_vl.config import DataConfig, InputConfig
+from eve_vl.data import inputs
+from eve_vl.data.inputs import Inputs, given_images, given_texts
 from eve_vl.data.records import ImagePixels
 from eve_vl.errors import UserError
 
@@ -188,3 +192,16 @@ def test_whatever_is_given_is_a_picture_or_an_error_of_the_user(image):
         assert "image" in str(error)
     else:
         assert all(one.shape == (3, 16, 16) and one.dtype == torch.uint8 for one in pictures)
+
+
+def test_a_folder_is_named_on_the_bar_as_it_is(tmp_path: Path, monkeypatch):
+    """Neither as an emoji nor as rich's markup."""
+    (folder := tmp_path / ":x:[bold]").mkdir()
+    (folder / "a.png").write_bytes(png(Image.fromarray(picture())))
+    screen = io.StringIO()
+    monkeypatch.setattr(inputs, "Console", lambda **_: Console(file=screen, force_terminal=True, width=500))
+    sizes, skipped = InputConfig(image_size=16, patch_size=8), []
+    stream = Inputs(sizes, tiny_tokenizer(), torch.device("cpu")).stream
+    rows = list(stream(folder, "image", DataConfig(), skipped=skipped, progress=True))
+    assert (len(rows), skipped) == (1, [])
+    assert str(folder) in screen.getvalue()

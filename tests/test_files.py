@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl.files import take_back, whole_file, whole_folder, write_file
+from eve_vl.errors import UserError
+from eve_vl.files import take_back, whole_file, whole_folder, write_file, writing
 
 
 class Killed(BaseException):
@@ -100,3 +101,17 @@ def test_permissions_are_those_of_any_new_file(tmp_path: Path):
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
     assert modes == {"file": 0o640, "folder": 0o750, "a": 0o640, "new": 0o640}
+
+
+def test_what_cannot_be_written_is_one_sentence_about_the_file_that_was_named(tmp_path: Path):
+    """Not about the temporary one; of errors without a reason of the system's, their own words; bugs stay bugs."""
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "page.html"
+    with pytest.raises(UserError) as found, writing(path, advice="; go elsewhere"):
+        write_file(path, "text")
+    assert str(found.value) == f"{path}: cannot be written (Not a directory); go elsewhere"
+    with pytest.raises(UserError) as found, writing(path, KeyError):
+        raise KeyError("no room")
+    assert str(found.value) == f"{path}: cannot be written ('no room')"
+    with pytest.raises(KeyError), writing(path):
+        raise KeyError("a bug")

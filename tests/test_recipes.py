@@ -1,13 +1,15 @@
 """Every recipe builds on the meta device with the number of parameters that its shapes give on paper."""
 
 import ast
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from eve_vl.config import ClassificationConfig, Config, RetrievalConfig, VQAConfig
+from eve_vl.config import ClassificationConfig, Config, RetrievalConfig, VQAConfig, config_to_json
 from eve_vl.inspect import NUM_LABELS, inspect_config
 from eve_vl.loading import build_untrained
 from eve_vl.recipes import FINETUNE, PRETRAIN, finetune, get_finetune_recipe, get_recipe, pretrain
@@ -113,6 +115,97 @@ def test_fine_tuning_recipes_put_their_head_on_the_encoder_of_any_run(name, init
         shapes["image"] = LARGER.get(name, shapes["image"])
     assert config.input.image_size == shapes["image"]
     assert count(config) == encoder_on_paper(**shapes) + head_on_paper(name, shapes["D"])
+
+
+OWN = '''
+from dataclasses import replace
+from eve_vl.recipes import get_finetune_recipe, get_recipe
+def small():
+    return replace(get_recipe("tiny"), tokenizer=replace(get_recipe("tiny").tokenizer, vocab_size=300))
+def ask(init):
+    """eve finetune own_shapes.py:ask --init runs/tiny"""
+    return get_finetune_recipe("demo_vqa", init)
+def judge(init):
+    return get_finetune_recipe("demo_nlvr2", init)
+def three(a, b, c): ...
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch) -> Path:
+    """A file of recipes beside a run of tiny shape, whose picture is smaller."""
+    (tmp_path / "own_shapes.py").write_text(OWN)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "own_shapes", raising=False)
+    (tmp_path / "run").mkdir()
+    config = replace(get_recipe("tiny"), input=replace(get_recipe("tiny").input, image_size=16))
+    for name, text in {"config.json": config_to_json(config), "model.safetensors": "", "state.json": "{}"}.items():
+        (tmp_path / "run" / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "start", "head", "changes"),
+    [
+        *((name, "demo", name, {}) for name in FINETUNE if name.startswith("demo_")),
+        *((name, "base", name, {"image": LARGER.get(name, 224)}) for name in ("vqa", "nlvr2", "retrieval", "classification")),
+        ("easy_vqa", "scenes", "vqa", {}),
+        ("emoji_retrieval", "emoji", "emoji_retrieval", {}),
+        ("own_shapes.py:ask", "tiny", "vqa", {}),
+        ("own_shapes.py:judge", "base", "demo_nlvr2", {}),
+        ("own_shapes.py:ask --init run", "tiny", "vqa", {"image": 16}),
+    ],
+)
+def test_inspect_counts_recipes_of_fine_tuning_and_says_what_they_start_from(eve, own, words, start, head, changes):
+    done = eve("inspect", *words.split(), "--json", "numbers.json")
+    assert done.returncode == 0, done.stderr
+    name, _, run = words.partition(" --init ")
+    assert done.stdout.startswith(f"{name}: starts from {run or f'the recipe {start}; --init RUN names a run'}\n")
+    shapes = SHAPES[start] | changes
+    total = json.loads(Path("numbers.json").read_text())["parameters"]["total"]
+    assert total == encoder_on_paper(**shapes) + head_on_paper(head, shapes["D"])
+
+
+def test_inspect_counts_own_recipes_and_configs_of_runs(eve, own):
+    heads = pretraining_on_paper(("mlm", "mim"), D=48, V=400, patch=8, decoder=DECODERS["tiny"])
+    fewer = pretraining_on_paper(("mlm", "mim"), D=48, V=300, patch=8, decoder=DECODERS["tiny"])
+    for words, expected in (
+        ("own_shapes.py:small", encoder_on_paper(**TINY | {"V": 300}) + fewer),
+        ("run/config.json", encoder_on_paper(**TINY | {"image": 16}) + heads),
+    ):
+        done = eve("inspect", words, "--json", "numbers.json")
+        assert done.returncode == 0, done.stderr
+        assert "starts from" not in done.stdout
+        assert json.loads(Path("numbers.json").read_text())["parameters"]["total"] == expected
+
+
+def test_inspect_prints_the_name_of_a_recipe_as_it_is(eve, own):
+    """That of a run's config.json may be anything."""
+    config = json.loads((own / "run/config.json").read_text()) | {"recipe": "[/red] :x:.py:a"}
+    (own / "run/config.json").write_text(json.dumps(config))
+    done = eve("inspect", "run/config.json")
+    assert done.stdout.startswith("[/red] :x:.py:a: 3 blocks"), done
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "inspect own_shapes.py:three",
+            "is no recipe for eve pretrain or finetune: a function of no argument for eve pretrain",
+        ),
+        ("inspect own_shapes.py:aks", "own_shapes.py: no recipe 'aks'; did you mean 'ask'?"),
+        ("inspect demo_vqs", "no recipe 'demo_vqs'; did you mean 'demo_vqa'?"),
+        ("inspect own_shapes.py:small --init run", "--init has no effect: own_shapes.py:small is no recipe of fine-tuning"),
+        ("inspect run --init run", "--init has no effect: run is a run"),
+        ("inspect demo_vqa --init nowhere", "nowhere: no such run folder"),
+        ("data check own_shapes.py --init run", "--init says what a --recipe starts from; name that too"),
+    ],
+)
+def test_recipes_that_cannot_be_looked_at(eve, own, words, message):
+    done = eve(*words.split())
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize("init", ["tiny", "base"])

@@ -17,6 +17,8 @@ from eve_vl.data.batch import CaptionBatch, PairBatch
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.loader import eval_loader
+from eve_vl.data.records import ImageBytes
+from eve_vl.errors import UserError
 from eve_vl.metrics.retrieval import MISSED
 from eve_vl.tasks.contrast import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
 from eve_vl.tasks.contrast_match import ContrastMatch
@@ -298,8 +300,33 @@ def test_a_query_without_a_match_is_left_out():
     dataset = SearchSet([ListSource(rows)], task.config, TOKENIZER)
     dataset.captions_of[1] = ()
     numbers = numbers_of(task, dataset, 3)
-    assert numbers["num_queries_without_match"] == 2  # the picture and the text
+    assert numbers["num_queries_without_match"] == 1  # the picture; its text is no candidate of anybody
+    assert (numbers["num_texts"], numbers["num_captions_skipped"]) == (2, 1)
     assert numbers["texts_per_image"] == pytest.approx(2 / 3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["retrieval", "retrieval_merged"])
+@pytest.mark.parametrize("unreadable", [(5,), (0, 3, 4), (1, 8)])
+def test_a_search_without_what_cannot_be_used_is_one_without_these_rows(name, unreadable):
+    """Rows 0, 3 and 4 show one picture; a caption of row 1 is one of row 7 too."""
+    rows, task = searchable().rows, build(config_of(name))
+    broken = list(rows)
+    for row in unreadable:
+        broken[row] = replace(rows[row], image=ImageBytes(data=b"junk" if row in (0, 3, 4) else b"junk %d" % row))
+    left = [row for i, row in enumerate(rows) if i not in unreadable]
+    found, expected = (
+        numbers_of(task, SearchSet([ListSource(each)], task.config, TOKENIZER), 4, skipped=[]) for each in (broken, left)
+    )
+    assert found.pop("num_captions_skipped") > 0
+    assert found == expected
+
+
+def test_a_search_among_nothing_says_what_to_do():
+    task = build(config_of("retrieval"))
+    rows = [replace(row, image=ImageBytes(data=b"junk %d" % i)) for i, row in enumerate(searchable().rows) if row]
+    with pytest.raises(UserError, match="none of the pictures to search among can be used; repair such rows"):
+        numbers_of(task, SearchSet([ListSource(rows)], task.config, TOKENIZER), 4, skipped=[])
 
 
 def test_people_are_told_where_the_matching_head_spoils_the_search():

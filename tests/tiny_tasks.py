@@ -91,10 +91,12 @@ def eval_set(config: Config, count: int = 23) -> Any:
     return task_class(type(config.task)).eval_dataset([source], config, TOKENIZER)
 
 
-def numbers_of(task: Task[Any], dataset: Any, batch_size: int, *, rank: int = 0, world: int = 1) -> dict[str, float]:
-    """The numbers of evaluation, in float32."""
+def numbers_of(
+    task: Task[Any], dataset: Any, batch_size: int, *, rank: int = 0, world: int = 1, skipped: list[Any] | None = None
+) -> dict[str, float]:
+    """The numbers of evaluation, in float32. skipped: where to list rows that cannot be used; None: there must be none."""
     loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
-    with evaluation_batches(task, loader, CPU, torch.float32) as batches:
+    with evaluation_batches(task, loader, CPU, torch.float32, skipped) as batches:
         return task.evaluate(batches)
 
 

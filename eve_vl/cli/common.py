@@ -20,7 +20,7 @@ import tyro
 from tyro.conf import Positional
 
 from eve_vl.errors import UserError, did_you_mean
-from eve_vl.files import write_file
+from eve_vl.files import write_file, writing
 from eve_vl.talk import say as say
 from eve_vl.talk import warn
 
@@ -141,10 +141,8 @@ def check_writable(*paths: Path | None) -> None:
     for path in filter(None, paths):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file to write")
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
         if not os.access(path.parent, os.W_OK):
             raise UserError(f"{path}: cannot be written (no permission in {path.parent})")
 

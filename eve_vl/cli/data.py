@@ -9,10 +9,10 @@ from typing import Literal
 from tyro.conf import Positional
 
 from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
+from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TokenizerConfig
-from eve_vl.errors import UserError, nearest
+from eve_vl.errors import UserError
 from eve_vl.files import write_file
-from eve_vl.recipes import FINETUNE, PRETRAIN, get_recipe
 from eve_vl.talk import CONSOLE
 
 
@@ -25,7 +25,9 @@ class CheckArgs(SourceArgs):
     kind: Literal["auto", "captions", "questions", "statements", "labels", "pictures", "texts"] = "auto"
     """What its rows are; auto looks at the fields of the first."""
     recipe: str | None = None
-    """Check what training with this recipe, of eve pretrain or eve finetune, needs of the rows."""
+    """Check what training with this recipe, of eve pretrain or eve finetune, needs of the rows; or FILE.py:NAME."""
+    init: Path | None = None
+    """Run that a --recipe of fine-tuning starts from; default: a recipe, which is said."""
     json: Path | None = None
     """Also write the report to this file."""
 
@@ -54,11 +56,11 @@ def run_data_check(args: CheckArgs) -> None:
 
         if kind != "auto":
             raise UserError("--recipe says what --kind its rows are; leave one of them out")
-        if (make := (PRETRAIN | FINETUNE).get(args.recipe)) is None:
-            raise UserError(f"no recipe {nearest(args.recipe, PRETRAIN | FINETUNE)}")
-        config = make() if args.recipe in PRETRAIN else make(get_recipe("base"))
+        config = recipe_config(args.recipe, args.init)
         task = task_class(type(config.task))
         kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
+    elif args.init is not None:
+        raise UserError("--init says what a --recipe starts from; name that too")
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), 224, kind, must_be_usable=False)
     report = check_source(source, require=require)
     CONSOLE.print("\n".join(report.lines()), markup=False)

@@ -9,10 +9,11 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, say, say_list, with_own, write_json
+from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import find_kind
 from eve_vl.errors import UserError, nearest
-from eve_vl.recipes import PRETRAIN, get_recipe
+from eve_vl.recipes import PRETRAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,9 @@ class InspectArgs:
     """Flags of `eve inspect`."""
 
     what: Positional[str]
-    """A recipe's name or a run folder."""
+    """A run folder, or a recipe: its name, FILE.py:NAME or the config.json of a run."""
+    init: Path | None = None
+    """Run that a recipe of fine-tuning starts from; default: a recipe, which is said."""
     json: Path | None = None
     """Also write the numbers to this file."""
 
@@ -61,7 +64,7 @@ class ExportArgs(RunArgs):
     parts: tuple[str, ...] = ()
     """What to write, such as image_encoder; default: all that the run's heads allow."""
     json: Path | None = None
-    """Also write sizes, differences and speeds to this file."""
+    """Also write sizes and differences to this file."""
 
 
 def run_evaluate(argv: Sequence[str]) -> None:
@@ -115,8 +118,11 @@ def run_inspect(args: InspectArgs) -> None:
     check_writable(args.json)
     from eve_vl.inspect import inspect_config, inspect_run
 
-    is_run = args.what not in PRETRAIN and Path(args.what).exists()
-    report = inspect_run(Path(args.what)) if is_run else inspect_config(get_recipe(args.what))
+    path = Path(args.what)
+    is_run = args.what not in PRETRAIN and path.exists() and path.suffix not in (".json", ".py")
+    if is_run and args.init is not None:
+        raise UserError(f"--init has no effect: {path} is a run; leave it out")
+    report = inspect_run(path) if is_run else inspect_config(recipe_config(args.what, args.init))
     report.render(Console(emoji=False))
     write_json(args.json, report.to_dict())
 
@@ -142,4 +148,4 @@ def run_export(args: ExportArgs) -> None:
 
     exported = export_run(args.run, args.folder, args.parts)
     Console(emoji=False).print(to_table(exported))
-    write_json(args.json, {one.name: one.to_dict() for one in exported})
+    write_json(args.json, {one.name: {"bytes": one.bytes, "largest_difference": one.largest_difference} for one in exported})

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.markup import escape
 from rich.prompt import Confirm
+from rich.text import Text
 
 from eve_vl.cli.common import HELP, parse, say, say_list
 from eve_vl.config import Config, generated
 from eve_vl.config.code import installed, package_of
 from eve_vl.errors import UserError
 from eve_vl.foreign import expand_user
-from eve_vl.recipes import RECIPES, find_recipe, get_recipe, installed_recipes
+from eve_vl.recipes import EITHER, RECIPES, find_recipe, get_recipe, installed_recipes, start_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,23 @@ def run_demo(args: DemoArgs) -> None:
     from eve_vl.demo import run_demo as run
 
     say(f"report: {run(args.out)}")
+
+
+def recipe_config(name: str, init: Path | None) -> Config:
+    """Return the config of a recipe of either verb, and say what one of fine-tuning starts from: the --init run, or a recipe of
+    pre-training. Raises UserError."""
+    make = find_recipe(EITHER, name)
+    if (start := start_of(name, make)) is None:
+        if init is not None:
+            raise UserError(f"--init has no effect: {name} is no recipe of fine-tuning; leave it out")
+        return make()
+    say(f"{name}: starts from {init or f'the recipe {start}; --init RUN names a run'}")
+    if init is None:
+        return make(get_recipe(start))
+    from eve_vl.loading import read_config
+    from eve_vl.train.checkpoint import chosen_checkpoint
+
+    return make(read_config(chosen_checkpoint(expand_user(init))))
 
 
 def _named(argv: Sequence[str]) -> Namespace:
@@ -145,7 +162,7 @@ def _confirm_data(config: Config, start: Config) -> None:
         return
     what = f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})"
     is_asked = sys.stdin.isatty() and "LOCAL_RANK" not in os.environ
-    if not is_asked or not Confirm.ask(escape(f"{what}. Go on?"), default=False):
+    if not is_asked or not Confirm.ask(Text(f"{what}. Go on?", "prompt"), default=False):
         raise UserError(f"{what}; name your own with --data.train PATH and --data.val, or say --data.train {own}")
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN_SIDE = 224  # pixels; smaller pictures are written enlarged by a whole number, so that people see something
 GAP = 8
+FEATURE_FILES = (".npz", ".safetensors")
 LOOK = 'Show where in a picture the answer comes from (Grad-CAM): eve look RUN IMAGE "TEXT" --word star --out heat.png.'
 
 
@@ -33,8 +34,8 @@ class EncodeArgs(SourceArgs, DeviceArgs):
     texts_of: tuple[Path, ...] = ()
     """Files of texts or tables whose texts to encode."""
     out: Path = Path("features.npz")
-    """File to write, .npz or .safetensors: image_features and text_features, and of as many rows their names, images and texts
-    (in a .safetensors file as JSON in its metadata), and skipped rows."""
+    """File to write, .npz or .safetensors: image_features and text_features, and as JSON lists, of as many rows their names,
+    images and texts, and skipped rows (in a .npz file each an array of one JSON text, in a .safetensors file its metadata)."""
     batch_size: int = 64
     """How many to compute at a time."""
 
@@ -73,6 +74,8 @@ def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
 def run_encode(args: EncodeArgs) -> None:
     """Write features of pictures and texts to a file: eve encode RUN FOLDER|TABLE|IMAGE … --texts "TEXT" … --out f.npz."""
     check_writable(args.out)
+    if args.out.suffix.lower() not in FEATURE_FILES:
+        raise UserError(f"{args.out}: cannot write features with the ending {args.out.suffix!r}; name it .npz or .safetensors")
     given = {"image": args.images, "text": (*args.texts, *args.texts_of)}
     if not any(given.values()):
         raise UserError("nothing to encode: name pictures, folders or tables, or texts with --texts, tables with --texts-of")
@@ -97,18 +100,19 @@ def run_encode(args: EncodeArgs) -> None:
 
 
 def _write_features(path: Path, arrays: Mapping[str, "np.ndarray"], names: Mapping[str, Sequence[str]]) -> None:
-    """Write features and what they are of, in the format of the file's name."""
+    """Write features and what they are of, in the format of the file's name. Names are JSON, as in an array each would take
+    the room of the longest."""
     import numpy as np
     import torch
 
     from eve_vl.train.checkpoint import write_tensors
 
+    texts = {name: json.dumps(values) for name, values in names.items()}
     with whole_file(path) as temporary:
-        if path.suffix == ".safetensors":
-            tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-            write_tensors(temporary, tensors, {name: json.dumps(values) for name, values in names.items()})
+        if path.suffix.lower() == ".safetensors":
+            write_tensors(temporary, {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}, texts)
             return
-        everything: dict[str, Any] = {**arrays, **{name: np.array(values, str) for name, values in names.items()}}
+        everything: dict[str, Any] = {**arrays, **{name: np.array(text.encode()) for name, text in texts.items()}}
         with temporary.open("wb") as file:  # to a name, savez would add its ending
             np.savez(file, **everything)
 

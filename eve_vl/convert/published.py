@@ -17,7 +17,7 @@ from eve_vl.convert.keys import buffers, key_table, to_ours, to_published
 from eve_vl.data.answers import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
-from eve_vl.files import whole_folder
+from eve_vl.files import whole_folder, writing
 from eve_vl.foreign import read_bytes
 from eve_vl.loading import build_task, read_config
 from eve_vl.model.embed import resize_positions
@@ -114,10 +114,8 @@ def check_new(run: Path) -> None:
     """Raise UserError if there is something where a run folder is to be written, or no place for one."""
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run}: already exists; name a new folder")
-    try:
+    with writing(run):
         run.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{run}: cannot be written ({error.strerror})") from None
 
 
 def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) -> None:
@@ -126,13 +124,10 @@ def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) 
     bound = min(max(tokenizer.vocab_size, 261), 64_000)  # what a config may ask for
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=bound))
     texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **task.label_files()}
-    try:
-        with whole_folder(run) as folder:
-            checkpoint.save_best(folder, step=0, model=task.state_dict(), texts=texts, numbers={})
-            for name, text in texts.items():
-                (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{run}: cannot be written ({error.strerror})") from None
+    with writing(run), whole_folder(run) as folder:
+        checkpoint.save_best(folder, step=0, model=task.state_dict(), texts=texts, numbers={})
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def export_published(run: Path, target: Path) -> str:

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import track
+from rich.progress import Progress, TextColumn
 from torch import Tensor
 
 from eve_vl.config import DataConfig, InputConfig, generated
@@ -125,12 +124,14 @@ class Inputs:
                 continue
             (source,) = open_sources([str(item)], data, self.config.image_size, text_kind if is_text else "pictures")
             is_hidden = not (progress and console.is_terminal)
-            for index in track(range(len(source)), escape(f"{item}"), console=console, transient=True, disable=is_hidden):
-                try:
-                    row = source[index]
-                    yield from [read(part, row.where) for part in (row.texts if is_text else row.images)]
-                except BadSampleError as error:
-                    skipped.append(error)
+            columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
+            with Progress(*columns, console=console, transient=True, disable=is_hidden) as bar:
+                for index in bar.track(range(len(source)), description=str(item)):
+                    try:
+                        row = source[index]
+                        yield from [read(part, row.where) for part in (row.texts if is_text else row.images)]
+                    except BadSampleError as error:
+                        skipped.append(error)
 
     def _named_picture(self, image: ImageLike, where: str) -> tuple[str, Tensor]:
         given = given_image(image, where)

@@ -6,6 +6,7 @@ and from the config.json of a run.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from eve_vl.errors import UserError, nearest
 from eve_vl.foreign import expand_user, read_json
 from eve_vl.recipes import finetune, pretrain
 
-NUM_ARGUMENTS = {"pretrain": 0, "finetune": 1}  # fine-tuning is given the config of the run to start from
+EITHER = "pretrain or finetune"
+# fine-tuning is given the config of the run to start from
+NUM_ARGUMENTS = {"pretrain": (0,), "finetune": (1,), EITHER: (0, 1)}
 
 
 def _recipes(module: ModuleType) -> dict[str, Callable[..., Any]]:
@@ -28,7 +31,7 @@ def _recipes(module: ModuleType) -> dict[str, Callable[..., Any]]:
 
 PRETRAIN = _recipes(pretrain)
 FINETUNE = _recipes(finetune)
-RECIPES: dict[str, dict[str, Callable[..., Config]]] = {"pretrain": PRETRAIN, "finetune": FINETUNE}
+RECIPES: dict[str, dict[str, Callable[..., Config]]] = {"pretrain": PRETRAIN, "finetune": FINETUNE, EITHER: PRETRAIN | FINETUNE}
 
 
 def get_recipe(name: str) -> Config:
@@ -42,7 +45,8 @@ def get_finetune_recipe(name: str, init: Config) -> Config:
 
 
 def find_recipe(verb: str, name: str) -> Callable[..., Config]:
-    """Return the recipe that was typed after a verb: a name, FILE.py:NAME, whose file is then imported, or a run's config.json.
+    """Return the recipe that was typed after a verb, or of EITHER verb: a name, FILE.py:NAME, whose file is then imported, or a
+    run's config.json.
 
     Raises UserError.
     """
@@ -55,6 +59,15 @@ def find_recipe(verb: str, name: str) -> Callable[..., Config]:
     if not hasattr(module, function):
         raise UserError(f"{file or name}: no recipe {nearest(function, _recipes(module))}")
     return _own(verb, f"{Path(file).name}:{function}", getattr(module, function))
+
+
+def start_of(name: str, make: Callable[..., Config]) -> str | None:
+    """Return the recipe of pre-training whose run a recipe that `find_recipe` has found starts from, as its docstring says,
+    else base; None if it starts from no run."""
+    if name.endswith(".json") or not inspect.signature(make).parameters:
+        return None
+    said = re.search(r"--init runs/(\w+)", make.__doc__ or "")
+    return said[1] if said and said[1] in PRETRAIN else "base"
 
 
 def installed_recipes(verb: str) -> dict[str, Callable[..., Any]]:
@@ -73,7 +86,7 @@ def _known(verb: str, name: str) -> Callable[..., Config]:
 
 
 def _is_for(verb: str, recipe: Any) -> bool:
-    return callable(recipe) and len(inspect.signature(recipe).parameters) == NUM_ARGUMENTS[verb]
+    return callable(recipe) and len(inspect.signature(recipe).parameters) in NUM_ARGUMENTS[verb]
 
 
 def _own(verb: str, name: str, recipe: Any) -> Callable[..., Config]:
@@ -95,7 +108,7 @@ def _own(verb: str, name: str, recipe: Any) -> Callable[..., Config]:
 def _of_run(verb: str, path: Path) -> Callable[..., Config]:
     """Return the config of a run as a recipe; without another --out, that run is gone on with."""
     config = config_from_dict(read_json(path, dict), str(path))
-    if verb != (right := "pretrain" if config.task.is_pretraining else "finetune"):
+    if verb not in (EITHER, right := "pretrain" if config.task.is_pretraining else "finetune"):
         raise UserError(f"{path}: is of a {config.task.name} run; say eve {right}")
     out = path.parent if (path.parent / "checkpoints").is_dir() else config.out
     return lambda *_: replace(config, out=out, code=())  # what its sections are made with is found out anew

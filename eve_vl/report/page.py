@@ -9,7 +9,7 @@ from typing import Any
 
 from eve_vl.config import Config, flat, to_dict
 from eve_vl.errors import UserError
-from eve_vl.files import write_file
+from eve_vl.files import write_file, writing
 from eve_vl.inspect import inspect_run
 from eve_vl.loading import LoadedRun, load_run, read_config
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
@@ -33,11 +33,9 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
 def write_page(path: Path, text: str) -> Path:
     """Write a page, with the folders that it lies in, and return its path. Raises UserError."""
-    try:
+    with writing(path, advice="; name another place with --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another place with --out") from None
     return path
 
 

@@ -30,7 +30,23 @@ class Verb:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookFlags:
+class JsonFlags:
+    """What calls take whose result can be numbers."""
+
+    json: Path | None = None
+    """Also write the result to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFlags:
+    """What calls take that are about one picture."""
+
+    image: Positional[Path]
+    """Picture file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookFlags(JsonFlags):
     """Flags of `eve look`."""
 
     image: Positional[Path]
@@ -47,8 +63,6 @@ class LookFlags:
     """Block whose attention is shown, 0 for the first, -1 for the last; default: the one that points best."""
     out: Path = Path("look.png")
     """Picture to write: the picture under its heat map, blue to red."""
-    json: Path | None = None
-    """Also write the numbers to this file."""
 
 
 class Calls:

@@ -26,7 +26,7 @@ from eve_vl.errors import UserError, nearest
 from eve_vl.metrics import classification as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
+from eve_vl.tasks.calls import Calls, JsonFlags, Verb, best_classes, in_batches
 from eve_vl.tasks.look import CLS, Evidence, HeatMap, heat_map
 from eve_vl.tasks.task import Classifier, Prepared, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
@@ -55,7 +55,7 @@ class Label:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyFlags:
+class ClassifyFlags(JsonFlags):
     """Flags of `eve classify`."""
 
     image: Positional[Path | None] = None
@@ -64,8 +64,6 @@ class ClassifyFlags:
     """Text, for a run that reads texts."""
     top: int = 5
     """How many labels to show."""
-    json: Path | None = None
-    """Also write the result to this file."""
 
 
 class ClassificationCalls(Calls):

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -22,7 +21,7 @@ from eve_vl.data.inputs import GivenImage, Images, Strings, chunked, given_image
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.embed import Tokens, pick
 from eve_vl.model.heads import ContrastHead, MatchHead
-from eve_vl.tasks.calls import Calls, Verb
+from eve_vl.tasks.calls import Calls, JsonFlags, PictureFlags, Verb
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import PAIR, Computation, Routers, Task, pair_tokens
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
@@ -151,15 +150,11 @@ class Contrast(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchFlags:
+class MatchFlags(JsonFlags, PictureFlags):
     """Flags of `eve match`."""
 
-    image: Positional[Path]
-    """Picture file."""
     text: Positional[str]
     """What may be true of it."""
-    json: Path | None = None
-    """Also write the result to this file."""
 
 
 class ContrastCalls(Calls):

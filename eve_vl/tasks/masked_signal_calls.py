@@ -18,7 +18,7 @@ from eve_vl.data.inputs import GivenImage, ImageLike, Images, Strings, given_ima
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.errors import UserError
-from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
+from eve_vl.tasks.calls import Calls, JsonFlags, PictureFlags, Verb, best_classes, in_batches
 from eve_vl.tasks.look import Evidence
 
 
@@ -58,25 +58,19 @@ class Reconstruction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillMaskFlags:
+class FillMaskFlags(JsonFlags, PictureFlags):
     """Flags of `eve fill-mask`."""
 
-    image: Positional[Path]
-    """Picture file."""
     text: Positional[str]
     """Text with one or more [MASK]."""
     top: int = 5
     """How many guesses to show for each."""
-    json: Path | None = None
-    """Also write the result to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructFlags:
+class ReconstructFlags(PictureFlags):
     """Flags of `eve reconstruct`."""
 
-    image: Positional[Path]
-    """Picture file."""
     text: Positional[str]
     """Its caption."""
     share: float | None = None

@@ -23,7 +23,7 @@ from eve_vl.metrics import nlvr2 as metrics
 from eve_vl.model.embed import pick
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import CompareHead, MLPHead, PairedAttentionHead
-from eve_vl.tasks.calls import Calls, Verb, in_batches
+from eve_vl.tasks.calls import Calls, JsonFlags, Verb, in_batches
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Classifier, PublishedHead, Routers, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
@@ -82,7 +82,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeFlags:
+class JudgeFlags(JsonFlags):
     """Flags of `eve judge`."""
 
     left: Positional[Path]
@@ -91,8 +91,6 @@ class JudgeFlags:
     """Picture file, on the right."""
     statement: Positional[str]
     """What may be true of the two."""
-    json: Path | None = None
-    """Also write the result to this file."""
 
 
 class NLVR2Calls(Calls):

@@ -17,7 +17,7 @@ from eve_vl.data.batch import CaptionBatch, SearchPictures, SearchTexts
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import UserError
+from eve_vl.errors import SharedError, UserError
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import initialize
@@ -70,6 +70,8 @@ class Index:
     relevance: metrics.Relevance
     where: list[str] = field(default_factory=list)
     """The row of each picture."""
+    num_left_out: int = 0
+    """Captions that are true of no picture that could be used."""
 
     def part(self, images: Tensor, captions: Tensor, relevance: metrics.Relevance) -> "Index":
         """Return some pictures and captions, renumbered from 0."""
@@ -142,12 +144,14 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             "num_texts": len(index.caption_Td),
             "texts_per_image": num_pairs / len(index.image_Id),
             "images_per_text": num_pairs / len(index.caption_Td),
-        }
+        } | ({"num_captions_skipped": index.num_left_out} if index.num_left_out else {})
         return Evaluated(numbers=numbers | counts, row_scores=_first_hits(index, *ranks))
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
-        """Say so if re-ranking makes the search worse."""
+        """Say which captions went with their pictures, and so if re-ranking makes the search worse."""
         ranked, alone, remarks = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().remarks(numbers)
+        if left_out := numbers.get("num_captions_skipped"):
+            remarks.append(f"captions left out with their pictures: {left_out:,}")
         if ranked < alone:
             worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f})"
             remarks.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")
@@ -175,7 +179,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return numbers, (ranks_I, ranks_T)
 
     def index(self, loader: Iterable[SearchPictures | SearchTexts]) -> Index:
-        """Compute each picture's and each text's features once, and gather them from all processes."""
+        """Compute each picture's and each text's features once, and gather them from all processes. Captions that are true of
+        no picture that could be used are left out. Raises UserError if nothing is left."""
         images: dict[int, tuple[Tensor, tuple[int, ...], int, str]] = {}
         texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
         pixels: dict[int, Tensor] = {}
@@ -197,8 +202,12 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         order = sorted(images)  # one that cannot be used may be missing
         all_images, all_texts = [images[index] for index in order], [texts[index] for index in sorted(texts)]
         text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
-        text_T = torch.tensor([text_of[caption] for caption in range(len(text_of))])
         matches = [(image, caption) for image, (_, captions, *_) in enumerate(all_images) for caption in captions]
+        if not matches:
+            how = "repair such rows or name other data (eve data check lists what is wrong)"
+            raise SharedError(f"none of the pictures to search among can be used; {how}")
+        kept, caption_P = torch.tensor([caption for _, caption in matches]).unique(return_inverse=True)
+        text_T = torch.tensor([text_of[caption] for caption in kept.tolist()])
         device = self.contrast.features.temperature.device
         return Index(
             image_Id=torch.stack([features for features, *_ in all_images]).to(device),
@@ -208,10 +217,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             lengths=[length for *_, length in all_texts],
             owner_I=torch.tensor([owner for _, _, owner, _ in all_images]),
             pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
-            relevance=metrics.Relevance.from_pairs(
-                [image for image, _ in matches], [caption for _, caption in matches], len(all_images), len(text_T)
-            ),
+            relevance=metrics.Relevance.from_pairs([image for image, _ in matches], caption_P, len(all_images), len(text_T)),
             where=[where for *_, where in all_images],
+            num_left_out=len(text_of) - len(text_T),
         )
 
     def rerank_scores(self, index: Index, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ Letters: B batch, A answers, D width, T text tokens.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +25,7 @@ from eve_vl.errors import UserError, nearest
 from eve_vl.metrics import vqa as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.tasks.calls import Calls, Verb, best_classes, in_batches
+from eve_vl.tasks.calls import Calls, JsonFlags, PictureFlags, Verb, best_classes, in_batches
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import Classifier, Prepared, PublishedHead, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
@@ -67,17 +66,13 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerFlags:
+class AnswerFlags(JsonFlags, PictureFlags):
     """Flags of `eve answer`."""
 
-    image: Positional[Path]
-    """Picture file."""
     question: Positional[str]
     """What to ask."""
     top: int = 5
     """How many answers to show."""
-    json: Path | None = None
-    """Also write the result to this file."""
 
 
 class VQACalls(Calls):

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eve_vl.errors import UserError
-from eve_vl.files import take_back, whole_file, whole_folder
+from eve_vl.files import take_back, whole_file, whole_folder, writing
 from eve_vl.foreign import is_of, open_ordinary, parse_json, read_bytes, reading
 from eve_vl.metrics.certainty import from_json, to_json
 from eve_vl.train.optim import initial_state
@@ -122,19 +122,14 @@ def _write_folder(
 
     Raises UserError.
     """
-    try:
-        with whole_folder(folder) as temporary:
-            for name, content in tensors.items():
-                write_tensors(temporary / f"{name}.safetensors", content)
-            for name, text in texts.items():
-                (temporary / name).write_bytes(text.encode())
-            sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
-            (temporary / "state.json").write_text(json.dumps({**state, "sha256": sums}, indent=1))
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"{folder}: cannot save ({reason}); earlier checkpoints are whole, make room and run the same command again"
-        ) from None
+    advice = "; earlier checkpoints are whole, make room and run the same command again"
+    with writing(folder, safetensors.SafetensorError, advice=advice), whole_folder(folder) as temporary:
+        for name, content in tensors.items():
+            write_tensors(temporary / f"{name}.safetensors", content)
+        for name, text in texts.items():
+            (temporary / name).write_bytes(text.encode())
+        sums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+        (temporary / "state.json").write_text(json.dumps({**state, "sha256": sums}, indent=1))
     return folder
 
 
@@ -202,14 +197,11 @@ def read_model(folder: Path) -> dict[str, Tensor]:
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a .safetensors or else a torch file as a whole or not at all. Raises UserError."""
-    try:
-        with whole_file(path) as temporary:
-            if path.suffix == ".safetensors":
-                write_tensors(temporary, tensors)
-            else:  # copies: of a view, torch would write all that it is a view of
-                torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    with writing(path, RuntimeError, safetensors.SafetensorError), whole_file(path) as temporary:
+        if path.suffix == ".safetensors":
+            write_tensors(temporary, tensors)
+        else:  # copies: of a view, torch would write all that it is a view of
+            torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, temporary)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
