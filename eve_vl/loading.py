@@ -12,7 +12,7 @@ from eve_vl.data.answers import read_answers
 from eve_vl.data.inputs import Inputs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
-from eve_vl.foreign import read_json
+from eve_vl.foreign import expand_user, read_json
 from eve_vl.tasks import task_class
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.task import Sizes, Task
@@ -36,13 +36,13 @@ class LoadedRun:
         return self.task.calls(self.task, Inputs(self.config.input, self.tokenizer, device))
 
 
-def load_run(path: Path, device: torch.device | None = None, *, check: bool = True) -> LoadedRun:
+def load_run(path: Path | str, device: torch.device | None = None, *, check: bool = True) -> LoadedRun:
     """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode.
 
     check: compare the weights with their checksum, which takes longer than reading them; the config may be edited, such as for
     data that has moved. Raises UserError.
     """
-    folder = checkpoint.chosen_checkpoint(path)
+    folder = checkpoint.chosen_checkpoint(expand_user(path))
     if check:
         checkpoint.verify(folder, "model.safetensors")
     config = read_config(folder)
