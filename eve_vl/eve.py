@@ -18,7 +18,6 @@ from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import load_file
 from eve_vl.data.inputs import Images, chunked
 from eve_vl.errors import BadSampleError, UserError
-from eve_vl.foreign import expand_user
 from eve_vl.loading import LoadedRun, load_run
 from eve_vl.train.device import pick_device
 
@@ -63,7 +62,7 @@ class Eve:
         """
         if code is not None:
             load_file(code)
-        return cls(load_run(expand_user(path), pick_device(device)))
+        return cls(load_run(path, pick_device(device)))
 
     @property
     def calls(self) -> tuple[str, ...]:

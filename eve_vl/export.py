@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from eve_vl.errors import UserError, nearest
 from eve_vl.files import whole_folder
-from eve_vl.foreign import expand_user
 from eve_vl.loading import LoadedRun, load_run
 from eve_vl.model.moe_traceable import traceable
 from eve_vl.tasks.task import Task
@@ -77,7 +76,7 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
         raise UserError(f"exporting needs {', '.join(missing)}: pip install 'eve-vl[onnx]'")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already exists; name a new folder")
-    run = load_run(expand_user(path), torch.device("cpu"))
+    run = load_run(path, torch.device("cpu"))
     known = run.task.computations()
     if unknown := [name for name in parts if name not in known]:
         name = run.config.task.name

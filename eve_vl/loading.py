@@ -12,7 +12,7 @@ from eve_vl.data.answers import read_answers
 from eve_vl.data.inputs import Inputs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
-from eve_vl.foreign import read_json
+from eve_vl.foreign import expand_user, read_json
 from eve_vl.tasks import task_class
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.task import Sizes, Task
@@ -36,12 +36,12 @@ class LoadedRun:
         return self.task.calls(self.task, Inputs(self.config.input, self.tokenizer, device))
 
 
-def load_run(path: Path, device: torch.device | None = None) -> LoadedRun:
+def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
     """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode.
 
     The weights are compared with their checksum; the config may be edited, such as for data that has moved. Raises UserError.
     """
-    folder = checkpoint.chosen_checkpoint(path)
+    folder = checkpoint.chosen_checkpoint(expand_user(path))
     step = checkpoint.verify(folder, "model.safetensors")["step"]
     config = read_config(folder)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")

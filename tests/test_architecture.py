@@ -37,7 +37,7 @@ MAY_IMPORT = {
         "train",
     },
     "evaluation": {"config", "errors", "files", "data", "loading", "train"},
-    "eve": {"config", "errors", "foreign", "data", "loading", "train"},
+    "eve": {"config", "errors", "data", "loading", "train"},
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},
     "report": {
         *("config", "errors", "files", "recipes", "data", "metrics", "model", "tasks", "loading"),
@@ -45,7 +45,7 @@ MAY_IMPORT = {
     },
     "convert": {"config", "errors", "files", "foreign", "recipes", "data", "model", "loading", "seeds", "tasks", "train"},
     "hf": {"config", "errors", "foreign", "data", "loading", "tasks", "convert"},
-    "export": {"errors", "foreign", "files", "model", "loading", "tasks"},
+    "export": {"errors", "files", "model", "loading", "tasks"},
     "demo": {
         *("config", "cpu", "errors", "files", "foreign", "talk", "recipes", "data", "metrics", "loading", "training"),
         *("evaluation", "report", "train"),

@@ -186,7 +186,7 @@ def test_captions_are_drawn_anew_each_epoch_and_evenly():
     assert len(texts) == 3
     assert min(texts.values()) > 60
     evaluation = MaskedPairs([pairs(2, captions=3)], config_of(), TOKENIZER, training=False)
-    full = MaskedPairs([pairs(1, captions=3)], tiny_config(input={"text_length": 100}), TOKENIZER, training=False)
+    full = MaskedPairs([pairs(2, captions=3)], tiny_config(input={"text_length": 100}), TOKENIZER, training=False)
     first_caption = pairs(2)[0].captions[0]
     assert RowDataset.load(full, 0, 0, 0).ids_T.tolist() == TOKENIZER.encode(first_caption, 100)[0].tolist()
     assert evaluation[(0, 0, 0)].ids_T.tolist() == TOKENIZER.encode(first_caption, 12)[0].tolist()
@@ -206,7 +206,7 @@ def test_masks_of_a_sample_have_the_configured_shares():
 
 
 def test_augmentation_follows_the_config():
-    source = pairs(1, size=16)  # already the model's size: without crop and flip nothing happens
+    source = pairs(2, size=16)  # already the model's size: without crop and flip nothing happens
     plain = tiny_config(data={"crop_scale": (1.0, 1.0), "flip": False})
     picture = RowDataset.load(MaskedPairs([source], plain, TOKENIZER, training=False), 0, 0, 0).image
     flipping = MaskedPairs([source], replace(plain, data=replace(plain.data, flip=True)), TOKENIZER, training=True)
@@ -294,6 +294,11 @@ def test_a_set_of_one_caption_has_no_wrong_partner():
     row = pairs(1)[0]
     with pytest.raises(UserError, match="among the 2 validation pairs there is none with another caption"):
         eval_rows(config_of(), ListSource([row, replace(row, where="list:1")]), batch_size=2)
+
+
+def test_a_lone_pair_is_told_when_the_data_are_opened():
+    with pytest.raises(UserError, match="list:0: among the 2 validation pairs there is none with another caption"):
+        MaskedPairs([pairs(2, bad=[1])], config_of(), TOKENIZER, training=False)
 
 
 # Rows that cannot be used

@@ -87,6 +87,7 @@ def test_every_public_function_is_a_recipe_of_its_name(module, recipes):
     for name, recipe in recipes.items():
         assert recipe is getattr(module, name)
         assert f"{module.__name__.rpartition('.')[2]} {name}" in recipe.__doc__
+        assert recipe.__doc__.splitlines()[0].endswith(".")  # what the list of recipes shows
 
 
 def count(config: Config) -> int:

@@ -31,6 +31,7 @@ EVAL_SEED = 0  # draws of evaluation do not depend on the seed of the run
 WHOLE = (1.0, 1.0)
 NAMES_A_SIDE = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)\w*", re.IGNORECASE)  # mirroring would make it false
 MAX_PARTNERS = 200  # tries to find a pair with another caption
+FEW_PAIRS = 16  # of so few for validation, each is looked at before training starts
 SAMPLE, PARTNER, PICKS = 3, 4, 5  # purposes of random streams, beside those of the loader
 AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
@@ -152,6 +153,13 @@ class MaskedPairs(RowDataset):
     """Pairs with masks or, with data.rows, pictures alone or texts alone. In evaluation the first caption is used, and each
     pair brings a wrong partner: the pair half the data away or, if that shares a caption with it, one drawn at random."""
 
+    def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
+        super().__init__(sources, config, tokenizer, training=training)
+        if not training and config.data.rows == "pairs" and sum(map(len, sources)) <= FEW_PAIRS:
+            for _, source, row in eval_positions([len(source) for source in sources], FEW_PAIRS):
+                with contextlib.suppress(BadSampleError):  # so few may lack one, which is better said before training
+                    self._wrong_partner(0, source, row)
+
     @classmethod
     def kind_of(cls, config: Config) -> str:
         """Return what rows the sources of a run must hold."""
@@ -193,7 +201,7 @@ class MaskedPairs(RowDataset):
                     return super().load(epoch, other, other_row)
         raise UserError(
             f"{self.sources[source][row].where}: among the {sum(map(len, self.sources))} validation pairs there is none with "
-            "another caption, to compare with; give more pairs, or name other ones with --data.val"
+            "another caption that can be used, to compare with; give more pairs, or name other ones with --data.val"
         )
 
 

@@ -20,7 +20,7 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
 
     A pre-trained run without a head for tokens gives its encoder alone. Raises UserError.
     """
-    run = load_run(expand_user(path))
+    run = load_run(path)
     kind = model_class(type(run.config.task)) if run.task.missing_head is None else EveModel
     labels = run.task.sizes.labels or run.task.class_names
     config = EveConfig(

@@ -79,8 +79,9 @@ def demo_retrieval(init: Config) -> Config:
 
 
 def demo_classification(init: Config) -> Config:
-    """Which kinds of shapes are in a built-in scene, several at once: minutes on one core; any labelled pictures by
-    --data.train and, where each has one label, --task.no-several.
+    """Which kinds of shapes are in a built-in scene, several at once: minutes on one core.
+
+    Of any labelled pictures by --data.train and, where each has one label, --task.no-several.
 
     eve finetune demo_classification --init runs/demo/pretrain
     """

@@ -126,8 +126,9 @@ def base() -> Config:
 
 
 def base_rival() -> Config:
-    """EVE-Base's encoder, pre-trained by EVE's rival MLM + ITC + ITM instead (paper Table 1: 3.2 times the time). Contrast sees
-    all 2,048 pairs of a step; hard negatives of matching are drawn within a micro-batch of a process.
+    """EVE-Base's encoder, pre-trained by EVE's rival MLM + ITC + ITM instead (paper Table 1: 3.2 times the time).
+
+    Contrast sees all 2,048 pairs of a step; hard negatives of matching are drawn within a micro-batch of a process.
 
     torchrun --nproc-per-node 8 -m eve_vl pretrain base_rival --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead, Standardize
 from eve_vl.tasks.calls import Calls, Verb
 from eve_vl.tasks.task import Routers, Sizes, Task
+from eve_vl.tasks.verdict import Against
 from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
 
@@ -56,7 +56,8 @@ class Count(Task[CountConfig]):
     """One output, on the mean of the patches' states."""
 
     section, dataset, calls, main_metric = CountConfig, LabelledRows, CountCalls, "count_acc"
-    leaves_unused = True  # pyright: ignore (pictures alone train nothing of texts)
+    leaves_unused = True  # pictures alone train nothing of texts
+    against = (Against("count_acc", "pictures", "count_acc_majority", "always saying the most frequent count"),)
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -78,8 +79,9 @@ class Count(Task[CountConfig]):
     @torch.no_grad()
     def examples(self, loader: Iterable[Any]) -> Sequence[Any]:
         """Return where each row is, its count and the true one, of all processes."""
-        own = [zip(b.where, self.counts(b.images_BCHW)[0].tolist(), map(len, b.labels), strict=True) for b in loader]
-        return sorted(chain(*gather_objects([*chain(*own)])))
+        parts = ((b.where, self.counts(b.images_BCHW)[0].tolist(), map(len, b.labels)) for b in loader)
+        own = [row for part in parts for row in zip(*part, strict=True)]
+        return sorted(row for found in gather_objects(own) for row in found)
 
     def numbers(self, examples: Sequence[Any]) -> dict[str, float]:
         """Return the share of rows counted right, that of always saying the most frequent count, and the mean error."""
