@@ -55,7 +55,7 @@ class BadSampleError(UserError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `name` quoted, with the nearest known name or else all of them: the tail of an error message."""
     known = sorted(known)
-    hint = did_you_mean(name, known, cutoff=0.5)
+    hint = did_you_mean(name, known)
     return f"{name!r}; {hint or 'choose from ' + ', '.join(known)}"
 
 

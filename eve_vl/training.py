@@ -180,8 +180,8 @@ def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokeniz
     texts = [text for row in rows for text in row.texts]
     if not texts:
         raise UserError(
-            "the sources hold no usable text to train a tokenizer on; name a tokenizer with --tokenizer.path (eve tokenizer "
-            "train TEXTS makes one), or the column of texts with --data.text-column"
+            "the sources hold no usable text to train a tokenizer on; name the column of texts with --data.text-column, or "
+            "a tokenizer with --tokenizer.path (eve tokenizer train TEXTS makes one of other texts)"
         )
     say(f"training a tokenizer of at most {vocab_size:,} tokens on {len(texts):,} texts")
     return Tokenizer.train(texts, vocab_size)

@@ -296,6 +296,10 @@ def test_columns(root: Path, name: str):
         open_source(root / name)
     with pytest.raises(UserError, match=r"no column 'word' \(did you mean 'words'\?\)\. Its columns: photo, words"):
         open_source(root / name, image_column="photo", text_column="word")
+    (root / name).write_text(text[name].replace("words", "captoin"))
+    with pytest.raises(UserError, match=r"usual caption column \(.*\) \(did you mean 'captoin'\?\)\. Its columns"):
+        open_source(root / name, image_column="photo")
+    (root / name).write_text(text[name])
     source = open_source(root / name, image_column="photo", text_column="words")
     assert source[len(source) - 1].captions == ("a navy card",)
 

@@ -71,6 +71,8 @@ def run_data_check(args: CheckArgs) -> None:
 
 def run_tokenizer_train(args: TokenizerArgs) -> None:
     """Train a byte-level BPE on captions or other texts: eve tokenizer train PATH … [flags]."""
+    if not args.data:
+        raise UserError("usage: eve tokenizer train PATH … [flags]; given no PATH")
     check_writable(args.out)
     from eve_vl.training import train_tokenizer
 

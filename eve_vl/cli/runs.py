@@ -80,7 +80,9 @@ def run_evaluate(argv: Sequence[str]) -> None:
     name = argv[0]
     kind = find_kind(TaskConfig, "tasks", name)
     if kind is None or not kind.has_numbers:
-        raise UserError(f"no task {nearest(name, tasks)} (tasks: {', '.join(tasks)}; one of your own needs --code FILE.py)")
+        if Path(name).is_dir():
+            raise UserError(f"{usage}; given no TASK but {name}; tasks: {', '.join(tasks)}")
+        raise UserError(f"no task {nearest(name, tasks)} (one of your own needs --code FILE.py)")
     args = parse(with_own(EvaluateArgs, kind.evaluation), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
     check_writable(args.json, args.predictions)
     own = (field.name for field in dataclasses.fields(kind.evaluation))

@@ -80,6 +80,8 @@ def _known(verb: str, name: str) -> Callable[..., Config]:
     """Return a recipe of this or of an installed package. Raises UserError."""
     if name in RECIPES[verb]:
         return RECIPES[verb][name]
+    if name in RECIPES[EITHER]:
+        raise UserError(f"{name} is a recipe of eve {'finetune' if name in FINETUNE else 'pretrain'}")
     if (recipe := load_installed("recipes", name)) is None:
         raise UserError(f"no recipe {nearest(name, [*RECIPES[verb], *installed('recipes')])}")
     return _own(verb, name, recipe)

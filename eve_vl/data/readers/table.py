@@ -137,12 +137,11 @@ class Table(ABC):
         found = next((name for name in (usual if given is None else [given]) if name in self.names), None)
         if found is not None:
             return found
-        if given is None:
-            problem = f"none of its columns is a usual {role} column ({', '.join(usual)})"
-        else:
-            hint = did_you_mean(given, self.names)
-            problem = f"it has no column {given!r}" + (f" ({hint})" if hint else "")
-        raise self.lacks(problem, f"Name one with --data.{option}-column")
+        hints = [did_you_mean(name, self.names) for name in (usual if given is None else [given])]
+        hint = "".join(f" ({hint})" for hint in [*filter(None, hints)][:1])
+        problem = f"none of its columns is a usual {role} column ({', '.join(usual)})"
+        problem = problem if given is None else f"it has no column {given!r}"
+        raise self.lacks(problem + hint, f"Name one with --data.{option}-column")
 
     def lacks(self, problem: str, advice: str) -> UserError:
         """Return the error of a table without a column that is needed; it lists what there is."""
