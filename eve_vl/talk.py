@@ -27,6 +27,17 @@ def say(text: str) -> None:
             CONSOLE.print(text, markup=False)
 
 
+def warn(text: str) -> None:
+    """Show one line on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: warning: {text}", markup=False)
+
+
+def counted(count: float, one: str, many: str = "") -> str:
+    """Return a number with its noun: 1 match, 3 matches, 1.5 matches. many: default: with an s, or es."""
+    text = f"{count:,.0f}" if count == int(count) or count >= 1000 else f"{count:.3g}"
+    return f"{text} {one if count == 1 else many or one + ('es' if one.endswith('ch') else 's')}"
+
+
 def told(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield the items and show how many are done: on a terminal as a bar, elsewhere as a line every PATIENCE seconds."""
     if CONSOLE.is_terminal and is_main():

@@ -212,15 +212,13 @@ def summary(image_to_text_ranks_I: Tensor, text_to_image_ranks_T: Tensor, image_
     for way, (ranks_Q, image_Q) in ways.items():
         shares, images = recalls(ranks_Q), image_Q[ranks_Q != NO_MATCH].tolist()
         hits_Qk = (ranks_Q[ranks_Q != NO_MATCH, None] < torch.tensor(list(shares))).numpy()
-        for k, hits_Q in zip(shares, hits_Qk.T, strict=True):
-            is_alone = len(set(images)) == len(images)
-            found[f"{way}{k}"] = certainty.share(int(hits_Q.sum()), len(images)) if is_alone else certainty.mean(hits_Q, images)
+        found |= {f"{way}{k}": certainty.mean(hits_Q, images) for k, hits_Q in zip(shares, hits_Qk.T, strict=True)}
         influences.append((hits_Qk.sum(1) - sum(shares.values())) / (6 * len(images)))
         groups += images
     total = sum(found.values())
     r_mean = certainty.linear(total / 6, np.concatenate(influences), groups)
     num_without = sum(int((ranks_Q == NO_MATCH).sum()) for ranks_Q, _ in ways.values())
-    rsum = Estimate(total * 100, n=r_mean.n, low=600 * r_mean.low, high=600 * r_mean.high, method=r_mean.method)
+    rsum = Estimate(total * 100, **r_mean.certainty() | {"low": 600 * r_mean.low, "high": 600 * r_mean.high})
     return found | {"r_mean": r_mean, "rsum": rsum, "num_queries_without_match": num_without}
 
 
