@@ -33,20 +33,12 @@ class Estimate(float):
     versus: dict[str, list[float]]
 
     def __new__(
-        cls,
-        value: float,
-        *,
-        n: int,
-        low: float,
-        high: float,
-        method: str,
-        groups: int | None = None,
-        versus: dict | None = None,
+        cls, value: float, *, n: int, low: float, high: float, method: str, groups: int = 0, versus: dict | None = None
     ) -> "Estimate":
         """Make one."""
         self = super().__new__(cls, value)
         self.n, self.low, self.high, self.method = n, low, high, method
-        self.groups, self.versus = n if groups is None else groups, versus or {}
+        self.groups, self.versus = groups or n, versus or {}
         return self
 
     def __getnewargs_ex__(self) -> tuple[tuple[float], dict[str, Any]]:
@@ -99,18 +91,17 @@ def ratio(sum_R: np.ndarray, count_R: np.ndarray, groups: Sequence[Hashable] | N
     count = math.fsum(count_R)
     value = math.fsum(sum_R) / count
     is_share = is_share or bool(((sum_R % 1 == 0) & (sum_R >= 0) & (sum_R <= count_R)).all())
-    return estimate(value, (sum_R - value * count_R) / count, groups, n=round(count), is_share=is_share)
+    return linear(value, (sum_R - value * count_R) / count, groups, n=round(count), is_share=is_share)
 
 
-def linear(value: float, influence_R: np.ndarray, groups: Sequence[Hashable] | None = None) -> float:
-    """Return a number in [0, 1] that is no plain mean of rows. influence_R: what it gains by more weight of each row, its
-    derivative."""
-    return estimate(value, influence_R, groups, n=len(influence_R), is_share=True)
+def linear(
+    value: float, influence_R: np.ndarray, groups: Sequence[Hashable] | None = None, *, n: int = 0, is_share: bool = True
+) -> float:
+    """Return a number that need be no plain mean with its interval; a plain float of a single group that is no share.
 
-
-def estimate(value: float, influence_R: np.ndarray, groups: Sequence[Hashable] | None, *, n: int, is_share: bool) -> float:
-    """Return a number with its interval; a plain float of a single group that is no share."""
-    influence_G = together(influence_R, groups)
+    influence_R: what it gains by more weight of each row, its derivative. n: by default the rows.
+    """
+    influence_G, n = together(influence_R, groups), n or len(influence_R)
     G = len(influence_G)
     if G < 2 and not is_share:
         return value
@@ -190,11 +181,9 @@ def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
     def is_known(name: str) -> bool:
         each = known.get(name)
-        if not isinstance(each, dict) or not isinstance(numbers[name], int | float):
+        if not isinstance(each, dict) or not {"n", "low", "high", "method"} <= each.keys() <= KINDS.keys():
             return False
-        if not {"n", "low", "high", "method"} <= each.keys() <= KINDS.keys():
-            return False
-        is_sound = all(isinstance(value, KINDS[key]) for key, value in each.items())
+        is_sound = isinstance(numbers[name], int | float) and all(isinstance(each[key], KINDS[key]) for key in each)
         pairs = each.get("versus", {}).values() if is_sound else ()
         return is_sound and all(
             isinstance(p, list) and [isinstance(end, int | float) for end in p] == [True, True] for p in pairs

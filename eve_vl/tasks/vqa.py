@@ -185,11 +185,8 @@ class VQA(Classifier[VQAConfig]):
 
     def row_scores(self, examples: Sequence[VQAExample]) -> dict[str, float]:
         """Return the accuracy of each question that has answers; those about one picture belong together."""
-        return {
-            f"{each.name}{GROUP}{each.picture}": metrics.accuracy_of(each.answer, each.answers)
-            for each in examples
-            if each.answers
-        }
+        known = [each for each in examples if each.answers]
+        return {f"{each.name}{GROUP}{each.picture}": metrics.accuracy_of(each.answer, each.answers) for each in known}
 
     def baselines(self, examples: Sequence[VQAExample]) -> dict[str, float]:
         """Return baselines that look at no picture; empty if training or evaluation has no answers to compare."""
