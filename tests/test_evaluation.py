@@ -202,7 +202,9 @@ def test_a_verdict_for_each_case():
     same, few = "mlm_acc 0.510, with a wrong picture 0.500", "with a wrong picture 0.500)"
 
     def against(num_right: int, n: int, low: float, high: float) -> Estimate:
-        return Estimate(num_right / n, **share(num_right, n).certainty() | {"versus": {"wrong": [low, high]}})
+        found = share(num_right, n)
+        found.versus["wrong"] = [low, high]
+        return found
 
     cases: list[tuple[float, float, tuple[str, bool]]] = [
         (share(900, 1000), chance, (f"{gain}, intervals apart", True)),
@@ -273,9 +275,8 @@ def test_what_is_better_than_a_guess_is_said_of_the_same_rows(name):
         source = questions(23)
         dataset = task.eval_dataset([source], task.config, TOKENIZER)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                vqa, "training_questions", lambda _: [(row.question, row.answers) for row in source.rows if row.answers]
-            )
+            train = [(row.question, row.answers) for row in source.rows if row is not None and row.answers]
+            patch.setattr(vqa, "training_questions", lambda _: train)
             with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
                 evaluated = task.evaluated(batches)
             numbers = evaluated.numbers | task.baselines(evaluated.examples)

@@ -116,7 +116,7 @@ class TaskReport:
         """Return sections that show the run at work on a few rows. num_each: examples of a kind."""
         return []
 
-    def compared(self, num: int) -> "list[Example]":
+    def compared(self, num: int) -> "Sequence[Example]":
         """Return what the run makes of `num` rows of its validation data: the same rows for every run on the same data."""
         return []
 

@@ -278,14 +278,12 @@ def _first_hits(index: Index, ranks_I: Tensor, ranks_T: Tensor) -> dict[str, flo
     by all that is searched among, and what one picture is in belongs together."""
     sides = index.relevance.texts_of_image
     pool = hash_of(repr((index.names, sides.start_Q1.tolist(), sides.candidate_M.tolist())).encode())
-    image_T, seen = index.relevance.image_T.tolist(), Counter()
-    asked = [("tr1", image, "") for image in range(len(index.names))]
-    for image in image_T:
+    asked, seen = [("tr1", image, "") for image in range(len(index.names))], Counter()
+    for image in index.relevance.image_T.tolist():
         seen[image] += 1
         asked.append(("ir1", image, f" {seen[image]}"))
-    ranks = torch.cat([ranks_I, ranks_T]).tolist()
-    return {
-        f"{way} {index.names[image]}{number} {pool:x}{GROUP}{index.names[image]}": float(place == 0)
-        for (way, image, number), place in zip(asked, ranks, strict=True)
-        if place != metrics.NO_MATCH
-    }
+    hits = {}
+    for (way, image, number), place in zip(asked, torch.cat([ranks_I, ranks_T]).tolist(), strict=True):
+        if place != metrics.NO_MATCH:
+            hits[f"{way} {index.names[image]}{number} {pool:x}{GROUP}{index.names[image]}"] = float(place == 0)
+    return hits
