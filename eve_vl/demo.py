@@ -189,7 +189,7 @@ def _summary(numbers: dict[str, float]) -> str:
 
 
 def _table(numbers: dict[str, float]) -> str:
-    lines = [f"{'':50}{'pre-trained':>12}{'from scratch':>14}{'blind':>8}  gain, 95 % paired bootstrap"]
+    lines = [f"{'':50}{'pre-trained':>12}{'from scratch':>14}{'blind':>8}  gain, 95 % interval"]
     for row in ROWS:
         for split, suffix in SPLITS.items():
             ours, scratch, guess = arms(row, numbers, suffix)

@@ -44,12 +44,15 @@ class SharedError(UserError):
 class BadSampleError(UserError):
     """One sample cannot be used. Training skips and counts it, `eve data check` lists it."""
 
+    row: str = ""
+    """What no other row of a run's sources is called, where several files may have one name."""
+
     def __init__(self, where: str, reason: str):
         self.where, self.reason = (printable(shortened(text)) for text in (where, reason))
         super().__init__(f"{self.where}: {self.reason}")
 
     def __reduce__(self):
-        return (BadSampleError, (self.where, self.reason))  # survives the trip from a loader worker
+        return (BadSampleError, (self.where, self.reason), self.__dict__)  # survives the trip from a loader worker
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -15,12 +15,21 @@ from eve_vl.data.records import Source
 from eve_vl.errors import UserError
 from eve_vl.files import write_file
 from eve_vl.loading import LoadedRun
+from eve_vl.tasks.task import Evaluated
 from eve_vl.train.trainer import evaluation_batches, num_skipped
 
 NUM_KNOWN, NUM_LOOKED_AT = 50_000, 500  # training rows, and rows of each source, looked at for what was trained on
 
 
 def evaluate_rows(
+    run: LoadedRun, num_samples: int, sources: Sequence[Source[Any]] | None = None, **how: Any
+) -> tuple[dict[str, float], Mapping[str, float]]:
+    """Return the numbers and the row scores of `evaluated` (of two runs for `metrics.certainty.paired`). how: its options."""
+    found = evaluated(run, num_samples, sources, **how)
+    return found.numbers, found.row_scores
+
+
+def evaluated(
     run: LoadedRun,
     num_samples: int,
     sources: Sequence[Source[Any]] | None = None,
@@ -28,9 +37,9 @@ def evaluate_rows(
     flags: Mapping[str, int | bool] | None = None,
     predictions: Path | None = None,
     skip_broken: bool = False,
-) -> tuple[dict[str, float], Mapping[str, float]]:
-    """Return the task's numbers for a loaded run on other sources, or on its own validation sources, and how well each row is
-    done, by its name (see `Task.row_scores`; of two runs for `metrics.certainty.paired`); deterministic.
+) -> Evaluated:
+    """Return the task's numbers for a loaded run on other sources, or on its own validation sources, with the rows that they
+    come from and how well each is done, by its name (see `Task.row_scores`); deterministic.
 
     In float32, so that no number depends on the size of a batch, with the task's baselines, if the run's training data can be
     read. Means know their n and interval (`Estimate`). flags: values of the run's task section to evaluate with instead, as
@@ -55,14 +64,15 @@ def evaluate_rows(
     loader = eval_loader(dataset, rank=0, world=1)
     device, skipped = next(task.parameters()).device, [] if skip_broken else None
     with evaluation_batches(task, loader, device, torch.float32, skipped) as batches:
-        evaluated = task.evaluated(batches)
+        found = task.evaluated(batches)
     if predictions is not None:
         if skipped:
             lacks = f"the file holds all {num_rows} rows, but {len(skipped)} cannot be used, the first: {skipped[0]}"
             raise UserError(f"--predictions: {lacks}; repair such rows (eve data check lists them), or leave it out")
         predictions.parent.mkdir(parents=True, exist_ok=True)
-        write_file(predictions, task.prediction_file(evaluated.examples))
-    return evaluated.numbers | task.baselines(evaluated.examples) | num_skipped(skipped), evaluated.row_scores
+        write_file(predictions, task.prediction_file(found.examples))
+    numbers = found.numbers | task.baselines(found.examples) | num_skipped(skipped)
+    return dataclasses.replace(found, numbers=numbers)
 
 
 def remarks(run: LoadedRun, numbers: Mapping[str, float], sources: Sequence[Source[Any]] | None = None) -> list[str]:

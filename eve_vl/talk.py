@@ -34,6 +34,12 @@ def warn(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {text}", markup=False)
 
 
+def counted(count: float, one: str, many: str = "") -> str:
+    """Return a number with its noun: 1 match, 3 matches, 1.5 matches. many: default: with an s, or es."""
+    text = f"{count:,.0f}" if count == int(count) or count >= 1000 else f"{count:.3g}"
+    return f"{text} {one if count == 1 else many or one + ('es' if one.endswith('ch') else 's')}"
+
+
 def told(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield the items and show how many are done, once it has taken a while: on a terminal as a bar, elsewhere as a line every
     PATIENCE seconds."""

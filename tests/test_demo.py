@@ -59,7 +59,7 @@ def test_metrics_hold_every_number_of_the_story(story: Path):
         for split in ("", "_novel"):
             gain = numbers[f"{key}_gain{split}"]
             assert gain == pytest.approx(numbers[key + split] - numbers[f"{key}_scratch{split}"]), key
-            assert isinstance(gain, Estimate) and (gain.n >= 12, gain.method) == (True, "paired bootstrap")
+            assert isinstance(gain, Estimate) and (gain.n >= 12, gain.method) == (True, "paired t")
             assert isinstance(numbers[key + split], Estimate)
             rows = json.loads((story / task / "test_rows.json").read_text())[f"test{split}"]
             assert rows.keys() == json.loads((story / f"{task}_scratch/test_rows.json").read_text())[f"test{split}"].keys()

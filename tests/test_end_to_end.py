@@ -8,14 +8,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from eve_vl.metrics.certainty import certainty_of, from_json
+from eve_vl.metrics.certainty import from_json, to_json
 from eve_vl.train.log import read_log
 
 
 def numbers_in(path: Path) -> dict[str, float]:
     """The numbers of a file, which know how sure they are."""
     numbers = from_json(json.loads(path.read_text()))
-    assert certainty_of(numbers)
+    assert to_json(numbers)["certainty"]
     return numbers
 
 

@@ -13,7 +13,7 @@ from eve_vl import Eve
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.scenes import SceneStatements
 from eve_vl.loading import load_run
-from eve_vl.metrics.certainty import certainty_of, from_json
+from eve_vl.metrics.certainty import from_json, to_json
 
 SHORT = (
     *("--train.steps", 4, "--train.batch-size", 8, "--train.val-every", 2, "--train.save-every", 2, "--train.log-every", 1),
@@ -71,7 +71,7 @@ def test_finetune_evaluate(eve, pretrained, tmp_path: Path, task: str):
     assert again.returncode == 0, again.stderr
     own, metrics = from_json(json.loads((tmp_path / "own.json").read_text())), from_json(metrics)
     assert {name: own[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
-    assert certainty_of(metrics) and certainty_of(metrics).keys() <= certainty_of(own).keys()
+    assert to_json(metrics)["certainty"] and to_json(metrics)["certainty"].keys() <= to_json(own)["certainty"].keys()
     done = eve("evaluate", task, "run", "--data", "scenes:test", "--samples", 24, "--json", "test.json")
     assert done.returncode == 0, done.stderr
     test = json.loads((tmp_path / "test.json").read_text())

@@ -1,10 +1,12 @@
 """Numbers of record: how sure they are, what is left out of them, and whether they are of rows that were trained on."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +20,10 @@ from eve_vl.data.records import ImageBytes
 from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluate_rows, remarks
 from eve_vl.loading import load_run
-from eve_vl.metrics.certainty import Estimate, certainty_of, from_json, paired, share
+from eve_vl.metrics import certainty, classification
+from eve_vl.metrics.certainty import Estimate, from_json, paired, share, to_json
+from eve_vl.metrics.masked_signal import Sums
+from eve_vl.tasks import vqa
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
@@ -64,8 +69,8 @@ def test_files_of_numbers_know_how_sure_they_are(trained: Path):
     (row,) = [row for row in read_log(trained / "run") if row["kind"] == "val"]
     assert isinstance(row["mlm_acc"], Estimate)
     raw = [json.loads(line) for line in (trained / "run/log.jsonl").read_text().splitlines()]
-    assert raw[-1]["certainty"] == certainty_of(row)
-    assert json.loads((trained / "run/metrics.json").read_text())["certainty"] == certainty_of(row)
+    assert raw[-1]["certainty"] == to_json(row)["certainty"]
+    assert json.loads((trained / "run/metrics.json").read_text())["certainty"] == to_json(row)["certainty"]
 
 
 @pytest.mark.parametrize(("share_of", "problem"), [(0.0, "not in"), (0.6, "not in"), (0.1, "for val held-out only")])
@@ -87,8 +92,8 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
     for name, value in numbers.items():
         assert isinstance(value, Estimate)
         assert lines[name].split(maxsplit=1) == [f"{value:.4f}", f"{value.low:.4g}–{value.high:.4g}, n {value.n:,}"]
-    starts = {line.index("–") // 100 for line in done.stdout.splitlines() if line.startswith("m")}
-    assert len(starts) == 1
+    shown = [line for line in done.stdout.splitlines() if line.startswith("m")]
+    assert len(shown) == 8 and {re.search(r"\S+–", line).start() for line in shown} == {39}  # pyright: ignore
     assert done.stdout.splitlines()[-1] == f"verdict: {load_run(trained / 'run').task.verdict(numbers)}"
     assert "note: " not in done.stdout  # held-out rows were not trained on
 
@@ -192,23 +197,56 @@ def test_the_scores_of_rows_come_to_the_number(name, trained: Path):
 
 
 def test_a_verdict_for_each_case():
-    rule = Against("mlm_acc", "masked tokens", "wrong", "with a wrong picture", "uses the picture")
+    rule = Against("mlm_acc", "masked token", "wrong", "with a wrong picture", "uses the picture")
     gain, chance = "uses the picture: mlm_acc 0.900, with a wrong picture 0.500", share(500, 1000)
+    same, few = "mlm_acc 0.510, with a wrong picture 0.500", "with a wrong picture 0.500)"
+
+    def against(num_right: int, n: int, low: float, high: float) -> Estimate:
+        found = share(num_right, n)
+        found.versus["wrong"] = [low, high]
+        return found
+
     cases: list[tuple[float, float, tuple[str, bool]]] = [
         (share(900, 1000), chance, (f"{gain}, intervals apart", True)),
-        (share(510, 1000), chance, ("mlm_acc 0.510 is no better than with a wrong picture (0.500)", False)),
+        (share(5100, 10000), share(5000, 10000), (f"{same}: cannot be told apart", False)),
         (share(300, 1000), chance, ("mlm_acc 0.300 is worse than with a wrong picture (0.500, intervals apart)", False)),
-        (share(31, 62), chance, ("too little to tell: 62 masked tokens (mlm_acc 0.500, with a wrong picture 0.500)", False)),
-        (share(20, 20), chance, ("too little to tell: 20 masked tokens (mlm_acc 1.000, with a wrong picture 0.500)", False)),
+        (share(31, 62), chance, (f"too little to tell: 62 masked tokens (mlm_acc 0.500, {few}", False)),
+        (share(20, 20), chance, (f"too little to tell: 20 masked tokens (mlm_acc 1.000, {few}", False)),
+        (share(1, 1), chance, (f"too little to tell: 1 masked token (mlm_acc 1.000, {few}", False)),
         (0.9, 0.5, (gain, True)),  # of an earlier version's log
+        (against(510, 1000, 0.004, 0.016), chance, (f"uses the picture: {same}, difference 0.004 to 0.016", True)),
+        (against(510, 1000, -0.004, 0.024), chance, (f"{same}: cannot be told apart", False)),
+        (against(510, 1000, -0.1, 0.12), chance, (f"too little to tell: 1,000 masked tokens ({same})", False)),
     ]
     for ours, wrong, expected in cases:
         assert rule.judge({"mlm_acc": ours, "wrong": wrong}) == expected
     assert rule.judge({"mlm_acc": share(1, 2)}) is None
-    lower = Against("mse", "patches", "mean", "painting the mean", lower=True)
-    numbers = {"mse": Estimate(0.2, n=500, low=0.19, high=0.21, method="bootstrap"), "mean": 0.3}
+    lower = Against("mse", "patch", "mean", "painting the mean", lower=True)
+    numbers = {"mse": Estimate(0.2, n=500, low=0.19, high=0.21, method="t"), "mean": 0.3}
     assert lower.judge(numbers) == ("mse 0.200 is better than painting the mean (0.300, intervals apart)", True)
     assert lower.judge(numbers | {"mean": 0.1}) == ("mse 0.200 is worse than painting the mean (0.100, intervals apart)", False)
+    one_picture = Estimate(0.2, n=108, low=0.19, high=0.21, method="t", groups=1)
+    assert lower.judge({"mse": one_picture, "mean": 0.3}) == (
+        "too little to tell: 108 patches in 1 group of rows (mse 0.200, painting the mean 0.300)",
+        False,
+    )
+
+
+def test_numbers_of_the_same_rows_are_judged_by_their_difference():
+    """Rows of very different hardness: both intervals are wide, yet nearly every row is a little better."""
+    rng = np.random.default_rng(0)
+    hard_R, row_M = rng.random(200), torch.arange(200).repeat_interleave(5)
+    draw_M = rng.random(1000)
+    sums, names = Sums(), [f"rows:{row}" for row in range(200)]
+    for name, bonus in (("mlm_acc", 0.04), ("mlm_acc_wrong_image", 0.0)):
+        sums.add(name, names, row_M, torch.tensor(draw_M < hard_R[row_M] + bonus))
+    numbers = sums.result()
+    ours, wrong = numbers["mlm_acc"], numbers["mlm_acc_wrong_image"]
+    assert isinstance(ours, Estimate) and isinstance(wrong, Estimate)
+    assert ours.low < wrong.high
+    low, high = ours.versus["mlm_acc_wrong_image"]
+    assert low < ours - wrong < high < 2 * (ours - wrong)
+    assert "uses the picture" in object.__new__(MaskedSignal).verdict(numbers)
 
 
 def test_verdicts_of_tasks():
@@ -218,12 +256,58 @@ def test_verdicts_of_tasks():
     assert object.__new__(NLVR2).verdict({"nlvr2_acc": share(660, 1000)}) == (
         "nlvr2_acc 0.660 is better than chance (0.500, intervals apart)"
     )
-    search = {"tr1": share(300, 1000), "ir1": share(20, 1000), "texts_per_image": 12.0, "num_texts": 1000.0}
+    search = {"tr1": share(300, 1000), "tr1_chance": 0.012, "ir1": share(20, 1000)}
     assert object.__new__(Retrieval).verdict(search) == "tr1 0.300 is better than chance (0.012, intervals apart)"
     assert object.__new__(NLVR2).verdict({"num_pairs": 3}) == ""
     assert object.__new__(VQA).verdict({"vqa_acc": share(660, 1000)}) == (
         "vqa_acc 0.660 (0.6301–0.6887, n 1,000), without a baseline to compare it with"
     )
+
+
+@pytest.mark.parametrize("name", ["vqa", "classification"])
+def test_what_is_better_than_a_guess_is_said_of_the_same_rows(name):
+    """Baselines of questions, and of labels, with the difference row by row, against the two means."""
+    if name == "classification":
+        numbers = classification.summary([*"aabba", *"ab" * 30], [*"aabab", *"ab" * 30])
+        ours, base = numbers["acc"], "acc_majority"
+    else:
+        task = build(config_of(name, data={"train": ("scenes:train",)}))
+        source = questions(23)
+        dataset = task.eval_dataset([source], task.config, TOKENIZER)
+        with pytest.MonkeyPatch.context() as patch:
+            train = [(row.question, row.answers) for row in source.rows if row is not None and row.answers]
+            patch.setattr(vqa, "training_questions", lambda _: train)
+            with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
+                evaluated = task.evaluated(batches)
+            numbers = evaluated.numbers | task.baselines(evaluated.examples)
+        assert {"vqa_acc_majority", "vqa_acc_blind/colour", "vqa_acc_blind/number"} <= numbers.keys()
+        assert numbers["vqa_acc"] == evaluated.numbers["vqa_acc"]
+        ours, base = numbers["vqa_acc"], "vqa_acc_blind"
+    assert isinstance(ours, Estimate)
+    low, high = ours.versus[base]
+    assert low < ours - numbers[base] < high
+
+
+def test_files_of_one_name_hold_different_rows(trained: Path, tmp_path: Path):
+    """Both together, each with the other, and a smaller pool."""
+    run = load_run(trained / "run")
+    files = []
+    for name, color in (("a", "red"), ("b", "blue")):
+        files.append(write_rows(tmp_path / name, 20))
+        files[-1].write_text(files[-1].read_text().replace("number", f"{color} number"))
+    open_both = [open_sources([str(path)], run.config.data, 48) for path in files]
+    a, b, both = (evaluate_rows(run, 100, sources)[1] for sources in (*open_both, [*open_both[0], *open_both[1]]))
+    assert (len(a), len(b), len(both)) == (20, 20, 40)
+    assert not a.keys() & b.keys()
+    assert a.keys() | b.keys() >= {row for row in both if row in a or row in b}
+    task = build(config_of("retrieval"))
+    searches = []
+    for count in (23, 12):
+        dataset = task.eval_dataset([ListSource(pairs(23).rows[:count])], task.config, TOKENIZER)
+        with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
+            searches.append(task.evaluated(batches).row_scores)
+    assert not searches[0].keys() & searches[1].keys()
+    assert len({certainty.group_of(row) for row in searches[0]}) == 23
 
 
 def test_a_note_that_is_in_the_log_is_not_said_again(tmp_path: Path, capfd):

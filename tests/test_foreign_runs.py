@@ -323,8 +323,12 @@ def test_rows_of_another_form_are_left_out_of_a_log(tmp_path: Path):
 
 def test_half_a_bad_row_does_not_swallow_the_next(tmp_path: Path):
     (tmp_path / "bad_samples.jsonl").write_text('{"where": "a", "reason": "b"}\n{"where": "c", "rea')
-    BadSamples(tmp_path, num_rows=9, max_share=1, writes=True).add([BadSampleError("c", "d")], num_seen=1)
-    assert read_bad_samples(tmp_path) == {"a": "b", "c": "d"}
+    errors = [BadSampleError("c", "d") for _ in range(3)]
+    errors[1].row, errors[2].row = "0:7", "1:7"  # of two files of one name
+    BadSamples(tmp_path, num_rows=9, max_share=1, writes=True).add([*errors, BadSampleError("a", "b")], num_seen=1)
+    BadSamples(tmp_path, num_rows=9, max_share=1, writes=True).add(errors, num_seen=1)
+    found = [(row["where"], row["reason"]) for row in read_bad_samples(tmp_path).values()]
+    assert found == [("a", "b"), *[("c", "d")] * 3]
 
 
 def test_what_was_said_before_a_crash_is_not_said_again(tmp_path: Path):

@@ -93,7 +93,7 @@ def test_ranks_and_recalls_by_hand():
     ranks_Q = retrieval.ranks(order_QK, matches)
     assert ranks_Q.dtype == torch.int64
     assert ranks_Q.tolist() == [1, 0, MISSED, NO_MATCH, 2]
-    assert retrieval.recalls(ranks_Q, ks=(1, 2, 3, 1000)) == {1: 1 / 4, 2: 2 / 4, 3: 3 / 4, 1000: 3 / 4}
+    assert (summed := retrieval.summary(ranks_Q, ranks_Q))["tr1"] == 1 / 4 and summed["ir10"] == 3 / 4
 
 
 def test_reranking_by_hand():
@@ -164,7 +164,8 @@ def test_recalls_equal_counting():
     ranks = [random_.choice([0, 1, 4, 5, 9, 10, 50, MISSED, NO_MATCH]) for _ in range(500)]
     scored = [rank for rank in ranks if rank != NO_MATCH]
     wanted = {k: sum(rank in range(k) for rank in scored) / len(scored) for k in (1, 5, 10)}
-    assert retrieval.recalls(torch.tensor(ranks)) == pytest.approx(wanted)
+    found = retrieval.summary(torch.tensor(ranks), torch.tensor(ranks))
+    assert {k: found[f"{way}{k}"] for k in (1, 5, 10) for way in ("tr", "ir")} == pytest.approx(wanted)
 
 
 def test_folds_equal_five_small_evaluations():
@@ -267,7 +268,7 @@ def test_coco_5k_both_ways_in_little_memory():
         topk_QK = retrieval.rank_from_features(query_QD, candidate_CD, 128)
         within_Q = ranks_Q.where(ranks_Q < 128, MISSED)
         assert torch.equal(retrieval.ranks(topk_QK, matches), within_Q)
-        assert 0.02 < retrieval.recalls(ranks_Q)[1] < 0.98  # neither blind nor without effort
+        assert 0.02 < retrieval.summary(ranks_Q, ranks_Q)["tr1"] < 0.98  # neither blind nor without effort
         for query in range(3, len(query_QD), len(query_QD) // 10):
             order = slow_order((candidate_CD.long() @ query_QD[query].long()).tolist())
             wanted = matches.candidate_M[matches.start_Q1[query] : matches.start_Q1[query + 1]].tolist()

@@ -168,7 +168,7 @@ def test_guesses_are_what_the_model_says(run: Path):
     page, loaded = Page(run / "report.html"), load_run(run)
     batch = one_batch(loaded, 8)
     assert batch.wrong is not None
-    pairs = MaskedSignalReport(loaded).pairs(8)
+    pairs = MaskedSignalReport(loaded).compared(8)
     for row, pair in enumerate(pairs):
         one = single(batch, row)
         ids, masked = one.ids_BT, one.is_masked_BT
@@ -187,7 +187,7 @@ def test_guesses_are_what_the_model_says(run: Path):
             assert [guess.is_right for guess in token.guesses] == [index == truth for index in order]
             assert [guess.probability for guess in token.guesses] == pytest.approx(right[order].tolist(), abs=1e-4)
             assert token.wrong_picture.text == loaded.tokenizer.word(int(wrong.argmax()))
-            assert token.truth_probability_wrong_picture == pytest.approx(wrong[truth].item(), abs=1e-4)
+            assert token.truth_probability[1] == pytest.approx(wrong[truth].item(), abs=1e-4)
             guessed = "".join(f"{guess.text}{percent(guess.probability)}" for guess in token.guesses)
             assert f"{token.truth} {'✓' if order[0] == truth else '✗'}{guessed}wrong picture" in page.text
 

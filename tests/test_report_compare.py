@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from report_page import Page, assert_self_contained, tiny
 
 from eve_vl.data.dataset import eval_positions
@@ -18,6 +19,7 @@ from eve_vl.report.compare import find_runs, write_comparison
 from eve_vl.report.curves import clock, over
 from eve_vl.report.html import number, points
 from eve_vl.report.task import TaskReport
+from eve_vl.tasks.task import Evaluated
 from eve_vl.training import train
 
 COMPAT = Path(__file__).parent / "compat"
@@ -128,12 +130,33 @@ def test_runs_of_different_tasks_are_compared_in_groups(tmp_path: Path):
     assert "There are no rows that several of these runs have seen" in page.text
 
 
+def test_files_of_one_name_are_not_compared(folder: Path, tmp_path: Path):
+    """Two runs on val.jsonl of two folders have no row in common; two on the same one have."""
+    for name, shade in (("a", 40), ("b", 200)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32), (shade, 90, 10)).save(tmp_path / name / "0.png")
+        Image.new("RGB", (32, 32), (10, shade, 90)).save(tmp_path / name / "1.png")
+        rows = [{"image": f"{row % 2}.png", "caption": f"a red circle, {name} {row}"} for row in range(40)]
+        (tmp_path / name / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, source, seed in (("one", "a", 0), ("two", "b", 0), ("three", "b", 1)):
+        config = tiny(tmp_path / name, folder / "tokenizer.json", steps=1)
+        config = replace(config, data=replace(config.data, val=(str(tmp_path / source / "val.jsonl"),)))
+        assert train(replace(config, train=replace(config.train, seed=seed)))
+    page = Page(write_comparison([tmp_path / "one", tmp_path / "two"], tmp_path / "page.html"))
+    assert "There are no rows that several of these runs have seen" in page.text
+    assert "that both have seen" not in page.text
+    page = Page(write_comparison([tmp_path / "two", tmp_path / "three"], tmp_path / "page.html"))
+    assert re.search(r"on the \d+ rows that both have seen", page.text)
+    assert "a red circle" in page.text
+
+
 @pytest.mark.parametrize(("low", "sentence"), [(-0.01, "cannot be told apart"), (0.01, "a does better than c")])
 def test_a_difference_comes_with_its_interval(folder: Path, monkeypatch, low: float, sentence: str):
     scores = {"a": {"row 1": 1.0}, "c": {"row 1": 0.0}}
-    difference = certainty.Estimate(0.02, n=500, low=low, high=0.05, method="paired bootstrap")
+    difference = certainty.Estimate(0.02, n=500, low=low, high=0.05, method="paired t")
     seen = []
-    monkeypatch.setattr(TaskReport, "evaluated", lambda self, num_samples: ({}, scores[self.run.folder.parents[1].name]))
+    rows = lambda self, _: Evaluated(numbers={}, row_scores=scores[self.run.folder.parents[1].name])  # noqa: E731
+    monkeypatch.setattr(TaskReport, "evaluated", rows)
     monkeypatch.setattr(certainty, "paired", lambda a, b: seen.append((a, b)) or difference, raising=False)
     page = Page(write_comparison([folder / "a", folder / "c"], folder / "paired.html"))
     assert seen == [(scores["a"], scores["c"])]

@@ -87,13 +87,11 @@ def test_numbers():
 def test_templates_escape_what_they_are_given():
     evil = """<script>alert("1")</script> & 'x' {{ 1 + 1 }}"""
     choice = Choice(text=evil, probability=0.5, is_right=True)
-    token = HiddenToken(
-        truth=evil, guesses=[choice], wrong_picture=choice, truth_probability=0.5, truth_probability_wrong_picture=0.25
-    )
+    token = HiddenToken(truth=evil, guesses=[choice], wrong_picture=choice, truth_probability=(0.5, 0.25))
     shown = {evil: np.zeros((2, 2, 3), np.uint8)}
     pieces = (Piece(text=evil, starts_word=True, is_hidden=True), Piece(text=evil, starts_word=True, is_hidden=False))
-    texts = {"where": evil, "caption": evil, "wrong_caption": evil}
-    pair = ShownPair(**texts, pieces=pieces, rebuilding=shown, guessing=shown, hidden=(token,))
+    seen = {"pictures": shown, "guessing": shown, "beside": {}}
+    pair = ShownPair(where=evil, text=evil, wrong_caption=evil, pieces=pieces, hidden=(token,), **seen)  # pyright: ignore
     settings = SimpleNamespace(mim_weight=1, mlm_weight=1, joint_masking=True, normalize_targets=True)
     settings.image_mask_ratio = settings.text_mask_ratio = 0.5
     for macro, count in (("pictures", 6), ("captions", 8)):

@@ -98,6 +98,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     assert "training datascenes:train (100,000 rows)validation datascenes:val (1,000 rows)" in page.text
     assert f"started from{pretrained}" in page.text
     notes = [row["text"] for row in read_log(runs[task]) if row["kind"] == "note"]
+    notes = [note for note in notes if task != "vqa" or "without a baseline" not in note]  # the page has one
     assert notes
     assert all(note in page.text for note in notes)
     assert "best on validation" in page.text
@@ -443,6 +444,42 @@ def test_stopped_run_and_its_checkpoints(runs: dict[str, Path], tmp_path: Path):
     assert "10 of 50 unfinished" in page.text
     assert "best on validation" not in page.text
     assert "Measured on the run's validation data, step 10." in page.text
+
+
+def test_a_note_of_an_earlier_stop_does_not_finish_a_run(runs: dict[str, Path], tmp_path: Path):
+    """Ended by its patience at step 10, then continued and stopped by hand at 20."""
+    copy = Path(shutil.copytree(runs["retrieval"], tmp_path / "run"))
+    for config in copy.rglob("config.json"):
+        values = json.loads(config.read_text())
+        values["train"]["steps"] = 50
+        config.write_text(json.dumps(values))
+    with (copy / "log.jsonl").open("a") as log:
+        log.write(
+            json.dumps({"kind": "note", "step": 10, "text": "stopped early: 1 validation without a better r_mean"}) + "\n"
+        )
+    assert "unfinished" in Page(write_report(copy)).text
+    with (copy / "log.jsonl").open("a") as log:
+        log.write(
+            json.dumps({"kind": "note", "step": 20, "text": "stopped early: 2 validations without a better r_mean"}) + "\n"
+        )
+    assert "unfinished" not in Page(write_report(copy)).text
+
+
+def test_warnings_are_shown_as_they_are(runs: dict[str, Path], tmp_path: Path, capfd):
+    copy = Path(shutil.copytree(runs["vqa"], tmp_path / "run"))
+    for path in (copy / "best/config.json", copy / "config.json"):
+        path.write_text(path.read_text().replace("scenes:val", "gone/:x:/questions.jsonl"))
+    write_report(copy)
+    assert "gone/:x:/questions.jsonl" in capfd.readouterr().err
+
+
+def test_the_verdict_on_questions_knows_the_baseline_below_it(runs: dict[str, Path]):
+    page = Page(runs["vqa"] / "report.html")
+    numbers = evaluate_rows(load_run(runs["vqa"]), NUM_VAL)[0]
+    verdict = load_run(runs["vqa"]).task.verdict(numbers)
+    assert "answering without the picture" in verdict and verdict in page.text
+    assert "without a baseline" not in page.text.partition("Curves")[0]
+    assert "worth" not in page.text
 
 
 def test_data_out_of_reach(runs: dict[str, Path], tmp_path: Path, capfd):

@@ -103,7 +103,7 @@ def test_a_run_says_what_it_will_do_before_it_does_it(eve_process):
         r"[\d.e+-]+ s a step  ETA 0:\d\d, \d\.\d\d GiB of memory so far",
         r"train 5/6  .*  ETA 0:\d\d",
         r"train 6/6  .*  ETA 0:00",
-        r"mlm_acc .*",
+        r".*mlm_acc .*",
         r"val   6/6  .*",
         r"report: run/report\.html",
     ]

@@ -16,7 +16,7 @@ from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs, eval_positions
-from eve_vl.metrics.certainty import certainty_of
+from eve_vl.metrics.certainty import to_json
 from eve_vl.metrics.masked_signal import Sums, visible_means
 from eve_vl.model.backbone import Encoded
 from eve_vl.tasks.masked_signal import MaskedSignal
@@ -41,7 +41,7 @@ def eval_batches(config: Config, size: int, order: Sequence[int] | None = None) 
 
 def ends_of(numbers: dict[str, float]) -> dict[str, float]:
     """n and both ends of the interval of each number."""
-    return {f"{name} {end}": each[end] for name, each in certainty_of(numbers).items() for end in ("n", "low", "high")}
+    return {f"{name} {end}": each[end] for name, each in to_json(numbers)["certainty"].items() for end in ("n", "low", "high")}
 
 
 def eval_task(**changes: object) -> MaskedSignal:
@@ -69,7 +69,7 @@ def test_evaluation_depends_neither_on_batch_size_nor_on_order(joint):
     for size, order in [(1, None), (3, None), (4, [3, 9, 0, 1, 7, 5, 2, 8, 6, 4])]:
         again = task.evaluate(eval_batches(task.config, size, order))
         assert again == pytest.approx(numbers, rel=1e-5)
-        assert again.keys() == certainty_of(again).keys()
+        assert again.keys() == to_json(again)["certainty"].keys()
         assert ends_of(again) == pytest.approx(ends_of(numbers), rel=1e-5, abs=1e-9)
     assert not any(parameter.grad is not None for parameter in task.parameters())
 
@@ -151,7 +151,7 @@ def test_sums_of_several_processes_give_the_numbers_of_one():
     whole = Sums.whole([collect(slice(0, 9), slice(0, 6))])
     parts = Sums.whole([collect(slice(5, 9), slice(3, 6)), collect(slice(0, 5), slice(0, 3)), Sums()])
     assert parts.result() == pytest.approx(whole.result(), rel=1e-6)
-    assert certainty_of(parts.result()).keys() == whole.result().keys()
+    assert to_json(parts.result())["certainty"].keys() == whole.result().keys()
     assert ends_of(parts.result()) == pytest.approx(ends_of(whole.result()), rel=1e-6)
     assert whole.result()["mlm_acc_unigram"] == pytest.approx(max(Counter(targets.tolist()).values()) / 9)
     right = (logits.argmax(1) == targets).tolist()
@@ -159,7 +159,7 @@ def test_sums_of_several_processes_give_the_numbers_of_one():
         name: [sum(right[i] for i in range(9) if row_of[i] == row), int((row_of == row).sum())]
         for row, name in enumerate(where)
     }
-    assert {name: each["n"] for name, each in certainty_of(whole.result()).items()} == {
+    assert {name: each["n"] for name, each in to_json(whole.result())["certainty"].items()} == {
         **dict.fromkeys(("mlm_acc", "mlm_acc_wrong_image", "mlm_acc_unigram", "mlm_loss"), 9),
         **dict.fromkeys(("mim_mse", "mim_mse_wrong_caption"), 12),  # patches
     }

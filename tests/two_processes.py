@@ -19,7 +19,7 @@ from eve_vl import objectives
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader
-from eve_vl.metrics.certainty import certainty_of
+from eve_vl.metrics.certainty import to_json
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train import distributed
 from eve_vl.train.log import BadSamples
@@ -109,7 +109,7 @@ def evaluation() -> dict[str, dict[str, float]]:
 
 def ends_of(numbers: dict[str, float]) -> dict[str, float]:
     """n and both ends of the interval of each number that knows them, by name."""
-    known = certainty_of(numbers)
+    known = to_json(numbers)["certainty"]
     return {f"{name} {end}": each[end] for name, each in known.items() for end in ("n", "low", "high")}
 
 

@@ -58,6 +58,8 @@ def _of(name: str, combine: Callable[[Sequence[Any], int, int], Any] = _tuple, *
 class Sample(SimpleNamespace):
     """One row, ready to be batched: `where` it stands, and what the fields of its `batch` are made of (see `_of`)."""
 
+    name: str = ""
+    """In evaluation: what no other row is called (see `row_name`)."""
     batch: type["RowBatch"]
     """What samples like it are batched to."""
     skipped: tuple[BadSampleError, ...] = ()
@@ -80,6 +82,7 @@ class RowBatch:
     """What all batches have. A kind of batch is a subclass; that makes it a dataclass."""
 
     where: tuple[str, ...] = _of("where")
+    names: tuple[str, ...] = _of("name", default=())
     skipped: tuple[BadSampleError, ...] = _of("skipped", lambda values, *_: sum(values, ()), default=())
 
     def __init_subclass__(cls) -> None:

@@ -110,6 +110,7 @@ class RowDataset(SampleSet):
             except BadSampleError as error:
                 if not self.training:
                     return unusable(error)
+                error.row = f"{source}:{row}"
                 skipped.append(error)
                 row = (row + 1) % len(self.sources[source])
         raise UserError(f"{MAX_SKIPS} rows in a row cannot be used; the last: {skipped[-1]}")
@@ -118,7 +119,9 @@ class RowDataset(SampleSet):
         """Return the sample of one row. Raises BadSampleError."""
         content = self.sources[source][row]
         self.require(content, self.config, training=self.training)
-        return self.sample(content, generator(self.seed, SAMPLE, epoch, source, row))
+        sample = self.sample(content, generator(self.seed, SAMPLE, epoch, source, row))
+        sample.name = "" if self.training else row_name(content)
+        return sample
 
     @abstractmethod
     def sample(self, row: Any, rng: np.random.Generator) -> Sample:
@@ -217,6 +220,13 @@ def picture_key(image: ImageRef, where: str) -> int:
         case _:
             name = where.encode()
     return hash_of(name)
+
+
+def row_name(row: Record) -> str:
+    """Return a name that rows of another file of the same name do not have: where a row is, and a hash of what it holds."""
+    values = (getattr(row, field.name) for field in dataclasses.fields(row))
+    held = [picture_key(value, row.where) if isinstance(value, ImageRef) else value for value in values]
+    return f"{row.where} {hash_of(repr(held).encode()):x}"
 
 
 def row_keys(row: Record) -> tuple[int, ...]:

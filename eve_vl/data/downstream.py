@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler, Subset
 from eve_vl.config import ClassificationConfig, Config, RetrievalConfig
 from eve_vl.data import batch
 from eve_vl.data.batch import Sample
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, eval_positions, picture_key, unusable
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, eval_positions, picture_key, row_name, unusable
 from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, Labelled, Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
@@ -105,7 +105,8 @@ class SearchSet(SampleSet):
         except BadSampleError as error:
             return unusable(error)
         captions = self.captions_of[index]
-        return Sample(batch=batch.SearchPictures, index=index, captions=captions, where=pair.where, image=image)
+        names = {"where": pair.where, "name": row_name(pair)}
+        return Sample(batch=batch.SearchPictures, index=index, captions=captions, image=image, **names)
 
 
 def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:

@@ -35,10 +35,12 @@ def summary(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
     if right:
         balanced = math.fsum(sum(rows) / len(rows) for rows in right.values()) / len(right)
         influences = [(np.array(rows) - np.mean(rows)) / (len(rows) * len(right)) for rows in right.values()]
+        most = max(right, key=lambda name: len(right[name]))
+        gains = np.concatenate([np.subtract(rows, name == most, dtype=float) for name, rows in right.items()]) / len(true)
         numbers |= {
-            "acc": certainty.share(sum(map(sum, right.values())), len(true)),
+            "acc": certainty.over(certainty.share(sum(map(sum, right.values())), len(true)), "acc_majority", gains),
             "balanced_acc": certainty.linear(balanced, np.concatenate(influences)),
-            "acc_majority": certainty.share(max(map(len, right.values())), len(true)),
+            "acc_majority": certainty.share(len(right[most]), len(true)),
         }
     return numbers
 
@@ -75,9 +77,8 @@ def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, f
     numbers: dict[str, float] = {"num_rows": len(score_RC), "num_classes": len(there)}
     if len(there):
         values, influences = zip(*(average_precision(score_RC[:, c], is_true_RC[:, c]) for c in there), strict=True)
-        chance, share_R = float(is_true_RC[:, there].mean()), is_true_RC[:, there].mean(1)
-        numbers |= {
-            "mean_ap": certainty.linear(math.fsum(values) / len(there), np.mean(influences, 0)),
-            "mean_ap_chance": certainty.ratio(chance, share_R, np.ones(len(share_R)), n=len(share_R)),
-        }
+        share_R, influence_R = is_true_RC[:, there].mean(1), np.mean(influences, 0)
+        found = certainty.linear(value := math.fsum(values) / len(there), influence_R)
+        numbers["mean_ap"] = certainty.over(found, "mean_ap_chance", influence_R + (value - share_R) / len(share_R))
+        numbers["mean_ap_chance"] = certainty.mean(share_R)
     return numbers

@@ -18,8 +18,6 @@ class Sums:
     for its interval: what is masked in one row does not count as independent."""
 
     def __init__(self) -> None:
-        self.totals: dict[str, np.ndarray] = {}
-        """By number: what is summed up and how many there are, float64 (2,)."""
         self.rows: dict[str, list[tuple[Sequence[str], np.ndarray]]] = {}
         """By number: of each batch the names of its rows, and sum and count of each, float64 (B, 2)."""
         self.targets: list[tuple[Sequence[str], Tensor, Tensor]] = []
@@ -30,24 +28,19 @@ class Sums:
         self.add(name, where, row_M, logits_MV.argmax(-1) == targets_M)
         if name == "mlm_acc":
             self.targets.append((where, row_M.cpu(), targets_M.cpu()))
-            log_probability_MV = F.log_softmax(logits_MV.float(), 1)
-            total, loss_M = (F.nll_loss(log_probability_MV, targets_M, reduction=how) for how in ("sum", "none"))
-            self.add("mlm_loss", where, row_M, loss_M, (total.item(), len(loss_M)))
+            self.add("mlm_loss", where, row_M, F.cross_entropy(logits_MV.float(), targets_M, reduction="none"))
 
     def add_pixels(self, name: str, predicted_BMX: Tensor, target_BMX: Tensor, where: Sequence[str]) -> None:
         """Add up the squared error, of each row over its patches."""
         error_BMX = (predicted_BMX.double() - target_BMX.double()).square()
         row_BM = torch.arange(len(where))[:, None].expand(error_BMX.shape[:2])
-        self.add(name, where, row_BM.flatten(), error_BMX.mean(2).flatten(), (error_BMX.sum().item(), error_BMX.numel()))
+        self.add(name, where, row_BM.flatten(), error_BMX.mean(2).flatten())
 
-    def add(
-        self, name: str, where: Sequence[str], row_X: Tensor, value_X: Tensor, total: tuple[float, float] | None = None
-    ) -> None:
-        """Add values of a batch. row_X: the row of each. total: sum and count of them all, if not of these."""
+    def add(self, name: str, where: Sequence[str], row_X: Tensor, value_X: Tensor) -> None:
+        """Add values of a batch. row_X: the row of each."""
         rows, values = row_X.cpu().numpy(), value_X.double().cpu().numpy()
         row_B2 = np.stack([np.bincount(rows, each, len(where)) for each in (values, np.ones(len(rows)))], 1)
         self.rows.setdefault(name, []).append((where, row_B2))
-        self.totals[name] = self.totals.get(name, 0) + (row_B2.sum(0) if total is None else np.array(total, np.float64))
 
     @classmethod
     def whole(cls, parts: Iterable["Sums"]) -> "Sums":
@@ -55,9 +48,8 @@ class Sums:
         whole = cls()
         for part in parts:
             whole.targets += part.targets
-            for name, total in part.totals.items():
-                whole.totals[name] = whole.totals.get(name, 0) + total
-                whole.rows[name] = whole.rows.get(name, []) + part.rows[name]
+            for name, rows in part.rows.items():
+                whole.rows[name] = whole.rows.get(name, []) + rows
         if whole.targets:
             most_frequent = torch.cat([targets_M for *_, targets_M in whole.targets]).bincount().argmax()
             for where, row_M, targets_M in whole.targets:
@@ -85,10 +77,14 @@ class Sums:
         the two guesses are the patch's own mean, since any other colour would be blown up where a patch is nearly flat.
         """
         numbers: dict[str, float] = {}
-        for name, (total, count) in self.totals.items():
-            if count:
-                sum_R, count_R = np.array([*self.by_row(name).values()]).T
-                numbers[name] = certainty.ratio(float(total / count), sum_R, count_R, n=int(count_R.sum()))
+        by_row = {name: found for name in self.rows if (found := self.by_row(name))}
+        for name, found in by_row.items():
+            (sum_R, count_R), groups = np.array([*found.values()]).T, [*map(certainty.group_of, found)]
+            numbers[name] = certainty.ratio(sum_R, count_R, groups)
+            for other in by_row:
+                if other.startswith(f"{name}_") and by_row[other].keys() == found.keys():
+                    gain_R = sum_R - np.array([each[0] for each in by_row[other].values()])
+                    numbers[name] = certainty.over(numbers[name], other, gain_R / count_R.sum(), groups)
         return numbers
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from eve_vl.metrics import certainty
 
 
@@ -16,16 +14,19 @@ def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Se
     without a label, which are not scored. Without any label, both shares are left out, without groups the second. The pairs of
     a group are resampled together.
     """
-    is_right: dict[str, list[bool]] = {}
-    for guess, label, group in zip(predicted, labels, groups, strict=True):
-        if label is not None:
-            is_right.setdefault(group, []).append(bool(guess) == label)
-    num_labelled = sum(map(len, is_right.values()))
+    known = [
+        (group, bool(guess) == label)
+        for guess, label, group in zip(predicted, labels, groups, strict=True)
+        if label is not None
+    ]
     found: dict[str, float] = {}
-    if num_labelled:
-        found["nlvr2_acc"] = certainty.share(sum(map(sum, is_right.values())), num_labelled)
-        if any(groups):
-            sums, counts = (np.array([of(rows) for rows in is_right.values()]) for of in (sum, len))
-            found["nlvr2_acc"] = certainty.ratio(found["nlvr2_acc"], sums, counts, n=num_labelled)
-            found["nlvr2_consistency"] = certainty.share(sum(map(all, is_right.values())), len(is_right))
-    return found | {"num_pairs": len(labels), "num_unlabelled": len(labels) - num_labelled}
+    if known:
+        found["nlvr2_acc"] = certainty.mean(
+            [right for _, right in known], [group for group, _ in known] if any(groups) else None
+        )
+    if known and any(groups):
+        is_whole = {}
+        for group, right in known:
+            is_whole[group] = is_whole.get(group, True) and right
+        found["nlvr2_consistency"] = certainty.mean([*is_whole.values()])
+    return found | {"num_pairs": len(labels), "num_unlabelled": len(labels) - len(known)}

@@ -19,6 +19,7 @@ from eve_vl.metrics.certainty import Estimate
 
 MISSED = 2**62  # rank of a query none of whose matches was ranked
 NO_MATCH = -1  # rank of a query that has no match at all; recalls leave it out
+RECALLS = (1, 5, 10)
 QUERIES_AT_ONCE = 256  # 26 MB of scores for 25,000 candidates
 
 
@@ -186,17 +187,6 @@ def reranked_ranks(topk_QK: Tensor, rerank_scores_QK: Tensor, matches: Matches) 
     return ranks(topk_QK.gather(1, order_QK.to(topk_QK.device)), matches)
 
 
-def recalls(ranks_Q: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """Return, for each k, the share of queries in [0, 1] whose best match is among the first k.
-
-    Queries with rank NO_MATCH are left out. Raises ValueError if no other is left.
-    """
-    ranks_Q = ranks_Q[ranks_Q != NO_MATCH]
-    if not len(ranks_Q):
-        raise ValueError("no query has a match, so there is nothing to recall")
-    return {k: int((ranks_Q < k).sum()) / len(ranks_Q) for k in ks}
-
-
 def summary(image_to_text_ranks_I: Tensor, text_to_image_ranks_T: Tensor, image_T: Tensor | None = None) -> dict[str, float]:
     """Return the numbers of both directions.
 
@@ -210,17 +200,19 @@ def summary(image_to_text_ranks_I: Tensor, text_to_image_ranks_T: Tensor, image_
     own_I, own_T = torch.arange(len(image_to_text_ranks_I)), -1 - torch.arange(len(text_to_image_ranks_T))
     ways = {"tr": (image_to_text_ranks_I, own_I), "ir": (text_to_image_ranks_T, own_T if image_T is None else image_T)}
     for way, (ranks_Q, image_Q) in ways.items():
-        shares, images = recalls(ranks_Q), image_Q[ranks_Q != NO_MATCH].tolist()
-        hits_Qk = (ranks_Q[ranks_Q != NO_MATCH, None] < torch.tensor(list(shares))).numpy()
-        for k, hits_Q in zip(shares, hits_Qk.T, strict=True):
-            is_alone = len(set(images)) == len(images)
-            found[f"{way}{k}"] = certainty.share(int(hits_Q.sum()), len(images)) if is_alone else certainty.mean(hits_Q, images)
-        influences.append((hits_Qk.sum(1) - sum(shares.values())) / (6 * len(images)))
+        is_asked_Q = ranks_Q != NO_MATCH
+        if not is_asked_Q.any():
+            raise ValueError("no query has a match, so there is nothing to recall")
+        images, hits_Qk = image_Q[is_asked_Q].tolist(), (ranks_Q[is_asked_Q, None] < torch.tensor(RECALLS)).numpy()
+        found |= {f"{way}{k}": certainty.mean(hits_Q, images) for k, hits_Q in zip(RECALLS, hits_Qk.T, strict=True)}
+        influences.append((hits_Qk - hits_Qk.mean(0)).sum(1) / (6 * len(images)))
         groups += images
     total = sum(found.values())
     r_mean = certainty.linear(total / 6, np.concatenate(influences), groups)
+    assert isinstance(r_mean, Estimate)
     num_without = sum(int((ranks_Q == NO_MATCH).sum()) for ranks_Q, _ in ways.values())
-    rsum = Estimate(total * 100, n=r_mean.n, low=600 * r_mean.low, high=600 * r_mean.high, method=r_mean.method)
+    known = {"n": r_mean.n, "method": r_mean.method, "groups": r_mean.groups}
+    rsum = Estimate(total * 100, low=600 * r_mean.low, high=600 * r_mean.high, **known)  # pyright: ignore[reportArgumentType]
     return found | {"r_mean": r_mean, "rsum": rsum, "num_queries_without_match": num_without}
 
 

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
 from eve_vl.metrics import certainty
-from eve_vl.metrics.certainty import Estimate
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -123,7 +122,7 @@ def summary(
             score = accuracy_of(prediction, given), picture
             for name in ("vqa_acc", f"vqa_acc/{answer_type}") if answer_type else ("vqa_acc",):
                 scores.setdefault(name, []).append(score)
-    found: dict[str, float] = {name: certainty.mean(*zip(*scores[name], strict=True)) for name in sorted(scores)}
+    found: dict[str, float] = {name: certainty.mean(*zip(*scores[name], strict=True), is_share=True) for name in sorted(scores)}
     return found | {"num_questions": len(answers), "num_unanswered": sum(not given for given in answers)}
 
 
@@ -141,29 +140,3 @@ def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequenc
         raise ValueError("a blind baseline needs answers to learn from")
     best = {question: next(iter(build_answers(given.get(question, ()), 1)), everything[0]) for question in questions}
     return [best[question] for question in questions]
-
-
-def blind_baseline(
-    train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str], answers: Sequence[Sequence[str]]
-) -> Estimate:
-    """Return the accuracy of `blind_answers`. Questions without answers are left out.
-
-    Raises ValueError if either side has no answers.
-    """
-    guesses = blind_answers(train, questions)
-    scores = [accuracy_of(guess, row) for guess, row in zip(guesses, answers, strict=True) if row]
-    if not scores:
-        raise ValueError("a blind baseline needs answers to compare with")
-    return Estimate(sum(scores) / len(scores), **certainty.mean(scores).certainty())
-
-
-def majority_baseline(train_answers: Iterable[Sequence[str]], test_answers: Sequence[Sequence[str]]) -> Estimate:
-    """Return the mean accuracy, in [0, 1], of always giving the first of `build_answers` of the training questions.
-
-    Test questions without answers are not scored. Raises ValueError if either side has no answer at all.
-    """
-    best = build_answers(train_answers, min_count=1)
-    scores = [accuracy_of(best[0], given) for given in test_answers if given] if best else []
-    if not scores:
-        raise ValueError("the most frequent answer needs answers in the training and in the test data")
-    return certainty.mean(scores)

@@ -6,7 +6,6 @@ Letters: C classes.
 from collections import Counter
 from collections.abc import Iterator
 
-import torch
 from markupsafe import Markup
 
 from eve_vl.data.batch import LabelBatch, Pictures, Texts
@@ -49,9 +48,7 @@ class ClassificationReport(ClassifierReport):
         """Return the numbers and, of one label each, the confusion matrix of the most frequent classes."""
         classes, counts_CC, confused = [], [], []
         if "acc" in measured.values:
-            with torch.inference_mode():
-                dataset = self.dataset(min(measured.num_samples, NUM_ROWS), for_evaluation=True)
-                seen = [each for each in self.task.examples(self.batches(dataset)) if each.labels]
+            seen = [each for each in self.evaluated(min(measured.num_samples, NUM_ROWS)).examples if each.labels]
             pairs = Counter((each.labels[0], each.label) for each in seen)
             classes = [name for name, _ in Counter(each.labels[0] for each in seen).most_common(NUM_CLASSES)]
             counts_CC = confusion([each.label for each in seen], [each.labels[0] for each in seen], classes).tolist()

@@ -11,7 +11,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from eve_vl.config import Config, flat, to_dict
+from eve_vl.config import HELD_OUT, Config, flat, to_dict
+from eve_vl.data.loader import OPTIONS
 from eve_vl.errors import UserError
 from eve_vl.loading import load_run
 from eve_vl.metrics import certainty
@@ -25,6 +26,12 @@ from eve_vl.train.checkpoint import BEST, CHECKPOINTS
 from eve_vl.train.log import LOG, read_log
 
 NUM_EXAMPLES = 6
+ALIKE = ("data.val", "data.val_share", "data.val_samples", "data.skip_broken_val", "data.rows", *(f"data.{o}" for o in OPTIONS))
+ALIKE += tuple(
+    f"task.{name}"
+    for name in ("image_mask_ratio", "text_mask_ratio", "joint_masking", "reads", "captions_per_image", "merge_captions")
+)
+"""What is the same in runs on the same rows that are asked the same; data.train too, where some of it is held out."""
 AXES = ("step", "pairs", "minutes")
 
 
@@ -39,8 +46,7 @@ class Arm:
     losses: Sequence[Loss]
     measured: Measured | None = None
     verdict: str = ""
-    examples: Mapping[str, Example] = field(default_factory=dict)
-    """By where the row is."""
+    examples: Sequence[Example] = ()
     scores: Mapping[str, float] = field(default_factory=dict)
     """How well each row of validation is done, by its name."""
     problem: str = ""
@@ -88,8 +94,8 @@ def read_arm(folder: Path, name: str) -> Arm:
         try:
             arm.measured = report.measured(log)
             arm.verdict = run.task.verdict(arm.measured.values)
-            arm.examples = {example.where: example for example in report.compared(NUM_EXAMPLES)}
-            arm.scores = report.evaluated(arm.measured.num_samples)[1]
+            arm.examples = report.compared(NUM_EXAMPLES)
+            arm.scores = report.evaluated(arm.measured.num_samples).row_scores
         except UserError as error:  # its data may be out of reach here
             arm.problem = str(error)
     return arm
@@ -111,9 +117,17 @@ def comparison_page(name: str, arms: Sequence[Arm], unreadable: Mapping[str, str
 
 
 def paired(arms: Sequence[Arm]) -> list[tuple[str, str, certainty.Estimate]]:
-    """Return, of each two runs that share rows, by how much the first does a row better."""
-    pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if a.scores.keys() & b.scores.keys()]
-    return [(a.name, b.name, certainty.paired(a.scores, b.scores)) for a, b in pairs]
+    """Return, of each two runs on the same rows, by how much the first does a row better."""
+    pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if asked(a) == asked(b) and a.scores.keys() & b.scores.keys()]
+    found = [(a.name, b.name, certainty.paired(a.scores, b.scores)) for a, b in pairs]
+    return [(a, b, difference) for a, b, difference in found if isinstance(difference, certainty.Estimate)]
+
+
+def asked(arm: Arm) -> dict[str, Any]:
+    """Return what says which rows a run was measured on, and what it was asked of them."""
+    values, held_out = flat(to_dict(arm.config)), ("data.train",) * (arm.config.data.val == (HELD_OUT,))
+    found = {name: values.get(name) for name in (*ALIKE, *held_out)}
+    return found | {"num_samples": arm.measured and arm.measured.num_samples}
 
 
 def differences(arms: Sequence[Arm]) -> dict[str, list[Any]]:
@@ -138,10 +152,10 @@ def curves(arms: Sequence[Arm]) -> dict[str, list[Markup]]:
     return drawn
 
 
-def same_rows(arms: Sequence[Arm]) -> dict[str, dict[str, Example]]:
-    """Return, of rows that several runs have seen, what each makes of them, by its name."""
+def same_rows(arms: Sequence[Arm]) -> list[dict[str, Example]]:
+    """Return, of rows that several runs have seen, what each run makes of them, by its name."""
     seen: dict[str, dict[str, Example]] = defaultdict(dict)
     for arm in arms:
-        for where, example in arm.examples.items():
-            seen[where][arm.name] = example
-    return {where: of_runs for where, of_runs in seen.items() if len(of_runs) > 1}
+        for number, example in enumerate(arm.examples):
+            seen[json.dumps([asked(arm), number, example.where])][arm.name] = example
+    return [of_runs for of_runs in seen.values() if len(of_runs) > 1]

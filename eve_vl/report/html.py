@@ -18,6 +18,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from eve_vl.metrics.certainty import Estimate
+from eve_vl.talk import counted
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -56,12 +57,6 @@ def png(pixels_HWC: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC).save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def counted(count: float, one: str, many: str = "") -> str:
-    """Return a number with its noun: 1 match, 3 matches, 1.5 matches. many: default: with an s."""
-    text = f"{count:,.0f}" if count == int(count) else number(count)
-    return f"{text} {one if count == 1 else many or f'{one}s'}"
 
 
 def interval(value: float, show: Callable[[float], str]) -> str:

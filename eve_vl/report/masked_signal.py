@@ -3,9 +3,8 @@
 Letters: B batch, P patches, M masked tokens, X values in a patch, V vocabulary.
 """
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from eve_vl.report.task import Example, TaskReport, best_choices
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
 NUM_GUESSES = 5
+GIVEN = ("original", "masked")  # of the pictures of rebuilding, those that are not made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +34,27 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenToken:
-    """One hidden token: what it was, the best guesses with the right picture, and the best with the wrong one."""
+    """One hidden token: what it was, the best guesses with the right picture, and what the wrong one makes of them."""
 
     truth: str
     guesses: list[Choice]
     wrong_picture: Choice | None
-    """None where texts have no pictures."""
-    truth_probability: float
-    """With the right picture."""
-    truth_probability_wrong_picture: float
+    """The best guess; None where texts have no pictures."""
+    truth_probability: tuple[float, float]
+    """With the right and with the wrong picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShownPair:
-    """One validation row: a pair, a picture or a text."""
+class ShownPair(Example):
+    """One validation row: a pair, a picture or a text; its pictures are those of the pass that rebuilds, if that is trained."""
 
-    where: str
-    caption: str
     pieces: tuple[Piece, ...]
-    rebuilding: dict[str, np.ndarray]
-    """Pictures by name, uint8 (H, W, 3), of the pass that rebuilds; empty where it is not trained."""
     wrong_caption: str
-    guessing: dict[str, np.ndarray]
+    beside: Mapping[str, np.ndarray]
+    """The picture rebuilt beside it."""
+    guessing: Mapping[str, np.ndarray]
     """What the text pass saw: both pictures, the original, or masked if both modalities are masked in one pass."""
-    hidden: tuple[HiddenToken, ...]
+    hidden: Sequence[HiddenToken]
 
 
 class MaskedSignalReport(TaskReport):
@@ -83,31 +80,15 @@ class MaskedSignalReport(TaskReport):
     def evidence(self, num_each: int) -> list[Section]:
         """Return the sections of pictures and of captions, as far as the rows hold them."""
         rows = self.run.config.data.rows
-        values = {"pairs": self.pairs(num_each), "settings": self.task.settings, "rows": rows}
+        values = {"pairs": self.compared(num_each), "settings": self.task.settings, "rows": rows}
         titles = [("pictures", "Pictures"), ("captions", "Masked texts" if rows == "texts" else "Masked captions")]
         shown = {"pictures": titles[:1], "texts": titles[1:]}.get(rows, titles)
         return [Section(name=name, title=title, body=draw("masked_signal.html", name, **values)) for name, title in shown]
 
-    def compared(self, num: int) -> list[Example]:
-        """Return what the model makes of rows of validation data: the rebuilt picture, the first guess for each token."""
-        return [
-            Example(
-                where=pair.where,
-                pictures={name: pair.rebuilding[name] for name in ("original", "masked") if name in pair.rebuilding},
-                text=pair.caption,
-                choices=[
-                    dataclasses.replace(token.guesses[0], text=f"{token.truth} → {token.guesses[0].text}")
-                    for token in pair.hidden
-                ],
-                made={name: pair.rebuilding[name] for name in ("rebuilt",) if name in pair.rebuilding},
-            )
-            for pair in self.pairs(num)
-        ]
-
     @torch.inference_mode()
-    def pairs(self, num_pairs: int) -> list[ShownPair]:
+    def compared(self, num: int) -> list[ShownPair]:
         """Return what the model makes, in float32, of rows spread evenly over its validation data."""
-        batch = next(self.batches(self.dataset(num_pairs)))
+        batch = next(self.batches(self.dataset(num)))
         task, texts = self.task, batch if isinstance(batch, MaskedTexts) else None
         wrong = batch.wrong if isinstance(batch, PairBatch) else None
         rebuilding, guessing = {}, {}
@@ -127,12 +108,15 @@ class MaskedSignalReport(TaskReport):
         return [
             ShownPair(
                 where=where,
-                caption=self.run.tokenizer.decode(ids[row]),
+                pictures={name: made[row] for name, made in rebuilding.items() if name in GIVEN},
+                text=self.run.tokenizer.decode(ids[row]),
+                choices=[replace(each.guesses[0], text=f"{each.truth} → {each.guesses[0].text}") for each in hidden[row]],
+                made={"rebuilt": rebuilding["rebuilt"][row]} if rebuilding else {},
+                beside={name: made[row] for name, made in rebuilding.items() if name == "wrong caption"},
                 pieces=caption_pieces(self.run.tokenizer, ids[row], masks[row]),
-                rebuilding={name: made[row] for name, made in rebuilding.items()},
                 wrong_caption=self.run.tokenizer.decode(wrong.ids_BT[row].tolist()) if wrong is not None else "",
                 guessing={name: made[row] for name, made in guessing.items()},
-                hidden=tuple(hidden[row]),
+                hidden=hidden[row],
             )
             for row, where in enumerate(batch.where)
         ]
@@ -141,7 +125,7 @@ class MaskedSignalReport(TaskReport):
         """Return per row its hidden tokens in reading order, guessed with the right and, of pairs, with the wrong picture."""
         joint, tokenizer, beside = self.task.settings.joint_masking, self.run.tokenizer, [batch]
         if isinstance(batch, PairBatch) and batch.wrong is not None:
-            beside.append(dataclasses.replace(batch, images_BCHW=batch.wrong.images_BCHW))
+            beside.append(replace(batch, images_BCHW=batch.wrong.images_BCHW))
         probabilities = [
             self.task.predict_tokens(self.task.encode(rows, keep=joint, mask=True), batch).float().softmax(-1).cpu()
             for rows in beside
@@ -156,8 +140,7 @@ class MaskedSignalReport(TaskReport):
                     truth=tokenizer.word(truth),
                     guesses=first,
                     wrong_picture=others[0][0] if others else None,
-                    truth_probability=each_V[0][truth].item(),
-                    truth_probability_wrong_picture=each_V[-1][truth].item(),
+                    truth_probability=(each_V[0][truth].item(), each_V[-1][truth].item()),
                 )
             )
         return hidden

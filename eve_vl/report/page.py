@@ -18,6 +18,7 @@ from eve_vl.report.html import Section, document, draw
 from eve_vl.report.routing import routing_section
 from eve_vl.report.task import task_report
 from eve_vl.talk import warn
+from eve_vl.tasks.task import NO_BASELINE
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.facts import read_environment
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_log
@@ -59,6 +60,7 @@ def run_page(run: LoadedRun) -> str:
         except UserError as error:  # the data may be out of reach here; what the run folder tells is still worth a page
             problem = f"The validation data cannot be read here, so numbers, examples and routing are left out: {error}"
             warn(f"warning: {problem}")
+    texts = [row["text"] for row in curves.log if row["kind"] == "note"]
     return document(
         "run.html",
         [*sections, config_section(config)],
@@ -66,7 +68,7 @@ def run_page(run: LoadedRun) -> str:
         run=run,
         config=config,
         problem=problem,
-        notes=[row["text"] for row in curves.log if row["kind"] == "note" and row["text"] != verdict],
+        notes=[text for text in texts if not (verdict and text.endswith((verdict, NO_BASELINE)))],  # training has no baselines
         **run_facts(run, curves.log, counts),
     )
 
@@ -80,11 +82,12 @@ def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] 
     """Return what a page says of a run besides its config. counts: rows of training and of validation data, if known."""
     folder, config, is_best = run_folder(run), run.config, run.folder.name == BEST
     reached = [int(each.name.removeprefix("step_")) for each in checkpoint_folders(folder)] if is_best else []
+    last = max([run.step, *reached, *(row["step"] for row in log)])
+    has_stalled = any(row["step"] == last and row.get("text", "").startswith(STOPPED_EARLY) for row in log)
     return {
         "step": run.step,
         "is_best": is_best,
-        "is_unfinished": max([run.step, *reached]) < config.train.steps
-        and not any(row.get("text", "").startswith(STOPPED_EARLY) for row in log),
+        "is_unfinished": max([run.step, *reached]) < config.train.steps and not has_stalled,
         "saved": datetime.fromtimestamp((run.folder / "state.json").stat().st_mtime, UTC),
         "duration": clock(log, config.train.batch_size)[1][-1],
         "core_seconds": sum(row.get("core_seconds", 0) for row in log if row["kind"] == "train"),

@@ -24,7 +24,6 @@ from eve_vl.report.html import Section
 from eve_vl.report.task import Example, Measured, TaskReport, pixels_of
 from eve_vl.tasks.retrieval import Index, Retrieval
 
-RECALLS = (1, 5, 10)
 NUM_SEARCHED = 200
 NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
 NUM_HITS = 5
@@ -79,9 +78,9 @@ class RetrievalReport(TaskReport):
         texts = Counter(text for row in captions_of for text in row)
         matches = {"tr": [len(row) for row in captions_of if row], "ir": list(texts.values())}
         num = {"tr": int(measured.values["num_texts"]), "ir": int(measured.values["num_images"])}
-        chance = {way: [chance_recall(k, num[way], matches[way]) for k in RECALLS] for way in num}
+        chance = {way: [chance_recall(k, num[way], matches[way]) for k in metrics.RECALLS] for way in num}
         shown = {"values": measured.values, "num": num, "matches": matches, "chance": chance}
-        return self.draw("numbers", rerank=self.task.settings.rerank, recalls=RECALLS, bar_chart=bar_chart, **shown)
+        return self.draw("numbers", rerank=self.task.settings.rerank, recalls=metrics.RECALLS, bar_chart=bar_chart, **shown)
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and what they find."""

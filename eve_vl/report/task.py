@@ -19,13 +19,15 @@ from eve_vl.config import define, kinds_of
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
 from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluate_rows
+from eve_vl.evaluation import evaluated
 from eve_vl.loading import LoadedRun
 from eve_vl.report.curves import Loss
-from eve_vl.report.html import Choice, Section, counted, draw
+from eve_vl.report.html import Choice, Section, draw
 from eve_vl.report.routing import Routing, routing_of
+from eve_vl.talk import counted
 from eve_vl.tasks.calls import best_classes
 from eve_vl.tasks.look import HeatMap
+from eve_vl.tasks.task import Evaluated
 
 NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never validated
 NUM_SEEN = 128  # rows that examples are chosen from, and whose routing is counted
@@ -58,6 +60,8 @@ class TaskReport:
     template: str = "task.html"
     """What shows it: macros `numbers` and `charts`, and those that its sections use."""
     losses: ClassVar[tuple[Loss, ...]] = ()
+    has_baselines: ClassVar[bool] = False
+    """Whether its numbers need baselines that evaluation has and the log has not."""
     num_each: ClassVar[int] = 6
     """Examples of a kind that the page shows."""
 
@@ -66,6 +70,7 @@ class TaskReport:
 
     def __init__(self, run: LoadedRun):
         self.run, self.task = run, run.task
+        self.known: dict[int, Evaluated] = {}
 
     @cached_property
     def sources(self) -> tuple[list[Source[Any]], list[Source[Any]]]:
@@ -95,10 +100,11 @@ class TaskReport:
         for row in reversed(log):
             if row["kind"] == "val" and row["step"] <= step:
                 values = {name: value for name, value in row.items() if name != "step" and isinstance(value, float | int)}
+                values |= self.evaluated(num_samples).numbers if self.has_baselines else {}
                 where = "the run's validation data" + ", the last time before this checkpoint" * (row["step"] < step)
                 return Measured(values=values, step=row["step"], where=where, num_samples=num_samples)
         num_samples = min(num_samples, NUM_MEASURED)
-        values = self.evaluated(num_samples)[0]
+        values = self.evaluated(num_samples).numbers
         where = f"at most {counted(num_samples, f'validation {self.row}')}"
         return Measured(values=values, step=step, where=where, num_samples=num_samples)
 
@@ -110,14 +116,16 @@ class TaskReport:
         """Return sections that show the run at work on a few rows. num_each: examples of a kind."""
         return []
 
-    def compared(self, num: int) -> "list[Example]":
+    def compared(self, num: int) -> "Sequence[Example]":
         """Return what the run makes of `num` rows of its validation data: the same rows for every run on the same data."""
         return []
 
-    def evaluated(self, num_samples: int) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Return the numbers and the rows' scores on validation data, without rows that validation skips."""
-        skip = self.run.config.data.skips_broken_val
-        return evaluate_rows(self.run, num_samples, self.sources[1], skip_broken=skip)
+    def evaluated(self, num_samples: int) -> Evaluated:
+        """Return the numbers, the rows and their scores on validation data, without rows that validation skips; found once."""
+        if num_samples not in self.known:
+            skip = self.run.config.data.skips_broken_val
+            self.known[num_samples] = evaluated(self.run, num_samples, self.sources[1], skip_broken=skip)
+        return self.known[num_samples]
 
     def draw(self, macro: str, **values: Any) -> Markup:
         """Return what a macro of the task's template makes of values and of the report itself."""

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from eve_vl.data.batch import QuestionBatch
-from eve_vl.data.dataset import eval_rows
 from eve_vl.metrics import vqa as metrics
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
 from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, best_choices, pixels_of
-from eve_vl.tasks.vqa import VQA, training_questions
+from eve_vl.tasks.vqa import VQA
 
 
 class VQAReport(ClassifierReport):
@@ -24,6 +23,7 @@ class VQAReport(ClassifierReport):
     title, template = "Questions", "vqa.html"
     row = "question"
     heat_for = "the first answer"
+    has_baselines = True
     losses = (Loss("vqa", "Answer loss", "Binary cross-entropy of the answers, summed over the list."),)
 
     def examples(self, batch: QuestionBatch) -> Iterator[Example]:
@@ -45,17 +45,4 @@ class VQAReport(ClassifierReport):
 
     def numbers(self, measured: Measured) -> Markup:
         """Return accuracy, over all and by type of answer."""
-        blind = self.blind(measured.num_samples) if "vqa_acc" in measured.values else {}
-        return self.draw("numbers", values=measured.values, blind=blind, bar_chart=bar_chart)
-
-    def blind(self, num_samples: int) -> dict[str, float]:
-        """Return what answers from the question's words alone come to, by the names of the metrics, and `majority`; empty if
-        the training questions cannot be read or no answer is known."""
-        train = training_questions(self.run.config)
-        rows = [row for row in eval_rows(self.sources[1], num_samples) if row.answers]
-        if not train or not rows:
-            return {}
-        answers = [row.answers for row in rows]
-        guesses = metrics.blind_answers(train, [row.question for row in rows])
-        majority = metrics.majority_baseline((given for _, given in train), answers)
-        return metrics.summary(guesses, answers, [row.answer_type for row in rows]) | {"majority": majority}
+        return self.draw("numbers", values=measured.values, bar_chart=bar_chart)

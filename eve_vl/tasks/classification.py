@@ -44,6 +44,7 @@ class ClassificationExample:
     """The most probable."""
     labels: tuple[str, ...]
     where: str
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +132,8 @@ class Classification(Classifier[ClassificationConfig]):
     labels_file = "classes.json"
     label_layer = "class_head.3"
     against = (
-        Against("acc", "rows", "acc_majority", "always giving the most frequent label"),
-        Against("mean_ap", "rows", "mean_ap_chance", "a constant score"),
+        Against("acc", "row", "acc_majority", "always giving the most frequent label"),
+        Against("mean_ap", "row", "mean_ap_chance", "a constant score"),
     )
     has_prediction_file = True
     computation = "classifier"
@@ -217,7 +218,7 @@ class Classification(Classifier[ClassificationConfig]):
 
     def row_scores(self, examples: Sequence[ClassificationExample]) -> dict[str, float]:
         """Return whether the most probable label of each row that has labels is one of them."""
-        return {each.where: float(each.label in each.labels) for each in examples if each.labels}
+        return {each.name: float(each.label in each.labels) for each in examples if each.labels}
 
     def prediction_file(self, examples: Sequence[ClassificationExample]) -> str:
         """Return a JSON line for each row: its name, label and the label's probability; of several labels all from 0.5 on."""

@@ -3,6 +3,7 @@
 Letters: B batch, D width.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -45,8 +46,8 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
     calls = ContrastMatchCalls
     against = (
         *MaskedSignalTask.against,
-        Against("itc_acc", "pictures and texts", 0.5, "chance"),
-        Against("itm_acc", "pairs", 0.5, "chance"),
+        Against("itc_acc", "comparison", 0.5, "chance"),
+        Against("itm_acc", "pair", 0.5, "chance"),
     )
 
     def __init__(self, config: Config, sizes: Sizes):
@@ -60,21 +61,21 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         contrast_losses, contrast_terms, contrast_routers = self.contrast(self.encoder, batch)
         return self.output(losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms)
 
-    def add_to(self, sums: Sums, batch: MaskedBatch) -> None:
+    def add_to(self, sums: Sums, batch: MaskedBatch, names: Sequence[str]) -> None:
         """Evaluate one batch: masked signals, `itc_acc`, the share of pictures and texts that are more alike to their own
         partner than to a wrong one, and `itm_acc`, the share of true and of wrong pairs told apart; chance is 0.5 for both."""
-        super().add_to(sums, batch)
+        super().add_to(sums, batch, names)
         assert isinstance(batch, PairBatch) and batch.wrong is not None
         image_Bd, text_Bd = self.image_features(batch.images_BCHW), self.text_features(batch.ids_BT, batch.is_padding_BT)
         wrong_image_Bd = self.image_features(batch.wrong.images_BCHW)
         wrong_text_Bd = self.text_features(batch.wrong.ids_BT, batch.wrong.is_padding_BT)
         own_B, rows = (image_Bd * text_Bd).sum(1), torch.arange(len(batch.where))
         for other_B in ((wrong_image_Bd * text_Bd).sum(1), (image_Bd * wrong_text_Bd).sum(1)):
-            sums.add("itc_acc", batch.where, rows, own_B > other_B)
+            sums.add("itc_acc", names, rows, own_B > other_B)
         if self.contrast.match_head is not None:
             for pairs, is_match in ((batch, True), (batch.with_text_of(batch.wrong), False)):
                 logits_B2, _ = self.match(pairs.images_BCHW, pairs.ids_BT, pairs.is_padding_BT)
-                sums.add("itm_acc", batch.where, rows, logits_B2.argmax(1) == int(is_match))
+                sums.add("itm_acc", names, rows, logits_B2.argmax(1) == int(is_match))
 
     def routers(self, batch: Any) -> Routers:
         """Return what the routers do in all passes of a step, those of matching without their wrong pairs."""

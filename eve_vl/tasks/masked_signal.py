@@ -18,9 +18,10 @@ from torch import Tensor
 from eve_vl import objectives
 from eve_vl.config import Config, EveModelConfig, MaskedSignalConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
-from eve_vl.data.dataset import MaskedPairs
+from eve_vl.data.dataset import MaskedPairs, hash_of
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import masked_signal as metrics
+from eve_vl.metrics.certainty import GROUP
 from eve_vl.model.backbone import Encoded
 from eve_vl.model.embed import hide, patchify, put, take, to_pictures
 from eve_vl.model.encoder import initialize
@@ -32,7 +33,7 @@ from eve_vl.tasks.verdict import Against
 from eve_vl.train.distributed import gather_objects, sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
 
-TOKENS, PATCHES = "masked tokens", "masked patches"
+TOKENS, PATCHES = "masked token", "masked patch"
 IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
 MaskedBatch = PairBatch | MaskedPictures | MaskedTexts
 Settings = TypeVar("Settings", bound=MaskedSignalConfig)
@@ -144,13 +145,13 @@ class MaskedSignalTask(Task[Settings]):
         """Return the numbers of `metrics.masked_signal` over all processes; deterministic."""
         sums = metrics.Sums()
         for batch in loader:
-            self.add_to(sums, batch)
+            self.add_to(sums, batch, names_of(batch))
         sums = metrics.Sums.whole(gather_objects(sums))
         row_scores = {row: float(right / count) for row, (right, count) in sums.by_row("mlm_acc").items()}
         return Evaluated(numbers=sums.result(), row_scores=row_scores)
 
-    def add_to(self, sums: metrics.Sums, batch: MaskedBatch) -> None:
-        """Evaluate one batch and, of pairs, with a wrong partner too."""
+    def add_to(self, sums: metrics.Sums, batch: MaskedBatch, names: Sequence[str]) -> None:
+        """Evaluate one batch and, of pairs, with a wrong partner too. names: of its rows."""
         task, wrong = self.settings, batch.wrong if isinstance(batch, PairBatch) else None
         if task.mlm_weight and isinstance(batch, MaskedTexts):
             targets_M, row_M = batch.ids_BT[batch.is_masked_BT], batch.is_masked_BT.nonzero()[:, 0]
@@ -159,7 +160,7 @@ class MaskedSignalTask(Task[Settings]):
                 rows["mlm_acc_wrong_image"] = dataclasses.replace(batch, images_BCHW=wrong.images_BCHW)
             for name, each in rows.items():
                 encoded = self.encode(each, keep=task.joint_masking, mask=True)
-                sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M, row_M, batch.where)
+                sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M, row_M, names)
         if task.mim_weight and isinstance(batch, MaskedPictures):
             patches_BPX, rows = self.patches(batch), {"mim_mse": batch}
             hidden_BMX = take(self.targets(patches_BPX), batch.hidden_BM)
@@ -167,12 +168,12 @@ class MaskedSignalTask(Task[Settings]):
                 rows["mim_mse_wrong_caption"] = batch.with_text_of(wrong)
             for name, each in rows.items():
                 encoded = self.encode(each, keep=True, mask=task.joint_masking)
-                sums.add_pixels(name, self.predict_pixels(encoded, batch), hidden_BMX, batch.where)
+                sums.add_pixels(name, self.predict_pixels(encoded, batch), hidden_BMX, names)
             neighbours_BMX, image_BMX = metrics.visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
             for name, guess_BMX in (("mim_mse_mean_baseline", neighbours_BMX), ("mim_mse_image_mean", image_BMX)):
                 # of targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
                 guess_BMX = torch.zeros_like(guess_BMX) if task.normalize_targets else guess_BMX
-                sums.add_pixels(name, guess_BMX, hidden_BMX, batch.where)
+                sums.add_pixels(name, guess_BMX, hidden_BMX, names)
 
     def glimpse(self, batch: MaskedBatch, tokenizer: Tokenizer) -> dict[str, np.ndarray | str]:
         """Return the first rows: pictures beside masked and rebuilt ones, texts above those with the best guesses filled in."""
@@ -245,6 +246,18 @@ class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
         """Return the weighted sum of the losses (weights: task.mim_weight, task.mlm_weight, the model's balance weight)."""
         losses, terms, routers = self.masked_losses(batch)
         return self.output(losses, routers, **terms)
+
+
+def names_of(batch: MaskedBatch) -> list[str]:
+    """Return a name for each row, of its tokens and which are hidden too, for other ones are other questions; pairs of one
+    picture belong together."""
+    names = batch.names
+    if isinstance(batch, MaskedTexts):
+        hidden_BT = batch.ids_BT.masked_fill(~batch.is_masked_BT, -1).tolist()
+        hidden = [[(place, token) for place, token in enumerate(hidden_T) if token >= 0] for hidden_T in hidden_BT]
+        names = [f"{name} {hash_of(repr(each).encode()):x}" for name, each in zip(names, hidden, strict=True)]
+    pictures = batch.picture_B.tolist() if isinstance(batch, PairBatch) else names
+    return [f"{name}{GROUP}{picture}" for name, picture in zip(names, pictures, strict=True)]
 
 
 def mean_masked(micro_batches: Sequence[MaskedTexts]) -> Tensor:

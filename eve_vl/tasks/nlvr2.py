@@ -20,6 +20,7 @@ from eve_vl.data.batch import StatementBatch, normalize
 from eve_vl.data.downstream import StatementRows
 from eve_vl.data.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.metrics import nlvr2 as metrics
+from eve_vl.metrics.certainty import GROUP
 from eve_vl.model.embed import pick
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import CompareHead, MLPHead, PairedAttentionHead
@@ -68,6 +69,7 @@ class NLVR2Example:
     label: bool | None
     group: str
     where: str
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +125,7 @@ class NLVR2(Classifier[NLVR2Config]):
     dataset = StatementRows
     calls = NLVR2Calls
     main_metric = "nlvr2_acc"
-    against = (Against("nlvr2_acc", "pairs of pictures", 0.5, "chance"),)
+    against = (Against("nlvr2_acc", "pair", 0.5, "chance"),)
     class_names = ("False", "True")
     has_prediction_file = True
     published_head = PublishedHead(keys=lambda task: PUBLISHED.get(task.head), settings=_published_settings, words=40)
@@ -183,8 +185,9 @@ class NLVR2(Classifier[NLVR2Config]):
         )
 
     def row_scores(self, examples: Sequence[NLVR2Example]) -> dict[str, float]:
-        """Return whether each pair that has a label is judged right."""
-        return {each.where: float(each.verdict == each.label) for each in examples if each.label is not None}
+        """Return whether each pair that has a label is judged right; those of one statement belong together."""
+        known = [each for each in examples if each.label is not None]
+        return {f"{each.name}{GROUP}{each.group or each.name}": float(each.verdict == each.label) for each in known}
 
     def prediction_file(self, examples: Sequence[NLVR2Example]) -> str:
         """Return the CSV that NLVR2's evaluation takes: identifier and True or False, no header."""

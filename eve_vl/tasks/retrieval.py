@@ -14,11 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data.batch import CaptionBatch, SearchPictures, SearchTexts
+from eve_vl.data.dataset import hash_of
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import SharedError, UserError
 from eve_vl.metrics import retrieval as metrics
+from eve_vl.metrics.certainty import GROUP
 from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import initialize
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
@@ -68,8 +70,8 @@ class Index:
     pixels: dict[int, Tensor]
     """uint8 pictures that this process holds."""
     relevance: metrics.Relevance
-    where: list[str] = field(default_factory=list)
-    """The row of each picture."""
+    names: list[str] = field(default_factory=list)
+    """Of the row of each picture."""
     num_left_out: int = 0
     """Captions that are true of no picture that could be used."""
 
@@ -93,7 +95,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     dataset = CaptionedPictures
     calls = ContrastCalls
     main_metric = "r_mean"
-    against = (Against("tr1", "pictures", "tr1_chance", "chance"), Against("ir1", "captions", "ir1_chance", "chance"))
+    against = (Against("tr1", "picture", "tr1_chance", "chance"), Against("ir1", "caption", "ir1_chance", "chance"))
     published_head = PublishedHead(
         keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match else None,
         settings=_published_settings,
@@ -130,7 +132,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         """Return the numbers of `metrics.retrieval` over all processes: tr1 … rsum after re-ranking (of the contrast alone
         if task.rerank is 0), `…_itc_only` beside them, `…_1k` the mean of five folds where there are 5,000 pictures.
 
-        Also the number of pictures and captions, and how many matches each has on average.
+        Also the number of pictures and captions, how many matches each has on average, and tr1 and ir1 of random order.
         """
         index = self.index(loader)
         rel, k = index.relevance, self.settings.rerank
@@ -144,6 +146,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             "num_texts": len(index.caption_Td),
             "texts_per_image": num_pairs / len(index.image_Id),
             "images_per_text": num_pairs / len(index.caption_Td),
+            "tr1_chance": num_pairs / len(index.caption_Td) / int(rel.texts_of_image.has_any_Q.sum()),
+            "ir1_chance": num_pairs / len(index.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
         } | ({"num_captions_skipped": index.num_left_out} if index.num_left_out else {})
         return Evaluated(numbers=numbers | counts, row_scores=_first_hits(index, *ranks))
 
@@ -156,12 +160,6 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f})"
             remarks.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")
         return remarks
-
-    def verdict(self, numbers: Mapping[str, float]) -> str:
-        """Return a sentence of judgement: against a search in random order."""
-        by_chance = {"tr1_chance": ("texts_per_image", "num_texts"), "ir1_chance": ("images_per_text", "num_images")}
-        chance = {name: numbers[a] / numbers[b] for name, (a, b) in by_chance.items() if {a, b} <= numbers.keys()}
-        return super().verdict({**numbers, **chance})
 
     def search(self, index: Index, k: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
         """Return tr1 … rsum after the k best are re-ranked and `…_itc_only`, or of the contrast alone, no suffix, if k is 0;
@@ -189,7 +187,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
                 features = self.image_features(batch.images_BCHW).cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
                     feature_d = features[row].clone()  # a view brings its batch
-                    images[index] = feature_d, batch.captions[row], rank(), batch.where[row]
+                    images[index] = feature_d, batch.captions[row], rank(), batch.names[row]
                     pixels[index] = batch.images_BCHW[row]
             else:
                 features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
@@ -218,7 +216,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             owner_I=torch.tensor([owner for _, _, owner, _ in all_images]),
             pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
             relevance=metrics.Relevance.from_pairs([image for image, _ in matches], caption_P, len(all_images), len(text_T)),
-            where=[where for *_, where in all_images],
+            names=[name for *_, name in all_images],
             num_left_out=len(text_of) - len(text_T),
         )
 
@@ -284,11 +282,16 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
 
 def _first_hits(index: Index, ranks_I: Tensor, ranks_T: Tensor) -> dict[str, float]:
-    """Return whether the first hit of each query is true; pictures are named by their row, captions by their number there."""
-    image_T, seen = index.relevance.image_T.tolist(), Counter()
-    names = [f"tr1 {where}" for where in index.where]
-    for image in image_T:
+    """Return whether the first hit of each query is true; pictures are named by their row, captions by their number there, both
+    by all that is searched among, and what one picture is in belongs together."""
+    sides = index.relevance.texts_of_image
+    pool = hash_of(repr((index.names, sides.start_Q1.tolist(), sides.candidate_M.tolist())).encode())
+    asked, seen = [("tr1", image, "") for image in range(len(index.names))], Counter()
+    for image in index.relevance.image_T.tolist():
         seen[image] += 1
-        names.append(f"ir1 {index.where[image]} {seen[image]}")
-    ranks = torch.cat([ranks_I, ranks_T]).tolist()
-    return {name: float(place == 0) for name, place in zip(names, ranks, strict=True) if place != metrics.NO_MATCH}
+        asked.append(("ir1", image, f" {seen[image]}"))
+    hits = {}
+    for (way, image, number), place in zip(asked, torch.cat([ranks_I, ranks_T]).tolist(), strict=True):
+        if place != metrics.NO_MATCH:
+            hits[f"{way} {index.names[image]}{number} {pool:x}{GROUP}{index.names[image]}"] = float(place == 0)
+    return hits

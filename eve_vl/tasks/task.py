@@ -35,6 +35,7 @@ from eve_vl.train.trainer import StepOutput
 Settings = TypeVar("Settings", bound=TaskConfig)
 Routers = list[list[RouterStats]]
 NUM_GLIMPSED = 4
+NO_BASELINE = "without a baseline to compare it with"
 PAIR = ("pixels", "ids", "is_padding")
 FIELDS = {"pixels": "images_BCHW", "left": "images_BCHW", "right": "right_BCHW", "ids": "ids_BT", "is_padding": "is_padding_BT"}
 
@@ -200,9 +201,10 @@ class Task(nn.Module, Generic[Settings]):
         raise NotImplementedError
 
     def row_scores(self, examples: Sequence[Any]) -> dict[str, float]:
-        """Return how well each row is done, higher is better, by its name (`where`), so that two runs can be compared row by
+        """Return how well each row is done, higher is better, by its name, so that two runs can be compared row by
         row (`metrics.certainty.paired`): of labels whether they are right, of queries whether the first hit is, of texts the
-        share of masked tokens guessed right. Rows that have no truth are left out."""
+        share of masked tokens guessed right. Rows that have no truth are left out. Names are those of `row_name` with what else
+        makes a score another one and, after GROUP, which rows belong together."""
         return {}
 
     def baselines(self, examples: Sequence[Any]) -> dict[str, float]:
@@ -215,7 +217,7 @@ class Task(nn.Module, Generic[Settings]):
         return [f"rows left out, as they cannot be used: {skipped:,}"] if skipped else []
 
     def verdict(self, numbers: Mapping[str, float]) -> str:
-        """Return a sentence of judgement on numbers that know their intervals; "" if there are none. What a number is no
+        """Return a sentence of judgement on numbers that know their intervals; "" if there are none. What a number is not
         better than ends what is said of it."""
         said, failed = [], set()
         for each in self.against:
@@ -224,7 +226,7 @@ class Task(nn.Module, Generic[Settings]):
                 failed |= set() if judged[1] else {each.number}
         ours = numbers.get(self.main_metric or "")
         if not said and isinstance(ours, Estimate):
-            return f"{self.main_metric} {ours:.3f} ({ours.margin}), without a baseline to compare it with"
+            return f"{self.main_metric} {ours:.3f} ({ours.margin}), {NO_BASELINE}"
         return "; ".join(said)
 
     def glimpse(self, batch: Any, tokenizer: Tokenizer) -> Mapping[str, np.ndarray | str]:

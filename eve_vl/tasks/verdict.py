@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from eve_vl.metrics.certainty import Estimate
+from eve_vl.talk import counted
 
-FEW = 30  # fewer say nothing, whatever their interval
+FEW = 30  # independent groups; fewer say nothing, whatever their interval
 WIDE = 0.1  # an interval this wide could hide a difference that matters; of errors, as a share of the baseline
 
 
@@ -16,32 +17,41 @@ class Against:
 
     number: str
     of: str
-    """What its n counts."""
+    """One of what its n counts."""
     baseline: str | float
     """Another number, by name, or a constant."""
     than: str
-    """What the baseline is, as in `no better than …`."""
+    """What the baseline is, as in `better than …`."""
     shows: str = ""
     """What a better number shows, as `uses the picture`."""
     lower: bool = False
     """Whether lower is better."""
 
     def judge(self, numbers: Mapping[str, float]) -> tuple[str, bool] | None:
-        """Return a sentence, and whether the number is better; None if one of the two is not known."""
+        """Return a sentence, and whether the number is better; None if one of the two is not known. Of numbers of the same rows
+        the difference decides, of others (in older logs all) whether their intervals are apart."""
         ours = numbers.get(self.number, math.nan)
         base = numbers.get(self.baseline, math.nan) if isinstance(self.baseline, str) else self.baseline
         if math.isnan(ours) or math.isnan(base):
             return None
-        (low, high), (base_low, base_high) = _interval(ours), _interval(base)
-        n, is_apart = getattr(ours, "n", FEW), low > base_high or high < base_low
-        if n < FEW or (not is_apart and high - low > WIDE * (base if self.lower else 1)):
-            return f"too little to tell: {n:,} {self.of} ({self.number} {ours:.3f}, {self.than} {base:.3f})", False
-        is_better, apart = is_apart and (low > base_high) is not self.lower, ", intervals apart" * isinstance(ours, Estimate)
+        low, high, how = self._difference(ours, base)
+        both = f"{self.number} {ours:.3f}, {self.than} {base:.3f}"
+        is_few, is_apart = getattr(ours, "groups", FEW) < FEW, low > 0 or high < 0
+        if isinstance(ours, Estimate) and (is_few or (not is_apart and high - low > WIDE * (base if self.lower else 1))):
+            groups = f" in {counted(ours.groups, 'group')} of rows" * (ours.groups < ours.n)
+            return f"too little to tell: {counted(ours.n, self.of)}{groups} ({both})", False
+        if not is_apart:
+            return f"{both}: cannot be told apart", False
+        is_better = (low > 0) is not self.lower
         if is_better and self.shows:
-            return f"{self.shows}: {self.number} {ours:.3f}, {self.than} {base:.3f}{apart}", True
-        how = "better" if is_better else "worse" if is_apart else "no better"
-        return f"{self.number} {ours:.3f} is {how} than {self.than} ({base:.3f}{apart * is_apart})", is_better
+            return f"{self.shows}: {both}{how}", True
+        return f"{self.number} {ours:.3f} is {'better' if is_better else 'worse'} than {self.than} ({base:.3f}{how})", is_better
 
-
-def _interval(number: float) -> tuple[float, float]:
-    return (number.low, number.high) if isinstance(number, Estimate) else (number, number)
+    def _difference(self, ours: float, base: float) -> tuple[float, float, str]:
+        """Return both ends of how far a number is above the other, and words on how that is known."""
+        if not isinstance(ours, Estimate):
+            return ours - base, ours - base, ""
+        if (ends := ours.versus.get(str(self.baseline))) is not None:
+            return ends[0], ends[1], f", difference {ends[0]:.3f} to {ends[1]:.3f}"
+        base_low, base_high = (base.low, base.high) if isinstance(base, Estimate) else (base, base)
+        return ours.low - base_high, ours.high - base_low, ", intervals apart"

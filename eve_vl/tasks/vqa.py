@@ -5,7 +5,7 @@ Letters: B batch, A answers, D width, T text tokens.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,9 @@ from eve_vl.data.inputs import GivenImage, Images, Strings, given_images, given_
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.errors import UserError, nearest
+from eve_vl.metrics import certainty
 from eve_vl.metrics import vqa as metrics
+from eve_vl.metrics.certainty import GROUP
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
 from eve_vl.tasks.calls import Calls, JsonFlags, PictureFlags, Verb, best_classes, in_batches
@@ -53,6 +55,7 @@ class VQAExample:
     answers: tuple[str, ...]
     answer_type: str
     where: str
+    name: str = ""
     picture: int
     """What it is about, as a hash."""
 
@@ -113,7 +116,7 @@ class VQA(Classifier[VQAConfig]):
     dataset = QuestionRows
     calls = VQACalls
     main_metric, accuracy = "vqa_acc", "target_acc"
-    against = (Against("vqa_acc", "questions", "vqa_acc_blind", "answering without the picture", "uses the picture"),)
+    against = (Against("vqa_acc", "question", "vqa_acc_blind", "answering without the picture", "uses the picture"),)
     labels_file = "answers.json"
     label_layer = "answer_head.3"
     has_prediction_file = True
@@ -176,19 +179,28 @@ class VQA(Classifier[VQAConfig]):
         )
 
     def row_scores(self, examples: Sequence[VQAExample]) -> dict[str, float]:
-        """Return the accuracy of each question that has answers."""
-        return {each.where: metrics.accuracy_of(each.answer, each.answers) for each in examples if each.answers}
+        """Return the accuracy of each question that has answers; those about one picture belong together."""
+        known = [each for each in examples if each.answers]
+        return {f"{each.name}{GROUP}{each.picture}": metrics.accuracy_of(each.answer, each.answers) for each in known}
 
     def baselines(self, examples: Sequence[VQAExample]) -> dict[str, float]:
         """Return baselines that look at no picture; empty if training or evaluation has no answers to compare."""
         train = training_questions(self.config)
         if not train or not any(each.answers for each in examples):
             return {}
-        answers = [each.answers for each in examples]
-        return {
-            "vqa_acc_blind": metrics.blind_baseline(train, [each.question for each in examples], answers),
-            "vqa_acc_majority": metrics.majority_baseline((given for _, given in train), answers),
+        own, scores = self.numbers(examples)["vqa_acc"], self.row_scores(examples)
+        guesses = {
+            "vqa_acc_blind": metrics.blind_answers(train, [each.question for each in examples]),
+            # as if all asked the same
+            "vqa_acc_majority": metrics.blind_answers([("", given) for _, given in train], [""] * len(examples)),
         }
+        found: dict[str, float] = {}
+        for name, answers in guesses.items():
+            guessed = [replace(each, answer=answer) for each, answer in zip(examples, answers, strict=True)]
+            found |= {key.replace("vqa_acc", name): value for key, value in self.numbers(guessed).items() if "vqa_acc" in key}
+            gain_R = np.subtract([*scores.values()], [*self.row_scores(guessed).values()]) / len(scores)
+            found["vqa_acc"] = certainty.over(own, name, gain_R, [*map(certainty.group_of, scores)])
+        return found
 
     def prediction_file(self, examples: Sequence[VQAExample]) -> str:
         """Return the JSON that the VQA server takes: a list of question_id and answer."""

@@ -50,9 +50,14 @@ def read_numbers(path: Path) -> dict[str, float]:
     return from_json({name: value for name, value in values.items() if name == CERTAINTY or is_of(values, **{name: float})})
 
 
-def read_bad_samples(run: Path) -> dict[str, str]:
-    """Return why rows could not be used, by where they are. Raises UserError."""
-    return {row["where"]: row["reason"] for row in _read_rows(run / BAD_SAMPLES, where=str, reason=str)}
+def read_bad_samples(run: Path) -> dict[str, dict[str, str]]:
+    """Return the rows that could not be used, each with `where` and `reason`, and `row` but of earlier versions; by what no
+    other row is called. Raises UserError."""
+    return {_name(**row): row for row in _read_rows(run / BAD_SAMPLES, where=str, reason=str)}
+
+
+def _name(*, where: str, row: object = "", **_: object) -> str:
+    return f"{row} {where}".lstrip()
 
 
 def _is_sound(*, kind: str, text: object = None, certainty: object = None, **values: Any) -> bool:
@@ -185,18 +190,20 @@ class BadSamples:
         self.num_rows, self.max_share, self.writes = num_rows, max_share, writes
         self.known = {*(before := read_bad_samples(run))}
         if writes and before:  # without the half of a row that a crash may have left
-            write_file(self.path, _json_lines({"where": where, "reason": reason} for where, reason in before.items()))
+            write_file(self.path, _json_lines(before.values()))
 
     def add(self, errors: Iterable[BadSampleError], num_seen: int) -> None:
         """Note unusable rows. Raises UserError when there are more than max_share of the rows seen so far (of at least
         1,000, or of all there are)."""
-        new = {error.where: error for error in errors if error.where not in self.known}
+        new = {
+            name: error for error in errors if not self.known & {error.where, name := _name(where=error.where, row=error.row)}
+        }
         if not new:
             return
         self.known |= new.keys()
         if self.writes:
             with self.path.open("a") as file:
-                file.write(_json_lines({"where": where, "reason": error.reason} for where, error in new.items()))
+                file.write(_json_lines({"where": e.where, "reason": e.reason, "row": e.row} for e in new.values()))
         seen = min(self.num_rows, max(num_seen, 1000))
         if len(self.known) > self.max_share * seen:
             last = next(reversed(new.values()))
