@@ -104,7 +104,7 @@ def test_batches_hold_what_they_say_and_no_more():
         LabelledPairs: {"images_BCHW", "ids_BT", "is_padding_BT", "labels"},
     }
     for kind, expected in seen.items():
-        assert names(kind) == expected | {"where", "skipped"}
+        assert names(kind) == expected | {"where", "names", "skipped"}
     for kind, has_pictures, has_texts in [
         *((Pictures, True, False), (Texts, False, True), (Batch, True, True), (PairBatch, True, True)),
         *((MaskedPictures, True, False), (MaskedTexts, False, True)),

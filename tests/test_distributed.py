@@ -35,5 +35,7 @@ def test_two_processes_give_the_single_process_curve(eve, eve_process, tmp_path:
         assert sure_a.keys() == sure_b.keys()
         for name, certain in sure_a.items():
             assert certain.pop("method") == sure_b[name].pop("method")
+            differences, others = certain.pop("versus", {}), sure_b[name].pop("versus", {})
             assert certain == pytest.approx(sure_b[name], rel=2e-4, abs=2e-5)
+            assert differences == {other: pytest.approx(ends, rel=2e-4, abs=2e-5) for other, ends in others.items()}
         assert a == pytest.approx(b, rel=2e-4, abs=2e-5)

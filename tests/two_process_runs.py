@@ -116,8 +116,8 @@ def bad_row(run: Path) -> str:
 
 def alone_of_its_caption(run: Path) -> str:
     """What this process raises at the validation of a run when the other one's share holds a pair without a wrong partner."""
-    captions = [("a circle",)] * 3 + [("a star",)] * 2 + [("a circle", "a star")]
-    rows = [replace(row, captions=texts) for row, texts in zip(pairs(6).rows, captions, strict=True) if row]
+    captions = [("a circle",)] * 9 + [("a star",)] * 8 + [("a circle", "a star")]
+    rows = [replace(row, captions=texts) for row, texts in zip(pairs(18).rows, captions, strict=True) if row]
     config = tiny_config(train={"steps": 2, "val_every": 1, "save_every": 2, "device": "cpu"})
     dataset = task_class(type(config.task)).dataset([pairs(8)], config, TOKENIZER, training=True)
     val = task_class(type(config.task)).eval_dataset([ListSource(rows)], config, TOKENIZER)

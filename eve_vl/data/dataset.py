@@ -160,8 +160,8 @@ class MaskedPairs(RowDataset):
         super().__init__(sources, config, tokenizer, training=training)
         if not training and config.data.rows == "pairs" and sum(map(len, sources)) <= FEW_PAIRS:
             for _, source, row in eval_positions([len(source) for source in sources], FEW_PAIRS):
-                with contextlib.suppress(BadSampleError):  # so few may lack one, which is better said before training
-                    self._wrong_partner(0, source, row)
+                with contextlib.suppress(BadSampleError):  # so few may lack a partner, which is better said before training
+                    self.load(0, source, row)
 
     @classmethod
     def kind_of(cls, config: Config) -> str:

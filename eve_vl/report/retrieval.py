@@ -118,7 +118,7 @@ class RetrievalReport(TaskReport):
     def _queries(self, index: Index, dataset: SearchSet, *, by_text: bool) -> list[Query]:
         """Return NUM_QUERIES texts, or pictures, that have a match, with what they find."""
         pictures = [Item(picture=pixels_of(pixels), where=f"picture {row}") for row, pixels in sorted(index.pixels.items())]
-        texts = [Item(text=text, where=f"text {row}") for row, text in enumerate(dataset.captions)]
+        texts = [Item(text=dataset.captions[row], where=f"text {row}") for row in index.kept]
         asking, others = (texts, pictures) if by_text else (pictures, texts)
         side = index.relevance.images_of_text if by_text else index.relevance.texts_of_image
         matches = [each.tolist() for each in side.candidate_M.tensor_split(side.start_Q1[1:-1])]

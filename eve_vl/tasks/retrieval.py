@@ -72,8 +72,10 @@ class Index:
     relevance: metrics.Relevance
     names: list[str] = field(default_factory=list)
     """Of the row of each picture."""
+    kept: list[int] = field(default_factory=list)
+    """Number of each caption in the set: those that are true of no picture that could be used are left out."""
     num_left_out: int = 0
-    """Captions that are true of no picture that could be used."""
+    """How many these are."""
 
     def part(self, images: Tensor, captions: Tensor, relevance: metrics.Relevance) -> "Index":
         """Return some pictures and captions, renumbered from 0."""
@@ -217,6 +219,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
             relevance=metrics.Relevance.from_pairs([image for image, _ in matches], caption_P, len(all_images), len(text_T)),
             names=[name for *_, name in all_images],
+            kept=kept.tolist(),
             num_left_out=len(text_of) - len(text_T),
         )
 
