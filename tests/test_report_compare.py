@@ -14,8 +14,9 @@ from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImagePixels
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.errors import UserError
 from eve_vl.metrics import certainty
-from eve_vl.report.compare import find_runs, write_comparison
+from eve_vl.report.compare import comparison_page, find_runs, read_arm, write_comparison
 from eve_vl.report.curves import clock, over
 from eve_vl.report.html import number, points
 from eve_vl.report.task import TaskReport
@@ -51,7 +52,8 @@ def page(folder: Path) -> Page:
 def test_runs_are_found_two_levels_down(folder: Path, tmp_path: Path):
     assert find_runs([folder]) == [folder / "a", folder / "c", folder / "b/deep"]
     assert find_runs([folder / "c", folder / "b", folder / "c"]) == [folder / "c", folder / "b/deep"]
-    assert find_runs([tmp_path / "nothing"]) == [tmp_path / "nothing"]
+    with pytest.raises(UserError, match="nothing: no such run folder, or folder of runs"):
+        find_runs([folder / "a", tmp_path / "nothing"])
 
 
 def log_of(run: Path) -> list[dict]:
@@ -116,9 +118,11 @@ def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path, eve):
     assert done.stderr.startswith("eve: warning: left out: ") and done.stderr.count("\n") == 1
     page = Page(tmp_path / "comparison.html")
     assert "Left out, cut: " in page.text and "1 run compared" in page.text
-    done = eve("report", tmp_path / "cut", tmp_path / "nothing", "--out", tmp_path / "other.html")
+    shutil.copytree(tmp_path / "cut", tmp_path / "again")
+    done = eve("report", tmp_path / "cut", tmp_path / "again", "--out", tmp_path / "other.html")
     assert done.returncode == 2
     assert "none of the 2 runs can be read" in done.stderr.splitlines()[-1]
+    assert "no such run folder" in eve("report", tmp_path / "a", tmp_path / "nothing").stderr
     assert eve("report").returncode == 2
 
 
@@ -150,6 +154,15 @@ def test_files_of_one_name_are_not_compared(folder: Path, tmp_path: Path):
     assert "a red circle" in page.text
 
 
+def test_numbers_of_different_rows_do_not_compare(folder: Path):
+    arm = read_arm(folder / "a", "a")
+    other = replace(arm, name="b", config=replace(arm.config, data=replace(arm.config.data, val_samples=7)))
+    for arms, is_said in (([arm, replace(arm, name="b")], False), ([arm, other], True)):
+        page = comparison_page("both", arms, {})
+        assert ("their numbers do not compare" in page) == is_said
+        assert ("that both have seen" in page) != is_said
+
+
 @pytest.mark.parametrize(("low", "sentence"), [(-0.01, "cannot be told apart"), (0.01, "a does better than c")])
 def test_a_difference_comes_with_its_interval(folder: Path, monkeypatch, low: float, sentence: str):
     scores = {"a": {"row 1": 1.0}, "c": {"row 1": 0.0}}
@@ -161,4 +174,7 @@ def test_a_difference_comes_with_its_interval(folder: Path, monkeypatch, low: fl
     page = Page(write_comparison([folder / "a", folder / "c"], folder / "paired.html"))
     assert seen == [(scores["a"], scores["c"])]
     assert sentence in page.text
-    assert f"on the 500 rows that both have seen: +2.0 points from c to a, 95 % interval {points(low)} to +5.0" in page.text
+    interval = f"a is +2.0 points of mlm_acc above c, 95 % interval {points(low)} to +5.0"
+    assert f"on the 500 rows that both have seen: {interval}" in page.text
+    assert page.text.count("random weights") == 2  # both began there
+    assert "their numbers do not compare" not in page.text

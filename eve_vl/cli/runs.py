@@ -138,8 +138,7 @@ def run_report(args: ReportArgs) -> None:
     from eve_vl.report.page import write_report
 
     runs = find_runs(args.runs)
-    is_one = len(runs) == 1 and args.runs == (runs[0],)
-    page = write_report(runs[0], args.out) if is_one else write_comparison(runs, args.out)
+    page = write_report(runs[0], args.out) if len(runs) == 1 else write_comparison(runs, args.out)
     say(f"report: {page}")
 
 

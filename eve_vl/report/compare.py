@@ -44,6 +44,8 @@ class Arm:
     facts: Mapping[str, Any]
     log: Sequence[dict]
     losses: Sequence[Loss]
+    scored: str
+    """What `scores` are of."""
     measured: Measured | None = None
     verdict: str = ""
     examples: Sequence[Example] = ()
@@ -54,11 +56,13 @@ class Arm:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Return the runs that are named or lie in folders that are named, up to two levels down; whatever else is named too."""
+    """Return the runs that are named or lie in folders that are named, up to two levels down. Raises UserError."""
     found: list[Path] = []
     for path in paths:
         below = [folder for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
-        found += [path] if _is_run(path) else below or [path]
+        if not _is_run(path) and not below:
+            raise UserError(f"{path}: no such run folder, or folder of runs")
+        found += [path] if _is_run(path) else below
     return list(dict.fromkeys(found))
 
 
@@ -89,7 +93,14 @@ def read_arm(folder: Path, name: str) -> Arm:
     """Return what a run brings to a comparison; its weights are not kept. Raises UserError if it cannot be read."""
     run = load_run(folder)
     log, report = read_log(run_folder(run)), task_report(run)
-    arm = Arm(name=name, config=run.config, facts=run_facts(run, log), log=log, losses=report.losses)
+    arm = Arm(
+        name=name,
+        config=run.config,
+        facts=run_facts(run, log),
+        log=log,
+        losses=report.losses,
+        scored=run.task.scored or run.task.main_metric,
+    )
     if run.config.task.has_numbers:
         try:
             arm.measured = report.measured(log)
@@ -108,7 +119,13 @@ def comparison_page(name: str, arms: Sequence[Arm], unreadable: Mapping[str, str
         groups[arm.config.task.name].append(arm)
     sections = []
     for task, group in groups.items():
-        parts = {"numbers": paired(group), "config": differences(group), "curves": curves(group), "rows": same_rows(group)}
+        are_alike = len({json.dumps(asked(arm)) for arm in group}) == 1
+        parts = {
+            "numbers": (paired(group), are_alike),
+            "config": differences(group),
+            "curves": curves(group),
+            "rows": same_rows(group),
+        }
         for part, found in parts.items():
             title = f"{task}: {part}" if len(groups) > 1 else part.capitalize()
             body = draw("compare_sections.html", part, arms=group, found=found)

@@ -127,7 +127,7 @@ class Classification(Classifier[ClassificationConfig]):
     """The task: encoder and a head over the classes."""
 
     section = ClassificationConfig
-    dataset = LabelledRows
+    dataset, scored = LabelledRows, "acc"
     calls = ClassificationCalls
     labels_file = "classes.json"
     label_layer = "class_head.3"

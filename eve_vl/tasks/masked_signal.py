@@ -42,7 +42,7 @@ Settings = TypeVar("Settings", bound=MaskedSignalConfig)
 class MaskedSignalTask(Task[Settings]):
     """Encoder, token head and pixel decoder, with the losses that join them; rivals add losses of their own."""
 
-    dataset = MaskedPairs
+    dataset, scored = MaskedPairs, "mlm_acc"
     calls = MaskedSignalCalls
     against = (
         Against("mlm_acc", TOKENS, "mlm_acc_unigram", "always guessing the most frequent word"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from eve_vl.config import Config, RetrievalConfig
+from eve_vl.config import Config, RetrievalConfig, generated
 from eve_vl.data.batch import CaptionBatch, SearchPictures, SearchTexts
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
@@ -23,6 +23,7 @@ from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.certainty import GROUP
 from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import initialize
+from eve_vl.talk import counted
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
 from eve_vl.tasks.task import Evaluated, PublishedHead, Sizes
 from eve_vl.tasks.verdict import Against
@@ -96,7 +97,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     section = RetrievalConfig
     dataset = CaptionedPictures
     calls = ContrastCalls
-    main_metric = "r_mean"
+    main_metric, scored = "r_mean", "tr1 and ir1"
     against = (Against("tr1", "picture", "tr1_chance", "chance"), Against("ir1", "caption", "ir1_chance", "chance"))
     published_head = PublishedHead(
         keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match else None,
@@ -158,6 +159,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         ranked, alone, remarks = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().remarks(numbers)
         if left_out := numbers.get("num_captions_skipped"):
             remarks.append(f"captions left out with their pictures: {left_out:,}")
+        if (limit := self.settings.captions_per_image) and not any(map(generated, self.config.data.val)):
+            remarks.append(f"searched among the first {counted(limit, 'caption')} of each picture; --captions-per-image 0: all")
         if ranked < alone:
             worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f})"
             remarks.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")

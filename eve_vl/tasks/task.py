@@ -112,6 +112,8 @@ class Task(nn.Module, Generic[Settings]):
     """What its runs do for people."""
     main_metric: str | None = None
     """The number by which the best weights are chosen, higher is better; None: the last ones count."""
+    scored: ClassVar[str] = ""
+    """What `row_scores` are of; "": the main number."""
     against: ClassVar[tuple[Against, ...]] = ()
     """What its numbers must be better than to mean anything, the easiest first."""
     main_loss: str | None = None

@@ -31,6 +31,7 @@ BAD_SAMPLES = "bad_samples.jsonl"
 STOPPED_EARLY = "stopped early"  # how the note of a run that its patience has ended begins
 TIMING = ("samples_per_second", "loader_share", "core_seconds")
 """Numbers of training that differ from one time to the next."""
+NUM_TOLD = 5  # rows that cannot be used are shown so often, afterwards only listed
 STEPS_TIMED = 4  # of a start, before the duration of the rest is told
 
 
@@ -204,6 +205,8 @@ class BadSamples:
         if self.writes:
             with self.path.open("a") as file:
                 file.write(_json_lines({"where": e.where, "reason": e.reason, "row": e.row} for e in new.values()))
+            if len(self.known) <= NUM_TOLD:
+                say("\n".join(f"row left out: {error}" for error in new.values()))
         seen = min(self.num_rows, max(num_seen, 1000))
         if len(self.known) > self.max_share * seen:
             last = next(reversed(new.values()))
