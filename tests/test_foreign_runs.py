@@ -321,6 +321,10 @@ def test_rows_of_another_form_are_left_out_of_a_log(tmp_path: Path):
     assert [type(row["acc"]) for row in rows[-3:]] == [float, float, Estimate]
 
 
+def test_a_name_that_begins_with_a_space_keeps_it():
+    assert str(BadSampleError(" .png", "no captions")) == " .png: no captions"
+
+
 def test_half_a_bad_row_does_not_swallow_the_next(tmp_path: Path):
     (tmp_path / "bad_samples.jsonl").write_text('{"where": "a", "reason": "b"}\n{"where": "c", "rea')
     errors = [BadSampleError("c", "d") for _ in range(3)]
