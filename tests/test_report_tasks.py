@@ -187,7 +187,7 @@ def test_routing_counts_all_tokens(runs: dict[str, Path]):
             run.task.routers(batches[0])
         assert chosen.num_rows == 8
         assert not load_run(runs[name]).task.encoder.computes_all
-        for shares_ME, counts in zip(chosen.shares_ME, seen.values(), strict=True):
+        for shares_ME, counts in zip(chosen.shares_ME.values(), seen.values(), strict=True):
             assert shares_ME.numpy() == pytest.approx(counts / counts.sum(1, keepdims=True), abs=5e-3)
         num_text = sum(int((~batch.is_padding_BT).sum()) for batch in batches)
         num_image = 8 * (1 + run.config.input.num_patches)

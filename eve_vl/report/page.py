@@ -55,7 +55,7 @@ def run_page(run: LoadedRun) -> str:
             verdict = run.task.verdict(measured.values)
             body = draw("run_sections.html", "numbers", verdict=verdict, **values)
             numbers = Section(name="numbers", title="Numbers", body=body)
-            routing = routing_section(report.routing(), curves, config, report.row, report.passes)
+            routing = routing_section(report.routing(), curves, report.row, report.passes)
             sections = [numbers, drawn, *report.evidence(report.num_each), routing]
         except UserError as error:  # the data may be out of reach here; what the run folder tells is still worth a page
             problem = f"The validation data cannot be read here, so numbers, examples and routing are left out: {error}"
