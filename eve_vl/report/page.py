@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,11 @@ def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] 
 
 def config_section(config: Config) -> Section:
     """Return the command that makes this run, and every value, collapsed."""
-    values = to_dict(config)
+    values = defaults = to_dict(config)
     command, is_whole = "", True
-    try:
+    with suppress(UserError):  # the recipe of another version
         recipe, is_whole = recipe_of(config)
         defaults, command = to_dict(recipe), command_line(config, recipe)
-    except UserError:  # the recipe of another version
-        defaults = values
     shown = {"config": config, "command": command, "is_whole": is_whole, "values": values, "defaults": defaults}
     return Section(name="config", title="Config", body=draw("run_sections.html", "config", **shown))
 
