@@ -27,7 +27,7 @@ from eve_vl.evaluation import evaluate_rows
 from eve_vl.files import write_file
 from eve_vl.foreign import is_of, read_json
 from eve_vl.loading import load_run
-from eve_vl.metrics.certainty import Estimate, paired, to_json
+from eve_vl.metrics.certainty import paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.report.story import GAINS, PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms, write_story
 from eve_vl.talk import CONSOLE, say
@@ -192,9 +192,8 @@ def _table(numbers: dict[str, float]) -> str:
     lines = [f"{'':50}{'pre-trained':>12}{'from scratch':>14}{'blind':>8}  gain, 95 % interval"]
     for row in ROWS:
         for split, suffix in SPLITS.items():
-            ours, scratch, guess = arms(row, numbers, suffix)
+            ours, scratch, guess, gain = arms(row, numbers, suffix)
             title = f"{row.title}: {row.what}" if not suffix else f"  {split}"
-            gain = numbers.get(f"{row.key}_gain{suffix}")
-            shown = f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}" if isinstance(gain, Estimate) else ""
+            shown = f"  {gain:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}), n {gain.n:,}" if gain is not None else ""
             lines.append(f"{title:50}{ours:12.3f}{scratch:14.3f}{guess:8.3f}{shown}")
     return "\n".join(lines)

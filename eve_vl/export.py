@@ -32,10 +32,7 @@ LONGEST = 1_000_000  # tokens: as many as the run reads of a text
 CHECKED = ((1, 2), (2, 5), (5, 9), (8, LONGEST))
 """Batch sizes and text lengths at which torch and onnxruntime are compared."""
 PIXELS = "RGB from 0 to 255, the whole picture resized to a square, bicubic with antialiasing"
-INPUTS = {
-    "pixels": ("uint8", PIXELS),
-    "left": ("uint8", PIXELS),
-    "right": ("uint8", PIXELS),
+INPUTS = dict.fromkeys(("pixels", "left", "right"), ("uint8", PIXELS)) | {
     "ids": ("int64", "of the tokenizer, [CLS] first, cut to max_text_tokens, shorter ones filled with pad_id"),
     "is_padding": ("bool", "true where a text has no token"),
 }
@@ -95,9 +92,8 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
 
 def to_table(exported: Sequence[Exported]) -> Table:
     """Return what was written, for people to read."""
-    table = Table(
-        Column("file", no_wrap=True), *(Column(name, justify="right") for name in ("MB", "largest difference")), box=None
-    )
+    numbers = (Column(name, justify="right") for name in ("MB", "largest difference"))
+    table = Table(Column("file", no_wrap=True), *numbers, box=None)
     for one in exported:
         table.add_row(f"{one.name}.onnx", f"{one.bytes / 1e6:.1f}", f"{one.largest_difference:.1e}")
     return table
@@ -108,15 +104,10 @@ def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, p
     length, size = min(length, run.config.input.max_text_tokens), run.config.input.image_size
     generator = torch.Generator().manual_seed(batch * 1000 + length)
     lengths_B1 = torch.arange(batch)[:, None] % length + 1 if padded else torch.full((batch, 1), length)
-
-    def made(name: str) -> Tensor:
-        if name == "is_padding":
-            return torch.arange(length) >= lengths_B1
-        if name == "ids":
-            return torch.randint(run.tokenizer.vocab_size, (batch, length), generator=generator)
-        return torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
-
-    return tuple(made(name) for name in inputs)
+    ids_BT = torch.randint(run.tokenizer.vocab_size, (batch, length), generator=generator)
+    texts = {"ids": ids_BT, "is_padding": torch.arange(length) >= lengths_B1}
+    pixels = {name: torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=generator) for name in inputs}
+    return tuple(texts.get(name, pixels[name]) for name in inputs)
 
 
 def _export(run: LoadedRun, name: str, folder: Path) -> Exported:

@@ -214,11 +214,11 @@ def test_routing_shares(run: Path):
     fresh = load_run(run)
     found = routing_of(fresh.task, [one_batch(fresh, 12)]).shares_ME
     assert len(found) == len(expected) == 2
-    for shares_ME, counts in zip(found, expected, strict=True):
+    for shares_ME, counts in zip(found.values(), expected, strict=True):
         assert shares_ME.sum(1).tolist() == pytest.approx([1, 1])
         assert shares_ME.numpy() == pytest.approx(counts, abs=2e-3)  # a token on the brink may tip over
     page = Page(run / "report.html")
-    whole = MaskedSignalReport(fresh).routing().shares_ME[1]
+    whole = MaskedSignalReport(fresh).routing().shares_ME[3]
     assert f"expert 3, text tokens: {percent(whole[1, 3].item())}" in page.text
     assert "Experts by modality, block 2" in page.text
     assert "Experts by modality, block 3" in page.text

@@ -187,7 +187,7 @@ def test_routing_counts_all_tokens(runs: dict[str, Path]):
             run.task.routers(batches[0])
         assert chosen.num_rows == 8
         assert not load_run(runs[name]).task.encoder.computes_all
-        for shares_ME, counts in zip(chosen.shares_ME, seen.values(), strict=True):
+        for shares_ME, counts in zip(chosen.shares_ME.values(), seen.values(), strict=True):
             assert shares_ME.numpy() == pytest.approx(counts / counts.sum(1, keepdims=True), abs=5e-3)
         num_text = sum(int((~batch.is_padding_BT).sum()) for batch in batches)
         num_image = 8 * (1 + run.config.input.num_patches)
@@ -303,8 +303,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
         best = sorted(first, key=lambda picture: -match(picture, query.item.text))[:5]
         assert [item.where for item in query.hits] == [f"picture {picture}" for picture in best]
         for item, picture in zip(query.hits, best, strict=True):
-            assert item.picture is not None
-            assert (item.picture == pictures[picture]).all()
+            assert (item.pictures["picture"] == pictures[picture]).all()
         assert query.is_match == tuple((picture, query.item.text) in true for picture in best)
     for query in by_picture:
         index = int(query.item.where.removeprefix("picture "))
@@ -334,7 +333,7 @@ def test_true_items_are_framed(runs: dict[str, Path]):
     assert len(lists) == len(queries)
     for items, query in zip(lists, queries, strict=True):
         assert re.findall(r'<li class="(right|wrong)">', items) == ["right" if each else "wrong" for each in query.is_match]
-        if query.item.picture is not None:
+        if query.item.pictures:
             assert [html.unescape(item) for item in re.findall(r'<li class="\w+">(.*?)</li>', items)] == [
                 item.text for item in query.hits
             ]
@@ -376,8 +375,7 @@ def test_a_search_among_pictures_some_of_which_cannot_be_read(pretrained: Path, 
     by_text, _ = report.searches(report.dataset(100, for_evaluation=True), 6)
     assert by_text
     for query in by_text:
-        assert query.item.text is not None and query.truth.picture is not None
-        assert query.truth.picture[0, 0].tolist() == [20 * int(query.item.text.split()[-1]), 90, 200]
+        assert query.truth.pictures["picture"][0, 0].tolist() == [20 * int(query.item.text.split()[-1]), 90, 200]
 
 
 def test_own_questions(pretrained: Path, tmp_path: Path):

@@ -14,19 +14,20 @@ except ModuleNotFoundError as error:
     raise ImportError("eve_vl.hf needs transformers: pip install 'eve-vl[hf]'") from None
 
 from eve_vl.config import TaskConfig, kinds_of
-from eve_vl.hf.bridge import from_run, to_run
-from eve_vl.hf.configuration import EveConfig
-from eve_vl.hf.modeling import (
-    EveForMaskedModeling,
-    EveForNLVR2,
-    EveForRetrieval,
-    EveForVisualQuestionAnswering,
-    EveModel,
-    EvePreTrainedModel,
-    EveRetrievalOutput,
-    model_class,
-)
-from eve_vl.hf.processing import EveImageProcessor, EveProcessor, EveTokenizerFast
+from eve_vl.hf.bridge import from_run as from_run
+from eve_vl.hf.bridge import to_run as to_run
+from eve_vl.hf.configuration import EveConfig as EveConfig
+from eve_vl.hf.modeling import EveForMaskedModeling as EveForMaskedModeling
+from eve_vl.hf.modeling import EveForNLVR2 as EveForNLVR2
+from eve_vl.hf.modeling import EveForRetrieval as EveForRetrieval
+from eve_vl.hf.modeling import EveForVisualQuestionAnswering as EveForVisualQuestionAnswering
+from eve_vl.hf.modeling import EveModel as EveModel
+from eve_vl.hf.modeling import EvePreTrainedModel as EvePreTrainedModel
+from eve_vl.hf.modeling import EveRetrievalOutput as EveRetrievalOutput
+from eve_vl.hf.modeling import model_class
+from eve_vl.hf.processing import EveImageProcessor as EveImageProcessor
+from eve_vl.hf.processing import EveProcessor as EveProcessor
+from eve_vl.hf.processing import EveTokenizerFast as EveTokenizerFast
 
 _transformers.AutoConfig.register("eve", EveConfig)
 _transformers.AutoModel.register(EveConfig, EveModel)
@@ -36,22 +37,6 @@ _transformers.AutoModelForZeroShotImageClassification.register(EveConfig, EveFor
 _transformers.AutoImageProcessor.register(EveConfig, image_processor_classes={"torchvision": EveImageProcessor})
 _transformers.AutoTokenizer.register(EveConfig, EveTokenizerFast)
 _transformers.AutoProcessor.register(EveConfig, EveProcessor)
-
-__all__ = [
-    "EveConfig",
-    "EveForMaskedModeling",
-    "EveForNLVR2",
-    "EveForRetrieval",
-    "EveForVisualQuestionAnswering",
-    "EveImageProcessor",
-    "EveModel",
-    "EvePreTrainedModel",
-    "EveProcessor",
-    "EveRetrievalOutput",
-    "EveTokenizerFast",
-    "from_run",
-    "to_run",
-]
 
 
 def __getattr__(name: str) -> Any:

@@ -211,9 +211,7 @@ class EveForNLVR2(EvePreTrainedModel):
     kind = "nlvr2"
 
 
-NAMED: dict[str, type[EvePreTrainedModel]] = {
-    each.kind: each for each in (EveModel, EveForMaskedModeling, EveForRetrieval, EveForVisualQuestionAnswering, EveForNLVR2)
-}
+NAMED: dict[str, type[EvePreTrainedModel]] = {each.kind: each for each in EvePreTrainedModel.__subclasses__()}
 
 
 @functools.cache

@@ -46,8 +46,7 @@ class Estimate(float):
 
     def certainty(self) -> dict[str, Any]:
         """Return all but the value, as JSON has it."""
-        found = {"n": self.n, "low": self.low, "high": self.high, "method": self.method, "groups": self.groups}
-        return found | ({"versus": self.versus} if self.versus else {})
+        return {name: value for name, value in vars(self).items() if name != "versus" or value}
 
     @property
     def margin(self) -> str:
@@ -176,17 +175,15 @@ def to_json(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Undo `to_json`; what is no certainty of a number is passed over."""
-    numbers, certainty = {name: value for name, value in values.items() if name != CERTAINTY}, values.get(CERTAINTY)
-    known = certainty if isinstance(certainty, dict) else {}
+    numbers, known = {name: value for name, value in values.items() if name != CERTAINTY}, values.get(CERTAINTY)
+    for name, each in known.items() if isinstance(known, dict) else ():
+        if isinstance(numbers.get(name), int | float) and _is_certainty(each):
+            numbers[name] = Estimate(numbers[name], **each)
+    return numbers
 
-    def is_known(name: str) -> bool:
-        each = known.get(name)
-        if not isinstance(each, dict) or not {"n", "low", "high", "method"} <= each.keys() <= KINDS.keys():
-            return False
-        is_sound = isinstance(numbers[name], int | float) and all(isinstance(each[key], KINDS[key]) for key in each)
-        pairs = each.get("versus", {}).values() if is_sound else ()
-        return is_sound and all(
-            isinstance(p, list) and [isinstance(end, int | float) for end in p] == [True, True] for p in pairs
-        )
 
-    return {name: Estimate(value, **known[name]) if is_known(name) else value for name, value in numbers.items()}
+def _is_certainty(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"n", "low", "high", "method"} <= value.keys() <= KINDS.keys():
+        return False
+    pairs = value.get("versus", {}) if all(isinstance(value[name], KINDS[name]) for name in value) else {"": None}
+    return all(isinstance(p, list) and [isinstance(end, int | float) for end in p] == [True, True] for p in pairs.values())

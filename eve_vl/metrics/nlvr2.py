@@ -21,12 +21,9 @@ def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Se
     ]
     found: dict[str, float] = {}
     if known:
-        found["nlvr2_acc"] = certainty.mean(
-            [right for _, right in known], [group for group, _ in known] if any(groups) else None
-        )
-    if known and any(groups):
-        is_whole = {}
-        for group, right in known:
-            is_whole[group] = is_whole.get(group, True) and right
-        found["nlvr2_consistency"] = certainty.mean([*is_whole.values()])
+        names, right = zip(*known, strict=True)
+        found["nlvr2_acc"] = certainty.mean(right, names if any(groups) else None)
+        if any(groups):
+            broken = {group for group, is_right in known if not is_right}
+            found["nlvr2_consistency"] = certainty.mean([group not in broken for group in dict.fromkeys(names)])
     return found | {"num_pairs": len(labels), "num_unlabelled": len(labels) - len(known)}

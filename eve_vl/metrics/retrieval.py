@@ -211,8 +211,8 @@ def summary(image_to_text_ranks_I: Tensor, text_to_image_ranks_T: Tensor, image_
     r_mean = certainty.linear(total / 6, np.concatenate(influences), groups)
     assert isinstance(r_mean, Estimate)
     num_without = sum(int((ranks_Q == NO_MATCH).sum()) for ranks_Q, _ in ways.values())
-    known = {"n": r_mean.n, "method": r_mean.method, "groups": r_mean.groups}
-    rsum = Estimate(total * 100, low=600 * r_mean.low, high=600 * r_mean.high, **known)  # pyright: ignore[reportArgumentType]
+    ends = {"low": 600 * r_mean.low, "high": 600 * r_mean.high}
+    rsum = Estimate(total * 100, **r_mean.certainty() | ends)  # pyright: ignore[reportArgumentType]
     return found | {"r_mean": r_mean, "rsum": rsum, "num_queries_without_match": num_without}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def run_page(run: LoadedRun) -> str:
             verdict = run.task.verdict(measured.values)
             body = draw("run_sections.html", "numbers", verdict=verdict, **values)
             numbers = Section(name="numbers", title="Numbers", body=body)
-            routing = routing_section(report.routing(), curves, config, report.row, report.passes)
+            routing = routing_section(report.routing(), curves, report.row, report.passes)
             sections = [numbers, drawn, *report.evidence(report.num_each), routing]
         except UserError as error:  # the data may be out of reach here; what the run folder tells is still worth a page
             problem = f"The validation data cannot be read here, so numbers, examples and routing are left out: {error}"
@@ -100,13 +101,11 @@ def run_facts(run: LoadedRun, log: Sequence[dict], counts: Sequence[int | None] 
 
 def config_section(config: Config) -> Section:
     """Return the command that makes this run, and every value, collapsed."""
-    values = to_dict(config)
+    values = defaults = to_dict(config)
     command, is_whole = "", True
-    try:
+    with suppress(UserError):  # the recipe of another version
         recipe, is_whole = recipe_of(config)
         defaults, command = to_dict(recipe), command_line(config, recipe)
-    except UserError:  # the recipe of another version
-        defaults = values
     shown = {"config": config, "command": command, "is_whole": is_whole, "values": values, "defaults": defaults}
     return Section(name="config", title="Config", body=draw("run_sections.html", "config", **shown))
 

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,24 +37,15 @@ CONTRAST_LOSSES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
-    """A text (no picture) or a picture (no text)."""
-
-    text: str = ""
-    picture: np.ndarray | None = None
-    where: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Query:
-    """A text or picture, with the items of the other kind that it finds, best first."""
+    """A text without a picture or a picture without a text, with what it finds of the other kind, best first."""
 
-    item: Item
-    hits: tuple[Item, ...]
+    item: Example
+    hits: tuple[Example, ...]
     is_match: tuple[bool, ...]
     """Of each hit: whether it is true of the query."""
-    truth: Item
-    """One of the items that it should find."""
+    truth: Example
+    """One of those that it should find."""
     word: str = ""
     """Of a picture: a word of that text."""
     heat: tuple[np.ndarray, ...] = ()
@@ -96,9 +87,8 @@ class RetrievalReport(TaskReport):
         examples = []
         for query in self._queries(self.task.index(self.batches(dataset)), dataset, by_text=True)[:num]:
             names = [f"{rank} {'✓' if right else '✗'}" for rank, right in enumerate(query.is_match, start=1)]
-            made: Any = {name: hit.picture for name, hit in zip(names, query.hits, strict=True)}
-            true: Any = {"true": query.truth.picture}
-            text = query.item.text
+            made = {name: hit.pictures["picture"] for name, hit in zip(names, query.hits, strict=True)}
+            text, true = query.item.text, {"true": query.truth.pictures["picture"]}
             examples.append(Example(where=f"{query.item.where}: {text}", pictures=true, text=text, made=made))
         return examples
 
@@ -117,8 +107,9 @@ class RetrievalReport(TaskReport):
 
     def _queries(self, index: Index, dataset: SearchSet, *, by_text: bool) -> list[Query]:
         """Return NUM_QUERIES texts, or pictures, that have a match, with what they find."""
-        pictures = [Item(picture=pixels_of(pixels), where=f"picture {row}") for row, pixels in sorted(index.pixels.items())]
-        texts = [Item(text=dataset.captions[row], where=f"text {row}") for row in index.kept]
+        seen = {f"picture {row}": pixels_of(pixels) for row, pixels in sorted(index.pixels.items())}
+        pictures = [Example(where=where, pictures={"picture": pixels}, text="") for where, pixels in seen.items()]
+        texts = [Example(where=f"text {row}", pictures={}, text=dataset.captions[row]) for row in index.kept]
         asking, others = (texts, pictures) if by_text else (pictures, texts)
         side = index.relevance.images_of_text if by_text else index.relevance.texts_of_image
         matches = [each.tolist() for each in side.candidate_M.tensor_split(side.start_Q1[1:-1])]
@@ -138,8 +129,7 @@ class RetrievalReport(TaskReport):
     def _with_heat(self, query: Query, texts: Sequence[str]) -> Query:
         """Return a picture with the Grad-CAM of a word of its true text."""
         word = content_word(query.truth.text, texts)
-        assert query.item.picture is not None
-        heat = self.look([query.item.picture], query.truth.text, word) if word else None
+        heat = self.look([*query.item.pictures.values()], query.truth.text, word) if word else None
         return dataclasses.replace(query, word=word, heat=heat.overlays() if heat is not None else ())
 
 
@@ -163,10 +153,9 @@ def content_word(text: str, texts: Sequence[str]) -> str:
 def best_candidates(task: Retrieval, index: Index, queries: Sequence[int], num_reranked: int, *, by_text: bool) -> Tensor:
     """Return the best pictures for captions, or the best captions for pictures, int64 (Q, K): by contrast, then the first
     num_reranked of them in the order of the matching head."""
-    query_Q = torch.tensor(queries)
-    image_Id, caption_Td = index.image_Id, index.caption_Td
-    query_Qd, candidate_Cd = (caption_Td[query_Q], image_Id) if by_text else (image_Id[query_Q], caption_Td)
-    order_QK = metrics.rank_from_features(query_Qd, candidate_Cd, max(num_reranked, NUM_HITS)).cpu()
+    query_Q, sides = torch.tensor(queries), (index.image_Id, index.caption_Td)
+    asking_d, candidate_Cd = reversed(sides) if by_text else sides
+    order_QK = metrics.rank_from_features(asking_d[query_Q], candidate_Cd, max(num_reranked, NUM_HITS)).cpu()
     if num_reranked:
         first_QK = order_QK[:, :num_reranked]
         asked_QK = query_Q[:, None].expand_as(first_QK)

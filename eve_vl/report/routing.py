@@ -5,7 +5,7 @@ Letters: E experts; in chosen_ME and shares_ME, M = 2 modalities (image, text).
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.config import Config
 from eve_vl.model.exchange import exchanged
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Curves
@@ -25,8 +24,8 @@ from eve_vl.tasks.task import Task
 class Routing:
     """What the routers of a run choose on some rows."""
 
-    shares_ME: tuple[Tensor, ...]
-    """Per `moe` block, for each modality, the share of its tokens' choices that each expert gets; rows sum to 1."""
+    shares_ME: Mapping[int, Tensor]
+    """By `moe` block, from 1, for each modality the share of its tokens' choices that each expert gets; rows sum to 1."""
     num_rows: int
 
 
@@ -43,20 +42,16 @@ def routing_of(task: Task[Any], batches: Iterable[Any]) -> Routing:
         for blocks in twin.routers(batch):
             chosen_ME = [stats.chosen_ME.cpu() for stats in blocks]
             chosen = [sum_ME + more_ME for sum_ME, more_ME in zip(chosen, chosen_ME, strict=True)] if chosen else chosen_ME
-    shares_ME = tuple(chosen_ME / chosen_ME.sum(1, keepdim=True).clamp(min=1) for chosen_ME in chosen)
-    return Routing(shares_ME=shares_ME, num_rows=num_rows)
+    policies = getattr(task.config.model, "ffn_policies", ("moe",) * len(chosen))  # else these alone are counted
+    blocks = [number for number, policy in enumerate(policies, start=1) if policy == "moe"]
+    shares = [chosen_ME / chosen_ME.sum(1, keepdim=True).clamp(min=1) for chosen_ME in chosen]
+    return Routing(shares_ME=dict(zip(blocks, shares, strict=False)), num_rows=num_rows)  # none of no rows
 
 
-def expert_blocks(routing: Routing, config: Config) -> list[int]:
-    """Return which blocks, from 1, send tokens to experts; of a backbone that does not say, count these alone."""
-    policies = getattr(config.model, "ffn_policies", ("moe",) * len(routing.shares_ME))
-    return [number for number, policy in enumerate(policies, start=1) if policy == "moe"]
-
-
-def routing_charts(routing: Routing, config: Config) -> list[Markup]:
+def routing_charts(routing: Routing) -> list[Markup]:
     """Return one chart per block: the experts by modality."""
     charts = []
-    for block, shares_ME in zip(expert_blocks(routing, config), routing.shares_ME, strict=True):
+    for block, shares_ME in routing.shares_ME.items():
         E = shares_ME.shape[1]
         bars = [(f"{name} tokens", shares_E.tolist()) for name, shares_E in zip(("image", "text"), shares_ME, strict=True)]
         title, experts = f"Experts by modality, block {block}", [str(expert) for expert in range(E)]
@@ -64,10 +59,9 @@ def routing_charts(routing: Routing, config: Config) -> list[Markup]:
     return charts
 
 
-def routing_section(routing: Routing, curves: Curves, config: Config, row: str, passes: str = "") -> Section:
+def routing_section(routing: Routing, curves: Curves, row: str, passes: str) -> Section:
     """Return which experts serve which modality. row: what people call what was looked at. passes: words on how."""
-    blocks, charts = expert_blocks(routing, config), routing_charts(routing, config) if routing.shares_ME else []
-    E = routing.shares_ME[0].shape[1] if charts else 1
-    values = {"num_rows": routing.num_rows, "row": row, "passes": passes, "blocks": blocks, "curves": curves}
-    values |= {"E": E, "ln_E": math.log(E)}
-    return Section(name="routing", title="Routing", body=draw("routing.html", "routing", charts=charts, **values))
+    E = max((shares_ME.shape[1] for shares_ME in routing.shares_ME.values()), default=1)
+    values = {"row": row, "passes": passes, "curves": curves, "E": E, "ln_E": math.log(E)}
+    body = draw("routing.html", "routing", routing=routing, charts=routing_charts(routing), **values)
+    return Section(name="routing", title="Routing", body=body)

@@ -86,7 +86,7 @@ def story_page(folder: Path) -> str:
                 cards = report.numbers(Measured(values=numbers, step=report.run.step, where="", num_samples=0))
                 sections.append(_section(PRETRAIN, "Pre-training", numbers=cards))
             sections += report.evidence(3 * report.num_each // 4)
-            routing[report.title] = routing_charts(report.routing(), report.run.config)
+            routing[report.title] = routing_charts(report.routing())
         except UserError as error:
             sections.append(Section(name=name, title=name, body=draw("story_sections.html", "left_out", error=error)))
     commands = []
@@ -107,15 +107,15 @@ def results_section(numbers: Mapping[str, float]) -> Section:
     splits = []
     for suffix, title in zip(SPLITS.values(), SPLIT_TITLES, strict=True):
         splits.append((title, [(row, *arms(row, numbers, suffix)) for row in ROWS if row.key + suffix in numbers]))
-    gains = {name: value for name, value in numbers.items() if isinstance(value, Estimate)}
-    return _section("results", "Results", splits=splits, suffixes=[*SPLITS.values()], gains=gains, bar_chart=bar_chart)
+    return _section("results", "Results", splits=splits, bar_chart=bar_chart)
 
 
-def arms(row: Row, numbers: Mapping[str, float], suffix: str) -> tuple[float, float, float]:
-    """Return a number from the pre-trained weights, from random ones, and without a model; what is not known is NaN."""
-
+def arms(row: Row, numbers: Mapping[str, float], suffix: str) -> tuple[float, float, float, Estimate | None]:
+    """Return a number from the pre-trained weights, from random ones, and without a model, NaN where it is not known; and what
+    pre-training is worth, where that was measured row by row."""
     guess = numbers.get(row.guess + suffix, math.nan) if isinstance(row.guess, str) else row.guess
-    return numbers.get(row.key + suffix, math.nan), numbers.get(row.key + SCRATCH + suffix, math.nan), guess
+    ours, scratch, gain = (numbers.get(row.key + arm + suffix, math.nan) for arm in ("", SCRATCH, "_gain"))
+    return ours, scratch, guess, gain if isinstance(gain, Estimate) else None
 
 
 def _learning_section(folder: Path) -> Section:

@@ -144,7 +144,7 @@ class TaskReport:
         try:
             return routing_of(self.task, self.batches(self.dataset(NUM_SEEN)))
         except NotImplementedError:  # own code need not say what its routers do
-            return Routing(shares_ME=(), num_rows=0)
+            return Routing(shares_ME={}, num_rows=0)
 
 
 def task_report(run: LoadedRun) -> TaskReport:

@@ -72,7 +72,7 @@ class Contrast(nn.Module):
         """Return the losses `itc` and, with a matching head, `itm`, of true pairs; scalars for the log; the routers."""
         whole: WholeBatch | None = batch.contrast
         with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
-            image, text, image_Bd, text_Bd, routers = self._alone(encoder, batch)
+            image, text, image_Bd, text_Bd, routers = self.alone(encoder, batch)
         temperature, terms = self._clamped_temperature(), {}
         if whole is None:
             losses = {"itc": self._contrast(image_Bd, text_Bd, batch.picture_B, temperature)}
@@ -87,7 +87,7 @@ class Contrast(nn.Module):
             routers += match_routers
         return losses, terms, routers
 
-    def _alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
+    def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
         """Return pictures and texts embedded, their features (B, d), and the routers of both passes."""
         image, text = encoder.image(batch.pixels()), encoder.text(batch.ids_BT, batch.is_padding_BT)
         image_BD, image_routers = encoder.cls(image, None)
@@ -113,7 +113,7 @@ class Contrast(nn.Module):
         with torch.no_grad():
             for batch in micro_batches:
                 rng_states.append(get_rng_state())
-                parts.append(self._alone(encoder, batch)[2:4])
+                parts.append(self.alone(encoder, batch)[2:4])
         image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
         temperature = self._clamped_temperature().detach().clone().requires_grad_()
         loss = self._contrast(image, text, torch.cat([batch.picture_B for batch in micro_batches]), temperature)
@@ -209,13 +209,10 @@ class ContrastTask(Task[Settings]):
         micro_batches = super().before_step(micro_batches)
         return self.contrast.over_all(self.encoder, micro_batches) if len(micro_batches) > 1 else micro_batches
 
-    def image_features(self, images_BCHW: Tensor) -> Tensor:
-        """Return features of length 1, float32 (B, d), of uint8 pictures."""
-        return self.contrast.features.image_features(self.alone(self.encoder.image(normalize(images_BCHW)), None))
-
-    def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tensor:
-        """Return features of length 1, float32 (B, d), of token ids."""
-        return self.contrast.features.text_features(self.alone(None, self.encoder.text(ids_BT, is_padding_BT)))
+    def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
+        """Return the projected [CLS] state of a picture or of a text alone, float32 (B, d)."""
+        cls_BD, _ = self.encoder.cls(image, text, final_norm=getattr(self.settings, "final_norm", True))
+        return (self.contrast.features.image if text is None else self.contrast.features.text)(cls_BD).float()
 
     def match(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
         """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers."""
@@ -224,8 +221,7 @@ class ContrastTask(Task[Settings]):
 
     def routers(self, batch: Any) -> Routers:
         """Return what the routers do with the pictures alone, the texts alone and, with a matching head, the pairs."""
-        image, text = self.encoder.image(batch.pixels()), self.encoder.text(batch.ids_BT, batch.is_padding_BT)
-        routers = self.encoder.cls(image, None)[1] + self.encoder.cls(None, text)[1]
+        image, text, *_, routers = self.contrast.alone(self.encoder, batch)
         return routers + (self.contrast.match(self.encoder, image, text)[1] if self.contrast.match_head is not None else [])
 
     def computations(self) -> dict[str, Computation]:

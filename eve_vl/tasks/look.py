@@ -75,9 +75,10 @@ class Evidence:
     is_one_of_many: bool = True
     """Whether the classes exclude each other; the answers of VQA do not."""
 
-    def score(self, task: Any) -> Tensor:
-        """Return the sum of the classes' logits."""
-        return self._chosen(self.logits(task)).sum()
+    def score(self, twin: Any) -> Tensor:
+        """Return the sum of the classes' logits, computed with all of the last block."""
+        twin.encoder.computes_all = True
+        return self._chosen(self.logits(twin)).sum()
 
     @torch.no_grad()
     def probability(self, task: Any) -> float:
@@ -111,12 +112,7 @@ def heat_map(
     if not -depth <= block < depth:
         raise UserError(f"no block {block}: this run has blocks 0 to {depth - 1}")
     block %= depth
-
-    def score(twin: Any) -> Tensor:
-        twin.encoder.computes_all = True
-        return evidence.score(twin)
-
-    cam_BNN, matters_BN = gradcam(task, f"encoder.{names[block]}", score)
+    cam_BNN, matters_BN = gradcam(task, f"encoder.{names[block]}", evidence.score)
     if not matters_BN[:, rows].any():
         raise UserError(
             f'nothing of what "{word}" attends to in block {block} reaches {evidence.words}; choose an earlier block'

@@ -143,8 +143,7 @@ class MaskedSignalCalls(Calls):
         if not 0 < len(keep_K) < P or keep_K[0] < 0 or keep_K[-1] >= P:
             raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
         ids_T, is_special_T = self.inputs.tokens(given_text(text))
-        is_masked_T = mask_tokens(is_special_T, settings.text_mask_ratio, rng) if settings.joint_masking else None
-        masks = None if is_masked_T is None else [is_masked_T]
+        masks = [mask_tokens(is_special_T, settings.text_mask_ratio, rng)] if settings.joint_masking else None
         batch = self.inputs.masked_pairs([given_image(image)], [ids_T], masks=masks, keep_K=keep_K)
         return Reconstruction(**{name: pictures[0] for name, pictures in self.task.rebuilding(batch).items()})
 

@@ -21,7 +21,6 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import SharedError, UserError
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.certainty import GROUP
-from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import initialize
 from eve_vl.talk import counted
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
@@ -48,10 +47,8 @@ OLDER_NAMES = {f"m{name}": name for name in PUBLISHED.values()} | {
 
 def _published_settings(tensors: Mapping[str, Tensor], width: int) -> RetrievalConfig | None:
     """Return the section of a checkpoint with a matching head."""
-    if "itm_head.weight" not in tensors:
-        return None
     projection_dim = len(tensors.get("itc_vision_proj_head.weight", ()))
-    return RetrievalConfig(final_norm=False, projection_dim=projection_dim)
+    return RetrievalConfig(final_norm=False, projection_dim=projection_dim) if "itm_head.weight" in tensors else None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,10 +111,6 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         """Return the weighted sum of the losses (weights: task.itc_weight, task.itm_weight, the model's balance weight)."""
         losses, terms, routers = self.contrast(self.encoder, batch)
         return self.output(losses, routers, **terms)
-
-    def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
-        """Return the [CLS] state of a picture or of a text alone, (B, D)."""
-        return self.encoder.cls(image, text, final_norm=self.settings.final_norm)[0]
 
     @classmethod
     def eval_dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> SearchSet:
@@ -191,8 +184,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             if isinstance(batch, SearchPictures):
                 features = self.image_features(batch.images_BCHW).cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
-                    feature_d = features[row].clone()  # a view brings its batch
-                    images[index] = feature_d, batch.captions[row], rank(), batch.names[row]
+                    # a view brings its batch
+                    images[index] = features[row].clone(), batch.captions[row], rank(), batch.names[row]
                     pixels[index] = batch.images_BCHW[row]
             else:
                 features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()

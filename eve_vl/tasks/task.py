@@ -161,10 +161,8 @@ class Task(nn.Module, Generic[Settings]):
         weight. terms: further scalars for the log."""
         routing = routing_terms(routers)
         weighted = [getattr(self.settings, f"{name}_weight", 1.0) * loss for name, loss in losses.items()]
-        total = sum(weighted, start=torch.zeros(()))
-        if routing:
-            total = total + self.encoder.balance_weight * routing["balance"]
-        return StepOutput(loss=total, terms={**losses, **terms, **routing})
+        weighted += [self.encoder.balance_weight * routing["balance"]] if routing else []
+        return StepOutput(loss=sum(weighted, start=torch.zeros(())), terms={**losses, **terms, **routing})
 
     def kept_of(self, tensors: Mapping[str, Tensor], labels: Sequence[str]) -> dict[str, Tensor]:
         """Return the weights of another run, whose labels are given, that are of use to this one."""
@@ -312,9 +310,8 @@ class Classifier(Task[Settings]):
         logits_BC, routers = self.predict(batch)
         target, best_B = self.targets(batch).to(logits_BC.device), logits_BC.argmax(1)
         right_B = target == best_B if target.ndim == 1 else target.gather(1, best_B[:, None])
-        return self.output(
-            {self.section.name: self.loss(logits_BC, target)}, routers, **{self.accuracy: right_B.float().mean()}
-        )
+        losses = {self.section.name: self.loss(logits_BC, target)}
+        return self.output(losses, routers, **{self.accuracy: right_B.float().mean()})
 
     def logits(self, *tensors: Any) -> tuple[Tensor, Routers]:
         """Return logits (B, C) of the tensors that `reads` names, and the routers' statistics of each pass; default: those of
