@@ -21,7 +21,7 @@ from eve_vl.report.curves import Curves, Loss, over
 from eve_vl.report.html import Section, document, draw
 from eve_vl.report.page import run_facts, run_folder, write_page
 from eve_vl.report.task import Example, Measured, task_report
-from eve_vl.talk import warn
+from eve_vl.talk import told, warn
 from eve_vl.train.checkpoint import BEST, CHECKPOINTS
 from eve_vl.train.log import LOG, read_log
 
@@ -44,7 +44,7 @@ class Arm:
     facts: Mapping[str, Any]
     log: Sequence[dict]
     losses: Sequence[Loss]
-    scored: str
+    scored: str | None
     """What `scores` are of."""
     measured: Measured | None = None
     verdict: str = ""
@@ -77,7 +77,7 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
     """
     folder = Path(os.path.commonpath([run.resolve().parent for run in runs]))
     arms, unreadable = [], {}
-    for run in runs:
+    for run in told(runs, "reading runs", len(runs)):
         name = str(run.resolve().relative_to(folder))
         try:
             arms.append(read_arm(run, name))
