@@ -74,6 +74,7 @@ class Training:
 
     def __post_init__(self):
         self.console = self.folder / "console.txt"
+        self.console.touch()  # a signal may come before the process has opened it
         if self.is_command:
             with self.console.open("w") as out:
                 full = [sys.executable, "-m", "eve_vl", *self.command]
