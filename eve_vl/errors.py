@@ -33,7 +33,7 @@ class UserError(ValueError):
     """A mistake in what the user gave, in one line: where, what was found, what to do. The command line prints it and exits."""
 
     def __init__(self, message: object):
-        text = printable(WRAPPED.sub("", str(message), count=1).strip("\n"))
+        text = printable(WRAPPED.sub("", str(message), count=1).rstrip("\n"))
         super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}")
 
 
