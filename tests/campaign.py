@@ -113,7 +113,9 @@ def run_case(reader: Reader, case: Case, seed: int, work: Path, limit: int) -> O
             outcome.refused += 1
             if is_sound(reader, case):
                 outcome.escapes[f"sound input refused by {name}"] = str(error)
-            odd = {"/", "is not the name of a file"} if case[0] == "names" else set()  # there the damage is the name that was asked for
+            odd = (
+                {"/", "is not the name of a file"} if case[0] == "names" else set()
+            )  # there the damage is the name that was asked for
             for problem in problems_of(str(error), names | odd):
                 outcome.escapes[f"message {problem} @ {innermost(error)}"] = f"{name}: {error!r}"
         except SystemExit as error:
