@@ -1,29 +1,20 @@
 """The emoji example builds its set from made-up packages; neither npm nor resvg-py is needed."""
 
-import importlib.util
 import json
+import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from example_builds import load_example
 from PIL import Image
 
 from eve_vl.errors import UserError
 
-
-def load_example():
-    path = Path(__file__).parents[1] / "examples" / "emoji" / "build.py"
-    spec = importlib.util.spec_from_file_location("emoji_build", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-emoji = load_example()
+emoji = load_example("emoji")
 
 ENTRIES = [
     {"label": "ant", "hexcode": "1F41C", "tags": ["animal", "insect"], "group": 3},
@@ -112,8 +103,10 @@ def test_a_concept_has_one_split_and_the_shares_are_kept():
 
 
 def test_packages_are_fetched_once(packages, tmp_path, monkeypatch):
-    assert emoji.fetch(tmp_path) == packages  # they are there
-    monkeypatch.setattr(emoji.shutil, "which", lambda name: f"/somewhere/{name}")
+    listed = {f"node_modules/{name}": {"version": version} for name, _, version in (p.rpartition("@") for p in emoji.PACKAGES)}
+    write(packages / ".package-lock.json", {"packages": listed})
+    assert emoji.fetch(tmp_path, emoji.PACKAGES) == packages  # they are there
+    monkeypatch.setattr(shutil, "which", lambda name: f"/somewhere/{name}")
     commands = []
 
     def fake_run(command, **_):
@@ -121,17 +114,22 @@ def test_packages_are_fetched_once(packages, tmp_path, monkeypatch):
         return SimpleNamespace(returncode=len(commands) - 1, stderr="npm error no  network\nmore\n")
 
     monkeypatch.setattr(subprocess, "run", fake_run)
-    assert emoji.fetch(tmp_path / "new") == tmp_path / "new" / "node_modules"
+    assert emoji.fetch(tmp_path / "new", emoji.PACKAGES) == tmp_path / "new" / "node_modules"
     assert commands == [["/somewhere/npm", "install", "--prefix", tmp_path / "new", *emoji.PACKAGES]]
     with pytest.raises(UserError, match=r"^npm install failed: npm error no network \("):
-        emoji.fetch(tmp_path / "other")
+        emoji.fetch(tmp_path / "other", emoji.PACKAGES)
+    with pytest.raises(UserError, match=r"^npm install failed"):  # another version is there
+        emoji.fetch(tmp_path, [*emoji.PACKAGES[1:], "emojibase-data@18.0.0"])
+    (packages / ".package-lock.json").unlink()  # npm was cut off
+    with pytest.raises(UserError, match=r"^npm install failed"):
+        emoji.fetch(tmp_path, emoji.PACKAGES)
 
 
 def test_mistakes_are_told_in_one_line(packages, tmp_path, monkeypatch):
-    monkeypatch.setattr(emoji.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(UserError, match=r"^npm is not installed: .*--packages$"):
-        emoji.fetch(tmp_path / "empty")
-    monkeypatch.setitem(emoji.sys.modules, "resvg_py", None)
+        emoji.fetch(tmp_path / "empty", emoji.PACKAGES)
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(UserError, match=r"pip install resvg-py$"):
         emoji.resvg()
     with pytest.raises(UserError, match=r"data\.json: No such file or directory; --packages must be"):

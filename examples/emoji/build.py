@@ -6,22 +6,17 @@ Needs npm, which fetches the drawings (SVG), and `pip install resvg-py`, which r
 tells what comes out.
 """
 
-import argparse
 import hashlib
-import importlib
-import io
 import json
-import shutil
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
-
-from PIL import Image
+from typing import Final
 
 from eve_vl.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from iconify import Render, arguments, fetch, read_json, resvg, svg_of
 
 VENDORS: Final = ("noto", "twemoji", "fluent-emoji-flat")
 PACKAGES: Final = (  # with versions, so that everybody builds the same set
@@ -35,50 +30,6 @@ VAL_SHARE, TEST_SHARE = 0.04, 0.11  # of the concepts
 COMPONENT, FLAGS = 2, 9  # groups of emojibase: skin tones and hair on their own, flags
 KEYCAP: Final = "20E3"
 
-Render = Callable[[str, int], Image.Image]  # SVG, side in pixels → picture
-
-
-def fetch(folder: Path) -> Path:
-    """Return the folder of the packages below `folder`; npm installs them there if they are missing."""
-    packages = folder / "node_modules"
-    if all((packages / name.rpartition("@")[0]).is_dir() for name in PACKAGES):
-        return packages
-    npm = shutil.which("npm")
-    if npm is None:
-        raise UserError("npm is not installed: install Node.js, or give a node_modules folder with --packages")
-    folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run([npm, "install", "--prefix", folder, *PACKAGES], capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise UserError(f"npm install failed: {' '.join(lines[0].split())} (all of it: npm install {' '.join(PACKAGES)})")
-    return packages
-
-
-def resvg() -> Render:
-    """Return the real renderer: on white, by resvg."""
-    try:
-        svg_to_bytes = importlib.import_module("resvg_py").svg_to_bytes
-    except ImportError:
-        raise UserError("resvg-py, which renders the drawings, is not installed: pip install resvg-py") from None
-
-    def render(svg: str, size: int) -> Image.Image:
-        png = svg_to_bytes(svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True)
-        return Image.open(io.BytesIO(bytes(png))).convert("RGB")
-
-    return render
-
-
-def read_json(path: Path) -> Any:
-    """Return what a file of the packages holds. Raises UserError."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; --packages must be a node_modules folder with {', '.join(PACKAGES)}"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-
 
 def concept_of(hexcode: str) -> str:
     """Return code points joined by `-`, without the mark that asks for a coloured picture."""
@@ -88,7 +39,7 @@ def concept_of(hexcode: str) -> str:
 def captions_by_concept(packages: Path) -> dict[str, list[str]]:
     """Return the label, and the label with its tags if it has any, of every concept of the set, in Unicode's order."""
     captions: dict[str, list[str]] = {}
-    for entry in read_json(packages / "emojibase-data" / "en" / "data.json"):
+    for entry in read_json(packages / "emojibase-data" / "en" / "data.json", PACKAGES):
         concept = concept_of(entry["hexcode"])
         if entry.get("group") in (None, COMPONENT, FLAGS) or KEYCAP in concept:  # no group: letters, the halves of flags
             continue
@@ -100,17 +51,13 @@ def captions_by_concept(packages: Path) -> dict[str, list[str]]:
 def drawings(packages: Path, vendor: str) -> dict[str, str]:
     """Return the SVG, with a square view, of every concept that a vendor has drawn."""
     folder = packages / "@iconify-json" / vendor
-    icons = read_json(folder / "icons.json")
-    found = {}
-    for hexcode, name in read_json(folder / "chars.json").items():
-        icon = icons | icons["icons"].get(name, {})  # what an icon doesn't say itself holds for the whole set
-        if "body" in icon:  # the rest are turned or mirrored copies of others
-            width, height = icon.get("width", 16), icon.get("height", 16)
-            side = max(width, height)
-            left, top = icon.get("left", 0) - (side - width) / 2, icon.get("top", 0) - (side - height) / 2
-            view = f"{left:g} {top:g} {side:g} {side:g}"
-            found[concept_of(hexcode)] = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}">{icon["body"]}</svg>'
-    return found
+    icons = read_json(folder / "icons.json", PACKAGES)
+    names = read_json(folder / "chars.json", PACKAGES)
+    return {
+        concept_of(hexcode): svg_of(icons, name, is_square=True)
+        for hexcode, name in names.items()
+        if name in icons["icons"]  # the rest are turned or mirrored copies of others
+    }
 
 
 def split_of(concept: str) -> str:
@@ -128,7 +75,7 @@ def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter
     counts: Counter[tuple[str, str]] = Counter()
     for vendor in VENDORS:
         (out / "images" / vendor).mkdir(parents=True, exist_ok=True)
-        spdx = read_json(packages / "@iconify-json" / vendor / "info.json")["license"]["spdx"]
+        spdx = read_json(packages / "@iconify-json" / vendor / "info.json", PACKAGES)["license"]["spdx"]
         svgs = {concept: svg for concept, svg in drawings(packages, vendor).items() if concept in captions}
         uses = Counter(svgs.values())
         for concept in sorted(svgs):
@@ -146,15 +93,10 @@ def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter
 
 def main() -> None:
     """Fetch, build, and say how many rows there are."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("out", type=Path, help="folder to build the set in")
-    parser.add_argument("--packages", type=Path, help="node_modules folder with the packages; otherwise npm fetches them")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "eve-vl" / "emoji", help="where npm puts them")
-    parser.add_argument("--size", type=int, default=160, help="side of the pictures in pixels")
-    args = parser.parse_args()
+    args = arguments(__doc__, "emoji", size=160).parse_args()
     try:
         render = resvg()
-        counts = build(args.packages or fetch(args.cache), args.out, render, args.size)
+        counts = build(args.packages or fetch(args.cache, PACKAGES), args.out, render, args.size)
     except UserError as error:
         sys.exit(f"error: {error}")
     for split in SPLITS:

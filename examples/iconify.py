@@ -1,0 +1,92 @@
+"""What the examples share that draw Iconify's icons: npm fetches them, resvg renders them."""
+
+import argparse
+import importlib
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from eve_vl.errors import UserError
+from eve_vl.talk import say
+
+Render = Callable[[str, int], Image.Image]  # SVG, longer side in pixels → picture
+VIEW: Final = {"left": 0, "top": 0, "width": 16, "height": 16}  # of an icon that doesn't say, as Iconify has it
+
+
+def arguments(about: str | None, name: str, size: int) -> argparse.ArgumentParser:
+    """Return the command line of an example: where to, from where, how large."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder to build the set in")
+    parser.add_argument("--packages", type=Path, help="node_modules folder with the packages; otherwise npm fetches them")
+    cache = Path.home() / ".cache" / "eve-vl" / name
+    parser.add_argument("--cache", type=Path, default=cache, help="where npm puts them (default: %(default)s)")
+    parser.add_argument("--size", type=positive, default=size, help="side of the pictures in pixels (default: %(default)s)")
+    return parser
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1 on. Raises the error that argparse tells."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def fetch(folder: Path, names: Sequence[str]) -> Path:
+    """Return the folder of the packages below `folder`; npm installs them there if they are missing. names: with versions."""
+    packages = folder / "node_modules"
+    record = packages / ".package-lock.json"  # npm writes it last: what it lists is whole
+    found = read_json(record, names)["packages"] if record.is_file() else {}
+    if {f"{path.removeprefix('node_modules/')}@{entry.get('version')}" for path, entry in found.items()}.issuperset(names):
+        return packages
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UserError("npm is not installed: install Node.js, or give a node_modules folder with --packages")
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"npm fetches {', '.join(names)} to {folder}")
+    done = subprocess.run([npm, "install", "--prefix", folder, *names], capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        raise UserError(f"npm install failed: {' '.join(lines[0].split())} (all of it: npm install {' '.join(names)})")
+    return packages
+
+
+def read_json(path: Path, names: Sequence[str]) -> Any:
+    """Return what a file of the packages holds. Raises UserError."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; --packages must be a node_modules folder with {', '.join(names)}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+
+
+def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
+    """Return an icon of a set as SVG, in its own view or in a square one around it. icons: what icons.json holds."""
+    icon = {**icons, **icons["icons"][name]}  # what an icon doesn't say itself holds for the whole set
+    left, top, width, height = (icon.get(key, default) for key, default in VIEW.items())
+    if is_square:
+        side = max(width, height)
+        left, top, width, height = left - (side - width) / 2, top - (side - height) / 2, side, side
+    view = f"{left:g} {top:g} {width:g} {height:g}"
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{view}">{icon["body"]}</svg>'
+
+
+def resvg() -> Render:
+    """Return the real renderer: on white, by resvg."""
+    try:
+        importlib.import_module("resvg_py")
+    except ImportError:
+        raise UserError("resvg-py, which renders the drawings, is not installed: pip install resvg-py") from None
+    return _render
+
+
+def _render(svg: str, size: int) -> Image.Image:
+    svg_to_bytes = importlib.import_module("resvg_py").svg_to_bytes
+    png = svg_to_bytes(svg_string=svg, width=size, height=size, background="white", skip_system_fonts=True)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGB")

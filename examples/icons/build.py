@@ -1,0 +1,156 @@
+"""Build image–text pairs of icons: 62 sets of drawings, and the names that their designers gave them.
+
+    python examples/icons/build.py icons
+
+Needs npm, which fetches the drawings (SVG, 100 MB to load), and `pip install resvg-py 'eve-vl[parquet]'`, which render and
+write them: minutes on two cores. Each file is written as a whole or not at all. README.md beside this file tells what comes
+out.
+"""
+
+import hashlib
+import importlib
+import io
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from eve_vl.errors import UserError
+from eve_vl.files import whole_file
+from eve_vl.talk import say, told
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from iconify import Render, arguments, fetch, positive, read_json, resvg, svg_of
+
+PACKAGES: Final = ("@iconify/json@2.2.535",)  # with its version, so that everybody builds the same set
+TRAIN: Final = """
+    basil bi boxicons clarity covid f7 fa7-solid flat-color-icons fluent fluent-color fluent-mdl2 game-icons gis glyphs
+    griddy-icons healthicons heroicons hugeicons icon-park icon-park-outline iconamoon iconoir ix keyline-icons line-md
+    majesticons maki map mdi medical-icon meteocons mingcute mynaui octicon pepicons-pop pinhead proicons reicon ri si solar
+    streamline streamline-flex streamline-freehand-color streamline-kameleon-color streamline-plump-color streamline-sharp
+    streamline-sharp-color streamline-ultimate streamline-ultimate-color tabler tdesign teenyicons temaki uil uim uis whh wi
+"""
+SPLITS: Final = {  # the sets of each; the small ones first, for what is wrong is told early
+    "val": "lets-icons",
+    "test_sets": "lucide streamline-flex-color",
+    "train": TRAIN,
+}
+MOST: Final = 2600  # icons of a set, so that the largest do not drown the others
+MOST_WORDS: Final = 8
+ONLY: Final = {"fluent": re.compile(r"-24-(filled|regular)$")}  # one of its many sizes
+COLORS: Final = {False: 16, True: 64}  # of a picture, by whether the set is coloured: palettes make small files
+ROWS: Final = 2000  # of a row group
+
+Draw = Callable[[str], bytes | None]
+Each = Callable[[Draw, Iterable[str]], Iterable[bytes | None]]  # the built-in map or like it
+Row = dict[str, Any]
+
+
+def checksum(text: str) -> str:
+    """Return what decides order and choice: nothing that comes or goes elsewhere moves it."""
+    return hashlib.sha1(text.encode()).hexdigest()
+
+
+def caption_of(name: str) -> str:
+    """Return the words of an icon's name without numbers, which are sizes and variants; nothing if they say too little, or are
+    a list of tags. Streamline marks a whole style with `remix`."""
+    words = [word for word in name.split("-") if word != "remix" and not word.isdigit()]
+    caption = " ".join(words)
+    return caption if len(words) <= MOST_WORDS and re.search("[a-z]{3}", caption) else ""
+
+
+@dataclass(frozen=True)
+class IconSet:
+    """The drawings of a set, SVG by caption, in the order in which they are taken."""
+
+    name: str
+    license: str
+    colors: int
+    drawings: Mapping[str, str]
+
+    @classmethod
+    def read(cls, packages: Path, name: str) -> "IconSet":
+        """Read a set; of several icons with one caption the first is taken, by checksum. Raises UserError."""
+        icons = read_json(packages / "@iconify" / "json" / "json" / f"{name}.json", PACKAGES)
+        drawings: dict[str, str] = {}
+        for icon in sorted(icons["icons"], key=checksum):
+            is_shown = not icons["icons"][icon].get("hidden")  # the rest are no longer part of the set
+            if is_shown and (name not in ONLY or ONLY[name].search(icon)) and (caption := caption_of(icon)):
+                drawings.setdefault(caption, svg_of(icons, icon, is_square=False))
+        info = icons["info"]
+        return cls(name, info["license"]["spdx"], COLORS[info["palette"]], drawings)
+
+    def __len__(self) -> int:
+        return min(len(self.drawings), MOST)
+
+    def rows(self, draw: Callable[..., bytes | None], each: Each) -> Iterator[Row]:
+        """Draw the first MOST drawings that are not empty."""
+        drawings, count = iter(self.drawings.items()), 0
+        while batch := dict(islice(drawings, MOST - count)):
+            for caption, image in zip(batch, each(partial(draw, colors=self.colors), batch.values()), strict=True):
+                if image:
+                    count += 1
+                    yield {"image": image, "caption": caption, "set": self.name, "license": self.license}
+
+
+def draw_png(svg: str, colors: int, render: Render, size: int) -> bytes | None:
+    """Return a drawing as PNG, stretched to a square; None if there is nothing to see, as before an animation's start."""
+    picture = render(svg, size).resize((size, size))
+    if picture.getcolors(1):
+        return None
+    png = io.BytesIO()
+    picture.quantize(colors).save(png, "PNG", optimize=True)
+    return png.getvalue()
+
+
+def build(packages: Path, out: Path, render: Render, size: int = 64, each: Each = map) -> Counter[tuple[str, str]]:
+    """Write one Parquet file per split; return the number of rows by split and licence."""
+    try:
+        pyarrow, parquet = map(importlib.import_module, ("pyarrow", "pyarrow.parquet"))
+    except ImportError:
+        raise UserError("pyarrow, which writes Parquet, is not installed: pip install 'eve-vl[parquet]'") from None
+    draw = partial(draw_png, render=render, size=size)
+    counts: Counter[tuple[str, str]] = Counter()
+    out.mkdir(parents=True, exist_ok=True)
+    for split, names in SPLITS.items():
+        sets = [IconSet.read(packages, name) for name in names.split()]
+        rows = (row for icons in sets for row in icons.rows(draw, each))
+        rows = told(rows, f"rendering {split}", total=sum(map(len, sets)))
+        ordered = sorted(rows, key=lambda row: checksum(row["set"] + row["caption"]))
+        with whole_file(out / f"{split}.parquet") as temporary:
+            parquet.write_table(pyarrow.Table.from_pylist(ordered), temporary, row_group_size=ROWS, compression="zstd")
+        counts.update((split, row["license"]) for row in ordered)
+    return counts
+
+
+def main() -> None:
+    """Fetch, build, and say how many rows there are."""
+    parser = arguments(__doc__, "icons", size=64)
+    parser.add_argument("--processes", type=positive, default=2, help="processes that render (default: %(default)s)")
+    args = parser.parse_args()
+    workers = ProcessPoolExecutor(args.processes, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        render = resvg()
+        packages = args.packages or fetch(args.cache, PACKAGES)
+        counts = build(packages, args.out, render, args.size, partial(workers.map, chunksize=32))
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; files that are there are whole")
+    finally:
+        workers.shutdown(cancel_futures=True)
+    for split in SPLITS:
+        of_split = {spdx: count for (of, spdx), count in sorted(counts.items()) if of == split}
+        licenses = ", ".join(f"{count:,} {spdx}" for spdx, count in of_split.items())
+        say(f"{args.out / split}.parquet: {sum(of_split.values()):,} icons ({licenses})")
+
+
+if __name__ == "__main__":
+    main()
