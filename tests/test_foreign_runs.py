@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import functools
 import json
 import shutil
 import signal
@@ -187,24 +188,28 @@ RUN_FILES = (
 )
 
 
-@pytest.mark.parametrize("name", RUN_FILES)
-def test_going_on_with_a_damaged_run_is_one_line(guesses: Path, name):
-    path = guesses / name
+def damage(run: Path, name: str, *uses: Callable[[Path], object]) -> None:
+    """Use a run while one of its files is damaged in many ways."""
+    path = run / name
     whole = path.read_bytes()
 
     @FEW
     @given(odd_file(path))
     def try_out(content: bytes) -> None:
         path.write_bytes(content)
-        only_user_errors(lambda: resume(guesses), path)
-        if name.endswith("jsonl"):
-            only_user_errors(lambda: report(guesses), path)
+        for each in uses:
+            only_user_errors(functools.partial(each, run), path)
 
     try:
         try_out()
     finally:
         path.write_bytes(whole)
         torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_going_on_with_a_damaged_run_is_one_line(guesses: Path, name):
+    damage(guesses, name, resume, *[report] * name.endswith("jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -221,19 +226,7 @@ def use(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "state.json", "answers.json", "model.safetensors"])
 def test_loading_a_damaged_run_is_one_line(answering: Path, name):
-    path = answering / name
-    whole = path.read_bytes()
-
-    @FEW
-    @given(odd_file(path))
-    def try_out(content: bytes) -> None:
-        path.write_bytes(content)
-        only_user_errors(lambda: use(answering), path)
-
-    try:
-        try_out()
-    finally:
-        path.write_bytes(whole)
+    damage(answering, name, use)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about what it is asked to read here
