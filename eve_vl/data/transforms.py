@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from eve_vl.data.records import ImageFile, ImagePixels, ImageRef
 from eve_vl.errors import BadSampleError
@@ -296,3 +297,16 @@ def _explain(data: bytes, error: Exception) -> str:
             return "a web page or other markup, not a picture"
         return f"not a picture in a known format ({', '.join(FORMATS)})"
     return f"cannot decode picture: {str(error).rstrip('.') or type(error).__name__}"
+
+
+def recolor(pixels: Tensor) -> Tensor:
+    """Draw a picture anew for one of two: a quarter in grey, a quarter in shades of one dark random colour; uint8 (3, H, W).
+
+    So that drawings are known by their lines, whatever their colours. Draws from torch's generator, as torchvision does.
+    """
+    draw_grey, draw_ink, *ink = torch.rand(5).tolist()
+    if draw_grey < 0.5:
+        return pixels
+    grey = rgb_to_grayscale(pixels).float()
+    darkest = torch.tensor(ink)[:, None, None] * (0.7 * 255 * (draw_ink < 0.5))
+    return (grey + (1 - grey / 255) * darkest).round().byte()

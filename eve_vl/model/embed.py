@@ -1,9 +1,11 @@
 """From pixels and token ids to the vectors that enter the blocks.
 
-Letters: B batch, P patches of the picture, K kept patches, T text tokens, N all tokens, D width, X values in a patch.
+Letters: B batch, H height, W width, P patches of the picture, K kept patches, T text tokens, N all tokens, D width,
+X values in a patch.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import InputConfig
+from eve_vl.config.model import Stem
 from eve_vl.errors import UserError
 from eve_vl.model.layers import layer_norm
 
@@ -83,28 +86,71 @@ def to_pictures(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
     return list(pixels_BCHW.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
-class ImageEmbed(nn.Module):
-    """Linear patch projection, image [CLS], learned positions, image type embedding."""
+class ConvStem(nn.Sequential):
+    """Convolutions 3 × 3 that halve the sides and double the channels until a patch is one place, then one 1 × 1
+    (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
 
-    def __init__(self, embed_dim: int, sizes: InputConfig):
+    A norm over all of a picture follows each, where that paper has batch normalisation: what a picture becomes depends on no
+    other, and passes that hide patches share no averages with those that do not.
+    """
+
+    def __init__(self, embed_dim: int, patch_size: int):
+        halvings = patch_size.bit_length() - 1
+        widths = [3, *(max(embed_dim >> left, 1) for left in reversed(range(halvings)))]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.ReLU(inplace=True)]
+        super().__init__(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """(B, 3, H, W) to (B, P, D)."""
+        # channels last is 1.5 times faster on a CPU
+        return super().forward(input.contiguous(memory_format=torch.channels_last)).flatten(2).mT
+
+    def flops(self, image_size: int) -> float:
+        """Return forward FLOPs for a picture."""
+        convolutions = [layer for layer in self if isinstance(layer, nn.Conv2d)]
+        sides = [image_size >> min(number, len(convolutions) - 1) for number in range(1, len(convolutions) + 1)]
+        return sum(2.0 * side**2 * layer.weight.numel() for side, layer in zip(sides, convolutions, strict=True))
+
+
+class ImageEmbed(nn.Module):
+    """Patches by a linear projection or by convolutions, image [CLS], learned positions, image type embedding."""
+
+    def __init__(self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear"):
         super().__init__()
-        self.patch_size = sizes.patch_size
-        self.proj = nn.Linear(sizes.patch_dim, embed_dim)
+        self.sizes = sizes
+        self.proj = nn.Linear(sizes.patch_dim, embed_dim) if stem == "linear" else ConvStem(embed_dim, sizes.patch_size)
         self.cls = nn.Parameter(torch.empty(embed_dim))
         self.positions = nn.Parameter(torch.empty(1 + sizes.num_patches, embed_dim))
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
     def forward(self, pixels_BCHW: Tensor, keep_BK: Tensor | None = None) -> Tokens:
         """Embed all patches, or only those at the positions keep_BK (int64), each with its own position."""
-        patches_BPX = patchify(pixels_BCHW, self.patch_size)
-        B, P, _ = patches_BPX.shape
-        positions = resize_positions(self.positions, P)
+        side = pixels_BCHW.shape[2] // self.sizes.patch_size
+        positions = resize_positions(self.positions, side**2)
         cls_D, patch_PD = positions[0] + self.cls, positions[1:]
-        if keep_BK is not None:
-            patches_BPX, patch_PD = take(patches_BPX, keep_BK), patch_PD[keep_BK]
-        x_BPD = self.proj(patches_BPX) + patch_PD
-        x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(B, 1, -1), x_BPD], dim=1) + self.type_embed
+        patch_PD = patch_PD if keep_BK is None else patch_PD[keep_BK]
+        x_BPD = self._patches(pixels_BCHW, keep_BK, side) + patch_PD
+        x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(len(x_BPD), 1, -1), x_BPD], dim=1) + self.type_embed
         return Tokens(x_BND=x_BND, num_image=x_BND.shape[1])
+
+    def _patches(self, pixels_BCHW: Tensor, keep_BK: Tensor | None, side: int) -> Tensor:
+        """Return the patches (B, P, D), or those that are kept (B, K, D), of which no hidden one shows anything."""
+        if isinstance(self.proj, nn.Linear):
+            patches_BPX = patchify(pixels_BCHW, self.sizes.patch_size)
+            return self.proj(patches_BPX if keep_BK is None else take(patches_BPX, keep_BK))
+        if keep_BK is None:
+            return self.proj(pixels_BCHW)
+        is_kept_BP = torch.zeros(len(keep_BK), side**2, dtype=pixels_BCHW.dtype, device=keep_BK.device).scatter_(1, keep_BK, 1)
+        is_kept_B1HW = F.interpolate(is_kept_BP.view(-1, 1, side, side), scale_factor=float(self.sizes.patch_size))
+        return take(self.proj(pixels_BCHW * is_kept_B1HW), keep_BK)
+
+    def flops(self, num_patches: int) -> float:
+        """Return forward FLOPs for a picture of which so many patches are kept; convolutions read all of it."""
+        if isinstance(self.proj, ConvStem):
+            return self.proj.flops(self.sizes.image_size) if num_patches else 0.0
+        return 2.0 * num_patches * self.proj.weight.numel()
 
 
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
