@@ -77,11 +77,13 @@ def match_logits(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def test_losses_equal_loops_over_queries_and_pairs(monkeypatch):
-    task = retrieval(itc_weight=0.7, itm_weight=0.3, projection_dim=8)
-    batch = caption_batch(task)
-    is_match = (batch.picture_B[:, None] == batch.picture_B).tolist()
-    assert is_match[0] == [True, False, True, False, False, False]
+@pytest.mark.parametrize("merge", [False, True])
+def test_losses_equal_loops_over_queries_and_pairs(merge, monkeypatch):
+    task = retrieval(itc_weight=0.7, itm_weight=0.3, projection_dim=8, merge_captions=merge)
+    batch = replace(caption_batch(task), caption_B=torch.tensor([6, 8, 9, 7, 8, 6]))
+    is_match = [[row == other or {row, other} == {0, 2} for other in range(6)] for row in range(6)]  # of one picture
+    for row, other in ((1, 4), (4, 1), (0, 5), (5, 0)) if merge else ():  # in the same words
+        is_match[row][other] = True
     asked: list[tuple[Tensor, list]] = []
     choices = [[1, 3, 4, 0, 5, 2], [4, 2, 5, 1, 0, 3]]  # wrong pictures, then wrong texts
 
@@ -155,7 +157,7 @@ def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
     output = rival(batch)
     task = retrieval()
     task.encoder, task.contrast = rival.encoder, rival.contrast
-    names = ("images_BCHW", "ids_BT", "is_padding_BT", "where", "picture_B")
+    names = ("images_BCHW", "ids_BT", "is_padding_BT", "where", "picture_B", "caption_B")
     terms = task(CaptionBatch(**{name: getattr(batch, name) for name in names})).terms
     for name in ("itc", "itm", "itm_acc"):
         torch.testing.assert_close(output.terms[name], terms[name])

@@ -168,8 +168,9 @@ class RetrievalConfig(TaskConfig):
     captions_per_image: int = 0
     """Captions of each picture that evaluation searches among; 0: all."""
     merge_captions: bool = False
-    """In evaluation, captions in the same words are one text, true of every picture that has it, of a generated scene wherever
-    it is true; otherwise each is a text of its own, true of its picture alone, as COCO and Flickr30K are scored."""
+    """Captions in the same words are one text, true of every picture that has it, so that in training these are no negatives of
+    each other; in evaluation, of a generated scene wherever it is true. Otherwise each is a text of its own, true of its
+    picture alone, as COCO and Flickr30K are scored."""
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""

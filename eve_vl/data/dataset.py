@@ -189,7 +189,7 @@ class MaskedPairs(RowDataset):
             sample.ids_T, is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
             sample.is_masked_T = mask_tokens(is_special_T, task.text_mask_ratio, rng)
         if isinstance(row, ImageText):
-            sample.picture = picture_key(row.image, row.where)
+            sample.picture, sample.caption = picture_key(row.image, row.where), hash_of(texts[0].encode())
         return sample
 
     def _wrong_partner(self, epoch: int, source: int, row: int) -> Sample:

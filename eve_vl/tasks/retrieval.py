@@ -264,7 +264,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         if labels is not None:
             if images is None or ids is None or is_padding is None or not len(images) == len(ids) == len(labels):
                 raise UserError("labels need as many pixel_values and input_ids: a picture and its text in each row")
-            pairs = CaptionBatch(images_BCHW=images, ids_BT=ids, is_padding_BT=is_padding, where=(), picture_B=labels)
+            pairs = CaptionBatch(
+                images_BCHW=images, ids_BT=ids, is_padding_BT=is_padding, where=(), picture_B=labels, caption_B=labels
+            )
             outputs["loss"] = self(pairs).loss
             if self.training:
                 return outputs
