@@ -29,8 +29,8 @@ TASK = {
     "masked_signal": MASKS,
     "contrast_match": f"{MASKS} --task.itc-weight --task.itm-weight --task.projection-dim",
     "retrieval": """
-        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.final-norm --task.rerank
-        --task.captions-per-image --task.merge-captions
+        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.pooling
+        --task.final-norm --task.rerank --task.captions-per-image --task.merge-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head",

@@ -241,7 +241,11 @@ def _decode_jpeg(data: bytes, width: int, height: int, crop: Crop | None) -> Ten
 def _is_plain_png(image: Image.Image) -> bool:
     """Whether torchvision sees what we want to see; libpng prints its doubts about colour profiles."""
     is_animated = getattr(image, "is_animated", False)
-    return (_raw_mode(image) == image.mode or image.mode == "P") and not is_animated and not image.info.keys() & {"transparency", "icc_profile"}
+    return (
+        (_raw_mode(image) == image.mode or image.mode == "P")
+        and not is_animated
+        and not image.info.keys() & {"transparency", "icc_profile"}
+    )
 
 
 def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
