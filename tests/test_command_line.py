@@ -22,15 +22,15 @@ MODEL = """
     --model.drop-path --model.dropout
 """
 MASKS = """
-    --task.image-mask-ratio --task.text-mask-ratio --task.mim-weight --task.mlm-weight --task.joint-masking
-    --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
+    --task.image-mask-ratio --task.text-mask-ratio --task.text-shown-share --task.mim-weight --task.mlm-weight
+    --task.joint-masking --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
 """
 TASK = {
     "masked_signal": MASKS,
     "contrast_match": f"{MASKS} --task.itc-weight --task.itm-weight --task.projection-dim",
     "retrieval": """
-        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.final-norm --task.rerank
-        --task.rerank-by --task.captions-per-image --task.merge-captions
+        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.pooling
+        --task.final-norm --task.rerank --task.rerank-by --task.captions-per-image --task.merge-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head",

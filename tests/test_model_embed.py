@@ -1,7 +1,7 @@
 """Embeddings against convolutions, interpolation of pictures and loops over tokens."""
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -41,19 +41,32 @@ def test_projection_of_patches_equals_a_strided_convolution():
     torch.testing.assert_close(proj(patchify(pictures, 4)), conv(pictures).flatten(2).transpose(1, 2))
 
 
-def conv_encoder():
+def conv_encoder() -> Any:
     return encoder(stem="convolutions").image
 
 
-def test_convolutions_equal_torchvisions_blocks():
-    stem = conv_encoder().proj
-    halve = partial(Conv2dNormActivation, kernel_size=3, stride=2, norm_layer=partial(nn.GroupNorm, 1))
-    same = nn.Sequential(halve(3, 8), halve(8, 16), nn.Conv2d(16, 16, 1))
-    for ours, theirs in zip(stem.parameters(), same.parameters(), strict=True):
-        with torch.no_grad():
-            theirs.copy_(ours)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_convolutions_equal_torchvisions_blocks(is_hidden, training):
+    """And each kind of picture moves its own running averages alone."""
+    stem = conv_encoder().proj.train(training)
+    halve = partial(Conv2dNormActivation, kernel_size=3, stride=2)
+    same: Any = nn.Sequential(halve(3, 8), halve(8, 16), nn.Conv2d(16, 16, 1)).train(training)
+    convs, norms = [same[0][0], same[1][0], same[2]], [same[0][1], same[1][1]]
+    for ours, theirs in zip([*stem.convs, stem.proj], convs, strict=True):
+        theirs.load_state_dict(ours.state_dict())
+    for ours, theirs in zip(stem.norms, norms, strict=True):
+        for norm in (ours.whole, ours.hidden):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+        averages = (ours.hidden if is_hidden else ours.whole).state_dict()
+        theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias} | averages)
+    left_alone = [(norm.whole if is_hidden else norm.hidden).running_mean.clone() for norm in stem.norms]
     pictures = pixels(2)
-    torch.testing.assert_close(stem(pictures), same(pictures).flatten(2).mT)
+    torch.testing.assert_close(stem(pictures, is_hidden=is_hidden), same(pictures).flatten(2).mT)
+    for ours, theirs, other in zip(stem.norms, norms, left_alone, strict=True):
+        torch.testing.assert_close((ours.hidden if is_hidden else ours.whole).running_var, theirs.running_var)
+        assert torch.equal((ours.whole if is_hidden else ours.hidden).running_mean, other)
 
 
 def test_convolutions_see_nothing_of_hidden_patches():

@@ -41,7 +41,7 @@ class EveModelConfig(ModelConfig):
     name: ClassVar[str] = "eve"
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection of each patch, as in the paper. convolutions: overlapping ones of stride 2
-    with a norm after each (Xiao et al. 2021), which small models learn from several times faster (LOG.md); hidden patches are
+    with batch normalisation (Xiao et al. 2021), which small models learn from several times faster (LOG.md); hidden patches are
     grey to them."""
     depth: int = 12
     """Number of blocks."""

@@ -1,11 +1,12 @@
 """From pixels and token ids to the vectors that enter the blocks.
 
 Letters: B batch, H height, W width, P patches of the picture, K kept patches, T text tokens, N all tokens, D width,
-X values in a patch.
+X values in a patch or channels.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -86,32 +87,47 @@ def to_pictures(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
     return list(pixels_BCHW.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
-class ConvStem(nn.Sequential):
-    """Convolutions 3 × 3 that halve the sides and double the channels until a patch is one place, then one 1 × 1
-    (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").
+class ViewNorm(nn.Module):
+    """Batch normalisation (B, X, H, W) with running averages of their own for pictures of which patches are hidden: these are
+    mostly grey, and averages over both would fit neither."""
 
-    A norm over all of a picture follows each, where that paper has batch normalisation: what a picture becomes depends on no
-    other, and passes that hide patches share no averages with those that do not.
-    """
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.whole, self.hidden = (nn.BatchNorm2d(width, affine=False) for _ in range(2))
+
+    def forward(self, x_BXHW: Tensor, *, is_hidden: bool) -> Tensor:
+        """Normalise by the batch, in evaluation by the running averages."""
+        norm = self.hidden if is_hidden else self.whole
+        averages = norm.running_mean, norm.running_var
+        return F.batch_norm(x_BXHW, *averages, self.weight, self.bias, norm.training, norm.momentum or 0.0, norm.eps)
+
+
+class ConvStem(nn.Module):
+    """Convolutions 3 × 3 that halve the sides and double the channels until a patch is one place, then one 1 × 1
+    (Xiao et al. 2021, "Early Convolutions Help Transformers See Better")."""
 
     def __init__(self, embed_dim: int, patch_size: int):
+        super().__init__()
         halvings = patch_size.bit_length() - 1
         widths = [3, *(max(embed_dim >> left, 1) for left in reversed(range(halvings)))]
-        layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.ReLU(inplace=True)]
-        super().__init__(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, 2, 1, bias=False) for pair in pairwise(widths))
+        self.norms = nn.ModuleList(ViewNorm(width) for width in widths[1:])
+        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        """(B, 3, H, W) to (B, P, D)."""
-        # channels last is 1.5 times faster on a CPU
-        return super().forward(input.contiguous(memory_format=torch.channels_last)).flatten(2).mT
+    def forward(self, pixels_BCHW: Tensor, *, is_hidden: bool = False) -> Tensor:
+        """(B, 3, H, W) to (B, P, D). is_hidden: patches are hidden, in grey."""
+        x_BXHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)  # the faster one on a CPU
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x_BXHW = norm(conv(x_BXHW), is_hidden=is_hidden).relu_()
+        return self.proj(x_BXHW).flatten(2).mT
 
     def flops(self, image_size: int) -> float:
         """Return forward FLOPs for a picture."""
-        convolutions = [layer for layer in self if isinstance(layer, nn.Conv2d)]
-        sides = [image_size >> min(number, len(convolutions) - 1) for number in range(1, len(convolutions) + 1)]
-        return sum(2.0 * side**2 * layer.weight.numel() for side, layer in zip(sides, convolutions, strict=True))
+        sides = [image_size >> number for number in range(1, len(self.convs) + 1)]
+        convs = zip([*sides, sides[-1]], [*self.convs, self.proj], strict=True)
+        return sum(2.0 * side**2 * cast(Tensor, conv.weight).numel() for side, conv in convs)
 
 
 class ImageEmbed(nn.Module):
@@ -144,7 +160,7 @@ class ImageEmbed(nn.Module):
             return self.proj(pixels_BCHW)
         is_kept_BP = torch.zeros(len(keep_BK), side**2, dtype=pixels_BCHW.dtype, device=keep_BK.device).scatter_(1, keep_BK, 1)
         is_kept_B1HW = F.interpolate(is_kept_BP.view(-1, 1, side, side), scale_factor=float(self.sizes.patch_size))
-        return take(self.proj(pixels_BCHW * is_kept_B1HW), keep_BK)
+        return take(self.proj(pixels_BCHW * is_kept_B1HW, is_hidden=True), keep_BK)
 
     def flops(self, num_patches: int) -> float:
         """Return forward FLOPs for a picture of which so many patches are kept; convolutions read all of it."""

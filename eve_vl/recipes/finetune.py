@@ -59,7 +59,7 @@ def demo_vqa(init: Config) -> Config:
 
     eve finetune demo_vqa --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_vqa", VQAConfig(), steps=300, validations=2)
+    return _scenes(init, "demo_vqa", VQAConfig(), steps=900, validations=1)
 
 
 def demo_nlvr2(init: Config) -> Config:
@@ -67,15 +67,17 @@ def demo_nlvr2(init: Config) -> Config:
 
     eve finetune demo_nlvr2 --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_nlvr2", NLVR2Config(head="compare"), steps=500, validations=2)
+    return _scenes(init, "demo_nlvr2", NLVR2Config(head="compare"), steps=500, validations=1)
 
 
 def demo_retrieval(init: Config) -> Config:
-    """Captions of built-in scenes, as `make demo` does it: find the picture, find the caption.
+    """Captions of built-in scenes, as `make demo` does it: find the picture, find the caption, by contrast alone.
 
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_retrieval", _search(rerank=10, captions_per_image=1), steps=180, validations=1)
+    task = RetrievalConfig(itm_weight=0.0, pooling="mean", rerank=0, captions_per_image=1, merge_captions=True)
+    fast: dict[str, Any] = {"batch_size": 128, "optimizer": "muon", "lr": 1e-3, "new_lr_multiplier": 1.0}
+    return _scenes(init, "demo_retrieval", task, steps=100, validations=1, **fast)
 
 
 def demo_classification(init: Config) -> Config:

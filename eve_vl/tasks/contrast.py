@@ -66,6 +66,7 @@ class Contrast(nn.Module):
         super().__init__()
         self.features = ContrastHead(embed_dim, task.projection_dim or embed_dim)
         standardize = isinstance(task, RetrievalConfig) and task.standardize_match
+        self.takes_mean = isinstance(task, RetrievalConfig) and task.pooling == "mean"
         self.merges_captions = isinstance(task, RetrievalConfig) and task.merge_captions
         self.match_head = MatchHead(embed_dim, standardize=standardize) if task.itm_weight > 0 else None
 
@@ -91,10 +92,19 @@ class Contrast(nn.Module):
     def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
         """Return pictures and texts embedded, their features (B, d), and the routers of both passes."""
         image, text = encoder.image(batch.pixels()), encoder.text(batch.ids_BT, batch.is_padding_BT)
-        image_BD, image_routers = encoder.cls(image, None)
-        text_BD, text_routers = encoder.cls(None, text)
+        image_BD, image_routers = self.pooled(encoder, image, None)
+        text_BD, text_routers = self.pooled(encoder, None, text)
         features = self.features.image_features(image_BD), self.features.text_features(text_BD)
         return image, text, *features, [*image_routers, *text_routers]
+
+    def pooled(
+        self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
+    ) -> tuple[Tensor, Routers]:
+        """Return the state (B, D) of a picture or of a text alone that its features are made of, and the routers."""
+        if not self.takes_mean:
+            return encoder.cls(image, text, final_norm=final_norm)
+        encoded = encoder.encode(image, text)
+        return encoded.mean_BD, encoded.routers
 
     @torch.no_grad()
     def _clamped_temperature(self) -> nn.Parameter:
@@ -215,9 +225,9 @@ class ContrastTask(Task[Settings]):
         return self.contrast.over_all(self.encoder, micro_batches) if len(micro_batches) > 1 else micro_batches
 
     def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
-        """Return the projected [CLS] state of a picture or of a text alone, float32 (B, d)."""
-        cls_BD, _ = self.encoder.cls(image, text, final_norm=getattr(self.settings, "final_norm", True))
-        return (self.contrast.features.image if text is None else self.contrast.features.text)(cls_BD).float()
+        """Return the projected state of a picture or of a text alone, float32 (B, d)."""
+        state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
+        return (self.contrast.features.image if text is None else self.contrast.features.text)(state_BD).float()
 
     def match(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
         """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers."""

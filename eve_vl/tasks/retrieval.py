@@ -103,7 +103,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     main_metric, scored = "r_mean", "tr1 and ir1"
     against = (Against("tr1", "picture", "tr1_chance", "chance"), Against("ir1", "caption", "ir1_chance", "chance"))
     published_head = PublishedHead(
-        keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match else None,
+        keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match and task.pooling == "cls" else None,
         settings=_published_settings,
         older_names=OLDER_NAMES,
     )
