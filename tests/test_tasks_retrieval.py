@@ -215,8 +215,9 @@ def recall_table(by_image: list[int], by_text: list[int]) -> dict[str, float]:
 @pytest.mark.parametrize(("merge", "by"), [(False, "match"), (True, "sum")])
 def test_search_equals_a_naive_one(k, captions_per_image, merge, by):
     """With several texts of a picture, texts of several pictures, and more to re-rank than there is."""
-    options: dict[str, Any] = {"pooling": "mean" if merge else "cls", "merge_captions": merge}
-    task = retrieval(rerank=k, rerank_by=by, captions_per_image=captions_per_image, **options)
+    pooling = "mean" if merge else "cls"
+    searched = {"captions_per_image": captions_per_image, "merge_captions": merge, "pooling": pooling}
+    task = retrieval(rerank=k, rerank_by=by, **searched)
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
     numbers = numbers_of(task, dataset, 5)
