@@ -104,6 +104,7 @@ def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
                 keep_K=keep_K,
                 hidden_M=hidden_M,
                 picture=row,
+                caption=row,
                 where=f"random[{row}]",
             )
         )

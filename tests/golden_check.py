@@ -229,7 +229,12 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     ids_BT, is_padding_BT = fixture.texts
     picture_B = fixture.inputs["retrieval_idx"]
     pairs = CaptionBatch(
-        images_BCHW=fixture.inputs["image"], ids_BT=ids_BT, is_padding_BT=is_padding_BT, picture_B=picture_B, where=()
+        images_BCHW=fixture.inputs["image"],
+        ids_BT=ids_BT,
+        is_padding_BT=is_padding_BT,
+        picture_B=picture_B,
+        caption_B=picture_B,
+        where=(),
     )
     order = iter((("weights_t2i", "neg_image_idx"), ("weights_i2t", "neg_text_idx")))
     seen: dict[str, Tensor] = {}

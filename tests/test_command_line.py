@@ -16,10 +16,10 @@ from eve_vl.tasks import task_class
 START = "--out --init --init-may-lack --scratch"
 INPUT = "--input.image-size --input.patch-size --input.text-length --input.padded-text-length"
 MODEL = """
-    --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.depth --model.num-heads
-    --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts --model.top-k
-    --model.modality-routing --model.routing --model.activation --model.norm-pre --model.balance-weight --model.drop-path
-    --model.dropout
+    --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.stem --model.depth
+    --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
+    --model.top-k --model.modality-routing --model.routing --model.activation --model.norm-pre --model.balance-weight
+    --model.drop-path --model.dropout
 """
 MASKS = """
     --task.image-mask-ratio --task.text-mask-ratio --task.mim-weight --task.mlm-weight --task.joint-masking
@@ -29,8 +29,8 @@ TASK = {
     "masked_signal": MASKS,
     "contrast_match": f"{MASKS} --task.itc-weight --task.itm-weight --task.projection-dim",
     "retrieval": """
-        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.final-norm --task.rerank
-        --task.captions-per-image --task.merge-captions
+        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.pooling
+        --task.final-norm --task.rerank --task.captions-per-image --task.merge-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head",

@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from eve_vl.data import transforms
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels
-from eve_vl.data.transforms import MAX_PIXELS, Crop, decode, decode_bytes, random_box, train_crop
+from eve_vl.data.transforms import MAX_PIXELS, Crop, decode, decode_bytes, random_box, recolor, train_crop
 from eve_vl.errors import BadSampleError
 
 RNG = np.random.default_rng(0)
@@ -315,3 +315,23 @@ def test_extreme_shapes(size: tuple[int, int]):
     data = encode(PICTURE.resize(size), "JPEG")
     for crop in (Crop(size=24), train_crop(24, rng=RNG, scale=(0.5, 1.0))):
         assert decoded(data, crop=crop).shape == (24, 24, 3)
+
+
+def test_recolouring_keeps_lines_and_draws_grey_and_ink_half_of_the_time():
+    picture = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
+    grey = np.asarray(Image.fromarray(picture.permute(1, 2, 0).numpy()).convert("L")).astype(int)
+    torch.manual_seed(0)
+    num_same = num_grey = 0
+    for _ in range(400):
+        drawn = recolor(picture)
+        assert (drawn.shape, drawn.dtype) == (picture.shape, torch.uint8)
+        if torch.equal(drawn, picture):
+            num_same += 1
+            continue
+        values = drawn.numpy().astype(int)
+        num_grey += (abs(values - grey) <= 1).all()
+        for channel in values:  # white stays white, and what was darker stays so
+            order = np.argsort(grey, axis=None)
+            assert (np.diff(channel.flatten()[order]) >= -1).all()
+    assert num_same == pytest.approx(200, abs=40)
+    assert num_grey == pytest.approx(100, abs=35)

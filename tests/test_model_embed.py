@@ -1,10 +1,15 @@
 """Embeddings against convolutions, interpolation of pictures and loops over tokens."""
 
+from functools import partial
+from typing import Any, cast
+
 import pytest
 import torch
 from test_model_encoder import encoder, pixels, text_batch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import Conv2dNormActivation
 
 from eve_vl.errors import UserError
 from eve_vl.model.embed import patchify, resize_positions, take, unpatchify
@@ -29,10 +34,58 @@ def test_projection_of_patches_equals_a_strided_convolution():
     model = encoder()
     conv = nn.Conv2d(3, 16, kernel_size=4, stride=4)
     with torch.no_grad():
-        conv.weight.copy_(model.image.proj.weight.view(16, 3, 4, 4))
-        conv.bias.copy_(model.image.proj.bias)  # pyright: ignore[reportOptionalMemberAccess]
+        proj = cast(nn.Linear, model.image.proj)
+        conv.weight.copy_(proj.weight.view(16, 3, 4, 4))
+        conv.bias.copy_(proj.bias)  # pyright: ignore[reportOptionalMemberAccess]
     pictures = pixels(2)
-    torch.testing.assert_close(model.image.proj(patchify(pictures, 4)), conv(pictures).flatten(2).transpose(1, 2))
+    torch.testing.assert_close(proj(patchify(pictures, 4)), conv(pictures).flatten(2).transpose(1, 2))
+
+
+def conv_encoder() -> Any:
+    return encoder(stem="convolutions").image
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_convolutions_equal_torchvisions_blocks(is_hidden, training):
+    """And each kind of picture moves its own running averages alone."""
+    stem = conv_encoder().proj.train(training)
+    halve = partial(Conv2dNormActivation, kernel_size=3, stride=2)
+    same: Any = nn.Sequential(halve(3, 8), halve(8, 16), nn.Conv2d(16, 16, 1)).train(training)
+    convs, norms = [same[0][0], same[1][0], same[2]], [same[0][1], same[1][1]]
+    for ours, theirs in zip([*stem.convs, stem.proj], convs, strict=True):
+        theirs.load_state_dict(ours.state_dict())
+    for ours, theirs in zip(stem.norms, norms, strict=True):
+        for norm in (ours.whole, ours.hidden):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+        averages = (ours.hidden if is_hidden else ours.whole).state_dict()
+        theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias} | averages)
+    left_alone = [(norm.whole if is_hidden else norm.hidden).running_mean.clone() for norm in stem.norms]
+    pictures = pixels(2)
+    torch.testing.assert_close(stem(pictures, is_hidden=is_hidden), same(pictures).flatten(2).mT)
+    for ours, theirs, other in zip(stem.norms, norms, left_alone, strict=True):
+        torch.testing.assert_close((ours.hidden if is_hidden else ours.whole).running_var, theirs.running_var)
+        assert torch.equal((ours.whole if is_hidden else ours.hidden).running_mean, other)
+
+
+def test_convolutions_see_nothing_of_hidden_patches():
+    model, x = conv_encoder(), pixels(2)
+    keep = torch.tensor([[0, 5, 15], [1, 2, 12]])
+    before = model(x, keep).x_BND
+    for p in range(16):
+        changed = x.clone()
+        changed[:, :, 4 * (p // 4) : 4 * (p // 4) + 4, 4 * (p % 4) : 4 * (p % 4) + 4] += 1
+        for b in range(2):
+            assert torch.equal(model(changed, keep).x_BND[b], before[b]) == (p not in keep[b])
+
+
+def test_flops_of_convolutions_are_those_that_torch_counts():
+    model = conv_encoder()
+    with FlopCounterMode(display=False) as counter:
+        model(pixels(1))
+    assert model.flops(16) == counter.get_total_flops()
+    assert model.flops(0) == 0
 
 
 def test_take_picks_rows():
@@ -45,6 +98,7 @@ def test_take_picks_rows():
 
 def test_image_embedding_adds_cls_positions_and_type():
     model, x = encoder().image, pixels(2)
+    proj = cast(nn.Linear, model.proj)
     tokens = model(x)
     assert tokens.num_image == 17
     assert tokens.is_padding_BN is None
@@ -53,7 +107,7 @@ def test_image_embedding_adds_cls_positions_and_type():
         torch.testing.assert_close(tokens.x_BND[b, 0], model.cls + model.positions[0] + model.type_embed)
         for p in range(16):
             patch = x[b, :, 4 * (p // 4) : 4 * (p // 4) + 4, 4 * (p % 4) : 4 * (p % 4) + 4].flatten()
-            expected = model.proj.weight @ patch + model.proj.bias + model.positions[1 + p] + model.type_embed
+            expected = proj(patch) + model.positions[1 + p] + model.type_embed
             torch.testing.assert_close(tokens.x_BND[b, 1 + p], expected, rtol=1e-5, atol=1e-5)
 
 

@@ -267,6 +267,7 @@ def test_flops_of_tasks_are_those_that_torch_counts(name, counted):
                 ids_BT=ids,
                 is_padding_BT=torch.zeros(1, T, dtype=torch.bool),
                 picture_B=torch.zeros(1),
+                caption_B=torch.zeros(1),
                 where=(),
             )
             everything = counted(lambda: task.contrast(encoder, pair))  # pyright: ignore

@@ -113,6 +113,7 @@ def single(batch: PairBatch, row: int) -> PairBatch:
         keep_BK=batch.keep_BK[here],
         hidden_BM=batch.hidden_BM[here],
         picture_B=batch.picture_B[here],
+        caption_B=batch.caption_B[here],
         where=batch.where[here],
     )
 

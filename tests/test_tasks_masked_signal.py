@@ -45,6 +45,7 @@ def samples(lengths: Sequence[int] = LENGTHS) -> list[Sample]:
                 keep_K=keep_K,
                 hidden_M=hidden_M,
                 picture=row,
+                caption=row,
                 where=f"row {row}",
             )
         )

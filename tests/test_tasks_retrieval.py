@@ -61,7 +61,8 @@ def features(task: Any, rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tens
             (images, task.contrast.features.image, (task.encoder.image(pixels), None)),
             (texts, task.contrast.features.text, (None, task.encoder.text(ids, None))),
         ):
-            projected = projection.weight @ task.encoder.encode(*tokens).x_BND[0, 0]
+            states = task.encoder.encode(*tokens).x_BND[0]
+            projected = projection.weight @ (states.mean(0) if task.settings.pooling == "mean" else states[0])
             found.append(projected / projected.square().sum().sqrt())
     return torch.stack(images), torch.stack(texts)
 
@@ -77,11 +78,13 @@ def match_logits(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
 
 
 @torch.no_grad()
-def test_losses_equal_loops_over_queries_and_pairs(monkeypatch):
-    task = retrieval(itc_weight=0.7, itm_weight=0.3, projection_dim=8)
-    batch = caption_batch(task)
-    is_match = (batch.picture_B[:, None] == batch.picture_B).tolist()
-    assert is_match[0] == [True, False, True, False, False, False]
+@pytest.mark.parametrize(("merge", "pooling"), [(False, "cls"), (True, "mean")])
+def test_losses_equal_loops_over_queries_and_pairs(merge, pooling, monkeypatch):
+    task = retrieval(itc_weight=0.7, itm_weight=0.3, projection_dim=8, merge_captions=merge, pooling=pooling)
+    batch = replace(caption_batch(task), caption_B=torch.tensor([6, 8, 9, 7, 8, 6]))
+    is_match = [[row == other or {row, other} == {0, 2} for other in range(6)] for row in range(6)]  # of one picture
+    for row, other in ((1, 4), (4, 1), (0, 5), (5, 0)) if merge else ():  # in the same words
+        is_match[row][other] = True
     asked: list[tuple[Tensor, list]] = []
     choices = [[1, 3, 4, 0, 5, 2], [4, 2, 5, 1, 0, 3]]  # wrong pictures, then wrong texts
 
@@ -155,7 +158,7 @@ def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
     output = rival(batch)
     task = retrieval()
     task.encoder, task.contrast = rival.encoder, rival.contrast
-    names = ("images_BCHW", "ids_BT", "is_padding_BT", "where", "picture_B")
+    names = ("images_BCHW", "ids_BT", "is_padding_BT", "where", "picture_B", "caption_B")
     terms = task(CaptionBatch(**{name: getattr(batch, name) for name in names})).terms
     for name in ("itc", "itm", "itm_acc"):
         torch.testing.assert_close(output.terms[name], terms[name])
@@ -211,7 +214,8 @@ def recall_table(by_image: list[int], by_text: list[int]) -> dict[str, float]:
 @pytest.mark.parametrize("merge", [False, True])
 def test_search_equals_a_naive_one(k, captions_per_image, merge):
     """With several texts of a picture, texts of several pictures, and more to re-rank than there is."""
-    task = retrieval(rerank=k, captions_per_image=captions_per_image, merge_captions=merge)
+    pooling = "mean" if merge else "cls"
+    task = retrieval(rerank=k, captions_per_image=captions_per_image, merge_captions=merge, pooling=pooling)
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
     numbers = numbers_of(task, dataset, 5)

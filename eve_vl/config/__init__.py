@@ -57,6 +57,10 @@ class Config:
         for name in ("input", "model", "task", "data", "tokenizer", "train"):
             problems += [f"{name}.{problem}" for problem in getattr(self, name).problems()]
         problems += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
+        if getattr(self.model, "stem", "linear") == "convolutions" and self.input.patch_size.bit_count() != 1:
+            problems.append(
+                f"model.stem convolutions wants an input.patch_size that is a power of 2, not {self.input.patch_size}"
+            )
         if self.scratch and self.init is None:
             problems.append("scratch says what not to take from --init; name that run")
         if self.init is not None and self.tokenizer.path is not None:

@@ -104,8 +104,9 @@ class DataConfig:
     """Area of the random resized crop, as shares of the picture; 1 1 resizes without cropping."""
     flip: bool = True
     """Mirror half of the training pictures, unless a text that goes with them names left, right or a sense of rotation."""
-    augment: Literal["none", "color", "rand"] = "none"
-    """Further augmentation of training pictures: color jitter (0.4), or RandAugment (2 operations, magnitude 7)."""
+    augment: Literal["none", "color", "rand", "recolor"] = "none"
+    """Further augmentation of training pictures: color jitter (0.4), RandAugment (2 operations, magnitude 7), or, for drawings,
+    half of them in grey or in one random colour."""
     num_workers: int = 1
     """Loader processes; 0 loads in the training process."""
     max_bad_share: float = 0.01

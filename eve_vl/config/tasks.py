@@ -160,6 +160,9 @@ class RetrievalConfig(TaskConfig):
     """Width of the features; 0: embed_dim."""
     standardize_match: bool = False
     """Give the matching head states of mean 0 and variance 1 (batch normalisation): small models learn to match sooner."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What a picture's or a text's features are made of: its [CLS] state, as in the paper, or the mean of its states, which
+    learns sooner (LOG.md)."""
     final_norm: bool = True
     """Search by features after the encoder's final norm, as they are in training; the published code does by those before."""
     rerank: int = 128
@@ -168,13 +171,18 @@ class RetrievalConfig(TaskConfig):
     captions_per_image: int = 0
     """Captions of each picture that evaluation searches among; 0: all."""
     merge_captions: bool = False
-    """In evaluation, captions in the same words are one text, true of every picture that has it, of a generated scene wherever
-    it is true; otherwise each is a text of its own, true of its picture alone, as COCO and Flickr30K are scored."""
+    """Captions in the same words are one text, true of every picture that has it, so that in training these are no negatives of
+    each other; in evaluation, of a generated scene wherever it is true. Otherwise each is a text of its own, true of its
+    picture alone, as COCO and Flickr30K are scored."""
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         problems = negative(self, "itm_weight projection_dim", WIDEST) + negative(self, "rerank captions_per_image")
         problems += not_positive(self, "itc_weight")
+        if self.pooling not in ("cls", "mean"):
+            problems.append(f"pooling {self.pooling!r} is not one of cls, mean")
+        elif self.pooling == "mean" and not self.final_norm:
+            problems.append("pooling mean is of states after the final norm: leave final_norm at True")
         if not problems and not self.itm_weight:
             if self.rerank:
                 problems.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too")

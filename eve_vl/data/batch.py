@@ -143,6 +143,8 @@ class CaptionBatch(Batch):
 
     picture_B: Tensor = _of("picture", _stack)
     """int64, equal for captions of one picture."""
+    caption_B: Tensor = _of("caption", _stack)
+    """int64, equal for captions in the same words."""
     contrast: Any = None
     """What contrast over all micro-batches of a step says of this one (tasks/contrast.py); None: contrast within it."""
 

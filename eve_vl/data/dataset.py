@@ -22,7 +22,7 @@ from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, RowBatch, 
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import Crop, decode, train_crop
+from eve_vl.data.transforms import Crop, decode, recolor, train_crop
 from eve_vl.errors import BadSampleError, UserError
 
 Position = tuple[int, int, int]  # epoch, source, row
@@ -36,6 +36,7 @@ SAMPLE, PARTNER, PICKS = 3, 4, 5  # purposes of random streams, beside those of 
 AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
     "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
+    "recolor": recolor,
 }
 MASKED: dict[str, type[RowBatch]] = {"pairs": PairBatch, "pictures": MaskedPictures, "texts": MaskedTexts}
 
@@ -188,7 +189,7 @@ class MaskedPairs(RowDataset):
             sample.ids_T, is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
             sample.is_masked_T = mask_tokens(is_special_T, task.text_mask_ratio, rng)
         if isinstance(row, ImageText):
-            sample.picture = picture_key(row.image, row.where)
+            sample.picture, sample.caption = picture_key(row.image, row.where), hash_of(texts[0].encode())
         return sample
 
     def _wrong_partner(self, epoch: int, source: int, row: int) -> Sample:

@@ -9,7 +9,7 @@ from torch.utils.data import BatchSampler, Subset
 from eve_vl.config import ClassificationConfig, Config, RetrievalConfig
 from eve_vl.data import batch
 from eve_vl.data.batch import Sample
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, eval_positions, picture_key, row_name, unusable
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, eval_positions, hash_of, picture_key, row_name, unusable
 from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, Labelled, Source
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
@@ -29,7 +29,8 @@ class CaptionedPictures(RowDataset):
         """Return one pair. Raises BadSampleError."""
         caption = row.captions[int(rng.integers(len(row.captions)))]
         image, picture = self.picture(row.image, row.where, rng, [caption]), picture_key(row.image, row.where)
-        return Sample.of(batch.CaptionBatch, row, image=image, picture=picture, ids_T=self.tokens(caption))
+        words = {"caption": hash_of(caption.encode()), "ids_T": self.tokens(caption)}
+        return Sample.of(batch.CaptionBatch, row, image=image, picture=picture, **words)
 
 
 class SearchSet(SampleSet):

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from eve_vl.data.records import ImageFile, ImagePixels, ImageRef
 from eve_vl.errors import BadSampleError
@@ -36,6 +37,7 @@ BYTES_PER_PIXEL: Final = {"JPEG": 6, "MPO": 6, "WEBP": 18, "AVIF": 18}
 MAX_BYTES: Final = 600 * 2**20  # with what a process has loaded this stays below 1 GB
 MAX_ASPECT: Final = 4 / 3
 ORIENTATION_TAG: Final = 0x0112
+NAMES: Final = {"1": "grayscale", "L": "grayscale", "P": "palette"}  # of modes, for people
 PNG_EXIF_KEYS: Final = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp"})
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
@@ -150,7 +152,7 @@ def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None) -> Decode
             _check_size(*image.size, where)
             _check_memory(data, image, where)
         form, pixels = str(image.format), _decode_fast(data, image, crop)
-        conversions = ["grayscale to RGB"] if image.mode == "L" else []
+        conversions = [f"{NAMES[image.mode]} to RGB"] if image.mode in NAMES else []
         with _quiet_pillow():
             if pixels is None:
                 pixels, conversions = _decode_special(image, where)
@@ -209,7 +211,7 @@ def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None) -> Tensor |
 
     What the decoders refuse is left to Pillow, which has the better messages and now and then succeeds.
     """
-    if image.mode not in ("RGB", "L"):
+    if image.mode not in ("RGB", "L", "P"):
         return None
     try:
         if image.format in ("JPEG", "MPO"):
@@ -239,7 +241,11 @@ def _decode_jpeg(data: bytes, width: int, height: int, crop: Crop | None) -> Ten
 def _is_plain_png(image: Image.Image) -> bool:
     """Whether torchvision sees what we want to see; libpng prints its doubts about colour profiles."""
     is_animated = getattr(image, "is_animated", False)
-    return _raw_mode(image) == image.mode and not is_animated and not image.info.keys() & {"transparency", "icc_profile"}
+    return (
+        (_raw_mode(image) == image.mode or image.mode == "P")
+        and not is_animated
+        and not image.info.keys() & {"transparency", "icc_profile"}
+    )
 
 
 def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
@@ -256,8 +262,7 @@ def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
     if has_alpha and not is_16_bit_gray:
         conversions.append("transparency on white")
     elif image.mode != "RGB" and not is_16_bit_gray:
-        name = {"1": "grayscale", "L": "grayscale", "P": "palette"}.get(image.mode, image.mode)
-        conversions.append(f"{name} to RGB")
+        conversions.append(f"{NAMES.get(image.mode, image.mode)} to RGB")
     width, height = image.size
     array, rows = np.empty((height, width, 3), np.uint8), max(1, STRIP_PIXELS // width)
     for top in range(0, height, rows):  # the whole would be in memory five times
@@ -296,3 +301,16 @@ def _explain(data: bytes, error: Exception) -> str:
             return "a web page or other markup, not a picture"
         return f"not a picture in a known format ({', '.join(FORMATS)})"
     return f"cannot decode picture: {str(error).rstrip('.') or type(error).__name__}"
+
+
+def recolor(pixels: Tensor) -> Tensor:
+    """Draw a picture anew for one of two: a quarter in grey, a quarter in shades of one dark random colour; uint8 (3, H, W).
+
+    So that drawings are known by their lines, whatever their colours. Draws from torch's generator, as torchvision does.
+    """
+    draw_grey, draw_ink, *ink = torch.rand(5).tolist()
+    if draw_grey < 0.5:
+        return pixels
+    grey = rgb_to_grayscale(pixels).float()
+    darkest = torch.tensor(ink)[:, None, None] * (0.7 * 255 * (draw_ink < 0.5))
+    return (grey + (1 - grey / 255) * darkest).round().byte()

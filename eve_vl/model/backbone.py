@@ -31,6 +31,14 @@ class Encoded(Tokens):
         """State of the text's [CLS], of the picture's where there is no text."""
         return self.x_BND[:, self.num_image if self.num_image < self.x_BND.shape[1] else 0]
 
+    @property
+    def mean_BD(self) -> Tensor:
+        """Mean state of all tokens."""
+        if self.is_padding_BN is None:
+            return self.x_BND.mean(1)
+        is_real_BN1 = (~self.is_padding_BN).to(self.x_BND.dtype)[:, :, None]
+        return (self.x_BND * is_real_BN1).sum(1) / is_real_BN1.sum(1)
+
 
 class Backbone(nn.Module):
     """An encoder of pictures, of texts and, if it can, of pairs; a two-tower model or one with a CNN in front is one too.

@@ -1,9 +1,12 @@
 """From pixels and token ids to the vectors that enter the blocks.
 
-Letters: B batch, P patches of the picture, K kept patches, T text tokens, N all tokens, D width, X values in a patch.
+Letters: B batch, H height, W width, P patches of the picture, K kept patches, T text tokens, N all tokens, D width,
+X values in a patch or channels.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import InputConfig
+from eve_vl.config.model import Stem
 from eve_vl.errors import UserError
 from eve_vl.model.layers import layer_norm
 
@@ -83,28 +87,86 @@ def to_pictures(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
     return list(pixels_BCHW.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
-class ImageEmbed(nn.Module):
-    """Linear patch projection, image [CLS], learned positions, image type embedding."""
+class ViewNorm(nn.Module):
+    """Batch normalisation (B, X, H, W) with running averages of their own for pictures of which patches are hidden: these are
+    mostly grey, and averages over both would fit neither."""
 
-    def __init__(self, embed_dim: int, sizes: InputConfig):
+    def __init__(self, width: int):
         super().__init__()
-        self.patch_size = sizes.patch_size
-        self.proj = nn.Linear(sizes.patch_dim, embed_dim)
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.whole, self.hidden = (nn.BatchNorm2d(width, affine=False) for _ in range(2))
+
+    def forward(self, x_BXHW: Tensor, *, is_hidden: bool) -> Tensor:
+        """Normalise by the batch, in evaluation by the running averages."""
+        norm = self.hidden if is_hidden else self.whole
+        averages = norm.running_mean, norm.running_var
+        return F.batch_norm(x_BXHW, *averages, self.weight, self.bias, norm.training, norm.momentum or 0.0, norm.eps)
+
+
+class ConvStem(nn.Module):
+    """Convolutions 3 × 3 that halve the sides and double the channels until a patch is one place, then one 1 × 1
+    (Xiao et al. 2021, "Early Convolutions Help Transformers See Better")."""
+
+    def __init__(self, embed_dim: int, patch_size: int):
+        super().__init__()
+        halvings = patch_size.bit_length() - 1
+        widths = [3, *(max(embed_dim >> left, 1) for left in reversed(range(halvings)))]
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, 2, 1, bias=False) for pair in pairwise(widths))
+        self.norms = nn.ModuleList(ViewNorm(width) for width in widths[1:])
+        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
+
+    def forward(self, pixels_BCHW: Tensor, *, is_hidden: bool = False) -> Tensor:
+        """(B, 3, H, W) to (B, P, D). is_hidden: patches are hidden, in grey."""
+        x_BXHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)  # the faster one on a CPU
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x_BXHW = norm(conv(x_BXHW), is_hidden=is_hidden).relu_()
+        return self.proj(x_BXHW).flatten(2).mT
+
+    def flops(self, image_size: int) -> float:
+        """Return forward FLOPs for a picture."""
+        sides = [image_size >> number for number in range(1, len(self.convs) + 1)]
+        convs = zip([*sides, sides[-1]], [*self.convs, self.proj], strict=True)
+        return sum(2.0 * side**2 * cast(Tensor, conv.weight).numel() for side, conv in convs)
+
+
+class ImageEmbed(nn.Module):
+    """Patches by a linear projection or by convolutions, image [CLS], learned positions, image type embedding."""
+
+    def __init__(self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear"):
+        super().__init__()
+        self.sizes = sizes
+        self.proj = nn.Linear(sizes.patch_dim, embed_dim) if stem == "linear" else ConvStem(embed_dim, sizes.patch_size)
         self.cls = nn.Parameter(torch.empty(embed_dim))
         self.positions = nn.Parameter(torch.empty(1 + sizes.num_patches, embed_dim))
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
     def forward(self, pixels_BCHW: Tensor, keep_BK: Tensor | None = None) -> Tokens:
         """Embed all patches, or only those at the positions keep_BK (int64), each with its own position."""
-        patches_BPX = patchify(pixels_BCHW, self.patch_size)
-        B, P, _ = patches_BPX.shape
-        positions = resize_positions(self.positions, P)
+        side = pixels_BCHW.shape[2] // self.sizes.patch_size
+        positions = resize_positions(self.positions, side**2)
         cls_D, patch_PD = positions[0] + self.cls, positions[1:]
-        if keep_BK is not None:
-            patches_BPX, patch_PD = take(patches_BPX, keep_BK), patch_PD[keep_BK]
-        x_BPD = self.proj(patches_BPX) + patch_PD
-        x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(B, 1, -1), x_BPD], dim=1) + self.type_embed
+        patch_PD = patch_PD if keep_BK is None else patch_PD[keep_BK]
+        x_BPD = self._patches(pixels_BCHW, keep_BK, side) + patch_PD
+        x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(len(x_BPD), 1, -1), x_BPD], dim=1) + self.type_embed
         return Tokens(x_BND=x_BND, num_image=x_BND.shape[1])
+
+    def _patches(self, pixels_BCHW: Tensor, keep_BK: Tensor | None, side: int) -> Tensor:
+        """Return the patches (B, P, D), or those that are kept (B, K, D), of which no hidden one shows anything."""
+        if isinstance(self.proj, nn.Linear):
+            patches_BPX = patchify(pixels_BCHW, self.sizes.patch_size)
+            return self.proj(patches_BPX if keep_BK is None else take(patches_BPX, keep_BK))
+        if keep_BK is None:
+            return self.proj(pixels_BCHW)
+        is_kept_BP = torch.zeros(len(keep_BK), side**2, dtype=pixels_BCHW.dtype, device=keep_BK.device).scatter_(1, keep_BK, 1)
+        is_kept_B1HW = F.interpolate(is_kept_BP.view(-1, 1, side, side), scale_factor=float(self.sizes.patch_size))
+        return take(self.proj(pixels_BCHW * is_kept_B1HW, is_hidden=True), keep_BK)
+
+    def flops(self, num_patches: int) -> float:
+        """Return forward FLOPs for a picture of which so many patches are kept; convolutions read all of it."""
+        if isinstance(self.proj, ConvStem):
+            return self.proj.flops(self.sizes.image_size) if num_patches else 0.0
+        return 2.0 * num_patches * self.proj.weight.numel()
 
 
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:

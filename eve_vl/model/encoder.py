@@ -55,7 +55,7 @@ class Encoder(Backbone):
         self.config: EveModelConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sizes = sizes
         self.balance_weight = config.balance_weight
-        self.image: ImageEmbed = ImageEmbed(config.embed_dim, sizes)  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.image: ImageEmbed = ImageEmbed(config.embed_dim, sizes, config.stem)  # pyright: ignore[reportIncompatibleMethodOverride]
         text = TextEmbed(config.embed_dim, sizes, vocab_size, config.dropout)
         self.text: TextEmbed = text  # pyright: ignore[reportIncompatibleMethodOverride]
         self.norm_pre = layer_norm(config.embed_dim) if config.norm_pre else nn.Identity()
@@ -114,7 +114,7 @@ class Encoder(Backbone):
         """Return forward FLOPs of one pass over so many tokens of a picture, [CLS] included, and of a text."""
         config = self.config
         blocks = (block_flops(num_image + num_text, config, policy) for policy in config.ffn_policies)
-        return 2 * max(num_image - 1, 0) * self.sizes.patch_dim * config.embed_dim + sum(blocks)
+        return self.image.flops(max(num_image - 1, 0)) + sum(blocks)
 
 
 def block_flops(num_tokens: int, config: EveModelConfig, policy: FFNPolicy) -> float:
@@ -131,6 +131,7 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
     |---|---|
     | linear layers, experts, router, embeddings, [CLS], mask token | normal, std `init_std`, cut at 2 std |
     | positions | normal, std `position_std`, cut at 2 std |
+    | convolutions | normal, std √(2 / fan-in), as ReLU wants (He et al. 2015) |
     | biases (q and v too) | 0; VQA and classification set that of the last layer of their heads afterwards |
     | normalisations | weight 1, bias 0 |
     | LayerScale | `layer_scale` |
@@ -142,6 +143,8 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
         for name, parameter in submodule.named_parameters(recurse=False):
             if name == "weight" and parameter.ndim == 1:  # of a normalisation
                 nn.init.ones_(parameter)
+            elif isinstance(submodule, nn.Conv2d) and name == "weight":
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu")
             elif isinstance(submodule, Block) and name in ("scale1", "scale2"):
                 nn.init.constant_(parameter, config.layer_scale)
             elif name == "temperature":

@@ -1,6 +1,6 @@
 """Image–text contrast (ITC) and matching with hard negatives (ITM): how retrieval is fine-tuned and EVE's rivals pre-train.
 
-Letters: B batch, N all tokens, D width, d width of features, C candidates over all processes.
+Letters: B batch, N all tokens, D width, d width of features, C candidates over all processes, X kinds of keys.
 """
 
 import contextlib
@@ -66,6 +66,8 @@ class Contrast(nn.Module):
         super().__init__()
         self.features = ContrastHead(embed_dim, task.projection_dim or embed_dim)
         standardize = isinstance(task, RetrievalConfig) and task.standardize_match
+        self.takes_mean = isinstance(task, RetrievalConfig) and task.pooling == "mean"
+        self.merges_captions = isinstance(task, RetrievalConfig) and task.merge_captions
         self.match_head = MatchHead(embed_dim, standardize=standardize) if task.itm_weight > 0 else None
 
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
@@ -75,13 +77,13 @@ class Contrast(nn.Module):
             image, text, image_Bd, text_Bd, routers = self.alone(encoder, batch)
         temperature, terms = self._clamped_temperature(), {}
         if whole is None:
-            losses = {"itc": self._contrast(image_Bd, text_Bd, batch.picture_B, temperature)}
+            losses = {"itc": self._contrast(image_Bd, text_Bd, self._keys(batch), temperature)}
         else:
             losses = {"itc": whole.loss_of(image_Bd, text_Bd, temperature)}
         if self.match_head is not None:
             with torch.no_grad():
                 similarity_BB = image_Bd @ text_Bd.T / temperature
-            logits, is_match, match_routers = self._hard_pairs(encoder, image, text, batch.picture_B, similarity_BB)
+            logits, is_match, match_routers = self._hard_pairs(encoder, image, text, self._keys(batch), similarity_BB)
             losses["itm"] = objectives.matching(logits, is_match)
             terms["itm_acc"] = (logits.argmax(1) == is_match.long()).float().mean()
             routers += match_routers
@@ -90,18 +92,31 @@ class Contrast(nn.Module):
     def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
         """Return pictures and texts embedded, their features (B, d), and the routers of both passes."""
         image, text = encoder.image(batch.pixels()), encoder.text(batch.ids_BT, batch.is_padding_BT)
-        image_BD, image_routers = encoder.cls(image, None)
-        text_BD, text_routers = encoder.cls(None, text)
+        image_BD, image_routers = self.pooled(encoder, image, None)
+        text_BD, text_routers = self.pooled(encoder, None, text)
         features = self.features.image_features(image_BD), self.features.text_features(text_BD)
         return image, text, *features, [*image_routers, *text_routers]
+
+    def pooled(
+        self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
+    ) -> tuple[Tensor, Routers]:
+        """Return the state (B, D) of a picture or of a text alone that its features are made of, and the routers."""
+        if not self.takes_mean:
+            return encoder.cls(image, text, final_norm=final_norm)
+        encoded = encoder.encode(image, text)
+        return encoded.mean_BD, encoded.routers
 
     @torch.no_grad()
     def _clamped_temperature(self) -> nn.Parameter:
         return self.features.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)  # pyright: ignore[reportReturnType]
 
-    def _contrast(self, image_Bd: Tensor, text_Bd: Tensor, picture_B: Tensor, temperature: Tensor) -> Tensor:
+    def _keys(self, batch: CaptionBatch) -> Tensor:
+        """Return what pairs that are no negatives of each other share one of, int64 (B, 1 or 2): the picture, and the words."""
+        return torch.stack([batch.picture_B, batch.caption_B] if self.merges_captions else [batch.picture_B], dim=1)
+
+    def _contrast(self, image_Bd: Tensor, text_Bd: Tensor, keys_BX: Tensor, temperature: Tensor) -> Tensor:
         """Return the contrastive loss of pairs among those of all processes."""
-        is_match_BC = picture_B[:, None] == gather_rows(picture_B)
+        is_match_BC = (keys_BX[:, None] == gather_rows(keys_BX)).any(2)
         candidates = gather_rows(image_Bd), gather_rows(text_Bd)
         return objectives.contrastive(image_Bd, text_Bd, *candidates, is_match_BC, temperature)
 
@@ -116,7 +131,7 @@ class Contrast(nn.Module):
                 parts.append(self.alone(encoder, batch)[2:4])
         image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
         temperature = self._clamped_temperature().detach().clone().requires_grad_()
-        loss = self._contrast(image, text, torch.cat([batch.picture_B for batch in micro_batches]), temperature)
+        loss = self._contrast(image, text, torch.cat([self._keys(batch) for batch in micro_batches]), temperature)
         *by_features, by_temperature = torch.autograd.grad(loss, [image, text, temperature])
         sizes, num = [len(image) for image, _ in parts], len(micro_batches)
         by_image, by_text = ((num * gradient).split(sizes) for gradient in by_features)  # for the loop divides by the number
@@ -127,17 +142,17 @@ class Contrast(nn.Module):
         return [dataclasses.replace(batch, contrast=whole) for batch, whole in zip(micro_batches, wholes, strict=True)]
 
     def _hard_pairs(
-        self, encoder: Backbone, image: Tokens, text: Tokens, picture_B: Tensor, similarity_BB: Tensor
+        self, encoder: Backbone, image: Tokens, text: Tokens, keys_BX: Tensor, similarity_BB: Tensor
     ) -> tuple[Tensor, Tensor, Routers]:
         """Match the B true pairs, B texts with a hard wrong picture and B pictures with a hard wrong text, in one pass."""
-        is_match_BB = picture_B[:, None] == picture_B
-        own_B = torch.arange(len(picture_B), device=picture_B.device)
+        is_match_BB = (keys_BX[:, None] == keys_BX).any(2)
+        own_B = torch.arange(len(keys_BX), device=keys_BX.device)
         wrong_image_B = objectives.hard_negatives(similarity_BB.T, is_match_BB)
         wrong_text_B = objectives.hard_negatives(similarity_BB, is_match_BB)
         images, texts = torch.cat([own_B, wrong_image_B, own_B]), torch.cat([own_B, own_B, wrong_text_B])
         logits, routers = self.match(encoder, pick(image, images), pick(text, texts), num_passes=3)
         # negatives do not match, unless a batch shows one picture only
-        return logits, picture_B[images] == picture_B[texts], routers
+        return logits, is_match_BB[images, texts], routers
 
     def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:
         """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers of each pass.
@@ -210,9 +225,9 @@ class ContrastTask(Task[Settings]):
         return self.contrast.over_all(self.encoder, micro_batches) if len(micro_batches) > 1 else micro_batches
 
     def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
-        """Return the projected [CLS] state of a picture or of a text alone, float32 (B, d)."""
-        cls_BD, _ = self.encoder.cls(image, text, final_norm=getattr(self.settings, "final_norm", True))
-        return (self.contrast.features.image if text is None else self.contrast.features.text)(cls_BD).float()
+        """Return the projected state of a picture or of a text alone, float32 (B, d)."""
+        state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
+        return (self.contrast.features.image if text is None else self.contrast.features.text)(state_BD).float()
 
     def match(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
         """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers."""

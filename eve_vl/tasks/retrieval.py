@@ -97,7 +97,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     main_metric, scored = "r_mean", "tr1 and ir1"
     against = (Against("tr1", "picture", "tr1_chance", "chance"), Against("ir1", "caption", "ir1_chance", "chance"))
     published_head = PublishedHead(
-        keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match else None,
+        keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match and task.pooling == "cls" else None,
         settings=_published_settings,
         older_names=OLDER_NAMES,
     )
@@ -264,7 +264,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         if labels is not None:
             if images is None or ids is None or is_padding is None or not len(images) == len(ids) == len(labels):
                 raise UserError("labels need as many pixel_values and input_ids: a picture and its text in each row")
-            pairs = CaptionBatch(images_BCHW=images, ids_BT=ids, is_padding_BT=is_padding, where=(), picture_B=labels)
+            pairs = CaptionBatch(
+                images_BCHW=images, ids_BT=ids, is_padding_BT=is_padding, where=(), picture_B=labels, caption_B=labels
+            )
             outputs["loss"] = self(pairs).loss
             if self.training:
                 return outputs
