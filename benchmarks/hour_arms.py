@@ -35,6 +35,10 @@ class Arm:
 
 # What the arms share. Search is learnt by contrast alone: in runs as short as these, matching makes it worse (LOG.md).
 CONTRAST = "--task.itm-weight 0 --task.rerank 0 --task.no-standardize-match --train.batch-size 128 --train.lr 1e-3"
+# What has been found since, on icons (LOG.md).
+SHAPES = "--input.patch-size 16 --model.stem convolutions --model.deep-ffn modality"
+DRAWINGS = "--data.augment recolor --data.crop-scale 1 1"
+FOUND = {"retrieval": Stage("emoji_retrieval", flags=f"{CONTRAST} {DRAWINGS} --task.pooling mean")}
 PRETRAINING = {"scenes": "scenes", "emoji": "emoji", "icons": "emoji"}
 FINE_TUNING = {
     "scenes": {
@@ -59,7 +63,11 @@ def untrained(*families: str, is_peer: bool = False) -> dict[str, Arm]:
 
 
 ARMS: dict[str, dict[str, Arm]] = {
-    "best": pretrained(share=0.4),
+    "best": {
+        **pretrained(share=0.4),
+        "icons": Arm((Stage("emoji", 0.4, f"{SHAPES} {DRAWINGS}"),), FOUND),
+    },
+    "best_untrained": {"icons": Arm((Stage("emoji", flags=SHAPES),), FOUND)},
     "EVE": pretrained(),
     "EVE+ITC": pretrained("--task.itm-weight 0", ContrastMatchConfig),
     "MLM+ITC+ITM": pretrained("--task.mim-weight 0", ContrastMatchConfig),
@@ -70,4 +78,6 @@ ARMS: dict[str, dict[str, Arm]] = {
     "nothing": untrained("scenes"),  # elsewhere it would be the same as contrast
     "open_clip": untrained(*FAMILIES, is_peer=True),
 }
-"""By name, what each family of tasks is learnt by; the first one is what others are compared with."""
+"""By name, what each family of tasks is learnt by; in print the first one is compared with the others."""
+REFERENCES = ("nothing", "open_clip")
+"""Arms whose curves are drawn dashed and grey."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hour_arms import REFERENCES
 from hour_runs import Cell
 from markupsafe import Markup
 
@@ -216,6 +217,7 @@ def curves(budgets: Mapping[float, Arms]) -> Markup:
         series = [
             Series(
                 name=arm,
+                is_reference=arm in REFERENCES,
                 points=[(x, statistics.fmean(values)) for x, values in at],
                 spread=[(x, min(values), max(values)) for x, values in at],
             )
