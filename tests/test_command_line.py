@@ -22,8 +22,8 @@ MODEL = """
     --model.drop-path --model.dropout
 """
 MASKS = """
-    --task.image-mask-ratio --task.text-mask-ratio --task.mim-weight --task.mlm-weight --task.joint-masking
-    --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
+    --task.image-mask-ratio --task.text-mask-ratio --task.text-shown-share --task.mim-weight --task.mlm-weight
+    --task.joint-masking --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
 """
 TASK = {
     "masked_signal": MASKS,

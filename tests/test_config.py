@@ -55,6 +55,7 @@ MISTAKES = [
     (EveModelConfig(balance_weight=-1.0), "balance_weight must be finite and not negative, got -1.0"),
     (MaskedSignalConfig(image_mask_ratio=1.0), "image_mask_ratio 1.0 is not in (0, 1)"),
     (MaskedSignalConfig(text_mask_ratio=0.0), "text_mask_ratio 0.0 is not in (0, 1)"),
+    (MaskedSignalConfig(text_shown_share=1.1), "text_shown_share 1.1 is not in [0, 1]"),
     (MaskedSignalConfig(mim_weight=-1.0), "mim_weight must be finite and not negative"),
     (MaskedSignalConfig(mim_weight=0.0, joint_masking=True), "joint_masking needs both mim_weight and mlm_weight above 0"),
     (MaskedSignalConfig(decoder_dim=100), "decoder_dim 100 is not divisible by 4 × decoder_num_heads"),

@@ -267,7 +267,7 @@ ARGUMENTS = {
     "reconstruct": (noise(0), TEXT),
     "look": (noise(0), TEXT),
 }
-RECIPES = {"match": "demo_retrieval", "answer": "demo_vqa", "judge": "demo_nlvr2", "look": "demo_retrieval"}
+RECIPES = {"match": "scenes_retrieval", "answer": "demo_vqa", "judge": "demo_nlvr2", "look": "scenes_retrieval"}
 MLM, MIM = (f"eve pretrain with task.{name}_weight above 0 (here it is 0)" for name in ("mlm", "mim"))
 PRETRAIN = "eve pretrain, or the run that this one started from"
 

@@ -81,6 +81,23 @@ def test_pixels_are_normalised_to_plus_minus_one():
     np.testing.assert_allclose(batch.pixels().numpy(), expected, atol=1e-6)
 
 
+@torch.no_grad()
+def test_hidden_tokens_show_mask_their_own_or_another_word_in_training_alone():
+    """Of 0.6 that show a word, half show their own; what is not hidden stays, and evaluation always shows [MASK]."""
+    task = build(tiny_config(task={"text_shown_share": 0.6}))
+    batch = batch_of(samples([200] * 40))  # one token in 27 is shown another that is the same
+    is_masked = batch.is_masked_BT
+    assert torch.equal(task.with_hidden_tokens(batch), batch.ids_BT.masked_fill(is_masked, MASK))
+    shown = task.train().with_hidden_tokens(batch)
+    assert torch.equal(shown[~is_masked], batch.ids_BT[~is_masked])
+    shares = Counter(
+        "mask" if token == MASK else "own" if token == own else "other"
+        for token, own in zip(shown[is_masked].tolist(), batch.ids_BT[is_masked].tolist(), strict=True)
+    )
+    expected = {"mask": 0.4, "own": 0.3 + 0.3 / 27, "other": 0.3 - 0.3 / 27}
+    assert {name: num / is_masked.sum().item() for name, num in shares.items()} == pytest.approx(expected, abs=0.03)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 @torch.no_grad()
 def test_losses_equal_those_of_one_sample_at_a_time(normalize):

@@ -72,6 +72,9 @@ class MaskedSignalConfig(TaskConfig):
     """Share of patches hidden in the image pass (paper Fig. 4)."""
     text_mask_ratio: float = 0.5
     """Share of non-special tokens hidden in the text pass (paper Fig. 4)."""
+    text_shown_share: float = 0.0
+    """Share of hidden tokens that show a word instead of [MASK] in training, half of them their own and half one that is hidden
+    elsewhere in the batch (BERT: 0.2): so a model learns whether what it reads is true of the picture (LOG.md)."""
     mim_weight: float = 1.0
     """Weight of the masked-pixel loss; 0 leaves the image pass out."""
     mlm_weight: float = 1.0
@@ -94,6 +97,8 @@ class MaskedSignalConfig(TaskConfig):
         for name in ("image_mask_ratio", "text_mask_ratio"):
             if not 0 < getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is not in (0, 1)")
+        if not 0 <= self.text_shown_share <= 1:
+            problems.append(f"text_shown_share {self.text_shown_share} is not in [0, 1]")
         if self.joint_masking and 0 in (self.mim_weight, self.mlm_weight):
             problems.append("joint_masking needs both mim_weight and mlm_weight above 0")
         if type(self) is MaskedSignalConfig and not self.mim_weight and not self.mlm_weight:
@@ -105,8 +110,8 @@ class MaskedSignalConfig(TaskConfig):
     def idle(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
         of_pixels = "image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"
-        pixels = "" if self.mim_weight else of_pixels
-        return {"as task.mim_weight is 0": pixels, "as task.mlm_weight is 0": "" if self.mlm_weight else "text_mask_ratio"}
+        pixels, of_tokens = "" if self.mim_weight else of_pixels, "text_mask_ratio text_shown_share"
+        return {"as task.mim_weight is 0": pixels, "as task.mlm_weight is 0": "" if self.mlm_weight else of_tokens}
 
 
 @dataclass(frozen=True, kw_only=True)

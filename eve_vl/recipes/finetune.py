@@ -19,6 +19,9 @@ from eve_vl.config import (
 SCENES = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 6e-4}
 """Learns questions in half the steps (LOG.md)."""
+CONTRAST_ALONE = RetrievalConfig(itm_weight=0.0, rerank=0, pooling="mean", merge_captions=True)
+"""What search learns soonest by (LOG.md)."""
+FAST_CONTRAST: dict[str, Any] = MUON | {"batch_size": 128, "lr": 1e-3, "new_lr_multiplier": 1.0}
 
 
 def vqa(init: Config) -> Config:
@@ -59,7 +62,7 @@ def demo_vqa(init: Config) -> Config:
 
     eve finetune demo_vqa --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_vqa", VQAConfig(), steps=300, validations=2)
+    return _scenes(init, "demo_vqa", VQAConfig(), steps=900, validations=1)
 
 
 def demo_nlvr2(init: Config) -> Config:
@@ -67,15 +70,16 @@ def demo_nlvr2(init: Config) -> Config:
 
     eve finetune demo_nlvr2 --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_nlvr2", NLVR2Config(head="compare"), steps=500, validations=2)
+    return _scenes(init, "demo_nlvr2", NLVR2Config(head="compare"), steps=500, validations=1)
 
 
 def demo_retrieval(init: Config) -> Config:
-    """Captions of built-in scenes, as `make demo` does it: find the picture, find the caption.
+    """Captions of built-in scenes, as `make demo` does it: find the picture, find the caption, by contrast alone.
 
     eve finetune demo_retrieval --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_retrieval", _search(rerank=10, captions_per_image=1), steps=180, validations=1)
+    task = replace(CONTRAST_ALONE, captions_per_image=1)
+    return _scenes(init, "demo_retrieval", task, steps=100, validations=1, **FAST_CONTRAST)
 
 
 def demo_classification(init: Config) -> Config:
@@ -129,6 +133,24 @@ def emoji_retrieval(init: Config) -> Config:
     data = DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0))
     task = _search(rerank=16)
     return _scenes(init, "emoji_retrieval", task, data, steps=450, validations=3, weight_decay=0.05, **MUON)
+
+
+def icons_search(init: Config) -> Config:
+    """Icons and their names: find the icon, find the name, by contrast alone.
+
+    eve finetune icons_search --init runs/icons --data.train icons/train.parquet --data.val icons/val.parquet
+    """
+    data = replace(SCENES, train=("icons/train.parquet",), val=("icons/val.parquet",), augment="recolor", val_samples=1500)
+    return _scenes(init, "icons_search", CONTRAST_ALONE, data, steps=3600, validations=4, weight_decay=0.05, **FAST_CONTRAST)
+
+
+def icons_long(init: Config) -> Config:
+    """The same for three times as long.
+
+    eve finetune icons_long --init runs/icons --data.train icons/train.parquet --data.val icons/val.parquet
+    """
+    config = icons_search(init)
+    return replace(config, recipe="icons_long", out=Path("runs/icons_long"), train=replace(config.train, steps=12_000))
 
 
 def _downstream(init: Config, recipe: str, task: TaskConfig) -> Config:

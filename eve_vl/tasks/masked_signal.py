@@ -101,9 +101,19 @@ class MaskedSignalTask(Task[Settings]):
         if isinstance(batch, MaskedPictures):
             image = self.encoder.image(batch.pixels(), batch.keep_BK if keep else None)
         if isinstance(batch, MaskedTexts):
-            ids_BT = batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id) if mask else batch.ids_BT
+            ids_BT = self.with_hidden_tokens(batch) if mask else batch.ids_BT
             text = self.encoder.text(ids_BT, batch.is_padding_BT)
         return self.encoder.encode(image, text)
+
+    def with_hidden_tokens(self, batch: MaskedTexts) -> Tensor:
+        """Return the ids (B, T) with [MASK] for masked tokens, in training for all but task.text_shown_share of them."""
+        share = self.settings.text_shown_share if self.training else 0.0
+        if not share:
+            return batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id)
+        own_M = batch.ids_BT[batch.is_masked_BT]
+        draw_M, order_M = torch.rand(own_M.shape, device=own_M.device), torch.randperm(len(own_M), device=own_M.device)
+        word_M = own_M.where(draw_M < share / 2, own_M[order_M])
+        return batch.ids_BT.masked_scatter(batch.is_masked_BT, word_M.masked_fill(draw_M >= share, self.sizes.mask_id))
 
     def predict_pixels(self, encoded: Encoded, batch: MaskedPictures) -> Tensor:
         """Return the hidden patches (B, M, X) in the space of the targets."""
