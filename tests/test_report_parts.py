@@ -160,6 +160,19 @@ def test_a_chart_of_single_points_is_its_values():
     assert re.findall(r"<dt>(\w)</dt><dd>([\d.]+) %</dd>", chart) == [("a", "50.0"), ("b", "25.0"), ("c", "100.0")]
 
 
+def test_a_spread_is_an_upright_stroke_within_the_frame():
+    line = charts.Series(name="a", points=[(1, 0.4), (2, 0.5)], spread=[(1, 0.2, 0.9), (2, 0.5, 0.5)])
+    chart = charts.line_chart("x", [line], show=percent)
+    strokes = re.findall(
+        r'<line class="c0" x1="([\d.]+)" x2="([\d.]+)" y1="([\d.]+)" y2="([\d.]+)"/>', chart.split("legend")[0]
+    )
+    dots = re.findall(r'<circle class="c0" cx="([\d.]+)" cy="([\d.]+)"', chart)
+    assert [stroke[:2] for stroke in strokes] == [(x, x) for x, _ in dots]
+    (low, high), level = ([float(y) for y in stroke[2:]] for stroke in strokes)
+    assert charts.Frame.bottom >= low > float(dots[0][1]) > high >= charts.Frame.top
+    assert [*level] == [float(dots[1][1])] * 2
+
+
 def test_numbers_that_know_how_sure_they_are():
     estimate = Estimate(0.5, n=1200, low=0.47, high=0.53, method="wilson")
     card = draw("macros.html", "share", name="acc", value=estimate, sentence="")

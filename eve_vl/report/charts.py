@@ -24,6 +24,8 @@ class Series:
     name: str
     points: Sequence[tuple[float, float]]
     is_reference: bool = False
+    spread: Sequence[tuple[float, float, float]] = ()
+    """Places with a lowest and a highest value, drawn as upright strokes."""
 
 
 def constant(name: str, value: float, last_step: int) -> Series:
@@ -72,7 +74,7 @@ def line_chart(
     shared = {"title": title, "note": note, "show": show, "axis": axis}
     if all(len(points) == 1 for each, points in lines if not each.is_reference):
         return draw("charts.html", "values", lines=lines, **shared)
-    values = [y for _, points in lines for _, y in points]
+    values = [y for each, points in lines for ends in (*points, *each.spread) for y in ends[1:]]
     y_ticks = ticks(min([*values, 0]) if from_zero else min(values), max(values))
     written = [show(tick) for tick in y_ticks]
     if len(set(written)) < len(written):  # ticks close together need more digits
@@ -81,7 +83,7 @@ def line_chart(
     frame = Frame(x_end=x_end, y_ticks=dict(zip(y_ticks, written, strict=True)))
     colored, grey = itertools.count(), itertools.count()  # greys differ in the length of their dashes
     styles = [f"ref ref{next(grey)}" if each.is_reference else f"c{next(colored) % NUM_COLORS}" for each, _ in lines]
-    drawn = [(style, each.name, points) for style, (each, points) in zip(styles, lines, strict=True)]
+    drawn = [(style, each.name, points, each.spread) for style, (each, points) in zip(styles, lines, strict=True)]
     bands = _bands(x_end, [line for line in lines if not (line[0].is_reference and len(line[1]) == 2)], show, axis)
     values = {"frame": frame, "x_ticks": ticks(0, x_end), "lines": drawn, "mark": mark, "bands": bands}
     return draw("charts.html", "lines", **shared, **values)

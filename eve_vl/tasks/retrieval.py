@@ -158,7 +158,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             "tr1_chance": num_pairs / len(index.text_T) / int(rel.texts_of_image.has_any_Q.sum()),
             "ir1_chance": num_pairs / len(index.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
         } | ({"num_captions_skipped": index.num_left_out} if index.num_left_out else {})
-        return Evaluated(numbers=numbers | counts, row_scores=_first_hits(index, *ranks))
+        return Evaluated(numbers=numbers | counts, row_scores=first_hits(index.names, rel, *ranks))
 
     def chosen(self, numbers: Mapping[str, float]) -> RetrievalConfig:
         """Return the section with as many candidates to re-rank as validation chose."""
@@ -343,17 +343,17 @@ def gain(r_mean: float) -> tuple[float, float]:
     return low, high
 
 
-def _first_hits(index: Index, ranks_I: Tensor, ranks_T: Tensor) -> dict[str, float]:
+def first_hits(names: Sequence[str], relevance: metrics.Relevance, ranks_I: Tensor, ranks_T: Tensor) -> dict[str, float]:
     """Return whether the first hit of each query is true; pictures are named by their row, captions by their number there, both
     by all that is searched among, and what one picture is in belongs together."""
-    sides = index.relevance.texts_of_image
-    pool = hash_of(repr((index.names, sides.start_Q1.tolist(), sides.candidate_M.tolist())).encode())
-    asked, seen = [("tr1", image, "") for image in range(len(index.names))], Counter()
-    for image in index.relevance.image_T.tolist():
+    sides = relevance.texts_of_image
+    pool = hash_of(repr((names, sides.start_Q1.tolist(), sides.candidate_M.tolist())).encode())
+    asked, seen = [("tr1", image, "") for image in range(len(names))], Counter()
+    for image in relevance.image_T.tolist():
         seen[image] += 1
         asked.append(("ir1", image, f" {seen[image]}"))
     hits = {}
     for (way, image, number), place in zip(asked, torch.cat([ranks_I, ranks_T]).tolist(), strict=True):
         if place != metrics.NO_MATCH:
-            hits[f"{way} {index.names[image]}{number} {pool:x}{GROUP}{index.names[image]}"] = float(place == 0)
+            hits[f"{way} {names[image]}{number} {pool:x}{GROUP}{names[image]}"] = float(place == 0)
     return hits

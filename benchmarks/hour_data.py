@@ -1,0 +1,101 @@
+"""What benchmarks/hour.py trains and tests on: built-in scenes, and the sets that examples/emoji and examples/icons build."""
+
+import importlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from eve_vl.errors import UserError
+from eve_vl.files import whole_file, write_file
+
+UNSEEN_STYLE = "twemoji"
+DEV_SETS = ("iconoir", "streamline-plump-color")  # of the training icons: black lines, and flat and coloured, as the test sets
+SEEN = "_seen"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the rows of a task are."""
+
+    train: str
+    val: str
+    """Validation while training; no number is read on it."""
+    read: Mapping[str, Mapping[str, str]]
+    """By `val` and `test`: what numbers are read on, by what their names end in."""
+    root: Path | None = None
+    """Folder of the pictures, if it is not that of the rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Something to learn within a budget."""
+
+    family: str
+    """Which stages of an arm it is learnt by."""
+    data: Callable[[Path, Path], Data]
+    """Given the folder of its set, and one for what is made of that."""
+    jobs: tuple[str, ...] = ("retrieval",)
+    """What is fine-tuned for."""
+
+
+def scenes(_folder: Path, _out: Path) -> Data:
+    """Generated scenes."""
+    return Data(train="scenes:train", val="scenes:val", read={name: {"": f"scenes:{name}"} for name in ("val", "test")})
+
+
+def emoji(folder: Path, _out: Path) -> Data:
+    """Concepts never seen, in the styles of training."""
+    train, val, test = (str(folder / f"{name}.jsonl") for name in ("train", "val", "test_concepts"))
+    return Data(train=train, val=val, read={"val": {"": val}, "test": {"": test}})
+
+
+def emoji_style(folder: Path, out: Path) -> Data:
+    """Concepts never seen in a style never seen; and, `…_seen`, concepts that training has shown in the two other styles."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for split in ("train", "val", "test_concepts"):
+        lines = (folder / f"{split}.jsonl").read_text("utf-8").splitlines(keepends=True)
+        is_unseen = [json.loads(line)["vendor"] == UNSEEN_STYLE for line in lines]
+        for name, kept in (("others", False), ("unseen", True)):
+            chosen = [line for line, unseen in zip(lines, is_unseen, strict=True) if unseen is kept]
+            if not chosen:
+                raise UserError(f"{folder}: {split}.jsonl has no row in the {name} style, vendor {UNSEEN_STYLE}")
+            found[split, name] = out / f"{split}_{name}.jsonl"
+            write_file(found[split, name], "".join(chosen))
+    read = {
+        "val": {"": str(found["val", "unseen"])},
+        "test": {"": str(found["test_concepts", "unseen"]), SEEN: str(found["train", "unseen"])},
+    }
+    return Data(train=str(found["train", "others"]), val=str(found["val", "others"]), read=read, root=folder)
+
+
+def icons(folder: Path, _out: Path) -> Data:
+    """Sets of icons never seen."""
+    train, val, test = (str(folder / f"{name}.parquet") for name in ("train", "val", "test_sets"))
+    return Data(train=train, val=val, read={"val": {"": val}, "test": {"": test}})
+
+
+def icons_dev(folder: Path, out: Path) -> Data:
+    """To tune on: two sets of icons held out of training, read as `val` and as `test`."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = {True: out / "dev.parquet", False: out / "train.parquet"}
+    if not all(path.is_file() for path in paths.values()):
+        arrow, parquet = map(importlib.import_module, ("pyarrow.compute", "pyarrow.parquet"))
+        table = parquet.read_table(folder / "train.parquet")
+        is_dev = arrow.is_in(table["set"], value_set=importlib.import_module("pyarrow").array(DEV_SETS))
+        for kept, path in paths.items():
+            with whole_file(path) as temporary:
+                parquet.write_table(table.filter(is_dev if kept else arrow.invert(is_dev)), temporary, row_group_size=2000)
+    dev = str(paths[True])
+    return Data(train=str(paths[False]), val=dev, read={"val": {"": dev}, "test": {"": dev}})
+
+
+TASKS = {
+    "scenes": Task(family="scenes", data=scenes, jobs=("vqa", "nlvr2", "retrieval")),
+    "emoji": Task(family="emoji", data=emoji),
+    "emoji_style": Task(family="emoji", data=emoji_style),
+    "icons": Task(family="icons", data=icons),
+    "icons_dev": Task(family="icons", data=icons_dev),
+}
+FAMILIES = tuple(dict.fromkeys(task.family for task in TASKS.values()))

@@ -1,0 +1,180 @@
+"""The peer's side of benchmarks/hour.py: open_clip's own model, tokenizer and loss, trained for so many core-seconds.
+
+hour.py runs it in an environment of its own; it imports nothing of this project. Pictures lie decoded in memory, so that
+loading costs nothing, and captions are tokenized before the clock starts. The clock is this process's, of one thread. Learning
+rates follow the share of the budget that is used. Called again, it goes on from the last minute.
+
+Letters: B batch, N pictures, T tokens, S side of a picture.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WIDTH, HEAD = 192, 64
+BLOCKS = {"picture": 6, "text": 4}
+VOCABULARY, LONGEST = 49408, 32  # tokens; names are shorter, and every token of the longest is paid for
+MAX_ASPECT = 4 / 3
+SAVED_EVERY = 60.0  # core-seconds
+
+
+def rate_at(share: float, rate: float, warmup: float) -> float:
+    """Return the learning rate once a share of the budget is used: linear warm-up, then cosine to 0."""
+    if share < warmup:
+        return rate * share / warmup
+    return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup))))
+
+
+def rows_of(step: int, num_rows: int, batch: int, seed: int) -> np.ndarray:
+    """Return the rows of a step, int64 (B,): each row once an epoch, in an order of its own, what is left over dropped."""
+    epoch, number = divmod(step, num_rows // batch)
+    return np.random.default_rng((seed, epoch)).permutation(num_rows)[number * batch :][:batch]
+
+
+def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Generator, may_flip_B: np.ndarray) -> Tensor:
+    """Return random boxes of pictures in [-1, 1] at their size: `crop` of the area, up to 4/3 as wide as high; half of those
+    that may be are mirrored."""
+    B = len(pixels_BCHW)
+    pixels_BCHW = pixels_BCHW.float() / 127.5 - 1
+    side_B = np.sqrt(rng.uniform(*crop, B))
+    aspect_B = np.sqrt(MAX_ASPECT ** rng.uniform(-1, 1, B))
+    height_B, width_B = np.minimum(side_B / aspect_B, 1), np.minimum(side_B * aspect_B, 1)
+    mirror_B = np.where(may_flip_B & (rng.random(B) < 0.5), -1, 1)
+    if crop == (1, 1):
+        is_mirrored = torch.from_numpy(mirror_B < 0)[:, None, None, None]
+        return torch.where(is_mirrored, pixels_BCHW.flip(3), pixels_BCHW)
+    zero_B = np.zeros(B)
+    theta_B23 = np.stack(
+        [
+            np.stack([mirror_B * width_B, zero_B, (1 - width_B) * rng.uniform(-1, 1, B)], 1),
+            np.stack([zero_B, height_B, (1 - height_B) * rng.uniform(-1, 1, B)], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(torch.from_numpy(theta_B23).float(), list(pixels_BCHW.shape), align_corners=False)
+    return F.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)
+
+
+def build(open_clip: object, side: int, patch: int, context: int) -> torch.nn.Module:
+    """Return open_clip's model at the width that its rivals here have."""
+    make = open_clip.CLIP  # pyright: ignore[reportAttributeAccessIssue]
+    return make(
+        embed_dim=WIDTH,
+        vision_cfg={"image_size": side, "patch_size": patch, "width": WIDTH, "layers": BLOCKS["picture"], "head_width": HEAD},
+        text_cfg={
+            "context_length": context,
+            "vocab_size": VOCABULARY,
+            "width": WIDTH,
+            "heads": WIDTH // HEAD,
+            "layers": BLOCKS["text"],
+        },
+    )
+
+
+def optimizer_of(model: torch.nn.Module) -> torch.optim.AdamW:
+    """Return AdamW with the betas, epsilon and decay that open_clip_train has for a ViT."""
+    named = list(model.named_parameters())
+    plain = [each for name, each in named if each.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))]
+    decayed = [each for _, each in named if not any(each is other for other in plain)]
+    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.2}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def arguments() -> argparse.Namespace:
+    """Return the flags; hour.py gives them all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder of pictures.npy, uint8 (N, 3, S, S), and texts.json to train on")
+    add("--read", type=Path, required=True, help="folder of the same kind, whose features are written")
+    add("--features", type=Path, required=True, help="where they are written: images (N, D) and texts (T, D)")
+    add("--out", type=Path, required=True)
+    add("--budget", type=float, required=True, help="core-seconds")
+    add("--batch", type=int, required=True)
+    add("--rate", type=float, required=True)
+    add("--warmup", type=float, required=True, help="share of the budget")
+    add("--patch", type=int, required=True, help="pixels")
+    add("--crop", type=float, nargs=2, required=True)
+    add("--seed", type=int, required=True)
+    add("--dtype", choices=("float32", "bfloat16"), required=True, help="of autocast")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train for the budget, then write features."""
+    args = arguments()
+    open_clip = importlib.import_module("open_clip")
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    pixels_NCHW = torch.from_numpy(np.load(args.data / "pictures.npy"))
+    texts = json.loads((args.data / "texts.json").read_text())
+    may_flip_N, captions = np.array(texts["may_flip"]), texts["captions"]
+    tokenizer = open_clip.SimpleTokenizer(context_length=LONGEST)
+    starts_N = np.cumsum([0, *map(len, captions)])
+    ids_TT = tokenizer([caption for of_picture in captions for caption in of_picture])
+    context = int(ids_TT.argmax(1).max()) + 1  # the last token of a text has the highest id
+    ids_TT = ids_TT[:, :context].clone()
+
+    model = build(open_clip, pixels_NCHW.shape[-1], args.patch, context)
+    optimizer, loss_of = optimizer_of(model), open_clip.ClipLoss()
+    state_file, used, step, loss = args.out / "state.pt", 0.0, 0, math.nan
+    if state_file.is_file():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        used, step, loss = state["used"], state["step"], state["loss"]
+
+    def save() -> None:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "used": used, "step": step, "loss": loss}
+        torch.save(state, state_file.with_suffix(".tmp"))
+        state_file.with_suffix(".tmp").replace(state_file)
+
+    model.train()
+    saved, is_bfloat16 = used, args.dtype == "bfloat16"
+    while used < args.budget and (step == 0 or math.isfinite(loss)):
+        start = time.process_time()
+        rows_B = rows_of(step, len(captions), args.batch, args.seed)
+        rng = np.random.default_rng((args.seed, 1, step))
+        ids_BT = ids_TT[starts_N[rows_B] + (rng.random(args.batch) * np.diff(starts_N)[rows_B]).astype(int)]
+        images_BCHW = cropped(pixels_NCHW[rows_B], tuple(args.crop), rng, may_flip_N[rows_B])
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(used / args.budget, args.rate, args.warmup)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
+            out = loss_of(*model(images_BCHW, ids_BT))
+        out.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))  # pyright: ignore[reportCallIssue]
+        loss, step = out.item(), step + 1
+        used += time.process_time() - start
+        if step % 50 == 0:
+            print(f"step {step}: {used:.0f} of {args.budget:g} core-seconds, loss {loss:.3f}", flush=True)
+        if used - saved > SAVED_EVERY:
+            saved = used
+            save()
+    save()
+
+    model.eval()
+    pixels_NCHW = torch.from_numpy(np.load(args.read / "pictures.npy"))
+    read = json.loads((args.read / "texts.json").read_text())["texts"]
+    with torch.no_grad():
+        images = [model.encode_image(part.float() / 127.5 - 1, normalize=True) for part in pixels_NCHW.split(64)]  # pyright: ignore
+        texts = [model.encode_text(part, normalize=True) for part in tokenizer(read, context).split(64)]  # pyright: ignore
+    images_ND, texts_TD = (torch.nan_to_num(torch.cat(parts)).numpy() for parts in (images, texts))  # it may have diverged
+    np.savez(args.features, images=images_ND, texts=texts_TD)
+    result = {"core_seconds": used, "steps": step, "pairs": step * args.batch, "loss": loss}
+    result["parameters"] = sum(each.numel() for each in model.parameters())
+    (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""open_clip for benchmarks/hour.py: its environment, its settings, the pictures it is given, the numbers of its features."""
+
+import json
+import os
+import subprocess
+import venv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from hour_runs import Cell, num_read
+
+from eve_vl.config import Config
+from eve_vl.data.dataset import NAMES_A_SIDE, row_name
+from eve_vl.data.downstream import SearchSet
+from eve_vl.data.loader import open_sources
+from eve_vl.data.records import Source
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.transforms import Crop, decode
+from eve_vl.errors import UserError
+from eve_vl.files import whole_folder, write_file
+from eve_vl.foreign import read_json
+from eve_vl.metrics import retrieval as metrics
+from eve_vl.talk import say, told
+from eve_vl.tasks.retrieval import first_hits
+from eve_vl.train.device import pick_dtype
+
+JOB = "retrieval"
+SCRIPT = Path(__file__).with_name("hour_open_clip.py")
+SETTINGS: Mapping[str, Any] = {"batch": 128, "rate": 1e-3, "warmup": 0.1, "patch": 8}
+GRID: Mapping[str, Sequence[Any]] = {
+    "batch": (64, 128, 256),
+    "rate": (5e-4, 1e-3, 2e-3),
+    "warmup": (0.05, 0.2),
+    "patch": (8, 16),
+}
+TUNED = "open_clip.json"
+MAX_TRAINING = 100_000  # pictures
+LIBC = {  # as `eve_vl.cpu.keep_memory` has it for our runs
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
+
+
+def environment(out: Path) -> Path:
+    """Return the Python of open_clip's environment, which is built if it is not there: with the torch that our runs have."""
+    folder = out / "open_clip_env"
+    python, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.is_file():
+        say(f"building {folder}: open_clip and its own torch")
+        venv.create(folder, clear=True, with_pip=True)
+        versions = [f"{each.__name__}=={each.__version__.partition('+')[0]}" for each in (torch, torchvision)]
+        done = subprocess.run([python, "-m", "pip", "install", "--quiet", *versions, "open_clip_torch"], check=False)
+        if done.returncode:
+            raise UserError(f"{folder}: pip could not install open_clip_torch; what it said stands above")
+        ready.touch()
+    return python
+
+
+def settings_of(out: Path, family: str) -> tuple[dict[str, Any], str]:
+    """Return the best settings that --tune has found for a family of tasks, or the default, and how they were found."""
+    tuned = read_json(out / TUNED, dict) if (out / TUNED).is_file() else {}
+    if family not in tuned:
+        return dict(SETTINGS), "not tuned"
+    found = tuned[family]
+    return found["settings"], f"best of {len(found['tried'])} by validation within {found['budget']:g} core-seconds"
+
+
+def write_training(folder: Path, config: Config) -> None:
+    """Write the pictures that a run of `config` trains on, decoded at its size, with their captions."""
+    if folder.is_dir():
+        return
+    (source,) = open_sources(config.data.train, config.data, config.input.image_size)
+    with whole_folder(folder) as temporary:
+        captions = write_pictures(temporary, [(source, row) for row in range(min(len(source), MAX_TRAINING))], config)
+        flips = [config.data.flip and not any(map(NAMES_A_SIDE.search, given)) for given in captions]
+        (temporary / "texts.json").write_text(json.dumps({"captions": captions, "may_flip": flips}))
+
+
+def write_pictures(folder: Path, places: Sequence[tuple[Source[Any], int]], config: Config) -> list[Sequence[str]]:
+    """Write pictures.npy, uint8 (N, 3, S, S), of rows of sources, and return their captions."""
+    side, captions = config.input.image_size, []
+    pixels_NCHW = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.uint8, (len(places), 3, side, side))
+    for number, (source, row) in enumerate(told(places, "decoding pictures", len(places))):
+        pair = source[row]
+        pixels_NCHW[number] = decode(pair.image, pair.where, crop=Crop(size=side)).numpy()
+        captions.append(pair.captions)
+    pixels_NCHW.flush()
+    return captions
+
+
+def searched(source: str, config: Config) -> SearchSet:
+    """Return what our own runs search among."""
+    sources = open_sources([source], config.data, config.input.image_size)
+    config = replace(config, data=replace(config.data, val_samples=num_read(source, sources)))
+    return SearchSet(sources, config, Tokenizer.train(["any will do"], 300))  # ours would only say how texts are batched
+
+
+def write_reading(folder: Path, source: str, config: Config) -> None:
+    """Write the pictures and the texts that numbers are read on."""
+    if folder.is_dir():
+        return
+    search = searched(source, config)
+    with whole_folder(folder) as temporary:
+        write_pictures(temporary, [(search.sources[number], row) for number, row in search.pictures], config)
+        (temporary / "texts.json").write_text(json.dumps({"texts": search.texts}))
+
+
+def numbers_of(search: SearchSet, images_ID: np.ndarray, texts_TD: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the numbers of features by the protocol of our own runs (captions merged), and whether each first hit is true."""
+    image_P = [image for image, texts in enumerate(search.captions_of) for _ in texts]
+    text_P = [text for texts in search.captions_of for text in texts]
+    relevance = metrics.Relevance.from_pairs(image_P, text_P, len(images_ID), len(texts_TD))
+    images, texts = torch.from_numpy(images_ID), torch.from_numpy(texts_TD)
+    ranks_I = metrics.best_ranks(images, texts, relevance.texts_of_image)
+    ranks_T = metrics.best_ranks(texts, images, relevance.images_of_text)
+    names = [row_name(search.sources[number][row]) for number, row in search.pictures]
+    return metrics.summary(ranks_I, ranks_T, relevance.image_T), first_hits(names, relevance, ranks_I, ranks_T)
+
+
+@dataclass(frozen=True)
+class PeerCell(Cell):
+    """A cell that open_clip learns with its own settings."""
+
+    settings: Mapping[str, Any]
+    name: str = ""
+    """Of the settings, while they are tried."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return super().folder / self.name
+
+    @property
+    def config(self) -> Config:
+        """What says how large pictures are, how they are cropped, and what is searched among."""
+        return self.plan[-1].config
+
+    def given(self, part: str) -> Path:
+        """Return the folder of pictures and texts that it is given."""
+        return self.out / "data" / self.task / f"open_clip_{part}"
+
+    def stages(self, job: str) -> list[dict[str, Any]]:
+        """Return what decides its numbers."""
+        return [{"run": "open_clip", **self.settings}]
+
+    def cost(self) -> float:
+        """Return the core-seconds that are still to be done."""
+        return 0 if (self.folder / "result.json").is_file() else self.budget
+
+    def prepare(self) -> None:
+        """Write what it is given, once for all cells of a task."""
+        write_training(self.given("train"), self.config)
+        for suffix, source in self.data.read[self.on].items():
+            write_reading(self.given(self.on + suffix), source, self.config)
+
+    def do(self) -> None:
+        """Train, or go on, and read the numbers."""
+        numbers, rows = {}, {}
+        for suffix, source in self.data.read[self.on].items():
+            features = self.folder / f"{self.on}{suffix}.npz"
+            flags = {"data": self.given("train"), "read": self.given(self.on + suffix), "features": features}
+            flags |= {"out": self.folder, "budget": self.budget, "seed": self.seed, **self.settings}
+            flags["dtype"] = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+            words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+            words += ["--crop", *map(str, self.config.data.crop_scale)]
+            surroundings = {**os.environ, **LIBC, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+            subprocess.run([environment(self.out), SCRIPT, *words], check=True, env=surroundings)
+            with np.load(features) as found:
+                of_part, hits = numbers_of(searched(source, self.config), found["images"], found["texts"])
+            numbers |= {name + suffix: value for name, value in of_part.items()}
+            rows |= {suffix + name: value for name, value in hits.items()}
+        result = read_json(self.folder / "result.json", dict)
+        self.keep(JOB, [result["core_seconds"]], [result["pairs"]], numbers, rows)
+
+
+def choose(out: Path, family: str, cells: Sequence[PeerCell]) -> None:
+    """Keep the settings whose recalls, both ways, are highest on average."""
+    tried = []
+    for cell in cells:
+        result = cell.result(JOB)
+        assert result is not None
+        tried.append({"settings": dict(cell.settings), "r_mean": result["numbers"]["r_mean"]})
+    best = max(tried, key=lambda each: each["r_mean"])
+    tuned = read_json(out / TUNED, dict) if (out / TUNED).is_file() else {}
+    tuned[family] = {"settings": best["settings"], "budget": cells[0].budget, "tried": tried}
+    write_file(out / TUNED, json.dumps(tuned, indent=1) + "\n")

@@ -1,0 +1,316 @@
+"""From an arm of benchmarks/hour.py to runs that fill a budget, and from runs to numbers."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shlex
+import signal
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from hour_arms import FINE_TUNING, Arm, Stage
+from hour_data import Data
+
+from eve_vl.cli.common import parse
+from eve_vl.cli.train import TrainArgs
+from eve_vl.config import Config, config_to_json, generated, to_dict
+from eve_vl.cpu import core_seconds, keep_memory
+from eve_vl.data.loader import open_sources, train_loader
+from eve_vl.errors import UserError
+from eve_vl.evaluation import evaluated
+from eve_vl.files import write_file
+from eve_vl.foreign import read_json
+from eve_vl.loading import build_task, load_run
+from eve_vl.metrics.certainty import to_json
+from eve_vl.recipes import EITHER, find_recipe, start_of
+from eve_vl.seeds import seed_everything, set_threads
+from eve_vl.talk import say
+from eve_vl.tasks import task_class
+from eve_vl.train.log import read_log
+from eve_vl.train.trainer import Trainer
+from eve_vl.training import train, train_tokenizer
+
+NEVER = 10**9  # steps
+SAVED_EVERY = 300  # core-seconds
+STEPS_PROBED, STEPS_BEFORE = 3, 2  # of a round, and before the first one: these are slower
+NUM_SCENES = 1000  # that numbers are read on; other sets are read whole
+PROBE = "probe.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage as a run: its name, its config but for what a cell says, its share, and what it is fine-tuned for, if it is."""
+
+    name: str
+    config: Config
+    share: float
+    job: str = ""
+
+    @property
+    def key(self) -> str:
+        """What runs whose steps cost the same have in common."""
+        init = None if self.config.init is None else Path("init")
+        text = json.dumps(to_dict(replace(self.config, out=Path("out"), init=init, code=())), sort_keys=True)
+        return f"{self.config.recipe} {hashlib.sha1(text.encode()).hexdigest()[:12]}"
+
+
+def stage_config(stage: Stage, before: Config | None, data: Data) -> Config:
+    """Return the config of a stage that follows one, or none. Raises UserError."""
+    make = find_recipe(EITHER, stage.recipe)
+    if start_of(stage.recipe, make) is not None:
+        config = make(before)
+    elif before is not None:  # the weights fit no other shape
+        config = replace(make(), init=before.out, input=before.input, model=before.model)
+    else:
+        config = make()
+    if stage.task is not None:
+        values = {name: value for name, value in vars(config.task).items() if name in stage.task.__dataclass_fields__}
+        config = replace(config, task=stage.task(**values))
+    config = parse(TrainArgs, shlex.split(stage.flags), stage.recipe, None, default=TrainArgs(config=config)).config
+    # without workers the clock of one process says all
+    rows = replace(config.data, train=(data.train,), val=(data.val,), image_root=data.root, num_workers=0)
+    return replace(config, data=rows, train=replace(config.train, threads=1, device="cpu", val_every=NEVER))
+
+
+def planned(family: str, arm: Arm, jobs: Iterable[str], data: Data) -> list[Planned]:
+    """Return the runs of an arm, in their order. Raises UserError."""
+    found: list[Planned] = []
+    for number, stage in enumerate(arm.before):
+        config = stage_config(stage, found[-1].config if found else None, data)
+        found.append(Planned(f"{number}_{stage.recipe}", config, stage.share))
+    left = 1 - sum(each.share for each in found)
+    if left <= 0:
+        raise UserError(f"{family}: the stages before fine-tuning have {1 - left:g} of the budget; leave it some")
+    after = arm.after or FINE_TUNING[family]
+    return found + [Planned(job, stage_config(after[job], found[-1].config, data), left, job) for job in jobs]
+
+
+def num_steps(each: Planned, budget: float, seconds: Mapping[str, float]) -> int:
+    """Return how many steps of a run fit into its share. seconds: of a step, by the keys of runs."""
+    return max(1, round(each.share * budget / seconds[each.key]))
+
+
+# Seconds per step
+
+
+def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
+    """Return the core-seconds of a step of each config in each round, in which they take turns."""
+    keep_memory()
+    set_threads(1)
+    tokenizers, trainers = {}, {}
+    for name, config in configs.items():
+        seed_everything(0)
+        kind, words = task_class(type(config.task)), (config.data.train, config.tokenizer.vocab_size)
+        if words not in tokenizers:
+            tokenizers[words] = train_tokenizer(words[0], config.data, words[1])
+        tokenizer = tokenizers[words]
+        sources = open_sources(config.data.train, config.data, config.input.image_size, kind.kind(config))
+        prepared = kind.prepare(config, sources, None)
+        task = build_task(config, tokenizer, prepared.labels)
+        batches = train_loader(kind.dataset(prepared.sources, config, tokenizer, training=True), consumed=0, rank=0, world=1)
+        trainers[name] = Trainer(config.train, config.out, task, device=torch.device("cpu"), texts={}), iter(batches)
+    times: dict[str, list[float]] = {name: [] for name in trainers}
+    for number in range(rounds):
+        for name, (trainer, batches) in trainers.items():
+            start = core_seconds()
+            for turn in range(STEPS_PROBED + STEPS_BEFORE * (number == 0)):
+                if number == 0 and turn == STEPS_BEFORE:
+                    start = core_seconds()
+                trainer.train_step([next(batches) for _ in range(trainer.config.accumulation)])
+                trainer.step += 1
+            times[name].append((core_seconds() - start) / STEPS_PROBED)
+        say(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {each[-1]:.3g} s" for name, each in times.items()))
+    return times
+
+
+def known_seconds(out: Path) -> dict[str, float]:
+    """Return the core-seconds of a step, by key, of what has been measured."""
+    path = out / PROBE
+    return {key: statistics.median(times) for key, times in read_json(path, dict).items()} if path.is_file() else {}
+
+
+def probe_missing(out: Path, plans: Iterable[Planned], rounds: int) -> None:
+    """Measure the stages that have not been measured, and keep it; in a process of its own, for it opens all data at once."""
+    known = known_seconds(out)
+    if missing := {each.key: each.config for each in plans if each.share and each.key not in known}:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            times = pool.submit(probe, missing, rounds).result()
+        write_file(out / PROBE, json.dumps((read_json(out / PROBE, dict) if known else {}) | times, indent=1) + "\n")
+
+
+# Cells
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one task within one budget from one seed, on its own rows; `plan` are its runs."""
+
+    arm: str
+    task: str
+    budget: float
+    seed: int
+    on: str
+    """val or test: what numbers are read on."""
+    out: Path
+    data: Data
+    plan: Sequence[Planned]
+
+    def __str__(self) -> str:
+        return f"{self.arm}, {self.task}, {self.budget:g} core-seconds, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs lie."""
+        return self.out / self.arm / self.task / f"{self.budget:g}" / f"seed_{self.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What its processes say."""
+        return self.folder / "run.log"
+
+    @property
+    def jobs(self) -> list[str]:
+        """What it is fine-tuned for."""
+        return [each.job for each in self.plan if each.job]
+
+    def file(self, job: str, what: str = "") -> Path:
+        """Return where the numbers of a job are; with `.rows`, how well each row is done."""
+        return self.folder / f"{job}.{self.on}{what}.json"
+
+    def result(self, job: str) -> dict[str, Any] | None:
+        """Return what came out of a job, None if it is still to be done. Raises UserError if it was learnt otherwise."""
+        path = self.file(job)
+        if not path.is_file():
+            return None
+        result = read_json(path, dict)
+        if result["stages"] != self.stages(job):
+            raise UserError(f"{path}: was learnt otherwise than {self.arm} is now; move it away, or choose another --out")
+        return result
+
+    def stages(self, job: str) -> list[dict[str, Any]]:
+        """Return what decides a job's numbers, besides the seed; None where it has not been measured yet."""
+        seconds, found = known_seconds(self.out), []
+        for each in self.plan:
+            if each.share and each.job in ("", job):
+                steps = num_steps(each, self.budget, seconds) if each.key in seconds else None
+                found.append({"run": each.name, "key": each.key, "steps": steps, "batch": each.config.train.batch_size})
+        return found
+
+    def cost(self) -> float:
+        """Return the core-seconds of runs that are still to be done."""
+        return sum(each.share * self.budget for each in self.plan if not (self.folder / each.name / "metrics.json").is_file())
+
+    def configs(self) -> dict[str, Config]:
+        """Return the configs of its runs, by name."""
+        seconds, configs, start = known_seconds(self.out), {}, None
+        for each in self.plan:
+            config, init = each.config, None if start is None else self.folder / start.name
+            if each.share:
+                every = max(1, round(SAVED_EVERY / seconds[each.key]))
+                steps = num_steps(each, self.budget, seconds)
+                config = replace(config, train=replace(config.train, seed=self.seed, steps=steps, save_every=every))
+            scratch = start is not None and not start.share
+            configs[each.name] = replace(config, out=self.folder / each.name, init=init, scratch=scratch)
+            start = start if each.job else each
+        return configs
+
+    def do(self) -> None:
+        """Train what is not trained yet, one run after the other, and read the numbers. Raises UserError."""
+        for each, config in zip(self.plan, self.configs().values(), strict=True):
+            if not each.share:
+                write_shape(config)
+            elif not (config.out / "metrics.json").is_file():
+                train(config)
+            if each.job and self.result(each.job) is None:
+                runs = {stage["run"]: stage["steps"] * stage["batch"] for stage in self.stages(each.job)}
+                self.keep(each.job, [spent(self.folder / name) for name in runs], [*runs.values()], *self.read(config))
+
+    def read(self, config: Config) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the numbers of a run, as `eve evaluate` gives them, and how well each row is done."""
+        set_threads(1)
+        run, numbers, rows = load_run(config.out), {}, {}
+        for suffix, source in self.data.read[self.on].items():
+            sources = open_sources([source], config.data, config.input.image_size, run.task.kind(config))
+            found = evaluated(run, num_read(source, sources), sources)
+            numbers |= {name + suffix: value for name, value in found.numbers.items()}
+            rows |= {suffix + name: value for name, value in found.row_scores.items()}
+        return numbers, rows
+
+    def keep(
+        self, job: str, spent: Sequence[float], pairs: Sequence[int], numbers: Mapping[str, float], rows: Mapping[str, float]
+    ) -> None:
+        """Keep what came out of a job. spent, pairs: core-seconds of each of its stages, and rows that it has learnt from."""
+        result = {"stages": self.stages(job), "core_seconds": spent, "pairs": pairs, "numbers": to_json(numbers)}
+        write_file(self.file(job, ".rows"), json.dumps(rows) + "\n")
+        write_file(self.file(job), json.dumps(result, indent=1) + "\n")
+
+
+def write_shape(config: Config) -> None:
+    """Write what runs of random weights take of the run that they start from: shapes and tokenizer."""
+    if not (config.out / "tokenizer.json").is_file():
+        tokenizer = train_tokenizer(config.data.train, config.data, config.tokenizer.vocab_size)
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_file(config.out / "config.json", config_to_json(config))
+        write_file(config.out / "tokenizer.json", tokenizer.to_json())
+
+
+def num_read(name: str, sources: Sequence[Any]) -> int:
+    """Return how many rows numbers are read on."""
+    return NUM_SCENES if generated(name) else sum(map(len, sources))
+
+
+def spent(run: Path) -> float:
+    """Return the core-seconds that the steps of a run took."""
+    return sum(row["core_seconds"] for row in read_log(run) if row["kind"] == "train")
+
+
+# Processes
+
+
+def do(cell: Cell) -> None:
+    """Do what a cell lacks, in a process of its own; what it says goes to its log, whose last line says why it failed."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(cell.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    keep_memory()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what it has started ends as well
+    try:
+        cell.do()
+    except UserError as error:
+        say(f"error: {error}")
+        sys.exit(getattr(error, "code", 2))
+
+
+def do_all(cells: Sequence[Cell], at_once: int, done: Callable[[Cell], None]) -> None:
+    """Do cells, `at_once` at a time; `done` is told of each that has ended well. Raises UserError for the first that did not,
+    after the others have saved and stopped."""
+    context, waiting, running = multiprocessing.get_context("spawn"), list(cells), []
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                process = context.Process(target=do, args=(waiting[0],))
+                process.start()
+                running.append((process, waiting.pop(0)))
+            wait([process.sentinel for process, _ in running])
+            ended = [(process, cell) for process, cell in running if not process.is_alive()]
+            running = [each for each in running if each not in ended]
+            for process, cell in ended:
+                process.join()
+                if process.exitcode:
+                    lines = cell.log.read_text("utf-8", "replace").splitlines()
+                    raise UserError(f"{cell}: {lines[-1] if lines else process.exitcode}; more in {cell.log}")
+                done(cell)
+    finally:
+        for process, _ in running:
+            process.terminate()
+        for process, _ in running:
+            process.join()

@@ -1,0 +1,239 @@
+"""What benchmarks/hour.py has found: tables, which differences exceed the spread of the seeds, and a page of curves."""
+
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hour_arms import REFERENCES
+from hour_runs import Cell
+from markupsafe import Markup
+
+from eve_vl.foreign import read_json
+from eve_vl.metrics.certainty import Estimate, from_json, paired
+from eve_vl.report.charts import Series, line_chart
+from eve_vl.report.html import TEMPLATES, Section, number, percent
+
+SHOWN = re.compile(r"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>_seen)?")
+ROWS = {"vqa_acc": "", "nlvr2_acc": "", "tr1": "tr1 ", "ir1": "ir1 "}
+"""How the names of the rows begin that a number is the mean of."""
+PAGE = """{% extends "page.html" %}
+{% block title %}{{ heading }}{% endblock %}{% block heading %}{{ heading }}{% endblock %}
+{% block kicker %}equal core-seconds{% endblock %}{% block notes %}<p class="intro">{{ note }}</p>{% endblock %}"""
+TABLE = """<div class="card wide-table"><table class="compared">
+<thead><tr>{% for word in lines[0] %}<th scope="col">{{ word }}</th>{% endfor %}</tr></thead>
+<tbody>{% for line in lines[1:] %}
+<tr><th scope="row">{{ line[0] }}</th>{% for word in line[1:] %}<td>{{ word }}</td>{% endfor %}</tr>
+{% endfor %}</tbody></table></div>"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one cell."""
+
+    seed: int
+    numbers: Mapping[str, float]
+    core_seconds: Mapping[str, Sequence[float]]
+    """By job, of each of its stages."""
+    pairs: Mapping[str, Sequence[int]]
+    """Likewise, what they have learnt from."""
+    rows: Mapping[str, Mapping[str, float]]
+    """By number, how well each row is done that it is the mean of."""
+
+    @property
+    def used(self) -> list[float]:
+        """The core-seconds of each job."""
+        return [sum(seconds) for seconds in self.core_seconds.values()]
+
+
+Arms = Mapping[str, Sequence[Outcome]]
+"""By arm, an outcome per seed."""
+Found = Mapping[str, Mapping[float, Arms]]
+"""By task and budget."""
+
+
+def outcome(cell: Cell) -> Outcome | None:
+    """Return what came of a cell; None if something is still to be done. Raises UserError."""
+    numbers, rows, spent, pairs = {}, {}, {}, {}
+    for job in cell.jobs:
+        if (result := cell.result(job)) is None:
+            return None
+        own = {name: value for name, value in from_json(result["numbers"]).items() if SHOWN.fullmatch(name)}
+        numbers |= own
+        rows |= {name: rows_of(name, read_json(cell.file(job, ".rows"), dict)) for name in own}
+        spent[job], pairs[job] = result["core_seconds"], result["pairs"]
+    return Outcome(seed=cell.seed, numbers=numbers, core_seconds=spent, pairs=pairs, rows=rows)
+
+
+def rows_of(name: str, rows: Mapping[str, float]) -> dict[str, float]:
+    """Return the rows that a number is the mean of; none if they are not kept, as of recall at 5."""
+    found = SHOWN.fullmatch(name)
+    assert found is not None
+    if (start := ROWS.get(found["base"])) is None:
+        return {}
+    return {row: value for row, value in rows.items() if row.startswith((found["suffix"] or "") + start)}
+
+
+def collect(cells: Iterable[Cell]) -> Found:
+    """Return what is done. Raises UserError."""
+    found: dict[str, dict[float, dict[str, list[Outcome]]]] = {}
+    for cell in cells:
+        if (each := outcome(cell)) is not None:
+            found.setdefault(cell.task, {}).setdefault(cell.budget, {}).setdefault(cell.arm, []).append(each)
+    return found
+
+
+# Differences
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versus:
+    """How far one arm is above another on a number, over the seeds that both have."""
+
+    arm: str
+    other: str
+    number: str
+    difference: float
+    """Of the means."""
+    num_seeds: int
+    is_beyond: bool
+    """Whether every seed of one is better than every seed of the other, and there are several."""
+    interval: tuple[float, float] | None
+    """Of the difference, 95 %, over rows that are scored by their mean over seeds."""
+
+    def __str__(self) -> str:
+        rows = "" if self.interval is None else f" ({self.interval[0]:+.3f} to {self.interval[1]:+.3f})"
+        return f"{self.difference:+.3f}{rows}{' !' * self.is_beyond}"
+
+
+def versus(arms: Arms, arm: str, other: str, name: str) -> Versus | None:
+    """Compare two arms on a number; None if they have no seed in common."""
+    of = {which: {each.seed: each for each in arms[which] if name in each.numbers} for which in (arm, other)}
+    seeds = sorted(of[arm].keys() & of[other].keys())
+    if not seeds:
+        return None
+    a, b = ([of[which][seed].numbers[name] for seed in seeds] for which in (arm, other))
+    rows_a, rows_b = (mean_rows([of[which][seed].rows[name] for seed in seeds]) for which in (arm, other))
+    by_rows = paired(rows_a, rows_b) if rows_a.keys() & rows_b.keys() else None
+    return Versus(
+        arm=arm,
+        other=other,
+        number=name,
+        difference=statistics.fmean(a) - statistics.fmean(b),
+        num_seeds=len(seeds),
+        is_beyond=len(seeds) > 1 and (min(a) > max(b) or max(a) < min(b)),
+        interval=(by_rows.low, by_rows.high) if isinstance(by_rows, Estimate) else None,
+    )
+
+
+def mean_rows(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each row over seeds, of the rows that all have."""
+    shared = set.intersection(*map(set, of_seeds))
+    return {row: statistics.fmean(rows[row] for rows in of_seeds) for row in shared}
+
+
+def comparisons(arms: Arms) -> list[Versus]:
+    """Compare each arm with those after it."""
+    names = list(arms)
+    pairs = [(arm, other) for place, arm in enumerate(names) for other in names[place + 1 :]]
+    return [each for arm, other in pairs for name in names_of(arms) if (each := versus(arms, arm, other, name))]
+
+
+# Tables
+
+
+def names_of(arms: Arms) -> list[str]:
+    """Return the numbers that any arm has."""
+    return list(dict.fromkeys(name for outcomes in arms.values() for each in outcomes for name in each.numbers))
+
+
+def spread(values: Sequence[float], show: str = ".3f") -> str:
+    """Return values as mean (least–largest)."""
+    ends = f" ({min(values):{show}}–{max(values):{show}})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{show}}{ends}"
+
+
+def table(arms: Arms) -> list[list[str]]:
+    """Return a line per arm below a head: seeds, core-seconds used, rows learnt from by each stage, numbers."""
+    names, every = names_of(arms), [each for outcomes in arms.values() for each in outcomes]
+    n_of = {name: getattr(value, "n", 0) for each in every for name, value in each.numbers.items()}
+    lines = [["arm", "seeds", "core-seconds", "learnt from", *(f"{name}, n {n_of[name]:,}" for name in names)]]
+    for arm, outcomes in arms.items():
+        values = ([each.numbers[name] for each in outcomes if name in each.numbers] for name in names)
+        pairs = dict.fromkeys(" + ".join(map(number, stages)) for stages in outcomes[0].pairs.values())
+        used = [seconds for each in outcomes for seconds in each.used]
+        cells = (spread(each) if each else "–" for each in values)
+        lines.append([arm, str(len(outcomes)), spread(used, ",.0f"), "; ".join(pairs), *cells])
+    return lines
+
+
+def differences(found: Sequence[Versus]) -> list[list[str]]:
+    """Return a line per pair of arms below a head; what exceeds the spread of the seeds is marked."""
+    names = list(dict.fromkeys(each.number for each in found))
+    of_pair: dict[tuple[str, str], dict[str, Versus]] = {}
+    for each in found:
+        of_pair.setdefault((each.arm, each.other), {})[each.number] = each
+    lines = [["difference", *names]]
+    for (arm, other), by_name in of_pair.items():
+        lines.append([f"{arm} − {other}", *(str(by_name.get(name, "–")) for name in names)])
+    return lines
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown."""
+    head, *rest = (f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([head, "|---" * len(lines[0]) + "|", *rest])
+
+
+def to_json(found: Found) -> list[dict[str, Any]]:
+    """Return outcomes and comparisons as JSON has them."""
+    return [
+        {
+            "task": task,
+            "budget": budget,
+            "arms": {arm: [{**asdict(each), "rows": None} for each in outcomes] for arm, outcomes in arms.items()},
+            "comparisons": [asdict(each) for each in comparisons(arms)],
+        }
+        for task, budgets in found.items()
+        for budget, arms in budgets.items()
+    ]
+
+
+# Page
+
+
+def curves(budgets: Mapping[float, Arms]) -> Markup:
+    """Return a chart per number: over the core-seconds used, a line per arm through the means, and the spread of the seeds."""
+    lines: dict[str, dict[str, list[tuple[float, list[float]]]]] = {}
+    for _, arms in sorted(budgets.items()):
+        for arm, outcomes in arms.items():
+            used = statistics.fmean(seconds for each in outcomes for seconds in each.used)
+            for name in outcomes[0].numbers:
+                values = [each.numbers[name] for each in outcomes]
+                lines.setdefault(name, {}).setdefault(arm, []).append((used, values))
+    charts = []
+    for name, by_arm in lines.items():
+        series = [
+            Series(
+                name=arm,
+                is_reference=arm in REFERENCES,
+                points=[(x, statistics.fmean(values)) for x, values in at],
+                spread=[(x, min(values), max(values)) for x, values in at],
+            )
+            for arm, at in by_arm.items()
+        ]
+        charts.append(line_chart(name, series, show=percent, from_zero=True, axis="core-second"))
+    return Markup('<div class="charts">{}</div>').format(Markup("").join(charts))
+
+
+def page(found: Found, heading: str, note: str) -> str:
+    """Return a self-contained page: of each task its curves, then by budget its table and what differs."""
+    sections, as_table = [], TEMPLATES.from_string(TABLE)
+    for task, budgets in found.items():
+        parts = [curves(budgets)] if len(budgets) > 1 else []
+        for budget, arms in sorted(budgets.items()):
+            parts.append(Markup("<h3>{:,g} core-seconds</h3>").format(budget))
+            parts += [Markup(as_table.render(lines=lines)) for lines in (table(arms), differences(comparisons(arms)))]
+        sections.append(Section(name=task, title=task, body=Markup("").join(parts)))
+    return TEMPLATES.from_string(PAGE).render(sections=sections, heading=heading, note=note)

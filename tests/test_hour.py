@@ -1,0 +1,311 @@
+"""benchmarks/hour.py: budgets become steps, seeds judge differences, and open_clip is measured as our own runs are."""
+
+import importlib
+import json
+import math
+import statistics
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eve_vl.config import ContrastMatchConfig
+from eve_vl.data.loader import eval_loader
+from eve_vl.errors import UserError
+from eve_vl.metrics.certainty import Estimate
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.task import Sizes
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
+hour, arms, data, runs, peer, tables, script = map(
+    importlib.import_module,
+    ("hour", "hour_arms", "hour_data", "hour_runs", "hour_peer", "hour_tables", "hour_open_clip"),
+)
+
+SCENES = data.scenes(Path(), Path())
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Eight pictures of five names, one of them with two."""
+    names = [["a cat"], ["a cat"], ["a dog"], ["sun"], ["sun", "a dog"], ["tree"], ["house"], ["a cat"]]
+    rng = np.random.default_rng(0)
+    for number in range(len(names)):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    rows = [{"image": f"{number}.png", "captions": given} for number, given in enumerate(names)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path, names
+
+
+# From an arm to runs
+
+
+def cell_of(tmp_path, arm, jobs=("vqa",), budget=100.0, seconds=0.5, rows=SCENES):
+    plan = runs.planned("scenes", arm, jobs, rows)
+    (tmp_path / "probe.json").write_text(json.dumps({each.key: [9 * seconds, seconds, seconds / 9] for each in plan}))
+    return runs.Cell("an arm", "scenes", budget, 3, "val", tmp_path, rows, plan)
+
+
+def test_stages_share_the_budget_and_fine_tuning_has_the_rest(tmp_path):
+    arm = arms.Arm((arms.Stage("scenes", 0.25, "--train.batch-size 16"),))
+    cell = cell_of(tmp_path, arm, ("vqa", "nlvr2"))
+    assert [each.share for each in cell.plan] == [0.25, 0.75, 0.75]
+    steps = {stage["run"]: (stage["steps"], stage["batch"]) for job in cell.jobs for stage in cell.stages(job)}
+    assert steps == {"0_scenes": (50, 16), "vqa": (150, 32), "nlvr2": (150, 32)}
+    assert cell.cost() == 25 + 75 + 75
+    configs = cell.configs()
+    assert {(config.train.seed, config.train.threads, config.data.num_workers) for config in configs.values()} == {(3, 1, 0)}
+    assert [config.train.steps for config in configs.values()] == [50, 150, 150]
+    assert configs["0_scenes"].init is None
+    assert configs["vqa"].init == configs["nlvr2"].init == configs["0_scenes"].out
+    assert not configs["vqa"].scratch
+
+
+def test_without_pretraining_all_of_the_budget_goes_to_random_weights(tmp_path):
+    cell = cell_of(tmp_path, arms.ARMS["nothing"]["scenes"], ("retrieval",))
+    config = cell.configs()["retrieval"]
+    assert config.scratch
+    assert config.init == cell.folder / "0_scenes"
+    assert config.train.steps == 200
+    assert cell.cost() == 100
+
+
+def test_flags_and_another_task_change_a_recipe():
+    arm = arms.Arm((arms.Stage("emoji", 0.5, "--task.mim-weight 0 --train.lr 2e-3", ContrastMatchConfig),))
+    (first, last) = runs.planned("emoji", arm, ("retrieval",), SCENES)
+    assert isinstance(first.config.task, ContrastMatchConfig)
+    assert (first.config.task.mim_weight, first.config.task.decoder_dim, first.config.train.lr) == (0, 128, 2e-3)
+    assert last.config.model == first.config.model
+    with pytest.raises(UserError, match=r"no flag '--train\.rate'"):
+        runs.planned("emoji", arms.Arm((arms.Stage("emoji", 0.5, "--train.rate 1"),)), (), SCENES)
+    with pytest.raises(UserError, match="leave it some"):
+        runs.planned("emoji", arms.Arm((arms.Stage("emoji", 1.0),)), ("retrieval",), SCENES)
+
+
+@pytest.mark.parametrize("arm", arms.ARMS)
+def test_every_arm_can_be_run(arm):
+    for name, task in data.TASKS.items():
+        if (entry := arms.ARMS[arm].get(task.family)) is not None:
+            jobs = ("retrieval",) if entry.is_peer else task.jobs
+            assert [each.job for each in runs.planned(task.family, entry, jobs, SCENES) if each.job] == [*jobs], name
+
+
+def test_what_was_learnt_otherwise_is_not_taken_for_this(tmp_path):
+    arm = arms.Arm((arms.Stage("scenes", 0.5),))
+    cell = cell_of(tmp_path, arm)
+    cell.folder.mkdir(parents=True)
+    cell.keep("vqa", [50.0, 49.0], [3200, 3200], {"vqa_acc": 0.5}, {})
+    assert cell.result("vqa")["numbers"] == {"vqa_acc": 0.5}
+    other = cell_of(tmp_path, arms.Arm((arms.Stage("scenes", 0.5, "--train.lr 1"),)))
+    with pytest.raises(UserError, match="was learnt otherwise"):
+        other.result("vqa")
+
+
+def test_a_tiny_arm_from_its_stages_to_its_page(pictures):
+    folder, names = pictures
+    rows = str(folder / "rows.jsonl")
+    given = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
+    arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("emoji_retrieval", flags=arms.CONTRAST)})
+    plan = runs.planned("emoji", arm, ("retrieval",), given)
+    (folder / "probe.json").write_text(json.dumps(runs.probe({each.key: each.config for each in plan}, rounds=1)))
+    cells = [runs.Cell("tiny", "emoji", budget, 0, "val", folder, given, plan) for budget in (0.5, 1.0)]
+    for cell in cells:
+        assert cell.cost() == cell.budget
+        cell.do()
+        assert cell.cost() == 0
+    before = cells[0].file("retrieval").stat().st_mtime_ns
+    cells[0].do()  # nothing is left to do
+    assert cells[0].file("retrieval").stat().st_mtime_ns == before
+    found = tables.collect(cells)
+    for of_arm in found["emoji"].values():
+        (outcome,) = of_arm["tiny"]
+        assert outcome.numbers["tr1"].n == len(names)
+        assert statistics.fmean(outcome.rows["tr1_seen"].values()) == outcome.numbers["tr1"]
+        assert all(seconds > 0 for seconds in outcome.core_seconds["retrieval"])
+    page = tables.page(found, "Title", "A note")
+    assert "tr1, n 8" in page
+    assert ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6]).tag == "svg"
+    json.dumps(tables.to_json(found))
+
+
+# Tables
+
+
+def outcomes(*values, seeds=None, rows=None):
+    return [
+        tables.Outcome(
+            seed=seed,
+            numbers={"tr1": Estimate(value, n=4, low=0, high=1, method="wilson")},
+            core_seconds={"retrieval": [40.0 + seed, 60.0]},
+            pairs={"retrieval": [32_000, 128]},
+            rows={"tr1": rows or {}},
+        )
+        for seed, value in zip(seeds or range(len(values)), values, strict=True)
+    ]
+
+
+def test_a_table_has_mean_and_ends_over_seeds():
+    lines = tables.table({"a": outcomes(0.2, 0.3, 0.4), "b": outcomes(0.5)})
+    assert lines == [
+        ["arm", "seeds", "core-seconds", "learnt from", "tr1, n 4"],
+        ["a", "3", "101 (100–102)", "32k + 128", "0.300 (0.200–0.400)"],
+        ["b", "1", "100", "32k + 128", "0.500"],
+    ]
+    assert tables.markdown(lines).splitlines()[1:3] == [
+        "|---|---|---|---|---|",
+        "| a | 3 | 101 (100–102) | 32k + 128 | 0.300 (0.200–0.400) |",
+    ]
+
+
+def test_a_difference_counts_if_every_seed_of_one_is_better():
+    found = {"a": outcomes(0.5, 0.6), "b": outcomes(0.4, 0.45), "c": outcomes(0.55, 0.3), "d": outcomes(0.1)}
+    by_pair = {(each.arm, each.other): each for each in tables.comparisons(found)}
+    assert len(by_pair) == 6
+    assert by_pair["a", "b"].is_beyond
+    assert by_pair["a", "b"].difference == pytest.approx(0.125)
+    assert not by_pair["a", "c"].is_beyond
+    assert not by_pair["a", "d"].is_beyond  # of one seed
+    lines = tables.differences(list(by_pair.values()))
+    assert lines[:3] == [["difference", "tr1"], ["a − b", "+0.125 !"], ["a − c", "+0.125"]]
+    assert tables.versus({"a": outcomes(0.5), "b": outcomes(0.1, seeds=[7])}, "a", "b", "tr1") is None
+
+
+def test_rows_say_how_sure_a_difference_is():
+    right, wrong = ({f"tr1 {row}": float(value) for row in range(100)} for value in (1, 0))
+    found = {"a": outcomes(1.0, rows=right), "b": outcomes(0.0, rows=wrong)}
+    low, high = tables.versus(found, "a", "b", "tr1").interval
+    assert 0.9 < low <= 1 <= high
+    rows = {"tr1 x": 1.0, "ir1 x": 0.0, "_seentr1 x": 0.5}
+    assert tables.rows_of("tr1", rows) == {"tr1 x": 1.0}
+    assert tables.rows_of("tr1_seen", rows) == {"_seentr1 x": 0.5}
+    assert tables.rows_of("tr5", rows) == {}
+
+
+# open_clip
+
+
+def config_for(folder):
+    rows = data.Data(train=str(folder / "rows.jsonl"), val=str(folder / "rows.jsonl"), read={})
+    arm = arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval", flags=arms.CONTRAST)})
+    return runs.planned("emoji", arm, ("retrieval",), rows)[-1].config
+
+
+def recall(score_QC, is_true_QC, k):
+    """By a loop: the share of queries with a true candidate among the k best; the earlier one wins a tie."""
+    hits = []
+    for scores, is_true in zip(score_QC.tolist(), is_true_QC, strict=True):
+        order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], candidate))
+        hits.append(any(is_true[candidate] for candidate in order[:k]))
+    return sum(hits) / len(hits)
+
+
+def test_features_are_measured_as_a_loop_would(pictures):
+    folder, names = pictures
+    search = peer.searched(str(folder / "rows.jsonl"), config_for(folder))
+    images, texts = (torch.randn(num, 3, generator=torch.manual_seed(1)) for num in (len(names), len(search.texts)))
+    numbers, _ = peer.numbers_of(search, images.numpy(), texts.numpy())
+    is_true = [[text in given for text in search.texts] for given in names]
+    for k in (1, 5, 10):
+        assert numbers[f"tr{k}"] == recall(images @ texts.T, is_true, k)
+        assert numbers[f"ir{k}"] == recall(texts @ images.T, list(zip(*is_true, strict=True)), k)
+
+
+def test_its_rows_are_those_of_our_own_runs(pictures):
+    """So that differences can be taken row by row."""
+    folder, _ = pictures
+    config = config_for(folder)
+    search = peer.searched(str(folder / "rows.jsonl"), config)
+    task = Retrieval(config, Sizes(vocab_size=search.tokenizer.vocab_size)).eval()
+    index = task.index(eval_loader(search, rank=0, world=1))
+    numbers, rows = peer.numbers_of(search, index.image_Id.detach().numpy(), index.caption_Td.detach().numpy())
+    ours = task.evaluated(eval_loader(search, rank=0, world=1))
+    assert rows == ours.row_scores
+    assert {name: ours.numbers[name] for name in numbers} == numbers
+
+
+def test_it_is_given_what_our_runs_see(pictures, tmp_path):
+    folder, names = pictures
+    config = config_for(folder)
+    peer.write_training(tmp_path / "train", config)
+    peer.write_reading(tmp_path / "read", str(folder / "rows.jsonl"), config)
+    pixels = np.load(tmp_path / "train" / "pictures.npy")
+    assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), np.uint8)
+    assert (pixels == np.load(tmp_path / "read" / "pictures.npy")).all()
+    assert json.loads((tmp_path / "train" / "texts.json").read_text())["captions"] == names
+    assert json.loads((tmp_path / "read" / "texts.json").read_text()) == {"texts": ["a cat", "a dog", "sun", "tree", "house"]}
+
+
+def test_its_rates_follow_the_budget():
+    assert script.rate_at(0, 1e-3, 0.1) == 0
+    assert script.rate_at(0.05, 1e-3, 0.1) == pytest.approx(5e-4)
+    assert script.rate_at(0.1, 1e-3, 0.1) == 1e-3
+    assert script.rate_at(0.55, 1e-3, 0.1) == pytest.approx(5e-4)
+    assert script.rate_at(1.2, 1e-3, 0.1) == pytest.approx(0)
+
+
+def test_it_sees_each_row_once_an_epoch():
+    first, second = ([row for step in steps for row in script.rows_of(step, 10, 3, 0)] for steps in (range(3), range(3, 6)))
+    assert len({*first}) == len({*second}) == 9
+    assert first != second
+
+
+def test_its_crops_are_boxes_of_the_picture():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4, 3, 16, 16)
+    whole = script.cropped(pixels, (1.0, 1.0), np.random.default_rng(0), np.zeros(4, bool))
+    assert torch.equal(whole, pixels / 127.5 - 1)
+    may = np.ones(4, bool)
+    mirrored = script.cropped(pixels, (1.0, 1.0), np.random.default_rng(0), may)
+    assert {bool(torch.equal(each, whole[0])) for each in mirrored} <= {True, False}
+    assert all(torch.equal(each, whole[0]) or torch.equal(each, whole[0].flip(2)) for each in mirrored)
+    crops = script.cropped(pixels, (0.5, 0.5), np.random.default_rng(0), ~may)
+    step = (crops[:, 0, 8, 9] - crops[:, 0, 8, 8]) * 127.5  # of a gradient that rises by one from pixel to pixel
+    slope = (crops[:, 0, 9, 8] - crops[:, 0, 8, 8]) * 127.5 / 16
+    assert torch.allclose(step * slope, torch.full((4,), 0.5), atol=1e-3)
+    assert (step / slope).max() <= 4 / 3 + 1e-3
+
+
+# Data and flags
+
+
+def test_a_style_and_its_concepts_are_kept_out_of_training(tmp_path):
+    for split in ("train", "val", "test_concepts"):
+        rows = [{"image": f"{split}_{vendor}.png", "vendor": vendor} for vendor in ("noto", "twemoji", "fluent-emoji-flat")]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = data.emoji_style(tmp_path, tmp_path / "made")
+
+    def shown(path):
+        return [json.loads(line)["image"] for line in Path(path).read_text().splitlines()]
+
+    assert shown(found.train) == ["train_noto.png", "train_fluent-emoji-flat.png"]
+    assert shown(found.read["test"][""]) == ["test_concepts_twemoji.png"]
+    assert shown(found.read["test"]["_seen"]) == ["train_twemoji.png"]
+    assert found.root == tmp_path
+
+
+def test_cells_are_what_is_asked_for_and_settings_of_open_clip_are_tried_one_by_one(tmp_path, capsys):
+    flags = f"--tasks scenes --arms EVE open_clip --budgets 10 20 --seeds 0 1 --out {tmp_path}".split()
+    args = hour.arguments(
+        [*flags, "--tune-rate", "1e-3", "2e-3", "--tune-batch", "64", "--tune-warmup", "0.1", "--tune-patch", "8"]
+    )
+    cells = hour.cells_of(args)
+    assert [(cell.seed, cell.budget, cell.arm) for cell in cells[:5]] == [
+        *((0, 10, "EVE"), (0, 10, "open_clip"), (0, 20, "EVE"), (0, 20, "open_clip"), (1, 10, "EVE")),
+    ]
+    tried = hour.tuned_cells(args, cells)
+    assert [cell.settings["rate"] for cell in tried] == [1e-3, 2e-3]
+    assert len({cell.folder for cell in tried} | {cell.folder for cell in cells}) == 10
+    for cell, r_mean in zip(tried, (0.1, 0.2), strict=True):
+        cell.folder.mkdir(parents=True)
+        cell.keep("retrieval", [10.0], [640], {"r_mean": r_mean}, {})
+    peer.choose(tmp_path, "scenes", tried)
+    settings, how = peer.settings_of(tmp_path, "scenes")
+    assert (settings["rate"], how) == (2e-3, "best of 2 by validation within 10 core-seconds")
+    assert math.isclose(hour.cells_of(args)[1].settings["rate"], 2e-3)
+    with pytest.raises(SystemExit):
+        hour.arguments(["--tasks", "emoji", "--budgets", "10"])
+    assert "--emoji FOLDER" in capsys.readouterr().err
