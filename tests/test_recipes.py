@@ -25,7 +25,8 @@ SHAPES = {
     "large": {**PAPER, "depth": 24, "D": 1024, "F": 4096, "moe_blocks": 3},
     "demo": DEMO,
     "scenes": DEMO,
-    "emoji": {**DEMO, "moe_blocks": 2, "experts": 8, "image": 64, "patch": 8, "V": 2000, "stem": ()},
+    "emoji": {**DEMO, "image": 64, "V": 2000},
+    "icons": {**DEMO, "image": 64, "T": 16, "V": 4000},
     "tiny": TINY,
 }
 DECODERS = {
@@ -33,11 +34,13 @@ DECODERS = {
     "large": (512, 2048, 8),
     "demo": (96, 192, 1),
     "scenes": (96, 192, 1),
-    "emoji": (128, 256, 1),
+    "emoji": (96, 192, 1),
+    "icons": (96, 192, 1),
     "tiny": (48, 192, 1),
 }
 PRETRAINED_BY = {"": ("mlm", "mim"), "rival": ("mlm", "itc", "itm"), "all": ("mlm", "mim", "itc", "itm")}
-WITHOUT_PIXELS = ("demo", "scenes")
+WITHOUT_PIXELS = ("demo", "scenes", "emoji", "icons")
+WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_long")
 LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
 
 
@@ -78,10 +81,10 @@ def head_on_paper(recipe: str, D: int) -> int:
 
     attention = (3 * D * D + 3 * D) + (D * D + D)
     paired = 2 * attention + (2 * D * D + D) + (D + 1) + (2 * D * 2 + 2)
-    contrast = D * D + D * D + 1 + (D * 2 + 2) * (recipe != "demo_retrieval")
+    contrast = D * D + D * D + 1 + (D * 2 + 2) * (recipe not in WITHOUT_MATCHING)
     labels = two_layers(D, NUM_LABELS)
     heads = {"vqa": labels, "classification": labels, "nlvr2": two_layers(4 * D, 2), "retrieval": contrast}
-    return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
+    return contrast if recipe in WITHOUT_MATCHING else paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
 
 
 @pytest.mark.parametrize(("module", "recipes"), [(pretrain, PRETRAIN), (finetune, FINETUNE)])

@@ -127,13 +127,12 @@ def easy_vqa(init: Config) -> Config:
 
 
 def emoji_retrieval(init: Config) -> Config:
-    """Emoji drawings and their names: find the drawing, find the name.
+    """Emoji drawings and their names: find the drawing, find the name, by contrast alone.
 
     eve finetune emoji_retrieval --init runs/emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
     data = DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0))
-    task = _search(rerank=16)
-    return _scenes(init, "emoji_retrieval", task, data, steps=450, validations=3, weight_decay=0.05, **MUON)
+    return _scenes(init, "emoji_retrieval", CONTRAST_ALONE, data, steps=1500, validations=3, weight_decay=0.05, **FAST_CONTRAST)
 
 
 def icons_search(init: Config) -> Config:
