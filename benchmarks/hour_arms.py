@@ -33,44 +33,38 @@ class Arm:
     """Whether open_clip learns it; stages then only say how large pictures are and how they are cropped."""
 
 
-# What the arms share. Search is learnt by contrast alone: in runs as short as these, matching makes it worse (LOG.md).
-CONTRAST = "--task.itm-weight 0 --task.rerank 0 --task.no-standardize-match --train.batch-size 128 --train.lr 1e-3"
-# What has been found since, on icons (LOG.md).
-SHAPES = "--input.patch-size 16 --model.stem convolutions --model.deep-ffn modality"
-DRAWINGS = "--data.augment recolor --data.crop-scale 1 1"
-FOUND = {"retrieval": Stage("emoji_retrieval", flags=f"{CONTRAST} {DRAWINGS} --task.pooling mean")}
-PRETRAINING = {"scenes": "scenes", "emoji": "emoji", "icons": "emoji"}
+# What the arms share: an encoder that learns soon, search by contrast alone, and of scenes the rates of the long recipes.
+SHAPES = "--input.patch-size 16 --model.stem convolutions --model.deep-ffn modality"  # scenes and icons have them anyway
+CONTRAST = "--task.itm-weight 0 --task.rerank 0 --task.no-standardize-match --task.pooling mean"
+CONTRAST += " --train.batch-size 128 --train.lr 1e-3 --train.new-lr-multiplier 1"
 FINE_TUNING = {
-    "scenes": {
-        "vqa": Stage("scenes_vqa"),
-        "nlvr2": Stage("scenes_nlvr2"),
-        "retrieval": Stage("scenes_retrieval", flags=CONTRAST),
-    },
+    "scenes": {"vqa": Stage("scenes_vqa"), "nlvr2": Stage("scenes_nlvr2"), "retrieval": Stage("demo_retrieval")},
     "emoji": {"retrieval": Stage("emoji_retrieval", flags=CONTRAST)},
-    "icons": {"retrieval": Stage("emoji_retrieval", flags=CONTRAST)},
+    "icons": {"retrieval": Stage("icons_search")},
 }
+SHARES = {"scenes": 0.5, "emoji": 0.4, "icons": 0.1}  # of the budget for pre-training
+# EVE as in the paper: linear patches, experts, pixels beside words, no word that may be false.
+PAPER = "--input.patch-size 8 --model.stem linear --model.deep-ffn moe --train.batch-size 32 --train.lr 1.2e-3"
+PAPER += " --task.mim-weight 1 --task.text-shown-share 0"
 
 
-def pretrained(flags: str = "", task: type[TaskConfig] | None = None, *families: str, share: float = 0.5) -> dict[str, Arm]:
-    """Return the arm that pre-trains for a share of the budget."""
+def pretrained(flags: str = "", task: type[TaskConfig] | None = None, *families: str) -> dict[str, Arm]:
+    """Return the arm that pre-trains the shared encoder."""
     chosen = families or FAMILIES
-    return {family: Arm((Stage(PRETRAINING[family], share, flags, task),)) for family in chosen}
+    return {family: Arm((Stage(family, SHARES[family], f"{SHAPES} {flags}", task),)) for family in chosen}
 
 
 def untrained(*families: str, is_peer: bool = False) -> dict[str, Arm]:
-    """Return the arm that starts from random weights."""
-    return {family: Arm((Stage(PRETRAINING[family]),), is_peer=is_peer) for family in families}
+    """Return the arm that starts from random weights of the shared encoder."""
+    return {family: Arm((Stage(family, flags=SHAPES),), is_peer=is_peer) for family in families}
 
 
+RIVAL = "--task.text-shown-share 0"
 ARMS: dict[str, dict[str, Arm]] = {
-    "best": {
-        **pretrained(share=0.4),
-        "icons": Arm((Stage("emoji", 0.4, f"{SHAPES} {DRAWINGS}"),), FOUND),
-    },
-    "best_untrained": {"icons": Arm((Stage("emoji", flags=SHAPES),), FOUND)},
-    "EVE": pretrained(),
-    "EVE+ITC": pretrained("--task.itm-weight 0", ContrastMatchConfig),
-    "MLM+ITC+ITM": pretrained("--task.mim-weight 0", ContrastMatchConfig),
+    "best": pretrained(),
+    "EVE": {family: Arm((Stage(family, SHARES[family], PAPER),)) for family in FAMILIES},
+    "EVE+ITC": pretrained(f"{RIVAL} --task.mim-weight 1 --task.itm-weight 0", ContrastMatchConfig),
+    "MLM+ITC+ITM": pretrained(f"{RIVAL} --task.mim-weight 0", ContrastMatchConfig),
     "contrast": {
         **pretrained("--task.mim-weight 0 --task.mlm-weight 0 --task.itm-weight 0", ContrastMatchConfig, "scenes"),
         **untrained("emoji", "icons"),

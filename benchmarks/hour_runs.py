@@ -42,6 +42,7 @@ NEVER = 10**9  # steps
 SAVED_EVERY = 300  # core-seconds
 STEPS_PROBED, STEPS_BEFORE = 3, 2  # of a round, and before the first one: these are slower
 NUM_SCENES = 1000  # that numbers are read on; other sets are read whole
+NUM_GLANCED = 200  # rows of validation after a stage before fine-tuning: nothing is chosen by it
 PROBE = "probe.json"
 
 
@@ -85,6 +86,7 @@ def planned(family: str, arm: Arm, jobs: Iterable[str], data: Data) -> list[Plan
     found: list[Planned] = []
     for number, stage in enumerate(arm.before):
         config = stage_config(stage, found[-1].config if found else None, data)
+        config = replace(config, data=replace(config.data, val_samples=NUM_GLANCED))
         found.append(Planned(f"{number}_{stage.recipe}", config, stage.share))
     left = 1 - sum(each.share for each in found)
     if left <= 0:

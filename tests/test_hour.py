@@ -113,7 +113,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(pictures):
     arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("emoji_retrieval", flags=arms.CONTRAST)})
     plan = runs.planned("emoji", arm, ("retrieval",), given)
     (folder / "probe.json").write_text(json.dumps(runs.probe({each.key: each.config for each in plan}, rounds=1)))
-    cells = [runs.Cell("tiny", "emoji", budget, 0, "val", folder, given, plan) for budget in (0.5, 1.0)]
+    cells = [runs.Cell("tiny", "emoji", budget, 0, "val", folder, given, plan) for budget in (0.2, 0.4)]
     for cell in cells:
         assert cell.cost() == cell.budget
         cell.do()
