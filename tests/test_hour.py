@@ -110,7 +110,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(pictures):
     folder, names = pictures
     rows = str(folder / "rows.jsonl")
     given = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
-    arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("emoji_retrieval", flags=arms.CONTRAST)})
+    arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("emoji_retrieval")})
     plan = runs.planned("emoji", arm, ("retrieval",), given)
     (folder / "probe.json").write_text(json.dumps(runs.probe({each.key: each.config for each in plan}, rounds=1)))
     cells = [runs.Cell("tiny", "emoji", budget, 0, "val", folder, given, plan) for budget in (0.2, 0.4)]
@@ -191,7 +191,7 @@ def test_rows_say_how_sure_a_difference_is():
 
 def config_for(folder):
     rows = data.Data(train=str(folder / "rows.jsonl"), val=str(folder / "rows.jsonl"), read={})
-    arm = arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval", flags=arms.CONTRAST)})
+    arm = arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval")})
     return runs.planned("emoji", arm, ("retrieval",), rows)[-1].config
 
 
