@@ -79,7 +79,7 @@ def test_flags_and_another_task_change_a_recipe():
     arm = arms.Arm((arms.Stage("emoji", 0.5, "--task.mim-weight 0 --train.lr 2e-3", ContrastMatchConfig),))
     (first, last) = runs.planned("emoji", arm, ("retrieval",), SCENES)
     assert isinstance(first.config.task, ContrastMatchConfig)
-    assert (first.config.task.mim_weight, first.config.task.decoder_dim, first.config.train.lr) == (0, 128, 2e-3)
+    assert (first.config.task.mim_weight, first.config.task.text_shown_share, first.config.train.lr) == (0, 0.5, 2e-3)
     assert last.config.model == first.config.model
     with pytest.raises(UserError, match=r"no flag '--train\.rate'"):
         runs.planned("emoji", arms.Arm((arms.Stage("emoji", 0.5, "--train.rate 1"),)), (), SCENES)
