@@ -33,13 +33,10 @@ class Arm:
     """Whether open_clip learns it; stages then only say how large pictures are and how they are cropped."""
 
 
-# What the arms share: an encoder that learns soon, search by contrast alone, and of scenes the rates of the long recipes.
-SHAPES = "--input.patch-size 16 --model.stem convolutions --model.deep-ffn modality"  # scenes and icons have them anyway
-CONTRAST = "--task.itm-weight 0 --task.rerank 0 --task.no-standardize-match --task.pooling mean"
-CONTRAST += " --train.batch-size 128 --train.lr 1e-3 --train.new-lr-multiplier 1"
+# What the arms share: the encoder of the short recipes, search by contrast alone, and of scenes the rates of the long recipes.
 FINE_TUNING = {
     "scenes": {"vqa": Stage("scenes_vqa"), "nlvr2": Stage("scenes_nlvr2"), "retrieval": Stage("demo_retrieval")},
-    "emoji": {"retrieval": Stage("emoji_retrieval", flags=CONTRAST)},
+    "emoji": {"retrieval": Stage("emoji_retrieval")},
     "icons": {"retrieval": Stage("icons_search")},
 }
 SHARES = {"scenes": 0.5, "emoji": 0.4, "icons": 0.1}  # of the budget for pre-training
@@ -51,12 +48,12 @@ PAPER += " --task.mim-weight 1 --task.text-shown-share 0"
 def pretrained(flags: str = "", task: type[TaskConfig] | None = None, *families: str) -> dict[str, Arm]:
     """Return the arm that pre-trains the shared encoder."""
     chosen = families or FAMILIES
-    return {family: Arm((Stage(family, SHARES[family], f"{SHAPES} {flags}", task),)) for family in chosen}
+    return {family: Arm((Stage(family, SHARES[family], flags, task),)) for family in chosen}
 
 
 def untrained(*families: str, is_peer: bool = False) -> dict[str, Arm]:
     """Return the arm that starts from random weights of the shared encoder."""
-    return {family: Arm((Stage(family, flags=SHAPES),), is_peer=is_peer) for family in families}
+    return {family: Arm((Stage(family),), is_peer=is_peer) for family in families}
 
 
 RIVAL = "--task.text-shown-share 0"

@@ -131,7 +131,7 @@ class Eve:
         finetuned = [kind.name for kind in tasks if not kind.is_pretraining]
         if (how := self._calls.how_to_get(call)) is None and finetuned:
             # the search of the demo has no matching head
-            small = ("scenes_" if finetuned[0] == "retrieval" else "demo_") if config.input.image_size < 224 else ""
+            small = ("scenes_" if call in ("match", "look") else "demo_") if config.input.image_size < 224 else ""
             start = self.run.folder if config.task.is_pretraining else config.init or "PRETRAINED"
             how = f"eve finetune {small}{finetuned[0]} --init {start}"
         elif how is None:

@@ -89,6 +89,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         notes.append(note)
     skip = config.data.skips_broken_val
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
+    trainer.best_texts = lambda numbers: {"config.json": config_to_json(dataclasses.replace(config, task=task.chosen(numbers)))}
     trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
     num_rows = sum(map(len, prepared.sources))
     for line in run_lines(config, task, device, num_rows):

@@ -230,7 +230,7 @@ def test_people_are_told_when_re_ranking_makes_a_search_worse(eve, folder):
     """Exactly when the numbers beside the remark say so."""
     told = {}
     for rerank in (0, 2, 8):
-        done = eve("evaluate", "retrieval", "retrieval", "--data", "scenes:test", "--samples", 24, "--rerank", rerank, *JSON)
+        done = eve("evaluate", "retrieval", "retrieval", "--data", "scenes:test", "--samples", 60, "--rerank", rerank, *JSON)
         assert done.returncode == 0, done.stderr
         numbers = json.loads((folder / "numbers.json").read_text())
         notes = [line for line in done.stdout.splitlines() if line.startswith("note: ")]

@@ -30,7 +30,7 @@ TASK = {
     "contrast_match": f"{MASKS} --task.itc-weight --task.itm-weight --task.projection-dim",
     "retrieval": """
         --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.pooling
-        --task.final-norm --task.rerank --task.captions-per-image --task.merge-captions
+        --task.final-norm --task.rerank --task.rerank-by --task.captions-per-image --task.merge-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head",
@@ -62,7 +62,7 @@ EVALUATE = f"--device {SOURCE} --data --samples --skip-broken --no-skip-broken -
 EVALUATION = {
     "masked_signal": EVALUATE,
     "contrast_match": EVALUATE,
-    "retrieval": f"{EVALUATE} --rerank --captions-per-image --merge-captions",
+    "retrieval": f"{EVALUATE} --rerank --rerank-by --captions-per-image --merge-captions",
     "vqa": EVALUATE,
     "nlvr2": EVALUATE,
     "classification": EVALUATE,

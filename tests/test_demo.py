@@ -18,7 +18,7 @@ from eve_vl.metrics.certainty import Estimate, from_json
 from eve_vl.recipes import get_recipe
 from eve_vl.train.trainer import Trainer
 
-NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1", "retrieval_tr1_itc_only", "retrieval_ir1_itc_only")
+NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1")
 
 
 def small(config: Config, pretrain: Config) -> Config:

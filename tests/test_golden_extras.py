@@ -139,7 +139,7 @@ def test_search_and_reranking(tiny):
     with torch.no_grad():
         index = Index(
             image_Id=task.image_features(images),
-            caption_Td=task.text_features(ids, is_padding),
+            text_Nd=task.text_features(ids, is_padding),
             text_T=torch.arange(num_texts),
             ids=list(ids),
             lengths=(~is_padding).sum(1).tolist(),

@@ -79,7 +79,7 @@ def test_flags_and_another_task_change_a_recipe():
     arm = arms.Arm((arms.Stage("emoji", 0.5, "--task.mim-weight 0 --train.lr 2e-3", ContrastMatchConfig),))
     (first, last) = runs.planned("emoji", arm, ("retrieval",), SCENES)
     assert isinstance(first.config.task, ContrastMatchConfig)
-    assert (first.config.task.mim_weight, first.config.task.decoder_dim, first.config.train.lr) == (0, 128, 2e-3)
+    assert (first.config.task.mim_weight, first.config.task.text_shown_share, first.config.train.lr) == (0, 0.5, 2e-3)
     assert last.config.model == first.config.model
     with pytest.raises(UserError, match=r"no flag '--train\.rate'"):
         runs.planned("emoji", arms.Arm((arms.Stage("emoji", 0.5, "--train.rate 1"),)), (), SCENES)
@@ -110,7 +110,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(pictures):
     folder, names = pictures
     rows = str(folder / "rows.jsonl")
     given = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
-    arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("emoji_retrieval", flags=arms.CONTRAST)})
+    arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("emoji_retrieval")})
     plan = runs.planned("emoji", arm, ("retrieval",), given)
     (folder / "probe.json").write_text(json.dumps(runs.probe({each.key: each.config for each in plan}, rounds=1)))
     cells = [runs.Cell("tiny", "emoji", budget, 0, "val", folder, given, plan) for budget in (0.2, 0.4)]
@@ -191,7 +191,7 @@ def test_rows_say_how_sure_a_difference_is():
 
 def config_for(folder):
     rows = data.Data(train=str(folder / "rows.jsonl"), val=str(folder / "rows.jsonl"), read={})
-    arm = arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval", flags=arms.CONTRAST)})
+    arm = arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval")})
     return runs.planned("emoji", arm, ("retrieval",), rows)[-1].config
 
 

@@ -99,8 +99,8 @@ def test_ranks_and_recalls_by_hand():
 def test_reranking_by_hand():
     topk_QK = torch.tensor([[4, 2, 0], [4, 2, 0], [4, 2, 0], [4, 2, 0]])
     scores_QK = torch.tensor([[0.1, 0.2, 0.9], [0.5, 0.5, 0.5], [0.5, 0.7, 0.5], [0.0, 0.0, 0.0]])
-    matches = matches_of([[0], [2, 0], [0], [1, 3]], 5)
-    assert retrieval.reranked_ranks(topk_QK, scores_QK, matches).tolist() == [0, 1, 2, MISSED]
+    matches, first_Q = matches_of([[0], [2, 0], [0], [1, 3]], 5), torch.tensor([2, 1, 2, 4])
+    assert retrieval.reranked_ranks(topk_QK, scores_QK, matches, first_Q).tolist() == [0, 1, 2, 4]
 
 
 def test_summary_by_hand():
@@ -123,7 +123,7 @@ def test_scores_that_are_no_numbers_are_refused():
     matches = matches_of([[0]], 2)
     calls = (
         lambda: retrieval.rank_by_score(bad_12, 1),
-        lambda: retrieval.reranked_ranks(torch.tensor([[0, 1]]), bad_12, matches),
+        lambda: retrieval.reranked_ranks(torch.tensor([[0, 1]]), bad_12, matches, torch.tensor([0])),
         lambda: retrieval.rank_from_features(bad_12, torch.ones(2, 2), 1),
         lambda: retrieval.best_ranks(bad_12, torch.ones(2, 2), matches),
     )
@@ -155,8 +155,10 @@ def test_everything_equals_its_slow_twin(num_queries: int, num_candidates: int):
             [order[place] for place in slow_order(second)]
             for order, second in zip(orders, second_QK.tolist(), strict=True)  # by the place in the first order among equals
         ]
-        ranks = [slow_rank(order, row) for order, row in zip(reordered, wanted, strict=True)]
-        assert retrieval.reranked_ranks(topk_QK, second_QK, matches).tolist() == ranks
+        whole_orders = [new + order[k:] for new, order in zip(reordered, orders, strict=True)]
+        ranks = [slow_rank(order, row) for order, row in zip(whole_orders, wanted, strict=True)]
+        first_Q = retrieval.best_ranks(query_QD, candidate_CD, matches)
+        assert retrieval.reranked_ranks(topk_QK, second_QK, matches, first_Q).tolist() == ranks
 
 
 def test_recalls_equal_counting():

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,15 +18,36 @@ from eve_vl.recipes import FINETUNE, PRETRAIN, finetune, get_finetune_recipe, ge
 from eve_vl.tasks.task import Sizes
 
 PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
-DEMO = {"depth": 4, "D": 192, "F": 384, "moe_blocks": 0, "experts": 0, "image": 48, "patch": 16, "T": 32, "V": 512}
+DEMO: dict[str, Any] = {
+    "depth": 4,
+    "D": 192,
+    "F": 384,
+    "moe_blocks": 0,
+    "experts": 0,
+    "image": 48,
+    "patch": 16,
+    "T": 32,
+    "V": 512,
+}
 DEMO["stem"] = (3, 24, 48, 96, 192)  # channels
-TINY = {"depth": 3, "D": 48, "F": 192, "moe_blocks": 2, "experts": 4, "image": 32, "patch": 8, "T": 32, "V": 400}
-SHAPES = {
+TINY: dict[str, Any] = {
+    "depth": 3,
+    "D": 48,
+    "F": 192,
+    "moe_blocks": 2,
+    "experts": 4,
+    "image": 32,
+    "patch": 8,
+    "T": 32,
+    "V": 400,
+}
+SHAPES: dict[str, dict[str, Any]] = {
     "base": {**PAPER, "depth": 12, "D": 768, "F": 3072, "moe_blocks": 2},
     "large": {**PAPER, "depth": 24, "D": 1024, "F": 4096, "moe_blocks": 3},
     "demo": DEMO,
     "scenes": DEMO,
-    "emoji": {**DEMO, "moe_blocks": 2, "experts": 8, "image": 64, "patch": 8, "V": 2000, "stem": ()},
+    "emoji": {**DEMO, "image": 64, "V": 2000},
+    "icons": {**DEMO, "image": 64, "T": 16, "V": 4000},
     "tiny": TINY,
 }
 DECODERS = {
@@ -33,16 +55,18 @@ DECODERS = {
     "large": (512, 2048, 8),
     "demo": (96, 192, 1),
     "scenes": (96, 192, 1),
-    "emoji": (128, 256, 1),
+    "emoji": (96, 192, 1),
+    "icons": (96, 192, 1),
     "tiny": (48, 192, 1),
 }
 PRETRAINED_BY = {"": ("mlm", "mim"), "rival": ("mlm", "itc", "itm"), "all": ("mlm", "mim", "itc", "itm")}
-WITHOUT_PIXELS = ("demo", "scenes")
+WITHOUT_PIXELS = ("demo", "scenes", "emoji", "icons")
+WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_long")
 LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
 
 
 def encoder_on_paper(
-    *, depth: int, D: int, F: int, moe_blocks: int, experts: int, image: int, patch: int, T: int, V: int, stem: tuple = ()
+    *, depth: int, D: int, F: int, moe_blocks: int, experts: int, image: int, patch: int, T: int, V: int, stem: Any = ()
 ):
     """Parameters of the encoder from the shapes alone: §3 of the paper, hard router below, soft above."""
     P, X = (image // patch) ** 2, 3 * patch * patch
@@ -78,9 +102,11 @@ def head_on_paper(recipe: str, D: int) -> int:
 
     attention = (3 * D * D + 3 * D) + (D * D + D)
     paired = 2 * attention + (2 * D * D + D) + (D + 1) + (2 * D * 2 + 2)
-    contrast = D * D + D * D + 1 + (D * 2 + 2) * (recipe != "demo_retrieval")
+    contrast = D * D + D * D + 1
     labels = two_layers(D, NUM_LABELS)
-    heads = {"vqa": labels, "classification": labels, "nlvr2": two_layers(4 * D, 2), "retrieval": contrast}
+    heads = {"vqa": labels, "classification": labels, "nlvr2": two_layers(4 * D, 2), "retrieval": contrast + (D * 2 + 2)}
+    if recipe in WITHOUT_MATCHING:
+        return contrast
     return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
 
 

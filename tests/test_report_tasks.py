@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from report_page import Page, assert_self_contained, tiny, trained
+from torch import Tensor
 
 from eve_vl.cli import VERBS
 from eve_vl.config import Config
@@ -23,7 +24,7 @@ from eve_vl.data.records import ImagePixels, ImageRef
 from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation import evaluate_rows
-from eve_vl.loading import LoadedRun, load_run
+from eve_vl.loading import LoadedRun, load_run, read_config
 from eve_vl.model.moe import Router
 from eve_vl.recipes import get_finetune_recipe
 from eve_vl.report.html import percent
@@ -33,9 +34,9 @@ from eve_vl.report.routing import routing_of
 from eve_vl.report.task import task_report
 from eve_vl.tasks import vqa
 from eve_vl.tasks.nlvr2 import NLVR2
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.retrieval import Index, Retrieval
 from eve_vl.tasks.vqa import VQA
-from eve_vl.train.log import read_log
+from eve_vl.train.log import read_log, read_numbers
 from eve_vl.training import train
 
 TASKS = ("vqa", "nlvr2", "retrieval")
@@ -109,16 +110,15 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     shown = {
         "vqa": ["vqa_acc", "vqa_acc_blind", "vqa_acc_majority"],
         "nlvr2": ["nlvr2_acc"],
-        "retrieval": ["tr1", "ir1", "tr1_itc_only", "ir1_itc_only"],
+        "retrieval": ["tr1", "ir1"],  # validation chose to re-rank nothing
     }
     for name in shown[task]:
         assert f"{name}{percent(shares[name])}" in page.text
     for name, value in shares.items():
         if name.startswith("vqa_acc/"):
             assert f"answer type {name.partition('/')[2]}, model: {percent(value)}" in page.text
-        if re.fullmatch(r"(tr|ir)\d+(_itc_only)?", name):
-            series = "contrast alone" if name.endswith("only") else "re-ranked"
-            assert f"R@{name.partition('_')[0][2:]}, {series}: {percent(value)}" in page.text
+        if re.fullmatch(r"(tr|ir)\d+", name):
+            assert f"R@{name[2:]}, contrast: {percent(value)}" in page.text
     for block in (2, 3):
         assert f"Experts by modality, block {block}" in page.text
 
@@ -150,8 +150,10 @@ def test_chance_counts_each_query_with_its_own_matches(runs: dict[str, Path]):
 
 @pytest.mark.parametrize("is_worse", [True, False])
 def test_a_matching_head_that_makes_the_search_worse(runs: dict[str, Path], tmp_path: Path, is_worse: bool):
+    """In the log of an earlier version, which re-ranked whatever came of it."""
     copy = Path(shutil.copytree(runs["retrieval"], tmp_path / "run"))
-    rows = [json.loads(line) for line in (copy / "log.jsonl").read_text().splitlines()]
+    lines = (copy / "log.jsonl").read_text().splitlines()
+    rows = [{name: value for name, value in json.loads(line).items() if "_k" not in name} for line in lines]
     for row in rows:
         if row["kind"] == "val":
             row |= {"r_mean": 0.352 if is_worse else 0.5, "r_mean_itc_only": 0.472, "tr1": 0.123}
@@ -273,9 +275,9 @@ def heat_of(run: LoadedRun, pictures: list[np.ndarray], text: str) -> tuple[np.n
 @torch.no_grad()
 def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     run = load_run(runs["retrieval"])
-    task = run.task
+    task = run.task = run.task.with_settings(replace(run.task.settings, rerank=16))
     assert isinstance(task, Retrieval)
-    assert task.contrast.match_head is not None
+    assert task.settings.rerank_by == "sum"
     with torch.enable_grad():
         report = RetrievalReport(run)
         dataset = report.dataset(40, for_evaluation=True)
@@ -289,9 +291,11 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     ids = [torch.from_numpy(run.tokenizer.encode(text, 32)[0])[None] for text in texts]
     text_Td = torch.cat([task.text_features(each, None) for each in ids])
 
-    def match(picture: int, text: str) -> float:
+    def score(picture: int, text: str) -> float:
         assert task.contrast.match_head is not None
-        return task.contrast.match_head(alone(run, pictures[picture], text))[0, 1].item()
+        no, yes = task.contrast.match_head(alone(run, pictures[picture], text))[0].tolist()
+        similarity = image_Id[picture] @ text_Td[texts.index(text)] / task.contrast.features.temperature
+        return yes - no + similarity.item()
 
     assert len(dataset.pictures) == 40
     assert dataset.captions == texts
@@ -300,7 +304,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     for query in by_text:
         similarity = image_Id @ text_Td[texts.index(query.item.text)]
         first = similarity.argsort(descending=True)[:16].tolist()
-        best = sorted(first, key=lambda picture: -match(picture, query.item.text))[:5]
+        best = sorted(first, key=lambda picture: -score(picture, query.item.text))[:5]
         assert [item.where for item in query.hits] == [f"picture {picture}" for picture in best]
         for item, picture in zip(query.hits, best, strict=True):
             assert (item.pictures["picture"] == pictures[picture]).all()
@@ -308,7 +312,7 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     for query in by_picture:
         index = int(query.item.where.removeprefix("picture "))
         first = (text_Td @ image_Id[index]).argsort(descending=True)[:16].tolist()
-        best = sorted(first, key=lambda text: -match(index, texts[text]))[:5]
+        best = sorted(first, key=lambda text: -score(index, texts[text]))[:5]
         assert [item.text for item in query.hits] == [texts[text] for text in best]
         assert query.is_match == tuple((index, texts[text]) in true for text in best)
         assert (index, query.truth.text) in true
@@ -345,6 +349,55 @@ def test_content_word():
     assert content_word("a zyzzyva", [*["a red dog"] * 99, "a zyzzyva"]) == "zyzzyva"
     assert content_word("red zyzzyva", [*["a red dog"] * 99, "a zyzzyva"]) == "red"
     assert content_word("it", texts) == ""
+
+
+@pytest.mark.parametrize("num_right", [16, 8, 0])
+def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int, pretrained: Path, tmp_path: Path, monkeypatch):
+    """A matching head that is right about the first candidates alone, and wrong about all behind these."""
+
+    def scores(self: Retrieval, index: Index, *candidates: Tensor) -> list[Tensor]:
+        sides = index.relevance.texts_of_image, index.relevance.images_of_text
+        found = []
+        for order_QK, side in zip(candidates, sides, strict=True):
+            matches = [set(each.tolist()) for each in side.candidate_M.tensor_split(side.start_Q1[1:-1])]
+            is_match = [[each in true for each in row] for row, true in zip(order_QK.tolist(), matches, strict=True)]
+            score_QK = torch.tensor(is_match).float()
+            score_QK[:, num_right:] = 2 - 4 * score_QK[:, num_right:]
+            found.append(score_QK)
+        return found
+
+    monkeypatch.setattr(Retrieval, "rerank_scores", scores)
+    config = finetuned(pretrained, "retrieval", tmp_path / "run", steps=4)
+    page, run = Page(trained(config)), load_run(config.out)
+    whole = read_config(config.out)
+    assert whole.task == config.task == replace(run.config.task, rerank=16)  # pyright: ignore[reportCallIssue]
+    assert run.config == replace(whole, task=run.task.settings)
+    assert run.task.settings.rerank == num_right
+    best = read_numbers(config.out / "metrics.json")
+    assert best["rerank_k"] == num_right
+    assert (best["r_mean"] > best["r_mean_itc_only"]) == (num_right > 0)
+    notes = [row["text"] for row in read_log(config.out) if row["kind"] == "note"]
+    (note,) = [note for note in notes if note.startswith("of 16, 8, 4, 2 or no candidates to re-rank, validation chose ")]
+    assert (f"chose the best {num_right} (r_mean {best['r_mean']:.3f}" in note) == (num_right > 0)
+    assert ("chose none: not even the best" in note) == (num_right == 0)
+    chosen = f"the best {num_right}" if num_right else "none"
+    assert f"Candidates put in order again: {chosen} of each query, as validation chose." in page.text
+    alone = f"{percent(best['r_mean_itc_only'])} by contrast alone, {percent(best['r_mean_k16'])} with 16"
+    assert alone in page.text
+    for name in ("tr1", "tr1_itc_only", "ir1_itc_only") if num_right else ("tr1",):
+        assert f"{name}{percent(best[name])}" in page.text
+    for name in (f"{way}{k}" for way in ("tr", "ir") for k in (1, 5, 10)):
+        series = {"re-ranked": name, "contrast alone": f"{name}_itc_only"} if num_right else {"contrast": name}
+        for shown, number in series.items():
+            assert f"R@{name[2:]}, {shown}: {percent(best[number])}" in page.text
+    for flags, k in (({}, num_right), ({"rerank": 2}, 2), ({"rerank": 0}, 0), ({"rerank": 16}, 16)):
+        numbers, _ = evaluate_rows(run, NUM_VAL, flags=flags)
+        assert numbers["rerank_k"] == k
+        assert numbers["r_mean"] == pytest.approx(best[f"r_mean_k{k}"] if k else best["r_mean_itc_only"])
+        assert numbers["r_mean_itc_only"] == pytest.approx(best["r_mean_itc_only"])
+        assert not [name for name in numbers if name.startswith("r_mean_k")]
+    trained(replace(config, train=replace(config.train, steps=6)))  # goes on: the run's own config is as it was
+    assert load_run(config.out).config.task == run.config.task
 
 
 def test_without_matching_head_and_from_scratch(pretrained: Path, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Retrieval: its losses against loops over pairs, and its search against a naive one that scores query after query."""
 
 import math
+import statistics
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +20,10 @@ from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.records import ImageBytes
 from eve_vl.errors import UserError
-from eve_vl.metrics.retrieval import MISSED
+from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.contrast import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
 from eve_vl.tasks.contrast_match import ContrastMatch
-from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.retrieval import Index, Retrieval
 
 
 @pytest.fixture(autouse=True)
@@ -181,16 +182,16 @@ def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[int]
 
     def rank(query: int, scores: list[float], is_match: list[bool], pair_of: Any) -> int:
         order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], candidate))
-        if k:
-            order = order[:k]
-            for image, caption in (pair_of(query, candidate) for candidate in order):
-                compared.add((image, text_of[caption]))
-            second = {candidate: match_of(*pair_of(query, candidate)) for candidate in order}
-            order = sorted(order, key=lambda candidate: -second[candidate])
-        return next((place for place, candidate in enumerate(order) if is_match[candidate]), MISSED)
+        for image, caption in (pair_of(query, candidate) for candidate in order[:k]):
+            compared.add((image, text_of[caption]))
+        second = {candidate: match_of(*pair_of(query, candidate), similarity=scores[candidate]) for candidate in order[:k]}
+        order[:k] = sorted(order[:k], key=lambda candidate: -second[candidate])
+        return next(place for place, candidate in enumerate(order) if is_match[candidate])
 
-    def match_of(image: int, text: int) -> float:
-        return match_logits(task, pixels[image], ids[text])[1]
+    def match_of(image: int, text: int, similarity: float) -> float:
+        no, yes = match_logits(task, pixels[image], ids[text])
+        is_sum = task.settings.rerank_by == "sum"
+        return yes - no + similarity / task.contrast.features.temperature.item() if is_sum else yes
 
     relevant = [[text in true for text in range(len(ids))] for true in dataset.captions_of]
     by_image = [
@@ -211,11 +212,12 @@ def recall_table(by_image: list[int], by_text: list[int]) -> dict[str, float]:
 @torch.no_grad()
 @pytest.mark.parametrize("k", [0, 1, 4, 12, 10_000])
 @pytest.mark.parametrize("captions_per_image", [0, 1])
-@pytest.mark.parametrize("merge", [False, True])
-def test_search_equals_a_naive_one(k, captions_per_image, merge):
+@pytest.mark.parametrize(("merge", "by"), [(False, "match"), (True, "sum")])
+def test_search_equals_a_naive_one(k, captions_per_image, merge, by):
     """With several texts of a picture, texts of several pictures, and more to re-rank than there is."""
     pooling = "mean" if merge else "cls"
-    task = retrieval(rerank=k, captions_per_image=captions_per_image, merge_captions=merge, pooling=pooling)
+    searched = {"captions_per_image": captions_per_image, "merge_captions": merge, "pooling": pooling}
+    task = retrieval(rerank=k, rerank_by=by, **searched)
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
     numbers = numbers_of(task, dataset, 5)
@@ -224,7 +226,8 @@ def test_search_equals_a_naive_one(k, captions_per_image, merge):
     assert {name: numbers[name] for name in expected} == pytest.approx(expected)
     assert numbers["r_mean"] == pytest.approx(sum(expected.values()) / 6)
     first = recall_table(*naive_search(task, dataset, 0)[:2])
-    assert all(numbers[name if k == 0 else f"{name}_itc_only"] == pytest.approx(first[name]) for name in first)
+    assert {name: numbers[f"{name}_itc_only"] for name in first} == pytest.approx(first)
+    assert numbers["rerank_k"] == k
     num_pairs = sum(map(len, dataset.captions_of))
     assert (numbers["num_images"], numbers["num_texts"]) == (9, len(dataset.captions))
     assert numbers["texts_per_image"] == pytest.approx(num_pairs / 9)
@@ -351,3 +354,88 @@ def test_people_are_told_where_the_matching_head_spoils_the_search():
     assert f"r_mean {worse['r_mean']:.3f}, by contrast alone {worse['r_mean_itc_only']:.3f}" in remark
     assert "--rerank 0" in remark
     assert task.remarks(numbers_of(retrieval(rerank=0), eval_set(task.config), 5)) == []  # nothing to compare with
+
+
+# How many candidates are worth re-ranking
+
+
+def scored_index(num: int) -> tuple[Index, Tensor]:
+    """Pictures with a caption each by chance, neither alike: contrast finds a third first; with what it makes of each pair."""
+    image_Id = torch.nn.functional.normalize(torch.randn(num, 8), dim=1)
+    text_Nd = torch.nn.functional.normalize(image_Id + 0.4 * torch.randn(num, 8), dim=1)
+    rows = torch.arange(num)
+    relevance = Relevance.from_pairs(rows, rows, num, num)
+    empty = {"ids": [rows[:1]] * num, "lengths": [], "pixels": {}, "owner_I": torch.zeros(num, dtype=torch.int64)}
+    index = Index(image_Id=image_Id, text_Nd=text_Nd, text_T=rows, relevance=relevance, **empty)
+    return index, image_Id @ text_Nd.T
+
+
+def shares_of_queries(similarity: Tensor, score: Tensor, k: int) -> list[float]:
+    """What each query adds to r_mean, pictures' first: picture i is true of caption i alone."""
+    shares = []
+    for first, second in ((similarity, score), (similarity.T, score.T)):
+        for query in range(len(first)):
+            order = sorted(range(len(first)), key=lambda candidate: -first[query, candidate].item())
+            order[:k] = sorted(order[:k], key=lambda candidate: -second[query, candidate].item())
+            shares.append(sum(order.index(query) < limit for limit in (1, 5, 10)) / (6 * len(first)))
+    return shares
+
+
+def least_gain(shares: list[float], before: list[float]) -> float:
+    """The lower end of Student's 95 % interval of what pictures gain with their captions, one more and one less won."""
+    num = len(shares) // 2
+    gains = [num * (shares[i] + shares[num + i] - before[i] - before[num + i]) for i in range(num)] + [1.0, -1.0]
+    quantile = 1.984  # Student's for 101 degrees of freedom
+    return statistics.mean(gains) - quantile * statistics.stdev(gains) / math.sqrt(len(gains))
+
+
+HEADS = {  # what a matching head makes of pairs, given which are true, how alike contrast finds them and noise
+    "oracle": (lambda true, similarity, noise: true, 16),
+    "bad": (lambda true, similarity, noise: noise, 0),
+    "worst": (lambda true, similarity, noise: -true, 0),
+    "contrast": (lambda true, similarity, noise: similarity, 0),
+    "slight": (lambda true, similarity, noise: similarity + true / 200, 0),
+    "near": (lambda true, similarity, noise: true + 2 * (similarity < 0.5), 4),
+    "noisy": (lambda true, similarity, noise: 2 * true + noise, None),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeypatch):
+    task, num = retrieval(rerank=16), 100
+    index, similarity = scored_index(num)
+    make, wanted = HEADS[head]
+    score = make(torch.eye(num), similarity, torch.randn(num, num))
+    scored = []
+    monkeypatch.setattr(
+        Retrieval, "match_scores", lambda _, index, images, texts: scored.append(images) or score[images, texts]
+    )
+    before = shares_of_queries(similarity, score, 0)
+    shares = {k: shares_of_queries(similarity, score, k) for k in (16, 8, 4, 2)}
+    surely = [k for k in shares if least_gain(shares[k], before) > 0]
+    k = max(surely, key=lambda k: (round(sum(shares[k]), 9), -k), default=0)
+    assert k == wanted or wanted is None
+    numbers, ranks = task.search(index, 16, chooses=True)
+    assert len(scored) == 1  # once for all numbers
+    assert numbers["rerank_k"] == k
+    assert {k: numbers[f"r_mean_k{k}"] for k in shares} == pytest.approx({k: sum(shares[k]) for k in shares})
+    assert numbers["r_mean"] == pytest.approx(sum(shares.get(k, before)))
+    assert numbers["r_mean_itc_only"] == pytest.approx(sum(before))
+    forced, ranks_forced = task.search(index, k)
+    assert forced == {name: value for name, value in numbers.items() if not name.startswith("r_mean_k")}
+    assert all(map(torch.equal, ranks, ranks_forced))
+    for each in (2, 16):
+        assert task.search(index, each)[0]["r_mean"] == pytest.approx(sum(shares[each]))
+        assert task.search(index, each)[0]["rerank_k"] == each
+    assert task.chosen(numbers) == replace(task.settings, rerank=k)
+    (remark,) = task.remarks(numbers)
+    assert remark.startswith(
+        f"of 16, 8, 4, 2 or no candidates to re-rank, validation chose {f'the best {k} (' if k else 'none'}"
+    )
+
+
+def test_without_a_matching_head_there_is_nothing_to_choose():
+    task = retrieval(itm_weight=0.0, rerank=0)
+    numbers, _ = task.search(scored_index(20)[0], 0, chooses=True)
+    assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
+    assert task.chosen(numbers) == task.settings

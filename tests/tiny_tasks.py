@@ -97,7 +97,7 @@ def numbers_of(
     """The numbers of evaluation, in float32. skipped: where to list rows that cannot be used; None: there must be none."""
     loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
     with evaluation_batches(task, loader, CPU, torch.float32, skipped) as batches:
-        return task.evaluate(batches)
+        return task.evaluated(batches).numbers
 
 
 def shuffled(dataset: Any, batch_size: int, seed: int) -> Iterator[Any]:

@@ -141,7 +141,9 @@ class SearchFlags(EvaluationFlags):
     """How `eve evaluate` searches."""
 
     rerank: int | None = None
-    """Best candidates of each query that the matching head puts in order; 0: none; default: the run's own."""
+    """Best candidates of each query that the matching head puts in order; 0: none; default: as validation chose."""
+    rerank_by: Literal["match", "sum"] | None = None
+    """What orders them: the matching head alone, or the sum of it and of the contrast; default: the run's own."""
     captions_per_image: int | None = None
     """Captions of each picture to search among; 0: all; default: the run's own."""
     merge_captions: bool | None = None
@@ -171,8 +173,11 @@ class RetrievalConfig(TaskConfig):
     final_norm: bool = True
     """Search by features after the encoder's final norm, as they are in training; the published code does by those before."""
     rerank: int = 128
-    """Best candidates of each query that the matching head puts in order (k_test), matches behind them count as missed; 0:
-    none."""
+    """Best candidates of each query that the matching head puts in order (k_test); 0: none. Validation tries so many, half of
+    them, a quarter and so on, chooses what is worth it, perhaps none, and best/ keeps that number in the place of this one."""
+    rerank_by: Literal["match", "sum"] = "match"
+    """What orders them. match: the matching head, as published; sum: its log-odds plus the contrast's similarity over the
+    temperature. Wrong pairs of training are drawn by the latter, so that what the head learns is to be added to it."""
     captions_per_image: int = 0
     """Captions of each picture that evaluation searches among; 0: all."""
     merge_captions: bool = False
@@ -194,6 +199,10 @@ class RetrievalConfig(TaskConfig):
             if self.standardize_match:
                 problems.append("standardize_match has no use while itm_weight is 0: there is no matching head")
         return problems
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that have no effect beside the other values, by the reason why."""
+        return {"as task.rerank is 0": "" if self.rerank else "rerank_by"}
 
 
 @dataclass(frozen=True, kw_only=True)

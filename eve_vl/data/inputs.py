@@ -170,7 +170,7 @@ class Inputs:
         keep in all pictures (None: all)."""
         all_P, masks = np.arange(self.config.num_patches), masks or [np.zeros(len(ids_T), dtype=bool) for ids_T in ids]
         keep_K = all_P if keep_K is None else keep_K
-        same = {"keep_K": keep_K, "hidden_M": np.setdiff1d(all_P, keep_K), "picture": 0}
+        same = {"keep_K": keep_K, "hidden_M": np.setdiff1d(all_P, keep_K), "picture": 0, "caption": 0}
         more = {name: [value] * len(ids) for name, value in same.items()}
         return self._batch(PairBatch, images, ids, is_masked_T=masks, **more)
 

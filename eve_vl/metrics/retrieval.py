@@ -175,44 +175,56 @@ def ranks(order_QK: Tensor, matches: Matches) -> Tensor:
     return place_QK.amin(1).where(matches.has_any_Q, NO_MATCH)
 
 
-def reranked_ranks(topk_QK: Tensor, rerank_scores_QK: Tensor, matches: Matches) -> Tensor:
+def reranked_ranks(topk_QK: Tensor, rerank_scores_QK: Tensor, matches: Matches, rank_Q: Tensor) -> Tensor:
     """Return the rank of each query's best match once its K first candidates are ordered by a second score.
 
-    topk_QK: candidates by the first score, best first; equal second scores keep this order. A match that is not among them
-    is MISSED: officially it scores -100, which no recall at K or below can tell from that. Result as for `ranks`.
-    Raises ValueError if a score is not a number.
+    topk_QK: candidates by the first score, best first; equal second scores keep this order. rank_Q: ranks by the first score,
+    which those behind keep (officially these score -100, which no recall at K or below can tell from that). Result as for
+    `ranks`. Raises ValueError if a score is not a number.
     """
     _refuse_nan(rerank_scores_QK)
     order_QK = rerank_scores_QK.sort(dim=1, descending=True, stable=True).indices
-    return ranks(topk_QK.gather(1, order_QK.to(topk_QK.device)), matches)
+    reranked_Q = ranks(topk_QK.gather(1, order_QK.to(topk_QK.device)), matches)
+    return reranked_Q.where(reranked_Q != MISSED, rank_Q)
 
 
-def summary(image_to_text_ranks_I: Tensor, text_to_image_ranks_T: Tensor, image_T: Tensor | None = None) -> dict[str, float]:
+def summary(
+    image_to_text_ranks_I: Tensor,
+    text_to_image_ranks_T: Tensor,
+    image_T: Tensor | None = None,
+    alone: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, float]:
     """Return the numbers of both directions.
 
     tr1, tr5, tr10: image→text recalls in [0, 1]. ir1, ir5, ir10: text→image. r_mean: the mean of the six. rsum: their sum
     in per cent, at most 600. num_queries_without_match: images and texts that match nothing; recalls leave them out.
     image_T: an image of each text; the texts of one image, and for r_mean the image itself, are resampled together.
+    alone: ranks both ways by contrast alone; r_mean then knows its difference from theirs as that from `r_mean_itc_only`.
     Raises ValueError if no image or no text has a match.
     """
     found: dict[str, float] = {}
-    influences, groups = [], []
-    own_I, own_T = torch.arange(len(image_to_text_ranks_I)), -1 - torch.arange(len(text_to_image_ranks_T))
-    ways = {"tr": (image_to_text_ranks_I, own_I), "ir": (text_to_image_ranks_T, own_T if image_T is None else image_T)}
-    for way, (ranks_Q, image_Q) in ways.items():
+    influences, gains, groups = [], [], []
+    both = image_to_text_ranks_I, text_to_image_ranks_T
+    own_I, own_T = torch.arange(len(both[0])), -1 - torch.arange(len(both[1]))
+    images_of = own_I, own_T if image_T is None else image_T
+    for way, ranks_Q, before_Q, image_Q in zip(("tr", "ir"), both, alone or both, images_of, strict=True):
         is_asked_Q = ranks_Q != NO_MATCH
         if not is_asked_Q.any():
             raise ValueError("no query has a match, so there is nothing to recall")
-        images, hits_Qk = image_Q[is_asked_Q].tolist(), (ranks_Q[is_asked_Q, None] < torch.tensor(RECALLS)).numpy()
+        images, recalls = image_Q[is_asked_Q].tolist(), torch.tensor(RECALLS)
+        hits_Qk, before_Qk = ((each_Q[is_asked_Q, None] < recalls).numpy() for each_Q in (ranks_Q, before_Q))
         found |= {f"{way}{k}": certainty.mean(hits_Q, images) for k, hits_Q in zip(RECALLS, hits_Qk.T, strict=True)}
         influences.append((hits_Qk - hits_Qk.mean(0)).sum(1) / (6 * len(images)))
+        gains.append((hits_Qk.sum(1) - before_Qk.sum(1)) / (6 * len(images)))
         groups += images
     total = sum(found.values())
     r_mean = certainty.linear(total / 6, np.concatenate(influences), groups)
     assert isinstance(r_mean, Estimate)
-    num_without = sum(int((ranks_Q == NO_MATCH).sum()) for ranks_Q, _ in ways.values())
+    num_without = sum(int((ranks_Q == NO_MATCH).sum()) for ranks_Q in both)
     ends = {"low": 600 * r_mean.low, "high": 600 * r_mean.high}
     rsum = Estimate(total * 100, **r_mean.certainty() | ends)  # pyright: ignore[reportArgumentType]
+    if alone is not None:
+        certainty.over(r_mean, "r_mean_itc_only", np.concatenate(gains), groups)
     return found | {"r_mean": r_mean, "rsum": rsum, "num_queries_without_match": num_without}
 
 

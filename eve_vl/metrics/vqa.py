@@ -138,5 +138,5 @@ def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequenc
     everything = build_answers((row for rows in given.values() for row in rows), 1)
     if not everything:
         raise ValueError("a blind baseline needs answers to learn from")
-    best = {question: next(iter(build_answers(given.get(question, ()), 1)), everything[0]) for question in questions}
+    best = {question: next(iter(build_answers(given.get(question, ()), 1)), everything[0]) for question in set(questions)}
     return [best[question] for question in questions]

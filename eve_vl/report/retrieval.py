@@ -22,7 +22,7 @@ from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
 from eve_vl.report.html import Section
 from eve_vl.report.task import Example, Measured, TaskReport, pixels_of
-from eve_vl.tasks.retrieval import Index, Retrieval
+from eve_vl.tasks.retrieval import Index, Retrieval, r_means_tried
 
 NUM_SEARCHED = 200
 NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
@@ -53,7 +53,7 @@ class Query:
 
 
 class RetrievalReport(TaskReport):
-    """Recalls as people get them, with the run's own re-ranking, beside contrast alone and chance."""
+    """Recalls as people get them, with as many candidates re-ranked as validation chose, beside contrast alone and chance."""
 
     name = "retrieval"
     title, template = "Search", "retrieval.html"
@@ -71,7 +71,9 @@ class RetrievalReport(TaskReport):
         num = {"tr": int(measured.values["num_texts"]), "ir": int(measured.values["num_images"])}
         chance = {way: [chance_recall(k, num[way], matches[way]) for k in metrics.RECALLS] for way in num}
         shown = {"values": measured.values, "num": num, "matches": matches, "chance": chance}
-        return self.draw("numbers", rerank=self.task.settings.rerank, recalls=metrics.RECALLS, bar_chart=bar_chart, **shown)
+        rerank = int(measured.values.get("rerank_k", self.task.settings.rerank))
+        searched = {"rerank": rerank, "tried": r_means_tried(measured.values), "recalls": metrics.RECALLS}
+        return self.draw("numbers", bar_chart=bar_chart, **searched, **shown)
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and what they find."""
@@ -152,7 +154,7 @@ def content_word(text: str, texts: Sequence[str]) -> str:
 
 def best_candidates(task: Retrieval, index: Index, queries: Sequence[int], num_reranked: int, *, by_text: bool) -> Tensor:
     """Return the best pictures for captions, or the best captions for pictures, int64 (Q, K): by contrast, then the first
-    num_reranked of them in the order of the matching head."""
+    num_reranked of them put in order again (task.rerank_by)."""
     query_Q, sides = torch.tensor(queries), (index.image_Id, index.caption_Td)
     asking_d, candidate_Cd = reversed(sides) if by_text else sides
     order_QK = metrics.rank_from_features(asking_d[query_Q], candidate_Cd, max(num_reranked, NUM_HITS)).cpu()

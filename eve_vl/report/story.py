@@ -42,14 +42,12 @@ class Row:
     """The score that needs no model, or its name in metrics.json."""
 
 
-TRUE, ALONE = "first hit is true", "by contrast alone, without re-ranking"
+TRUE = "first hit is true"
 ROWS = (
     Row(key="vqa_acc", title="Questions", short="questions", what="answered right", guess="vqa_acc_blind"),
     Row(key="nlvr2_acc", title="Statements", short="statements", what="about two pictures, judged right", guess=0.5),
     Row(key="retrieval_tr1", title="Picture → caption", short="→ caption", what=TRUE, guess="retrieval_tr1_chance"),
     Row(key="retrieval_ir1", title="Caption → picture", short="→ picture", what=TRUE, guess="retrieval_ir1_chance"),
-    Row(key="retrieval_tr1_itc_only", title="Picture → caption", what=ALONE, guess="retrieval_tr1_chance"),
-    Row(key="retrieval_ir1_itc_only", title="Caption → picture", what=ALONE, guess="retrieval_ir1_chance"),
 )
 CURVES = (  # run, title, numbers of validation with their names, what guessing gets where it is the same for all rows
     ("vqa", "Questions: accuracy", {"vqa_acc": ""}, None),

@@ -243,7 +243,10 @@ class ContrastTask(Task[Settings]):
         """Return what the run computes, by the name of its file."""
         computations = super().computations()
         if self.contrast.match_head is not None:
-            meaning = "no match, match; their softmax is the probability; the second alone puts candidates in order"
+            order, temperature = "the second alone", self.contrast.features.temperature
+            if getattr(self.settings, "rerank_by", "match") == "sum":
+                order = f"the second less the first plus the features' dot product over {temperature:.6g}"
+            meaning = f"no match, match; their softmax is the probability; {order} puts candidates in order"
             logits = lambda *pair: self.match(*pair)[0]  # noqa: E731
             computations["matcher"] = Computation(inputs=PAIR, output="logits", meaning=meaning, compute=logits)
         return computations

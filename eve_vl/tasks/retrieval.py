@@ -1,6 +1,7 @@
 """Image–text retrieval: trained by contrast and matching; searches by features and re-ranks the best by the matching head.
 
-Letters: B batch, I pictures, T captions, P pairs, K best candidates of a query, D width, d width of features, L text tokens.
+Letters: B batch, I pictures, T captions, N distinct texts, P pairs, K best candidates of a query, D width, d width of features,
+L text tokens.
 """
 
 from collections import ChainMap, Counter
@@ -30,6 +31,7 @@ from eve_vl.train.distributed import gather_objects, rank
 from eve_vl.train.trainer import StepOutput
 
 PAIRS_AT_ONCE = 256
+TRIED = "r_mean_k"
 NUM_FOLD_IMAGES = 5000  # as many pictures as the five folds of the COCO 1K protocol need
 PUBLISHED = {
     "contrast.features.temperature": "itc_temp",
@@ -56,7 +58,7 @@ class Index:
     """Everything to search among, in order of index, of all processes."""
 
     image_Id: Tensor
-    caption_Td: Tensor
+    text_Nd: Tensor
     text_T: Tensor
     """int64: which of the distinct texts each caption is; captions in the same words have the same features and scores."""
     ids: list[Tensor]
@@ -75,12 +77,16 @@ class Index:
     num_left_out: int = 0
     """How many these are."""
 
+    @property
+    def caption_Td(self) -> Tensor:
+        """Features of each caption."""
+        return self.text_Nd[self.text_T.to(self.text_Nd.device)]
+
     def part(self, images: Tensor, captions: Tensor, relevance: metrics.Relevance) -> "Index":
         """Return some pictures and captions, renumbered from 0."""
         return replace(
             self,
             image_Id=self.image_Id[images.to(self.image_Id.device)],
-            caption_Td=self.caption_Td[captions.to(self.caption_Td.device)],
             text_T=self.text_T[captions],
             owner_I=self.owner_I[images],
             pixels={new: self.pixels[old] for new, old in enumerate(images.tolist()) if old in self.pixels},
@@ -123,56 +129,89 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         if rerank > dataset.num_candidates:
             raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
 
-    @torch.no_grad()
+    def evaluate(self, loader: Iterable[SearchPictures | SearchTexts]) -> dict[str, float]:
+        """Return the numbers of validation, with as many candidates re-ranked as it shows to be worth it: see `search`."""
+        return self._evaluated(loader, chooses=True).numbers
+
     def evaluated(self, loader: Iterable[SearchPictures | SearchTexts]) -> Evaluated:
-        """Return the numbers of `metrics.retrieval` over all processes: tr1 … rsum after re-ranking (of the contrast alone
-        if task.rerank is 0), `…_itc_only` beside them, `…_1k` the mean of five folds where there are 5,000 pictures.
+        """Return the numbers of `metrics.retrieval` over all processes: tr1 … rsum after re-ranking task.rerank candidates and,
+        with a matching head, `…_itc_only` beside them; `…_1k` the mean of five folds where there are 5,000 pictures.
 
         Also the number of pictures and captions, how many matches each has on average, and tr1 and ir1 of random order.
         """
+        return self._evaluated(loader, chooses=False)
+
+    @torch.no_grad()
+    def _evaluated(self, loader: Iterable[SearchPictures | SearchTexts], *, chooses: bool) -> Evaluated:
         index = self.index(loader)
-        rel, k = index.relevance, self.settings.rerank
-        numbers, ranks = self.search(index, k)
+        numbers, ranks = self.search(index, self.settings.rerank, chooses=chooses)
+        rel, k = index.relevance, int(numbers.get("rerank_k", 0))
         if len(index.image_Id) >= NUM_FOLD_IMAGES:
             folds = metrics.folds_1k(rel, lambda images, texts, fold: self.search(index.part(images, texts, fold), k)[0])
-            numbers |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith("num")}
+            numbers |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith(("num", "rerank"))}
         num_pairs = len(rel.texts_of_image.candidate_M)
         counts = {
             "num_images": len(index.image_Id),
-            "num_texts": len(index.caption_Td),
+            "num_texts": len(index.text_T),
             "texts_per_image": num_pairs / len(index.image_Id),
-            "images_per_text": num_pairs / len(index.caption_Td),
-            "tr1_chance": num_pairs / len(index.caption_Td) / int(rel.texts_of_image.has_any_Q.sum()),
+            "images_per_text": num_pairs / len(index.text_T),
+            "tr1_chance": num_pairs / len(index.text_T) / int(rel.texts_of_image.has_any_Q.sum()),
             "ir1_chance": num_pairs / len(index.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
         } | ({"num_captions_skipped": index.num_left_out} if index.num_left_out else {})
         return Evaluated(numbers=numbers | counts, row_scores=first_hits(index.names, rel, *ranks))
 
+    def chosen(self, numbers: Mapping[str, float]) -> RetrievalConfig:
+        """Return the section with as many candidates to re-rank as validation chose."""
+        return replace(self.settings, rerank=int(numbers.get("rerank_k", 0)))
+
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
-        """Say which captions went with their pictures, and so if re-ranking makes the search worse."""
+        """Say which captions went with their pictures, what re-ranking is worth, and so if it makes the search worse."""
         ranked, alone, remarks = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().remarks(numbers)
         if left_out := numbers.get("num_captions_skipped"):
             remarks.append(f"captions left out with their pictures: {left_out:,}")
         if (limit := self.settings.captions_per_image) and not any(map(generated, self.config.data.val)):
             remarks.append(f"searched among the first {counted(limit, 'caption')} of each picture; --captions-per-image 0: all")
-        if ranked < alone:
+        if tried := r_means_tried(numbers):
+            k, best = int(numbers["rerank_k"]), max(tried, key=lambda k: tried[k])
+            low, high = gain(tried[k or best])
+            worth = f"r_mean {tried[k or best]:.3f}, by contrast alone {alone:.3f}, difference {low:.3f} to {high:.3f}"
+            chosen = f"the best {k} ({worth})" if k else f"none: not even the best {best} are surely worth it ({worth})"
+            remarks.append(f"of {', '.join(map(str, tried))} or no candidates to re-rank, validation chose {chosen}")
+        elif ranked < alone:
             worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f})"
             remarks.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")
         return remarks
 
-    def search(self, index: Index, k: int) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-        """Return tr1 … rsum after the k best are re-ranked and `…_itc_only`, or of the contrast alone, no suffix, if k is 0;
-        and the ranks of pictures' captions (I,) and of captions' pictures (T,)."""
+    def search(self, index: Index, most: int, *, chooses: bool = False) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+        """Return tr1 … rsum after the best candidates of each query are re-ranked, with a matching head also `…_itc_only`, of
+        the contrast alone, and `rerank_k`, how many are re-ranked; and the ranks of pictures' captions (I,) and of captions'
+        pictures (T,).
+
+        `most` are re-ranked or, if it chooses, those of `most`, half of it, a quarter and so on that have the highest r_mean
+        (`r_mean_k…` of all) and are above contrast alone by more than chance, which the 95 % interval of the difference query
+        by query says, else none.
+        """
         images, captions, rel = index.image_Id, index.caption_Td, index.relevance
         ways = (images, captions, rel.texts_of_image), (captions, images, rel.images_of_text)
-        ranks_I, ranks_T = (metrics.best_ranks(*way) for way in ways)
-        numbers = metrics.summary(ranks_I, ranks_T, rel.image_T)
-        if k:
-            best = [metrics.rank_from_features(queries, candidates, k).cpu() for queries, candidates, _ in ways]
-            ordered = zip(best, self.rerank_scores(index, *best), (matches for *_, matches in ways), strict=True)
-            ranks_I, ranks_T = (metrics.reranked_ranks(*each) for each in ordered)
-            itc_only = {f"{name}_itc_only": value for name, value in numbers.items() if not name.startswith("num")}
-            numbers = metrics.summary(ranks_I, ranks_T, rel.image_T) | itc_only
-        return numbers, (ranks_I, ranks_T)
+        alone = metrics.best_ranks(*ways[0]), metrics.best_ranks(*ways[1])
+        by_contrast = metrics.summary(*alone, rel.image_T)
+        if self.contrast.match_head is None:
+            return by_contrast, alone
+        found = {0: (by_contrast, alone)}
+        if most:
+            best = [metrics.rank_from_features(queries, candidates, most).cpu() for queries, candidates, _ in ways]
+            scores = self.rerank_scores(index, *best)
+            for k in halves(most) if chooses else [most]:
+                top = [(order[:, :k], score[:, :k]) for order, score in zip(best, scores, strict=True)]
+                both = [metrics.reranked_ranks(*top[way], ways[way][2], alone[way]) for way in (0, 1)]
+                found[k] = metrics.summary(both[0], both[1], rel.image_T, alone), (both[0], both[1])
+        r_mean = {k: numbers["r_mean"] for k, (numbers, _) in found.items()}
+        if chooses:
+            most = max((k for k in r_mean if gain(r_mean[k])[0] > 0), key=lambda k: (r_mean[k], -k), default=0)
+        itc_only = {f"{name}_itc_only": value for name, value in by_contrast.items() if not name.startswith("num")}
+        tried = {f"{TRIED}{k}": r_mean[k] for k in r_mean if k and chooses}
+        numbers, ranks = found[most]
+        return numbers | itc_only | {"rerank_k": most} | tried, ranks
 
     def index(self, loader: Iterable[SearchPictures | SearchTexts]) -> Index:
         """Compute each picture's and each text's features once, and gather them from all processes. Captions that are true of
@@ -207,7 +246,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         device = self.contrast.features.temperature.device
         return Index(
             image_Id=torch.stack([features for features, *_ in all_images]).to(device),
-            caption_Td=torch.stack([features for features, *_ in all_texts])[text_T].to(device),
+            text_Nd=torch.stack([features for features, *_ in all_texts]).to(device),
             text_T=text_T,
             ids=[ids for _, _, ids, _ in all_texts],
             lengths=[length for *_, length in all_texts],
@@ -236,18 +275,24 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return score_P[torch.searchsorted(all_P, pairs_IK)], score_P[torch.searchsorted(all_P, pairs_TK)]
 
     def match_scores(self, index: Index, image_P: Tensor, text_P: Tensor) -> Tensor:
-        """Return the matching head's logit of each pair, float32 (P,) on the CPU; pairs of equally long texts go together."""
-        device = index.image_Id.device
+        """Return what each pair of picture and distinct text is ordered by (task.rerank_by), float32 (P,) on the CPU; pairs of
+        equally long texts go together."""
+        device, temperature = index.image_Id.device, self.contrast.features.temperature
         length_P = torch.tensor(index.lengths)[text_P]
         score_P = torch.empty(len(image_P))
         if not len(image_P):  # splitting nothing gives one empty part
             return score_P
         for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE):
-            pixels = torch.stack([index.pixels[image] for image in image_P[chosen].tolist()])
-            ids_BL = pad_sequence([index.ids[text] for text in text_P[chosen].tolist()], batch_first=True)
+            images, texts = image_P[chosen], text_P[chosen]
+            pixels = torch.stack([index.pixels[image] for image in images.tolist()])
+            ids_BL = pad_sequence([index.ids[text] for text in texts.tolist()], batch_first=True)
             is_padding_BL = torch.arange(ids_BL.shape[1]) >= length_P[chosen, None]
             padding = is_padding_BL.to(device) if is_padding_BL.any() else None
-            score_P[chosen] = self.match(pixels, ids_BL.to(device), padding)[0][:, 1].float().cpu()
+            no_B, yes_B = self.match(pixels, ids_BL.to(device), padding)[0].float().unbind(1)
+            if self.settings.rerank_by == "sum":
+                similarity_B = (index.image_Id[images.to(device)] * index.text_Nd[texts.to(device)]).sum(1)
+                yes_B = yes_B - no_B + similarity_B / temperature
+            score_P[chosen] = yes_B.cpu()
         return score_P
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
@@ -280,6 +325,22 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             if self.contrast.match_head is not None and len(images) == len(ids):
                 outputs["match_logits"] = self.match(images, ids, is_padding)[0]
         return outputs
+
+
+def halves(k: int) -> list[int]:
+    """Return k, half of it, a quarter and so on, down to 2; of one candidate there is no order."""
+    return [k >> times for times in range(k.bit_length() - 1)]
+
+
+def r_means_tried(numbers: Mapping[str, float]) -> dict[int, float]:
+    """Return r_mean by each number of candidates that validation has tried to re-rank, the largest first."""
+    return {int(name[len(TRIED) :]): value for name, value in numbers.items() if name.startswith(TRIED)}
+
+
+def gain(r_mean: float) -> tuple[float, float]:
+    """Return both ends of the 95 % interval of how far a search after re-ranking is above one by contrast alone."""
+    low, high = getattr(r_mean, "versus", {}).get("r_mean_itc_only", (0.0, 0.0))
+    return low, high
 
 
 def first_hits(names: Sequence[str], relevance: metrics.Relevance, ranks_I: Tensor, ranks_T: Tensor) -> dict[str, float]:

@@ -184,8 +184,12 @@ class Task(nn.Module, Generic[Settings]):
         """Raise UserError if flags of evaluation do not fit the data."""
 
     def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
-        """Return the numbers of all batches of all processes; deterministic."""
+        """Return the numbers of validation, of all batches of all processes; deterministic."""
         return self.evaluated(loader).numbers
+
+    def chosen(self, numbers: Mapping[str, float]) -> Settings:
+        """Return the section with what validation chose, by its numbers, for the use of these weights."""
+        return self.settings
 
     def evaluated(self, loader: Iterable[Any]) -> Evaluated:
         """Return the numbers of all batches of all processes with their rows; deterministic."""

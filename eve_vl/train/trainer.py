@@ -95,6 +95,7 @@ class Trainer:
         self.step = 0
         self.best: dict[str, float] | None = None
         self.glimpse: Callable[[Any], Mapping[str, Any]] = lambda _: {}  # what to show of a batch of validation
+        self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}  # what best/ has otherwise, by its numbers
 
     @property
     def samples_consumed(self) -> int:
@@ -220,7 +221,7 @@ class Trainer:
             num = self.config.patience
             log.note(self.step, f"{STOPPED_EARLY}: {num} validation{'s' * (num > 1)} without a better {self.watched}")
         if (is_early or self.step == self.config.steps) and hasattr(self.task, "remarks"):
-            for remark in filter(None, [*self.task.remarks(numbers), self.task.verdict(self.best or numbers)]):
+            for remark in filter(None, [*self.task.remarks(self.best or numbers), self.task.verdict(self.best or numbers)]):
                 log.note(self.step, remark)
         log.row("val", self.step, numbers)  # last: what is in the log is not done again
         return numbers
@@ -236,7 +237,8 @@ class Trainer:
         if distributed.is_main():
             with self.averages.in_place():
                 model = self.task.state_dict()
-                checkpoint.save_best(self.run, step=self.step, model=model, texts=self.texts, numbers=numbers)
+                texts = {**self.texts, **self.best_texts(numbers)}
+                checkpoint.save_best(self.run, step=self.step, model=model, texts=texts, numbers=numbers)
         distributed.barrier()
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
