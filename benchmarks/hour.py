@@ -133,8 +133,8 @@ def show(cells: Sequence[Cell], args: argparse.Namespace) -> None:
     for task, budgets in found.items():
         for budget, arms in sorted(budgets.items()):
             print(f"\n{task}, {budget:,g} core-seconds, {args.on}\n\n{hour_tables.markdown(hour_tables.table(arms))}\n")
-            of_first = [each for each in hour_tables.comparisons(arms) if each.arm == next(iter(arms))]
-            print(hour_tables.markdown(hour_tables.differences(of_first)))
+            if of_first := [each for each in hour_tables.comparisons(arms) if each.arm == next(iter(arms))]:
+                print(hour_tables.markdown(hour_tables.differences(of_first)))
     print(f"\n{note}")
     write_file(args.out / "table.json", json.dumps(hour_tables.to_json(found), indent=1) + "\n")
     write_file(args.out / "hour.html", hour_tables.page(found, f"What is learnt per core-second, on {args.on}", note))

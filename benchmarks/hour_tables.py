@@ -234,6 +234,7 @@ def page(found: Found, heading: str, note: str) -> str:
         parts = [curves(budgets)] if len(budgets) > 1 else []
         for budget, arms in sorted(budgets.items()):
             parts.append(Markup("<h3>{:,g} core-seconds</h3>").format(budget))
-            parts += [Markup(as_table.render(lines=lines)) for lines in (table(arms), differences(comparisons(arms)))]
+            both = (table(arms), differences(comparisons(arms)))
+            parts += [Markup(as_table.render(lines=lines)) for lines in both if len(lines) > 1]
         sections.append(Section(name=task, title=task, body=Markup("").join(parts)))
     return TEMPLATES.from_string(PAGE).render(sections=sections, heading=heading, note=note)
