@@ -32,7 +32,7 @@ from eve_vl.report.task import TaskReport, task_report
 def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):
     given: list[Config] = []
     monkeypatch.setattr("eve_vl.training.train", lambda config, must_resume: given.append(config))
-    config = get_recipe("demo")
+    config = get_recipe("tiny")
     changed = replace(
         config,
         out=tmp_path / "with space",
@@ -48,7 +48,7 @@ def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):
         assert words[:3] == ["eve", "pretrain", each.recipe]
         VERBS["pretrain"](words[2:])
         assert given.pop() == each
-    assert command_line(config) == "eve pretrain demo"
+    assert command_line(config) == "eve pretrain tiny"
     assert from_dict(Config, json.loads(json.dumps(to_dict(changed))), "here") == changed
 
 

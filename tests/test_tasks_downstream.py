@@ -203,7 +203,7 @@ def test_evaluation_depends_neither_on_batch_size_nor_on_order(name):
     for size in (1, 64):
         assert numbers_of(task, dataset, size) == pytest.approx(numbers, rel=1e-6)
     for seed in range(3):
-        assert task.evaluate(shuffled(dataset, 5, seed)) == pytest.approx(numbers, rel=1e-6)  # pyright: ignore
+        assert task.evaluated(shuffled(dataset, 5, seed)).numbers == pytest.approx(numbers, rel=1e-6)  # pyright: ignore
     assert not any(parameter.grad is not None for parameter in task.parameters())
 
 

@@ -191,5 +191,6 @@ def _scenes(
 
 def _search(*, rerank: int, captions_per_image: int = 0) -> RetrievalConfig:
     """Return a search among data whose captions recur, by a model that has little time to learn to match."""
-    shared = {"merge_captions": True, "standardize_match": True}
-    return RetrievalConfig(rerank=rerank, rerank_by="sum", captions_per_image=captions_per_image, **shared)
+    return RetrievalConfig(
+        rerank=rerank, rerank_by="sum", captions_per_image=captions_per_image, merge_captions=True, standardize_match=True
+    )
