@@ -7,6 +7,7 @@ small models. The runs from random weights need only the shape and the tokenizer
 import contextlib
 import json
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -32,6 +33,7 @@ from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.report.story import GAINS, PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms, write_story
 from eve_vl.talk import CONSOLE, say
 from eve_vl.train.log import read_log, read_numbers
+from eve_vl.train.trainer import StoppedError
 from eve_vl.training import check_out_folder, train, with_absolute_paths
 
 NUM_TEST = 1000
@@ -150,7 +152,12 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
         if numbers.get(NUM_ROWS) == num_test and is_of(rows, **dict.fromkeys(splits, dict)) and all(map(rows.get, splits)):
             return numbers
     with (config.out / "run.log").open("a") as log, contextlib.redirect_stdout(log):
-        train(config)
+        try:
+            train(config)
+        except StoppedError as stopped:
+            say(str(stopped))
+            log.flush()
+            os._exit(stopped.code)  # a worker that lives on waits for work, and its pool, which is broken, for its end
         if config.init is None:
             return read_numbers(config.out / "metrics.json")
         run, rows = load_run(config.out), dict[str, Any]()

@@ -4,6 +4,8 @@ import json
 import math
 import multiprocessing
 import re
+import signal
+import time
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -16,6 +18,7 @@ from eve_vl.config import Config
 from eve_vl.errors import UserError
 from eve_vl.metrics.certainty import Estimate, from_json
 from eve_vl.recipes import get_recipe
+from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
 
 NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1")
@@ -92,6 +95,24 @@ def test_both_arms_of_a_task_differ_in_their_start_alone(tmp_path: Path):
         assert not ours.scratch
         assert scratch.scratch
         assert replace(scratch, scratch=False, out=ours.out) == ours
+
+
+def test_a_worker_that_is_told_to_stop_saves_and_ends(tmp_path: Path):
+    """A pool one of whose workers died tells the others to stop, and waits for them."""
+    config = small(replace(get_recipe("demo"), out=tmp_path / "pre"), get_recipe("tiny"))
+    config = replace(config, train=replace(config.train, steps=100_000, save_every=100_000, val_every=100_000))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        future = pool.submit(demo.work, config)
+        (worker,) = pool._processes.values()
+        while not read_log(config.out):
+            assert worker.is_alive()
+            time.sleep(0.1)
+        worker.terminate()
+        with pytest.raises(BrokenProcessPool):
+            future.result(timeout=60)
+    assert worker.exitcode == 128 + signal.SIGTERM
+    assert "checkpoint saved" in (config.out / "run.log").read_text()
+    assert [*config.out.rglob("model.safetensors")]
 
 
 def failing(error: Exception) -> None:
