@@ -6,7 +6,7 @@ touches only row i, so that shuffling is exact and a resumed run needs no replay
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
@@ -120,6 +120,17 @@ class ImageText(Record):
     TEXT: ClassVar[str] = "captions"
     image: ImageRef
     captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findable(Record):
+    """One picture to be searched for, with its captions, if it has any, and what columns say of it in few words."""
+
+    KIND: ClassVar[str] = "pictures to find"
+    TEXT: ClassVar[str] = "captions"
+    image: ImageRef
+    captions: tuple[str, ...]
+    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

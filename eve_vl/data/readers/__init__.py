@@ -35,7 +35,7 @@ def open_source(
     must_be_usable: bool = True,
 ) -> Source[Any]:
     """Open rows of a `kind`: captions (ImageText), questions (ImageQuestion), statements (ImagesStatement), labels (Labelled),
-    pictures (Picture) or texts (Text).
+    pictures (Picture), texts (Text) or findable (Findable): pictures and what is said of them, if anything is.
 
     `path` is a table, a folder of pictures, a text file or tar shards: a file, a folder of shards, or
     `name-{0000..0099}.tar`. Of a Karpathy file a split is named as `dataset_coco.json#test`; the annotations of VQA v2
@@ -145,7 +145,7 @@ def _refuse_parts(spec: Spec, *, split: bool = False, second: bool = False) -> N
 
 def _pick(table: Table, kind: str, options: Mapping[str, Any]) -> RowColumns:
     """Pick the columns of a table for a kind of row. Raises UserError, also for options that are of no use."""
-    if table.kind not in ("", kind) and kind != "pictures":
+    if table.kind not in ("", kind) and kind not in ("pictures", "findable"):
         raise _another_kind(table, table.kind, kind)
     for name, value in options.items():
         unused_by = table.layout if table.layout and name in table.fixed else KINDS[kind].DESCRIPTION

@@ -55,14 +55,14 @@ class FolderTable(Table):
         """Return path, captions and class of a picture, as far as they are wanted. Raises BadSampleError."""
         name = self._names[index]
         fields: dict[str, object] = {IMAGE: name}
-        if CAPTIONS in self.wanted:
+        if CAPTIONS in self.wanted and (self._has_text[index] or CAPTIONS not in self.optional):
             text = (self.path / name).with_suffix(".txt")
             if not self._has_text[index]:
                 raise BadSampleError(where, f"no captions: {text.name} is missing")
             with common.one_row(where):
                 fields[CAPTIONS] = decode_text(read_bytes(text, common.MAX_TEXT_BYTES)).splitlines()
-        if CLASS in self.wanted:
-            folder, slash, _ = name.partition("/")
+        folder, slash, _ = name.partition("/")
+        if CLASS in self.wanted and (slash or CLASS not in self.optional):
             if not slash:
                 raise BadSampleError(where, "lies in no folder that names its class")
             fields[CLASS] = folder

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.readers.table import RowColumns, Table
-from eve_vl.data.records import ImageQuestion, ImageRef, ImagesStatement, ImageText, Labelled, Picture, Text
+from eve_vl.data.records import Findable, ImageQuestion, ImageRef, ImagesStatement, ImageText, Labelled, Picture, Text
 from eve_vl.errors import BadSampleError, UserError
 
 QUESTION_IDS = ("question_id", "qid", "id")
@@ -25,6 +26,7 @@ PAIR_COLUMNS = (
 DIRECTORY_COLUMN = "directory"
 NLVR2_COLUMNS = {"identifier", "sentence"}
 NLVR2_IDENTIFIER = re.compile(r"([A-Za-z0-9]+)-(\d+)-(\d+)-(\d+)")  # split, set, pair, sentence
+MAX_COLUMN_LETTERS = 200  # what is longer is no name or number to search by
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -65,6 +67,58 @@ class TextColumns(RowColumns):
         if len(texts) != 1:
             raise BadSampleError(where, f"{self.texts[0]} lists {len(texts)} texts, expected one a row")
         return Text(text=texts[0], where=where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindableColumns(RowColumns):
+    """One picture, its captions if it has any, and the other columns as far as they hold a short text or a number."""
+
+    DESCRIPTION = "pictures to find"
+    TEXT_ROLE = "caption"
+    USUAL: ClassVar = CaptionColumns.USUAL
+    others: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The picture's column."""
+        return self.images
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """All other columns."""
+        return (*self.texts, *self.others)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """All columns."""
+        return (*self.required, *self.optional)
+
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
+        """Say no: only who asks for such rows gets them."""
+        return False
+
+    @classmethod
+    def pick(cls, table: Table, given: Mapping[str, str | None]) -> Self:
+        """Pick the columns of a table. Raises UserError."""
+        columns = super().pick(table, given)
+        others = [name for name in table.names if name not in (*columns.images, *columns.texts)]
+        return replace(columns, others=tuple(others))
+
+    @classmethod
+    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
+        """Return the column, of captions perhaps none. Raises UserError."""
+        if option == "text" and given is None and not cls.has_usual(option, table.names):
+            return ()
+        return super().pick_some(table, option, given)
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Findable:
+        """Return a picture with what is said of it. Raises BadSampleError."""
+        image = self.picture(fields, root, where)
+        captions = common.to_texts(fields.get(self.texts[0]), self.TEXT_ROLE, where) if self.texts else ()
+        said = {name: str(fields[name]) for name in self.others if isinstance(fields.get(name), str | int | float)}
+        columns = {name: text for name, text in said.items() if len(text) <= MAX_COLUMN_LETTERS and text.isprintable()}
+        return Findable(image=image, captions=captions, columns=columns, where=where)
 
 
 class QuestionColumns(RowColumns):
@@ -259,6 +313,7 @@ KINDS: dict[str, type[RowColumns]] = {
     "statements": StatementColumns,
     "labels": LabelColumns,
     "captions": CaptionColumns,
+    "findable": FindableColumns,
     "pictures": PictureColumns,
     "texts": TextColumns,
 }

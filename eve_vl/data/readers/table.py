@@ -45,6 +45,11 @@ class RowColumns(ABC):
         return (*self.images, *self.texts)
 
     @property
+    def optional(self) -> tuple[str, ...]:
+        """Columns that a row may lack without a word."""
+        return ()
+
+    @property
     def used(self) -> tuple[str, ...]:
         """All columns that are of use."""
         return (*self.required, *self.labels, *self.OTHERS)
@@ -108,7 +113,7 @@ class Table(ABC):
 
     def select(self, columns: RowColumns) -> None:
         """Get ready to read these columns, and no others. Raises UserError."""
-        self.wanted = columns.used
+        self.wanted, self.optional = columns.used, columns.optional
 
     @abstractmethod
     def __len__(self) -> int: ...

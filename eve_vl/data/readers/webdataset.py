@@ -79,7 +79,7 @@ class WebdatasetTable(Table):
             if spans[IMAGE] == ABSENT:
                 raise BadSampleError(where, "no picture beside the caption")
             fields["image"] = ImageSpan(path=path, offset=spans[IMAGE], size=spans[IMAGE + 1])
-        if self._text_name in self.wanted:
+        if self._text_name in self.wanted and (spans[TEXT] != ABSENT or spans[JSON] != ABSENT or not self.optional):
             fields[self._text_name] = self._caption(path, spans, where)
         return fields
 
