@@ -19,6 +19,7 @@ from eve_vl.config.code import load_file
 from eve_vl.data.inputs import Images, chunked
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.loading import LoadedRun, load_run
+from eve_vl.search.index import Index
 from eve_vl.train.device import pick_device
 
 ALWAYS = ("encode_image", "encode_text")
@@ -121,6 +122,24 @@ class Eve:
         features = np.concatenate(parts).view(Features)
         features.names, features.skipped = tuple(names), tuple(skipped)
         return features
+
+    def index(
+        self,
+        sources: str | Path | Iterable[str | Path] = (),
+        out: str | Path = "index",
+        *,
+        batch_size: int = 64,
+        **reading: Any,
+    ) -> Index:
+        """Make an index of pictures and of their captions, or bring it up to date, and return it, to `search` in.
+
+        sources: folders of pictures, tables or shards; none: those that the index has. What is new or has changed in them is
+        read, what is gone is forgotten; `changes` of the index says what that was, and which pictures are broken. What was
+        interrupted goes on where it was. reading: how to read sources, as in `encode_image`; drop: sources to forget.
+        To search in it later: `eve_vl.search.index.Index.open(FOLDER, eve)`. Raises UserError, also if it is another run's.
+        """
+        sources = [sources] if isinstance(sources, str | Path) else sources
+        return Index.update(out, self, sources, batch_size=batch_size, **reading)
 
     def need(self, call: str) -> None:
         """Raise UserError, which says how to get a run that does, if the run's heads do not allow a call."""

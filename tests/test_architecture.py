@@ -37,11 +37,12 @@ MAY_IMPORT = {
         "train",
     },
     "evaluation": {"config", "errors", "files", "data", "loading", "tasks", "train"},
-    "eve": {"config", "errors", "data", "loading", "train"},
+    "search": {"__init__", "config", "errors", "files", "foreign", "talk", "data", "loading", "train"},
+    "eve": {"config", "errors", "data", "loading", "search", "train"},
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},
     "report": {
         *("config", "errors", "files", "talk", "recipes", "data", "metrics", "model", "tasks", "loading"),
-        *("evaluation", "inspect", "train"),
+        *("evaluation", "inspect", "search", "train"),
     },
     "convert": {"config", "errors", "files", "foreign", "recipes", "data", "model", "loading", "seeds", "tasks", "train"},
     "hf": {"config", "errors", "foreign", "data", "loading", "tasks", "convert"},
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     },
     "cli": {
         *("__init__", "config", "cpu", "errors", "foreign", "files", "talk", "recipes", "data", "metrics", "tasks", "loading"),
-        *("training", "evaluation", "eve", "inspect", "report", "convert", "export", "demo", "train"),
+        *("training", "evaluation", "search", "eve", "inspect", "report", "convert", "export", "demo", "train"),
     },
     "__main__": {"cli"},
 }

@@ -7,6 +7,7 @@ from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
+from eve_vl.cli.search import IndexArgs, SearchArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.cli.use import EncodeArgs, call_verbs
 from eve_vl.config import TaskConfig, kinds_of
@@ -48,6 +49,8 @@ REST = """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
+    IndexArgs: f"{SOURCE} --run --out --drop --device --batch-size",
+    SearchArgs: "--image --caption --without --top --rerank --folder --where --run --device --json --html",
     CheckArgs: f"{SOURCE} --kind --recipe --init --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--init --json",
@@ -86,6 +89,7 @@ def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
         *("fill-mask", "reconstruct", "match", "answer", "judge", "classify", "look", "encode"),
+        *("index", "search"),
         *("data check", "tokenizer train", "convert", "inspect", "report", "export", "completion"),
     ]
 

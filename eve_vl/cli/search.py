@@ -1,0 +1,118 @@
+"""Verbs that find pictures: index, search."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
+from eve_vl.errors import UserError
+from eve_vl.talk import counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexArgs(SourceArgs):
+    """Flags of `eve index`."""
+
+    sources: Positional[tuple[str, ...]] = ()
+    """Folders of pictures, tables or shards; none: those that the index has, all of which are brought up to date."""
+    run: Path | None = None
+    """Run folder, or one of its checkpoints, that makes the features; default: the one that the index was made by."""
+    out: Path = Path("index")
+    """Folder of the index; of one that is there, what has changed in the sources is brought up to date."""
+    drop: tuple[str, ...] = ()
+    """Sources to forget."""
+    device: str = "auto"
+    """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
+    batch_size: int = 64
+    """How many to compute at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchArgs:
+    """Flags of `eve search`."""
+
+    index: Positional[Path]
+    """Folder of the index."""
+    words: Positional[str] = ""
+    """What to look for."""
+    image: Path | None = None
+    """A picture to look for, alone or with words."""
+    caption: bool = False
+    """Find captions instead of pictures."""
+    without: str = ""
+    """What should not be seen, in words."""
+    top: int = 20
+    """How many to find."""
+    rerank: int | None = None
+    """How many candidates the matching head puts in order again, 0 for none; default: as validation chose for the run."""
+    folder: Path | None = None
+    """Only pictures in this folder."""
+    where: tuple[str, ...] = ()
+    """Only pictures whose table says so, as COLUMN=VALUE; of several, all."""
+    run: Path | None = None
+    """The run, if it does not lie any more where it was when it made the index."""
+    device: str = "auto"
+    """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
+    json: Path | None = None
+    """Also write what is found to this file."""
+    html: Path | None = None
+    """Also write a page that shows it to this file."""
+
+
+def run_index(args: IndexArgs) -> None:
+    """Make an index of pictures to search in, or bring it up to date: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
+    if not args.sources and args.reading() != IndexArgs().reading():
+        raise UserError("--format, --image-root and the columns say how to read sources; name some")
+    eve = _load(args.out, args.run, args.device)
+    index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
+    changes, counts = index.changes, index.counts()
+    for name, reason in changes.broken.items():
+        say(f"skipped: {name}: {reason}")
+    done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
+    pictures, captions = (counted(counts[name], name[:-1]) for name in ("pictures", "captions"))
+    same = f"{counts['pictures'] - counts['distinct']:,} the same as another, {counts['near']:,} almost"
+    say(f"{args.out}: {pictures} ({done or 'nothing new'}), {captions}; {same}")
+    if changes.broken:
+        say(f"note: {counted(len(changes.broken), 'picture')} could not be used")
+
+
+def run_search(args: SearchArgs) -> None:
+    """Find pictures by words or by a picture, or captions: eve search INDEX "a red car" --image FILE --without "words"."""
+    check_writable(args.json, args.html)
+    pairs = [text.partition("=") for text in args.where]
+    if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
+        raise UserError(f"--where: {wrong[0]!r} was given, expected COLUMN=VALUE")
+    from eve_vl.search.index import Index
+
+    index = Index.open(args.index, _load(args.index, args.run, args.device))
+    options: dict[str, Any] = {"image": args.image, "without": args.without, "captions": args.caption, "top": args.top}
+    where = {name: value for name, _, value in pairs}
+    hits = index.search(args.words, **options, rerank=args.rerank, folder=args.folder, where=where)
+    for hit in hits:
+        others = "; ".join(hit.pictures[:1] if args.caption else hit.captions)
+        say(f"{hit.score if hit.match is None else hit.match:7.3f}  {hit.name}" + f"  {others}" * bool(others))
+    write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
+    if args.html is not None:
+        from eve_vl.report.search import write_results
+
+        title = " ".join(
+            filter(None, (args.words, args.image and f"like {args.image}", args.without and f"without {args.without}"))
+        )
+        say(f"page: {write_results(args.html, title, index, hits)}")
+
+
+def _load(folder: Path, run: Path | None, device: str) -> Any:
+    """Return an `Eve` of the run that is named, or else that an index was made by. Raises UserError."""
+    from eve_vl.eve import Eve
+    from eve_vl.search.store import DATABASE, Store
+
+    if run is None:
+        if not (folder / DATABASE).is_file() and not folder.exists():
+            raise UserError(f"{folder}: no such index; to make one, name the run that computes it: --run RUN")
+        run = Path(Store.open(folder).facts["run"])
+        if not run.exists():
+            raise UserError(f"{run}: is not there any more, the run that {folder} was made by; name it with --run")
+    return Eve.load(run, device)

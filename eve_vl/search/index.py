@@ -1,0 +1,284 @@
+"""An index in the hands of a person: words or a picture in, pictures or captions out, best first.
+
+Letters: N slots, K candidates, d width of features.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eve_vl.data.inputs import GivenImage, ImageLike, given_image
+from eve_vl.data.records import Findable, ImageFile, ImageSpan, Source
+from eve_vl.errors import BadSampleError, UserError, nearest
+from eve_vl.foreign import expand_user
+from eve_vl.search.nearest import best
+from eve_vl.search.rerank import match_scores, shrunk
+from eve_vl.search.store import DATABASE, Store, at
+from eve_vl.search.update import Changes, Opened, Update
+from eve_vl.train.lock import locked
+
+UNKNOWN = "[UNK]"
+MAX_PICTURES = 100  # named of a caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """What was found: a picture or, if captions were asked for, a caption."""
+
+    name: str
+    """The picture's path, or the row of a source that holds it; the caption."""
+    score: float
+    """The cosine between its features and the query's."""
+    match: float | None = None
+    """What the matching head says, by which it was put in order again."""
+    captions: tuple[str, ...] = ()
+    """Of a picture."""
+    pictures: tuple[str, ...] = ()
+    """All pictures of the very same bytes, or with the caption."""
+    near: str | None = None
+    """Of a picture: the first one of the index that is almost the same, if it is another."""
+
+
+class Index:
+    """Features of pictures and of their captions, on the disk, and the run that made them."""
+
+    def __init__(self, store: Store, encoder: Any):
+        """encoder: an `Eve` of the run that the index was made by."""
+        self.store, self.encoder = store, encoder
+        self._opened: dict[str, Opened] = {}
+        self.changes = Changes()
+        """What the update that made this has done."""
+
+    @classmethod
+    def open(cls, folder: str | Path, encoder: Any) -> "Index":
+        """Open an index to search in it. Raises UserError if it is another run's."""
+        store = Store.open(expand_user(folder))
+        store.check(encoder.run)
+        return cls(store, encoder)
+
+    @classmethod
+    def update(
+        cls,
+        folder: str | Path,
+        encoder: Any,
+        sources: Iterable[str | Path] = (),
+        *,
+        drop: Iterable[str | Path] = (),
+        batch_size: int = 64,
+        **reading: Any,
+    ) -> "Index":
+        """Make an index, or bring it up to date with sources; see `Eve.index`."""
+        folder = expand_user(folder)
+        specs, gone = ([absolute(spec) for spec in specs] for specs in (sources, drop))
+        how = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
+        how = {name: value for name, value in how.items() if value not in (None, "auto")}
+        given = [Opened.of(spec, how) for spec in dict.fromkeys(specs)]
+        if not given and not (folder / DATABASE).exists():
+            raise UserError(f"{folder}: is no index yet; to make one, name folders of pictures, tables or shards")
+        with locked(folder):
+            index = cls(Store.create(folder, encoder.run), encoder)
+            known = index.sources()
+            if unknown := [spec for spec in gone if spec not in known]:
+                raise UserError(f"--drop: {folder} has no source {nearest(unknown[0], known)}")
+            update = Update(index.store, encoder, batch_size)
+            update.drop(gone)
+            if given or not gone:
+                update.run(given or [Opened.of(spec, kept) for spec, kept in known.items()])
+        index.changes = update.changes
+        return index
+
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """Return how to read each source of the index."""
+        with at(self.store.folder):
+            return {
+                spec: json.loads(how) for spec, how in self.store.db.execute("SELECT spec, reading FROM source ORDER BY id")
+            }
+
+    def __len__(self) -> int:
+        return self._count("picture WHERE slot IS NOT NULL")
+
+    def counts(self) -> dict[str, int]:
+        """Return how many pictures, of them in other words the same as another, captions and broken pictures there are."""
+        return {
+            "pictures": len(self),
+            "distinct": self._count("feature"),
+            "near": self._count("feature WHERE near IS NOT NULL"),
+            "captions": self._count("text"),
+            "broken": self._count("picture WHERE slot IS NULL"),
+        }
+
+    def _count(self, what: str) -> int:
+        with at(self.store.folder):
+            return self.store.db.execute(f"SELECT count(*) FROM {what}").fetchone()[0]
+
+    def search(
+        self,
+        words: str = "",
+        *,
+        image: ImageLike | None = None,
+        without: str = "",
+        captions: bool = False,
+        top: int = 20,
+        rerank: int | None = None,
+        folder: str | Path | None = None,
+        where: Mapping[str, str] | None = None,
+    ) -> list[Hit]:
+        """Return the `top` pictures, or captions, that fit words, a picture or both, and do not fit the words `without`.
+
+        folder: only pictures in it. where: only pictures whose columns have these values. rerank: how many the matching head
+        puts in order again, for words alone that look for pictures, or a picture alone that looks for captions; None: as many
+        as validation chose for the run, perhaps none. Raises UserError.
+        """
+        if top < 1 or (rerank is not None and rerank < 0):
+            raise UserError(f"top {top} is not positive" if top < 1 else f"rerank {rerank} is negative")
+        query_d = self._query(words, image, without, captions)
+        is_wanted = self._wanted(captions, folder, where or {})
+        rerank = self._num_reranked(rerank, words, image, without, captions)
+        blocks = self.store.texts if captions else self.store.images
+        slot_K, score_K = (found[0].tolist() for found in best(blocks, query_d[None], max(top, rerank), is_wanted))
+        with at(self.store.folder):
+            show = self._caption if captions else self._picture
+            hits = [hit for slot, score in zip(slot_K, score_K, strict=True) if (hit := show(slot, score)) is not None]
+        if rerank:
+            hits = self._reranked(hits, words if image is None else image, rerank, captions)
+        return hits[:top]
+
+    def _query(self, words: str, image: ImageLike | None, without: str, captions: bool) -> np.ndarray:
+        """Return what to look for, float32 (d,) of length 1."""
+        if not words and image is None:
+            raise UserError("nothing to search for: give words, a picture or both")
+        if (words or without or captions) and not self.encoder.task.is_comparable:
+            raise UserError(
+                f"{self.store.facts['run']}: pictures and texts of this run do not compare, so it finds pictures by a picture "
+                "alone; fine-tune it for words: eve finetune retrieval --init RUN"
+            )
+        parts = [self._text(words)] if words else []
+        parts += [] if image is None else [self.encoder.encode_image(image)[0]]
+        query_d = np.sum(parts, axis=0) - (self._text(without) if without else 0)
+        return np.asarray(query_d / max(float(np.linalg.norm(query_d)), 1e-12), np.float32)
+
+    def _text(self, text: str) -> np.ndarray:
+        """Return the features of a text. Raises UserError if no letter of it is known."""
+        features = self.encoder.encode_text(text)[0]
+        tokenizer, longest = self.encoder.tokenizer, self.encoder.run.config.input.max_text_tokens
+        ids, unknown = tokenizer.encode(text, longest)[0], tokenizer.backend.token_to_id(UNKNOWN)
+        spans = [span for span, token in zip(tokenizer.spans(text, longest), ids, strict=True) if token != unknown]
+        tokens_of = Counter(place for start, end in spans for place in range(start, end))
+        letters = [place for place, letter in enumerate(text) if letter.isalnum()]
+        if letters and not any(tokens_of[place] == 1 for place in letters):  # all are cut into bytes
+            raise UserError(f"{text!r}: no letter of this is known to the run's tokenizer; use the language of its training")
+        return features
+
+    def _wanted(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> np.ndarray:
+        """Return which slots to search among, bool (N,). Raises UserError if there are none."""
+        what = "text" if captions else "feature"
+        query, values = f"SELECT slot FROM {what}", []
+        if folder is not None or where:
+            prefix = "" if folder is None else os.path.join(absolute(folder), "")  # noqa: PTH118
+            tests, values = ["slot IS NOT NULL", "substr(name, 1, ?) = ?"], [len(prefix), prefix]
+            for name, value in where.items():
+                tests.append("EXISTS (SELECT 1 FROM json_each(picture.columns) WHERE key = ? AND value = ?)")
+                values += [name, value]
+            query = f"SELECT slot FROM picture WHERE {' AND '.join(tests)}"
+            if captions:
+                query = f"SELECT slot FROM caption WHERE picture IN ({query.replace('slot', 'id', 1)})"
+        with at(self.store.folder):
+            slots = np.fromiter((slot for (slot,) in self.store.db.execute(query, values)), dtype=np.int64)
+        if not len(slots):
+            raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where)}")
+        is_wanted = np.zeros(slots.max() + 1, dtype=bool)
+        is_wanted[slots] = True
+        return is_wanted
+
+    def _why_none(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> str:
+        """Say why there is nothing to search among."""
+        if not len(self):
+            return "is empty: it holds no picture that can be used"
+        if where:
+            keys = "SELECT DISTINCT key FROM picture, json_each(picture.columns)"
+            known = [name for (name,) in self.store.db.execute(keys)]
+            for name in where:
+                if name not in known:
+                    return f"no column {nearest(name, known)}" if known else "its pictures have no columns"
+        asked = [f"{name} = {value}" for name, value in where.items()] + ([f"folder {folder}"] if folder is not None else [])
+        return f"no {'caption' if captions else 'picture'} of the index" + (f" has {', '.join(asked)}" if asked else "")
+
+    def _num_reranked(self, rerank: int | None, words: str, image: Any, without: str, captions: bool) -> int:
+        is_pair = not without and (bool(words) != (image is not None)) and captions == (image is not None)
+        if not is_pair or "match" not in self.encoder.calls:
+            if rerank:
+                why = "only words alone find pictures so, or a picture alone captions" if not is_pair else "no matching head"
+                raise UserError(f"rerank {rerank} has no effect: {why}")
+            return 0
+        return int(getattr(self.encoder.run.config.task, "rerank", 0)) if rerank is None else rerank
+
+    def _reranked(self, hits: list[Hit], given: ImageLike | str, rerank: int, captions: bool) -> list[Hit]:
+        """Put the first `rerank` hits in order by the matching head; pictures that cannot be read any more come after them."""
+        size, pairs, unreadable = self.encoder.run.config.input.image_size, [], []
+        asked = shrunk(given_image(given), size) if captions else given
+        for hit in hits[:rerank]:
+            try:
+                pair = (asked, hit.name) if captions else (shrunk(self.image(hit), size), given)
+                pairs.append((hit, (*pair, hit.score)))
+            except BadSampleError:
+                unreadable.append(hit)
+        scores = match_scores(self.encoder, [pair for _, pair in pairs])
+        matched = [replace(hit, match=float(score)) for (hit, _), score in zip(pairs, scores, strict=True)]
+        return sorted(matched, key=lambda hit: -(hit.match or 0.0)) + unreadable + hits[rerank:]
+
+    def _picture(self, slot: int, score: float) -> Hit | None:
+        rows = self.store.db.execute("SELECT id, name FROM picture WHERE slot = ? ORDER BY id", [slot]).fetchall()
+        if not rows:
+            return None
+        said = "FROM caption JOIN text USING (slot) JOIN picture ON picture.id = picture WHERE picture.slot = ?"
+        near = "SELECT name FROM feature JOIN picture ON picture.slot = near WHERE feature.slot = ? ORDER BY id LIMIT 1"
+        return Hit(
+            name=rows[0][1],
+            score=score,
+            captions=tuple(text for (text,) in self.store.db.execute(f"SELECT DISTINCT text {said}", [slot])),
+            pictures=tuple(name for _, name in rows),
+            near=next((name for (name,) in self.store.db.execute(near, [slot])), None),
+        )
+
+    def _caption(self, slot: int, score: float) -> Hit | None:
+        row = self.store.db.execute("SELECT text FROM text WHERE slot = ?", [slot]).fetchone()
+        names = "SELECT name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? ORDER BY id LIMIT ?"
+        pictures = tuple(name for (name,) in self.store.db.execute(names, [slot, MAX_PICTURES]))
+        return Hit(name=row[0], score=score, pictures=pictures) if row is not None else None
+
+    def image(self, hit: Hit) -> GivenImage:
+        """Return the picture of a hit, of a caption its first, as its source has it now. Raises BadSampleError if it cannot be
+        had any more."""
+        name = hit.pictures[0]
+        with at(self.store.folder):
+            found = self.store.db.execute(
+                "SELECT path, start, size, row, spec FROM picture JOIN source ON source.id = source WHERE name = ?", [name]
+            ).fetchone()
+        if found is None:
+            raise BadSampleError(name, "is not in the index any more")
+        path, start, size, row, spec = found
+        if path is not None:
+            ref = ImageFile(path=Path(path)) if start is None else ImageSpan(path=Path(path), offset=start, size=size)
+        else:
+            try:
+                ref = self._source(spec)[row].image
+            except (UserError, IndexError) as error:
+                raise BadSampleError(name, str(error)) from None
+        return GivenImage(ref=ref, where=name)
+
+    def _source(self, spec: str) -> Source[Findable]:
+        """Return an open source of pictures that have no files of their own."""
+        if spec not in self._opened:
+            self._opened[spec] = Opened.of(spec, self.sources()[spec])
+        return self._opened[spec].source
+
+
+def absolute(spec: str | Path) -> str:
+    """Return the name of a source, or of a folder, that means the same from anywhere."""
+    return os.path.abspath(expand_user(spec))  # noqa: PTH100 (Path.absolute keeps `..`)

@@ -1,0 +1,39 @@
+"""The best candidates of a query put in order again by the matching head, as in the run's evaluation.
+
+Letters: P pairs of a picture and a text, B of them at a time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from eve_vl.data.inputs import GivenImage, chunked
+from eve_vl.data.records import ImagePixels
+
+PAIRS_AT_ONCE = 64
+
+
+def shrunk(image: GivenImage, size: int) -> GivenImage:
+    """Return a picture as the run sees it, decoded. Raises UserError."""
+    return GivenImage(ref=ImagePixels(pixels=image.pixels(size).permute(1, 2, 0).contiguous().numpy()), where=image.where)
+
+
+@torch.no_grad()
+def match_scores(encoder: Any, pairs: Sequence[tuple[GivenImage, str, float]]) -> np.ndarray:
+    """Return what each pair of picture and text, with its cosine, is ordered by (task.rerank_by), float32 (P,).
+
+    encoder: an `Eve` of a run with a matching head.
+    """
+    task, inputs = encoder.task, encoder.run.calls.inputs
+    is_sum = getattr(task.settings, "rerank_by", "match") == "sum"
+    parts = [np.zeros(0, np.float32)]
+    for some in chunked(pairs, PAIRS_AT_ONCE):
+        images, texts, cosines = zip(*some, strict=True)
+        batch = inputs.pairs(images, texts)
+        no_B, yes_B = task.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[0].float().unbind(1)
+        if is_sum:
+            yes_B = yes_B - no_B + torch.tensor(cosines, device=yes_B.device) / task.contrast.features.temperature
+        parts.append(yes_B.cpu().numpy())
+    return np.concatenate(parts)

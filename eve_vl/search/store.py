@@ -1,0 +1,131 @@
+"""An index on the disk: a folder of one SQLite database, which knows what there is, and of blocks of features.
+
+A picture's content has one slot in the blocks, however many files show it. Features are on the disk before the database
+speaks of them: what a kill, a crash or a full disk interrupts leaves rows of blocks that nobody knows, which are written anew.
+"""
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from eve_vl import __version__
+from eve_vl.errors import UserError
+from eve_vl.files import whole_file
+from eve_vl.foreign import open_ordinary
+from eve_vl.loading import LoadedRun
+from eve_vl.search.blocks import Blocks
+from eve_vl.train.checkpoint import read_state
+
+DATABASE = "index.sqlite"
+FORMAT = 1  # to be counted up whenever older files could no longer be read or features would be others
+SCHEMA = """
+CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE source (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE, reading TEXT NOT NULL);
+CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, look INTEGER NOT NULL, near INTEGER);
+CREATE TABLE picture (
+    id INTEGER PRIMARY KEY, source INTEGER NOT NULL, name TEXT NOT NULL, row INTEGER NOT NULL, path TEXT, start INTEGER,
+    size INTEGER, changed INTEGER, columns TEXT NOT NULL, slot INTEGER, reason TEXT, UNIQUE (source, name)
+);
+CREATE INDEX picture_slot ON picture (slot);
+CREATE TABLE text (slot INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE caption (picture INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (picture, slot)) WITHOUT ROWID;
+CREATE INDEX caption_slot ON caption (slot);
+"""
+"""picture: `path` of its file or its shard, where it starts there (NULL: it is the file), its size and when its file was
+changed (NULL: it was not looked at, or has no file); broken ones have a reason instead of a slot. near: the slot of a picture
+that is almost the same. text: distinct captions."""
+
+
+class Store:
+    """The open database and the blocks of an index."""
+
+    def __init__(self, folder: Path, db: sqlite3.Connection):
+        self.folder, self.db = folder, db
+        weakref.finalize(self, db.close)
+        self.facts: dict[str, Any] = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM fact")}
+        self.images, self.texts = (Blocks(folder, name, self.facts["dim"]) for name in ("pictures", "captions"))
+
+    @classmethod
+    def create(cls, folder: Path, run: LoadedRun) -> "Store":
+        """Open an index, or begin one. Raises UserError if it is another run's."""
+        if not (folder / DATABASE).exists():
+            with at(folder), whole_file(folder / DATABASE) as temporary:
+                temporary.unlink(missing_ok=True)
+                with contextlib.closing(sqlite3.connect(temporary)) as db, db:
+                    db.executescript(SCHEMA)
+                    db.executemany(
+                        "INSERT INTO fact VALUES (?, ?)", [(name, json.dumps(fact)) for name, fact in facts_of(run).items()]
+                    )
+        store = cls.open(folder)
+        store.check(run)
+        return store
+
+    @classmethod
+    def open(cls, folder: Path) -> "Store":
+        """Open an index. Raises UserError."""
+        path = folder / DATABASE
+        if not path.is_file():
+            missing = f"holds no {DATABASE}; is it an index?" if folder.is_dir() else "no such index"
+            raise UserError(f"{folder}: {missing} (eve index FOLDER --run RUN --out {folder} makes one)")
+        with at(folder):
+            db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, check_same_thread=sqlite3.threadsafety < 3)
+            with contextlib.closing(db.execute("SELECT name, value FROM fact WHERE name IN ('format', 'version')")) as rows:
+                found = dict(rows)
+            if found.get("format") == str(FORMAT):
+                return cls(folder, db)
+            db.close()
+        made = f"version {found.get('version')} of eve_vl in format {found.get('format')}"
+        raise UserError(f"{folder}: was made by {made}, this is version {__version__}, format {FORMAT}; make it anew")
+
+    def check(self, run: LoadedRun) -> None:
+        """Raise UserError if the index was made by other weights or with another tokenizer."""
+        if any(self.facts[name] != value for name, value in facts_of(run).items() if name in ("weights", "tokenizer", "dim")):
+            made = f"{self.facts['run']}, step {self.facts['step']}"
+            raise UserError(
+                f"{self.folder}: was made by another run ({made}) than {run.folder}, step {run.step}; features of different "
+                "runs do not compare: name that run, or another --out for an index of its own"
+            )
+
+
+@contextlib.contextmanager
+def at(folder: Path) -> Iterator[None]:
+    """Make what goes wrong with the files of an index meanwhile a UserError."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise UserError(f"{folder / DATABASE}: {error}{_advice(str(error))}") from None
+    except OSError as error:
+        name = error.filename or folder
+        raise UserError(f"{name}: {error.strerror or error}{_advice(str(error.strerror))}") from None
+
+
+def _advice(reason: str) -> str:
+    is_full = any(word in reason for word in ("full", "No space", "quota", "disk I/O"))
+    return "; what is in the index stays, make room and run the same command again" if is_full else ""
+
+
+def facts_of(run: LoadedRun) -> dict[str, Any]:
+    """Return what an index knows of the run that makes it."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "run": str(run.folder.absolute()),
+        "step": run.step,
+        "weights": _sha256(run, "model.safetensors"),
+        "tokenizer": _sha256(run, "tokenizer.json"),
+        "dim": run.task.feature_dim,
+    }
+
+
+def _sha256(run: LoadedRun, name: str) -> str:
+    """Return the checksum of a file of a run, which loading has compared with the file's if it is that of the weights."""
+    known = read_state(run.folder).get("sha256", {})
+    if name in known:
+        return known[name]
+    with open_ordinary(run.folder / name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

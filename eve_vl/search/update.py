@@ -1,0 +1,313 @@
+"""An index brought up to date with its sources: what is new, changed or gone, and nothing else, is looked at.
+
+A file is read again if its size or the time of its last change is another; its features are computed if no picture of the
+index has the same bytes. Commits fall between batches, so an index that was killed and goes on has the batches, and to the
+bit the features, of one that was not.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eve_vl.config import DataConfig
+from eve_vl.data.loader import open_sources
+from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageRef, ImageSpan, Source
+from eve_vl.data.transforms import Crop, decode, read_image
+from eve_vl.errors import BadSampleError
+from eve_vl.search import near
+from eve_vl.search.blocks import Blocks
+from eve_vl.search.store import Store, at
+from eve_vl.talk import told
+
+SECONDS_PER_COMMIT = 2.0
+KEPT = "id, row, start, size, changed, columns, slot, reason"  # of a picture that was there before
+
+
+@dataclass
+class Changes:
+    """How many pictures were new, had other bytes, were gone or as before; those that cannot be used, by name."""
+
+    new: int = 0
+    changed: int = 0
+    gone: int = 0
+    kept: int = 0
+    broken: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class Filling:
+    """Values whose features are computed a batch at a time and written to the first free slots."""
+
+    def __init__(self, blocks: Blocks, encode: Callable[[list[Any]], np.ndarray] | None, used: Sequence[int], batch_size: int):
+        """used: slots that are not free. encode: None if there are no features to compute."""
+        self.blocks, self.encode, self.batch_size = blocks, encode, batch_size
+        taken = np.array(used, dtype=np.int64)
+        end = int(taken.max(initial=-1)) + 1
+        self._free = chain(np.setdiff1d(np.arange(end), taken).tolist(), count(end))
+        self._waiting: list[tuple[int, Any]] = []
+
+    def add(self, value: Any) -> int:
+        """Return the slot that the features of a value will have."""
+        slot = next(self._free)
+        if self.encode is not None:
+            self._waiting.append((slot, value))
+        return slot
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a batch waits."""
+        return len(self._waiting) >= self.batch_size
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return not self._waiting
+
+    def flush(self) -> None:
+        """Compute and write what waits. Raises OSError."""
+        for start in range(0, len(self._waiting), self.batch_size):
+            slots, values = zip(*self._waiting[start : start + self.batch_size], strict=True)
+            assert self.encode is not None
+            self.blocks.write(slots, self.encode(list(values)))
+        self._waiting.clear()
+
+
+class Update:
+    """One pass over some sources."""
+
+    def __init__(self, store: Store, encoder: Any, batch_size: int):
+        """encoder: an `Eve`."""
+        self.store, self.db, self.changes = store, store.db, Changes()
+        self.crop = Crop(size=encoder.run.config.input.image_size)
+        encode_text = functools.partial(encoder.encode_text, batch_size=batch_size) if encoder.task.is_comparable else None
+        encode_image = functools.partial(encoder.encode_image, batch_size=batch_size)
+        self.images = Filling(store.images, encode_image, self._slots("feature"), batch_size)
+        self.texts = Filling(store.texts, encode_text, self._slots("text"), batch_size)
+        self._commit_at = time.monotonic() + SECONDS_PER_COMMIT
+
+    def _slots(self, table: str) -> list[int]:
+        return [slot for (slot,) in self.db.execute(f"SELECT slot FROM {table}")]
+
+    def run(self, sources: Sequence["Opened"]) -> None:
+        """Look at sources and forget what is gone from them. Raises UserError."""
+        with at(self.store.folder):
+            try:
+                self.db.executescript(
+                    "CREATE TEMP TABLE seen (id INTEGER PRIMARY KEY);"
+                    "CREATE TEMP TABLE said (picture INTEGER, slot INTEGER, PRIMARY KEY (picture, slot)) WITHOUT ROWID;"
+                )
+                for source in sources:
+                    self._source(source)
+                self._forget([source.spec for source in sources])
+                self._commit()
+            finally:
+                self.db.rollback()
+                self.db.executescript("DROP TABLE IF EXISTS temp.seen; DROP TABLE IF EXISTS temp.said;")
+
+    def drop(self, specs: Sequence[str]) -> None:
+        """Forget sources and their pictures."""
+        with at(self.store.folder), self.db:
+            for spec in specs:
+                pictures = self.db.execute("DELETE FROM picture WHERE source = (SELECT id FROM source WHERE spec = ?)", [spec])
+                self.changes.gone += pictures.rowcount
+                self.db.execute("DELETE FROM source WHERE spec = ?", [spec])
+            self._sweep()
+
+    def _source(self, opened: "Opened") -> None:
+        spec, source = opened.spec, opened.source
+        self.db.execute(
+            "INSERT INTO source (spec, reading) VALUES (?, ?) ON CONFLICT (spec) DO UPDATE SET reading = excluded.reading",
+            [spec, json.dumps(opened.reading)],
+        )
+        (number,) = self.db.execute("SELECT id FROM source WHERE spec = ?", [spec]).fetchone()
+        stat = functools.lru_cache(maxsize=16)(_changed)  # of a shard, for each of its pictures
+        for row in told(range(len(source)), f"indexing {Path(spec).name}", len(source)):
+            try:
+                record = source[row]
+            except BadSampleError as error:
+                self._put(number, error.where, row, Place(), {}, None, error.reason)
+                continue
+            self._picture(number, row, record, stat)
+            if self.images.is_full:
+                self.images.flush()
+            if time.monotonic() > self._commit_at and self.images.is_empty:
+                self._commit()
+
+    def _picture(self, source: int, row: int, record: Findable, stat: Callable[[Path], tuple[int, int] | None]) -> None:
+        """Put a row into the index, or leave it as it is."""
+        name, place = name_of(record), place_of(record.image, stat)
+        columns = dict(record.columns)
+        known = self.db.execute(f"SELECT {KEPT} FROM picture WHERE source = ? AND name = ?", [source, name]).fetchone()
+        if known is not None and self.db.execute("SELECT 1 FROM seen WHERE id = ?", [known[0]]).fetchone():
+            if known[6] is not None:  # another row about the same file
+                self._captions(known[0], record.captions)
+            return
+        if known is not None and place.changed is not None and known[2:5] == (place.start, place.size, place.changed):
+            slot, reason = known[6:]
+        else:
+            slot, reason, place = self._content(record, place)
+        picture = self._put(source, name, row, place, columns, slot, reason, known)
+        if slot is not None:
+            self._captions(picture, record.captions)
+
+    def _content(self, record: Findable, place: "Place") -> tuple[int | None, str | None, "Place"]:
+        """Return the slot of a picture's bytes, or why it has none; without the time of its file if that could not be read."""
+        try:
+            data = read_image(record.image, record.where)
+        except BadSampleError as error:
+            return None, error.reason, Place(path=place.path, start=place.start)
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        if (found := self.db.execute("SELECT slot FROM feature WHERE hash = ?", [digest]).fetchone()) is not None:
+            return found[0], None, place
+        try:
+            pixels = decode(ImageBytes(data=data), record.where, crop=self.crop)
+        except BadSampleError as error:
+            return None, error.reason, place
+        slot = self.images.add(pixels)
+        self.db.execute("INSERT INTO feature (slot, hash, look) VALUES (?, ?, ?)", [slot, digest, near.look(pixels)])
+        return slot, None, place
+
+    def _put(
+        self,
+        source: int,
+        name: str,
+        row: int,
+        place: "Place",
+        columns: dict[str, str],
+        slot: int | None,
+        reason: str | None,
+        known: tuple[Any, ...] | None = None,
+    ) -> int:
+        """Write what is known of a picture if it is not as before; return its id."""
+        if reason is not None:
+            self.changes.broken[name] = reason
+        values = (row, place.start, place.size, place.changed, json.dumps(columns), slot, reason)
+        if known is None or known[1:] != values:
+            (picture,) = self.db.execute(
+                "INSERT INTO picture (source, name, path, row, start, size, changed, columns, slot, reason) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, name) DO UPDATE SET path = excluded.path, "
+                "row = excluded.row, start = excluded.start, size = excluded.size, changed = excluded.changed, "
+                "columns = excluded.columns, slot = excluded.slot, reason = excluded.reason RETURNING id",
+                [source, name, place.path, *values],
+            ).fetchone()
+        else:
+            picture = known[0]
+        self.db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [picture])
+        if reason is None:
+            before = known and known[6]
+            self.changes.kept += before == slot
+            self.changes.new += before is None
+            self.changes.changed += before not in (None, slot)
+        return picture
+
+    def _captions(self, picture: int, texts: Sequence[str]) -> None:
+        for text in texts:
+            found = self.db.execute("SELECT slot FROM text WHERE text = ?", [text]).fetchone()
+            if found is None:
+                found = (self.texts.add(text),)
+                self.db.execute("INSERT INTO text (slot, text) VALUES (?, ?)", [*found, text])
+            for table in ("caption", "said"):
+                self.db.execute(f"INSERT OR IGNORE INTO {table} (picture, slot) VALUES (?, ?)", [picture, *found])
+
+    def _forget(self, specs: Sequence[str]) -> None:
+        """Take away pictures and captions that this pass over sources has not seen."""
+        marks = ", ".join("?" * len(specs))
+        which = f"source IN (SELECT id FROM source WHERE spec IN ({marks})) AND id NOT IN (SELECT id FROM seen)"
+        (gone,) = self.db.execute(f"SELECT count(*) FROM picture WHERE slot IS NOT NULL AND {which}", specs).fetchone()
+        self.changes.gone += gone
+        self.db.execute(f"DELETE FROM picture WHERE {which}", specs)
+        self.db.execute(
+            "DELETE FROM caption WHERE picture IN (SELECT id FROM seen) AND NOT EXISTS "
+            "(SELECT 1 FROM said WHERE said.picture = caption.picture AND said.slot = caption.slot)"
+        )
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Take away captions, texts and features of no picture, and mark which pictures are almost the same."""
+        self.images.flush()  # before their slots may become free
+        self.texts.flush()
+        self.db.execute("DELETE FROM caption WHERE picture NOT IN (SELECT id FROM picture)")
+        self.db.execute("DELETE FROM text WHERE slot NOT IN (SELECT slot FROM caption)")
+        self.db.execute("DELETE FROM feature WHERE slot NOT IN (SELECT slot FROM picture WHERE slot IS NOT NULL)")
+        found = self.db.execute("SELECT slot, look FROM feature ORDER BY slot").fetchall()
+        slots, looks = (np.array(values, dtype=np.int64) for values in (zip(*found, strict=True) if found else ([], [])))
+        first = near.near(looks, lambda chosen: self.store.images.take(slots[chosen]))
+        marks = [(int(slots[one]), int(slots[row])) for row, one in enumerate(first.tolist()) if one != row]
+        self.db.execute("UPDATE feature SET near = NULL WHERE near IS NOT NULL")
+        self.db.executemany("UPDATE feature SET near = ? WHERE slot = ?", marks)
+
+    def _commit(self) -> None:
+        """Save what there is: features first."""
+        for filling in (self.images, self.texts):
+            filling.flush()
+            filling.blocks.sync()
+        self.db.commit()
+        self._commit_at = time.monotonic() + SECONDS_PER_COMMIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A source, its name that means the same from anywhere, and how it is read: fields of DataConfig."""
+
+    spec: str
+    reading: dict[str, Any]
+    source: Source[Findable]
+
+    @classmethod
+    def of(cls, spec: str, reading: dict[str, Any]) -> "Opened":
+        """Open a source. Raises UserError."""
+        (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # nothing is drawn, so that no size matters
+        return cls(spec=spec, reading=reading, source=source)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a picture's bytes are: its file or shard, where they start in a shard, how many, and when the file was changed."""
+
+    path: str | None = None
+    start: int | None = None
+    size: int | None = None
+    changed: int | None = None
+
+
+def name_of(record: Findable) -> str:
+    """Return what to call a picture: the path of its file, else its row, of a shard with the folder."""
+    match record.image:
+        case ImageFile(path=path):
+            return str(path)
+        case ImageSpan(path=path):
+            return str(path.parent / record.where)
+    return record.where
+
+
+def place_of(image: ImageRef, stat: Callable[[Path], tuple[int, int] | None]) -> Place:
+    """Return where a picture is, as far as it has a file; stat: see `_changed`."""
+    if not isinstance(image, ImageFile | ImageSpan):
+        return Place()
+    size, changed = stat(image.path) or (None, None)
+    if isinstance(image, ImageSpan):
+        return Place(path=str(image.path), start=image.offset, size=image.size, changed=changed)
+    return Place(path=str(image.path), size=size, changed=changed)
+
+
+def _changed(path: Path) -> tuple[int, int] | None:
+    """Return size and time of the last change of a file, in nanoseconds; None if it cannot be told."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 (of what cannot be a name, too)
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def broken(store: Store) -> Iterator[tuple[str, str]]:
+    """Yield name and reason of all pictures that cannot be used."""
+    yield from store.db.execute("SELECT name, reason FROM picture WHERE slot IS NULL ORDER BY source, row")

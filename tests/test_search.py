@@ -1,0 +1,510 @@
+"""An index is what a pass over all pictures would give, whatever happened to it and to them on the way."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import TEXTS, noise, tiny_run, write_run
+
+from eve_vl.errors import UserError
+from eve_vl.eve import Eve
+from eve_vl.search import blocks, near, store, update
+from eve_vl.search.index import Index
+from eve_vl.search.nearest import best
+from eve_vl.search.update import Filling
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return write_run(tiny_run("retrieval"), tmp_path_factory.mktemp("runs") / "retrieval")
+
+
+@pytest.fixture
+def model(run) -> Eve:
+    return Eve.load(run)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twenty pictures in two folders, some with captions."""
+    folder = tmp_path / "photos"
+    for number in range(20):
+        write_picture(folder / ("old" if number < 8 else "new") / f"{number:02}.png", number)
+    for number, texts in enumerate((*TEXTS, f"{TEXTS[0]}\n{TEXTS[1]}")):
+        (folder / "old" / f"{number:02}.txt").write_text(texts)
+    return folder
+
+
+def write_picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(seed, 20, 30)).save(path)
+
+
+def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple[bytes, ...]]]:
+    """What an index knows, read by hand: of each picture its features or why there are none, its captions, theirs."""
+    db = sqlite3.connect(folder / store.DATABASE)
+    (dim,) = db.execute("SELECT value FROM fact WHERE name = 'dim'").fetchone()
+    files = {
+        name: b"".join(path.read_bytes() for path in sorted(folder.glob(f"{name}-*.f16"))) for name in ("pictures", "captions")
+    }
+    row = lambda name, slot: files[name][slot * 2 * int(dim) : (slot + 1) * 2 * int(dim)]  # noqa: E731
+    known = {}
+    for picture, name, slot, reason in db.execute("SELECT id, name, slot, reason FROM picture ORDER BY name"):
+        query = "SELECT text, slot FROM caption JOIN text USING (slot) WHERE picture = ? ORDER BY text"
+        texts = db.execute(query, [picture]).fetchall()
+        features = reason if slot is None else row("pictures", slot)
+        known[name] = features, tuple(text for text, _ in texts), tuple(row("captions", slot) for _, slot in texts)
+    db.close()
+    return known
+
+
+def features_of(folder: Path, name: str) -> np.ndarray:
+    data = content(folder)[name][0]
+    assert isinstance(data, bytes)
+    return np.frombuffer(data, np.float16)
+
+
+# What is in it
+
+
+def test_features_and_captions_are_those_of_encode(model, photos, tmp_path):
+    index = model.index(photos, tmp_path / "index", batch_size=3)
+    pictures = model.encode_image(photos)
+    known = content(tmp_path / "index")
+    assert list(known) == sorted(pictures.names)
+    assert index.counts() == {"pictures": 20, "distinct": 20, "near": 0, "captions": 3, "broken": 0}
+    for name, expected in zip(pictures.names, pictures, strict=True):
+        np.testing.assert_allclose(features_of(tmp_path / "index", name), expected, atol=2e-3)
+    for number, texts in enumerate([*([text] for text in TEXTS), sorted(TEXTS[:2])]):
+        _, found, rows = known[str(photos / "old" / f"{number:02}.png")]
+        assert list(found) == texts
+        np.testing.assert_allclose([np.frombuffer(row, np.float16) for row in rows], model.encode_text(texts), atol=2e-3)
+
+
+def test_a_search_is_the_order_of_all_dot_products(model, photos, tmp_path):
+    index = model.index(photos, tmp_path / "index")
+    pictures, texts = model.encode_image(photos), model.encode_text(list(TEXTS))
+    query = model.encode_text(TEXTS[1])[0]
+    picture = model.encode_image(photos / "new" / "09.png")[0]
+    both = query + picture
+    for features, names, expected, asked in (
+        (pictures, pictures.names, query, {"words": TEXTS[1]}),
+        (pictures, pictures.names, picture, {"image": photos / "new" / "09.png"}),
+        (texts, TEXTS, picture, {"image": photos / "new" / "09.png", "captions": True}),
+        (pictures, pictures.names, query - model.encode_text(TEXTS[0])[0], {"words": TEXTS[1], "without": TEXTS[0]}),
+        (pictures, pictures.names, both, {"words": TEXTS[1], "image": photos / "new" / "09.png"}),
+    ):
+        scores = np.asarray(features) @ (expected / np.linalg.norm(expected))
+        order = scores.argsort()[::-1][:7]
+        hits = index.search(**asked, top=7, rerank=0)
+        np.testing.assert_allclose([hit.score for hit in hits], scores[order], atol=3e-3)
+        by_name = dict(zip(names, scores, strict=True))
+        np.testing.assert_allclose([hit.score for hit in hits], [by_name[hit.name] for hit in hits], atol=3e-3)
+    assert len(index.search(TEXTS[0], top=100)) == 20
+    found = index.search(image=photos / "new" / "09.png", top=1)[0]
+    assert (found.name, found.captions) == (str(photos / "new" / "09.png"), ())
+
+
+def test_the_matching_head_orders_again_as_many_as_validation_chose(model, photos, tmp_path):
+    index = model.index(photos, tmp_path / "index")
+    alone = index.search(TEXTS[0], rerank=0)
+    assert [hit.match for hit in alone] == [None] * 20
+    for k in (1, 5, 20):
+        hits = index.search(TEXTS[0], rerank=k)
+        probability = {hit.name: model.match(hit.name, TEXTS[0]) for hit in alone[:k]}
+        assert {hit.name for hit in hits[:k]} == probability.keys()
+        assert [hit.name for hit in hits[k:]] == [hit.name for hit in alone[k:]]
+        matches = [hit.match for hit in hits[:k]]
+        assert matches == sorted(matches, reverse=True)
+    chosen = model.run.config.task.rerank
+    assert [hit.match is not None for hit in index.search(TEXTS[0])] == [number < chosen for number in range(20)]
+    captions = index.search(image=photos / "old" / "00.png", captions=True, rerank=2)
+    assert [hit.match is not None for hit in captions] == [True, True, False]
+    (photos / "old" / "00.png").unlink()
+    hits = index.search(TEXTS[0], rerank=20)
+    assert [hit.name for hit in hits if hit.match is None] == [str(photos / "old" / "00.png")]
+    with pytest.raises(UserError, match="rerank 3 has no effect: only words alone"):
+        index.search(TEXTS[0], without=TEXTS[1], rerank=3)
+
+
+def test_folders_and_columns_narrow_a_search(model, photos, tmp_path):
+    rows = [
+        {
+            "image": f"photos/new/{number:02}.png",
+            "caption": f"red {number}",
+            "set": "odd" if number % 2 else "even",
+            "x": number,
+        }
+        for number in range(8, 20)
+    ]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = model.index([photos, tmp_path / "table.jsonl"], tmp_path / "index")
+    assert len(index.search("red", folder=photos / "old")) == 8
+    odd = [str(photos / "new" / f"{number:02}.png") for number in range(9, 20, 2)]
+    assert sorted(hit.name for hit in index.search("red", where={"set": "odd"})) == odd
+    assert [hit.name for hit in index.search("red", where={"set": "odd", "x": "11"})] == [odd[1]]
+    assert {hit.name for hit in index.search("red", where={"set": "odd"}, captions=True)} == {
+        f"red {n}" for n in range(9, 20, 2)
+    }
+    assert all(len(hit.pictures) == 2 for hit in index.search("red", where={"set": "odd"}))  # in the folder and in the table
+    for asked, message in (
+        ({"folder": photos / "other"}, r"no picture of the index has folder .*other"),
+        ({"where": {"sett": "odd"}}, r"no column 'sett'; did you mean 'set'\?"),
+        ({"where": {"set": "red"}}, "no picture of the index has set = red"),
+    ):
+        with pytest.raises(UserError, match=message):
+            index.search("red", **asked)
+
+
+def test_tables_and_shards(model, photos, tmp_path):
+    """Rows about one picture are one picture with the captions of all; shards may lack captions."""
+    rows = [{"image": f"photos/old/{number % 4:02}.png", "caption": f"red {number}"} for number in range(8)]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for number in range(6):
+            data = {".png": (photos / "old" / f"{number:02}.png").read_bytes()} | ({".txt": b"a circle"} if number % 2 else {})
+            for suffix, text in data.items():
+                member = tarfile.TarInfo(f"{number:04}{suffix}")
+                member.size = len(text)
+                tar.addfile(member, io.BytesIO(text))
+    index = model.index([tmp_path / "table.jsonl", tmp_path / "shard.tar"], tmp_path / "index")
+    assert index.counts() == {"pictures": 10, "distinct": 6, "near": 0, "captions": 9, "broken": 0}
+    hit = next(hit for hit in index.search("red") if hit.name.endswith("01.png"))
+    assert sorted(hit.captions) == ["a circle", "red 1", "red 5"]
+    assert hit.pictures == (str(photos / "old" / "01.png"), str(tmp_path / "shard.tar:0001"))
+    last = next(hit for hit in index.search("red") if hit.name.endswith("0005"))
+    np.testing.assert_array_equal(index.image(last).whole(), noise(5, 20, 30))
+    assert model.index(tmp_path / "shard.tar", tmp_path / "index").changes.kept == 6
+
+
+# Kept up to date
+
+
+def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
+    """Only what is new is computed; the result is that of a new index."""
+    model.index(photos, tmp_path / "index")
+    write_picture(photos / "new" / "99.png", 99)
+    write_picture(photos / "old" / "05.png", 105)
+    (photos / "new" / "10.png").unlink()
+    (photos / "new" / "11.png").rename(photos / "old" / "moved.png")
+    (photos / "old" / "00.txt").write_text("a red circle\norange heart\n")
+    (photos / "new" / "12.png").touch()
+    computed: list[int] = []
+    encode = model.encode_image
+    monkeypatch.setattr(model, "encode_image", lambda images, **how: computed.append(len(images)) or encode(images, **how))
+    changes = model.index((), tmp_path / "index").changes
+    assert sum(computed) == 2
+    assert (changes.new, changes.changed, changes.gone, changes.kept) == (2, 1, 2, 17)
+    model.index(photos, tmp_path / "again")
+    old, new = content(tmp_path / "index"), content(tmp_path / "again")
+    assert old.keys() == new.keys()
+    for name, (features, texts, rows) in old.items():
+        assert isinstance(features, bytes)
+        assert texts == new[name][1]
+        np.testing.assert_allclose(np.frombuffer(features, np.float16), features_of(tmp_path / "again", name), atol=2e-3)
+        np.testing.assert_allclose(
+            np.frombuffer(b"".join(rows), np.float16), np.frombuffer(b"".join(new[name][2]), np.float16), atol=2e-3
+        )
+    computed.clear()
+    write_picture(photos / "new" / "100.png", 100)  # takes the place of what is gone
+    model.index((), tmp_path / "index")
+    assert sum(computed) == 1
+    assert (tmp_path / "index" / "pictures-00000.f16").stat().st_size == 22 * 2 * 8
+
+
+def test_a_file_of_the_same_size_and_time_is_not_read(model, photos, tmp_path):
+    model.index(photos, tmp_path / "index")
+    before = content(tmp_path / "index")
+    path = photos / "old" / "05.png"
+    stat = path.stat()
+    path.write_bytes(b"x" * stat.st_size)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert model.index((), tmp_path / "index").changes.kept == 20
+    assert content(tmp_path / "index") == before
+
+
+def test_a_source_can_be_forgotten(model, photos, tmp_path):
+    model.index([photos / "old", photos / "new"], tmp_path / "index")
+    index = model.index((), tmp_path / "index", drop=[photos / "old"])
+    assert list(index.sources()) == [str(photos / "new")]
+    assert index.counts() == {"pictures": 12, "distinct": 12, "near": 0, "captions": 0, "broken": 0}
+    with pytest.raises(UserError, match=r"--drop: .*index has no source '.*old'"):
+        model.index((), tmp_path / "index", drop=[photos / "old"])
+
+
+def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos, tmp_path):
+    for number in range(100, 300):
+        write_picture(photos / "many" / f"{number}.png", number)
+    for number in (120, 180, 299):
+        path = photos / "many" / f"{number}.png"
+        path.write_bytes(path.read_bytes()[:99])
+    index = model.index(photos, tmp_path / "index")
+    bad = [f"{photos}/many/{number}.png" for number in (120, 180, 299)]
+    assert list(index.changes.broken) == bad
+    assert index.counts()["broken"] == 3
+    assert len(index) == 217
+    write_picture(Path(bad[1]), 1)
+    index = model.index((), tmp_path / "index")
+    assert list(index.changes.broken) == [bad[0], bad[2]]
+    assert (index.changes.new, index.changes.kept) == (1, 217)
+
+
+def test_pictures_that_are_almost_the_same_are_marked(model, tmp_path):
+    """Saved smaller and as JPEG; the same bytes are one picture with two names."""
+    soft = Image.fromarray(noise(1, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
+    other = Image.fromarray(noise(2, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    soft.save(folder / "a.png")
+    other.save(folder / "b.png")
+    soft.resize((200, 150)).save(folder / "c.jpg", quality=80)
+    soft.save(folder / "d.png")
+    index = model.index(folder, tmp_path / "index")
+    assert index.counts() | {"captions": 0} == {"pictures": 4, "distinct": 3, "near": 1, "captions": 0, "broken": 0}
+    hits = {Path(hit.name).name: hit for hit in index.search("red")}
+    assert hits["c.jpg"].near == str(folder / "a.png")
+    assert (hits["a.png"].near, hits["b.png"].near) == (None, None)
+    assert [Path(name).name for name in hits["a.png"].pictures] == ["a.png", "d.png"]
+
+
+def test_near_finds_what_a_slow_loop_finds():
+    rng = np.random.default_rng(0)
+    looks = rng.integers(-(2**63), 2**63 - 1, 300)
+    for copy in range(100, 140):
+        looks[copy] = looks[copy - 100] ^ (1 << int(rng.integers(0, 63))) ^ (1 << int(rng.integers(0, 63)))
+    features = rng.normal(size=(300, 4)).astype(np.float32)
+    features[100:140] = features[:40]
+    features[130:140] *= -1  # looks alike and is not
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    expected = list(range(300))
+    for one in range(300):
+        for other in range(one):
+            bits = bin(int(looks[one] ^ looks[other]) & (2**64 - 1)).count("1")
+            if bits <= near.MAX_BITS and features[one] @ features[other] >= near.MIN_COSINE:
+                expected[one] = min(expected[one], expected[other])
+    assert near.near(looks, lambda chosen: features[chosen]).tolist() == expected
+    assert sum(one != row for row, one in enumerate(expected)) == 30
+
+
+# Interrupted
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, monkeypatch):
+    """Twenty times, at any call; what is gone on with are the files as they were in that moment, before anything is undone."""
+    for number in range(100, 400):
+        write_picture(photos / "many" / f"{number}.png", number)
+    (photos / "many" / "200.png").write_bytes(b"x")
+    assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 16).returncode == 0
+    monkeypatch.setattr(update, "SECONDS_PER_COMMIT", 0.0)
+    killed, left = tmp_path / "killed", [0]
+
+    def count(*_: object) -> None:
+        left[0] -= 1
+        if not left[0]:
+            shutil.copytree(killed, tmp_path / "snapshot")
+            raise Killed
+
+    for owner, name in (
+        (blocks.Blocks, "write"),
+        (blocks.Blocks, "sync"),
+        (update.Update, "_put"),
+        (update.Update, "_captions"),
+    ):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name), count))
+    rng, kills = np.random.default_rng(0), 0
+    while kills < 20:
+        left[0] = int(rng.integers(1, 60)) + 20 * kills
+        with pytest.raises(Killed):
+            eve("index", "photos", "--run", run, "--out", "killed", "--batch-size", 16)
+        kills += 1
+        shutil.rmtree(killed, ignore_errors=True)
+        (tmp_path / "snapshot").rename(killed)
+    assert 0 < len(content(killed)) < 320
+    left[0] = 0
+    assert eve("index", "--out", "killed", "--batch-size", 16).returncode == 0
+    assert len(content(killed)) == 320
+    assert content(killed) == content(tmp_path / "whole")
+
+
+def watched(function: Callable[..., Any], count: Callable[[], None]) -> Callable[..., Any]:
+    """Count before and after each call."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        count()
+        result = function(*args, **kwargs)
+        count()
+        return result
+
+    return call
+
+
+def test_sigkill_leaves_what_can_be_gone_on_with(eve, eve_process, run, photos, tmp_path):
+    for number in range(100, 300):
+        write_picture(photos / "many" / f"{number}.png", number)
+    assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 4).returncode == 0
+    process = eve_process("index", "photos", "--run", run, "--out", "killed", "--batch-size", 4)
+    while process.poll() is None and not [*(tmp_path / "killed").glob("pictures-*")]:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert eve("index", "photos", "--run", run, "--out", "killed", "--batch-size", 4).returncode == 0
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("place", ["features", "database"])
+def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, monkeypatch, place):
+    assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
+    before = content(tmp_path / "index")
+    for number in range(100, 200):
+        write_picture(photos / "many" / f"{number}{'x' * 100}.png", number)
+    with monkeypatch.context() as full:
+        if place == "features":
+            real = blocks.os.pwrite
+
+            def pwrite(descriptor: int, data: memoryview, at: int) -> int:
+                if at > 60 * 16:
+                    raise OSError(28, "No space left on device")
+                return real(descriptor, data, at)
+
+            full.setattr(blocks.os, "pwrite", pwrite)
+        else:
+            opened = store.sqlite3.connect
+
+            def connect(*args, **kwargs):
+                db = opened(*args, **kwargs)
+                (pages,) = db.execute("PRAGMA page_count").fetchone()
+                db.execute(f"PRAGMA max_page_count = {pages + 1}")
+                return db
+
+            full.setattr(store.sqlite3, "connect", connect)
+        done = eve("index", "--out", "index")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "full" in done.stderr or "No space" in done.stderr
+    assert "what is in the index stays, make room and run the same command again" in done.stderr
+    assert content(tmp_path / "index") == before
+    assert eve("index", "--out", "index").returncode == 0
+    assert len(content(tmp_path / "index")) == 120
+
+
+# One clear line
+
+
+def test_mistakes(eve, run, photos, tmp_path):
+    another = tiny_run("retrieval")
+    next(another.task.parameters()).data.add_(1)
+    other = write_run(another, tmp_path / "other")
+    blind = write_run(tiny_run("masked"), tmp_path / "blind")
+    assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
+    (tmp_path / "empty").mkdir()
+    write_picture(tmp_path / "bad" / "1.png", 1)
+    (tmp_path / "bad" / "1.png").write_bytes(b"x")
+    assert eve("index", "bad", "--run", run, "--out", "of_bad").returncode == 0
+    assert eve("index", "photos", "--run", blind, "--out", "of_blind").returncode == 0
+    shutil.copytree(tmp_path / "index", tmp_path / "older")
+    with sqlite3.connect(tmp_path / "older" / store.DATABASE) as db:
+        db.execute("UPDATE fact SET value = '0' WHERE name = 'format'")
+    db.close()
+    shutil.copytree(tmp_path / "index", tmp_path / "moved")
+    with sqlite3.connect(tmp_path / "moved" / store.DATABASE) as db:
+        db.execute("UPDATE fact SET value = '\"/nowhere/run\"' WHERE name = 'run'")
+    db.close()
+    for words, message in (
+        (("search", "nothing", "red"), "nothing: no such index"),
+        (("search", "photos", "red"), "photos: holds no index.sqlite; is it an index?"),
+        (("search", "index"), "nothing to search for"),
+        (("search", "index", "red", "--top", "0"), "top 0 is not positive"),
+        (("search", "index", "Москва 東京"), "no letter of this is known"),
+        (("search", "index", "red", "--where", "set"), "--where: 'set' was given, expected COLUMN=VALUE"),
+        (("search", "index", "red", "--run", other), "was made by another run"),
+        (("search", "older", "red"), "in format 0, this is version"),
+        (("search", "moved", "red"), "/nowhere/run: is not there any more, the run that moved was made by"),
+        (("search", "of_bad", "red"), "of_bad: is empty"),
+        (("search", "of_blind", "red"), "pictures and texts of this run do not compare"),
+        (("search", "index", "--image", "gone.png"), "no such file: gone.png"),
+        (("index", "photos", "--out", "fresh"), "fresh: no such index; to make one, name the run"),
+        (("index", "--run", run, "--out", "fresh"), "fresh: is no index yet; to make one, name folders"),
+        (("index", "empty", "--run", run, "--out", "fresh"), "empty: no pictures in this folder"),
+        (("index", "gone", "--run", run, "--out", "index"), "no such file or folder: "),
+        (("index", "photos", "--run", other, "--out", "index"), "was made by another run"),
+        (("index", "--format", "csv", "--out", "index"), "say how to read sources; name some"),
+    ):
+        done = eve(*words)
+        assert done.returncode == 2, words
+        assert message in done.stderr, words
+        assert len(done.stderr.splitlines()) == 1, words
+    assert not (tmp_path / "fresh").exists()
+    assert eve("search", "moved", "red", "--run", run).returncode == 0
+    assert float(eve("search", "of_blind", "--image", "photos/old/00.png").stdout.split()[0]) == pytest.approx(1, abs=2e-3)
+    before = content(tmp_path / "index")
+    shutil.rmtree(photos)
+    assert "no such file or folder" in eve("index", "--out", "index").stderr
+    assert content(tmp_path / "index") == before
+    assert len(eve("search", "index", "red").stdout.splitlines()) == 20
+
+
+def test_the_command_line_finds_what_python_finds(eve, run, model, photos, tmp_path):
+    (photos / "old" / "broken.png").write_bytes(b"x")
+    done = eve("index", "photos", "--run", run, "--out", "index")
+    assert "broken.png: not a picture in a known format" in done.stdout
+    assert "index: 20 pictures (20 new), 3 captions; 0 the same as another, 0 almost" in done.stdout
+    assert "note: 1 picture could not be used" in done.stdout
+    (photos / "new" / "19.png").unlink()
+    done = eve("search", "index", TEXTS[0], "--json", "found.json", "--html", "found.html", "--rerank", 0)
+    expected = Index.open(tmp_path / "index", model).search(TEXTS[0], rerank=0)
+    assert [line.split()[1] for line in done.stdout.splitlines()[:20]] == [hit.name for hit in expected]
+    found = json.loads((tmp_path / "found.json").read_text())["hits"]
+    assert [hit["name"] for hit in found] == [hit.name for hit in expected]
+    page = (tmp_path / "found.html").read_text()
+    assert page.count("<img") == 19
+    assert page.count("cannot be read any more") == 1
+    assert all(hit.name in page for hit in expected)
+    done = eve("search", "index", "--image", "photos/old/00.png", "--caption")
+    assert len(done.stdout.splitlines()) == 3
+
+
+# Parts
+
+
+@pytest.mark.parametrize("k", [1, 10, 500])
+def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 100)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(350, 6)).astype(np.float16)
+    kept = blocks.Blocks(tmp_path, "x", 6)
+    order = rng.permutation(350)
+    for slots in np.array_split(order, 9):
+        kept.write(slots.tolist(), features[slots])
+    kept.sync()
+    assert [len(block) for block in kept] == [100, 100, 100, 50]
+    np.testing.assert_array_equal(kept.take(np.array([349, 3, 200])), features[[349, 3, 200]])
+    is_wanted = rng.random(330) < 0.7
+    query = rng.normal(size=(2, 6)).astype(np.float32)
+    slots, scores = best(kept, query, k, is_wanted)
+    expected = features[:330].astype(np.float64) @ query.T
+    expected[~is_wanted] = -np.inf
+    places = (-expected).argsort(0)[: min(k, is_wanted.sum())].T
+    np.testing.assert_array_equal(slots, places)
+    np.testing.assert_allclose(scores, np.take_along_axis(expected.T, places, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_slots_that_are_free_come_first():
+    filling = Filling(None, None, [0, 1, 4, 6], 8)  # pyright: ignore[reportArgumentType]
+    assert [filling.add("x") for _ in range(5)] == [2, 3, 5, 7, 8]
+    assert [Filling(None, None, [], 8).add("x")] == [0]  # pyright: ignore[reportArgumentType]
