@@ -19,7 +19,7 @@ from tiny_runs import TEXTS, noise, tiny_run, write_run
 
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.search import blocks, near, store, update
+from eve_vl.search import approximate, blocks, near, store, update
 from eve_vl.search.index import Index
 from eve_vl.search.nearest import best
 from eve_vl.search.update import Filling
@@ -202,7 +202,7 @@ def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
     (photos / "new" / "12.png").touch()
     computed: list[int] = []
     encode = model.encode_image
-    monkeypatch.setattr(model, "encode_image", lambda images, **how: computed.append(len(images)) or encode(images, **how))
+    monkeypatch.setattr(model, "encode_image", lambda images, *how: computed.append(len(images)) or encode(images, *how))
     changes = model.index((), tmp_path / "index").changes
     assert sum(computed) == 2
     assert (changes.new, changes.changed, changes.gone, changes.kept) == (2, 1, 2, 17)
@@ -508,3 +508,38 @@ def test_slots_that_are_free_come_first():
     filling = Filling(None, None, [0, 1, 4, 6], 8)  # pyright: ignore[reportArgumentType]
     assert [filling.add("x") for _ in range(5)] == [2, 3, 5, 7, 8]
     assert [Filling(None, None, [], 8).add("x")] == [0]  # pyright: ignore[reportArgumentType]
+
+
+def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_path, monkeypatch, capsys):
+    """And are made again after a change; what narrows a search makes it exact."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(approximate, "EXACT_MOST", 200)
+    for number in range(100, 400):
+        write_picture(photos / "many" / f"{number}.png", number)
+    index = model.index(photos, tmp_path / "index")
+    assert "320 pictures in 64 cells, a search looks into" in capsys.readouterr().out
+    facts = approximate.known(index.store)
+    assert facts is not None
+    assert facts["recall@10"] >= approximate.RECALL
+    asked = [index.store.images.take(np.arange(320))[number] for number in range(0, 320, 8)]
+    is_used, used = index._all("feature"), 0
+    found = [index._best(query, 10, is_used, False)[0] for query in asked]
+    exact = [best(index.store.images, query[None], 10, is_used)[0][0] for query in asked]
+    assert np.mean([len({*one} & {*other.tolist()}) / 10 for one, other in zip(found, exact, strict=True)]) > 0.9
+    for query, other in zip(asked, exact, strict=True):
+        used += index._best(query, 10, is_used.copy(), False)[0] == other.tolist()
+    assert used == len(asked)
+    model.index((), tmp_path / "index")
+    assert "cells" not in capsys.readouterr().out
+    (photos / "many" / "100.png").unlink()
+    index = model.index((), tmp_path / "index")
+    assert "319 pictures in 64 cells" in capsys.readouterr().out
+    assert len(index.search(TEXTS[0], top=319)) <= 319
+
+
+def test_without_faiss_a_large_index_is_searched_exactly(model, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(approximate, "EXACT_MOST", 10)
+    monkeypatch.setattr(approximate, "library", lambda: None)
+    index = model.index(photos, tmp_path / "index")
+    assert "a search among 20 pictures is quicker by faiss: pip install 'eve-vl[search]'" in capsys.readouterr().out
+    assert len(index.search(TEXTS[0])) == 20

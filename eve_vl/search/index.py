@@ -17,6 +17,7 @@ from eve_vl.data.inputs import GivenImage, ImageLike, given_image
 from eve_vl.data.records import Findable, ImageFile, ImageSpan, Source
 from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.foreign import expand_user
+from eve_vl.search import approximate
 from eve_vl.search.nearest import best
 from eve_vl.search.rerank import match_scores, shrunk
 from eve_vl.search.store import DATABASE, Store, at
@@ -51,6 +52,8 @@ class Index:
     def __init__(self, store: Store, encoder: Any):
         """encoder: an `Eve` of the run that the index was made by."""
         self.store, self.encoder = store, encoder
+        self._used: dict[str, tuple[int, np.ndarray]] = {}
+        self._cells: tuple[Any, Any] = (None, None)
         self._opened: dict[str, Opened] = {}
         self.changes = Changes()
         """What the update that made this has done."""
@@ -90,6 +93,7 @@ class Index:
             update.drop(gone)
             if given or not gone:
                 update.run(given or [Opened.of(spec, kept) for spec, kept in known.items()])
+            approximate.build(index.store, index._all("feature"))
         index.changes = update.changes
         return index
 
@@ -140,14 +144,25 @@ class Index:
         query_d = self._query(words, image, without, captions)
         is_wanted = self._wanted(captions, folder, where or {})
         rerank = self._num_reranked(rerank, words, image, without, captions)
-        blocks = self.store.texts if captions else self.store.images
-        slot_K, score_K = (found[0].tolist() for found in best(blocks, query_d[None], max(top, rerank), is_wanted))
+        slot_K, score_K = self._best(query_d, max(top, rerank), is_wanted, captions)
         with at(self.store.folder):
             show = self._caption if captions else self._picture
             hits = [hit for slot, score in zip(slot_K, score_K, strict=True) if (hit := show(slot, score)) is not None]
         if rerank:
             hits = self._reranked(hits, words if image is None else image, rerank, captions)
         return hits[:top]
+
+    def _best(self, query_d: np.ndarray, k: int, is_wanted: np.ndarray, captions: bool) -> tuple[list[int], list[float]]:
+        """Return the best slots and their scores: of more than a million pictures, unless some alone are wanted, by cells."""
+        is_all = not captions and is_wanted is self._used.get("feature", (0, None))[1]
+        if is_all and len(is_wanted) > approximate.EXACT_MOST and (facts := approximate.known(self.store)) is not None:
+            if self._cells[0] != facts:
+                self._cells = facts, approximate.opened(self.store.folder)
+            if (cells := self._cells[1]) is not None:
+                score_K, slot_K = (found[0] for found in cells.search(query_d[None], k))
+                return slot_K[slot_K >= 0].tolist(), score_K[slot_K >= 0].tolist()  # -1: the cells hold fewer
+        slot_K, score_K = best(self.store.texts if captions else self.store.images, query_d[None], k, is_wanted)
+        return slot_K[0].tolist(), score_K[0].tolist()
 
     def _query(self, words: str, image: ImageLike | None, without: str, captions: bool) -> np.ndarray:
         """Return what to look for, float32 (d,) of length 1."""
@@ -178,21 +193,33 @@ class Index:
     def _wanted(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> np.ndarray:
         """Return which slots to search among, bool (N,). Raises UserError if there are none."""
         what = "text" if captions else "feature"
-        query, values = f"SELECT slot FROM {what}", []
-        if folder is not None or where:
+        if folder is None and not where:
+            is_wanted = self._all(what)
+        else:
             prefix = "" if folder is None else os.path.join(absolute(folder), "")  # noqa: PTH118
             tests, values = ["slot IS NOT NULL", "substr(name, 1, ?) = ?"], [len(prefix), prefix]
             for name, value in where.items():
                 tests.append("EXISTS (SELECT 1 FROM json_each(picture.columns) WHERE key = ? AND value = ?)")
                 values += [name, value]
-            query = f"SELECT slot FROM picture WHERE {' AND '.join(tests)}"
-            if captions:
-                query = f"SELECT slot FROM caption WHERE picture IN ({query.replace('slot', 'id', 1)})"
-        with at(self.store.folder):
-            slots = np.fromiter((slot for (slot,) in self.store.db.execute(query, values)), dtype=np.int64)
-        if not len(slots):
+            chosen = f"FROM picture WHERE {' AND '.join(tests)}"
+            query = f"SELECT slot FROM caption WHERE picture IN (SELECT id {chosen})" if captions else f"SELECT slot {chosen}"
+            is_wanted = self._mask(query, values)
+        if not len(is_wanted):
             raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where)}")
-        is_wanted = np.zeros(slots.max() + 1, dtype=bool)
+        return is_wanted
+
+    def _all(self, table: str) -> np.ndarray:
+        """Return which slots of a table are in use, bool (N,): read once, until somebody changes the index."""
+        with at(self.store.folder):
+            (version,) = self.store.db.execute("PRAGMA data_version").fetchone()
+        if self._used.get(table, (None,))[0] != version:
+            self._used[table] = version, self._mask(f"SELECT slot FROM {table}")
+        return self._used[table][1]
+
+    def _mask(self, query: str, values: Iterable[Any] = ()) -> np.ndarray:
+        with at(self.store.folder):
+            slots = np.fromiter((slot for (slot,) in self.store.db.execute(query, [*values])), dtype=np.int64)
+        is_wanted = np.zeros(slots.max(initial=-1) + 1, dtype=bool)
         is_wanted[slots] = True
         return is_wanted
 

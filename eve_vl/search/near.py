@@ -4,7 +4,7 @@ A picture's look is its difference hash (Krawetz 2013): whether each of 8 × 8 f
 Looks that differ in at most MAX_BITS are found by sorting them four times, each time by another quarter first, and comparing
 neighbours; what is found must have nearly the same features as well, for flat pictures all look alike.
 
-Letters: N pictures, P pairs, d width of features.
+Letters: B pictures of a batch, N all, P pairs, d width of features.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ BRIGHTER = 2.0  # of 255; less is noise
 BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
 
 
-def look(pixels: Tensor) -> int:
-    """Return the look of a picture, uint8 (3, H, W), as a number of 64 bits with a sign."""
-    small = F.interpolate(pixels[None].float().mean(1, keepdim=True), (8, 9), mode="area")[0, 0]
-    bits = (small[:, 1:] - small[:, :-1] > BRIGHTER).flatten().numpy()
-    return int(np.packbits(bits).view(">i8")[0])
+def looks(pixels: Tensor) -> list[int]:
+    """Return the look of each picture, uint8 (B, 3, H, W), as a number of 64 bits with a sign."""
+    small_B89 = F.interpolate(pixels.float().mean(1, keepdim=True), (8, 9), mode="area")[:, 0]
+    bits = (small_B89[:, :, 1:] - small_B89[:, :, :-1] > BRIGHTER).flatten(1).numpy()
+    return np.packbits(bits, axis=1).view(">i8")[:, 0].tolist()
 
 
 def near(looks_N: np.ndarray, take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

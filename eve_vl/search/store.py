@@ -26,7 +26,7 @@ FORMAT = 1  # to be counted up whenever older files could no longer be read or f
 SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE source (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE, reading TEXT NOT NULL);
-CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, look INTEGER NOT NULL, near INTEGER);
+CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, look INTEGER NOT NULL DEFAULT 0, near INTEGER);
 CREATE TABLE picture (
     id INTEGER PRIMARY KEY, source INTEGER NOT NULL, name TEXT NOT NULL, row INTEGER NOT NULL, path TEXT, start INTEGER,
     size INTEGER, changed INTEGER, columns TEXT NOT NULL, slot INTEGER, reason TEXT, UNIQUE (source, name)

@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from eve_vl.config import DataConfig
 from eve_vl.data.loader import open_sources
 from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageRef, ImageSpan, Source
 from eve_vl.data.transforms import Crop, decode, read_image
 from eve_vl.errors import BadSampleError
-from eve_vl.search import near
+from eve_vl.search import approximate, near
 from eve_vl.search.blocks import Blocks
 from eve_vl.search.store import Store, at
 from eve_vl.talk import told
@@ -44,11 +46,15 @@ class Changes:
     broken: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+Encode = Callable[[Sequence[int], list[Any]], np.ndarray]
+
+
 class Filling:
     """Values whose features are computed a batch at a time and written to the first free slots."""
 
-    def __init__(self, blocks: Blocks, encode: Callable[[list[Any]], np.ndarray] | None, used: Sequence[int], batch_size: int):
-        """used: slots that are not free. encode: None if there are no features to compute."""
+    def __init__(self, blocks: Blocks, encode: Encode | None, used: Sequence[int], batch_size: int):
+        """encode: returns the features of values, whose slots it is told; None if there are none to compute. used: slots that
+        are not free."""
         self.blocks, self.encode, self.batch_size = blocks, encode, batch_size
         taken = np.array(used, dtype=np.int64)
         end = int(taken.max(initial=-1)) + 1
@@ -77,7 +83,7 @@ class Filling:
         for start in range(0, len(self._waiting), self.batch_size):
             slots, values = zip(*self._waiting[start : start + self.batch_size], strict=True)
             assert self.encode is not None
-            self.blocks.write(slots, self.encode(list(values)))
+            self.blocks.write(slots, self.encode(slots, list(values)))
         self._waiting.clear()
 
 
@@ -88,14 +94,23 @@ class Update:
         """encoder: an `Eve`."""
         self.store, self.db, self.changes = store, store.db, Changes()
         self.crop = Crop(size=encoder.run.config.input.image_size)
-        encode_text = functools.partial(encoder.encode_text, batch_size=batch_size) if encoder.task.is_comparable else None
-        encode_image = functools.partial(encoder.encode_image, batch_size=batch_size)
-        self.images = Filling(store.images, encode_image, self._slots("feature"), batch_size)
-        self.texts = Filling(store.texts, encode_text, self._slots("text"), batch_size)
+        self.encoder, self.batch_size = encoder, batch_size
+        encode_texts = self._encode_texts if encoder.task.is_comparable else None
+        self.images = Filling(store.images, self._encode_images, self._slots("feature"), batch_size)
+        self.texts = Filling(store.texts, encode_texts, self._slots("text"), batch_size)
         self._commit_at = time.monotonic() + SECONDS_PER_COMMIT
 
     def _slots(self, table: str) -> list[int]:
         return [slot for (slot,) in self.db.execute(f"SELECT slot FROM {table}")]
+
+    def _encode_images(self, slots: Sequence[int], pixels: list[Tensor]) -> np.ndarray:
+        self.db.execute("DELETE FROM fact WHERE name = ?", [approximate.FACT])  # which knows other features in these slots
+        looks = near.looks(torch.stack(pixels))
+        self.db.executemany("UPDATE feature SET look = ? WHERE slot = ?", zip(looks, slots, strict=True))
+        return self.encoder.encode_image(pixels, self.batch_size)
+
+    def _encode_texts(self, _: Sequence[int], texts: list[str]) -> np.ndarray:
+        return self.encoder.encode_text(texts, self.batch_size)
 
     def run(self, sources: Sequence["Opened"]) -> None:
         """Look at sources and forget what is gone from them. Raises UserError."""
@@ -165,7 +180,7 @@ class Update:
             data = read_image(record.image, record.where)
         except BadSampleError as error:
             return None, error.reason, Place(path=place.path, start=place.start)
-        digest = hashlib.blake2b(data, digest_size=16).digest()
+        digest = hashlib.sha256(data).digest()[:16]  # which processors have instructions for
         if (found := self.db.execute("SELECT slot FROM feature WHERE hash = ?", [digest]).fetchone()) is not None:
             return found[0], None, place
         try:
@@ -173,7 +188,7 @@ class Update:
         except BadSampleError as error:
             return None, error.reason, place
         slot = self.images.add(pixels)
-        self.db.execute("INSERT INTO feature (slot, hash, look) VALUES (?, ?, ?)", [slot, digest, near.look(pixels)])
+        self.db.execute("INSERT INTO feature (slot, hash) VALUES (?, ?)", [slot, digest])
         return slot, None, place
 
     def _put(
@@ -237,7 +252,9 @@ class Update:
         self.texts.flush()
         self.db.execute("DELETE FROM caption WHERE picture NOT IN (SELECT id FROM picture)")
         self.db.execute("DELETE FROM text WHERE slot NOT IN (SELECT slot FROM caption)")
-        self.db.execute("DELETE FROM feature WHERE slot NOT IN (SELECT slot FROM picture WHERE slot IS NOT NULL)")
+        shown = "SELECT slot FROM picture WHERE slot IS NOT NULL"
+        if self.db.execute(f"DELETE FROM feature WHERE slot NOT IN ({shown})").rowcount:
+            self.db.execute("DELETE FROM fact WHERE name = ?", [approximate.FACT])
         found = self.db.execute("SELECT slot, look FROM feature ORDER BY slot").fetchall()
         slots, looks = (np.array(values, dtype=np.int64) for values in (zip(*found, strict=True) if found else ([], [])))
         first = near.near(looks, lambda chosen: self.store.images.take(slots[chosen]))

@@ -1,0 +1,92 @@
+"""Search among more than a million pictures, by faiss: features in cells (IVF), of which a query looks into the nearest.
+
+How many cells it looks into is chosen by recall: of the 10 best by an exact search, the share that is found.
+
+Letters: Q queries, K best, N rows, d width of features.
+"""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from eve_vl.files import whole_file
+from eve_vl.search.nearest import best
+from eve_vl.search.store import Store, at
+from eve_vl.talk import say
+
+EXACT_MOST = 1_000_000  # pictures that are searched one by one
+FACT, FILE = "approximate", "pictures.faiss"
+ROWS_PER_CELL = 64  # of those that cells are learnt from
+NUM_ASKED, TOP, RECALL = 200, 10, 0.95
+
+
+def library() -> ModuleType | None:
+    """Return faiss, if it is installed."""
+    try:
+        import faiss  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    return faiss
+
+
+def build(store: Store, is_used: np.ndarray) -> None:
+    """Make the cells of all pictures, if there are so many and if none are up to date, and say how good they are. is_used:
+    bool, of each slot."""
+    num = int(is_used.sum())
+    if num <= EXACT_MOST or known(store) is not None:
+        return
+    if (faiss := library()) is None:
+        say(f"note: a search among {num:,} pictures is quicker by faiss: pip install 'eve-vl[search]', then index again")
+        return
+    slots, rng = np.flatnonzero(is_used), np.random.default_rng(0)
+    num_cells = 2 ** round(np.log2(4 * num**0.5))
+    cells = faiss.index_factory(store.images.dim, f"IVF{num_cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    cells.train(store.images.take(np.sort(rng.choice(slots, min(num, ROWS_PER_CELL * num_cells), replace=False))))
+    start = 0
+    for block in store.images:
+        rows = np.flatnonzero(is_used[start : start + len(block)])
+        cells.add_with_ids(block[rows].astype(np.float32), rows + start)
+        start += len(block)
+    asked_Qd = _queries(store, slots, rng)
+    exact_QK = best(store.images, asked_Qd, TOP, is_used)[0]
+    cells.nprobe, recall = 8, recall_of(cells, asked_Qd, exact_QK)
+    while recall < RECALL and cells.nprobe < num_cells:
+        cells.nprobe = min(2 * cells.nprobe, num_cells)
+        recall = recall_of(cells, asked_Qd, exact_QK)
+    with at(store.folder), whole_file(store.folder / FILE) as temporary:
+        faiss.write_index(cells, str(temporary))
+    facts = {"cells": num_cells, "looked_into": cells.nprobe, "recall@10": recall}
+    with at(store.folder), store.db:
+        store.db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", [FACT, json.dumps(facts)])
+    say(f"{num:,} pictures in {num_cells:,} cells, a search looks into {cells.nprobe}: recall@{TOP} {recall:.3f} of exact")
+
+
+def recall_of(cells: Any, asked_Qd: np.ndarray, exact_QK: np.ndarray) -> float:
+    """Return the share of the exact best that cells find."""
+    found_QK = cells.search(asked_Qd, exact_QK.shape[1])[1]
+    return float(np.mean([np.isin(exact, found).mean() for exact, found in zip(exact_QK, found_QK, strict=True)]))
+
+
+def known(store: Store) -> dict[str, Any] | None:
+    """Return what is known of the cells, if there are any that are up to date."""
+    with at(store.folder):
+        found = store.db.execute("SELECT value FROM fact WHERE name = ?", [FACT]).fetchone()
+    return json.loads(found[0]) if found is not None and (store.folder / FILE).is_file() else None
+
+
+def opened(folder: Path) -> Any | None:
+    """Return the cells, which stay on the disk; None without faiss."""
+    faiss = library()
+    return faiss and faiss.read_index(str(folder / FILE), faiss.IO_FLAG_MMAP)
+
+
+def _queries(store: Store, slots: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return what to try the cells with, float32 (Q, d): captions, for those are what people write, or else pictures."""
+    captions = np.array([slot for (slot,) in store.db.execute("SELECT slot FROM text ORDER BY slot")], dtype=np.int64)
+    blocks, those = (
+        (store.texts, captions) if len(captions) >= NUM_ASKED and any(True for _ in store.texts) else (store.images, slots)
+    )
+    return blocks.take(np.sort(rng.choice(those, min(NUM_ASKED, len(those)), replace=False)))
