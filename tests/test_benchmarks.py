@@ -222,3 +222,15 @@ def test_mistakes_are_named_before_anything_is_measured(flags, message, capsys):
         step_cost.parsed(flags.split())
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+# Search
+
+
+def test_search_is_measured(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "search.py"), "--quick", "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads((tmp_path / "found.json").read_text())["found"]
+    assert set(found) == {"search 500", "index 32"}
+    assert min(value for numbers in found.values() for value in numbers.values()) > 0
+    assert "      500 pictures of 256 numbers: clock p50" in done.stdout

@@ -260,6 +260,18 @@ def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos,
     assert (index.changes.new, index.changes.kept) == (1, 217)
 
 
+def test_names_of_any_bytes(model, photos, tmp_path):
+    write_picture(photos / "new" / os.fsdecode(b"caf\xe9.png"), 1)
+    write_picture(photos / "new" / "new\nline %_'.png", 2)
+    index = model.index(photos, tmp_path / "index")
+    assert list(index.changes.broken.values()) == ["the name of its file is not UTF-8; rename it"]
+    assert len(index) == 21
+    assert model.index((), tmp_path / "index").changes.kept == 21
+    write_picture(tmp_path / os.fsdecode(b"\xff") / "1.png", 1)
+    with pytest.raises(UserError, match="its name is not UTF-8, which an index cannot hold"):
+        model.index(tmp_path / os.fsdecode(b"\xff"), tmp_path / "index")
+
+
 def test_pictures_that_are_almost_the_same_are_marked(model, tmp_path):
     """Saved smaller and as JPEG; the same bytes are one picture with two names."""
     soft = Image.fromarray(noise(1, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -25,7 +25,7 @@ from eve_vl.config import DataConfig
 from eve_vl.data.loader import open_sources
 from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageRef, ImageSpan, Source
 from eve_vl.data.transforms import Crop, decode, read_image
-from eve_vl.errors import BadSampleError
+from eve_vl.errors import BadSampleError, UserError, printable
 from eve_vl.search import approximate, near
 from eve_vl.search.blocks import Blocks
 from eve_vl.search.store import Store, at
@@ -117,6 +117,7 @@ class Update:
         with at(self.store.folder):
             try:
                 self.db.executescript(
+                    "PRAGMA temp_store = MEMORY;"  # a number or two of each picture
                     "CREATE TEMP TABLE seen (id INTEGER PRIMARY KEY);"
                     "CREATE TEMP TABLE said (picture INTEGER, slot INTEGER, PRIMARY KEY (picture, slot)) WITHOUT ROWID;"
                 )
@@ -161,6 +162,9 @@ class Update:
         """Put a row into the index, or leave it as it is."""
         name, place = name_of(record), place_of(record.image, stat)
         columns = dict(record.columns)
+        if not is_text(name) or not is_text(place.path or ""):
+            self._put(source, printable(name), row, Place(), columns, None, "the name of its file is not UTF-8; rename it")
+            return
         known = self.db.execute(f"SELECT {KEPT} FROM picture WHERE source = ? AND name = ?", [source, name]).fetchone()
         if known is not None and self.db.execute("SELECT 1 FROM seen WHERE id = ?", [known[0]]).fetchone():
             if known[6] is not None:  # another row about the same file
@@ -282,6 +286,8 @@ class Opened:
     @classmethod
     def of(cls, spec: str, reading: dict[str, Any]) -> "Opened":
         """Open a source. Raises UserError."""
+        if not is_text(spec):
+            raise UserError(f"{spec}: its name is not UTF-8, which an index cannot hold; rename it")
         (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # nothing is drawn, so that no size matters
         return cls(spec=spec, reading=reading, source=source)
 
@@ -316,6 +322,14 @@ def place_of(image: ImageRef, stat: Callable[[Path], tuple[int, int] | None]) ->
     return Place(path=str(image.path), size=size, changed=changed)
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8, as all text in the database is; names of files may hold any bytes."""
+    try:
+        return bool(name.encode()) or not name
+    except UnicodeEncodeError:
+        return False
+
+
 def _changed(path: Path) -> tuple[int, int] | None:
     """Return size and time of the last change of a file, in nanoseconds; None if it cannot be told."""
     try:
@@ -323,8 +337,3 @@ def _changed(path: Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return found.st_size, found.st_mtime_ns
-
-
-def broken(store: Store) -> Iterator[tuple[str, str]]:
-    """Yield name and reason of all pictures that cannot be used."""
-    yield from store.db.execute("SELECT name, reason FROM picture WHERE slot IS NULL ORDER BY source, row")
