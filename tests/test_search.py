@@ -188,6 +188,22 @@ def test_tables_and_shards(model, photos, tmp_path):
     assert model.index(tmp_path / "shard.tar", tmp_path / "index").changes.kept == 6
 
 
+def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch):
+    """Also from another folder than the one that it was named in."""
+    (tmp_path / "tables").mkdir()
+    rows = [{"photo": f"old/{number:02}.png", "says": f"red {number}"} for number in range(8)]
+    (tmp_path / "tables" / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    index = model.index("tables/table.jsonl", "index", image_root=Path("photos"), image_column="photo", text_column="says")
+    assert index.counts() == {"pictures": 8, "distinct": 8, "near": 0, "captions": 8, "broken": 0}
+    monkeypatch.chdir(tmp_path / "tables")
+    assert model.index((), tmp_path / "index").changes.kept == 8
+    with pytest.raises(UserError, match="has no column 'foto'"):
+        model.index(tmp_path / "tables" / "table.jsonl", tmp_path / "index", image_column="foto")
+    with pytest.raises(UserError, match="batch_size 0 is not positive"):
+        model.index((), tmp_path / "index", batch_size=0)
+
+
 # Kept up to date
 
 

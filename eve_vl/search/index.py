@@ -77,6 +77,8 @@ class Index:
         **reading: Any,
     ) -> "Index":
         """Make an index, or bring it up to date with sources; see `Eve.index`."""
+        if batch_size < 1:
+            raise UserError(f"batch_size {batch_size} is not positive")
         folder = expand_user(folder)
         specs, gone = ([absolute(spec) for spec in specs] for specs in (sources, drop))
         how = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
@@ -108,7 +110,8 @@ class Index:
         return self._count("picture WHERE slot IS NOT NULL")
 
     def counts(self) -> dict[str, int]:
-        """Return how many pictures, of them in other words the same as another, captions and broken pictures there are."""
+        """Return how many pictures there are, of how many distinct contents, how many of these are almost the same as another,
+        and how many distinct captions and broken pictures."""
         return {
             "pictures": len(self),
             "distinct": self._count("feature"),
