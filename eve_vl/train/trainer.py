@@ -95,6 +95,7 @@ class Trainer:
         self.step = 0
         self.best: dict[str, float] | None = None
         self.glimpse: Callable[[Any], Mapping[str, Any]] = lambda _: {}  # what to show of a batch of validation
+        self.mark: Callable[[str], None] = lambda _: None  # told which part of a step has just been done, for who times them
         self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}  # what best/ has otherwise, by its numbers
 
     @property
@@ -262,13 +263,16 @@ class Trainer:
                 for name, value in {"loss": output.loss, **output.terms}.items():
                     terms[name] = terms[name] + value.detach().float() / num
                 self._check_finite(output.loss, "loss", terms, batch)
+                self.mark("forward")
                 (output.loss / num).backward()
+                self.mark("backward")
         max_norm = self.config.clip_norm or float("inf")
         terms["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
         self._check_finite(terms["grad_norm"], "gradient norm", terms, micro_batches[-1])
         self.optimizer.step()
         self.averages.update(self.step)
         share_running_averages(self.task)
+        self.mark("optimizer")
         return terms
 
     def _check_finite(self, value: Tensor, what: str, terms: dict[str, Tensor], batch: Any) -> None:
