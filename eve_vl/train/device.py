@@ -46,6 +46,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on a device, without waiting for what a GPU has still to do."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
 def has_processor_clock(device: torch.device) -> bool:
     """Whether `now` is the processor's time: several threads spin while they wait."""
     return device.type == "cpu" and torch.get_num_threads() == 1
