@@ -26,7 +26,7 @@ from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.device import has_processor_clock, now, peak_memory, pick_device, pick_dtype
 from eve_vl.train.trainer import Trainer
-from eve_vl.training import obtain_tokenizer, with_init_tokenizer
+from eve_vl.training import obtain_tokenizer, settle_threads, with_init_tokenizer
 
 WARM = 3  # first steps, which get memory and compile kernels, do not count
 NUM_TEXTS = 2000  # rows whose texts a tokenizer is trained on
@@ -130,11 +130,13 @@ def bench(config: Config, num_steps: int) -> Bench:
     less = "give a smaller --train.batch-size or a larger --train.accumulation"
     if device.type == "cpu" and needed > there:
         raise UserError(f"a step needs about {needed / 2**30:.0f} GiB of memory, and there are {there / 2**30:.0f}; {less}")
-    loader = iter(train_loader(kind.dataset(prepared.sources, config, tokenizer, training=True), consumed=0, rank=0, world=1))
+    trainer = Trainer(config.train, config.out, task, device=device, texts={})
+    dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
+    settle_threads(trainer, dataset)
+    loader = iter(train_loader(dataset, consumed=0, rank=0, world=1))
     micro_batches, start = [next(loader)], time.process_time()  # the first draws the order of an epoch
     micro_batches += itertools.islice(loader, (WARM + num_steps) * config.train.accumulation - 1)
     loading = (time.process_time() - start) / (len(micro_batches) - 1)
-    trainer = Trainer(config.train, config.out, task, device=device, texts={})
     try:
         seconds, wall, cores = _time_steps(trainer, micro_batches)
     except torch.OutOfMemoryError:

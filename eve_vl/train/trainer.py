@@ -135,6 +135,7 @@ class Trainer:
                 "samples_consumed": self.samples_consumed,
                 "new": self.new,
                 "num_processes": distributed.world_size(),
+                "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             }
             with self.averages.in_place():
@@ -245,6 +246,18 @@ class Trainer:
                 texts = {**self.texts, **self.best_texts(numbers)}
                 checkpoint.save_best(self.run, step=self.step, model=model, texts=texts, numbers=numbers)
         distributed.barrier()
+
+    def rehearse(self, batch: Any) -> float:
+        """Return the seconds of a forward and backward pass, which leaves no trace but in the random generators."""
+        buffers, start = [buffer.clone() for buffer in self.task.buffers()], time.perf_counter()
+        with autocast(self.device, self.dtype):
+            loss = self.task(batch).loss
+        loss.backward()
+        seconds = time.perf_counter() - start
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.task.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        return seconds
 
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
         """Take one optimiser step and return its terms, averaged over micro-batches."""
