@@ -16,7 +16,7 @@ from eve_vl.errors import SharedError
 from eve_vl.files import write_file
 from eve_vl.train import checkpoint, distributed
 
-ASKED_EVERY = 16  # steps on a device that runs behind the host; on a CPU, where asking costs nothing, each
+ASKED_EVERY = 16  # steps on a GPU, which runs behind the host; elsewhere, where asking costs little, each
 
 
 @dataclass(kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class FiniteCheck:
 
     def __init__(self, task: nn.Module, run: Path, device: torch.device):
         self.task, self.run = task, run
-        self.every = 1 if device.type == "cpu" else ASKED_EVERY
+        self.every = ASKED_EVERY if device.type == "cuda" else 1
         self.is_finite = torch.ones((), dtype=torch.bool, device=device)
         self.unasked: list[Unasked] = []
         self.buffers = [buffer for module in task.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
