@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "evaluation": {"config", "errors", "files", "data", "loading", "tasks", "train"},
     "eve": {"config", "errors", "data", "loading", "train"},
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},
+    "bench": {"config", "cpu", "errors", "data", "inspect", "loading", "plan", "seeds", "tasks", "train", "training"},
     "report": {
         *("config", "errors", "files", "talk", "recipes", "data", "metrics", "model", "tasks", "loading"),
         *("evaluation", "inspect", "train"),
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     },
     "cli": {
         *("__init__", "config", "cpu", "errors", "foreign", "files", "talk", "recipes", "data", "metrics", "tasks", "loading"),
-        *("training", "evaluation", "eve", "inspect", "report", "convert", "export", "demo", "train"),
+        *("training", "evaluation", "eve", "inspect", "bench", "report", "convert", "export", "demo", "train"),
     },
     "__main__": {"cli"},
 }

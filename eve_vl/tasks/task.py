@@ -29,6 +29,7 @@ from eve_vl.model.moe import RouterStats
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.routing import routing_terms
 from eve_vl.tasks.verdict import Against
+from eve_vl.train.device import send
 from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
 
@@ -312,7 +313,7 @@ class Classifier(Task[Settings]):
     def forward(self, batch: Any) -> StepOutput:
         """Return the loss over the classes plus the weighted balance loss."""
         logits_BC, routers = self.predict(batch)
-        target, best_B = self.targets(batch).to(logits_BC.device), logits_BC.argmax(1)
+        target, best_B = send(self.targets(batch), logits_BC.device), logits_BC.argmax(1)
         right_B = target == best_B if target.ndim == 1 else target.gather(1, best_B[:, None])
         losses = {self.section.name: self.loss(logits_BC, target)}
         return self.output(losses, routers, **{self.accuracy: right_B.float().mean()})
