@@ -110,8 +110,7 @@ def test_tokens_that_are_read_alone_are_what_they_are_among_all(shallow, deep, t
         found.append((states_MD.detach(), counts(routers), gradients))
     (alone, seen, gradients), (among_all, all_seen, expected) = found
     torch.testing.assert_close(alone, among_all, rtol=1e-4, atol=1e-5)
-    if training:
-        assert seen == all_seen
+    assert seen == all_seen
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients.get(name, torch.zeros_like(gradient)), gradient, rtol=1e-3, atol=1e-4)
 

@@ -142,7 +142,7 @@ def test_loss_is_the_weighted_sum_of_its_terms():
 
 @torch.no_grad()
 def test_balance_and_routing_terms_equal_a_loop_over_what_the_routers_saw():
-    task = build(tiny_config()).train()
+    task = build(tiny_config())
     seen: dict[int, list[TwinStats]] = {}
     routers = [module for module in task.modules() if isinstance(module, Router)]
 

@@ -36,9 +36,10 @@ class Block(nn.Module):
 
     def forward(self, x_SD: Tensor, rows: Rows, read: Read | None = None) -> tuple[Tensor, RouterStats | None]:
         """Return the rows after this block, (S, D), or those that are read alone, (M, D), and, from a `moe` block, the router's
-        statistics, in training of all rows."""
-        # what a router is to see, has to attend
-        now, then = (None, read) if self.training and self.policy.has_router else (read, None)
+        statistics, of all rows but where a [CLS] is read in evaluation."""
+        # what a router is to see has to attend: all tokens that count in the balance loss, which comes with masked ones
+        sees_all = self.policy.has_router and read is not None and (self.training or read.positions is None)
+        now, then = (None, read) if sees_all else (read, None)
         branch = self.attn.among(self.norm1(x_SD), rows, now)
         x_SD, rows = rows.narrowed(x_SD, now)
         x_SD = x_SD + drop_path(self.scale1 * branch, rows, self.drop_path_rate, self.training)
@@ -98,7 +99,7 @@ class Encoder(Backbone):
     def run_blocks(self, tokens: Tokens, rows: Rows, read: Read | None = None) -> tuple[Tensor, list[RouterStats]]:
         """Return the states before the final norm of all rows, or of those that are read, and the statistics of `moe` blocks.
 
-        The last block computes no more than what is read; its router sees all in training, for the balance loss.
+        The last block computes no more than what is read, but its router sees all that counts in the balance loss.
         """
         x_SD, routers = self.norm_pre(rows.collect(tokens.x_BND)), []
         for block in self.blocks:
