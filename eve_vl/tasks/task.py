@@ -24,8 +24,8 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.metrics.certainty import Estimate
 from eve_vl.model.build import build_backbone
-from eve_vl.model.embed import Tokens
 from eve_vl.model.moe import RouterStats
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.routing import routing_terms
 from eve_vl.tasks.verdict import Against
@@ -318,13 +318,13 @@ class Classifier(Task[Settings]):
         losses = {self.section.name: self.loss(logits_BC, target)}
         return self.output(losses, routers, **{self.accuracy: right_B.float().mean()})
 
-    def logits(self, *tensors: Any) -> tuple[Tensor, Routers]:
+    def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
         """Return logits (B, C) of the tensors that `reads` names, and the routers' statistics of each pass; default: those of
-        the head that `label_layer` is in, read off the [CLS]."""
+        the head that `label_layer` is in, read off the [CLS]. num_real: tokens of texts that are no padding, where known."""
         assert self.label_layer is not None
         given = dict(zip(self.reads, tensors, strict=True))
         image = None if (images_BCHW := given.get("pixels")) is None else self.encoder.image(normalize(images_BCHW))
-        text = None if (ids_BT := given.get("ids")) is None else self.encoder.text(ids_BT, given["is_padding"])
+        text = None if (ids_BT := given.get("ids")) is None else self.encoder.text(ids_BT, given["is_padding"], num_real)
         cls_BD, routers = self.encoder.cls(image, text)
         return self.get_submodule(self.label_layer.rpartition(".")[0])(cls_BD), routers
 
@@ -335,7 +335,7 @@ class Classifier(Task[Settings]):
 
     def predict(self, batch: Any) -> tuple[Tensor, Routers]:
         """Return logits (B, C) of a batch's rows, and the routers' statistics of each pass."""
-        return self.logits(*(getattr(batch, FIELDS[name]) for name in self.reads))
+        return self.logits(*(getattr(batch, FIELDS[name]) for name in self.reads), num_real=getattr(batch, "num_real", None))
 
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of the rows; default: the cross-entropy of one class each. labels: int64 (B,), or `targets`.

@@ -213,7 +213,7 @@ class VQA(Classifier[VQAConfig]):
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""
-        return {"fusion pass": self.encoder.flops(*pair_tokens(self.config))}
+        return {"fusion pass": self.encoder.flops(*pair_tokens(self.config), "cls")}
 
 
 def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:
