@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from eve_vl.cpu import keep_memory
 from eve_vl.model.layers import FeedForward, quick_gelu
 from eve_vl.model.moe import MoE
+from eve_vl.model.rows import Rows, Tokens
 
 TOP_K = 2
 CAPACITY_FACTOR = 1.25
@@ -134,7 +135,7 @@ def measure(case: Case, dim: int, ffn_dim: int, repeats: int) -> dict[str, list[
     for parameter in [*moe.parameters(), *dense.parameters()]:
         nn.init.normal_(parameter, std=0.02)
     x_SD, twice = torch.randn(S, dim, requires_grad=True), torch.randn(TOP_K * S, dim, requires_grad=True)
-    is_text_BN = (torch.arange(S) >= S // 2)[None]
+    rows = Rows.of(Tokens(x_BND=x_SD[None], num_image=S // 2), num_heads=1)
     capacity = round(CAPACITY_FACTOR * TOP_K * S / E)
     modules = nn.ModuleList([moe, dense])
 
@@ -148,7 +149,7 @@ def measure(case: Case, dim: int, ffn_dim: int, repeats: int) -> dict[str, list[
 
         return run
 
-    variants = {"dense": step(lambda: dense(twice)), "ours": step(lambda: moe(x_SD[None], is_text_BN, None)[0])}
+    variants = {"dense": step(lambda: dense(twice)), "ours": step(lambda: moe(x_SD, rows)[0])}
     if case.einsum:
         variants["einsum"] = step(lambda: einsum_moe(moe, x_SD, capacity))
     return interleaved(variants, repeats)

@@ -19,7 +19,6 @@ import html
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -45,7 +44,6 @@ from steps import (  # noqa: E402
     in_own_process,
     largest_batch,
     made_up_batch,
-    synchronize,
     tasks_of_one_model,
     variants,
 )
@@ -57,7 +55,7 @@ from eve_vl.errors import UserError  # noqa: E402
 from eve_vl.inspect import inspect_config  # noqa: E402
 from eve_vl.recipes import get_recipe  # noqa: E402
 from eve_vl.seeds import seed_everything, set_threads  # noqa: E402
-from eve_vl.train.device import autocast, pick_device, pick_dtype  # noqa: E402
+from eve_vl.train.device import autocast, has_processor_clock, now, pick_device, pick_dtype  # noqa: E402
 from eve_vl.train.optim import build_optimizer  # noqa: E402
 
 GIB = 2**30
@@ -140,17 +138,9 @@ class Steps:
 
     def seconds(self, step: Callable[[], None]) -> float:
         """Return how long something takes."""
-        now = time.process_time if has_processor_clock(self.device) else time.perf_counter
-        synchronize(self.device)
-        start = now()
+        start = now(self.device)
         step()
-        synchronize(self.device)
-        return now() - start
-
-
-def has_processor_clock(device: torch.device) -> bool:
-    """Whether times are the processor's: several threads spin while they wait."""
-    return device.type == "cpu" and torch.get_num_threads() == 1
+        return now(self.device) - start
 
 
 def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:

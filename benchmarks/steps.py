@@ -3,14 +3,10 @@ the memory that a training step takes, in a process of its own, for a process ne
 """
 
 import multiprocessing
-import re
-import sys
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +21,7 @@ from eve_vl.errors import UserError
 from eve_vl.loading import build_untrained
 from eve_vl.seeds import seed_everything, set_threads
 from eve_vl.tasks.task import Sizes, Task
-from eve_vl.train.device import autocast, pick_device, pick_dtype
+from eve_vl.train.device import autocast, now, peak_memory, pick_device, pick_dtype
 from eve_vl.train.optim import build_optimizer
 
 Texts = Literal["captions", "full"]
@@ -141,7 +137,7 @@ class Peak:
     bytes: int
     """Weights, gradients, optimiser and activations; on CPU of the whole process."""
     seconds: float
-    """Wall clock of forward and backward, the first of its process."""
+    """Forward and backward, the first of its process."""
 
 
 Measure = Callable[[int], Peak | None]
@@ -226,35 +222,13 @@ def run_step(config: Config, batch_size: int, texts: Texts) -> Peak | None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         batch = made_up_batch(config, batch_size, texts).to(device)
-        synchronize(device)
-        start = time.perf_counter()
+        start = now(device)
         with autocast(device, dtype):
             loss = task(batch).loss
         loss.backward()
-        synchronize(device)
-        seconds = time.perf_counter() - start
+        seconds = now(device) - start
         nn.utils.clip_grad_norm_(shared.values(), 1.0)
         optimizer.step()
     except torch.OutOfMemoryError:
         return None
-    return Peak(batch=batch_size, bytes=peak_bytes(device), seconds=seconds)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """Return the most memory that this process has held: the GPU allocator's peak, or resident memory on CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent had before exec
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        assert found is not None
-        return int(found[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Peak(batch=batch_size, bytes=peak_memory(), seconds=seconds)

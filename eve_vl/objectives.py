@@ -20,8 +20,9 @@ def masked_pixels(predicted_BMX: Tensor, target_BMX: Tensor) -> Tensor:
 
 
 def balance(first_E: Tensor, gate_E: Tensor, num_tokens: Tensor) -> Tensor:
-    """Load balance N · Σ f_i · p_i, 1 when even: first choices and summed gates over num_tokens tokens."""
-    return len(first_E) * (first_E * gate_E).sum() / num_tokens.square()
+    """Load balance N · Σ f_i · p_i, 1 when even: first choices and summed gates over num_tokens tokens; of each if there are
+    several, (…, E) and (…)."""
+    return first_E.shape[-1] * (first_E * gate_E).sum(-1) / num_tokens.square()
 
 
 def patch_statistics(patches_BPX: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,8 @@
 import dataclasses
 import gc
 import json
+import os
+import statistics
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
 from eve_vl.config.code import origins
+from eve_vl.data.dataset import RowDataset
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers.paths import absolute_spec
 from eve_vl.data.records import Source, usable_rows
@@ -35,6 +38,9 @@ from eve_vl.train.trainer import Trainer
 
 ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
 ROWS_PROBED = 100
+ROWS_REHEARSED, ROUNDS_REHEARSED = 64, 3  # to choose how many threads compute
+PAYS = 1.15  # times as fast, or further threads only burn cores
+SMALL = 3e11  # FLOP of a forward pass
 MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
 
 
@@ -94,9 +100,10 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     num_rows = sum(map(len, prepared.sources))
     for line in run_lines(config, task, device, num_rows):
         say(line)
+    dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
+    settle_threads(trainer, dataset, checkpoint.read_state(folders[-1]).get("threads", 0) if folders else 0)
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     has_resumed = trainer.resume()
-    dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
@@ -110,6 +117,27 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     distributed.barrier()
     bad_samples = BadSamples(config.out, num_rows=num_rows, max_share=config.data.max_bad_share, writes=rank == 0)
     return trainer.fit(loader, val_loader, bad_samples)
+
+
+def settle_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> None:
+    """Where nobody says how many threads a process has, compute with all of its share of the cores only if that pays, by passes
+    with one thread and with all. kept: what a run that goes on has had."""
+    most, train = torch.get_num_threads(), trainer.config
+    is_said = train.threads or "OMP_NUM_THREADS" in os.environ
+    if is_said or most == 1 or trainer.device.type != "cpu" or distributed.world_size() > 1:
+        return
+    rows = min(train.batch_size // train.accumulation, ROWS_REHEARSED)
+    if isinstance(kept, int) and kept:
+        torch.set_num_threads(min(kept, most))
+    elif sum(trainer.task.flops().values()) * rows < SMALL:  # large products always share well
+        batch = dataset.collate([dataset[0, 0, row % len(dataset.sources[0])] for row in range(rows)])
+        seconds: dict[int, list[float]] = {1: [], most: []}
+        for threads in (1, most) * (1 + ROUNDS_REHEARSED):
+            torch.set_num_threads(threads)
+            seconds[threads].append(trainer.rehearse(batch))
+        one, all_ = (statistics.median(found[1:]) for found in seconds.values())
+        torch.set_num_threads(most if one / all_ >= PAYS else 1)
+        say(f"threads: {torch.get_num_threads()}, for {most} make a step {one / all_:.2f} times as fast as one does")
 
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:

@@ -26,8 +26,8 @@ from eve_vl.convert import published
 from eve_vl.convert.keys import key_table, to_ours, to_published
 from eve_vl.data.batch import CaptionBatch
 from eve_vl.loading import build_untrained
-from eve_vl.model.embed import Tokens
 from eve_vl.model.moe_official import Assignment, OfficialMoE
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.routing import routing_terms
 from eve_vl.tasks.task import Sizes
@@ -126,7 +126,7 @@ def watching(encoder: Any, check: Comparison, tag: str, *, has_states: bool = Fa
             check("gates", f"{name}.gates", found.gates_S2)
             if moe.drops:
                 check("slots (exact)", f"{name}.slot", found.slots_S2)
-            stats = moe.statistics(found, torch.zeros(len(x_SD), dtype=torch.bool))
+            stats = moe.statistics(found, torch.zeros(len(x_SD), dtype=torch.long))
             balances.append(objectives.balance(stats.first_E, stats.gate_E, stats.num_tokens))
             check("balance loss", f"{name}.l_aux", balances[-1][None])
             return found
@@ -143,7 +143,7 @@ def watching(encoder: Any, check: Comparison, tag: str, *, has_states: bool = Fa
         if has_states:
             handles.append(block.register_forward_hook(_compare_state(check, f"{tag}.layer{number}")))
     if has_states:
-        handles.append(encoder.norm_pre.register_forward_hook(_compare_output(check, f"{tag}.embed")))
+        handles.append(encoder.blocks[0].register_forward_pre_hook(_compare_input(check, f"{tag}.embed")))
     yield balances
     for each in undo:
         each()
@@ -152,17 +152,18 @@ def watching(encoder: Any, check: Comparison, tag: str, *, has_states: bool = Fa
 
 
 def _compare_state(check: Comparison, name: str) -> Callable[..., None]:
-    return lambda _module, _inputs, output: check("states", name, output[0].x_BND)
+    return lambda _module, inputs, output: check("states", name, inputs[1].grid(output[0]))
 
 
-def _compare_output(check: Comparison, name: str) -> Callable[..., None]:
-    return lambda _module, _inputs, output: check("states", name, output)
+def _compare_input(check: Comparison, name: str) -> Callable[..., None]:
+    return lambda _module, inputs: check("states", name, inputs[1].grid(inputs[0]))
 
 
 def _compare_ffn(check: Comparison, name: str) -> Callable[..., None]:
     def compare(_module: nn.Module, inputs: Sequence[Any], output: Any) -> None:
-        check("states", f"{name}.moe_in", inputs[0])
-        check("states", f"{name}.moe_out", output[0])
+        x_SD, rows, *_ = inputs
+        check("states", f"{name}.moe_in", rows.grid(x_SD))
+        check("states", f"{name}.moe_out", rows.grid(output[0]))
 
     return compare
 

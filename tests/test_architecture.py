@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "search": {"__init__", "config", "errors", "files", "foreign", "talk", "data", "loading", "train"},
     "eve": {"config", "errors", "data", "loading", "search", "train"},
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},
+    "bench": {"config", "cpu", "errors", "data", "inspect", "loading", "plan", "seeds", "tasks", "train", "training"},
     "report": {
         *("config", "errors", "files", "talk", "recipes", "data", "metrics", "model", "tasks", "loading"),
         *("evaluation", "inspect", "search", "train"),
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     },
     "cli": {
         *("__init__", "config", "cpu", "errors", "foreign", "files", "talk", "recipes", "data", "metrics", "tasks", "loading"),
-        *("training", "evaluation", "search", "eve", "inspect", "report", "convert", "export", "demo", "train"),
+        *("training", "evaluation", "search", "eve", "inspect", "bench", "report", "convert", "export", "demo", "train"),
     },
     "__main__": {"cli"},
 }

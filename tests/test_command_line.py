@@ -8,7 +8,7 @@ from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.search import IndexArgs, SearchArgs
-from eve_vl.cli.train import TrainArgs
+from eve_vl.cli.train import BenchArgs, TrainArgs
 from eve_vl.cli.use import EncodeArgs, call_verbs
 from eve_vl.config import TaskConfig, kinds_of
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
@@ -90,7 +90,7 @@ def test_verbs():
         *("demo", "pretrain", "finetune", "evaluate"),
         *("fill-mask", "reconstruct", "match", "answer", "judge", "classify", "look", "encode"),
         *("index", "search"),
-        *("data check", "tokenizer train", "convert", "inspect", "report", "export", "completion"),
+        *("data check", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
     ]
 
 
@@ -121,7 +121,10 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
 @pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
 def test_flags_of_a_run_are_those_of_its_task(config):
     known = [flag for flag in flags_of(TrainArgs, TrainArgs(config=config)) if "no-" not in flag]
-    assert known == f"{START} {INPUT} {MODEL} {TASK[config.task.name]} {REST}".split()
+    run = f"{START} {INPUT} {MODEL} {TASK[config.task.name]} {REST}"
+    assert known == run.split()
+    known = [flag for flag in flags_of(BenchArgs, BenchArgs(config=config)) if "no-" not in flag]
+    assert known == run.replace("--resume", "--steps --json").split()
 
 
 @pytest.mark.parametrize(("verb", "recipe"), TRAINING)

@@ -230,6 +230,11 @@ def test_batches_are_padded_to_their_longest_caption():
         assert batch.is_padding_BT[b].tolist() == [t >= lengths[b] for t in range(max(lengths))]
         assert batch.is_masked_BT[b].tolist() == sample.is_masked_T.tolist() + [False] * (max(lengths) - lengths[b])
         assert torch.equal(batch.images_BCHW[b], sample.image)
+    assert batch.num_real == sum(lengths)
+    assert batch.masked_M is not None
+    assert batch.places().tolist() == batch.is_masked_BT.flatten().nonzero().squeeze(1).tolist()
+    assert torch.equal(batch.targets(), batch.ids_BT[batch.is_masked_BT])
+    assert torch.equal(replace(batch, masked_M=None).places(), batch.masked_M)
     short = PairBatch.collate(sorted(samples, key=lambda sample: len(sample.ids_T))[:1], TOKENIZER.pad_id)
     assert short.ids_BT.shape == (1, min(lengths))
     assert not short.is_padding_BT.any()

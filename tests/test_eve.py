@@ -41,7 +41,7 @@ from eve_vl.config import EncoderOnlyConfig, MaskedSignalConfig, RetrievalConfig
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.loading import LoadedRun
-from eve_vl.model.embed import Tokens
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.masked_signal_calls import FilledText

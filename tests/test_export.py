@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from tiny_runs import ANSWERS, TEXTS, assert_close, noise, tiny_run, write_run
-from twins import random_moe, randomize, slow_moe
+from twins import in_rows, random_moe, randomize, slow_moe
 
 from eve_vl import export
 from eve_vl.cli import main
@@ -161,20 +161,22 @@ def test_the_twin_of_the_experts(experts, top_k, modality, padded):
     x_BND = torch.randn(3, 5, 8, dtype=torch.float64)
     is_text_BN = (torch.arange(5) > 2).expand(3, 5)
     is_padding_BN = torch.arange(5) >= torch.tensor([[5], [4], [3]]) if padded else None
-    real_S = None if is_padding_BN is None else (~is_padding_BN).flatten().nonzero().squeeze(1)
+    x_SD, where = in_rows(x_BND, 3, is_padding_BN)
     twin, rows = TraceableMoE(moe), []
     for feed_forward in twin.feed_forwards:
         feed_forward.register_forward_hook(lambda _module, given, _found: rows.append(len(given[0])))
     expected_BND, _ = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
-    torch.testing.assert_close(twin(x_BND, is_text_BN, real_S)[0], expected_BND)
-    assert sum(rows) == top_k * (12 if padded else 15)
+    found_BND = where.grid(twin(x_SD, where)[0])
+    found_BND = found_BND if is_padding_BN is None else found_BND.masked_fill(is_padding_BN[:, :, None], 0)
+    torch.testing.assert_close(found_BND, expected_BND)
+    assert sum(rows) == top_k * len(x_SD)
 
 
 def test_the_twin_of_official_experts_without_drops():
     moe = OfficialMoE(8, 12, 5, modality_routing=True, activation="gelu", num_image=3, drops=False)
     randomize(moe, seed=3)
-    x_BND, is_text_BN = torch.randn(4, 6, 8), (torch.arange(6) >= 3).expand(4, 6)
-    torch.testing.assert_close(TraceableMoE(moe)(x_BND, is_text_BN, None)[0], moe(x_BND, is_text_BN, None)[0])
+    x_SD, rows = in_rows(torch.randn(4, 6, 8), 3)
+    torch.testing.assert_close(TraceableMoE(moe)(x_SD, rows)[0], moe(x_SD, rows)[0])
 
 
 @pytest.mark.parametrize(

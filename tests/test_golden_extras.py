@@ -8,6 +8,7 @@ import pytest
 import torch
 from golden_check import Fixture
 from safetensors.torch import load_file
+from twins import in_rows
 
 from eve_vl.config import TrainConfig
 from eve_vl.data.dataset import NAMES_A_SIDE
@@ -197,10 +198,13 @@ def test_image_and_text_part_at_a_fixed_place_even_if_patches_were_dropped(tiny)
     wanted = recorded("quirk_demonstrations")[
         "ids_keep 4 of 16 patches, vl: number of the 40 text tokens that received vision_embed instead of text_embed"
     ]
-    is_text_BN = (torch.arange(5 + 40) >= 5).expand(2, -1)
-    assert (is_text_BN & ~moe.fixed_boundary(is_text_BN)).sum(1).tolist() == [wanted, wanted]
-    for alone in (torch.zeros(2, 5, dtype=torch.bool), torch.ones(2, 40, dtype=torch.bool)):
-        assert torch.equal(moe.fixed_boundary(alone), alone)
+    rows = in_rows(torch.zeros(2, 5 + 40, 1), 5)[1]
+    as_image_BN = moe.fixed_boundary(rows).view(2, -1) == 0
+    assert as_image_BN[:, 5:].sum(1).tolist() == [wanted, wanted]
+    assert as_image_BN[:, :5].all()
+    for num_image, num_text in ((5, 0), (0, 40)):
+        rows = in_rows(torch.zeros(2, num_image + num_text, 1), num_image)[1]
+        assert moe.fixed_boundary(rows).tolist() == [int(not num_image)] * len(rows.token_S)
 
 
 def test_noise_is_seeded(tiny):

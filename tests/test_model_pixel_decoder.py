@@ -6,11 +6,11 @@ import pytest
 import torch
 from test_model_encoder import LENGTHS, text_batch
 from torch.nn import functional as F
-from twins import randomize, tiny_config
+from twins import in_rows, randomize, tiny_config
 
 from eve_vl.config import EveModelConfig, MaskedSignalConfig
-from eve_vl.model.embed import Tokens
 from eve_vl.model.pixel_decoder import PixelDecoder, sincos_positions
+from eve_vl.model.rows import Tokens
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +48,12 @@ def test_decoder_equals_one_that_puts_every_patch_back_in_place():
         x = decoder.embed(encoded.x_BND[b])
         grid = decoder.mask_token.expand(16, 8).clone()
         grid[keep[b]] = x[1:5]
-        tokens = Tokens(x_BND=torch.cat([x[:1], grid + positions, x[5 : 5 + length]])[None], num_image=17)
+        x_ND, rows = in_rows(
+            torch.cat([x[:1], grid + positions, x[5 : 5 + length]])[None], 17, num_heads=decoder.block.num_heads
+        )
         for block in decoder.blocks:
-            tokens, _ = block(tokens, None)
-        pixels = decoder.pixels(decoder.norm(tokens.x_BND[0, 1:17]))
+            x_ND, _ = block(x_ND, rows)
+        pixels = decoder.pixels(decoder.norm(x_ND[1:17]))
         torch.testing.assert_close(predicted[b], pixels[hidden[b]], rtol=1e-4, atol=1e-5)
     swapped = torch.randperm(12)
     torch.testing.assert_close(decoder(encoded, keep, hidden[:, swapped]), predicted[:, swapped], rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from twins import TwinStats, randomize, slow_balance, tiny_config
 from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.model.backbone import Encoded
-from eve_vl.model.embed import Tokens, patchify, take, unpatchify
+from eve_vl.model.embed import patchify, take, unpatchify
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import Router
+from eve_vl.model.rows import Rows, Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 
@@ -145,11 +146,13 @@ def test_balance_and_routing_terms_equal_a_loop_over_what_the_routers_saw():
     seen: dict[int, list[TwinStats]] = {}
     routers = [module for module in task.modules() if isinstance(module, Router)]
 
-    def watch(router: nn.Module, inputs: tuple[Tensor, Tensor], _output: object) -> None:
+    def watch(router: nn.Module, inputs: tuple[Tensor, Rows], _output: object) -> None:
         assert isinstance(router, Router)
         assert router.modality_embed is not None
         stats = TwinStats()
-        for x, is_text in zip(*inputs, strict=True):
+        x_SD, rows = inputs
+        assert rows.is_real_S is not None
+        for x, is_text in zip(x_SD[rows.is_real_S], rows.is_text_S[rows.is_real_S], strict=True):
             logits = router.weight @ (x + router.modality_embed[int(is_text)])
             gates = (logits.exp() / logits.exp().sum()).tolist()
             stats.gates.append(gates)
@@ -252,13 +255,13 @@ def test_logits_are_computed_for_masked_tokens_alone_in_order():
 
 def test_two_passes_by_default_one_with_joint_masking(monkeypatch):
     lengths: list[int] = []
-    encode = Encoder.encode
+    run_blocks = Encoder.run_blocks
 
-    def spy(self: Encoder, image: Tokens, text: Tokens) -> Encoded:
-        lengths.append(image.x_BND.shape[1] + text.x_BND.shape[1])
-        return encode(self, image, text)
+    def spy(self: Encoder, tokens: Tokens, *more: Any) -> Any:
+        lengths.append(tokens.x_BND.shape[1])
+        return run_blocks(self, tokens, *more)
 
-    monkeypatch.setattr(Encoder, "encode", spy)
+    monkeypatch.setattr(Encoder, "run_blocks", spy)
     batch = batch_of(samples())
     build(tiny_config())(batch)
     assert lengths == [1 + 4 + 8, 1 + 16 + 8]
@@ -342,7 +345,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut(num):
 def test_a_step_without_a_masked_token_is_finite():
     task = build(tiny_config())
     batch = batch_of(samples())
-    batch = replace(batch, is_masked_BT=torch.zeros_like(batch.is_masked_BT))
+    batch = replace(batch, is_masked_BT=torch.zeros_like(batch.is_masked_BT), masked_M=None)
     output = task(*task.before_step([batch]))
     assert output.terms["mlm"].item() == 0
     output.loss.backward()

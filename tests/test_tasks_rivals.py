@@ -22,7 +22,7 @@ from eve_vl.data.dataset import MaskedPairs, eval_positions
 from eve_vl.loading import build_untrained
 from eve_vl.metrics.certainty import from_json
 from eve_vl.model import moe
-from eve_vl.model.embed import Tokens
+from eve_vl.model.rows import Tokens
 from eve_vl.recipes import get_recipe
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.task import Sizes
@@ -93,9 +93,9 @@ def test_no_encoder_pass_is_run_twice(name, monkeypatch):
     sizes: list[tuple[int, ...]] = []
     run_blocks = task.encoder.run_blocks
 
-    def counted(tokens: Tokens, only: int | None = None) -> tuple[Tensor, list]:
+    def counted(tokens: Tokens, *more: Any) -> tuple[Tensor, list]:
         sizes.append(tuple(tokens.x_BND.shape[:2]))
-        return run_blocks(tokens, only)
+        return run_blocks(tokens, *more)
 
     monkeypatch.setattr(task.encoder, "run_blocks", counted)
     batch = full(4)

@@ -13,7 +13,7 @@ from eve_vl.config import ContrastMatchConfig, NLVR2Config, RetrievalConfig, Tas
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.loading import LoadedRun, build_task
-from eve_vl.model.embed import Tokens
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Task
 

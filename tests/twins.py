@@ -27,6 +27,7 @@ from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, Ima
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import BadSampleError
 from eve_vl.model.moe import MoE
+from eve_vl.model.rows import Rows, Tokens
 
 Row = TypeVar("Row", bound=Record)
 ANSWERS = ("red", "2", "yes", "left", "ring")
@@ -111,6 +112,12 @@ def random_moe(dim: int = 8, ffn: int = 12, experts: int = 4, top_k: int = 2, *,
     moe = MoE(dim, ffn, experts, top_k, modality)
     randomize(moe, seed)
     return moe
+
+
+def in_rows(x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None = None, num_heads: int = 1) -> tuple[Tensor, Rows]:
+    """A batch of pairs, of which the first tokens are the picture's, as rows, and where these lie."""
+    rows = Rows.of(Tokens(x_BND=x_BND, num_image=num_image, is_padding_BN=is_padding_BN), num_heads)
+    return rows.collect(x_BND), rows
 
 
 def randomize(module: torch.nn.Module, seed: int, std: float = 0.5) -> None:

@@ -12,12 +12,19 @@ import tyro
 from rich.prompt import Confirm
 from rich.text import Text
 
-from eve_vl.cli.common import HELP, parse, say, say_list
-from eve_vl.config import Config, generated
+from eve_vl.cli.common import HELP, check_writable, parse, say, say_list, write_json
+from eve_vl.config import Config, flat, generated, to_dict
 from eve_vl.config.code import installed, package_of
 from eve_vl.errors import UserError
 from eve_vl.foreign import expand_user
 from eve_vl.recipes import EITHER, RECIPES, find_recipe, get_recipe, installed_recipes, start_of
+
+BENCHED = "demo"  # where no recipe is named
+IDLE_IN_BENCH = [
+    *("out", "init_may_lack", "scratch", "data.val", "data.val_share", "data.val_samples", "data.skip_broken_val"),
+    *("data.num_workers", "data.max_bad_share", "train.steps", "train.log_every", "train.val_every", "train.patience"),
+    *("train.save_every", "train.keep"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,17 @@ class DemoArgs:
 
     out: Path = Path("runs/demo")
     """Folder of the runs, metrics.json and report.html; called again with the same, it goes on where it stopped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchArgs:
+    """Flags of `eve bench`."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    steps: int = 10
+    """Steps to time, after some that do not count."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
 
 
 def run_pretrain(argv: Sequence[str]) -> None:
@@ -73,6 +91,30 @@ def run_demo(args: DemoArgs) -> None:
     from eve_vl.demo import run_demo as run
 
     say(f"report: {run(args.out)}")
+
+
+def run_bench(argv: Sequence[str]) -> None:
+    """Measure the speed of a recipe's training step on this machine: eve bench [RECIPE] [flags]."""
+    is_named = argv and not (argv[0].startswith("-") or argv[0] in HELP)
+    name, *words = argv if is_named else (BENCHED, *argv)
+    init = _named(words).init
+    recipe = recipe_config(name, init)
+    if init is None:  # then there is no run to read
+        recipe = replace(recipe, init=None, train=replace(recipe.train, new_lr_multiplier=1.0))
+    args = parse(BenchArgs, words, f"eve bench {name}", run_bench.__doc__, default=BenchArgs(config=recipe))
+    check_writable(args.json)
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps} is not positive")
+    _refuse_idle(args.config, recipe)
+    values, defaults = flat(to_dict(args.config)), flat(to_dict(recipe))
+    if idle := [field for field in IDLE_IN_BENCH if values[field] != defaults[field]]:
+        given = ", ".join(f"--{field}".replace("_", "-") for field in idle)
+        raise UserError(f"{given}: no effect on the speed of a step; leave it out")
+    from eve_vl.bench import bench
+
+    measured = bench(args.config, args.steps)
+    say("\n".join([f"{name} on {measured.machine}", *measured.lines()]))
+    write_json(args.json, measured.to_dict())
 
 
 def recipe_config(name: str, init: Path | None) -> Config:

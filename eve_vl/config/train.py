@@ -56,7 +56,7 @@ class TrainConfig:
     device: str = "auto"
     """Where to train, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
     threads: int = 0
-    """Processor threads of one process; 0: OMP_NUM_THREADS if set, else all cores."""
+    """Processor threads of one process; 0: OMP_NUM_THREADS if set, else all cores where that pays, as is measured at first."""
     compile: bool = False
     """Compile the blocks with torch.compile: minutes at first, then faster steps; needs a C++ compiler."""
     checkpoint_activations: bool = False

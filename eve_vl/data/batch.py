@@ -29,6 +29,11 @@ def padded(texts: Sequence[np.ndarray], pad_id: int, length: int) -> tuple[Tenso
     return torch.from_numpy(ids_BT), torch.from_numpy(is_padding_BT)
 
 
+def _places(is_chosen_BT: Tensor) -> Tensor:
+    """Return which of the B·T tokens are chosen, int64 (M,), in order."""
+    return is_chosen_BT.flatten().nonzero().squeeze(1)
+
+
 def normalize(images_BCHW: Tensor) -> Tensor:
     """Return uint8 pictures as float32 with mean = std = 0.5: [-1, 1]. Floats are normalised already and stay as they are."""
     return images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
@@ -132,6 +137,8 @@ class Texts(RowBatch):
     ids_BT: Tensor = _of("ids_T", lambda values, pad_id, length: padded(values, pad_id, length)[0])
     """int64, [CLS] first, cut to the longest text of the batch."""
     is_padding_BT: Tensor = _of("ids_T", lambda values, pad_id, length: padded(values, pad_id, length)[1])
+    num_real: int | None = _of("ids_T", lambda values, *_: sum(map(len, values)), default=None)
+    """Tokens that are no padding: a number here, for to ask a GPU is to wait for it; None: not known."""
 
 
 class Batch(Pictures, Texts):
@@ -163,8 +170,20 @@ class MaskedTexts(Texts):
 
     is_masked_BT: Tensor = _of("is_masked_T", lambda values, pad_id, length: padded(values, False, length)[0].bool())
     """True = hidden."""
+    masked_M: Tensor | None = _of(
+        "is_masked_T", lambda values, _, length: _places(padded(values, False, length)[0]), default=None
+    )
+    """What `places` returns, found by the loader, for to ask a GPU is to wait for it; None: it is looked for."""
     num_targets: Tensor | None = None
     """What the loss of masked tokens is divided by, float32 scalar; None: the number of these here."""
+
+    def places(self) -> Tensor:
+        """Return which of the B·T tokens are hidden, int64 (M,), in order."""
+        return _places(self.is_masked_BT) if self.masked_M is None else self.masked_M
+
+    def targets(self) -> Tensor:
+        """Return the hidden tokens, int64 (M,), in the same order."""
+        return self.ids_BT.flatten().index_select(0, self.places())
 
 
 class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
@@ -175,9 +194,8 @@ class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
 
     def with_text_of(self, other: "PairBatch") -> "PairBatch":
         """Return these pictures with the texts of another batch of the same size."""
-        return dataclasses.replace(
-            self, ids_BT=other.ids_BT, is_padding_BT=other.is_padding_BT, is_masked_BT=other.is_masked_BT
-        )
+        fields = "ids_BT", "is_padding_BT", "num_real", "is_masked_BT", "masked_M"
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in fields})
 
 
 class SearchBatch(RowBatch):

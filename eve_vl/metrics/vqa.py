@@ -6,6 +6,7 @@ Checked against vqaEval.py of the VQA v2 evaluation tools, oddities included, si
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from functools import lru_cache
 
 from eve_vl.metrics import certainty
 
@@ -38,6 +39,7 @@ def _strip(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(1 << 16)  # annotators give the same few answers again and again
 def normalize(answer: str) -> str:
     """Return the answer as the official evaluation compares it where annotators disagree.
 

@@ -6,12 +6,16 @@ Letters: B batch, H height, W width, K kept patches, T text tokens, N all tokens
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
 from eve_vl.config import InputConfig, ModelConfig
-from eve_vl.model.embed import Tokens
 from eve_vl.model.moe import RouterStats
+from eve_vl.model.rows import Tokens
+
+Reads = Literal["all", "cls"] | int
+"""How many states of a sequence are read: all, that of the [CLS], or those of so many tokens of the text."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,7 +63,8 @@ class Backbone(nn.Module):
     image: Callable[..., Tokens]
     """`image(pixels_BCHW, keep_BK=None)` embeds pictures in [-1, 1]: all patches, or those at the positions keep_BK (int64)."""
     text: Callable[..., Tokens]
-    """`text(ids_BT, is_padding_BT)` embeds texts: int64 ids, and bool, which are padding, or None."""
+    """`text(ids_BT, is_padding_BT, num_real=None)` embeds texts: int64 ids, and bool, which are padding, or None; `num_real` is
+    how many are none, where that is known without asking a device."""
 
     @abstractmethod
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
@@ -72,10 +77,16 @@ class Backbone(nn.Module):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return Encoded.cls_BD and the routers alone; in evaluation, states that it does not need may be left out.
+        """Return Encoded.cls_BD and the routers alone; states that it does not need may be left out.
 
         final_norm: False returns the states before it.
         """
+
+    def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
+        """Return the states (M, D) of some tokens of the texts, int64 among the flattened (B, T), and the routers alone; others
+        may be left out."""
+        encoded = self.encode(image, text)
+        return encoded.text_BTD.flatten(0, 1).index_select(0, token_M), encoded.routers
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
         """Return the weights of another such encoder with those resized that depend on the sizes of inputs, and a sentence
@@ -88,5 +99,5 @@ class Backbone(nn.Module):
         """Names of the attention modules over whole pairs, first to last."""
 
     @abstractmethod
-    def flops(self, num_image: int, num_text: int) -> float:
-        """Return forward FLOPs of one pass over so many tokens, matrix products only; a multiply-add counts as two."""
+    def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
+        """Return forward FLOPs of a training pass over so many tokens, matrix products only; a multiply-add counts as two."""

@@ -4,7 +4,6 @@ Letters: B batch, H height, W width, P patches of the picture, K kept patches, T
 X values in a patch or channels.
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -17,23 +16,7 @@ from eve_vl.config import InputConfig
 from eve_vl.config.model import Stem
 from eve_vl.errors import UserError
 from eve_vl.model.layers import layer_norm
-
-
-@dataclass(kw_only=True, slots=True)
-class Tokens:
-    """A batch of sequences. The modality of every token travels with it, whatever was dropped on the way."""
-
-    x_BND: Tensor
-    num_image: int
-    """Tokens of the picture, [CLS] included; they come first. The other N - num_image are text."""
-    is_padding_BN: Tensor | None = None
-    """Bool, True where there is no token; None when there is no padding at all."""
-
-    @property
-    def is_text_BN(self) -> Tensor:
-        """Bool, True for text tokens."""
-        B, N, _ = self.x_BND.shape
-        return (torch.arange(N, device=self.x_BND.device) >= self.num_image).expand(B, N)
+from eve_vl.model.rows import Tokens
 
 
 def join(image: Tokens | None, text: Tokens | None) -> Tokens:
@@ -46,7 +29,7 @@ def join(image: Tokens | None, text: Tokens | None) -> Tokens:
     if text.is_padding_BN is not None:
         is_padding_BN = F.pad(text.is_padding_BN, (image.x_BND.shape[1], 0), value=False)
     x_BND = torch.cat([image.x_BND, text.x_BND], dim=1)
-    return Tokens(x_BND=x_BND, num_image=image.num_image, is_padding_BN=is_padding_BN)
+    return Tokens(x_BND=x_BND, num_image=image.num_image, is_padding_BN=is_padding_BN, num_real=text.num_real)
 
 
 def pick(tokens: Tokens, rows: Tensor) -> Tokens:
@@ -190,10 +173,11 @@ class TextEmbed(nn.Module):
         self.positions = nn.Parameter(torch.empty(sizes.text_length, embed_dim))
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
-    def forward(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tokens:
-        """Embed int64 token ids, the text [CLS] first. Raises UserError for more tokens than there are positions."""
+    def forward(self, ids_BT: Tensor, is_padding_BT: Tensor | None, num_real: int | None = None) -> Tokens:
+        """Embed int64 token ids, the text [CLS] first; num_real: how many are no padding, if known. Raises UserError for more
+        tokens than there are positions."""
         T = ids_BT.shape[1]
         if len(self.positions) < T:
             raise UserError(f"text of {T} tokens, but input.text_length is {len(self.positions)}")
         x_BTD = self.dropout(self.norm(self.words(ids_BT))) + self.positions[:T] + self.type_embed
-        return Tokens(x_BND=x_BTD, num_image=0, is_padding_BN=is_padding_BT)
+        return Tokens(x_BND=x_BTD, num_image=0, is_padding_BN=is_padding_BT, num_real=num_real)

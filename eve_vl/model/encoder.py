@@ -1,17 +1,18 @@
 """EVE's encoder: blocks, the one path for training and evaluation, and all initialisation.
 
-Letters: B batch, S real tokens of the batch, N all tokens, D width.
+Letters: B batch, S rows of the batch, M of these that are read, N all tokens, D width.
 """
 
 import torch
 from torch import Tensor, nn
 
 from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
-from eve_vl.model.backbone import Backbone, Encoded
-from eve_vl.model.embed import ImageEmbed, TextEmbed, Tokens, join, resize_positions
+from eve_vl.model.backbone import Backbone, Encoded, Reads
+from eve_vl.model.embed import ImageEmbed, TextEmbed, join, resize_positions
 from eve_vl.model.ffn import POLICIES
 from eve_vl.model.layers import Attention, drop_path, layer_norm
 from eve_vl.model.moe import RouterStats
+from eve_vl.model.rows import Read, Rows, Tokens
 
 TEMPERATURE = 0.07  # of the contrastive loss, at first
 
@@ -33,18 +34,18 @@ class Block(nn.Module):
             self.norm2 = layer_norm(config.embed_dim)
         self.ffn = self.policy.build(config, sizes)
 
-    def forward(self, tokens: Tokens, real_S: Tensor | None, only: int | None = None) -> tuple[Tokens, RouterStats | None]:
-        """Return the tokens after this block, or token `only` alone, and, from a `moe` block, the router's statistics."""
-        x_BND = tokens.x_BND
-        branch = self.attn(self.norm1(x_BND), tokens.is_padding_BN, only)
-        if only is not None:
-            x_BND, real_S = x_BND[:, only : only + 1], None
-            tokens = Tokens(x_BND=x_BND, num_image=int(only < tokens.num_image))
-        x_BND = x_BND + drop_path(self.scale1 * branch, self.drop_path_rate, self.training)
-        tokens = Tokens(x_BND=x_BND, num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN)
-        branch, stats = self.policy.run(self, tokens, real_S)
-        tokens.x_BND = x_BND + drop_path(self.scale2 * branch, self.drop_path_rate, self.training)
-        return tokens, stats
+    def forward(self, x_SD: Tensor, rows: Rows, read: Read | None = None) -> tuple[Tensor, RouterStats | None]:
+        """Return the rows after this block, (S, D), or those that are read alone, (M, D), and, from a `moe` block, the router's
+        statistics, of all rows but where a [CLS] is read in evaluation."""
+        # what a router is to see has to attend: all tokens that count in the balance loss, which comes with masked ones
+        sees_all = self.policy.has_router and read is not None and (self.training or read.positions is None)
+        now, then = (None, read) if sees_all else (read, None)
+        branch = self.attn.among(self.norm1(x_SD), rows, now)
+        x_SD, rows = rows.narrowed(x_SD, now)
+        x_SD = x_SD + drop_path(self.scale1 * branch, rows, self.drop_path_rate, self.training)
+        branch, stats = self.policy.run(self, x_SD, rows, then)
+        x_SD, rows = rows.narrowed(x_SD, then)
+        return x_SD + drop_path(self.scale2 * branch, rows, self.drop_path_rate, self.training), stats
 
 
 class Encoder(Backbone):
@@ -68,35 +69,49 @@ class Encoder(Backbone):
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of pictures, of texts or of pairs; all parts of the batch go in one pass."""
         tokens = join(image, text)
-        x_BND, routers = self.run_blocks(tokens)
+        rows = self.rows(tokens)
+        x_SD, routers = self.run_blocks(tokens, rows)
         return Encoded(
-            x_BND=self.norm(x_BND), num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN, routers=[routers]
+            x_BND=rows.grid(self.norm(x_SD)),
+            num_image=tokens.num_image,
+            is_padding_BN=tokens.is_padding_BN,
+            num_real=tokens.num_real,
+            routers=[routers],
         )
 
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the state of the text's [CLS], else of the picture's, (B, D), and the routers. In training the last block
-        computes all states, since all tokens count in the balance loss, in evaluation no other than this one."""
+        """Return the state of the text's [CLS], else of the picture's, (B, D), and the routers."""
         tokens = join(image, text)
+        rows = self.rows(tokens)
         position = tokens.num_image if text is not None else 0
-        skips = not (self.training or self.computes_all)
-        x_BND, routers = self.run_blocks(tokens, only=position if skips else None)
-        x_BND = self.norm(x_BND) if final_norm else x_BND
-        return x_BND[:, 0 if skips else position], [routers]
+        x_BD, routers = self.run_blocks(tokens, rows, rows.between(position, position + 1))
+        return self.norm(x_BD) if final_norm else x_BD, [routers]
 
-    def run_blocks(self, tokens: Tokens, only: int | None = None) -> tuple[Tensor, list[RouterStats]]:
-        """Return the states before the final norm, of all tokens or of `only` one, and the statistics of `moe` blocks."""
-        real_S = None
-        if tokens.is_padding_BN is not None:
-            real_S = (~tokens.is_padding_BN).flatten().nonzero().squeeze(1)
-        tokens = Tokens(x_BND=self.norm_pre(tokens.x_BND), num_image=tokens.num_image, is_padding_BN=tokens.is_padding_BN)
-        routers = []
+    def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
+        """Return the states (M, D) of some tokens of the texts and the routers."""
+        tokens = join(image, text)
+        rows = self.rows(tokens)
+        x_MD, routers = self.run_blocks(tokens, rows, rows.of_texts(token_M))
+        return self.norm(x_MD), [routers]
+
+    def run_blocks(self, tokens: Tokens, rows: Rows, read: Read | None = None) -> tuple[Tensor, list[RouterStats]]:
+        """Return the states before the final norm of all rows, or of those that are read, and the statistics of `moe` blocks.
+
+        The last block computes no more than what is read, but its router sees all that counts in the balance loss.
+        """
+        x_SD, routers = self.norm_pre(rows.collect(tokens.x_BND)), []
         for block in self.blocks:
-            tokens, stats = block(tokens, real_S, only if block is self.blocks[-1] else None)
+            reads_now = block is self.blocks[-1] and not self.computes_all
+            x_SD, stats = block(x_SD, rows, read if reads_now else None)
             if stats is not None:
                 routers.append(stats)
-        return tokens.x_BND, routers
+        return x_SD if read is None or not self.computes_all else x_SD.index_select(0, read.row_M), routers
+
+    def rows(self, tokens: Tokens) -> Rows:
+        """Return which tokens are computed."""
+        return Rows.of(tokens, self.config.num_heads)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
         """Return the weights of another encoder with the positions of pictures resized to this one's patches."""
@@ -110,18 +125,27 @@ class Encoder(Backbone):
         """Names of the attention modules, first block to last."""
         return [f"blocks.{number}.attn" for number in range(len(self.blocks))]
 
-    def flops(self, num_image: int, num_text: int) -> float:
-        """Return forward FLOPs of one pass over so many tokens of a picture, [CLS] included, and of a text."""
-        config = self.config
-        blocks = (block_flops(num_image + num_text, config, policy) for policy in config.ffn_policies)
-        return self.image.flops(max(num_image - 1, 0)) + sum(blocks)
+    def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
+        """Return forward FLOPs of a training pass over so many tokens of a picture, [CLS] included, and of a text."""
+        N = num_image + num_text
+        *policies, last = self.config.ffn_policies
+        num_read = N if reads == "all" else 1 if reads == "cls" else reads
+        blocks = sum(block_flops(N, self.config, policy) for policy in policies)
+        blocks += block_flops(N, self.config, last, num_read, 1 if reads == "cls" else N)
+        return self.image.flops(max(num_image - 1, 0)) + blocks
 
 
-def block_flops(num_tokens: int, config: EveModelConfig, policy: FFNPolicy) -> float:
-    """Return forward FLOPs of one block on one sequence."""
-    N, D = num_tokens, config.embed_dim
-    attention = 2 * N * D * (3 * D + D) + 2 * 2 * N**2 * D
-    return attention + N * D * POLICIES[policy].flops(config)
+def block_flops(
+    num_tokens: int, config: EveModelConfig, policy: FFNPolicy, num_read: int | None = None, num_queries: int | None = None
+) -> float:
+    """Return forward FLOPs of one block on one sequence in training, of which so many states are read; as many tokens attend,
+    or num_queries, where no router is to see all."""
+    N, D, kind = num_tokens, config.embed_dim, POLICIES[policy]
+    M = N if num_read is None else num_read
+    num_out, num_queries = (N, N) if kind.has_router else (M, M if num_queries is None else num_queries)
+    router = 2 * config.num_experts * kind.has_router
+    attention = 2 * N * D * 3 * D + 2 * 2 * num_queries * N * D + 2 * num_out * D**2
+    return attention + N * D * router + M * D * (kind.flops(config) - router)
 
 
 def initialize(module: nn.Module, config: ModelConfig) -> None:

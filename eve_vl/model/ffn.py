@@ -1,6 +1,6 @@
 """The feed-forward part of a block: one table says of each policy how it is built, run, counted and called elsewhere.
 
-Letters: B batch, N tokens, D width, S real tokens of the batch.
+Letters: S rows of a batch, D width.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from eve_vl.config import EveModelConfig, InputConfig
 from eve_vl.config.model import Activation
-from eve_vl.model.embed import Tokens
 from eve_vl.model.layers import FeedForward, layer_norm
 from eve_vl.model.moe import MoE, RouterStats
 from eve_vl.model.moe_official import OfficialMoE
+from eve_vl.model.rows import Read, Rows
 
 Copies = Literal["all", "text", "none"]
 Keys = dict[str, tuple[str, ...]]
@@ -32,15 +32,14 @@ class ModalityFeedForward(nn.Module):
         self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
         self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
 
-    def forward(self, tokens: Tokens) -> Tensor:
-        """Return (B, N, D)."""
-        N, num_image = tokens.x_BND.shape[1], tokens.num_image
-        image_BND, text_BND = tokens.x_BND[:, :num_image], tokens.x_BND[:, num_image:]
-        if num_image == N:
-            return self.image(self.norm_image(image_BND))
-        if num_image == 0:
-            return self.text(self.norm_text(text_BND))
-        return torch.cat([self.image(self.norm_image(image_BND)), self.text(self.norm_text(text_BND))], dim=1)
+    def forward(self, x_SD: Tensor, rows: Rows) -> Tensor:
+        """(S, D) to (S, D)."""
+        if rows.num_image == len(x_SD):
+            return self.image(self.norm_image(x_SD))
+        if rows.num_image == 0:
+            return self.text(self.norm_text(x_SD))
+        image_SD, text_SD = x_SD[: rows.num_image], x_SD[rows.num_image :]
+        return torch.cat([self.image(self.norm_image(image_SD)), self.text(self.norm_text(text_SD))])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +48,14 @@ class Policy:
 
     build: Callable[[EveModelConfig, InputConfig | None], nn.Module]
     """Return the block's `ffn`; only the published routing asks for the sizes of inputs."""
-    run: Callable[[Any, Tokens, Tensor | None], tuple[Tensor, RouterStats | None]]
-    """Return what a block's feed-forward part makes of tokens (B, N, D), and the router's statistics if it has one."""
+    run: Callable[[Any, Tensor, Rows, Read | None], tuple[Tensor, RouterStats | None]]
+    """Return what a block's feed-forward part makes of rows (S, D), with a router of those that are read, and the router's
+    statistics of all."""
     copied: Callable[[Copies], Mapping[str, str]]
     """Which tensors of an image encoder's block (`norm2`, `mlp`) each of ours starts as; experts are all alike."""
     has_norm: bool = True
     """Whether one norm, the block's `norm2`, is for all tokens."""
+    has_router: bool = False
     flops: Callable[[EveModelConfig], int] = lambda config: 4 * config.ffn_dim
     """Forward FLOPs per token, divided by the width."""
     published: Callable[[EveModelConfig], Keys | None] = lambda _: None
@@ -104,19 +105,20 @@ def _copied_experts(copies: Copies) -> dict[str, str]:
 POLICIES: dict[str, Policy] = {
     "shared": Policy(
         build=lambda config, _: FeedForward(config.embed_dim, config.ffn_dim, config.activation),
-        run=lambda block, tokens, _: (block.ffn(block.norm2(tokens.x_BND)), None),
+        run=lambda block, x_SD, *_: (block.ffn(block.norm2(x_SD)), None),
         copied=lambda _: _copied("ffn", "norm2"),
     ),
     "modality": Policy(
         build=lambda config, _: ModalityFeedForward(config.embed_dim, config.ffn_dim, config.activation),
-        run=lambda block, tokens, _: (block.ffn(tokens), None),
+        run=lambda block, x_SD, rows, _: (block.ffn(x_SD, rows), None),
         has_norm=False,
         published=_published_modality,
         copied=_copied_modality,
     ),
     "moe": Policy(
         build=_build_experts,
-        run=lambda block, tokens, real_S: block.ffn(block.norm2(tokens.x_BND), tokens.is_text_BN, real_S),
+        run=lambda block, x_SD, rows, read: block.ffn(block.norm2(x_SD), rows, read),
+        has_router=True,
         flops=lambda config: 4 * config.top_k * config.ffn_dim + 2 * config.num_experts,
         published=_published_experts,
         copied=_copied_experts,

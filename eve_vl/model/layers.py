@@ -1,6 +1,6 @@
 """The one attention, the one feed-forward network and their small parts.
 
-Letters: B batch, N tokens, M keys, D width, H heads, F feed-forward width.
+Letters: B batch, N tokens, M keys, S rows of a batch, D width, H heads, F feed-forward width.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config.model import Activation
+from eve_vl.model.rows import Read, Rows
 
 NORM_EPS = 1e-6
 
@@ -55,31 +56,37 @@ class Attention(nn.Module):
         self,
         x_BND: Tensor,
         is_padding_BM: Tensor | None,
-        only: int | None = None,
         *,
         keys_BMD: Tensor | None = None,
         bias_HNM: Tensor | None = None,
     ) -> Tensor:
-        """Attend from each of N tokens to M, never to padding; (B, N, D) to (B, N, D), or to (B, 1, D) for one token.
+        """Attend from each of N tokens to M, never to padding; (B, N, D) to (B, N, D).
 
         keys_BMD: what keys and values are made of (co-attention); default: the tokens themselves. is_padding_BM: which of
         these are none. bias_HNM: added to the scores (relative positions), (H, N, M) or (B, H, N, M).
         """
-        q_BHNd, k_BHMd, v_BHMd = self.split(x_BND, keys_BMD)
-        if only is not None:
-            q_BHNd = q_BHNd[:, :, only : only + 1]
-            bias_HNM = None if bias_HNM is None else bias_HNM[..., only : only + 1, :]
-        return self.join(self.attend(q_BHNd, k_BHMd, v_BHMd, attention_mask(is_padding_BM, bias_HNM)))
+        return self.join(self.attend(*self.split(x_BND, keys_BMD), attention_mask(is_padding_BM, bias_HNM)))
+
+    def among(self, x_SD: Tensor, rows: Rows, read: Read | None = None) -> Tensor:
+        """Attend from each row, or from those that are read, to all real tokens of its sequence; (S, D) to (S, D) or (M, D)."""
+        q_BHNd, k_BHNd, v_BHNd = rows.split_heads(F.linear(x_SD, self.qkv.weight, self._bias()))
+        mask = attention_mask(rows.is_padding_BN, None)
+        if read is not None and read.positions is not None:
+            return self.join(self.attend(q_BHNd[:, :, read.positions], k_BHNd, v_BHNd, mask)).flatten(0, 1)
+        out_SD = rows.join_heads(self.attend(q_BHNd, k_BHNd, v_BHNd, mask))
+        return self.proj(out_SD if read is None else out_SD.index_select(0, read.row_M))
 
     def split(self, x_BND: Tensor, keys_BMD: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, H, N, d), keys and values (B, H, M, d)."""
-        D = x_BND.shape[2]
-        bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        D, bias_3D = x_BND.shape[2], self._bias()
         if keys_BMD is None:
             return self._heads(F.linear(x_BND, self.qkv.weight, bias_3D), 3)
         (q,) = self._heads(F.linear(x_BND, self.qkv.weight[:D], bias_3D[:D]), 1)
         k, v = self._heads(F.linear(keys_BMD, self.qkv.weight[D:], bias_3D[D:]), 2)
         return q, k, v
+
+    def _bias(self) -> Tensor:
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def _heads(self, x_BNX: Tensor, count: int) -> Any:
         B, N, X = x_BNX.shape
@@ -138,9 +145,9 @@ class FeedForward(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-def drop_path(x_BND: Tensor, rate: float, training: bool) -> Tensor:
+def drop_path(x_SD: Tensor, rows: Rows, rate: float, training: bool) -> Tensor:
     """Drop the whole branch for a random share `rate` of the samples, scaling the rest (stochastic depth)."""
     if rate == 0 or not training:
-        return x_BND
-    keep_B11 = torch.empty(x_BND.shape[0], 1, 1, device=x_BND.device).bernoulli_(1 - rate).div_(1 - rate)
-    return x_BND * keep_B11.to(x_BND.dtype)
+        return x_SD
+    keep_B = torch.empty(rows.shape[0], device=x_SD.device).bernoulli_(1 - rate).div_(1 - rate)
+    return x_SD * keep_B.to(x_SD.dtype).index_select(0, rows.token_S // rows.shape[1])[:, None]

@@ -1,10 +1,10 @@
 """The modality-aware sparse mixture of experts: router → dispatch → experts → combine (paper, "Modality-Aware MoE").
 
-`stable` routing: every real token reaches its top-k experts, none is dropped, padding is neither routed nor counted, and
-what a token gets never depends on its neighbours in the batch. Statistics are returned, never stored.
+`stable` routing: every token reaches its top-k experts, none is dropped, padding is not counted, and what a token gets never
+depends on its neighbours in the batch. Statistics are returned, never stored.
 
-Letters: B batch, N tokens, S real tokens of the whole batch, D width, F feed-forward width, E experts, K chosen experts,
-R = S·K routed rows, M = 2 modalities (image, text).
+Letters: S rows of a batch, or those that are read, D width, F feed-forward width, E experts, K chosen experts, R = S·K routed
+rows, M = 2 modalities (image, text).
 """
 
 from dataclasses import dataclass
@@ -15,22 +15,43 @@ from torch.nn import functional as F
 
 from eve_vl.config.model import Activation
 from eve_vl.model.layers import ACTIVATIONS
+from eve_vl.model.rows import Read, Rows
 
 
 @dataclass(kw_only=True, slots=True)
 class RouterStats:
-    """What one `moe` block did in one pass, as sums, so that passes and processes can be added; float32 throughout."""
+    """What one `moe` block did in one pass, as sums over the real tokens, so that passes and processes can be added."""
 
-    first_E: Tensor
-    """Real tokens whose first choice is each expert."""
-    gate_E: Tensor
-    """Gate probability of each expert, summed over the real tokens (carries gradient)."""
-    chosen_ME: Tensor
-    """Times each expert was among the K choices, per modality (image, text)."""
-    entropy: Tensor
-    """Entropy of the gate in nats, summed over the real tokens."""
-    num_tokens: Tensor
-    """Real tokens."""
+    sums_2X: Tensor
+    """float32 (2, 4·E): by modality (image, text) what the properties return, of all experts, in one tensor."""
+
+    @property
+    def first_E(self) -> Tensor:
+        """Tokens whose first choice is each expert."""
+        return self._sums(0).detach().sum(0)
+
+    @property
+    def gate_E(self) -> Tensor:
+        """Gate probability of each expert, summed (carries gradient)."""
+        return self._sums(1).sum(0)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the gate in nats, summed."""
+        return self._sums(2).detach().sum()
+
+    @property
+    def chosen_ME(self) -> Tensor:
+        """Times each expert was among the K choices, per modality."""
+        return self._sums(3).detach()
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """Real tokens."""
+        return self.first_E.sum()
+
+    def _sums(self, number: int) -> Tensor:
+        return self.sums_2X.unflatten(1, (4, -1))[:, number]
 
 
 class Router(nn.Module):
@@ -42,32 +63,32 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, embed_dim))
         self.modality_embed = nn.Parameter(torch.empty(2, embed_dim)) if modality_routing else None
 
-    def forward(self, x_SD: Tensor, is_text_S: Tensor) -> tuple[Tensor, Tensor, RouterStats]:
+    def forward(self, x_SD: Tensor, rows: Rows) -> tuple[Tensor, Tensor, RouterStats]:
         """Return gates (S, K) renormalised over the K, experts (S, K) int64, and the statistics. At least float32."""
         with torch.autocast(x_SD.device.type, enabled=False):
             logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.weight)
             if self.modality_embed is not None:  # W (x + b_m) = W x + W b_m, without a second copy of x
-                logits_SE = logits_SE + F.linear(self.modality_embed, self.weight)[is_text_S.long()]
+                logits_SE = logits_SE + F.linear(self.modality_embed, self.weight).index_select(0, rows.is_text_S)
             log_gates_SE = logits_SE.log_softmax(-1)
             gates_SE = log_gates_SE.exp()
             top_gates_SK, experts_SK = gates_SE.topk(self.top_k)
             top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
-        return top_gates_SK, experts_SK, router_stats(gates_SE, log_gates_SE, is_text_S, experts_SK, slice(None))
+            stats = router_stats(gates_SE, log_gates_SE, experts_SK, rows.is_of_2S)
+        return top_gates_SK, experts_SK, stats
 
 
 def router_stats(
-    gates_SE: Tensor, log_gates_SE: Tensor, is_text_S: Tensor, experts_SK: Tensor, has_room_SK: Tensor | slice
+    gates_SE: Tensor, log_gates_SE: Tensor, experts_SK: Tensor, is_of_2S: Tensor, has_room_SK: Tensor | None = None
 ) -> RouterStats:
-    """Return the sums over tokens; first choices count whether they found room with their expert or not."""
-    S, E = gates_SE.shape
-    rows_SK = is_text_S.long()[:, None] * E + experts_SK
-    return RouterStats(
-        first_E=experts_SK[:, 0].bincount(minlength=E).float(),
-        gate_E=gates_SE.sum(0),
-        chosen_ME=rows_SK[has_room_SK].flatten().bincount(minlength=2 * E).view(2, E).float(),
-        entropy=-(gates_SE.detach() * log_gates_SE.detach()).sum(),
-        num_tokens=torch.full((), S, device=gates_SE.device, dtype=torch.float32),
-    )
+    """Return the sums over tokens; first choices count whether they found room with their expert or not.
+
+    is_of_2S: as `Rows.is_of_2S`. By a product, which waits for no device.
+    """
+    zeros_SE = torch.zeros_like(gates_SE.detach())
+    first_SE = zeros_SE.scatter(1, experts_SK[:, :1], 1)
+    chosen_SE = zeros_SE.scatter(1, experts_SK, 1 if has_room_SK is None else has_room_SK.to(gates_SE.dtype))
+    values_SX = torch.cat([first_SE, gates_SE, -gates_SE.detach() * log_gates_SE.detach(), chosen_SE], dim=1)
+    return RouterStats(sums_2X=is_of_2S @ values_SX.float())
 
 
 class Experts(nn.Module):
@@ -105,7 +126,7 @@ def _rows_of(bias_EO: Tensor, dtype: torch.dtype, expert_R: Tensor) -> Tensor:
 
 
 class MoE(nn.Module):
-    """Sparse mixture of experts over the real tokens of a batch."""
+    """Sparse mixture of experts over the rows of a batch."""
 
     def __init__(
         self,
@@ -126,30 +147,22 @@ class MoE(nn.Module):
         experts = sum(parameter.numel() for parameter in self.experts.parameters())
         return experts - experts * self.router.top_k // len(self.router.weight)
 
-    def forward(self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None) -> tuple[Tensor, RouterStats]:
-        """Return (B, N, D), zero at padding, and the statistics.
-
-        is_text_BN: bool, the modality of each token. real_S: int64 positions of the real tokens in the flattened B·N,
-        or None when there is no padding.
-        """
-        x_SD, is_text_S = x_BND.flatten(0, 1), is_text_BN.flatten()
-        if real_S is not None:
-            x_SD, is_text_S = x_SD.index_select(0, real_S), is_text_S[real_S]
-        gates_SK, experts_SK, stats = self.router(x_SD, is_text_S)
-
+    def forward(self, x_SD: Tensor, rows: Rows, read: Read | None = None) -> tuple[Tensor, RouterStats]:
+        """Return what the experts make of rows (S, D), or of those that are read, and the statistics of all."""
+        gates_SK, experts_SK, stats = self.router(x_SD, rows)
+        if read is not None:
+            x_SD, gates_SK, experts_SK = (each.index_select(0, read.row_M) for each in (x_SD, gates_SK, experts_SK))
         if torch.is_autocast_enabled(x_SD.device.type):  # grouped_mm does not know autocast
             x_SD = x_SD.to(torch.get_autocast_dtype(x_SD.device.type))
         S, K = experts_SK.shape
         expert_R, order_R = experts_SK.flatten().sort(stable=True)
+        counts_E = torch.zeros(stats.sums_2X.shape[1] // 4, dtype=torch.long, device=x_SD.device)
+        counts_E = counts_E.scatter_add_(0, expert_R, torch.ones_like(expert_R))
         # a module of its own: where experts lie on several processes, one that exchanges rows can stand in its place
-        y_RD = self.experts(x_SD.index_select(0, order_R // K), expert_R, stats.chosen_ME.sum(0).long())
+        y_RD = self.experts(x_SD.index_select(0, order_R // K), expert_R, counts_E)
         inverse_R = torch.empty_like(order_R).scatter_(0, order_R, torch.arange(S * K, device=order_R.device))
-        y_SKD = y_RD.index_select(0, inverse_R).view(S, K, -1)
-        y_SD = torch.bmm(gates_SK.to(y_SKD.dtype)[:, None, :], y_SKD).squeeze(1)
-
-        if real_S is not None:
-            y_SD = y_SD.new_zeros(x_BND.shape[0] * x_BND.shape[1], y_SD.shape[1]).index_copy(0, real_S, y_SD)
-        return y_SD.view(*x_BND.shape[:2], -1), stats
+        y_SKD = y_RD.index_select(0, inverse_R).view(S, K, y_RD.shape[1])
+        return torch.bmm(gates_SK.to(y_SKD.dtype)[:, None, :], y_SKD).squeeze(1), stats
 
 
 def row_tile(x_RD: Tensor, num_experts: int) -> int:

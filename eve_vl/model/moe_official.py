@@ -4,7 +4,7 @@ What differs from `moe`: the modality embedding reaches the experts too; padding
 a fixed place; and with `official` routing the second expert is drawn at random, and experts take no more tokens than they
 have room for, so that what a token gets depends on its batch, in evaluation too.
 
-Letters: B batch, N tokens, S tokens of the whole batch, D width, E experts, R rows that reach an expert.
+Letters: N tokens of a sequence, S tokens of the whole batch, D width, E experts, R rows that reach an expert.
 """
 
 import math
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from eve_vl.config.model import Activation
 from eve_vl.model.moe import MoE, RouterStats, router_stats
+from eve_vl.model.rows import Read, Rows
 
 MIN_CAPACITY = 4
 
@@ -53,12 +54,12 @@ class OfficialMoE(MoE):
         self.noise: Callable[[Tensor], Tensor] | None = gumbel_noise if drops else None
         """What is added to the logits (S, E) before the second choice; torch.manual_seed seeds the usual one."""
 
-    def forward(self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None) -> tuple[Tensor, RouterStats]:
-        """Return (B, N, D) and the statistics, of all tokens; real_S has no meaning here."""
-        is_text_S = self.fixed_boundary(is_text_BN).flatten()
-        x_SD = x_BND.flatten(0, 1)
+    def forward(self, x_SD: Tensor, rows: Rows, read: Read | None = None) -> tuple[Tensor, RouterStats]:
+        """Return what the experts make of rows (S, D), all tokens of a batch, or of those that are read, and the statistics."""
+        x_SD = rows.tokens(x_SD)  # they queue in this order
+        is_text_S = self.fixed_boundary(rows)
         if self.router.modality_embed is not None:
-            x_SD = x_SD + self.router.modality_embed[is_text_S.long()]
+            x_SD = x_SD + self.router.modality_embed.index_select(0, is_text_S)
         chosen = self.route(x_SD)
 
         S, E = chosen.logits_SE.shape
@@ -71,14 +72,16 @@ class OfficialMoE(MoE):
         y_RD = self.experts(x_SD.index_select(0, row_R // 2), expert_R, counts_E)
         weighted_RD = chosen.gates_S2.flatten()[row_R, None].to(y_RD.dtype) * y_RD
         y_SD = y_RD.new_zeros(S, y_RD.shape[1]).index_add(0, row_R // 2, weighted_RD)
-        return y_SD.view(*x_BND.shape[:2], -1), self.statistics(chosen, is_text_S)
+        y_SD = rows.tokens.back(y_SD)
+        return y_SD if read is None else y_SD.index_select(0, read.row_M), self.statistics(chosen, is_text_S)
 
-    def fixed_boundary(self, is_text_BN: Tensor) -> Tensor:
-        """Return the modality that the published code sees: in a pair, the first num_image tokens are image, whatever was
-        dropped."""
-        is_pair_B1 = is_text_BN.any(1, keepdim=True) & ~is_text_BN.all(1, keepdim=True)
-        after_N = torch.arange(is_text_BN.shape[1], device=is_text_BN.device) >= self.num_image
-        return torch.where(is_pair_B1, after_N, is_text_BN)
+    def fixed_boundary(self, rows: Rows) -> Tensor:
+        """Return the modality that the published code sees of each token, int64 (S,), 1 for text: in a pair, the first
+        num_image tokens are image, whatever was dropped."""
+        S = len(rows.token_S)
+        if rows.num_image in (0, S):
+            return rows.is_text_S
+        return (torch.arange(S, device=rows.token_S.device) % rows.shape[1] >= self.num_image).long()
 
     def route(self, x_SD: Tensor) -> Assignment:
         """Choose two experts for each token, and hand out places: first choices before second ones, each in order of token."""
@@ -99,7 +102,8 @@ class OfficialMoE(MoE):
     def statistics(self, chosen: Assignment, is_text_S: Tensor) -> RouterStats:
         """Return the sums over all tokens, padding too."""
         log_gates_SE = chosen.logits_SE.log_softmax(1)
-        return router_stats(log_gates_SE.exp(), log_gates_SE, is_text_S, chosen.experts_S2, chosen.slots_S2 >= 0)
+        is_of_2S = torch.stack([1 - is_text_S, is_text_S]).float()
+        return router_stats(log_gates_SE.exp(), log_gates_SE, chosen.experts_S2, is_of_2S, chosen.slots_S2 >= 0)
 
 
 def capacity(num_tokens: int, num_experts: int) -> int:

@@ -1,6 +1,6 @@
 """The mixture of experts in operations that ONNX has, for `eve_vl.export`; training never meets it.
 
-Letters: B batch, N tokens, A = B·N, S real tokens of the batch, D width, E experts, K chosen experts, R rows of one expert.
+Letters: S rows of a batch, D width, E experts, K chosen experts, R rows of one expert.
 """
 
 import torch
@@ -11,6 +11,7 @@ from eve_vl.model.exchange import Module, exchanged
 from eve_vl.model.layers import FeedForward
 from eve_vl.model.moe import Experts, MoE
 from eve_vl.model.moe_official import OfficialMoE
+from eve_vl.model.rows import Read, Rows
 
 
 class TraceableMoE(nn.Module):
@@ -25,15 +26,12 @@ class TraceableMoE(nn.Module):
         self.experts_see_modality = isinstance(moe, OfficialMoE)
         self.feed_forwards = nn.ModuleList(_feed_forward(moe.experts, e) for e in range(len(moe.experts.fc1_weight)))
 
-    def forward(self, x_BND: Tensor, is_text_BN: Tensor, real_S: Tensor | None) -> tuple[Tensor, None]:
-        """Return (B, N, D), zero at padding, and no statistics."""
-        x_AD, is_text_S = x_BND.flatten(0, 1), is_text_BN.flatten()
-        x_SD = x_AD
-        if real_S is not None:
-            x_SD, is_text_S = x_SD.index_select(0, real_S), is_text_S.index_select(0, real_S)
+    def forward(self, x_SD: Tensor, rows: Rows, read: Read | None = None) -> tuple[Tensor, None]:
+        """Return what the experts make of rows (S, D), and no statistics."""
+        assert read is None, "in evaluation, rows that are read are chosen before"
         seen_SD = x_SD
         if self.router.modality_embed is not None:
-            seen_SD = x_SD + self.router.modality_embed[is_text_S.long()]
+            seen_SD = x_SD + self.router.modality_embed.index_select(0, rows.is_text_S)
         gates_SE = F.linear(seen_SD, self.router.weight).softmax(-1)
         top_gates_SK, experts_SK = gates_SE.topk(self.router.top_k)
         top_gates_SK = top_gates_SK / top_gates_SK.sum(-1, keepdim=True)
@@ -45,9 +43,7 @@ class TraceableMoE(nn.Module):
             row_R = gate_S.nonzero().squeeze(1)
             y_RD = gate_S.index_select(0, row_R)[:, None] * feed_forward(x_SD.index_select(0, row_R))
             y_SD = y_SD.index_add(0, row_R, y_RD)
-        if real_S is not None:
-            y_SD = torch.zeros_like(x_AD).index_copy(0, real_S, y_SD)
-        return y_SD.view(x_BND.shape), None
+        return y_SD, None
 
 
 def _feed_forward(experts: Experts, expert: int) -> FeedForward:

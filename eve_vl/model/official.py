@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from eve_vl.model.backbone import Encoded
-from eve_vl.model.embed import Tokens, join, pick
+from eve_vl.model.embed import join, pick
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import RouterStats
+from eve_vl.model.rows import Rows, Tokens
 
 
 class OfficialEncoder(Encoder):
@@ -23,6 +24,10 @@ class OfficialEncoder(Encoder):
         # without drops, a token's result is its own
         self.results_depend_on_batch = self.config.routing == "official" and "moe" in self.config.ffn_policies
         self.computes_all = self.results_depend_on_batch
+
+    def rows(self, tokens: Tokens) -> Rows:
+        """Return all tokens: padding is routed like any other."""
+        return Rows.of(tokens, self.config.num_heads, packs=False)
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of pictures, of texts or of pairs, of each part of the batch by a pass of its own."""

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import EveModelConfig
-from eve_vl.model.embed import Tokens
+from eve_vl.model.embed import join
 from eve_vl.model.encoder import Block, block_flops
 from eve_vl.model.layers import layer_norm
+from eve_vl.model.rows import Rows, Tokens
 
 
 class PixelDecoder(nn.Module):
-    """A few narrow blocks over [encoded tokens; one mask token per hidden patch], then the pixels of the hidden ones.
+    """A few narrow blocks over [picture; one mask token per hidden patch; text], then the pixels of the hidden ones.
 
-    Attention does not care about order, so hidden patches come last and nothing has to be put back in place; fixed
-    sine-cosine positions tell where each kept and each hidden patch lies.
+    Attention does not care about order, so hidden patches come after all kept ones and nothing has to be put back in place;
+    fixed sine-cosine positions tell where each kept and each hidden patch lies.
     """
 
     def __init__(self, embed_dim: int, patch_dim: int, block: EveModelConfig, *, depth: int, dim: int, num_heads: int):
@@ -44,18 +45,21 @@ class PixelDecoder(nn.Module):
         positions_Pd = sincos_positions(K + M, x_BNd.shape[2], x_BNd.device).to(x_BNd.dtype)
         cls_B1d, kept_BKd, text_BTd = x_BNd.split([1, K, x_BNd.shape[1] - K - 1], dim=1)
         hidden_BMd = self.mask_token.to(x_BNd.dtype) + positions_Pd[hidden_BM]
-        x_BNd = torch.cat([cls_B1d, kept_BKd + positions_Pd[keep_BK], text_BTd, hidden_BMd], dim=1)
-        is_padding_BN = encoded.is_padding_BN
-        if is_padding_BN is not None:
-            is_padding_BN = nn.functional.pad(is_padding_BN, (0, M), value=False)
-        tokens = Tokens(x_BND=x_BNd, num_image=x_BNd.shape[1], is_padding_BN=is_padding_BN)
+        image_BNd = torch.cat([cls_B1d, kept_BKd + positions_Pd[keep_BK], hidden_BMd], dim=1)
+        is_padding_BT = None if encoded.is_padding_BN is None else encoded.is_padding_BN[:, 1 + K :]
+        image = Tokens(x_BND=image_BNd, num_image=1 + K + M)
+        tokens = join(image, Tokens(x_BND=text_BTd, num_image=0, is_padding_BN=is_padding_BT, num_real=encoded.num_real))
+        rows = Rows.of(tokens, self.block.num_heads)
+        hidden, x_Sd = rows.between(1 + K, 1 + K + M), rows.collect(tokens.x_BND)
         for block in self.blocks:
-            tokens, _ = block(tokens, None)
-        return self.pixels(self.norm(tokens.x_BND[:, -M:]))
+            x_Sd, _ = block(x_Sd, rows, hidden if block is self.blocks[-1] else None)
+        return self.pixels(self.norm(x_Sd)).unflatten(0, (-1, M))
 
     def flops(self, num_seen: int, num_hidden: int) -> float:
         """Return forward FLOPs for so many tokens that the encoder saw and hidden patches."""
-        blocks = len(self.blocks) * block_flops(num_seen + num_hidden, self.block, "shared")
+        N = num_seen + num_hidden
+        blocks = (len(self.blocks) - 1) * block_flops(N, self.block, "shared")
+        blocks += block_flops(N, self.block, "shared", num_hidden)
         return 2 * num_seen * self.embed.weight.numel() + blocks + 2 * num_hidden * self.pixels.weight.numel()
 
 

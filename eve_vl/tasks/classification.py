@@ -243,4 +243,4 @@ class Classification(Classifier[ClassificationConfig]):
         """Return forward FLOPs of a step."""
         num_image, num_text = pair_tokens(self.config)
         reads = self.settings.reads
-        return {"pass": self.encoder.flops(num_image if reads != "text" else 0, num_text if reads != "picture" else 0)}
+        return {"pass": self.encoder.flops(num_image if reads != "text" else 0, num_text if reads != "picture" else 0, "cls")}

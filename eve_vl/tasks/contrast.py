@@ -19,8 +19,9 @@ from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import Batch, CaptionBatch, normalize
 from eve_vl.data.inputs import GivenImage, Images, Strings, chunked, given_images, given_texts, listed
 from eve_vl.model.backbone import Backbone
-from eve_vl.model.embed import Tokens, pick
+from eve_vl.model.embed import pick
 from eve_vl.model.heads import ContrastHead, MatchHead
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.calls import Calls, JsonFlags, PictureFlags, Verb
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import PAIR, Computation, Routers, Task, pair_tokens
@@ -91,7 +92,7 @@ class Contrast(nn.Module):
 
     def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
         """Return pictures and texts embedded, their features (B, d), and the routers of both passes."""
-        image, text = encoder.image(batch.pixels()), encoder.text(batch.ids_BT, batch.is_padding_BT)
+        image, text = encoder.image(batch.pixels()), encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real)
         image_BD, image_routers = self.pooled(encoder, image, None)
         text_BD, text_routers = self.pooled(encoder, None, text)
         features = self.features.image_features(image_BD), self.features.text_features(text_BD)
@@ -254,10 +255,11 @@ class ContrastTask(Task[Settings]):
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of contrast and matching in a step."""
         num_image, num_text = pair_tokens(self.config)
+        reads = "all" if self.contrast.takes_mean else "cls"
         flops = {
-            "contrast, image alone": self.encoder.flops(num_image, 0),
-            "contrast, text alone": self.encoder.flops(0, num_text),
+            "contrast, image alone": self.encoder.flops(num_image, 0, reads),
+            "contrast, text alone": self.encoder.flops(0, num_text, reads),
         }
         if self.contrast.match_head is not None:
-            flops["matching, three fusion passes"] = 3 * self.encoder.flops(num_image, num_text)
+            flops["matching, three fusion passes"] = 3 * self.encoder.flops(num_image, num_text, "cls")
         return flops

@@ -27,6 +27,7 @@ from eve_vl.model.embed import hide, patchify, put, take, to_pictures
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import TokenHead
 from eve_vl.model.pixel_decoder import PixelDecoder
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.masked_signal_calls import MaskedSignalCalls
 from eve_vl.tasks.task import NUM_GLIMPSED, Evaluated, Routers, Sizes, Task, pair_tokens
 from eve_vl.tasks.verdict import Against
@@ -82,10 +83,13 @@ class MaskedSignalTask(Task[Settings]):
             target_BMX = take(self.targets(self.patches(batch)), batch.hidden_BM)
             losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, batch), target_BMX)
         if task.mlm_weight and isinstance(batch, MaskedTexts):
-            encoded = joint or self.encode(batch, mask=True)
-            routers += encoded.routers if joint is None else []
-            logits_MV = self.predict_tokens(encoded, batch)
-            targets_M = batch.ids_BT[batch.is_masked_BT]
+            if joint is None:
+                image, text = self.embed(batch, mask=True)
+                states_MD, text_routers = self.encoder.some(image, text, batch.places())
+                logits_MV, routers = self.token_head(states_MD), routers + text_routers
+            else:
+                logits_MV = self.predict_tokens(joint, batch)
+            targets_M = batch.targets()
             num_targets = mean_masked([batch]) if batch.num_targets is None else batch.num_targets
             losses["mlm"] = objectives.masked_tokens(logits_MV, targets_M, num_targets)
             terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / num_targets
@@ -95,22 +99,26 @@ class MaskedSignalTask(Task[Settings]):
         """Return the patches of the pictures (B, P, X), in [-1, 1]."""
         return patchify(batch.pixels(), self.config.input.patch_size)
 
-    def encode(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
-        """Encode what a batch holds with only the kept patches (`keep`) and/or with [MASK] for masked tokens (`mask`)."""
+    def embed(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> tuple[Tokens | None, Any]:
+        """Embed what a batch holds with only the kept patches (`keep`) and/or with [MASK] for masked tokens (`mask`)."""
         image = text = None
         if isinstance(batch, MaskedPictures):
             image = self.encoder.image(batch.pixels(), batch.keep_BK if keep else None)
         if isinstance(batch, MaskedTexts):
             ids_BT = self.with_hidden_tokens(batch) if mask else batch.ids_BT
-            text = self.encoder.text(ids_BT, batch.is_padding_BT)
-        return self.encoder.encode(image, text)
+            text = self.encoder.text(ids_BT, batch.is_padding_BT, batch.num_real)
+        return image, text
+
+    def encode(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
+        """Return the states of what `embed` returns."""
+        return self.encoder.encode(*self.embed(batch, keep=keep, mask=mask))
 
     def with_hidden_tokens(self, batch: MaskedTexts) -> Tensor:
         """Return the ids (B, T) with [MASK] for masked tokens, in training for all but task.text_shown_share of them."""
         share = self.settings.text_shown_share if self.training else 0.0
         if not share:
             return batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id)
-        own_M = batch.ids_BT[batch.is_masked_BT]
+        own_M = batch.targets()
         draw_M, order_M = torch.rand(own_M.shape, device=own_M.device), torch.randperm(len(own_M), device=own_M.device)
         word_M = own_M.where(draw_M < share / 2, own_M[order_M])
         return batch.ids_BT.masked_scatter(batch.is_masked_BT, word_M.masked_fill(draw_M >= share, self.sizes.mask_id))
@@ -121,7 +129,7 @@ class MaskedSignalTask(Task[Settings]):
 
     def predict_tokens(self, encoded: Encoded, batch: MaskedTexts) -> Tensor:
         """Return logits (M, V) of the masked tokens alone, in the order of batch.is_masked_BT."""
-        return self.token_head(encoded.text_BTD[batch.is_masked_BT])
+        return self.token_head(encoded.text_BTD.flatten(0, 1).index_select(0, batch.places()))
 
     def rebuild(self, batch: MaskedPictures) -> Tensor:
         """Return the patches (B, P, X) with the hidden ones predicted, the others as they were.
@@ -164,7 +172,7 @@ class MaskedSignalTask(Task[Settings]):
         """Evaluate one batch and, of pairs, with a wrong partner too. names: of its rows."""
         task, wrong = self.settings, batch.wrong if isinstance(batch, PairBatch) else None
         if task.mlm_weight and isinstance(batch, MaskedTexts):
-            targets_M, row_M = batch.ids_BT[batch.is_masked_BT], batch.is_masked_BT.nonzero()[:, 0]
+            targets_M, row_M = batch.targets(), batch.places() // batch.ids_BT.shape[1]
             rows: dict[str, Any] = {"mlm_acc": batch}
             if wrong is not None:
                 rows["mlm_acc_wrong_image"] = dataclasses.replace(batch, images_BCHW=wrong.images_BCHW)
@@ -238,7 +246,7 @@ class MaskedSignalTask(Task[Settings]):
             flops["pixel decoder"] = self.pixel_decoder.flops(num_seen + num_read, num_hidden)
         if task.mlm_weight:
             if not task.joint_masking:
-                flops["text pass"] = self.encoder.flops(num_image * (rows != "texts"), T)
+                flops["text pass"] = self.encoder.flops(num_image * (rows != "texts"), T, num_masked)
             flops["token head"] = 2 * num_masked * D * (D + self.sizes.vocab_size)
         return flops
 

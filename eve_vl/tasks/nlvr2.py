@@ -145,12 +145,13 @@ class NLVR2(Classifier[NLVR2Config]):
                 self.paired_head = PairedAttentionHead(D, getattr(config.model, "num_heads", max(D // PAIRED_HEAD_WIDTH, 1)))
         initialize(self, config.model)
 
-    def logits(self, *tensors: Any) -> tuple[Tensor, Routers]:
+    def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
         """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
         left_BCHW, right_BCHW, ids_BT, is_padding_BT = tensors
         B = len(ids_BT)
         image = self.encoder.image(torch.cat([normalize(left_BCHW), normalize(right_BCHW)]))
         text = pick(self.encoder.text(ids_BT, is_padding_BT), torch.arange(B, device=ids_BT.device).repeat(2))
+        text.num_real = None if num_real is None else 2 * num_real
         if self.settings.head == "paired":
             encoded = self.encoder.encode(image, text, num_passes=2)
             left_BND, right_BND = encoded.x_BND.unflatten(0, (2, B))
@@ -197,4 +198,5 @@ class NLVR2(Classifier[NLVR2Config]):
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""
-        return {"two fusion passes": 2 * self.encoder.flops(*pair_tokens(self.config))}
+        reads = "all" if self.settings.head == "paired" else "cls"
+        return {"two fusion passes": 2 * self.encoder.flops(*pair_tokens(self.config), reads)}

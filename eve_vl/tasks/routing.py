@@ -1,4 +1,7 @@
-"""The terms that a step's routers add to its log, and the balance loss among them."""
+"""The terms that a step's routers add to its log, and the balance loss among them.
+
+Letters: L blocks with experts, P passes, E experts; 2 modalities, 4 kinds of sums.
+"""
 
 import torch
 from torch import Tensor
@@ -16,18 +19,12 @@ def routing_terms(routers: list[list[RouterStats]]) -> dict[str, Tensor]:
     """
     if not routers or not routers[0]:
         return {}
-    terms: dict[str, Tensor] = {}
-    losses = []
-    blocks = [*zip(*routers, strict=True)]
-    entropies = torch.stack([torch.stack([stats.entropy for stats in block]).sum() for block in blocks])
-    rows = [torch.cat([stats.first_E, stats.gate_E, stats.num_tokens[None]]) for block in blocks for stats in block]
-    # one exchange for all; what they have in common is their length
-    *sums, entropies = sum_over_processes(torch.cat([*rows, entropies])).split([len(row) for row in rows] + [len(blocks)])
-    for number, block in enumerate(blocks):
-        own, sums = sums[: len(block)], sums[len(block) :]
-        E = len(block[0].first_E)
-        losses += [objectives.balance(row[:E], row[E:-1], row[-1]) for row in own]
-        total = torch.stack([row[-1] for row in own]).sum()
-        terms[f"max_load/{number}"] = torch.stack([row[:E] for row in own]).sum(0).max() / total
-        terms[f"entropy/{number}"] = entropies[number] / total
-    return {"balance": torch.stack(losses).mean(), **terms}
+    sums_LP24E = torch.stack([torch.stack([stats.sums_2X for stats in block]) for block in zip(*routers, strict=True)])
+    sums_LP4E = sum_over_processes(sums_LP24E).sum(2).unflatten(2, (4, -1))  # one exchange for all
+    gate_LPE = sums_LP4E[:, :, 1]
+    first_LPE, _, entropy_LPE, _ = sums_LP4E.detach().unbind(2)
+    balance_LP = objectives.balance(first_LPE, gate_LPE, first_LPE.sum(2))
+    total_L, first_LE = first_LPE.sum((1, 2)), first_LPE.sum(1)
+    values = {"max_load": first_LE.amax(1) / total_L, "entropy": entropy_LPE.sum((1, 2)) / total_L}
+    logged = {f"{name}/{number}": value_L[number] for number in range(len(total_L)) for name, value_L in values.items()}
+    return {"balance": balance_LP.mean(), **logged}

@@ -24,11 +24,12 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.metrics.certainty import Estimate
 from eve_vl.model.build import build_backbone
-from eve_vl.model.embed import Tokens
 from eve_vl.model.moe import RouterStats
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.routing import routing_terms
 from eve_vl.tasks.verdict import Against
+from eve_vl.train.device import send
 from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
 
@@ -312,18 +313,18 @@ class Classifier(Task[Settings]):
     def forward(self, batch: Any) -> StepOutput:
         """Return the loss over the classes plus the weighted balance loss."""
         logits_BC, routers = self.predict(batch)
-        target, best_B = self.targets(batch).to(logits_BC.device), logits_BC.argmax(1)
+        target, best_B = send(self.targets(batch), logits_BC.device), logits_BC.argmax(1)
         right_B = target == best_B if target.ndim == 1 else target.gather(1, best_B[:, None])
         losses = {self.section.name: self.loss(logits_BC, target)}
         return self.output(losses, routers, **{self.accuracy: right_B.float().mean()})
 
-    def logits(self, *tensors: Any) -> tuple[Tensor, Routers]:
+    def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
         """Return logits (B, C) of the tensors that `reads` names, and the routers' statistics of each pass; default: those of
-        the head that `label_layer` is in, read off the [CLS]."""
+        the head that `label_layer` is in, read off the [CLS]. num_real: tokens of texts that are no padding, where known."""
         assert self.label_layer is not None
         given = dict(zip(self.reads, tensors, strict=True))
         image = None if (images_BCHW := given.get("pixels")) is None else self.encoder.image(normalize(images_BCHW))
-        text = None if (ids_BT := given.get("ids")) is None else self.encoder.text(ids_BT, given["is_padding"])
+        text = None if (ids_BT := given.get("ids")) is None else self.encoder.text(ids_BT, given["is_padding"], num_real)
         cls_BD, routers = self.encoder.cls(image, text)
         return self.get_submodule(self.label_layer.rpartition(".")[0])(cls_BD), routers
 
@@ -334,7 +335,7 @@ class Classifier(Task[Settings]):
 
     def predict(self, batch: Any) -> tuple[Tensor, Routers]:
         """Return logits (B, C) of a batch's rows, and the routers' statistics of each pass."""
-        return self.logits(*(getattr(batch, FIELDS[name]) for name in self.reads))
+        return self.logits(*(getattr(batch, FIELDS[name]) for name in self.reads), num_real=getattr(batch, "num_real", None))
 
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of the rows; default: the cross-entropy of one class each. labels: int64 (B,), or `targets`.

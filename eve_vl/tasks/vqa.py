@@ -145,10 +145,15 @@ class VQA(Classifier[VQAConfig]):
     def targets(self, batch: QuestionBatch) -> Tensor:
         """Return the soft targets (B, A), float32 on the CPU; answers outside the list train nothing."""
         target_BA = torch.zeros(len(batch.answers), len(self.answers))
-        for row, answers in enumerate(batch.answers):
-            for answer, score in metrics.soft_targets(answers).items():
-                for index in self.answer_ids.get(answer, ()):
-                    target_BA[row, index] = score
+        given = [
+            (row, index, score)
+            for row, answers in enumerate(batch.answers)
+            for answer, score in metrics.soft_targets(answers).items()
+            for index in self.answer_ids.get(answer, ())
+        ]
+        if given:  # all at once, for single values cost more than what they are made of
+            rows, indices, scores = zip(*given, strict=True)
+            target_BA[rows, indices] = torch.tensor(scores)
         return target_BA
 
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
@@ -208,7 +213,7 @@ class VQA(Classifier[VQAConfig]):
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""
-        return {"fusion pass": self.encoder.flops(*pair_tokens(self.config))}
+        return {"fusion pass": self.encoder.flops(*pair_tokens(self.config), "cls")}
 
 
 def _answer_list(config: Config, sources: Sequence[Source[Any]]) -> list[str]:

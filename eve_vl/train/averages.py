@@ -16,15 +16,15 @@ class Averages:
         self.values = {name: each.detach().clone() for name, each in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after optimiser step `step` (0-based).
+    def update(self, step: int, *, allowed: Tensor | None = None) -> None:
+        """Take in the weights after optimiser step `step` (0-based). allowed: whether to do so, bool on the device.
 
         The decay grows to its value, min(decay, (2 + step) / (11 + step)), so that random first weights are soon forgotten.
         """
         if self.values:
-            decay = min(self.decay, (2 + step) / (11 + step))
+            weight = 1 - min(self.decay, (2 + step) / (11 + step))
             for name, value in self.values.items():
-                value.lerp_(self.parameters[name], 1 - decay)
+                value.lerp_(self.parameters[name], weight if allowed is None else weight * allowed)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -1,8 +1,11 @@
 """Where a run computes, and in which type."""
 
 import os
+import re
 import resource
 import sys
+import time
+from pathlib import Path
 
 import torch
 
@@ -43,8 +46,29 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on a device, without waiting for what a GPU has still to do."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+def has_processor_clock(device: torch.device) -> bool:
+    """Whether `now` is the processor's time: several threads spin while they wait."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
+
+
+def now(device: torch.device) -> float:
+    """Return seconds, once a GPU has done what it was told: of the processor where one thread computes, which other work on its
+    core does not lengthen, else of the wall."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.process_time() if has_processor_clock(device) else time.perf_counter()
+
+
 def peak_memory() -> int:
     """Return the most bytes that this process has had at once: on the GPU if it uses one, else of the machine."""
     if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
         return peak
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024  # getrusage would count what the parent had before exec
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -49,9 +49,9 @@ def gather_rows(x: Tensor) -> Tensor:
     return sum_over_processes(torch.cat(own))
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process."""
-    return bool(sum_over_processes(torch.tensor(float(flag), device=device)).item()) if dist.is_initialized() else flag
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; hosts tell each other, and wait for no GPU."""
+    return bool(sum_over_processes(torch.tensor(float(flag))).item()) if dist.is_initialized() else flag
 
 
 def gather_objects(value: object) -> list:

@@ -55,6 +55,11 @@ def build_optimizer(
     return Muon(list(groups.values()), lr=config.lr, betas=config.betas, products=products)
 
 
+def withhold(optimizer: torch.optim.Optimizer, *, allowed: Tensor | None) -> None:
+    """Let an optimiser make its next update only if that is allowed, bool on the device; None: it is."""
+    optimizer.found_inf = None if allowed is None else (~allowed).float()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def initial_state(parameter: nn.Parameter, parts: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
     """Return what the optimiser keeps of a parameter of a group with `parts`, as before its first step."""
     zeros = torch.zeros_like(parameter, device=device)
@@ -78,6 +83,8 @@ class Muon(torch.optim.Optimizer):
         rest = [group for group in self.param_groups if not group["parts"]]
         self.rest = torch.optim.AdamW(rest, lr=lr, betas=betas, fused=True)
         self.rest.state = self.state
+        self.found_inf: Tensor | None = None
+        """1 if the next step must not change anything, float32 scalar on the device; as fused AdamW has it."""
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -85,24 +92,33 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["parts"]:
                 self._muon_step(group)
+        self.rest.found_inf = self.found_inf  # pyright: ignore[reportAttributeAccessIssue]
         self.rest.step()
 
     def _muon_step(self, group: dict[str, Any]) -> None:
         updates: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
+        decay = group["lr"] * group["weight_decay"]
+        if self.found_inf is not None:
+            decay = decay * (1 - self.found_inf)
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
             state = self.state[parameter]
             if not state:
                 state.update(initial_state(parameter, group["parts"]))
-            momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+            momentum, gradient = state["momentum"], parameter.grad
+            if self.found_inf is not None:  # momentum that moves to itself stays
+                gradient = gradient.where(self.found_inf == 0, momentum)
+            momentum.lerp_(gradient, 1 - MOMENTUM)
             shape = parameter.shape[-2] // group["parts"], parameter.shape[-1]
-            updates[shape].append((parameter, parameter.grad.lerp(momentum, MOMENTUM).view(-1, *shape)))
+            updates[shape].append((parameter, gradient.lerp(momentum, MOMENTUM).view(-1, *shape)))
         for shape, found in updates.items():  # all matrices of a shape in one batch
             together = orthogonalize(torch.cat([update for _, update in found]).to(self.products))
+            if self.found_inf is not None:
+                together *= 1 - self.found_inf
             scale = 0.2 * max(shape) ** 0.5
             for (parameter, _), update in zip(found, together.split([len(update) for _, update in found]), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.mul_(1 - decay)
                 parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * scale)
 
 

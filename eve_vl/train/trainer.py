@@ -21,7 +21,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig, flat
 from eve_vl.errors import SharedError, UserError
-from eve_vl.files import write_file
 from eve_vl.talk import told
 from eve_vl.train import checkpoint, distributed
 from eve_vl.train.averages import Averages
 from eve_vl.train.blocks import wrap_blocks
 from eve_vl.train.device import autocast, pick_dtype
+from eve_vl.train.finite import FiniteCheck
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
-from eve_vl.train.optim import build_optimizer, learning_rate
+from eve_vl.train.optim import build_optimizer, learning_rate, withhold
 from eve_vl.train.parallel import parallelize, share_running_averages, without_sharing
 from eve_vl.train.stages import freeze
 
@@ -87,6 +87,7 @@ class Trainer:
         self.model = parallelize(self.task, device)
         self.optimizer = build_optimizer(self.task.named_parameters(), config, new, products=self.dtype)
         self.averages = Averages(self.task, config.ema_decay)
+        self.finite = FiniteCheck(self.task, run, device)
         self.watched = self.task.main_metric or getattr(self.task, "main_loss", None)
         if config.patience and self.watched is None:
             raise UserError("train.patience: validation of this task has no number to watch; leave it out")
@@ -95,6 +96,7 @@ class Trainer:
         self.step = 0
         self.best: dict[str, float] | None = None
         self.glimpse: Callable[[Any], Mapping[str, Any]] = lambda _: {}  # what to show of a batch of validation
+        self.mark: Callable[[str], None] = lambda _: None  # told which part of a step has just been done, for who times them
         self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}  # what best/ has otherwise, by its numbers
 
     @property
@@ -133,6 +135,7 @@ class Trainer:
                 "samples_consumed": self.samples_consumed,
                 "new": self.new,
                 "num_processes": distributed.world_size(),
+                "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             }
             with self.averages.in_place():
@@ -172,19 +175,22 @@ class Trainer:
             with self.meter.loading():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
             skipped = [error for batch in micro_batches for error in batch.skipped]
-            if distributed.any_process(bool(skipped), self.device):
+            if distributed.any_process(bool(skipped)):
                 everywhere = itertools.chain(*distributed.gather_objects(skipped))
                 bad_samples.add(everywhere, self.samples_consumed + config.batch_size)
             self.meter.add(self.train_step(micro_batches))
             self.step += 1
             log.tick(self.step)
             is_last = self.step == config.steps
+            is_stopped = distributed.any_process(bool(stop)) and not is_last
+            is_saved = self._is_due(config.save_every) or is_stopped
+            if is_saved or self._is_due(config.log_every) or self._is_due(config.val_every):
+                self.finite.ask()
             if self._is_due(config.log_every):
                 window, self.meter = self.meter, Meter()
                 log.row("train", self.step, window.result(config, self.step))
             with self.meter.paused():
-                is_stopped = distributed.any_process(bool(stop), self.device) and not is_last
-                if self._is_due(config.save_every) or is_stopped:
+                if is_saved:
                     self.save()
                 numbers = self._validate(val_loader, log) if self._is_due(config.val_every) else None
             if is_stopped:
@@ -241,6 +247,18 @@ class Trainer:
                 checkpoint.save_best(self.run, step=self.step, model=model, texts=texts, numbers=numbers)
         distributed.barrier()
 
+    def rehearse(self, batch: Any) -> float:
+        """Return the seconds of a forward and backward pass, which leaves no trace but in the random generators."""
+        buffers, start = [buffer.clone() for buffer in self.task.buffers()], time.perf_counter()
+        with autocast(self.device, self.dtype):
+            loss = self.task(batch).loss
+        loss.backward()
+        seconds = time.perf_counter() - start
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.task.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        return seconds
+
     def train_step(self, micro_batches: list[Any]) -> dict[str, Tensor]:
         """Take one optimiser step and return its terms, averaged over micro-batches."""
         self.model.train()
@@ -250,8 +268,9 @@ class Trainer:
             group["lr"] = learning_rate(self.step, self.config) * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        num = len(micro_batches)
+        num, losses, given = len(micro_batches), [], micro_batches
         micro_batches = [batch.to(self.device) for batch in micro_batches]
+        self.finite.begin()
         if hasattr(self.task, "before_step"):
             with autocast(self.device, self.dtype):
                 micro_batches = self.task.before_step(micro_batches)
@@ -261,33 +280,20 @@ class Trainer:
                     output: StepOutput = self.model(batch)
                 for name, value in {"loss": output.loss, **output.terms}.items():
                     terms[name] = terms[name] + value.detach().float() / num
-                self._check_finite(output.loss, "loss", terms, batch)
+                losses.append(output.loss.detach().float())
+                self.mark("forward")
                 (output.loss / num).backward()
+                self.mark("backward")
         max_norm = self.config.clip_norm or float("inf")
         terms["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
-        self._check_finite(terms["grad_norm"], "gradient norm", terms, micro_batches[-1])
+        self.finite.add(self.step, given, terms, [*losses, terms["grad_norm"]])
+        withhold(self.optimizer, allowed=self.finite.allowed)
         self.optimizer.step()
-        self.averages.update(self.step)
+        self.averages.update(self.step, allowed=self.finite.allowed)
         share_running_averages(self.task)
+        self.finite.end()
+        self.mark("optimizer")
         return terms
-
-    def _check_finite(self, value: Tensor, what: str, terms: dict[str, Tensor], batch: Any) -> None:
-        """Stop before the update if a value is not finite in any process, and save what is needed to look into it."""
-        if not distributed.any_process(not bool(torch.isfinite(value)), self.device):
-            return
-        folder = self.run / f"non_finite_step_{self.step:08d}_rank_{distributed.rank()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
-        checkpoint.write_tensors(folder / "batch.safetensors", tensors)
-        write_file(folder / "samples.txt", "\n".join(batch.where))
-        if distributed.is_main():
-            checkpoint.write_tensors(folder / "model.safetensors", self.task.state_dict())
-        distributed.barrier()  # the first process to end would end the others
-        numbers = ", ".join(f"{name} {number.item():.4g}" for name, number in terms.items())
-        raise SharedError(
-            f"{what} is not finite at step {self.step} ({numbers}): stopped before the update; "
-            f"weights, batch and sample names are in {folder}; a lower train.lr or train.dtype float32 often helps"
-        )
 
     def evaluate(self, loader: Iterable[Any], log: RunLog | None = None) -> dict[str, float]:
         """Return the task's numbers on a loader, and show its first batch in a log.

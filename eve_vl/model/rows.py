@@ -1,0 +1,198 @@
+"""The tokens of a batch as the rows that blocks compute: those of pictures lie together, then those of texts, without padding,
+so that what is done to each token alone is done to real ones only. Attention alone puts them back in their sequences.
+
+Letters: B batch, N all tokens of a sequence, A = B·N, S rows, M rows that are read, H heads, d width of a head, D or X a width.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+TILE = 32
+"""Texts take a multiple of so many rows, padding the last: oneDNN prepares every matrix product of a new shape anew."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Tokens:
+    """A batch of sequences. The modality of every token travels with it, whatever was dropped on the way."""
+
+    x_BND: Tensor
+    num_image: int
+    """Tokens of the picture, [CLS] included; they come first. The other N - num_image are text."""
+    is_padding_BN: Tensor | None = None
+    """Bool, True where there is no token; None when there is no padding at all."""
+    num_real: int | None = None
+    """Tokens of texts that are no padding, in the whole batch, where that is known without asking the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Rows to the places of a grid that has room for padding, and back. Gradients go the same way, where torch would add them
+    up, not knowing that no two meet."""
+
+    row_P: Tensor
+    """int64, which row comes to each place; any where there is none."""
+    place_R: Tensor
+    """int64, the place of each row."""
+    is_empty_P: Tensor | None
+    """Bool, places without a row; None: there are none, or what they hold means nothing."""
+
+    def __call__(self, x_RX: Tensor) -> Tensor:
+        """Return the grid (P, X), 0 where it is empty."""
+        return _Moved.apply(x_RX, self.row_P, self.is_empty_P, self.place_R, None)
+
+    def back(self, x_PX: Tensor) -> Tensor:
+        """Return the rows (R, X)."""
+        return _Moved.apply(x_PX, self.place_R, None, self.row_P, self.is_empty_P)
+
+
+class _Moved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, index: Tensor, is_empty: Tensor | None, back: Tensor, is_empty_back: Tensor | None) -> Tensor:
+        ctx.back, ctx.is_empty_back = back, is_empty_back
+        return _moved(x, index, is_empty)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _moved(grad, ctx.back, ctx.is_empty_back), None, None, None, None
+
+
+def _moved(x: Tensor, index: Tensor, is_empty: Tensor | None) -> Tensor:
+    moved = x.index_select(0, index)
+    return moved if is_empty is None else moved.masked_fill_(is_empty[:, None], 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """The states that are read in the end, all of one modality: of other rows the last block computes only what these need."""
+
+    row_M: Tensor
+    """int64."""
+    is_image: bool
+    positions: slice | None = None
+    """Where they are in their sequences, if that is the same in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Where the rows of a batch lie in its sequences."""
+
+    shape: tuple[int, int]
+    """B, N."""
+    num_image: int
+    """Rows of pictures; the others are of texts."""
+    is_padding_BN: Tensor | None
+    """As in `Tokens`."""
+    token_S: Tensor
+    """int64, which of the A tokens each row is."""
+    is_real_S: Tensor | None
+    """Bool, False for padding that fills a tile; None: all are real."""
+    tokens: Move
+    """Of S rows to A tokens."""
+    qkv: Move
+    """Of S·3·H queries, keys and values to 3·B·H·N."""
+    heads: Move
+    """Of S·H to B·H·N."""
+
+    @classmethod
+    def of(cls, tokens: Tokens, num_heads: int, *, packs: bool = True) -> "Rows":
+        """Lay out a batch. packs: leave out padding, where its size is known without asking a device."""
+        (B, N, _), n, H, is_padding_BN = tokens.x_BND.shape, tokens.num_image, num_heads, tokens.is_padding_BN
+        device, num_texts, is_real_S = tokens.x_BND.device, _num_texts(tokens, packs), None
+        token_BN = torch.arange(B * N, device=device).view(B, N)
+        text_R = token_BN[:, n:].flatten()
+        if is_padding_BN is not None and num_texts < len(text_R):
+            order_R = is_padding_BN[:, n:].flatten().sort(stable=True).indices[:num_texts]  # padding last
+            text_R = text_R.index_select(0, order_R)
+        token_S = torch.cat([token_BN[:, :n].flatten(), text_R])
+        if is_padding_BN is not None:
+            is_real_S = ~is_padding_BN.flatten().index_select(0, token_S)
+        S = B * n + num_texts
+        row_A = torch.full((B * N,), -1, device=device).scatter_(0, token_S, torch.arange(S, device=device))
+        is_empty_A = row_A < 0 if S < B * N else None
+        row_A = row_A.clamp(min=0)
+        row_BN, batch_S = row_A.view(B, N), token_S // N
+        H1, three = torch.arange(H, device=device)[:, None], torch.arange(3, device=device)
+        head_SH = (batch_S * (H * N) + token_S - batch_S * N)[:, None] + H1[:, 0] * N  # ONNX knows no remainder here
+        is_empty_BHN = None if is_empty_A is None else is_empty_A.view(B, 1, N).expand(B, H, N).flatten()
+        return cls(
+            shape=(B, N),
+            num_image=B * n,
+            is_padding_BN=is_padding_BN,
+            token_S=token_S,
+            is_real_S=is_real_S,
+            tokens=Move(row_P=row_A, place_R=token_S, is_empty_P=is_empty_A),
+            qkv=Move(
+                row_P=((row_BN[:, None] * 3 + three[:, None, None, None]) * H + H1).flatten(),
+                place_R=(three[:, None] * (B * H * N) + head_SH[:, None]).flatten(),
+                is_empty_P=None,
+            ),
+            heads=Move(row_P=(row_BN[:, None] * H + H1).flatten(), place_R=head_SH.flatten(), is_empty_P=is_empty_BHN),
+        )
+
+    @property
+    def is_text_S(self) -> Tensor:
+        """int64, 1 for texts."""
+        return (torch.arange(len(self.token_S), device=self.token_S.device) >= self.num_image).long()
+
+    @property
+    def is_of_2S(self) -> Tensor:
+        """float32, 1 for the real tokens of pictures and for those of texts."""
+        is_text_S = self.is_text_S.float()
+        is_of_2S = torch.stack([1 - is_text_S, is_text_S])
+        return is_of_2S if self.is_real_S is None else is_of_2S * self.is_real_S
+
+    def collect(self, x_BND: Tensor) -> Tensor:
+        """Return the rows (S, D) of the batch."""
+        return self.tokens.back(x_BND.flatten(0, 1))
+
+    def grid(self, x_SD: Tensor) -> Tensor:
+        """Return rows in their sequences, (B, N, D), 0 where there is none."""
+        return self.tokens(x_SD).unflatten(0, self.shape)
+
+    def split_heads(self, qkv_SX: Tensor) -> Tensor:
+        """Return queries, keys and values (3, B, H, N, d) of rows (S, 3·H·d)."""
+        (B, N), R = self.shape, len(self.qkv.place_R)
+        return self.qkv(qkv_SX.view(R, -1)).view(3, B, -1, N, qkv_SX.numel() // R)
+
+    def join_heads(self, out_BHNd: Tensor) -> Tensor:
+        """Return the heads of each row side by side, (S, H·d), of those in their sequences."""
+        return self.heads.back(out_BHNd.flatten(0, 2)).view(len(self.token_S), -1)
+
+    def between(self, start: int, stop: int) -> Read:
+        """Read tokens of each sequence, none of which is padding, sequence after sequence."""
+        row_BM = self.tokens.row_P.view(self.shape)[:, start:stop]
+        is_image = start * self.shape[0] < self.num_image
+        return Read(row_M=row_BM.flatten(), is_image=is_image, positions=slice(start, stop))
+
+    def of_texts(self, token_M: Tensor) -> Read:
+        """Read tokens of texts, int64 among the flattened (B, T), none of padding."""
+        B, N = self.shape
+        n = self.num_image // B
+        row_M = self.tokens.row_P.index_select(0, token_M // (N - n) * N + n + token_M % (N - n))
+        return Read(row_M=row_M, is_image=False)
+
+    def narrowed(self, x_SD: Tensor, read: Read | None) -> tuple[Tensor, "Rows"]:
+        """Return the rows that are read, (M, D), and what is known of these but for attention; None: of all."""
+        if read is None:
+            return x_SD, self
+        each_M = torch.arange(len(read.row_M), device=read.row_M.device)
+        token_M = self.token_S.index_select(0, read.row_M)
+        tokens = Move(row_P=each_M, place_R=each_M, is_empty_P=None)
+        rows = replace(self, num_image=len(each_M) * read.is_image, token_S=token_M, is_real_S=None, tokens=tokens)
+        return x_SD.index_select(0, read.row_M), rows
+
+
+def _num_texts(tokens: Tokens, packs: bool) -> int:
+    """Return how many rows texts take: whole tiles that hold all real tokens, if their number is known or can be asked for
+    without waiting for a device; else all."""
+    (B, N, _), is_padding_BN, num_real = tokens.x_BND.shape, tokens.is_padding_BN, tokens.num_real
+    num_texts = B * (N - tokens.num_image)
+    if is_padding_BN is None or not packs:
+        return num_texts
+    if num_real is None:
+        if is_padding_BN.device.type != "cpu" or torch.compiler.is_exporting():
+            return num_texts
+        num_real = num_texts - int(is_padding_BN.sum())
+    return min(-(-num_real // TILE) * TILE, num_texts)

@@ -1,0 +1,85 @@
+"""`eve bench`: its arithmetic against what torch counts, its sums, and the peaks of GPUs by their names."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from eve_vl import bench
+from eve_vl.cli import main
+from eve_vl.recipes import get_finetune_recipe, get_recipe
+
+CPU = torch.device("cpu")
+PEAK = 1e12
+
+
+@pytest.fixture(autouse=True)
+def known_peak(monkeypatch, request):
+    if "reachable" not in request.node.name:
+        monkeypatch.setattr(bench, "reachable", lambda *_: (PEAK, "by the test"))
+
+
+def config_of(name: str, **train: object):
+    tiny = get_recipe("tiny")
+    tiny = replace(tiny, model=replace(tiny.model, deep_ffn="shared"))  # torch counts no experts
+    config = tiny if name == "tiny" else get_finetune_recipe(name, tiny)
+    train = {"batch_size": 8, "threads": 1, "new_lr_multiplier": 1.0, "dtype": "float32", "optimizer": "adamw"} | train
+    return replace(config, init=None, train=replace(config.train, **train))  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo_retrieval", "demo_nlvr2"])
+def test_arithmetic_is_what_torch_counts_but_for_padding(name):
+    config = config_of(name)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        found = bench.bench(config, 1)
+    counted = counter.get_total_flops() / ((bench.WARM + 1) * 8)
+    assert 0.75 * counted < found.flops_per_row < 1.02 * counted
+    assert found.flops_per_second == pytest.approx(found.flops_per_row * 8 / found.seconds["step"])
+    assert 1 + 16 + 5 < found.tokens_per_second / found.rows_per_second < 2 * (1 + 16) + 32
+
+
+def test_parts_of_a_step_add_up_also_where_it_accumulates():
+    found = bench.bench(config_of("tiny", accumulation=2, batch_size=16), 3)
+    step, *parts = found.seconds.values()
+    assert list(found.seconds) == ["step", "forward", "backward", "optimizer"]
+    assert 0.6 * step < sum(parts) <= 1.2 * step  # medians
+    assert found.rows == 16
+    assert found.loader_rows_per_core_second > 0
+
+
+def test_the_verb_says_and_writes_what_it_measured(tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["bench", "tiny", "--steps", "2", "--train.batch-size", "4", "--train.threads", "1", "--json", "speed.json"])
+    said, values = capsys.readouterr().out, json.loads(Path("speed.json").read_text())
+    assert values["mfu"] == pytest.approx(values["flops_per_second"] / PEAK)
+    assert f"MFU {values['mfu']:.3f} of 1,000 GFLOP/s, by the test" in said.replace("\n", " ")
+    assert values["memory"] > 100 * 2**20
+    assert [path.name for path in tmp_path.iterdir()] == ["speed.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989e12),
+        ("NVIDIA H100 PCIe", torch.bfloat16, 756e12),
+        ("NVIDIA A100-SXM4-80GB", torch.float32, 19.5e12),
+        ("NVIDIA A10", torch.bfloat16, 125e12),
+        ("NVIDIA L40S", torch.bfloat16, 362e12),
+        ("NVIDIA GeForce RTX 4090", torch.float32, 82.6e12),
+    ],
+)
+def test_reachable_of_a_gpu_is_what_its_maker_says(name, dtype, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert bench.reachable(SimpleNamespace(type="cuda"), dtype)[0] == expected  # pyright: ignore
+
+
+def test_reachable_of_a_processor_is_measured(monkeypatch):
+    monkeypatch.setattr(bench, "GEMM", {"cpu": 256})
+    peak, how = bench.reachable(CPU, torch.float32)
+    assert 1e8 < peak < 1e14
+    assert "256²" in how
