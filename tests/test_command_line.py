@@ -5,7 +5,7 @@ import pytest
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
-from eve_vl.cli.data import CheckArgs, TokenizerArgs
+from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.cli.use import EncodeArgs, call_verbs
@@ -48,6 +48,7 @@ REST = """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
+    WriteArgs: "--rows --broken --seed",
     CheckArgs: f"{SOURCE} --kind --recipe --init --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--init --json",
@@ -86,7 +87,7 @@ def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
         *("fill-mask", "reconstruct", "match", "answer", "judge", "classify", "look", "encode"),
-        *("data check", "tokenizer train", "convert", "inspect", "report", "export", "completion"),
+        *("data check", "data write", "tokenizer train", "convert", "inspect", "report", "export", "completion"),
     ]
 
 
