@@ -355,3 +355,38 @@ def test_the_command_line_writes_layouts_and_checks_them(eve):
         done = eve("data", "write", "phantoms", *words.split())
         assert done.returncode == 2
         assert complaint in done.stderr
+
+
+# Anything
+
+ODD = (None, True, 3, 2.5, "", " ", "\ud800", "../x.png", [], [1], {}, {"a": 1})
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_content_is_read_or_an_error_for_people(tmp_path: Path, layout):
+    write(layout, tmp_path / "good", num_rows=5)
+    name = f"{tmp_path / 'good'}{SPLIT[layout]}"
+    texts = [path for path in (tmp_path / "good").rglob("*") if path.suffix in (".txt", ".json", ".jsonl", ".csv")]
+    for path in texts:
+        whole = path.read_bytes()
+        bad = [whole[: len(whole) // 2], b"", b"\n", b"\xff\xfe", b"null", b"[]", b"[1, 2]", b"[{}]", b"{}", b'{"a"', whole[1:]]
+        bad += [whole.replace(b",", b"\t", 9), whole.replace(b'"', b"", 3), whole.replace(b"\n", b"\0\n"), whole + whole]
+        for content in [*bad, *_with_odd_fields(path, whole)]:
+            path.write_bytes(content)
+            for kind in ("captions", "questions", "labels", "pictures", "texts"):
+                try:
+                    problems(open_source(name, kind=kind, must_be_usable=False))
+                except UserError as error:
+                    assert "\n" not in str(error)
+        path.write_bytes(whole)
+
+
+def _with_odd_fields(path: Path, whole: bytes) -> list[bytes]:
+    if path.suffix == ".json":
+        rows = json.loads(whole)
+        return [json.dumps([{**rows[0], name: odd}, *rows[1:]]).encode() for name in rows[0] for odd in ODD]
+    if path.suffix == ".jsonl" and path.name != "broken.jsonl" and whole:
+        first, *others = whole.splitlines()
+        row = json.loads(first)
+        return [b"\n".join([json.dumps({**row, name: odd}).encode(), *others]) for name in row for odd in ODD]
+    return []

@@ -109,7 +109,7 @@ def _roco_references(path: Path, references: Path) -> dict[str, list[object]]:
         if isinstance(row, str):
             raise UserError(f"{where}: {row}")
         name, texts = row.get("roco_image_id"), row.get("gorc_references")
-        if name in figures and isinstance(texts, list):
+        if isinstance(name, str) and name in figures and isinstance(texts, list):
             found[figures[name]] = texts
     return found
 
@@ -153,7 +153,7 @@ def _parts_by_paper(papers: Counter[str]) -> dict[str, str]:
     """Return the split of each paper, in the order of a hash of its name: test and val take papers until they have enough."""
     wanted = min(MEDICAT_HELD_OUT, papers.total() // 10)
     part_of, held = {}, Counter()
-    for paper in sorted(papers, key=lambda name: hashlib.blake2b(name.encode()).digest()):
+    for paper in sorted(papers, key=lambda name: hashlib.blake2b(name.encode(errors="surrogatepass")).digest()):
         part = next((part for part in ("test", "val") if held[part] < wanted), "train")
         held[part] += papers[paper]
         part_of[paper] = part
@@ -168,7 +168,8 @@ def rad_rows(path: Path, rows: list[Any]) -> Iterator[Named]:
 
 def slake_rows(path: Path, rows: list[Any], language: str, say: Say) -> Iterator[Named]:
     """Yield the questions of SLAKE in a language, "": in all."""
-    spoken = Counter(row.get("q_lang") for row in rows if isinstance(row, dict))
+    languages = (row.get("q_lang") for row in rows if isinstance(row, dict))
+    spoken = Counter(language for language in languages if isinstance(language, str))
     for other, ending in zip(LANGUAGES, ("", "-zh"), strict=True):
         if language not in ("", other) and spoken[other]:
             split = f"{path.parent.name}#{'val' if path.stem.startswith('valid') else path.stem}{ending}"
