@@ -324,6 +324,10 @@ def test_the_5x200_twin_has_exactly_one_of_five_findings(tmp_path: Path):
     names = [(tmp_path / folder / "chexpert_5x200.csv").read_text() for folder in ("five", "again")]
     assert names[0] == names[1]  # the list is on the disk, and the same for everybody
     assert len({row.image.path.name for row in rows}) == len(rows)
+    prompts = json.loads((tmp_path / "five" / "prompts.json").read_text())
+    assert list(prompts) == list(FIVE)
+    told = {PhantomPairs().report(index).text for index in range(2000)}
+    assert not [text for texts in prompts.values() for text in texts if any(text in report for report in told)]
 
 
 def test_a_panels_label_needs_both_picture_and_caption():
@@ -382,7 +386,7 @@ def test_any_content_is_read_or_an_error_for_people(tmp_path: Path, layout):
 
 
 def _with_odd_fields(path: Path, whole: bytes) -> list[bytes]:
-    if path.suffix == ".json":
+    if path.suffix == ".json" and path.name != "prompts.json":
         rows = json.loads(whole)
         return [json.dumps([{**rows[0], name: odd}, *rows[1:]]).encode() for name in rows[0] for odd in ODD]
     if path.suffix == ".jsonl" and path.name != "broken.jsonl" and whole:

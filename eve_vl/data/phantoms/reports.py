@@ -113,6 +113,11 @@ def name_of(finding: Finding, split: str) -> str:
     return NAMES[finding.kind][(parity + (split == "test_novel")) % 2]
 
 
+def unseen_names(kind: str) -> list[str]:
+    """Return a finding in all the words that training never puts together."""
+    return [describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)]
+
+
 def sample_report(split: str, phantom: Phantom) -> Report:
     """Draw what is said of a phantom."""
     rng = Random(f"report/{phantom.seed}")

@@ -6,7 +6,7 @@ sides are the patient's, who faces us: the patient's right is on the left of the
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import NamedTuple
 
@@ -180,9 +180,8 @@ def with_findings(rng: Random, split: str, patient: Patient, findings: Iterable[
     air = next((each for each in findings if each.kind == PNEUMOTHORAX), None)
     has_tube = (rng.random() < TUBE_WITH_PNEUMOTHORAX[split]) == (air is not None)
     devices = patient.devices - {"tube"} | ({"tube"} if has_tube else set())
-    values = {name: getattr(patient, name) for name in Patient.__slots__}
     side = air.side if air else patient.tube_side
-    return Patient(**values | {"findings": findings, "devices": frozenset(devices), "tube_side": side})
+    return replace(patient, findings=findings, devices=frozenset(devices), tube_side=side)
 
 
 def take_view(rng: Random, patient: Patient, view: str) -> Phantom:
