@@ -15,6 +15,8 @@ from eve_vl.errors import UserError
 from eve_vl.files import write_file, writing
 from eve_vl.talk import CONSOLE, counted
 
+GENERATED_SIZE = 64  # pixels of generated pictures: they are as good at any size, and larger ones take longer
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckArgs(SourceArgs):
@@ -80,7 +82,7 @@ def run_data_check(args: CheckArgs) -> None:
         kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
     elif args.init is not None:
         raise UserError("--init says what a --recipe starts from; name that too")
-    (source,) = open_sources((args.path,), DataConfig(**args.reading()), 224, kind, must_be_usable=False)
+    (source,) = open_sources((args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False)
     report = check_source(source, require=require)
     CONSOLE.print("\n".join(report.lines()), markup=False)
     write_json(args.json, report.to_dict())
