@@ -12,7 +12,7 @@ from test_bad_input import complaint, write_pairs
 from eve_vl.cli import VERBS
 from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
-from eve_vl.cli.data import CheckArgs, TokenizerArgs
+from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.cli.use import EncodeArgs
@@ -58,7 +58,7 @@ MISTAKES = [
     # what is not there is told before what else is wrong
     ("pretrain tiny --data.train nowhere.jsonl", "no such file or folder"),
     # what has no effect
-    ("pretrain tiny --data.format jsonl", "--data.format has no effect on generated scenes; leave it out"),
+    ("pretrain tiny --data.format jsonl", "--data.format has no effect on generated data; leave it out"),
     ("pretrain tiny --task.mim-weight 0 --task.decoder-dim 96", "--task.decoder-dim has no effect as task.mim-weight is 0"),
     ("pretrain tiny --task.mlm-weight 0 --task.text-mask-ratio 0.2", "--task.text-mask-ratio has no effect"),
     ("pretrain tiny --model.deep-ffn modality --model.num-experts 8", "--model.num-experts has no effect without a block"),
@@ -148,7 +148,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     monkeypatch.setenv("COLUMNS", "80")  # as the script sets it
     assert [*dict.fromkeys(complete("eve "))] == [*dict.fromkeys(verb.split()[0] for verb in VERBS), "help"]
     assert complete("eve re") == ["reconstruct", "report"]
-    assert complete("eve data ") == ["check", "help"]
+    assert complete("eve data ") == ["check", "write", "help"]
     assert complete("eve completion ") == ["bash", "zsh", "--help", "--code"]
     assert complete("eve pretrain ") == [*PRETRAIN]
     assert complete("eve finetune demo_") == [name for name in FINETUNE if name.startswith("demo_")]
@@ -162,7 +162,13 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
         f"{call.replace('_', '-')} run": with_own(DeviceArgs, verb.flags)
         for call, verb in task_class(VQAConfig).calls.verbs.items()
     }
-    known |= {"encode run": EncodeArgs, "data check": CheckArgs, "tokenizer train": TokenizerArgs, "inspect": InspectArgs}
+    known |= {
+        "encode run": EncodeArgs,
+        "data check": CheckArgs,
+        "data write": WriteArgs,
+        "tokenizer train": TokenizerArgs,
+        "inspect": InspectArgs,
+    }
     known |= {
         "convert": ConvertArgs,
         "report": ReportArgs,

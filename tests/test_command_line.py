@@ -5,7 +5,7 @@ import pytest
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
-from eve_vl.cli.data import CheckArgs, TokenizerArgs
+from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.search import IndexArgs, SearchArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
@@ -51,6 +51,7 @@ FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
     IndexArgs: f"{SOURCE} --run --out --drop --device --batch-size",
     SearchArgs: "--image --caption --without --top --rerank --folder --where --run --device --json --html",
+    WriteArgs: "--rows --broken --seed",
     CheckArgs: f"{SOURCE} --kind --recipe --init --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--init --json",
@@ -90,7 +91,7 @@ def test_verbs():
         *("demo", "pretrain", "finetune", "evaluate"),
         *("fill-mask", "reconstruct", "match", "answer", "judge", "classify", "look", "encode"),
         *("index", "search"),
-        *("data check", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
+        *("data check", "data write", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
     ]
 
 

@@ -93,7 +93,7 @@ def test_scenes_have_a_closed_list_and_nothing_is_dropped(monkeypatch):
 
 
 def test_a_list_that_lacks_an_answer_of_scenes_drops_questions():
-    scenes = SceneQuestions(split="val", num_scenes=60)
+    scenes = SceneQuestions(split="val", num_rows=60)
     few = [answer for answer in ANSWERS if answer != "yes"]
     (source,), (note,) = drop_unanswerable([scenes], few, normalize)
     expected = [row for row in range(60) if scenes[row].answers != ("yes",)]

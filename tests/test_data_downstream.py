@@ -101,9 +101,7 @@ def test_first_captions_are_searched_among_but_all_captions_count_as_true():
 
 @pytest.mark.parametrize("captions_per_image", [0, 1])
 def test_a_text_about_a_scene_is_true_of_every_scene_that_it_fits(captions_per_image):
-    found = search_set(
-        ScenePairs(split="test", image_size=16, num_scenes=60), captions_per_image=captions_per_image, merge=True
-    )
+    found = search_set(ScenePairs(split="test", image_size=16, num_rows=60), captions_per_image=captions_per_image, merge=True)
     assert len(found.pictures) == 60
     assert len(found.captions) == len(set(found.captions))
     shared = 0

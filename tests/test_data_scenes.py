@@ -369,7 +369,7 @@ def _names_what_is_missing(scene: Scene, words: list[str]) -> bool:
 
 
 def test_pairs_are_rows_of_pixels_and_captions():
-    rows = ScenePairs(split="test", image_size=40, seed=5, num_scenes=7)
+    rows = ScenePairs(split="test", image_size=40, seed=5, num_rows=7)
     assert len(rows) == 7
     row = rows[3]
     scene = sample_scene("test", 5, 3)
@@ -393,7 +393,7 @@ def test_by_default_training_has_the_most_rows():
     [
         ({"split": "trian"}, "split is 'trian', expected one of train, val, test, test_novel"),
         ({"image_size": 8}, "image_size is 8, expected at least 16"),
-        ({"num_scenes": 0}, "num_scenes is 0, expected at least 1"),
+        ({"num_rows": 0}, "num_rows is 0, expected at least 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

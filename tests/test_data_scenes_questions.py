@@ -179,7 +179,7 @@ def _template(text: str) -> str:
 
 
 def test_question_rows_show_the_scene_they_ask_about():
-    rows = SceneQuestions(split="val", image_size=40, seed=3, num_scenes=5)
+    rows = SceneQuestions(split="val", image_size=40, seed=3, num_rows=5)
     asked = sample_question("val", 3, 4)
     row = rows[4]
     assert isinstance(row.image, ImagePixels)
@@ -192,7 +192,7 @@ def test_question_rows_show_the_scene_they_ask_about():
 
 
 def test_statement_rows_show_both_scenes():
-    rows = SceneStatements(split="val", image_size=40, seed=3, num_scenes=5)
+    rows = SceneStatements(split="val", image_size=40, seed=3, num_rows=5)
     claimed = sample_statement("val", 3, 4)
     row = rows[4]
     for image, scene in ((row.left, claimed.left), (row.right, claimed.right)):

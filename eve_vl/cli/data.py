@@ -1,4 +1,4 @@
-"""Verbs about data: data check, tokenizer train."""
+"""Verbs about data: data check, data write, tokenizer train."""
 
 import sys
 from dataclasses import dataclass
@@ -12,8 +12,10 @@ from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TokenizerConfig
 from eve_vl.errors import UserError
-from eve_vl.files import write_file
-from eve_vl.talk import CONSOLE
+from eve_vl.files import write_file, writing
+from eve_vl.talk import CONSOLE, counted
+
+GENERATED_SIZE = 64  # pixels of generated pictures: they are as good at any size, and larger ones take longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,25 @@ class CheckArgs(SourceArgs):
     """Run that a --recipe of fine-tuning starts from; default: a recipe, which is said."""
     json: Path | None = None
     """Also write the report to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteArgs:
+    """Flags of `eve data write`."""
+
+    generator: Positional[Literal["phantoms"]]
+    """What to write; schematic radiographs that say nothing about medicine."""
+    layout: Positional[str]
+    """Of which data set the files are to be as: roco, medicat, vqa-rad, slake, medvqa-2019, melinda, chexpert,
+    chexpert-5x200."""
+    folder: Positional[Path]
+    """New folder to write."""
+    rows: int = 200
+    """Rows of training; validation and test have a fifth, chexpert-5x200 so many of each class."""
+    broken: float = 0.0
+    """Share of the rows that are broken as such files are, to test what reads them; broken.jsonl lists them."""
+    seed: int = 0
+    """Another one gives other rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +82,22 @@ def run_data_check(args: CheckArgs) -> None:
         kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
     elif args.init is not None:
         raise UserError("--init says what a --recipe starts from; name that too")
-    (source,) = open_sources((args.path,), DataConfig(**args.reading()), 224, kind, must_be_usable=False)
+    (source,) = open_sources((args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False)
     report = check_source(source, require=require)
     CONSOLE.print("\n".join(report.lines()), markup=False)
     write_json(args.json, report.to_dict())
     if report.broken:
         sys.exit(1)
+
+
+def run_data_write(args: WriteArgs) -> None:
+    """Write built-in medical phantoms in the files of a known data set: eve data write phantoms LAYOUT FOLDER [flags]."""
+    from eve_vl.data.phantoms.write import BROKEN_LIST, write
+
+    with writing(args.folder):
+        broken = write(args.layout, args.folder, num_rows=args.rows, broken=args.broken, seed=args.seed)
+    listed = f", {counted(len(broken), 'broken row')} ({BROKEN_LIST})" if broken else ""
+    say(f"{args.folder}: phantoms as {args.layout}{listed}; they prove code and protocols, and say nothing about medicine")
 
 
 def run_tokenizer_train(args: TokenizerArgs) -> None:

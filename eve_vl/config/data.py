@@ -7,7 +7,7 @@ from typing import Literal
 from eve_vl.config.sections import WIDEST, not_positive
 
 HELD_OUT = "held-out"
-GENERATORS = ("scenes",)
+GENERATORS = ("scenes", "phantoms")
 
 
 def generated(source: str) -> tuple[str, str] | None:
@@ -17,6 +17,11 @@ def generated(source: str) -> tuple[str, str] | None:
     """
     name, _, split = source.partition(":")
     return (name, split or "train") if name in GENERATORS else None
+
+
+def _generators(sources: tuple[str, ...]) -> list[str]:
+    """Return the generators that sources name, each once."""
+    return list(dict.fromkeys(named[0] for named in map(generated, sources) if named))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ class DataConfig:
     """What rows of pre-training hold: pairs, or pictures alone or texts alone."""
     train: tuple[str, ...] = ("scenes:train",)
     """Training sources: paths (folder, .jsonl, .csv, .tsv, .parquet, .json, .tar, name-{0000..0099}.tar, .txt, .txt.gz) or
-    scenes:SPLIT."""
+    scenes:SPLIT, phantoms:SPLIT."""
     train_weights: tuple[float, ...] = ()
     """Share of each training source in an epoch, any scale; empty: by size."""
     val: tuple[str, ...] = ("scenes:val",)
@@ -124,11 +129,12 @@ class DataConfig:
             problems.append("train and val must each name a source")
         elif HELD_OUT in self.val and len(self.val) > 1:
             problems.append(f"val is {HELD_OUT} and something else; give one of the two")
-        elif HELD_OUT in self.val and any(map(generated, self.train)):
-            problems.append(f"val is {HELD_OUT}, but generated scenes have a split of their own: give --data.val scenes:val")
-        elif any(map(generated, self.val)) and not any(map(generated, self.train)):
+        elif HELD_OUT in self.val and (made := _generators(self.train)):
+            has = f"val is {HELD_OUT}, but generated {made[0]} have a split of their own"
+            problems.append(f"{has}: give --data.val {made[0]}:val")
+        elif lacking := [name for name in _generators(self.val) if name not in _generators(self.train)]:
             problems.append(
-                f"val is {' '.join(self.val)}, but train has no scenes: give --data.val PATH, or --data.val {HELD_OUT}"
+                f"val is {' '.join(self.val)}, but train has no {lacking[0]}: give --data.val PATH, or --data.val {HELD_OUT}"
             )
         if not 0 < self.val_share <= 0.5:
             problems.append(f"val_share {self.val_share:g} is not in (0, 0.5]")
@@ -150,7 +156,7 @@ class DataConfig:
         """Return the fields that have no effect beside the other values, by the reason why."""
         is_generated = all(map(generated, (*self.train, *self.val)))
         reading = "format image_root image_column text_column label_column" if is_generated else ""
-        return {"on generated scenes": reading, "on texts alone": "crop_scale flip augment" if self.rows == "texts" else ""}
+        return {"on generated data": reading, "on texts alone": "crop_scale flip augment" if self.rows == "texts" else ""}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
+from eve_vl.data.generated import GeneratedRows
 from eve_vl.data.records import ImageQuestion, Source, usable_rows
-from eve_vl.data.scenes import SceneQuestions
-from eve_vl.data.scenes.questions import ANSWERS
 from eve_vl.errors import UserError
 from eve_vl.foreign import parse_json, read_text
 
@@ -41,7 +40,8 @@ def read_answers(path: Path) -> list[str]:
 
 def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None:
     """Return all answers that can occur, if that is known without looking: generated questions have a closed list."""
-    return list(ANSWERS) if all(isinstance(source, SceneQuestions) for source in sources) else None
+    closed = [source.ANSWERS if isinstance(source, GeneratedRows) else () for source in sources]
+    return list(dict.fromkeys(answer for answers in closed for answer in answers)) if all(closed) else None
 
 
 def drop_unanswerable(

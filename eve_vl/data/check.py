@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from eve_vl import talk
 from eve_vl.data.dataset import hash_of
-from eve_vl.data.records import ImagePixels, ImageQuestion, ImageRef, ImagesStatement, Labelled, Record, Source
+from eve_vl.data.records import ImagePixels, ImageQuestion, ImageRef, ImagesStatement, Labelled, Record, Source, Unencoded
 from eve_vl.data.transforms import DecodedPicture, decode, decode_bytes, read_image
 from eve_vl.errors import BadSampleError, printable
 
@@ -144,8 +144,9 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
 
 
 def _facts_of(image: ImageRef, where: str) -> list[Fact]:
-    if isinstance(image, ImagePixels):
-        data, picture = image.pixels.tobytes(), DecodedPicture(pixels=decode(image, where), format="pixels", conversions=())
+    if isinstance(image, Unencoded):
+        drawn = ImagePixels(pixels=image.pixels)  # a drawing is made once
+        data, picture = drawn.pixels.tobytes(), DecodedPicture(pixels=decode(drawn, where), format="pixels", conversions=())
     else:
         data = read_image(image, where)
         picture = decode_bytes(data, where)

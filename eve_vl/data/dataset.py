@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, RowBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source, usable_rows
+from eve_vl.data.records import ImageBytes, ImageDrawing, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode, recolor, train_crop
 from eve_vl.errors import BadSampleError, UserError
@@ -134,12 +134,13 @@ class RowDataset(SampleSet):
         return list(BatchSampler(positions[rank::world], batch_size, drop_last=False))  # pyright: ignore
 
     def picture(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
-        """Return uint8 (3, H, W), augmented in training; not mirrored if one of the texts would become false."""
+        """Return uint8 (3, H, W), augmented in training; not mirrored if it or one of the texts would become false."""
         size, data = self.config.input.image_size, self.config.data
         is_cropped = self.training and data.crop_scale != WHOLE
         crop = train_crop(size, rng=rng, scale=data.crop_scale) if is_cropped else Crop(size=size)
         pixels = decode(image, where, crop=crop)
-        if self.training and data.flip and rng.random() < 0.5 and not any(map(NAMES_A_SIDE.search, texts)):
+        has_sides = (isinstance(image, ImageDrawing) and image.has_sides) or any(map(NAMES_A_SIDE.search, texts))
+        if self.training and data.flip and rng.random() < 0.5 and not has_sides:
             pixels = pixels.flip(2)
         if self.training and data.augment != "none":
             with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator

@@ -10,8 +10,8 @@ from eve_vl.config import ClassificationConfig, Config, RetrievalConfig
 from eve_vl.data import batch
 from eve_vl.data.batch import Sample
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, eval_positions, hash_of, picture_key, row_name, unusable
+from eve_vl.data.generated import KnowsTruth
 from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, Labelled, Source
-from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
 from eve_vl.errors import BadSampleError, UserError
@@ -62,7 +62,7 @@ class SearchSet(SampleSet):
             _, captions, true = found.setdefault(picture_key(pair.image, pair.where), ((source, row), [], set()))
             captions += pair.captions
             scenes = sources[source]
-            true.update(scenes.true_captions(row) if isinstance(scenes, ScenePairs) else pair.captions)
+            true.update(scenes.true_captions(row) if isinstance(scenes, KnowsTruth) else pair.captions)
         self.pictures = [place for place, _, _ in found.values()]
         limit = task.captions_per_image or None
         searched = [(picture, text) for picture, (_, given, _) in enumerate(found.values()) for text in given[:limit]]

@@ -16,27 +16,30 @@ from eve_vl.config import HELD_OUT, Config, DataConfig, generated
 from eve_vl.cpu import usable_cores
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, row_keys
 from eve_vl.data.masking import generator
+from eve_vl.data.phantoms import PHANTOMS
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.scenes import SCENES
 from eve_vl.errors import UserError
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading what is on the disk
+GENERATED = {"scenes": SCENES, "phantoms": PHANTOMS}
 ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datasets
 
 
 def open_sources(
     specs: Sequence[str], data: DataConfig, image_size: int, kind: str = "captions", *, must_be_usable: bool = True
 ) -> list[Source[Any]]:
-    """Open every source; scenes are drawn with a side of image_size pixels. kind: of rows; auto: as their columns say, captions
-    of scenes. must_be_usable: some of the first rows. Raises UserError."""
+    """Open every source; generated pictures have a side of image_size pixels. kind: of rows; auto: as their columns say,
+    captions of generated ones. must_be_usable: some of the first rows. Raises UserError."""
     sources: list[Source[Any]] = []
     for spec in specs:
         if (named := generated(spec)) is not None:
             own = "captions" if kind == "auto" else kind
-            if own not in SCENES:
-                raise UserError(f"{spec}: the generated scenes hold no {own}, but {', '.join(SCENES)}")
-            sources.append(SCENES[own](split=named[1], image_size=image_size))
+            kinds = GENERATED[named[0]]
+            if own not in kinds:
+                raise UserError(f"{spec}: the generated {named[0]} hold no {own}, but {', '.join(kinds)}")
+            sources.append(kinds[own](split=named[1], image_size=image_size))
         else:
             options = {name: value for name in OPTIONS if (value := getattr(data, name)) is not None}
             own = guess_kind(spec, format=data.format, options=options) if kind == "auto" else kind

@@ -6,7 +6,7 @@ touches only row i, so that shuffling is exact and a resumed run needs no replay
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, TypeVar
@@ -67,7 +67,21 @@ class ImagePixels:
     pixels: np.ndarray
 
 
-ImageRef = ImageFile | ImageSpan | ImageBytes | ImagePixels
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageDrawing:
+    """A generated picture, drawn when it is looked at and not when its row is read. has_sides: mirrored, it would be false."""
+
+    draw: Callable[[], np.ndarray]
+    has_sides: bool = False
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Draw it: uint8, shape (height, width, 3), RGB."""
+        return self.draw()
+
+
+Unencoded = ImagePixels | ImageDrawing
+ImageRef = ImageFile | ImageSpan | ImageBytes | Unencoded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +153,7 @@ class ImageQuestion(Record):
 
     answers: one per annotator as they gave them (ten in VQA v2, often one elsewhere), empty where they are kept back.
     answer_type: what accuracies are also reported by (VQA v2: yes/no, number, other); "" if the data has no types.
+    content_type: what a question of medical data asks about, in its own words (SLAKE: Modality, Organ, …), else "".
     """
 
     KIND: ClassVar[str] = "questions"
@@ -148,6 +163,7 @@ class ImageQuestion(Record):
     answers: tuple[str, ...]
     question_id: int | str
     answer_type: str
+    content_type: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from eve_vl.data.records import ImageFile, ImagePixels, ImageRef
+from eve_vl.data.records import ImageFile, ImageRef, Unencoded
 from eve_vl.errors import BadSampleError
 
 MAX_PIXELS: Final = 178_956_970 // 2  # where Pillow starts to warn of a decompression bomb: 256 MB of RGB
@@ -116,7 +116,7 @@ class DecodedPicture:
 
 def read_image(image: ImageRef, where: str) -> bytes:
     """Return the encoded bytes of a picture. Raises BadSampleError if there are none."""
-    assert not isinstance(image, ImagePixels)
+    assert not isinstance(image, Unencoded)
     try:
         data = image.read()
     except OSError as error:
@@ -135,11 +135,12 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None) -> Tensor:
     Raises BadSampleError (naming `where`) if it cannot be read or decoded, or has more than MAX_PIXELS pixels (checked before
     decoding).
     """
-    if isinstance(image, ImagePixels):
-        height, width, _ = image.pixels.shape
+    if isinstance(image, Unencoded):
+        array = image.pixels
+        height, width, _ = array.shape
         _check_size(width, height, where)
-        assert (image.pixels.dtype, *image.pixels.shape[2:]) == (np.uint8, 3)
-        pixels = torch.from_numpy(image.pixels.copy()).permute(2, 0, 1)  # in memory the channels stay last
+        assert (array.dtype, *array.shape[2:]) == (np.uint8, 3)
+        pixels = torch.from_numpy(array.copy()).permute(2, 0, 1)  # in memory the channels stay last
         return crop(pixels) if crop else pixels
     return decode_bytes(read_image(image, where), where, crop=crop).pixels
 

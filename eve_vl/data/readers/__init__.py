@@ -9,9 +9,10 @@ from eve_vl.config.code import find_kind
 from eve_vl.data.readers import paths
 from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
-from eve_vl.data.readers.json_document import JsonTable, list_document, load_json, not_rows
+from eve_vl.data.readers.json_document import list_document, load_json, not_rows
 from eve_vl.data.readers.kinds import KINDS
 from eve_vl.data.readers.lines import JsonlTable, TextTable
+from eve_vl.data.readers.medical import medical_list, medical_table
 from eve_vl.data.readers.official import coco_document, karpathy_document, vqa_document
 from eve_vl.data.readers.parquet import ParquetTable
 from eve_vl.data.readers.paths import FORMATS, AnyPath, Spec
@@ -39,7 +40,8 @@ def open_source(
 
     `path` is a table, a folder of pictures, a text file or tar shards: a file, a folder of shards, or
     `name-{0000..0099}.tar`. Of a Karpathy file a split is named as `dataset_coco.json#test`; the annotations of VQA v2
-    are found beside the questions, or named as `QUESTIONS.json+ANNOTATIONS.json`.
+    are found beside the questions, or named as `QUESTIONS.json+ANNOTATIONS.json`. Of a folder of medical data (see
+    `medical`) a split is named as `FOLDER#train`.
 
     `image_root` is the folder that image paths in a table are relative to and must stay in; by default the table's own.
     Columns are found by their usual names unless given: `text_column` holds captions, question, statement or text,
@@ -100,6 +102,8 @@ def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the
 
 
 def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_field: str | None = None) -> Table:  # noqa: A002
+    if format == "auto" and (medical := medical_table(spec)) is not None:
+        return medical
     files, form = _find(spec, format)
     if form == "json":
         return _read_document(spec)
@@ -113,7 +117,7 @@ def _open_table(spec: Spec, format: str, *, has_image_root: bool = False, text_f
     return (kinds_of(Table) | OF_A_PATH)[form](spec.path)  # pyright: ignore
 
 
-def _read_document(spec: Spec) -> JsonTable:
+def _read_document(spec: Spec) -> Table:
     """Read a JSON document and tell which layout it has. Raises UserError."""
     document = load_json(spec.path)
     match document:
@@ -128,7 +132,8 @@ def _read_document(spec: Spec) -> JsonTable:
     _refuse_parts(spec, split=True, second=True)
     match document:
         case list():
-            return list_document(spec.path, document)
+            medical = medical_list(spec.path, document)
+            return list_document(spec.path, document) if medical is None else medical
         case {"images": list(), "annotations": list()}:
             return coco_document(spec.path, document)
         case dict():
@@ -164,7 +169,7 @@ def _pick(table: Table, kind: str, options: Mapping[str, Any]) -> RowColumns:
 
 
 def _looks_like(table: Table) -> str | None:
-    return table.kind or next((name for name, kind in KINDS.items() if kind.looks_like(table.names)), None)
+    return table.kind or table.likely or next((name for name, kind in KINDS.items() if kind.looks_like(table.names)), None)
 
 
 def _another_kind(table: Table, actual: str, expected: str) -> UserError:

@@ -64,7 +64,8 @@ def find_picture(name: str, root: Path, folders: Sequence[str], where: str) -> I
         if is_file(picture.path):
             return picture
     inside = ", ".join(folder for folder in folders if folder)
-    raise BadSampleError(where, f"no picture {name} in {root} or in its {inside}; name their folder: --data.image-root")
+    places = f"{root} or in its {inside}" if inside else f"{root}"
+    raise BadSampleError(where, f"no picture {name} in {places}; name their folder: --data.image-root")
 
 
 def image_file(value: object, root: Path, where: str) -> ImageFile:

@@ -42,7 +42,7 @@ class CsvTable(PackedTable):
     def select(self, columns: RowColumns) -> None:
         """Read these columns. Raises UserError if there are no rows."""
         lines = array("q")
-        self.pack(self._read(columns.used, lines), columns)
+        self.pack(self.read(columns.used, lines), columns)
         self._lines = np.array(lines, dtype=np.int64)
         if not len(self):
             raise UserError(f"{self.path}: the file has a header but no rows")
@@ -51,7 +51,7 @@ class CsvTable(PackedTable):
         """Name a row by its first line."""
         return f"{self.path.name}:{self._lines[index]}"
 
-    def _read(self, wanted: tuple[str, ...], lines: array) -> Iterator[common.Fields | str]:
+    def read(self, wanted: tuple[str, ...], lines: array) -> Iterator[common.Fields | str]:
         """Yield the wanted fields of each row or why there are none, appending the number of its first line to `lines`."""
         columns = {name: self.names.index(name) for name in self.names if name in wanted}
         with _open(self.path) as file:

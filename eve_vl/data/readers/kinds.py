@@ -14,7 +14,7 @@ from eve_vl.errors import BadSampleError, UserError
 
 QUESTION_IDS = ("question_id", "qid", "id")
 STATEMENT_IDS = ("identifier", "id")
-TYPE_COLUMN = "answer_type"
+TYPE_COLUMN, CONTENT_COLUMN = "answer_type", "content_type"
 LIST_COLUMN = "images"
 PAIR_COLUMNS = (
     ("image_left", "image_right"),
@@ -131,7 +131,7 @@ class QuestionColumns(RowColumns):
         "text": ("question",),
         "label": ("answers", "answer"),  # all answers rather than the most frequent
     }
-    OTHERS = (*QUESTION_IDS, TYPE_COLUMN)
+    OTHERS = (*QUESTION_IDS, TYPE_COLUMN, CONTENT_COLUMN)
 
     @classmethod
     def looks_like(cls, names: Sequence[str]) -> bool:
@@ -141,13 +141,15 @@ class QuestionColumns(RowColumns):
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageQuestion:
         """Return a question; its id is the row number if the table has none. Raises BadSampleError."""
         question_id = common.row_id(fields, QUESTION_IDS, row, where)
-        answer_type = common.first_of(fields, (TYPE_COLUMN,))
+        types = {name: common.first_of(fields, (name,)) for name in (TYPE_COLUMN, CONTENT_COLUMN)}
+        types = {name: "" if value is None else common.to_text(value, name, where) for name, value in types.items()}
         return ImageQuestion(
             image=self.picture(fields, root, f"{where}, question {question_id}" if self.folders else where),
             question=self.text(fields, where),
             answers=_answers(common.first_of(fields, self.labels), where),
             question_id=question_id,
-            answer_type="" if answer_type is None else common.to_text(answer_type, TYPE_COLUMN, where),
+            answer_type=types[TYPE_COLUMN],
+            content_type=types[CONTENT_COLUMN],
             where=where,
         )
 

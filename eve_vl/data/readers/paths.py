@@ -21,7 +21,7 @@ AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
-    """The parts of a source's name: `path`, `QUESTIONS.json+ANNOTATIONS.json` or `KARPATHY.json#split`."""
+    """The parts of a source's name: `path`, `QUESTIONS.json+ANNOTATIONS.json` `KARPATHY.json#split` or `FOLDER#split`."""
 
     path: Path
     second: Path | None = None
@@ -33,6 +33,9 @@ def parse_spec(spec: AnyPath) -> Spec:
     text = os.fspath(spec)
     path = absolute(Path(text))
     parts = re.fullmatch(r"(.+?\.json)(?:\+(.+)|#([^#/]*))", text)
+    folder, _, split = text.rpartition("#")
+    if parts is None and folder and split and not os.path.exists(path) and os.path.isdir(absolute(Path(folder))):  # noqa: PTH110, PTH112
+        return Spec(path=absolute(Path(folder)), split=split)
     if parts is None or os.path.exists(path):  # noqa: PTH110 (of a name too long or a folder not to be entered opening speaks)
         return Spec(path=path)
     return Spec(path=absolute(Path(parts[1])), second=absolute(Path(parts[2])) if parts[2] else None, split=parts[3])

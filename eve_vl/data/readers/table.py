@@ -108,6 +108,8 @@ class Table(ABC):
     """Options that have no meaning for its layout."""
     kind: str = ""
     """What the rows of an official layout are."""
+    likely: str = ""
+    """What they are unless another kind is asked for, where they may be several."""
     picture_folders: tuple[str, ...] = ()
     """Where below the image root to look for pictures that are known by file name alone; else nothing."""
 

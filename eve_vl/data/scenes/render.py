@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
+from eve_vl.data.generated import check_image_size
 from eve_vl.data.scenes.world import Mark, Scene, Shape
-from eve_vl.errors import UserError
 
 MIN_IMAGE_SIZE = 16
 MARK_TONE = 30  # levels that clutter takes from every channel of the background
@@ -18,15 +18,9 @@ _STAR_INNER = 0.46  # radius of the notches relative to the tips; a true pentagr
 _COS_36, _SIN_36 = math.cos(math.pi / 5), math.sin(math.pi / 5)
 
 
-def check_image_size(image_size: int) -> None:
-    """Raise UserError for a picture too small to show the shapes."""
-    if image_size < MIN_IMAGE_SIZE:
-        raise UserError(f"image_size is {image_size}, expected at least {MIN_IMAGE_SIZE}")
-
-
 def render(scene: Scene, image_size: int) -> np.ndarray:
     """Return the picture: uint8, shape (image_size, image_size, 3), RGB. Raises UserError below 16 pixels."""
-    check_image_size(image_size)
+    check_image_size(image_size, MIN_IMAGE_SIZE)
     canvas_3SS = np.empty((3, image_size, image_size), np.float32)  # channels first: long rows are faster to blend
     canvas_3SS[:] = np.asarray(scene.background_rgb, np.float32)[:, None, None]
     canvas_3SS += (2 * _centers(image_size) - 1)[:, None] * scene.slope

@@ -1,43 +1,25 @@
 """Rows of generated pictures and texts of every kind, for every command that can run without files."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+from eve_vl.data.generated import GeneratedRows
 from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText, Labelled, Picture, Text
-from eve_vl.data.scenes.questions import sample_question
-from eve_vl.data.scenes.render import check_image_size, render
+from eve_vl.data.scenes.questions import ANSWERS, sample_question
+from eve_vl.data.scenes.render import MIN_IMAGE_SIZE, render
 from eve_vl.data.scenes.statements import sample_statement
 from eve_vl.data.scenes.text import all_captions, captions
-from eve_vl.data.scenes.world import KINDS, Scene, check_split, sample_scene
-from eve_vl.errors import UserError
-
-DEFAULT_NUM_ROWS = {"train": 100_000, "val": 1_000, "test": 1_000, "test_novel": 1_000}
+from eve_vl.data.scenes.world import KINDS, Scene, sample_scene
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SceneRows:
-    """What the row sets share. Row i depends on (split, seed, i) alone. Raises UserError for settings that cannot be.
+class _SceneRows(GeneratedRows):
+    """What the row sets share."""
 
-    `image_size` is in pixels, `num_scenes` is the number of rows (None: DEFAULT_NUM_ROWS of the split).
-    """
-
-    split: str = "train"
+    NAME: ClassVar = "scenes"
+    NUM_ROWS: ClassVar = {"train": 100_000, "val": 1_000, "test": 1_000, "test_novel": 1_000}
+    MIN_IMAGE_SIZE: ClassVar = MIN_IMAGE_SIZE
     image_size: int = 48
-    seed: int = 0
-    num_scenes: int | None = None
-
-    def __post_init__(self):
-        check_split(self.split)
-        check_image_size(self.image_size)
-        if self.num_scenes is not None and self.num_scenes < 1:
-            raise UserError(f"num_scenes is {self.num_scenes}, expected at least 1")
-
-    def __len__(self) -> int:
-        return DEFAULT_NUM_ROWS[self.split] if self.num_scenes is None else self.num_scenes
-
-    def _where(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        return f"scenes:{self.split}[{index}]"
 
     def _scene(self, index: int) -> Scene:
         return sample_scene(self.split, self.seed, index)
@@ -50,7 +32,7 @@ class ScenePairs(_SceneRows):
     """Generated pictures with true captions, a `records.Source`."""
 
     def __getitem__(self, index: int, /) -> ImageText:
-        where, scene = self._where(index), self._scene(index)
+        where, scene = self.where(index), self._scene(index)
         return ImageText(image=self._image(scene), captions=captions(scene), where=where)
 
     def true_captions(self, index: int) -> list[str]:
@@ -62,27 +44,29 @@ class ScenePictures(_SceneRows):
     """Generated pictures alone."""
 
     def __getitem__(self, index: int, /) -> Picture:
-        return Picture(where=self._where(index), image=self._image(self._scene(index)))
+        return Picture(where=self.where(index), image=self._image(self._scene(index)))
 
 
 class SceneTexts(_SceneRows):
     """The first caption of each scene, alone."""
 
     def __getitem__(self, index: int, /) -> Text:
-        return Text(where=self._where(index), text=captions(self._scene(index))[0])
+        return Text(where=self.where(index), text=captions(self._scene(index))[0])
 
 
 class SceneLabels(_SceneRows):
     """Generated pictures with the kinds of shapes that are in them, each once, in the order of KINDS."""
 
     def __getitem__(self, index: int, /) -> Labelled:
-        where, scene = self._where(index), self._scene(index)
+        where, scene = self.where(index), self._scene(index)
         labels = sorted({shape.kind for shape in scene.shapes}, key=KINDS.index)
         return Labelled(image=self._image(scene), text=None, labels=tuple(labels), where=where)
 
 
 class SceneQuestions(_SceneRows):
     """Generated pictures with a question and its answer (one of ANSWERS) each; answer_type is one of QUESTION_KINDS."""
+
+    ANSWERS: ClassVar = ANSWERS
 
     def __getitem__(self, index: int, /) -> ImageQuestion:
         example = sample_question(self.split, self.seed, index)
@@ -92,7 +76,7 @@ class SceneQuestions(_SceneRows):
             answers=(example.answer,),
             question_id=int(index),  # of a subset a numpy one, which JSON does not take
             answer_type=example.kind,
-            where=self._where(index),
+            where=self.where(index),
         )
 
 
@@ -108,11 +92,11 @@ class SceneStatements(_SceneRows):
             label=example.label,
             identifier=str(index),
             group=example.statement,
-            where=self._where(index),
+            where=self.where(index),
         )
 
 
-SCENES: dict[str, type[ScenePairs | SceneQuestions | SceneStatements | ScenePictures | SceneTexts | SceneLabels]] = {
+SCENES: dict[str, type[_SceneRows]] = {
     "captions": ScenePairs,
     "questions": SceneQuestions,
     "statements": SceneStatements,

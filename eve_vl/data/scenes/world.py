@@ -8,9 +8,10 @@ places always hold by a clear margin and no two shapes hide one another.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from eve_vl.errors import UserError
+from eve_vl.data import generated
+from eve_vl.data.generated import check_split, pick, pick_distinct, pick_weighted
 
 SPLITS = ("train", "val", "test", "test_novel")
 SIZES = ("big", "small")
@@ -49,8 +50,6 @@ _TONE_JITTER = 8
 _MAX_SLOPE = 12
 _NUM_SHAPES_WEIGHTS = (0.6, 0.25, 0.1, 0.05)  # mostly easy ones: naming comes before telling apart
 _MAX_MARKS = 4
-
-T = TypeVar("T")
 
 
 class Appearance(NamedTuple):
@@ -106,33 +105,10 @@ class Scene:
     seed: int
 
 
-def check_split(split: str) -> None:
-    """Raise UserError for an unknown split."""
-    if split not in SPLITS:
-        raise UserError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
-
-
 def stream(purpose: str, split: str, seed: int, index: int) -> Random:
-    """Return the random stream of one row. Only its `random()` is used: the method whose sequence Python guarantees.
-
-    Raises UserError for an unknown split.
-    """
-    check_split(split)
-    return Random(f"{purpose}/{split}/{seed}/{index}")
-
-
-def pick(rng: Random, options: Sequence[T]) -> T:
-    """Return one of the options, each equally likely."""
-    return options[int(rng.random() * len(options))]
-
-
-def pick_distinct(rng: Random, options: Sequence[T], count: int) -> list[T]:
-    """Return `count` distinct options in random order."""
-    pool = list(options)
-    for i in range(count):
-        j = i + int(rng.random() * (len(pool) - i))
-        pool[i], pool[j] = pool[j], pool[i]
-    return pool[:count]
+    """Return the random stream of one row. Raises UserError for an unknown split."""
+    check_split(split, SPLITS)
+    return generated.stream(purpose, split, seed, index)
 
 
 def pairs_of(split: str) -> tuple[tuple[str, str], ...]:
@@ -148,12 +124,7 @@ def sample_scene(split: str, seed: int, index: int) -> Scene:
 
 def sample_num_shapes(rng: Random) -> int:
     """Draw how many shapes a scene has, 1 to MAX_SHAPES."""
-    left = rng.random()
-    for num_shapes, weight in enumerate(_NUM_SHAPES_WEIGHTS, start=1):
-        left -= weight
-        if left < 0:
-            return num_shapes
-    return MAX_SHAPES
+    return 1 + pick_weighted(rng, _NUM_SHAPES_WEIGHTS)
 
 
 def sample_appearances(rng: Random, split: str, num_shapes: int) -> list[Appearance]:

@@ -1,0 +1,111 @@
+"""How hard phantoms are: what can be seen of each finding, and what can be guessed without looking.
+
+    python benchmarks/phantoms.py [--pictures 400] [--image-size 64]
+
+Pictures with a finding and the same pictures without it, half of each: told apart by a threshold
+
+- `known`: on the sum of pixels along the change that the finding makes, which the classifier is given: the ceiling;
+- `template`: on the sum along the mean change of other pictures, with the finding anywhere;
+- `pixel`: on the grey of the one pixel that does best on other pictures.
+
+And questions: the most frequent answer of each wording, answers to `is there pneumothorax` by the tube alone.
+"""
+
+import argparse
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import numpy as np
+
+from eve_vl.data.phantoms import world
+from eve_vl.data.phantoms.questions import sample_question
+from eve_vl.data.phantoms.render import SIGMA, draw, noise, to_pixels
+from eve_vl.data.phantoms.world import FINDINGS, SPLITS, Finding, Phantom
+
+NUM_QUESTIONS = 20_000
+
+
+def twins(split: str, kind: str, count: int) -> list[tuple[Phantom, Phantom]]:
+    """Pictures with a finding, in all its variants, and without, of the same patient and film."""
+    pairs = []
+    for index in range(count):
+        rng = world.stream("benchmark", split, 0, index)
+        found = world.draw_findings(rng, [Finding(kind)])
+        with_it = world.take_view(rng, world.draw_patient(rng, split, found, 0), "pa")
+        without = replace(with_it.patient, findings=())
+        pairs.append((with_it, replace(with_it, patient=without, seed=with_it.seed ^ 1)))
+    return pairs
+
+
+def grey(phantom: Phantom, size: int) -> np.ndarray:
+    """The picture as levels, (pixels,)."""
+    return to_pixels(draw(phantom, size) + noise(phantom, size))[:, :, 0].ravel().astype(float)
+
+
+def threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
+    """The threshold that is right most often."""
+    order = np.argsort(scores)
+    right = np.concatenate([[is_there.sum()], is_there.sum() + np.cumsum(np.where(is_there[order], -1, 1))])
+    best = int(right.argmax())
+    ends = np.concatenate([[-np.inf], scores[order], [np.inf]])
+    return float((ends[best] + ends[best + 1]) / 2) if 0 < best < len(scores) else float(ends[best])
+
+
+def accuracy(fit: np.ndarray, test: np.ndarray, is_there: np.ndarray) -> float:
+    """Of a threshold on scores, found on others; where less means that it is there, turned around."""
+    sign = 1 if fit[is_there].mean() >= fit[~is_there].mean() else -1
+    return float(((sign * test > threshold(sign * fit, is_there)) == is_there).mean())
+
+
+def seen(kind: str, count: int, size: int) -> str:
+    """One line on a finding."""
+    drawn = [(draw(one, size).ravel(), draw(two, size).ravel()) for one, two in twins("test", kind, count)]
+    changes = np.array([one - two for one, two in drawn])
+    fit, test = (
+        np.array([[grey(each, size) for each in pair] for pair in twins(split, kind, count)]) for split in ("train", "test")
+    )
+    is_there = np.tile([True, False], count)
+    absent = np.array([two for _, two in drawn])
+    known = ((test - absent[:, None]) * changes[:, None]).sum(axis=2) / (changes**2).sum(axis=1)[:, None] > 0.5
+    template = (fit[:, 0] - fit[:, 1]).mean(axis=0)
+    pixels = (is_there[:, None] == (fit.reshape(2 * count, -1) > fit.mean(axis=(0, 1)))).mean(axis=0)
+    best = int(np.abs(pixels - 0.5).argmax())
+    least = int((np.abs(changes) >= 3 * SIGMA).sum(axis=1).min())
+    scores = [(known.ravel() == is_there).mean(), accuracy((fit @ template).ravel(), (test @ template).ravel(), is_there)]
+    scores.append(accuracy(fit[:, :, best].ravel(), test[:, :, best].ravel(), is_there))
+    return f"{kind:<18}{least:>8}" + "".join(f"{score:>10.3f}" for score in scores)
+
+
+def guessed(split: str) -> str:
+    """One line on the questions of a split."""
+    known: dict[str, Counter[str]] = defaultdict(Counter)
+    for index in range(NUM_QUESTIONS):
+        example = sample_question("train", 0, index)
+        known[example.question][example.answer] += 1
+    right, tube = defaultdict(list), []
+    for index in range(NUM_QUESTIONS):
+        example = sample_question(split, 0, index)
+        guess = known[example.question].most_common(1)[0][0] if example.question in known else "yes"
+        right[example.answer_type].append(guess == example.answer)
+        if example.question in ("is there pneumothorax", "is there pleural air"):
+            tube.append(("tube" in example.phantom.patient.devices) == (example.answer == "yes"))
+    shown = "".join(f"{np.mean(right[kind]) if right[kind] else np.nan:>10.3f}" for kind in ("CLOSED", "OPEN"))
+    return f"{split:<18}{shown}{np.mean(tube) if tube else np.nan:>10.3f}"
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--image-size", type=int, default=64)
+    args = parser.parse_args()
+    print(f"{'finding':<18}{'pixels':>8}{'known':>10}{'template':>10}{'pixel':>10}")
+    for kind in FINDINGS:
+        print(seen(kind, args.pictures, args.image_size), flush=True)
+    print(f"\n{'blind answers':<18}{'closed':>10}{'open':>10}{'by tube':>10}")
+    for split in SPLITS[2:]:
+        print(guessed(split), flush=True)
+
+
+if __name__ == "__main__":
+    main()

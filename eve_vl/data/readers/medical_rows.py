@@ -1,0 +1,277 @@
+"""Rows of the medical layouts: the name of each, and its fields or why it has none. The exact files are in `medical`."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from eve_vl.data.readers import common
+from eve_vl.data.readers.common import Fields
+from eve_vl.errors import UserError
+from eve_vl.foreign import open_ordinary, parse_json
+
+Named = tuple[str, Fields | str]
+Say = Callable[[str], None]
+
+CHEXPERT_LABELS = (
+    *("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation"),
+    *("Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices"),
+)
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+LANGUAGES = ("en", "zh")
+MEDICAT_HELD_OUT = 1000  # figures of each of both other splits, but of few at most a tenth
+ANNOTATORS = 4  # so many agree on each of the alternative answers: enough for all of them to be wholly right
+
+
+class _Ids:
+    """The ids that have come, and where."""
+
+    def __init__(self):
+        self._first: dict[object, str] = {}
+
+    def problem(self, what: str, value: object, where: str) -> str:
+        """Return why an id cannot be used, "" if it can."""
+        if not isinstance(value, int | str) or isinstance(value, bool) or value == "":
+            return f"{what} is {'empty' if value == '' else type(value).__name__}, expected a whole number or text"
+        first = self._first.setdefault(value, where)
+        return "" if first == where else f"{what} {value} comes once more, first in {first}"
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield the name and the text of each line that is not blank, None if it is not UTF-8."""
+    with open_ordinary(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(common.MAX_TEXT_BYTES), b""), start=1):
+            where = f"{path.name}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                yield where, None
+                continue
+            if text.strip():
+                yield where, text
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Yield the name and the object of each line, or why there is none."""
+    for where, line in _lines(path):
+        try:
+            row = parse_json(line) if line is not None else None
+        except ValueError as error:
+            yield where, str(error)
+            continue
+        yield where, row if isinstance(row, dict) else "not a JSON object"
+
+
+def _collapsed(texts: Iterable[object]) -> list[object]:
+    """Return texts with single spaces, without blank ones; what is no text stays, for the reader to complain of."""
+    single = [" ".join(text.split()) if isinstance(text, str) else text for text in texts]
+    return [text for text in single if text != ""]
+
+
+def _lacking(row: Fields, required: Sequence[str]) -> str:
+    missing = [name for name in required if name not in row]
+    return f"no field '{missing[0]}' (fields: {', '.join(map(str, row)) or 'none'})" if missing else ""
+
+
+def roco_rows(path: Path, references: Path | None, say: Say) -> Iterator[Named]:
+    """Yield caption and, if there are, inline references of each line of captions.txt."""
+    more = _roco_references(path, references) if references else {}
+    ids, num = _Ids(), Counter()
+    for where, line in _lines(path):
+        parts = [] if line is None else [part.strip() for part in line.split("\t")]
+        if len(parts) != 2:
+            yield where, "not UTF-8 text" if line is None else f"line has {len(parts) - 1} tabs, expected one: id, caption"
+        elif problem := ids.problem("id", parts[0], where):
+            yield where, problem
+        else:
+            texts = _collapsed([parts[1], *more.get(parts[0], [])]) if parts[1] else []
+            num["texts"] += len(texts)
+            yield where, {"image": f"{parts[0]}.jpg", "caption": texts}
+    if references:
+        say(f"{path}: {num['texts']:,} captions and inline references (from {references.name})")
+
+
+def _roco_references(path: Path, references: Path) -> dict[str, list[object]]:
+    """Return inline references by ROCO's id; dlinks.txt says which figure an id is."""
+    links = path.with_name("dlinks.txt")
+    if not common.is_file(links):
+        raise UserError(f"{references}: needs {links}, which says which figure each id of ROCO is")
+    figures = {}
+    for _, line in _lines(links):
+        parts = (line or "").split("\t")
+        paper = re.search(r"PMC\d+", parts[1]) if len(parts) == 3 else None
+        if paper:
+            figures[f"{paper[0]}_{parts[2].strip()}"] = parts[0].strip()
+    found = {}
+    for where, row in _objects(references):
+        if isinstance(row, str):
+            raise UserError(f"{where}: {row}")
+        name, texts = row.get("roco_image_id"), row.get("gorc_references")
+        if isinstance(name, str) and name in figures and isinstance(texts, list):
+            found[figures[name]] = texts
+    return found
+
+
+def medicat_rows(path: Path, split: str, say: Say) -> Iterator[Named]:
+    """Yield caption and references of the figures of a split ("": all) that are marked as radiology.
+
+    Splits are by paper: figures of one paper tell of each other.
+    """
+    papers, others = Counter(), 0
+    for _, row in _objects(path):
+        if isinstance(row, dict) and isinstance(row.get("pdf_hash"), str):
+            papers[row["pdf_hash"]] += 1
+    part_of, ids = _parts_by_paper(papers), _Ids()
+    for where, row in _objects(path):
+        if isinstance(row, str):
+            if split in ("", "train"):
+                yield where, row
+            continue
+        paper = row.get("pdf_hash")
+        if split and part_of.get(paper if isinstance(paper, str) else "", "train") != split:
+            continue
+        if problem := _lacking(row, ("pdf_hash", "fig_uri", "s2_caption", "radiology")):
+            yield where, problem
+        elif row["radiology"] is not True:
+            others += 1
+        elif problem := ids.problem("figure", f"{paper}_{row['fig_uri']}", where):
+            yield where, problem
+        else:
+            references = row.get("s2orc_references")
+            has_caption = isinstance(row["s2_caption"], str) and row["s2_caption"].strip()
+            texts = (
+                _collapsed([row["s2_caption"], *(references if isinstance(references, list) else [])]) if has_caption else []
+            )
+            yield where, {"image": f"{paper}_{row['fig_uri']}", "caption": texts}
+    if others:
+        say(f"{path}{split and ', ' + split}: {others:,} figures are not marked as radiology and are left out")
+
+
+def _parts_by_paper(papers: Counter[str]) -> dict[str, str]:
+    """Return the split of each paper, in the order of a hash of its name: test and val take papers until they have enough."""
+    wanted = min(MEDICAT_HELD_OUT, papers.total() // 10)
+    part_of, held = {}, Counter()
+    for paper in sorted(papers, key=lambda name: hashlib.blake2b(name.encode(errors="surrogatepass")).digest()):
+        part = next((part for part in ("test", "val") if held[part] < wanted), "train")
+        held[part] += papers[paper]
+        part_of[paper] = part
+    return part_of
+
+
+def rad_rows(path: Path, rows: list[Any]) -> Iterator[Named]:
+    """Yield the questions of VQA-RAD."""
+    names = {"image": "image_name", "question_id": "qid", "content_type": "question_type"}
+    return _question_rows(path, rows, names)
+
+
+def slake_rows(path: Path, rows: list[Any], language: str, say: Say) -> Iterator[Named]:
+    """Yield the questions of SLAKE in a language, "": in all."""
+    languages = (row.get("q_lang") for row in rows if isinstance(row, dict))
+    spoken = Counter(language for language in languages if isinstance(language, str))
+    for other, ending in zip(LANGUAGES, ("", "-zh"), strict=True):
+        if language not in ("", other) and spoken[other]:
+            split = f"{path.parent.name}#{'val' if path.stem.startswith('valid') else path.stem}{ending}"
+            say(f"{path}: {spoken[other]:,} questions in {other} are left out; {split} has these")
+    names = {"image": "img_name", "question_id": "qid", "content_type": "content_type"}
+    for where, row in _question_rows(path, rows, names, language):
+        if isinstance(row, dict) and row["q_lang"] not in LANGUAGES:
+            yield where, f"q_lang is {row['q_lang']!r}, expected en or zh"
+        elif isinstance(row, dict) and row["q_lang"] == "en" and CHINESE.search(f"{row['question']} {row['answers']}"):
+            yield where, "q_lang is en, but question or answer are in Chinese"
+        else:
+            yield where, row
+
+
+def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language: str | None = None) -> Iterator[Named]:
+    """Yield rows with the columns that names give; of several languages, unless it is None, those in one, "": in all."""
+    ids, more = _Ids(), () if language is None else ("q_lang",)
+    for index, row in enumerate(rows):
+        where = common.where_row(path, index)
+        if not isinstance(row, dict):
+            yield where, f"JSON {type(row).__name__}, expected an object"
+            continue
+        if language and row.get("q_lang") in LANGUAGES and row["q_lang"] != language:
+            continue
+        problem = _lacking(row, (*names.values(), "question", "answer", "answer_type", *more))
+        problem = problem or ids.problem(names["question_id"], row[names["question_id"]], where)
+        answer = str(row.get("answer", "")).strip() if isinstance(row.get("answer"), str | int | float) else ""
+        if problem or not answer:
+            yield where, problem or "answer is empty"
+            continue
+        fields = {name: row[column] for name, column in names.items()} | {name: row[name] for name in more}
+        answer_type = str(row["answer_type"]).strip().upper()
+        yield where, fields | {"question": row["question"], "answers": [answer], "answer_type": answer_type}
+
+
+def medvqa_rows(files: Sequence[Path]) -> Iterator[Named]:
+    """Yield the questions of MedVQA-2019: lines of picture, question and answer, in the official test file of four fields with
+    the category second. Of the answers that # separates, each is right."""
+    ids, number = _Ids(), 0
+    for file in files:
+        for where, line in _lines(file):
+            parts = [] if line is None else [part.strip() for part in line.split("|")]
+            if len(parts) not in (3, 4):
+                yield (
+                    where,
+                    "not UTF-8 text" if line is None else f"line has {len(parts)} fields, expected picture|question|answer",
+                )
+                continue
+            picture, question, answer = parts[0], parts[-2], parts[-1]
+            category = parts[1].capitalize() if len(parts) == 4 else file.stem
+            answers = [each.strip() for each in answer.split("#") if each.strip()]
+            if problem := ids.problem(f"{category} question about", f"{picture} ({category})", where):
+                yield where, problem
+            elif not answers:
+                yield where, "answer is empty"
+            else:
+                fields = {"image": f"{picture}.jpg", "question": question, "question_id": number, "content_type": category}
+                yield where, fields | {"answers": answers if len(answers) == 1 else answers * ANNOTATORS, "answer_type": "OPEN"}
+                number += 1
+
+
+def melinda_rows(rows: Iterable[Named]) -> Iterator[Named]:
+    """Yield the panels of MELINDA, labelled by p_meth_label unless another column is named."""
+    ids = _Ids()
+    for where, row in rows:
+        if isinstance(row, str):
+            yield where, row
+        elif problem := ids.problem("figure_file", row["figure_file"], where):
+            yield where, problem
+        elif not str(row["caption"]).strip():
+            yield where, "caption is empty"
+        elif not str(row["p_meth_label"]).strip():
+            yield where, "p_meth_label is empty"
+        else:
+            yield where, {**row, "image": row["figure_file"], "label": row["p_meth_label"]}
+
+
+def chexpert_rows(rows: Iterable[Named], path: Path, picture: str, say: Say) -> Iterator[Named]:
+    """Yield pictures with the labels that are 1. Lateral views are left out, and those without any label that is 1."""
+    ids, num = _Ids(), Counter()
+    for where, row in rows:
+        if isinstance(row, str):
+            yield where, row
+            continue
+        states = {name: str(row[name]).strip() for name in CHEXPERT_LABELS}
+        odd = [name for name, state in states.items() if state not in ("", "1", "0", "-1", "1.0", "0.0", "-1.0")]
+        labels = [name for name, state in states.items() if state in ("1", "1.0")]
+        num["uncertain"] += any(state in ("-1", "-1.0") for state in states.values())
+        if odd:
+            yield where, f"{odd[0]} is {states[odd[0]]!r}, expected 1, 0, -1 or nothing"
+        elif problem := ids.problem(picture, row[picture], where):
+            yield where, problem
+        elif "report" in row and not str(row["report"]).strip():
+            yield where, "report is empty"
+        elif row.get("Frontal/Lateral") == "Lateral":
+            num["lateral"] += 1
+        elif not labels:
+            num["unlabelled"] += 1
+        else:
+            yield where, {"image": row[picture], "label": labels, "caption": row.get("report", "")}
+    if num["lateral"] or num["unlabelled"] or num["uncertain"]:
+        say(
+            f"{path}: left out are {num['lateral']:,} lateral views and {num['unlabelled']:,} rows without a label that is 1; "
+            f"{num['uncertain']:,} rows have uncertain labels (-1), which do not count"
+        )
