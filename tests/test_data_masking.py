@@ -53,3 +53,26 @@ def test_streams_depend_on_the_key_alone():
     assert len({tuple(draw) for draw in draws}) == len(keys)
     expected = np.random.Generator(np.random.PCG64(np.random.SeedSequence((0, 3, 2, 0, 7)))).integers(2**62, size=4)
     assert draws[5] == expected.tolist()
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [3, 1, 2, 1, 1], [4, 4], [9], [2, 5, 1, 1, 1, 1, 1]])
+@pytest.mark.parametrize("ratio", [0.15, 0.5])
+def test_words_are_hidden_as_a_whole(sizes, ratio):
+    """As many of the words, in a random order, as fit into the share of tokens, at least one."""
+    word = np.array([-1, *(number for number, size in enumerate(sizes) for _ in range(size)), -1])
+    share, seen = max(1, round(ratio * sum(sizes))), set()
+    for seed in range(60):
+        hidden = mask_tokens(word < 0, ratio, generator(seed), word)
+        words = {*word[hidden].tolist()}
+        assert all(hidden[word == each].all() for each in words) and -1 not in words
+        others = [size for number, size in enumerate(sizes) if number not in words]
+        assert words and (hidden.sum() <= share < hidden.sum() + min(others, default=99) or len(words) == 1)
+        seen |= words
+    assert seen == {number for number, size in enumerate(sizes) if size <= share or min(sizes) > share}
+
+
+def test_every_word_is_as_likely_as_any_other():
+    word, draws, counts = np.array([-1, 0, 0, 1, 1, 2, 2, 3, 3]), 4000, np.zeros(9)
+    for seed in range(draws):
+        counts += mask_tokens(word < 0, 0.5, generator(4, seed), word)
+    np.testing.assert_allclose(counts[1:] / draws, 0.5, atol=5 * np.sqrt(0.25 / draws))

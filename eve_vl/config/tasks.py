@@ -72,6 +72,8 @@ class MaskedSignalConfig(TaskConfig):
     """Share of patches hidden in the image pass (paper Fig. 4)."""
     text_mask_ratio: float = 0.5
     """Share of non-special tokens hidden in the text pass (paper Fig. 4)."""
+    mask_words: bool = False
+    """Hide whole words with all their pieces, as BERT's later versions and VLMo do, instead of tokens."""
     text_shown_share: float = 0.0
     """Share of hidden tokens that show a word instead of [MASK] in training, half of them their own and half one that is hidden
     elsewhere in the batch (BERT: 0.2): so a model learns whether what it reads is true of the picture (LOG.md)."""
@@ -110,7 +112,7 @@ class MaskedSignalConfig(TaskConfig):
     def idle(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
         of_pixels = "image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"
-        pixels, of_tokens = "" if self.mim_weight else of_pixels, "text_mask_ratio text_shown_share"
+        pixels, of_tokens = "" if self.mim_weight else of_pixels, "text_mask_ratio mask_words text_shown_share"
         return {"as task.mim_weight is 0": pixels, "as task.mlm_weight is 0": "" if self.mlm_weight else of_tokens}
 
 

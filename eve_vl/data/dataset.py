@@ -188,7 +188,8 @@ class MaskedPairs(RowDataset):
             sample.keep_K, sample.hidden_M = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
         for text in texts:
             sample.ids_T, is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
-            sample.is_masked_T = mask_tokens(is_special_T, task.text_mask_ratio, rng)
+            word_T = self.tokenizer.words(text, sizes.max_text_tokens) if task.mask_words else None
+            sample.is_masked_T = mask_tokens(is_special_T, task.text_mask_ratio, rng, word_T)
         if isinstance(row, ImageText):
             sample.picture, sample.caption = picture_key(row.image, row.where), hash_of(texts[0].encode())
         return sample

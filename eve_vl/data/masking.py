@@ -18,11 +18,27 @@ def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> tu
     return np.sort(order[num_hidden:]), np.sort(order[:num_hidden])
 
 
-def mask_tokens(is_special_T: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """Choose the tokens to hide: bool (T,), True = hidden; never a special one, at least one where there is any."""
+def mask_tokens(
+    is_special_T: np.ndarray, ratio: float, rng: np.random.Generator, word_T: np.ndarray | None = None
+) -> np.ndarray:
+    """Choose the tokens to hide: bool (T,), True = hidden; never a special one, at least one where there is any.
+
+    word_T: the word that each token is of, int; with it, words are hidden as a whole, in random order those that still fit into
+    the share, at least one.
+    """
     candidates = np.flatnonzero(~is_special_T)
     is_masked_T = np.zeros(len(is_special_T), dtype=bool)
     if len(candidates):
         num_masked = max(1, round(len(candidates) * ratio))
-        is_masked_T[rng.permutation(candidates)[:num_masked]] = True
+        if word_T is None:
+            is_masked_T[rng.permutation(candidates)[:num_masked]] = True
+        else:
+            words, sizes = np.unique(word_T[candidates], return_counts=True)
+            order = rng.permutation(len(words))
+            chosen, left = [], num_masked
+            for word in order:
+                if sizes[word] <= left:
+                    chosen.append(words[word])
+                    left -= sizes[word]
+            is_masked_T[candidates] = np.isin(word_T[candidates], chosen or words[order[:1]])
     return is_masked_T

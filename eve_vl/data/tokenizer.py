@@ -120,6 +120,10 @@ class Tokenizer:
         encoding = self.backend.encode(text)
         return np.array(encoding.ids[:max_length]), np.array(encoding.special_tokens_mask[:max_length], dtype=bool)
 
+    def words(self, text: str, max_length: int) -> np.ndarray:
+        """Return which word each token of `encode` is a piece of, int64 (T,), as the tokenizer splits texts; -1: of none."""
+        return np.array([-1 if word is None else word for word in self.backend.encode(text).word_ids[:max_length]])
+
     def encode_with_masks(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ids and specials as `encode` does, with one mask token for each "[MASK]" in the text; and which those are.
 
