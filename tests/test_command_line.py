@@ -23,7 +23,7 @@ MODEL = """
     --model.drop-path --model.dropout
 """
 MASKS = """
-    --task.image-mask-ratio --task.text-mask-ratio --task.text-shown-share --task.mim-weight --task.mlm-weight
+    --task.image-mask-ratio --task.text-mask-ratio --task.mask-words --task.text-shown-share --task.mim-weight --task.mlm-weight
     --task.joint-masking --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
 """
 TASK = {

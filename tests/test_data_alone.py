@@ -98,10 +98,10 @@ def test_every_record_tells_its_pictures_and_texts():
 def test_batches_hold_what_they_say_and_no_more():
     seen = {
         MaskedPictures: {"images_BCHW", "keep_BK", "hidden_BM"},
-        MaskedTexts: {"ids_BT", "is_padding_BT", "is_masked_BT", "num_targets"},
+        MaskedTexts: {"ids_BT", "is_padding_BT", "num_real", "is_masked_BT", "masked_M", "num_targets"},
         LabelledPictures: {"images_BCHW", "labels"},
-        LabelledTexts: {"ids_BT", "is_padding_BT", "labels"},
-        LabelledPairs: {"images_BCHW", "ids_BT", "is_padding_BT", "labels"},
+        LabelledTexts: {"ids_BT", "is_padding_BT", "num_real", "labels"},
+        LabelledPairs: {"images_BCHW", "ids_BT", "is_padding_BT", "num_real", "labels"},
     }
     for kind, expected in seen.items():
         assert names(kind) == expected | {"where", "names", "skipped"}
@@ -163,7 +163,7 @@ def test_batches_move_as_a_whole():
     moved = batch.to(torch.device("meta"))
     for one in (moved, moved.wrong):
         tensors = [value for field in fields(one) if isinstance(value := getattr(one, field.name), torch.Tensor)]
-        assert len(tensors) == 8
+        assert len(tensors) == 9
         assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.where == batch.where
 

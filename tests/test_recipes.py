@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from eve_vl.config import ClassificationConfig, Config, RetrievalConfig, VQAConfig, config_to_json
+from eve_vl.config import ClassificationConfig, Config, NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
 from eve_vl.inspect import NUM_LABELS, inspect_config
 from eve_vl.loading import build_untrained
 from eve_vl.recipes import FINETUNE, PRETRAIN, finetune, get_finetune_recipe, get_recipe, pretrain
@@ -249,13 +249,16 @@ def test_recipes_that_cannot_be_looked_at(eve, own, words, message):
 @pytest.mark.parametrize("name", FINETUNE)
 def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
     """In passes over the pair: VQA one, NLVR2 two, retrieval three if it matches and each modality alone, less than one;
-    classification one over what is read."""
+    classification one over what is read. A pass whose last block computes [CLS] alone costs less."""
     config = get_finetune_recipe(name, get_recipe(init))
     found = inspect_config(config)
     (one,) = inspect_config(replace(config, task=VQAConfig())).flops.values()
-    total = sum(found.flops.values())
+    (two,) = inspect_config(replace(config, task=NLVR2Config(head="paired"))).flops.values()
+    whole, total = two / 2, sum(found.flops.values())
+    assert one < whole < 2 * one
     if isinstance(config.task, RetrievalConfig) and not config.task.itm_weight:
-        assert 0.5 * one < total < one
+        assert config.task.pooling == "mean"
+        assert 0.5 * whole < total < whole
     elif isinstance(config.task, RetrievalConfig):
         assert 3.5 * one < total < 4 * one
     elif isinstance(config.task, ClassificationConfig):
@@ -263,6 +266,8 @@ def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
         assert total == alone["contrast, image alone"] < one
         reads_both = replace(config, task=replace(config.task, reads="both"))
         assert list(inspect_config(reads_both).flops.values()) == [one]
+    elif isinstance(config.task, NLVR2Config):
+        assert total == 2 * (whole if config.task.head == "paired" else one)
     else:
-        assert total == (2 if config.task.name == "nlvr2" else 1) * one
+        assert total == one
     assert found.active_parameters < sum(found.parameters.values()) == count(config)

@@ -199,8 +199,11 @@ def test_routing_shares(run: Path):
     seen: dict[Router, np.ndarray] = {}
 
     def count(router, inputs, _output):
-        x_SD, is_text_S = inputs
-        for x, is_text in zip(x_SD, is_text_S.tolist(), strict=True):
+        x_SD, rows = inputs
+        for x, is_of in zip(x_SD, rows.is_of_2S.T.tolist(), strict=True):
+            if is_of == [0, 0]:  # padding that fills a tile
+                continue
+            is_text = is_of[1]
             logits = router.weight @ (x + router.modality_embed[int(is_text)])
             for expert in logits.argsort(descending=True)[:2].tolist():
                 seen.setdefault(router, np.zeros((2, 4)))[int(is_text), expert] += 1

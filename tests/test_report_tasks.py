@@ -174,8 +174,11 @@ def test_routing_counts_all_tokens(runs: dict[str, Path]):
         seen: dict[Router, np.ndarray] = {}
 
         def count(router, inputs, _output, seen=seen):
-            x_SD, is_text_S = inputs
-            for x, is_text in zip(x_SD, is_text_S.tolist(), strict=True):
+            x_SD, rows = inputs
+            for x, is_of in zip(x_SD, rows.is_of_2S.T.tolist(), strict=True):
+                if is_of == [0, 0]:  # padding that fills a tile
+                    continue
+                is_text = is_of[1]
                 logits = router.weight @ (x + router.modality_embed[int(is_text)])
                 for expert in logits.argsort(descending=True)[:2].tolist():
                     seen.setdefault(router, np.zeros((2, len(logits))))[int(is_text), expert] += 1
