@@ -98,7 +98,7 @@ def scenes_vqa(init: Config) -> Config:
 
     eve finetune scenes_vqa --init runs/scenes
     """
-    return _scenes(init, "scenes_vqa", VQAConfig(), steps=6000, validations=8, **MUON)
+    return _scenes(init, "scenes_vqa", VQAConfig(), steps=1300, validations=5, **FAST_ANSWERS)
 
 
 def scenes_nlvr2(init: Config) -> Config:

@@ -62,7 +62,7 @@ def demo() -> Config:
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
-            steps=1200, batch_size=64, optimizer="muon", lr=1.2e-3, warmup=0.1, log_every=25, val_every=1200, save_every=300
+            steps=1600, batch_size=64, optimizer="muon", lr=1.2e-3, warmup=0.1, log_every=25, val_every=1600, save_every=400
         ),
     )
 
