@@ -56,7 +56,7 @@ def test_stages_share_the_budget_and_fine_tuning_has_the_rest(tmp_path):
     cell = cell_of(tmp_path, arm, ("vqa", "nlvr2"))
     assert [each.share for each in cell.plan] == [0.25, 0.75, 0.75]
     steps = {stage["run"]: (stage["steps"], stage["batch"]) for job in cell.jobs for stage in cell.stages(job)}
-    assert steps == {"0_scenes": (50, 16), "vqa": (150, 32), "nlvr2": (150, 32)}
+    assert steps == {"0_scenes": (50, 16), "vqa": (150, 64), "nlvr2": (150, 32)}
     assert cell.cost() == 25 + 75 + 75
     configs = cell.configs()
     assert {(config.train.seed, config.train.threads, config.data.num_workers) for config in configs.values()} == {(3, 1, 0)}
