@@ -132,7 +132,7 @@ def emoji_retrieval(init: Config) -> Config:
     eve finetune emoji_retrieval --init runs/emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
     data = DataConfig(train=("emoji/train.jsonl",), val=("emoji/val.jsonl",), crop_scale=(0.7, 1.0))
-    return _scenes(init, "emoji_retrieval", CONTRAST_ALONE, data, steps=1500, validations=3, weight_decay=0.05, **FAST_CONTRAST)
+    return _scenes(init, "emoji_retrieval", CONTRAST_ALONE, data, steps=350, validations=1, weight_decay=0.05, **FAST_CONTRAST)
 
 
 def icons_search(init: Config) -> Config:
