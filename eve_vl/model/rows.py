@@ -28,8 +28,7 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """Rows to the places of a grid that has room for padding, and back. Gradients go the same way, where torch would add them
-    up, not knowing that no two meet."""
+    """Rows to the places of a grid that has room for padding, and back."""
 
     row_P: Tensor
     """int64, which row comes to each place; any where there is none."""
@@ -40,27 +39,12 @@ class Move:
 
     def __call__(self, x_RX: Tensor) -> Tensor:
         """Return the grid (P, X), 0 where it is empty."""
-        return _Moved.apply(x_RX, self.row_P, self.is_empty_P, self.place_R, None)
+        x_PX = x_RX.index_select(0, self.row_P)
+        return x_PX if self.is_empty_P is None else x_PX.masked_fill_(self.is_empty_P[:, None], 0)
 
     def back(self, x_PX: Tensor) -> Tensor:
         """Return the rows (R, X)."""
-        return _Moved.apply(x_PX, self.place_R, None, self.row_P, self.is_empty_P)
-
-
-class _Moved(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, index: Tensor, is_empty: Tensor | None, back: Tensor, is_empty_back: Tensor | None) -> Tensor:
-        ctx.back, ctx.is_empty_back = back, is_empty_back
-        return _moved(x, index, is_empty)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _moved(grad, ctx.back, ctx.is_empty_back), None, None, None, None
-
-
-def _moved(x: Tensor, index: Tensor, is_empty: Tensor | None) -> Tensor:
-    moved = x.index_select(0, index)
-    return moved if is_empty is None else moved.masked_fill_(is_empty[:, None], 0)
+        return x_PX.index_select(0, self.place_R)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +74,10 @@ class Rows:
     """Bool, False for padding that fills a tile; None: all are real."""
     tokens: Move
     """Of S rows to A tokens."""
-    qkv: Move
-    """Of S·3·H queries, keys and values to 3·B·H·N."""
-    heads: Move
-    """Of S·H to B·H·N."""
+    qkv_P: Tensor
+    """int64 (3·B·H·N,), which of the S·3·H queries, keys and values of rows comes to each place; any where there is padding."""
+    head_R: Tensor
+    """int64 (S·H,), which of the B·H·N heads each of a row's is."""
 
     @classmethod
     def of(cls, tokens: Tokens, num_heads: int, *, packs: bool = True) -> "Rows":
@@ -115,7 +99,6 @@ class Rows:
         row_BN, batch_S = row_A.view(B, N), token_S // N
         H1, three = torch.arange(H, device=device)[:, None], torch.arange(3, device=device)
         head_SH = (batch_S * (H * N) + token_S - batch_S * N)[:, None] + H1[:, 0] * N  # ONNX knows no remainder here
-        is_empty_BHN = None if is_empty_A is None else is_empty_A.view(B, 1, N).expand(B, H, N).flatten()
         return cls(
             shape=(B, N),
             num_image=B * n,
@@ -123,12 +106,8 @@ class Rows:
             token_S=token_S,
             is_real_S=is_real_S,
             tokens=Move(row_P=row_A, place_R=token_S, is_empty_P=is_empty_A),
-            qkv=Move(
-                row_P=((row_BN[:, None] * 3 + three[:, None, None, None]) * H + H1).flatten(),
-                place_R=(three[:, None] * (B * H * N) + head_SH[:, None]).flatten(),
-                is_empty_P=None,
-            ),
-            heads=Move(row_P=(row_BN[:, None] * H + H1).flatten(), place_R=head_SH.flatten(), is_empty_P=is_empty_BHN),
+            qkv_P=((row_BN[:, None] * 3 + three[:, None, None, None]) * H + H1).flatten(),
+            head_R=head_SH.flatten(),
         )
 
     @property
@@ -153,12 +132,12 @@ class Rows:
 
     def split_heads(self, qkv_SX: Tensor) -> Tensor:
         """Return queries, keys and values (3, B, H, N, d) of rows (S, 3·H·d)."""
-        (B, N), R = self.shape, len(self.qkv.place_R)
-        return self.qkv(qkv_SX.view(R, -1)).view(3, B, -1, N, qkv_SX.numel() // R)
+        (B, N), R = self.shape, 3 * len(self.head_R)
+        return qkv_SX.view(R, -1).index_select(0, self.qkv_P).view(3, B, -1, N, qkv_SX.numel() // R)
 
     def join_heads(self, out_BHNd: Tensor) -> Tensor:
         """Return the heads of each row side by side, (S, H·d), of those in their sequences."""
-        return self.heads.back(out_BHNd.flatten(0, 2)).view(len(self.token_S), -1)
+        return out_BHNd.flatten(0, 2).index_select(0, self.head_R).view(len(self.token_S), -1)
 
     def between(self, start: int, stop: int) -> Read:
         """Read tokens of each sequence, none of which is padding, sequence after sequence."""
