@@ -27,13 +27,10 @@ def match_scores(encoder: Any, pairs: Sequence[tuple[GivenImage, str, float]]) -
     encoder: an `Eve` of a run with a matching head.
     """
     task, inputs = encoder.task, encoder.run.calls.inputs
-    is_sum = getattr(task.settings, "rerank_by", "match") == "sum"
     parts = [np.zeros(0, np.float32)]
     for some in chunked(pairs, PAIRS_AT_ONCE):
         images, texts, cosines = zip(*some, strict=True)
         batch = inputs.pairs(images, texts)
-        no_B, yes_B = task.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[0].float().unbind(1)
-        if is_sum:
-            yes_B = yes_B - no_B + torch.tensor(cosines, device=yes_B.device) / task.contrast.features.temperature
-        parts.append(yes_B.cpu().numpy())
+        cosine_B = torch.tensor(cosines, device=batch.ids_BT.device)
+        parts.append(task.pair_scores(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT, cosine_B).cpu().numpy())
     return np.concatenate(parts)

@@ -235,6 +235,16 @@ class ContrastTask(Task[Settings]):
         image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
         return self.contrast.match(self.encoder, image, text)
 
+    @property
+    def orders_by_sum(self) -> bool:
+        """Whether re-ranking orders by the sum of match and contrast (task.rerank_by)."""
+        return getattr(self.settings, "rerank_by", "match") == "sum"
+
+    def pair_scores(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None, similarity_B: Tensor) -> Tensor:
+        """Return what re-ranking orders pairs by (task.rerank_by), float32 (B,). similarity_B: products of their features."""
+        no_B, yes_B = self.match(images_BCHW, ids_BT, is_padding_BT)[0].float().unbind(1)
+        return yes_B - no_B + similarity_B / self.contrast.features.temperature if self.orders_by_sum else yes_B
+
     def routers(self, batch: Any) -> Routers:
         """Return what the routers do with the pictures alone, the texts alone and, with a matching head, the pairs."""
         image, text, *_, routers = self.contrast.alone(self.encoder, batch)
@@ -245,7 +255,7 @@ class ContrastTask(Task[Settings]):
         computations = super().computations()
         if self.contrast.match_head is not None:
             order, temperature = "the second alone", self.contrast.features.temperature
-            if getattr(self.settings, "rerank_by", "match") == "sum":
+            if self.orders_by_sum:
                 order = f"the second less the first plus the features' dot product over {temperature:.6g}"
             meaning = f"no match, match; their softmax is the probability; {order} puts candidates in order"
             logits = lambda *pair: self.match(*pair)[0]  # noqa: E731

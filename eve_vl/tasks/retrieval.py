@@ -277,7 +277,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     def match_scores(self, index: Index, image_P: Tensor, text_P: Tensor) -> Tensor:
         """Return what each pair of picture and distinct text is ordered by (task.rerank_by), float32 (P,) on the CPU; pairs of
         equally long texts go together."""
-        device, temperature = index.image_Id.device, self.contrast.features.temperature
+        device = index.image_Id.device
         length_P = torch.tensor(index.lengths)[text_P]
         score_P = torch.empty(len(image_P))
         if not len(image_P):  # splitting nothing gives one empty part
@@ -288,11 +288,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             ids_BL = pad_sequence([index.ids[text] for text in texts.tolist()], batch_first=True)
             is_padding_BL = torch.arange(ids_BL.shape[1]) >= length_P[chosen, None]
             padding = is_padding_BL.to(device) if is_padding_BL.any() else None
-            no_B, yes_B = self.match(pixels, ids_BL.to(device), padding)[0].float().unbind(1)
-            if self.settings.rerank_by == "sum":
-                similarity_B = (index.image_Id[images.to(device)] * index.text_Nd[texts.to(device)]).sum(1)
-                yes_B = yes_B - no_B + similarity_B / temperature
-            score_P[chosen] = yes_B.cpu()
+            similarity_B = (index.image_Id[images.to(device)] * index.text_Nd[texts.to(device)]).sum(1)
+            score_P[chosen] = self.pair_scores(pixels, ids_BL.to(device), padding, similarity_B).cpu()
         return score_P
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
