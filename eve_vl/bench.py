@@ -22,6 +22,7 @@ from eve_vl.inspect import inspect_config
 from eve_vl.loading import build_untrained
 from eve_vl.plan import expected_memory, machine_line
 from eve_vl.seeds import seed_everything, set_threads
+from eve_vl.talk import told
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.device import has_processor_clock, now, peak_memory, pick_device, pick_dtype
@@ -169,7 +170,7 @@ def bench(config: Config, num_steps: int) -> Bench:
 def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[dict[str, float], float, float]:
     """Return medians over steps: seconds of the step and of each of its parts, of the wall, and of cores."""
     device, num, found, wall, cores = trainer.device, trainer.config.accumulation, [], [], []
-    for first in range(0, len(micro_batches), num):
+    for first in told(range(0, len(micro_batches), num), "measuring steps", len(micro_batches) // num):
         parts: dict[str, float] = defaultdict(float)
         last = start = now(device)
 

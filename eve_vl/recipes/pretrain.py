@@ -68,7 +68,7 @@ def demo() -> Config:
 
 
 def scenes() -> Config:
-    """The demo at full length, 2.5 times its steps: 13 minutes on one core.
+    """The demo at full length, 2.5 times its steps: about 13 minutes on one core, by the time of half of them.
 
     eve pretrain scenes
     """
