@@ -40,7 +40,9 @@ MAY_IMPORT = {
     "search": {"__init__", "config", "errors", "files", "foreign", "talk", "data", "loading", "train"},
     "eve": {"config", "errors", "data", "loading", "search", "train"},
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},
-    "bench": {"config", "cpu", "errors", "data", "inspect", "loading", "plan", "seeds", "tasks", "train", "training"},
+    "bench": {
+        *("config", "cpu", "errors", "talk", "data", "inspect", "loading", "plan", "seeds", "tasks", "train", "training"),
+    },
     "report": {
         *("config", "errors", "files", "talk", "recipes", "data", "metrics", "model", "tasks", "loading"),
         *("evaluation", "inspect", "search", "train"),
