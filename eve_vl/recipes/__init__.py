@@ -1,7 +1,7 @@
 """Recipes: one function per run that returns a whole config; its docstring says command, time and score.
 
-Every public function of `pretrain` and of `finetune` is a recipe. Others come from files of the user's, from installed packages
-and from the config.json of a run.
+Every public function of MODULES is a recipe: of no argument one of pre-training, of one, the config of the run to start from,
+one of fine-tuning. Others come from files of the user's, from installed packages and from the config.json of a run.
 """
 
 import functools
@@ -22,15 +22,18 @@ from eve_vl.recipes import finetune, pretrain
 EITHER = "pretrain or finetune"
 # fine-tuning is given the config of the run to start from
 NUM_ARGUMENTS = {"pretrain": (0,), "finetune": (1,), EITHER: (0, 1)}
+MODULES = (pretrain, finetune)
 
 
-def _recipes(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    functions = {name: each for name, each in vars(module).items() if inspect.isfunction(each) and not name.startswith("_")}
-    return {name: each for name, each in functions.items() if each.__module__ == module.__name__}
+def _recipes(*modules: ModuleType) -> dict[str, Callable[..., Any]]:
+    found = [(name, each, module) for module in modules for name, each in vars(module).items() if inspect.isfunction(each)]
+    return {name: each for name, each, module in found if each.__module__ == module.__name__ and not name.startswith("_")}
 
 
-PRETRAIN = _recipes(pretrain)
-FINETUNE = _recipes(finetune)
+PRETRAIN, FINETUNE = (
+    {name: each for name, each in _recipes(*MODULES).items() if len(inspect.signature(each).parameters) in NUM_ARGUMENTS[verb]}
+    for verb in ("pretrain", "finetune")
+)
 RECIPES: dict[str, dict[str, Callable[..., Config]]] = {"pretrain": PRETRAIN, "finetune": FINETUNE, EITHER: PRETRAIN | FINETUNE}
 
 
