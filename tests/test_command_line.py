@@ -19,8 +19,8 @@ INPUT = "--input.image-size --input.patch-size --input.text-length --input.padde
 MODEL = """
     --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.stem --model.depth
     --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
-    --model.top-k --model.modality-routing --model.routing --model.activation --model.norm-pre --model.balance-weight
-    --model.drop-path --model.dropout
+    --model.top-k --model.modality-routing --model.routing --model.activation --model.positions --model.pooler
+    --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
 """
 MASKS = """
     --task.image-mask-ratio --task.text-mask-ratio --task.mask-words --task.text-shown-share --task.mim-weight --task.mlm-weight

@@ -81,8 +81,8 @@ def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class
     attention, kept = eve.task.encoder.get_submodule(f"blocks.{block}.attn"), []
     assert isinstance(attention, Attention)
 
-    def among(x_SD: Tensor, rows: Rows, read: Read | None = None) -> Tensor:
-        assert read is None
+    def among(x_SD: Tensor, rows: Rows, read: Read | None, bias: None) -> Tensor:
+        assert read is None and bias is None
         q, k, v = (rows.grid(x_SD) @ attention.qkv.weight.T).chunk(3, dim=2)
         q, v = q + attention.q_bias, v + attention.v_bias
         q, k, v = (part.unflatten(2, (2, 8)).transpose(1, 2) for part in (q, k, v))

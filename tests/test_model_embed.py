@@ -98,15 +98,15 @@ def test_take_picks_rows():
 
 def test_image_embedding_adds_cls_positions_and_type():
     model, x = encoder().image, pixels(2)
-    proj = cast(nn.Linear, model.proj)
+    proj, positions = cast(nn.Linear, model.proj), model.get_parameter("positions")
     tokens = model(x)
     assert tokens.num_image == 17
     assert tokens.is_padding_BN is None
     for b in range(2):
-        torch.testing.assert_close(tokens.x_BND[b, 0], model.cls + model.positions[0] + model.type_embed)
+        torch.testing.assert_close(tokens.x_BND[b, 0], model.cls + positions[0] + model.type_embed)
         for p in range(16):
             patch = x[b, :, 4 * (p // 4) : 4 * (p // 4) + 4, 4 * (p % 4) : 4 * (p % 4) + 4].flatten()
-            expected = proj(patch) + model.positions[1 + p] + model.type_embed
+            expected = proj(patch) + positions[1 + p] + model.type_embed
             torch.testing.assert_close(tokens.x_BND[b, 1 + p], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -120,6 +120,7 @@ def test_dropped_patches_leave_the_others_their_own_positions():
 
 def test_text_embedding_against_a_loop():
     model = encoder().text
+    positions = model.get_parameter("positions")
     ids, is_padding = text_batch()
     tokens = model(ids, is_padding)
     assert tokens.num_image == 0
@@ -127,7 +128,7 @@ def test_text_embedding_against_a_loop():
         for t in range(6):
             word = model.words.weight[ids[b, t]]
             normed = (word - word.mean()) / (word.var(unbiased=False) + 1e-6).sqrt()
-            expected = normed * model.norm.weight + model.norm.bias + model.positions[t] + model.type_embed
+            expected = normed * model.norm.weight + model.norm.bias + positions[t] + model.type_embed
             torch.testing.assert_close(tokens.x_BND[b, t], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -141,16 +142,15 @@ def test_text_longer_than_the_positions_is_refused():
 
 def test_positions_are_resized_for_other_picture_sizes():
     model = encoder().image
-    assert resize_positions(model.positions, 16) is model.positions
-    resized = resize_positions(model.positions, 36)
-    assert torch.equal(resized[0], model.positions[0])
+    positions = model.get_parameter("positions")
+    assert resize_positions(positions, 16) is positions
+    resized = resize_positions(positions, 36)
+    assert torch.equal(resized[0], positions[0])
     for d in range(16):  # one channel after the other, as a picture
-        grid = model.positions[1:, d].reshape(1, 1, 4, 4)
+        grid = positions[1:, d].reshape(1, 1, 4, 4)
         expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False).flatten()
         torch.testing.assert_close(resized[1:, d], expected)
     with torch.no_grad():
-        model.positions[1:] = torch.arange(16.0)
-    torch.testing.assert_close(
-        resize_positions(model.positions, 64)[1:], torch.arange(16.0).expand(64, 16), rtol=1e-5, atol=1e-5
-    )
+        positions[1:] = torch.arange(16.0)
+    torch.testing.assert_close(resize_positions(positions, 64)[1:], torch.arange(16.0).expand(64, 16), rtol=1e-5, atol=1e-5)
     assert model(torch.randn(2, 3, 24, 24)).x_BND.shape == (2, 37, 16)

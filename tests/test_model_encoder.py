@@ -15,7 +15,7 @@ from twins import in_rows, randomize, slow_ffn, slow_moe, tiny_config
 from eve_vl.config import EveModelConfig
 from eve_vl.model.embed import join
 from eve_vl.model.encoder import Block, Encoder, initialize
-from eve_vl.model.ffn import ModalityFeedForward
+from eve_vl.model.ffn import ModalityFeedForward, PassFeedForward
 from eve_vl.model.layers import FeedForward, drop_path
 from eve_vl.model.moe import MoE
 from eve_vl.model.rows import Tokens
@@ -162,16 +162,19 @@ def slow_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 # The encoder
 
 
-def slow_encode(model: Encoder, x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None) -> Tensor:
-    """One sample after the other, padding cut off; every block in its textbook form."""
+def slow_encode(
+    model: Encoder, x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None, bias_BLHNN: Tensor | None = None
+) -> Tensor:
+    """One sample after the other, padding cut off; every block in its textbook form. bias_BLHNN: of each block's attention."""
     B, N, D = x_BND.shape
+    is_pair = 0 < num_image < N
     assert isinstance(model.norm_pre, nn.LayerNorm)
     outputs = torch.zeros(B, N, D)
     for b in range(B):
         real = torch.ones(N, dtype=torch.bool) if is_padding_BN is None else ~is_padding_BN[b]
         x = torch.stack([slow_norm(model.norm_pre, row) for row in x_BND[b, real]])[None]
         is_text = (torch.arange(N) >= num_image)[real][None]
-        for block in model.blocks:
+        for number, block in enumerate(model.blocks):
             assert isinstance(block, Block)
             normed = F.layer_norm(x, (D,), block.norm1.weight, block.norm1.bias, 1e-6)
             bias = torch.cat([block.attn.q_bias, torch.zeros(D), block.attn.v_bias])
@@ -187,9 +190,13 @@ def slow_encode(model: Encoder, x_BND: Tensor, num_image: int, is_padding_BN: Te
                 dropout_p=0.0,
                 out_proj_weight=block.attn.proj.weight,
                 out_proj_bias=block.attn.proj.bias,
+                attn_mask=None if bias_BLHNN is None else bias_BLHNN[b, number][:, real][:, :, real],
             )
             x = x + block.scale1 * branch.transpose(0, 1)
-            if isinstance(block.ffn, ModalityFeedForward):
+            if is_pair and isinstance(block.ffn, PassFeedForward):
+                rows = [slow_ffn(slow_norm(block.ffn.norm_vl, row), *block.ffn.vl.parameters()) for row in x[0]]
+                branch = torch.stack(rows)[None]
+            elif isinstance(block.ffn, ModalityFeedForward):
                 rows = []
                 for row, text in zip(x[0], is_text[0], strict=True):
                     norm, net = (block.ffn.norm_text, block.ffn.text) if text else (block.ffn.norm_image, block.ffn.image)

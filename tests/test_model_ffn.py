@@ -29,7 +29,7 @@ from eve_vl.loading import build_untrained
 from eve_vl.model import moe
 from eve_vl.model.build import build_backbone
 from eve_vl.model.encoder import Block, Encoder
-from eve_vl.model.ffn import POLICIES, ModalityFeedForward
+from eve_vl.model.ffn import POLICIES, ModalityFeedForward, PassFeedForward
 from eve_vl.model.layers import FeedForward
 from eve_vl.model.moe import MoE
 from eve_vl.model.moe_official import OfficialMoE
@@ -44,6 +44,7 @@ from eve_vl.tasks.vqa import VQA
 
 ROUTINGS = typing.get_args(typing.get_type_hints(EveModelConfig)["routing"])
 DECODER: dict[str, Any] = {"decoder_depth": 2, "decoder_dim": 16, "decoder_num_heads": 2}
+MIXED = [("shared", "shared"), ("modality", "moe"), ("moe", "modality"), ("shared", "moe"), ("modality", "modality_vl")]
 P, T = 16, 12  # patches of the tiny pictures, tokens of a full text
 
 
@@ -126,11 +127,13 @@ def test_a_block_adds_what_its_policy_makes_of_each_token(policy):
     x_SD, rows = in_rows(x_BND, num_image, num_heads=2)
     y_SD, stats = block(x_SD, rows)
     assert (stats is not None) == (policy == "moe") == POLICIES[policy].has_router
-    assert hasattr(block, "norm2") == (policy != "modality") == POLICIES[policy].has_norm
+    assert hasattr(block, "norm2") == ("modality" not in policy) == POLICIES[policy].has_norm
     expected = x_BND.clone()
     for b in range(2):
         for n in range(7):
-            if isinstance(block.ffn, ModalityFeedForward):
+            if isinstance(block.ffn, PassFeedForward):
+                branch = slow_ffn(slow_norm(block.ffn.norm_vl, x_BND[b, n]), *block.ffn.vl.parameters())
+            elif isinstance(block.ffn, ModalityFeedForward):
                 norm, net = [(block.ffn.norm_image, block.ffn.image), (block.ffn.norm_text, block.ffn.text)][n >= num_image]
                 branch = slow_ffn(slow_norm(norm, x_BND[b, n]), *net.parameters())
             elif isinstance(block.ffn, MoE):
@@ -175,7 +178,7 @@ def test_copied_names_are_parameters_and_all_of_them_with_all_copies(policy, cop
     config = model_config()
     table, own = dict(POLICIES[policy].copied(copies)), own_names(config, policy)
     assert set(table) <= own
-    experts, text = {name for name in own if "experts" in name}, {name for name in own if "text" in name}
+    experts, text = ({name for name in own if any(part in name for part in new)} for new in (("experts", "vl"), ("text",)))
     router = {name for name in own if "router" in name}  # image encoders have none
     new = {"all": router, "text": router | experts, "none": router | experts | text}[copies]
     assert set(table) == own - new
@@ -210,7 +213,7 @@ def inputs_of(encoder: Encoder, num_kept: int | None, num_text: int) -> tuple[To
 
 
 @pytest.mark.parametrize("routing", ["stable", "official-dropless"])  # what official drops depends on the draw
-@pytest.mark.parametrize("policies", [("shared", "shared"), ("modality", "moe"), ("moe", "modality"), ("shared", "moe")])
+@pytest.mark.parametrize("policies", MIXED)
 @pytest.mark.parametrize(("num_kept", "num_text"), [(P, T), (4, 9), (P, 0), (None, T)])
 def test_flops_of_the_encoder_are_those_that_torch_counts(routing, policies, num_kept, num_text, counted):
     config = model_config(shallow_ffn=policies[0], deep_ffn=policies[1], routing=routing, embed_dim=32, num_experts=5)

@@ -58,8 +58,8 @@ class SlowAttention(torch.nn.Module):
         self.num_heads = attention.num_heads
         self.seen: list[Tensor] = []
 
-    def among(self, x_ND: Tensor, rows: Rows, read: None = None) -> Tensor:
-        assert read is None and rows.shape == (1, len(x_ND))
+    def among(self, x_ND: Tensor, rows: Rows, read: None, bias: None) -> Tensor:
+        assert read is None and bias is None and rows.shape == (1, len(x_ND))
         w_q, w_k, w_v = self.weights["qkv.weight"].chunk(3)
         q, k, v = x_ND @ w_q.T + self.weights["q_bias"], x_ND @ w_k.T, x_ND @ w_v.T + self.weights["v_bias"]
         d = q.shape[1] // self.num_heads

@@ -14,7 +14,7 @@ import torch
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
 from eve_vl.inspect import NUM_LABELS, inspect_config
 from eve_vl.loading import build_untrained
-from eve_vl.recipes import FINETUNE, PRETRAIN, finetune, get_finetune_recipe, get_recipe, pretrain
+from eve_vl.recipes import FINETUNE, MODULES, PRETRAIN, get_finetune_recipe, get_recipe
 from eve_vl.tasks.task import Sizes
 
 PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
@@ -60,9 +60,19 @@ DECODERS = {
     "tiny": (48, 192, 1),
 }
 PRETRAINED_BY = {"": ("mlm", "mim"), "rival": ("mlm", "itc", "itm"), "all": ("mlm", "mim", "itc", "itm")}
+VLMO: dict[str, dict[str, Any]] = {
+    "vlmo_base": {"depth": 12, "D": 768, "top": 2, "heads": 12},
+    "vlmo_base_plus": {"depth": 24, "D": 544, "top": 3, "heads": 0},  # positions are learned
+    "vlmo_large": {"depth": 24, "D": 1024, "top": 3, "heads": 16},
+}
+VLMO_PUBLISHED = {"vlmo_base": 175e6, "vlmo_base_plus": 167e6, "vlmo_large": 562e6}  # README of microsoft/unilm's vlmo
+VLMO["vlmo_tiny"] = {"depth": 4, "D": 96, "top": 1, "heads": 3, "image": 48, "patch": 8, "T": 32, "V": 512}
+VLMO["vlmo_tiny"]["stem"] = (3, 24, 48, 96)
+VLMO_STAGES = {"_images": ("mim",), "_texts": ("mlm",), "": ("mlm", "itc", "itm")}
 WITHOUT_PIXELS = ("demo", "scenes", "emoji", "icons")
-WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_long")
+WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_long", "vlmo_retrieval")
 LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
+LARGER |= {f"vlmo_{name}": pixels for name, pixels in LARGER.items()}
 
 
 def encoder_on_paper(
@@ -78,6 +88,20 @@ def encoder_on_paper(
     hard = norm + attention + 2 * D + 2 * (norm + ffn)
     soft = norm + attention + 2 * D + norm + experts * D + 2 * D + experts * ffn
     return image_embed + text_embed + norm + (depth - moe_blocks) * hard + moe_blocks * soft + norm
+
+
+def vlmo_on_paper(
+    *, depth: int, D: int, top: int, heads: int, image: int = 224, patch: int = 16, T: int, V: int = 30_522, stem: Any = ()
+) -> int:
+    """Parameters of VLMo's encoder and pooler: three networks in each of the top blocks, two below; one table of biases, or
+    learned positions where heads is 0."""
+    side, X, F = image // patch, 3 * patch * patch, 4 * D
+    norm, ffn, attention = 2 * D, (D * F + F) + (F * D + D), 3 * D * D + 2 * D + (D * D + D)
+    convolutions = sum(9 * before * after + 2 * after for before, after in pairwise(stem)) + D * D + D
+    embed = (convolutions if stem else X * D + D) + V * D + norm + 3 * D  # one [CLS], two types
+    blocks = depth * (norm + attention + 2 * D + 2 * (norm + ffn)) + top * (norm + ffn)
+    positions = depth * heads * ((2 * side - 1) ** 2 + 5 + 2 * T) if heads else (1 + side**2 + T) * D
+    return embed + blocks + positions + norm + D * D + D
 
 
 def pretraining_on_paper(tasks: tuple[str, ...], *, D: int, V: int, patch: int, decoder: tuple[int, int, int]) -> int:
@@ -105,21 +129,27 @@ def head_on_paper(recipe: str, D: int) -> int:
     contrast = D * D + D * D + 1
     labels = two_layers(D, NUM_LABELS)
     heads = {"vqa": labels, "classification": labels, "nlvr2": two_layers(4 * D, 2), "retrieval": contrast + (D * 2 + 2)}
+    if recipe == "vlmo_nlvr2":
+        return two_layers(2 * D, 2)
     if recipe in WITHOUT_MATCHING:
         return contrast
     return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
 
 
-@pytest.mark.parametrize(("module", "recipes"), [(pretrain, PRETRAIN), (finetune, FINETUNE)])
-def test_every_public_function_is_a_recipe_of_its_name(module, recipes):
-    """In the order in which they are written, with a docstring that shows the command."""
-    defined = [node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
-    public = [node.name for node in defined if not node.name.startswith("_")]
-    assert list(recipes) == public
-    for name, recipe in recipes.items():
-        assert recipe is getattr(module, name)
-        assert f"{module.__name__.rpartition('.')[2]} {name}" in recipe.__doc__
-        assert recipe.__doc__.splitlines()[0].endswith(".")  # what the list of recipes shows
+def test_every_public_function_is_a_recipe_of_its_name():
+    """In the order in which they are written, with a docstring that shows the command; those that take a run fine-tune it."""
+    public: dict[str, list[str]] = {"pretrain": [], "finetune": []}
+    for module in MODULES:
+        defined = [node for node in ast.parse(Path(str(module.__file__)).read_text()).body if isinstance(node, ast.FunctionDef)]
+        for node in defined:
+            if not node.name.startswith("_"):
+                verb = "finetune" if node.args.args else "pretrain"
+                public[verb].append(node.name)
+                recipe = (FINETUNE if verb == "finetune" else PRETRAIN)[node.name]
+                assert recipe is getattr(module, node.name)
+                assert f"{verb} {node.name}" in str(recipe.__doc__)
+                assert str(recipe.__doc__).splitlines()[0].endswith(".")  # what the list of recipes shows
+    assert (list(PRETRAIN), list(FINETUNE)) == (public["pretrain"], public["finetune"])
 
 
 def count(config: Config) -> int:
@@ -129,7 +159,22 @@ def count(config: Config) -> int:
     return sum(parameter.numel() for parameter in task.parameters())
 
 
-@pytest.mark.parametrize("name", PRETRAIN)
+@pytest.mark.parametrize("stage", VLMO_STAGES)
+@pytest.mark.parametrize("size", VLMO)
+def test_parameters_of_vlmo_equal_the_count_on_paper_and_its_readme(size, stage):
+    """Which counts the encoder with its pooler, so it seems, but no head."""
+    shapes = VLMO[size]
+    length = 40 if not shapes["heads"] or not stage else 196
+    encoder = vlmo_on_paper(**{"T": length, **shapes})
+    decoder = (384, 1536, 4) if size != "vlmo_tiny" else (48, 192, 1)
+    V, patch = shapes.get("V", 30_522), shapes.get("patch", 16)
+    heads = pretraining_on_paper(VLMO_STAGES[stage], D=shapes["D"], V=V, patch=patch, decoder=decoder)
+    assert count(get_recipe(size + stage)) == encoder + heads
+    if size in VLMO_PUBLISHED:
+        assert encoder == pytest.approx(VLMO_PUBLISHED[size], abs=1e6)
+
+
+@pytest.mark.parametrize("name", [name for name in PRETRAIN if not name.startswith("vlmo")])
 def test_parameters_of_recipes_equal_the_count_on_paper(name):
     family, _, variant = name.partition("_")
     shapes = SHAPES[family]
@@ -257,7 +302,7 @@ def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
     whole, total = two / 2, sum(found.flops.values())
     assert one < whole < 2 * one
     if isinstance(config.task, RetrievalConfig) and not config.task.itm_weight:
-        assert config.task.pooling == "mean"
+        assert config.task.pooling == "cls" if name == "vlmo_retrieval" else "mean"
         assert 0.5 * whole < total < whole
     elif isinstance(config.task, RetrievalConfig):
         assert 3.5 * one < total < 4 * one

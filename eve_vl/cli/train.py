@@ -62,8 +62,10 @@ def run_pretrain(argv: Sequence[str]) -> None:
     recipe = make()
     start = _init_config("pretrain", argv, recipe.out)
     if start is not None:  # the weights fit no other shape
-        tokenizer = replace(recipe.tokenizer, path=None)
-        recipe = replace(recipe, input=start.input, model=start.model, tokenizer=tokenizer)
+        tokenizer, sizes = replace(recipe.tokenizer, path=None), start.input
+        if start.model.fits_other_sizes:
+            sizes = replace(recipe.input, patch_size=sizes.patch_size)
+        recipe = replace(recipe, input=sizes, model=start.model, tokenizer=tokenizer)
     _train("pretrain", argv, make.__doc__, recipe, start)
 
 

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_positive
 
-FFNPolicy = Literal["shared", "modality", "moe"]
+FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
+Positions = Literal["learned", "relative"]
 Routing = Literal["stable", "official", "official-dropless"]
 Activation = Literal["quick_gelu", "gelu"]
 Stem = Literal["linear", "convolutions"]
@@ -24,6 +25,11 @@ class ModelConfig(Section):
     """Standard deviation of initial weights and embeddings; narrow models on short runs want more."""
     position_std: float = 0.02
     """Standard deviation of initial positions; short runs want more, for positions grow slowly against normed words."""
+
+    @property
+    def fits_other_sizes(self) -> bool:
+        """Whether its weights, resized, fit pictures of another size and shorter texts."""
+        return False
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
@@ -50,7 +56,8 @@ class EveModelConfig(ModelConfig):
     mlp_ratio: float = 4.0
     """Width of every feed-forward network and expert, as a multiple of embed_dim."""
     shallow_ffn: FFNPolicy = "modality"
-    """Feed-forward part of the first blocks: one for all tokens, one per modality (hard router), or experts (soft router)."""
+    """Feed-forward part of the first blocks. shared: one for all tokens. modality: one per modality (hard router). modality_vl:
+    one per modality for a picture or a text alone, a third one for all tokens of a pair (VLMo). moe: experts (soft router)."""
     deep_ffn: FFNPolicy = "moe"
     """Feed-forward part of the last num_deep_blocks blocks."""
     num_deep_blocks: int = 2
@@ -67,6 +74,11 @@ class EveModelConfig(ModelConfig):
     without noise and without drops, for published weights (docs/fidelity.md)."""
     activation: Activation = "quick_gelu"
     """Of every feed-forward network and expert; ViT and BEiT have gelu."""
+    positions: Positions = "learned"
+    """learned: vectors added to patches and words. relative: none of these, but biases of attention by distance, of each head
+    and block its own (BEiT, VLMo)."""
+    pooler: bool = False
+    """Give heads tanh(Linear) of a pair's [CLS] state instead of the state (BERT, VLMo)."""
     norm_pre: bool = True
     """A LayerNorm between the embeddings and the first block, as in the published code; ViT and BEiT have none."""
     balance_weight: float = 0.001
@@ -75,6 +87,11 @@ class EveModelConfig(ModelConfig):
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     dropout: float = 0.1
     """Dropout on text embeddings."""
+
+    @property
+    def fits_other_sizes(self) -> bool:
+        """Whether its weights, resized, fit pictures of another size and shorter texts."""
+        return self.positions == "relative"
 
     @property
     def ffn_policies(self) -> tuple[FFNPolicy, ...]:
@@ -103,6 +120,7 @@ class EveModelConfig(ModelConfig):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is not in [0, 1)")
         kinds = {"shallow_ffn": FFNPolicy, "deep_ffn": FFNPolicy, "routing": Routing, "activation": Activation, "stem": Stem}
+        kinds["positions"] = Positions
         for name, kind in kinds.items():
             if getattr(self, name) not in typing.get_args(kind):
                 problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")
@@ -115,7 +133,11 @@ class EveModelConfig(ModelConfig):
         experts = "" if "moe" in self.ffn_policies else "num_experts top_k modality_routing routing balance_weight"
         blocks = {"shallow_ffn": self.depth - self.num_deep_blocks, "deep_ffn": self.num_deep_blocks}
         unused = " ".join(name for name, count in blocks.items() if not count)
-        return {"without a block of experts (moe)": experts, "as no block has it (model.num_deep_blocks)": unused}
+        return {
+            "without a block of experts (moe)": experts,
+            "as no block has it (model.num_deep_blocks)": unused,
+            "as model.positions is relative": "position_std" if self.positions == "relative" else "",
+        }
 
     def __str__(self) -> str:
         """The shape in one line, for people."""

@@ -173,6 +173,8 @@ def _unpublished(config: Config) -> list[str]:
         f"activation {model.activation}": model.activation != "quick_gelu",
         "model without a norm before the first block": not model.norm_pre,
         f"stem of {model.stem}": model.stem != "linear",
+        f"{model.positions} positions": model.positions != "learned",
+        "pooler": model.pooler,
         f"top {model.top_k} routing": model.top_k != 2 and model.num_deep_blocks > 0,
     }
     unusual += [words for words, has_it in others.items() if has_it]

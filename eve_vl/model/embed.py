@@ -29,13 +29,14 @@ def join(image: Tokens | None, text: Tokens | None) -> Tokens:
     if text.is_padding_BN is not None:
         is_padding_BN = F.pad(text.is_padding_BN, (image.x_BND.shape[1], 0), value=False)
     x_BND = torch.cat([image.x_BND, text.x_BND], dim=1)
-    return Tokens(x_BND=x_BND, num_image=image.num_image, is_padding_BN=is_padding_BN, num_real=text.num_real)
+    known = {"num_image": image.num_image, "num_real": text.num_real, "patch_BK": image.patch_BK}
+    return Tokens(x_BND=x_BND, is_padding_BN=is_padding_BN, **known)
 
 
 def pick(tokens: Tokens, rows: Tensor) -> Tokens:
     """Return some rows of a batch, int64 indices, perhaps more than once."""
-    is_padding_BN = None if tokens.is_padding_BN is None else tokens.is_padding_BN[rows]
-    return Tokens(x_BND=tokens.x_BND[rows], num_image=tokens.num_image, is_padding_BN=is_padding_BN)
+    is_padding_BN, patch_BK = (None if each is None else each[rows] for each in (tokens.is_padding_BN, tokens.patch_BK))
+    return Tokens(x_BND=tokens.x_BND[rows], num_image=tokens.num_image, is_padding_BN=is_padding_BN, patch_BK=patch_BK)
 
 
 def patchify(pixels_BCHW: Tensor, patch_size: int) -> Tensor:
@@ -114,25 +115,26 @@ class ConvStem(nn.Module):
 
 
 class ImageEmbed(nn.Module):
-    """Patches by a linear projection or by convolutions, image [CLS], learned positions, image type embedding."""
+    """Patches by a linear projection or by convolutions, image [CLS], learned positions if any, image type embedding."""
 
-    def __init__(self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear"):
+    def __init__(self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear", *, has_positions: bool = True):
         super().__init__()
         self.sizes = sizes
         self.proj = nn.Linear(sizes.patch_dim, embed_dim) if stem == "linear" else ConvStem(embed_dim, sizes.patch_size)
         self.cls = nn.Parameter(torch.empty(embed_dim))
-        self.positions = nn.Parameter(torch.empty(1 + sizes.num_patches, embed_dim))
+        self.positions = nn.Parameter(torch.empty(1 + sizes.num_patches, embed_dim)) if has_positions else None
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
     def forward(self, pixels_BCHW: Tensor, keep_BK: Tensor | None = None) -> Tokens:
         """Embed all patches, or only those at the positions keep_BK (int64), each with its own position."""
         side = pixels_BCHW.shape[2] // self.sizes.patch_size
-        positions = resize_positions(self.positions, side**2)
-        cls_D, patch_PD = positions[0] + self.cls, positions[1:]
-        patch_PD = patch_PD if keep_BK is None else patch_PD[keep_BK]
-        x_BPD = self._patches(pixels_BCHW, keep_BK, side) + patch_PD
+        x_BPD, cls_D = self._patches(pixels_BCHW, keep_BK, side), self.cls
+        if self.positions is not None:
+            positions = resize_positions(self.positions, side**2)
+            cls_D, patch_PD = positions[0] + cls_D, positions[1:]
+            x_BPD = x_BPD + (patch_PD if keep_BK is None else patch_PD[keep_BK])
         x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(len(x_BPD), 1, -1), x_BPD], dim=1) + self.type_embed
-        return Tokens(x_BND=x_BND, num_image=x_BND.shape[1])
+        return Tokens(x_BND=x_BND, num_image=x_BND.shape[1], patch_BK=keep_BK)
 
     def _patches(self, pixels_BCHW: Tensor, keep_BK: Tensor | None, side: int) -> Tensor:
         """Return the patches (B, P, D), or those that are kept (B, K, D), of which no hidden one shows anything."""
@@ -163,21 +165,23 @@ def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
 
 
 class TextEmbed(nn.Module):
-    """Word embedding, LayerNorm, dropout; learned positions and text type embedding are added after both."""
+    """Word embedding, LayerNorm, dropout; learned positions, if any, and text type embedding are added after both."""
 
-    def __init__(self, embed_dim: int, sizes: InputConfig, vocab_size: int, dropout: float):
+    def __init__(self, embed_dim: int, sizes: InputConfig, vocab_size: int, dropout: float, *, has_positions: bool = True):
         super().__init__()
+        self.longest = sizes.text_length
         self.words = nn.Embedding(vocab_size, embed_dim)
         self.norm = layer_norm(embed_dim)
         self.dropout = nn.Dropout(dropout)
-        self.positions = nn.Parameter(torch.empty(sizes.text_length, embed_dim))
+        self.positions = nn.Parameter(torch.empty(sizes.text_length, embed_dim)) if has_positions else None
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
     def forward(self, ids_BT: Tensor, is_padding_BT: Tensor | None, num_real: int | None = None) -> Tokens:
         """Embed int64 token ids, the text [CLS] first; num_real: how many are no padding, if known. Raises UserError for more
         tokens than there are positions."""
         T = ids_BT.shape[1]
-        if len(self.positions) < T:
-            raise UserError(f"text of {T} tokens, but input.text_length is {len(self.positions)}")
-        x_BTD = self.dropout(self.norm(self.words(ids_BT))) + self.positions[:T] + self.type_embed
+        if self.longest < T:
+            raise UserError(f"text of {T} tokens, but input.text_length is {self.longest}")
+        x_BTD = self.dropout(self.norm(self.words(ids_BT)))
+        x_BTD = x_BTD + self.type_embed if self.positions is None else x_BTD + self.positions[:T] + self.type_embed
         return Tokens(x_BND=x_BTD, num_image=0, is_padding_BN=is_padding_BT, num_real=num_real)

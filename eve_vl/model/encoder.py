@@ -3,6 +3,10 @@
 Letters: B batch, S rows of the batch, M of these that are read, N all tokens, D width.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +16,7 @@ from eve_vl.model.embed import ImageEmbed, TextEmbed, join, resize_positions
 from eve_vl.model.ffn import POLICIES
 from eve_vl.model.layers import Attention, drop_path, layer_norm
 from eve_vl.model.moe import RouterStats
+from eve_vl.model.relative import RelativePositions
 from eve_vl.model.rows import Read, Rows, Tokens
 
 TEMPERATURE = 0.07  # of the contrastive loss, at first
@@ -34,13 +39,15 @@ class Block(nn.Module):
             self.norm2 = layer_norm(config.embed_dim)
         self.ffn = self.policy.build(config, sizes)
 
-    def forward(self, x_SD: Tensor, rows: Rows, read: Read | None = None) -> tuple[Tensor, RouterStats | None]:
+    def forward(
+        self, x_SD: Tensor, rows: Rows, read: Read | None = None, bias_BHNN: Tensor | None = None
+    ) -> tuple[Tensor, RouterStats | None]:
         """Return the rows after this block, (S, D), or those that are read alone, (M, D), and, from a `moe` block, the router's
-        statistics, of all rows but where a [CLS] is read in evaluation."""
+        statistics, of all rows but where a [CLS] is read in evaluation. bias_BHNN: of attention."""
         # what a router is to see has to attend: all tokens that count in the balance loss, which comes with masked ones
         sees_all = self.policy.has_router and read is not None and (self.training or read.positions is None)
         now, then = (None, read) if sees_all else (read, None)
-        branch = self.attn.among(self.norm1(x_SD), rows, now)
+        branch = self.attn.among(self.norm1(x_SD), rows, now, bias_BHNN)
         x_SD, rows = rows.narrowed(x_SD, now)
         x_SD = x_SD + drop_path(self.scale1 * branch, rows, self.drop_path_rate, self.training)
         branch, stats = self.policy.run(self, x_SD, rows, then)
@@ -56,8 +63,10 @@ class Encoder(Backbone):
         self.config: EveModelConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sizes = sizes
         self.balance_weight = config.balance_weight
-        self.image: ImageEmbed = ImageEmbed(config.embed_dim, sizes, config.stem)  # pyright: ignore[reportIncompatibleMethodOverride]
-        text = TextEmbed(config.embed_dim, sizes, vocab_size, config.dropout)
+        has_positions = config.positions == "learned"
+        image = ImageEmbed(config.embed_dim, sizes, config.stem, has_positions=has_positions)
+        text = TextEmbed(config.embed_dim, sizes, vocab_size, config.dropout, has_positions=has_positions)
+        self.image: ImageEmbed = image  # pyright: ignore[reportIncompatibleMethodOverride]
         self.text: TextEmbed = text  # pyright: ignore[reportIncompatibleMethodOverride]
         self.norm_pre = layer_norm(config.embed_dim) if config.norm_pre else nn.Identity()
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
@@ -65,6 +74,12 @@ class Encoder(Backbone):
             Block(config, policy, rate, sizes) for policy, rate in zip(config.ffn_policies, rates, strict=True)
         )
         self.norm = layer_norm(config.embed_dim)
+        self.relative = None if has_positions else RelativePositions(config, sizes)
+        self.pooler = nn.Linear(config.embed_dim, config.embed_dim) if config.pooler else None
+        with_pairs = [number for number, policy in enumerate(config.ffn_policies) if POLICIES[policy].has_pairs]
+        self.first_with_pairs = with_pairs[0] if with_pairs else config.depth
+        self.num_contrasts = 1 + bool(with_pairs)
+        self.leaves_unused = bool(with_pairs) or config.pooler
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of pictures, of texts or of pairs; all parts of the batch go in one pass."""
@@ -82,12 +97,31 @@ class Encoder(Backbone):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the state of the text's [CLS], else of the picture's, (B, D), and the routers."""
+        """Return the state of the text's [CLS], else of the picture's, (B, D), of a pair as the pooler has it, if there is one,
+        and the routers."""
         tokens = join(image, text)
         rows = self.rows(tokens)
         position = tokens.num_image if text is not None else 0
         x_BD, routers = self.run_blocks(tokens, rows, rows.between(position, position + 1))
-        return self.norm(x_BD) if final_norm else x_BD, [routers]
+        if not final_norm:
+            return x_BD, [routers]
+        x_BD = self.norm(x_BD)
+        return x_BD if self.pooler is None or not rows.is_pair else self.pooler(x_BD).tanh(), [routers]
+
+    def alone(
+        self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
+    ) -> tuple[list[Tensor], list[list[RouterStats]]]:
+        """Return the [CLS] state (B, D) of a picture or of a text alone and, where pairs have networks of their own, that which
+        these make of it in the top blocks (VLMo's two contrasts), and the routers."""
+        if self.num_contrasts == 1:
+            return super().alone(image, text, final_norm)
+        tokens = join(image, text)
+        rows = self.rows(tokens)
+        blocks, read, first = self._with_biases(tokens), rows.between(0, 1), self.first_with_pairs
+        x_SD, below = self._run(blocks[:first], self.norm_pre(rows.collect(tokens.x_BND)), rows)
+        both = [self._run(blocks[first:], x_SD, each, read) for each in (rows, replace(rows, is_pair=True))]
+        states = [self.norm(x_BD) if final_norm else x_BD for x_BD, _ in both]
+        return states, [below + routers for _, routers in both]
 
     def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
         """Return the states (M, D) of some tokens of the texts and the routers."""
@@ -101,10 +135,21 @@ class Encoder(Backbone):
 
         The last block computes no more than what is read, but its router sees all that counts in the balance loss.
         """
-        x_SD, routers = self.norm_pre(rows.collect(tokens.x_BND)), []
-        for block in self.blocks:
+        return self._run(self._with_biases(tokens), self.norm_pre(rows.collect(tokens.x_BND)), rows, read)
+
+    def _with_biases(self, tokens: Tokens) -> list[tuple[nn.Module, tuple[Tensor, ...]]]:
+        """Return the blocks, each with the bias of its attention, if there is one."""
+        biases: Any = [()] * len(self.blocks) if self.relative is None else zip(self.relative(tokens))
+        return list(zip(self.blocks, biases, strict=True))
+
+    def _run(
+        self, blocks: Iterable[tuple[nn.Module, tuple[Tensor, ...]]], x_SD: Tensor, rows: Rows, read: Read | None = None
+    ) -> tuple[Tensor, list[RouterStats]]:
+        """Return what some blocks make of rows, and the statistics of `moe` blocks among them."""
+        routers = []
+        for block, bias in blocks:
             reads_now = block is self.blocks[-1] and not self.computes_all
-            x_SD, stats = block(x_SD, rows, read if reads_now else None)
+            x_SD, stats = block(x_SD, rows, read if reads_now else None, *bias)
             if stats is not None:
                 routers.append(stats)
         return x_SD if read is None or not self.computes_all else x_SD.index_select(0, read.row_M), routers
@@ -114,7 +159,16 @@ class Encoder(Backbone):
         return Rows.of(tokens, self.config.num_heads)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Return the weights of another encoder with the positions of pictures resized to this one's patches."""
+        """Return the weights of another encoder with the positions of pictures resized to this one's patches; of relative ones
+        those of texts too, if they are longer there."""
+        if self.relative is not None:
+            names = "relative.image_bias", "relative.text_bias"
+            if not all(name in tensors for name in names):
+                return tensors, None
+            *parts, done = self.relative.resized(*(tensors[name] for name in names))
+            return tensors | dict(zip(names, parts, strict=True)), "; ".join(done) or None
+        if self.image.positions is None:
+            return tensors, None
         name, there, here = "image.positions", tensors.get("image.positions"), len(self.image.positions) - 1
         if there is None or len(there) == here + 1:
             return tensors, None
@@ -133,6 +187,13 @@ class Encoder(Backbone):
         blocks = sum(block_flops(N, self.config, policy) for policy in policies)
         blocks += block_flops(N, self.config, last, num_read, 1 if reads == "cls" else N)
         return self.image.flops(max(num_image - 1, 0)) + blocks
+
+    def alone_flops(self, num_image: int, num_text: int) -> float:
+        """Return those of `alone`: of two contrasts, the top blocks compute twice."""
+        N, again = num_image + num_text, self.config.ffn_policies[self.first_with_pairs :]
+        top = sum(block_flops(N, self.config, policy) for policy in again[:-1])
+        top += sum(block_flops(N, self.config, policy, 1, 1) for policy in again[-1:])
+        return self.flops(num_image, num_text, "cls") + top
 
 
 def block_flops(

@@ -42,6 +42,19 @@ class ModalityFeedForward(nn.Module):
         return torch.cat([self.image(self.norm_image(image_SD)), self.text(self.norm_text(text_SD))])
 
 
+class PassFeedForward(ModalityFeedForward):
+    """The hard router by the pass, as in VLMo's top blocks: one norm and network for all tokens of a pair, while those of a
+    picture or of a text alone have their modality's."""
+
+    def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
+        super().__init__(embed_dim, ffn_dim, activation)
+        self.norm_vl, self.vl = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
+
+    def forward(self, x_SD: Tensor, rows: Rows) -> Tensor:
+        """(S, D) to (S, D)."""
+        return self.vl(self.norm_vl(x_SD)) if rows.is_pair else super().forward(x_SD, rows)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """One way to give tokens feed-forward networks."""
@@ -56,6 +69,8 @@ class Policy:
     has_norm: bool = True
     """Whether one norm, the block's `norm2`, is for all tokens."""
     has_router: bool = False
+    has_pairs: bool = False
+    """Whether pairs have a network of their own, so that any pass leaves some out."""
     flops: Callable[[EveModelConfig], int] = lambda config: 4 * config.ffn_dim
     """Forward FLOPs per token, divided by the width."""
     published: Callable[[EveModelConfig], Keys | None] = lambda _: None
@@ -70,8 +85,8 @@ def _build_experts(config: EveModelConfig, sizes: InputConfig | None) -> nn.Modu
     return OfficialMoE(*dims, num_image=1 + sizes.num_patches, drops=config.routing == "official", **more)
 
 
-def _published_modality(config: EveModelConfig) -> Keys:
-    names = {"image": "imag", "text": "text"}
+def _published_modality(config: EveModelConfig, **more: str) -> Keys:
+    names = {"image": "imag", "text": "text", **more}
     norms = {f"ffn.norm_{ours}.{part}": (f"norm2_{theirs}.{part}",) for ours, theirs in names.items() for part in NORM}
     return norms | {f"ffn.{ours}.{part}": (f"mlp_{theirs}.{part}",) for ours, theirs in names.items() for part in PARTS}
 
@@ -97,6 +112,10 @@ def _copied_modality(copies: Copies) -> dict[str, str]:
     return _copied("ffn.image", "ffn.norm_image") | text
 
 
+def _copied_vl(copies: Copies) -> dict[str, str]:
+    return _copied_modality(copies) | (_copied("ffn.vl", "ffn.norm_vl") if copies == "all" else {})
+
+
 def _copied_experts(copies: Copies) -> dict[str, str]:
     networks = {f"ffn.experts.{part.replace('.', '_')}": f"mlp.{part}" for part in PARTS} if copies == "all" else {}
     return {f"norm2.{part}": f"norm2.{part}" for part in NORM} | networks
@@ -114,6 +133,14 @@ POLICIES: dict[str, Policy] = {
         has_norm=False,
         published=_published_modality,
         copied=_copied_modality,
+    ),
+    "modality_vl": Policy(
+        build=lambda config, _: PassFeedForward(config.embed_dim, config.ffn_dim, config.activation),
+        run=lambda block, x_SD, rows, _: (block.ffn(x_SD, rows), None),
+        has_norm=False,
+        has_pairs=True,
+        published=lambda config: _published_modality(config, vl="vl"),
+        copied=_copied_vl,
     ),
     "moe": Policy(
         build=_build_experts,

@@ -67,12 +67,18 @@ class Attention(nn.Module):
         """
         return self.join(self.attend(*self.split(x_BND, keys_BMD), attention_mask(is_padding_BM, bias_HNM)))
 
-    def among(self, x_SD: Tensor, rows: Rows, read: Read | None = None) -> Tensor:
-        """Attend from each row, or from those that are read, to all real tokens of its sequence; (S, D) to (S, D) or (M, D)."""
+    def among(self, x_SD: Tensor, rows: Rows, read: Read | None = None, bias_BHNN: Tensor | None = None) -> Tensor:
+        """Attend from each row, or from those that are read, to all real tokens of its sequence; (S, D) to (S, D) or (M, D).
+
+        bias_BHNN: added to the scores; one for all samples is (1, H, N, N).
+        """
         q_BHNd, k_BHNd, v_BHNd = rows.split_heads(F.linear(x_SD, self.qkv.weight, self._bias()))
-        mask = attention_mask(rows.is_padding_BN, None)
         if read is not None and read.positions is not None:
-            return self.join(self.attend(q_BHNd[:, :, read.positions], k_BHNd, v_BHNd, mask)).flatten(0, 1)
+            q_BHNd = q_BHNd[:, :, read.positions]
+            bias_BHNN = None if bias_BHNN is None else bias_BHNN[:, :, read.positions]
+            mask = attention_mask(rows.is_padding_BN, bias_BHNN)
+            return self.join(self.attend(q_BHNd, k_BHNd, v_BHNd, mask)).flatten(0, 1)
+        mask = attention_mask(rows.is_padding_BN, bias_BHNN)
         out_SD = rows.join_heads(self.attend(q_BHNd, k_BHNd, v_BHNd, mask))
         return self.proj(out_SD if read is None else out_SD.index_select(0, read.row_M))
 

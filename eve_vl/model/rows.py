@@ -24,6 +24,8 @@ class Tokens:
     """Bool, True where there is no token; None when there is no padding at all."""
     num_real: int | None = None
     """Tokens of texts that are no padding, in the whole batch, where that is known without asking the device."""
+    patch_BK: Tensor | None = None
+    """int64, the places of the picture's patches in its grid; None: all of them in order, or no picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,8 @@ class Rows:
     """B, N."""
     num_image: int
     """Rows of pictures; the others are of texts."""
+    is_pair: bool
+    """Whether the pass is of pairs: then `modality_vl` blocks have one network for all tokens."""
     is_padding_BN: Tensor | None
     """As in `Tokens`."""
     token_S: Tensor
@@ -102,6 +106,7 @@ class Rows:
         return cls(
             shape=(B, N),
             num_image=B * n,
+            is_pair=0 < n < N,
             is_padding_BN=is_padding_BN,
             token_S=token_S,
             is_real_S=is_real_S,

@@ -175,7 +175,7 @@ def _paper(init: Config, recipe: str, task: TaskConfig, image_size: int = 0, aug
         config,
         input=replace(init.input, image_size=max(round(image_size / patch) * patch, own) if own >= 224 else own),
         data=replace(config.data, augment=augment),
-        train=TrainConfig(new_lr_multiplier=10, warmup=0.1, schedule="linear", **train),
+        train=TrainConfig(**{"new_lr_multiplier": 10, "warmup": 0.1, "schedule": "linear"} | train),
     )
 
 

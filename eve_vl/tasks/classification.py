@@ -142,7 +142,7 @@ class Classification(Classifier[ClassificationConfig]):
         super().__init__(config, sizes)
         several = self.settings.several
         self.main_metric, self.reads = "mean_ap" if several else "balanced_acc", READS[self.settings.reads]
-        self.leaves_unused = self.settings.reads != "both"
+        self.leaves_unused |= self.settings.reads != "both"
         kind = "the sigmoid of each is its" if several else "their softmax is the"
         self.meaning = f"one per label of {self.labels_file}; {kind} probability"
         self.class_ids = {label: c for c, label in enumerate(sizes.labels)}

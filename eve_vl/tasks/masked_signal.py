@@ -55,7 +55,7 @@ class MaskedSignalTask(Task[Settings]):
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         task = self.settings
-        self.leaves_unused = config.data.rows != "pairs"
+        self.leaves_unused |= config.data.rows != "pairs"
         self.missing_head = None if task.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
         self.main_loss = "mlm_loss" if task.mlm_weight else "mim_mse" if task.mim_weight else None
         if task.mlm_weight:

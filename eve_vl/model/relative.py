@@ -1,0 +1,130 @@
+"""Relative positions: what attention adds to a score for where a key lies from a query, as in VLMo; between patches as in BEiT.
+
+Letters: B batch, K kept patches, T longest text, N all tokens, L blocks, H heads, X values per token pair, R rows of pictures,
+S source places, M places to fill.
+"""
+
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eve_vl.config import EveModelConfig, InputConfig
+from eve_vl.model.rows import Tokens
+
+SLOWEST, FASTEST = 1.01, 1.5
+"""How much wider each step of the grid that a smaller one is laid out on may be than the one before (BEiT)."""
+
+
+class RelativePositions(nn.Module):
+    """One table of biases, (rows, L·H): each block has H columns, each pair of a query and a key a row, g patches per side.
+
+    | row | from query to key |
+    |---|---|
+    | 0 … R - 4 | patch to patch: (Δrow + g - 1) · (2g - 1) + Δcolumn + g - 1, Δ = query - key |
+    | R - 3, R - 2, R - 1 | picture's [CLS] to patch, patch to [CLS], [CLS] to itself; R = (2g - 1)² + 3 |
+    | R, R + 1 | text to picture, picture to text |
+    | R + 2 … R + 2T - 2 | word to word: key - query + T - 2 |
+    | R + 2T - 1, R + 2T, R + 2T + 1 | text's [CLS] to word, word to [CLS], [CLS] to itself |
+
+    Shorter texts use the rows in the middle. The table's parts are kept one by one, so that each tells its size.
+    """
+
+    def __init__(self, config: EveModelConfig, sizes: InputConfig):
+        super().__init__()
+        self.shape = config.depth, config.num_heads
+        self.side, self.text_length = sizes.image_size // sizes.patch_size, sizes.text_length
+        width = config.depth * config.num_heads
+        self.image_bias = nn.Parameter(torch.empty((2 * self.side - 1) ** 2 + 3, width))
+        self.cross_bias = nn.Parameter(torch.empty(2, width))
+        self.text_bias = nn.Parameter(torch.empty(2 * sizes.text_length, width))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Return the biases of each block, float32 (L, B, H, N, N), B being 1 where all samples have the same."""
+        table = torch.cat([self.image_bias, self.cross_bias, self.text_bias])
+        bias_BNNX = F.embedding(self.rows_of(tokens), table)  # unlike indexing, it adds up gradients in a fixed order
+        return bias_BNNX.unflatten(3, self.shape).permute(3, 0, 4, 1, 2).contiguous()
+
+    def rows_of(self, tokens: Tokens) -> Tensor:
+        """Return the row of the table for each pair of tokens, int64 (B, N, N), B being 1 where all samples have the same."""
+        n, device, R, T = tokens.num_image, tokens.x_BND.device, len(self.image_bias), self.text_length
+        image_BNN = text_BNN = None
+        if n:
+            patch_BK = torch.arange(n - 1, device=device)[None] if tokens.patch_BK is None else tokens.patch_BK
+            assert tokens.patch_BK is not None or n - 1 == self.side**2, "pictures are of input.image_size"
+            row_BK = patch_BK // self.side
+            down, right = _between(row_BK), _between(patch_BK - row_BK * self.side)
+            near = (down + self.side - 1) * (2 * self.side - 1) + right + self.side - 1
+            image_BNN = _with_cls(near, R - 3)
+        if num_words := tokens.x_BND.shape[1] - n:
+            word_1T = torch.arange(num_words - 1, device=device)[None]
+            text_BNN = _with_cls(R + T - _between(word_1T), R + 2 * T - 1)
+        if image_BNN is None or text_BNN is None:
+            found = text_BNN if image_BNN is None else image_BNN
+            assert found is not None, "a picture, a text or both"
+            return found
+        to_text = F.pad(image_BNN, (0, num_words), value=R + 1)
+        to_image = F.pad(text_BNN, (n, 0), value=R)
+        return torch.cat([to_text, to_image.expand(len(to_text), -1, -1)], dim=1)
+
+    def resized(self, image_bias: Tensor, text_bias: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """Return the two parts of another table at this one's sizes, texts cut if they were longer, and what was done."""
+        g, T, done = self.side, len(text_bias) // 2, []
+        there = round((len(image_bias) - 3) ** 0.5 + 1) // 2
+        if there != g:
+            image_bias = torch.cat([resize_distances(image_bias[:-3], g), image_bias[-3:]])
+            done.append(f"relative positions resized from {there**2} to {g**2} patches")
+        if (less := T - self.text_length) > 0:
+            text_bias = torch.cat([text_bias[less : len(text_bias) - 3 - less], text_bias[-3:]])
+            done.append(f"relative positions of texts cut from {T} to {self.text_length} tokens")
+        return image_bias, text_bias, done
+
+
+def _between(x_BK: Tensor) -> Tensor:
+    """Return query less key, (B, K, K)."""
+    return x_BK[:, :, None] - x_BK[:, None]
+
+
+def _with_cls(row_BKK: Tensor, first: int) -> Tensor:
+    """Return rows of the table with those of a [CLS] in front: `first` as query, the next as key, the one after as both."""
+    row_BNN = F.pad(F.pad(row_BKK, (1, 0), value=first + 1), (0, 0, 1, 0), value=first)
+    row_BNN[:, 0, 0] = first + 2
+    return row_BNN
+
+
+def resize_distances(bias_SX: Tensor, side: int) -> Tensor:
+    """Return ((2·side - 1)², X): biases by distances on a square grid, for another grid of `side` patches (BEiT).
+
+    The old distances are laid out over the new range so that each step is wider than the one before by one factor: near ones
+    stay what they are. Between them run cubic splines, first along rows, then along columns.
+    """
+    old, new = round(len(bias_SX) ** 0.5), 2 * side - 1
+    spline_MS = torch.from_numpy(spline(geometric_places(old // 2, new // 2), np.arange(new) - new // 2))
+    grid_SSX = bias_SX.double().unflatten(0, (old, old))
+    grid_MMX = torch.einsum("ap,bq,pqx->abx", spline_MS.to(bias_SX.device), spline_MS.to(bias_SX.device), grid_SSX)
+    return grid_MMX.flatten(0, 1).to(bias_SX.dtype)
+
+
+def geometric_places(count: int, reach: float) -> np.ndarray:
+    """Return 2 · count + 1 places around 0, in steps 1, q, q² … on both sides that come to `reach`, as far as q may go."""
+    low, high = SLOWEST, FASTEST
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if sum(q**step for step in range(count)) > reach else (q, high)
+    right = np.array(list(accumulate(low**step for step in range(count))))
+    return np.concatenate([-right[::-1], [0.0], right])
+
+
+def spline(known_S: np.ndarray, wanted_M: np.ndarray) -> np.ndarray:
+    """Return (M, S): what each wanted place takes of the values at the known ones, by the cubic spline through these whose
+    third derivative jumps neither at the second nor at the last but one; beyond the last ones, the value there."""
+    scale = np.abs(known_S).max()
+    known_S, wanted_M = known_S / scale, np.clip(wanted_M / scale, known_S.min() / scale, known_S.max() / scale)
+
+    def basis(x: np.ndarray) -> np.ndarray:  # all such splines: cubics, and what each inner knot adds to the right of it
+        powers = x[:, None] ** np.arange(min(4, len(known_S)))
+        return np.hstack([powers, np.maximum(x[:, None] - known_S[2:-2], 0) ** 3])
+
+    return basis(wanted_M) @ np.linalg.inv(basis(known_S))

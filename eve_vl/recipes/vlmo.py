@@ -1,0 +1,243 @@
+"""VLMo (Bao et al. 2022, arXiv 2111.02358): EVE's encoder with a network for pairs in the top blocks and relative positions,
+trained in stages, each the next one's --init: pictures alone, texts alone with attention frozen, pairs by contrast, matching,
+masked tokens.
+
+The paper's first stage is a BEiT that others trained, by labels too; ours rebuilds pixels. Its own values are those of pairs.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from eve_vl.config import (
+    Config,
+    ContrastMatchConfig,
+    DataConfig,
+    EveModelConfig,
+    InputConfig,
+    MaskedSignalConfig,
+    NLVR2Config,
+    RetrievalConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TrainConfig,
+    VQAConfig,
+)
+from eve_vl.recipes.finetune import SCENES, _paper
+
+Kind = Literal["pictures", "texts", "pairs"]
+MADE_BY_PICTURES = (
+    *("encoder.blocks.*.attn.*", "encoder.blocks.*.norm1.*", "encoder.blocks.*.scale?", "encoder.blocks.*.ffn.*image*"),
+    *("encoder.image.proj.*", "encoder.image.cls"),
+)
+"""What texts alone leave as pictures made it."""
+VLMO = EveModelConfig(
+    deep_ffn="modality_vl", positions="relative", pooler=True, norm_pre=False, activation="gelu", num_deep_blocks=2
+)
+TINY = replace(
+    VLMO,
+    stem="convolutions",
+    embed_dim=96,
+    depth=4,
+    num_heads=3,
+    num_deep_blocks=1,
+    drop_path=0.0,
+    dropout=0.0,
+    layer_scale=1.0,
+    init_std=0.05,
+)
+LARGE = replace(VLMO, embed_dim=1024, depth=24, num_heads=16, num_deep_blocks=3)
+PLUS = replace(LARGE, embed_dim=544, positions="learned", layer_scale=1.0)
+MASKED: dict[str, Any] = {"mask_words": True, "text_mask_ratio": 0.15, "text_shown_share": 0.2}
+TASKS: dict[str, MaskedSignalConfig] = {
+    "pictures": MaskedSignalConfig(mlm_weight=0.0),
+    "texts": MaskedSignalConfig(mim_weight=0.0, **MASKED),
+    "pairs": ContrastMatchConfig(mlm_weight=0.25, itc_weight=1.0, itm_weight=1.0, **MASKED),
+}
+"""The task of each stage, by its rows."""
+SMALL_DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 48, "decoder_num_heads": 3, "normalize_targets": False}
+
+
+def vlmo_tiny_images() -> Config:
+    """VLMo's first stage on built-in scenes without their captions: seconds.
+
+    eve tokenizer train scenes:train --vocab-size 512 --out runs/words.json
+    eve pretrain vlmo_tiny_images --tokenizer.path runs/words.json
+    """
+    config = _tiny("vlmo_tiny_images", "pictures", steps=150)
+    return replace(config, task=replace(config.task, **SMALL_DECODER))
+
+
+def vlmo_tiny_texts() -> Config:
+    """VLMo's second stage on the captions of built-in scenes alone: seconds.
+
+    eve pretrain vlmo_tiny_texts --init runs/vlmo_tiny_images
+    """
+    return _tiny("vlmo_tiny_texts", "texts", steps=150)
+
+
+def vlmo_tiny() -> Config:
+    """VLMo's third stage on built-in scenes with their captions: a minute on one core.
+
+    eve pretrain vlmo_tiny --init runs/vlmo_tiny_texts
+    """
+    return _tiny("vlmo_tiny", "pairs", steps=300)
+
+
+def vlmo_base_images() -> Config:
+    """VLMo-Base, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert).
+
+    eve pretrain vlmo_base_images --data.train PICTURES --data.val held-out --tokenizer.path vocab.txt
+    """
+    return _stage("vlmo_base_images", VLMO, "pictures", lr=2e-4)
+
+
+def vlmo_base_texts() -> Config:
+    """VLMo-Base, texts alone, of 196 tokens: 200k steps at batch 1024.
+
+    eve pretrain vlmo_base_texts --init runs/vlmo_base_images --data.train TEXTS.txt --data.val held-out
+    """
+    return _stage("vlmo_base_texts", VLMO, "texts", lr=2e-4)
+
+
+def vlmo_base() -> Config:
+    """VLMo-Base on pairs: 4M images, 200k steps at batch 1024.
+
+    eve pretrain vlmo_base --init runs/vlmo_base_texts --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
+    """
+    return _stage("vlmo_base", VLMO, "pairs", lr=2e-4)
+
+
+def vlmo_base_plus_images() -> Config:
+    """VLMo-Base plus, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert).
+
+    eve pretrain vlmo_base_plus_images --data.train PICTURES --data.val held-out --tokenizer.path vocab.txt
+    """
+    return _stage("vlmo_base_plus_images", PLUS, "pictures", lr=2e-4)
+
+
+def vlmo_base_plus_texts() -> Config:
+    """VLMo-Base plus, texts alone, as long as captions: 200k steps at batch 1024.
+
+    eve pretrain vlmo_base_plus_texts --init runs/vlmo_base_plus_images --data.train TEXTS.txt --data.val held-out
+    """
+    return _stage("vlmo_base_plus_texts", PLUS, "texts", lr=2e-4)
+
+
+def vlmo_base_plus() -> Config:
+    """VLMo-Base plus on pairs: 4M images, 200k steps at batch 1024.
+
+    eve pretrain vlmo_base_plus --init runs/vlmo_base_plus_texts --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
+    """
+    return _stage("vlmo_base_plus", PLUS, "pairs", lr=1e-4)
+
+
+def vlmo_large_images() -> Config:
+    """VLMo-Large, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert).
+
+    eve pretrain vlmo_large_images --data.train PICTURES --data.val held-out --tokenizer.path vocab.txt
+    """
+    return _stage("vlmo_large_images", LARGE, "pictures", lr=2e-4)
+
+
+def vlmo_large_texts() -> Config:
+    """VLMo-Large, texts alone, of 196 tokens: 200k steps at batch 1024; its learning rate is not known.
+
+    eve pretrain vlmo_large_texts --init runs/vlmo_large_images --data.train TEXTS.txt --data.val held-out
+    """
+    return _stage("vlmo_large_texts", LARGE, "texts", lr=2e-4)
+
+
+def vlmo_large() -> Config:
+    """VLMo-Large on pairs: 4M images, 200k steps at batch 1024.
+
+    eve pretrain vlmo_large --init runs/vlmo_large_texts --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
+    """
+    return _stage("vlmo_large", LARGE, "pairs", lr=5e-5)
+
+
+def vlmo_vqa(init: Config) -> Config:
+    """VQA v2 as in VLMo: 480 pixels, 10 epochs of batch 128, the answer head twenty times as fast.
+
+    eve finetune vlmo_vqa --init runs/vlmo_base --data.train QUESTIONS.json --data.val QUESTIONS.json
+    """
+    more = {"steps": 34_000, "batch_size": 128, "lr": _sized(init, 3e-5, 3e-5, 1.5e-5), "new_lr_multiplier": 20}
+    return _finetuned(init, "vlmo_vqa", VQAConfig(), 480, 0.15, **more)
+
+
+def vlmo_nlvr2(init: Config) -> Config:
+    """NLVR2 as in VLMo: 384 pixels, 10 epochs of batch 128.
+
+    eve finetune vlmo_nlvr2 --init runs/vlmo_base --data.train train.json --data.val dev.json
+    """
+    more = {"steps": 6750, "batch_size": 128, "lr": _sized(init, 5e-5, 3e-5, 3e-5)}
+    return _finetuned(init, "vlmo_nlvr2", NLVR2Config(), 384, _sized(init, 0.1, 0.2, 0.15), **more)
+
+
+def vlmo_retrieval(init: Config) -> Config:
+    """COCO retrieval as in VLMo, by contrast alone: 384 pixels, 3,000 steps of batch 3072; Flickr30K: 1,500 from that run.
+
+    eve finetune vlmo_retrieval --init runs/vlmo_base --data.train dataset_coco.json#train --data.val dataset_coco.json#val
+    """
+    more = {"steps": 3000, "batch_size": 3072, "lr": _sized(init, 3e-5, 3e-5, 2e-5)}
+    return _finetuned(init, "vlmo_retrieval", RetrievalConfig(itm_weight=0.0, rerank=0), 384, 0.2, **more)
+
+
+def _tiny(name: str, rows: Kind, *, steps: int) -> Config:
+    """Return a stage on built-in scenes."""
+    return Config(
+        recipe=name,
+        out=Path("runs") / name,
+        input=InputConfig(image_size=48, patch_size=8, text_length=32),
+        model=TINY,
+        task=TASKS[rows],
+        data=replace(SCENES, rows=rows),
+        tokenizer=TokenizerConfig(vocab_size=512),
+        train=TrainConfig(
+            steps=steps,
+            batch_size=32,
+            optimizer="muon",
+            lr=1.2e-3,
+            warmup=0.1,
+            freeze=MADE_BY_PICTURES if rows == "texts" else (),
+            val_every=steps,
+            save_every=steps,
+        ),
+    )
+
+
+def _stage(name: str, model: EveModelConfig, rows: Kind, *, lr: float) -> Config:
+    """Return a stage at the paper's scale. Texts alone have 196 tokens where positions are relative, captions 40."""
+    is_short = rows == "pairs" or model.positions == "learned"
+    return Config(
+        recipe=name,
+        out=Path("runs") / name,
+        input=InputConfig(text_length=40 if is_short else 196),
+        model=model,
+        task=TASKS[rows],
+        data=DataConfig(rows=rows, augment="rand", num_workers=8),
+        tokenizer=TokenizerConfig(vocab_size=30_522),
+        train=TrainConfig(
+            steps=200_000,
+            batch_size=1024,
+            accumulation=4 if model is VLMO else 8,
+            lr=lr,
+            warmup=0.0125,
+            schedule="linear",
+            clip_norm=0.0,
+            freeze=MADE_BY_PICTURES if rows == "texts" else (),
+            val_every=5000,
+            save_every=5000,
+        ),
+    )
+
+
+def _sized(init: Config, base: float, plus: float, large: float) -> float:
+    """Return the value for the size of the run to start from."""
+    return {PLUS.embed_dim: plus, LARGE.embed_dim: large}.get(init.model.embed_dim, base)
+
+
+def _finetuned(init: Config, name: str, task: TaskConfig, image_size: int, drop_path: float, **train: Any) -> Config:
+    """Return a run at the paper's scale."""
+    model = replace(init.model, drop_path=drop_path) if isinstance(init.model, EveModelConfig) else init.model
+    return _paper(replace(init, model=model), name, task, image_size, "rand", clip_norm=0.0, **train)
