@@ -36,6 +36,7 @@ INPUTS = dict.fromkeys(("pixels", "left", "right"), ("uint8", PIXELS)) | {
     "ids": ("int64", "of the tokenizer, [CLS] first, cut to max_text_tokens, shorter ones filled with pad_id"),
     "is_padding": ("bool", "true where a text has no token"),
 }
+INPUTS |= {f"right_{name}": INPUTS[name] for name in ("ids", "is_padding")}
 """Type and meaning of what computations take."""
 
 
@@ -106,6 +107,7 @@ def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, p
     lengths_B1 = torch.arange(batch)[:, None] % length + 1 if padded else torch.full((batch, 1), length)
     ids_BT = torch.randint(run.tokenizer.vocab_size, (batch, length), generator=generator)
     texts = {"ids": ids_BT, "is_padding": torch.arange(length) >= lengths_B1}
+    texts |= {f"right_{name}": tensor.flip(0) for name, tensor in texts.items()}
     pixels = {name: torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=generator) for name in inputs}
     return tuple(texts.get(name, pixels[name]) for name in inputs)
 
@@ -139,6 +141,7 @@ def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
 def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
     """Write one file, without the exporter's notes on each operation: they name files of this machine."""
     axes = {name: {0: "batch", 1: "tokens"} for name in ("ids", "is_padding")}
+    axes |= {f"right_{name}": {0: "batch", 1: "right_tokens"} for name in axes}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own code
         program = torch.onnx.export(

@@ -29,12 +29,14 @@ MASKS = """
 TASK = {
     "masked_signal": MASKS,
     "contrast_match": f"{MASKS} --task.itc-weight --task.itm-weight --task.projection-dim",
+    "mlim": MASKS + "--task.masking --task.heavy-mask-ratio --task.recon-region",
     "retrieval": """
         --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.pooling
         --task.final-norm --task.rerank --task.rerank-by --task.captions-per-image --task.merge-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head",
+    "pair": "--task.modality-dropout",
     "classification": "--task.reads --task.several --task.classes",
 }
 REST = """
@@ -66,9 +68,11 @@ EVALUATE = f"--device {SOURCE} --data --samples --skip-broken --no-skip-broken -
 EVALUATION = {
     "masked_signal": EVALUATE,
     "contrast_match": EVALUATE,
+    "mlim": EVALUATE,
     "retrieval": f"{EVALUATE} --rerank --rerank-by --captions-per-image --merge-captions",
     "vqa": EVALUATE,
     "nlvr2": EVALUATE,
+    "pair": EVALUATE,
     "classification": EVALUATE,
 }
 CALLS = {
@@ -77,11 +81,12 @@ CALLS = {
     "match": "--device --json",
     "answer": "--device --json --top",
     "judge": "--device --json",
+    "compare": "--device --json",
     "classify": "--device --json --text --top",
     "look": "--device --json --right --word --answer --block --out",
 }
 TRAINING = {
-    **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival")},
+    **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival", "mlim_tiny")},
     **{("finetune", name): get_finetune_recipe(name, get_recipe("base")) for name in FINETUNE},
 }
 
@@ -89,7 +94,7 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
-        *("fill-mask", "reconstruct", "match", "answer", "judge", "classify", "look", "encode"),
+        *("fill-mask", "reconstruct", "match", "answer", "judge", "compare", "classify", "look", "encode"),
         *("index", "search"),
         *("data check", "data write", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
     ]

@@ -16,7 +16,9 @@ from eve_vl.config import (
     EveModelConfig,
     InputConfig,
     MaskedSignalConfig,
+    MlimConfig,
     NLVR2Config,
+    PairConfig,
     RetrievalConfig,
     TokenizerConfig,
     TrainConfig,
@@ -92,6 +94,7 @@ MISTAKES = [
     (TrainConfig(clip_norm=-1.0), "clip_norm must be finite and not negative"),
     (TrainConfig(seed=-1), "seed must be finite and not negative, got -1"),
 ]
+TASK_OF = {"icons_search": "retrieval", "icons_long": "retrieval", "mlim_pairs": "pair"}  # of recipes that do not name theirs
 SECTIONS = {
     InputConfig: "input",
     EveModelConfig: "model",
@@ -101,6 +104,8 @@ SECTIONS = {
     RetrievalConfig: "task",
     VQAConfig: "task",
     NLVR2Config: "task",
+    MlimConfig: "task",
+    PairConfig: "task",
     DataConfig: "data",
     TokenizerConfig: "tokenizer",
     TrainConfig: "train",
@@ -178,7 +183,7 @@ def test_fine_tuning_recipes_come_back_from_their_file(name, init):
     start = get_recipe(init)
     config = get_finetune_recipe(name, start)
     assert (config.recipe, config.init) == (name, start.out)
-    assert config.task.name == ("retrieval" if name in ("icons_search", "icons_long") else name.rpartition("_")[2])
+    assert config.task.name == TASK_OF.get(name, name.rpartition("_")[2])
     kept = replace(config.model, drop_path=start.model.drop_path) if "vlmo" in name else config.model  # pyright: ignore
     assert kept == start.model
     assert replace(config.input, image_size=start.input.image_size) == start.input

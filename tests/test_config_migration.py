@@ -11,6 +11,7 @@ from eve_vl.config import (
     EveModelConfig,
     InputConfig,
     MaskedSignalConfig,
+    MlimConfig,
     ModelConfig,
     NLVR2Config,
     RetrievalConfig,
@@ -47,7 +48,7 @@ def test_kinds_are_known_by_name():
     assert all(kinds[kind.name] is kind for kind in known)
     assert all(kind.title and issubclass(kind, TaskConfig) for kind in kinds.values())
     assert kinds_of(ModelConfig)["eve"] is EveModelConfig
-    assert kinds_of(MaskedSignalConfig) == {"contrast_match": ContrastMatchConfig}
+    assert kinds_of(MaskedSignalConfig) == {"contrast_match": ContrastMatchConfig, "mlim": MlimConfig}
 
 
 @pytest.mark.parametrize("name", kinds_of(TaskConfig))

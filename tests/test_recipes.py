@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from eve_vl.config import ClassificationConfig, Config, NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
+from eve_vl.config import ClassificationConfig, Config, NLVR2Config, PairConfig, RetrievalConfig, VQAConfig, config_to_json
 from eve_vl.inspect import NUM_LABELS, inspect_config
 from eve_vl.loading import build_untrained
 from eve_vl.recipes import FINETUNE, MODULES, PRETRAIN, get_finetune_recipe, get_recipe
@@ -49,6 +49,20 @@ SHAPES: dict[str, dict[str, Any]] = {
     "emoji": {**DEMO, "image": 64, "V": 2000},
     "icons": {**DEMO, "image": 64, "T": 16, "V": 4000},
     "tiny": TINY,
+    "mlim_tiny": {**DEMO, "blocks": (3, 16, 32, 64, 192), "is_shared": True, "stem": ()},
+    "mlim_large": {
+        "depth": 24,
+        "D": 1024,
+        "F": 4096,
+        "moe_blocks": 0,
+        "experts": 0,
+        "image": 384,
+        "patch": 128,
+        "T": 64,
+        "V": 30_522,
+        "blocks": (3, 16, 32, 64, 64, 96, 32, 1024),
+        "is_shared": True,
+    },
 }
 DECODERS = {
     "base": (384, 1536, 4),
@@ -76,16 +90,30 @@ LARGER |= {f"vlmo_{name}": pixels for name, pixels in LARGER.items()}
 
 
 def encoder_on_paper(
-    *, depth: int, D: int, F: int, moe_blocks: int, experts: int, image: int, patch: int, T: int, V: int, stem: Any = ()
+    *,
+    depth: int,
+    D: int,
+    F: int,
+    moe_blocks: int,
+    experts: int,
+    image: int,
+    patch: int,
+    T: int,
+    V: int,
+    stem: Any = (),
+    blocks: Any = (),
+    is_shared: Any = False,
 ):
-    """Parameters of the encoder from the shapes alone: §3 of the paper, hard router below, soft above."""
+    """Parameters of the encoder from the shapes alone: §3 of the paper, hard router below, soft above; or of MLIM's, which has
+    one network for all tokens."""
     P, X = (image // patch) ** 2, 3 * patch * patch
     norm, ffn = 2 * D, (D * F + F) + (F * D + D)
     attention = 3 * D * D + 2 * D + (D * D + D)  # no bias on k
     convolutions = sum(9 * before * after + 2 * after for before, after in pairwise(stem)) + D * D + D
-    image_embed = (convolutions if stem else X * D + D) + D + (1 + P) * D + D
+    convolutions = sum(4 * before * after + after for before, after in pairwise(blocks)) if blocks else convolutions
+    image_embed = (convolutions if stem or blocks else X * D + D) + D + (1 + P) * D + D
     text_embed = V * D + norm + T * D + D
-    hard = norm + attention + 2 * D + 2 * (norm + ffn)
+    hard = norm + attention + 2 * D + (1 if is_shared else 2) * (norm + ffn)
     soft = norm + attention + 2 * D + norm + experts * D + 2 * D + experts * ffn
     return image_embed + text_embed + norm + (depth - moe_blocks) * hard + moe_blocks * soft + norm
 
@@ -129,6 +157,7 @@ def head_on_paper(recipe: str, D: int) -> int:
     contrast = D * D + D * D + 1
     labels = two_layers(D, NUM_LABELS)
     heads = {"vqa": labels, "classification": labels, "nlvr2": two_layers(4 * D, 2), "retrieval": contrast + (D * 2 + 2)}
+    heads["pairs"] = heads["nlvr2"]
     if recipe == "vlmo_nlvr2":
         return two_layers(2 * D, 2)
     if recipe in WITHOUT_MATCHING:
@@ -137,19 +166,18 @@ def head_on_paper(recipe: str, D: int) -> int:
 
 
 def test_every_public_function_is_a_recipe_of_its_name():
-    """In the order in which they are written, with a docstring that shows the command; those that take a run fine-tune it."""
-    public: dict[str, list[str]] = {"pretrain": [], "finetune": []}
+    """In the order in which they are written, with a docstring that shows the command."""
+    found = []
     for module in MODULES:
         defined = [node for node in ast.parse(Path(str(module.__file__)).read_text()).body if isinstance(node, ast.FunctionDef)]
-        for node in defined:
-            if not node.name.startswith("_"):
-                verb = "finetune" if node.args.args else "pretrain"
-                public[verb].append(node.name)
-                recipe = (FINETUNE if verb == "finetune" else PRETRAIN)[node.name]
-                assert recipe is getattr(module, node.name)
-                assert f"{verb} {node.name}" in str(recipe.__doc__)
-                assert str(recipe.__doc__).splitlines()[0].endswith(".")  # what the list of recipes shows
-    assert (list(PRETRAIN), list(FINETUNE)) == (public["pretrain"], public["finetune"])
+        found += [(node.name, getattr(module, node.name)) for node in defined if not node.name.startswith("_")]
+    for verb, recipes in (("pretrain", PRETRAIN), ("finetune", FINETUNE)):
+        assert list(recipes.items()) == [each for each in found if each[0] in recipes]
+        for name, recipe in recipes.items():
+            words = recipe.__doc__ or ""
+            assert f"{verb} {name}" in words
+            assert words.splitlines()[0].endswith(".")  # what the list of recipes shows
+    assert len(found) == len(PRETRAIN) + len(FINETUNE)
 
 
 def count(config: Config) -> int:
@@ -177,6 +205,11 @@ def test_parameters_of_vlmo_equal_the_count_on_paper_and_its_readme(size, stage)
 @pytest.mark.parametrize("name", [name for name in PRETRAIN if not name.startswith("vlmo")])
 def test_parameters_of_recipes_equal_the_count_on_paper(name):
     family, _, variant = name.partition("_")
+    if family == "mlim":
+        heads = pretraining_on_paper(("mlm",), **{key: SHAPES[name][key] for key in ("D", "V", "patch")}, decoder=(0, 0, 0))
+        painted = {"mlim_tiny": 60_947, "mlim_large": 2_763_123}[name]
+        assert count(get_recipe(name)) == encoder_on_paper(**SHAPES[name]) + heads + painted
+        return
     shapes = SHAPES[family]
     heads = pretraining_on_paper(
         ("mlm",) if name in WITHOUT_PIXELS else PRETRAINED_BY[variant],
@@ -311,6 +344,9 @@ def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
         assert total == alone["contrast, image alone"] < one
         reads_both = replace(config, task=replace(config.task, reads="both"))
         assert list(inspect_config(reads_both).flops.values()) == [one]
+    elif isinstance(config.task, PairConfig):
+        (both,) = inspect_config(replace(config, task=PairConfig(modality_dropout=False))).flops.values()
+        assert total < both == 2 * one
     elif isinstance(config.task, NLVR2Config):
         assert total == 2 * (whole if config.task.head == "paired" else one)
     else:

@@ -24,7 +24,7 @@ class CheckArgs(SourceArgs):
 
     path: Positional[str]
     """What --data.train would be given."""
-    kind: Literal["auto", "captions", "questions", "statements", "labels", "pictures", "texts"] = "auto"
+    kind: Literal["auto", "captions", "questions", "statements", "items", "labels", "pictures", "texts"] = "auto"
     """What its rows are; auto looks at the fields of the first."""
     recipe: str | None = None
     """Check what training with this recipe, of eve pretrain or eve finetune, needs of the rows; or FILE.py:NAME."""

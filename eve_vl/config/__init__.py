@@ -11,14 +11,16 @@ from typing import Any
 import tyro
 
 from eve_vl.config.data import HELD_OUT, DataConfig, InputConfig, TokenizerConfig, generated
-from eve_vl.config.model import EveModelConfig, FFNPolicy, ModelConfig
+from eve_vl.config.model import LARGEST_BLOCK, EveModelConfig, FFNPolicy, ModelConfig
 from eve_vl.config.sections import define, kinds_of, subclasses
 from eve_vl.config.tasks import (
     ClassificationConfig,
     ContrastMatchConfig,
     EncoderOnlyConfig,
     MaskedSignalConfig,
+    MlimConfig,
     NLVR2Config,
+    PairConfig,
     RetrievalConfig,
     TaskConfig,
     VQAConfig,
@@ -57,10 +59,11 @@ class Config:
         for name in ("input", "model", "task", "data", "tokenizer", "train"):
             problems += [f"{name}.{problem}" for problem in getattr(self, name).problems()]
         problems += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
-        if getattr(self.model, "stem", "linear") == "convolutions" and self.input.patch_size.bit_count() != 1:
-            problems.append(
-                f"model.stem convolutions wants an input.patch_size that is a power of 2, not {self.input.patch_size}"
-            )
+        stem, patch = getattr(self.model, "stem", "linear"), self.input.patch_size
+        if stem != "linear" and patch.bit_count() != 1:
+            problems.append(f"model.stem {stem} wants an input.patch_size that is a power of 2, not {patch}")
+        elif stem == "blocks" and not 2 <= patch <= LARGEST_BLOCK:
+            problems.append(f"model.stem blocks wants an input.patch_size from 2 to {LARGEST_BLOCK}, not {patch}")
         if self.scratch and self.init is None:
             problems.append("scratch says what not to take from --init; name that run")
         if self.init is not None and self.tokenizer.path is not None:

@@ -10,7 +10,8 @@ FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Positions = Literal["learned", "relative"]
 Routing = Literal["stable", "official", "official-dropless"]
 Activation = Literal["quick_gelu", "gelu"]
-Stem = Literal["linear", "convolutions"]
+Stem = Literal["linear", "convolutions", "blocks"]
+LARGEST_BLOCK = 128  # pixels of a patch: seven layers, as in MLIM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class EveModelConfig(ModelConfig):
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection of each patch, as in the paper. convolutions: overlapping ones of stride 2
     with batch normalisation (Xiao et al. 2021), which small models learn from several times faster (LOG.md); hidden patches are
-    grey to them."""
+    grey to them. blocks: 2 × 2 ones of stride 2, no two places of which share a pixel (MLIM)."""
     depth: int = 12
     """Number of blocks."""
     num_heads: int = 12

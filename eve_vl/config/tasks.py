@@ -26,6 +26,8 @@ class TaskConfig(Section):
     """Whether `eve pretrain` trains it, rather than `eve finetune`."""
     has_numbers: ClassVar[bool] = True
     """Whether `eve evaluate` can measure it."""
+    recipe: ClassVar[str] = ""
+    """The recipe that fine-tunes it, where none has its name."""
     calls: ClassVar[Mapping[str, str]] = {}
     """Calls of `Eve`, and verbs of the command line, that a run of it may answer, with what each does."""
     evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
@@ -139,6 +141,55 @@ class ContrastMatchConfig(MaskedSignalConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MlimConfig(MaskedSignalConfig):
+    """Pre-training by masked texts and whole rebuilt pictures in one pass (MLIM, arXiv 2109.12178)."""
+
+    name: ClassVar[str] = "mlim"
+    title: ClassVar[str] = "masked texts and pictures in one pass (MLIM)"
+    alone: ClassVar[Mapping[str, str]] = {}
+    masking: Literal["aware", "light"] = "aware"
+    """aware: of each pair one of three, drawn anew in each epoch: the picture alone with most patches hidden, the text alone
+    with most tokens hidden, or both with few hidden (MLIM's modality-aware masking); light: always the last."""
+    image_mask_ratio: float = 0.15
+    """Share of patches hidden where few are."""
+    text_mask_ratio: float = 0.15
+    """Share of non-special tokens hidden where few are."""
+    heavy_mask_ratio: float = 0.8
+    """Share of patches or of tokens hidden where most are."""
+    recon_region: Literal["all", "masked"] = "all"
+    """What of the pictures the loss of rebuilding is of: all patches, for an embedded one has lost something too, or the hidden
+    ones."""
+    joint_masking: bool = True
+    """Always: what is not hidden of one modality helps with the other in the same pass."""
+    normalize_targets: bool = False
+    """Never: pixels are rebuilt as they are."""
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        problems = super().problems()
+        for name in ("joint_masking", "normalize_targets"):
+            if getattr(self, name) != (always := getattr(MlimConfig, name)):
+                problems.append(f"{name} is always {always} in MLIM")
+        if self.masking not in ("aware", "light"):
+            problems.append(f"masking {self.masking!r} is not one of aware, light")
+        if self.recon_region not in ("all", "masked"):
+            problems.append(f"recon_region {self.recon_region!r} is not one of all, masked")
+        if not 0 < self.heavy_mask_ratio < 1:
+            problems.append(f"heavy_mask_ratio {self.heavy_mask_ratio} is not in (0, 1)")
+        if 0 in (self.mim_weight, self.mlm_weight):
+            problems.append("mim_weight and mlm_weight must both be above 0 in MLIM")
+        return problems
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that have no effect beside the other values, by the reason why."""
+        light = "heavy_mask_ratio" if self.masking == "light" else ""
+        return {
+            "as MLIM's decoder is made of convolutions": "decoder_depth decoder_dim decoder_num_heads",
+            "as task.masking is light": light,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchFlags(EvaluationFlags):
     """How `eve evaluate` searches."""
 
@@ -239,6 +290,20 @@ class NLVR2Config(TaskConfig):
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER); compare: the two
     states, standardised, their distance and their product (InferSent), which small models learn with soonest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(TaskConfig):
+    """Are two items, each a picture with a text, the same? (MLIM)"""
+
+    name: ClassVar[str] = "pair"
+    title: ClassVar[str] = "pairs of items"
+    recipe: ClassVar[str] = "mlim_pairs"
+    calls: ClassVar[Mapping[str, str]] = {
+        "compare": 'Tell whether two items are the same: eve compare RUN LEFT "LEFT TEXT" RIGHT "RIGHT TEXT".'
+    }
+    modality_dropout: bool = True
+    """In training show of each pair the pictures alone, the texts alone or both, each of these in a third (MLIM)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -198,6 +198,23 @@ class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
         return dataclasses.replace(self, **{name: getattr(other, name) for name in fields})
 
 
+class PartedBatch(RowBatch):
+    """Rows of three kinds, each with their masks; None: none of that kind."""
+
+    pictures: MaskedPictures | None = None
+    texts: MaskedTexts | None = None
+    pairs: PairBatch | None = None
+    num_tokens: Tensor | None = None
+    """What the loss of masked tokens is divided by, float32 scalar; None: the number of these here."""
+    num_patches: Tensor | None = None
+    """What the loss of patches is divided by, likewise."""
+
+    @property
+    def parts(self) -> list[MaskedPictures | MaskedTexts]:
+        """Those that there are."""
+        return [part for part in (self.pictures, self.texts, self.pairs) if part is not None]
+
+
 class SearchBatch(RowBatch):
     """What is searched among: SearchPictures or SearchTexts."""
 
@@ -235,6 +252,19 @@ class StatementBatch(Batch):
     labels: tuple[bool | None, ...] = _of("label")
     identifiers: tuple[str, ...] = _of("identifier")
     groups: tuple[str, ...] = _of("group")
+
+
+class ItemBatch(Batch):
+    """Pairs of items: `images_BCHW` with `ids_BT` on the left, `right_BCHW` with `right_ids_BT`."""
+
+    right_BCHW: Tensor = _of("right", _stack)
+    """uint8, RGB."""
+    right_ids_BT: Tensor = _of("right_ids_T", lambda values, pad_id, length: padded(values, pad_id, length)[0])
+    right_is_padding_BT: Tensor = _of("right_ids_T", lambda values, pad_id, length: padded(values, pad_id, length)[1])
+    captions: tuple[tuple[str, str], ...] = _of("captions")
+    labels: tuple[bool | None, ...] = _of("label")
+    shown: tuple[str, ...] = _of("shown", lambda values, *_: tuple(values))
+    """What is shown of each pair, of both items alike: pairs of pictures and texts, pictures alone or texts alone."""
 
 
 class LabelBatch(RowBatch):

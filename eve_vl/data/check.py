@@ -14,7 +14,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from eve_vl import talk
 from eve_vl.data.dataset import hash_of
-from eve_vl.data.records import ImagePixels, ImageQuestion, ImageRef, ImagesStatement, Labelled, Record, Source, Unencoded
+from eve_vl.data.records import (
+    ImagePixels,
+    ImageQuestion,
+    ImageRef,
+    ImagesStatement,
+    ItemPair,
+    Labelled,
+    Record,
+    Source,
+    Unencoded,
+)
 from eve_vl.data.transforms import DecodedPicture, decode, decode_bytes, read_image
 from eve_vl.errors import BadSampleError, printable
 
@@ -77,7 +87,7 @@ class Report:
     top_answers: dict[str, int]
     """The most frequent, as they were given."""
     labels: dict[str, int]
-    """Statements by label (True, False) or rows by class; those whose label is kept back under that name."""
+    """Statements and pairs of items by label (True, False) or rows by class; those whose label is kept back under that name."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -136,6 +146,8 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
             case ImageQuestion(question_id=key, answers=answers, answer_type=name):
                 facts += [("id", key), ("answers_per_question", len(answers)), ("answer_types", printable(name))]
                 facts += [("answer", printable(answer)) for answer in answers]
+            case ItemPair(label=label):
+                facts += [("labels", KEPT_BACK if label is None else str(label))]
             case ImagesStatement(identifier=key, label=label):
                 facts += [("id", key), ("labels", KEPT_BACK if label is None else str(label))]
             case Labelled(labels=labels):

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset
 from torchvision.transforms import v2
 
-from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, RowBatch, Sample
+from eve_vl.config import Config, MaskedSignalConfig, MlimConfig
+from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, PartedBatch, RowBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.records import ImageBytes, ImageDrawing, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
@@ -179,17 +179,22 @@ class MaskedPairs(RowDataset):
 
     def sample(self, row: Record, rng: np.random.Generator) -> Sample:
         """Return one pair, picture or text with its masks. Raises BadSampleError."""
+        task = cast(MaskedSignalConfig, self.config.task)
+        return self.masked(row, self.config.data.rows, task.image_mask_ratio, task.text_mask_ratio, rng)
+
+    def masked(self, row: Record, shown: str, of_image: float, of_text: float, rng: np.random.Generator) -> Sample:
+        """Return what is shown of a row, one of MASKED, with such shares of it hidden. Raises BadSampleError."""
         sizes, task = self.config.input, cast(MaskedSignalConfig, self.config.task)
-        sample = Sample(batch=MASKED[self.config.data.rows], where=row.where)
+        sample = Sample(batch=MASKED[shown], where=row.where)
         number = int(rng.integers(len(row.texts))) if self.training and row.texts else 0
         texts = row.texts[number : number + 1]
-        for image in row.images:
+        for image in row.images if shown != "texts" else ():
             sample.image = self.picture(image, row.where, rng, texts)
-            sample.keep_K, sample.hidden_M = mask_patches(sizes.num_patches, task.image_mask_ratio, rng)
-        for text in texts:
+            sample.keep_K, sample.hidden_M = mask_patches(sizes.num_patches, of_image, rng)
+        for text in texts if shown != "pictures" else ():
             sample.ids_T, is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
             word_T = self.tokenizer.words(text, sizes.max_text_tokens) if task.mask_words else None
-            sample.is_masked_T = mask_tokens(is_special_T, task.text_mask_ratio, rng, word_T)
+            sample.is_masked_T = mask_tokens(is_special_T, of_text, rng, word_T)
         if isinstance(row, ImageText):
             sample.picture, sample.caption = picture_key(row.image, row.where), hash_of(texts[0].encode())
         return sample
@@ -209,6 +214,30 @@ class MaskedPairs(RowDataset):
             f"{self.sources[source][row].where}: among the {sum(map(len, self.sources))} validation pairs there is none with "
             "another caption that can be used, to compare with; give more pairs, or name other ones with --data.val"
         )
+
+
+class AwareMasks(MaskedPairs):
+    """Pairs of which training shows, as MLIM does, the picture alone or the text alone, each with most of it hidden, or both
+    with little hidden, each in a third of all cases; evaluation always shows the last."""
+
+    def sample(self, row: Record, rng: np.random.Generator) -> Sample:
+        """Return one pair, picture or text with its masks. Raises BadSampleError."""
+        task = cast(MlimConfig, self.config.task)
+        shown = list(MASKED)[int(rng.integers(len(MASKED)))] if self.training and task.masking == "aware" else "pairs"
+        if shown == "pairs":
+            return super().sample(row, rng)
+        return self.masked(row, shown, task.heavy_mask_ratio, task.heavy_mask_ratio, rng)
+
+    def collate(self, samples: Sequence[Sample]) -> RowBatch:
+        """Return the batch of some samples, those of training by what they show."""
+        if not self.training:
+            return super().collate(samples)
+        parts: dict[str, Any] = {}
+        for name, kind in MASKED.items():
+            if of_kind := [sample for sample in samples if sample.batch is kind]:
+                parts[name] = super().collate(of_kind)
+        skipped = sum((sample.skipped for sample in samples), ())
+        return PartedBatch(where=tuple(sample.where for sample in samples), skipped=skipped, **parts)
 
 
 def picture_key(image: ImageRef, where: str) -> int:

@@ -1,4 +1,4 @@
-"""Datasets of the downstream tasks: captioned pictures to tell apart and to search among, questions, statements, labels."""
+"""Datasets of the downstream tasks: captioned pictures to tell apart or search among, questions, statements, items, labels."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -6,12 +6,22 @@ from typing import Any, cast
 import numpy as np
 from torch.utils.data import BatchSampler, Subset
 
-from eve_vl.config import ClassificationConfig, Config, RetrievalConfig
+from eve_vl.config import ClassificationConfig, Config, PairConfig, RetrievalConfig
 from eve_vl.data import batch
 from eve_vl.data.batch import Sample
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, eval_positions, hash_of, picture_key, row_name, unusable
+from eve_vl.data.dataset import (
+    MASKED,
+    Position,
+    RowDataset,
+    SampleSet,
+    eval_positions,
+    hash_of,
+    picture_key,
+    row_name,
+    unusable,
+)
 from eve_vl.data.generated import KnowsTruth
-from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, Labelled, Source
+from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, ItemPair, Labelled, Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
 from eve_vl.errors import BadSampleError, UserError
@@ -146,6 +156,20 @@ class StatementRows(RowDataset):
         left, right = (self.picture(image, row.where, rng, row.texts) for image in row.images)
         ids_T, group = self.tokens(row.statement), row.group if self.has_groups else ""
         return Sample.of(batch.StatementBatch, row, image=left, right=right, ids_T=ids_T, group=group)
+
+
+class ItemRows(RowDataset):
+    """Pairs of items, of which training shows the pictures alone, the texts alone or both (task.modality_dropout)."""
+
+    kind, truth = "items", "label"
+
+    def sample(self, row: ItemPair, rng: np.random.Generator) -> Sample:
+        """Return one pair of items. Raises BadSampleError."""
+        drops = self.training and cast(PairConfig, self.config.task).modality_dropout
+        shown = list(MASKED)[int(rng.integers(len(MASKED)))] if drops else "pairs"
+        left, right = (self.picture(image, row.where, rng, row.captions) for image in row.images)
+        left_T, right_T = map(self.tokens, row.captions)
+        return Sample.of(batch.ItemBatch, row, image=left, right=right, ids_T=left_T, right_ids_T=right_T, shown=shown)
 
 
 class LabelledRows(RowDataset):

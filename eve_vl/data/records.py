@@ -185,6 +185,21 @@ class ImagesStatement(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ItemPair(Record):
+    """Two items, each a picture with a text.
+
+    captions: that of the left one, that of the right one. label: whether the two are the same, None where that is kept back.
+    """
+
+    KIND: ClassVar[str] = "items"
+    TEXT: ClassVar[str] = "captions"
+    left: ImageRef
+    right: ImageRef
+    captions: tuple[str, str]
+    label: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Labelled(Record):
     """A picture, a text or both, and the classes that it belongs to: none where they are kept back."""
 

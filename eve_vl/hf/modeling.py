@@ -28,7 +28,7 @@ class Given(dict[str, Tensor]):
     """Inputs by our names; one that a task wants and that is missing is a mistake of whoever called the model."""
 
     def __missing__(self, name: str) -> Tensor:
-        inputs = {"pixels": "pixel_values", "right": "pixel_values_right"}
+        inputs = {"pixels": "pixel_values", "right": "pixel_values_right", "right_ids": "input_ids_right"}
         raise UserError(f"{inputs.get(name, 'input_ids')} is missing")
 
 
@@ -98,11 +98,15 @@ class EvePreTrainedModel(PreTrainedModel):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         pixel_values_right: Tensor | None = None,
+        input_ids_right: Tensor | None = None,
+        attention_mask_right: Tensor | None = None,
     ) -> Any:
-        """Return what the class says. attention_mask: None: no padding. pixel_values_right: for tasks with two pictures."""
+        """Return what the class says. attention_mask: None: no padding. …_right: for tasks with two pictures or two texts."""
         if pixel_values_right is not None and self.task.calls.num_pictures < 2:
             raise UserError(f"{type(self).__name__} looks at one picture: leave out pixel_values_right")
         tensors = self._given(input_ids, attention_mask, pixels=pixel_values, right=pixel_values_right)
+        of_right = self._given(input_ids_right, attention_mask_right)
+        tensors |= {f"right_{name}": tensor for name, tensor in of_right.items()}
         output = self.output_type(**self.task.outputs(tensors, labels))
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 

@@ -127,10 +127,11 @@ class EveProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         *,
         images_right: Images | None = None,
+        text_right: str | Sequence[str] | None = None,
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """Return the inputs of a model: pixel_values, pixel_values_right, input_ids, attention_mask, of what is given.
+        """Return the inputs of a model: pixel_values, input_ids, attention_mask and the same with _right, of what is given.
 
         One picture and one text are a batch of one; an empty text is its [CLS] alone. kwargs go to the tokenizer; padding and
         truncation are on. Raises UserError if nothing is given, or a picture or text cannot be used.
@@ -142,10 +143,13 @@ class EveProcessor(ProcessorMixin):
             found |= self.image_processor(images, return_tensors)
         if images_right is not None:
             found["pixel_values_right"] = self.image_processor(images_right, return_tensors)["pixel_values"]
-        if text is not None:
-            texts = [text] if isinstance(text, str) else list(listed(text) or ())
+        for given, ending in ((text, ""), (text_right, "_right")):
+            if given is None:
+                continue
+            texts = [given] if isinstance(given, str) else list(listed(given) or ())
             if not texts or not all(isinstance(each, str) for each in texts):
-                raise UserError(f"text is {str(text)[:80]!r}, expected a text or a list of texts, of which any may be empty")
+                raise UserError(f"text is {str(given)[:80]!r}, expected a text or a list of texts, of which any may be empty")
             options = {"padding": self.padding, "truncation": True} | kwargs
-            found |= self.tokenizer(texts, return_tensors=return_tensors, **options)
+            encoded = self.tokenizer(texts, return_tensors=return_tensors, **options)
+            found |= {f"{name}{ending}": each for name, each in encoded.items()}
         return BatchFeature(found)

@@ -4,6 +4,7 @@ Letters: B batch, H height, W width, P patches of the picture, K kept patches, T
 X values in a patch or channels.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import cast
 
@@ -17,6 +18,8 @@ from eve_vl.config.model import Stem
 from eve_vl.errors import UserError
 from eve_vl.model.layers import layer_norm
 from eve_vl.model.rows import Tokens
+
+BLOCK_WIDTHS = (16, 32, 64, 64, 96, 32)  # of the layers of a BlockStem before the last: 196,080 parameters at seven layers
 
 
 def join(image: Tokens | None, text: Tokens | None) -> Tokens:
@@ -114,21 +117,53 @@ class ConvStem(nn.Module):
         return sum(2.0 * side**2 * cast(Tensor, conv.weight).numel() for side, conv in convs)
 
 
+class BlockStem(nn.Sequential):
+    """Convolutions 2 × 2 of stride 2, no two places of which share a pixel, until a patch is one place; GELU between (MLIM)."""
+
+    def __init__(self, embed_dim: int, patch_size: int):
+        halvings = patch_size.bit_length() - 1
+        widths = [3, *BLOCK_WIDTHS[: halvings - 1], embed_dim]
+        convs = [nn.Conv2d(*pair, 2, 2) for pair in pairwise(widths)]
+        super().__init__(*[layer for conv in convs for layer in (conv, nn.GELU())][:-1])
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """(B, 3, H, W) to (B, P, D)."""
+        return super().forward(input).flatten(2).mT
+
+    def flops(self, num_patches: int) -> float:
+        """Return forward FLOPs for a picture."""
+        convs = [layer for layer in self if isinstance(layer, nn.Conv2d)]
+        return sum(2.0 * num_patches * 4**after * conv.weight.numel() for after, conv in enumerate(reversed(convs)))
+
+
+STEMS: dict[str, Callable[[int, InputConfig], nn.Linear | ConvStem | BlockStem]] = {
+    "linear": lambda embed_dim, sizes: nn.Linear(sizes.patch_dim, embed_dim),
+    "convolutions": lambda embed_dim, sizes: ConvStem(embed_dim, sizes.patch_size),
+    "blocks": lambda embed_dim, sizes: BlockStem(embed_dim, sizes.patch_size),
+}
+
+
 class ImageEmbed(nn.Module):
     """Patches by a linear projection or by convolutions, image [CLS], learned positions if any, image type embedding."""
 
     def __init__(self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear", *, has_positions: bool = True):
         super().__init__()
         self.sizes = sizes
-        self.proj = nn.Linear(sizes.patch_dim, embed_dim) if stem == "linear" else ConvStem(embed_dim, sizes.patch_size)
+        self.proj = STEMS[stem](embed_dim, sizes)
         self.cls = nn.Parameter(torch.empty(embed_dim))
         self.positions = nn.Parameter(torch.empty(1 + sizes.num_patches, embed_dim)) if has_positions else None
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
 
-    def forward(self, pixels_BCHW: Tensor, keep_BK: Tensor | None = None) -> Tokens:
-        """Embed all patches, or only those at the positions keep_BK (int64), each with its own position."""
+    def forward(
+        self, pixels_BCHW: Tensor, keep_BK: Tensor | None = None, instead: tuple[Tensor, Tensor] | None = None
+    ) -> Tokens:
+        """Embed all patches, or only those at the positions keep_BK (int64), each with its own position.
+
+        instead: positions (int64, (B, M)) of patches, and what stands there instead of their embeddings, (B, M, D).
+        """
         side = pixels_BCHW.shape[2] // self.sizes.patch_size
         x_BPD, cls_D = self._patches(pixels_BCHW, keep_BK, side), self.cls
+        x_BPD = x_BPD if instead is None else put(x_BPD, *instead)
         if self.positions is not None:
             positions = resize_positions(self.positions, side**2)
             cls_D, patch_PD = positions[0] + cls_D, positions[1:]
@@ -138,6 +173,9 @@ class ImageEmbed(nn.Module):
 
     def _patches(self, pixels_BCHW: Tensor, keep_BK: Tensor | None, side: int) -> Tensor:
         """Return the patches (B, P, D), or those that are kept (B, K, D), of which no hidden one shows anything."""
+        if isinstance(self.proj, BlockStem):
+            x_BPD = self.proj(pixels_BCHW)
+            return x_BPD if keep_BK is None else take(x_BPD, keep_BK)
         if isinstance(self.proj, nn.Linear):
             patches_BPX = patchify(pixels_BCHW, self.sizes.patch_size)
             return self.proj(patches_BPX if keep_BK is None else take(patches_BPX, keep_BK))
@@ -149,9 +187,10 @@ class ImageEmbed(nn.Module):
 
     def flops(self, num_patches: int) -> float:
         """Return forward FLOPs for a picture of which so many patches are kept; convolutions read all of it."""
-        if isinstance(self.proj, ConvStem):
-            return self.proj.flops(self.sizes.image_size) if num_patches else 0.0
-        return 2.0 * num_patches * self.proj.weight.numel()
+        if isinstance(self.proj, nn.Linear):
+            return 2.0 * num_patches * self.proj.weight.numel()
+        whole = self.proj.flops(self.sizes.num_patches if isinstance(self.proj, BlockStem) else self.sizes.image_size)
+        return whole if num_patches else 0.0
 
 
 def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
@@ -182,6 +221,10 @@ class TextEmbed(nn.Module):
         T = ids_BT.shape[1]
         if self.longest < T:
             raise UserError(f"text of {T} tokens, but input.text_length is {self.longest}")
-        x_BTD = self.dropout(self.norm(self.words(ids_BT)))
+        x_BTD = self.without_place(ids_BT)
         x_BTD = x_BTD + self.type_embed if self.positions is None else x_BTD + self.positions[:T] + self.type_embed
         return Tokens(x_BND=x_BTD, num_image=0, is_padding_BN=is_padding_BT, num_real=num_real)
+
+    def without_place(self, ids_BT: Tensor) -> Tensor:
+        """Embed int64 token ids without their positions: (B, T) to (B, T, D)."""
+        return self.dropout(self.norm(self.words(ids_BT)))

@@ -230,6 +230,8 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
                 nn.init.ones_(parameter)
             elif isinstance(submodule, nn.Conv2d) and name == "weight":
                 nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+            elif isinstance(submodule, nn.ConvTranspose2d) and name == "weight":  # here not overlapping: fan-in is its channels
+                nn.init.normal_(parameter, std=(2 / len(parameter)) ** 0.5)
             elif isinstance(submodule, Block) and name in ("scale1", "scale2"):
                 nn.init.constant_(parameter, config.layer_scale)
             elif name == "temperature":

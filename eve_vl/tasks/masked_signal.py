@@ -61,9 +61,14 @@ class MaskedSignalTask(Task[Settings]):
         if task.mlm_weight:
             self.token_head = TokenHead(config.model.embed_dim, sizes.vocab_size)
         if task.mim_weight:
-            block = config.model if isinstance(config.model, EveModelConfig) else EveModelConfig()
-            shape = {"depth": task.decoder_depth, "dim": task.decoder_dim, "num_heads": task.decoder_num_heads}
-            self.pixel_decoder = PixelDecoder(config.model.embed_dim, config.input.patch_dim, block, **shape)
+            self.pixel_decoder = self.build_decoder()
+
+    def build_decoder(self) -> Any:
+        """Return what makes pixels of states, untrained."""
+        config, task = self.config, self.settings
+        block = config.model if isinstance(config.model, EveModelConfig) else EveModelConfig()
+        shape = {"depth": task.decoder_depth, "dim": task.decoder_dim, "num_heads": task.decoder_num_heads}
+        return PixelDecoder(config.model.embed_dim, config.input.patch_dim, block, **shape)
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Tell each micro-batch how many tokens those of this step mask on average."""
@@ -103,11 +108,15 @@ class MaskedSignalTask(Task[Settings]):
         """Embed what a batch holds with only the kept patches (`keep`) and/or with [MASK] for masked tokens (`mask`)."""
         image = text = None
         if isinstance(batch, MaskedPictures):
-            image = self.encoder.image(batch.pixels(), batch.keep_BK if keep else None)
+            image = self.embed_pictures(batch) if keep else self.encoder.image(batch.pixels())
         if isinstance(batch, MaskedTexts):
             ids_BT = self.with_hidden_tokens(batch) if mask else batch.ids_BT
             text = self.encoder.text(ids_BT, batch.is_padding_BT, batch.num_real)
         return image, text
+
+    def embed_pictures(self, batch: MaskedPictures) -> Tokens:
+        """Embed pictures of which nothing but the kept patches is to be seen."""
+        return self.encoder.image(batch.pixels(), batch.keep_BK)
 
     def encode(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
         """Return the states of what `embed` returns."""
@@ -283,5 +292,11 @@ def mean_masked(micro_batches: Sequence[MaskedTexts]) -> Tensor:
 
     Losses are divided by it, so that gradients that are averaged over micro-batches and processes are those of the whole batch.
     """
-    count = sum_over_processes(torch.stack([batch.is_masked_BT.sum().float() for batch in micro_batches]).sum())
-    return count.clamp(min=1) / (world_size() * len(micro_batches))
+    count = torch.stack([batch.is_masked_BT.sum().float() for batch in micro_batches]).sum()
+    return mean_count(count, len(micro_batches))
+
+
+def mean_count(count: Tensor, num_micro_batches: int) -> Tensor:
+    """Return how many of what this process has `count` of in a step, float32, a micro-batch has on average, over all
+    processes, at least 1 in all."""
+    return sum_over_processes(count).clamp(min=1) / (world_size() * num_micro_batches)

@@ -39,6 +39,7 @@ NUM_GLIMPSED = 4
 NO_BASELINE = "without a baseline to compare it with"
 PAIR = ("pixels", "ids", "is_padding")
 FIELDS = {"pixels": "images_BCHW", "left": "images_BCHW", "right": "right_BCHW", "ids": "ids_BT", "is_padding": "is_padding_BT"}
+FIELDS |= {"right_ids": "right_ids_BT", "right_is_padding": "right_is_padding_BT"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,8 @@ class Computation:
     """Something that a run computes from tensors alone, for programs without torch."""
 
     inputs: tuple[str, ...]
-    """Of pixels, left and right (uint8, (B, 3, H, W)), ids (int64, (B, T)) and is_padding (bool, (B, T)), in the order of
-    `compute`."""
+    """Of pixels, left and right (uint8, (B, 3, H, W)), ids (int64, (B, T)) and is_padding (bool, (B, T)), those of a right item
+    as right_ids and right_is_padding too, in the order of `compute`."""
     output: str
     meaning: str
     compute: Callable[..., Tensor]

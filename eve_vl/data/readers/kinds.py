@@ -9,7 +9,17 @@ from typing import ClassVar, Self
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.readers.table import RowColumns, Table
-from eve_vl.data.records import Findable, ImageQuestion, ImageRef, ImagesStatement, ImageText, Labelled, Picture, Text
+from eve_vl.data.records import (
+    Findable,
+    ImageQuestion,
+    ImageRef,
+    ImagesStatement,
+    ImageText,
+    ItemPair,
+    Labelled,
+    Picture,
+    Text,
+)
 from eve_vl.errors import BadSampleError, UserError
 
 QUESTION_IDS = ("question_id", "qid", "id")
@@ -22,6 +32,12 @@ PAIR_COLUMNS = (
     ("left", "right"),
     ("image_0", "image_1"),
     ("image0", "image1"),
+)
+TEXT_LIST_COLUMN = "captions"
+TEXT_PAIR_COLUMNS = tuple(
+    pair
+    for name in ("caption", "text", "title")
+    for pair in ((f"left_{name}", f"right_{name}"), (f"{name}_left", f"{name}_right"))
 )
 DIRECTORY_COLUMN = "directory"
 NLVR2_COLUMNS = {"identifier", "sentence"}
@@ -238,17 +254,9 @@ class StatementColumns(RowColumns):
         """Return for image the column that lists both, or one for each; none if NLVR2's identifiers name them."""
         if option != "image":
             return super().pick_some(table, option, given)
-        if given is not None:
-            columns = given.split(",")
-            if len(columns) > 2:
-                raise UserError(f"{table.path}: '{given}' names {len(columns)} columns, expected LIST or LEFT,RIGHT")
-            return tuple(table.column(name, (), "image", "image") for name in columns)
-        columns = _picture_columns(table.names)
-        if columns is not None:
+        if given is None and (columns := _picture_columns(table.names)) is not None:
             return columns
-        pairs = ", ".join("/".join(pair) for pair in PAIR_COLUMNS)
-        problem = f"none of its columns is a usual column of two pictures ({LIST_COLUMN}; {pairs})"
-        raise table.lacks(problem, "Name them with --data.image-column: LIST or LEFT,RIGHT")
+        return _two_columns(table, option, given)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImagesStatement:
         """Return a statement; its identifier is the row number if the table has none. Raises BadSampleError."""
@@ -269,22 +277,83 @@ class StatementColumns(RowColumns):
     def _pictures(self, fields: Fields, identifier: str, root: Path, where: str) -> tuple[ImageRef, ImageRef]:
         if not self.images:
             return _nlvr2_pictures(identifier, fields.get(DIRECTORY_COLUMN), root, where)
-        values = [common.field(fields, name, where) for name in self.images]
-        if len(values) == 1:
-            (values,) = values
-            if not isinstance(values, list) or len(values) != 2:
-                problem = f"lists {len(values)}" if isinstance(values, list) else f"is {type(values).__name__}"
-                raise BadSampleError(where, f"{self.images[0]} {problem}, expected a list of two pictures")
-        left, right = (common.image_ref(value, root, where) for value in values)
+        left, right = (common.image_ref(value, root, where) for value in _two_values(fields, self.images, "pictures", where))
         return left, right
+
+
+class ItemColumns(RowColumns):
+    """Two items, each a picture and a text, and, unless it is kept back, whether they are the same.
+
+    images, texts: one column that lists both, or a column for each.
+    """
+
+    DESCRIPTION = "pairs of items"
+    USUAL: ClassVar = {
+        "image": (LIST_COLUMN,),
+        "text": (TEXT_LIST_COLUMN,),
+        "label": ("same", "label", "labels", "match"),
+    }
+
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
+        """Tell whether these are columns of pairs of items."""
+        return all(_usual_pair(option, names) for option in TWO_COLUMNS)
+
+    @classmethod
+    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
+        """Return the column that lists both pictures or both texts, or one for each."""
+        return _two_columns(table, option, given) if option in TWO_COLUMNS else super().pick_some(table, option, given)
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ItemPair:
+        """Return a pair of items. Raises BadSampleError."""
+        left, right = (common.image_ref(value, root, where) for value in _two_values(fields, self.images, "pictures", where))
+        texts = zip(self.texts * 2, _two_values(fields, self.texts, "texts", where), strict=False)
+        left_text, right_text = (common.to_text(value, name, where) for name, value in texts)
+        label = _label(common.first_of(fields, self.labels), where)
+        return ItemPair(left=left, right=right, captions=(left_text, right_text), label=label, where=where)
+
+
+TWO_COLUMNS = {"image": (LIST_COLUMN, PAIR_COLUMNS), "text": (TEXT_LIST_COLUMN, TEXT_PAIR_COLUMNS)}
+"""Usual columns of two pictures or of two texts: of a list of both, or one for each."""
+
+
+def _usual_pair(option: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the usual column that lists two pictures or texts, or one for each; empty if there is none."""
+    listed, pairs = TWO_COLUMNS[option]
+    return (listed,) if listed in names else next((pair for pair in pairs if set(pair) <= set(names)), ())
+
+
+def _two_columns(table: Table, option: str, given: str | None) -> tuple[str, ...]:
+    """Return the column that lists two pictures or texts, or one for each. Raises UserError."""
+    if given is not None:
+        columns = given.split(",")
+        if len(columns) > 2:
+            raise UserError(f"{table.path}: '{given}' names {len(columns)} columns, expected LIST or LEFT,RIGHT")
+        return tuple(table.column(name, (), option, option) for name in columns)
+    if columns := _usual_pair(option, table.names):
+        return columns
+    listed, pairs = TWO_COLUMNS[option]
+    what = "pictures" if option == "image" else "texts"
+    problem = f"none of its columns is a usual column of two {what} ({listed}; {', '.join('/'.join(pair) for pair in pairs)})"
+    raise table.lacks(problem, f"Name them with --data.{option}-column: LIST or LEFT,RIGHT")
+
+
+def _two_values(fields: Fields, columns: tuple[str, ...], what: str, where: str) -> list[object]:
+    """Return the two pictures or texts of a row. Raises BadSampleError."""
+    values = [common.field(fields, name, where) for name in columns]
+    if len(values) == 2:
+        return values
+    (both,) = values
+    if not isinstance(both, list) or len(both) != 2:
+        problem = f"lists {len(both)}" if isinstance(both, list) else f"is {type(both).__name__}"
+        raise BadSampleError(where, f"{columns[0]} {problem}, expected a list of two {what}")
+    return both
 
 
 def _picture_columns(names: Sequence[str]) -> tuple[str, ...] | None:
     """Return the usual column that lists two pictures, or one for each, none for NLVR2, whose identifiers name them."""
-    if LIST_COLUMN in names:
-        return (LIST_COLUMN,)
-    pair = next((pair for pair in PAIR_COLUMNS if set(pair) <= set(names)), None)
-    return () if pair is None and set(names) >= NLVR2_COLUMNS else pair
+    pair = _usual_pair("image", names)
+    return pair if pair or set(names) >= NLVR2_COLUMNS else None
 
 
 def _nlvr2_pictures(identifier: str, directory: object, root: Path, where: str) -> tuple[ImageRef, ImageRef]:
@@ -312,6 +381,7 @@ def _label(value: object, where: str) -> bool | None:
 
 KINDS: dict[str, type[RowColumns]] = {
     "questions": QuestionColumns,
+    "items": ItemColumns,
     "statements": StatementColumns,
     "labels": LabelColumns,
     "captions": CaptionColumns,

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from eve_vl.data.generated import GeneratedRows
-from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText, Labelled, Picture, Text
+from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText, ItemPair, Labelled, Picture, Text
+from eve_vl.data.scenes.items import sample_items
 from eve_vl.data.scenes.questions import ANSWERS, sample_question
 from eve_vl.data.scenes.render import MIN_IMAGE_SIZE, render
 from eve_vl.data.scenes.statements import sample_statement
@@ -96,10 +97,20 @@ class SceneStatements(_SceneRows):
         )
 
 
+class SceneItems(_SceneRows):
+    """Two generated items each, the same or not: what a picture shows, and what only a text tells."""
+
+    def __getitem__(self, index: int, /) -> ItemPair:
+        example, where = sample_items(self.split, self.seed, index), self.where(index)
+        left, right = map(self._image, example.scenes)
+        return ItemPair(left=left, right=right, captions=example.texts, label=example.label, where=where)
+
+
 SCENES: dict[str, type[_SceneRows]] = {
     "captions": ScenePairs,
     "questions": SceneQuestions,
     "statements": SceneStatements,
+    "items": SceneItems,
     "pictures": ScenePictures,
     "texts": SceneTexts,
     "labels": SceneLabels,

@@ -1,0 +1,41 @@
+"""Pairs of items that are the same or not: the area under precision over recall, as MLIM reports it.
+
+Letters: R rows.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from eve_vl.metrics import certainty
+from eve_vl.metrics.classification import average_precision
+
+MAIN = "pr_auc"
+
+
+def summary(probabilities: Mapping[str, Sequence[float]], labels: Sequence[bool | None]) -> dict[str, float]:
+    """Return the numbers of pairs. probabilities: of being the same, by the number that they make, pr_auc among these, and of
+    the same pairs seen otherwise under longer names; labels: None is one that was kept back.
+
+    pr_auc: average precision, Σ (Rₙ − Rₙ₋₁) Pₙ without interpolation, pairs of equal probability as one step. pr_auc_chance:
+    that of a blind guess, the share of pairs that are the same. pair_acc: share of pairs told right at a probability of 0.5.
+    num_pairs: all of them. num_unlabelled: those without a label, which are not scored. Without two kinds of labels, the areas
+    are left out.
+    """
+    known = np.array([label is not None for label in labels], dtype=bool)
+    is_same_R = np.array([bool(label) for label in labels])[known]
+    numbers: dict[str, float] = {}
+    if len(is_same_R):
+        score_R = np.array(probabilities[MAIN])[known]
+        numbers["pair_acc"] = certainty.share(int(((score_R > 0.5) == is_same_R).sum()), len(is_same_R))
+    if is_same_R.any() and not is_same_R.all():
+        found = {name: average_precision(np.array(each)[known], is_same_R) for name, each in probabilities.items()}
+        share = is_same_R.mean().item()
+        found[f"{MAIN}_chance"] = share, (is_same_R - share) / len(is_same_R)
+        numbers |= {name: certainty.linear(value, influence_R) for name, (value, influence_R) in found.items()}
+        value, influence_R = found[MAIN]
+        for name, (other, of_other_R) in found.items():
+            if name != MAIN:
+                gain_R = influence_R - of_other_R + (value - other) / len(is_same_R)
+                numbers[MAIN] = certainty.over(numbers[MAIN], name, gain_R)
+    return numbers | {"num_pairs": len(labels), "num_unlabelled": int((~known).sum())}

@@ -1,0 +1,93 @@
+"""MLIM (arXiv 2109.12178): masked texts and pictures in one pass, and pairs of items, which it was made for."""
+
+from pathlib import Path
+
+from eve_vl.config import (
+    Config,
+    DataConfig,
+    EveModelConfig,
+    InputConfig,
+    MlimConfig,
+    PairConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+
+def mlim_large() -> Config:
+    """MLIM at its own size: BERT-large's 24 blocks from random weights, 384 pixels in nine blocks.
+
+    torchrun --nproc-per-node 8 -m eve_vl pretrain mlim_large --data.train 'items-{0000..0999}.tar' --data.val val.jsonl
+    """
+    return Config(
+        recipe="mlim_large",
+        out=Path("runs/mlim_large"),
+        input=InputConfig(image_size=384, patch_size=128, text_length=64),
+        model=EveModelConfig(
+            stem="blocks",
+            embed_dim=1024,
+            depth=24,
+            num_heads=16,
+            shallow_ffn="shared",
+            num_deep_blocks=0,
+            activation="gelu",
+            drop_path=0.0,
+        ),
+        task=MlimConfig(),
+        data=DataConfig(crop_scale=(1.0, 1.0), num_workers=8),
+        tokenizer=TokenizerConfig(vocab_size=30_522),
+        train=TrainConfig(steps=200_000, batch_size=256, lr=5e-4, weight_decay=0.01, val_every=5000, save_every=5000),
+    )
+
+
+def mlim_tiny() -> Config:
+    """MLIM on built-in scenes: minutes on one core.
+
+    eve pretrain mlim_tiny
+    """
+    return Config(
+        recipe="mlim_tiny",
+        out=Path("runs/mlim_tiny"),
+        input=InputConfig(image_size=48, patch_size=16, text_length=32),
+        model=EveModelConfig(
+            stem="blocks",
+            embed_dim=192,
+            depth=4,
+            num_heads=3,
+            mlp_ratio=2.0,
+            shallow_ffn="shared",
+            num_deep_blocks=0,
+            activation="gelu",
+            drop_path=0.0,
+            dropout=0.0,
+            layer_scale=1.0,
+            init_std=0.05,
+            position_std=0.3,
+        ),
+        task=MlimConfig(),
+        data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
+        tokenizer=TokenizerConfig(vocab_size=512),
+        train=TrainConfig(
+            steps=1000, batch_size=32, optimizer="muon", lr=1.2e-3, warmup=0.1, log_every=25, val_every=500, save_every=500
+        ),
+    )
+
+
+def mlim_pairs(init: Config) -> Config:
+    """Pairs of items from built-in scenes, the same or not: a minute on one core.
+
+    eve finetune mlim_pairs --init runs/mlim_tiny
+    """
+    return Config(
+        recipe="mlim_pairs",
+        out=Path("runs/mlim_pairs"),
+        init=init.out,
+        input=init.input,
+        model=init.model,
+        task=PairConfig(),
+        data=DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500),
+        tokenizer=TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
+        train=TrainConfig(
+            steps=600, batch_size=64, optimizer="muon", lr=6e-4, new_lr_multiplier=3, warmup=0.1, val_every=200, save_every=200
+        ),
+    )

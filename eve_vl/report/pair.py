@@ -1,0 +1,35 @@
+"""What the page shows of pairs of items.
+
+Letters: B batch.
+"""
+
+from collections.abc import Iterator
+
+from eve_vl.data.batch import ItemBatch
+from eve_vl.report.curves import Loss
+from eve_vl.report.task import ClassifierReport, Example, best_choices, pixels_of
+from eve_vl.tasks.pair import ItemPairs
+
+
+class PairReport(ClassifierReport):
+    """The area under precision over recall beside a blind guess's, and that of pictures and of texts alone."""
+
+    task: ItemPairs
+    name = "pair"
+    title, template = "Items", "pair.html"
+    row = "pair"
+    losses = (Loss("pair", "Comparison loss", "Cross-entropy of the same or not, in nats."),)
+
+    def examples(self, batch: ItemBatch) -> Iterator[Example]:
+        """Yield the pairs with the verdict."""
+        probability_B2, names = self.task.predict(batch)[0].float().softmax(1), self.task.class_names
+        for row, label in enumerate(batch.labels):
+            choices = best_choices(probability_B2[row], 2, names.__getitem__, lambda verdict, label=label: verdict == label)
+            yield Example(
+                where=batch.where[row],
+                pictures={"left": pixels_of(batch.images_BCHW[row]), "right": pixels_of(batch.right_BCHW[row])},
+                text=" | ".join(batch.captions[row]),
+                choices=choices,
+                truth="" if label is None else names[label],
+                kind=choices[0].text,
+            )

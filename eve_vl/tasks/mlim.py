@@ -1,0 +1,144 @@
+"""Pre-training as MLIM does (arXiv 2109.12178): one pass over texts and pictures of which both may be partly hidden, then
+hidden tokens are guessed and whole pictures are painted by convolutions.
+
+Of each pair one of three things is shown: the picture alone or the text alone, with most of it hidden, or both, with little
+hidden (modality-aware masking). A hidden patch is not dropped: the word [MASK] stands in its place, as it does in texts.
+
+Letters: B batch, P patches, M hidden patches or masked tokens, X values in a patch, H height, W width, D width.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eve_vl import objectives
+from eve_vl.config import Config, EveModelConfig, MlimConfig
+from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, PartedBatch
+from eve_vl.data.dataset import AwareMasks
+from eve_vl.errors import UserError
+from eve_vl.metrics.masked_signal import Sums
+from eve_vl.model.backbone import Encoded
+from eve_vl.model.conv_decoder import ConvDecoder
+from eve_vl.model.embed import patchify, take
+from eve_vl.model.encoder import Encoder, initialize
+from eve_vl.model.rows import Tokens
+from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalTask, mean_count
+from eve_vl.tasks.task import Routers, Sizes, pair_tokens
+from eve_vl.tasks.verdict import Against
+from eve_vl.train.trainer import StepOutput
+
+
+class Mlim(MaskedSignalTask[MlimConfig]):
+    """MLIM's pre-training. `mim` is its loss RECON, `mim_weight` that one's weight."""
+
+    section = MlimConfig
+    dataset = AwareMasks
+    against = (
+        *MaskedSignalTask.against,
+        Against("recon", "picture", "recon_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
+    )
+
+    def __init__(self, config: Config, sizes: Sizes):
+        model = config.model
+        if not isinstance(model, EveModelConfig) or model.stem != "blocks":
+            raise UserError(
+                "the task mlim takes no model but eve with model.stem blocks, of which a hidden patch shows nothing, and whose "
+                "layers its decoder mirrors"
+            )
+        super().__init__(config, sizes)
+        self.leaves_unused = True  # a batch may hold no pictures, or no texts
+        initialize(self, model)
+
+    def build_decoder(self) -> ConvDecoder:
+        """Return what paints pictures of states, untrained."""
+        return ConvDecoder(self.config.model.embed_dim, self.config.input.patch_size)
+
+    def before_step(self, micro_batches: list[PartedBatch]) -> list[Any]:
+        """Tell each micro-batch how many masked tokens and patches to paint those of this step have on average."""
+        parts = [part for batch in micro_batches for part in batch.parts]
+        tokens = sum(len(part.places()) for part in parts if isinstance(part, MaskedTexts))
+        patches = sum(self.painted_positions(part).numel() for part in parts if isinstance(part, MaskedPictures))
+        counts_2 = torch.tensor([tokens, patches], dtype=torch.float32, device=next(self.parameters()).device)
+        num_tokens, num_patches = mean_count(counts_2, len(micro_batches))
+        counted = [dataclasses.replace(batch, num_tokens=num_tokens, num_patches=num_patches) for batch in micro_batches]
+        return super().before_step(counted)
+
+    def forward(self, batch: PartedBatch) -> StepOutput:
+        """Return the weighted sum of both losses (weights: task.mlm_weight, task.mim_weight), each 0 where there is nothing for
+        it. Rows that show the same go through the encoder together: the same numbers as of one pass over rows with padding."""
+        if batch.num_tokens is None or batch.num_patches is None:
+            (batch,) = self.before_step([batch])
+        assert batch.num_tokens is not None and batch.num_patches is not None
+        zero, routers = batch.num_tokens.new_zeros(()), []
+        mlm, mim, num_right = zero, zero, zero
+        for part in batch.parts:
+            encoded = self.encode(part, keep=True, mask=True)
+            routers += encoded.routers
+            if isinstance(part, MaskedTexts):
+                logits_MV, targets_M = self.predict_tokens(encoded, part), part.targets()
+                mlm = mlm + objectives.masked_tokens(logits_MV, targets_M, batch.num_tokens)
+                num_right = num_right + (logits_MV.argmax(-1) == targets_M).sum()
+            if isinstance(part, MaskedPictures):
+                mim = mim + self.squared_errors(encoded, part).sum() / batch.num_patches
+        return self.output({"mim": mim, "mlm": mlm}, routers, mlm_acc=num_right / batch.num_tokens)
+
+    def squared_errors(self, encoded: Encoded, batch: MaskedPictures) -> Tensor:
+        """Return the squared error of pixels in [0, 1], summed over colours, mean over the pixels of a patch, of the
+        patches that count: float32 (B, M)."""
+        index_BM = self.painted_positions(batch)
+        error_BMX = take(self.painted(encoded).float(), index_BM) - take(self.patches(batch), index_BM)
+        return 3 * (error_BMX / 2).square().mean(2)  # the house has pixels in [-1, 1]
+
+    def painted_positions(self, batch: MaskedPictures) -> Tensor:
+        """Return the positions of the patches that the loss of rebuilding is of (task.recon_region), int64 (B, M)."""
+        if self.settings.recon_region == "masked":
+            return batch.hidden_BM
+        return torch.cat([batch.keep_BK, batch.hidden_BM], dim=1)
+
+    def painted(self, encoded: Encoded) -> Tensor:
+        """Return whole pictures as patches (B, P, X), in [-1, 1]."""
+        P = self.config.input.num_patches
+        pixels_BCHW = self.pixel_decoder(encoded.x_BND[:, 1 : 1 + P])
+        return patchify(pixels_BCHW, self.config.input.patch_size) * 2 - 1
+
+    def predict_pixels(self, encoded: Encoded, batch: MaskedPictures) -> Tensor:
+        """Return the hidden patches (B, M, X) in [-1, 1]."""
+        return take(self.painted(encoded), batch.hidden_BM)
+
+    def embed_pictures(self, batch: MaskedPictures) -> Tokens:
+        """Embed pictures with the word [MASK] in the place of hidden patches, which keep their positions."""
+        assert isinstance(self.encoder, Encoder)
+        word_BMD = self.encoder.text.without_place(torch.full_like(batch.hidden_BM, self.sizes.mask_id))
+        return self.encoder.image(batch.pixels(), instead=(batch.hidden_BM, word_BMD))
+
+    def add_to(self, sums: Sums, batch: MaskedBatch, names: Sequence[str]) -> None:
+        """Evaluate one batch: masked signals where little of both is hidden, and the loss of rebuilding with the right and with
+        a wrong caption."""
+        super().add_to(sums, batch, names)
+        assert isinstance(batch, PairBatch) and batch.wrong is not None
+        for name, pairs in (("recon", batch), ("recon_wrong_caption", batch.with_text_of(batch.wrong))):
+            error_B = self.squared_errors(self.encode(pairs, keep=True, mask=True), batch).mean(1)
+            sums.add(name, names, torch.arange(len(error_B)), error_B)
+
+    def routers(self, batch: Any) -> Routers:
+        """Return what the routers do where little of both is hidden."""
+        return self.encode(batch, keep=True, mask=True).routers
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of each part of a step, of modality-aware masks on average."""
+        task, D = self.settings, self.config.model.embed_dim
+        num_image, T = pair_tokens(self.config)
+        is_aware, P = task.masking == "aware", num_image - 1
+        both = self.encoder.flops(num_image, T)
+        alone = [self.encoder.flops(num_image, 0), self.encoder.flops(0, T)] * is_aware
+        ratios = [task.text_mask_ratio, *[task.heavy_mask_ratio] * is_aware]
+        share = 2 / 3 if is_aware else 1  # of the rows show a picture, or a text
+        num_masked = sum(max(1, round((T - 1) * ratio)) for ratio in ratios) / len(ratios)
+        return {
+            "one pass": (both + sum(alone)) / (1 + len(alone)),
+            "pixel decoder": share * self.pixel_decoder.flops(P),
+            "token head": share * 2 * num_masked * D * (D + self.sizes.vocab_size),
+        }

@@ -1,0 +1,200 @@
+"""Are two items, each a picture with a text, the same? The encoder reads each with the same weights, a head compares the two
+[CLS] states (MLIM).
+
+Training may leave out the pictures or the texts of both items (modality dropout), so that neither is leant on alone; evaluation
+shows both, and tells how each does alone.
+
+Letters: B batch, R rows of one kind, D width.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from tyro.conf import Positional
+
+from eve_vl.config import Config, PairConfig
+from eve_vl.data.batch import ItemBatch, normalize
+from eve_vl.data.downstream import ItemRows
+from eve_vl.data.inputs import Images, Strings, given_images, given_texts
+from eve_vl.metrics import pair as metrics
+from eve_vl.model.encoder import initialize
+from eve_vl.model.heads import CompareHead
+from eve_vl.tasks.calls import Calls, JsonFlags, Verb, in_batches
+from eve_vl.tasks.task import FIELDS, Classifier, Routers, Sizes, pair_tokens
+from eve_vl.tasks.verdict import Against
+
+SHOWN = {"pr_auc": "pairs", "pr_auc_pictures": "pictures", "pr_auc_texts": "texts"}
+"""What evaluation shows of the items, by the number that it makes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairExample:
+    """A pair of items with the probabilities of being the same, by the number that they make (SHOWN), and the true label (None
+    where it is kept back)."""
+
+    probabilities: Mapping[str, float]
+    captions: tuple[str, str]
+    label: bool | None
+    where: str
+    name: str = ""
+
+    @property
+    def probability(self) -> float:
+        """That of whole items."""
+        return self.probabilities[metrics.MAIN]
+
+    @property
+    def is_same(self) -> bool:
+        """What the model says."""
+        return self.probability > 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Whether two items are the same, and the probability that they are."""
+
+    same: bool
+    probability: float
+
+    def __str__(self) -> str:
+        return f"{'the same' if self.same else 'not the same'} (probability of being the same {self.probability:.4f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareFlags(JsonFlags):
+    """Flags of `eve compare`."""
+
+    left: Positional[Path]
+    """Picture file of one item."""
+    left_text: Positional[str]
+    """Its text."""
+    right: Positional[Path]
+    """Picture file of the other item."""
+    right_text: Positional[str]
+    """Its text."""
+
+
+class PairCalls(Calls):
+    """What a run does for people."""
+
+    task: "ItemPairs"
+    num_pictures = 2
+    verbs: ClassVar[dict[str, Verb]] = {"compare": Verb(flags=CompareFlags, values=asdict)} | Calls.verbs
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        return ("compare",)
+
+    @torch.no_grad()
+    def compare(
+        self, left: Images, left_text: Strings, right: Images, right_text: Strings, batch_size: int = 64
+    ) -> Comparison | list[Comparison]:
+        """Return whether two items, each a picture with a text, are the same; of lists of equal length, or of lists and one,
+        row by row."""
+
+        def compared(*columns: Sequence[Any]) -> list[Comparison]:
+            tensors = [self.inputs.images(columns[0]), self.inputs.images(columns[2])]
+            tensors += [*self.inputs.texts(columns[1]), *self.inputs.texts(columns[3])]
+            probability_B = self.task.logits(*tensors)[0].softmax(1)[:, 1]
+            return [Comparison(same=value > 0.5, probability=value) for value in probability_B.tolist()]
+
+        left_images, right_images = (partial(given_images, where=f"{side} image") for side in ("left", "right"))
+        given = (left_images, left), (given_texts, left_text), (right_images, right), (given_texts, right_text)
+        return in_batches(compared, batch_size, *given)
+
+
+class ItemPairs(Classifier[PairConfig]):
+    """The task: encoder and the head that compares."""
+
+    section = PairConfig
+    dataset, scored = ItemRows, "pair_acc"
+    calls = PairCalls
+    main_metric = metrics.MAIN
+    against = (
+        Against("pr_auc", "pair", "pr_auc_chance", "a blind guess"),
+        Against("pr_auc", "pair", "pr_auc_pictures", "of the pictures alone", "uses the texts"),
+        Against("pr_auc", "pair", "pr_auc_texts", "of the texts alone", "uses the pictures"),
+    )
+    class_names = ("not the same", "the same")
+    has_prediction_file = True
+    computation = "comparer"
+    reads = ("left", "right", "ids", "is_padding", "right_ids", "right_is_padding")
+    meaning = "not the same, the same; their softmax is the probability"
+
+    def __init__(self, config: Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        self.leaves_unused = self.settings.modality_dropout  # a batch may show no pictures, or no texts
+        self.compare_head = CompareHead(config.model.embed_dim)
+        initialize(self, config.model)
+
+    def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
+        """Return logits (B, 2), class 1 = the same, and the routers' statistics of each pass."""
+        (left_BD, right_BD), routers = self.states(tensors, "pairs")
+        return self.compare_head(left_BD, right_BD), routers
+
+    def states(self, tensors: Sequence[Tensor], shown: str) -> tuple[Tensor, Routers]:
+        """Return the [CLS] states of both items, (2, B, D), and the routers' statistics of each pass. tensors: what `reads`
+        names. shown: pairs of pictures and texts, pictures alone or texts alone."""
+        left_BCHW, right_BCHW, *texts = tensors
+        states, routers = [], []
+        for images_BCHW, ids_BT, is_padding_BT in ((left_BCHW, *texts[:2]), (right_BCHW, *texts[2:])):
+            image = None if shown == "texts" else self.encoder.image(normalize(images_BCHW))
+            text = None if shown == "pictures" else self.encoder.text(ids_BT, is_padding_BT)
+            cls_BD, of_pass = self.encoder.cls(image, text)
+            states.append(cls_BD)
+            routers += of_pass
+        return torch.stack(states), routers
+
+    def predict(self, batch: ItemBatch) -> tuple[Tensor, Routers]:
+        """Return logits (B, 2) of a batch's pairs as they are shown, and the routers' statistics of each pass."""
+        tensors = [getattr(batch, FIELDS[name]) for name in self.reads]
+        states, order, routers = [], [], []
+        for kind in dict.fromkeys(batch.shown):
+            rows = [row for row, shown in enumerate(batch.shown) if shown == kind]
+            row_R = torch.tensor(rows, device=batch.ids_BT.device)
+            states_2RD, of_passes = self.states([tensor.index_select(0, row_R) for tensor in tensors], kind)
+            states.append(states_2RD)
+            order.append(row_R)
+            routers += of_passes
+        left_BD, right_BD = torch.cat(states, dim=1)[:, torch.cat(order).argsort()]
+        return self.compare_head(left_BD, right_BD), routers
+
+    def targets(self, batch: ItemBatch) -> Tensor:
+        """Return the class of each pair, bool (B,) on the CPU."""
+        return torch.tensor(batch.labels)
+
+    def examples_of(self, batch: ItemBatch) -> list[PairExample]:
+        """Compare the items of a batch, whole and by pictures or texts alone."""
+        found: dict[str, list[float]] = {}
+        for name, shown in SHOWN.items():
+            logits_B2, _ = self.predict(dataclasses.replace(batch, shown=(shown,) * len(batch.where)))
+            found[name] = logits_B2.float().softmax(1)[:, 1].tolist()
+        rows = zip(batch.rows(), *found.values(), strict=True)
+        return [PairExample(probabilities=dict(zip(found, values, strict=True)), **row) for row, *values in rows]
+
+    def numbers(self, examples: Sequence[PairExample]) -> dict[str, float]:
+        """Return the numbers of `metrics.pair`."""
+        probabilities = {name: [each.probabilities[name] for each in examples] for name in SHOWN}
+        return metrics.summary(probabilities, [each.label for each in examples])
+
+    def row_scores(self, examples: Sequence[PairExample]) -> dict[str, float]:
+        """Return whether each pair that has a label is told right."""
+        return {each.name: float(each.is_same == each.label) for each in examples if each.label is not None}
+
+    def prediction_file(self, examples: Sequence[PairExample]) -> str:
+        """Return a JSON line for each pair: its name, whether its items are the same and how probable that is."""
+        lines = ({"row": each.where, "same": each.is_same, "probability": each.probability} for each in examples)
+        return "".join(json.dumps(line) + "\n" for line in lines)
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of a step, of modality dropout on average."""
+        num_image, num_text = pair_tokens(self.config)
+        sizes = [(num_image, num_text), *[(num_image, 0), (0, num_text)] * self.settings.modality_dropout]
+        return {"two items": 2 * sum(self.encoder.flops(*size, "cls") for size in sizes) / len(sizes)}

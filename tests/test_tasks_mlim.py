@@ -1,0 +1,213 @@
+"""MLIM against slow loops: blocks of pixels that share nothing, three kinds of masks, both losses, and one pass or three."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from twins import pairs, randomize, tiny_config, tiny_tokenizer
+
+from eve_vl.config import Config, MlimConfig
+from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, PartedBatch, Sample
+from eve_vl.data.dataset import AwareMasks
+from eve_vl.errors import UserError
+from eve_vl.model.conv_decoder import ConvDecoder
+from eve_vl.model.embed import BlockStem
+from eve_vl.model.encoder import Encoder
+from eve_vl.model.rows import Tokens
+from eve_vl.tasks.mlim import Mlim
+from eve_vl.tasks.task import Sizes
+
+TOKENIZER = tiny_tokenizer()
+SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id)
+
+
+def config_of(task: MlimConfig | None = None, **model: Any) -> Config:
+    """Nine patches of 16 × 16 pixels and texts of up to twelve tokens."""
+    model = {"stem": "blocks", "shallow_ffn": "shared", "num_deep_blocks": 0} | model
+    shape = {"image_size": 48, "patch_size": 16}
+    return tiny_config(input=shape, model=model, task=task or MlimConfig(), data={"flip": False, "crop_scale": (1.0, 1.0)})
+
+
+def build(config: Config) -> Mlim:
+    """A task in evaluation mode whose every weight matters."""
+    task = Mlim(config, SIZES)
+    randomize(task, 1, std=0.3)
+    return task.eval()
+
+
+def encoder_of(task: Mlim) -> Encoder:
+    assert isinstance(task.encoder, Encoder)
+    return task.encoder
+
+
+def rows_of(config: Config, *, training: bool = True, count: int = 60) -> AwareMasks:
+    return AwareMasks([pairs(count, captions=1)], config, TOKENIZER, training=training)
+
+
+def batch_of(config: Config, num: int = 9) -> PartedBatch:
+    rows = rows_of(config)
+    batch = rows.collate([rows[0, 0, row] for row in range(num)])
+    assert isinstance(batch, PartedBatch) and len(batch.parts) == 3
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("module", "count"),
+    [(BlockStem(1024, 128), 196_080), (ConvDecoder(1024, 128), 2_763_123), (BlockStem(192, 16), 59_888)],
+)
+def test_embedder_and_decoder_have_the_counted_parameters(module, count):
+    assert sum(parameter.numel() for parameter in module.parameters()) == count
+
+
+def test_a_place_of_the_embedder_sees_its_own_block_and_a_hidden_one_shows_nothing():
+    """MLIM's own idea: hiding a token hides exactly a square of pixels, from everything."""
+    task = build(config_of())
+    encoder, pixels = encoder_of(task), torch.randn(1, 3, 48, 48, requires_grad=True)
+    for k in range(9):
+        word = torch.randn(1, 1, 16)
+        tokens = encoder.image(pixels, instead=(torch.tensor([[k]]), word))
+        assert torch.allclose(tokens.x_BND[0, 1 + k], word[0, 0] + encoder.image.positions[1 + k] + encoder.image.type_embed)
+        (gradient,) = torch.autograd.grad(tokens.x_BND.square().sum(), pixels)
+        is_seen = torch.ones(48, 48, dtype=torch.bool)
+        is_seen[16 * (k // 3) : 16 * (k // 3) + 16, 16 * (k % 3) : 16 * (k % 3) + 16] = False
+        assert torch.equal((gradient != 0).any(1)[0], is_seen)
+
+
+def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
+    task = build(config_of())
+    encoder, part = encoder_of(task), batch_of(task.config).pairs
+    assert part is not None
+    image, text = task.embed(part, keep=True, mask=True)
+    assert image is not None
+    word = encoder.text.norm(encoder.text.words.weight[SIZES.mask_id])
+    for row, hidden in enumerate(part.hidden_BM.tolist()):
+        for k in hidden:
+            place = encoder.image.positions[1 + k] + encoder.image.type_embed
+            assert torch.allclose(image.x_BND[row, 1 + k] - place, word, atol=1e-5)
+        for t in part.is_masked_BT[row].nonzero().flatten().tolist():
+            place = encoder.text.positions[t] + encoder.text.type_embed
+            assert torch.allclose(text.x_BND[row, t] - place, word, atol=1e-5)
+
+
+def test_a_third_of_the_rows_shows_each_thing_with_exact_counts():
+    rows = rows_of(config_of(), count=240)
+    shown = Counter()
+    for row in range(240):
+        sample = rows[0, 0, row]
+        shown[sample.batch] += 1
+        ratio = 0.15 if sample.batch is PairBatch else 0.8
+        assert hasattr(sample, "image") == (sample.batch is not MaskedTexts)
+        assert hasattr(sample, "ids_T") == (sample.batch is not MaskedPictures)
+        if hasattr(sample, "image"):
+            assert sorted([*sample.keep_K, *sample.hidden_M]) == list(range(9))
+            assert len(sample.hidden_M) == max(1, round(9 * ratio))
+        if hasattr(sample, "ids_T"):
+            assert not sample.is_masked_T[0]
+            assert sample.is_masked_T.sum() == max(1, round((len(sample.ids_T) - 1) * ratio))
+    assert all(60 <= shown[kind] <= 100 for kind in (MaskedPictures, MaskedTexts, PairBatch))
+    assert len({rows[epoch, 0, 0].batch for epoch in range(9)}) > 1  # drawn anew in each epoch
+    light = rows_of(config_of(MlimConfig(masking="light")))
+    assert {light[0, 0, row].batch for row in range(20)} == {PairBatch}
+    assert {rows_of(config_of(), training=False)[0, 0, row].batch for row in range(20)} == {PairBatch}
+
+
+def slow_losses(task: Mlim, batch: PartedBatch, region: str) -> tuple[float, float]:
+    """MLM and RECON of a batch, row by row, all rows padded to the same sequence and attended to by what they show alone."""
+    encoder, errors, nats = encoder_of(task), [], []
+    painter: Any = task.pixel_decoder
+    head: Any = task.token_head
+    part: Any
+    for part in batch.parts:
+        for row in range(len(part.where)):
+            has_image, has_text = isinstance(part, MaskedPictures), isinstance(part, MaskedTexts)
+            ids = part.ids_BT[row : row + 1] if has_text else torch.full((1, 12), 5)
+            is_masked = part.is_masked_BT[row] if has_text else torch.zeros(12, dtype=torch.bool)
+            is_padding = part.is_padding_BT[row : row + 1] if has_text else torch.ones(1, 12, dtype=torch.bool)
+            shown = ids.masked_fill(is_masked, SIZES.mask_id)
+            text = encoder.text(shown, is_padding)
+            pixels = part.pixels()[row : row + 1] if has_image else torch.zeros(1, 3, 48, 48)
+            hidden = part.hidden_BM[row].tolist() if has_image else []
+            image = encoder.image(pixels).x_BND.clone()
+            for k in hidden:
+                word = encoder.text.norm(encoder.text.words.weight[SIZES.mask_id])
+                image[0, 1 + k] = word + encoder.image.positions[1 + k] + encoder.image.type_embed
+            is_none = torch.cat([torch.full((1, 10), not has_image), is_padding], dim=1)
+            tokens = Tokens(x_BND=torch.cat([image, text.x_BND], dim=1), num_image=0, is_padding_BN=is_none)
+            # all tokens as if of texts: one network for all, so only the padding counts
+            rows = encoder.rows(tokens)
+            states = rows.grid(encoder.norm(encoder.run_blocks(tokens, rows)[0]))[0]
+            for t in is_masked.nonzero().flatten().tolist():
+                logits = head(states[10 + t : 11 + t])[0]
+                nats.append(-logits.log_softmax(0)[ids[0, t]].item())
+            if has_image:
+                painted, true = painter(states[None, 1:10])[0], (pixels[0] + 1) / 2
+                for y in range(48):
+                    for x in range(48):
+                        if region == "all" or 3 * (y // 16) + x // 16 in hidden:
+                            errors.append(sum((painted[c, y, x] - true[c, y, x]) ** 2 for c in range(3)))
+    return sum(nats) / len(nats), float(sum(errors)) / len(errors)
+
+
+@pytest.mark.parametrize("region", ["all", "masked"])
+def test_losses_are_those_of_one_pass_over_padded_rows(region):
+    config = config_of(MlimConfig(recon_region=region))
+    task, batch = build(config), batch_of(config, 7)
+    with torch.no_grad():
+        output, (mlm, recon) = task(batch), slow_losses(task, batch, region)
+    assert output.terms["mlm"].item() == pytest.approx(mlm, rel=1e-4)
+    assert output.terms["mim"].item() == pytest.approx(recon, rel=1e-4)
+    assert output.loss.item() == pytest.approx(mlm + recon, rel=1e-4)
+
+
+def test_two_micro_batches_are_one_batch():
+    """Masked tokens and pictures are counted over the whole step; a batch of texts alone has no loss of pictures."""
+    config = config_of()
+    task, rows = build(config), rows_of(config)
+    samples = [rows[0, 0, row] for row in range(12)]
+    texts = [sample for sample in samples if sample.batch is MaskedTexts]
+    others = [sample for sample in samples if sample.batch is not MaskedTexts]
+
+    def collated(some: list[Sample]) -> PartedBatch:
+        batch = rows.collate(some)
+        assert isinstance(batch, PartedBatch)
+        return batch
+
+    whole = task(collated(samples)).loss
+    halves = [task(batch) for batch in task.before_step([collated(texts), collated(others)])]
+    assert halves[0].terms["mim"] == 0
+    assert (halves[0].loss + halves[1].loss).item() / 2 == pytest.approx(whole.item(), rel=1e-5)
+    assert task(collated([s for s in others if s.batch is MaskedPictures])).terms["mlm"] == 0
+
+
+def test_evaluation_measures_both_checks():
+    config = config_of()
+    task, rows = build(config), rows_of(config, training=False)
+    batch = rows.collate([rows[0, 0, row] for row in range(8)])
+    assert isinstance(batch, PairBatch) and batch.wrong is not None
+    numbers, painter = task.evaluated([batch]).numbers, task.build_decoder()
+    painter.load_state_dict(task.pixel_decoder.state_dict())
+    with torch.no_grad():
+        for name, each in (("recon", batch), ("recon_wrong_caption", batch.with_text_of(batch.wrong))):
+            painted = painter(task.encode(each, keep=True, mask=True).x_BND[:, 1:10])
+            expected = 3 * F.mse_loss(painted, batch.images_BCHW / 255)
+            assert numbers[name] == pytest.approx(expected.item(), rel=1e-5)
+        hidden = torch.zeros(8, 9).scatter_(1, batch.hidden_BM, 1).view(8, 1, 3, 3)
+        is_hidden = F.interpolate(hidden, scale_factor=16.0).expand(-1, 3, -1, -1) > 0
+        painted = painter(task.encode(batch, keep=True, mask=True).x_BND[:, 1:10])
+        expected = 4 * F.mse_loss(painted[is_hidden], (batch.images_BCHW / 255)[is_hidden])  # pixels from -1 to 1
+        assert numbers["mim_mse"] == pytest.approx(expected.item(), rel=1e-4)
+    assert {"mlm_acc", "mlm_acc_wrong_image", "mim_mse_wrong_caption"} <= numbers.keys()
+
+
+def test_configs_that_cannot_be():
+    with pytest.raises(UserError, match=r"model\.stem blocks"):
+        Mlim(config_of(stem="linear"), SIZES)
+    with pytest.raises(UserError, match=r"wants an input\.patch_size that is a power of 2, not 12"):
+        replace(config_of(), input=replace(config_of().input, patch_size=12))
+    with pytest.raises(UserError, match=r"from 2 to 128, not 256"):
+        replace(config_of(), input=replace(config_of().input, image_size=512, patch_size=256))
+    with pytest.raises(UserError, match=r"task\.normalize_targets is always False in MLIM; task\.heavy_mask_ratio 1"):
+        config_of(MlimConfig(normalize_targets=True, heavy_mask_ratio=1.0))
