@@ -34,7 +34,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,50 +44,70 @@ yield_cores()
 
 import hour_peer  # noqa: E402
 import hour_tables  # noqa: E402
-from hour_arms import ARMS  # noqa: E402
-from hour_data import TASKS  # noqa: E402
+from hour_arms import ARMS, GENERATED  # noqa: E402
+from hour_data import TASKS, Data  # noqa: E402
 from hour_peer import PeerCell  # noqa: E402
-from hour_runs import Cell, do_all, planned, probe_missing  # noqa: E402
+from hour_runs import NOT_COUNTED, Cell, do_all, planned, probe_missing  # noqa: E402
 
 from eve_vl.errors import UserError  # noqa: E402
 from eve_vl.files import write_file  # noqa: E402
 
+SHOWN = "(default: %(default)s)"
 
-def arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, shown = parser.add_argument, "(default: %(default)s)"
-    add("--tasks", nargs="+", choices=TASKS, default=["scenes"])
-    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="the first one is compared with the others in print")
-    add("--budgets", nargs="+", type=float, required=True, help="core-seconds of all stages of an arm together")
+
+def flags(about: str | None, on: str, out: str, tasks: Iterable[str]) -> argparse.ArgumentParser:
+    """Return the flags that every comparison has, with its defaults of --on and --out."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--tasks", nargs="+", choices=tasks, default=["scenes"])
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add("--emoji", type=Path, help="folder that examples/emoji/build.py has built")
-    add("--icons", type=Path, help="folder that examples/icons/build.py has built")
-    add("--on", choices=("val", "test"), default="val", help=f"rows that numbers are read on {shown}")
-    add("--jobs", type=int, default=1, help=f"cells at once, one thread each {shown}")
-    add("--rounds", type=int, default=5, help=f"in which seconds per step are measured {shown}")
+    for family in sorted({TASKS[name].family for name in tasks} - {*GENERATED}):
+        add(f"--{family}", type=Path, help=f"folder that examples/{family}/build.py has built")
+    add("--on", choices=("val", "test"), default=on, help=f"rows that numbers are read on {SHOWN}")
+    add("--jobs", type=int, default=1, help=f"cells at once, one thread each {SHOWN}")
+    add("--rounds", type=int, default=5, help=f"in which seconds per step are measured {SHOWN}")
     add("--list", action="store_true", help="only say what would be done, and how long it takes")
-    add("--tune", action="store_true", help="only try settings of open_clip, within the first budget, from the first seed")
-    for name, values in hour_peer.GRID.items():
-        add(f"--tune-{name}", nargs="+", type=type(values[0]), default=values, help=shown)
-    add("--out", type=Path, default=Path("runs/hour"), help=shown)
+    add("--out", type=Path, default=Path(out), help=SHOWN)
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str], *budgets: str) -> argparse.Namespace:
+    """Return the values of flags. budgets: names of those that count how much is learnt."""
     args = parser.parse_args(argv)
     for name in args.tasks:
         family = TASKS[name].family
         if getattr(args, family, "") is None:
             parser.error(f"--tasks {name} needs --{family} FOLDER, as examples/{family}/build.py builds it")
-    if min(args.budgets) <= 0 or min(args.jobs, args.rounds) < 1:
-        parser.error("--budgets, --jobs and --rounds must be above 0")
+    given = [value for name in budgets for value in getattr(args, name.replace("-", "_")) or ()]
+    if min(given, default=1) <= 0 or min(args.jobs, args.rounds) < 1:
+        parser.error(f"{', '.join(f'--{name}' for name in (*budgets, 'jobs'))} and --rounds must be above 0")
     args.out = args.out.absolute()
     return args
+
+
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Return the flags."""
+    parser = flags(__doc__, on="val", out="runs/hour", tasks=TASKS)
+    add = parser.add_argument
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="the first one is compared with the others in print")
+    add("--budgets", nargs="+", type=float, required=True, help="core-seconds of all stages of an arm together")
+    add("--tune", action="store_true", help="only try settings of open_clip, within the first budget, from the first seed")
+    for name, values in hour_peer.GRID.items():
+        add(f"--tune-{name}", nargs="+", type=type(values[0]), default=values, help=SHOWN)
+    return parsed(parser, argv, "budgets")
+
+
+def rows_of(name: str, args: argparse.Namespace) -> Data:
+    """Return where the rows of a task are. Raises UserError."""
+    task = TASKS[name]
+    return task.data((getattr(args, task.family, None) or Path()).absolute(), args.out / "data" / name)
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
     """Return what is asked for, seed by seed, so that all arms are there early. Raises UserError."""
     plans = []
     for name in args.tasks:
-        task = TASKS[name]
-        data = task.data((getattr(args, task.family, None) or Path()).absolute(), args.out / "data" / name)
+        task, data = TASKS[name], rows_of(name, args)
         for arm in args.arms:
             if (entry := ARMS[arm].get(task.family)) is not None:
                 jobs = (hour_peer.JOB,) if entry.is_peer else task.jobs
@@ -137,7 +157,13 @@ def show(cells: Sequence[Cell], args: argparse.Namespace) -> None:
                 print(hour_tables.markdown(hour_tables.differences(of_first)))
     print(f"\n{note}")
     write_file(args.out / "table.json", json.dumps(hour_tables.to_json(found), indent=1) + "\n")
-    write_file(args.out / "hour.html", hour_tables.page(found, f"What is learnt per core-second, on {args.on}", note))
+    page = hour_tables.page(hour_tables.sections(found), f"What is learnt per core-second, on {args.on}", note)
+    write_file(args.out / "hour.html", page)
+
+
+def wall_minutes(cell: Cell) -> float:
+    """Return about how long a cell takes on a core of its own: training, and what does not count in its budget."""
+    return (cell.cost() + NOT_COUNTED * (1 + len(cell.jobs))) / 60
 
 
 def described(stage: Mapping[str, Any]) -> str:
@@ -147,21 +173,20 @@ def described(stage: Mapping[str, Any]) -> str:
     return " ".join(f"{name} {value}" for name, value in stage.items() if name != "run")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do what is missing. Raises UserError."""
-    cells = cells_of(args)
-    tuned = tuned_cells(args, cells) if args.tune else []
-    asked = tuned or cells
+def do_missing(asked: Sequence[Cell], args: argparse.Namespace) -> bool:
+    """Do what is missing; with --list, only say what that is. Returns whether all is done. Raises UserError."""
     todo = [cell for cell in asked if any(cell.result(job) is None for job in cell.jobs)]
-    cost = sum(cell.cost() for cell in todo)
-    print(f"{len(todo)} of {len(asked)} cells to do, {cost:,.0f} core-seconds of training", flush=True)
+    if not args.list or any(cell.unit == "pairs" for cell in todo):  # how long pairs take is known once steps are measured
+        args.out.mkdir(parents=True, exist_ok=True)
+        plans = [each for cell in todo if not isinstance(cell, PeerCell) for each in cell.plan]
+        probe_missing(args.out, plans, args.rounds)
+    cost, minutes = sum(cell.cost() for cell in todo), sum(map(wall_minutes, todo)) / args.jobs
+    print(f"{len(todo)} of {len(asked)} cells to do, {cost:,.0f} core-seconds of training, {minutes:,.0f} minutes", flush=True)
     if args.list:
         for cell in todo:
             stages = {stage["run"]: stage for job in cell.jobs for stage in cell.stages(job)}
             print(f"{cell}: {', '.join(map(described, stages.values()))}")
-        return
-    args.out.mkdir(parents=True, exist_ok=True)
-    probe_missing(args.out, [each for cell in todo if not isinstance(cell, PeerCell) for each in cell.plan], args.rounds)
+        return False
     peers = [cell for cell in todo if isinstance(cell, PeerCell)]
     for cell in peers:
         hour_peer.environment(args.out)
@@ -177,6 +202,15 @@ def run(args: argparse.Namespace) -> None:
         print(f"{time.monotonic() - start:6.0f} s  {num_done} of {len(todo)}  {cell}: {shown}", flush=True)
 
     do_all(todo, args.jobs, done)
+    return True
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what is missing, and show it. Raises UserError."""
+    cells = cells_of(args)
+    tuned = tuned_cells(args, cells) if args.tune else []
+    if not do_missing(tuned or cells, args):
+        return
     if args.tune:
         for family in sorted({TASKS[cell.task].family for cell in tuned}):
             hour_peer.choose(args.out, family, [cell for cell in tuned if TASKS[cell.task].family == family])
@@ -185,12 +219,12 @@ def run(args: argparse.Namespace) -> None:
     show(cells, args)
 
 
-def main() -> None:
-    """Run the command."""
+def command(run: Callable[[], None]) -> None:
+    """Run a command; what goes wrong is one line."""
     keep_memory()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        run(arguments(sys.argv[1:]))
+        run()
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
@@ -202,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(lambda: run(arguments(sys.argv[1:])))

@@ -1,4 +1,5 @@
-"""What benchmarks/hour.py trains and tests on: built-in scenes, and the sets that examples/emoji and examples/icons build."""
+"""What benchmarks/hour.py and those of benchmarks/paper train and test on: built-in scenes and phantoms, and the sets that
+examples/emoji and examples/icons build."""
 
 import importlib
 import json
@@ -42,6 +43,11 @@ class Task:
 def scenes(_folder: Path, _out: Path) -> Data:
     """Generated scenes."""
     return Data(train="scenes:train", val="scenes:val", read={name: {"": f"scenes:{name}"} for name in ("val", "test")})
+
+
+def phantoms(_folder: Path, _out: Path) -> Data:
+    """Generated radiographs."""
+    return Data(train="phantoms:train", val="phantoms:val", read={name: {"": f"phantoms:{name}"} for name in ("val", "test")})
 
 
 def emoji(folder: Path, _out: Path) -> Data:
@@ -93,6 +99,7 @@ def icons_dev(folder: Path, out: Path) -> Data:
 
 TASKS = {
     "scenes": Task(family="scenes", data=scenes, jobs=("vqa", "nlvr2", "retrieval")),
+    "phantoms": Task(family="phantoms", data=phantoms, jobs=("vqa", "retrieval")),
     "emoji": Task(family="emoji", data=emoji),
     "emoji_style": Task(family="emoji", data=emoji_style),
     "icons": Task(family="icons", data=icons),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shlex
@@ -10,10 +11,10 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from hour_arms import FINE_TUNING, Arm, Stage
@@ -41,9 +42,12 @@ from eve_vl.training import train, train_tokenizer
 NEVER = 10**9  # steps
 SAVED_EVERY = 300  # core-seconds
 STEPS_PROBED, STEPS_BEFORE = 3, 2  # of a round, and before the first one: these are slower
+NOT_COUNTED = 15  # core-seconds of starting a cell, and of reading each of its numbers
 NUM_SCENES = 1000  # that numbers are read on; other sets are read whole
 NUM_GLANCED = 200  # rows of validation after a stage before fine-tuning: nothing is chosen by it
 PROBE = "probe.json"
+Unit = Literal["core-seconds", "pairs"]
+"""What a budget counts: time, or rows learnt from."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,15 @@ def planned(family: str, arm: Arm, jobs: Iterable[str], data: Data) -> list[Plan
     if left <= 0:
         raise UserError(f"{family}: the stages before fine-tuning have {1 - left:g} of the budget; leave it some")
     after = arm.after or FINE_TUNING[family]
-    return found + [Planned(job, stage_config(after[job], found[-1].config, data), left, job) for job in jobs]
+    return found + [Planned(job, stage_config(after[job], found[-1].config, data), left, job) for job in jobs if job in after]
 
 
-def num_steps(each: Planned, budget: float, seconds: Mapping[str, float]) -> int:
-    """Return how many steps of a run fit into its share. seconds: of a step, by the keys of runs."""
-    return max(1, round(each.share * budget / seconds[each.key]))
+def num_steps(each: Planned, budget: float, unit: Unit, seconds: Mapping[str, float]) -> int | None:
+    """Return how many steps of a run fit into its share, None where that has not been measured yet. seconds: of a step, by the
+    keys of runs."""
+    if unit == "pairs":
+        return max(1, round(each.share * budget / each.config.train.batch_size))
+    return max(1, round(each.share * budget / seconds[each.key])) if each.key in seconds else None
 
 
 # Seconds per step
@@ -112,7 +119,8 @@ def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
         seed_everything(0)
         kind, words = task_class(type(config.task)), (config.data.train, config.tokenizer.vocab_size)
         if words not in tokenizers:
-            tokenizers[words] = train_tokenizer(words[0], config.data, words[1])
+            data = replace(config.data, rows="pairs")  # pictures alone have no words
+            tokenizers[words] = train_tokenizer(words[0], data, words[1])
         tokenizer = tokenizers[words]
         sources = open_sources(config.data.train, config.data, config.input.image_size, kind.kind(config))
         prepared = kind.prepare(config, sources, None)
@@ -164,14 +172,16 @@ class Cell:
     out: Path
     data: Data
     plan: Sequence[Planned]
+    unit: Unit = field(default="core-seconds", kw_only=True)
 
     def __str__(self) -> str:
-        return f"{self.arm}, {self.task}, {self.budget:g} core-seconds, seed {self.seed}"
+        return f"{self.arm}, {self.task}, {self.budget:g} {self.unit}, seed {self.seed}"
 
     @property
     def folder(self) -> Path:
         """Where its runs lie."""
-        return self.out / self.arm / self.task / f"{self.budget:g}" / f"seed_{self.seed}"
+        budget = f"{self.budget:g}{'_pairs' * (self.unit == 'pairs')}"
+        return self.out / self.arm / self.task / budget / f"seed_{self.seed}"
 
     @property
     def log(self) -> Path:
@@ -202,13 +212,18 @@ class Cell:
         seconds, found = known_seconds(self.out), []
         for each in self.plan:
             if each.share and each.job in ("", job):
-                steps = num_steps(each, self.budget, seconds) if each.key in seconds else None
+                steps = num_steps(each, self.budget, self.unit, seconds)
                 found.append({"run": each.name, "key": each.key, "steps": steps, "batch": each.config.train.batch_size})
         return found
 
     def cost(self) -> float:
-        """Return the core-seconds of runs that are still to be done."""
-        return sum(each.share * self.budget for each in self.plan if not (self.folder / each.name / "metrics.json").is_file())
+        """Return the core-seconds of runs that are still to be done, not a number where that has not been measured yet."""
+        todo = [each for each in self.plan if not (self.folder / each.name / "metrics.json").is_file()]
+        if self.unit == "core-seconds":
+            return sum(each.share * self.budget for each in todo)
+        seconds = known_seconds(self.out)
+        steps = [(each.key, num_steps(each, self.budget, self.unit, seconds) or 0) for each in todo if each.share]
+        return sum(num * seconds.get(key, math.nan) for key, num in steps)
 
     def configs(self) -> dict[str, Config]:
         """Return the configs of its runs, by name."""
@@ -217,7 +232,8 @@ class Cell:
             config, init = each.config, None if start is None else self.folder / start.name
             if each.share:
                 every = max(1, round(SAVED_EVERY / seconds[each.key]))
-                steps = num_steps(each, self.budget, seconds)
+                steps = num_steps(each, self.budget, self.unit, seconds)
+                assert steps is not None
                 config = replace(config, train=replace(config.train, seed=self.seed, steps=steps, save_every=every))
             scratch = start is not None and not start.share
             configs[each.name] = replace(config, out=self.folder / each.name, init=init, scratch=scratch)

@@ -1,5 +1,6 @@
 """What benchmarks/hour.py has found: tables, which differences exceed the spread of the seeds, and a page of curves."""
 
+import itertools
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hour_arms import REFERENCES
-from hour_runs import Cell
+from hour_runs import Cell, Unit
 from markupsafe import Markup
 
 from eve_vl.foreign import read_json
@@ -20,7 +21,7 @@ ROWS = {"vqa_acc": "", "nlvr2_acc": "", "tr1": "tr1 ", "ir1": "ir1 "}
 """How the names of the rows begin that a number is the mean of."""
 PAGE = """{% extends "page.html" %}
 {% block title %}{{ heading }}{% endblock %}{% block heading %}{{ heading }}{% endblock %}
-{% block kicker %}equal core-seconds{% endblock %}{% block notes %}<p class="intro">{{ note }}</p>{% endblock %}"""
+{% block kicker %}{{ kicker }}{% endblock %}{% block notes %}<p class="intro">{{ note }}</p>{% endblock %}"""
 TABLE = """<div class="card wide-table"><table class="compared">
 <thead><tr>{% for word in lines[0] %}<th scope="col">{{ word }}</th>{% endfor %}</tr></thead>
 <tbody>{% for line in lines[1:] %}
@@ -46,11 +47,20 @@ class Outcome:
         """The core-seconds of each job."""
         return [sum(seconds) for seconds in self.core_seconds.values()]
 
+    @property
+    def learnt(self) -> list[int]:
+        """The rows that each job has learnt from, those of the stages before it too."""
+        return [sum(pairs) for pairs in self.pairs.values()]
+
 
 Arms = Mapping[str, Sequence[Outcome]]
 """By arm, an outcome per seed."""
 Found = Mapping[str, Mapping[float, Arms]]
 """By task and budget."""
+Paper = Mapping[str, Mapping[str, float]]
+"""By arm and number, what a paper has in its place, in percent."""
+Lines = dict[str, dict[str, list[tuple[float, list[float]]]]]
+"""By number and name of a line: at places of an axis, what the seeds have."""
 
 
 def outcome(cell: Cell) -> Outcome | None:
@@ -154,16 +164,23 @@ def spread(values: Sequence[float], show: str = ".3f") -> str:
     return f"{statistics.fmean(values):{show}}{ends}"
 
 
-def table(arms: Arms) -> list[list[str]]:
-    """Return a line per arm below a head: seeds, core-seconds used, rows learnt from by each stage, numbers."""
+def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
+    """Return a line per arm below a head: seeds, core-seconds used, rows learnt from by each stage, numbers, each beside the
+    paper's where that has some."""
+    paper = paper or {}
+    given = {name for numbers in paper.values() for name in numbers}
     names, every = names_of(arms), [each for outcomes in arms.values() for each in outcomes]
     n_of = {name: getattr(value, "n", 0) for each in every for name, value in each.numbers.items()}
-    lines = [["arm", "seeds", "core-seconds", "learnt from", *(f"{name}, n {n_of[name]:,}" for name in names)]]
+    heads = ([f"{name}, n {n_of[name]:,}", *["paper"] * (name in given)] for name in names)
+    lines = [["arm", "seeds", "core-seconds", "learnt from", *itertools.chain(*heads)]]
     for arm, outcomes in arms.items():
         values = ([each.numbers[name] for each in outcomes if name in each.numbers] for name in names)
         pairs = dict.fromkeys(" + ".join(map(number, stages)) for stages in outcomes[0].pairs.values())
         used = [seconds for each in outcomes for seconds in each.used]
-        cells = (spread(each) if each else "–" for each in values)
+        cells: list[str] = []
+        for name, each in zip(names, values, strict=True):
+            cells += [spread(each) if each else "–"]
+            cells += [f"{known:.1f} %" if (known := paper.get(arm, {}).get(name)) else "–"] * (name in given)
         lines.append([arm, str(len(outcomes)), spread(used, ",.0f"), "; ".join(pairs), *cells])
     return lines
 
@@ -203,38 +220,55 @@ def to_json(found: Found) -> list[dict[str, Any]]:
 # Page
 
 
-def curves(budgets: Mapping[float, Arms]) -> Markup:
-    """Return a chart per number: over the core-seconds used, a line per arm through the means, and the spread of the seeds."""
-    lines: dict[str, dict[str, list[tuple[float, list[float]]]]] = {}
+def curves(budgets: Mapping[float, Arms], unit: Unit = "core-seconds") -> Markup:
+    """Return a chart per number: over the core-seconds used, or the pairs learnt from, a line per arm through the means, and
+    the spread of the seeds."""
+    lines: Lines = {}
     for _, arms in sorted(budgets.items()):
         for arm, outcomes in arms.items():
-            used = statistics.fmean(seconds for each in outcomes for seconds in each.used)
+            of_unit = [each.learnt if unit == "pairs" else each.used for each in outcomes]
+            used = statistics.fmean(value for values in of_unit for value in values)
             for name in outcomes[0].numbers:
                 values = [each.numbers[name] for each in outcomes]
                 lines.setdefault(name, {}).setdefault(arm, []).append((used, values))
-    charts = []
-    for name, by_arm in lines.items():
+    return charts(lines, unit.removesuffix("s"))
+
+
+def charts(lines: Lines, axis: str, *, from_zero: bool = True) -> Markup:
+    """Return a chart per number, with a line through the means, and the spread of the seeds."""
+    drawn = []
+    for name, by_line in lines.items():
         series = [
             Series(
-                name=arm,
-                is_reference=arm in REFERENCES,
+                name=line,
+                is_reference=line in REFERENCES,
                 points=[(x, statistics.fmean(values)) for x, values in at],
                 spread=[(x, min(values), max(values)) for x, values in at],
             )
-            for arm, at in by_arm.items()
+            for line, at in by_line.items()
         ]
-        charts.append(line_chart(name, series, show=percent, from_zero=True, axis="core-second"))
-    return Markup('<div class="charts">{}</div>').format(Markup("").join(charts))
+        drawn.append(line_chart(name, series, show=percent, from_zero=from_zero, axis=axis))
+    return Markup('<div class="charts">{}</div>').format(Markup("").join(drawn))
 
 
-def page(found: Found, heading: str, note: str) -> str:
-    """Return a self-contained page: of each task its curves, then by budget its table and what differs."""
-    sections, as_table = [], TEMPLATES.from_string(TABLE)
+def html_table(lines: Sequence[Sequence[str]]) -> Markup:
+    """Return lines below a head as HTML."""
+    return Markup(TEMPLATES.from_string(TABLE).render(lines=lines))
+
+
+def sections(found: Found) -> list[Section]:
+    """Return of each task its curves, then by budget its table and what differs."""
+    made = []
     for task, budgets in found.items():
         parts = [curves(budgets)] if len(budgets) > 1 else []
         for budget, arms in sorted(budgets.items()):
             parts.append(Markup("<h3>{:,g} core-seconds</h3>").format(budget))
             both = (table(arms), differences(comparisons(arms)))
-            parts += [Markup(as_table.render(lines=lines)) for lines in both if len(lines) > 1]
-        sections.append(Section(name=task, title=task, body=Markup("").join(parts)))
-    return TEMPLATES.from_string(PAGE).render(sections=sections, heading=heading, note=note)
+            parts += [html_table(lines) for lines in both if len(lines) > 1]
+        made.append(Section(name=task, title=task, body=Markup("").join(parts)))
+    return made
+
+
+def page(sections: Sequence[Section], heading: str, note: str, kicker: str = "equal core-seconds") -> str:
+    """Return a self-contained page."""
+    return TEMPLATES.from_string(PAGE).render(sections=sections, heading=heading, note=note, kicker=kicker)

@@ -75,6 +75,20 @@ def test_without_pretraining_all_of_the_budget_goes_to_random_weights(tmp_path):
     assert cell.cost() == 100
 
 
+def test_a_budget_of_pairs_counts_rows_whatever_a_step_takes(tmp_path):
+    arm = arms.Arm((arms.Stage("scenes", 0.25, "--train.batch-size 16"),))
+    timed = cell_of(tmp_path, arm, ("vqa", "nlvr2"))
+    cell = runs.Cell("an arm", "scenes", 6400, 3, "val", tmp_path, SCENES, timed.plan, unit="pairs")
+    steps = {stage["run"]: stage["steps"] for job in cell.jobs for stage in cell.stages(job)}
+    assert steps == {"0_scenes": 1600 / 16, "vqa": 4800 / 64, "nlvr2": 4800 / 32}
+    assert cell.cost() == 0.5 * sum(steps.values())  # each step takes half a second
+    assert [config.train.steps for config in cell.configs().values()] == [100, 75, 150]
+    assert cell.folder.parts[-2:] == ("6400_pairs", "seed_3")
+    (tmp_path / "probe.json").unlink()
+    assert {stage["run"]: stage["steps"] for job in cell.jobs for stage in cell.stages(job)} == steps
+    assert math.isnan(cell.cost())
+
+
 def test_flags_and_another_task_change_a_recipe():
     arm = arms.Arm((arms.Stage("emoji", 0.5, "--task.mim-weight 0 --train.lr 2e-3", ContrastMatchConfig),))
     (first, last) = runs.planned("emoji", arm, ("retrieval",), SCENES)
@@ -127,7 +141,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(pictures):
         assert outcome.numbers["tr1"].n == len(names)
         assert statistics.fmean(outcome.rows["tr1_seen"].values()) == outcome.numbers["tr1"]
         assert all(seconds > 0 for seconds in outcome.core_seconds["retrieval"])
-    page = tables.page(found, "Title", "A note")
+    page = tables.page(tables.sections(found), "Title", "A note")
     assert "tr1, n 8" in page
     assert ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6]).tag == "svg"
     json.dumps(tables.to_json(found))
