@@ -27,10 +27,11 @@ from eve_vl.model.moe_traceable import TraceableMoE
 from eve_vl.tasks.task import Task
 
 SMALL = {"depth": 2, "num_deep_blocks": 1, "num_experts": 3}
+VLMO = {"shallow_ffn": "moe", "deep_ffn": "modality_vl", "positions": "relative", "pooler": True}
 DENSE = {"depth": 1, "num_deep_blocks": 0}
 RUNS = {
     "retrieval": ("retrieval", SMALL, ()),
-    "vqa": ("vqa", SMALL | {"num_experts": 2, "top_k": 1, "modality_routing": False}, ("answerer",)),
+    "vqa": ("vqa", SMALL | VLMO | {"num_experts": 2, "top_k": 1, "modality_routing": False}, ("answerer",)),
     "nlvr2": ("nlvr2_compare", SMALL | {"num_experts": 5, "routing": "official-dropless"}, ("judge",)),
 }
 BATCHES = [(0,), (1,), (0, 2, 1, 1), (1,) * 6]  # texts by number: of one length and of several

@@ -227,6 +227,9 @@ def test_flops_of_the_encoder_are_those_that_torch_counts(routing, policies, num
     left_out = (2 * N * config.top_k * D + 2 * 2 * E * D) * (routing == "stable") + 2 * 2 * N * 4 * E
     found = counted(lambda: encoder.encode(*inputs_of(encoder, num_kept, num_text)))
     assert found - left_out * config.ffn_policies.count("moe") == encoder.flops(num_image, num_text)
+    if POLICIES[config.deep_ffn].has_pairs and not (num_image and num_text):
+        alone = counted(lambda: encoder.alone(*inputs_of(encoder, num_kept, num_text)))
+        assert alone == encoder.alone_flops(num_image, num_text) > encoder.flops(num_image, num_text, "cls")
 
 
 SECTIONS: dict[str, TaskConfig] = {

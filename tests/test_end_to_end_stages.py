@@ -1,0 +1,61 @@
+"""VLMo's three stages by the real command line: pictures alone, texts alone, pairs, then a search; a few steps each."""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+LEARNS = ("encoder.text.*", "encoder.blocks.*.ffn.text.*", "encoder.blocks.*.ffn.norm_text.*", "encoder.norm.*")
+FEW = (
+    "--train.steps",
+    3,
+    "--train.batch-size",
+    4,
+    "--data.val-samples",
+    4,
+    "--data.num-workers",
+    0,
+    "--train.dtype",
+    "float32",
+)
+SMALL = ("--model.embed-dim", 24, "--model.depth", 2)
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_file(run / "checkpoints/step_00000003/model.safetensors")
+
+
+def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
+    (tmp_path / "words.txt").write_text("".join(f"a {size} red circle number {size}\n" for size in range(200)))
+    assert eve("tokenizer", "train", "words.txt", "--out", "words.json", "--vocab-size", 300).returncode == 0
+    done = eve("pretrain", "vlmo_tiny_images", "--out", "one", "--tokenizer.path", "words.json", *SMALL, *FEW)
+    assert done.returncode == 0, done.stderr
+    second = ("pretrain", "vlmo_tiny_texts", "--init", "one", "--data.train", "words.txt", "--data.val", "held-out")
+    done = eve(*second, "--out", "two", *FEW)
+    assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one.keys() & two.keys():  # attention, networks and embedding of pictures are theirs to the bit
+        learns = any(fnmatchcase(name, pattern) for pattern in (*LEARNS, "encoder.relative.text_bias"))
+        assert bool((one[name] != two[name]).any()) == learns, name
+    assert {name.partition(".")[0] for name in one.keys() ^ two.keys()} == {"pixel_decoder", "token_head"}
+    misfit = "its encoder does not fit this model: "
+    first = "1 tensors differ, the first encoder.relative.text_bias: (80, 6) here, (64, 6) there"
+    no_such = "'encoder.blocks.*.fnn.*' matches no parameter; the nearest: "
+    for flag, value, words in (
+        ("--model.embed-dim", 48, misfit),
+        ("--input.text-length", 40, misfit + first),
+        ("--train.freeze", "encoder.blocks.*.fnn.*", f"train.freeze: {no_such}"),
+    ):
+        done = eve(*second, "--out", "wrong", *FEW, flag, value)
+        assert done.returncode == 2
+        assert words in done.stderr.splitlines()[-1]
+        assert done.stderr.count("\n") == 1
+    sizes = ("--input.image-size", 32, "--input.text-length", 24, "--data.train", "scenes:train")
+    done = eve("pretrain", "vlmo_tiny", "--init", "two", "--out", "three", *sizes, *FEW)
+    assert done.returncode == 0, done.stderr
+    resized = "relative positions resized from 36 to 16 patches; relative positions of texts cut from 32 to 24 tokens"
+    assert f"two/checkpoints/step_00000003; {resized}" in done.stdout
+    assert len(weights(tmp_path / "three")["encoder.relative.image_bias"]) == 7**2 + 3
+    done = eve("finetune", "demo_retrieval", "--init", "three", "--out", "search", *FEW)
+    assert done.returncode == 0, done.stderr
