@@ -88,6 +88,6 @@ def mlim_pairs(init: Config) -> Config:
         data=DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500),
         tokenizer=TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
         train=TrainConfig(
-            steps=600, batch_size=64, optimizer="muon", lr=6e-4, new_lr_multiplier=3, warmup=0.1, val_every=200, save_every=200
+            steps=500, batch_size=64, optimizer="muon", lr=1e-3, new_lr_multiplier=3, warmup=0.1, val_every=250, save_every=250
         ),
     )
