@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 from eve_vl.config import Config
 from eve_vl.cpu import core_seconds
-from eve_vl.data.batch import RowBatch, Texts
+from eve_vl.data.batch import RowBatch
 from eve_vl.data.loader import open_sources, train_loader
 from eve_vl.errors import UserError
 from eve_vl.inspect import inspect_config
@@ -192,10 +192,12 @@ def _time_steps(trainer: Trainer, micro_batches: Sequence[RowBatch]) -> tuple[di
 
 def _tokens(batches: Sequence[RowBatch], config: Config) -> tuple[float, float]:
     """Return the mean tokens of a row, and of a text."""
-    num_rows = sum(len(batch.where) for batch in batches)
-    texts = sum(int((~batch.is_padding_BT).sum()) for batch in batches if isinstance(batch, Texts)) / num_rows
-    pictures = sum(hasattr(batches[0], name) for name in ("images_BCHW", "right_BCHW"))
-    return pictures * (1 + config.input.num_patches) + texts, texts
+    parts = [part for batch in batches for part in batch.parts]
+    num_pictures = sum(len(part.where) * hasattr(part, name) for part in parts for name in ("images_BCHW", "right_BCHW"))
+    masks = (getattr(part, name, None) for part in parts for name in ("is_padding_BT", "right_is_padding_BT"))
+    lengths = [int(length) for is_padding_BT in masks if is_padding_BT is not None for length in (~is_padding_BT).sum(1)]
+    tokens = num_pictures * (1 + config.input.num_patches) + sum(lengths)
+    return tokens / sum(len(batch.where) for batch in batches), sum(lengths) / max(len(lengths), 1)
 
 
 def reachable(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 from twins import pairs, randomize, tiny_config, tiny_tokenizer
 
+from eve_vl import bench
 from eve_vl.config import Config, MlimConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, PartedBatch, Sample
 from eve_vl.data.dataset import AwareMasks
@@ -200,6 +201,15 @@ def test_evaluation_measures_both_checks():
         expected = 4 * F.mse_loss(painted[is_hidden], (batch.images_BCHW / 255)[is_hidden])  # pixels from -1 to 1
         assert numbers["mim_mse"] == pytest.approx(expected.item(), rel=1e-4)
     assert {"mlm_acc", "mlm_acc_wrong_image", "mim_mse_wrong_caption"} <= numbers.keys()
+
+
+def test_bench_counts_the_tokens_that_a_step_shows():
+    config = config_of()
+    batch = batch_of(config)
+    lengths = [int(length) for part in (batch.texts, batch.pairs) if part for length in (~part.is_padding_BT).sum(1)]
+    num_pictures = sum(len(part.where) for part in (batch.pictures, batch.pairs) if part)
+    found = bench._tokens([batch], config)
+    assert found == pytest.approx(((10 * num_pictures + sum(lengths)) / 9, sum(lengths) / len(lengths)))
 
 
 def test_configs_that_cannot_be():

@@ -93,6 +93,11 @@ class RowBatch:
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
 
+    @property
+    def parts(self) -> "Sequence[RowBatch]":
+        """Its rows as batches of rows of one kind."""
+        return (self,)
+
     def to(self, device: torch.device, *, non_blocking: bool = True) -> Self:
         """Copy the tensors to a device."""
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
@@ -211,7 +216,7 @@ class PartedBatch(RowBatch):
 
     @property
     def parts(self) -> list[MaskedPictures | MaskedTexts]:
-        """Those that there are."""
+        """Its rows by kind, as far as there are any."""
         return [part for part in (self.pictures, self.texts, self.pairs) if part is not None]
 
 

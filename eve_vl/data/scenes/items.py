@@ -1,7 +1,7 @@
 """Pairs of items that are the same or not, after the pairs of goods that MLIM was made for.
 
 An item is what its picture shows, one or two shapes, and one more shape that only its text tells of: each carries one half of
-the evidence. The same item is drawn anew in another light and place, and told of in other words. Another one differs in one
+the evidence. The same item is drawn anew in another light, and told of in other words. Another one differs in one
 attribute of one shape, in half of the cases of a shown one and in half of the told one: of pairs whose pictures agree, and of
 those whose texts do, fewer than half are the same.
 """
@@ -47,8 +47,9 @@ def sample_items(split: str, seed: int, index: int) -> ItemPairDraft:
     elif not label:
         other = _another(rng, split, told)
     wordings = world.pick_distinct(rng, _WORDINGS, 2)
+    cells = world.pick_distinct(rng, range(world.NUM_CELLS), len(shown))
     return ItemPairDraft(
-        scenes=(world.compose(rng, shown), world.compose(rng, others)),
+        scenes=(world.compose(rng, shown, cells), world.compose(rng, others, cells)),
         texts=(wordings[0](told), wordings[1](other)),
         label=label,
     )
