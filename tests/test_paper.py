@@ -88,6 +88,15 @@ def test_what_is_said_of_rows_is_of_rows_that_are_there(table):
         assert {number for each in part.orderings for number in each.numbers} <= {*paper.SAYS}
 
 
+@pytest.mark.parametrize("task", ["phantoms", "icons"])
+def test_every_system_can_be_run_on_the_other_sets(task):
+    for name, by_family in TABLES["systems"].parts[0].arms.items():
+        if (arm := by_family.get(task)) is not None:
+            plan = runs.planned(task, arm, data.TASKS[task].jobs, SCENES)
+            assert [each.job for each in plan if each.job] == [*data.TASKS[task].jobs], name
+            assert {each.config.input.image_size for each in plan} == {64}, name
+
+
 def test_a_system_in_stages_shares_what_pretraining_has():
     arm = arms.Arm((arms.Stage("scenes"), arms.Stage("scenes", 0.125), arms.Stage("scenes", 0.375)))
     plan = runs.planned("scenes", arm, ("vqa",), SCENES)
@@ -157,12 +166,12 @@ BUDGETS = {
 def test_sentences_tell_what_happens_as_budgets_grow():
     found = paper.findings(PART, "pairs", BUDGETS)
     assert [str(each) for each in found] == [
-        "a is above b in questions (paper: +0.3 points): within the spread of the seeds within 100 pairs, +0.000, 2 seeds; "
-        "holds within 400 pairs, +0.200 !, 2 seeds.",
-        "a is above c in questions: does not hold within 400 pairs, -0.200 !, 2 seeds.",
-        "c gains nothing over b in questions: does not hold within 400 pairs, +0.400 !, 2 seeds.",
+        "Holds: a above b in questions (paper: +0.3 points). 100 pairs: +0.000 over 2 seeds, within the spread of the seeds. "
+        "400 pairs: +0.200 ! over 2 seeds, holds.",
+        "Does not hold: a above c in questions. 400 pairs: -0.200 ! over 2 seeds.",
+        "Does not hold: c not above b in questions. 400 pairs: +0.400 ! over 2 seeds.",
     ]
-    assert paper.counted(found) == "Of 3 orderings, 1 holds, 2 does not hold."
+    assert paper.how_many(found) == "3 orderings: 1 × holds, 2 × does not hold."
 
 
 def test_a_page_has_the_papers_numbers_and_a_line_over_its_axis():

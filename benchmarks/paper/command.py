@@ -2,10 +2,12 @@
 
 A table is a command; its parts are tables or figures of the paper. Runs, budgets, seeds, what is measured and how a stopped
 command goes on are those of benchmarks/hour.py. A budget counts core-seconds, or pairs: rows that all stages of an arm learn
-from, fine-tuning too. What holds is never written by hand: sentences follow from the seeds.
+from, fine-tuning too. How long these take is known once steps are measured, so that --list does that first. What holds is never
+written by hand: sentences follow from the seeds.
 """
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,7 @@ from markupsafe import Markup
 from eve_vl.config import TaskConfig
 from eve_vl.files import write_file
 from eve_vl.report.html import TEMPLATES, Section
+from eve_vl.talk import counted
 
 SAYS = {"vqa_acc": "questions", "nlvr2_acc": "statements", "tr1": "finding the text (R@1)", "ir1": "finding the picture (R@1)"}
 LIST = "<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>"
@@ -100,13 +103,13 @@ class Finding:
         return verdict(self.at[-1][1], self.ordering.is_gain)
 
     def __str__(self) -> str:
-        middle = "is above" if self.ordering.is_gain else "gains nothing over"
+        middle = "above" if self.ordering.is_gain else "not above"
         known = "" if self.paper is None else f" (paper: {self.paper:+.1f} points)"
-        within = (
-            f"{verdict(each, self.ordering.is_gain)} within {budget:,.0f} {self.unit}, {each}, {each.num_seeds} seeds"
-            for budget, each in self.at
-        )
-        return f"{self.ordering.above} {middle} {self.ordering.below} in {SAYS[self.number]}{known}: {'; '.join(within)}."
+        said = f"{self.verdict}: {self.ordering.above} {middle} {self.ordering.below} in {SAYS[self.number]}{known}."
+        for budget, each in self.at:
+            said += f" {budget:,.0f} {self.unit}: {each} over {counted(each.num_seeds, 'seed')}"
+            said += f", {verdict(each, self.ordering.is_gain)}." if len(self.at) > 1 else "."
+        return said[0].upper() + said[1:]
 
 
 def verdict(found: Versus, is_gain: bool) -> str:
@@ -133,10 +136,10 @@ def findings(part: Part, unit: Unit, budgets: Mapping[float, Arms]) -> list[Find
     return found
 
 
-def counted(found: Sequence[Finding]) -> str:
+def how_many(found: Sequence[Finding]) -> str:
     """Return how many orderings appear, within the largest budget of each."""
     each = Counter(finding.verdict for finding in found)
-    return f"Of {len(found)} orderings, " + ", ".join(f"{count} {words}" for words, count in each.items()) + "."
+    return f"{counted(len(found), 'ordering')}: " + ", ".join(f"{count} × {words}" for words, count in each.items()) + "."
 
 
 # Cells
@@ -198,7 +201,7 @@ def section(part: Part, task: str, unit: Unit, budgets: Mapping[float, Arms], fo
     """Return of a part on one task what appears of its orderings, its pictures, and its table by budget."""
     parts = []
     if found:
-        lines = [counted(found), *map(str, found)]
+        lines = [how_many(found), *map(str, found)]
         parts.append(Markup(TEMPLATES.from_string(LIST).render(lines=lines)))
     if part.places:
         parts.append(figure(part, unit, budgets))
@@ -208,7 +211,7 @@ def section(part: Part, task: str, unit: Unit, budgets: Mapping[float, Arms], fo
         parts.append(Markup("<h3>{:,.0f} {}</h3>").format(budget, unit))
         parts.append(hour_tables.html_table(hour_tables.table(arms, part.paper)))
     title = f"{part.name} · {task} · equal {unit}"
-    return Section(name="_".join(title.replace("·", "").split()), title=title, body=Markup("").join(parts))
+    return Section(name=re.sub(r"\W+", "_", title), title=title, body=Markup("").join(parts))
 
 
 def show(table: Table, found: Sequence[Found], args: Any) -> None:
@@ -227,10 +230,10 @@ def show(table: Table, found: Sequence[Found], args: Any) -> None:
             for budget, arms in sorted(budgets.items()):
                 lines = hour_tables.table(arms, part.paper)
                 print(f"\n{part.name}, {task}, {budget:,.0f} {unit}, {args.on}\n\n{hour_tables.markdown(lines)}")
-            print("", *map(str, seen), *([counted(seen)] if seen else []), sep="\n")
+            print("", *map(str, seen), *([how_many(seen)] if seen else []), sep="\n")
             kept[-1]["findings"] = [str(each) for each in seen]
     write_file(args.out / "table.json", json.dumps(kept, indent=1) + "\n")
-    heading = f"{table.name}: {', '.join(part.name for part in table.parts)}"
+    heading = f"{table.name}: {'; '.join(part.name for part in table.parts)}"
     write_file(args.out / f"{table.name}.html", hour_tables.page(sections, heading, note, "the paper's rows at our size"))
     print(f"\n{note}\n{args.out / f'{table.name}.html'}")
 
