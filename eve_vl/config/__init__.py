@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from eve_vl.config.data import HELD_OUT, DataConfig, InputConfig, TokenizerConfig, generated
-from eve_vl.config.model import EveModelConfig, FFNPolicy, ModelConfig
+from eve_vl.config.model import EveModelConfig, FFNPolicy, ModelConfig, TowersModelConfig
 from eve_vl.config.sections import define, kinds_of, subclasses
 from eve_vl.config.tasks import (
     ClassificationConfig,
@@ -56,7 +56,8 @@ class Config:
         problems = []
         for name in ("input", "model", "task", "data", "tokenizer", "train"):
             problems += [f"{name}.{problem}" for problem in getattr(self, name).problems()]
-        problems += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
+        by_rows = self.task.problems_with_rows(self.data.rows) + self.model.problems_with(self.task, self.data.rows)
+        problems += [f"task.{problem}" for problem in by_rows]
         if getattr(self.model, "stem", "linear") == "convolutions" and self.input.patch_size.bit_count() != 1:
             problems.append(
                 f"model.stem convolutions wants an input.patch_size that is a power of 2, not {self.input.patch_size}"

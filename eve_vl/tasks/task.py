@@ -140,6 +140,7 @@ class Task(nn.Module, Generic[Settings]):
         self.config, self.sizes = config, sizes
         self.settings: Settings = config.task  # pyright: ignore[reportAttributeAccessIssue]
         self.encoder = build_backbone(config.model, config.input, sizes.vocab_size)
+        self.leaves_unused = self.encoder.leaves_unused
 
     # Training
 
