@@ -82,8 +82,8 @@ def inspect_config(config: Config, vocab_size: int | None = None, labels: Sequen
         task = build_untrained(config, sizes)
     idle = sum(experts.num_idle_parameters for experts in task.modules() if isinstance(experts, MoE))
     encoder = task.encoder
-    embeddings = {f"{name} embedding": _count(part) for name, part in encoder.named_children() if name in ("image", "text")}
-    parts = embeddings | {"blocks": _count(encoder) - sum(embeddings.values())}
+    parts = {encoder.parts[name]: _count(part) for name, part in encoder.named_children() if name in encoder.parts}
+    parts |= {"blocks": rest} if (rest := _count(encoder) - sum(parts.values())) else {}
     heads = {name.replace("_", " "): _count(head) for name, head in task.named_children() if head is not encoder}
     parts |= dict(sorted(heads.items()))
     assert sum(parts.values()) == _count(task)

@@ -22,6 +22,11 @@ MODEL = """
     --model.top-k --model.modality-routing --model.routing --model.activation --model.positions --model.pooler
     --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
 """
+TOWERS = """
+    --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.stem --model.image-depth
+    --model.text-depth --model.fusion-depth --model.pixel-layer --model.num-heads --model.mlp-ratio --model.activation
+    --model.dropout
+"""
 MASKS = """
     --task.image-mask-ratio --task.text-mask-ratio --task.mask-words --task.text-shown-share --task.mim-weight --task.mlm-weight
     --task.joint-masking --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
@@ -86,7 +91,7 @@ CALLS = {
     "look": "--device --json --right --word --answer --block --out",
 }
 TRAINING = {
-    **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival", "mlim_tiny")},
+    **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival", "mlim_tiny", "m3ae_tiny", "medflip_tiny")},
     **{("finetune", name): get_finetune_recipe(name, get_recipe("base")) for name in FINETUNE},
 }
 
@@ -127,7 +132,8 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
 @pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
 def test_flags_of_a_run_are_those_of_its_task(config):
     known = [flag for flag in flags_of(TrainArgs, TrainArgs(config=config)) if "no-" not in flag]
-    run = f"{START} {INPUT} {MODEL} {TASK[config.task.name]} {REST}"
+    model = {"eve": MODEL, "towers": TOWERS}[config.model.name]
+    run = f"{START} {INPUT} {model} {TASK[config.task.name]} {REST}"
     assert known == run.split()
     known = [flag for flag in flags_of(BenchArgs, BenchArgs(config=config)) if "no-" not in flag]
     assert known == run.replace("--resume", "--steps --json").split()

@@ -14,7 +14,18 @@ import torch
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, PairConfig, RetrievalConfig, VQAConfig, config_to_json
 from eve_vl.inspect import NUM_LABELS, inspect_config
 from eve_vl.loading import build_untrained
-from eve_vl.recipes import FINETUNE, MODULES, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.recipes import (
+    EITHER,
+    FINETUNE,
+    MODULES,
+    PRETRAIN,
+    RECIPES,
+    finetune,
+    get_finetune_recipe,
+    get_recipe,
+    m3ae,
+    pretrain,
+)
 from eve_vl.tasks.task import Sizes
 
 PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
@@ -84,6 +95,10 @@ VLMO["vlmo_tiny"] = {"depth": 4, "D": 96, "top": 1, "heads": 3, "image": 48, "pa
 VLMO["vlmo_tiny"]["stem"] = (3, 24, 48, 96)
 VLMO_STAGES = {"_images": ("mim",), "_texts": ("mlm",), "": ("mlm", "itc", "itm")}
 WITHOUT_PIXELS = ("demo", "scenes", "emoji", "icons")
+EVES, EVES_TASKS = (  # those on its encoder
+    [name for name, recipe in recipes.items() if recipe.__module__ == module.__name__]
+    for recipes, module in ((PRETRAIN, pretrain), (FINETUNE, finetune))
+)
 WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_long", "vlmo_retrieval")
 LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
 LARGER |= {f"vlmo_{name}": pixels for name, pixels in LARGER.items()}
@@ -165,19 +180,19 @@ def head_on_paper(recipe: str, D: int) -> int:
     return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
 
 
-def test_every_public_function_is_a_recipe_of_its_name():
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_function_is_a_recipe_of_its_name(module):
     """In the order in which they are written, with a docstring that shows the command."""
-    found = []
-    for module in MODULES:
-        defined = [node for node in ast.parse(Path(str(module.__file__)).read_text()).body if isinstance(node, ast.FunctionDef)]
-        found += [(node.name, getattr(module, node.name)) for node in defined if not node.name.startswith("_")]
-    for verb, recipes in (("pretrain", PRETRAIN), ("finetune", FINETUNE)):
-        assert list(recipes.items()) == [each for each in found if each[0] in recipes]
-        for name, recipe in recipes.items():
-            words = recipe.__doc__ or ""
-            assert f"{verb} {name}" in words
-            assert words.splitlines()[0].endswith(".")  # what the list of recipes shows
-    assert len(found) == len(PRETRAIN) + len(FINETUNE)
+    defined = [node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.FunctionDef)]
+    public = [node.name for node in defined if not node.name.startswith("_")]
+    known = [(verb, *item) for verb in RECIPES for item in RECIPES[verb].items() if verb != EITHER]
+    recipes = [each for each in known if each[2].__module__ == module.__name__]
+    assert [name for _, name, _ in recipes] == public
+    for verb, name, recipe in recipes:
+        assert recipe is getattr(module, name)
+        said = recipe.__doc__ or ""
+        assert f"{verb} {name}" in said
+        assert said.splitlines()[0].endswith(".")  # what the list of recipes shows
 
 
 def count(config: Config) -> int:
@@ -202,7 +217,7 @@ def test_parameters_of_vlmo_equal_the_count_on_paper_and_its_readme(size, stage)
         assert encoder == pytest.approx(VLMO_PUBLISHED[size], abs=1e6)
 
 
-@pytest.mark.parametrize("name", [name for name in PRETRAIN if not name.startswith("vlmo")])
+@pytest.mark.parametrize("name", [*EVES, "mlim_tiny", "mlim_large"])
 def test_parameters_of_recipes_equal_the_count_on_paper(name):
     family, _, variant = name.partition("_")
     if family == "mlim":
@@ -222,7 +237,7 @@ def test_parameters_of_recipes_equal_the_count_on_paper(name):
 
 
 @pytest.mark.parametrize("init", ["tiny", "demo", "base", "large"])
-@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize("name", EVES_TASKS)
 def test_fine_tuning_recipes_put_their_head_on_the_encoder_of_any_run(name, init):
     config = get_finetune_recipe(name, get_recipe(init))
     shapes = dict(SHAPES[init])
@@ -230,6 +245,25 @@ def test_fine_tuning_recipes_put_their_head_on_the_encoder_of_any_run(name, init
         shapes["image"] = LARGER.get(name, shapes["image"])
     assert config.input.image_size == shapes["image"]
     assert count(config) == encoder_on_paper(**shapes) + head_on_paper(name, shapes["D"])
+
+
+M3AES = [name for name, recipe in FINETUNE.items() if recipe.__module__ == m3ae.__name__]
+
+
+@pytest.mark.parametrize("init", ["m3ae_tiny", "m3ae_base"])
+@pytest.mark.parametrize("name", M3AES)
+def test_m3ae_is_fine_tuned_on_its_towers(name, init):
+    """Its heads read the pooled states of text and picture side by side; the paper's sizes are for its own size alone."""
+    start = get_recipe(init)
+    config = get_finetune_recipe(name, start)
+    D, is_paper = config.model.embed_dim, "tiny" not in name and init == "m3ae_base"
+    assert config.input.image_size == (384 if is_paper else start.input.image_size)
+    with torch.device("meta"):
+        towers = build_untrained(config, Sizes(vocab_size=400, labels=("",))).encoder
+    heads = {"retrieval": 2 * D * D + 1 + 4 * D + 2}
+    labels = (2 * D * 4 * D + 4 * D) + 8 * D + (4 * D * NUM_LABELS + NUM_LABELS)
+    own = replace(config, tokenizer=replace(config.tokenizer, vocab_size=400))
+    assert count(own) == sum(each.numel() for each in towers.parameters()) + heads.get(name.rpartition("_")[2], labels)
 
 
 OWN = '''
@@ -324,7 +358,7 @@ def test_recipes_that_cannot_be_looked_at(eve, own, words, message):
 
 
 @pytest.mark.parametrize("init", ["tiny", "base"])
-@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize("name", EVES_TASKS)
 def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
     """In passes over the pair: VQA one, NLVR2 two, retrieval three if it matches and each modality alone, less than one;
     classification one over what is read. A pass whose last block computes [CLS] alone costs less."""

@@ -255,7 +255,7 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
         nonlocal fused
         fused += len(inputs[0])
 
-    hook = task.encoder.get_submodule("text").register_forward_pre_hook(count)
+    hook = task.get_submodule("contrast.match_head").register_forward_pre_hook(count)
     _, (by_image, by_text) = task.search(index, k)
     hook.remove()
     expected_image, expected_text, compared = naive_search(task, dataset, k)

@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from eve_vl.config.data import HELD_OUT, DataConfig, InputConfig, TokenizerConfig, generated
-from eve_vl.config.model import LARGEST_BLOCK, EveModelConfig, FFNPolicy, ModelConfig
+from eve_vl.config.model import LARGEST_BLOCK, EveModelConfig, FFNPolicy, ModelConfig, TowersModelConfig
 from eve_vl.config.sections import define, kinds_of, subclasses
 from eve_vl.config.tasks import (
     ClassificationConfig,
@@ -58,7 +58,8 @@ class Config:
         problems = []
         for name in ("input", "model", "task", "data", "tokenizer", "train"):
             problems += [f"{name}.{problem}" for problem in getattr(self, name).problems()]
-        problems += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
+        by_rows = self.task.problems_with_rows(self.data.rows) + self.model.problems_with(self.task, self.data.rows)
+        problems += [f"task.{problem}" for problem in by_rows]
         stem, patch = getattr(self.model, "stem", "linear"), self.input.patch_size
         if stem != "linear" and patch.bit_count() != 1:
             problems.append(f"model.stem {stem} wants an input.patch_size that is a power of 2, not {patch}")

@@ -2,9 +2,10 @@
 
 import typing
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_positive
+from eve_vl.config.tasks import TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Positions = Literal["learned", "relative"]
@@ -32,9 +33,18 @@ class ModelConfig(Section):
         """Whether its weights, resized, fit pictures of another size and shorter texts."""
         return False
 
+    @property
+    def block(self) -> "EveModelConfig":
+        """The shape of Transformer blocks such as this backbone's, for the pixel decoder."""
+        return EveModelConfig()
+
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         return not_positive(self, "embed_dim layer_scale init_std position_std", WIDEST)
+
+    def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
+        """What of a task this backbone cannot do on such rows (`data.rows`), one sentence each."""
+        return []
 
     def __str__(self) -> str:
         """The shape in one line, for people."""
@@ -95,6 +105,11 @@ class EveModelConfig(ModelConfig):
         return self.positions == "relative"
 
     @property
+    def block(self) -> "EveModelConfig":
+        """The shape of the blocks."""
+        return self
+
+    @property
     def ffn_policies(self) -> tuple[FFNPolicy, ...]:
         """The feed-forward policy of each block, first to last."""
         num_shallow = self.depth - self.num_deep_blocks
@@ -145,4 +160,73 @@ class EveModelConfig(ModelConfig):
         return (
             f"{self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads, feed-forward {self.ffn_dim}; "
             f"{', '.join(self.ffn_policies)}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowersModelConfig(ModelConfig):
+    """A tower for pictures, one for texts, and layers of co-attention that join them (M3AE, Chen et al. 2022) or none
+    (MedFLIP)."""
+
+    name: ClassVar[str] = "towers"
+    stem: Stem = "linear"
+    """From pixels to patches. linear: one projection of each patch. convolutions: overlapping ones with batch normalisation, to
+    which hidden patches are grey."""
+    image_depth: int = 12
+    """Blocks of the tower for pictures."""
+    text_depth: int = 12
+    """Blocks of the tower for texts."""
+    fusion_depth: int = 6
+    """Layers in which each modality attends to itself and then to the other; 0: none, so pairs have no states of their own."""
+    pixel_layer: int = 3
+    """Hidden pixels are rebuilt from the picture's states after so many layers of co-attention; later ones are not computed
+    then. 0: before all, where no word can reach the pixels."""
+    num_heads: int = 12
+    """Attention heads per block and layer."""
+    mlp_ratio: float = 4.0
+    """Width of every feed-forward network, as a multiple of embed_dim."""
+    activation: Activation = "gelu"
+    """Of every feed-forward network."""
+    dropout: float = 0.1
+    """Dropout on text embeddings and on each branch of co-attention."""
+
+    @property
+    def block(self) -> EveModelConfig:
+        """The shape of the towers' blocks."""
+        names = "embed_dim layer_scale num_heads mlp_ratio activation"
+        shape: dict[str, Any] = {name: getattr(self, name) for name in names.split()}
+        return EveModelConfig(**shape, depth=self.image_depth + self.fusion_depth, deep_ffn="shared", shallow_ffn="shared")
+
+    def problems(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        problems = super().problems() + not_positive(self, "num_heads mlp_ratio", WIDEST)
+        problems += not_positive(self, "image_depth text_depth", DEEPEST) + negative(self, "fusion_depth", DEEPEST)
+        if not problems and self.embed_dim % self.num_heads:
+            problems.append(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        if not 0 <= self.pixel_layer <= self.fusion_depth:
+            problems.append(f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth {self.fusion_depth}")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout {self.dropout} is not in [0, 1)")
+        for name, kind in {"activation": Activation, "stem": Stem}.items():
+            if getattr(self, name) not in typing.get_args(kind):
+                problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")
+        return problems
+
+    def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
+        """What of a task the towers cannot do."""
+        problems = []
+        if not self.fusion_depth and rows == "pairs":
+            without = "but model.fusion_depth 0 gives pairs no states of their own"
+            problems += [f"{name} {getattr(task, name)} needs some, {without}" for name in task.reads_pairs()]
+        if getattr(task, "joint_masking", False):
+            problems.append(
+                "joint_masking hides both modalities in one pass, but the towers rebuild pixels in one of their own"
+            )
+        return problems
+
+    def __str__(self) -> str:
+        """The shape in one line, for people."""
+        return (
+            f"towers of {self.image_depth} and {self.text_depth} blocks, {self.fusion_depth} layers of co-attention, width "
+            f"{self.embed_dim}, {self.num_heads} heads, feed-forward {self.block.ffn_dim}"
         )

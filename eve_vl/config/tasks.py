@@ -35,6 +35,10 @@ class TaskConfig(Section):
     alone: ClassVar[Mapping[str, str]] = {}
     """Rows (`data.rows`) that it takes besides pairs, each with the weight of the loss that cannot be computed on them."""
 
+    def reads_pairs(self) -> tuple[str, ...]:
+        """Return the fields whose values ask for states of pairs, which a backbone may lack."""
+        return ()
+
     def problems_with_rows(self, rows: str) -> list[str]:
         """What is wrong with training on such rows (`data.rows`), one sentence each."""
         if rows == "pairs":
@@ -110,6 +114,10 @@ class MaskedSignalConfig(TaskConfig):
         if not problems and self.decoder_dim % (4 * self.decoder_num_heads):
             problems.append(f"decoder_dim {self.decoder_dim} is not divisible by 4 × decoder_num_heads")
         return problems
+
+    def reads_pairs(self) -> tuple[str, ...]:
+        """Return the weights above 0 of losses on pairs; hidden pixels are rebuilt from what there is."""
+        return tuple(name for name in ("mlm_weight", "itm_weight") if getattr(self, name, 0))
 
     def idle(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
@@ -253,6 +261,10 @@ class RetrievalConfig(TaskConfig):
                 problems.append("standardize_match has no use while itm_weight is 0: there is no matching head")
         return problems
 
+    def reads_pairs(self) -> tuple[str, ...]:
+        """Return the weight of matching, if it is above 0."""
+        return ("itm_weight",) * bool(self.itm_weight)
+
     def idle(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
         return {"as task.rerank is 0": "" if self.rerank else "rerank_by"}
@@ -269,6 +281,10 @@ class VQAConfig(TaskConfig):
     """Answer list: a JSON list of texts, one answer a line, or BEiT-3's answer2label.txt; default: built from training data."""
     min_answer_count: int = 9
     """Leave answers given to fewer training questions out of a list that is built."""
+
+    def reads_pairs(self) -> tuple[str, ...]:
+        """Return the task itself."""
+        return ("name",)
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
@@ -290,6 +306,10 @@ class NLVR2Config(TaskConfig):
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER); compare: the two
     states, standardised, their distance and their product (InferSent), which small models learn with soonest."""
+
+    def reads_pairs(self) -> tuple[str, ...]:
+        """Return the task itself."""
+        return ("name",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,3 +339,7 @@ class ClassificationConfig(TaskConfig):
     """Rows may have several labels: each is a yes or no of its own."""
     classes: Path | None = None
     """List of labels: a JSON list of texts, or one a line; default: those of the training data."""
+
+    def reads_pairs(self) -> tuple[str, ...]:
+        """Return what is read, if it is both."""
+        return ("reads",) * (self.reads == "both")

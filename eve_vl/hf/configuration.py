@@ -50,8 +50,8 @@ class EveConfig(PreTrainedConfig):
 
     hidden_size = property(lambda self: self.model["embed_dim"])
     """Width of the encoder."""
-    num_hidden_layers = property(lambda self: self.model["depth"])
-    """Blocks of the encoder."""
+    num_hidden_layers = property(lambda self: self.run.model.block.depth)
+    """Blocks that a picture passes."""
     num_attention_heads = property(lambda self: self.model["num_heads"])
     """Attention heads of a block."""
 

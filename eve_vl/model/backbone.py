@@ -4,9 +4,9 @@ Letters: B batch, H height, W width, K kept patches, T text tokens, N all tokens
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -14,8 +14,8 @@ from eve_vl.config import InputConfig, ModelConfig
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.rows import Tokens
 
-Reads = Literal["all", "cls"] | int
-"""How many states of a sequence are read: all, that of the [CLS], or those of so many tokens of the text."""
+Reads = Literal["all", "cls", "pixels"] | int
+"""How many states of a sequence are read: all, that of the [CLS], what pixels are rebuilt from, or so many of the text."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,9 +58,13 @@ class Backbone(nn.Module):
     results_depend_on_batch: bool = False
     """Whether a result depends on what else is in a pass, or on chance."""
     leaves_unused: bool = False
-    """Whether a pass leaves out parameters that another one reads."""
+    """Whether some of its parameters stay without a gradient, depending on what is read."""
     num_contrasts: int = 1
     """How many states of a picture or of a text alone `alone` returns, each to be compared by a head of its own."""
+    pixel_tokens: Literal["pair", "image"] = "pair"
+    """What hidden pixels are rebuilt from: states of picture and text, or those of the picture alone."""
+    parts: ClassVar[Mapping[str, str]] = {"image": "image embedding", "text": "text embedding"}
+    """What people call modules of it; the others are its blocks."""
     computes_all = False
     """In evaluation too, compute states that nobody reads: for those who look inside."""
 
@@ -69,6 +73,11 @@ class Backbone(nn.Module):
     text: Callable[..., Tokens]
     """`text(ids_BT, is_padding_BT, num_real=None)` embeds texts: int64 ids, and bool, which are padding, or None; `num_real` is
     how many are none, where that is known without asking a device."""
+
+    @property
+    def pair_dim(self) -> int:
+        """Width of what `cls` returns of a pair."""
+        return self.config.embed_dim
 
     @abstractmethod
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
@@ -81,7 +90,8 @@ class Backbone(nn.Module):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return Encoded.cls_BD and the routers alone; states that it does not need may be left out.
+        """Return Encoded.cls_BD, or of a pair what this backbone has in its place, (B, pair_dim), and the routers alone; states
+        that it does not need may be left out.
 
         final_norm: False returns the states before it.
         """
@@ -92,6 +102,10 @@ class Backbone(nn.Module):
         """Return the states (B, D), one per contrast, that a picture or a text alone is compared by, and the routers."""
         state_BD, routers = self.cls(image, text, final_norm=final_norm)
         return [state_BD], routers
+
+    def for_pixels(self, image: Tokens, text: Tokens | None) -> Encoded:
+        """Return the states, of the modalities that pixel_tokens says, that hidden pixels are rebuilt from."""
+        return self.encode(image, text)
 
     def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
         """Return the states (M, D) of some tokens of the texts, int64 among the flattened (B, T), and the routers alone; others
@@ -109,6 +123,11 @@ class Backbone(nn.Module):
     def attention_names(self) -> list[str]:
         """Names of the attention modules over whole pairs, first to last."""
 
+    def looking(self, *, at_pair: bool) -> tuple[list[str], int]:
+        """Return the names of the attention modules in which texts look at pictures, first to last, and the row of a text's
+        [CLS]; without at_pair those of pictures alone, and the row of their own."""
+        return self.attention_names, 1 + self.sizes.num_patches if at_pair else 0
+
     @abstractmethod
     def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
         """Return forward FLOPs of a training pass over so many tokens, matrix products only; a multiply-add counts as two."""
@@ -116,3 +135,7 @@ class Backbone(nn.Module):
     def alone_flops(self, num_image: int, num_text: int) -> float:
         """Return those of `alone`."""
         return self.flops(num_image, num_text, "cls")
+
+    def tower_flops(self, num_image: int, num_text: int) -> float:
+        """Return how many of these `image` and `text` do once for all pairs, and for the modalities alone; 0: next to none."""
+        return 0.0

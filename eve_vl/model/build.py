@@ -1,9 +1,10 @@
 """From the section `model` to the backbone that it describes."""
 
-from eve_vl.config import EveModelConfig, InputConfig, ModelConfig
+from eve_vl.config import EveModelConfig, InputConfig, ModelConfig, TowersModelConfig
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.official import OfficialEncoder
+from eve_vl.model.towers import Towers
 
 
 def build_backbone(config: ModelConfig, sizes: InputConfig, vocab_size: int) -> Backbone:
@@ -13,4 +14,6 @@ def build_backbone(config: ModelConfig, sizes: InputConfig, vocab_size: int) -> 
             return Encoder(config, sizes, vocab_size)
         case EveModelConfig():
             return OfficialEncoder(config, sizes, vocab_size)
+        case TowersModelConfig():
+            return Towers(config, sizes, vocab_size)
     raise AssertionError(f"no backbone for {type(config).__name__}")

@@ -203,6 +203,15 @@ def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
     return torch.cat([positions[:1], grid.permute(0, 2, 3, 1).reshape(new * new, -1)])
 
 
+def resized_positions(tensors: dict[str, Tensor], name: str, num_patches: int) -> tuple[dict[str, Tensor], str | None]:
+    """Return another backbone's weights with the positions of pictures resized, and a sentence on it if they were."""
+    there = tensors.get(name)
+    if there is None or len(there) == num_patches + 1:
+        return tensors, None
+    resized = f"positions resized from {len(there) - 1} to {num_patches} patches"
+    return tensors | {name: resize_positions(there, num_patches)}, resized
+
+
 class TextEmbed(nn.Module):
     """Word embedding, LayerNorm, dropout; learned positions, if any, and text type embedding are added after both."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
 from eve_vl.model.backbone import Backbone, Encoded, Reads
-from eve_vl.model.embed import ImageEmbed, TextEmbed, join, resize_positions
+from eve_vl.model.embed import ImageEmbed, TextEmbed, join, resized_positions
 from eve_vl.model.ffn import POLICIES
 from eve_vl.model.layers import Attention, drop_path, layer_norm
 from eve_vl.model.moe import RouterStats
@@ -169,10 +169,7 @@ class Encoder(Backbone):
             return tensors | dict(zip(names, parts, strict=True)), "; ".join(done) or None
         if self.image.positions is None:
             return tensors, None
-        name, there, here = "image.positions", tensors.get("image.positions"), len(self.image.positions) - 1
-        if there is None or len(there) == here + 1:
-            return tensors, None
-        return tensors | {name: resize_positions(there, here)}, f"positions resized from {len(there) - 1} to {here} patches"
+        return resized_positions(tensors, "image.positions", len(self.image.positions) - 1)
 
     @property
     def attention_names(self) -> list[str]:
@@ -183,7 +180,7 @@ class Encoder(Backbone):
         """Return forward FLOPs of a training pass over so many tokens of a picture, [CLS] included, and of a text."""
         N = num_image + num_text
         *policies, last = self.config.ffn_policies
-        num_read = N if reads == "all" else 1 if reads == "cls" else reads
+        num_read = N if reads in ("all", "pixels") else 1 if reads == "cls" else reads
         blocks = sum(block_flops(N, self.config, policy) for policy in policies)
         blocks += block_flops(N, self.config, last, num_read, 1 if reads == "cls" else N)
         return self.image.flops(max(num_image - 1, 0)) + blocks

@@ -17,12 +17,12 @@ from eve_vl.config import Config, config_from_dict
 from eve_vl.config.code import installed, load_file, load_installed, origins
 from eve_vl.errors import UserError, nearest
 from eve_vl.foreign import expand_user, read_json
-from eve_vl.recipes import finetune, mlim, pretrain, vlmo
+from eve_vl.recipes import finetune, m3ae, medflip, mlim, pretrain, vlmo
 
 EITHER = "pretrain or finetune"
 # fine-tuning is given the config of the run to start from
 NUM_ARGUMENTS = {"pretrain": (0,), "finetune": (1,), EITHER: (0, 1)}
-MODULES = (pretrain, finetune, vlmo, mlim)
+MODULES = (pretrain, finetune, vlmo, mlim, m3ae, medflip)
 
 
 def _recipes(*modules: ModuleType) -> dict[str, Callable[..., Any]]:

@@ -115,8 +115,7 @@ class Calls:
         if answer is not None and self.task.labels_file is None:
             raise UserError("an answer to look for can be given to a run with answers or classes only")
         evidence = self._evidence(pictures, text, None if word in (None, CLS) else positions, answer)
-        rows = [1 + self.inputs.config.num_patches + position for position in positions]  # texts come after pictures
-        return heat_map(self.task, evidence, pictures, rows, word=word, block=block)
+        return heat_map(self.task, evidence, pictures, positions, word=word, block=block)
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         """Return what `look` shows the evidence for. positions: tokens of the word, if there is one."""

@@ -113,7 +113,7 @@ class ClassificationCalls(Calls):
             raise UserError("look: this run reads pictures alone; leave out text, word and right")
         pictures = [given_image(image[0] if isinstance(image, list | tuple) and len(image) == 1 else image)]  # pyright: ignore
         evidence = self._evidence(pictures, "", None, answer)
-        return heat_map(self.task, evidence, pictures, [0], word=CLS, block=-1 if block is None else block)
+        return heat_map(self.task, evidence, pictures, None, word=CLS, block=-1 if block is None else block)
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         labels, tensors = self.task.sizes.labels, (self.inputs.images(images), *(self.inputs.texts([text]) if text else ()))
@@ -146,7 +146,7 @@ class Classification(Classifier[ClassificationConfig]):
         kind = "the sigmoid of each is its" if several else "their softmax is the"
         self.meaning = f"one per label of {self.labels_file}; {kind} probability"
         self.class_ids = {label: c for c, label in enumerate(sizes.labels)}
-        D = config.model.embed_dim
+        D = self.encoder.pair_dim if self.settings.reads == "both" else config.model.embed_dim
         self.class_head = MLPHead(D, 2 * D, len(sizes.labels))
         initialize(self, config.model)
         if several:

@@ -63,13 +63,14 @@ class WholeBatch:
 class Contrast(nn.Module):
     """The two heads, and the losses that join them with an encoder."""
 
-    def __init__(self, embed_dim: int, task: RetrievalConfig | ContrastMatchConfig):
+    def __init__(self, encoder: Backbone, task: RetrievalConfig | ContrastMatchConfig):
         super().__init__()
+        embed_dim = encoder.config.embed_dim
         self.features = ContrastHead(embed_dim, task.projection_dim or embed_dim)
         standardize = isinstance(task, RetrievalConfig) and task.standardize_match
         self.takes_mean = isinstance(task, RetrievalConfig) and task.pooling == "mean"
         self.merges_captions = isinstance(task, RetrievalConfig) and task.merge_captions
-        self.match_head = MatchHead(embed_dim, standardize=standardize) if task.itm_weight > 0 else None
+        self.match_head = MatchHead(encoder.pair_dim, standardize=standardize) if task.itm_weight > 0 else None
 
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
         """Return the losses `itc` and, with a matching head, `itm`, of true pairs; scalars for the log; the routers."""
@@ -230,9 +231,20 @@ class ContrastTask(Task[Settings]):
         state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
         return (self.contrast.features.image if text is None else self.contrast.features.text)(state_BD).float()
 
-    def match(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None) -> tuple[Tensor, Routers]:
-        """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers."""
+    def match(
+        self,
+        images_BCHW: Tensor,
+        ids_BT: Tensor,
+        is_padding_BT: Tensor | None,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Routers]:
+        """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers.
+
+        pairs: which picture and which text each pair is made of, two times int64 (B,); None: row by row.
+        """
         image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
+        if pairs is not None:
+            image, text = pick(image, pairs[0]), pick(text, pairs[1])
         return self.contrast.match(self.encoder, image, text)
 
     @property
@@ -240,9 +252,19 @@ class ContrastTask(Task[Settings]):
         """Whether re-ranking orders by the sum of match and contrast (task.rerank_by)."""
         return getattr(self.settings, "rerank_by", "match") == "sum"
 
-    def pair_scores(self, images_BCHW: Tensor, ids_BT: Tensor, is_padding_BT: Tensor | None, similarity_B: Tensor) -> Tensor:
-        """Return what re-ranking orders pairs by (task.rerank_by), float32 (B,). similarity_B: products of their features."""
-        no_B, yes_B = self.match(images_BCHW, ids_BT, is_padding_BT)[0].float().unbind(1)
+    def pair_scores(
+        self,
+        images_BCHW: Tensor,
+        ids_BT: Tensor,
+        is_padding_BT: Tensor | None,
+        similarity_B: Tensor,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Return what re-ranking orders pairs by (task.rerank_by), float32 (B,).
+
+        similarity_B: products of their features. pairs: as in `match`.
+        """
+        no_B, yes_B = self.match(images_BCHW, ids_BT, is_padding_BT, pairs)[0].float().unbind(1)
         return yes_B - no_B + similarity_B / self.contrast.features.temperature if self.orders_by_sum else yes_B
 
     def routers(self, batch: Any) -> Routers:
@@ -271,5 +293,6 @@ class ContrastTask(Task[Settings]):
             "contrast, text alone": self.encoder.flops(0, num_text, reads),
         }
         if self.contrast.match_head is not None:
-            flops["matching, three fusion passes"] = 3 * self.encoder.flops(num_image, num_text, "cls")
+            once = self.encoder.tower_flops(num_image, num_text)
+            flops["matching, three fusion passes"] = 3 * (self.encoder.flops(num_image, num_text, "cls") - once)
         return flops

@@ -95,17 +95,19 @@ def heat_map(
     task: Any,
     evidence: Evidence,
     images: Sequence[GivenImage],
-    rows: Sequence[int],
+    positions: Sequence[int] | None,
     *,
     word: str | None,
     block: int | None,
 ) -> HeatMap:
-    """Return where in the pictures the tokens of a sequence at `rows` find what speaks for something. Raises UserError.
+    """Return where in the pictures the tokens of the text at `positions`, None: the [CLS] of pictures alone, find what speaks
+    for something. Raises UserError.
 
     word: what these tokens are called. block: 0 is the first, -1 the last; None: the last for a hidden word, else the last but
     one, which point best at what is asked about (LOG.md).
     """
-    names, P = task.encoder.attention_names, task.config.input.num_patches
+    names, start = task.encoder.looking(at_pair=positions is not None)
+    rows, P = [start + position for position in positions or [0]], task.config.input.num_patches
     depth = len(names)
     if block is None:
         block = depth - 1 if evidence.hides_word else max(0, depth - 2)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from eve_vl import objectives
-from eve_vl.config import Config, EveModelConfig, MaskedSignalConfig
+from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
 from eve_vl.data.dataset import MaskedPairs, hash_of
 from eve_vl.data.tokenizer import Tokenizer
@@ -66,9 +66,8 @@ class MaskedSignalTask(Task[Settings]):
     def build_decoder(self) -> Any:
         """Return what makes pixels of states, untrained."""
         config, task = self.config, self.settings
-        block = config.model if isinstance(config.model, EveModelConfig) else EveModelConfig()
         shape = {"depth": task.decoder_depth, "dim": task.decoder_dim, "num_heads": task.decoder_num_heads}
-        return PixelDecoder(config.model.embed_dim, config.input.patch_dim, block, **shape)
+        return PixelDecoder(config.model.embed_dim, config.input.patch_dim, config.model.block, **shape)
 
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Tell each micro-batch how many tokens those of this step mask on average."""
@@ -83,7 +82,7 @@ class MaskedSignalTask(Task[Settings]):
         task, losses, terms, routers = self.settings, {}, {}, []
         joint = self.encode(batch, keep=True, mask=True) if task.joint_masking else None
         if task.mim_weight and isinstance(batch, MaskedPictures):
-            encoded = joint or self.encode(batch, keep=True)
+            encoded = joint or self.encode_for_pixels(batch)
             routers += encoded.routers
             target_BMX = take(self.targets(self.patches(batch)), batch.hidden_BM)
             losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, batch), target_BMX)
@@ -122,6 +121,12 @@ class MaskedSignalTask(Task[Settings]):
         """Return the states of what `embed` returns."""
         return self.encoder.encode(*self.embed(batch, keep=keep, mask=mask))
 
+    def encode_for_pixels(self, batch: MaskedBatch) -> Encoded:
+        """Return the states that hidden patches are predicted from."""
+        image, text = self.embed(batch, keep=True, mask=self.settings.joint_masking)
+        assert image is not None
+        return self.encoder.for_pixels(image, text)
+
     def with_hidden_tokens(self, batch: MaskedTexts) -> Tensor:
         """Return the ids (B, T) with [MASK] for masked tokens, in training for all but task.text_shown_share of them."""
         share = self.settings.text_shown_share if self.training else 0.0
@@ -147,7 +152,7 @@ class MaskedSignalTask(Task[Settings]):
         deviation, as in the pictures of MAE.
         """
         patches_BPX = self.patches(batch)
-        encoded = self.encode(batch, keep=True, mask=self.settings.joint_masking)
+        encoded = self.encode_for_pixels(batch)
         predicted_BMX = self.predict_pixels(encoded, batch)
         if self.settings.normalize_targets:
             mean, std = objectives.patch_statistics(take(patches_BPX, batch.hidden_BM))
@@ -194,7 +199,7 @@ class MaskedSignalTask(Task[Settings]):
             if isinstance(batch, PairBatch) and wrong is not None:
                 rows["mim_mse_wrong_caption"] = batch.with_text_of(wrong)
             for name, each in rows.items():
-                encoded = self.encode(each, keep=True, mask=task.joint_masking)
+                encoded = self.encode_for_pixels(each)
                 sums.add_pixels(name, self.predict_pixels(encoded, batch), hidden_BMX, names)
             neighbours_BMX, image_BMX = metrics.visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
             for name, guess_BMX in (("mim_mse_mean_baseline", neighbours_BMX), ("mim_mse_image_mean", image_BMX)):
@@ -251,8 +256,9 @@ class MaskedSignalTask(Task[Settings]):
         num_seen, num_read = num_image - num_hidden, T * (rows != "pictures")
         flops: dict[str, float] = {}
         if task.mim_weight:
-            flops["image pass"] = self.encoder.flops(num_seen, num_read)
-            flops["pixel decoder"] = self.pixel_decoder.flops(num_seen + num_read, num_hidden)
+            flops["image pass"] = self.encoder.flops(num_seen, num_read, "pixels")
+            num_decoded = num_seen + num_read * (self.encoder.pixel_tokens == "pair")
+            flops["pixel decoder"] = self.pixel_decoder.flops(num_decoded, num_hidden)
         if task.mlm_weight:
             if not task.joint_masking:
                 flops["text pass"] = self.encoder.flops(num_image * (rows != "texts"), T, num_masked)

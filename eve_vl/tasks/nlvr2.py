@@ -135,14 +135,15 @@ class NLVR2(Classifier[NLVR2Config]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        D = config.model.embed_dim
+        D, width = self.encoder.pair_dim, config.model.embed_dim
         match self.settings.head:
             case "concat":
                 self.concat_head = MLPHead(2 * D, 2 * D, 2)
             case "compare":
                 self.compare_head = CompareHead(D)
             case "paired":
-                self.paired_head = PairedAttentionHead(D, getattr(config.model, "num_heads", max(D // PAIRED_HEAD_WIDTH, 1)))
+                num_heads = getattr(config.model, "num_heads", max(width // PAIRED_HEAD_WIDTH, 1))
+                self.paired_head = PairedAttentionHead(width, num_heads)
         initialize(self, config.model)
 
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:

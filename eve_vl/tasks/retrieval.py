@@ -110,7 +110,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        self.contrast = Contrast(config.model.embed_dim, self.settings)
+        self.contrast = Contrast(self.encoder, self.settings)
         initialize(self, config.model)
 
     def forward(self, batch: CaptionBatch) -> StepOutput:
@@ -284,12 +284,15 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             return score_P
         for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE):
             images, texts = image_P[chosen], text_P[chosen]
+            similarity_B = (index.image_Id[images.to(device)] * index.text_Nd[texts.to(device)]).sum(1)
+            # what is in several pairs is embedded once: of towers that is most of the work
+            (images, image_B), (texts, text_B) = (rows.unique(return_inverse=True) for rows in (images, texts))
             pixels = torch.stack([index.pixels[image] for image in images.tolist()])
             ids_BL = pad_sequence([index.ids[text] for text in texts.tolist()], batch_first=True)
-            is_padding_BL = torch.arange(ids_BL.shape[1]) >= length_P[chosen, None]
+            is_padding_BL = torch.arange(ids_BL.shape[1]) >= torch.tensor(index.lengths)[texts, None]
             padding = is_padding_BL.to(device) if is_padding_BL.any() else None
-            similarity_B = (index.image_Id[images.to(device)] * index.text_Nd[texts.to(device)]).sum(1)
-            score_P[chosen] = self.pair_scores(pixels, ids_BL.to(device), padding, similarity_B).cpu()
+            pairs = image_B.to(device), text_B.to(device)
+            score_P[chosen] = self.pair_scores(pixels, ids_BL.to(device), padding, similarity_B, pairs).cpu()
         return score_P
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:

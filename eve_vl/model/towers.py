@@ -1,0 +1,239 @@
+"""Two towers, one for pictures and one for texts, and layers of co-attention that join them: M3AE (Chen et al. 2022, MICCAI);
+without any such layer the two towers of MedFLIP.
+
+Letters: B batch, P tokens of the picture, T text tokens, N tokens of a modality, M those of the other, D width.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from eve_vl.config import EveModelConfig, InputConfig, TowersModelConfig
+from eve_vl.errors import UserError
+from eve_vl.model.backbone import Backbone, Encoded, Reads
+from eve_vl.model.embed import ImageEmbed, TextEmbed, join, resized_positions
+from eve_vl.model.encoder import Block, block_flops
+from eve_vl.model.layers import Attention, FeedForward, layer_norm
+from eve_vl.model.moe import RouterStats
+from eve_vl.model.rows import Rows, Tokens
+
+
+class Tower(nn.Module):
+    """A modality's embedding and blocks. Its states come without the tower's norm: `Towers` applies it where they are read."""
+
+    def __init__(self, embed: ImageEmbed | TextEmbed, block: EveModelConfig, depth: int, *, norm_pre: bool):
+        super().__init__()
+        self.embed = embed
+        self.norm_pre = layer_norm(block.embed_dim) if norm_pre else nn.Identity()
+        self.blocks = nn.ModuleList(Block(block, "shared") for _ in range(depth))
+        self.norm = layer_norm(block.embed_dim)
+        self.num_heads = block.num_heads
+
+    def forward(self, *inputs: Any, **more: Any) -> Tokens:
+        """Return the states of what the embedding takes."""
+        tokens = self.embed(*inputs, **more)
+        rows = Rows.of(tokens, self.num_heads)
+        x_SD = self.norm_pre(rows.collect(tokens.x_BND))
+        for block in self.blocks:
+            x_SD, _ = block(x_SD, rows)
+        return Tokens(
+            x_BND=rows.grid(x_SD),
+            num_image=tokens.num_image,
+            is_padding_BN=tokens.is_padding_BN,
+            num_real=tokens.num_real,
+        )
+
+
+class CoAttention(nn.Module):
+    """A modality's share of a layer: it attends to itself, then to the other, then goes through a feed-forward network; each
+    branch is added and normalised after that (post-norm)."""
+
+    def __init__(self, config: TowersModelConfig):
+        super().__init__()
+        D = config.embed_dim
+        self.attn, self.cross = Attention(D, config.num_heads), Attention(D, config.num_heads)
+        self.ffn = FeedForward(D, config.block.ffn_dim, config.activation)
+        self.norm1, self.norm2, self.norm3 = layer_norm(D), layer_norm(D), layer_norm(D)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x_BND: Tensor,
+        is_padding_BN: Tensor | None,
+        other_BMD: Tensor,
+        is_padding_BM: Tensor | None,
+        num_read: int | None = None,
+    ) -> Tensor:
+        """Return the states after this layer, of all tokens or of the first num_read alone."""
+        keys_BND = None if num_read is None else x_BND
+        x_BND = x_BND[:, :num_read]
+        x_BND = self.norm1(x_BND + self.dropout(self.attn(x_BND, is_padding_BN, keys_BMD=keys_BND)))
+        x_BND = self.norm2(x_BND + self.dropout(self.cross(x_BND, is_padding_BM, keys_BMD=other_BMD)))
+        return self.norm3(x_BND + self.dropout(self.ffn(x_BND)))
+
+
+class FusionBlock(nn.Module):
+    """A layer of both modalities, each of which attends to what the other was before it."""
+
+    def __init__(self, config: TowersModelConfig):
+        super().__init__()
+        self.image, self.text = CoAttention(config), CoAttention(config)
+
+    def forward(
+        self, image_BPD: Tensor, text_BTD: Tensor, is_padding_BT: Tensor | None, reads: Literal["all", "cls", "text"] = "all"
+    ) -> tuple[Tensor, Tensor]:
+        """Return the states of pictures and texts after this layer; of what is not read, none or those before it."""
+        num_read = 1 if reads == "cls" else None
+        after_BTD = self.text(text_BTD, is_padding_BT, image_BPD, None, num_read)
+        if reads == "text":
+            return image_BPD, after_BTD
+        return self.image(image_BPD, None, text_BTD, is_padding_BT, num_read), after_BTD
+
+
+class Fusion(nn.Module):
+    """What joins the towers: a projection of each one's states, whose bias is the modality's type embedding, layers of
+    co-attention, and a pooler of each one's [CLS]."""
+
+    def __init__(self, config: TowersModelConfig):
+        super().__init__()
+        D = config.embed_dim
+        self.image_proj, self.text_proj = nn.Linear(D, D), nn.Linear(D, D)
+        self.blocks = nn.ModuleList(FusionBlock(config) for _ in range(config.fusion_depth))
+        self.image_pooler, self.text_pooler = nn.Linear(D, D), nn.Linear(D, D)
+
+
+class Towers(Backbone):
+    """Two towers and, if fusion_depth is above 0, co-attention. `image` and `text` do a tower's work, once for all pairs."""
+
+    leaves_unused = True
+    pixel_tokens = "image"
+    parts: ClassVar[Mapping[str, str]] = {"image": "image tower", "text": "text tower", "fusion": "co-attention"}
+
+    def __init__(self, config: TowersModelConfig, sizes: InputConfig, vocab_size: int):
+        super().__init__()
+        self.config: TowersModelConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.sizes = sizes
+        D, block = config.embed_dim, config.block
+        image, text = ImageEmbed(D, sizes, config.stem), TextEmbed(D, sizes, vocab_size, config.dropout)
+        self.image: Tower = Tower(image, block, config.image_depth, norm_pre=True)  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.text: Tower = Tower(text, block, config.text_depth, norm_pre=False)  # pyright: ignore[reportIncompatibleMethodOverride]
+        if config.fusion_depth:
+            self.fusion = Fusion(config)
+
+    @property
+    def pair_dim(self) -> int:
+        """The pooled states of text and picture, side by side."""
+        return 2 * self.config.embed_dim
+
+    def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
+        """Return the states of pictures or texts after their tower, of pairs after co-attention."""
+        if image is None or text is None:
+            return self._encoded(self._alone(image, text))
+        return self._encoded(join(*self._fused(image, text)))
+
+    def for_pixels(self, image: Tokens, text: Tokens | None) -> Encoded:
+        """Return the states of pictures, of pairs after pixel_layer layers of co-attention."""
+        if text is None or not self.config.fusion_depth:
+            return self._encoded(self._alone(image, None))
+        return self._encoded(self._fused(image, text, stop=self.config.pixel_layer)[0])
+
+    def cls(
+        self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
+    ) -> tuple[Tensor, list[list[RouterStats]]]:
+        """Return the state of a picture's or a text's [CLS] (B, D), of pairs the pooled ones of text and picture (B, 2·D), and
+        no routers."""
+        if image is None or text is None:
+            return self._alone(image, text, final_norm=final_norm).x_BND[:, 0], [[]]
+        images, texts = self._fused(image, text, "all" if self.computes_all else "cls")
+        pooled = self.fusion.text_pooler(texts.x_BND[:, 0]), self.fusion.image_pooler(images.x_BND[:, 0])
+        return torch.cat(pooled, dim=1).tanh(), [[]]
+
+    def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
+        """Return the states (M, D) of some tokens of the texts, and no routers."""
+        states = self._alone(None, text) if image is None else self._fused(image, text, "text")[1]
+        return states.x_BND.flatten(0, 1).index_select(0, token_M), [[]]
+
+    def _encoded(self, tokens: Tokens) -> Encoded:
+        return Encoded(
+            x_BND=tokens.x_BND,
+            num_image=tokens.num_image,
+            is_padding_BN=tokens.is_padding_BN,
+            num_real=tokens.num_real,
+            routers=[[]],
+        )
+
+    def _alone(self, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True) -> Tokens:
+        """Return the states of pictures or of texts, after the tower's norm."""
+        tokens, tower = (text, self.text) if image is None else (image, self.image)
+        assert tokens is not None, "a picture, a text or both"
+        return _with_states(tokens, tower.norm(tokens.x_BND) if final_norm else tokens.x_BND)
+
+    def _fused(
+        self, image: Tokens, text: Tokens, reads: Literal["all", "cls", "text"] = "all", stop: int | None = None
+    ) -> tuple[Tokens, Tokens]:
+        """Return the states of the pictures and the texts of pairs after the first `stop` layers of co-attention, by default
+        all; after the last one, what is read of them."""
+        if not self.config.fusion_depth:
+            raise UserError("these towers give a pair no states of its own (model.fusion_depth is 0); give one of the two")
+        fusion = self.fusion
+        image_BPD = fusion.image_proj(self.image.norm(image.x_BND))
+        text_BTD = fusion.text_proj(self.text.norm(text.x_BND))
+        for block in fusion.blocks[:stop]:
+            reads_now = reads if block is fusion.blocks[-1] else "all"
+            image_BPD, text_BTD = block(image_BPD, text_BTD, text.is_padding_BN, reads_now)
+        return _with_states(image, image_BPD), _with_states(text, text_BTD)
+
+    def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
+        """Return the weights of others with the positions of pictures resized to this one's patches."""
+        return resized_positions(tensors, "image.embed.positions", self.sizes.num_patches)
+
+    @property
+    def attention_names(self) -> list[str]:
+        """Names of the attention modules by which texts look at pictures, first layer to last."""
+        return [f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)]
+
+    def looking(self, *, at_pair: bool) -> tuple[list[str], int]:
+        """Return the attention of texts to pictures, whose first row is a text's [CLS], or that within pictures."""
+        alone = [f"image.blocks.{number}.attn" for number in range(self.config.image_depth)]
+        return (self.attention_names if at_pair else alone), 0
+
+    def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
+        """Return forward FLOPs of both towers, of those that there are tokens for, and of co-attention."""
+        config, D = self.config, self.config.embed_dim
+        flops = self.tower_flops(num_image, num_text)
+        if not (num_image and num_text and config.fusion_depth):
+            return flops
+        num_layers = config.pixel_layer if reads == "pixels" else config.fusion_depth
+        flops += 2 * (num_image + num_text) * D**2 + num_layers * self._layer_flops(num_image, num_text)
+        if reads in ("all", "pixels"):
+            return flops
+        read = (1, 1) if reads == "cls" else (0, num_text)
+        last = self._layer_flops(num_image, num_text, *read) - self._layer_flops(num_image, num_text)
+        return flops + last + 2 * 2 * D**2 * (reads == "cls")
+
+    def tower_flops(self, num_image: int, num_text: int) -> float:
+        """Return forward FLOPs of the towers."""
+        config, block = self.config, self.config.block
+        embed = cast(ImageEmbed, self.image.embed).flops(max(num_image - 1, 0))
+        blocks = config.image_depth * block_flops(num_image, block, "shared")
+        return embed + blocks + config.text_depth * block_flops(num_text, block, "shared")
+
+    def _layer_flops(self, num_image: int, num_text: int, *num_read: int) -> float:
+        """Return forward FLOPs of a layer of co-attention; num_read: of pictures and of texts, by default all."""
+        D, F = self.config.embed_dim, self.config.block.ffn_dim
+        total = 0.0
+        for own, other, read in zip(
+            (num_image, num_text), (num_text, num_image), num_read or (num_image, num_text), strict=True
+        ):
+            if read:
+                keys, queries = 2 * 2 * (own + other) * D**2, 2 * 2 * 2 * read * D**2
+                total += keys + queries + 2 * 2 * read * (own + other) * D + 4 * read * D * F
+        return total
+
+
+def _with_states(tokens: Tokens, x_BND: Tensor) -> Tokens:
+    """Return tokens with other states; those that are read alone come without padding."""
+    is_padding_BN = tokens.is_padding_BN if x_BND.shape[1] == tokens.x_BND.shape[1] else None
+    return Tokens(x_BND=x_BND, num_image=tokens.num_image, is_padding_BN=is_padding_BN, num_real=tokens.num_real)

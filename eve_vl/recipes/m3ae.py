@@ -1,0 +1,167 @@
+"""M3AE, the medical one (Chen et al. 2022, MICCAI), on towers with co-attention: pre-training by masked tokens, masked pixels
+and matching, and fine-tuning. The small forms run on phantoms, which say nothing about medicine."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eve_vl.config import (
+    ClassificationConfig,
+    Config,
+    ContrastMatchConfig,
+    DataConfig,
+    InputConfig,
+    RetrievalConfig,
+    TaskConfig,
+    TokenizerConfig,
+    TowersModelConfig,
+    TrainConfig,
+    VQAConfig,
+)
+
+FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
+"""What joins the towers learns five times as fast as they do, in pre-training and in fine-tuning."""
+HEADS: tuple[tuple[str, float], ...] = (("[!e]*", 5.0),)
+"""So does all that is not in the encoder, in pre-training."""
+MASKS: dict[str, Any] = {"mim_weight": 1.0, "image_mask_ratio": 0.75, "text_mask_ratio": 0.15, "text_shown_share": 0.2}
+PHANTOMS = DataConfig(train=("phantoms:train",), val=("phantoms:val",), crop_scale=(1.0, 1.0), flip=False, val_samples=500)
+"""Never mirrored: left and right are the patient's."""
+
+
+def m3ae_base() -> Config:
+    """M3AE at its published sizes: 100k steps of batch 256 on ROCO and MedICaT, from random weights.
+
+    torchrun --nproc-per-node 8 -m eve_vl pretrain m3ae_base --data.train roco#train medicat#train --data.val roco#val
+    """
+    return Config(
+        recipe="m3ae_base",
+        out=Path("runs/m3ae_base"),
+        input=InputConfig(image_size=288, text_length=64),
+        model=TowersModelConfig(image_depth=11, layer_scale=1.0),
+        task=ContrastMatchConfig(**MASKS),
+        data=DataConfig(
+            train=("roco#train", "medicat#train"), val=("roco#val",), crop_scale=(1.0, 1.0), flip=False, num_workers=8
+        ),
+        tokenizer=TokenizerConfig(vocab_size=50_265),
+        train=TrainConfig(
+            steps=100_000,
+            batch_size=256,
+            accumulation=4,
+            lr=1e-5,
+            lr_multipliers=FUSION + HEADS,
+            warmup=0.1,
+            schedule="linear",
+            val_every=5000,
+            save_every=5000,
+        ),
+    )
+
+
+def m3ae_tiny() -> Config:
+    """M3AE on phantoms, in minutes on one core.
+
+    eve pretrain m3ae_tiny
+    """
+    return Config(
+        recipe="m3ae_tiny",
+        out=Path("runs/m3ae_tiny"),
+        input=InputConfig(image_size=64, patch_size=8, text_length=64),
+        model=TowersModelConfig(
+            embed_dim=96,
+            image_depth=2,
+            text_depth=2,
+            fusion_depth=2,
+            pixel_layer=1,
+            num_heads=3,
+            mlp_ratio=2.0,
+            dropout=0.0,
+            layer_scale=1.0,
+            init_std=0.05,
+            position_std=0.3,
+        ),
+        task=ContrastMatchConfig(**MASKS, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
+        data=PHANTOMS,
+        tokenizer=TokenizerConfig(vocab_size=512),
+        train=TrainConfig(
+            steps=600, batch_size=32, optimizer="muon", lr=1e-3, warmup=0.1, log_every=25, val_every=600, save_every=300
+        ),
+    )
+
+
+def m3ae_vqa(init: Config) -> Config:
+    """Questions about medical pictures: 384 pixels, 50 epochs of batch 64, as for VQA-RAD; SLAKE: 15 epochs of batch 32.
+
+    eve finetune m3ae_vqa --init runs/m3ae_base --data.train vqa-rad#train --data.val held-out
+    """
+    return _medical(init, "m3ae_vqa", VQAConfig(min_answer_count=1), heads=50, steps=2400, batch_size=64)
+
+
+def m3ae_classification(init: Config) -> Config:
+    """A label from figure and caption, as for MELINDA: 384 pixels, 20 epochs of batch 16.
+
+    eve finetune m3ae_classification --init runs/m3ae_base --data.train melinda#train --data.val melinda#val
+    """
+    return _medical(init, "m3ae_classification", ClassificationConfig(reads="both"), heads=10, steps=5400, batch_size=16)
+
+
+def m3ae_retrieval(init: Config) -> Config:
+    """Pictures and captions of ROCO: 384 pixels, 10 epochs of batch 256.
+
+    eve finetune m3ae_retrieval --init runs/m3ae_base --data.train roco#train --data.val roco#val
+    """
+    task = RetrievalConfig(captions_per_image=1)
+    return _medical(init, "m3ae_retrieval", task, heads=5, steps=2600, batch_size=256, accumulation=8)
+
+
+def m3ae_tiny_vqa(init: Config) -> Config:
+    """Questions about phantoms, in minutes on one core.
+
+    eve finetune m3ae_tiny_vqa --init runs/m3ae_tiny
+    """
+    return _phantoms(init, "m3ae_tiny_vqa", VQAConfig())
+
+
+def m3ae_tiny_classification(init: Config) -> Config:
+    """Which findings a phantom has, from picture and report, several at once: minutes on one core.
+
+    eve finetune m3ae_tiny_classification --init runs/m3ae_tiny
+    """
+    return _phantoms(init, "m3ae_tiny_classification", ClassificationConfig(reads="both", several=True))
+
+
+def m3ae_tiny_retrieval(init: Config) -> Config:
+    """Phantoms and their reports, re-ranked by co-attention: minutes on one core.
+
+    eve finetune m3ae_tiny_retrieval --init runs/m3ae_tiny
+    """
+    return _phantoms(init, "m3ae_tiny_retrieval", RetrievalConfig(rerank=16, rerank_by="sum", merge_captions=True))
+
+
+def _downstream(init: Config, recipe: str, task: TaskConfig, data: DataConfig, train: TrainConfig) -> Config:
+    """Return a run on the towers of another."""
+    return Config(
+        recipe=recipe,
+        out=Path("runs") / recipe,
+        init=init.out,
+        input=init.input,
+        model=init.model,
+        task=task,
+        data=data,
+        tokenizer=TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
+        train=train,
+    )
+
+
+def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **train: Any) -> Config:
+    """Return a run on pictures of the published size, of a small model on those of its own; the towers learn slowest. Texts
+    keep the length that the towers have positions for."""
+    data = DataConfig(train=("train.json",), val=("val.json",), crop_scale=(0.9, 1.0), flip=False, num_workers=8)
+    usual = TrainConfig(lr=5e-6, lr_multipliers=FUSION, new_lr_multiplier=heads, warmup=0.1, schedule="linear", **train)
+    config = _downstream(init, recipe, task, data, usual)
+    return replace(config, input=replace(init.input, image_size=384)) if init.input.image_size >= 224 else config
+
+
+def _phantoms(init: Config, recipe: str, task: TaskConfig) -> Config:
+    usual = TrainConfig(steps=400, batch_size=32, optimizer="muon", lr=6e-4, new_lr_multiplier=10, warmup=0.1)
+    train = replace(usual, log_every=50, val_every=200, save_every=200)
+    return _downstream(init, recipe, task, PHANTOMS, train)
