@@ -57,9 +57,16 @@ class Config:
         for name in ("input", "model", "task", "data", "tokenizer", "train"):
             problems += [f"{name}.{problem}" for problem in getattr(self, name).problems()]
         problems += [f"task.{problem}" for problem in self.task.problems_with_rows(self.data.rows)]
-        if getattr(self.model, "stem", "linear") == "convolutions" and self.input.patch_size.bit_count() != 1:
+        task, stem = self.task, getattr(self.model, "stem", "linear")
+        if stem == "convolutions" and self.input.patch_size.bit_count() != 1:
             problems.append(
                 f"model.stem convolutions wants an input.patch_size that is a power of 2, not {self.input.patch_size}"
+            )
+        is_masked = isinstance(task, ContrastMatchConfig) and task.itc_masks_image and not (task.mlm_weight or task.itm_weight)
+        if is_masked and stem == "convolutions":
+            problems.append(
+                "task.itc_masks_image with model.stem convolutions, which must see whole pictures in training too: set "
+                "task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
             )
         if self.scratch and self.init is None:
             problems.append("scratch says what not to take from --init; name that run")

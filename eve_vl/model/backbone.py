@@ -57,6 +57,8 @@ class Backbone(nn.Module):
     """Weight of the load-balancing loss, where there are experts."""
     results_depend_on_batch: bool = False
     """Whether a result depends on what else is in a pass, or on chance."""
+    num_contrasts: int = 1
+    """States that `alone` returns: so many losses contrast pictures with texts."""
     computes_all = False
     """In evaluation too, compute states that nobody reads: for those who look inside."""
 
@@ -82,6 +84,14 @@ class Backbone(nn.Module):
         final_norm: False returns the states before it.
         """
 
+    def alone(
+        self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
+    ) -> tuple[list[Tensor], list[list[RouterStats]]]:
+        """Return the states (B, D) that pictures or texts alone are compared by, one per contrast, the first that of `cls`, and
+        the routers."""
+        cls_BD, routers = self.cls(image, text, final_norm=final_norm)
+        return [cls_BD], routers
+
     def some(self, image: Tokens | None, text: Tokens, token_M: Tensor) -> tuple[Tensor, list[list[RouterStats]]]:
         """Return the states (M, D) of some tokens of the texts, int64 among the flattened (B, T), and the routers alone; others
         may be left out."""
@@ -101,3 +111,7 @@ class Backbone(nn.Module):
     @abstractmethod
     def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
         """Return forward FLOPs of a training pass over so many tokens, matrix products only; a multiply-add counts as two."""
+
+    def flops_alone(self, num_image: int, num_text: int, reads: Reads = "cls") -> float:
+        """Return the same of `alone`."""
+        return self.flops(num_image, num_text, reads)

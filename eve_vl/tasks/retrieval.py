@@ -110,7 +110,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        self.contrast = Contrast(config.model.embed_dim, self.settings)
+        self.contrast = Contrast(self.encoder, self.settings)
         initialize(self, config.model)
 
     def forward(self, batch: CaptionBatch) -> StepOutput:
