@@ -1,7 +1,7 @@
 """Objectives: tensors in, scalar out. They know neither the model nor the process group.
 
 Letters: B batch, P patches, M masked or hidden, X values in a patch, E experts, V vocabulary,
-A answers, D width of features, C candidates over all processes.
+A answers, D width of features, C candidates over all processes, R singular values.
 """
 
 import torch
@@ -45,20 +45,50 @@ def contrastive(
     return (loss_image + loss_text) / 2
 
 
-def hard_negatives(similarity_BB: Tensor, is_match_BB: Tensor) -> Tensor:
+def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
+    """Singular values of the similarities I Tᵀ of all pictures and texts, float32 (min(C, D),), largest first.
+
+    The gradient of each is u vᵀ of its singular vectors, which are found without one, in the smaller of the spaces of rows and
+    of features; it is not unique where two values are equal.
+    """
+    with torch.autocast(image_CD.device.type, enabled=False):
+        image_CD, text_CD = image_CD.float(), text_CD.float()
+        with torch.no_grad():
+            (image_CR, image_RD), (text_CR, text_RD) = torch.linalg.qr(image_CD), torch.linalg.qr(text_CD)
+            left_RR, _, right_RR = torch.linalg.svd(image_RD @ text_RD.T)
+            left_CR, right_CR = image_CR @ left_RR, text_CR @ right_RR.T
+        return ((left_CR.T @ image_CD) * (right_CR.T @ text_CD)).sum(1)
+
+
+def effective_rank(value_R: Tensor) -> Tensor:
+    """exp of the entropy of singular values over their sum: how many there would be if all were equal."""
+    share_R = value_R.clamp(min=0) / value_R.sum()
+    return torch.special.entr(share_R).sum().exp()
+
+
+def hard_negatives(
+    similarity_BC: Tensor, is_match_BC: Tensor, draw_B: Tensor | None = None, own_B: Tensor | None = None
+) -> Tensor:
     """Draw one column for each row that does not match it, the likelier the higher its softmax (ALBEF): int64 (B,).
 
-    Where every column matches, the row gets itself.
+    draw_B: float64 in [0, 1), where to draw in the sum of a row's weights; None: anywhere. own_B: int64, the column that a row
+    gets where all match it; None: that of its number.
     """
-    weights_BB = negative_weights(similarity_BB, is_match_BB)
-    has_none_B = is_match_BB.all(1)
-    weights_BB = torch.where(has_none_B[:, None], torch.eye(len(weights_BB), device=weights_BB.device), weights_BB)
-    return weights_BB.multinomial(1).squeeze(1)
+    weights_BC = negative_weights(similarity_BC, is_match_BC)
+    B, C = weights_BC.shape
+    column_C = torch.arange(C, device=weights_BC.device)
+    is_own_BC = (column_C[:B] if own_B is None else own_B)[:, None] == column_C
+    weights_BC = torch.where(is_match_BC.all(1, keepdim=True), is_own_BC.to(weights_BC.dtype), weights_BC)
+    if draw_B is None:
+        return weights_BC.multinomial(1).squeeze(1)
+    sum_BC = weights_BC.double().cumsum(1)
+    at_B1 = sum_BC[:, -1:] * draw_B.clamp(max=1 - 1e-12)[:, None]  # no rounding may lead beyond the last weight
+    return torch.searchsorted(sum_BC, at_B1, right=True).squeeze(1)
 
 
-def negative_weights(similarity_BB: Tensor, is_match_BB: Tensor) -> Tensor:
+def negative_weights(similarity_BC: Tensor, is_match_BC: Tensor) -> Tensor:
     """Return how likely each column is to be drawn for each row, not normalised: 0 where they match."""
-    return (similarity_BB.float().softmax(1) + 1e-5).masked_fill(is_match_BB, 0)
+    return (similarity_BC.float().softmax(1) + 1e-5).masked_fill(is_match_BC, 0)
 
 
 def matching(logits_B2: Tensor, is_match_B: Tensor) -> Tensor:

@@ -28,12 +28,16 @@ TOWERS = """
     --model.dropout
 """
 MASKS = """
-    --task.image-mask-ratio --task.text-mask-ratio --task.mask-words --task.text-shown-share --task.mim-weight --task.mlm-weight
-    --task.joint-masking --task.normalize-targets --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
+    --task.image-mask-ratio --task.text-mask-ratio --task.mask-words --task.text-shown-share --task.text-shown-from
+    --task.mim-weight --task.mlm-weight --task.joint-masking --task.normalize-targets
+    --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
 """
 TASK = {
     "masked_signal": MASKS,
-    "contrast_match": f"{MASKS} --task.itc-weight --task.itm-weight --task.projection-dim",
+    "contrast_match": f"""
+        {MASKS} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masks-image --task.itc-targets
+        --task.itm-negatives --task.svd-form --task.svd-weight
+    """,
     "mlim": MASKS + "--task.masking --task.heavy-mask-ratio --task.recon-region",
     "retrieval": """
         --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.pooling

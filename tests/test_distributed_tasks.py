@@ -19,6 +19,7 @@ from two_processes import (
     contrast_of_features,
     evaluation,
     gradients_of_a_step,
+    neighbours_step,
     running_mean_at_validation,
 )
 
@@ -71,10 +72,12 @@ def test_contrast_of_two_processes_is_that_of_the_whole_batch(found):
     torch.testing.assert_close(contrast_of_features(), expected, rtol=1e-5, atol=1e-6)  # one process, no group
 
 
-def test_a_step_of_two_processes_has_the_gradients_of_one(found):
-    expected = gradients_of_a_step()
+@pytest.mark.parametrize(("step", "prefix"), [(gradients_of_a_step, "step."), (neighbours_step, "neighbours.")])
+def test_a_step_of_two_processes_has_the_gradients_of_one(step, prefix, found):
+    """With the same global negatives: others would have other gradients."""
+    expected = step()
     for tensors, _ in found:
-        gradients = part(tensors, "step.")
+        gradients = part(tensors, prefix)
         assert gradients.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)

@@ -229,7 +229,7 @@ def test_flops_of_the_encoder_are_those_that_torch_counts(routing, policies, num
     assert found - left_out * config.ffn_policies.count("moe") == encoder.flops(num_image, num_text)
     if POLICIES[config.deep_ffn].has_pairs and not (num_image and num_text):
         alone = counted(lambda: encoder.alone(*inputs_of(encoder, num_kept, num_text)))
-        assert alone == encoder.alone_flops(num_image, num_text) > encoder.flops(num_image, num_text, "cls")
+        assert alone == encoder.flops_alone(num_image, num_text) > encoder.flops(num_image, num_text, "cls")
 
 
 SECTIONS: dict[str, TaskConfig] = {

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from twins import ListSource, pairs, tiny_config
 
 from eve_vl import objectives
+from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader
@@ -76,6 +77,20 @@ def gradients_of_a_step() -> dict[str, Tensor]:
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
 
 
+def neighbours_step() -> dict[str, Tensor]:
+    """Gradients of pre-training by contrast, its singular values and matching with negatives of all processes."""
+    settings = ContrastMatchConfig(
+        mlm_weight=0.0, itc_masks_image=True, itc_targets="diagonal", itm_negatives="global", svd_form="sigma1"
+    )
+    config = tiny_config(task=settings, model={"balance_weight": 0.0})
+    dataset = MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
+    task = build(config).train()
+    model = DistributedDataParallel(task) if distributed.world_size() > 1 else task
+    rows = [dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()]
+    model(dataset.collate(rows)).loss.backward()
+    return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
+
+
 def running_mean_at_validation(folder: Path) -> Tensor:
     """What a head that standardises has seen after one step of all rows, when it is validated."""
     config = config_of("nlvr2_compare", train={"steps": 1, "batch_size": NUM_ROWS, "val_every": 1, "device": "cpu"})
@@ -120,6 +135,7 @@ def main(folder: Path) -> None:
     rank = distributed.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
     tensors |= {f"step.{name}": value for name, value in gradients_of_a_step().items()}
+    tensors |= {f"neighbours.{name}": value for name, value in neighbours_step().items()}
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(evaluation()))

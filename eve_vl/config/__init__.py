@@ -60,11 +60,17 @@ class Config:
             problems += [f"{name}.{problem}" for problem in getattr(self, name).problems()]
         by_rows = self.task.problems_with_rows(self.data.rows) + self.model.problems_with(self.task, self.data.rows)
         problems += [f"task.{problem}" for problem in by_rows]
-        stem, patch = getattr(self.model, "stem", "linear"), self.input.patch_size
+        task, stem, patch = self.task, getattr(self.model, "stem", "linear"), self.input.patch_size
         if stem != "linear" and patch.bit_count() != 1:
             problems.append(f"model.stem {stem} wants an input.patch_size that is a power of 2, not {patch}")
         elif stem == "blocks" and not 2 <= patch <= LARGEST_BLOCK:
             problems.append(f"model.stem blocks wants an input.patch_size from 2 to {LARGEST_BLOCK}, not {patch}")
+        is_masked = isinstance(task, ContrastMatchConfig) and task.itc_masks_image and not (task.mlm_weight or task.itm_weight)
+        if is_masked and stem == "convolutions":
+            problems.append(
+                "task.itc_masks_image with model.stem convolutions, which must see whole pictures in training too: set "
+                "task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
+            )
         if self.scratch and self.init is None:
             problems.append("scratch says what not to take from --init; name that run")
         if self.init is not None and self.tokenizer.path is not None:

@@ -4,6 +4,7 @@ themselves with."""
 import importlib
 import importlib.util
 import math
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -61,4 +62,14 @@ def not_positive(config: Any, names: str, most: float = math.inf, *, or_zero: bo
         f"{name} must {must}{f'{both}at most {most:,}' * (value > most)}, got {value}"
         for name, value in ((name, getattr(config, name)) for name in names.split())
         if not 0 <= value <= most or value == math.inf or (value == 0 and not or_zero)
+    ]
+
+
+def not_one_of(config: Any, *names: str) -> list[str]:
+    """Return a sentence for each of the named values that is none of those that its field declares as a Literal."""
+    hints = typing.get_type_hints(type(config))
+    return [
+        f"{name} {value!r} is not one of {', '.join(choices)}"
+        for name, value, choices in ((name, getattr(config, name), typing.get_args(hints[name])) for name in names)
+        if value not in choices
     ]

@@ -3,12 +3,13 @@
 The code of a task lies in `eve_vl.tasks.<name>`, what its page shows in `eve_vl.report.<name>`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_positive
+from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_one_of, not_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,9 @@ class MaskedSignalConfig(TaskConfig):
     text_shown_share: float = 0.0
     """Share of hidden tokens that show a word instead of [MASK] in training, half of them their own and half one that is hidden
     elsewhere in the batch (BERT: 0.2): so a model learns whether what it reads is true of the picture (LOG.md)."""
+    text_shown_from: Literal["batch", "vocabulary"] = "batch"
+    """Where the wrong half of these words comes from: the batch's hidden ones, which are as frequent as true ones, or the whole
+    vocabulary, as in BERT and VLMo."""
     mim_weight: float = 1.0
     """Weight of the masked-pixel loss; 0 leaves the image pass out."""
     mlm_weight: float = 1.0
@@ -107,6 +111,7 @@ class MaskedSignalConfig(TaskConfig):
                 problems.append(f"{name} {getattr(self, name)} is not in (0, 1)")
         if not 0 <= self.text_shown_share <= 1:
             problems.append(f"text_shown_share {self.text_shown_share} is not in [0, 1]")
+        problems += not_one_of(self, "text_shown_from")
         if self.joint_masking and 0 in (self.mim_weight, self.mlm_weight):
             problems.append("joint_masking needs both mim_weight and mlm_weight above 0")
         if type(self) is MaskedSignalConfig and not self.mim_weight and not self.mlm_weight:
@@ -122,13 +127,18 @@ class MaskedSignalConfig(TaskConfig):
     def idle(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
         of_pixels = "image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"
-        pixels, of_tokens = "" if self.mim_weight else of_pixels, "text_mask_ratio mask_words text_shown_share"
-        return {"as task.mim_weight is 0": pixels, "as task.mlm_weight is 0": "" if self.mlm_weight else of_tokens}
+        of_tokens = "text_mask_ratio mask_words text_shown_share text_shown_from"
+        return {
+            "as task.mim_weight is 0": "" if self.mim_weight else of_pixels,
+            "as task.mlm_weight is 0": "" if self.mlm_weight else of_tokens,
+            "as task.text_shown_share is 0": "" if self.text_shown_share or not self.mlm_weight else "text_shown_from",
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastMatchConfig(MaskedSignalConfig):
-    """Pre-training by contrast (ITC) and matching (ITM) beside masked signals: EVE's rivals (paper Tables 1 and 6)."""
+    """Pre-training by contrast (ITC) and matching (ITM) beside masked signals: EVE's rivals (paper Tables 1 and 6) and, with
+    other values, VLMo, M3AE and MedFLIP."""
 
     name: ClassVar[str] = "contrast_match"
     title: ClassVar[str] = "contrast and matching beside masked signals"
@@ -137,15 +147,52 @@ class ContrastMatchConfig(MaskedSignalConfig):
     mim_weight: float = 0.0
     """Weight of the masked-pixel loss; 0 leaves the image pass out."""
     itc_weight: float = 1.0
-    """Weight of the image–text contrastive loss, with its two unimodal passes."""
+    """Weight of the image–text contrastive loss, with its two unimodal passes; 0 leaves it out."""
     itm_weight: float = 1.0
-    """Weight of the image–text matching loss with hard negatives, three fusion passes; 0 leaves it out."""
+    """Weight of the image–text matching loss; 0 leaves it out."""
     projection_dim: int = 0
     """Width of the features that the contrastive loss compares; 0: embed_dim."""
+    itc_masks_image: bool = False
+    """In training, contrast sees only the patches that image_mask_ratio leaves (MedFLIP), in evaluation whole pictures."""
+    itc_targets: Literal["picture", "diagonal", "same_text"] = "picture"
+    """What a picture and a text must share to count as partners. picture: the picture; diagonal: the row, so that all other
+    captions of the picture are wrong (VLMo); same_text: the picture or the words."""
+    itm_negatives: Literal["local", "global", "random_half"] = "local"
+    """Wrong pairs of matching. local: of each picture and of each text a wrong one like it, drawn by the contrast's similarity
+    among the micro-batch of a process, three fusion passes (ALBEF); global: drawn among the rows of all processes and
+    micro-batches of a step (VLMo); random_half: half of the pairs get any other picture, one fusion pass (M3AE)."""
+    svd_form: Literal["off", "sigma1", "sigma1_share"] = "off"
+    """Term of the largest singular value σ1 of the cosines of all pictures with all texts of a step (MedFLIP). sigma1: σ1 over
+    the number of rows, in (0, 1]; sigma1_share: σ1 over the sum of all singular values; off: neither term nor its numbers."""
+    svd_weight: float = 0.1
+    """Weight of that term: above 0 it spreads features, below 0 it gathers them, 0 only logs its numbers."""
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        return super().problems() + not_positive(self, "itc_weight") + negative(self, "itm_weight projection_dim", WIDEST)
+        problems = super().problems() + negative(self, "itc_weight itm_weight projection_dim", WIDEST)
+        problems += not_one_of(self, "itc_targets", "itm_negatives", "svd_form")
+        if not math.isfinite(self.svd_weight):
+            problems.append(f"svd_weight must be finite, got {self.svd_weight}")
+        if not any((self.mim_weight, self.mlm_weight, self.itc_weight, self.itm_weight)):
+            problems.append("mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn")
+        if self.itm_weight and not self.itc_weight and self.itm_negatives in ("local", "global"):
+            problems.append(
+                f"itm_negatives {self.itm_negatives} are drawn by the similarity of contrast, but itc_weight is 0: "
+                "set it to random_half"
+            )
+        return problems
+
+    def idle(self) -> dict[str, str]:
+        """Return the fields that have no effect beside the other values, by the reason why."""
+        idle = super().idle()
+        if self.itc_weight and self.itc_masks_image:
+            idle["as task.mim_weight is 0"] = idle["as task.mim_weight is 0"].replace("image_mask_ratio ", "")
+        of_contrast = "projection_dim itc_masks_image itc_targets svd_form svd_weight"
+        return idle | {
+            "as task.itc_weight is 0": "" if self.itc_weight else of_contrast,
+            "as task.itm_weight is 0": "" if self.itm_weight else "itm_negatives",
+            "as task.svd_form is off": "svd_weight" if self.itc_weight and self.svd_form == "off" else "",
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +297,8 @@ class RetrievalConfig(TaskConfig):
         """What is wrong with these values, one sentence each."""
         problems = negative(self, "itm_weight projection_dim", WIDEST) + negative(self, "rerank captions_per_image")
         problems += not_positive(self, "itc_weight")
-        if self.pooling not in ("cls", "mean"):
-            problems.append(f"pooling {self.pooling!r} is not one of cls, mean")
-        elif self.pooling == "mean" and not self.final_norm:
+        problems += not_one_of(self, "pooling")
+        if self.pooling == "mean" and not self.final_norm:
             problems.append("pooling mean is of states after the final norm: leave final_norm at True")
         if not problems and not self.itm_weight:
             if self.rerank:

@@ -50,6 +50,10 @@ def _tuple(values: Sequence[Any], pad_id: int, length: int) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def _stack_if_any(values: Sequence[Any], pad_id: int, length: int) -> Tensor | None:
+    return None if any(value is None for value in values) else _stack(values, pad_id, length)
+
+
 def _wrong(values: Sequence["Sample | None"], pad_id: int, length: int) -> "PairBatch | None":
     samples = [value for value in values if value is not None]
     return PairBatch.collate(samples, pad_id, length) if samples else None
@@ -71,6 +75,8 @@ class Sample(SimpleNamespace):
     """Rows that could not be used; this sample stands in for them."""
     wrong: "Sample | None" = None
     """In evaluation: another pair, whose picture or text stands in for this one's."""
+    draw: np.ndarray | None = None
+    """Of a pair: three numbers in [0, 1), float64, for what is drawn among the pairs of a step."""
 
     @classmethod
     def of(cls, batch: type["RowBatch"], row: Any, **made: Any) -> Self:
@@ -196,6 +202,8 @@ class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
 
     wrong: "PairBatch | None" = _of("wrong", _wrong, default=None)
     """In evaluation: other pairs, whose pictures or texts stand in for these."""
+    draw_B3: Tensor | None = _of("draw", _stack_if_any, default=None)
+    """float64 in [0, 1), each row's own, so that what is drawn with them does not depend on the number of processes."""
 
     def with_text_of(self, other: "PairBatch") -> "PairBatch":
         """Return these pictures with the texts of another batch of the same size."""

@@ -11,11 +11,15 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
+def num_hidden(num_patches: int, ratio: float) -> int:
+    """Return how many patches are hidden: at least one, but not all."""
+    return min(max(round(num_patches * ratio), 1), num_patches - 1)
+
+
 def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Choose the patches to hide: sorted int64 positions, kept (K,) and hidden (M,), at least one of each."""
-    num_hidden = min(max(round(num_patches * ratio), 1), num_patches - 1)
-    order = rng.permutation(num_patches)
-    return np.sort(order[num_hidden:]), np.sort(order[:num_hidden])
+    order, num = rng.permutation(num_patches), num_hidden(num_patches, ratio)
+    return np.sort(order[num:]), np.sort(order[:num])
 
 
 def mask_tokens(

@@ -132,7 +132,7 @@ class Backbone(nn.Module):
     def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
         """Return forward FLOPs of a training pass over so many tokens, matrix products only; a multiply-add counts as two."""
 
-    def alone_flops(self, num_image: int, num_text: int) -> float:
+    def flops_alone(self, num_image: int, num_text: int) -> float:
         """Return those of `alone`."""
         return self.flops(num_image, num_text, "cls")
 

@@ -185,7 +185,7 @@ class Encoder(Backbone):
         blocks += block_flops(N, self.config, last, num_read, 1 if reads == "cls" else N)
         return self.image.flops(max(num_image - 1, 0)) + blocks
 
-    def alone_flops(self, num_image: int, num_text: int) -> float:
+    def flops_alone(self, num_image: int, num_text: int) -> float:
         """Return those of `alone`: of two contrasts, the top blocks compute twice."""
         N, again = num_image + num_text, self.config.ffn_policies[self.first_with_pairs :]
         top = sum(block_flops(N, self.config, policy) for policy in again[:-1])

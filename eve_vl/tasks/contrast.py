@@ -1,11 +1,12 @@
-"""Image–text contrast (ITC) and matching with hard negatives (ITM): how retrieval is fine-tuned and EVE's rivals pre-train.
+"""Image–text contrast (ITC) and matching (ITM): how retrieval is fine-tuned and EVE's rivals and neighbours pre-train.
 
-Letters: B batch, N all tokens, D width, d width of features, C candidates over all processes, X kinds of keys.
+Letters: B batch, K kept patches or kinds of keys, N all tokens, D width, d width of features, X contrasts,
+C candidates over all processes, R singular values.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -16,12 +17,14 @@ from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.batch import Batch, CaptionBatch, normalize
+from eve_vl.data.batch import Batch, CaptionBatch, MaskedPictures, PairBatch, normalize
 from eve_vl.data.inputs import GivenImage, Images, Strings, chunked, given_images, given_texts, listed
+from eve_vl.data.masking import num_hidden
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.embed import pick
 from eve_vl.model.heads import ContrastHead, MatchHead
 from eve_vl.model.rows import Tokens
+from eve_vl.tasks import negatives
 from eve_vl.tasks.calls import Calls, JsonFlags, PictureFlags, Verb
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import PAIR, Computation, Routers, Task, pair_tokens
@@ -45,116 +48,187 @@ def replayed(state: dict[str, Tensor]) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class WholeBatch:
-    """What contrast over all micro-batches of a step says of one of them: the loss, and its gradient by the features."""
+    """What contrast over all micro-batches of a step says of one of them: the losses, and their gradients by the features."""
 
     rng_state: dict[str, Tensor]
     """Before the features were computed."""
-    loss: Tensor
-    gradients: tuple[Tensor, ...]
-    """By the features of pictures and of texts, (B, d), and by the temperature."""
+    losses: dict[str, Tensor]
+    gradients: dict[str, tuple[Tensor, ...]]
+    """Of each loss by the features of pictures and of texts, (B, X, d), and by the temperatures."""
+    terms: dict[str, Tensor]
+    wrong: negatives.Wrong | None
 
-    def loss_of(self, *values: Tensor) -> Tensor:
-        """Return the loss over all micro-batches, with this one's share of its gradient by the features and the temperature."""
-        products = ((value * by).sum() for value, by in zip(values, self.gradients, strict=True))
-        product = sum(products, start=torch.zeros(()))
-        return self.loss + product - product.detach()
+    def losses_of(self, *values: Tensor) -> dict[str, Tensor]:
+        """Return the losses over all micro-batches, each with this one's share of its gradient by the features and the
+        temperatures."""
+        losses = {}
+        for name, loss in self.losses.items():
+            products = ((value * by).sum() for value, by in zip(values, self.gradients[name], strict=True))
+            product = sum(products, start=torch.zeros(()))
+            losses[name] = loss + product - product.detach()
+        return losses
 
 
 class Contrast(nn.Module):
-    """The two heads, and the losses that join them with an encoder."""
+    """The heads, and the losses that join them with an encoder; contrast or matching may be missing."""
+
+    features: ContrastHead
+    """The first contrast's, by which people search; missing where there is no contrast."""
 
     def __init__(self, encoder: Backbone, task: RetrievalConfig | ContrastMatchConfig):
         super().__init__()
-        embed_dim = encoder.config.embed_dim
-        self.features = ContrastHead(embed_dim, task.projection_dim or embed_dim)
-        standardize = isinstance(task, RetrievalConfig) and task.standardize_match
-        self.takes_mean = isinstance(task, RetrievalConfig) and task.pooling == "mean"
-        self.merges_captions = isinstance(task, RetrievalConfig) and task.merge_captions
+        embed_dim, retrieval = encoder.config.embed_dim, task if isinstance(task, RetrievalConfig) else None
+        self.settings = task if isinstance(task, ContrastMatchConfig) else ContrastMatchConfig()
+        self.num_contrasts = 0 if not task.itc_weight else 1 if retrieval else encoder.num_contrasts
+        heads = [ContrastHead(embed_dim, task.projection_dim or embed_dim) for _ in range(self.num_contrasts)]
+        if heads:
+            self.features = heads[0]
+        self.more_features = nn.ModuleList(heads[1:])
+        self.takes_mean = retrieval is not None and retrieval.pooling == "mean"
+        self.merges_captions = retrieval.merge_captions if retrieval else self.settings.itc_targets == "same_text"
+        standardize = retrieval is not None and retrieval.standardize_match
         self.match_head = MatchHead(encoder.pair_dim, standardize=standardize) if task.itm_weight > 0 else None
 
+    @property
+    def heads(self) -> list[Any]:
+        """Those of the contrasts, first to last."""
+        return [self.features, *self.more_features] if self.num_contrasts else []
+
     def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
-        """Return the losses `itc` and, with a matching head, `itm`, of true pairs; scalars for the log; the routers."""
+        """Return the losses `itc`, `svd` and `itm` of true pairs, as far as there are any; scalars for the log; the routers."""
         whole: WholeBatch | None = batch.contrast
-        with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
-            image, text, image_Bd, text_Bd, routers = self.alone(encoder, batch)
-        temperature, terms = self._clamped_temperature(), {}
-        if whole is None:
-            losses = {"itc": self._contrast(image_Bd, text_Bd, self._keys(batch), temperature)}
-        else:
-            losses = {"itc": whole.loss_of(image_Bd, text_Bd, temperature)}
-        if self.match_head is not None:
+        losses, terms, routers, image, text, similarity_BB, wrong = {}, {}, [], None, None, None, None
+        if self.num_contrasts:
+            with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
+                image, text, image_BXd, text_BXd, routers = self.alone(encoder, batch)
+            temperatures = self._clamped_temperatures()
+            if whole is None:
+                losses, terms = self._losses(image_BXd, text_BXd, self._keys(batch), temperatures)
+                wrong = self._fetched(encoder, [batch], image_BXd, text_BXd, temperatures[0])[0]
+            else:
+                losses, terms = whole.losses_of(image_BXd, text_BXd, *temperatures), dict(whole.terms)
+                wrong = whole.wrong
             with torch.no_grad():
-                similarity_BB = image_Bd @ text_Bd.T / temperature
-            logits, is_match, match_routers = self._hard_pairs(encoder, image, text, self._keys(batch), similarity_BB)
+                similarity_BB = image_BXd[:, 0] @ text_BXd[:, 0].T / temperatures[0]
+        if self.match_head is not None:
+            if wrong is not None:
+                image, text, is_match = negatives.with_fetched(encoder, batch, wrong)
+            else:
+                image = encoder.image(batch.pixels()) if image is None or self._masks_image else image
+                text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real) if text is None else text
+                keys_BK = self._keys(batch)
+                is_match_BB = negatives.shared(keys_BK, keys_BK)
+                if self.settings.itm_negatives == "random_half" or similarity_BB is None:
+                    image, text, is_match = negatives.random_half(image, text, is_match_BB)
+                else:
+                    image, text, is_match = negatives.hard(image, text, is_match_BB, similarity_BB)
+            logits, match_routers = self.match(encoder, image, text, num_passes=len(is_match) // len(batch.ids_BT))
             losses["itm"] = objectives.matching(logits, is_match)
             terms["itm_acc"] = (logits.argmax(1) == is_match.long()).float().mean()
             routers += match_routers
         return losses, terms, routers
 
     def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
-        """Return pictures and texts embedded, their features (B, d), and the routers of both passes."""
-        image, text = encoder.image(batch.pixels()), encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real)
-        image_BD, image_routers = self.pooled(encoder, image, None)
-        text_BD, text_routers = self.pooled(encoder, None, text)
-        features = self.features.image_features(image_BD), self.features.text_features(text_BD)
-        return image, text, *features, [*image_routers, *text_routers]
+        """Return pictures and texts embedded, their features (B, X, d), and the routers of all passes."""
+        keep_BK = batch.keep_BK if self._masks_image and isinstance(batch, MaskedPictures) else None
+        image = encoder.image(batch.pixels()) if keep_BK is None else encoder.image(batch.pixels(), keep_BK)
+        text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real)
+        image_X, image_routers = self.states(encoder, image, None)
+        text_X, text_routers = self.states(encoder, None, text)
+        image_BXd = torch.stack([head.image_features(x) for head, x in zip(self.heads, image_X, strict=True)], dim=1)
+        text_BXd = torch.stack([head.text_features(x) for head, x in zip(self.heads, text_X, strict=True)], dim=1)
+        return image, text, image_BXd, text_BXd, [*image_routers, *text_routers]
+
+    def states(
+        self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
+    ) -> tuple[list[Tensor], Routers]:
+        """Return the states (B, D) of a picture or of a text alone that its features are made of, one per contrast, and the
+        routers."""
+        if self.num_contrasts > 1:
+            return encoder.alone(image, text, final_norm)
+        state_BD, routers = self.pooled(encoder, image, text, final_norm=final_norm)
+        return [state_BD], routers
 
     def pooled(
         self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
     ) -> tuple[Tensor, Routers]:
-        """Return the state (B, D) of a picture or of a text alone that its features are made of, and the routers."""
+        """Return the first of them."""
         if not self.takes_mean:
             return encoder.cls(image, text, final_norm=final_norm)
         encoded = encoder.encode(image, text)
         return encoded.mean_BD, encoded.routers
 
+    @property
+    def _masks_image(self) -> bool:
+        return self.training and self.settings.itc_masks_image
+
     @torch.no_grad()
-    def _clamped_temperature(self) -> nn.Parameter:
-        return self.features.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE)  # pyright: ignore[reportReturnType]
+    def _clamped_temperatures(self) -> list[nn.Parameter]:
+        return [head.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE) for head in self.heads]
 
     def _keys(self, batch: CaptionBatch) -> Tensor:
         """Return what pairs that are no negatives of each other share one of, int64 (B, 1 or 2): the picture, and the words."""
         return torch.stack([batch.picture_B, batch.caption_B] if self.merges_captions else [batch.picture_B], dim=1)
 
-    def _contrast(self, image_Bd: Tensor, text_Bd: Tensor, keys_BX: Tensor, temperature: Tensor) -> Tensor:
-        """Return the contrastive loss of pairs among those of all processes."""
-        is_match_BC = (keys_BX[:, None] == gather_rows(keys_BX)).any(2)
-        candidates = gather_rows(image_Bd), gather_rows(text_Bd)
-        return objectives.contrastive(image_Bd, text_Bd, *candidates, is_match_BC, temperature)
+    def _losses(
+        self, image_BXd: Tensor, text_BXd: Tensor, keys_BK: Tensor, temperatures: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the losses of the features of pairs among those of all processes: `itc`, the mean of all contrasts, and
+        `svd`, of the first; scalars for the log."""
+        image_CXd, text_CXd = gather_rows(image_BXd), gather_rows(text_BXd)
+        if self.settings.itc_targets == "diagonal":
+            keys_BK = negatives.own_rows(keys_BK)[:, None]
+        is_match_BC = negatives.shared(keys_BK, gather_rows(keys_BK))
+        itc = [
+            objectives.contrastive(image_BXd[:, x], text_BXd[:, x], image_CXd[:, x], text_CXd[:, x], is_match_BC, temperature)
+            for x, temperature in enumerate(temperatures)
+        ]
+        losses, terms = {"itc": torch.stack(itc).mean()}, {}
+        if self.settings.svd_form != "off":
+            value_R = objectives.singular_values(image_CXd[:, 0], text_CXd[:, 0])
+            sigma1 = value_R[0] / len(image_CXd)
+            losses["svd"] = sigma1 if self.settings.svd_form == "sigma1" else value_R[0] / value_R.sum()
+            terms = {"sigma1": sigma1.detach(), "effective_rank": objectives.effective_rank(value_R.detach())}
+        return losses, terms
 
     def over_all(self, encoder: Backbone, micro_batches: list[CaptionBatch]) -> list[CaptionBatch]:
         """Return the micro-batches of a step with what contrast over all of them says of each, so that accumulation leaves
         every pair all the others to be told from (GradCache, Gao et al. 2021): features are computed without a gradient first,
-        then the loss and its gradient by the features, and in `forward` the features once more, with the same dropout."""
+        then the losses and their gradients by the features, and in `forward` the features once more, with the same dropout."""
         rng_states, parts = [], []
         with torch.no_grad():
             for batch in micro_batches:
                 rng_states.append(get_rng_state())
                 parts.append(self.alone(encoder, batch)[2:4])
         image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
-        temperature = self._clamped_temperature().detach().clone().requires_grad_()
-        loss = self._contrast(image, text, torch.cat([self._keys(batch) for batch in micro_batches]), temperature)
-        *by_features, by_temperature = torch.autograd.grad(loss, [image, text, temperature])
+        temperatures = [each.detach().clone().requires_grad_() for each in self._clamped_temperatures()]
+        keys = torch.cat([self._keys(batch) for batch in micro_batches])
+        losses, terms = self._losses(image, text, keys, temperatures)
+        wrong = self._fetched(encoder, micro_batches, image, text, temperatures[0])
         sizes, num = [len(image) for image, _ in parts], len(micro_batches)
-        by_image, by_text = ((num * gradient).split(sizes) for gradient in by_features)  # for the loop divides by the number
-        wholes = [
-            WholeBatch(rng_state=state, loss=loss.detach(), gradients=(*by_both, by_temperature))
-            for state, *by_both in zip(rng_states, by_image, by_text, strict=True)
+        gradients: list[dict[str, tuple[Tensor, ...]]] = [{} for _ in micro_batches]
+        for name, loss in losses.items():
+            by_all = torch.autograd.grad(loss, [image, text, *temperatures], retain_graph=True, materialize_grads=True)
+            by_image, by_text = ((num * by).split(sizes) for by in by_all[:2])  # for the loop divides by the number
+            for mine, *by_both in zip(gradients, by_image, by_text, strict=True):
+                mine[name] = *by_both, *by_all[2:]
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        return [
+            dataclasses.replace(batch, contrast=WholeBatch(rng_state=rng, losses=losses, gradients=by, terms=terms, wrong=each))
+            for batch, rng, by, each in zip(micro_batches, rng_states, gradients, wrong, strict=True)
         ]
-        return [dataclasses.replace(batch, contrast=whole) for batch, whole in zip(micro_batches, wholes, strict=True)]
 
-    def _hard_pairs(
-        self, encoder: Backbone, image: Tokens, text: Tokens, keys_BX: Tensor, similarity_BB: Tensor
-    ) -> tuple[Tensor, Tensor, Routers]:
-        """Match the B true pairs, B texts with a hard wrong picture and B pictures with a hard wrong text, in one pass."""
-        is_match_BB = (keys_BX[:, None] == keys_BX).any(2)
-        own_B = torch.arange(len(keys_BX), device=keys_BX.device)
-        wrong_image_B = objectives.hard_negatives(similarity_BB.T, is_match_BB)
-        wrong_text_B = objectives.hard_negatives(similarity_BB, is_match_BB)
-        images, texts = torch.cat([own_B, wrong_image_B, own_B]), torch.cat([own_B, own_B, wrong_text_B])
-        logits, routers = self.match(encoder, pick(image, images), pick(text, texts), num_passes=3)
-        # negatives do not match, unless a batch shows one picture only
-        return logits, is_match_BB[images, texts], routers
+    def _fetched(
+        self, encoder: Backbone, batches: Sequence[CaptionBatch], image_BXd: Tensor, text_BXd: Tensor, temperature: Tensor
+    ) -> Sequence[negatives.Wrong | None]:
+        """Return the wrong partners of each micro-batch that come from all of them and from all processes; None: none do."""
+        if self.match_head is None or self.settings.itm_negatives != "global":
+            return [None] * len(batches)
+        pairs = [batch for batch in batches if isinstance(batch, PairBatch)]
+        keys_BK = torch.cat([self._keys(batch) for batch in batches])
+        with torch.no_grad():
+            limit = encoder.sizes.text_length
+            return negatives.fetched(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
 
     def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:
         """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers of each pass.
@@ -224,11 +298,19 @@ class ContrastTask(Task[Settings]):
     def before_step(self, micro_batches: list[Any]) -> list[Any]:
         """Let contrast see all micro-batches of a step."""
         micro_batches = super().before_step(micro_batches)
-        return self.contrast.over_all(self.encoder, micro_batches) if len(micro_batches) > 1 else micro_batches
+        sees_all = self.contrast.num_contrasts and len(micro_batches) > 1
+        return self.contrast.over_all(self.encoder, micro_batches) if sees_all else micro_batches
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
 
     def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
-        """Return the projected state of a picture or of a text alone, float32 (B, d)."""
+        """Return the projected state of a picture or of a text alone, float32 (B, d); without contrast the state."""
         state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
+        if not self.is_comparable:
+            return state_BD
         return (self.contrast.features.image if text is None else self.contrast.features.text)(state_BD).float()
 
     def match(
@@ -269,15 +351,18 @@ class ContrastTask(Task[Settings]):
 
     def routers(self, batch: Any) -> Routers:
         """Return what the routers do with the pictures alone, the texts alone and, with a matching head, the pairs."""
-        image, text, *_, routers = self.contrast.alone(self.encoder, batch)
-        return routers + (self.contrast.match(self.encoder, image, text)[1] if self.contrast.match_head is not None else [])
+        routers = self.contrast.alone(self.encoder, batch)[-1] if self.is_comparable else []
+        if self.contrast.match_head is not None:
+            routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
+        return routers
 
     def computations(self) -> dict[str, Computation]:
         """Return what the run computes, by the name of its file."""
         computations = super().computations()
         if self.contrast.match_head is not None:
-            order, temperature = "the second alone", self.contrast.features.temperature
+            order = "the second alone"
             if self.orders_by_sum:
+                temperature = self.contrast.features.temperature
                 order = f"the second less the first plus the features' dot product over {temperature:.6g}"
             meaning = f"no match, match; their softmax is the probability; {order} puts candidates in order"
             logits = lambda *pair: self.match(*pair)[0]  # noqa: E731
@@ -286,13 +371,16 @@ class ContrastTask(Task[Settings]):
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of contrast and matching in a step."""
-        num_image, num_text = pair_tokens(self.config)
-        reads = "all" if self.contrast.takes_mean else "cls"
-        flops = {
-            "contrast, image alone": self.encoder.flops(num_image, 0, reads),
-            "contrast, text alone": self.encoder.flops(0, num_text, reads),
-        }
+        (num_image, num_text), flops = pair_tokens(self.config), {}
+        if self.contrast.num_contrasts:
+            masks = self.contrast.settings.itc_masks_image
+            num_seen = num_image - num_hidden(num_image - 1, self.contrast.settings.image_mask_ratio) * masks
+            for name, sizes in (("image", (num_seen, 0)), ("text", (0, num_text))):
+                one = self.encoder.flops(*sizes, "all" if self.contrast.takes_mean else "cls")
+                flops[f"contrast, {name} alone"] = self.encoder.flops_alone(*sizes) if self.contrast.num_contrasts > 1 else one
         if self.contrast.match_head is not None:
             once = self.encoder.tower_flops(num_image, num_text)
-            flops["matching, three fusion passes"] = 3 * (self.encoder.flops(num_image, num_text, "cls") - once)
+            is_one = self.contrast.settings.itm_negatives == "random_half"
+            num, passes = (1, "one fusion pass") if is_one else (3, "three fusion passes")
+            flops[f"matching, {passes}"] = num * (self.encoder.flops(num_image, num_text, "cls") - once)
         return flops

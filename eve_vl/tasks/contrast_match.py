@@ -53,6 +53,7 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         self.contrast = Contrast(self.encoder, self.settings)
+        self.is_comparable = self.contrast.num_contrasts > 0
         initialize(self, config.model)
 
     def forward(self, batch: PairBatch) -> StepOutput:
@@ -66,12 +67,14 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         partner than to a wrong one, and `itm_acc`, the share of true and of wrong pairs told apart; chance is 0.5 for both."""
         super().add_to(sums, batch, names)
         assert isinstance(batch, PairBatch) and batch.wrong is not None
-        image_Bd, text_Bd = self.image_features(batch.images_BCHW), self.text_features(batch.ids_BT, batch.is_padding_BT)
-        wrong_image_Bd = self.image_features(batch.wrong.images_BCHW)
-        wrong_text_Bd = self.text_features(batch.wrong.ids_BT, batch.wrong.is_padding_BT)
-        own_B, rows = (image_Bd * text_Bd).sum(1), torch.arange(len(batch.where))
-        for other_B in ((wrong_image_Bd * text_Bd).sum(1), (image_Bd * wrong_text_Bd).sum(1)):
-            sums.add("itc_acc", names, rows, own_B > other_B)
+        rows = torch.arange(len(batch.where))
+        if self.is_comparable:
+            image_Bd, text_Bd = self.image_features(batch.images_BCHW), self.text_features(batch.ids_BT, batch.is_padding_BT)
+            wrong_image_Bd = self.image_features(batch.wrong.images_BCHW)
+            wrong_text_Bd = self.text_features(batch.wrong.ids_BT, batch.wrong.is_padding_BT)
+            own_B = (image_Bd * text_Bd).sum(1)
+            for other_B in ((wrong_image_Bd * text_Bd).sum(1), (image_Bd * wrong_text_Bd).sum(1)):
+                sums.add("itc_acc", names, rows, own_B > other_B)
         if self.contrast.match_head is not None:
             for pairs, is_match in ((batch, True), (batch.with_text_of(batch.wrong), False)):
                 logits_B2, _ = self.match(pairs.images_BCHW, pairs.ids_BT, pairs.is_padding_BT)

@@ -19,6 +19,7 @@ from eve_vl import objectives
 from eve_vl.config import Config, MaskedSignalConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
 from eve_vl.data.dataset import MaskedPairs, hash_of
+from eve_vl.data.masking import num_hidden
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import masked_signal as metrics
 from eve_vl.metrics.certainty import GROUP
@@ -133,8 +134,12 @@ class MaskedSignalTask(Task[Settings]):
         if not share:
             return batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id)
         own_M = batch.targets()
-        draw_M, order_M = torch.rand(own_M.shape, device=own_M.device), torch.randperm(len(own_M), device=own_M.device)
-        word_M = own_M.where(draw_M < share / 2, own_M[order_M])
+        draw_M = torch.rand(own_M.shape, device=own_M.device)
+        if self.settings.text_shown_from == "batch":
+            wrong_M = own_M[torch.randperm(len(own_M), device=own_M.device)]
+        else:
+            wrong_M = torch.randint(self.sizes.vocab_size, own_M.shape, device=own_M.device)
+        word_M = own_M.where(draw_M < share / 2, wrong_M)
         return batch.ids_BT.masked_scatter(batch.is_masked_BT, word_M.masked_fill(draw_M >= share, self.sizes.mask_id))
 
     def predict_pixels(self, encoded: Encoded, batch: MaskedPictures) -> Tensor:
@@ -250,15 +255,14 @@ class MaskedSignalTask(Task[Settings]):
         """Return forward FLOPs of each part of a step."""
         task, D, rows = self.settings, self.config.model.embed_dim, self.config.data.rows
         num_image, T = pair_tokens(self.config)
-        P = num_image - 1
-        num_hidden = min(max(round(P * task.image_mask_ratio), 1), P - 1)
+        num_dropped = num_hidden(num_image - 1, task.image_mask_ratio)
         num_masked = max(1, round((T - 1) * task.text_mask_ratio))
-        num_seen, num_read = num_image - num_hidden, T * (rows != "pictures")
+        num_seen, num_read = num_image - num_dropped, T * (rows != "pictures")
         flops: dict[str, float] = {}
         if task.mim_weight:
             flops["image pass"] = self.encoder.flops(num_seen, num_read, "pixels")
             num_decoded = num_seen + num_read * (self.encoder.pixel_tokens == "pair")
-            flops["pixel decoder"] = self.pixel_decoder.flops(num_decoded, num_hidden)
+            flops["pixel decoder"] = self.pixel_decoder.flops(num_decoded, num_dropped)
         if task.mlm_weight:
             if not task.joint_masking:
                 flops["text pass"] = self.encoder.flops(num_image * (rows != "texts"), T, num_masked)

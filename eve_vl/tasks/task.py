@@ -257,7 +257,7 @@ class Task(nn.Module, Generic[Settings]):
 
     # Use
 
-    is_comparable: ClassVar[bool] = False
+    is_comparable: bool = False
     """Whether features of pictures and of texts compare with each other."""
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
@@ -275,7 +275,7 @@ class Task(nn.Module, Generic[Settings]):
     @property
     def feature_dim(self) -> int:
         """Width of the features."""
-        return getattr(self.settings, "projection_dim", 0) or self.config.model.embed_dim
+        return self.config.model.embed_dim
 
     def computations(self) -> dict[str, Computation]:
         """Return what the run computes, by the name of its file."""
