@@ -82,9 +82,9 @@ def test_rows_differ_from_eve_as_the_paper_says(table):
 @pytest.mark.parametrize("table", TABLES)
 def test_what_is_said_of_rows_is_of_rows_that_are_there(table):
     for part in TABLES[table].parts:
-        assert {*part.paper, *part.places} <= {*part.arms} | {*getattr(sys.modules[table], "NEIGHBOURS", ())}
+        assert {*part.paper, *part.places} <= {*part.arms}
         named = {arm for each in part.orderings for arm in (each.above, each.below)}
-        assert named <= {*part.arms} | {*getattr(sys.modules[table], "NEIGHBOURS", ())}
+        assert named <= {*part.arms}
         assert {number for each in part.orderings for number in each.numbers} <= {*paper.SAYS}
 
 
@@ -93,7 +93,8 @@ def test_every_system_can_be_run_on_the_other_sets(task):
     for name, by_family in TABLES["systems"].parts[0].arms.items():
         if (arm := by_family.get(task)) is not None:
             plan = runs.planned(task, arm, data.TASKS[task].jobs, SCENES)
-            assert [each.job for each in plan if each.job] == [*data.TASKS[task].jobs], name
+            able = ("retrieval",) if name == "MedFLIP" else data.TASKS[task].jobs
+            assert [each.job for each in plan if each.job] == [*able], name
             assert {each.config.input.image_size for each in plan} == {64}, name
 
 

@@ -93,7 +93,7 @@ VLMO: dict[str, dict[str, Any]] = {
 VLMO_PUBLISHED = {"vlmo_base": 175e6, "vlmo_base_plus": 167e6, "vlmo_large": 562e6}  # README of microsoft/unilm's vlmo
 VLMO["vlmo_tiny"] = {"depth": 4, "D": 96, "top": 1, "heads": 3, "image": 48, "patch": 8, "T": 32, "V": 512}
 VLMO["vlmo_tiny"]["stem"] = (3, 24, 48, 96)
-VLMO_STAGES = {"_images": ("mim",), "_texts": ("mlm",), "": ("mlm", "itc", "itm")}
+VLMO_STAGES = {"_images": ("mim",), "_texts": ("mlm",), "": ("mlm", "itc", "itc", "itm")}  # two contrasts
 WITHOUT_PIXELS = ("demo", "scenes", "emoji", "icons")
 EVES, EVES_TASKS = (  # those on its encoder
     [name for name, recipe in recipes.items() if recipe.__module__ == module.__name__]

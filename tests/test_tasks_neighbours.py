@@ -105,11 +105,13 @@ def test_contrast_over_dropped_patches_is_so_in_training_alone():
 class TwoWays(Encoder):
     """An encoder that compares by two states: its own, and one turned round."""
 
-    num_contrasts = 2
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.num_contrasts = 2
 
     def alone(self, image: Any, text: Any, final_norm: bool = True) -> Any:
-        states, routers = super().alone(image, text, final_norm)
-        return [*states, states[0].flip(1) ** 2], routers
+        state_BD, routers = self.cls(image, text, final_norm=final_norm)
+        return [state_BD, state_BD.flip(1) ** 2], routers
 
 
 def two_ways(config: Config) -> Any:

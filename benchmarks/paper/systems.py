@@ -17,10 +17,9 @@ by the paper.
 from collections.abc import Mapping
 
 from command import Ordering, Part, Table, main
-from hour_arms import ARMS, ENCODER, GENERATED, PHANTOMS, RIVAL, SHARES, Arm, Stage, pretrained, untrained
+from hour_arms import ARMS, ENCODER, FINE_TUNING, GENERATED, PHANTOMS, RIVAL, SHARES, Arm, Stage, pretrained, untrained
 
 from eve_vl.config import ContrastMatchConfig
-from eve_vl.recipes import EITHER, RECIPES
 
 TASKS = (*GENERATED, "icons")
 SIZES = {
@@ -31,10 +30,14 @@ SIZES = {
 """Flags of a neighbour's recipe, so that it sees what the others see."""
 
 
-def in_stages(*stages: tuple[str, float]) -> Mapping[str, Arm]:
-    """Return a system that goes through recipes, each with its share of what pre-training has."""
+def in_stages(*stages: tuple[str, float], only: str = "") -> Mapping[str, Arm]:
+    """Return a system that goes through recipes, each with its share of what pre-training has. only: what alone it can be
+    fine-tuned for."""
     return {
-        family: Arm(tuple(Stage(recipe, share * SHARES[family], flags) for recipe, share in stages))
+        family: Arm(
+            tuple(Stage(recipe, share * SHARES[family], flags) for recipe, share in stages),
+            {job: stage for job, stage in FINE_TUNING[family].items() if only in ("", job)},
+        )
         for family, flags in SIZES.items()
     }
 
@@ -44,19 +47,13 @@ NEIGHBOURS = {
     "VLMo": in_stages(("vlmo_tiny", 0), ("vlmo_tiny_images", 0.25), ("vlmo_tiny_texts", 0.25), ("vlmo_tiny", 0.5)),
     "MLIM": in_stages(("mlim_tiny", 1)),
     "M3AE": in_stages(("m3ae_tiny", 1)),
-    "MedFLIP": in_stages(("medflip_tiny", 1)),
-}
-# NOT YET: systems whose recipes the package lacks are left out; once it has all four, this is `READY = NEIGHBOURS`
-READY = {
-    name: arms
-    for name, arms in NEIGHBOURS.items()
-    if all(stage.recipe in RECIPES[EITHER] for arm in arms.values() for stage in arm.before)
+    "MedFLIP": in_stages(("medflip_tiny", 1), only="retrieval"),  # nothing joins its towers to a state of a pair
 }
 ALONE = f"{ENCODER} --task.mim-weight 0 --task.mlm-weight 0 --task.itm-weight 0"
 ROWS = {
     "EVE": ARMS["EVE"],
     "best": ARMS["best"],
-    **READY,
+    **NEIGHBOURS,
     "ITC+ITM+MLM": pretrained(f"{ENCODER} {RIVAL} --task.mim-weight 0", ContrastMatchConfig, *TASKS),
     "contrast": pretrained(ALONE, ContrastMatchConfig, *GENERATED) | untrained("icons", flags=ENCODER),
     "nothing": untrained(*GENERATED, flags=ENCODER),  # on icons it would be the same as contrast

@@ -23,7 +23,15 @@ FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
 """What joins the towers learns five times as fast as they do, in pre-training and in fine-tuning."""
 HEADS: tuple[tuple[str, float], ...] = (("[!e]*", 5.0),)
 """So does all that is not in the encoder, in pre-training."""
-MASKS: dict[str, Any] = {"mim_weight": 1.0, "image_mask_ratio": 0.75, "text_mask_ratio": 0.15, "text_shown_share": 0.2}
+TASK = ContrastMatchConfig(
+    mim_weight=1.0,
+    itc_weight=0.0,
+    itm_negatives="random_half",
+    image_mask_ratio=0.75,
+    text_mask_ratio=0.15,
+    text_shown_share=0.2,
+    text_shown_from="vocabulary",
+)
 PHANTOMS = DataConfig(train=("phantoms:train",), val=("phantoms:val",), crop_scale=(1.0, 1.0), flip=False, val_samples=500)
 """Never mirrored: left and right are the patient's."""
 
@@ -38,7 +46,7 @@ def m3ae_base() -> Config:
         out=Path("runs/m3ae_base"),
         input=InputConfig(image_size=288, text_length=64),
         model=TowersModelConfig(image_depth=11, layer_scale=1.0),
-        task=ContrastMatchConfig(**MASKS),
+        task=TASK,
         data=DataConfig(
             train=("roco#train", "medicat#train"), val=("roco#val",), crop_scale=(1.0, 1.0), flip=False, num_workers=8
         ),
@@ -79,7 +87,7 @@ def m3ae_tiny() -> Config:
             init_std=0.05,
             position_std=0.3,
         ),
-        task=ContrastMatchConfig(**MASKS, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
+        task=replace(TASK, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(

@@ -25,7 +25,15 @@ def medflip_base() -> Config:
         out=Path("runs/medflip_base"),
         input=InputConfig(text_length=77),
         model=TowersModelConfig(fusion_depth=0, pixel_layer=0, layer_scale=1.0),
-        task=ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0, projection_dim=512),
+        task=ContrastMatchConfig(
+            mlm_weight=0.0,
+            itm_weight=0.0,
+            projection_dim=512,
+            itc_masks_image=True,
+            image_mask_ratio=0.5,
+            itc_targets="same_text",
+            svd_form="sigma1",
+        ),
         data=DataConfig(train=("reports.jsonl",), val=("held-out",), crop_scale=(1.0, 1.0), flip=False, num_workers=8),
         tokenizer=TokenizerConfig(vocab_size=30_522),
         train=TrainConfig(

@@ -48,11 +48,11 @@ TINY = replace(
 )
 LARGE = replace(VLMO, embed_dim=1024, depth=24, num_heads=16, num_deep_blocks=3)
 PLUS = replace(LARGE, embed_dim=544, positions="learned", layer_scale=1.0)
-MASKED: dict[str, Any] = {"mask_words": True, "text_mask_ratio": 0.15, "text_shown_share": 0.2}
+MASKED: dict[str, Any] = {"mask_words": True, "text_mask_ratio": 0.15, "text_shown_share": 0.2, "text_shown_from": "vocabulary"}
 TASKS: dict[str, MaskedSignalConfig] = {
     "pictures": MaskedSignalConfig(mlm_weight=0.0),
     "texts": MaskedSignalConfig(mim_weight=0.0, **MASKED),
-    "pairs": ContrastMatchConfig(mlm_weight=0.25, itc_weight=1.0, itm_weight=1.0, **MASKED),
+    "pairs": ContrastMatchConfig(mlm_weight=0.25, itm_negatives="global", **MASKED),
 }
 """The task of each stage, by its rows."""
 SMALL_DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 48, "decoder_num_heads": 3, "normalize_targets": False}
