@@ -71,7 +71,7 @@ def hard_negatives(
 ) -> Tensor:
     """Draw one column for each row that does not match it, the likelier the higher its softmax (ALBEF): int64 (B,).
 
-    draw_B: float64 in [0, 1), where to draw in the sum of a row's weights; None: anywhere. own_B: int64, the column that a row
+    draw_B: in [0, 1), where to draw in the sum of a row's weights; None: anywhere. own_B: int64, the column that a row
     gets where all match it; None: that of its number.
     """
     weights_BC = negative_weights(similarity_BC, is_match_BC)
@@ -82,7 +82,7 @@ def hard_negatives(
     if draw_B is None:
         return weights_BC.multinomial(1).squeeze(1)
     sum_BC = weights_BC.double().cumsum(1)
-    at_B1 = sum_BC[:, -1:] * draw_B.clamp(max=1 - 1e-12)[:, None]  # no rounding may lead beyond the last weight
+    at_B1 = sum_BC[:, -1:] * draw_B.double().clamp(max=1 - 1e-12)[:, None]  # no rounding may lead beyond the last weight
     return torch.searchsorted(sum_BC, at_B1, right=True).squeeze(1)
 
 

@@ -163,7 +163,7 @@ def test_batches_move_as_a_whole():
     moved = batch.to(torch.device("meta"))
     for one in (moved, moved.wrong):
         tensors = [value for field in fields(one) if isinstance(value := getattr(one, field.name), torch.Tensor)]
-        assert len(tensors) == 9
+        assert len(tensors) == 10
         assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.where == batch.where
 

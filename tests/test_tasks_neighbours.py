@@ -12,12 +12,15 @@ import tiny_tasks as tiny
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from twins import tiny_config
 
 from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs
+from eve_vl.errors import UserError
 from eve_vl.model.encoder import Encoder, initialize
 from eve_vl.tasks import negatives
 from eve_vl.tasks.contrast import Contrast
@@ -331,6 +334,55 @@ def test_accumulation_changes_nothing_of_contrast_svd_and_global_matching(make):
     for name, gradient in whole.items():
         tolerance = 2e-5 * gradient.abs().max().item() + 1e-7
         torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=tolerance, msg=name)
+
+
+OPTIONS = [
+    {
+        "mim_weight": 1.0,
+        "itc_weight": 0.0,
+        "itm_negatives": "random_half",
+        "decoder_depth": 1,
+        "decoder_dim": 16,
+        "decoder_num_heads": 2,
+    },
+    ALONE | {"itc_masks_image": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_flops_are_those_that_torch_counts(options):
+    config = config_of(**options, model={"shallow_ffn": "modality", "deep_ffn": "shared"})
+    task, (batch,) = build(config), batches_of(config)
+    full = replace(
+        batch, ids_BT=torch.full((ROWS, 12), 9), is_padding_BT=torch.zeros(ROWS, 12, dtype=torch.bool), num_real=None
+    )
+    is_masked_BT = (torch.arange(12) > 5).expand(ROWS, 12)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        task(replace(full, is_masked_BT=is_masked_BT, masked_M=None))
+    assert counted.get_total_flops() == pytest.approx(ROWS * sum(task.flops().values()), rel=0.02)
+
+
+# What does not go together
+
+
+def idle(**values: Any) -> set[str]:
+    return {field for fields in ContrastMatchConfig(**values).idle().values() for field in fields.split()}
+
+
+def test_options_without_a_use_are_known():
+    pixels = {"normalize_targets", "decoder_depth", "decoder_dim", "decoder_num_heads"}
+    assert idle(text_shown_share=0.2, svd_form="sigma1") == pixels | {"image_mask_ratio"}
+    assert idle(text_shown_share=0.2, itc_masks_image=True) == pixels | {"svd_weight"}
+    words = {"text_mask_ratio", "mask_words", "text_shown_share", "text_shown_from"}
+    assert idle(**ALONE) == pixels | words | {"image_mask_ratio", "itm_negatives", "svd_weight"}
+    contrast = {"projection_dim", "itc_masks_image", "itc_targets", "svd_form", "svd_weight"}
+    assert idle(mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half") == contrast | {"text_shown_from"}
+
+
+def test_convolutions_that_never_see_a_whole_picture_are_refused():
+    with pytest.raises(UserError, match=r"itc_masks_image with model\.stem convolutions"):
+        config_of(**ALONE, itc_masks_image=True, model={"stem": "convolutions"})
+    config_of(mlm_weight=0.0, itc_masks_image=True, model={"stem": "convolutions"})
 
 
 # Masked words

@@ -76,7 +76,7 @@ class Sample(SimpleNamespace):
     wrong: "Sample | None" = None
     """In evaluation: another pair, whose picture or text stands in for this one's."""
     draw: np.ndarray | None = None
-    """Of a pair: three numbers in [0, 1), float64, for what is drawn among the pairs of a step."""
+    """Of a pair: three numbers in [0, 1), float32, for what is drawn among the pairs of a step."""
 
     @classmethod
     def of(cls, batch: type["RowBatch"], row: Any, **made: Any) -> Self:
@@ -203,7 +203,7 @@ class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
     wrong: "PairBatch | None" = _of("wrong", _wrong, default=None)
     """In evaluation: other pairs, whose pictures or texts stand in for these."""
     draw_B3: Tensor | None = _of("draw", _stack_if_any, default=None)
-    """float64 in [0, 1), each row's own, so that what is drawn with them does not depend on the number of processes."""
+    """float32 in [0, 1), each row's own, so that what is drawn with them does not depend on the number of processes."""
 
     def with_text_of(self, other: "PairBatch") -> "PairBatch":
         """Return these pictures with the texts of another batch of the same size."""

@@ -197,7 +197,7 @@ class MaskedPairs(RowDataset):
             sample.is_masked_T = mask_tokens(is_special_T, of_text, rng, word_T)
         if isinstance(row, ImageText):
             sample.picture, sample.caption = picture_key(row.image, row.where), hash_of(texts[0].encode())
-            sample.draw = rng.random(3)
+            sample.draw = rng.random(3, dtype=np.float32)
         return sample
 
     def _wrong_partner(self, epoch: int, source: int, row: int) -> Sample:
