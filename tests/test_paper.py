@@ -26,7 +26,7 @@ ROWS = {
         "both masked at once": {"joint_masking": True},
         "MIM+MLM": {},
         "EVE+ITC": {"name": "contrast_match", "itc_weight": 1, "itm_weight": 0},
-        "EVE+ITM": {"name": "contrast_match", "itc_weight": 1e-6, "itm_weight": 1},
+        "EVE+ITM": {"name": "contrast_match", "itc_weight": 0, "itm_weight": 1, "itm_negatives": "random_half"},
         "EVE+ITC+ITM": {"name": "contrast_match", "itc_weight": 1, "itm_weight": 1},
         "EVE": {},
     },
