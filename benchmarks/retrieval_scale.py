@@ -41,7 +41,8 @@ def recall(name: str, args: argparse.Namespace) -> dict[str, float]:
         text_to_image_IT = torch.full((args.images, args.texts), args.texts)
         text_to_image_IT[image_T, torch.arange(args.texts)] = places_IT[image_T, torch.arange(args.texts)]
         places_TI = scores_IT.T.argsort(dim=1, descending=True, stable=True).argsort(1)
-        ranks = text_to_image_IT.min(1).values, places_TI[torch.arange(args.texts), image_T]
+        places = text_to_image_IT.min(1).values, places_TI[torch.arange(args.texts), image_T]
+        ranks = retrieval.Ranks.certain(places[0]), retrieval.Ranks.certain(places[1])
     seconds = time.perf_counter() - start
     return retrieval.summary(*ranks) | {"seconds": seconds, "before": before, "peak": peak()}
 

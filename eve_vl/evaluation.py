@@ -6,16 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from eve_vl.config import HELD_OUT, DataConfig, generated
-from eve_vl.data.dataset import eval_rows, row_keys
+from eve_vl.config import HELD_OUT, ClassificationConfig, generated
+from eve_vl.data.blind import BlindRows
+from eve_vl.data.dataset import RowDataset, SampleSet, eval_rows, row_keys
+from eve_vl.data.downstream import LabelledRows
 from eve_vl.data.loader import eval_loader, open_train_and_val
-from eve_vl.data.records import Source
+from eve_vl.data.prompts import check_classes, read_prompts
+from eve_vl.data.records import Source, usable_rows
 from eve_vl.errors import UserError
 from eve_vl.files import write_file
 from eve_vl.loading import LoadedRun
-from eve_vl.tasks.task import Evaluated
+from eve_vl.metrics import certainty
+from eve_vl.tasks.task import Evaluated, Task
+from eve_vl.tasks.zero_shot import By, ZeroShot
 from eve_vl.train.trainer import evaluation_batches, num_skipped
 
 NUM_KNOWN, NUM_LOOKED_AT = 50_000, 500  # training rows, and rows of each source, looked at for what was trained on
@@ -62,8 +68,8 @@ def evaluated(
     dataset = task.eval_dataset(sources, config, run.tokenizer)
     task.check_flags(flags, dataset)
     loader = eval_loader(dataset, rank=0, world=1)
-    device, skipped = next(task.parameters()).device, [] if skip_broken else None
-    with evaluation_batches(task, loader, device, torch.float32, skipped) as batches:
+    skipped = [] if skip_broken else None
+    with evaluation_batches(task, loader, run.device, torch.float32, skipped) as batches:
         found = task.evaluated(batches)
     if predictions is not None:
         if skipped:
@@ -71,27 +77,104 @@ def evaluated(
             raise UserError(f"--predictions: {lacks}; repair such rows (eve data check lists them), or leave it out")
         predictions.parent.mkdir(parents=True, exist_ok=True)
         write_file(predictions, task.prediction_file(found.examples))
-    numbers = found.numbers | task.baselines(found.examples) | num_skipped(skipped)
-    return dataclasses.replace(found, numbers=numbers)
+    found = dataclasses.replace(found, numbers=found.numbers | task.baselines(found.examples) | num_skipped(skipped))
+    blind = blind_numbers(run, task, dataset, found, skip_broken=skip_broken) if task.blinds else {}
+    return dataclasses.replace(found, numbers=found.numbers | blind)
+
+
+def blind_numbers(run: LoadedRun, task: Task[Any], rows: RowDataset, seen: Evaluated, *, skip_broken: bool) -> dict[str, float]:
+    """Return what the task's main numbers come to if a part of each row is taken away (`Task.blinds`), as NAME_noise; what was
+    found on whole rows gets to know its differences from these."""
+    numbers: dict[str, float] = {}
+    main, scored = task.main_metric or "", task.scored or task.main_metric or ""
+    for how in task.blinds:
+        loader = eval_loader(BlindRows(rows, how), rank=0, world=1)
+        with evaluation_batches(task, loader, run.device, torch.float32, [] if skip_broken else None) as batches:
+            found = task.evaluated(batches)
+        for name, value in found.numbers.items():
+            if (stem := name.partition("/")[0]) in (main, scored):
+                numbers[f"{stem}_{how}{name[len(stem) :]}"] = value
+        ours, theirs = seen.row_scores, found.row_scores
+        if ours and ours.keys() == theirs.keys() and scored in seen.numbers:
+            gain_R = np.array([ours[row] - theirs[row] for row in ours]) / len(ours)
+            certainty.over(seen.numbers[scored], f"{scored}_{how}", gain_R, [*map(certainty.group_of, ours)])
+    return numbers
+
+
+def zero_shot(
+    run: LoadedRun,
+    prompts: str | Path | Mapping[str, Any],
+    sources: Sequence[Source[Any]],
+    num_samples: int,
+    *,
+    by: By = "mean",
+    skip_broken: bool = False,
+    data: str = "the data",
+) -> Evaluated:
+    """Return the numbers of classification by prompts (`read_prompts`) of labelled pictures, in float32, beside chance, the
+    prior of each class and pictures of noise; deterministic. data: what to call the sources. Rows without labels are left out
+    and counted. Raises UserError, also if prompts and data do not have the same classes."""
+    texts, where = read_prompts(prompts)
+    scorer = ZeroShot(run.calls, texts, by)
+    classes = {name for source in sources for _, row in usable_rows(source) for name in row.labels}
+    if not classes:
+        raise UserError(f"{data}: no row has a label to compare with")
+    check_classes(texts, classes, where, data)
+    values = dataclasses.replace(run.config.data, val_samples=num_samples, skip_broken_val=skip_broken)
+    config = dataclasses.replace(run.config, data=values, task=ClassificationConfig())
+    rows, skipped = LabelledRows(sources, config, run.tokenizer, training=False), [] if skip_broken else None
+    score_RC, labels, num_unlabelled = _scored(run, scorer, rows, skipped)
+    of_noise_RC, *_ = _scored(run, scorer, BlindRows(rows, "noise"), [] if skip_broken else None)
+    given = [*labels.values()]
+    numbers, of_noise = scorer.numbers(score_RC, given), scorer.numbers(of_noise_RC, given)
+    right_R, of_noise_R = (scorer.right(each_RC, given) for each_RC in (score_RC, of_noise_RC))
+    certainty.over(numbers.get("acc", 0.0), "acc_noise", (right_R - of_noise_R) / len(given))
+    numbers |= {f"{name}_noise": of_noise[name] for name in ("acc", "balanced_acc", "mean_ap") if name in of_noise}
+    numbers |= ({"num_unlabelled": num_unlabelled} if num_unlabelled else {}) | num_skipped(skipped)
+    return Evaluated(numbers=numbers, row_scores=dict(zip(labels, right_R.tolist(), strict=True)))
+
+
+def _scored(
+    run: LoadedRun, scorer: ZeroShot, rows: SampleSet, skipped: list[UserError] | None
+) -> tuple[np.ndarray, dict[str, tuple[str, ...]], int]:
+    """Return the scores of rows that have labels (R, C), their labels by name, and how many rows have none."""
+    scores, labels, num_rows = [], {}, 0
+    with evaluation_batches(run.task, eval_loader(rows, rank=0, world=1), run.device, torch.float32, skipped) as batches:
+        for batch in batches:
+            known = [row for row, given in enumerate(batch.labels) if given]
+            scores.append(scorer.scores(batch.images_BCHW)[known])
+            labels |= {batch.names[row]: batch.labels[row] for row in known}
+            num_rows += len(batch.labels)
+    return np.concatenate(scores), labels, num_rows - len(labels)
 
 
 def remarks(run: LoadedRun, numbers: Mapping[str, float], sources: Sequence[Source[Any]] | None = None) -> list[str]:
     """Return what people should know about a run's numbers on sources, by default its own validation sources, a sentence each:
-    whether it was trained on such rows, and the task's remarks."""
-    num_seen = num_looked_at = 0
-    with contextlib.suppress(UserError):  # what it was trained on may be out of reach
-        if sources is not None or run.config.data.val != (HELD_OUT,):
+    whether it was trained or chosen on such rows, and the task's remarks."""
+    return [*leaks(run, sources), *run.task.remarks(numbers)]
+
+
+def leaks(run: LoadedRun, sources: Sequence[Source[Any]] | None = None) -> list[str]:
+    """Return a sentence if sources, by default the run's own validation sources, show what it was trained on, and one if other
+    sources show what its weights were chosen on; nothing where that is out of reach."""
+    data, found = run.config.data, []
+    with contextlib.suppress(UserError):
+        if sources is not None or data.val != (HELD_OUT,):
             train, val = open_train_and_val(run.config, run.task.kind(run.config))
-            num_seen, num_looked_at = _seen_in_training(run.config.data, train, val if sources is None else sources)
-    seen = [f"of {num_looked_at:,} rows looked at, {num_seen:,} show what this run was trained on"] if num_seen else []
-    return [*seen, *run.task.remarks(numbers)]
+            known = {"this run was trained on": (data.train, train)}
+            if sources is not None and data.val != (HELD_OUT,) and run.task.main_metric:
+                known["validation has chosen these weights by, so that they say too much"] = (data.val, val)
+            for what, (names, rows) in known.items():
+                num_seen, num_looked_at = _seen(names, rows, val if sources is None else sources)
+                found += [f"of {num_looked_at:,} rows looked at, {num_seen:,} show what {what}"] if num_seen else []
+    return found
 
 
-def _seen_in_training(data: DataConfig, train: Sequence[Source[Any]], sources: Sequence[Source[Any]]) -> tuple[int, int]:
-    """Return how many rows show a picture of training (by its file, of tables by its bytes) or, without pictures, have a text
-    of it, and how many were looked at: a part of both sides where they are large, so that it takes seconds."""
-    files = [source for name, source in zip(data.train, train, strict=True) if not generated(name)]
-    known = {key for row in eval_rows(files, NUM_KNOWN) for key in row_keys(row)}
+def _seen(names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[Source[Any]]) -> tuple[int, int]:
+    """Return how many rows show a picture of known sources (by its file, of tables by its bytes) or, without pictures, have a
+    text of these, and how many were looked at: a part of both sides where they are large, so that it takes seconds."""
+    files = [source for name, source in zip(names, known, strict=True) if not generated(name)]
+    keys = {key for row in eval_rows(files, NUM_KNOWN) for key in row_keys(row)}
     rows = [(source, row) for source in sources for row in eval_rows([source], NUM_LOOKED_AT)]
     # scenes of one split are equal
-    return sum(source in train or not known.isdisjoint(row_keys(row)) for source, row in rows), len(rows)
+    return sum(source in known or not keys.isdisjoint(row_keys(row)) for source, row in rows), len(rows)

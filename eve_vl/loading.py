@@ -30,10 +30,14 @@ class LoadedRun:
     folder: Path
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.task.parameters()).device
+
+    @property
     def calls(self) -> Calls:
         """What the run does for people."""
-        device = next(self.task.parameters()).device
-        return self.task.calls(self.task, Inputs(self.config.input, self.tokenizer, device))
+        return self.task.calls(self.task, Inputs(self.config.input, self.tokenizer, self.device))
 
 
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:

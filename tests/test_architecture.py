@@ -36,7 +36,7 @@ MAY_IMPORT = {
         *("config", "errors", "foreign", "files", "talk", "data", "loading", "metrics", "model", "seeds", "plan", "tasks"),
         "train",
     },
-    "evaluation": {"config", "errors", "files", "data", "loading", "tasks", "train"},
+    "evaluation": {"config", "errors", "files", "data", "loading", "metrics", "tasks", "train"},
     "search": {"__init__", "config", "errors", "files", "foreign", "talk", "data", "loading", "train"},
     "eve": {"config", "errors", "data", "loading", "search", "train"},
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},

@@ -6,7 +6,7 @@ from eve_vl.cli import VERBS, main
 from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
-from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
+from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs
 from eve_vl.cli.search import IndexArgs, SearchArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
 from eve_vl.cli.use import EncodeArgs, call_verbs
@@ -68,6 +68,7 @@ FLAGS = {
     InspectArgs: "--init --json",
     ReportArgs: "--out",
     ExportArgs: "--parts --json",
+    ZeroShotArgs: f"--device {SOURCE} --data --prompts --by --samples --skip-broken --json",
     ConvertArgs: """
         --tokenizer --answers --routing --text-tokens --clean-text --image-size --num-heads --architecture --copy
         --num-experts --num-deep-blocks --seed --drop
@@ -88,6 +89,7 @@ CALLS = {
     "fill-mask": "--device --json --top",
     "reconstruct": "--device --share --seed --out",
     "match": "--device --json",
+    "zero-shot": "--device --json --by --top",
     "answer": "--device --json --top",
     "judge": "--device --json",
     "compare": "--device --json",
@@ -103,7 +105,7 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
-        *("fill-mask", "reconstruct", "match", "answer", "judge", "compare", "classify", "look", "encode"),
+        *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "encode"),
         *("index", "search"),
         *("data check", "data write", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
     ]

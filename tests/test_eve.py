@@ -249,13 +249,13 @@ RUNS = {
     "masked": (None, "fill_mask look reconstruct"),
     "pixels": (replace(MASKED, mlm_weight=0.0), "reconstruct"),
     "tokens": (replace(MASKED, mim_weight=0.0), "fill_mask look"),
-    "rival": (RIVAL, "match look fill_mask reconstruct"),
-    "rival_without_pixels": (replace(RIVAL, mim_weight=0.0), "match look fill_mask"),
-    "rival_without_matching": (replace(RIVAL, itm_weight=0.0), "fill_mask look reconstruct"),
-    "contrast": (replace(RIVAL, mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0), ""),
+    "rival": (RIVAL, "match zero_shot look fill_mask reconstruct"),
+    "rival_without_pixels": (replace(RIVAL, mim_weight=0.0), "match zero_shot look fill_mask"),
+    "rival_without_matching": (replace(RIVAL, itm_weight=0.0), "zero_shot fill_mask look reconstruct"),
+    "contrast": (replace(RIVAL, mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0), "zero_shot"),
     "encoder": (EncoderOnlyConfig(), ""),
-    "retrieval": (None, "match look"),
-    "contrast_alone": (RetrievalConfig(itm_weight=0.0, rerank=0), ""),
+    "retrieval": (None, "match zero_shot look"),
+    "contrast_alone": (RetrievalConfig(itm_weight=0.0, rerank=0), "zero_shot"),
     "vqa": (None, "answer look"),
     "nlvr2": (None, "judge look"),
 }
@@ -266,8 +266,15 @@ ARGUMENTS = {
     "fill_mask": (noise(0), "[MASK]"),
     "reconstruct": (noise(0), TEXT),
     "look": (noise(0), TEXT),
+    "zero_shot": (noise(0), {"circle": ["a circle"], "square": ["a square"]}),
 }
-RECIPES = {"match": "scenes_retrieval", "answer": "demo_vqa", "judge": "demo_nlvr2", "look": "scenes_retrieval"}
+RECIPES = {
+    "match": "scenes_retrieval",
+    "zero_shot": "demo_retrieval",
+    "answer": "demo_vqa",
+    "judge": "demo_nlvr2",
+    "look": "scenes_retrieval",
+}
 MLM, MIM = (f"eve pretrain with task.{name}_weight above 0 (here it is 0)" for name in ("mlm", "mim"))
 PRETRAIN = "eve pretrain, or the run that this one started from"
 

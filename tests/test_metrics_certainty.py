@@ -121,7 +121,8 @@ def test_all_right_and_a_single_group_are_no_certainty():
     assert isinstance(torn, Estimate) and (torn.n, torn.groups) == (30, 6)
     assert torn.low < share(6, 6).low
     assert not isinstance(mean([0.3, 0.4, 0.5], ["a"] * 3), Estimate)
-    misses = retrieval.summary(torch.full((40,), 50), torch.full((40,), 50), torch.arange(40) // 2)
+    ranks = retrieval.Ranks.certain(torch.full((40,), 50))
+    misses = retrieval.summary(ranks, ranks, torch.arange(40) // 2)
     assert all(width_of(value) > 0.04 for name, value in misses.items() if name != "num_queries_without_match")
 
 
@@ -247,8 +248,9 @@ def test_the_captions_of_a_picture_are_drawn_with_it():
     ranks_I = torch.tensor(np.where(easy_I, 0, rng.integers(0, 20, size=60)))
     image_T = np.repeat(np.arange(60), 5)
     ranks_T = torch.tensor(np.where(easy_I[image_T], 0, rng.integers(0, 20, size=300)))
-    found = retrieval.summary(ranks_I, ranks_T, torch.tensor(image_T))
-    as_if_alone = retrieval.summary(ranks_I, ranks_T)
+    both = retrieval.Ranks.certain(ranks_I), retrieval.Ranks.certain(ranks_T)
+    found = retrieval.summary(*both, torch.tensor(image_T))
+    as_if_alone = retrieval.summary(*both)
     assert {name: float(value) for name, value in found.items()} == as_if_alone
     by_image = ranks_T.numpy().reshape(60, 5)
 

@@ -4,10 +4,12 @@ Features of the twins are small whole numbers, so that scores are exact and ties
 Letters: Q queries, C candidates, K ranked candidates, I images, T texts, D width.
 """
 
+import math
 import random
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl.metrics import retrieval
-from eve_vl.metrics.retrieval import MISSED, NO_MATCH, Matches, Relevance
+from eve_vl.metrics.retrieval import MISSED, NO_MATCH, Matches, Ranks, Relevance
 
 
 def matches_of(wanted: Sequence[Sequence[int]], num_candidates: int) -> Matches:
@@ -37,6 +39,32 @@ def slow_rank(order: Sequence[int], wanted: Sequence[int]) -> int:
         if candidate in wanted:
             return place
     return MISSED
+
+
+def slow_hit(keys: Sequence[Any], wanted: Collection[int], k: int) -> float:
+    """How likely one that is wanted is among the first k by their keys, the greatest first, if equals stand in random order:
+    of all ways to choose those equals that still have a place, those with one that is wanted."""
+    best = max(keys[candidate] for candidate in wanted)
+    equals = {candidate for candidate, key in enumerate(keys) if key == best}
+    places = min(max(k - sum(key > best for key in keys), 0), len(equals))
+    return 1 - math.comb(len(equals - set(wanted)), places) / math.comb(len(equals), places)
+
+
+def hits_of(ranks: Ranks) -> list[list[float] | None]:
+    """At 1, 5 and 10 of each query, None of one that has no match."""
+    hits = torch.stack([ranks.hits(k) for k in (1, 5, 10)], dim=1).tolist()
+    return [hit if asked else None for hit, asked in zip(hits, ranks.is_asked_Q.tolist(), strict=True)]
+
+
+def slow_hits(keys: Sequence[Sequence[Any]], wanted: Sequence[Collection[int]]) -> list[Any]:
+    return [
+        pytest.approx([slow_hit(row, each, k) for k in (1, 5, 10)]) if each else None
+        for row, each in zip(keys, wanted, strict=True)
+    ]
+
+
+def certain(*places: int) -> Ranks:
+    return Ranks.certain(torch.tensor(places))
 
 
 def slow_scores(query_QD: Tensor, candidate_CD: Tensor) -> list[list[int]]:
@@ -91,31 +119,73 @@ def test_ranks_and_recalls_by_hand():
     order_QK = torch.tensor([[4, 2, 0], [1, 0, 3], [3, 4, 1], [0, 1, 2], [0, 1, 2]])
     matches = matches_of([[0, 2], [1], [0, 2], [], [2, 2]], 5)
     ranks_Q = retrieval.ranks(order_QK, matches)
-    assert ranks_Q.dtype == torch.int64
-    assert ranks_Q.tolist() == [1, 0, MISSED, NO_MATCH, 2]
+    assert ranks_Q.ahead_Q.dtype == torch.int64
+    assert ranks_Q.ahead_Q.tolist() == [1, 0, MISSED, NO_MATCH, 2]
     assert (summed := retrieval.summary(ranks_Q, ranks_Q))["tr1"] == 1 / 4 and summed["ir10"] == 3 / 4
 
 
 def test_reranking_by_hand():
     topk_QK = torch.tensor([[4, 2, 0], [4, 2, 0], [4, 2, 0], [4, 2, 0]])
     scores_QK = torch.tensor([[0.1, 0.2, 0.9], [0.5, 0.5, 0.5], [0.5, 0.7, 0.5], [0.0, 0.0, 0.0]])
-    matches, first_Q = matches_of([[0], [2, 0], [0], [1, 3]], 5), torch.tensor([2, 1, 2, 4])
-    assert retrieval.reranked_ranks(topk_QK, scores_QK, matches, first_Q).tolist() == [0, 1, 2, 4]
+    matches, before, first_QK = matches_of([[0], [2, 0], [0], [1, 3]], 5), certain(2, 1, 2, 4), torch.tensor([[3.0, 2, 1]] * 4)
+    assert retrieval.reranked_ranks(topk_QK, first_QK, scores_QK, matches, before).ahead_Q.tolist() == [0, 1, 2, 4]
+
+
+def test_a_constant_scorer_gets_chance():
+    """By contrast, by contrast and matching, and by class; with one match each and with several."""
+    ones_ID, ones_TD = torch.ones(6, 2), torch.ones(12, 2)
+    for wanted in ([[image] for image in range(6)], [[0], [0, 1], [0, 1, 2], [3], [4], [0, 5, 9]]):
+        matches = matches_of(wanted, 12)
+        ranks = retrieval.best_ranks(ones_ID, ones_TD, matches)
+        for k in (1, 5, 10):
+            chance = [1 - math.comb(12 - len(each), k) / math.comb(12, k) for each in wanted]
+            assert ranks.hits(k).tolist() == pytest.approx(chance)
+    top_QK, first_QK = retrieval.top_candidates(ones_ID, ones_TD, 4)
+    matches = matches_of([[image] for image in range(6)], 12)
+    both = retrieval.reranked_ranks(
+        top_QK, first_QK, torch.zeros(6, 4), matches, retrieval.best_ranks(ones_ID, ones_TD, matches)
+    )
+    assert both.hits(1).tolist() == [1 / 4] * 4 + [0, 0]  # which candidates come first is not known, but that four do
+    label_IL, label_TL = torch.eye(3, dtype=torch.bool).repeat(2, 1), torch.eye(3, dtype=torch.bool).repeat(4, 1)
+    found_QK, chance_Q = retrieval.precisions(ones_ID, ones_TD, label_IL, label_TL)
+    assert found_QK == pytest.approx(1 / 3) and chance_Q == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("num_candidates", [3, 40])
+def test_precisions_equal_a_slow_loop(num_candidates: int):
+    """The mean over every order of those that tie is what each of them is worth times the places that are left for them."""
+    random_ = random.Random(num_candidates)
+    query_QD, candidate_CD = whole(random_, 30, 2), whole(random_, num_candidates, 2)
+    labels_Q, labels_C = (
+        [{random_.randrange(4) for _ in range(random_.randrange(3))} for _ in range(n)] for n in (30, num_candidates)
+    )
+    hot = [torch.tensor([[label in each for label in range(4)] for each in rows]) for rows in (labels_Q, labels_C)]
+    found_QK, chance_Q = retrieval.precisions(query_QD, candidate_CD, *hot)
+    for query, scores in enumerate(slow_scores(query_QD, candidate_CD)):
+        is_true = [bool(labels_Q[query] & each) for each in labels_C]
+        assert chance_Q[query] == pytest.approx(sum(is_true) / num_candidates)
+        for place, k in enumerate(min(k, num_candidates) for k in (1, 2, 5, 10)):
+            total, left = 0.0, k
+            for score in sorted(set(scores), reverse=True):
+                equals = [is_true[candidate] for candidate, each in enumerate(scores) if each == score]
+                total += min(left, len(equals)) * sum(equals) / len(equals)
+                left -= min(left, len(equals))
+            assert found_QK[query, place] == pytest.approx(total / k)
 
 
 def test_summary_by_hand():
-    found = retrieval.summary(torch.tensor([0, 4, 7, 20, NO_MATCH]), torch.tensor([0, 0, MISSED, 9, 5, NO_MATCH, NO_MATCH]))
+    found = retrieval.summary(certain(0, 4, 7, 20, NO_MATCH), certain(0, 0, MISSED, 9, 5, NO_MATCH, NO_MATCH))
     six = {"tr1": 1 / 4, "tr5": 2 / 4, "tr10": 3 / 4, "ir1": 2 / 5, "ir5": 2 / 5, "ir10": 4 / 5}
     total = 1.5 + 1.6
     assert found == pytest.approx(six | {"r_mean": total / 6, "rsum": 100 * total, "num_queries_without_match": 3})
-    perfect = retrieval.summary(torch.tensor([0]), torch.tensor([0]))
+    perfect = retrieval.summary(certain(0), certain(0))
     assert perfect["rsum"] == 600
     assert perfect["r_mean"] == 1
 
 
 def test_nothing_to_recall_is_refused():
     with pytest.raises(ValueError, match="no query has a match"):
-        retrieval.summary(torch.tensor([0]), torch.tensor([NO_MATCH]))
+        retrieval.summary(certain(0), certain(NO_MATCH))
 
 
 def test_scores_that_are_no_numbers_are_refused():
@@ -123,7 +193,7 @@ def test_scores_that_are_no_numbers_are_refused():
     matches = matches_of([[0]], 2)
     calls = (
         lambda: retrieval.rank_by_score(bad_12, 1),
-        lambda: retrieval.reranked_ranks(torch.tensor([[0, 1]]), bad_12, matches, torch.tensor([0])),
+        lambda: retrieval.reranked_ranks(torch.tensor([[0, 1]]), bad_12, bad_12, matches, certain(0)),
         lambda: retrieval.rank_from_features(bad_12, torch.ones(2, 2), 1),
         lambda: retrieval.best_ranks(bad_12, torch.ones(2, 2), matches),
     )
@@ -143,22 +213,21 @@ def test_everything_equals_its_slow_twin(num_queries: int, num_candidates: int):
     matches = matches_of(wanted, num_candidates)
     scores = slow_scores(query_QD, candidate_CD)
     orders = [slow_order(row) for row in scores]
-    assert retrieval.best_ranks(query_QD, candidate_CD, matches).tolist() == list(map(slow_rank, orders, wanted))
+    assert hits_of(retrieval.best_ranks(query_QD, candidate_CD, matches)) == slow_hits(scores, wanted)
     for k in (1, 2, 10, 1000):
-        topk_QK = retrieval.rank_from_features(query_QD, candidate_CD, k)
+        topk_QK, first_QK = retrieval.top_candidates(query_QD, candidate_CD, k)
         assert topk_QK.tolist() == [order[:k] for order in orders]
+        assert first_QK.tolist() == [[row[each] for each in order[:k]] for row, order in zip(scores, orders, strict=True)]
         assert topk_QK.tolist() == retrieval.rank_by_score(torch.tensor(scores, dtype=torch.float32), k).tolist()
         ranks = [slow_rank(order[:k], row) for order, row in zip(orders, wanted, strict=True)]
-        assert retrieval.ranks(topk_QK, matches).tolist() == ranks
+        assert retrieval.ranks(topk_QK, matches).ahead_Q.tolist() == ranks
         second_QK = torch.tensor([[random_.randint(0, 3) / 4 for _ in row] for row in topk_QK])
-        reordered = [
-            [order[place] for place in slow_order(second)]
-            for order, second in zip(orders, second_QK.tolist(), strict=True)  # by the place in the first order among equals
-        ]
-        whole_orders = [new + order[k:] for new, order in zip(reordered, orders, strict=True)]
-        ranks = [slow_rank(order, row) for order, row in zip(whole_orders, wanted, strict=True)]
-        first_Q = retrieval.best_ranks(query_QD, candidate_CD, matches)
-        assert retrieval.reranked_ranks(topk_QK, second_QK, matches, first_Q).tolist() == ranks
+        keys = [[(0, 0, score) for score in row] for row in scores]  # those behind keep the order of the first score
+        for query, (order, second) in enumerate(zip(orders, second_QK.tolist(), strict=True)):
+            for candidate, score in zip(order[:k], second, strict=True):
+                keys[query][candidate] = 1, score, scores[query][candidate]
+        before = retrieval.best_ranks(query_QD, candidate_CD, matches)
+        assert hits_of(retrieval.reranked_ranks(topk_QK, first_QK, second_QK, matches, before)) == slow_hits(keys, wanted)
 
 
 def test_recalls_equal_counting():
@@ -166,7 +235,7 @@ def test_recalls_equal_counting():
     ranks = [random_.choice([0, 1, 4, 5, 9, 10, 50, MISSED, NO_MATCH]) for _ in range(500)]
     scored = [rank for rank in ranks if rank != NO_MATCH]
     wanted = {k: sum(rank in range(k) for rank in scored) / len(scored) for k in (1, 5, 10)}
-    found = retrieval.summary(torch.tensor(ranks), torch.tensor(ranks))
+    found = retrieval.summary(certain(*ranks), certain(*ranks))
     assert {k: found[f"{way}{k}"] for k in (1, 5, 10) for way in ("tr", "ir")} == pytest.approx(wanted)
 
 
@@ -184,9 +253,11 @@ def test_folds_equal_five_small_evaluations():
         images_of = [[place for place, image in enumerate(images) if (image, text) in pairs] for text in texts]
         scores = slow_scores(image_ID[list(images)], text_TD[texts])
         columns = [list(column) for column in zip(*scores, strict=True)]
-        image_ranks = [slow_rank(slow_order(row), wanted) for row, wanted in zip(scores, texts_of, strict=True)]
-        text_ranks = [slow_rank(slow_order(row), wanted) for row, wanted in zip(columns, images_of, strict=True)]
-        folds.append(retrieval.summary(torch.tensor(image_ranks), torch.tensor(text_ranks)))
+        fold: dict[str, float] = {"num_queries_without_match": sum(not each for each in (*texts_of, *images_of))}
+        for way, keys, wanted in (("tr", scores, texts_of), ("ir", columns, images_of)):
+            asked = [(row, each) for row, each in zip(keys, wanted, strict=True) if each]
+            fold |= {f"{way}{k}": sum(slow_hit(row, each, k) for row, each in asked) / len(asked) for k in (1, 5, 10)}
+        folds.append(fold)
     wanted = {name: sum(fold[name] for fold in folds) / 5 for name in folds[0]}
     assert wanted["num_queries_without_match"] > 0
     image_of_pairs, text_of_pairs = zip(*pairs, strict=True)
@@ -199,7 +270,8 @@ def test_folds_equal_five_small_evaluations():
             retrieval.best_ranks(texts_TD, images_ID, fold.images_of_text),
         )
 
-    assert retrieval.folds_1k(relevance, numbers, fold_size=size) == pytest.approx(wanted)
+    found = retrieval.folds_1k(relevance, numbers, fold_size=size)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted)
 
 
 def test_folds_need_enough_images():
@@ -218,17 +290,16 @@ def test_order_and_company_of_queries_do_not_matter():
     candidate_CD[[5, 60, 110]] = candidate_CD[40].clone()  # equal candidates must get equal scores wherever they stand
     matches = matches_of([[110] if query % 2 else [40] for query in range(300)], 111)
     topk_QK = retrieval.rank_from_features(query_QD, candidate_CD, 20)
-    ranks_Q = retrieval.best_ranks(query_QD, candidate_CD, matches)
-    assert (ranks_Q[::2] >= 1).all()  # 5 is always ahead of 40
-    assert (ranks_Q[1::2] >= 3).all()  # 5, 40 and 60 of 110
+    ranks = retrieval.best_ranks(query_QD, candidate_CD, matches)
+    assert (ranks.tied_Q == 4).all() and (ranks.true_Q == 1).all()
     turn = torch.randperm(300, generator=generator)
     turned = matches_of([[110] if query % 2 else [40] for query in turn.tolist()], 111)
     assert torch.equal(retrieval.rank_from_features(query_QD[turn], candidate_CD, 20), topk_QK[turn])
-    assert torch.equal(retrieval.best_ranks(query_QD[turn], candidate_CD, turned), ranks_Q[turn])
+    assert torch.equal(retrieval.best_ranks(query_QD[turn], candidate_CD, turned).ahead_Q, ranks.ahead_Q[turn])
     for query in (0, 1, 255, 256, 299):
         alone_1D, only = query_QD[query : query + 1], matches_of([[110] if query % 2 else [40]], 111)
         assert torch.equal(retrieval.rank_from_features(alone_1D, candidate_CD, 20)[0], topk_QK[query])
-        assert retrieval.best_ranks(alone_1D, candidate_CD, only).item() == ranks_Q[query]
+        assert retrieval.best_ranks(alone_1D, candidate_CD, only).ahead_Q.item() == ranks.ahead_Q[query]
 
 
 def test_autocast_does_not_coarsen_scores():
@@ -237,13 +308,13 @@ def test_autocast_does_not_coarsen_scores():
     matches = matches_of([[query] for query in range(50)], 2000)
     scores_QC = query_QD.double() @ candidate_CD.double().T
     with torch.autocast("cpu", torch.bfloat16):
-        ranks_Q = retrieval.best_ranks(query_QD, candidate_CD, matches)
-    assert torch.equal(ranks_Q, (scores_QC > scores_QC.diagonal()[:, None]).sum(1))
+        ranks = retrieval.best_ranks(query_QD, candidate_CD, matches)
+    assert torch.equal(ranks.ahead_Q, (scores_QC > scores_QC.diagonal()[:, None]).sum(1))
 
 
 def test_features_may_carry_gradients():
     query_QD = torch.eye(3, requires_grad=True)
-    assert retrieval.best_ranks(query_QD, torch.eye(3), matches_of([[0], [1], [2]], 3)).tolist() == [0, 0, 0]
+    assert retrieval.best_ranks(query_QD, torch.eye(3), matches_of([[0], [1], [2]], 3)).ahead_Q.tolist() == [0, 0, 0]
 
 
 # Size
@@ -266,14 +337,14 @@ def test_coco_5k_both_ways_in_little_memory():
         (image_ID, text_TD, relevance.texts_of_image),
         (text_TD, image_ID, relevance.images_of_text),
     ):
-        ranks_Q = retrieval.best_ranks(query_QD, candidate_CD, matches)
+        ranks = retrieval.best_ranks(query_QD, candidate_CD, matches)
         topk_QK = retrieval.rank_from_features(query_QD, candidate_CD, 128)
-        within_Q = ranks_Q.where(ranks_Q < 128, MISSED)
-        assert torch.equal(retrieval.ranks(topk_QK, matches), within_Q)
-        assert 0.02 < retrieval.summary(ranks_Q, ranks_Q)["tr1"] < 0.98  # neither blind nor without effort
+        assert 0.02 < retrieval.summary(ranks, ranks)["tr1"] < 0.98  # neither blind nor without effort
         for query in range(3, len(query_QD), len(query_QD) // 10):
-            order = slow_order((candidate_CD.long() @ query_QD[query].long()).tolist())
+            scores = (candidate_CD.long() @ query_QD[query].long()).tolist()
+            order = slow_order(scores)
             wanted = matches.candidate_M[matches.start_Q1[query] : matches.start_Q1[query + 1]].tolist()
-            assert ranks_Q[query] == slow_rank(order, wanted)
+            best = max(scores[each] for each in wanted)
+            assert ranks.ahead_Q[query] == sum(score > best for score in scores)
             assert topk_QK[query].tolist() == order[:128]
     assert peak_megabytes() - before < 1000  # all scores at once would be 500 MB, sorted indices 1 GB more

@@ -212,3 +212,31 @@ def test_answers_without_pictures():
     assert vqa.blind_answers(train, ["who?", "what?", "where?"]) == ["no", "yes", "yes"]
     with pytest.raises(ValueError, match="needs answers"):
         vqa.blind_answers([("what?", [])], ["what?"])
+
+
+def test_pairs_count_where_both_are_right_and_content_types_stand_apart():
+    predictions, answers = ["yes", "no", "yes", "yes", "left", "no"], [["yes"], ["no"], ["yes"], ["no"], ["left"], []]
+    contents, groups = ["side", "side", "", "side", "zone", "zone"], ["a", "a", "b", "b", "c", "c"]
+    found = vqa.summary(predictions, answers, ["CLOSED"] * 6, None, contents, groups)
+    assert found["vqa_acc_pair"] == 1 / 2  # of c, one answer is kept back
+    assert (found["vqa_acc_about/side"], found["vqa_acc_about/zone"]) == (pytest.approx(2 / 3), 1)
+    assert found["vqa_acc"] == found["vqa_acc/CLOSED"] == 4 / 5
+
+
+def test_answers_by_words_equal_bayes_rule_by_hand():
+    """Each word that a question has is a coin of its own, with one head and one tail added."""
+    train = [("is it left", ["yes"]), ("is it left", ["yes"]), ("is it right", ["no"]), ("which side", ["left"]), ("who", [])]
+    asked = ["which side is it", "is it right or so", "never heard", "is it left"]
+    names = {"yes": 2, "no": 1, "left": 1}
+
+    def odds(answer: str, question: str) -> float:
+        product = names[answer] / 4
+        for word in set(question.split()) & {word for text, _ in train for word in text.split()}:
+            product *= (sum(word in text.split() for text, given in train if given == [answer]) + 1) / (names[answer] + 2)
+        return product
+
+    expected = [max(names, key=lambda answer: odds(answer, question)) for question in asked]
+    assert vqa.answers_by_words(train, asked) == expected
+    assert expected[2] == "yes"
+    with pytest.raises(ValueError, match="needs answers"):
+        vqa.answers_by_words([("what?", [])], ["what?"])

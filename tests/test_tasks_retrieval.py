@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_metrics_retrieval import hits_of, slow_hit
 from test_objectives import slow_contrastive
 from tiny_tasks import TOKENIZER, build, config_of, eval_set, numbers_of, searchable
 from torch import Tensor
@@ -18,6 +19,7 @@ from eve_vl.data.batch import CaptionBatch, PairBatch
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.loader import eval_loader
+from eve_vl.data.phantoms.rows import PhantomPairs
 from eve_vl.data.records import ImageBytes
 from eve_vl.errors import UserError
 from eve_vl.metrics.retrieval import Relevance
@@ -170,9 +172,9 @@ def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
 # What is found
 
 
-def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[int], list[int], set[tuple[int, int]]]:
-    """Rank of the best match of each picture and of each caption, query after query, and the pairs of picture and words that
-    were compared."""
+def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[Any], list[Any], set[tuple[int, int]]]:
+    """Hits at 1, 5 and 10 of each picture and of each caption, query after query, and the pairs of picture and words that were
+    compared."""
     pixels = [dataset[(0, 0, index)].image[None].float() / 127.5 - 1 for index in range(len(dataset.pictures))]
     text_of = {caption: text for text, captions in enumerate(dataset.captions_in) for caption in captions}
     ids = [torch.from_numpy(dataset.ids[text_of[caption]])[None] for caption in range(len(dataset.captions))]
@@ -180,13 +182,13 @@ def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[int]
     texts = features(task, [(pixels[0], each) for each in ids])[1]
     compared: set[tuple[int, int]] = set()
 
-    def rank(query: int, scores: list[float], is_match: list[bool], pair_of: Any) -> int:
+    def hits(query: int, scores: list[float], is_match: list[bool], pair_of: Any) -> list[float]:
         order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], candidate))
         for image, caption in (pair_of(query, candidate) for candidate in order[:k]):
             compared.add((image, text_of[caption]))
         second = {candidate: match_of(*pair_of(query, candidate), similarity=scores[candidate]) for candidate in order[:k]}
-        order[:k] = sorted(order[:k], key=lambda candidate: -second[candidate])
-        return next(place for place, candidate in enumerate(order) if is_match[candidate])
+        keys = [(c in second, round(second.get(c, 0.0), 4), round(score, 5)) for c, score in enumerate(scores)]
+        return [slow_hit(keys, [c for c, right in enumerate(is_match) if right], limit) for limit in (1, 5, 10)]
 
     def match_of(image: int, text: int, similarity: float) -> float:
         no, yes = match_logits(task, pixels[image], ids[text])
@@ -195,18 +197,22 @@ def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[int]
 
     relevant = [[text in true for text in range(len(ids))] for true in dataset.captions_of]
     by_image = [
-        rank(i, (texts @ images[i]).tolist(), relevant[i], lambda query, other: (query, other)) for i in range(len(pixels))
+        hits(i, (texts @ images[i]).tolist(), relevant[i], lambda query, other: (query, other)) for i in range(len(pixels))
     ]
     by_text = [
-        rank(t, (images @ texts[t]).tolist(), [row[t] for row in relevant], lambda query, other: (other, query))
+        hits(t, (images @ texts[t]).tolist(), [row[t] for row in relevant], lambda query, other: (other, query))
         for t in range(len(ids))
     ]
     return by_image, by_text, compared
 
 
-def recall_table(by_image: list[int], by_text: list[int]) -> dict[str, float]:
-    found = {f"tr{k}": sum(rank < k for rank in by_image) / len(by_image) for k in (1, 5, 10)}
-    return found | {f"ir{k}": sum(rank < k for rank in by_text) / len(by_text) for k in (1, 5, 10)}
+def recall_table(by_image: list[list[float]], by_text: list[list[float]]) -> dict[str, float]:
+    ways = (("tr", by_image), ("ir", by_text))
+    return {
+        f"{way}{k}": statistics.mean(column)
+        for way, rows in ways
+        for k, column in zip((1, 5, 10), zip(*rows, strict=True), strict=True)
+    }
 
 
 @torch.no_grad()
@@ -259,8 +265,8 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
     _, (by_image, by_text) = task.search(index, k)
     hook.remove()
     expected_image, expected_text, compared = naive_search(task, dataset, k)
-    assert by_image.tolist() == expected_image
-    assert by_text.tolist() == expected_text
+    assert hits_of(by_image) == [pytest.approx(each) for each in expected_image]
+    assert hits_of(by_text) == [pytest.approx(each) for each in expected_text]
     assert sorted(scored) == sorted(compared)
     assert fused == len(compared)
 
@@ -423,7 +429,7 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     assert numbers["r_mean_itc_only"] == pytest.approx(sum(before))
     forced, ranks_forced = task.search(index, k)
     assert forced == {name: value for name, value in numbers.items() if not name.startswith("r_mean_k")}
-    assert all(map(torch.equal, ranks, ranks_forced))
+    assert [*map(hits_of, ranks)] == [*map(hits_of, ranks_forced)]
     for each in (2, 16):
         assert task.search(index, each)[0]["r_mean"] == pytest.approx(sum(shares[each]))
         assert task.search(index, each)[0]["rerank_k"] == each
@@ -439,3 +445,50 @@ def test_without_a_matching_head_there_is_nothing_to_choose():
     numbers, _ = task.search(scored_index(20)[0], 0, chooses=True)
     assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
     assert task.chosen(numbers) == task.settings
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rerank", [0, 4])
+def test_classes_false_texts_and_merged_words_equal_loops(rerank):
+    """On phantoms, whose reports recur and come with false ones; each picture and text alone."""
+    task = retrieval(rerank=rerank)
+    source = PhantomPairs(split="test", image_size=64, num_rows=30, seed=2)
+    dataset = SearchSet([source], task.config, TOKENIZER)
+    numbers = numbers_of(task, dataset, 7)
+    rows = [source[row] for row in range(30)]
+    pixels = [dataset[(0, 0, place)].image[None].float() / 127.5 - 1 for place in range(30)]
+    rows = [rows[row] for _, row in dataset.pictures]
+
+    def text(words: str) -> Tensor:
+        return torch.from_numpy(dataset.tokens(words))[None]
+
+    said = [[row.captions[0], *source.distractors(place)] for row, (_, place) in zip(rows, dataset.pictures, strict=True)]
+    images = features(task, [(each, text("a")) for each in pixels])[0]
+    distinct = sorted({words for each in said for words in each})
+    feature_of = dict(zip(distinct, features(task, [(pixels[0], text(words)) for words in distinct])[1], strict=True))
+    scores = [[round(float(image @ feature_of[row.captions[0]]), 5) for row in rows] for image in images]
+    for way, keys in (("tr", scores), ("ir", [*zip(*scores, strict=True)])):
+        is_true = [[bool({*a.labels} & {*b.labels}) for b in rows] for a in rows]
+        for k in (1, 2, 5, 10):
+            shares = []
+            for row, right in zip(keys, is_true, strict=True):
+                kth = sorted(row, reverse=True)[k - 1]
+                above, tied = (
+                    [r for s, r in zip(row, right, strict=True) if test(s, kth)] for test in (float.__gt__, float.__eq__)
+                )
+                shares.append((sum(above) + (k - len(above)) * sum(tied) / len(tied)) / k)
+            assert numbers[f"precision_{way}{k}"] == pytest.approx(statistics.mean(shares))
+        assert numbers[f"precision_{way}_chance"] == pytest.approx(statistics.mean(map(statistics.mean, is_true)))
+    hits = []  # texts are cut, so that some false ones are the true one
+    for place, words in enumerate(said):
+        assert len(words) == 4
+        of_match = [match_logits(task, pixels[place], text(each))[1] for each in words] if rerank else []
+        keys = of_match or [float(images[place] @ feature_of[each]) for each in words]
+        hits.append(slow_hit([round(key, 5) for key in keys], [0], 1))
+    assert numbers["tr1_hard"] == pytest.approx(statistics.mean(hits)) and numbers["tr1_hard_chance"] == 1 / 4
+    words = list(dict.fromkeys(row.captions[0] for row in rows))
+    assert len(words) < 30 and "no acute finding" in words
+    first = [[row.captions[0] for row in rows].index(each) for each in words]
+    wanted = [[words.index(row.captions[0])] for row in rows]
+    hits = [slow_hit([row[place] for place in first], each, 1) for row, each in zip(scores, wanted, strict=True)]
+    assert numbers["tr1_merged"] == pytest.approx(statistics.mean(hits))

@@ -1,9 +1,10 @@
 """Verbs about runs: evaluate, inspect, report, export."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from tyro.conf import Positional
@@ -14,6 +15,8 @@ from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import find_kind
 from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import PRETRAIN
+
+ZERO_SHOT = "zero_shot"  # what `eve evaluate` takes besides tasks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,24 @@ class EvaluateArgs(SourceArgs, DeviceArgs):
     predictions: Path | None = None
     """Also write the file that the official server takes, where there is one; of classification JSON lines: row, label and its
     probability."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotArgs(SourceArgs, DeviceArgs):
+    """Flags of `eve evaluate zero_shot`."""
+
+    data: tuple[str, ...] = ()
+    """Labelled sources: a folder per class, tables with labels, phantoms:test."""
+    prompts: str = ""
+    """JSON file of what is said of each class, {"class": ["text", …], …}; phantoms: of the built-in phantoms."""
+    by: Literal["mean", "max"] = "mean"
+    """What of its prompts' scores the score of a class is."""
+    samples: int = 1_000_000
+    """Evaluate on this many rows at most, spread evenly."""
+    skip_broken: bool = False
+    """Leave out rows that cannot be used, and say how many; by default such a row is an error."""
     json: Path | None = None
     """Also write the numbers to this file."""
 
@@ -72,17 +93,20 @@ def run_evaluate(argv: Sequence[str]) -> None:
     tasks = {name: kind for name, kind in kinds_of(TaskConfig).items() if kind.has_numbers}
     usage = "usage: eve evaluate TASK RUN [--data PATH …] [--json FILE]"
     if argv and argv[0] in HELP:
-        titles = {name: kind.title for name, kind in tasks.items()}
+        titles = {name: kind.title for name, kind in tasks.items()} | {ZERO_SHOT: "classification by prompts, without training"}
         say_list(usage, titles, f"eve evaluate {next(iter(tasks))} --help lists the flags")
         return
     if not argv or argv[0].startswith("-"):
-        raise UserError(f"{usage}; tasks: {', '.join(tasks)}")
+        raise UserError(f"{usage}; tasks: {', '.join((*tasks, ZERO_SHOT))}")
     name = argv[0]
+    if name == ZERO_SHOT:
+        run_zero_shot(parse(ZeroShotArgs, argv[1:], f"eve evaluate {name}", run_zero_shot.__doc__))
+        return
     kind = find_kind(TaskConfig, "tasks", name)
     if kind is None or not kind.has_numbers:
         if Path(name).is_dir():
-            raise UserError(f"{usage}; given no TASK but {name}; tasks: {', '.join(tasks)}")
-        raise UserError(f"no task {nearest(name, tasks)} (one of your own needs --code FILE.py)")
+            raise UserError(f"{usage}; given no TASK but {name}; tasks: {', '.join((*tasks, ZERO_SHOT))}")
+        raise UserError(f"no task {nearest(name, (*tasks, ZERO_SHOT))} (one of your own needs --code FILE.py)")
     args = parse(with_own(EvaluateArgs, kind.evaluation), argv[1:], f"eve evaluate {name}", run_evaluate.__doc__)
     check_writable(args.json, args.predictions)
     own = (field.name for field in dataclasses.fields(kind.evaluation))
@@ -105,14 +129,45 @@ def run_evaluate(argv: Sequence[str]) -> None:
     sources = open_sources(args.data, how, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
     skip = args.skip_broken or (sources is None and run.config.data.skips_broken_val)
     numbers, _ = evaluate_rows(run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=skip)
+    _say_numbers(numbers, remarks(run, numbers, sources), run.task.verdict(numbers))
+    write_json(args.json, to_json(numbers))
+
+
+def run_zero_shot(args: ZeroShotArgs) -> None:
+    """Classify by prompts: eve evaluate zero_shot RUN --data LABELLED --prompts FILE [flags]."""
+    check_writable(args.json)
+    if not args.data or not args.prompts:
+        raise UserError("zero_shot needs labelled pictures, --data LABELLED, and what is said of each class, --prompts FILE")
+    from eve_vl.data.loader import open_sources
+    from eve_vl.data.prompts import read_prompts
+    from eve_vl.evaluation import leaks, zero_shot
+    from eve_vl.loading import load_run
+    from eve_vl.metrics.certainty import to_json
+    from eve_vl.tasks.verdict import verdict_of
+    from eve_vl.tasks.zero_shot import AGAINST
+    from eve_vl.train.device import pick_device
+
+    read_prompts(args.prompts)  # before what takes longer
+    run = load_run(args.run, pick_device(args.device))
+    sources = open_sources(args.data, DataConfig(**args.reading()), run.config.input.image_size, "labels")
+    options = {"by": args.by, "skip_broken": args.skip_broken, "data": " ".join(args.data)}
+    numbers = zero_shot(run, args.prompts, sources, args.samples, **options).numbers
+    notes = leaks(run, sources)
+    if unlabelled := numbers.get("num_unlabelled"):
+        notes.append(f"rows left out, as they have no label: {unlabelled:,}")
+    _say_numbers(numbers, notes, verdict_of(numbers, AGAINST))
+    write_json(args.json, to_json(numbers))
+
+
+def _say_numbers(numbers: Mapping[str, float], remarks: Sequence[str], verdict: str) -> None:
+    """Print numbers with their intervals, a line each, what people should know about them, and what they come to."""
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         say(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())
-    for remark in remarks(run, numbers, sources):
+    for remark in remarks:
         say(f"note: {remark}")
-    if verdict := run.task.verdict(numbers):
+    if verdict:
         say(f"verdict: {verdict}")
-    write_json(args.json, to_json(numbers))
 
 
 def run_inspect(args: InspectArgs) -> None:

@@ -50,7 +50,10 @@ class TaskConfig(Section):
         return [f"{lacking} {weight:g}, but data.rows is {rows}: set it to 0"] if weight else []
 
 
-MATCH: Mapping[str, str] = {"match": 'Tell how likely a picture and a text belong together: eve match RUN IMAGE "TEXT".'}
+MATCH: Mapping[str, str] = {
+    "match": 'Tell how likely a picture and a text belong together: eve match RUN IMAGE "TEXT".',
+    "zero_shot": "Give a picture a class by what is said of each, without training: eve zero-shot RUN IMAGE PROMPTS.json.",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -239,6 +239,11 @@ class SearchBatch(RowBatch):
 class SearchPictures(SearchBatch, Pictures):
     """Pictures to search among."""
 
+    labels: tuple[tuple[str, ...], ...] = _of("labels")
+    """The classes of each; empty where the data say nothing of it."""
+    hard: tuple[tuple[int, ...], ...] = _of("hard")
+    """Of each picture with false captions that are hard to tell from its own: the text of its own, then theirs; else empty."""
+
 
 class SearchTexts(SearchBatch, Texts):
     """Texts to search among."""
@@ -254,6 +259,8 @@ class QuestionBatch(Batch):
     answer_types: tuple[str, ...] = _of("answer_type")
     pictures: tuple[int, ...] = _of("picture")
     """Equal for questions about one picture."""
+    content_types: tuple[str, ...] = _of("content_type")
+    groups: tuple[str, ...] = _of("group")
 
 
 class StatementBatch(Batch):

@@ -20,7 +20,7 @@ from eve_vl.data.dataset import (
     row_name,
     unusable,
 )
-from eve_vl.data.generated import KnowsTruth
+from eve_vl.data.generated import HasDistractors, KnowsTruth
 from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, ItemPair, Labelled, Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
@@ -51,8 +51,9 @@ class SearchSet(SampleSet):
     task.merge_captions, the same words are one caption, true of each picture that has it among all of its own, of generated
     scenes wherever it is true. Texts come longest first, so that batches hold little padding.
 
-    pictures: (source, row) of each. captions: the words of each. texts: the distinct ones of these. captions_in: the captions
-    that each text stands for. captions_of: those that are true of each picture.
+    pictures: (source, row) of each. captions: the words of each. texts: the distinct ones of these, then false captions that
+    are not searched among. captions_in: the captions that each text stands for. captions_of: those that are true of each
+    picture. hard: of each picture with false captions its own first text and theirs, else empty.
     """
 
     def __init__(self, sources: Sequence[Source[ImageText]], config: Config, tokenizer: Tokenizer):
@@ -76,12 +77,22 @@ class SearchSet(SampleSet):
         self.pictures = [place for place, _, _ in found.values()]
         limit = task.captions_per_image or None
         searched = [(picture, text) for picture, (_, given, _) in enumerate(found.values()) for text in given[:limit]]
-        self.texts = list(dict.fromkeys(text for _, text in searched))
+        distinct = list(dict.fromkeys(text for _, text in searched))
+        false = [
+            source.distractors(row) if given and isinstance(source := sources[number], HasDistractors) else []
+            for (number, row), given, _ in found.values()
+        ]
+        self.texts = list(dict.fromkeys([*distinct, *(text for each in false for text in each)]))
         self.ids = [self.tokens(text) for text in self.texts]
         index_of = {text: index for index, text in enumerate(self.texts)}
+        self.hard = [
+            tuple(index_of[text] for text in (given[0], *each)) if each else ()
+            for each, (_, given, _) in zip(false, found.values(), strict=True)
+        ]
         if task.merge_captions:
-            self.captions = self.texts
-            self.captions_in = [(text,) for text in range(len(self.texts))]
+            self.captions = distinct
+            self.captions_in = [(text,) if text < len(distinct) else () for text in range(len(self.texts))]
+            index_of = {text: index_of[text] for text in distinct}
             self.captions_of = [
                 tuple(sorted(index_of[text] for text in true & index_of.keys())) for _, _, true in found.values()
             ]
@@ -115,9 +126,9 @@ class SearchSet(SampleSet):
             image = decode(pair.image, pair.where, crop=Crop(size=self.config.input.image_size))
         except BadSampleError as error:
             return unusable(error)
-        captions = self.captions_of[index]
-        names = {"where": pair.where, "name": row_name(pair)}
-        return Sample(batch=batch.SearchPictures, index=index, captions=captions, image=image, **names)
+        names = {"where": pair.where, "name": row_name(pair), "labels": pair.labels}
+        captions, hard = self.captions_of[index], self.hard[index]
+        return Sample(batch=batch.SearchPictures, index=index, captions=captions, hard=hard, image=image, **names)
 
 
 def _grouped(group_of: Sequence[int], num_groups: int) -> list[tuple[int, ...]]:

@@ -89,6 +89,15 @@ class KnowsTruth(Protocol):
         ...
 
 
+@runtime_checkable
+class HasDistractors(Protocol):
+    """Captioned pictures that come with false captions which are hard to tell from the true one."""
+
+    def distractors(self, index: int) -> list[str]:
+        """Return false captions of a row's picture."""
+        ...
+
+
 def check_split(split: str, splits: Mapping[str, object] | Sequence[str]) -> None:
     """Raise UserError for an unknown split."""
     if split not in splits:

@@ -128,12 +128,16 @@ class Text(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageText(Record):
-    """One picture with its captions."""
+    """One picture with its captions.
+
+    labels: the classes that it belongs to, where the data say, by which a search may be right without finding its own.
+    """
 
     KIND: ClassVar[str] = "captions"
     TEXT: ClassVar[str] = "captions"
     image: ImageRef
     captions: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +158,7 @@ class ImageQuestion(Record):
     answers: one per annotator as they gave them (ten in VQA v2, often one elsewhere), empty where they are kept back.
     answer_type: what accuracies are also reported by (VQA v2: yes/no, number, other); "" if the data has no types.
     content_type: what a question of medical data asks about, in its own words (SLAKE: Modality, Organ, …), else "".
+    group: rows of one group are a minimal pair, whose pictures or questions differ in one thing and whose answers differ.
     """
 
     KIND: ClassVar[str] = "questions"
@@ -164,6 +169,7 @@ class ImageQuestion(Record):
     question_id: int | str
     answer_type: str
     content_type: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

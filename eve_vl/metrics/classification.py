@@ -1,6 +1,6 @@
 """Classification: how often labels are right, over all rows, class by class, and as a ranking.
 
-Letters: R rows, C classes.
+Letters: R rows, C classes, P prompts.
 """
 
 import math
@@ -43,6 +43,22 @@ def summary(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
             "acc_majority": certainty.share(len(right[most]), len(true)),
         }
     return numbers
+
+
+def class_scores(score_RP: np.ndarray, class_P: np.ndarray, by: str) -> np.ndarray:
+    """Return the score of each class, the mean or the max (`by`) of its prompts': (R, C). class_P: int, the class of each
+    prompt, 0 to C - 1, none without any. A row's scores depend on no other row."""
+    return np.stack([getattr(score_RP[:, class_P == c], by)(axis=1) for c in range(class_P.max() + 1)], axis=1)
+
+
+def by_class(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
+    """Return of each true class, by name: recall/NAME, the share of its rows that are labelled so; prior/NAME, its share of all
+    rows, what a guesser gets who always names it."""
+    right: dict[str, list[bool]] = {}
+    for guess, truth in zip(predicted, true, strict=True):
+        right.setdefault(truth, []).append(guess == truth)
+    recall: dict[str, float] = {f"recall/{name}": certainty.share(sum(right[name]), len(right[name])) for name in sorted(right)}
+    return recall | {f"prior/{name}": certainty.share(len(right[name]), len(true)) for name in sorted(right)}
 
 
 def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float, np.ndarray]:

@@ -1,9 +1,10 @@
 """Image–text retrieval: recalls both ways from the rank of each query's best match, for any number of matches.
 
-Letters: Q queries, C candidates, K ranked candidates of each query, M matching pairs, I images, T texts, P pairs, D width.
+Letters: Q queries, C candidates, K ranked candidates of each query, M matching pairs, I images, T texts, P pairs, D width,
+L labels.
 Lower case: q the queries at hand, m their matches.
-Ranks start at 0. Among equal scores the candidate with the lower index comes first, always, so that neither the order of
-queries nor the size of a batch changes a number.
+Ranks start at 0. In an order, of equal scores the candidate with the lower index comes first, always, so that neither the order
+of queries nor the size of a batch changes it; numbers count those that tie as in random order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from eve_vl.metrics.certainty import Estimate
 MISSED = 2**62  # rank of a query none of whose matches was ranked
 NO_MATCH = -1  # rank of a query that has no match at all; recalls leave it out
 RECALLS = (1, 5, 10)
+PRECISIONS = (1, 2, 5, 10)
 QUERIES_AT_ONCE = 256  # 26 MB of scores for 25,000 candidates
 
 
@@ -130,69 +132,143 @@ def _scores(query_QD: Tensor, candidate_CD: Tensor) -> Iterator[tuple[int, Tenso
         yield start, products[: len(rows)]
 
 
-def rank_from_features(query_QD: Tensor, candidate_CD: Tensor, k: int) -> Tensor:
-    """Return the k candidates with the greatest inner product for each query, best first: int64 (Q, min(k, C)).
+def top_candidates(query_QD: Tensor, candidate_CD: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k candidates with the greatest inner product for each query, best first, int64 (Q, min(k, C)), and these
+    products, float32.
 
     Never holds more than QUERIES_AT_ONCE × C scores. Raises ValueError if one is not a number.
     """
-    return torch.cat([rank_by_score(scores_qC, k) for _, scores_qC in _scores(query_QD, candidate_CD)])
+    parts = [
+        (order_qK := rank_by_score(scores_qC, k), scores_qC.gather(1, order_qK))
+        for _, scores_qC in _scores(query_QD, candidate_CD)
+    ]
+    return torch.cat([order for order, _ in parts]), torch.cat([scores for _, scores in parts])
 
 
-def best_ranks(query_QD: Tensor, candidate_CD: Tensor, matches: Matches) -> Tensor:
-    """Return the exact rank of each query's best match by inner product among all candidates: int64 (Q,), on the CPU.
+def rank_from_features(query_QD: Tensor, candidate_CD: Tensor, k: int) -> Tensor:
+    """Return the first of `top_candidates`."""
+    return top_candidates(query_QD, candidate_CD, k)[0]
 
-    NO_MATCH for queries without one. Never holds more than QUERIES_AT_ONCE × C scores. Raises ValueError if one is not a
-    number.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """Where the best match of each query stands, as far as scores tell: behind those ahead, somewhere among those that tie.
+
+    ahead_Q: int64 (Q,), candidates with better scores; MISSED if no match was ranked, NO_MATCH if there is none. tied_Q: how
+    many have the score of the best match, it included. true_Q: how many of these are matches. All on the CPU.
+    """
+
+    ahead_Q: Tensor
+    tied_Q: Tensor
+    true_Q: Tensor
+
+    @classmethod
+    def certain(cls, place_Q: Tensor) -> "Ranks":
+        """Return ranks without ties."""
+        return cls(ahead_Q=place_Q, tied_Q=torch.ones_like(place_Q), true_Q=torch.ones_like(place_Q))
+
+    @property
+    def is_asked_Q(self) -> Tensor:
+        """Whether each query has a match: bool (Q,)."""
+        return self.ahead_Q != NO_MATCH
+
+    def hits(self, k: int) -> Tensor:
+        """Return the probability that a match is among the first k candidates if those that tie stand in random order, float64
+        (Q,): without ties 0 or 1; of a constant score exactly chance, so that nobody gains from the order of the files."""
+        missed_Q = torch.ones(len(self.ahead_Q), dtype=torch.float64)
+        for place in range(k):  # of those that tie; the first k - ahead of them count
+            wrong_Q, left_Q = (self.tied_Q - self.true_Q - place).clamp(min=0), (self.tied_Q - place).clamp(min=1)
+            missed_Q *= torch.where(self.ahead_Q + place < k, wrong_Q / left_Q.double(), 1.0)
+        return 1 - missed_Q
+
+
+def best_ranks(query_QD: Tensor, candidate_CD: Tensor, matches: Matches) -> Ranks:
+    """Return the exact rank of each query's best match by inner product among all candidates.
+
+    Never holds more than QUERIES_AT_ONCE × C scores. Raises ValueError if one is not a number.
     """
     assert (len(query_QD), len(candidate_CD)) == (matches.num_queries, matches.num_candidates)
-    ranks_Q = torch.empty(len(query_QD), dtype=torch.int64)
-    index_C = torch.arange(len(candidate_CD), device=query_QD.device)
+    ahead_Q, tied_Q, true_Q = (torch.empty(len(query_QD), dtype=torch.int64) for _ in range(3))
     for start, scores_qC in _scores(query_QD, candidate_CD):
         _refuse_nan(scores_qC)
         stop = start + len(scores_qC)
         query_m, candidate_m = (index.to(query_QD.device) for index in matches.rows(start, stop))
         score_m = scores_qC[query_m, candidate_m]
         best_q = score_m.new_full((stop - start,), -torch.inf).scatter_reduce(0, query_m, score_m, "amax")
-        is_best_m = score_m == best_q[query_m]
-        first_q = candidate_m.new_full((stop - start,), len(candidate_CD))
-        first_q = first_q.scatter_reduce(0, query_m[is_best_m], candidate_m[is_best_m], "amin")
-        is_ahead_qC = (scores_qC > best_q[:, None]) | ((scores_qC == best_q[:, None]) & (index_C < first_q[:, None]))
-        ranks_Q[start:stop] = is_ahead_qC.sum(1)
-    return ranks_Q.where(matches.has_any_Q, NO_MATCH)
+        ahead_Q[start:stop] = (scores_qC > best_q[:, None]).sum(1)
+        tied_Q[start:stop] = (scores_qC == best_q[:, None]).sum(1)
+        true_Q[start:stop] = query_m[score_m == best_q[query_m]].bincount(minlength=stop - start)
+    return Ranks(ahead_Q=ahead_Q.where(matches.has_any_Q, NO_MATCH), tied_Q=tied_Q, true_Q=true_Q)
 
 
-def ranks(order_QK: Tensor, matches: Matches) -> Tensor:
-    """Return the rank of each query's best match in an order of candidates, best first: int64 (Q,), on the CPU.
+def _is_match(order_QK: Tensor, matches: Matches) -> Tensor:
+    """Return which of some candidates of each query match it, bool (Q, K), on the CPU."""
+    assert len(order_QK) == matches.num_queries
+    query_M, candidate_M = matches.rows(0, matches.num_queries)
+    pair_QK = torch.arange(len(order_QK))[:, None] * matches.num_candidates + order_QK.cpu()
+    return torch.isin(pair_QK, query_M * matches.num_candidates + candidate_M)
+
+
+def ranks(order_QK: Tensor, matches: Matches) -> Ranks:
+    """Return the rank of each query's best match in an order of candidates, best first, in which none tie.
 
     The order may stop early: MISSED if it holds no match of the query, NO_MATCH if there is none to hold.
     """
-    order_QK = order_QK.cpu()
-    assert len(order_QK) == matches.num_queries
-    query_M, candidate_M = matches.rows(0, matches.num_queries)
-    pair_M = query_M * matches.num_candidates + candidate_M
-    pair_QK = torch.arange(len(order_QK))[:, None] * matches.num_candidates + order_QK
-    place_QK = torch.arange(order_QK.shape[1]).where(torch.isin(pair_QK, pair_M), MISSED)
-    return place_QK.amin(1).where(matches.has_any_Q, NO_MATCH)
+    place_QK = torch.arange(order_QK.shape[1]).where(_is_match(order_QK, matches), MISSED)
+    return Ranks.certain(place_QK.amin(1).where(matches.has_any_Q, NO_MATCH))
 
 
-def reranked_ranks(topk_QK: Tensor, rerank_scores_QK: Tensor, matches: Matches, rank_Q: Tensor) -> Tensor:
+def reranked_ranks(topk_QK: Tensor, first_QK: Tensor, second_QK: Tensor, matches: Matches, before: Ranks) -> Ranks:
     """Return the rank of each query's best match once its K first candidates are ordered by a second score.
 
-    topk_QK: candidates by the first score, best first; equal second scores keep this order. rank_Q: ranks by the first score,
-    which those behind keep (officially these score -100, which no recall at K or below can tell from that). Result as for
-    `ranks`. Raises ValueError if a score is not a number.
+    topk_QK: candidates by the first score, best first, which is first_QK; it orders those with equal second scores. before:
+    ranks by the first score, which those behind keep (officially these score -100, which no recall at K or below can tell from
+    that); those that tie with the last of the K stand behind them. Raises ValueError if a score is not a number.
     """
-    _refuse_nan(rerank_scores_QK)
-    order_QK = rerank_scores_QK.sort(dim=1, descending=True, stable=True).indices
-    reranked_Q = ranks(topk_QK.gather(1, order_QK.to(topk_QK.device)), matches)
-    return reranked_Q.where(reranked_Q != MISSED, rank_Q)
+    _refuse_nan(second_QK)
+    first_QK, second_QK, is_match_QK = first_QK.cpu(), second_QK.cpu(), _is_match(topk_QK, matches)
+    best_Q1 = second_QK.where(is_match_QK, -torch.inf).amax(1, keepdim=True)
+    is_best_QK = second_QK == best_Q1
+    first_Q1 = first_QK.where(is_match_QK & is_best_QK, -torch.inf).amax(1, keepdim=True)
+    is_ahead_QK = (second_QK > best_Q1) | (is_best_QK & (first_QK > first_Q1))
+    is_tied_QK = is_best_QK & (first_QK == first_Q1)
+    among_Q = is_match_QK.any(1)
+    behind_Q = before.ahead_Q.clamp(min=topk_QK.shape[1]).where(before.is_asked_Q, NO_MATCH)
+    return Ranks(
+        ahead_Q=is_ahead_QK.sum(1).where(among_Q, behind_Q),
+        tied_Q=is_tied_QK.sum(1).where(among_Q, before.tied_Q - (behind_Q - before.ahead_Q)),
+        true_Q=(is_tied_QK & is_match_QK).sum(1).where(among_Q, before.true_Q),
+    )
+
+
+def precisions(query_QD: Tensor, candidate_CD: Tensor, query_QL: Tensor, candidate_CL: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which share of the first candidates of each query has one of its labels, at each of PRECISIONS, float64 (Q, P),
+    and the share of all candidates that have, which is chance, (Q,).
+
+    query_QL, candidate_CL: bool, which labels each has. Of candidates that tie for the last places their mean counts.
+    """
+    found, chance = [], []
+    num = len(candidate_CD)
+    for start, scores_qC in _scores(query_QD, candidate_CD):
+        _refuse_nan(scores_qC)
+        labels_qL = query_QL[start : start + len(scores_qC)].float()
+        is_true_qC = (labels_qL @ candidate_CL.float().T > 0).double().to(scores_qC.device)
+        best_qK = scores_qC.topk(min(max(PRECISIONS), num), dim=1).values
+        at_k = []
+        for k in (min(k, num) for k in PRECISIONS):
+            is_above_qC, is_tied_qC = scores_qC > best_qK[:, k - 1, None], scores_qC == best_qK[:, k - 1, None]
+            share_q = (k - is_above_qC.sum(1)) / is_tied_qC.sum(1).double()
+            at_k.append(((is_true_qC * is_above_qC).sum(1) + share_q * (is_true_qC * is_tied_qC).sum(1)) / k)
+        found.append(torch.stack(at_k, dim=1).cpu())
+        chance.append(is_true_qC.mean(1).cpu())
+    return torch.cat(found), torch.cat(chance)
 
 
 def summary(
-    image_to_text_ranks_I: Tensor,
-    text_to_image_ranks_T: Tensor,
+    image_to_text_ranks_I: Ranks,
+    text_to_image_ranks_T: Ranks,
     image_T: Tensor | None = None,
-    alone: tuple[Tensor, Tensor] | None = None,
+    alone: tuple[Ranks, Ranks] | None = None,
 ) -> dict[str, float]:
     """Return the numbers of both directions.
 
@@ -205,22 +281,26 @@ def summary(
     found: dict[str, float] = {}
     influences, gains, groups = [], [], []
     both = image_to_text_ranks_I, text_to_image_ranks_T
-    own_I, own_T = torch.arange(len(both[0])), -1 - torch.arange(len(both[1]))
+    own_I, own_T = torch.arange(len(both[0].ahead_Q)), -1 - torch.arange(len(both[1].ahead_Q))
     images_of = own_I, own_T if image_T is None else image_T
-    for way, ranks_Q, before_Q, image_Q in zip(("tr", "ir"), both, alone or both, images_of, strict=True):
-        is_asked_Q = ranks_Q != NO_MATCH
+    for way, of_way, before, image_Q in zip(("tr", "ir"), both, alone or both, images_of, strict=True):
+        is_asked_Q = of_way.is_asked_Q
         if not is_asked_Q.any():
             raise ValueError("no query has a match, so there is nothing to recall")
-        images, recalls = image_Q[is_asked_Q].tolist(), torch.tensor(RECALLS)
-        hits_Qk, before_Qk = ((each_Q[is_asked_Q, None] < recalls).numpy() for each_Q in (ranks_Q, before_Q))
-        found |= {f"{way}{k}": certainty.mean(hits_Q, images) for k, hits_Q in zip(RECALLS, hits_Qk.T, strict=True)}
+        images = image_Q[is_asked_Q].tolist()
+        hits_Qk, before_Qk = (
+            torch.stack([each.hits(k)[is_asked_Q] for k in RECALLS], dim=1).numpy() for each in (of_way, before)
+        )
+        found |= {
+            f"{way}{k}": certainty.mean(hits_Q, images, is_share=True) for k, hits_Q in zip(RECALLS, hits_Qk.T, strict=True)
+        }
         influences.append((hits_Qk - hits_Qk.mean(0)).sum(1) / (6 * len(images)))
         gains.append((hits_Qk.sum(1) - before_Qk.sum(1)) / (6 * len(images)))
         groups += images
     total = sum(found.values())
     r_mean = certainty.linear(total / 6, np.concatenate(influences), groups)
     assert isinstance(r_mean, Estimate)
-    num_without = sum(int((ranks_Q == NO_MATCH).sum()) for ranks_Q in both)
+    num_without = sum(int((~each.is_asked_Q).sum()) for each in both)
     ends = {"low": 600 * r_mean.low, "high": 600 * r_mean.high}
     rsum = Estimate(total * 100, **r_mean.certainty() | ends)  # pyright: ignore[reportArgumentType]
     if alone is not None:

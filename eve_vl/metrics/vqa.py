@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from eve_vl.metrics import certainty
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -110,22 +112,35 @@ def summary(
     answers: Sequence[Sequence[str]],
     answer_types: Sequence[str],
     pictures: Sequence[Hashable] | None = None,
+    content_types: Sequence[str] = (),
+    groups: Sequence[str] = (),
 ) -> dict[str, float]:
     """Return the numbers of a set of questions; the sequences run over the questions.
 
-    vqa_acc: mean accuracy in [0, 1], and vqa_acc/<type> for each answer type that is not "". num_questions: all of them.
-    num_unanswered: those without answers (kept back), which are not scored. A mean over no question is left out. pictures: what
-    each is about; the questions about one picture are resampled together.
+    vqa_acc: mean accuracy in [0, 1]; vqa_acc/<type> for each answer type that is not "", as open and closed;
+    vqa_acc_about/<type> for each content type. vqa_acc_pair: share of the groups of two questions, minimal pairs, of which both
+    are answered right. num_questions: all of them. num_unanswered: those without answers (kept back), which are not scored. A
+    mean over no question is left out. pictures: what each is about; the questions about one picture are resampled together.
     """
     scores: dict[str, list[tuple[float, Hashable]]] = {}
-    about = range(len(answers)) if pictures is None else pictures
-    for prediction, given, answer_type, picture in zip(predictions, answers, answer_types, about, strict=True):
+    pairs: dict[str, list[float]] = {}
+    num = len(answers)
+    about = range(num) if pictures is None else pictures
+    types, groups = zip(answer_types, content_types or [""] * num, strict=True), groups or [""] * num
+    for prediction, given, (answer_type, content), picture, group in zip(
+        predictions, answers, types, about, groups, strict=True
+    ):
         if given:
             score = accuracy_of(prediction, given), picture
-            for name in ("vqa_acc", f"vqa_acc/{answer_type}") if answer_type else ("vqa_acc",):
+            of_types = [f"vqa_acc/{answer_type}"] * bool(answer_type) + [f"vqa_acc_about/{content}"] * bool(content)
+            for name in ("vqa_acc", *of_types):
                 scores.setdefault(name, []).append(score)
+            if group:
+                pairs.setdefault(group, []).append(score[0])
     found: dict[str, float] = {name: certainty.mean(*zip(*scores[name], strict=True), is_share=True) for name in sorted(scores)}
-    return found | {"num_questions": len(answers), "num_unanswered": sum(not given for given in answers)}
+    both = [min(pair) == 1 for pair in pairs.values() if len(pair) == 2]
+    found |= {"vqa_acc_pair": certainty.share(sum(both), len(both))} if both else {}
+    return found | {"num_questions": num, "num_unanswered": sum(not given for given in answers)}
 
 
 def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
@@ -142,3 +157,32 @@ def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequenc
         raise ValueError("a blind baseline needs answers to learn from")
     best = {question: next(iter(build_answers(given.get(question, ()), 1)), everything[0]) for question in set(questions)}
     return [best[question] for question in questions]
+
+
+def answers_by_words(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
+    """Return, without the pictures, the likeliest answer to each question by its words, also to wordings that training lacks:
+    naive Bayes over the words that a question has, with one added to each count, of which each answer's prior counts in full.
+
+    train: question and answers of each training row; a row counts for its most frequent answer. Raises ValueError if training
+    has no answers.
+    """
+    rows = [(set(question.lower().split()), build_answers([given], 1)) for question, given in train]
+    names = build_answers(([name] for _, (name, *_) in filter(lambda row: row[1], rows)), 1)
+    if not names:
+        raise ValueError("a blind baseline needs answers to learn from")
+    answer_of, word_of = ({name: index for index, name in enumerate(each)} for each in (names, _words(rows)))
+    count_AW, count_A = np.zeros((len(names), len(word_of))), np.zeros(len(names))
+    for words, given in rows:
+        if given:
+            count_A[answer_of[given[0]]] += 1
+            count_AW[answer_of[given[0]], [word_of[word] for word in words]] += 1
+    log_AW, log_A = np.log((count_AW + 1) / (count_A[:, None] + 2)), np.log(count_A / count_A.sum())
+    best = {}
+    for question in set(questions):
+        columns = [word_of[word] for word in set(question.lower().split()) & word_of.keys()]
+        best[question] = names[int((log_A + log_AW[:, sorted(columns)].sum(1)).argmax())]
+    return [best[question] for question in questions]
+
+
+def _words(rows: Iterable[tuple[set[str], Sequence[str]]]) -> list[str]:
+    return sorted({word for words, _ in rows for word in words})

@@ -26,6 +26,7 @@ class ClassificationReport(ClassifierReport):
     name = "classification"
     title, template = "Labels", "classification.html"
     row = "row"
+    has_baselines = True
     heat_for = "the first label"
     losses = (Loss("classification", "Label loss", "Cross-entropy, of several labels summed over the list, in nats."),)
 

@@ -73,6 +73,7 @@ class RetrievalReport(TaskReport):
         shown = {"values": measured.values, "num": num, "matches": matches, "chance": chance}
         rerank = int(measured.values.get("rerank_k", self.task.settings.rerank))
         searched = {"rerank": rerank, "tried": r_means_tried(measured.values), "recalls": metrics.RECALLS}
+        searched["precisions"] = metrics.PRECISIONS
         return self.draw("numbers", bar_chart=bar_chart, **searched, **shown)
 
     def evidence(self, num_each: int) -> list[Section]:

@@ -19,6 +19,7 @@ from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.answers import read_answers
 from eve_vl.data.batch import LabelBatch
+from eve_vl.data.blind import How
 from eve_vl.data.downstream import LabelledRows
 from eve_vl.data.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_texts
 from eve_vl.data.records import Source, usable_rows
@@ -32,6 +33,11 @@ from eve_vl.tasks.task import Classifier, Prepared, Sizes, pair_tokens
 from eve_vl.tasks.verdict import Against
 
 MAX_CLASSES = 10_000  # a column with more distinct values is hardly one of labels
+BLINDS: dict[str, tuple[How, ...]] = {
+    "picture": ("noise",),
+    "text": (),
+    "both": ("noise", "wrong_picture", "picture_only"),
+}
 READS = {"picture": ("pixels",), "text": ("ids", "is_padding"), "both": ("pixels", "ids", "is_padding")}
 
 
@@ -123,6 +129,12 @@ class ClassificationCalls(Calls):
         return self._label_evidence(lambda task: task.logits(*tensors)[0], chosen, "label", is_one_of_many=is_one_of_many)
 
 
+def _blind(number: str) -> dict[str, str]:
+    """Return the blind baselines of a number with what each is."""
+    looks = {"noise": "looking at noise", "wrong_picture": "looking at a wrong picture", "picture_only": "not reading the text"}
+    return {f"{number}_{how}": words for how, words in looks.items()}
+
+
 class Classification(Classifier[ClassificationConfig]):
     """The task: encoder and a head over the classes."""
 
@@ -132,8 +144,8 @@ class Classification(Classifier[ClassificationConfig]):
     labels_file = "classes.json"
     label_layer = "class_head.3"
     against = (
-        Against("acc", "row", "acc_majority", "always giving the most frequent label"),
-        Against("mean_ap", "row", "mean_ap_chance", "a constant score"),
+        Against("acc", "row", "acc_majority", "always giving the most frequent label", others=_blind("acc")),
+        Against("mean_ap", "row", "mean_ap_chance", "a constant score", others=_blind("mean_ap")),
     )
     has_prediction_file = True
     computation = "classifier"
@@ -142,6 +154,7 @@ class Classification(Classifier[ClassificationConfig]):
         super().__init__(config, sizes)
         several = self.settings.several
         self.main_metric, self.reads = "mean_ap" if several else "balanced_acc", READS[self.settings.reads]
+        self.blinds = BLINDS[self.settings.reads]
         self.leaves_unused |= self.settings.reads != "both"
         kind = "the sigmoid of each is its" if several else "their softmax is the"
         self.meaning = f"one per label of {self.labels_file}; {kind} probability"

@@ -6,8 +6,9 @@ C candidates over all processes, R singular values.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -20,14 +21,16 @@ from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import Batch, CaptionBatch, MaskedPictures, PairBatch, normalize
 from eve_vl.data.inputs import GivenImage, Images, Strings, chunked, given_images, given_texts, listed
 from eve_vl.data.masking import num_hidden
+from eve_vl.data.prompts import read_prompts
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.embed import pick
 from eve_vl.model.heads import ContrastHead, MatchHead
 from eve_vl.model.rows import Tokens
 from eve_vl.tasks import negatives
-from eve_vl.tasks.calls import Calls, JsonFlags, PictureFlags, Verb
+from eve_vl.tasks.calls import Calls, JsonFlags, PictureFlags, Verb, in_batches
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.task import PAIR, Computation, Routers, Task, pair_tokens
+from eve_vl.tasks.zero_shot import By, ClassScore, ZeroShot
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.distributed import gather_rows
 
@@ -248,17 +251,46 @@ class MatchFlags(JsonFlags, PictureFlags):
     """What may be true of it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotFlags(JsonFlags, PictureFlags):
+    """Flags of `eve zero-shot`."""
+
+    prompts: Positional[str]
+    """JSON file of what is said of each class, {"class": ["text", …], …}; phantoms: of the built-in phantoms."""
+    by: By = "mean"
+    """What of its prompts' scores the score of a class is."""
+    top: int = 5
+    """How many classes to show."""
+
+
 class ContrastCalls(Calls):
-    """What a run with a matching head does for people."""
+    """What a run with contrast or a matching head does for people."""
 
     task: "ContrastTask[Any]"
     verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
-        "match": Verb(flags=MatchFlags, show="{:.4f}".format, values=lambda probability: {"probability": probability})
+        "match": Verb(flags=MatchFlags, show="{:.4f}".format, values=lambda probability: {"probability": probability}),
+        "zero_shot": Verb(
+            flags=ZeroShotFlags,
+            show=lambda classes: "\n".join(f"{each.score:8.4f}  {each.label}" for each in classes),
+            values=lambda classes: {"classes": [dataclasses.asdict(each) for each in classes]},
+        ),
     }
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""
-        return ("match", "look") if self.task.contrast.match_head is not None else ()
+        return ("match", "zero_shot", "look") if self.task.contrast.match_head is not None else ("zero_shot",)
+
+    def zero_shot(
+        self, image: Images, prompts: str | Path | Mapping[str, Any], by: By = "mean", top: int = 5, batch_size: int = 64
+    ) -> list[ClassScore] | list[list[ClassScore]]:
+        """Return the `top` classes whose prompts a picture is most like, best first; of each of several pictures such a list.
+
+        prompts: {"class": ["text", …], …}, or a JSON file of it, or `phantoms`; see `data.prompts.read_prompts`. by: whether a
+        class scores the mean or the max of its prompts. Scores are cosines of features, or log-odds of a match where a run has
+        a matching head alone: no probabilities.
+        """
+        scorer = ZeroShot(self, read_prompts(prompts)[0], by)
+        return in_batches(lambda images: scorer.best(self.inputs.images(images), top), batch_size, (given_images, image))
 
     @torch.no_grad()
     def match(self, image: Images, text: Strings, batch_size: int = 64) -> float | np.ndarray:

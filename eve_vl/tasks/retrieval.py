@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -20,6 +21,7 @@ from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import SharedError, UserError
+from eve_vl.metrics import certainty
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.certainty import GROUP
 from eve_vl.model.encoder import initialize
@@ -72,6 +74,10 @@ class Index:
     relevance: metrics.Relevance
     names: list[str] = field(default_factory=list)
     """Of the row of each picture."""
+    labels: list[tuple[str, ...]] = field(default_factory=list)
+    """Classes of each picture."""
+    hard: list[tuple[int, ...]] = field(default_factory=list)
+    """Of each picture that comes with false captions: its own text and theirs."""
     kept: list[int] = field(default_factory=list)
     """Number of each caption in the set: those that are true of no picture that could be used are left out."""
     num_left_out: int = 0
@@ -101,7 +107,12 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     dataset = CaptionedPictures
     calls = ContrastCalls
     main_metric, scored = "r_mean", "tr1 and ir1"
-    against = (Against("tr1", "picture", "tr1_chance", "chance"), Against("ir1", "caption", "ir1_chance", "chance"))
+    against = (
+        Against("tr1", "picture", "tr1_chance", "chance"),
+        Against("ir1", "caption", "ir1_chance", "chance"),
+        Against("tr1_hard", "picture", "tr1_hard_chance", "chance among false texts that differ in one place"),
+        Against("precision_tr1", "picture", "precision_tr_chance", "chance by class"),
+    )
     published_head = PublishedHead(
         keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match and task.pooling == "cls" else None,
         settings=_published_settings,
@@ -158,7 +169,64 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             "tr1_chance": num_pairs / len(index.text_T) / int(rel.texts_of_image.has_any_Q.sum()),
             "ir1_chance": num_pairs / len(index.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
         } | ({"num_captions_skipped": index.num_left_out} if index.num_left_out else {})
-        return Evaluated(numbers=numbers | counts, row_scores=first_hits(index.names, rel, *ranks))
+        numbers |= counts | self.merged(index) | self.precisions(index) | self.hard(index, k)
+        return Evaluated(numbers=numbers, row_scores=first_hits(index.names, rel, *ranks))
+
+    def merged(self, index: Index) -> dict[str, float]:
+        """Return recalls by contrast alone if captions in the same words are one, true of every picture that has it, as
+        `…_merged`; empty if no two are in the same words."""
+        texts, text_T = index.text_T.unique(return_inverse=True)
+        if len(texts) == len(text_T):
+            return {}
+        image_P, caption_P = index.relevance.texts_of_image.rows(0, len(index.image_Id))
+        rel = metrics.Relevance.from_pairs(image_P, text_T[caption_P], len(index.image_Id), len(texts))
+        text_Nd = index.text_Nd[texts.to(index.text_Nd.device)]
+        ranks_I = metrics.best_ranks(index.image_Id, text_Nd, rel.texts_of_image)
+        ranks_T = metrics.best_ranks(text_Nd, index.image_Id, rel.images_of_text)
+        found = metrics.summary(ranks_I, ranks_T, rel.image_T)
+        return {f"{name}_merged": value for name, value in found.items() if not name.startswith(("num", "rsum"))}
+
+    def precisions(self, index: Index) -> dict[str, float]:
+        """Return the share of the first hits by contrast alone that have a class of the query, precision_tr1 … precision_ir10,
+        beside that of random order; empty if pictures have no classes. No recall: a hit need not be the query's own."""
+        column = {name: number for number, name in enumerate(sorted({name for given in index.labels for name in given}))}
+        label_IL = torch.zeros(len(index.labels), len(column), dtype=torch.bool)
+        for image, given in enumerate(index.labels):
+            label_IL[image, [column[name] for name in given]] = True
+        numbers: dict[str, float] = {}
+        if not column:
+            return numbers
+        image_P, caption_P = index.relevance.texts_of_image.rows(0, len(index.image_Id))
+        label_TL = torch.zeros(len(index.text_T), len(column)).index_add(0, caption_P, label_IL[image_P].float()) > 0
+        images, captions = (index.image_Id, label_IL), (index.caption_Td, label_TL)
+        for way, (query_QD, query_QL), (other_CD, other_CL) in (("tr", images, captions), ("ir", captions, images)):
+            found_QK, chance_Q = metrics.precisions(query_QD, other_CD, query_QL, other_CL)
+            asked_Q, groups = query_QL.any(1), torch.arange(len(query_QD)) if way == "tr" else index.relevance.image_T
+            for k, found_Q in zip(metrics.PRECISIONS, found_QK[asked_Q].T.numpy(), strict=True):
+                found = certainty.mean(found_Q, groups[asked_Q].tolist(), is_share=True)
+                gain_Q = (found_Q - chance_Q[asked_Q].numpy()) / len(found_Q)
+                chance = f"precision_{way}_chance"
+                numbers[f"precision_{way}{k}"] = certainty.over(found, chance, gain_Q, groups[asked_Q].tolist())
+            numbers[f"precision_{way}_chance"] = float(chance_Q[asked_Q].mean())
+        return numbers
+
+    def hard(self, index: Index, num_reranked: int) -> dict[str, float]:
+        """Return how often a picture's own text is the first among it and false ones that are hard to tell from it, tr1_hard,
+        by what a search orders by; empty if there are none."""
+        same: dict[tuple[int, ...], int] = {}  # texts that are cut to the same tokens tie, whatever their rounding
+        first = [same.setdefault(tuple(ids.tolist()), text) for text, ids in enumerate(index.ids)]
+        pair_P = torch.tensor([(image, first[text]) for image, texts in enumerate(index.hard) for text in texts]).view(-1, 2)
+        if not len(pair_P):
+            return {}
+        if num_reranked:
+            (score_P,) = self.pair_scores_of(index, pair_P[:, 0] * len(index.ids) + pair_P[:, 1])
+        else:
+            score_P = (index.image_Id.cpu()[pair_P[:, 0]] * index.text_Nd.cpu()[pair_P[:, 1]]).sum(1)
+        right, chance = [], []
+        for own, *others in (each.tolist() for each in score_P.split([len(texts) for texts in index.hard if texts])):
+            right.append(float(own >= max(others)) / (1 + others.count(own)))
+            chance.append(1 / (1 + len(others)))
+        return {"tr1_hard": certainty.mean(right, is_share=True), "tr1_hard_chance": float(np.mean(chance))}
 
     def chosen(self, numbers: Mapping[str, float]) -> RetrievalConfig:
         """Return the section with as many candidates to re-rank as validation chose."""
@@ -182,7 +250,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             remarks.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")
         return remarks
 
-    def search(self, index: Index, most: int, *, chooses: bool = False) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+    def search(
+        self, index: Index, most: int, *, chooses: bool = False
+    ) -> tuple[dict[str, float], tuple[metrics.Ranks, metrics.Ranks]]:
         """Return tr1 … rsum after the best candidates of each query are re-ranked, with a matching head also `…_itc_only`, of
         the contrast alone, and `rerank_k`, how many are re-ranked; and the ranks of pictures' captions (I,) and of captions'
         pictures (T,).
@@ -199,11 +269,13 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             return by_contrast, alone
         found = {0: (by_contrast, alone)}
         if most:
-            best = [metrics.rank_from_features(queries, candidates, most).cpu() for queries, candidates, _ in ways]
-            scores = self.rerank_scores(index, *best)
+            best = [metrics.top_candidates(queries, candidates, most) for queries, candidates, _ in ways]
+            scores = self.rerank_scores(index, best[0][0].cpu(), best[1][0].cpu())
             for k in halves(most) if chooses else [most]:
-                top = [(order[:, :k], score[:, :k]) for order, score in zip(best, scores, strict=True)]
-                both = [metrics.reranked_ranks(*top[way], ways[way][2], alone[way]) for way in (0, 1)]
+                both = [
+                    metrics.reranked_ranks(order[:, :k], first[:, :k], score[:, :k], ways[way][2], alone[way])
+                    for way, ((order, first), score) in enumerate(zip(best, scores, strict=True))
+                ]
                 found[k] = metrics.summary(both[0], both[1], rel.image_T, alone), (both[0], both[1])
         r_mean = {k: numbers["r_mean"] for k, (numbers, _) in found.items()}
         if chooses:
@@ -216,7 +288,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     def index(self, loader: Iterable[SearchPictures | SearchTexts]) -> Index:
         """Compute each picture's and each text's features once, and gather them from all processes. Captions that are true of
         no picture that could be used are left out. Raises UserError if nothing is left."""
-        images: dict[int, tuple[Tensor, tuple[int, ...], int, str]] = {}
+        images: dict[int, tuple[Tensor, tuple[int, ...], int, str, tuple[str, ...], tuple[int, ...]]] = {}
         texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
         pixels: dict[int, Tensor] = {}
         for batch in loader:
@@ -224,7 +296,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
                 features = self.image_features(batch.images_BCHW).cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
                     # a view brings its batch
-                    images[index] = features[row].clone(), batch.captions[row], rank(), batch.names[row]
+                    said = batch.names[row], batch.labels[row], batch.hard[row]
+                    images[index] = features[row].clone(), batch.captions[row], rank(), *said
                     pixels[index] = batch.images_BCHW[row]
             else:
                 features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
@@ -250,29 +323,37 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             text_T=text_T,
             ids=[ids for _, _, ids, _ in all_texts],
             lengths=[length for *_, length in all_texts],
-            owner_I=torch.tensor([owner for _, _, owner, _ in all_images]),
+            owner_I=torch.tensor([owner for _, _, owner, *_ in all_images]),
             pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
             relevance=metrics.Relevance.from_pairs([image for image, _ in matches], caption_P, len(all_images), len(text_T)),
-            names=[name for *_, name in all_images],
+            names=[name for *_, name, _, _ in all_images],
+            labels=[labels for *_, labels, _ in all_images],
+            hard=[hard for *_, hard in all_images],
             kept=kept.tolist(),
             num_left_out=len(text_of) - len(text_T),
         )
 
     def rerank_scores(self, index: Index, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the matching head's logits of each picture's captions (I, K) and of each caption's pictures (T, K).
-
-        A pair of picture and text is scored once, however often it is among the best; each process scores the pairs of its
-        own pictures.
-        """
+        """Return the matching head's logits of each picture's captions (I, K) and of each caption's pictures (T, K)."""
         num_texts = len(index.ids)
         pairs_IK = torch.arange(len(captions_IK))[:, None] * num_texts + index.text_T[captions_IK]
-        pairs_TK = images_TK * num_texts + index.text_T[:, None]
-        pair_P = torch.cat([pairs_IK.flatten(), pairs_TK.flatten()]).unique()
+        score_IK, score_TK = self.pair_scores_of(index, pairs_IK, images_TK * num_texts + index.text_T[:, None])
+        return score_IK, score_TK
+
+    def pair_scores_of(self, index: Index, *pairs: Tensor) -> list[Tensor]:
+        """Return the scores of pairs, each the number of a picture times the number of texts plus that of a text, in the same
+        shapes.
+
+        A pair of picture and text is scored once, however often it is among them; each process scores the pairs of its own
+        pictures.
+        """
+        num_texts = len(index.ids)
+        pair_P = torch.cat([each.flatten() for each in pairs]).unique()
         own_P = pair_P[index.owner_I[pair_P // num_texts] == rank()]
         parts = gather_objects((own_P, self.match_scores(index, own_P // num_texts, own_P % num_texts)))
         all_P, order_P = torch.cat([pairs for pairs, _ in parts]).sort()
         score_P = torch.cat([scores for _, scores in parts])[order_P]
-        return score_P[torch.searchsorted(all_P, pairs_IK)], score_P[torch.searchsorted(all_P, pairs_TK)]
+        return [score_P[torch.searchsorted(all_P, each)] for each in pairs]
 
     def match_scores(self, index: Index, image_P: Tensor, text_P: Tensor) -> Tensor:
         """Return what each pair of picture and distinct text is ordered by (task.rerank_by), float32 (P,) on the CPU; pairs of
@@ -343,9 +424,11 @@ def gain(r_mean: float) -> tuple[float, float]:
     return low, high
 
 
-def first_hits(names: Sequence[str], relevance: metrics.Relevance, ranks_I: Tensor, ranks_T: Tensor) -> dict[str, float]:
-    """Return whether the first hit of each query is true; pictures are named by their row, captions by their number there, both
-    by all that is searched among, and what one picture is in belongs together."""
+def first_hits(
+    names: Sequence[str], relevance: metrics.Relevance, ranks_I: metrics.Ranks, ranks_T: metrics.Ranks
+) -> dict[str, float]:
+    """Return whether the first hit of each query is true, of hits that tie how likely; pictures are named by their row,
+    captions by their number there, both by all that is searched among, and what one picture is in belongs together."""
     sides = relevance.texts_of_image
     pool = hash_of(repr((names, sides.start_Q1.tolist(), sides.candidate_M.tolist())).encode())
     asked, seen = [("tr1", image, "") for image in range(len(names))], Counter()
@@ -353,7 +436,9 @@ def first_hits(names: Sequence[str], relevance: metrics.Relevance, ranks_I: Tens
         seen[image] += 1
         asked.append(("ir1", image, f" {seen[image]}"))
     hits = {}
-    for (way, image, number), place in zip(asked, torch.cat([ranks_I, ranks_T]).tolist(), strict=True):
-        if place != metrics.NO_MATCH:
-            hits[f"{way} {names[image]}{number} {pool:x}{GROUP}{names[image]}"] = float(place == 0)
+    both = ranks_I, ranks_T
+    is_asked, hit = torch.cat([each.is_asked_Q for each in both]).tolist(), torch.cat([each.hits(1) for each in both]).tolist()
+    for (way, image, number), has_match, value in zip(asked, is_asked, hit, strict=True):
+        if has_match:
+            hits[f"{way} {names[image]}{number} {pool:x}{GROUP}{names[image]}"] = value
     return hits

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from eve_vl.config import Config, TaskConfig
 from eve_vl.data.batch import normalize
+from eve_vl.data.blind import How
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ from eve_vl.model.moe import RouterStats
 from eve_vl.model.rows import Tokens
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.routing import routing_terms
-from eve_vl.tasks.verdict import Against
+from eve_vl.tasks.verdict import Against, verdict_of
 from eve_vl.train.device import send
 from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
@@ -128,6 +129,8 @@ class Task(nn.Module, Generic[Settings]):
     """Whether a step leaves parameters without a gradient, as those of texts where rows are pictures alone."""
     missing_head: str | None = None
     """What `outputs` needs and this run lacks, in words."""
+    blinds: tuple[How, ...] = ()
+    """What evaluation takes away from rows to see what a number is worth without it."""
     class_names: tuple[str, ...] = ()
     """What the columns of its logits stand for where it has no list of labels; empty if they are no classes."""
     label_layer: ClassVar[str | None] = None
@@ -224,17 +227,11 @@ class Task(nn.Module, Generic[Settings]):
         return [f"rows left out, as they cannot be used: {skipped:,}"] if skipped else []
 
     def verdict(self, numbers: Mapping[str, float]) -> str:
-        """Return a sentence of judgement on numbers that know their intervals; "" if there are none. What a number is not
-        better than ends what is said of it."""
-        said, failed = [], set()
-        for each in self.against:
-            if each.number not in failed and (judged := each.judge(numbers)):
-                said.append(judged[0])
-                failed |= set() if judged[1] else {each.number}
-        ours = numbers.get(self.main_metric or "")
+        """Return a sentence of judgement on numbers that know their intervals; "" if there are none."""
+        said, ours = verdict_of(numbers, self.against), numbers.get(self.main_metric or "")
         if not said and isinstance(ours, Estimate):
             return f"{self.main_metric} {ours:.3f} ({ours.margin}), {NO_BASELINE}"
-        return "; ".join(said)
+        return said
 
     def glimpse(self, batch: Any, tokenizer: Tokenizer) -> Mapping[str, np.ndarray | str]:
         """Return what people can look at while it trains, by name: a picture (uint8, (H, W, 3)) or a text that shows what the

@@ -1,8 +1,8 @@
 """What numbers come to, in a sentence for people."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from eve_vl.metrics.certainty import Estimate
 from eve_vl.talk import counted
@@ -26,10 +26,19 @@ class Against:
     """What a better number shows, as `uses the picture`."""
     lower: bool = False
     """Whether lower is better."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Further baselines, other numbers with what each is: of all that are known, the best one counts."""
 
     def judge(self, numbers: Mapping[str, float]) -> tuple[str, bool] | None:
         """Return a sentence, and whether the number is better; None if one of the two is not known. Of numbers of the same rows
         the difference decides, of others (in older logs all) whether their intervals are apart."""
+        known = {name: numbers[name] for name in self.others if not math.isnan(numbers.get(name, math.nan))}
+        if known and isinstance(self.baseline, str) and self.baseline in numbers:
+            words = {self.baseline: self.than, **self.others}
+            known[self.baseline] = numbers[self.baseline]
+            best = (min if self.lower else max)(known, key=lambda name: known[name])
+            than = f"the best of {len(known)} blind baselines, {words[best]}"
+            return replace(self, baseline=best, than=than, others={}).judge(numbers)
         ours = numbers.get(self.number, math.nan)
         base = numbers.get(self.baseline, math.nan) if isinstance(self.baseline, str) else self.baseline
         if math.isnan(ours) or math.isnan(base):
@@ -55,3 +64,14 @@ class Against:
             return ends[0], ends[1], f", difference {ends[0]:.3f} to {ends[1]:.3f}"
         base_low, base_high = (base.low, base.high) if isinstance(base, Estimate) else (base, base)
         return ours.low - base_high, ours.high - base_low, ", intervals apart"
+
+
+def verdict_of(numbers: Mapping[str, float], against: Sequence[Against]) -> str:
+    """Return a sentence of judgement on numbers; "" if nothing is known to compare them with. What a number is not better than
+    ends what is said of it."""
+    said, failed = [], set()
+    for each in against:
+        if each.number not in failed and (judged := each.judge(numbers)):
+            said.append(judged[0])
+            failed |= set() if judged[1] else {each.number}
+    return "; ".join(said)

@@ -17,6 +17,7 @@ from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig, generated
 from eve_vl.data.answers import closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.batch import QuestionBatch
+from eve_vl.data.blind import How
 from eve_vl.data.downstream import QuestionRows
 from eve_vl.data.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.data.loader import open_train_and_val
@@ -54,6 +55,8 @@ class VQAExample:
     probability: float
     answers: tuple[str, ...]
     answer_type: str
+    content_type: str = ""
+    group: str = ""
     where: str
     name: str = ""
     picture: int
@@ -116,7 +119,19 @@ class VQA(Classifier[VQAConfig]):
     dataset = QuestionRows
     calls = VQACalls
     main_metric, accuracy = "vqa_acc", "target_acc"
-    against = (Against("vqa_acc", "question", "vqa_acc_blind", "answering without the picture", "uses the picture"),)
+    against = (
+        Against(
+            *("vqa_acc", "question", "vqa_acc_blind", "answering without the picture", "uses the picture"),
+            others={
+                "vqa_acc_words": "guessing from the question's words",
+                "vqa_acc_noise": "looking at noise instead of the picture",
+                "vqa_acc_wrong_picture": "looking at a wrong picture",
+                "vqa_acc_picture_only": "not reading the question",
+            },
+        ),
+        Against("vqa_acc_pair", "pair of questions", "vqa_acc_blind_pair", "answering without the picture"),
+    )
+    blinds: tuple[How, ...] = ("noise", "wrong_picture", "picture_only")
     labels_file = "answers.json"
     label_layer = "answer_head.3"
     has_prediction_file = True
@@ -175,13 +190,27 @@ class VQA(Classifier[VQAConfig]):
         return str(type(example.question_id)), example.question_id, example.where
 
     def numbers(self, examples: Sequence[VQAExample]) -> dict[str, float]:
-        """Return the numbers of `metrics.vqa`."""
-        return metrics.summary(
+        """Return the numbers of `metrics.vqa`, and how many questions have no answer in the list."""
+        numbers = metrics.summary(
             [each.answer for each in examples],
             [each.answers for each in examples],
             [each.answer_type for each in examples],
             [each.picture for each in examples],
+            [each.content_type for each in examples],
+            [each.group for each in examples],
         )
+        known = [[metrics.normalize(answer) for answer in each.answers] for each in examples if each.answers]
+        outside = sum(self.answer_ids.keys().isdisjoint(given) for given in known)
+        return numbers | ({"num_outside_list": outside} if outside else {})
+
+    def remarks(self, numbers: Mapping[str, float]) -> list[str]:
+        """Return a sentence about answers that no run with this list can give."""
+        remarks = super().remarks(numbers)
+        if outside := numbers.get("num_outside_list"):
+            of = numbers["num_questions"] - numbers["num_unanswered"]
+            listed = f"the run's {len(self.answers)} answers, which training knew"
+            remarks.append(f"of {of:,} questions, {outside:,} have an answer that is not among {listed}: always wrong")
+        return remarks
 
     def row_scores(self, examples: Sequence[VQAExample]) -> dict[str, float]:
         """Return the accuracy of each question that has answers; those about one picture belong together."""
@@ -196,6 +225,7 @@ class VQA(Classifier[VQAConfig]):
         own, scores = self.numbers(examples)["vqa_acc"], self.row_scores(examples)
         guesses = {
             "vqa_acc_blind": metrics.blind_answers(train, [each.question for each in examples]),
+            "vqa_acc_words": metrics.answers_by_words(train, [each.question for each in examples]),
             # as if all asked the same
             "vqa_acc_majority": metrics.blind_answers([("", given) for _, given in train], [""] * len(examples)),
         }

@@ -118,6 +118,12 @@ def unseen_names(kind: str) -> list[str]:
     return [describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)]
 
 
+def class_prompts() -> dict[str, tuple[str, ...]]:
+    """Return what may be said of each finding, and of NORMAL, as a prompt: sentences that occur in no report of training."""
+    unseen = {kind: tuple(f"there is {words}" for words in unseen_names(kind)) for kind in FINDINGS}
+    return {NORMAL: (f"there is {NORMAL}", "there is nothing acute"), **unseen}
+
+
 def sample_report(split: str, phantom: Phantom) -> Report:
     """Draw what is said of a phantom."""
     rng = Random(f"report/{phantom.seed}")

@@ -38,8 +38,8 @@ class PhantomPairs(PhantomRows):
     """Phantoms with a report each, a `records.Source`."""
 
     def __getitem__(self, index: int, /) -> ImageText:
-        where = self.where(index)
-        return ImageText(image=self.image(self.phantom(index)), captions=(self.report(index).text,), where=where)
+        where, phantom = self.where(index), self.phantom(index)
+        return ImageText(image=self.image(phantom), captions=(self.report(index).text,), labels=labels_of(phantom), where=where)
 
     def distractors(self, index: int) -> list[str]:
         """Return three false reports of a row's phantom that differ from the true one in one place."""
@@ -65,8 +65,7 @@ class PhantomLabels(PhantomRows):
 
     def __getitem__(self, index: int, /) -> Labelled:
         where, phantom = self.where(index), self.phantom(index)
-        labels = tuple(finding.kind for finding in phantom.findings) or (NORMAL,)
-        return Labelled(image=self.image(phantom), text=self.report(index).text, labels=labels, where=where)
+        return Labelled(image=self.image(phantom), text=self.report(index).text, labels=labels_of(phantom), where=where)
 
 
 class PhantomQuestions(PhantomRows):
@@ -86,8 +85,14 @@ class PhantomQuestions(PhantomRows):
             question_id=int(index),  # of a subset a numpy one, which JSON does not take
             answer_type=example.answer_type,
             content_type=example.content_type,
+            group=f"{self.split} {index // 2}",
             where=where,
         )
+
+
+def labels_of(phantom: Phantom) -> tuple[str, ...]:
+    """Return the findings that are there, or NORMAL."""
+    return tuple(finding.kind for finding in phantom.findings) or (NORMAL,)
 
 
 PHANTOMS: dict[str, type[PhantomRows]] = {

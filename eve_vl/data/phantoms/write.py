@@ -19,7 +19,7 @@ from eve_vl.data.phantoms import world
 from eve_vl.data.phantoms.panels import sample_panel
 from eve_vl.data.phantoms.questions import sample_question
 from eve_vl.data.phantoms.render import render
-from eve_vl.data.phantoms.reports import COLUMNS, sample_report, unseen_names
+from eve_vl.data.phantoms.reports import COLUMNS, class_prompts, sample_report
 from eve_vl.data.phantoms.world import Finding, Phantom, sample_phantom
 from eve_vl.errors import UserError, nearest
 
@@ -279,8 +279,8 @@ def _five(out: _Folder) -> None:
         out.picture(row["imgpath"], _pixels(phantom), fault)
         rows.append(_damaged(row, fault, "report", rows, "imgpath", lost="Support Devices"))
     out.table(file, rows, list(rows[0]))
-    prompts = {label: [f"there is {words}" for words in unseen_names(COLUMNS[label])] for label in FIVE}
-    out.text("prompts.json", json.dumps(prompts, indent=1))
+    prompts = class_prompts()
+    out.text("prompts.json", json.dumps({label: prompts[COLUMNS[label]] for label in FIVE}, indent=1))
 
 
 LAYOUTS: dict[str, Callable[[_Folder], None]] = {

@@ -47,17 +47,20 @@ TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
 class CaptionColumns(RowColumns):
-    """One picture, and one caption or a list of them."""
+    """One picture, and one caption or a list of them; with its classes, if a column has any."""
 
     DESCRIPTION = "pictures with captions"
     TEXT_ROLE = "caption"
     USUAL: ClassVar = {"image": common.IMAGE_COLUMNS, "text": common.TEXT_COLUMNS}
+    OTHERS = ("labels", "label")
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageText:
         """Return a picture with its captions. Raises BadSampleError."""
         image = self.picture(fields, root, where)
         captions = common.to_some_texts(common.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
-        return ImageText(image=image, captions=captions, where=where)
+        given = common.first_of(fields, self.OTHERS)
+        labels = tuple(str(each) for each in (given if isinstance(given, list) else [given]) if isinstance(each, int | str))
+        return ImageText(image=image, captions=captions, labels=labels, where=where)
 
 
 class PictureColumns(RowColumns):

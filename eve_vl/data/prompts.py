@@ -1,0 +1,59 @@
+"""Prompt files: what is said of each class, for classification without training."""
+
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from eve_vl.data.phantoms.reports import class_prompts
+from eve_vl.errors import UserError
+from eve_vl.foreign import expand_user, read_json
+
+BUILT_IN = {"phantoms": class_prompts}
+MAX_PROMPTS = 100_000  # of a class: a product of long lists is soon out of hand
+FORM = 'a list of texts, or {"part": [texts], …} whose parts are put together in every combination'
+
+Prompts = Mapping[str, tuple[str, ...]]
+
+
+def read_prompts(given: str | Path | Mapping[str, Any]) -> tuple[Prompts, str]:
+    """Return the texts of each class and what to call where they come from: a JSON file, one of BUILT_IN or the value itself.
+
+    A class has a list of texts or, by name, lists of parts, of which every combination is a text: `{"Edema": {"severity":
+    ["mild", "severe"], "what": ["edema"]}}`; an empty part leaves nothing. Raises UserError.
+    """
+    if isinstance(given, Mapping):
+        values, where = given, "prompts"
+    elif str(given) in BUILT_IN:
+        return BUILT_IN[str(given)](), f"prompts {given}"
+    else:
+        path = expand_user(given)
+        values, where = read_json(path, dict), str(path)
+    prompts = {name: _texts(parts, f"{where}: the class {name!r}") for name, parts in values.items()}
+    if len(prompts) < 2:
+        raise UserError(f"{where}: names {len(prompts)} classes, expected at least 2, each with {FORM}")
+    return prompts, where
+
+
+def _texts(given: Any, where: str) -> tuple[str, ...]:
+    lists = [*given.values()] if isinstance(given, Mapping) else [given]
+    if not all(isinstance(each, list | tuple) and each and all(isinstance(text, str) for text in each) for each in lists):
+        raise UserError(f"{where} has no prompts; expected {FORM}")
+    count = 1
+    for each in lists:
+        count *= len(each)
+    if not lists or count > MAX_PROMPTS:
+        raise UserError(f"{where} has {count if lists else 0:,} prompts, expected 1 to {MAX_PROMPTS:,}")
+    texts = tuple(dict.fromkeys(" ".join(" ".join(parts).split()) for parts in product(*lists)))
+    if "" in texts:
+        raise UserError(f"{where} has an empty prompt")
+    return texts
+
+
+def check_classes(prompts: Prompts, classes: set[str], where: str, data: str) -> None:
+    """Raise UserError unless prompts and data have the same classes."""
+    if lacking := sorted(classes - prompts.keys()):
+        others = f", nor {len(lacking) - 1} others of its classes" if len(lacking) > 1 else ""
+        raise UserError(f"{where}: has no prompts for the class {lacking[0]!r} of {data}{others}")
+    if unknown := sorted(prompts.keys() - classes):
+        raise UserError(f"{where}: no row of {data} has the class {unknown[0]!r}; its classes: {', '.join(sorted(classes))}")

@@ -1,0 +1,96 @@
+"""Classification without training: a picture belongs to the class whose prompts it is most like.
+
+Letters: B batch, R rows, C classes, P prompts, d width of features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eve_vl.data.inputs import chunked
+from eve_vl.data.prompts import Prompts
+from eve_vl.errors import UserError
+from eve_vl.metrics import classification as metrics
+from eve_vl.tasks.calls import Calls
+from eve_vl.tasks.verdict import Against
+
+PROMPTS_AT_ONCE = 64
+By = Literal["mean", "max"]
+AGAINST = (
+    Against("acc", "row", "acc_majority", "always giving the most frequent class", others={"acc_noise": "looking at noise"}),
+    Against("mean_ap", "row", "mean_ap_chance", "a constant score", others={"mean_ap_noise": "looking at noise"}),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """A class and its score: with features that compare a cosine, else the log-odds of a match. It is no probability."""
+
+    label: str
+    score: float
+
+
+class ZeroShot:
+    """Scores pictures by the prompts of classes: by the features of a run whose features compare, else by its matching head.
+
+    The score of a class is the mean (or the maximum) over its prompts. Nothing is standardised, so that no picture's neighbours
+    change what it is taken for.
+    """
+
+    def __init__(self, calls: Calls, prompts: Prompts, by: By = "mean"):
+        """Compute the prompts' features once. Raises UserError for a run that cannot tell how well a text fits."""
+        self.calls, self.task, self.classes, self.by = calls, calls.task, tuple(prompts), by
+        if by not in ("mean", "max"):
+            raise UserError(f"by {by!r} is not one of mean, max")
+        if not (self.task.is_comparable or "match" in calls.offered()):
+            lacks = "needs features of pictures and texts that compare, or a matching head"
+            raise UserError(
+                f"zero-shot classification {lacks}; a {self.task.section.name} run has neither (eve finetune retrieval)"
+            )
+        texts = [text for given in prompts.values() for text in given]
+        self.class_P = np.repeat(np.arange(len(prompts)), [len(given) for given in prompts.values()])
+        self.ids = [calls.inputs.texts(chunk) for chunk in chunked(texts, PROMPTS_AT_ONCE)]
+        with torch.no_grad():
+            self.text_Pd = torch.cat([self.task.text_features(*ids) for ids in self.ids]) if self.task.is_comparable else None
+
+    @torch.no_grad()
+    def scores(self, images_BCHW: Tensor) -> np.ndarray:
+        """Return the score of each class, float32 (B, C), of uint8 pictures."""
+        if self.text_Pd is not None:
+            score_BP = self.task.image_features(images_BCHW) @ self.text_Pd.T
+        else:
+            score_BP = torch.cat([self._matched(images_BCHW, *ids) for ids in self.ids], dim=1)
+        return metrics.class_scores(score_BP.float().cpu().numpy(), self.class_P, self.by)
+
+    def _matched(self, images_BCHW: Tensor, ids_PT: Tensor, is_padding_PT: Tensor) -> Tensor:
+        """Return the log-odds that each picture and each of some prompts belong together, (B, P), a picture at a time."""
+        rows = [
+            self.task.match(image[None].expand(len(ids_PT), -1, -1, -1), ids_PT, is_padding_PT)[0].float()
+            for image in images_BCHW
+        ]
+        return torch.stack([logits_P2[:, 1] - logits_P2[:, 0] for logits_P2 in rows])
+
+    def best(self, images_BCHW: Tensor, top: int) -> list[list[ClassScore]]:
+        """Return the `top` classes of the highest scores of each picture, best first."""
+        return [
+            [ClassScore(label=self.classes[c], score=float(score_C[c])) for c in np.argsort(-score_C, kind="stable")[:top]]
+            for score_C in self.scores(images_BCHW)
+        ]
+
+    def numbers(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]]) -> dict[str, float]:
+        """Return the numbers of rows that have labels: of one each accuracy and recall by class beside chance and the prior of
+        each class, of several each the mean average precision."""
+        if any(len(given) > 1 for given in labels):
+            is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
+            return metrics.ranking_summary(score_RC, is_true_RC)
+        predicted, true = [self.classes[c] for c in score_RC.argmax(1)], [given[0] for given in labels]
+        chance = {"acc_chance": 1 / len(self.classes)}
+        return metrics.summary(predicted, true) | chance | metrics.by_class(predicted, true)
+
+    def right(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]]) -> np.ndarray:
+        """Return whether the best class of each row is one of its labels, float64 (R,)."""
+        return np.array([float(self.classes[c] in given) for c, given in zip(score_RC.argmax(1), labels, strict=True)])

@@ -1,0 +1,221 @@
+"""Classification by prompts, and what blind models make of rows: against loops over single pictures and texts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import ANSWERS, noise, tiny_run
+from tiny_tasks import TOKENIZER
+from twins import ListSource, questions, tiny_config
+
+from eve_vl.cli import main
+from eve_vl.config import VQAConfig
+from eve_vl.data.blind import BlindRows
+from eve_vl.data.downstream import QuestionRows
+from eve_vl.data.phantoms.reports import class_prompts, sample_report
+from eve_vl.data.phantoms.rows import PhantomQuestions
+from eve_vl.data.phantoms.world import sample_phantom
+from eve_vl.data.prompts import read_prompts
+from eve_vl.data.records import ImagePixels, Labelled
+from eve_vl.errors import UserError
+from eve_vl.evaluation import evaluated, zero_shot
+from eve_vl.eve import Eve
+from eve_vl.metrics import classification as metrics
+from eve_vl.metrics.certainty import Estimate, share
+from eve_vl.tasks.verdict import Against
+
+RIVAL = Path(__file__).parent / "compat" / "rival"
+PROMPTS = {"red": ["all red", "a red circle"], "blue": ["a blue square"], "gray": ["gray", "on gray", "two on gray"]}
+
+
+def labelled(labels: list[tuple[str, ...]]) -> ListSource[Any]:
+    return ListSource(
+        [
+            Labelled(image=ImagePixels(pixels=noise(row)), text=None, labels=given, where=f"rows:{row}")
+            for row, given in enumerate(labels)
+        ]
+    )
+
+
+# Prompts
+
+
+def test_a_product_of_parts_and_the_texts_as_they_are():
+    parts = {"severity": ["", "mild"], "what": ["edema", "congestion"]}
+    prompts, _ = read_prompts({"edema": parts, "other": [" a  nodule "]})
+    assert prompts["edema"] == ("edema", "congestion", "mild edema", "mild congestion")
+    assert prompts["other"] == ("a nodule",)
+
+
+def test_prompts_of_phantoms_occur_in_no_report():
+    prompts = {text for texts in class_prompts().values() for text in texts}
+    for split in ("train", "test"):
+        said = {part.strip() for index in range(300) for part in _report(split, index).split(" . ")}
+        assert len(said) > 300 and not said & prompts
+
+
+def _report(split: str, index: int) -> str:
+    return sample_report(split, sample_phantom(split, 0, index)).text.removesuffix(" .")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "p.json"),
+        ("[]", "p.json"),
+        ('{"red": ["red"]}', r"p\.json: names 1 classes, expected at least 2"),
+        ('{"red": [], "blue": ["blue"]}', r"p\.json: the class 'red' has no prompts; expected a list of texts"),
+        ('{"red": "red", "blue": ["blue"]}', r"p\.json: the class 'red' has no prompts"),
+        ('{"red": [""], "blue": ["blue"]}', r"p\.json: the class 'red' has an empty prompt"),
+        ('{"red": ["red"], "blue": ["blue"]}', r"p\.json: has no prompts for the class 'gray' of the data$"),
+        (
+            json.dumps({**PROMPTS, "pink": ["pink"]}),
+            r"p\.json: no row of the data has the class 'pink'; its classes: blue, gray",
+        ),
+    ],
+)
+def test_prompt_files_that_do_not_fit(tmp_path: Path, text: str, problem: str):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(UserError, match=problem):
+        zero_shot(tiny_run("retrieval"), tmp_path / "p.json", [labelled([("red",), ("blue",), ("gray",)])], 100)
+
+
+# Scores and numbers
+
+
+@pytest.mark.parametrize("by", ["mean", "max"])
+@pytest.mark.parametrize("has_contrast", [True, False])
+def test_numbers_equal_a_loop_over_pictures_and_prompts(has_contrast, by):
+    """By features, or by the matching head of a run without such; rows without labels are left out."""
+    run, names = tiny_run("retrieval"), list(PROMPTS)
+    run.task.is_comparable = has_contrast
+    labels: list[tuple[str, ...]] = [(names[row % 3],) if row != 4 else () for row in range(11)]
+    eve = Eve(run)
+
+    def score(picture: np.ndarray, text: str) -> float:
+        if has_contrast:
+            return float(np.dot(eve.encode_image(picture)[0], eve.encode_text(text)[0]))
+        probability = eve.match(picture, text)
+        return float(np.log(probability / (1 - probability)))
+
+    rows = [[[score(noise(row), text) for text in PROMPTS[name]] for name in names] for row in range(11)]
+    classes = [[sum(each) / len(each) if by == "mean" else max(each) for each in row] for row in rows]
+    for row in (0, 7):
+        found = eve.zero_shot(noise(row), PROMPTS, by=by, top=2)
+        best = sorted(range(3), key=lambda c: -classes[row][c])[:2]
+        assert [(each.label, each.score) for each in found] == [
+            (names[c], pytest.approx(classes[row][c], abs=1e-4)) for c in best
+        ]
+    found = zero_shot(run, PROMPTS, [labelled(labels)], 100, by=by)
+    guesses = [names[int(np.argmax(row))] for row in classes]
+    known = [(guess, given[0]) for guess, given in zip(guesses, labels, strict=True) if given]
+    numbers = found.numbers
+    assert numbers["num_unlabelled"] == 1 and numbers["acc_chance"] == pytest.approx(1 / 3)
+    assert numbers["acc"] == pytest.approx(sum(guess == true for guess, true in known) / 10)
+    for name in names:
+        own = [guess == name for guess, true in known if true == name]
+        assert numbers[f"recall/{name}"] == pytest.approx(sum(own) / len(own))
+        assert numbers[f"prior/{name}"] == pytest.approx(len(own) / 10)
+    assert isinstance(numbers["acc"], Estimate) and {"acc_majority", "acc_noise"} <= numbers["acc"].versus.keys()
+    assert list(found.row_scores.values()) == [float(guess == true) for guess, true in known]
+
+
+def test_rows_of_several_labels_are_ranked():
+    run = tiny_run("retrieval")
+    found = zero_shot(run, PROMPTS, [labelled([("red", "blue"), ("gray",), ("blue",), ("red",)])], 100).numbers
+    assert {"mean_ap", "mean_ap_chance", "mean_ap_noise"} <= found.keys() and "acc" not in found
+    assert found["mean_ap_chance"] == pytest.approx((2 + 2 + 1) / 12)
+
+
+def test_a_constant_score_is_never_better_than_the_prior():
+    labels = [("b",)] * 5 + [("a",)] * 3
+    predicted = ["ab"[c] for c in metrics.class_scores(np.zeros((8, 4)), np.array([0, 0, 1, 1]), "mean").argmax(1)]
+    assert metrics.summary(predicted, [each for (each,) in labels])["acc"] <= 5 / 8
+
+
+def test_runs_and_data_that_cannot():
+    with pytest.raises(UserError, match="needs features of pictures and texts that compare, or a matching head; a vqa run has"):
+        zero_shot(tiny_run("vqa"), PROMPTS, [labelled([("red",)])], 100)
+    with pytest.raises(UserError, match="the data: no row has a label to compare with"):
+        zero_shot(tiny_run("retrieval"), PROMPTS, [labelled([(), ()])], 100)
+
+
+def test_as_people_ask_for_it(tmp_path: Path, capsys):
+    for name, color in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (20 + number, 20), color).save(tmp_path / "data" / name / f"{number}.png")
+    (tmp_path / "p.json").write_text('{"red": ["a red circle"], "blue": ["a blue circle"]}')
+    data, out = str(tmp_path / "data"), tmp_path / "numbers.json"
+    main(["evaluate", "zero_shot", str(RIVAL), "--data", data, "--prompts", str(tmp_path / "p.json"), "--json", str(out)])
+    said = capsys.readouterr().out
+    assert "recall/blue" in said and "prior/red" in said and "verdict: too little to tell: 4 rows (acc" in said
+    assert json.loads(out.read_text())["num_rows"] == 4
+    main(["zero-shot", str(RIVAL), str(tmp_path / "data/red/0.png"), str(tmp_path / "p.json")])
+    assert {line.split()[1] for line in capsys.readouterr().out.splitlines()} == {"red", "blue"}
+    for flags, problem in ((["--prompts", str(tmp_path / "none.json")], "none.json"), ([], "--prompts FILE")):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "zero_shot", str(RIVAL), "--data", data, *flags])
+        said = "".join(capsys.readouterr())
+        assert said.count("\n") == 1 and problem in said
+
+
+# Blind rows
+
+
+def test_noise_has_the_histogram_and_nothing_else():
+    rows = QuestionRows([questions(6)], tiny_config(task=VQAConfig()), TOKENIZER, training=False)
+    blind = BlindRows(rows, "noise")
+    for row in range(6):
+        ours, theirs = (each[0, 0, row].image.flatten(1).T.tolist() for each in (rows, blind))
+        assert sorted(ours) == sorted(theirs) and ours != theirs
+        assert torch.equal(blind[0, 0, row].image, BlindRows(rows, "noise")[0, 0, row].image)
+    assert blind[0, 0, 1].ids_T.tolist() == rows[0, 0, 1].ids_T.tolist()
+
+
+def test_a_wrong_picture_is_of_the_same_patient_and_looks_different():
+    source = PhantomQuestions(split="test", image_size=64, num_rows=12)
+    config = tiny_config(task=VQAConfig(), input={"image_size": 64, "patch_size": 16})
+    rows = QuestionRows([source], config, TOKENIZER, training=False)
+    blind, drawn = BlindRows(rows, "wrong_picture"), [rows[0, 0, row].image for row in range(12)]
+    num_of_pair = 0
+    for row in range(12):
+        shown = blind[0, 0, row].image
+        assert not torch.equal(shown, drawn[row]) and any(torch.equal(shown, each) for each in drawn)
+        if not torch.equal(drawn[row], drawn[row ^ 1]):  # else the pair asks two things about one picture
+            num_of_pair += 1
+            assert torch.equal(shown, drawn[row ^ 1])
+    assert num_of_pair
+    assert BlindRows(rows, "picture_only")[0, 0, 0].ids_T.tolist() == TOKENIZER.encode("", 9)[0].tolist()
+
+
+def test_blind_numbers_stand_beside_those_of_questions(monkeypatch):
+    monkeypatch.setattr("eve_vl.tasks.vqa.training_questions", lambda _: [("is it so", ("red",)), ("is it", ("no",))])
+    run, asked = tiny_run("vqa"), questions(20)
+    numbers = evaluated(run, 100, [asked]).numbers
+    assert {"vqa_acc_noise", "vqa_acc_wrong_picture", "vqa_acc_picture_only"} <= numbers.keys()
+    assert isinstance(numbers["vqa_acc"], Estimate)
+    assert {"vqa_acc_noise", "vqa_acc_wrong_picture"} <= numbers["vqa_acc"].versus.keys()
+    assert {"vqa_acc_words", "vqa_acc_blind"} <= numbers.keys()
+    outside = sum(bool(row.answers) and not {*row.answers} & {*ANSWERS} for row in asked.rows if row)
+    assert numbers["num_outside_list"] == outside > 0
+    (remark,) = run.task.remarks(numbers)
+    assert (
+        remark
+        == f"of 18 questions, {outside} have an answer that is not among the run's 4 answers, which training knew: always wrong"
+    )
+
+
+def test_the_best_of_several_blind_baselines_counts():
+    rule = Against("acc", "row", "prior", "the prior", "sees", others={"noise": "noise", "wrong": "a wrong picture"})
+    numbers = {"acc": share(80, 100), "prior": 0.2, "noise": share(50, 100)}
+    judged = rule.judge(numbers)
+    assert judged is not None
+    assert judged == ("sees: acc 0.800, the best of 2 blind baselines, noise 0.500, intervals apart", True)
+    judged = rule.judge(numbers | {"wrong": share(78, 100)})
+    assert judged is not None
+    assert not judged[1] and "the best of 3 blind baselines, a wrong picture 0.780" in judged[0]
