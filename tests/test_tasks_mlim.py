@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from twins import pairs, randomize, tiny_config, tiny_tokenizer
 
@@ -15,7 +16,7 @@ from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, PartedBatc
 from eve_vl.data.dataset import AwareMasks
 from eve_vl.errors import UserError
 from eve_vl.model.conv_decoder import ConvDecoder
-from eve_vl.model.embed import BlockStem
+from eve_vl.model.embed import BlockStem, ImageEmbed, TextEmbed
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.rows import Tokens
 from eve_vl.tasks.mlim import Mlim
@@ -37,6 +38,11 @@ def build(config: Config) -> Mlim:
     task = Mlim(config, SIZES)
     randomize(task, 1, std=0.3)
     return task.eval()
+
+
+def place_of(embed: ImageEmbed | TextEmbed, number: int) -> Tensor:
+    assert embed.positions is not None
+    return embed.positions[number] + embed.type_embed
 
 
 def encoder_of(task: Mlim) -> Encoder:
@@ -70,7 +76,7 @@ def test_a_place_of_the_embedder_sees_its_own_block_and_a_hidden_one_shows_nothi
     for k in range(9):
         word = torch.randn(1, 1, 16)
         tokens = encoder.image(pixels, instead=(torch.tensor([[k]]), word))
-        assert torch.allclose(tokens.x_BND[0, 1 + k], word[0, 0] + encoder.image.positions[1 + k] + encoder.image.type_embed)
+        assert torch.allclose(tokens.x_BND[0, 1 + k], word[0, 0] + place_of(encoder.image, 1 + k))
         (gradient,) = torch.autograd.grad(tokens.x_BND.square().sum(), pixels)
         is_seen = torch.ones(48, 48, dtype=torch.bool)
         is_seen[16 * (k // 3) : 16 * (k // 3) + 16, 16 * (k % 3) : 16 * (k % 3) + 16] = False
@@ -86,10 +92,10 @@ def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
     word = encoder.text.norm(encoder.text.words.weight[SIZES.mask_id])
     for row, hidden in enumerate(part.hidden_BM.tolist()):
         for k in hidden:
-            place = encoder.image.positions[1 + k] + encoder.image.type_embed
+            place = place_of(encoder.image, 1 + k)
             assert torch.allclose(image.x_BND[row, 1 + k] - place, word, atol=1e-5)
         for t in part.is_masked_BT[row].nonzero().flatten().tolist():
-            place = encoder.text.positions[t] + encoder.text.type_embed
+            place = place_of(encoder.text, t)
             assert torch.allclose(text.x_BND[row, t] - place, word, atol=1e-5)
 
 
@@ -134,7 +140,7 @@ def slow_losses(task: Mlim, batch: PartedBatch, region: str) -> tuple[float, flo
             image = encoder.image(pixels).x_BND.clone()
             for k in hidden:
                 word = encoder.text.norm(encoder.text.words.weight[SIZES.mask_id])
-                image[0, 1 + k] = word + encoder.image.positions[1 + k] + encoder.image.type_embed
+                image[0, 1 + k] = word + place_of(encoder.image, 1 + k)
             is_none = torch.cat([torch.full((1, 10), not has_image), is_padding], dim=1)
             tokens = Tokens(x_BND=torch.cat([image, text.x_BND], dim=1), num_image=0, is_padding_BN=is_none)
             # all tokens as if of texts: one network for all, so only the padding counts
