@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_model_attention import torch_twin
-from tiny_runs import ANSWERS, TEXT, noise
+from tiny_runs import ANSWERS, TEXT, noise, write_run
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,6 +31,7 @@ from eve_vl.config import (
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
+from eve_vl.export import export_run
 from eve_vl.loading import LoadedRun, build_task, build_untrained
 from eve_vl.model.embed import pick
 from eve_vl.model.rows import Rows, Tokens
@@ -215,7 +216,7 @@ def test_the_recipe_has_the_published_sizes():
 @pytest.mark.parametrize(
     ("task", "rows", "message"),
     [
-        (MaskedSignalConfig(), "pairs", r"task\.mlm_weight 1\.0 needs some, but model\.fusion_depth 0 gives pairs no states"),
+        (MaskedSignalConfig(), "pairs", r"task\.mlm_weight 1\.0 needs states of pairs, which model\.fusion_depth 0"),
         (ContrastMatchConfig(mlm_weight=0.0), "pairs", r"task\.itm_weight 1\.0 needs"),
         (RetrievalConfig(), "pairs", r"task\.itm_weight 1\.0 needs"),
         (VQAConfig(), "pairs", r"task\.name vqa needs"),
@@ -287,3 +288,11 @@ def test_heads_are_as_wide_as_what_they_read(reads):
     assert task.get_submodule("class_head.0").in_features == (32 if reads == "both" else 16)
     for section in (VQAConfig(), NLVR2Config(head="concat"), NLVR2Config(head="paired"), NLVR2Config(head="compare")):
         assert run(section).task.computations()
+
+
+def test_a_run_is_exported_for_programs_without_torch(tmp_path):
+    """Texts alone are the hardest: the number of their rows is a product of two sizes that are both free."""
+    pytest.importorskip("onnxruntime")
+    folder = write_run(run(RetrievalConfig()), tmp_path / "run")
+    (one,) = export_run(folder, tmp_path / "onnx", ["text_encoder"])
+    assert one.largest_difference < 1e-4

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -243,6 +244,7 @@ def test_search_equals_a_naive_one(k, captions_per_image, merge, by):
 @torch.no_grad()
 @pytest.mark.parametrize("k", [1, 3, 50])
 def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkeypatch):
+    """And what is in several pairs is embedded once."""
     task = retrieval(rerank=k)
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
@@ -255,20 +257,21 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
         return original(self, index, images, texts)
 
     monkeypatch.setattr(Retrieval, "match_scores", spy)
-    fused = 0
+    seen = Counter()
 
-    def count(_module: Any, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal fused
-        fused += len(inputs[0])
+    def counting(name: str) -> Any:
+        return task.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.update({name: len(inputs[0])}))
 
-    hook = task.get_submodule("contrast.match_head").register_forward_pre_hook(count)
+    hooks = [counting(name) for name in ("encoder.image", "encoder.text", "contrast.match_head")]
     _, (by_image, by_text) = task.search(index, k)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     expected_image, expected_text, compared = naive_search(task, dataset, k)
     assert hits_of(by_image) == [pytest.approx(each) for each in expected_image]
     assert hits_of(by_text) == [pytest.approx(each) for each in expected_text]
     assert sorted(scored) == sorted(compared)
-    assert fused == len(compared)
+    distinct = (len(set(column)) for column in zip(*compared, strict=True))
+    assert list(seen.values()) == [*distinct, len(compared)]
 
 
 @torch.no_grad()

@@ -216,8 +216,8 @@ class TowersModelConfig(ModelConfig):
         """What of a task the towers cannot do."""
         problems = []
         if not self.fusion_depth and rows == "pairs":
-            without = "but model.fusion_depth 0 gives pairs no states of their own"
-            problems += [f"{name} {getattr(task, name)} needs some, {without}" for name in task.reads_pairs()]
+            without = "needs states of pairs, which model.fusion_depth 0 does not give"
+            problems += [f"{name} {getattr(task, name)} {without}" for name in task.reads_pairs()]
         if getattr(task, "joint_masking", False):
             problems.append(
                 "joint_masking hides both modalities in one pass, but the towers rebuild pixels in one of their own"

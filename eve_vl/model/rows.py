@@ -137,12 +137,12 @@ class Rows:
 
     def split_heads(self, qkv_SX: Tensor) -> Tensor:
         """Return queries, keys and values (3, B, H, N, d) of rows (S, 3·H·d)."""
-        (B, N), R = self.shape, 3 * len(self.head_R)
+        (B, N), R = self.shape, 3 * self.head_R.shape[0]  # an exporter would take `len` for a constant
         return qkv_SX.view(R, -1).index_select(0, self.qkv_P).view(3, B, -1, N, qkv_SX.numel() // R)
 
     def join_heads(self, out_BHNd: Tensor) -> Tensor:
         """Return the heads of each row side by side, (S, H·d), of those in their sequences."""
-        return out_BHNd.flatten(0, 2).index_select(0, self.head_R).view(len(self.token_S), -1)
+        return out_BHNd.flatten(0, 2).index_select(0, self.head_R).view(self.token_S.shape[0], -1)
 
     def between(self, start: int, stop: int) -> Read:
         """Read tokens of each sequence, none of which is padding, sequence after sequence."""
