@@ -183,7 +183,8 @@ def test_an_answer_list_of_ones_own(eve, pretrained, tmp_path: Path):
     (tmp_path / "answers.txt").write_text("yes\nno\n")
     done = eve("finetune", "scenes_vqa", "--init", pretrained, "--out", "run", *SHORT, "--task.answers", "answers.txt")
     assert done.returncode == 0, done.stderr
-    told, _, _ = rows(tmp_path / "run", "note")
+    told, _, outside, _ = rows(tmp_path / "run", "note")
+    assert "not among the run's 2 answers: always wrong" in outside["text"]
     assert told["text"].startswith("the answer list lacks the answers of ") and " of 1000 training questions" in told["text"]
     assert json.loads((tmp_path / "run/best/answers.json").read_text()) == ["yes", "no"]
     assert eve("evaluate", "vqa", "run", "--samples", 8).returncode == 0

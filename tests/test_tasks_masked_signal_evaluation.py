@@ -18,7 +18,7 @@ from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs, eval_positions
 from eve_vl.metrics.certainty import to_json
 from eve_vl.metrics.masked_signal import Sums, visible_means
-from eve_vl.model.backbone import Encoded
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal
 
 
@@ -181,13 +181,15 @@ def test_evaluation_encodes_each_modality_with_its_own_and_with_the_wrong_partne
     (batch,) = eval_batches(task.config, 10)
     assert batch.wrong is not None
     calls: list[tuple[Tensor, Tensor, bool, bool]] = []
-    encode = MaskedSignal.encode
+    embed = MaskedSignal.embed
 
-    def spy(self: MaskedSignal, batch: PairBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
+    def spy(
+        self: MaskedSignal, batch: PairBatch, *, keep: bool = False, mask: bool = False
+    ) -> tuple[Tokens | None, Tokens | None]:
         calls.append((patches_of(batch), batch.ids_BT, keep, mask))
-        return encode(self, batch, keep=keep, mask=mask)
+        return embed(self, batch, keep=keep, mask=mask)
 
-    monkeypatch.setattr(MaskedSignal, "encode", spy)
+    monkeypatch.setattr(MaskedSignal, "embed", spy)
     task.evaluate([batch])
     own, wrong = patches_of(batch), patches_of(batch.wrong)
     expected = [

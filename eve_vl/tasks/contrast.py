@@ -404,15 +404,16 @@ class ContrastTask(Task[Settings]):
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of contrast and matching in a step."""
         (num_image, num_text), flops = pair_tokens(self.config), {}
+        masks, kind = self.contrast.settings.itc_masks_image, self.contrast.settings.itm_negatives
         if self.contrast.num_contrasts:
-            masks = self.contrast.settings.itc_masks_image
             num_seen = num_image - num_hidden(num_image - 1, self.contrast.settings.image_mask_ratio) * masks
             for name, sizes in (("image", (num_seen, 0)), ("text", (0, num_text))):
                 one = self.encoder.flops(*sizes, "all" if self.contrast.takes_mean else "cls")
                 flops[f"contrast, {name} alone"] = self.encoder.flops_alone(*sizes) if self.contrast.num_contrasts > 1 else one
         if self.contrast.match_head is not None:
             once = self.encoder.tower_flops(num_image, num_text)
-            is_one = self.contrast.settings.itm_negatives == "random_half"
-            num, passes = (1, "one fusion pass") if is_one else (3, "three fusion passes")
-            flops[f"matching, {passes}"] = num * (self.encoder.flops(num_image, num_text, "cls") - once)
+            has_been = self.contrast.num_contrasts and not masks and kind != "global"  # once, for contrast
+            num, passes = (1, "one fusion pass") if kind == "random_half" else (3, "three fusion passes")
+            fusion = self.encoder.flops(num_image, num_text, "cls") - once
+            flops[f"matching, {passes}"] = num * fusion + (0.0 if has_been else once)
         return flops

@@ -208,7 +208,7 @@ class VQA(Classifier[VQAConfig]):
         remarks = super().remarks(numbers)
         if outside := numbers.get("num_outside_list"):
             of = numbers["num_questions"] - numbers["num_unanswered"]
-            listed = f"the run's {len(self.answers)} answers, which training knew"
+            listed = f"the run's {len(self.answers)} answers"
             remarks.append(f"of {of:,} questions, {outside:,} have an answer that is not among {listed}: always wrong")
         return remarks
 
