@@ -164,7 +164,7 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
         numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split in splits:
             sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, run.task.kind(config))
-            measured, rows[split] = evaluate_rows(run, num_test, sources)
+            measured, rows[split] = evaluate_rows(run, num_test, sources, blind=False)
             numbers |= {name + SPLITS[split]: value for name, value in measured.items()}
     write_file(config.out / ROWS_FILE, json.dumps(rows, indent=1) + "\n")
     write_file(test_file, json.dumps(to_json(numbers), indent=1) + "\n")

@@ -43,6 +43,7 @@ def evaluated(
     flags: Mapping[str, int | bool] | None = None,
     predictions: Path | None = None,
     skip_broken: bool = False,
+    blind: bool = True,
 ) -> Evaluated:
     """Return the task's numbers for a loaded run on other sources, or on its own validation sources, with the rows that they
     come from and how well each is done, by its name (see `Task.row_scores`); deterministic.
@@ -50,7 +51,8 @@ def evaluated(
     In float32, so that no number depends on the size of a batch, with the task's baselines, if the run's training data can be
     read. Means know their n and interval (`Estimate`). flags: values of the run's task section to evaluate with instead, as
     `rerank`. predictions: where to write the file that the official server takes. skip_broken: leave out rows that cannot be
-    used and count them as `num_skipped`, where else UserError is raised. Raises UserError.
+    used and count them as `num_skipped`, where else UserError is raised. blind: also measure what is left without picture or
+    text (`Task.blinds`), which takes as long as the evaluation itself each time. Raises UserError.
     """
     flags = flags or {}
     data = dataclasses.replace(run.config.data, val_samples=num_samples, skip_broken_val=skip_broken)
@@ -78,8 +80,10 @@ def evaluated(
         predictions.parent.mkdir(parents=True, exist_ok=True)
         write_file(predictions, task.prediction_file(found.examples))
     found = dataclasses.replace(found, numbers=found.numbers | task.baselines(found.examples) | num_skipped(skipped))
-    blind = blind_numbers(run, task, dataset, found, skip_broken=skip_broken) if task.blinds else {}
-    return dataclasses.replace(found, numbers=found.numbers | blind)
+    if blind and task.blinds:
+        of_blind = blind_numbers(run, task, dataset, found, skip_broken=skip_broken)
+        found = dataclasses.replace(found, numbers=found.numbers | of_blind)
+    return found
 
 
 def blind_numbers(run: LoadedRun, task: Task[Any], rows: RowDataset, seen: Evaluated, *, skip_broken: bool) -> dict[str, float]:

@@ -74,7 +74,7 @@ FLAGS = {
         --num-experts --num-deep-blocks --seed --drop
     """,
 }
-EVALUATE = f"--device {SOURCE} --data --samples --skip-broken --no-skip-broken --predictions --json"
+EVALUATE = f"--device {SOURCE} --data --samples --skip-broken --no-skip-broken --blind --no-blind --predictions --json"
 EVALUATION = {
     "masked_signal": EVALUATE,
     "contrast_match": EVALUATE,

@@ -197,7 +197,9 @@ def test_blind_numbers_stand_beside_those_of_questions(monkeypatch):
     monkeypatch.setattr("eve_vl.tasks.vqa.training_questions", lambda _: [("is it so", ("red",)), ("is it", ("no",))])
     run, asked = tiny_run("vqa"), questions(20)
     numbers = evaluated(run, 100, [asked]).numbers
-    assert {"vqa_acc_noise", "vqa_acc_wrong_picture", "vqa_acc_picture_only"} <= numbers.keys()
+    of_blind = {"vqa_acc_noise", "vqa_acc_wrong_picture", "vqa_acc_picture_only"}
+    assert of_blind <= numbers.keys()
+    assert not of_blind & evaluated(run, 100, [asked], blind=False).numbers.keys()
     assert isinstance(numbers["vqa_acc"], Estimate)
     assert {"vqa_acc_noise", "vqa_acc_wrong_picture"} <= numbers["vqa_acc"].versus.keys()
     assert {"vqa_acc_words", "vqa_acc_blind"} <= numbers.keys()

@@ -29,6 +29,9 @@ class EvaluateArgs(SourceArgs, DeviceArgs):
     """Evaluate on this many rows at most, spread evenly."""
     skip_broken: bool = False
     """Leave out rows that cannot be used, and say how many; by default such a row is an error."""
+    blind: bool = True
+    """Of questions and labels, also measure what the run makes of noise, of wrong pictures and of pictures without their text,
+    which takes as long again each."""
     predictions: Path | None = None
     """Also write the file that the official server takes, where there is one; of classification JSON lines: row, label and its
     probability."""
@@ -123,12 +126,16 @@ def run_evaluate(argv: Sequence[str]) -> None:
             f"{args.run}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
             f"(eve finetune --help), or evaluate {run.config.task.name}"
         )
+    if not args.blind and not run.task.blinds:
+        raise UserError(f"--no-blind: a {name} run is not measured blind anyway; leave it out")
     how = DataConfig(**args.reading())
     if not args.data and how != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
     sources = open_sources(args.data, how, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
     skip = args.skip_broken or (sources is None and run.config.data.skips_broken_val)
-    numbers, _ = evaluate_rows(run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=skip)
+    numbers, _ = evaluate_rows(
+        run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=skip, blind=args.blind
+    )
     _say_numbers(numbers, remarks(run, numbers, sources), run.task.verdict(numbers))
     write_json(args.json, to_json(numbers))
 
