@@ -19,8 +19,8 @@ INPUT = "--input.image-size --input.patch-size --input.text-length --input.padde
 MODEL = """
     --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.stem --model.depth
     --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
-    --model.top-k --model.modality-routing --model.routing --model.activation --model.positions --model.pooler
-    --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
+    --model.top-k --model.modality-routing --model.routing --model.activation --model.positions --model.text-embedding
+    --model.pooler --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
 """
 TOWERS = """
     --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.stem --model.image-depth
@@ -44,7 +44,7 @@ TASK = {
         --task.final-norm --task.rerank --task.rerank-by --task.captions-per-image --task.merge-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
-    "nlvr2": "--task.head",
+    "nlvr2": "--task.head --task.own-types",
     "pair": "--task.modality-dropout",
     "classification": "--task.reads --task.several --task.classes",
 }

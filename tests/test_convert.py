@@ -131,6 +131,9 @@ def damaged(tmp_path: Path, name: str) -> None:
             tensors["backbone.relative_position_bias_table"] = torch.zeros(3, 4)
         case "other":
             tensors = {"features.weight": torch.zeros(2, 2)}
+        case "m3ae":
+            tensors = {"vision_encoder.visual.conv1.weight": torch.zeros(8, 3, 4, 4)}
+            tensors |= {"multi_modal_language_layers.0.crossattention.self.query.weight": torch.zeros(8, 8)}
         case "positions":
             tensors["backbone.pos_embed_vision"] = torch.zeros(11, 64)
         case "flat":
@@ -155,6 +158,7 @@ def damaged(tmp_path: Path, name: str) -> None:
         ("extra", "30 unknown: mask_embed_vision.0, mask_embed_vision.1,"),
         ("relative", "attention here has no relative positions"),
         ("other", "not a published EVE checkpoint"),
+        ("m3ae", "a medical M3AE, whose text tower (RoBERTa) normalises after each branch"),
         ("positions", "11 picture positions are no [CLS] and a square of patches"),
         ("flat", "not a published EVE checkpoint"),
         ("expert", "experts.2.fc1.weight has shape (128, 32), but the other tensors ask for (128, 64)"),
@@ -206,6 +210,7 @@ def test_tokenizer_and_answers_must_fit(eve, tmp_path, words, answers):
         ({"shallow_ffn": "shared"}, "have no shared feed-forward part in block 0"),
         ({"deep_ffn": "modality"}, "have no modality feed-forward part in block"),
         ({"activation": "gelu"}, "have no activation gelu"),
+        ({"text_embedding": "bert"}, "have no text embedding of bert"),
         ({"norm_pre": False}, "have no model without a norm before the first block"),
         ({"top_k": 1}, "have no top 1 routing"),
     ],
@@ -395,6 +400,45 @@ def test_relative_positions_are_refused_with_the_reason(eve, tmp_path, words):
     assert "relative position bias" in done.stderr and done.stderr.count("\n") == 1
     done = eve("convert", "image.pth", "run", *flags, "--drop", "relative_position")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("names", ["timm", "transformers"])
+@torch.no_grad()
+def test_vlmo_keeps_the_relative_positions_of_beit(eve, tmp_path, words, names):
+    """And so its features, but for the type of pictures, which BEiT has not."""
+    source = vision("beit with relative positions")
+    tensors = source.state_dict()
+    if names == "transformers":
+        table, hub = (
+            "attn.relative_position_bias_table",
+            "attention.attention.relative_position_bias.relative_position_bias_table",
+        )
+        tensors = {name.replace(table, hub): tensor for name, tensor in tensors.items()}
+    torch.save(tensors, tmp_path / "image.pth")
+    flags = ["--tokenizer", words, "--num-heads", 2, "--architecture", "vlmo"]
+    done = eve("convert", "image.pth", "run", *flags, "--num-deep-blocks", 1)
+    assert done.returncode == 0, done.stderr
+    run = load_run(tmp_path / "run")
+    assert run.config.model.ffn_policies == ("modality", "modality", "modality_vl")  # pyright: ignore[reportAttributeAccessIssue]
+    encoder, pixels = run.task.encoder, torch.randn(3, 3, 32, 32)
+    encoder.get_parameter("image.type_embed").zero_()
+    ours = encoder.encode(encoder.image(pixels), None).x_BND
+    torch.testing.assert_close(ours, source.forward_features(pixels), rtol=0, atol=1e-5)
+    assert not encoder.get_parameter("relative.text_bias").any() and len(encoder.get_parameter("relative.text_bias")) == 2 * 196
+
+
+def test_what_vlmo_does_not_take_is_refused(eve, tmp_path, words):
+    torch.save(vision("beit").state_dict(), tmp_path / "absolute.pth")
+    torch.save(vision("beit with relative positions").state_dict(), tmp_path / "relative.pth")
+    for arguments, message in (
+        (("absolute.pth",), "takes relative positions alone"),
+        (("relative.pth", "--image-size", 48), "leave out --image-size"),
+        (("relative.pth", "--num-experts", 4), "--num-experts has no use with --architecture vlmo"),
+    ):
+        source, *more = arguments
+        flags = ["--tokenizer", words, "--num-heads", 2, "--architecture", "vlmo"]
+        done = eve("convert", source, "run", *flags, *more)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_stable_routing_takes_the_same_weights(eve, tmp_path, words, answers):

@@ -19,8 +19,8 @@ class ConvertArgs:
     """Flags of `eve convert`."""
 
     source: Positional[Path]
-    """A published EVE checkpoint, or a BEiT or ViT image encoder of timm or transformers (.pth, .bin, .safetensors); or a run
-    folder, to turn it back."""
+    """A published EVE or VLMo checkpoint, or a BEiT or ViT image encoder of timm or transformers (.pth, .bin, .safetensors); or
+    a run folder, to turn it back."""
     target: Positional[Path]
     """Run folder to write; or, for a run folder, the .safetensors or .pth file."""
     tokenizer: Path | None = None
@@ -30,22 +30,23 @@ class ConvertArgs:
     routing: Routing = "official-dropless"
     """EVE checkpoints: official as published, official-dropless the same without noise and drops, stable as the paper says."""
     text_tokens: int = 40
-    """EVE checkpoints: tokens that every text is padded to, as in their training."""
+    """EVE checkpoints: tokens that every text is padded to, as in their training; VLMo: longest text, 0: all positions."""
     clean_text: bool = True
     """EVE checkpoints: strip texts of punctuation and capitals, as in their training."""
     image_size: int = 0
     """Resize the picture positions for pictures of this size; 0: leave them."""
     num_heads: int = 0
-    """Attention heads; 0: width / 64, as in all published EVE sizes, and 16 in image encoders wider than 1024."""
-    architecture: Literal["eve", "source"] = "eve"
-    """Image encoders: keep EVE's blocks (quick-GELU, a norm before the first), or set them to the source's."""
+    """Attention heads; 0: as published, 64 wide but in VLMo's base_plus, and 16 in image encoders wider than 1024."""
+    architecture: Literal["eve", "source", "vlmo"] = "eve"
+    """Image encoders: keep EVE's blocks (quick-GELU, a norm before the first), set them to the source's, or make VLMo's of a
+    BEiT with relative positions."""
     copy: Literal["all", "text", "none"] = "all"
     """Image encoders: what gets copies of the image feed-forward networks: text networks and experts, text networks, nothing;
     the others are random."""
     num_experts: int = 32
     """Image encoders: experts in each of the last blocks."""
     num_deep_blocks: int = 2
-    """Image encoders: last blocks that have experts."""
+    """Image encoders: last blocks that have experts, in VLMo networks for pairs (3 of 24 as published)."""
     seed: int = 0
     """Image encoders: of what is random."""
     drop: tuple[str, ...] = ()
@@ -63,8 +64,8 @@ def _values(args: ConvertArgs, kind: str, convert: Callable[..., str]) -> dict[s
 
 
 def run_convert(args: ConvertArgs) -> None:
-    """Turn published EVE, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
-    from eve_vl.convert import export_published, import_published, import_vision, is_vision, read_tensors
+    """Turn published EVE, VLMo, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
+    from eve_vl.convert import export_published, import_published, import_vision, import_vlmo, is_vision, is_vlmo, read_tensors
     from eve_vl.train import checkpoint
 
     if args.source.is_dir():
@@ -74,7 +75,10 @@ def run_convert(args: ConvertArgs) -> None:
         say(f"{args.target}: {export_published(args.source, args.target)}")
         return
     tensors = read_tensors(args.source)
-    write, kind = (import_vision, "an image encoder") if is_vision(tensors) else (import_published, "an EVE checkpoint")
+    if is_vlmo(tensors):
+        write, kind = import_vlmo, "a VLMo checkpoint"
+    else:
+        write, kind = (import_vision, "an image encoder") if is_vision(tensors) else (import_published, "an EVE checkpoint")
     values = _values(args, kind, write)
     if args.tokenizer is None:
         raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")

@@ -9,9 +9,11 @@ from eve_vl.config.tasks import TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Positions = Literal["learned", "relative"]
+TextEmbedding = Literal["eve", "bert"]
 Routing = Literal["stable", "official", "official-dropless"]
 Activation = Literal["quick_gelu", "gelu"]
 Stem = Literal["linear", "convolutions", "blocks"]
+NORM_EPS, BERT_EPS = 1e-6, 1e-12  # of LayerNorm
 LARGEST_BLOCK = 128  # pixels of a patch: seven layers, as in MLIM
 
 
@@ -27,6 +29,11 @@ class ModelConfig(Section):
     """Standard deviation of initial weights and embeddings; narrow models on short runs want more."""
     position_std: float = 0.02
     """Standard deviation of initial positions; short runs want more, for positions grow slowly against normed words."""
+
+    @property
+    def text_norm_eps(self) -> float:
+        """Of the norms of text embeddings and of the head for tokens."""
+        return NORM_EPS
 
     @property
     def fits_other_sizes(self) -> bool:
@@ -88,6 +95,9 @@ class EveModelConfig(ModelConfig):
     positions: Positions = "learned"
     """learned: vectors added to patches and words. relative: none of these, but biases of attention by distance, of each head
     and block its own (BEiT, VLMo)."""
+    text_embedding: TextEmbedding = "eve"
+    """How words become vectors. eve: LayerNorm, then the position; bert: the position, then LayerNorm with an eps of 1e-12,
+    which the head for tokens has too, as in BERT and so in VLMo's published weights."""
     pooler: bool = False
     """Give heads tanh(Linear) of a pair's [CLS] state instead of the state (BERT, VLMo)."""
     norm_pre: bool = True
@@ -98,6 +108,11 @@ class EveModelConfig(ModelConfig):
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     dropout: float = 0.1
     """Dropout on text embeddings."""
+
+    @property
+    def text_norm_eps(self) -> float:
+        """Of the norms of text embeddings and of the head for tokens."""
+        return BERT_EPS if self.text_embedding == "bert" else NORM_EPS
 
     @property
     def fits_other_sizes(self) -> bool:
@@ -136,7 +151,7 @@ class EveModelConfig(ModelConfig):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is not in [0, 1)")
         kinds = {"shallow_ffn": FFNPolicy, "deep_ffn": FFNPolicy, "routing": Routing, "activation": Activation, "stem": Stem}
-        kinds["positions"] = Positions
+        kinds |= {"positions": Positions, "text_embedding": TextEmbedding}
         for name, kind in kinds.items():
             if getattr(self, name) not in typing.get_args(kind):
                 problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")

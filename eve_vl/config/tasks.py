@@ -355,6 +355,8 @@ class NLVR2Config(TaskConfig):
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER); compare: the two
     states, standardised, their distance and their product (InferSent), which small models learn with soonest."""
+    own_types: bool = False
+    """Give the right picture a type embedding of its own, at first that of the left one (VLMo)."""
 
     def reads_pairs(self) -> tuple[str, ...]:
         """Return the task itself."""

@@ -65,18 +65,11 @@ def import_published(
     table, kind = key_table(model, section), task_class(type(section))
     wanted = {name for names in table.values() for name in names}
     check_keys(wanted, published.keys() - buffers(sizes).keys(), where, "; attention here has no relative positions")
-    words, vocab_size = Tokenizer.load(tokenizer), len(published["backbone.word_embedding.weight"])
-    if words.vocab_size != vocab_size:
-        raise UserError(
-            f"{tokenizer}: has {words.vocab_size} tokens, but the checkpoint has embeddings for {vocab_size}; bring the "
-            "tokenizer that it was trained with"
-        )
+    words = matching_tokenizer(tokenizer, len(published["backbone.word_embedding.weight"]))
     if clean_text:
         words.clean_as_published(kind.published_head.words)
-    if answers is not None and kind.labels_file is None:
-        raise UserError(f"{where}: has no head for answers; leave out --answers")
-    bias = published[table[f"{kind.label_layer}.bias"][0]] if kind.labels_file else torch.empty(0)
-    labels = _matching_answers(answers, bias.numel(), where) if kind.labels_file else []
+    bias = published[table[f"{kind.label_layer}.bias"][0]] if kind.labels_file else None
+    labels = matching_answers(answers, bias, where)
     with torch.device("meta"):
         task = build_task(config, words, labels)
     check_shapes(published, to_published(task.state_dict(), table, sizes), f"{where}:")
@@ -174,6 +167,7 @@ def _unpublished(config: Config) -> list[str]:
         "model without a norm before the first block": not model.norm_pre,
         f"stem of {model.stem}": model.stem != "linear",
         f"{model.positions} positions": model.positions != "learned",
+        f"text embedding of {model.text_embedding}": model.text_embedding != "eve",
         "pooler": model.pooler,
         f"top {model.top_k} routing": model.top_k != 2 and model.num_deep_blocks > 0,
     }
@@ -230,6 +224,12 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, TaskConfig]:
     """Return the sizes, the model and the task of a published checkpoint, from its tensors. Raises UserError."""
+    if any(name.startswith("multi_modal_language_layers.") for name in published):
+        raise UserError(
+            f"{where}: a medical M3AE, whose text tower (RoBERTa) normalises after each branch and whose picture tower (CLIP) "
+            "has quick-GELU, while the towers here normalise before and share one activation: its weights would give other "
+            "numbers; train one with eve pretrain m3ae_base"
+        )
     try:
         width, _, patch_size, _ = published["backbone.patch_embed.weight"].shape
         positions = len(published["backbone.pos_embed_vision"])
@@ -311,7 +311,24 @@ def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], wh
             raise UserError(f"{where} {name} has shape {found}, but the other tensors ask for {wanted}")
 
 
-def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:
+def matching_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """Return the tokenizer of a file. Raises UserError if it has another number of tokens."""
+    words = Tokenizer.load(path)
+    if words.vocab_size != vocab_size:
+        raise UserError(
+            f"{path}: has {words.vocab_size} tokens, but the checkpoint has embeddings for {vocab_size}; bring the "
+            "tokenizer that it was trained with"
+        )
+    return words
+
+
+def matching_answers(path: Path | None, bias: Tensor | None, where: str) -> list[str]:
+    """Return the answers that a head is for, one per number of its last bias; none without a head. Raises UserError."""
+    if bias is None:
+        if path is not None:
+            raise UserError(f"{where}: has no head for answers; leave out --answers")
+        return []
+    count = bias.numel()
     if path is None:
         raise UserError(f"{where}: has a head for {count} answers; name their list with --answers")
     answers = read_answers(path)
@@ -320,14 +337,17 @@ def _matching_answers(path: Path | None, count: int, where: str) -> list[str]:
     return answers
 
 
-def config_for(sizes: InputConfig, model: EveModelConfig, task: TaskConfig, run: Path, where: str) -> Config:
-    """Return the config of weights that were not trained here, at their sizes: as the task's recipe has it, if there is one.
+def config_for(
+    sizes: InputConfig, model: EveModelConfig, task: TaskConfig, run: Path, where: str, start: str = "base", prefix: str = ""
+) -> Config:
+    """Return the config of weights that were not trained here, at their sizes: as the task's recipe, after a prefix, has it, if
+    there is one, else as the recipe `start`.
 
     Raises UserError if there can be no such sizes.
     """
-    config = get_recipe("base")
-    if task.name in FINETUNE:
-        config = FINETUNE[task.name](config)
+    config = get_recipe(start)
+    if prefix + task.name in FINETUNE:
+        config = FINETUNE[prefix + task.name](config)
     train = dataclasses.replace(config.train, new_lr_multiplier=1.0)
     own = {"recipe": "published", "out": run, "init": None, "train": train}
     try:

@@ -27,12 +27,14 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
 from eve_vl.loading import build_task
 from eve_vl.model.ffn import NORM, PARTS, POLICIES, Copies
+from eve_vl.recipes import get_recipe
 from eve_vl.seeds import seed_everything
 
-Architecture = Literal["eve", "source"]
+Architecture = Literal["eve", "source", "vlmo"]
 WIDE = 16  # heads of the image encoders that are wider than 1024
 UNUSED = ("head.", "head_dist.", "lm_head.", "mask_token", "cls_pt_layers.", "pre_logits.", "dist_token", "fc_norm.")
 RELATIVE = "relative_position"
+VLMO = "vlmo_base_images"
 FFN = (*(f"norm2.{part}" for part in NORM), *(f"mlp.{part}" for part in PARTS))
 
 
@@ -42,6 +44,7 @@ TRANSFORMERS = {
     r"^embeddings\.position_embeddings$": "pos_embed",
     r"^embeddings\.(cls|mask|dist)(illation)?_token$": r"\1_token",
     r"^(encoder\.layer|layers)\.": "blocks.",
+    r"\.attention\.attention\.relative_position_bias\.": ".attn.",
     r"\.attention\.(attention\.)?([qkv])(uery|ey|alue|_proj)\.": r".attn.\2.",
     r"\.attention\.(output\.dense|o_proj)\.": ".attn.proj.",
     r"\.intermediate\.dense\.": ".mlp.fc1.",
@@ -96,19 +99,32 @@ def import_vision(
     """Write a run folder with an encoder to start pre-training from, and return a summary.
 
     architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its authors started from BEiT v2;
-    `source` sets them to the source's, so that features are the source's. copy: what gets copies of the image networks,
+    `source` sets them to the source's, so that features are the source's; `vlmo` gives VLMo's, which has BEiT's relative
+    positions, to start its second stage from. copy: what gets copies of the image networks,
     besides themselves. num_experts: of each of the last num_deep_blocks blocks. image_size: resize the positions to this size;
     0: the source's. drop: parts of names to leave out. Raises UserError.
     """
     published.check_new(run)
+    if architecture == "vlmo" and num_experts != EveModelConfig.num_experts:
+        raise UserError(f"{where}: --num-experts has no use with --architecture vlmo, which has none; leave it out")
     tensors = {_name(name): tensor for name, tensor in tensors.items()}
     side = _side(tensors, where)  # what tells it may be dropped
     tensors = _joined(published.without(tensors, drop, where))
     top_k = min(EveModelConfig.top_k, num_experts)
     model = EveModelConfig(num_experts=num_experts, num_deep_blocks=num_deep_blocks, top_k=top_k)
+    if architecture == "vlmo":
+        model = dataclasses.replace(get_recipe(VLMO).model, num_deep_blocks=num_deep_blocks)
+        assert isinstance(model, EveModelConfig)
+        if not side or "pos_embed" in tensors or image_size:
+            raise UserError(
+                f"{where}: --architecture vlmo takes relative positions alone, which runs that start from it resize: leave out "
+                "--image-size, and take --architecture eve for absolute ones"
+            )
     sizes, model = _sizes(tensors, where, model, num_heads, side, image_size)
     if architecture == "source":
         model = dataclasses.replace(model, activation="gelu", norm_pre=False)
+    if architecture == "vlmo":
+        sizes = dataclasses.replace(sizes, text_length=get_recipe(VLMO).input.text_length)
     words = Tokenizer.load(tokenizer)
     config = dataclasses.replace(published.config_for(sizes, model, EncoderOnlyConfig(), run, where), recipe="vision")
     seed_everything(seed)
@@ -116,6 +132,7 @@ def import_vision(
     ours = task.state_dict()
     given, used = _given(tensors, model, copy)
     known = {name for name in tensors if name.startswith(UNUSED)} - set(used)
+    known |= {name for name in tensors if name.endswith(f"{RELATIVE}_index") and architecture == "vlmo"}
     published.check_keys(set(used), tensors.keys() - known, where, RELATIVE_HINT)
     for name, tensor in given.items():
         if ours[name].shape == (model.num_experts, *tensor.shape):  # experts start out alike
@@ -135,7 +152,7 @@ def import_vision(
 
 RELATIVE_HINT = (
     "; its attention adds a relative position bias, which EVE's does not have (its authors started from BEiT v2 without it): "
-    f"--drop {RELATIVE} leaves the bias out, and positions are learnt anew"
+    f"--drop {RELATIVE} leaves the bias out, and positions are learnt anew; --architecture vlmo has a place for it"
 )
 
 
@@ -191,6 +208,9 @@ def _given(tensors: Mapping[str, Tensor], model: EveModelConfig, copies: Copies)
     }
     if "pos_embed" in tensors:
         given["encoder.image.positions"] = take("pos_embed").flatten(0, 1)
+    if model.positions == "relative":
+        tables = [take(f"blocks.{block}.attn.{RELATIVE}_bias_table") for block in range(model.depth)]
+        given["encoder.relative.image_bias"] = torch.cat(tables, dim=1) if all(each.ndim == 2 for each in tables) else tables[0]
     final = "norm" if "norm.weight" in tensors else "fc_norm"  # BEiT fine-tuned on the mean of the patches has only the latter
     given |= {f"encoder.norm.{part}": take(f"{final}.{part}") for part in NORM}
     for block, policy in enumerate(model.ffn_policies):

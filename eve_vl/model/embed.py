@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import InputConfig
-from eve_vl.config.model import Stem
+from eve_vl.config.model import NORM_EPS, Stem
 from eve_vl.errors import UserError
 from eve_vl.model.layers import layer_norm
 from eve_vl.model.rows import Tokens
@@ -213,13 +213,25 @@ def resized_positions(tensors: dict[str, Tensor], name: str, num_patches: int) -
 
 
 class TextEmbed(nn.Module):
-    """Word embedding, LayerNorm, dropout; learned positions, if any, and text type embedding are added after both."""
+    """Word embedding, LayerNorm, dropout; text type embedding is added after both, and so are learned positions, if any, unless
+    they come first, as in BERT."""
 
-    def __init__(self, embed_dim: int, sizes: InputConfig, vocab_size: int, dropout: float, *, has_positions: bool = True):
+    def __init__(
+        self,
+        embed_dim: int,
+        sizes: InputConfig,
+        vocab_size: int,
+        dropout: float,
+        *,
+        has_positions: bool = True,
+        norm_eps: float = NORM_EPS,
+        positions_first: bool = False,
+    ):
         super().__init__()
+        self.positions_first = positions_first and has_positions
         self.longest = sizes.text_length
         self.words = nn.Embedding(vocab_size, embed_dim)
-        self.norm = layer_norm(embed_dim)
+        self.norm = layer_norm(embed_dim, norm_eps)
         self.dropout = nn.Dropout(dropout)
         self.positions = nn.Parameter(torch.empty(sizes.text_length, embed_dim)) if has_positions else None
         self.type_embed = nn.Parameter(torch.empty(embed_dim))
@@ -230,10 +242,14 @@ class TextEmbed(nn.Module):
         T = ids_BT.shape[1]
         if self.longest < T:
             raise UserError(f"text of {T} tokens, but input.text_length is {self.longest}")
-        x_BTD = self.without_place(ids_BT)
-        x_BTD = x_BTD + self.type_embed if self.positions is None else x_BTD + self.positions[:T] + self.type_embed
-        return Tokens(x_BND=x_BTD, num_image=0, is_padding_BN=is_padding_BT, num_real=num_real)
+        place_TD = None if self.positions is None else self.positions[:T]
+        x_BTD = self._normed(self.words(ids_BT), place_TD if self.positions_first else None)
+        x_BTD = x_BTD if place_TD is None or self.positions_first else x_BTD + place_TD
+        return Tokens(x_BND=x_BTD + self.type_embed, num_image=0, is_padding_BN=is_padding_BT, num_real=num_real)
 
     def without_place(self, ids_BT: Tensor) -> Tensor:
         """Embed int64 token ids without their positions: (B, T) to (B, T, D)."""
-        return self.dropout(self.norm(self.words(ids_BT)))
+        return self._normed(self.words(ids_BT))
+
+    def _normed(self, x_BTD: Tensor, place_TD: Tensor | None = None) -> Tensor:
+        return self.dropout(self.norm(x_BTD if place_TD is None else x_BTD + place_TD))

@@ -65,7 +65,15 @@ class Encoder(Backbone):
         self.balance_weight = config.balance_weight
         has_positions = config.positions == "learned"
         image = ImageEmbed(config.embed_dim, sizes, config.stem, has_positions=has_positions)
-        text = TextEmbed(config.embed_dim, sizes, vocab_size, config.dropout, has_positions=has_positions)
+        text = TextEmbed(
+            config.embed_dim,
+            sizes,
+            vocab_size,
+            config.dropout,
+            has_positions=has_positions,
+            norm_eps=config.text_norm_eps,
+            positions_first=config.text_embedding == "bert",
+        )
         self.image: ImageEmbed = image  # pyright: ignore[reportIncompatibleMethodOverride]
         self.text: TextEmbed = text  # pyright: ignore[reportIncompatibleMethodOverride]
         self.norm_pre = layer_norm(config.embed_dim) if config.norm_pre else nn.Identity()

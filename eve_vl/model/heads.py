@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eve_vl.config.model import NORM_EPS
 from eve_vl.model.layers import layer_norm
 
 
 class TokenHead(nn.Module):
     """Two-layer head over the vocabulary for masked tokens."""
 
-    def __init__(self, embed_dim: int, vocab_size: int):
+    def __init__(self, embed_dim: int, vocab_size: int, norm_eps: float = NORM_EPS):
         super().__init__()
         self.fc1 = nn.Linear(embed_dim, embed_dim)
-        self.norm = layer_norm(embed_dim)
+        self.norm = layer_norm(embed_dim, norm_eps)
         self.fc2 = nn.Linear(embed_dim, vocab_size)
 
     def forward(self, x_MD: Tensor) -> Tensor:

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.config.model import Activation
+from eve_vl.config.model import NORM_EPS, Activation
 from eve_vl.model.rows import Read, Rows
 
-NORM_EPS = 1e-6
 
-
-def layer_norm(dim: int) -> nn.LayerNorm:
-    """Return a LayerNorm with the eps of the encoder."""
-    return nn.LayerNorm(dim, eps=NORM_EPS)
+def layer_norm(dim: int, eps: float = NORM_EPS) -> nn.LayerNorm:
+    """Return a LayerNorm with the eps of the encoder, if no other is given."""
+    return nn.LayerNorm(dim, eps=eps)
 
 
 class _QuickGELU(torch.autograd.Function):

@@ -85,7 +85,7 @@ def vlmo_tiny() -> Config:
 
 
 def vlmo_base_images() -> Config:
-    """VLMo-Base, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert).
+    """VLMo-Base, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
 
     eve pretrain vlmo_base_images --data.train PICTURES --data.val held-out --tokenizer.path vocab.txt
     """
@@ -109,7 +109,7 @@ def vlmo_base() -> Config:
 
 
 def vlmo_base_plus_images() -> Config:
-    """VLMo-Base plus, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert).
+    """VLMo-Base plus, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT of this unusual width.
 
     eve pretrain vlmo_base_plus_images --data.train PICTURES --data.val held-out --tokenizer.path vocab.txt
     """
@@ -133,7 +133,7 @@ def vlmo_base_plus() -> Config:
 
 
 def vlmo_large_images() -> Config:
-    """VLMo-Large, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert).
+    """VLMo-Large, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
 
     eve pretrain vlmo_large_images --data.train PICTURES --data.val held-out --tokenizer.path vocab.txt
     """

@@ -60,7 +60,7 @@ class MaskedSignalTask(Task[Settings]):
         self.missing_head = None if task.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
         self.main_loss = "mlm_loss" if task.mlm_weight else "mim_mse" if task.mim_weight else None
         if task.mlm_weight:
-            self.token_head = TokenHead(config.model.embed_dim, sizes.vocab_size)
+            self.token_head = TokenHead(config.model.embed_dim, sizes.vocab_size, config.model.text_norm_eps)
         if task.mim_weight:
             self.pixel_decoder = self.build_decoder()
 

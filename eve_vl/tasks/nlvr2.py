@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tyro.conf import Positional
 
 from eve_vl.config import Config, NLVR2Config
@@ -128,7 +128,9 @@ class NLVR2(Classifier[NLVR2Config]):
     against = (Against("nlvr2_acc", "pair", 0.5, "chance"),)
     class_names = ("False", "True")
     has_prediction_file = True
-    published_head = PublishedHead(keys=lambda task: PUBLISHED.get(task.head), settings=_published_settings, words=40)
+    published_head = PublishedHead(
+        keys=lambda task: None if task.own_types else PUBLISHED.get(task.head), settings=_published_settings, words=40
+    )
     computation = "judge"
     reads = ("left", "right", "ids", "is_padding")
     meaning = "false, true; their softmax is the probability"
@@ -144,6 +146,8 @@ class NLVR2(Classifier[NLVR2Config]):
             case "paired":
                 num_heads = getattr(config.model, "num_heads", max(width // PAIRED_HEAD_WIDTH, 1))
                 self.paired_head = PairedAttentionHead(width, num_heads)
+        if self.settings.own_types:
+            self.right_bias = nn.Parameter(torch.empty(width))  # what its type has beyond the left one's
         initialize(self, config.model)
 
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
@@ -151,6 +155,8 @@ class NLVR2(Classifier[NLVR2Config]):
         left_BCHW, right_BCHW, ids_BT, is_padding_BT = tensors
         B = len(ids_BT)
         image = self.encoder.image(torch.cat([normalize(left_BCHW), normalize(right_BCHW)]))
+        if self.settings.own_types:
+            image.x_BND = torch.cat([image.x_BND[:B], image.x_BND[B:] + self.right_bias])
         text = pick(self.encoder.text(ids_BT, is_padding_BT), torch.arange(B, device=ids_BT.device).repeat(2))
         text.num_real = None if num_real is None else 2 * num_real
         if self.settings.head == "paired":
