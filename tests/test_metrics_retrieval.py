@@ -338,9 +338,10 @@ def test_coco_5k_both_ways_in_little_memory():
         (text_TD, image_ID, relevance.images_of_text),
     ):
         ranks = retrieval.best_ranks(query_QD, candidate_CD, matches)
-        topk_QK = retrieval.rank_from_features(query_QD, candidate_CD, 128)
+        num_ranked = 5 * retrieval.QUERIES_AT_ONCE
+        topk_QK = retrieval.rank_from_features(query_QD[:num_ranked], candidate_CD, 128)
         assert 0.02 < retrieval.summary(ranks, ranks)["tr1"] < 0.98  # neither blind nor without effort
-        for query in range(3, len(query_QD), len(query_QD) // 10):
+        for query in range(3, num_ranked, num_ranked // 10):
             scores = (candidate_CD.long() @ query_QD[query].long()).tolist()
             order = slow_order(scores)
             wanted = matches.candidate_M[matches.start_Q1[query] : matches.start_Q1[query + 1]].tolist()

@@ -168,7 +168,7 @@ class ImageEmbed(nn.Module):
             positions = resize_positions(self.positions, side**2)
             cls_D, patch_PD = positions[0] + cls_D, positions[1:]
             x_BPD = x_BPD + (patch_PD if keep_BK is None else patch_PD[keep_BK])
-        x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(len(x_BPD), 1, -1), x_BPD], dim=1) + self.type_embed
+        x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(x_BPD.shape[0], 1, -1), x_BPD], dim=1) + self.type_embed
         return Tokens(x_BND=x_BND, num_image=x_BND.shape[1], patch_BK=keep_BK)
 
     def _patches(self, pixels_BCHW: Tensor, keep_BK: Tensor | None, side: int) -> Tensor:

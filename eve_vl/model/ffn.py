@@ -34,7 +34,7 @@ class ModalityFeedForward(nn.Module):
 
     def forward(self, x_SD: Tensor, rows: Rows) -> Tensor:
         """(S, D) to (S, D)."""
-        if rows.num_image == len(x_SD):
+        if rows.num_image == x_SD.shape[0]:
             return self.image(self.norm_image(x_SD))
         if rows.num_image == 0:
             return self.text(self.norm_text(x_SD))

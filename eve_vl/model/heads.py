@@ -108,7 +108,7 @@ class CompareHead(nn.Module):
 
     def forward(self, left_BD: Tensor, right_BD: Tensor) -> Tensor:
         """Two times (B, D) to logits (B, 2)."""
-        left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD])).unflatten(0, (2, len(left_BD)))
+        left_BD, right_BD = self.norm(torch.cat([left_BD, right_BD])).unflatten(0, (2, -1))
         return self.classify(torch.cat([left_BD, right_BD, (left_BD - right_BD).abs(), left_BD * right_BD], dim=1))
 
 

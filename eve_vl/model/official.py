@@ -53,5 +53,5 @@ def _parts(image: Tokens | None, text: Tokens | None, count: int) -> list[list[T
     """Cut a batch into equal parts, in a way that ONNX can say."""
     tokens = image or text
     assert tokens is not None
-    rows_CB = torch.arange(len(tokens.x_BND), device=tokens.x_BND.device).unflatten(0, (count, -1))
+    rows_CB = torch.arange(tokens.x_BND.shape[0], device=tokens.x_BND.device).unflatten(0, (count, -1))
     return [[None if each is None else pick(each, rows_B) for each in (image, text)] for rows_B in rows_CB.unbind()]

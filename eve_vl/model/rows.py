@@ -90,7 +90,7 @@ class Rows:
         device, num_texts, is_real_S = tokens.x_BND.device, _num_texts(tokens, packs), None
         token_BN = torch.arange(B * N, device=device).view(B, N)
         text_R = token_BN[:, n:].flatten()
-        if is_padding_BN is not None and num_texts < len(text_R):
+        if is_padding_BN is not None and num_texts < text_R.shape[0]:
             order_R = is_padding_BN[:, n:].flatten().sort(stable=True).indices[:num_texts]  # padding last
             text_R = text_R.index_select(0, order_R)
         token_S = torch.cat([token_BN[:, :n].flatten(), text_R])
@@ -118,7 +118,7 @@ class Rows:
     @property
     def is_text_S(self) -> Tensor:
         """int64, 1 for texts."""
-        return (torch.arange(len(self.token_S), device=self.token_S.device) >= self.num_image).long()
+        return (torch.arange(self.token_S.shape[0], device=self.token_S.device) >= self.num_image).long()
 
     @property
     def is_of_2S(self) -> Tensor:
@@ -161,10 +161,10 @@ class Rows:
         """Return the rows that are read, (M, D), and what is known of these but for attention; None: of all."""
         if read is None:
             return x_SD, self
-        each_M = torch.arange(len(read.row_M), device=read.row_M.device)
+        each_M = torch.arange(read.row_M.shape[0], device=read.row_M.device)
         token_M = self.token_S.index_select(0, read.row_M)
         tokens = Move(row_P=each_M, place_R=each_M, is_empty_P=None)
-        rows = replace(self, num_image=len(each_M) * read.is_image, token_S=token_M, is_real_S=None, tokens=tokens)
+        rows = replace(self, num_image=each_M.shape[0] * read.is_image, token_S=token_M, is_real_S=None, tokens=tokens)
         return x_SD.index_select(0, read.row_M), rows
 
 

@@ -153,7 +153,7 @@ class NLVR2(Classifier[NLVR2Config]):
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
         """Return logits (B, 2), class 1 = true, and the routers' statistics of each pass."""
         left_BCHW, right_BCHW, ids_BT, is_padding_BT = tensors
-        B = len(ids_BT)
+        B = ids_BT.shape[0]
         image = self.encoder.image(torch.cat([normalize(left_BCHW), normalize(right_BCHW)]))
         if self.settings.own_types:
             image.x_BND = torch.cat([image.x_BND[:B], image.x_BND[B:] + self.right_bias])
@@ -161,11 +161,11 @@ class NLVR2(Classifier[NLVR2Config]):
         text.num_real = None if num_real is None else 2 * num_real
         if self.settings.head == "paired":
             encoded = self.encoder.encode(image, text, num_passes=2)
-            left_BND, right_BND = encoded.x_BND.unflatten(0, (2, B))
+            left_BND, right_BND = encoded.x_BND.unflatten(0, (2, -1))
             is_padding_BN = None if encoded.is_padding_BN is None else encoded.is_padding_BN[:B]
             return self.paired_head(left_BND, right_BND, is_padding_BN), encoded.routers
         cls_XD, routers = self.encoder.cls(image, text, num_passes=2)
-        left_BD, right_BD = cls_XD.unflatten(0, (2, B))
+        left_BD, right_BD = cls_XD.unflatten(0, (2, -1))
         if self.settings.head == "compare":
             return self.compare_head(left_BD, right_BD), routers
         return self.concat_head(torch.cat([left_BD, right_BD], dim=1)), routers
