@@ -96,6 +96,13 @@ def matching(logits_B2: Tensor, is_match_B: Tensor) -> Tensor:
     return F.cross_entropy(logits_B2.float(), is_match_B.long())
 
 
+def ranking(score_BC: Tensor, is_true_BC: Tensor) -> Tensor:
+    """Cross-entropy of which candidate is the own one, the first; others that are true as well (bool) do not count."""
+    is_other_BC = is_true_BC & (torch.arange(score_BC.shape[1], device=score_BC.device) > 0)
+    own_B = torch.zeros(len(score_BC), dtype=torch.long, device=score_BC.device)
+    return F.cross_entropy(score_BC.float().masked_fill(is_other_BC, -torch.inf), own_B)
+
+
 def answers(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
     """Binary cross-entropy with soft targets, summed over answers, mean over questions."""
     return F.binary_cross_entropy_with_logits(logits_BA.float(), target_BA, reduction="sum") / len(logits_BA)

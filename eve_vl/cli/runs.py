@@ -113,16 +113,11 @@ def run_evaluate(argv: Sequence[str]) -> None:
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
     from eve_vl.data.loader import open_sources
     from eve_vl.evaluation import evaluate_rows, remarks
-    from eve_vl.loading import load_run
+    from eve_vl.loading import load_run, seen_as
     from eve_vl.metrics.certainty import to_json
     from eve_vl.train.device import pick_device
 
-    run = load_run(args.run, pick_device(args.device))
-    if run.config.task.name != name:
-        raise UserError(
-            f"{args.run}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
-            f"(eve finetune --help), or evaluate {run.config.task.name}"
-        )
+    run = seen_as(load_run(args.run, pick_device(args.device)), name)
     how = DataConfig(**args.reading())
     if not args.data and how != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")

@@ -1,7 +1,7 @@
 """Image–text contrast (ITC) and matching (ITM): how retrieval is fine-tuned and EVE's rivals and neighbours pre-train.
 
-Letters: B batch, K kept patches or kinds of keys, N all tokens, D width, d width of features, X contrasts,
-C candidates over all processes, R singular values.
+Letters: B batch, K kept patches or kinds of keys, N all tokens or texts to match a picture with, D width, d width of features,
+X contrasts, C candidates over all processes, R singular values.
 """
 
 import contextlib
@@ -81,7 +81,8 @@ class Contrast(nn.Module):
     def __init__(self, encoder: Backbone, task: RetrievalConfig | ContrastMatchConfig):
         super().__init__()
         embed_dim, retrieval = encoder.config.embed_dim, task if isinstance(task, RetrievalConfig) else None
-        self.settings = task if isinstance(task, ContrastMatchConfig) else ContrastMatchConfig()
+        drawn = "local" if task.itc_weight else "random_half"
+        self.settings = task if isinstance(task, ContrastMatchConfig) else ContrastMatchConfig(itm_negatives=drawn)
         self.num_contrasts = 0 if not task.itc_weight else 1 if retrieval else encoder.num_contrasts
         heads = [ContrastHead(embed_dim, task.projection_dim or embed_dim) for _ in range(self.num_contrasts)]
         if heads:
@@ -89,8 +90,9 @@ class Contrast(nn.Module):
         self.more_features = nn.ModuleList(heads[1:])
         self.takes_mean = retrieval is not None and retrieval.pooling == "mean"
         self.merges_captions = retrieval.merge_captions if retrieval else self.settings.itc_targets == "same_text"
-        standardize = retrieval is not None and retrieval.standardize_match
-        self.match_head = MatchHead(encoder.pair_dim, standardize=standardize) if task.itm_weight > 0 else None
+        self.num_ranked = retrieval.num_texts if retrieval and retrieval.itm_loss == "ranking" else 0
+        form = {"standardize": retrieval is not None and retrieval.standardize_match, "ranks": self.num_ranked > 0}
+        self.match_head = MatchHead(encoder.pair_dim, **form) if task.itm_weight > 0 else None
 
     @property
     def heads(self) -> list[Any]:
@@ -121,15 +123,24 @@ class Contrast(nn.Module):
                 text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real) if text is None else text
                 keys_BK = self._keys(batch)
                 is_match_BB = negatives.shared(keys_BK, keys_BK)
-                if self.settings.itm_negatives == "random_half" or similarity_BB is None:
+                if self.num_ranked:
+                    image, text, is_match = negatives.random_texts(image, text, is_match_BB, self.num_ranked)
+                elif self.settings.itm_negatives == "random_half" or similarity_BB is None:
                     image, text, is_match = negatives.random_half(image, text, is_match_BB)
                 else:
                     image, text, is_match = negatives.hard(image, text, is_match_BB, similarity_BB)
             logits, match_routers = self.match(encoder, image, text, num_passes=len(is_match) // len(batch.ids_BT))
-            losses["itm"] = objectives.matching(logits, is_match)
-            terms["itm_acc"] = (logits.argmax(1) == is_match.long()).float().mean()
+            losses["itm"], terms["itm_acc"] = self._matching(logits, is_match, len(batch.ids_BT))
             routers += match_routers
         return losses, terms, routers
+
+    def _matching(self, logits: Tensor, is_match: Tensor, B: int) -> tuple[Tensor, Tensor]:
+        """Return the loss of matched pairs and how many of them, or with ranking of the pictures, are told right."""
+        if not self.num_ranked:
+            return objectives.matching(logits, is_match), (logits.argmax(1) == is_match.long()).float().mean()
+        score_BN, is_true_BN = logits[:, 1].view(-1, B).T, is_match.view(-1, B).T
+        is_first_B = score_BN.argmax(1) == 0
+        return objectives.ranking(score_BN, is_true_BN), is_first_B.float().mean()
 
     def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
         """Return pictures and texts embedded, their features (B, X, d), and the routers of all passes."""
@@ -297,23 +308,18 @@ class ContrastCalls(Calls):
         """Return the probability that a picture and a text belong together; if one of the two is a list, or both are, that of
         each of n pictures with each of m texts, float32 (n, m). Each picture is read once.
 
-        In training, two of three pairs were made not to, and hard to tell from those that do.
+        In training, two of three pairs were made not to, and hard to tell from those that do; a run that ranks
+        (task.itm_loss) has learnt which text of several is a picture's, so that this is a score to compare, no probability.
         """
         images, texts = given_images(image), given_texts(text)
         ids = [self.inputs.texts(chunk) for chunk in chunked(texts, batch_size)]
         rows = [np.zeros((0, len(texts)), np.float32)]
         for chunk in chunked(images, max(1, batch_size // max(len(texts), 1))):
             tokens = self.task.encoder.image(normalize(self.inputs.images(chunk)))
-            rows.append(np.hstack([np.zeros((len(chunk), 0), np.float32), *(self._matched(tokens, *texts) for texts in ids)]))
+            found = [self.task.match_each(tokens, *texts).softmax(2)[:, :, 1].cpu().numpy() for texts in ids]
+            rows.append(np.hstack([np.zeros((len(chunk), 0), np.float32), *found]))
         is_one = listed(image) is None and listed(text) is None
         return float(rows[1][0, 0]) if is_one else np.vstack(rows)
-
-    def _matched(self, image: Tokens, ids_BT: Tensor, is_padding_BT: Tensor) -> np.ndarray:
-        """Return the probability that each of some pictures, embedded, belongs to each of some texts."""
-        num_images, num_texts, encoder = len(image.x_BND), len(ids_BT), self.task.encoder
-        rows = torch.arange(num_images * num_texts, device=ids_BT.device)
-        pairs = pick(image, rows // num_texts), pick(encoder.text(ids_BT, is_padding_BT), rows % num_texts)
-        return self.task.contrast.match(encoder, *pairs)[0].softmax(1)[:, 1].view(num_images, num_texts).cpu().numpy()
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         batch = self.inputs.pairs(images, [text])
@@ -360,6 +366,13 @@ class ContrastTask(Task[Settings]):
         if pairs is not None:
             image, text = pick(image, pairs[0]), pick(text, pairs[1])
         return self.contrast.match(self.encoder, image, text)
+
+    def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
+        """Return the matching head's logits of each of some pictures, embedded, with each of some texts, (I, N, 2)."""
+        num_images, num_texts = len(image.x_BND), len(ids_NT)
+        rows = torch.arange(num_images * num_texts, device=ids_NT.device)
+        pairs = pick(image, rows // num_texts), pick(self.encoder.text(ids_NT, is_padding_NT), rows % num_texts)
+        return self.contrast.match(self.encoder, *pairs)[0].view(num_images, num_texts, 2)
 
     @property
     def orders_by_sum(self) -> bool:
@@ -414,6 +427,8 @@ class ContrastTask(Task[Settings]):
             once = self.encoder.tower_flops(num_image, num_text)
             has_been = self.contrast.num_contrasts and not masks and kind != "global"  # once, for contrast
             num, passes = (1, "one fusion pass") if kind == "random_half" else (3, "three fusion passes")
+            if self.contrast.num_ranked:
+                num, passes = self.contrast.num_ranked, f"{self.contrast.num_ranked} fusion passes"
             fusion = self.encoder.flops(num_image, num_text, "cls") - once
             flops[f"matching, {passes}"] = num * fusion + (0.0 if has_been else once)
         return flops
