@@ -71,7 +71,7 @@ MISTAKES = [
         ContrastMatchConfig(mlm_weight=0.0, itc_weight=0.0, itm_weight=0.0),
         "mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn",
     ),
-    (ContrastMatchConfig(itc_targets="words"), "itc_targets 'words' is not one of picture, diagonal, same_text"),  # pyright: ignore
+    (ContrastMatchConfig(itc_targets="words"), "itc_targets 'words' is not one of picture, diagonal, same_text, semantic"),  # pyright: ignore
     (ContrastMatchConfig(svd_weight=float("nan")), "svd_weight must be finite, got nan"),
     (ContrastMatchConfig(itm_weight=-1.0), "itm_weight must be finite and not negative, got -1.0"),
     (ContrastMatchConfig(projection_dim=-1), "projection_dim must be finite and not negative, got -1"),

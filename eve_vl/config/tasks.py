@@ -157,9 +157,10 @@ class ContrastMatchConfig(MaskedSignalConfig):
     """Width of the features that the contrastive loss compares; 0: embed_dim."""
     itc_masks_image: bool = False
     """In training, contrast sees only the patches that image_mask_ratio leaves (MedFLIP), in evaluation whole pictures."""
-    itc_targets: Literal["picture", "diagonal", "same_text"] = "picture"
+    itc_targets: Literal["picture", "diagonal", "same_text", "semantic"] = "picture"
     """What a picture and a text must share to count as partners. picture: the picture; diagonal: the row, so that all other
-    captions of the picture are wrong (VLMo); same_text: the picture or the words."""
+    captions of the picture are wrong (VLMo); same_text: the picture or the words; semantic: labels, which every row must have:
+    the more they agree on what is there and what is not, the larger a text's share of the target (MedCLIP)."""
     itm_negatives: Literal["local", "global", "random_half"] = "local"
     """Wrong pairs of matching. local: of each picture and of each text a wrong one like it, drawn by the contrast's similarity
     among the micro-batch of a process, three fusion passes (ALBEF); global: drawn among the rows of all processes and

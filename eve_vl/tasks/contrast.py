@@ -49,6 +49,16 @@ def replayed(state: dict[str, Tensor]) -> Iterator[None]:
         set_rng_state(now)
 
 
+def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
+    """Return label vectors, 1 there, -1 not there, 0 unknown, over all labels that rows of the second have (see
+    `PairBatch.label_BL`); those of the first are among them."""
+    known, column_CL = label_CL.abs().unique(return_inverse=True)
+    column_BL = torch.searchsorted(known, label_BL.abs())
+    zeros = [torch.zeros(len(each), len(known), device=known.device) for each in (label_BL, label_CL)]
+    state_BL = zeros[0].scatter_(1, column_BL, label_BL.sign().float())
+    return state_BL, zeros[1].scatter_(1, column_CL, label_CL.sign().float())
+
+
 @dataclass(frozen=True, kw_only=True)
 class WholeBatch:
     """What contrast over all micro-batches of a step says of one of them: the losses, and their gradients by the features."""
@@ -108,7 +118,7 @@ class Contrast(nn.Module):
                 image, text, image_BXd, text_BXd, routers = self.alone(encoder, batch)
             temperatures = self._clamped_temperatures()
             if whole is None:
-                losses, terms = self._losses(image_BXd, text_BXd, self._keys(batch), temperatures)
+                losses, terms = self._losses(image_BXd, text_BXd, [batch], temperatures)
                 wrong = self._fetched(encoder, [batch], image_BXd, text_BXd, temperatures[0])[0]
             else:
                 losses, terms = whole.losses_of(image_BXd, text_BXd, *temperatures), dict(whole.terms)
@@ -184,17 +194,26 @@ class Contrast(nn.Module):
         """Return what pairs that are no negatives of each other share one of, int64 (B, 1 or 2): the picture, and the words."""
         return torch.stack([batch.picture_B, batch.caption_B] if self.merges_captions else [batch.picture_B], dim=1)
 
+    def _targets(self, batches: Sequence[CaptionBatch]) -> Tensor:
+        """Return the targets of the contrast of pairs among those of all processes, (B, C)."""
+        labels = [batch.label_BL for batch in batches if isinstance(batch, PairBatch) and batch.label_BL is not None]
+        if labels:
+            label_BL = torch.cat(labels)
+            label_CL = gather_rows(label_BL)
+            return objectives.semantic_targets(*label_states(label_BL, label_CL))
+        keys_BK = torch.cat([self._keys(batch) for batch in batches])
+        if self.settings.itc_targets == "diagonal":
+            keys_BK = negatives.own_rows(keys_BK)[:, None]
+        return objectives.even_targets(negatives.shared(keys_BK, gather_rows(keys_BK)))
+
     def _losses(
-        self, image_BXd: Tensor, text_BXd: Tensor, keys_BK: Tensor, temperatures: Sequence[Tensor]
+        self, image_BXd: Tensor, text_BXd: Tensor, batches: Sequence[CaptionBatch], temperatures: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the losses of the features of pairs among those of all processes: `itc`, the mean of all contrasts, and
         `svd`, of the first; scalars for the log."""
-        image_CXd, text_CXd = gather_rows(image_BXd), gather_rows(text_BXd)
-        if self.settings.itc_targets == "diagonal":
-            keys_BK = negatives.own_rows(keys_BK)[:, None]
-        is_match_BC = negatives.shared(keys_BK, gather_rows(keys_BK))
+        image_CXd, text_CXd, target_BC = gather_rows(image_BXd), gather_rows(text_BXd), self._targets(batches)
         itc = [
-            objectives.contrastive(image_BXd[:, x], text_BXd[:, x], image_CXd[:, x], text_CXd[:, x], is_match_BC, temperature)
+            objectives.contrastive(image_BXd[:, x], text_BXd[:, x], image_CXd[:, x], text_CXd[:, x], target_BC, temperature)
             for x, temperature in enumerate(temperatures)
         ]
         losses, terms = {"itc": torch.stack(itc).mean()}, {}
@@ -216,8 +235,7 @@ class Contrast(nn.Module):
                 parts.append(self.alone(encoder, batch)[2:4])
         image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
         temperatures = [each.detach().clone().requires_grad_() for each in self._clamped_temperatures()]
-        keys = torch.cat([self._keys(batch) for batch in micro_batches])
-        losses, terms = self._losses(image, text, keys, temperatures)
+        losses, terms = self._losses(image, text, micro_batches, temperatures)
         wrong = self._fetched(encoder, micro_batches, image, text, temperatures[0])
         sizes, num = [len(image) for image, _ in parts], len(micro_batches)
         gradients: list[dict[str, tuple[Tensor, ...]]] = [{} for _ in micro_batches]
