@@ -1,5 +1,6 @@
 """From a run folder back to a model, and from a config to an untrained one."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,18 @@ def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
         task = build_task(config, tokenizer, read_labels(folder, config))
     checkpoint.load_model(folder, task)
     return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
+
+
+def seen_as(run: LoadedRun, name: str) -> LoadedRun:
+    """Return a run as one of another task whose heads it has, as pre-trained matching serves retrieval. Raises UserError."""
+    if run.config.task.name == name:
+        return run
+    if (task := run.task.seen_as(name)) is None:
+        raise UserError(
+            f"{run.folder}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
+            f"(eve finetune --help), or evaluate {run.config.task.name}"
+        )
+    return dataclasses.replace(run, config=task.config, task=task)
 
 
 def build_task(config: Config, tokenizer: Tokenizer, labels: Sequence[str] = ()) -> Task[Any]:

@@ -1,7 +1,7 @@
 """Objectives: tensors in, scalar out. They know neither the model nor the process group.
 
 Letters: B batch, P patches, M masked or hidden, X values in a patch, E experts, V vocabulary,
-A answers, D width of features, C candidates over all processes, R singular values.
+A answers, L labels, D width of features, C candidates over all processes, R singular values.
 """
 
 import torch
@@ -31,14 +31,24 @@ def patch_statistics(patches_BPX: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + 1e-6).sqrt()
 
 
+def even_targets(is_match_BC: Tensor) -> Tensor:
+    """Return targets of contrast that a row's matches (bool, at least one each) share evenly, float32 (B, C)."""
+    return is_match_BC.float() / is_match_BC.sum(1, keepdim=True)
+
+
+def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
+    """Return targets of contrast by what labels say, the softmax over all candidates of the products of label vectors: 1 there,
+    -1 not there, 0 unknown (MedCLIP); float32 (B, C). Picture and text of a row have the same, so both directions do."""
+    return (state_BL.float() @ state_CL.float().T).softmax(1)
+
+
 def contrastive(
-    image_BD: Tensor, text_BD: Tensor, image_CD: Tensor, text_CD: Tensor, is_match_BC: Tensor, temperature: Tensor
+    image_BD: Tensor, text_BD: Tensor, image_CD: Tensor, text_CD: Tensor, target_BC: Tensor, temperature: Tensor
 ) -> Tensor:
     """Image–text contrastive loss: mean over both directions of the cross-entropy over all C candidates.
 
-    Features have length 1; a batch row's matches (bool, at least one each) share its target evenly.
+    Features have length 1; target_BC: what share of a row's target each candidate has, of a picture as of its text.
     """
-    target_BC = is_match_BC.float() / is_match_BC.sum(1, keepdim=True)
     with torch.autocast(image_BD.device.type, enabled=False):  # a small temperature magnifies what bfloat16 rounds away
         loss_image = F.cross_entropy(image_BD.float() @ text_CD.float().T / temperature, target_BC)
         loss_text = F.cross_entropy(text_BD.float() @ image_CD.float().T / temperature, target_BC)
@@ -94,6 +104,13 @@ def negative_weights(similarity_BC: Tensor, is_match_BC: Tensor) -> Tensor:
 def matching(logits_B2: Tensor, is_match_B: Tensor) -> Tensor:
     """Cross-entropy of "does this text belong to this picture?"; class 1 is yes."""
     return F.cross_entropy(logits_B2.float(), is_match_B.long())
+
+
+def ranking(score_BC: Tensor, is_true_BC: Tensor) -> Tensor:
+    """Cross-entropy of which candidate is the own one, the first; others that are true as well (bool) do not count."""
+    is_other_BC = is_true_BC & (torch.arange(score_BC.shape[1], device=score_BC.device) > 0)
+    own_B = torch.zeros(len(score_BC), dtype=torch.long, device=score_BC.device)
+    return F.cross_entropy(score_BC.float().masked_fill(is_other_BC, -torch.inf), own_B)
 
 
 def answers(logits_BA: Tensor, target_BA: Tensor) -> Tensor:

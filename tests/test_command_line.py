@@ -40,8 +40,9 @@ TASK = {
     """,
     "mlim": MASKS + "--task.masking --task.heavy-mask-ratio --task.recon-region",
     "retrieval": """
-        --task.itc-weight --task.itm-weight --task.projection-dim --task.standardize-match --task.pooling
-        --task.final-norm --task.rerank --task.rerank-by --task.captions-per-image --task.merge-captions
+        --task.itc-weight --task.itm-weight --task.itm-loss --task.num-texts --task.projection-dim
+        --task.standardize-match --task.pooling --task.final-norm --task.rerank --task.rerank-by
+        --task.captions-per-image --task.merge-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
     "nlvr2": "--task.head --task.own-types",

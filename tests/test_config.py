@@ -71,12 +71,12 @@ MISTAKES = [
         ContrastMatchConfig(mlm_weight=0.0, itc_weight=0.0, itm_weight=0.0),
         "mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn",
     ),
-    (ContrastMatchConfig(itc_targets="words"), "itc_targets 'words' is not one of picture, diagonal, same_text"),  # pyright: ignore
+    (ContrastMatchConfig(itc_targets="words"), "itc_targets 'words' is not one of picture, diagonal, same_text, semantic"),  # pyright: ignore
     (ContrastMatchConfig(svd_weight=float("nan")), "svd_weight must be finite, got nan"),
     (ContrastMatchConfig(itm_weight=-1.0), "itm_weight must be finite and not negative, got -1.0"),
     (ContrastMatchConfig(projection_dim=-1), "projection_dim must be finite and not negative, got -1"),
     (ContrastMatchConfig(decoder_dim=100), "decoder_dim 100 is not divisible by 4 × decoder_num_heads"),
-    (RetrievalConfig(itc_weight=0.0), "itc_weight must be above 0, got 0.0"),
+    (RetrievalConfig(itc_weight=-1.0), "itc_weight must be finite and not negative, got -1.0"),
     (RetrievalConfig(itm_weight=0.0), "rerank 128 needs the matching head, but itm_weight is 0: set it to 0 too"),
     (
         RetrievalConfig(itm_weight=0.0, rerank=0, standardize_match=True),

@@ -1,5 +1,6 @@
 """Contrast and matching as VLMo, M3AE and MedFLIP have them, against slow twins written from their descriptions."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,16 +11,21 @@ import numpy as np
 import pytest
 import tiny_tasks as tiny
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from twins import tiny_config
+from twins import ListSource, tiny_config
 
 from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs
+from eve_vl.data.phantoms.reports import COLUMNS
+from eve_vl.data.phantoms.rows import PhantomPairs
+from eve_vl.data.readers import open_source
+from eve_vl.data.readers.medical_rows import CHEXPERT_LABELS
 from eve_vl.errors import UserError
 from eve_vl.model.encoder import Encoder, initialize
 from eve_vl.tasks import negatives
@@ -86,6 +92,62 @@ def test_targets_are_shared_by_those_that_the_option_names(targets):
             target[row][other] = 1 / len(group)
     expected = slow_contrast(*features_of(task, batch), target, 0.07)
     assert task(batch).terms["itc"].item() == pytest.approx(expected, rel=1e-4)
+
+
+STATES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [  # present, absent
+    *((("edema",), ("nodule",)), (("edema", "nodule"), ()), ((), ("edema", "mass")), (("mass",), ())),
+    *((("edema",), ("nodule", "mass")), (("nodule",), ("edema",)), (("other",), ()), ((), ("nodule",))),
+]
+
+
+def labelled(states: Sequence[tuple[tuple[str, ...], tuple[str, ...]]]) -> ListSource[Any]:
+    rows = [tiny.pairs(ROWS)[row] for row in range(ROWS)]
+    return ListSource([replace(row, labels=one, absent=other) for row, (one, other) in zip(rows, states, strict=True)])
+
+
+@pytest.mark.parametrize("sizes", [(ROWS,), (4, 4)])
+def test_semantic_targets_are_the_softmax_of_agreeing_labels(sizes):
+    """Whatever the micro-batches; nothing is known of labels that a row does not name."""
+    config = config_of(**ALONE, itc_targets="semantic")
+    task, dataset = build(config), MaskedPairs([labelled(STATES)], config, tiny.TOKENIZER, training=True)
+    samples = iter([dataset[(0, 0, row)] for row in range(ROWS)])
+    whole: Any = dataset.collate([dataset[(0, 0, row)] for row in range(ROWS)])
+    known = [{**dict.fromkeys(one, 1), **dict.fromkeys(other, -1)} for one, other in STATES]
+    target = []
+    for row in known:
+        powers = [math.exp(sum(sign * other.get(name, 0) for name, sign in row.items())) for other in known]
+        target.append([power / sum(powers) for power in powers])
+    expected = slow_contrast(*features_of(task, whole), target, 0.07)
+    for batch in task.before_step([dataset.collate([*islice(samples, size)]) for size in sizes]):
+        assert task(batch).terms["itc"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_semantic_targets_need_labels_in_training_alone():
+    config = config_of(**ALONE, itc_targets="semantic")
+    source = labelled([((), ())] * ROWS)
+    dataset = MaskedPairs([source], config, tiny.TOKENIZER, training=True)
+    with pytest.raises(UserError, match=r"no labels, but task\.itc_targets semantic needs 1 to 32$"):
+        dataset[(0, 0, 0)]
+    assert MaskedPairs([source], config, tiny.TOKENIZER, training=False)[(0, 0, 0)].label_L is None
+    assert dataset_of(config_of(**ALONE))[(0, 0, 0)].label_L is None
+
+
+def test_what_is_known_to_be_absent_comes_from_tables_and_phantoms(tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    said = {"image": "a.png", "caption": "a", "labels": ["edema"], "absent_labels": ["mass", "nodule"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(said))
+    names = ["Edema", *(name for name in CHEXPERT_LABELS if name != "Edema")]
+    values = ["1.0", "0.0", "-1.0", *[""] * 11]
+    lines = [["imgpath", "report", *names], ["a.png", "edema .", *values]]
+    (tmp_path / "chexpert.csv").write_text("\n".join(map(",".join, lines)))
+    for file, one, other in (("rows.jsonl", ["edema"], ["mass", "nodule"]), ("chexpert.csv", ["Edema"], names[1:2])):
+        row: Any = open_source(str(tmp_path / file), kind="captions")[0]
+        assert ([*row.labels], [*row.absent]) == (one, other)
+    phantoms = PhantomPairs(split="train", image_size=64)
+    for index in range(20):
+        row, read = phantoms[index], phantoms.report(index).labels
+        assert {*row.absent} == {COLUMNS[column] for column, state in read.items() if state == 0}
+        assert not {*row.absent} & {*row.labels}
 
 
 def test_contrast_over_dropped_patches_is_so_in_training_alone():

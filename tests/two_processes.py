@@ -47,7 +47,8 @@ def contrast_of_features() -> dict[str, Tensor]:
     image_CD, text_CD = distributed.gather_rows(image_BD), distributed.gather_rows(text_BD)
     assert torch.equal(distributed.gather_rows(share(picture_C)), picture_C)
     is_match_BC = share(picture_C)[:, None] == picture_C
-    loss = objectives.contrastive(image_BD, text_BD, image_CD, text_CD, is_match_BC, temperature)
+    targets_BC = objectives.even_targets(is_match_BC)
+    loss = objectives.contrastive(image_BD, text_BD, image_CD, text_CD, targets_BC, temperature)
     loss.backward()
     world = distributed.world_size()
     assert temperature.grad is not None

@@ -116,16 +116,11 @@ def run_evaluate(argv: Sequence[str]) -> None:
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
     from eve_vl.data.loader import open_sources
     from eve_vl.evaluation import evaluate_rows, remarks
-    from eve_vl.loading import load_run
+    from eve_vl.loading import load_run, seen_as
     from eve_vl.metrics.certainty import to_json
     from eve_vl.train.device import pick_device
 
-    run = load_run(args.run, pick_device(args.device))
-    if run.config.task.name != name:
-        raise UserError(
-            f"{args.run}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
-            f"(eve finetune --help), or evaluate {run.config.task.name}"
-        )
+    run = seen_as(load_run(args.run, pick_device(args.device)), name)
     if not args.blind and not run.task.blinds:
         raise UserError(f"--no-blind: a {name} run is not measured blind anyway; leave it out")
     how = DataConfig(**args.reading())

@@ -75,6 +75,8 @@ def run_index(args: IndexArgs) -> None:
     pictures, captions = (counted(counts[name], name[:-1]) for name in ("pictures", "captions"))
     same = f"{counts['pictures'] - counts['distinct']:,} the same as another, {counts['near']:,} almost"
     say(f"{args.out}: {pictures} ({done or 'nothing new'}), {captions}; {same}")
+    if not eve.task.is_comparable:
+        say("note: features of pictures and of texts of this run do not compare; search finds pictures by a picture alone")
     if changes.broken:
         say(f"note: {counted(len(changes.broken), 'picture')} could not be used")
 

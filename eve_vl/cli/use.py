@@ -95,6 +95,8 @@ def run_encode(args: EncodeArgs) -> None:
         fail(f"{args.out}: not written, for no row could be used", 1)
     _write_features(args.out, {f"{what}_features": features for what, features in found.items()}, names)
     say(f"{args.out}: " + ", ".join(f"{what}_features {features.shape}" for what, features in found.items()))
+    if len(found) == 2 and not eve.task.is_comparable:
+        say("note: features of pictures and of texts of this run do not compare with each other")
     if skipped:
         say(f"note: {len(skipped)} row{'s'[: len(skipped) - 1]} could not be used; the file lists what was `skipped`")
 

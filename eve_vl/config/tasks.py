@@ -157,9 +157,10 @@ class ContrastMatchConfig(MaskedSignalConfig):
     """Width of the features that the contrastive loss compares; 0: embed_dim."""
     itc_masks_image: bool = False
     """In training, contrast sees only the patches that image_mask_ratio leaves (MedFLIP), in evaluation whole pictures."""
-    itc_targets: Literal["picture", "diagonal", "same_text"] = "picture"
+    itc_targets: Literal["picture", "diagonal", "same_text", "semantic"] = "picture"
     """What a picture and a text must share to count as partners. picture: the picture; diagonal: the row, so that all other
-    captions of the picture are wrong (VLMo); same_text: the picture or the words."""
+    captions of the picture are wrong (VLMo); same_text: the picture or the words; semantic: labels, which every row must have:
+    the more they agree on what is there and what is not, the larger a text's share of the target (MedCLIP)."""
     itm_negatives: Literal["local", "global", "random_half"] = "local"
     """Wrong pairs of matching. local: of each picture and of each text a wrong one like it, drawn by the contrast's similarity
     among the micro-batch of a process, three fusion passes (ALBEF); global: drawn among the rows of all processes and
@@ -264,16 +265,23 @@ class SearchFlags(EvaluationFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(TaskConfig):
-    """Image–text retrieval: contrast (ITC), matching with hard negatives (ITM), re-ranking (paper, "Downstream Tasks")."""
+    """Image–text retrieval: contrast (ITC), matching with hard negatives (ITM), re-ranking (paper, "Downstream Tasks"); or
+    matching alone, by which a search scores every pair (M3AE)."""
 
     name: ClassVar[str] = "retrieval"
     title: ClassVar[str] = "image–text retrieval"
     calls: ClassVar[Mapping[str, str]] = MATCH
     evaluation: ClassVar[type[EvaluationFlags]] = SearchFlags
     itc_weight: float = 1.0
-    """Weight of the contrastive loss."""
+    """Weight of the contrastive loss; 0 leaves it out: there are no features that compare, wrong pairs of matching are random,
+    and a search takes a fusion pass for every pair of a picture and a text, so rerank must be 0 too."""
     itm_weight: float = 1.0
     """Weight of the matching loss; 0 trains no matching head, so rerank must be 0 too."""
+    itm_loss: Literal["pairs", "ranking"] = "pairs"
+    """What matching learns. pairs: whether a pair belongs together, of true and wrong ones; ranking: which of num_texts texts
+    is a picture's own, by a score of each that starts as the match logit of the run to start from (M3AE's fine-tuning)."""
+    num_texts: int = 16
+    """Texts that ranking puts in order, a picture's own and others of the micro-batch, each with a fusion pass of its own."""
     projection_dim: int = 0
     """Width of the features; 0: embed_dim."""
     standardize_match: bool = False
@@ -298,9 +306,16 @@ class RetrievalConfig(TaskConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = negative(self, "itm_weight projection_dim", WIDEST) + negative(self, "rerank captions_per_image")
-        problems += not_positive(self, "itc_weight")
-        problems += not_one_of(self, "pooling")
+        problems = negative(self, "itc_weight itm_weight projection_dim", WIDEST) + negative(self, "rerank captions_per_image")
+        problems += not_one_of(self, "pooling", "itm_loss")
+        if self.num_texts < 2:
+            problems.append(f"num_texts {self.num_texts} leaves no other text to tell a picture's own from")
+        if not (self.itc_weight or self.itm_weight):
+            problems.append("itc_weight and itm_weight are both 0: nothing to learn")
+        if not self.itc_weight and self.rerank:
+            problems.append(
+                f"rerank {self.rerank} is of the best by contrast, but itc_weight is 0: every pair is scored; set it to 0"
+            )
         if self.pooling == "mean" and not self.final_norm:
             problems.append("pooling mean is of states after the final norm: leave final_norm at True")
         if not problems and not self.itm_weight:
@@ -316,7 +331,12 @@ class RetrievalConfig(TaskConfig):
 
     def idle(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
-        return {"as task.rerank is 0": "" if self.rerank else "rerank_by"}
+        return {
+            "as task.rerank is 0": "" if self.rerank else "rerank_by",
+            "as task.itc_weight is 0": "" if self.itc_weight else "projection_dim pooling final_norm",
+            "as task.itm_weight is 0": "" if self.itm_weight else "itm_loss",
+            "as task.itm_loss is pairs": "num_texts" if self.itm_loss == "pairs" else "",
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

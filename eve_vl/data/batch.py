@@ -2,7 +2,7 @@
 
 No slots: several of these classes have two bases with fields.
 
-Letters: B batch, P patches, K kept patches, M hidden patches, T text tokens.
+Letters: B batch, P patches, K kept patches, M hidden patches, T text tokens, L labels.
 """
 
 import dataclasses
@@ -75,6 +75,8 @@ class Sample(SimpleNamespace):
     """Rows that could not be used; this sample stands in for them."""
     wrong: "Sample | None" = None
     """In evaluation: another pair, whose picture or text stands in for this one's."""
+    label_L: np.ndarray | None = None
+    """Of a pair: what labels say of it, where that is asked for; see `PairBatch.label_BL`."""
     draw: np.ndarray | None = None
     """Of a pair: three numbers in [0, 1), float32, for what is drawn among the pairs of a step."""
 
@@ -204,6 +206,9 @@ class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
     """In evaluation: other pairs, whose pictures or texts stand in for these."""
     draw_B3: Tensor | None = _of("draw", _stack_if_any, default=None)
     """float32 in [0, 1), each row's own, so that what is drawn with them does not depend on the number of processes."""
+
+    label_BL: Tensor | None = _of("label_L", _stack_if_any, default=None)
+    """int64, hashes of the labels that each row is known to have or, negative, not to have; 0: none more."""
 
     def with_text_of(self, other: "PairBatch") -> "PairBatch":
         """Return these pictures with the texts of another batch of the same size."""

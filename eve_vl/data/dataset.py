@@ -30,6 +30,7 @@ MAX_SKIPS = 20  # this many unusable rows in a row are a mistake in the set-up, 
 EVAL_SEED = 0  # draws of evaluation do not depend on the seed of the run
 WHOLE = (1.0, 1.0)
 NAMES_A_SIDE = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)\w*", re.IGNORECASE)  # mirroring would make it false
+MAX_LABELS = 32  # of a row, present or known to be absent
 MAX_PARTNERS = 200  # tries to find a pair with another caption
 FEW_PAIRS = 16  # of so few for validation, each is looked at before training starts
 SAMPLE, PARTNER, PICKS = 3, 4, 5  # purposes of random streams, beside those of the loader
@@ -198,6 +199,8 @@ class MaskedPairs(RowDataset):
         if isinstance(row, ImageText):
             sample.picture, sample.caption = picture_key(row.image, row.where), hash_of(texts[0].encode())
             sample.draw = rng.random(3, dtype=np.float32)
+            if self.training and getattr(task, "itc_targets", "") == "semantic":
+                sample.label_L = label_hashes(row)
         return sample
 
     def _wrong_partner(self, epoch: int, source: int, row: int) -> Sample:
@@ -239,6 +242,15 @@ class AwareMasks(MaskedPairs):
                 parts[name] = super().collate(of_kind)
         skipped = sum((sample.skipped for sample in samples), ())
         return PartedBatch(where=tuple(sample.where for sample in samples), skipped=skipped, **parts)
+
+
+def label_hashes(row: ImageText) -> np.ndarray:
+    """Return hashes of what a row is labelled with, positive, and of what it is known not to be, negative, int64 (MAX_LABELS,),
+    the rest 0. Raises BadSampleError for none or too many."""
+    if not 0 < (number := len(row.labels) + len(row.absent)) <= MAX_LABELS:
+        raise BadSampleError(row.where, f"{number or 'no'} labels, but task.itc_targets semantic needs 1 to {MAX_LABELS}")
+    present, absent = ([hash_of(name.encode()) & 2**62 - 1 for name in names] for names in (row.labels, row.absent))
+    return np.array([*present, *(-each for each in absent), *[0] * (MAX_LABELS - number)], dtype=np.int64)
 
 
 def picture_key(image: ImageRef, where: str) -> int:

@@ -131,6 +131,7 @@ class ImageText(Record):
     """One picture with its captions.
 
     labels: the classes that it belongs to, where the data say, by which a search may be right without finding its own.
+    absent: those that it is known not to belong to; of all others nothing is known.
     """
 
     KIND: ClassVar[str] = "captions"
@@ -138,6 +139,7 @@ class ImageText(Record):
     image: ImageRef
     captions: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

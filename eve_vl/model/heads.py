@@ -56,15 +56,19 @@ class Standardize(nn.BatchNorm1d):
 
 
 class MatchHead(nn.Linear):
-    """A state of an image–text pair to logits (B, 2), class 1 = match; with `standardize`, of standardised states."""
+    """A state of an image–text pair to logits (B, 2), class 1 = match; with `standardize`, of standardised states.
 
-    def __init__(self, embed_dim: int, *, standardize: bool):
-        super().__init__(embed_dim, 2)
+    ranks: only a match has a logit, a score that tells one text of a picture from another; that of no match is 0.
+    """
+
+    def __init__(self, embed_dim: int, *, standardize: bool, ranks: bool = False):
+        super().__init__(embed_dim, 1 if ranks else 2)
         self.norm = Standardize(embed_dim) if standardize else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """(B, D) to (B, 2)."""
-        return super().forward(self.norm(input))
+        logits = super().forward(self.norm(input))
+        return logits if self.out_features == 2 else F.pad(logits, (1, 0))
 
 
 class PairedAttentionHead(nn.Module):

@@ -32,6 +32,7 @@ TASK = ContrastMatchConfig(
     text_shown_share=0.2,
     text_shown_from="vocabulary",
 )
+RANKING = RetrievalConfig(itc_weight=0.0, rerank=0, itm_loss="ranking")
 PHANTOMS = DataConfig(train=("phantoms:train",), val=("phantoms:val",), crop_scale=(1.0, 1.0), flip=False, val_samples=500)
 """Never mirrored: left and right are the patient's."""
 
@@ -117,8 +118,9 @@ def m3ae_retrieval(init: Config) -> Config:
 
     eve finetune m3ae_retrieval --init runs/m3ae_base --data.train roco#train --data.val roco#val
     """
-    task = RetrievalConfig(captions_per_image=1)
-    return _medical(init, "m3ae_retrieval", task, heads=5, steps=2600, batch_size=256, accumulation=8)
+    task = replace(RANKING, captions_per_image=1)
+    config = _medical(init, "m3ae_retrieval", task, heads=1, steps=2600, batch_size=256, accumulation=8)
+    return replace(config, train=replace(config.train, lr_multipliers=FUSION + HEADS))  # its head is that of pre-training
 
 
 def m3ae_tiny_vqa(init: Config) -> Config:
@@ -138,11 +140,12 @@ def m3ae_tiny_classification(init: Config) -> Config:
 
 
 def m3ae_tiny_retrieval(init: Config) -> Config:
-    """Phantoms and their reports, re-ranked by co-attention: minutes on one core.
+    """Phantoms and their reports, each pair scored by co-attention: minutes on one core.
 
     eve finetune m3ae_tiny_retrieval --init runs/m3ae_tiny
     """
-    return _phantoms(init, "m3ae_tiny_retrieval", RetrievalConfig(rerank=16, rerank_by="sum", merge_captions=True))
+    config = _phantoms(init, "m3ae_tiny_retrieval", replace(RANKING, merge_captions=True))
+    return replace(config, data=replace(PHANTOMS, val_samples=100), train=replace(config.train, batch_size=16, steps=300))
 
 
 def _downstream(init: Config, recipe: str, task: TaskConfig, data: DataConfig, train: TrainConfig) -> Config:

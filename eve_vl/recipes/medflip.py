@@ -46,6 +46,8 @@ def medflip_tiny() -> Config:
     """MedFLIP on phantoms, in minutes on one core.
 
     eve pretrain medflip_tiny
+
+    With --task.itc-targets semantic its contrast has MedCLIP's soft targets, of findings that are there or that reports deny.
     """
     small = TowersModelConfig(
         embed_dim=96,

@@ -24,7 +24,7 @@ from eve_vl.report.html import Section
 from eve_vl.report.task import Example, Measured, TaskReport, pixels_of
 from eve_vl.tasks.retrieval import Index, Retrieval, r_means_tried
 
-NUM_SEARCHED = 200
+NUM_SEARCHED, NUM_MATCHED = 200, 50  # pictures; the latter where every pair takes a fusion pass
 NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
 NUM_HITS = 5
 MAX_RERANKED = 16
@@ -32,7 +32,11 @@ WORD = re.compile(r"\w{3,}")
 COMMON = 0.05  # share of the texts; rarer words are seldom things that a model has learnt to see
 CONTRAST_LOSSES = (
     Loss(term="itc", title="Contrast loss", note="Cross-entropy of the true partner in a batch, mean of both ways, in nats."),
-    Loss(term="itm", title="Matching loss", note="Cross-entropy of match or no match, true pairs and hard negatives, in nats."),
+    Loss(
+        term="itm",
+        title="Matching loss",
+        note="Cross-entropy of match or no match, true pairs and wrong ones, or of a picture's own text among others, in nats.",
+    ),
 )
 
 
@@ -73,12 +77,12 @@ class RetrievalReport(TaskReport):
         shown = {"values": measured.values, "num": num, "matches": matches, "chance": chance}
         rerank = int(measured.values.get("rerank_k", self.task.settings.rerank))
         searched = {"rerank": rerank, "tried": r_means_tried(measured.values), "recalls": metrics.RECALLS}
-        searched["precisions"] = metrics.PRECISIONS
+        searched |= {"precisions": metrics.PRECISIONS, "by": "contrast" if self.task.is_comparable else "matching"}
         return self.draw("numbers", bar_chart=bar_chart, **searched, **shown)
 
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and what they find."""
-        dataset: SearchSet = self.dataset(NUM_SEARCHED, for_evaluation=True)
+        dataset = self._searched()
         by_text, by_picture = self.searches(dataset, num_each)
         body = self.draw("searches", dataset=dataset, by_text=by_text, by_picture=by_picture)
         return [Section(name=self.name, title=self.title, body=body)]
@@ -86,14 +90,17 @@ class RetrievalReport(TaskReport):
     @torch.inference_mode()
     def compared(self, num: int) -> list[Example]:
         """Return what texts find."""
-        dataset: SearchSet = self.dataset(NUM_SEARCHED, for_evaluation=True)
-        examples = []
+        dataset, examples = self._searched(), []
         for query in self._queries(self.task.index(self.batches(dataset)), dataset, by_text=True)[:num]:
             names = [f"{rank} {'✓' if right else '✗'}" for rank, right in enumerate(query.is_match, start=1)]
             made = {name: hit.pictures["picture"] for name, hit in zip(names, query.hits, strict=True)}
             text, true = query.item.text, {"true": query.truth.pictures["picture"]}
             examples.append(Example(where=f"{query.item.where}: {text}", pictures=true, text=text, made=made))
         return examples
+
+    def _searched(self) -> SearchSet:
+        """Return what the examples search among."""
+        return self.dataset(NUM_SEARCHED if self.task.is_comparable else NUM_MATCHED, for_evaluation=True)
 
     @property
     def num_reranked(self) -> int:

@@ -1,7 +1,7 @@
 """Image–text contrast (ITC) and matching (ITM): how retrieval is fine-tuned and EVE's rivals and neighbours pre-train.
 
-Letters: B batch, K kept patches or kinds of keys, N all tokens, D width, d width of features, X contrasts,
-C candidates over all processes, R singular values.
+Letters: B batch, K kept patches or kinds of keys, N all tokens or texts to match a picture with, D width, d width of features,
+X contrasts, C candidates over all processes, R singular values.
 """
 
 import contextlib
@@ -49,6 +49,16 @@ def replayed(state: dict[str, Tensor]) -> Iterator[None]:
         set_rng_state(now)
 
 
+def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
+    """Return label vectors, 1 there, -1 not there, 0 unknown, over all labels that rows of the second have (see
+    `PairBatch.label_BL`); those of the first are among them."""
+    known, column_CL = label_CL.abs().unique(return_inverse=True)
+    column_BL = torch.searchsorted(known, label_BL.abs())
+    zeros = [torch.zeros(len(each), len(known), device=known.device) for each in (label_BL, label_CL)]
+    state_BL = zeros[0].scatter_(1, column_BL, label_BL.sign().float())
+    return state_BL, zeros[1].scatter_(1, column_CL, label_CL.sign().float())
+
+
 @dataclass(frozen=True, kw_only=True)
 class WholeBatch:
     """What contrast over all micro-batches of a step says of one of them: the losses, and their gradients by the features."""
@@ -81,7 +91,8 @@ class Contrast(nn.Module):
     def __init__(self, encoder: Backbone, task: RetrievalConfig | ContrastMatchConfig):
         super().__init__()
         embed_dim, retrieval = encoder.config.embed_dim, task if isinstance(task, RetrievalConfig) else None
-        self.settings = task if isinstance(task, ContrastMatchConfig) else ContrastMatchConfig()
+        drawn = "local" if task.itc_weight else "random_half"
+        self.settings = task if isinstance(task, ContrastMatchConfig) else ContrastMatchConfig(itm_negatives=drawn)
         self.num_contrasts = 0 if not task.itc_weight else 1 if retrieval else encoder.num_contrasts
         heads = [ContrastHead(embed_dim, task.projection_dim or embed_dim) for _ in range(self.num_contrasts)]
         if heads:
@@ -89,8 +100,9 @@ class Contrast(nn.Module):
         self.more_features = nn.ModuleList(heads[1:])
         self.takes_mean = retrieval is not None and retrieval.pooling == "mean"
         self.merges_captions = retrieval.merge_captions if retrieval else self.settings.itc_targets == "same_text"
-        standardize = retrieval is not None and retrieval.standardize_match
-        self.match_head = MatchHead(encoder.pair_dim, standardize=standardize) if task.itm_weight > 0 else None
+        self.num_ranked = retrieval.num_texts if retrieval and retrieval.itm_loss == "ranking" else 0
+        form = {"standardize": retrieval is not None and retrieval.standardize_match, "ranks": self.num_ranked > 0}
+        self.match_head = MatchHead(encoder.pair_dim, **form) if task.itm_weight > 0 else None
 
     @property
     def heads(self) -> list[Any]:
@@ -106,7 +118,7 @@ class Contrast(nn.Module):
                 image, text, image_BXd, text_BXd, routers = self.alone(encoder, batch)
             temperatures = self._clamped_temperatures()
             if whole is None:
-                losses, terms = self._losses(image_BXd, text_BXd, self._keys(batch), temperatures)
+                losses, terms = self._losses(image_BXd, text_BXd, [batch], temperatures)
                 wrong = self._fetched(encoder, [batch], image_BXd, text_BXd, temperatures[0])[0]
             else:
                 losses, terms = whole.losses_of(image_BXd, text_BXd, *temperatures), dict(whole.terms)
@@ -121,15 +133,24 @@ class Contrast(nn.Module):
                 text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real) if text is None else text
                 keys_BK = self._keys(batch)
                 is_match_BB = negatives.shared(keys_BK, keys_BK)
-                if self.settings.itm_negatives == "random_half" or similarity_BB is None:
+                if self.num_ranked:
+                    image, text, is_match = negatives.random_texts(image, text, is_match_BB, self.num_ranked)
+                elif self.settings.itm_negatives == "random_half" or similarity_BB is None:
                     image, text, is_match = negatives.random_half(image, text, is_match_BB)
                 else:
                     image, text, is_match = negatives.hard(image, text, is_match_BB, similarity_BB)
             logits, match_routers = self.match(encoder, image, text, num_passes=len(is_match) // len(batch.ids_BT))
-            losses["itm"] = objectives.matching(logits, is_match)
-            terms["itm_acc"] = (logits.argmax(1) == is_match.long()).float().mean()
+            losses["itm"], terms["itm_acc"] = self._matching(logits, is_match, len(batch.ids_BT))
             routers += match_routers
         return losses, terms, routers
+
+    def _matching(self, logits: Tensor, is_match: Tensor, B: int) -> tuple[Tensor, Tensor]:
+        """Return the loss of matched pairs and how many of them, or with ranking of the pictures, are told right."""
+        if not self.num_ranked:
+            return objectives.matching(logits, is_match), (logits.argmax(1) == is_match.long()).float().mean()
+        score_BN, is_true_BN = logits[:, 1].view(-1, B).T, is_match.view(-1, B).T
+        is_first_B = score_BN.argmax(1) == 0
+        return objectives.ranking(score_BN, is_true_BN), is_first_B.float().mean()
 
     def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
         """Return pictures and texts embedded, their features (B, X, d), and the routers of all passes."""
@@ -173,17 +194,26 @@ class Contrast(nn.Module):
         """Return what pairs that are no negatives of each other share one of, int64 (B, 1 or 2): the picture, and the words."""
         return torch.stack([batch.picture_B, batch.caption_B] if self.merges_captions else [batch.picture_B], dim=1)
 
+    def _targets(self, batches: Sequence[CaptionBatch]) -> Tensor:
+        """Return the targets of the contrast of pairs among those of all processes, (B, C)."""
+        labels = [batch.label_BL for batch in batches if isinstance(batch, PairBatch) and batch.label_BL is not None]
+        if labels:
+            label_BL = torch.cat(labels)
+            label_CL = gather_rows(label_BL)
+            return objectives.semantic_targets(*label_states(label_BL, label_CL))
+        keys_BK = torch.cat([self._keys(batch) for batch in batches])
+        if self.settings.itc_targets == "diagonal":
+            keys_BK = negatives.own_rows(keys_BK)[:, None]
+        return objectives.even_targets(negatives.shared(keys_BK, gather_rows(keys_BK)))
+
     def _losses(
-        self, image_BXd: Tensor, text_BXd: Tensor, keys_BK: Tensor, temperatures: Sequence[Tensor]
+        self, image_BXd: Tensor, text_BXd: Tensor, batches: Sequence[CaptionBatch], temperatures: Sequence[Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the losses of the features of pairs among those of all processes: `itc`, the mean of all contrasts, and
         `svd`, of the first; scalars for the log."""
-        image_CXd, text_CXd = gather_rows(image_BXd), gather_rows(text_BXd)
-        if self.settings.itc_targets == "diagonal":
-            keys_BK = negatives.own_rows(keys_BK)[:, None]
-        is_match_BC = negatives.shared(keys_BK, gather_rows(keys_BK))
+        image_CXd, text_CXd, target_BC = gather_rows(image_BXd), gather_rows(text_BXd), self._targets(batches)
         itc = [
-            objectives.contrastive(image_BXd[:, x], text_BXd[:, x], image_CXd[:, x], text_CXd[:, x], is_match_BC, temperature)
+            objectives.contrastive(image_BXd[:, x], text_BXd[:, x], image_CXd[:, x], text_CXd[:, x], target_BC, temperature)
             for x, temperature in enumerate(temperatures)
         ]
         losses, terms = {"itc": torch.stack(itc).mean()}, {}
@@ -205,8 +235,7 @@ class Contrast(nn.Module):
                 parts.append(self.alone(encoder, batch)[2:4])
         image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
         temperatures = [each.detach().clone().requires_grad_() for each in self._clamped_temperatures()]
-        keys = torch.cat([self._keys(batch) for batch in micro_batches])
-        losses, terms = self._losses(image, text, keys, temperatures)
+        losses, terms = self._losses(image, text, micro_batches, temperatures)
         wrong = self._fetched(encoder, micro_batches, image, text, temperatures[0])
         sizes, num = [len(image) for image, _ in parts], len(micro_batches)
         gradients: list[dict[str, tuple[Tensor, ...]]] = [{} for _ in micro_batches]
@@ -297,23 +326,18 @@ class ContrastCalls(Calls):
         """Return the probability that a picture and a text belong together; if one of the two is a list, or both are, that of
         each of n pictures with each of m texts, float32 (n, m). Each picture is read once.
 
-        In training, two of three pairs were made not to, and hard to tell from those that do.
+        In training, two of three pairs were made not to, and hard to tell from those that do; a run that ranks
+        (task.itm_loss) has learnt which text of several is a picture's, so that this is a score to compare, no probability.
         """
         images, texts = given_images(image), given_texts(text)
         ids = [self.inputs.texts(chunk) for chunk in chunked(texts, batch_size)]
         rows = [np.zeros((0, len(texts)), np.float32)]
         for chunk in chunked(images, max(1, batch_size // max(len(texts), 1))):
             tokens = self.task.encoder.image(normalize(self.inputs.images(chunk)))
-            rows.append(np.hstack([np.zeros((len(chunk), 0), np.float32), *(self._matched(tokens, *texts) for texts in ids)]))
+            found = [self.task.match_each(tokens, *texts).softmax(2)[:, :, 1].cpu().numpy() for texts in ids]
+            rows.append(np.hstack([np.zeros((len(chunk), 0), np.float32), *found]))
         is_one = listed(image) is None and listed(text) is None
         return float(rows[1][0, 0]) if is_one else np.vstack(rows)
-
-    def _matched(self, image: Tokens, ids_BT: Tensor, is_padding_BT: Tensor) -> np.ndarray:
-        """Return the probability that each of some pictures, embedded, belongs to each of some texts."""
-        num_images, num_texts, encoder = len(image.x_BND), len(ids_BT), self.task.encoder
-        rows = torch.arange(num_images * num_texts, device=ids_BT.device)
-        pairs = pick(image, rows // num_texts), pick(encoder.text(ids_BT, is_padding_BT), rows % num_texts)
-        return self.task.contrast.match(encoder, *pairs)[0].softmax(1)[:, 1].view(num_images, num_texts).cpu().numpy()
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         batch = self.inputs.pairs(images, [text])
@@ -360,6 +384,13 @@ class ContrastTask(Task[Settings]):
         if pairs is not None:
             image, text = pick(image, pairs[0]), pick(text, pairs[1])
         return self.contrast.match(self.encoder, image, text)
+
+    def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
+        """Return the matching head's logits of each of some pictures, embedded, with each of some texts, (I, N, 2)."""
+        num_images, num_texts = len(image.x_BND), len(ids_NT)
+        rows = torch.arange(num_images * num_texts, device=ids_NT.device)
+        pairs = pick(image, rows // num_texts), pick(self.encoder.text(ids_NT, is_padding_NT), rows % num_texts)
+        return self.contrast.match(self.encoder, *pairs)[0].view(num_images, num_texts, 2)
 
     @property
     def orders_by_sum(self) -> bool:
@@ -414,6 +445,8 @@ class ContrastTask(Task[Settings]):
             once = self.encoder.tower_flops(num_image, num_text)
             has_been = self.contrast.num_contrasts and not masks and kind != "global"  # once, for contrast
             num, passes = (1, "one fusion pass") if kind == "random_half" else (3, "three fusion passes")
+            if self.contrast.num_ranked:
+                num, passes = self.contrast.num_ranked, f"{self.contrast.num_ranked} fusion passes"
             fusion = self.encoder.flops(num_image, num_text, "cls") - once
             flops[f"matching, {passes}"] = num * fusion + (0.0 if has_been else once)
         return flops

@@ -3,12 +3,13 @@
 Letters: B batch, D width.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 
-from eve_vl.config import Config, ContrastMatchConfig
+from eve_vl.config import Config, ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.inputs import GivenImage
 from eve_vl.metrics.masked_signal import Sums
@@ -18,7 +19,8 @@ from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalTask
 from eve_vl.tasks.masked_signal_calls import MaskedSignalCalls
-from eve_vl.tasks.task import Routers, Sizes
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.tasks.task import Routers, Sizes, Task
 from eve_vl.tasks.verdict import Against
 from eve_vl.train.trainer import StepOutput
 
@@ -79,6 +81,18 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
             for pairs, is_match in ((batch, True), (batch.with_text_of(batch.wrong), False)):
                 logits_B2, _ = self.match(pairs.images_BCHW, pairs.ids_BT, pairs.is_padding_BT)
                 sums.add("itm_acc", names, rows, logits_B2.argmax(1) == int(is_match))
+
+    def seen_as(self, name: str) -> Task[Any] | None:
+        """Return these weights as retrieval that nobody has trained."""
+        has_match = self.contrast.match_head is not None
+        if name != Retrieval.section.name or not (self.is_comparable or has_match):
+            return None
+        weights = {weight: getattr(self.settings, weight) for weight in ("itc_weight", "itm_weight", "projection_dim")}
+        settings = RetrievalConfig(**weights, rerank=RetrievalConfig.rerank if self.is_comparable and has_match else 0)
+        with torch.device("meta"):
+            task = Retrieval(dataclasses.replace(self.config, task=settings), self.sizes)
+        task.encoder, task.contrast, task.main_metric = self.encoder, self.contrast, None  # it has chosen no weights
+        return task.eval()
 
     def routers(self, batch: Any) -> Routers:
         """Return what the routers do in all passes of a step, those of matching without their wrong pairs."""

@@ -1,7 +1,7 @@
 """Wrong pairs for matching: which they are, and for those that come from other processes or micro-batches, how they get here.
 
 Letters: B batch, C pairs of all processes and micro-batches of a step, T text tokens, L most tokens of a text, K kinds of keys,
-X contrasts, d width of features.
+X contrasts, d width of features, N texts that a picture is matched with.
 """
 
 from collections.abc import Sequence
@@ -59,6 +59,17 @@ def random_half(image: Tokens, text: Tokens, is_match_BB: Tensor) -> Pairs:
     changed, own_B = torch.randperm(B, device=device)[B // 2 :], torch.arange(B, device=device)
     images = own_B.index_copy(0, changed, any_B[changed])
     return pick(image, images), text, is_match_BB[images, own_B]
+
+
+def random_texts(image: Tokens, text: Tokens, is_match_BB: Tensor, num: int) -> Pairs:
+    """Return each picture with its own text and num - 1 others, drawn without one twice, those that are true of it last (M3AE):
+    all pictures with their own texts, then all with the second of their texts, and so on."""
+    own_B = torch.arange(len(is_match_BB), device=is_match_BB.device)
+    order_BB = torch.rand(is_match_BB.shape, device=own_B.device).masked_fill(is_match_BB, 2)
+    text_NB = order_BB.fill_diagonal_(-1).argsort(1)[:, :num].T
+    image_NB = own_B.expand_as(text_NB)
+    is_true_NB = is_match_BB[image_NB, text_NB]
+    return pick(image, image_NB.flatten()), pick(text, text_NB.flatten()), is_true_NB.flatten()
 
 
 def fetched(

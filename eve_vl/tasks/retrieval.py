@@ -1,13 +1,14 @@
-"""Image–text retrieval: trained by contrast and matching; searches by features and re-ranks the best by the matching head.
+"""Image–text retrieval: trained by contrast and matching; searches by features and re-ranks the best by the matching head, or,
+without contrast, scores every pair by it.
 
 Letters: B batch, I pictures, T captions, N distinct texts, P pairs, K best candidates of a query, D width, d width of features,
 L text tokens.
 """
 
 from collections import ChainMap, Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from eve_vl.config import Config, RetrievalConfig, generated
-from eve_vl.data.batch import CaptionBatch, SearchPictures, SearchTexts
+from eve_vl.data.batch import CaptionBatch, SearchBatch, SearchPictures, SearchTexts, normalize
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.records import Source
@@ -25,7 +26,7 @@ from eve_vl.metrics import certainty
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.certainty import GROUP
 from eve_vl.model.encoder import initialize
-from eve_vl.talk import counted
+from eve_vl.talk import counted, say, told
 from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
 from eve_vl.tasks.task import Evaluated, PublishedHead, Sizes
 from eve_vl.tasks.verdict import Against
@@ -33,6 +34,9 @@ from eve_vl.train.distributed import gather_objects, rank
 from eve_vl.train.trainer import StepOutput
 
 PAIRS_AT_ONCE = 256
+ONE_SIDE_AT_ONCE = 16  # pictures, and texts, of which each is matched with each
+GALLERY = 2000  # rows at most that are searched among by a fusion pass for every pair, as in M3AE
+MANY_PAIRS = 100_000  # so many take minutes on a small machine
 TRIED = "r_mean_k"
 NUM_FOLD_IMAGES = 5000  # as many pictures as the five folds of the COCO 1K protocol need
 PUBLISHED = {
@@ -49,6 +53,12 @@ OLDER_NAMES = {f"m{name}": name for name in PUBLISHED.values()} | {
 """Of the same heads in pre-training; the published code lets the later ones of these prevail."""
 
 
+def _is_published(task: RetrievalConfig) -> bool:
+    """Whether these heads are those of the published models."""
+    has_both = bool(task.itc_weight and task.itm_weight)
+    return has_both and task.itm_loss == "pairs" and not task.standardize_match and task.pooling == "cls"
+
+
 def _published_settings(tensors: Mapping[str, Tensor], width: int) -> RetrievalConfig | None:
     """Return the section of a checkpoint with a matching head."""
     projection_dim = len(tensors.get("itc_vision_proj_head.weight", ()))
@@ -57,7 +67,11 @@ def _published_settings(tensors: Mapping[str, Tensor], width: int) -> RetrievalC
 
 @dataclass(kw_only=True, slots=True)
 class Index:
-    """Everything to search among, in order of index, of all processes."""
+    """Everything to search among, in order of index, of all processes.
+
+    Searches compare by the products of image_Id and text_Nd: of features that compare, and without contrast of each picture's
+    match logits with all texts (d = N) and unit vectors, so that these are the products.
+    """
 
     image_Id: Tensor
     text_Nd: Tensor
@@ -114,7 +128,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         Against("precision_tr1", "picture", "precision_tr_chance", "chance by class"),
     )
     published_head = PublishedHead(
-        keys=lambda task: PUBLISHED if task.itm_weight and not task.standardize_match and task.pooling == "cls" else None,
+        keys=lambda task: PUBLISHED if _is_published(task) else None,
         settings=_published_settings,
         older_names=OLDER_NAMES,
     )
@@ -122,7 +136,16 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         self.contrast = Contrast(self.encoder, self.settings)
+        self.is_comparable = self.contrast.num_contrasts > 0
         initialize(self, config.model)
+
+    def kept_of(self, tensors: Mapping[str, Tensor], labels: Sequence[str]) -> dict[str, Tensor]:
+        """Return the weights of another run that are of use to this one; scores that rank start as its match logit."""
+        kept = super().kept_of(tensors, labels)
+        for name in ("contrast.match_head.weight", "contrast.match_head.bias") if self.contrast.num_ranked else ():
+            if name in kept:
+                kept[name] = kept[name][-1:]
+        return kept
 
     def forward(self, batch: CaptionBatch) -> StepOutput:
         """Return the weighted sum of the losses (weights: task.itc_weight, task.itm_weight, the model's balance weight)."""
@@ -131,7 +154,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     @classmethod
     def eval_dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> SearchSet:
-        """Return the pictures and texts to search among."""
+        """Return the pictures and texts to search among; of at most GALLERY rows where every pair takes a fusion pass."""
+        if not cast(RetrievalConfig, config.task).itc_weight:
+            config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, GALLERY)))
         return SearchSet(sources, config, tokenizer)
 
     def check_flags(self, flags: Mapping[str, Any], dataset: SearchSet) -> None:
@@ -173,8 +198,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return Evaluated(numbers=numbers, row_scores=first_hits(index.names, rel, *ranks))
 
     def merged(self, index: Index) -> dict[str, float]:
-        """Return recalls by contrast alone if captions in the same words are one, true of every picture that has it, as
-        `…_merged`; empty if no two are in the same words."""
+        """Return recalls by contrast alone, or by matching alone, if captions in the same words are one, true of every picture
+        that has it, as `…_merged`; empty if no two are in the same words."""
         texts, text_T = index.text_T.unique(return_inverse=True)
         if len(texts) == len(text_T):
             return {}
@@ -187,8 +212,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return {f"{name}_merged": value for name, value in found.items() if not name.startswith(("num", "rsum"))}
 
     def precisions(self, index: Index) -> dict[str, float]:
-        """Return the share of the first hits by contrast alone that have a class of the query, precision_tr1 … precision_ir10,
-        beside that of random order; empty if pictures have no classes. No recall: a hit need not be the query's own."""
+        """Return the share of the first hits by contrast alone, or by matching alone, that have a class of the query,
+        precision_tr1 … precision_ir10, beside that of random order; empty if pictures have no classes. No recall: a hit need
+        not be the query's own."""
         column = {name: number for number, name in enumerate(sorted({name for given in index.labels for name in given}))}
         label_IL = torch.zeros(len(index.labels), len(column), dtype=torch.bool)
         for image, given in enumerate(index.labels):
@@ -218,7 +244,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         pair_P = torch.tensor([(image, first[text]) for image, texts in enumerate(index.hard) for text in texts]).view(-1, 2)
         if not len(pair_P):
             return {}
-        if num_reranked:
+        if num_reranked or not self.is_comparable:
             (score_P,) = self.pair_scores_of(index, pair_P[:, 0] * len(index.ids) + pair_P[:, 1])
         else:
             score_P = (index.image_Id.cpu()[pair_P[:, 0]] * index.text_Nd.cpu()[pair_P[:, 1]]).sum(1)
@@ -239,6 +265,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             remarks.append(f"captions left out with their pictures: {left_out:,}")
         if (limit := self.settings.captions_per_image) and not any(map(generated, self.config.data.val)):
             remarks.append(f"searched among the first {counted(limit, 'caption')} of each picture; --captions-per-image 0: all")
+        if not self.is_comparable:
+            num_pairs = counted(int(numbers["num_images"] * numbers["num_texts"]), "pair")
+            remarks.append(f"no contrast: the matching head scored each of {num_pairs} of a picture and a caption")
         if tried := r_means_tried(numbers):
             k, best = int(numbers["rerank_k"]), max(tried, key=lambda k: tried[k])
             low, high = gain(tried[k or best])
@@ -265,7 +294,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         ways = (images, captions, rel.texts_of_image), (captions, images, rel.images_of_text)
         alone = metrics.best_ranks(*ways[0]), metrics.best_ranks(*ways[1])
         by_contrast = metrics.summary(*alone, rel.image_T)
-        if self.contrast.match_head is None:
+        if self.contrast.match_head is None or not self.is_comparable:
             return by_contrast, alone
         found = {0: (by_contrast, alone)}
         if most:
@@ -286,21 +315,22 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return numbers | itc_only | {"rerank_k": most} | tried, ranks
 
     def index(self, loader: Iterable[SearchPictures | SearchTexts]) -> Index:
-        """Compute each picture's and each text's features once, and gather them from all processes. Captions that are true of
-        no picture that could be used are left out. Raises UserError if nothing is left."""
+        """Compute each picture's and each text's features once, without contrast the match logit of each pair instead, and
+        gather them from all processes. Captions that are true of no picture that could be used are left out. Raises UserError
+        if nothing is left."""
         images: dict[int, tuple[Tensor, tuple[int, ...], int, str, tuple[str, ...], tuple[int, ...]]] = {}
         texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
         pixels: dict[int, Tensor] = {}
         for batch in loader:
             if isinstance(batch, SearchPictures):
-                features = self.image_features(batch.images_BCHW).cpu()
+                features = self._features(batch, self.image_features, batch.images_BCHW)
                 for row, index in enumerate(batch.index_B.tolist()):
                     # a view brings its batch
                     said = batch.names[row], batch.labels[row], batch.hard[row]
                     images[index] = features[row].clone(), batch.captions[row], rank(), *said
                     pixels[index] = batch.images_BCHW[row]
             else:
-                features = self.text_features(batch.ids_BT, batch.is_padding_BT).cpu()
+                features = self._features(batch, self.text_features, batch.ids_BT, batch.is_padding_BT)
                 ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
                 for row, index in enumerate(batch.index_B.tolist()):
                     length = int((~is_padding[row]).sum())
@@ -316,8 +346,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             raise SharedError(f"none of the pictures to search among can be used; {how}")
         kept, caption_P = torch.tensor([caption for _, caption in matches]).unique(return_inverse=True)
         text_T = torch.tensor([text_of[caption] for caption in kept.tolist()])
-        device = self.contrast.features.temperature.device
-        return Index(
+        device = next(self.parameters()).device
+        index = Index(
             image_Id=torch.stack([features for features, *_ in all_images]).to(device),
             text_Nd=torch.stack([features for features, *_ in all_texts]).to(device),
             text_T=text_T,
@@ -332,6 +362,41 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             kept=kept.tolist(),
             num_left_out=len(text_of) - len(text_T),
         )
+        if self.is_comparable:
+            return index
+        every = torch.eye(len(index.ids), device=device)
+        return replace(index, image_Id=self.every_score(index).to(device), text_Nd=every)
+
+    def _features(self, batch: SearchBatch, compute: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """Return features on the CPU, of no width if they are of no use."""
+        return compute(*given).cpu() if self.is_comparable else torch.empty(len(batch.index_B), 0)
+
+    def every_score(self, index: Index) -> Tensor:
+        """Return the match logit of each picture with each distinct text that is searched among, float32 (I, N) on the CPU, of
+        others 0. Each process computes those of its own pictures; a picture goes through its tower once."""
+        own_I, searched_N = (index.owner_I == rank()).nonzero()[:, 0], index.text_T.unique()
+        num_texts, device = len(searched_N), next(self.parameters()).device
+        num_pairs = len(index.owner_I) * num_texts
+        if num_pairs >= MANY_PAIRS:
+            fewer = "fewer: --samples, or data.val_samples in training"
+            say(f"{num_pairs:,} fusion passes: {len(index.owner_I):,} pictures with each of {num_texts:,} texts ({fewer})")
+        score_IN = torch.zeros(len(own_I), len(index.ids))
+        by_length_N = searched_N[torch.tensor(index.lengths)[searched_N].argsort(stable=True)]
+        chunks = own_I.split(ONE_SIDE_AT_ONCE) if len(own_I) else ()
+        what = f"{ONE_SIDE_AT_ONCE} pictures with {num_texts:,} texts"
+        for number, images in enumerate(told(chunks, what, len(chunks))):
+            image = self.encoder.image(normalize(torch.stack([index.pixels[image] for image in images.tolist()])))
+            rows = torch.arange(len(images))[:, None] + number * ONE_SIDE_AT_ONCE
+            for texts in by_length_N.split(ONE_SIDE_AT_ONCE):
+                score_IN[rows, texts] = self.match_each(image, *self._padded(index, texts, device))[:, :, 1].float().cpu()
+        parts = gather_objects((own_I, score_IN))
+        return torch.cat([scores for _, scores in parts])[torch.cat([images for images, _ in parts]).argsort()]
+
+    def _padded(self, index: Index, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Return the ids of some texts (N, L), and which are padding, None if none are."""
+        ids_NL = pad_sequence([index.ids[text] for text in texts.tolist()], batch_first=True)
+        is_padding_NL = torch.arange(ids_NL.shape[1]) >= torch.tensor(index.lengths)[texts, None]
+        return ids_NL.to(device), is_padding_NL.to(device) if is_padding_NL.any() else None
 
     def rerank_scores(self, index: Index, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
         """Return the matching head's logits of each picture's captions (I, K) and of each caption's pictures (T, K)."""
@@ -369,16 +434,14 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             # what is in several pairs is embedded once: of towers that is most of the work
             (images, image_B), (texts, text_B) = (rows.unique(return_inverse=True) for rows in (images, texts))
             pixels = torch.stack([index.pixels[image] for image in images.tolist()])
-            ids_BL = pad_sequence([index.ids[text] for text in texts.tolist()], batch_first=True)
-            is_padding_BL = torch.arange(ids_BL.shape[1]) >= torch.tensor(index.lengths)[texts, None]
-            padding = is_padding_BL.to(device) if is_padding_BL.any() else None
+            ids_BL, padding = self._padded(index, texts, device)
             pairs = image_B.to(device), text_B.to(device)
-            score_P[chosen] = self.pair_scores(pixels, ids_BL.to(device), padding, similarity_B, pairs).cpu()
+            score_P[chosen] = self.pair_scores(pixels, ids_BL, padding, similarity_B, pairs).cpu()
         return score_P
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return `image_embeds` (I, d), `text_embeds` (C, d) and, of both, `logits_per_image` (I, C), similarity over the
-        temperature, `logits_per_text`, and with a matching head and I = C `match_logits` (B, 2) row by row.
+        """Return `image_embeds` (I, d), `text_embeds` (C, d) and, of both, with contrast `logits_per_image` (I, C), similarity
+        over the temperature, and `logits_per_text`, and with a matching head and I = C `match_logits` (B, 2) row by row.
 
         labels: int64 (B,), of true pairs in order, equal where two show the same picture, so that they are no negatives of
         each other. In training mode with labels, only the loss is computed.
@@ -401,8 +464,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         if ids is not None:
             outputs["text_embeds"] = self.text_features(ids, is_padding)
         if images is not None and ids is not None:
-            similarity_IC = outputs["image_embeds"] @ outputs["text_embeds"].T / self.contrast.features.temperature
-            outputs |= {"logits_per_image": similarity_IC, "logits_per_text": similarity_IC.T}
+            if self.is_comparable:
+                similarity_IC = outputs["image_embeds"] @ outputs["text_embeds"].T / self.contrast.features.temperature
+                outputs |= {"logits_per_image": similarity_IC, "logits_per_text": similarity_IC.T}
             if self.contrast.match_head is not None and len(images) == len(ids):
                 outputs["match_logits"] = self.match(images, ids, is_padding)[0]
         return outputs

@@ -248,6 +248,10 @@ class Task(nn.Module, Generic[Settings]):
         twin.settings = settings  # pyright: ignore[reportAttributeAccessIssue]
         return twin
 
+    def seen_as(self, name: str) -> "Task[Any] | None":
+        """Return these weights as another task whose heads they have; None if they lack them."""
+        return None
+
     def routers(self, batch: Any) -> Routers:
         """Return what the experts' routers do in training's passes over an evaluation batch; for people to look at."""
         raise NotImplementedError

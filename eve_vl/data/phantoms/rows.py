@@ -7,7 +7,7 @@ from typing import ClassVar
 from eve_vl.data.generated import GeneratedRows
 from eve_vl.data.phantoms.questions import ANSWERS, sample_question
 from eve_vl.data.phantoms.render import MIN_IMAGE_SIZE, render
-from eve_vl.data.phantoms.reports import NORMAL, Report, distractors, sample_report
+from eve_vl.data.phantoms.reports import ABSENT, NORMAL, Report, distractors, sample_report
 from eve_vl.data.phantoms.world import Phantom, sample_phantom
 from eve_vl.data.records import ImageDrawing, ImageQuestion, ImageText, Labelled, Picture, Text
 
@@ -35,11 +35,13 @@ class PhantomRows(GeneratedRows):
 
 
 class PhantomPairs(PhantomRows):
-    """Phantoms with a report each, a `records.Source`."""
+    """Phantoms with a report each, a `records.Source`; absent are the findings that it denies."""
 
     def __getitem__(self, index: int, /) -> ImageText:
-        where, phantom = self.where(index), self.phantom(index)
-        return ImageText(image=self.image(phantom), captions=(self.report(index).text,), labels=labels_of(phantom), where=where)
+        phantom, report = self.phantom(index), self.report(index)
+        denied = tuple(mention.finding.kind for mention in report.mentions if mention.state == ABSENT)
+        said = {"captions": (report.text,), "labels": labels_of(phantom), "absent": denied}
+        return ImageText(image=self.image(phantom), where=self.where(index), **said)
 
     def distractors(self, index: int) -> list[str]:
         """Return three false reports of a row's phantom that differ from the true one in one place."""

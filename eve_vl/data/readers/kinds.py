@@ -40,6 +40,7 @@ TEXT_PAIR_COLUMNS = tuple(
     for pair in ((f"left_{name}", f"right_{name}"), (f"{name}_left", f"{name}_right"))
 )
 DIRECTORY_COLUMN = "directory"
+ABSENT_COLUMN = "absent_labels"
 NLVR2_COLUMNS = {"identifier", "sentence"}
 NLVR2_IDENTIFIER = re.compile(r"([A-Za-z0-9]+)-(\d+)-(\d+)-(\d+)")  # split, set, pair, sentence
 MAX_COLUMN_LETTERS = 200  # what is longer is no name or number to search by
@@ -47,20 +48,23 @@ TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
 
 class CaptionColumns(RowColumns):
-    """One picture, and one caption or a list of them; with its classes, if a column has any."""
+    """One picture, and one caption or a list of them; with its classes, and those that it does not have, if columns say."""
 
     DESCRIPTION = "pictures with captions"
     TEXT_ROLE = "caption"
     USUAL: ClassVar = {"image": common.IMAGE_COLUMNS, "text": common.TEXT_COLUMNS}
-    OTHERS = ("labels", "label")
+    OTHERS = ("labels", "label", ABSENT_COLUMN)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageText:
         """Return a picture with its captions. Raises BadSampleError."""
         image = self.picture(fields, root, where)
         captions = common.to_some_texts(common.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
-        given = common.first_of(fields, self.OTHERS)
-        labels = tuple(str(each) for each in (given if isinstance(given, list) else [given]) if isinstance(each, int | str))
-        return ImageText(image=image, captions=captions, labels=labels, where=where)
+        present, absent = common.first_of(fields, self.OTHERS[:2]), fields.get(ABSENT_COLUMN)
+        labels, absent = (
+            tuple(str(each) for each in (given if isinstance(given, list) else [given]) if isinstance(each, int | str))
+            for given in (present, absent)
+        )
+        return ImageText(image=image, captions=captions, labels=labels, absent=absent, where=where)
 
 
 class PictureColumns(RowColumns):

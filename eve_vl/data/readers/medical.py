@@ -310,6 +310,6 @@ def _chexpert(folder: Path) -> Splits:
 def _chexpert_table(path: Path) -> Table:
     picture = "Path" if "Path" in _header(path) else "imgpath"
     rows = chexpert_rows(_csv_rows(path, (picture, *CHEXPERT_LABELS)), path, picture, say_once)
-    names = ("image", "label", *(("caption",) if "report" in _header(path) else ()))
+    names = ("image", "label", "absent_labels", *(("caption",) if "report" in _header(path) else ()))
     root = path.parent.parent if path.parent.name.startswith("CheXpert") else path.parent
     return MedicalTable(path, names, rows, layout="CheXpert", folders=("",), root=root)

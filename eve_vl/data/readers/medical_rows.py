@@ -269,7 +269,9 @@ def chexpert_rows(rows: Iterable[Named], path: Path, picture: str, say: Say) -> 
         elif not labels:
             num["unlabelled"] += 1
         else:
-            yield where, {"image": row[picture], "label": labels, "caption": row.get("report", "")}
+            absent = [name for name, state in states.items() if state in ("0", "0.0")]
+            said = {"label": labels, "absent_labels": absent, "caption": row.get("report", "")}
+            yield where, {"image": row[picture], **said}
     if num["lateral"] or num["unlabelled"] or num["uncertain"]:
         say(
             f"{path}: left out are {num['lateral']:,} lateral views and {num['unlabelled']:,} rows without a label that is 1; "

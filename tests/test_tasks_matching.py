@@ -1,0 +1,228 @@
+"""Retrieval by matching alone: every pair is scored, and texts of a picture are ranked, against loops over pairs."""
+
+import math
+import statistics
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tiny_tasks as tiny
+import torch
+from test_metrics_retrieval import slow_hit
+from test_tasks_retrieval import caption_batch, match_logits, pieces
+from tiny_runs import TEXT, noise, tiny_run, write_run
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from twins import tiny_config
+
+from eve_vl.cli import main
+from eve_vl.config import ContrastMatchConfig, RetrievalConfig, TowersModelConfig
+from eve_vl.data.downstream import SearchSet
+from eve_vl.data.phantoms.rows import PhantomPairs
+from eve_vl.errors import UserError
+from eve_vl.tasks import retrieval as module
+from eve_vl.tasks.contrast_match import ContrastMatch
+from eve_vl.tasks.retrieval import Retrieval
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def alone(**task: Any) -> RetrievalConfig:
+    return RetrievalConfig(**{"itc_weight": 0.0, "rerank": 0} | task)
+
+
+def build(task: Any) -> Any:
+    return tiny.build(tiny_config(task=task, model={"balance_weight": 0.0}, train={"batch_size": 6}))
+
+
+def logits_of(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
+    """Of one pair alone: no, yes."""
+    found = match_logits(task, pixels, ids)
+    return found if len(found) == 2 else [0.0, *found]
+
+
+# What is trained
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("itc_weight", [0.0, 1.0])
+def test_ranking_is_the_cross_entropy_of_the_own_text_among_drawn_ones(itc_weight, monkeypatch):
+    """Rows 0 and 2 show one picture, so that neither text is wrong for it: with five texts of six a row may draw it, but not
+    count it."""
+    task = build(alone(itm_loss="ranking", num_texts=4, itc_weight=itc_weight))
+    batch, draws = caption_batch(task), torch.rand(6, 6)
+    draws[0, [1, 3, 4, 5]] = torch.tensor([0.9, 0.1, 0.8, 0.2])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: draws.clone())
+    rows, total, right = pieces(batch), 0.0, 0
+    for row in range(6):
+        others = [other for other in range(6) if other != row and {row, other} != {0, 2}]
+        drawn = sorted(others, key=lambda other: draws[row, other].item())[:3]
+        own, *wrong = (logits_of(task, rows[row][0], rows[text][1])[1] for text in [row, *drawn])
+        total += math.log(sum(math.exp(score - own) for score in [own, *wrong]))
+        right += own > max(wrong)
+    terms = task(batch).terms
+    assert terms["itm"].item() == pytest.approx(total / 6, rel=1e-4)
+    assert terms["itm_acc"].item() == pytest.approx(right / 6)
+    assert ("itc" in terms) == bool(itc_weight)
+
+
+def test_matching_alone_has_no_features_and_gives_half_of_the_texts_another_picture():
+    task = build(alone()).train()
+    assert {name.split(".")[0] for name, _ in task.contrast.named_parameters()} == {"match_head"}
+    assert not task.is_comparable
+    assert "itc" not in task(caption_batch(task)).terms
+    assert set(task.flops()) == {"matching, one fusion pass"}
+
+
+def test_scores_that_rank_start_as_the_match_logit_and_go_on_as_they_are():
+    task, weight = build(alone(itm_loss="ranking", num_texts=2)), torch.randn(2, 16)
+    tensors = {"contrast.match_head.weight": weight, "contrast.match_head.bias": torch.tensor([3.0, 4.0])}
+    kept = task.kept_of(tensors, ())
+    torch.testing.assert_close(kept["contrast.match_head.weight"], weight[1:])
+    assert kept["contrast.match_head.bias"].tolist() == [4.0]
+    assert all(torch.equal(value, kept[name]) for name, value in task.kept_of(kept, ()).items())
+    assert build(alone()).kept_of(tensors, ()) == tensors
+
+
+def test_texts_of_one_picture_leave_nothing_to_rank():
+    task = build(alone(itm_loss="ranking", num_texts=6))
+    assert task(caption_batch(task, (0, 3, 4))).terms["itm"].item() == 0
+
+
+def test_flops_of_ranking_are_those_that_torch_counts():
+    towers = TowersModelConfig(
+        embed_dim=16, image_depth=1, text_depth=1, fusion_depth=2, pixel_layer=1, num_heads=2, mlp_ratio=2.0
+    )
+    task: Any = tiny.build(replace(tiny_config(task=alone(itm_loss="ranking", num_texts=3)), model=towers))
+    batch = caption_batch(task)
+    full = replace(batch, ids_BT=torch.full((6, 12), 9), is_padding_BT=torch.zeros(6, 12, dtype=torch.bool), num_real=None)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        task(full)
+    assert counted.get_total_flops() == pytest.approx(6 * sum(task.flops().values()), rel=0.02)
+
+
+# What is found
+
+
+def naive(task: Any, dataset: SearchSet) -> dict[str, float]:
+    """Recalls by the match logit of each picture and each caption, pair after pair."""
+    pixels = [dataset[(0, 0, index)].image[None].float() / 127.5 - 1 for index in range(len(dataset.pictures))]
+    ids = [torch.from_numpy(dataset.tokens(words))[None] for words in dataset.captions]
+    scores = [[round(logits_of(task, image, text)[1], 4) for text in ids] for image in pixels]
+    of_text = [[i for i, true in enumerate(dataset.captions_of) if t in true] for t in range(len(ids))]
+    ways = ("tr", scores, dataset.captions_of), ("ir", [*zip(*scores, strict=True)], of_text)
+    return {
+        f"{way}{k}": statistics.mean(slow_hit(row, each, k) for row, each in zip(keys, wanted, strict=True))
+        for way, keys, wanted in ways
+        for k in (1, 5, 10)
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"itm_loss": "ranking", "num_texts": 3, "merge_captions": True}])
+def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch, capsys):
+    task = build(alone(**options))
+    dataset = tiny.eval_set(task.config)
+    seen = {"encoder.image": 0, "contrast.match_head": 0}
+    for name in seen:
+        hook = lambda _, inputs, name=name: seen.update({name: seen[name] + len(inputs[0])})  # noqa: E731
+        task.get_submodule(name).register_forward_pre_hook(hook)
+    monkeypatch.setattr(module, "ONE_SIDE_AT_ONCE", 4)
+    monkeypatch.setattr(module, "MANY_PAIRS", 1)
+    numbers, num_texts = tiny.numbers_of(task, dataset, 5), len({*dataset.captions})
+    assert seen == {"encoder.image": 9, "contrast.match_head": 9 * num_texts}
+    assert f"{9 * num_texts} fusion passes: 9 pictures with each of {num_texts} texts" in capsys.readouterr().out
+    expected = naive(task, dataset)
+    assert {name: numbers[name] for name in expected} == pytest.approx(expected)
+    assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
+    assert task.remarks(numbers)[0].startswith(
+        f"no contrast: the matching head scored each of {9 * len(dataset.captions)} pairs"
+    )
+
+
+@torch.no_grad()
+def test_false_texts_are_scored_beside_their_own_picture_alone(monkeypatch):
+    task = build(alone())
+    dataset = SearchSet([PhantomPairs(split="test", image_size=64, num_rows=12, seed=2)], task.config, tiny.TOKENIZER)
+    scored, match = [], Retrieval.match_scores
+    monkeypatch.setattr(Retrieval, "match_scores", lambda *args: scored.append(len(args[2])) or match(*args))
+    numbers = tiny.numbers_of(task, dataset, 7)
+    hits = []
+    for place, texts in enumerate(dataset.hard):
+        pixels = dataset[(0, 0, place)].image[None].float() / 127.5 - 1
+        keys = [logits_of(task, pixels, torch.from_numpy(dataset.ids[text])[None])[1] for text in texts]
+        hits.append(slow_hit([round(key, 4) for key in keys], [0], 1))
+    assert numbers["tr1_hard"] == pytest.approx(statistics.mean(hits))
+    assert sum(scored) <= 4 * 12
+
+
+def test_a_gallery_of_every_pair_is_limited(monkeypatch):
+    monkeypatch.setattr(module, "GALLERY", 3)
+    source = tiny.pairs(8)
+    sizes = [
+        len(Retrieval.eval_dataset([source], tiny_config(task=task), tiny.TOKENIZER).pictures)
+        for task in (alone(), RetrievalConfig(rerank=0))
+    ]
+    assert sizes == [3, 8]
+
+
+# Without fine-tuning
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weights", [{"itc_weight": 0.0, "itm_negatives": "random_half"}, {"itm_weight": 0.0}, {}])
+def test_a_pretrained_run_searches_with_the_heads_that_it_has(weights):
+    task = build(ContrastMatchConfig(**weights))
+    assert isinstance(task, ContrastMatch)
+    seen: Any = task.seen_as("retrieval")
+    assert isinstance(seen, Retrieval) and seen.main_metric is None
+    twin = build(replace(seen.settings, rerank=min(seen.settings.rerank, 4)))
+    twin.load_state_dict({name: value for name, value in task.state_dict().items() if name in twin.state_dict()})
+    seen = seen.with_settings(twin.settings)
+    dataset = tiny.eval_set(twin.config)
+    numbers = tiny.numbers_of(seen, dataset, 5)
+    assert numbers == tiny.numbers_of(twin, dataset, 5)
+    assert ("tr1_itc_only" in numbers) == (not weights)
+    assert task.seen_as("vqa") is None and twin.seen_as("vqa") is None
+
+
+def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
+    run = write_run(tiny_run("", task=alone(), folder=tmp_path), tmp_path / "run")
+    masked = write_run(tiny_run("masked"), tmp_path / "masked")
+    picture = tmp_path / "a.png"
+    from PIL import Image
+
+    Image.fromarray(noise(1)).save(picture)
+
+    def said(*words: Any) -> str:
+        main([str(word) for word in words])
+        return capsys.readouterr().out
+
+    apart = "features of pictures and of texts of this run do not compare"
+    assert apart in said("encode", run, picture, "--texts", TEXT, "--out", tmp_path / "f.npz")
+    assert apart in said("index", picture.parent, "--run", run, "--out", tmp_path / "index")
+    assert "tr1 " in said("evaluate", "retrieval", run, "--data", "scenes:val", "--samples", "4")
+    for words, problem in (
+        ((run, "--data", "scenes:val", "--rerank", "5"), "rerank 5 is of the best by contrast, but itc_weight is 0"),
+        ((masked,), "is a masked_signal run, which has no head for retrieval"),
+    ):
+        with pytest.raises(SystemExit):
+            said("evaluate", "retrieval", *words)
+        assert problem in capsys.readouterr().err
+
+
+def test_what_does_not_go_together_is_said():
+    for task, problem in (
+        (RetrievalConfig(itc_weight=0.0), "rerank 128 is of the best by contrast, but itc_weight is 0"),
+        (alone(itm_weight=0.0), "itc_weight and itm_weight are both 0"),
+        (alone(itm_loss="ranking", num_texts=1), "num_texts 1 leaves no other text"),
+        (alone(itm_loss="ranking", num_texts=5), "num_texts 5 is more than the 4 pairs of a micro-batch"),
+    ):
+        with pytest.raises(UserError, match=f"task.{problem}"):
+            tiny_config(task=task)
+    idle = {field for fields in alone().idle().values() for field in fields.split()}
+    assert idle == {"rerank_by", "projection_dim", "pooling", "final_norm", "num_texts"}
