@@ -6,7 +6,6 @@ import math
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +31,6 @@ from eve_vl.report.page import command_line, write_report
 from eve_vl.report.retrieval import Query, RetrievalReport, content_word
 from eve_vl.report.routing import routing_of
 from eve_vl.report.task import task_report
-from eve_vl.tasks import vqa
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Index, Retrieval
 from eve_vl.tasks.vqa import VQA
@@ -41,14 +39,6 @@ from eve_vl.training import train
 
 TASKS = ("vqa", "nlvr2", "retrieval")
 NUM_VAL = 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_questions() -> Iterator[None]:
-    """The blind baseline looks at few training questions: drawing 20,000 scenes takes seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vqa, "GENERATED_ROWS", 500)
-        yield
 
 
 @pytest.fixture(scope="module")
