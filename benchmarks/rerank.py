@@ -29,19 +29,20 @@ from eve_vl.loading import build_task, load_run  # noqa: E402
 from eve_vl.metrics import retrieval as metrics  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
 from eve_vl.seeds import seed_everything  # noqa: E402
-from eve_vl.tasks.retrieval import Index, Retrieval  # noqa: E402
+from eve_vl.tasks.gallery import Gallery, gathered, rerank_scores  # noqa: E402
+from eve_vl.tasks.retrieval import Retrieval  # noqa: E402
 from eve_vl.training import train_tokenizer  # noqa: E402
 
 
-def loop_over_queries(task: Retrieval, index: Index, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
+def loop_over_queries(task: Retrieval, gallery: Gallery, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scores of each image's texts (I, K) and of each text's images (T, K)."""
     length = task.config.input.text_length
-    ids_TL = torch.zeros(len(index.ids), length, dtype=torch.int64)
-    is_padding_TL = torch.ones(len(index.ids), length, dtype=torch.bool)
-    for text, ids in enumerate(index.ids):
+    ids_TL = torch.zeros(len(gallery.ids), length, dtype=torch.int64)
+    is_padding_TL = torch.ones(len(gallery.ids), length, dtype=torch.bool)
+    for text, ids in enumerate(gallery.ids):
         ids_TL[text, : len(ids)] = ids
         is_padding_TL[text, : len(ids)] = False
-    pixels = torch.stack([index.pixels[image] for image in range(len(index.image_Id))])
+    pixels = torch.stack([gallery.pixels[image] for image in range(len(gallery.image_Id))])
 
     def score(images: Tensor, texts: Tensor) -> Tensor:
         text = task.encoder.text(ids_TL[texts], is_padding_TL[texts])
@@ -80,15 +81,15 @@ def main() -> None:
     task = (loaded.task if loaded else build_task(config, tokenizer)).eval()
     assert isinstance(task, Retrieval)
     loader = eval_loader(task.eval_dataset(sources, config, tokenizer), rank=0, world=1)
-    index = task.index(loader)
-    texts_IK = metrics.rank_from_features(index.image_Id, index.caption_Td, args.k)
-    images_TK = metrics.rank_from_features(index.caption_Td, index.image_Id, args.k)
+    gallery = gathered(task, loader)
+    texts_IK = metrics.rank_from_features(gallery.image_Id, gallery.caption_Td, args.k)
+    images_TK = metrics.rank_from_features(gallery.caption_Td, gallery.image_Id, args.k)
     times: dict[str, list[float]] = {"loop": [], "ours": []}
     scores = {}
     for _ in range(args.repeats):
         for name, run in (
-            ("loop", lambda: loop_over_queries(task, index, texts_IK, images_TK)),
-            ("ours", lambda: task.rerank_scores(index, texts_IK, images_TK)),
+            ("loop", lambda: loop_over_queries(task, gallery, texts_IK, images_TK)),
+            ("ours", lambda: rerank_scores(task, gallery, texts_IK, images_TK)),
         ):
             start = time.perf_counter()
             scores[name] = run()
@@ -96,7 +97,8 @@ def main() -> None:
     loop, ours = (statistics.median(found) for found in times.values())
     difference = max((a - b).abs().max().item() for a, b in zip(*scores.values(), strict=True))
     pairs = texts_IK.numel() + images_TK.numel()
-    print(f"{args.run or args.recipe}: {len(index.image_Id)} images, {len(index.ids)} texts, k {args.k}: {pairs} scores wanted")
+    sizes = f"{len(gallery.image_Id)} images, {len(gallery.ids)} texts, k {args.k}"
+    print(f"{args.run or args.recipe}: {sizes}: {pairs} scores wanted")
     print(f"loop {loop:.2f} s, ours {ours:.2f} s: {ours / loop:.2f} of its time; largest difference {difference:.1e}")
 
 

@@ -149,10 +149,12 @@ class Eve:
         tasks = [kind for kind in kinds_of(TaskConfig).values() if call in (*kind.calls, "look")]  # all can look
         finetuned = [kind for kind in tasks if not kind.is_pretraining]
         if (how := self._calls.how_to_get(call)) is None and finetuned:
+            unfit = config.model.problems_with(finetuned[0](), "pairs")
             # the search of the demo has no matching head
             small = ("scenes_" if call in ("match", "look") else "demo_") if config.input.image_size < 224 else ""
             start = self.run.folder if config.task.is_pretraining else config.init or "PRETRAINED"
             how = f"eve finetune {finetuned[0].recipe or small + finetuned[0].name} --init {start}"
+            how = f"eve pretrain of another model, for {unfit[0]}" if unfit else how
         elif how is None:
             how = "eve pretrain, or the run that this one started from" + (f", {config.init}" if config.init else "")
         raise NoSuchCallError(

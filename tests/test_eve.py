@@ -37,7 +37,7 @@ from tiny_runs import (
 )
 
 import eve_vl
-from eve_vl.config import EncoderOnlyConfig, MaskedSignalConfig, RetrievalConfig
+from eve_vl.config import EncoderOnlyConfig, MaskedSignalConfig, RetrievalConfig, TowersModelConfig
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.loading import LoadedRun
@@ -326,6 +326,13 @@ def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from():
         _ = eve.judge
     with pytest.raises(UserError, match=r"eve pretrain, or the run that this one started from, runs/start$"):
         _ = eve.fill_mask
+
+
+def test_towers_that_never_meet_need_another_model_to_match():
+    run = run_of("contrast_alone")
+    eve = Eve(replace(run, config=replace(run.config, model=TowersModelConfig(fusion_depth=0, pixel_layer=0))))
+    with pytest.raises(UserError, match=r"match: eve pretrain of another model, for itm_weight 1\.0 needs states of pairs"):
+        _ = eve.match
 
 
 def test_help_tells_about_a_call():

@@ -16,7 +16,8 @@ from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics import vqa
 from eve_vl.model.embed import pick, resize_positions
-from eve_vl.tasks.retrieval import Index, Retrieval
+from eve_vl.tasks.gallery import Gallery, rerank_scores
+from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -138,7 +139,7 @@ def test_search_and_reranking(tiny):
     num_images, num_texts, k = len(images), len(ids), notes["k_test"]
     owners = [notes["txt2img"][str(text)] for text in range(num_texts)]
     with torch.no_grad():
-        index = Index(
+        gallery = Gallery(
             image_Id=task.image_features(images),
             text_Nd=task.text_features(ids, is_padding),
             text_T=torch.arange(num_texts),
@@ -148,17 +149,17 @@ def test_search_and_reranking(tiny):
             pixels=dict(enumerate(images)),
             relevance=metrics.Relevance.from_pairs(owners, list(range(num_texts)), num_images, num_texts),
         )
-        torch.testing.assert_close(index.image_Id @ index.caption_Td.T, tensors["sims_i2t"], rtol=0, atol=2e-5)
-        best_IK = metrics.rank_from_features(index.image_Id, index.caption_Td, k)
-        best_TK = metrics.rank_from_features(index.caption_Td, index.image_Id, k)
-        scores_IK, scores_TK = task.rerank_scores(index, best_IK, best_TK)
+        torch.testing.assert_close(gallery.image_Id @ gallery.caption_Td.T, tensors["sims_i2t"], rtol=0, atol=2e-5)
+        best_IK = metrics.rank_from_features(gallery.image_Id, gallery.caption_Td, k)
+        best_TK = metrics.rank_from_features(gallery.caption_Td, gallery.image_Id, k)
+        scores_IK, scores_TK = rerank_scores(task, gallery, best_IK, best_TK)
     for best, scores, wanted in ((best_IK, scores_IK, tensors["rerank_i2t"]), (best_TK, scores_TK, tensors["rerank_t2i"])):
         ours = torch.full_like(wanted, -100).scatter(1, best, scores)
         torch.testing.assert_close(ours, wanted, rtol=0, atol=5e-5)
-    plain = task.search(index, 0)[0]
+    plain = task.search(gallery, 0)[0]
     for ours, theirs in (("tr1", "txt_r1"), ("tr5", "txt_r5"), ("tr10", "txt_r10"), ("ir1", "img_r1"), ("ir5", "img_r5")):
         assert 100 * plain[ours] == pytest.approx(notes["metrics"]["plain"][theirs])
-    reranked = task.search(index, k)[0]
+    reranked = task.search(gallery, k)[0]
     assert 100 * reranked["tr1"] == pytest.approx(notes["metrics"]["rerank"]["txt_r1"])
     assert 100 * reranked["ir1"] == pytest.approx(notes["metrics"]["rerank"]["img_r1"])
 

@@ -31,8 +31,9 @@ from eve_vl.report.page import command_line, write_report
 from eve_vl.report.retrieval import Query, RetrievalReport, content_word
 from eve_vl.report.routing import routing_of
 from eve_vl.report.task import task_report
+from eve_vl.tasks.gallery import Gallery
 from eve_vl.tasks.nlvr2 import NLVR2
-from eve_vl.tasks.retrieval import Index, Retrieval
+from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.log import read_log, read_numbers
 from eve_vl.training import train
@@ -348,8 +349,8 @@ def test_content_word():
 def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int, pretrained: Path, tmp_path: Path, monkeypatch):
     """A matching head that is right about the first candidates alone, and wrong about all behind these."""
 
-    def scores(self: Retrieval, index: Index, *candidates: Tensor) -> list[Tensor]:
-        sides = index.relevance.texts_of_image, index.relevance.images_of_text
+    def scores(task: Retrieval, gallery: Gallery, *candidates: Tensor) -> list[Tensor]:
+        sides = gallery.relevance.texts_of_image, gallery.relevance.images_of_text
         found = []
         for order_QK, side in zip(candidates, sides, strict=True):
             matches = [set(each.tolist()) for each in side.candidate_M.tensor_split(side.start_Q1[1:-1])]
@@ -359,7 +360,7 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int,
             found.append(score_QK)
         return found
 
-    monkeypatch.setattr(Retrieval, "rerank_scores", scores)
+    monkeypatch.setattr("eve_vl.tasks.retrieval.rerank_scores", scores)
     config = finetuned(pretrained, "retrieval", tmp_path / "run", steps=4)
     page, run = Page(trained(config)), load_run(config.out)
     whole = read_config(config.out)

@@ -21,7 +21,7 @@ from eve_vl.config import ContrastMatchConfig, RetrievalConfig, TowersModelConfi
 from eve_vl.data.downstream import SearchSet
 from eve_vl.data.phantoms.rows import PhantomPairs
 from eve_vl.errors import UserError
-from eve_vl.tasks import retrieval as module
+from eve_vl.tasks import gallery
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.retrieval import Retrieval
 
@@ -131,8 +131,8 @@ def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch,
     for name in seen:
         hook = lambda _, inputs, name=name: seen.update({name: seen[name] + len(inputs[0])})  # noqa: E731
         task.get_submodule(name).register_forward_pre_hook(hook)
-    monkeypatch.setattr(module, "ONE_SIDE_AT_ONCE", 4)
-    monkeypatch.setattr(module, "MANY_PAIRS", 1)
+    monkeypatch.setattr(gallery, "ONE_SIDE_AT_ONCE", 4)
+    monkeypatch.setattr(gallery, "MANY_PAIRS", 1)
     numbers, num_texts = tiny.numbers_of(task, dataset, 5), len({*dataset.captions})
     assert seen == {"encoder.image": 9, "contrast.match_head": 9 * num_texts}
     assert f"{9 * num_texts} fusion passes: 9 pictures with each of {num_texts} texts" in capsys.readouterr().out
@@ -148,8 +148,8 @@ def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch,
 def test_false_texts_are_scored_beside_their_own_picture_alone(monkeypatch):
     task = build(alone())
     dataset = SearchSet([PhantomPairs(split="test", image_size=64, num_rows=12, seed=2)], task.config, tiny.TOKENIZER)
-    scored, match = [], Retrieval.match_scores
-    monkeypatch.setattr(Retrieval, "match_scores", lambda *args: scored.append(len(args[2])) or match(*args))
+    scored, match = [], gallery.match_scores
+    monkeypatch.setattr(gallery, "match_scores", lambda *args: scored.append(len(args[2])) or match(*args))
     numbers = tiny.numbers_of(task, dataset, 7)
     hits = []
     for place, texts in enumerate(dataset.hard):
@@ -160,14 +160,15 @@ def test_false_texts_are_scored_beside_their_own_picture_alone(monkeypatch):
     assert sum(scored) <= 4 * 12
 
 
-def test_a_gallery_of_every_pair_is_limited(monkeypatch):
-    monkeypatch.setattr(module, "GALLERY", 3)
+def test_a_gallery_of_every_pair_is_limited(monkeypatch, capsys):
+    monkeypatch.setattr("eve_vl.tasks.retrieval.MAX_GALLERY", 3)
     source = tiny.pairs(8)
     sizes = [
         len(Retrieval.eval_dataset([source], tiny_config(task=task), tiny.TOKENIZER).pictures)
         for task in (alone(), RetrievalConfig(rerank=0))
     ]
     assert sizes == [3, 8]
+    assert capsys.readouterr().out == "searched among 3 of 8 rows: without contrast each pair takes a fusion pass\n"
 
 
 # Without fine-tuning

@@ -24,9 +24,11 @@ from eve_vl.data.phantoms.rows import PhantomPairs
 from eve_vl.data.records import ImageBytes
 from eve_vl.errors import UserError
 from eve_vl.metrics.retrieval import Relevance
+from eve_vl.tasks import gallery
 from eve_vl.tasks.contrast import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
 from eve_vl.tasks.contrast_match import ContrastMatch
-from eve_vl.tasks.retrieval import Index, Retrieval
+from eve_vl.tasks.gallery import Gallery, gathered
+from eve_vl.tasks.retrieval import Retrieval
 
 
 @pytest.fixture(autouse=True)
@@ -248,15 +250,15 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
     task = retrieval(rerank=k)
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
-    index = task.index(eval_loader(dataset, batch_size=4, rank=0, world=1))
+    index = gathered(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
     scored: list[tuple[int, int]] = []
-    original = Retrieval.match_scores
+    original = gallery.match_scores
 
-    def spy(self: Retrieval, index: Any, images: Tensor, texts: Tensor) -> Tensor:
+    def spy(task: Any, found: Gallery, images: Tensor, texts: Tensor) -> Tensor:
         scored.extend(zip(images.tolist(), texts.tolist(), strict=True))
-        return original(self, index, images, texts)
+        return original(task, found, images, texts)
 
-    monkeypatch.setattr(Retrieval, "match_scores", spy)
+    monkeypatch.setattr(gallery, "match_scores", spy)
     seen = Counter()
 
     def counting(name: str) -> Any:
@@ -277,18 +279,18 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
 @torch.no_grad()
 def test_pairs_of_different_lengths_are_scored_as_alone(monkeypatch):
     """In chunks that mix lengths, so that some texts are padded."""
-    monkeypatch.setattr("eve_vl.tasks.retrieval.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("eve_vl.tasks.gallery.PAIRS_AT_ONCE", 7)
     task = retrieval()
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
-    index = task.index(eval_loader(dataset, batch_size=4, rank=0, world=1))
+    index = gathered(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
     images, texts = torch.arange(9).repeat_interleave(2), torch.randint(len(dataset.texts), (18,))
-    found = task.match_scores(index, images, texts)
+    found = gallery.match_scores(task, index, images, texts)
     for score, image, text in zip(found.tolist(), images.tolist(), texts.tolist(), strict=True):
         pixels = dataset[(0, 0, image)].image[None].float() / 127.5 - 1
         expected = match_logits(task, pixels, torch.from_numpy(dataset.ids[text])[None])[1]
         assert score == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert len(task.match_scores(index, images[:0], texts[:0])) == 0
+    assert len(gallery.match_scores(task, index, images[:0], texts[:0])) == 0
 
 
 @torch.no_grad()
@@ -300,7 +302,7 @@ def test_each_picture_and_each_text_is_encoded_once_for_the_index():
     for name in rows:
         module = getattr(task.encoder, name)
         module.register_forward_pre_hook(lambda _, inputs, name=name: rows.update({name: rows[name] + len(inputs[0])}))
-    index = task.index(eval_loader(dataset, batch_size=4, rank=0, world=1))
+    index = gathered(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
     assert rows == {"image": len(dataset.pictures), "text": len(dataset.texts)}
     assert [ids.tolist() for ids in index.ids] == [ids.tolist() for ids in dataset.ids]
     assert sorted(index.pixels) == list(range(9))
@@ -368,14 +370,14 @@ def test_people_are_told_where_the_matching_head_spoils_the_search():
 # How many candidates are worth re-ranking
 
 
-def scored_index(num: int) -> tuple[Index, Tensor]:
+def scored_index(num: int) -> tuple[Gallery, Tensor]:
     """Pictures with a caption each by chance, neither alike: contrast finds a third first; with what it makes of each pair."""
     image_Id = torch.nn.functional.normalize(torch.randn(num, 8), dim=1)
     text_Nd = torch.nn.functional.normalize(image_Id + 0.4 * torch.randn(num, 8), dim=1)
     rows = torch.arange(num)
     relevance = Relevance.from_pairs(rows, rows, num, num)
     empty = {"ids": [rows[:1]] * num, "lengths": [], "pixels": {}, "owner_I": torch.zeros(num, dtype=torch.int64)}
-    index = Index(image_Id=image_Id, text_Nd=text_Nd, text_T=rows, relevance=relevance, **empty)
+    index = Gallery(image_Id=image_Id, text_Nd=text_Nd, text_T=rows, relevance=relevance, **empty)
     return index, image_Id @ text_Nd.T
 
 
@@ -416,9 +418,7 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     make, wanted = HEADS[head]
     score = make(torch.eye(num), similarity, torch.randn(num, num))
     scored = []
-    monkeypatch.setattr(
-        Retrieval, "match_scores", lambda _, index, images, texts: scored.append(images) or score[images, texts]
-    )
+    monkeypatch.setattr(gallery, "match_scores", lambda *args: scored.append(args[2]) or score[args[2], args[3]])
     before = shares_of_queries(similarity, score, 0)
     shares = {k: shares_of_queries(similarity, score, k) for k in (16, 8, 4, 2)}
     surely = [k for k in shares if least_gain(shares[k], before) > 0]

@@ -22,7 +22,8 @@ from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
 from eve_vl.report.html import Section
 from eve_vl.report.task import Example, Measured, TaskReport, pixels_of
-from eve_vl.tasks.retrieval import Index, Retrieval, r_means_tried
+from eve_vl.tasks.gallery import Gallery, gathered, match_scores
+from eve_vl.tasks.retrieval import Retrieval, r_means_tried
 
 NUM_SEARCHED, NUM_MATCHED = 200, 50  # pictures; the latter where every pair takes a fusion pass
 NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
@@ -91,7 +92,7 @@ class RetrievalReport(TaskReport):
     def compared(self, num: int) -> list[Example]:
         """Return what texts find."""
         dataset, examples = self._searched(), []
-        for query in self._queries(self.task.index(self.batches(dataset)), dataset, by_text=True)[:num]:
+        for query in self._queries(gathered(self.task, self.batches(dataset)), dataset, by_text=True)[:num]:
             names = [f"{rank} {'✓' if right else '✗'}" for rank, right in enumerate(query.is_match, start=1)]
             made = {name: hit.pictures["picture"] for name, hit in zip(names, query.hits, strict=True)}
             text, true = query.item.text, {"true": query.truth.pictures["picture"]}
@@ -110,22 +111,22 @@ class RetrievalReport(TaskReport):
     def searches(self, dataset: SearchSet, num_each: int) -> tuple[list[Query], list[Query]]:
         """Return, for texts and for pictures, num_each queries that are right and as many that are wrong, in float32."""
         with torch.inference_mode():
-            index = self.task.index(self.batches(dataset))
-            found = (self._queries(index, dataset, by_text=by_text) for by_text in (True, False))
+            gallery = gathered(self.task, self.batches(dataset))
+            found = (self._queries(gallery, dataset, by_text=by_text) for by_text in (True, False))
             by_text, by_picture = (_right_and_wrong(queries, num_each) for queries in found)
         return by_text, [self._with_heat(query, dataset.texts) for query in by_picture]
 
-    def _queries(self, index: Index, dataset: SearchSet, *, by_text: bool) -> list[Query]:
+    def _queries(self, gallery: Gallery, dataset: SearchSet, *, by_text: bool) -> list[Query]:
         """Return NUM_QUERIES texts, or pictures, that have a match, with what they find."""
-        seen = {f"picture {row}": pixels_of(pixels) for row, pixels in sorted(index.pixels.items())}
+        seen = {f"picture {row}": pixels_of(pixels) for row, pixels in sorted(gallery.pixels.items())}
         pictures = [Example(where=where, pictures={"picture": pixels}, text="") for where, pixels in seen.items()]
-        texts = [Example(where=f"text {row}", pictures={}, text=dataset.captions[row]) for row in index.kept]
+        texts = [Example(where=f"text {row}", pictures={}, text=dataset.captions[row]) for row in gallery.kept]
         asking, others = (texts, pictures) if by_text else (pictures, texts)
-        side = index.relevance.images_of_text if by_text else index.relevance.texts_of_image
+        side = gallery.relevance.images_of_text if by_text else gallery.relevance.texts_of_image
         matches = [each.tolist() for each in side.candidate_M.tensor_split(side.start_Q1[1:-1])]
         able = [query for query, row in enumerate(matches) if row]
         queries = [able[i] for i in np.linspace(0, len(able), min(NUM_QUERIES, len(able)), endpoint=False).astype(int)]
-        order_QK = best_candidates(self.task, index, queries, self.num_reranked, by_text=by_text)
+        order_QK = best_candidates(self.task, gallery, queries, self.num_reranked, by_text=by_text)
         return [
             Query(
                 item=asking[query],
@@ -160,17 +161,17 @@ def content_word(text: str, texts: Sequence[str]) -> str:
     return min(common or words, key=lambda word: (counts[word], -len(word)), default="")
 
 
-def best_candidates(task: Retrieval, index: Index, queries: Sequence[int], num_reranked: int, *, by_text: bool) -> Tensor:
+def best_candidates(task: Retrieval, gallery: Gallery, queries: Sequence[int], num_reranked: int, *, by_text: bool) -> Tensor:
     """Return the best pictures for captions, or the best captions for pictures, int64 (Q, K): by contrast, then the first
     num_reranked of them put in order again (task.rerank_by)."""
-    query_Q, sides = torch.tensor(queries), (index.image_Id, index.caption_Td)
+    query_Q, sides = torch.tensor(queries), (gallery.image_Id, gallery.caption_Td)
     asking_d, candidate_Cd = reversed(sides) if by_text else sides
     order_QK = metrics.rank_from_features(asking_d[query_Q], candidate_Cd, max(num_reranked, NUM_HITS)).cpu()
     if num_reranked:
         first_QK = order_QK[:, :num_reranked]
         asked_QK = query_Q[:, None].expand_as(first_QK)
         image_QK, caption_QK = (first_QK, asked_QK) if by_text else (asked_QK, first_QK)
-        score_QK = task.match_scores(index, image_QK.flatten(), index.text_T[caption_QK.flatten()]).view_as(first_QK)
+        score_QK = match_scores(task, gallery, image_QK.flatten(), gallery.text_T[caption_QK.flatten()]).view_as(first_QK)
         new_QK = first_QK.gather(1, score_QK.sort(dim=1, descending=True, stable=True).indices)
         order_QK = torch.cat([new_QK, order_QK[:, num_reranked:]], dim=1)
     return order_QK

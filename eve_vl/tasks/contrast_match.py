@@ -15,7 +15,8 @@ from eve_vl.data.inputs import GivenImage
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.model.encoder import initialize
 from eve_vl.tasks.calls import Verb
-from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
+from eve_vl.tasks.contrast import Contrast, ContrastTask
+from eve_vl.tasks.contrast_calls import ContrastCalls
 from eve_vl.tasks.look import Evidence
 from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalTask
 from eve_vl.tasks.masked_signal_calls import MaskedSignalCalls

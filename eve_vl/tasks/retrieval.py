@@ -5,38 +5,35 @@ Letters: B batch, I pictures, T captions, N distinct texts, P pairs, K best cand
 L text tokens.
 """
 
-from collections import ChainMap, Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from eve_vl.config import Config, RetrievalConfig, generated
-from eve_vl.data.batch import CaptionBatch, SearchBatch, SearchPictures, SearchTexts, normalize
+from eve_vl.data.batch import CaptionBatch, SearchPictures, SearchTexts
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import SharedError, UserError
+from eve_vl.errors import UserError
 from eve_vl.metrics import certainty
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.certainty import GROUP
 from eve_vl.model.encoder import initialize
-from eve_vl.talk import counted, say, told
-from eve_vl.tasks.contrast import Contrast, ContrastCalls, ContrastTask
+from eve_vl.talk import counted, say
+from eve_vl.tasks.contrast import Contrast, ContrastTask
+from eve_vl.tasks.contrast_calls import ContrastCalls
+from eve_vl.tasks.gallery import Gallery, gathered, pair_scores, rerank_scores
 from eve_vl.tasks.task import Evaluated, PublishedHead, Sizes
 from eve_vl.tasks.verdict import Against
-from eve_vl.train.distributed import gather_objects, rank
 from eve_vl.train.trainer import StepOutput
 
-PAIRS_AT_ONCE = 256
-ONE_SIDE_AT_ONCE = 16  # pictures, and texts, of which each is matched with each
-GALLERY = 2000  # rows at most that are searched among by a fusion pass for every pair, as in M3AE
-MANY_PAIRS = 100_000  # so many take minutes on a small machine
+MAX_GALLERY = 2000  # rows at most that are searched among by a fusion pass for every pair, as in M3AE
 TRIED = "r_mean_k"
 NUM_FOLD_IMAGES = 5000  # as many pictures as the five folds of the COCO 1K protocol need
 PUBLISHED = {
@@ -63,55 +60,6 @@ def _published_settings(tensors: Mapping[str, Tensor], width: int) -> RetrievalC
     """Return the section of a checkpoint with a matching head."""
     projection_dim = len(tensors.get("itc_vision_proj_head.weight", ()))
     return RetrievalConfig(final_norm=False, projection_dim=projection_dim) if "itm_head.weight" in tensors else None
-
-
-@dataclass(kw_only=True, slots=True)
-class Index:
-    """Everything to search among, in order of index, of all processes.
-
-    Searches compare by the products of image_Id and text_Nd: of features that compare, and without contrast of each picture's
-    match logits with all texts (d = N) and unit vectors, so that these are the products.
-    """
-
-    image_Id: Tensor
-    text_Nd: Tensor
-    text_T: Tensor
-    """int64: which of the distinct texts each caption is; captions in the same words have the same features and scores."""
-    ids: list[Tensor]
-    """Token ids of each distinct text, int64 (L,), on the CPU; with model.padded_text_length its padding too."""
-    lengths: list[int]
-    """Tokens of each distinct text without padding."""
-    owner_I: Tensor
-    """Process that holds the pixels of each picture."""
-    pixels: dict[int, Tensor]
-    """uint8 pictures that this process holds."""
-    relevance: metrics.Relevance
-    names: list[str] = field(default_factory=list)
-    """Of the row of each picture."""
-    labels: list[tuple[str, ...]] = field(default_factory=list)
-    """Classes of each picture."""
-    hard: list[tuple[int, ...]] = field(default_factory=list)
-    """Of each picture that comes with false captions: its own text and theirs."""
-    kept: list[int] = field(default_factory=list)
-    """Number of each caption in the set: those that are true of no picture that could be used are left out."""
-    num_left_out: int = 0
-    """How many these are."""
-
-    @property
-    def caption_Td(self) -> Tensor:
-        """Features of each caption."""
-        return self.text_Nd[self.text_T.to(self.text_Nd.device)]
-
-    def part(self, images: Tensor, captions: Tensor, relevance: metrics.Relevance) -> "Index":
-        """Return some pictures and captions, renumbered from 0."""
-        return replace(
-            self,
-            image_Id=self.image_Id[images.to(self.image_Id.device)],
-            text_T=self.text_T[captions],
-            owner_I=self.owner_I[images],
-            pixels={new: self.pixels[old] for new, old in enumerate(images.tolist()) if old in self.pixels},
-            relevance=relevance,
-        )
 
 
 class Retrieval(ContrastTask[RetrievalConfig]):
@@ -154,9 +102,11 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     @classmethod
     def eval_dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> SearchSet:
-        """Return the pictures and texts to search among; of at most GALLERY rows where every pair takes a fusion pass."""
+        """Return the pictures and texts to search among; of at most MAX_GALLERY rows where every pair takes a fusion pass."""
         if not cast(RetrievalConfig, config.task).itc_weight:
-            config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, GALLERY)))
+            if (num := min(sum(map(len, sources)), config.data.val_samples)) > MAX_GALLERY:
+                say(f"searched among {MAX_GALLERY:,} of {num:,} rows: without contrast each pair takes a fusion pass")
+            config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, MAX_GALLERY)))
         return SearchSet(sources, config, tokenizer)
 
     def check_flags(self, flags: Mapping[str, Any], dataset: SearchSet) -> None:
@@ -179,55 +129,55 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     @torch.no_grad()
     def _evaluated(self, loader: Iterable[SearchPictures | SearchTexts], *, chooses: bool) -> Evaluated:
-        index = self.index(loader)
-        numbers, ranks = self.search(index, self.settings.rerank, chooses=chooses)
-        rel, k = index.relevance, int(numbers.get("rerank_k", 0))
-        if len(index.image_Id) >= NUM_FOLD_IMAGES:
-            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.search(index.part(images, texts, fold), k)[0])
+        gallery = gathered(self, loader)
+        numbers, ranks = self.search(gallery, self.settings.rerank, chooses=chooses)
+        rel, k = gallery.relevance, int(numbers.get("rerank_k", 0))
+        if len(gallery.image_Id) >= NUM_FOLD_IMAGES:
+            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.search(gallery.part(images, texts, fold), k)[0])
             numbers |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith(("num", "rerank"))}
         num_pairs = len(rel.texts_of_image.candidate_M)
         counts = {
-            "num_images": len(index.image_Id),
-            "num_texts": len(index.text_T),
-            "texts_per_image": num_pairs / len(index.image_Id),
-            "images_per_text": num_pairs / len(index.text_T),
-            "tr1_chance": num_pairs / len(index.text_T) / int(rel.texts_of_image.has_any_Q.sum()),
-            "ir1_chance": num_pairs / len(index.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
-        } | ({"num_captions_skipped": index.num_left_out} if index.num_left_out else {})
-        numbers |= counts | self.merged(index) | self.precisions(index) | self.hard(index, k)
-        return Evaluated(numbers=numbers, row_scores=first_hits(index.names, rel, *ranks))
+            "num_images": len(gallery.image_Id),
+            "num_texts": len(gallery.text_T),
+            "texts_per_image": num_pairs / len(gallery.image_Id),
+            "images_per_text": num_pairs / len(gallery.text_T),
+            "tr1_chance": num_pairs / len(gallery.text_T) / int(rel.texts_of_image.has_any_Q.sum()),
+            "ir1_chance": num_pairs / len(gallery.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
+        } | ({"num_captions_skipped": gallery.num_left_out} if gallery.num_left_out else {})
+        numbers |= counts | self.merged(gallery) | self.precisions(gallery) | self.hard(gallery, k)
+        return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks))
 
-    def merged(self, index: Index) -> dict[str, float]:
+    def merged(self, gallery: Gallery) -> dict[str, float]:
         """Return recalls by contrast alone, or by matching alone, if captions in the same words are one, true of every picture
         that has it, as `…_merged`; empty if no two are in the same words."""
-        texts, text_T = index.text_T.unique(return_inverse=True)
+        texts, text_T = gallery.text_T.unique(return_inverse=True)
         if len(texts) == len(text_T):
             return {}
-        image_P, caption_P = index.relevance.texts_of_image.rows(0, len(index.image_Id))
-        rel = metrics.Relevance.from_pairs(image_P, text_T[caption_P], len(index.image_Id), len(texts))
-        text_Nd = index.text_Nd[texts.to(index.text_Nd.device)]
-        ranks_I = metrics.best_ranks(index.image_Id, text_Nd, rel.texts_of_image)
-        ranks_T = metrics.best_ranks(text_Nd, index.image_Id, rel.images_of_text)
+        image_P, caption_P = gallery.relevance.texts_of_image.rows(0, len(gallery.image_Id))
+        rel = metrics.Relevance.from_pairs(image_P, text_T[caption_P], len(gallery.image_Id), len(texts))
+        text_Nd = gallery.text_Nd[texts.to(gallery.text_Nd.device)]
+        ranks_I = metrics.best_ranks(gallery.image_Id, text_Nd, rel.texts_of_image)
+        ranks_T = metrics.best_ranks(text_Nd, gallery.image_Id, rel.images_of_text)
         found = metrics.summary(ranks_I, ranks_T, rel.image_T)
         return {f"{name}_merged": value for name, value in found.items() if not name.startswith(("num", "rsum"))}
 
-    def precisions(self, index: Index) -> dict[str, float]:
+    def precisions(self, gallery: Gallery) -> dict[str, float]:
         """Return the share of the first hits by contrast alone, or by matching alone, that have a class of the query,
         precision_tr1 … precision_ir10, beside that of random order; empty if pictures have no classes. No recall: a hit need
         not be the query's own."""
-        column = {name: number for number, name in enumerate(sorted({name for given in index.labels for name in given}))}
-        label_IL = torch.zeros(len(index.labels), len(column), dtype=torch.bool)
-        for image, given in enumerate(index.labels):
+        column = {name: number for number, name in enumerate(sorted({name for given in gallery.labels for name in given}))}
+        label_IL = torch.zeros(len(gallery.labels), len(column), dtype=torch.bool)
+        for image, given in enumerate(gallery.labels):
             label_IL[image, [column[name] for name in given]] = True
         numbers: dict[str, float] = {}
         if not column:
             return numbers
-        image_P, caption_P = index.relevance.texts_of_image.rows(0, len(index.image_Id))
-        label_TL = torch.zeros(len(index.text_T), len(column)).index_add(0, caption_P, label_IL[image_P].float()) > 0
-        images, captions = (index.image_Id, label_IL), (index.caption_Td, label_TL)
+        image_P, caption_P = gallery.relevance.texts_of_image.rows(0, len(gallery.image_Id))
+        label_TL = torch.zeros(len(gallery.text_T), len(column)).index_add(0, caption_P, label_IL[image_P].float()) > 0
+        images, captions = (gallery.image_Id, label_IL), (gallery.caption_Td, label_TL)
         for way, (query_QD, query_QL), (other_CD, other_CL) in (("tr", images, captions), ("ir", captions, images)):
             found_QK, chance_Q = metrics.precisions(query_QD, other_CD, query_QL, other_CL)
-            asked_Q, groups = query_QL.any(1), torch.arange(len(query_QD)) if way == "tr" else index.relevance.image_T
+            asked_Q, groups = query_QL.any(1), torch.arange(len(query_QD)) if way == "tr" else gallery.relevance.image_T
             for k, found_Q in zip(metrics.PRECISIONS, found_QK[asked_Q].T.numpy(), strict=True):
                 found = certainty.mean(found_Q, groups[asked_Q].tolist(), is_share=True)
                 gain_Q = (found_Q - chance_Q[asked_Q].numpy()) / len(found_Q)
@@ -236,20 +186,20 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             numbers[f"precision_{way}_chance"] = float(chance_Q[asked_Q].mean())
         return numbers
 
-    def hard(self, index: Index, num_reranked: int) -> dict[str, float]:
+    def hard(self, gallery: Gallery, num_reranked: int) -> dict[str, float]:
         """Return how often a picture's own text is the first among it and false ones that are hard to tell from it, tr1_hard,
         by what a search orders by; empty if there are none."""
         same: dict[tuple[int, ...], int] = {}  # texts that are cut to the same tokens tie, whatever their rounding
-        first = [same.setdefault(tuple(ids.tolist()), text) for text, ids in enumerate(index.ids)]
-        pair_P = torch.tensor([(image, first[text]) for image, texts in enumerate(index.hard) for text in texts]).view(-1, 2)
+        first = [same.setdefault(tuple(ids.tolist()), text) for text, ids in enumerate(gallery.ids)]
+        pair_P = torch.tensor([(image, first[text]) for image, texts in enumerate(gallery.hard) for text in texts]).view(-1, 2)
         if not len(pair_P):
             return {}
         if num_reranked or not self.is_comparable:
-            (score_P,) = self.pair_scores_of(index, pair_P[:, 0] * len(index.ids) + pair_P[:, 1])
+            (score_P,) = pair_scores(self, gallery, pair_P[:, 0] * len(gallery.ids) + pair_P[:, 1])
         else:
-            score_P = (index.image_Id.cpu()[pair_P[:, 0]] * index.text_Nd.cpu()[pair_P[:, 1]]).sum(1)
+            score_P = (gallery.image_Id.cpu()[pair_P[:, 0]] * gallery.text_Nd.cpu()[pair_P[:, 1]]).sum(1)
         right, chance = [], []
-        for own, *others in (each.tolist() for each in score_P.split([len(texts) for texts in index.hard if texts])):
+        for own, *others in (each.tolist() for each in score_P.split([len(texts) for texts in gallery.hard if texts])):
             right.append(float(own >= max(others)) / (1 + others.count(own)))
             chance.append(1 / (1 + len(others)))
         return {"tr1_hard": certainty.mean(right, is_share=True), "tr1_hard_chance": float(np.mean(chance))}
@@ -280,7 +230,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return remarks
 
     def search(
-        self, index: Index, most: int, *, chooses: bool = False
+        self, gallery: Gallery, most: int, *, chooses: bool = False
     ) -> tuple[dict[str, float], tuple[metrics.Ranks, metrics.Ranks]]:
         """Return tr1 … rsum after the best candidates of each query are re-ranked, with a matching head also `…_itc_only`, of
         the contrast alone, and `rerank_k`, how many are re-ranked; and the ranks of pictures' captions (I,) and of captions'
@@ -290,7 +240,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         (`r_mean_k…` of all) and are above contrast alone by more than chance, which the 95 % interval of the difference query
         by query says, else none.
         """
-        images, captions, rel = index.image_Id, index.caption_Td, index.relevance
+        images, captions, rel = gallery.image_Id, gallery.caption_Td, gallery.relevance
         ways = (images, captions, rel.texts_of_image), (captions, images, rel.images_of_text)
         alone = metrics.best_ranks(*ways[0]), metrics.best_ranks(*ways[1])
         by_contrast = metrics.summary(*alone, rel.image_T)
@@ -299,7 +249,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         found = {0: (by_contrast, alone)}
         if most:
             best = [metrics.top_candidates(queries, candidates, most) for queries, candidates, _ in ways]
-            scores = self.rerank_scores(index, best[0][0].cpu(), best[1][0].cpu())
+            scores = rerank_scores(self, gallery, best[0][0].cpu(), best[1][0].cpu())
             for k in halves(most) if chooses else [most]:
                 both = [
                     metrics.reranked_ranks(order[:, :k], first[:, :k], score[:, :k], ways[way][2], alone[way])
@@ -313,131 +263,6 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         tried = {f"{TRIED}{k}": r_mean[k] for k in r_mean if k and chooses}
         numbers, ranks = found[most]
         return numbers | itc_only | {"rerank_k": most} | tried, ranks
-
-    def index(self, loader: Iterable[SearchPictures | SearchTexts]) -> Index:
-        """Compute each picture's and each text's features once, without contrast the match logit of each pair instead, and
-        gather them from all processes. Captions that are true of no picture that could be used are left out. Raises UserError
-        if nothing is left."""
-        images: dict[int, tuple[Tensor, tuple[int, ...], int, str, tuple[str, ...], tuple[int, ...]]] = {}
-        texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
-        pixels: dict[int, Tensor] = {}
-        for batch in loader:
-            if isinstance(batch, SearchPictures):
-                features = self._features(batch, self.image_features, batch.images_BCHW)
-                for row, index in enumerate(batch.index_B.tolist()):
-                    # a view brings its batch
-                    said = batch.names[row], batch.labels[row], batch.hard[row]
-                    images[index] = features[row].clone(), batch.captions[row], rank(), *said
-                    pixels[index] = batch.images_BCHW[row]
-            else:
-                features = self._features(batch, self.text_features, batch.ids_BT, batch.is_padding_BT)
-                ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
-                for row, index in enumerate(batch.index_B.tolist()):
-                    length = int((~is_padding[row]).sum())
-                    kept = ids[row, : self.config.input.padded_text_length or length].clone()
-                    texts[index] = features[row].clone(), batch.captions[row], kept, length
-        images, texts = (dict(ChainMap(*gather_objects(part))) for part in (images, texts))
-        order = sorted(images)  # one that cannot be used may be missing
-        all_images, all_texts = [images[index] for index in order], [texts[index] for index in sorted(texts)]
-        text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
-        matches = [(image, caption) for image, (_, captions, *_) in enumerate(all_images) for caption in captions]
-        if not matches:
-            how = "repair such rows or name other data (eve data check lists what is wrong)"
-            raise SharedError(f"none of the pictures to search among can be used; {how}")
-        kept, caption_P = torch.tensor([caption for _, caption in matches]).unique(return_inverse=True)
-        text_T = torch.tensor([text_of[caption] for caption in kept.tolist()])
-        device = next(self.parameters()).device
-        index = Index(
-            image_Id=torch.stack([features for features, *_ in all_images]).to(device),
-            text_Nd=torch.stack([features for features, *_ in all_texts]).to(device),
-            text_T=text_T,
-            ids=[ids for _, _, ids, _ in all_texts],
-            lengths=[length for *_, length in all_texts],
-            owner_I=torch.tensor([owner for _, _, owner, *_ in all_images]),
-            pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
-            relevance=metrics.Relevance.from_pairs([image for image, _ in matches], caption_P, len(all_images), len(text_T)),
-            names=[name for *_, name, _, _ in all_images],
-            labels=[labels for *_, labels, _ in all_images],
-            hard=[hard for *_, hard in all_images],
-            kept=kept.tolist(),
-            num_left_out=len(text_of) - len(text_T),
-        )
-        if self.is_comparable:
-            return index
-        every = torch.eye(len(index.ids), device=device)
-        return replace(index, image_Id=self.every_score(index).to(device), text_Nd=every)
-
-    def _features(self, batch: SearchBatch, compute: Callable[..., Tensor], *given: Tensor) -> Tensor:
-        """Return features on the CPU, of no width if they are of no use."""
-        return compute(*given).cpu() if self.is_comparable else torch.empty(len(batch.index_B), 0)
-
-    def every_score(self, index: Index) -> Tensor:
-        """Return the match logit of each picture with each distinct text that is searched among, float32 (I, N) on the CPU, of
-        others 0. Each process computes those of its own pictures; a picture goes through its tower once."""
-        own_I, searched_N = (index.owner_I == rank()).nonzero()[:, 0], index.text_T.unique()
-        num_texts, device = len(searched_N), next(self.parameters()).device
-        num_pairs = len(index.owner_I) * num_texts
-        if num_pairs >= MANY_PAIRS:
-            fewer = "fewer: --samples, or data.val_samples in training"
-            say(f"{num_pairs:,} fusion passes: {len(index.owner_I):,} pictures with each of {num_texts:,} texts ({fewer})")
-        score_IN = torch.zeros(len(own_I), len(index.ids))
-        by_length_N = searched_N[torch.tensor(index.lengths)[searched_N].argsort(stable=True)]
-        chunks = own_I.split(ONE_SIDE_AT_ONCE) if len(own_I) else ()
-        what = f"{ONE_SIDE_AT_ONCE} pictures with {num_texts:,} texts"
-        for number, images in enumerate(told(chunks, what, len(chunks))):
-            image = self.encoder.image(normalize(torch.stack([index.pixels[image] for image in images.tolist()])))
-            rows = torch.arange(len(images))[:, None] + number * ONE_SIDE_AT_ONCE
-            for texts in by_length_N.split(ONE_SIDE_AT_ONCE):
-                score_IN[rows, texts] = self.match_each(image, *self._padded(index, texts, device))[:, :, 1].float().cpu()
-        parts = gather_objects((own_I, score_IN))
-        return torch.cat([scores for _, scores in parts])[torch.cat([images for images, _ in parts]).argsort()]
-
-    def _padded(self, index: Index, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Return the ids of some texts (N, L), and which are padding, None if none are."""
-        ids_NL = pad_sequence([index.ids[text] for text in texts.tolist()], batch_first=True)
-        is_padding_NL = torch.arange(ids_NL.shape[1]) >= torch.tensor(index.lengths)[texts, None]
-        return ids_NL.to(device), is_padding_NL.to(device) if is_padding_NL.any() else None
-
-    def rerank_scores(self, index: Index, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the matching head's logits of each picture's captions (I, K) and of each caption's pictures (T, K)."""
-        num_texts = len(index.ids)
-        pairs_IK = torch.arange(len(captions_IK))[:, None] * num_texts + index.text_T[captions_IK]
-        score_IK, score_TK = self.pair_scores_of(index, pairs_IK, images_TK * num_texts + index.text_T[:, None])
-        return score_IK, score_TK
-
-    def pair_scores_of(self, index: Index, *pairs: Tensor) -> list[Tensor]:
-        """Return the scores of pairs, each the number of a picture times the number of texts plus that of a text, in the same
-        shapes.
-
-        A pair of picture and text is scored once, however often it is among them; each process scores the pairs of its own
-        pictures.
-        """
-        num_texts = len(index.ids)
-        pair_P = torch.cat([each.flatten() for each in pairs]).unique()
-        own_P = pair_P[index.owner_I[pair_P // num_texts] == rank()]
-        parts = gather_objects((own_P, self.match_scores(index, own_P // num_texts, own_P % num_texts)))
-        all_P, order_P = torch.cat([pairs for pairs, _ in parts]).sort()
-        score_P = torch.cat([scores for _, scores in parts])[order_P]
-        return [score_P[torch.searchsorted(all_P, each)] for each in pairs]
-
-    def match_scores(self, index: Index, image_P: Tensor, text_P: Tensor) -> Tensor:
-        """Return what each pair of picture and distinct text is ordered by (task.rerank_by), float32 (P,) on the CPU; pairs of
-        equally long texts go together."""
-        device = index.image_Id.device
-        length_P = torch.tensor(index.lengths)[text_P]
-        score_P = torch.empty(len(image_P))
-        if not len(image_P):  # splitting nothing gives one empty part
-            return score_P
-        for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE):
-            images, texts = image_P[chosen], text_P[chosen]
-            similarity_B = (index.image_Id[images.to(device)] * index.text_Nd[texts.to(device)]).sum(1)
-            # what is in several pairs is embedded once: of towers that is most of the work
-            (images, image_B), (texts, text_B) = (rows.unique(return_inverse=True) for rows in (images, texts))
-            pixels = torch.stack([index.pixels[image] for image in images.tolist()])
-            ids_BL, padding = self._padded(index, texts, device)
-            pairs = image_B.to(device), text_B.to(device)
-            score_P[chosen] = self.pair_scores(pixels, ids_BL, padding, similarity_B, pairs).cpu()
-        return score_P
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Return `image_embeds` (I, d), `text_embeds` (C, d) and, of both, with contrast `logits_per_image` (I, C), similarity
