@@ -19,6 +19,7 @@ from two_processes import (
     contrast_of_features,
     evaluation,
     gradients_of_a_step,
+    mlim_step,
     neighbours_step,
     running_mean_at_validation,
 )
@@ -72,12 +73,12 @@ def test_contrast_of_two_processes_is_that_of_the_whole_batch(found):
     torch.testing.assert_close(contrast_of_features(), expected, rtol=1e-5, atol=1e-6)  # one process, no group
 
 
-@pytest.mark.parametrize(("step", "prefix"), [(gradients_of_a_step, "step."), (neighbours_step, "neighbours.")])
-def test_a_step_of_two_processes_has_the_gradients_of_one(step, prefix, found):
+@pytest.mark.parametrize("step", [gradients_of_a_step, neighbours_step, mlim_step])
+def test_a_step_of_two_processes_has_the_gradients_of_one(step, found):
     """With the same global negatives: others would have other gradients."""
     expected = step()
     for tensors, _ in found:
-        gradients = part(tensors, prefix)
+        gradients = part(tensors, f"{step.__name__}.")
         assert gradients.keys() == expected.keys()
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
@@ -93,7 +94,7 @@ def test_two_processes_judge_by_the_running_averages_of_all_rows(found, tmp_path
 
 def test_evaluation_of_two_processes_counts_everything_once(found):
     expected = evaluation()
-    assert set(expected) == {*EVALUATED, "masked_signal", "one picture"}
+    assert set(expected) == {*EVALUATED, "masked_signal", "pair", "one picture"}
     for _, numbers in found:
         for name, values in expected.items():
             assert numbers[name] == pytest.approx(values, rel=1e-6, abs=1e-9), name

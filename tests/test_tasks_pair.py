@@ -98,7 +98,7 @@ def items(count: int) -> ListSource[ItemPair]:
         ItemPair(
             left=noise(row, 0),
             right=noise(row, 1),
-            captions=(f"{CAPTIONS[row % 6]} {row}", CAPTIONS[(row + 1) % 6]),
+            captions=(f"{row} {CAPTIONS[row % 6]}", CAPTIONS[(row + 1) % 6]),  # some are cut at twelve tokens
             label=None if row % 7 == 6 else row % 3 == 0,
             where=f"items:{row}",
         )

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from test_tasks_mlim import build as build_mlim
+from test_tasks_mlim import config_of as mlim_config
+from test_tasks_mlim import rows_of as mlim_rows
+from test_tasks_pair import items
 from tiny_tasks import TOKENIZER, build, config_of, eval_set, numbers_of, searchable, train_set
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from twins import ListSource, pairs, tiny_config
 
 from eve_vl import objectives
-from eve_vl.config import ContrastMatchConfig
+from eve_vl.config import ContrastMatchConfig, PairConfig
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader
@@ -92,6 +96,15 @@ def neighbours_step() -> dict[str, Tensor]:
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
 
 
+def mlim_step() -> dict[str, Tensor]:
+    """Gradients of MLIM's pre-training, whose rows show pictures, texts or both, not as many of each in every process."""
+    task, rows = build_mlim(mlim_config()), mlim_rows(mlim_config())
+    model = DistributedDataParallel(task) if distributed.world_size() > 1 else task
+    (batch,) = task.before_step([rows.collate([rows[0, 0, row] for row in share(torch.arange(14)).tolist()])])
+    model(batch).loss.backward()
+    return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
+
+
 def running_mean_at_validation(folder: Path) -> Tensor:
     """What a head that standardises has seen after one step of all rows, when it is validated."""
     config = config_of("nlvr2_compare", train={"steps": 1, "batch_size": NUM_ROWS, "val_every": 1, "device": "cpu"})
@@ -116,6 +129,8 @@ def evaluation() -> dict[str, dict[str, float]]:
     for name in EVALUATED:
         task = build(config_of(name))
         found[name] = numbers_of(task, eval_set(task.config), 5, rank=rank, world=world)
+    task = build(tiny_config(task=PairConfig()))
+    found["pair"] = numbers_of(task, type(task).eval_dataset([items(23)], task.config, TOKENIZER), 5, rank=rank, world=world)
     task = build(config_of("retrieval"))
     assert isinstance(task, Retrieval)
     one = SearchSet([ListSource([searchable()[0]])], task.config, TOKENIZER)
@@ -135,8 +150,8 @@ def main(folder: Path) -> None:
     distributed.setup(torch.device("cpu"))
     rank = distributed.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
-    tensors |= {f"step.{name}": value for name, value in gradients_of_a_step().items()}
-    tensors |= {f"neighbours.{name}": value for name, value in neighbours_step().items()}
+    for step in (gradients_of_a_step, neighbours_step, mlim_step):
+        tensors |= {f"{step.__name__}.{name}": value for name, value in step().items()}
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(evaluation()))
