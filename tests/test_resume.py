@@ -9,7 +9,9 @@ import sys
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -17,14 +19,15 @@ from eve_vl.loading import read_config
 from eve_vl.train.checkpoint import read_best
 from eve_vl.train.log import TIMING, read_log
 from eve_vl.train.optim import learning_rate
+from eve_vl.train.trainer import Trainer
 
 FLAGS = ("--train.steps", "10", "--train.save-every", "5", "--train.val-every", "5", "--train.log-every", "1")
 NOISE = ("--model.dropout", "0.1", "--model.drop-path", "0.2", "--data.flip", "--train.accumulation", "2")
 
 
-def assert_same_run(one: Path, two: Path) -> None:
+def assert_same_run(one: Path, two: Path, step: int = 10) -> None:
     for name in ("model", "optimizer", "rng_0"):
-        a, b = (load_file(run / f"checkpoints/step_00000010/{name}.safetensors") for run in (one, two))
+        a, b = (load_file(run / f"checkpoints/step_{step:08}/{name}.safetensors") for run in (one, two))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a if a[key].isfinite().all()), name
     logs = [[row for row in read_log(run) if "→" not in row.get("text", "")] for run in (one, two)]  # but for changed flags
@@ -55,6 +58,33 @@ def test_killed_run_goes_on_bit_for_bit(eve, eve_process, tmp_path: Path):
     done = eve("pretrain", "tiny", "--out", "killed", *FLAGS, *NOISE, *MUON, "--resume", "--data.num-workers", "1")
     assert done.returncode == 0, done.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+FEW = (
+    *("--train.steps", 4, "--train.save-every", 2, "--train.val-every", 4, "--train.log-every", 1, "--train.batch-size", 8),
+    *("--data.val-samples", 8, "--data.num-workers", 0, "--train.accumulation", 2),
+    *("--train.threads", 1),  # that two pay is measured by steps
+)
+
+
+@pytest.mark.parametrize("name", ["vlmo_tiny", "mlim_tiny", "m3ae_tiny", "medflip_tiny"])
+def test_each_neighbour_goes_on_bit_for_bit(name, eve, pretrained, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("eve_vl.report.page.write_report", str)  # it takes longer than the steps
+    words = ("pretrain", name, "--tokenizer.path", pretrained / "tokenizer.json", *FEW)
+    assert eve(*words, "--out", "whole").returncode == 0
+    train_step = Trainer.train_step
+
+    def dying(trainer: Trainer, *args: Any) -> Any:
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return train_step(trainer, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "train_step", dying)
+        assert eve(*words, "--out", "killed").returncode != 0
+    done = eve(*words, "--out", "killed", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed", step=4)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(eve, eve_process, tmp_path: Path):
