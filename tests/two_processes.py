@@ -100,7 +100,7 @@ def mlim_step() -> dict[str, Tensor]:
     """Gradients of MLIM's pre-training, whose rows show pictures, texts or both, not as many of each in every process."""
     task, rows = build_mlim(mlim_config()), mlim_rows(mlim_config())
     model = DistributedDataParallel(task) if distributed.world_size() > 1 else task
-    (batch,) = task.before_step([rows.collate([rows[0, 0, row] for row in share(torch.arange(14)).tolist()])])
+    batch = rows.collate([rows[0, 0, row] for row in share(torch.arange(14)).tolist()])
     model(batch).loss.backward()
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
 
