@@ -7,7 +7,7 @@ from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs
-from eve_vl.cli.search import IndexArgs, SearchArgs
+from eve_vl.cli.search import IndexArgs, SearchArgs, TryArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
 from eve_vl.cli.use import EncodeArgs, call_verbs
 from eve_vl.config import TaskConfig, kinds_of
@@ -61,6 +61,7 @@ REST = """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
+    TryArgs: "--out",
     IndexArgs: f"{SOURCE} --run --out --drop --device --batch-size",
     SearchArgs: "--image --caption --without --top --rerank --folder --where --run --device --json --html",
     WriteArgs: "--rows --broken --seed",
@@ -105,7 +106,7 @@ TRAINING = {
 
 def test_verbs():
     assert list(VERBS) == [
-        *("demo", "pretrain", "finetune", "evaluate"),
+        *("try", "demo", "pretrain", "finetune", "evaluate"),
         *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "encode"),
         *("index", "search"),
         *("data check", "data write", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
