@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from example_builds import load_example
 from PIL import Image
+from pyarrow import parquet
 from test_bad_input import complaint
 
 from eve_vl import builtin
@@ -109,6 +112,28 @@ def test_it_is_a_start_for_other_runs(run):
     assert not new
     assert "positions resized from 16 to 36 patches" in note
     assert torch.equal(*(dict(each.named_parameters())["encoder.image.cls"] for each in (task, run.task)))
+
+
+def test_it_was_shipped_by_the_script(tmp_path):
+    """Shipped anew from itself and its icons, it is the same."""
+    ship = load_example("icons", "ship")
+    (tmp_path / "icons").mkdir()
+    (tmp_path / "icons" / "README.md").write_text("stays")
+    ship.ship_run(Path("builtin:icons"), tmp_path / "icons")
+    for path in ICONS.glob("best/*"):
+        assert (tmp_path / "icons" / "best" / path.name).read_bytes() == path.read_bytes()
+    assert (tmp_path / "icons" / "metrics.json").read_text() == (ICONS / "metrics.json").read_text()
+    assert (tmp_path / "icons" / "README.md").read_text() == "stays"
+    (tmp_path / "lucide.LICENSE").write_bytes((builtin.FOLDER / "lucide.LICENSE").read_bytes())
+    with zipfile.ZipFile(builtin.ICONS) as archive:
+        shipped = {name: archive.read(name) for name in archive.namelist()}
+    rows = [json.loads(line) for line in shipped["pairs.jsonl"].splitlines()]
+    rows = [row | {"image": shipped[row["image"]]} for row in rows]
+    table = pyarrow.Table.from_pylist([*reversed(rows), rows[0] | {"caption": "other", "set": "tabler"}])
+    parquet.write_table(table, tmp_path / "test_sets.parquet")
+    ship.ship_icons(tmp_path / "test_sets.parquet", tmp_path / "lucide.zip")
+    with zipfile.ZipFile(tmp_path / "lucide.zip") as archive:
+        assert shipped == {name: archive.read(name) for name in archive.namelist()}
 
 
 def test_names_that_there_are_not(eve):
