@@ -120,9 +120,8 @@ def test_it_was_shipped_by_the_script(tmp_path):
     (tmp_path / "icons").mkdir()
     (tmp_path / "icons" / "README.md").write_text("stays")
     ship.ship_run(Path("builtin:icons"), tmp_path / "icons")
-    for path in ICONS.glob("best/*"):
-        assert (tmp_path / "icons" / "best" / path.name).read_bytes() == path.read_bytes()
-    assert (tmp_path / "icons" / "metrics.json").read_text() == (ICONS / "metrics.json").read_text()
+    for path in (ICONS / "config.json", ICONS / "metrics.json", *ICONS.glob("best/*")):
+        assert (tmp_path / path.relative_to(builtin.FOLDER)).read_bytes() == path.read_bytes()
     assert (tmp_path / "icons" / "README.md").read_text() == "stays"
     (tmp_path / "lucide.LICENSE").write_bytes((builtin.FOLDER / "lucide.LICENSE").read_bytes())
     with zipfile.ZipFile(builtin.ICONS) as archive:

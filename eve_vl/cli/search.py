@@ -83,7 +83,7 @@ def run_try(args: TryArgs) -> None:
 
     out = expand_user(args.out)
     folder, icons = out / "index", builtin.unpack_icons(out / "icons")
-    eve = _load(folder, Path(ICON_RUN), "auto")
+    eve = load_encoder(folder, Path(ICON_RUN), "auto")
     sources = [absolute(source) for source in (icons, *args.sources)]
     known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
     _say_index(folder, eve.index(sources, folder, drop=[source for source in known if source not in sources]))
@@ -96,7 +96,7 @@ def run_index(args: IndexArgs) -> None:
     """Make an index of pictures to search in, or bring it up to date: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
-    eve = _load(args.out, args.run, args.device)
+    eve = load_encoder(args.out, args.run, args.device)
     index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
     _say_index(args.out, index)
     if not eve.task.is_comparable:
@@ -124,7 +124,7 @@ def run_search(args: SearchArgs) -> None:
         raise UserError(f"--where: {wrong[0]!r} was given, expected COLUMN=VALUE")
     from eve_vl.search.index import Index
 
-    index = Index.open(args.index, _load(args.index, args.run, args.device))
+    index = Index.open(args.index, load_encoder(args.index, args.run, args.device))
     options: dict[str, Any] = {"image": args.image, "without": args.without, "captions": args.caption, "top": args.top}
     where = {name: value for name, _, value in pairs}
     hits = index.search(args.words, **options, rerank=args.rerank, folder=args.folder, where=where)
@@ -141,7 +141,7 @@ def run_search(args: SearchArgs) -> None:
         say(f"page: {write_results(args.html, title, index, hits)}")
 
 
-def _load(folder: Path, run: Path | None, device: str) -> Any:
+def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
     """Return an `Eve` of the run that is named, or else that an index was made by. Raises UserError."""
     from eve_vl.eve import Eve
     from eve_vl.search.store import DATABASE, Store

@@ -46,6 +46,7 @@ def ship_run(run: Path, out: Path) -> None:
     texts = {"config.json": config_to_json(config), "tokenizer.json": read_text(folder / "tokenizer.json")}
     numbers = from_json(state["numbers"])
     best = checkpoint.save_best(out, step=state["step"], model=weights, texts=texts, numbers=numbers)
+    write_file(out / "config.json", texts["config.json"])
     write_file(out / "metrics.json", json.dumps(state["numbers"], indent=1) + "\n")
     say(f"{out}: step {state['step']:,}, {sum(path.stat().st_size for path in best.iterdir()):,} bytes")
 
