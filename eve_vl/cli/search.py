@@ -88,7 +88,7 @@ def run_try(args: TryArgs) -> None:
     known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
     _say_index(folder, eve.index(sources, folder, drop=[source for source in known if source not in sources]))
     if args.sources:
-        say(f"note: {ICON_RUN} knows icons, of photographs next to nothing; for these train a run of your own")
+        say(f"note: {ICON_RUN} has learnt from icons alone; for photographs train a run of your own")
     say(f'to search: eve search {folder} "arrow left" --html found.html')
 
 
