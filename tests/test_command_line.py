@@ -96,6 +96,7 @@ CALLS = {
     "compare": "--device --json",
     "classify": "--device --json --text --top",
     "look": "--device --json --right --word --answer --block --out",
+    "route": "--device --json --out",
 }
 TRAINING = {
     **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival", "mlim_tiny", "m3ae_tiny", "medflip_tiny")},
@@ -106,7 +107,8 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("demo", "pretrain", "finetune", "evaluate"),
-        *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "encode"),
+        *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "route"),
+        "encode",
         *("index", "search"),
         *("data check", "data write", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
     ]
@@ -131,7 +133,7 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
     assert list(call_verbs()) == list(CALLS)
     for kind in kinds_of(TaskConfig).values():
         verbs = task_class(kind).calls.verbs
-        assert set(kind.calls) | {"look"} == set(verbs)
+        assert set(kind.calls) | {"look", "route"} == set(verbs)
         for call, verb in verbs.items():
             assert list(flags_of(with_own(DeviceArgs, verb.flags))) == CALLS[call.replace("_", "-")].split(), call
 
