@@ -17,7 +17,7 @@ from torch import Tensor
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import load_file
 from eve_vl.config.tasks import ANY
-from eve_vl.data.inputs import Images, chunked
+from eve_vl.data.inputs import Images, Texts, chunked
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.loading import LoadedRun, load_run
 from eve_vl.search.index import Index
@@ -101,9 +101,7 @@ class Eve:
         compute = lambda pixels: self.task.image_features(torch.stack(pixels).to(device))  # noqa: E731
         return self._features("image", images, compute, batch_size, progress, DataConfig(**reading))
 
-    def encode_text(
-        self, texts: str | Path | Iterable[str | Path], batch_size: int = 64, *, progress: bool = False, **reading: Any
-    ) -> Features:
+    def encode_text(self, texts: Texts, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:
         """Return features of one text or several, (n, d), each of length 1, in order; of a Path, which is a file of texts, a
         table or another source, those of all its texts. See `encode_image`."""
         compute = lambda ids: self.task.text_features(*self._calls.inputs.padded(ids))  # noqa: E731

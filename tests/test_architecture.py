@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "evaluation": {"config", "errors", "files", "data", "loading", "metrics", "tasks", "train"},
     "search": {"__init__", "config", "errors", "files", "foreign", "talk", "data", "loading", "train"},
     "eve": {"config", "errors", "data", "loading", "search", "train"},
+    "serve": {"__init__", "errors", "talk", "data", "search", "eve"},
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},
     "bench": {
         *("config", "cpu", "errors", "talk", "data", "inspect", "loading", "plan", "seeds", "tasks", "train", "training"),
@@ -56,7 +57,20 @@ MAY_IMPORT = {
     },
     "cli": {
         *("__init__", "config", "cpu", "errors", "foreign", "files", "talk", "recipes", "data", "metrics", "tasks", "loading"),
-        *("training", "evaluation", "search", "eve", "inspect", "bench", "report", "convert", "export", "demo", "train"),
+        *(
+            "training",
+            "evaluation",
+            "search",
+            "eve",
+            "serve",
+            "inspect",
+            "bench",
+            "report",
+            "convert",
+            "export",
+            "demo",
+            "train",
+        ),
     },
     "__main__": {"cli"},
 }
@@ -163,9 +177,11 @@ def test_one_owner_per_library(library, only):
     assert users == only
 
 
-def test_transformers_stays_in_its_room():
-    users = {room_of(m) for m, path in MODULES.items() for name, _ in imports(path) if name.split(".")[0] == "transformers"}
-    assert users == {"hf"}
+@pytest.mark.parametrize(
+    ("library", "rooms"), [("transformers", {"hf"}), ("fastapi", {"serve", "cli"}), ("pydantic", {"serve"})]
+)
+def test_libraries_that_stay_in_their_rooms(library, rooms):
+    assert rooms == {room_of(m) for m, path in MODULES.items() for name, _ in imports(path) if name.split(".")[0] == library}
 
 
 def test_configs_and_recipes_know_no_tensors():

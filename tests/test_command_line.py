@@ -8,6 +8,7 @@ from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs
 from eve_vl.cli.search import IndexArgs, SearchArgs
+from eve_vl.cli.serve import ServeArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
 from eve_vl.cli.use import EncodeArgs, call_verbs
 from eve_vl.config import TaskConfig, kinds_of
@@ -63,6 +64,10 @@ FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
     IndexArgs: f"{SOURCE} --run --out --drop --device --batch-size",
     SearchArgs: "--image --caption --without --top --rerank --folder --where --run --device --json --html",
+    ServeArgs: """
+        --queue --batch --memory-mb --body-mb --items --pixels --body-seconds --wait-seconds
+        --index --host --port --token --device
+    """,
     WriteArgs: "--rows --broken --seed",
     CheckArgs: f"{SOURCE} --kind --recipe --init --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
@@ -109,7 +114,7 @@ def test_verbs():
         *("demo", "pretrain", "finetune", "evaluate"),
         *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "route"),
         "encode",
-        *("index", "search"),
+        *("index", "search", "serve"),
         *("data check", "data write", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
     ]
 

@@ -66,7 +66,7 @@ def run_index(args: IndexArgs) -> None:
     """Make an index of pictures to search in, or bring it up to date: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
-    eve = _load(args.out, args.run, args.device)
+    eve = load_encoder(args.out, args.run, args.device)
     index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
     changes, counts = index.changes, index.counts()
     for name, reason in changes.broken.items():
@@ -89,7 +89,7 @@ def run_search(args: SearchArgs) -> None:
         raise UserError(f"--where: {wrong[0]!r} was given, expected COLUMN=VALUE")
     from eve_vl.search.index import Index
 
-    index = Index.open(args.index, _load(args.index, args.run, args.device))
+    index = Index.open(args.index, load_encoder(args.index, args.run, args.device))
     options: dict[str, Any] = {"image": args.image, "without": args.without, "captions": args.caption, "top": args.top}
     where = {name: value for name, _, value in pairs}
     hits = index.search(args.words, **options, rerank=args.rerank, folder=args.folder, where=where)
@@ -106,7 +106,7 @@ def run_search(args: SearchArgs) -> None:
         say(f"page: {write_results(args.html, title, index, hits)}")
 
 
-def _load(folder: Path, run: Path | None, device: str) -> Any:
+def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
     """Return an `Eve` of the run that is named, or else that an index was made by. Raises UserError."""
     from eve_vl.eve import Eve
     from eve_vl.search.store import DATABASE, Store

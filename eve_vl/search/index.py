@@ -32,6 +32,8 @@ MAX_PICTURES = 100  # named of a caption
 class Hit:
     """What was found: a picture or, if captions were asked for, a caption."""
 
+    id: int
+    """The picture's number in the index; of a caption, that of its first picture."""
     name: str
     """The picture's path, or the row of a source that holds it; the caption."""
     score: float
@@ -105,6 +107,11 @@ class Index:
             return {
                 spec: json.loads(how) for spec, how in self.store.db.execute("SELECT spec, reading FROM source ORDER BY id")
             }
+
+    def columns(self) -> list[str]:
+        """Return the columns that pictures have, which `search` takes for `where`."""
+        with at(self.store.folder):
+            return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM picture, json_each(picture.columns)")]
 
     def __len__(self) -> int:
         return self._count("picture WHERE slot IS NOT NULL")
@@ -231,8 +238,7 @@ class Index:
         if not len(self):
             return "is empty: it holds no picture that can be used"
         if where:
-            keys = "SELECT DISTINCT key FROM picture, json_each(picture.columns)"
-            known = [name for (name,) in self.store.db.execute(keys)]
+            known = self.columns()
             for name in where:
                 if name not in known:
                     return f"no column {nearest(name, known)}" if known else "its pictures have no columns"
@@ -254,7 +260,7 @@ class Index:
         asked = shrunk(given_image(given), size) if captions else given
         for hit in hits[:rerank]:
             try:
-                pair = (asked, hit.name) if captions else (shrunk(self.image(hit), size), given)
+                pair = (asked, hit.name) if captions else (shrunk(self.image(hit.id), size), given)
                 pairs.append((hit, (*pair, hit.score)))
             except BadSampleError:
                 unreadable.append(hit)
@@ -269,6 +275,7 @@ class Index:
         said = "FROM caption JOIN text USING (slot) JOIN picture ON picture.id = picture WHERE picture.slot = ?"
         near = "SELECT name FROM feature JOIN picture ON picture.slot = near WHERE feature.slot = ? ORDER BY id LIMIT 1"
         return Hit(
+            id=rows[0][0],
             name=rows[0][1],
             score=score,
             captions=tuple(text for (text,) in self.store.db.execute(f"SELECT DISTINCT text {said}", [slot])),
@@ -278,21 +285,21 @@ class Index:
 
     def _caption(self, slot: int, score: float) -> Hit | None:
         row = self.store.db.execute("SELECT text FROM text WHERE slot = ?", [slot]).fetchone()
-        names = "SELECT name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? ORDER BY id LIMIT ?"
-        pictures = tuple(name for (name,) in self.store.db.execute(names, [slot, MAX_PICTURES]))
-        return Hit(name=row[0], score=score, pictures=pictures) if row is not None else None
+        names = "SELECT id, name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? ORDER BY id LIMIT ?"
+        pictures = self.store.db.execute(names, [slot, MAX_PICTURES]).fetchall()
+        if row is None or not pictures:
+            return None
+        return Hit(id=pictures[0][0], name=row[0], score=score, pictures=tuple(name for _, name in pictures))
 
-    def image(self, hit: Hit) -> GivenImage:
-        """Return the picture of a hit, of a caption its first, as its source has it now. Raises BadSampleError if it cannot be
-        had any more."""
-        name = hit.pictures[0]
+    def image(self, number: int) -> GivenImage:
+        """Return a picture by its number (`Hit.id`), as its source has it now. Raises BadSampleError if it cannot be had any
+        more."""
+        query = "SELECT name, path, start, picture.size, row, spec FROM picture JOIN source ON source.id = source "
         with at(self.store.folder):
-            found = self.store.db.execute(
-                "SELECT path, start, size, row, spec FROM picture JOIN source ON source.id = source WHERE name = ?", [name]
-            ).fetchone()
+            found = self.store.db.execute(query + "WHERE picture.id = ?", [number]).fetchone()
         if found is None:
-            raise BadSampleError(name, "is not in the index any more")
-        path, start, size, row, spec = found
+            raise BadSampleError(f"picture {number}", "is not in the index")
+        name, path, start, size, row, spec = found
         if path is not None:
             ref = ImageFile(path=Path(path)) if start is None else ImageSpan(path=Path(path), offset=start, size=size)
         else:

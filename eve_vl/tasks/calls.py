@@ -29,6 +29,8 @@ class Verb:
     """The result as JSON values."""
     pictures: Callable[[Any], Sequence[np.ndarray]] | None = None
     """The result as pictures to write side by side."""
+    rows: bool = False
+    """Whether lists are answered row by row (`in_batches`), so that rows of several people can be computed together."""
 
 
 @dataclass(frozen=True, kw_only=True)

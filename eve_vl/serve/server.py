@@ -1,0 +1,65 @@
+"""The process: listens, and stops without losing what it has begun."""
+
+import ipaddress
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from eve_vl.errors import UserError
+from eve_vl.talk import say
+
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, which at a first signal still answers what has come, and refuses what comes; at a second one it ends at once."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI):
+        super().__init__(config)
+        self.traffic = app.state.service.traffic
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop."""
+        if self.traffic.is_stopping:
+            self.should_exit = self.force_exit = True
+        self.traffic.is_stopping = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Exit when all is answered."""
+        if self.traffic.is_stopping and not self.traffic.active:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(app: FastAPI, host: str, port: int) -> None:
+    """Answer requests until a signal comes. Raises UserError if the port cannot be had."""
+    with listening(host, port) as listener:
+        name = f"[{host}]" if ":" in host else host
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, ws="none", server_header=False, backlog=BACKLOG
+        )
+        say(f"serving on http://{name}:{listener.getsockname()[1]} (Ctrl-C stops)")
+        Server(config, app).run(sockets=[listener])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that has the port. Raises UserError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose another port") from None
+    return listener
