@@ -8,7 +8,7 @@ from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs
 from eve_vl.cli.search import IndexArgs, SearchArgs
-from eve_vl.cli.serve import ServeArgs
+from eve_vl.cli.serve import AppArgs, ServeArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
 from eve_vl.cli.use import EncodeArgs, call_verbs
 from eve_vl.config import TaskConfig, kinds_of
@@ -60,14 +60,15 @@ REST = """
     --train.log-every --train.val-every --train.patience --train.save-every --train.keep --resume
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
+SERVE = """
+    --queue --batch --memory-mb --body-mb --items --pixels --body-seconds --wait-seconds --index --host --port --token --device
+"""
 FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
     IndexArgs: f"{SOURCE} --run --out --drop --device --batch-size",
     SearchArgs: "--image --caption --without --top --rerank --folder --where --run --device --json --html",
-    ServeArgs: """
-        --queue --batch --memory-mb --body-mb --items --pixels --body-seconds --wait-seconds
-        --index --host --port --token --device
-    """,
+    ServeArgs: SERVE,
+    AppArgs: f"{SERVE} --browser",
     WriteArgs: "--rows --broken --seed",
     CheckArgs: f"{SOURCE} --kind --recipe --init --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
@@ -114,7 +115,7 @@ def test_verbs():
         *("demo", "pretrain", "finetune", "evaluate"),
         *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "route"),
         "encode",
-        *("index", "search", "serve"),
+        *("index", "search", "serve", "app"),
         *("data check", "data write", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
     ]
 
