@@ -80,12 +80,15 @@ def few(tmp_path, monkeypatch) -> list[str]:
     return [row["caption"] for row in rows]
 
 
-def test_trying_it_finds_icons_and_own_pictures_by_words(eve, tmp_path, run, few):
+def test_trying_it_finds_icons_and_own_pictures_by_words(eve, tmp_path, run, few, monkeypatch):
+    opened = []
+    monkeypatch.setattr("eve_vl.cli.search.run_app", opened.append)
     (tmp_path / "mine").mkdir()
     with Image.open(builtin.unpack_icons(tmp_path / "icons").with_name("heart.png")) as image:
         image.convert("RGB").rotate(10, fillcolor="white").save(tmp_path / "mine" / "one.png")
     (tmp_path / "mine" / "two.png").write_bytes(b"broken")
     done = eve("try", "mine", "--out", "tried")
+    assert [args.index for args in opened] == [Path("tried/index")]
     assert f"skipped: {tmp_path / 'mine' / 'two.png'}" in done.stdout
     assert f"tried/index: {len(few) + 1} pictures ({len(few) + 1} new), {len(few)} captions" in done.stdout
     index = Index.open(tmp_path / "tried" / "index", run)

@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from eve_vl import builtin
 from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
+from eve_vl.cli.serve import AppArgs, run_app
 from eve_vl.errors import UserError
 from eve_vl.foreign import expand_user
 from eve_vl.talk import counted
@@ -24,6 +25,10 @@ class TryArgs:
     """Folders of pictures, tables or shards to search in, too."""
     out: Path = Path("~/.cache/eve-vl/try")
     """Folder of the icons and of their index, which are kept; of what was named before, only what is named now stays in it."""
+    port: int = 8000
+    """Port of the page; 0: any that is free."""
+    browser: bool = True
+    """Open the page in the browser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +82,7 @@ class SearchArgs:
 
 
 def run_try(args: TryArgs) -> None:
-    """Search icons that the package brings, and pictures of your own, with the run that it brings: eve try [FOLDER …]."""
+    """Search icons that the package brings, and pictures of your own, on a page in the browser: eve try [FOLDER …]."""
     from eve_vl.search.index import Index, absolute
     from eve_vl.search.store import DATABASE
 
@@ -89,7 +94,8 @@ def run_try(args: TryArgs) -> None:
     _say_index(folder, eve.index(sources, folder, drop=[source for source in known if source not in sources]))
     if args.sources:
         say(f"note: {ICON_RUN} has learnt from icons alone; for photographs train a run of your own")
-    say(f'to search: eve search {folder} "arrow left" --html found.html')
+    say(f'without the page: eve search {folder} "arrow left" --html found.html')
+    run_app(AppArgs(index=folder, port=args.port, browser=args.browser))
 
 
 def run_index(args: IndexArgs) -> None:

@@ -9,14 +9,13 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
 from pydantic import Field
 from starlette.exceptions import HTTPException
@@ -34,6 +33,7 @@ from eve_vl.serve.gate import Gate, Traffic, answer_of
 from eve_vl.serve.limits import Limits, RefusedError, busy
 from eve_vl.serve.signatures import arguments
 from eve_vl.serve.values import encoded
+from eve_vl.serve.web import add_page
 
 DECODERS = 2  # threads that decode what is sent
 MOST_HITS = 1000
@@ -53,21 +53,18 @@ def application(
     limits: Limits | None = None,
     *,
     token: str | None = None,
-    page: Path | None = None,
+    page: Mapping[str, Path] | None = None,
 ) -> FastAPI:
     """Return the server of some runs and of an index, whose encoder is one of them.
 
     token: what every request must bring but those for /healthz and the page; None: only requests to localhost are answered.
-    page: a folder of files to show under /.
+    page: files to show to people, by their paths (`web.page_files`).
     """
     server = Service(runs, index, limits or Limits())
     title = "EVE"
     app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, lifespan=lambda _: server.running())
     app.state.service = server
-    files = [] if page is None else [path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()]
-    app.add_middleware(
-        Gate, traffic=server.traffic, token=token, open_paths=["/" * bool(files), *(f"/{name}" for name in files)]
-    )
+    app.add_middleware(Gate, traffic=server.traffic, token=token, open_paths=page or ())
     for error in (RefusedError, HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
         app.add_exception_handler(error, server.answer_to)
     app.add_api_route("/healthz", server.health, summary="Whether the server takes requests.")
@@ -84,8 +81,7 @@ def application(
     app.add_api_route(
         "/v1/pictures/{number}", server.picture, summary="A picture of the index as JPEG.", response_class=Response
     )
-    if page is not None:
-        app.mount("/", StaticFiles(directory=page, html=True))
+    add_page(app, page or {})
     return app
 
 

@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -41,14 +42,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Answer requests until a signal comes. Raises UserError if the port cannot be had."""
+def serve(app: FastAPI, host: str, port: int, *, tell: Callable[[str], object] = lambda _: None) -> None:
+    """Answer requests until a signal comes. tell: is told the address when it can be asked. Raises UserError if the port cannot
+    be had."""
     with listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         config = uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, ws="none", server_header=False, backlog=BACKLOG
         )
-        say(f"serving on http://{name}:{listener.getsockname()[1]} (Ctrl-C stops)")
+        address = f"http://{name}:{listener.getsockname()[1]}"
+        say(f"serving on {address} (Ctrl-C stops)")
+        listener.listen(BACKLOG)  # who asks at once waits until the server has started
+        tell(address)
         Server(config, app).run(sockets=[listener])
 
 
