@@ -135,7 +135,13 @@ export class PictureField {
       "×",
     );
     this.problem = el("small", { class: "problem", role: "alert" });
-    const zone = el("label", { class: "zone", for: this.#id }, el("span", { class: "sr" }, label), this.image, this.words);
+    const zone = el(
+      "label",
+      { class: "zone", for: this.#id, title: "Choose, drop or paste a picture" },
+      el("span", { class: "sr" }, label),
+      this.image,
+      this.words,
+    );
     this.node = el(
       "div",
       { class: small ? "picture small" : "picture", "data-label": label },

@@ -6,6 +6,7 @@ import { counted, dataUrl, debounced, el, field, Latest, percent, PictureField, 
 const PAUSE = 160; // milliseconds after the last key
 const THUMBNAIL = 320;
 const WHOLE = 1024;
+const SMALL = 128; // pixels: enlarged more than a little, pictures like icons are but blurred
 
 /** Return the panel. into(): other panels that take a picture; open(name, picture) shows it there. */
 export function searchPanel(index, { open, into }) {
@@ -136,10 +137,10 @@ export function searchPanel(index, { open, into }) {
         : `Nothing found among ${among}.`,
     );
     list.classList.toggle("texts", captions);
-    list.replaceChildren(...hits.map((hit) => shown(hit, captions)));
+    list.replaceChildren(...hits.map((hit, place) => shown(hit, captions, place === 0)));
   }
 
-  function shown(hit, captions) {
+  function shown(hit, captions, isFirst) {
     const text = captions ? hit.name : hit.captions?.[0];
     const image = el("img", { alt: text ?? hit.name, loading: "lazy" });
     pictureAt(hit.picture, THUMBNAIL).then(
@@ -147,6 +148,10 @@ export function searchPanel(index, { open, into }) {
       () => image.classList.add("gone"),
     );
     image.addEventListener("error", () => image.classList.add("gone"));
+    image.addEventListener("load", () => {
+      if (isFirst) list.classList.toggle("icons", image.naturalWidth < SMALL);
+      URL.revokeObjectURL(image.src); // of an address that is none this does nothing
+    });
     const score =
       hit.match === null || hit.match === undefined
         ? hit.score.toFixed(3)
@@ -170,7 +175,7 @@ export function searchPanel(index, { open, into }) {
         { class: "about" },
         text ? el("p", { class: "said" }, text) : null,
         captions ? null : el("p", { class: "name", title: hit.name }, hit.name),
-        hit.near ? el("p", { class: "near", title: `Almost the same as ${hit.near}` }, "≈ near duplicate") : null,
+        hit.near ? el("p", { class: "near", title: hit.near }, `almost ${hit.near.split("/").pop()}`) : null,
       ),
       el(
         "div",
