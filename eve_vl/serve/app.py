@@ -6,8 +6,6 @@ and its result becomes JSON. Only what is in the route table has a name here; ca
 
 import asyncio
 import contextlib
-import dataclasses
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +16,13 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import generate_latest
 from pydantic import Field
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from eve_vl import __version__
+from eve_vl.data.inputs import Images, Strings
 from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
@@ -41,6 +41,8 @@ THUMBNAIL, LARGEST = 160, 1024  # pixels
 CACHED = {"cache-control": "private, max-age=300"}
 NO_INDEX = "this server has no index to search in; start it with --index INDEX"
 SEARCH_TYPES = {
+    "words": Strings,
+    "image": Images | None,
     "folder": str | None,
     "top": Annotated[int, Field(ge=1, le=MOST_HITS)],
     "rerank": Optional[Annotated[int, Field(ge=0, le=MOST_HITS)]],  # noqa: UP045 (types with notes know no |)
@@ -97,7 +99,7 @@ class Service:
 
     def __init__(self, runs: Sequence[Eve], index: Index | None, limits: Limits):
         self.limits, self.traffic = limits, Traffic(limits)
-        self.runs = dict(zip(distinct(run_name(eve) for eve in runs), runs, strict=True))
+        self.runs = dict(zip(distinct(eve.run.name for eve in runs), runs, strict=True))
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
         self.index, self.found = index, None if index is None else Found(index)
         self.search = None if index is None else self._search(index)
@@ -118,18 +120,19 @@ class Service:
         found = self.found
         assert found is not None
 
-        def search(**options: Any) -> dict[str, Any]:
-            folder, started = options.pop("folder"), time.perf_counter()
-            hits = index.search(folder=None if folder is None else found.folder(folder), **options)
-            shown = found.hits(hits, options["captions"])
-            return {"hits": shown, "seconds": time.perf_counter() - started}
+        def search(words: Any, image: Any, folder: str | None, **options: Any) -> Any:
+            started, path = time.perf_counter(), None if folder is None else found.folder(folder)
+            num = max((len(value) for value in (words, image) if isinstance(value, list)), default=1)
+            texts, images = (value if isinstance(value, list) else [value] * num for value in (words, image))
+            shown = [found.hits(hits, options["captions"]) for hits in index.search_each(texts, images, folder=path, **options)]
+            each = [{"hits": hits, "seconds": time.perf_counter() - started} for hits in shown]
+            return each if isinstance(words, list) or isinstance(image, list) else each[0]
 
         search.__doc__ = index.search.__doc__
         given = arguments(index.search, self.limits, SEARCH_TYPES)
         assert given is not None
-        given["image"] = dataclasses.replace(given["image"], kind="square")
         size = index.encoder.run.config.input.image_size
-        return Served("search", search, given, self.limits, image_size=size)
+        return Served("search", search, given, self.limits, image_size=size, by_rows=True, show=lambda found: found)
 
     def endpoint(self, served: Served) -> Callable[[Request], Any]:
         """Return what answers requests for a call."""
@@ -156,8 +159,11 @@ class Service:
         done, _ = await asyncio.wait([result], timeout=self.limits.wait_seconds)
         if not done and waiting.cancel():
             raise busy(f"the request has waited for {self.limits.wait_seconds:g} s", seconds=5)
-        shown = await loop.run_in_executor(self.decoders, _written, served, await result)
-        return Response(shown, media_type="application/json")
+        found = await result
+        written = (
+            await loop.run_in_executor(self.decoders, _written, served, found) if served.draws else _written(served, found)
+        )
+        return Response(written, media_type="application/json")
 
     async def health(self) -> JSONResponse:
         """Say whether new requests are taken."""
@@ -239,14 +245,4 @@ class Service:
 def _written(served: Served, result: Any) -> bytes:
     """Return an answer's body."""
     shown = served.show(result)
-    return json.dumps(shown if served.name == "search" else {"result": shown}, allow_nan=False).encode()
-
-
-def run_name(eve: Eve) -> str:
-    """Return what to call a run: the last name of its folder, whichever of its checkpoints it is."""
-    folder = eve.run.folder.absolute()
-    if (folder.parent / "config.json").is_file():  # best/
-        folder = folder.parent
-    elif (folder.parents[1] / "config.json").is_file():  # checkpoints/step_…
-        folder = folder.parents[1]
-    return folder.name or "run"
+    return to_json(shown if served.name == "search" else {"result": shown}, inf_nan_mode="null")  # numbers that JSON lacks

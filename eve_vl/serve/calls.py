@@ -26,11 +26,12 @@ class Served:
         image_size: int,
         by_rows: bool = False,
         show: Callable[[Any], Any] = as_json,
+        draws: bool = False,
     ):
         """by_rows: whether lists are answered row by row, so that those of several clients can be put together. show: the
-        result as JSON values."""
+        result as JSON values. draws: whether there are pictures in it, which take their time to be compressed."""
         self.name, self.call, self.arguments, self.limits, self.show = name, call, given, limits, show
-        self.image_size, self.by_rows = image_size, by_rows
+        self.image_size, self.by_rows, self.draws = image_size, by_rows, draws
         self.model = body_model(f"{name}_arguments", given)
         self.text = inspect.cleandoc(call.__doc__ or "")
 
@@ -93,7 +94,9 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Served]:
         can_be_listed = all(argument.several for argument in given.values() if argument.kind != "value")
         by_rows = is_exact and can_be_listed and (name in ALWAYS or (verb is not None and verb.rows))
         size = config.input.image_size
-        found[name] = Served(name, call, given, limits, image_size=size, by_rows=by_rows, show=_shown_by(verb))
+        draws = verb is not None and verb.pictures is not None
+        more: dict[str, Any] = {"image_size": size, "by_rows": by_rows, "draws": draws}
+        found[name] = Served(name, call, given, limits, show=_shown_by(verb), **more)
     return found
 
 

@@ -78,4 +78,4 @@ class Found:
 def root_of(spec: str) -> Path:
     """Return the folder that pictures of a source lie in: itself, or that of a table or shard."""
     path = Path(parse_spec(spec).path)
-    return path if path.is_dir() else path.parent
+    return path if path.is_dir() or not path.suffix else path.parent

@@ -4,7 +4,6 @@ import base64
 import binascii
 import dataclasses
 import io
-import math
 import re
 from typing import Any
 
@@ -48,16 +47,15 @@ def encoded(pixels: np.ndarray, form: str = "PNG") -> bytes:
 
 
 def as_json(value: Any) -> Any:
-    """Return a result as JSON values: pictures as base64 PNG, other arrays as lists, dataclasses as objects; a number that JSON
-    does not have is null."""
+    """Return a result as JSON values: pictures as base64 PNG, other arrays as lists, dataclasses as objects."""
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 3:
         return base64.b64encode(encoded(value)).decode()
     if isinstance(value, np.ndarray | np.generic):
-        return as_json(value.tolist())
+        return value.tolist()
     if dataclasses.is_dataclass(value):
         return {each.name: as_json(getattr(value, each.name)) for each in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(name): as_json(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value

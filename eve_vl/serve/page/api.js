@@ -55,12 +55,21 @@ async function askForToken(used) {
 function answer(wasWrong) {
   const dialog = document.getElementById("token");
   const input = dialog.querySelector("input");
-  if (wasWrong) document.getElementById("token-note").textContent = "That was not it. The token was printed where the server was started.";
+  if (wasWrong)
+    document.getElementById("token-note").textContent =
+      "That was not it. The token was printed where the server was started.";
   input.value = "";
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve, reject) => {
-    dialog.addEventListener("close", () => (input.value ? resolve(input.value.trim()) : reject(new Error("Without its token the server says nothing. Load the page again to give it."))), { once: true });
+    dialog.addEventListener(
+      "close",
+      () =>
+        input.value
+          ? resolve(input.value.trim())
+          : reject(new Error("Without its token the server says nothing. Load the page again to give it.")),
+      { once: true },
+    );
     dialog.addEventListener("cancel", () => (input.value = ""), { once: true });
   });
 }

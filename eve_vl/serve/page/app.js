@@ -47,7 +47,18 @@ function onKey(event) {
 
 function add(panel) {
   const id = `panel-${panel.name}`;
-  panel.tab = el("button", { type: "button", role: "tab", id: `tab-${panel.name}`, "aria-controls": id, onclick: () => show(panel), onkeydown: onKey }, panel.title);
+  panel.tab = el(
+    "button",
+    {
+      type: "button",
+      role: "tab",
+      id: `tab-${panel.name}`,
+      "aria-controls": id,
+      onclick: () => show(panel),
+      onkeydown: onKey,
+    },
+    panel.title,
+  );
   panel.node.id = id;
   panel.node.setAttribute("role", "tabpanel");
   panel.node.setAttribute("aria-labelledby", `tab-${panel.name}`);
@@ -93,10 +104,15 @@ async function start() {
   for (const form of forms(of, chosen)) add(form);
   if (of("reconstruct").length) add(rebuildPanel(of("reconstruct"), chosen));
   if (of("route").length) add(routePanel(of("route"), chosen));
-  const facts = [index && counted(index.pictures, "picture"), index && index.captions && counted(index.captions, "caption"), runs.length && `${runs.length > 1 ? "runs" : "run"} ${runs.map((run) => run.name).join(", ")}`];
+  const facts = [
+    index && counted(index.pictures, "picture"),
+    index && index.captions && counted(index.captions, "caption"),
+    runs.length && `${runs.length > 1 ? "runs" : "run"} ${runs.map((run) => run.name).join(", ")}`,
+  ];
   document.getElementById("facts").textContent = facts.filter(Boolean).join(" · ");
   document.getElementById("starting").remove();
-  if (!panels.length) throw new Error("These runs offer nothing that this page could show. An index makes them search: --index INDEX.");
+  if (!panels.length)
+    throw new Error("These runs offer nothing that this page could show. An index makes them search: --index INDEX.");
   show(panels.find((panel) => `#${panel.name}` === location.hash) ?? panels[0]);
   takePictures();
 }

@@ -76,7 +76,9 @@ export function bars(rows) {
     ...rows.map(({ label, share, text, onclick, chosen }) => {
       const inner = [el("span", {}, label), el("b", {}, text ?? percent(share))];
       const length = { "--length": `${100 * Math.max(0, Math.min(1, share))}%` };
-      const row = onclick ? el("button", { ...length, type: "button", onclick, "aria-pressed": String(Boolean(chosen)) }, ...inner) : el("div", length, ...inner);
+      const row = onclick
+        ? el("button", { ...length, type: "button", onclick, "aria-pressed": String(Boolean(chosen)) }, ...inner)
+        : el("div", length, ...inner);
       return el("li", {}, row);
     }),
   );
@@ -89,9 +91,18 @@ export function field(label, input, note) {
 
 /** Return a choice among runs, or nothing to choose: { node, value }. */
 export function runChoice(runs, onchange) {
-  const select = el("select", { onchange }, ...runs.map((run) => el("option", { value: run.name }, `${run.name} (${run.task}, step ${run.step})`)));
+  const select = el(
+    "select",
+    { onchange },
+    ...runs.map((run) => el("option", { value: run.name }, `${run.name} (${run.task}, step ${run.step})`)),
+  );
   const of = () => runs.find((run) => run.name === select.value);
-  return { node: runs.length > 1 ? field("Run", select) : null, get run() { return of(); } };
+  return {
+    node: runs.length > 1 ? field("Run", select) : null,
+    get run() {
+      return of();
+    },
+  };
 }
 
 /** A picture that a person chooses, drops or pastes; `value` is a data: URL, or null. */
@@ -104,12 +115,42 @@ export class PictureField {
     this.label = label;
     this.onchange = onchange;
     this.image = el("img", { alt: "", hidden: true });
-    this.input = el("input", { id: this.#id, type: "file", accept: "image/*", class: "hidden-input", onchange: () => this.input.files[0] && this.take(this.input.files[0]) });
+    this.input = el("input", {
+      id: this.#id,
+      type: "file",
+      accept: "image/*",
+      class: "hidden-input",
+      onchange: () => this.input.files[0] && this.take(this.input.files[0]),
+    });
     this.words = el("span", { class: "hint" }, small ? "Picture" : "Choose, drop or paste a picture");
-    this.remove = el("button", { type: "button", class: "remove", hidden: true, "aria-label": `Remove ${label.toLowerCase()}`, onclick: () => this.set(null) }, "×");
+    this.remove = el(
+      "button",
+      {
+        type: "button",
+        class: "remove",
+        hidden: true,
+        "aria-label": `Remove ${label.toLowerCase()}`,
+        onclick: () => this.set(null),
+      },
+      "×",
+    );
     this.problem = el("small", { class: "problem", role: "alert" });
-    const zone = el("label", { class: "zone", for: this.#id }, el("span", { class: "sr" }, label), this.image, this.words);
-    this.node = el("div", { class: small ? "picture small" : "picture", "data-label": label }, small ? null : el("span", { class: "label" }, label), this.input, zone, this.remove, this.problem);
+    const zone = el(
+      "label",
+      { class: "zone", for: this.#id, title: "Choose, drop or paste a picture" },
+      el("span", { class: "sr" }, label),
+      this.image,
+      this.words,
+    );
+    this.node = el(
+      "div",
+      { class: small ? "picture small" : "picture", "data-label": label },
+      small ? null : el("span", { class: "label" }, label),
+      this.input,
+      zone,
+      this.remove,
+      this.problem,
+    );
   }
 
   /** Take a file or a Blob. */

@@ -14,14 +14,38 @@ export function rebuildPanel(runs, chosen) {
   const run = runChoice(runs, reset);
   const picture = new PictureField("Picture", (value) => (chosen(value), reset()));
   const text = el("textarea", { name: "text", rows: 2, placeholder: "a red circle left of a blue square", oninput: soon });
-  const grid = el("div", { class: "patches", role: "group", "aria-label": "Patches: Space hides or shows one, arrows move", onkeydown: onKey });
+  const grid = el("div", {
+    class: "patches",
+    role: "group",
+    "aria-label": "Patches: Space hides or shows one, arrows move",
+    onkeydown: onKey,
+  });
   const back = el("img", { alt: "" });
   const board = el("div", { class: "board", hidden: true }, back, grid);
   const rebuilt = el("img", { alt: "The picture, rebuilt from what is left and the text", hidden: true });
-  const buttons = [["Hide 75 % at random", () => draw(SHARE)], ["Hide the others", invert], ["Show all", () => set(() => false)]];
-  const controls = el("p", { class: "buttons" }, ...buttons.map(([label, onclick]) => el("button", { type: "button", onclick }, label)));
-  const form = el("form", { onsubmit: (event) => (event.preventDefault(), rebuild()) }, picture.node, field("What it shows, in words", text, "Change the words and watch the hidden patches follow."), run.node);
-  const views = el("div", { class: "views" }, el("figure", {}, el("figcaption", {}, "Click or drag to hide patches"), board), el("figure", {}, el("figcaption", {}, "Rebuilt"), el("div", { class: "board" }, rebuilt)));
+  const buttons = [
+    ["Hide 75 % at random", () => draw(SHARE)],
+    ["Hide the others", invert],
+    ["Show all", () => set(() => false)],
+  ];
+  const controls = el(
+    "p",
+    { class: "buttons" },
+    ...buttons.map(([label, onclick]) => el("button", { type: "button", onclick }, label)),
+  );
+  const form = el(
+    "form",
+    { onsubmit: (event) => (event.preventDefault(), rebuild()) },
+    picture.node,
+    field("What it shows, in words", text, "Change the words and watch the hidden patches follow."),
+    run.node,
+  );
+  const views = el(
+    "div",
+    { class: "views" },
+    el("figure", {}, el("figcaption", {}, "Click or drag to hide patches"), board),
+    el("figure", {}, el("figcaption", {}, "Rebuilt"), el("div", { class: "board" }, rebuilt)),
+  );
   const node = el("section", { class: "panel two" }, form, el("div", { class: "result" }, controls, views, status.node));
   let side = 0;
   let brush = null; // what a drag makes of patches: hidden or shown
@@ -86,7 +110,14 @@ export function rebuildPanel(runs, chosen) {
     back.src = picture.value;
     side = Math.round(run.run.image_size / run.run.patch_size);
     grid.style.setProperty("--side", side);
-    const patch = (place) => el("button", { type: "button", tabindex: place ? -1 : 0, "aria-pressed": "false", "aria-label": `Patch in row ${Math.floor(place / side) + 1}, column ${(place % side) + 1}`, onclick: (event) => event.detail === 0 && mark(event.target, !isHidden(event.target)) });
+    const patch = (place) =>
+      el("button", {
+        type: "button",
+        tabindex: place ? -1 : 0,
+        "aria-pressed": "false",
+        "aria-label": `Patch in row ${Math.floor(place / side) + 1}, column ${(place % side) + 1}`,
+        onclick: (event) => event.detail === 0 && mark(event.target, !isHidden(event.target)),
+      });
     grid.replaceChildren(...Array.from({ length: side * side }, (_, place) => patch(place)));
     draw(SHARE);
   }
@@ -109,7 +140,13 @@ export function rebuildPanel(runs, chosen) {
     if (!hidden || !keep.length || !text.value.trim()) {
       latest.stop();
       rebuilt.hidden = true;
-      status.say(!text.value.trim() ? "Say in words what the picture shows: the run reads them, too." : hidden ? "All patches are hidden: leave at least one." : "Nothing is hidden: click or drag over patches.");
+      status.say(
+        !text.value.trim()
+          ? "Say in words what the picture shows: the run reads them, too."
+          : hidden
+            ? "All patches are hidden: leave at least one."
+            : "Nothing is hidden: click or drag over patches.",
+      );
       return;
     }
     status.wait("Rebuilding …");
