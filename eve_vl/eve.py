@@ -16,7 +16,8 @@ from torch import Tensor
 
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import load_file
-from eve_vl.data.inputs import Images, chunked
+from eve_vl.config.tasks import ANY
+from eve_vl.data.inputs import Images, Texts, chunked
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.loading import LoadedRun, load_run
 from eve_vl.search.index import Index
@@ -68,11 +69,11 @@ class Eve:
     @property
     def calls(self) -> tuple[str, ...]:
         """Return the names of the calls that this run's heads allow."""
-        return (*ALWAYS, *self._calls.offered())
+        return (*ALWAYS, *self._calls.everything())
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a call of the run's task. Raises UserError for one that needs other heads."""
-        known = {call for kind in kinds_of(TaskConfig).values() for call in kind.calls} | {"look"}
+        known = {call for kind in kinds_of(TaskConfig).values() for call in kind.calls} | {*ANY}
         if name not in known:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.need(name)
@@ -100,9 +101,7 @@ class Eve:
         compute = lambda pixels: self.task.image_features(torch.stack(pixels).to(device))  # noqa: E731
         return self._features("image", images, compute, batch_size, progress, DataConfig(**reading))
 
-    def encode_text(
-        self, texts: str | Path | Iterable[str | Path], batch_size: int = 64, *, progress: bool = False, **reading: Any
-    ) -> Features:
+    def encode_text(self, texts: Texts, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:
         """Return features of one text or several, (n, d), each of length 1, in order; of a Path, which is a file of texts, a
         table or another source, those of all its texts. See `encode_image`."""
         compute = lambda ids: self.task.text_features(*self._calls.inputs.padded(ids))  # noqa: E731
@@ -146,6 +145,9 @@ class Eve:
         if call in self.calls:
             return
         config = self.run.config
+        if call == "route":
+            problem = f"route: {self.run.folder} is a run without experts, so its tokens have nothing to choose from"
+            raise NoSuchCallError(f"{problem}; to get one with them: eve pretrain RECIPE --model.deep-ffn moe")
         tasks = [kind for kind in kinds_of(TaskConfig).values() if call in (*kind.calls, "look")]  # all can look
         finetuned = [kind for kind in tasks if not kind.is_pretraining]
         if (how := self._calls.how_to_get(call)) is None and finetuned:

@@ -31,6 +31,14 @@ class LoadedRun:
     folder: Path
 
     @property
+    def name(self) -> str:
+        """What to call it: the last name of its run folder, whichever of its checkpoints it is."""
+        folder = self.folder.absolute()
+        folder = folder.parent if folder.name == checkpoint.BEST else folder
+        folder = folder.parents[1] if folder.parent.name == checkpoint.CHECKPOINTS else folder
+        return folder.name or "run"
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self.task.parameters()).device

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
 from eve_vl.config.code import origins
 from eve_vl.data.dataset import RowDataset
@@ -49,6 +50,7 @@ def train(config: Config, *, must_resume: bool = False) -> bool:
 
     must_resume: refuse to start anew. Raises UserError.
     """
+    builtin.refuse(config.out)
     config = with_init_tokenizer(with_absolute_paths(config))
     device = pick_device(config.train.device)
     distributed.setup(device)
@@ -185,7 +187,8 @@ def with_absolute_paths(config: Config) -> Config:
 
     def with_absolute_fields(section: Any) -> Any:
         parts = {name: with_absolute_fields(part) for name, part in vars(section).items() if dataclasses.is_dataclass(part)}
-        paths = {name: expand_user(path).absolute() for name, path in vars(section).items() if isinstance(path, Path)}
+        paths = {name: path for name, path in vars(section).items() if isinstance(path, Path) and not builtin.is_named(path)}
+        paths = {name: expand_user(path).absolute() for name, path in paths.items()}
         return dataclasses.replace(section, **parts, **paths)
 
     data = dataclasses.replace(

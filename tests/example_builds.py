@@ -7,9 +7,9 @@ from types import ModuleType
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def load_example(name: str) -> ModuleType:
-    """The build.py of an example."""
-    spec = importlib.util.spec_from_file_location(f"{name}_build", EXAMPLES / name / "build.py")
+def load_example(name: str, script: str = "build") -> ModuleType:
+    """A script of an example."""
+    spec = importlib.util.spec_from_file_location(f"{name}_{script}", EXAMPLES / name / f"{script}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -7,7 +7,8 @@ from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs
-from eve_vl.cli.search import IndexArgs, SearchArgs
+from eve_vl.cli.search import IndexArgs, SearchArgs, TryArgs
+from eve_vl.cli.serve import AppArgs, ServeArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
 from eve_vl.cli.use import EncodeArgs, call_verbs
 from eve_vl.config import TaskConfig, kinds_of
@@ -59,10 +60,16 @@ REST = """
     --train.log-every --train.val-every --train.patience --train.save-every --train.keep --resume
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
+SERVE = """
+    --queue --batch --memory-mb --body-mb --items --pixels --body-seconds --wait-seconds --index --host --port --token --device
+"""
 FLAGS = {
     EncodeArgs: f"--device {SOURCE} --texts --texts-of --out --batch-size",
+    TryArgs: "--out --port --browser",
     IndexArgs: f"{SOURCE} --run --out --drop --device --batch-size",
     SearchArgs: "--image --caption --without --top --rerank --folder --where --run --device --json --html",
+    ServeArgs: SERVE,
+    AppArgs: f"{SERVE} --browser",
     WriteArgs: "--rows --broken --seed",
     CheckArgs: f"{SOURCE} --kind --recipe --init --json",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
@@ -96,6 +103,7 @@ CALLS = {
     "compare": "--device --json",
     "classify": "--device --json --text --top",
     "look": "--device --json --right --word --answer --block --out",
+    "route": "--device --json --out",
 }
 TRAINING = {
     **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival", "mlim_tiny", "m3ae_tiny", "medflip_tiny")},
@@ -105,9 +113,10 @@ TRAINING = {
 
 def test_verbs():
     assert list(VERBS) == [
-        *("demo", "pretrain", "finetune", "evaluate"),
-        *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "encode"),
-        *("index", "search"),
+        *("try", "demo", "pretrain", "finetune", "evaluate"),
+        *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "route"),
+        "encode",
+        *("index", "search", "serve", "app"),
         *("data check", "data write", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
     ]
 
@@ -131,7 +140,7 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
     assert list(call_verbs()) == list(CALLS)
     for kind in kinds_of(TaskConfig).values():
         verbs = task_class(kind).calls.verbs
-        assert set(kind.calls) | {"look"} == set(verbs)
+        assert set(kind.calls) | {"look", "route"} == set(verbs)
         for call, verb in verbs.items():
             assert list(flags_of(with_own(DeviceArgs, verb.flags))) == CALLS[call.replace("_", "-")].split(), call
 

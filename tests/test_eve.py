@@ -266,6 +266,7 @@ ARGUMENTS = {
     "fill_mask": (noise(0), "[MASK]"),
     "reconstruct": (noise(0), TEXT),
     "look": (noise(0), TEXT),
+    "route": (noise(0), TEXT),
     "zero_shot": (noise(0), {"circle": ["a circle"], "square": ["a square"]}),
 }
 RECIPES = {
@@ -302,7 +303,7 @@ def how_to_get(name: str, call: str) -> str:
 def test_calls(name):
     """Those that the heads allow are there, in `calls`, in dir() and with a help text; the others say how to get them."""
     eve = Eve(run_of(name))
-    assert eve.calls == ("encode_image", "encode_text", *RUNS[name][1].split())
+    assert eve.calls == ("encode_image", "encode_text", *RUNS[name][1].split(), "route")
     assert set(eve.calls) <= set(dir(eve))
     assert not (ARGUMENTS.keys() - set(eve.calls)) & set(dir(eve))
     assert eve.encode_image(noise(0)).shape == eve.encode_text(TEXT).shape == (1, eve.task.feature_dim)
@@ -390,7 +391,7 @@ def test_load_from_a_folder(tmp_path: Path):
     assert not eve.task.training
     with pytest.raises(UserError, match="no such run folder"):
         Eve.load(tmp_path / "nowhere")
-    assert repr(eve) == f"Eve({folder}: vqa, step 1; calls encode_image, encode_text, answer, look)"
+    assert repr(eve) == f"Eve({folder}: vqa, step 1; calls encode_image, encode_text, answer, look, route)"
 
 
 def test_devices_are_those_of_torch():

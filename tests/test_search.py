@@ -184,7 +184,7 @@ def test_tables_and_shards(model, photos, tmp_path):
     assert sorted(hit.captions) == ["a circle", "red 1", "red 5"]
     assert hit.pictures == (str(photos / "old" / "01.png"), str(tmp_path / "shard.tar:0001"))
     last = next(hit for hit in index.search("red") if hit.name.endswith("0005"))
-    np.testing.assert_array_equal(index.image(last).whole(), noise(5, 20, 30))
+    np.testing.assert_array_equal(index.image(last.id).whole(), noise(5, 20, 30))
     assert model.index(tmp_path / "shard.tar", tmp_path / "index").changes.kept == 6
 
 

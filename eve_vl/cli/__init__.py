@@ -14,7 +14,8 @@ from eve_vl.cli.completion import run_completion
 from eve_vl.cli.convert import run_convert
 from eve_vl.cli.data import run_data_check, run_data_write, run_tokenizer_train
 from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
-from eve_vl.cli.search import run_index, run_search
+from eve_vl.cli.search import run_index, run_search, run_try
+from eve_vl.cli.serve import run_app, run_serve
 from eve_vl.cli.train import run_bench, run_demo, run_finetune, run_pretrain
 from eve_vl.cli.use import call_verbs, run_encode
 from eve_vl.config.code import installed, load_file, load_installed, load_named
@@ -31,9 +32,11 @@ def _typed(*runs: Callable[[Any], None]) -> dict[str, Callable[[Any], None]]:
 
 
 VERBS = {
-    **_typed(run_demo, run_pretrain, run_finetune, run_evaluate),
+    **_typed(run_try, run_demo, run_pretrain, run_finetune, run_evaluate),
     **call_verbs(),
-    **_typed(run_encode, run_index, run_search, run_data_check, run_data_write, run_tokenizer_train, run_convert),
+    **_typed(
+        run_encode, run_index, run_search, run_serve, run_app, run_data_check, run_data_write, run_tokenizer_train, run_convert
+    ),
     **_typed(run_inspect, run_bench, run_report, run_export, run_completion),
 }
 """By what is typed: functions of their parsed flags, or of the words themselves where the first says which flags there are."""

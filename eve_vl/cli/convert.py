@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from eve_vl import builtin
 from eve_vl.cli.common import check_writable, say
 from eve_vl.config.model import Routing
 from eve_vl.errors import UserError
@@ -68,7 +69,7 @@ def run_convert(args: ConvertArgs) -> None:
     from eve_vl.convert import export_published, import_published, import_vision, import_vlmo, is_vision, is_vlmo, read_tensors
     from eve_vl.train import checkpoint
 
-    if args.source.is_dir():
+    if builtin.located(args.source).is_dir():
         checkpoint.chosen_checkpoint(args.source)  # before all else: any folder may have been named
         _values(args, "a run folder", export_published)
         check_writable(args.target)

@@ -9,6 +9,7 @@ from typing import Literal
 from rich.console import Console
 from tyro.conf import Positional
 
+from eve_vl import builtin
 from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, say, say_list, with_own, write_json
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
@@ -177,7 +178,7 @@ def run_inspect(args: InspectArgs) -> None:
     check_writable(args.json)
     from eve_vl.inspect import inspect_config, inspect_run
 
-    path = Path(args.what)
+    path = builtin.located(args.what)
     is_run = args.what not in PRETRAIN and path.exists() and path.suffix not in (".json", ".py")
     if is_run and args.init is not None:
         raise UserError(f"--init has no effect: {path} is a run; leave it out")

@@ -1,4 +1,4 @@
-"""Verbs that find pictures: index, search."""
+"""Verbs that find pictures: try, index, search."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,9 +7,28 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from eve_vl import builtin
 from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
+from eve_vl.cli.serve import AppArgs, run_app
 from eve_vl.errors import UserError
+from eve_vl.foreign import expand_user
 from eve_vl.talk import counted
+
+ICON_RUN = "builtin:icons"  # that `eve try` searches with
+
+
+@dataclass(frozen=True, kw_only=True)
+class TryArgs:
+    """Flags of `eve try`."""
+
+    sources: Positional[tuple[str, ...]] = ()
+    """Folders of pictures, tables or shards to search in, too."""
+    out: Path = Path("~/.cache/eve-vl/try")
+    """Folder of the icons and of their index, which are kept; of what was named before, only what is named now stays in it."""
+    port: int = 8000
+    """Port of the page; 0: any that is free."""
+    browser: bool = True
+    """Open the page in the browser."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +81,43 @@ class SearchArgs:
     """Also write a page that shows it to this file."""
 
 
+def run_try(args: TryArgs) -> None:
+    """Search icons that the package brings, and pictures of your own, on a page in the browser: eve try [FOLDER …]."""
+    from eve_vl.search.index import Index, absolute
+    from eve_vl.search.store import DATABASE
+
+    out = expand_user(args.out)
+    folder, icons = out / "index", builtin.unpack_icons(out / "icons")
+    eve = load_encoder(folder, Path(ICON_RUN), "auto")
+    sources = [absolute(source) for source in (icons, *args.sources)]
+    known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
+    _say_index(folder, eve.index(sources, folder, drop=[source for source in known if source not in sources]))
+    if args.sources:
+        say(f"note: {ICON_RUN} has learnt from icons alone; for photographs train a run of your own")
+    say(f'without the page: eve search {folder} "arrow left" --html found.html')
+    run_app(AppArgs(index=folder, port=args.port, browser=args.browser))
+
+
 def run_index(args: IndexArgs) -> None:
     """Make an index of pictures to search in, or bring it up to date: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
-    eve = _load(args.out, args.run, args.device)
+    eve = load_encoder(args.out, args.run, args.device)
     index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
+    _say_index(args.out, index)
+    if not eve.task.is_comparable:
+        say("note: features of pictures and of texts of this run do not compare; search finds pictures by a picture alone")
+
+
+def _say_index(folder: Path, index: Any) -> None:
+    """Print what an `Index` in a folder holds and what its update has done."""
     changes, counts = index.changes, index.counts()
     for name, reason in changes.broken.items():
         say(f"skipped: {name}: {reason}")
     done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
     pictures, captions = (counted(counts[name], name[:-1]) for name in ("pictures", "captions"))
     same = f"{counts['pictures'] - counts['distinct']:,} the same as another, {counts['near']:,} almost"
-    say(f"{args.out}: {pictures} ({done or 'nothing new'}), {captions}; {same}")
-    if not eve.task.is_comparable:
-        say("note: features of pictures and of texts of this run do not compare; search finds pictures by a picture alone")
+    say(f"{folder}: {pictures} ({done or 'nothing new'}), {captions}; {same}")
     if changes.broken:
         say(f"note: {counted(len(changes.broken), 'picture')} could not be used")
 
@@ -89,7 +130,7 @@ def run_search(args: SearchArgs) -> None:
         raise UserError(f"--where: {wrong[0]!r} was given, expected COLUMN=VALUE")
     from eve_vl.search.index import Index
 
-    index = Index.open(args.index, _load(args.index, args.run, args.device))
+    index = Index.open(args.index, load_encoder(args.index, args.run, args.device))
     options: dict[str, Any] = {"image": args.image, "without": args.without, "captions": args.caption, "top": args.top}
     where = {name: value for name, _, value in pairs}
     hits = index.search(args.words, **options, rerank=args.rerank, folder=args.folder, where=where)
@@ -106,7 +147,7 @@ def run_search(args: SearchArgs) -> None:
         say(f"page: {write_results(args.html, title, index, hits)}")
 
 
-def _load(folder: Path, run: Path | None, device: str) -> Any:
+def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
     """Return an `Eve` of the run that is named, or else that an index was made by. Raises UserError."""
     from eve_vl.eve import Eve
     from eve_vl.search.store import DATABASE, Store
@@ -115,6 +156,6 @@ def _load(folder: Path, run: Path | None, device: str) -> Any:
         if not (folder / DATABASE).is_file() and not folder.exists():
             raise UserError(f"{folder}: no such index; to make one, name the run that computes it: --run RUN")
         run = Path(Store.open(folder).facts["run"])
-        if not run.exists():
+        if not builtin.located(run).exists():
             raise UserError(f"{run}: is not there any more, the run that {folder} was made by; name it with --run")
     return Eve.load(run, device)

@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from eve_vl.cli.common import DeviceArgs, SourceArgs, check_writable, fail, parse, say, with_own, write_json
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
+from eve_vl.config.tasks import ANY
 from eve_vl.errors import UserError
 from eve_vl.files import whole_file, write_file
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 SHOWN_SIDE = 224  # pixels; smaller pictures are written enlarged by a whole number, so that people see something
 GAP = 8
 FEATURE_FILES = (".npz", ".safetensors")
-LOOK = 'Show where in a picture the answer comes from (Grad-CAM): eve look RUN IMAGE "TEXT" --word star --out heat.png.'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class EncodeArgs(SourceArgs, DeviceArgs):
 
 def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
     """Return a verb for each call that tasks offer, by what is typed."""
-    calls = {call: words for kind in kinds_of(TaskConfig).values() for call, words in kind.calls.items()} | {"look": LOOK}
+    calls = {call: words for kind in kinds_of(TaskConfig).values() for call, words in kind.calls.items()} | {**ANY}
     return {call.replace("_", "-"): _verb(call, words) for call, words in calls.items()}
 
 

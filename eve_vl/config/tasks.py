@@ -50,6 +50,11 @@ class TaskConfig(Section):
         return [f"{lacking} {weight:g}, but data.rows is {rows}: set it to 0"] if weight else []
 
 
+ANY: Mapping[str, str] = {
+    "look": 'Show where in a picture the answer comes from (Grad-CAM): eve look RUN IMAGE "TEXT" --word star --out heat.png.',
+    "route": 'Show which experts patches and words go to: eve route RUN IMAGE "TEXT" --out experts.png.',
+}
+"""Calls that runs of all tasks may answer."""
 MATCH: Mapping[str, str] = {
     "match": 'Tell how likely a picture and a text belong together: eve match RUN IMAGE "TEXT".',
     "zero_shot": "Give a picture a class by what is said of each, without training: eve zero-shot RUN IMAGE PROMPTS.json.",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eve_vl import builtin
 from eve_vl.config import Config, EncoderOnlyConfig, EveModelConfig, InputConfig, TaskConfig, config_to_json, kinds_of
 from eve_vl.config.model import Routing
 from eve_vl.convert.keys import buffers, key_table, to_ours, to_published
@@ -105,6 +106,7 @@ def with_present_names(published: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def check_new(run: Path) -> None:
     """Raise UserError if there is something where a run folder is to be written, or no place for one."""
+    builtin.refuse(run)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"{run}: already exists; name a new folder")
     with writing(run):

@@ -36,6 +36,8 @@ Images = ImageLike | Iterable[ImageLike]
 """One picture, or several: a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W)."""
 Strings = str | Iterable[str]
 """One text, or several."""
+Texts = str | Path | Iterable[str | Path]
+"""The same, or files of texts, tables and other sources, each a Path."""
 Item = TypeVar("Item")
 
 _KEPT_BY_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # other modes become RGB
@@ -52,6 +54,15 @@ class GivenImage:
     def whole(self) -> np.ndarray:
         """Return all of the picture in its own size, uint8 (H, W, 3). Raises UserError."""
         return decode(self.ref, self.where).permute(1, 2, 0).contiguous().numpy()
+
+    def at_most(self, side: int) -> np.ndarray:
+        """Return all of the picture, made smaller if its longer side has more than `side` pixels. Raises UserError."""
+        picture = self.whole()
+        if max(picture.shape[:2]) <= side:
+            return picture
+        image = Image.fromarray(picture)
+        image.thumbnail((side, side))
+        return np.asarray(image)
 
     def pixels(self, image_size: int) -> Tensor:
         """Return what evaluation sees of it: uint8 (3, image_size, image_size). Raises UserError."""

@@ -173,6 +173,17 @@ def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None) -> Decode
     return DecodedPicture(pixels=pixels, format=form, conversions=tuple(conversions))
 
 
+def size_of(data: bytes, where: str) -> tuple[int, int]:
+    """Return width and height of an encoded picture by its first bytes, without decoding it. Raises BadSampleError."""
+    try:
+        with _quiet_pillow():
+            return Image.open(io.BytesIO(data), formats=FORMATS).size
+    except Image.DecompressionBombError:
+        raise BadSampleError(where, f"image has more than {2 * MAX_PIXELS} pixels") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken files
+        raise BadSampleError(where, _explain(data, error)) from None
+
+
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
     """Pillow warns of big pictures and odd metadata; here both are either handled or don't matter."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, flat, to_dict
 from eve_vl.data.loader import OPTIONS
 from eve_vl.errors import UserError
@@ -58,7 +59,7 @@ class Arm:
 def find_runs(paths: Iterable[Path]) -> list[Path]:
     """Return the runs that are named or lie in folders that are named, up to two levels down. Raises UserError."""
     found: list[Path] = []
-    for path in paths:
+    for path in map(builtin.located, paths):
         below = [folder for pattern in ("*", "*/*") for folder in sorted(path.glob(pattern)) if _is_run(folder)]
         if not _is_run(path) and not below:
             raise UserError(f"{path}: no such run folder, or folder of runs")

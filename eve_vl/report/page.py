@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from eve_vl import builtin
 from eve_vl.config import Config, flat, to_dict
 from eve_vl.errors import UserError
 from eve_vl.files import write_file, writing
@@ -35,6 +36,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 
 def write_page(path: Path, text: str) -> Path:
     """Write a page, with the folders that it lies in, and return its path. Raises UserError."""
+    builtin.refuse(path)
     with writing(path, advice="; name another place with --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, text)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from eve_vl.errors import UserError
 from eve_vl.report.html import Section, document, draw
@@ -24,8 +23,6 @@ def write_results(path: Path, title: str, index: Index, hits: list[Hit]) -> Path
 def thumbnail(index: Index, hit: Hit) -> np.ndarray | None:
     """Return the picture of a hit, of a caption its first, uint8 (H, W, 3), not larger than SIDE; None if it cannot be had."""
     try:
-        image = Image.fromarray(index.image(hit).whole())
+        return index.image(hit.id).at_most(SIDE)
     except UserError:
         return None
-    image.thumbnail((SIDE, SIDE))
-    return np.asarray(image)

@@ -1,12 +1,12 @@
 """An index in the hands of a person: words or a picture in, pictures or captions out, best first.
 
-Letters: N slots, K candidates, d width of features.
+Letters: N slots, Q queries, K candidates, d width of features.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ MAX_PICTURES = 100  # named of a caption
 class Hit:
     """What was found: a picture or, if captions were asked for, a caption."""
 
+    id: int
+    """The picture's number in the index; of a caption, that of its first picture."""
     name: str
     """The picture's path, or the row of a source that holds it; the caption."""
     score: float
@@ -106,6 +108,11 @@ class Index:
                 spec: json.loads(how) for spec, how in self.store.db.execute("SELECT spec, reading FROM source ORDER BY id")
             }
 
+    def columns(self) -> list[str]:
+        """Return the columns that pictures have, which `search` takes for `where`."""
+        with at(self.store.folder):
+            return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM picture, json_each(picture.columns)")]
+
     def __len__(self) -> int:
         return self._count("picture WHERE slot IS NOT NULL")
 
@@ -142,56 +149,85 @@ class Index:
         puts in order again, for words alone that look for pictures, or a picture alone that looks for captions; None: as many
         as validation chose for the run, perhaps none. Raises UserError.
         """
+        how: dict[str, Any] = {"captions": captions, "top": top, "rerank": rerank, "folder": folder, "where": where}
+        return self.search_each([words], [image], without=without, **how)[0]
+
+    def search_each(
+        self,
+        words: Sequence[str],
+        images: Sequence[ImageLike | None],
+        *,
+        without: str = "",
+        captions: bool = False,
+        top: int = 20,
+        rerank: int | None = None,
+        folder: str | Path | None = None,
+        where: Mapping[str, str] | None = None,
+    ) -> list[list[Hit]]:
+        """Return what `search` does for each of some words with their pictures: they are encoded together, and the features of
+        the index are read once for all."""
         if top < 1 or (rerank is not None and rerank < 0):
             raise UserError(f"top {top} is not positive" if top < 1 else f"rerank {rerank} is negative")
-        query_d = self._query(words, image, without, captions)
+        query_Qd = self._queries(words, images, without, captions)
         is_wanted = self._wanted(captions, folder, where or {})
-        rerank = self._num_reranked(rerank, words, image, without, captions)
-        slot_K, score_K = self._best(query_d, max(top, rerank), is_wanted, captions)
-        with at(self.store.folder):
-            show = self._caption if captions else self._picture
-            hits = [hit for slot, score in zip(slot_K, score_K, strict=True) if (hit := show(slot, score)) is not None]
-        if rerank:
-            hits = self._reranked(hits, words if image is None else image, rerank, captions)
-        return hits[:top]
+        asked = list(zip(words, images, strict=True))
+        nums = [self._num_reranked(rerank, *pair, without, captions) for pair in asked]
+        slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted, captions)
+        found = []
+        for (text, image), num, slot_K, score_K in zip(asked, nums, slot_QK, score_QK, strict=True):
+            with at(self.store.folder):
+                show, best_K = self._caption if captions else self._picture, zip(slot_K, score_K, strict=True)
+                hits = [hit for slot, score in best_K if (hit := show(slot, score)) is not None]
+            found.append((self._reranked(hits, text if image is None else image, num, captions) if num else hits)[:top])
+        return found
 
-    def _best(self, query_d: np.ndarray, k: int, is_wanted: np.ndarray, captions: bool) -> tuple[list[int], list[float]]:
-        """Return the best slots and their scores: of more than a million pictures, unless some alone are wanted, by cells."""
+    def _best(self, query_Qd: np.ndarray, k: int, is_wanted: np.ndarray, captions: bool) -> tuple[list[list[int]], list[Any]]:
+        """Return the best slots of each query and their scores: of more than a million pictures, unless some alone are wanted,
+        by cells."""
         is_all = not captions and is_wanted is self._used.get("feature", (0, None))[1]
         if is_all and len(is_wanted) > approximate.EXACT_MOST and (facts := approximate.known(self.store)) is not None:
             if self._cells[0] != facts:
                 self._cells = facts, approximate.opened(self.store.folder)
             if (cells := self._cells[1]) is not None:
-                score_K, slot_K = (found[0] for found in cells.search(query_d[None], k))
-                return slot_K[slot_K >= 0].tolist(), score_K[slot_K >= 0].tolist()  # -1: the cells hold fewer
-        slot_K, score_K = best(self.store.texts if captions else self.store.images, query_d[None], k, is_wanted)
-        return slot_K[0].tolist(), score_K[0].tolist()
+                score_QK, slot_QK = cells.search(query_Qd, k)
+                nums = (slot_QK >= 0).sum(1)  # -1 at the end: the cells hold fewer
+                return [[*row[:num]] for row, num in zip(slot_QK.tolist(), nums, strict=True)], [
+                    [*row[:num]] for row, num in zip(score_QK.tolist(), nums, strict=True)
+                ]
+        slot_QK, score_QK = best(self.store.texts if captions else self.store.images, query_Qd, k, is_wanted)
+        return slot_QK.tolist(), score_QK.tolist()
 
-    def _query(self, words: str, image: ImageLike | None, without: str, captions: bool) -> np.ndarray:
-        """Return what to look for, float32 (d,) of length 1."""
-        if not words and image is None:
+    def _queries(self, words: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool) -> np.ndarray:
+        """Return what to look for, float32 (Q, d), each of length 1."""
+        if not all(text or image is not None for text, image in zip(words, images, strict=True)):
             raise UserError("nothing to search for: give words, a picture or both")
-        if (words or without or captions) and not self.encoder.task.is_comparable:
+        if (any(words) or without or captions) and not self.encoder.task.is_comparable:
             raise UserError(
                 f"{self.store.facts['run']}: pictures and texts of this run do not compare, so it finds pictures by a picture "
                 "alone; fine-tune it for words: eve finetune retrieval --init RUN"
             )
-        parts = [self._text(words)] if words else []
-        parts += [] if image is None else [self.encoder.encode_image(image)[0]]
-        query_d = np.sum(parts, axis=0) - (self._text(without) if without else 0)
-        return np.asarray(query_d / max(float(np.linalg.norm(query_d)), 1e-12), np.float32)
+        query_Qd = np.zeros((len(words), self.encoder.task.feature_dim), np.float32)
+        if texts := {row: text for row, text in enumerate(words) if text}:
+            query_Qd[[*texts]] += self._texts([*texts.values()])
+        if pictures := {row: image for row, image in enumerate(images) if image is not None}:
+            query_Qd[[*pictures]] += self.encoder.encode_image(alone([*pictures.values()]))
+        query_Qd -= self._texts([without]) if without else 0
+        return query_Qd / np.maximum(np.linalg.norm(query_Qd, axis=1, keepdims=True), 1e-12)
 
-    def _text(self, text: str) -> np.ndarray:
-        """Return the features of a text. Raises UserError if no letter of it is known."""
-        features = self.encoder.encode_text(text)[0]
+    def _texts(self, texts: list[str]) -> np.ndarray:
+        """Return the features of texts. Raises UserError if no letter of one is known."""
         tokenizer, longest = self.encoder.tokenizer, self.encoder.run.config.input.max_text_tokens
-        ids, unknown = tokenizer.encode(text, longest)[0], tokenizer.backend.token_to_id(UNKNOWN)
-        spans = [span for span, token in zip(tokenizer.spans(text, longest), ids, strict=True) if token != unknown]
-        tokens_of = Counter(place for start, end in spans for place in range(start, end))
-        letters = [place for place, letter in enumerate(text) if letter.isalnum()]
-        if letters and not any(tokens_of[place] == 1 for place in letters):  # all are cut into bytes
-            raise UserError(f"{text!r}: no letter of this is known to the run's tokenizer; use the language of its training")
-        return features
+        unknown = tokenizer.backend.token_to_id(UNKNOWN)
+        for text in texts:
+            ids = tokenizer.encode(text, longest)[0]
+            spans = [span for span, token in zip(tokenizer.spans(text, longest), ids, strict=True) if token != unknown]
+            tokens_of = Counter(place for start, end in spans for place in range(start, end))
+            letters = [place for place, letter in enumerate(text) if letter.isalnum()]
+            if letters and not any(tokens_of[place] == 1 for place in letters):  # all are cut into bytes
+                raise UserError(
+                    f"{text!r}: no letter of this is known to the run's tokenizer; use the language of its training"
+                )
+        return self.encoder.encode_text(alone(texts))
 
     def _wanted(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> np.ndarray:
         """Return which slots to search among, bool (N,). Raises UserError if there are none."""
@@ -231,8 +267,7 @@ class Index:
         if not len(self):
             return "is empty: it holds no picture that can be used"
         if where:
-            keys = "SELECT DISTINCT key FROM picture, json_each(picture.columns)"
-            known = [name for (name,) in self.store.db.execute(keys)]
+            known = self.columns()
             for name in where:
                 if name not in known:
                     return f"no column {nearest(name, known)}" if known else "its pictures have no columns"
@@ -254,7 +289,7 @@ class Index:
         asked = shrunk(given_image(given), size) if captions else given
         for hit in hits[:rerank]:
             try:
-                pair = (asked, hit.name) if captions else (shrunk(self.image(hit), size), given)
+                pair = (asked, hit.name) if captions else (shrunk(self.image(hit.id), size), given)
                 pairs.append((hit, (*pair, hit.score)))
             except BadSampleError:
                 unreadable.append(hit)
@@ -269,6 +304,7 @@ class Index:
         said = "FROM caption JOIN text USING (slot) JOIN picture ON picture.id = picture WHERE picture.slot = ?"
         near = "SELECT name FROM feature JOIN picture ON picture.slot = near WHERE feature.slot = ? ORDER BY id LIMIT 1"
         return Hit(
+            id=rows[0][0],
             name=rows[0][1],
             score=score,
             captions=tuple(text for (text,) in self.store.db.execute(f"SELECT DISTINCT text {said}", [slot])),
@@ -278,21 +314,21 @@ class Index:
 
     def _caption(self, slot: int, score: float) -> Hit | None:
         row = self.store.db.execute("SELECT text FROM text WHERE slot = ?", [slot]).fetchone()
-        names = "SELECT name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? ORDER BY id LIMIT ?"
-        pictures = tuple(name for (name,) in self.store.db.execute(names, [slot, MAX_PICTURES]))
-        return Hit(name=row[0], score=score, pictures=pictures) if row is not None else None
+        names = "SELECT id, name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? ORDER BY id LIMIT ?"
+        pictures = self.store.db.execute(names, [slot, MAX_PICTURES]).fetchall()
+        if row is None or not pictures:
+            return None
+        return Hit(id=pictures[0][0], name=row[0], score=score, pictures=tuple(name for _, name in pictures))
 
-    def image(self, hit: Hit) -> GivenImage:
-        """Return the picture of a hit, of a caption its first, as its source has it now. Raises BadSampleError if it cannot be
-        had any more."""
-        name = hit.pictures[0]
+    def image(self, number: int) -> GivenImage:
+        """Return a picture by its number (`Hit.id`), as its source has it now. Raises BadSampleError if it cannot be had any
+        more."""
+        query = "SELECT name, path, start, picture.size, row, spec FROM picture JOIN source ON source.id = source "
         with at(self.store.folder):
-            found = self.store.db.execute(
-                "SELECT path, start, size, row, spec FROM picture JOIN source ON source.id = source WHERE name = ?", [name]
-            ).fetchone()
+            found = self.store.db.execute(query + "WHERE picture.id = ?", [number]).fetchone()
         if found is None:
-            raise BadSampleError(name, "is not in the index any more")
-        path, start, size, row, spec = found
+            raise BadSampleError(f"picture {number}", "is not in the index")
+        name, path, start, size, row, spec = found
         if path is not None:
             ref = ImageFile(path=Path(path)) if start is None else ImageSpan(path=Path(path), offset=start, size=size)
         else:
@@ -307,6 +343,11 @@ class Index:
         if spec not in self._opened:
             self._opened[spec] = Opened.of(spec, self.sources()[spec])
         return self._opened[spec].source
+
+
+def alone(items: list[Any]) -> Any:
+    """Return the only item of a list, of which messages do not say which one it is, or the list."""
+    return items[0] if len(items) == 1 else items
 
 
 def absolute(spec: str | Path) -> str:

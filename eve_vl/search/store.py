@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eve_vl import __version__
+from eve_vl import __version__, builtin
 from eve_vl.errors import UserError
 from eve_vl.files import whole_file
 from eve_vl.foreign import open_ordinary
@@ -114,7 +114,7 @@ def facts_of(run: LoadedRun) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": __version__,
-        "run": str(run.folder.absolute()),
+        "run": builtin.name_of(run.folder),
         "step": run.step,
         "weights": _sha256(run, "model.safetensors"),
         "tokenizer": _sha256(run, "tokenizer.json"),

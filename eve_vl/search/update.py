@@ -133,8 +133,10 @@ class Update:
         """Forget sources and their pictures."""
         with at(self.store.folder), self.db:
             for spec in specs:
-                pictures = self.db.execute("DELETE FROM picture WHERE source = (SELECT id FROM source WHERE spec = ?)", [spec])
-                self.changes.gone += pictures.rowcount
+                of_it = "FROM picture WHERE source = (SELECT id FROM source WHERE spec = ?)"
+                (gone,) = self.db.execute(f"SELECT count(slot) {of_it}", [spec]).fetchone()  # broken ones have none
+                self.changes.gone += gone
+                self.db.execute(f"DELETE {of_it}", [spec])
                 self.db.execute("DELETE FROM source WHERE spec = ?", [spec])
             self._sweep()
 

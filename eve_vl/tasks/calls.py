@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from eve_vl.data.inputs import GivenImage, ImageLike, Inputs, chunked, given_images, given_text, listed
+from eve_vl.data.inputs import GivenImage, ImageLike, Inputs, chunked, given_image, given_images, given_text, listed
 from eve_vl.errors import UserError
+from eve_vl.model.choices import mixtures
 from eve_vl.tasks.look import CLS, Evidence, HeatMap, heat_map, word_positions
+from eve_vl.tasks.route import Routes, routes_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class Verb:
     """The result as JSON values."""
     pictures: Callable[[Any], Sequence[np.ndarray]] | None = None
     """The result as pictures to write side by side."""
+    rows: bool = False
+    """Whether lists are answered row by row (`in_batches`), so that rows of several people can be computed together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +69,26 @@ class LookFlags(JsonFlags):
     """Picture to write: the picture under its heat map, blue to red."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RouteFlags(JsonFlags):
+    """Flags of `eve route`."""
+
+    image: Positional[Path | None] = None
+    """Picture file."""
+    text: Positional[str] = ""
+    """Text; of a picture without one, the picture's own tokens alone."""
+    out: Path = Path("route.png")
+    """Picture to write: for each block with experts the patches, and the words below, in the colours of their experts."""
+
+
 class Calls:
     """What a run of a task does for people, in float32 and in evaluation mode. Its methods without an underscore that
     `offered` names are calls of `Eve`."""
 
-    verbs: ClassVar[dict[str, Verb]] = {"look": Verb(flags=LookFlags, values=HeatMap.values, pictures=HeatMap.overlays)}
+    verbs: ClassVar[dict[str, Verb]] = {
+        "look": Verb(flags=LookFlags, values=HeatMap.values, pictures=HeatMap.overlays),
+        "route": Verb(flags=RouteFlags, values=Routes.values, pictures=Routes.overlays),
+    }
     num_pictures: ClassVar[int] = 1
     """Pictures that a text is about."""
 
@@ -79,7 +98,11 @@ class Calls:
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow, besides `encode_image` and `encode_text`; default: all of a task that
         has some of its own."""
-        return tuple(self.verbs) if self.task.section.calls else ()
+        return (*self.task.section.calls, "look") if self.task.section.calls else ()
+
+    def everything(self) -> tuple[str, ...]:
+        """Return what is `offered` and, of a run with experts, `route`."""
+        return (*self.offered(), "route") if mixtures(self.task.encoder) else self.offered()
 
     def how_to_get(self, call: str) -> str | None:
         """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""
@@ -116,6 +139,17 @@ class Calls:
             raise UserError("an answer to look for can be given to a run with answers or classes only")
         evidence = self._evidence(pictures, text, None if word in (None, CLS) else positions, answer)
         return heat_map(self.task, evidence, pictures, positions, word=word, block=block)
+
+    @torch.no_grad()
+    def route(self, image: ImageLike | None = None, text: str = "") -> Routes:
+        """Return which experts each patch of a picture and each token of a text go to, in every block that has experts.
+
+        What tokens see decides where they go: give the picture, the text or, for the pair's pass, both. Nothing is hidden. Of a
+        run of model.routing official, second choices are drawn at random. Raises UserError.
+        """
+        if image is None and not text:
+            raise UserError("route: give a picture, a text or both")
+        return routes_of(self.task, self.inputs, None if image is None else given_image(image), text and given_text(text))
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         """Return what `look` shows the evidence for. positions: tokens of the word, if there is one."""

@@ -80,6 +80,7 @@ class ClassificationCalls(Calls):
     verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
         "classify": Verb(
             flags=ClassifyFlags,
+            rows=True,
             show=lambda labels: "\n".join(f"{each.probability:7.4f}  {each.label}" for each in labels),
             values=lambda labels: {"labels": [asdict(each) for each in labels]},
         )

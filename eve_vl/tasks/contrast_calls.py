@@ -50,6 +50,7 @@ class ContrastCalls(Calls):
         "match": Verb(flags=MatchFlags, show="{:.4f}".format, values=lambda probability: {"probability": probability}),
         "zero_shot": Verb(
             flags=ZeroShotFlags,
+            rows=True,
             show=lambda classes: "\n".join(f"{each.score:8.4f}  {each.label}" for each in classes),
             values=lambda classes: {"classes": [dataclasses.asdict(each) for each in classes]},
         ),

@@ -85,7 +85,7 @@ class MaskedSignalCalls(Calls):
     """What a pre-trained run does for people."""
 
     verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
-        "fill_mask": Verb(flags=FillMaskFlags, values=asdict),
+        "fill_mask": Verb(flags=FillMaskFlags, rows=True, values=asdict),
         "reconstruct": Verb(flags=ReconstructFlags, pictures=lambda shown: [shown.original, shown.masked, shown.rebuilt]),
     }
 

@@ -100,7 +100,7 @@ class NLVR2Calls(Calls):
 
     task: "NLVR2"
     num_pictures = 2
-    verbs: ClassVar[dict[str, Verb]] = {"judge": Verb(flags=JudgeFlags, values=asdict)} | Calls.verbs
+    verbs: ClassVar[dict[str, Verb]] = {"judge": Verb(flags=JudgeFlags, rows=True, values=asdict)} | Calls.verbs
 
     @torch.no_grad()
     def judge(self, left: Images, right: Images, statement: Strings, batch_size: int = 64) -> Judgement | list[Judgement]:

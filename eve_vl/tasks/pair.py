@@ -86,7 +86,7 @@ class PairCalls(Calls):
 
     task: "ItemPairs"
     num_pictures = 2
-    verbs: ClassVar[dict[str, Verb]] = {"compare": Verb(flags=CompareFlags, values=asdict)} | Calls.verbs
+    verbs: ClassVar[dict[str, Verb]] = {"compare": Verb(flags=CompareFlags, rows=True, values=asdict)} | Calls.verbs
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""

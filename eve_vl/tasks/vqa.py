@@ -88,6 +88,7 @@ class VQACalls(Calls):
     verbs: ClassVar[dict[str, Verb]] = {
         "answer": Verb(
             flags=AnswerFlags,
+            rows=True,
             show=lambda answers: "\n".join(f"{each.probability:7.4f}  {each.answer}" for each in answers),
             values=lambda answers: {"answers": [asdict(each) for each in answers]},
         )

@@ -32,7 +32,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from eve_vl.errors import UserError
+from eve_vl import builtin
+from eve_vl.errors import UserError, did_you_mean
 from eve_vl.files import take_back, whole_file, whole_folder, writing
 from eve_vl.foreign import is_of, open_ordinary, parse_json, read_bytes, reading
 from eve_vl.metrics.certainty import from_json, to_json
@@ -59,7 +60,11 @@ def _step_folders(folder: Path) -> list[Path]:
 
 
 def chosen_checkpoint(path: Path) -> Path:
-    """Return the best or else the newest checkpoint of a run folder, or `path` itself if it is one. Raises UserError."""
+    """Return the best or else the newest checkpoint of a run folder, or `path` itself if it is one.
+
+    path: also builtin:NAME, a run that the package brings. Raises UserError.
+    """
+    path = builtin.located(path)
     take_back(path / BEST)
     for folder in (path, path / BEST):
         if (folder / "state.json").is_file():
@@ -67,7 +72,8 @@ def chosen_checkpoint(path: Path) -> Path:
     if path.is_file():
         raise UserError(f"{path}: is a file, not a run folder; of published weights make one: eve convert {path} FOLDER")
     if not path.is_dir():
-        raise UserError(f"{path}: no such run folder")
+        hint = did_you_mean(str(path), builtin.names(), 0.5)
+        raise UserError(f"{path}: no such run folder" + f"; {hint}" * bool(hint))
     folders = checkpoint_folders(path)
     if not folders and (config := path / "config.json").is_file() and b'"model_type"' in config.read_bytes():
         raise UserError(f"{path}: was saved by transformers; make a run folder of it: hf.to_run(model, processor, FOLDER)")

@@ -1,0 +1,186 @@
+"""The server: how many requests a second it answers one by one, and how many from many clients at a time.
+
+    python benchmarks/serve.py [--clients 200] [--seconds 60] [--pictures 10000] [--json FILE] [--quick]
+
+Serves untrained runs of the demo's size, by `eve serve` as a process of its own on loopback, and an index of made-up features.
+One client sends a mix of calls one after the other; then many clients send the same mix, each one after the other, for as
+long. The same is done call by call, for a fifth of the time each. 503 is counted, and the client waits as long as it is told
+to; any other answer than 200 is an error.
+"""
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loader import made_up_photo
+from moe import Goal, machine
+from PIL import Image
+from search import CAPTIONS, made_up_index, share_below, small_run
+
+from eve_vl.config import config_to_json
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.loading import build_task
+from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.train.checkpoint import save_checkpoint
+
+RATIO = Goal(limit=3.0, at_least=True)
+PHOTOS = 32
+PHOTO_SIDES = (320, 240)  # what a page or a program sends that makes pictures smaller first
+
+
+@dataclass
+class Outcome:
+    """What clients saw."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    statuses: Counter[int] = field(default_factory=Counter)
+    lasted: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Requests answered with 200 per second."""
+        return self.statuses[200] / self.lasted
+
+    def __str__(self) -> str:
+        waits = sorted(second for of_call in self.seconds.values() for second in of_call)
+        p50, p99 = (share_below(waits, share) * 1000 for share in (0.5, 0.99))
+        refused, wrong = self.statuses[503], sum(self.statuses.values()) - self.statuses[200] - self.statuses[503]
+        return f"{self.rate:8.1f} requests/s, p50 {p50:7.1f} ms, p99 {p99:7.1f} ms, {refused} × 503, {wrong} errors"
+
+    def numbers(self) -> dict[str, Any]:
+        """The same for JSON."""
+        waits = sorted(second for of_call in self.seconds.values() for second in of_call)
+        about = {"rate": self.rate, "p50": share_below(waits, 0.5), "p99": share_below(waits, 0.99), "lasted": self.lasted}
+        return about | {"statuses": dict(self.statuses)}
+
+
+def questions_run(folder: Path) -> None:
+    """Write an untrained run of the demo's questions."""
+    config = get_finetune_recipe("demo_vqa", get_recipe("demo"))
+    answers = [f"answer {number}" for number in range(100)]
+    tokenizer = Tokenizer.train(CAPTIONS, 500)
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), "answers.json": json.dumps(answers)}
+    save_checkpoint(folder, {"model": build_task(config, tokenizer, answers).state_dict()}, texts, {"step": 1}, keep=1)
+
+
+def bodies() -> dict[str, list[tuple[str, bytes]]]:
+    """Return requests by what they do: paths and bodies."""
+    photos = []
+    for number in range(PHOTOS):
+        image, file = Image.open(io.BytesIO(made_up_photo(number))), io.BytesIO()
+        image.resize(PHOTO_SIDES).save(file, "JPEG", quality=88)
+        photos.append(base64.b64encode(file.getvalue()).decode())
+    make = lambda path, values: (path, json.dumps(values).encode())  # noqa: E731
+    words = [f"{CAPTIONS[number % len(CAPTIONS)]} {number}" for number in range(PHOTOS)]
+    pairs = list(zip(photos, words, strict=True))
+    return {
+        "answer": [make("/v1/runs/questions/answer", {"image": photo, "question": text}) for photo, text in pairs],
+        "encode_image": [make("/v1/runs/search/encode_image", {"images": photo}) for photo, _ in pairs],
+        "encode_text": [make("/v1/runs/search/encode_text", {"texts": text}) for text in words],
+        "search": [make("/v1/search", {"words": text}) for text in words],
+    }
+
+
+async def client(port: int, requests: list[tuple[str, str, bytes]], until: float, seed: int, outcome: Outcome) -> None:
+    """Send requests, one after the other over one connection."""
+    rng = random.Random(seed)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while time.perf_counter() < until:
+        name, path, body = rng.choice(requests)
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        started = time.perf_counter()
+        writer.write(head.encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", answer)
+        assert length is not None
+        await reader.readexactly(int(length[1]))
+        status = int(answer.split()[1])
+        outcome.statuses[status] += 1
+        if status == 200:
+            outcome.seconds.setdefault(name, []).append(time.perf_counter() - started)
+        elif status == 503:
+            await asyncio.sleep(1)
+    writer.close()
+
+
+def measured(port: int, requests: list[tuple[str, str, bytes]], clients: int, seconds: float) -> Outcome:
+    """Return what so many clients see in so many seconds."""
+    outcome, started = Outcome(), time.perf_counter()
+
+    async def all_clients() -> None:
+        until = started + seconds
+        await asyncio.gather(*(client(port, requests, until, seed, outcome) for seed in range(clients)))
+
+    asyncio.run(all_clients())
+    outcome.lasted = time.perf_counter() - started
+    return outcome
+
+
+def main() -> None:
+    """Measure, print, and write JSON on request."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=60, help="of the mix, for one client and for many")
+    parser.add_argument("--pictures", type=int, default=10_000, help="of the index")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--quick", action="store_true", help="little of everything: checks the script, measures nothing")
+    args = parser.parse_args()
+    if args.quick:
+        args.clients, args.seconds, args.pictures = 4, 0.5, 100
+    print(machine())
+    kinds = bodies()
+    everything = [(name, *request) for name, requests in kinds.items() for request in requests]
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        eve = small_run(folder / "search", 256, 64)
+        made_up_index(folder / "index", eve, args.pictures)
+        questions_run(folder / "questions")
+        command = [sys.executable, "-m", "eve_vl", "serve", *(str(folder / name) for name in ("search", "questions"))]
+        command += ["--index", str(folder / "index"), "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            port = int(server.stdout.readline().split(" (")[0].rpartition(":")[2])
+            try:
+                numbers = measure(port, kinds, everything, args)
+            finally:
+                server.send_signal(signal.SIGTERM)
+                code = server.wait(60)
+        print(f"stopped with exit status {code}")
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def measure(
+    port: int, kinds: dict[str, Any], everything: list[tuple[str, str, bytes]], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Print and return what one client sees and what many do."""
+    measured(port, everything, 4, min(3.0, args.seconds))  # warm-up
+    found = {}
+    for name, requests in {**kinds, "mix": everything}.items():
+        mixed = requests if name == "mix" else [(name, *request) for request in requests]
+        seconds = args.seconds if name == "mix" else args.seconds / 5
+        one, many = measured(port, mixed, 1, seconds), measured(port, mixed, args.clients, seconds)
+        ratio = many.rate / one.rate
+        print(f"{name:13} 1 client    {one}\n{'':13} {args.clients:3} clients {many}\n{'':13} ratio {ratio:.2f}")
+        found[name] = {"one": one.numbers(), "many": many.numbers(), "ratio": ratio}
+    print(f"mix, many clients / one: {found['mix']['ratio']:.2f}, goal {RATIO.check(found['mix']['ratio'])}")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Verbs that serve runs and an index: serve, to other programs; app, to people too."""
+
+import os
+import sys
+import threading
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from eve_vl.errors import UserError
+from eve_vl.serve.limits import Limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeArgs(Limits):
+    """Flags of `eve serve`."""
+
+    runs: Positional[tuple[Path, ...]] = ()
+    """Run folders, or checkpoints of runs; none: the one that the index was made by."""
+    index: Path | None = None
+    """Index to search in."""
+    host: str = "127.0.0.1"
+    """Address to listen on; one that other machines can reach needs a token."""
+    port: int = 8000
+    """Port to listen on; 0: any that is free."""
+    token: str | None = None
+    """Sent by clients as `Authorization: Bearer TOKEN`; EVE_TOKEN in the environment does not show in lists of processes."""
+    device: str = "auto"
+    """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppArgs(ServeArgs):
+    """Flags of `eve app`."""
+
+    browser: bool = True
+    """Open the page in the browser."""
+
+
+def run_serve(args: ServeArgs) -> None:
+    """Serve the calls of runs and the search in an index as JSON over HTTP: eve serve RUN … --index INDEX."""
+    _serve(args)
+
+
+def run_app(args: AppArgs) -> None:
+    """Search pictures and try runs on a page in the browser: eve app RUN … --index INDEX."""
+    _serve(args, has_page=True, opens=args.browser)
+
+
+def _serve(args: ServeArgs, *, has_page: bool = False, opens: bool = False) -> None:
+    """Serve until a signal comes. has_page: the page for people too. opens: it, in the browser. Raises UserError."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'eve-vl[serve]'") from None
+    from eve_vl.serve.app import application
+    from eve_vl.serve.server import is_loopback, serve
+    from eve_vl.serve.web import page_files
+
+    token = args.token or os.environ.get("EVE_TOKEN") or None
+    if token is None and not is_loopback(args.host):
+        raise UserError(f"--host {args.host}: other machines can reach it; give a --token, or EVE_TOKEN in the environment")
+    runs, index = load_served(args.runs, args.index, args.device)
+    app = application(runs, index, args, token=token, page=page_files() if has_page else None)
+    serve(app, args.host, args.port, tell=open_browser if opens else lambda _: None)
+
+
+def open_browser(address: str) -> None:
+    """Open a page where there is a screen to open it on, without waiting for the browser."""
+    if sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+
+def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tuple[list[Any], Any]:
+    """Return runs and the index, if there is one, which belongs to one of them. Raises UserError."""
+    from eve_vl.cli.search import load_encoder
+    from eve_vl.eve import Eve
+    from eve_vl.search.index import Index
+
+    if folder is None:
+        if not paths:
+            raise UserError("name run folders to serve, or an --index")
+        return [Eve.load(path, device) for path in paths], None
+    runs = [Eve.load(path, device) for path in paths] or [load_encoder(folder, None, device)]
+    for number, eve in enumerate(runs):
+        try:
+            return runs, Index.open(folder, eve)
+        except UserError:
+            if number == len(runs) - 1:
+                raise
+    raise AssertionError

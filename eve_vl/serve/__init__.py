@@ -1,0 +1,1 @@
+"""A server: every call of `Eve` and the search in an index as JSON over HTTP, computed in batches, within stated bounds."""

@@ -1,0 +1,248 @@
+"""The application: JSON over HTTP for every call of some runs and for the search in an index.
+
+A request goes through the gate, its body is read and then decoded on a thread of its own, waits for the thread that computes,
+and its result becomes JSON. Only what is in the route table has a name here; calls come from the runs.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import generate_latest
+from pydantic import Field
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from eve_vl import __version__
+from eve_vl.data.inputs import Images, Strings
+from eve_vl.errors import BadSampleError, UserError, nearest
+from eve_vl.eve import Eve
+from eve_vl.search.index import Index
+from eve_vl.serve.calls import Served, served_calls
+from eve_vl.serve.compute import Compute
+from eve_vl.serve.found import Found, distinct, without_paths
+from eve_vl.serve.gate import Gate, Traffic, answer_of
+from eve_vl.serve.limits import Limits, RefusedError, busy
+from eve_vl.serve.signatures import arguments
+from eve_vl.serve.values import encoded
+from eve_vl.serve.web import add_page
+
+DECODERS = 2  # threads that decode what is sent
+MOST_HITS = 1000
+THUMBNAIL, LARGEST = 160, 1024  # pixels
+CACHED = {"cache-control": "private, max-age=300"}
+NO_INDEX = "this server has no index to search in; start it with --index INDEX"
+SEARCH_TYPES = {
+    "words": Strings,
+    "image": Images | None,
+    "folder": str | None,
+    "top": Annotated[int, Field(ge=1, le=MOST_HITS)],
+    "rerank": Optional[Annotated[int, Field(ge=0, le=MOST_HITS)]],  # noqa: UP045 (types with notes know no |)
+}
+
+
+def application(
+    runs: Sequence[Eve],
+    index: Index | None = None,
+    limits: Limits | None = None,
+    *,
+    token: str | None = None,
+    page: Mapping[str, Path] | None = None,
+) -> FastAPI:
+    """Return the server of some runs and of an index, whose encoder is one of them.
+
+    token: what every request must bring but those for /healthz and the page; None: only requests to localhost are answered.
+    page: files to show to people, by their paths (`web.page_files`).
+    """
+    server = Service(runs, index, limits or Limits())
+    title = "EVE"
+    app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, lifespan=lambda _: server.running())
+    app.state.service = server
+    app.add_middleware(Gate, traffic=server.traffic, token=token, open_paths=page or ())
+    for error in (RefusedError, HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
+        app.add_exception_handler(error, server.answer_to)
+    app.add_api_route("/healthz", server.health, summary="Whether the server takes requests.")
+    app.add_api_route("/metrics", server.metrics, summary="Numbers of the server, as Prometheus reads them.")
+    app.add_api_route("/v1/runs", server.list_runs, summary="The runs, their calls, and the index.")
+    for name, calls in server.calls.items():
+        for call, served in calls.items():
+            add_call(app, f"/v1/runs/{name}/{call}", served, server.endpoint(served), f"{call} of the run {name}.")
+    app.add_api_route("/v1/runs/{name}/{call}", server.no_such_call, methods=["POST"], include_in_schema=False)
+    if server.search is not None:
+        add_call(app, "/v1/search", server.search, server.endpoint(server.search), "Search in the index.")
+    else:
+        app.add_api_route("/v1/search", server.no_index, methods=["POST"], include_in_schema=False)
+    app.add_api_route(
+        "/v1/pictures/{number}", server.picture, summary="A picture of the index as JPEG.", response_class=Response
+    )
+    add_page(app, page or {})
+    return app
+
+
+def add_call(app: FastAPI, path: str, served: Served, endpoint: Callable[..., Any], summary: str) -> None:
+    """Add a call's route, which OpenAPI shows with the call's arguments and what its docstring says."""
+    body = {"required": True, "content": {"application/json": {"schema": served.model.model_json_schema()}}}
+    more: dict[str, Any] = {"summary": summary, "description": served.text, "operation_id": path.strip("/").replace("/", "_")}
+    app.add_api_route(path, endpoint, methods=["POST"], openapi_extra={"requestBody": body}, **more)
+
+
+class Service:
+    """What the routes share: runs, the index, the thread that computes, and those that decode."""
+
+    def __init__(self, runs: Sequence[Eve], index: Index | None, limits: Limits):
+        self.limits, self.traffic = limits, Traffic(limits)
+        self.runs = dict(zip(distinct(eve.run.name for eve in runs), runs, strict=True))
+        self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
+        self.index, self.found = index, None if index is None else Found(index)
+        self.search = None if index is None else self._search(index)
+        self.compute = Compute(limits, self.traffic.counts.batch)
+        self.traffic.counts.queue.set_function(lambda: len(self.compute))
+        self.decoders, self.painter = ThreadPoolExecutor(DECODERS, "decode"), ThreadPoolExecutor(1, "thumbnails")
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Compute meanwhile, and finish what is in the queue."""
+        self.compute.start()
+        yield
+        await asyncio.to_thread(self.compute.finish)
+        self.decoders.shutdown()
+        self.painter.shutdown()
+
+    def _search(self, index: Index) -> Served:
+        found = self.found
+        assert found is not None
+
+        def search(words: Any, image: Any, folder: str | None, **options: Any) -> Any:
+            started, path = time.perf_counter(), None if folder is None else found.folder(folder)
+            num = max((len(value) for value in (words, image) if isinstance(value, list)), default=1)
+            texts, images = (value if isinstance(value, list) else [value] * num for value in (words, image))
+            shown = [found.hits(hits, options["captions"]) for hits in index.search_each(texts, images, folder=path, **options)]
+            each = [{"hits": hits, "seconds": time.perf_counter() - started} for hits in shown]
+            return each if isinstance(words, list) or isinstance(image, list) else each[0]
+
+        search.__doc__ = index.search.__doc__
+        given = arguments(index.search, self.limits, SEARCH_TYPES)
+        assert given is not None
+        size = index.encoder.run.config.input.image_size
+        return Served("search", search, given, self.limits, image_size=size, by_rows=True, show=lambda found: found)
+
+    def endpoint(self, served: Served) -> Callable[[Request], Any]:
+        """Return what answers requests for a call."""
+
+        async def answer(request: Request) -> Response:
+            return await self.answer(served, request)
+
+        return answer
+
+    async def answer(self, served: Served, request: Request) -> Response:
+        """Answer a request for a call."""
+        hold, loop = request.scope["hold"], asyncio.get_running_loop()
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            given = kind[:80] or "missing"
+            raise RefusedError(415, f"the content-type is {given}, expected application/json and an object of arguments")
+        body = await hold.body(request.stream(), request.headers.get("content-length"))
+        hold.accept()
+        job, size = await loop.run_in_executor(self.decoders, served.prepare, body)
+        del body
+        hold.resize(size)
+        waiting = self.compute.submit(job)
+        result = asyncio.wrap_future(waiting)
+        done, _ = await asyncio.wait([result], timeout=self.limits.wait_seconds)
+        if not done and waiting.cancel():
+            raise busy(f"the request has waited for {self.limits.wait_seconds:g} s", seconds=5)
+        found = await result
+        written = (
+            await loop.run_in_executor(self.decoders, _written, served, found) if served.draws else _written(served, found)
+        )
+        return Response(written, media_type="application/json")
+
+    async def health(self) -> JSONResponse:
+        """Say whether new requests are taken."""
+        return JSONResponse({"status": "stopping"}, 503) if self.traffic.is_stopping else JSONResponse({"status": "ok"})
+
+    async def metrics(self) -> Response:
+        """Return the server's numbers."""
+        return Response(generate_latest(self.traffic.counts.registry), media_type="text/plain; version=0.0.4")
+
+    async def list_runs(self) -> JSONResponse:
+        """Return what there is to call."""
+        return JSONResponse({"runs": [self._about(name) for name in self.runs], "index": await self._about_index()})
+
+    def _about(self, name: str) -> dict[str, Any]:
+        run = self.runs[name].run
+        sizes, labels = run.config.input, list(run.task.sizes.labels)
+        about = {"name": name, "task": run.config.task.name, "step": run.step, "calls": list(self.calls[name])}
+        about |= {"image_size": sizes.image_size, "patch_size": sizes.patch_size, "text_length": sizes.text_length}
+        return about | ({"labels": labels} if labels else {})
+
+    async def _about_index(self) -> dict[str, Any] | None:
+        if (index := self.index) is None:
+            return None
+        counts, columns = await asyncio.to_thread(lambda: (index.counts(), index.columns()))
+        name = next((name for name, eve in self.runs.items() if eve is index.encoder), None)
+        words = bool(index.encoder.task.is_comparable)
+        about = {"pictures": counts["pictures"], "captions": counts["captions"], "run": name, "words": words}
+        return about | {"captions_searchable": words and counts["captions"] > 0, "columns": columns}
+
+    async def no_such_call(self, name: str, call: str) -> None:
+        """Say which calls there are."""
+        if name not in self.runs:
+            raise RefusedError(404, f"no run {nearest(name, self.runs)}")
+        raise RefusedError(404, f"no call {nearest(call, self.calls[name])} of the run {name}")
+
+    async def no_index(self) -> None:
+        """Say how to get one."""
+        raise RefusedError(404, NO_INDEX)
+
+    async def picture(self, number: int, size: Annotated[int, Query(ge=16, le=LARGEST)] = THUMBNAIL) -> Response:
+        """Return a picture of the index, its longer side at most `size` pixels."""
+        index = self.index
+        if index is None or not 0 <= number < 2**63:
+            raise RefusedError(404, NO_INDEX if index is None else f"no picture {number}")
+
+        def drawn() -> bytes:
+            try:
+                return encoded(index.image(number).at_most(size), "JPEG")
+            except BadSampleError as error:
+                raise RefusedError(404, self.cleaned(str(error))) from None
+
+        data = await asyncio.get_running_loop().run_in_executor(self.painter, drawn)
+        return Response(data, media_type="image/jpeg", headers=CACHED)
+
+    def cleaned(self, message: str) -> str:
+        """Return a message without the server's paths."""
+        known = {str(eve.run.folder): name for name, eve in self.runs.items()}
+        if self.index is not None and self.found is not None:
+            known |= {str(self.index.store.folder): "index"} | {root: name for name, root in self.found.roots.items()}
+        return without_paths(message, known)
+
+    async def answer_to(self, _: Request, error: Exception) -> Response:
+        """Return what to say about an error: one line, without the server's paths."""
+        match error:
+            case RefusedError():
+                return answer_of(error)
+            case UserError():
+                return answer_of(RefusedError(400, self.cleaned(str(error))))
+            case RequestValidationError():
+                first = error.errors()[0]
+                return answer_of(RefusedError(400, f"{first['loc'][-1]}: {first['msg']}"))
+            case HTTPException():
+                return answer_of(RefusedError(error.status_code, error.detail, error.headers or {}))
+            case ClientDisconnect():
+                return answer_of(RefusedError(400, "the body ends too early"))
+        return answer_of(RefusedError(500, "the server failed at this request; its log says why"))
+
+
+def _written(served: Served, result: Any) -> bytes:
+    """Return an answer's body."""
+    shown = served.show(result)
+    return to_json(shown if served.name == "search" else {"result": shown}, inf_nan_mode="null")  # numbers that JSON lacks

@@ -1,0 +1,111 @@
+"""A call of a run as it is served: from a body to a job, and from what the job gives to JSON."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from eve_vl.data.records import ImagePixels
+from eve_vl.eve import ALWAYS, Eve
+from eve_vl.serve.compute import Job
+from eve_vl.serve.limits import Limits, RefusedError
+from eve_vl.serve.signatures import Argument, arguments, body_model, parsed
+from eve_vl.serve.values import as_json, picture
+
+
+class Served:
+    """A call of `Eve` or the search in an index."""
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[..., Any],
+        given: Mapping[str, Argument],
+        limits: Limits,
+        *,
+        image_size: int,
+        by_rows: bool = False,
+        show: Callable[[Any], Any] = as_json,
+        draws: bool = False,
+    ):
+        """by_rows: whether lists are answered row by row, so that those of several clients can be put together. show: the
+        result as JSON values. draws: whether there are pictures in it, which take their time to be compressed."""
+        self.name, self.call, self.arguments, self.limits, self.show = name, call, given, limits, show
+        self.image_size, self.by_rows, self.draws = image_size, by_rows, draws
+        self.model = body_model(f"{name}_arguments", given)
+        self.text = inspect.cleandoc(call.__doc__ or "")
+
+    def prepare(self, body: bytes) -> tuple[Job, int]:
+        """Return the job that a body asks for, and how many bytes its pictures take. Raises RefusedError or UserError."""
+        values = {
+            name: self._read(self.arguments[name], value) for name, value in parsed(self.model, self.arguments, body).items()
+        }
+        size = sum(one.pixels.nbytes for value in values.values() for one in listed(value) if isinstance(one, ImagePixels))
+        if not self.by_rows:
+            return Job(compute=lambda given: [self.call(**each) for each in given], given=values), size
+        rows = {name: value for name, value in values.items() if self.arguments[name].several and value is not None}
+        lengths = {len(value) for value in rows.values() if isinstance(value, list)}
+        if len(lengths) > 1:
+            raise RefusedError(
+                400, f"lists of {' and '.join(map(str, sorted(lengths)))}: give lists of equal length, or one for all"
+            )
+        options = {name: value for name, value in values.items() if name not in rows}
+        num = max(lengths, default=1)
+        key = id(self), *sorted(rows), json.dumps(options, sort_keys=True)
+        return Job(compute=self._together, given=(rows, options, bool(lengths), num), key=key, rows=num), size
+
+    def _read(self, argument: Argument, value: Any) -> Any:
+        if argument.kind not in ("square", "whole") or value is None:
+            return value
+        square = self.image_size if argument.kind == "square" else None
+        if not isinstance(value, list):
+            return picture(value, argument.name, self.limits, square)
+        return [picture(one, f"{argument.name} {number}", self.limits, square) for number, one in enumerate(value)]
+
+    def _together(self, given: Sequence[tuple[dict[str, Any], dict[str, Any], bool, int]]) -> list[Any]:
+        """Return the results of several clients, whose options are the same."""
+        if len(given) == 1:
+            rows, options, *_ = given[0]
+            return [self.call(**rows, **options)]
+        columns: dict[str, list[Any]] = {name: [] for name in given[0][0]}
+        for rows, _, _, num in given:
+            for name, value in rows.items():
+                columns[name] += value if isinstance(value, list) else [value] * num
+        results, start, found = self.call(**columns, **given[0][1]), 0, []
+        for *_, is_list, num in given:
+            found.append(results[start : start + num] if is_list else results[start])
+            start += num
+        return found
+
+
+def listed(value: Any) -> Sequence[Any]:
+    """Return a list of what may be one."""
+    return value if isinstance(value, list) else [value]
+
+
+def served_calls(eve: Eve, limits: Limits) -> dict[str, Served]:
+    """Return the calls of a run that can be served, by name: those whose arguments can be sent."""
+    config, found = eve.run.config, {}
+    is_exact = getattr(config.model, "routing", "stable") != "official"  # its experts drop tokens of rows that others crowd out
+    for name in eve.calls:
+        call, verb = getattr(eve, name), eve.run.calls.verbs.get(name)
+        if (given := arguments(call, limits, {})) is None:
+            continue
+        can_be_listed = all(argument.several for argument in given.values() if argument.kind != "value")
+        by_rows = is_exact and can_be_listed and (name in ALWAYS or (verb is not None and verb.rows))
+        size = config.input.image_size
+        draws = verb is not None and verb.pictures is not None
+        more: dict[str, Any] = {"image_size": size, "by_rows": by_rows, "draws": draws}
+        found[name] = Served(name, call, given, limits, show=_shown_by(verb), **more)
+    return found
+
+
+def _shown_by(verb: Any) -> Callable[[Any], Any]:
+    """Return how to show results: those that say what they are in JSON (`values`) by that, with their pictures."""
+
+    def show(result: Any) -> Any:
+        if verb is None or verb.pictures is None or not hasattr(result, "values"):
+            return as_json(result)
+        return as_json({**verb.values(result), "pictures": list(verb.pictures(result))})
+
+    return show

@@ -1,0 +1,81 @@
+"""An index as clients see it: names without the server's folders, pictures by number."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from eve_vl.data.readers.paths import parse_spec
+from eve_vl.errors import nearest
+from eve_vl.search.index import Hit, Index
+from eve_vl.serve.limits import RefusedError
+
+PATH = re.compile(r"(?<![\w.~/])~?/(?:[^\s/:;,'\"()]+/)*(?=[^\s/:;,'\"()])")  # all of a path but its last name
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Return names of which none occurs twice: photos, photos-2."""
+    found: list[str] = []
+    for name in names:
+        number, other = 1, name
+        while other in found:
+            number += 1
+            other = f"{name}-{number}"
+        found.append(other)
+    return found
+
+
+def without_paths(text: str, known: Mapping[str, str]) -> str:
+    """Return a message in which known paths have their names, and of others the last part alone is left."""
+    for path in sorted(known, key=len, reverse=True):
+        text = text.replace(path, known[path])
+    return PATH.sub("", text)
+
+
+class Found:
+    """An index whose pictures are called by the name of their source's folder and what comes after it."""
+
+    def __init__(self, index: Index):
+        self.index = index
+        roots = [root_of(spec) for spec in index.sources()]
+        names = distinct(root.name or "pictures" for root in dict.fromkeys(roots))
+        self.roots = dict(zip(names, map(str, dict.fromkeys(roots)), strict=True))
+
+    def name(self, name: str) -> str:
+        """Return what to call a picture."""
+        for label, root in self.roots.items():
+            if name.startswith(os.path.join(root, "")):  # noqa: PTH118
+                return f"{label}/{name[len(root) :].lstrip(os.sep)}"
+        return name.rpartition(os.sep)[2]
+
+    def folder(self, given: str) -> str:
+        """Return the path of a folder that a client names, as `name` does. Raises RefusedError."""
+        label, *parts = given.strip("/").split("/")
+        if label not in self.roots:
+            raise RefusedError(400, f"folder: no folder {nearest(label, self.roots)}")
+        if {"..", "."} & {*parts}:
+            raise RefusedError(400, "folder: name one of the index, without . and ..")
+        return os.path.join(self.roots[label], *parts)  # noqa: PTH118
+
+    def hits(self, hits: list[Hit], captions: bool) -> list[dict[str, Any]]:
+        """Return what was found as JSON values."""
+        return [
+            {
+                "id": hit.id,
+                "name": hit.name if captions else self.name(hit.name),
+                "score": hit.score,
+                "match": hit.match,
+                "captions": list(hit.captions),
+                "pictures": [self.name(name) for name in hit.pictures],
+                "near": None if hit.near is None else self.name(hit.near),
+                "picture": f"/v1/pictures/{hit.id}",
+            }
+            for hit in hits
+        ]
+
+
+def root_of(spec: str) -> Path:
+    """Return the folder that pictures of a source lie in: itself, or that of a table or shard."""
+    path = Path(parse_spec(spec).path)
+    return path if path.is_dir() or not path.suffix else path.parent

@@ -1,0 +1,153 @@
+"""What every request passes: whose it is, whether there is room for it, how long it may take, and what is counted of it."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterable, Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from eve_vl.serve.limits import CLOSE, MB, Limits, RefusedError, busy
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Counts:
+    """What `/metrics` tells."""
+
+    def __init__(self, traffic: "Traffic"):
+        self.registry = CollectorRegistry()
+        more: Any = {"registry": self.registry, "namespace": "eve"}
+        self.requests = Counter("requests", "Requests answered.", ["call", "status"], **more)
+        self.seconds = Histogram("request_seconds", "From a request to its answer.", ["call"], buckets=SECONDS, **more)
+        self.rows = Histogram("batch_rows", "Pictures or texts computed at a time.", buckets=ROWS, **more)
+        self.computing = Histogram("batch_seconds", "Time to compute a batch.", buckets=SECONDS, **more)
+        self.queue = Gauge("queue_length", "Jobs that wait to be computed.", **more)
+        Gauge("requests_accepted", "Requests that wait or are worked on.", **more).set_function(lambda: traffic.accepted)
+        Gauge("held_bytes", "Bytes of bodies and decoded pictures.", **more).set_function(lambda: traffic.held)
+        ProcessCollector(registry=self.registry)
+
+    def batch(self, rows: int, seconds: float) -> None:
+        """Count a batch."""
+        self.rows.observe(rows)
+        self.computing.observe(seconds)
+
+
+class Traffic:
+    """How many requests there are, and how many bytes they hold."""
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self.active = 0
+        """Requests whose answer is not sent yet."""
+        self.accepted = 0
+        """Requests whose body is there."""
+        self.held = 0
+        self.is_stopping = False
+        self.counts = Counts(self)
+
+
+class Hold:
+    """What one request has of the room that there is, until its answer is sent."""
+
+    def __init__(self, traffic: Traffic):
+        self.traffic, self.size, self.is_accepted = traffic, 0, False
+
+    def resize(self, size: int) -> None:
+        """Take room for so many bytes instead of those before. Raises RefusedError if there is none."""
+        traffic, more = self.traffic, size - self.size
+        if more > 0 and traffic.held + more > traffic.limits.memory_mb * MB:
+            raise busy("too many large requests at a time")
+        self.size, traffic.held = size, traffic.held + more
+
+    def accept(self) -> None:
+        """Take a place in the queue. Raises RefusedError if it is full."""
+        if self.traffic.accepted >= self.traffic.limits.queue:
+            raise busy(f"{self.traffic.accepted} requests wait already")
+        self.traffic.accepted += 1
+        self.is_accepted = True
+
+    def release(self) -> None:
+        """Give back what it has."""
+        self.traffic.held -= self.size
+        self.traffic.accepted -= self.is_accepted
+
+    async def body(self, chunks: AsyncIterable[bytes], announced: str | None) -> bytes:
+        """Read a body. Raises RefusedError if it is too large or too slow."""
+        limits, parts, size = self.traffic.limits, [], 0
+        too_large = RefusedError(413, f"the body has more than {limits.body_mb} MB; send fewer or smaller pictures", CLOSE)
+        if announced is not None and announced.isdecimal() and int(announced[:20]) > limits.body_mb * MB:
+            raise too_large
+        try:
+            async with asyncio.timeout(limits.body_seconds):
+                async for chunk in chunks:
+                    size += len(chunk)
+                    if size > limits.body_mb * MB:
+                        raise too_large
+                    self.resize(size)
+                    parts.append(chunk)
+        except TimeoutError:
+            message = f"the body was not there after {limits.body_seconds:g} s; send it faster, or smaller pictures"
+            raise RefusedError(408, message, CLOSE) from None
+        return b"".join(parts)
+
+
+class Gate:
+    """Middleware: refuses what is not for this server, counts the rest, and does not wait forever for those who read slowly."""
+
+    def __init__(self, app: ASGIApp, traffic: Traffic, token: str | None, open_paths: Iterable[str]):
+        self.app, self.traffic, self.token = app, traffic, token
+        self.open_paths = {"/healthz", *open_paths}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        traffic, started, status = self.traffic, time.perf_counter(), 500
+        hold = scope["hold"] = Hold(traffic)
+
+        async def timed(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            async with asyncio.timeout(traffic.limits.body_seconds):
+                await send(message)
+
+        traffic.active += 1
+        try:
+            await (self._refused(scope) or self.app)(scope, receive, timed)
+        except TimeoutError:  # the connection is closed when nothing follows
+            status = 408
+        finally:
+            traffic.active -= 1
+            hold.release()
+            call = getattr(scope.get("route"), "path", "other")
+            traffic.counts.requests.labels(call, status).inc()
+            traffic.counts.seconds.labels(call).observe(time.perf_counter() - started)
+
+    def _refused(self, scope: Scope) -> Response | None:
+        headers = dict(scope["headers"])
+        if self.token is None:
+            host = headers.get(b"host", b"localhost").decode("latin-1")
+            name = host if host.endswith("]") else host.rpartition(":")[0] or host
+            if name not in LOCAL_NAMES:  # a page of another site whose name was made to mean this machine
+                return answer_of(RefusedError(400, f"this server is called {LOCAL_NAMES[0]}, not as the request's host says"))
+        elif scope["path"] not in self.open_paths:
+            wanted, given = f"Bearer {self.token}".encode(), headers.get(b"authorization", b"")
+            if not hmac.compare_digest(wanted, given):
+                message = "this server needs its token: send the header Authorization: Bearer TOKEN"
+                return answer_of(RefusedError(401, message, {"www-authenticate": "Bearer"}))
+        if self.traffic.is_stopping and scope["path"] != "/healthz":
+            refusal = busy("the server stops", seconds=5)
+            return answer_of(RefusedError(503, refusal.message, {**refusal.headers, **CLOSE}))
+        return None
+
+
+def answer_of(refusal: RefusedError) -> JSONResponse:
+    """Return the answer that a refusal is."""
+    return JSONResponse({"error": refusal.message}, refusal.status, refusal.headers)

@@ -1,0 +1,55 @@
+"""What a server takes from its clients, and how it says no. Imports no torch, because the command line shows the limits."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from eve_vl.errors import UserError, printable, shortened
+
+MB = 2**20
+MAX_LENGTH = 10_000  # letters of a text, numbers in a list
+CLOSE: Mapping[str, str] = {"connection": "close"}  # what the client still sends is not waited for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of a server; each is a flag of `eve serve`."""
+
+    queue: int = 256
+    """Requests that wait or are worked on; further ones are refused with 503 and told to come again."""
+    batch: int = 64
+    """How many pictures or texts to compute at a time, of requests that wait for the same call."""
+    memory_mb: int = 256
+    """Megabytes that bodies and decoded pictures of all requests may hold together; beyond, requests are refused with 503."""
+    body_mb: int = 16
+    """Megabytes of a request's body."""
+    items: int = 64
+    """Pictures or texts in a list."""
+    pixels: int = 32_000_000
+    """Pixels of a picture that is sent, counted before it is decoded."""
+    body_seconds: float = 20.0
+    """How long a client may take to send a body, and to take any part of its answer."""
+    wait_seconds: float = 30.0
+    """How long a request may wait until it is computed; after that it is refused with 503."""
+
+    def __post_init__(self):
+        for each in dataclasses.fields(Limits):
+            if not getattr(self, each.name) > 0:
+                raise UserError(f"--{each.name.replace('_', '-')}: {getattr(self, each.name)} was given, expected more than 0")
+
+
+@dataclass(eq=False)
+class RefusedError(Exception):
+    """An answer that is no result: a status and one line that says what was given, what was expected, what to do."""
+
+    status: int
+    message: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.message = printable(shortened(self.message))
+
+
+def busy(why: str, seconds: int = 1) -> RefusedError:
+    """Return the refusal of a request that may be sent again later."""
+    return RefusedError(503, f"{why}; send it again in {seconds} s", {"retry-after": str(seconds)})

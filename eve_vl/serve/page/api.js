@@ -1,0 +1,94 @@
+// Requests to the server: JSON in, JSON out, with the token that it may want.
+
+const KEY = "eve-token";
+const TRIES = 3;
+let asked = null;
+
+/** Whether pictures cannot be named in `src`, which sends no token. */
+export const hasToken = () => sessionStorage.getItem(KEY) !== null;
+
+/** Return what the server says to a request, parsed, or as a Blob; throw an Error whose message is for people. */
+export async function request(path, { body, signal, blob = false } = {}) {
+  for (let tries = 1; ; tries++) {
+    const token = sessionStorage.getItem(KEY);
+    const headers = {};
+    if (token !== null) headers.authorization = `Bearer ${token}`;
+    if (body !== undefined) headers["content-type"] = "application/json";
+    const method = body === undefined ? "GET" : "POST";
+    let response;
+    try {
+      response = await fetch(path, { method, headers, body: body && JSON.stringify(body), signal });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Error("The server does not answer. Is it still running?");
+    }
+    if (response.ok) return blob ? response.blob() : response.json();
+    if (response.status === 401) {
+      await askForToken(token);
+    } else if (response.status === 503 && tries < TRIES) {
+      await pause(Number(response.headers.get("retry-after")) || 1, signal);
+    } else {
+      throw new Error(await reason(response));
+    }
+  }
+}
+
+/** Return the result of a call of a run. */
+export async function call(run, name, body, signal) {
+  const path = `/v1/runs/${encodeURIComponent(run)}/${encodeURIComponent(name)}`;
+  return (await request(path, { body, signal })).result;
+}
+
+/** Return the address of a picture of the index, or an object URL of it where only requests with the token get it. */
+export async function pictureAt(path, size) {
+  const address = `${path}?size=${size}`;
+  return hasToken() ? URL.createObjectURL(await request(address, { blob: true })) : address;
+}
+
+/** Ask for the token, once for all requests that wait for it. `used`: the one that was not accepted. */
+async function askForToken(used) {
+  if (sessionStorage.getItem(KEY) !== used) return; // another request has got one meanwhile
+  asked ??= answer(used !== null).finally(() => (asked = null));
+  sessionStorage.setItem(KEY, await asked);
+}
+
+function answer(wasWrong) {
+  const dialog = document.getElementById("token");
+  const input = dialog.querySelector("input");
+  if (wasWrong)
+    document.getElementById("token-note").textContent =
+      "That was not it. The token was printed where the server was started.";
+  input.value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve, reject) => {
+    dialog.addEventListener(
+      "close",
+      () =>
+        input.value
+          ? resolve(input.value.trim())
+          : reject(new Error("Without its token the server says nothing. Load the page again to give it.")),
+      { once: true },
+    );
+    dialog.addEventListener("cancel", () => (input.value = ""), { once: true });
+  });
+}
+
+/** Return the server's own words on what went wrong. */
+async function reason(response) {
+  try {
+    return (await response.json()).error || `The server answered ${response.status}.`;
+  } catch {
+    return `The server answered ${response.status}.`;
+  }
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, 1000 * seconds);
+    signal?.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(new DOMException("", "AbortError"));
+    });
+  });
+}

@@ -1,0 +1,123 @@
+// The page: asks the server what its runs can do, and shows a tab for each thing that one of them can.
+
+import { request } from "./api.js";
+import { forms } from "./forms.js";
+import { counted, el } from "./parts.js";
+import { rebuildPanel } from "./rebuild.js";
+import { routePanel } from "./route.js";
+import { searchPanel } from "./search.js";
+
+const tabs = document.getElementById("tabs");
+const main = document.getElementById("panels");
+const panels = [];
+let active = null;
+let picture = null; // the last one that was chosen anywhere: panels of one picture begin with it
+
+function show(panel, { focus = false } = {}) {
+  active = panel;
+  for (const each of panels) {
+    const isActive = each === panel;
+    each.node.hidden = !isActive;
+    each.tab.setAttribute("aria-selected", String(isActive));
+    each.tab.tabIndex = isActive ? 0 : -1;
+  }
+  if (picture !== null && panel.picture && panel.picture.value === null) panel.picture.set(picture);
+  document.title = `${panel.title} · EVE`;
+  history.replaceState(null, "", `#${panel.name}`);
+  if (focus) panel.tab.focus();
+  else panel.shown?.();
+  panel.tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+}
+
+/** Show a picture in another panel. */
+function open(name, value) {
+  const panel = panels.find((each) => each.name === name);
+  panel.picture.set(value);
+  show(panel);
+}
+
+function onKey(event) {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  const place = panels.indexOf(active);
+  const next = step ? (place + step + panels.length) % panels.length : { Home: 0, End: panels.length - 1 }[event.key];
+  if (next === undefined) return;
+  event.preventDefault();
+  show(panels[next], { focus: true });
+}
+
+function add(panel) {
+  const id = `panel-${panel.name}`;
+  panel.tab = el(
+    "button",
+    {
+      type: "button",
+      role: "tab",
+      id: `tab-${panel.name}`,
+      "aria-controls": id,
+      onclick: () => show(panel),
+      onkeydown: onKey,
+    },
+    panel.title,
+  );
+  panel.node.id = id;
+  panel.node.setAttribute("role", "tabpanel");
+  panel.node.setAttribute("aria-labelledby", `tab-${panel.name}`);
+  panels.push(panel);
+  tabs.append(panel.tab);
+  main.append(panel.node);
+}
+
+function takePictures() {
+  const isPicture = (item) => item.kind === "file" && item.type.startsWith("image/");
+  const carries = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
+  const overlay = document.getElementById("drop");
+  let depth = 0;
+  const leave = () => {
+    depth = 0;
+    overlay.classList.remove("shown");
+  };
+  document.addEventListener("dragenter", (event) => carries(event) && ++depth && overlay.classList.add("shown"));
+  document.addEventListener("dragleave", (event) => carries(event) && --depth <= 0 && leave());
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    leave();
+    const file = event.dataTransfer.files[0];
+    if (file) active?.take(file, event.target);
+  });
+  document.addEventListener("paste", (event) => {
+    const item = [...(event.clipboardData?.items ?? [])].find(isPicture);
+    if (!item) return;
+    event.preventDefault();
+    active?.take(item.getAsFile(), document.activeElement);
+  });
+}
+
+async function start() {
+  const { runs, index } = await request("/v1/runs");
+  const chosen = (value) => (picture = value ?? picture);
+  const of = (call) => runs.filter((run) => run.calls.includes(call));
+  if (index !== null) {
+    const into = () => panels.filter((each) => each.name !== "search" && each.picture);
+    add(searchPanel(index, { open, into }));
+  }
+  for (const form of forms(of, chosen)) add(form);
+  if (of("reconstruct").length) add(rebuildPanel(of("reconstruct"), chosen));
+  if (of("route").length) add(routePanel(of("route"), chosen));
+  const facts = [
+    index && counted(index.pictures, "picture"),
+    index && index.captions && counted(index.captions, "caption"),
+    runs.length && `${runs.length > 1 ? "runs" : "run"} ${runs.map((run) => run.name).join(", ")}`,
+  ];
+  document.getElementById("facts").textContent = facts.filter(Boolean).join(" · ");
+  document.getElementById("starting").remove();
+  if (!panels.length)
+    throw new Error("These runs offer nothing that this page could show. An index makes them search: --index INDEX.");
+  show(panels.find((panel) => `#${panel.name}` === location.hash) ?? panels[0]);
+  takePictures();
+}
+
+start().catch((error) => {
+  document.getElementById("starting")?.remove();
+  main.append(el("p", { class: "failure", role: "alert" }, error.message));
+});

@@ -1,0 +1,297 @@
+// Panels of one shape: pictures and texts in, bars out, and where the run looked.
+
+import { call } from "./api.js";
+import { bars, el, field, Latest, percent, PictureField, runChoice, Status } from "./parts.js";
+
+const shares = (rows, name = "label", value = "probability") =>
+  rows.map((row) => ({ label: row[name], share: row[value] }));
+const yesNo = (probability, yes, no) => [
+  { label: yes, share: probability },
+  { label: no, share: 1 - probability },
+];
+const image = ["image", "Picture"];
+const sides = [
+  ["left", "Left picture"],
+  ["right", "Right picture"],
+];
+
+/** By the call of a run: its pictures, its texts (name, label, example), the bars of a result, and what `look` takes. */
+const FORMS = {
+  answer: {
+    title: "Ask",
+    pictures: [image],
+    texts: [["question", "Question", "what color is the circle"]],
+    rows: (result) => shares(result, "answer"),
+    look: ({ image, question }) => ({ image, text: question }),
+  },
+  judge: {
+    title: "Judge",
+    pictures: sides,
+    texts: [["statement", "Statement about the two", "both pictures have a red circle"]],
+    rows: ({ probability }) => yesNo(probability, "true", "false"),
+    look: ({ left, right, statement }) => ({ image: left, right, text: statement }),
+  },
+  match: {
+    title: "Match",
+    pictures: [image],
+    texts: [["text", "Text", "a red circle"]],
+    rows: (result) => yesNo(result, "they belong together", "they do not"),
+    look: ({ image, text }) => ({ image, text }),
+  },
+  compare: {
+    title: "Compare",
+    pictures: sides,
+    texts: [
+      ["left_text", "Text of the left one", ""],
+      ["right_text", "Text of the right one", ""],
+    ],
+    rows: ({ probability }) => yesNo(probability, "the same", "not the same"),
+  },
+  classify: {
+    title: "Classify",
+    pictures: [image],
+    texts: [["text", "Text, if the run reads one", ""]],
+    optional: true,
+    rows: (result) => shares(result),
+    look: ({ image, text }) => image && { image, text: text ?? "" },
+  },
+  zero_shot: {
+    title: "Zero-shot",
+    pictures: [image],
+    texts: [
+      [
+        "prompts",
+        "Classes, one a line; after a colon what is said of it",
+        "circle: a red circle; a blue circle\nsquare: a red square; a blue square",
+      ],
+    ],
+    lines: true,
+    rows: scores,
+    read: ({ prompts }) => ({ prompts: classes(prompts) }),
+  },
+  fill_mask: {
+    title: "Fill in",
+    pictures: [image],
+    texts: [["text", "Text with one or more [MASK]", "a [MASK] circle"]],
+    rows: ({ guesses }) => shares(guesses.flat(), "text"),
+    sentence: ({ text }) => text,
+    look: ({ image }, { text, guesses }) => ({ image, text, word: guesses[0][0].text }),
+  },
+};
+
+/** Return a panel for each call that some run offers. of(call): those runs. chosen(picture): is told of each. */
+export function forms(of, chosen) {
+  return Object.entries(FORMS)
+    .filter(([name]) => of(name).length)
+    .map(([name, form]) => formPanel(name, form, of(name), chosen));
+}
+
+function formPanel(name, form, runs, chosen) {
+  const latest = new Latest();
+  const status = new Status();
+  const look = new Look();
+  const found = el("div", { class: "answers" });
+  const run = runChoice(runs, clear);
+  const pictures = form.pictures.map(([key, label]) => ({
+    key,
+    field: new PictureField(label, (value) => (chosen(value), clear())),
+  }));
+  const texts = form.texts.map(([key, label, placeholder]) => {
+    const input = form.lines
+      ? el("textarea", { name: key, rows: 5, placeholder })
+      : el("input", { type: "text", name: key, placeholder, autocomplete: "off" });
+    return { key, label, input };
+  });
+  const body = el(
+    "form",
+    { onsubmit: (event) => (event.preventDefault(), ask()) },
+    el("div", { class: "pictures" }, ...pictures.map((each) => each.field.node)),
+    ...texts.map(({ label, input }) => field(label, input)),
+    run.node,
+    el("p", { class: "buttons" }, el("button", { class: "main" }, form.title)),
+  );
+  const node = el("section", { class: "panel two" }, body, el("div", { class: "result" }, status.node, found, look.node));
+  clear();
+
+  function clear() {
+    latest.stop();
+    found.replaceChildren();
+    look.clear();
+    status.say(
+      pictures.every(({ field }) => field.value)
+        ? ""
+        : `Give ${pictures.length > 1 ? "two pictures" : "a picture"}${form.optional ? "" : " and a text"}.`,
+    );
+  }
+
+  function given() {
+    const values = Object.fromEntries(
+      pictures.filter(({ field }) => field.value).map(({ key, field }) => [key, field.value]),
+    );
+    for (const { key, input } of texts) if (input.value.trim()) values[key] = input.value.trim();
+    const missing = form.optional
+      ? []
+      : [
+          ...pictures.filter(({ field }) => !field.value).map(({ field }) => field.label),
+          ...texts.filter(({ key }) => !values[key]).map(({ label }) => label.split(",")[0]),
+        ];
+    return [values, missing];
+  }
+
+  async function ask() {
+    await Promise.all(pictures.map(({ field }) => field.ready));
+    const [values, missing] = given();
+    found.replaceChildren();
+    look.clear();
+    if (missing.length) {
+      status.fail(new Error(`Still missing: ${missing.join(", ").toLowerCase()}.`));
+      return;
+    }
+    status.wait("Thinking …");
+    latest.run(
+      (signal) => call(run.run.name, name, { ...values, ...form.read?.(values) }, signal),
+      (result) => show(result, values),
+      status.fail.bind(status),
+    );
+  }
+
+  function show(result, values) {
+    const rows = form.rows(result);
+    const canLook = form.look && run.run.calls.includes("look") && form.look(values, result);
+    const byAnswer = name === "answer" || name === "classify";
+    const draw = (chosen) => {
+      const sentence =
+        form.sentence?.(result) ?? `${rows[0].share >= 0.5 || rows.length > 2 ? rows[0].label : rows[1].label}`;
+      const buttons = rows.map((row, place) => ({
+        ...row,
+        chosen: place === chosen,
+        onclick: byAnswer && canLook ? () => (draw(place), look.show(run.run, { ...canLook, answer: row.label })) : null,
+      }));
+      found.replaceChildren(el("p", { class: "verdict" }, sentence), bars(buttons));
+    };
+    draw(canLook && byAnswer ? 0 : -1);
+    status.say(byAnswer && canLook ? "Choose an answer to see where it comes from." : "");
+    if (canLook) look.show(run.run, canLook);
+  }
+
+  const take = (file, target) => {
+    const over =
+      pictures.find(({ field }) => field.node.contains(target)) ??
+      pictures.find(({ field }) => !field.value) ??
+      pictures[0];
+    return over.field.take(file);
+  };
+  return {
+    name: name.replace("answer", "ask").replace("_", "-"),
+    title: form.title,
+    node,
+    picture: pictures[0].field,
+    take,
+  };
+}
+
+/** Where a run looked: the pictures under their heat, which fades, and the words of the text to ask for one by one. */
+class Look {
+  node = el("div", { class: "look" });
+  #latest = new Latest();
+  #status = new Status();
+
+  clear() {
+    this.#latest.stop();
+    this.node.replaceChildren();
+  }
+
+  show(run, body) {
+    this.#status.wait("Looking where it comes from …");
+    if (!this.node.childElementCount) this.node.replaceChildren(this.#status.node);
+    this.#latest.run(
+      (signal) => call(run.name, "look", body, signal),
+      (found) => this.#draw(run, body, found),
+      (error) => this.#status.fail(error),
+    );
+  }
+
+  #draw(run, body, found) {
+    const originals = [body.image, body.right].filter(Boolean);
+    const heats = found.pictures.map((data, place) =>
+      el("img", {
+        class: "heat",
+        src: png(data),
+        alt: `Where it looked${originals.length > 1 ? ` in the ${place ? "right" : "left"} picture` : ""}: red is hottest`,
+      }),
+    );
+    const slider = el("input", {
+      type: "range",
+      min: 0,
+      max: 1,
+      step: 0.05,
+      value: 1,
+      oninput: () => heats.forEach((heat) => (heat.style.opacity = slider.value)),
+    });
+    const words = [...new Set(body.text.match(/[\p{L}\p{N}]+/gu) ?? [])];
+    const whole = found.word === null || body.word === undefined;
+    const chip = (label, word) =>
+      el(
+        "button",
+        {
+          type: "button",
+          class: "chip",
+          "aria-pressed": String(word === undefined ? whole : !whole && found.word === word),
+          onclick: () => this.show(run, { ...body, word }),
+        },
+        label,
+      );
+    const canBeWhole = !run.calls.includes("fill_mask"); // a pre-trained run looks for a hidden word
+    this.#status.say(`What speaks for ${found.score}, ${percent(found.probability)}`);
+    this.node.replaceChildren(
+      el("h3", {}, "Where it looked"),
+      el(
+        "div",
+        { class: "stacks" },
+        ...heats.map((heat, place) => el("div", { class: "stack" }, el("img", { src: originals[place], alt: "" }), heat)),
+      ),
+      el("label", { class: "fade" }, el("span", {}, "Heat"), slider),
+      words.length
+        ? el(
+            "p",
+            { class: "chips" },
+            el("span", { class: "label" }, "Asked by"),
+            canBeWhole ? chip("the whole text", undefined) : null,
+            ...words.map((word) => chip(word, word)),
+          )
+        : null,
+      this.#status.node,
+    );
+  }
+}
+
+export const png = (data) => `data:image/png;base64,${data}`;
+
+/** Return bars of scores, which are no probabilities: as long as they are near the best. */
+function scores(result) {
+  const values = result.map((row) => row.score);
+  const [low, high] = [Math.min(...values, 0), Math.max(...values)];
+  return result.map(({ label, score }) => ({ label, share: (score - low) / (high - low || 1), text: score.toFixed(3) }));
+}
+
+/** Return classes by name, each with what is said of it, from lines `name: text; text`. */
+function classes(text) {
+  const lines = text
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
+  return Object.fromEntries(
+    lines.map((line) => {
+      const [name, said] = line.includes(":")
+        ? [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1)]
+        : [line, line];
+      return [
+        name.trim(),
+        said
+          .split(";")
+          .map((each) => each.trim())
+          .filter(Boolean),
+      ];
+    }),
+  );
+}

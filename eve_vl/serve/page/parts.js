@@ -1,0 +1,201 @@
+// Parts of all panels. What the server or a person says becomes text nodes and attributes here, never HTML.
+
+const WHOLE = 2_000_000; // bytes of a file that is sent as it is
+const SIDE = 1024; // pixels of the longer side of larger ones
+
+/** Return an element. Of its properties, on… are handlers, --… are CSS variables, booleans are set or left out. */
+export function el(tag, properties = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (name.startsWith("--")) node.style.setProperty(name, value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+export const percent = (share) => `${(100 * share).toFixed(1)} %`;
+export const counted = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
+
+/** Return a function that runs another one when it was not called for some milliseconds. */
+export function debounced(run, milliseconds) {
+  let timer = 0;
+  return () => {
+    clearTimeout(timer);
+    timer = setTimeout(run, milliseconds);
+  };
+}
+
+/** Runs jobs of which only the latest counts: an earlier one is told to stop, and what it still says is dropped. */
+export class Latest {
+  #controller = null;
+
+  async run(job, show, fail) {
+    this.stop();
+    const own = (this.#controller = new AbortController());
+    try {
+      const result = await job(own.signal);
+      if (this.#controller === own) show(result);
+    } catch (error) {
+      if (this.#controller === own && error.name !== "AbortError") fail(error);
+    }
+  }
+
+  stop() {
+    this.#controller?.abort();
+    this.#controller = null;
+  }
+}
+
+/** A line that screen readers read out when it changes. */
+export class Status {
+  node = el("p", { class: "status", role: "status", "aria-live": "polite" });
+
+  say(text) {
+    this.#set(text, "");
+  }
+  wait(text) {
+    this.#set(text, "busy");
+  }
+  fail(error) {
+    this.#set(error.message, "failed");
+  }
+  #set(text, state) {
+    this.node.textContent = text;
+    this.node.dataset.state = state;
+  }
+}
+
+/** Return bars of shares in [0, 1], each { label, share, text }; those with `onclick` are buttons. */
+export function bars(rows) {
+  return el(
+    "ol",
+    { class: "bars" },
+    ...rows.map(({ label, share, text, onclick, chosen }) => {
+      const inner = [el("span", {}, label), el("b", {}, text ?? percent(share))];
+      const length = { "--length": `${100 * Math.max(0, Math.min(1, share))}%` };
+      const row = onclick
+        ? el("button", { ...length, type: "button", onclick, "aria-pressed": String(Boolean(chosen)) }, ...inner)
+        : el("div", length, ...inner);
+      return el("li", {}, row);
+    }),
+  );
+}
+
+/** Return a labelled field around an input. */
+export function field(label, input, note) {
+  return el("label", { class: "field" }, el("span", {}, label), input, note ? el("small", {}, note) : null);
+}
+
+/** Return a choice among runs, or nothing to choose: { node, value }. */
+export function runChoice(runs, onchange) {
+  const select = el(
+    "select",
+    { onchange },
+    ...runs.map((run) => el("option", { value: run.name }, `${run.name} (${run.task}, step ${run.step})`)),
+  );
+  const of = () => runs.find((run) => run.name === select.value);
+  return {
+    node: runs.length > 1 ? field("Run", select) : null,
+    get run() {
+      return of();
+    },
+  };
+}
+
+/** A picture that a person chooses, drops or pastes; `value` is a data: URL, or null. */
+export class PictureField {
+  #id = `picture-${Math.random().toString(36).slice(2)}`;
+  value = null;
+  ready = Promise.resolve(); // when the last file is read
+
+  constructor(label, onchange, { small = false } = {}) {
+    this.label = label;
+    this.onchange = onchange;
+    this.image = el("img", { alt: "", hidden: true });
+    this.input = el("input", {
+      id: this.#id,
+      type: "file",
+      accept: "image/*",
+      class: "hidden-input",
+      onchange: () => this.input.files[0] && this.take(this.input.files[0]),
+    });
+    this.words = el("span", { class: "hint" }, small ? "Picture" : "Choose, drop or paste a picture");
+    this.remove = el(
+      "button",
+      {
+        type: "button",
+        class: "remove",
+        hidden: true,
+        "aria-label": `Remove ${label.toLowerCase()}`,
+        onclick: () => this.set(null),
+      },
+      "×",
+    );
+    this.problem = el("small", { class: "problem", role: "alert" });
+    const zone = el(
+      "label",
+      { class: "zone", for: this.#id, title: "Choose, drop or paste a picture" },
+      el("span", { class: "sr" }, label),
+      this.image,
+      this.words,
+    );
+    this.node = el(
+      "div",
+      { class: small ? "picture small" : "picture", "data-label": label },
+      small ? null : el("span", { class: "label" }, label),
+      this.input,
+      zone,
+      this.remove,
+      this.problem,
+    );
+  }
+
+  /** Take a file or a Blob. */
+  take(file) {
+    return (this.ready = this.#read(file));
+  }
+
+  async #read(file) {
+    this.problem.textContent = "";
+    try {
+      this.set(await dataUrl(file));
+    } catch {
+      this.problem.textContent = `This browser cannot read ${file.name || "that"} as a picture. Give a PNG, JPEG, WebP or GIF.`;
+    }
+  }
+
+  /** Show a data: URL, or nothing. silent: tell nobody. */
+  set(value, { silent = false } = {}) {
+    this.value = value;
+    this.input.value = "";
+    this.problem.textContent = "";
+    this.image.hidden = this.remove.hidden = value === null;
+    this.words.hidden = value !== null;
+    if (value === null) this.image.removeAttribute("src");
+    else this.image.src = value;
+    this.image.alt = value === null ? "" : this.label;
+    if (!silent) this.onchange?.(value);
+  }
+}
+
+/** Return a picture's bytes as a data: URL, made smaller if there are many. Rejects what is no picture. */
+export async function dataUrl(file) {
+  const bitmap = await createImageBitmap(file);
+  if (file.size <= WHOLE) return read(file);
+  const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
+  const canvas = el("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return canvas.toDataURL("image/jpeg", 0.92);
+}
+
+function read(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}

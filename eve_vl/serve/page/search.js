@@ -1,0 +1,250 @@
+// The search panel: pictures and captions by words, by a picture or both, as they are typed.
+
+import { pictureAt, request } from "./api.js";
+import { counted, dataUrl, debounced, el, field, Latest, percent, PictureField, Status } from "./parts.js";
+
+const PAUSE = 160; // milliseconds after the last key
+const THUMBNAIL = 320;
+const WHOLE = 1024;
+const SMALL = 128; // pixels: enlarged more than a little, pictures like icons are but blurred
+
+/** Return the panel. into(): other panels that take a picture; open(name, picture) shows it there. */
+export function searchPanel(index, { open, into }) {
+  const latest = new Latest();
+  const status = new Status();
+  const soon = debounced(search, PAUSE);
+  const words = el("input", {
+    type: "search",
+    name: "words",
+    placeholder: index.words ? "What do you want to see?" : "These pictures are found by a picture alone",
+    "aria-label": "Words to look for",
+    autocomplete: "off",
+    enterkeyhint: "search",
+    disabled: !index.words,
+    oninput: soon,
+  });
+  const without = el("input", {
+    type: "text",
+    name: "without",
+    autocomplete: "off",
+    disabled: !index.words,
+    oninput: soon,
+  });
+  const top = el(
+    "select",
+    { name: "top", onchange: search },
+    ...[20, 50, 100].map((number) => el("option", { value: number }, String(number))),
+  );
+  const column = el(
+    "select",
+    { name: "column", onchange: soon },
+    el("option", { value: "" }, "any"),
+    ...(index.columns ?? []).map((name) => el("option", { value: name }, name)),
+  );
+  const value = el("input", {
+    type: "text",
+    name: "value",
+    "aria-label": "Value of the column",
+    autocomplete: "off",
+    oninput: soon,
+  });
+  const kinds = ["Pictures", "Captions"].map((text, number) =>
+    el(
+      "label",
+      {},
+      el("input", { type: "radio", name: "kind", value: text.toLowerCase(), checked: number === 0, onchange: search }),
+      text,
+    ),
+  );
+  const picture = new PictureField("Picture to find the like of", search, { small: true });
+  const list = el("ul", { class: "found" });
+  const refine = el(
+    "details",
+    { class: "refine" },
+    el("summary", {}, "Refine"),
+    el(
+      "div",
+      { class: "row" },
+      field("Without these words", without),
+      field("How many", top),
+      index.columns?.length ? el("div", { class: "row" }, field("Where column", column), field("is", value)) : null,
+    ),
+  );
+  const form = el(
+    "form",
+    { role: "search", class: "search", onsubmit: (event) => (event.preventDefault(), search()) },
+    el("div", { class: "line" }, picture.node, words, el("button", { class: "main" }, "Search")),
+    el(
+      "div",
+      { class: "row" },
+      index.captions_searchable
+        ? el("fieldset", { class: "kinds" }, el("legend", { class: "sr" }, "What to find"), ...kinds)
+        : null,
+      refine,
+    ),
+  );
+  const node = el("section", { class: "panel" }, form, status.node, list);
+  welcome();
+
+  function asked() {
+    const body = {
+      words: words.value.trim(),
+      without: without.value.trim(),
+      captions: form.elements.kind?.value === "captions",
+      top: Number(top.value),
+    };
+    if (picture.value !== null) body.image = picture.value;
+    if (column.value && value.value.trim()) body.where = { [column.value]: value.value.trim() };
+    return body;
+  }
+
+  function welcome() {
+    list.replaceChildren();
+    const ways = index.words ? "Type what you want to see, or drop" : "Drop";
+    status.say(
+      index.pictures
+        ? `${ways} a picture to find others like it, among ${counted(index.pictures, "picture")}.`
+        : "The index is empty: it holds no picture yet. Fill it with eve index.",
+    );
+  }
+
+  function search() {
+    const body = asked();
+    if (!body.words && !body.image) {
+      latest.stop();
+      if (body.without) status.say("Say what to look for, too: words, a picture or both.");
+      else welcome();
+      return;
+    }
+    status.wait("Searching …");
+    latest.run(
+      (signal) => request("/v1/search", { body, signal }),
+      (found) => show(found, body),
+      (error) => {
+        list.replaceChildren();
+        status.fail(error);
+      },
+    );
+  }
+
+  function show({ hits, seconds }, { captions }) {
+    const near = hits.filter((hit) => hit.near).length;
+    const among = captions ? counted(index.captions, "caption") : counted(index.pictures, "picture");
+    const time = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
+    status.say(
+      hits.length
+        ? `${hits.length} of ${among} in ${time}${near ? `, ${near} almost the same as another` : ""}`
+        : `Nothing found among ${among}.`,
+    );
+    list.classList.toggle("texts", captions);
+    list.replaceChildren(...hits.map((hit, place) => shown(hit, captions, place === 0)));
+  }
+
+  function shown(hit, captions, isFirst) {
+    const text = captions ? hit.name : hit.captions?.[0];
+    const image = el("img", { alt: text ?? hit.name, loading: "lazy" });
+    pictureAt(hit.picture, THUMBNAIL).then(
+      (address) => (image.src = address),
+      () => image.classList.add("gone"),
+    );
+    image.addEventListener("error", () => image.classList.add("gone"));
+    image.addEventListener("load", () => {
+      if (isFirst) list.classList.toggle("icons", image.naturalWidth < SMALL);
+      URL.revokeObjectURL(image.src); // of an address that is none this does nothing
+    });
+    const score =
+      hit.match === null || hit.match === undefined
+        ? hit.score.toFixed(3)
+        : `${hit.score.toFixed(3)} · match ${percent(hit.match)}`;
+    return el(
+      "li",
+      {},
+      el(
+        "button",
+        {
+          type: "button",
+          class: "thumb",
+          title: hit.name,
+          "aria-label": `Show ${text ?? hit.name}`,
+          onclick: () => enlarge(hit, text),
+        },
+        image,
+      ),
+      el(
+        "div",
+        { class: "about" },
+        text ? el("p", { class: "said" }, text) : null,
+        captions ? null : el("p", { class: "name", title: hit.name }, hit.name),
+        hit.near ? el("p", { class: "near", title: hit.near }, `almost ${hit.near.split("/").pop()}`) : null,
+      ),
+      el(
+        "div",
+        { class: "foot" },
+        el("span", { class: "score", title: "Cosine of the features" }, score),
+        el("button", { type: "button", class: "more", onclick: () => moreLike(hit) }, "More like this"),
+      ),
+    );
+  }
+
+  /** Show a hit in a dialog, which Escape closes. */
+  function enlarge(hit, text) {
+    const image = el("img", { alt: text ?? hit.name });
+    pictureAt(hit.picture, WHOLE).then((address) => (image.src = address), status.fail.bind(status));
+    const close = () => dialog.close();
+    const use = (label, run) => el("button", { type: "button", onclick: () => (close(), run()) }, label);
+    const places = into().map((panel) =>
+      use(panel.title, () =>
+        fetched(hit).then(
+          (data) => open(panel.name, data),
+          (error) => status.fail(error),
+        ),
+      ),
+    );
+    const facts = [hit.name, `score ${hit.score.toFixed(3)}`, hit.near && `almost the same as ${hit.near}`].filter(Boolean);
+    const dialog = el(
+      "dialog",
+      {
+        class: "large",
+        "aria-label": text ?? hit.name,
+        onclose: () => dialog.remove(),
+        onclick: (event) => event.target === dialog && close(),
+      },
+      image,
+      ...(hit.captions ?? []).map((caption) => el("p", {}, caption)),
+      el("p", { class: "note" }, facts.join(" · ")),
+      el(
+        "p",
+        { class: "buttons" },
+        use("More like this", () => moreLike(hit)),
+        ...places,
+        el("button", { type: "button", class: "main", onclick: close }, "Close"),
+      ),
+    );
+    document.body.append(dialog);
+    dialog.showModal();
+  }
+
+  async function fetched(hit) {
+    return dataUrl(await request(`${hit.picture}?size=${WHOLE}`, { blob: true }));
+  }
+
+  async function moreLike(hit) {
+    try {
+      words.value = "";
+      form.elements.kind?.forEach?.((radio) => (radio.checked = radio.value === "pictures"));
+      picture.set(await fetched(hit));
+      scrollTo({ top: 0, behavior: "instant" });
+    } catch (error) {
+      status.fail(error);
+    }
+  }
+
+  return {
+    name: "search",
+    title: "Search",
+    node,
+    picture: null,
+    take: (file) => picture.take(file),
+    shown: () => matchMedia("(hover: hover)").matches && words.focus(),
+  };
+}

@@ -1,0 +1,92 @@
+"""The process: listens, and stops without losing what it has begun."""
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from eve_vl.errors import UserError
+from eve_vl.talk import say
+
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, which at a first signal still answers what has come, and refuses what comes; at a second one it ends at once.
+
+    It waits for the head of a request as long as the client likes; here it may take as long as a body.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI):
+        super().__init__(config)
+        self.traffic = app.state.service.traffic
+        self._since: dict[Any, tuple[Any, float]] = {}
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop."""
+        if self.traffic.is_stopping:
+            self.should_exit = self.force_exit = True
+        self.traffic.is_stopping = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Exit when all is answered."""
+        if self.traffic.is_stopping and not self.traffic.active:
+            self.should_exit = True
+        if counter % 10 == 0:
+            self._hang_up(time.monotonic())
+        return await super().on_tick(counter)
+
+    def _hang_up(self, now: float) -> None:
+        """Close connections whose next request has not begun for too long."""
+        waits: dict[Any, tuple[Any, float]] = {}
+        connections: list[Any] = [*self.server_state.connections]
+        for connection in connections:
+            last = connection.cycle  # the request that came last
+            if last is None or last.response_complete:
+                known, since = self._since.get(connection, (last, now))
+                waits[connection] = last, since if known is last else now
+                if now - waits[connection][1] > self.traffic.limits.body_seconds:
+                    connection.transport.abort()
+        self._since = waits
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(app: FastAPI, host: str, port: int, *, tell: Callable[[str], object] = lambda _: None) -> None:
+    """Answer requests until a signal comes. tell: is told the address when it can be asked. Raises UserError if the port cannot
+    be had."""
+    with listening(host, port) as listener:
+        name = f"[{host}]" if ":" in host else host
+        config = uvicorn.Config(
+            app, log_config=None, log_level="warning", access_log=False, ws="none", server_header=False, backlog=BACKLOG
+        )
+        address = f"http://{name}:{listener.getsockname()[1]}"
+        say(f"serving on {address} (Ctrl-C stops)")
+        listener.listen(BACKLOG)  # who asks at once waits until the server has started
+        tell(address)
+        Server(config, app).run(sockets=[listener])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket that has the port. Raises UserError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)  # whoever reads the line that comes next may connect
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose another port") from None
+    return listener

@@ -1,0 +1,84 @@
+"""Turn a trained run of icons_search into what the package brings: `builtin:icons`, and icons to try it on.
+
+    python examples/icons/ship.py runs/icons_search --icons icons --out eve_vl/builtin
+
+Weights become float16 and paths those of examples/icons/README.md; recipe and all other values stay as they are. The icons are
+those of lucide in test_sets.parquet, which training has not seen, as a zip file of PNG files and a table of them, pairs.jsonl;
+lucide.LICENSE in --out goes with them. The same run and data write the same bytes.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+import zipfile
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from eve_vl.builtin import ICONS, PAIRS
+from eve_vl.config import config_to_json
+from eve_vl.errors import UserError
+from eve_vl.files import whole_file, write_file
+from eve_vl.foreign import read_text
+from eve_vl.loading import read_config
+from eve_vl.metrics.certainty import from_json
+from eve_vl.talk import say
+from eve_vl.train import checkpoint
+
+SET: Final = "lucide"
+EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the first that zip files know
+
+
+def ship_run(run: Path, out: Path) -> None:
+    """Write the best weights of a run in float16, with its numbers. Raises UserError."""
+    folder = checkpoint.chosen_checkpoint(run)
+    state, config = checkpoint.verify(folder), read_config(folder)
+    data = dataclasses.replace(config.data, train=("icons/train.parquet",), val=("icons/val.parquet",))
+    config = dataclasses.replace(config, out=Path("runs/icons_search"), init=Path("runs/icons"), data=data)
+    weights = {
+        name: tensor.half() if tensor.dtype == torch.float32 else tensor
+        for name, tensor in checkpoint.read_model(folder).items()
+    }
+    checkpoint.check_tensors(weights, f"{run} in float16")  # none has become infinite
+    texts = {"config.json": config_to_json(config), "tokenizer.json": read_text(folder / "tokenizer.json")}
+    numbers = from_json(state["numbers"])
+    best = checkpoint.save_best(out, step=state["step"], model=weights, texts=texts, numbers=numbers)
+    write_file(out / "config.json", texts["config.json"])
+    write_file(out / "metrics.json", json.dumps(state["numbers"], indent=1) + "\n")
+    say(f"{out}: step {state['step']:,}, {sum(path.stat().st_size for path in best.iterdir()):,} bytes")
+
+
+def ship_icons(table: Path, out: Path) -> None:
+    """Write the icons of one set as a zip file. Raises UserError."""
+    rows = importlib.import_module("pyarrow.parquet").read_table(table).to_pylist()
+    files, pairs = {"LICENSE": (out.parent / f"{SET}.LICENSE").read_bytes()}, []
+    for row in sorted((row for row in rows if row.pop("set") == SET), key=lambda row: row["caption"]):
+        name = row["caption"].replace(" ", "-") + ".png"
+        files[name] = row["image"]
+        pairs.append(json.dumps({"image": name, "caption": row["caption"], "set": SET, "license": row["license"]}) + "\n")
+    files[PAIRS] = "".join(pairs).encode()
+    with whole_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name, EPOCH), content, zipfile.ZIP_DEFLATED)
+    say(f"{out}: {len(pairs):,} icons, {out.stat().st_size:,} bytes")
+
+
+def main() -> None:
+    """Write both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run of icons_search")
+    parser.add_argument("--icons", type=Path, required=True, help="folder that examples/icons/build.py has written")
+    parser.add_argument("--out", type=Path, required=True, help="folder of what the package brings")
+    args = parser.parse_args()
+    try:
+        ship_run(args.run, args.out / "icons")
+        ship_icons(args.icons / "test_sets.parquet", args.out / ICONS.name)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What the package brings, named wherever a run is, and `eve try`."""
+
+import hashlib
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from example_builds import load_example
+from PIL import Image
+from pyarrow import parquet
+from test_bad_input import complaint
+
+from eve_vl import builtin
+from eve_vl.eve import Eve
+from eve_vl.loading import build_task
+from eve_vl.search.index import Index
+from eve_vl.training import start_from, with_absolute_paths
+
+ICONS = builtin.FOLDER / "icons"
+
+
+@pytest.fixture(scope="module")
+def run() -> Eve:
+    return Eve.load("builtin:icons", "cpu")
+
+
+def test_it_is_small_and_names_no_machine():
+    files = [path for path in ICONS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8e6
+    assert builtin.ICONS.stat().st_size < 2e6
+    assert b'"/' not in (ICONS / "best" / "config.json").read_bytes()
+
+
+def test_weights_are_halves_on_the_disk_and_whole_in_memory(run):
+    file = (ICONS / "best" / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:start])
+    header.pop("__metadata__", None)
+    parameters = dict(run.task.named_parameters())
+    assert {entry["dtype"] for name, entry in header.items() if name in parameters} == {"F16"}
+    for name, entry in ((name, entry) for name, entry in header.items() if name in parameters):
+        first, last = entry["data_offsets"]
+        halves = np.frombuffer(file[start + first : start + last], np.float16).reshape(entry["shape"])
+        assert parameters[name].dtype == torch.float32
+        assert np.array_equal(parameters[name].detach().numpy(), halves.astype(np.float32))
+
+
+def test_the_icons_are_unpacked_once_and_mended(tmp_path):
+    table = builtin.unpack_icons(tmp_path)
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    with zipfile.ZipFile(builtin.ICONS) as archive:
+        assert {"LICENSE", "pairs.jsonl", *(row["image"] for row in rows)} == {*archive.namelist()}
+    assert {row["license"] for row in rows} == {"ISC"}
+    assert (tmp_path / "LICENSE").read_bytes() == (builtin.FOLDER / "lucide.LICENSE").read_bytes()
+    (tmp_path / "house.png").write_bytes(b"cut")
+    before = (tmp_path / "heart.png").stat().st_mtime_ns
+    builtin.unpack_icons(tmp_path)
+    with Image.open(tmp_path / "house.png") as image:
+        assert image.size == (64, 64)
+    assert (tmp_path / "heart.png").stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def few(tmp_path, monkeypatch) -> list[str]:
+    """As if the package brought only some of its icons, which take a tenth of the time."""
+    with zipfile.ZipFile(builtin.ICONS) as archive, zipfile.ZipFile(tmp_path / "few.zip", "w") as small:
+        rows = [json.loads(line) for line in archive.read(builtin.PAIRS).splitlines()]
+        rows = [
+            row for place, row in enumerate(rows) if place % 20 == 0 or row["caption"] in ("heart", "mail", "shopping cart")
+        ]
+        small.writestr(builtin.PAIRS, "".join(json.dumps(row) + "\n" for row in rows))
+        for row in rows:
+            small.writestr(row["image"], archive.read(row["image"]))
+    monkeypatch.setattr(builtin, "ICONS", tmp_path / "few.zip")
+    return [row["caption"] for row in rows]
+
+
+def test_trying_it_finds_icons_and_own_pictures_by_words(eve, tmp_path, run, few, monkeypatch):
+    opened = []
+    monkeypatch.setattr("eve_vl.cli.search.run_app", opened.append)
+    (tmp_path / "mine").mkdir()
+    with Image.open(builtin.unpack_icons(tmp_path / "icons").with_name("heart.png")) as image:
+        image.convert("RGB").rotate(10, fillcolor="white").save(tmp_path / "mine" / "one.png")
+    (tmp_path / "mine" / "two.png").write_bytes(b"broken")
+    done = eve("try", "mine", "--out", "tried")
+    assert [args.index for args in opened] == [Path("tried/index")]
+    assert f"skipped: {tmp_path / 'mine' / 'two.png'}" in done.stdout
+    assert f"tried/index: {len(few) + 1} pictures ({len(few) + 1} new), {len(few)} captions" in done.stdout
+    index = Index.open(tmp_path / "tried" / "index", run)
+    found = [words in hit.captions for words in few for hit in index.search(words, top=1)]
+    assert np.mean(found) > 0.5  # an untrained run finds one of a hundred
+    assert {hit.name for hit in index.search("heart", top=2)} == {
+        str(tmp_path / name) for name in ("tried/icons/heart.png", "mine/one.png")
+    }
+    assert index.store.facts["run"] == "builtin:icons"
+    assert "heart.png" in eve("search", "tried/index", "heart").stdout  # by the run that the index names
+    assert f"{len(few)} pictures (1 gone)" in eve("try", "--out", "tried").stdout
+    assert "no such file or folder: " in complaint(eve("try", "vanished", "--out", "tried"))
+
+
+def test_it_is_a_start_for_other_runs(run):
+    """Also of pictures of another size, for which float16 positions are resized."""
+    start = replace(
+        run.run.config, init=Path("builtin:icons"), scratch=False, input=replace(run.run.config.input, image_size=96)
+    )
+    config = with_absolute_paths(start)
+    assert str(config.init) == "builtin:icons"
+    task = build_task(config, run.tokenizer)
+    new, note = start_from(config, task)
+    assert not new
+    assert "positions resized from 16 to 36 patches" in note
+    assert torch.equal(*(dict(each.named_parameters())["encoder.image.cls"] for each in (task, run.task)))
+
+
+def test_it_was_shipped_by_the_script(tmp_path):
+    """Shipped anew from itself and its icons, it is the same."""
+    ship = load_example("icons", "ship")
+    (tmp_path / "icons").mkdir()
+    (tmp_path / "icons" / "README.md").write_text("stays")
+    ship.ship_run(Path("builtin:icons"), tmp_path / "icons")
+    for path in (ICONS / "config.json", ICONS / "metrics.json", *ICONS.glob("best/*")):
+        assert (tmp_path / path.relative_to(builtin.FOLDER)).read_bytes() == path.read_bytes()
+    assert (tmp_path / "icons" / "README.md").read_text() == "stays"
+    (tmp_path / "lucide.LICENSE").write_bytes((builtin.FOLDER / "lucide.LICENSE").read_bytes())
+    with zipfile.ZipFile(builtin.ICONS) as archive:
+        shipped = {name: archive.read(name) for name in archive.namelist()}
+    rows = [json.loads(line) for line in shipped["pairs.jsonl"].splitlines()]
+    rows = [row | {"image": shipped[row["image"]]} for row in rows]
+    table = pyarrow.Table.from_pylist([*reversed(rows), rows[0] | {"caption": "other", "set": "tabler"}])
+    parquet.write_table(table, tmp_path / "test_sets.parquet")
+    ship.ship_icons(tmp_path / "test_sets.parquet", tmp_path / "lucide.zip")
+    with zipfile.ZipFile(tmp_path / "lucide.zip") as archive:
+        assert shipped == {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_names_that_there_are_not(eve):
+    assert "no run 'builtin:ions'; did you mean 'builtin:icons'?" in complaint(eve("inspect", "builtin:ions"))
+    assert "icons: no such run folder; did you mean 'builtin:icons'?" in complaint(eve("encode", "icons", "--texts", "home"))
+
+
+def test_nothing_is_written_into_the_package(eve, tmp_path):
+    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in builtin.FOLDER.rglob("*.[!p]*")}
+    for words in (
+        ("pretrain", "tiny", "--out", "builtin:icons"),
+        ("pretrain", "tiny", "--out", ICONS),
+        ("report", "builtin:icons"),
+    ):
+        assert "nothing is written" in eve(*words).stderr
+    assert before == {path: hashlib.sha256(path.read_bytes()).digest() for path in builtin.FOLDER.rglob("*.[!p]*")}
+    assert not list(tmp_path.iterdir())

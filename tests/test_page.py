@@ -1,0 +1,408 @@
+"""The page in a real browser: what a person does on each tab, against what the same calls return in Python.
+
+Skipped where there is no Chromium or no playwright (extra `browser`), which drives it.
+"""
+
+import base64
+import io
+import queue
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import TEXT, TEXTS, noise, tiny_run, write_run
+
+from eve_vl.config import ClassificationConfig
+from eve_vl.eve import Eve
+from eve_vl.search.index import Index
+from eve_vl.serve.app import application
+from eve_vl.serve.server import serve
+from eve_vl.serve.web import page_files
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+HTML = '<img src="x" onerror="document.title = \'broken into\'"> & <b>bold</b>'
+PATCH = 4
+
+
+def png(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(noise(seed, *size)).save(file, "PNG")
+    return file.getvalue()
+
+
+def file(seed: int) -> Any:
+    return {"name": f"{seed}.png", "mimeType": "image/png", "buffer": png(seed)}
+
+
+class Site:
+    """A server with its page, in a thread of its own."""
+
+    def __init__(self, runs: list[Eve], index: Index | None = None, token: str | None = None):
+        self.app, told = application(runs, index, token=token, page=page_files()), queue.Queue()
+        self.thread = threading.Thread(target=serve, args=(self.app, "127.0.0.1", 0), kwargs={"tell": told.put})
+        self.thread.start()
+        self.address = told.get(timeout=30)
+
+    def stop(self) -> None:
+        self.app.state.service.traffic.is_stopping = True
+        self.thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, Eve]:
+    made = {name: Eve(tiny_run(name, Path(name))) for name in ("vqa", "nlvr2", "masked")}
+    made["colors"] = Eve(tiny_run("masked", Path("colors"), task=ClassificationConfig(reads="picture")))
+    return {"retrieval": Eve.load(write_run(tiny_run("retrieval"), tmp_path_factory.mktemp("runs") / "retrieval")), **made}
+
+
+@pytest.fixture(scope="module")
+def index(runs, tmp_path_factory) -> Index:
+    """Thirty pictures, two of them almost the same, four with captions, one of which looks like HTML."""
+    folder = tmp_path_factory.mktemp("site") / "photos"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number:02}.png").write_bytes(png(number, (20, 30)))
+    almost = noise(7, 20, 30)
+    almost[0, 0] += 1
+    Image.fromarray(almost).save(folder / "again.png")
+    for number, text in enumerate((*TEXTS, HTML)):
+        (folder / f"{number:02}.txt").write_text(text)
+    return runs["retrieval"].index(folder, folder.parent / "index")
+
+
+@pytest.fixture(scope="module")
+def site(runs, index) -> Iterator[str]:
+    started = Site([*runs.values()], index)
+    yield started.address
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser) -> Iterator[Any]:
+    """Opens pages whose console must stay empty: no error of the program, nothing that the policy of contents refuses."""
+    contexts, said = [], []
+
+    def opened(address: str, wait_for: str = "[role=tab]", **options: Any) -> Any:
+        contexts.append(browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(10_000)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(wait_for)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    own = "Failed to load resource"  # the browser notes refusals, and that nobody answers, itself
+    assert not [line for line in said if own not in line]
+
+
+DROP = """([selector, event, data]) => {
+    const transfer = new DataTransfer();
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    transfer.items.add(new File([bytes], "dropped.png", {type: "image/png"}));
+    const [kind, name] = event === "drop" ? [DragEvent, "dataTransfer"] : [ClipboardEvent, "clipboardData"];
+    document.querySelector(selector).dispatchEvent(new kind(event, {bubbles: true, cancelable: true, [name]: transfer}));
+}"""
+UNLABELLED = """[...document.querySelectorAll("input, textarea, select")]
+    .filter((each) => !each.labels?.length && !each.ariaLabel).length"""
+
+
+def drop(page: Any, selector: str, seed: int, event: str = "drop") -> None:
+    """Drop a picture on something, or paste it there."""
+    page.evaluate(DROP, [selector, event, base64.b64encode(png(seed)).decode()])
+
+
+def names(page: Any) -> list[str]:
+    return [text.removeprefix("photos/") for text in page.locator(".found .name").all_inner_texts()]
+
+
+def expected(index: Index, *args: Any, **options: Any) -> list[str]:
+    return [Path(hit.name).name for hit in index.search(*args, **options)]
+
+
+def shown(page: Any, selector: str) -> np.ndarray:
+    """The pixels of a picture of the page that has come as PNG."""
+    data = page.locator(selector).get_attribute("src").removeprefix("data:image/png;base64,")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+
+
+def until(page: Any, found: Any, wanted: Any) -> None:
+    """Wait until the page shows something."""
+    for _ in range(100):
+        if found() == wanted:
+            return
+        page.wait_for_timeout(50)
+    assert found() == wanted
+
+
+def test_search_as_you_type(site, index, open_page):
+    page = open_page(site)
+    assert page.locator("[role=tab]").all_inner_texts() == [
+        *("Search", "Ask", "Judge", "Match", "Classify", "Zero-shot", "Fill in", "Rebuild", "Routing")
+    ]
+    assert "among 31 pictures" in page.locator("#panel-search .status").inner_text()
+    held: list[Any] = []
+
+    def first_comes_last(route: Any) -> None:
+        held.append(route) if route.request.post_data_json["words"] == "red" else route.continue_()
+
+    page.route("**/v1/search", first_comes_last)
+    words = page.locator("input[name=words]")
+    words.press_sequentially("red")
+    page.wait_for_selector(".status[data-state=busy]")
+    until(page, lambda: len(held), 1)
+    words.press_sequentially(" circle", delay=5)
+    until(page, lambda: names(page), expected(index, "red circle"))
+    held[0].continue_()
+    page.wait_for_timeout(200)
+    assert names(page) == expected(index, "red circle"), "what was asked before does not come back"
+    hits = index.search("red circle")
+    scores = (
+        [f"{hit.score:.3f}" for hit in hits] if hits[0].match is None else [f"match {100 * hit.match:.1f} %" for hit in hits]
+    )
+    assert all(score in text for score, text in zip(scores, page.locator(".score").all_inner_texts(), strict=True))
+    assert "20 of 31 pictures in" in page.locator("#panel-search .status").inner_text()
+    until(page, lambda: page.locator(".thumb img").first.evaluate("(image) => image.naturalWidth"), 30)
+
+    page.get_by_text("Refine").click()
+    page.get_by_label("Without these words").fill("blue")
+    until(page, lambda: names(page), expected(index, "red circle", without="blue"))
+    page.get_by_label("How many").select_option("50")
+    until(page, lambda: len(names(page)), 31)
+    assert page.locator(".near").all_inner_texts() in (["almost 07.png"], ["almost again.png"])
+    page.get_by_label("Without these words").fill("")
+    page.get_by_label("Captions").check()
+    until(
+        page,
+        lambda: page.locator(".found .said").all_inner_texts(),
+        [hit.name for hit in index.search("red circle", captions=True)],
+    )
+    assert HTML in page.locator(".found .said").all_inner_texts()
+    assert page.title() == "Search · EVE"
+    words.fill("日本")
+    page.get_by_text("no letter of this is known to the run's tokenizer").wait_for()
+    words.fill("")
+    page.get_by_text("Type what you want to see").wait_for()
+
+
+def test_search_by_a_picture(site, index, open_page):
+    page = open_page(site)
+    like = lambda seed: expected(index, image=png(seed))  # noqa: E731
+    drop(page, "body", 3)
+    until(page, lambda: names(page), like(3))
+    page.get_by_label("Remove picture to find the like of").click()
+    assert names(page) == []
+    drop(page, "input[name=words]", 5, "paste")
+    until(page, lambda: names(page), like(5))
+    page.locator(".found li").nth(2).get_by_text("More like this").click()
+    until(page, lambda: names(page)[0], like(5)[2])
+    page.locator(".thumb").first.click()
+    dialog = page.get_by_role("dialog")
+    assert dialog.get_by_role("button").all_inner_texts()[0] == "More like this"
+    page.keyboard.press("Escape")
+    until(page, lambda: page.get_by_role("dialog").count(), 0)
+    page.locator(".thumb").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Ask").click()
+    until(page, lambda: page.locator("#panel-ask .zone img").evaluate("(image) => image.naturalWidth"), 30)
+    chosen = page.locator("#panel-ask input[type=file]")
+    large = {"name": "large.png", "mimeType": "image/png", "buffer": png(0, (820, 1100))}
+    assert len(large["buffer"]) > 2_000_000
+    chosen.set_input_files(large)
+    until(page, lambda: page.locator("#panel-ask .zone img").evaluate("(image) => image.naturalWidth"), 1024)
+    chosen.set_input_files({"name": "notes.png", "mimeType": "image/png", "buffer": b"no"})
+    page.get_by_text("This browser cannot read notes.png as a picture").wait_for()
+
+
+def test_an_index_without_words_or_pictures_says_so(site, open_page):
+    def changed(**index: Any) -> Any:
+        def answer(route: Any) -> None:
+            found = route.fetch().json()
+            route.fulfill(json=found | {"index": found["index"] | index})
+
+        page = open_page("about:blank", wait_for="html")
+        page.route("**/v1/runs", answer)
+        page.goto(site)
+        page.wait_for_selector("[role=tab]")
+        return page
+
+    page = changed(words=False, captions_searchable=False, columns=["color"])
+    assert page.get_by_role("searchbox").is_disabled() and not page.get_by_label("Captions").count()
+    page.get_by_text("Refine").click()
+    assert page.get_by_label("Where column").inner_text().split() == ["any", "color"]
+    changed(pictures=0).get_by_text("The index is empty: it holds no picture yet.").wait_for()
+
+
+def test_ask(site, runs, open_page):
+    page = open_page(f"{site}/#ask")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_text("Still missing: picture, question").wait_for()
+    page.locator("#panel-ask input[type=file]").set_input_files(file(0))
+    page.get_by_label("Question").fill(TEXT)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#panel-ask .heat")
+    answers = runs["vqa"].answer(noise(0), TEXT)
+    rows = [f"{each.answer}\n{100 * each.probability:.1f} %" for each in answers]
+    assert page.locator("#panel-ask .bars li").all_inner_texts() == rows
+    assert page.locator("#panel-ask .verdict").inner_text() == answers[0].answer
+    until(page, lambda: shown(page, ".heat").tolist(), runs["vqa"].look(noise(0), TEXT).overlays()[0].tolist())
+    page.get_by_role("button", name="blue", exact=True).last.click()
+    word = runs["vqa"].look(noise(0), TEXT, word="blue").overlays()[0]
+    until(page, lambda: shown(page, ".heat").tolist(), word.tolist())
+    page.locator("#panel-ask .bars button").nth(1).click()
+    other = runs["vqa"].look(noise(0), TEXT, answer=answers[1].answer).overlays()[0]
+    until(page, lambda: shown(page, ".heat").tolist(), other.tolist())
+
+
+def test_judge(site, runs, open_page):
+    page = open_page(f"{site}/#judge")
+    drop(page, "#panel-judge .picture:nth-child(1) .zone", 0)
+    drop(page, "#panel-judge .picture:nth-child(2) .zone", 1)
+    page.get_by_label("Statement about the two").fill(TEXT)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#panel-judge .heat >> nth=1")
+    found = runs["nlvr2"].judge(noise(0), noise(1), TEXT)
+    assert page.locator("#panel-judge .verdict").inner_text() == str(found.verdict).lower()
+    assert f"{100 * found.probability:.1f} %" in page.locator("#panel-judge .bars li").first.inner_text()
+
+
+def test_forms_of_one_picture(site, runs, open_page):
+    """The picture that was chosen on one tab is there on the next."""
+    page = open_page(f"{site}/#match")
+    page.locator("#panel-match input[type=file]").set_input_files(file(0))
+    page.locator("#panel-match [name=text]").fill(TEXT)
+    page.keyboard.press("Enter")
+    share = f"{100 * float(runs['retrieval'].match(noise(0), TEXT)):.1f} %"
+    until(page, lambda: page.locator("#panel-match .bars b").all_inner_texts()[:1], [share])
+
+    page.get_by_role("tab", name="Classify").click()
+    page.get_by_role("button", name="Classify").click()
+    labels = [each.label for each in runs["colors"].classify(noise(0))]
+    until(page, lambda: page.locator("#panel-classify .bars span").all_inner_texts(), labels)
+
+    page.get_by_role("tab", name="Zero-shot").click()
+    page.locator("[name=prompts]").fill("round: a red circle; a blue circle\nsquare")
+    page.get_by_role("button", name="Zero-shot").click()
+    classes = runs["retrieval"].zero_shot(noise(0), {"round": ["a red circle", "a blue circle"], "square": ["square"]})
+    rows = [f"{each.label}\n{each.score:.3f}" for each in classes]
+    until(page, lambda: page.locator("#panel-zero-shot .bars li").all_inner_texts(), rows)
+
+    page.get_by_role("tab", name="Fill in").click()
+    page.locator("#panel-fill-mask [name=text]").fill("a [MASK] circle")
+    page.keyboard.press("Enter")
+    filled = runs["masked"].fill_mask(noise(0), "a [MASK] circle").text
+    until(page, lambda: page.locator("#panel-fill-mask .verdict").all_inner_texts(), [filled])
+    page.locator("#panel-fill-mask [name=text]").fill("a circle")
+    page.keyboard.press("Enter")
+    page.get_by_text("nothing to fill in: write [MASK] in the text").wait_for()
+
+
+def test_rebuild(site, runs, open_page):
+    page = open_page(f"{site}/#rebuild")
+    page.locator("#panel-rebuild input[type=file]").set_input_files(file(0))
+    page.get_by_text("Say in words what the picture shows").wait_for()
+    hidden = page.locator("#panel-rebuild .patches [aria-pressed=true]")
+    assert hidden.count() == 12, "three quarters of 16"
+    page.get_by_role("button", name="Show all").click()
+    page.locator("#panel-rebuild [name=text]").fill(TEXT)
+    page.get_by_text("Nothing is hidden").wait_for()
+
+    def rebuilt(*places: int) -> None:
+        assert [patch.get_attribute("aria-pressed") == "true" for patch in patches.all()] == [n in places for n in range(16)]
+        wanted = runs["masked"].reconstruct(noise(0), TEXT, keep=[n for n in range(16) if n not in places]).rebuilt
+        until(page, lambda: shown(page, "#panel-rebuild figure:nth-child(2) img").tolist(), wanted.tolist())
+
+    patches = page.locator("#panel-rebuild .patches button")
+    patches.nth(5).click()
+    page.get_by_text("1 of 16 patches rebuilt").wait_for()
+    rebuilt(5)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    page.get_by_text("2 of 16 patches rebuilt").wait_for()
+    rebuilt(5, 9)
+    start, end = (patches.nth(number).bounding_box() for number in (12, 15))
+    page.mouse.move(start["x"] + 9, start["y"] + 9)
+    page.mouse.down()
+    page.mouse.move(end["x"] + 9, end["y"] + 9, steps=20)
+    page.mouse.up()
+    page.get_by_text("6 of 16 patches rebuilt").wait_for()
+    rebuilt(5, 9, 12, 13, 14, 15)
+
+
+def test_routing(site, runs, open_page):
+    page = open_page(f"{site}/#route")
+    assert page.locator("#panel-route select option").count() == 5, "all runs have experts here"
+    page.locator("#panel-route [name=text]").fill(TEXT)
+    page.locator("#panel-route input[type=file]").set_input_files(file(0))
+    page.wait_for_selector("#panel-route .patches")
+    found = runs["retrieval"].route(noise(0), TEXT)
+    cards = page.locator("#panel-route article")
+    assert cards.count() == len(found.blocks)
+    for card, block in zip(cards.all(), found.blocks, strict=True):
+        first = block.experts[:, 0].tolist()
+        assert [int(text) for text in card.locator(".patches .token").all_inner_texts()] == first[1:17]
+        words = [f"{word}\n{expert}" for word, expert in zip(found.words, first[17:], strict=True)]
+        assert card.locator(".tokens .token").all_inner_texts() == words
+        card.locator(".experts button").first.focus()
+        assert card.locator(".token:not(.dim)").count() == [*first[1:]].count(min(first))
+
+
+def test_the_token_is_asked_for_once(runs, index, open_page):
+    guarded = Site([runs["retrieval"]], index, token="open sesame")
+    try:
+        page = open_page(guarded.address, wait_for="#token[open]")
+        for given, answer in (("sesame", "That was not it"), ("open sesame", None)):
+            page.get_by_role("textbox", name="Token").fill(given)
+            page.keyboard.press("Enter")
+            if answer is not None:
+                page.get_by_text(answer).wait_for()
+        page.wait_for_selector("[role=tab]")
+        page.locator("input[name=words]").fill("red")
+        page.wait_for_selector(".found img[src^='blob:']")
+        page.reload()
+        page.wait_for_selector("[role=tab]")
+        assert not page.locator("#token").is_visible(), "the tab of the browser keeps it"
+    finally:
+        guarded.stop()
+
+
+def test_runs_offer_what_they_can_and_a_phone_shows_it(runs, open_page):
+    """No tab for what no run does, nothing wider than the screen, all of it by keyboard, and dark where that is wanted."""
+    phone = Site([runs["masked"]])
+    try:
+        page = open_page(
+            phone.address, viewport={"width": 360, "height": 700}, has_touch=True, is_mobile=True, color_scheme="dark"
+        )
+        tabs = ["Fill in", "Rebuild", "Routing"]
+        assert page.locator("[role=tab]").all_inner_texts() == tabs
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 19, 24)"
+        page.locator("#panel-fill-mask input[type=file]").set_input_files(file(0))
+        page.locator("[role=tab]").first.focus()
+        for name in (*tabs[1:], *tabs):
+            page.keyboard.press("ArrowRight")
+            focused = page.evaluate("[document.activeElement.innerText, document.activeElement.getAttribute('aria-selected')]")
+            assert focused == [name, "true"]
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+            assert page.evaluate(UNLABELLED) == 0
+    finally:
+        phone.stop()
+    page.get_by_role("tab", name="Routing").click()
+    page.locator("#panel-route [name=text]").fill("a circle")
+    page.get_by_text("The server does not answer. Is it still running?").wait_for()
