@@ -417,7 +417,7 @@ def test_a_fault_of_the_server_is_no_traceback_for_clients(runs, monkeypatch):
 
 def test_a_token_opens_the_rest(runs, tmp_path):
     (tmp_path / "index.html").write_text("<p>page")
-    with serving(runs["vqa"], token="sesame", page=tmp_path) as client:
+    with serving(runs["vqa"], token="sesame", page={"/": tmp_path / "index.html"}) as client:
         given = {"authorization": "Bearer sesame"}
         for path in ("/v1/runs", "/metrics", "/openapi.json", "/other"):
             assert client.get(path).status_code == 401
