@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from tiny_runs import TEXT, TEXTS, noise, tiny_run, write_run
 
-from eve_vl.config import ClassificationConfig
+from eve_vl.config import ClassificationConfig, PairConfig
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import application
@@ -58,6 +58,7 @@ class Site:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Eve]:
     made = {name: Eve(tiny_run(name, Path(name))) for name in ("vqa", "nlvr2", "masked")}
+    made["pair"] = Eve(tiny_run("masked", Path("pair"), task=PairConfig()))
     made["colors"] = Eve(tiny_run("masked", Path("colors"), task=ClassificationConfig(reads="picture")))
     return {"retrieval": Eve.load(write_run(tiny_run("retrieval"), tmp_path_factory.mktemp("runs") / "retrieval")), **made}
 
@@ -156,7 +157,7 @@ def until(page: Any, found: Any, wanted: Any) -> None:
 def test_search_as_you_type(site, index, open_page):
     page = open_page(site)
     assert page.locator("[role=tab]").all_inner_texts() == [
-        *("Search", "Ask", "Judge", "Match", "Classify", "Zero-shot", "Fill in", "Rebuild", "Routing")
+        *("Search", "Ask", "Judge", "Match", "Compare", "Classify", "Zero-shot", "Fill in", "Rebuild", "Routing")
     ]
     assert "among 31 pictures" in page.locator("#panel-search .status").inner_text()
     held: list[Any] = []
@@ -203,7 +204,7 @@ def test_search_as_you_type(site, index, open_page):
     page.get_by_text("Type what you want to see").wait_for()
 
 
-def test_search_by_a_picture(site, index, open_page):
+def test_search_by_a_picture(site, index, open_page, tmp_path):
     page = open_page(site)
     like = lambda seed: expected(index, image=png(seed))  # noqa: E731
     drop(page, "body", 3)
@@ -223,9 +224,8 @@ def test_search_by_a_picture(site, index, open_page):
     page.get_by_role("dialog").get_by_role("button", name="Ask").click()
     until(page, lambda: page.locator("#panel-ask .zone img").evaluate("(image) => image.naturalWidth"), 30)
     chosen = page.locator("#panel-ask input[type=file]")
-    large = {"name": "large.png", "mimeType": "image/png", "buffer": png(0, (820, 1100))}
-    assert len(large["buffer"]) > 2_000_000
-    chosen.set_input_files(large)
+    Image.new("RGB", (1500, 1200)).save(tmp_path / "large.png")
+    chosen.set_input_files(tmp_path / "large.png")
     until(page, lambda: page.locator("#panel-ask .zone img").evaluate("(image) => image.naturalWidth"), 1024)
     chosen.set_input_files({"name": "notes.png", "mimeType": "image/png", "buffer": b"no"})
     page.get_by_text("This browser cannot read notes.png as a picture").wait_for()
@@ -281,6 +281,15 @@ def test_judge(site, runs, open_page):
     found = runs["nlvr2"].judge(noise(0), noise(1), TEXT)
     assert page.locator("#panel-judge .verdict").inner_text() == str(found.verdict).lower()
     assert f"{100 * found.probability:.1f} %" in page.locator("#panel-judge .bars li").first.inner_text()
+
+    page.get_by_role("tab", name="Compare").click()
+    page.locator("#panel-compare input[type=file]").nth(1).set_input_files(file(1))
+    for place, text in enumerate(TEXTS[:2]):
+        page.locator("#panel-compare input[type=text]").nth(place).fill(text)
+    page.keyboard.press("Enter")
+    same = runs["pair"].compare(noise(0), TEXTS[0], noise(1), TEXTS[1])
+    words = "the same" if same.same else "not the same"
+    until(page, lambda: page.locator("#panel-compare .verdict").all_inner_texts(), [words])
 
 
 def test_forms_of_one_picture(site, runs, open_page):
@@ -348,7 +357,7 @@ def test_rebuild(site, runs, open_page):
 
 def test_routing(site, runs, open_page):
     page = open_page(f"{site}/#route")
-    assert page.locator("#panel-route select option").count() == 5, "all runs have experts here"
+    assert page.locator("#panel-route select option").count() == 6, "all runs have experts here"
     page.locator("#panel-route [name=text]").fill(TEXT)
     page.locator("#panel-route input[type=file]").set_input_files(file(0))
     page.wait_for_selector("#panel-route .patches")
@@ -364,7 +373,7 @@ def test_routing(site, runs, open_page):
         assert card.locator(".token:not(.dim)").count() == [*first[1:]].count(min(first))
 
 
-def test_the_token_is_asked_for_once(runs, index, open_page):
+def test_the_token_is_asked_for_once_and_a_busy_server_again(runs, index, open_page):
     guarded = Site([runs["retrieval"]], index, token="open sesame")
     try:
         page = open_page(guarded.address, wait_for="#token[open]")
@@ -374,8 +383,16 @@ def test_the_token_is_asked_for_once(runs, index, open_page):
             if answer is not None:
                 page.get_by_text(answer).wait_for()
         page.wait_for_selector("[role=tab]")
+        refused: list[int] = []
+
+        def busy_at_first(route: Any) -> None:
+            refused.append(503)
+            route.continue_() if len(refused) > 2 else route.fulfill(status=503, headers={"retry-after": "0.1"}, json={})
+
+        page.route("**/v1/search", busy_at_first)
         page.locator("input[name=words]").fill("red")
         page.wait_for_selector(".found img[src^='blob:']")
+        assert len(refused) == 3, "a busy server is asked again when it says so"
         page.reload()
         page.wait_for_selector("[role=tab]")
         assert not page.locator("#token").is_visible(), "the tab of the browser keeps it"

@@ -98,6 +98,7 @@ class Service:
     """What the routes share: runs, the index, the thread that computes, and those that decode."""
 
     def __init__(self, runs: Sequence[Eve], index: Index | None, limits: Limits):
+        limits.check()
         self.limits, self.traffic = limits, Traffic(limits)
         self.runs = dict(zip(distinct(eve.run.name for eve in runs), runs, strict=True))
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}

@@ -32,7 +32,8 @@ class Limits:
     wait_seconds: float = 30.0
     """How long a request may wait until it is computed; after that it is refused with 503."""
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raise UserError for a limit that nothing could meet."""
         for each in dataclasses.fields(Limits):
             if not getattr(self, each.name) > 0:
                 raise UserError(f"--{each.name.replace('_', '-')}: {getattr(self, each.name)} was given, expected more than 0")

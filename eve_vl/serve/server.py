@@ -80,6 +80,8 @@ def serve(app: FastAPI, host: str, port: int, *, tell: Callable[[str], object] =
 
 def listening(host: str, port: int) -> socket.socket:
     """Return a socket that has the port. Raises UserError."""
+    if not 0 <= port < 2**16:  # getaddrinfo would take what is left of it after division
+        raise UserError(f"--port {port}: is no port, expected 0 to {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

@@ -78,7 +78,9 @@ def parsed(model: type[BaseModel], given: Mapping[str, Argument], body: bytes) -
     try:
         return {name: value for name, value in model.model_validate_json(body) if name in given}
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        errors = error.errors(include_url=False, include_context=False)
+    # of a picture or a list of pictures either is said to be wrong: what lies deeper is what was meant
+    first = max((each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]), key=lambda each: len(each["loc"]))
     kind, place, value = first["type"], first["loc"], first["input"]
     if not place:
         reason = first["msg"].removeprefix("Invalid JSON: ") if kind == "json_invalid" else f"got {_said(value)}"

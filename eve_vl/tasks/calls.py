@@ -98,11 +98,11 @@ class Calls:
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow, besides `encode_image` and `encode_text`; default: all of a task that
         has some of its own."""
-        return (*self.task.section.calls, "look") if self.task.section.calls else ()
+        return tuple(call for call in self.verbs if call != "route") if self.task.section.calls else ()
 
     def everything(self) -> tuple[str, ...]:
         """Return what is `offered` and, of a run with experts, `route`."""
-        return (*self.offered(), "route") if mixtures(self.task.encoder) else self.offered()
+        return (*self.offered(), "route") if "route" in self.verbs and mixtures(self.task.encoder) else self.offered()
 
     def how_to_get(self, call: str) -> str | None:
         """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""

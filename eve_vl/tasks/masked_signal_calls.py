@@ -134,11 +134,14 @@ class MaskedSignalCalls(Calls):
         share: how much to hide, drawn with `seed`; None: task.image_mask_ratio. keep: instead, the patches to leave, counted
         from 0 row by row. Where targets were normalised per patch, each hidden patch gets its true mean and contrast.
         """
-        sizes, settings, rng = self.inputs.config, self.task.settings, generator(seed)
+        sizes, settings = self.inputs.config, self.task.settings
         P = sizes.num_patches
         ratio = settings.image_mask_ratio if share is None else share
         if not 0 < ratio < 1:
             raise UserError(f"share {share} is not in (0, 1)")
+        if seed < 0:
+            raise UserError(f"seed {seed} is negative")
+        rng = generator(seed)
         keep_K = mask_patches(P, ratio, rng)[0] if keep is None else np.unique(np.array(keep, dtype=np.int64))
         if not 0 < len(keep_K) < P or keep_K[0] < 0 or keep_K[-1] >= P:
             raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")

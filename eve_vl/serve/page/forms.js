@@ -244,7 +244,7 @@ class Look {
     const canBeWhole = !run.calls.includes("fill_mask"); // a pre-trained run looks for a hidden word
     this.#status.say(`What speaks for ${found.score}, ${percent(found.probability)}`);
     this.node.replaceChildren(
-      el("h3", {}, "Where it looked"),
+      el("h2", {}, "Where it looked"),
       el(
         "div",
         { class: "stacks" },

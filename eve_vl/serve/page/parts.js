@@ -1,7 +1,7 @@
 // Parts of all panels. What the server or a person says becomes text nodes and attributes here, never HTML.
 
-const WHOLE = 2_000_000; // bytes of a file that is sent as it is
-const SIDE = 1024; // pixels of the longer side of larger ones
+const WHOLE = 2_000_000; // bytes of a file that is sent as it is, if its longer side has
+const SIDE = 1024; // pixels at most: more than any run sees
 
 /** Return an element. Of its properties, on… are handlers, --… are CSS variables, booleans are set or left out. */
 export function el(tag, properties = {}, ...children) {
@@ -184,11 +184,11 @@ export class PictureField {
 /** Return a picture's bytes as a data: URL, made smaller if there are many. Rejects what is no picture. */
 export async function dataUrl(file) {
   const bitmap = await createImageBitmap(file);
-  if (file.size <= WHOLE) return read(file);
+  if (file.size <= WHOLE && Math.max(bitmap.width, bitmap.height) <= SIDE) return read(file);
   const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = el("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
   canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  return canvas.toDataURL("image/jpeg", 0.92);
+  return canvas.toDataURL("image/jpeg", 0.95);
 }
 
 function read(file) {

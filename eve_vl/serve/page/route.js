@@ -104,7 +104,7 @@ export function routePanel(runs, chosen) {
       );
     });
     card.append(
-      el("h3", {}, `Block ${block.block}`),
+      el("h2", {}, `Block ${block.block}`),
       el(
         "div",
         { class: "routed" },

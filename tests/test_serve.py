@@ -1,0 +1,524 @@
+"""The server gives what `Eve` gives, to many at a time, and takes no more than it says; no client learns or names a path."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import re
+import signal
+import socket
+import struct
+import tarfile
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from tiny_runs import TEXTS, noise, tiny_run, write_run
+
+from eve_vl.config import ClassificationConfig, PairConfig
+from eve_vl.data.inputs import ImageLike, Images, Strings
+from eve_vl.errors import UserError
+from eve_vl.eve import Eve
+from eve_vl.search.index import Index
+from eve_vl.serve.app import application
+from eve_vl.serve.compute import Compute, Job
+from eve_vl.serve.found import distinct, without_paths
+from eve_vl.serve.gate import Hold, Traffic
+from eve_vl.serve.limits import MB, Limits, RefusedError
+from eve_vl.serve.signatures import arguments, body_model, parsed
+
+JSON = {"content-type": "application/json"}
+
+
+def png(seed: int, height: int = 20, width: int = 30) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(noise(seed, height, width)).save(file, "PNG")
+    return file.getvalue()
+
+
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+ONE, TWO = png(1), png(2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Runs and pictures: some are files, some members of a shard."""
+    folder = tmp_path_factory.mktemp("secret")
+    write_run(tiny_run("retrieval"), folder / "runs" / "retrieval" / "best")
+    for number in range(6):
+        path = folder / "photos" / ("old" if number < 4 else "new") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+        path.with_suffix(".txt").write_text(TEXTS[number % 3])
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        for name, data in (("a.png", png(100)), ("a.txt", b"a shard")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> dict[str, Eve]:
+    tasks = {"pair": PairConfig(), "classification": ClassificationConfig(classes=("yes", "no", "red", "blue"))}
+    found = {"retrieval": Eve.load(folder / "runs" / "retrieval")}
+    for name in ("masked", "vqa", "nlvr2"):
+        found[name] = Eve(tiny_run(name, folder / "runs" / name))
+    for name, task in tasks.items():
+        found[name] = Eve(tiny_run(name, folder / "runs" / name, task=task))
+    return found
+
+
+@pytest.fixture(scope="module")
+def index(folder, runs) -> Index:
+    return runs["retrieval"].index([folder / "photos", folder / "shard.tar"], folder / "index")
+
+
+@pytest.fixture(scope="module")
+def client(runs, index) -> Iterator[TestClient]:
+    with TestClient(application([*runs.values()], index), base_url="http://localhost") as client:
+        yield client
+
+
+@contextlib.contextmanager
+def serving(*runs: Eve, **options: Any) -> Iterator[TestClient]:
+    with TestClient(application(runs, **options), base_url="http://localhost") as client:
+        yield client
+
+
+def sent(values: Any) -> Any:
+    """What a program writes for a Python value."""
+    if isinstance(values, bytes):
+        return text_of(values)
+    return [sent(each) for each in values] if isinstance(values, list) else values
+
+
+def plain(value: Any) -> Any:
+    """What a call returns, as nested lists and objects."""
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Equal but for the last digits of numbers."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert_same(found[name], expected[name])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == (pytest.approx(expected, rel=1e-4, abs=1e-6) if isinstance(expected, float) else expected)
+
+
+# Calls
+
+CALLS: list[tuple[str, str, dict[str, Any]]] = [
+    ("masked", "encode_image", {"images": [ONE, TWO]}),
+    ("masked", "encode_text", {"texts": TEXTS[0]}),
+    ("masked", "fill_mask", {"image": ONE, "text": ["a [MASK] circle", "two [MASK]"], "top": 2}),
+    ("retrieval", "match", {"image": [ONE, TWO], "text": TEXTS[1]}),
+    ("retrieval", "zero_shot", {"image": ONE, "prompts": {"a": ["a circle", "red"], "b": ["blue squares"]}, "by": "max"}),
+    ("vqa", "answer", {"image": ONE, "question": "what color is it", "top": 3}),
+    ("vqa", "answer", {"image": [ONE, TWO], "question": "what color is it"}),
+    ("nlvr2", "judge", {"left": ONE, "right": [TWO, ONE], "statement": "a red circle"}),
+    ("pair", "compare", {"left": ONE, "left_text": "a circle", "right": TWO, "right_text": "a square"}),
+    ("classification", "classify", {"image": [ONE, TWO], "top": 1}),
+]  # fmt: skip
+SHOWN: list[tuple[str, str, dict[str, Any]]] = [
+    ("masked", "reconstruct", {"image": ONE, "text": TEXTS[0], "keep": [0, 3, 5]}),
+    ("masked", "look", {"image": ONE, "text": TEXTS[1], "word": "red"}),
+    ("vqa", "look", {"image": ONE, "text": "what color is it", "answer": "red", "block": 0}),
+    ("nlvr2", "look", {"image": [ONE, TWO], "text": "a red circle"}),
+    ("classification", "look", {"image": ONE}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("run", "call", "given"), CALLS, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_call_gives_what_python_gives(client, runs, run, call, given):
+    answer = client.post(f"/v1/runs/{run}/{call}", json={name: sent(value) for name, value in given.items()})
+    assert answer.status_code == 200, answer.text
+    assert_same(answer.json()["result"], plain(getattr(runs[run], call)(**given)))
+
+
+@pytest.mark.parametrize(("run", "call", "given"), SHOWN, ids=lambda value: value if isinstance(value, str) else "")
+def test_pictures_come_as_png(client, runs, run, call, given):
+    found = client.post(f"/v1/runs/{run}/{call}", json={name: sent(value) for name, value in given.items()}).json()["result"]
+    expected = getattr(runs[run], call)(**given)
+    if call == "look":
+        assert_same(
+            [found["score"], found["probability"], found["grids"]],
+            plain([expected.score, expected.probability, expected.grids]),
+        )
+        pairs = list(zip(found["pictures"], expected.overlays(), strict=True))
+    else:
+        pairs = [(found[name], getattr(expected, name)) for name in ("original", "masked", "rebuilt")]
+    for written, pixels in pairs:
+        difference = np.asarray(Image.open(io.BytesIO(base64.b64decode(written)))).astype(int) - pixels
+        assert abs(difference).max() <= 1  # the last digit of a heat
+
+
+def test_every_call_of_every_run_is_served_and_shown(client, runs):
+    paths = client.get("/openapi.json").json()["paths"]
+    for about in client.get("/v1/runs").json()["runs"]:
+        eve = runs[about["name"]]
+        assert about["calls"] == list(eve.calls)
+        for call in eve.calls:
+            shown = paths[f"/v1/runs/{about['name']}/{call}"]["post"]
+            assert shown["description"].startswith((getattr(eve, call).__doc__ or "").split("\n")[0])
+            schema = shown["requestBody"]["content"]["application/json"]["schema"]
+            assert not {"batch_size", "progress"} & {*schema["properties"]}
+    tried = {(run, call) for run, call, _ in CALLS + SHOWN}
+    assert {(run, call) for run, eve in runs.items() for call in eve._calls.offered()} - tried == {("retrieval", "look")}
+
+
+def test_arguments_follow_from_the_signature_of_any_call():
+    class Above:
+        def call(self, image: ImageLike, *, rate: float | None = None) -> None: ...
+
+    class Own(Above):
+        def call(self, images: Images, names: Strings, size: int = 3, how: Literal["a", "b"] = "a", file: str | Path = "x",
+                 table: Mapping[str, str] | None = None, places: Sequence[int] = (), flag: bool = False,
+                 raw: np.ndarray | None = None, batch_size: int = 64, **options: Any) -> None: ...  # fmt: skip
+
+    def lost(model: str | Path) -> None: ...
+
+    given = arguments(Own().call, Limits(items=2), {})
+    assert given is not None
+    assert {name: (each.kind, each.several) for name, each in given.items()} == {
+        "images": ("square", True),
+        "names": ("text", True),
+        "image": ("whole", False),
+        **dict.fromkeys(("size", "how", "table", "places", "flag", "rate"), ("value", False)),
+    }
+    assert arguments(lost, Limits(), {}) is None  # nothing but a path would do
+    model = body_model("own", given)
+    body = {"images": ["x", "y"], "names": "z", "image": "w", "table": {"a": "b"}, "places": [1], "rate": 1}
+    assert parsed(model, given, json.dumps(body).encode())["rate"] == 1.0
+    for name, wrong in (("images", ["x"] * 3), ("names", [1]), ("size", 1.5), ("size", True), ("size", 2**63), ("how", "c"),
+                        ("table", {"a": 1}), ("flag", 1), ("file", "/etc/passwd"), ("places", "x")):  # fmt: skip
+        with pytest.raises(RefusedError, match=name):
+            parsed(model, given, json.dumps(body | {name: wrong}).encode())
+
+
+# Together
+
+
+def test_jobs_that_ask_for_the_same_become_one_batch():
+    sizes, calls = [], []
+
+    def double(given: list[int]) -> list[int]:
+        calls.append(given)
+        if 13 in given:
+            raise UserError("13")
+        return [2 * each for each in given]
+
+    compute = Compute(Limits(batch=4), lambda rows, _: sizes.append(rows))
+    keys = ["a", "b", "a", None, "a", "b", None, "a", "a"]
+    jobs = [Job(compute=double, given=number, key=key) for number, key in enumerate(keys)]
+    bad = [Job(compute=double, given=given, key="c") for given in (13, 14)]
+    for job in [*jobs, *bad]:
+        compute.submit(job)
+    jobs[4].result.cancel()  # its client has gone
+    compute.start()
+    compute.finish()
+    assert calls[:6] == [[0, 2, 7], [1, 5], [3], [6], [8], [13, 14]]
+    assert [job.result.result() for job in jobs if job is not jobs[4]] == [0, 2, 4, 6, 10, 12, 14, 16]
+    assert (calls[6:], bad[1].result.result()) == ([[13], [14]], 28)  # the other of the batch does not suffer
+    with pytest.raises(UserError):
+        bad[0].result.result()
+    assert sizes == [3, 2, 1, 1, 1, 2]
+
+
+def test_clients_are_answered_from_one_batch(runs):
+    """Requests that come while another is computed wait, and then are one batch; each gets what it would alone."""
+    with serving(runs["vqa"], limits=Limits()) as client:
+        service, go = client.app.state.service, threading.Event()  # pyright: ignore[reportAttributeAccessIssue]
+        service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
+        bodies = [
+            {"image": text_of(png(number)), "question": TEXTS[number % 3], "top": 2} if number % 2
+            else {"image": [text_of(png(number)), text_of(png(50))], "question": TEXTS[number % 3], "top": 2}
+            for number in range(6)
+        ] + [{"image": text_of(ONE), "question": "", "top": 2}]  # fmt: skip
+        answers: list[Any] = [None] * len(bodies)
+
+        def ask(number: int) -> None:
+            answers[number] = client.post("/v1/runs/vqa/answer", json=bodies[number])
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(bodies))]
+        for thread in threads:
+            thread.start()
+        while len(service.compute) < len(bodies):
+            time.sleep(0.01)
+        go.set()
+        for thread in threads:
+            thread.join()
+        metrics = client.get("/metrics").text
+    assert answers[-1].status_code == 400
+    assert answers[-1].json() == {"error": "text is empty"}
+    for body, answer in zip(bodies[:-1], answers[:-1], strict=True):
+        image = (
+            [base64.b64decode(each) for each in body["image"]]
+            if isinstance(body["image"], list)
+            else base64.b64decode(body["image"])
+        )
+        assert_same(answer.json()["result"], plain(runs["vqa"].answer(image, body["question"], top=2)))
+    assert 'eve_requests_total{call="/v1/runs/vqa/answer",status="200"} 6.0' in metrics
+    assert "eve_batch_rows_sum 11.0" in metrics  # 1, and 3 of one row, 3 of two, 1 with a mistake
+    assert "eve_batch_rows_count 2.0" in metrics
+
+
+# What is refused
+
+BOMB = b"\x89PNG\r\n\x1a\n" + b"".join(
+    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(10))))
+)
+VQA = "/v1/runs/vqa/answer"
+BAD: dict[str, tuple[str, Any, int, str]] = {
+    "no JSON": (VQA, b"{", 400, "the body is no JSON object"),
+    "nothing": (VQA, b"", 400, "the body is no JSON object"),
+    "a list": (VQA, [], 400, "got a list of 0"),
+    "not UTF-8": (VQA, b'{"question": "\xff"}', 400, "no JSON"),
+    "NaN": ("/v1/runs/masked/reconstruct", b'{"image": "x", "text": "a", "share": NaN}', 400, "share"),
+    "infinity": ("/v1/runs/masked/reconstruct", b'{"image": "x", "text": "a", "share": 1e999}', 400, "share"),
+    "deep": (VQA, b"[" * 100_000, 400, "recursion"),
+    "digits": (VQA, b'{"top": ' + b"9" * 5000 + b"}", 400, "no JSON"),
+    "huge": (VQA, {"image": text_of(ONE), "question": "a", "top": 2**63}, 400, "top: got 9223372036854775808, expected"),
+    "half a pair": (VQA, b'{"question": "\\ud800"}', 400, "no JSON"),
+    "lacks": (VQA, {"image": text_of(ONE)}, 400, "question is missing: expected a text"),
+    "unknown argument": (VQA, {"image": text_of(ONE), "question": "a", "tpo": 1}, 400, "'tpo'; did you mean 'top'?"),
+    "a number for a picture": (VQA, {"image": 5, "question": "a"}, 400, "image: got 5, expected a picture as base64"),
+    "a number in a list": (VQA, {"image": "a", "question": ["a", 5]}, 400, "question 1: got 5"),
+    "too long a text": (VQA, {"image": text_of(ONE), "question": "a" * 10_001}, 400, "question: got a text of 10,001 letters"),
+    "not base64": (VQA, {"image": "ä", "question": "a"}, 400, "image: is not base64"),
+    "not a picture": (VQA, {"image": text_of(b"hello"), "question": "a"}, 400, "image: not a picture in a known format"),
+    "half a picture": (VQA, {"image": text_of(ONE[: len(ONE) // 2]), "question": "a"}, 400, "image"),
+    "a bomb": (VQA, {"image": text_of(BOMB), "question": "a"}, 400, "image: has 9000×9000 pixels, at most 32,000,000"),
+    "too many": (VQA, {"image": [text_of(ONE)] * 65, "question": "a"}, 400, "image: got a list of 65, expected"),
+    "unequal lists": (VQA, {"image": [text_of(ONE)] * 2, "question": ["a"] * 3}, 400, "lists of 2 and 3"),
+    "a negative seed": ("/v1/runs/masked/reconstruct", {"image": text_of(ONE), "text": "a", "seed": -1}, 400, "seed -1"),
+    "top 0": (VQA, {"image": text_of(ONE), "question": "a", "top": 0}, 400, "top 0 is not positive"),
+    "unknown run": ("/v1/runs/vq/answer", {}, 404, "'vq'; did you mean 'vqa'?"),
+    "unknown call": ("/v1/runs/vqa/answers", {}, 404, "'answers'; did you mean 'answer'?"),
+    "not its call": ("/v1/runs/vqa/judge", {}, 404, "no call 'judge'"),
+    "unknown column": ("/v1/search", {"words": "red", "where": {"x": "y"}}, 400, "no column 'x'"),
+    "unknown folder": ("/v1/search", {"words": "red", "folder": "photo"}, 400, "did you mean 'photos'?"),
+    "dots": ("/v1/search", {"words": "red", "folder": "photos/../.."}, 400, "without . and .."),
+    "too many hits": ("/v1/search", {"words": "red", "top": 1001}, 400, "from 1 to 1000"),
+    "nothing asked": ("/v1/search", {}, 400, "nothing to search for"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "status", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(client, folder, path, body, status, message):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post(path, content=content, headers=JSON)
+    assert (answer.status_code, list(answer.json())) == (status, ["error"])
+    assert message in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+    assert str(folder) not in answer.text
+
+
+def test_a_text_is_never_a_path(client, folder):
+    """Not of a picture, which base64 could spell; not of a file of prompts."""
+    (folder / "photos" / "aaaa").write_bytes(ONE)
+    (folder / "prompts.json").write_text('{"a": ["b"], "c": ["d"]}')
+    for name in (str(folder / "photos" / "aaaa"), "aaaa"):
+        with contextlib.chdir(folder / "photos"):
+            answers = [
+                client.post("/v1/runs/vqa/encode_image", json={"images": name}),
+                client.post("/v1/runs/vqa/look", json={"image": name, "text": "a"}),
+                client.post("/v1/search", json={"image": name}),
+            ]
+        assert [answer.status_code for answer in answers] == [400] * 3
+    prompts = client.post("/v1/runs/retrieval/zero_shot", json={"image": text_of(ONE), "prompts": str(folder / "prompts.json")})
+    assert (prompts.status_code, "expected an object" in prompts.text) == (400, True)
+    texts = client.post("/v1/runs/vqa/encode_text", json={"texts": str(folder / "photos" / "old" / "00.txt")}).json()["result"]
+    assert np.shape(texts)[0] == 1  # of the words of the path itself
+    assert client.post("/v1/runs/vqa/encode_image", json={"images": "data:image/png;base64," + text_of(ONE)}).status_code == 200
+
+
+def test_messages_keep_the_servers_paths(client, index, folder):
+    assert without_paths("/a/b/run: lacks /x/y z.png (/a/b/c)", {"/a/b": "b"}) == "b/run: lacks y z.png (b/c)"
+    assert without_paths("a red/blue 1/2 ~/x/y and /", {}) == "a red/blue 1/2 y and /"
+    assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a-2", "a-3"]
+    picture = next(hit for hit in index.search("red", top=7) if "05.png" in hit.name)
+    (folder / "photos" / "new" / "05.png").rename(folder / "gone.png")
+    answer = client.get(f"/v1/pictures/{picture.id}")
+    (folder / "gone.png").rename(folder / "photos" / "new" / "05.png")
+    assert (answer.status_code, str(folder) in answer.text) == (404, False)
+    for path in ("/v1/runs", "/openapi.json", "/metrics"):
+        assert str(folder) not in client.get(path).text
+
+
+def test_bodies_have_a_size_a_type_and_an_end(client, runs):
+    large = b" " * (16 * MB + 1)
+    assert client.post(VQA, content=large, headers=JSON).status_code == 413
+    assert client.post(VQA, content=iter([large]), headers=JSON).status_code == 413  # of which the size is not announced
+    assert client.post(VQA, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    assert client.get(VQA).status_code == 405
+
+    async def never() -> Any:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    hold = Hold(Traffic(Limits(body_seconds=0.01)))
+    with pytest.raises(RefusedError, match=r"not there after 0.01 s") as refused:
+        asyncio.run(hold.body(never(), None))
+    assert (refused.value.status, hold.size) == (408, 1)
+    hold.release()
+    assert hold.traffic.held == 0
+
+
+def test_there_is_only_so_much_room(runs):
+    body = {"image": text_of(ONE), "question": "what"}
+    with serving(runs["vqa"], limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
+        service, go = client.app.state.service, threading.Event()  # pyright: ignore[reportAttributeAccessIssue]
+        traffic = service.traffic
+        traffic.accepted = 2
+        answers = [client.post(VQA, json=body)]
+        traffic.accepted, traffic.held = 0, MB
+        answers.append(client.post(VQA, json=body))
+        traffic.held = 0
+        service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
+        answers.append(client.post(VQA, json=body))
+        go.set()
+        for answer, why in zip(
+            answers, ("requests wait already", "too many large requests", "has waited for 0.05 s"), strict=True
+        ):
+            assert (answer.status_code, why in answer.json()["error"], answer.headers["retry-after"] > "0") == (503, True, True)
+        assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
+
+
+def test_a_fault_of_the_server_is_no_traceback_for_clients(runs, monkeypatch):
+    app = application([runs["vqa"]])
+    monkeypatch.setattr(runs["vqa"].task, "predict", lambda batch: 1 / 0)
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+        answer = client.post(VQA, json={"image": text_of(ONE), "question": "what"})
+    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed at this request; its log says why"})
+
+
+def test_a_token_opens_the_rest(runs, tmp_path):
+    (tmp_path / "index.html").write_text("<p>page")
+    with serving(runs["vqa"], token="sesame", page={"/": tmp_path / "index.html"}) as client:
+        given = {"authorization": "Bearer sesame"}
+        for path in ("/v1/runs", "/metrics", "/openapi.json", "/other"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"authorization": "Bearer sesamE"}).status_code == 401
+            assert client.get(path, headers=given).status_code == (404 if path == "/other" else 200)
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.get("/").text == "<p>page"
+        assert client.get("/v1/runs", headers=given | {"host": "example.org"}).status_code == 200
+    with serving(runs["vqa"]) as client:  # or else a page from elsewhere could have its own name mean this machine
+        assert [
+            client.get("/v1/runs", headers={"host": host}).status_code for host in ("localhost:1", "[::1]:1", "example.org")
+        ] == [
+            *(200, 200, 400),
+        ]
+
+
+# Search
+
+
+def test_search_gives_what_the_index_gives(client, index, folder):
+    for given in ({"words": "a red circle", "top": 3}, {"image": ONE, "captions": True}, {"words": "red", "without": "blue"}):
+        hits = index.search(**given)
+        found = client.post("/v1/search", json={name: sent(value) for name, value in given.items()}).json()["hits"]
+        assert [hit["id"] for hit in found] == [hit.id for hit in hits]
+        assert_same([hit["score"] for hit in found], [hit.score for hit in hits])
+        names = [hit.name.removeprefix(f"{folder}/") for hit in hits]
+        assert [hit["name"].removeprefix(f"{folder.name}/") for hit in found] == names
+    several = client.post("/v1/search", json={"words": ["red", "blue"], "top": 2}).json()
+    assert [[hit["id"] for hit in each["hits"]] for each in several] == [
+        [hit.id for hit in index.search(words, top=2)] for words in ("red", "blue")
+    ]
+    inside = client.post("/v1/search", json={"words": "red", "folder": "photos/new"}).json()["hits"]
+    assert {hit["name"] for hit in inside} == {"photos/new/04.png", "photos/new/05.png"}
+    about = client.get("/v1/runs").json()["index"]
+    assert (about["pictures"], about["run"], about["words"], about["captions_searchable"]) == (7, "retrieval", True, True)
+
+
+def test_pictures_of_the_index_come_as_thumbnails(client, index):
+    for hit in index.search("red", top=7):  # one of them lies in a shard
+        answer = client.get(f"/v1/pictures/{hit.id}?size=16")
+        image = Image.open(io.BytesIO(answer.content))
+        assert (image.format, image.size, "max-age" in answer.headers["cache-control"]) == ("JPEG", (16, 11), True)
+    for path, status in (("99", 404), ("-1", 404), (str(2**70), 404), ("x", 400), ("1?size=15", 400), ("1?size=1025", 400)):
+        assert client.get(f"/v1/pictures/{path}").status_code == status
+    with serving(index.encoder) as bare:
+        assert [bare.get("/v1/pictures/1").status_code, bare.post("/v1/search", json={}).status_code] == [404, 404]
+        assert bare.get("/v1/runs").json()["index"] is None
+
+
+# The process
+
+
+def test_the_command_says_what_it_lacks(eve, folder, monkeypatch):
+    monkeypatch.delenv("EVE_TOKEN", raising=False)
+    run = folder / "runs" / "retrieval"
+    for args, message in (
+        ((), "name run folders to serve, or an --index"),
+        ((run, "--host", "0.0.0.0"), "other machines can reach it; give a --token"),
+        ((run, "--queue", "0"), "--queue: 0 was given, expected more than 0"),
+        ((run, "--port", "70000"), "is no port, expected 0 to 65535"),
+    ):
+        found = eve("serve", *args)
+        assert (found.returncode, found.stderr.count("\n"), message in found.stderr) == (2, 1, True), found.stderr
+
+
+def test_sigterm_loses_no_request_that_has_begun(eve_process, folder, index):
+    """Ten bodies are half there when the signal comes: their other halves are read, and all are answered."""
+    with contextlib.ExitStack() as sockets, eve_process("serve", "--index", folder / "index", "--port", "0") as process:
+        try:
+            port = int(re.findall(r":(\d+) ", process.stdout.readline())[0])
+            body = json.dumps({"words": "a red circle"}).encode()
+            head = f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            begun = [sockets.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(10)]
+            for connection in begun:
+                connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body[:9])
+            while f"eve_held_bytes {90.0}" not in got(port, "/metrics"):
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            while "503" not in got(port, "/healthz"):
+                time.sleep(0.02)
+            refused = got(port, "/v1/runs")
+            for connection in begun:
+                connection.sendall(body[9:])
+            answers = [read_all(connection) for connection in begun]
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+    assert "503" in refused.splitlines()[0]
+    assert "retry-after: 5" in refused
+    assert [answer.splitlines()[0] for answer in answers] == ["HTTP/1.1 200 OK"] * 10
+    assert all('"hits":[{' in answer for answer in answers)
+
+
+def got(port: int, path: str) -> str:
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        return read_all(connection)
+
+
+def read_all(connection: socket.socket) -> str:
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    return data.decode()
