@@ -42,6 +42,7 @@ FENCE = re.compile(r"^```(bash|python)(?: +title=(\"[^\"]+\"))?\n(.*?)^```$", re
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z.-]*[a-z](?![\w-])")
 LINK = re.compile(r'<(a|link|script|img)\b[^>]*?\s(?:href|src)="([^"]+)"')
 TABLE = re.compile(r"(?<=<!-- table -->\n\n).*(?=\n\n<!-- end -->)", re.S)
+MAX_LETTERS = 88  # of a line of code
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), "white": (250, 250, 250)}
 # What makes a recipe tiny, where a command does not say it
 SHORT = {
@@ -67,8 +68,8 @@ class Block:
     text: str
 
     def commands(self) -> list[list[str]]:
-        lines = self.text.replace("\\\n", " ").splitlines()
-        return [words for line in lines if (words := shlex.split(line, comments=True))]
+        lines = re.sub(r"(^|\s)#.*", "", self.text, flags=re.M).replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line))]
 
 
 def blocks(page: Path) -> list[Block]:
@@ -198,6 +199,11 @@ def test_other_blocks_parse(page: Path, monkeypatch):
                 continue
             with pytest.raises(Parsed):
                 main(words[1:])
+
+
+def test_code_fits_on_a_page_without_scrolling():
+    lines = {line: page.name for page in DOCS.glob("*.md") for block in blocks(page) for line in block.text.splitlines()}
+    assert not {line: page for line, page in lines.items() if len(line) > MAX_LETTERS}
 
 
 def test_flags_in_the_text_exist():
