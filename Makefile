@@ -11,7 +11,7 @@ test: lint              ## lint, types and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile  # files, for their fixtures are shared within one
 
 docs: .venv/.docs       ## the docs site, in site/; any broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet  # docs/choices.md says what it warns of
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # what it warns of: docs/choices.md
 
 lint: .venv/.dev        ## ruff and pyright
 	$(BIN)/ruff check .
