@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test docs lint format clean
 
 demo: .venv/.core       ## pre-train, fine-tune, evaluate on built-in data, write a report
 	$(BIN)/eve demo
 
 test: lint              ## lint, types and the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile  # files, for their fixtures are shared within one
+
+docs: .venv/.docs       ## the docs site, in site/; any broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # what it warns of: docs/choices.md
 
 lint: .venv/.dev        ## ruff and pyright
 	$(BIN)/ruff check .
@@ -28,5 +31,9 @@ format: .venv/.dev      ## rewrite the code in the house style
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-clean:                  ## remove the virtual environment and caches (never runs/)
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+.venv/.docs: .venv/.core
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
+clean:                  ## remove the virtual environment, site and caches (never runs/)
+	rm -rf .venv build site *.egg-info .pytest_cache .ruff_cache

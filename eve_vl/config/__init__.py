@@ -44,7 +44,7 @@ class Config:
     """Run whose weights to start from; its tokenizer comes along, its heads where the task has the same."""
     init_may_lack: tuple[str, ...] = ()
     """Parts of the encoder that the --init run need not have and that start at random, as patterns of parameter names such as
-    'encoder.blocks.*.ffn.*'; new heads need no mention."""
+    `encoder.blocks.*.ffn.*`; new heads need no mention."""
     scratch: bool = False
     """Take only the shape and the tokenizer of --init and start from random weights, for comparison."""
     input: InputConfig = field(default_factory=InputConfig)

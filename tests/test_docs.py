@@ -1,0 +1,264 @@
+"""The docs: every command and every line of Python in them works, on tiny runs and data; the site has no broken link.
+
+A fenced block of bash or Python is run, the blocks of a page one after another. With a title, which says why, its commands are
+only parsed, by the real command line. After a change of recipes, `PYTHONPATH=.:tests python tests/test_docs.py` writes their
+table anew.
+"""
+
+import contextlib
+import importlib.util
+import inspect
+import itertools
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import TASKS, tiny_run, write_run
+
+from eve_vl import cli
+from eve_vl.cli import main, runs, train, use
+from eve_vl.config import Config
+from eve_vl.recipes import FINETUNE, PRETRAIN, get_recipe
+from eve_vl.recipes.finetune import CONTRAST_ALONE
+
+ROOT = Path(__file__).parents[1]
+DOCS, RECIPES = ROOT / "docs", ROOT / "docs" / "recipes.md"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+MEASURED = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("index", "tour", "search", "neighbours", "measured"))]
+FENCE = re.compile(r"^```(bash|python)(?: +title=(\"[^\"]+\"))?\n(.*?)^```$", re.M | re.S)
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z.-]*[a-z](?![\w-])")
+LINK = re.compile(r'<(a|link|script|img)\b[^>]*?\s(?:href|src)="([^"]+)"')
+TABLE = re.compile(r"(?<=<!-- table -->\n\n).*(?=\n\n<!-- end -->)", re.S)
+MAX_LETTERS = 88  # of a line of code
+COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), "white": (250, 250, 250)}
+# What makes a recipe tiny, where a command does not say it
+SHORT = {
+    "--train.steps": "1",
+    "--train.batch-size": "8",
+    "--data.num-workers": "0",
+    "--data.val-samples": "8",
+    "--train.dtype": "float32",
+    "--train.threads": "1",
+}
+
+
+class Parsed(Exception):  # noqa: N818
+    """Thrown where a command would begin to work."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block."""
+
+    language: str
+    is_run: bool
+    text: str
+
+    def commands(self) -> list[list[str]]:
+        lines = re.sub(r"(^|\s)#.*", "", self.text, flags=re.M).replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line))]
+
+
+def blocks(page: Path) -> list[Block]:
+    return [Block(language, not title, text) for language, title, text in FENCE.findall(page.read_text())]
+
+
+def with_blocks(*, is_run: bool) -> list[Any]:
+    pages = [page for page in PAGES if any(block.is_run == is_run for block in blocks(page))]
+    return [pytest.param(page, id=page.stem) for page in pages]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """What the pages suppose: a few pictures, rows of each kind and, tiny, the runs of the demo and of other pages."""
+    folder = tmp_path_factory.mktemp("world")
+    with contextlib.chdir(folder):
+        _write_data()
+        pretrain = "pretrain tiny --data.train photos --data.val held-out --out runs/demo/pretrain"
+        run_command(shlex.split(f"eve {pretrain}"))
+    contrast = replace(CONTRAST_ALONE, projection_dim=8)
+    for name, task in {"retrieval": contrast, "vqa": TASKS["vqa"], "nlvr2": TASKS["nlvr2"]}.items():
+        write_run(tiny_run(name, task=task), folder / "runs/demo" / name)
+    for name, like in {"mine": "pretrain", "mine_search": "retrieval"}.items():
+        shutil.copytree(folder / "runs/demo" / like, folder / "runs" / name)
+    return folder
+
+
+def _write_data() -> None:
+    captions = {}
+    for folder, count in (("photos", 24), ("more", 4), ("labelled/red", 4), ("labelled/blue", 4)):
+        Path(folder).mkdir(parents=True)
+        for number in range(count):
+            name = folder.partition("/")[2] or list(COLORS)[number % len(COLORS)]
+            pixels = np.random.default_rng(number + 1).integers(0, 40, (24, 32, 3)) + np.array(COLORS[name])
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path := Path(folder, f"{number}.png"))
+            if folder != "labelled":
+                captions[str(path)] = f"a {name} thing number {number}"
+    for path in captions:
+        if path.startswith("photos"):
+            Path(path).with_suffix(".txt").write_text(captions[path] + "\n")
+    for name in ("picture", "left", "right"):
+        shutil.copy("photos/1.png", f"{name}.png")
+    photos = [path for path in captions if path.startswith("photos")]
+    _write_rows("pairs", [{"image": path, "caption": captions[path]} for path in photos])
+    questions = [{"image": path, "question": "what color is it", "answer": captions[path].split()[1]} for path in photos * 3]
+    _write_rows("questions", questions)
+    _write_rows("test_questions", questions[:8])
+    pairs = itertools.pairwise(photos)
+    _write_rows("statements", [{"left": a, "right": b, "sentence": "both are red", "label": a < b} for a, b in pairs])
+    Path("texts.txt").write_text("\n".join(captions.values()))
+    Path("prompts.json").write_text(json.dumps({"red": ["a red thing"], "blue": ["a blue thing"]}))
+
+
+def _write_rows(name: str, rows: list[dict[str, Any]]) -> None:
+    Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run_command(words: list[str]) -> None:
+    """Run a command of the docs as `eve` would, training for one step unless it says how long."""
+    if words[0] != "eve":
+        check_other(words)
+        return
+    argv, known = words[1:], set(words)
+    if argv[0] in ("pretrain", "finetune"):
+        share = {"--data.val-share": "0.25"} if "held-out" in known else {}
+        argv = argv + [word for flag, value in (SHORT | share).items() if flag not in known for word in (flag, value)]
+    main(argv)
+
+
+def check_other(words: list[str]) -> None:
+    """Check a command that is not this package's as far as that goes without a network and within seconds."""
+    program, *rest = words
+    if program == "make":
+        assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.M), words
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert rest[0] == "install" and set(re.findall(r"\[(\w+)\]", rest[1])) <= {*extras}, words
+    elif program == "python":
+        assert (ROOT / rest[0]).is_file(), words
+        source = "".join(path.read_text() for path in (ROOT / rest[0]).parents[0].rglob("*.py"))
+        shared = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+        flags = [word for word in rest if word.startswith("--")]
+        assert all(f'"{flag}"' in source + shared or f'"{flag[2:]}"' in source for flag in flags), words
+    else:
+        assert words == ["source", ".venv/bin/activate"], words
+
+
+@pytest.mark.parametrize("page", with_blocks(is_run=True))
+def test_blocks_run(page: Path, world: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(world, tmp_path / "world"))
+    found = [block for block in blocks(page) if block.is_run]
+    commands = [words for block in found if block.language == "bash" for words in block.commands()]
+    for words in commands:  # what a page makes is not there before
+        if "--out" in words and words[1] in ("pretrain", "finetune"):
+            shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
+    names: dict[str, Any] = {}
+    for block in found:
+        if block.language == "python":
+            exec(compile(block.text, page.name, "exec"), names)
+            continue
+        for words in block.commands():
+            run_command(words)
+
+
+@pytest.mark.parametrize("page", with_blocks(is_run=False))
+def test_other_blocks_parse(page: Path, monkeypatch):
+    def stopping(parse: Callable[..., Any]) -> Callable[..., Any]:
+        def parsed(*args: Any, **kwargs: Any) -> Any:
+            parse(*args, **kwargs)
+            raise Parsed
+
+        return parsed
+
+    def start(_verb: str, argv: list[str], _out: Path) -> Config | None:
+        init = train._named(argv).init
+        return init and get_recipe(init.name if init.name in PRETRAIN else "base")
+
+    for module in (cli, runs, train, use):
+        monkeypatch.setattr(module, "parse", stopping(module.parse))
+    monkeypatch.setattr(train, "_init_config", start)
+    for block in blocks(page):
+        for words in [] if block.is_run or block.language == "python" else block.commands():
+            if words[0] == "torchrun":
+                words = ["eve", *words[words.index("eve_vl") + 1 :]]
+            if words[0] != "eve":
+                check_other(words)
+                continue
+            with pytest.raises(Parsed):
+                main(words[1:])
+
+
+def test_code_fits_on_a_page_without_scrolling():
+    lines = {line: page.name for page in DOCS.glob("*.md") for block in blocks(page) for line in block.text.splitlines()}
+    assert not {line: page for line, page in lines.items() if len(line) > MAX_LETTERS}
+
+
+def test_flags_in_the_text_exist():
+    sources = [ROOT / "tests/test_command_line.py", *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/*/*.py")]
+    known = {flag for path in sources for flag in FLAG.findall(path.read_text())} | {"--help", "--code"}
+    for page in PAGES:
+        named = {flag.replace("--no-", "--") for flag in FLAG.findall(page.read_text())}
+        texts = {flag for flag in named - known if flag.replace(".no-", ".") not in known}
+        assert not {flag for flag in texts if "nproc" not in flag and not re.search("node|master", flag)}, page.name
+
+
+def test_numbers_in_the_text_were_measured():
+    sources = [ROOT / "benchmarks/RESULTS.md", ROOT / "LOG.md", ROOT / "pyproject.toml"]
+    known = {number for path in sources for number in re.findall(r"\d+\.\d+", path.read_text())}
+    for page in MEASURED:
+        text = re.sub(r"```.*?```|`[^`]*`|arXiv [\d.]+|\]\([^)]*\)", "", page.read_text(), flags=re.S)
+        assert set(re.findall(r"\d+\.\d+", text)) <= known, page.name
+
+
+def recipe_table() -> str:
+    """Return what recipes.md says of the recipes: the first paragraph of their docstrings."""
+    parts = []
+    for title, found in (("Pre-training", PRETRAIN), ("Fine-tuning", FINETUNE)):
+        rows = [f"## {title}", "", "| recipe | what, how long, how good |", "|---|---|"]
+        for name, recipe in found.items():
+            text = " ".join((inspect.getdoc(recipe) or "").split("\n\n")[0].split())
+            rows.append(f"| [`{name}`](api/recipes.md#{recipe.__module__}.{name}) | {text} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
+
+
+def test_the_table_of_recipes_is_what_the_recipes_say():
+    found = TABLE.search(RECIPES.read_text())
+    assert found is not None and found[0] == recipe_table()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="pip install 'eve-vl[docs]'")
+def test_the_site_has_no_broken_link_and_loads_nothing_from_elsewhere(tmp_path: Path):
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+    pages = {path: path.read_text() for path in tmp_path.rglob("*.html") if path.name != "404.html"}
+    ids = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
+    assert len(pages) >= len(PAGES)
+    for path, text in pages.items():
+        for tag, link in set(LINK.findall(text)):
+            url, where = urlsplit(link), f"{path.name}: {link}"
+            if url.scheme or url.netloc:
+                assert tag == "a", where
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path else path
+            assert target.exists(), where
+            assert not url.fragment or url.fragment.startswith("__") or unquote(url.fragment) in ids[target], where
+
+
+if __name__ == "__main__":
+    RECIPES.write_text(TABLE.sub(lambda _: recipe_table(), RECIPES.read_text()))
