@@ -73,7 +73,6 @@ def serve(app: FastAPI, host: str, port: int, *, tell: Callable[[str], object] =
         )
         address = f"http://{name}:{listener.getsockname()[1]}"
         say(f"serving on {address} (Ctrl-C stops)")
-        listener.listen(BACKLOG)  # who asks at once waits until the server has started
         tell(address)
         Server(config, app).run(sockets=[listener])
 
