@@ -83,12 +83,13 @@ class SearchArgs:
 
 def run_try(args: TryArgs) -> None:
     """Search icons that the package brings, and pictures of your own, on a page in the browser: eve try [FOLDER …]."""
+    from eve_vl.eve import Eve
     from eve_vl.search.index import Index, absolute
-    from eve_vl.search.store import DATABASE
+    from eve_vl.search.store import DATABASE, facts_of
 
-    out = expand_user(args.out)
-    folder, icons = out / "index", builtin.unpack_icons(out / "icons")
-    eve = load_encoder(folder, Path(ICON_RUN), "auto")
+    out, eve = expand_user(args.out), Eve.load(ICON_RUN)
+    icons = builtin.unpack_icons(out / "icons")
+    folder = out / f"index-{facts_of(eve.run)['weights'][:8]}"  # a later version of the package may bring other weights
     sources = [absolute(source) for source in (icons, *args.sources)]
     known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
     _say_index(folder, eve.index(sources, folder, drop=[source for source in known if source not in sources]))
