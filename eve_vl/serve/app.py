@@ -31,11 +31,10 @@ from eve_vl.serve.calls import Served, served_calls
 from eve_vl.serve.compute import Compute
 from eve_vl.serve.found import Found, distinct, without_paths
 from eve_vl.serve.gate import Gate, Traffic, answer_of
-from eve_vl.serve.limits import Limits, RefusedError, busy
+from eve_vl.serve.limits import DECODERS, Limits, RefusedError, busy
 from eve_vl.serve.signatures import arguments
 from eve_vl.serve.values import encoded
 
-DECODERS = 2  # threads that decode what is sent
 MOST_HITS = 1000
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 CACHED = {"cache-control": "private, max-age=300"}
