@@ -480,6 +480,7 @@ def test_search_gives_what_the_index_gives(client, index, folder):
     assert [[hit["id"] for hit in each["hits"]] for each in several] == [
         [hit.id for hit in index.search(words, top=2)] for words in ("red", "blue")
     ]
+    assert client.post("/v1/search", json={"words": []}).json() == []
     inside = client.post("/v1/search", json={"words": "red", "folder": "photos/new"}).json()["hits"]
     assert {hit["name"] for hit in inside} == {"photos/new/04.png", "photos/new/05.png"}
     about = client.get("/v1/runs").json()["index"]
