@@ -418,22 +418,21 @@ def test_bodies_have_a_size_a_type_and_an_end(client, runs):
     assert hold.traffic.held == 0
 
 
-def test_there_is_only_so_much_room(runs):
+def test_there_is_only_so_much_room(runs, index):
     body = {"image": text_of(ONE), "question": "what"}
-    with serving(runs["vqa"], limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
+    with serving(runs["vqa"], index.encoder, index=index, limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
         service, go = service_of(client), threading.Event()
         traffic = service.traffic
         traffic.accepted = 2
-        answers = [client.post(VQA, json=body)]
+        answers = [client.post(VQA, json=body), client.get("/v1/pictures/1")]
         traffic.accepted, traffic.held = 0, MB
         answers.append(client.post(VQA, json=body))
         traffic.held = 0
         service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
         answers.append(client.post(VQA, json=body))
         go.set()
-        for answer, why in zip(
-            answers, ("requests wait already", "too many large requests", "has waited for 0.05 s"), strict=True
-        ):
+        full = "requests wait already"
+        for answer, why in zip(answers, (full, full, "too many large requests", "has waited for 0.05 s"), strict=True):
             assert (answer.status_code, why in answer.json()["error"], answer.headers["retry-after"] > "0") == (503, True, True)
         assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
 

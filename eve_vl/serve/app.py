@@ -37,6 +37,7 @@ from eve_vl.serve.values import encoded
 
 MOST_HITS = 1000
 THUMBNAIL, LARGEST = 160, 1024  # pixels
+Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300"}
 NO_INDEX = "this server has no index to search in; start it with --index INDEX"
 SEARCH_TYPES = {
@@ -62,8 +63,7 @@ def application(
     page: a folder of files to show under /.
     """
     server = Service(runs, index, limits or Limits())
-    title = "EVE"
-    app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, lifespan=lambda _: server.running())
+    app = FastAPI(title="EVE", version=__version__, docs_url=None, redoc_url=None, lifespan=lambda _: server.running())
     app.state.service = server
     files = [] if page is None else [path.relative_to(page).as_posix() for path in page.rglob("*") if path.is_file()]
     app.add_middleware(
@@ -85,7 +85,7 @@ def application(
     app.add_api_route(
         "/v1/pictures/{number}", server.picture, summary="A picture of the index as JPEG.", response_class=Response
     )
-    if page is not None:
+    if page is not None:  # last, for it takes every path that is left
         app.mount("/", StaticFiles(directory=page, html=True))
     return app
 
@@ -207,11 +207,15 @@ class Service:
         """Say how to get one."""
         raise RefusedError(404, NO_INDEX)
 
-    async def picture(self, number: int, size: Annotated[int, Query(ge=16, le=LARGEST)] = THUMBNAIL) -> Response:
+    async def picture(
+        self, request: Request, number: int, size: Annotated[int, Query(ge=16, le=LARGEST)] = THUMBNAIL
+    ) -> Response:
         """Return a picture of the index, its longer side at most `size` pixels."""
         index = self.index
         if index is None or not 0 <= number < 2**63:
             raise RefusedError(404, NO_INDEX if index is None else f"no picture {number}")
+
+        request.scope["hold"].accept()
 
         def drawn() -> bytes:
             try:
