@@ -314,10 +314,12 @@ def test_forms_of_one_picture(site, runs, open_page):
     until(page, lambda: page.locator("#panel-zero-shot .bars li").all_inner_texts(), rows)
 
     page.get_by_role("tab", name="Fill in").click()
-    page.locator("#panel-fill-mask [name=text]").fill("a [MASK] circle")
+    page.locator("#panel-fill-mask [name=text]").fill("[MASK] small [MASK] squares")
     page.keyboard.press("Enter")
-    filled = runs["masked"].fill_mask(noise(0), "a [MASK] circle").text
-    until(page, lambda: page.locator("#panel-fill-mask .verdict").all_inner_texts(), [filled])
+    filled = runs["masked"].fill_mask(noise(0), "[MASK] small [MASK] squares")
+    until(page, lambda: page.locator("#panel-fill-mask .verdict").all_inner_texts(), [filled.text])
+    guesses = [f"{number}: {guess.text}" for number, of in enumerate(filled.guesses, start=1) for guess in of]
+    assert page.locator("#panel-fill-mask .bars span").all_inner_texts() == guesses
     page.locator("#panel-fill-mask [name=text]").fill("a circle")
     page.keyboard.press("Enter")
     page.get_by_text("nothing to fill in: write [MASK] in the text").wait_for()

@@ -13,7 +13,7 @@ import tarfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from eve_vl.data.inputs import ImageLike, Images, Strings
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
-from eve_vl.serve.app import application
+from eve_vl.serve.app import Service, application
 from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.found import distinct, without_paths
 from eve_vl.serve.gate import Hold, Traffic
@@ -71,7 +71,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder) -> dict[str, Eve]:
-    tasks = {"pair": PairConfig(), "classification": ClassificationConfig(classes=("yes", "no", "red", "blue"))}
+    tasks = {"pair": PairConfig(), "classification": ClassificationConfig()}
     found = {"retrieval": Eve.load(folder / "runs" / "retrieval")}
     for name in ("masked", "vqa", "nlvr2"):
         found[name] = Eve(tiny_run(name, folder / "runs" / name))
@@ -95,6 +95,11 @@ def client(runs, index) -> Iterator[TestClient]:
 def serving(*runs: Eve, **options: Any) -> Iterator[TestClient]:
     with TestClient(application(runs, **options), base_url="http://localhost") as client:
         yield client
+
+
+def service_of(client: TestClient) -> Service:
+    app: Any = client.app
+    return app.state.service
 
 
 def sent(values: Any) -> Any:
@@ -190,12 +195,23 @@ def test_every_call_of_every_run_is_served_and_shown(client, runs):
 
 def test_arguments_follow_from_the_signature_of_any_call():
     class Above:
-        def call(self, image: ImageLike, *, rate: float | None = None) -> None: ...
+        def call(self, image: ImageLike, *, rate: float | None = None, **options: Any) -> None: ...
 
-    class Own(Above):
-        def call(self, images: Images, names: Strings, size: int = 3, how: Literal["a", "b"] = "a", file: str | Path = "x",
-                 table: Mapping[str, str] | None = None, places: Sequence[int] = (), flag: bool = False,
-                 raw: np.ndarray | None = None, batch_size: int = 64, **options: Any) -> None: ...  # fmt: skip
+    class Own(Above):  # the arguments of the call that it overrides, too
+        def call(  # pyright: ignore[reportIncompatibleMethodOverride]
+            self,
+            images: Images,
+            names: Strings,
+            size: int = 3,
+            how: Literal["a", "b"] = "a",
+            file: str | Path = "x",
+            table: Mapping[str, str] | None = None,
+            places: Sequence[int] = (),
+            flag: bool = False,
+            raw: np.ndarray | None = None,
+            batch_size: int = 64,
+            **options: Any,
+        ) -> None: ...
 
     def lost(model: str | Path) -> None: ...
 
@@ -249,7 +265,7 @@ def test_jobs_that_ask_for_the_same_become_one_batch():
 def test_clients_are_answered_from_one_batch(runs):
     """Requests that come while another is computed wait, and then are one batch; each gets what it would alone."""
     with serving(runs["vqa"], limits=Limits()) as client:
-        service, go = client.app.state.service, threading.Event()  # pyright: ignore[reportAttributeAccessIssue]
+        service, go = service_of(client), threading.Event()
         service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
         bodies = [
             {"image": text_of(png(number)), "question": TEXTS[number % 3], "top": 2} if number % 2
@@ -284,6 +300,20 @@ def test_clients_are_answered_from_one_batch(runs):
     assert "eve_batch_rows_count 2.0" in metrics
 
 
+def test_what_waits_is_counted_at_its_size(runs):
+    served = Service([runs["vqa"]], None, Limits()).calls["vqa"]
+    question = {"question": "what " * 1000}
+    for given, size in (
+        ({"image": text_of(ONE)}, 3 * 16 * 16),  # the run's square
+        ({"image": [text_of(ONE), text_of(TWO)]}, 2 * 3 * 16 * 16),
+    ):
+        body = json.dumps(given | question).encode()
+        rest = len(body) - sum(map(len, given["image"] if isinstance(given["image"], list) else [given["image"]]))
+        assert served["answer"].prepare(body)[1] == size + rest
+    body = json.dumps({"image": text_of(png(1, 700, 350)), "text": "what"}).encode()
+    assert 0 <= served["look"].prepare(body)[1] - 3 * 512 * 256 < 100  # what is shown is no larger than that
+
+
 # What is refused
 
 BOMB = b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -298,7 +328,8 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "not UTF-8": (VQA, b'{"question": "\xff"}', 400, "no JSON"),
     "NaN": ("/v1/runs/masked/reconstruct", b'{"image": "x", "text": "a", "share": NaN}', 400, "share"),
     "infinity": ("/v1/runs/masked/reconstruct", b'{"image": "x", "text": "a", "share": 1e999}', 400, "share"),
-    "deep": (VQA, b"[" * 100_000, 400, "recursion"),
+    "deep": (VQA, b"[" * 40_000, 400, "recursion"),
+    "many values": (VQA, b'{"question": [' + b"[]," * 50_000 + b"1]}", 400, "more than 50,000 commas and brackets"),
     "digits": (VQA, b'{"top": ' + b"9" * 5000 + b"}", 400, "no JSON"),
     "huge": (VQA, {"image": text_of(ONE), "question": "a", "top": 2**63}, 400, "top: got 9223372036854775808, expected"),
     "half a pair": (VQA, b'{"question": "\\ud800"}', 400, "no JSON"),
@@ -375,7 +406,7 @@ def test_bodies_have_a_size_a_type_and_an_end(client, runs):
     assert client.post(VQA, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
     assert client.get(VQA).status_code == 405
 
-    async def never() -> Any:
+    async def never() -> AsyncIterator[bytes]:
         yield b"{"
         await asyncio.Event().wait()
 
@@ -387,22 +418,21 @@ def test_bodies_have_a_size_a_type_and_an_end(client, runs):
     assert hold.traffic.held == 0
 
 
-def test_there_is_only_so_much_room(runs):
+def test_there_is_only_so_much_room(runs, index):
     body = {"image": text_of(ONE), "question": "what"}
-    with serving(runs["vqa"], limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
-        service, go = client.app.state.service, threading.Event()  # pyright: ignore[reportAttributeAccessIssue]
+    with serving(runs["vqa"], index.encoder, index=index, limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
+        service, go = service_of(client), threading.Event()
         traffic = service.traffic
         traffic.accepted = 2
-        answers = [client.post(VQA, json=body)]
+        answers = [client.post(VQA, json=body), client.get("/v1/pictures/1")]
         traffic.accepted, traffic.held = 0, MB
         answers.append(client.post(VQA, json=body))
         traffic.held = 0
         service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
         answers.append(client.post(VQA, json=body))
         go.set()
-        for answer, why in zip(
-            answers, ("requests wait already", "too many large requests", "has waited for 0.05 s"), strict=True
-        ):
+        full = "requests wait already"
+        for answer, why in zip(answers, (full, full, "too many large requests", "has waited for 0.05 s"), strict=True):
             assert (answer.status_code, why in answer.json()["error"], answer.headers["retry-after"] > "0") == (503, True, True)
         assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
 
@@ -449,6 +479,7 @@ def test_search_gives_what_the_index_gives(client, index, folder):
     assert [[hit["id"] for hit in each["hits"]] for each in several] == [
         [hit.id for hit in index.search(words, top=2)] for words in ("red", "blue")
     ]
+    assert client.post("/v1/search", json={"words": []}).json() == []
     inside = client.post("/v1/search", json={"words": "red", "folder": "photos/new"}).json()["hits"]
     assert {hit["name"] for hit in inside} == {"photos/new/04.png", "photos/new/05.png"}
     about = client.get("/v1/runs").json()["index"]

@@ -168,6 +168,8 @@ class Index:
         the index are read once for all."""
         if top < 1 or (rerank is not None and rerank < 0):
             raise UserError(f"top {top} is not positive" if top < 1 else f"rerank {rerank} is negative")
+        if not words:
+            return []
         query_Qd = self._queries(words, images, without, captions)
         is_wanted = self._wanted(captions, folder, where or {})
         asked = list(zip(words, images, strict=True))

@@ -30,14 +30,14 @@ from eve_vl.serve.calls import Served, served_calls
 from eve_vl.serve.compute import Compute
 from eve_vl.serve.found import Found, distinct, without_paths
 from eve_vl.serve.gate import Gate, Traffic, answer_of
-from eve_vl.serve.limits import Limits, RefusedError, busy
+from eve_vl.serve.limits import DECODERS, Limits, RefusedError, busy
 from eve_vl.serve.signatures import arguments
 from eve_vl.serve.values import encoded
 from eve_vl.serve.web import add_page
 
-DECODERS = 2  # threads that decode what is sent
 MOST_HITS = 1000
 THUMBNAIL, LARGEST = 160, 1024  # pixels
+Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300"}
 NO_INDEX = "this server has no index to search in; start it with --index INDEX"
 SEARCH_TYPES = {
@@ -63,8 +63,7 @@ def application(
     page: files to show to people, by their paths (`web.page_files`).
     """
     server = Service(runs, index, limits or Limits())
-    title = "EVE"
-    app = FastAPI(title=title, version=__version__, docs_url=None, redoc_url=None, lifespan=lambda _: server.running())
+    app = FastAPI(title="EVE", version=__version__, docs_url=None, redoc_url=None, lifespan=lambda _: server.running())
     app.state.service = server
     app.add_middleware(Gate, traffic=server.traffic, token=token, open_paths=page or ())
     for error in (RefusedError, HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
@@ -204,11 +203,15 @@ class Service:
         """Say how to get one."""
         raise RefusedError(404, NO_INDEX)
 
-    async def picture(self, number: int, size: Annotated[int, Query(ge=16, le=LARGEST)] = THUMBNAIL) -> Response:
+    async def picture(
+        self, request: Request, number: int, size: Annotated[int, Query(ge=16, le=LARGEST)] = THUMBNAIL
+    ) -> Response:
         """Return a picture of the index, its longer side at most `size` pixels."""
         index = self.index
         if index is None or not 0 <= number < 2**63:
             raise RefusedError(404, NO_INDEX if index is None else f"no picture {number}")
+
+        request.scope["hold"].accept()
 
         def drawn() -> bytes:
             try:

@@ -36,11 +36,14 @@ class Served:
         self.text = inspect.cleandoc(call.__doc__ or "")
 
     def prepare(self, body: bytes) -> tuple[Job, int]:
-        """Return the job that a body asks for, and how many bytes its pictures take. Raises RefusedError or UserError."""
-        values = {
-            name: self._read(self.arguments[name], value) for name, value in parsed(self.model, self.arguments, body).items()
-        }
-        size = sum(one.pixels.nbytes for value in values.values() for one in listed(value) if isinstance(one, ImagePixels))
+        """Return the job that a body asks for, and how many bytes it holds: pictures decoded, the rest at its length in the
+        body. Raises RefusedError or UserError."""
+        given = parsed(self.model, self.arguments, body)
+        values = {name: self._read(self.arguments[name], value) for name, value in given.items()}
+        size = len(body)
+        for name, value in values.items():
+            pairs = zip(listed(given[name]), listed(value), strict=True)
+            size += sum(one.pixels.nbytes - len(text) for text, one in pairs if isinstance(one, ImagePixels))
         if not self.by_rows:
             return Job(compute=lambda given: [self.call(**each) for each in given], given=values), size
         rows = {name: value for name, value in values.items() if self.arguments[name].several and value is not None}

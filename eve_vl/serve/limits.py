@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from eve_vl.errors import UserError, printable, shortened
 
 MB = 2**20
+DECODERS = 2  # threads that decode what is sent
 MAX_LENGTH = 10_000  # letters of a text, numbers in a list
+MAX_VALUES = 50_000  # in a body
 CLOSE: Mapping[str, str] = {"connection": "close"}  # what the client still sends is not waited for
 
 
@@ -20,7 +22,8 @@ class Limits:
     batch: int = 64
     """How many pictures or texts to compute at a time, of requests that wait for the same call."""
     memory_mb: int = 256
-    """Megabytes that bodies and decoded pictures of all requests may hold together; beyond, requests are refused with 503."""
+    """Megabytes that bodies and decoded pictures of all requests may hold together; further requests are refused with 503.
+    Requests take at most this, and for each of two threads that decode 3 times a body and 18 bytes a pixel (at most 600 MB)."""
     body_mb: int = 16
     """Megabytes of a request's body."""
     items: int = 64
@@ -31,6 +34,12 @@ class Limits:
     """How long a client may take to send a body, and to take any part of its answer."""
     wait_seconds: float = 30.0
     """How long a request may wait until it is computed; after that it is refused with 503."""
+
+    @property
+    def most_mb(self) -> float:
+        """Megabytes that requests take at most beside the models, batches and answers: what all hold, and for each thread that
+        decodes a body as text, its base64 and its bytes, and a picture at the formats' worst."""
+        return self.memory_mb + DECODERS * (3 * self.body_mb + min(18 * self.pixels / MB, 600))
 
     def check(self) -> None:
         """Raise UserError for a limit that nothing could meet."""

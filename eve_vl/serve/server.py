@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -14,6 +15,9 @@ from eve_vl.errors import UserError
 from eve_vl.talk import say
 
 BACKLOG = 2048
+# Each small operation of a batch gives Python's lock away and wants it back: from threads that decode and answer it would get
+# it after 5 ms, hundreds of times a batch (LOG.md).
+SWITCH_INTERVAL = 1e-4  # seconds
 
 
 class Server(uvicorn.Server):
@@ -71,6 +75,7 @@ def serve(app: FastAPI, host: str, port: int, *, tell: Callable[[str], object] =
         config = uvicorn.Config(
             app, log_config=None, log_level="warning", access_log=False, ws="none", server_header=False, backlog=BACKLOG
         )
+        sys.setswitchinterval(SWITCH_INTERVAL)
         address = f"http://{name}:{listener.getsockname()[1]}"
         say(f"serving on {address} (Ctrl-C stops)")
         tell(address)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from eve_vl.data.inputs import Texts
 from eve_vl.errors import nearest
-from eve_vl.serve.limits import MAX_LENGTH, Limits, RefusedError
+from eve_vl.serve.limits import MAX_LENGTH, MAX_VALUES, Limits, RefusedError
 
 OWN = ("batch_size", "progress")  # arguments that the server decides on
 LARGEST = 2**63 - 1
@@ -74,7 +74,9 @@ def body_model(name: str, given: Mapping[str, Argument]) -> type[BaseModel]:
 
 
 def parsed(model: type[BaseModel], given: Mapping[str, Argument], body: bytes) -> dict[str, Any]:
-    """Return the arguments that a body holds, without those that it leaves out. Raises RefusedError."""
+    """Return the arguments that a body holds, with the defaults of those that it leaves out. Raises RefusedError."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:  # base64 has none of these, and small values take 100 bytes each
+        raise RefusedError(400, f"the body has more than {MAX_VALUES:,} commas and brackets; send fewer values")
     try:
         return {name: value for name, value in model.model_validate_json(body) if name in given}
     except ValidationError as error:
@@ -113,10 +115,9 @@ def _parameters(call: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, A
     for parameter in inspect.signature(call).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             owner = getattr(call, "__self__", None)
-            for cls in type(owner).__mro__:
-                above = vars(cls).get(call.__name__)
-                if above is not None and above is not getattr(call, "__func__", None):
-                    yield from ((p, h) for p, h in _parameters(types.MethodType(above, owner)) if p.name not in names)
+            methods = [vars(cls)[call.__name__] for cls in type(owner).__mro__ if call.__name__ in vars(cls)]
+            if above := methods[methods.index(getattr(call, "__func__", None)) + 1 :] if methods else []:
+                yield from ((p, h) for p, h in _parameters(types.MethodType(above[0], owner)) if p.name not in names)
         elif parameter.kind is not inspect.Parameter.VAR_POSITIONAL:
             names.add(parameter.name)
             yield parameter, hints.get(parameter.name, Any)

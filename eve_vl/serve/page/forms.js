@@ -5,6 +5,7 @@ import { bars, el, field, Latest, percent, PictureField, runChoice, Status } fro
 
 const shares = (rows, name = "label", value = "probability") =>
   rows.map((row) => ({ label: row[name], share: row[value] }));
+const guessed = (rows, mask) => rows.map(({ text, probability }) => ({ label: mask + text, share: probability }));
 const yesNo = (probability, yes, no) => [
   { label: yes, share: probability },
   { label: no, share: 1 - probability },
@@ -73,7 +74,7 @@ const FORMS = {
     title: "Fill in",
     pictures: [image],
     texts: [["text", "Text with one or more [MASK]", "a [MASK] circle"]],
-    rows: ({ guesses }) => shares(guesses.flat(), "text"),
+    rows: ({ guesses }) => guesses.flatMap((each, number) => guessed(each, guesses.length > 1 ? `${number + 1}: ` : "")),
     sentence: ({ text }) => text,
     look: ({ image }, { text, guesses }) => ({ image, text, word: guesses[0][0].text }),
   },
@@ -160,8 +161,7 @@ function formPanel(name, form, runs, chosen) {
     const canLook = form.look && run.run.calls.includes("look") && form.look(values, result);
     const byAnswer = name === "answer" || name === "classify";
     const draw = (chosen) => {
-      const sentence =
-        form.sentence?.(result) ?? `${rows[0].share >= 0.5 || rows.length > 2 ? rows[0].label : rows[1].label}`;
+      const sentence = form.sentence?.(result) ?? rows.reduce((best, row) => (row.share > best.share ? row : best)).label;
       const buttons = rows.map((row, place) => ({
         ...row,
         chosen: place === chosen,

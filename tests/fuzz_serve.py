@@ -1,0 +1,261 @@
+"""A campaign against the server: mutated requests go to a real process, and whatever is no clear answer is an escape.
+
+    PYTHONPATH=. python tests/fuzz_serve.py --requests 10000 --seed 1
+
+Requests start as right ones of every call; then values, JSON, pictures or the HTTP around them are damaged, clients send half
+and hang up, or wait. Allowed answers: 200, or one line of JSON with a status that says whose fault it is, never 500, without a
+path of the server. At the end: the process lives, its memory has stayed within what it said, and SIGTERM ends it with status 0.
+"""
+
+import argparse
+import asyncio
+import base64
+import copy
+import functools
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from mutations import mutate, mutate_bytes, mutate_json, write_json
+from PIL import Image
+from test_serve import BOMB, CALLS, SHOWN, png, sent
+from tiny_runs import TEXTS, tiny_run, write_run
+
+from eve_vl.eve import Eve
+from eve_vl.serve.limits import MB, Limits
+
+LIMITS = Limits(queue=64, memory_mb=64, body_mb=2, pixels=4_000_000, body_seconds=5.0)
+STATUSES = {200, 400, 401, 404, 405, 408, 411, 413, 415, 431, 503}
+ODD: tuple[Any, ...] = (
+    *(None, True, 0, -1, 1.5, 2**31, 2**63 - 1, -(2**63), 10**30, 1e308, -0.0, "", " ", "a", "\0", "\ud7ff", "ä" * 50),
+    *([], {}, [[]], [None], {"a": {}}, ["a"] * 70, "../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "[MASK]", "\u202e"),
+)
+RUNS = ("retrieval", "masked", "vqa", "nlvr2")
+FORMS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+SIZES = ((1, 1), (3, 1), (1, 2000), (64, 64), (700, 500), (2500, 1500), (4000, 1100))
+PICTURES = [
+    (form, mode, size)
+    for form in FORMS
+    for mode in (("RGB", "L") if form in ("JPEG", "PPM", "WEBP") else ("RGB", "L", "1", "P"))
+    for size in SIZES
+]
+HEADS = (b"GET", b"PUT", b"DELETE", b"HEAD", b"OPTIONS", b"P\xffST")
+
+
+@dataclass
+class Seen:
+    """What came back."""
+
+    statuses: Counter[Any] = field(default_factory=Counter)
+    escapes: list[str] = field(default_factory=list)
+    peak: int = 0
+
+
+def requests() -> list[tuple[str, dict[str, Any]]]:
+    """Return right requests."""
+    calls = [
+        (f"/v1/runs/{run}/{call}", {name: sent(value) for name, value in given.items()})
+        for run, call, given in CALLS + SHOWN
+        if run in RUNS
+    ]
+    search = {"words": "a red circle", "without": "blue", "top": 3, "folder": "photos/old", "where": {"class": "old"}}
+    return [*calls, ("/v1/search", search), ("/v1/search", {"image": sent(png(3)), "captions": True, "rerank": 2})]
+
+
+def damaged_picture(rng: Random) -> str:
+    """Return a picture that is broken, odd or none, as base64."""
+    form, mode, size = rng.choice(PICTURES)
+    data = whole_picture(form, mode, size)
+    return base64.b64encode(rng.choice((data, mutate(rng, f"picture.{form.lower()}", data), BOMB))).decode()
+
+
+@functools.cache
+def whole_picture(form: str, mode: str, size: tuple[int, int]) -> bytes:
+    """Return the file of a picture."""
+    box = io.BytesIO()
+    Image.new(mode, size, 1).save(box, form)
+    return box.getvalue()
+
+
+def with_damage(rng: Random, path: str, given: dict[str, Any]) -> tuple[str, bytes]:
+    """Return a path and a body in which something is wrong, perhaps."""
+    given, kind, name = copy.deepcopy(given), rng.randrange(5), rng.choice([*given])
+    if kind == 0:
+        given[rng.choice((name, name, "x", "batch_size", "progress", "format", "image_root"))] = rng.choice(ODD)
+    elif kind == 1:
+        one = damaged_picture(rng)
+        places = [each for each in given if each in ("image", "images", "left", "right")]
+        given[rng.choice(places or [name])] = rng.choice((one, [one], [one, damaged_picture(rng)]))
+    body = write_json(rng, mutate_json(rng, given)) if kind == 2 else json.dumps(given).encode()
+    body = mutate_bytes(rng, body) if kind == 3 else body
+    if rng.random() < 0.05:
+        path = rng.choice(
+            (f"{path}x", path.replace("v1", "v2"), "/v1/runs/../../etc/passwd", "/v1/pictures/%2e%2e", "/%00", "//")
+        )
+    return path, body
+
+
+async def send(rng: Random, port: int, path: str, body: bytes, secret: str, seen: Seen) -> None:
+    """Send one request over a connection of its own, and look at what comes back."""
+    how = rng.random()
+    length: Any = len(body)
+    method, kind = b"POST", "application/json"
+    if how < 0.04:
+        length = rng.choice((0, len(body) // 2, len(body) + 10, 2**30, 10**40, -1, "x"))
+    elif how < 0.08:
+        method = rng.choice(HEADS)
+    elif how < 0.10:
+        kind = rng.choice(("text/plain", "", "application/json; charset=utf-16", "x" * 5000))
+    elif how < 0.11:
+        body, length = b" " * (3 * MB), 3 * MB
+    head = (
+        f" {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    )
+    data = method + head.encode() + body
+    if 0.11 < how < 0.14:
+        place = rng.randrange(len(head))
+        data = data[:place] + rng.randbytes(3) + data[place:]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answer = b""
+    try:
+        if 0.14 < how < 0.17:  # half of it
+            writer.write(data[: rng.randrange(len(data))])
+            await writer.drain()
+            if how < 0.16:  # and away
+                seen.statuses["hung up"] += 1
+                return
+        else:
+            writer.write(data)
+        answer = await asyncio.wait_for(reader.read(), 60)
+    except (ConnectionError, TimeoutError) as error:
+        seen.statuses[type(error).__name__] += 1
+        if isinstance(error, TimeoutError):
+            seen.escapes.append(f"no answer in 60 s: {data[:300]!r}")
+    finally:
+        writer.close()
+    if answer:
+        look_at(answer, method, data, secret, seen)
+    else:
+        seen.statuses["closed"] += 1
+
+
+def look_at(answer: bytes, method: bytes, data: bytes, secret: str, seen: Seen) -> None:
+    """Count an answer, and note it if it is none that the server may give."""
+    head, _, content = answer.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    seen.statuses[status] += 1
+    problem = None if status in STATUSES else f"status {status}"
+    if secret.encode() in answer:
+        problem = "a path of the server"
+    elif method == b"POST" and status != 200 and not content.startswith(b"Invalid HTTP"):
+        try:
+            message = json.loads(content)["error"]
+            problem = problem or (None if message and "\n" not in message else "not one line")
+        except (ValueError, KeyError):
+            problem = "no line of JSON"
+    if problem:
+        seen.escapes.append(f"{problem}: {data[:400]!r} → {answer[-300:]!r}")
+
+
+async def metrics(port: int) -> dict[str, float]:
+    """Return the server's numbers."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    text = (await reader.read()).decode()
+    writer.close()
+    return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}
+
+
+async def campaign(port: int, secret: str, args: argparse.Namespace) -> tuple[Seen, float]:
+    """Send all requests, many at a time; return what was seen and how many bytes the process had when idle."""
+    seen = Seen()
+    for picture in PICTURES:  # now, for a client that computes while it should send is hung up on
+        whole_picture(*picture)
+    right, room = requests(), asyncio.Semaphore(args.clients)
+    for path, given in right:  # everything once: what is loaded late is no growth
+        await send(Random(2), port, path, json.dumps(given).encode(), secret, seen)
+    idle = (await metrics(port))["process_resident_memory_bytes"]
+
+    async def one(number: int) -> None:
+        own = Random(f"{args.seed}:{number}")
+        async with room:
+            await send(own, port, *with_damage(own, *own.choice(right)), secret, seen)
+            if number % 100 == 0:
+                seen.peak = max(seen.peak, int((await metrics(port))["process_resident_memory_bytes"]))
+
+    await asyncio.gather(*(one(number) for number in range(args.requests)))
+    left = await metrics(port)
+    for name in ("eve_requests_accepted", "eve_held_bytes", "eve_queue_length"):
+        if left[name]:
+            seen.escapes.append(f"{name} {left[name]} when all is answered")
+    return seen, idle
+
+
+def main() -> None:
+    """Run the campaign, print what was seen, and exit with 1 if there are escapes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=50, help="connections at a time")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="secret_") as place:
+        folder, started = Path(place), time.monotonic()
+        paths = [write_run(tiny_run(name), folder / "runs" / name) for name in RUNS]
+        for number in range(6):
+            path = folder / "photos" / ("old" if number < 4 else "new") / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(number))
+            path.with_suffix(".txt").write_text(TEXTS[number % 3])
+        Eve.load(paths[0]).index(folder / "photos", folder / "index")
+        names = ("queue", "memory_mb", "body_mb", "pixels", "body_seconds")
+        flags = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(LIMITS, name)))]
+        command = [
+            sys.executable,
+            "-m",
+            "eve_vl",
+            "serve",
+            *map(str, paths),
+            "--index",
+            str(folder / "index"),
+            "--port",
+            "0",
+            *flags,
+        ]
+        with (
+            (folder / "log").open("wb") as log,
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as server,
+        ):
+            assert server.stdout is not None
+            port = int(re.findall(r":(\d+) ", server.stdout.readline())[0])
+            try:
+                seen, idle = asyncio.run(campaign(port, str(folder), args))
+                server.send_signal(signal.SIGTERM)
+                code = server.wait(60)
+            finally:
+                server.kill()
+        said = (folder / "log").read_text(errors="replace")
+    growth, bound = (seen.peak - idle) / MB, LIMITS.most_mb
+    seen.escapes += [f"exit status {code}"] * (code != 0) + [f"the log: {said[-3000:]}"] * ("Traceback" in said)
+    seen.escapes += [f"memory grew by {growth:.0f} MB"] * (growth > bound)
+    print(
+        f"{args.requests:,} requests, seed {args.seed}, {time.monotonic() - started:.0f} s: {dict(seen.statuses.most_common())}"
+    )
+    print(f"memory: {idle / MB:.0f} MB idle, at most {growth:.0f} MB more (bound {bound:.0f}); exit status {code}")
+    for escape in seen.escapes[:20]:
+        print(f"ESCAPE {escape}")
+    print(f"{len(seen.escapes)} escapes")
+    sys.exit(bool(seen.escapes))
+
+
+if __name__ == "__main__":
+    main()
