@@ -17,6 +17,7 @@ from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
 from eve_vl.errors import UserError
 from eve_vl.metrics.certainty import Estimate
+from eve_vl.tasks.gallery import gathered
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.task import Sizes
 
@@ -235,8 +236,8 @@ def test_its_rows_are_those_of_our_own_runs(pictures):
     config = config_for(folder)
     search = peer.searched(str(folder / "rows.jsonl"), config)
     task = Retrieval(config, Sizes(vocab_size=search.tokenizer.vocab_size)).eval()
-    index = task.index(eval_loader(search, rank=0, world=1))
-    numbers, rows = peer.numbers_of(search, index.image_Id.detach().numpy(), index.caption_Td.detach().numpy())
+    found = gathered(task, eval_loader(search, rank=0, world=1))
+    numbers, rows = peer.numbers_of(search, found.image_Id.detach().numpy(), found.caption_Td.detach().numpy())
     ours = task.evaluated(eval_loader(search, rank=0, world=1))
     assert rows == ours.row_scores
     assert {name: ours.numbers[name] for name in numbers} == numbers
