@@ -30,7 +30,7 @@ DENSE = {"depth": 1, "num_deep_blocks": 0}
 RUNS = {
     "retrieval": ("retrieval", SMALL, ()),
     "vqa": ("vqa", SMALL | VLMO | {"depth": 2, "num_experts": 2, "top_k": 1, "modality_routing": False}, ("answerer",)),
-    "nlvr2": ("nlvr2_compare", SMALL | {"depth": 2, "num_experts": 2, "routing": "official-dropless"}, ("judge",)),
+    "nlvr2": ("nlvr2_compare", SMALL | {"num_experts": 2, "routing": "official-dropless"}, ("judge",)),
 }
 BATCHES = [(0,), (1,), (0, 2, 1, 1), (1,) * 6]  # texts by number: of one length and of several
 
