@@ -19,9 +19,11 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 from tiny_runs import TEXTS, noise, tiny_run, write_run
+from uvicorn.server import ServerState
 
 from eve_vl.config import ClassificationConfig, PairConfig
 from eve_vl.data.inputs import ImageLike, Images, Strings
@@ -33,6 +35,7 @@ from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.found import distinct, without_paths
 from eve_vl.serve.gate import Hold, Traffic
 from eve_vl.serve.limits import MB, Limits, RefusedError
+from eve_vl.serve.server import MOST_AROUND, Protocol
 from eve_vl.serve.signatures import arguments, body_model, parsed
 
 JSON = {"content-type": "application/json"}
@@ -418,6 +421,46 @@ def test_bodies_have_a_size_a_type_and_an_end(client, runs):
     assert hold.traffic.held == 0
 
 
+HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize("start", [b"GET /", HEAD, HEAD + b"X: ", HEAD + b"\r\n0\r\n", HEAD + b"\r\n1\r\nx\r\n0\r\nX: "])
+def test_what_is_around_a_body_has_an_end(start):
+    """An address, headers or trailers, many or one, of which no end comes; a body of any length is none of these."""
+
+    class Transport(asyncio.Transport):
+        written = b""
+        ends = False
+
+        def is_closing(self) -> bool:
+            return self.ends
+
+        def write(self, data: Any) -> None:
+            self.written += data
+
+        def close(self) -> None:
+            self.ends = True
+
+        def pause_reading(self) -> None: ...
+
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def talk(start: bytes, part: bytes) -> bytes:
+        config = uvicorn.Config(silent, ws="none", interface="asgi3", log_config=None)
+        protocol, transport = Protocol(config, ServerState(), {}), Transport()
+        protocol.connection_made(transport)
+        protocol.data_received(start)
+        for _ in range(MOST_AROUND // len(part) + 1):
+            if not transport.is_closing():
+                protocol.data_received(part)
+        return transport.written
+
+    part = b"y" * 4000 if start.endswith((b"/", b" ")) else b"y: " + b"y" * 4000 + b"\r\n"
+    assert asyncio.run(talk(start, part)).startswith(b"HTTP/1.1 400")
+    assert asyncio.run(talk(HEAD + b"\r\n", b"fa0\r\n" + b"y" * 4000 + b"\r\n")) == b""
+
+
 def test_there_is_only_so_much_room(runs, index):
     body = {"image": text_of(ONE), "question": "what"}
     with serving(runs["vqa"], index.encoder, index=index, limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
@@ -458,10 +501,9 @@ def test_a_token_opens_the_rest(runs, tmp_path):
         assert client.get("/v1/runs", headers=given | {"host": "example.org"}).status_code == 200
     with serving(runs["vqa"]) as client:  # or else a page from elsewhere could have its own name mean this machine
         assert [
-            client.get("/v1/runs", headers={"host": host}).status_code for host in ("localhost:1", "[::1]:1", "example.org")
-        ] == [
-            *(200, 200, 400),
-        ]
+            client.get("/v1/runs", headers={"host": host}).status_code
+            for host in ("localhost:1", "LocalHost", "[::1]:1", "127.0.0.2:1", "example.org", "127.0.0.1.example.org")
+        ] == [*(200, 200, 200, 200, 400, 400)]
 
 
 # Search
