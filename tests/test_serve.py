@@ -549,6 +549,7 @@ def test_the_command_says_what_it_lacks(eve, folder, monkeypatch):
     for args, message in (
         ((), "name run folders to serve, or an --index"),
         ((run, "--host", "0.0.0.0"), "other machines can reach it; give a --token"),
+        ((run, "--token", "schlüssel"), "--token: a header cannot carry it"),
         ((run, "--queue", "0"), "--queue: 0 was given, expected more than 0"),
         ((run, "--port", "70000"), "is no port, expected 0 to 65535"),
     ):

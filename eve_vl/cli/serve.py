@@ -67,6 +67,8 @@ def _serve(args: ServeArgs, *, has_page: bool = False, opens: bool = False) -> N
     token = args.token or os.environ.get("EVE_TOKEN") or None
     if token is None and not is_loopback(args.host):
         raise UserError(f"--host {args.host}: other machines can reach it; give a --token, or EVE_TOKEN in the environment")
+    if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
+        raise UserError("--token: a header cannot carry it; use letters of ASCII, no space at either end")
     runs, index = load_served(args.runs, args.index, args.device)
     app = application(runs, index, args, token=token, page=page_files() if has_page else None)
     serve(app, args.host, args.port, tell=open_browser if opens else lambda _: None)
