@@ -242,16 +242,16 @@ def test_arguments_follow_from_the_signature_of_any_call():
 def test_jobs_that_ask_for_the_same_become_one_batch():
     sizes, calls = [], []
 
-    def double(given: list[int]) -> list[int]:
+    def double(given: list[float]) -> list[float]:
         calls.append(given)
-        if 13 in given:
-            raise UserError("13")
+        if {13, 0.5} & {*given}:
+            raise UserError("13") if 13 in given else ZeroDivisionError
         return [2 * each for each in given]
 
     compute = Compute(Limits(batch=4), lambda rows, _: sizes.append(rows))
     keys = ["a", "b", "a", None, "a", "b", None, "a", "a"]
     jobs = [Job(compute=double, given=number, key=key) for number, key in enumerate(keys)]
-    bad = [Job(compute=double, given=given, key="c") for given in (13, 14)]
+    bad = [Job(compute=double, given=given, key=key) for key, given in (("c", 13), ("c", 14), ("d", 0.5), ("d", 15))]
     for job in [*jobs, *bad]:
         compute.submit(job)
     jobs[4].result.cancel()  # its client has gone
@@ -259,10 +259,12 @@ def test_jobs_that_ask_for_the_same_become_one_batch():
     compute.finish()
     assert calls[:6] == [[0, 2, 7], [1, 5], [3], [6], [8], [13, 14]]
     assert [job.result.result() for job in jobs if job is not jobs[4]] == [0, 2, 4, 6, 10, 12, 14, 16]
-    assert (calls[6:], bad[1].result.result()) == ([[13], [14]], 28)  # the other of the batch does not suffer
-    with pytest.raises(UserError):
-        bad[0].result.result()
-    assert sizes == [3, 2, 1, 1, 1, 2]
+    assert calls[6:] == [[13], [14], [0.5, 15], [0.5], [15]]
+    assert (bad[1].result.result(), bad[3].result.result()) == (28, 30)  # the other of the batch does not suffer
+    for job, error in ((bad[0], UserError), (bad[2], ZeroDivisionError)):
+        with pytest.raises(error):
+            job.result.result()
+    assert sizes == [3, 2, 1, 1, 1, 2, 2]
 
 
 def test_clients_are_answered_from_one_batch(runs):
@@ -473,6 +475,7 @@ def test_there_is_only_so_much_room(runs, index):
         traffic.held = 0
         service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
         answers.append(client.post(VQA, json=body))
+        assert len(service.compute) == 0  # nor are its pictures kept for a turn that does not come
         go.set()
         full = "requests wait already"
         for answer, why in zip(answers, (full, full, "too many large requests", "has waited for 0.05 s"), strict=True):

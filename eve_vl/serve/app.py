@@ -154,10 +154,9 @@ class Service:
         job, size = await loop.run_in_executor(self.decoders, served.prepare, body)
         del body
         hold.resize(size)
-        waiting = self.compute.submit(job)
-        result = asyncio.wrap_future(waiting)
+        result = asyncio.wrap_future(self.compute.submit(job))
         done, _ = await asyncio.wait([result], timeout=self.limits.wait_seconds)
-        if not done and waiting.cancel():
+        if not done and self.compute.withdraw(job):
             raise busy(f"the request has waited for {self.limits.wait_seconds:g} s", seconds=5)
         found = await result
         written = (
