@@ -20,6 +20,7 @@ from tiny_runs import TEXTS, noise, tiny_run, write_run
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.search import approximate, blocks, near, store, update
+from eve_vl.search import index as index_module
 from eve_vl.search.index import Index
 from eve_vl.search.nearest import best
 from eve_vl.search.update import Filling
@@ -138,7 +139,7 @@ def test_the_matching_head_orders_again_as_many_as_validation_chose(model, photo
         index.search(TEXTS[0], without=TEXTS[1], rerank=3)
 
 
-def test_folders_and_columns_narrow_a_search(model, photos, tmp_path):
+def test_folders_and_columns_narrow_a_search(model, photos, tmp_path, monkeypatch):
     rows = [
         {
             "image": f"photos/new/{number:02}.png",
@@ -165,6 +166,17 @@ def test_folders_and_columns_narrow_a_search(model, photos, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             index.search("red", **asked)
+    (photos / "new" / "again.png").write_bytes((photos / "old" / "00.png").read_bytes())  # which is told by its name there
+    index = model.index([photos, tmp_path / "table.jsonl"], tmp_path / "index")
+    hits = {hit.name: hit for hit in index.search("red", folder=photos / "new")}
+    assert {Path(name).parent for name in hits} == {photos / "new"}
+    again = hits[str(photos / "new" / "again.png")]
+    assert again.pictures == (again.name, str(photos / "old" / "00.png"))
+    assert index.image(again.id).where == again.name
+    (caption,) = index.search("red", folder=photos / "new", where={"x": "11"}, captions=True)
+    assert caption.pictures[0] == odd[1]
+    monkeypatch.setattr(index_module, "MOST_SAID", 1)
+    assert {len(hit.pictures) for hit in index.search("red")} == {1}
 
 
 def test_tables_and_shards(model, photos, tmp_path):
