@@ -537,6 +537,7 @@ def test_pictures_of_the_index_come_as_thumbnails(client, index):
         answer = client.get(f"/v1/pictures/{hit.id}?size=16")
         image = Image.open(io.BytesIO(answer.content))
         assert (image.format, image.size, "max-age" in answer.headers["cache-control"]) == ("JPEG", (16, 11), True)
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     for path, status in (("99", 404), ("-1", 404), (str(2**70), 404), ("x", 400), ("1?size=15", 400), ("1?size=1025", 400)):
         assert client.get(f"/v1/pictures/{path}").status_code == status
     with serving(index.encoder) as bare:

@@ -33,12 +33,12 @@ from eve_vl.serve.gate import Gate, Traffic, answer_of
 from eve_vl.serve.limits import DECODERS, Limits, RefusedError, busy
 from eve_vl.serve.signatures import arguments
 from eve_vl.serve.values import encoded
-from eve_vl.serve.web import add_page
+from eve_vl.serve.web import OWN_PAGES, add_page
 
 MOST_HITS = 1000
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
-CACHED = {"cache-control": "private, max-age=300"}
+CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
 NO_INDEX = "this server has no index to search in; start it with --index INDEX"
 SEARCH_TYPES = {
     "words": Strings,
