@@ -202,7 +202,8 @@ class Index:
                 return [[*row[:num]] for row, num in zip(slot_QK.tolist(), nums, strict=True)], [
                     [*row[:num]] for row, num in zip(score_QK.tolist(), nums, strict=True)
                 ]
-        slot_QK, score_QK = best(self.store.texts if captions else self.store.images, query_Qd, k, is_wanted)
+        blocks = self.store.texts if captions else self.store.images
+        slot_QK, score_QK = best(blocks.first(len(is_wanted)), query_Qd, k, is_wanted)
         return slot_QK.tolist(), score_QK.tolist()
 
     def _queries(self, words: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool) -> np.ndarray:
