@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import socket
+import sqlite3
 import struct
 import tarfile
 import threading
@@ -482,6 +483,18 @@ def test_there_is_only_so_much_room(runs, index):
         for answer, why in zip(answers, (full, full, "too many large requests", "has waited for 0.05 s"), strict=True):
             assert (answer.status_code, why in answer.json()["error"], answer.headers["retry-after"] > "0") == (503, True, True)
         assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
+
+
+def test_an_index_that_is_being_written_is_busy(index, monkeypatch):
+    class Locked:
+        def execute(self, *_: Any) -> None:
+            raise sqlite3.OperationalError("database is locked")
+
+    with serving(index.encoder, index=index) as client:
+        monkeypatch.setattr(index.store, "db", Locked())
+        answer = client.post("/v1/search", json={"words": "red"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json() == {"error": "index/index.sqlite: database is locked; send it again in 1 s"}
 
 
 def test_a_fault_of_the_server_is_no_traceback_for_clients(runs, monkeypatch):

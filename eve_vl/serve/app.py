@@ -6,6 +6,7 @@ and its result becomes JSON. Only what is in the route table has a name here; ca
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -233,6 +234,8 @@ class Service:
         match error:
             case RefusedError():
                 return answer_of(error)
+            case UserError() if isinstance(error.__context__, sqlite3.Error):  # such as an index that is being changed
+                return answer_of(busy(self.cleaned(str(error))))
             case UserError():
                 return answer_of(RefusedError(400, self.cleaned(str(error))))
             case RequestValidationError():
