@@ -122,6 +122,15 @@ DROP = """([selector, event, data]) => {
     const [kind, name] = event === "drop" ? [DragEvent, "dataTransfer"] : [ClipboardEvent, "clipboardData"];
     document.querySelector(selector).dispatchEvent(new kind(event, {bubbles: true, cancelable: true, [name]: transfer}));
 }"""
+REMOVED_WHILE_READ = """async () => {
+    const { PictureField } = await import("/parts.js");
+    const field = new PictureField("Picture", () => {});
+    const file = await new Promise((done) => document.createElement("canvas").toBlob(done));
+    const reading = field.take(file);
+    field.set(null);
+    await reading;
+    return field.value;
+}"""
 UNLABELLED = """[...document.querySelectorAll("input, textarea, select")]
     .filter((each) => !each.labels?.length && !each.ariaLabel).length"""
 
@@ -224,9 +233,12 @@ def test_search_by_a_picture(site, index, open_page, tmp_path):
     page.get_by_role("dialog").get_by_role("button", name="Ask").click()
     until(page, lambda: page.locator("#panel-ask .zone img").evaluate("(image) => image.naturalWidth"), 30)
     chosen = page.locator("#panel-ask input[type=file]")
-    Image.new("RGB", (1500, 1200)).save(tmp_path / "large.png")
+    Image.new("RGBA", (1500, 1200)).save(tmp_path / "large.png")
     chosen.set_input_files(tmp_path / "large.png")
     until(page, lambda: page.locator("#panel-ask .zone img").evaluate("(image) => image.naturalWidth"), 1024)
+    sent = page.locator("#panel-ask .zone img").get_attribute("src").removeprefix("data:image/jpeg;base64,")
+    assert np.asarray(Image.open(io.BytesIO(base64.b64decode(sent)))).min() > 250  # transparency on white
+    assert page.evaluate(REMOVED_WHILE_READ) is None
     chosen.set_input_files({"name": "notes.png", "mimeType": "image/png", "buffer": b"no"})
     page.get_by_text("This browser cannot read notes.png as a picture").wait_for()
 

@@ -14,7 +14,7 @@ from eve_vl.errors import UserError, nearest
 from eve_vl.files import writing
 
 PREFIX = "builtin:"
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 ICONS = FOLDER / "lucide.zip"
 PAIRS = "pairs.jsonl"
 

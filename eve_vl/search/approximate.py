@@ -46,12 +46,12 @@ def build(store: Store, is_used: np.ndarray) -> None:
     cells = faiss.index_factory(store.images.dim, f"IVF{num_cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
     cells.train(store.images.take(np.sort(rng.choice(slots, min(num, ROWS_PER_CELL * num_cells), replace=False))))
     start = 0
-    for block in store.images:
+    for block in store.images.first(len(is_used)):
         rows = np.flatnonzero(is_used[start : start + len(block)])
         cells.add_with_ids(block[rows].astype(np.float32), rows + start)
         start += len(block)
     asked_Qd = _queries(store, slots, rng)
-    exact_QK = best(store.images, asked_Qd, TOP, is_used)[0]
+    exact_QK = best(store.images.first(len(is_used)), asked_Qd, TOP, is_used)[0]
     cells.nprobe, recall = 8, recall_of(cells, asked_Qd, exact_QK)
     while recall < RECALL and cells.nprobe < num_cells:
         cells.nprobe = min(2 * cells.nprobe, num_cells)
@@ -87,6 +87,6 @@ def _queries(store: Store, slots: np.ndarray, rng: np.random.Generator) -> np.nd
     """Return what to try the cells with, float32 (Q, d): captions, for those are what people write, or else pictures."""
     captions = np.array([slot for (slot,) in store.db.execute("SELECT slot FROM text ORDER BY slot")], dtype=np.int64)
     blocks, those = (
-        (store.texts, captions) if len(captions) >= NUM_ASKED and any(True for _ in store.texts) else (store.images, slots)
+        (store.texts, captions) if len(captions) >= NUM_ASKED and not store.texts.is_empty else (store.images, slots)
     )
     return blocks.take(np.sort(rng.choice(those, min(NUM_ASKED, len(those)), replace=False)))

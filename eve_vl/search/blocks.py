@@ -5,10 +5,12 @@ Letters: B rows, d width of features.
 
 import os
 from collections.abc import Iterator, Sequence
-from itertools import count, groupby
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+
+from eve_vl.errors import UserError
 
 BLOCK = 65_536  # rows
 
@@ -53,13 +55,19 @@ class Blocks:
                 os.close(descriptor)
         self._unsynced.clear()
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield each block, float16 (B, d)."""
-        for block in count():
-            path = self._path(block)
-            if not path.is_file():
-                return
-            yield self._map(path)
+    def first(self, num: int) -> Iterator[np.ndarray]:
+        """Yield the first rows, float16 (B, d), block by block. Raises UserError if they are not all there: a search in what is
+        left would find less, and in the wrong places."""
+        for start in range(0, num, BLOCK):
+            rows = self._map(self._path(start // BLOCK))[: num - start]
+            if len(rows) < min(BLOCK, num - start):
+                raise UserError(f"{self._path(start // BLOCK)}: lacks features that the index knows of; make the index anew")
+            yield rows
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row was ever written."""
+        return not self._path(0).is_file()
 
     def take(self, slots: np.ndarray) -> np.ndarray:
         """Return some rows, float32 (B, d)."""
@@ -70,7 +78,7 @@ class Blocks:
         return rows
 
     def _map(self, path: Path) -> np.ndarray:
-        num = path.stat().st_size // (2 * self.dim)
+        num = path.stat().st_size // (2 * self.dim) if path.is_file() else 0
         if not num:  # nothing cannot be mapped
             return np.empty((0, self.dim), np.float16)
         # a copy would be made if anyone wrote: torch takes no arrays that cannot be written

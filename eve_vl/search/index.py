@@ -5,6 +5,7 @@ Letters: N slots, Q queries, K candidates, d width of features.
 
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,8 @@ from eve_vl.search.update import Changes, Opened, Update
 from eve_vl.train.lock import locked
 
 UNKNOWN = "[UNK]"
-MAX_PICTURES = 100  # named of a caption
+MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
+Condition = tuple[str, list[Any]]  # SQL of a row of `picture`, and the values of its question marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Hit:
     """What was found: a picture or, if captions were asked for, a caption."""
 
     id: int
-    """The picture's number in the index; of a caption, that of its first picture."""
+    """The picture's number in the index; of several with the same bytes or with a caption, that of the first."""
     name: str
     """The picture's path, or the row of a source that holds it; the caption."""
     score: float
@@ -41,9 +43,9 @@ class Hit:
     match: float | None = None
     """What the matching head says, by which it was put in order again."""
     captions: tuple[str, ...] = ()
-    """Of a picture."""
+    """Of a picture; at most MOST_SAID."""
     pictures: tuple[str, ...] = ()
-    """All pictures of the very same bytes, or with the caption."""
+    """Pictures of the very same bytes, or with the caption; at most MOST_SAID, first those that were searched among."""
     near: str | None = None
     """Of a picture: the first one of the index that is almost the same, if it is another."""
 
@@ -57,6 +59,7 @@ class Index:
         self._used: dict[str, tuple[int, np.ndarray]] = {}
         self._cells: tuple[Any, Any] = (None, None)
         self._opened: dict[str, Opened] = {}
+        self._one_reads = threading.Lock()  # tables keep what they have read; a server reads in two threads
         self.changes = Changes()
         """What the update that made this has done."""
 
@@ -171,7 +174,10 @@ class Index:
         if not words:
             return []
         query_Qd = self._queries(words, images, without, captions)
-        is_wanted = self._wanted(captions, folder, where or {})
+        chosen = _condition(folder, where or {})
+        is_wanted = self._wanted(captions, chosen)
+        if not len(is_wanted):
+            raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where or {})}")
         asked = list(zip(words, images, strict=True))
         nums = [self._num_reranked(rerank, *pair, without, captions) for pair in asked]
         slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted, captions)
@@ -179,7 +185,7 @@ class Index:
         for (text, image), num, slot_K, score_K in zip(asked, nums, slot_QK, score_QK, strict=True):
             with at(self.store.folder):
                 show, best_K = self._caption if captions else self._picture, zip(slot_K, score_K, strict=True)
-                hits = [hit for slot, score in best_K if (hit := show(slot, score)) is not None]
+                hits = [hit for slot, score in best_K if (hit := show(slot, score, chosen)) is not None]
             found.append((self._reranked(hits, text if image is None else image, num, captions) if num else hits)[:top])
         return found
 
@@ -196,7 +202,8 @@ class Index:
                 return [[*row[:num]] for row, num in zip(slot_QK.tolist(), nums, strict=True)], [
                     [*row[:num]] for row, num in zip(score_QK.tolist(), nums, strict=True)
                 ]
-        slot_QK, score_QK = best(self.store.texts if captions else self.store.images, query_Qd, k, is_wanted)
+        blocks = self.store.texts if captions else self.store.images
+        slot_QK, score_QK = best(blocks.first(len(is_wanted)), query_Qd, k, is_wanted)
         return slot_QK.tolist(), score_QK.tolist()
 
     def _queries(self, words: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool) -> np.ndarray:
@@ -231,23 +238,15 @@ class Index:
                 )
         return self.encoder.encode_text(alone(texts))
 
-    def _wanted(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> np.ndarray:
-        """Return which slots to search among, bool (N,). Raises UserError if there are none."""
-        what = "text" if captions else "feature"
-        if folder is None and not where:
-            is_wanted = self._all(what)
-        else:
-            prefix = "" if folder is None else os.path.join(absolute(folder), "")  # noqa: PTH118
-            tests, values = ["slot IS NOT NULL", "substr(name, 1, ?) = ?"], [len(prefix), prefix]
-            for name, value in where.items():
-                tests.append("EXISTS (SELECT 1 FROM json_each(picture.columns) WHERE key = ? AND value = ?)")
-                values += [name, value]
-            chosen = f"FROM picture WHERE {' AND '.join(tests)}"
-            query = f"SELECT slot FROM caption WHERE picture IN (SELECT id {chosen})" if captions else f"SELECT slot {chosen}"
-            is_wanted = self._mask(query, values)
-        if not len(is_wanted):
-            raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where)}")
-        return is_wanted
+    def _wanted(self, captions: bool, chosen: Condition) -> np.ndarray:
+        """Return which slots to search among, bool (N,)."""
+        tests, values = chosen
+        if not values:
+            return self._all("text" if captions else "feature")
+        found = f"FROM picture WHERE slot IS NOT NULL AND {tests}"
+        return self._mask(
+            f"SELECT slot FROM caption WHERE picture IN (SELECT id {found})" if captions else f"SELECT slot {found}", values
+        )
 
     def _all(self, table: str) -> np.ndarray:
         """Return which slots of a table are in use, bool (N,): read once, until somebody changes the index."""
@@ -299,25 +298,29 @@ class Index:
         matched = [replace(hit, match=float(score)) for (hit, _), score in zip(pairs, scores, strict=True)]
         return sorted(matched, key=lambda hit: -(hit.match or 0.0)) + unreadable + hits[rerank:]
 
-    def _picture(self, slot: int, score: float) -> Hit | None:
-        rows = self.store.db.execute("SELECT id, name FROM picture WHERE slot = ? ORDER BY id", [slot]).fetchall()
+    def _picture(self, slot: int, score: float, chosen: Condition) -> Hit | None:
+        names = f"SELECT id, name FROM picture WHERE slot = ? ORDER BY NOT ({chosen[0]}), id LIMIT ?"
+        rows = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
         if not rows:
             return None
-        said = "FROM caption JOIN text USING (slot) JOIN picture ON picture.id = picture WHERE picture.slot = ?"
+        said = "FROM caption JOIN text USING (slot) JOIN picture ON picture.id = picture WHERE picture.slot = ? LIMIT ?"
         near = "SELECT name FROM feature JOIN picture ON picture.slot = near WHERE feature.slot = ? ORDER BY id LIMIT 1"
         return Hit(
             id=rows[0][0],
             name=rows[0][1],
             score=score,
-            captions=tuple(text for (text,) in self.store.db.execute(f"SELECT DISTINCT text {said}", [slot])),
+            captions=tuple(text for (text,) in self.store.db.execute(f"SELECT DISTINCT text {said}", [slot, MOST_SAID])),
             pictures=tuple(name for _, name in rows),
             near=next((name for (name,) in self.store.db.execute(near, [slot])), None),
         )
 
-    def _caption(self, slot: int, score: float) -> Hit | None:
+    def _caption(self, slot: int, score: float, chosen: Condition) -> Hit | None:
         row = self.store.db.execute("SELECT text FROM text WHERE slot = ?", [slot]).fetchone()
-        names = "SELECT id, name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? ORDER BY id LIMIT ?"
-        pictures = self.store.db.execute(names, [slot, MAX_PICTURES]).fetchall()
+        names = (
+            "SELECT id, name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? "
+            f"ORDER BY NOT ({chosen[0]}), id LIMIT ?"
+        )
+        pictures = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
         if row is None or not pictures:
             return None
         return Hit(id=pictures[0][0], name=row[0], score=score, pictures=tuple(name for _, name in pictures))
@@ -335,7 +338,8 @@ class Index:
             ref = ImageFile(path=Path(path)) if start is None else ImageSpan(path=Path(path), offset=start, size=size)
         else:
             try:
-                ref = self._source(spec)[row].image
+                with self._one_reads:
+                    ref = self._source(spec)[row].image
             except (UserError, IndexError) as error:
                 raise BadSampleError(name, str(error)) from None
         return GivenImage(ref=ref, where=name)
@@ -345,6 +349,19 @@ class Index:
         if spec not in self._opened:
             self._opened[spec] = Opened.of(spec, self.sources()[spec])
         return self._opened[spec].source
+
+
+def _condition(folder: str | Path | None, where: Mapping[str, str]) -> Condition:
+    """Return which pictures lie in a folder and have columns of these values; all, if neither is given."""
+    tests, values = ["TRUE"], []
+    if folder is not None:
+        prefix = os.path.join(absolute(folder), "")  # noqa: PTH118
+        tests.append("substr(name, 1, ?) = ?")
+        values += [len(prefix), prefix]
+    for name, value in where.items():
+        tests.append("EXISTS (SELECT 1 FROM json_each(picture.columns) WHERE key = ? AND value = ?)")
+        values += [name, value]
+    return " AND ".join(tests), values
 
 
 def alone(items: list[Any]) -> Any:

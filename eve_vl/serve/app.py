@@ -6,6 +6,7 @@ and its result becomes JSON. Only what is in the route table has a name here; ca
 
 import asyncio
 import contextlib
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,12 +34,12 @@ from eve_vl.serve.gate import Gate, Traffic, answer_of
 from eve_vl.serve.limits import DECODERS, Limits, RefusedError, busy
 from eve_vl.serve.signatures import arguments
 from eve_vl.serve.values import encoded
-from eve_vl.serve.web import add_page
+from eve_vl.serve.web import OWN_PAGES, add_page
 
 MOST_HITS = 1000
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
-CACHED = {"cache-control": "private, max-age=300"}
+CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
 NO_INDEX = "this server has no index to search in; start it with --index INDEX"
 SEARCH_TYPES = {
     "words": Strings,
@@ -154,10 +155,9 @@ class Service:
         job, size = await loop.run_in_executor(self.decoders, served.prepare, body)
         del body
         hold.resize(size)
-        waiting = self.compute.submit(job)
-        result = asyncio.wrap_future(waiting)
+        result = asyncio.wrap_future(self.compute.submit(job))
         done, _ = await asyncio.wait([result], timeout=self.limits.wait_seconds)
-        if not done and waiting.cancel():
+        if not done and self.compute.withdraw(job):
             raise busy(f"the request has waited for {self.limits.wait_seconds:g} s", seconds=5)
         found = await result
         written = (
@@ -234,6 +234,8 @@ class Service:
         match error:
             case RefusedError():
                 return answer_of(error)
+            case UserError() if isinstance(error.__context__, sqlite3.Error):  # such as an index that is being changed
+                return answer_of(busy(self.cleaned(str(error))))
             case UserError():
                 return answer_of(RefusedError(400, self.cleaned(str(error))))
             case RequestValidationError():

@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from eve_vl.errors import UserError
 from eve_vl.serve.limits import Limits
 
 
@@ -28,8 +27,8 @@ class Job:
 class Compute(threading.Thread):
     """Takes the job that has waited longest and, of those behind it, all with its key that fit into a batch.
 
-    What a client got wrong may be found while its batch is computed: then each job of it is computed alone, so that the others
-    do not suffer and the message counts the client's own rows.
+    What is wrong with one job may be found while its batch is computed: then each job of it is computed alone, so that the
+    others do not suffer and a message counts the client's own rows.
     """
 
     def __init__(self, limits: Limits, observe: Callable[[int, float], None]):
@@ -49,6 +48,14 @@ class Compute(threading.Thread):
             self._jobs.append(job)
             self._changed.notify()
         return job.result
+
+    def withdraw(self, job: Job) -> bool:
+        """Take a job back, with all that it holds, unless it is computed already; return whether that was done."""
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                return job.result.cancel()
+        return False
 
     def finish(self) -> None:
         """End after all jobs, and wait for that."""
@@ -83,13 +90,12 @@ class Compute(threading.Thread):
     def _compute(self, jobs: list[Job]) -> None:
         try:
             results = jobs[0].compute([job.given for job in jobs])
-        except Exception as error:  # whatever it is, the thread goes on and the clients of this batch are told
-            if isinstance(error, UserError) and len(jobs) > 1:
+        except Exception as error:  # whatever it is, the thread goes on and its client is told
+            if len(jobs) > 1:
                 for job in jobs:
                     self._compute([job])
-                return
-            for job in jobs:
-                job.result.set_exception(error)
+            else:
+                jobs[0].result.set_exception(error)
             return
         for job, result in zip(jobs, results, strict=True):
             job.result.set_result(result)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import ipaddress
 import time
 from collections.abc import AsyncIterable, Iterable
 from typing import Any
@@ -12,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from eve_vl.serve.limits import CLOSE, MB, Limits, RefusedError, busy
 
-LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -135,8 +135,8 @@ class Gate:
         if self.token is None:
             host = headers.get(b"host", b"localhost").decode("latin-1")
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if name not in LOCAL_NAMES:  # a page of another site whose name was made to mean this machine
-                return answer_of(RefusedError(400, f"this server is called {LOCAL_NAMES[0]}, not as the request's host says"))
+            if not is_loopback(name.strip("[]").lower()):  # a page of another site whose name was made to mean this machine
+                return answer_of(RefusedError(400, "this server is called localhost, not as the request's host says"))
         elif scope["path"] not in self.open_paths:
             wanted, given = f"Bearer {self.token}".encode(), headers.get(b"authorization", b"")
             if not hmac.compare_digest(wanted, given):
@@ -146,6 +146,14 @@ class Gate:
             refusal = busy("the server stops", seconds=5)
             return answer_of(RefusedError(503, refusal.message, {**refusal.headers, **CLOSE}))
         return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, by name or by address, is this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def answer_of(refusal: RefusedError) -> JSONResponse:

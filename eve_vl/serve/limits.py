@@ -37,8 +37,9 @@ class Limits:
 
     @property
     def most_mb(self) -> float:
-        """Megabytes that requests take at most beside the models, batches and answers: what all hold, and for each thread that
-        decodes a body as text, its base64 and its bytes, and a picture at the formats' worst."""
+        """Megabytes that requests take at most beside the models, batches, answers and the one picture of the index that
+        becomes a thumbnail: what all hold, and for each thread that decodes a body as text, its base64 and its bytes, and a
+        picture at the formats' worst."""
         return self.memory_mb + DECODERS * (3 * self.body_mb + min(18 * self.pixels / MB, 600))
 
     def check(self) -> None:

@@ -1,6 +1,5 @@
 """The process: listens, and stops without losing what it has begun."""
 
-import ipaddress
 import socket
 import sys
 import time
@@ -10,14 +9,39 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from eve_vl.errors import UserError
 from eve_vl.talk import say
 
 BACKLOG = 2048
+MOST_AROUND = 256 * 1024  # bytes of a request that are not its body: address, headers, marks of chunks, trailers
 # Each small operation of a batch gives Python's lock away and wants it back: from threads that decode and answer it would get
 # it after 5 ms, hundreds of times a batch (LOG.md).
 SWITCH_INTERVAL = 1e-4  # seconds
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP of a connection; uvicorn would keep headers as long as a client sends them, before anybody asks for its token."""
+
+    _around = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Read on, or close the connection if what is around a body is too long."""
+        self._around += len(data)
+        super().data_received(data)
+        if self._around > MOST_AROUND and not self.transport.is_closing():
+            self.send_400_response(f"More than {MOST_AROUND} bytes of headers.")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._around -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Take a request's end."""
+        self._around = 0
+        super().on_message_complete()
 
 
 class Server(uvicorn.Server):
@@ -59,21 +83,20 @@ class Server(uvicorn.Server):
         self._since = waits
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine alone."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def serve(app: FastAPI, host: str, port: int, *, tell: Callable[[str], object] = lambda _: None) -> None:
     """Answer requests until a signal comes. tell: is told the address when it can be asked. Raises UserError if the port cannot
     be had."""
     with listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         config = uvicorn.Config(
-            app, log_config=None, log_level="warning", access_log=False, ws="none", server_header=False, backlog=BACKLOG
+            app,
+            http=Protocol,
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            backlog=BACKLOG,
         )
         sys.setswitchinterval(SWITCH_INTERVAL)
         address = f"http://{name}:{listener.getsockname()[1]}"

@@ -7,7 +7,9 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.responses import FileResponse
 
+OWN_PAGES: Mapping[str, str] = {"cross-origin-resource-policy": "same-origin"}  # other sites show and measure no picture
 HEADERS: Mapping[str, str] = {
+    **OWN_PAGES,
     # nothing but these files and what the server says; no code or style in a text, whoever wrote it
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

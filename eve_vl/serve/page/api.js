@@ -57,7 +57,7 @@ function answer(wasWrong) {
   const input = dialog.querySelector("input");
   if (wasWrong)
     document.getElementById("token-note").textContent =
-      "That was not it. The token was printed where the server was started.";
+      "That was not it. The server was started with its token, as --token or EVE_TOKEN.";
   input.value = "";
   dialog.returnValue = "";
   dialog.showModal();

@@ -108,6 +108,7 @@ export function runChoice(runs, onchange) {
 /** A picture that a person chooses, drops or pastes; `value` is a data: URL, or null. */
 export class PictureField {
   #id = `picture-${Math.random().toString(36).slice(2)}`;
+  #reading = null; // the file that is read, unless something was chosen since
   value = null;
   ready = Promise.resolve(); // when the last file is read
 
@@ -160,15 +161,17 @@ export class PictureField {
 
   async #read(file) {
     this.problem.textContent = "";
-    try {
-      this.set(await dataUrl(file));
-    } catch {
+    this.#reading = file;
+    const value = await dataUrl(file).catch(() => null);
+    if (this.#reading !== file) return;
+    if (value !== null) this.set(value);
+    else
       this.problem.textContent = `This browser cannot read ${file.name || "that"} as a picture. Give a PNG, JPEG, WebP or GIF.`;
-    }
   }
 
-  /** Show a data: URL, or nothing. silent: tell nobody. */
-  set(value, { silent = false } = {}) {
+  /** Show a data: URL, or nothing. */
+  set(value) {
+    this.#reading = null;
     this.value = value;
     this.input.value = "";
     this.problem.textContent = "";
@@ -177,7 +180,7 @@ export class PictureField {
     if (value === null) this.image.removeAttribute("src");
     else this.image.src = value;
     this.image.alt = value === null ? "" : this.label;
-    if (!silent) this.onchange?.(value);
+    this.onchange(value);
   }
 }
 
@@ -187,7 +190,10 @@ export async function dataUrl(file) {
   if (file.size <= WHOLE && Math.max(bitmap.width, bitmap.height) <= SIDE) return read(file);
   const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = el("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
-  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "white"; // under transparency, as where pictures are decoded; JPEG would make it black
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/jpeg", 0.95);
 }
 

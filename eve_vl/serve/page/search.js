@@ -143,15 +143,10 @@ export function searchPanel(index, { open, into }) {
   function shown(hit, captions, isFirst) {
     const text = captions ? hit.name : hit.captions?.[0];
     const image = el("img", { alt: text ?? hit.name, loading: "lazy" });
-    pictureAt(hit.picture, THUMBNAIL).then(
-      (address) => (image.src = address),
-      () => image.classList.add("gone"),
-    );
-    image.addEventListener("error", () => image.classList.add("gone"));
-    image.addEventListener("load", () => {
-      if (isFirst) list.classList.toggle("icons", image.naturalWidth < SMALL);
-      URL.revokeObjectURL(image.src); // of an address that is none this does nothing
-    });
+    const isGone = () => image.classList.add("gone");
+    drawn(image, hit, THUMBNAIL).catch(isGone);
+    image.addEventListener("error", isGone);
+    if (isFirst) image.addEventListener("load", () => list.classList.toggle("icons", image.naturalWidth < SMALL));
     const score =
       hit.match === null || hit.match === undefined
         ? hit.score.toFixed(3)
@@ -189,7 +184,7 @@ export function searchPanel(index, { open, into }) {
   /** Show a hit in a dialog, which Escape closes. */
   function enlarge(hit, text) {
     const image = el("img", { alt: text ?? hit.name });
-    pictureAt(hit.picture, WHOLE).then((address) => (image.src = address), status.fail.bind(status));
+    drawn(image, hit, WHOLE).catch(status.fail.bind(status));
     const close = () => dialog.close();
     const use = (label, run) => el("button", { type: "button", onclick: () => (close(), run()) }, label);
     const places = into().map((panel) =>
@@ -222,6 +217,12 @@ export function searchPanel(index, { open, into }) {
     );
     document.body.append(dialog);
     dialog.showModal();
+  }
+
+  /** Show the picture of a hit. */
+  async function drawn(image, hit, size) {
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src)); // of an address that is none this does nothing
+    image.src = await pictureAt(hit.picture, size);
   }
 
   async function fetched(hit) {
