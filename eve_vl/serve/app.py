@@ -37,6 +37,7 @@ from eve_vl.serve.values import encoded
 from eve_vl.serve.web import OWN_PAGES, add_page
 
 MOST_HITS = 1000
+MOST_RERANKED = 100  # of a search: the matching head computes each pair
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
@@ -46,7 +47,7 @@ SEARCH_TYPES = {
     "image": Images | None,
     "folder": str | None,
     "top": Annotated[int, Field(ge=1, le=MOST_HITS)],
-    "rerank": Optional[Annotated[int, Field(ge=0, le=MOST_HITS)]],  # noqa: UP045 (types with notes know no |)
+    "rerank": Optional[Annotated[int, Field(ge=0, le=MOST_RERANKED)]],  # noqa: UP045 (types with notes know no |)
 }
 
 

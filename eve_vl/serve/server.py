@@ -91,6 +91,7 @@ def serve(app: FastAPI, host: str, port: int, *, tell: Callable[[str], object] =
         config = uvicorn.Config(
             app,
             http=Protocol,
+            limit_concurrency=BACKLOG,  # beyond, 503 at once
             ws="none",
             log_config=None,
             log_level="warning",
