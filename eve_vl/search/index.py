@@ -27,6 +27,7 @@ from eve_vl.train.lock import locked
 
 UNKNOWN = "[UNK]"
 MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
+MOST_FOLDERS = 5  # that a message names
 Condition = tuple[str, list[Any]]  # SQL of a row of `picture`, and the values of its question marks
 
 
@@ -91,6 +92,9 @@ class Index:
         given = [Opened.of(spec, how) for spec in dict.fromkeys(specs)]
         if not given and not (folder / DATABASE).exists():
             raise UserError(f"{folder}: is no index yet; to make one, name folders of pictures, tables or shards")
+        with at(folder):
+            if folder.is_dir() and not (folder / DATABASE).exists() and any(path.name[0] != "." for path in folder.iterdir()):
+                raise UserError(f"{folder}: holds files, but no index; name a new folder for it, with --out")
         with locked(folder):
             index = cls(Store.create(folder, encoder.run), encoder)
             known = index.sources()
@@ -273,7 +277,19 @@ class Index:
                 if name not in known:
                     return f"no column {nearest(name, known)}" if known else "its pictures have no columns"
         asked = [f"{name} = {value}" for name, value in where.items()] + ([f"folder {folder}"] if folder is not None else [])
-        return f"no {'caption' if captions else 'picture'} of the index" + (f" has {', '.join(asked)}" if asked else "")
+        none = f"no {'caption' if captions else 'picture'} of the index" + (f" has {', '.join(asked)}" if asked else "")
+        if folder is None or len(self._wanted(False, _condition(folder, {}))):
+            return none
+        known = self._folders(MOST_FOLDERS + 1)
+        others = " and others" * (len(known) > MOST_FOLDERS)
+        return none + f"; its folders: {', '.join(known[:MOST_FOLDERS])}{others}" * bool(known)
+
+    def _folders(self, most: int) -> list[str]:
+        """Return some folders that pictures lie in."""
+        folder = "rtrim(name, replace(name, '/', ''))"  # up to the last slash
+        query = f"SELECT DISTINCT rtrim({folder}, '/') FROM picture WHERE slot IS NOT NULL AND {folder} != '' LIMIT ?"
+        with at(self.store.folder):
+            return [path for (path,) in self.store.db.execute(query, [most])]
 
     def _num_reranked(self, rerank: int | None, words: str, image: Any, without: str, captions: bool) -> int:
         is_pair = not without and (bool(words) != (image is not None)) and captions == (image is not None)
