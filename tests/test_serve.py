@@ -543,6 +543,8 @@ def test_search_gives_what_the_index_gives(client, index, folder):
     assert {hit["name"] for hit in inside} == {"photos/new/04.png", "photos/new/05.png"}
     about = client.get("/v1/runs").json()["index"]
     assert (about["pictures"], about["run"], about["words"], about["captions_searchable"]) == (7, "retrieval", True, True)
+    assert about["examples"] == index.examples()
+    assert sorted(about["examples"]) == sorted({hit.name for hit in index.search("red", captions=True)})
 
 
 def test_pictures_of_the_index_come_as_thumbnails(client, index):

@@ -27,6 +27,7 @@ from eve_vl.train.lock import locked
 
 UNKNOWN = "[UNK]"
 MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
+EXAMPLES = 7, 80  # how many captions, and of how many letters at most
 MOST_FOLDERS = 5  # that a message names
 Condition = tuple[str, list[Any]]  # SQL of a row of `picture`, and the values of its question marks
 
@@ -119,6 +120,13 @@ class Index:
         """Return the columns that pictures have, which `search` takes for `where`."""
         with at(self.store.folder):
             return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM picture, json_each(picture.columns)")]
+
+    def examples(self) -> list[str]:
+        """Return a few captions of a line at most, from all over the index: what may be looked for."""
+        parts = "SELECT text, slot, ntile(?) OVER (ORDER BY slot) AS part FROM text WHERE length(text) BETWEEN 1 AND ?"
+        with at(self.store.folder):
+            found = self.store.db.execute(f"SELECT text, max(slot) FROM ({parts}) GROUP BY part ORDER BY part", EXAMPLES)
+            return [text for text, _ in found]
 
     def __len__(self) -> int:
         return self._count("picture WHERE slot IS NOT NULL")
