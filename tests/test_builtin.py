@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def test_trying_it_finds_icons_and_own_pictures_by_words(eve, tmp_path, run, few
     with Image.open(builtin.unpack_icons(tmp_path / "icons").with_name("heart.png")) as image:
         image.convert("RGB").rotate(10, fillcolor="white").save(tmp_path / "mine" / "one.png")
     (tmp_path / "mine" / "two.png").write_bytes(b"broken")
-    done = eve("try", "mine", "--out", "tried")
+    done = eve("try", "mine", "--out", "tried", "--port", "0")
     (folder,) = (tmp_path / "tried").glob("index-*")  # of these weights
     assert [args.index for args in opened] == [Path("tried") / folder.name]
     assert f"skipped: {tmp_path / 'mine' / 'two.png'}" in done.stdout
@@ -100,8 +101,19 @@ def test_trying_it_finds_icons_and_own_pictures_by_words(eve, tmp_path, run, few
     }
     assert index.store.facts["run"] == "builtin:icons"
     assert "heart.png" in eve("search", folder, "heart").stdout  # by the run that the index names
-    assert f"{len(few)} pictures (1 gone)" in eve("try", "--out", "tried").stdout
-    assert "no such file or folder: " in complaint(eve("try", "vanished", "--out", "tried"))
+    assert f"{len(few)} pictures (1 gone)" in eve("try", "--out", "tried", "--port", "0").stdout
+    assert "no such file or folder: " in complaint(eve("try", "vanished", "--out", "tried", "--port", "0"))
+    (tmp_path / "notes.md").write_text("none")
+    unknown = complaint(eve("try", "notes.md", "--out", "tried", "--port", "0"))
+    assert unknown.endswith("cannot tell its format by its name; eve index --format takes it, eve try does not")
+
+
+def test_a_port_that_is_taken_is_told_before_the_work(eve, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for words in (("try", "--out", "tried"), ("app", "builtin:icons"), ("serve", "nowhere")):
+            assert "cannot be listened on (Address already in use); --port 0 takes" in complaint(eve(*words, "--port", port))
+    assert not (tmp_path / "tried").exists()
 
 
 def test_it_is_a_start_for_other_runs(run):
@@ -141,6 +153,7 @@ def test_it_was_shipped_by_the_script(tmp_path):
 
 def test_names_that_there_are_not(eve):
     assert "no run 'builtin:ions'; did you mean 'builtin:icons'?" in complaint(eve("inspect", "builtin:ions"))
+    assert "name what to evaluate on: --data" in complaint(eve("evaluate", "retrieval", "builtin:icons"))
     assert "icons: no such run folder; did you mean 'builtin:icons'?" in complaint(eve("encode", "icons", "--texts", "home"))
 
 

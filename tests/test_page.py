@@ -211,6 +211,12 @@ def test_search_as_you_type(site, index, open_page):
     page.get_by_text("no letter of this is known to the run's tokenizer").wait_for()
     words.fill("")
     page.get_by_text("Type what you want to see").wait_for()
+    examples = page.get_by_role("group", name="Examples").get_by_role("button")
+    assert examples.all_inner_texts() == [*TEXTS, HTML]
+    page.get_by_label("Pictures").check()
+    examples.first.click()
+    until(page, lambda: names(page), expected(index, TEXTS[0], top=50))
+    assert (words.input_value(), examples.count()) == (TEXTS[0], 0)
 
 
 def test_search_by_a_picture(site, index, open_page, tmp_path):

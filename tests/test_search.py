@@ -160,7 +160,10 @@ def test_folders_and_columns_narrow_a_search(model, photos, tmp_path, monkeypatc
     }
     assert all(len(hit.pictures) == 2 for hit in index.search("red", where={"set": "odd"}))  # in the folder and in the table
     for asked, message in (
-        ({"folder": photos / "other"}, r"no picture of the index has folder .*other"),
+        (
+            {"folder": photos / "other"},
+            rf"no picture of the index has folder .*other; its folders: {photos / 'new'}, {photos / 'old'}$",
+        ),
         ({"where": {"sett": "odd"}}, r"no column 'sett'; did you mean 'set'\?"),
         ({"where": {"set": "red"}}, "no picture of the index has set = red"),
     ):
@@ -468,6 +471,7 @@ def test_mistakes(eve, run, photos, tmp_path):
     for words, message in (
         (("search", "nothing", "red"), "nothing: no such index"),
         (("search", "photos", "red"), "photos: holds no index.sqlite; is it an index?"),
+        (("search", ".", "red"), ".: holds no index.sqlite; did you mean 'index'?"),
         (("search", "index"), "nothing to search for"),
         (("search", "index", "red", "--top", "0"), "top 0 is not positive"),
         (("search", "index", "Москва 東京"), "no letter of this is known"),
@@ -483,6 +487,7 @@ def test_mistakes(eve, run, photos, tmp_path):
         (("index", "empty", "--run", run, "--out", "fresh"), "empty: no pictures in this folder"),
         (("index", "gone", "--run", run, "--out", "index"), "no such file or folder: "),
         (("index", "photos", "--run", other, "--out", "index"), "was made by another run"),
+        (("index", "photos", "--run", run, "--out", "photos/old"), "photos/old: holds files, but no index; name a new folder"),
         (("index", "--format", "csv", "--out", "index"), "say how to read sources; name some"),
     ):
         done = eve(*words)

@@ -543,6 +543,8 @@ def test_search_gives_what_the_index_gives(client, index, folder):
     assert {hit["name"] for hit in inside} == {"photos/new/04.png", "photos/new/05.png"}
     about = client.get("/v1/runs").json()["index"]
     assert (about["pictures"], about["run"], about["words"], about["captions_searchable"]) == (7, "retrieval", True, True)
+    assert about["examples"] == index.examples()
+    assert sorted(about["examples"]) == sorted({hit.name for hit in index.search("red", captions=True)})
 
 
 def test_pictures_of_the_index_come_as_thumbnails(client, index):
@@ -571,7 +573,7 @@ def test_the_command_says_what_it_lacks(eve, folder, monkeypatch):
         ((run, "--queue", "0"), "--queue: 0 was given, expected more than 0"),
         ((run, "--port", "70000"), "is no port, expected 0 to 65535"),
     ):
-        found = eve("serve", *args)
+        found = eve("serve", "--port", "0", *args)
         assert (found.returncode, found.stderr.count("\n"), message in found.stderr) == (2, 1, True), found.stderr
 
 

@@ -127,6 +127,10 @@ def run_evaluate(argv: Sequence[str]) -> None:
     how = DataConfig(**args.reading())
     if not args.data and how != DataConfig():
         raise UserError("--format, --image-root and the columns say how to read --data; name sources with it")
+    if not args.data and builtin.is_named(args.run):
+        raise UserError(
+            f"{args.run}: the package does not bring what it was validated on; name what to evaluate on: --data PATH"
+        )
     sources = open_sources(args.data, how, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
     skip = args.skip_broken or (sources is None and run.config.data.skips_broken_val)
     numbers, _ = evaluate_rows(

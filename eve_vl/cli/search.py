@@ -1,6 +1,7 @@
 """Verbs that find pictures: try, index, search."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from tyro.conf import Positional
 
 from eve_vl import builtin
 from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
-from eve_vl.cli.serve import AppArgs, run_app
+from eve_vl.cli.serve import AppArgs, check_server, run_app
 from eve_vl.errors import UserError
 from eve_vl.foreign import expand_user
 from eve_vl.talk import counted
@@ -83,6 +84,8 @@ class SearchArgs:
 
 def run_try(args: TryArgs) -> None:
     """Search icons that the package brings, and pictures of your own, on a page in the browser: eve try [FOLDER …]."""
+    say("looking through the icons of the package" + (" and your pictures" if args.sources else ""))  # torch takes seconds
+    check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
     from eve_vl.search.index import Index, absolute
     from eve_vl.search.store import DATABASE, facts_of
@@ -92,7 +95,12 @@ def run_try(args: TryArgs) -> None:
     folder = out / f"index-{facts_of(eve.run)['weights'][:8]}"  # a later version of the package may bring other weights
     sources = [absolute(source) for source in (icons, *args.sources)]
     known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
-    _say_index(folder, eve.index(sources, folder, drop=[source for source in known if source not in sources]))
+    try:
+        index = eve.index(sources, folder, drop=[source for source in known if source not in sources])
+    except UserError as error:
+        instead = "eve index --format takes it, eve try does not"
+        raise UserError(re.sub(r"choose with --data\.format.*", instead, str(error))) from None
+    _say_index(folder, index)
     if args.sources:
         say(f"note: {ICON_RUN} has learnt from icons alone; for photographs train a run of your own")
     say(f'without the page: eve search {folder} "arrow left" --html found.html')

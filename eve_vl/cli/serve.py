@@ -52,6 +52,19 @@ def run_app(args: AppArgs) -> None:
 
 def _serve(args: ServeArgs, *, has_page: bool = False, opens: bool = False) -> None:
     """Serve until a signal comes. has_page: the page for people too. opens: it, in the browser. Raises UserError."""
+    token = check_server(args)
+    from eve_vl.serve.app import application
+    from eve_vl.serve.server import serve
+    from eve_vl.serve.web import page_files
+
+    runs, index = load_served(args.runs, args.index, args.device)
+    app = application(runs, index, args, token=token, page=page_files() if has_page else None)
+    serve(app, args.host, args.port, tell=open_browser if opens else lambda _: None)
+
+
+def check_server(args: ServeArgs) -> str | None:
+    """Return the token. Raises UserError if what a server needs is not there, such as its port: before long work, not after
+    it."""
     try:
         import fastapi  # noqa: F401
         import httptools  # noqa: F401
@@ -59,19 +72,16 @@ def _serve(args: ServeArgs, *, has_page: bool = False, opens: bool = False) -> N
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'eve-vl[serve]'") from None
-    from eve_vl.serve.app import application
     from eve_vl.serve.gate import is_loopback
-    from eve_vl.serve.server import serve
-    from eve_vl.serve.web import page_files
+    from eve_vl.serve.server import listening
 
     token = args.token or os.environ.get("EVE_TOKEN") or None
     if token is None and not is_loopback(args.host):
         raise UserError(f"--host {args.host}: other machines can reach it; give a --token, or EVE_TOKEN in the environment")
     if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
         raise UserError("--token: a header cannot carry it; use letters of ASCII, no space at either end")
-    runs, index = load_served(args.runs, args.index, args.device)
-    app = application(runs, index, args, token=token, page=page_files() if has_page else None)
-    serve(app, args.host, args.port, tell=open_browser if opens else lambda _: None)
+    listening(args.host, args.port).close()
+    return token
 
 
 def open_browser(address: str) -> None:

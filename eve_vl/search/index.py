@@ -27,6 +27,8 @@ from eve_vl.train.lock import locked
 
 UNKNOWN = "[UNK]"
 MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
+EXAMPLES = 7, 80  # how many captions, and of how many letters at most
+MOST_FOLDERS = 5  # that a message names
 Condition = tuple[str, list[Any]]  # SQL of a row of `picture`, and the values of its question marks
 
 
@@ -91,6 +93,9 @@ class Index:
         given = [Opened.of(spec, how) for spec in dict.fromkeys(specs)]
         if not given and not (folder / DATABASE).exists():
             raise UserError(f"{folder}: is no index yet; to make one, name folders of pictures, tables or shards")
+        with at(folder):
+            if folder.is_dir() and not (folder / DATABASE).exists() and any(path.name[0] != "." for path in folder.iterdir()):
+                raise UserError(f"{folder}: holds files, but no index; name a new folder for it, with --out")
         with locked(folder):
             index = cls(Store.create(folder, encoder.run), encoder)
             known = index.sources()
@@ -115,6 +120,13 @@ class Index:
         """Return the columns that pictures have, which `search` takes for `where`."""
         with at(self.store.folder):
             return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM picture, json_each(picture.columns)")]
+
+    def examples(self) -> list[str]:
+        """Return a few captions of a line at most, from all over the index: what may be looked for."""
+        parts = "SELECT text, slot, ntile(?) OVER (ORDER BY slot) AS part FROM text WHERE length(text) BETWEEN 1 AND ?"
+        with at(self.store.folder):
+            found = self.store.db.execute(f"SELECT text, max(slot) FROM ({parts}) GROUP BY part ORDER BY part", EXAMPLES)
+            return [text for text, _ in found]
 
     def __len__(self) -> int:
         return self._count("picture WHERE slot IS NOT NULL")
@@ -273,7 +285,19 @@ class Index:
                 if name not in known:
                     return f"no column {nearest(name, known)}" if known else "its pictures have no columns"
         asked = [f"{name} = {value}" for name, value in where.items()] + ([f"folder {folder}"] if folder is not None else [])
-        return f"no {'caption' if captions else 'picture'} of the index" + (f" has {', '.join(asked)}" if asked else "")
+        none = f"no {'caption' if captions else 'picture'} of the index" + (f" has {', '.join(asked)}" if asked else "")
+        if folder is None or len(self._wanted(False, _condition(folder, {}))):
+            return none
+        known = self._folders(MOST_FOLDERS + 1)
+        others = " and others" * (len(known) > MOST_FOLDERS)
+        return none + f"; its folders: {', '.join(known[:MOST_FOLDERS])}{others}" * bool(known)
+
+    def _folders(self, most: int) -> list[str]:
+        """Return some folders that pictures lie in."""
+        folder = "rtrim(name, replace(name, '/', ''))"  # up to the last slash
+        query = f"SELECT DISTINCT rtrim({folder}, '/') FROM picture WHERE slot IS NOT NULL AND {folder} != '' LIMIT ?"
+        with at(self.store.folder):
+            return [path for (path,) in self.store.db.execute(query, [most])]
 
     def _num_reranked(self, rerank: int | None, words: str, image: Any, without: str, captions: bool) -> int:
         is_pair = not without and (bool(words) != (image is not None)) and captions == (image is not None)

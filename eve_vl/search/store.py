@@ -71,6 +71,8 @@ class Store:
         path = folder / DATABASE
         if not path.is_file():
             missing = f"holds no {DATABASE}; is it an index?" if folder.is_dir() else "no such index"
+            if inside := sorted(folder.glob(f"*/{DATABASE}")):  # such as of what `eve try` keeps
+                raise UserError(f"{folder}: holds no {DATABASE}; did you mean '{inside[0].parent}'?")
             raise UserError(f"{folder}: {missing} (eve index FOLDER --run RUN --out {folder} makes one)")
         with at(folder):
             db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, check_same_thread=sqlite3.threadsafety < 3)

@@ -1,5 +1,6 @@
 """The process: listens, and stops without losing what it has begun."""
 
+import contextlib
 import socket
 import sys
 import time
@@ -112,11 +113,15 @@ def listening(host: str, port: int) -> socket.socket:
         raise UserError(f"--port {port}: is no port, expected 0 to {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)  # whoever reads the line that comes next may connect
+        with contextlib.ExitStack() as if_it_fails:
+            listener = if_it_fails.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)  # whoever reads the line that comes next may connect
+            if_it_fails.pop_all()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose another port") from None
+        raise UserError(
+            f"--host {host} --port {port}: cannot be listened on ({reason}); --port 0 takes one that is free"
+        ) from None
     return listener

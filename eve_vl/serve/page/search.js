@@ -58,6 +58,13 @@ export function searchPanel(index, { open, into }) {
   );
   const picture = new PictureField("Picture to find the like of", search, { small: true });
   const list = el("ul", { class: "found" });
+  const examples = el(
+    "div",
+    { class: "chips", role: "group", "aria-label": "Examples" },
+    ...(index.words ? (index.examples ?? []) : []).map((text) =>
+      el("button", { type: "button", class: "chip", onclick: () => ((words.value = text), search()) }, text),
+    ),
+  );
   const refine = el(
     "details",
     { class: "refine" },
@@ -83,7 +90,7 @@ export function searchPanel(index, { open, into }) {
       refine,
     ),
   );
-  const node = el("section", { class: "panel" }, form, status.node, list);
+  const node = el("section", { class: "panel" }, form, status.node, examples, list);
   welcome();
 
   function asked() {
@@ -100,6 +107,7 @@ export function searchPanel(index, { open, into }) {
 
   function welcome() {
     list.replaceChildren();
+    examples.hidden = false;
     const ways = index.words ? "Type what you want to see, or drop" : "Drop";
     status.say(
       index.pictures
@@ -116,6 +124,7 @@ export function searchPanel(index, { open, into }) {
       else welcome();
       return;
     }
+    examples.hidden = true;
     status.wait("Searching …");
     latest.run(
       (signal) => request("/v1/search", { body, signal }),
