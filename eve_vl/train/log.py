@@ -150,7 +150,7 @@ class RunLog:
             seconds = 1 / (self.steps.speed or math.inf)
             self.say(f"{seconds:.2g} s a step{self._eta()}, {peak_memory() / 2**30:.2f} GiB of memory so far")
         elif self.bar.disable and time.monotonic() - self.said > PATIENCE:
-            self.say(f"{self._at(step)}{self._eta()}")
+            self.say(f"step  {self._at(step)}{self._eta()}")
 
     def _at(self, step: int) -> str:
         return f"{step:>{len(str(self.num_steps))}}/{self.num_steps}"
