@@ -211,9 +211,10 @@ class BadSamples:
         if len(self.known) > self.max_share * seen:
             last = next(reversed(new.values()))
             raise SharedError(
-                f"{len(self.known)} of {seen} pairs cannot be used, more than data.max_bad_share {self.max_share:g}; "
+                f"{len(self.known)} of {seen} rows to train on cannot be used, "
+                f"more than data.max_bad_share {self.max_share:g}; "
                 f"all so far are in {self.path}; the last: {last}; "
-                "repair them (eve data check lists all) or allow more with --data.max-bad-share"
+                "repair them (eve data check lists all, of rows held out too) or allow more with --data.max-bad-share"
             )
 
 
