@@ -44,7 +44,7 @@ def machine_line(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: int) -> list[str]:
-    """Say what is trained and for how long, and if that is more often than rows are worth. num_rows: of the training data."""
+    """Say what is trained and for how long, and if rows come very often in it. num_rows: of the training data."""
     train, bytes_needed = config.train, expected_memory(config, task)
     memory = f", about {bytes_needed / 2**30:.1f} GiB of memory besides the data" if device.type == "cpu" else ""
     total, trained = (
