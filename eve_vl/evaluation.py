@@ -64,7 +64,8 @@ def evaluated(
         sources = open_train_and_val(config, task.kind(config))[1]
     num_rows = sum(map(len, sources))
     if predictions is not None and not task.has_prediction_file:
-        raise UserError(f"--predictions: a {settings.name} run has no prediction file")
+        those = "those that answer, judge, compare or classify have one; --json FILE writes the numbers"
+        raise UserError(f"--predictions: a {settings.name} run has no prediction file, {those}")
     if predictions is not None and num_samples < num_rows:
         raise UserError(f"--predictions: the file holds all {num_rows} rows, but --samples is {num_samples}; leave it out")
     dataset = task.eval_dataset(sources, config, run.tokenizer)

@@ -12,6 +12,7 @@ from eve_vl.train.optim import learning_rate
 
 LIBRARIES = 0.43 * 2**30  # bytes of a process on a CPU before there is a model
 FEW_ROWS = 100
+MANY_EPOCHS = 100  # above those that recipes have on data of the size they are for
 KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
 # fields that may change when a run goes on: they do not change what is learnt, or only what is to come
 OPERATIONAL = {
@@ -43,7 +44,7 @@ def machine_line(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: int) -> list[str]:
-    """Say what is trained and for how long. num_rows: of the training data."""
+    """Say what is trained and for how long, and if rows come very often in it. num_rows: of the training data."""
     train, bytes_needed = config.train, expected_memory(config, task)
     memory = f", about {bytes_needed / 2**30:.1f} GiB of memory besides the data" if device.type == "cpu" else ""
     total, trained = (
@@ -51,10 +52,14 @@ def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: i
     )
     flops = 3 * sum(task.flops().values()) * train.batch_size  # the backward pass costs twice the forward one
     cost = f", {flops / 1e9:,.0f} GFLOP a step" if flops else ""
+    epochs = train.steps * train.batch_size / num_rows
+    shorter = "" if config.recipe.startswith("demo") else ", as do the recipes for little data, whose names start with demo"
+    many = f"note: each row comes {epochs:,.0f} times; fewer --train.steps take less time{shorter}"
     return [
         f"model: {total:,} parameters, {'all of which' if trained == total else f'{trained:,} of which'} train{cost}{memory}",
-        f"training: {train.steps:,} steps of {train.batch_size:,} rows, {train.steps * train.batch_size / num_rows:,.1f} "
-        f"epochs; validation every {train.val_every:,} steps, a checkpoint every {train.save_every:,}",
+        f"training: {train.steps:,} steps of {train.batch_size:,} rows, {epochs:,.1f} epochs; "
+        f"validation every {train.val_every:,} steps, a checkpoint every {train.save_every:,}",
+        *([many] if epochs > MANY_EPOCHS else ()),
     ]
 
 

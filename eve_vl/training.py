@@ -139,7 +139,7 @@ def settle_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> N
             seconds[threads].append(trainer.rehearse(batch))
         one, all_ = (statistics.median(found[1:]) for found in seconds.values())
         torch.set_num_threads(most if one / all_ >= PAYS else 1)
-        say(f"threads: {torch.get_num_threads()}, for {most} make a step {one / all_:.2f} times as fast as one does")
+        say(f"threads: {torch.get_num_threads()}; a step takes with {most} {all_ / one:.2f} times as long as with one")
 
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:

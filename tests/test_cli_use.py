@@ -204,6 +204,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--json", "vqa"), "vqa: is a folder; name a file to write"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--predictions", "0.png/a"), "0.png/a: cannot be written"),
         (("evaluate", "vqa", "vqa", "--data", "scenes:test", "--samples", 9, "--predictions", "a"), "holds all 1000 rows"),
+        (("evaluate", "retrieval", "retrieval", "--predictions", "a"), "no prediction file, those that answer, judge, "),
         (("encode", "vqa", "--texts", "a", "--batch-size", 0), "batch_size 0 is not positive"),
     ],
 )

@@ -227,6 +227,8 @@ def test_folder(root: Path):
     assert source[6].image == ImageFile(path=folder / "b" / "LAST.JPG")
     assert source[0].captions == ("a blue card",)
     assert len(source) == 7
+    (folder / "blue.txt").write_bytes(b"\xff")
+    assert reason(source, 0) == "blue.png: blue.txt: not UTF-8 text (invalid start byte at byte 0)"
     (folder / "blue.txt").write_text(" \n")
     assert reason(source, 0) == "blue.png: caption is empty"
 

@@ -65,6 +65,7 @@ def test_training_is_deterministic_and_learns_frequent_words():
     assert len({first.pad_id, first.cls_id, first.mask_id}) == 3
     ids, _ = first.encode("a circle", 50)
     assert [first.word(token) for token in ids] == ["[CLS]", "a", "circle"]
+    assert first.word(first.backend.get_vocab()["Ġ"]) == "' '"
     small = Tokenizer.train(["a"], 64_000)
     assert small.vocab_size < 300  # an upper bound: there is nothing more to merge
     assert small.decode(small.encode("words it has never seen", 99)[0]) == "words it has never seen"

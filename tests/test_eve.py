@@ -276,7 +276,7 @@ RECIPES = {
     "judge": "demo_nlvr2",
     "look": "scenes_retrieval",
 }
-MLM, MIM = (f"eve pretrain with task.{name}_weight above 0 (here it is 0)" for name in ("mlm", "mim"))
+MLM, MIM = (f"eve pretrain with --task.{name}-weight 1 (here it is 0) and another --out" for name in ("mlm", "mim"))
 PRETRAIN = "eve pretrain, or the run that this one started from"
 
 

@@ -263,6 +263,7 @@ def test_the_captions_of_a_picture_are_drawn_with_it():
     assert_like(found["r_mean"], slow_interval(60, r_mean))
     assert_like(found["ir1"], slow_interval(60, lambda drawn: float((by_image[drawn] < 1).mean())))
     assert found["rsum"].low == pytest.approx(600 * found["r_mean"].low)
+    assert Estimate(300.0, n=4, low=180.2, high=419.8, method="wilson").spread == "±120"
     assert found["tr1"].method == as_if_alone["ir1"].method == "wilson"  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -107,7 +107,7 @@ def test_a_run_says_what_it_will_do_before_it_does_it(eve_process):
         r"val   6/6  .*",
         r"report: run/report\.html",
     ]
-    slow = re.compile(r"reading rows: |validating: | *\d+/6 ")  # said where the machine is slow
+    slow = re.compile(r"reading rows: |validating: |step  +\d/6 ")  # said where the machine is slow
     lines = [line for line in stdout.splitlines() if not slow.match(line)]
     assert len(lines) == len(expected), stdout
     for line, pattern in zip(lines, expected, strict=True):

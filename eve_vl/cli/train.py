@@ -19,6 +19,10 @@ from eve_vl.errors import UserError
 from eve_vl.foreign import expand_user
 from eve_vl.recipes import EITHER, RECIPES, find_recipe, get_recipe, installed_recipes, start_of
 
+FIRST = {
+    "pretrain": "demo for pictures and captions of your own, tiny to try, base for the paper's",
+    "finetune": "demo_retrieval to search pictures of your own, demo_vqa for questions about them, vqa for the paper's",
+}
 BENCHED = "demo"  # where no recipe is named
 IDLE_IN_BENCH = [
     *("out", "init_may_lack", "scratch", "data.val", "data.val_share", "data.val_samples", "data.skip_broken_val"),
@@ -213,12 +217,12 @@ def _confirm_data(config: Config, start: Config) -> None:
 def _chosen(verb: str, argv: Sequence[str]) -> Callable[..., Config] | None:
     """Return the recipe that is named; None after listing them, if that is what is asked for. Raises UserError."""
     if not argv or (argv[0].startswith("-") and argv[0] not in HELP):
-        raise UserError(f"name a recipe: {', '.join(RECIPES[verb])}")
+        raise UserError(f"name a recipe: {FIRST[verb]}; eve help {verb} lists all {len(RECIPES[verb])}")
     if argv[0] not in HELP:
         return find_recipe(verb, argv[0])
     recipes = RECIPES[verb] | (own := installed_recipes(verb))
     texts = {name: (recipe.__doc__ or " ").splitlines()[0] for name, recipe in recipes.items()}
     texts |= {name: f"{texts[name]} ({package_of(installed('recipes')[name])})" for name in own}
     usage = f"usage: eve {verb} RECIPE [flags]   (eve {verb} RECIPE --help lists the flags)"
-    say_list(f"{usage}\n\nrecipes:", texts, "or your own, FILE.py:NAME, or the config.json of a run")
+    say_list(f"{usage}\n\nrecipes: {FIRST[verb]}", texts, "or your own, FILE.py:NAME, or the config.json of a run")
     return None

@@ -161,7 +161,8 @@ class Tokenizer:
 
     def word(self, token_id: int) -> str:
         """Return one token as people would read it, special ones in their brackets."""
-        return self.backend.decode([token_id], skip_special_tokens=False).strip() or repr(self.backend.id_to_token(token_id))
+        text = self.backend.decode([token_id], skip_special_tokens=False)
+        return text.strip() or repr(text or self.backend.id_to_token(token_id))  # a space alone is no Ġ to people
 
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""

@@ -55,8 +55,9 @@ class Estimate(float):
 
     @property
     def spread(self) -> str:
-        """Half the interval, as `±0.02`."""
-        return f"±{(self.high - self.low) / 2:.2g}"
+        """Half the interval, as `±0.02` or `±120`."""
+        half = (self.high - self.low) / 2
+        return f"±{half:.2g}" if half < 100 else f"±{half:,.0f}"  # not as 1.2e+02
 
 
 def share(num_right: float, n: int) -> Estimate:

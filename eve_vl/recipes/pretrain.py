@@ -34,7 +34,10 @@ def tiny() -> Config:
 
 
 def demo() -> Config:
-    """Built-in scenes in five minutes on one core; token accuracy 0.938, 0.470 with a wrong picture.
+    """Built-in scenes in five minutes on one core, words alone; token accuracy 0.938, 0.470 with a wrong picture.
+
+    Small enough for pictures and captions of your own. It rebuilds no pixels (nor do scenes, emoji and icons, which are made of
+    it); --task.mim-weight 1 has it learn that too.
 
     make demo  (eve pretrain demo)
     """

@@ -58,8 +58,9 @@ def run_page(run: LoadedRun) -> str:
             verdict = run.task.verdict(measured.values)
             body = draw("run_sections.html", "numbers", verdict=verdict, **values)
             numbers = Section(name="numbers", title="Numbers", body=body)
-            routing = routing_section(report.routing(), curves, report.row, report.passes)
-            sections = [numbers, drawn, *report.evidence(report.num_each), routing]
+            routing = report.routing()
+            chosen = [routing_section(routing, curves, report.row, report.passes)] if routing.shares_ME else []
+            sections = [numbers, drawn, *report.evidence(report.num_each), *chosen]
         except UserError as error:  # the data may be out of reach here; what the run folder tells is still worth a page
             problem = f"The validation data cannot be read here, so numbers, examples and routing are left out: {error}"
             warn(f"warning: {problem}")

@@ -97,7 +97,10 @@ class MaskedSignalCalls(Calls):
     def how_to_get(self, call: str) -> str | None:
         """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""
         weight = {"fill_mask": "mlm_weight", "look": "mlm_weight", "reconstruct": "mim_weight"}.get(call)
-        return weight and f"eve pretrain with task.{weight} above 0 (here it is {getattr(self.task.settings, weight):g})"
+        if weight is None:
+            return None
+        given, flag = getattr(self.task.settings, weight), f"--task.{weight}".replace("_", "-")
+        return f"eve pretrain with {flag} 1 (here it is {given:g}) and another --out"
 
     @torch.no_grad()
     def fill_mask(self, image: Images, text: Strings, top: int = 5, batch_size: int = 64) -> FilledText | list[FilledText]:

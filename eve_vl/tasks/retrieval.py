@@ -214,7 +214,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         if left_out := numbers.get("num_captions_skipped"):
             remarks.append(f"captions left out with their pictures: {left_out:,}")
         if (limit := self.settings.captions_per_image) and not any(map(generated, self.config.data.val)):
-            remarks.append(f"searched among the first {counted(limit, 'caption')} of each picture; --captions-per-image 0: all")
+            first = "caption" if limit == 1 else f"{limit} captions"
+            remarks.append(f"searched among the first {first} of each picture; --captions-per-image 0 searches among all")
         if not self.is_comparable:
             num_pairs = counted(int(numbers["num_images"] * numbers["num_texts"]), "pair")
             remarks.append(f"no contrast: the matching head scored each of {num_pairs} of a picture and a caption")

@@ -48,9 +48,8 @@ class ZeroShot:
             raise UserError(f"by {by!r} is not one of mean, max")
         if not (self.task.is_comparable or "match" in calls.offered()):
             lacks = "needs features of pictures and texts that compare, or a matching head"
-            raise UserError(
-                f"zero-shot classification {lacks}; a {self.task.section.name} run has neither (eve finetune retrieval)"
-            )
+            how = "eve finetune demo_retrieval --init RUN makes one that has"
+            raise UserError(f"zero-shot classification {lacks}; a {self.task.section.name} run has neither; {how}")
         texts = [text for given in prompts.values() for text in given]
         self.class_P = np.repeat(np.arange(len(prompts)), [len(given) for given in prompts.values()])
         self.ids = [calls.inputs.texts(chunk) for chunk in chunked(texts, PROMPTS_AT_ONCE)]

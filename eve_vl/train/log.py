@@ -150,7 +150,7 @@ class RunLog:
             seconds = 1 / (self.steps.speed or math.inf)
             self.say(f"{seconds:.2g} s a step{self._eta()}, {peak_memory() / 2**30:.2f} GiB of memory so far")
         elif self.bar.disable and time.monotonic() - self.said > PATIENCE:
-            self.say(f"{self._at(step)}{self._eta()}")
+            self.say(f"step  {self._at(step)}{self._eta()}")
 
     def _at(self, step: int) -> str:
         return f"{step:>{len(str(self.num_steps))}}/{self.num_steps}"
@@ -211,9 +211,10 @@ class BadSamples:
         if len(self.known) > self.max_share * seen:
             last = next(reversed(new.values()))
             raise SharedError(
-                f"{len(self.known)} of {seen} pairs cannot be used, more than data.max_bad_share {self.max_share:g}; "
+                f"{len(self.known)} of {seen} rows to train on cannot be used, "
+                f"more than data.max_bad_share {self.max_share:g}; "
                 f"all so far are in {self.path}; the last: {last}; "
-                "repair them (eve data check lists all) or allow more with --data.max-bad-share"
+                "repair them (eve data check lists all, of rows held out too) or allow more with --data.max-bad-share"
             )
 
 

@@ -136,14 +136,14 @@ def to_text(value: object, name: str, where: str) -> str:
 
 
 @contextmanager
-def one_row(where: str) -> Iterator[None]:
-    """Turn errors of reading what belongs to one row into its BadSampleError."""
+def one_row(where: str, file: str = "") -> Iterator[None]:
+    """Turn errors of reading what belongs to one row into its BadSampleError. file: what is at fault, if where does not say."""
     try:
         yield
     except OSError as error:
         raise BadSampleError(where, f"cannot read {error.filename}: {error.strerror or error}") from None
     except ValueError as error:
-        raise BadSampleError(where, str(error)) from None
+        raise BadSampleError(where, f"{file}: {error}" if file else str(error)) from None
 
 
 def decode_text(data: bytes, where: str) -> str:

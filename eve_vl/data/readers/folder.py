@@ -60,7 +60,9 @@ class FolderTable(Table):
             if not self._has_text[index]:
                 raise BadSampleError(where, f"no captions: {text.name} is missing")
             with common.one_row(where):
-                fields[CAPTIONS] = decode_text(read_bytes(text, common.MAX_TEXT_BYTES)).splitlines()
+                data = read_bytes(text, common.MAX_TEXT_BYTES)
+            with common.one_row(where, text.name):
+                fields[CAPTIONS] = decode_text(data).splitlines()
         folder, slash, _ = name.partition("/")
         if CLASS in self.wanted and (slash or CLASS not in self.optional):
             if not slash:
