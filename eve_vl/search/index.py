@@ -225,7 +225,7 @@ class Index:
         if (any(words) or without or captions) and not self.encoder.task.is_comparable:
             raise UserError(
                 f"{self.store.facts['run']}: pictures and texts of this run do not compare, so it finds pictures by a picture "
-                "alone; fine-tune it for words: eve finetune retrieval --init RUN"
+                "alone; fine-tune it for words: eve finetune retrieval, or demo_retrieval of a small run, --init RUN"
             )
         query_Qd = np.zeros((len(words), self.encoder.task.feature_dim), np.float32)
         if texts := {row: text for row, text in enumerate(words) if text}:
