@@ -25,11 +25,11 @@ from eve_vl.model.moe_official import OfficialMoE
 from eve_vl.model.moe_traceable import TraceableMoE
 
 SMALL = {"depth": 1, "num_deep_blocks": 1, "num_experts": 3}
-VLMO = {"shallow_ffn": "moe", "deep_ffn": "modality_vl", "positions": "relative", "pooler": True}
+VLMO = {"deep_ffn": "modality_vl", "positions": "relative", "pooler": True}
 DENSE = {"depth": 1, "num_deep_blocks": 0}
 RUNS = {
     "retrieval": ("retrieval", SMALL, ()),
-    "vqa": ("vqa", SMALL | VLMO | {"depth": 2, "num_experts": 2, "top_k": 1, "modality_routing": False}, ("answerer",)),
+    "vqa": ("vqa", SMALL | VLMO, ("answerer",)),
     "nlvr2": ("nlvr2_compare", SMALL | {"num_experts": 2, "routing": "official-dropless"}, ("judge",)),
 }
 BATCHES = [(0,), (1,), (0, 2, 1, 1), (1,) * 6]  # texts by number: of one length and of several
