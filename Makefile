@@ -8,8 +8,7 @@ demo: .venv/.core       ## pre-train, fine-tune, evaluate on built-in data, writ
 	$(BIN)/eve demo
 
 test: lint              ## lint, types and the whole test suite
-	# by file, for fixtures are shared within one; by name, for xdist's own order has long files with few tests at the end
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # files, for their fixtures are shared within one
 
 docs: .venv/.docs       ## the docs site, in site/; any broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # what it warns of: docs/choices.md
