@@ -211,6 +211,15 @@ def test_damaged_bytes_never_escape_as_other_errors(monkeypatch: pytest.MonkeyPa
             assert pixels.shape[0] == 3
 
 
+@pytest.mark.parametrize(("longest", "size"), [(64, (48, 64)), (40, (30, 40)), (33, (30, 40)), (32, (24, 32)), (3, (6, 8))])
+def test_a_whole_jpeg_is_decoded_as_coarse_as_it_may_be(longest: int, size: tuple[int, int]):
+    found = decoded(encode(PICTURE, "JPEG", quality=95), longest=longest)
+    assert found.shape[:2] == size and max(size) >= longest
+    coarse = np.asarray(PICTURE.resize(size[::-1], Image.Resampling.BOX))
+    assert np.abs(found.astype(int) - coarse).mean() < 4
+    assert_close(decoded(encode(PICTURE, "PNG"), longest=longest), SMOOTH, 0)
+
+
 def test_missing_file(tmp_path: Path):
     with pytest.raises(BadSampleError, match=r"row: cannot read picture .*gone.png: No such file"):
         decode(ImageFile(path=tmp_path / "gone.png"), "row")

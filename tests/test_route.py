@@ -51,7 +51,8 @@ def test_tokens_go_where_the_router_sends_them(given, model):
         assert block.num_experts == 4
     assert found.grid == ((4, 4) if num_image else (0, 0))
     assert found.words == (("[CLS]", *TEXT.split()) if text else ())
-    json.dumps(found.values())
+    for block in json.loads(json.dumps(found.values()))["blocks"]:
+        assert block["colors"] == [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in expert_colors(4)]
 
 
 def test_neighbours_and_the_other_modality_matter_as_in_the_pass():

@@ -53,11 +53,14 @@ class GivenImage:
 
     def whole(self) -> np.ndarray:
         """Return all of the picture in its own size, uint8 (H, W, 3). Raises UserError."""
-        return decode(self.ref, self.where).permute(1, 2, 0).contiguous().numpy()
+        return self._decoded()
+
+    def _decoded(self, longest: int | None = None) -> np.ndarray:
+        return decode(self.ref, self.where, longest=longest).permute(1, 2, 0).contiguous().numpy()
 
     def at_most(self, side: int) -> np.ndarray:
         """Return all of the picture, made smaller if its longer side has more than `side` pixels. Raises UserError."""
-        picture = self.whole()
+        picture = self._decoded(longest=side)
         if max(picture.shape[:2]) <= side:
             return picture
         image = Image.fromarray(picture)

@@ -127,10 +127,11 @@ def read_image(image: ImageRef, where: str) -> bytes:
     return data
 
 
-def decode(image: ImageRef, where: str, *, crop: Crop | None = None) -> Tensor:
+def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: int | None = None) -> Tensor:
     """Return the picture, or a crop of it, as uint8 RGB, upright, transparency laid on white, first frame.
 
-    Shape (3, height, width), or (3, crop.size, crop.size).
+    Shape (3, height, width), or (3, crop.size, crop.size). longest: pixels that are enough for the longer side of a whole
+    picture; a JPEG is then decoded at some eighths of its size.
 
     Raises BadSampleError (naming `where`) if it cannot be read or decoded, or has more than MAX_PIXELS pixels (checked before
     decoding).
@@ -142,17 +143,17 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None) -> Tensor:
         assert (array.dtype, *array.shape[2:]) == (np.uint8, 3)
         pixels = torch.from_numpy(array.copy()).permute(2, 0, 1)  # in memory the channels stay last
         return crop(pixels) if crop else pixels
-    return decode_bytes(read_image(image, where), where, crop=crop).pixels
+    return decode_bytes(read_image(image, where), where, crop=crop, longest=longest).pixels
 
 
-def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None) -> DecodedPicture:
+def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None, longest: int | None = None) -> DecodedPicture:
     """Decode encoded bytes as `decode` does, and tell what they were."""
     try:
         with _quiet_pillow():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(*image.size, where)
             _check_memory(data, image, where)
-        form, pixels = str(image.format), _decode_fast(data, image, crop)
+        form, pixels = str(image.format), _decode_fast(data, image, crop, longest)
         conversions = [f"{NAMES[image.mode]} to RGB"] if image.mode in NAMES else []
         with _quiet_pillow():
             if pixels is None:
@@ -218,7 +219,7 @@ def _raw_mode(image: Image.Image) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None) -> Tensor | None:
+def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None, longest: int | None) -> Tensor | None:
     """Return the pixels, or a crop, of a plain JPEG or PNG whose header is `image`, None for anything else.
 
     What the decoders refuse is left to Pillow, which has the better messages and now and then succeeds.
@@ -227,7 +228,7 @@ def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None) -> Tensor |
         return None
     try:
         if image.format in ("JPEG", "MPO"):
-            return _decode_jpeg(data, *image.size, crop)
+            return _decode_jpeg(data, *image.size, crop, longest)
         if image.format == "PNG" and _is_plain_png(image):
             pixels = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
             return crop(pixels) if crop else pixels
@@ -236,9 +237,11 @@ def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None) -> Tensor |
     return None
 
 
-def _decode_jpeg(data: bytes, width: int, height: int, crop: Crop | None) -> Tensor:
+def _decode_jpeg(data: bytes, width: int, height: int, crop: Crop | None, longest: int | None) -> Tensor:
     if crop is None:
-        return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
+        share = 1 if longest is None else min(1, longest / max(width, height))
+        least = {"min_height": math.ceil(height * share), "min_width": math.ceil(width * share)}
+        return torch.from_numpy(simplejpeg.decode_jpeg(data, **least)).permute(2, 0, 1)
     box = crop.choose(height, width)
     divisor = crop.divisor(box)
     array = simplejpeg.decode_jpeg(

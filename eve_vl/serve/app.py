@@ -186,12 +186,14 @@ class Service:
         return about | ({"labels": labels} if labels else {})
 
     async def _about_index(self) -> dict[str, Any] | None:
-        if (index := self.index) is None:
+        index, found = self.index, self.found
+        if index is None or found is None:
             return None
         counts, columns, examples = await asyncio.to_thread(lambda: (index.counts(), index.columns(), index.examples()))
         name = next((name for name, eve in self.runs.items() if eve is index.encoder), None)
         words = bool(index.encoder.task.is_comparable)
         about = {"pictures": counts["pictures"], "captions": counts["captions"], "run": name, "words": words}
+        about["folders"] = list(found.roots)
         return about | {"captions_searchable": words and counts["captions"] > 0, "columns": columns, "examples": examples}
 
     async def no_such_call(self, name: str, call: str) -> None:

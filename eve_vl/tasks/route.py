@@ -65,7 +65,8 @@ class Routes:
     def values(self) -> dict[str, Any]:
         """Return what is not a picture, as JSON values."""
         arrays = [{"experts": each.experts.tolist(), "gates": each.gates.tolist()} for each in self.blocks]
-        facts = [{"block": each.number, "num_experts": each.num_experts} for each in self.blocks]
+        colors = [[f"#{bytes(color).hex()}" for color in expert_colors(each.num_experts)] for each in self.blocks]
+        facts = [{"block": each.number, "colors": color_E} for each, color_E in zip(self.blocks, colors, strict=True)]
         blocks = [known | found for known, found in zip(facts, arrays, strict=True)]
         return {"grid": list(self.grid), "words": list(self.words), "blocks": blocks}
 

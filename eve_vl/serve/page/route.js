@@ -4,7 +4,6 @@ import { call } from "./api.js";
 import { debounced, el, field, Latest, percent, PictureField, runChoice, Status } from "./parts.js";
 
 const PAUSE = 250; // milliseconds after the last key
-const GOLDEN = 0.618; // of the circle of colours lies between one expert and the next, as in eve route
 
 export function routePanel(runs, chosen) {
   const latest = new Latest();
@@ -47,7 +46,7 @@ export function routePanel(runs, chosen) {
 
   function show(found, body) {
     const K = found.blocks[0].experts[0].length;
-    const E = found.blocks[0].num_experts;
+    const E = found.blocks[0].colors.length;
     const how = "colours and numbers are those of the first. Point at an expert to see its tokens alone.";
     status.say(`Each token goes to ${K} of ${E} experts; ${how}`);
     blocks.replaceChildren(...found.blocks.map((block) => drawn(block, found, body.image)));
@@ -62,7 +61,7 @@ export function routePanel(runs, chosen) {
     const token = (tag, place, label) =>
       el(
         tag,
-        { class: "token", "--expert": color(first[place]), "data-expert": first[place], title: title(block, place, label) },
+        { class: "token", "--expert": block.colors[first[place]], "data-expert": first[place], title: title(block, place, label) },
         tag === "span" ? String(first[place]) : label,
         tag === "span" ? null : el("b", {}, String(first[place])),
       );
@@ -91,7 +90,7 @@ export function routePanel(runs, chosen) {
           {
             type: "button",
             class: "chip",
-            "--expert": color(expert),
+            "--expert": block.colors[expert],
             onpointerenter: () => only(expert),
             onpointerleave: () => only(null),
             onfocus: () => only(expert),
@@ -135,5 +134,3 @@ export function routePanel(runs, chosen) {
 function title({ experts, gates }, place, label) {
   return `${label}: ${experts[place].map((expert, rank) => `expert ${expert} (${percent(gates[place][rank])})`).join(", ")}`;
 }
-
-const color = (expert) => `hsl(${Math.round(360 * ((0.6 + GOLDEN * expert) % 1))} 75% 70%)`;

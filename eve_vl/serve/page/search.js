@@ -48,6 +48,8 @@ export function searchPanel(index, { open, into }) {
     autocomplete: "off",
     oninput: soon,
   });
+  const folder = el("input", { type: "text", name: "folder", list: "folders", autocomplete: "off", oninput: soon });
+  const folders = el("datalist", { id: "folders" }, ...(index.folders ?? []).map((name) => el("option", { value: name })));
   const kinds = ["Pictures", "Captions"].map((text, number) =>
     el(
       "label",
@@ -74,6 +76,8 @@ export function searchPanel(index, { open, into }) {
       { class: "row" },
       field("Without these words", without),
       field("How many", top),
+      field("In the folder", folder),
+      folders,
       index.columns?.length ? el("div", { class: "row" }, field("Where column", column), field("is", value)) : null,
     ),
   );
@@ -101,6 +105,7 @@ export function searchPanel(index, { open, into }) {
       top: Number(top.value),
     };
     if (picture.value !== null) body.image = picture.value;
+    if (folder.value.trim()) body.folder = folder.value.trim();
     if (column.value && value.value.trim()) body.where = { [column.value]: value.value.trim() };
     return body;
   }
