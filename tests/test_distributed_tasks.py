@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_tasks import SECTIONS, TOKENIZER, build, config_of, train_set
 from torch import Tensor
 from torch.nn import functional as F
+from twins import pairs, tiny_config
 from two_processes import (
     EVALUATED,
     NUM_ROWS,
@@ -23,6 +25,9 @@ from two_processes import (
     neighbours_step,
     running_mean_at_validation,
 )
+
+from eve_vl.config import MaskedSignalConfig
+from eve_vl.data.dataset import MaskedPairs
 
 HERE = Path(__file__).parent
 
@@ -83,6 +88,24 @@ def test_a_step_of_two_processes_has_the_gradients_of_one(step, found):
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
     assert all(gradient.any() for gradient in expected.values())
+
+
+@pytest.mark.parametrize("policy", ["modality", "shared", "moe"])
+@pytest.mark.parametrize("name", ["words", "pixels", *SECTIONS])
+def test_parameters_without_a_gradient_are_announced(name, policy):
+    """DistributedDataParallel waits for them otherwise, and fails at the second step."""
+    model = {"deep_ffn": policy, "balance_weight": 0.0}
+    if name in SECTIONS:
+        config = config_of(name, model=model)
+        dataset = train_set(config, NUM_ROWS)
+    else:
+        settings = MaskedSignalConfig(decoder_depth=1, **{"mim_weight" if name == "words" else "mlm_weight": 0.0})
+        config = tiny_config(task=settings, model=model)
+        dataset = MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
+    task = build(config).train()
+    task(dataset.collate([dataset[0, 0, row] for row in range(NUM_ROWS)])).loss.backward()
+    unused = [name for name, parameter in task.named_parameters() if parameter.grad is None]
+    assert task.leaves_unused or not unused
 
 
 def test_two_processes_judge_by_the_running_averages_of_all_rows(found, tmp_path):

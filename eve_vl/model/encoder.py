@@ -87,7 +87,8 @@ class Encoder(Backbone):
         with_pairs = [number for number, policy in enumerate(config.ffn_policies) if POLICIES[policy].has_pairs]
         self.first_with_pairs = with_pairs[0] if with_pairs else config.depth
         self.num_contrasts = 1 + bool(with_pairs)
-        self.leaves_unused = bool(with_pairs) or config.pooler
+        # The last block computes what is read alone, often of one modality: the other's network gets no gradient then.
+        self.leaves_unused = bool(with_pairs) or config.pooler or config.ffn_policies[-1] == "modality"
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of pictures, of texts or of pairs; all parts of the batch go in one pass."""
