@@ -19,7 +19,7 @@ from torch import Tensor
 from eve_vl.cli import VERBS
 from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
-from eve_vl.data.records import ImagePixels, ImageRef
+from eve_vl.data.records import ImageDrawing, ImageRef
 from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation import evaluate_rows
@@ -198,7 +198,7 @@ def cards(path: Path) -> list[tuple[str, str]]:
 
 
 def pixels_of(image: ImageRef) -> np.ndarray:
-    assert isinstance(image, ImagePixels)
+    assert isinstance(image, ImageDrawing)
     return image.pixels
 
 
