@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs lint format clean
+.PHONY: demo test suite docs lint format clean
 
 demo: .venv/.core       ## pre-train, fine-tune, evaluate on built-in data, write a report
 	$(BIN)/eve demo
 
-test: lint              ## lint, types and the whole test suite
+test: .venv/.dev        ## lint, types and the whole test suite, at once: types take one core for a minute
+	$(MAKE) --jobs=2 lint suite
+
+suite: .venv/.dev       ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile  # files, for their fixtures are shared within one
 
 docs: .venv/.docs       ## the docs site, in site/; any broken link fails

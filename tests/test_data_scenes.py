@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from eve_vl.data.records import ImagePixels, ImageText
+from eve_vl.data.records import ImageDrawing, ImageText
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.scenes.render import render
 from eve_vl.data.scenes.text import all_captions, captions
@@ -374,7 +374,7 @@ def test_pairs_are_rows_of_pixels_and_captions():
     row = rows[3]
     scene = sample_scene("test", 5, 3)
     assert isinstance(row, ImageText)
-    assert isinstance(row.image, ImagePixels)
+    assert isinstance(row.image, ImageDrawing)
     np.testing.assert_array_equal(row.image.pixels, render(scene, 40))
     assert row.captions == captions(scene)
     assert row.where == "scenes:test[3]"

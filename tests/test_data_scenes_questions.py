@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from eve_vl.data.records import ImagePixels
+from eve_vl.data.records import ImageDrawing
 from eve_vl.data.scenes import SceneQuestions, SceneStatements
 from eve_vl.data.scenes.questions import ANSWERS, QUESTION_KINDS, Question, sample_question
 from eve_vl.data.scenes.render import render
@@ -182,7 +182,7 @@ def test_question_rows_show_the_scene_they_ask_about():
     rows = SceneQuestions(split="val", image_size=40, seed=3, num_rows=5)
     asked = sample_question("val", 3, 4)
     row = rows[4]
-    assert isinstance(row.image, ImagePixels)
+    assert isinstance(row.image, ImageDrawing)
     np.testing.assert_array_equal(row.image.pixels, render(asked.scene, 40))
     assert (row.question, row.answers, row.answer_type) == (asked.question, (asked.answer,), asked.kind)
     assert row.question_id == 4
@@ -196,7 +196,7 @@ def test_statement_rows_show_both_scenes():
     claimed = sample_statement("val", 3, 4)
     row = rows[4]
     for image, scene in ((row.left, claimed.left), (row.right, claimed.right)):
-        assert isinstance(image, ImagePixels)
+        assert isinstance(image, ImageDrawing)
         np.testing.assert_array_equal(image.pixels, render(scene, 40))
     assert (row.statement, row.label, row.identifier) == (claimed.statement, claimed.label, "4")
     assert row.group == row.statement  # the same words about other pictures are one group

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl import demo
+from eve_vl import demo, training
 from eve_vl.config import Config
 from eve_vl.errors import UserError
 from eve_vl.metrics.certainty import Estimate, from_json
@@ -36,8 +36,8 @@ def small(config: Config, pretrain: Config) -> Config:
 
 
 def work(config: Config, num_test: int) -> dict[str, float]:
-    """What a worker does, its blind baselines from few questions: drawing 10,000 takes seconds."""
-    vqa.GENERATED_ROWS = 500
+    """What a worker does, its tokenizer and its blind baselines from few rows, as in tests/conftest.py."""
+    vqa.GENERATED_ROWS, training.ROWS_PER_TOKEN = 500, 3
     return WORK(config, num_test)
 
 
@@ -48,8 +48,10 @@ def story(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "plan", lambda out: {name: small(c, get_recipe("tiny")) for name, c in plan(out).items()})
         patch.setattr(demo, "work", work)
+        patch.setattr(demo, "usable_cores", lambda: 2)
         demo.run_demo(out, num_test=12)
         before = {path: path.stat().st_mtime_ns for path in out.rglob("step_*")}
+        patch.setattr(demo, "usable_cores", lambda: 1)  # one worker: to start one takes seconds
         demo.run_demo(out, num_test=12)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("step_*")} == before  # nothing was trained again
     return out

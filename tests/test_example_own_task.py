@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from eve_vl.data.dataset import eval_positions
-from eve_vl.data.records import ImagePixels
+from eve_vl.data.records import ImageDrawing
 from eve_vl.data.scenes.rows import SceneLabels
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_task" / "count_things.py"
@@ -105,7 +105,7 @@ def test_it_is_evaluated_counted_with_and_gone_on_with_if_its_code_is_named(fold
     scenes = SceneLabels(split="val", image_size=32)
     rows = [scenes[row] for _, _, row in eval_positions([len(scenes)], NUM_ROWS)]
     for index, row in enumerate(rows):
-        assert isinstance(row.image, ImagePixels)
+        assert isinstance(row.image, ImageDrawing)
         Image.fromarray(row.image.pixels).save(folder / f"{index}.png")
     run, code = "runs/count", ["--code", "count_things.py"]
     refused = [["PYTHON", f"Eve.load({run!r})"]]
@@ -154,7 +154,7 @@ def test_packages_bring_recipes_and_readers_and_break_nothing(folder: Path):
     listed, trained, checked, unknown, broken, task, verb = commands(
         folder,
         ["pretrain", "help"],
-        ["pretrain", "little", "--out", "little", "--train.steps", "2", "--data.val-samples", "8"],
+        shlex.split("pretrain little --out little --data.train scenes:val --train.steps 2 --data.val-samples 8"),
         ["data", "check", "frog.haiku", "--kind", "texts"],
         ["pretrain", "litle"],
         ["pretrain", "big"],

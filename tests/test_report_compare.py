@@ -11,7 +11,7 @@ from PIL import Image
 from report_page import Page, assert_self_contained, tiny
 
 from eve_vl.data.dataset import eval_positions
-from eve_vl.data.records import ImagePixels
+from eve_vl.data.records import ImageDrawing
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
@@ -103,7 +103,7 @@ def test_the_same_rows_stand_side_by_side(folder: Path, page: Page):
     assert len(originals) == 6 and len(page.pictures) == 6 * (2 + 3)
     for row, pixels in zip(rows, originals, strict=True):
         (image,) = scenes[row].images
-        assert isinstance(image, ImagePixels) and (pixels == image.pixels).all()
+        assert isinstance(image, ImageDrawing) and (pixels == image.pixels).all()
     rebuilt = {name: [pixels for alt, pixels in page.pictures.items() if alt.startswith(f"{name}, ")] for name in ("a", "c")}
     assert any((a != c).any() for a, c in zip(rebuilt["a"], rebuilt["c"], strict=True))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from eve_vl.cli import VERBS
 from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
-from eve_vl.data.records import ImagePixels, ImageRef
+from eve_vl.data.records import ImageDrawing, ImageRef
 from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation import evaluate_rows
@@ -39,7 +39,7 @@ from eve_vl.train.log import read_log, read_numbers
 from eve_vl.training import train
 
 TASKS = ("vqa", "nlvr2", "retrieval")
-NUM_VAL = 60
+NUM_VAL = 36
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def finetuned(pretrained: Path, name: str, out: Path, *, steps: int, **sections:
 @pytest.fixture(scope="module")
 def runs(pretrained: Path, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("finetuned")
-    steps = {"vqa": 40, "nlvr2": 6, "retrieval": 20}
+    steps = {"vqa": 20, "nlvr2": 6, "retrieval": 20}
     for task in TASKS:
         assert trained(finetuned(pretrained, task, folder / task, steps=steps[task])) == folder / task / "report.html"
     return {task: folder / task for task in TASKS}
@@ -198,7 +198,7 @@ def cards(path: Path) -> list[tuple[str, str]]:
 
 
 def pixels_of(image: ImageRef) -> np.ndarray:
-    assert isinstance(image, ImagePixels)
+    assert isinstance(image, ImageDrawing)
     return image.pixels
 
 

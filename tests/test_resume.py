@@ -21,8 +21,17 @@ from eve_vl.train.log import TIMING, read_log
 from eve_vl.train.optim import learning_rate
 from eve_vl.train.trainer import Trainer
 
-FLAGS = ("--train.steps", "10", "--train.save-every", "5", "--train.val-every", "5", "--train.log-every", "1")
+FLAGS = (
+    *("--train.steps", "10", "--train.save-every", "5", "--train.val-every", "5", "--train.log-every", "1"),
+    *("--data.train", "scenes:val", "--data.val-samples", "16"),  # of a hundred times as many rows a tokenizer takes seconds
+)
 NOISE = ("--model.dropout", "0.1", "--model.drop-path", "0.2", "--data.flip", "--train.accumulation", "2")
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch) -> None:
+    """It takes longer than the steps; tests/test_report_tasks.py writes that of a run that went on."""
+    monkeypatch.setattr("eve_vl.report.page.write_report", str)
 
 
 def assert_same_run(one: Path, two: Path, step: int = 10) -> None:
@@ -69,7 +78,6 @@ FEW = (
 
 @pytest.mark.parametrize("name", ["vlmo_tiny", "mlim_tiny", "m3ae_tiny", "medflip_tiny"])
 def test_each_neighbour_goes_on_bit_for_bit(name, eve, pretrained, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("eve_vl.report.page.write_report", str)  # it takes longer than the steps
     words = ("pretrain", name, "--tokenizer.path", pretrained / "tokenizer.json", *FEW)
     assert eve(*words, "--out", "whole").returncode == 0
     train_step = Trainer.train_step

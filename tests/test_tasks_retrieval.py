@@ -3,7 +3,9 @@
 import math
 import statistics
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -59,18 +61,18 @@ def pieces(batch: CaptionBatch | PairBatch) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def features(task: Any, rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def features(task: Any, pixels: Iterable[Tensor], texts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Features of each picture and of each text, alone in its batch."""
-    images, texts = [], []
-    for pixels, ids in rows:
-        for found, projection, tokens in (
-            (images, task.contrast.features.image, (task.encoder.image(pixels), None)),
-            (texts, task.contrast.features.text, (None, task.encoder.text(ids, None))),
-        ):
-            states = task.encoder.encode(*tokens).x_BND[0]
-            projected = projection.weight @ (states.mean(0) if task.settings.pooling == "mean" else states[0])
-            found.append(projected / projected.square().sum().sqrt())
-    return torch.stack(images), torch.stack(texts)
+
+    def feature(projection: Any, *tokens: Any) -> Tensor:
+        states = task.encoder.encode(*tokens).x_BND[0]
+        projected = projection.weight @ (states.mean(0) if task.settings.pooling == "mean" else states[0])
+        return projected / projected.square().sum().sqrt()
+
+    images = [feature(task.contrast.features.image, task.encoder.image(each), None) for each in pixels]
+    return torch.stack(images), torch.stack(
+        [feature(task.contrast.features.text, None, task.encoder.text(ids, None)) for ids in texts]
+    )
 
 
 def match_logits(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
@@ -101,7 +103,7 @@ def test_losses_equal_loops_over_queries_and_pairs(merge, pooling, monkeypatch):
     monkeypatch.setattr(objectives, "hard_negatives", choose)
     output = task(batch)
     rows = pieces(batch)
-    images, texts = features(task, rows)
+    images, texts = features(task, *zip(*rows, strict=True))
     temperature = task.contrast.features.temperature.item()
     expected = slow_contrastive(images, texts, images, texts, torch.tensor(is_match), temperature)
     assert output.terms["itc"].item() == pytest.approx(expected, rel=1e-4)
@@ -181,8 +183,7 @@ def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[Any]
     pixels = [dataset[(0, 0, index)].image[None].float() / 127.5 - 1 for index in range(len(dataset.pictures))]
     text_of = {caption: text for text, captions in enumerate(dataset.captions_in) for caption in captions}
     ids = [torch.from_numpy(dataset.ids[text_of[caption]])[None] for caption in range(len(dataset.captions))]
-    images = features(task, [(each, ids[0]) for each in pixels])[0]
-    texts = features(task, [(pixels[0], each) for each in ids])[1]
+    images, texts = features(task, pixels, ids)
     compared: set[tuple[int, int]] = set()
 
     def hits(query: int, scores: list[float], is_match: list[bool], pair_of: Any) -> list[float]:
@@ -193,8 +194,12 @@ def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[Any]
         keys = [(c in second, round(second.get(c, 0.0), 4), round(score, 5)) for c, score in enumerate(scores)]
         return [slow_hit(keys, [c for c, right in enumerate(is_match) if right], limit) for limit in (1, 5, 10)]
 
+    @cache
+    def logits_of(image: int, text: int) -> list[float]:
+        return match_logits(task, pixels[image], ids[text])
+
     def match_of(image: int, text: int, similarity: float) -> float:
-        no, yes = match_logits(task, pixels[image], ids[text])
+        no, yes = logits_of(image, text)
         is_sum = task.settings.rerank_by == "sum"
         return yes - no + similarity / task.contrast.features.temperature.item() if is_sum else yes
 
@@ -466,9 +471,9 @@ def test_classes_false_texts_and_merged_words_equal_loops(rerank):
         return torch.from_numpy(dataset.tokens(words))[None]
 
     said = [[row.captions[0], *source.distractors(place)] for row, (_, place) in zip(rows, dataset.pictures, strict=True)]
-    images = features(task, [(each, text("a")) for each in pixels])[0]
     distinct = sorted({words for each in said for words in each})
-    feature_of = dict(zip(distinct, features(task, [(pixels[0], text(words)) for words in distinct])[1], strict=True))
+    images, texts = features(task, pixels, map(text, distinct))
+    feature_of = dict(zip(distinct, texts, strict=True))
     scores = [[round(float(image @ feature_of[row.captions[0]]), 5) for row in rows] for image in images]
     for way, keys in (("tr", scores), ("ir", [*zip(*scores, strict=True)])):
         is_true = [[bool({*a.labels} & {*b.labels}) for b in rows] for a in rows]

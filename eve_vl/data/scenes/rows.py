@@ -1,10 +1,11 @@
 """Rows of generated pictures and texts of every kind, for every command that can run without files."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from eve_vl.data.generated import GeneratedRows
-from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText, ItemPair, Labelled, Picture, Text
+from eve_vl.data.records import ImageDrawing, ImageQuestion, ImagesStatement, ImageText, ItemPair, Labelled, Picture, Text
 from eve_vl.data.scenes.items import sample_items
 from eve_vl.data.scenes.questions import ANSWERS, sample_question
 from eve_vl.data.scenes.render import MIN_IMAGE_SIZE, render
@@ -25,8 +26,8 @@ class _SceneRows(GeneratedRows):
     def _scene(self, index: int) -> Scene:
         return sample_scene(self.split, self.seed, index)
 
-    def _image(self, scene: Scene) -> ImagePixels:
-        return ImagePixels(pixels=render(scene, self.image_size))
+    def _image(self, scene: Scene) -> ImageDrawing:
+        return ImageDrawing(draw=partial(render, scene, self.image_size))
 
 
 class ScenePairs(_SceneRows):
