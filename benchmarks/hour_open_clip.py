@@ -67,9 +67,9 @@ def recolored(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
     """Return uint8 pictures of which half are drawn anew, by five random numbers each, as `recolor` of eve_vl.data.transforms
     does it for the runs that this is compared with: in grey, or in shades of one dark colour."""
     grey_B1HW = (pixels_BCHW * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).byte().float()
-    draw_B5 = torch.from_numpy(draw_B5).float()[:, :, None, None]
-    darkest_BC11 = draw_B5[:, 2:] * (0.7 * 255 * (draw_B5[:, 1:2] < 0.5))
-    return torch.where(draw_B5[:, :1] < 0.5, pixels_BCHW, (grey_B1HW + (1 - grey_B1HW / 255) * darkest_BC11).round().byte())
+    draw_B511 = torch.from_numpy(draw_B5).float()[:, :, None, None]
+    darkest_BC11 = draw_B511[:, 2:] * (0.7 * 255 * (draw_B511[:, 1:2] < 0.5))
+    return torch.where(draw_B511[:, :1] < 0.5, pixels_BCHW, (grey_B1HW + (1 - grey_B1HW / 255) * darkest_BC11).round().byte())
 
 
 def build(open_clip: object, side: int, patch: int, context: int) -> torch.nn.Module:
