@@ -141,13 +141,15 @@ def tuned_cells(args: argparse.Namespace, cells: Sequence[Cell]) -> list[PeerCel
 def show(cells: Sequence[Cell], args: argparse.Namespace) -> None:
     """Print and write what is done so far."""
     found = hour_tables.collect(cells)
-    peers = {TASKS[cell.task].family for cell in cells if isinstance(cell, PeerCell)}
+    peers = [cell for cell in cells if isinstance(cell, PeerCell)]
     note = (
         f"Numbers on {args.on}, mean (least–largest) over seeds; core-seconds used; rows that each stage learnt from. "
         "Differences are of means, with a 95 % interval over rows; ! marks those beyond the spread of the seeds: every seed of "
         "one arm is better than every seed of the other."
     )
-    for family in sorted(peers):
+    if peers:
+        note += f" open_clip {', '.join(hour_peer.versions(peers))}."
+    for family in sorted({TASKS[cell.task].family for cell in peers}):
         settings, how = hour_peer.settings_of(args.out, family)
         note += f" open_clip on {family}: {', '.join(f'{name} {value:g}' for name, value in settings.items())} ({how})."
     for task, budgets in found.items():

@@ -1,10 +1,10 @@
 """The peer's side of benchmarks/hour.py: open_clip's own model, tokenizer and loss, trained for so many core-seconds.
 
 hour.py runs it in an environment of its own; it imports nothing of this project. Pictures lie decoded in memory, so that
-loading costs nothing, and captions are tokenized before the clock starts. The clock is this process's, of one thread. Learning
-rates follow the share of the budget that is used. Called again, it goes on from the last minute.
+loading costs nothing but new colours, and captions are tokenized before the clock starts. The clock is this process's, of one
+thread. Learning rates follow the share of the budget that is used. Called again, it goes on from the last minute.
 
-Letters: B batch, N pictures, T tokens, S side of a picture.
+Letters: B batch, N pictures, T tokens, S side of a picture, 1 one value of grey.
 """
 
 import argparse
@@ -63,6 +63,15 @@ def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Gener
     return F.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)
 
 
+def recolored(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
+    """Return uint8 pictures of which half are drawn anew, by five random numbers each, as `recolor` of eve_vl.data.transforms
+    does it for the runs that this is compared with: in grey, or in shades of one dark colour."""
+    grey_B1HW = (pixels_BCHW * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).byte().float()
+    draw_B511 = torch.from_numpy(draw_B5).float()[:, :, None, None]
+    darkest_BC11 = draw_B511[:, 2:] * (0.7 * 255 * (draw_B511[:, 1:2] < 0.5))
+    return torch.where(draw_B511[:, :1] < 0.5, pixels_BCHW, (grey_B1HW + (1 - grey_B1HW / 255) * darkest_BC11).round().byte())
+
+
 def build(open_clip: object, side: int, patch: int, context: int) -> torch.nn.Module:
     """Return open_clip's model at the width that its rivals here have."""
     make = open_clip.CLIP  # pyright: ignore[reportAttributeAccessIssue]
@@ -102,6 +111,7 @@ def arguments() -> argparse.Namespace:
     add("--warmup", type=float, required=True, help="share of the budget")
     add("--patch", type=int, required=True, help="pixels")
     add("--crop", type=float, nargs=2, required=True)
+    add("--augment", choices=("none", "recolor"), required=True)
     add("--seed", type=int, required=True)
     add("--dtype", choices=("float32", "bfloat16"), required=True, help="of autocast")
     return parser.parse_args()
@@ -143,7 +153,10 @@ def main() -> None:
         rows_B = rows_of(step, len(captions), args.batch, args.seed)
         rng = np.random.default_rng((args.seed, 1, step))
         ids_BT = ids_TT[starts_N[rows_B] + (rng.random(args.batch) * np.diff(starts_N)[rows_B]).astype(int)]
-        images_BCHW = cropped(pixels_NCHW[rows_B], tuple(args.crop), rng, may_flip_N[rows_B])
+        images_BCHW = pixels_NCHW[rows_B]
+        if args.augment == "recolor":
+            images_BCHW = recolored(images_BCHW, rng.random((args.batch, 5)))
+        images_BCHW = cropped(images_BCHW, tuple(args.crop), rng, may_flip_N[rows_B])
         for group in optimizer.param_groups:
             group["lr"] = rate_at(used / args.budget, args.rate, args.warmup)
         optimizer.zero_grad(set_to_none=True)
@@ -172,6 +185,7 @@ def main() -> None:
     images_ND, texts_TD = (torch.nan_to_num(torch.cat(parts)).numpy() for parts in (images, texts))  # it may have diverged
     np.savez(args.features, images=images_ND, texts=texts_TD)
     result = {"core_seconds": used, "steps": step, "pairs": step * args.batch, "loss": loss}
+    result["open_clip"] = open_clip.__version__  # pyright: ignore[reportAttributeAccessIssue]
     result["parameters"] = sum(each.numel() for each in model.parameters())
     (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,5 +1,6 @@
 """open_clip for benchmarks/hour.py: its environment, its settings, the pictures it is given, the numbers of its features."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -39,6 +40,7 @@ GRID: Mapping[str, Sequence[Any]] = {
     "patch": (8, 16),
 }
 TUNED = "open_clip.json"
+LEARNT_BY = "learnt_by.json"
 MAX_TRAINING = 100_000  # pictures
 LIBC = {  # as `eve_vl.cpu.keep_memory` has it for our runs
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
@@ -141,9 +143,11 @@ class PeerCell(Cell):
         """What says how large pictures are, how they are cropped, and what is searched among."""
         return self.plan[-1].config
 
-    def given(self, part: str) -> Path:
-        """Return the folder of pictures and texts that it is given."""
-        return self.out / "data" / self.task / f"open_clip_{part}"
+    def given(self, part: str, source: str) -> Path:
+        """Return the folder of pictures and texts of a source that it is given: another one for other rows or pictures."""
+        rows = Path(source).read_bytes() if Path(source).is_file() else b""
+        made_of = (source, self.config.input.image_size, self.config.data.flip, hashlib.sha1(rows).hexdigest())
+        return self.out / "data" / self.task / f"open_clip_{part}_{hashlib.sha1(repr(made_of).encode()).hexdigest()[:8]}"
 
     def stages(self, job: str) -> list[dict[str, Any]]:
         """Return what decides its numbers."""
@@ -155,20 +159,33 @@ class PeerCell(Cell):
 
     def prepare(self) -> None:
         """Write what it is given, once for all cells of a task."""
-        write_training(self.given("train"), self.config)
+        write_training(self.given("train", self.data.train), self.config)
         for suffix, source in self.data.read[self.on].items():
-            write_reading(self.given(self.on + suffix), source, self.config)
+            write_reading(self.given(self.on + suffix, source), source, self.config)
+
+    def learnt_by(self) -> dict[str, Any]:
+        """Return the flags that decide what it learns."""
+        data = self.config.data
+        flags = {"data": str(self.given("train", self.data.train)), "budget": self.budget, "seed": self.seed, **self.settings}
+        dtype = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
+        return flags | {"dtype": dtype, "augment": data.augment, "crop": [*data.crop_scale]}
+
+    def refuse_other(self) -> None:
+        """Refuse to go on with what was begun by other flags, else note these. Raises UserError."""
+        path, flags = self.folder / LEARNT_BY, self.learnt_by()
+        if (self.folder / "state.pt").is_file() and (not path.is_file() or read_json(path, dict) != flags):
+            raise UserError(f"{self.folder}: was begun by other settings than {self.arm} has now; move it away")
+        write_file(path, json.dumps(flags, indent=1) + "\n")
 
     def do(self) -> None:
         """Train, or go on, and read the numbers."""
+        self.refuse_other()
         numbers, rows = {}, {}
         for suffix, source in self.data.read[self.on].items():
             features = self.folder / f"{self.on}{suffix}.npz"
-            flags = {"data": self.given("train"), "read": self.given(self.on + suffix), "features": features}
-            flags |= {"out": self.folder, "budget": self.budget, "seed": self.seed, **self.settings}
-            flags["dtype"] = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
-            words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-            words += ["--crop", *map(str, self.config.data.crop_scale)]
+            flags = {"read": self.given(self.on + suffix, source), "features": features, "out": self.folder, **self.learnt_by()}
+            values = {name: map(str, value if isinstance(value, list) else [value]) for name, value in flags.items()}
+            words = [word for name, given in values.items() for word in (f"--{name}", *given)]
             surroundings = {**os.environ, **LIBC, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
             subprocess.run([environment(self.out), SCRIPT, *words], check=True, env=surroundings)
             with np.load(features) as found:
@@ -177,6 +194,12 @@ class PeerCell(Cell):
             rows |= {suffix + name: value for name, value in hits.items()}
         result = read_json(self.folder / "result.json", dict)
         self.keep(JOB, [result["core_seconds"]], [result["pairs"]], numbers, rows)
+
+
+def versions(cells: Sequence[PeerCell]) -> list[str]:
+    """Return which versions of open_clip have learnt what is done of cells."""
+    files = [cell.folder / "result.json" for cell in cells]
+    return sorted({read_json(path, dict).get("open_clip", "of unknown version") for path in files if path.is_file()})
 
 
 def choose(out: Path, family: str, cells: Sequence[PeerCell]) -> None:

@@ -29,15 +29,16 @@ from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluated
 from eve_vl.files import write_file
 from eve_vl.foreign import read_json
-from eve_vl.loading import build_task, load_run
+from eve_vl.loading import build_task, load_run, read_config
 from eve_vl.metrics.certainty import to_json
 from eve_vl.recipes import EITHER, find_recipe, start_of
 from eve_vl.seeds import seed_everything, set_threads
 from eve_vl.talk import say
 from eve_vl.tasks import task_class
+from eve_vl.train.checkpoint import checkpoint_folders
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
-from eve_vl.training import train, train_tokenizer
+from eve_vl.training import check_out_folder, train, train_tokenizer, with_absolute_paths, with_init_tokenizer
 
 NEVER = 10**9  # steps
 SAVED_EVERY = 300  # core-seconds
@@ -245,7 +246,9 @@ class Cell:
         for each, config in zip(self.plan, self.configs().values(), strict=True):
             if not each.share:
                 write_shape(config)
-            elif not (config.out / "metrics.json").is_file():
+                continue
+            refuse_other(config)
+            if not (config.out / "metrics.json").is_file():
                 train(config)
             if each.job and self.result(each.job) is None:
                 runs = {stage["run"]: stage["steps"] * stage["batch"] for stage in self.stages(each.job)}
@@ -271,9 +274,18 @@ class Cell:
         write_file(self.file(job), json.dumps(result, indent=1) + "\n")
 
 
+def refuse_other(config: Config) -> None:
+    """Refuse to take what a folder holds for a run that learns otherwise, or to go on with it as one. Raises UserError."""
+    check_out_folder(with_init_tokenizer(with_absolute_paths(config)), must_resume=False)
+    if checkpoint_folders(config.out) and (steps := read_config(config.out).train.steps) != config.train.steps:
+        what = f"holds a run of {steps:,} steps, not {config.train.steps:,}"
+        raise UserError(f"{config.out}: {what}; move it away, or choose another --out")
+
+
 def write_shape(config: Config) -> None:
     """Write what runs of random weights take of the run that they start from: shapes and tokenizer."""
-    if not (config.out / "tokenizer.json").is_file():
+    files = [config.out / name for name in ("tokenizer.json", "config.json")]
+    if not all(path.is_file() for path in files) or files[1].read_text() != config_to_json(config):
         tokenizer = train_tokenizer(config.data.train, config.data, config.tokenizer.vocab_size)
         config.out.mkdir(parents=True, exist_ok=True)
         write_file(config.out / "config.json", config_to_json(config))

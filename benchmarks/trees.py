@@ -134,6 +134,8 @@ def main() -> None:
     if args.serve:
         serve(args.serve, args.data, args.dtype, args.batches)
         return
+    if len(args.trees) != 2:
+        parser.error("name two trees, BEFORE and AFTER")
     before, after = args.trees
     for recipe in args.recipes:
         pair = [Tree(tree, recipe, args) for tree in (before, after)]

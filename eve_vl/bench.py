@@ -77,6 +77,8 @@ class Bench:
     memory: int
     """Most bytes of the process, on a GPU of its own."""
     loader_rows_per_core_second: float
+    loader_share: float
+    """What loading a step's rows takes of one core, over what the step takes: core-seconds, on a GPU seconds."""
 
     @property
     def flops_per_second(self) -> float:
@@ -94,7 +96,6 @@ class Bench:
         """Return sentences for people."""
         step, *parts = self.seconds.items()
         shown = ", ".join(f"{name} {1000 * seconds:,.1f}" for name, seconds in parts)
-        loader = self.rows_per_core_second / self.loader_rows_per_core_second
         return [
             f"step: {1000 * step[1]:,.1f} ms of {self.clock} ({shown}), median of {self.steps} steps of {self.rows:,} rows",
             f"speed: {self.rows_per_second:,.4g} rows a second, {self.rows_per_core_second:,.4g} a core-second, "
@@ -102,7 +103,8 @@ class Bench:
             f"arithmetic: {self.flops_per_row / 1e9:,.3g} GFLOP a row, {self.flops_per_second / 1e9:,.4g} GFLOP/s, "
             f"MFU {self.flops_per_second / self.peak:.3f} of {self.peak / 1e9:,.4g} GFLOP/s, {self.peak_of}",
             f"memory: {self.memory / 2**30:.2f} GiB at most",
-            f"loader: {self.loader_rows_per_core_second:,.4g} rows a core-second, {loader:.1%} of what the steps take",
+            f"loader: {self.loader_rows_per_core_second:,.4g} rows a core-second, "
+            f"{self.loader_share:.1%} of what the steps take",
         ]
 
 
@@ -164,6 +166,7 @@ def bench(config: Config, num_steps: int) -> Bench:
         peak_of=peak_of,
         memory=memory,
         loader_rows_per_core_second=len(micro_batches[0].where) / loading,
+        loader_share=loading * config.train.accumulation / (cores if device.type == "cpu" else wall),
     )
 
 
@@ -206,7 +209,7 @@ def reachable(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     for words, *peaks in GPUS:
         if {*words.split()} <= {*name.replace("-", " ").split()}:
-            return peaks[dtype == torch.float32], f"what an {words} has"
+            return peaks[dtype == torch.float32], f"what the {words} has"
     side = GEMM.get(device.type, GEMM_SIDE)
     one, other = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = []

@@ -1,7 +1,7 @@
 """The whole story on built-in scenes: pre-train, fine-tune each task from it and from random weights, evaluate, report.
 
-Every run is a process of its own with its share of the cores: one thread each is the fastest way to use two cores for
-small models. The runs from random weights need only the shape and the tokenizer, so they train beside the pre-training.
+Every run is a process of its own, as many at once as there are cores: one thread each is the fastest way to use them for small
+models (LOG.md). The runs from random weights need only the shape and the tokenizer, so they train beside the pre-training.
 """
 
 import contextlib
@@ -50,9 +50,8 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     """
     start = time.perf_counter()
     configs = plan(out)
-    cores = usable_cores()
-    at_once = min(2, cores)
-    configs = {name: replace(config, train=replace(config.train, threads=cores // at_once)) for name, config in configs.items()}
+    at_once = min(usable_cores(), len(configs))
+    configs = {name: replace(config, train=replace(config.train, threads=1)) for name, config in configs.items()}
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}  # else workers outlive this

@@ -49,7 +49,7 @@ def test_parts_of_a_step_add_up_also_where_it_accumulates():
     assert list(found.seconds) == ["step", "forward", "backward", "optimizer"]
     assert 0.6 * step < sum(parts) <= 1.2 * step  # medians
     assert found.rows == 16
-    assert found.loader_rows_per_core_second > 0
+    assert found.loader_share == pytest.approx(found.rows_per_core_second / found.loader_rows_per_core_second)
 
 
 def test_the_verb_says_and_writes_what_it_measured(tmp_path: Path, capsys, monkeypatch):
@@ -75,7 +75,9 @@ def test_the_verb_says_and_writes_what_it_measured(tmp_path: Path, capsys, monke
 )
 def test_reachable_of_a_gpu_is_what_its_maker_says(name, dtype, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
-    assert bench.reachable(SimpleNamespace(type="cuda"), dtype)[0] == expected  # pyright: ignore
+    peak, how = bench.reachable(SimpleNamespace(type="cuda"), dtype)  # pyright: ignore
+    assert peak == expected
+    assert how.startswith("what the ")
 
 
 def test_reachable_of_a_processor_is_measured(monkeypatch):

@@ -82,6 +82,7 @@ MISTAKES = [
         RetrievalConfig(itm_weight=0.0, rerank=0, standardize_match=True),
         "standardize_match has no use while itm_weight is 0: there is no matching head",
     ),
+    (RetrievalConfig(rerank=1), "rerank 1 changes nothing, for one candidate has no order: give 0, or more than 1"),
     (RetrievalConfig(captions_per_image=-1), "captions_per_image must be finite and not negative, got -1"),
     (VQAConfig(min_answer_count=0), "min_answer_count must be above 0, got 0"),
     (DataConfig(train=()), "train and val must each name a source"),

@@ -108,6 +108,24 @@ def test_both_arms_of_a_task_differ_in_their_start_alone(tmp_path: Path):
         assert replace(scratch, scratch=False, out=ours.out) == ours
 
 
+def test_each_run_has_one_thread_and_as_many_run_at_once_as_there_are_cores(tmp_path: Path, monkeypatch):
+    given = []
+
+    def run_all(pool: object, at_once: int, configs: dict[str, Config], num_test: int) -> None:
+        given.append((at_once, {config.train.threads for config in configs.values()}))
+
+    def collect(out: Path) -> None:
+        raise UserError("enough")
+
+    monkeypatch.setattr(demo, "_run_all", run_all)
+    monkeypatch.setattr(demo, "collect", collect)
+    for cores in (1, 2, 4, 64):
+        monkeypatch.setattr(demo, "usable_cores", lambda cores=cores: cores)
+        with pytest.raises(UserError, match="enough"):
+            demo.run_demo(tmp_path)
+    assert given == [(1, {1}), (2, {1}), (4, {1}), (7, {1})]
+
+
 def test_a_worker_that_is_told_to_stop_saves_and_ends(tmp_path: Path):
     """A pool one of whose workers died tells the others to stop, and waits for them."""
     config = small(replace(get_recipe("demo"), out=tmp_path / "pre"), get_recipe("tiny"))

@@ -1,5 +1,6 @@
 """benchmarks/hour.py: budgets become steps, seeds judge differences, and open_clip is measured as our own runs are."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -15,6 +16,7 @@ from PIL import Image
 
 from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
+from eve_vl.data.transforms import recolor
 from eve_vl.errors import UserError
 from eve_vl.metrics.certainty import Estimate
 from eve_vl.tasks.gallery import gathered
@@ -136,6 +138,21 @@ def test_a_tiny_arm_from_its_stages_to_its_page(pictures):
     before = cells[0].file("retrieval").stat().st_mtime_ns
     cells[0].do()  # nothing is left to do
     assert cells[0].file("retrieval").stat().st_mtime_ns == before
+    flags = "--train.lr 1e-4"
+    other = runs.planned(
+        "emoji", arms.Arm(arm.before, {"retrieval": arms.Stage("emoji_retrieval", 0, flags)}), ("retrieval",), given
+    )
+    seconds = runs.known_seconds(folder)
+    (folder / "probe.json").write_text(
+        json.dumps({each.key: [seconds[old.key]] for each, old in zip(other, plan, strict=True)})
+    )
+    with pytest.raises(UserError, match=r"other values: train\.lr"):  # of another recipe's weights nothing is read
+        dataclasses.replace(cells[0], on="test", plan=other).do()
+    steps = {key: [value / 3] for key, value in seconds.items()}
+    (folder / "probe.json").write_text(json.dumps(steps))
+    with pytest.raises(UserError, match=r"holds a run of .* steps, not"):
+        dataclasses.replace(cells[0], on="test").do()
+    (folder / "probe.json").write_text(json.dumps({key: [value] for key, value in seconds.items()}))
     found = tables.collect(cells)
     for of_arm in found["emoji"].values():
         (outcome,) = of_arm["tiny"]
@@ -282,6 +299,38 @@ def test_its_crops_are_boxes_of_the_picture():
     slope = (crops[:, 0, 9, 8] - crops[:, 0, 8, 8]) * 127.5 / 16
     assert torch.allclose(step * slope, torch.full((4,), 0.5), atol=1e-3)
     assert (step / slope).max() <= 4 / 3 + 1e-3
+
+
+def test_its_new_colours_are_those_of_our_own_runs(monkeypatch):
+    pixels = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
+    draws = np.random.default_rng(0).random((64, 5))
+    found = script.recolored(pixels, draws)
+    for picture, draw, new in zip(pixels, torch.from_numpy(draws).float(), found, strict=True):
+        monkeypatch.setattr(torch, "rand", lambda _, draw=draw: draw)
+        assert torch.equal(new, recolor(picture))
+    assert 0.3 < (found == pixels).flatten(1).all(1).float().mean() < 0.7
+
+
+def test_what_it_has_begun_by_other_settings_or_rows_is_not_gone_on_with(pictures):
+    folder, _ = pictures
+    rows = data.Data(train=str(folder / "rows.jsonl"), val=str(folder / "rows.jsonl"), read={})
+    plan = runs.planned(
+        "emoji", arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval")}), ("retrieval",), rows
+    )
+    cell = peer.PeerCell("open_clip", "emoji", 10, 0, "val", folder, rows, plan, settings=peer.SETTINGS)
+    cell.folder.mkdir(parents=True)
+    cell.refuse_other()
+    (cell.folder / "state.pt").touch()
+    cell.refuse_other()
+    with pytest.raises(UserError, match="begun by other settings"):
+        dataclasses.replace(cell, settings={**peer.SETTINGS, "rate": 5e-4}).refuse_other()
+    before = cell.given("train", rows.train)
+    Path(rows.train).write_text(Path(rows.train).read_text().replace("sun", "moon"))
+    assert cell.given("train", rows.train) != before
+    with pytest.raises(UserError, match="begun by other settings"):
+        cell.refuse_other()
+    (cell.folder / "result.json").write_text('{"open_clip": "3.3.0"}')
+    assert peer.versions([cell]) == ["3.3.0"]
 
 
 # Data and flags

@@ -357,6 +357,11 @@ def test_recipes_that_cannot_be_looked_at(eve, own, words, message):
     assert message in done.stderr
 
 
+def test_the_rival_takes_the_arithmetic_that_its_docstring_says():
+    demo, rival = (inspect_config(get_recipe(name)).flops_per_step for name in ("demo", "demo_rival"))
+    assert f"{rival / demo:.1f} times the arithmetic" in (pretrain.demo_rival.__doc__ or "")
+
+
 @pytest.mark.parametrize("init", ["tiny", "base"])
 @pytest.mark.parametrize("name", EVES_TASKS)
 def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):

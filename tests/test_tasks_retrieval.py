@@ -224,7 +224,7 @@ def recall_table(by_image: list[list[float]], by_text: list[list[float]]) -> dic
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("k", [0, 1, 4, 12, 10_000])
+@pytest.mark.parametrize("k", [0, 2, 4, 12, 10_000])
 @pytest.mark.parametrize("captions_per_image", [0, 1])
 @pytest.mark.parametrize(("merge", "by"), [(False, "match"), (True, "sum")])
 def test_search_equals_a_naive_one(k, captions_per_image, merge, by):
@@ -249,7 +249,7 @@ def test_search_equals_a_naive_one(k, captions_per_image, merge, by):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("k", [1, 3, 50])
+@pytest.mark.parametrize("k", [2, 3, 50])
 def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkeypatch):
     """And what is in several pairs is embedded once."""
     task = retrieval(rerank=k)

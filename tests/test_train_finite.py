@@ -121,6 +121,15 @@ def test_what_is_found_late_is_what_was_there_before_the_step(tmp_path: Path, op
     assert_same(load_file(folder / "model.safetensors"), late.task.state_dict())
 
 
+@pytest.mark.parametrize("every", [1, 4, 100])
+def test_what_is_written_is_what_was_there_before_the_step(tmp_path: Path, every):
+    trained(tmp_path / "before", every, None, "adamw", save_every=BAD, ema_decay=0.0)
+    trained(tmp_path / "run", every, float("nan"), "adamw", ema_decay=0.0)
+    (folder,) = (tmp_path / "run").glob("non_finite_step_*")
+    saved = tmp_path / f"before/checkpoints/step_{BAD:08d}/model.safetensors"
+    assert_same(load_file(folder / "model.safetensors"), load_file(saved))
+
+
 @pytest.mark.parametrize(("every", "log_every", "asked"), [(1, 12, 6), (4, 12, 7), (100, 3, 9), (100, 8, 8)])
 def test_it_is_asked_in_time(tmp_path: Path, every, log_every, asked):
     """At the fourth step, before a row of the log; in each step before the update."""

@@ -15,7 +15,8 @@ from test_train_best import CONFIG, Guess, Numbers, endless, scored, step_folder
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train.log import TIMING, BadSamples, read_log
+from eve_vl.cpu import core_seconds
+from eve_vl.train.log import TIMING, BadSamples, Meter, read_log
 from eve_vl.train.trainer import StepOutput, StoppedError, Trainer
 
 SCORES = scored(0.1, 0.2, 0.3, 0.4)
@@ -132,6 +133,20 @@ def test_the_speed_of_a_window_counts_the_time_before_the_stop(tmp_path: Path):
     (row,) = (row for row in read_log(tmp_path / "run") if row["kind"] == "train")
     assert row["samples_per_second"] < 8 / seconds
     assert row["core_seconds"] >= cores
+
+
+def test_the_work_of_setting_up_is_none_of_training(tmp_path: Path):
+    meter, before = Meter(), core_seconds()
+    while core_seconds() - before < 0.2:  # as reading validation data does
+        pass
+    meter.resume()
+    meter.add({"loss": torch.zeros(())})
+    assert meter.result(CONFIG, 1)["core_seconds"] < 0.1
+    meter.cores_start -= 3.0
+    kept = Meter()
+    kept.restore(meter.state(), torch.device("cpu"))
+    kept.resume()
+    assert 3.0 <= kept.result(CONFIG, 1)["core_seconds"] < 3.2
 
 
 def test_nohup_keeps_its_meaning(tmp_path: Path):

@@ -313,6 +313,8 @@ class RetrievalConfig(TaskConfig):
         """What is wrong with these values, one sentence each."""
         problems = negative(self, "itc_weight itm_weight projection_dim", WIDEST) + negative(self, "rerank captions_per_image")
         problems += not_one_of(self, "pooling", "itm_loss")
+        if self.rerank == 1:
+            problems.append("rerank 1 changes nothing, for one candidate has no order: give 0, or more than 1")
         if self.num_texts < 2:
             problems.append(f"num_texts {self.num_texts} leaves no other text to tell a picture's own from")
         if not (self.itc_weight or self.itm_weight):

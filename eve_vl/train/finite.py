@@ -48,8 +48,7 @@ class FiniteCheck:
 
     def begin(self) -> None:
         """Note what the forward pass of a step changes."""
-        if self.every > 1:
-            self.before = [buffer.clone() for buffer in self.buffers]
+        self.before = [buffer.clone() for buffer in self.buffers]
 
     def add(self, step: int, micro_batches: Sequence[Any], terms: Mapping[str, Tensor], values: Sequence[Tensor]) -> None:
         """Take in the losses of a step's micro-batches and its gradient norm. Raises as `ask`, if it is time to ask."""
@@ -61,6 +60,11 @@ class FiniteCheck:
 
     def end(self) -> None:
         """Undo what the forward passes changed, if the step may not count."""
+        if self.every > 1:  # else the host knows that it counts
+            self.undo()
+
+    def undo(self) -> None:
+        """Take back what the forward passes changed, unless all has been finite."""
         for buffer, before in zip(self.buffers, self.before, strict=False):
             buffer.copy_(buffer.where(self.is_finite, before))
 
@@ -69,6 +73,7 @@ class FiniteCheck:
         unasked, self.unasked = self.unasked, []
         if not unasked or bool(self.is_finite):
             return
+        self.undo()
         bad = next(each for each in unasked if each.num_bad_V.any())
         first = int(bad.num_bad_V.bool().int().argmax())
         is_loss = first < len(bad.micro_batches)

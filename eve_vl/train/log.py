@@ -227,12 +227,13 @@ class Meter:
         self.num_steps = 0
         self.loading_seconds = 0.0
         self.cores_start = core_seconds()
-        self.seconds = 0.0
+        self.seconds = self.cores = 0.0
         self.start = time.perf_counter()
 
     def resume(self) -> None:
-        """Let the clock go on from now, after the time that this window has had."""
+        """Let both clocks go on from now, after the time that this window has had: what was done before is no training."""
         self.start = time.perf_counter() - self.seconds
+        self.cores_start = core_seconds() - self.cores
 
     def state(self) -> dict[str, Tensor]:
         """Return the sums of this window, for `restore`; empty if it has no steps yet."""
@@ -246,7 +247,7 @@ class Meter:
         """Undo `state`."""
         if COUNTS in state:
             steps, self.seconds, self.loading_seconds, *cores = state[COUNTS].tolist()
-            self.num_steps, self.cores_start = int(steps), self.cores_start - sum(cores)  # older states have none
+            self.num_steps, self.cores = int(steps), sum(cores)  # older states have none
             self.terms = {name: value.to(device) for name, value in state.items() if name != COUNTS}
 
     @contextlib.contextmanager
