@@ -75,6 +75,9 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
             f"train.batch_size {config.train.batch_size} is not divisible by train.accumulation "
             f"{config.train.accumulation} × {world} processes"
         )
+    if problems := config.task.problems_with_pairs(config.train.batch_size // (config.train.accumulation * world)):
+        more = f"of each of {world} processes: raise train.batch_size or lower train.accumulation"
+        raise UserError(f"task.{'; task.'.join(problems)} {more}")
     kind = task_class(type(config.task))
     say(machine_line(device, pick_dtype(config.train.dtype, device)))
     sources, val_sources = open_train_and_val(config, kind.kind(config))

@@ -57,5 +57,19 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     resized = "relative positions resized from 36 to 16 patches; relative positions of texts cut from 32 to 24 tokens"
     assert f"two/checkpoints/step_00000003; {resized}" in done.stdout
     assert len(weights(tmp_path / "three")["encoder.relative.image_bias"]) == 7**2 + 3
+    differ = "model.deep_ffn modality_vl instead of moe, model.positions relative instead of learned, "
+    differ += "model.pooler True instead of False"
+    kept = "--model.deep-ffn modality_vl --model.positions relative --model.pooler"
+    own = "start from a run of its own"
+    for recipe, words in (
+        ("tiny", f"of another system than tiny: {differ}; {own}, or train that run's as it is with {kept}"),
+        ("m3ae_tiny", f"of another system than m3ae_tiny: model.name eve instead of towers; {own}"),
+    ):
+        done = eve("pretrain", recipe, "--init", "two", "--out", "wrong", *FEW)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith(words)
+        assert done.stderr.count("\n") == 1
+    meant = ("--init", "two", *kept.split(), "--data.train", "scenes:train", "--train.optimizer", "adamw")
+    assert eve("pretrain", "tiny", "--out", "meant", *meant, *FEW).returncode == 0
     done = eve("finetune", "demo_retrieval", "--init", "three", "--out", "search", *FEW)
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ from transformers import (
 from twins import CAPTIONS, pairs, tiny_config
 
 from eve_vl import hf
-from eve_vl.config import Config, InputConfig, VQAConfig, to_dict
+from eve_vl.config import Config, ContrastMatchConfig, InputConfig, TowersModelConfig, VQAConfig, to_dict
 from eve_vl.convert.published import write_run
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.tokenizer import Tokenizer
@@ -50,6 +50,9 @@ KINDS = {
     "retrieval_merged": hf.EveForRetrieval,
     "retrieval_itc": hf.EveForRetrieval,
 }
+MEDFLIP = TowersModelConfig(
+    embed_dim=16, image_depth=1, text_depth=1, fusion_depth=0, pixel_layer=0, num_heads=2, mlp_ratio=2.0, init_std=0.3
+)
 
 
 def tiny(name: str, **sections: dict) -> tuple[Config, Task[Any]]:
@@ -314,6 +317,31 @@ def test_a_run_without_a_head_for_tokens_gives_its_encoder(tmp_path):
     assert all(torch.equal(tensor, model.task.state_dict()[name]) for name, tensor in encoder.items())
     with pytest.raises(UserError, match=r"needs the head for tokens, but task.mlm_weight is 0"):
         hf.EveForMaskedModeling(hf.EveConfig(**hf_sections(task), vocab_size=300))
+
+
+@pytest.mark.parametrize("model", [MEDFLIP, tiny_config().model], ids=["towers", "eve"])
+def test_contrast_without_a_head_for_tokens_is_retrieval(model, tmp_path):
+    """As MedFLIP pre-trains, and EVE by contrast alone: features have the width of the projection, not of the states."""
+    config = tiny_config(task=ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0, projection_dim=6))
+    config = dataclasses.replace(config, model=model)
+    task = build(config)
+    write_run(tmp_path / "run", config, TOKENIZER, task)
+    model, processor = hf.from_run(tmp_path / "run")
+    assert type(model) is hf.EveForRetrieval
+    model.save_pretrained(tmp_path / "hub")
+    pictures, texts = [noise_picture(seed) for seed in range(3)], [*CAPTIONS[:2], "a"]
+    inputs, eve = processor(images=pictures, text=texts), Eve.load(tmp_path / "run", device="cpu")
+    for each in (model, hf.EveForRetrieval.from_pretrained(tmp_path / "hub")):
+        with torch.no_grad():
+            images = each.get_image_features(inputs["pixel_values"]).pooler_output
+            words = each.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+            both = each(**inputs)
+        assert images.shape == (3, 6)
+        np.testing.assert_allclose(images, eve.encode_image(pictures), atol=1e-5)
+        np.testing.assert_allclose(words, eve.encode_text(texts), atol=1e-5)
+        expected = eve.encode_image(pictures) @ eve.encode_text(texts).T / task.contrast.features.temperature.item()
+        np.testing.assert_allclose(both.logits_per_image, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(both.text_embeds, words)
 
 
 def test_inputs_that_do_not_fit_are_named(loaded):

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from twins import tiny_config
 
+from eve_vl import training
 from eve_vl.cli import main
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig, TowersModelConfig
 from eve_vl.data.downstream import SearchSet
@@ -24,6 +25,7 @@ from eve_vl.errors import UserError
 from eve_vl.tasks import gallery
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.train import distributed
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +218,7 @@ def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
         assert problem in capsys.readouterr().err
 
 
-def test_what_does_not_go_together_is_said():
+def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
     for task, problem in (
         (RetrievalConfig(itc_weight=0.0), "rerank 128 is of the best by contrast, but itc_weight is 0"),
         (alone(itm_weight=0.0), "itc_weight and itm_weight are both 0"),
@@ -225,5 +227,9 @@ def test_what_does_not_go_together_is_said():
     ):
         with pytest.raises(UserError, match=f"task.{problem}"):
             tiny_config(task=task)
+    config = replace(tiny_config(task=alone(itm_loss="ranking", num_texts=4)), out=tmp_path)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)  # of which each has two pairs
+    with pytest.raises(UserError, match=r"task.num_texts 4 is more than the 2 pairs of a micro-batch of each of 2 processes: "):
+        training._fit(config, torch.device("cpu"), must_resume=False)
     idle = {field for fields in alone().idle().values() for field in fields.split()}
     assert idle == {"rerank_by", "projection_dim", "pooling", "final_norm", "num_texts"}

@@ -23,6 +23,7 @@ FIRST = {
     "pretrain": "demo for pictures and captions of your own, tiny to try, base for the paper's",
     "finetune": "demo_retrieval to search pictures of your own, demo_vqa for questions about them, vqa for the paper's",
 }
+SYSTEM = ("deep_ffn", "positions", "pooler")  # what tells EVE from its neighbours on the same encoder
 BENCHED = "demo"  # where no recipe is named
 IDLE_IN_BENCH = [
     *("out", "init_may_lack", "scratch", "data.val", "data.val_share", "data.val_samples", "data.skip_broken_val"),
@@ -66,6 +67,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
     recipe = make()
     start = _init_config("pretrain", argv, recipe.out)
     if start is not None:  # the weights fit no other shape
+        _require_same_system(recipe, start, argv)
         tokenizer, sizes = replace(recipe.tokenizer, path=None), start.input
         if start.model.fits_other_sizes:
             sizes = replace(recipe.input, patch_size=sizes.patch_size)
@@ -158,6 +160,27 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     from eve_vl.loading import read_config, settings_folder
 
     return read_config(settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out)))
+
+
+def _require_same_system(recipe: Config, start: Config, argv: Sequence[str]) -> None:
+    """Raise UserError if the run to start from has an encoder of another kind than the recipe, which would train another system
+    under the name of its own. Flags say that this is meant."""
+    ours, theirs = recipe.model, start.model
+    given = {word.partition("=")[0].replace("_", "-").replace("--model.no-", "--model.") for word in argv}
+    names = ("name",) if type(ours) is not type(theirs) else [name for name in SYSTEM if hasattr(ours, name)]
+    differ = [name for name in names if getattr(ours, name) != getattr(theirs, name) and _flag(name) not in given]
+    if not differ:
+        return
+    what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
+    kept = " ".join(_flag(name, getattr(theirs, name)) for name in differ)
+    way = "" if "name" in differ else f", or train that run's as it is with {kept}"
+    raise UserError(f"{_named(argv).init}: is of another system than {recipe.recipe}: {what}; start from a run of its own{way}")
+
+
+def _flag(field: str, value: object = None) -> str:
+    """Return a field of the model as typed, with a value where one is given."""
+    word = field.replace("_", "-")
+    return f"--model.{word}" if value in (None, True) else f"--model.no-{word}" if value is False else f"--model.{word} {value}"
 
 
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config, start: Config | None) -> None:

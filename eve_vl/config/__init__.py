@@ -71,9 +71,8 @@ class Config:
                 "task.itc_masks_image with model.stem convolutions, which must see whole pictures in training too: set "
                 "task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
             )
-        num_pairs = self.train.batch_size // self.train.accumulation
-        if isinstance(task, RetrievalConfig) and task.itm_loss == "ranking" and num_pairs < task.num_texts:
-            problems.append(f"task.num_texts {task.num_texts} is more than the {num_pairs} pairs of a micro-batch")
+        by_pairs = task.problems_with_pairs(self.train.batch_size // self.train.accumulation)
+        problems += [f"task.{problem}" for problem in by_pairs]
         if self.scratch and self.init is None:
             problems.append("scratch says what not to take from --init; name that run")
         if self.init is not None and self.tokenizer.path is not None:

@@ -49,6 +49,10 @@ class TaskConfig(Section):
         weight = getattr(self, lacking)
         return [f"{lacking} {weight:g}, but data.rows is {rows}: set it to 0"] if weight else []
 
+    def problems_with_pairs(self, num_pairs: int) -> list[str]:
+        """What is wrong with so few rows in a micro-batch of a process, one sentence each."""
+        return []
+
 
 ANY: Mapping[str, str] = {
     "look": 'Show where in a picture the answer comes from (Grad-CAM): eve look RUN IMAGE "TEXT" --word star --out heat.png.',
@@ -308,6 +312,12 @@ class RetrievalConfig(TaskConfig):
     """Captions in the same words are one text, true of every picture that has it, so that in training these are no negatives of
     each other; in evaluation, of a generated scene wherever it is true. Otherwise each is a text of its own, true of its
     picture alone, as COCO and Flickr30K are scored."""
+
+    def problems_with_pairs(self, num_pairs: int) -> list[str]:
+        """What is wrong with so few pairs in a micro-batch of a process, one sentence each."""
+        if self.itm_loss != "ranking" or num_pairs >= self.num_texts:
+            return []
+        return [f"num_texts {self.num_texts} is more than the {num_pairs} pairs of a micro-batch"]
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from eve_vl.config import to_dict
+from eve_vl.config import RetrievalConfig, to_dict
 from eve_vl.convert.published import write_run
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.errors import UserError
@@ -18,21 +18,23 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     """Return the model of a run folder (its best weights, else its newest) or of one of its checkpoints, in evaluation mode,
     and its processor.
 
-    A pre-trained run without a head for tokens gives its encoder alone. Raises UserError.
+    A pre-trained run without a head for tokens gives its contrast and matching as retrieval, without these its encoder alone.
+    Raises UserError.
     """
     run = load_run(path)
-    kind = model_class(type(run.config.task)) if run.task.missing_head is None else EveModel
-    labels = run.task.sizes.labels or run.task.class_names
+    found = run.task if run.task.missing_head is None else run.task.seen_as(RetrievalConfig.name)
+    task, kind = (run.task, EveModel) if found is None else (found, model_class(type(found.settings)))
+    labels = task.sizes.labels or task.class_names
     config = EveConfig(
         input=to_dict(run.config.input),
         model=portable(run.config.model),
-        task=portable(run.config.task),
+        task=portable(task.settings),
         vocab_size=run.tokenizer.vocab_size,
         mask_token_id=run.tokenizer.mask_id,
         id2label=dict(enumerate(labels)) if labels else None,
     )
     model = kind(config).eval()
-    tensors = run.task.state_dict()
+    tensors = task.state_dict()
     model.task.load_state_dict({name: tensors[name] for name in model.task.state_dict()})
     return model, EveProcessor.from_eve(run.tokenizer, run.config.input)
 
