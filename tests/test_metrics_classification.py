@@ -11,7 +11,7 @@ from eve_vl.metrics import classification as metrics
 def test_shares_of_a_hand_made_table():
     true = ["cat", "cat", "cat", "dog", "owl", "owl"]
     predicted = ["cat", "dog", "cat", "dog", "cat", "dog"]
-    assert metrics.summary(predicted, true) == {
+    assert metrics.summary([guess == truth for guess, truth in zip(predicted, true, strict=True)], true) == {
         "num_rows": 6,
         "num_classes": 3,
         "acc": 3 / 6,
@@ -22,8 +22,19 @@ def test_shares_of_a_hand_made_table():
     assert counts.tolist() == [[2, 1, 0], [0, 1, 0], [1, 1, 0]]
 
 
+def test_ties_are_worth_what_chance_is():
+    """Whatever the order of the classes, and with means over different numbers of prompts, which round differently."""
+    true, prompts = ["a"] * 5 + ["b"] * 3 + ["c"] * 2, np.array([0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 2])
+    score_RC = metrics.class_scores(np.full((10, len(prompts)), 0.1, np.float32), prompts, "mean")
+    score_RC[0, 2], score_RC[5, :2] = 0.2, 0.3  # one row is surely wrong, one has two best classes
+    right = [float(metrics.guess_shares(score_RC)[row, "abc".index(name)]) for row, name in enumerate(true)]
+    assert right == pytest.approx([0] + [1 / 3] * 4 + [1 / 2] + [1 / 3] * 4)
+    assert metrics.summary(right, true)["acc"] == pytest.approx(sum(right) / 10)
+    assert metrics.by_class(right, true)["recall/b"] == pytest.approx((1 / 2 + 2 / 3) / 3)
+
+
 def test_a_true_label_outside_the_list_is_wrong_and_has_no_row():
-    assert metrics.summary(["cat", "cat"], ["cat", "yak"])["acc"] == 0.5
+    assert metrics.summary([True, False], ["cat", "yak"])["acc"] == 0.5
     assert metrics.confusion(["cat", "cat"], ["cat", "yak"], ["cat", "dog"]).tolist() == [[1, 0], [0, 0]]
 
 

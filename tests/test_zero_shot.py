@@ -24,9 +24,9 @@ from eve_vl.data.records import ImagePixels, Labelled
 from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluated, zero_shot
 from eve_vl.eve import Eve
-from eve_vl.metrics import classification as metrics
 from eve_vl.metrics.certainty import Estimate, share
 from eve_vl.tasks.verdict import Against
+from eve_vl.tasks.zero_shot import ZeroShot
 
 RIVAL = Path(__file__).parent / "compat" / "rival"
 PROMPTS = {"red": ["all red", "a red circle"], "blue": ["a blue square"], "gray": ["gray", "on gray", "two on gray"]}
@@ -131,10 +131,30 @@ def test_rows_of_several_labels_are_ranked():
     assert found["mean_ap_chance"] == pytest.approx((2 + 2 + 1) / 12)
 
 
-def test_a_constant_score_is_never_better_than_the_prior():
-    labels = [("b",)] * 5 + [("a",)] * 3
-    predicted = ["ab"[c] for c in metrics.class_scores(np.zeros((8, 4)), np.array([0, 0, 1, 1]), "mean").argmax(1)]
-    assert metrics.summary(predicted, [each for (each,) in labels])["acc"] <= 5 / 8
+def test_a_constant_score_is_worth_chance_and_no_prior():
+    run, labels = tiny_run("retrieval"), [("red",)] * 5 + [("blue",)] * 3 + [("gray",)] * 2
+    scorer = ZeroShot(run.calls, {name: ["the same"] * number for number, name in enumerate(PROMPTS, 1)})
+    numbers = scorer.numbers(np.zeros((10, 3), np.float32), labels)
+    assert numbers["acc"] == pytest.approx(numbers["acc_chance"]) == pytest.approx(1 / 3)
+    assert numbers["recall/red"] == pytest.approx(1 / 3)
+
+
+def test_matching_encodes_each_side_once(monkeypatch):
+    """Towers are most of the work; joining is done for every pair."""
+    run, seen = tiny_run("retrieval"), {"image": 0, "text": 0}
+    run.task.is_comparable = False
+    scorer, encoder = ZeroShot(run.calls, PROMPTS), run.task.encoder
+    for side in seen:
+        module = getattr(encoder, side)
+
+        def counted(x, *rest, side=side, embed=module.forward):
+            seen[side] += len(x)
+            return embed(x, *rest)
+
+        monkeypatch.setattr(module, "forward", counted)
+    images = torch.stack([torch.from_numpy(noise(row)).permute(2, 0, 1) for row in range(5)])
+    assert scorer.scores(images).shape == (5, 3)
+    assert seen == {"image": 5, "text": sum(map(len, PROMPTS.values()))}
 
 
 def test_runs_and_data_that_cannot():

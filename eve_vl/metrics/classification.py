@@ -21,16 +21,21 @@ def confusion(predicted: Sequence[str], true: Sequence[str], classes: Sequence[s
     return np.array([[counts[truth, guess] for guess in classes] for truth in classes], dtype=np.int64)
 
 
-def summary(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
-    """Return the numbers of rows that have one label each.
+def guess_shares(score_RC: np.ndarray) -> np.ndarray:
+    """Return how much of a row's one guess goes to each class, float64 (R, C): all of it to the class of the highest score, to
+    each of several that tie an equal part, so that a constant score is worth what chance is."""
+    is_best_RC = score_RC == score_RC.max(axis=1, keepdims=True)
+    return is_best_RC / is_best_RC.sum(axis=1, keepdims=True)
+
+
+def summary(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
+    """Return the numbers of rows that have one label each. right_R: whether it was guessed, of guesses that tie how likely.
 
     acc: share of rows that are labelled right. balanced_acc: the mean of that share over the true classes, so that rare classes
     count as much as frequent ones (chance: one over the number of classes). acc_majority: always giving the most frequent label
     of these rows. num_rows, num_classes: of these rows. A mean over nothing is left out.
     """
-    right: dict[str, list[bool]] = {}
-    for guess, truth in zip(predicted, true, strict=True):
-        right.setdefault(truth, []).append(guess == truth)
+    right = _by_class(right_R, true)
     numbers: dict[str, float] = {"num_rows": len(true), "num_classes": len(right)}
     if right:
         balanced = math.fsum(sum(rows) / len(rows) for rows in right.values()) / len(right)
@@ -47,18 +52,26 @@ def summary(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
 
 def class_scores(score_RP: np.ndarray, class_P: np.ndarray, by: str) -> np.ndarray:
     """Return the score of each class, the mean or the max (`by`) of its prompts': (R, C). class_P: int, the class of each
-    prompt, 0 to C - 1, none without any. A row's scores depend on no other row."""
-    return np.stack([getattr(score_RP[:, class_P == c], by)(axis=1) for c in range(class_P.max() + 1)], axis=1)
+    prompt, 0 to C - 1, none without any. A row's scores depend on no other row; equal ones tie, however many prompts
+    there are."""
+    score_RP = score_RP.astype(np.float64)  # in which the mean of equal float32 is exact
+    scores = [getattr(score_RP[:, class_P == c], by)(axis=1) for c in range(class_P.max() + 1)]
+    return np.stack(scores, axis=1).astype(np.float32)
 
 
-def by_class(predicted: Sequence[str], true: Sequence[str]) -> dict[str, float]:
+def by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
     """Return of each true class, by name: recall/NAME, the share of its rows that are labelled so; prior/NAME, its share of all
-    rows, what a guesser gets who always names it."""
-    right: dict[str, list[bool]] = {}
-    for guess, truth in zip(predicted, true, strict=True):
-        right.setdefault(truth, []).append(guess == truth)
+    rows, what a guesser gets who always names it. right_R: as of `summary`."""
+    right = _by_class(right_R, true)
     recall: dict[str, float] = {f"recall/{name}": certainty.share(sum(right[name]), len(right[name])) for name in sorted(right)}
     return recall | {f"prior/{name}": certainty.share(len(right[name]), len(true)) for name in sorted(right)}
+
+
+def _by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, list[float]]:
+    right: dict[str, list[float]] = {}
+    for value, truth in zip(right_R, true, strict=True):
+        right.setdefault(truth, []).append(value)
+    return right
 
 
 def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float, np.ndarray]:

@@ -226,7 +226,9 @@ class Classification(Classifier[ClassificationConfig]):
         unknown = sum(self.class_ids.keys().isdisjoint(each.labels) for each in known)
         numbers = {"num_unknown": unknown} if unknown else {}
         if not self.settings.several:
-            return metrics.summary([each.label for each in known], [each.labels[0] for each in known]) | numbers
+            return (
+                metrics.summary([each.label == each.labels[0] for each in known], [each.labels[0] for each in known]) | numbers
+            )
         is_true_RC = np.array([[label in each.labels for label in self.sizes.labels] for each in known])
         return metrics.ranking_summary(np.stack([each.probability_C for each in known]), is_true_RC) | numbers
 

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eve_vl.data.batch import normalize
 from eve_vl.data.inputs import chunked
 from eve_vl.data.prompts import Prompts
 from eve_vl.errors import UserError
 from eve_vl.metrics import classification as metrics
+from eve_vl.model.embed import pick
+from eve_vl.model.rows import Tokens
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.verdict import Against
 
@@ -62,16 +65,18 @@ class ZeroShot:
         if self.text_Pd is not None:
             score_BP = self.task.image_features(images_BCHW) @ self.text_Pd.T
         else:
-            score_BP = torch.cat([self._matched(images_BCHW, *ids) for ids in self.ids], dim=1)
+            image = self.task.encoder.image(normalize(images_BCHW))
+            score_BP = torch.cat([self._matched(image, *ids) for ids in self.ids], dim=1)
         return metrics.class_scores(score_BP.float().cpu().numpy(), self.class_P, self.by)
 
-    def _matched(self, images_BCHW: Tensor, ids_PT: Tensor, is_padding_PT: Tensor) -> Tensor:
-        """Return the log-odds that each picture and each of some prompts belong together, (B, P), a picture at a time."""
-        rows = [
-            self.task.match(image[None].expand(len(ids_PT), -1, -1, -1), ids_PT, is_padding_PT)[0].float()
-            for image in images_BCHW
-        ]
-        return torch.stack([logits_P2[:, 1] - logits_P2[:, 0] for logits_P2 in rows])
+    def _matched(self, image: Tokens, ids_PT: Tensor, is_padding_PT: Tensor) -> Tensor:
+        """Return the log-odds that each of some pictures, embedded, and each of some prompts belong together, (B, P): both
+        are encoded once, and joined a picture at a time."""
+        text, rows = self.task.encoder.text(ids_PT, is_padding_PT), torch.zeros(len(ids_PT), dtype=torch.int64)
+        rows = rows.to(ids_PT.device)
+        pairs = [(pick(image, rows + each), text) for each in range(len(image.x_BND))]
+        logits = [self.task.contrast.match(self.task.encoder, *pair)[0].float() for pair in pairs]
+        return torch.stack([logits_P2[:, 1] - logits_P2[:, 0] for logits_P2 in logits])
 
     def best(self, images_BCHW: Tensor, top: int) -> list[list[ClassScore]]:
         """Return the `top` classes of the highest scores of each picture, best first."""
@@ -86,10 +91,10 @@ class ZeroShot:
         if any(len(given) > 1 for given in labels):
             is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
             return metrics.ranking_summary(score_RC, is_true_RC)
-        predicted, true = [self.classes[c] for c in score_RC.argmax(1)], [given[0] for given in labels]
-        chance = {"acc_chance": 1 / len(self.classes)}
-        return metrics.summary(predicted, true) | chance | metrics.by_class(predicted, true)
+        right, true = self.right(score_RC, labels).tolist(), [given[0] for given in labels]
+        return metrics.summary(right, true) | {"acc_chance": 1 / len(self.classes)} | metrics.by_class(right, true)
 
     def right(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]]) -> np.ndarray:
-        """Return whether the best class of each row is one of its labels, float64 (R,)."""
-        return np.array([float(self.classes[c] in given) for c, given in zip(score_RC.argmax(1), labels, strict=True)])
+        """Return whether the best class of each row is one of its labels, of several that tie what share, float64 (R,)."""
+        is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
+        return (metrics.guess_shares(score_RC) * is_true_RC).sum(1)
