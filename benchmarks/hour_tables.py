@@ -4,7 +4,7 @@ import itertools
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hour_arms import REFERENCES
@@ -14,9 +14,18 @@ from markupsafe import Markup
 from eve_vl.foreign import read_json
 from eve_vl.metrics.certainty import Estimate, from_json, paired
 from eve_vl.report.charts import Series, line_chart
-from eve_vl.report.html import TEMPLATES, Section, number, percent
+from eve_vl.report.html import NO_MEDICINE, TEMPLATES, Section, number, percent
 
 SHOWN = re.compile(r"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>_seen)?")
+BLIND = {
+    "majority": "one answer to all",
+    "blind": "by the same question",
+    "words": "by the question's words",
+    "chance": "chance",
+}
+"""How the names of numbers end that need neither a model nor a picture, in words; they are the same for every arm and seed."""
+EVEN = {"nlvr2_acc": 0.5}
+"""Chance where no evaluation says it."""
 ROWS = {"vqa_acc": "", "nlvr2_acc": "", "tr1": "tr1 ", "ir1": "ir1 "}
 """How the names of the rows begin that a number is the mean of."""
 PAGE = """{% extends "page.html" %}
@@ -41,6 +50,8 @@ class Outcome:
     """Likewise, what they have learnt from."""
     rows: Mapping[str, Mapping[str, float]]
     """By number, how well each row is done that it is the mean of."""
+    blind: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    """By number, the best that comes without looking, and how."""
 
     @property
     def used(self) -> list[float]:
@@ -65,15 +76,25 @@ Lines = dict[str, dict[str, list[tuple[float, list[float]]]]]
 
 def outcome(cell: Cell) -> Outcome | None:
     """Return what came of a cell; None if something is still to be done. Raises UserError."""
-    numbers, rows, spent, pairs = {}, {}, {}, {}
+    numbers, rows, spent, pairs, blind = {}, {}, {}, {}, {}
     for job in cell.jobs:
         if (result := cell.result(job)) is None:
             return None
         own = {name: value for name, value in from_json(result["numbers"]).items() if SHOWN.fullmatch(name)}
         numbers |= own
+        blind |= {name: best for name in own if (best := best_blind(name, result["numbers"])) is not None}
         rows |= {name: rows_of(name, read_json(cell.file(job, ".rows"), dict)) for name in own}
         spent[job], pairs[job] = result["core_seconds"], result["pairs"]
-    return Outcome(seed=cell.seed, numbers=numbers, core_seconds=spent, pairs=pairs, rows=rows)
+    return Outcome(seed=cell.seed, numbers=numbers, core_seconds=spent, pairs=pairs, rows=rows, blind=blind)
+
+
+def best_blind(name: str, numbers: Mapping[str, Any]) -> tuple[float, str] | None:
+    """Return the best that a number comes to without looking at a picture, and how; None where that is not known."""
+    found = SHOWN.fullmatch(name)
+    assert found is not None
+    base, suffix = found["base"], found["suffix"] or ""
+    known = [(float(numbers[key]), how) for end, how in BLIND.items() if (key := f"{base}_{end}{suffix}") in numbers]
+    return max([*known, *((share, "chance") for even, share in EVEN.items() if even == base)], default=None)
 
 
 def rows_of(name: str, rows: Mapping[str, float]) -> dict[str, float]:
@@ -166,7 +187,7 @@ def spread(values: Sequence[float], show: str = ".3f") -> str:
 
 def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
     """Return a line per arm below a head: seeds, core-seconds used, rows learnt from by each stage, numbers, each beside the
-    paper's where that has some."""
+    paper's where that has some; last what these come to without looking at pictures."""
     paper = paper or {}
     given = {name for numbers in paper.values() for name in numbers}
     names, every = names_of(arms), [each for outcomes in arms.values() for each in outcomes]
@@ -182,6 +203,11 @@ def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
             cells += [spread(each) if each else "–"]
             cells += [f"{known:.1f} %" if (known := paper.get(arm, {}).get(name)) else "–"] * (name in given)
         lines.append([arm, str(len(outcomes)), spread(used, ",.0f"), "; ".join(pairs), *cells])
+    if blind := {name: best for each in every for name, best in each.blind.items()}:
+        cells = []
+        for name in names:
+            cells += ["{:.3f} ({})".format(*blind[name]) if name in blind else "–"] + ["–"] * (name in given)
+        lines.append(["without looking", *"–––", *cells])
     return lines
 
 
@@ -271,4 +297,6 @@ def sections(found: Found) -> list[Section]:
 
 def page(sections: Sequence[Section], heading: str, note: str, kicker: str = "equal core-seconds") -> str:
     """Return a self-contained page."""
-    return TEMPLATES.from_string(PAGE).render(sections=sections, heading=heading, note=note, kicker=kicker)
+    values = {"heading": heading, "note": note, "kicker": kicker}
+    values["source_note"] = NO_MEDICINE if any("phantoms" in each.title for each in sections) else ""
+    return TEMPLATES.from_string(PAGE).render(sections=sections, **values)

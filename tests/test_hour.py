@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,11 @@ def test_a_tiny_arm_from_its_stages_to_its_page(pictures):
         assert statistics.fmean(outcome.rows["tr1_seen"].values()) == outcome.numbers["tr1"]
         assert all(seconds > 0 for seconds in outcome.core_seconds["retrieval"])
     page = tables.page(tables.sections(found), "Title", "A note")
-    assert "tr1, n 8" in page
+    assert "tr1, n 8" in page and "nothing about medicine" not in page
+    chance = 9 / 5 / 8  # nine pairs of eight pictures and five names
+    assert outcome.blind["tr1"] == (pytest.approx(chance), "chance")
+    assert f'<th scope="row">without looking</th><td>–</td><td>–</td><td>–</td><td>{chance:.3f} (chance)</td>' in page
+    assert "nothing about medicine" in tables.page(tables.sections({"phantoms": found["emoji"]}), "Title", "A note")
     assert ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6]).tag == "svg"
     json.dumps(tables.to_json(found))
 
@@ -175,6 +180,18 @@ def test_a_table_has_mean_and_ends_over_seeds():
         "|---|---|---|---|---|",
         "| a | 3 | 101 (100–102) | 32k + 128 | 0.300 (0.200–0.400) |",
     ]
+
+
+def test_the_best_that_comes_without_looking_stands_below():
+    numbers = {"vqa_acc_majority": 0.2, "vqa_acc_blind": 0.4, "vqa_acc_words": 0.3, "tr1_chance": 0.1, "tr1_chance_seen": 0.5}
+    assert tables.best_blind("vqa_acc", numbers) == (0.4, "by the same question")
+    assert tables.best_blind("tr1", numbers) == (0.1, "chance")
+    assert tables.best_blind("tr1_seen", numbers) == (0.5, "chance")
+    assert tables.best_blind("nlvr2_acc", numbers) == (0.5, "chance")
+    assert tables.best_blind("ir1", numbers) is None
+    (arm,) = outcomes(0.2)
+    lines = tables.table({"a": [replace(arm, blind={"tr1": (0.25, "chance")})]}, {"a": {"tr1": 30.0}})
+    assert lines[2] == ["without looking", "–", "–", "–", "0.250 (chance)", "–"]
 
 
 def test_a_difference_counts_if_every_seed_of_one_is_better():

@@ -19,7 +19,7 @@ from eve_vl.loading import load_run
 from eve_vl.metrics import certainty
 from eve_vl.report.charts import line_chart
 from eve_vl.report.curves import Curves, Loss, over
-from eve_vl.report.html import Section, document, draw
+from eve_vl.report.html import Section, document, draw, source_note
 from eve_vl.report.page import run_facts, run_folder, write_page
 from eve_vl.report.task import Example, Measured, task_report
 from eve_vl.talk import told, warn
@@ -131,7 +131,8 @@ def comparison_page(name: str, arms: Sequence[Arm], unreadable: Mapping[str, str
             title = f"{task}: {part}" if len(groups) > 1 else part.capitalize()
             body = draw("compare_sections.html", part, arms=group, found=found)
             sections.append(Section(name=f"{task}-{part}", title=title, body=body))
-    return document("compare.html", sections, name=name, groups=groups, unreadable=unreadable)
+    said = source_note(source for arm in arms for source in (*arm.config.data.train, *arm.config.data.val))
+    return document("compare.html", sections, name=name, groups=groups, unreadable=unreadable, source_note=said)
 
 
 def paired(arms: Sequence[Arm]) -> list[tuple[str, str, certainty.Estimate]]:

@@ -8,7 +8,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,9 @@ from PIL import Image
 from eve_vl.metrics.certainty import Estimate
 from eve_vl.talk import counted
 
+NO_MEDICINE = (
+    "Phantoms are schematic drawings: what is learnt from them proves code and protocols, and says nothing about medicine."
+)
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -39,6 +42,11 @@ class Choice:
     text: str
     probability: float
     is_right: bool
+
+
+def source_note(sources: Iterable[str]) -> str:
+    """Return what a page must say of the data that it is about, by its names; "" for most."""
+    return NO_MEDICINE if any(name.startswith("phantoms:") for name in sources) else ""
 
 
 def draw(template: str, macro: str, **values: Any) -> Markup:
@@ -98,4 +106,7 @@ TEMPLATES = Environment(
     loader=PackageLoader("eve_vl.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 TEMPLATES.filters |= {each.__name__: each for each in (png, counted, interval, percent, number, points, scientific)}
-TEMPLATES.globals |= {each.__name__: each for each in (percent, number, scientific, math.isfinite)} | {"nan": math.nan}
+TEMPLATES.globals |= {each.__name__: each for each in (percent, number, scientific, math.isfinite)} | {
+    "nan": math.nan,
+    "source_note": "",
+}

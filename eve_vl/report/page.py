@@ -16,7 +16,7 @@ from eve_vl.inspect import inspect_run
 from eve_vl.loading import LoadedRun, load_run, read_config
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
 from eve_vl.report.curves import Curves, clock
-from eve_vl.report.html import Section, document, draw
+from eve_vl.report.html import Section, document, draw, source_note
 from eve_vl.report.routing import routing_section
 from eve_vl.report.task import task_report
 from eve_vl.talk import warn
@@ -72,6 +72,7 @@ def run_page(run: LoadedRun) -> str:
         run=run,
         config=config,
         problem=problem,
+        source_note=source_note((*config.data.train, *config.data.val)),
         notes=[text for text in texts if not (verdict and text.endswith((verdict, NO_BASELINE)))],  # training has no baselines
         **run_facts(run, curves.log, counts),
     )
