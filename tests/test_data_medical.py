@@ -92,7 +92,7 @@ def test_roco(tmp_path: Path, capsys):
     for name in (f"{root}#val", root / "validation", root / "validation/radiology/captions.txt"):
         source = opened(str(name))
         assert [row.captions for row in (source[0], source[1])] == [("Chest X-ray showing a mass",), ("abdominal CT",)]
-        assert source[1].where == "captions.txt:2"
+        assert source[1].where == "validation/radiology/captions.txt:2"
     files(root, {"roco_files/roco_val_references.jsonl": references}, ())
     assert opened(f"{root}#val")[0].captions == ("Chest X-ray showing a mass", "As Fig. 2 shows, a mass.")
     assert "3 captions and inline references (from roco_val_references.jsonl)" in capsys.readouterr().out
@@ -192,9 +192,9 @@ def test_medvqa(tmp_path: Path):
     root = files(tmp_path / "medvqa", texts, pictures)
     rows = list(opened(f"{root}#train"))
     assert [(row.question_id, row.content_type, row.where) for row in rows] == [
-        (0, "Modality", "Modality.csv:1"),
-        (1, "Modality", "Modality.csv:2"),
-        (2, "Plane", "Plane.csv:1"),
+        (0, "Modality", "train/QA/Modality.csv:1"),
+        (1, "Modality", "train/QA/Modality.csv:2"),
+        (2, "Plane", "train/QA/Plane.csv:1"),
     ]
     from eve_vl.metrics.vqa import accuracy_of, soft_targets
 
@@ -286,10 +286,12 @@ def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
     assert [vars(row) for row in broken] == list(map(json.loads, (tmp_path / layout / "broken.jsonl").read_text().splitlines()))
     splits = ("",) if layout == "chexpert-5x200" else ("#train", "#val") + ("#test",) * (layout != "chexpert")
     found: Counter[str] = Counter()
+    names: Counter[str] = Counter()
     for split in splits:
         source = opened(f"{tmp_path / layout}{split}", must_be_usable=False)
         named = problems(source)
         rows = {index: source._table.where(index) for index in range(len(source))}
+        names.update(rows.values())
         listed = {row.row: row for row in broken if row.row in rows.values() and _is_of(row.file, split, layout)}
         at = {where.split(",")[0]: reason for where, reason in named.items()}
         assert set(at) == set(listed)
@@ -303,6 +305,7 @@ def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
             }[listed[where].how]
             assert any(word in reason for word in ([words] if isinstance(words, str) else words)), (where, reason)
             found[listed[where].how] += 1
+    assert max(names.values()) == 1  # a name says the split too
     expected = {*WAYS, *([LANGUAGE] if layout == "slake" else [])} - ({"empty text"} if layout == "chexpert" else set())
     assert set(found) == expected
 

@@ -110,7 +110,7 @@ def _roco(out: _Folder) -> None:
         for index in out.indices(split):
             phantom, report = _told(out, split, index)
             name, paper = f"ROCO_{index + 1:05d}", f"PMC{phantom.patient.number:07d}"
-            fault = out.fault(f"{folder}/captions.txt", f"captions.txt:{index + 1}", index)
+            fault = out.fault(f"{folder}/captions.txt", f"{folder}/captions.txt:{index + 1}", index)
             out.picture(f"{folder}/images/{name}.jpg", _pixels(phantom), fault)
             name = captions[0].split("\t")[0] if fault == REPEATED else name
             captions.append(name if fault == COLUMN else f"{name}\t{'' if fault == EMPTY else report}")
@@ -206,7 +206,7 @@ def _medvqa(out: _Folder) -> None:
             lines, file = [], f"{split}/QA/{category}.csv"
             for index, (phantom, name) in enumerate(zip(phantoms, names, strict=True)):
                 ways = (COLUMN, EMPTY, REPEATED)  # a picture has three questions: one that is missing breaks all of them
-                fault = "" if index in gone else out.fault(file, f"{category}.csv:{index + 1}", index, ways)
+                fault = "" if index in gone else out.fault(file, f"{file}:{index + 1}", index, ways)
                 shown = names[0] if fault == REPEATED else name
                 lines.append(
                     "|".join([shown, question, "" if fault == EMPTY else answer(phantom)][: 2 if fault == COLUMN else 3])
@@ -214,8 +214,8 @@ def _medvqa(out: _Folder) -> None:
             out.text(file, "".join(f"{line}\n" for line in lines))
         for index, (phantom, name) in enumerate(zip(phantoms, names, strict=True)):
             is_missing = index and out.rng.random() < out.share / 4
-            already = {row.row for row in out.broken if row.file.startswith(f"{split}/")}
-            rows = [Broken(file=f"{split}/QA/{one}.csv", row=f"{one}.csv:{index + 1}", how=MISSING) for one in asked]
+            already, files = {row.row for row in out.broken}, [f"{split}/QA/{one}.csv" for one in asked]
+            rows = [Broken(file=file, row=f"{file}:{index + 1}", how=MISSING) for file in files]
             is_missing = is_missing and not already & {row.row for row in rows}
             out.broken += rows if is_missing else []
             out.picture(f"{split}/images/{name}.jpg", _pixels(phantom), MISSING if is_missing else "")

@@ -23,6 +23,7 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 LANGUAGES = ("en", "zh")
 MEDICAT_HELD_OUT = 1000  # figures of each of both other splits, but of few at most a tenth
 ANNOTATORS = 4  # so many agree on each of the alternative answers: enough for all of them to be wholly right
+IN_SPLIT = 3  # parts of a path such as train/radiology/captions.txt
 
 
 class _Ids:
@@ -39,11 +40,13 @@ class _Ids:
         return "" if first == where else f"{what} {value} comes once more, first in {first}"
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield the name and the text of each line that is not blank, None if it is not UTF-8."""
+def _lines(path: Path, parts: int = 1) -> Iterator[tuple[str, str | None]]:
+    """Yield the name and the text of each line that is not blank, None if it is not UTF-8. parts: how many of the path's last
+    parts the name has, as files of several splits are called alike."""
+    name = "/".join(path.parts[-parts:])
     with open_ordinary(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(common.MAX_TEXT_BYTES), b""), start=1):
-            where = f"{path.name}:{number}"
+            where = f"{name}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError:
@@ -79,7 +82,7 @@ def roco_rows(path: Path, references: Path | None, say: Say) -> Iterator[Named]:
     """Yield caption and, if there are, inline references of each line of captions.txt."""
     more = _roco_references(path, references) if references else {}
     ids, num = _Ids(), Counter()
-    for where, line in _lines(path):
+    for where, line in _lines(path, IN_SPLIT):
         parts = [] if line is None else [part.strip() for part in line.split("\t")]
         if len(parts) != 2:
             yield where, "not UTF-8 text" if line is None else f"line has {len(parts) - 1} tabs, expected one: id, caption"
@@ -210,7 +213,7 @@ def medvqa_rows(files: Sequence[Path]) -> Iterator[Named]:
     the category second. Of the answers that # separates, each is right."""
     ids, number = _Ids(), 0
     for file in files:
-        for where, line in _lines(file):
+        for where, line in _lines(file, IN_SPLIT):
             parts = [] if line is None else [part.strip() for part in line.split("|")]
             if len(parts) not in (3, 4):
                 yield (
