@@ -102,7 +102,8 @@ def m3ae_vqa(init: Config) -> Config:
 
     eve finetune m3ae_vqa --init runs/m3ae_base --data.train vqa-rad#train --data.val held-out
     """
-    return _medical(init, "m3ae_vqa", VQAConfig(min_answer_count=1), heads=50, steps=2400, batch_size=64)
+    config = _medical(init, "m3ae_vqa", VQAConfig(min_answer_count=1), heads=50, steps=2400, batch_size=64)
+    return replace(config, data=replace(config.data, crop_scale=(1.0, 1.0)))
 
 
 def m3ae_classification(init: Config) -> Config:
