@@ -1,5 +1,7 @@
 """Masks: exact counts, nothing special hidden, every position as likely as any other, and streams that follow their key."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -55,20 +57,37 @@ def test_streams_depend_on_the_key_alone():
     assert draws[5] == expected.tolist()
 
 
-@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [3, 1, 2, 1, 1], [4, 4], [9], [2, 5, 1, 1, 1, 1, 1]])
+def slow_shares(sizes: list[int], num_masked: int) -> list[float]:
+    """How often each word is hidden: over all orders, words until the share is full, the last one as far as it fits."""
+    shares = [0.0] * len(sizes)
+    orders = list(itertools.permutations(range(len(sizes))))
+    for order in orders:
+        left, found = num_masked, [0.0] * len(sizes)
+        for word in order:
+            found[word] = min(1.0, left / sizes[word])
+            left = max(0, left - sizes[word])
+        if max(found) < 1:  # then the first one alone may be hidden, else the first that fits, else itself
+            (first, *_), fitting = order, [word for word in order if sizes[word] <= num_masked]
+            found[fitting[0] if fitting else first] += 1 - found[first]
+        shares = [share + each / len(orders) for share, each in zip(shares, found, strict=True)]
+    return shares
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [3, 1, 2, 1, 1], [4, 4], [9], [2, 5, 1, 1, 1, 1, 1], [2, 2, 2, 2, 2, 2]])
 @pytest.mark.parametrize("ratio", [0.15, 0.5])
-def test_words_are_hidden_as_a_whole(sizes, ratio):
-    """As many of the words, in a random order, as fit into the share of tokens, at least one."""
+def test_words_are_hidden_as_a_whole_and_as_many_as_the_share(sizes, ratio):
     word = np.array([-1, *(number for number, size in enumerate(sizes) for _ in range(size)), -1])
-    share, seen = max(1, round(ratio * sum(sizes))), set()
-    for seed in range(60):
+    share, draws, counts = max(1, round(ratio * sum(sizes))), 2000, np.zeros(len(sizes))
+    for seed in range(draws):
         hidden = mask_tokens(word < 0, ratio, generator(seed), word)
         words = {*word[hidden].tolist()}
-        assert all(hidden[word == each].all() for each in words) and -1 not in words
-        others = [size for number, size in enumerate(sizes) if number not in words]
-        assert words and (hidden.sum() <= share < hidden.sum() + min(others, default=99) or len(words) == 1)
-        seen |= words
-    assert seen == {number for number, size in enumerate(sizes) if size <= share or min(sizes) > share}
+        assert words and -1 not in words and all(hidden[word == each].all() for each in words)
+        assert hidden.sum() < share + max(sizes)
+        counts[[*words]] += 1
+    expected = slow_shares(sizes, share)
+    np.testing.assert_allclose(counts / draws, expected, atol=5 * np.sqrt(0.25 / draws))
+    if max(sizes) <= share:  # of longer words at least one is hidden all the same
+        assert np.dot(expected, sizes) == pytest.approx(share)
 
 
 def test_every_word_is_as_likely_as_any_other():

@@ -27,8 +27,9 @@ def mask_tokens(
 ) -> np.ndarray:
     """Choose the tokens to hide: bool (T,), True = hidden; never a special one, at least one where there is any.
 
-    word_T: the word that each token is of, int; with it, words are hidden as a whole, in random order those that still fit into
-    the share, at least one.
+    word_T: the word that each token is of, int; with it, words are hidden as a whole, in random order until the share is full,
+    at least one. The last of them, which may be too long, is hidden as often as the share has room for it, so that the share is
+    met on average, whatever the words' lengths.
     """
     candidates = np.flatnonzero(~is_special_T)
     is_masked_T = np.zeros(len(is_special_T), dtype=bool)
@@ -39,10 +40,11 @@ def mask_tokens(
         else:
             words, sizes = np.unique(word_T[candidates], return_counts=True)
             order = rng.permutation(len(words))
-            chosen, left = [], num_masked
-            for word in order:
-                if sizes[word] <= left:
-                    chosen.append(words[word])
-                    left -= sizes[word]
-            is_masked_T[candidates] = np.isin(word_T[candidates], chosen or words[order[:1]])
+            ends = np.cumsum(sizes[order])
+            num = int(np.searchsorted(ends, num_masked, side="right"))  # words that fit
+            left = num_masked - (ends[num - 1] if num else 0)
+            num += num < len(order) and rng.random() * sizes[order[num]] < left
+            fitting = order[sizes[order] <= num_masked]
+            chosen = order[:num] if num else (fitting if len(fitting) else order)[:1]
+            is_masked_T[candidates] = np.isin(word_T[candidates], words[chosen])
     return is_masked_T
