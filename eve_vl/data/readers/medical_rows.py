@@ -278,5 +278,5 @@ def chexpert_rows(rows: Iterable[Named], path: Path, picture: str, say: Say) -> 
     if num["lateral"] or num["unlabelled"] or num["uncertain"]:
         say(
             f"{path}: left out are {num['lateral']:,} lateral views and {num['unlabelled']:,} rows without a label that is 1; "
-            f"{num['uncertain']:,} rows have uncertain labels (-1), which do not count"
+            f"{num['uncertain']:,} rows have uncertain labels (-1): absent in classification"
         )
