@@ -17,6 +17,7 @@ from two_processes import (
     PICTURES,
     WORLD,
     contrast_of_features,
+    drawn_negatives,
     evaluation,
     gradients_of_a_step,
     mlim_step,
@@ -75,7 +76,6 @@ def test_contrast_of_two_processes_is_that_of_the_whole_batch(found):
 
 @pytest.mark.parametrize("step", [gradients_of_a_step, neighbours_step, mlim_step])
 def test_a_step_of_two_processes_has_the_gradients_of_one(step, found):
-    """With the same global negatives: others would have other gradients."""
     expected = step()
     for tensors, _ in found:
         gradients = part(tensors, f"{step.__name__}.")
@@ -83,6 +83,17 @@ def test_a_step_of_two_processes_has_the_gradients_of_one(step, found):
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
     assert all(gradient.any() for gradient in expected.values())
+
+
+def test_two_processes_draw_the_negatives_of_one(found):
+    expected, own = drawn_negatives(), torch.arange(NUM_ROWS)
+    for tensors, _ in found:
+        drawn = part(tensors, "drawn_negatives.")
+        assert drawn.keys() == expected.keys()
+        assert all(torch.equal(drawn[name], rows) for name, rows in expected.items())
+    is_foreign = expected["images"] // (NUM_ROWS // WORLD) != own // (NUM_ROWS // WORLD)
+    assert is_foreign.any() and not is_foreign.all()
+    assert (expected["images"] != own).all() and len(expected["images"].unique(dim=0)) > 1
 
 
 def test_two_processes_judge_by_the_running_averages_of_all_rows(found, tmp_path):

@@ -67,10 +67,21 @@ FEW = (
 )
 
 
-@pytest.mark.parametrize("name", ["vlmo_tiny", "mlim_tiny", "m3ae_tiny", "medflip_tiny"])
-def test_each_neighbour_goes_on_bit_for_bit(name, eve, pretrained, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        *(("vlmo_tiny_images", ""), ("vlmo_tiny_texts", "vlmo_tiny_images"), ("vlmo_tiny", "vlmo_tiny_texts")),
+        *(("mlim_tiny", ""), ("m3ae_tiny", ""), ("medflip_tiny", "")),
+    ],
+)
+def test_each_neighbour_goes_on_bit_for_bit(name, before, eve, pretrained, tmp_path: Path, monkeypatch):
+    """So does each stage, from the one before."""
     monkeypatch.setattr("eve_vl.report.page.write_report", str)  # it takes longer than the steps
-    words = ("pretrain", name, "--tokenizer.path", pretrained / "tokenizer.json", *FEW)
+    start: tuple[Any, ...] = ("--tokenizer.path", pretrained / "tokenizer.json")
+    if before:
+        assert eve("pretrain", before, *start, *FEW, "--train.steps", 1, "--out", "before").returncode == 0
+        start = ("--init", "before")
+    words = ("pretrain", name, *start, *FEW)
     assert eve(*words, "--out", "whole").returncode == 0
     train_step = Trainer.train_step
 

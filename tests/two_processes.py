@@ -6,6 +6,7 @@ python -m torch.distributed.run --standalone --nproc-per-node 2 tests/two_proces
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -82,18 +83,42 @@ def gradients_of_a_step() -> dict[str, Tensor]:
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
 
 
-def neighbours_step() -> dict[str, Tensor]:
-    """Gradients of pre-training by contrast, its singular values and matching with negatives of all processes."""
+def neighbours() -> tuple[Any, MaskedPairs]:
+    """Pre-training by contrast, its singular values and matching with negatives of all processes, and its rows."""
     settings = ContrastMatchConfig(
         mlm_weight=0.0, itc_masks_image=True, itc_targets="diagonal", itm_negatives="global", svd_form="sigma1"
     )
     config = tiny_config(task=settings, model={"balance_weight": 0.0})
-    dataset = MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
-    task = build(config).train()
+    return build(config).train(), MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
+
+
+def neighbours_step() -> dict[str, Tensor]:
+    """Gradients of a step of it."""
+    task, dataset = neighbours()
     model = DistributedDataParallel(task) if distributed.world_size() > 1 else task
     rows = [dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()]
     model(dataset.collate(rows)).loss.backward()
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
+
+
+@torch.no_grad()
+def drawn_negatives() -> dict[str, Tensor]:
+    """Which row's picture and which row's text are the wrong partners of each row of all processes, in several epochs."""
+    task, dataset = neighbours()
+    found: dict[str, list[Tensor]] = {"images": [], "texts": []}
+    for epoch in range(6):
+        of_all = dataset.collate([dataset[(epoch, 0, row)] for row in range(NUM_ROWS)])
+        batch = dataset.collate([dataset[(epoch, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()])
+        features, temperature = task.contrast.alone(task.encoder, batch)[2:4], task.contrast.features.temperature
+        (wrong,) = task.contrast._fetched(task.encoder, [batch], *features, temperature)
+        shown = [(wrong.partners.images_BCHW, of_all.images_BCHW), (wrong.partners.ids_BT, of_all.ids_BT)]
+        for name, (partner_B, row_C) in zip(found, shown, strict=True):
+            row_C = row_C[..., : partner_B.shape[-1]]
+            partner_B = F.pad(partner_B, (0, row_C.shape[-1] - partner_B.shape[-1]))
+            is_it_BC = (partner_B[:, None] == row_C).flatten(2).all(2)
+            assert is_it_BC.any(1).all()
+            found[name].append(distributed.gather_rows(is_it_BC.int().argmax(1)))
+    return {name: torch.stack(each) for name, each in found.items()}
 
 
 def mlim_step() -> dict[str, Tensor]:
@@ -150,7 +175,7 @@ def main(folder: Path) -> None:
     distributed.setup(torch.device("cpu"))
     rank = distributed.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
-    for step in (gradients_of_a_step, neighbours_step, mlim_step):
+    for step in (gradients_of_a_step, neighbours_step, drawn_negatives, mlim_step):
         tensors |= {f"{step.__name__}.{name}": value for name, value in step().items()}
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")
