@@ -7,6 +7,7 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from twins import in_rows, random_moe, randomize, slow_moe
 
 from eve_vl import export
 from eve_vl.cli import main
+from eve_vl.config import ContrastMatchConfig, TowersModelConfig
 from eve_vl.data.inputs import Inputs, given_images
 from eve_vl.eve import Eve
 from eve_vl.export import export_run
+from eve_vl.loading import build_task
 from eve_vl.model.moe_official import OfficialMoE
 from eve_vl.model.moe_traceable import TraceableMoE
 
@@ -127,6 +130,20 @@ def test_judging(exported, numbers):
     probability = torch.from_numpy(found).softmax(1)[:, 1].numpy()
     expected = [files.eve.judge(*each, TEXTS[n]).probability for *each, n in zip(left, right, numbers, strict=True)]
     assert_close(probability, expected)
+
+
+def test_co_attention_is_exported(tmp_path: Path):
+    """Which compares with torch at sizes that were not traced."""
+    towers = TowersModelConfig(
+        embed_dim=16, image_depth=1, text_depth=1, fusion_depth=1, pixel_layer=1, num_heads=2, mlp_ratio=2.0, init_std=0.3
+    )
+    task = ContrastMatchConfig(itc_weight=0.0, itm_negatives="random_half")
+    run = tiny_run("", folder=tmp_path, task=task)
+    config = replace(run.config, model=towers)
+    built = build_task(config, run.tokenizer).eval()
+    write_run(replace(run, config=config, task=built), tmp_path / "run")
+    (file,) = export_run(tmp_path / "run", tmp_path / "onnx", ("matcher",))
+    assert file.largest_difference < 1e-4
 
 
 def test_what_export_json_says(exported):

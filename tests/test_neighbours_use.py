@@ -1,0 +1,75 @@
+"""What people do with runs of EVE's neighbours, each trained for two steps by its own recipe: pages, the hub."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from report_page import Page, assert_self_contained, trained
+from tiny_runs import TEXTS, noise
+
+from eve_vl import hf
+from eve_vl.config import Config, ContrastMatchConfig
+from eve_vl.data.scenes import ScenePairs
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.eve import Eve
+from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.report.html import NO_MEDICINE
+
+CLASS = {
+    "vlmo_tiny": "EveForContrastMatch",
+    "mlim_tiny": "EveForMlim",
+    "m3ae_tiny": "EveForContrastMatch",
+    "medflip_tiny": "EveForRetrieval",
+    "mlim_pairs": "EveForPair",
+}
+SHOWN = {"mlim_pairs": "pairs of items", "mlim_tiny": "masked texts and pictures", "medflip_tiny": "Contrast loss"}
+
+
+def short(config: Config, out: Path) -> Config:
+    """The recipe with two steps of a few rows."""
+    train = replace(config.train, steps=2, batch_size=4, log_every=1, val_every=2, save_every=2, device="cpu", threads=1)
+    return replace(config, out=out, data=replace(config.data, val_samples=4, num_workers=0), train=train)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where the runs are, beside a tokenizer of few captions."""
+    folder, scenes = tmp_path_factory.mktemp("neighbours"), ScenePairs(split="train", image_size=32)
+    captions = [caption for row in range(200) for caption in scenes[row].captions]
+    (folder / "tokenizer.json").write_text(Tokenizer.train(captions, 400).to_json())
+    return folder
+
+
+@pytest.fixture(scope="module", params=CLASS)
+def run(request, folder: Path) -> Path:
+    name, words = request.param, folder / "tokenizer.json"
+    if name == "mlim_pairs":
+        config = get_finetune_recipe(name, replace(get_recipe("mlim_tiny"), out=folder / "mlim_tiny"))
+    else:
+        config = replace(get_recipe(name), tokenizer=replace(get_recipe(name).tokenizer, path=words))
+    trained(short(config, folder / name))
+    return folder / name
+
+
+def test_it_has_a_page(run: Path):
+    page = Page(run / "report.html")
+    assert_self_contained(run / "report.html")
+    assert SHOWN.get(run.name, "Matching loss") in page.text
+    assert {"numbers", "curves", "config"} <= {*page.ids}
+    assert (NO_MEDICINE in page.text) == (run.name in ("m3ae_tiny", "medflip_tiny"))
+
+
+def test_features_of_the_hub_are_those_of_eve(run: Path):
+    eve, (model, processor) = Eve.load(run, device="cpu"), hf.from_run(run)
+    assert type(model).__name__ == CLASS[run.name]
+    pictures = [noise(seed, 48, 48) for seed in range(3)]
+    inputs = processor(images=pictures, text=[*TEXTS])
+    with torch.no_grad():
+        images = model.get_image_features(inputs["pixel_values"]).pooler_output
+        texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+    np.testing.assert_allclose(images, eve.encode_image(pictures), atol=1e-5)
+    np.testing.assert_allclose(texts, eve.encode_text([*TEXTS]), atol=1e-5)
+    is_contrast = isinstance(eve.run.config.task, ContrastMatchConfig) and eve.run.config.task.itc_weight > 0
+    assert eve.task.is_comparable == is_contrast
