@@ -215,7 +215,7 @@ def test_damaged_bytes_never_escape_as_other_errors(monkeypatch: pytest.MonkeyPa
 def test_a_whole_jpeg_is_decoded_as_coarse_as_it_may_be(longest: int, size: tuple[int, int]):
     found = decoded(encode(PICTURE, "JPEG", quality=95), longest=longest)
     assert found.shape[:2] == size and max(size) >= longest
-    coarse = np.asarray(PICTURE.resize(size[::-1], Image.Resampling.BOX))
+    coarse = np.asarray(PICTURE.resize((size[1], size[0]), Image.Resampling.BOX))
     assert np.abs(found.astype(int) - coarse).mean() < 4
     assert_close(decoded(encode(PICTURE, "PNG"), longest=longest), SMOOTH, 0)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,8 @@ def test_parameters_without_a_gradient_are_announced(name, policy):
         config = config_of(name, model=model)
         dataset = train_set(config, NUM_ROWS)
     else:
-        settings = MaskedSignalConfig(decoder_depth=1, **{"mim_weight" if name == "words" else "mlm_weight": 0.0})
+        weights = {"mim_weight": float(name == "pixels"), "mlm_weight": float(name == "words")}
+        settings = replace(MaskedSignalConfig(decoder_depth=1), **weights)
         config = tiny_config(task=settings, model=model)
         dataset = MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
     task = build(config).train()

@@ -331,15 +331,16 @@ def test_contrast_without_a_head_for_tokens_is_retrieval(model, tmp_path):
     model.save_pretrained(tmp_path / "hub")
     pictures, texts = [noise_picture(seed) for seed in range(3)], [*CAPTIONS[:2], "a"]
     inputs, eve = processor(images=pictures, text=texts), Eve.load(tmp_path / "run", device="cpu")
+    contrast: Any = eve.task.contrast
     for each in (model, hf.EveForRetrieval.from_pretrained(tmp_path / "hub")):
         with torch.no_grad():
-            images = each.get_image_features(inputs["pixel_values"]).pooler_output
-            words = each.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+            images: Any = each.get_image_features(inputs["pixel_values"]).pooler_output
+            words: Any = each.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
             both = each(**inputs)
         assert images.shape == (3, 6)
         np.testing.assert_allclose(images, eve.encode_image(pictures), atol=1e-5)
         np.testing.assert_allclose(words, eve.encode_text(texts), atol=1e-5)
-        expected = eve.encode_image(pictures) @ eve.encode_text(texts).T / task.contrast.features.temperature.item()
+        expected = eve.encode_image(pictures) @ eve.encode_text(texts).T / contrast.features.temperature.item()
         np.testing.assert_allclose(both.logits_per_image, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(both.text_embeds, words)
 

@@ -189,7 +189,7 @@ def test_numbers_in_files_stay_where_they_were():
     assert read == numbers
     assert read["acc"].certainty() == share(3, 4).certainty()
     assert to_json({"loss": 1.0}) == {"loss": 1.0}
-    over = classification.summary(["a", "a", "b"], ["a", "b", "b"])["acc"]
+    over = classification.summary([1, 0, 1], ["a", "b", "b"])["acc"]
     assert isinstance(over, Estimate) and [*over.versus] == ["acc_majority"]
     again = from_json(json.loads(json.dumps(to_json({"acc": over}))))["acc"]
     assert again.certainty() == over.certainty()
@@ -289,7 +289,7 @@ def test_every_share_of_the_other_metrics_knows_its_n():
         "nlvr2_acc": 2,
         "nlvr2_consistency": 2,
     }
-    labels = classification.summary(["a", "b"], ["a", "a"])
+    labels = classification.summary([1, 0], ["a", "a"])
     assert {name for name, value in labels.items() if isinstance(value, Estimate)} == {"acc", "balanced_acc", "acc_majority"}
 
 

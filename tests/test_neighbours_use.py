@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,8 +68,8 @@ def test_features_of_the_hub_are_those_of_eve(run: Path):
     pictures = [noise(seed, 48, 48) for seed in range(3)]
     inputs = processor(images=pictures, text=[*TEXTS])
     with torch.no_grad():
-        images = model.get_image_features(inputs["pixel_values"]).pooler_output
-        texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        images: Any = model.get_image_features(inputs["pixel_values"]).pooler_output
+        texts: Any = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
     np.testing.assert_allclose(images, eve.encode_image(pictures), atol=1e-5)
     np.testing.assert_allclose(texts, eve.encode_text([*TEXTS]), atol=1e-5)
     is_contrast = isinstance(eve.run.config.task, ContrastMatchConfig) and eve.run.config.task.itc_weight > 0

@@ -29,7 +29,7 @@ from eve_vl.tasks.verdict import Against
 from eve_vl.tasks.zero_shot import ZeroShot
 
 RIVAL = Path(__file__).parent / "compat" / "rival"
-PROMPTS = {"red": ["all red", "a red circle"], "blue": ["a blue square"], "gray": ["gray", "on gray", "two on gray"]}
+PROMPTS = {"red": ("all red", "a red circle"), "blue": ("a blue square",), "gray": ("gray", "on gray", "two on gray")}
 
 
 def labelled(labels: list[tuple[str, ...]]) -> ListSource[Any]:
@@ -133,7 +133,7 @@ def test_rows_of_several_labels_are_ranked():
 
 def test_a_constant_score_is_worth_chance_and_no_prior():
     run, labels = tiny_run("retrieval"), [("red",)] * 5 + [("blue",)] * 3 + [("gray",)] * 2
-    scorer = ZeroShot(run.calls, {name: ["the same"] * number for number, name in enumerate(PROMPTS, 1)})
+    scorer = ZeroShot(run.calls, {name: ("the same",) * number for number, name in enumerate(PROMPTS, 1)})
     numbers = scorer.numbers(np.zeros((10, 3), np.float32), labels)
     assert numbers["acc"] == pytest.approx(numbers["acc_chance"]) == pytest.approx(1 / 3)
     assert numbers["recall/red"] == pytest.approx(1 / 3)

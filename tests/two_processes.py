@@ -107,7 +107,7 @@ def drawn_negatives() -> dict[str, Tensor]:
     task, dataset = neighbours()
     found: dict[str, list[Tensor]] = {"images": [], "texts": []}
     for epoch in range(6):
-        of_all = dataset.collate([dataset[(epoch, 0, row)] for row in range(NUM_ROWS)])
+        of_all: Any = dataset.collate([dataset[(epoch, 0, row)] for row in range(NUM_ROWS)])
         batch = dataset.collate([dataset[(epoch, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()])
         features, temperature = task.contrast.alone(task.encoder, batch)[2:4], task.contrast.features.temperature
         (wrong,) = task.contrast._fetched(task.encoder, [batch], *features, temperature)

@@ -240,8 +240,9 @@ def _decode_fast(data: bytes, image: Image.Image, crop: Crop | None, longest: in
 def _decode_jpeg(data: bytes, width: int, height: int, crop: Crop | None, longest: int | None) -> Tensor:
     if crop is None:
         share = 1 if longest is None else min(1, longest / max(width, height))
-        least = {"min_height": math.ceil(height * share), "min_width": math.ceil(width * share)}
-        return torch.from_numpy(simplejpeg.decode_jpeg(data, **least)).permute(2, 0, 1)
+        least_height, least_width = math.ceil(height * share), math.ceil(width * share)
+        array = simplejpeg.decode_jpeg(data, min_height=least_height, min_width=least_width)
+        return torch.from_numpy(array).permute(2, 0, 1)
     box = crop.choose(height, width)
     divisor = crop.divisor(box)
     array = simplejpeg.decode_jpeg(
