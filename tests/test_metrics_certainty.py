@@ -235,7 +235,7 @@ def test_mean_average_precision_and_balanced_accuracy_against_a_slow_loop():
     def balanced(drawn: list[int]) -> float:
         return float(np.mean([(predicted[drawn] == true[drawn])[true[drawn] == name].mean() for name in "abc"]))
 
-    number = classification.summary(predicted.tolist(), true.tolist())["balanced_acc"]
+    number = classification.summary((predicted == true).tolist(), true.tolist())["balanced_acc"]
     assert isinstance(number, Estimate)
     assert number == pytest.approx(balanced([*range(300)]))
     assert_like(number, slow_interval(300, balanced), 0.15)
