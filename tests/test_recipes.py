@@ -248,11 +248,12 @@ def test_vlmo_is_fine_tuned_on_larger_pictures(name, init):
 
 @pytest.mark.parametrize("name", TOWERS)
 def test_parameters_of_towers_equal_the_count_on_paper(name):
-    shapes, contrast = TOWERS[name], {"medflip_base": 2 * 768 * 512 + 1, "medflip_tiny": 2 * 96 * 96 + 1}
+    shapes: dict[str, Any] = TOWERS[name]
+    contrast: dict[str, Any] = {"medflip_base": 2 * 768 * 512 + 1, "medflip_tiny": 2 * 96 * 96 + 1}
     decoder = (384, 1536, 4) if name == "m3ae_base" else (96, 192, 1)
     values = {key: shapes[key] for key in ("D", "V", "patch")}
     of_m3ae = pretraining_on_paper(("mlm", "mim", "itm"), **values, decoder=decoder) + 2 * shapes["D"]  # reads both states
-    assert count(get_recipe(name)) == towers_on_paper(**shapes) + (contrast[name] if name in contrast else of_m3ae)
+    assert count(get_recipe(name)) == towers_on_paper(**shapes) + contrast.get(name, of_m3ae)
 
 
 @pytest.mark.parametrize("name", [*EVES, "mlim_tiny", "mlim_large"])
