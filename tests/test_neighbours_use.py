@@ -16,7 +16,7 @@ from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.report.html import NO_MEDICINE
+from eve_vl.report.html import NO_MEDICINE, source_note
 
 CLASS = {
     "vlmo_tiny": "EveForContrastMatch",
@@ -60,6 +60,13 @@ def test_it_has_a_page(run: Path):
     assert SHOWN.get(run.name, "Matching loss") in page.text
     assert {"numbers", "curves", "config"} <= {*page.ids}
     assert (NO_MEDICINE in page.text) == (run.name in ("m3ae_tiny", "medflip_tiny"))
+
+
+@pytest.mark.parametrize(
+    ("source", "says"), [("phantoms", True), ("phantoms:test", True), ("phantoms/", False), ("scenes", False)]
+)
+def test_which_pages_say_that_phantoms_are_no_medicine(source: str, says: bool):
+    assert source_note(["scenes:val", source]) == (NO_MEDICINE if says else "")
 
 
 def test_features_of_the_hub_are_those_of_eve(run: Path):

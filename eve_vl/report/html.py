@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from eve_vl.config import generated
 from eve_vl.metrics.certainty import Estimate
 from eve_vl.talk import counted
 
@@ -46,7 +47,7 @@ class Choice:
 
 def source_note(sources: Iterable[str]) -> str:
     """Return what a page must say of the data that it is about, by its names; "" for most."""
-    return NO_MEDICINE if any(name.startswith("phantoms:") for name in sources) else ""
+    return NO_MEDICINE if any(named and named[0] == "phantoms" for named in map(generated, sources)) else ""
 
 
 def draw(template: str, macro: str, **values: Any) -> Markup:
