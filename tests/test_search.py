@@ -1,5 +1,6 @@
 """An index is what a pass over all pictures would give, whatever happened to it and to them on the way."""
 
+import contextlib
 import io
 import json
 import os
@@ -338,6 +339,32 @@ def test_near_finds_what_a_slow_loop_finds():
                 expected[one] = min(expected[one], expected[other])
     assert near.near(looks, lambda chosen: features[chosen]).tolist() == expected
     assert sum(one != row for row, one in enumerate(expected)) == 30
+
+
+# Searched while it changes
+
+
+def test_an_update_locks_nobody_out_until_it_commits(model, photos, tmp_path, monkeypatch):
+    """However much of it SQLite cannot keep in its cache."""
+    model.index(photos, tmp_path / "index")
+    for path in photos.glob("old/*.png"):
+        path.unlink()
+    connect, seen = sqlite3.connect, []
+    monkeypatch.setattr(store.sqlite3, "connect", lambda *args, **kwargs: small(connect(*args, **kwargs)))
+
+    def small(db: sqlite3.Connection) -> sqlite3.Connection:
+        db.execute("PRAGMA cache_size = 1")
+        return db
+
+    def look(*args: Any) -> Any:
+        with contextlib.closing(connect(tmp_path / "index" / store.DATABASE, timeout=0)) as db:
+            seen.append(db.execute("SELECT count(*) FROM picture").fetchone()[0])
+        return whole(*args)
+
+    whole = near.near
+    monkeypatch.setattr(near, "near", look)
+    assert model.index((), tmp_path / "index").changes.gone == 8
+    assert {*seen} == {20}  # of before: what is not committed is not seen
 
 
 # Interrupted

@@ -31,6 +31,7 @@ from eve_vl.data.inputs import ImageLike, Images, Strings
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
+from eve_vl.search.store import DATABASE
 from eve_vl.serve.app import Service, application
 from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.found import distinct, without_paths
@@ -485,14 +486,18 @@ def test_there_is_only_so_much_room(runs, index):
         assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
 
 
-def test_an_index_that_is_being_written_is_busy(index, monkeypatch):
-    class Locked:
-        def execute(self, *_: Any) -> None:
-            raise sqlite3.OperationalError("database is locked")
-
-    with serving(index.encoder, index=index) as client:
-        monkeypatch.setattr(index.store, "db", Locked())
+def test_an_index_that_is_being_written_is_busy(index):
+    """What searches says so at once, for the thread that computes belongs to all."""
+    with (
+        serving(index.encoder, index=index) as client,
+        contextlib.closing(sqlite3.connect(index.store.folder / DATABASE)) as other,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        started = time.monotonic()
         answer = client.post("/v1/search", json={"words": "red"})
+        assert time.monotonic() - started < 3  # SQLite would wait for 5 s
+        other.rollback()
+        assert client.post("/v1/search", json={"words": "red"}).status_code == 200
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json() == {"error": "index/index.sqlite: database is locked; send it again in 1 s"}
 

@@ -84,6 +84,10 @@ class Store:
         made = f"version {found.get('version')} of eve_vl in format {found.get('format')}"
         raise UserError(f"{folder}: was made by {made}, this is version {__version__}, format {FORMAT}; make it anew")
 
+    def wait_for_lock(self, seconds: float) -> None:
+        """Set how long to wait while somebody else writes; SQLite's default is 5 s."""
+        self.db.execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
+
     def check(self, run: LoadedRun) -> None:
         """Raise UserError if the index was made by other weights or with another tokenizer."""
         if any(self.facts[name] != value for name, value in facts_of(run).items() if name in ("weights", "tokenizer", "dim")):

@@ -93,6 +93,7 @@ class Update:
     def __init__(self, store: Store, encoder: Any, batch_size: int):
         """encoder: an `Eve`."""
         self.store, self.db, self.changes = store, store.db, Changes()
+        self.db.execute("PRAGMA cache_spill = OFF")  # or a large transaction locks those who search out long before its commit
         self.crop = Crop(size=encoder.run.config.input.image_size)
         self.encoder, self.batch_size = encoder, batch_size
         encode_texts = self._encode_texts if encoder.task.is_comparable else None

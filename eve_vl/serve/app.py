@@ -41,6 +41,7 @@ MOST_RERANKED = 100  # of a search: the matching head computes each pair
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
+LOCKED = 0.25  # seconds to wait for an index that is being written: meanwhile nothing is computed, for nobody
 NO_INDEX = "this server has no index to search in; start it with --index INDEX"
 SEARCH_TYPES = {
     "words": Strings,
@@ -105,6 +106,8 @@ class Service:
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
         self.index, self.found = index, None if index is None else Found(index)
         self.search = None if index is None else self._search(index)
+        if index is not None:
+            index.store.wait_for_lock(LOCKED)
         self.compute = Compute(limits, self.traffic.counts.batch)
         self.traffic.counts.queue.set_function(lambda: len(self.compute))
         self.decoders, self.painter = ThreadPoolExecutor(DECODERS, "decode"), ThreadPoolExecutor(1, "thumbnails")
