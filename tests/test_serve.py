@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.found import distinct, without_paths
 from eve_vl.serve.gate import Hold, Traffic
 from eve_vl.serve.limits import MB, Limits, RefusedError
-from eve_vl.serve.server import MOST_AROUND, Protocol
+from eve_vl.serve.server import MOST_AROUND, Protocol, Server, listening, settings
 from eve_vl.serve.signatures import arguments, body_model, parsed
 
 JSON = {"content-type": "application/json"}
@@ -426,6 +427,10 @@ def test_bodies_have_a_size_a_type_and_an_end(client, runs):
     assert hold.traffic.held == 0
 
 
+async def silent(scope: Any, receive: Any, send: Any) -> None:
+    await asyncio.Event().wait()
+
+
 HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
 
 
@@ -447,9 +452,6 @@ def test_what_is_around_a_body_has_an_end(start):
             self.ends = True
 
         def pause_reading(self) -> None: ...
-
-    async def silent(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.Event().wait()
 
     async def talk(start: bytes, part: bytes) -> bytes:
         config = uvicorn.Config(silent, ws="none", interface="asgi3", log_config=None)
@@ -502,9 +504,13 @@ def test_an_index_that_is_being_written_is_busy(index):
     assert answer.json() == {"error": "index/index.sqlite: database is locked; send it again in 1 s"}
 
 
-def test_a_fault_of_the_server_is_no_traceback_for_clients(runs, monkeypatch):
+@pytest.mark.parametrize("error", [ZeroDivisionError, TimeoutError])
+def test_a_fault_of_the_server_is_no_traceback_for_clients(runs, monkeypatch, error):
+    def predict(batch: Any) -> None:
+        raise error
+
     app = application([runs["vqa"]])
-    monkeypatch.setattr(runs["vqa"].task, "predict", lambda batch: 1 / 0)
+    monkeypatch.setattr(runs["vqa"].task, "predict", predict)
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         answer = client.post(VQA, json={"image": text_of(ONE), "question": "what"})
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed at this request; its log says why"})
@@ -580,6 +586,84 @@ def test_the_command_says_what_it_lacks(eve, folder, monkeypatch):
     ):
         found = eve("serve", "--port", "0", *args)
         assert (found.returncode, found.stderr.count("\n"), message in found.stderr) == (2, 1, True), found.stderr
+
+
+class Quiet(asyncio.Transport):
+    """A connection whose client takes what it likes."""
+
+    left = 0
+    end = ""
+
+    def is_closing(self) -> bool:
+        return bool(self.end)
+
+    def get_write_buffer_size(self) -> int:
+        return self.left
+
+    def close(self) -> None:
+        self.end = self.end or "closed"
+
+    def abort(self) -> None:
+        self.end = "aborted"
+
+
+@dataclass(eq=False)
+class Cycle:
+    """A request."""
+
+    response_complete: bool = True
+
+
+@dataclass(eq=False)
+class Connection:
+    """What uvicorn knows of a connection."""
+
+    cycle: Cycle = field(default_factory=Cycle)
+    transport: Quiet = field(default_factory=Quiet)
+
+
+def test_who_takes_an_answer_slowly_gets_all_of_it(runs):
+    """The clock of a connection begins anew with each request and with all that is taken."""
+    server = Server(uvicorn.Config(silent, log_config=None), application([runs["vqa"]], limits=Limits(body_seconds=10)))
+    reads, stands, _, asks, unread = connections = [Connection() for _ in range(5)]
+    reads.transport.left = stands.transport.left = unread.transport.left = 1000
+    unread.cycle.response_complete = False
+    unread.transport.close()  # given up by the gate
+    server.server_state.connections = {*connections}  # pyright: ignore[reportAttributeAccessIssue]
+    for second in range(100):
+        reads.transport.left -= second % 9 == 0
+        asks.cycle = Cycle() if second % 9 == 0 else asks.cycle
+        server._hang_up(second)
+        if second == 10:
+            assert {each.transport.end for each in connections[:4]} == {""}
+    assert [each.transport.end for each in connections] == ["", "aborted", "closed", "", "aborted"]
+
+
+@contextlib.contextmanager
+def listening_server(app: Any) -> Iterator[tuple[Any, int]]:
+    """A server that answers sockets, in a thread."""
+    with listening("127.0.0.1", 0) as listener:
+        server: Any = Server(settings(app), app)
+        server.thread = threading.Thread(target=server.run, args=([listener],))
+        server.thread.start()
+        try:
+            yield server, listener.getsockname()[1]
+        finally:
+            server.should_exit = server.force_exit = True
+            server.thread.join()
+
+
+def test_a_stop_does_not_wait_for_who_never_reads(runs):
+    app = application([runs["vqa"]], limits=Limits(body_seconds=0.5))
+    with listening_server(app) as (server, port), socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        deaf.connect(("127.0.0.1", port))
+        deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
+        while not any(each.transport.get_write_buffer_size() for each in [*server.server_state.connections]):
+            time.sleep(0.01)
+        server.handle_exit(signal.SIGTERM, None)
+        server.thread.join(20)
+        assert not server.thread.is_alive()
 
 
 def test_sigterm_loses_no_request_that_has_begun(eve_process, folder, index):

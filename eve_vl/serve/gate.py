@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import ipaddress
 import time
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -15,6 +15,7 @@ from eve_vl.serve.limits import CLOSE, MB, Limits, RefusedError, busy
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PIECE = 64 * 1024  # bytes of an answer that are sent at a time
 
 
 class Counts:
@@ -97,6 +98,21 @@ class Hold:
         return b"".join(parts)
 
 
+class NotTakenError(Exception):
+    """The client does not take its answer."""
+
+
+def in_pieces(message: Message) -> Iterator[Message]:
+    """Yield a message as it is, or a long body piece by piece and its end alone: each is sent once nearly all before it is
+    gone, so that nobody's answer is done before it is taken."""
+    body = message.get("body", b"")
+    if len(body) > PIECE:
+        for start in range(0, len(body), PIECE):
+            yield {**message, "body": body[start : start + PIECE], "more_body": True}
+        message = {**message, "body": b""}
+    yield message
+
+
 class Gate:
     """Middleware: refuses what is not for this server, counts the rest, and does not wait forever for those who read slowly."""
 
@@ -115,13 +131,17 @@ class Gate:
         async def timed(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
-            async with asyncio.timeout(traffic.limits.body_seconds):
-                await send(message)
+            for piece in in_pieces(message):
+                try:
+                    async with asyncio.timeout(traffic.limits.body_seconds):
+                        await send(piece)
+                except TimeoutError:
+                    raise NotTakenError from None
 
         traffic.active += 1
         try:
             await (self._refused(scope) or self.app)(scope, receive, timed)
-        except TimeoutError:  # the connection is closed when nothing follows
+        except NotTakenError:  # the connection is closed when nothing follows
             status = 408
         finally:
             traffic.active -= 1

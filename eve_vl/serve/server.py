@@ -1,6 +1,8 @@
 """The process: listens, and stops without losing what it has begun."""
 
+import asyncio
 import contextlib
+import math
 import socket
 import sys
 import time
@@ -48,7 +50,8 @@ class Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """Uvicorn, which at a first signal still answers what has come, and refuses what comes; at a second one it ends at once.
 
-    It waits for the head of a request as long as the client likes; here it may take as long as a body.
+    It waits for the head of a request, and for who reads an answer, as long as the client likes; here either may take as long
+    as a body.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI):
@@ -70,17 +73,25 @@ class Server(uvicorn.Server):
             self._hang_up(time.monotonic())
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for the ends of answers, and give up those that nobody takes."""
+        await super().shutdown(sockets)
+        for connection in [*self.server_state.connections]:
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
     def _hang_up(self, now: float) -> None:
-        """Close connections whose next request has not begun for too long."""
+        """Close connections of which for too long no request has begun and nothing of an answer was taken."""
         waits: dict[Any, tuple[Any, float]] = {}
         connections: list[Any] = [*self.server_state.connections]
         for connection in connections:
-            last = connection.cycle  # the request that came last
-            if last is None or last.response_complete:
-                known, since = self._since.get(connection, (last, now))
-                waits[connection] = last, since if known is last else now
+            last, transport = connection.cycle, connection.transport  # the request that came last
+            if last is None or last.response_complete or transport.is_closing():
+                left = transport.get_write_buffer_size()
+                known, since = self._since.get(connection, (None, now))
+                waits[connection] = (last, left), since if known == (last, left) else now
                 if now - waits[connection][1] > self.traffic.limits.body_seconds:
-                    connection.transport.abort()
+                    transport.abort() if left else transport.close()  # what the kernel still has is not lost by closing
         self._since = waits
 
 
@@ -89,22 +100,27 @@ def serve(app: FastAPI, host: str, port: int, *, tell: Callable[[str], object] =
     be had."""
     with listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
-        config = uvicorn.Config(
-            app,
-            http=Protocol,
-            limit_concurrency=BACKLOG,  # beyond, 503 at once
-            ws="none",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            backlog=BACKLOG,
-        )
         sys.setswitchinterval(SWITCH_INTERVAL)
         address = f"http://{name}:{listener.getsockname()[1]}"
         say(f"serving on {address} (Ctrl-C stops)")
         tell(address)
-        Server(config, app).run(sockets=[listener])
+        Server(settings(app), app).run(sockets=[listener])
+
+
+def settings(app: FastAPI) -> uvicorn.Config:
+    """Return what uvicorn is told."""
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        limit_concurrency=BACKLOG,  # beyond, 503 at once
+        timeout_graceful_shutdown=math.ceil(app.state.service.limits.body_seconds),  # for the ends of answers
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+    )
 
 
 def listening(host: str, port: int) -> socket.socket:
