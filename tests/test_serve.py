@@ -14,7 +14,7 @@ import tarfile
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,14 +29,16 @@ from uvicorn.server import ServerState
 
 from eve_vl.config import ClassificationConfig, PairConfig
 from eve_vl.data.inputs import ImageLike, Images, Strings
-from eve_vl.errors import UserError
+from eve_vl.errors import BadSampleError, UserError
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.search.store import DATABASE
+from eve_vl.serve import app as app_module
+from eve_vl.serve import gate as gate_module
 from eve_vl.serve.app import Service, application
 from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.found import distinct, without_paths
-from eve_vl.serve.gate import Hold, Traffic
+from eve_vl.serve.gate import Hold, Traffic, in_pieces
 from eve_vl.serve.limits import MB, Limits, RefusedError
 from eve_vl.serve.server import MOST_AROUND, Protocol, Server, listening, settings
 from eve_vl.serve.signatures import arguments, body_model, parsed
@@ -362,6 +364,7 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "unknown folder": ("/v1/search", {"words": "red", "folder": "photo"}, 400, "did you mean 'photos'?"),
     "dots": ("/v1/search", {"words": "red", "folder": "photos/../.."}, 400, "without . and .."),
     "too many hits": ("/v1/search", {"words": "red", "top": 1001}, 400, "from 1 to 1000"),
+    "too many hits of all": ("/v1/search", {"words": ["red"] * 3, "top": 1000}, 400, "top: 3 × 1000 results are asked for"),
     "nothing asked": ("/v1/search", {}, 400, "nothing to search for"),
 }  # fmt: skip
 
@@ -474,7 +477,8 @@ def test_there_is_only_so_much_room(runs, index):
         service, go = service_of(client), threading.Event()
         traffic = service.traffic
         traffic.accepted = 2
-        answers = [client.post(VQA, json=body), client.get("/v1/pictures/1")]
+        answers = [client.post(VQA, json=body)]
+        assert client.get("/v1/pictures/1").status_code == 200  # these have a queue of their own
         traffic.accepted, traffic.held = 0, MB
         answers.append(client.post(VQA, json=body))
         traffic.held = 0
@@ -483,9 +487,84 @@ def test_there_is_only_so_much_room(runs, index):
         assert len(service.compute) == 0  # nor are its pictures kept for a turn that does not come
         go.set()
         full = "requests wait already"
-        for answer, why in zip(answers, (full, full, "too many large requests", "has waited for 0.05 s"), strict=True):
+        for answer, why in zip(answers, (full, "too many large requests", "has waited for 0.05 s"), strict=True):
             assert (answer.status_code, why in answer.json()["error"], answer.headers["retry-after"] > "0") == (503, True, True)
         assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
+
+
+def test_answers_count_until_they_are_taken(runs, monkeypatch):
+    """And are written on threads of their own, while others are answered."""
+    sizes, threads = [100_000, MB + 1], []
+
+    def written(*_: Any) -> bytes:
+        threads.append(threading.current_thread().name)
+        return bytes(sizes[len(threads) - 1])
+
+    monkeypatch.setattr(app_module, "_written", written)
+    seen = []
+    with serving(runs["vqa"], limits=Limits(memory_mb=1)) as client:
+        traffic = service_of(client).traffic
+        monkeypatch.setattr(gate_module, "in_pieces", lambda message: seen.append(traffic.held) or in_pieces(message))
+        answers = [client.post("/v1/runs/vqa/encode_text", json={"texts": "what"}) for _ in sizes]
+        assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
+    assert (answers[0].status_code, len(answers[0].content)) == (200, 100_000)
+    assert (answers[1].status_code, "too many large requests" in answers[1].text) == (503, True)
+    assert seen[:2] == [100_000, 100_000]
+    assert all(name.startswith("decode") for name in threads)
+
+
+def test_long_answers_go_out_in_pieces():
+    whole: dict[str, Any] = {"type": "http.response.body", "body": bytes(range(256)) * 1000}
+    found = [*in_pieces(whole)]
+    assert b"".join(each["body"] for each in found) == whole["body"]
+    assert [each.get("more_body", False) for each in found] == [True] * 4 + [False]
+    assert [*in_pieces({"type": "http.response.start"}), *in_pieces({"body": b"x"})] == [
+        {"type": "http.response.start"},
+        {"body": b"x"},
+    ]
+
+
+def test_pictures_that_hang_stop_nothing_else(index, monkeypatch):
+    go, hangs = threading.Event(), threading.Event()
+
+    def image(_: int) -> None:
+        hangs.set()
+        go.wait(60)
+        raise BadSampleError("picture", "hung")
+
+    monkeypatch.setattr(index, "image", image)
+    monkeypatch.setattr(app_module, "MOST_PICTURES", 2)
+    with serving(index.encoder, index=index, limits=Limits(wait_seconds=0.05, queue=1)) as client:
+        painter = service_of(client).painter
+        answers = [client.get("/v1/pictures/1")]  # hangs, and goes on to
+        assert hangs.wait(60)
+        assert client.post("/v1/search", json={"words": "red", "rerank": 0}).status_code == 200
+        answers.append(client.get("/v1/pictures/1"))  # waits behind it
+        assert len(painter) == 0
+        for _ in range(2):
+            painter.submit(Job(compute=lambda given: [None], given=None))
+        answers.append(client.get("/v1/pictures/1"))
+        go.set()
+    for answer, why in zip(
+        answers, ("has waited for 0.05 s", "has waited for 0.05 s", "2 pictures are waited for"), strict=True
+    ):
+        assert (answer.status_code, why in answer.json()["error"]) == (503, True)
+
+
+def test_a_thread_that_computes_no_more_is_no_health(runs):
+    def leave(_: Any) -> list[Any]:
+        raise SystemExit
+
+    with serving(runs["vqa"]) as client:
+        compute = service_of(client).compute
+        job = Job(compute=leave, given=None)
+        compute.submit(job)
+        with pytest.raises(RuntimeError, match="SystemExit"):  # as an error of its own, for the loop would end with it
+            job.result.result(60)
+        assert client.get("/healthz").json() == {"status": "ok"}
+        compute.finish()
+        answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()) == (503, {"status": "failed"})
 
 
 def test_an_index_that_is_being_written_is_busy(index):
@@ -636,7 +715,7 @@ def test_who_takes_an_answer_slowly_gets_all_of_it(runs):
         server._hang_up(second)
         if second == 10:
             assert {each.transport.end for each in connections[:4]} == {""}
-    assert [each.transport.end for each in connections] == ["", "aborted", "closed", "", "aborted"]
+    assert [each.transport.end for each in connections] == ["", "aborted", "aborted", "", "aborted"]
 
 
 @contextlib.contextmanager
@@ -664,6 +743,38 @@ def test_a_stop_does_not_wait_for_who_never_reads(runs):
         server.handle_exit(signal.SIGTERM, None)
         server.thread.join(20)
         assert not server.thread.is_alive()
+
+
+def asked(port: int, body: bytes, sockets: contextlib.ExitStack) -> socket.socket:
+    """A connection over which vqa's answer was asked for."""
+    connection = sockets.enter_context(socket.create_connection(("127.0.0.1", port), 60))
+    head = f"POST {VQA} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+    return connection
+
+
+def until(is_so: Callable[[], object]) -> None:
+    started = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - started < 60
+        time.sleep(0.01)
+
+
+def test_what_is_hung_up_on_is_not_computed(runs):
+    app, go, body = (
+        application([runs["vqa"]]),
+        threading.Event(),
+        json.dumps({"image": text_of(ONE), "question": "what"}).encode(),
+    )
+    with contextlib.ExitStack() as sockets, listening_server(app) as (server, port):
+        until(lambda: server.service.compute.is_alive())
+        server.service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
+        waiting = [asked(port, body, sockets) for _ in range(3)]
+        until(lambda: len(server.service.compute) == 3)
+        waiting[1].close()
+        until(lambda: len(server.service.compute) == 2)
+        assert server.traffic.accepted == 2
+        go.set()
 
 
 def test_sigterm_loses_no_request_that_has_begun(eve_process, folder, index):

@@ -28,7 +28,7 @@ from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.calls import Served, served_calls
-from eve_vl.serve.compute import Compute
+from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.found import Found, distinct, without_paths
 from eve_vl.serve.gate import Gate, Traffic, answer_of
 from eve_vl.serve.limits import DECODERS, Limits, RefusedError, busy
@@ -38,6 +38,7 @@ from eve_vl.serve.web import OWN_PAGES, add_page
 
 MOST_HITS = 1000
 MOST_RERANKED = 100  # of a search: the matching head computes each pair
+MOST_PICTURES = 64  # that wait at a time
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
@@ -110,16 +111,22 @@ class Service:
             index.store.wait_for_lock(LOCKED)
         self.compute = Compute(limits, self.traffic.counts.batch)
         self.traffic.counts.queue.set_function(lambda: len(self.compute))
-        self.decoders, self.painter = ThreadPoolExecutor(DECODERS, "decode"), ThreadPoolExecutor(1, "thumbnails")
+        self.decoders = ThreadPoolExecutor(DECODERS, "decode")
+        self.painter = Compute(limits, lambda *_: None)  # a picture of the index may hang, with the disk or network it is on
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Compute meanwhile, and finish what is in the queue."""
         self.compute.start()
+        self.painter.start()
         yield
         await asyncio.to_thread(self.compute.finish)
         self.decoders.shutdown()
-        self.painter.shutdown()
+
+    def refuse(self, error: RefusedError) -> None:
+        """Answer all requests that wait for a result with an error."""
+        self.compute.refuse(error)
+        self.painter.refuse(error)
 
     def _search(self, index: Index) -> Served:
         found = self.found
@@ -159,19 +166,28 @@ class Service:
         job, size = await loop.run_in_executor(self.decoders, served.prepare, body)
         del body
         hold.resize(size)
-        result = asyncio.wrap_future(self.compute.submit(job))
-        done, _ = await asyncio.wait([result], timeout=self.limits.wait_seconds)
-        if not done and self.compute.withdraw(job):
-            raise busy(f"the request has waited for {self.limits.wait_seconds:g} s", seconds=5)
-        found = await result
-        written = (
-            await loop.run_in_executor(self.decoders, _written, served, found) if served.draws else _written(served, found)
-        )
+        found = await self._result(self.compute, job, request)
+        written = await loop.run_in_executor(self.decoders, _written, served, found)
+        del job, found
+        hold.resize(len(written))
         return Response(written, media_type="application/json")
 
+    async def _result(self, compute: Compute, job: Job, request: Request) -> Any:
+        """Return a job's result, unless its turn does not come, or its client goes before it comes."""
+        result, gone = asyncio.wrap_future(compute.submit(job)), asyncio.ensure_future(_gone(request))
+        try:
+            done, _ = await asyncio.wait([result, gone], timeout=self.limits.wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if result not in done and (compute.withdraw(job) or compute is self.painter):
+            raise ClientDisconnect if gone in done else busy(f"the request has waited for {self.limits.wait_seconds:g} s", 5)
+        return await result
+
     async def health(self) -> JSONResponse:
-        """Say whether new requests are taken."""
-        return JSONResponse({"status": "stopping"}, 503) if self.traffic.is_stopping else JSONResponse({"status": "ok"})
+        """Say whether new requests are taken, and computed."""
+        if self.traffic.is_stopping:
+            return JSONResponse({"status": "stopping"}, 503)
+        return JSONResponse({"status": "ok"}) if self.compute.is_alive() else JSONResponse({"status": "failed"}, 503)
 
     async def metrics(self) -> Response:
         """Return the server's numbers."""
@@ -217,15 +233,17 @@ class Service:
         if index is None or not 0 <= number < 2**63:
             raise RefusedError(404, NO_INDEX if index is None else f"no picture {number}")
 
-        request.scope["hold"].accept()
+        if len(self.painter) >= MOST_PICTURES:
+            raise busy(f"{len(self.painter)} pictures are waited for already")
 
-        def drawn() -> bytes:
+        def drawn(_: Any) -> list[bytes]:
             try:
-                return encoded(index.image(number).at_most(size), "JPEG")
+                return [encoded(index.image(number).at_most(size), "JPEG")]
             except BadSampleError as error:
                 raise RefusedError(404, self.cleaned(str(error))) from None
 
-        data = await asyncio.get_running_loop().run_in_executor(self.painter, drawn)
+        data = await self._result(self.painter, Job(compute=drawn, given=None), request)
+        request.scope["hold"].resize(len(data))
         return Response(data, media_type="image/jpeg", headers=CACHED)
 
     def cleaned(self, message: str) -> str:
@@ -252,6 +270,12 @@ class Service:
             case ClientDisconnect():
                 return answer_of(RefusedError(400, "the body ends too early"))
         return answer_of(RefusedError(500, "the server failed at this request; its log says why"))
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _written(served: Served, result: Any) -> bytes:

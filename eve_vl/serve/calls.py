@@ -8,7 +8,7 @@ from typing import Any
 from eve_vl.data.records import ImagePixels
 from eve_vl.eve import ALWAYS, Eve
 from eve_vl.serve.compute import Job
-from eve_vl.serve.limits import Limits, RefusedError
+from eve_vl.serve.limits import MOST_RESULTS, Limits, RefusedError
 from eve_vl.serve.signatures import Argument, arguments, body_model, parsed
 from eve_vl.serve.values import as_json, picture
 
@@ -26,12 +26,11 @@ class Served:
         image_size: int,
         by_rows: bool = False,
         show: Callable[[Any], Any] = as_json,
-        draws: bool = False,
     ):
         """by_rows: whether lists are answered row by row, so that those of several clients can be put together. show: the
-        result as JSON values. draws: whether there are pictures in it, which take their time to be compressed."""
+        result as JSON values."""
         self.name, self.call, self.arguments, self.limits, self.show = name, call, given, limits, show
-        self.image_size, self.by_rows, self.draws = image_size, by_rows, draws
+        self.image_size, self.by_rows = image_size, by_rows
         self.model = body_model(f"{name}_arguments", given)
         self.text = inspect.cleandoc(call.__doc__ or "")
 
@@ -54,6 +53,8 @@ class Served:
             )
         options = {name: value for name, value in values.items() if name not in rows}
         num = max(lengths, default=1)
+        if num > 1 and num * options.get("top", 1) > MOST_RESULTS:
+            raise RefusedError(400, f"top: {num} × {options['top']} results are asked for, at most {MOST_RESULTS:,} at a time")
         key = id(self), *sorted(rows), json.dumps(options, sort_keys=True)
         return Job(compute=self._together, given=(rows, options, bool(lengths), num), key=key, rows=num), size
 
@@ -97,9 +98,7 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Served]:
         can_be_listed = all(argument.several for argument in given.values() if argument.kind != "value")
         by_rows = is_exact and can_be_listed and (name in ALWAYS or (verb is not None and verb.rows))
         size = config.input.image_size
-        draws = verb is not None and verb.pictures is not None
-        more: dict[str, Any] = {"image_size": size, "by_rows": by_rows, "draws": draws}
-        found[name] = Served(name, call, given, limits, show=_shown_by(verb), **more)
+        found[name] = Served(name, call, given, limits, image_size=size, by_rows=by_rows, show=_shown_by(verb))
     return found
 
 

@@ -1,10 +1,11 @@
 """The one thread that computes: jobs wait in a queue, and those that ask for the same become one batch."""
 
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ class Compute(threading.Thread):
         super().__init__(name="compute", daemon=True)
         self.limits, self.observe = limits, observe
         self._jobs: deque[Job] = deque()
+        self._batch: list[Job] = []
         self._changed = threading.Condition()
         self._ends = False
 
@@ -57,6 +59,14 @@ class Compute(threading.Thread):
                 return job.result.cancel()
         return False
 
+    def refuse(self, error: Exception) -> None:
+        """Tell an error to who waits for a job, be it computed already or not, and forget them all."""
+        with self._changed:
+            for job in (*self._jobs, *self._batch):
+                with contextlib.suppress(InvalidStateError):
+                    job.result.set_exception(error)
+            self._jobs.clear()
+
     def finish(self) -> None:
         """End after all jobs, and wait for that."""
         with self._changed:
@@ -66,36 +76,47 @@ class Compute(threading.Thread):
 
     def run(self) -> None:
         """Compute until `finish`."""
-        while batch := self._next():
-            if jobs := [job for job in batch if job.result.set_running_or_notify_cancel()]:
-                started = time.perf_counter()
-                self._compute(jobs)
-                self.observe(sum(job.rows for job in jobs), time.perf_counter() - started)
+        while self._begin():
+            started = time.perf_counter()
+            self._compute(self._batch)
+            self.observe(sum(job.rows for job in self._batch), time.perf_counter() - started)
 
-    def _next(self) -> list[Job]:
+    def _begin(self) -> bool:
+        """Take the next batch, without jobs that nobody waits for; return whether there is one, not the end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._ends)
-            if not self._jobs:
-                return []
-            first = self._jobs.popleft()
-            batch, rows = [first], first.rows
-            if first.key is not None:
-                for job in [job for job in self._jobs if job.key == first.key]:
-                    if rows + job.rows <= self.limits.batch:
-                        self._jobs.remove(job)
-                        batch.append(job)
-                        rows += job.rows
-            return batch
+            self._batch = []
+            while not self._batch:
+                self._changed.wait_for(lambda: self._jobs or self._ends)
+                if not self._jobs:
+                    return False
+                self._batch = [job for job in self._together() if job.result.set_running_or_notify_cancel()]
+            return True
+
+    def _together(self) -> list[Job]:
+        """Take the first job out of the queue, and those that can be computed with it."""
+        first = self._jobs.popleft()
+        batch, rows = [first], first.rows
+        if first.key is not None:
+            for job in [job for job in self._jobs if job.key == first.key]:
+                if rows + job.rows <= self.limits.batch:
+                    self._jobs.remove(job)
+                    batch.append(job)
+                    rows += job.rows
+        return batch
 
     def _compute(self, jobs: list[Job]) -> None:
         try:
             results = jobs[0].compute([job.given for job in jobs])
-        except Exception as error:  # whatever it is, the thread goes on and its client is told
+            assert len(results) == len(jobs)
+        except BaseException as error:  # whatever it is, the thread goes on and its client is told
             if len(jobs) > 1:
                 for job in jobs:
                     self._compute([job])
-            else:
-                jobs[0].result.set_exception(error)
-            return
+                return
+            results = [error if isinstance(error, Exception) else RuntimeError(repr(error))]  # such as SystemExit
         for job, result in zip(jobs, results, strict=True):
-            job.result.set_result(result)
+            with contextlib.suppress(InvalidStateError):  # of a job that was refused meanwhile
+                if isinstance(result, Exception):
+                    job.result.set_exception(result)
+                else:
+                    job.result.set_result(result)

@@ -30,7 +30,7 @@ class Counts:
         self.computing = Histogram("batch_seconds", "Time to compute a batch.", buckets=SECONDS, **more)
         self.queue = Gauge("queue_length", "Jobs that wait to be computed.", **more)
         Gauge("requests_accepted", "Requests that wait or are worked on.", **more).set_function(lambda: traffic.accepted)
-        Gauge("held_bytes", "Bytes of bodies and decoded pictures.", **more).set_function(lambda: traffic.held)
+        Gauge("held_bytes", "Bytes of bodies, decoded pictures and answers.", **more).set_function(lambda: traffic.held)
         ProcessCollector(registry=self.registry)
 
     def batch(self, rows: int, seconds: float) -> None:

@@ -10,6 +10,7 @@ MB = 2**20
 DECODERS = 2  # threads that decode what is sent
 MAX_LENGTH = 10_000  # letters of a text, numbers in a list
 MAX_VALUES = 50_000  # in a body
+MOST_RESULTS = 2_000  # of all rows of a request: each takes its time, in the thread that computes for all
 CLOSE: Mapping[str, str] = {"connection": "close"}  # what the client still sends is not waited for
 
 
@@ -22,7 +23,7 @@ class Limits:
     batch: int = 64
     """How many pictures or texts to compute at a time, of requests that wait for the same call."""
     memory_mb: int = 256
-    """Megabytes that bodies and decoded pictures of all requests may hold together; further requests are refused with 503.
+    """Megabytes that bodies, decoded pictures and answers of all requests may hold together; what is more is refused with 503.
     Requests take at most this, and for each of two threads that decode 3 times a body and 18 bytes a pixel (at most 600 MB)."""
     body_mb: int = 16
     """Megabytes of a request's body."""
@@ -37,7 +38,7 @@ class Limits:
 
     @property
     def most_mb(self) -> float:
-        """Megabytes that requests take at most beside the models, batches, answers and the one picture of the index that
+        """Megabytes that requests take at most beside the models, batches, results and the one picture of the index that
         becomes a thumbnail: what all hold, and for each thread that decodes a body as text, its base64 and its bytes, and a
         picture at the formats' worst."""
         return self.memory_mb + DECODERS * (3 * self.body_mb + min(18 * self.pixels / MB, 600))
