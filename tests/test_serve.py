@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import resource
 import signal
 import socket
 import sqlite3
@@ -35,6 +36,7 @@ from eve_vl.search.index import Index
 from eve_vl.search.store import DATABASE
 from eve_vl.serve import app as app_module
 from eve_vl.serve import gate as gate_module
+from eve_vl.serve import server as server_module
 from eve_vl.serve.app import Service, application
 from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.found import distinct, without_paths
@@ -760,6 +762,34 @@ def until(is_so: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_second_signal_ends_at_once_but_for_one_that_comes_with_the_first(runs, monkeypatch, seconds):
+    monkeypatch.setattr(server_module, "AGAIN", 30.0)
+    app, go, body = (
+        application([runs["vqa"]]),
+        threading.Event(),
+        json.dumps({"image": text_of(ONE), "question": "what"}).encode(),
+    )
+    with contextlib.ExitStack() as sockets, listening_server(app) as (server, port):
+        until(lambda: server.service.compute.is_alive())
+        first = Job(compute=lambda given: [go.wait(60)], given=None)
+        server.service.compute.submit(first)
+        until(first.result.running)
+        waiting = [asked(port, body, sockets) for _ in range(3)]
+        until(lambda: len(server.service.compute) == 3)
+        server.handle_exit(signal.SIGINT, None)
+        server._stops_since -= seconds
+        server.handle_exit(signal.SIGTERM, None)
+        if not seconds:
+            until(lambda: "503" in got(port, "/v1/runs"))
+            go.set()
+        answers = [read_all(connection) for connection in waiting]
+        server.thread.join(60)
+        go.set()
+    assert {answer.split()[1] for answer in answers} == ({"503"} if seconds else {"200"})
+    assert all("retry-after: 5" in answer for answer in answers) == bool(seconds)
+
+
 def test_what_is_hung_up_on_is_not_computed(runs):
     app, go, body = (
         application([runs["vqa"]]),
@@ -775,6 +805,27 @@ def test_what_is_hung_up_on_is_not_computed(runs):
         until(lambda: len(server.service.compute) == 2)
         assert server.traffic.accepted == 2
         go.set()
+
+
+def test_connections_that_are_too_many_are_told_so(runs, monkeypatch):
+    monkeypatch.setattr(server_module, "most_connections", lambda: 2)
+    with contextlib.ExitStack() as sockets, listening_server(application([runs["vqa"]])) as (_, port):
+        two = [sockets.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(2)]
+        for connection in two:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        refused = got(port, "/healthz")
+    assert (refused.split()[1], "retry-after: 1" in refused) == ("503", True)
+    assert json.loads(refused.partition("\r\n\r\n")[2])["error"].startswith("the server has as many connections as it can")
+
+
+def test_connections_leave_files_for_the_rest(monkeypatch):
+    limits = [256, 4096]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, given: limits.__setitem__(slice(None), given))
+    assert (server_module.most_connections(), limits) == (2048, [4096, 4096])
+    limits[:] = 256, 600
+    assert (server_module.most_connections(), limits) == (500, [600, 600])
 
 
 def test_sigterm_loses_no_request_that_has_begun(eve_process, folder, index):
