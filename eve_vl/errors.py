@@ -41,6 +41,15 @@ class SharedError(UserError):
     """A UserError that every process of a run raises; the command line of the first one alone tells it."""
 
 
+class DamagedError(UserError):
+    """Files that the program itself has written are at fault, whatever was asked of it."""
+
+    def __init__(self, message: object, *, is_locked: bool = False):
+        """is_locked: whether they are only being written by another process."""
+        super().__init__(message)
+        self.is_locked = is_locked
+
+
 class BadSampleError(UserError):
     """One sample cannot be used. Training skips and counts it, `eve data check` lists it."""
 

@@ -9,16 +9,18 @@ import signal
 import sqlite3
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
-from eve_vl.errors import UserError
+from eve_vl.errors import BadSampleError, UserError
 from eve_vl.eve import Eve
 from eve_vl.search import approximate, blocks, near, store, update
 from eve_vl.search import index as index_module
@@ -367,6 +369,59 @@ def test_an_update_locks_nobody_out_until_it_commits(model, photos, tmp_path, mo
     assert {*seen} == {20}  # of before: what is not committed is not seen
 
 
+def test_a_narrow_search_looks_through_the_pictures_once(model, photos, tmp_path):
+    model.index(photos, tmp_path / "index")
+    index, queries = Index.open(tmp_path / "index", model), []
+    index.store.db.set_trace_callback(queries.append)
+    found = [[hit.name for hit in index.search(words, folder=photos / "old", rerank=0)] for words in ("red", "red", "blue")]
+    assert [len(names) for names in found] == [8, 8, 8]
+    assert sum(query.startswith("SELECT slot FROM picture") for query in queries) == 1
+    (photos / "old" / "00.png").unlink()
+    model.index(photos, tmp_path / "index")  # by another connection
+    assert [hit.name for hit in index.search("red", folder=photos / "old", rerank=0)] == [
+        name for name in found[0] if not name.endswith("/00.png")
+    ]
+
+
+def test_a_picture_is_the_one_that_was_indexed_or_none(model, photos, tmp_path):
+    """A file, a shard or a table may be another by now, or its rows in another order."""
+    data = {number: (photos / "new" / f"{number:02}.png").read_bytes() for number in range(8, 12)}
+    table, shard = tmp_path / "table.parquet", tmp_path / "shard.tar"
+
+    def write(numbers: Sequence[int]) -> None:
+        columns = {"image": [data[number] for number in numbers], "caption": ["x"] * len(numbers)}
+        parquet.write_table(pyarrow.table(columns), table)
+        with tarfile.open(shard, "w") as tar:
+            for place, number in enumerate(numbers):
+                member = tarfile.TarInfo(f"{place:04}.png")
+                member.size = len(data[number])
+                tar.addfile(member, io.BytesIO(data[number]))
+
+    def shown() -> list[np.ndarray | None]:
+        found = []
+        for (number,) in index.store.db.execute("SELECT id FROM picture ORDER BY source, row").fetchall():
+            try:
+                found.append(index.image(number).whole())
+            except BadSampleError as error:
+                assert "is not the picture that was indexed" in str(error)
+                found.append(None)
+        return found
+
+    def expected(numbers: Sequence[int]) -> list[np.ndarray]:
+        return [noise(number, 20, 30) for number in numbers]
+
+    write([8, 9, 10])
+    model.index([table, shard], tmp_path / "index")
+    index = Index.open(tmp_path / "index", model)
+    np.testing.assert_array_equal(shown(), expected([8, 9, 10] * 2))
+    write([9, 8, 10])
+    model.index((), tmp_path / "index")
+    np.testing.assert_array_equal(shown(), expected([9, 8, 10] * 2))
+    write([10, 8, 11])  # and not indexed: of the table what was read may be kept
+    assert [each is None for each in shown()[3:]] == [True, False, True]
+    np.testing.assert_array_equal([each for each in shown()[3:] if each is not None], expected([8]))
+
+
 # Interrupted
 
 
@@ -599,11 +654,11 @@ def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_pat
     facts = approximate.known(index.store)
     assert facts is not None
     assert facts["recall@10"] >= approximate.RECALL
-    asked, is_used = index.store.images.take(np.arange(0, 320, 8)), index._all("feature")
-    found = index._best(asked, 10, is_used, False)[0]
+    asked, is_used = index.store.images.take(np.arange(0, 320, 8)), np.ones(320, dtype=bool)
+    found = index._best(asked, 10, is_used, False, is_all=True)[0]
     exact = best(index.store.images.first(320), asked, 10, is_used)[0].tolist()
     assert np.mean([len({*one} & {*other}) / 10 for one, other in zip(found, exact, strict=True)]) > 0.9
-    assert index._best(asked, 10, is_used.copy(), False)[0] == exact
+    assert index._best(asked, 10, is_used, False, is_all=False)[0] == exact
     model.index((), tmp_path / "index")
     assert "cells" not in capsys.readouterr().out
     (photos / "many" / "100.png").unlink()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eve_vl.errors import UserError
+from eve_vl.errors import DamagedError
 
 BLOCK = 65_536  # rows
 
@@ -56,12 +56,12 @@ class Blocks:
         self._unsynced.clear()
 
     def first(self, num: int) -> Iterator[np.ndarray]:
-        """Yield the first rows, float16 (B, d), block by block. Raises UserError if they are not all there: a search in what is
-        left would find less, and in the wrong places."""
+        """Yield the first rows, float16 (B, d), block by block. Raises DamagedError if they are not all there: a search in what
+        is left would find less, and in the wrong places."""
         for start in range(0, num, BLOCK):
             rows = self._map(self._path(start // BLOCK))[: num - start]
             if len(rows) < min(BLOCK, num - start):
-                raise UserError(f"{self._path(start // BLOCK)}: lacks features that the index knows of; make the index anew")
+                raise DamagedError(f"{self._path(start // BLOCK)}: lacks features that the index knows of; make the index anew")
             yield rows
 
     @property

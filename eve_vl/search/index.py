@@ -3,6 +3,8 @@
 Letters: N slots, Q queries, K candidates, d width of features.
 """
 
+import functools
+import itertools
 import json
 import os
 import threading
@@ -15,17 +17,19 @@ from typing import Any
 import numpy as np
 
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image
-from eve_vl.data.records import Findable, ImageFile, ImageSpan, Source
+from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageSpan, Source
+from eve_vl.data.transforms import read_image
 from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.foreign import expand_user
 from eve_vl.search import approximate
 from eve_vl.search.nearest import best
 from eve_vl.search.rerank import match_scores, shrunk
 from eve_vl.search.store import DATABASE, Store, at
-from eve_vl.search.update import Changes, Opened, Update
+from eve_vl.search.update import Changes, Opened, Update, digest_of
 from eve_vl.train.lock import locked
 
 UNKNOWN = "[UNK]"
+MOST_MASKS = 8  # that are kept, of the searches that come last; of a million pictures each takes a megabyte
 MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
 EXAMPLES = 7, 80  # how many captions, and of how many letters at most
 MOST_FOLDERS = 5  # that a message names
@@ -58,9 +62,9 @@ class Index:
     def __init__(self, store: Store, encoder: Any):
         """encoder: an `Eve` of the run that the index was made by."""
         self.store, self.encoder = store, encoder
-        self._used: dict[str, tuple[int, np.ndarray]] = {}
+        self._mask = functools.lru_cache(maxsize=MOST_MASKS)(functools.partial(_mask, store))
         self._cells: tuple[Any, Any] = (None, None)
-        self._opened: dict[str, Opened] = {}
+        self._opened: tuple[int, dict[str, Opened]] = (0, {})
         self._one_reads = threading.Lock()  # tables keep what they have read; a server reads in two threads
         self.changes = Changes()
         """What the update that made this has done."""
@@ -105,7 +109,7 @@ class Index:
             update.drop(gone)
             if given or not gone:
                 update.run(given or [Opened.of(spec, kept) for spec, kept in known.items()])
-            approximate.build(index.store, index._all("feature"))
+            approximate.build(index.store, index._wanted(False, _condition(None, {})))
         index.changes = update.changes
         return index
 
@@ -123,10 +127,19 @@ class Index:
 
     def examples(self) -> list[str]:
         """Return a few captions of a line at most, from all over the index: what may be looked for."""
-        parts = "SELECT text, slot, ntile(?) OVER (ORDER BY slot) AS part FROM text WHERE length(text) BETWEEN 1 AND ?"
+        num, longest = EXAMPLES
+        query = "SELECT text FROM text WHERE slot >= ? AND slot < ? AND length(text) BETWEEN 1 AND ? ORDER BY slot LIMIT 1"
         with at(self.store.folder):
-            found = self.store.db.execute(f"SELECT text, max(slot) FROM ({parts}) GROUP BY part ORDER BY part", EXAMPLES)
-            return [text for text, _ in found]
+            (end,) = self.store.db.execute("SELECT coalesce(max(slot), -1) + 1 FROM text").fetchone()
+            places = [part * end // num for part in range(num + 1)]
+            found = (self.store.db.execute(query, [*place, longest]).fetchone() for place in itertools.pairwise(places))
+            return [row[0] for row in found if row is not None]
+
+    @property
+    def version(self) -> int:
+        """A number that is another one after somebody else has changed the index."""
+        with at(self.store.folder):
+            return self.store.db.execute("PRAGMA data_version").fetchone()[0]
 
     def __len__(self) -> int:
         return self._count("picture WHERE slot IS NOT NULL")
@@ -192,7 +205,7 @@ class Index:
             raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where or {})}")
         asked = list(zip(words, images, strict=True))
         nums = [self._num_reranked(rerank, *pair, without, captions) for pair in asked]
-        slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted, captions)
+        slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted, captions, is_all=not chosen[1])
         found = []
         for (text, image), num, slot_K, score_K in zip(asked, nums, slot_QK, score_QK, strict=True):
             with at(self.store.folder):
@@ -201,11 +214,17 @@ class Index:
             found.append((self._reranked(hits, text if image is None else image, num, captions) if num else hits)[:top])
         return found
 
-    def _best(self, query_Qd: np.ndarray, k: int, is_wanted: np.ndarray, captions: bool) -> tuple[list[list[int]], list[Any]]:
+    def _best(
+        self, query_Qd: np.ndarray, k: int, is_wanted: np.ndarray, captions: bool, *, is_all: bool
+    ) -> tuple[list[list[int]], list[Any]]:
         """Return the best slots of each query and their scores: of more than a million pictures, unless some alone are wanted,
         by cells."""
-        is_all = not captions and is_wanted is self._used.get("feature", (0, None))[1]
-        if is_all and len(is_wanted) > approximate.EXACT_MOST and (facts := approximate.known(self.store)) is not None:
+        if (
+            is_all
+            and not captions
+            and len(is_wanted) > approximate.EXACT_MOST
+            and (facts := approximate.known(self.store)) is not None
+        ):
             if self._cells[0] != facts:
                 self._cells = facts, approximate.opened(self.store.folder)
             if (cells := self._cells[1]) is not None:
@@ -253,27 +272,14 @@ class Index:
     def _wanted(self, captions: bool, chosen: Condition) -> np.ndarray:
         """Return which slots to search among, bool (N,)."""
         tests, values = chosen
-        if not values:
-            return self._all("text" if captions else "feature")
         found = f"FROM picture WHERE slot IS NOT NULL AND {tests}"
-        return self._mask(
-            f"SELECT slot FROM caption WHERE picture IN (SELECT id {found})" if captions else f"SELECT slot {found}", values
-        )
-
-    def _all(self, table: str) -> np.ndarray:
-        """Return which slots of a table are in use, bool (N,): read once, until somebody changes the index."""
-        with at(self.store.folder):
-            (version,) = self.store.db.execute("PRAGMA data_version").fetchone()
-        if self._used.get(table, (None,))[0] != version:
-            self._used[table] = version, self._mask(f"SELECT slot FROM {table}")
-        return self._used[table][1]
-
-    def _mask(self, query: str, values: Iterable[Any] = ()) -> np.ndarray:
-        with at(self.store.folder):
-            slots = np.fromiter((slot for (slot,) in self.store.db.execute(query, [*values])), dtype=np.int64)
-        is_wanted = np.zeros(slots.max(initial=-1) + 1, dtype=bool)
-        is_wanted[slots] = True
-        return is_wanted
+        if not values:
+            query = f"SELECT slot FROM {'text' if captions else 'feature'}"
+        elif captions:
+            query = f"SELECT slot FROM caption WHERE picture IN (SELECT id {found})"
+        else:
+            query = f"SELECT slot {found}"
+        return self._mask(self.version, query, tuple(values))
 
     def _why_none(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> str:
         """Say why there is nothing to search among."""
@@ -350,14 +356,16 @@ class Index:
         return Hit(id=pictures[0][0], name=row[0], score=score, pictures=tuple(name for _, name in pictures))
 
     def image(self, number: int) -> GivenImage:
-        """Return a picture by its number (`Hit.id`), as its source has it now. Raises BadSampleError if it cannot be had any
-        more."""
-        query = "SELECT name, path, start, picture.size, row, spec FROM picture JOIN source ON source.id = source "
+        """Return a picture by its number (`Hit.id`). Raises BadSampleError if it cannot be had any more."""
+        query = (
+            "SELECT name, path, start, picture.size, row, spec, hash FROM picture JOIN source ON source.id = source "
+            "LEFT JOIN feature USING (slot) WHERE picture.id = ?"
+        )
         with at(self.store.folder):
-            found = self.store.db.execute(query + "WHERE picture.id = ?", [number]).fetchone()
+            found = self.store.db.execute(query, [number]).fetchone()
         if found is None:
             raise BadSampleError(f"picture {number}", "is not in the index")
-        name, path, start, size, row, spec = found
+        name, path, start, size, row, spec, digest = found
         if path is not None:
             ref = ImageFile(path=Path(path)) if start is None else ImageSpan(path=Path(path), offset=start, size=size)
         else:
@@ -366,13 +374,28 @@ class Index:
                     ref = self._source(spec)[row].image
             except (UserError, IndexError) as error:
                 raise BadSampleError(name, str(error)) from None
-        return GivenImage(ref=ref, where=name)
+        data = read_image(ref, name)
+        if digest_of(data) != digest:  # its file, shard or table is another by now
+            raise BadSampleError(name, "is not the picture that was indexed; bring the index up to date")
+        return GivenImage(ref=ImageBytes(data=data), where=name)
 
     def _source(self, spec: str) -> Source[Findable]:
         """Return an open source of pictures that have no files of their own."""
-        if spec not in self._opened:
-            self._opened[spec] = Opened.of(spec, self.sources()[spec])
-        return self._opened[spec].source
+        version, opened = self._opened
+        if version != self.version:  # rows may be others
+            self._opened = self.version, (opened := {})
+        if spec not in opened:
+            opened[spec] = Opened.of(spec, self.sources()[spec])
+        return opened[spec].source
+
+
+def _mask(store: Store, _: int, query: str, values: tuple[Any, ...]) -> np.ndarray:
+    """Return which slots a query gives, bool (N,), in a version of an index."""
+    with at(store.folder):
+        slots = np.fromiter((slot for (slot,) in store.db.execute(query, values)), dtype=np.int64)
+    is_wanted = np.zeros(slots.max(initial=-1) + 1, dtype=bool)
+    is_wanted[slots] = True
+    return is_wanted
 
 
 def _condition(folder: str | Path | None, where: Mapping[str, str]) -> Condition:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl import __version__, builtin
-from eve_vl.errors import UserError
+from eve_vl.errors import DamagedError, UserError
 from eve_vl.files import whole_file
 from eve_vl.foreign import open_ordinary
 from eve_vl.loading import LoadedRun
@@ -100,14 +100,15 @@ class Store:
 
 @contextlib.contextmanager
 def at(folder: Path) -> Iterator[None]:
-    """Make what goes wrong with the files of an index meanwhile a UserError."""
+    """Make what goes wrong with the files of an index meanwhile a DamagedError."""
     try:
         yield
     except sqlite3.Error as error:
-        raise UserError(f"{folder / DATABASE}: {error}{_advice(str(error))}") from None
+        is_locked = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        raise DamagedError(f"{folder / DATABASE}: {error}{_advice(str(error))}", is_locked=is_locked) from None
     except OSError as error:
         name = error.filename or folder
-        raise UserError(f"{name}: {error.strerror or error}{_advice(str(error.strerror))}") from None
+        raise DamagedError(f"{name}: {error.strerror or error}{_advice(str(error.strerror))}") from None
 
 
 def _advice(reason: str) -> str:

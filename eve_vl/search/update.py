@@ -187,7 +187,7 @@ class Update:
             data = read_image(record.image, record.where)
         except BadSampleError as error:
             return None, error.reason, Place(path=place.path, start=place.start)
-        digest = hashlib.sha256(data).digest()[:16]  # which processors have instructions for
+        digest = digest_of(data)
         if (found := self.db.execute("SELECT slot FROM feature WHERE hash = ?", [digest]).fetchone()) is not None:
             return found[0], None, place
         try:
@@ -303,6 +303,11 @@ class Place:
     start: int | None = None
     size: int | None = None
     changed: int | None = None
+
+
+def digest_of(data: bytes) -> bytes:
+    """Return what bytes of a picture are known by; processors have instructions for it."""
+    return hashlib.sha256(data).digest()[:16]
 
 
 def name_of(record: Findable) -> str:
