@@ -263,7 +263,8 @@ def test_jobs_that_ask_for_the_same_become_one_batch():
         compute.submit(job)
     jobs[4].result.cancel()  # its client has gone
     compute.start()
-    compute.finish()
+    compute.end()
+    compute.join()
     assert calls[:6] == [[0, 2, 7], [1, 5], [3], [6], [8], [13, 14]]
     assert [job.result.result() for job in jobs if job is not jobs[4]] == [0, 2, 4, 6, 10, 12, 14, 16]
     assert calls[6:] == [[13], [14], [0.5, 15], [0.5], [15]]
@@ -297,7 +298,8 @@ def test_clients_are_answered_from_one_batch(runs):
         go.set()
         for thread in threads:
             thread.join()
-        service.compute.finish()  # a batch is counted after its answers are given
+        service.compute.end()
+        service.compute.join()  # a batch is counted after its answers are given
         metrics = client.get("/metrics").text
     assert answers[-1].status_code == 400
     assert answers[-1].json() == {"error": "text is empty"}
@@ -400,15 +402,22 @@ def test_a_text_is_never_a_path(client, folder):
     assert client.post("/v1/runs/vqa/encode_image", json={"images": "data:image/png;base64," + text_of(ONE)}).status_code == 200
 
 
-def test_messages_keep_the_servers_paths(client, index, folder):
+def test_messages_keep_the_servers_paths(client, index, folder, caplog):
     assert without_paths("/a/b/run: lacks /x/y z.png (/a/b/c)", {"/a/b": "b"}) == "b/run: lacks y z.png (b/c)"
     assert without_paths("a red/blue 1/2 ~/x/y and /", {}) == "a red/blue 1/2 y and /"
+    assert without_paths(
+        "a run in . of /srv/my photos/x y.jpg, /a/bc, and b/c/d", {"a": "A", ".": "index", "/a/b": "b", "b/c": "B"}
+    ) == ("a run in . of x y.jpg, bc, and B/d")
     assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a-2", "a-3"]
     picture = next(hit for hit in index.search("red", top=7) if "05.png" in hit.name)
     (folder / "photos" / "new" / "05.png").rename(folder / "gone.png")
     answer = client.get(f"/v1/pictures/{picture.id}")
     (folder / "gone.png").rename(folder / "photos" / "new" / "05.png")
-    assert (answer.status_code, str(folder) in answer.text) == (404, False)
+    assert (answer.status_code, answer.json()) == (
+        404,
+        {"error": f"picture {picture.id} cannot be shown; the server's log says why"},
+    )
+    assert f"{folder}/photos/new/05.png" in caplog.text
     for path in ("/v1/runs", "/openapi.json", "/metrics"):
         assert str(folder) not in client.get(path).text
 
@@ -564,7 +573,8 @@ def test_a_thread_that_computes_no_more_is_no_health(runs):
         with pytest.raises(RuntimeError, match="SystemExit"):  # as an error of its own, for the loop would end with it
             job.result.result(60)
         assert client.get("/healthz").json() == {"status": "ok"}
-        compute.finish()
+        compute.end()
+        compute.join()
         answer = client.get("/healthz")
     assert (answer.status_code, answer.json()) == (503, {"status": "failed"})
 
@@ -582,7 +592,7 @@ def test_an_index_that_is_being_written_is_busy(index):
         other.rollback()
         assert client.post("/v1/search", json={"words": "red"}).status_code == 200
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert answer.json() == {"error": "index/index.sqlite: database is locked; send it again in 1 s"}
+    assert answer.json() == {"error": "the index is being written; send it again in 1 s"}
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, TimeoutError])
@@ -595,6 +605,36 @@ def test_a_fault_of_the_server_is_no_traceback_for_clients(runs, monkeypatch, er
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         answer = client.post(VQA, json={"image": text_of(ONE), "question": "what"})
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed at this request; its log says why"})
+
+
+def test_a_damaged_index_is_the_servers_fault(folder, runs, caplog):
+    """Not its client's, and nothing to try again."""
+    for damage, why in (("pictures-00000.f16", "lacks features"), (DATABASE, "not a database")):
+        place = folder / f"damaged {damage}"
+        runs["retrieval"].index(folder / "photos", place)
+        index = Index.open(place, runs["retrieval"])
+        with serving(index.encoder, index=index) as client:
+            (place / damage).write_bytes(bytes(10_000) if damage == DATABASE else b"")
+            answer = client.post("/v1/search", json={"words": "red"})
+        assert (answer.status_code, answer.json()) == (500, {"error": "the server failed at this request; its log says why"})
+        assert f"{place / damage}" in caplog.text
+        assert why in caplog.text
+
+
+def test_an_index_that_has_changed_is_looked_at_again(folder, runs):
+    """By page and search: another process has brought another source into it."""
+    runs["retrieval"].index(folder / "photos" / "old", folder / "grows")
+    index = Index.open(folder / "grows", runs["retrieval"])
+    queries: list[str] = []
+    index.store.db.set_trace_callback(queries.append)
+    with serving(index.encoder, index=index) as client:
+        about = lambda: client.get("/v1/runs").json()["index"]  # noqa: E731
+        assert (about()["pictures"], about()["folders"]) == (4, ["old"])
+        assert sum("DISTINCT key" in query for query in queries) == 1  # for two who load the page
+        runs["retrieval"].index(folder / "photos" / "new", folder / "grows")
+        assert (about()["pictures"], about()["folders"]) == (6, ["old", "new"])
+        hits = client.post("/v1/search", json={"words": "red", "folder": "new"}).json()["hits"]
+        assert {hit["name"] for hit in hits} == {"new/04.png", "new/05.png"}
 
 
 def test_a_token_opens_the_rest(runs, tmp_path):

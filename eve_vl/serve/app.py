@@ -6,7 +6,8 @@ and its result becomes JSON. Only what is in the route table has a name here; ca
 
 import asyncio
 import contextlib
-import sqlite3
+import functools
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from starlette.responses import JSONResponse, Response
 
 from eve_vl import __version__
 from eve_vl.data.inputs import Images, Strings
-from eve_vl.errors import BadSampleError, UserError, nearest
+from eve_vl.errors import BadSampleError, DamagedError, UserError, nearest
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.calls import Served, served_calls
@@ -36,6 +37,7 @@ from eve_vl.serve.signatures import arguments
 from eve_vl.serve.values import encoded
 from eve_vl.serve.web import OWN_PAGES, add_page
 
+LOG = logging.getLogger(__name__)
 MOST_HITS = 1000
 MOST_RERANKED = 100  # of a search: the matching head computes each pair
 MOST_PICTURES = 64  # that wait at a time
@@ -107,6 +109,7 @@ class Service:
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
         self.index, self.found = index, None if index is None else Found(index)
         self.search = None if index is None else self._search(index)
+        self.about_index = functools.lru_cache(maxsize=1)(self._about_index)
         if index is not None:
             index.store.wait_for_lock(LOCKED)
         self.compute = Compute(limits, self.traffic.counts.batch)
@@ -120,7 +123,9 @@ class Service:
         self.compute.start()
         self.painter.start()
         yield
-        await asyncio.to_thread(self.compute.finish)
+        self.painter.end()
+        self.compute.end()
+        await asyncio.to_thread(self.compute.join)
         self.decoders.shutdown()
 
     def refuse(self, error: RefusedError) -> None:
@@ -195,7 +200,9 @@ class Service:
 
     async def list_runs(self) -> JSONResponse:
         """Return what there is to call."""
-        return JSONResponse({"runs": [self._about(name) for name in self.runs], "index": await self._about_index()})
+        index = self.index
+        about = None if index is None else await asyncio.to_thread(lambda: self.about_index(index.version))
+        return JSONResponse({"runs": [self._about(name) for name in self.runs], "index": about})
 
     def _about(self, name: str) -> dict[str, Any]:
         run = self.runs[name].run
@@ -204,16 +211,22 @@ class Service:
         about |= {"image_size": sizes.image_size, "patch_size": sizes.patch_size, "text_length": sizes.text_length}
         return about | ({"labels": labels} if labels else {})
 
-    async def _about_index(self) -> dict[str, Any] | None:
+    def _about_index(self, _: int) -> dict[str, Any]:
+        """Return what a version of the index holds. All of it is looked through, while nobody can search."""
         index, found = self.index, self.found
-        if index is None or found is None:
-            return None
-        counts, columns, examples = await asyncio.to_thread(lambda: (index.counts(), index.columns(), index.examples()))
-        name = next((name for name, eve in self.runs.items() if eve is index.encoder), None)
-        words = bool(index.encoder.task.is_comparable)
-        about = {"pictures": counts["pictures"], "captions": counts["captions"], "run": name, "words": words}
-        about["folders"] = list(found.roots)
-        return about | {"captions_searchable": words and counts["captions"] > 0, "columns": columns, "examples": examples}
+        assert index is not None
+        assert found is not None
+        counts, words = index.counts(), bool(index.encoder.task.is_comparable)
+        return {
+            "pictures": counts["pictures"],
+            "captions": counts["captions"],
+            "run": next((name for name, eve in self.runs.items() if eve is index.encoder), None),
+            "words": words,
+            "folders": list(found.roots),
+            "captions_searchable": words and counts["captions"] > 0,
+            "columns": index.columns(),
+            "examples": index.examples(),
+        }
 
     async def no_such_call(self, name: str, call: str) -> None:
         """Say which calls there are."""
@@ -239,8 +252,9 @@ class Service:
         def drawn(_: Any) -> list[bytes]:
             try:
                 return [encoded(index.image(number).at_most(size), "JPEG")]
-            except BadSampleError as error:
-                raise RefusedError(404, self.cleaned(str(error))) from None
+            except BadSampleError as error:  # which may name any file of a source
+                LOG.warning("%s", error)
+                raise RefusedError(404, f"picture {number} cannot be shown; the server's log says why") from None
 
         data = await self._result(self.painter, Job(compute=drawn, given=None), request)
         request.scope["hold"].resize(len(data))
@@ -248,18 +262,23 @@ class Service:
 
     def cleaned(self, message: str) -> str:
         """Return a message without the server's paths."""
-        known = {str(eve.run.folder): name for name, eve in self.runs.items()}
+        folders = {eve.run.folder: name for name, eve in self.runs.items()}
+        known = {}
         if self.index is not None and self.found is not None:
-            known |= {str(self.index.store.folder): "index"} | {root: name for name, root in self.found.roots.items()}
+            folders[self.index.store.folder] = "index"
+            known = {root: name for name, root in self.found.roots.items()}
+        known |= {str(path): name for folder, name in folders.items() for path in (folder, folder.absolute())}
         return without_paths(message, known)
 
     async def answer_to(self, _: Request, error: Exception) -> Response:
-        """Return what to say about an error: one line, without the server's paths."""
+        """Return what to say about an error: one line, without the server's paths. The log says what is the server's fault."""
         match error:
             case RefusedError():
                 return answer_of(error)
-            case UserError() if isinstance(error.__context__, sqlite3.Error):  # such as an index that is being changed
-                return answer_of(busy(self.cleaned(str(error))))
+            case DamagedError(is_locked=True):
+                return answer_of(busy("the index is being written"))
+            case DamagedError():
+                LOG.error("%s", error)
             case UserError():
                 return answer_of(RefusedError(400, self.cleaned(str(error))))
             case RequestValidationError():

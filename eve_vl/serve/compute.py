@@ -67,15 +67,14 @@ class Compute(threading.Thread):
                     job.result.set_exception(error)
             self._jobs.clear()
 
-    def finish(self) -> None:
-        """End after all jobs, and wait for that."""
+    def end(self) -> None:
+        """End after all jobs."""
         with self._changed:
             self._ends = True
             self._changed.notify()
-        self.join()
 
     def run(self) -> None:
-        """Compute until `finish`."""
+        """Compute until `end`."""
         while self._begin():
             started = time.perf_counter()
             self._compute(self._batch)

@@ -11,7 +11,8 @@ from eve_vl.errors import nearest
 from eve_vl.search.index import Hit, Index
 from eve_vl.serve.limits import RefusedError
 
-PATH = re.compile(r"(?<![\w.~/])~?/(?:[^\s/:;,'\"()]+/)*(?=[^\s/:;,'\"()])")  # all of a path but its last name
+WORD = r"[^\s/:;,'\"()]+"
+PATH = re.compile(rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})")  # all of a path but its last name
 
 
 def distinct(names: Iterable[str]) -> list[str]:
@@ -27,9 +28,13 @@ def distinct(names: Iterable[str]) -> list[str]:
 
 
 def without_paths(text: str, known: Mapping[str, str]) -> str:
-    """Return a message in which known paths have their names, and of others the last part alone is left."""
+    """Return a message in which known paths have their names, and of others the last part alone is left.
+
+    known: absolute paths, or such as a person gave them; those of a single part, such as a or ., say nothing of a server.
+    """
     for path in sorted(known, key=len, reverse=True):
-        text = text.replace(path, known[path])
+        if os.sep in path.strip(os.sep) or os.path.isabs(path):  # noqa: PTH117
+            text = re.sub(rf"(?<![\w.~/-]){re.escape(path)}(?![\w.-])", lambda _, name=known[path]: name, text)
     return PATH.sub("", text)
 
 
@@ -38,37 +43,46 @@ class Found:
 
     def __init__(self, index: Index):
         self.index = index
-        roots = [root_of(spec) for spec in index.sources()]
-        names = distinct(root.name or "pictures" for root in dict.fromkeys(roots))
-        self.roots = dict(zip(names, map(str, dict.fromkeys(roots)), strict=True))
+        self._roots: tuple[int | None, dict[str, str]] = (None, {})
 
-    def name(self, name: str) -> str:
+    @property
+    def roots(self) -> dict[str, str]:
+        """The folders of sources by their names; sources may come and go while a server runs."""
+        version = self.index.version
+        if self._roots[0] != version:
+            roots = dict.fromkeys(root_of(spec) for spec in self.index.sources())
+            names = distinct(root.name or "pictures" for root in roots)
+            self._roots = version, dict(zip(names, map(str, roots), strict=True))
+        return self._roots[1]
+
+    def name(self, name: str, roots: Mapping[str, str]) -> str:
         """Return what to call a picture."""
-        for label, root in self.roots.items():
+        for label, root in roots.items():
             if name.startswith(os.path.join(root, "")):  # noqa: PTH118
                 return f"{label}/{name[len(root) :].lstrip(os.sep)}"
         return name.rpartition(os.sep)[2]
 
     def folder(self, given: str) -> str:
         """Return the path of a folder that a client names, as `name` does. Raises RefusedError."""
-        label, *parts = given.strip("/").split("/")
-        if label not in self.roots:
-            raise RefusedError(400, f"folder: no folder {nearest(label, self.roots)}")
+        roots, (label, *parts) = self.roots, given.strip("/").split("/")
+        if label not in roots:
+            raise RefusedError(400, f"folder: no folder {nearest(label, roots)}")
         if {"..", "."} & {*parts}:
             raise RefusedError(400, "folder: name one of the index, without . and ..")
-        return os.path.join(self.roots[label], *parts)  # noqa: PTH118
+        return os.path.join(roots[label], *parts)  # noqa: PTH118
 
     def hits(self, hits: list[Hit], captions: bool) -> list[dict[str, Any]]:
         """Return what was found as JSON values."""
+        roots = self.roots
         return [
             {
                 "id": hit.id,
-                "name": hit.name if captions else self.name(hit.name),
+                "name": hit.name if captions else self.name(hit.name, roots),
                 "score": hit.score,
                 "match": hit.match,
                 "captions": list(hit.captions),
-                "pictures": [self.name(name) for name in hit.pictures],
-                "near": None if hit.near is None else self.name(hit.near),
+                "pictures": [self.name(name, roots) for name in hit.pictures],
+                "near": None if hit.near is None else self.name(hit.near, roots),
                 "picture": f"/v1/pictures/{hit.id}",
             }
             for hit in hits
