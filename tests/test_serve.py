@@ -203,6 +203,33 @@ def test_every_call_of_every_run_is_served_and_shown(client, runs):
     assert {(run, call) for run, eve in runs.items() for call in eve._calls.offered()} - tried == {("retrieval", "look")}
 
 
+def test_openapi_tells_what_else_may_come(client, runs):
+    """Errors as they are, 400 where FastAPI would say 422, and how to send the token if there is one."""
+    with serving(runs["vqa"], token="sesame") as guarded:
+        shown = guarded.get("/openapi.json", headers={"authorization": "Bearer sesame"}).json()
+    for schema in (shown, client.get("/openapi.json").json()):
+        for path, methods in schema["paths"].items():
+            for about in methods.values():
+                is_open = path == "/healthz"
+                assert ({"400", "401", "413", "415", "503"} <= {*about["responses"]}) == (not is_open)
+                assert "422" not in about["responses"]
+                assert ("security" in about) == (schema is shown and not is_open)
+    assert [each["scheme"] for each in shown["components"]["securitySchemes"].values()] == ["bearer"]
+
+
+def test_a_request_is_computed_so_many_at_a_time_as_the_server_was_told(runs, monkeypatch):
+    sizes, predict = [], runs["vqa"].task.predict
+
+    def watched(batch: Any) -> Any:
+        sizes.append(len(batch.ids_BT))
+        return predict(batch)
+
+    monkeypatch.setattr(runs["vqa"].task, "predict", watched)
+    with serving(runs["vqa"], limits=Limits(batch=2)) as client:
+        client.post(VQA, json={"image": [text_of(ONE)] * 5, "question": "what"})
+    assert sizes == [2, 2, 1]
+
+
 def test_arguments_follow_from_the_signature_of_any_call():
     class Above:
         def call(self, image: ImageLike, *, rate: float | None = None, **options: Any) -> None: ...
@@ -645,7 +672,10 @@ def test_a_token_opens_the_rest(runs, tmp_path):
             assert client.get(path).status_code == 401
             assert client.get(path, headers={"authorization": "Bearer sesamE"}).status_code == 401
             assert client.get(path, headers=given).status_code == (404 if path == "/other" else 200)
+        assert client.get("/v1/runs", headers={"authorization": "bearer sesame"}).status_code == 200  # RFC 9110: in any case
+        assert client.get("/v1/runs", headers={"authorization": "Basic sesame"}).status_code == 401
         assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.head("/healthz").status_code == 200
         assert client.get("/").text == "<p>page"
         assert client.get("/v1/runs", headers=given | {"host": "example.org"}).status_code == 200
     with serving(runs["vqa"]) as client:  # or else a page from elsewhere could have its own name mean this machine

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Security
 from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
 from prometheus_client import generate_latest
 from pydantic import Field
 from pydantic_core import to_json
@@ -46,6 +47,24 @@ Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
 LOCKED = 0.25  # seconds to wait for an index that is being written: meanwhile nothing is computed, for nobody
 NO_INDEX = "this server has no index to search in; start it with --index INDEX"
+BEARER = HTTPBearer(auto_error=False, description="The server's token, which the gate asks for.")
+ERRORS: Any = {
+    status: {
+        "description": text,
+        "content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}},
+    }
+    for status, text in {
+        400: "What was sent is wrong; the error says what was expected.",
+        401: "The token is missing or another one.",
+        404: "There is no such run, call or picture.",
+        408: "The body did not come in time.",
+        413: "The body is too large.",
+        415: "The body is no JSON.",
+        500: "The server is at fault; its log says how.",
+        503: "There is no room or no turn; come again after Retry-After.",
+        "default": "Something else is wrong.",  # or FastAPI would promise 422
+    }.items()
+}
 SEARCH_TYPES = {
     "words": Strings,
     "image": Images | None,
@@ -69,34 +88,41 @@ def application(
     page: files to show to people, by their paths (`web.page_files`).
     """
     server = Service(runs, index, limits or Limits())
-    app = FastAPI(title="EVE", version=__version__, docs_url=None, redoc_url=None, lifespan=lambda _: server.running())
+    about: dict[str, Any] = {"title": "EVE", "version": __version__, "docs_url": None, "redoc_url": None}
+    guarded: Any = {"responses": ERRORS} | ({} if token is None else {"dependencies": [Security(BEARER)]})
+    app = FastAPI(**about, lifespan=lambda _: server.running())
     app.state.service = server
     app.add_middleware(Gate, traffic=server.traffic, token=token, open_paths=page or ())
     for error in (RefusedError, HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
         app.add_exception_handler(error, server.answer_to)
     app.add_api_route("/healthz", server.health, summary="Whether the server takes requests.")
-    app.add_api_route("/metrics", server.metrics, summary="Numbers of the server, as Prometheus reads them.")
-    app.add_api_route("/v1/runs", server.list_runs, summary="The runs, their calls, and the index.")
+    app.add_api_route("/healthz", server.health, methods=["HEAD"], include_in_schema=False)
+    app.add_api_route("/metrics", server.metrics, summary="Numbers of the server, as Prometheus reads them.", **guarded)
+    app.add_api_route("/v1/runs", server.list_runs, summary="The runs, their calls, and the index.", **guarded)
     for name, calls in server.calls.items():
         for call, served in calls.items():
-            add_call(app, f"/v1/runs/{name}/{call}", served, server.endpoint(served), f"{call} of the run {name}.")
+            add_call(app, f"/v1/runs/{name}/{call}", served, server.endpoint(served), f"{call} of the run {name}.", guarded)
     app.add_api_route("/v1/runs/{name}/{call}", server.no_such_call, methods=["POST"], include_in_schema=False)
     if server.search is not None:
-        add_call(app, "/v1/search", server.search, server.endpoint(server.search), "Search in the index.")
+        add_call(app, "/v1/search", server.search, server.endpoint(server.search), "Search in the index.", guarded)
     else:
         app.add_api_route("/v1/search", server.no_index, methods=["POST"], include_in_schema=False)
     app.add_api_route(
-        "/v1/pictures/{number}", server.picture, summary="A picture of the index as JPEG.", response_class=Response
+        "/v1/pictures/{number}",
+        server.picture,
+        summary="A picture of the index as JPEG.",
+        response_class=Response,
+        **guarded,
     )
     add_page(app, page or {})
     return app
 
 
-def add_call(app: FastAPI, path: str, served: Served, endpoint: Callable[..., Any], summary: str) -> None:
+def add_call(app: FastAPI, path: str, served: Served, endpoint: Callable[..., Any], summary: str, guarded: Any) -> None:
     """Add a call's route, which OpenAPI shows with the call's arguments and what its docstring says."""
     body = {"required": True, "content": {"application/json": {"schema": served.model.model_json_schema()}}}
     more: dict[str, Any] = {"summary": summary, "description": served.text, "operation_id": path.strip("/").replace("/", "_")}
-    app.add_api_route(path, endpoint, methods=["POST"], openapi_extra={"requestBody": body}, **more)
+    app.add_api_route(path, endpoint, methods=["POST"], openapi_extra={"requestBody": body}, **more, **guarded)
 
 
 class Service:

@@ -1,5 +1,6 @@
 """A call of a run as it is served: from a body to a job, and from what the job gives to JSON."""
 
+import functools
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,9 @@ class Served:
     ):
         """by_rows: whether lists are answered row by row, so that those of several clients can be put together. show: the
         result as JSON values."""
-        self.name, self.call, self.arguments, self.limits, self.show = name, call, given, limits, show
+        takes_size = "batch_size" in inspect.signature(call).parameters
+        self.call = functools.partial(call, batch_size=limits.batch) if takes_size else call
+        self.name, self.arguments, self.limits, self.show = name, given, limits, show
         self.image_size, self.by_rows = image_size, by_rows
         self.model = body_model(f"{name}_arguments", given)
         self.text = inspect.cleandoc(call.__doc__ or "")

@@ -158,8 +158,8 @@ class Gate:
             if not is_loopback(name.strip("[]").lower()):  # a page of another site whose name was made to mean this machine
                 return answer_of(RefusedError(400, "this server is called localhost, not as the request's host says"))
         elif scope["path"] not in self.open_paths:
-            wanted, given = f"Bearer {self.token}".encode(), headers.get(b"authorization", b"")
-            if not hmac.compare_digest(wanted, given):
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(self.token.encode(), given.strip()):
                 message = "this server needs its token: send the header Authorization: Bearer TOKEN"
                 return answer_of(RefusedError(401, message, {"www-authenticate": "Bearer"}))
         if self.traffic.is_stopping and scope["path"] != "/healthz":
