@@ -254,6 +254,69 @@ def test_search_by_a_picture(site, index, open_page, tmp_path):
     page.get_by_text("This browser cannot read notes.png as a picture").wait_for()
 
 
+def test_a_picture_that_cannot_be_shown_says_so(site, open_page):
+    page = open_page(site)
+    page.route("**/v1/pictures/*", lambda route: route.fulfill(status=404, json={"error": "gone"}))
+    drop(page, "body", 3)
+    page.locator(".thumb").first.click()
+    page.get_by_role("dialog").get_by_text("This picture cannot be shown").wait_for()
+    assert page.get_by_role("dialog").locator("img").count() == 0
+
+
+def test_what_is_typed_dropped_or_pasted_goes_where_it_is_meant(site, index, open_page):
+    """Enter within the pause after a key searches once; texts are a field's, though a picture of them comes along."""
+    page, asked = open_page(site), []
+    page.route("**/v1/search", lambda route: (asked.append(route.request.post_data_json["words"]), route.continue_()))
+    words = page.locator("input[name=words]")
+    words.press_sequentially("red")
+    words.press("Enter")
+    until(page, lambda: names(page), expected(index, "red"))
+    page.wait_for_timeout(400)
+    assert asked == ["red"]
+    is_left = """([name, words, selector]) => {
+        const transfer = new DataTransfer();
+        transfer.setData("text/plain", words);
+        if (name === "paste") transfer.items.add(new File(["x"], "x.png", {type: "image/png"}));
+        const [kind, key] = name === "paste" ? [ClipboardEvent, "clipboardData"] : [DragEvent, "dataTransfer"];
+        return document.querySelector(selector)
+            .dispatchEvent(new kind(name, {bubbles: true, cancelable: true, [key]: transfer}));
+    }"""
+    assert [page.evaluate(is_left, [name, "blue", "input[name=words]"]) for name in ("dragover", "drop", "paste")] == [True] * 3
+    assert page.evaluate(is_left, ["paste", "blue", "body"]) is False  # nothing but the picture is of use there
+    page.evaluate("location.hash = '#judge'")
+    page.wait_for_selector("#panel-judge:not([hidden])")
+
+
+def test_the_focus_stays_where_it_was(site, runs, open_page):
+    page = open_page(f"{site}/#ask")
+    page.locator("#panel-ask input[type=file]").set_input_files(file(0))
+    page.get_by_label("Question").fill(TEXT)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#panel-ask .heat")
+    assert "need not add up to 100 %" in page.locator("#panel-ask .answers").inner_text()
+    focused = "document.activeElement.textContent"
+    second = page.locator("#panel-ask .bars button").nth(1)
+    words = second.evaluate("(button) => button.textContent")
+    second.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#panel-ask .bars li:nth-child(2) [aria-pressed=true]")
+    assert page.evaluate(focused) == words
+    page.get_by_role("button", name="blue", exact=True).last.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#panel-ask .chip[aria-pressed=true]:text-is('blue')")
+    assert page.evaluate(focused) == "blue"
+
+
+def test_lines_of_a_class_are_read_together(site, runs, open_page):
+    page, sent = open_page(f"{site}/#zero-shot"), []
+    page.route("**/zero_shot", lambda route: (sent.append(route.request.post_data_json["prompts"]), route.continue_()))
+    page.locator("#panel-zero-shot input[type=file]").set_input_files(file(0))
+    page.locator("textarea[name=prompts]").fill("red: a red circle\nblue: a blue square\nred: two red squares; red\n__proto__")
+    page.get_by_role("button", name="Zero-shot").click()
+    page.wait_for_selector("#panel-zero-shot .bars")
+    assert sent == [{"red": ["a red circle", "two red squares", "red"], "blue": ["a blue square"], "__proto__": ["__proto__"]}]
+
+
 def test_an_index_without_words_or_pictures_says_so(site, open_page):
     def changed(**index: Any) -> Any:
         def answer(route: Any) -> None:
@@ -423,6 +486,26 @@ def test_the_token_is_asked_for_once_and_a_busy_server_again(runs, index, open_p
         assert not page.locator("#token").is_visible(), "the tab of the browser keeps it"
     finally:
         guarded.stop()
+
+
+def test_pictures_behind_a_token_come_when_they_are_near(runs, index, open_page):
+    """As those do that browsers ask for themselves."""
+    site, asked = Site([runs["retrieval"]], index, token="sesame"), []
+    try:
+        page = open_page("about:blank", wait_for="html", viewport={"width": 400, "height": 300})
+        page.add_init_script("sessionStorage.setItem('eve-token', 'sesame')")
+        page.route("**/v1/pictures/*", lambda route: (asked.append(route.request.url), route.continue_()))
+        page.goto(site.address)
+        page.locator("input[name=words]").fill("red")
+        page.locator(".thumb img[src]").first.wait_for()
+        page.wait_for_timeout(300)
+        few = len(asked)
+        assert few < 20
+        page.locator(".thumb").last.scroll_into_view_if_needed()
+        page.locator(".thumb img").last.and_(page.locator("[src]")).wait_for()
+        assert len(asked) > few
+    finally:
+        site.stop()
 
 
 def test_runs_offer_what_they_can_and_a_phone_shows_it(runs, open_page):

@@ -40,9 +40,9 @@ export async function call(run, name, body, signal) {
 }
 
 /** Return the address of a picture of the index, or an object URL of it where only requests with the token get it. */
-export async function pictureAt(path, size) {
+export async function pictureAt(path, size, signal) {
   const address = `${path}?size=${size}`;
-  return hasToken() ? URL.createObjectURL(await request(address, { blob: true })) : address;
+  return hasToken() ? URL.createObjectURL(await request(address, { blob: true, signal })) : address;
 }
 
 /** Ask for the token, once for all requests that wait for it. `used`: the one that was not accepted. */

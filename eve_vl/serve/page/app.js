@@ -78,16 +78,19 @@ function takePictures() {
   };
   document.addEventListener("dragenter", (event) => carries(event) && ++depth && overlay.classList.add("shown"));
   document.addEventListener("dragleave", (event) => carries(event) && --depth <= 0 && leave());
-  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("dragover", (event) => carries(event) && event.preventDefault());
   document.addEventListener("drop", (event) => {
+    if (!carries(event)) return; // a text, which a field takes
     event.preventDefault();
     leave();
     const file = event.dataTransfer.files[0];
     if (file) active?.take(file, event.target);
   });
   document.addEventListener("paste", (event) => {
-    const item = [...(event.clipboardData?.items ?? [])].find(isPicture);
-    if (!item) return;
+    const items = [...(event.clipboardData?.items ?? [])];
+    const item = items.find(isPicture);
+    const isTyped = event.target.matches?.("input:not([type=file]), textarea") && items.some((each) => each.kind === "string");
+    if (!item || isTyped) return; // programs copy a table or a drawing as both
     event.preventDefault();
     active?.take(item.getAsFile(), document.activeElement);
   });
@@ -114,6 +117,10 @@ async function start() {
   if (!panels.length)
     throw new Error("These runs offer nothing that this page could show. An index makes them search: --index INDEX.");
   show(panels.find((panel) => `#${panel.name}` === location.hash) ?? panels[0]);
+  addEventListener("hashchange", () => {
+    const panel = panels.find((each) => `#${each.name}` === location.hash);
+    if (panel && panel !== active) show(panel);
+  });
   takePictures();
 }
 

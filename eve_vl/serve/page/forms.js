@@ -1,7 +1,7 @@
 // Panels of one shape: pictures and texts in, bars out, and where the run looked.
 
 import { call } from "./api.js";
-import { bars, el, field, Latest, percent, PictureField, runChoice, Status } from "./parts.js";
+import { bars, el, field, Latest, percent, PictureField, refill, runChoice, Status } from "./parts.js";
 
 const shares = (rows, name = "label", value = "probability") =>
   rows.map((row) => ({ label: row[name], share: row[value] }));
@@ -23,6 +23,7 @@ const FORMS = {
     pictures: [image],
     texts: [["question", "Question", "what color is the circle"]],
     rows: (result) => shares(result, "answer"),
+    note: "Each answer is judged by itself, so the shares need not add up to 100 %.",
     look: ({ image, question }) => ({ image, text: question }),
   },
   judge: {
@@ -167,7 +168,8 @@ function formPanel(name, form, runs, chosen) {
         chosen: place === chosen,
         onclick: byAnswer && canLook ? () => (draw(place), look.show(run.run, { ...canLook, answer: row.label })) : null,
       }));
-      found.replaceChildren(el("p", { class: "verdict" }, sentence), bars(buttons));
+      const note = form.note && el("p", { class: "note" }, form.note);
+      refill(found, el("p", { class: "verdict" }, sentence), bars(buttons), note || "");
     };
     draw(canLook && byAnswer ? 0 : -1);
     status.say(byAnswer && canLook ? "Choose an answer to see where it comes from." : "");
@@ -243,7 +245,8 @@ class Look {
       );
     const canBeWhole = !run.calls.includes("fill_mask"); // a pre-trained run looks for a hidden word
     this.#status.say(`What speaks for ${found.score}, ${percent(found.probability)}`);
-    this.node.replaceChildren(
+    refill(
+      this.node,
       el("h2", {}, "Where it looked"),
       el(
         "div",
@@ -259,7 +262,7 @@ class Look {
             canBeWhole ? chip("the whole text", undefined) : null,
             ...words.map((word) => chip(word, word)),
           )
-        : null,
+        : "",
       this.#status.node,
     );
   }
@@ -280,18 +283,13 @@ function classes(text) {
     .split("\n")
     .map((line) => line.trim())
     .filter(Boolean);
-  return Object.fromEntries(
-    lines.map((line) => {
-      const [name, said] = line.includes(":")
-        ? [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1)]
-        : [line, line];
-      return [
-        name.trim(),
-        said
-          .split(";")
-          .map((each) => each.trim())
-          .filter(Boolean),
-      ];
-    }),
-  );
+  const found = Object.create(null); // a class may be called anything
+  for (const line of lines) {
+    const [name, said] = line.includes(":")
+      ? [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 1)]
+      : [line, line];
+    const all = (found[name.trim()] ??= []); // several lines may tell of one class
+    all.push(...said.split(";").map((each) => each.trim()).filter(Boolean));
+  }
+  return found;
 }

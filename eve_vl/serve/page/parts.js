@@ -19,13 +19,22 @@ export function el(tag, properties = {}, ...children) {
 export const percent = (share) => `${(100 * share).toFixed(1)} %`;
 export const counted = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
 
-/** Return a function that runs another one when it was not called for some milliseconds. */
+/** Return a function that runs another one when it was not called for some milliseconds; its `stop` forgets a call. */
 export function debounced(run, milliseconds) {
   let timer = 0;
-  return () => {
-    clearTimeout(timer);
+  const soon = () => {
+    soon.stop();
     timer = setTimeout(run, milliseconds);
   };
+  soon.stop = () => clearTimeout(timer);
+  return soon;
+}
+
+/** Replace what a node shows; the button that has the focus hands it to the one with its words. */
+export function refill(node, ...children) {
+  const held = node.contains(document.activeElement) ? document.activeElement.textContent : null;
+  node.replaceChildren(...children);
+  if (held !== null) [...node.querySelectorAll("button")].find((each) => each.textContent === held)?.focus();
 }
 
 /** Runs jobs of which only the latest counts: an earlier one is told to stop, and what it still says is dropped. */

@@ -134,6 +134,7 @@ export function rebuildPanel(runs, chosen) {
   }
 
   function rebuild() {
+    soon.stop();
     if (picture.value === null) return;
     const keep = patches().flatMap((patch, place) => (isHidden(patch) ? [] : [place]));
     const hidden = side * side - keep.length;

@@ -24,6 +24,7 @@ export function routePanel(runs, chosen) {
   ask();
 
   function ask() {
+    soon.stop();
     const body = {};
     if (picture.value !== null) body.image = picture.value;
     if (text.value.trim()) body.text = text.value.trim();

@@ -1,6 +1,6 @@
 // The search panel: pictures and captions by words, by a picture or both, as they are typed.
 
-import { pictureAt, request } from "./api.js";
+import { hasToken, pictureAt, request } from "./api.js";
 import { counted, dataUrl, debounced, el, field, Latest, percent, PictureField, Status } from "./parts.js";
 
 const PAUSE = 160; // milliseconds after the last key
@@ -95,7 +95,26 @@ export function searchPanel(index, { open, into }) {
     ),
   );
   const node = el("section", { class: "panel" }, form, status.node, examples, list);
+  const draws = new Map(); // of pictures that are not near yet: browsers wait for that only where `src` is an address
+  const near = new IntersectionObserver((entries) => entries.forEach(come), { rootMargin: "400px" });
+  let drawing = new AbortController();
   welcome();
+
+  function come({ isIntersecting, target }) {
+    if (!isIntersecting) return;
+    near.unobserve(target);
+    draws.get(target)?.();
+    draws.delete(target);
+  }
+
+  /** Show hits instead of those before, whose pictures are not waited for any more. */
+  function fill(...items) {
+    drawing.abort();
+    drawing = new AbortController();
+    near.disconnect();
+    draws.clear();
+    list.replaceChildren(...items.map((item) => item()));
+  }
 
   function asked() {
     const body = {
@@ -111,7 +130,7 @@ export function searchPanel(index, { open, into }) {
   }
 
   function welcome() {
-    list.replaceChildren();
+    fill();
     examples.hidden = false;
     const ways = index.words ? "Type what you want to see, or drop" : "Drop";
     status.say(
@@ -122,6 +141,7 @@ export function searchPanel(index, { open, into }) {
   }
 
   function search() {
+    soon.stop(); // Enter does not wait for a pause, nor search again after it
     const body = asked();
     if (!body.words && !body.image) {
       latest.stop();
@@ -135,7 +155,7 @@ export function searchPanel(index, { open, into }) {
       (signal) => request("/v1/search", { body, signal }),
       (found) => show(found, body),
       (error) => {
-        list.replaceChildren();
+        fill();
         status.fail(error);
       },
     );
@@ -151,14 +171,19 @@ export function searchPanel(index, { open, into }) {
         : `Nothing found among ${among}.`,
     );
     list.classList.toggle("texts", captions);
-    list.replaceChildren(...hits.map((hit, place) => shown(hit, captions, place === 0)));
+    fill(...hits.map((hit, place) => () => shown(hit, captions, place === 0)));
   }
 
   function shown(hit, captions, isFirst) {
     const text = captions ? hit.name : hit.captions?.[0];
     const image = el("img", { alt: text ?? hit.name, loading: "lazy" });
     const isGone = () => image.classList.add("gone");
-    drawn(image, hit, THUMBNAIL).catch(isGone);
+    const { signal } = drawing;
+    const draw = () => drawn(image, hit, THUMBNAIL, signal).catch(isGone);
+    if (hasToken()) {
+      draws.set(image, draw);
+      near.observe(image);
+    } else draw();
     image.addEventListener("error", isGone);
     if (isFirst) image.addEventListener("load", () => list.classList.toggle("icons", image.naturalWidth < SMALL));
     const score =
@@ -198,7 +223,13 @@ export function searchPanel(index, { open, into }) {
   /** Show a hit in a dialog, which Escape closes. */
   function enlarge(hit, text) {
     const image = el("img", { alt: text ?? hit.name });
-    drawn(image, hit, WHOLE).catch(status.fail.bind(status));
+    const problem = el("p", { class: "status", role: "alert", "data-state": "failed" });
+    drawn(image, hit, WHOLE)
+      .then(() => image.decode())
+      .catch(() => {
+        image.remove();
+        problem.textContent = "This picture cannot be shown. Its file may be gone or another one since it was indexed.";
+      });
     const close = () => dialog.close();
     const use = (label, run) => el("button", { type: "button", onclick: () => (close(), run()) }, label);
     const places = into().map((panel) =>
@@ -219,6 +250,7 @@ export function searchPanel(index, { open, into }) {
         onclick: (event) => event.target === dialog && close(),
       },
       image,
+      problem,
       ...(hit.captions ?? []).map((caption) => el("p", {}, caption)),
       el("p", { class: "note" }, facts.join(" · ")),
       el(
@@ -234,9 +266,9 @@ export function searchPanel(index, { open, into }) {
   }
 
   /** Show the picture of a hit. */
-  async function drawn(image, hit, size) {
-    image.addEventListener("load", () => URL.revokeObjectURL(image.src)); // of an address that is none this does nothing
-    image.src = await pictureAt(hit.picture, size);
+  async function drawn(image, hit, size, signal) {
+    for (const end of ["load", "error"]) image.addEventListener(end, () => URL.revokeObjectURL(image.src)); // if it is one
+    image.src = await pictureAt(hit.picture, size, signal);
   }
 
   async function fetched(hit) {
@@ -249,6 +281,7 @@ export function searchPanel(index, { open, into }) {
       form.elements.kind?.forEach?.((radio) => (radio.checked = radio.value === "pictures"));
       picture.set(await fetched(hit));
       scrollTo({ top: 0, behavior: "instant" });
+      picture.input.focus({ preventScroll: true }); // the button that was pressed goes with its hit
     } catch (error) {
       status.fail(error);
     }
