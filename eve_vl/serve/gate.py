@@ -1,6 +1,7 @@
 """What every request passes: whose it is, whether there is room for it, how long it may take, and what is counted of it."""
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import time
@@ -15,6 +16,7 @@ from eve_vl.serve.limits import CLOSE, MB, Limits, RefusedError, busy
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LINGER = 2.0  # seconds to read on after a refusal: the network takes it back if a connection ends before all is read
 PIECE = 64 * 1024  # bytes of an answer that are sent at a time
 
 
@@ -125,12 +127,26 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        traffic, started, status = self.traffic, time.perf_counter(), 500
+        traffic, started, status, is_read = self.traffic, time.perf_counter(), 500, False
         hold = scope["hold"] = Hold(traffic)
+
+        async def watched() -> Message:
+            nonlocal is_read
+            message = await receive()
+            is_read = is_read or not message.get("more_body", False)
+            return message
 
         async def timed(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            is_end = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if is_end and status >= 400 and not is_read:
+                await send({**message, "more_body": True})
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER):
+                        while not is_read:
+                            await watched()
+                message = {**message, "body": b""}
             for piece in in_pieces(message):
                 try:
                     async with asyncio.timeout(traffic.limits.body_seconds):
@@ -140,7 +156,7 @@ class Gate:
 
         traffic.active += 1
         try:
-            await (self._refused(scope) or self.app)(scope, receive, timed)
+            await (self._refused(scope) or self.app)(scope, watched, timed)
         except NotTakenError:  # the connection is closed when nothing follows
             status = 408
         finally:
