@@ -5,7 +5,8 @@
 Serves untrained runs of the demo's size, by `eve serve` as a process of its own on loopback, and an index of made-up features.
 One client sends a mix of calls one after the other; then many clients send the same mix, each one after the other, for as
 long, in several rounds. The same is done call by call, for a fifth of the time each. 503 is counted, and the client waits as
-long as it is told to; any other answer than 200 is an error.
+long as it is told to; any other answer than 200 is an error. At the end SIGTERM comes while all clients send: requests that the
+server has read and leaves without an answer are counted.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -39,6 +41,7 @@ from eve_vl.recipes import get_finetune_recipe, get_recipe
 from eve_vl.train.checkpoint import save_checkpoint
 
 RATIO = Goal(limit=3.0, at_least=True)
+LOST = Goal(limit=0.0, at_least=False)
 PHOTOS = 32
 PHOTO_SIDES = (320, 240)  # what a page or a program sends that makes pictures smaller first
 
@@ -97,7 +100,7 @@ def bodies() -> dict[str, list[tuple[str, bytes]]]:
 
 
 async def client(port: int, requests: list[tuple[str, str, bytes]], until: float, seed: int, outcome: Outcome) -> None:
-    """Send requests, one after the other over one connection."""
+    """Send requests, one after the other over one connection, until a time or until the server stops."""
     rng = random.Random(seed)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.perf_counter() < until:
@@ -107,7 +110,11 @@ async def client(port: int, requests: list[tuple[str, str, bytes]], until: float
         )
         started = time.perf_counter()
         writer.write(head.encode() + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
+        try:
+            answer = await reader.readuntil(b"\r\n\r\n")
+        except (ConnectionError, asyncio.IncompleteReadError):
+            outcome.statuses[0] += 1
+            return
         length = re.search(rb"(?i)content-length: (\d+)", answer)
         assert length is not None
         await reader.readexactly(int(length[1]))
@@ -116,7 +123,10 @@ async def client(port: int, requests: list[tuple[str, str, bytes]], until: float
         if status == 200:
             outcome.seconds.setdefault(name, []).append(time.perf_counter() - started)
         elif status == 503:
-            await asyncio.sleep(1)
+            if b"connection: close" in answer.lower():  # the server stops
+                break
+            told = re.search(rb"(?i)retry-after: (\d+)", answer)
+            await asyncio.sleep(int(told[1]) if told else 1)
     writer.close()
 
 
@@ -131,6 +141,13 @@ def measured(port: int, requests: list[tuple[str, str, bytes]], clients: int, se
     asyncio.run(all_clients())
     outcome.lasted = time.perf_counter() - started
     return outcome
+
+
+def stopped(port: int, requests: list[tuple[str, str, bytes]], clients: int, server: "subprocess.Popen[str]") -> Outcome:
+    """Return what so many clients see of a server that is told to stop while they send."""
+    timer = threading.Timer(1.0, server.send_signal, [signal.SIGTERM])
+    timer.start()
+    return measured(port, requests, clients, 60.0)
 
 
 def main() -> None:
@@ -160,10 +177,12 @@ def main() -> None:
             port = int(server.stdout.readline().split(" (")[0].rpartition(":")[2])
             try:
                 numbers = measure(port, kinds, everything, args)
+                end = stopped(port, everything, args.clients, server)
             finally:
                 server.send_signal(signal.SIGTERM)
                 code = server.wait(60)
-        print(f"stopped with exit status {code}")
+        numbers["stop"] = {"answered": end.statuses[200], "refused": end.statuses[503], "lost": end.statuses[0], "code": code}
+        print(f"stopped under load: {numbers['stop']}, goal for lost: {LOST.check(end.statuses[0])}")
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
