@@ -548,7 +548,7 @@ def test_answers_count_until_they_are_taken(runs, monkeypatch):
     assert (answers[0].status_code, len(answers[0].content)) == (200, 100_000)
     assert (answers[1].status_code, "too many large requests" in answers[1].text) == (503, True)
     assert seen[:2] == [100_000, 100_000]
-    assert all(name.startswith("decode") for name in threads)
+    assert all(name.startswith("write") for name in threads)
 
 
 def test_long_answers_go_out_in_pieces():

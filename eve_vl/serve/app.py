@@ -141,6 +141,7 @@ class Service:
         self.compute = Compute(limits, self.traffic.counts.batch)
         self.traffic.counts.queue.set_function(lambda: len(self.compute))
         self.decoders = ThreadPoolExecutor(DECODERS, "decode")
+        self.writer = ThreadPoolExecutor(1, "write")  # not behind all that waits to be decoded
         self.painter = Compute(limits, lambda *_: None)  # a picture of the index may hang, with the disk or network it is on
 
     @contextlib.asynccontextmanager
@@ -153,6 +154,7 @@ class Service:
         self.compute.end()
         await asyncio.to_thread(self.compute.join)
         self.decoders.shutdown()
+        self.writer.shutdown()
 
     def refuse(self, error: RefusedError) -> None:
         """Answer all requests that wait for a result with an error."""
@@ -198,7 +200,7 @@ class Service:
         del body
         hold.resize(size)
         found = await self._result(self.compute, job, request)
-        written = await loop.run_in_executor(self.decoders, _written, served, found)
+        written = await loop.run_in_executor(self.writer, _written, served, found)
         del job, found
         hold.resize(len(written))
         return Response(written, media_type="application/json")
