@@ -203,6 +203,28 @@ def test_tables_and_shards(model, photos, tmp_path):
     assert model.index(tmp_path / "shard.tar", tmp_path / "index").changes.kept == 6
 
 
+def test_rows_of_files_with_one_name_are_pictures_of_their_own(model, tmp_path):
+    """Parquet holds the pictures themselves, so that nothing but folder, file and row tells them apart."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    for part in range(2):
+        folder = tmp_path / "parts" / f"d{part}"
+        rows = []
+        for row in range(3):
+            write_picture(folder / "one.png", 10 * part + row)
+            rows.append({"image": (folder / "one.png").read_bytes(), "caption": f"red {part} {row}"})
+        rows.append({"image": None, "caption": "red"})
+        parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "x.parquet")
+    index = model.index(tmp_path / "parts" / "d{0..1}" / "x.parquet", tmp_path / "index")
+    assert index.counts() == {"pictures": 6, "distinct": 6, "near": 0, "captions": 6, "broken": 2}
+    names = [str(tmp_path / "parts" / f"d{part}" / f"x.parquet row {row}") for part in range(2) for row in range(1, 5)]
+    hits = {hit.name: hit for hit in index.search("red")}
+    assert sorted([*hits, *index.changes.broken]) == names
+    assert hits[names[5]].captions == ("red 1 1",)
+    assert sorted(hit.name for hit in index.search("red", folder=tmp_path / "parts" / "d1")) == names[4:7]
+    assert model.index((), tmp_path / "index").changes.kept == 6
+
+
 def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch):
     """Also from another folder than the one that it was named in."""
     (tmp_path / "tables").mkdir()

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image
-from eve_vl.data.records import Findable, ImageFile, ImageSpan, Source
+from eve_vl.data.readers.table import TableSource
+from eve_vl.data.records import ImageFile, ImageSpan
 from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.foreign import expand_user
 from eve_vl.search import approximate
@@ -368,7 +369,7 @@ class Index:
                 raise BadSampleError(name, str(error)) from None
         return GivenImage(ref=ref, where=name)
 
-    def _source(self, spec: str) -> Source[Findable]:
+    def _source(self, spec: str) -> TableSource:
         """Return an open source of pictures that have no files of their own."""
         if spec not in self._opened:
             self._opened[spec] = Opened.of(spec, self.sources()[spec])

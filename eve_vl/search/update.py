@@ -23,7 +23,8 @@ from torch import Tensor
 
 from eve_vl.config import DataConfig
 from eve_vl.data.loader import open_sources
-from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageRef, ImageSpan, Source
+from eve_vl.data.readers.table import TableSource
+from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.transforms import Crop, decode, read_image
 from eve_vl.errors import BadSampleError, UserError, printable
 from eve_vl.search import approximate, near
@@ -152,17 +153,19 @@ class Update:
             try:
                 record = source[row]
             except BadSampleError as error:
-                self._put(number, error.where, row, Place(), {}, None, error.reason)
+                self._put(number, source.name(row), row, Place(), {}, None, error.reason)
                 continue
-            self._picture(number, row, record, stat)
+            self._picture(number, row, name_of(record.image, source.name(row)), record, stat)
             if self.images.is_full:
                 self.images.flush()
             if time.monotonic() > self._commit_at and self.images.is_empty:
                 self._commit()
 
-    def _picture(self, source: int, row: int, record: Findable, stat: Callable[[Path], tuple[int, int] | None]) -> None:
+    def _picture(
+        self, source: int, row: int, name: str, record: Findable, stat: Callable[[Path], tuple[int, int] | None]
+    ) -> None:
         """Put a row into the index, or leave it as it is."""
-        name, place = name_of(record), place_of(record.image, stat)
+        place = place_of(record.image, stat)
         columns = dict(record.columns)
         if not is_text(name) or not is_text(place.path or ""):
             self._put(source, printable(name), row, Place(), columns, None, "the name of its file is not UTF-8; rename it")
@@ -283,7 +286,7 @@ class Opened:
 
     spec: str
     reading: dict[str, Any]
-    source: Source[Findable]
+    source: TableSource
 
     @classmethod
     def of(cls, spec: str, reading: dict[str, Any]) -> "Opened":
@@ -291,6 +294,7 @@ class Opened:
         if not is_text(spec):
             raise UserError(f"{spec}: its name is not UTF-8, which an index cannot hold; rename it")
         (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # nothing is drawn, so that no size matters
+        assert isinstance(source, TableSource)  # no generated ones can be found again
         return cls(spec=spec, reading=reading, source=source)
 
 
@@ -304,14 +308,9 @@ class Place:
     changed: int | None = None
 
 
-def name_of(record: Findable) -> str:
-    """Return what to call a picture: the path of its file, else its row, of a shard with the folder."""
-    match record.image:
-        case ImageFile(path=path):
-            return str(path)
-        case ImageSpan(path=path):
-            return str(path.parent / record.where)
-    return record.where
+def name_of(image: ImageRef, row: str) -> str:
+    """Return what to call a picture: the path of its file, if it has one of its own, else its row."""
+    return str(image.path) if isinstance(image, ImageFile) else row
 
 
 def place_of(image: ImageRef, stat: Callable[[Path], tuple[int, int] | None]) -> Place:
