@@ -313,6 +313,25 @@ def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos,
     assert (index.changes.new, index.changes.kept) == (1, 217)
 
 
+def test_a_folder_that_cannot_be_read_is_not_taken_for_deleted(model, photos, tmp_path, monkeypatch):
+    """Nor is one that cannot be entered, such as that of another user; os.scandir stands for it, for root may read all."""
+    model.index(photos, tmp_path / "index")
+    before, scandir = content(tmp_path / "index"), os.scandir
+
+    def refusing(path: str) -> Any:
+        if Path(path).name in ("old", "lost+found"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    (photos / "lost+found").mkdir()
+    with monkeypatch.context() as refused:
+        refused.setattr(os, "scandir", refusing)
+        with pytest.raises(UserError, match=r"photos/old: cannot be read \(Permission denied\); make it readable, or move it"):
+            model.index((), tmp_path / "index")
+    assert content(tmp_path / "index") == before
+    assert model.index((), tmp_path / "index").changes.kept == 20
+
+
 def test_names_of_any_bytes(model, photos, tmp_path):
     write_picture(photos / "new" / os.fsdecode(b"caf\xe9.png"), 1)
     write_picture(photos / "new" / "new\nline %_'.png", 2)

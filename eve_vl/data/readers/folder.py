@@ -13,6 +13,7 @@ from eve_vl.errors import BadSampleError, UserError
 from eve_vl.foreign import decode_text, read_bytes
 
 IMAGE, CAPTIONS, CLASS = "image", "captions", "class"
+OF_ROOT = "lost+found"  # of a file system, in its first folder
 
 
 class FolderTable(Table):
@@ -72,14 +73,22 @@ class FolderTable(Table):
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
-    """Yield each picture's path below `folder`, and whether a text file lies beside it. Hidden names are left out."""
+    """Yield each picture's path below `folder`, and whether a text file lies beside it. Hidden names are left out, and what only
+    root may look into. Raises UserError for a folder that cannot be read: its pictures would count as deleted."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # it was deleted just now
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it out of {folder}")
+
     seen = set()  # links to folders are followed, so a loop must be noticed
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         seen.add(os.path.realpath(root))
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in seen  # noqa: PTH118
+            if not name.startswith(".")
+            and name != OF_ROOT
+            and os.path.realpath(os.path.join(root, name)) not in seen  # noqa: PTH118
         )
         texts = {name for name in files if name.endswith(".txt")}
         below = "" if Path(root) == folder else f"{Path(root).relative_to(folder)}/"
