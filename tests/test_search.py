@@ -332,6 +332,32 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_deleted(model, photos, tm
     assert model.index((), tmp_path / "index").changes.kept == 20
 
 
+def test_a_picture_stays_without_captions_that_cannot_be_read(eve, run, model, photos, tmp_path):
+    model.index(photos, tmp_path / "index")
+    (photos / "old" / "00.txt").write_bytes(b"\xff\xfe")
+    (photos / "old" / "01.txt").write_text("word " * 2000)
+    (tmp_path / "table.jsonl").write_text(json.dumps({"image": "photos/new/10.png", "caption": 5}) + "\n")
+    index = model.index([photos, tmp_path / "table.jsonl"], tmp_path / "index")
+    assert not index.changes.broken
+    assert index.changes.mute == {
+        f"{photos}/old/00.png": "00.txt: not UTF-8 text (invalid start byte at byte 0)",
+        f"{photos}/old/01.png": "caption has 2000 words, at most 1000 are accepted",
+        f"{tmp_path}/table.jsonl:1": "caption is int, expected text",
+    }
+    captions = {name: texts for name, (_, texts, _) in content(tmp_path / "index").items()}
+    assert (captions[f"{photos}/old/00.png"], captions[f"{photos}/old/02.png"]) == ((), (TEXTS[2],))
+    (photos / "old" / "02.png").write_bytes(b"x")
+    (photos / "old" / "cap\x1b[31m\n.png").write_bytes(b"x")
+    said = eve("index", "--out", "index").stdout
+    assert f"without captions: {photos}/old/00.png: 00.txt: not UTF-8" in said
+    assert f"skipped: {photos}/old/02.png: " in said
+    assert f"skipped: {photos}/old/cap\\x1b[31m\\n.png: " in said
+    assert "note: 2 pictures could not be used" in said
+    write_picture(photos / "old" / "cap\x1b[31m\n.png", 50)
+    eve("index", "--out", "index")
+    assert "/old/cap\\x1b[31m\\n.png" in eve("search", "index", "red", "--top", 30).stdout
+
+
 def test_names_of_any_bytes(model, photos, tmp_path):
     write_picture(photos / "new" / os.fsdecode(b"caf\xe9.png"), 1)
     write_picture(photos / "new" / "new\nline %_'.png", 2)

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from eve_vl import builtin
 from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
 from eve_vl.cli.serve import AppArgs, check_server, run_app
-from eve_vl.errors import UserError
+from eve_vl.errors import UserError, printable
 from eve_vl.foreign import expand_user
 from eve_vl.talk import counted
 
@@ -122,7 +122,9 @@ def _say_index(folder: Path, index: Any) -> None:
     """Print what an `Index` in a folder holds and what its update has done."""
     changes, counts = index.changes, index.counts()
     for name, reason in changes.broken.items():
-        say(f"skipped: {name}: {reason}")
+        say(printable(f"skipped: {name}: {reason}"))
+    for name, reason in changes.mute.items():
+        say(printable(f"without captions: {name}: {reason}"))
     done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
     pictures, captions = (counted(counts[name], name[:-1]) for name in ("pictures", "captions"))
     same = f"{counts['pictures'] - counts['distinct']:,} the same as another, {counts['near']:,} almost"
@@ -145,7 +147,7 @@ def run_search(args: SearchArgs) -> None:
     hits = index.search(args.words, **options, rerank=args.rerank, folder=args.folder, where=where)
     for hit in hits:
         others = "; ".join(hit.pictures[:1] if args.caption else hit.captions)
-        say(f"{hit.score if hit.match is None else hit.match:7.3f}  {hit.name}" + f"  {others}" * bool(others))
+        say(printable(f"{hit.score if hit.match is None else hit.match:7.3f}  {hit.name}" + f"  {others}" * bool(others)))
     write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
     if args.html is not None:
         from eve_vl.report.search import write_results

@@ -38,13 +38,15 @@ KEPT = "id, row, start, size, changed, columns, slot, reason"  # of a picture th
 
 @dataclass
 class Changes:
-    """How many pictures were new, had other bytes, were gone or as before; those that cannot be used, by name."""
+    """How many pictures were new, had other bytes, were gone or as before; those that cannot be used, and rows whose captions
+    cannot, by name."""
 
     new: int = 0
     changed: int = 0
     gone: int = 0
     kept: int = 0
     broken: dict[str, str] = dataclasses.field(default_factory=dict)
+    mute: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 Encode = Callable[[Sequence[int], list[Any]], np.ndarray]
@@ -155,6 +157,8 @@ class Update:
             except BadSampleError as error:
                 self._put(number, source.name(row), row, Place(), {}, None, error.reason)
                 continue
+            if record.problem is not None:
+                self.changes.mute[source.name(row)] = record.problem
             self._picture(number, row, name_of(record.image, source.name(row)), record, stat)
             if self.images.is_full:
                 self.images.flush()
