@@ -1,6 +1,7 @@
 """An index is what a pass over all pictures would give, whatever happened to it and to them on the way."""
 
 import io
+import itertools
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
 from eve_vl.errors import UserError
@@ -388,23 +389,64 @@ def test_pictures_that_are_almost_the_same_are_marked(model, tmp_path):
     assert [Path(name).name for name in hits["a.png"].pictures] == ["a.png", "d.png"]
 
 
-def test_near_finds_what_a_slow_loop_finds():
+def test_almost_the_same_are_saved_anew_and_not_what_a_run_takes_for_one(model, tmp_path):
+    """Discs of which only the colour or a hand tells them apart are others; each saved anew in four ways is found again."""
+    folder, drawn = tmp_path / "discs", []
+    folder.mkdir()
+    for number, (colour, hand) in enumerate(
+        itertools.product(("red", "blue", "black", "green"), ((60, 20), (60, 100), (100, 60)))
+    ):
+        picture = Image.new("RGB", (120, 120), "white")
+        draw = ImageDraw.Draw(picture)
+        draw.ellipse((10, 10, 110, 110), fill=colour)
+        draw.line((60, 60, *hand), fill="white", width=10)
+        drawn.append(picture)
+        picture.save(folder / f"{number:02}.png")
+        picture.save(folder / f"{number:02}-90.jpg", quality=90)
+        picture.save(folder / f"{number:02}-60.jpg", quality=60)
+        picture.resize((80, 80), Image.Resampling.LANCZOS).save(folder / f"{number:02}-small.png")
+        picture.resize((200, 180), Image.Resampling.BICUBIC).save(folder / f"{number:02}-large.png")
+    index = model.index(folder, tmp_path / "index")
+    hits = index.search("red", top=60)
+    assert len(hits) == 60
+    firsts = {Path(hit.name).name[:2]: hit.name for hit in hits if hit.near is None}
+    assert sorted(firsts) == [f"{number:02}" for number in range(12)]
+    assert sum(hit.near is None for hit in hits) == 12
+    assert all(hit.near == firsts[Path(hit.name).name[:2]] for hit in hits if hit.near is not None)
+    assert index.counts()["near"] == 48
+    for name in {firsts[f"{number:02}"] for number in range(12)}:
+        Path(name).unlink()  # others become the first ones
+    index = model.index((), tmp_path / "index")
+    assert index.counts()["near"] == 36
+    drawn[0].resize((90, 90)).save(folder / "00-new.png")  # takes a slot that is free
+    index = model.index((), tmp_path / "index")
+    assert index.counts()["near"] == 37
+    model.index(folder, tmp_path / "again")
+    pairs = [Index.open(tmp_path / name, model).search("red", top=60) for name in ("index", "again")]
+    assert [sum(hit.near is None for hit in hits) for hits in pairs] == [12, 12]
+
+
+@pytest.mark.parametrize("spread", [10, 60, 250])
+def test_near_finds_what_a_slow_loop_finds(spread):
+    """Also of what was there before, of which only new ones are compared; some looks are equal, some beyond what is allowed."""
     rng = np.random.default_rng(0)
-    looks = rng.integers(-(2**63), 2**63 - 1, 300)
-    for copy in range(100, 140):
-        looks[copy] = looks[copy - 100] ^ (1 << int(rng.integers(0, 63))) ^ (1 << int(rng.integers(0, 63)))
-    features = rng.normal(size=(300, 4)).astype(np.float32)
-    features[100:140] = features[:40]
-    features[130:140] *= -1  # looks alike and is not
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    expected = list(range(300))
-    for one in range(300):
-        for other in range(one):
-            bits = bin(int(looks[one] ^ looks[other]) & (2**64 - 1)).count("1")
-            if bits <= near.MAX_BITS and features[one] @ features[other] >= near.MIN_COSINE:
-                expected[one] = min(expected[one], expected[other])
-    assert near.near(looks, lambda chosen: features[chosen]).tolist() == expected
-    assert sum(one != row for row, one in enumerate(expected)) == 30
+    looks = rng.integers(255 - spread, 256, (1000, 192), dtype=np.uint8)
+    looks[500:600] = np.clip(looks[:100].astype(int) + rng.integers(-12, 13, (100, 192)), 0, 255)
+    looks[600:650] = looks[100:150]
+    looks[650:700, 5] ^= 128
+    looks[700:750] = looks[500:550]
+    looks[700:750, 7] = np.clip(looks[700:750, 7] + 24.0, 0, 255)
+    expected = np.arange(1000)
+    for row in range(1000):
+        is_near = np.abs(looks[:row].astype(int) - looks[row]).max(1, initial=0) <= near.MAX_DIFFERENCE
+        expected[row] = is_near.argmax() if is_near.any() else row
+    assert (expected != np.arange(1000)).sum() >= 150
+    found = near.near(looks, np.full(1000, -1))
+    np.testing.assert_array_equal(found, expected)
+    for kept in (0, 300, 700, 1000):
+        known = np.where((expected < kept) & (np.arange(1000) < kept), expected, -1)
+        np.testing.assert_array_equal(near.near(looks, known), expected)
+    assert near.near(looks[:0], np.zeros(0, np.int64)).size == 0
 
 
 # Interrupted

@@ -138,7 +138,7 @@ class Index:
         return {
             "pictures": len(self),
             "distinct": self._count("feature"),
-            "near": self._count("feature WHERE near IS NOT NULL"),
+            "near": self._count("feature WHERE near != slot"),
             "captions": self._count("text"),
             "broken": self._count("picture WHERE slot IS NULL"),
         }
@@ -329,7 +329,10 @@ class Index:
         if not rows:
             return None
         said = "FROM caption JOIN text USING (slot) JOIN picture ON picture.id = picture WHERE picture.slot = ? LIMIT ?"
-        near = "SELECT name FROM feature JOIN picture ON picture.slot = near WHERE feature.slot = ? ORDER BY id LIMIT 1"
+        near = (
+            "SELECT name FROM feature JOIN picture ON picture.slot = near "
+            "WHERE feature.slot = ? AND near != feature.slot ORDER BY id LIMIT 1"
+        )
         return Hit(
             id=rows[0][0],
             name=rows[0][1],

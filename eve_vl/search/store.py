@@ -22,11 +22,11 @@ from eve_vl.search.blocks import Blocks
 from eve_vl.train.checkpoint import read_state
 
 DATABASE = "index.sqlite"
-FORMAT = 1  # to be counted up whenever older files could no longer be read or features would be others
+FORMAT = 2  # to be counted up whenever older files could no longer be read or features would be others
 SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE source (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE, reading TEXT NOT NULL);
-CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, look INTEGER NOT NULL DEFAULT 0, near INTEGER);
+CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, look BLOB NOT NULL, near INTEGER);
 CREATE TABLE picture (
     id INTEGER PRIMARY KEY, source INTEGER NOT NULL, name TEXT NOT NULL, row INTEGER NOT NULL, path TEXT, start INTEGER,
     size INTEGER, changed INTEGER, columns TEXT NOT NULL, slot INTEGER, reason TEXT, UNIQUE (source, name)
@@ -37,8 +37,8 @@ CREATE TABLE caption (picture INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY K
 CREATE INDEX caption_slot ON caption (slot);
 """
 """picture: `path` of its file or its shard, where it starts there (NULL: it is the file), its size and when its file was
-changed (NULL: it was not looked at, or has no file); broken ones have a reason instead of a slot. near: the slot of a picture
-that is almost the same. text: distinct captions."""
+changed (NULL: it was not looked at, or has no file); broken ones have a reason instead of a slot. near: the first slot of a
+picture that is almost the same, perhaps its own; NULL: not compared yet. text: distinct captions."""
 
 
 class Store:

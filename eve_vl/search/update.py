@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from eve_vl.config import DataConfig
@@ -49,14 +48,14 @@ class Changes:
     mute: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-Encode = Callable[[Sequence[int], list[Any]], np.ndarray]
+Encode = Callable[[list[Any]], np.ndarray]
 
 
 class Filling:
     """Values whose features are computed a batch at a time and written to the first free slots."""
 
     def __init__(self, blocks: Blocks, encode: Encode | None, used: Sequence[int], batch_size: int):
-        """encode: returns the features of values, whose slots it is told; None if there are none to compute. used: slots that
+        """encode: returns the features of values; None if there are none to compute. used: slots that
         are not free."""
         self.blocks, self.encode, self.batch_size = blocks, encode, batch_size
         taken = np.array(used, dtype=np.int64)
@@ -86,7 +85,7 @@ class Filling:
         for start in range(0, len(self._waiting), self.batch_size):
             slots, values = zip(*self._waiting[start : start + self.batch_size], strict=True)
             assert self.encode is not None
-            self.blocks.write(slots, self.encode(slots, list(values)))
+            self.blocks.write(slots, self.encode(list(values)))
         self._waiting.clear()
 
 
@@ -106,13 +105,11 @@ class Update:
     def _slots(self, table: str) -> list[int]:
         return [slot for (slot,) in self.db.execute(f"SELECT slot FROM {table}")]
 
-    def _encode_images(self, slots: Sequence[int], pixels: list[Tensor]) -> np.ndarray:
+    def _encode_images(self, pixels: list[Tensor]) -> np.ndarray:
         self.db.execute("DELETE FROM fact WHERE name = ?", [approximate.FACT])  # which knows other features in these slots
-        looks = near.looks(torch.stack(pixels))
-        self.db.executemany("UPDATE feature SET look = ? WHERE slot = ?", zip(looks, slots, strict=True))
         return self.encoder.encode_image(pixels, self.batch_size)
 
-    def _encode_texts(self, _: Sequence[int], texts: list[str]) -> np.ndarray:
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
         return self.encoder.encode_text(texts, self.batch_size)
 
     def run(self, sources: Sequence["Opened"]) -> None:
@@ -201,7 +198,7 @@ class Update:
         except BadSampleError as error:
             return None, error.reason, place
         slot = self.images.add(pixels)
-        self.db.execute("INSERT INTO feature (slot, hash) VALUES (?, ?)", [slot, digest])
+        self.db.execute("INSERT INTO feature (slot, hash, look) VALUES (?, ?, ?)", [slot, digest, near.look(pixels)])
         return slot, None, place
 
     def _put(
@@ -268,12 +265,21 @@ class Update:
         shown = "SELECT slot FROM picture WHERE slot IS NOT NULL"
         if self.db.execute(f"DELETE FROM feature WHERE slot NOT IN ({shown})").rowcount:
             self.db.execute("DELETE FROM fact WHERE name = ?", [approximate.FACT])
-        found = self.db.execute("SELECT slot, look FROM feature ORDER BY slot").fetchall()
-        slots, looks = (np.array(values, dtype=np.int64) for values in (zip(*found, strict=True) if found else ([], [])))
-        first = near.near(looks, lambda chosen: self.store.images.take(slots[chosen]))
-        marks = [(int(slots[one]), int(slots[row])) for row, one in enumerate(first.tolist()) if one != row]
-        self.db.execute("UPDATE feature SET near = NULL WHERE near IS NOT NULL")
-        self.db.executemany("UPDATE feature SET near = ? WHERE slot = ?", marks)
+            self.db.execute("UPDATE feature SET near = NULL WHERE near NOT IN (SELECT slot FROM feature)")
+        self._mark()
+
+    def _mark(self) -> None:
+        """Mark which pictures that have not been compared yet, or whose first is gone, are almost the same as another."""
+        if self.db.execute("SELECT 1 FROM feature WHERE near IS NULL").fetchone() is None:
+            return
+        rows = self.db.execute("SELECT slot, coalesce(near, -1), look FROM feature ORDER BY slot").fetchall()
+        slots, before = (np.array(column) for column in list(zip(*rows, strict=True))[:2])
+        looks = np.frombuffer(b"".join(look for *_, look in rows), np.uint8).reshape(len(rows), -1)
+        known = np.where(before < 0, -1, np.searchsorted(slots, before))
+        marks = slots[near.near(looks, known)]
+        is_other = marks != before
+        changed = zip(marks[is_other].tolist(), slots[is_other].tolist(), strict=True)
+        self.db.executemany("UPDATE feature SET near = ? WHERE slot = ?", changed)
 
     def _commit(self) -> None:
         """Save what there is: features first."""
