@@ -297,6 +297,20 @@ def test_a_source_can_be_forgotten(model, photos, tmp_path):
         model.index((), tmp_path / "index", drop=[photos / "old"])
 
 
+def test_a_source_that_is_gone_does_not_stop_the_others(eve, run, photos, tmp_path):
+    assert eve("index", "photos/old", "photos/new", "--run", run, "--out", "index").returncode == 0
+    shutil.rmtree(photos / "old")
+    write_picture(photos / "new" / "50.png", 50)
+    done = eve("index", "--out", "index")
+    assert done.returncode == 2
+    way_out = f"eve index --out index --drop {photos}/old"
+    assert f"/old; the other sources are up to date; to forget it and its pictures: {way_out}\n" in done.stderr
+    assert len(content(tmp_path / "index")) == 21
+    assert eve(*way_out.split()[1:]).returncode == 0
+    assert "nothing new" in eve("index", "--out", "index").stdout
+    assert len(content(tmp_path / "index")) == 13
+
+
 def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos, tmp_path):
     for number in range(100, 300):
         write_picture(photos / "many" / f"{number}.png", number)
@@ -558,7 +572,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
 # One clear line
 
 
-def test_mistakes(eve, run, photos, tmp_path):
+def test_mistakes(eve, run, model, photos, tmp_path):
     another = tiny_run("retrieval")
     next(another.task.parameters()).data.add_(1)
     other = write_run(another, tmp_path / "other")
@@ -577,6 +591,8 @@ def test_mistakes(eve, run, photos, tmp_path):
     with sqlite3.connect(tmp_path / "moved" / store.DATABASE) as db:
         db.execute("UPDATE fact SET value = '\"/nowhere/run\"' WHERE name = 'run'")
     db.close()
+    (tmp_path / "killed").mkdir()
+    store.Store.create(tmp_path / "killed", model.run)  # killed before its first commit
     for words, message in (
         (("search", "nothing", "red"), "nothing: no such index"),
         (("search", "photos", "red"), "photos: holds no index.sqlite; is it an index?"),
@@ -596,6 +612,7 @@ def test_mistakes(eve, run, photos, tmp_path):
         (("index", "empty", "--run", run, "--out", "fresh"), "empty: no pictures in this folder"),
         (("index", "gone", "--run", run, "--out", "index"), "no such file or folder: "),
         (("index", "photos", "--run", other, "--out", "index"), "was made by another run"),
+        (("index", "--out", "killed"), "killed: has no sources yet; name folders of pictures"),
         (("index", "photos", "--run", run, "--out", "photos/old"), "photos/old: holds files, but no index; name a new folder"),
         (("index", "--format", "csv", "--out", "index"), "say how to read sources; name some"),
     ):

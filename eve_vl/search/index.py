@@ -5,6 +5,7 @@ Letters: N slots, Q queries, K candidates, d width of features.
 
 import json
 import os
+import shlex
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,14 +101,21 @@ class Index:
         with locked(folder):
             index = cls(Store.create(folder, encoder.run), encoder)
             known = index.sources()
+            if not (given or gone or known):
+                raise UserError(f"{folder}: has no sources yet; name folders of pictures, tables or shards")
             if unknown := [spec for spec in gone if spec not in known]:
                 raise UserError(f"--drop: {folder} has no source {nearest(unknown[0], known)}")
             update = Update(index.store, encoder, batch_size)
             update.drop(gone)
-            if given or not gone:
-                update.run(given or [Opened.of(spec, kept) for spec, kept in known.items()])
+            opened, lost = (given, {}) if given or gone else _opened(known)
+            if opened:
+                update.run(opened)
             approximate.build(index.store, index._all("feature"))
         index.changes = update.changes
+        for spec, error in lost.items():
+            others = "; the other sources are up to date" * bool(opened) + f"; {len(lost) - 1} more like it" * (len(lost) > 1)
+            way_out = f"eve index --out {shlex.quote(str(folder))} --drop {shlex.quote(spec)}"
+            raise UserError(f"{error}{others}; to forget it and its pictures: {way_out}")
         return index
 
     def sources(self) -> dict[str, dict[str, Any]]:
@@ -377,6 +385,17 @@ class Index:
         if spec not in self._opened:
             self._opened[spec] = Opened.of(spec, self.sources()[spec])
         return self._opened[spec].source
+
+
+def _opened(known: Mapping[str, dict[str, Any]]) -> tuple[list[Opened], dict[str, UserError]]:
+    """Return the sources of an index, and of those that cannot be opened, why: one of them must not stop the others."""
+    opened, lost = [], {}
+    for spec, reading in known.items():
+        try:
+            opened.append(Opened.of(spec, reading))
+        except UserError as error:
+            lost[spec] = error
+    return opened, lost
 
 
 def _condition(folder: str | Path | None, where: Mapping[str, str]) -> Condition:
