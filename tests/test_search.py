@@ -63,7 +63,7 @@ def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple
     row = lambda name, slot: files[name][slot * 2 * int(dim) : (slot + 1) * 2 * int(dim)]  # noqa: E731
     known = {}
     for picture, name, slot, reason in db.execute("SELECT id, name, slot, reason FROM picture ORDER BY name"):
-        query = "SELECT text, slot FROM caption JOIN text USING (slot) WHERE picture = ? ORDER BY text"
+        query = "SELECT DISTINCT text, slot FROM caption JOIN text USING (slot) WHERE picture = ? ORDER BY text"
         texts = db.execute(query, [picture]).fetchall()
         features = reason if slot is None else row("pictures", slot)
         known[name] = features, tuple(text for text, _ in texts), tuple(row("captions", slot) for _, slot in texts)
@@ -224,6 +224,43 @@ def test_rows_of_files_with_one_name_are_pictures_of_their_own(model, tmp_path):
     assert hits[names[5]].captions == ("red 1 1",)
     assert sorted(hit.name for hit in index.search("red", folder=tmp_path / "parts" / "d1")) == names[4:7]
     assert model.index((), tmp_path / "index").changes.kept == 6
+
+
+def test_each_row_about_a_picture_says_something(eve, run, model, photos, tmp_path):
+    """As in tables of a row for each caption; columns that the first row lacks count, and true is called true."""
+    rows = [
+        {"image": f"photos/old/0{row // 2}.png", "caption": f"red {row}", "who": row % 2, 'größe "1\\': row // 2}
+        for row in range(6)
+    ]
+    rows += [{"image": "photos/new/10.png", "is_late": True}, {"image": "photos/new/10.png", "x.y": "a'b%"}]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = model.index(tmp_path / "table.jsonl", tmp_path / "index")
+    assert sorted(index.columns()) == ['größe "1\\', "is_late", "who", "x.y"]
+    old, new = [str(photos / "old" / f"0{number}.png") for number in range(3)], str(photos / "new" / "10.png")
+
+    def found(captions: bool = False, **where: str) -> list[str]:
+        return sorted(hit.name for hit in index.search("red", where=where, captions=captions))
+
+    assert found(who="0") == found(who="1") == old
+    assert found(who="1", captions=True) == ["red 1", "red 3", "red 5"]
+    assert found(**{"who": "1", 'größe "1\\': "1"}) == [old[1]]
+    assert found(**{"who": "1", 'größe "1\\': "1"}, captions=True) == ["red 3"]
+    assert found(is_late="true") == found(**{"x.y": "a'b%"}) == [new]
+    (caption,) = index.search("red", where={"who": "1", 'größe "1\\': "1"}, captions=True)
+    assert caption.pictures == (old[1],)
+    with pytest.raises(UserError, match="no caption of the index has is_late = true"):
+        found(is_late="true", captions=True)
+    rows[1]["who"], rows[3]["who"] = 2, 0
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = model.index((), tmp_path / "index")
+    assert (found(who="1"), found(who="2"), found(who="0")) == ([old[2]], [old[0]], old)
+    assert len(eve("search", "index", "red", "--where", "who=0", 'größe "1\\=1').stdout.splitlines()) == 1
+    for words, message in (
+        (("who=1", "who=2"), "--where: 'who' is named twice"),
+        (("who=1", "--where", "x=2"), "--where: is given 2 times; give it once, with all values after it"),
+    ):
+        done = eve("search", "index", "red", "--where", *words)
+        assert (done.returncode, message in done.stderr) == (2, True)
 
 
 def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ class SearchArgs:
     folder: Path | None = None
     """Only pictures in this folder."""
     where: tuple[str, ...] = ()
-    """Only pictures whose table says so, as COLUMN=VALUE; of several, all."""
+    """Only pictures whose table says so, as COLUMN=VALUE; of several, all in one row."""
     run: Path | None = None
     """The run, if it does not lie any more where it was when it made the index."""
     device: str = "auto"
@@ -139,6 +140,8 @@ def run_search(args: SearchArgs) -> None:
     pairs = [text.partition("=") for text in args.where]
     if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
         raise UserError(f"--where: {wrong[0]!r} was given, expected COLUMN=VALUE")
+    if twice := [name for name, times in Counter(name for name, *_ in pairs).items() if times > 1]:
+        raise UserError(f"--where: {twice[0]!r} is named twice, and no row has two values of a column; name it once")
     from eve_vl.search.index import Index
 
     index = Index.open(args.index, load_encoder(args.index, args.run, args.device))

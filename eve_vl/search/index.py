@@ -23,7 +23,7 @@ from eve_vl.foreign import expand_user
 from eve_vl.search import approximate
 from eve_vl.search.nearest import best
 from eve_vl.search.rerank import match_scores, shrunk
-from eve_vl.search.store import DATABASE, Store, at
+from eve_vl.search.store import DATABASE, NO_CAPTION, Store, at
 from eve_vl.search.update import Changes, Opened, Update
 from eve_vl.train.lock import locked
 
@@ -31,7 +31,9 @@ UNKNOWN = "[UNK]"
 MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
 EXAMPLES = 7, 80  # how many captions, and of how many letters at most
 MOST_FOLDERS = 5  # that a message names
-Condition = tuple[str, list[Any]]  # SQL of a row of `picture`, and the values of its question marks
+Condition = tuple[
+    str, list[Any]
+]  # SQL of a row of `picture` or, for captions, of `caption` joined to it, and the values of its question marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,7 @@ class Index:
     def columns(self) -> list[str]:
         """Return the columns that pictures have, which `search` takes for `where`."""
         with at(self.store.folder):
-            return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM picture, json_each(picture.columns)")]
+            return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM caption, json_each(caption.columns)")]
 
     def examples(self) -> list[str]:
         """Return a few captions of a line at most, from all over the index: what may be looked for."""
@@ -195,7 +197,7 @@ class Index:
         if not words:
             return []
         query_Qd = self._queries(words, images, without, captions)
-        chosen = _condition(folder, where or {})
+        chosen = _condition(folder, where or {}, captions)
         is_wanted = self._wanted(captions, chosen)
         if not len(is_wanted):
             raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where or {})}")
@@ -264,10 +266,9 @@ class Index:
         tests, values = chosen
         if not values:
             return self._all("text" if captions else "feature")
-        found = f"FROM picture WHERE slot IS NOT NULL AND {tests}"
-        return self._mask(
-            f"SELECT slot FROM caption WHERE picture IN (SELECT id {found})" if captions else f"SELECT slot {found}", values
-        )
+        captioned = f"FROM caption JOIN picture ON picture.id = picture WHERE caption.slot != {NO_CAPTION} AND {tests}"
+        found = f"slot FROM picture WHERE slot IS NOT NULL AND {tests}"
+        return self._mask(f"SELECT caption.slot {captioned}" if captions else f"SELECT {found}", values)
 
     def _all(self, table: str) -> np.ndarray:
         """Return which slots of a table are in use, bool (N,): read once, until somebody changes the index."""
@@ -354,7 +355,7 @@ class Index:
         row = self.store.db.execute("SELECT text FROM text WHERE slot = ?", [slot]).fetchone()
         names = (
             "SELECT id, name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? "
-            f"ORDER BY NOT ({chosen[0]}), id LIMIT ?"
+            f"GROUP BY id ORDER BY min(NOT ({chosen[0]})), id LIMIT ?"
         )
         pictures = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
         if row is None or not pictures:
@@ -398,16 +399,17 @@ def _opened(known: Mapping[str, dict[str, Any]]) -> tuple[list[Opened], dict[str
     return opened, lost
 
 
-def _condition(folder: str | Path | None, where: Mapping[str, str]) -> Condition:
-    """Return which pictures lie in a folder and have columns of these values; all, if neither is given."""
+def _condition(folder: str | Path | None, where: Mapping[str, str], captions: bool = False) -> Condition:
+    """Return which pictures lie in a folder and have a row with these values, or which captions; all, if neither is given."""
     tests, values = ["TRUE"], []
     if folder is not None:
         prefix = os.path.join(absolute(folder), "")  # noqa: PTH118
         tests.append("substr(name, 1, ?) = ?")
         values += [len(prefix), prefix]
-    for name, value in where.items():
-        tests.append("EXISTS (SELECT 1 FROM json_each(picture.columns) WHERE key = ? AND value = ?)")
-        values += [name, value]
+    if where:
+        says = " AND ".join(["EXISTS (SELECT 1 FROM json_each(caption.columns) WHERE key = ? AND value = ?)"] * len(where))
+        tests.append(says if captions else f"EXISTS (SELECT 1 FROM caption WHERE caption.picture = picture.id AND {says})")
+        values += [part for pair in where.items() for part in pair]
     return " AND ".join(tests), values
 
 

@@ -29,16 +29,20 @@ CREATE TABLE source (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE, reading 
 CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, look BLOB NOT NULL, near INTEGER);
 CREATE TABLE picture (
     id INTEGER PRIMARY KEY, source INTEGER NOT NULL, name TEXT NOT NULL, row INTEGER NOT NULL, path TEXT, start INTEGER,
-    size INTEGER, changed INTEGER, columns TEXT NOT NULL, slot INTEGER, reason TEXT, UNIQUE (source, name)
+    size INTEGER, changed INTEGER, slot INTEGER, reason TEXT, UNIQUE (source, name)
 );
 CREATE INDEX picture_slot ON picture (slot);
 CREATE TABLE text (slot INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
-CREATE TABLE caption (picture INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (picture, slot)) WITHOUT ROWID;
+CREATE TABLE caption (
+    picture INTEGER NOT NULL, slot INTEGER NOT NULL, columns TEXT NOT NULL, PRIMARY KEY (picture, slot, columns)
+) WITHOUT ROWID;
 CREATE INDEX caption_slot ON caption (slot);
 """
 """picture: `path` of its file or its shard, where it starts there (NULL: it is the file), its size and when its file was
 changed (NULL: it was not looked at, or has no file); broken ones have a reason instead of a slot. near: the first slot of a
-picture that is almost the same, perhaps its own; NULL: not compared yet. text: distinct captions."""
+picture that is almost the same, perhaps its own; NULL: not compared yet. text: distinct captions.
+caption: what a row of a source says of a picture: a caption, or NO_CAPTION, and its columns, {"name": "value", …}."""
+NO_CAPTION = -1
 
 
 class Store:

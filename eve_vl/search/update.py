@@ -28,11 +28,11 @@ from eve_vl.data.transforms import Crop, decode, read_image
 from eve_vl.errors import BadSampleError, UserError, printable
 from eve_vl.search import approximate, near
 from eve_vl.search.blocks import Blocks
-from eve_vl.search.store import Store, at
+from eve_vl.search.store import NO_CAPTION, Store, at
 from eve_vl.talk import told
 
 SECONDS_PER_COMMIT = 2.0
-KEPT = "id, row, start, size, changed, columns, slot, reason"  # of a picture that was there before
+KEPT = "id, row, start, size, changed, slot, reason"  # of a picture that was there before
 
 
 @dataclass
@@ -117,9 +117,10 @@ class Update:
         with at(self.store.folder):
             try:
                 self.db.executescript(
-                    "PRAGMA temp_store = MEMORY;"  # a number or two of each picture
+                    "PRAGMA temp_store = MEMORY;"  # a few words of each picture
                     "CREATE TEMP TABLE seen (id INTEGER PRIMARY KEY);"
-                    "CREATE TEMP TABLE said (picture INTEGER, slot INTEGER, PRIMARY KEY (picture, slot)) WITHOUT ROWID;"
+                    "CREATE TEMP TABLE said ("
+                    "picture INTEGER, slot INTEGER, columns TEXT, PRIMARY KEY (picture, slot, columns)) WITHOUT ROWID;"
                 )
                 for source in sources:
                     self._source(source)
@@ -152,7 +153,7 @@ class Update:
             try:
                 record = source[row]
             except BadSampleError as error:
-                self._put(number, source.name(row), row, Place(), {}, None, error.reason)
+                self._put(number, source.name(row), row, Place(), None, error.reason)
                 continue
             if record.problem is not None:
                 self.changes.mute[source.name(row)] = record.problem
@@ -167,22 +168,21 @@ class Update:
     ) -> None:
         """Put a row into the index, or leave it as it is."""
         place = place_of(record.image, stat)
-        columns = dict(record.columns)
         if not is_text(name) or not is_text(place.path or ""):
-            self._put(source, printable(name), row, Place(), columns, None, "the name of its file is not UTF-8; rename it")
+            self._put(source, printable(name), row, Place(), None, "the name of its file is not UTF-8; rename it")
             return
         known = self.db.execute(f"SELECT {KEPT} FROM picture WHERE source = ? AND name = ?", [source, name]).fetchone()
         if known is not None and self.db.execute("SELECT 1 FROM seen WHERE id = ?", [known[0]]).fetchone():
-            if known[6] is not None:  # another row about the same file
-                self._captions(known[0], record.captions)
+            if known[5] is not None:  # another row about the same file
+                self._captions(known[0], record)
             return
         if known is not None and place.changed is not None and known[2:5] == (place.start, place.size, place.changed):
-            slot, reason = known[6:]
+            slot, reason = known[5:]
         else:
             slot, reason, place = self._content(record, place)
-        picture = self._put(source, name, row, place, columns, slot, reason, known)
+        picture = self._put(source, name, row, place, slot, reason, known)
         if slot is not None:
-            self._captions(picture, record.captions)
+            self._captions(picture, record)
 
     def _content(self, record: Findable, place: "Place") -> tuple[int | None, str | None, "Place"]:
         """Return the slot of a picture's bytes, or why it has none; without the time of its file if that could not be read."""
@@ -207,7 +207,6 @@ class Update:
         name: str,
         row: int,
         place: "Place",
-        columns: dict[str, str],
         slot: int | None,
         reason: str | None,
         known: tuple[Any, ...] | None = None,
@@ -215,33 +214,39 @@ class Update:
         """Write what is known of a picture if it is not as before; return its id."""
         if reason is not None:
             self.changes.broken[name] = reason
-        values = (row, place.start, place.size, place.changed, json.dumps(columns), slot, reason)
+        values = (row, place.start, place.size, place.changed, slot, reason)
         if known is None or known[1:] != values:
             (picture,) = self.db.execute(
-                "INSERT INTO picture (source, name, path, row, start, size, changed, columns, slot, reason) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, name) DO UPDATE SET path = excluded.path, "
+                "INSERT INTO picture (source, name, path, row, start, size, changed, slot, reason) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, name) DO UPDATE SET path = excluded.path, "
                 "row = excluded.row, start = excluded.start, size = excluded.size, changed = excluded.changed, "
-                "columns = excluded.columns, slot = excluded.slot, reason = excluded.reason RETURNING id",
+                "slot = excluded.slot, reason = excluded.reason RETURNING id",
                 [source, name, place.path, *values],
             ).fetchone()
         else:
             picture = known[0]
         self.db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [picture])
         if reason is None:
-            before = known and known[6]
+            before = known and known[5]
             self.changes.kept += before == slot
             self.changes.new += before is None
             self.changes.changed += before not in (None, slot)
         return picture
 
-    def _captions(self, picture: int, texts: Sequence[str]) -> None:
-        for text in texts:
-            found = self.db.execute("SELECT slot FROM text WHERE text = ?", [text]).fetchone()
-            if found is None:
-                found = (self.texts.add(text),)
-                self.db.execute("INSERT INTO text (slot, text) VALUES (?, ?)", [*found, text])
+    def _captions(self, picture: int, record: Findable) -> None:
+        """Write what a row says of a picture."""
+        columns = json.dumps(record.columns, ensure_ascii=False, sort_keys=True)
+        for slot in map(self._text, record.captions) if record.captions else [NO_CAPTION] * bool(record.columns):
             for table in ("caption", "said"):
-                self.db.execute(f"INSERT OR IGNORE INTO {table} (picture, slot) VALUES (?, ?)", [picture, *found])
+                self.db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?, ?)", [picture, slot, columns])
+
+    def _text(self, text: str) -> int:
+        """Return the slot of a caption."""
+        found = self.db.execute("SELECT slot FROM text WHERE text = ?", [text]).fetchone()
+        if found is None:
+            found = (self.texts.add(text),)
+            self.db.execute("INSERT INTO text (slot, text) VALUES (?, ?)", [*found, text])
+        return found[0]
 
     def _forget(self, specs: Sequence[str]) -> None:
         """Take away pictures and captions that this pass over sources has not seen."""
@@ -251,8 +256,8 @@ class Update:
         self.changes.gone += gone
         self.db.execute(f"DELETE FROM picture WHERE {which}", specs)
         self.db.execute(
-            "DELETE FROM caption WHERE picture IN (SELECT id FROM seen) AND NOT EXISTS "
-            "(SELECT 1 FROM said WHERE said.picture = caption.picture AND said.slot = caption.slot)"
+            "DELETE FROM caption WHERE picture IN (SELECT id FROM seen) "
+            "AND (picture, slot, columns) NOT IN (SELECT picture, slot, columns FROM said)"
         )
         self._sweep()
 
