@@ -26,6 +26,7 @@ from eve_vl.data.readers.table import TableSource
 from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.transforms import Crop, decode, read_image
 from eve_vl.errors import BadSampleError, UserError, printable
+from eve_vl.foreign import is_text
 from eve_vl.search import approximate, near
 from eve_vl.search.blocks import Blocks
 from eve_vl.search.store import NO_CAPTION, Store, at
@@ -336,14 +337,6 @@ def place_of(image: ImageRef, stat: Callable[[Path], tuple[int, int] | None]) ->
     if isinstance(image, ImageSpan):
         return Place(path=str(image.path), start=image.offset, size=image.size, changed=changed)
     return Place(path=str(image.path), size=size, changed=changed)
-
-
-def is_text(name: str) -> bool:
-    """Whether a name can be written as UTF-8, as all text in the database is; names of files may hold any bytes."""
-    try:
-        return bool(name.encode()) or not name
-    except UnicodeEncodeError:
-        return False
 
 
 def _changed(path: Path) -> tuple[int, int] | None:
