@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageDraw
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
+from eve_vl import __version__
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.search import approximate, blocks, near, store, update
@@ -25,6 +26,7 @@ from eve_vl.search import index as index_module
 from eve_vl.search.index import Index
 from eve_vl.search.nearest import best
 from eve_vl.search.update import Filling
+from eve_vl.train import lock
 
 
 @pytest.fixture(scope="module")
@@ -570,6 +572,19 @@ def test_sigkill_leaves_what_can_be_gone_on_with(eve, eve_process, run, photos, 
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
+def test_a_disk_without_room_for_the_lock_is_one_line(eve, run, photos, tmp_path, monkeypatch):
+    def write(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(lock.os, "write", write)
+        done = eve("index", "photos", "--run", run, "--out", "index")
+    assert (done.returncode, list((tmp_path / "index").glob(".*"))) == (2, [])
+    room = "make room, or choose another folder with --out"
+    assert done.stderr == f"eve: index: cannot be written (No space left on device); {room}\n"
+    assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
+
+
 @pytest.mark.parametrize("place", ["features", "database"])
 def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, monkeypatch, place):
     assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
@@ -628,6 +643,9 @@ def test_mistakes(eve, run, model, photos, tmp_path):
     with sqlite3.connect(tmp_path / "moved" / store.DATABASE) as db:
         db.execute("UPDATE fact SET value = '\"/nowhere/run\"' WHERE name = 'run'")
     db.close()
+    shutil.copytree(tmp_path / "index", tmp_path / "lacking")
+    with (tmp_path / "lacking" / "pictures-00000.f16").open("r+b") as file:
+        file.truncate(200)
     (tmp_path / "killed").mkdir()
     store.Store.create(tmp_path / "killed", model.run)  # killed before its first commit
     for words, message in (
@@ -647,7 +665,16 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "index", "red", "--folder", "\udcff"), "folder: "),
         (("search", "index", "red", "--where", "set"), "--where: 'set' was given, expected COLUMN=VALUE"),
         (("search", "index", "red", "--run", other), "was made by another run"),
-        (("search", "older", "red"), "in format 0, this is version"),
+        (("search", "older", "red"), f"by version {__version__} of eve_vl in format 0, this is version {__version__}, format"),
+        (("search", "older", "red"), "; make it anew: delete older, then eve index SOURCE … --run RUN --out older"),
+        (("search", "nothing", "red"), "(eve index FOLDER --run RUN --out nothing makes one)"),
+        (
+            ("index", "--out", "lacking"),
+            "pictures-00000.f16: lacks features that the index knows of; make it anew: delete lacking",
+        ),
+        (("serve", "--index", "moved"), "the run that moved was made by; name it: eve serve RUN --index moved"),
+        (("serve", "gone", "--index", "nothing"), "nothing: no such index"),
+        (("serve", other, blind, "--index", "index"), f"than {other}"),
         (("search", "moved", "red"), "/nowhere/run: is not there any more, the run that moved was made by"),
         (("search", "of_bad", "red"), "of_bad: is empty"),
         (("search", "of_blind", "red"), "pictures and texts of this run do not compare"),
@@ -667,6 +694,8 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         assert len(done.stderr.splitlines()) == 1, words
     assert not (tmp_path / "fresh").exists()
     assert eve("search", "moved", "red", "--run", run).returncode == 0
+    assert eve("index", "--out", "moved", "--run", run).returncode == 0
+    assert eve("search", "moved", "red").returncode == 0  # an update has noted where the run is
     assert float(eve("search", "of_blind", "--image", "photos/old/00.png").stdout.split()[0]) == pytest.approx(1, abs=2e-3)
     before = content(tmp_path / "index")
     shutil.rmtree(photos)

@@ -89,11 +89,12 @@ def run_try(args: TryArgs) -> None:
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
     from eve_vl.search.index import Index, absolute
-    from eve_vl.search.store import DATABASE, facts_of
+    from eve_vl.search.store import DATABASE, FORMAT, facts_of
 
     out, eve = expand_user(args.out), Eve.load(ICON_RUN)
     icons = builtin.unpack_icons(out / "icons")
-    folder = out / f"index-{facts_of(eve.run)['weights'][:8]}"  # a later version of the package may bring other weights
+    # a later version of the package may bring other weights
+    folder = out / f"index-{facts_of(eve.run)['weights'][:8]}-{FORMAT}"
     sources = [absolute(source) for source in (icons, *args.sources)]
     known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
     try:
@@ -112,6 +113,8 @@ def run_index(args: IndexArgs) -> None:
     """Make an index of pictures to search in, or bring it up to date: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
+    if args.run is None and not expand_user(args.out).exists():
+        raise UserError(f"{args.out}: no such index; to make one, name the run that computes it: --run RUN")
     eve = load_encoder(args.out, args.run, args.device)
     index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
     _say_index(args.out, index)
@@ -161,15 +164,14 @@ def run_search(args: SearchArgs) -> None:
         say(f"page: {write_results(args.html, title, index, hits)}")
 
 
-def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
-    """Return an `Eve` of the run that is named, or else that an index was made by. Raises UserError."""
+def load_encoder(folder: Path, run: Path | None, device: str, *, named: str = "name it with --run") -> Any:
+    """Return an `Eve` of the run that is named, or else that an index was made by; named: how to name it. Raises UserError."""
     from eve_vl.eve import Eve
-    from eve_vl.search.store import DATABASE, Store
+    from eve_vl.search.store import Store
 
     if run is None:
-        if not (folder / DATABASE).is_file() and not folder.exists():
-            raise UserError(f"{folder}: no such index; to make one, name the run that computes it: --run RUN")
+        folder = expand_user(folder)
         run = Path(Store.open(folder).facts["run"])
         if not builtin.located(run).exists():
-            raise UserError(f"{run}: is not there any more, the run that {folder} was made by; name it with --run")
+            raise UserError(f"{run}: is not there any more, the run that {folder} was made by; {named}")
     return Eve.load(run, device)

@@ -18,7 +18,7 @@ from eve_vl.errors import UserError
 from eve_vl.files import whole_file
 from eve_vl.foreign import open_ordinary
 from eve_vl.loading import LoadedRun
-from eve_vl.search.blocks import Blocks
+from eve_vl.search.blocks import Blocks, anew
 from eve_vl.train.checkpoint import read_state
 
 DATABASE = "index.sqlite"
@@ -67,6 +67,10 @@ class Store:
                     )
         store = cls.open(folder)
         store.check(run)
+        if (name := builtin.name_of(run.folder)) != store.facts["run"]:  # it was moved
+            with at(folder), store.db:
+                store.db.execute("UPDATE fact SET value = ? WHERE name = 'run'", [json.dumps(name)])
+            store.facts["run"] = name
         return store
 
     @classmethod
@@ -85,12 +89,19 @@ class Store:
             if found.get("format") == str(FORMAT):
                 return cls(folder, db)
             db.close()
-        made = f"version {found.get('version')} of eve_vl in format {found.get('format')}"
-        raise UserError(f"{folder}: was made by {made}, this is version {__version__}, format {FORMAT}; make it anew")
+        version, form = (found.get(name, "unknown").strip('"') for name in ("version", "format"))
+        made = f"{folder}: was made by version {version} of eve_vl in format {form}"
+        raise UserError(f"{made}, this is version {__version__}, format {FORMAT}; {anew(folder)}")
+
+    def is_of(self, run: LoadedRun) -> bool:
+        """Whether the index was made by these weights and with this tokenizer."""
+        return all(
+            self.facts[name] == value for name, value in facts_of(run).items() if name in ("weights", "tokenizer", "dim")
+        )
 
     def check(self, run: LoadedRun) -> None:
         """Raise UserError if the index was made by other weights or with another tokenizer."""
-        if any(self.facts[name] != value for name, value in facts_of(run).items() if name in ("weights", "tokenizer", "dim")):
+        if not self.is_of(run):
             made = f"{self.facts['run']}, step {self.facts['step']}"
             raise UserError(
                 f"{self.folder}: was made by another run ({made}) than {run.folder}, step {run.step}; features of different "

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -57,10 +58,12 @@ class Filling:
 
     def __init__(self, blocks: Blocks, encode: Encode | None, used: Sequence[int], batch_size: int):
         """encode: returns the features of values; None if there are none to compute. used: slots that
-        are not free."""
+        are not free. Raises UserError if the features of these are not all there."""
         self.blocks, self.encode, self.batch_size = blocks, encode, batch_size
         taken = np.array(used, dtype=np.int64)
         end = int(taken.max(initial=-1)) + 1
+        if encode is not None:
+            deque(blocks.first(end), maxlen=0)  # what is written behind the end of a file that was cut short would hide that
         self._free = chain(np.setdiff1d(np.arange(end), taken).tolist(), count(end))
         self._waiting: list[tuple[int, Any]] = []
 
