@@ -8,7 +8,6 @@ import shutil
 import signal
 import sqlite3
 import tarfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +69,22 @@ def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple
         features = reason if slot is None else row("pictures", slot)
         known[name] = features, tuple(text for text, _ in texts), tuple(row("captions", slot) for _, slot in texts)
     db.close()
+    return known
+
+
+def rest(folder: Path) -> dict[str, Any]:
+    """What an index knows besides: sources, and by picture its look, the first that is almost the same, and what rows say."""
+    db = sqlite3.connect(folder / store.DATABASE)
+    first = "(SELECT min(first.name) FROM picture AS first WHERE first.slot = near)"
+    looks = f"SELECT name, look, {first} FROM picture JOIN feature USING (slot) ORDER BY name"
+    said = "caption JOIN picture ON picture.id = picture LEFT JOIN text ON text.slot = caption.slot"
+    rows = f"SELECT name, text, columns FROM {said}"
+    asked = {"sources": "SELECT spec, reading FROM source ORDER BY spec", "looks": looks, "rows": f"{rows} ORDER BY 1, 2, 3"}
+    asked |= {"unused": "SELECT slot FROM feature WHERE near IS NULL OR slot NOT IN (SELECT ifnull(slot, -1) FROM picture)"}
+    asked |= {"unsaid": "SELECT slot FROM text WHERE slot NOT IN (SELECT slot FROM caption)"}
+    known = {name: db.execute(query).fetchall() for name, query in asked.items()}
+    db.close()
+    assert known["unused"] == known["unsaid"] == []
     return known
 
 
@@ -301,6 +316,7 @@ def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
     assert (changes.new, changes.changed, changes.gone, changes.kept) == (2, 1, 2, 17)
     model.index(photos, tmp_path / "again")
     old, new = content(tmp_path / "index"), content(tmp_path / "again")
+    assert rest(tmp_path / "index") == rest(tmp_path / "again")
     assert old.keys() == new.keys()
     for name, (features, texts, rows) in old.items():
         assert isinstance(features, bytes)
@@ -544,6 +560,7 @@ def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, m
     assert eve("index", "--out", "killed", "--batch-size", 16).returncode == 0
     assert len(content(killed)) == 320
     assert content(killed) == content(tmp_path / "whole")
+    assert rest(killed) == rest(tmp_path / "whole")
 
 
 def watched(function: Callable[..., Any], count: Callable[[], None]) -> Callable[..., Any]:
@@ -558,18 +575,62 @@ def watched(function: Callable[..., Any], count: Callable[[], None]) -> Callable
     return call
 
 
+KILLS = """
+import os, signal
+from eve_vl.search import update
+update.SECONDS_PER_COMMIT = 0.0
+name, left = os.environ["KILLED_AFTER"].split()
+real, left = getattr(update.Update, name), [int(left)]
+def call(self):
+    real(self)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+setattr(update.Update, name, call)
+"""
+
+
 def test_sigkill_leaves_what_can_be_gone_on_with(eve, eve_process, run, photos, tmp_path):
-    for number in range(100, 300):
+    """Between commits, and when all is taken away that is gone but nothing of that is committed."""
+    (tmp_path / "kills.py").write_text(KILLS)
+    for number in range(100, 200):
         write_picture(photos / "many" / f"{number}.png", number)
+        (photos / "many" / f"{number}.txt").write_text(f"red {number // 2}")
+    command = ("index", "photos", "--run", run, "--out", "killed", "--batch-size", 4)
+
+    def killed_after(what: str) -> int:
+        process = eve_process(*command, "--code", "kills.py", env={**os.environ, "KILLED_AFTER": what})
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        return len(content(tmp_path / "killed"))
+
+    assert 30 < killed_after("_commit 10") < 120
+    assert eve(*command).returncode == 0
+    for number in range(100, 200):
+        picture = photos / "many" / f"{number}.png"
+        if number % 3 == 0:
+            picture.unlink()
+        elif number % 3 == 1:
+            write_picture(picture, number + 1000)
+            picture.with_suffix(".txt").write_text(f"blue {number // 2}")
+    assert killed_after("_sweep 1") == 120
+    assert eve(*command).returncode == 0
     assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 4).returncode == 0
-    process = eve_process("index", "photos", "--run", run, "--out", "killed", "--batch-size", 4)
-    while process.poll() is None and not [*(tmp_path / "killed").glob("pictures-*")]:
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert eve("index", "photos", "--run", run, "--out", "killed", "--batch-size", 4).returncode == 0
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert content(tmp_path / "killed").keys() == content(tmp_path / "whole").keys()
+    assert rest(tmp_path / "killed") == rest(tmp_path / "whole")
+    for name, (_, texts, rows) in content(tmp_path / "whole").items():
+        np.testing.assert_allclose(features_of(tmp_path / "killed", name), features_of(tmp_path / "whole", name), atol=2e-3)
+        assert content(tmp_path / "killed")[name][1:] == (texts, rows)
+
+
+def test_captions_do_not_wait_for_pictures(model, photos, tmp_path, monkeypatch):
+    """A batch of them is computed when there is one, though a single picture waits for its own."""
+    rows = [{"image": "photos/new/10.png", "caption": f"red {number}"} for number in range(50)]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    waiting, flush = [], Filling.flush
+    monkeypatch.setattr(Filling, "flush", lambda self: waiting.append(len(self._waiting)) or flush(self))
+    model.index(tmp_path / "table.jsonl", tmp_path / "index", batch_size=4)
+    assert max(waiting) == 4
 
 
 def test_a_disk_without_room_for_the_lock_is_one_line(eve, run, photos, tmp_path, monkeypatch):
@@ -588,7 +649,7 @@ def test_a_disk_without_room_for_the_lock_is_one_line(eve, run, photos, tmp_path
 @pytest.mark.parametrize("place", ["features", "database"])
 def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, monkeypatch, place):
     assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
-    before = content(tmp_path / "index")
+    before, rest_before = content(tmp_path / "index"), rest(tmp_path / "index")
     for number in range(100, 200):
         write_picture(photos / "many" / f"{number}{'x' * 100}.png", number)
     with monkeypatch.context() as full:
@@ -617,6 +678,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
     assert "full" in done.stderr or "No space" in done.stderr
     assert "what is in the index stays, make room and run the same command again" in done.stderr
     assert content(tmp_path / "index") == before
+    assert rest(tmp_path / "index") == rest_before
     assert eve("index", "--out", "index").returncode == 0
     assert len(content(tmp_path / "index")) == 120
 

@@ -162,8 +162,9 @@ class Update:
             if record.problem is not None:
                 self.changes.mute[source.name(row)] = record.problem
             self._picture(number, row, name_of(record.image, source.name(row)), record, stat)
-            if self.images.is_full:
-                self.images.flush()
+            for filling in (self.images, self.texts):
+                if filling.is_full:
+                    filling.flush()
             if time.monotonic() > self._commit_at and self.images.is_empty:
                 self._commit()
 
