@@ -255,22 +255,22 @@ def test_each_row_about_a_picture_says_something(eve, run, model, photos, tmp_pa
     assert sorted(index.columns()) == ['größe "1\\', "is_late", "who", "x.y"]
     old, new = [str(photos / "old" / f"0{number}.png") for number in range(3)], str(photos / "new" / "10.png")
 
-    def found(captions: bool = False, **where: str) -> list[str]:
+    def found(where: dict[str, str], captions: bool = False) -> list[str]:
         return sorted(hit.name for hit in index.search("red", where=where, captions=captions))
 
-    assert found(who="0") == found(who="1") == old
-    assert found(who="1", captions=True) == ["red 1", "red 3", "red 5"]
-    assert found(**{"who": "1", 'größe "1\\': "1"}) == [old[1]]
-    assert found(**{"who": "1", 'größe "1\\': "1"}, captions=True) == ["red 3"]
-    assert found(is_late="true") == found(**{"x.y": "a'b%"}) == [new]
+    assert found({"who": "0"}) == found({"who": "1"}) == old
+    assert found({"who": "1"}, captions=True) == ["red 1", "red 3", "red 5"]
+    assert found({"who": "1", 'größe "1\\': "1"}) == [old[1]]
+    assert found({"who": "1", 'größe "1\\': "1"}, captions=True) == ["red 3"]
+    assert found({"is_late": "true"}) == found({"x.y": "a'b%"}) == [new]
     (caption,) = index.search("red", where={"who": "1", 'größe "1\\': "1"}, captions=True)
     assert caption.pictures == (old[1],)
     with pytest.raises(UserError, match="no caption of the index has is_late = true"):
-        found(is_late="true", captions=True)
+        found({"is_late": "true"}, captions=True)
     rows[1]["who"], rows[3]["who"] = 2, 0
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     index = model.index((), tmp_path / "index")
-    assert (found(who="1"), found(who="2"), found(who="0")) == ([old[2]], [old[0]], old)
+    assert (found({"who": "1"}), found({"who": "2"}), found({"who": "0"})) == ([old[2]], [old[0]], old)
     assert len(eve("search", "index", "red", "--where", "who=0", 'größe "1\\=1').stdout.splitlines()) == 1
     for words, message in (
         (("who=1", "who=2"), "--where: 'who' is named twice"),
