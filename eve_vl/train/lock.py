@@ -23,14 +23,15 @@ def locked(run: Path) -> Iterator[None]:
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     file, problem = _acquire(run) if distributed.is_main() else (None, None)
     problem = distributed.gather_objects(problem)[0]
-    if problem is not None:
-        raise UserError(f"{run}: {problem}")
     try:
+        if problem is not None:
+            raise UserError(f"{run}: {problem}")
         yield
     finally:
         if file is not None:
             (run / LOCK).unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it is gone
             file.close()
+        if distributed.is_main():
             with contextlib.suppress(OSError):  # not empty, nor are those around it
                 for folder in made:
                     folder.rmdir()
