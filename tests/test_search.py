@@ -495,19 +495,38 @@ def test_almost_the_same_are_saved_anew_and_not_what_a_run_takes_for_one(model, 
     assert [sum(hit.near is None for hit in hits) for hits in pairs] == [12, 12]
 
 
+def test_pages_of_text_are_not_almost_the_same(model, tmp_path):
+    """Though small they are all of nearly one grey."""
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        page = np.full((200, 150), 255, np.uint8)
+        for line in range(10, 190, 6):
+            page[line : line + 3, 10 : rng.integers(40, 140) : 2] = 0
+        (tmp_path / "pages").mkdir(exist_ok=True)
+        Image.fromarray(page).save(tmp_path / "pages" / f"{number:02}.png")
+        Image.fromarray(page).resize((300, 400)).save(tmp_path / "pages" / f"{number:02}-large.jpg", quality=90)
+    index = model.index(tmp_path / "pages", tmp_path / "index")
+    hits = index.search("red", top=40)
+    pairs = [(Path(hit.name).name[:2], Path(hit.near).name[:2]) for hit in hits if hit.near is not None]
+    assert len(pairs) == 20
+    assert all(one == other for one, other in pairs)
+
+
 @pytest.mark.parametrize("spread", [10, 60, 250])
 def test_near_finds_what_a_slow_loop_finds(spread):
     """Also of what was there before, of which only new ones are compared; some looks are equal, some beyond what is allowed."""
     rng = np.random.default_rng(0)
     looks = rng.integers(255 - spread, 256, (1000, 192), dtype=np.uint8)
-    looks[500:600] = np.clip(looks[:100].astype(int) + rng.integers(-12, 13, (100, 192)), 0, 255)
+    looks[500:600] = np.clip(looks[:100].astype(int) + rng.integers(-1, 2, (100, 192)) * max(1, spread // 15), 0, 255)
     looks[600:650] = looks[100:150]
     looks[650:700, 5] ^= 128
     looks[700:750] = looks[500:550]
     looks[700:750, 7] = np.clip(looks[700:750, 7] + 24.0, 0, 255)
+    limits = np.array([min(24, max(2, 0.15 * np.float32(max(look) - min(look)))) for look in looks])
     expected = np.arange(1000)
     for row in range(1000):
-        is_near = np.abs(looks[:row].astype(int) - looks[row]).max(1, initial=0) <= near.MAX_DIFFERENCE
+        apart = np.abs(looks[:row].astype(int) - looks[row]).max(1, initial=0)
+        is_near = apart <= np.minimum(limits[:row], limits[row])
         expected[row] = is_near.argmax() if is_near.any() else row
     assert (expected != np.arange(1000)).sum() >= 150
     found = near.near(looks, np.full(1000, -1))

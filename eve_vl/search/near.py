@@ -1,9 +1,9 @@
 """Pictures that are almost the same: another size, another compression, a small mark; whatever the run thinks of them.
 
 A picture's look is itself at 8 × 8 pixels, in colour. Two are almost the same if no number of these differs by more than
-MAX_DIFFERENCE, which of 900 emoji and 2,000 icons marks the very same drawings alone (LOG.md). All such pairs are found,
-without comparing all: pictures are parted at a number in which they differ, those within reach of the cut go to both sides,
-and so on.
+MAX_DIFFERENCE, nor by more than OF_RANGE of the range that either has, for pages of text are all of nearly one grey. Of 900
+emoji and 2,000 icons that marks the very same drawings alone (LOG.md). All such pairs are found, without comparing all:
+pictures are parted at a number in which they differ, those within reach of the cut go to both sides, and so on.
 
 Letters: N all, R some of them, C numbers of a look.
 """
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SIDE, MAX_DIFFERENCE = 8, 24  # pixels; of 255
+SIDE = 8  # pixels
+MAX_DIFFERENCE, ROUNDING, OF_RANGE = 24, 2, 0.15  # of 255; what is always allowed; a share
 AT_ONCE = 64  # pictures that are compared with others, of which there are about as many
 TRIED = 256  # pictures by which a cut is chosen
 FEWER = 0.9  # of all pairs, both sides together must have less
@@ -30,47 +31,50 @@ def near(looks_NC: np.ndarray, known_N: np.ndarray) -> np.ndarray:
 
     looks: uint8 (N, C). known: what this returned for those that were compared with one another before, of all others -1.
     """
+    range_N = looks_NC.max(1, initial=0).astype(np.float32) - looks_NC.min(1, initial=255)
+    limit_N = np.clip(OF_RANGE * range_N, ROUNDING, MAX_DIFFERENCE)
     is_new_N, first_N, parts = known_N < 0, known_N.copy(), [np.arange(len(looks_NC))]
     first_N[is_new_N] = np.flatnonzero(is_new_N)
     while parts:
         rows_R = parts.pop()
         if not is_new_N[rows_R].any():
             continue
-        if sides := _cut(looks_NC, rows_R):
+        if sides := _cut(looks_NC, limit_N, rows_R):
             parts += sides
         else:
-            _compare(looks_NC, rows_R, first_N)
+            _compare(looks_NC, limit_N, rows_R, first_N)
     return first_N
 
 
-def _cut(looks_NC: np.ndarray, rows_R: np.ndarray) -> tuple[np.ndarray, ...]:
+def _cut(looks_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return pictures in two parts, such that both of each pair that may be almost the same are in one of them; none if that
-    leaves nearly as many pairs to compare."""
+    leaves nearly as many pairs to compare. limit: how much each may differ from another."""
     if len(rows_R) <= AT_ONCE:
         return ()
-    some_RC = looks_NC[rows_R[:: -(-len(rows_R) // TRIED)]]
-    cut_C, reach = some_RC.mean(0), MAX_DIFFERENCE / 2
-    pairs_C = (some_RC <= cut_C + reach).mean(0) ** 2 + (some_RC >= cut_C - reach).mean(0) ** 2  # as a share of all
+    some_R = rows_R[:: -(-len(rows_R) // TRIED)]
+    some_RC, reach_R1 = looks_NC[some_R], limit_N[some_R, None] / 2
+    cut_C = some_RC.mean(0, dtype=np.float32)
+    pairs_C = (some_RC <= cut_C + reach_R1).mean(0) ** 2 + (some_RC >= cut_C - reach_R1).mean(0) ** 2  # as a share of all
     column = int(pairs_C.argmin())
-    values_R, cut = looks_NC[rows_R, column], cut_C[column]
-    sides = rows_R[values_R <= cut + reach], rows_R[values_R >= cut - reach]
+    values_R, reach_R, cut = looks_NC[rows_R, column], limit_N[rows_R] / 2, cut_C[column]
+    sides = rows_R[values_R <= cut + reach_R], rows_R[values_R >= cut - reach_R]
     return sides if sum(len(side) ** 2 for side in sides) < FEWER * len(rows_R) ** 2 else ()
 
 
-def _compare(looks_NC: np.ndarray, rows_R: np.ndarray, first_N: np.ndarray) -> None:
+def _compare(looks_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray, first_N: np.ndarray) -> None:
     """Note of each of some pictures the first of them, which are in order, that it is almost the same as."""
-    looks_RC = torch.from_numpy(looks_NC[rows_R]).float()
+    looks_RC, limit_R = torch.from_numpy(looks_NC[rows_R]).float(), limit_N[rows_R]
     first_RC, left = looks_RC[:, FIRST].contiguous(), np.arange(len(rows_R))
     for start in range(0, len(rows_R), AT_ONCE):
         ones, left = np.arange(start, min(start + AT_ONCE, len(rows_R))), left[left > start]
-        other = left[_is_near(first_RC, ones, left).any(0)]
-        is_near = _is_near(looks_RC, ones, other)
+        other = left[_is_near(first_RC, limit_R, ones, left).any(0)]
+        is_near = _is_near(looks_RC, limit_R, ones, other)
         is_found = is_near.any(0)
         np.minimum.at(first_N, rows_R[other[is_found]], rows_R[ones[is_near.argmax(0)[is_found]]])
         left = left[~np.isin(left, other[is_found])] if is_found.any() else left
 
 
-def _is_near(looks_RC: Tensor, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _is_near(looks_RC: Tensor, limit_R: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return which of some pictures each of others is almost the same as, and comes after."""
     apart = torch.cdist(looks_RC[ones[0] : ones[-1] + 1], looks_RC[others], p=torch.inf).numpy()
-    return (apart <= MAX_DIFFERENCE) & (ones[:, None] < others)
+    return (apart <= np.minimum(limit_R[ones, None], limit_R[others])) & (ones[:, None] < others)
