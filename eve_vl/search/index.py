@@ -115,7 +115,8 @@ class Index:
                 update.run(opened)
             approximate.build(index.store, index._all("feature"))
         index.changes = update.changes
-        for spec, error in lost.items():
+        if lost:
+            spec, error = next(iter(lost.items()))
             others = "; the other sources are up to date" * bool(opened) + f"; {len(lost) - 1} more like it" * (len(lost) > 1)
             way_out = f"eve index --out {shlex.quote(str(folder))} --drop {shlex.quote(spec)}"
             raise UserError(f"{error}{others}; to forget it and its pictures: {way_out}")
