@@ -438,6 +438,8 @@ def test_names_of_any_bytes(model, photos, tmp_path):
     write_picture(tmp_path / os.fsdecode(b"\xff") / "1.png", 1)
     with pytest.raises(UserError, match="its name is not UTF-8, which an index cannot hold"):
         model.index(tmp_path / os.fsdecode(b"\xff"), tmp_path / "index")
+    with pytest.raises(UserError, match=r"text: .* is not valid UTF-8; write it anew"):
+        model.encode_text(os.fsdecode(b"\xff"))
 
 
 def test_pictures_that_are_almost_the_same_are_marked(model, tmp_path):

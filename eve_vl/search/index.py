@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,15 +18,15 @@ from eve_vl.data.inputs import GivenImage, ImageLike, given_image
 from eve_vl.data.readers.table import TableSource
 from eve_vl.data.records import ImageFile, ImageSpan
 from eve_vl.errors import BadSampleError, UserError, nearest
-from eve_vl.foreign import expand_user, is_text
+from eve_vl.foreign import expand_user
 from eve_vl.search import approximate
 from eve_vl.search.nearest import best
 from eve_vl.search.rerank import match_scores, shrunk
 from eve_vl.search.store import DATABASE, NO_CAPTION, Store, at
 from eve_vl.search.update import Changes, Opened, Update
+from eve_vl.search.words import refuse_halves, refuse_unknown
 from eve_vl.train.lock import locked
 
-UNKNOWN = "[UNK]"
 NOTHING_LEFT = 1e-3  # length of a query, whose parts have length 1: below it rounding decides
 MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
 EXAMPLES = 7, 80  # how many captions, and of how many letters at most
@@ -198,7 +197,7 @@ class Index:
             raise UserError(f"top {top} is not positive" if top < 1 else f"rerank {rerank} is negative")
         if not words:
             return []
-        _refuse_halves(words=words, without=[without], folder=[str(folder)], where=[*where, *where.values()] if where else [])
+        refuse_halves(words=words, without=[without], folder=[str(folder)], where=[*where, *where.values()] if where else [])
         query_Qd = self._queries(words, images, without, captions)
         chosen = _condition(folder, where or {}, captions)
         is_wanted = self._wanted(captions, chosen)
@@ -254,26 +253,9 @@ class Index:
 
     def _texts(self, texts: list[str]) -> np.ndarray:
         """Return the features of texts. Raises UserError if nothing of what is read of one is known."""
-        longest = self.encoder.run.config.input.max_text_tokens
         for text in texts:
-            what = "letter" if any(map(str.isalnum, text)) else "sign"
-            if not self._is_known(text, what, longest):
-                problem = f"no {what} of this is known to the run's tokenizer; use the language of its training"
-                if self._is_known(text, what, None):
-                    problem = f"only {longest - 1} tokens are read, and no {what} of these is known to the run's tokenizer; "
-                    problem += "leave out what comes before words of the language of its training"
-                raise UserError(f"{text!r}: {problem}")
+            refuse_unknown(text, self.encoder.tokenizer, self.encoder.run.config.input.max_text_tokens)
         return self.encoder.encode_text(alone(texts))
-
-    def _is_known(self, text: str, what: str, longest: int | None) -> bool:
-        """Whether the run's tokenizer knows one of a text's letters, or signs, among its first tokens: not as bytes alone."""
-        backend = self.encoder.tokenizer.backend
-        encoding, unknown = backend.encode(text), backend.token_to_id(UNKNOWN)
-        parts = zip(encoding.offsets, encoding.ids, encoding.special_tokens_mask, strict=True)
-        spans = [span for span, token, special in [*parts][:longest] if token != unknown and not special]
-        tokens_of = Counter(place for start, end in spans for place in range(start, end))
-        signs = [place for place, sign in enumerate(text) if (sign.isalnum() if what == "letter" else not sign.isspace())]
-        return not signs or any(tokens_of[place] == 1 for place in signs)
 
     def _wanted(self, captions: bool, chosen: Condition) -> np.ndarray:
         """Return which slots to search among, bool (N,)."""
@@ -425,13 +407,6 @@ def _condition(folder: str | Path | None, where: Mapping[str, str], captions: bo
         tests.append(says if captions else f"EXISTS (SELECT 1 FROM caption WHERE caption.picture = picture.id AND {says})")
         values += [part for pair in where.items() for part in pair]
     return " AND ".join(tests), values
-
-
-def _refuse_halves(**given: Sequence[str]) -> None:
-    """Raise UserError for a text that no tokenizer, database or file takes."""
-    for name, texts in given.items():
-        if bad := [text for text in texts if not is_text(text)]:
-            raise UserError(f"{name}: {bad[0]!r} is not valid UTF-8; write it anew")
 
 
 def alone(items: list[Any]) -> Any:
