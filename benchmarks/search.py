@@ -68,11 +68,13 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
             np.float32
         )
         store.images.write(slots, features / np.linalg.norm(features, axis=1, keepdims=True))
-        store.db.executemany("INSERT INTO feature VALUES (?, ?, 0, NULL)", [(slot, slot.to_bytes(16, "big")) for slot in slots])
+        store.db.executemany(
+            "INSERT INTO feature VALUES (?, ?, x'', ?)", [(slot, slot.to_bytes(16, "big"), slot) for slot in slots]
+        )
         rows = [(slot, f"/nowhere/{slot:08}.jpg", slot) for slot in slots]
-        store.db.executemany("INSERT INTO picture VALUES (?, 1, ?, 0, NULL, NULL, 1, 1, '{}', ?, NULL)", rows)
+        store.db.executemany("INSERT INTO picture VALUES (?, 1, ?, 0, NULL, NULL, 1, 1, ?, NULL)", rows)
         store.db.executemany("INSERT INTO text VALUES (?, ?)", [(slot, f"caption {slot}") for slot in slots])
-        store.db.executemany("INSERT INTO caption VALUES (?, ?)", [(slot, slot) for slot in slots])
+        store.db.executemany("INSERT INTO caption VALUES (?, ?, '{}')", [(slot, slot) for slot in slots])
     store.db.commit()
     approximate.build(store, np.ones(num, dtype=bool))  # if there are so many
     return Index(store, eve)

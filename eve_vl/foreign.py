@@ -53,6 +53,15 @@ def decode_text(data: bytes) -> str:
         raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
+def is_text(text: str) -> bool:
+    """Whether a text can be written as UTF-8: names of files and words of a command line may hold any bytes, JSON half of a
+    surrogate pair."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def parse_json(data: bytes | str) -> Any:
     """Return a JSON value. Raises ValueError whose message is the reason."""
     text = data if isinstance(data, str) else decode_text(data)

@@ -1,17 +1,22 @@
 """What a run is about to do, in a few lines, and what may change when it goes on."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from eve_vl.config import HELD_OUT, Config, flat, to_dict
+from eve_vl.data.records import Record, Source, usable_rows
+from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.tasks.task import Task
 from eve_vl.train import distributed
 from eve_vl.train.optim import learning_rate
 
 LIBRARIES = 0.43 * 2**30  # bytes of a process on a CPU before there is a model
 FEW_ROWS = 100
+ROWS_MEASURED = 200  # of each source, for how long its texts are
+MANY_CUT = 0.02  # of the texts, or nothing is said
 MANY_EPOCHS = 100  # above those that recipes have on data of the size they are for
 KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
 # fields that may change when a run goes on: they do not change what is learnt, or only what is to come
@@ -34,6 +39,20 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
         val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}{few}"
     used = f", {config.data.val_samples:,} of them used" if config.data.val_samples < num_val else ""
     return [f"training data: {train}", f"validation data: {val}{used}"]
+
+
+def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> list[str]:
+    """Say which share of the texts is longer than what the model reads of them, by some rows of each source."""
+    evenly = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
+    rows = [row for source, some in zip(sources, evenly, strict=True) for _, row in usable_rows(source, some)]
+    lengths = sorted(len(tokenizer.encode(text, sys.maxsize)[0]) for row in rows for text in row.texts)
+    limit = config.input.max_text_tokens
+    share = sum(length > limit for length in lengths) / max(1, len(lengths))
+    if share <= MANY_CUT:
+        return []
+    fitting = lengths[int(0.99 * (len(lengths) - 1))]
+    more = f"--input.text-length {fitting} holds 99 % of them" if config.init is None else f"as {config.init} reads them"
+    return [f"note: {share:.0%} of the texts have more than {limit} tokens, and are cut there; {more}"]
 
 
 def machine_line(device: torch.device, dtype: torch.dtype) -> str:

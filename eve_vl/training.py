@@ -25,7 +25,7 @@ from eve_vl.foreign import expand_user
 from eve_vl.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.metrics.certainty import to_json
 from eve_vl.model.transfer import parts, transfer
-from eve_vl.plan import changes, data_lines, machine_line, run_lines
+from eve_vl.plan import changes, cut_texts, data_lines, machine_line, run_lines
 from eve_vl.seeds import seed_everything, set_threads
 from eve_vl.talk import say
 from eve_vl.tasks import task_class
@@ -84,6 +84,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     for line in data_lines(config, sources, val_sources):
         say(line)
     tokenizer = obtain_tokenizer(config, sources)
+    for line in cut_texts(config, tokenizer, sources):
+        say(line)
     require_truth(config, val_sources)
     folders = checkpoint.checkpoint_folders(config.out)
     prepared = kind.prepare(config, sources, read_labels(config.out, config) if folders else None)

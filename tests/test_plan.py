@@ -1,6 +1,7 @@
 """What a run says of itself: how much memory it needs, and what may change when it goes on."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from twins import pairs, tiny_config
 
 from eve_vl.config import HELD_OUT, Config
+from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.loading import build_untrained
-from eve_vl.plan import LIBRARIES, changes, data_lines, expected_memory, machine_line, run_lines
+from eve_vl.plan import LIBRARIES, changes, cut_texts, data_lines, expected_memory, machine_line, run_lines
 from eve_vl.tasks.task import Sizes, Task
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -36,6 +38,17 @@ def test_rows_are_those_of_each_source():
         "validation data: 12 of 1,249 rows held out, 1.0%; numbers on fewer than 100 rows tell little, "
         "--data.val-share keeps more"
     )
+
+
+def test_texts_that_are_cut_are_told():
+    """In a tokenizer that gives each letter a token, and one to the space before: with [CLS], n letters take n + 2."""
+    tokenizer = Tokenizer.train(["abcdefgh"], 1)
+    rows = [replace(row, captions=("abcdefgh"[:count],)) for row, count in zip(pairs(5), (1, 3, 4, 5, 8), strict=True)]
+    config = replace(tiny_config(), input=replace(tiny_config().input, text_length=5))
+    said = "note: 60% of the texts have more than 5 tokens, and are cut there; "
+    assert cut_texts(config, tokenizer, [rows[:3], rows[3:]]) == [said + "--input.text-length 7 holds 99 % of them"]
+    assert cut_texts(replace(config, init=Path("runs/a")), tokenizer, [rows]) == [said + "as runs/a reads them"]
+    assert not cut_texts(replace(config, input=replace(config.input, text_length=10)), tokenizer, [rows, []])
 
 
 def test_what_does_not_train_is_told():

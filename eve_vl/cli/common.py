@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
     box, flags = io.StringIO(), flags_of(cls, default)
     if issubclass(cls, SourceArgs):  # the same flags as in `eve pretrain`, with or without their section
         argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
+    if default is None:  # of a recipe's flags the last one counts, by which scripts change their own
+        _refuse_lost(flags, argv)
     try:
         with contextlib.redirect_stderr(box):
             args, unknown = tyro.cli(cls, args=[*argv], prog=prog, description=description, return_unknown_args=True, **kwargs)
@@ -91,6 +94,14 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
         name = re.sub(r"=.*", "", flag).replace("_", "-")
         raise UserError(f"no flag {name!r}; {did_you_mean(name, [*flags, '--code'], 0.5) or f'{prog} --help lists them'}")
     return args
+
+
+def _refuse_lost(flags: Mapping[str, Any], argv: Sequence[str]) -> None:
+    """Raise UserError if a flag that takes several values is given twice: the values of the first would be lost."""
+    given = Counter(word.partition("=")[0].replace("_", "-") for word in argv)
+    for flag, hint in flags.items():
+        if given[flag] > 1 and ... in typing.get_args(hint):
+            raise UserError(f"{flag}: is given {given[flag]} times; give it once, with all values after it: {flag} ONE OTHER")
 
 
 def _complaint(box: str, cls: type, flags: Mapping[str, Any], argv: Sequence[str], prog: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from tyro.conf import Positional
 from eve_vl import builtin
 from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
 from eve_vl.cli.serve import AppArgs, check_server, run_app
-from eve_vl.errors import UserError
+from eve_vl.errors import UserError, printable
 from eve_vl.foreign import expand_user
 from eve_vl.talk import counted
 
@@ -71,7 +72,7 @@ class SearchArgs:
     folder: Path | None = None
     """Only pictures in this folder."""
     where: tuple[str, ...] = ()
-    """Only pictures whose table says so, as COLUMN=VALUE; of several, all."""
+    """Only pictures whose table says so, as COLUMN=VALUE; of several, all in one row."""
     run: Path | None = None
     """The run, if it does not lie any more where it was when it made the index."""
     device: str = "auto"
@@ -88,11 +89,12 @@ def run_try(args: TryArgs) -> None:
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
     from eve_vl.search.index import Index, absolute
-    from eve_vl.search.store import DATABASE, facts_of
+    from eve_vl.search.store import DATABASE, FORMAT, facts_of
 
     out, eve = expand_user(args.out), Eve.load(ICON_RUN)
     icons = builtin.unpack_icons(out / "icons")
-    folder = out / f"index-{facts_of(eve.run)['weights'][:8]}"  # a later version of the package may bring other weights
+    # a later version of the package may bring other weights
+    folder = out / f"index-{facts_of(eve.run)['weights'][:8]}-{FORMAT}"
     sources = [absolute(source) for source in (icons, *args.sources)]
     known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
     try:
@@ -111,6 +113,8 @@ def run_index(args: IndexArgs) -> None:
     """Make an index of pictures to search in, or bring it up to date: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
+    if args.run is None and not expand_user(args.out).exists():
+        raise UserError(f"{args.out}: no such index; to make one, name the run that computes it: --run RUN")
     eve = load_encoder(args.out, args.run, args.device)
     index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
     _say_index(args.out, index)
@@ -122,7 +126,9 @@ def _say_index(folder: Path, index: Any) -> None:
     """Print what an `Index` in a folder holds and what its update has done."""
     changes, counts = index.changes, index.counts()
     for name, reason in changes.broken.items():
-        say(f"skipped: {name}: {reason}")
+        say(printable(f"skipped: {name}: {reason}"))
+    for name, reason in changes.mute.items():
+        say(printable(f"without captions: {name}: {reason}"))
     done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
     pictures, captions = (counted(counts[name], name[:-1]) for name in ("pictures", "captions"))
     same = f"{counts['pictures'] - counts['distinct']:,} the same as another, {counts['near']:,} almost"
@@ -137,6 +143,8 @@ def run_search(args: SearchArgs) -> None:
     pairs = [text.partition("=") for text in args.where]
     if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
         raise UserError(f"--where: {wrong[0]!r} was given, expected COLUMN=VALUE")
+    if twice := [name for name, times in Counter(name for name, *_ in pairs).items() if times > 1]:
+        raise UserError(f"--where: {twice[0]!r} is named twice, and no row has two values of a column; name it once")
     from eve_vl.search.index import Index
 
     index = Index.open(args.index, load_encoder(args.index, args.run, args.device))
@@ -145,7 +153,7 @@ def run_search(args: SearchArgs) -> None:
     hits = index.search(args.words, **options, rerank=args.rerank, folder=args.folder, where=where)
     for hit in hits:
         others = "; ".join(hit.pictures[:1] if args.caption else hit.captions)
-        say(f"{hit.score if hit.match is None else hit.match:7.3f}  {hit.name}" + f"  {others}" * bool(others))
+        say(printable(f"{hit.score if hit.match is None else hit.match:7.3f}  {hit.name}" + f"  {others}" * bool(others)))
     write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
     if args.html is not None:
         from eve_vl.report.search import write_results
@@ -156,15 +164,14 @@ def run_search(args: SearchArgs) -> None:
         say(f"page: {write_results(args.html, title, index, hits)}")
 
 
-def load_encoder(folder: Path, run: Path | None, device: str) -> Any:
-    """Return an `Eve` of the run that is named, or else that an index was made by. Raises UserError."""
+def load_encoder(folder: Path, run: Path | None, device: str, *, named: str = "name it with --run") -> Any:
+    """Return an `Eve` of the run that is named, or else that an index was made by; named: how to name it. Raises UserError."""
     from eve_vl.eve import Eve
-    from eve_vl.search.store import DATABASE, Store
+    from eve_vl.search.store import Store
 
     if run is None:
-        if not (folder / DATABASE).is_file() and not folder.exists():
-            raise UserError(f"{folder}: no such index; to make one, name the run that computes it: --run RUN")
+        folder = expand_user(folder)
         run = Path(Store.open(folder).facts["run"])
         if not builtin.located(run).exists():
-            raise UserError(f"{run}: is not there any more, the run that {folder} was made by; name it with --run")
+            raise UserError(f"{run}: is not there any more, the run that {folder} was made by; {named}")
     return Eve.load(run, device)

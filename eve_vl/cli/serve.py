@@ -94,17 +94,17 @@ def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tu
     """Return runs and the index, if there is one, which belongs to one of them. Raises UserError."""
     from eve_vl.cli.search import load_encoder
     from eve_vl.eve import Eve
+    from eve_vl.foreign import expand_user
     from eve_vl.search.index import Index
+    from eve_vl.search.store import Store
 
     if folder is None:
         if not paths:
             raise UserError("name run folders to serve, or an --index")
         return [Eve.load(path, device) for path in paths], None
-    runs = [Eve.load(path, device) for path in paths] or [load_encoder(folder, None, device)]
-    for number, eve in enumerate(runs):
-        try:
-            return runs, Index.open(folder, eve)
-        except UserError:
-            if number == len(runs) - 1:
-                raise
-    raise AssertionError
+    store = Store.open(expand_user(folder))  # before runs are loaded, which takes long
+    named = f"name it: eve serve RUN --index {folder}"
+    runs = [Eve.load(path, device) for path in paths] or [load_encoder(folder, None, device, named=named)]
+    own = [eve for eve in runs if store.is_of(eve.run)]
+    store.check((own or runs)[0].run)
+    return runs, Index(store, own[0])

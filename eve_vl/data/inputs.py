@@ -26,7 +26,7 @@ from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
 from eve_vl.errors import BadSampleError, UserError
-from eve_vl.foreign import expand_user
+from eve_vl.foreign import expand_user, is_text
 
 ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
 """A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), a tensor (3, H, W) or (H, W); numbers are uint8, or
@@ -237,6 +237,8 @@ def given_text(text: str, where: str = "text") -> str:
         raise UserError(f"{where}: got {type(text).__name__}, expected one text")
     if not text.strip():
         raise UserError(f"{where} is empty")
+    if not is_text(text):
+        raise UserError(f"{where}: {text!r} is not valid UTF-8; write it anew")
     return text.strip()
 
 

@@ -144,13 +144,17 @@ class ImageText(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findable(Record):
-    """One picture to be searched for, with its captions, if it has any, and what columns say of it in few words."""
+    """One picture to be searched for, with its captions, if it has any, and what columns say of it in few words.
+
+    problem: why its captions cannot be used, if they cannot.
+    """
 
     KIND: ClassVar[str] = "pictures to find"
     TEXT: ClassVar[str] = "captions"
     image: ImageRef
     captions: tuple[str, ...]
     columns: Mapping[str, str]
+    problem: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,7 @@ Letters: Q queries, K best, N rows, d width of features.
 """
 
 import json
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,7 +59,7 @@ def build(store: Store, is_used: np.ndarray) -> None:
         recall = recall_of(cells, asked_Qd, exact_QK)
     with at(store.folder), whole_file(store.folder / FILE) as temporary:
         faiss.write_index(cells, str(temporary))
-    facts = {"cells": num_cells, "looked_into": cells.nprobe, "recall@10": recall}
+    facts = {"cells": num_cells, "looked_into": cells.nprobe, "recall@10": recall, "made": time.time_ns()}
     with at(store.folder), store.db:
         store.db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", [FACT, json.dumps(facts)])
     say(f"{num:,} pictures in {num_cells:,} cells, a search looks into {cells.nprobe}: recall@{TOP} {recall:.3f} of exact")

@@ -61,7 +61,7 @@ class Blocks:
         for start in range(0, num, BLOCK):
             rows = self._map(self._path(start // BLOCK))[: num - start]
             if len(rows) < min(BLOCK, num - start):
-                raise DamagedError(f"{self._path(start // BLOCK)}: lacks features that the index knows of; make the index anew")
+                raise DamagedError(f"{self._path(start // BLOCK)}: lacks features that the index knows of; {anew(self.folder)}")
             yield rows
 
     @property
@@ -83,3 +83,8 @@ class Blocks:
             return np.empty((0, self.dim), np.float16)
         # a copy would be made if anyone wrote: torch takes no arrays that cannot be written
         return np.memmap(path, dtype="<f2", mode="c", shape=(num, self.dim))
+
+
+def anew(folder: Path) -> str:
+    """Say how to make an index that is of no use any more once again."""
+    return f"make it anew: delete {folder}, then eve index SOURCE … --run RUN --out {folder}"

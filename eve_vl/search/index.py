@@ -7,8 +7,8 @@ import functools
 import itertools
 import json
 import os
+import shlex
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,23 +17,27 @@ from typing import Any
 import numpy as np
 
 from eve_vl.data.inputs import GivenImage, ImageLike, given_image
-from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageSpan, Source
+from eve_vl.data.readers.table import TableSource
+from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.transforms import read_image
 from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.foreign import expand_user
 from eve_vl.search import approximate
 from eve_vl.search.nearest import best
 from eve_vl.search.rerank import match_scores, shrunk
-from eve_vl.search.store import DATABASE, Store, at
+from eve_vl.search.store import DATABASE, NO_CAPTION, Store, at
 from eve_vl.search.update import Changes, Opened, Update, digest_of
+from eve_vl.search.words import refuse_halves, refuse_unknown
 from eve_vl.train.lock import locked
 
-UNKNOWN = "[UNK]"
+NOTHING_LEFT = 1e-3  # length of a query, whose parts have length 1: below it rounding decides
 MOST_MASKS = 8  # that are kept, of the searches that come last; of a million pictures each takes a megabyte
 MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
 EXAMPLES = 7, 80  # how many captions, and of how many letters at most
 MOST_FOLDERS = 5  # that a message names
-Condition = tuple[str, list[Any]]  # SQL of a row of `picture`, and the values of its question marks
+Condition = tuple[
+    str, list[Any]
+]  # SQL of a row of `picture` or, for captions, of `caption` joined to it, and the values of its question marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +107,22 @@ class Index:
         with locked(folder):
             index = cls(Store.create(folder, encoder.run), encoder)
             known = index.sources()
+            if not (given or gone or known):
+                raise UserError(f"{folder}: has no sources yet; name folders of pictures, tables or shards")
             if unknown := [spec for spec in gone if spec not in known]:
                 raise UserError(f"--drop: {folder} has no source {nearest(unknown[0], known)}")
             update = Update(index.store, encoder, batch_size)
             update.drop(gone)
-            if given or not gone:
-                update.run(given or [Opened.of(spec, kept) for spec, kept in known.items()])
+            opened, lost = (given, {}) if given or gone else _opened(known)
+            if opened:
+                update.run(opened)
             approximate.build(index.store, index._wanted(False, _condition(None, {})))
         index.changes = update.changes
+        if lost:
+            spec, error = next(iter(lost.items()))
+            others = "; the other sources are up to date" * bool(opened) + f"; {len(lost) - 1} more like it" * (len(lost) > 1)
+            way_out = f"eve index --out {shlex.quote(str(folder))} --drop {shlex.quote(spec)}"
+            raise UserError(f"{error}{others}; to forget it and its pictures: {way_out}")
         return index
 
     def sources(self) -> dict[str, dict[str, Any]]:
@@ -123,7 +135,7 @@ class Index:
     def columns(self) -> list[str]:
         """Return the columns that pictures have, which `search` takes for `where`."""
         with at(self.store.folder):
-            return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM picture, json_each(picture.columns)")]
+            return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM caption, json_each(caption.columns)")]
 
     def examples(self) -> list[str]:
         """Return a few captions of a line at most, from all over the index: what may be looked for."""
@@ -150,7 +162,7 @@ class Index:
         return {
             "pictures": len(self),
             "distinct": self._count("feature"),
-            "near": self._count("feature WHERE near IS NOT NULL"),
+            "near": self._count("feature WHERE near != slot"),
             "captions": self._count("text"),
             "broken": self._count("picture WHERE slot IS NULL"),
         }
@@ -198,8 +210,9 @@ class Index:
             raise UserError(f"top {top} is not positive" if top < 1 else f"rerank {rerank} is negative")
         if not words:
             return []
+        refuse_halves(words=words, without=[without], folder=[str(folder)], where=[*where, *where.values()] if where else [])
         query_Qd = self._queries(words, images, without, captions)
-        chosen = _condition(folder, where or {})
+        chosen = _condition(folder, where or {}, captions)
         is_wanted = self._wanted(captions, chosen)
         if not len(is_wanted):
             raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where or {})}")
@@ -252,33 +265,27 @@ class Index:
         if pictures := {row: image for row, image in enumerate(images) if image is not None}:
             query_Qd[[*pictures]] += self.encoder.encode_image(alone([*pictures.values()]))
         query_Qd -= self._texts([without]) if without else 0
-        return query_Qd / np.maximum(np.linalg.norm(query_Qd, axis=1, keepdims=True), 1e-12)
+        lengths_Q1 = np.linalg.norm(query_Qd, axis=1, keepdims=True)
+        if (lengths_Q1 < NOTHING_LEFT).any():
+            raise UserError("nothing is left to search for: what should not be seen is what is looked for")
+        return query_Qd / lengths_Q1
 
     def _texts(self, texts: list[str]) -> np.ndarray:
-        """Return the features of texts. Raises UserError if no letter of one is known."""
-        tokenizer, longest = self.encoder.tokenizer, self.encoder.run.config.input.max_text_tokens
-        unknown = tokenizer.backend.token_to_id(UNKNOWN)
+        """Return the features of texts. Raises UserError if nothing of what is read of one is known."""
         for text in texts:
-            ids = tokenizer.encode(text, longest)[0]
-            spans = [span for span, token in zip(tokenizer.spans(text, longest), ids, strict=True) if token != unknown]
-            tokens_of = Counter(place for start, end in spans for place in range(start, end))
-            letters = [place for place, letter in enumerate(text) if letter.isalnum()]
-            if letters and not any(tokens_of[place] == 1 for place in letters):  # all are cut into bytes
-                raise UserError(
-                    f"{text!r}: no letter of this is known to the run's tokenizer; use the language of its training"
-                )
+            refuse_unknown(text, self.encoder.tokenizer, self.encoder.run.config.input.max_text_tokens)
         return self.encoder.encode_text(alone(texts))
 
     def _wanted(self, captions: bool, chosen: Condition) -> np.ndarray:
         """Return which slots to search among, bool (N,)."""
         tests, values = chosen
-        found = f"FROM picture WHERE slot IS NOT NULL AND {tests}"
         if not values:
             query = f"SELECT slot FROM {'text' if captions else 'feature'}"
         elif captions:
-            query = f"SELECT slot FROM caption WHERE picture IN (SELECT id {found})"
+            captioned = f"FROM caption JOIN picture ON picture.id = picture WHERE caption.slot != {NO_CAPTION} AND {tests}"
+            query = f"SELECT caption.slot {captioned}"
         else:
-            query = f"SELECT slot {found}"
+            query = f"SELECT slot FROM picture WHERE slot IS NOT NULL AND {tests}"
         return self._mask(self.version, query, tuple(values))
 
     def _why_none(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> str:
@@ -334,7 +341,10 @@ class Index:
         if not rows:
             return None
         said = "FROM caption JOIN text USING (slot) JOIN picture ON picture.id = picture WHERE picture.slot = ? LIMIT ?"
-        near = "SELECT name FROM feature JOIN picture ON picture.slot = near WHERE feature.slot = ? ORDER BY id LIMIT 1"
+        near = (
+            "SELECT name FROM feature JOIN picture ON picture.slot = near "
+            "WHERE feature.slot = ? AND near != feature.slot ORDER BY id LIMIT 1"
+        )
         return Hit(
             id=rows[0][0],
             name=rows[0][1],
@@ -348,7 +358,7 @@ class Index:
         row = self.store.db.execute("SELECT text FROM text WHERE slot = ?", [slot]).fetchone()
         names = (
             "SELECT id, name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? "
-            f"ORDER BY NOT ({chosen[0]}), id LIMIT ?"
+            f"GROUP BY id ORDER BY min(NOT ({chosen[0]})), id LIMIT ?"
         )
         pictures = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
         if row is None or not pictures:
@@ -379,7 +389,7 @@ class Index:
             raise BadSampleError(name, "is not the picture that was indexed; bring the index up to date")
         return GivenImage(ref=ImageBytes(data=data), where=name)
 
-    def _source(self, spec: str) -> Source[Findable]:
+    def _source(self, spec: str) -> TableSource:
         """Return an open source of pictures that have no files of their own."""
         version, opened = self._opened
         if version != self.version:  # rows may be others
@@ -398,16 +408,28 @@ def _mask(store: Store, _: int, query: str, values: tuple[Any, ...]) -> np.ndarr
     return is_wanted
 
 
-def _condition(folder: str | Path | None, where: Mapping[str, str]) -> Condition:
-    """Return which pictures lie in a folder and have columns of these values; all, if neither is given."""
+def _opened(known: Mapping[str, dict[str, Any]]) -> tuple[list[Opened], dict[str, UserError]]:
+    """Return the sources of an index, and of those that cannot be opened, why: one of them must not stop the others."""
+    opened, lost = [], {}
+    for spec, reading in known.items():
+        try:
+            opened.append(Opened.of(spec, reading))
+        except UserError as error:
+            lost[spec] = error
+    return opened, lost
+
+
+def _condition(folder: str | Path | None, where: Mapping[str, str], captions: bool = False) -> Condition:
+    """Return which pictures lie in a folder and have a row with these values, or which captions; all, if neither is given."""
     tests, values = ["TRUE"], []
     if folder is not None:
         prefix = os.path.join(absolute(folder), "")  # noqa: PTH118
         tests.append("substr(name, 1, ?) = ?")
         values += [len(prefix), prefix]
-    for name, value in where.items():
-        tests.append("EXISTS (SELECT 1 FROM json_each(picture.columns) WHERE key = ? AND value = ?)")
-        values += [name, value]
+    if where:
+        says = " AND ".join(["EXISTS (SELECT 1 FROM json_each(caption.columns) WHERE key = ? AND value = ?)"] * len(where))
+        tests.append(says if captions else f"EXISTS (SELECT 1 FROM caption WHERE caption.picture = picture.id AND {says})")
+        values += [part for pair in where.items() for part in pair]
     return " AND ".join(tests), values
 
 

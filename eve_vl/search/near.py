@@ -1,59 +1,80 @@
-"""Pictures that are almost the same: another size, another compression, a small mark.
+"""Pictures that are almost the same: another size, another compression, a small mark; whatever the run thinks of them.
 
-A picture's look is its difference hash (Krawetz 2013): whether each of 8 × 8 fields is brighter than the one to the left.
-Looks that differ in at most MAX_BITS are found by sorting them four times, each time by another quarter first, and comparing
-neighbours; what is found must have nearly the same features as well, for flat pictures all look alike.
+A picture's look is itself at 8 × 8 pixels, in colour. Two are almost the same if no number of these differs by more than
+MAX_DIFFERENCE, nor by more than OF_RANGE of the range that either has, for pages of text are all of nearly one grey. Of 900
+emoji and 2,000 icons that marks the very same drawings alone (LOG.md). All such pairs are found, without comparing all:
+pictures are parted at a number in which they differ, those within reach of the cut go to both sides, and so on.
 
-Letters: B pictures of a batch, N all, P pairs, d width of features.
+Letters: N all, R some of them, C numbers of a look.
 """
 
-from collections.abc import Callable
-
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_BITS, WINDOW, QUARTERS = 4, 4, (0, 16, 32, 48)
-MIN_COSINE = 0.97
-BRIGHTER = 2.0  # of 255; less is noise
-BITS_OF_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1)
+SIDE = 8  # pixels
+MAX_DIFFERENCE, ROUNDING, OF_RANGE = 24, 2, 0.15  # of 255; what is always allowed; a share
+AT_ONCE = 64  # pictures that are compared with others, of which there are about as many
+TRIED = 256  # pictures by which a cut is chosen
+FEWER = 0.9  # of all pairs, both sides together must have less
+FIRST = slice(None, None, 7)  # numbers, from all over the picture, that are compared before the others: most pairs fail there
 
 
-def looks(pixels: Tensor) -> list[int]:
-    """Return the look of each picture, uint8 (B, 3, H, W), as a number of 64 bits with a sign."""
-    small_B89 = F.interpolate(pixels.float().mean(1, keepdim=True), (8, 9), mode="area")[:, 0]
-    bits = (small_B89[:, :, 1:] - small_B89[:, :, :-1] > BRIGHTER).flatten(1).numpy()
-    return np.packbits(bits, axis=1).view(">i8")[:, 0].tolist()
+def look(pixels: Tensor) -> bytes:
+    """Return the look, of uint8 (C,), of a picture, uint8 (3, H, W)."""
+    return F.interpolate(pixels[None].float(), (SIDE, SIDE), mode="area").round().to(torch.uint8).numpy().tobytes()
 
 
-def near(looks_N: np.ndarray, take: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Return of each picture the number of the first that it is almost the same as, its own if there is none before it.
+def near(looks_NC: np.ndarray, known_N: np.ndarray) -> np.ndarray:
+    """Return of each picture the number of the first that it is almost the same as, its own if there is none before it, int64.
 
-    looks: int64 (N,). take: returns the features, float32 (P, d) of length 1, of some.
+    looks: uint8 (N, C). known: what this returned for those that were compared with one another before, of all others -1.
     """
-    looks_N = looks_N.view(np.uint64)
-    first_N, pairs = np.arange(len(looks_N)), []
-    for shift in QUARTERS:
-        turned_N = (looks_N << np.uint64(shift)) | (looks_N >> np.uint64((64 - shift) % 64)) if shift else looks_N
-        order_N = np.argsort(turned_N, kind="stable")
-        for step in range(1, min(WINDOW, len(order_N) - 1) + 1):
-            one_P, other_P = order_N[:-step], order_N[step:]
-            is_near_P = _num_bits(looks_N[one_P] ^ looks_N[other_P]) <= MAX_BITS
-            pairs.append(np.sort(np.stack([one_P[is_near_P], other_P[is_near_P]], 1), 1))
-    if not pairs:
-        return first_N
-    for some in np.array_split(found := np.unique(np.concatenate(pairs), axis=0), len(found) // 10_000 + 1):
-        alike = some[(take(some[:, 0]) * take(some[:, 1])).sum(1) >= MIN_COSINE]
-        while (first_N[alike[:, 0]] != first_N[alike[:, 1]]).any():  # until all of a group know its first
-            smaller_P = first_N[alike].min(1)
-            np.minimum.at(first_N, first_N[alike[:, 0]], smaller_P)
-            np.minimum.at(first_N, first_N[alike[:, 1]], smaller_P)
-            np.minimum.at(first_N, alike[:, 0], smaller_P)
-            np.minimum.at(first_N, alike[:, 1], smaller_P)
-    while (first_N != first_N[first_N]).any():
-        first_N = first_N[first_N]
+    range_N = looks_NC.max(1, initial=0).astype(np.float32) - looks_NC.min(1, initial=255)
+    limit_N = np.clip(OF_RANGE * range_N, ROUNDING, MAX_DIFFERENCE)
+    is_new_N, first_N, parts = known_N < 0, known_N.copy(), [np.arange(len(looks_NC))]
+    first_N[is_new_N] = np.flatnonzero(is_new_N)
+    while parts:
+        rows_R = parts.pop()
+        if not is_new_N[rows_R].any():
+            continue
+        if sides := _cut(looks_NC, limit_N, rows_R):
+            parts += sides
+        else:
+            _compare(looks_NC, limit_N, rows_R, first_N)
     return first_N
 
 
-def _num_bits(words_P: np.ndarray) -> np.ndarray:
-    return BITS_OF_BYTE[words_P.view(np.uint8).reshape(-1, 8)].sum(1)
+def _cut(looks_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return pictures in two parts, such that both of each pair that may be almost the same are in one of them; none if that
+    leaves nearly as many pairs to compare. limit: how much each may differ from another."""
+    if len(rows_R) <= AT_ONCE:
+        return ()
+    some_R = rows_R[:: -(-len(rows_R) // TRIED)]
+    some_RC, reach_R1 = looks_NC[some_R], limit_N[some_R, None] / 2
+    cut_C = some_RC.mean(0, dtype=np.float32)
+    pairs_C = (some_RC <= cut_C + reach_R1).mean(0) ** 2 + (some_RC >= cut_C - reach_R1).mean(0) ** 2  # as a share of all
+    column = int(pairs_C.argmin())
+    values_R, reach_R, cut = looks_NC[rows_R, column], limit_N[rows_R] / 2, cut_C[column]
+    sides = rows_R[values_R <= cut + reach_R], rows_R[values_R >= cut - reach_R]
+    return sides if sum(len(side) ** 2 for side in sides) < FEWER * len(rows_R) ** 2 else ()
+
+
+def _compare(looks_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray, first_N: np.ndarray) -> None:
+    """Note of each of some pictures the first of them, which are in order, that it is almost the same as."""
+    looks_RC, limit_R = torch.from_numpy(looks_NC[rows_R]).float(), limit_N[rows_R]
+    first_RC, left = looks_RC[:, FIRST].contiguous(), np.arange(len(rows_R))
+    for start in range(0, len(rows_R), AT_ONCE):
+        ones, left = np.arange(start, min(start + AT_ONCE, len(rows_R))), left[left > start]
+        other = left[_is_near(first_RC, limit_R, ones, left).any(0)]
+        is_near = _is_near(looks_RC, limit_R, ones, other)
+        is_found = is_near.any(0)
+        np.minimum.at(first_N, rows_R[other[is_found]], rows_R[ones[is_near.argmax(0)[is_found]]])
+        left = left[~np.isin(left, other[is_found])] if is_found.any() else left
+
+
+def _is_near(looks_RC: Tensor, limit_R: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return which of some pictures each of others is almost the same as, and comes after."""
+    apart = torch.cdist(looks_RC[ones[0] : ones[-1] + 1], looks_RC[others], p=torch.inf).numpy()
+    return (apart <= np.minimum(limit_R[ones, None], limit_R[others])) & (ones[:, None] < others)

@@ -18,27 +18,31 @@ from eve_vl.errors import DamagedError, UserError
 from eve_vl.files import whole_file
 from eve_vl.foreign import open_ordinary
 from eve_vl.loading import LoadedRun
-from eve_vl.search.blocks import Blocks
+from eve_vl.search.blocks import Blocks, anew
 from eve_vl.train.checkpoint import read_state
 
 DATABASE = "index.sqlite"
-FORMAT = 1  # to be counted up whenever older files could no longer be read or features would be others
+FORMAT = 2  # to be counted up whenever older files could no longer be read or features would be others
 SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE source (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE, reading TEXT NOT NULL);
-CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, look INTEGER NOT NULL DEFAULT 0, near INTEGER);
+CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, look BLOB NOT NULL, near INTEGER);
 CREATE TABLE picture (
     id INTEGER PRIMARY KEY, source INTEGER NOT NULL, name TEXT NOT NULL, row INTEGER NOT NULL, path TEXT, start INTEGER,
-    size INTEGER, changed INTEGER, columns TEXT NOT NULL, slot INTEGER, reason TEXT, UNIQUE (source, name)
+    size INTEGER, changed INTEGER, slot INTEGER, reason TEXT, UNIQUE (source, name)
 );
 CREATE INDEX picture_slot ON picture (slot);
 CREATE TABLE text (slot INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
-CREATE TABLE caption (picture INTEGER NOT NULL, slot INTEGER NOT NULL, PRIMARY KEY (picture, slot)) WITHOUT ROWID;
+CREATE TABLE caption (
+    picture INTEGER NOT NULL, slot INTEGER NOT NULL, columns TEXT NOT NULL, PRIMARY KEY (picture, slot, columns)
+) WITHOUT ROWID;
 CREATE INDEX caption_slot ON caption (slot);
 """
 """picture: `path` of its file or its shard, where it starts there (NULL: it is the file), its size and when its file was
-changed (NULL: it was not looked at, or has no file); broken ones have a reason instead of a slot. near: the slot of a picture
-that is almost the same. text: distinct captions."""
+changed (NULL: it was not looked at, or has no file); broken ones have a reason instead of a slot. near: the first slot of a
+picture that is almost the same, perhaps its own; NULL: not compared yet. text: distinct captions.
+caption: what a row of a source says of a picture: a caption, or NO_CAPTION, and its columns, {"name": "value", …}."""
+NO_CAPTION = -1
 
 
 class Store:
@@ -63,6 +67,10 @@ class Store:
                     )
         store = cls.open(folder)
         store.check(run)
+        if (name := builtin.name_of(run.folder)) != store.facts["run"]:  # it was moved
+            with at(folder), store.db:
+                store.db.execute("UPDATE fact SET value = ? WHERE name = 'run'", [json.dumps(name)])
+            store.facts["run"] = name
         return store
 
     @classmethod
@@ -81,8 +89,15 @@ class Store:
             if found.get("format") == str(FORMAT):
                 return cls(folder, db)
             db.close()
-        made = f"version {found.get('version')} of eve_vl in format {found.get('format')}"
-        raise UserError(f"{folder}: was made by {made}, this is version {__version__}, format {FORMAT}; make it anew")
+        version, form = (found.get(name, "unknown").strip('"') for name in ("version", "format"))
+        made = f"{folder}: was made by version {version} of eve_vl in format {form}"
+        raise UserError(f"{made}, this is version {__version__}, format {FORMAT}; {anew(folder)}")
+
+    def is_of(self, run: LoadedRun) -> bool:
+        """Whether the index was made by these weights and with this tokenizer."""
+        return all(
+            self.facts[name] == value for name, value in facts_of(run).items() if name in ("weights", "tokenizer", "dim")
+        )
 
     def wait_for_lock(self, seconds: float) -> None:
         """Set how long to wait while somebody else writes; SQLite's default is 5 s."""
@@ -90,7 +105,7 @@ class Store:
 
     def check(self, run: LoadedRun) -> None:
         """Raise UserError if the index was made by other weights or with another tokenizer."""
-        if any(self.facts[name] != value for name, value in facts_of(run).items() if name in ("weights", "tokenizer", "dim")):
+        if not self.is_of(run):
             made = f"{self.facts['run']}, step {self.facts['step']}"
             raise UserError(
                 f"{self.folder}: was made by another run ({made}) than {run.folder}, step {run.step}; features of different "

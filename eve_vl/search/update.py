@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -18,46 +19,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from eve_vl.config import DataConfig
 from eve_vl.data.loader import open_sources
-from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageRef, ImageSpan, Source
+from eve_vl.data.readers.table import TableSource
+from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageRef, ImageSpan
 from eve_vl.data.transforms import Crop, decode, read_image
 from eve_vl.errors import BadSampleError, UserError, printable
+from eve_vl.foreign import is_text
 from eve_vl.search import approximate, near
 from eve_vl.search.blocks import Blocks
-from eve_vl.search.store import Store, at
+from eve_vl.search.store import NO_CAPTION, Store, at
 from eve_vl.talk import told
 
 SECONDS_PER_COMMIT = 2.0
-KEPT = "id, row, start, size, changed, columns, slot, reason"  # of a picture that was there before
+KEPT = "id, row, start, size, changed, slot, reason"  # of a picture that was there before
 
 
 @dataclass
 class Changes:
-    """How many pictures were new, had other bytes, were gone or as before; those that cannot be used, by name."""
+    """How many pictures were new, had other bytes, were gone or as before; those that cannot be used, and rows whose captions
+    cannot, by name."""
 
     new: int = 0
     changed: int = 0
     gone: int = 0
     kept: int = 0
     broken: dict[str, str] = dataclasses.field(default_factory=dict)
+    mute: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-Encode = Callable[[Sequence[int], list[Any]], np.ndarray]
+Encode = Callable[[list[Any]], np.ndarray]
 
 
 class Filling:
     """Values whose features are computed a batch at a time and written to the first free slots."""
 
     def __init__(self, blocks: Blocks, encode: Encode | None, used: Sequence[int], batch_size: int):
-        """encode: returns the features of values, whose slots it is told; None if there are none to compute. used: slots that
-        are not free."""
+        """encode: returns the features of values; None if there are none to compute. used: slots that
+        are not free. Raises UserError if the features of these are not all there."""
         self.blocks, self.encode, self.batch_size = blocks, encode, batch_size
         taken = np.array(used, dtype=np.int64)
         end = int(taken.max(initial=-1)) + 1
+        if encode is not None:
+            deque(blocks.first(end), maxlen=0)  # what is written behind the end of a file that was cut short would hide that
         self._free = chain(np.setdiff1d(np.arange(end), taken).tolist(), count(end))
         self._waiting: list[tuple[int, Any]] = []
 
@@ -83,7 +89,7 @@ class Filling:
         for start in range(0, len(self._waiting), self.batch_size):
             slots, values = zip(*self._waiting[start : start + self.batch_size], strict=True)
             assert self.encode is not None
-            self.blocks.write(slots, self.encode(slots, list(values)))
+            self.blocks.write(slots, self.encode(list(values)))
         self._waiting.clear()
 
 
@@ -104,13 +110,11 @@ class Update:
     def _slots(self, table: str) -> list[int]:
         return [slot for (slot,) in self.db.execute(f"SELECT slot FROM {table}")]
 
-    def _encode_images(self, slots: Sequence[int], pixels: list[Tensor]) -> np.ndarray:
+    def _encode_images(self, pixels: list[Tensor]) -> np.ndarray:
         self.db.execute("DELETE FROM fact WHERE name = ?", [approximate.FACT])  # which knows other features in these slots
-        looks = near.looks(torch.stack(pixels))
-        self.db.executemany("UPDATE feature SET look = ? WHERE slot = ?", zip(looks, slots, strict=True))
         return self.encoder.encode_image(pixels, self.batch_size)
 
-    def _encode_texts(self, _: Sequence[int], texts: list[str]) -> np.ndarray:
+    def _encode_texts(self, texts: list[str]) -> np.ndarray:
         return self.encoder.encode_text(texts, self.batch_size)
 
     def run(self, sources: Sequence["Opened"]) -> None:
@@ -118,9 +122,10 @@ class Update:
         with at(self.store.folder):
             try:
                 self.db.executescript(
-                    "PRAGMA temp_store = MEMORY;"  # a number or two of each picture
+                    "PRAGMA temp_store = MEMORY;"  # a few words of each picture
                     "CREATE TEMP TABLE seen (id INTEGER PRIMARY KEY);"
-                    "CREATE TEMP TABLE said (picture INTEGER, slot INTEGER, PRIMARY KEY (picture, slot)) WITHOUT ROWID;"
+                    "CREATE TEMP TABLE said ("
+                    "picture INTEGER, slot INTEGER, columns TEXT, PRIMARY KEY (picture, slot, columns)) WITHOUT ROWID;"
                 )
                 for source in sources:
                     self._source(source)
@@ -153,33 +158,37 @@ class Update:
             try:
                 record = source[row]
             except BadSampleError as error:
-                self._put(number, error.where, row, Place(), {}, None, error.reason)
+                self._put(number, source.name(row), row, Place(), None, error.reason)
                 continue
-            self._picture(number, row, record, stat)
-            if self.images.is_full:
-                self.images.flush()
+            if record.problem is not None:
+                self.changes.mute[source.name(row)] = record.problem
+            self._picture(number, row, name_of(record.image, source.name(row)), record, stat)
+            for filling in (self.images, self.texts):
+                if filling.is_full:
+                    filling.flush()
             if time.monotonic() > self._commit_at and self.images.is_empty:
                 self._commit()
 
-    def _picture(self, source: int, row: int, record: Findable, stat: Callable[[Path], tuple[int, int] | None]) -> None:
+    def _picture(
+        self, source: int, row: int, name: str, record: Findable, stat: Callable[[Path], tuple[int, int] | None]
+    ) -> None:
         """Put a row into the index, or leave it as it is."""
-        name, place = name_of(record), place_of(record.image, stat)
-        columns = dict(record.columns)
+        place = place_of(record.image, stat)
         if not is_text(name) or not is_text(place.path or ""):
-            self._put(source, printable(name), row, Place(), columns, None, "the name of its file is not UTF-8; rename it")
+            self._put(source, printable(name), row, Place(), None, "the name of its file is not UTF-8; rename it")
             return
         known = self.db.execute(f"SELECT {KEPT} FROM picture WHERE source = ? AND name = ?", [source, name]).fetchone()
         if known is not None and self.db.execute("SELECT 1 FROM seen WHERE id = ?", [known[0]]).fetchone():
-            if known[6] is not None:  # another row about the same file
-                self._captions(known[0], record.captions)
+            if known[5] is not None:  # another row about the same file
+                self._captions(known[0], record)
             return
         if known is not None and place.changed is not None and known[2:5] == (place.start, place.size, place.changed):
-            slot, reason = known[6:]
+            slot, reason = known[5:]
         else:
             slot, reason, place = self._content(record, place)
-        picture = self._put(source, name, row, place, columns, slot, reason, known)
+        picture = self._put(source, name, row, place, slot, reason, known)
         if slot is not None:
-            self._captions(picture, record.captions)
+            self._captions(picture, record)
 
     def _content(self, record: Findable, place: "Place") -> tuple[int | None, str | None, "Place"]:
         """Return the slot of a picture's bytes, or why it has none; without the time of its file if that could not be read."""
@@ -195,7 +204,7 @@ class Update:
         except BadSampleError as error:
             return None, error.reason, place
         slot = self.images.add(pixels)
-        self.db.execute("INSERT INTO feature (slot, hash) VALUES (?, ?)", [slot, digest])
+        self.db.execute("INSERT INTO feature (slot, hash, look) VALUES (?, ?, ?)", [slot, digest, near.look(pixels)])
         return slot, None, place
 
     def _put(
@@ -204,7 +213,6 @@ class Update:
         name: str,
         row: int,
         place: "Place",
-        columns: dict[str, str],
         slot: int | None,
         reason: str | None,
         known: tuple[Any, ...] | None = None,
@@ -212,33 +220,39 @@ class Update:
         """Write what is known of a picture if it is not as before; return its id."""
         if reason is not None:
             self.changes.broken[name] = reason
-        values = (row, place.start, place.size, place.changed, json.dumps(columns), slot, reason)
+        values = (row, place.start, place.size, place.changed, slot, reason)
         if known is None or known[1:] != values:
             (picture,) = self.db.execute(
-                "INSERT INTO picture (source, name, path, row, start, size, changed, columns, slot, reason) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, name) DO UPDATE SET path = excluded.path, "
+                "INSERT INTO picture (source, name, path, row, start, size, changed, slot, reason) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, name) DO UPDATE SET path = excluded.path, "
                 "row = excluded.row, start = excluded.start, size = excluded.size, changed = excluded.changed, "
-                "columns = excluded.columns, slot = excluded.slot, reason = excluded.reason RETURNING id",
+                "slot = excluded.slot, reason = excluded.reason RETURNING id",
                 [source, name, place.path, *values],
             ).fetchone()
         else:
             picture = known[0]
         self.db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [picture])
         if reason is None:
-            before = known and known[6]
+            before = known and known[5]
             self.changes.kept += before == slot
             self.changes.new += before is None
             self.changes.changed += before not in (None, slot)
         return picture
 
-    def _captions(self, picture: int, texts: Sequence[str]) -> None:
-        for text in texts:
-            found = self.db.execute("SELECT slot FROM text WHERE text = ?", [text]).fetchone()
-            if found is None:
-                found = (self.texts.add(text),)
-                self.db.execute("INSERT INTO text (slot, text) VALUES (?, ?)", [*found, text])
+    def _captions(self, picture: int, record: Findable) -> None:
+        """Write what a row says of a picture."""
+        columns = json.dumps(record.columns, ensure_ascii=False, sort_keys=True)
+        for slot in map(self._text, record.captions) if record.captions else [NO_CAPTION] * bool(record.columns):
             for table in ("caption", "said"):
-                self.db.execute(f"INSERT OR IGNORE INTO {table} (picture, slot) VALUES (?, ?)", [picture, *found])
+                self.db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?, ?)", [picture, slot, columns])
+
+    def _text(self, text: str) -> int:
+        """Return the slot of a caption."""
+        found = self.db.execute("SELECT slot FROM text WHERE text = ?", [text]).fetchone()
+        if found is None:
+            found = (self.texts.add(text),)
+            self.db.execute("INSERT INTO text (slot, text) VALUES (?, ?)", [*found, text])
+        return found[0]
 
     def _forget(self, specs: Sequence[str]) -> None:
         """Take away pictures and captions that this pass over sources has not seen."""
@@ -248,8 +262,8 @@ class Update:
         self.changes.gone += gone
         self.db.execute(f"DELETE FROM picture WHERE {which}", specs)
         self.db.execute(
-            "DELETE FROM caption WHERE picture IN (SELECT id FROM seen) AND NOT EXISTS "
-            "(SELECT 1 FROM said WHERE said.picture = caption.picture AND said.slot = caption.slot)"
+            "DELETE FROM caption WHERE picture IN (SELECT id FROM seen) "
+            "AND (picture, slot, columns) NOT IN (SELECT picture, slot, columns FROM said)"
         )
         self._sweep()
 
@@ -262,12 +276,21 @@ class Update:
         shown = "SELECT slot FROM picture WHERE slot IS NOT NULL"
         if self.db.execute(f"DELETE FROM feature WHERE slot NOT IN ({shown})").rowcount:
             self.db.execute("DELETE FROM fact WHERE name = ?", [approximate.FACT])
-        found = self.db.execute("SELECT slot, look FROM feature ORDER BY slot").fetchall()
-        slots, looks = (np.array(values, dtype=np.int64) for values in (zip(*found, strict=True) if found else ([], [])))
-        first = near.near(looks, lambda chosen: self.store.images.take(slots[chosen]))
-        marks = [(int(slots[one]), int(slots[row])) for row, one in enumerate(first.tolist()) if one != row]
-        self.db.execute("UPDATE feature SET near = NULL WHERE near IS NOT NULL")
-        self.db.executemany("UPDATE feature SET near = ? WHERE slot = ?", marks)
+            self.db.execute("UPDATE feature SET near = NULL WHERE near NOT IN (SELECT slot FROM feature)")
+        self._mark()
+
+    def _mark(self) -> None:
+        """Mark which pictures that have not been compared yet, or whose first is gone, are almost the same as another."""
+        if self.db.execute("SELECT 1 FROM feature WHERE near IS NULL").fetchone() is None:
+            return
+        rows = self.db.execute("SELECT slot, coalesce(near, -1), look FROM feature ORDER BY slot").fetchall()
+        slots, before = (np.array(column) for column in list(zip(*rows, strict=True))[:2])
+        looks = np.frombuffer(b"".join(look for *_, look in rows), np.uint8).reshape(len(rows), -1)
+        known = np.where(before < 0, -1, np.searchsorted(slots, before))
+        marks = slots[near.near(looks, known)]
+        is_other = marks != before
+        changed = zip(marks[is_other].tolist(), slots[is_other].tolist(), strict=True)
+        self.db.executemany("UPDATE feature SET near = ? WHERE slot = ?", changed)
 
     def _commit(self) -> None:
         """Save what there is: features first."""
@@ -284,7 +307,7 @@ class Opened:
 
     spec: str
     reading: dict[str, Any]
-    source: Source[Findable]
+    source: TableSource
 
     @classmethod
     def of(cls, spec: str, reading: dict[str, Any]) -> "Opened":
@@ -292,6 +315,7 @@ class Opened:
         if not is_text(spec):
             raise UserError(f"{spec}: its name is not UTF-8, which an index cannot hold; rename it")
         (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # nothing is drawn, so that no size matters
+        assert isinstance(source, TableSource)  # no generated ones can be found again
         return cls(spec=spec, reading=reading, source=source)
 
 
@@ -310,14 +334,9 @@ def digest_of(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:16]
 
 
-def name_of(record: Findable) -> str:
-    """Return what to call a picture: the path of its file, else its row, of a shard with the folder."""
-    match record.image:
-        case ImageFile(path=path):
-            return str(path)
-        case ImageSpan(path=path):
-            return str(path.parent / record.where)
-    return record.where
+def name_of(image: ImageRef, row: str) -> str:
+    """Return what to call a picture: the path of its file, if it has one of its own, else its row."""
+    return str(image.path) if isinstance(image, ImageFile) else row
 
 
 def place_of(image: ImageRef, stat: Callable[[Path], tuple[int, int] | None]) -> Place:
@@ -328,14 +347,6 @@ def place_of(image: ImageRef, stat: Callable[[Path], tuple[int, int] | None]) ->
     if isinstance(image, ImageSpan):
         return Place(path=str(image.path), start=image.offset, size=image.size, changed=changed)
     return Place(path=str(image.path), size=size, changed=changed)
-
-
-def is_text(name: str) -> bool:
-    """Whether a name can be written as UTF-8, as all text in the database is; names of files may hold any bytes."""
-    try:
-        return bool(name.encode()) or not name
-    except UnicodeEncodeError:
-        return False
 
 
 def _changed(path: Path) -> tuple[int, int] | None:

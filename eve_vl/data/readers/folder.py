@@ -13,6 +13,7 @@ from eve_vl.errors import BadSampleError, UserError
 from eve_vl.foreign import decode_text, read_bytes
 
 IMAGE, CAPTIONS, CLASS = "image", "captions", "class"
+OF_ROOT = "lost+found"  # of a file system, in its first folder
 
 
 class FolderTable(Table):
@@ -52,17 +53,23 @@ class FolderTable(Table):
         return self.path
 
     def fields(self, index: int, where: str) -> common.Fields:
-        """Return path, captions and class of a picture, as far as they are wanted. Raises BadSampleError."""
+        """Return path, captions and class of a picture, as far as they are wanted; captions that can be done without and not
+        be read are the BadSampleError that says why. Raises it for all else."""
         name = self._names[index]
         fields: dict[str, object] = {IMAGE: name}
         if CAPTIONS in self.wanted and (self._has_text[index] or CAPTIONS not in self.optional):
             text = (self.path / name).with_suffix(".txt")
             if not self._has_text[index]:
                 raise BadSampleError(where, f"no captions: {text.name} is missing")
-            with common.one_row(where):
-                data = read_bytes(text, common.MAX_TEXT_BYTES)
-            with common.one_row(where, text.name):
-                fields[CAPTIONS] = decode_text(data).splitlines()
+            try:
+                with common.one_row(where):
+                    data = read_bytes(text, common.MAX_TEXT_BYTES)
+                with common.one_row(where, text.name):
+                    fields[CAPTIONS] = decode_text(data).splitlines()
+            except BadSampleError as error:
+                if CAPTIONS not in self.optional:
+                    raise
+                fields[CAPTIONS] = error
         folder, slash, _ = name.partition("/")
         if CLASS in self.wanted and (slash or CLASS not in self.optional):
             if not slash:
@@ -72,14 +79,22 @@ class FolderTable(Table):
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
-    """Yield each picture's path below `folder`, and whether a text file lies beside it. Hidden names are left out."""
+    """Yield each picture's path below `folder`, and whether a text file lies beside it. Hidden names are left out, and
+    what only root may look into. Raises UserError for a folder that cannot be read: its pictures would count as deleted."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # it was deleted just now
+            raise UserError(
+                f"{error.filename}: cannot be read ({error.strerror}); make it readable, or move it out of {folder}"
+            )
+
     seen = set()  # links to folders are followed, so a loop must be noticed
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         seen.add(os.path.realpath(root))
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in seen  # noqa: PTH118
+            if not name.startswith(".") and name != OF_ROOT and os.path.realpath(os.path.join(root, name)) not in seen  # noqa: PTH118
         )
         texts = {name for name in files if name.endswith(".txt")}
         below = "" if Path(root) == folder else f"{Path(root).relative_to(folder)}/"

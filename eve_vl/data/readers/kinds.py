@@ -136,12 +136,26 @@ class FindableColumns(RowColumns):
         return super().pick_some(table, option, given)
 
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Findable:
-        """Return a picture with what is said of it. Raises BadSampleError."""
+        """Return a picture with what is said of it. Raises BadSampleError for the picture: one whose captions cannot be used is
+        still found."""
         image = self.picture(fields, root, where)
-        captions = common.to_texts(fields.get(self.texts[0]), self.TEXT_ROLE, where) if self.texts else ()
-        said = {name: str(fields[name]) for name in self.others if isinstance(fields.get(name), str | int | float)}
-        columns = {name: text for name, text in said.items() if len(text) <= MAX_COLUMN_LETTERS and text.isprintable()}
-        return Findable(image=image, captions=captions, columns=columns, where=where)
+        value, problem, captions = fields.get(self.texts[0]) if self.texts else None, None, ()
+        try:
+            if isinstance(value, BadSampleError):
+                raise value
+            captions = common.to_texts(value, self.TEXT_ROLE, where)
+        except BadSampleError as error:
+            problem = error.reason
+        said = {name: _said(value) for name, value in fields.items() if name not in (*self.images, *self.texts)}
+        columns = {name: text for name, text in said.items() if text is not None and name.isprintable()}
+        return Findable(image=image, captions=captions, columns=columns, problem=problem, where=where)
+
+
+def _said(value: object) -> str | None:
+    """Return a short text or a number as a text, true and false as JSON writes them; None for anything else."""
+    text = str(value) if isinstance(value, str | int | float) else None
+    text = str(value).lower() if isinstance(value, bool) else text
+    return text if text is not None and len(text) <= MAX_COLUMN_LETTERS and text.isprintable() else None
 
 
 class QuestionColumns(RowColumns):

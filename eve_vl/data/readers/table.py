@@ -181,6 +181,10 @@ class TableSource:
     def __len__(self) -> int:
         return len(self._table)
 
+    def name(self, index: int) -> str:
+        """Return what no other row of any source is called, where several files may have one name: `where` with its folder."""
+        return str(self._table.folder(index) / printable(self._table.where(index)))
+
     def __getitem__(self, index: int, /) -> Any:
         index = range(len(self))[index]
         where = printable(self._table.where(index))

@@ -70,6 +70,10 @@ class WebdatasetTable(Table):
         number, row = self._place(index)
         return f"{self._paths[number].name}:{self._shards[number].keys[row]}"
 
+    def folder(self, index: int) -> Path:
+        """Return the folder of a row's shard."""
+        return self._paths[self._place(index)[0]].parent
+
     def fields(self, index: int, where: str) -> common.Fields:
         """Return picture and caption, as far as they are wanted. Raises BadSampleError."""
         number, row = self._place(index)
