@@ -25,6 +25,7 @@ from eve_vl.errors import BadSampleError, UserError
 from eve_vl.eve import Eve
 from eve_vl.search import approximate, blocks, near, store, update
 from eve_vl.search import index as index_module
+from eve_vl.search.among import condition
 from eve_vl.search.index import Index
 from eve_vl.search.nearest import best
 from eve_vl.search.update import Filling
@@ -954,7 +955,7 @@ def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_pat
     model.index((), tmp_path / "index")
     assert "320 pictures in 64 cells" in capsys.readouterr().out
     again, asked = Index.open(tmp_path / "index", model), index.store.images.take(np.arange(321))
-    is_used = again._wanted(False, index_module._condition(None, {}))
+    is_used = again._masks.wanted(again.version, condition(None, {}))
     assert again._best(asked, 10, is_used, False, is_all=True) == index._best(asked, 10, is_used, False, is_all=True)
 
 

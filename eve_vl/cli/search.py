@@ -88,7 +88,8 @@ def run_try(args: TryArgs) -> None:
     say("looking through the icons of the package" + (" and your pictures" if args.sources else ""))  # torch takes seconds
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
-    from eve_vl.search.index import Index, absolute
+    from eve_vl.search.among import absolute
+    from eve_vl.search.index import Index
     from eve_vl.search.store import DATABASE, FORMAT, facts_of
 
     out, eve = expand_user(args.out), Eve.load(ICON_RUN)

@@ -3,7 +3,6 @@
 Letters: N slots, Q queries, K candidates, d width of features.
 """
 
-import functools
 import itertools
 import json
 import os
@@ -23,21 +22,18 @@ from eve_vl.data.transforms import read_image
 from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.foreign import expand_user
 from eve_vl.search import approximate
+from eve_vl.search.among import Condition, Masks, absolute, condition
 from eve_vl.search.nearest import best
 from eve_vl.search.rerank import match_scores, shrunk
-from eve_vl.search.store import DATABASE, NO_CAPTION, Store, at
+from eve_vl.search.store import DATABASE, Store, at
 from eve_vl.search.update import Changes, Opened, Update, digest_of
 from eve_vl.search.words import refuse_halves, refuse_unknown
 from eve_vl.train.lock import locked
 
 NOTHING_LEFT = 1e-3  # length of a query, whose parts have length 1: below it rounding decides
-MOST_MASKS = 8  # that are kept, of the searches that come last; of a million pictures each takes a megabyte
 MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
 EXAMPLES = 7, 80  # how many captions, and of how many letters at most
 MOST_FOLDERS = 5  # that a message names
-Condition = tuple[
-    str, list[Any]
-]  # SQL of a row of `picture` or, for captions, of `caption` joined to it, and the values of its question marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +62,7 @@ class Index:
     def __init__(self, store: Store, encoder: Any):
         """encoder: an `Eve` of the run that the index was made by."""
         self.store, self.encoder = store, encoder
-        self._mask = functools.lru_cache(maxsize=MOST_MASKS)(functools.partial(_mask, store))
+        self._masks = Masks(store)
         self._cells: tuple[Any, Any] = (None, None)
         self._opened: tuple[int, dict[str, Opened]] = (0, {})
         self._one_reads = threading.Lock()  # tables keep what they have read; a server reads in two threads
@@ -116,7 +112,7 @@ class Index:
             opened, lost = (given, {}) if given or gone else _opened(known)
             if opened:
                 update.run(opened)
-            approximate.build(index.store, index._wanted(False, _condition(None, {})))
+            approximate.build(index.store, index._masks.wanted(index.version, condition(None, {})))
         index.changes = update.changes
         if lost:
             spec, error = next(iter(lost.items()))
@@ -212,8 +208,8 @@ class Index:
             return []
         refuse_halves(words=words, without=[without], folder=[str(folder)], where=[*where, *where.values()] if where else [])
         query_Qd = self._queries(words, images, without, captions)
-        chosen = _condition(folder, where or {}, captions)
-        is_wanted = self._wanted(captions, chosen)
+        chosen = condition(folder, where or {}, captions)
+        is_wanted = self._masks.wanted(self.version, chosen, captions)
         if not len(is_wanted):
             raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where or {})}")
         asked = list(zip(words, images, strict=True))
@@ -276,18 +272,6 @@ class Index:
             refuse_unknown(text, self.encoder.tokenizer, self.encoder.run.config.input.max_text_tokens)
         return self.encoder.encode_text(alone(texts))
 
-    def _wanted(self, captions: bool, chosen: Condition) -> np.ndarray:
-        """Return which slots to search among, bool (N,)."""
-        tests, values = chosen
-        if not values:
-            query = f"SELECT slot FROM {'text' if captions else 'feature'}"
-        elif captions:
-            captioned = f"FROM caption JOIN picture ON picture.id = picture WHERE caption.slot != {NO_CAPTION} AND {tests}"
-            query = f"SELECT caption.slot {captioned}"
-        else:
-            query = f"SELECT slot FROM picture WHERE slot IS NOT NULL AND {tests}"
-        return self._mask(self.version, query, tuple(values))
-
     def _why_none(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> str:
         """Say why there is nothing to search among."""
         if not len(self):
@@ -299,18 +283,11 @@ class Index:
                     return f"no column {nearest(name, known)}" if known else "its pictures have no columns"
         asked = [f"{name} = {value}" for name, value in where.items()] + ([f"folder {folder}"] if folder is not None else [])
         none = f"no {'caption' if captions else 'picture'} of the index" + (f" has {', '.join(asked)}" if asked else "")
-        if folder is None or len(self._wanted(False, _condition(folder, {}))):
+        if folder is None or len(self._masks.wanted(self.version, condition(folder, {}))):
             return none
-        known = self._folders(MOST_FOLDERS + 1)
+        known = self._masks.folders(MOST_FOLDERS + 1)
         others = " and others" * (len(known) > MOST_FOLDERS)
         return none + f"; its folders: {', '.join(known[:MOST_FOLDERS])}{others}" * bool(known)
-
-    def _folders(self, most: int) -> list[str]:
-        """Return some folders that pictures lie in."""
-        folder = "rtrim(name, replace(name, '/', ''))"  # up to the last slash
-        query = f"SELECT DISTINCT rtrim({folder}, '/') FROM picture WHERE slot IS NOT NULL AND {folder} != '' LIMIT ?"
-        with at(self.store.folder):
-            return [path for (path,) in self.store.db.execute(query, [most])]
 
     def _num_reranked(self, rerank: int | None, words: str, image: Any, without: str, captions: bool) -> int:
         is_pair = not without and (bool(words) != (image is not None)) and captions == (image is not None)
@@ -399,15 +376,6 @@ class Index:
         return opened[spec].source
 
 
-def _mask(store: Store, _: int, query: str, values: tuple[Any, ...]) -> np.ndarray:
-    """Return which slots a query gives, bool (N,), in a version of an index."""
-    with at(store.folder):
-        slots = np.fromiter((slot for (slot,) in store.db.execute(query, values)), dtype=np.int64)
-    is_wanted = np.zeros(slots.max(initial=-1) + 1, dtype=bool)
-    is_wanted[slots] = True
-    return is_wanted
-
-
 def _opened(known: Mapping[str, dict[str, Any]]) -> tuple[list[Opened], dict[str, UserError]]:
     """Return the sources of an index, and of those that cannot be opened, why: one of them must not stop the others."""
     opened, lost = [], {}
@@ -419,25 +387,6 @@ def _opened(known: Mapping[str, dict[str, Any]]) -> tuple[list[Opened], dict[str
     return opened, lost
 
 
-def _condition(folder: str | Path | None, where: Mapping[str, str], captions: bool = False) -> Condition:
-    """Return which pictures lie in a folder and have a row with these values, or which captions; all, if neither is given."""
-    tests, values = ["TRUE"], []
-    if folder is not None:
-        prefix = os.path.join(absolute(folder), "")  # noqa: PTH118
-        tests.append("substr(name, 1, ?) = ?")
-        values += [len(prefix), prefix]
-    if where:
-        says = " AND ".join(["EXISTS (SELECT 1 FROM json_each(caption.columns) WHERE key = ? AND value = ?)"] * len(where))
-        tests.append(says if captions else f"EXISTS (SELECT 1 FROM caption WHERE caption.picture = picture.id AND {says})")
-        values += [part for pair in where.items() for part in pair]
-    return " AND ".join(tests), values
-
-
 def alone(items: list[Any]) -> Any:
     """Return the only item of a list, of which messages do not say which one it is, or the list."""
     return items[0] if len(items) == 1 else items
-
-
-def absolute(spec: str | Path) -> str:
-    """Return the name of a source, or of a folder, that means the same from anywhere."""
-    return os.path.abspath(expand_user(spec))  # noqa: PTH100 (Path.absolute keeps `..`)
