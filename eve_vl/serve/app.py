@@ -266,9 +266,7 @@ class Service:
         """Say how to get one."""
         raise RefusedError(404, NO_INDEX)
 
-    async def picture(
-        self, request: Request, number: int, size: Annotated[int, Query(ge=16, le=LARGEST)] = THUMBNAIL
-    ) -> Response:
+    async def picture(self, request: Request, number: int, size: Side = THUMBNAIL) -> Response:
         """Return a picture of the index, its longer side at most `size` pixels."""
         index = self.index
         if index is None or not 0 <= number < 2**63:
