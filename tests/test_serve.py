@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import io
 import json
 import re
@@ -562,7 +563,7 @@ def test_long_answers_go_out_in_pieces():
     ]
 
 
-def test_pictures_that_hang_stop_nothing_else(index, monkeypatch):
+def test_pictures_that_hang_stop_nothing_else(index, monkeypatch, caplog):
     go, hangs = threading.Event(), threading.Event()
 
     def image(_: int) -> None:
@@ -587,6 +588,8 @@ def test_pictures_that_hang_stop_nothing_else(index, monkeypatch):
         answers, ("has waited for 0.05 s", "has waited for 0.05 s", "2 pictures are waited for"), strict=True
     ):
         assert (answer.status_code, why in answer.json()["error"]) == (503, True)
+    gc.collect()
+    assert "never retrieved" not in caplog.text  # the picture's late failure, which is told to nobody
 
 
 def test_a_thread_that_computes_no_more_is_no_health(runs):

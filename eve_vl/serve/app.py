@@ -213,6 +213,7 @@ class Service:
         finally:
             gone.cancel()
         if result not in done and (compute.withdraw(job) or compute is self.painter):
+            result.cancel()  # or a failure that comes later would be logged as one that nobody took
             raise ClientDisconnect if gone in done else busy(f"the request has waited for {self.limits.wait_seconds:g} s", 5)
         return await result
 
