@@ -1,0 +1,72 @@
+"""Which pictures, or captions, a search is among: those in a folder, and those of rows with some values.
+
+Letters: N slots.
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eve_vl.foreign import expand_user
+from eve_vl.search.store import NO_CAPTION, Store, at
+
+MOST_MASKS = 8  # that are kept, of the searches that come last; of a million pictures each takes a megabyte
+Condition = tuple[str, list[Any]]
+"""SQL of a row of `picture` or, for captions, of `caption` joined to it, and the values of its question marks."""
+
+
+def condition(folder: str | Path | None, where: Mapping[str, str], captions: bool = False) -> Condition:
+    """Return which pictures lie in a folder and have a row with these values, or which captions; all, if neither is given."""
+    tests, values = ["TRUE"], []
+    if folder is not None:
+        prefix = os.path.join(absolute(folder), "")  # noqa: PTH118
+        tests.append("substr(name, 1, ?) = ?")
+        values += [len(prefix), prefix]
+    if where:
+        says = " AND ".join(["EXISTS (SELECT 1 FROM json_each(caption.columns) WHERE key = ? AND value = ?)"] * len(where))
+        tests.append(says if captions else f"EXISTS (SELECT 1 FROM caption WHERE caption.picture = picture.id AND {says})")
+        values += [part for pair in where.items() for part in pair]
+    return " AND ".join(tests), values
+
+
+class Masks:
+    """Which slots of an index are searched, looked up once for as long as nobody changes it."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self._mask = functools.lru_cache(maxsize=MOST_MASKS)(self._looked_up)
+
+    def wanted(self, version: int, chosen: Condition, captions: bool = False) -> np.ndarray:
+        """Return which slots fulfil a condition, bool (N,). version: of the index."""
+        tests, values = chosen
+        if not values:
+            query = f"SELECT slot FROM {'text' if captions else 'feature'}"
+        elif captions:
+            captioned = f"FROM caption JOIN picture ON picture.id = picture WHERE caption.slot != {NO_CAPTION} AND {tests}"
+            query = f"SELECT caption.slot {captioned}"
+        else:
+            query = f"SELECT slot FROM picture WHERE slot IS NOT NULL AND {tests}"
+        return self._mask(version, query, tuple(values))
+
+    def folders(self, most: int) -> list[str]:
+        """Return some folders that pictures lie in."""
+        folder = "rtrim(name, replace(name, '/', ''))"  # up to the last slash
+        query = f"SELECT DISTINCT rtrim({folder}, '/') FROM picture WHERE slot IS NOT NULL AND {folder} != '' LIMIT ?"
+        with at(self.store.folder):
+            return [path for (path,) in self.store.db.execute(query, [most])]
+
+    def _looked_up(self, _: int, query: str, values: tuple[Any, ...]) -> np.ndarray:
+        with at(self.store.folder):
+            slots = np.fromiter((slot for (slot,) in self.store.db.execute(query, values)), dtype=np.int64)
+        is_wanted = np.zeros(slots.max(initial=-1) + 1, dtype=bool)
+        is_wanted[slots] = True
+        return is_wanted
+
+
+def absolute(spec: str | Path) -> str:
+    """Return the name of a source, or of a folder, that means the same from anywhere."""
+    return os.path.abspath(expand_user(spec))  # noqa: PTH100 (Path.absolute keeps `..`)
