@@ -51,7 +51,7 @@ def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Rec
     if share <= MANY_CUT:
         return []
     fitting = lengths[int(0.99 * (len(lengths) - 1))]
-    more = f"--input.text-length {fitting} holds 99 % of them" if config.init is None else f"as {config.init} reads them"
+    more = f"--input.text-length {fitting} holds 99% of them" if config.init is None else f"as {config.init} reads them"
     return [f"note: {share:.0%} of the texts have more than {limit} tokens, and are cut there; {more}"]
 
 

@@ -43,10 +43,11 @@ def test_rows_are_those_of_each_source():
 def test_texts_that_are_cut_are_told():
     """In a tokenizer that gives each letter a token, and one to the space before: with [CLS], n letters take n + 2."""
     tokenizer = Tokenizer.train(["abcdefgh"], 1)
-    rows = [replace(row, captions=("abcdefgh"[:count],)) for row, count in zip(pairs(5), (1, 3, 4, 5, 8), strict=True)]
+    source = pairs(5)
+    rows = [replace(source[row], captions=("abcdefgh"[:count],)) for row, count in enumerate((1, 3, 4, 5, 8))]
     config = replace(tiny_config(), input=replace(tiny_config().input, text_length=5))
     said = "note: 60% of the texts have more than 5 tokens, and are cut there; "
-    assert cut_texts(config, tokenizer, [rows[:3], rows[3:]]) == [said + "--input.text-length 7 holds 99 % of them"]
+    assert cut_texts(config, tokenizer, [rows[:3], rows[3:]]) == [said + "--input.text-length 7 holds 99% of them"]
     assert cut_texts(replace(config, init=Path("runs/a")), tokenizer, [rows]) == [said + "as runs/a reads them"]
     assert not cut_texts(replace(config, input=replace(config.input, text_length=10)), tokenizer, [rows, []])
 
