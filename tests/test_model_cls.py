@@ -72,10 +72,10 @@ def test_in_training_and_for_those_who_look_inside_routers_see_all(kind, looks_i
     inputs = inputs_of(model, kind)
     cls_BD, routers = model.cls(*inputs)
     encoded = model.encode(*inputs)
-    assert torch.equal(cls_BD, encoded.cls_BD)
+    torch.testing.assert_close(cls_BD, encoded.cls_BD)  # the norm of fewer rows rounds otherwise on some processors
     assert counts(routers) == counts(encoded.routers)
     for found, expected in zip(*routers, *encoded.routers, strict=True):
-        assert torch.equal(found.gate_E, expected.gate_E)
+        torch.testing.assert_close(found.gate_E, expected.gate_E)
         assert torch.equal(found.chosen_ME, expected.chosen_ME)
 
 
