@@ -790,10 +790,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
 # One clear line
 
 
-def test_mistakes(eve, run, model, photos, tmp_path):
-    another = tiny_run("retrieval")
-    next(another.task.parameters()).data.add_(1)
-    other = write_run(another, tmp_path / "other")
+def write_bad_indices(eve, run, model, tmp_path: Path) -> None:
+    """Beside `index`, which is good: of nothing, of a run that cannot compare, older, damaged, moved, and killed at once."""
     blind = write_run(tiny_run("masked"), tmp_path / "blind")
     assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
     (tmp_path / "empty").mkdir()
@@ -814,6 +812,14 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         file.truncate(200)
     (tmp_path / "killed").mkdir()
     store.Store.create(tmp_path / "killed", model.run)  # killed before its first commit
+
+
+def test_mistakes(eve, run, model, photos, tmp_path):
+    another = tiny_run("retrieval")
+    next(another.task.parameters()).data.add_(1)
+    other = write_run(another, tmp_path / "other")
+    write_bad_indices(eve, run, model, tmp_path)
+    blind = tmp_path / "blind"
     for words, message in (
         (("search", "nothing", "red"), "nothing: no such index"),
         (("search", "photos", "red"), "photos: holds no index.sqlite; is it an index?"),

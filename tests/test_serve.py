@@ -837,14 +837,13 @@ def until(is_so: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+QUESTION = json.dumps({"image": text_of(ONE), "question": "what"}).encode()
+
+
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
 def test_a_second_signal_ends_at_once_but_for_one_that_comes_with_the_first(runs, monkeypatch, seconds):
     monkeypatch.setattr(server_module, "AGAIN", 30.0)
-    app, go, body = (
-        application([runs["vqa"]]),
-        threading.Event(),
-        json.dumps({"image": text_of(ONE), "question": "what"}).encode(),
-    )
+    app, go, body = application([runs["vqa"]]), threading.Event(), QUESTION
     with contextlib.ExitStack() as sockets, listening_server(app) as (server, port):
         until(lambda: server.service.compute.is_alive())
         first = Job(compute=lambda given: [go.wait(60)], given=None)
@@ -866,11 +865,7 @@ def test_a_second_signal_ends_at_once_but_for_one_that_comes_with_the_first(runs
 
 
 def test_what_is_hung_up_on_is_not_computed(runs):
-    app, go, body = (
-        application([runs["vqa"]]),
-        threading.Event(),
-        json.dumps({"image": text_of(ONE), "question": "what"}).encode(),
-    )
+    app, go, body = application([runs["vqa"]]), threading.Event(), QUESTION
     with contextlib.ExitStack() as sockets, listening_server(app) as (server, port):
         until(lambda: server.service.compute.is_alive())
         server.service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
