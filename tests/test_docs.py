@@ -2,7 +2,7 @@
 
 A fenced block of bash or Python is run, the blocks of a page one after another. With a title, which says why, its commands are
 only parsed, by the real command line. After a change of recipes, `PYTHONPATH=.:tests python tests/test_docs.py` writes their
-table anew.
+tables anew.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from tiny_runs import TASKS, tiny_run, write_run
 from eve_vl import cli
 from eve_vl.cli import main, runs, train, use
 from eve_vl.config import Config
-from eve_vl.recipes import FINETUNE, PRETRAIN, get_recipe
+from eve_vl.recipes import FINETUNE, MODULES, PRETRAIN, get_recipe
 from eve_vl.recipes.finetune import CONTRAST_ALONE
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +42,15 @@ FENCE = re.compile(r"^```(bash|python)(?: +title=(\"[^\"]+\"))?\n(.*?)^```$", re
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z.-]*[a-z](?![\w-])")
 LINK = re.compile(r'<(a|link|script|img)\b[^>]*?\s(?:href|src)="([^"]+)"')
 TABLE = re.compile(r"(?<=<!-- table -->\n\n).*(?=\n\n<!-- end -->)", re.S)
+# Of the tables of recipes, one for each file
+TITLES = {
+    "pretrain": "Pre-training",
+    "finetune": "Fine-tuning",
+    "vlmo": "VLMo",
+    "mlim": "MLIM",
+    "m3ae": "M3AE",
+    "medflip": "MedFLIP",
+}
 MAX_LETTERS = 88  # of a line of code
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), "white": (250, 250, 250)}
 # What makes a recipe tiny, where a command does not say it
@@ -226,16 +235,18 @@ def test_numbers_in_the_text_were_measured():
 def recipe_table() -> str:
     """Return what recipes.md says of the recipes: the first paragraph of their docstrings."""
     parts = []
-    for title, found in (("Pre-training", PRETRAIN), ("Fine-tuning", FINETUNE)):
+    for file, title in TITLES.items():
         rows = [f"## {title}", "", "| recipe | what, how long, how good |", "|---|---|"]
-        for name, recipe in found.items():
-            text = " ".join((inspect.getdoc(recipe) or "").split("\n\n")[0].split())
-            rows.append(f"| [`{name}`](api/recipes.md#{recipe.__module__}.{name}) | {text} |")
+        for name, recipe in (PRETRAIN | FINETUNE).items():
+            if recipe.__module__ == f"eve_vl.recipes.{file}":
+                text = " ".join((inspect.getdoc(recipe) or "").split("\n\n")[0].split())
+                rows.append(f"| [`{name}`](api/recipes.md#{recipe.__module__}.{name}) | {text} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
 
-def test_the_table_of_recipes_is_what_the_recipes_say():
+def test_the_tables_of_recipes_are_what_the_recipes_say():
+    assert list(TITLES) == [module.__name__.rpartition(".")[2] for module in MODULES]
     found = TABLE.search(RECIPES.read_text())
     assert found is not None and found[0] == recipe_table()
 
