@@ -1,5 +1,6 @@
 """Sections of the model: one kind per backbone."""
 
+import itertools
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -172,10 +173,8 @@ class EveModelConfig(ModelConfig):
 
     def __str__(self) -> str:
         """The shape in one line, for people."""
-        return (
-            f"{self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads, feed-forward {self.ffn_dim}; "
-            f"{', '.join(self.ffn_policies)}"
-        )
+        policies = ", ".join(f"{policy} × {len(list(blocks))}" for policy, blocks in itertools.groupby(self.ffn_policies))
+        return f"{self.depth} blocks, width {self.embed_dim}, {self.num_heads} heads, feed-forward {self.ffn_dim} ({policies})"
 
 
 @dataclass(frozen=True, kw_only=True)

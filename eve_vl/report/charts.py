@@ -96,11 +96,11 @@ def bar_chart(
     *,
     level: tuple[str, float] | None = None,
     show: Show,
-    axis: str,
+    axis: str = "",
 ) -> Markup:
     """Return a <figure> of grouped bars: one group per label, one bar per series, perhaps a dashed level to compare with.
 
-    A value that is not a number draws no bar.
+    axis: what the labels are, where they do not say it themselves. A value that is not a number draws no bar.
     """
     heights = [*(value for _, values in series for value in values), *([level[1]] if level else ())]
     y_ticks = ticks(0, max(filter(math.isfinite, heights), default=1))
