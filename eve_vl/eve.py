@@ -97,8 +97,7 @@ class Eve:
         Of a run with contrast (retrieval, or pre-trained with it) they compare with texts by dot product. Of any other they are
         the normalised [CLS] state of the picture alone: compare pictures with pictures only.
         """
-        device = self._calls.inputs.device
-        compute = lambda pixels: self.task.image_features(torch.stack(pixels).to(device))  # noqa: E731
+        compute = lambda pixels: self.task.image_features(torch.stack(pixels).to(self.run.device))  # noqa: E731
         return self._features("image", images, compute, batch_size, progress, DataConfig(**reading))
 
     def encode_text(self, texts: Texts, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:

@@ -313,8 +313,8 @@ def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
     (photos / "old" / "00.txt").write_text("a red circle\norange heart\n")
     (photos / "new" / "12.png").touch()
     computed: list[int] = []
-    encode = model.encode_image
-    monkeypatch.setattr(model, "encode_image", lambda images, *how: computed.append(len(images)) or encode(images, *how))
+    compute = model.task.image_features
+    monkeypatch.setattr(model.task, "image_features", lambda images: computed.append(len(images)) or compute(images))
     changes = model.index((), tmp_path / "index").changes
     assert sum(computed) == 2
     assert (changes.new, changes.changed, changes.gone, changes.kept) == (2, 1, 2, 17)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from eve_vl.config import DataConfig
@@ -110,9 +111,11 @@ class Update:
     def _slots(self, table: str) -> list[int]:
         return [slot for (slot,) in self.db.execute(f"SELECT slot FROM {table}")]
 
+    @torch.no_grad()
     def _encode_images(self, pixels: list[Tensor]) -> np.ndarray:
         self.db.execute("DELETE FROM fact WHERE name = ?", [approximate.FACT])  # which knows other features in these slots
-        return self.encoder.encode_image(pixels, self.batch_size)
+        # they are decoded and cut by now, which `encode_image` would see to for each of them
+        return self.encoder.task.image_features(torch.stack(pixels).to(self.encoder.run.device)).cpu().numpy()
 
     def _encode_texts(self, texts: list[str]) -> np.ndarray:
         return self.encoder.encode_text(texts, self.batch_size)
