@@ -29,7 +29,7 @@ from typing import Any
 
 from mutations import mutate, mutate_bytes, mutate_json, write_json
 from PIL import Image
-from test_serve import BOMB, CALLS, SHOWN, png, sent
+from serving import BOMB, CALLS, SHOWN, png, sent
 from tiny_runs import TEXTS, tiny_run, write_run
 
 from eve_vl.eve import Eve

@@ -1,35 +1,28 @@
-"""An index is what a pass over all pictures would give, whatever happened to it and to them on the way."""
+"""What is searched for is found: as a pass over all pictures would find it, or not at all."""
 
-import contextlib
 import io
-import itertools
 import json
-import os
 import shutil
-import signal
 import sqlite3
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
 import pytest
-from PIL import Image, ImageDraw
+from indices import content, features_of, write_photos, write_picture
 from pyarrow import parquet
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
 from eve_vl import __version__
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.eve import Eve
-from eve_vl.search import approximate, blocks, near, store, update
+from eve_vl.search import approximate, blocks, store
 from eve_vl.search import index as index_module
 from eve_vl.search.among import condition
 from eve_vl.search.index import Index
 from eve_vl.search.nearest import best
-from eve_vl.search.update import Filling
-from eve_vl.train import lock
 
 
 @pytest.fixture(scope="module")
@@ -44,58 +37,7 @@ def model(run) -> Eve:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Twenty pictures in two folders, some with captions."""
-    folder = tmp_path / "photos"
-    for number in range(20):
-        write_picture(folder / ("old" if number < 8 else "new") / f"{number:02}.png", number)
-    for number, texts in enumerate((*TEXTS, f"{TEXTS[0]}\n{TEXTS[1]}")):
-        (folder / "old" / f"{number:02}.txt").write_text(texts)
-    return folder
-
-
-def write_picture(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(noise(seed, 20, 30)).save(path)
-
-
-def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple[bytes, ...]]]:
-    """What an index knows, read by hand: of each picture its features or why there are none, its captions, theirs."""
-    db = sqlite3.connect(folder / store.DATABASE)
-    (dim,) = db.execute("SELECT value FROM fact WHERE name = 'dim'").fetchone()
-    files = {
-        name: b"".join(path.read_bytes() for path in sorted(folder.glob(f"{name}-*.f16"))) for name in ("pictures", "captions")
-    }
-    row = lambda name, slot: files[name][slot * 2 * int(dim) : (slot + 1) * 2 * int(dim)]  # noqa: E731
-    known = {}
-    for picture, name, slot, reason in db.execute("SELECT id, name, slot, reason FROM picture ORDER BY name"):
-        query = "SELECT DISTINCT text, slot FROM caption JOIN text USING (slot) WHERE picture = ? ORDER BY text"
-        texts = db.execute(query, [picture]).fetchall()
-        features = reason if slot is None else row("pictures", slot)
-        known[name] = features, tuple(text for text, _ in texts), tuple(row("captions", slot) for _, slot in texts)
-    db.close()
-    return known
-
-
-def rest(folder: Path) -> dict[str, Any]:
-    """What an index knows besides: sources, and by picture its look, the first that is almost the same, and what rows say."""
-    db = sqlite3.connect(folder / store.DATABASE)
-    first = "(SELECT min(first.name) FROM picture AS first WHERE first.slot = near)"
-    looks = f"SELECT name, look, {first} FROM picture JOIN feature USING (slot) ORDER BY name"
-    said = "caption JOIN picture ON picture.id = picture LEFT JOIN text ON text.slot = caption.slot"
-    rows = f"SELECT name, text, columns FROM {said}"
-    asked = {"sources": "SELECT spec, reading FROM source ORDER BY spec", "looks": looks, "rows": f"{rows} ORDER BY 1, 2, 3"}
-    asked |= {"unused": "SELECT slot FROM feature WHERE near IS NULL OR slot NOT IN (SELECT ifnull(slot, -1) FROM picture)"}
-    asked |= {"unsaid": "SELECT slot FROM text WHERE slot NOT IN (SELECT slot FROM caption)"}
-    known = {name: db.execute(query).fetchall() for name, query in asked.items()}
-    db.close()
-    assert known["unused"] == known["unsaid"] == []
-    return known
-
-
-def features_of(folder: Path, name: str) -> np.ndarray:
-    data = content(folder)[name][0]
-    assert isinstance(data, bytes)
-    return np.frombuffer(data, np.float16)
+    return write_photos(tmp_path / "photos")
 
 
 # What is in it
@@ -284,291 +226,6 @@ def test_each_row_about_a_picture_says_something(eve, run, model, photos, tmp_pa
         assert (done.returncode, message in done.stderr) == (2, True)
 
 
-def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch):
-    """Also from another folder than the one that it was named in."""
-    (tmp_path / "tables").mkdir()
-    rows = [{"photo": f"old/{number:02}.png", "says": f"red {number}"} for number in range(8)]
-    (tmp_path / "tables" / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.chdir(tmp_path)
-    index = model.index("tables/table.jsonl", "index", image_root=Path("photos"), image_column="photo", text_column="says")
-    assert index.counts() == {"pictures": 8, "distinct": 8, "near": 0, "captions": 8, "broken": 0}
-    monkeypatch.chdir(tmp_path / "tables")
-    assert model.index((), tmp_path / "index").changes.kept == 8
-    with pytest.raises(UserError, match="has no column 'foto'"):
-        model.index(tmp_path / "tables" / "table.jsonl", tmp_path / "index", image_column="foto")
-    with pytest.raises(UserError, match="batch_size 0 is not positive"):
-        model.index((), tmp_path / "index", batch_size=0)
-
-
-# Kept up to date
-
-
-def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
-    """Only what is new is computed; the result is that of a new index."""
-    model.index(photos, tmp_path / "index")
-    write_picture(photos / "new" / "99.png", 99)
-    write_picture(photos / "old" / "05.png", 105)
-    (photos / "new" / "10.png").unlink()
-    (photos / "new" / "11.png").rename(photos / "old" / "moved.png")
-    (photos / "old" / "00.txt").write_text("a red circle\norange heart\n")
-    (photos / "new" / "12.png").touch()
-    computed: list[int] = []
-    compute = model.task.image_features
-    monkeypatch.setattr(model.task, "image_features", lambda images: computed.append(len(images)) or compute(images))
-    changes = model.index((), tmp_path / "index").changes
-    assert sum(computed) == 2
-    assert (changes.new, changes.changed, changes.gone, changes.kept) == (2, 1, 2, 17)
-    model.index(photos, tmp_path / "again")
-    old, new = content(tmp_path / "index"), content(tmp_path / "again")
-    assert rest(tmp_path / "index") == rest(tmp_path / "again")
-    assert old.keys() == new.keys()
-    for name, (features, texts, rows) in old.items():
-        assert isinstance(features, bytes)
-        assert texts == new[name][1]
-        np.testing.assert_allclose(np.frombuffer(features, np.float16), features_of(tmp_path / "again", name), atol=2e-3)
-        np.testing.assert_allclose(
-            np.frombuffer(b"".join(rows), np.float16), np.frombuffer(b"".join(new[name][2]), np.float16), atol=2e-3
-        )
-    computed.clear()
-    write_picture(photos / "new" / "100.png", 100)  # takes the place of what is gone
-    model.index((), tmp_path / "index")
-    assert sum(computed) == 1
-    assert (tmp_path / "index" / "pictures-00000.f16").stat().st_size == 22 * 2 * 8
-
-
-def test_a_file_of_the_same_size_and_time_is_not_read(model, photos, tmp_path):
-    model.index(photos, tmp_path / "index")
-    before = content(tmp_path / "index")
-    path = photos / "old" / "05.png"
-    stat = path.stat()
-    path.write_bytes(b"x" * stat.st_size)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert model.index((), tmp_path / "index").changes.kept == 20
-    assert content(tmp_path / "index") == before
-
-
-def test_a_source_can_be_forgotten(model, photos, tmp_path):
-    model.index([photos / "old", photos / "new"], tmp_path / "index")
-    index = model.index((), tmp_path / "index", drop=[photos / "old"])
-    assert list(index.sources()) == [str(photos / "new")]
-    assert index.counts() == {"pictures": 12, "distinct": 12, "near": 0, "captions": 0, "broken": 0}
-    with pytest.raises(UserError, match=r"--drop: .*index has no source '.*old'"):
-        model.index((), tmp_path / "index", drop=[photos / "old"])
-
-
-def test_a_source_that_is_gone_does_not_stop_the_others(eve, run, photos, tmp_path):
-    assert eve("index", "photos/old", "photos/new", "--run", run, "--out", "index").returncode == 0
-    shutil.rmtree(photos / "old")
-    write_picture(photos / "new" / "50.png", 50)
-    done = eve("index", "--out", "index")
-    assert done.returncode == 2
-    way_out = f"eve index --out index --drop {photos}/old"
-    assert f"/old; the other sources are up to date; to forget it and its pictures: {way_out}\n" in done.stderr
-    assert len(content(tmp_path / "index")) == 21
-    assert eve(*way_out.split()[1:]).returncode == 0
-    assert "nothing new" in eve("index", "--out", "index").stdout
-    assert len(content(tmp_path / "index")) == 13
-
-
-def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos, tmp_path):
-    for number in range(100, 300):
-        write_picture(photos / "many" / f"{number}.png", number)
-    for number in (120, 180, 299):
-        path = photos / "many" / f"{number}.png"
-        path.write_bytes(path.read_bytes()[:99])
-    index = model.index(photos, tmp_path / "index")
-    bad = [f"{photos}/many/{number}.png" for number in (120, 180, 299)]
-    assert list(index.changes.broken) == bad
-    assert index.counts()["broken"] == 3
-    assert len(index) == 217
-    write_picture(Path(bad[1]), 1)
-    index = model.index((), tmp_path / "index")
-    assert list(index.changes.broken) == [bad[0], bad[2]]
-    assert (index.changes.new, index.changes.kept) == (1, 217)
-
-
-def test_a_folder_that_cannot_be_read_is_not_taken_for_deleted(model, photos, tmp_path, monkeypatch):
-    """Nor is one that cannot be entered, such as that of another user; os.scandir stands for it, for root may read all."""
-    model.index(photos, tmp_path / "index")
-    before, scandir = content(tmp_path / "index"), os.scandir
-
-    def refusing(path: str) -> Any:
-        if Path(path).name in ("old", "lost+found"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    (photos / "lost+found").mkdir()
-    with monkeypatch.context() as refused:
-        refused.setattr(os, "scandir", refusing)
-        with pytest.raises(UserError, match=r"photos/old: cannot be read \(Permission denied\); make it readable, or move it"):
-            model.index((), tmp_path / "index")
-    assert content(tmp_path / "index") == before
-    assert model.index((), tmp_path / "index").changes.kept == 20
-
-
-def test_a_picture_stays_without_captions_that_cannot_be_read(eve, run, model, photos, tmp_path):
-    model.index(photos, tmp_path / "index")
-    (photos / "old" / "00.txt").write_bytes(b"\xff\xfe")
-    (photos / "old" / "01.txt").write_text("word " * 2000)
-    (tmp_path / "table.jsonl").write_text(json.dumps({"image": "photos/new/10.png", "caption": 5}) + "\n")
-    index = model.index([photos, tmp_path / "table.jsonl"], tmp_path / "index")
-    assert not index.changes.broken
-    assert index.changes.mute == {
-        f"{photos}/old/00.png": "00.txt: not UTF-8 text (invalid start byte at byte 0)",
-        f"{photos}/old/01.png": "caption has 2000 words, at most 1000 are accepted",
-        f"{tmp_path}/table.jsonl:1": "caption is int, expected text",
-    }
-    captions = {name: texts for name, (_, texts, _) in content(tmp_path / "index").items()}
-    assert (captions[f"{photos}/old/00.png"], captions[f"{photos}/old/02.png"]) == ((), (TEXTS[2],))
-    (photos / "old" / "02.png").write_bytes(b"x")
-    (photos / "old" / "cap\x1b[31m\n.png").write_bytes(b"x")
-    said = eve("index", "--out", "index").stdout
-    assert f"without captions: {photos}/old/00.png: 00.txt: not UTF-8" in said
-    assert f"skipped: {photos}/old/02.png: " in said
-    assert f"skipped: {photos}/old/cap\\x1b[31m\\n.png: " in said
-    assert "note: 2 pictures could not be used" in said
-    write_picture(photos / "old" / "cap\x1b[31m\n.png", 50)
-    eve("index", "--out", "index")
-    assert "/old/cap\\x1b[31m\\n.png" in eve("search", "index", "red", "--top", 30).stdout
-
-
-def test_names_of_any_bytes(model, photos, tmp_path):
-    write_picture(photos / "new" / os.fsdecode(b"caf\xe9.png"), 1)
-    write_picture(photos / "new" / "new\nline %_'.png", 2)
-    index = model.index(photos, tmp_path / "index")
-    assert list(index.changes.broken.values()) == ["the name of its file is not UTF-8; rename it"]
-    assert len(index) == 21
-    assert model.index((), tmp_path / "index").changes.kept == 21
-    write_picture(tmp_path / os.fsdecode(b"\xff") / "1.png", 1)
-    with pytest.raises(UserError, match="its name is not UTF-8, which an index cannot hold"):
-        model.index(tmp_path / os.fsdecode(b"\xff"), tmp_path / "index")
-    with pytest.raises(UserError, match=r"text: .* is not valid UTF-8; write it anew"):
-        model.encode_text(os.fsdecode(b"\xff"))
-
-
-def test_pictures_that_are_almost_the_same_are_marked(model, tmp_path):
-    """Saved smaller and as JPEG; the same bytes are one picture with two names."""
-    soft = Image.fromarray(noise(1, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
-    other = Image.fromarray(noise(2, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    soft.save(folder / "a.png")
-    other.save(folder / "b.png")
-    soft.resize((200, 150)).save(folder / "c.jpg", quality=80)
-    soft.save(folder / "d.png")
-    index = model.index(folder, tmp_path / "index")
-    assert index.counts() | {"captions": 0} == {"pictures": 4, "distinct": 3, "near": 1, "captions": 0, "broken": 0}
-    hits = {Path(hit.name).name: hit for hit in index.search("red")}
-    assert hits["c.jpg"].near == str(folder / "a.png")
-    assert (hits["a.png"].near, hits["b.png"].near) == (None, None)
-    assert [Path(name).name for name in hits["a.png"].pictures] == ["a.png", "d.png"]
-
-
-def test_almost_the_same_are_saved_anew_and_not_what_a_run_takes_for_one(model, tmp_path):
-    """Discs of which only the colour or a hand tells them apart are others; each saved anew in four ways is found again."""
-    folder, drawn = tmp_path / "discs", []
-    folder.mkdir()
-    for number, (colour, hand) in enumerate(
-        itertools.product(("red", "blue", "black", "green"), ((60, 20), (60, 100), (100, 60)))
-    ):
-        picture = Image.new("RGB", (120, 120), "white")
-        draw = ImageDraw.Draw(picture)
-        draw.ellipse((10, 10, 110, 110), fill=colour)
-        draw.line((60, 60, *hand), fill="white", width=10)
-        drawn.append(picture)
-        picture.save(folder / f"{number:02}.png")
-        picture.save(folder / f"{number:02}-90.jpg", quality=90)
-        picture.save(folder / f"{number:02}-60.jpg", quality=60)
-        picture.resize((80, 80), Image.Resampling.LANCZOS).save(folder / f"{number:02}-small.png")
-        picture.resize((200, 180), Image.Resampling.BICUBIC).save(folder / f"{number:02}-large.png")
-    index = model.index(folder, tmp_path / "index")
-    hits = index.search("red", top=60)
-    assert len(hits) == 60
-    firsts = {Path(hit.name).name[:2]: hit.name for hit in hits if hit.near is None}
-    assert sorted(firsts) == [f"{number:02}" for number in range(12)]
-    assert sum(hit.near is None for hit in hits) == 12
-    assert all(hit.near == firsts[Path(hit.name).name[:2]] for hit in hits if hit.near is not None)
-    assert index.counts()["near"] == 48
-    for name in {firsts[f"{number:02}"] for number in range(12)}:
-        Path(name).unlink()  # others become the first ones
-    index = model.index((), tmp_path / "index")
-    assert index.counts()["near"] == 36
-    drawn[0].resize((90, 90)).save(folder / "00-new.png")  # takes a slot that is free
-    index = model.index((), tmp_path / "index")
-    assert index.counts()["near"] == 37
-    model.index(folder, tmp_path / "again")
-    pairs = [Index.open(tmp_path / name, model).search("red", top=60) for name in ("index", "again")]
-    assert [sum(hit.near is None for hit in hits) for hits in pairs] == [12, 12]
-
-
-def test_pages_of_text_are_not_almost_the_same(model, tmp_path):
-    """Though small they are all of nearly one grey."""
-    rng = np.random.default_rng(0)
-    for number in range(20):
-        page = np.full((200, 150), 255, np.uint8)
-        for line in range(10, 190, 6):
-            page[line : line + 3, 10 : rng.integers(40, 140) : 2] = 0
-        (tmp_path / "pages").mkdir(exist_ok=True)
-        Image.fromarray(page).save(tmp_path / "pages" / f"{number:02}.png")
-        Image.fromarray(page).resize((300, 400)).save(tmp_path / "pages" / f"{number:02}-large.jpg", quality=90)
-    index = model.index(tmp_path / "pages", tmp_path / "index")
-    hits = index.search("red", top=40)
-    pairs = [(Path(hit.name).name[:2], Path(hit.near).name[:2]) for hit in hits if hit.near is not None]
-    assert len(pairs) == 20
-    assert all(one == other for one, other in pairs)
-
-
-@pytest.mark.parametrize("spread", [10, 60, 250])
-def test_near_finds_what_a_slow_loop_finds(spread):
-    """Also of what was there before, of which only new ones are compared; some looks are equal, some beyond what is allowed."""
-    rng = np.random.default_rng(0)
-    looks = rng.integers(255 - spread, 256, (1000, 192), dtype=np.uint8)
-    looks[500:600] = np.clip(looks[:100].astype(int) + rng.integers(-1, 2, (100, 192)) * max(1, spread // 15), 0, 255)
-    looks[600:650] = looks[100:150]
-    looks[650:700, 5] ^= 128
-    looks[700:750] = looks[500:550]
-    looks[700:750, 7] = np.clip(looks[700:750, 7] + 24.0, 0, 255)
-    limits = np.array([min(24, max(2, 0.15 * np.float32(max(look) - min(look)))) for look in looks])
-    expected = np.arange(1000)
-    for row in range(1000):
-        apart = np.abs(looks[:row].astype(int) - looks[row]).max(1, initial=0)
-        is_near = apart <= np.minimum(limits[:row], limits[row])
-        expected[row] = is_near.argmax() if is_near.any() else row
-    assert (expected != np.arange(1000)).sum() >= 150
-    found = near.near(looks, np.full(1000, -1))
-    np.testing.assert_array_equal(found, expected)
-    for kept in (0, 300, 700, 1000):
-        known = np.where((expected < kept) & (np.arange(1000) < kept), expected, -1)
-        np.testing.assert_array_equal(near.near(looks, known), expected)
-    assert near.near(looks[:0], np.zeros(0, np.int64)).size == 0
-
-
-# Searched while it changes
-
-
-def test_an_update_locks_nobody_out_until_it_commits(model, photos, tmp_path, monkeypatch):
-    """However much of it SQLite cannot keep in its cache."""
-    model.index(photos, tmp_path / "index")
-    for path in photos.glob("old/*.png"):
-        path.unlink()
-    connect, seen = sqlite3.connect, []
-    monkeypatch.setattr(store.sqlite3, "connect", lambda *args, **kwargs: small(connect(*args, **kwargs)))
-
-    def small(db: sqlite3.Connection) -> sqlite3.Connection:
-        db.execute("PRAGMA cache_size = 1")
-        return db
-
-    def look(*args: Any) -> Any:
-        with contextlib.closing(connect(tmp_path / "index" / store.DATABASE, timeout=0)) as db:
-            seen.append(db.execute("SELECT count(*) FROM picture").fetchone()[0])
-        return whole(*args)
-
-    whole = update.Update._commit
-    monkeypatch.setattr(update.Update, "_commit", look)
-    assert model.index((), tmp_path / "index").changes.gone == 8
-    assert {*seen} == {20}  # of before: what is not committed is not seen
-
-
 def test_a_narrow_search_looks_through_the_pictures_once(model, photos, tmp_path):
     model.index(photos, tmp_path / "index")
     index, queries = Index.open(tmp_path / "index", model), []
@@ -620,171 +277,6 @@ def test_a_picture_is_the_one_that_was_indexed_or_none(model, photos, tmp_path):
     write([10, 8, 11])  # and not indexed: of the table what was read may be kept
     assert [each is None for each in shown()[3:]] == [True, False, True]
     np.testing.assert_array_equal([each for each in shown()[3:] if each is not None], expected([8]))
-
-
-# Interrupted
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, monkeypatch):
-    """Twenty times, at any call; what is gone on with are the files as they were in that moment, before anything is undone."""
-    for number in range(100, 400):
-        write_picture(photos / "many" / f"{number}.png", number)
-    (photos / "many" / "200.png").write_bytes(b"x")
-    assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 16).returncode == 0
-    monkeypatch.setattr(update, "SECONDS_PER_COMMIT", 0.0)
-    killed, left = tmp_path / "killed", [0]
-
-    def count(*_: object) -> None:
-        left[0] -= 1
-        if not left[0]:
-            shutil.copytree(killed, tmp_path / "snapshot")
-            raise Killed
-
-    for owner, name in (
-        (blocks.Blocks, "write"),
-        (blocks.Blocks, "sync"),
-        (update.Update, "_put"),
-        (update.Update, "_captions"),
-    ):
-        monkeypatch.setattr(owner, name, watched(getattr(owner, name), count))
-    rng, kills = np.random.default_rng(0), 0
-    while kills < 20:
-        left[0] = int(rng.integers(1, 60)) + 20 * kills
-        with pytest.raises(Killed):
-            eve("index", "photos", "--run", run, "--out", "killed", "--batch-size", 16)
-        kills += 1
-        shutil.rmtree(killed, ignore_errors=True)
-        (tmp_path / "snapshot").rename(killed)
-    assert 0 < len(content(killed)) < 320
-    left[0] = 0
-    assert eve("index", "--out", "killed", "--batch-size", 16).returncode == 0
-    assert len(content(killed)) == 320
-    assert content(killed) == content(tmp_path / "whole")
-    assert rest(killed) == rest(tmp_path / "whole")
-
-
-def watched(function: Callable[..., Any], count: Callable[[], None]) -> Callable[..., Any]:
-    """Count before and after each call."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        count()
-        result = function(*args, **kwargs)
-        count()
-        return result
-
-    return call
-
-
-KILLS = """
-import os, signal
-from eve_vl.search import update
-update.SECONDS_PER_COMMIT = 0.0
-name, left = os.environ["KILLED_AFTER"].split()
-real, left = getattr(update.Update, name), [int(left)]
-def call(self):
-    real(self)
-    left[0] -= 1
-    if not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-setattr(update.Update, name, call)
-"""
-
-
-def test_sigkill_leaves_what_can_be_gone_on_with(eve, eve_process, run, photos, tmp_path):
-    """Between commits, and when all is taken away that is gone but nothing of that is committed."""
-    (tmp_path / "kills.py").write_text(KILLS)
-    for number in range(100, 200):
-        write_picture(photos / "many" / f"{number}.png", number)
-        (photos / "many" / f"{number}.txt").write_text(f"red {number // 2}")
-    command = ("index", "photos", "--run", run, "--out", "killed", "--batch-size", 4)
-
-    def killed_after(what: str) -> int:
-        process = eve_process(*command, "--code", "kills.py", env={**os.environ, "KILLED_AFTER": what})
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        return len(content(tmp_path / "killed"))
-
-    assert 30 < killed_after("_commit 10") < 120
-    assert eve(*command).returncode == 0
-    for number in range(100, 200):
-        picture = photos / "many" / f"{number}.png"
-        if number % 3 == 0:
-            picture.unlink()
-        elif number % 3 == 1:
-            write_picture(picture, number + 1000)
-            picture.with_suffix(".txt").write_text(f"blue {number // 2}")
-    assert killed_after("_sweep 1") == 120
-    assert eve(*command).returncode == 0
-    assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 4).returncode == 0
-    assert content(tmp_path / "killed").keys() == content(tmp_path / "whole").keys()
-    assert rest(tmp_path / "killed") == rest(tmp_path / "whole")
-    for name, (_, texts, rows) in content(tmp_path / "whole").items():
-        np.testing.assert_allclose(features_of(tmp_path / "killed", name), features_of(tmp_path / "whole", name), atol=2e-3)
-        assert content(tmp_path / "killed")[name][1:] == (texts, rows)
-
-
-def test_captions_do_not_wait_for_pictures(model, photos, tmp_path, monkeypatch):
-    """A batch of them is computed when there is one, though a single picture waits for its own."""
-    rows = [{"image": "photos/new/10.png", "caption": f"red {number}"} for number in range(50)]
-    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    waiting, flush = [], Filling.flush
-    monkeypatch.setattr(Filling, "flush", lambda self: waiting.append(len(self._waiting)) or flush(self))
-    model.index(tmp_path / "table.jsonl", tmp_path / "index", batch_size=4)
-    assert max(waiting) == 4
-
-
-def test_a_disk_without_room_for_the_lock_is_one_line(eve, run, photos, tmp_path, monkeypatch):
-    def write(*_: Any) -> int:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as full:
-        full.setattr(lock.os, "write", write)
-        done = eve("index", "photos", "--run", run, "--out", "index")
-    assert (done.returncode, (tmp_path / "index").exists()) == (2, False)
-    room = "make room, or choose another folder with --out"
-    assert done.stderr == f"eve: index: cannot be written (No space left on device); {room}\n"
-    assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
-
-
-@pytest.mark.parametrize("place", ["features", "database"])
-def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, monkeypatch, place):
-    assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
-    before, rest_before = content(tmp_path / "index"), rest(tmp_path / "index")
-    for number in range(100, 200):
-        write_picture(photos / "many" / f"{number}{'x' * 100}.png", number)
-    with monkeypatch.context() as full:
-        if place == "features":
-            real = blocks.os.pwrite
-
-            def pwrite(descriptor: int, data: memoryview, at: int) -> int:
-                if at > 60 * 16:
-                    raise OSError(28, "No space left on device")
-                return real(descriptor, data, at)
-
-            full.setattr(blocks.os, "pwrite", pwrite)
-        else:
-            opened = store.sqlite3.connect
-
-            def connect(*args, **kwargs):
-                db = opened(*args, **kwargs)
-                (pages,) = db.execute("PRAGMA page_count").fetchone()
-                db.execute(f"PRAGMA max_page_count = {pages + 1}")
-                return db
-
-            full.setattr(store.sqlite3, "connect", connect)
-        done = eve("index", "--out", "index")
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert "full" in done.stderr or "No space" in done.stderr
-    assert "what is in the index stays, make room and run the same command again" in done.stderr
-    assert content(tmp_path / "index") == before
-    assert rest(tmp_path / "index") == rest_before
-    assert eve("index", "--out", "index").returncode == 0
-    assert len(content(tmp_path / "index")) == 120
 
 
 # One clear line
@@ -928,12 +420,6 @@ def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
         damage()
         with pytest.raises(UserError, match=r"x-00000\.f16: lacks features"):
             best(kept.first(330), query, k, is_wanted)
-
-
-def test_slots_that_are_free_come_first():
-    filling = Filling(None, None, [0, 1, 4, 6], 8)  # pyright: ignore[reportArgumentType]
-    assert [filling.add("x") for _ in range(5)] == [2, 3, 5, 7, 8]
-    assert [Filling(None, None, [], 8).add("x")] == [0]  # pyright: ignore[reportArgumentType]
 
 
 def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,65 @@
+"""Pictures to index, and what an index knows of them, read by hand."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tiny_runs import TEXTS, noise
+
+from eve_vl.search import store
+
+
+def write_photos(folder: Path) -> Path:
+    """Twenty pictures in two folders, some with captions."""
+    for number in range(20):
+        write_picture(folder / ("old" if number < 8 else "new") / f"{number:02}.png", number)
+    for number, texts in enumerate((*TEXTS, f"{TEXTS[0]}\n{TEXTS[1]}")):
+        (folder / "old" / f"{number:02}.txt").write_text(texts)
+    return folder
+
+
+def write_picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(seed, 20, 30)).save(path)
+
+
+def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple[bytes, ...]]]:
+    """What an index knows, read by hand: of each picture its features or why there are none, its captions, theirs."""
+    db = sqlite3.connect(folder / store.DATABASE)
+    (dim,) = db.execute("SELECT value FROM fact WHERE name = 'dim'").fetchone()
+    files = {
+        name: b"".join(path.read_bytes() for path in sorted(folder.glob(f"{name}-*.f16"))) for name in ("pictures", "captions")
+    }
+    row = lambda name, slot: files[name][slot * 2 * int(dim) : (slot + 1) * 2 * int(dim)]  # noqa: E731
+    known = {}
+    for picture, name, slot, reason in db.execute("SELECT id, name, slot, reason FROM picture ORDER BY name"):
+        query = "SELECT DISTINCT text, slot FROM caption JOIN text USING (slot) WHERE picture = ? ORDER BY text"
+        texts = db.execute(query, [picture]).fetchall()
+        features = reason if slot is None else row("pictures", slot)
+        known[name] = features, tuple(text for text, _ in texts), tuple(row("captions", slot) for _, slot in texts)
+    db.close()
+    return known
+
+
+def rest(folder: Path) -> dict[str, Any]:
+    """What an index knows besides: sources, and by picture its look, the first that is almost the same, and what rows say."""
+    db = sqlite3.connect(folder / store.DATABASE)
+    first = "(SELECT min(first.name) FROM picture AS first WHERE first.slot = near)"
+    looks = f"SELECT name, look, {first} FROM picture JOIN feature USING (slot) ORDER BY name"
+    said = "caption JOIN picture ON picture.id = picture LEFT JOIN text ON text.slot = caption.slot"
+    rows = f"SELECT name, text, columns FROM {said}"
+    asked = {"sources": "SELECT spec, reading FROM source ORDER BY spec", "looks": looks, "rows": f"{rows} ORDER BY 1, 2, 3"}
+    asked |= {"unused": "SELECT slot FROM feature WHERE near IS NULL OR slot NOT IN (SELECT ifnull(slot, -1) FROM picture)"}
+    asked |= {"unsaid": "SELECT slot FROM text WHERE slot NOT IN (SELECT slot FROM caption)"}
+    known = {name: db.execute(query).fetchall() for name, query in asked.items()}
+    db.close()
+    assert known["unused"] == known["unsaid"] == []
+    return known
+
+
+def features_of(folder: Path, name: str) -> np.ndarray:
+    data = content(folder)[name][0]
+    assert isinstance(data, bytes)
+    return np.frombuffer(data, np.float16)

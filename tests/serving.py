@@ -1,0 +1,113 @@
+"""Runs and pictures to serve, requests of every call, and a server of them."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import struct
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+from PIL import Image
+from tiny_runs import TEXTS, noise, tiny_run, write_run
+
+from eve_vl.config import ClassificationConfig, PairConfig
+from eve_vl.eve import Eve
+from eve_vl.serve.app import Service, application
+
+JSON = {"content-type": "application/json"}
+
+
+def png(seed: int, height: int = 20, width: int = 30) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(noise(seed, height, width)).save(file, "PNG")
+    return file.getvalue()
+
+
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+ONE, TWO = png(1), png(2)
+
+
+def write_folder(folder: Path) -> Path:
+    """Runs and pictures: some are files, some members of a shard."""
+    write_run(tiny_run("retrieval"), folder / "runs" / "retrieval" / "best")
+    for number in range(6):
+        path = folder / "photos" / ("old" if number < 4 else "new") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+        path.with_suffix(".txt").write_text(TEXTS[number % 3])
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        for name, data in (("a.png", png(100)), ("a.txt", b"a shard")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def load_runs(folder: Path) -> dict[str, Eve]:
+    """A run of each task."""
+    tasks = {"pair": PairConfig(), "classification": ClassificationConfig()}
+    found = {"retrieval": Eve.load(folder / "runs" / "retrieval")}
+    for name in ("masked", "vqa", "nlvr2"):
+        found[name] = Eve(tiny_run(name, folder / "runs" / name))
+    for name, task in tasks.items():
+        found[name] = Eve(tiny_run(name, folder / "runs" / name, task=task))
+    return found
+
+
+@contextlib.contextmanager
+def serving(*runs: Eve, **options: Any) -> Iterator[TestClient]:
+    with TestClient(application(runs, **options), base_url="http://localhost") as client:
+        yield client
+
+
+def service_of(client: TestClient) -> Service:
+    app: Any = client.app
+    return app.state.service
+
+
+def sent(values: Any) -> Any:
+    """What a program writes for a Python value."""
+    if isinstance(values, bytes):
+        return text_of(values)
+    return [sent(each) for each in values] if isinstance(values, list) else values
+
+
+# Run, call and what it is given, of calls whose answers are JSON, and pictures
+CALLS: list[tuple[str, str, dict[str, Any]]] = [
+    ("masked", "encode_image", {"images": [ONE, TWO]}),
+    ("masked", "encode_text", {"texts": TEXTS[0]}),
+    ("masked", "fill_mask", {"image": ONE, "text": ["a [MASK] circle", "two [MASK]"], "top": 2}),
+    ("retrieval", "match", {"image": [ONE, TWO], "text": TEXTS[1]}),
+    ("retrieval", "zero_shot", {"image": ONE, "prompts": {"a": ["a circle", "red"], "b": ["blue squares"]}, "by": "max"}),
+    ("vqa", "answer", {"image": ONE, "question": "what color is it", "top": 3}),
+    ("vqa", "answer", {"image": [ONE, TWO], "question": "what color is it"}),
+    ("nlvr2", "judge", {"left": ONE, "right": [TWO, ONE], "statement": "a red circle"}),
+    ("pair", "compare", {"left": ONE, "left_text": "a circle", "right": TWO, "right_text": "a square"}),
+    ("classification", "classify", {"image": [ONE, TWO], "top": 1}),
+]  # fmt: skip
+SHOWN: list[tuple[str, str, dict[str, Any]]] = [
+    ("masked", "reconstruct", {"image": ONE, "text": TEXTS[0], "keep": [0, 3, 5]}),
+    ("masked", "look", {"image": ONE, "text": TEXTS[1], "word": "red"}),
+    ("vqa", "look", {"image": ONE, "text": "what color is it", "answer": "red", "block": 0}),
+    ("nlvr2", "look", {"image": [ONE, TWO], "text": "a red circle"}),
+    ("classification", "look", {"image": ONE}),
+]  # fmt: skip
+
+
+BOMB = b"\x89PNG\r\n\x1a\n" + b"".join(
+    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(10))))
+)
+VQA = "/v1/runs/vqa/answer"
+
+
+async def silent(scope: Any, receive: Any, send: Any) -> None:
+    await asyncio.Event().wait()

@@ -1,0 +1,386 @@
+"""The server takes no more than it says, and no client learns or names a path."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from serving import (
+    BOMB,
+    JSON,
+    ONE,
+    VQA,
+    load_runs,
+    service_of,
+    serving,
+    silent,
+    text_of,
+    write_folder,
+)
+from uvicorn.server import ServerState
+
+from eve_vl.errors import BadSampleError
+from eve_vl.eve import Eve
+from eve_vl.search.index import Index
+from eve_vl.search.store import DATABASE
+from eve_vl.serve import app as app_module
+from eve_vl.serve import gate as gate_module
+from eve_vl.serve.app import application
+from eve_vl.serve.compute import Job
+from eve_vl.serve.found import distinct, without_paths
+from eve_vl.serve.gate import Hold, Traffic, in_pieces
+from eve_vl.serve.limits import MB, Limits, RefusedError
+from eve_vl.serve.server import MOST_AROUND, Protocol
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("secret"))
+
+
+@pytest.fixture(scope="module")
+def runs(folder) -> dict[str, Eve]:
+    return load_runs(folder)
+
+
+@pytest.fixture(scope="module")
+def index(folder, runs) -> Index:
+    return runs["retrieval"].index([folder / "photos", folder / "shard.tar"], folder / "index")
+
+
+@pytest.fixture(scope="module")
+def client(runs, index) -> Iterator[TestClient]:
+    with TestClient(application([*runs.values()], index), base_url="http://localhost") as client:
+        yield client
+
+
+BAD: dict[str, tuple[str, Any, int, str]] = {
+    "no JSON": (VQA, b"{", 400, "the body is no JSON object"),
+    "nothing": (VQA, b"", 400, "the body is no JSON object"),
+    "a list": (VQA, [], 400, "got a list of 0"),
+    "not UTF-8": (VQA, b'{"question": "\xff"}', 400, "no JSON"),
+    "NaN": ("/v1/runs/masked/reconstruct", b'{"image": "x", "text": "a", "share": NaN}', 400, "share"),
+    "infinity": ("/v1/runs/masked/reconstruct", b'{"image": "x", "text": "a", "share": 1e999}', 400, "share"),
+    "deep": (VQA, b"[" * 40_000, 400, "recursion"),
+    "many values": (VQA, b'{"question": [' + b"[]," * 50_000 + b"1]}", 400, "more than 50,000 commas and brackets"),
+    "digits": (VQA, b'{"top": ' + b"9" * 5000 + b"}", 400, "no JSON"),
+    "huge": (VQA, {"image": text_of(ONE), "question": "a", "top": 2**63}, 400, "top: got 9223372036854775808, expected"),
+    "half a pair": (VQA, b'{"question": "\\ud800"}', 400, "no JSON"),
+    "lacks": (VQA, {"image": text_of(ONE)}, 400, "question is missing: expected a text"),
+    "unknown argument": (VQA, {"image": text_of(ONE), "question": "a", "tpo": 1}, 400, "'tpo'; did you mean 'top'?"),
+    "a number for a picture": (VQA, {"image": 5, "question": "a"}, 400, "image: got 5, expected a picture as base64"),
+    "a number in a list": (VQA, {"image": "a", "question": ["a", 5]}, 400, "question 1: got 5"),
+    "too long a text": (VQA, {"image": text_of(ONE), "question": "a" * 10_001}, 400, "question: got a text of 10,001 letters"),
+    "not base64": (VQA, {"image": "ä", "question": "a"}, 400, "image: is not base64"),
+    "not a picture": (VQA, {"image": text_of(b"hello"), "question": "a"}, 400, "image: not a picture in a known format"),
+    "half a picture": (VQA, {"image": text_of(ONE[: len(ONE) // 2]), "question": "a"}, 400, "image"),
+    "a bomb": (VQA, {"image": text_of(BOMB), "question": "a"}, 400, "image: has 9000×9000 pixels, at most 32,000,000"),
+    "too many": (VQA, {"image": [text_of(ONE)] * 65, "question": "a"}, 400, "image: got a list of 65, expected"),
+    "unequal lists": (VQA, {"image": [text_of(ONE)] * 2, "question": ["a"] * 3}, 400, "lists of 2 and 3"),
+    "a negative seed": ("/v1/runs/masked/reconstruct", {"image": text_of(ONE), "text": "a", "seed": -1}, 400, "seed -1"),
+    "top 0": (VQA, {"image": text_of(ONE), "question": "a", "top": 0}, 400, "top 0 is not positive"),
+    "unknown run": ("/v1/runs/vq/answer", {}, 404, "'vq'; did you mean 'vqa'?"),
+    "unknown call": ("/v1/runs/vqa/answers", {}, 404, "'answers'; did you mean 'answer'?"),
+    "not its call": ("/v1/runs/vqa/judge", {}, 404, "no call 'judge'"),
+    "unknown column": ("/v1/search", {"words": "red", "where": {"x": "y"}}, 400, "no column 'x'"),
+    "unknown folder": ("/v1/search", {"words": "red", "folder": "photo"}, 400, "did you mean 'photos'?"),
+    "dots": ("/v1/search", {"words": "red", "folder": "photos/../.."}, 400, "without . and .."),
+    "too many hits": ("/v1/search", {"words": "red", "top": 1001}, 400, "from 1 to 1000"),
+    "too many hits of all": ("/v1/search", {"words": ["red"] * 3, "top": 1000}, 400, "top: 3 × 1000 results are asked for"),
+    "nothing asked": ("/v1/search", {}, 400, "nothing to search for"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "status", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(client, folder, path, body, status, message):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post(path, content=content, headers=JSON)
+    assert (answer.status_code, list(answer.json())) == (status, ["error"])
+    assert message in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+    assert str(folder) not in answer.text
+
+
+def test_a_text_is_never_a_path(client, folder):
+    """Not of a picture, which base64 could spell; not of a file of prompts."""
+    (folder / "photos" / "aaaa").write_bytes(ONE)
+    (folder / "prompts.json").write_text('{"a": ["b"], "c": ["d"]}')
+    for name in (str(folder / "photos" / "aaaa"), "aaaa"):
+        with contextlib.chdir(folder / "photos"):
+            answers = [
+                client.post("/v1/runs/vqa/encode_image", json={"images": name}),
+                client.post("/v1/runs/vqa/look", json={"image": name, "text": "a"}),
+                client.post("/v1/search", json={"image": name}),
+            ]
+        assert [answer.status_code for answer in answers] == [400] * 3
+    prompts = client.post("/v1/runs/retrieval/zero_shot", json={"image": text_of(ONE), "prompts": str(folder / "prompts.json")})
+    assert (prompts.status_code, "expected an object" in prompts.text) == (400, True)
+    texts = client.post("/v1/runs/vqa/encode_text", json={"texts": str(folder / "photos" / "old" / "00.txt")}).json()["result"]
+    assert np.shape(texts)[0] == 1  # of the words of the path itself
+    assert client.post("/v1/runs/vqa/encode_image", json={"images": "data:image/png;base64," + text_of(ONE)}).status_code == 200
+
+
+def test_messages_keep_the_servers_paths(client, index, folder, caplog):
+    assert without_paths("/a/b/run: lacks /x/y z.png (/a/b/c)", {"/a/b": "b"}) == "b/run: lacks y z.png (b/c)"
+    assert without_paths("a red/blue 1/2 ~/x/y and /", {}) == "a red/blue 1/2 y and /"
+    assert without_paths(
+        "a run in . of /srv/my photos/x y.jpg, /a/bc, and b/c/d", {"a": "A", ".": "index", "/a/b": "b", "b/c": "B"}
+    ) == ("a run in . of x y.jpg, bc, and B/d")
+    assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a-2", "a-3"]
+    picture = next(hit for hit in index.search("red", top=7) if "05.png" in hit.name)
+    (folder / "photos" / "new" / "05.png").rename(folder / "gone.png")
+    answer = client.get(f"/v1/pictures/{picture.id}")
+    (folder / "gone.png").rename(folder / "photos" / "new" / "05.png")
+    assert (answer.status_code, answer.json()) == (
+        404,
+        {"error": f"picture {picture.id} cannot be shown; the server's log says why"},
+    )
+    assert f"{folder}/photos/new/05.png" in caplog.text
+    for path in ("/v1/runs", "/openapi.json", "/metrics"):
+        assert str(folder) not in client.get(path).text
+
+
+def test_bodies_have_a_size_a_type_and_an_end(client, runs):
+    large = b" " * (16 * MB + 1)
+    assert client.post(VQA, content=large, headers=JSON).status_code == 413
+    assert client.post(VQA, content=iter([large]), headers=JSON).status_code == 413  # of which the size is not announced
+    assert client.post(VQA, content=b"{}", headers={"content-type": "text/plain"}).status_code == 415
+    assert client.get(VQA).status_code == 405
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    hold = Hold(Traffic(Limits(body_seconds=0.01)))
+    with pytest.raises(RefusedError, match=r"not there after 0.01 s") as refused:
+        asyncio.run(hold.body(never(), None))
+    assert (refused.value.status, hold.size) == (408, 1)
+    hold.release()
+    assert hold.traffic.held == 0
+
+
+HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize("start", [b"GET /", HEAD, HEAD + b"X: ", HEAD + b"\r\n0\r\n", HEAD + b"\r\n1\r\nx\r\n0\r\nX: "])
+def test_what_is_around_a_body_has_an_end(start):
+    """An address, headers or trailers, many or one, of which no end comes; a body of any length is none of these."""
+
+    class Transport(asyncio.Transport):
+        written = b""
+        ends = False
+
+        def is_closing(self) -> bool:
+            return self.ends
+
+        def write(self, data: Any) -> None:
+            self.written += data
+
+        def close(self) -> None:
+            self.ends = True
+
+        def pause_reading(self) -> None: ...
+
+    async def talk(start: bytes, part: bytes) -> bytes:
+        config = uvicorn.Config(silent, ws="none", interface="asgi3", log_config=None)
+        protocol, transport = Protocol(config, ServerState(), {}), Transport()
+        protocol.connection_made(transport)
+        protocol.data_received(start)
+        for _ in range(MOST_AROUND // len(part) + 1):
+            if not transport.is_closing():
+                protocol.data_received(part)
+        return transport.written
+
+    part = b"y" * 4000 if start.endswith((b"/", b" ")) else b"y: " + b"y" * 4000 + b"\r\n"
+    assert asyncio.run(talk(start, part)).startswith(b"HTTP/1.1 400")
+    assert asyncio.run(talk(HEAD + b"\r\n", b"fa0\r\n" + b"y" * 4000 + b"\r\n")) == b""
+
+
+def test_there_is_only_so_much_room(runs, index):
+    body = {"image": text_of(ONE), "question": "what"}
+    with serving(runs["vqa"], index.encoder, index=index, limits=Limits(wait_seconds=0.05, queue=2, memory_mb=1)) as client:
+        service, go = service_of(client), threading.Event()
+        traffic = service.traffic
+        traffic.accepted = 2
+        answers = [client.post(VQA, json=body)]
+        assert client.get("/v1/pictures/1").status_code == 200  # these have a queue of their own
+        traffic.accepted, traffic.held = 0, MB
+        answers.append(client.post(VQA, json=body))
+        traffic.held = 0
+        service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
+        answers.append(client.post(VQA, json=body))
+        assert len(service.compute) == 0  # nor are its pictures kept for a turn that does not come
+        go.set()
+        full = "requests wait already"
+        for answer, why in zip(answers, (full, "too many large requests", "has waited for 0.05 s"), strict=True):
+            assert (answer.status_code, why in answer.json()["error"], answer.headers["retry-after"] > "0") == (503, True, True)
+        assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
+
+
+def test_answers_count_until_they_are_taken(runs, monkeypatch):
+    """And are written on threads of their own, while others are answered."""
+    sizes, threads = [100_000, MB + 1], []
+
+    def written(*_: Any) -> bytes:
+        threads.append(threading.current_thread().name)
+        return bytes(sizes[len(threads) - 1])
+
+    monkeypatch.setattr(app_module, "_written", written)
+    seen = []
+    with serving(runs["vqa"], limits=Limits(memory_mb=1)) as client:
+        traffic = service_of(client).traffic
+        monkeypatch.setattr(gate_module, "in_pieces", lambda message: seen.append(traffic.held) or in_pieces(message))
+        answers = [client.post("/v1/runs/vqa/encode_text", json={"texts": "what"}) for _ in sizes]
+        assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
+    assert (answers[0].status_code, len(answers[0].content)) == (200, 100_000)
+    assert (answers[1].status_code, "too many large requests" in answers[1].text) == (503, True)
+    assert seen[:2] == [100_000, 100_000]
+    assert all(name.startswith("write") for name in threads)
+
+
+def test_long_answers_go_out_in_pieces():
+    whole: dict[str, Any] = {"type": "http.response.body", "body": bytes(range(256)) * 1000}
+    found = [*in_pieces(whole)]
+    assert b"".join(each["body"] for each in found) == whole["body"]
+    assert [each.get("more_body", False) for each in found] == [True] * 4 + [False]
+    assert [*in_pieces({"type": "http.response.start"}), *in_pieces({"body": b"x"})] == [
+        {"type": "http.response.start"},
+        {"body": b"x"},
+    ]
+
+
+def test_pictures_that_hang_stop_nothing_else(index, monkeypatch):
+    go, hangs = threading.Event(), threading.Event()
+
+    def image(_: int) -> None:
+        hangs.set()
+        go.wait(60)
+        raise BadSampleError("picture", "hung")
+
+    monkeypatch.setattr(index, "image", image)
+    monkeypatch.setattr(app_module, "MOST_PICTURES", 2)
+    with serving(index.encoder, index=index, limits=Limits(wait_seconds=0.05, queue=1)) as client:
+        painter = service_of(client).painter
+        answers = [client.get("/v1/pictures/1")]  # hangs, and goes on to
+        assert hangs.wait(60)
+        assert client.post("/v1/search", json={"words": "red", "rerank": 0}).status_code == 200
+        answers.append(client.get("/v1/pictures/1"))  # waits behind it
+        assert len(painter) == 0
+        for _ in range(2):
+            painter.submit(Job(compute=lambda given: [None], given=None))
+        answers.append(client.get("/v1/pictures/1"))
+        go.set()
+        painter.submit(Job(compute=lambda given: [None], given=None)).result(60)
+        client.get("/healthz")  # after what the painter has told the event loop
+    for answer, why in zip(
+        answers, ("has waited for 0.05 s", "has waited for 0.05 s", "2 pictures are waited for"), strict=True
+    ):
+        assert (answer.status_code, why in answer.json()["error"]) == (503, True)
+    futures = [each for each in gc.get_objects() if type(each) is asyncio.Future]
+    assert not [each for each in futures if each._log_traceback]  # the picture's late failure, which is told to nobody
+
+
+def test_a_thread_that_computes_no_more_is_no_health(runs):
+    def leave(_: Any) -> list[Any]:
+        raise SystemExit
+
+    with serving(runs["vqa"]) as client:
+        compute = service_of(client).compute
+        job = Job(compute=leave, given=None)
+        compute.submit(job)
+        with pytest.raises(RuntimeError, match="SystemExit"):  # as an error of its own, for the loop would end with it
+            job.result.result(60)
+        assert client.get("/healthz").json() == {"status": "ok"}
+        compute.end()
+        compute.join()
+        answer = client.get("/healthz")
+    assert (answer.status_code, answer.json()) == (503, {"status": "failed"})
+
+
+def test_an_index_that_is_being_written_is_busy(index):
+    """What searches says so at once, for the thread that computes belongs to all."""
+    with (
+        serving(index.encoder, index=index) as client,
+        contextlib.closing(sqlite3.connect(index.store.folder / DATABASE)) as other,
+    ):
+        other.execute("BEGIN EXCLUSIVE")
+        started = time.monotonic()
+        answer = client.post("/v1/search", json={"words": "red"})
+        assert time.monotonic() - started < 3  # SQLite would wait for 5 s
+        other.rollback()
+        assert client.post("/v1/search", json={"words": "red"}).status_code == 200
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json() == {"error": "the index is being written; send it again in 1 s"}
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, TimeoutError])
+def test_a_fault_of_the_server_is_no_traceback_for_clients(runs, monkeypatch, error):
+    def predict(batch: Any) -> None:
+        raise error
+
+    app = application([runs["vqa"]])
+    monkeypatch.setattr(runs["vqa"].task, "predict", predict)
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+        answer = client.post(VQA, json={"image": text_of(ONE), "question": "what"})
+    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed at this request; its log says why"})
+
+
+def test_a_damaged_index_is_the_servers_fault(folder, runs, caplog):
+    """Not its client's, and nothing to try again."""
+    for damage, why in (("pictures-00000.f16", "lacks features"), (DATABASE, "not a database")):
+        place = folder / f"damaged {damage}"
+        runs["retrieval"].index(folder / "photos", place)
+        index = Index.open(place, runs["retrieval"])
+        with serving(index.encoder, index=index) as client:
+            (place / damage).write_bytes(bytes(10_000) if damage == DATABASE else b"")
+            answer = client.post("/v1/search", json={"words": "red"})
+        assert (answer.status_code, answer.json()) == (500, {"error": "the server failed at this request; its log says why"})
+        assert f"{place / damage}" in caplog.text
+        assert why in caplog.text
+
+
+def test_an_index_that_has_changed_is_looked_at_again(folder, runs):
+    """By page and search: another process has brought another source into it."""
+    runs["retrieval"].index(folder / "photos" / "old", folder / "grows")
+    index = Index.open(folder / "grows", runs["retrieval"])
+    queries: list[str] = []
+    index.store.db.set_trace_callback(queries.append)
+    with serving(index.encoder, index=index) as client:
+        about = lambda: client.get("/v1/runs").json()["index"]  # noqa: E731
+        assert (about()["pictures"], about()["folders"]) == (4, ["old"])
+        assert sum("DISTINCT key" in query for query in queries) == 1  # for two who load the page
+        runs["retrieval"].index(folder / "photos" / "new", folder / "grows")
+        assert (about()["pictures"], about()["folders"]) == (6, ["old", "new"])
+        hits = client.post("/v1/search", json={"words": "red", "folder": "new"}).json()["hits"]
+        assert {hit["name"] for hit in hits} == {"new/04.png", "new/05.png"}
+
+
+def test_a_token_opens_the_rest(runs, tmp_path):
+    (tmp_path / "index.html").write_text("<p>page")
+    with serving(runs["vqa"], token="sesame", page={"/": tmp_path / "index.html"}) as client:
+        given = {"authorization": "Bearer sesame"}
+        for path in ("/v1/runs", "/metrics", "/openapi.json", "/other"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"authorization": "Bearer sesamE"}).status_code == 401
+            assert client.get(path, headers=given).status_code == (404 if path == "/other" else 200)
+        assert client.get("/v1/runs", headers={"authorization": "bearer sesame"}).status_code == 200  # RFC 9110: in any case
+        assert client.get("/v1/runs", headers={"authorization": "Basic sesame"}).status_code == 401
+        assert client.get("/healthz").json() == {"status": "ok"}
+        assert client.head("/healthz").status_code == 200
+        assert client.get("/").text == "<p>page"
+        assert client.get("/v1/runs", headers=given | {"host": "example.org"}).status_code == 200
+    with serving(runs["vqa"]) as client:  # or else a page from elsewhere could have its own name mean this machine
+        assert [
+            client.get("/v1/runs", headers={"host": host}).status_code
+            for host in ("localhost:1", "LocalHost", "[::1]:1", "127.0.0.2:1", "example.org", "127.0.0.1.example.org")
+        ] == [*(200, 200, 200, 200, 400, 400)]
