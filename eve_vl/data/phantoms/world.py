@@ -38,7 +38,6 @@ HEART = (0.4, 0.46)  # a normal heart's width by that of the chest
 NUM_FINDINGS_WEIGHTS = (0.25, 0.35, 0.25, 0.15)
 TUBE_WITH_PNEUMOTHORAX = {split: 0.2 if split == "test_shift" else 0.8 for split in SPLITS}
 """In what share of the pictures a tube is there if a pneumothorax is, and not there if none is."""
-DEVICES = ("pacemaker", "wires", "tube")
 _MAX_TRIES = 1000  # only asserts that there is a way
 PATIENTS_PER_BLOCK, VIEWS_PER_BLOCK = 2, 3  # one of two patients has a second view
 
