@@ -84,6 +84,13 @@ def test_prompt_files_that_do_not_fit(tmp_path: Path, text: str, problem: str):
         zero_shot(tiny_run("retrieval"), tmp_path / "p.json", [labelled([("red",), ("blue",), ("gray",)])], 100)
 
 
+def test_built_in_prompts_are_those_of_the_classes_there():
+    """Nobody in phantoms:test_novel is healthy."""
+    run, rows = tiny_run("retrieval"), [labelled([("edema",), ("nodule",), ("edema",)])]
+    given = {name: texts for name, texts in class_prompts().items() if name in ("edema", "nodule")}
+    assert zero_shot(run, "phantoms", rows, 100) == zero_shot(run, given, rows, 100)
+
+
 # Scores and numbers
 
 
