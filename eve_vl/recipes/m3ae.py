@@ -67,7 +67,7 @@ def m3ae_base() -> Config:
 
 
 def m3ae_tiny() -> Config:
-    """M3AE on phantoms, in minutes on one core.
+    """M3AE on phantoms: five minutes on one core, two more for `m3ae_tiny_vqa`.
 
     eve pretrain m3ae_tiny
     """
@@ -125,7 +125,7 @@ def m3ae_retrieval(init: Config) -> Config:
 
 
 def m3ae_tiny_vqa(init: Config) -> Config:
-    """Questions about phantoms, in minutes on one core.
+    """Questions about phantoms: two minutes on one core; accuracy 0.54, 0.43 with noise for pictures.
 
     eve finetune m3ae_tiny_vqa --init runs/m3ae_tiny
     """
