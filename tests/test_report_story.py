@@ -98,8 +98,8 @@ def test_whole_story(folder: Path, tmp_path: Path):
 def test_chance_of_search_where_sizes_are_known():
     values = numbers() | {"retrieval_tr1_chance": 2 / 50}
     html = results_section(values).body
-    assert f"task → caption, blind or chance: {percent(2 / 50)}" in html
-    assert "task → picture, blind or chance" not in html
+    assert f"<title>→ caption, blind or chance: {percent(2 / 50)}" in html
+    assert "<title>→ picture, blind or chance" not in html
 
 
 def test_missing_runs(copy: Path):
