@@ -1,18 +1,35 @@
-"""Pictures to index, and what an index knows of them, read by hand."""
+"""Pictures to index, and what an index knows of them, read by hand.
+
+Fixtures are for test files to import; the names of their functions are not those that tests have as arguments.
+"""
 
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
-from tiny_runs import TEXTS, noise
+from tiny_runs import TEXTS, noise, tiny_run, write_run
 
+from eve_vl.eve import Eve
 from eve_vl.search import store
 
 
-def write_photos(folder: Path) -> Path:
+@pytest.fixture(name="run", scope="module")
+def search_run(tmp_path_factory) -> Path:
+    return write_run(tiny_run("retrieval"), tmp_path_factory.mktemp("runs") / "retrieval")
+
+
+@pytest.fixture(name="model")
+def search_model(run) -> Eve:
+    return Eve.load(run)
+
+
+@pytest.fixture(name="photos")
+def some_photos(tmp_path: Path) -> Path:
     """Twenty pictures in two folders, some with captions."""
+    folder = tmp_path / "photos"
     for number in range(20):
         write_picture(folder / ("old" if number < 8 else "new") / f"{number:02}.png", number)
     for number, texts in enumerate((*TEXTS, f"{TEXTS[0]}\n{TEXTS[1]}")):

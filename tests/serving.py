@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
 from eve_vl.config import ClassificationConfig, PairConfig
 from eve_vl.eve import Eve
+from eve_vl.search.index import Index
 from eve_vl.serve.app import Service, application
 
 JSON = {"content-type": "application/json"}
@@ -33,33 +35,6 @@ def text_of(data: bytes) -> str:
 
 
 ONE, TWO = png(1), png(2)
-
-
-def write_folder(folder: Path) -> Path:
-    """Runs and pictures: some are files, some members of a shard."""
-    write_run(tiny_run("retrieval"), folder / "runs" / "retrieval" / "best")
-    for number in range(6):
-        path = folder / "photos" / ("old" if number < 4 else "new") / f"{number:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(number))
-        path.with_suffix(".txt").write_text(TEXTS[number % 3])
-    with tarfile.open(folder / "shard.tar", "w") as tar:
-        for name, data in (("a.png", png(100)), ("a.txt", b"a shard")):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return folder
-
-
-def load_runs(folder: Path) -> dict[str, Eve]:
-    """A run of each task."""
-    tasks = {"pair": PairConfig(), "classification": ClassificationConfig()}
-    found = {"retrieval": Eve.load(folder / "runs" / "retrieval")}
-    for name in ("masked", "vqa", "nlvr2"):
-        found[name] = Eve(tiny_run(name, folder / "runs" / name))
-    for name, task in tasks.items():
-        found[name] = Eve(tiny_run(name, folder / "runs" / name, task=task))
-    return found
 
 
 @contextlib.contextmanager
@@ -111,3 +86,47 @@ VQA = "/v1/runs/vqa/answer"
 
 async def silent(scope: Any, receive: Any, send: Any) -> None:
     await asyncio.Event().wait()
+
+
+# Fixtures, for test files to import; their functions' names differ from their own, which tests have as arguments
+
+
+@pytest.fixture(name="folder", scope="module")
+def served_folder(tmp_path_factory) -> Path:
+    """Runs and pictures: some are files, some members of a shard."""
+    folder = tmp_path_factory.mktemp("secret")
+    write_run(tiny_run("retrieval"), folder / "runs" / "retrieval" / "best")
+    for number in range(6):
+        path = folder / "photos" / ("old" if number < 4 else "new") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number))
+        path.with_suffix(".txt").write_text(TEXTS[number % 3])
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        for name, data in (("a.png", png(100)), ("a.txt", b"a shard")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+@pytest.fixture(name="runs", scope="module")
+def served_runs(folder) -> dict[str, Eve]:
+    """A run of each task."""
+    tasks = {"pair": PairConfig(), "classification": ClassificationConfig()}
+    found = {"retrieval": Eve.load(folder / "runs" / "retrieval")}
+    for name in ("masked", "vqa", "nlvr2"):
+        found[name] = Eve(tiny_run(name, folder / "runs" / name))
+    for name, task in tasks.items():
+        found[name] = Eve(tiny_run(name, folder / "runs" / name, task=task))
+    return found
+
+
+@pytest.fixture(name="index", scope="module")
+def served_index(folder, runs) -> Index:
+    return runs["retrieval"].index([folder / "photos", folder / "shard.tar"], folder / "index")
+
+
+@pytest.fixture(name="client", scope="module")
+def served_client(runs, index) -> Iterator[TestClient]:
+    with TestClient(application([*runs.values()], index), base_url="http://localhost") as client:
+        yield client

@@ -26,8 +26,8 @@ KINDS = {"vqa": "vqa", "nlvr": "nlvr2", "nlvr_biattn": "nlvr2", "retrieval": "re
 HEADS = {"vqa": VQAConfig(), "nlvr_biattn": NLVR2Config(head="paired"), "nlvr_no_biattn": NLVR2Config(head="concat")}
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory) -> Path:
+@pytest.fixture(name="words", scope="module")
+def tokenizer_of_500(tmp_path_factory) -> Path:
     """A tokenizer of exactly 500 tokens, which is what the tiny checkpoints have."""
     captions = [f"word{number:03} stands beside thing{number * 7 % 1000:03}" for number in range(1000)]
     tokenizer = Tokenizer.train(captions, 500)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_convert import tiny, vision, words  # noqa: F401
+from test_convert import tiny, tokenizer_of_500, vision  # noqa: F401
 from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
 
 from eve_vl.loading import load_run
@@ -37,7 +37,7 @@ def of_transformers(kind: str) -> Any:
 
 @pytest.mark.parametrize("names", ["as saved", "as in memory"])
 @pytest.mark.parametrize("kind", ["vit", "vit with a head", "beit", "dinov2"])
-def test_states_are_those_of_transformers(eve, tmp_path: Path, words, kind, names):  # noqa: F811
+def test_states_are_those_of_transformers(eve, tmp_path: Path, words, kind, names):
     source = of_transformers(kind)
     source.save_pretrained(tmp_path / "hub")  # under the names that files have had for years
     if names == "as in memory":
@@ -56,7 +56,7 @@ def test_states_are_those_of_transformers(eve, tmp_path: Path, words, kind, name
 
 
 @pytest.mark.parametrize("kind", ["beit with relative positions", "shared table"])
-def test_dropped_relative_positions_still_tell_the_size(eve, tmp_path: Path, words, kind):  # noqa: F811
+def test_dropped_relative_positions_still_tell_the_size(eve, tmp_path: Path, words, kind):
     tensors = vision("beit with relative positions").state_dict()
     if kind == "shared table":  # as in BEiT's pre-training
         tables = [name for name in tensors if "relative_position" in name]
@@ -76,7 +76,7 @@ def test_dropped_relative_positions_still_tell_the_size(eve, tmp_path: Path, wor
     assert load_run(tmp_path / "other").config.input.image_size == 64
 
 
-def test_positions_of_an_image_encoder_are_resized_on_request(eve, tmp_path: Path, words):  # noqa: F811
+def test_positions_of_an_image_encoder_are_resized_on_request(eve, tmp_path: Path, words):
     torch.save(vision("vit").state_dict(), tmp_path / "image.pth")
     assert eve("convert", "image.pth", "run", "--tokenizer", words, *FLAGS, "--image-size", 48).returncode == 0
     assert load_run(tmp_path / "run").task.get_parameter("encoder.image.positions").shape == (37, 64)
@@ -114,7 +114,7 @@ FILES: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
-def refused(eve, tmp_path: Path, words: Path, tensors: Any) -> str:  # noqa: F811
+def refused(eve, tmp_path: Path, words: Path, tensors: Any) -> str:
     """Convert a file, which must end in one line; return it."""
     torch.save(tensors, tmp_path / "odd.pth")
     vit = () if isinstance(tensors, dict) and "backbone.norm.weight" in tensors else FLAGS[:4]
@@ -127,7 +127,7 @@ def refused(eve, tmp_path: Path, words: Path, tensors: Any) -> str:  # noqa: F81
 @pytest.mark.filterwarnings("ignore")  # of torch, about what it is asked for here
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("change", ODD)
-def test_a_tensor_of_another_kind_is_named(eve, tmp_path: Path, words, file, change):  # noqa: F811
+def test_a_tensor_of_another_kind_is_named(eve, tmp_path: Path, words, file, change):
     make, names = FILES[file]
     edit, message = ODD[change]
     for name in names:
@@ -139,7 +139,7 @@ def test_a_tensor_of_another_kind_is_named(eve, tmp_path: Path, words, file, cha
         assert message in line or ("k_proj" in name and "unknown: blocks.0.attn.k.weight" in line), (name, line)
 
 
-def test_numbers_of_blocks_are_not_believed(eve, tmp_path: Path, words):  # noqa: F811
+def test_numbers_of_blocks_are_not_believed(eve, tmp_path: Path, words):
     for make, name, message in (
         (lambda: tiny("retrieval"), f"{LAYER}.99999999.norm1.weight", "has 5 blocks, numbered up to 99999999, expected 0 to 4"),
         (lambda: tiny("retrieval"), f"{LAYER}.-1.norm1.weight", "has 5 blocks"),
@@ -153,7 +153,7 @@ def test_numbers_of_blocks_are_not_believed(eve, tmp_path: Path, words):  # noqa
         assert message in refused(eve, tmp_path, words, dict(make()) | {name: torch.ones(64)})
 
 
-def test_a_file_that_unpacks_to_more_than_it_is_is_refused(eve, tmp_path: Path, words):  # noqa: F811
+def test_a_file_that_unpacks_to_more_than_it_is_is_refused(eve, tmp_path: Path, words):
     torch.save(vision("vit").state_dict(), tmp_path / "image.pth")
     with (
         zipfile.ZipFile(tmp_path / "image.pth") as whole,
@@ -168,5 +168,5 @@ def test_a_file_that_unpacks_to_more_than_it_is_is_refused(eve, tmp_path: Path, 
 @pytest.mark.parametrize(
     "content", [[torch.ones(2)], torch.ones(2), "text", {"model": {"a": 1}}, {"a": {"b": torch.ones(1)}}, {}]
 )
-def test_what_holds_no_weights_by_name_is_refused(eve, tmp_path: Path, words, content: Any):  # noqa: F811
+def test_what_holds_no_weights_by_name_is_refused(eve, tmp_path: Path, words, content: Any):
     assert "holds no weights by name" in refused(eve, tmp_path, words, content)

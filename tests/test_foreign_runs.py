@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_convert import tiny, words  # noqa: F401
+from test_convert import tiny, tokenizer_of_500  # noqa: F401
 from test_train_best import CONFIG, Guess, scored, step_folder
 from test_train_best import train as train_guess
 from tiny_runs import tiny_run, write_run
@@ -231,7 +231,7 @@ def test_loading_a_damaged_run_is_one_line(answering: Path, name):
 
 @pytest.mark.filterwarnings("ignore")  # of torch, about what it is asked to read here
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_converting_a_damaged_file_is_one_line(tmp_path: Path, words, suffix):  # noqa: F811
+def test_converting_a_damaged_file_is_one_line(tmp_path: Path, words, suffix):
     path, run = tmp_path / f"published{suffix}", tmp_path / "run"
     torch.save(tiny("retrieval"), path) if suffix == ".pth" else save_file(tiny("retrieval"), path)
 

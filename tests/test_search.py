@@ -11,34 +11,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
-from indices import content, features_of, write_photos, write_picture
+from indices import content, features_of, search_model, search_run, some_photos, write_picture  # noqa: F401
 from pyarrow import parquet
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
 from eve_vl import __version__
 from eve_vl.errors import BadSampleError, UserError
-from eve_vl.eve import Eve
-from eve_vl.search import approximate, blocks, store
 from eve_vl.search import index as index_module
-from eve_vl.search.among import condition
+from eve_vl.search import store
 from eve_vl.search.index import Index
-from eve_vl.search.nearest import best
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return write_run(tiny_run("retrieval"), tmp_path_factory.mktemp("runs") / "retrieval")
-
-
-@pytest.fixture
-def model(run) -> Eve:
-    return Eve.load(run)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
-
 
 # What is in it
 
@@ -389,71 +370,3 @@ def test_the_command_line_finds_what_python_finds(eve, run, model, photos, tmp_p
     monkeypatch.setenv("HOME", str(tmp_path))  # a shell leaves --out=~/index as it is
     assert "~/index: 19 pictures (1 gone)" in eve("index", "--out", "~/index").stdout
     assert len(eve("search", "~/index", "red", "--top", "2").stdout.splitlines()) == 2
-
-
-# Parts
-
-
-@pytest.mark.parametrize("k", [1, 10, 500])
-def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 100)
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(350, 6)).astype(np.float16)
-    kept = blocks.Blocks(tmp_path, "x", 6)
-    order = rng.permutation(350)
-    for slots in np.array_split(order, 9):
-        kept.write(slots.tolist(), features[slots])
-    kept.sync()
-    assert [len(block) for block in kept.first(350)] == [100, 100, 100, 50]
-    np.testing.assert_array_equal(kept.take(np.array([349, 3, 200])), features[[349, 3, 200]])
-    is_wanted = rng.random(330) < 0.7
-    query = rng.normal(size=(2, 6)).astype(np.float32)
-    slots, scores = best(kept.first(330), query, k, is_wanted)
-    expected = features[:330].astype(np.float64) @ query.T
-    expected[~is_wanted] = -np.inf
-    places = (-expected).argsort(0)[: min(k, is_wanted.sum())].T
-    np.testing.assert_array_equal(slots, places)
-    np.testing.assert_allclose(scores, np.take_along_axis(expected.T, places, 1), rtol=1e-5, atol=1e-5)
-    first = tmp_path / "x-00000.f16"
-    first.write_bytes(first.read_bytes()[:-12])
-    for damage in (lambda: None, first.unlink):  # a row of a block in the middle is cut off; the block is gone
-        damage()
-        with pytest.raises(UserError, match=r"x-00000\.f16: lacks features"):
-            best(kept.first(330), query, k, is_wanted)
-
-
-def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_path, monkeypatch, capsys):
-    """And are made again after a change; what narrows a search makes it exact."""
-    pytest.importorskip("faiss")
-    monkeypatch.setattr(approximate, "EXACT_MOST", 200)
-    for number in range(100, 400):
-        write_picture(photos / "many" / f"{number}.png", number)
-    index = model.index(photos, tmp_path / "index")
-    assert "320 pictures in 64 cells, a search looks into" in capsys.readouterr().out
-    facts = approximate.known(index.store)
-    assert facts is not None
-    assert facts["recall@10"] >= approximate.RECALL
-    asked, is_used = index.store.images.take(np.arange(0, 320, 8)), np.ones(320, dtype=bool)
-    found = index._best(asked, 10, is_used, False, is_all=True)[0]
-    exact = best(index.store.images.first(320), asked, 10, is_used)[0].tolist()
-    assert np.mean([len({*one} & {*other}) / 10 for one, other in zip(found, exact, strict=True)]) > 0.9
-    assert index._best(asked, 10, is_used, False, is_all=False)[0] == exact
-    model.index((), tmp_path / "index")
-    assert "cells" not in capsys.readouterr().out
-    (photos / "many" / "100.png").unlink()
-    write_picture(photos / "many" / "400.png", 400)
-    by_chance = {facts["looked_into"]: facts["recall@10"]}  # as good as before
-    monkeypatch.setattr(approximate, "recall_of", lambda cells, *_: by_chance.get(cells.nprobe, 0))
-    model.index((), tmp_path / "index")
-    assert "320 pictures in 64 cells" in capsys.readouterr().out
-    again, asked = Index.open(tmp_path / "index", model), index.store.images.take(np.arange(321))
-    is_used = again._masks.wanted(again.version, condition(None, {}))
-    assert again._best(asked, 10, is_used, False, is_all=True) == index._best(asked, 10, is_used, False, is_all=True)
-
-
-def test_without_faiss_a_large_index_is_searched_exactly(model, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(approximate, "EXACT_MOST", 10)
-    monkeypatch.setattr(approximate, "library", lambda: None)
-    index = model.index(photos, tmp_path / "index")
-    assert "a search among 20 pictures is quicker by faiss: pip install 'eve-vl[search]'" in capsys.readouterr().out
-    assert len(index.search(TEXTS[0])) == 20

@@ -1,7 +1,6 @@
 """An index is what a pass over all pictures would give, whatever happened to it and to them on the way."""
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
@@ -13,31 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from indices import content, features_of, rest, write_photos, write_picture
-from PIL import Image, ImageDraw
-from tiny_runs import TEXTS, noise, tiny_run, write_run
+from indices import content, features_of, rest, search_model, search_run, some_photos, write_picture  # noqa: F401
+from tiny_runs import TEXTS
 
 from eve_vl.errors import UserError
-from eve_vl.eve import Eve
-from eve_vl.search import blocks, near, store, update
-from eve_vl.search.index import Index
+from eve_vl.search import blocks, store, update
 from eve_vl.search.update import Filling
 from eve_vl.train import lock
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return write_run(tiny_run("retrieval"), tmp_path_factory.mktemp("runs") / "retrieval")
-
-
-@pytest.fixture
-def model(run) -> Eve:
-    return Eve.load(run)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    return write_photos(tmp_path / "photos")
 
 
 def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch):
@@ -200,103 +181,6 @@ def test_names_of_any_bytes(model, photos, tmp_path):
         model.index(tmp_path / os.fsdecode(b"\xff"), tmp_path / "index")
     with pytest.raises(UserError, match=r"text: .* is not valid UTF-8; write it anew"):
         model.encode_text(os.fsdecode(b"\xff"))
-
-
-def test_pictures_that_are_almost_the_same_are_marked(model, tmp_path):
-    """Saved smaller and as JPEG; the same bytes are one picture with two names."""
-    soft = Image.fromarray(noise(1, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
-    other = Image.fromarray(noise(2, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    soft.save(folder / "a.png")
-    other.save(folder / "b.png")
-    soft.resize((200, 150)).save(folder / "c.jpg", quality=80)
-    soft.save(folder / "d.png")
-    index = model.index(folder, tmp_path / "index")
-    assert index.counts() | {"captions": 0} == {"pictures": 4, "distinct": 3, "near": 1, "captions": 0, "broken": 0}
-    hits = {Path(hit.name).name: hit for hit in index.search("red")}
-    assert hits["c.jpg"].near == str(folder / "a.png")
-    assert (hits["a.png"].near, hits["b.png"].near) == (None, None)
-    assert [Path(name).name for name in hits["a.png"].pictures] == ["a.png", "d.png"]
-
-
-def test_almost_the_same_are_saved_anew_and_not_what_a_run_takes_for_one(model, tmp_path):
-    """Discs of which only the colour or a hand tells them apart are others; each saved anew in four ways is found again."""
-    folder, drawn = tmp_path / "discs", []
-    folder.mkdir()
-    for number, (colour, hand) in enumerate(
-        itertools.product(("red", "blue", "black", "green"), ((60, 20), (60, 100), (100, 60)))
-    ):
-        picture = Image.new("RGB", (120, 120), "white")
-        draw = ImageDraw.Draw(picture)
-        draw.ellipse((10, 10, 110, 110), fill=colour)
-        draw.line((60, 60, *hand), fill="white", width=10)
-        drawn.append(picture)
-        picture.save(folder / f"{number:02}.png")
-        picture.save(folder / f"{number:02}-90.jpg", quality=90)
-        picture.save(folder / f"{number:02}-60.jpg", quality=60)
-        picture.resize((80, 80), Image.Resampling.LANCZOS).save(folder / f"{number:02}-small.png")
-        picture.resize((200, 180), Image.Resampling.BICUBIC).save(folder / f"{number:02}-large.png")
-    index = model.index(folder, tmp_path / "index")
-    hits = index.search("red", top=60)
-    assert len(hits) == 60
-    firsts = {Path(hit.name).name[:2]: hit.name for hit in hits if hit.near is None}
-    assert sorted(firsts) == [f"{number:02}" for number in range(12)]
-    assert sum(hit.near is None for hit in hits) == 12
-    assert all(hit.near == firsts[Path(hit.name).name[:2]] for hit in hits if hit.near is not None)
-    assert index.counts()["near"] == 48
-    for name in {firsts[f"{number:02}"] for number in range(12)}:
-        Path(name).unlink()  # others become the first ones
-    index = model.index((), tmp_path / "index")
-    assert index.counts()["near"] == 36
-    drawn[0].resize((90, 90)).save(folder / "00-new.png")  # takes a slot that is free
-    index = model.index((), tmp_path / "index")
-    assert index.counts()["near"] == 37
-    model.index(folder, tmp_path / "again")
-    pairs = [Index.open(tmp_path / name, model).search("red", top=60) for name in ("index", "again")]
-    assert [sum(hit.near is None for hit in hits) for hits in pairs] == [12, 12]
-
-
-def test_pages_of_text_are_not_almost_the_same(model, tmp_path):
-    """Though small they are all of nearly one grey."""
-    rng = np.random.default_rng(0)
-    for number in range(20):
-        page = np.full((200, 150), 255, np.uint8)
-        for line in range(10, 190, 6):
-            page[line : line + 3, 10 : rng.integers(40, 140) : 2] = 0
-        (tmp_path / "pages").mkdir(exist_ok=True)
-        Image.fromarray(page).save(tmp_path / "pages" / f"{number:02}.png")
-        Image.fromarray(page).resize((300, 400)).save(tmp_path / "pages" / f"{number:02}-large.jpg", quality=90)
-    index = model.index(tmp_path / "pages", tmp_path / "index")
-    hits = index.search("red", top=40)
-    pairs = [(Path(hit.name).name[:2], Path(hit.near).name[:2]) for hit in hits if hit.near is not None]
-    assert len(pairs) == 20
-    assert all(one == other for one, other in pairs)
-
-
-@pytest.mark.parametrize("spread", [10, 60, 250])
-def test_near_finds_what_a_slow_loop_finds(spread):
-    """Also of what was there before, of which only new ones are compared; some looks are equal, some beyond what is allowed."""
-    rng = np.random.default_rng(0)
-    looks = rng.integers(255 - spread, 256, (1000, 192), dtype=np.uint8)
-    looks[500:600] = np.clip(looks[:100].astype(int) + rng.integers(-1, 2, (100, 192)) * max(1, spread // 15), 0, 255)
-    looks[600:650] = looks[100:150]
-    looks[650:700, 5] ^= 128
-    looks[700:750] = looks[500:550]
-    looks[700:750, 7] = np.clip(looks[700:750, 7] + 24.0, 0, 255)
-    limits = np.array([min(24, max(2, 0.15 * np.float32(max(look) - min(look)))) for look in looks])
-    expected = np.arange(1000)
-    for row in range(1000):
-        apart = np.abs(looks[:row].astype(int) - looks[row]).max(1, initial=0)
-        is_near = apart <= np.minimum(limits[:row], limits[row])
-        expected[row] = is_near.argmax() if is_near.any() else row
-    assert (expected != np.arange(1000)).sum() >= 150
-    found = near.near(looks, np.full(1000, -1))
-    np.testing.assert_array_equal(found, expected)
-    for kept in (0, 300, 700, 1000):
-        known = np.where((expected < kept) & (np.arange(1000) < kept), expected, -1)
-        np.testing.assert_array_equal(near.near(looks, known), expected)
-    assert near.near(looks[:0], np.zeros(0, np.int64)).size == 0
 
 
 # Searched while it changes

@@ -5,46 +5,37 @@ import io
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
-from fastapi.testclient import TestClient
 from PIL import Image
-from serving import CALLS, ONE, SHOWN, TWO, VQA, load_runs, png, sent, service_of, serving, text_of, write_folder
+from serving import (  # noqa: F401
+    CALLS,
+    ONE,
+    SHOWN,
+    TWO,
+    VQA,
+    png,
+    sent,
+    served_client,
+    served_folder,
+    served_index,
+    served_runs,
+    service_of,
+    serving,
+    text_of,
+)
 from tiny_runs import TEXTS
 
 from eve_vl.data.inputs import ImageLike, Images, Strings
 from eve_vl.errors import UserError
-from eve_vl.eve import Eve
-from eve_vl.search.index import Index
-from eve_vl.serve.app import Service, application
+from eve_vl.serve.app import Service
 from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.limits import Limits, RefusedError
 from eve_vl.serve.signatures import arguments, body_model, parsed
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("secret"))
-
-
-@pytest.fixture(scope="module")
-def runs(folder) -> dict[str, Eve]:
-    return load_runs(folder)
-
-
-@pytest.fixture(scope="module")
-def index(folder, runs) -> Index:
-    return runs["retrieval"].index([folder / "photos", folder / "shard.tar"], folder / "index")
-
-
-@pytest.fixture(scope="module")
-def client(runs, index) -> Iterator[TestClient]:
-    with TestClient(application([*runs.values()], index), base_url="http://localhost") as client:
-        yield client
 
 
 def plain(value: Any) -> Any:

@@ -11,42 +11,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from serving import (
+from serving import (  # noqa: F401
     ONE,
     VQA,
-    load_runs,
+    served_folder,
+    served_index,
+    served_runs,
     silent,
     text_of,
-    write_folder,
 )
 
-from eve_vl.eve import Eve
-from eve_vl.search.index import Index
 from eve_vl.serve import server as server_module
 from eve_vl.serve.app import application
 from eve_vl.serve.compute import Job
 from eve_vl.serve.limits import MB, Limits
 from eve_vl.serve.server import Server, listening, settings
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("secret"))
-
-
-@pytest.fixture(scope="module")
-def runs(folder) -> dict[str, Eve]:
-    return load_runs(folder)
-
-
-@pytest.fixture(scope="module")
-def index(folder, runs) -> Index:
-    return runs["retrieval"].index([folder / "photos", folder / "shard.tar"], folder / "index")
 
 
 def test_the_command_says_what_it_lacks(eve, folder, monkeypatch):

@@ -7,30 +7,30 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
-from serving import (
+from serving import (  # noqa: F401
     BOMB,
     JSON,
     ONE,
     VQA,
-    load_runs,
+    served_client,
+    served_folder,
+    served_index,
+    served_runs,
     service_of,
     serving,
     silent,
     text_of,
-    write_folder,
 )
 from uvicorn.server import ServerState
 
 from eve_vl.errors import BadSampleError
-from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.search.store import DATABASE
 from eve_vl.serve import app as app_module
@@ -41,28 +41,6 @@ from eve_vl.serve.found import distinct, without_paths
 from eve_vl.serve.gate import Hold, Traffic, in_pieces
 from eve_vl.serve.limits import MB, Limits, RefusedError
 from eve_vl.serve.server import MOST_AROUND, Protocol
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("secret"))
-
-
-@pytest.fixture(scope="module")
-def runs(folder) -> dict[str, Eve]:
-    return load_runs(folder)
-
-
-@pytest.fixture(scope="module")
-def index(folder, runs) -> Index:
-    return runs["retrieval"].index([folder / "photos", folder / "shard.tar"], folder / "index")
-
-
-@pytest.fixture(scope="module")
-def client(runs, index) -> Iterator[TestClient]:
-    with TestClient(application([*runs.values()], index), base_url="http://localhost") as client:
-        yield client
-
 
 BAD: dict[str, tuple[str, Any, int, str]] = {
     "no JSON": (VQA, b"{", 400, "the body is no JSON object"),
