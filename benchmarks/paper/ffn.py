@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from command import Ordering, Part, Table, above_all, eve, main
 from hour_runs import Unit
 
-BUDGETS: Mapping[Unit, tuple[float, ...]] = {"pairs": (8000,)}
+BUDGETS: Mapping[Unit, tuple[float, ...]] = {"pairs": (16_000,)}
 QUESTIONS = ("vqa_acc",)
 DEEP = {
     "shared": eve("--model.deep-ffn shared"),

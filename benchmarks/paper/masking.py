@@ -20,7 +20,7 @@ def part(modality: str, rows: dict[float, str]) -> Part:
     return Part(
         name=f"Figure 4, {modality}",
         arms={name: eve(each) for name, each in flags.items()},
-        budgets={"pairs": (16_000,)},
+        budgets={"pairs": (24_000,)},
         orderings=above_all("EVE", list(flags), QUESTIONS),
         axis="share hidden",
         places={name: (modality, ratio) for ratio, name in rows.items()},

@@ -24,7 +24,7 @@ TABLE = Table(
         Part(
             name="Table 3",
             arms=ROWS,
-            budgets={"pairs": (20_000,)},
+            budgets={"pairs": (24_000,)},
             orderings=above_all("pixels", ["nothing (MLM)"], ("vqa_acc", "nlvr2_acc", "tr1")),
             paper={
                 "pixels": {"nlvr2_acc": 80.1, "tr1": 93.9, "vqa_acc": 77.3},

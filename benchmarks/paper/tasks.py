@@ -33,7 +33,7 @@ TABLE = Table(
         Part(
             name="Table 5",
             arms=BY_TASKS,
-            budgets={"pairs": (6000,)},
+            budgets={"pairs": (24_000,)},
             orderings=(
                 *above_all("MIM+MLM", list(BY_TASKS), ("vqa_acc", "nlvr2_acc", "tr1")),
                 Ordering("MLM", "both masked at once", ("vqa_acc", "nlvr2_acc", "tr1")),
@@ -48,7 +48,7 @@ TABLE = Table(
         Part(
             name="Table 6",
             arms=BY_LOSSES,
-            budgets={"core-seconds": (60,)},
+            budgets={"core-seconds": (90,)},
             orderings=above_all("EVE", list(BY_LOSSES), ("vqa_acc", "tr1", "ir1")),
             paper={
                 "EVE+ITC": {"tr1": 94.0, "ir1": 80.0, "vqa_acc": 76.8},
