@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from twins import TwinStats, in_rows, random_moe, randomize, slow_balance, slow_entropy, slow_moe, slow_quick_gelu
 
 from eve_vl import objectives
@@ -83,6 +84,26 @@ def test_float32_takes_the_grouped_product_and_float64_the_fallback():
         x_RI, weight_EOI = torch.randn(5, width), torch.randn(3, 12, width)
         expected = torch.cat([x_RI[:2] @ weight_EOI[0].t(), x_RI[2:] @ weight_EOI[2].t()])
         torch.testing.assert_close(grouped_linear(x_RI, weight_EOI, counts_E), expected)
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "width"), [((7, 5), torch.bfloat16, 16), ((8, 0), torch.float32, 16), ((8, 0), torch.bfloat16, 12)]
+)
+def test_on_cuda_the_grouped_product_takes_bfloat16_in_whole_16_bytes_on_ampere_or_later(monkeypatch, capability, dtype, width):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    with FakeTensorMode():
+        x_RI, weight_EOI = (torch.empty(*shape, width, dtype=dtype, device="cuda") for shape in ((40,), (4, 32)))
+        assert not grouped_mm_works(x_RI, weight_EOI)
+
+
+def test_on_cuda_the_grouped_product_has_its_shapes_and_types_without_asking_how_many_rows_there_are(monkeypatch):
+    """On a pretended GPU, whose tensors have no values: reading one would raise."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with FakeTensorMode():
+        x_RI = torch.empty(40, 16, dtype=torch.bfloat16, device="cuda")
+        weight_EOI = torch.empty(4, 32, 16, device="cuda")
+        y_RO = grouped_linear(x_RI, weight_EOI, torch.empty(4, dtype=torch.long, device="cuda"))
+        assert (y_RO.shape, y_RO.dtype, y_RO.device.type) == ((40, 32), torch.bfloat16, "cuda")
 
 
 def test_widths_that_the_grouped_product_refuses_still_work():

@@ -66,7 +66,7 @@ class EveModelConfig(ModelConfig):
     name: ClassVar[str] = "eve"
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection of each patch, as in the paper. convolutions: overlapping ones of stride 2
-    with batch normalisation (Xiao et al. 2021), which small models learn from several times faster (LOG.md); hidden patches are
+    with batch normalisation (Xiao et al. 2021), which small models learn from sooner (LOG.md); hidden patches are
     grey to them. blocks: 2 × 2 ones of stride 2, no two places of which share a pixel (MLIM)."""
     depth: int = 12
     """Number of blocks."""

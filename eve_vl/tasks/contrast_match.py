@@ -85,11 +85,10 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
 
     def seen_as(self, name: str) -> Task[Any] | None:
         """Return these weights as retrieval that nobody has trained."""
-        has_match = self.contrast.match_head is not None
-        if name != Retrieval.section.name or not (self.is_comparable or has_match):
+        if name != Retrieval.section.name or not (self.is_comparable or self.contrast.match_head is not None):
             return None
         weights = {weight: getattr(self.settings, weight) for weight in ("itc_weight", "itm_weight", "projection_dim")}
-        settings = RetrievalConfig(**weights, rerank=RetrievalConfig.rerank if self.is_comparable and has_match else 0)
+        settings = RetrievalConfig(**weights, rerank=0)  # no validation has shown that re-ranking helps; --rerank tries it
         with torch.device("meta"):
             task = Retrieval(dataclasses.replace(self.config, task=settings), self.sizes)
         task.encoder, task.contrast, task.main_metric = self.encoder, self.contrast, None  # it has chosen no weights
