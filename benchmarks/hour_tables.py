@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from eve_vl.foreign import read_json
 from eve_vl.metrics.certainty import Estimate, from_json, paired
-from eve_vl.report.charts import Series, line_chart
+from eve_vl.report.charts import Series, dot_chart, line_chart
 from eve_vl.report.html import NO_MEDICINE, TEMPLATES, Section, number, percent
 
 SHOWN = re.compile(r"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>_seen)?")
@@ -277,6 +277,17 @@ def charts(lines: Lines, axis: str, *, from_zero: bool = True) -> Markup:
     return Markup('<div class="charts">{}</div>').format(Markup("").join(drawn))
 
 
+def dots(arms: Arms) -> Markup:
+    """Return a chart per number: of each arm the mean over seeds and their spread, beside what comes without looking."""
+    drawn = []
+    for name in names_of(arms):
+        of_arm = {arm: [each.numbers[name] for each in outcomes if name in each.numbers] for arm, outcomes in arms.items()}
+        known = [each.blind[name][0] for outcomes in arms.values() for each in outcomes if name in each.blind]
+        rows = [(arm, values) for arm, values in of_arm.items() if values]
+        drawn.append(dot_chart(name, rows, show=percent, level=("without looking", max(known)) if known else None))
+    return Markup('<div class="charts">{}</div>').format(Markup("").join(drawn))
+
+
 def html_table(lines: Sequence[Sequence[str]]) -> Markup:
     """Return lines below a head as HTML."""
     return Markup(TEMPLATES.from_string(TABLE).render(lines=lines))
@@ -286,7 +297,7 @@ def sections(found: Found) -> list[Section]:
     """Return of each task its curves, then by budget its table and what differs."""
     made = []
     for task, budgets in found.items():
-        parts = [curves(budgets)] if len(budgets) > 1 else []
+        parts = [curves(budgets) if len(budgets) > 1 else dots(*budgets.values())]
         for budget, arms in sorted(budgets.items()):
             parts.append(Markup("<h3>{:,g} core-seconds</h3>").format(budget))
             both = (table(arms), differences(comparisons(arms)))

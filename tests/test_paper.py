@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,16 @@ def test_a_page_has_the_papers_numbers_and_a_line_over_its_axis():
     labels = [ET.fromstring(chart).get("aria-label") for chart in charts]
     assert labels.count("vqa_acc") == 2  # over experts, and over pairs
     assert "top 2, 400 pairs" in page
+
+
+def test_a_table_at_one_budget_has_a_dot_for_each_row():
+    part = replace(PART, places={})
+    page = tables.page([paper.section(part, "scenes", "pairs", {400.0: BUDGETS[400.0]}, [])], "Title", "A note")
+    (chart,) = re.findall(r"<svg viewBox.*?</svg>", page, re.DOTALL)
+    drawn = ET.fromstring(chart)
+    assert drawn.get("aria-label") == "vqa_acc"
+    titles = [title.text for title in drawn.iter("title")]
+    assert titles == ["a: 55.0 %", "b: 35.0 %", "c: 75.0 %"]
 
 
 def test_budgets_are_those_of_the_parts_unless_flags_say_otherwise(tmp_path, capsys):

@@ -99,10 +99,11 @@ def test_templates_escape_what_they_are_given():
         assert "<script" not in drawn
         assert drawn.unescape().count(evil) == count
     bars = charts.bar_chart(evil, [evil], [(evil, [0.5])], level=(evil, 0.2), show=percent, axis=evil)
+    dots = charts.dot_chart(evil, [(evil, [0.5, 0.6])], show=percent, level=(evil, 0.2))
     line = charts.line_chart(evil, [charts.Series(name=evil, points=[(1, 0.5)])], note=evil)
-    assert "<script" not in bars + line
-    assert "&lt;script&gt;" in bars
-    assert "&lt;script&gt;" in line
+    for chart in (bars, dots, line):
+        assert "<script" not in chart
+        assert "&lt;script&gt;" in chart
 
 
 def test_templates_refuse_values_that_are_not_there():
@@ -146,6 +147,18 @@ def test_a_single_point_is_seen():
     assert [style for style, _ in radii] == ["c0", "ref ref0", "c1", "c1"]
     assert [float(radius) for _, radius in radii[:2]] == [5, 5]
     assert all(float(radius) < 4 for _, radius in radii[2:])
+
+
+def test_dots_lie_at_means_and_strokes_between_the_least_and_the_largest():
+    chart = charts.dot_chart("x", [("a", [0.2, 0.4]), ("b", [0.6])], show=percent, level=("guess", 0.1))
+    ticks = [float(place) for place in re.findall(r'class="grid" x1="([\d.]+)"', chart)]
+    shown = [float(share) / 100 for share in re.findall(r">([\d.]+) %</text>", chart)]
+    (first, a), (last, b) = zip(shown[:: len(shown) - 1], ticks[:: len(ticks) - 1], strict=True)
+    value = lambda place: first + (last - first) * (float(place) - a) / (b - a)  # noqa: E731
+    assert [value(x) for x in re.findall(r'<circle class="c0" cx="([\d.]+)"', chart)] == pytest.approx([0.3, 0.6], abs=2e-3)
+    strokes = re.findall(r'<line class="c0" x1="([\d.]+)" x2="([\d.]+)"', chart)
+    assert [value(x) for ends in strokes for x in ends] == pytest.approx([0.2, 0.4, 0.6, 0.6], abs=2e-3)
+    assert [value(x) for x in re.findall(r'<line class="ref" x1="([\d.]+)"', chart)[:1]] == pytest.approx([0.1], abs=2e-3)
 
 
 def test_a_chart_of_single_points_is_its_values():

@@ -207,6 +207,8 @@ def section(part: Part, task: str, unit: Unit, budgets: Mapping[float, Arms], fo
         parts.append(figure(part, unit, budgets))
     if len(budgets) > 1:
         parts.append(hour_tables.curves(budgets, unit))
+    elif not part.places:
+        parts.append(hour_tables.dots(*budgets.values()))
     for budget, arms in sorted(budgets.items()):
         parts.append(Markup("<h3>{:,.0f} {}</h3>").format(budget, unit))
         parts.append(hour_tables.html_table(hour_tables.table(arms, part.paper)))

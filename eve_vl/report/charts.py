@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -111,6 +112,21 @@ def bar_chart(
     every = 1 if font >= 9 else math.ceil(max(22, 7 * longest) / group)  # smaller letters, else fewer labels
     values = {"title": title, "labels": labels, "series": series, "level": level, "show": show, "axis": axis}
     return draw("charts.html", "bars", frame=frame, group=group, every=every, font=font if every == 1 else 12.0, **values)
+
+
+def dot_chart(
+    title: str, rows: Sequence[tuple[str, Sequence[float]]], *, show: Show, level: tuple[str, float] | None = None
+) -> Markup:
+    """Return a <figure> of a line per row: a dot at the mean of its values, a stroke from the least to the largest, perhaps a
+    dashed level to compare with."""
+    values = [*(value for _, values in rows for value in values), *([level[1]] if level else ())]
+    x_ticks, left, right = ticks(min(values), max(values), 3), 12 + 7 * max(len(name) for name, _ in rows), Frame.right - 10
+
+    def place(value: float) -> float:
+        return round(left + (right - left) * (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]), 1)
+
+    lines = [(name, statistics.fmean(of_row), min(of_row), max(of_row)) for name, of_row in rows]
+    return draw("charts.html", "dots", title=title, lines=lines, x_ticks=x_ticks, level=level, show=show, left=left, x=place)
 
 
 @dataclass(frozen=True, kw_only=True)
