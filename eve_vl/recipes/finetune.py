@@ -16,6 +16,7 @@ from eve_vl.config import (
     VQAConfig,
 )
 
+OWN = DataConfig(train=("train.json",), val=("val.json",), num_workers=8)
 SCENES = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 6e-4}
 """Learns questions in half the steps (LOG.md)."""
@@ -153,8 +154,8 @@ def icons_long(init: Config) -> Config:
     return replace(config, recipe="icons_long", out=Path("runs/icons_long"), train=replace(config.train, steps=12_000))
 
 
-def _downstream(init: Config, recipe: str, task: TaskConfig) -> Config:
-    """Return a run on the encoder of another, on the user's own data."""
+def _downstream(init: Config, recipe: str, task: TaskConfig, data: DataConfig = OWN, **train: Any) -> Config:
+    """Return a run on the encoder of another."""
     return Config(
         recipe=recipe,
         out=Path("runs") / recipe,
@@ -162,21 +163,20 @@ def _downstream(init: Config, recipe: str, task: TaskConfig) -> Config:
         input=init.input,
         model=init.model,
         task=task,
-        data=DataConfig(train=("train.json",), val=("val.json",), num_workers=8),
+        data=data,
         tokenizer=TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
+        train=TrainConfig(**train),
     )
 
 
 def _paper(init: Config, recipe: str, task: TaskConfig, image_size: int = 0, augment: Any = "none", **train: Any) -> Config:
     """Return a run at the paper's scale, on pictures of image_size or the nearest size that the run's patches divide; 0, or
     a small model: of its own."""
-    config, own, patch = _downstream(init, recipe, task), init.input.image_size, init.input.patch_size
-    return replace(
-        config,
-        input=replace(init.input, image_size=max(round(image_size / patch) * patch, own) if own >= 224 else own),
-        data=replace(config.data, augment=augment),
-        train=TrainConfig(**{"new_lr_multiplier": 10, "warmup": 0.1, "schedule": "linear"} | train),
-    )
+    own, patch = init.input.image_size, init.input.patch_size
+    train = {"new_lr_multiplier": 10, "warmup": 0.1, "schedule": "linear"} | train
+    config = _downstream(init, recipe, task, replace(OWN, augment=augment), **train)
+    size = max(round(image_size / patch) * patch, own) if own >= 224 else own
+    return replace(config, input=replace(init.input, image_size=size))
 
 
 def _scenes(
@@ -184,9 +184,9 @@ def _scenes(
 ) -> Config:
     """Return a run at the scale of the built-in data. New parameters learn ten times as fast: at one rate for all, the
     encoder forgets before the head has learnt what to ask it for (LOG.md)."""
-    usual = TrainConfig(steps=steps, batch_size=32, lr=3e-4, new_lr_multiplier=10, warmup=0.1, log_every=50)
-    every = max(steps // validations, 1)
-    return replace(_downstream(init, recipe, task), data=data, train=replace(usual, val_every=every, save_every=every, **train))
+    usual = {"steps": steps, "batch_size": 32, "lr": 3e-4, "new_lr_multiplier": 10, "warmup": 0.1, "log_every": 50}
+    usual |= dict.fromkeys(("val_every", "save_every"), max(steps // validations, 1))
+    return _downstream(init, recipe, task, data, **usual | train)
 
 
 def _search(*, rerank: int, captions_per_image: int = 0) -> RetrievalConfig:

@@ -18,6 +18,7 @@ from eve_vl.config import (
     TrainConfig,
     VQAConfig,
 )
+from eve_vl.recipes.finetune import OWN, _downstream
 
 FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
 """What joins the towers learns five times as fast as they do, in pre-training and in fine-tuning."""
@@ -149,31 +150,15 @@ def m3ae_tiny_retrieval(init: Config) -> Config:
     return replace(config, data=replace(PHANTOMS, val_samples=100), train=replace(config.train, batch_size=16, steps=300))
 
 
-def _downstream(init: Config, recipe: str, task: TaskConfig, data: DataConfig, train: TrainConfig) -> Config:
-    """Return a run on the towers of another."""
-    return Config(
-        recipe=recipe,
-        out=Path("runs") / recipe,
-        init=init.out,
-        input=init.input,
-        model=init.model,
-        task=task,
-        data=data,
-        tokenizer=TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
-        train=train,
-    )
-
-
 def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **train: Any) -> Config:
     """Return a run on pictures of the published size, of a small model on those of its own; the towers learn slowest. Texts
     keep the length that the towers have positions for."""
-    data = DataConfig(train=("train.json",), val=("val.json",), crop_scale=(0.9, 1.0), flip=False, num_workers=8)
-    usual = TrainConfig(lr=5e-6, lr_multipliers=FUSION, new_lr_multiplier=heads, warmup=0.1, schedule="linear", **train)
-    config = _downstream(init, recipe, task, data, usual)
+    data = replace(OWN, crop_scale=(0.9, 1.0), flip=False)
+    train |= {"lr": 5e-6, "lr_multipliers": FUSION, "new_lr_multiplier": heads, "warmup": 0.1, "schedule": "linear"}
+    config = _downstream(init, recipe, task, data, **train)
     return replace(config, input=replace(init.input, image_size=384)) if init.input.image_size >= 224 else config
 
 
 def _phantoms(init: Config, recipe: str, task: TaskConfig) -> Config:
-    usual = TrainConfig(steps=400, batch_size=32, optimizer="muon", lr=6e-4, new_lr_multiplier=10, warmup=0.1)
-    train = replace(usual, log_every=50, val_every=200, save_every=200)
-    return _downstream(init, recipe, task, PHANTOMS, train)
+    train = {"steps": 400, "batch_size": 32, "optimizer": "muon", "lr": 6e-4, "new_lr_multiplier": 10, "warmup": 0.1}
+    return _downstream(init, recipe, task, PHANTOMS, **train, log_every=50, val_every=200, save_every=200)

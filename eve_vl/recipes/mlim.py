@@ -12,6 +12,7 @@ from eve_vl.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from eve_vl.recipes.finetune import _downstream
 
 
 def mlim_large() -> Config:
@@ -78,16 +79,6 @@ def mlim_pairs(init: Config) -> Config:
 
     eve finetune mlim_pairs --init runs/mlim_tiny
     """
-    return Config(
-        recipe="mlim_pairs",
-        out=Path("runs/mlim_pairs"),
-        init=init.out,
-        input=init.input,
-        model=init.model,
-        task=PairConfig(),
-        data=DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500),
-        tokenizer=TokenizerConfig(vocab_size=init.tokenizer.vocab_size),
-        train=TrainConfig(
-            steps=500, batch_size=64, optimizer="muon", lr=1e-3, new_lr_multiplier=3, warmup=0.1, val_every=250, save_every=250
-        ),
-    )
+    data = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
+    train = {"steps": 500, "batch_size": 64, "optimizer": "muon", "lr": 1e-3, "new_lr_multiplier": 3, "warmup": 0.1}
+    return _downstream(init, "mlim_pairs", PairConfig(), data, **train, val_every=250, save_every=250)
