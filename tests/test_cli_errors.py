@@ -12,7 +12,7 @@ from test_bad_input import complaint, write_pairs
 from eve_vl.cli import VERBS
 from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
-from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
+from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.cli.use import EncodeArgs
@@ -148,7 +148,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     monkeypatch.setenv("COLUMNS", "80")  # as the script sets it
     assert [*dict.fromkeys(complete("eve "))] == [*dict.fromkeys(verb.split()[0] for verb in VERBS), "help"]
     assert complete("eve re") == ["reconstruct", "report"]
-    assert complete("eve data ") == ["check", "write", "help"]
+    assert complete("eve data ") == ["check", "answers", "write", "help"]
     assert complete("eve completion ") == ["bash", "zsh", "--help", "--code"]
     assert complete("eve pretrain ") == [*PRETRAIN]
     assert complete("eve finetune demo_") == [name for name in FINETUNE if name.startswith("demo_")]
@@ -166,6 +166,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     known |= {
         "encode run": EncodeArgs,
         "data check": CheckArgs,
+        "data answers": AnswersArgs,
         "data write": WriteArgs,
         "tokenizer train": TokenizerArgs,
         "inspect": InspectArgs,

@@ -5,7 +5,7 @@ import pytest
 from eve_vl.cli import VERBS, main
 from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
-from eve_vl.cli.data import CheckArgs, TokenizerArgs, WriteArgs
+from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs
 from eve_vl.cli.search import IndexArgs, SearchArgs, TryArgs
 from eve_vl.cli.serve import AppArgs, ServeArgs
@@ -72,6 +72,7 @@ FLAGS = {
     AppArgs: f"{SERVE} --browser",
     WriteArgs: "--rows --broken --seed",
     CheckArgs: f"{SOURCE} --kind --recipe --init --json",
+    AnswersArgs: f"{SOURCE} --out --min-count",
     TokenizerArgs: f"{SOURCE} --out --vocab-size",
     InspectArgs: "--init --json",
     ReportArgs: "--out",
@@ -117,7 +118,18 @@ def test_verbs():
         *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "route"),
         "encode",
         *("index", "search", "serve", "app"),
-        *("data check", "data write", "tokenizer train", "convert", "inspect", "bench", "report", "export", "completion"),
+        *(
+            "data check",
+            "data answers",
+            "data write",
+            "tokenizer train",
+            "convert",
+            "inspect",
+            "bench",
+            "report",
+            "export",
+            "completion",
+        ),
     ]
 
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from twins import ListSource, noise, questions
 
+from eve_vl.cli import main
 from eve_vl.data.answers import NUM_SHOWN, closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.records import ImageQuestion, usable_rows
 from eve_vl.data.scenes import SceneQuestions
@@ -31,6 +33,28 @@ LIST = ["yes", "two dogs", "café au lait"]
 def test_answers_are_read_in_order_from_every_form(tmp_path: Path, name: str, text: str):
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_answers(tmp_path / name) == LIST
+
+
+def test_a_command_writes_the_answers_of_several_sources(tmp_path: Path, capsys):
+    rows = {"a.jsonl": ["No", "yes", "yes!"], "b.jsonl": ["yes", "two dogs", "no"]}
+    for name, answers in rows.items():
+        lines = (json.dumps({"image": "x.png", "question": "what", "answer": answer}) for answer in answers)
+        (tmp_path / name).write_text("\n".join(lines))
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    sources, out = [str(tmp_path / name) for name in rows], tmp_path / "answers.json"
+    main(["data", "answers", *sources, "--out", str(out)])
+    assert json.loads(out.read_text()) == read_answers(out) == ["yes", "no", "2 dogs"]
+    assert capsys.readouterr().out.endswith("answers.json: 3 answers\n")
+    main(["data", "answers", *sources, "--out", str(out), "--min-count", "2"])
+    assert read_answers(out) == ["yes", "no"]
+    for words, message in {
+        "--min-count 4": "no answer is given to 4 questions",
+        "--min-count 0": "--min-count must be above 0",
+    }.items():
+        with pytest.raises(SystemExit):
+            main(["data", "answers", *sources, "--out", str(out), *words.split()])
+        assert message in capsys.readouterr().err
+    assert read_answers(out) == ["yes", "no"]
 
 
 @pytest.mark.parametrize(

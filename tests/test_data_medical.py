@@ -182,7 +182,7 @@ def test_slake_in_either_language(tmp_path: Path, capsys):
 
 def test_medvqa(tmp_path: Path):
     modality = "synpic54082|what modality is shown?|ct#ct with contrast\nsynpic1|is this a t1 weighted image?|no\n"
-    official = "synpic54082|modality|what modality is shown?|ct\nsynpic54082|plane|what plane is this?|axial\n"
+    official = "synpic54082|modality|what modality is shown?|ct\nsynpic54082|plane|what plane is this?|axial (t2) mri#axial\n"
     texts = {
         "train/QA/Modality.csv": modality,
         "train/QA/Plane.csv": "synpic1|in what plane?|axial\n",
@@ -201,7 +201,9 @@ def test_medvqa(tmp_path: Path):
     assert soft_targets(rows[0].answers) == {"ct": 1.0, "ct with contrast": 1.0}
     assert [accuracy_of(answer, rows[0].answers) for answer in ("ct", "ct with contrast", "mr")] == [1.0, 1.0, 0.0]
     assert rows[1].answers == ("no",)
-    assert [(row.content_type, row.answers) for row in opened(f"{root}#test")] == [("Modality", ("ct",)), ("Plane", ("axial",))]
+    ct, plane = opened(f"{root}#test")
+    assert (ct.content_type, ct.answers, plane.content_type) == ("Modality", ("ct",), "Plane")
+    assert soft_targets(plane.answers) == {"axial t2 mri": 1.0, "axial mri": 1.0, "axial": 1.0}
 
 
 def test_melinda(tmp_path: Path):

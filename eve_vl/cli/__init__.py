@@ -12,7 +12,7 @@ from eve_vl import __version__
 from eve_vl.cli.common import HELP, fail, parse, say, say_list
 from eve_vl.cli.completion import run_completion
 from eve_vl.cli.convert import run_convert
-from eve_vl.cli.data import run_data_check, run_data_write, run_tokenizer_train
+from eve_vl.cli.data import run_data_answers, run_data_check, run_data_write, run_tokenizer_train
 from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
 from eve_vl.cli.search import run_index, run_search, run_try
 from eve_vl.cli.serve import run_app, run_serve
@@ -35,7 +35,8 @@ VERBS = {
     **_typed(run_try, run_demo, run_pretrain, run_finetune, run_evaluate),
     **call_verbs(),
     **_typed(
-        run_encode, run_index, run_search, run_serve, run_app, run_data_check, run_data_write, run_tokenizer_train, run_convert
+        *(run_encode, run_index, run_search, run_serve, run_app),
+        *(run_data_check, run_data_answers, run_data_write, run_tokenizer_train, run_convert),
     ),
     **_typed(run_inspect, run_bench, run_report, run_export, run_completion),
 }

@@ -158,8 +158,8 @@ def check_writable(*paths: Path | None) -> None:
             raise UserError(f"{path}: cannot be written (no permission in {path.parent})")
 
 
-def write_json(path: Path | None, values: dict[str, Any]) -> None:
-    """Write numbers to a file that a flag named, if one did, and that `check_writable` has passed."""
+def write_json(path: Path | None, values: Any) -> None:
+    """Write numbers or texts to a file that a flag named, if one did, and that `check_writable` has passed."""
     if path is not None:
         write_file(path, json.dumps(values, indent=1) + "\n")
 

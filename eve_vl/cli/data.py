@@ -1,4 +1,4 @@
-"""Verbs about data: data check, data write, tokenizer train."""
+"""Verbs about data: data check, data answers, data write, tokenizer train."""
 
 import sys
 from dataclasses import dataclass
@@ -32,6 +32,18 @@ class CheckArgs(SourceArgs):
     """Run that a --recipe of fine-tuning starts from; default: a recipe, which is said."""
     json: Path | None = None
     """Also write the report to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersArgs(SourceArgs):
+    """Flags of `eve data answers`."""
+
+    data: Positional[tuple[str, ...]]
+    """Sources of questions."""
+    out: Path = Path("answers.json")
+    """File to write, for --task.answers."""
+    min_count: int = 1
+    """Leave out answers to fewer questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +100,25 @@ def run_data_check(args: CheckArgs) -> None:
     write_json(args.json, report.to_dict())
     if report.broken:
         sys.exit(1)
+
+
+def run_data_answers(args: AnswersArgs) -> None:
+    """Write the answers that questions of several sources have, the most frequent first: eve data answers PATH … [flags]."""
+    if not args.data:
+        raise UserError("usage: eve data answers PATH … [flags]; given no PATH")
+    if args.min_count < 1:
+        raise UserError(f"--min-count must be above 0, got {args.min_count}")
+    check_writable(args.out)
+    from eve_vl.data.loader import open_sources
+    from eve_vl.data.records import usable_rows
+    from eve_vl.metrics.vqa import build_answers
+
+    sources = open_sources(args.data, DataConfig(**args.reading()), GENERATED_SIZE, "questions")
+    answers = build_answers((row.answers for source in sources for _, row in usable_rows(source)), args.min_count)
+    if not answers:
+        raise UserError(f"{' '.join(args.data)}: no answer is given to {counted(args.min_count, 'question')}")
+    write_json(args.out, answers)
+    say(f"{args.out}: {counted(len(answers), 'answer')}")
 
 
 def run_data_write(args: WriteArgs) -> None:

@@ -223,7 +223,7 @@ def medvqa_rows(files: Sequence[Path]) -> Iterator[Named]:
                 continue
             picture, question, answer = parts[0], parts[-2], parts[-1]
             category = parts[1].capitalize() if len(parts) == 4 else file.stem
-            answers = [each.strip() for each in answer.split("#") if each.strip()]
+            answers = _alternatives(answer, optional=len(parts) == 4)
             if problem := ids.problem(f"{category} question about", f"{picture} ({category})", where):
                 yield where, problem
             elif not answers:
@@ -232,6 +232,14 @@ def medvqa_rows(files: Sequence[Path]) -> Iterator[Named]:
                 fields = {"image": f"{picture}.jpg", "question": question, "question_id": number, "content_type": category}
                 yield where, fields | {"answers": answers if len(answers) == 1 else answers * ANNOTATORS, "answer_type": "OPEN"}
                 number += 1
+
+
+def _alternatives(answer: str, *, optional: bool) -> list[str]:
+    """Return the answers that # separates. optional: with and without words in parentheses, as in the official test."""
+    forms = answer.split("#")
+    if optional:
+        forms = [re.sub(taken, "", form) for form in forms for taken in (r"[()]", r"\(.*?\)")]
+    return list(dict.fromkeys(" ".join(form.split()) for form in forms if form.strip()))
 
 
 def melinda_rows(rows: Iterable[Named]) -> Iterator[Named]:
