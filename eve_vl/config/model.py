@@ -194,7 +194,7 @@ class TowersModelConfig(ModelConfig):
     towers: TowerBlocks = "eve"
     """What blocks both have. eve: EVE's. clip_roberta: for pictures CLIP's, which have quick_gelu, for texts RoBERTa's, with
     LayerNorm after each branch, and positions before that of words; its eps is 1e-5 in both, 1e-12 in co-attention and the head
-    for tokens, as in M3AE's published weights."""
+    for tokens, and classifiers of pairs are half as wide, all as in M3AE's published weights."""
     fusion_depth: int = 6
     """Layers in which each modality attends to itself and then to the other; 0: none, so pairs have no states of their own."""
     pixel_layer: int = 3
