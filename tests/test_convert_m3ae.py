@@ -272,9 +272,15 @@ def test_what_pre_training_taught_gives_the_numbers_of_its_own_code(eve, tmp_pat
 @torch.no_grad()
 def test_the_slow_text_tower_is_roberta():
     slow, (_, ids, is_padding) = Slow(checkpoint("")), inputs()
-    sizes = {"hidden_size": D, "num_hidden_layers": DEPTHS[1], "num_attention_heads": HEADS, "intermediate_size": 4 * D}
     config = RobertaConfig(
-        **sizes, vocab_size=NUM_WORDS, max_position_embeddings=PLACES, type_vocab_size=1, layer_norm_eps=1e-5
+        hidden_size=D,
+        num_hidden_layers=DEPTHS[1],
+        num_attention_heads=HEADS,
+        intermediate_size=4 * D,
+        vocab_size=NUM_WORDS,
+        max_position_embeddings=PLACES,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
     )
     roberta = RobertaModel(config).eval()
     assert not roberta.load_state_dict(slow.under("language_encoder."), strict=False).missing_keys

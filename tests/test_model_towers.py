@@ -54,7 +54,7 @@ def seeded() -> None:
 def small(task: TaskConfig, **model: Any) -> Config:
     """16 patches of 4×4, at most 12 tokens, width 16."""
     usual = {"embed_dim": 16, "num_heads": 2, "mlp_ratio": 2.0, "image_depth": 2, "text_depth": 1, "fusion_depth": 2}
-    section = TowersModelConfig(**(usual | {"pixel_layer": 1} | model), dropout=0.0)
+    section = TowersModelConfig(**(usual | {"pixel_layer": 1} | model), dropout=0.0)  # pyright: ignore[reportArgumentType]
     return replace(tiny_config(task=task), model=section)
 
 
