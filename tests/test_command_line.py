@@ -25,8 +25,8 @@ MODEL = """
 """
 TOWERS = """
     --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.stem --model.image-depth
-    --model.text-depth --model.fusion-depth --model.pixel-layer --model.num-heads --model.mlp-ratio --model.activation
-    --model.dropout
+    --model.text-depth --model.towers --model.fusion-depth --model.pixel-layer --model.num-heads --model.mlp-ratio
+    --model.activation --model.dropout
 """
 MASKS = """
     --task.image-mask-ratio --task.text-mask-ratio --task.mask-words --task.text-shown-share --task.text-shown-from

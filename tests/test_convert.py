@@ -131,9 +131,6 @@ def damaged(tmp_path: Path, name: str) -> None:
             tensors["backbone.relative_position_bias_table"] = torch.zeros(3, 4)
         case "other":
             tensors = {"features.weight": torch.zeros(2, 2)}
-        case "m3ae":
-            tensors = {"vision_encoder.visual.conv1.weight": torch.zeros(8, 3, 4, 4)}
-            tensors |= {"multi_modal_language_layers.0.crossattention.self.query.weight": torch.zeros(8, 8)}
         case "positions":
             tensors["backbone.pos_embed_vision"] = torch.zeros(11, 64)
         case "flat":
@@ -158,7 +155,6 @@ def damaged(tmp_path: Path, name: str) -> None:
         ("extra", "30 unknown: mask_embed_vision.0, mask_embed_vision.1,"),
         ("relative", "attention here has no relative positions"),
         ("other", "not a published EVE checkpoint"),
-        ("m3ae", "a medical M3AE, whose text tower (RoBERTa) normalises after each branch"),
         ("positions", "11 picture positions are no [CLS] and a square of patches"),
         ("flat", "not a published EVE checkpoint"),
         ("expert", "experts.2.fc1.weight has shape (128, 32), but the other tensors ask for (128, 64)"),

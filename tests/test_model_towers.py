@@ -5,6 +5,7 @@ Letters: B batch, P tokens of a picture, T text tokens, N tokens of either, D wi
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,14 +51,14 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def small(task: TaskConfig, **model: int) -> Config:
+def small(task: TaskConfig, **model: Any) -> Config:
     """16 patches of 4×4, at most 12 tokens, width 16."""
     usual = {"embed_dim": 16, "num_heads": 2, "mlp_ratio": 2.0, "image_depth": 2, "text_depth": 1, "fusion_depth": 2}
     section = TowersModelConfig(**(usual | {"pixel_layer": 1} | model), dropout=0.0)  # pyright: ignore[reportArgumentType]
     return replace(tiny_config(task=task), model=section)
 
 
-def towers(**model: int) -> Towers:
+def towers(**model: Any) -> Towers:
     config = small(ClassificationConfig(), **model)
     assert isinstance(config.model, TowersModelConfig)
     encoder = Towers(config.model, config.input, VOCAB).eval()
@@ -177,9 +178,10 @@ def counted() -> Callable[[Callable[[], object]], int]:
     return count
 
 
+@pytest.mark.parametrize("blocks", ["eve", "clip_roberta"])
 @torch.no_grad()
-def test_flops_are_those_that_torch_counts(counted):
-    encoder = towers(pixel_layer=1)
+def test_flops_are_those_that_torch_counts(counted, blocks):
+    encoder = towers(pixel_layer=1, towers=blocks)
     pixels, ids, keep = torch.randn(1, 3, 16, 16), torch.randint(1, VOCAB, (1, 6)), torch.arange(5)[None]
     image, text = encoder.image(pixels), encoder.text(ids, None)
     once = counted(lambda: (encoder.image(pixels), encoder.text(ids, None)))
@@ -243,6 +245,7 @@ def test_bad_values_and_pairs_of_bare_towers_are_said_in_a_line():
         ({"pixel_layer": 7}, "pixel_layer 7 is not between 0 and fusion_depth 6"),
         ({"embed_dim": 770}, "embed_dim 770 is not divisible by num_heads 12"),
         ({"dropout": 1.0}, r"dropout 1\.0 is not in \[0, 1\)"),
+        ({"towers": "bert"}, "towers 'bert' is not one of eve, clip_roberta"),
     ):
         section = replace(TowersModelConfig(), **values)
         with pytest.raises(UserError, match=rf"^model\.{message}$"):

@@ -20,18 +20,18 @@ class ConvertArgs:
     """Flags of `eve convert`."""
 
     source: Positional[Path]
-    """A published EVE or VLMo checkpoint, or a BEiT or ViT image encoder of timm or transformers (.pth, .bin, .safetensors); or
-    a run folder, to turn it back."""
+    """A published EVE, VLMo or M3AE checkpoint, or a BEiT or ViT image encoder of timm or transformers (.pth, .bin,
+    .safetensors); or a run folder, to turn it back."""
     target: Positional[Path]
     """Run folder to write; or, for a run folder, the .safetensors or .pth file."""
     tokenizer: Path | None = None
     """The tokenizer.json or BERT vocab.txt that goes with the weights; for an image encoder any."""
     answers: Path | None = None
-    """VQA: the answer list that the head was trained with."""
+    """VQA: the answer list that the head was trained with; classification: the list of labels."""
     routing: Routing = "official-dropless"
     """EVE checkpoints: official as published, official-dropless the same without noise and drops, stable as the paper says."""
     text_tokens: int = 40
-    """EVE checkpoints: tokens that every text is padded to, as in their training; VLMo: longest text, 0: all positions."""
+    """EVE checkpoints: tokens that every text is padded to, as in their training; VLMo, M3AE: longest text, 0: all."""
     clean_text: bool = True
     """EVE checkpoints: strip texts of punctuation and capitals, as in their training."""
     image_size: int = 0
@@ -65,21 +65,24 @@ def _values(args: ConvertArgs, kind: str, convert: Callable[..., str]) -> dict[s
 
 
 def run_convert(args: ConvertArgs) -> None:
-    """Turn published EVE, VLMo, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
-    from eve_vl.convert import export_published, import_published, import_vision, import_vlmo, is_vision, is_vlmo, read_tensors
+    """Turn published EVE, VLMo, M3AE, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
+    from eve_vl import convert
     from eve_vl.train import checkpoint
 
     if builtin.located(args.source).is_dir():
         checkpoint.chosen_checkpoint(args.source)  # before all else: any folder may have been named
-        _values(args, "a run folder", export_published)
+        _values(args, "a run folder", convert.export_published)
         check_writable(args.target)
-        say(f"{args.target}: {export_published(args.source, args.target)}")
+        say(f"{args.target}: {convert.export_published(args.source, args.target)}")
         return
-    tensors = read_tensors(args.source)
-    if is_vlmo(tensors):
-        write, kind = import_vlmo, "a VLMo checkpoint"
-    else:
-        write, kind = (import_vision, "an image encoder") if is_vision(tensors) else (import_published, "an EVE checkpoint")
+    tensors = convert.read_tensors(args.source)
+    kinds: list[tuple[bool, Callable[..., str], str]] = [
+        (convert.is_vlmo(tensors), convert.import_vlmo, "a VLMo checkpoint"),
+        (convert.is_m3ae(tensors), convert.import_m3ae, "an M3AE checkpoint"),
+        (convert.is_vision(tensors), convert.import_vision, "an image encoder"),
+        (True, convert.import_published, "an EVE checkpoint"),
+    ]
+    write, kind = next((write, kind) for is_it, write, kind in kinds if is_it)
     values = _values(args, kind, write)
     if args.tokenizer is None:
         raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")

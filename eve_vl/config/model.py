@@ -5,7 +5,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_positive
+from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_one_of, not_positive
 from eve_vl.config.tasks import TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
@@ -13,8 +13,9 @@ Positions = Literal["learned", "relative"]
 TextEmbedding = Literal["eve", "bert"]
 Routing = Literal["stable", "official", "official-dropless"]
 Activation = Literal["quick_gelu", "gelu"]
+TowerBlocks = Literal["eve", "clip_roberta"]
 Stem = Literal["linear", "convolutions", "blocks"]
-NORM_EPS, BERT_EPS = 1e-6, 1e-12  # of LayerNorm
+NORM_EPS, CLIP_EPS, BERT_EPS = 1e-6, 1e-5, 1e-12  # of LayerNorm; RoBERTa has CLIP's
 LARGEST_BLOCK = 128  # pixels of a patch: seven layers, as in MLIM
 
 
@@ -190,6 +191,10 @@ class TowersModelConfig(ModelConfig):
     """Blocks of the tower for pictures."""
     text_depth: int = 12
     """Blocks of the tower for texts."""
+    towers: TowerBlocks = "eve"
+    """What blocks both have. eve: EVE's. clip_roberta: for pictures CLIP's, which have quick_gelu, for texts RoBERTa's, with
+    LayerNorm after each branch, and positions before that of words; its eps is 1e-5 in both, 1e-12 in co-attention and the head
+    for tokens, and classifiers of pairs are half as wide, all as in M3AE's published weights."""
     fusion_depth: int = 6
     """Layers in which each modality attends to itself and then to the other; 0: none, so pairs have no states of their own."""
     pixel_layer: int = 3
@@ -200,15 +205,26 @@ class TowersModelConfig(ModelConfig):
     mlp_ratio: float = 4.0
     """Width of every feed-forward network, as a multiple of embed_dim."""
     activation: Activation = "gelu"
-    """Of every feed-forward network."""
+    """Of every feed-forward network, but those of CLIP's blocks."""
     dropout: float = 0.1
-    """Dropout on text embeddings and on each branch of co-attention."""
+    """Dropout on text embeddings and on each branch of co-attention and of RoBERTa's blocks."""
+
+    @property
+    def tower_norm_eps(self) -> float:
+        """Of the norms of both towers."""
+        return CLIP_EPS if self.towers == "clip_roberta" else NORM_EPS
+
+    @property
+    def text_norm_eps(self) -> float:
+        """Of the norms of co-attention and of the head for tokens."""
+        return BERT_EPS if self.towers == "clip_roberta" else NORM_EPS
 
     @property
     def block(self) -> EveModelConfig:
-        """The shape of the towers' blocks."""
+        """The shape of the blocks for pictures, and of those for texts if they are EVE's."""
         names = "embed_dim layer_scale num_heads mlp_ratio activation"
         shape: dict[str, Any] = {name: getattr(self, name) for name in names.split()}
+        shape |= {"activation": "quick_gelu"} if self.towers == "clip_roberta" else {}
         return EveModelConfig(**shape, depth=self.image_depth + self.fusion_depth, deep_ffn="shared", shallow_ffn="shared")
 
     def problems(self) -> list[str]:
@@ -221,10 +237,7 @@ class TowersModelConfig(ModelConfig):
             problems.append(f"pixel_layer {self.pixel_layer} is not between 0 and fusion_depth {self.fusion_depth}")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout {self.dropout} is not in [0, 1)")
-        for name, kind in {"activation": Activation, "stem": Stem}.items():
-            if getattr(self, name) not in typing.get_args(kind):
-                problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")
-        return problems
+        return problems + not_one_of(self, "activation", "stem", "towers")
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
         """What of a task the towers cannot do."""

@@ -29,6 +29,18 @@ SAME = ("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.proj.weight", "at
 BLOCK = {"scale1": "gamma_1", "scale2": "gamma_2"} | {name: name for name in (*SAME, "attn.q_bias", "attn.v_bias")}
 
 
+def classifier(ours: str, theirs: str) -> dict[str, str]:
+    """Return the published names of a classifier of two layers in VLMo and M3AE."""
+    return {f"{ours}.{number}.{part}": f"{theirs}.{number}.{part}" for number in (0, 1, 3) for part in NORM}
+
+
+def token_head(theirs: str) -> dict[str, str]:
+    """Return the published names of the head for tokens, which they call `theirs`, in VLMo and M3AE."""
+    layers = {"fc1": "transform.dense", "norm": "transform.LayerNorm"}
+    table = {f"token_head.{ours}.{part}": f"{theirs}.{other}.{part}" for ours, other in layers.items() for part in NORM}
+    return table | {"token_head.fc2.weight": f"{theirs}.decoder.weight", "token_head.fc2.bias": f"{theirs}.bias"}
+
+
 def key_table(model: EveModelConfig, task: TaskConfig) -> Keys:
     """Return the published names of each of our tensors, several for a stack. The published models must have such blocks and
     such a head."""

@@ -4,7 +4,7 @@ import dataclasses
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from eve_vl import builtin
-from eve_vl.config import Config, EncoderOnlyConfig, EveModelConfig, InputConfig, TaskConfig, config_to_json, kinds_of
+from eve_vl.config import (
+    Config,
+    EncoderOnlyConfig,
+    EveModelConfig,
+    InputConfig,
+    ModelConfig,
+    TaskConfig,
+    config_to_json,
+    kinds_of,
+)
 from eve_vl.config.model import Routing
 from eve_vl.convert.keys import buffers, key_table, to_ours, to_published
 from eve_vl.data.answers import read_answers
@@ -86,11 +95,12 @@ def import_published(
     )
 
 
-def resized(config: Config, task: Task[Any], image_size: int) -> Config:
-    """Resize a task's picture positions and return its config with the new size; 0: leave them. Raises UserError."""
+def resized(config: Config, task: Task[Any], image_size: int, name: str = "image.positions") -> Config:
+    """Resize a task's picture positions, so called in the encoder, and return its config with the new size; 0: leave them.
+    Raises UserError."""
     if image_size:
         config = dataclasses.replace(config, input=dataclasses.replace(config.input, image_size=image_size))
-        positions = task.encoder.get_parameter("image.positions")
+        positions = task.encoder.get_parameter(name)
         positions.data = resize_positions(positions.data, config.input.num_patches)
     return config
 
@@ -226,18 +236,12 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, EveModelConfig, TaskConfig]:
     """Return the sizes, the model and the task of a published checkpoint, from its tensors. Raises UserError."""
-    if any(name.startswith("multi_modal_language_layers.") for name in published):
-        raise UserError(
-            f"{where}: a medical M3AE, whose text tower (RoBERTa) normalises after each branch and whose picture tower (CLIP) "
-            "has quick-GELU, while the towers here normalise before and share one activation: its weights would give other "
-            "numbers; train one with eve pretrain m3ae_base"
-        )
     try:
         width, _, patch_size, _ = published["backbone.patch_embed.weight"].shape
         positions = len(published["backbone.pos_embed_vision"])
         text_length = len(published["backbone.pos_embed_text"])
-        blocks = {int(name.removeprefix(LAYER).split(".")[0]) for name in published if name.startswith(LAYER)}
-        deep = {int(name.removeprefix(LAYER).split(".")[0]) for name in published if name.startswith(LAYER) and EXPERTS in name}
+        blocks = numbers_after(LAYER, published)
+        deep = numbers_after(LAYER, [name for name in published if EXPERTS in name])
         experts = {int(name.partition(EXPERTS)[2].split(".")[0]) for name in published if EXPERTS in name}
         ffn_dim = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
         # the tasks defined last are asked first: a fine-tuned checkpoint may still have heads of earlier training
@@ -264,6 +268,11 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         modality_routing=any(name.endswith("moe.text_embed") for name in published),
     )
     return sizes, model, section
+
+
+def numbers_after(prefix: str, names: Iterable[str]) -> set[int]:
+    """Return the numbers of blocks, whose names start so. Raises ValueError for what is no number."""
+    return {int(name.removeprefix(prefix).split(".")[0]) for name in names if name.startswith(prefix)}
 
 
 def numbered(numbers: Set[int], what: str, where: str) -> int:
@@ -340,7 +349,7 @@ def matching_answers(path: Path | None, bias: Tensor | None, where: str) -> list
 
 
 def config_for(
-    sizes: InputConfig, model: EveModelConfig, task: TaskConfig, run: Path, where: str, start: str = "base", prefix: str = ""
+    sizes: InputConfig, model: ModelConfig, task: TaskConfig, run: Path, where: str, start: str = "base", prefix: str = ""
 ) -> Config:
     """Return the config of weights that were not trained here, at their sizes: as the task's recipe, after a prefix, has it, if
     there is one, else as the recipe `start`.

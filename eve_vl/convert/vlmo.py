@@ -29,7 +29,7 @@ from eve_vl.config import (
     VQAConfig,
 )
 from eve_vl.convert import published
-from eve_vl.convert.keys import BLOCK
+from eve_vl.convert.keys import BLOCK, classifier, token_head
 from eve_vl.errors import UserError
 from eve_vl.loading import build_task
 from eve_vl.model.ffn import NORM, POLICIES
@@ -70,25 +70,16 @@ class Head:
         return getattr(self.section, "own_types", False)
 
 
-def _classifier(ours: str, theirs: str) -> dict[str, str]:
-    return {f"{ours}.{number}.{part}": f"{theirs}.{number}.{part}" for number in (0, 1, 3) for part in NORM}
-
-
 def _contrast(ours: str, theirs: str) -> dict[str, str]:
     return {f"contrast.{ours}.{side}.weight": f"{theirs}_{side}_proj.fc.weight" for side in ("image", "text")}
 
 
-TOKEN_HEAD = {
-    **{f"token_head.fc1.{part}": f"mlm_score.transform.dense.{part}" for part in NORM},
-    **{f"token_head.norm.{part}": f"mlm_score.transform.LayerNorm.{part}" for part in NORM},
-    "token_head.fc2.weight": "mlm_score.decoder.weight",
-    "token_head.fc2.bias": "mlm_score.bias",
-}
+TOKEN_HEAD = token_head("mlm_score")
 MATCH_HEAD = {f"contrast.match_head.{part}": f"itm_score.fc.{part}" for part in NORM}
 SCALE = {"contrast.features.temperature": "logit_scale"}
 HEADS = {
-    "vqa_classifier.": Head(section=VQAConfig(), keys=_classifier("answer_head", "vqa_classifier")),
-    "nlvr2_classifier.": Head(section=NLVR2Config(own_types=True), keys=_classifier("concat_head", "nlvr2_classifier")),
+    "vqa_classifier.": Head(section=VQAConfig(), keys=classifier("answer_head", "vqa_classifier")),
+    "nlvr2_classifier.": Head(section=NLVR2Config(own_types=True), keys=classifier("concat_head", "nlvr2_classifier")),
     "itm_score.": Head(
         section=get_recipe("vlmo_base").task,
         keys=TOKEN_HEAD | MATCH_HEAD | _contrast("features", "itc") | _contrast("more_features.0", "itc_vl"),
@@ -169,9 +160,8 @@ def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tupl
     try:
         width, _, patch_size, _ = tensors[PATCHES].shape
         ffn_dim = len(tensors[f"{BLOCKS}0.mlp_imag.fc1.bias"])
-        blocks = {int(name.removeprefix(BLOCKS).split(".")[0]) for name in tensors if name.startswith(BLOCKS)}
-        top = {int(name.removeprefix(BLOCKS).split(".")[0]) for name in tensors if ".mlp_vl." in name}
-        depth = published.numbered(blocks, "blocks", where)
+        top = published.numbers_after(BLOCKS, [name for name in tensors if ".mlp_vl." in name])
+        depth = published.numbered(published.numbers_after(BLOCKS, tensors), "blocks", where)
         start = SIZES.get(width, "vlmo_base") + "_texts" * is_of_texts(tensors)
         like = get_recipe(start)
         if is_relative := TABLE in tensors:

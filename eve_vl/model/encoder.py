@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
+from eve_vl.config.model import NORM_EPS
 from eve_vl.model.backbone import Backbone, Encoded, Reads
 from eve_vl.model.embed import ImageEmbed, TextEmbed, join, resized_positions
 from eve_vl.model.ffn import POLICIES
@@ -26,17 +27,22 @@ class Block(nn.Module):
     """Pre-norm attention and feed-forward part, LayerScale and drop-path on both branches."""
 
     def __init__(
-        self, config: EveModelConfig, policy: FFNPolicy, drop_path_rate: float = 0.0, sizes: InputConfig | None = None
+        self,
+        config: EveModelConfig,
+        policy: FFNPolicy,
+        drop_path_rate: float = 0.0,
+        sizes: InputConfig | None = None,
+        norm_eps: float = NORM_EPS,
     ):
         super().__init__()
         self.policy = POLICIES[policy]
         self.drop_path_rate = drop_path_rate
-        self.norm1 = layer_norm(config.embed_dim)
+        self.norm1 = layer_norm(config.embed_dim, norm_eps)
         self.attn = Attention(config.embed_dim, config.num_heads)
         self.scale1 = nn.Parameter(torch.empty(config.embed_dim))
         self.scale2 = nn.Parameter(torch.empty(config.embed_dim))
         if self.policy.has_norm:
-            self.norm2 = layer_norm(config.embed_dim)
+            self.norm2 = layer_norm(config.embed_dim, norm_eps)
         self.ffn = self.policy.build(config, sizes)
 
     def forward(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import EveModelConfig, InputConfig, TowersModelConfig
+from eve_vl.config import InputConfig, TowersModelConfig
 from eve_vl.errors import UserError
 from eve_vl.model.backbone import Backbone, Encoded, Reads
 from eve_vl.model.embed import ImageEmbed, TextEmbed, join, resized_positions
@@ -20,16 +20,37 @@ from eve_vl.model.moe import RouterStats
 from eve_vl.model.rows import Rows, Tokens
 
 
+class PostNormBlock(nn.Module):
+    """RoBERTa's: each branch is added and normalised after that."""
+
+    def __init__(self, config: TowersModelConfig):
+        super().__init__()
+        D, eps = config.embed_dim, config.tower_norm_eps
+        self.attn = Attention(D, config.num_heads)
+        self.ffn = FeedForward(D, config.block.ffn_dim, config.activation)
+        self.norm1, self.norm2 = layer_norm(D, eps), layer_norm(D, eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_SD: Tensor, rows: Rows) -> tuple[Tensor, None]:
+        """Return the rows after this block, (S, D), and no router's statistics."""
+        x_SD = self.norm1(x_SD + self.dropout(self.attn.among(x_SD, rows)))
+        return self.norm2(x_SD + self.dropout(self.ffn(x_SD))), None
+
+
 class Tower(nn.Module):
     """A modality's embedding and blocks. Its states come without the tower's norm: `Towers` applies it where they are read."""
 
-    def __init__(self, embed: ImageEmbed | TextEmbed, block: EveModelConfig, depth: int, *, norm_pre: bool):
+    def __init__(self, embed: ImageEmbed | TextEmbed, config: TowersModelConfig, depth: int):
         super().__init__()
+        D, eps, is_image = config.embed_dim, config.tower_norm_eps, isinstance(embed, ImageEmbed)
+        is_post_norm = config.towers == "clip_roberta" and not is_image  # then the last block ends in a norm
         self.embed = embed
-        self.norm_pre = layer_norm(block.embed_dim) if norm_pre else nn.Identity()
-        self.blocks = nn.ModuleList(Block(block, "shared") for _ in range(depth))
-        self.norm = layer_norm(block.embed_dim)
-        self.num_heads = block.num_heads
+        self.norm_pre = layer_norm(D, eps) if is_image else nn.Identity()
+        self.blocks = nn.ModuleList(
+            PostNormBlock(config) if is_post_norm else Block(config.block, "shared", norm_eps=eps) for _ in range(depth)
+        )
+        self.norm = nn.Identity() if is_post_norm else layer_norm(D, eps)
+        self.num_heads = config.num_heads
 
     def forward(self, *inputs: Any, **more: Any) -> Tokens:
         """Return the states of what the embedding takes."""
@@ -52,10 +73,10 @@ class CoAttention(nn.Module):
 
     def __init__(self, config: TowersModelConfig):
         super().__init__()
-        D = config.embed_dim
+        D, eps = config.embed_dim, config.text_norm_eps
         self.attn, self.cross = Attention(D, config.num_heads), Attention(D, config.num_heads)
         self.ffn = FeedForward(D, config.block.ffn_dim, config.activation)
-        self.norm1, self.norm2, self.norm3 = layer_norm(D), layer_norm(D), layer_norm(D)
+        self.norm1, self.norm2, self.norm3 = layer_norm(D, eps), layer_norm(D, eps), layer_norm(D, eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -115,10 +136,11 @@ class Towers(Backbone):
         super().__init__()
         self.config: TowersModelConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sizes = sizes
-        D, block = config.embed_dim, config.block
-        image, text = ImageEmbed(D, sizes, config.stem), TextEmbed(D, sizes, vocab_size, config.dropout)
-        self.image: Tower = Tower(image, block, config.image_depth, norm_pre=True)  # pyright: ignore[reportIncompatibleMethodOverride]
-        self.text: Tower = Tower(text, block, config.text_depth, norm_pre=False)  # pyright: ignore[reportIncompatibleMethodOverride]
+        D, order = config.embed_dim, {"positions_first": config.towers == "clip_roberta"}
+        image = ImageEmbed(D, sizes, config.stem)
+        text = TextEmbed(D, sizes, vocab_size, config.dropout, norm_eps=config.tower_norm_eps, **order)
+        self.image: Tower = Tower(image, config, config.image_depth)  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.text: Tower = Tower(text, config, config.text_depth)  # pyright: ignore[reportIncompatibleMethodOverride]
         if config.fusion_depth:
             self.fusion = Fusion(config)
 
@@ -126,6 +148,11 @@ class Towers(Backbone):
     def pair_dim(self) -> int:
         """The pooled states of text and picture, side by side."""
         return 2 * self.config.embed_dim
+
+    @property
+    def classifier_dim(self) -> int:
+        """Hidden width of classifiers of pairs; as published, that of the state."""
+        return super().classifier_dim if self.config.towers == "eve" else self.pair_dim
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of pictures or texts after their tower, of pairs after co-attention."""

@@ -146,8 +146,7 @@ class VQA(Classifier[VQAConfig]):
         self.answer_ids: dict[str, list[int]] = {}  # of a normal form; a list may hold "2" and "two"
         for index, answer in enumerate(self.answers):
             self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
-        D = self.encoder.pair_dim
-        self.answer_head = MLPHead(D, 2 * D, len(self.answers))
+        self.answer_head = MLPHead(self.encoder.pair_dim, self.encoder.classifier_dim, len(self.answers))
         initialize(self, config.model)
         self.answer_head.start_as_one_of_many()
 
