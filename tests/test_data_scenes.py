@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from eve_vl.cli import main
+from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageDrawing, ImageText
-from eve_vl.data.scenes import ScenePairs
+from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.scenes.render import render
 from eve_vl.data.scenes.text import all_captions, captions
 from eve_vl.data.scenes.world import BACKGROUNDS, COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
@@ -404,3 +406,47 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 def test_an_unknown_split_is_refused():
     with pytest.raises(UserError, match="expected one of train, val, test, test_novel"):
         sample_scene("dev", 0, 0)
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("layout", "table", "rows"),
+    [
+        ("captions", "", ScenePairs(split="test", image_size=64, num_rows=7)),
+        ("questions", "questions.jsonl", SceneQuestions(split="test", image_size=64, num_rows=7)),
+        ("statements", "statements.jsonl", SceneStatements(split="test", image_size=64, num_rows=7)),
+    ],
+)
+def test_written_scenes_are_read_as_those_that_were_drawn(layout, table, rows, tmp_path, capsys):
+    main(["data", "write", "scenes", layout, str(tmp_path / "out"), "--rows", "7"])
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 7 rows of scenes:test as {layout}\n"
+    written = open_source(str(tmp_path / "out" / table), kind=layout)
+    assert len(written) == 7
+    for drawn, read in zip(rows, written, strict=True):
+        for side in {"image", "left", "right"} & {field.name for field in dataclasses.fields(drawn)}:
+            with Image.open(getattr(read, side).path) as image:
+                np.testing.assert_array_equal(np.asarray(image), getattr(drawn, side).pixels)
+        assert read.texts == drawn.texts
+        for name in {"answers", "label"} & {field.name for field in dataclasses.fields(drawn)}:
+            assert getattr(read, name) == getattr(drawn, name)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("caption new", "no layout 'caption'; did you mean 'captions'?"),
+        ("captions full", "full: is there already; name a new or an empty folder"),
+        ("captions new --rows 0", "rows is 0, expected at least 1"),
+        ("captions new --broken 0.1", "--broken is for phantoms"),
+    ],
+)
+def test_scenes_that_cannot_be_written(words, complaint, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(SystemExit):
+        main(["data", "write", "scenes", *words.split()])
+    assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -50,17 +50,17 @@ class AnswersArgs(SourceArgs):
 class WriteArgs:
     """Flags of `eve data write`."""
 
-    generator: Positional[Literal["phantoms"]]
-    """What to write; schematic radiographs that say nothing about medicine."""
+    generator: Positional[Literal["scenes", "phantoms"]]
+    """scenes: drawings of shapes, those of scenes:test; phantoms: schematic radiographs that say nothing about medicine."""
     layout: Positional[str]
-    """Of which data set the files are to be as: roco, medicat, vqa-rad, slake, medvqa-2019, melinda, chexpert,
-    chexpert-5x200."""
+    """scenes: captions (each beside its picture), questions or statements (a table beside the pictures). phantoms: of which
+    data set the files are to be as, roco, medicat, vqa-rad, slake, medvqa-2019, melinda, chexpert, chexpert-5x200."""
     folder: Positional[Path]
     """New folder to write."""
     rows: int = 200
-    """Rows of training; validation and test have a fifth, chexpert-5x200 so many of each class."""
+    """How many; of phantoms those of training, of which validation and test have a fifth, in chexpert-5x200 of each class."""
     broken: float = 0.0
-    """Share of the rows that are broken as such files are, to test what reads them; broken.jsonl lists them."""
+    """Of phantoms: share of the rows that are broken as such files are, to test what reads them; broken.jsonl lists them."""
     seed: int = 0
     """Another one gives other rows."""
 
@@ -122,7 +122,16 @@ def run_data_answers(args: AnswersArgs) -> None:
 
 
 def run_data_write(args: WriteArgs) -> None:
-    """Write built-in medical phantoms in the files of a known data set: eve data write phantoms LAYOUT FOLDER [flags]."""
+    """Write built-in pictures and texts to files: eve data write GENERATOR LAYOUT FOLDER [flags]."""
+    if args.generator == "scenes":
+        from eve_vl.data.scenes.write import write
+
+        if args.broken:
+            raise UserError("--broken is for phantoms")
+        with writing(args.folder):
+            write(args.layout, args.folder, image_size=GENERATED_SIZE, num_rows=args.rows, seed=args.seed)
+        say(f"{args.folder}: {counted(args.rows, 'row')} of scenes:test as {args.layout}")
+        return
     from eve_vl.data.phantoms.write import BROKEN_LIST, write
 
     with writing(args.folder):

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -96,6 +97,14 @@ class HasDistractors(Protocol):
     def distractors(self, index: int) -> list[str]:
         """Return false captions of a row's picture."""
         ...
+
+
+def new_folder(path: Path) -> Path:
+    """Make a folder, and return its path. Raises UserError if there is something already."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: is there already; name a new or an empty folder")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def check_split(split: str, splits: Mapping[str, object] | Sequence[str]) -> None:

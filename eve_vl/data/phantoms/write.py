@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from eve_vl.data.generated import pick
+from eve_vl.data.generated import new_folder, pick
 from eve_vl.data.phantoms import world
 from eve_vl.data.phantoms.panels import sample_panel
 from eve_vl.data.phantoms.questions import sample_question
@@ -95,10 +95,7 @@ def write(layout: str, folder: Path, *, num_rows: int = 200, broken: float = 0.0
         raise UserError(f"no layout {nearest(layout, LAYOUTS)}")
     if not 0 <= broken <= 1 or num_rows < 2:
         raise UserError(f"broken is {broken:g} and rows {num_rows}, expected a share from 0 to 1 and at least 2 rows")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already; name a new or an empty folder")
-    out = _Folder(path=folder, num_rows=num_rows, share=broken, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    out = _Folder(path=new_folder(folder), num_rows=num_rows, share=broken, seed=seed)
     LAYOUTS[layout](out)
     out.text(BROKEN_LIST, "".join(json.dumps(vars(row)) + "\n" for row in out.broken))
     return out.broken
