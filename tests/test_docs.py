@@ -155,7 +155,9 @@ def check_other(words: list[str]) -> None:
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.M), words
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        assert rest[0] == "install" and set(re.findall(r"\[(\w+)\]", rest[1])) <= {*extras}, words
+        assert rest[0] == "install" and set(re.findall(r"\[(\w+)\]", rest[-1])) <= {*extras}, words
+    elif program == "python3":
+        assert rest == ["-m", "venv", ".venv"], words
     elif program == "python":
         assert (ROOT / rest[0]).is_file(), words
         source = "".join(path.read_text() for path in (ROOT / rest[0]).parents[0].rglob("*.py"))

@@ -94,8 +94,9 @@ def medical_table(spec: Spec) -> Table | None:
         return None
     if not spec.path.is_dir():
         return None if spec.split is not None else _of_file(spec.path)
-    if len(list(islice(os.scandir(spec.path), MAX_ENTRIES))) == MAX_ENTRIES:
-        return None
+    with os.scandir(spec.path) as entries:
+        if len(list(islice(entries, MAX_ENTRIES))) == MAX_ENTRIES:
+            return None
     for layout in (_roco, _medicat, _rad, _slake, _medvqa, _melinda, _chexpert):
         splits = layout(spec.path)
         if spec.split is not None and spec.split in splits:
