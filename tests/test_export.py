@@ -19,7 +19,7 @@ from twins import in_rows, random_moe, randomize, slow_moe
 
 from eve_vl import export
 from eve_vl.cli import main
-from eve_vl.config import ContrastMatchConfig, TowersModelConfig
+from eve_vl.config import ContrastMatchConfig, PairConfig, TowersModelConfig
 from eve_vl.data.inputs import Inputs, given_images
 from eve_vl.eve import Eve
 from eve_vl.export import export_run
@@ -143,6 +143,13 @@ def test_co_attention_is_exported(tmp_path: Path):
     built = build_task(config, run.tokenizer).eval()
     write_run(replace(run, config=config, task=built), tmp_path / "run")
     (file,) = export_run(tmp_path / "run", tmp_path / "onnx", ("matcher",))
+    assert file.largest_difference < 1e-4
+
+
+def test_a_head_of_item_pairs_is_exported(tmp_path: Path):
+    """Which compares with torch as well."""
+    write_run(tiny_run("", task=PairConfig(), model=DENSE | {"stem": "blocks"}), tmp_path / "run")
+    (file,) = export_run(tmp_path / "run", tmp_path / "onnx", ("comparer",))
     assert file.largest_difference < 1e-4
 
 
