@@ -183,7 +183,8 @@ def run_inspect(args: InspectArgs) -> None:
     from eve_vl.inspect import inspect_config, inspect_run
 
     path = builtin.located(args.what)
-    is_run = args.what not in PRETRAIN and path.exists() and path.suffix not in (".json", ".py")
+    is_file = path.suffix.partition(":")[0] in (".json", ".py")
+    is_run = args.what not in PRETRAIN and not is_file and (path.exists() or "/" in args.what)
     if is_run and args.init is not None:
         raise UserError(f"--init has no effect: {path} is a run; leave it out")
     report = inspect_run(path) if is_run else inspect_config(recipe_config(args.what, args.init))
