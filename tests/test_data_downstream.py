@@ -24,6 +24,7 @@ from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.scenes.text import all_captions
 from eve_vl.data.scenes.world import sample_scene
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.plan import data_lines
 
 TOKENIZER = tiny_tokenizer()
 PLAIN = {"crop_scale": (1.0, 1.0), "flip": False}
@@ -418,6 +419,8 @@ def test_pictures_held_out_are_on_neither_side_of_a_statement_in_training(tmp_pa
     assert not shown[0] & shown[1]
     assert len(val) == 2  # of 90 first pictures
     assert 84 <= len(train) < 88  # beside the two, one to four that share a picture with them
+    left = f"; left out: {88 - len(train)} row"
+    assert left in data_lines(config, [train], [val])[1]
 
 
 def test_a_picture_held_out_of_one_source_is_in_no_other(tmp_path: Path):
