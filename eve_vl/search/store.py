@@ -108,7 +108,7 @@ class Store:
         if not self.is_of(run):
             made = f"{self.facts['run']}, step {self.facts['step']}"
             raise UserError(
-                f"{self.folder}: was made by another run ({made}) than {run.folder}, step {run.step}; features of different "
+                f"{self.folder}: was made by another run ({made}) than {run.shown}, step {run.step}; features of different "
                 "runs do not compare: name that run, or make another index: eve index SOURCE … --run RUN --out OTHER"
             )
 
