@@ -56,6 +56,7 @@ def evaluated(
     """
     flags = flags or {}
     data = dataclasses.replace(run.config.data, val_samples=num_samples, skip_broken_val=skip_broken)
+    run.task.check_heads(flags)
     settings = dataclasses.replace(run.config.task, **flags)
     if problems := settings.problems():
         raise UserError(f"{', '.join(f'--{name}' for name in flags).replace('_', '-')}: {'; '.join(problems)}")

@@ -171,7 +171,8 @@ def test_a_chart_of_single_points_is_its_values():
     chart = charts.line_chart("x", lines, show=percent)
     assert "<svg" not in chart and "So far one point, at 20 steps." in chart
     for axis, place, said in (("pairs", 1280, "1,280 pairs"), ("minutes", 0.08794, "0.0879 minutes"), ("step", 1, "1 step")):
-        assert f"So far one point, at {said}." in charts.line_chart("x", [charts.Series(name="a", points=[(place, 1.0)])], axis=axis)
+        line = charts.Series(name="a", points=[(place, 1.0)])
+        assert f"So far one point, at {said}." in charts.line_chart("x", [line], axis=axis)
     assert re.findall(r"<dt>(\w)</dt><dd>([\d.]+) %</dd>", chart) == [("a", "50.0"), ("b", "25.0"), ("c", "100.0")]
 
 

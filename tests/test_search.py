@@ -335,7 +335,7 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "index", "--image", "gone.png"), "no such file: gone.png"),
         (("index", "photos", "--out", "fresh"), "fresh: no such index; to make one, name the run"),
         (("index", "--run", run, "--out", "fresh"), "fresh: is no index yet; to make one, name folders"),
-        (("index", "scenes:test", "--run", run, "--out", "fresh"), "scenes:test: is generated data, which has no files to index"),
+        (("index", "scenes:test", "--run", run, "--out", "fresh"), "scenes:test: is generated data, which has no files"),
         (("index", "empty", "--run", run, "--out", "fresh"), "empty: no pictures in this folder"),
         (("index", "gone", "--run", run, "--out", "index"), "no such file or folder: "),
         (("index", "photos", "--run", other, "--out", "index"), "was made by another run"),

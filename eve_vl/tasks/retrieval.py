@@ -109,6 +109,11 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, MAX_GALLERY)))
         return SearchSet(sources, config, tokenizer)
 
+    def check_heads(self, flags: Mapping[str, Any]) -> None:
+        """Raise UserError if candidates are to be re-ranked without a matching head."""
+        if (rerank := flags.get("rerank", 0)) and self.contrast.match_head is None:
+            raise UserError(f"--rerank {rerank} needs a matching head, which this run lacks; leave --rerank out")
+
     def check_flags(self, flags: Mapping[str, Any], dataset: SearchSet) -> None:
         """Raise UserError if more candidates are to be re-ranked than a query has."""
         rerank = flags.get("rerank", 0)

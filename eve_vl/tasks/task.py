@@ -186,6 +186,9 @@ class Task(nn.Module, Generic[Settings]):
         """Return what evaluation goes through."""
         return cls.dataset(sources, config, tokenizer, training=False)
 
+    def check_heads(self, flags: Mapping[str, Any]) -> None:
+        """Raise UserError if flags of evaluation need a head that the run lacks."""
+
     def check_flags(self, flags: Mapping[str, Any], dataset: Any) -> None:
         """Raise UserError if flags of evaluation do not fit the data."""
 

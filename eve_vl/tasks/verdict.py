@@ -59,7 +59,8 @@ class Against:
         how += " to ".join(ends)
         if is_better and self.shows:
             return f"{self.shows}: {self.number} {our_text}, {self.than} {base_text}{how}", True
-        return f"{self.number} {our_text} is {'better' if is_better else 'worse'} than {self.than} ({base_text}{how})", is_better
+        word = "better" if is_better else "worse"
+        return f"{self.number} {our_text} is {word} than {self.than} ({base_text}{how})", is_better
 
     def _difference(self, ours: float, base: float) -> tuple[float, float, str]:
         """Return both ends of how far a number is above the other, and words on how that is known."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes. Torch's own with a gradient warns of its removal, and what it names instead has none in 2.10."""
+    """The sum over all processes: torch's own with a gradient is deprecated, what it names instead has none in torch 2.10."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
