@@ -81,7 +81,8 @@ def evaluated(
             raise UserError(f"--predictions: {lacks}; repair such rows (eve data check lists them), or leave it out")
         predictions.parent.mkdir(parents=True, exist_ok=True)
         write_file(predictions, task.prediction_file(found.examples))
-    found = dataclasses.replace(found, numbers=found.numbers | task.baselines(found.examples) | num_skipped(skipped))
+    numbers = found.numbers | task.baselines(found.examples) | num_skipped(skipped)
+    found = dataclasses.replace(found, numbers=numbers, notes=dataset.notes())
     if blind and task.blinds:
         of_blind = blind_numbers(run, task, dataset, found, skip_broken=skip_broken)
         found = dataclasses.replace(found, numbers=found.numbers | of_blind)

@@ -114,6 +114,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
+    trainer.notes = trainer.notes if has_resumed else [*trainer.notes, *val_dataset.notes()]
     distributed.barrier()
     if distributed.is_main():  # a start that came to nothing leaves nothing
         if not has_resumed:

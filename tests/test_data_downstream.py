@@ -55,6 +55,18 @@ def search_set(*sources: Source[ImageText], captions_per_image: int = 0, merge: 
     return SearchSet(sources, config_of(task, **data), TOKENIZER)
 
 
+def test_people_are_told_how_many_of_their_captions_are_searched():
+    """Of generated ones, which are as many as one likes, they are not."""
+    scenes, own = ScenePairs(split="val", image_size=16, num_rows=5), (ListSource(ROWS), ListSource(OTHER))
+    for limit, num, first in ((1, 4, "caption"), (2, 8, "2 captions"), (3, 10, "3 captions")):
+        (note,) = search_set(*own, scenes, captions_per_image=limit).notes()
+        assert note.startswith(
+            f"searches are among the first {first} of each picture, {num} of 11; eve evaluate … --captions-per"
+        )
+    for limit in (0, 4):
+        assert search_set(*own, scenes, captions_per_image=limit).notes() == []
+
+
 @pytest.mark.parametrize("limit", [0, 1, 2, 5])
 def test_each_caption_is_its_own_pictures_alone(limit):
     """As COCO and Flickr30K are scored; five captions of a picture are five, on whichever rows they stand."""

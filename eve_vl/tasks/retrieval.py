@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, RetrievalConfig, generated
+from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data.batch import CaptionBatch, SearchPictures, SearchTexts
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
@@ -214,13 +214,10 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return replace(self.settings, rerank=int(numbers.get("rerank_k", 0)))
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
-        """Say which captions went with their pictures, what re-ranking is worth, and so if it makes the search worse."""
+        """Say how many captions went with their pictures, what re-ranking is worth, and so if it makes the search worse."""
         ranked, alone, remarks = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().remarks(numbers)
         if left_out := numbers.get("num_captions_skipped"):
             remarks.append(f"captions left out with their pictures: {left_out:,}")
-        if (limit := self.settings.captions_per_image) and not any(map(generated, self.config.data.val)):
-            first = "caption" if limit == 1 else f"{limit} captions"
-            remarks.append(f"searched among the first {first} of each picture; --captions-per-image 0 searches among all")
         if not self.is_comparable:
             num_pairs = counted(int(numbers["num_images"] * numbers["num_texts"]), "pair")
             remarks.append(f"no contrast: the matching head scored each of {num_pairs} of a picture and a caption")

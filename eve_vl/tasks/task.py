@@ -72,6 +72,8 @@ class Evaluated:
     examples: Sequence[Any] = ()
     row_scores: Mapping[str, float] = field(default_factory=dict)
     """What each row adds to the main number, by its name; see `Task.row_scores`."""
+    notes: Sequence[str] = ()
+    """What people should know of the rows, a sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True)
