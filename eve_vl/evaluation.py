@@ -56,6 +56,7 @@ def evaluated(
     """
     flags = flags or {}
     data = dataclasses.replace(run.config.data, val_samples=num_samples, skip_broken_val=skip_broken)
+    run.task.check_heads(flags)
     settings = dataclasses.replace(run.config.task, **flags)
     if problems := settings.problems():
         raise UserError(f"{', '.join(f'--{name}' for name in flags).replace('_', '-')}: {'; '.join(problems)}")
@@ -80,7 +81,8 @@ def evaluated(
             raise UserError(f"--predictions: {lacks}; repair such rows (eve data check lists them), or leave it out")
         predictions.parent.mkdir(parents=True, exist_ok=True)
         write_file(predictions, task.prediction_file(found.examples))
-    found = dataclasses.replace(found, numbers=found.numbers | task.baselines(found.examples) | num_skipped(skipped))
+    numbers = found.numbers | task.baselines(found.examples) | num_skipped(skipped)
+    found = dataclasses.replace(found, numbers=numbers, notes=dataset.notes())
     if blind and task.blinds:
         of_blind = blind_numbers(run, task, dataset, found, skip_broken=skip_broken)
         found = dataclasses.replace(found, numbers=found.numbers | of_blind)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eve_vl import builtin
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
 from eve_vl.config.code import load_file
 from eve_vl.config.tasks import ANY
@@ -81,7 +82,7 @@ class Eve:
 
     def __repr__(self) -> str:
         config = self.run.config
-        return f"Eve({self.run.folder}: {config.task.name}, step {self.run.step}; calls {', '.join(self.calls)})"
+        return f"Eve({self.run.shown}: {config.task.name}, step {self.run.step}; calls {', '.join(self.calls)})"
 
     def __dir__(self) -> Iterable[str]:
         """List the calls too."""
@@ -143,9 +144,12 @@ class Eve:
         """Raise UserError, which says how to get a run that does, if the run's heads do not allow a call."""
         if call in self.calls:
             return
-        config = self.run.config
+        config, shown = self.run.config, self.run.shown
+        init = config.init  # which may be gone, and which the package does not bring
+        if init and (builtin.is_named(shown) or not (builtin.is_named(init) or init.exists())):
+            init = None
         if call == "route":
-            problem = f"route: {self.run.folder} is a run without experts, so its tokens have nothing to choose from"
+            problem = f"route: {shown} is a run without experts, so its tokens have nothing to choose from"
             raise NoSuchCallError(f"{problem}; to get one with them: eve pretrain RECIPE --model.deep-ffn moe")
         tasks = [kind for kind in kinds_of(TaskConfig).values() if call in (*kind.calls, "look")]  # all can look
         finetuned = [kind for kind in tasks if not kind.is_pretraining]
@@ -153,12 +157,12 @@ class Eve:
             unfit = config.model.problems_with(finetuned[0](), "pairs")
             # the search of the demo has no matching head
             small = ("scenes_" if call in ("match", "look") else "demo_") if config.input.image_size < 224 else ""
-            start = self.run.folder if config.task.is_pretraining else config.init or "PRETRAINED"
+            start = shown if config.task.is_pretraining else init or (shown if config.init else "PRETRAINED")
             how = f"eve finetune {finetuned[0].recipe or small + finetuned[0].name} --init {start}"
             how = f"eve pretrain of another model, for {unfit[0]}" if unfit else how
         elif how is None:
-            how = "eve pretrain, or the run that this one started from" + (f", {config.init}" if config.init else "")
+            how = "eve pretrain, or the run that this one started from" + (f", {init}" if init else "")
         raise NoSuchCallError(
-            f"{call}: {self.run.folder} is a run of task {config.task.name}, which allows {', '.join(self.calls)}; "
+            f"{call}: {shown} is a run of task {config.task.name}, which allows {', '.join(self.calls)}; "
             f"to get one that allows {call}: {how}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from eve_vl import builtin
 from eve_vl.config import Config, config_from_dict
 from eve_vl.data.answers import read_answers
 from eve_vl.data.inputs import Inputs
@@ -37,6 +38,12 @@ class LoadedRun:
         folder = folder.parent if folder.name == checkpoint.BEST else folder
         folder = folder.parents[1] if folder.parent.name == checkpoint.CHECKPOINTS else folder
         return folder.name or "run"
+
+    @property
+    def shown(self) -> str:
+        """How to name it on this machine: by its folder or, if the package brings it, as builtin:NAME."""
+        named = builtin.name_of(self.folder)
+        return named if builtin.is_named(named) else str(self.folder)
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +77,7 @@ def seen_as(run: LoadedRun, name: str) -> LoadedRun:
         return run
     if (task := run.task.seen_as(name)) is None:
         raise UserError(
-            f"{run.folder}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
+            f"{run.shown}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
             f"(eve finetune --help), or evaluate {run.config.task.name}"
         )
     return dataclasses.replace(run, config=task.config, task=task)

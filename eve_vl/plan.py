@@ -9,6 +9,7 @@ import torch
 from eve_vl.config import HELD_OUT, Config, flat, to_dict
 from eve_vl.data.records import Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.talk import counted
 from eve_vl.tasks.task import Task
 from eve_vl.train import distributed
 from eve_vl.train.optim import learning_rate
@@ -34,9 +35,11 @@ def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any
     )
     num_val = sum(map(len, val_sources))
     if config.data.val == (HELD_OUT,):
-        total = num_val + sum(map(len, sources))
+        total = sum(len(getattr(source, "dataset", source)) for source in sources)
+        lost = total - num_val - sum(map(len, sources))
+        beside = f"; left out: {counted(lost, 'row that shows', 'rows that show')} a held-out picture too" if lost else ""
         few = f"; numbers on fewer than {FEW_ROWS} rows tell little, --data.val-share keeps more" * (num_val < FEW_ROWS)
-        val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}{few}"
+        val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}{beside}{few}"
     used = f", {config.data.val_samples:,} of them used" if config.data.val_samples < num_val else ""
     return [f"training data: {train}", f"validation data: {val}{used}"]
 

@@ -27,7 +27,7 @@ from eve_vl.metrics.certainty import to_json
 from eve_vl.model.transfer import parts, transfer
 from eve_vl.plan import changes, cut_texts, data_lines, machine_line, run_lines
 from eve_vl.seeds import seed_everything, set_threads
-from eve_vl.talk import say
+from eve_vl.talk import counted, say
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
 from eve_vl.train import checkpoint, distributed
@@ -114,6 +114,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
     val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
+    trainer.notes = trainer.notes if has_resumed else [*trainer.notes, *val_dataset.notes()]
     distributed.barrier()
     if distributed.is_main():  # a start that came to nothing leaves nothing
         if not has_resumed:
@@ -144,7 +145,7 @@ def settle_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> N
             seconds[threads].append(trainer.rehearse(batch))
         one, all_ = (statistics.median(found[1:]) for found in seconds.values())
         torch.set_num_threads(most if one / all_ >= PAYS else 1)
-        say(f"threads: {torch.get_num_threads()}; a step takes with {most} {all_ / one:.2f} times as long as with one")
+        say(f"threads: {torch.get_num_threads()} (with {most} a step takes {all_ / one:.2f} times as long as with one)")
 
 
 def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
@@ -220,7 +221,7 @@ def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokeniz
             "the sources hold no usable text to train a tokenizer on; name the column of texts with --data.text-column, or "
             "a tokenizer with --tokenizer.path (eve tokenizer train TEXTS makes one of other texts)"
         )
-    say(f"training a tokenizer of at most {vocab_size:,} tokens on {len(texts):,} texts")
+    say(f"training a tokenizer of at most {vocab_size:,} tokens on {counted(len(texts), 'text')}")
     return Tokenizer.train(texts, vocab_size)
 
 

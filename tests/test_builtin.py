@@ -17,6 +17,7 @@ from pyarrow import parquet
 from test_bad_input import complaint
 
 from eve_vl import builtin
+from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.loading import build_task
 from eve_vl.search.index import Index
@@ -49,6 +50,14 @@ def test_weights_are_halves_on_the_disk_and_whole_in_memory(run):
         halves = np.frombuffer(file[start + first : start + last], np.float16).reshape(entry["shape"])
         assert parameters[name].dtype == torch.float32
         assert np.array_equal(parameters[name].detach().numpy(), halves.astype(np.float32))
+
+
+def test_it_is_named_as_people_name_it(run):
+    """Not by where it is installed, nor by the run that it started from, which is not brought."""
+    assert repr(run).startswith("Eve(builtin:icons: retrieval, step ")
+    said = "^answer: builtin:icons is a run of task retrieval, .* answer: eve finetune demo_vqa --init builtin:icons$"
+    with pytest.raises(UserError, match=said):
+        _ = run.answer
 
 
 def test_the_icons_are_unpacked_once_and_mended(tmp_path):

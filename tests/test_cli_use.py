@@ -97,7 +97,7 @@ def test_look(eve, folder):
     expected = Eve.load(folder / "vqa").look(folder / "0.png", TEXT, word="blue", block=0)
     sheet = np.asarray(Image.open(folder / "heat.png"))
     np.testing.assert_array_equal(sheet[::5, ::5], expected.overlays()[0])
-    assert f'what speaks for {expected.score} (probability {expected.probability:.4f}) to "blue", block 0' in done.stdout
+    assert f'where "blue" looks in block 0 for {expected.score} (probability {expected.probability:.4f})' in done.stdout
     found = json.loads((folder / "heat.json").read_text())
     np.testing.assert_allclose(found["grids"], expected.grids, rtol=1e-5)
     assert (found["word"], found["block"], found["score"]) == ("blue", 0, expected.score)
@@ -107,7 +107,7 @@ def test_look_at_two_pictures(eve, folder):
     done = eve("look", "nlvr2", "0.png", TEXT, "--right", "1.png", "--out", "both.jpg")
     assert done.returncode == 0, done.stderr
     assert size(folder / "both.jpg") == (2 * 5 * 30 + 8, 5 * 40)
-    assert "to the text, block 1" in done.stdout
+    assert "both.jpg: where block 1 looks for the verdict " in done.stdout
 
 
 def test_encode(eve, folder):

@@ -167,6 +167,22 @@ def test_flags_of_a_run_are_those_of_its_task(config):
     assert known == run.replace("--resume", "--steps --json").split()
 
 
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ("judge", "eve judge [-h] RUN LEFT RIGHT STATEMENT [--device"),
+        ("look", "eve look [-h] [OPTIONS] RUN IMAGE [TEXT]"),
+        ("index", "eve index [-h] [OPTIONS] [SOURCE …]"),
+        ("data write", "eve data write [-h] {phantoms} LAYOUT FOLDER [--rows"),
+        ("report", "eve report [-h] [RUN …] [--out"),
+    ],
+)
+def test_usage_calls_what_is_given_by_its_name(words, usage, capsys):
+    with pytest.raises(SystemExit):
+        main([*words.split(), "--help"])
+    assert f"usage: {usage}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("verb", "recipe"), TRAINING)
 def test_flags_are_those_that_help_shows(verb, recipe, capsys):
     with pytest.raises(SystemExit):

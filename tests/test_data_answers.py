@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from twins import ListSource, noise, questions
+from twins import ListSource, noise, questions, tiny_config
 
 from eve_vl.cli import main
+from eve_vl.config import VQAConfig
 from eve_vl.data.answers import NUM_SHOWN, closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.records import ImageQuestion, usable_rows
 from eve_vl.data.scenes import SceneQuestions
 from eve_vl.data.scenes.questions import ANSWERS
 from eve_vl.errors import UserError
 from eve_vl.metrics.vqa import normalize
+from eve_vl.tasks.vqa import VQA
 
 LIST = ["yes", "two dogs", "café au lait"]
 
@@ -157,3 +159,15 @@ def test_a_source_without_an_answerable_question_is_a_mistake():
     """Weights of sources, --data.train-weights, would no longer belong to them."""
     with pytest.raises(UserError, match=r"^q:0 and all after it: the answer list answers none of these 2 training questions$"):
         drop_unanswerable([asked([["yes"]]), asked([["cat"], ["dog"]])], ["yes"], normalize)
+
+
+def test_a_list_that_was_built_says_what_would_have_kept_all(tmp_path: Path):
+    """One that was given does not: the flag is refused beside it."""
+    rows = asked([["yes"]] * 9 + [["no"]] * 8)
+    (tmp_path / "answers.txt").write_text("yes\n")
+    for task, is_built in ((VQAConfig(), True), (VQAConfig(answers=tmp_path / "answers.txt"), False)):
+        prepared = VQA.prepare(tiny_config(task=task), [rows], None)
+        assert prepared.labels == ("yes",)
+        assert [note.endswith(" (--task.min-answer-count 1 keeps all)") for note in prepared.notes] == [is_built]
+    kept_all = VQA.prepare(tiny_config(task=VQAConfig(min_answer_count=1)), [rows], None)
+    assert kept_all.notes == () and len(kept_all.sources[0]) == 17

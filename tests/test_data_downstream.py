@@ -24,6 +24,7 @@ from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.scenes.text import all_captions
 from eve_vl.data.scenes.world import sample_scene
 from eve_vl.errors import BadSampleError, UserError
+from eve_vl.plan import data_lines
 
 TOKENIZER = tiny_tokenizer()
 PLAIN = {"crop_scale": (1.0, 1.0), "flip": False}
@@ -52,6 +53,18 @@ OTHER = [captioned("gold", "a gold card", "a red card", where="b:0"), captioned(
 def search_set(*sources: Source[ImageText], captions_per_image: int = 0, merge: bool = False, **data: object) -> SearchSet:
     task = RetrievalConfig(captions_per_image=captions_per_image, merge_captions=merge)
     return SearchSet(sources, config_of(task, **data), TOKENIZER)
+
+
+def test_people_are_told_how_many_of_their_captions_are_searched():
+    """Of generated ones, which are as many as one likes, they are not."""
+    scenes, own = ScenePairs(split="val", image_size=16, num_rows=5), (ListSource(ROWS), ListSource(OTHER))
+    for limit, num, first in ((1, 4, "caption"), (2, 8, "2 captions"), (3, 10, "3 captions")):
+        (note,) = search_set(*own, scenes, captions_per_image=limit).notes()
+        assert note.startswith(
+            f"searches are among the first {first} of each picture, {num} of 11; eve evaluate … --captions-per"
+        )
+    for limit in (0, 4):
+        assert search_set(*own, scenes, captions_per_image=limit).notes() == []
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 5])
@@ -418,6 +431,8 @@ def test_pictures_held_out_are_on_neither_side_of_a_statement_in_training(tmp_pa
     assert not shown[0] & shown[1]
     assert len(val) == 2  # of 90 first pictures
     assert 84 <= len(train) < 88  # beside the two, one to four that share a picture with them
+    left = f"; left out: {88 - len(train)} row"
+    assert left in data_lines(config, [train], [val])[1]
 
 
 def test_a_picture_held_out_of_one_source_is_in_no_other(tmp_path: Path):

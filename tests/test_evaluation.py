@@ -25,6 +25,7 @@ from eve_vl.metrics.certainty import Estimate, from_json, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.tasks import vqa
 from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.tasks.mlim import Mlim
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.verdict import Against
@@ -96,6 +97,20 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
     assert len(shown) == 8 and {re.search(r"\S+–", line).start() for line in shown} == {39}  # pyright: ignore
     assert done.stdout.splitlines()[-1] == f"verdict: {load_run(trained / 'run').task.verdict(numbers)}"
     assert "note: " not in done.stdout  # held-out rows were not trained on
+
+
+def test_people_are_told_that_words_are_hidden_in_first_captions(trained: Path, eve, tmp_path):
+    """Only of pictures that have several; of a training in its log, and once."""
+    rows = write_rows(tmp_path / "own", 24)
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    lines[5]["caption"] = ["a red square", "another caption"]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = "evaluation hides words of the first caption of each picture alone, training those of any"
+    assert f"note: {said}\n" in eve("evaluate", "masked_signal", trained / "run", "--data", rows).stdout
+    for steps in (1, 2):
+        done = eve("pretrain", "tiny", "--out", "run", "--data.train", rows, "--data.val", rows, "--train.steps", steps)
+        assert done.returncode == 0, done.stderr
+    assert [row["text"] for row in read_log(tmp_path / "run") if row["kind"] == "note"].count(said) == 1
 
 
 def test_rows_that_were_trained_on_are_noticed_whatever_the_file_is_called(trained: Path, eve, tmp_path):
@@ -225,6 +240,11 @@ def test_a_verdict_for_each_case():
     numbers = {"mse": Estimate(0.2, n=500, low=0.19, high=0.21, method="t"), "mean": 0.3}
     assert lower.judge(numbers) == ("mse 0.200 is better than painting the mean (0.300, intervals apart)", True)
     assert lower.judge(numbers | {"mean": 0.1}) == ("mse 0.200 is worse than painting the mean (0.100, intervals apart)", False)
+    close = Estimate(0.28214, n=500, low=0.2, high=0.3, method="t", versus={"mean": [-0.0006, -0.00004]})
+    for mean, shown in ((0.28246, "0.28214 is better than painting the mean (0.28246"), (0.3, "0.28214 is better than")):
+        said, is_better = lower.judge({"mse": close, "mean": mean}) or ("", False)
+        assert is_better and shown in said and ", difference -0.00060 to -0.00004)" in said
+    assert lower.judge({"mse": 0.2, "mean": 0.20004}) == ("mse 0.20000 is better than painting the mean (0.20004)", True)
     one_picture = Estimate(0.2, n=108, low=0.19, high=0.21, method="t", groups=1)
     assert lower.judge({"mse": one_picture, "mean": 0.3}) == (
         "too little to tell: 108 patches in 1 group of rows (mse 0.200, painting the mean 0.300)",
@@ -250,6 +270,11 @@ def test_numbers_of_the_same_rows_are_judged_by_their_difference():
 
 
 def test_verdicts_of_tasks():
+    painted = {"recon": 0.282, "recon_wrong_caption": 0.283, "mim_mse": 0.358, "mim_mse_mean_baseline": 0.066}
+    worse = "mim_mse 0.358 is worse than painting the mean of the neighbours (0.066)"
+    assert object.__new__(Mlim).verdict(painted) == worse
+    used = "uses the caption: recon 0.282, with a wrong caption 0.283"
+    assert object.__new__(Mlim).verdict(painted | {"mim_mse": 0.05}).endswith(f"; {used}")
     numbers = {"mlm_acc": share(500, 1000), "mlm_acc_unigram": share(600, 1000), "mlm_acc_wrong_image": share(100, 1000)}
     verdict = object.__new__(MaskedSignal).verdict(numbers)
     assert verdict == "mlm_acc 0.500 is worse than always guessing the most frequent word (0.600, intervals apart)"

@@ -320,13 +320,16 @@ def test_calls(name):
         )
 
 
-def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from():
-    run = tiny_run("vqa")
-    eve = Eve(replace(run, config=replace(run.config, init=Path("runs/start"))))
-    with pytest.raises(UserError, match=r"to get one that allows judge: eve finetune demo_nlvr2 --init runs/start$"):
-        _ = eve.judge
-    with pytest.raises(UserError, match=r"eve pretrain, or the run that this one started from, runs/start$"):
-        _ = eve.fill_mask
+def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from(tmp_path: Path):
+    """Or, if that is gone, to itself."""
+    run, start = tiny_run("vqa"), tmp_path / "start"
+    eve = Eve(replace(run, config=replace(run.config, init=start)))
+    for init, named in (("tiny", ""), (start, f", {start}")):
+        with pytest.raises(UserError, match=rf"to get one that allows judge: eve finetune demo_nlvr2 --init {init}$"):
+            _ = eve.judge
+        with pytest.raises(UserError, match=rf"eve pretrain, or the run that this one started from{named}$"):
+            _ = eve.fill_mask
+        start.mkdir(exist_ok=True)
 
 
 def test_towers_that_never_meet_need_another_model_to_match():

@@ -147,7 +147,7 @@ def test_a_rival_without_matching_looks_for_a_hidden_word_alone():
 
 def test_a_map_is_printed_and_kept_as_what_it_says():
     found = Eve(tiny_run("nlvr2")).look(noise(0), TEXT, right=noise(1), word="blue")
-    assert str(found) == f'what speaks for the verdict true (probability {found.probability:.4f}) to "blue", block 1'
+    assert str(found) == f'where "blue" looks in block 1 for the verdict true (probability {found.probability:.4f})'
     values = json.loads(json.dumps(found.values()))
     np.testing.assert_allclose(values.pop("grids"), found.grids)
     assert values == {"score": "the verdict true", "probability": found.probability, "word": "blue", "block": 1}

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import Subset
 from twins import pairs, tiny_config
 
 from eve_vl.config import HELD_OUT, Config
@@ -34,10 +35,15 @@ def test_rows_are_those_of_each_source():
         "validation data: 9 rows of c, 5 of them used",
     ]
     config = replace(config, data=replace(config.data, val=(HELD_OUT,), val_samples=50))
-    assert data_lines(config, [a, b], [a, c])[1] == (
-        "validation data: 12 of 1,249 rows held out, 1.0%; numbers on fewer than 100 rows tell little, "
-        "--data.val-share keeps more"
-    )
+    whole, more = pairs(1234), ""
+    for num_left in (0, 1, 6):
+        part: Any = Subset(whole, range(12 + num_left, 1234))  # pyright: ignore[reportArgumentType]
+        if num_left:
+            more = f" left out: {'1 row that shows' if num_left == 1 else '6 rows that show'} a held-out picture too;"
+        assert data_lines(config, [part], [pairs(12)])[1] == (
+            f"validation data: 12 of 1,234 rows held out, 1.0%;{more} numbers on fewer than 100 rows tell little, "
+            "--data.val-share keeps more"
+        )
 
 
 def test_texts_that_are_cut_are_told():

@@ -416,6 +416,7 @@ def test_inspect_prints_the_name_of_a_recipe_as_it_is(eve, own):
         ("inspect own_shapes.py:aks", "own_shapes.py: no recipe 'aks'; did you mean 'ask'?"),
         ("inspect demo_vqs", "no recipe 'demo_vqs'; did you mean 'demo_vqa'?"),
         ("inspect own_shapes.py:small --init run", "--init has no effect: own_shapes.py:small is no recipe of fine-tuning"),
+        ("inspect runs/none", "runs/none: no such run folder"),
         ("inspect run --init run", "--init has no effect: run is a run"),
         ("inspect demo_vqa --init nowhere", "nowhere: no such run folder"),
         ("data check own_shapes.py --init run", "--init says what a --recipe starts from; name that too"),

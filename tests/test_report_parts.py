@@ -169,7 +169,10 @@ def test_a_chart_of_single_points_is_its_values():
         charts.Series(name="c", points=[(0, 1), (20, 1)], is_reference=True),
     ]
     chart = charts.line_chart("x", lines, show=percent)
-    assert "<svg" not in chart and "at one step, 20." in chart
+    assert "<svg" not in chart and "So far one point, at 20 steps." in chart
+    for axis, place, said in (("pairs", 1280, "1,280 pairs"), ("minutes", 0.08794, "0.0879 minutes"), ("step", 1, "1 step")):
+        line = charts.Series(name="a", points=[(place, 1.0)])
+        assert f"So far one point, at {said}." in charts.line_chart("x", [line], axis=axis)
     assert re.findall(r"<dt>(\w)</dt><dd>([\d.]+) %</dd>", chart) == [("a", "50.0"), ("b", "25.0"), ("c", "100.0")]
 
 

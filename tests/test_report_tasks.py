@@ -85,6 +85,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     page, loaded = Page(path), load_run(runs[task])
     assert_self_contained(path)
     assert page.ids == ["numbers", "curves", task, "routing", "config"]
+    assert " Heat, blue to red: " in page.text and any("heat" in alt for alt in page.pictures)
     assert path.stat().st_size < 600_000
     assert f"{task}recipescenes_{task}step" in page.text
     assert "training datascenes:train (100,000 rows)validation datascenes:val (1,000 rows)" in page.text
@@ -402,7 +403,7 @@ def test_without_matching_head_and_from_scratch(pretrained: Path, tmp_path: Path
     assert f"random weights (shape and tokenizer of {pretrained})" in page.text
     assert "contrast alone" not in page.text.partition("Among ")[0]
     assert "_itc_only" not in page.text
-    assert "heat" not in " ".join(page.pictures)
+    assert "heat" not in " ".join(page.pictures) and "Heat" not in page.text
     assert "--scratch" in page.text
 
 

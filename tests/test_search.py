@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import sqlite3
 import tarfile
@@ -283,6 +284,10 @@ def write_bad_indices(eve, run, model, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "index", tmp_path / "lacking")
     with (tmp_path / "lacking" / "pictures-00000.f16").open("r+b") as file:
         file.truncate(200)
+    for name, size in (("shortened", 5000), ("nil", 0), ("wrong", 0)):
+        shutil.copytree(tmp_path / "index", tmp_path / name)
+        os.truncate(tmp_path / name / store.DATABASE, size)
+    (tmp_path / "wrong" / store.DATABASE).write_text("no database at all " * 9)
     (tmp_path / "killed").mkdir()
     store.Store.create(tmp_path / "killed", model.run)  # killed before its first commit
 
@@ -309,15 +314,19 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "index", "red", "--where", "a=\udcff"), "where: "),
         (("search", "index", "red", "--folder", "\udcff"), "folder: "),
         (("search", "index", "red", "--where", "set"), "--where: 'set' was given, expected COLUMN=VALUE"),
-        (("search", "index", "red", "--run", other), "was made by another run"),
+        (("search", "index", "red", "--run", other), "or make another index: eve index SOURCE … --run RUN --out OTHER"),
         (("search", "older", "red"), f"by version {__version__} of eve_vl in format 0, this is version {__version__}, format"),
         (("search", "older", "red"), "; make it anew: delete older, then eve index SOURCE … --run RUN --out older"),
+        (("search", "shortened", "red"), "index.sqlite: database disk image is malformed; make it anew: delete shortened, "),
+        (("index", "--out", "nil"), "nil/index.sqlite: no such table: fact; make it anew: delete nil, then"),
+        (("serve", "--index", "wrong"), "wrong/index.sqlite: file is not a database; make it anew: delete wrong, then"),
         (("search", "nothing", "red"), "(eve index FOLDER --run RUN --out nothing makes one)"),
         (
             ("index", "--out", "lacking"),
             "pictures-00000.f16: lacks features that the index knows of; make it anew: delete lacking",
         ),
         (("serve", "--index", "moved"), "the run that moved was made by; name it: eve serve RUN --index moved"),
+        (("serve", "index"), "index: is an index, not a run folder; name it with --index"),
         (("serve", "gone", "--index", "nothing"), "nothing: no such index"),
         (("serve", other, blind, "--index", "index"), f"than {other}"),
         (("search", "moved", "red"), "/nowhere/run: is not there any more, the run that moved was made by"),
@@ -326,6 +335,7 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "index", "--image", "gone.png"), "no such file: gone.png"),
         (("index", "photos", "--out", "fresh"), "fresh: no such index; to make one, name the run"),
         (("index", "--run", run, "--out", "fresh"), "fresh: is no index yet; to make one, name folders"),
+        (("index", "scenes:test", "--run", run, "--out", "fresh"), "scenes:test: is generated data, which has no files"),
         (("index", "empty", "--run", run, "--out", "fresh"), "empty: no pictures in this folder"),
         (("index", "gone", "--run", run, "--out", "index"), "no such file or folder: "),
         (("index", "photos", "--run", other, "--out", "index"), "was made by another run"),

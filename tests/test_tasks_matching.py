@@ -197,6 +197,8 @@ def test_a_pretrained_run_searches_with_the_heads_that_it_has(weights):
 def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
     run = write_run(tiny_run("", task=alone(), folder=tmp_path), tmp_path / "run")
     masked = write_run(tiny_run("masked"), tmp_path / "masked")
+    headless = RetrievalConfig(itm_weight=0.0, rerank=0)
+    headless = write_run(tiny_run("", task=headless, folder=tmp_path), tmp_path / "headless")
     picture = tmp_path / "a.png"
     from PIL import Image
 
@@ -212,6 +214,7 @@ def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
     assert "tr1 " in said("evaluate", "retrieval", run, "--data", "scenes:val", "--samples", "4")
     for words, problem in (
         ((run, "--data", "scenes:val", "--rerank", "5"), "rerank 5 is of the best by contrast, but itc_weight is 0"),
+        ((headless, "--data", "scenes:val", "--rerank", "5"), "--rerank 5 needs a matching head, which this run lacks; leave"),
         ((masked,), "is a masked_signal run, which has no head for retrieval"),
     ):
         with pytest.raises(SystemExit):

@@ -352,13 +352,6 @@ def test_a_search_among_nothing_says_what_to_do():
         numbers_of(task, SearchSet([ListSource(rows)], task.config, TOKENIZER), 4, skipped=[])
 
 
-@pytest.mark.parametrize("val", ["own.jsonl", "scenes:val"])
-def test_people_are_told_which_of_their_captions_are_searched(val: str):
-    task = build(tiny_config(task=RetrievalConfig(captions_per_image=2), data={"train": (val,), "val": (val,)}))
-    said = "searched among the first 2 captions of each picture; --captions-per-image 0 searches among all"
-    assert task.remarks({"r_mean": 0.5}) == [said] * (val == "own.jsonl")
-
-
 def test_people_are_told_where_the_matching_head_spoils_the_search():
     task = retrieval(rerank=4)
     numbers = numbers_of(task, eval_set(task.config), 5)

@@ -41,7 +41,7 @@ def run(out: Path, **train: object) -> int:
 def test_further_threads_must_pay(one, two, expected, cores, tmp_path: Path, capsys):
     cores(one, two)
     assert run(tmp_path / "run") == expected
-    assert f"threads: {expected}; a step takes with 2 {two / one:.2f} times as long as with one" in capsys.readouterr().out
+    assert f"threads: {expected} (with 2 a step takes {two / one:.2f} times as long as with one)\n" in capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_keeps_what_it_had(cores, tmp_path: Path, capsys):

@@ -80,6 +80,7 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
         argv = [re.sub(r"^--data\.(?=format|image|text|label)", "--", word) for word in argv]
     if default is None:  # of a recipe's flags the last one counts, by which scripts change their own
         _refuse_lost(flags, argv)
+        cls = _with_metavars(cls)
     try:
         with contextlib.redirect_stderr(box):
             args, unknown = tyro.cli(cls, args=[*argv], prog=prog, description=description, return_unknown_args=True, **kwargs)
@@ -94,6 +95,19 @@ def parse(cls: type[Args], argv: Sequence[str], prog: str, description: str | No
         name = re.sub(r"=.*", "", flag).replace("_", "-")
         raise UserError(f"no flag {name!r}; {did_you_mean(name, [*flags, '--code'], 0.5) or f'{prog} --help lists them'}")
     return args
+
+
+def _with_metavars(cls: type[Args]) -> type[Args]:
+    """Return the flags of a verb, of which help calls positional ones by their names, RUN LEFT RIGHT, not by their types."""
+    fields, hints = [], typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType]
+        hint, word = hints[field.name], field.name.upper()
+        if typing.get_origin(hint) is typing.Annotated and (kind := typing.get_origin(typing.get_args(hint)[0])) is not Literal:
+            shown = f"[{word.removesuffix('S')} …]" if kind is tuple else word
+            shown = f"[{word}]" if kind is not tuple and field.default is not dataclasses.MISSING else shown
+            named = typing.Annotated[hint, tyro.conf.arg(metavar=shown)]
+            fields.append((field.name, named, dataclasses.field(default=field.default)))
+    return dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, kw_only=True)  # pyright: ignore
 
 
 def _refuse_lost(flags: Mapping[str, Any], argv: Sequence[str]) -> None:

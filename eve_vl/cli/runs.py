@@ -116,7 +116,7 @@ def run_evaluate(argv: Sequence[str]) -> None:
     own = (field.name for field in dataclasses.fields(kind.evaluation))
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
     from eve_vl.data.loader import open_sources
-    from eve_vl.evaluation import evaluate_rows, remarks
+    from eve_vl.evaluation import evaluated, remarks
     from eve_vl.loading import load_run, seen_as
     from eve_vl.metrics.certainty import to_json
     from eve_vl.train.device import pick_device
@@ -133,10 +133,9 @@ def run_evaluate(argv: Sequence[str]) -> None:
         )
     sources = open_sources(args.data, how, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
     skip = args.skip_broken or (sources is None and run.config.data.skips_broken_val)
-    numbers, _ = evaluate_rows(
-        run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=skip, blind=args.blind
-    )
-    _say_numbers(numbers, remarks(run, numbers, sources), run.task.verdict(numbers))
+    found = evaluated(run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=skip, blind=args.blind)
+    numbers = found.numbers
+    _say_numbers(numbers, [*found.notes, *remarks(run, numbers, sources)], run.task.verdict(numbers))
     write_json(args.json, to_json(numbers))
 
 
@@ -183,7 +182,8 @@ def run_inspect(args: InspectArgs) -> None:
     from eve_vl.inspect import inspect_config, inspect_run
 
     path = builtin.located(args.what)
-    is_run = args.what not in PRETRAIN and path.exists() and path.suffix not in (".json", ".py")
+    is_file = path.suffix.partition(":")[0] in (".json", ".py")
+    is_run = args.what not in PRETRAIN and not is_file and (path.exists() or "/" in args.what)
     if is_run and args.init is not None:
         raise UserError(f"--init has no effect: {path} is a run; leave it out")
     report = inspect_run(path) if is_run else inspect_config(recipe_config(args.what, args.init))

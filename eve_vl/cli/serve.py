@@ -96,8 +96,11 @@ def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tu
     from eve_vl.eve import Eve
     from eve_vl.foreign import expand_user
     from eve_vl.search.index import Index
-    from eve_vl.search.store import Store
+    from eve_vl.search.store import DATABASE, Store
 
+    for path in paths:
+        if (expand_user(path) / DATABASE).is_file():
+            raise UserError(f"{path}: is an index, not a run folder; name it with --index")
     if folder is None:
         if not paths:
             raise UserError("name run folders to serve, or an --index")

@@ -76,7 +76,7 @@ def run_pretrain(argv: Sequence[str]) -> None:
 
 
 def run_finetune(argv: Sequence[str]) -> None:
-    """Fine-tune for retrieval, VQA, NLVR2 or classification: eve finetune RECIPE --init RUN [flags]."""
+    """Fine-tune for retrieval, VQA, NLVR2, pairs of items or classification: eve finetune RECIPE --init RUN [flags]."""
     if (make := _chosen("finetune", argv)) is None:
         return
     recipe = make(get_recipe("base"))

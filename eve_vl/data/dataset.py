@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from eve_vl.config import Config, MaskedSignalConfig, MlimConfig
 from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, PartedBatch, RowBatch, Sample
+from eve_vl.data.generated import is_generated
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.records import ImageBytes, ImageDrawing, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ NAMES_A_SIDE = re.compile(r"\b(left|right|(anti|counter)?-?clockwise)\w*", re.IG
 MAX_LABELS = 32  # of a row, present or known to be absent
 MAX_PARTNERS = 200  # tries to find a pair with another caption
 FEW_PAIRS = 16  # of so few for validation, each is looked at before training starts
+NUM_PROBED = 100  # rows of validation, for whether they have several texts
 SAMPLE, PARTNER, PICKS = 3, 4, 5  # purposes of random streams, beside those of the loader
 AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
@@ -55,6 +57,10 @@ class SampleSet(Dataset[Sample], ABC):
     @abstractmethod
     def eval_batches(self, batch_size: int, rank: int, world: int) -> list[list[Position]]:
         """Return this process's share of what evaluation goes through, each once."""
+
+    def notes(self) -> list[str]:
+        """Return what people should know of what evaluation goes through, a sentence each."""
+        return []
 
     def collate(self, samples: Sequence[Sample]) -> RowBatch:
         """Return the batch of some samples; of `unusable` rows only the errors are in it."""
@@ -170,6 +176,16 @@ class MaskedPairs(RowDataset):
     def kind_of(cls, config: Config) -> str:
         """Return what rows the sources of a run must hold."""
         return "captions" if config.data.rows == "pairs" else config.data.rows
+
+    def notes(self) -> list[str]:
+        """Say that words are hidden in the first text of a row alone, where some have several and are not generated."""
+        if self.config.data.rows == "pictures" or not getattr(self.config.task, "mlm_weight", 0):
+            return []
+        probed = eval_rows([source for source in self.sources if not is_generated(source)], NUM_PROBED)
+        if not any(len(row.texts) > 1 for row in probed):
+            return []
+        what = "text of each row" if self.config.data.rows == "texts" else "caption of each picture"
+        return [f"evaluation hides words of the first {what} alone, training those of any"]
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
         """Return one pair, picture or text, a pair in evaluation with its wrong partner. Raises BadSampleError."""

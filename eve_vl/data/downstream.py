@@ -20,7 +20,7 @@ from eve_vl.data.dataset import (
     row_name,
     unusable,
 )
-from eve_vl.data.generated import HasDistractors, KnowsTruth
+from eve_vl.data.generated import HasDistractors, KnowsTruth, is_generated
 from eve_vl.data.records import ImageQuestion, ImagesStatement, ImageText, ItemPair, Labelled, Source
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
@@ -76,6 +76,8 @@ class SearchSet(SampleSet):
             true.update(scenes.true_captions(row) if isinstance(scenes, KnowsTruth) else pair.captions)
         self.pictures = [place for place, _, _ in found.values()]
         limit = task.captions_per_image or None
+        own = [given for (number, _), given, _ in found.values() if not is_generated(sources[number])]
+        self.num_own, self.num_searched = (sum(len(given[:most]) for given in own) for most in (None, limit))
         searched = [(picture, text) for picture, (_, given, _) in enumerate(found.values()) for text in given[:limit]]
         distinct = list(dict.fromkeys(text for _, text in searched))
         false = [
@@ -100,6 +102,15 @@ class SearchSet(SampleSet):
             self.captions = [text for _, text in searched]
             self.captions_in = _grouped([index_of[text] for text in self.captions], len(self.texts))
             self.captions_of = _grouped([picture for picture, _ in searched], len(self.pictures))
+
+    def notes(self) -> list[str]:
+        """Say how many captions that are not generated are searched among, if not all are."""
+        if self.num_searched == self.num_own:
+            return []
+        limit = cast(RetrievalConfig, self.config.task).captions_per_image
+        first = "caption" if limit == 1 else f"{limit} captions"
+        all_ = "eve evaluate … --captions-per-image 0 and eve finetune … --task.captions-per-image 0 search among all"
+        return [f"searches are among the first {first} of each picture, {self.num_searched:,} of {self.num_own:,}; {all_}"]
 
     @property
     def num_candidates(self) -> int:

@@ -43,6 +43,11 @@ def pick_weighted(rng: Random, weights: Sequence[float]) -> int:
     return len(weights) - 1
 
 
+def is_generated(source: object) -> bool:
+    """Whether the rows of a source, or of a part of one, are of a generator."""
+    return isinstance(getattr(source, "dataset", source), GeneratedRows)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneratedRows(ABC):
     """Rows of one split of a generator. Row i depends on (split, seed, i) alone. Raises UserError for settings that cannot be.

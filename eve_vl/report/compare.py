@@ -33,6 +33,7 @@ ALIKE += tuple(
     for name in ("image_mask_ratio", "text_mask_ratio", "joint_masking", "reads", "captions_per_image", "merge_captions")
 )
 """What is the same in runs on the same rows that are asked the same; data.train too, where some of it is held out."""
+BESIDE = ("config", "rows")  # parts that only say something of one run beside another
 AXES = ("step", "pairs", "minutes")
 
 
@@ -128,6 +129,8 @@ def comparison_page(name: str, arms: Sequence[Arm], unreadable: Mapping[str, str
             "rows": same_rows(group),
         }
         for part, found in parts.items():
+            if len(group) == 1 and part in BESIDE:
+                continue
             title = f"{task}: {part}" if len(groups) > 1 else part.capitalize()
             body = draw("compare_sections.html", part, arms=group, found=found)
             sections.append(Section(name=f"{task}-{part}", title=title, body=body))

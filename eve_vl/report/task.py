@@ -204,7 +204,9 @@ class ClassifierReport(TaskReport):
             chosen = in_turns([example for example in seen if example.is_right is verdict])[:num_each]
             shown[heading] = [(example, self._pictures(example)) for example in chosen]
         num_right = sum(example.is_right is True for example in seen)
-        body = draw("examples.html", "examples", report=self, shown=shown, num_seen=len(seen), num_right=num_right)
+        has_heat = any(len(pictures) > len(example.pictures) for rows in shown.values() for example, pictures in rows)
+        counts = {"num_seen": len(seen), "num_right": num_right}
+        body = draw("examples.html", "examples", report=self, shown=shown, has_heat=has_heat, **counts)
         return [Section(name=self.name, title=self.title, body=body)]
 
     def _pictures(self, example: Example) -> dict[str, np.ndarray]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from eve_vl.config import generated
+from eve_vl.errors import UserError
 from eve_vl.foreign import expand_user
 from eve_vl.search.store import NO_CAPTION, Store, at
 
@@ -68,5 +70,9 @@ class Masks:
 
 
 def absolute(spec: str | Path) -> str:
-    """Return the name of a source, or of a folder, that means the same from anywhere."""
-    return os.path.abspath(expand_user(spec))  # noqa: PTH100 (Path.absolute keeps `..`)
+    """Return the name of a source, or of a folder, that means the same from anywhere. Raises UserError for generated data."""
+    path = os.path.abspath(expand_user(spec))  # noqa: PTH100 (Path.absolute keeps `..`)
+    if ":" in str(spec) and generated(str(spec)) is not None and not os.path.exists(path):  # noqa: PTH110 (of any text)
+        instead = "name folders of pictures, tables or shards (eve data write phantoms roco FOLDER makes some)"
+        raise UserError(f"{spec}: is generated data, which has no files to index; {instead}")
+    return path

@@ -108,8 +108,8 @@ class Store:
         if not self.is_of(run):
             made = f"{self.facts['run']}, step {self.facts['step']}"
             raise UserError(
-                f"{self.folder}: was made by another run ({made}) than {run.folder}, step {run.step}; features of different "
-                "runs do not compare: name that run, or another --out for an index of its own"
+                f"{self.folder}: was made by another run ({made}) than {run.shown}, step {run.step}; features of different "
+                "runs do not compare: name that run, or make another index: eve index SOURCE … --run RUN --out OTHER"
             )
 
 
@@ -119,8 +119,11 @@ def at(folder: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        is_locked = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        raise DamagedError(f"{folder / DATABASE}: {error}{_advice(str(error))}", is_locked=is_locked) from None
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        is_damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error)  # of 0 bytes
+        advice = f"; {anew(folder)}" if is_damaged else _advice(str(error))
+        is_locked = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        raise DamagedError(f"{folder / DATABASE}: {error}{advice}", is_locked=is_locked) from None
     except OSError as error:
         name = error.filename or folder
         raise DamagedError(f"{name}: {error.strerror or error}{_advice(str(error.strerror))}") from None

@@ -42,8 +42,8 @@ class HeatMap:
     """Whose attention it is, 0 for the first."""
 
     def __str__(self) -> str:
-        word = "the text" if self.word is None else f'"{self.word}"'
-        return f"what speaks for {self.score} (probability {self.probability:.4f}) to {word}, block {self.block}"
+        who = f"block {self.block} looks" if self.word is None else f'"{self.word}" looks in block {self.block}'
+        return f"where {who} for {self.score} (probability {self.probability:.4f})"
 
     def values(self) -> dict[str, Any]:
         """Return what is not a picture, as JSON values."""

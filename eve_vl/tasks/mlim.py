@@ -38,7 +38,11 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     dataset = AwareMasks
     against = (
         *MaskedSignalTask.against,
-        Against("recon", "picture", "recon_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
+        Against(
+            *("recon", "picture", "recon_wrong_caption", "with a wrong caption", "uses the caption"),
+            lower=True,
+            after="mim_mse",
+        ),
     )
 
     def __init__(self, config: Config, sizes: Sizes):

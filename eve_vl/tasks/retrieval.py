@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.config import Config, RetrievalConfig, generated
+from eve_vl.config import Config, RetrievalConfig
 from eve_vl.data.batch import CaptionBatch, SearchPictures, SearchTexts
 from eve_vl.data.dataset import hash_of
 from eve_vl.data.downstream import CaptionedPictures, SearchSet
@@ -108,6 +108,11 @@ class Retrieval(ContrastTask[RetrievalConfig]):
                 say(f"searched among {MAX_GALLERY:,} of {num:,} rows: without contrast each pair takes a fusion pass")
             config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, MAX_GALLERY)))
         return SearchSet(sources, config, tokenizer)
+
+    def check_heads(self, flags: Mapping[str, Any]) -> None:
+        """Raise UserError if candidates are to be re-ranked without a matching head."""
+        if (rerank := flags.get("rerank", 0)) and self.contrast.match_head is None:
+            raise UserError(f"--rerank {rerank} needs a matching head, which this run lacks; leave --rerank out")
 
     def check_flags(self, flags: Mapping[str, Any], dataset: SearchSet) -> None:
         """Raise UserError if more candidates are to be re-ranked than a query has."""
@@ -209,13 +214,10 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return replace(self.settings, rerank=int(numbers.get("rerank_k", 0)))
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
-        """Say which captions went with their pictures, what re-ranking is worth, and so if it makes the search worse."""
+        """Say how many captions went with their pictures, what re-ranking is worth, and so if it makes the search worse."""
         ranked, alone, remarks = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().remarks(numbers)
         if left_out := numbers.get("num_captions_skipped"):
             remarks.append(f"captions left out with their pictures: {left_out:,}")
-        if (limit := self.settings.captions_per_image) and not any(map(generated, self.config.data.val)):
-            first = "caption" if limit == 1 else f"{limit} captions"
-            remarks.append(f"searched among the first {first} of each picture; --captions-per-image 0 searches among all")
         if not self.is_comparable:
             num_pairs = counted(int(numbers["num_images"] * numbers["num_texts"]), "pair")
             remarks.append(f"no contrast: the matching head scored each of {num_pairs} of a picture and a caption")

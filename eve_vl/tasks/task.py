@@ -72,6 +72,8 @@ class Evaluated:
     examples: Sequence[Any] = ()
     row_scores: Mapping[str, float] = field(default_factory=dict)
     """What each row adds to the main number, by its name; see `Task.row_scores`."""
+    notes: Sequence[str] = ()
+    """What people should know of the rows, a sentence each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,9 @@ class Task(nn.Module, Generic[Settings]):
     def eval_dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> Any:
         """Return what evaluation goes through."""
         return cls.dataset(sources, config, tokenizer, training=False)
+
+    def check_heads(self, flags: Mapping[str, Any]) -> None:
+        """Raise UserError if flags of evaluation need a head that the run lacks."""
 
     def check_flags(self, flags: Mapping[str, Any], dataset: Any) -> None:
         """Raise UserError if flags of evaluation do not fit the data."""

@@ -8,6 +8,7 @@ from eve_vl.metrics.certainty import Estimate
 from eve_vl.talk import counted
 
 FEW = 30  # independent groups; fewer say nothing, whatever their interval
+DIFFERENCE = ", difference "
 WIDE = 0.1  # an interval this wide could hide a difference that matters; of errors, as a share of the baseline
 
 
@@ -26,6 +27,8 @@ class Against:
     """What a better number shows, as `uses the picture`."""
     lower: bool = False
     """Whether lower is better."""
+    after: str = ""
+    """Another number: unless that is better than its baselines, this one is not judged."""
     others: Mapping[str, str] = field(default_factory=dict)
     """Further baselines, other numbers with what each is: of all that are known, the best one counts."""
 
@@ -44,6 +47,7 @@ class Against:
         if math.isnan(ours) or math.isnan(base):
             return None
         low, high, how = self._difference(ours, base)
+        our_text, base_text, *ends = _written(ours, base, *([low, high] if how == DIFFERENCE else []))
         both = f"{self.number} {ours:.3f}, {self.than} {base:.3f}"
         is_few, is_apart = getattr(ours, "groups", FEW) < FEW, low > 0 or high < 0
         if isinstance(ours, Estimate) and (is_few or (not is_apart and high - low > WIDE * (base if self.lower else 1))):
@@ -52,26 +56,34 @@ class Against:
         if not is_apart:
             return f"{both}: cannot be told apart", False
         is_better = (low > 0) is not self.lower
+        how += " to ".join(ends)
         if is_better and self.shows:
-            return f"{self.shows}: {both}{how}", True
-        return f"{self.number} {ours:.3f} is {'better' if is_better else 'worse'} than {self.than} ({base:.3f}{how})", is_better
+            return f"{self.shows}: {self.number} {our_text}, {self.than} {base_text}{how}", True
+        word = "better" if is_better else "worse"
+        return f"{self.number} {our_text} is {word} than {self.than} ({base_text}{how})", is_better
 
     def _difference(self, ours: float, base: float) -> tuple[float, float, str]:
         """Return both ends of how far a number is above the other, and words on how that is known."""
         if not isinstance(ours, Estimate):
             return ours - base, ours - base, ""
         if (ends := ours.versus.get(str(self.baseline))) is not None:
-            return ends[0], ends[1], f", difference {ends[0]:.3f} to {ends[1]:.3f}"
+            return ends[0], ends[1], DIFFERENCE
         base_low, base_high = (base.low, base.high) if isinstance(base, Estimate) else (base, base)
         return ours.low - base_high, ours.high - base_low, ", intervals apart"
 
 
+def _written(ours: float, base: float, *ends: float) -> list[str]:
+    """Return numbers with three decimals, or with so many that the first two differ and the ends of a difference are not 0."""
+    tries = [[f"{each:.{decimals}f}" for each in (ours, base, *ends)] for decimals in range(3, 10)]
+    return next((texts for texts in tries if texts[0] != texts[1] and all(map(float, texts[2:]))), tries[-1])
+
+
 def verdict_of(numbers: Mapping[str, float], against: Sequence[Against]) -> str:
     """Return a sentence of judgement on numbers; "" if nothing is known to compare them with. What a number is not better than
-    ends what is said of it."""
+    ends what is said of it, and of what is `after` it."""
     said, failed = [], set()
     for each in against:
-        if each.number not in failed and (judged := each.judge(numbers)):
+        if failed.isdisjoint((each.number, each.after)) and (judged := each.judge(numbers)):
             said.append(judged[0])
             failed |= set() if judged[1] else {each.number}
     return "; ".join(said)

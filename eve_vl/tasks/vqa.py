@@ -6,7 +6,7 @@ Letters: B batch, A answers, D width, T text tokens.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -155,6 +155,8 @@ class VQA(Classifier[VQAConfig]):
         """Read the answer list or build it from the questions, and leave out questions that it cannot answer."""
         answers = labels or _answer_list(config, sources)
         kept, notes = drop_unanswerable(sources, answers, metrics.normalize)
+        if not labels and cast(VQAConfig, config.task).answers is None:
+            notes = tuple(f"{note} (--task.min-answer-count 1 keeps all)" for note in notes)
         return Prepared(sources=kept, labels=tuple(answers), notes=notes)
 
     def targets(self, batch: QuestionBatch) -> Tensor:

@@ -1,11 +1,25 @@
 """One process or many: the only file that knows process groups. Without torchrun, torch.distributed is never touched."""
 
 import os
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes: torch's own with a gradient is deprecated, what it names instead has none in torch 2.10."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return cast(Tensor, _Sum.apply(grad))
 
 
 def setup(device: torch.device) -> None:
@@ -37,7 +51,7 @@ def is_main() -> bool:
 
 def sum_over_processes(x: Tensor) -> Tensor:
     """Return x summed over all processes; gradients flow to every process's x, from the results of all."""
-    return all_reduce(x) if dist.is_initialized() else x
+    return cast(Tensor, _Sum.apply(x)) if dist.is_initialized() else x
 
 
 def gather_rows(x: Tensor) -> Tensor:
