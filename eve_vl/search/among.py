@@ -73,6 +73,6 @@ def absolute(spec: str | Path) -> str:
     """Return the name of a source, or of a folder, that means the same from anywhere. Raises UserError for generated data."""
     path = os.path.abspath(expand_user(spec))  # noqa: PTH100 (Path.absolute keeps `..`)
     if ":" in str(spec) and generated(str(spec)) is not None and not os.path.exists(path):  # noqa: PTH110 (of any text)
-        instead = "name folders of pictures, tables or shards (eve data write phantoms roco FOLDER makes some)"
+        instead = "name folders of pictures, tables or shards (eve data write scenes captions FOLDER writes some)"
         raise UserError(f"{spec}: is generated data, which has no files to index; {instead}")
     return path
