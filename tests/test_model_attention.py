@@ -4,14 +4,18 @@ Letters: B batch, N queries, M keys, D width, H heads, d width of a head.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import varlen
 from twins import randomize
 
 from eve_vl.model import layers
 from eve_vl.model.layers import Attention, attend
+from eve_vl.model.rows import Move, Read, Rows, Sequences, Tokens
 
 B, N, M, D, H = 3, 5, 7, 16, 2
 LENGTHS = (7, 3, 4)
@@ -213,3 +217,58 @@ def test_what_padding_holds_changes_nothing():
     assert mask is not None
     other = given | {"keys_BMD": torch.where(mask[:, :, None], torch.full_like(keys_BMD, 1e3), keys_BMD)}
     torch.testing.assert_close(attention(**given), attention(**other))
+
+
+# By lengths, as on a GPU
+
+
+def slow_varlen(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ends: Tensor, longest: int, most: int) -> Tensor:
+    """torch's `varlen_attn`, whose kernel is of CUDA: a loop over sequences, of which some may be empty."""
+    assert starts.dtype == torch.int32 and starts is ends and starts[0] == 0 and starts[-1] == len(q)
+    assert longest == most and starts.diff().min() >= 0 and starts.diff().max() <= longest
+    parts = [(x.split(starts.diff().tolist()) for x in (q, k, v))]
+    out = [
+        (torch.einsum("nhd,mhd->hnm", a, b) / math.sqrt(a.shape[2])).softmax(-1) @ c.transpose(0, 1)
+        for of_kind in parts
+        for a, b, c in zip(*of_kind, strict=True)
+    ]
+    return torch.cat([x.transpose(0, 1) for x in out])
+
+
+@pytest.mark.parametrize("packs", [True, False], ids=["few rows of padding", "all padding"])
+@pytest.mark.parametrize("reads", [None, torch.tensor([0, 4, 9])], ids=["all rows", "some rows"])
+def test_attention_by_lengths_equals_that_by_a_mask(packs, reads, monkeypatch):
+    attention, x_BMD = random_attention(), torch.randn(B, M, D)
+    is_padding_BM = torch.arange(M) >= torch.tensor(LENGTHS)[:, None]
+    rows = Rows.of(Tokens(x_BND=x_BMD, num_image=2, is_padding_BN=is_padding_BM), H, packs=packs)
+    read = None if reads is None else Read(row_M=reads, is_image=False)
+    is_real = torch.ones(len(rows.token_S), dtype=torch.bool) if rows.is_real_S is None else rows.is_real_S
+    is_read = is_real if reads is None else is_real[reads]
+    upstream, found = torch.randn(len(is_read), D) * is_read[:, None], {}
+    monkeypatch.setattr(varlen, "varlen_attn", slow_varlen)
+    for by_lengths in (True, False):
+        monkeypatch.setattr(layers, "takes_lengths", lambda *_, by_lengths=by_lengths: by_lengths)
+        x_SD = rows.collect(x_BMD).requires_grad_()
+        out = attention.among(x_SD, rows, read)
+        attention.zero_grad()
+        (out * upstream).sum().backward()
+        found[by_lengths] = {"out": out[is_read], "x": x_SD.grad, **gradients(attention)}
+    for name, by_lengths in found[True].items():
+        torch.testing.assert_close(by_lengths, found[False][name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_on_cuda_attention_by_lengths_is_flash_of_halves(monkeypatch):
+    """On a pretended GPU, whose tensors have no values."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    is_padding_BM, S = torch.arange(M) >= torch.tensor(LENGTHS)[:, None], B * M
+    rows = Rows.of(Tokens(x_BND=torch.randn(B, M, D), num_image=2, is_padding_BN=is_padding_BM), H, packs=False)
+    with FakeTensorMode():
+        move = Move(**dict.fromkeys(("row_P", "place_R"), torch.empty(S, dtype=torch.long, device="cuda")), is_empty_P=None)
+        starts = torch.empty(2 * B + 1, dtype=torch.int32, device="cuda")
+        vars(rows)["sequences"] = Sequences(rows=move, starts=starts, longest=M)
+        qkv_SX = torch.empty(S, 3 * D, device="cuda", dtype=torch.bfloat16)
+        out = layers.attend_by_lengths(qkv_SX, rows, H)
+        assert (out.shape, out.dtype, out.device.type) == ((S, D), torch.bfloat16, "cuda")
+        assert layers.takes_lengths(qkv_SX, rows, H)
+        for given in ((qkv_SX.float(), rows, H), (qkv_SX, rows, 2 * H), (qkv_SX, replace(rows, is_padding_BN=None), H)):
+            assert not layers.takes_lengths(*given)  # in float32, of heads of 4, without padding

@@ -17,12 +17,13 @@ from test_model_towers import small as small_towers
 from test_tasks_mlim import config_of as tiny_mlim
 from tiny_tasks import SECTIONS, TOKENIZER, build, rows_of, train_set
 from torch import Tensor
+from torch.nn.attention import varlen
 from torch.utils._python_dispatch import TorchDispatchMode
 from twins import pairs, tiny_config
 
 import eve_vl
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig, RetrievalConfig, TrainConfig
-from eve_vl.model import moe
+from eve_vl.model import layers, moe
 from eve_vl.tasks import task_class
 from eve_vl.train.trainer import Trainer
 
@@ -158,6 +159,13 @@ def test_what_no_longer_waits_is_no_longer_listed(watch: Watch, tmp_path: Path):
 def test_experts_wait_in_float32_on_a_gpu(watch: Watch, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(moe, "grouped_mm_works", lambda x_RI, _: x_RI.dtype == torch.bfloat16)  # as on CUDA
     assert waiting(watch, "masked signal, experts", tmp_path) == {WAITING_IN_FLOAT32}
+
+
+@pytest.mark.parametrize("name", ["masked signal, experts", "retrieval, convolutions"])
+def test_attention_by_lengths_waits_for_nothing(name, watch: Watch, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(layers, "takes_lengths", lambda _, rows, __: rows.is_padding_BN is not None)  # as on CUDA
+    monkeypatch.setattr(varlen, "varlen_attn", lambda q, *_: q)
+    assert waiting(watch, name, tmp_path) <= set(WAITING)
 
 
 @pytest.mark.parametrize(

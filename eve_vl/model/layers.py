@@ -70,7 +70,12 @@ class Attention(nn.Module):
 
         bias_BHNN: added to the scores; one for all samples is (1, H, N, N).
         """
-        q_BHNd, k_BHNd, v_BHNd = rows.split_heads(F.linear(x_SD, self.qkv.weight, self._bias()))
+        qkv_SX = F.linear(x_SD, self.qkv.weight, self._bias())
+        at_once = read is None or read.positions is None
+        if at_once and bias_BHNN is None and self.attend is attend and takes_lengths(qkv_SX, rows, self.num_heads):
+            out_SD = attend_by_lengths(qkv_SX, rows, self.num_heads)
+            return self.proj(out_SD if read is None else out_SD.index_select(0, read.row_M))
+        q_BHNd, k_BHNd, v_BHNd = rows.split_heads(qkv_SX)
         if read is not None and read.positions is not None:
             q_BHNd = q_BHNd[:, :, read.positions]
             bias_BHNN = None if bias_BHNN is None else bias_BHNN[:, :, read.positions]
@@ -120,6 +125,25 @@ def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None) 
             mask = mask.to(q_BHNd.dtype)
         return F.scaled_dot_product_attention(q_BHNd, k_BHMd, v_BHMd, attn_mask=mask)
     return attention_weights(q_BHNd, k_BHMd, mask) @ v_BHMd
+
+
+def takes_lengths(qkv_SX: Tensor, rows: Rows, num_heads: int) -> bool:
+    """Whether `attend_by_lengths` can and should: there is padding, and a GPU with a kernel for it."""
+    if rows.is_padding_BN is None or qkv_SX.device.type != "cuda" or qkv_SX.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return qkv_SX.shape[1] // 3 // num_heads % 8 == 0 and torch.cuda.get_device_capability(qkv_SX.device) >= (8, 0)
+
+
+def attend_by_lengths(qkv_SX: Tensor, rows: Rows, num_heads: int) -> Tensor:
+    """Softmax attention of the rows of each sequence to each other, (S, D), by flash attention, which takes no mask but is told
+    where sequences begin."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    of, (S, X) = rows.sequences, qkv_SX.shape
+    q_SHd, k_SHd, v_SHd = of.rows(qkv_SX).view(S, 3, num_heads, X // 3 // num_heads).unbind(1)
+    out_SHd = varlen_attn(q_SHd, k_SHd, v_SHd, of.starts, of.starts, of.longest, of.longest)
+    assert isinstance(out_SHd, Tensor)
+    return of.rows.back(out_SHd.flatten(1))
 
 
 def attention_weights(q_BHNd: Tensor, k_BHMd: Tensor, mask: Tensor | None) -> Tensor:

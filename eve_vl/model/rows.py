@@ -5,9 +5,11 @@ Letters: B batch, N all tokens of a sequence, A = B·N, S rows, M rows that are 
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 TILE = 32
 """Texts take a multiple of so many rows, padding the last: oneDNN prepares every matrix product of a new shape anew."""
@@ -47,6 +49,18 @@ class Move:
     def back(self, x_PX: Tensor) -> Tensor:
         """Return the rows (R, X)."""
         return x_PX.index_select(0, self.place_R)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Rows in the order of their sequences."""
+
+    rows: Move
+    """Of S rows to S places."""
+    starts: Tensor
+    """int32 (2·B + 1,), the place at which each sequence begins, of each sample its tokens and then its padding, and S."""
+    longest: int
+    """At most so many rows make a sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +128,18 @@ class Rows:
             qkv_P=((row_BN[:, None] * 3 + three[:, None, None, None]) * H + H1).flatten(),
             head_R=head_SH.flatten(),
         )
+
+    @cached_property
+    def sequences(self) -> "Sequences":
+        """Where rows lie if each sequence's come together, as attention by lengths takes them."""
+        (B, N), S, device = self.shape, self.token_S.shape[0], self.token_S.device
+        is_padding_S = 0 if self.is_real_S is None else (~self.is_real_S).long()
+        part_S = 2 * (self.token_S // N) + is_padding_S  # padding makes sequences of its own, to which no word attends
+        order_S = (part_S * (B * N) + self.token_S).argsort()
+        rows = Move(row_P=order_S, place_R=torch.empty_like(order_S), is_empty_P=None)
+        rows.place_R.scatter_(0, order_S, torch.arange(S, device=device))
+        lengths = torch.zeros(2 * B, dtype=torch.long, device=device).scatter_add_(0, part_S, torch.ones_like(part_S))
+        return Sequences(rows=rows, starts=F.pad(lengths.cumsum(0), (1, 0)).int(), longest=N)
 
     @property
     def is_text_S(self) -> Tensor:
