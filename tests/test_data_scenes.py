@@ -424,7 +424,8 @@ def test_written_scenes_are_read_as_those_that_were_drawn(layout, table, rows, t
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: 7 rows of scenes:test as {layout}\n"
     written = open_source(str(tmp_path / "out" / table), kind=layout)
     assert len(written) == 7
-    for drawn, read in zip(rows, written, strict=True):
+    for index, drawn in enumerate(rows):
+        read = written[index]
         for side in {"image", "left", "right"} & {field.name for field in dataclasses.fields(drawn)}:
             with Image.open(getattr(read, side).path) as image:
                 np.testing.assert_array_equal(np.asarray(image), getattr(drawn, side).pixels)
