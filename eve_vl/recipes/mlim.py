@@ -75,7 +75,7 @@ def mlim_tiny() -> Config:
 
 
 def mlim_pairs(init: Config) -> Config:
-    """Pairs of items from built-in scenes, the same or not: minutes on one core; PR AUC 0.79, without modality dropout 0.999.
+    """Pairs of items from built-in scenes, the same or not: minutes on one core; PR AUC 0.86, without modality dropout 0.998.
 
     eve finetune mlim_pairs --init runs/mlim_tiny
     """
