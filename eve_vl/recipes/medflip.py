@@ -43,7 +43,7 @@ def medflip_base() -> Config:
 
 
 def medflip_tiny() -> Config:
-    """MedFLIP on phantoms: two and a half minutes on one core; mean AP by prompts 0.61, by chance 0.20.
+    """MedFLIP on phantoms: two and a half minutes on one core; mean AP by prompts 0.59, by chance 0.20.
 
     eve pretrain medflip_tiny
 
