@@ -130,17 +130,14 @@ def import_m3ae(
     labels = published.matching_answers(answers, bias, where)
     with torch.device("meta"):
         task = build_task(config, words, labels)
-    own = task.state_dict()
-    expected = {theirs: own[name] for name, theirs in table.items()}
-    expected |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    published.check_shapes({name: tensors[name] for name in expected}, expected, f"{where}:")
+    num_tensors = published.check_all(tensors, task, table, shapes, where)
     task.load_state_dict(to_ours(tensors, table, model, length), assign=True)
     config = published.resized(config, task, image_size, "image.embed.positions")
     published.write_run(run, config, words, task)
     left_out = "; left out the decoder of pixels" * any(name.startswith("mim_head.") for name in tensors)
     goes_on = ", a start for other runs (--init)" * head.section.is_pretraining
     return (
-        f"{len(expected)} tensors of an M3AE: {model}, {config.input.image_size} pixels, texts of {length} of "
+        f"{num_tensors} tensors of an M3AE: {model}, {config.input.image_size} pixels, texts of {length} of "
         f"{sizes.text_length} tokens; {head.section.title}{goes_on}{left_out}"
     )
 

@@ -322,6 +322,18 @@ def check_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], wh
             raise UserError(f"{where} {name} has shape {found}, but the other tensors ask for {wanted}")
 
 
+def check_all(
+    tensors: Mapping[str, Tensor], task: Task[Any], table: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> int:
+    """Compare the shapes of published tensors with those of a task, and with `shapes` of what its own are made of in another
+    way; return how many there are. table: the published name of each that is the same there. Raises UserError."""
+    own = task.state_dict()
+    expected = {theirs: own[name] for name, theirs in table.items()}
+    expected |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    check_shapes({name: tensors[name] for name in expected}, expected, f"{where}:")
+    return len(expected)
+
+
 def matching_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     """Return the tokenizer of a file. Raises UserError if it has another number of tokens."""
     words = Tokenizer.load(path)

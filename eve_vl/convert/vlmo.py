@@ -129,10 +129,7 @@ def import_vlmo(
     seed_everything(config.train.seed)
     with torch.device("cpu" if lacks_pairs else "meta"):
         task = build_task(config, words, labels)
-    own = task.state_dict()
-    expected = {theirs: own[name] for name, theirs in table.items()}
-    expected |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    published.check_shapes({name: tensors[name] for name in expected}, expected, f"{where}:")
+    num_tensors = published.check_all(tensors, task, table, shapes, where)
     ours = to_ours(tensors, table, model, head)
     encoder = {name.removeprefix("encoder."): tensor for name, tensor in ours.items() if name.startswith("encoder.")}
     ours |= {f"encoder.{name}": tensor for name, tensor in task.encoder.resized(encoder)[0].items()}
@@ -143,7 +140,7 @@ def import_vlmo(
     random = "; networks for pairs are random, as texts alone have none" * lacks_pairs
     goes_on = ", a start for other runs (--init)" * head.section.is_pretraining
     return (
-        f"{len(expected)} tensors of a VLMo like {start}: {model.depth} blocks of width {model.embed_dim}, {model.num_heads} "
+        f"{num_tensors} tensors of a VLMo like {start}: {model.depth} blocks of width {model.embed_dim}, {model.num_heads} "
         f"heads, {config.input.image_size} pixels, texts of {length} of {sizes.text_length} tokens; {head.section.title}"
         f"{goes_on}{random}"
     )
