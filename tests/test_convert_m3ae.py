@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import RobertaConfig, RobertaModel
+from twins import Shapes
 
 from eve_vl.config import TowersModelConfig
 from eve_vl.convert import m3ae
@@ -28,6 +29,47 @@ LABELS = 5
 HEADS_OF = {"pairs": "contrast_match", "vqa": "vqa", "cls": "classification", "irtr": "retrieval", "": "encoder"}
 
 
+def clip_blocks(found: Shapes, of: str, depth: int, width: int) -> None:
+    for number in range(depth):
+        block = f"{of}.resblocks.{number}"
+        found.update({f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)})
+        found.linear(f"{block}.attn.out_proj", width, width)
+        found.linear(f"{block}.mlp.c_fc", 4 * width, width)
+        found.linear(f"{block}.mlp.c_proj", width, 4 * width)
+        found.norm(f"{block}.ln_1", width)
+        found.norm(f"{block}.ln_2", width)
+
+
+def bert_layer(found: Shapes, D: int, layer: str, *attentions: str) -> None:
+    for attention in attentions:
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            found.linear(f"{layer}.{attention}.{part}", D, D)
+        found.norm(f"{layer}.{attention}.output.LayerNorm", D)
+    found.linear(f"{layer}.intermediate.dense", 4 * D, D)
+    found.linear(f"{layer}.output.dense", D, 4 * D)
+    found.norm(f"{layer}.output.LayerNorm", D)
+
+
+def add_head(found: Shapes, head: str, D: int, V: int, side: int, patch: int, decoder: int) -> None:
+    if head == "pairs":
+        found.linear("mlm_head.transform.dense", D, D)
+        found.norm("mlm_head.transform.LayerNorm", D)
+        found |= {"mlm_head.decoder.weight": (V, D), "mlm_head.bias": (V,)}
+        found.linear("mim_head.decoder_embed", decoder, D)
+        found |= {"mim_head.mask_token": (1, 1, decoder), "mim_head.decoder_pos_embed": (1, side**2 + 1, decoder)}
+        clip_blocks(found, "mim_head.decoder", 4, decoder)
+        found.norm("mim_head.decoder_norm", decoder)
+        found.linear("mim_head.decoder_pred", 3 * patch**2, decoder)
+    if head in ("pairs", "irtr"):
+        found.linear("itm_head.fc", 2, 2 * D)
+    if head == "irtr":
+        found.linear("irtr_head", 1, 2 * D)
+    if head in ("vqa", "cls"):
+        found.linear(f"{head}_head.0", 2 * D, 2 * D)
+        found.norm(f"{head}_head.1", 2 * D)
+        found.linear(f"{head}_head.3", LABELS, 2 * D)
+
+
 def shapes_of(
     head: str,
     *,
@@ -39,73 +81,31 @@ def shapes_of(
     places: int = PLACES,
     texts: int = 16,
     decoder: int = 16,
-) -> dict[str, tuple[int, ...]]:
+) -> Shapes:
     """The names and shapes of a checkpoint, as the code of zhjohnchan/M3AE builds them with clip16 and text_roberta."""
-    found: dict[str, tuple[int, ...]] = {}
-
-    def linear(name: str, rows: int, columns: int) -> None:
-        found.update({f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)})
-
-    def norm(name: str, width: int = D) -> None:
-        found.update({f"{name}.weight": (width,), f"{name}.bias": (width,)})
-
-    def clip_blocks(of: str, depth: int, width: int) -> None:
-        for number in range(depth):
-            block = f"{of}.resblocks.{number}"
-            found.update({f"{block}.attn.in_proj_weight": (3 * width, width), f"{block}.attn.in_proj_bias": (3 * width,)})
-            linear(f"{block}.attn.out_proj", width, width)
-            linear(f"{block}.mlp.c_fc", 4 * width, width)
-            linear(f"{block}.mlp.c_proj", width, 4 * width)
-            norm(f"{block}.ln_1", width)
-            norm(f"{block}.ln_2", width)
-
-    def bert_layer(layer: str, *attentions: str) -> None:
-        for attention in attentions:
-            for part in ("self.query", "self.key", "self.value", "output.dense"):
-                linear(f"{layer}.{attention}.{part}", D, D)
-            norm(f"{layer}.{attention}.output.LayerNorm")
-        linear(f"{layer}.intermediate.dense", 4 * D, D)
-        linear(f"{layer}.output.dense", D, 4 * D)
-        norm(f"{layer}.output.LayerNorm")
-
+    found = Shapes()
     clip, visual, roberta = "vision_encoder", "vision_encoder.visual", "language_encoder"
     found |= {f"{clip}.positional_embedding": (77, texts), f"{clip}.token_embedding.weight": (100, texts)}
-    norm(f"{clip}.ln_final", texts)
+    found.norm(f"{clip}.ln_final", texts)
     found |= {f"{visual}.class_embedding": (D,), f"{visual}.positional_embedding": (side**2 + 1, D)}
     found[f"{visual}.conv1.weight"] = (D, 3, patch, patch)
-    norm(f"{visual}.ln_pre")
-    clip_blocks(f"{visual}.transformer", depths[0], D)
-    norm(f"{visual}.ln_post")
+    found.norm(f"{visual}.ln_pre", D)
+    clip_blocks(found, f"{visual}.transformer", depths[0], D)
+    found.norm(f"{visual}.ln_post", D)
     found[f"{roberta}.embeddings.position_ids"] = (1, places)
     for name, rows in (("word", V), ("position", places), ("token_type", 1)):
         found[f"{roberta}.embeddings.{name}_embeddings.weight"] = (rows, D)
-    norm(f"{roberta}.embeddings.LayerNorm")
+    found.norm(f"{roberta}.embeddings.LayerNorm", D)
     for number in range(depths[1]):
-        bert_layer(f"{roberta}.encoder.layer.{number}", "attention")
-    linear(f"{roberta}.pooler.dense", D, D)
+        bert_layer(found, D, f"{roberta}.encoder.layer.{number}", "attention")
+    found.linear(f"{roberta}.pooler.dense", D, D)
     found["modality_type_embeddings.weight"] = (2, D)
     for name in ("language", "vision"):
-        linear(f"multi_modal_{name}_proj", D, D)
+        found.linear(f"multi_modal_{name}_proj", D, D)
         for number in range(depths[2]):
-            bert_layer(f"multi_modal_{name}_layers.{number}", "attention", "crossattention")
-        linear(f"multi_modal_{name}_pooler.dense", D, D)
-    if head == "pairs":
-        linear("mlm_head.transform.dense", D, D)
-        norm("mlm_head.transform.LayerNorm")
-        found |= {"mlm_head.decoder.weight": (V, D), "mlm_head.bias": (V,)}
-        linear("mim_head.decoder_embed", decoder, D)
-        found |= {"mim_head.mask_token": (1, 1, decoder), "mim_head.decoder_pos_embed": (1, side**2 + 1, decoder)}
-        clip_blocks("mim_head.decoder", 4, decoder)
-        norm("mim_head.decoder_norm", decoder)
-        linear("mim_head.decoder_pred", 3 * patch**2, decoder)
-    if head in ("pairs", "irtr"):
-        linear("itm_head.fc", 2, 2 * D)
-    if head == "irtr":
-        linear("irtr_head", 1, 2 * D)
-    if head in ("vqa", "cls"):
-        linear(f"{head}_head.0", 2 * D, 2 * D)
-        norm(f"{head}_head.1", 2 * D)
-        linear(f"{head}_head.3", LABELS, 2 * D)
+            bert_layer(found, D, f"multi_modal_{name}_layers.{number}", "attention", "crossattention")
+        found.linear(f"multi_modal_{name}_pooler.dense", D, D)
+    add_head(found, head, D, V, side, patch, decoder)
     return found
 
 

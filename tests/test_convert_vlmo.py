@@ -14,6 +14,7 @@ import torch
 from test_model_relative import slow_row
 from torch import Tensor
 from torch.nn import functional as F
+from twins import Shapes
 
 from eve_vl.convert import vlmo
 from eve_vl.convert.published import config_for
@@ -41,30 +42,24 @@ def shapes_of(
     patch: int = PATCH,
     V: int = NUM_WORDS,
     is_relative: bool = True,
-) -> dict[str, tuple[int, ...]]:
+) -> Shapes:
     """The names and shapes of a checkpoint, as the code of microsoft/unilm's vlmo builds them."""
-    found: dict[str, tuple[int, ...]] = {}
-
-    def linear(name: str, rows: int, columns: int) -> None:
-        found.update({f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)})
-
-    def norm(name: str, width: int = D) -> None:
-        found.update({f"{name}.weight": (width,), f"{name}.bias": (width,)})
+    found = Shapes()
 
     found["transformer.cls_token"] = (1, 1, D)
     found |= {"transformer.patch_embed.proj.weight": (D, 3, patch, patch), "transformer.patch_embed.proj.bias": (D,)}
     for number in range(depth):
         block = f"transformer.blocks.{number}"
-        norm(f"{block}.norm1")
+        found.norm(f"{block}.norm1", D)
         found |= {f"{block}.attn.qkv.weight": (3 * D, D), f"{block}.attn.q_bias": (D,), f"{block}.attn.v_bias": (D,)}
-        linear(f"{block}.attn.proj", D, D)
+        found.linear(f"{block}.attn.proj", D, D)
         for kind in ("text", "imag", *["vl"] * (number >= depth - top and head != "texts")):
-            norm(f"{block}.norm2_{kind}")
-            linear(f"{block}.mlp_{kind}.fc1", 4 * D, D)
-            linear(f"{block}.mlp_{kind}.fc2", D, 4 * D)
+            found.norm(f"{block}.norm2_{kind}", D)
+            found.linear(f"{block}.mlp_{kind}.fc1", 4 * D, D)
+            found.linear(f"{block}.mlp_{kind}.fc2", D, 4 * D)
         if is_relative:
             found |= {f"{block}.gamma_1": (D,), f"{block}.gamma_2": (D,)}
-    norm("transformer.norm")
+    found.norm("transformer.norm", D)
     if is_relative:
         found["relative_position_bias_table"] = ((2 * side - 1) ** 2 + 3 + 2 * 196 + 2, heads * depth)
         found |= {"relative_position_index": (side**2 + 1,) * 2, "text_relative_position_index": (40, 40)}
@@ -73,22 +68,22 @@ def shapes_of(
     words = "text_embeddings"
     found |= {f"{words}.position_ids": (1, 40), f"{words}.word_embeddings.weight": (V, D)}
     found |= {f"{words}.position_embeddings.weight": (40, D), f"{words}.token_type_embeddings.weight": (2, D)}
-    norm(f"{words}.LayerNorm")
+    found.norm(f"{words}.LayerNorm", D)
     found["token_type_embeddings.weight"] = (3 if head == "nlvr2" else 2, D)
-    linear("pooler.dense", D, D)
+    found.linear("pooler.dense", D, D)
     if head in ("pairs", "texts"):
-        linear("mlm_score.transform.dense", D, D)
-        norm("mlm_score.transform.LayerNorm")
+        found.linear("mlm_score.transform.dense", D, D)
+        found.norm("mlm_score.transform.LayerNorm", D)
         found |= {"mlm_score.decoder.weight": (V, D), "mlm_score.bias": (V,)}
     if head == "pairs":
-        linear("itm_score.fc", 2, D)
+        found.linear("itm_score.fc", 2, D)
         found |= {"itc_vl_text_proj.fc.weight": (D, D), "itc_vl_image_proj.fc.weight": (D, D), "logit_vl_scale": ()}
     if head in ("pairs", "retrieval"):
         found |= {"itc_text_proj.fc.weight": (D, D), "itc_image_proj.fc.weight": (D, D), "logit_scale": ()}
     if head in ("vqa", "nlvr2"):
-        linear(f"{head}_classifier.0", 2 * D, D if head == "vqa" else 2 * D)
-        norm(f"{head}_classifier.1", 2 * D)
-        linear(f"{head}_classifier.3", ANSWERS if head == "vqa" else 2, 2 * D)
+        found.linear(f"{head}_classifier.0", 2 * D, D if head == "vqa" else 2 * D)
+        found.norm(f"{head}_classifier.1", 2 * D)
+        found.linear(f"{head}_classifier.3", ANSWERS if head == "vqa" else 2, 2 * D)
     return found
 
 
