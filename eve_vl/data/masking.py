@@ -27,9 +27,9 @@ def mask_tokens(
 ) -> np.ndarray:
     """Choose the tokens to hide: bool (T,), True = hidden; never a special one, at least one where there is any.
 
-    word_T: the word that each token is of, int; with it, words are hidden as a whole, in random order until the share is full,
-    at least one. The last of them, which may be too long, is hidden as often as the share has room for it, so that the share is
-    met on average, whatever the words' lengths.
+    word_T: the word that each token is of, int; with it, words are hidden as a whole, in random order, each that the rest can
+    fill up to exactly the share (VLMo skips what no longer fits, and then often hides fewer). Where no whole words come to the
+    share, the most that do below it, and of longer words the shortest: at least one is hidden.
     """
     candidates = np.flatnonzero(~is_special_T)
     is_masked_T = np.zeros(len(is_special_T), dtype=bool)
@@ -40,11 +40,21 @@ def mask_tokens(
         else:
             words, sizes = np.unique(word_T[candidates], return_counts=True)
             order = rng.permutation(len(words))
-            ends = np.cumsum(sizes[order])
-            num = int(np.searchsorted(ends, num_masked, side="right"))  # words that fit
-            left = num_masked - (ends[num - 1] if num else 0)
-            num += num < len(order) and rng.random() * sizes[order[num]] < left
-            fitting = order[sizes[order] <= num_masked]
-            chosen = order[:num] if num else (fitting if len(fitting) else order)[:1]
+            chosen = order[_subset(sizes[order].tolist(), num_masked)]
             is_masked_T[candidates] = np.isin(word_T[candidates], words[chosen])
     return is_masked_T
+
+
+def _subset(sizes: list[int], total: int) -> list[int]:
+    """Return positions of sizes that sum to total, early ones first; to the nearest possible below, or else the least above."""
+    sums = [1]  # from the end, of the sizes from here on: bit n says whether some of them sum to n
+    for size in reversed(sizes):
+        sums.append(sums[-1] | sums[-1] << size)
+    possible = [number for number in range(1, sum(sizes) + 1) if sums[-1] >> number & 1]
+    left = max((number for number in possible if number <= total), default=possible[0])
+    chosen = []
+    for position, (size, rest) in enumerate(zip(sizes, reversed(sums[:-1]), strict=True)):
+        if size <= left and rest >> left - size & 1:
+            chosen.append(position)
+            left -= size
+    return chosen
