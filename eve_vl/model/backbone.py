@@ -79,11 +79,6 @@ class Backbone(nn.Module):
         """Width of what `cls` returns of a pair."""
         return self.config.embed_dim
 
-    @property
-    def classifier_dim(self) -> int:
-        """Hidden width of classifiers that read it."""
-        return 2 * self.pair_dim
-
     @abstractmethod
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of pictures, of texts or of pairs.

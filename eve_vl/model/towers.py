@@ -149,11 +149,6 @@ class Towers(Backbone):
         """The pooled states of text and picture, side by side."""
         return 2 * self.config.embed_dim
 
-    @property
-    def classifier_dim(self) -> int:
-        """Hidden width of classifiers of pairs; as published, that of the state."""
-        return super().classifier_dim if self.config.towers == "eve" else self.pair_dim
-
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
         """Return the states of pictures or texts after their tower, of pairs after co-attention."""
         if image is None or text is None:

@@ -160,8 +160,8 @@ class Classification(Classifier[ClassificationConfig]):
         kind = "the sigmoid of each is its" if several else "their softmax is the"
         self.meaning = f"one per label of {self.labels_file}; {kind} probability"
         self.class_ids = {label: c for c, label in enumerate(sizes.labels)}
-        D, of_pairs = config.model.embed_dim, (self.encoder.pair_dim, self.encoder.classifier_dim)
-        self.class_head = MLPHead(*(of_pairs if self.settings.reads == "both" else (D, 2 * D)), len(sizes.labels))
+        D = config.model.embed_dim
+        self.class_head = MLPHead(self.encoder.pair_dim if self.settings.reads == "both" else D, 2 * D, len(sizes.labels))
         initialize(self, config.model)
         if several:
             self.class_head.start_as_one_of_many()

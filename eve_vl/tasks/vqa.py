@@ -146,7 +146,7 @@ class VQA(Classifier[VQAConfig]):
         self.answer_ids: dict[str, list[int]] = {}  # of a normal form; a list may hold "2" and "two"
         for index, answer in enumerate(self.answers):
             self.answer_ids.setdefault(metrics.normalize(answer), []).append(index)
-        self.answer_head = MLPHead(self.encoder.pair_dim, self.encoder.classifier_dim, len(self.answers))
+        self.answer_head = MLPHead(self.encoder.pair_dim, 2 * config.model.embed_dim, len(self.answers))
         initialize(self, config.model)
         self.answer_head.start_as_one_of_many()
 
