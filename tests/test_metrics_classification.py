@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 
+from eve_vl.metrics import certainty
 from eve_vl.metrics import classification as metrics
 
 
@@ -74,6 +75,18 @@ def test_a_constant_score_has_the_share_of_the_class_whatever_the_order():
     assert metrics.average_precision(np.full(5, 0.3), is_true)[0] == pytest.approx(0.4)
     with pytest.raises(ValueError, match="needs a row"):
         metrics.average_precision(np.zeros(3), np.zeros(3, dtype=bool))
+
+
+def test_a_perfect_ranking_is_1_with_the_interval_of_rows_that_are_all_right():
+    """Sums of thirds and sevenths that come out beside 1 or 0 are no doubt, and no error."""
+    for seed in range(30):
+        drawn_RC = np.random.default_rng(seed).random((500, 3))
+        is_true_RC = drawn_RC < 0.1 + 0.01 * seed
+        found = metrics.ranking_summary(is_true_RC + drawn_RC / 2, is_true_RC)
+        num_rows, mean_ap = len(is_true_RC), found["mean_ap"]
+        assert isinstance(mean_ap, certainty.Estimate)
+        assert mean_ap == 1.0 == mean_ap.high
+        assert mean_ap.low == pytest.approx(certainty.share(num_rows, num_rows).low)
 
 
 def test_the_mean_is_over_classes_that_occur():

@@ -108,7 +108,7 @@ def linear(
     variance = math.fsum(np.square(influence_G)) * G / max(G - 1, 1)
     if is_share:
         of_a_row = value * (1 - value) * n / max(n - 1, 1)
-        effective = min(n, of_a_row / variance) if variance > 1e-12 * of_a_row else G
+        effective = min(n, of_a_row / variance) if variance > 1e-12 * of_a_row > 0 else G  # at 0 or 1 all rows agree
         low, high = wilson(value, effective, Z if G in (1, n) else student(G - 1))
         return Estimate(value, n=n, low=low, high=high, method="wilson", groups=G)
     half = student(G - 1) * math.sqrt(variance)

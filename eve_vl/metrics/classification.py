@@ -88,7 +88,7 @@ def average_precision(score_R: np.ndarray, is_true_R: np.ndarray) -> tuple[float
     hits = np.cumsum(is_true_R)[ends]
     precision, recall = hits / (ends + 1), hits / hits[-1]
     gain = np.diff(recall, prepend=0.0)
-    value = float(np.sum(gain * precision))
+    value = min(1.0, float(np.sum(gain * precision)))  # a sum of thirds may come out above
     # a row weighs in its own step's recall, if it is true, and by (true − precision) / rows in that and each later precision
     later, worth = (np.cumsum(each[::-1])[::-1] for each in (gain / (ends + 1), gain * precision / (ends + 1)))
     step_R, influence_R = np.searchsorted(ends, np.arange(len(order_R))), np.empty(len(order_R))
