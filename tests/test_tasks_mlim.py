@@ -1,4 +1,4 @@
-"""MLIM against slow loops: blocks of pixels that share nothing, three kinds of masks, both losses, and one pass or three."""
+"""MLIM against slow loops: blocks of pixels that share nothing, three kinds of masks, both losses."""
 
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +12,7 @@ from twins import pairs, randomize, tiny_config, tiny_tokenizer
 
 from eve_vl import bench
 from eve_vl.config import Config, MlimConfig
-from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, PartedBatch, Sample
+from eve_vl.data.batch import PairBatch, PartedBatch, Sample
 from eve_vl.data.dataset import AwareMasks
 from eve_vl.errors import UserError
 from eve_vl.model.conv_decoder import ConvDecoder
@@ -85,7 +85,7 @@ def test_a_place_of_the_embedder_sees_its_own_block_and_a_hidden_one_shows_nothi
 
 def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
     task = build(config_of())
-    encoder, part = encoder_of(task), batch_of(task.config).pairs
+    encoder, part = encoder_of(task), batch_of(task.config).both
     assert part is not None
     image, text = task.embed(part, keep=True, mask=True)
     assert image is not None
@@ -99,49 +99,41 @@ def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
             assert torch.allclose(text.x_BND[row, t] - place, word, atol=1e-5)
 
 
-def test_a_third_of_the_rows_shows_each_thing_with_exact_counts():
+def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
+    """What is not hidden is shown whole: beside most of a picture hidden all words, beside most words hidden all patches."""
     rows = rows_of(config_of(), count=240)
-    shown = Counter()
+    shares = {"picture": (0.8, 0.0), "text": (0.0, 0.8), "both": (0.15, 0.15)}
+    found = Counter()
     for row in range(240):
         sample = rows[0, 0, row]
-        shown[sample.batch] += 1
-        ratio = 0.15 if sample.batch is PairBatch else 0.8
-        assert hasattr(sample, "image") == (sample.batch is not MaskedTexts)
-        assert hasattr(sample, "ids_T") == (sample.batch is not MaskedPictures)
-        if hasattr(sample, "image"):
-            assert sorted([*sample.keep_K, *sample.hidden_M]) == list(range(9))
-            assert len(sample.hidden_M) == max(1, round(9 * ratio))
-        if hasattr(sample, "ids_T"):
-            assert not sample.is_masked_T[0]
-            assert sample.is_masked_T.sum() == max(1, round((len(sample.ids_T) - 1) * ratio))
-    assert all(60 <= shown[kind] <= 100 for kind in (MaskedPictures, MaskedTexts, PairBatch))
-    assert len({rows[epoch, 0, 0].batch for epoch in range(9)}) > 1  # drawn anew in each epoch
+        found[sample.hides] += 1
+        of_image, of_text = shares[sample.hides]
+        assert sorted([*sample.keep_K, *sample.hidden_M]) == list(range(9))
+        assert len(sample.hidden_M) == (max(1, round(9 * of_image)) if of_image else 0)
+        assert not sample.is_masked_T[0]
+        assert sample.is_masked_T.sum() == (max(1, round((len(sample.ids_T) - 1) * of_text)) if of_text else 0)
+    assert all(60 <= found[hides] <= 100 for hides in shares)
+    assert len({rows[epoch, 0, 0].hides for epoch in range(9)}) > 1  # drawn anew in each epoch
     light = rows_of(config_of(MlimConfig(masking="light")))
-    assert {light[0, 0, row].batch for row in range(20)} == {PairBatch}
-    assert {rows_of(config_of(), training=False)[0, 0, row].batch for row in range(20)} == {PairBatch}
+    assert {light[0, 0, row].hides for row in range(20)} == {"both"}
+    assert {rows_of(config_of(), training=False)[0, 0, row].hides for row in range(20)} == {"both"}
 
 
 def slow_losses(task: Mlim, batch: PartedBatch, region: str) -> tuple[float, float]:
-    """MLM and RECON of a batch, row by row, all rows padded to the same sequence and attended to by what they show alone."""
+    """MLM and RECON of a batch, row by row, in a single pass each."""
     encoder, errors, nats = encoder_of(task), [], []
     painter: Any = task.pixel_decoder
     head: Any = task.token_head
-    part: Any
     for part in batch.parts:
         for row in range(len(part.where)):
-            has_image, has_text = isinstance(part, MaskedPictures), isinstance(part, MaskedTexts)
-            ids = part.ids_BT[row : row + 1] if has_text else torch.full((1, 12), 5)
-            is_masked = part.is_masked_BT[row] if has_text else torch.zeros(12, dtype=torch.bool)
-            is_padding = part.is_padding_BT[row : row + 1] if has_text else torch.ones(1, 12, dtype=torch.bool)
-            shown = ids.masked_fill(is_masked, SIZES.mask_id)
-            text = encoder.text(shown, is_padding)
-            pixels = part.pixels()[row : row + 1] if has_image else torch.zeros(1, 3, 48, 48)
-            hidden = part.hidden_BM[row].tolist() if has_image else []
+            ids, is_masked = part.ids_BT[row : row + 1], part.is_masked_BT[row]
+            text = encoder.text(ids.masked_fill(is_masked, SIZES.mask_id), part.is_padding_BT[row : row + 1])
+            pixels, hidden = part.pixels()[row : row + 1], part.hidden_BM[row].tolist()
             image = encoder.image(pixels).x_BND.clone()
             for k in hidden:
                 word = encoder.text.norm(encoder.text.words.weight[SIZES.mask_id])
                 image[0, 1 + k] = word + place_of(encoder.image, 1 + k)
-            is_none = torch.cat([torch.full((1, 10), not has_image), is_padding], dim=1)
+            is_none = torch.cat([torch.zeros(1, 10, dtype=torch.bool), part.is_padding_BT[row : row + 1]], dim=1)
             tokens = Tokens(x_BND=torch.cat([image, text.x_BND], dim=1), num_image=0, is_padding_BN=is_none)
             # all tokens as if of texts: one network for all, so only the padding counts
             rows = encoder.rows(tokens)
@@ -149,17 +141,16 @@ def slow_losses(task: Mlim, batch: PartedBatch, region: str) -> tuple[float, flo
             for t in is_masked.nonzero().flatten().tolist():
                 logits = head(states[10 + t : 11 + t])[0]
                 nats.append(-logits.log_softmax(0)[ids[0, t]].item())
-            if has_image:
-                painted, true = painter(states[None, 1:10])[0], (pixels[0] + 1) / 2
-                for y in range(48):
-                    for x in range(48):
-                        if region == "all" or 3 * (y // 16) + x // 16 in hidden:
-                            errors.append(sum((painted[c, y, x] - true[c, y, x]) ** 2 for c in range(3)))
+            painted, true = painter(states[None, 1:10])[0], (pixels[0] + 1) / 2
+            for y in range(48):
+                for x in range(48):
+                    if region == "all" or 3 * (y // 16) + x // 16 in hidden:
+                        errors.append(sum((painted[c, y, x] - true[c, y, x]) ** 2 for c in range(3)))
     return sum(nats) / len(nats), float(sum(errors)) / len(errors)
 
 
 @pytest.mark.parametrize("region", ["all", "masked"])
-def test_losses_are_those_of_one_pass_over_padded_rows(region):
+def test_losses_are_those_of_rows_one_by_one(region):
     config = config_of(MlimConfig(recon_region=region))
     task, batch = build(config), batch_of(config, 7)
     with torch.no_grad():
@@ -170,12 +161,12 @@ def test_losses_are_those_of_one_pass_over_padded_rows(region):
 
 
 def test_two_micro_batches_are_one_batch():
-    """Masked tokens and pictures are counted over the whole step; a batch of texts alone has no loss of pictures."""
-    config = config_of()
+    """Masked tokens and painted patches are counted over the whole step; where none is hidden there is no loss of them."""
+    config = config_of(MlimConfig(recon_region="masked"))
     task, rows = build(config), rows_of(config)
     samples = [rows[0, 0, row] for row in range(12)]
-    texts = [sample for sample in samples if sample.batch is MaskedTexts]
-    others = [sample for sample in samples if sample.batch is not MaskedTexts]
+    of_texts = [sample for sample in samples if sample.hides == "text"]
+    others = [sample for sample in samples if sample.hides != "text"]
 
     def collated(some: list[Sample]) -> PartedBatch:
         batch = rows.collate(some)
@@ -183,10 +174,19 @@ def test_two_micro_batches_are_one_batch():
         return batch
 
     whole = task(collated(samples)).loss
-    halves = [task(batch) for batch in task.before_step([collated(texts), collated(others)])]
+    halves = [task(batch) for batch in task.before_step([collated(of_texts), collated(others)])]
     assert halves[0].terms["mim"] == 0
     assert (halves[0].loss + halves[1].loss).item() / 2 == pytest.approx(whole.item(), rel=1e-5)
-    assert task(collated([s for s in others if s.batch is MaskedPictures])).terms["mlm"] == 0
+    assert task(collated([sample for sample in others if sample.hides == "picture"])).terms["mlm"] == 0
+
+
+@pytest.mark.parametrize("hides", ["picture", "text", "both"])
+def test_every_weight_is_trained_by_any_rows(hides):
+    """Or processes that got other rows would wait for its gradient for ever."""
+    config = config_of(MlimConfig(recon_region="masked"))
+    task, rows = build(config), rows_of(config)
+    task(rows.collate([sample for row in range(12) if (sample := rows[0, 0, row]).hides == hides])).loss.backward()
+    assert all(parameter.grad is not None for parameter in task.parameters())
 
 
 def test_evaluation_measures_both_checks():
@@ -212,10 +212,9 @@ def test_evaluation_measures_both_checks():
 def test_bench_counts_the_tokens_that_a_step_shows():
     config = config_of()
     batch = batch_of(config)
-    lengths = [int(length) for part in (batch.texts, batch.pairs) if part for length in (~part.is_padding_BT).sum(1)]
-    num_pictures = sum(len(part.where) for part in (batch.pictures, batch.pairs) if part)
+    lengths = [int(length) for part in batch.parts for length in (~part.is_padding_BT).sum(1)]
     found = bench._tokens([batch], config)
-    assert found == pytest.approx(((10 * num_pictures + sum(lengths)) / 9, sum(lengths) / len(lengths)))
+    assert found == pytest.approx((10 + sum(lengths) / 9, sum(lengths) / 9))
 
 
 def test_configs_that_cannot_be():

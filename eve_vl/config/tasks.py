@@ -216,8 +216,8 @@ class MlimConfig(MaskedSignalConfig):
     title: ClassVar[str] = "masked texts and pictures in one pass (MLIM)"
     alone: ClassVar[Mapping[str, str]] = {}
     masking: Literal["aware", "light"] = "aware"
-    """aware: of each pair one of three, drawn anew in each epoch: the picture alone with most patches hidden, the text alone
-    with most tokens hidden, or both with few hidden (MLIM's modality-aware masking); light: always the last."""
+    """aware: of each pair one of three, drawn anew in each epoch: most patches hidden beside the whole text, most tokens hidden
+    beside the whole picture, or few of both (MLIM's modality-aware masking); light: always the last."""
     image_mask_ratio: float = 0.15
     """Share of patches hidden where few are."""
     text_mask_ratio: float = 0.15
@@ -231,6 +231,12 @@ class MlimConfig(MaskedSignalConfig):
     """Always: what is not hidden of one modality helps with the other in the same pass."""
     normalize_targets: bool = False
     """Never: pixels are rebuilt as they are."""
+
+    def hidden_shares(self) -> dict[str, tuple[float, float]]:
+        """Return the shares of patches and of tokens that are hidden, by where that is."""
+        both = {"both": (self.image_mask_ratio, self.text_mask_ratio)}
+        heavy = {"picture": (self.heavy_mask_ratio, 0.0), "text": (0.0, self.heavy_mask_ratio)}
+        return heavy | both if self.masking == "aware" else both
 
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""

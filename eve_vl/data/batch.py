@@ -217,20 +217,20 @@ class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
 
 
 class PartedBatch(RowBatch):
-    """Rows of three kinds, each with their masks; None: none of that kind."""
+    """Pairs by what is hidden of them, of each kind as many patches; None: none of that kind."""
 
-    pictures: MaskedPictures | None = None
-    texts: MaskedTexts | None = None
-    pairs: PairBatch | None = None
+    picture: PairBatch | None = None
+    text: PairBatch | None = None
+    both: PairBatch | None = None
     num_tokens: Tensor | None = None
     """What the loss of masked tokens is divided by, float32 scalar; None: the number of these here."""
     num_patches: Tensor | None = None
     """What the loss of patches is divided by, likewise."""
 
     @property
-    def parts(self) -> list[MaskedPictures | MaskedTexts]:
+    def parts(self) -> list[PairBatch]:
         """Its rows by kind, as far as there are any."""
-        return [part for part in (self.pictures, self.texts, self.pairs) if part is not None]
+        return [part for part in (self.picture, self.text, self.both) if part is not None]
 
 
 class SearchBatch(RowBatch):

@@ -237,25 +237,25 @@ class MaskedPairs(RowDataset):
 
 
 class AwareMasks(MaskedPairs):
-    """Pairs of which training shows, as MLIM does, the picture alone or the text alone, each with most of it hidden, or both
-    with little hidden, each in a third of all cases; evaluation always shows the last."""
+    """Pairs of which training hides, as MLIM does, most of the picture, most of the text, or little of both, each in a third of
+    all cases, and shows the rest; evaluation always hides little of both."""
 
     def sample(self, row: Record, rng: np.random.Generator) -> Sample:
-        """Return one pair, picture or text with its masks. Raises BadSampleError."""
+        """Return one pair with its masks. Raises BadSampleError."""
         task = cast(MlimConfig, self.config.task)
-        shown = list(MASKED)[int(rng.integers(len(MASKED)))] if self.training and task.masking == "aware" else "pairs"
-        if shown == "pairs":
-            return super().sample(row, rng)
-        return self.masked(row, shown, task.heavy_mask_ratio, task.heavy_mask_ratio, rng)
+        ratios = task.hidden_shares()
+        hides = list(ratios)[int(rng.integers(len(ratios)))] if self.training else "both"
+        sample = self.masked(row, "pairs", *ratios[hides], rng)
+        sample.hides = hides
+        return sample
 
     def collate(self, samples: Sequence[Sample]) -> RowBatch:
-        """Return the batch of some samples, those of training by what they show."""
+        """Return the batch of some samples, those of training by what is hidden of them."""
         if not self.training:
             return super().collate(samples)
         parts: dict[str, Any] = {}
-        for name, kind in MASKED.items():
-            if of_kind := [sample for sample in samples if sample.batch is kind]:
-                parts[name] = super().collate(of_kind)
+        for hides in dict.fromkeys(sample.hides for sample in samples):
+            parts[hides] = super().collate([sample for sample in samples if sample.hides == hides])
         skipped = sum((sample.skipped for sample in samples), ())
         return PartedBatch(where=tuple(sample.where for sample in samples), skipped=skipped, **parts)
 

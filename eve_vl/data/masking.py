@@ -12,12 +12,12 @@ def generator(*key: int) -> np.random.Generator:
 
 
 def num_hidden(num_patches: int, ratio: float) -> int:
-    """Return how many patches are hidden: at least one, but not all."""
-    return min(max(round(num_patches * ratio), 1), num_patches - 1)
+    """Return how many patches are hidden: at least one, unless the share is 0, but not all."""
+    return min(max(round(num_patches * ratio), 1), num_patches - 1) if ratio else 0
 
 
 def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the patches to hide: sorted int64 positions, kept (K,) and hidden (M,), at least one of each."""
+    """Choose the patches to hide: sorted int64 positions, kept (K,) and hidden (M,), at least one of each unless ratio is 0."""
     order, num = rng.permutation(num_patches), num_hidden(num_patches, ratio)
     return np.sort(order[num:]), np.sort(order[:num])
 
@@ -25,7 +25,7 @@ def mask_patches(num_patches: int, ratio: float, rng: np.random.Generator) -> tu
 def mask_tokens(
     is_special_T: np.ndarray, ratio: float, rng: np.random.Generator, word_T: np.ndarray | None = None
 ) -> np.ndarray:
-    """Choose the tokens to hide: bool (T,), True = hidden; never a special one, at least one where there is any.
+    """Choose the tokens to hide: bool (T,), True = hidden; no special one; at least one, if there is any, unless ratio is 0.
 
     word_T: the word that each token is of, int; with it, words are hidden as a whole, in random order, each that the rest can
     fill up to exactly the share (VLMo skips what no longer fits, and then often hides fewer). Where no whole words come to the
@@ -33,7 +33,7 @@ def mask_tokens(
     """
     candidates = np.flatnonzero(~is_special_T)
     is_masked_T = np.zeros(len(is_special_T), dtype=bool)
-    if len(candidates):
+    if len(candidates) and ratio:
         num_masked = max(1, round(len(candidates) * ratio))
         if word_T is None:
             is_masked_T[rng.permutation(candidates)[:num_masked]] = True

@@ -1,8 +1,8 @@
 """Pre-training as MLIM does (arXiv 2109.12178): one pass over texts and pictures of which both may be partly hidden, then
 hidden tokens are guessed and whole pictures are painted by convolutions.
 
-Of each pair one of three things is shown: the picture alone or the text alone, with most of it hidden, or both, with little
-hidden (modality-aware masking). A hidden patch is not dropped: the word [MASK] stands in its place, as it does in texts.
+Of each pair most of the picture is hidden, or most of the text, or little of both (modality-aware masking). A hidden patch is
+not dropped: the word [MASK] stands in its place, as it does in texts.
 
 Letters: B batch, P patches, M hidden patches or masked tokens, X values in a patch, H height, W width, D width.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import Config, EveModelConfig, MlimConfig
-from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, PartedBatch
+from eve_vl.data.batch import MaskedPictures, PairBatch, PartedBatch
 from eve_vl.data.dataset import AwareMasks
 from eve_vl.errors import UserError
 from eve_vl.metrics.masked_signal import Sums
@@ -53,7 +53,6 @@ class Mlim(MaskedSignalTask[MlimConfig]):
                 "layers its decoder mirrors"
             )
         super().__init__(config, sizes)
-        self.leaves_unused = True  # a batch may hold no pictures, or no texts
         initialize(self, model)
 
     def build_decoder(self) -> ConvDecoder:
@@ -63,8 +62,8 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     def before_step(self, micro_batches: list[PartedBatch]) -> list[Any]:
         """Tell each micro-batch how many masked tokens and patches to paint those of this step have on average."""
         parts = [part for batch in micro_batches for part in batch.parts]
-        tokens = sum(len(part.places()) for part in parts if isinstance(part, MaskedTexts))
-        patches = sum(self.painted_positions(part).numel() for part in parts if isinstance(part, MaskedPictures))
+        tokens = sum(len(part.places()) for part in parts)
+        patches = sum(self.painted_positions(part).numel() for part in parts)
         counts_2 = torch.tensor([tokens, patches], dtype=torch.float32, device=next(self.parameters()).device)
         num_tokens, num_patches = mean_count(counts_2, len(micro_batches))
         counted = [dataclasses.replace(batch, num_tokens=num_tokens, num_patches=num_patches) for batch in micro_batches]
@@ -72,7 +71,7 @@ class Mlim(MaskedSignalTask[MlimConfig]):
 
     def forward(self, batch: PartedBatch) -> StepOutput:
         """Return the weighted sum of both losses (weights: task.mlm_weight, task.mim_weight), each 0 where there is nothing for
-        it. Rows that show the same go through the encoder together: the same numbers as of one pass over rows with padding."""
+        it. Rows of which as many patches are hidden go through the encoder together."""
         if batch.num_tokens is None or batch.num_patches is None:
             (batch,) = self.before_step([batch])
         assert batch.num_tokens is not None and batch.num_patches is not None
@@ -81,12 +80,10 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         for part in batch.parts:
             encoded = self.encode(part, keep=True, mask=True)
             routers += encoded.routers
-            if isinstance(part, MaskedTexts):
-                logits_MV, targets_M = self.predict_tokens(encoded, part), part.targets()
-                mlm = mlm + objectives.masked_tokens(logits_MV, targets_M, batch.num_tokens)
-                num_right = num_right + (logits_MV.argmax(-1) == targets_M).sum()
-            if isinstance(part, MaskedPictures):
-                mim = mim + self.squared_errors(encoded, part).sum() / batch.num_patches
+            logits_MV, targets_M = self.predict_tokens(encoded, part), part.targets()
+            mlm = mlm + objectives.masked_tokens(logits_MV, targets_M, batch.num_tokens)
+            num_right = num_right + (logits_MV.argmax(-1) == targets_M).sum()
+            mim = mim + self.squared_errors(encoded, part).sum() / batch.num_patches
         return self.output({"mim": mim, "mlm": mlm}, routers, mlm_acc=num_right / batch.num_tokens)
 
     def squared_errors(self, encoded: Encoded, batch: MaskedPictures) -> Tensor:
@@ -132,17 +129,12 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         return self.encode(batch, keep=True, mask=True).routers
 
     def flops(self) -> dict[str, float]:
-        """Return forward FLOPs of each part of a step, of modality-aware masks on average."""
-        task, D = self.settings, self.config.model.embed_dim
-        num_image, T = pair_tokens(self.config)
-        is_aware, P = task.masking == "aware", num_image - 1
-        both = self.encoder.flops(num_image, T)
-        alone = [self.encoder.flops(num_image, 0), self.encoder.flops(0, T)] * is_aware
-        ratios = [task.text_mask_ratio, *[task.heavy_mask_ratio] * is_aware]
-        share = 2 / 3 if is_aware else 1  # of the rows show a picture, or a text
-        num_masked = sum(max(1, round((T - 1) * ratio)) for ratio in ratios) / len(ratios)
+        """Return forward FLOPs of each part of a step."""
+        D, (num_image, T) = self.config.model.embed_dim, pair_tokens(self.config)
+        shares = [of_text for _, of_text in self.settings.hidden_shares().values()]
+        num_masked = sum(max(1, round((T - 1) * share)) for share in shares if share) / len(shares)
         return {
-            "one pass": (both + sum(alone)) / (1 + len(alone)),
-            "pixel decoder": share * self.pixel_decoder.flops(P),
-            "token head": share * 2 * num_masked * D * (D + self.sizes.vocab_size),
+            "one pass": self.encoder.flops(num_image, T),
+            "pixel decoder": self.pixel_decoder.flops(num_image - 1),
+            "token head": 2 * num_masked * D * (D + self.sizes.vocab_size),
         }
