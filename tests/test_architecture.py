@@ -39,7 +39,7 @@ MAY_IMPORT = {
         *("tasks", "train"),
     },
     "evaluation": {"config", "errors", "files", "data", "loading", "metrics", "tasks", "train"},
-    "search": {"__init__", "builtin", "config", "errors", "files", "foreign", "talk", "data", "loading", "train"},
+    "search": {"__init__", "builtin", "config", "cpu", "errors", "files", "foreign", "talk", "data", "loading", "train"},
     "eve": {"builtin", "config", "errors", "data", "loading", "search", "train"},
     "serve": {"__init__", "errors", "talk", "data", "search", "eve"},
     "inspect": {"config", "data", "loading", "model", "tasks", "train"},

@@ -22,11 +22,12 @@ from eve_vl.data.transforms import read_image
 from eve_vl.errors import BadSampleError, UserError, nearest
 from eve_vl.foreign import expand_user
 from eve_vl.search import approximate
+from eve_vl.search.ahead import digest_of
 from eve_vl.search.among import Condition, Masks, absolute, condition
 from eve_vl.search.nearest import best
 from eve_vl.search.rerank import match_scores, shrunk
 from eve_vl.search.store import DATABASE, Store, at
-from eve_vl.search.update import Changes, Opened, Update, digest_of
+from eve_vl.search.update import Changes, Opened, Update
 from eve_vl.search.words import refuse_halves, refuse_unknown
 from eve_vl.train.lock import locked
 

@@ -7,13 +7,13 @@ bit the features, of one that was not.
 
 import dataclasses
 import functools
-import hashlib
 import json
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from torch import Tensor
 from eve_vl.config import DataConfig
 from eve_vl.data.loader import open_sources
 from eve_vl.data.readers.table import TableSource
-from eve_vl.data.records import Findable, ImageBytes, ImageFile, ImageRef, ImageSpan
-from eve_vl.data.transforms import Crop, decode, read_image
-from eve_vl.errors import BadSampleError, UserError, printable
+from eve_vl.data.records import Findable
+from eve_vl.data.transforms import Crop
+from eve_vl.errors import UserError
 from eve_vl.foreign import is_text
 from eve_vl.search import approximate, near
+from eve_vl.search.ahead import THREADS, Row, ahead, changed
 from eve_vl.search.blocks import Blocks
 from eve_vl.search.store import NO_CAPTION, Store, at
 from eve_vl.talk import told
@@ -106,6 +107,7 @@ class Update:
         encode_texts = self._encode_texts if encoder.task.is_comparable else None
         self.images = Filling(store.images, self._encode_images, self._slots("feature"), batch_size)
         self.texts = Filling(store.texts, encode_texts, self._slots("text"), batch_size)
+        self._on_the_way: set[str] = set()  # names of pictures that are being read
         self._commit_at = time.monotonic() + SECONDS_PER_COMMIT
 
     def _slots(self, table: str) -> list[int]:
@@ -150,92 +152,95 @@ class Update:
             self._sweep()
 
     def _source(self, opened: "Opened") -> None:
-        spec, source = opened.spec, opened.source
         self.db.execute(
             "INSERT INTO source (spec, reading) VALUES (?, ?) ON CONFLICT (spec) DO UPDATE SET reading = excluded.reading",
-            [spec, json.dumps(opened.reading)],
+            [opened.spec, json.dumps(opened.reading)],
         )
-        (number,) = self.db.execute("SELECT id FROM source WHERE spec = ?", [spec]).fetchone()
-        stat = functools.lru_cache(maxsize=16)(_changed)  # of a shard, for each of its pictures
-        for row in told(range(len(source)), f"indexing {Path(spec).name}", len(source)):
-            try:
-                record = source[row]
-            except BadSampleError as error:
-                self._put(number, source.name(row), row, Place(), None, error.reason)
-                continue
-            if record.problem is not None:
-                self.changes.mute[source.name(row)] = record.problem
-            self._picture(number, row, name_of(record.image, source.name(row)), record, stat)
-            for filling in (self.images, self.texts):
-                if filling.is_full:
-                    filling.flush()
-            if time.monotonic() > self._commit_at and self.images.is_empty:
-                self._commit()
+        (number,) = self.db.execute("SELECT id FROM source WHERE spec = ?", [opened.spec]).fetchone()
+        with ThreadPoolExecutor(THREADS, "decode") as threads:
+            read = ahead(threads, Row.read, self._rows(number, opened))
+            for row in ahead(threads, partial(Row.decode, crop=self.crop), map(self._without_known, read)):
+                self._on_the_way.discard(row.name)
+                self._picture(number, row)
+                for filling in (self.images, self.texts):
+                    if filling.is_full:
+                        filling.flush()
+                if time.monotonic() > self._commit_at and self.images.is_empty:
+                    self._commit()
 
-    def _picture(
-        self, source: int, row: int, name: str, record: Findable, stat: Callable[[Path], tuple[int, int] | None]
-    ) -> None:
+    def _rows(self, number: int, opened: "Opened") -> Iterator[Row]:
+        """Yield all rows of a source; those that are as before, or about a picture that is on its way, need no reading."""
+        source = opened.source
+        stat = functools.lru_cache(maxsize=16)(changed)  # of a shard, for each of its pictures
+        for place in told(range(len(source)), f"indexing {Path(opened.spec).name}", len(source)):
+            row = Row.of(source, place, stat)
+            if row.record is not None and row.reason is None:
+                if row.record.problem is not None:
+                    self.changes.mute[source.name(place)] = row.record.problem
+                row.is_known = row.name in self._on_the_way or row.place.is_as(self._known(number, row.name))
+                self._on_the_way.add(row.name)
+            yield row
+
+    def _known(self, source: int, name: str) -> tuple[Any, ...] | None:
+        return self.db.execute(f"SELECT {KEPT} FROM picture WHERE source = ? AND name = ?", [source, name]).fetchone()
+
+    def _without_known(self, row: Row) -> Row:
+        """Do not decode bytes whose features are there."""
+        if row.data and self._slot(row.digest) is not None:
+            row.data = b""
+        return row
+
+    def _slot(self, digest: bytes) -> int | None:
+        found = self.db.execute("SELECT slot FROM feature WHERE hash = ?", [digest]).fetchone()
+        return found and found[0]
+
+    def _picture(self, source: int, row: Row) -> None:
         """Put a row into the index, or leave it as it is."""
-        place = place_of(record.image, stat)
-        if not is_text(name) or not is_text(place.path or ""):
-            self._put(source, printable(name), row, Place(), None, "the name of its file is not UTF-8; rename it")
+        if row.record is None:
+            self._put(source, row, None)
             return
-        known = self.db.execute(f"SELECT {KEPT} FROM picture WHERE source = ? AND name = ?", [source, name]).fetchone()
+        known = self._known(source, row.name)
         if known is not None and self.db.execute("SELECT 1 FROM seen WHERE id = ?", [known[0]]).fetchone():
             if known[5] is not None:  # another row about the same file
-                self._captions(known[0], record)
+                self._captions(known[0], row.record)
             return
-        if known is not None and place.changed is not None and known[2:5] == (place.start, place.size, place.changed):
-            slot, reason = known[5:]
+        if row.place.is_as(known):
+            assert known is not None
+            slot, row.reason = known[5:]
         else:
-            slot, reason, place = self._content(record, place)
-        picture = self._put(source, name, row, place, slot, reason, known)
+            slot = self._content(row)
+        picture = self._put(source, row, slot, known)
         if slot is not None:
-            self._captions(picture, record)
+            self._captions(picture, row.record)
 
-    def _content(self, record: Findable, place: "Place") -> tuple[int | None, str | None, "Place"]:
-        """Return the slot of a picture's bytes, or why it has none; without the time of its file if that could not be read."""
-        try:
-            data = read_image(record.image, record.where)
-        except BadSampleError as error:
-            return None, error.reason, Place(path=place.path, start=place.start)
-        digest = digest_of(data)
-        if (found := self.db.execute("SELECT slot FROM feature WHERE hash = ?", [digest]).fetchone()) is not None:
-            return found[0], None, place
-        try:
-            pixels = decode(ImageBytes(data=data), record.where, crop=self.crop)
-        except BadSampleError as error:
-            return None, error.reason, place
-        slot = self.images.add(pixels)
-        self.db.execute("INSERT INTO feature (slot, hash, look) VALUES (?, ?, ?)", [slot, digest, near.look(pixels)])
-        return slot, None, place
+    def _content(self, row: Row) -> int | None:
+        """Return the slot of a picture's bytes, None if it has none."""
+        if row.reason is not None:
+            return None
+        slot = self._slot(row.digest)
+        if slot is None:
+            assert row.pixels is not None
+            slot, look = self.images.add(row.pixels), near.look(row.pixels)
+            self.db.execute("INSERT INTO feature (slot, hash, look) VALUES (?, ?, ?)", [slot, row.digest, look])
+        return slot
 
-    def _put(
-        self,
-        source: int,
-        name: str,
-        row: int,
-        place: "Place",
-        slot: int | None,
-        reason: str | None,
-        known: tuple[Any, ...] | None = None,
-    ) -> int:
+    def _put(self, source: int, row: Row, slot: int | None, known: tuple[Any, ...] | None = None) -> int:
         """Write what is known of a picture if it is not as before; return its id."""
-        if reason is not None:
-            self.changes.broken[name] = reason
-        values = (row, place.start, place.size, place.changed, slot, reason)
+        if row.reason is not None:
+            self.changes.broken[row.name] = row.reason
+        values = (row.number, row.place.start, row.place.size, row.place.changed, slot, row.reason)
         if known is None or known[1:] != values:
             (picture,) = self.db.execute(
                 "INSERT INTO picture (source, name, path, row, start, size, changed, slot, reason) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (source, name) DO UPDATE SET path = excluded.path, "
                 "row = excluded.row, start = excluded.start, size = excluded.size, changed = excluded.changed, "
                 "slot = excluded.slot, reason = excluded.reason RETURNING id",
-                [source, name, place.path, *values],
+                [source, row.name, row.place.path, *values],
             ).fetchone()
         else:
             picture = known[0]
         self.db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [picture])
-        if reason is None:
+        if row.reason is None:
             before = known and known[5]
             self.changes.kept += before == slot
             self.changes.new += before is None
@@ -320,42 +325,3 @@ class Opened:
         (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # nothing is drawn, so that no size matters
         assert isinstance(source, TableSource)  # no generated ones can be found again
         return cls(spec=spec, reading=reading, source=source)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where a picture's bytes are: its file or shard, where they start in a shard, how many, and when the file was changed."""
-
-    path: str | None = None
-    start: int | None = None
-    size: int | None = None
-    changed: int | None = None
-
-
-def digest_of(data: bytes) -> bytes:
-    """Return what bytes of a picture are known by; processors have instructions for it."""
-    return hashlib.sha256(data).digest()[:16]
-
-
-def name_of(image: ImageRef, row: str) -> str:
-    """Return what to call a picture: the path of its file, if it has one of its own, else its row."""
-    return str(image.path) if isinstance(image, ImageFile) else row
-
-
-def place_of(image: ImageRef, stat: Callable[[Path], tuple[int, int] | None]) -> Place:
-    """Return where a picture is, as far as it has a file; stat: see `_changed`."""
-    if not isinstance(image, ImageFile | ImageSpan):
-        return Place()
-    size, changed = stat(image.path) or (None, None)
-    if isinstance(image, ImageSpan):
-        return Place(path=str(image.path), start=image.offset, size=image.size, changed=changed)
-    return Place(path=str(image.path), size=size, changed=changed)
-
-
-def _changed(path: Path) -> tuple[int, int] | None:
-    """Return size and time of the last change of a file, in nanoseconds; None if it cannot be told."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 (of what cannot be a name, too)
-    except (OSError, ValueError):
-        return None
-    return found.st_size, found.st_mtime_ns

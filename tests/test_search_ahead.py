@@ -1,0 +1,67 @@
+"""Pictures read ahead: in order, few at once, and none that is known or on its way."""
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from indices import search_model, search_run, some_photos, write_picture  # noqa: F401
+
+from eve_vl.search import ahead as module
+from eve_vl.search.ahead import AHEAD, ahead
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(3) as pool:
+        yield pool
+
+
+def test_things_come_in_order_after_they_were_worked_on_and_few_are_taken_before(threads):
+    taken, done = [], []
+
+    def numbers():
+        for number in range(5 * AHEAD):
+            taken.append(number)
+            yield number
+
+    def work(number: int) -> None:
+        threading.Event().wait(0.002 * (number % 3))  # the first may be the last to be ready
+        done.append(number)
+
+    for place, number in enumerate(ahead(threads, work, numbers())):
+        assert number == place
+        assert number in done
+        assert len(taken) - place <= AHEAD + 1
+    assert sorted(done) == taken == list(range(5 * AHEAD))
+
+
+def test_what_goes_wrong_is_raised_in_its_turn(threads):
+    def work(number: int) -> None:
+        if number == 2:
+            raise KeyError(number)
+
+    found = ahead(threads, work, range(9))
+    assert [next(found), next(found)] == [0, 1]
+    with pytest.raises(KeyError, match="2"):
+        next(found)
+
+
+def test_pictures_are_read_and_decoded_as_often_as_they_are_new(model, photos, tmp_path, monkeypatch):
+    """Five rows about each, as in tables of a row for each caption; then from another folder; then once more."""
+    read, decoded = [], []
+    read_image, decode = module.read_image, module.decode
+    monkeypatch.setattr(module, "read_image", lambda image, where: read.append(image.path.name) or read_image(image, where))
+    monkeypatch.setattr(module, "decode", lambda *of, **crop: decoded.append(0) or decode(*of, **crop))
+    names = [str(path) for path in sorted(photos.rglob("*.png"))]
+    rows = [{"image": name, "caption": f"red {number}"} for name in names for number in range(5)]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = model.index(tmp_path / "table.jsonl", tmp_path / "index")
+    assert sorted(read) == [f"{number:02}.png" for number in range(20)]
+    assert index.counts()["captions"] == 5, "five texts, each of all pictures"
+    assert len(decoded) == 20
+    photos.rename(tmp_path / "moved")
+    model.index(tmp_path / "moved", tmp_path / "index")
+    assert (len(read), len(decoded)) == (40, 20), "the same bytes under other names"
+    model.index(tmp_path / "moved", tmp_path / "index")
+    assert (len(read), len(decoded)) == (40, 20)
