@@ -10,8 +10,8 @@ experts in the last two; `best`, the same idea as this package has it, with conv
 MLIM, M3AE and MedFLIP as in their recipes; on EVE's encoder contrast, matching and words (ITC+ITM+MLM), contrast alone and no
 pre-training. All are fine-tuned by the same recipes: for questions, for statements (scenes) and for search by contrast. On
 icons, where search is all there is, contrast alone has no pre-training. Beside ours: the paper's main results of EVE-Base and
-of VLMo-Base (VQA v2 test-dev, NLVR2 test-P, R@1 on Flickr30K). Whether EVE is above no pre-training at all is asked by us, not
-by the paper.
+of VLMo-Base (VQA v2 test-dev, NLVR2 test-P, R@1 on Flickr30K), whose first stage is a BEiT that was fine-tuned with labels,
+which ours is not. Whether EVE is above no pre-training at all is asked by us, not by the paper.
 """
 
 from collections.abc import Mapping
