@@ -68,7 +68,7 @@ def m3ae_base() -> Config:
 
 
 def m3ae_tiny() -> Config:
-    """M3AE on phantoms: five minutes on one core, two more for `m3ae_tiny_vqa`.
+    """M3AE on phantoms: five minutes on one core, six more for `m3ae_tiny_vqa`.
 
     eve pretrain m3ae_tiny
     """
@@ -126,11 +126,11 @@ def m3ae_retrieval(init: Config) -> Config:
 
 
 def m3ae_tiny_vqa(init: Config) -> Config:
-    """Questions about phantoms: two minutes on one core; accuracy 0.52, 0.45 with noise for pictures.
+    """Questions about phantoms: six minutes on one core; accuracy 0.66, 0.45 with noise for pictures.
 
     eve finetune m3ae_tiny_vqa --init runs/m3ae_tiny
     """
-    return _phantoms(init, "m3ae_tiny_vqa", VQAConfig())
+    return _phantoms(init, "m3ae_tiny_vqa", VQAConfig(), steps=1200)
 
 
 def m3ae_tiny_classification(init: Config) -> Config:
@@ -146,8 +146,8 @@ def m3ae_tiny_retrieval(init: Config) -> Config:
 
     eve finetune m3ae_tiny_retrieval --init runs/m3ae_tiny
     """
-    config = _phantoms(init, "m3ae_tiny_retrieval", replace(RANKING, merge_captions=True))
-    return replace(config, data=replace(PHANTOMS, val_samples=100), train=replace(config.train, batch_size=16, steps=300))
+    config = _phantoms(init, "m3ae_tiny_retrieval", replace(RANKING, merge_captions=True), batch_size=16, steps=300)
+    return replace(config, data=replace(PHANTOMS, val_samples=100))
 
 
 def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **train: Any) -> Config:
@@ -159,6 +159,6 @@ def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **tra
     return replace(config, input=replace(init.input, image_size=384)) if init.input.image_size >= 224 else config
 
 
-def _phantoms(init: Config, recipe: str, task: TaskConfig) -> Config:
-    train = {"steps": 400, "batch_size": 32, "optimizer": "muon", "lr": 6e-4, "new_lr_multiplier": 10, "warmup": 0.1}
+def _phantoms(init: Config, recipe: str, task: TaskConfig, **train: Any) -> Config:
+    train = {"steps": 400, "batch_size": 32, "optimizer": "muon", "lr": 6e-4, "new_lr_multiplier": 10, "warmup": 0.1} | train
     return _downstream(init, recipe, task, PHANTOMS, **train, log_every=50, val_every=200, save_every=200)
