@@ -32,6 +32,7 @@ from tiny_runs import TEXTS
 
 from eve_vl.data.inputs import ImageLike, Images, Strings
 from eve_vl.errors import UserError
+from eve_vl.serve import found as found_module
 from eve_vl.serve.app import Service
 from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.limits import Limits, RefusedError
@@ -274,6 +275,20 @@ def test_search_gives_what_the_index_gives(client, index, folder):
     assert (about["pictures"], about["run"], about["words"], about["captions_searchable"]) == (7, "retrieval", True, True)
     assert about["examples"] == index.examples()
     assert sorted(about["examples"]) == sorted({hit.name for hit in index.search("red", captions=True)})
+
+
+def test_no_more_is_ranked_again_than_may_be_asked_for(client, index, monkeypatch):
+    """Though validation chose more for the run. Rows that cannot be ranked again may stand beside others."""
+    assert index.encoder.run.config.task.rerank > 2
+    monkeypatch.setattr(found_module, "MOST_RERANKED", 2)
+    ranks = lambda hits: [(hit["id"], hit["match"] is not None) for hit in hits]  # noqa: E731
+    hits = client.post("/v1/search", json={"words": "red", "top": 5}).json()["hits"]
+    assert ranks(hits) == [(hit.id, hit.match is not None) for hit in index.search("red", top=5, rerank=2)]
+    assert [is_ranked for _, is_ranked in ranks(hits)] == [True, True, False, False, False]
+    body = {"words": ["", "red"], "image": [text_of(ONE)] * 2, "captions": True, "top": 3}
+    rows = client.post("/v1/search", json=body).json()
+    expected = [index.search(image=ONE, captions=True, top=3, rerank=2), index.search("red", image=ONE, captions=True, top=3)]
+    assert [ranks(row["hits"]) for row in rows] == [[(hit.id, hit.match is not None) for hit in hits] for hits in expected]
 
 
 def test_pictures_of_the_index_come_as_thumbnails(client, index):

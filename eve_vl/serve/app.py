@@ -33,14 +33,13 @@ from eve_vl.serve.calls import Served, served_calls
 from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.found import Found, distinct, without_paths
 from eve_vl.serve.gate import Gate, Traffic, answer_of
-from eve_vl.serve.limits import DECODERS, Limits, RefusedError, busy
+from eve_vl.serve.limits import DECODERS, MOST_RERANKED, Limits, RefusedError, busy
 from eve_vl.serve.signatures import arguments
 from eve_vl.serve.values import encoded
 from eve_vl.serve.web import OWN_PAGES, add_page
 
 LOG = logging.getLogger(__name__)
 MOST_HITS = 1000
-MOST_RERANKED = 100  # of a search: the matching head computes each pair
 MOST_PICTURES = 64  # that wait at a time
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
@@ -169,7 +168,7 @@ class Service:
             started, path = time.perf_counter(), None if folder is None else found.folder(folder)
             num = max((len(value) for value in (words, image) if isinstance(value, list)), default=1)
             texts, images = (value if isinstance(value, list) else [value] * num for value in (words, image))
-            shown = [found.hits(hits, options["captions"]) for hits in index.search_each(texts, images, folder=path, **options)]
+            shown = [found.hits(hits, options["captions"]) for hits in found.search(texts, images, folder=path, **options)]
             each = [{"hits": hits, "seconds": time.perf_counter() - started} for hits in shown]
             return each if isinstance(words, list) or isinstance(image, list) else each[0]
 
