@@ -77,10 +77,16 @@ SHOWN: list[tuple[str, str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-BOMB = b"\x89PNG\r\n\x1a\n" + b"".join(
-    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(10))))
-)
+def bomb(side: int) -> bytes:
+    """A PNG that says it is large, and holds nothing."""
+    head, rest = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), zlib.compress(bytes(10))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", head), (b"IDAT", rest))
+    )
+
+
+BOMB = bomb(9000)
 VQA = "/v1/runs/vqa/answer"
 
 

@@ -28,7 +28,7 @@ from serving import (  # noqa: F401
 from eve_vl.serve import server as server_module
 from eve_vl.serve.app import application
 from eve_vl.serve.compute import Job
-from eve_vl.serve.limits import MB, Limits
+from eve_vl.serve.limits import DECODERS, MB, Limits
 from eve_vl.serve.server import Server, listening, settings
 
 
@@ -177,6 +177,24 @@ def test_what_is_hung_up_on_is_not_computed(runs):
         until(lambda: len(server.service.compute) == 2)
         assert server.traffic.accepted == 2
         go.set()
+
+
+def test_what_is_hung_up_on_is_not_decoded(runs, monkeypatch):
+    app, go, decoded = application([runs["vqa"]]), threading.Event(), []
+    with contextlib.ExitStack() as sockets, listening_server(app) as (server, port):
+        served = server.service.calls["vqa"]["answer"]
+        prepare = served.prepare
+        monkeypatch.setattr(served, "prepare", lambda body: decoded.append(body) or prepare(body))
+        for _ in range(DECODERS):
+            server.service.decoders.submit(go.wait, 60)
+        goes, stays = (asked(port, QUESTION, sockets) for _ in range(2))
+        until(lambda: server.traffic.accepted == 2)
+        goes.close()
+        until(lambda: server.traffic.accepted == 1)
+        assert server.traffic.held == len(QUESTION)
+        go.set()
+        assert read_all(stays).split()[1] == "200"
+    assert decoded == [QUESTION]
 
 
 def test_who_sends_too_much_is_told_so(runs):

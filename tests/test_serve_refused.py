@@ -19,6 +19,7 @@ from serving import (  # noqa: F401
     JSON,
     ONE,
     VQA,
+    bomb,
     served_client,
     served_folder,
     served_index,
@@ -39,9 +40,12 @@ from eve_vl.serve.app import application
 from eve_vl.serve.compute import Job
 from eve_vl.serve.found import distinct, without_paths
 from eve_vl.serve.gate import Hold, Traffic, in_pieces
-from eve_vl.serve.limits import MB, Limits, RefusedError
+from eve_vl.serve.limits import DECODERS, MB, Limits, RefusedError
 from eve_vl.serve.server import MOST_AROUND, Protocol
 
+HALF, JUDGE = bomb(5000), "/v1/runs/nlvr2/judge"  # one of them would be accepted
+TOGETHER = "have 50,000,000 pixels together, at most 32,000,000 are accepted in a request; send fewer, or smaller ones"
+LONG = "a text of 10,001 letters, expected a text of at most 10,000 letters, or a list of at most 64"
 BAD: dict[str, tuple[str, Any, int, str]] = {
     "no JSON": (VQA, b"{", 400, "the body is no JSON object"),
     "nothing": (VQA, b"", 400, "the body is no JSON object"),
@@ -64,6 +68,8 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "half a picture": (VQA, {"image": text_of(ONE[: len(ONE) // 2]), "question": "a"}, 400, "image"),
     "a bomb": (VQA, {"image": text_of(BOMB), "question": "a"}, 400, "image: has 9000×9000 pixels, at most 32,000,000"),
     "too many": (VQA, {"image": [text_of(ONE)] * 65, "question": "a"}, 400, "image: got a list of 65, expected"),
+    "two bombs": (VQA, {"image": [text_of(HALF)] * 2, "question": "a"}, 400, f"2 pictures {TOGETHER}"),
+    "left and right": (JUDGE, {"left": text_of(HALF), "right": text_of(HALF), "statement": "a"}, 400, f"2 pictures {TOGETHER}"),
     "unequal lists": (VQA, {"image": [text_of(ONE)] * 2, "question": ["a"] * 3}, 400, "lists of 2 and 3"),
     "a negative seed": ("/v1/runs/masked/reconstruct", {"image": text_of(ONE), "text": "a", "seed": -1}, 400, "seed -1"),
     "top 0": (VQA, {"image": text_of(ONE), "question": "a", "top": 0}, 400, "top 0 is not positive"),
@@ -206,6 +212,28 @@ def test_there_is_only_so_much_room(runs, index):
 
 
 def test_answers_count_until_they_are_taken(runs, monkeypatch):
+def test_a_thread_that_decodes_is_waited_for_as_one_that_computes(runs, monkeypatch):
+    go, decoded = threading.Event(), []
+    with serving(runs["vqa"], limits=Limits(wait_seconds=0.05)) as client:
+        service = service_of(client)
+        monkeypatch.setattr(service.calls["vqa"]["answer"], "prepare", decoded.append)
+        for _ in range(DECODERS):
+            service.decoders.submit(go.wait, 60)
+        answer = client.post(VQA, json={"image": text_of(ONE), "question": "what"})
+        go.set()
+        service.decoders.submit(int).result(60)  # after all that waits
+        assert (service.traffic.accepted, service.traffic.held, decoded) == (0, 0, [])
+    assert (answer.status_code, "the request has waited for 0.05 s" in answer.text) == (503, True)
+
+
+def test_as_many_pixels_as_are_accepted_are_taken(runs):
+    with serving(runs["nlvr2"], limits=Limits(pixels=2 * 20 * 30)) as client:
+        body, one = {"right": text_of(ONE), "statement": "red"}, text_of(ONE)
+        answers = [client.post(JUDGE, json={"left": left, **body}) for left in (one, [one, one])]
+    assert [answer.status_code for answer in answers] == [200, 400]
+    assert answers[1].json()["error"].startswith("3 pictures have 1,800 pixels together, at most 1,200")
+
+
     """And are written on threads of their own, while others are answered."""
     sizes, threads = [100_000, MB + 1], []
 
@@ -260,9 +288,8 @@ def test_pictures_that_hang_stop_nothing_else(index, monkeypatch):
         go.set()
         painter.submit(Job(compute=lambda given: [None], given=None)).result(60)
         client.get("/healthz")  # after what the painter has told the event loop
-    for answer, why in zip(
-        answers, ("has waited for 0.05 s", "has waited for 0.05 s", "2 pictures are waited for"), strict=True
-    ):
+    waited = "has waited for 0.5 s"
+    for answer, why in zip(answers, (waited, waited, "2 pictures are waited for"), strict=True):
         assert (answer.status_code, why in answer.json()["error"]) == (503, True)
     futures = [each for each in gc.get_objects() if type(each) is asyncio.Future]
     assert not [each for each in futures if each._log_traceback]  # the picture's late failure, which is told to nobody

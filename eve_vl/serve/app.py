@@ -193,25 +193,44 @@ class Service:
         if kind != "application/json":
             given = kind[:80] or "missing"
             raise RefusedError(415, f"the content-type is {given}, expected application/json and an object of arguments")
-        body = await hold.body(request.stream(), request.headers.get("content-length"))
+        body = [await hold.body(request.stream(), request.headers.get("content-length"))]
         hold.accept()
-        job, size = await loop.run_in_executor(self.decoders, served.prepare, body)
-        del body
+        until = loop.time() + self.limits.wait_seconds
+        job, size = await self._prepared(served, body, request, until)
         hold.resize(size)
-        found = await self._result(self.compute, job, request)
+        found = await self._result(self.compute, job, request, until)
         written = await loop.run_in_executor(self.writer, _written, served, found)
         del job, found
         hold.resize(len(written))
         return Response(written, media_type="application/json")
 
-    async def _result(self, compute: Compute, job: Job, request: Request) -> Any:
-        """Return a job's result, unless its turn does not come, or its client goes before it comes."""
-        result, gone = asyncio.wrap_future(compute.submit(job)), asyncio.ensure_future(_gone(request))
+    async def _prepared(self, served: Served, body: list[bytes], request: Request, until: float) -> tuple[Job, int]:
+        """Return what a body asks for and its size, as `_in_time` does. body: of one item, which is taken out of it."""
+        work = self.decoders.submit(lambda: served.prepare(body.pop()))
+
+        def withdrawn() -> bool:
+            if is_back := work.cancel():
+                body.clear()  # the threads' queue keeps what was cancelled
+            return is_back
+
+        return await self._in_time(asyncio.wrap_future(work), withdrawn, request, until)
+
+    async def _result(self, compute: Compute, job: Job, request: Request, until: float) -> Any:
+        """Return a job's result, as `_in_time` does."""
+        result = asyncio.wrap_future(compute.submit(job))
+        return await self._in_time(result, lambda: compute.withdraw(job) or compute is self.painter, request, until)
+
+    async def _in_time(self, result: "asyncio.Future[Any]", give_up: Callable[[], bool], request: Request, until: float) -> Any:
+        """Return what comes, unless its turn does not come until then, by the loop's clock, or its client goes before.
+
+        give_up: returns whether it need not be waited for; what has begun is.
+        """
+        gone, left = asyncio.ensure_future(_gone(request)), until - asyncio.get_running_loop().time()
         try:
-            done, _ = await asyncio.wait([result, gone], timeout=self.limits.wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([result, gone], timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
-        if result not in done and (compute.withdraw(job) or compute is self.painter):
+        if result not in done and give_up():
             result.cancel()  # or a failure that comes later would be logged as one that nobody took
             raise ClientDisconnect if gone in done else busy(f"the request has waited for {self.limits.wait_seconds:g} s", 5)
         return await result
@@ -282,7 +301,8 @@ class Service:
                 LOG.warning("%s", error)
                 raise RefusedError(404, f"picture {number} cannot be shown; the server's log says why") from None
 
-        data = await self._result(self.painter, Job(compute=drawn, given=None), request)
+        until = asyncio.get_running_loop().time() + self.limits.wait_seconds
+        data = await self._result(self.painter, Job(compute=drawn, given=None), request, until)
         request.scope["hold"].resize(len(data))
         return Response(data, media_type="image/jpeg", headers=CACHED)
 

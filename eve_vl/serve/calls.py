@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eve_vl.data.records import ImagePixels
+from eve_vl.data.inputs import GivenImage
 from eve_vl.eve import ALWAYS, Eve
 from eve_vl.serve.compute import Job
 from eve_vl.serve.limits import MOST_RESULTS, Limits, RefusedError
 from eve_vl.serve.signatures import Argument, arguments, body_model, parsed
-from eve_vl.serve.values import as_json, picture
+from eve_vl.serve.values import as_json, decoded, picture
 
 
 class Served:
@@ -41,11 +41,18 @@ class Served:
         """Return the job that a body asks for, and how many bytes it holds: pictures decoded, the rest at its length in the
         body. Raises RefusedError or UserError."""
         given = parsed(self.model, self.arguments, body)
-        values = {name: self._read(self.arguments[name], value) for name, value in given.items()}
-        size = len(body)
-        for name, value in values.items():
-            pairs = zip(listed(given[name]), listed(value), strict=True)
-            size += sum(one.pixels.nbytes - len(text) for text, one in pairs if isinstance(one, ImagePixels))
+        pictures = {
+            name: self._pictures(name, value)
+            for name, value in given.items()
+            if value is not None and self.arguments[name].kind in ("square", "whole")
+        }
+        self._check_pixels([pixels for each in pictures.values() for _, pixels in each])
+        values, size = dict(given), len(body)
+        for name, each in pictures.items():
+            square = self.image_size if self.arguments[name].kind == "square" else None
+            found = [decoded(image, square) for image, _ in each]
+            values[name] = found if isinstance(given[name], list) else found[0]
+            size += sum(one.pixels.nbytes for one in found) - sum(map(len, listed(given[name])))
         if not self.by_rows:
             return Job(compute=lambda given: [self.call(**each) for each in given], given=values), size
         rows = {name: value for name, value in values.items() if self.arguments[name].several and value is not None}
@@ -61,13 +68,18 @@ class Served:
         key = id(self), *sorted(rows), json.dumps(options, sort_keys=True)
         return Job(compute=self._together, given=(rows, options, bool(lengths), num), key=key, rows=num), size
 
-    def _read(self, argument: Argument, value: Any) -> Any:
-        if argument.kind not in ("square", "whole") or value is None:
-            return value
-        square = self.image_size if argument.kind == "square" else None
+    def _pictures(self, name: str, value: Any) -> list[tuple[GivenImage, int]]:
+        """Return the pictures of an argument and how many pixels each has."""
         if not isinstance(value, list):
-            return picture(value, argument.name, self.limits, square)
-        return [picture(one, f"{argument.name} {number}", self.limits, square) for number, one in enumerate(value)]
+            return [picture(value, name, self.limits)]
+        return [picture(one, f"{name} {number}", self.limits) for number, one in enumerate(value)]
+
+    def _check_pixels(self, pixels: list[int]) -> None:
+        """Raise RefusedError for pictures that would keep a thread, which decodes for others too, for too long."""
+        most = self.limits.pixels
+        if sum(pixels) > most:
+            found = f"{len(pixels)} pictures have {sum(pixels):,} pixels together, at most {most:,} are accepted in a request"
+            raise RefusedError(400, f"{found}; send fewer, or smaller ones")
 
     def _together(self, given: Sequence[tuple[dict[str, Any], dict[str, Any], bool, int]]) -> list[Any]:
         """Return the results of several clients, whose options are the same."""

@@ -31,11 +31,11 @@ class Limits:
     items: int = 64
     """Pictures or texts in a list."""
     pixels: int = 32_000_000
-    """Pixels of a picture that is sent, counted before it is decoded."""
+    """Pixels of all pictures of a request together, counted before any is decoded."""
     body_seconds: float = 20.0
     """How long a client may take to send a body, and to take any part of its answer."""
     wait_seconds: float = 30.0
-    """How long a request may wait until it is computed; after that it is refused with 503."""
+    """How long a request may wait, for its turn to be decoded and to be computed; after that it is refused with 503."""
 
     @property
     def most_mb(self) -> float:

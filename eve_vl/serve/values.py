@@ -21,8 +21,8 @@ SHOWN_SIDE = 512  # pixels of pictures that are given back
 PREFIX = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 
 
-def picture(text: str, where: str, limits: Limits, square: int | None) -> ImagePixels:
-    """Return a picture, decoded: as the run's square, or else with at most SHOWN_SIDE pixels a side. Raises UserError."""
+def picture(text: str, where: str, limits: Limits) -> tuple[GivenImage, int]:
+    """Return a picture, not yet decoded, and how many pixels it has. Raises UserError."""
     start = PREFIX.match(text)
     try:
         data = base64.b64decode(text[start.end() :] if start else text, validate=True)
@@ -31,7 +31,11 @@ def picture(text: str, where: str, limits: Limits, square: int | None) -> ImageP
     width, height = size_of(data, where)
     if width * height > limits.pixels:
         raise UserError(f"{where}: has {width}×{height} pixels, at most {limits.pixels:,} are accepted; send it smaller")
-    given = GivenImage(ref=ImageBytes(data=data), where=where)
+    return GivenImage(ref=ImageBytes(data=data), where=where), width * height
+
+
+def decoded(given: GivenImage, square: int | None) -> ImagePixels:
+    """Return a picture as the run's square, or else with at most SHOWN_SIDE pixels a side. Raises UserError."""
     if square is None:
         return ImagePixels(pixels=given.at_most(SHOWN_SIDE))
     ref = shrunk(given, square).ref
