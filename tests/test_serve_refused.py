@@ -62,20 +62,21 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "unknown argument": (VQA, {"image": text_of(ONE), "question": "a", "tpo": 1}, 400, "'tpo'; did you mean 'top'?"),
     "a number for a picture": (VQA, {"image": 5, "question": "a"}, 400, "image: got 5, expected a picture as base64"),
     "a number in a list": (VQA, {"image": "a", "question": ["a", 5]}, 400, "question 1: got 5"),
-    "too long a text": (VQA, {"image": text_of(ONE), "question": "a" * 10_001}, 400, "question: got a text of 10,001 letters"),
+    "too long a text": (VQA, {"image": text_of(ONE), "question": "a" * 10_001}, 400, f"question: got {LONG}"),
+    "too long a value": ("/v1/search", {"words": "a", "where": {"a": "b" * 10_001}}, 400, "an object of at most 64 entries"),
     "not base64": (VQA, {"image": "ä", "question": "a"}, 400, "image: is not base64"),
     "not a picture": (VQA, {"image": text_of(b"hello"), "question": "a"}, 400, "image: not a picture in a known format"),
     "half a picture": (VQA, {"image": text_of(ONE[: len(ONE) // 2]), "question": "a"}, 400, "image"),
     "a bomb": (VQA, {"image": text_of(BOMB), "question": "a"}, 400, "image: has 9000×9000 pixels, at most 32,000,000"),
-    "too many": (VQA, {"image": [text_of(ONE)] * 65, "question": "a"}, 400, "image: got a list of 65, expected"),
     "two bombs": (VQA, {"image": [text_of(HALF)] * 2, "question": "a"}, 400, f"2 pictures {TOGETHER}"),
     "left and right": (JUDGE, {"left": text_of(HALF), "right": text_of(HALF), "statement": "a"}, 400, f"2 pictures {TOGETHER}"),
+    "too many": (VQA, {"image": [text_of(ONE)] * 65, "question": "a"}, 400, "image: got a list of 65, expected"),
     "unequal lists": (VQA, {"image": [text_of(ONE)] * 2, "question": ["a"] * 3}, 400, "lists of 2 and 3"),
     "a negative seed": ("/v1/runs/masked/reconstruct", {"image": text_of(ONE), "text": "a", "seed": -1}, 400, "seed -1"),
     "top 0": (VQA, {"image": text_of(ONE), "question": "a", "top": 0}, 400, "top 0 is not positive"),
     "unknown run": ("/v1/runs/vq/answer", {}, 404, "'vq'; did you mean 'vqa'?"),
-    "unknown call": ("/v1/runs/vqa/answers", {}, 404, "'answers'; did you mean 'answer'?"),
-    "not its call": ("/v1/runs/vqa/judge", {}, 404, "no call 'judge'"),
+    "unknown call": ("/v1/runs/vqa/answers", {}, 404, "the run vqa has no call 'answers'; did you mean 'answer'?"),
+    "not its call": ("/v1/runs/vqa/judge", {}, 404, "the run vqa has no call 'judge'; choose from answer"),
     "unknown column": ("/v1/search", {"words": "red", "where": {"x": "y"}}, 400, "no column 'x'"),
     "unknown folder": ("/v1/search", {"words": "red", "folder": "photo"}, 400, "did you mean 'photos'?"),
     "dots": ("/v1/search", {"words": "red", "folder": "photos/../.."}, 400, "without . and .."),
@@ -211,7 +212,6 @@ def test_there_is_only_so_much_room(runs, index):
         assert (traffic.active, traffic.accepted, traffic.held) == (0, 0, 0)
 
 
-def test_answers_count_until_they_are_taken(runs, monkeypatch):
 def test_a_thread_that_decodes_is_waited_for_as_one_that_computes(runs, monkeypatch):
     go, decoded = threading.Event(), []
     with serving(runs["vqa"], limits=Limits(wait_seconds=0.05)) as client:
@@ -234,6 +234,7 @@ def test_as_many_pixels_as_are_accepted_are_taken(runs):
     assert answers[1].json()["error"].startswith("3 pictures have 1,800 pixels together, at most 1,200")
 
 
+def test_answers_count_until_they_are_taken(runs, monkeypatch):
     """And are written on threads of their own, while others are answered."""
     sizes, threads = [100_000, MB + 1], []
 
@@ -275,7 +276,7 @@ def test_pictures_that_hang_stop_nothing_else(index, monkeypatch):
 
     monkeypatch.setattr(index, "image", image)
     monkeypatch.setattr(app_module, "MOST_PICTURES", 2)
-    with serving(index.encoder, index=index, limits=Limits(wait_seconds=0.05, queue=1)) as client:
+    with serving(index.encoder, index=index, limits=Limits(wait_seconds=0.5, queue=1)) as client:
         painter = service_of(client).painter
         answers = [client.get("/v1/pictures/1")]  # hangs, and goes on to
         assert hangs.wait(60)

@@ -279,7 +279,7 @@ class Service:
         """Say which calls there are."""
         if name not in self.runs:
             raise RefusedError(404, f"no run {nearest(name, self.runs)}")
-        raise RefusedError(404, f"no call {nearest(call, self.calls[name])} of the run {name}")
+        raise RefusedError(404, f"the run {name} has no call {nearest(call, self.calls[name])}")
 
     async def no_index(self) -> None:
         """Say how to get one."""

@@ -20,7 +20,8 @@ from eve_vl.serve.limits import MAX_LENGTH, MAX_VALUES, Limits, RefusedError
 
 OWN = ("batch_size", "progress")  # arguments that the server decides on
 LARGEST = 2**63 - 1
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+TEXT = f"a text of at most {MAX_LENGTH:,} letters"
 GIVEN = {dict: "an object", list: "a list"} | WORDS
 
 Kind = Literal["square", "whole", "text", "value"]
@@ -140,7 +141,7 @@ def _argument(name: str, annotation: Any, default: Any, limits: Limits) -> Argum
         kind = "square" if any(get_origin(one) is Iterable for one in lists) else "whole"  # rows, or all that is asked about
         most = limits.items if kind == "square" else 2
     elif annotation == Texts or (str in leaves and Path not in leaves and str in items):
-        kind, several, hint, expected, most = "text", True, _text(), "a text", limits.items
+        kind, several, hint, expected, most = "text", True, _text(), TEXT, limits.items
     else:
         leaves = [leaf for leaf in leaves if leaf is not Path and not (leaf is str and Path in leaves)]
         parts = [(part, words) for part, words in (_value(leaf, limits) for leaf in leaves) if words]
@@ -174,7 +175,7 @@ def _value(leaf: Any, limits: Limits) -> tuple[Any, str]:
     if leaf is int:
         return Annotated[int, Field(ge=-LARGEST, le=LARGEST)], WORDS[int]
     if leaf is str:
-        return _text(), WORDS[str]
+        return _text(), TEXT
     if leaf in WORDS:
         return leaf, WORDS[leaf]
     if origin is Annotated:  # of `instead`, with bounds of its own
@@ -189,10 +190,11 @@ def _value(leaf: Any, limits: Limits) -> tuple[Any, str]:
         return leaf, f"one of {', '.join(map(str, parts))}"
     if origin in (Sequence, Iterable, list):
         item, words = _value(parts[0], limits)
-        return Annotated[list[item], Field(max_length=MAX_LENGTH)], words and f"a list of which each is {words}"
+        return Annotated[list[item], Field(max_length=MAX_LENGTH)], words and f"a list of at most {MAX_LENGTH:,}, each {words}"
     if origin in (Mapping, dict):
+        some = f"an object of at most {limits.items} entries as"
         if parts[1] is str:
-            return Annotated[dict[str, _text()], Field(max_length=limits.items)], 'an object as {"name": "text"}'
+            return Annotated[dict[str, _text()], Field(max_length=limits.items)], f'{some} {{"name": "text"}}, {TEXT}'
         texts = Annotated[list[_text()], Field(max_length=limits.items)]
-        return Annotated[dict[str, texts], Field(max_length=limits.items)], 'an object as {"name": ["text", …]}'
+        return Annotated[dict[str, texts], Field(max_length=limits.items)], f'{some} {{"name": ["text", …]}}, {TEXT}'
     return None, ""
