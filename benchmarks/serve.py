@@ -72,12 +72,11 @@ class Outcome:
         return about | {"statuses": dict(self.statuses)}
 
 
-def questions_run(folder: Path) -> None:
-    """Write an untrained run of the demo's questions."""
-    config = get_finetune_recipe("demo_vqa", get_recipe("demo"))
-    answers = [f"answer {number}" for number in range(100)]
-    tokenizer = Tokenizer.train(CAPTIONS, 500)
-    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), "answers.json": json.dumps(answers)}
+def untrained_run(folder: Path, recipe: str, answers: list[str]) -> None:
+    """Write an untrained run of a task of the demo."""
+    config, tokenizer = get_finetune_recipe(recipe, get_recipe("demo")), Tokenizer.train(CAPTIONS, 500)
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json()}
+    texts |= {"answers.json": json.dumps(answers)} if answers else {}
     save_checkpoint(folder, {"model": build_task(config, tokenizer, answers).state_dict()}, texts, {"step": 1}, keep=1)
 
 
@@ -93,6 +92,10 @@ def bodies() -> dict[str, list[tuple[str, bytes]]]:
     pairs = list(zip(photos, words, strict=True))
     return {
         "answer": [make("/v1/runs/questions/answer", {"image": photo, "question": text}) for photo, text in pairs],
+        "judge": [
+            make("/v1/runs/statements/judge", {"left": photo, "right": other, "statement": text})
+            for (photo, text), other in zip(pairs, reversed(photos), strict=True)
+        ],
         "encode_image": [make("/v1/runs/search/encode_image", {"images": photo}) for photo, _ in pairs],
         "encode_text": [make("/v1/runs/search/encode_text", {"texts": text}) for text in words],
         "search": [make("/v1/search", {"words": text}) for text in words],
@@ -169,8 +172,10 @@ def main() -> None:
         folder = Path(place)
         eve = small_run(folder / "search", 256, 64)
         made_up_index(folder / "index", eve, args.pictures)
-        questions_run(folder / "questions")
-        command = [sys.executable, "-m", "eve_vl", "serve", *(str(folder / name) for name in ("search", "questions"))]
+        untrained_run(folder / "questions", "demo_vqa", [f"answer {number}" for number in range(100)])
+        untrained_run(folder / "statements", "demo_nlvr2", [])
+        runs = (str(folder / name) for name in ("search", "questions", "statements"))
+        command = [sys.executable, "-m", "eve_vl", "serve", *runs]
         command += ["--index", str(folder / "index"), "--port", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
