@@ -1,6 +1,8 @@
 # Every target builds .venv by itself; only python3, pip and make are needed.
 PYTHON ?= python3
 BIN := .venv/bin
+# The page's tests drive a Chromium. Where there is none they are skipped, which the suite says at its end.
+BROWSER := $(shell for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && echo ,browser && break; done)
 
 .PHONY: demo test suite docs lint format clean
 
@@ -31,7 +33,7 @@ format: .venv/.dev      ## rewrite the code in the house style
 	touch $@
 
 .venv/.dev: .venv/.core
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev$(BROWSER)]'
 	touch $@
 
 .venv/.docs: .venv/.core
