@@ -1,8 +1,8 @@
 """The docs: every command and every line of Python in them works, on tiny runs and data; the site has no broken link.
 
 A fenced block of bash or Python is run, the blocks of a page one after another. With a title, which says why, its commands are
-only parsed, by the real command line. After a change of recipes, `PYTHONPATH=.:tests python tests/test_docs.py` writes their
-tables anew.
+only parsed, by the real command line. What a console's curl would send goes to the application itself, JSON and TOML are
+parsed. After a change of recipes, `PYTHONPATH=.:tests python tests/test_docs.py` writes their tables anew.
 """
 
 import contextlib
@@ -26,11 +26,13 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from PIL import Image
+from serving import serving
 from tiny_runs import TASKS, tiny_run, write_run
 
 from eve_vl import cli
 from eve_vl.cli import main, runs, train, use
 from eve_vl.config import Config
+from eve_vl.eve import Eve
 from eve_vl.recipes import FINETUNE, MODULES, PRETRAIN, get_recipe
 from eve_vl.recipes.finetune import CONTRAST_ALONE
 
@@ -40,6 +42,8 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 MEASURED = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("index", "tour", "search", "neighbours", "measured"))]
 FENCE = re.compile(r"^```(bash|python)(?: +title=(\"[^\"]+\"))?\n(.*?)^```$", re.M | re.S)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z.-]*[a-z](?![\w-])")
+OTHER = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+CURL = 'curl() { "$PYTHON" -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@"; }\n'
 LINK = re.compile(r'<(a|link|script|img)\b[^>]*?\s(?:href|src)="([^"]+)"')
 TABLE = re.compile(r"(?<=<!-- table -->\n\n).*(?=\n\n<!-- end -->)", re.S)
 # Of the tables of recipes, one for each file
@@ -210,6 +214,35 @@ def test_other_blocks_parse(page: Path, monkeypatch):
                 continue
             with pytest.raises(Parsed):
                 main(words[1:])
+
+
+def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):
+    """The block runs in a shell whose curl says what it is given; the server has the runs of the page's command."""
+    monkeypatch.chdir(shutil.copytree(world, tmp_path / "world"))
+    (script,) = (text for language, text in OTHER.findall((DOCS / "serve.md").read_text()) if language == "console")
+    env = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(["bash", "-euc", CURL + script], env=env, capture_output=True, text=True, check=True, timeout=120)
+    runs = [Eve.load(f"runs/demo/{name}") for name in ("retrieval", "vqa")]
+    with serving(*runs, index=runs[0].index("photos", "photos.index")) as client:
+        answers = {}
+        for *flags, url in map(json.loads, done.stdout.splitlines()):
+            given = dict(zip(flags[::2], flags[1::2], strict=True))
+            body = Path(given["-d"][1:]).read_text() if given["-d"].startswith("@") else given["-d"]
+            path, (name, value) = urlsplit(url).path, given["-H"].split(": ")
+            answers[path] = client.post(path, content=body, headers={name: value})
+    assert {path: answer.status_code for path, answer in answers.items()} == {"/v1/search": 200, "/v1/runs/vqa/answer": 200}
+
+
+def test_rows_and_settings_parse():
+    """Blocks of JSON, a row a line, and of TOML; of others there are none that no test reads."""
+    known, found = {"bash", "python", "console"}, set()
+    for page in [*PAGES, *ROOT.glob("examples/*/README.md")]:
+        for language, text in OTHER.findall(page.read_text()):
+            found |= {language} - known
+            rows = [json.loads(line) for line in text.splitlines()] if language == "json" else []
+            assert all(isinstance(row, dict) for row in rows), page
+            assert language != "toml" or tomllib.loads(text), page
+    assert found == {"json", "toml"}
 
 
 def test_code_fits_on_a_page_without_scrolling():
