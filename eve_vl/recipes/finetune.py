@@ -85,9 +85,10 @@ def demo_retrieval(init: Config) -> Config:
 
 
 def demo_classification(init: Config) -> Config:
-    """Which kinds of shapes are in a built-in scene, several at once: minutes on one core.
+    """Which kinds of shapes are in a built-in scene, several at once; mean AP 1.000, by chance 0.245; time not measured.
 
-    Of any labelled pictures by --data.train and, where each has one label, --task.no-several.
+    Measured on `scenes:val`, from `scenes --train.steps 2000`. It takes any labelled pictures by --data.train and, where each
+    has one label, --task.no-several.
 
     eve finetune demo_classification --init runs/demo/pretrain
     """
@@ -119,7 +120,9 @@ def scenes_retrieval(init: Config) -> Config:
 
 
 def easy_vqa(init: Config) -> Config:
-    """The easy-VQA set: one coloured shape, 13 answers; two passes over its 38,575 training questions.
+    """The easy-VQA set: one coloured shape, 13 answers; two passes over 38,575 questions; accuracy 0.989; time not measured.
+
+    Measured on its published test set, from the `scenes` of 2026-11-25.
 
     eve finetune easy_vqa --init runs/scenes --data.train easyvqa/train.jsonl --data.val held-out
     """
@@ -138,7 +141,9 @@ def emoji_retrieval(init: Config) -> Config:
 
 
 def icons_search(init: Config) -> Config:
-    """Icons and their names: find the icon, find the name, by contrast alone.
+    """Icons and their names, by contrast alone; `--scratch --train.steps 6659`, 1,334 core-seconds: R@1 0.43 and 0.44.
+
+    Measured on two sets never seen, to find the name and to find the icon; `builtin:icons` is that run.
 
     eve finetune icons_search --init runs/icons --data.train icons/train.parquet --data.val icons/val.parquet
     """

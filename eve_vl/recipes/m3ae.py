@@ -68,7 +68,7 @@ def m3ae_base() -> Config:
 
 
 def m3ae_tiny() -> Config:
-    """M3AE on phantoms: five minutes on one core, six more for `m3ae_tiny_vqa`.
+    """M3AE on phantoms: five minutes on one core; token accuracy 0.43 with any picture; matching 0.61 and 0.51 from two seeds.
 
     eve pretrain m3ae_tiny
     """
@@ -134,7 +134,7 @@ def m3ae_tiny_vqa(init: Config) -> Config:
 
 
 def m3ae_tiny_classification(init: Config) -> Config:
-    """Which findings a phantom has, from picture and report, several at once: minutes on one core.
+    """Which findings a phantom has, from picture and report, several at once; time and score not measured.
 
     eve finetune m3ae_tiny_classification --init runs/m3ae_tiny
     """
@@ -142,7 +142,9 @@ def m3ae_tiny_classification(init: Config) -> Config:
 
 
 def m3ae_tiny_retrieval(init: Config) -> Config:
-    """Phantoms and their reports, each pair scored by co-attention: minutes on one core.
+    """Phantoms and their reports, each pair scored by co-attention; R@1 0.07 and 0.01, by chance 0.01; time not measured.
+
+    Measured from the 300th step of `m3ae_tiny` (LOG.md).
 
     eve finetune m3ae_tiny_retrieval --init runs/m3ae_tiny
     """

@@ -71,7 +71,7 @@ def demo() -> Config:
 
 
 def scenes() -> Config:
-    """The demo at full length, 2.5 times its steps: about 13 minutes on one core, by the time of half of them.
+    """The demo at full length, 2.5 times its steps: about 13 minutes on one core; half of them reach token accuracy 0.949.
 
     eve pretrain scenes
     """
@@ -103,7 +103,9 @@ def scenes_all() -> Config:
 
 
 def emoji() -> Config:
-    """Emoji drawings and their names, about 3,800 pictures (examples/emoji builds them): five minutes on one CPU core.
+    """Emoji drawings and their names: minutes on one core; then R@1 0.22 and 0.24 by `emoji_retrieval`, 0.22 and 0.25 alone.
+
+    examples/emoji builds the data, 3,800 pictures. Alone is from random weights, both in 735 to 757 core-seconds.
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
@@ -119,7 +121,9 @@ def emoji() -> Config:
 
 
 def icons() -> Config:
-    """Icons and their names, 84,000 pairs (examples/icons builds them): minutes on one CPU core.
+    """Icons and their names: minutes on one core; then R@1 0.41 and 0.42 by `icons_search`, 0.43 and 0.44 alone.
+
+    examples/icons builds the data, 84,000 pairs. Alone is from random weights, both in 1,334 to 1,384 core-seconds.
 
     eve pretrain icons --data.train icons/train.parquet --data.val icons/val.parquet
     """

@@ -77,7 +77,7 @@ def vlmo_tiny_texts() -> Config:
 
 
 def vlmo_tiny() -> Config:
-    """VLMo's third stage on built-in scenes with their captions: a minute on one core.
+    """VLMo's third stage, scenes with their captions: a minute on one core; token accuracy 0.082, 0.064 with a wrong picture.
 
     eve pretrain vlmo_tiny --init runs/vlmo_tiny_texts
     """
