@@ -178,8 +178,9 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
         return heads, f"random weights, in the shape of {config.init}"
     folder = checkpoint.chosen_checkpoint(config.init)
     checkpoint.verify(folder)
-    labels = read_labels(folder, read_config(folder))
-    done = transfer(task.kept_of(checkpoint.read_model(folder), labels), task, str(folder), config.init_may_lack)
+    start = read_config(folder)
+    tensors = task.kept_of(checkpoint.read_model(folder), read_labels(folder, start))
+    done = transfer(tensors, task, str(folder), config.init_may_lack, start.input.text_length)
     new = f"new, at {config.train.new_lr_multiplier:g} × the learning rate: {parts(done.new)}" if done.new else None
     unused = f"not used: {parts(done.unused)}" if done.unused else None
     return done.new, "; ".join(filter(None, (f"weights from {folder}", done.resized, new, unused)))

@@ -40,16 +40,21 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
         assert bool((one[name] != two[name]).any()) == learns, name
     assert {name.partition(".")[0] for name in one.keys() ^ two.keys()} == {"pixel_decoder", "token_head"}
     misfit = "its encoder does not fit this model: "
-    first = "1 tensors differ, the first encoder.relative.text_bias: (80, 6) here, (64, 6) there"
+    first = "1 tensor differs, encoder.relative.text_bias: (80, 6) here, (64, 6) there; "
+    texts = "its texts have 32 tokens, those of {} 40: give --input.text-length 32, or name what may start at random with "
+    wider = "leave out the flags that change shapes, or name what may start at random with --init-may-lack"
     no_such = "'encoder.blocks.*.fnn.*' matches no parameter; the nearest: "
-    for flag, value, words in (
-        ("--model.embed-dim", 48, misfit),
-        ("--input.text-length", 40, misfit + first),
-        ("--train.freeze", "encoder.blocks.*.fnn.*", f"train.freeze: {no_such}"),
+    base = ("pretrain", "vlmo_base", "--init", "two", "--data.train", "scenes:train", "--data.val", "scenes:val")
+    as_it_is = ("--model.stem", "convolutions")
+    for start, (flag, value), *words in (
+        (second, ("--model.embed-dim", 48), misfit, wider),
+        (second, ("--input.text-length", 40), misfit + first + texts.format("vlmo_tiny_texts")),
+        (second, ("--train.freeze", "encoder.blocks.*.fnn.*"), f"train.freeze: {no_such}"),
+        (base, as_it_is, misfit + first + texts.format("vlmo_base")),
     ):
-        done = eve(*second, "--out", "wrong", *FEW, flag, value)
+        done = eve(*start, "--out", "wrong", *FEW, flag, value)
         assert done.returncode == 2
-        assert words in done.stderr.splitlines()[-1]
+        assert all(part in done.stderr.splitlines()[-1] for part in words), done.stderr
         assert done.stderr.count("\n") == 1
     sizes = ("--input.image-size", 32, "--input.text-length", 24, "--data.train", "scenes:train")
     done = eve("pretrain", "vlmo_tiny", "--init", "two", "--out", "three", *sizes, *FEW)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eve_vl.config import Config
 from eve_vl.errors import UserError, matching
 
 ENCODER = "encoder."
@@ -24,10 +25,13 @@ class Transfer:
     """What of the encoder was resized, in words; None if nothing was."""
 
 
-def transfer(tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Sequence[str] = ()) -> Transfer:
+def transfer(
+    tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Sequence[str] = (), text_length: int | None = None
+) -> Transfer:
     """Copy what fits; the encoder must fit as a whole, resized if need be, apart from names that match a pattern of may_lack.
 
-    `where` names the source of `tensors` in messages. Raises UserError, also for a pattern that matches nothing.
+    `where` names the source of `tensors` in messages. text_length: that of the source, which no flag need have changed: recipes
+    have their own. Raises UserError, also for a pattern that matches nothing.
     """
     own = task.state_dict()
     for name in own.keys() & tensors.keys():
@@ -43,9 +47,12 @@ def transfer(tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Seq
         name = min(wrong)
         here = f"{tuple(own[name].shape)} here" if name in own else "missing here"
         there = f"{tuple(tensors[name].shape)} there" if name in tensors else "missing there"
+        differ = f"{len(wrong)} tensors differ, the first {name}" if len(wrong) > 1 else f"1 tensor differs, {name}"
+        ways = _way_with_texts(task.config, text_length)
+        ways += ["leave out the flags that change shapes"] * (len(wrong) > 1 or not ways)
         raise UserError(
-            f"{where}: its encoder does not fit this model: {len(wrong)} tensors differ, the first {name}: "
-            f"{here}, {there}; leave out the flags that change shapes, or name what may start at random with --init-may-lack"
+            f"{where}: its encoder does not fit this model: {differ}: {here}, {there}; {' and '.join(ways)}, or name what may "
+            "start at random with --init-may-lack"
         )
     with torch.no_grad():
         for name, tensor in fitting.items():
@@ -53,6 +60,14 @@ def transfer(tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Seq
     return Transfer(
         new=frozenset(own.keys() - fitting.keys()), unused=frozenset(tensors.keys() - fitting.keys()), resized=resized
     )
+
+
+def _way_with_texts(config: Config, there: int | None) -> list[str]:
+    """Return what to do about texts of another length, if the encoder cannot."""
+    here = config.input.text_length
+    if there in (None, here) or (config.model.fits_other_sizes and here < there):
+        return []
+    return [f"its texts have {there} tokens, those of {config.recipe} {here}: give --input.text-length {there}"]
 
 
 def parts(names: Iterable[str]) -> str:
