@@ -5,7 +5,7 @@ Letters: P patches, K kept patches, M masked tokens, T text tokens, V vocabulary
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar
@@ -99,8 +99,14 @@ class MaskedSignalCalls(Calls):
         weight = {"fill_mask": "mlm_weight", "look": "mlm_weight", "reconstruct": "mim_weight"}.get(call)
         if weight is None:
             return None
-        given, flag = getattr(self.task.settings, weight), f"--task.{weight}".replace("_", "-")
-        return f"eve pretrain with {flag} 1 (here it is {given:g}) and another --out"
+        config, settings = self.task.config, self.task.settings
+        wanted, rows = replace(settings, **{weight: 1.0}), config.data.rows
+        rows = "pairs" if wanted.problems_with_rows(rows) else rows
+        if unfit := config.model.problems_with(wanted, rows):
+            return f"eve pretrain of another model, for {unfit[0]}"
+        given, flag = getattr(settings, weight), f"--task.{weight}".replace("_", "-")
+        of_pairs = ", --data.rows pairs" * (rows != config.data.rows)
+        return f"eve pretrain with {flag} 1 (here it is {given:g}){of_pairs} and another --out"
 
     @torch.no_grad()
     def fill_mask(self, image: Images, text: Strings, top: int = 5, batch_size: int = 64) -> FilledText | list[FilledText]:
