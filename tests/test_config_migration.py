@@ -56,7 +56,8 @@ def test_a_section_comes_back_as_the_kind_that_it_was(name):
     section = kinds_of(TaskConfig)[name]()
     values = json.loads(json.dumps(to_dict(section)))
     assert next(iter(values.items())) == ("name", name)
-    again = config_from_dict(json.loads(config_to_json(get_recipe("tiny"))) | {"task": values}, "config.json").task
+    recipe = get_recipe("mlim_tiny" if name == "mlim" else "tiny")  # the one task that does not take every model
+    again = config_from_dict(json.loads(config_to_json(recipe)) | {"task": values}, "config.json").task
     assert again == section
     assert type(again) is type(section)
 

@@ -34,6 +34,8 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     second = ("pretrain", "vlmo_tiny_texts", "--init", "one", "--data.train", "words.txt", "--data.val", "held-out")
     done = eve(*second, "--out", "two", *FEW)
     assert done.returncode == 0, done.stderr
+    shape = "model.embed_dim 24 instead of 96, model.depth 2 instead of 4"
+    assert f"\none keeps its shape, not that of vlmo_tiny_texts: {shape}\n" in done.stdout
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one.keys() & two.keys():  # attention, networks and embedding of pictures are theirs to the bit
         learns = any(fnmatchcase(name, pattern) for pattern in (*LEARNS, "encoder.relative.text_bias"))
@@ -62,9 +64,9 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     resized = "relative positions resized from 36 to 16 patches; relative positions of texts cut from 32 to 24 tokens"
     assert f"two/checkpoints/step_00000003; {resized}" in done.stdout
     assert len(weights(tmp_path / "three")["encoder.relative.image_bias"]) == 7**2 + 3
-    differ = "model.deep_ffn modality_vl instead of moe, model.positions relative instead of learned, "
-    differ += "model.pooler True instead of False"
-    kept = "--model.deep-ffn modality_vl --model.positions relative --model.pooler"
+    differ = "model.stem convolutions instead of linear, model.deep_ffn modality_vl instead of moe, "
+    differ += "model.positions relative instead of learned, model.pooler True instead of False"
+    kept = "--model.stem convolutions --model.deep-ffn modality_vl --model.positions relative --model.pooler"
     own = "start from a run of its own"
     for recipe, words in (
         ("tiny", f"of another system than tiny: {differ}; {own}, or train that run's as it is with {kept}"),

@@ -23,7 +23,12 @@ FIRST = {
     "pretrain": "demo for pictures and captions of your own, tiny to try, base for the paper's",
     "finetune": "demo_retrieval to search pictures of your own, demo_vqa for questions about them, vqa for the paper's",
 }
-SYSTEM = ("deep_ffn", "positions", "pooler")  # what tells EVE from its neighbours on the same encoder
+# What people call the size of a run
+SHAPE = [
+    *("model.embed_dim", "model.depth", "model.image_depth", "model.text_depth", "model.fusion_depth", "model.num_heads"),
+    *("model.mlp_ratio", "model.num_deep_blocks", "model.num_experts"),
+    *("input.image_size", "input.patch_size", "input.text_length"),
+]
 BENCHED = "demo"  # where no recipe is named
 IDLE_IN_BENCH = [
     *("out", "init_may_lack", "scratch", "data.val", "data.val_share", "data.val_samples", "data.skip_broken_val"),
@@ -68,10 +73,8 @@ def run_pretrain(argv: Sequence[str]) -> None:
     start = _init_config("pretrain", argv, recipe.out)
     if start is not None:  # the weights fit no other shape
         _require_same_system(recipe, start, argv)
-        tokenizer, sizes = replace(recipe.tokenizer, path=None), start.input
-        if start.model.fits_other_sizes:
-            sizes = replace(recipe.input, patch_size=sizes.patch_size)
-        recipe = replace(recipe, input=sizes, model=start.model, tokenizer=tokenizer)
+        own, recipe = recipe, _in_its_shape(recipe, start, argv)
+        _note_shape(own, recipe, argv)
     _train("pretrain", argv, make.__doc__, recipe, start)
 
 
@@ -165,22 +168,51 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
 def _require_same_system(recipe: Config, start: Config, argv: Sequence[str]) -> None:
     """Raise UserError if the run to start from has an encoder of another kind than the recipe, which would train another system
     under the name of its own. Flags say that this is meant."""
-    ours, theirs = recipe.model, start.model
-    given = {word.partition("=")[0].replace("_", "-").replace("--model.no-", "--model.") for word in argv}
-    names = ("name",) if type(ours) is not type(theirs) else [name for name in SYSTEM if hasattr(ours, name)]
-    differ = [name for name in names if getattr(ours, name) != getattr(theirs, name) and _flag(name) not in given]
+    ours, theirs, given = recipe.model, start.model, _given(argv)
+    differ = [name for name in ours.unlike(theirs) if name == "name" or _flag(f"model.{name}") not in given]
     if not differ:
         return
     what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
-    kept = " ".join(_flag(name, getattr(theirs, name)) for name in differ)
-    way = "" if "name" in differ else f", or train that run's as it is with {kept}"
+    kept = " ".join(_flag(f"model.{name}", getattr(theirs, name)) for name in differ)
+    is_unfit = "name" in differ or theirs.problems_with(recipe.task, recipe.data.rows)
+    way = "" if is_unfit else f", or train that run's as it is with {kept}"
     raise UserError(f"{_named(argv).init}: is of another system than {recipe.recipe}: {what}; start from a run of its own{way}")
 
 
+def _in_its_shape(recipe: Config, start: Config, argv: Sequence[str]) -> Config:
+    """Return the recipe with the model, the sizes and the tokenizer of the run to start from. Raises UserError if its task
+    takes no such model."""
+    tokenizer, sizes, given = replace(recipe.tokenizer, path=None), start.input, _given(argv)
+    if start.model.fits_other_sizes:
+        sizes = replace(recipe.input, patch_size=sizes.patch_size)
+    try:
+        return replace(recipe, input=sizes, model=start.model, tokenizer=tokenizer)
+    except UserError:  # flags that are not parsed yet may give it what the task needs
+        values = {name: value for name, value in vars(recipe.model).items() if _flag(f"model.{name}") in given}
+        return replace(recipe, input=sizes, model=replace(start.model, **values), tokenizer=tokenizer)
+
+
+def _note_shape(recipe: Config, shaped: Config, argv: Sequence[str]) -> None:
+    """Say what of a recipe's size gives way to that of the run to start from, where no flag says so."""
+    ours, theirs, given = flat(to_dict(recipe)), flat(to_dict(shaped)), _given(argv)
+    idle = {f"model.{field}" for fields in shaped.model.idle().values() for field in fields.split()}
+    names = [name for name in SHAPE if name not in idle and _flag(name) not in given]
+    differ = [f"{name} {theirs[name]} instead of {ours[name]}" for name in names if theirs.get(name) != ours.get(name)]
+    if differ:
+        say(f"{_named(argv).init} keeps its shape, not that of {recipe.recipe}: {', '.join(differ)}")
+
+
+def _given(argv: Sequence[str]) -> set[str]:
+    """Return the flags that are typed, as `_flag` spells them."""
+    return {word.partition("=")[0].replace("_", "-").replace("--model.no-", "--model.") for word in argv}
+
+
 def _flag(field: str, value: object = None) -> str:
-    """Return a field of the model as typed, with a value where one is given."""
+    """Return a field such as model.pooler as typed, with a value where one is given."""
     word = field.replace("_", "-")
-    return f"--model.{word}" if value in (None, True) else f"--model.no-{word}" if value is False else f"--model.{word} {value}"
+    if value is None or value is True:
+        return f"--{word}"
+    return f"--{word.replace('.', '.no-')}" if value is False else f"--{word} {value}"
 
 
 def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Config, start: Config | None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_one_of, not_positive
-from eve_vl.config.tasks import TaskConfig
+from eve_vl.config.tasks import MlimConfig, TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Positions = Literal["learned", "relative"]
@@ -53,7 +53,16 @@ class ModelConfig(Section):
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
         """What of a task this backbone cannot do on such rows (`data.rows`), one sentence each."""
-        return []
+        if not isinstance(task, MlimConfig) or (isinstance(self, EveModelConfig) and self.stem == "blocks"):
+            return []
+        return [
+            f"name {task.name} takes no model but eve with model.stem blocks, of which a hidden patch shows nothing, and whose "
+            "layers its decoder mirrors"
+        ]
+
+    def unlike(self, other: "ModelConfig") -> list[str]:
+        """Return the fields in which another section is of another system, not of another size; `name`: another backbone."""
+        return [] if type(self) is type(other) else ["name"]
 
     def __str__(self) -> str:
         """The shape in one line, for people."""
@@ -172,6 +181,16 @@ class EveModelConfig(ModelConfig):
             "as model.positions is relative": "position_std" if self.positions == "relative" else "",
         }
 
+    def unlike(self, other: ModelConfig) -> list[str]:
+        """Return the fields in which another section is of another system, not of another size; `name`: another backbone."""
+        if type(self) is not type(other) or not isinstance(other, EveModelConfig):
+            return ["name"]
+        idle = " ".join([*self.idle().values(), *other.idle().values()]).split()
+        names = [name for name in ("stem", "shallow_ffn", "deep_ffn", "positions", "pooler") if name not in idle]
+        if "deep_ffn" in idle and self.ffn_policies[-1] != other.ffn_policies[-1]:
+            names.append("num_deep_blocks")  # 0 in one of them: what the other's deep blocks do, none of its blocks does
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
     def __str__(self) -> str:
         """The shape in one line, for people."""
         policies = ", ".join(f"{policy} × {len(list(blocks))}" for policy, blocks in itertools.groupby(self.ffn_policies))
@@ -241,7 +260,7 @@ class TowersModelConfig(ModelConfig):
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
         """What of a task the towers cannot do."""
-        problems = []
+        problems = super().problems_with(task, rows)
         if not self.fusion_depth and rows == "pairs":
             without = "needs states of pairs, which model.fusion_depth 0 does not give"
             problems += [f"{name} {getattr(task, name)} {without}" for name in task.reads_pairs()]
@@ -250,6 +269,13 @@ class TowersModelConfig(ModelConfig):
                 "joint_masking hides both modalities in one pass, but the towers rebuild pixels in one of their own"
             )
         return problems
+
+    def unlike(self, other: ModelConfig) -> list[str]:
+        """Return the fields in which another section is of another system, not of another size; `name`: another backbone."""
+        if type(self) is not type(other) or not isinstance(other, TowersModelConfig):
+            return ["name"]
+        has_other_fusion = bool(self.fusion_depth) != bool(other.fusion_depth)
+        return ["stem"] * (self.stem != other.stem) + ["fusion_depth"] * has_other_fusion
 
     def __str__(self) -> str:
         """The shape in one line, for people."""

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from eve_vl import objectives
-from eve_vl.config import Config, EveModelConfig, MlimConfig
+from eve_vl.config import Config, MlimConfig
 from eve_vl.data.batch import MaskedPictures, PairBatch, PartedBatch
 from eve_vl.data.dataset import AwareMasks
-from eve_vl.errors import UserError
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.model.backbone import Encoded
 from eve_vl.model.conv_decoder import ConvDecoder
@@ -46,14 +45,8 @@ class Mlim(MaskedSignalTask[MlimConfig]):
     )
 
     def __init__(self, config: Config, sizes: Sizes):
-        model = config.model
-        if not isinstance(model, EveModelConfig) or model.stem != "blocks":
-            raise UserError(
-                "the task mlim takes no model but eve with model.stem blocks, of which a hidden patch shows nothing, and whose "
-                "layers its decoder mirrors"
-            )
         super().__init__(config, sizes)
-        initialize(self, model)
+        initialize(self, config.model)
 
     def build_decoder(self) -> ConvDecoder:
         """Return what paints pictures of states, untrained."""

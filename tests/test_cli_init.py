@@ -1,0 +1,126 @@
+"""What `eve pretrain RECIPE --init RUN` takes over from a run and says of it, and what of it is another system's; nothing is
+trained: of a run for --scratch its config is enough, and a flag that cannot be stops the recipe once all is said."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eve_vl.config import config_to_json
+from eve_vl.recipes import get_recipe
+
+STOP = "train.steps must be above 0, got 0"
+OWN = "start from a run of its own"
+EVE, MLIM, MEDFLIP, VLMO = "tiny", "mlim_tiny", "medflip_tiny", "vlmo_large_images"
+BLOCKS = (
+    "model.stem blocks instead of linear, model.shallow_ffn shared instead of modality, model.num_deep_blocks 0 instead of 2"
+)
+AS_MLIM = "--model.stem blocks --model.shallow-ffn shared --model.num-deep-blocks 0"
+
+
+@pytest.fixture
+def told(eve, tmp_path: Path):
+    """The last line of an error and, of what comes before, all but which run it starts from."""
+
+    def run(recipe: str, start: str, *flags: Any, model: dict[str, Any] | None = None, **sizes: int) -> tuple[str, list[str]]:
+        if start != "builtin:icons":
+            config = get_recipe(start)
+            (tmp_path / "run").mkdir()
+            shape = {"model": replace(config.model, **model or {}), "input": replace(config.input, **sizes)}
+            (tmp_path / "run/config.json").write_text(config_to_json(replace(config, **shape)))
+            (tmp_path / "run/tokenizer.json").write_text("{}")
+            start = "run"
+        done = eve("pretrain", recipe, "--init", start, "--scratch", "--train.steps", 0, *flags)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        first, *lines = done.stdout.splitlines()
+        assert first == f"eve pretrain {recipe}: starts from {start}"
+        return done.stderr.strip(), lines
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start", "model", "differ", "kept"),
+    [
+        (EVE, MLIM, {}, BLOCKS, AS_MLIM),
+        (MEDFLIP, "m3ae_tiny", {}, "model.fusion_depth 2 instead of 0", "--model.fusion-depth 2"),
+        (MEDFLIP, "m3ae_tiny", {"fusion_depth": 1}, "model.fusion_depth 1 instead of 0", "--model.fusion-depth 1"),
+        ("vlmo_base", "vlmo_tiny", {}, "model.stem convolutions instead of linear", "--model.stem convolutions"),
+        (EVE, EVE, {"deep_ffn": "shared"}, "model.deep_ffn shared instead of moe", "--model.deep-ffn shared"),
+        (EVE, EVE, {"num_deep_blocks": 0}, "model.num_deep_blocks 0 instead of 2", "--model.num-deep-blocks 0"),
+    ],
+)
+def test_a_run_of_another_system_is_refused_with_flags_that_say_it_is_meant(told, tmp_path, recipe, start, model, differ, kept):
+    error, lines = told(recipe, start, model=model)
+    assert error.endswith(f": is of another system than {recipe}: {differ}; {OWN}, or train that run's as it is with {kept}")
+    assert not lines
+    (tmp_path / "run").rename(tmp_path / "before")
+    assert told(recipe, start, *kept.split(), model=model)[0].endswith(STOP)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start", "differ"),
+    [
+        (
+            *(MLIM, "builtin:icons"),
+            "model.stem convolutions instead of blocks, model.shallow_ffn modality instead of shared, "
+            "model.num_deep_blocks 2 instead of 0",
+        ),
+        ("m3ae_tiny", MEDFLIP, "model.fusion_depth 0 instead of 2"),
+        ("m3ae_tiny", EVE, "model.name eve instead of towers"),
+    ],
+)
+def test_a_system_that_the_task_cannot_train_is_refused_without_such_flags(told, recipe, start, differ):
+    error, _ = told(recipe, start)
+    assert error.endswith(f": is of another system than {recipe}: {differ}; {OWN}")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start", "flags", "problem"),
+    [
+        ("m3ae_tiny", MEDFLIP, "--model.fusion-depth 2", STOP),
+        ("m3ae_tiny", MEDFLIP, "--model.fusion-depth 0", "which model.fusion_depth 0 does not give"),
+        (MLIM, EVE, AS_MLIM, STOP),
+        (MLIM, EVE, AS_MLIM.replace("blocks", "linear", 1), "with model.stem blocks, of which a hidden patch shows nothing, "),
+    ],
+)
+def test_flags_may_give_a_run_what_the_task_needs(told, recipe, start, flags, problem):
+    assert problem in told(recipe, start, *flags.split())[0]
+
+
+def test_sizes_of_a_run_are_checked_with_its_own_stem(told):
+    flags = ["--model.stem", "linear", "--model.deep-ffn", "moe"]
+    assert told("demo", EVE, *flags, image_size=36, patch_size=12)[0].endswith(STOP)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start", "flags", "model", "differ"),
+    [
+        (
+            *("vlmo_large", VLMO, "", {"embed_dim": 24, "depth": 3, "num_heads": 2}),
+            "model.embed_dim 24 instead of 1024, model.depth 3 instead of 24, model.num_heads 2 instead of 16",
+        ),
+        (
+            *("vlmo_large", VLMO, "--model.depth 3 --model.num_heads=2", {"embed_dim": 24, "depth": 3, "num_heads": 2}),
+            "model.embed_dim 24 instead of 1024",
+        ),
+        ("vlmo_large", VLMO, "", {"depth": 3, "num_experts": 5}, "model.depth 3 instead of 24"),
+        ("base", "base", "", {"depth": 2}, "model.depth 2 instead of 12"),  # so few leave no shallow one
+        (EVE, EVE, "", {"num_experts": 5}, "model.num_experts 5 instead of 4"),
+        (EVE, EVE, "", {"drop_path": 0.1}, ""),
+        ("demo", "demo", "", {"num_deep_blocks": 0}, "model.num_deep_blocks 0 instead of 2"),
+        (
+            *("m3ae_tiny", "m3ae_tiny", "", {"image_depth": 3, "fusion_depth": 1}),
+            "model.image_depth 3 instead of 2, model.fusion_depth 1 instead of 2",
+        ),
+        (
+            *("icons", "demo", "--data.train scenes:train", {}),
+            "input.image_size 48 instead of 64, input.text_length 32 instead of 16",
+        ),
+    ],
+)
+def test_a_run_of_another_size_is_kept_and_said_to_be(told, recipe, start, flags, model, differ):
+    error, lines = told(recipe, start, *flags.split(), model=model)
+    assert error.endswith(STOP)
+    assert lines == ([f"run keeps its shape, not that of {recipe}: {differ}"] if differ else [])
