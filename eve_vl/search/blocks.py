@@ -4,7 +4,7 @@ Letters: B rows, d width of features.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -21,15 +21,17 @@ class Blocks:
     They are written through file handles, not through the map, where a full disk would end the process instead of raising.
     """
 
-    def __init__(self, folder: Path, name: str, dim: int):
-        self.folder, self.name, self.dim = folder, name, dim
+    def __init__(self, folder: Path, name: str, dim: int, check: Callable[[], None] = lambda: None):
+        """check: raises an error if what is in the folder is not to be changed any more."""
+        self.folder, self.name, self.dim, self.check = folder, name, dim, check
         self._unsynced: set[Path] = set()
 
     def _path(self, block: int) -> Path:
         return self.folder / f"{self.name}-{block:05}.f16"
 
     def write(self, slots: Sequence[int], features_Bd: np.ndarray) -> None:
-        """Write rows. Raises OSError."""
+        """Write rows. Raises OSError, and what `check` raises."""
+        self.check()
         rows = features_Bd.astype("<f2")
         for block, numbers in groupby(range(len(slots)), key=lambda number: slots[number] // BLOCK):
             path = self._path(block)

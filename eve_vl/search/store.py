@@ -5,11 +5,12 @@ speaks of them: what a kill, a crash or a full disk interrupts leaves rows of bl
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import sqlite3
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,19 @@ NO_CAPTION = -1
 class Store:
     """The open database and the blocks of an index."""
 
-    def __init__(self, folder: Path, db: sqlite3.Connection):
-        self.folder, self.db = folder, db
+    def __init__(self, folder: Path, db: sqlite3.Connection, check: Callable[[], None]):
+        """check: raises DamagedError if the database in the folder is not the open one."""
+        self.folder, self._db, self._check = folder, db, check
         weakref.finalize(self, db.close)
         self.facts: dict[str, Any] = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM fact")}
-        self.images, self.texts = (Blocks(folder, name, self.facts["dim"]) for name in ("pictures", "captions"))
+        self.images, self.texts = (Blocks(folder, name, self.facts["dim"], check) for name in ("pictures", "captions"))
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The database. Raises DamagedError if the index was deleted since it was opened, and perhaps made anew: SQLite stays
+        with the deleted file, whose slots say nothing of the blocks that lie in the folder now."""
+        self._check()
+        return self._db
 
     @classmethod
     def create(cls, folder: Path, run: LoadedRun) -> "Store":
@@ -83,11 +92,12 @@ class Store:
                 raise UserError(f"{folder}: holds no {DATABASE}; did you mean '{inside[0].parent}'?")
             raise UserError(f"{folder}: {missing} (eve index FOLDER --run RUN --out {folder} makes one)")
         with at(folder):
+            check = functools.partial(_refuse_another, path.absolute(), _number_of(path))
             db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, check_same_thread=sqlite3.threadsafety < 3)
             with contextlib.closing(db.execute("SELECT name, value FROM fact WHERE name IN ('format', 'version')")) as rows:
                 found = dict(rows)
             if found.get("format") == str(FORMAT):
-                return cls(folder, db)
+                return cls(folder, db, check)
             db.close()
         version, form = (found.get(name, "unknown").strip('"') for name in ("version", "format"))
         made = f"{folder}: was made by version {version} of eve_vl in format {form}"
@@ -111,6 +121,21 @@ class Store:
                 f"{self.folder}: was made by another run ({made}) than {run.shown}, step {run.step}; features of different "
                 "runs do not compare: name that run, or make another index: eve index SOURCE … --run RUN --out OTHER"
             )
+
+
+def _number_of(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others for as long as it is open; None if there is none."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None
+
+
+def _refuse_another(path: Path, number: tuple[int, int] | None) -> None:
+    """Raise DamagedError if a database is another one than was opened."""
+    if (found := _number_of(path)) != number:
+        what = "was deleted" if found is None else "is another one"
+        raise DamagedError(f"{path}: {what} since it was opened; open the index again, or start the server anew")
 
 
 @contextlib.contextmanager
