@@ -1,11 +1,15 @@
 """The nearest features: those of the whole order, or nearly all of them by cells."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from indices import search_model, search_run, some_photos, write_picture  # noqa: F401
 from tiny_runs import TEXTS
 
+from eve_vl import files
 from eve_vl.errors import UserError
+from eve_vl.eve import Eve
 from eve_vl.search import approximate, blocks
 from eve_vl.search.among import condition
 from eve_vl.search.index import Index
@@ -40,18 +44,24 @@ def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
             best(kept.first(330), query, k, is_wanted)
 
 
-def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_path, monkeypatch, capsys):
-    """And are made again after a change; what narrows a search makes it exact."""
+def cells_of(model: Eve, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+    """An index of 320 pictures, which are enough for cells."""
     pytest.importorskip("faiss")
     monkeypatch.setattr(approximate, "EXACT_MOST", 200)
     for number in range(100, 400):
         write_picture(photos / "many" / f"{number}.png", number)
-    index = model.index(photos, tmp_path / "index")
+    return model.index(photos, folder)
+
+
+def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_path, monkeypatch, capsys):
+    """And are made again after a change; what narrows a search makes it exact."""
+    index = cells_of(model, photos, tmp_path / "index", monkeypatch)
     assert "320 pictures in 64 cells, a search looks into" in capsys.readouterr().out
     facts = approximate.known(index.store)
     assert facts is not None
     assert facts["recall@10"] >= approximate.RECALL
     asked, is_used = index.store.images.take(np.arange(0, 320, 8)), np.ones(320, dtype=bool)
+    assert index._cells.best(asked, 10) is not None
     found = index._best(asked, 10, is_used, False, is_all=True)[0]
     exact = best(index.store.images.first(320), asked, 10, is_used)[0].tolist()
     assert np.mean([len({*one} & {*other}) / 10 for one, other in zip(found, exact, strict=True)]) > 0.9
@@ -75,3 +85,51 @@ def test_without_faiss_a_large_index_is_searched_exactly(model, photos, tmp_path
     index = model.index(photos, tmp_path / "index")
     assert "a search among 20 pictures is quicker by faiss: pip install 'eve-vl[search]'" in capsys.readouterr().out
     assert len(index.search(TEXTS[0])) == 20
+
+
+def test_more_than_cells_are_good_for_is_found_exactly(model, photos, tmp_path, monkeypatch):
+    """And what is found of few is no less: the cells that are looked into may hold fewer than are asked for."""
+    index = cells_of(model, photos, tmp_path / "index", monkeypatch)
+    exact = [hit.name for hit in index.search(TEXTS[0], top=320, rerank=0, folder=photos)]
+    assert len(exact) == 320
+    for top in (129, 320, 700, 10**11, 2**70):
+        assert [hit.name for hit in index.search(TEXTS[0], top=top, rerank=0)] == exact[:top]
+    index.search(TEXTS[0], top=128, rerank=0)
+    index._cells._opened[1].nprobe = 1
+    assert [hit.name for hit in index.search(TEXTS[0], top=128, rerank=0)] == exact[:128]
+
+
+def test_cells_that_a_full_disk_does_not_take_are_one_line(eve, model, run, photos, tmp_path, monkeypatch):
+    """The rest of the index is there, and is searched exactly until there is room."""
+    path = tmp_path / "index" / approximate.FILE
+    model.index(photos, tmp_path / "index")
+    temporary = files._beside(path, "tmp")
+    temporary.symlink_to("/dev/full")
+    with pytest.raises(UserError) as full:
+        cells_of(model, photos, tmp_path / "index", monkeypatch)
+    room = "what is in the index stays, make room and run the same command again"
+    assert str(full.value) == f"{tmp_path}/index: No space left on device; {room}"
+    assert not path.exists()
+    assert not temporary.is_symlink()
+    assert len(Index.open(tmp_path / "index", model).search(TEXTS[0], top=400)) == 320
+    assert "320 pictures in 64 cells" in eve("index", "--out", "index").stdout
+    assert path.stat().st_size > 320 * 2 * 8
+
+
+def test_cells_that_are_cut_short_are_made_anew_and_damaged_ones_are_one_line(eve, model, photos, tmp_path, monkeypatch):
+    index, path = cells_of(model, photos, tmp_path / "index", monkeypatch), tmp_path / "index" / approximate.FILE
+    exact = [hit.name for hit in index.search(TEXTS[0], top=5, rerank=0, folder=photos)]
+    whole = path.read_bytes()
+    for num in (0, 5, 100, 3000, len(whole) - 1):
+        path.write_bytes(whole[:num])
+        for again in (index, Index.open(tmp_path / "index", model)):
+            assert [hit.name for hit in again.search(TEXTS[0], top=5, rerank=0)] == exact
+        assert "320 pictures in 64 cells" in eve("index", "--out", "index").stdout
+        assert len(path.read_bytes()) == len(whole)
+    path.write_bytes(b"x" * len(whole))
+    damaged = "index/pictures.faiss: is damaged; delete it; eve index --out index makes it anew"
+    done = eve("search", "index", TEXTS[0], "--rerank", 0)
+    assert (done.returncode, done.stderr) == (2, f"eve: {damaged}\n")
+    path.unlink()
+    assert "320 pictures in 64 cells" in eve("index", "--out", "index").stdout
+    assert len(eve("search", "index", TEXTS[0], "--rerank", 0).stdout.splitlines()) == 20

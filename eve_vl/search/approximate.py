@@ -7,18 +7,19 @@ Letters: Q queries, K best, N rows, d width of features.
 
 import json
 import time
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from eve_vl.errors import DamagedError
 from eve_vl.files import whole_file
 from eve_vl.search.nearest import best
 from eve_vl.search.store import Store, at
 from eve_vl.talk import say
 
 EXACT_MOST = 1_000_000  # pictures that are searched one by one
+MOST_FOUND = 128  # that cells are asked for, as many as runs re-rank: of more they miss many, and faiss makes room for all
 FACT, FILE = "approximate", "pictures.faiss"
 ROWS_PER_CELL = 64  # of those that cells are learnt from
 NUM_ASKED, TOP, RECALL = 200, 10, 0.95
@@ -57,9 +58,11 @@ def build(store: Store, is_used: np.ndarray) -> None:
     while recall < RECALL and cells.nprobe < num_cells:
         cells.nprobe = min(2 * cells.nprobe, num_cells)
         recall = recall_of(cells, asked_Qd, exact_QK)
-    with at(store.folder), whole_file(store.folder / FILE) as temporary:
-        faiss.write_index(cells, str(temporary))
-    facts = {"cells": num_cells, "looked_into": cells.nprobe, "recall@10": recall, "made": time.time_ns()}
+    with at(store.folder), whole_file(store.folder / FILE) as temporary, temporary.open("wb") as file:
+        # faiss itself would not tell of a disk that is full when the last piece is written
+        faiss.write_index(cells, faiss.PyCallbackIOWriter(file.write))
+    size = (store.folder / FILE).stat().st_size
+    facts = {"cells": num_cells, "looked_into": cells.nprobe, "recall@10": recall, "size": size, "made": time.time_ns()}
     with at(store.folder), store.db:
         store.db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", [FACT, json.dumps(facts)])
     say(f"{num:,} pictures in {num_cells:,} cells, a search looks into {cells.nprobe}: recall@{TOP} {recall:.3f} of exact")
@@ -72,16 +75,34 @@ def recall_of(cells: Any, asked_Qd: np.ndarray, exact_QK: np.ndarray) -> float:
 
 
 def known(store: Store) -> dict[str, Any] | None:
-    """Return what is known of the cells, if there are any that are up to date."""
+    """Return what is known of the cells, if there are any that are up to date and whole."""
     with at(store.folder):
         found = store.db.execute("SELECT value FROM fact WHERE name = ?", [FACT]).fetchone()
-    return json.loads(found[0]) if found is not None and (store.folder / FILE).is_file() else None
+        facts = json.loads(found[0]) if found is not None and (store.folder / FILE).is_file() else {}
+        return facts if facts and facts.get("size") == (store.folder / FILE).stat().st_size else None
 
 
-def opened(folder: Path) -> Any | None:
-    """Return the cells, which stay on the disk; None without faiss."""
-    faiss = library()
-    return faiss and faiss.read_index(str(folder / FILE), faiss.IO_FLAG_MMAP)
+class Cells:
+    """The cells of an index, which stay on the disk, opened once for as long as nobody makes them anew."""
+
+    def __init__(self, store: Store):
+        self.store = store
+        self._opened: tuple[Any, Any] = (None, None)
+
+    def best(self, query_Qd: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return nearly what `nearest.best` does; None if that is to be asked: without cells or faiss, or where the cells that
+        are looked into hold fewer than k. Raises DamagedError."""
+        if k > MOST_FOUND or (faiss := library()) is None or (facts := known(self.store)) is None:
+            return None
+        path = self.store.folder / FILE
+        try:
+            if self._opened[0] != facts:
+                self._opened = facts, faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+            score_QK, slot_QK = self._opened[1].search(query_Qd, k)
+        except RuntimeError:  # faiss has no other for a damaged file
+            advice = f"delete it; eve index --out {self.store.folder} makes it anew"
+            raise DamagedError(f"{path}: is damaged; {advice}") from None
+        return (slot_QK, score_QK) if (slot_QK >= 0).all() else None
 
 
 def _queries(store: Store, slots: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -64,7 +64,7 @@ class Index:
         """encoder: an `Eve` of the run that the index was made by."""
         self.store, self.encoder = store, encoder
         self._masks = Masks(store)
-        self._cells: tuple[Any, Any] = (None, None)
+        self._cells = approximate.Cells(store)
         self._opened: tuple[int, dict[str, Opened]] = (0, {})
         self._one_reads = threading.Lock()  # tables keep what they have read; a server reads in two threads
         self.changes = Changes()
@@ -227,24 +227,13 @@ class Index:
     def _best(
         self, query_Qd: np.ndarray, k: int, is_wanted: np.ndarray, captions: bool, *, is_all: bool
     ) -> tuple[list[list[int]], list[Any]]:
-        """Return the best slots of each query and their scores: of more than a million pictures, unless some alone are wanted,
-        by cells."""
-        if (
-            is_all
-            and not captions
-            and len(is_wanted) > approximate.EXACT_MOST
-            and (facts := approximate.known(self.store)) is not None
-        ):
-            if self._cells[0] != facts:
-                self._cells = facts, approximate.opened(self.store.folder)
-            if (cells := self._cells[1]) is not None:
-                score_QK, slot_QK = cells.search(query_Qd, k)
-                nums = (slot_QK >= 0).sum(1)  # -1 at the end: the cells hold fewer
-                return [[*row[:num]] for row, num in zip(slot_QK.tolist(), nums, strict=True)], [
-                    [*row[:num]] for row, num in zip(score_QK.tolist(), nums, strict=True)
-                ]
+        """Return the best slots of each query and their scores: a few of more than a million pictures, unless some alone are
+        wanted, by cells."""
+        found = None
+        if is_all and not captions and len(is_wanted) > approximate.EXACT_MOST:
+            found = self._cells.best(query_Qd, k)
         blocks = self.store.texts if captions else self.store.images
-        slot_QK, score_QK = best(blocks.first(len(is_wanted)), query_Qd, k, is_wanted)
+        slot_QK, score_QK = found or best(blocks.first(len(is_wanted)), query_Qd, k, is_wanted)
         return slot_QK.tolist(), score_QK.tolist()
 
     def _queries(self, words: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool) -> np.ndarray:
