@@ -249,7 +249,9 @@ class Index:
         if texts := {row: text for row, text in enumerate(words) if text}:
             query_Qd[[*texts]] += self._texts([*texts.values()])
         if pictures := {row: image for row, image in enumerate(images) if image is not None}:
-            query_Qd[[*pictures]] += self.encoder.encode_image(alone([*pictures.values()]))
+            where = "image {}" if len(images) > 1 else "image"
+            refs = [given_image(image, where.format(row)).ref for row, image in pictures.items()]  # or a folder would be read
+            query_Qd[[*pictures]] += self.encoder.encode_image(alone(refs))
         query_Qd -= self._texts([without]) if without else 0
         lengths_Q1 = np.linalg.norm(query_Qd, axis=1, keepdims=True)
         if (lengths_Q1 < NOTHING_LEFT).any():
