@@ -137,7 +137,6 @@ class Eve:
         interrupted goes on where it was. reading: how to read sources, as in `encode_image`; drop: sources to forget.
         To search in it later: `eve_vl.search.index.Index.open(FOLDER, eve)`. Raises UserError, also if it is another run's.
         """
-        sources = [sources] if isinstance(sources, str | Path) else sources
         return Index.update(out, self, sources, batch_size=batch_size, **reading)
 
     def need(self, call: str) -> None:

@@ -50,3 +50,10 @@ def test_a_source_is_not_a_picture_to_look_for(eve, model, photos, tmp_path):
     expected = model.encode_image([tmp_path / "one" / "1.png", picture]) @ model.encode_image(photos).T
     for row, image in enumerate((str(tmp_path / "one" / "1.png"), picture)):
         assert index.search(image=image, top=1)[0].score == pytest.approx(float(expected[row].max()), abs=3e-3)
+
+
+def test_one_source_needs_no_list(model, photos, tmp_path):
+    for text in (str, Path):
+        model.index(text(photos / "old"), tmp_path / "index")
+        index = model.index(text(photos / "new"), tmp_path / "index", drop=text(photos / "old"))
+        assert list(index.sources()) == [str(photos / "new")]

@@ -82,9 +82,9 @@ class Index:
         cls,
         folder: str | Path,
         encoder: Any,
-        sources: Iterable[str | Path] = (),
+        sources: str | Path | Iterable[str | Path] = (),
         *,
-        drop: Iterable[str | Path] = (),
+        drop: str | Path | Iterable[str | Path] = (),
         batch_size: int = 64,
         **reading: Any,
     ) -> "Index":
@@ -92,7 +92,8 @@ class Index:
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size} is not positive")
         folder = expand_user(folder)
-        specs, gone = ([absolute(spec) for spec in specs] for specs in (sources, drop))
+        several = ([each] if isinstance(each, str | Path) else each for each in (sources, drop))
+        specs, gone = ([absolute(spec) for spec in each] for each in several)
         how = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
         how = {name: value for name, value in how.items() if value not in (None, "auto")}
         given = [Opened.of(spec, how) for spec in dict.fromkeys(specs)]
