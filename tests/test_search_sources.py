@@ -1,12 +1,14 @@
 """Sources of an index: one or several, each read for what it is, and a picture in two of them is still one."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from indices import search_model, search_run, some_photos, write_picture  # noqa: F401
-from tiny_runs import noise
+from PIL import Image
+from tiny_runs import TEXTS, noise
 
 from eve_vl.errors import UserError
 
@@ -57,3 +59,51 @@ def test_one_source_needs_no_list(model, photos, tmp_path):
         model.index(text(photos / "old"), tmp_path / "index")
         index = model.index(text(photos / "new"), tmp_path / "index", drop=text(photos / "old"))
         assert list(index.sources()) == [str(photos / "new")]
+
+
+def test_a_picture_of_two_sources_is_one(eve, model, run, photos, tmp_path):
+    """In numbers, among hits and in what an update says; while one of them holds it, it is not gone."""
+    names = [f"photos/new/{number:02}.png" for number in range(8, 20)]
+    write_table(tmp_path / "table.jsonl", names)
+    shutil.copy(photos / "new" / "08.png", photos / "old" / "again.png")
+    (photos / "old" / "broken.png").write_bytes(b"x")
+    done = eve("index", "photos", "table.jsonl", "photos/old", "--run", run, "--out", "index").stdout
+    assert "index: 21 pictures (21 new), 15 captions; 1 the same as another, 0 almost\n" in done
+    index = model.index((), tmp_path / "index")
+    changes = index.changes
+    assert (changes.new, changes.changed, changes.gone, changes.kept) == (0, 0, 0, 21)
+    assert index.counts() == {"pictures": 21, "distinct": 20, "near": 0, "captions": 15, "broken": 1}
+    assert len(index) == 21
+    hits = {hit.name: hit.pictures for hit in index.search("red", top=50)}
+    twins = str(photos / "new" / "08.png"), str(photos / "old" / "again.png")
+    assert hits == {name: tuple(dict.fromkeys((name, *(twins if name in twins else ())))) for name in hits}
+    assert len(hits) == 20
+    assert len(hits.keys() & {*twins}) == 1
+    said = {hit.name: hit.pictures for hit in index.search("red", captions=True)}
+    assert {f"red {name}": said[f"red {name}"] for name in names} == {f"red {name}": (str(tmp_path / name),) for name in names}
+    write_picture(photos / "new" / "09.png", 109)
+    write_picture(photos / "old" / "05.png", 105)
+    (photos / "old" / "06.png").unlink()
+    write_picture(photos / "old" / "99.png", 99)
+    assert "index: 21 pictures (1 new, 2 changed, 1 gone), " in eve("index", "--out", "index").stdout
+    index = model.index((), tmp_path / "index", drop="table.jsonl")
+    assert (index.changes.gone, len(index)) == (0, 21)
+    assert "index: 21 pictures (nothing new), " in eve("index", "table.jsonl", "--out", "index").stdout
+    done = eve("index", "--out", "index", "--drop", "photos", "table.jsonl").stdout
+    assert "index: 9 pictures (12 gone), " in done
+    assert {hit.name for hit in model.index((), tmp_path / "index").search(TEXTS[0])} == {
+        str(path) for path in (photos / "old").glob("*.png") if path.name != "broken.png"
+    }
+
+
+def test_a_file_is_not_almost_the_same_as_itself_in_a_source_that_was_not_looked_at(model, photos, tmp_path):
+    write_table(tmp_path / "table.jsonl", ["photos/new/08.png"])
+    model.index([photos, tmp_path / "table.jsonl"], tmp_path / "index")
+    path = photos / "new" / "08.png"
+    with Image.open(path) as image:
+        image.load()
+        image.save(path, compress_level=0)  # the same pixels in other bytes
+    index = model.index(photos, tmp_path / "index")
+    assert index.counts() == {"pictures": 21, "distinct": 21, "near": 1, "captions": 4, "broken": 0}
+    assert [hit.near for hit in index.search("red", top=50) if hit.name == str(path)] == [None, None]
+    assert model.index((), tmp_path / "index").counts()["pictures"] == 20

@@ -152,7 +152,7 @@ class Index:
             return self.store.db.execute("PRAGMA data_version").fetchone()[0]
 
     def __len__(self) -> int:
-        return self._count("picture WHERE slot IS NOT NULL")
+        return self._count("(SELECT DISTINCT name, slot FROM picture WHERE slot IS NOT NULL)")  # several sources may hold one
 
     def counts(self) -> dict[str, int]:
         """Return how many pictures there are, of how many distinct contents, how many of these are almost the same as another,
@@ -162,7 +162,7 @@ class Index:
             "distinct": self._count("feature"),
             "near": self._count("feature WHERE near != slot"),
             "captions": self._count("text"),
-            "broken": self._count("picture WHERE slot IS NULL"),
+            "broken": self._count("(SELECT DISTINCT name FROM picture WHERE slot IS NULL)"),
         }
 
     def _count(self, what: str) -> int:
@@ -306,14 +306,15 @@ class Index:
         return sorted(matched, key=lambda hit: -(hit.match or 0.0)) + unreadable + hits[rerank:]
 
     def _picture(self, slot: int, score: float, chosen: Condition) -> Hit | None:
-        names = f"SELECT id, name FROM picture WHERE slot = ? ORDER BY NOT ({chosen[0]}), id LIMIT ?"
+        first = f"ORDER BY min(NOT ({chosen[0]})), min(id) LIMIT ?"
+        names = f"SELECT min(id), name FROM picture WHERE slot = ? GROUP BY name {first}"
         rows = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
         if not rows:
             return None
         said = "FROM caption JOIN text USING (slot) JOIN picture ON picture.id = picture WHERE picture.slot = ? LIMIT ?"
         near = (
             "SELECT name FROM feature JOIN picture ON picture.slot = near "
-            "WHERE feature.slot = ? AND near != feature.slot ORDER BY id LIMIT 1"
+            "WHERE feature.slot = ? AND near != feature.slot AND name != ? ORDER BY id LIMIT 1"
         )
         return Hit(
             id=rows[0][0],
@@ -321,14 +322,14 @@ class Index:
             score=score,
             captions=tuple(text for (text,) in self.store.db.execute(f"SELECT DISTINCT text {said}", [slot, MOST_SAID])),
             pictures=tuple(name for _, name in rows),
-            near=next((name for (name,) in self.store.db.execute(near, [slot])), None),
+            near=next((name for (name,) in self.store.db.execute(near, [slot, rows[0][1]])), None),
         )
 
     def _caption(self, slot: int, score: float, chosen: Condition) -> Hit | None:
         row = self.store.db.execute("SELECT text FROM text WHERE slot = ?", [slot]).fetchone()
         names = (
-            "SELECT id, name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? "
-            f"GROUP BY id ORDER BY min(NOT ({chosen[0]})), id LIMIT ?"
+            "SELECT min(id), name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? "
+            f"GROUP BY name ORDER BY min(NOT ({chosen[0]})), min(id) LIMIT ?"
         )
         pictures = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
         if row is None or not pictures:

@@ -41,8 +41,8 @@ KEPT = "id, row, start, size, changed, slot, reason"  # of a picture that was th
 
 @dataclass
 class Changes:
-    """How many pictures were new, had other bytes, were gone or as before; those that cannot be used, and rows whose captions
-    cannot, by name."""
+    """How many pictures were new, had other bytes, were gone or as before, each once however many sources hold it; those that
+    cannot be used, and rows whose captions cannot, by name."""
 
     new: int = 0
     changed: int = 0
@@ -144,10 +144,7 @@ class Update:
         """Forget sources and their pictures."""
         with at(self.store.folder), self.db:
             for spec in specs:
-                of_it = "FROM picture WHERE source = (SELECT id FROM source WHERE spec = ?)"
-                (gone,) = self.db.execute(f"SELECT count(slot) {of_it}", [spec]).fetchone()  # broken ones have none
-                self.changes.gone += gone
-                self.db.execute(f"DELETE {of_it}", [spec])
+                self._delete("source = (SELECT id FROM source WHERE spec = ?)", [spec])
                 self.db.execute("DELETE FROM source WHERE spec = ?", [spec])
             self._sweep()
 
@@ -241,11 +238,20 @@ class Update:
             picture = known[0]
         self.db.execute("INSERT OR IGNORE INTO seen VALUES (?)", [picture])
         if row.reason is None:
-            before = known and known[5]
-            self.changes.kept += before == slot
-            self.changes.new += before is None
-            self.changes.changed += before not in (None, slot)
+            self._count(source, row.name, None if known is None else known[5], slot)
         return picture
+
+    def _count(self, source: int, name: str, before: int | None, slot: int | None) -> None:
+        """Count a picture that can be used, unless it was counted in another source. before: the slot that it had."""
+        others = "name = ? AND source IN (SELECT id FROM source WHERE id != ?) AND slot IS NOT NULL"
+        query = f"SELECT slot, max(id IN (SELECT id FROM seen)) FROM picture WHERE {others}"  # of the row with the most
+        other, is_seen = self.db.execute(query, [name, source]).fetchone()
+        if is_seen:
+            return
+        before = other if before is None else before
+        self.changes.kept += before == slot
+        self.changes.new += before is None
+        self.changes.changed += before not in (None, slot)
 
     def _captions(self, picture: int, record: Findable) -> None:
         """Write what a row says of a picture."""
@@ -265,15 +271,19 @@ class Update:
     def _forget(self, specs: Sequence[str]) -> None:
         """Take away pictures and captions that this pass over sources has not seen."""
         marks = ", ".join("?" * len(specs))
-        which = f"source IN (SELECT id FROM source WHERE spec IN ({marks})) AND id NOT IN (SELECT id FROM seen)"
-        (gone,) = self.db.execute(f"SELECT count(*) FROM picture WHERE slot IS NOT NULL AND {which}", specs).fetchone()
-        self.changes.gone += gone
-        self.db.execute(f"DELETE FROM picture WHERE {which}", specs)
+        self._delete(f"source IN (SELECT id FROM source WHERE spec IN ({marks})) AND id NOT IN (SELECT id FROM seen)", specs)
         self.db.execute(
             "DELETE FROM caption WHERE picture IN (SELECT id FROM seen) "
             "AND (picture, slot, columns) NOT IN (SELECT picture, slot, columns FROM said)"
         )
         self._sweep()
+
+    def _delete(self, which: str, specs: Sequence[str]) -> None:
+        """Take away pictures, and count those that no other source holds."""
+        rows = self.db.execute(f"DELETE FROM picture WHERE {which} RETURNING name, slot", specs).fetchall()
+        kept = "SELECT 1 FROM picture WHERE source IN (SELECT id FROM source) AND name = ? AND slot IS NOT NULL"  # by its index
+        for name in {name for name, slot in rows if slot is not None}:
+            self.changes.gone += self.db.execute(kept, [name]).fetchone() is None
 
     def _sweep(self) -> None:
         """Take away captions, texts and features of no picture, and mark which pictures are almost the same."""
