@@ -231,6 +231,13 @@ def test_search_is_measured(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "search.py"), "--quick", "--json", str(tmp_path / "found.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads((tmp_path / "found.json").read_text())["found"]
-    assert set(found) == {"search 500", "index 32"}
+    rows = {f"search photos 32, {number} re-ranked" for number in (0, 16)}
+    assert set(found) == {"search 500", "index 32", *rows}
+    both = ("by the clock", "of the processor")
+    assert set(found["index 32"]) == {
+        f"{what} {how}" for what in ("read and decode", "encode", "index", "share") for how in both
+    }
     assert min(value for numbers in found.values() for value in numbers.values()) > 0
     assert "      500 pictures of 256 numbers: clock p50" in done.stdout
+    assert all(f"; share {how} " in done.stdout for how in both)
+    assert "        4 photos to 32², 16 re-ranked: clock p50" in done.stdout
