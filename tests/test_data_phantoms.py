@@ -1,14 +1,17 @@
 """Phantoms against readers written here: one looks at the drawing, one reads reports; both are compared with the truth."""
 
+import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import pairwise, product
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pytest
+from test_metrics_retrieval import slow_hit
 
 from eve_vl.config import DataConfig
 from eve_vl.config.data import GENERATORS
@@ -16,7 +19,7 @@ from eve_vl.data.loader import GENERATED, open_sources
 from eve_vl.data.phantoms import PHANTOMS, PhantomLabels, PhantomPairs, PhantomQuestions
 from eve_vl.data.phantoms.questions import ANSWERS, CONTENT_TYPES, sample_question
 from eve_vl.data.phantoms.render import SIGMA, draw, render
-from eve_vl.data.phantoms.reports import COLUMNS, NAMES, NORMAL, PRESENT, sample_report
+from eve_vl.data.phantoms.reports import COLUMNS, NAMES, NORMAL, PRESENT, name_of, sample_report
 from eve_vl.data.phantoms.world import (
     FINDINGS,
     GRADES,
@@ -220,12 +223,29 @@ def _is_true(report: str, phantom: Phantom) -> bool:
     return True
 
 
+def _parts(kind: str, side: str, zone: str, grade: str) -> set[str]:
+    """What a finding hides, or is hidden by."""
+    if kind == "cardiomegaly":
+        return {"heart"}
+    if kind == "edema":
+        return {"right middle", "left middle"}
+    if kind == "pleural effusion":
+        return {f"{side} {each}" for each in ("lower", "middle")[: 2 if grade == "large" else 1]}
+    part = f"{side} {zone or ('upper' if kind == 'pneumothorax' else 'lower')}"
+    return {part, "heart"} if part == "left lower" else {part}
+
+
+def _is_possible(report: str) -> bool:
+    found = [_parts(kind, *variant) for state, kind, variant, _ in _claims(report) if state == 1]
+    return len(found) <= 3 and len(set().union(*found)) == sum(map(len, found))
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_reports_are_true_and_distractors_are_not(split):
     rows = PhantomPairs(split=split)
     for index in range(300):
         phantom, text = rows.phantom(index), rows.report(index).text
-        assert _is_true(text, phantom)
+        assert _is_true(text, phantom) and _is_possible(text)
         told = [claim for claim in _claims(text) if claim[0]]
         assert {kind for _, kind, *_ in told} >= {finding.kind for finding in phantom.findings}
         assert (text == NORMAL) or 2 <= text.count(" .") <= 5
@@ -234,9 +254,34 @@ def test_reports_are_true_and_distractors_are_not(split):
         wrong = rows.distractors(index)
         assert len({*wrong, text}) == 4
         for other in wrong:
-            assert not _is_true(other, phantom)
+            assert not _is_true(other, phantom) and _is_possible(other)
             changed = [set(_claims(one)) - set(_claims(two)) for one, two in ((text, other), (other, text))]
             assert len({claim[1] for claims in changed for claim in claims}) == 1  # one finding is told differently
+            names = {(name, variant) for state, _, variant, name in _claims(other) if state == 1}
+            assert names <= {(name_of(each, split), each.variant) for kind in FINDINGS for each in variants(kind)}
+
+
+def test_words_alone_do_not_tell_true_reports_from_distractors():
+    """Neither length nor how usual a report is, of all or per word, by how often words and pairs of words are in others."""
+    rows, words, pairs = PhantomPairs(split="test"), Counter(), Counter()
+    for index in range(2000):
+        told = ["", *PhantomPairs().report(index).text.split(), ""]
+        words.update(told)
+        pairs.update(pairwise(told))
+
+    def by_word(text: str) -> list[float]:
+        return [math.log((words[word] + 1) / words.total()) for word in text.split()]
+
+    def by_pair(text: str) -> list[float]:
+        told = ["", *text.split(), ""]
+        return [math.log((pairs[pair] + 0.1) / (words[pair[0]] + 0.1 * len(words))) for pair in pairwise(told)]
+
+    rules = [len, lambda text: len(text.split())]
+    rules += [lambda text, by=by, mean=mean: mean(by(text)) for by in (by_word, by_pair) for mean in (math.fsum, fmean)]
+    groups = [[rows.report(index).text, *rows.distractors(index)] for index in range(600)]
+    for rule, sign in product(rules, (1, -1)):
+        hits = [slow_hit([round(sign * rule(text), 9) for text in group], [0], 1) for group in groups]
+        assert 0.12 < fmean(hits) < 0.31  # 0.25 by chance
 
 
 def test_two_mentions_in_five_are_negations_and_one_report_in_ten_is_the_shortest():

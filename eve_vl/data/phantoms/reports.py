@@ -5,7 +5,7 @@ Each finding has two names. Training always uses the same one beside a side, zon
 words are known there, their combinations are not.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -144,16 +144,20 @@ def sample_report(split: str, phantom: Phantom) -> Report:
 
 
 def distractors(split: str, phantom: Phantom) -> list[str]:
-    """Return NUM_DISTRACTORS false reports: the true one with a side swapped, a grade changed, a negation flipped, as far as it
-    has such; further ones have other findings flipped or added."""
+    """Return NUM_DISTRACTORS false reports of findings that a picture could have, each with one finding told otherwise: one
+    denies what is there, the others tell a side, zone or grade of it wrongly. Where there is too little of this, they tell what
+    the true one denies, then what it does not mention.
+
+    That balances words: a report of no finding has longer ones beside it, every other one a shorter one and some of its length.
+    """
     rng, report = Random(f"distractors/{phantom.seed}"), sample_report(split, phantom)
-    found: dict[str, None] = {}
-    for change in (_with_other_side, _with_other_grade, *[_with_flip] * 20):
-        if (changed := change(rng, split, phantom, report)) is not None:
-            found[changed.text] = None
-        if len(found) == NUM_DISTRACTORS:
-            break
-    return list(found)
+    state_of = {mention.finding.kind: mention.state for mention in report.mentions}
+    there = [kind for kind, state in state_of.items() if state != ABSENT and phantom.finding(kind)]
+    denied = [Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind])) for kind in pick_distinct(rng, there, len(there))]
+    claimed = [Mention(finding, PRESENT, name_of(finding, split)) for finding in _other_findings(rng, report)]
+    in_turn = [each for state in (PRESENT, ABSENT, None) for each in claimed if state_of.get(each.finding.kind) == state]
+    changes = [*denied[:1], *in_turn, *denied[1:]]
+    return [_changed(rng, report, mention).text for mention in changes[:NUM_DISTRACTORS]]
 
 
 def _not_in(phantom: Phantom) -> list[str]:
@@ -170,38 +174,26 @@ def _listed(words: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join(words)
 
 
-def _changed(report: Report, old: Mention, new: Mention) -> Report:
-    return report._replace(mentions=tuple(new if mention == old else mention for mention in report.mentions))
+def _other_findings(rng: Random, report: Report) -> list[Finding]:
+    """Draw up to NUM_DISTRACTORS findings of each kind, in random order, that could be there besides what the report tells of
+    other kinds; of what it tells, such as differ in one place."""
+    present = {mention.finding.kind: mention.finding for mention in report.mentions if mention.state == PRESENT}
+    drawn: list[Finding] = []
+    for kind in FINDINGS:
+        old, others = present.get(kind), [finding for other, finding in present.items() if other != kind]
+        fitting = [
+            each
+            for each in world.variants(kind)
+            if world.is_possible([*others, each])
+            and (old is None or sum(one != two for one, two in zip(old.variant, each.variant, strict=True)) == 1)
+        ]
+        drawn += pick_distinct(rng, fitting, min(NUM_DISTRACTORS, len(fitting)))
+    return pick_distinct(rng, drawn, len(drawn))
 
 
-def _one_of(rng: Random, mentions: Iterable[Mention]) -> Mention | None:
-    mentions = list(mentions)
-    return pick(rng, mentions) if mentions else None
-
-
-def _with_other_side(rng: Random, split: str, phantom: Phantom, report: Report) -> Report | None:
-    old = _one_of(rng, (each for each in report.mentions if each.state == PRESENT and each.finding.side))
-    if old is None:
-        return None
-    side = SIDES[1 - SIDES.index(old.finding.side)]
-    return _changed(report, old, old._replace(finding=old.finding._replace(side=side)))
-
-
-def _with_other_grade(rng: Random, split: str, phantom: Phantom, report: Report) -> Report | None:
-    old = _one_of(rng, (each for each in report.mentions if each.state == PRESENT and each.finding.grade))
-    if old is None:
-        return None
-    grade = pick(rng, [grade for grade in GRADES[old.finding.kind] if grade != old.finding.grade])
-    return _changed(report, old, old._replace(finding=old.finding._replace(grade=grade)))
-
-
-def _with_flip(rng: Random, split: str, phantom: Phantom, report: Report) -> Report:
-    """Deny something that is told, or tell something that is denied or not mentioned, and not there."""
-    old = pick(rng, [None, *(each for each in report.mentions if each.state != UNCERTAIN)])
-    if old is not None and old.state == PRESENT:
-        return _changed(report, old, Mention(Finding(old.finding.kind), ABSENT, old.name))
-    mentioned = {mention.finding.kind for mention in report.mentions}
-    kind = old.finding.kind if old else pick(rng, [kind for kind in _not_in(phantom) if kind not in mentioned])
-    (finding,) = world.draw_findings(rng, [Finding(kind)])
-    new = Mention(finding, PRESENT, name_of(finding, split))
-    return report._replace(mentions=(*report.mentions, new)) if old is None else _changed(report, old, new)
+def _changed(rng: Random, report: Report, new: Mention) -> Report:
+    """Return a report that tells one finding otherwise; what it has not mentioned it mentions anywhere."""
+    mentions = [new if mention.finding.kind == new.finding.kind else mention for mention in report.mentions]
+    if new not in mentions:
+        mentions.insert(pick(rng, range(len(mentions) + 1)), new)
+    return report._replace(mentions=tuple(mentions))

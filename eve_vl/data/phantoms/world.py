@@ -209,8 +209,13 @@ def draw_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding]:
 def try_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding] | None:
     """Draw once what is left open in the wanted findings; None if one of them would hide another."""
     drawn = [_draw_finding(rng, finding) for finding in wanted]
-    cells = [cell for finding in drawn for cell in finding.cells]
-    return drawn if len(cells) == len(set(cells)) else None
+    return drawn if is_possible(drawn) else None
+
+
+def is_possible(findings: Sequence[Finding]) -> bool:
+    """Whether a picture can have these findings: not too many, and none hides another."""
+    cells = [cell for finding in findings for cell in finding.cells]
+    return len(findings) <= MAX_FINDINGS and len(cells) == len(set(cells))
 
 
 def variants(kind: str) -> list[Finding]:
