@@ -147,19 +147,20 @@ def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch,
 
 
 @torch.no_grad()
-def test_false_texts_are_scored_beside_their_own_picture_alone(monkeypatch):
+def test_false_texts_are_scored_beside_their_own_picture_and_a_wrong_one_alone(monkeypatch):
     task = build(alone())
     dataset = SearchSet([PhantomPairs(split="test", image_size=64, num_rows=12, seed=2)], task.config, tiny.TOKENIZER)
     scored, match = [], gallery.match_scores
     monkeypatch.setattr(gallery, "match_scores", lambda *args: scored.append(len(args[2])) or match(*args))
     numbers = tiny.numbers_of(task, dataset, 7)
-    hits = []
-    for place, texts in enumerate(dataset.hard):
-        pixels = dataset[(0, 0, place)].image[None].float() / 127.5 - 1
-        keys = [logits_of(task, pixels, torch.from_numpy(dataset.ids[text])[None])[1] for text in texts]
-        hits.append(slow_hit([round(key, 4) for key in keys], [0], 1))
-    assert numbers["tr1_hard"] == pytest.approx(statistics.mean(hits))
-    assert sum(scored) <= 4 * 12
+    for name, step in (("tr1_hard", 0), ("tr1_hard_wrong_picture", 6)):
+        hits = []
+        for place, texts in enumerate(dataset.hard):
+            pixels = dataset[(0, 0, (place + step) % 12)].image[None].float() / 127.5 - 1
+            keys = [logits_of(task, pixels, torch.from_numpy(dataset.ids[text])[None])[1] for text in texts]
+            hits.append(slow_hit([round(key, 4) for key in keys], [0], 1))
+        assert numbers[name] == pytest.approx(statistics.mean(hits))
+    assert sum(scored) <= 2 * 4 * 12
 
 
 def test_a_gallery_of_every_pair_is_limited(monkeypatch, capsys):

@@ -480,16 +480,42 @@ def test_classes_false_texts_and_merged_words_equal_loops(rerank):
                 shares.append((sum(above) + (k - len(above)) * sum(tied) / len(tied)) / k)
             assert numbers[f"precision_{way}{k}"] == pytest.approx(statistics.mean(shares))
         assert numbers[f"precision_{way}_chance"] == pytest.approx(statistics.mean(map(statistics.mean, is_true)))
-    hits = []  # texts are cut, so that some false ones are the true one
+    hits, blind = [], []  # texts are cut, so that some false ones are the true one
     for place, words in enumerate(said):
         assert len(words) == 4
-        of_match = [match_logits(task, pixels[place], text(each))[1] for each in words] if rerank else []
-        keys = of_match or [float(images[place] @ feature_of[each]) for each in words]
-        hits.append(slow_hit([round(key, 5) for key in keys], [0], 1))
+        for found, shown in ((hits, place), (blind, (place + 15) % 30)):
+            of_match = [match_logits(task, pixels[shown], text(each))[1] for each in words] if rerank else []
+            keys = of_match or [float(images[shown] @ feature_of[each]) for each in words]
+            found.append(slow_hit([round(key, 5) for key in keys], [0], 1))
     assert numbers["tr1_hard"] == pytest.approx(statistics.mean(hits)) and numbers["tr1_hard_chance"] == 1 / 4
+    assert numbers["tr1_hard_wrong_picture"] == pytest.approx(statistics.mean(blind)) and blind != hits
+    hard: Any = numbers["tr1_hard"]
+    low, high = hard.versus["tr1_hard_wrong_picture"]
+    assert low < statistics.mean(hits) - statistics.mean(blind) < high
     words = list(dict.fromkeys(row.captions[0] for row in rows))
     assert len(words) < 30 and "no acute finding" in words
     first = [[row.captions[0] for row in rows].index(each) for each in words]
     wanted = [[words.index(row.captions[0])] for row in rows]
     hits = [slow_hit([row[place] for place in first], each, 1) for row, each in zip(scores, wanted, strict=True)]
     assert numbers["tr1_merged"] == pytest.approx(statistics.mean(hits))
+
+
+@pytest.mark.parametrize(
+    ("sees", "says"),
+    [
+        (2, "tr1_hard 1.000 is better than the best of 2 blind baselines, looking at a wrong picture (0.750"),
+        (0, "tr1_hard 0.750, the best of 2 blind baselines, looking at a wrong picture 0.750: cannot be told apart"),
+    ],
+)
+def test_false_texts_that_words_alone_give_away_show_nothing(sees, says):
+    """Each picture has a text of its own and a false one; three in four own ones score more beside any picture."""
+    task, num = retrieval(rerank=0), 200
+    own = sees * torch.eye(num) + (torch.arange(num) % 4 > 0)
+    index = replace(
+        scored_index(num)[0],
+        image_Id=torch.cat([own, torch.full((num, num), 0.5)], 1),
+        text_Nd=torch.eye(2 * num),
+        ids=[torch.tensor([text]) for text in range(2 * num)],
+        hard=[(picture, num + picture) for picture in range(num)],
+    )
+    assert says in task.verdict(task.hard(index, 0))

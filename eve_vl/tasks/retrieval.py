@@ -1,8 +1,8 @@
 """Image–text retrieval: trained by contrast and matching; searches by features and re-ranks the best by the matching head, or,
 without contrast, scores every pair by it.
 
-Letters: B batch, I pictures, T captions, N distinct texts, P pairs, K best candidates of a query, D width, d width of features,
-L text tokens.
+Letters: B batch, I pictures, G pictures with false texts, T captions, N distinct texts, P pairs, K best candidates of a query,
+D width, d width of features, L text tokens.
 """
 
 from collections import Counter
@@ -35,6 +35,7 @@ from eve_vl.train.trainer import StepOutput
 
 MAX_GALLERY = 2000  # rows at most that are searched among by a fusion pass for every pair, as in M3AE
 TRIED = "r_mean_k"
+HARD_BLIND = "tr1_hard_wrong_picture"
 NUM_FOLD_IMAGES = 5000  # as many pictures as the five folds of the COCO 1K protocol need
 PUBLISHED = {
     "contrast.features.temperature": "itc_temp",
@@ -72,7 +73,13 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     against = (
         Against("tr1", "picture", "tr1_chance", "chance"),
         Against("ir1", "caption", "ir1_chance", "chance"),
-        Against("tr1_hard", "picture", "tr1_hard_chance", "chance among false texts that differ in one place"),
+        Against(
+            "tr1_hard",
+            "picture",
+            "tr1_hard_chance",
+            "chance among false texts that differ in one place",
+            others={HARD_BLIND: "looking at a wrong picture"},
+        ),
         Against("precision_tr1", "picture", "precision_tr_chance", "chance by class"),
     )
     published_head = PublishedHead(
@@ -193,21 +200,28 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     def hard(self, gallery: Gallery, num_reranked: int) -> dict[str, float]:
         """Return how often a picture's own text is the first among it and false ones that are hard to tell from it, tr1_hard,
-        by what a search orders by; empty if there are none."""
+        by what a search orders by; empty if there are none. Beside it how often that is so by chance, and beside the picture of
+        another row, by what the words alone give away."""
         same: dict[tuple[int, ...], int] = {}  # texts that are cut to the same tokens tie, whatever their rounding
         first = [same.setdefault(tuple(ids.tolist()), text) for text, ids in enumerate(gallery.ids)]
-        pair_P = torch.tensor([(image, first[text]) for image, texts in enumerate(gallery.hard) for text in texts]).view(-1, 2)
-        if not len(pair_P):
+        groups = [(image, [first[text] for text in texts]) for image, texts in enumerate(gallery.hard) if texts]
+        if not groups:
             return {}
+        sizes, text_P = [len(texts) for _, texts in groups], torch.tensor([text for _, texts in groups for text in texts])
+        own_G = torch.tensor([image for image, _ in groups])
+        other_G = own_G.roll(len(groups) // 2)  # no neighbour, which may be another view of the same patient
+        image_P, other_P = (image_G.repeat_interleave(torch.tensor(sizes)) for image_G in (own_G, other_G))
         if num_reranked or not self.is_comparable:
-            (score_P,) = pair_scores(self, gallery, pair_P[:, 0] * len(gallery.ids) + pair_P[:, 1])
+            scores = pair_scores(self, gallery, *(each_P * len(gallery.ids) + text_P for each_P in (image_P, other_P)))
         else:
-            score_P = (gallery.image_Id.cpu()[pair_P[:, 0]] * gallery.text_Nd.cpu()[pair_P[:, 1]]).sum(1)
-        right, chance = [], []
-        for own, *others in (each.tolist() for each in score_P.split([len(texts) for texts in gallery.hard if texts])):
-            right.append(float(own >= max(others)) / (1 + others.count(own)))
-            chance.append(1 / (1 + len(others)))
-        return {"tr1_hard": certainty.mean(right, is_share=True), "tr1_hard_chance": float(np.mean(chance))}
+            image_Id, text_Pd = gallery.image_Id.cpu(), gallery.text_Nd.cpu()[text_P]
+            scores = [(image_Id[each_P] * text_Pd).sum(1) for each_P in (image_P, other_P)]
+        hit_G, blind_G = (np.array([first_is_best(each.tolist()) for each in score_P.split(sizes)]) for score_P in scores)
+        numbers = {"tr1_hard": certainty.mean(hit_G, is_share=True), "tr1_hard_chance": float(np.mean(1 / np.array(sizes)))}
+        if len(groups) > 1:
+            certainty.over(numbers["tr1_hard"], HARD_BLIND, (hit_G - blind_G) / len(groups))
+            numbers[HARD_BLIND] = certainty.mean(blind_G, is_share=True)
+        return numbers
 
     def chosen(self, numbers: Mapping[str, float]) -> RetrievalConfig:
         """Return the section with as many candidates to re-rank as validation chose."""
@@ -298,6 +312,11 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             if self.contrast.match_head is not None and len(images) == len(ids):
                 outputs["match_logits"] = self.match(images, ids, is_padding)[0]
         return outputs
+
+
+def first_is_best(scores: Sequence[float]) -> float:
+    """Return whether the first score is the best one, of several that tie how likely it comes first."""
+    return float(scores[0] == max(scores)) / scores.count(scores[0])
 
 
 def halves(k: int) -> list[int]:
