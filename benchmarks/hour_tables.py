@@ -11,10 +11,11 @@ from hour_arms import REFERENCES
 from hour_runs import Cell, Unit
 from markupsafe import Markup
 
+from eve_vl.data.phantoms.note import NO_MEDICINE
 from eve_vl.foreign import read_json
 from eve_vl.metrics.certainty import Estimate, from_json, paired
 from eve_vl.report.charts import Series, dot_chart, line_chart
-from eve_vl.report.html import NO_MEDICINE, TEMPLATES, Section, number, percent
+from eve_vl.report.html import TEMPLATES, Section, number, percent
 
 SHOWN = re.compile(r"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>_seen)?")
 BLIND = {

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from eve_vl.data.phantoms import PhantomPairs, PhantomQuestions
+from eve_vl.data.phantoms.note import NO_MEDICINE, source_note
 from eve_vl.data.phantoms.panels import KINDS, LABELS, sample_panel
 from eve_vl.data.phantoms.write import FIVE, LANGUAGE, LAYOUTS, MISSING, WAYS, write
 from eve_vl.data.readers import guess_kind, medical, open_source
@@ -279,6 +280,21 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
     usable = [index for index in range(15) if 1 in pairs.report(index).labels.values()]
     count = {"slake": 10, "chexpert": len(usable)}.get(layout, 15)
     assert len(rows) == len(source) == count
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_written_says_that_it_is_no_medicine_and_readers_pass_over_that(tmp_path: Path, layout):
+    write(layout, folder := tmp_path / layout, num_rows=10)
+    name, marker = f"{folder}#train" if layout != "chexpert-5x200" else str(folder), folder / "PHANTOMS.txt"
+    rows, tables = list(opened(name)), [path for end in ("csv", "json", "jsonl") for path in folder.rglob(f"*.{end}")]
+    assert rows and tables
+    assert marker.read_text() == f"{NO_MEDICINE}\n"
+    for source in (name, *map(str, tables)):
+        assert source_note(["scenes", source]) == NO_MEDICINE
+    assert source_note([str(tmp_path), "~nobody-of-this-name/rad#train"]) == ""
+    marker.unlink()
+    assert list(opened(name)) == rows
+    assert source_note([name, *map(str, tables)]) == ""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,11 +12,11 @@ from tiny_runs import TEXTS, noise
 
 from eve_vl import hf
 from eve_vl.config import Config, ContrastMatchConfig
+from eve_vl.data.phantoms.note import NO_MEDICINE, source_note
 from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.report.html import NO_MEDICINE, source_note
 
 CLASS = {
     "vlmo_tiny": "EveForContrastMatch",

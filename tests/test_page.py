@@ -9,6 +9,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from tiny_runs import TEXT, TEXTS, noise, tiny_run, write_run
 
 from eve_vl.config import ClassificationConfig, PairConfig
+from eve_vl.data.phantoms.note import NO_MEDICINE
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import application
@@ -506,6 +508,19 @@ def test_pictures_behind_a_token_come_when_they_are_near(runs, index, open_page)
         assert len(asked) > few
     finally:
         site.stop()
+
+
+def test_runs_on_phantoms_say_that_they_are_no_medicine(runs, open_page):
+    run = tiny_run("vqa", Path("chests"))
+    data = replace(run.config.data, train=("phantoms:train",), val=("phantoms:val",))
+    chests = Eve(replace(run, config=replace(run.config, data=data)))
+    for served, says in (([chests], NO_MEDICINE), ([runs["vqa"], chests], f"chests: {NO_MEDICINE}"), ([runs["vqa"]], "")):
+        started = Site(served)
+        page = open_page(started.address)
+        assert page.inner_text("#note") == says and page.is_visible("#note") == bool(says)
+        if says:
+            assert page.locator("#note").bounding_box()["height"] < 30  # one line
+        started.stop()
 
 
 def test_runs_offer_what_they_can_and_a_phone_shows_it(runs, open_page):

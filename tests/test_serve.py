@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +29,13 @@ from serving import (  # noqa: F401
     serving,
     text_of,
 )
-from tiny_runs import TEXTS
+from tiny_runs import TEXTS, tiny_run
 
+from eve_vl.config import HELD_OUT
 from eve_vl.data.inputs import ImageLike, Images, Strings
+from eve_vl.data.phantoms.note import NO_MEDICINE
 from eve_vl.errors import UserError
+from eve_vl.eve import Eve
 from eve_vl.serve import found as found_module
 from eve_vl.serve.app import Service
 from eve_vl.serve.compute import Compute, Job
@@ -84,6 +88,25 @@ def test_pictures_come_as_png(client, runs, run, call, given):
     for written, pixels in pairs:
         difference = np.asarray(Image.open(io.BytesIO(base64.b64decode(written)))).astype(int) - pixels
         assert abs(difference).max() <= 1  # the last digit of a heat
+
+
+def test_runs_on_phantoms_say_that_they_are_no_medicine(folder):
+    (folder / "written").mkdir()
+    (folder / "written" / "PHANTOMS.txt").touch()
+    sources = {
+        "drawn": ("phantoms:train", "phantoms:val"),
+        "table": (str(folder / "written" / "train.json"), HELD_OUT),
+        "validated": (str(folder / "photos"), str(folder / "written" / "train" / "images")),
+        "others": (str(folder / "photos"), HELD_OUT),
+    }
+    runs = []
+    for name, (train, val) in sources.items():
+        run = tiny_run("vqa", Path(name))
+        data = replace(run.config.data, train=(train,), val=(val,))
+        runs.append(Eve(replace(run, config=replace(run.config, data=data))))
+    with serving(*runs) as client:
+        notes = {about["name"]: about.get("note") for about in client.get("/v1/runs").json()["runs"]}
+    assert notes == dict.fromkeys(sources, NO_MEDICINE) | {"others": None}
 
 
 def test_every_call_of_every_run_is_served_and_shown(client, runs):

@@ -14,12 +14,13 @@ from markupsafe import Markup
 from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, flat, to_dict
 from eve_vl.data.loader import OPTIONS
+from eve_vl.data.phantoms.note import source_note
 from eve_vl.errors import UserError
 from eve_vl.loading import load_run
 from eve_vl.metrics import certainty
 from eve_vl.report.charts import line_chart
 from eve_vl.report.curves import Curves, Loss, over
-from eve_vl.report.html import Section, document, draw, source_note
+from eve_vl.report.html import Section, document, draw
 from eve_vl.report.page import run_facts, run_folder, write_page
 from eve_vl.report.task import Example, Measured, task_report
 from eve_vl.talk import told, warn

@@ -8,7 +8,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from eve_vl.config import generated
 from eve_vl.metrics.certainty import Estimate
 from eve_vl.talk import counted
 
-NO_MEDICINE = (
-    "Phantoms are schematic drawings: what is learnt from them proves code and protocols, and says nothing about medicine."
-)
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -43,11 +39,6 @@ class Choice:
     text: str
     probability: float
     is_right: bool
-
-
-def source_note(sources: Iterable[str]) -> str:
-    """Return what a page must say of the data that it is about, by its names; "" for most."""
-    return NO_MEDICINE if any(named and named[0] == "phantoms" for named in map(generated, sources)) else ""
 
 
 def draw(template: str, macro: str, **values: Any) -> Markup:

@@ -10,13 +10,14 @@ from typing import Any
 
 from eve_vl import builtin
 from eve_vl.config import Config, flat, to_dict
+from eve_vl.data.phantoms.note import source_note
 from eve_vl.errors import UserError
 from eve_vl.files import write_file, writing
 from eve_vl.inspect import inspect_run
 from eve_vl.loading import LoadedRun, load_run, read_config
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
 from eve_vl.report.curves import Curves, clock
-from eve_vl.report.html import Section, document, draw, source_note
+from eve_vl.report.html import Section, document, draw
 from eve_vl.report.routing import routing_section
 from eve_vl.report.task import task_report
 from eve_vl.talk import warn

@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from eve_vl import __version__
 from eve_vl.data.inputs import Images, Strings
+from eve_vl.data.phantoms.note import source_note
 from eve_vl.errors import BadSampleError, DamagedError, UserError, nearest
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
@@ -132,6 +133,8 @@ class Service:
         self.limits, self.traffic = limits, Traffic(limits)
         self.runs = dict(zip(distinct(eve.run.name for eve in runs), runs, strict=True))
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
+        data = {name: eve.run.config.data for name, eve in self.runs.items()}
+        self.notes = {name: source_note((*each.train, *each.val)) for name, each in data.items()}  # once: it asks the disk
         self.index, self.found = index, None if index is None else Found(index)
         self.search = None if index is None else self._search(index)
         self.about_index = functools.lru_cache(maxsize=1)(self._about_index)
@@ -256,7 +259,8 @@ class Service:
         sizes, labels = run.config.input, list(run.task.sizes.labels)
         about = {"name": name, "task": run.config.task.name, "step": run.step, "calls": list(self.calls[name])}
         about |= {"image_size": sizes.image_size, "patch_size": sizes.patch_size, "text_length": sizes.text_length}
-        return about | ({"labels": labels} if labels else {})
+        about |= {"labels": labels} if labels else {}
+        return about | ({"note": self.notes[name]} if self.notes[name] else {})
 
     def _about_index(self, _: int) -> dict[str, Any]:
         """Return what a version of the index holds. All of it is looked through, while nobody can search."""

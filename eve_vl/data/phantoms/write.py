@@ -16,6 +16,7 @@ from PIL import Image
 
 from eve_vl.data.generated import new_folder, pick
 from eve_vl.data.phantoms import world
+from eve_vl.data.phantoms.note import MARKER, NO_MEDICINE
 from eve_vl.data.phantoms.panels import sample_panel
 from eve_vl.data.phantoms.questions import sample_question
 from eve_vl.data.phantoms.render import render
@@ -97,6 +98,7 @@ def write(layout: str, folder: Path, *, num_rows: int = 200, broken: float = 0.0
         raise UserError(f"broken is {broken:g} and rows {num_rows}, expected a share from 0 to 1 and at least 2 rows")
     out = _Folder(path=new_folder(folder), num_rows=num_rows, share=broken, seed=seed)
     LAYOUTS[layout](out)
+    out.text(MARKER, f"{NO_MEDICINE}\n")
     out.text(BROKEN_LIST, "".join(json.dumps(vars(row)) + "\n" for row in out.broken))
     return out.broken
 

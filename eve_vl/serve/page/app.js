@@ -113,6 +113,9 @@ async function start() {
     runs.length && `${runs.length > 1 ? "runs" : "run"} ${runs.map((run) => run.name).join(", ")}`,
   ];
   document.getElementById("facts").textContent = facts.filter(Boolean).join(" · ");
+  const noted = runs.filter((run) => run.note);
+  const whose = noted.length < runs.length ? `${noted.map((run) => run.name).join(", ")}: ` : "";
+  if (noted.length) document.getElementById("note").textContent = whose + noted[0].note;
   document.getElementById("starting").remove();
   if (!panels.length)
     throw new Error("These runs offer nothing that this page could show. An index makes them search: --index INDEX.");
