@@ -36,7 +36,6 @@ from eve_vl.data.inputs import ImageLike, Images, Strings
 from eve_vl.data.phantoms.note import NO_MEDICINE
 from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.serve import found as found_module
 from eve_vl.serve.app import Service
 from eve_vl.serve.compute import Compute, Job
 from eve_vl.serve.limits import Limits, RefusedError
@@ -303,7 +302,8 @@ def test_search_gives_what_the_index_gives(client, index, folder):
 def test_no_more_is_ranked_again_than_may_be_asked_for(client, index, monkeypatch):
     """Though validation chose more for the run. Rows that cannot be ranked again may stand beside others."""
     assert index.encoder.run.config.task.rerank > 2
-    monkeypatch.setattr(found_module, "MOST_RERANKED", 2)
+    assert index.most_reranked == 100
+    monkeypatch.setattr(index, "most_reranked", 2)
     ranks = lambda hits: [(hit["id"], hit["match"] is not None) for hit in hits]  # noqa: E731
     hits = client.post("/v1/search", json={"words": "red", "top": 5}).json()["hits"]
     assert ranks(hits) == [(hit.id, hit.match is not None) for hit in index.search("red", top=5, rerank=2)]

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shlex
+import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,6 +69,8 @@ class Index:
         self._opened: tuple[int, dict[str, Opened]] = (0, {})
         self._one_reads = threading.Lock()  # tables keep what they have read; a server reads in two threads
         self.changes = Changes()
+        self.most_reranked = sys.maxsize
+        """Of the run's own number, where none is asked for: others wait for a server's search."""
         """What the update that made this has done."""
 
     @classmethod
@@ -289,7 +292,8 @@ class Index:
                 why = "only words alone find pictures so, or a picture alone captions" if not is_pair else "no matching head"
                 raise UserError(f"rerank {rerank} has no effect: {why}")
             return 0
-        return int(getattr(self.encoder.run.config.task, "rerank", 0)) if rerank is None else rerank
+        own = min(int(getattr(self.encoder.run.config.task, "rerank", 0)), self.most_reranked)
+        return own if rerank is None else rerank
 
     def _reranked(self, hits: list[Hit], given: ImageLike | str, rerank: int, captions: bool) -> list[Hit]:
         """Put the first `rerank` hits in order by the matching head; pictures that cannot be read any more come after them."""

@@ -140,6 +140,7 @@ class Service:
         self.about_index = functools.lru_cache(maxsize=1)(self._about_index)
         if index is not None:
             index.store.wait_for_lock(LOCKED)
+            index.most_reranked = MOST_RERANKED
         self.compute = Compute(limits, self.traffic.counts.batch)
         self.traffic.counts.queue.set_function(lambda: len(self.compute))
         self.decoders = ThreadPoolExecutor(DECODERS, "decode")
@@ -171,7 +172,7 @@ class Service:
             started, path = time.perf_counter(), None if folder is None else found.folder(folder)
             num = max((len(value) for value in (words, image) if isinstance(value, list)), default=1)
             texts, images = (value if isinstance(value, list) else [value] * num for value in (words, image))
-            shown = [found.hits(hits, options["captions"]) for hits in found.search(texts, images, folder=path, **options)]
+            shown = [found.hits(hits, options["captions"]) for hits in index.search_each(texts, images, folder=path, **options)]
             each = [{"hits": hits, "seconds": time.perf_counter() - started} for hits in shown]
             return each if isinstance(words, list) or isinstance(image, list) else each[0]
 

@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from eve_vl.data.readers.paths import parse_spec
 from eve_vl.errors import nearest
 from eve_vl.search.index import Hit, Index
-from eve_vl.serve.limits import MOST_RERANKED, RefusedError
+from eve_vl.serve.limits import RefusedError
 
 WORD = r"[^\s/:;,'\"()]+"
 PATH = re.compile(rf"(?<![\w.~/])~?/(?:{WORD}(?: {WORD})*/)*(?={WORD})")  # all of a path but its last name
@@ -70,19 +70,6 @@ class Found:
         if {"..", "."} & {*parts}:
             raise RefusedError(400, "folder: name one of the index, without . and ..")
         return os.path.join(roots[label], *parts)  # noqa: PTH118
-
-    def search(self, words: Sequence[str], images: Sequence[Any], *, rerank: int | None, **how: Any) -> list[list[Hit]]:
-        """Return what `search_each` finds; no more are ranked again than a client may ask for, though the run's own number be
-        larger. The rows of a request may differ in whether they can be."""
-        asked = list(zip(words, images, strict=True))
-        nums = [self.index._num_reranked(rerank, *pair, how["without"], how["captions"]) for pair in asked]
-        found: dict[int, list[Hit]] = {}
-        for num in {*nums}:
-            rows = [row for row, other in enumerate(nums) if other == num]
-            texts, pictures = zip(*(asked[row] for row in rows), strict=True)
-            each = self.index.search_each(texts, pictures, rerank=min(num, MOST_RERANKED), **how)
-            found |= dict(zip(rows, each, strict=True))
-        return [found[row] for row in range(len(asked))]
 
     def hits(self, hits: list[Hit], captions: bool) -> list[dict[str, Any]]:
         """Return what was found as JSON values."""
