@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from indices import search_model, search_run, some_photos, write_picture  # noqa: F401
 
+from eve_vl.data.records import ImageFile
 from eve_vl.search import ahead as module
 from eve_vl.search.ahead import AHEAD, ahead
 
@@ -32,7 +33,7 @@ def test_things_come_in_order_after_they_were_worked_on_and_few_are_taken_before
     for place, number in enumerate(ahead(threads, work, numbers())):
         assert number == place
         assert number in done
-        assert len(taken) - place <= AHEAD + 1
+        assert len(taken) - place <= AHEAD
     assert sorted(done) == taken == list(range(5 * AHEAD))
 
 
@@ -65,3 +66,35 @@ def test_pictures_are_read_and_decoded_as_often_as_they_are_new(model, photos, t
     assert (len(read), len(decoded)) == (40, 20), "the same bytes under other names"
     model.index(tmp_path / "moved", tmp_path / "index")
     assert (len(read), len(decoded)) == (40, 20)
+
+
+def test_a_file_that_cannot_be_read_is_tried_once_and_a_large_one_is_not_kept(model, photos, tmp_path, monkeypatch):
+    read, kept = [], []
+    read_image, decode = module.read_image, module.decode
+    monkeypatch.setattr(module, "MOST_KEPT", 10)
+    monkeypatch.setattr(module, "read_image", lambda image, where: read.append(image.path.name) or read_image(image, where))
+    monkeypatch.setattr(module, "decode", lambda image, *of, **crop: kept.append(image) or decode(image, *of, **crop))
+    (photos / "zero.png").touch()
+    names = [str(path) for path in sorted(photos.rglob("*.png"))]
+    rows = [{"image": name, "caption": f"red {number}"} for name in names for number in range(2 * AHEAD)]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    index = model.index(tmp_path / "table.jsonl", tmp_path / "index")
+    assert len(read) == len({*read}) == 21
+    assert (len(kept), {type(image) for image in kept}) == (20, {ImageFile})
+    assert (index.counts()["distinct"], list(index.changes.broken)) == (20, [str(photos / "zero.png")])
+
+
+def test_who_stops_does_not_wait_for_what_has_not_begun(model, photos, tmp_path, monkeypatch):
+    begun = []
+
+    def read_image(image, where):
+        begun.append(image)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        threading.Event().wait(0.05)
+        return b""
+
+    monkeypatch.setattr(module, "read_image", read_image)
+    with pytest.raises(KeyboardInterrupt):
+        model.index(photos, tmp_path / "index")
+    assert len(begun) <= module.THREADS + 1

@@ -89,7 +89,7 @@ def test_pictures_come_as_png(client, runs, run, call, given):
         assert abs(difference).max() <= 1  # the last digit of a heat
 
 
-def test_runs_on_phantoms_say_that_they_are_no_medicine(folder):
+def test_runs_on_phantoms_say_that_they_are_no_medicine(folder, monkeypatch):
     (folder / "written").mkdir()
     (folder / "written" / "PHANTOMS.txt").touch()
     sources = {
@@ -98,6 +98,7 @@ def test_runs_on_phantoms_say_that_they_are_no_medicine(folder):
         "validated": (str(folder / "photos"), str(folder / "written" / "train" / "images")),
         "others": (str(folder / "photos"), HELD_OUT),
     }
+    monkeypatch.chdir(folder / "written")  # where "held-out" is no folder
     runs = []
     for name, (train, val) in sources.items():
         run = tiny_run("vqa", Path(name))

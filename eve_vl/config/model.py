@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_one_of, not_positive
-from eve_vl.config.tasks import MlimConfig, TaskConfig
+from eve_vl.config.tasks import TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Positions = Literal["learned", "relative"]
@@ -47,13 +47,18 @@ class ModelConfig(Section):
         """The shape of Transformer blocks such as this backbone's, for the pixel decoder."""
         return EveModelConfig()
 
+    @property
+    def embeds_blocks(self) -> bool:
+        """Whether a patch is embedded by convolutions that see nothing else."""
+        return False
+
     def problems(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         return not_positive(self, "embed_dim layer_scale init_std position_std", WIDEST)
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
         """What of a task this backbone cannot do on such rows (`data.rows`), one sentence each."""
-        if not isinstance(task, MlimConfig) or (isinstance(self, EveModelConfig) and self.stem == "blocks"):
+        if self.embeds_blocks or not task.wants_blocks:
             return []
         return [
             f"name {task.name} takes no model but eve with model.stem blocks, of which a hidden patch shows nothing, and whose "
@@ -124,6 +129,11 @@ class EveModelConfig(ModelConfig):
     def text_norm_eps(self) -> float:
         """Of the norms of text embeddings and of the head for tokens."""
         return BERT_EPS if self.text_embedding == "bert" else NORM_EPS
+
+    @property
+    def embeds_blocks(self) -> bool:
+        """Whether a patch is embedded by convolutions that see nothing else."""
+        return self.stem == "blocks"
 
     @property
     def fits_other_sizes(self) -> bool:

@@ -35,6 +35,8 @@ class TaskConfig(Section):
     """Flags of its own that `eve evaluate` takes."""
     alone: ClassVar[Mapping[str, str]] = {}
     """Rows (`data.rows`) that it takes besides pairs, each with the weight of the loss that cannot be computed on them."""
+    wants_blocks: ClassVar[bool] = False
+    """Whether only a backbone that `embeds_blocks` will do."""
 
     def reads_pairs(self) -> tuple[str, ...]:
         """Return the fields whose values ask for states of pairs, which a backbone may lack."""
@@ -214,6 +216,7 @@ class MlimConfig(MaskedSignalConfig):
 
     name: ClassVar[str] = "mlim"
     title: ClassVar[str] = "masked texts and pictures in one pass (MLIM)"
+    wants_blocks: ClassVar[bool] = True
     alone: ClassVar[Mapping[str, str]] = {}
     masking: Literal["aware", "light"] = "aware"
     """aware: of each pair one of three, drawn anew in each epoch: most patches hidden beside the whole text, most tokens hidden

@@ -68,7 +68,7 @@ def m3ae_base() -> Config:
 
 
 def m3ae_tiny() -> Config:
-    """M3AE on phantoms: five minutes on one core; token accuracy 0.43 with any picture; matching 0.61 and 0.51 from two seeds.
+    """M3AE on phantoms: three minutes on one core; token accuracy 0.43 with any picture; matching 0.61 and 0.51 from two seeds.
 
     eve pretrain m3ae_tiny
     """
@@ -126,7 +126,7 @@ def m3ae_retrieval(init: Config) -> Config:
 
 
 def m3ae_tiny_vqa(init: Config) -> Config:
-    """Questions about phantoms: six minutes on one core; accuracy 0.66, 0.45 with noise for pictures.
+    """Questions about phantoms: three minutes on one core; accuracy 0.66, 0.45 with noise for pictures.
 
     eve finetune m3ae_tiny_vqa --init runs/m3ae_tiny
     """

@@ -20,17 +20,18 @@ from eve_vl.foreign import is_text
 
 THREADS = min(usable_cores(), 4)  # each may need transforms.MAX_BYTES; more decode faster than small encoders see
 AHEAD = 4 * THREADS  # rows, of which some need no reading
+MOST_KEPT = 2**22  # bytes of a file from when it is read until it is decoded; larger ones are read again
 
 Anything = TypeVar("Anything")
 Stat = Callable[[Path], tuple[int, int] | None]
 
 
 def ahead(threads: ThreadPoolExecutor, work: Callable[[Anything], None], each: Iterable[Anything]) -> Iterator[Anything]:
-    """Yield things in their order after threads have worked on them, on up to AHEAD at once. Raises what `work` raises."""
+    """Yield things in their order after threads have worked on them, of which at most AHEAD wait. Raises what `work` raises."""
     waiting: deque[tuple[Anything, Future[None]]] = deque()
     for thing in each:
         waiting.append((thing, threads.submit(work, thing)))
-        if len(waiting) > AHEAD:
+        if len(waiting) >= AHEAD:
             yield _done(waiting)
     while waiting:
         yield _done(waiting)
@@ -91,9 +92,10 @@ class Row:
     reason: str | None = None
     is_known: bool = False
     """Whether its picture need not be read: it is in the index as it is, or on its way."""
-    data: bytes = b""
     digest: bytes = b""
     """What its bytes are known by."""
+    unseen: ImageRef | None = None
+    """The picture while it has been read and not yet decoded."""
     pixels: Tensor | None = None
 
     @classmethod
@@ -116,19 +118,20 @@ class Row:
         if self.record is None or self.is_known:
             return
         try:
-            self.data = read_image(self.record.image, self.record.where)
+            data = read_image(self.record.image, self.record.where)
         except BadSampleError as error:
             # without the time of the file, so that it is tried again
             self.reason, self.place = error.reason, Place(path=self.place.path, start=self.place.start)
         else:
-            self.digest = digest_of(self.data)
+            self.digest = digest_of(data)
+            self.unseen = ImageBytes(data=data) if len(data) <= MOST_KEPT else self.record.image
 
     def decode(self, crop: Crop) -> None:
         """Decode its picture, if it has been read."""
-        if self.record is None or not self.data:
+        if self.record is None or self.unseen is None:
             return
         try:
-            self.pixels = decode(ImageBytes(data=self.data), self.record.where, crop=crop)
+            self.pixels = decode(self.unseen, self.record.where, crop=crop)
         except BadSampleError as error:
             self.reason = error.reason
-        self.data = b""  # which others need room for
+        self.unseen = None  # others need the room

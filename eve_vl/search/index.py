@@ -69,9 +69,9 @@ class Index:
         self._opened: tuple[int, dict[str, Opened]] = (0, {})
         self._one_reads = threading.Lock()  # tables keep what they have read; a server reads in two threads
         self.changes = Changes()
+        """What the update that made this has done."""
         self.most_reranked = sys.maxsize
         """Of the run's own number, where none is asked for: others wait for a server's search."""
-        """What the update that made this has done."""
 
     @classmethod
     def open(cls, folder: str | Path, encoder: Any) -> "Index":

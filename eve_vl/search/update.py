@@ -154,7 +154,8 @@ class Update:
             [opened.spec, json.dumps(opened.reading)],
         )
         (number,) = self.db.execute("SELECT id FROM source WHERE spec = ?", [opened.spec]).fetchone()
-        with ThreadPoolExecutor(THREADS, "decode") as threads:
+        threads = ThreadPoolExecutor(THREADS, "decode")
+        try:
             read = ahead(threads, Row.read, self._rows(number, opened))
             for row in ahead(threads, partial(Row.decode, crop=self.crop), map(self._without_known, read)):
                 self._on_the_way.discard(row.name)
@@ -164,9 +165,12 @@ class Update:
                         filling.flush()
                 if time.monotonic() > self._commit_at and self.images.is_empty:
                     self._commit()
+        finally:
+            threads.shutdown(cancel_futures=True)  # who interrupts need not wait for rows that nobody waits for
 
     def _rows(self, number: int, opened: "Opened") -> Iterator[Row]:
-        """Yield all rows of a source; those that are as before, or about a picture that is on its way, need no reading."""
+        """Yield all rows of a source; those that are as before, or about a picture that another row has brought, need no
+        reading."""
         source = opened.source
         stat = functools.lru_cache(maxsize=16)(changed)  # of a shard, for each of its pictures
         for place in told(range(len(source)), f"indexing {Path(opened.spec).name}", len(source)):
@@ -174,17 +178,21 @@ class Update:
             if row.record is not None and row.reason is None:
                 if row.record.problem is not None:
                     self.changes.mute[source.name(place)] = row.record.problem
-                row.is_known = row.name in self._on_the_way or row.place.is_as(self._known(number, row.name))
+                known = self._known(number, row.name)
+                row.is_known = row.name in self._on_the_way or row.place.is_as(known) or self._is_seen(known)
                 self._on_the_way.add(row.name)
             yield row
 
     def _known(self, source: int, name: str) -> tuple[Any, ...] | None:
         return self.db.execute(f"SELECT {KEPT} FROM picture WHERE source = ? AND name = ?", [source, name]).fetchone()
 
+    def _is_seen(self, known: tuple[Any, ...] | None) -> bool:
+        return known is not None and self.db.execute("SELECT 1 FROM seen WHERE id = ?", [known[0]]).fetchone() is not None
+
     def _without_known(self, row: Row) -> Row:
         """Do not decode bytes whose features are there."""
-        if row.data and self._slot(row.digest) is not None:
-            row.data = b""
+        if row.unseen is not None and self._slot(row.digest) is not None:
+            row.unseen = None
         return row
 
     def _slot(self, digest: bytes) -> int | None:
@@ -197,7 +205,7 @@ class Update:
             self._put(source, row, None)
             return
         known = self._known(source, row.name)
-        if known is not None and self.db.execute("SELECT 1 FROM seen WHERE id = ?", [known[0]]).fetchone():
+        if known is not None and self._is_seen(known):
             if known[5] is not None:  # another row about the same file
                 self._captions(known[0], row.record)
             return

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from eve_vl.config import generated
+from eve_vl.config import HELD_OUT, generated
 from eve_vl.data.readers.common import is_file
 from eve_vl.data.readers.paths import parse_spec
 from eve_vl.errors import UserError
@@ -22,6 +22,8 @@ def source_note(sources: Iterable[str]) -> str:
 def _are_phantoms(source: str) -> bool:
     if (named := generated(source)) is not None:
         return named[0] == "phantoms"
+    if source == HELD_OUT:
+        return False
     try:
         path = parse_spec(source).path
     except UserError:  # the page may be of a run from another machine
