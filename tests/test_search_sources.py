@@ -28,10 +28,10 @@ def test_a_source_is_not_a_picture_to_look_for(eve, model, photos, tmp_path):
         ("photos", "image: is a folder, name the pictures in it: photos"),
         (".", "image: is a folder, name the pictures in it: ."),
         ("", "image: is a folder, name the pictures in it: ."),
-        ("one.jsonl", "one.jsonl: not a picture in a known format"),
-        ("many.jsonl", "many.jsonl: not a picture in a known format"),
+        ("one.jsonl", "one.jsonl: holds rows and is no picture"),
+        ("many.jsonl", "many.jsonl: holds rows and is no picture"),
         ("scenes:test", "image: no such file: scenes:test"),
-        ("photos/old/00.txt", "photos/old/00.txt: not a picture in a known format"),
+        ("photos/old/00.txt", "photos/old/00.txt: holds rows and is no picture"),
     ):
         done = eve("search", "index", "--image", given)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), given

@@ -222,8 +222,6 @@ def given_image(image: ImageLike, where: str = "image") -> GivenImage:
             ref = _from_array(image, where, "array")
         case Tensor():
             ref = _from_tensor(image, where)
-        case ImageFile():
-            ref, where = image, str(image.path)
         case _ if isinstance(image, ImageRef):
             ref = image
         case list() | tuple():

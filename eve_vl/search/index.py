@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.data.inputs import GivenImage, ImageLike, given_image
+from eve_vl.data.inputs import GivenImage, ImageLike, given_image, is_source
 from eve_vl.data.readers.table import TableSource
 from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.transforms import read_image
@@ -253,9 +253,11 @@ class Index:
         if texts := {row: text for row, text in enumerate(words) if text}:
             query_Qd[[*texts]] += self._texts([*texts.values()])
         if pictures := {row: image for row, image in enumerate(images) if image is not None}:
-            where = "image {}" if len(images) > 1 else "image"
-            refs = [given_image(image, where.format(row)).ref for row, image in pictures.items()]  # or a folder would be read
-            query_Qd[[*pictures]] += self.encoder.encode_image(alone(refs))
+            for row, image in pictures.items():
+                given = given_image(image, f"image {row}" if len(images) > 1 else "image")
+                if is_source(image):
+                    raise UserError(f"{given.where}: holds rows and is no picture; name one picture's file")
+            query_Qd[[*pictures]] += self.encoder.encode_image(alone([*pictures.values()]))
         query_Qd -= self._texts([without]) if without else 0
         lengths_Q1 = np.linalg.norm(query_Qd, axis=1, keepdims=True)
         if (lengths_Q1 < NOTHING_LEFT).any():
