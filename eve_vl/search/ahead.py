@@ -26,20 +26,27 @@ Anything = TypeVar("Anything")
 Stat = Callable[[Path], tuple[int, int] | None]
 
 
-def ahead(threads: ThreadPoolExecutor, work: Callable[[Anything], None], each: Iterable[Anything]) -> Iterator[Anything]:
-    """Yield things in their order after threads have worked on them, of which at most AHEAD wait. Raises what `work` raises."""
-    waiting: deque[tuple[Anything, Future[None]]] = deque()
+def ahead(
+    threads: ThreadPoolExecutor,
+    work: Callable[[Anything], None],
+    each: Iterable[Anything],
+    is_needed: Callable[[Anything], bool] = lambda _: True,
+) -> Iterator[Anything]:
+    """Yield things in their order after threads have worked on those that need it, of which at most AHEAD wait. Raises what
+    `work` raises."""
+    waiting: deque[tuple[Anything, Future[None] | None]] = deque()  # without one: a thread would cost more than such a row
     for thing in each:
-        waiting.append((thing, threads.submit(work, thing)))
+        waiting.append((thing, threads.submit(work, thing) if is_needed(thing) else None))
         if len(waiting) >= AHEAD:
             yield _done(waiting)
     while waiting:
         yield _done(waiting)
 
 
-def _done(waiting: deque[tuple[Anything, Future[None]]]) -> Anything:
+def _done(waiting: deque[tuple[Anything, Future[None] | None]]) -> Anything:
     thing, future = waiting.popleft()
-    future.result()
+    if future is not None:
+        future.result()
     return thing
 
 
@@ -113,10 +120,13 @@ class Row:
             return cls(number, printable(name), reason="the name of its file is not UTF-8; rename it")
         return cls(number, name, record, place)
 
+    def is_unread(self) -> bool:
+        """Return whether its picture is to be read."""
+        return self.record is not None and not self.is_known
+
     def read(self) -> None:
-        """Read its picture, if need be."""
-        if self.record is None or self.is_known:
-            return
+        """Read its picture."""
+        assert self.record is not None
         try:
             data = read_image(self.record.image, self.record.where)
         except BadSampleError as error:
@@ -126,10 +136,14 @@ class Row:
             self.digest = digest_of(data)
             self.unseen = ImageBytes(data=data) if len(data) <= MOST_KEPT else self.record.image
 
+    def is_undecoded(self) -> bool:
+        """Return whether its picture is to be decoded."""
+        return self.unseen is not None
+
     def decode(self, crop: Crop) -> None:
-        """Decode its picture, if it has been read."""
-        if self.record is None or self.unseen is None:
-            return
+        """Decode its picture."""
+        assert self.record is not None
+        assert self.unseen is not None
         try:
             self.pixels = decode(self.unseen, self.record.where, crop=crop)
         except BadSampleError as error:

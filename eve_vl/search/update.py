@@ -156,8 +156,8 @@ class Update:
         (number,) = self.db.execute("SELECT id FROM source WHERE spec = ?", [opened.spec]).fetchone()
         threads = ThreadPoolExecutor(THREADS, "decode")
         try:
-            read = ahead(threads, Row.read, self._rows(number, opened))
-            for row in ahead(threads, partial(Row.decode, crop=self.crop), map(self._without_known, read)):
+            read = map(self._without_known, ahead(threads, Row.read, self._rows(number, opened), Row.is_unread))
+            for row in ahead(threads, partial(Row.decode, crop=self.crop), read, Row.is_undecoded):
                 self._on_the_way.discard(row.name)
                 self._picture(number, row)
                 for filling in (self.images, self.texts):
