@@ -197,18 +197,18 @@ def test_a_table_at_one_budget_has_a_dot_for_each_row():
     assert titles == ["a: 55.0 %", "b: 35.0 %", "c: 75.0 %"]
 
 
-def test_budgets_are_those_of_the_parts_unless_flags_say_otherwise(tmp_path, capsys):
+def test_budgets_and_rows_are_those_of_the_parts_unless_flags_say_otherwise(tmp_path, capsys):
     first, second = (
-        paper.Part(name=unit, arms={"EVE": arms.ARMS["EVE"]}, budgets={unit: usual})
+        paper.Part(name=unit, arms={name: arms.ARMS[name] for name in ("EVE", "best")}, budgets={unit: usual})
         for unit, usual in (("pairs", (100,)), ("core-seconds", (5,)))
     )
     table = paper.Table(name="made up", about="", jobs=("vqa",), parts=(first, second))
     out = ["--out", str(tmp_path)]
     usual = paper.arguments(table, out)
-    assert [(cell.seed, cell.budget, cell.jobs) for cell in paper.cells_of(table, first, "pairs", usual)] == [
-        (seed, 100, ["vqa"]) for seed in (0, 1, 2)
+    assert [(cell.arm, cell.seed, cell.budget, cell.jobs) for cell in paper.cells_of(table, first, "pairs", usual)] == [
+        (arm, seed, 100, ["vqa"]) for seed in (0, 1, 2) for arm in ("EVE", "best")
     ]
-    given = paper.arguments(table, [*out, "--seeds", "0", "1", "--pairs", "64", "128"])
+    given = paper.arguments(table, [*out, "--seeds", "0", "1", "--pairs", "64", "128", "--arms", "EVE"])
     cells = [(cell.seed, cell.budget, cell.unit) for cell in paper.cells_of(table, first, "pairs", given)]
     assert cells == [(seed, budget, "pairs") for seed in (0, 1) for budget in (64, 128)]
     assert [cell.budget for cell in paper.cells_of(table, second, "core-seconds", given)] == [5, 5]

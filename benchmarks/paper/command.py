@@ -157,6 +157,8 @@ def arguments(table: Table, argv: Sequence[str]) -> Any:
         )
         words = f"{'rows learnt from' if unit == 'pairs' else unit}, all stages of a row together (default: {default})"
         parser.add_argument(f"--{unit}", nargs="+", type=float, help=words)
+    rows = list(dict.fromkeys(arm for part in table.parts for arm in part.arms))
+    parser.add_argument("--arms", nargs="+", choices=rows, default=rows, metavar="ROW", help="only these rows (default: all)")
     return hour.parsed(parser, argv, *units)
 
 
@@ -173,7 +175,7 @@ def cells_of(table: Table, part: Part, unit: Unit, args: Any) -> list[Cell]:
         task, data = TASKS[name], hour.rows_of(name, args)
         jobs = [job for job in task.jobs if job in table.jobs]
         for arm, of_family in part.arms.items():
-            if (entry := of_family.get(task.family)) is not None:
+            if arm in args.arms and (entry := of_family.get(task.family)) is not None:
                 plans.append((arm, name, data, planned(task.family, entry, jobs, data)))
     return [
         Cell(arm, name, budget, seed, args.on, args.out, data, plan, unit=unit)

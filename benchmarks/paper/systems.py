@@ -3,7 +3,7 @@
     python benchmarks/paper/systems.py --jobs 2                                       # built-in scenes
     python benchmarks/paper/systems.py --jobs 2 --tasks phantoms
     python benchmarks/paper/systems.py --jobs 2 --tasks icons --icons FOLDER          # as examples/icons/build.py builds it
-    python benchmarks/paper/systems.py --jobs 2 --pairs 6000                          # at equal pairs as well
+    python benchmarks/paper/systems.py --jobs 2 --arms EVE VLMo nothing --core-seconds 40 160   # some rows, for longer
 
 Systems in their small forms, each with its own encoder: EVE of 4 blocks of width 192 with linear patches of 8 pixels and 4
 experts in the last two; `best`, the same idea as this package has it, with convolutions and words alone; VLMo in three stages,
@@ -68,7 +68,7 @@ TABLE = Table(
         Part(
             name="Systems",
             arms=ROWS,
-            budgets={"core-seconds": (40,), "pairs": ()},
+            budgets={"core-seconds": (40,), "pairs": (12_000,)},
             orderings=tuple(Ordering("EVE", other, NUMBERS) for other in ("VLMo", "ITC+ITM+MLM", "nothing")),
             paper={
                 "EVE": {"vqa_acc": 78.0, "nlvr2_acc": 83.93, "tr1": 95.6, "ir1": 84.1},
