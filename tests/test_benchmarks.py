@@ -241,3 +241,12 @@ def test_search_is_measured(tmp_path):
     assert "      500 pictures of 256 numbers: clock p50" in done.stdout
     assert all(f"; share {how} " in done.stdout for how in both)
     assert "        4 photos to 32², 16 re-ranked: clock p50" in done.stdout
+
+
+def test_the_memory_of_indexing_is_measured(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "index_memory.py"), "--quick", "--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads((tmp_path / "found.json").read_text())["found"]
+    assert [(each["pictures"], each["added"]) for each in found] == [(4, 4), (8, 4), (8, 0)]
+    assert all(2**26 < each["own"] < each["resident"] < 2**32 for each in found)
+    assert "8 pictures (nothing new)" in done.stdout

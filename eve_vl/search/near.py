@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 8  # pixels
+SIZE = 3 * SIDE**2  # bytes of a look
 MAX_DIFFERENCE, ROUNDING, OF_RANGE = 24, 2, 0.15  # of 255; what is always allowed; a share
 AT_ONCE = 64  # pictures that are compared with others, of which there are about as many
 TRIED = 256  # pictures by which a cut is chosen

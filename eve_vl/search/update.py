@@ -309,9 +309,12 @@ class Update:
         """Mark which pictures that have not been compared yet, or whose first is gone, are almost the same as another."""
         if self.db.execute("SELECT 1 FROM feature WHERE near IS NULL").fetchone() is None:
             return
-        rows = self.db.execute("SELECT slot, coalesce(near, -1), look FROM feature ORDER BY slot").fetchall()
-        slots, before = (np.array(column) for column in list(zip(*rows, strict=True))[:2])
-        looks = np.frombuffer(b"".join(look for *_, look in rows), np.uint8).reshape(len(rows), -1)
+        # arrays from the first, for of a million pictures lists of rows are a gigabyte
+        rows = self.db.execute("SELECT slot, coalesce(near, -1) FROM feature ORDER BY slot")
+        both = np.fromiter(rows, np.dtype([("slot", "i8"), ("first", "i8")]))
+        slots, before = both["slot"], both["first"]
+        each = (look for (look,) in self.db.execute("SELECT look FROM feature ORDER BY slot"))
+        looks = np.fromiter(each, f"S{near.SIZE}", len(slots)).view(np.uint8).reshape(len(slots), -1)
         known = np.where(before < 0, -1, np.searchsorted(slots, before))
         marks = slots[near.near(looks, known)]
         is_other = marks != before

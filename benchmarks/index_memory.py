@@ -1,0 +1,95 @@
+"""The memory of `eve index`: how much more the command needs the more pictures there are.
+
+    python benchmarks/index_memory.py [--pictures 1000 100000 1000000] [--folder FOLDER] [--json FILE] [--quick]
+
+Pictures are made-up PNG files of 8×8 pixels, all different, a thousand to a folder, encoded by a small untrained run; the
+command is a process of its own. Its own memory (private pages, which no other process shares and the system cannot take back)
+is asked for twenty times a second; the peak of what is resident counts shared and mapped pages too. One size after the other
+in the same folder, so that each adds pictures to the same index; at the end nothing has changed, and it is run once more.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from moe import machine
+from PIL import Image
+from search import small_run
+
+from eve_vl.talk import told
+
+PER_FOLDER, SIDE = 1000, 8
+
+
+def made_up_pictures(folder: Path, first: int, end: int) -> None:
+    """Write pictures by number, those that are not there yet."""
+    for start in told(range(first, end, PER_FOLDER), "drawing", len(range(first, end, PER_FOLDER))):
+        inside = folder / f"{start:08}"
+        inside.mkdir(parents=True, exist_ok=True)
+        for number in range(start, min(start + PER_FOLDER, end)):
+            pixels = np.random.default_rng(number).integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(inside / f"{number:08}.png", compress_level=1)
+
+
+def own_memory(process: int) -> int:
+    """Return the bytes of a process's private pages, 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:")), 0)
+
+
+def measured(command: list[str]) -> dict[str, float]:
+    """Run a command; return its seconds and the peaks of its memory in bytes."""
+    start, own, resident = time.perf_counter(), 0, 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            own = max(own, own_memory(process.pid))
+            if (file := Path(f"/proc/{process.pid}/status")).exists():
+                peaks = [line for line in file.read_text().splitlines() if line.startswith("VmHWM:")]
+                resident = max(resident, *(1024 * int(line.split()[1]) for line in peaks), 0)
+            time.sleep(0.05)
+        assert process.stdout is not None
+        if process.returncode:
+            sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
+        print(process.stdout.read().strip().splitlines()[0])
+    return {"seconds": time.perf_counter() - start, "own": own, "resident": resident}
+
+
+def main() -> None:
+    """Measure, print, and write JSON on request."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pictures", type=int, nargs="+", default=[1000, 100_000, 1_000_000], help="numbers of pictures")
+    parser.add_argument("--folder", type=Path, help="where to draw them (default: a temporary folder)")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--quick", action="store_true", help="little of everything: checks the script, measures nothing")
+    args = parser.parse_args()
+    numbers = [4, 8] if args.quick else sorted(args.pictures)
+    about = machine()
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    found = []
+    with tempfile.TemporaryDirectory(dir=args.folder) as place:
+        folder = Path(place)
+        small_run(folder / "run", 256, 32)
+        command = [sys.executable, "-m", "eve_vl", "index", str(folder / "pictures"), "--run", str(folder / "run")]
+        for first, num in zip([0, *numbers], [*numbers, numbers[-1]], strict=True):
+            made_up_pictures(folder / "pictures", first, num)
+            values = measured([*command, "--out", str(folder / "index")])
+            found.append({"pictures": num, "added": num - first, **values})
+            shown = ", ".join(f"{name} {values[name] / 2**20:,.0f} MB" for name in ("own", "resident"))
+            print(f"{num:9,} pictures, {num - first:,} of them new: {shown}, {values['seconds']:,.0f} s", flush=True)
+    least, most = found[0], found[-2]
+    each = (most["own"] - least["own"]) / (most["pictures"] - least["pictures"])
+    print(f"{each:,.0f} bytes of own memory for each further picture")
+    if args.json:
+        args.json.write_text(json.dumps({"machine": about, "found": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
