@@ -391,6 +391,27 @@ def test_what_is_too_much_is_refused_before_it_is_decoded(side: int, mode: str, 
         decode(ImageBytes(data=data[:29] + zlib.crc32(data[12:29]).to_bytes(4, "big") + data[33:]), "row")
 
 
+def in_scans(num: int, exif: bytes = b"") -> bytes:
+    """A progressive JPEG of 64 pixels whose last scan is there again and again. exif: what it has in front."""
+    data = encode(Image.linear_gradient("L").resize((64, 64)).convert("RGB"), "JPEG", progressive=True, exif=exif)
+    last = data[data.rfind(b"\xff\xc4", 0, data.rfind(b"\xff\xda")) : -2]
+    return data[:-2] + last * (num - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_a_jpeg_in_endless_scans_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transforms, "MAX_SCANNED", 20 * 64 * 64)
+    decode(ImageBytes(data=in_scans(20)), "row")
+    with pytest.raises(BadSampleError, match="64x64 JPEG has 21 scans, at most 20 of so large a picture are accepted"):
+        decode(ImageBytes(data=in_scans(21)), "row")
+
+
+def test_what_lies_before_or_behind_a_jpeg_is_no_scan_of_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(transforms, "MAX_SCANNED", 20 * 64 * 64)
+    data = in_scans(20, exif=b"Exif\0\0" + b"\xff\xda" * 30)
+    for film in (b"", b"\xff\xda" * 30):
+        decode(ImageBytes(data=data + film), "row")
+
+
 def test_files_far_too_large_are_not_read(tmp_path: Path):
     with (tmp_path / "x.png").open("wb") as file:
         file.truncate(10**12)  # of which nothing is on the disk

@@ -8,6 +8,7 @@ memory travels between processes.
 
 import io
 import math
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ STRIP_PIXELS: Final = 2**20  # what is converted at a time
 # What decoding needs at its peak, turning upright included; other formats 8: 4 as Pillow has it, 3 as RGB, and strips.
 BYTES_PER_PIXEL: Final = {"JPEG": 6, "MPO": 6, "WEBP": 18, "AVIF": 18}
 MAX_BYTES: Final = 600 * 2**20  # with what a process has loaded this stays below 1 GB
+MAX_SCANNED: Final = 2**31  # pixels of a JPEG over all of its scans: seconds; usual are up to ten scans, 73 bytes may hold one
+JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\x01\xd0-\xd7\xff]")
 MAX_ASPECT: Final = 4 / 3
 ORIENTATION_TAG: Final = 0x0112
 NAMES: Final = {"1": "grayscale", "L": "grayscale", "P": "palette"}  # of modes, for people
@@ -202,12 +205,26 @@ def _check_memory(data: bytes, image: Image.Image, where: str) -> None:
     """Refuse a picture that would need more memory than MAX_BYTES, by its header; tests measure what is assumed here."""
     width, height = image.size
     per_pixel = BYTES_PER_PIXEL.get(str(image.format), 8) if image.mode != "CMYK" else 8
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > 1:  # JPEG in several scans is kept as coefficients
+    most = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
+    if most > 1:  # JPEG in several scans is kept as coefficients
         per_pixel += 2 * len(image.getbands())
+    if width * height * most > MAX_SCANNED and width * height * (scans := _num_scans(data)) > MAX_SCANNED:
+        accepted = f"at most {MAX_SCANNED // (width * height)} of so large a picture are accepted"
+        raise BadSampleError(where, f"{width}x{height} JPEG has {scans} scans, {accepted}")
     needed = width * height * per_pixel + len(data)
     if needed > MAX_BYTES:
         what = f"{width}x{height} {image.mode} image ({image.format})"
         raise BadSampleError(where, f"{what} needs {needed >> 20} MB to decode, at most {MAX_BYTES >> 20} are accepted")
+
+
+def _num_scans(data: bytes) -> int:
+    """Return in how many scans the picture of a JPEG is. What lies before it or behind its end, such as the film of a phone's
+    photo, may look like any number of them."""
+    num, place = 0, 2
+    while (found := JPEG_MARKER.search(data, place)) and found[0][-1] != 0xD9:
+        num += found[0][-1] == 0xDA
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return num
 
 
 def _raw_mode(image: Image.Image) -> str:
