@@ -15,7 +15,7 @@ import pytest
 from indices import content, features_of, rest, search_model, search_run, some_photos, write_picture  # noqa: F401
 from tiny_runs import TEXTS
 
-from eve_vl.errors import UserError
+from eve_vl.errors import DamagedError, UserError
 from eve_vl.search import blocks, store, update
 from eve_vl.search.update import Filling
 from eve_vl.train import lock
@@ -214,6 +214,21 @@ def test_an_update_locks_nobody_out_until_it_commits(model, photos, tmp_path, mo
 
 class Killed(BaseException):
     """Stands for SIGKILL."""
+
+
+def test_somebody_who_reads_for_long_is_waited_for(model, photos, tmp_path, monkeypatch):
+    index = model.index(photos, tmp_path / "index")
+    assert index.store.db.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
+    write_picture(photos / "new" / "99.png", 99)
+    reader = sqlite3.connect(tmp_path / "index" / store.DATABASE)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM picture").fetchone()
+    monkeypatch.setattr(update, "SECONDS_FOR_OTHERS", 0.1)
+    with pytest.raises(DamagedError, match=r"is locked; somebody else uses it: .* again once that is done") as error:
+        model.index((), tmp_path / "index")
+    assert error.value.is_locked
+    reader.close()
+    assert model.index((), tmp_path / "index").changes.new == 1
 
 
 def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, monkeypatch):

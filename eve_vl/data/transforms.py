@@ -155,7 +155,7 @@ def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None, longest: 
         with _quiet_pillow():
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             _check_size(*image.size, where)
-            _check_memory(data, image, where)
+            _check_cost(data, image, where)
         form, pixels = str(image.format), _decode_fast(data, image, crop, longest)
         conversions = [f"{NAMES[image.mode]} to RGB"] if image.mode in NAMES else []
         with _quiet_pillow():
@@ -201,8 +201,9 @@ def _check_size(width: int, height: int, where: str) -> None:
         raise BadSampleError(where, f"image is {width}x{height} pixels, at most {MAX_PIXELS} in all are accepted")
 
 
-def _check_memory(data: bytes, image: Image.Image, where: str) -> None:
-    """Refuse a picture that would need more memory than MAX_BYTES, by its header; tests measure what is assumed here."""
+def _check_cost(data: bytes, image: Image.Image, where: str) -> None:
+    """Refuse a picture that would need more memory than MAX_BYTES, or time for more scans than MAX_SCANNED, before it is decoded;
+    tests measure what is assumed here."""
     width, height = image.size
     per_pixel = BYTES_PER_PIXEL.get(str(image.format), 8) if image.mode != "CMYK" else 8
     most = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0

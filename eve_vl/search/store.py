@@ -146,8 +146,9 @@ def at(folder: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         is_damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error)  # of 0 bytes
-        advice = f"; {anew(folder)}" if is_damaged else _advice(str(error))
         is_locked = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        busy = "; somebody else uses it: run the same command again once that is done, what is in the index stays"
+        advice = f"; {anew(folder)}" if is_damaged else busy if is_locked else _advice(str(error))
         raise DamagedError(f"{folder / DATABASE}: {error}{advice}", is_locked=is_locked) from None
     except OSError as error:
         name = error.filename or folder

@@ -36,6 +36,7 @@ from eve_vl.search.store import NO_CAPTION, Store, at
 from eve_vl.talk import told
 
 SECONDS_PER_COMMIT = 2.0
+SECONDS_FOR_OTHERS = 60.0  # that somebody who searches, or another update, may take before this one gives up
 KEPT = "id, row, start, size, changed, slot, reason"  # of a picture that was there before
 
 
@@ -101,6 +102,7 @@ class Update:
     def __init__(self, store: Store, encoder: Any, batch_size: int):
         """encoder: an `Eve`."""
         self.store, self.db, self.changes = store, store.db, Changes()
+        store.wait_for_lock(SECONDS_FOR_OTHERS)
         self.db.execute("PRAGMA cache_spill = OFF")  # or a large transaction locks those who search out long before its commit
         self.crop = Crop(size=encoder.run.config.input.image_size)
         self.encoder, self.batch_size = encoder, batch_size
