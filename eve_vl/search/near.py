@@ -17,8 +17,10 @@ SIDE = 8  # pixels
 SIZE = 3 * SIDE**2  # bytes of a look
 MAX_DIFFERENCE, ROUNDING, OF_RANGE = 24, 2, 0.15  # of 255; what is always allowed; a share
 AT_ONCE = 64  # pictures that are compared with others, of which there are about as many
+OTHERS_AT_ONCE = 8192  # where there are more, for blank pages are alike in everything
 TRIED = 256  # pictures by which a cut is chosen
 FEWER = 0.9  # of all pairs, both sides together must have less
+ALL = slice(None)
 FIRST = slice(None, None, 7)  # numbers, from all over the picture, that are compared before the others: most pairs fail there
 
 
@@ -64,18 +66,21 @@ def _cut(looks_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray) -> tuple
 
 def _compare(looks_NC: np.ndarray, limit_N: np.ndarray, rows_R: np.ndarray, first_N: np.ndarray) -> None:
     """Note of each of some pictures the first of them, which are in order, that it is almost the same as."""
-    looks_RC, limit_R = torch.from_numpy(looks_NC[rows_R]).float(), limit_N[rows_R]
-    first_RC, left = looks_RC[:, FIRST].contiguous(), np.arange(len(rows_R))
+    left = rows_R
     for start in range(0, len(rows_R), AT_ONCE):
-        ones, left = np.arange(start, min(start + AT_ONCE, len(rows_R))), left[left > start]
-        other = left[_is_near(first_RC, limit_R, ones, left).any(0)]
-        is_near = _is_near(looks_RC, limit_R, ones, other)
-        is_found = is_near.any(0)
-        np.minimum.at(first_N, rows_R[other[is_found]], rows_R[ones[is_near.argmax(0)[is_found]]])
-        left = left[~np.isin(left, other[is_found])] if is_found.any() else left
+        ones, found = rows_R[start : start + AT_ONCE], []
+        left = left[left > ones[0]]
+        for others in np.split(left, range(OTHERS_AT_ONCE, len(left), OTHERS_AT_ONCE)):
+            others = others[_is_near(looks_NC, limit_N, ones, others, FIRST).any(0)]
+            is_near = _is_near(looks_NC, limit_N, ones, others, ALL)
+            is_found = is_near.any(0)
+            found.append(others[is_found])
+            np.minimum.at(first_N, found[-1], ones[is_near.argmax(0)[is_found]])
+        left = left[~np.isin(left, np.concatenate(found))]
 
 
-def _is_near(looks_RC: Tensor, limit_R: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return which of some pictures each of others is almost the same as, and comes after."""
-    apart = torch.cdist(looks_RC[ones[0] : ones[-1] + 1], looks_RC[others], p=torch.inf).numpy()
-    return (apart <= np.minimum(limit_R[ones, None], limit_R[others])) & (ones[:, None] < others)
+def _is_near(looks_NC: np.ndarray, limit_N: np.ndarray, ones: np.ndarray, others: np.ndarray, numbers: slice) -> np.ndarray:
+    """Return which of some pictures each of others is almost the same as, by these numbers, and comes after."""
+    one_RC, other_RC = (torch.from_numpy(looks_NC[rows, numbers]).float() for rows in (ones, others))
+    apart = torch.cdist(one_RC, other_RC, p=torch.inf).numpy()
+    return (apart <= np.minimum(limit_N[ones, None], limit_N[others])) & (ones[:, None] < others)
