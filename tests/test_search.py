@@ -19,7 +19,7 @@ from tiny_runs import TEXTS, noise, tiny_run, write_run
 from eve_vl import __version__
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.search import index as index_module
-from eve_vl.search import store
+from eve_vl.search import rerank, store
 from eve_vl.search.index import Index
 
 # What is in it
@@ -83,6 +83,16 @@ def test_the_matching_head_orders_again_as_many_as_validation_chose(model, photo
     assert [hit.name for hit in hits if hit.match is None] == [str(photos / "old" / "00.png")]
     with pytest.raises(UserError, match="rerank 3 has no effect: only words alone"):
         index.search(TEXTS[0], without=TEXTS[1], rerank=3)
+
+
+def test_candidates_are_decoded_as_the_matching_head_takes_them(model, photos, tmp_path, monkeypatch):
+    index, decoded, at_a_time = model.index(photos, tmp_path / "index"), [], []
+    scores, shrunk = model.task.pair_scores, index_module.shrunk
+    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(index_module, "shrunk", lambda *args: decoded.append(args) or shrunk(*args))
+    monkeypatch.setattr(model.task, "pair_scores", lambda *args: at_a_time.append(len(decoded)) or scores(*args))
+    index.search(TEXTS[0], rerank=10)
+    assert at_a_time == [4, 8, 10]
 
 
 def test_folders_and_columns_narrow_a_search(model, photos, tmp_path, monkeypatch):

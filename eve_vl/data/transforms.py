@@ -202,7 +202,7 @@ def _check_size(width: int, height: int, where: str) -> None:
 
 
 def _check_cost(data: bytes, image: Image.Image, where: str) -> None:
-    """Refuse a picture that would need more memory than MAX_BYTES, or time for more scans than MAX_SCANNED, before it is decoded;
+    """Refuse a picture that would need more memory than MAX_BYTES or has more scans than MAX_SCANNED allows, before decoding;
     tests measure what is assumed here."""
     width, height = image.size
     per_pixel = BYTES_PER_PIXEL.get(str(image.format), 8) if image.mode != "CMYK" else 8

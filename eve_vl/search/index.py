@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -299,16 +299,21 @@ class Index:
 
     def _reranked(self, hits: list[Hit], given: ImageLike | str, rerank: int, captions: bool) -> list[Hit]:
         """Put the first `rerank` hits in order by the matching head; pictures that cannot be read any more come after them."""
-        size, pairs, unreadable = self.encoder.run.config.input.image_size, [], []
+        size, readable, unreadable = self.encoder.run.config.input.image_size, [], []
         asked = shrunk(given_image(given), size) if captions else given
-        for hit in hits[:rerank]:
-            try:
-                pair = (asked, hit.name) if captions else (shrunk(self.image(hit.id), size), given)
-                pairs.append((hit, (*pair, hit.score)))
-            except BadSampleError:
-                unreadable.append(hit)
-        scores = match_scores(self.encoder, [pair for _, pair in pairs])
-        matched = [replace(hit, match=float(score)) for (hit, _), score in zip(pairs, scores, strict=True)]
+
+        def pairs() -> Iterator[tuple[Any, Any, float]]:  # a batch of pictures in memory, however many are asked for
+            for hit in hits[:rerank]:
+                try:
+                    pair = (asked, hit.name) if captions else (shrunk(self.image(hit.id), size), given)
+                except BadSampleError:
+                    unreadable.append(hit)
+                else:
+                    readable.append(hit)
+                    yield (*pair, hit.score)
+
+        scores = match_scores(self.encoder, pairs())
+        matched = [replace(hit, match=float(score)) for hit, score in zip(readable, scores, strict=True)]
         return sorted(matched, key=lambda hit: -(hit.match or 0.0)) + unreadable + hits[rerank:]
 
     def _picture(self, slot: int, score: float, chosen: Condition) -> Hit | None:

@@ -3,7 +3,7 @@
 Letters: P pairs of a picture and a text, B of them at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ def shrunk(image: GivenImage, size: int) -> GivenImage:
 
 
 @torch.no_grad()
-def match_scores(encoder: Any, pairs: Sequence[tuple[GivenImage, str, float]]) -> np.ndarray:
+def match_scores(encoder: Any, pairs: Iterable[tuple[GivenImage, str, float]]) -> np.ndarray:
     """Return what each pair of picture and text, with its cosine, is ordered by (task.rerank_by), float32 (P,).
 
     encoder: an `Eve` of a run with a matching head.
