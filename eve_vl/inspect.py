@@ -85,6 +85,7 @@ def inspect_config(config: Config, vocab_size: int | None = None, labels: Sequen
     parts = {encoder.parts[name]: _count(part) for name, part in encoder.named_children() if name in encoder.parts}
     parts |= {"blocks": rest} if (rest := _count(encoder) - sum(parts.values())) else {}
     heads = {name.replace("_", " "): _count(head) for name, head in task.named_children() if head is not encoder}
+    heads |= {name.replace("_", " "): own.numel() for name, own in task.named_parameters(recurse=False)}
     parts |= dict(sorted(heads.items()))
     assert sum(parts.values()) == _count(task)
     return Inspection(config=config, parameters=parts, active_parameters=_count(task) - idle, flops=task.flops())

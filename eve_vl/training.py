@@ -100,6 +100,8 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     if config.init is not None and new is None:
         new, note = start_from(config, task)
         notes.append(note)
+    elif config.train.freeze and not folders:
+        notes.append("train.freeze keeps weights as they are, which is random here; --init RUN gives some to start from")
     skip = config.data.skips_broken_val
     trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_broken=skip)
     trainer.best_texts = lambda numbers: {"config.json": config_to_json(dataclasses.replace(config, task=task.chosen(numbers)))}

@@ -24,6 +24,7 @@ from eve_vl.config import (
     ContrastMatchConfig,
     MaskedSignalConfig,
     NLVR2Config,
+    PairConfig,
     RetrievalConfig,
     TaskConfig,
     TowersModelConfig,
@@ -223,6 +224,7 @@ def test_the_recipe_has_the_published_sizes():
         (RetrievalConfig(), "pairs", r"task\.itm_weight 1\.0 needs"),
         (VQAConfig(), "pairs", r"task\.name vqa needs"),
         (NLVR2Config(), "pairs", r"task\.name nlvr2 needs"),
+        (PairConfig(), "pairs", r"task\.name pair compares items whole and by one modality"),
         (ClassificationConfig(reads="both"), "pairs", r"task\.reads both needs"),
         (MaskedSignalConfig(mim_weight=0.0), "texts", None),
         (MaskedSignalConfig(mlm_weight=0.0), "pairs", None),
@@ -250,6 +252,8 @@ def test_bad_values_and_pairs_of_bare_towers_are_said_in_a_line():
         section = replace(TowersModelConfig(), **values)
         with pytest.raises(UserError, match=rf"^model\.{message}$"):
             replace(tiny_config(), model=section)
+    with pytest.raises(UserError, match="pair compares items whole and by one modality alone, which towers"):
+        small(PairConfig())
     with pytest.raises(UserError, match="joint_masking hides both modalities"):
         small(MaskedSignalConfig(joint_masking=True, **DECODER))  # pyright: ignore[reportArgumentType]
     encoder, (pixels, ids, is_padding) = towers(fusion_depth=0, pixel_layer=0), batch()

@@ -211,7 +211,8 @@ def test_budgets_and_rows_are_those_of_the_parts_unless_flags_say_otherwise(tmp_
     given = paper.arguments(table, [*out, "--seeds", "0", "1", "--pairs", "64", "128", "--arms", "EVE"])
     cells = [(cell.seed, cell.budget, cell.unit) for cell in paper.cells_of(table, first, "pairs", given)]
     assert cells == [(seed, budget, "pairs") for seed in (0, 1) for budget in (64, 128)]
-    assert [cell.budget for cell in paper.cells_of(table, second, "core-seconds", given)] == [5, 5]
+    assert [cell.budget for cell in paper.cells_of(table, second, "core-seconds", usual)] == [5] * 6
+    assert paper.cells_of(table, second, "core-seconds", given) == []
     with pytest.raises(SystemExit):
         paper.arguments(table, ["--pairs", "0"])
     assert "--pairs" in capsys.readouterr().err

@@ -243,6 +243,7 @@ def test_vlmo_is_fine_tuned_on_larger_pictures(name, init):
     shapes["image"] = LARGER[name] if shapes["image"] == 224 else shapes["image"]
     assert config.input.image_size == shapes["image"]
     assert count(config) == vlmo_on_paper(**shapes) + head_on_paper(name, shapes["D"])
+    assert sum(inspect_config(config).parameters.values()) == count(config)
     assert config.train.new_lr_multiplier == (20 if name == "vlmo_vqa" else 1)
 
 

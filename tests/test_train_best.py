@@ -177,7 +177,9 @@ def test_a_validation_that_was_cut_off_is_made_up_for(tmp_path: Path, step: int)
 
 
 def test_validation_without_labels_cannot_choose(tmp_path: Path):
-    with pytest.raises(UserError, match=r"^the validation data has no labels, so there is no score to choose"):
+    with pytest.raises(
+        UserError, match=r"^validation gives no score to choose the best weights by: its rows have no labels, or"
+    ):
         train(tmp_path / "run", Guess([{"num_pairs": 3.0}]))
     assert not (tmp_path / "run/best").exists()
 

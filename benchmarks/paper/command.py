@@ -155,11 +155,17 @@ def arguments(table: Table, argv: Sequence[str]) -> Any:
             for part in table.parts
             if unit in part.budgets
         )
-        words = f"{'rows learnt from' if unit == 'pairs' else unit}, all stages of a row together (default: {default})"
+        others = "" if len(units) == 1 else ", unless another unit is given"
+        words = f"{'rows learnt from' if unit == 'pairs' else unit}, all stages of a row together (default: {default}{others})"
         parser.add_argument(f"--{unit}", nargs="+", type=float, help=words)
     rows = list(dict.fromkeys(arm for part in table.parts for arm in part.arms))
     parser.add_argument("--arms", nargs="+", choices=rows, default=rows, metavar="ROW", help="only these rows (default: all)")
-    return hour.parsed(parser, argv, *units)
+    args = hour.parsed(parser, argv, *units)
+    given = vars(args)
+    names = [unit.replace("-", "_") for unit in units]
+    if any(given[name] for name in names):  # whoever names a unit does not ask for the others
+        given.update({name: given[name] or () for name in names})
+    return args
 
 
 def in_units(table: Table) -> list[tuple[Part, Unit]]:
@@ -169,7 +175,8 @@ def in_units(table: Table) -> list[tuple[Part, Unit]]:
 
 def cells_of(table: Table, part: Part, unit: Unit, args: Any) -> list[Cell]:
     """Return the cells of a part, seed by seed, so that all rows are there early. Raises UserError."""
-    budgets = getattr(args, unit.replace("-", "_")) or part.budgets[unit]
+    given = getattr(args, unit.replace("-", "_"))
+    budgets = part.budgets[unit] if given is None else given
     plans = []
     for name in args.tasks if budgets else ():
         task, data = TASKS[name], hour.rows_of(name, args)

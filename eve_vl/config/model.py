@@ -274,6 +274,10 @@ class TowersModelConfig(ModelConfig):
         if not self.fusion_depth and rows == "pairs":
             without = "needs states of pairs, which model.fusion_depth 0 does not give"
             problems += [f"{name} {getattr(task, name)} {without}" for name in task.reads_pairs()]
+        if task.name == "pair":
+            problems.append(
+                "name pair compares items whole and by one modality alone, which towers give states of other widths"
+            )
         if getattr(task, "joint_masking", False):
             problems.append(
                 "joint_masking hides both modalities in one pass, but the towers rebuild pixels in one of their own"

@@ -236,7 +236,8 @@ class Trainer:
         """Keep the weights if the task's main number is one and higher than ever; every process must call this."""
         name = self.task.main_metric
         if name is not None and name not in numbers:
-            raise SharedError(f"the validation data has no labels, so there is no {name} to choose the best weights by")
+            lacking = "no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
+            raise SharedError(f"validation gives no {name} to choose the best weights by: its rows have {lacking}")
         if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
             return
         self.best = numbers

@@ -75,7 +75,8 @@ class TextTable(LineTable):
 
     def hint(self) -> str:
         """Say what texts alone are good for."""
-        return "; to pre-train on texts alone, give --data.rows texts --task.mim-weight 0"
+        alone = "with --data.rows texts --task.mim-weight 0 for EVE, and for VLMo in its stage of texts (vlmo_tiny_texts)"
+        return f"; texts alone are for pre-training, {alone}"
 
     def fields(self, index: int, where: str) -> common.Fields:
         """Return the text of a line. Raises BadSampleError."""
