@@ -124,11 +124,11 @@ def test_a_stop_does_not_wait_for_who_never_reads(runs):
         assert not server.thread.is_alive()
 
 
-def asked(port: int, body: bytes, sockets: contextlib.ExitStack) -> socket.socket:
-    """A connection over which vqa's answer was asked for."""
+def asked(port: int, body: bytes, sockets: contextlib.ExitStack, part: int | None = None) -> socket.socket:
+    """A connection over which vqa's answer was asked for. part: bytes of the body that are sent, if not all."""
     connection = sockets.enter_context(socket.create_connection(("127.0.0.1", port), 60))
     head = f"POST {VQA} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
-    connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+    connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body[:part])
     return connection
 
 
@@ -166,6 +166,29 @@ def test_a_second_signal_ends_at_once_but_for_one_that_comes_with_the_first(runs
     assert all("retry-after: 5" in answer for answer in answers) == bool(seconds)
 
 
+@pytest.mark.parametrize("hangs", ["a body", "decoding", "writing"])
+def test_a_second_signal_ends_whatever_is_waited_for(runs, monkeypatch, hangs, caplog):
+    """With 503, no traceback, and no thread that the process would wait for."""
+    app, go, before = application([runs["vqa"]]), threading.Event(), {*threading.enumerate()}
+    service = app.state.service
+    monkeypatch.setattr(service.calls["vqa"]["answer"], "prepare" if hangs == "decoding" else "show", lambda _: go.wait(60))
+    with contextlib.ExitStack() as sockets, listening_server(app) as (server, port):
+        waits = asked(port, QUESTION, sockets, 9 if hangs == "a body" else None)
+        until(lambda: server.traffic.active)
+        time.sleep(0.5)
+        server.handle_exit(signal.SIGTERM, None)
+        server._stops_since -= 60
+        server.handle_exit(signal.SIGTERM, None)
+        answer = read_all(waits)
+        started = {*threading.enumerate()} - before - {server.thread}
+        server.thread.join(20)
+        assert not server.thread.is_alive()
+    assert all(thread.daemon for thread in started)
+    go.set()
+    assert (answer.split()[1], "retry-after: 5" in answer) == ("503", True)
+    assert "Traceback" not in caplog.text
+
+
 def test_what_is_hung_up_on_is_not_computed(runs):
     app, go, body = application([runs["vqa"]]), threading.Event(), QUESTION
     with contextlib.ExitStack() as sockets, listening_server(app) as (server, port):
@@ -186,7 +209,7 @@ def test_what_is_hung_up_on_is_not_decoded(runs, monkeypatch):
         prepare = served.prepare
         monkeypatch.setattr(served, "prepare", lambda body: decoded.append(body) or prepare(body))
         for _ in range(DECODERS):
-            server.service.decoders.submit(go.wait, 60)
+            server.service.decoders.submit(Job(compute=lambda given: [go.wait(60)], given=None))
         goes, stays = (asked(port, QUESTION, sockets) for _ in range(2))
         until(lambda: server.traffic.accepted == 2)
         goes.close()

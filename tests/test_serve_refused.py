@@ -218,10 +218,10 @@ def test_a_thread_that_decodes_is_waited_for_as_one_that_computes(runs, monkeypa
         service = service_of(client)
         monkeypatch.setattr(service.calls["vqa"]["answer"], "prepare", decoded.append)
         for _ in range(DECODERS):
-            service.decoders.submit(go.wait, 60)
+            service.decoders.submit(Job(compute=lambda given: [go.wait(60)], given=None))
         answer = client.post(VQA, json={"image": text_of(ONE), "question": "what"})
         go.set()
-        service.decoders.submit(int).result(60)  # after all that waits
+        service.decoders.submit(Job(compute=lambda given: [None], given=None)).result(60)  # after all that waits
         assert (service.traffic.accepted, service.traffic.held, decoded) == (0, 0, [])
     assert (answer.status_code, "the request has waited for 0.05 s" in answer.text) == (503, True)
 

@@ -10,7 +10,6 @@ import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -143,26 +142,23 @@ class Service:
             index.most_reranked = MOST_RERANKED
         self.compute = Compute(limits, self.traffic.counts.batch)
         self.traffic.counts.queue.set_function(lambda: len(self.compute))
-        self.decoders = ThreadPoolExecutor(DECODERS, "decode")
-        self.writer = ThreadPoolExecutor(1, "write")  # not behind all that waits to be decoded
-        self.painter = Compute(limits, lambda *_: None)  # a picture of the index may hang, with the disk or network it is on
+        self.decoders = Compute(limits, name="decode", threads=DECODERS)
+        self.writer = Compute(limits, name="write")  # not behind all that waits to be decoded
+        self.painter = Compute(limits, name="paint")  # a picture of the index may hang, with the disk or network it is on
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Compute meanwhile, and finish what is in the queue."""
-        self.compute.start()
-        self.painter.start()
-        yield
-        self.painter.end()
-        self.compute.end()
+        everything = self.compute, self.decoders, self.writer, self.painter
+        for each in everything:
+            each.start()
+        try:
+            yield
+        except asyncio.CancelledError:  # a second signal; what computes goes with the process
+            return
+        for each in everything:
+            each.end()
         await asyncio.to_thread(self.compute.join)
-        self.decoders.shutdown()
-        self.writer.shutdown()
-
-    def refuse(self, error: RefusedError) -> None:
-        """Answer all requests that wait for a result with an error."""
-        self.compute.refuse(error)
-        self.painter.refuse(error)
 
     def _search(self, index: Index) -> Served:
         found = self.found
@@ -197,44 +193,34 @@ class Service:
         if kind != "application/json":
             given = kind[:80] or "missing"
             raise RefusedError(415, f"the content-type is {given}, expected application/json and an object of arguments")
-        body = [await hold.body(request.stream(), request.headers.get("content-length"))]
+        body = await hold.body(request.stream(), request.headers.get("content-length"))
         hold.accept()
         until = loop.time() + self.limits.wait_seconds
-        job, size = await self._prepared(served, body, request, until)
+        decoding = Job(compute=lambda bodies: [served.prepare(*bodies)], given=body)
+        del body
+        job, size = await self._result(self.decoders, decoding, request, until)
+        del decoding
         hold.resize(size)
         found = await self._result(self.compute, job, request, until)
-        written = await loop.run_in_executor(self.writer, _written, served, found)
-        del job, found
+        writing = Job(compute=lambda results: [_written(served, *results)], given=found)
+        written = await asyncio.wrap_future(self.writer.submit(writing))
+        del job, found, writing
         hold.resize(len(written))
         return Response(written, media_type="application/json")
 
-    async def _prepared(self, served: Served, body: list[bytes], request: Request, until: float) -> tuple[Job, int]:
-        """Return what a body asks for and its size, as `_in_time` does. body: of one item, which is taken out of it."""
-        work = self.decoders.submit(lambda: served.prepare(body.pop()))
-
-        def withdrawn() -> bool:
-            if is_back := work.cancel():
-                body.clear()  # the threads' queue keeps what was cancelled
-            return is_back
-
-        return await self._in_time(asyncio.wrap_future(work), withdrawn, request, until)
-
     async def _result(self, compute: Compute, job: Job, request: Request, until: float) -> Any:
-        """Return a job's result, as `_in_time` does."""
+        """Return a job's result, unless its turn does not come until then, by the loop's clock, or its client goes before. What
+        has begun is waited for, but for pictures."""
         result = asyncio.wrap_future(compute.submit(job))
-        return await self._in_time(result, lambda: compute.withdraw(job) or compute is self.painter, request, until)
-
-    async def _in_time(self, result: "asyncio.Future[Any]", give_up: Callable[[], bool], request: Request, until: float) -> Any:
-        """Return what comes, unless its turn does not come until then, by the loop's clock, or its client goes before.
-
-        give_up: returns whether it need not be waited for; what has begun is.
-        """
         gone, left = asyncio.ensure_future(_gone(request)), until - asyncio.get_running_loop().time()
         try:
             done, _ = await asyncio.wait([result, gone], timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # the server ends
+            result.cancel()
+            raise
         finally:
             gone.cancel()
-        if result not in done and give_up():
+        if result not in done and (compute.withdraw(job) or compute is self.painter):
             result.cancel()  # or a failure that comes later would be logged as one that nobody took
             raise ClientDisconnect if gone in done else busy(f"the request has waited for {self.limits.wait_seconds:g} s", 5)
         return await result

@@ -1,11 +1,10 @@
-"""The one thread that computes: jobs wait in a queue, and those that ask for the same become one batch."""
+"""Threads that work, such as the one that computes: jobs wait in a queue, and those that ask for the same become one batch."""
 
-import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,19 +24,21 @@ class Job:
     result: Future[Any] = field(default_factory=Future)
 
 
-class Compute(threading.Thread):
+class Compute:
     """Takes the job that has waited longest and, of those behind it, all with its key that fit into a batch.
 
     What is wrong with one job may be found while its batch is computed: then each job of it is computed alone, so that the
-    others do not suffer and a message counts the client's own rows.
+    others do not suffer and a message counts the client's own rows. The threads are daemons: a process that is told to end does
+    not wait for them.
     """
 
-    def __init__(self, limits: Limits, observe: Callable[[int, float], None]):
-        """observe: is told rows and seconds of each batch."""
-        super().__init__(name="compute", daemon=True)
+    def __init__(
+        self, limits: Limits, observe: Callable[[int, float], object] = lambda *_: None, name: str = "compute", threads: int = 1
+    ):
+        """observe: is told rows and seconds of each batch. name: of the threads."""
         self.limits, self.observe = limits, observe
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)]
         self._jobs: deque[Job] = deque()
-        self._batch: list[Job] = []
         self._changed = threading.Condition()
         self._ends = False
 
@@ -59,37 +60,44 @@ class Compute(threading.Thread):
                 return job.result.cancel()
         return False
 
-    def refuse(self, error: Exception) -> None:
-        """Tell an error to who waits for a job, be it computed already or not, and forget them all."""
-        with self._changed:
-            for job in (*self._jobs, *self._batch):
-                with contextlib.suppress(InvalidStateError):
-                    job.result.set_exception(error)
-            self._jobs.clear()
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def is_alive(self) -> bool:
+        """Whether there is a thread for what waits."""
+        return any(thread.is_alive() for thread in self._threads)
 
     def end(self) -> None:
         """End after all jobs."""
         with self._changed:
             self._ends = True
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def run(self) -> None:
+    def join(self) -> None:
+        """Wait for the end."""
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
         """Compute until `end`."""
-        while self._begin():
+        while batch := self._begin():
             started = time.perf_counter()
-            self._compute(self._batch)
-            self.observe(sum(job.rows for job in self._batch), time.perf_counter() - started)
+            self._compute(batch)
+            self.observe(sum(job.rows for job in batch), time.perf_counter() - started)
+            del batch  # what it holds is not kept until the next one comes
 
-    def _begin(self) -> bool:
-        """Take the next batch, without jobs that nobody waits for; return whether there is one, not the end."""
+    def _begin(self) -> list[Job]:
+        """Take the next batch, without jobs that nobody waits for; it is empty at the end."""
         with self._changed:
-            self._batch = []
-            while not self._batch:
+            batch = []
+            while not batch:
                 self._changed.wait_for(lambda: self._jobs or self._ends)
                 if not self._jobs:
-                    return False
-                self._batch = [job for job in self._together() if job.result.set_running_or_notify_cancel()]
-            return True
+                    return []
+                batch = [job for job in self._together() if job.result.set_running_or_notify_cancel()]
+            return batch
 
     def _together(self) -> list[Job]:
         """Take the first job out of the queue, and those that can be computed with it."""
@@ -114,8 +122,7 @@ class Compute(threading.Thread):
                 return
             results = [error if isinstance(error, Exception) else RuntimeError(repr(error))]  # such as SystemExit
         for job, result in zip(jobs, results, strict=True):
-            with contextlib.suppress(InvalidStateError):  # of a job that was refused meanwhile
-                if isinstance(result, Exception):
-                    job.result.set_exception(result)
-                else:
-                    job.result.set_result(result)
+            if isinstance(result, Exception):
+                job.result.set_exception(result)
+            else:
+                job.result.set_result(result)

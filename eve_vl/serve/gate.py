@@ -52,7 +52,16 @@ class Traffic:
         """Requests whose body is there."""
         self.held = 0
         self.is_stopping = False
+        self.refusal: RefusedError | None = None
+        self.unanswered: set[asyncio.Task[Any]] = set()
+        """Requests whose answer has not begun."""
         self.counts = Counts(self)
+
+    def refuse(self, error: RefusedError) -> None:
+        """Answer all requests with an error, whatever they wait for, but for those whose answer has begun."""
+        self.refusal = error
+        for task in self.unanswered:
+            task.cancel()
 
 
 class Hold:
@@ -128,7 +137,9 @@ class Gate:
             await self.app(scope, receive, send)
             return
         traffic, started, status, is_read = self.traffic, time.perf_counter(), 500, False
-        hold = scope["hold"] = Hold(traffic)
+        hold, task = Hold(traffic), asyncio.current_task()
+        assert task is not None
+        scope["hold"] = hold
 
         async def watched() -> Message:
             nonlocal is_read
@@ -139,6 +150,7 @@ class Gate:
         async def timed(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
+            traffic.unanswered.discard(task)
             is_end = message["type"] == "http.response.body" and not message.get("more_body", False)
             if is_end and status >= 400 and not is_read:
                 await send({**message, "more_body": True})
@@ -155,16 +167,29 @@ class Gate:
                     raise NotTakenError from None
 
         traffic.active += 1
+        traffic.unanswered.add(task)
         try:
-            await (self._refused(scope) or self.app)(scope, watched, timed)
-        except NotTakenError:  # the connection is closed when nothing follows
+            await self._answered(task, scope, watched, timed)
+        except (NotTakenError, asyncio.CancelledError):  # the connection is closed when nothing follows
             status = 408
         finally:
             traffic.active -= 1
+            traffic.unanswered.discard(task)
             hold.release()
             call = getattr(scope.get("route"), "path", "other")
             traffic.counts.requests.labels(call, status).inc()
             traffic.counts.seconds.labels(call).observe(time.perf_counter() - started)
+
+    async def _answered(self, task: "asyncio.Task[Any]", scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, with the refusal of all if that comes before."""
+        try:
+            await (self._refused(scope) or self.app)(scope, receive, send)
+        except asyncio.CancelledError:
+            refusal = self.traffic.refusal
+            if refusal is None or task not in self.traffic.unanswered:
+                raise
+            task.uncancel()
+            await answer_of(refusal)(scope, receive, send)
 
     def _refused(self, scope: Scope) -> Response | None:
         headers = dict(scope["headers"])

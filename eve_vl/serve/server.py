@@ -108,7 +108,7 @@ class Server(uvicorn.Server):
         """Exit when all is answered: after a second signal with 503."""
         now = time.monotonic()
         if self._ends_at is not None:
-            self.service.refuse(busy("the server stops", seconds=5))
+            self.traffic.refuse(busy("the server stops", seconds=5))
             self.should_exit = self.force_exit = not self.traffic.active or now > self._ends_at
         elif self.traffic.is_stopping and not self.traffic.active:
             self.should_exit = True
