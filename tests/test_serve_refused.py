@@ -266,6 +266,28 @@ def test_long_answers_go_out_in_pieces():
     ]
 
 
+def test_who_never_reads_a_refusal_is_given_up(monkeypatch):
+    """Or a stop would wait for it; its head may be all that the network takes."""
+    monkeypatch.setattr(gate_module, "LINGER", 0.01)
+    traffic, sent = Traffic(Limits(body_seconds=0.01)), []
+    traffic.is_stopping = True
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+        if len(sent) > 1:
+            await asyncio.Event().wait()
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    async def ask() -> None:
+        async with asyncio.timeout(60):
+            await gate_module.Gate(silent, traffic, None, ())({"type": "http", "path": "/", "headers": []}, receive, send)
+
+    asyncio.run(ask())
+    assert (sent[0], traffic.active) == ("http.response.start", 0)
+
+
 def test_pictures_that_hang_stop_nothing_else(index, monkeypatch):
     go, hangs = threading.Event(), threading.Event()
 

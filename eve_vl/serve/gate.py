@@ -153,9 +153,9 @@ class Gate:
             traffic.unanswered.discard(task)
             is_end = message["type"] == "http.response.body" and not message.get("more_body", False)
             if is_end and status >= 400 and not is_read:
-                await send({**message, "more_body": True})
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LINGER):
+                        await send({**message, "more_body": True})
                         while not is_read:
                             await watched()
                 message = {**message, "body": b""}
