@@ -44,6 +44,9 @@ from eve_vl.serve.limits import DECODERS, MB, Limits, RefusedError
 from eve_vl.serve.server import MOST_AROUND, Protocol
 
 HALF, JUDGE = bomb(5000), "/v1/runs/nlvr2/judge"  # one of them would be accepted
+ZERO_SHOT, MATCH = (f"/v1/runs/retrieval/{call}" for call in ("zero_shot", "match"))
+TEXTS_64 = [str(number) for number in range(64)]
+PROMPTS = dict.fromkeys(TEXTS_64, TEXTS_64)
 TOGETHER = "have 50,000,000 pixels together, at most 32,000,000 are accepted in a request; send fewer, or smaller ones"
 LONG = "a text of 10,001 letters, expected a text of at most 10,000 letters, or a list of at most 64"
 BAD: dict[str, tuple[str, Any, int, str]] = {
@@ -82,6 +85,9 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "dots": ("/v1/search", {"words": "red", "folder": "photos/../.."}, 400, "without . and .."),
     "too many hits": ("/v1/search", {"words": "red", "top": 1001}, 400, "from 1 to 1000"),
     "too many hits of all": ("/v1/search", {"words": ["red"] * 3, "top": 1000}, 400, "top: 3 × 1000 results are asked for"),
+    "too many to rank again": ("/v1/search", {"words": ["red"] * 64, "rerank": 100}, 400, "rerank: 64 × 100 results are asked"),
+    "too many prompts": (ZERO_SHOT, {"image": text_of(ONE), "prompts": PROMPTS}, 400, "prompts: 1 × 4096 results are asked"),
+    "too many pairs": (MATCH, {"image": [text_of(ONE)] * 64, "text": TEXTS_64}, 400, "lists: 4096 × 1 results are asked for"),
     "nothing asked": ("/v1/search", {}, 400, "nothing to search for"),
 }  # fmt: skip
 

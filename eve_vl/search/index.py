@@ -218,7 +218,7 @@ class Index:
         if not len(is_wanted):
             raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where or {})}")
         asked = list(zip(words, images, strict=True))
-        nums = [self._num_reranked(rerank, *pair, without, captions) for pair in asked]
+        nums = [self.num_reranked(rerank, *pair, without, captions) for pair in asked]
         slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted, captions, is_all=not chosen[1])
         found = []
         for (text, image), num, slot_K, score_K in zip(asked, nums, slot_QK, score_QK, strict=True):
@@ -287,7 +287,8 @@ class Index:
         others = " and others" * (len(known) > MOST_FOLDERS)
         return none + f"; its folders: {', '.join(known[:MOST_FOLDERS])}{others}" * bool(known)
 
-    def _num_reranked(self, rerank: int | None, words: str, image: Any, without: str, captions: bool) -> int:
+    def num_reranked(self, rerank: int | None, words: str, image: Any, without: str, captions: bool) -> int:
+        """Return how many hits `search` puts in order again. Raises UserError if that many cannot be."""
         is_pair = not without and (bool(words) != (image is not None)) and captions == (image is not None)
         if not is_pair or "match" not in self.encoder.calls:
             if rerank:

@@ -166,17 +166,21 @@ class Service:
 
         def search(words: Any, image: Any, folder: str | None, **options: Any) -> Any:
             started, path = time.perf_counter(), None if folder is None else found.folder(folder)
-            num = max((len(value) for value in (words, image) if isinstance(value, list)), default=1)
-            texts, images = (value if isinstance(value, list) else [value] * num for value in (words, image))
+            texts, images = in_rows(words, image)
             shown = [found.hits(hits, options["captions"]) for hits in index.search_each(texts, images, folder=path, **options)]
             each = [{"hits": hits, "seconds": time.perf_counter() - started} for hits in shown]
             return each if isinstance(words, list) or isinstance(image, list) else each[0]
 
+        def num_reranked(given: Mapping[str, Any]) -> int:
+            rerank, how = given["rerank"], (given["without"], given["captions"])
+            pairs = zip(*in_rows(given["words"], given["image"]), strict=False)  # lists of other lengths are refused later
+            return max((index.num_reranked(rerank, words, image, *how) for words, image in pairs), default=0)
+
         search.__doc__ = index.search.__doc__
         given = arguments(index.search, self.limits, SEARCH_TYPES)
         assert given is not None
-        size = index.encoder.run.config.input.image_size
-        return Served("search", search, given, self.limits, image_size=size, by_rows=True, show=lambda found: found)
+        more: dict[str, Any] = {"image_size": index.encoder.run.config.input.image_size, "num_reranked": num_reranked}
+        return Served("search", search, given, self.limits, by_rows=True, show=lambda found: found, **more)
 
     def endpoint(self, served: Served) -> Callable[[Request], Any]:
         """Return what answers requests for a call."""
@@ -333,6 +337,12 @@ async def _gone(request: Request) -> None:
     """Wait until the client hangs up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def in_rows(*values: Any) -> list[list[Any]]:
+    """Return arguments of a search as lists of its rows; what is no list is that of each row."""
+    num = max((len(value) for value in values if isinstance(value, list)), default=1)
+    return [value if isinstance(value, list) else [value] * num for value in values]
 
 
 def _written(served: Served, result: Any) -> bytes:

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,14 +27,17 @@ class Served:
         *,
         image_size: int,
         by_rows: bool = False,
+        is_crossed: bool = False,
+        num_reranked: Callable[[Mapping[str, Any]], int] = lambda _: 0,
         show: Callable[[Any], Any] = as_json,
     ):
-        """by_rows: whether lists are answered row by row, so that those of several clients can be put together. show: the
-        result as JSON values."""
+        """by_rows: whether lists are answered row by row, so that those of several clients can be put together. is_crossed:
+        whether instead each item of a list is answered with each of another. num_reranked: how many hits of a row are ranked
+        again, at most. show: the result as JSON values."""
         takes_size = "batch_size" in inspect.signature(call).parameters
         self.call = functools.partial(call, batch_size=limits.batch) if takes_size else call
         self.name, self.arguments, self.limits, self.show = name, given, limits, show
-        self.image_size, self.by_rows = image_size, by_rows
+        self.image_size, self.by_rows, self.is_crossed, self.num_reranked = image_size, by_rows, is_crossed, num_reranked
         self.model = body_model(f"{name}_arguments", given)
         self.text = inspect.cleandoc(call.__doc__ or "")
 
@@ -53,18 +57,17 @@ class Served:
             found = [decoded(image, square) for image, _ in each]
             values[name] = found if isinstance(given[name], list) else found[0]
             size += sum(one.pixels.nbytes for one in found) - sum(map(len, listed(given[name])))
+        rows = {name: value for name, value in values.items() if self.arguments[name].several and value is not None}
+        each = [len(value) for value in rows.values() if isinstance(value, list)]
+        lengths, num = {*each}, math.prod(each) if self.is_crossed else max(each, default=1)
+        self._check_results(values, num)
         if not self.by_rows:
             return Job(compute=lambda given: [self.call(**each) for each in given], given=values), size
-        rows = {name: value for name, value in values.items() if self.arguments[name].several and value is not None}
-        lengths = {len(value) for value in rows.values() if isinstance(value, list)}
         if len(lengths) > 1:
             raise RefusedError(
                 400, f"lists of {' and '.join(map(str, sorted(lengths)))}: give lists of equal length, or one for all"
             )
         options = {name: value for name, value in values.items() if name not in rows}
-        num = max(lengths, default=1)
-        if num > 1 and num * options.get("top", 1) > MOST_RESULTS:
-            raise RefusedError(400, f"top: {num} × {options['top']} results are asked for, at most {MOST_RESULTS:,} at a time")
         key = id(self), *sorted(rows), json.dumps(options, sort_keys=True)
         return Job(compute=self._together, given=(rows, options, bool(lengths), num), key=key, rows=num), size
 
@@ -80,6 +83,16 @@ class Served:
         if sum(pixels) > most:
             found = f"{len(pixels)} pictures have {sum(pixels):,} pixels together, at most {most:,} are accepted in a request"
             raise RefusedError(400, f"{found}; send fewer, or smaller ones")
+
+    def _check_results(self, values: Mapping[str, Any], rows: int) -> None:
+        """Raise RefusedError for what would keep the thread that computes, for all, for too long."""
+        each = {"lists": 1, "top": values.get("top") or 1 if rows > 1 else 1, "rerank": self.num_reranked(values)}
+        for name, value in values.items():
+            if isinstance(value, dict):  # of texts, with each of which a row is compared
+                each[name] = sum(len(texts) for texts in value.values() if isinstance(texts, list))
+        name, most = max(each.items(), key=lambda item: item[1])
+        if rows * most > MOST_RESULTS:
+            raise RefusedError(400, f"{name}: {rows} × {most} results are asked for, at most {MOST_RESULTS:,} at a time")
 
     def _together(self, given: Sequence[tuple[dict[str, Any], dict[str, Any], bool, int]]) -> list[Any]:
         """Return the results of several clients, whose options are the same."""
@@ -112,8 +125,8 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Served]:
             continue
         can_be_listed = all(argument.several for argument in given.values() if argument.kind != "value")
         by_rows = is_exact and can_be_listed and (name in ALWAYS or (verb is not None and verb.rows))
-        size = config.input.image_size
-        found[name] = Served(name, call, given, limits, image_size=size, by_rows=by_rows, show=_shown_by(verb))
+        more: dict[str, Any] = {"is_crossed": verb is not None and not verb.rows, "show": _shown_by(verb)}
+        found[name] = Served(name, call, given, limits, image_size=config.input.image_size, by_rows=by_rows, **more)
     return found
 
 

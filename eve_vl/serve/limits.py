@@ -10,7 +10,7 @@ MB = 2**20
 DECODERS = 2  # threads that decode what is sent
 MAX_LENGTH = 10_000  # letters of a text, numbers in a list
 MAX_VALUES = 50_000  # in a body
-MOST_RESULTS = 2_000  # of all rows of a request: each takes its time, in the thread that computes for all
+MOST_RESULTS = 2_000  # hits, pairs or prompts of all rows of a request: each takes time of the thread that computes for all
 MOST_RERANKED = 100  # of a search: the matching head computes each pair
 CLOSE: Mapping[str, str] = {"connection": "close"}  # what the client still sends is not waited for
 
