@@ -38,12 +38,15 @@ def test_the_command_says_what_it_lacks(eve, folder, monkeypatch):
     for args, message in (
         ((), "name run folders to serve, or an --index"),
         ((run, "--host", "0.0.0.0"), "other machines can reach it; give a --token"),
+        ((run, "--token", ""), "--token: is empty, which would let everybody in"),
         ((run, "--token", "schlüssel"), "--token: a header cannot carry it"),
         ((run, "--queue", "0"), "--queue: 0 was given, expected more than 0"),
         ((run, "--port", "70000"), "is no port, expected 0 to 65535"),
     ):
         found = eve("serve", "--port", "0", *args)
         assert (found.returncode, found.stderr.count("\n"), message in found.stderr) == (2, 1, True), found.stderr
+    monkeypatch.setenv("EVE_TOKEN", "")
+    assert "EVE_TOKEN: is empty" in eve("serve", "--port", "0", run).stderr
 
 
 class Quiet(asyncio.Transport):

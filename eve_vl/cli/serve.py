@@ -75,7 +75,10 @@ def check_server(args: ServeArgs) -> str | None:
     from eve_vl.serve.gate import is_loopback
     from eve_vl.serve.server import listening
 
-    token = args.token or os.environ.get("EVE_TOKEN") or None
+    token = os.environ.get("EVE_TOKEN") if args.token is None else args.token
+    if token == "":
+        name = "EVE_TOKEN" if args.token is None else "--token"
+        raise UserError(f"{name}: is empty, which would let everybody in; give a token, or leave it out on this machine alone")
     if token is None and not is_loopback(args.host):
         raise UserError(f"--host {args.host}: other machines can reach it; give a --token, or EVE_TOKEN in the environment")
     if token is not None and not (token.isascii() and token.isprintable() and token == token.strip()):
