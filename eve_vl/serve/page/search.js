@@ -46,9 +46,9 @@ export function searchPanel(index, { open, into }) {
     name: "value",
     "aria-label": "Value of the column",
     autocomplete: "off",
-    oninput: soon,
+    onchange: soon, // half of a value or of a folder's name finds nothing
   });
-  const folder = el("input", { type: "text", name: "folder", list: "folders", autocomplete: "off", oninput: soon });
+  const folder = el("input", { type: "text", name: "folder", list: "folders", autocomplete: "off", onchange: soon });
   const folders = el("datalist", { id: "folders" }, ...(index.folders ?? []).map((name) => el("option", { value: name })));
   const kinds = ["Pictures", "Captions"].map((text, number) =>
     el(
