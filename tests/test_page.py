@@ -264,7 +264,7 @@ def test_search_by_a_picture(site, index, open_page, tmp_path):
 
 def test_a_picture_that_cannot_be_shown_says_so(site, open_page):
     page = open_page(site)
-    page.route("**/v1/pictures/*", lambda route: route.fulfill(status=404, json={"error": "gone"}))
+    page.route("**/v1/pictures/**", lambda route: route.fulfill(status=404, json={"error": "gone"}))
     drop(page, "body", 3)
     page.locator(".thumb").first.click()
     page.get_by_role("dialog").get_by_text("This picture cannot be shown").wait_for()
@@ -502,7 +502,7 @@ def test_pictures_behind_a_token_come_when_they_are_near(runs, index, open_page)
     try:
         page = open_page("about:blank", wait_for="html", viewport={"width": 400, "height": 300})
         page.add_init_script("sessionStorage.setItem('eve-token', 'sesame')")
-        page.route("**/v1/pictures/*", lambda route: (asked.append(route.request.url), route.continue_()))
+        page.route("**/v1/pictures/**", lambda route: (asked.append(route.request.url), route.continue_()))
         page.goto(site.address)
         page.locator("input[name=words]").fill("red")
         page.locator(".thumb img[src]").first.wait_for()

@@ -317,12 +317,33 @@ def test_no_more_is_ranked_again_than_may_be_asked_for(client, index, monkeypatc
 
 def test_pictures_of_the_index_come_as_thumbnails(client, index):
     for hit in index.search("red", top=7):  # one of them lies in a shard
-        answer = client.get(f"/v1/pictures/{hit.id}?size=16")
-        image = Image.open(io.BytesIO(answer.content))
-        assert (image.format, image.size, "max-age" in answer.headers["cache-control"]) == ("JPEG", (16, 11), True)
-        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        for path, cached in ((hit.id, "no-cache"), (f"{hit.id}/{index.digest(hit.id)}", "private, max-age=300")):
+            answer = client.get(f"/v1/pictures/{path}?size=16")
+            image = Image.open(io.BytesIO(answer.content))
+            assert (image.format, image.size, answer.headers["cache-control"]) == ("JPEG", (16, 11), cached)
+            assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     for path, status in (("99", 404), ("-1", 404), (str(2**70), 404), ("x", 400), ("1?size=15", 400), ("1?size=1025", 400)):
         assert client.get(f"/v1/pictures/{path}").status_code == status
     with serving(index.encoder) as bare:
         assert [bare.get("/v1/pictures/1").status_code, bare.post("/v1/search", json={}).status_code] == [404, 404]
         assert bare.get("/v1/runs").json()["index"] is None
+
+
+def test_a_picture_that_has_got_the_number_of_another_has_another_address(runs, tmp_path):
+    """Or browsers, which keep what an address has given, would show the other."""
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(("a.png", "b.png")):
+        (tmp_path / "photos" / name).write_bytes(png(number))
+    index = runs["retrieval"].index(tmp_path / "photos", tmp_path / "index")
+    with serving(index.encoder, index=index) as client:
+        found = lambda: max(client.post("/v1/search", json={"words": "red"}).json()["hits"], key=lambda hit: hit["name"])  # noqa: E731
+        before = found()
+        (tmp_path / "photos" / "b.png").unlink()
+        runs["retrieval"].index((), tmp_path / "index")
+        (tmp_path / "photos" / "c.png").write_bytes(png(2))
+        runs["retrieval"].index((), tmp_path / "index")
+        after = found()
+        assert (before["id"], before["picture"] != after["picture"]) == (after["id"], True)
+        answers = [client.get(hit["picture"]) for hit in (before, after)]
+    assert [answer.status_code for answer in answers] == [404, 200]
+    assert answers[0].json() == {"error": f"picture {before['id']} is another one by now; search again"}

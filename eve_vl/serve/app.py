@@ -44,6 +44,7 @@ MOST_PICTURES = 64  # that wait at a time
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
+UNCACHED = {"cache-control": "no-cache", **OWN_PAGES}
 LOCKED = 0.25  # seconds to wait for an index that is being written: meanwhile nothing is computed, for nobody
 NO_INDEX = "this server has no index to search in; start it with --index INDEX"
 BEARER = HTTPBearer(auto_error=False, description="The server's token, which the gate asks for.")
@@ -106,13 +107,11 @@ def application(
         add_call(app, "/v1/search", server.search, server.endpoint(server.search), "Search in the index.", guarded)
     else:
         app.add_api_route("/v1/search", server.no_index, methods=["POST"], include_in_schema=False)
-    app.add_api_route(
-        "/v1/pictures/{number}",
-        server.picture,
-        summary="A picture of the index as JPEG.",
-        response_class=Response,
-        **guarded,
-    )
+    for path, summary in (
+        ("", "A picture of the index as JPEG."),
+        ("/{digest}", "The same, if it is the one with this content."),
+    ):
+        app.add_api_route(f"/v1/pictures/{{number}}{path}", server.picture, summary=summary, response_class=Response, **guarded)
     add_page(app, page or {})
     return app
 
@@ -280,8 +279,9 @@ class Service:
         """Say how to get one."""
         raise RefusedError(404, NO_INDEX)
 
-    async def picture(self, request: Request, number: int, size: Side = THUMBNAIL) -> Response:
-        """Return a picture of the index, its longer side at most `size` pixels."""
+    async def picture(self, request: Request, number: int, digest: str | None = None, size: Side = THUMBNAIL) -> Response:
+        """Return a picture of the index, its longer side at most `size` pixels. digest: of its content; after an update another
+        picture may have the number."""
         index = self.index
         if index is None or not 0 <= number < 2**63:
             raise RefusedError(404, NO_INDEX if index is None else f"no picture {number}")
@@ -291,7 +291,10 @@ class Service:
 
         def drawn(_: Any) -> list[bytes]:
             try:
-                return [encoded(index.image(number).at_most(size), "JPEG")]
+                image = index.image(number)
+                if digest not in (None, index.digest(number)):
+                    raise RefusedError(404, f"picture {number} is another one by now; search again")
+                return [encoded(image.at_most(size), "JPEG")]
             except BadSampleError as error:  # which may name any file of a source
                 LOG.warning("%s", error)
                 raise RefusedError(404, f"picture {number} cannot be shown; the server's log says why") from None
@@ -299,7 +302,7 @@ class Service:
         until = asyncio.get_running_loop().time() + self.limits.wait_seconds
         data = await self._result(self.painter, Job(compute=drawn, given=None), request, until)
         request.scope["hold"].resize(len(data))
-        return Response(data, media_type="image/jpeg", headers=CACHED)
+        return Response(data, media_type="image/jpeg", headers=UNCACHED if digest is None else CACHED)
 
     def cleaned(self, message: str) -> str:
         """Return a message without the server's paths."""

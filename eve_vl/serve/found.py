@@ -83,7 +83,8 @@ class Found:
                 "captions": list(hit.captions),
                 "pictures": [self.name(name, roots) for name in hit.pictures],
                 "near": None if hit.near is None else self.name(hit.near, roots),
-                "picture": f"/v1/pictures/{hit.id}",
+                # with its content, for numbers of pictures that are gone are given to others
+                "picture": f"/v1/pictures/{hit.id}/{self.index.digest(hit.id) or 'gone'}",
             }
             for hit in hits
         ]
