@@ -5,6 +5,7 @@ import contextlib
 import gc
 import json
 import sqlite3
+import tarfile
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from serving import (  # noqa: F401
     ONE,
     VQA,
     bomb,
+    png,
     served_client,
     served_folder,
     served_index,
@@ -397,6 +399,43 @@ def test_an_index_that_has_changed_is_looked_at_again(folder, runs):
         assert (about()["pictures"], about()["folders"]) == (6, ["old", "new"])
         hits = client.post("/v1/search", json={"words": "red", "folder": "new"}).json()["hits"]
         assert {hit["name"] for hit in hits} == {"new/04.png", "new/05.png"}
+
+
+def test_folders_are_those_that_pictures_lie_in(runs, tmp_path):
+    """Wherever the table of them lies, and however several shards are named."""
+    for name, seeds in (("pics/a", (1,)), ("pics/b", (2, 3))):
+        (tmp_path / name).mkdir(parents=True)
+        for seed in seeds:
+            (tmp_path / name / f"{seed}.png").write_bytes(png(seed))
+    (tmp_path / "tables").mkdir()
+    rows = [{"image": f"{path}.png", "caption": "red"} for path in ("a/1", "b/2", "b/3")]
+    (tmp_path / "tables" / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for number in range(2):
+        (tmp_path / f"d{number}").mkdir()
+        with tarfile.open(tmp_path / f"d{number}" / "x.tar", "w") as tar:
+            tar.add(tmp_path / "pics" / "a" / "1.png", "1.png")
+    table = runs["retrieval"].index(tmp_path / "tables" / "t.jsonl", tmp_path / "one", image_root=tmp_path / "pics")
+    shards = runs["retrieval"].index(str(tmp_path / "d{0..1}" / "x.tar"), tmp_path / "two")
+    for index, label, names in (
+        (table, "pics", {"pics/a/1.png", "pics/b/2.png", "pics/b/3.png"}),
+        (shards, tmp_path.name, {f"{tmp_path.name}/d0/x.tar:1"}),
+    ):
+        with serving(index.encoder, index=index) as client:
+            assert client.get("/v1/runs").json()["index"]["folders"] == [label]
+            hits = client.post("/v1/search", json={"words": "red", "folder": label}).json()["hits"]
+            assert {hit["name"] for hit in hits} == names
+
+
+def test_the_event_loop_asks_no_index_and_no_disk(folder, runs, monkeypatch):
+    """Which may be locked or hang, while others wait for the loop."""
+    index, threads = Index.open(folder / "index", runs["retrieval"]), []
+    version = Index.version.fget
+    assert version is not None
+    monkeypatch.setattr(Index, "version", property(lambda own: threads.append(threading.current_thread().name) or version(own)))
+    with serving(index.encoder, index=index) as client:
+        for body in ({}, {"words": "red", "folder": "photos/none"}, {"words": "red"}):
+            client.post("/v1/search", json=body)
+    assert {*threads} == {"compute"}
 
 
 def test_a_token_opens_the_rest(runs, tmp_path):

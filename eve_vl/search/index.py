@@ -133,6 +133,16 @@ class Index:
                 spec: json.loads(how) for spec, how in self.store.db.execute("SELECT spec, reading FROM source ORDER BY id")
             }
 
+    def folders(self) -> list[str]:
+        """Return a folder of each source that all its pictures lie in: its own, or what their paths begin with. No disk is
+        asked but the index's."""
+        of = "FROM picture WHERE picture.source = source.id AND slot IS NOT NULL"
+        query = f"SELECT spec, (SELECT min(name) {of}), (SELECT max(name) {of}) FROM source ORDER BY id"
+        with at(self.store.folder):
+            rows = [row for row in self.store.db.execute(query) if row[1] is not None]
+        common = [(spec, os.path.commonpath([os.path.dirname(name) for name in ends])) for spec, *ends in rows]  # noqa: PTH120
+        return list(dict.fromkeys(spec if Path(path).is_relative_to(spec) else path for spec, path in common))
+
     def columns(self) -> list[str]:
         """Return the columns that pictures have, which `search` takes for `where`."""
         with at(self.store.folder):

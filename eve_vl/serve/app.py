@@ -310,8 +310,7 @@ class Service:
         known = {}
         if self.index is not None and self.found is not None:
             folders[self.index.store.folder] = "index"
-            with contextlib.suppress(DamagedError):  # of the index, which is not what the message is about
-                known = {root: name for name, root in self.found.roots.items()}
+            known = {root: name for name, root in self.found.known.items()}
         known |= {str(path): name for folder, name in folders.items() for path in (folder, folder.absolute())}
         return without_paths(message, known)
 

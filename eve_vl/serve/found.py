@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from eve_vl.data.readers.paths import parse_spec
 from eve_vl.errors import nearest
 from eve_vl.search.index import Hit, Index
 from eve_vl.serve.limits import RefusedError
@@ -50,9 +49,14 @@ class Found:
         """The folders of sources by their names; sources may come and go while a server runs."""
         version = self.index.version
         if self._roots[0] != version:
-            roots = dict.fromkeys(root_of(spec) for spec in self.index.sources())
-            names = distinct(root.name or "pictures" for root in roots)
-            self._roots = version, dict(zip(names, map(str, roots), strict=True))
+            roots = self.index.folders()
+            names = distinct(Path(root).name or "pictures" for root in roots)
+            self._roots = version, dict(zip(names, roots, strict=True))
+        return self._roots[1]
+
+    @property
+    def known(self) -> dict[str, str]:
+        """The folders that were there when somebody asked last, which may be had where nothing may wait for a disk."""
         return self._roots[1]
 
     def name(self, name: str, roots: Mapping[str, str]) -> str:
@@ -88,9 +92,3 @@ class Found:
             }
             for hit in hits
         ]
-
-
-def root_of(spec: str) -> Path:
-    """Return the folder that pictures of a source lie in: itself, or that of a table or shard."""
-    path = Path(parse_spec(spec).path)
-    return path if path.is_dir() or not path.suffix else path.parent
