@@ -169,14 +169,19 @@ def test_a_second_signal_ends_at_once_but_for_one_that_comes_with_the_first(runs
     assert all("retry-after: 5" in answer for answer in answers) == bool(seconds)
 
 
-@pytest.mark.parametrize("hangs", ["a body", "decoding", "writing"])
-def test_a_second_signal_ends_whatever_is_waited_for(runs, monkeypatch, hangs, caplog):
+@pytest.mark.parametrize("hangs", ["a body", "decoding", "writing", "telling"])
+def test_a_second_signal_ends_whatever_is_waited_for(runs, index, monkeypatch, hangs, caplog):
     """With 503, no traceback, and no thread that the process would wait for."""
-    app, go, before = application([runs["vqa"]]), threading.Event(), {*threading.enumerate()}
+    app, go, before = application([runs["vqa"], index.encoder], index), threading.Event(), {*threading.enumerate()}
     service = app.state.service
+    monkeypatch.setattr(service, "about_index", lambda _: go.wait(60))
     monkeypatch.setattr(service.calls["vqa"]["answer"], "prepare" if hangs == "decoding" else "show", lambda _: go.wait(60))
     with contextlib.ExitStack() as sockets, listening_server(app) as (server, port):
-        waits = asked(port, QUESTION, sockets, 9 if hangs == "a body" else None)
+        if hangs == "telling":
+            waits = sockets.enter_context(socket.create_connection(("127.0.0.1", port), 60))
+            waits.sendall(b"GET /v1/runs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        else:
+            waits = asked(port, QUESTION, sockets, 9 if hangs == "a body" else None)
         until(lambda: server.traffic.active)
         time.sleep(0.5)
         server.handle_exit(signal.SIGTERM, None)

@@ -401,6 +401,22 @@ def test_an_index_that_has_changed_is_looked_at_again(folder, runs):
         assert {hit["name"] for hit in hits} == {"new/04.png", "new/05.png"}
 
 
+def test_an_index_is_looked_through_once_for_all_who_load_the_page(folder, runs, monkeypatch):
+    index, go, looks, answers = Index.open(folder / "index", runs["retrieval"]), threading.Event(), [], []
+    monkeypatch.setattr(index, "columns", lambda: looks.append(go.wait(60)) or [])
+    with serving(index.encoder, index=index) as client:
+        ask = lambda: answers.append(client.get("/v1/runs").json()["index"]["pictures"])  # noqa: E731
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while service_of(client).traffic.active < 4:
+            time.sleep(0.01)
+        go.set()
+        for thread in threads:
+            thread.join()
+    assert (answers, looks) == ([7] * 4, [True])
+
+
 def test_folders_are_those_that_pictures_lie_in(runs, tmp_path):
     """Wherever the table of them lies, and however several shards are named."""
     for name, seeds in (("pics/a", (1,)), ("pics/b", (2, 3))):

@@ -143,12 +143,13 @@ class Service:
         self.traffic.counts.queue.set_function(lambda: len(self.compute))
         self.decoders = Compute(limits, name="decode", threads=DECODERS)
         self.writer = Compute(limits, name="write")  # not behind all that waits to be decoded
+        self.teller = Compute(limits, name="tell")  # of the index, once for all who wait to hear of it
         self.painter = Compute(limits, name="paint")  # a picture of the index may hang, with the disk or network it is on
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Compute meanwhile, and finish what is in the queue."""
-        everything = self.compute, self.decoders, self.writer, self.painter
+        everything = self.compute, self.decoders, self.writer, self.teller, self.painter
         for each in everything:
             each.start()
         try:
@@ -238,10 +239,13 @@ class Service:
         """Return the server's numbers."""
         return Response(generate_latest(self.traffic.counts.registry), media_type="text/plain; version=0.0.4")
 
-    async def list_runs(self) -> JSONResponse:
+    async def list_runs(self, request: Request) -> JSONResponse:
         """Return what there is to call."""
-        index = self.index
-        about = None if index is None else await asyncio.to_thread(lambda: self.about_index(index.version))
+        about = None
+        if (index := self.index) is not None:
+            until = asyncio.get_running_loop().time() + self.limits.wait_seconds
+            telling = Job(compute=lambda given: [self.about_index(index.version)] * len(given), given=None, key="index")
+            about = await self._result(self.teller, telling, request, until)
         return JSONResponse({"runs": [self._about(name) for name in self.runs], "index": about})
 
     def _about(self, name: str) -> dict[str, Any]:
