@@ -316,12 +316,12 @@ class Index:
         def pairs() -> Iterator[tuple[Any, Any, float]]:  # a batch of pictures in memory, however many are asked for
             for hit in hits[:rerank]:
                 try:
-                    pair = (asked, hit.name) if captions else (shrunk(self.image(hit.id), size), given)
+                    image, text = (asked, hit.name) if captions else (shrunk(self.image(hit.id), size), given)
                 except BadSampleError:
                     unreadable.append(hit)
                 else:
                     readable.append(hit)
-                    yield (*pair, hit.score)
+                    yield image, text, hit.score
 
         scores = match_scores(self.encoder, pairs())
         matched = [replace(hit, match=float(score)) for hit, score in zip(readable, scores, strict=True)]
