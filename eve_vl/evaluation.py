@@ -127,10 +127,10 @@ def zero_shot(
     classes = {name for source in sources for _, row in usable_rows(source) for name in row.labels}
     if not classes:
         raise UserError(f"{data}: no row has a label to compare with")
-    if str(prompts) in BUILT_IN and not texts.keys() <= classes:  # nobody in phantoms:test_novel is healthy
+    if str(prompts) in BUILT_IN:  # nobody in phantoms:test_novel is healthy
         texts = {name: given for name, given in texts.items() if name in classes}
-        scorer = ZeroShot(run.calls, texts, by)
     check_classes(texts, classes, where, data)
+    scorer = ZeroShot(run.calls, texts, by) if len(texts) < len(scorer.classes) else scorer
     values = dataclasses.replace(run.config.data, val_samples=num_samples, skip_broken_val=skip_broken)
     config = dataclasses.replace(run.config, data=values, task=ClassificationConfig())
     rows, skipped = LabelledRows(sources, config, run.tokenizer, training=False), [] if skip_broken else None

@@ -91,6 +91,14 @@ def test_built_in_prompts_are_those_of_the_classes_there():
     assert zero_shot(run, "phantoms", rows, 100) == zero_shot(run, given, rows, 100)
 
 
+def test_built_in_prompts_of_none_of_the_classes_are_refused():
+    others = [labelled([("Cardiomegaly",), ("Edema",)])]
+    with pytest.raises(
+        UserError, match="prompts phantoms: has no prompts for the class 'Cardiomegaly' of the data, nor 1 others"
+    ):
+        zero_shot(tiny_run("retrieval"), "phantoms", others, 100)
+
+
 # Scores and numbers
 
 
