@@ -120,11 +120,12 @@ def zero_shot(
 ) -> Evaluated:
     """Return the numbers of classification by prompts (`read_prompts`) of labelled pictures, in float32, beside chance, the
     prior of each class and pictures of noise; deterministic. data: what to call the sources. Rows without labels are left out
-    and counted. Raises UserError, also if prompts and data do not have the same classes; of built-in prompts those are used
-    that the data has."""
+    and counted. All rows, whatever num_samples, tell the classes and whether a row may have several. Raises UserError, also if
+    prompts and data do not have the same classes; of built-in prompts those are used that the data has."""
     texts, where = read_prompts(prompts)
     scorer = ZeroShot(run.calls, texts, by)  # which a run that cannot is told before all rows are read
-    classes = {name for source in sources for _, row in usable_rows(source) for name in row.labels}
+    kinds = {row.labels for source in sources for _, row in usable_rows(source)}
+    classes, several = {name for given in kinds for name in given}, any(len(given) > 1 for given in kinds)
     if not classes:
         raise UserError(f"{data}: no row has a label to compare with")
     if str(prompts) in BUILT_IN:  # nobody in phantoms:test_novel is healthy
@@ -135,9 +136,11 @@ def zero_shot(
     config = dataclasses.replace(run.config, data=values, task=ClassificationConfig())
     rows, skipped = LabelledRows(sources, config, run.tokenizer, training=False), [] if skip_broken else None
     score_RC, labels, num_unlabelled = _scored(run, scorer, rows, skipped)
+    if not labels:
+        raise UserError(f"{data}: none of the {num_unlabelled} rows looked at has a label to compare with; raise --samples")
     of_noise_RC, *_ = _scored(run, scorer, BlindRows(rows, "noise"), [] if skip_broken else None)
     given = [*labels.values()]
-    numbers, of_noise = scorer.numbers(score_RC, given), scorer.numbers(of_noise_RC, given)
+    numbers, of_noise = (scorer.numbers(each_RC, given, several=several) for each_RC in (score_RC, of_noise_RC))
     right_R, of_noise_R = (scorer.right(each_RC, given) for each_RC in (score_RC, of_noise_RC))
     certainty.over(numbers.get("acc", 0.0), "acc_noise", (right_R - of_noise_R) / len(given))
     numbers |= {f"{name}_noise": of_noise[name] for name in ("acc", "balanced_acc", "mean_ap") if name in of_noise}

@@ -146,10 +146,18 @@ def test_rows_of_several_labels_are_ranked():
     assert found["mean_ap_chance"] == pytest.approx((2 + 2 + 1) / 12)
 
 
+def test_all_rows_tell_whether_they_are_ranked():
+    """Not those that --samples happens to take."""
+    rows = labelled([("red", "blue"), *[("gray",)] * 20])
+    for num_samples in (1, 21):
+        found = zero_shot(tiny_run("retrieval"), PROMPTS, [rows], num_samples).numbers
+        assert "mean_ap" in found and "acc" not in found and found["num_rows"] == num_samples
+
+
 def test_a_constant_score_is_worth_chance_and_no_prior():
     run, labels = tiny_run("retrieval"), [("red",)] * 5 + [("blue",)] * 3 + [("gray",)] * 2
     scorer = ZeroShot(run.calls, {name: ("the same",) * number for number, name in enumerate(PROMPTS, 1)})
-    numbers = scorer.numbers(np.zeros((10, 3), np.float32), labels)
+    numbers = scorer.numbers(np.zeros((10, 3), np.float32), labels, several=False)
     assert numbers["acc"] == pytest.approx(numbers["acc_chance"]) == pytest.approx(1 / 3)
     assert numbers["recall/red"] == pytest.approx(1 / 3)
 
@@ -177,6 +185,9 @@ def test_runs_and_data_that_cannot():
         zero_shot(tiny_run("vqa"), PROMPTS, [labelled([("red",)])], 100)
     with pytest.raises(UserError, match="the data: no row has a label to compare with"):
         zero_shot(tiny_run("retrieval"), PROMPTS, [labelled([(), ()])], 100)
+    few = labelled([*((name,) for name in PROMPTS), *[()] * 20])
+    with pytest.raises(UserError, match="the data: none of the 1 rows looked at has a label to compare with; raise --samples"):
+        zero_shot(tiny_run("retrieval"), PROMPTS, [few], 1)
 
 
 def test_as_people_ask_for_it(tmp_path: Path, capsys):

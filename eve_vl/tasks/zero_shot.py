@@ -85,10 +85,10 @@ class ZeroShot:
             for score_C in self.scores(images_BCHW)
         ]
 
-    def numbers(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]]) -> dict[str, float]:
+    def numbers(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]], *, several: bool) -> dict[str, float]:
         """Return the numbers of rows that have labels: of one each accuracy and recall by class beside chance and the prior of
         each class, of several each the mean average precision."""
-        if any(len(given) > 1 for given in labels):
+        if several:
             is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
             return metrics.ranking_summary(score_RC, is_true_RC)
         right, true = self.right(score_RC, labels).tolist(), [given[0] for given in labels]
