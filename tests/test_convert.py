@@ -338,9 +338,9 @@ def test_the_key_table_covers_every_key(name, size):
 # BEiT and ViT
 
 
-def vision(kind: str) -> Any:
+def vision(kind: str, depth: int = 3) -> Any:
     """A tiny image encoder of timm's with weights that are nowhere 0 or 1."""
-    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 3, "num_heads": 2, "num_classes": 5}
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": depth, "num_heads": 2, "num_classes": 5}
     torch.manual_seed(3)
     if kind == "vit":
         model = timm.models.vision_transformer.VisionTransformer(**sizes)
@@ -401,7 +401,7 @@ def test_relative_positions_are_refused_with_the_reason(eve, tmp_path, words):
 @pytest.mark.parametrize("names", ["timm", "transformers"])
 @torch.no_grad()
 def test_vlmo_keeps_the_relative_positions_of_beit(eve, tmp_path, words, names):
-    """And so its features, but for the type of pictures, which BEiT has not."""
+    """And so its features, but for the type of pictures, which BEiT has not; texts and pairs get nothing of it."""
     source = vision("beit with relative positions")
     tensors = source.state_dict()
     if names == "transformers":
@@ -421,6 +421,18 @@ def test_vlmo_keeps_the_relative_positions_of_beit(eve, tmp_path, words, names):
     ours = encoder.encode(encoder.image(pixels), None).x_BND
     torch.testing.assert_close(ours, source.forward_features(pixels), rtol=0, atol=1e-5)
     assert not encoder.get_parameter("relative.text_bias").any() and len(encoder.get_parameter("relative.text_bias")) == 2 * 196
+    theirs, weights = [tensor for name, tensor in source.state_dict().items() if ".mlp." in name], encoder.state_dict()
+    own = [weights[name] for name in weights if ".ffn.text.fc" in name or ".ffn.vl.fc" in name]
+    assert len(own) == 4 * (3 + 1) and not any(torch.equal(one, other) for one in own for other in theirs)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("vlmo", "beit with relative positions"), ("eve", "beit")])
+def test_of_24_blocks_three_are_deep_as_published(eve, tmp_path, words, architecture, kind):
+    torch.save(vision(kind, depth=24).state_dict(), tmp_path / "image.pth")
+    done = eve("convert", "image.pth", "run", "--tokenizer", words, "--num-heads", 2, "--architecture", architecture)
+    assert done.returncode == 0, done.stderr
+    model: Any = load_run(tmp_path / "run").config.model
+    assert (model.depth, model.num_deep_blocks) == (24, 3)
 
 
 def test_what_vlmo_does_not_take_is_refused(eve, tmp_path, words):

@@ -41,13 +41,13 @@ class ConvertArgs:
     architecture: Literal["eve", "source", "vlmo"] = "eve"
     """Image encoders: keep EVE's blocks (quick-GELU, a norm before the first), set them to the source's, or make VLMo's of a
     BEiT with relative positions."""
-    copy: Literal["all", "text", "none"] = "all"
+    copy: Literal["all", "text", "none"] | None = None
     """Image encoders: what gets copies of the image feed-forward networks: text networks and experts, text networks, nothing;
-    the others are random."""
+    the others are random. By default all, in VLMo none."""
     num_experts: int = 32
     """Image encoders: experts in each of the last blocks."""
-    num_deep_blocks: int = 2
-    """Image encoders: last blocks that have experts, in VLMo networks for pairs (3 of 24 as published)."""
+    num_deep_blocks: int | None = None
+    """Image encoders: last blocks that have experts, in VLMo networks for pairs. By default 2, of 24 and more 3."""
     seed: int = 0
     """Image encoders: of what is random."""
     drop: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ names their weights) as a start for pre-training.
 |---|---|
 | patch projection, [CLS], positions, attention, LayerScale, norms of the picture, final norm | the image encoder |
 | image feed-forward networks | the image encoder |
-| text feed-forward networks and norms, experts | copies of the image encoder's (sparse upcycling), or random: `--copy` |
+| text feed-forward networks and norms, experts | copies of the image encoder's (sparse upcycling), or random (VLMo): `--copy` |
 | text embeddings, type embeddings, router | random; with `--architecture source` type embeddings are 0 |
 
 The key bias of a ViT is left out: it adds the same to all scores of a query, and the softmax takes that away again.
@@ -88,9 +88,9 @@ def import_vision(
     *,
     tokenizer: Path,
     architecture: Architecture = "eve",
-    copy: Copies = "all",
+    copy: Copies | None = None,
     num_experts: int = 32,
-    num_deep_blocks: int = 2,
+    num_deep_blocks: int | None = None,
     num_heads: int = 0,
     image_size: int = 0,
     seed: int = 0,
@@ -101,8 +101,8 @@ def import_vision(
     architecture: `eve` keeps EVE's blocks (quick-GELU, a norm before the first block), as its authors started from BEiT v2;
     `source` sets them to the source's, so that features are the source's; `vlmo` gives VLMo's, which has BEiT's relative
     positions, to start its second stage from. copy: what gets copies of the image networks,
-    besides themselves. num_experts: of each of the last num_deep_blocks blocks. image_size: resize the positions to this size;
-    0: the source's. drop: parts of names to leave out. Raises UserError.
+    besides themselves; None: all, in VLMo nothing. num_experts: of each of the last num_deep_blocks blocks; None: 2, of 24 and
+    more 3. image_size: resize the positions to this size; 0: the source's. drop: parts of names to leave out. Raises UserError.
     """
     published.check_new(run)
     if architecture == "vlmo" and num_experts != EveModelConfig.num_experts:
@@ -110,6 +110,9 @@ def import_vision(
     tensors = {_name(name): tensor for name, tensor in tensors.items()}
     side = _side(tensors, where)  # what tells it may be dropped
     tensors = _joined(published.without(tensors, drop, where))
+    copy = copy or ("none" if architecture == "vlmo" else "all")
+    if num_deep_blocks is None:
+        num_deep_blocks = 3 if any(name.startswith("blocks.23.") for name in tensors) else 2  # as published
     top_k = min(EveModelConfig.top_k, num_experts)
     model = EveModelConfig(num_experts=num_experts, num_deep_blocks=num_deep_blocks, top_k=top_k)
     if architecture == "vlmo":
