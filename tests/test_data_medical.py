@@ -231,6 +231,16 @@ def test_chexpert(tmp_path: Path, capsys):
     assert problems(opened(f"{root}#val")) == {"valid.csv:2": "No Finding is '2.0', expected 1, 0, -1 or nothing"}
 
 
+def test_chexpert_without_labels_still_has_pictures_and_reports(tmp_path: Path):
+    table = "".join(f"{line},{said}\n" for line, said in zip(CHEXPERT.splitlines(), ("report", *"abcd"), strict=True))
+    root = files(tmp_path, {"five.csv": table}, tuple(line.split(",")[0] for line in table.splitlines()[1:]))
+    found = {kind: list(opened(f"{root}/five.csv", kind=kind)) for kind in ("labels", "captions", "pictures", "findable")}
+    lines = {kind: [row.where for row in rows] for kind, rows in found.items()}
+    assert lines.pop("labels") == ["five.csv:2", "five.csv:3"]
+    assert list(lines.values()) == [["five.csv:2", "five.csv:3", "five.csv:5"]] * 3
+    assert [(row.captions, row.labels, row.absent) for row in found["captions"]][2] == (("d",), (), ("Pneumothorax",))
+
+
 def test_other_folders_and_tables_are_what_they_were(tmp_path: Path):
     files(tmp_path, {"a/one.txt": "a dot", "train.json": [{"image": "a/one.png", "caption": "a dot"}]}, ("a/one.png",))
     assert opened(str(tmp_path / "a"))[0].captions == ("a dot",)

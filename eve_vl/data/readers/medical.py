@@ -44,6 +44,7 @@ from eve_vl.errors import UserError
 from eve_vl.foreign import open_ordinary, parse_json
 
 Splits = Mapping[str, Callable[[], Table]]
+Rows = Iterable[Named] | Callable[[RowColumns], Iterable[Named]]
 QUESTIONS = ("image", "question", "question_id", "answers", "answer_type", "content_type")
 ALIASES = {"validation": "val", "valid": "val", "validate": "val", "dev": "val"}
 MAX_ENTRIES = 1000  # in the folder itself: those of these layouts have few
@@ -52,11 +53,10 @@ _told: set[str] = set()
 
 
 class MedicalTable(PackedTable):
-    """Rows of one of the layouts, which are read as a whole. root: what pictures' folders are relative to."""
+    """Rows of one of the layouts, which are read as a whole. rows: or a function that returns those for the columns that are
+    read. root: what pictures' folders are relative to."""
 
-    def __init__(
-        self, path: Path, names: Sequence[str], rows: Iterable[Named], *, layout: str, folders: tuple[str, ...], root: Path
-    ):
+    def __init__(self, path: Path, names: Sequence[str], rows: Rows, *, layout: str, folders: tuple[str, ...], root: Path):
         self.path, self.names, self.layout, self.picture_folders, self._root = path, list(names), layout, folders, root
         self._rows_to_pack = rows
         if "label" in names:
@@ -67,9 +67,10 @@ class MedicalTable(PackedTable):
     def select(self, columns: RowColumns) -> None:
         """Keep these columns. Raises UserError if there are no rows."""
         names: list[str] = []
+        rows = self._rows_to_pack(columns) if callable(self._rows_to_pack) else self._rows_to_pack
 
         def named() -> Iterator[Fields | str]:
-            for where, row in self._rows_to_pack:
+            for where, row in rows:
                 names.append(where)
                 yield row
 
@@ -310,7 +311,11 @@ def _chexpert(folder: Path) -> Splits:
 
 def _chexpert_table(path: Path) -> Table:
     picture = "Path" if "Path" in _header(path) else "imgpath"
-    rows = chexpert_rows(_csv_rows(path, (picture, *CHEXPERT_LABELS)), path, picture, say_once)
+
+    def rows(columns: RowColumns) -> Iterator[Named]:
+        table = _csv_rows(path, (picture, *CHEXPERT_LABELS))
+        return chexpert_rows(table, path, picture, say_once, needs_label=bool(columns.labels))  # captions need none
+
     names = ("image", "label", "absent_labels", *(("caption",) if "report" in _header(path) else ()))
     root = path.parent.parent if path.parent.name.startswith("CheXpert") else path.parent
     return MedicalTable(path, names, rows, layout="CheXpert", folders=("",), root=root)

@@ -258,8 +258,8 @@ def melinda_rows(rows: Iterable[Named]) -> Iterator[Named]:
             yield where, {**row, "image": row["figure_file"], "label": row["p_meth_label"]}
 
 
-def chexpert_rows(rows: Iterable[Named], path: Path, picture: str, say: Say) -> Iterator[Named]:
-    """Yield pictures with the labels that are 1. Lateral views are left out, and those without any label that is 1."""
+def chexpert_rows(rows: Iterable[Named], path: Path, picture: str, say: Say, *, needs_label: bool) -> Iterator[Named]:
+    """Yield pictures with the labels that are 1. Lateral views are left out, and if needs_label those without any that is 1."""
     ids, num = _Ids(), Counter()
     for where, row in rows:
         if isinstance(row, str):
@@ -277,7 +277,7 @@ def chexpert_rows(rows: Iterable[Named], path: Path, picture: str, say: Say) -> 
             yield where, "report is empty"
         elif row.get("Frontal/Lateral") == "Lateral":
             num["lateral"] += 1
-        elif not labels:
+        elif needs_label and not labels:
             num["unlabelled"] += 1
         else:
             absent = [name for name, state in states.items() if state in ("0", "0.0")]
