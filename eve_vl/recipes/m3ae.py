@@ -19,6 +19,7 @@ from eve_vl.config import (
     VQAConfig,
 )
 from eve_vl.recipes.finetune import OWN, _downstream
+from eve_vl.recipes.pretrain import SMALL
 
 FUSION: tuple[tuple[str, float], ...] = (("encoder.fusion.*", 5.0),)
 """What joins the towers learns five times as fast as they do, in pre-training and in fine-tuning."""
@@ -32,6 +33,17 @@ TASK = ContrastMatchConfig(
     text_mask_ratio=0.15,
     text_shown_share=0.2,
     text_shown_from="vocabulary",
+)
+SMALL_TOWERS = TowersModelConfig(
+    embed_dim=96,
+    image_depth=2,
+    text_depth=2,
+    fusion_depth=2,
+    pixel_layer=1,
+    num_heads=3,
+    mlp_ratio=2.0,
+    position_std=0.3,
+    **SMALL,
 )
 RANKING = RetrievalConfig(itc_weight=0.0, rerank=0, itm_loss="ranking")
 PHANTOMS = DataConfig(train=("phantoms:train",), val=("phantoms:val",), crop_scale=(1.0, 1.0), flip=False, val_samples=500)
@@ -76,19 +88,7 @@ def m3ae_tiny() -> Config:
         recipe="m3ae_tiny",
         out=Path("runs/m3ae_tiny"),
         input=InputConfig(image_size=64, patch_size=8, text_length=64),
-        model=TowersModelConfig(
-            embed_dim=96,
-            image_depth=2,
-            text_depth=2,
-            fusion_depth=2,
-            pixel_layer=1,
-            num_heads=3,
-            mlp_ratio=2.0,
-            dropout=0.0,
-            layer_scale=1.0,
-            init_std=0.05,
-            position_std=0.3,
-        ),
+        model=SMALL_TOWERS,
         task=replace(TASK, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False),
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),

@@ -12,7 +12,7 @@ from eve_vl.config import (
     TowersModelConfig,
     TrainConfig,
 )
-from eve_vl.recipes.m3ae import PHANTOMS
+from eve_vl.recipes.m3ae import PHANTOMS, SMALL_TOWERS
 
 
 def medflip_base() -> Config:
@@ -49,26 +49,13 @@ def medflip_tiny() -> Config:
 
     With --task.itc-targets semantic its contrast has MedCLIP's soft targets, of findings that are there or that reports deny.
     """
-    small = TowersModelConfig(
-        embed_dim=96,
-        image_depth=3,
-        text_depth=3,
-        fusion_depth=0,
-        pixel_layer=0,
-        num_heads=3,
-        mlp_ratio=2.0,
-        dropout=0.0,
-        layer_scale=1.0,
-        init_std=0.05,
-        position_std=0.3,
-    )
     base = medflip_base()
     return replace(
         base,
         recipe="medflip_tiny",
         out=Path("runs/medflip_tiny"),
         input=InputConfig(image_size=64, patch_size=8, text_length=64),
-        model=small,
+        model=replace(SMALL_TOWERS, image_depth=3, text_depth=3, fusion_depth=0, pixel_layer=0),
         task=replace(base.task, projection_dim=0),
         data=PHANTOMS,
         tokenizer=TokenizerConfig(vocab_size=512),

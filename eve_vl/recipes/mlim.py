@@ -13,6 +13,7 @@ from eve_vl.config import (
     TrainConfig,
 )
 from eve_vl.recipes.finetune import _downstream
+from eve_vl.recipes.pretrain import SMALL
 
 
 def mlim_large() -> Config:
@@ -60,10 +61,8 @@ def mlim_tiny() -> Config:
             num_deep_blocks=0,
             activation="gelu",
             drop_path=0.0,
-            dropout=0.0,
-            layer_scale=1.0,
-            init_std=0.05,
             position_std=0.3,
+            **SMALL,
         ),
         task=MlimConfig(),
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),

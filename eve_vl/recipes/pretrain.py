@@ -15,6 +15,9 @@ from eve_vl.config import (
     TrainConfig,
 )
 
+SMALL: dict[str, Any] = {"dropout": 0.0, "layer_scale": 1.0, "init_std": 0.05}
+"""Of a model that learns in minutes."""
+
 
 def tiny() -> Config:
     """For tests and first steps: built-in scenes, seconds on a CPU, learns next to nothing.
@@ -54,10 +57,8 @@ def demo() -> Config:
             deep_ffn="modality",
             num_experts=4,
             drop_path=0.0,
-            dropout=0.0,
-            layer_scale=1.0,
-            init_std=0.05,
             position_std=0.3,
+            **SMALL,
         ),
         task=MaskedSignalConfig(
             text_shown_share=0.5, mim_weight=0.0, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False

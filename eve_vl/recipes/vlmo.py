@@ -24,6 +24,7 @@ from eve_vl.config import (
     VQAConfig,
 )
 from eve_vl.recipes.finetune import SCENES, _paper
+from eve_vl.recipes.pretrain import SMALL
 
 Kind = Literal["pictures", "texts", "pairs"]
 MADE_BY_PICTURES = (
@@ -42,9 +43,7 @@ TINY = replace(
     num_heads=3,
     num_deep_blocks=1,
     drop_path=0.0,
-    dropout=0.0,
-    layer_scale=1.0,
-    init_std=0.05,
+    **SMALL,
 )
 LARGE = replace(VLMO, embed_dim=1024, depth=24, num_heads=16, num_deep_blocks=3)
 PLUS = replace(LARGE, embed_dim=544, positions="learned", layer_scale=1.0)
