@@ -25,6 +25,7 @@ from eve_vl.errors import UserError
 from eve_vl.evaluation import evaluated, zero_shot
 from eve_vl.eve import Eve
 from eve_vl.metrics.certainty import Estimate, share
+from eve_vl.tasks import contrast
 from eve_vl.tasks.verdict import Against
 from eve_vl.tasks.zero_shot import ZeroShot
 
@@ -163,8 +164,8 @@ def test_a_constant_score_is_worth_chance_and_no_prior():
 
 
 def test_matching_encodes_each_side_once(monkeypatch):
-    """Towers are most of the work; joining is done for every pair."""
-    run, seen = tiny_run("retrieval"), {"image": 0, "text": 0}
+    """Towers are most of the work; joining is done for every pair, some at a time."""
+    run, seen, joined = tiny_run("retrieval"), {"image": 0, "text": 0}, []
     run.task.is_comparable = False
     scorer, encoder = ZeroShot(run.calls, PROMPTS), run.task.encoder
     for side in seen:
@@ -176,8 +177,15 @@ def test_matching_encodes_each_side_once(monkeypatch):
 
         monkeypatch.setattr(module, "forward", counted)
     images = torch.stack([torch.from_numpy(noise(row)).permute(2, 0, 1) for row in range(5)])
-    assert scorer.scores(images).shape == (5, 3)
+    heads: Any = run.task.contrast
+    match = heads.match
+    score_BC = scorer.scores(images)
+    assert score_BC.shape == (5, 3)
     assert seen == {"image": 5, "text": sum(map(len, PROMPTS.values()))}
+    monkeypatch.setattr(contrast, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(heads, "match", lambda *pairs: joined.append(len(pairs[1].x_BND)) or match(*pairs))
+    np.testing.assert_allclose(scorer.scores(images), score_BC, atol=1e-5)
+    assert joined == [4] * 7 + [2]
 
 
 def test_runs_and_data_that_cannot():

@@ -27,6 +27,7 @@ from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.distributed import gather_rows
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
+PAIRS_AT_ONCE = 256  # joined in one pass, however many pictures are matched with each text
 Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
 
 
@@ -307,9 +308,11 @@ class ContrastTask(Task[Settings]):
     def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
         """Return the matching head's logits of each of some pictures, embedded, with each of some texts, (I, N, 2)."""
         num_images, num_texts = len(image.x_BND), len(ids_NT)
-        rows = torch.arange(num_images * num_texts, device=ids_NT.device)
-        pairs = pick(image, rows // num_texts), pick(self.encoder.text(ids_NT, is_padding_NT), rows % num_texts)
-        return self.contrast.match(self.encoder, *pairs)[0].view(num_images, num_texts, 2)
+        rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(PAIRS_AT_ONCE)
+        text = self.encoder.text(ids_NT, is_padding_NT)
+        pairs = ((pick(image, part // num_texts), pick(text, part % num_texts)) for part in rows)
+        logits = [self.contrast.match(self.encoder, *pair)[0] for pair in pairs]
+        return torch.cat(logits).view(num_images, num_texts, 2)
 
     @property
     def orders_by_sum(self) -> bool:

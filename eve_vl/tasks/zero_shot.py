@@ -16,8 +16,6 @@ from eve_vl.data.inputs import chunked
 from eve_vl.data.prompts import Prompts
 from eve_vl.errors import UserError
 from eve_vl.metrics import classification as metrics
-from eve_vl.model.embed import pick
-from eve_vl.model.rows import Tokens
 from eve_vl.tasks.calls import Calls
 from eve_vl.tasks.verdict import Against
 
@@ -61,22 +59,14 @@ class ZeroShot:
 
     @torch.no_grad()
     def scores(self, images_BCHW: Tensor) -> np.ndarray:
-        """Return the score of each class, float32 (B, C), of uint8 pictures."""
+        """Return the score of each class, float32 (B, C), of uint8 pictures: of a match the log-odds."""
         if self.text_Pd is not None:
             score_BP = self.task.image_features(images_BCHW) @ self.text_Pd.T
         else:
             image = self.task.encoder.image(normalize(images_BCHW))
-            score_BP = torch.cat([self._matched(image, *ids) for ids in self.ids], dim=1)
+            logits_BP2 = torch.cat([self.task.match_each(image, *ids) for ids in self.ids], dim=1)
+            score_BP = logits_BP2.float().diff().squeeze(2)
         return metrics.class_scores(score_BP.float().cpu().numpy(), self.class_P, self.by)
-
-    def _matched(self, image: Tokens, ids_PT: Tensor, is_padding_PT: Tensor) -> Tensor:
-        """Return the log-odds that each of some pictures, embedded, and each of some prompts belong together, (B, P): both
-        are encoded once, and joined a picture at a time."""
-        text, rows = self.task.encoder.text(ids_PT, is_padding_PT), torch.zeros(len(ids_PT), dtype=torch.int64)
-        rows = rows.to(ids_PT.device)
-        pairs = [(pick(image, rows + each), text) for each in range(len(image.x_BND))]
-        logits = [self.task.contrast.match(self.task.encoder, *pair)[0].float() for pair in pairs]
-        return torch.stack([logits_P2[:, 1] - logits_P2[:, 0] for logits_P2 in logits])
 
     def best(self, images_BCHW: Tensor, top: int) -> list[list[ClassScore]]:
         """Return the `top` classes of the highest scores of each picture, best first."""
