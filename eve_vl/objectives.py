@@ -42,6 +42,12 @@ def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
     return (state_BL.float() @ state_CL.float().T).softmax(1)
 
 
+def similarities(image_BD: Tensor, text_CD: Tensor, temperature: Tensor) -> Tensor:
+    """Products of features over the temperature, float32 (B, C); of texts and pictures likewise."""
+    with torch.autocast(image_BD.device.type, enabled=False):  # a small temperature magnifies what bfloat16 rounds away
+        return image_BD.float() @ text_CD.float().T / temperature
+
+
 def contrastive(
     image_BD: Tensor, text_BD: Tensor, image_CD: Tensor, text_CD: Tensor, target_BC: Tensor, temperature: Tensor
 ) -> Tensor:
@@ -49,9 +55,8 @@ def contrastive(
 
     Features have length 1; target_BC: what share of a row's target each candidate has, of a picture as of its text.
     """
-    with torch.autocast(image_BD.device.type, enabled=False):  # a small temperature magnifies what bfloat16 rounds away
-        loss_image = F.cross_entropy(image_BD.float() @ text_CD.float().T / temperature, target_BC)
-        loss_text = F.cross_entropy(text_BD.float() @ image_CD.float().T / temperature, target_BC)
+    loss_image = F.cross_entropy(similarities(image_BD, text_CD, temperature), target_BC)
+    loss_text = F.cross_entropy(similarities(text_BD, image_CD, temperature), target_BC)
     return (loss_image + loss_text) / 2
 
 

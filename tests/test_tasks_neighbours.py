@@ -370,6 +370,24 @@ def test_draws_follow_the_weights_and_never_a_match():
     assert everything.tolist() == [4, 1]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("drawn", ["local", "global"])
+def test_autocast_does_not_coarsen_what_negatives_are_drawn_by(drawn, monkeypatch):
+    """Global ones stand in another order."""
+    config = config_of(mlm_weight=0.0, itm_negatives=drawn)
+    task, (batch,), seen = build(config), batches_of(config), {"hard_negatives": [], "contrastive": []}
+    for name, given in seen.items():
+        function = getattr(objectives, name)
+        monkeypatch.setattr(objectives, name, lambda *x, f=function, given=given: given.append(x) or f(*x))
+    with torch.autocast("cpu", torch.bfloat16):
+        task(batch)
+    image, text = (x.double() for x in seen["contrastive"][0][:2])
+    expected = image @ text.T / task.contrast.features.temperature.double()
+    assert len(seen["hard_negatives"]) == 2
+    for (similarity, *_), own in zip(seen["hard_negatives"], (expected.T, expected), strict=True):
+        torch.testing.assert_close(similarity.double().sort(1)[0], own.sort(1)[0], rtol=0, atol=1e-4)
+
+
 # Accumulation
 
 

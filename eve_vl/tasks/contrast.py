@@ -117,7 +117,7 @@ class Contrast(nn.Module):
                 losses, terms = whole.losses_of(image_BXd, text_BXd, *temperatures), dict(whole.terms)
                 wrong = whole.wrong
             with torch.no_grad():
-                similarity_BB = image_BXd[:, 0] @ text_BXd[:, 0].T / temperatures[0]
+                similarity_BB = objectives.similarities(image_BXd[:, 0], text_BXd[:, 0], temperatures[0])
         if self.match_head is not None:
             if wrong is not None:
                 image, text, is_match = negatives.with_fetched(encoder, batch, wrong)

@@ -89,7 +89,7 @@ def fetched(
 
     def drawn(own_Bd: Tensor, other_Bd: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
         """Of the other modality: which of all pairs, and whether they match after all."""
-        similarity_BC = own_Bd @ gather_rows(other_Bd)[order_C].T / temperature
+        similarity_BC = objectives.similarities(own_Bd, gather_rows(other_Bd)[order_C], temperature)
         wrong_B = objectives.hard_negatives(similarity_BC, is_match_BC, draw_B, place_B)
         return order_C[wrong_B], is_match_BC.gather(1, wrong_B[:, None])[:, 0]
 
