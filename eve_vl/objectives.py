@@ -39,7 +39,7 @@ def even_targets(is_match_BC: Tensor) -> Tensor:
 def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
     """Return targets of contrast by what labels say, the softmax over all candidates of the products of label vectors: 1 there,
     -1 not there, 0 unknown (MedCLIP); float32 (B, C). Picture and text of a row have the same, so both directions do."""
-    return (state_BL.float() @ state_CL.float().T).softmax(1)
+    return (state_BL.float() @ state_CL.float().T).softmax(1, dtype=torch.float32)  # whole numbers survive autocast, shares not
 
 
 def similarities(image_BD: Tensor, text_CD: Tensor, temperature: Tensor) -> Tensor:

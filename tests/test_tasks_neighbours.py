@@ -122,6 +122,13 @@ def test_semantic_targets_are_the_softmax_of_agreeing_labels(sizes):
         assert task(batch).terms["itc"].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_semantic_targets_are_the_same_under_autocast():
+    state = torch.randint(-1, 2, (6, 9), generator=torch.Generator().manual_seed(0)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = objectives.semantic_targets(state, state)
+    torch.testing.assert_close(found, (state @ state.T).softmax(1), rtol=0, atol=0)
+
+
 def test_semantic_targets_need_labels_in_training_alone():
     config = config_of(**ALONE, itc_targets="semantic")
     source = labelled([((), ())] * ROWS)
