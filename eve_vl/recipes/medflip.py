@@ -1,4 +1,4 @@
-"""MedFLIP (arXiv 2403.04626): two towers and their contrast alone, from pictures most of whose patches are dropped."""
+"""MedFLIP (arXiv 2403.04626): two towers and their contrast alone, from pictures half of whose patches are dropped."""
 
 from dataclasses import replace
 from pathlib import Path
