@@ -40,6 +40,7 @@ NUM_TEST = 1000
 PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, where numbers of all tasks lie side by side
 TEST_FILE, ROWS_FILE = "test.json", "test_rows.json"  # of each run: its numbers, and by split how well each row is done
 NUM_ROWS = "num_test_rows"
+LOG = "run.log"  # of each run: what it says
 POLL_SECONDS = 0.5
 
 
@@ -92,6 +93,8 @@ def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config]
                 if len(running) < at_once and _may_start(config, finished):
                     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a worker begins with: it stops when this one says so
                     running[pool.submit(work, config, num_test)] = name
+                    if not CONSOLE.is_terminal:  # where a bar would tell
+                        say(f"{name}: {config.train.steps:,} steps begin; {config.out / LOG} tells how far it is")
                     signal.signal(signal.SIGINT, _stop)
                     del waiting[name]
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -134,6 +137,7 @@ def _stop_workers() -> None:
 
 def _stop(signal_number: int, _frame: object) -> None:
     _stop_workers()
+    say("stopped: what runs saves where it is; run the same command again to go on")
     sys.exit(128 + signal_number)
 
 
@@ -150,7 +154,7 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
         numbers, rows = read_numbers(test_file), read_json(config.out / ROWS_FILE, dict)
         if numbers.get(NUM_ROWS) == num_test and is_of(rows, **dict.fromkeys(splits, dict)) and all(map(rows.get, splits)):
             return numbers
-    with (config.out / "run.log").open("a") as log, contextlib.redirect_stdout(log):
+    with (config.out / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
             train(config)
         except StoppedError as stopped:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import socket
 import zipfile
 from dataclasses import replace
@@ -115,6 +116,16 @@ def test_trying_it_finds_icons_and_own_pictures_by_words(eve, tmp_path, run, few
     (tmp_path / "notes.md").write_text("none")
     unknown = complaint(eve("try", "notes.md", "--out", "tried", "--port", "0"))
     assert unknown.endswith("cannot tell its format by its name; eve index --format takes it, eve try does not")
+
+
+def test_words_that_the_readme_says_to_try_find_their_icon_first(tmp_path, run):
+    said = re.search(r"Type\s+(.*?), or drop", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+    assert said is not None
+    words = re.findall(r"\*(.+?)\*", said[1])
+    icons = run.encode_image(builtin.unpack_icons(tmp_path).parent)
+    best = (run.encode_text(words) @ icons.T).argmax(1)
+    assert [Path(icons.names[each]).stem.replace("-", " ") for each in best] == words
+    assert len(words) == 3
 
 
 def test_a_port_that_is_taken_is_told_before_the_work(eve, tmp_path):

@@ -192,6 +192,20 @@ def test_broken_rows_at_the_start_do_not_stop_the_check(eve, table: Path):
     assert done.returncode == 2 and "none of the first 16 rows can be used" in done.stderr
 
 
+def test_texts_without_a_picture_are_named(eve, tmp_path: Path):
+    for name in ("a.png", "more/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    texts = ("a.txt", "more/b.txt", "more/a.txt", "more/.hidden.txt")
+    for name in texts:
+        (tmp_path / name).write_text("x")
+    code, text = check(eve, tmp_path, "--json", "found.json")
+    assert (code, text.splitlines()[-1]) == (0, "1 text file without a picture of the same name: more/a.txt")
+    for name in texts[:2]:
+        (tmp_path / name).unlink()
+    assert "text file" not in check(eve, tmp_path)[1]  # a folder of pictures alone, and a note of some kind
+
+
 def test_a_recipe_says_what_rows_need(eve, table: Path, monkeypatch):
     code, text = check(eve, table, "--recipe", "vqa")
     assert code == 2 and "looks like pictures with captions" in text and "expected questions" in text

@@ -111,6 +111,15 @@ def test_the_same_signal_later_means_it_at_once(tmp_path: Path, monkeypatch):
     assert signal.getsignal(INT) is signal.default_int_handler
 
 
+def test_a_pool_that_says_it_again_means_the_same_stop(tmp_path: Path, monkeypatch):
+    """It sends SIGTERM to all of its processes whenever one has ended."""
+    monkeypatch.setattr("eve_vl.train.trainer.AGAIN", 1e-9)
+    monkeypatch.setattr("eve_vl.train.trainer.multiprocessing.parent_process", object)
+    with pytest.raises(StoppedError):
+        fit(tmp_path / "run", Noisy(), stopping(3, TERM, TERM), replace(CONFIG, save_every=8, val_every=8))
+    assert step_folder(tmp_path / "run", 3).is_dir()
+
+
 def test_a_start_that_came_to_nothing_leaves_no_rows_in_the_log(tmp_path: Path):
     """Before its first checkpoint: what the next start says, it says once."""
     run, config = tmp_path / "run", replace(CONFIG, log_every=1, save_every=8, val_every=8)

@@ -88,6 +88,8 @@ class Report:
     """The most frequent, as they were given."""
     labels: dict[str, int]
     """Statements and pairs of items by label (True, False) or rows by class; those whose label is kept back under that name."""
+    notes: tuple[str, ...] = ()
+    """What there is beside the rows, such as captions without a picture."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -119,7 +121,7 @@ class Report:
             (self.labels, "labels", _shown(self.labels)),
         ]
         broken = [f"broken: {row}" for row in self.broken]
-        return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + broken
+        return [f"{name:<20}{value}" for is_shown, name, value in table if is_shown] + broken + [*self.notes]
 
 
 class _Facts(Dataset[list[Fact] | BadSampleError]):
@@ -199,6 +201,7 @@ def check_source(source: Source, *, require: Require | None = None, num_workers:
         texts=counts["text"].total(),
         distinct_answers=len(counts["answer"]),
         top_answers=dict(counts["answer"].most_common(NUM_SHOWN)),
+        notes=tuple(getattr(source, "notes", ())),
         **of_facts,
     )
 

@@ -16,6 +16,7 @@ import contextlib
 import itertools
 import json
 import math
+import multiprocessing
 import operator
 import signal
 import time
@@ -380,14 +381,16 @@ def _stop_signals() -> Iterator[Collection[int]]:
     """Collect SIGINT, SIGTERM and SIGHUP instead of dying, but leave alone what this process began with ignored.
 
     The same SIGINT or SIGTERM again acts as usual once AGAIN seconds have passed: a key that is hit twice, a terminal and a
-    parent that both say so, and a closed terminal and its shell, which both send SIGHUP, ask for one stop.
+    parent that both say so, and a closed terminal and its shell, which both send SIGHUP, ask for one stop. So does a pool of
+    processes, which sends SIGTERM to all whenever one has ended.
     """
     received: dict[int, float] = {}
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     previous = {number: handler for number in numbers if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
 
     def handle(number: int, _frame: object) -> None:
-        if time.monotonic() - received.setdefault(number, time.monotonic()) >= AGAIN and number != signal.SIGHUP:
+        is_again = time.monotonic() - received.setdefault(number, time.monotonic()) >= AGAIN
+        if is_again and (number == signal.SIGINT or (number == signal.SIGTERM and multiprocessing.parent_process() is None)):
             signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)
 

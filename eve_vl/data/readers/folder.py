@@ -11,8 +11,10 @@ from eve_vl.data.readers import common
 from eve_vl.data.readers.table import Table
 from eve_vl.errors import BadSampleError, UserError
 from eve_vl.foreign import decode_text, read_bytes
+from eve_vl.talk import counted
 
 IMAGE, CAPTIONS, CLASS = "image", "captions", "class"
+NUM_SHOWN = 5
 OF_ROOT = "lost+found"  # of a file system, in its first folder
 
 
@@ -26,11 +28,19 @@ class FolderTable(Table):
     def __init__(self, folder: Path):
         """List `folder`; raises UserError if it has no pictures."""
         self.path = folder
-        pictures = list(_walk(folder))
+        pictures, alone = list[tuple[str, bool]](), list[str]()
+        for name, has_text in _walk(folder):
+            if has_text is None:
+                alone.append(name)
+            else:
+                pictures.append((name, has_text))
         if not pictures:
             raise UserError(f"{folder}: no pictures in this folder ({_others(folder)})")
         self._names = common.PackedStrings.pack(name for name, _ in pictures)
         self._has_text = np.array([has_text for _, has_text in pictures])
+        if alone and self._has_text.any():
+            shown = ", ".join(alone[:NUM_SHOWN]) + ", …" * (len(alone) > NUM_SHOWN)
+            self.notes = (f"{counted(len(alone), 'text file')} without a picture of the same name: {shown}",)
         num_in_folders = sum("/" in name for name, _ in pictures)
         is_there = {IMAGE: True, CAPTIONS: self._has_text.any(), CLASS: num_in_folders > len(pictures) / 2}
         self.names = [name for name, is_it in is_there.items() if is_it]
@@ -78,9 +88,10 @@ class FolderTable(Table):
         return fields
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
-    """Yield each picture's path below `folder`, and whether a text file lies beside it. Hidden names are left out, and
-    what only root may look into. Raises UserError for a folder that cannot be read: its pictures would count as deleted."""
+def _walk(folder: Path) -> Iterator[tuple[str, bool | None]]:
+    """Yield each picture's path below `folder`, and whether a text file lies beside it; then those of text files beside no
+    picture, with None. Hidden names are left out, and what only root may look into. Raises UserError for a folder that cannot
+    be read: its pictures would count as deleted."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # it was deleted just now
@@ -96,12 +107,16 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
             for name in folders
             if not name.startswith(".") and name != OF_ROOT and os.path.realpath(os.path.join(root, name)) not in seen  # noqa: PTH118
         )
-        texts = {name for name in files if name.endswith(".txt")}
+        texts = {name for name in files if name.endswith(".txt") and not name.startswith(".")}
+        stems = set[str]()
         below = "" if Path(root) == folder else f"{Path(root).relative_to(folder)}/"
         for name in sorted(files):  # as plain texts: a path for each of a million takes half a minute
             stem, _, suffix = name.rpartition(".")
             if f".{suffix.lower()}" in common.IMAGE_SUFFIXES and not name.startswith("."):
                 yield below + name, f"{stem}.txt" in texts
+                stems.add(stem)
+        for name in sorted(texts - {f"{stem}.txt" for stem in stems}):
+            yield below + name, None
 
 
 def _others(folder: Path) -> str:

@@ -112,6 +112,8 @@ class Table(ABC):
     """What they are unless another kind is asked for, where they may be several."""
     picture_folders: tuple[str, ...] = ()
     """Where below the image root to look for pictures that are known by file name alone; else nothing."""
+    notes: Sequence[str] = ()
+    """What people may want to know of files that are in no row."""
 
     def select(self, columns: RowColumns) -> None:
         """Get ready to read these columns, and no others. Raises UserError."""
@@ -180,6 +182,11 @@ class TableSource:
 
     def __len__(self) -> int:
         return len(self._table)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What people may want to know of files that are in no row."""
+        return self._table.notes
 
     def name(self, index: int) -> str:
         """Return what no other row of any source is called, where several files may have one name: `where` with its folder."""
