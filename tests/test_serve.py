@@ -317,7 +317,7 @@ def test_no_more_is_ranked_again_than_may_be_asked_for(client, index, monkeypatc
 
 def test_pictures_of_the_index_come_as_thumbnails(client, index):
     for hit in index.search("red", top=7):  # one of them lies in a shard
-        for path, cached in ((hit.id, "no-cache"), (f"{hit.id}/{index.digest(hit.id)}", "private, max-age=300")):
+        for path, cached in ((hit.id, "no-cache"), (f"{hit.id}/{index.digests([hit.id])[hit.id]}", "private, max-age=300")):
             answer = client.get(f"/v1/pictures/{path}?size=16")
             image = Image.open(io.BytesIO(answer.content))
             assert (image.format, image.size, answer.headers["cache-control"]) == ("JPEG", (16, 11), cached)

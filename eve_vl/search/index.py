@@ -358,11 +358,12 @@ class Index:
             return None
         return Hit(id=pictures[0][0], name=row[0], score=score, pictures=tuple(name for _, name in pictures))
 
-    def digest(self, number: int) -> str:
-        """Return what tells the content of a picture, by its number (`Hit.id`), from any other; empty if it is not there."""
+    def digests(self, numbers: Sequence[int]) -> dict[int, str]:
+        """Return what tells the content of each picture from any other, by their numbers (`Hit.id`), without those that are not
+        there."""
         with at(self.store.folder):
-            query = "SELECT hash FROM picture JOIN feature USING (slot) WHERE picture.id = ?"
-            return "".join(digest.hex() for (digest,) in self.store.db.execute(query, [number]))
+            query = f"FROM picture JOIN feature USING (slot) WHERE picture.id IN ({', '.join('?' * len(numbers))})"
+            return {number: digest.hex() for number, digest in self.store.db.execute(f"SELECT id, hash {query}", numbers)}
 
     def image(self, number: int) -> GivenImage:
         """Return a picture by its number (`Hit.id`). Raises BadSampleError if it cannot be had any more."""

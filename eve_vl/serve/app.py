@@ -296,7 +296,7 @@ class Service:
         def drawn(_: Any) -> list[bytes]:
             try:
                 image = index.image(number)
-                if digest not in (None, index.digest(number)):
+                if digest not in (None, index.digests([number]).get(number)):
                     raise RefusedError(404, f"picture {number} is another one by now; search again")
                 return [encoded(image.at_most(size), "JPEG")]
             except BadSampleError as error:  # which may name any file of a source

@@ -77,7 +77,7 @@ class Found:
 
     def hits(self, hits: list[Hit], captions: bool) -> list[dict[str, Any]]:
         """Return what was found as JSON values."""
-        roots = self.roots
+        roots, digests = self.roots, self.index.digests([hit.id for hit in hits])
         return [
             {
                 "id": hit.id,
@@ -88,7 +88,7 @@ class Found:
                 "pictures": [self.name(name, roots) for name in hit.pictures],
                 "near": None if hit.near is None else self.name(hit.near, roots),
                 # with its content, for numbers of pictures that are gone are given to others
-                "picture": f"/v1/pictures/{hit.id}/{self.index.digest(hit.id) or 'gone'}",
+                "picture": f"/v1/pictures/{hit.id}/{digests.get(hit.id, 'gone')}",
             }
             for hit in hits
         ]
