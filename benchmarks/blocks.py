@@ -11,7 +11,7 @@ import statistics
 import time
 from dataclasses import replace
 
-from eve_vl.cpu import keep_memory, yield_cores
+from eve_vl.utils.runtime import keep_memory, yield_cores
 
 yield_cores()
 
@@ -21,10 +21,10 @@ from steps import made_up_batch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from eve_vl.config import TrainConfig  # noqa: E402
-from eve_vl.loading import build_untrained  # noqa: E402
 from eve_vl.recipes import get_recipe  # noqa: E402
+from eve_vl.run.loading import build_untrained  # noqa: E402
 from eve_vl.tasks.task import Sizes  # noqa: E402
-from eve_vl.train.blocks import wrap_blocks  # noqa: E402
+from eve_vl.train.compile_checkpoint import wrap_blocks  # noqa: E402
 from eve_vl.train.device import autocast, pick_dtype  # noqa: E402
 
 VARIANTS = {"plain": {}, "compile": {"compile": True}, "checkpoint_activations": {"checkpoint_activations": True}}

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from eve_vl.cpu import keep_memory, yield_cores
+from eve_vl.utils.runtime import keep_memory, yield_cores
 
 yield_cores()
 
 import torch  # noqa: E402
 
-from eve_vl.export import LONGEST, Part, example, export_run, opened  # noqa: E402
-from eve_vl.loading import load_run  # noqa: E402
+from eve_vl.interop.onnx import LONGEST, Part, example, export_run, opened  # noqa: E402
+from eve_vl.run.loading import load_run  # noqa: E402
 
 BATCHES = (1, 8)
 

@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eve_vl.cpu import keep_memory, yield_cores
+from eve_vl.utils.runtime import keep_memory, yield_cores
 
 yield_cores()
 
@@ -49,8 +49,8 @@ from hour_data import TASKS, Data  # noqa: E402
 from hour_peer import PeerCell  # noqa: E402
 from hour_runs import NOT_COUNTED, Cell, do_all, planned, probe_missing  # noqa: E402
 
-from eve_vl.errors import UserError  # noqa: E402
-from eve_vl.files import write_file  # noqa: E402
+from eve_vl.utils.atomic_io import write_file  # noqa: E402
+from eve_vl.utils.errors import UserError  # noqa: E402
 
 SHOWN = "(default: %(default)s)"
 

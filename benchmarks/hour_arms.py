@@ -30,7 +30,7 @@ class Arm:
     after: Mapping[str, Stage] = field(default_factory=dict)
     """Fine-tuning, by what for, where it is not that of FINE_TUNING."""
     is_peer: bool = False
-    """Whether open_clip learns it; stages then only say how large pictures are and how they are cropped."""
+    """Whether open_clip learns it; stages then only say how large images are and how they are cropped."""
 
 
 # What the arms share: the encoder of the short recipes, search by contrast alone, and of scenes the rates of the long recipes.
@@ -47,7 +47,7 @@ FINE_TUNING = {
 SHARES = {"scenes": 0.5, "phantoms": 0.5, "emoji": 0.4, "icons": 0.1}  # of the budget for pre-training
 # EVE as in the paper: linear patches, experts, pixels beside words, no word that may be false.
 ENCODER = "--input.patch-size 8 --model.stem linear --model.deep-ffn moe --train.batch-size 32 --train.lr 1.2e-3"
-PAPER = f"{ENCODER} --task.mim-weight 1 --task.text-shown-share 0"
+PAPER = f"{ENCODER} --task.mim-weight 1 --task.mask-replace-prob 0"
 
 
 def start(family: str, flags: str = "", task: type[TaskConfig] | None = None, share: float | None = None) -> Stage:
@@ -66,7 +66,7 @@ def untrained(*families: str, flags: str = "", is_peer: bool = False) -> dict[st
     return {family: Arm((start(family, flags, share=0.0),), is_peer=is_peer) for family in families}
 
 
-RIVAL = "--task.text-shown-share 0"
+RIVAL = "--task.mask-replace-prob 0"
 GENERATED = ("scenes", "phantoms")
 ARMS: dict[str, dict[str, Arm]] = {
     "best": pretrained(),

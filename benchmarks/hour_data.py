@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from eve_vl.errors import UserError
-from eve_vl.files import whole_file, write_file
+from eve_vl.utils.atomic_io import atomic_file, write_file
+from eve_vl.utils.errors import UserError
 
 UNSEEN_STYLE = "twemoji"
 DEV_SETS = ("iconoir", "streamline-plump-color")  # of the training icons: black lines, and flat and coloured, as the test sets
@@ -25,7 +25,7 @@ class Data:
     read: Mapping[str, Mapping[str, str]]
     """By `val` and `test`: what numbers are read on, by what their names end in."""
     root: Path | None = None
-    """Folder of the pictures, if it is not that of the rows."""
+    """Folder of the images, if it is not that of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def icons_dev(folder: Path, out: Path) -> Data:
         table = parquet.read_table(folder / "train.parquet")
         is_dev = arrow.is_in(table["set"], value_set=importlib.import_module("pyarrow").array(DEV_SETS))
         for kept, path in paths.items():
-            with whole_file(path) as temporary:
+            with atomic_file(path) as temporary:
                 parquet.write_table(table.filter(is_dev if kept else arrow.invert(is_dev)), temporary, row_group_size=2000)
     dev = str(paths[True])
     return Data(train=str(paths[False]), val=dev, read={"val": {"": dev}, "test": {"": dev}})

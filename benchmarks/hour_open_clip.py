@@ -1,10 +1,10 @@
 """The peer's side of benchmarks/hour.py: open_clip's own model, tokenizer and loss, trained for so many core-seconds.
 
-hour.py runs it in an environment of its own; it imports nothing of this project. Pictures lie decoded in memory, so that
+hour.py runs it in an environment of its own; it imports nothing of this project. Images lie decoded in memory, so that
 loading costs nothing but new colours, and captions are tokenized before the clock starts. The clock is this process's, of one
 thread. Learning rates follow the share of the budget that is used. Called again, it goes on from the last minute.
 
-Letters: B batch, N pictures, T tokens, S side of a picture, 1 one value of grey.
+Letters: B batch, N images, T tokens, S side of an image, 1 one value of grey.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WIDTH, HEAD = 192, 64
-BLOCKS = {"picture": 6, "text": 4}
+BLOCKS = {"image": 6, "text": 4}
 VOCABULARY, LONGEST = 49408, 32  # tokens; names are shorter, and every token of the longest is paid for
 MAX_ASPECT = 4 / 3
 SAVED_EVERY = 60.0  # core-seconds
@@ -40,7 +40,7 @@ def rows_of(step: int, num_rows: int, batch: int, seed: int) -> np.ndarray:
 
 
 def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Generator, may_flip_B: np.ndarray) -> Tensor:
-    """Return random boxes of pictures in [-1, 1] at their size: `crop` of the area, up to 4/3 as wide as high; half of those
+    """Return random boxes of images in [-1, 1] at their size: `crop` of the area, up to 4/3 as wide as high; half of those
     that may be are mirrored."""
     B = len(pixels_BCHW)
     pixels_BCHW = pixels_BCHW.float() / 127.5 - 1
@@ -63,8 +63,8 @@ def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Gener
     return F.grid_sample(pixels_BCHW, grid, padding_mode="border", align_corners=False)
 
 
-def recolored(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
-    """Return uint8 pictures of which half are drawn anew, by five random numbers each, as `recolor` of eve_vl.data.transforms
+def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
+    """Return uint8 images of which half are drawn anew, by five random numbers each, as `random_ink` of eve_vl.data.transforms
     does it for the runs that this is compared with: in grey, or in shades of one dark colour."""
     grey_B1HW = (pixels_BCHW * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).byte().float()
     draw_B511 = torch.from_numpy(draw_B5).float()[:, :, None, None]
@@ -77,7 +77,7 @@ def build(open_clip: object, side: int, patch: int, context: int) -> torch.nn.Mo
     make = open_clip.CLIP  # pyright: ignore[reportAttributeAccessIssue]
     return make(
         embed_dim=WIDTH,
-        vision_cfg={"image_size": side, "patch_size": patch, "width": WIDTH, "layers": BLOCKS["picture"], "head_width": HEAD},
+        vision_cfg={"image_size": side, "patch_size": patch, "width": WIDTH, "layers": BLOCKS["image"], "head_width": HEAD},
         text_cfg={
             "context_length": context,
             "vocab_size": VOCABULARY,
@@ -101,7 +101,7 @@ def arguments() -> argparse.Namespace:
     """Return the flags; hour.py gives them all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of pictures.npy, uint8 (N, 3, S, S), and texts.json to train on")
+    add("--data", type=Path, required=True, help="folder of images.npy, uint8 (N, 3, S, S), and texts.json to train on")
     add("--read", type=Path, required=True, help="folder of the same kind, whose features are written")
     add("--features", type=Path, required=True, help="where they are written: images (N, D) and texts (T, D)")
     add("--out", type=Path, required=True)
@@ -111,7 +111,7 @@ def arguments() -> argparse.Namespace:
     add("--warmup", type=float, required=True, help="share of the budget")
     add("--patch", type=int, required=True, help="pixels")
     add("--crop", type=float, nargs=2, required=True)
-    add("--augment", choices=("none", "recolor"), required=True)
+    add("--augment", choices=("none", "random_ink"), required=True)
     add("--seed", type=int, required=True)
     add("--dtype", choices=("float32", "bfloat16"), required=True, help="of autocast")
     return parser.parse_args()
@@ -123,12 +123,12 @@ def main() -> None:
     open_clip = importlib.import_module("open_clip")
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    pixels_NCHW = torch.from_numpy(np.load(args.data / "pictures.npy"))
+    pixels_NCHW = torch.from_numpy(np.load(args.data / "images.npy"))
     texts = json.loads((args.data / "texts.json").read_text())
     may_flip_N, captions = np.array(texts["may_flip"]), texts["captions"]
     tokenizer = open_clip.SimpleTokenizer(context_length=LONGEST)
     starts_N = np.cumsum([0, *map(len, captions)])
-    ids_TT = tokenizer([caption for of_picture in captions for caption in of_picture])
+    ids_TT = tokenizer([caption for of_image in captions for caption in of_image])
     context = int(ids_TT.argmax(1).max()) + 1  # the last token of a text has the highest id
     ids_TT = ids_TT[:, :context].clone()
 
@@ -154,8 +154,8 @@ def main() -> None:
         rng = np.random.default_rng((args.seed, 1, step))
         ids_BT = ids_TT[starts_N[rows_B] + (rng.random(args.batch) * np.diff(starts_N)[rows_B]).astype(int)]
         images_BCHW = pixels_NCHW[rows_B]
-        if args.augment == "recolor":
-            images_BCHW = recolored(images_BCHW, rng.random((args.batch, 5)))
+        if args.augment == "random_ink":
+            images_BCHW = random_inked(images_BCHW, rng.random((args.batch, 5)))
         images_BCHW = cropped(images_BCHW, tuple(args.crop), rng, may_flip_N[rows_B])
         for group in optimizer.param_groups:
             group["lr"] = rate_at(used / args.budget, args.rate, args.warmup)
@@ -177,7 +177,7 @@ def main() -> None:
     save()
 
     model.eval()
-    pixels_NCHW = torch.from_numpy(np.load(args.read / "pictures.npy"))
+    pixels_NCHW = torch.from_numpy(np.load(args.read / "images.npy"))
     read = json.loads((args.read / "texts.json").read_text())["texts"]
     with torch.no_grad():
         images = [model.encode_image(part.float() / 127.5 - 1, normalize=True) for part in pixels_NCHW.split(64)]  # pyright: ignore

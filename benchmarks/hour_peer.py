@@ -1,4 +1,4 @@
-"""open_clip for benchmarks/hour.py: its environment, its settings, the pictures it is given, the numbers of its features."""
+"""open_clip for benchmarks/hour.py: its environment, its settings, the images it is given, the numbers of its features."""
 
 import hashlib
 import json
@@ -17,18 +17,18 @@ from hour_runs import Cell, num_read
 
 from eve_vl.config import Config
 from eve_vl.data.dataset import NAMES_A_SIDE, row_name
-from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import open_sources
 from eve_vl.data.records import Source
+from eve_vl.data.task_datasets import SearchSet
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
-from eve_vl.errors import UserError
-from eve_vl.files import whole_folder, write_file
-from eve_vl.foreign import read_json
 from eve_vl.metrics import retrieval as metrics
-from eve_vl.talk import say, told
 from eve_vl.tasks.retrieval import first_hits
 from eve_vl.train.device import pick_dtype
+from eve_vl.utils.atomic_io import atomic_folder, write_file
+from eve_vl.utils.console import print_line, progress
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import read_json
 
 JOB = "retrieval"
 SCRIPT = Path(__file__).with_name("hour_open_clip.py")
@@ -41,8 +41,8 @@ GRID: Mapping[str, Sequence[Any]] = {
 }
 TUNED = "open_clip.json"
 LEARNT_BY = "learnt_by.json"
-MAX_TRAINING = 100_000  # pictures
-LIBC = {  # as `eve_vl.cpu.keep_memory` has it for our runs
+MAX_TRAINING = 100_000  # images
+LIBC = {  # as `eve_vl.utils.runtime.keep_memory` has it for our runs
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -54,7 +54,7 @@ def environment(out: Path) -> Path:
     folder = out / "open_clip_env"
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.is_file():
-        say(f"building {folder}: open_clip and its own torch")
+        print_line(f"building {folder}: open_clip and its own torch")
         venv.create(folder, clear=True, with_pip=True)
         versions = [f"{each.__name__}=={each.__version__.partition('+')[0]}" for each in (torch, torchvision)]
         done = subprocess.run([python, "-m", "pip", "install", "--quiet", *versions, "open_clip_torch"], check=False)
@@ -74,21 +74,21 @@ def settings_of(out: Path, family: str) -> tuple[dict[str, Any], str]:
 
 
 def write_training(folder: Path, config: Config) -> None:
-    """Write the pictures that a run of `config` trains on, decoded at its size, with their captions."""
+    """Write the images that a run of `config` trains on, decoded at its size, with their captions."""
     if folder.is_dir():
         return
     (source,) = open_sources(config.data.train, config.data, config.input.image_size)
-    with whole_folder(folder) as temporary:
-        captions = write_pictures(temporary, [(source, row) for row in range(min(len(source), MAX_TRAINING))], config)
+    with atomic_folder(folder) as temporary:
+        captions = write_images(temporary, [(source, row) for row in range(min(len(source), MAX_TRAINING))], config)
         flips = [config.data.flip and not any(map(NAMES_A_SIDE.search, given)) for given in captions]
         (temporary / "texts.json").write_text(json.dumps({"captions": captions, "may_flip": flips}))
 
 
-def write_pictures(folder: Path, places: Sequence[tuple[Source[Any], int]], config: Config) -> list[Sequence[str]]:
-    """Write pictures.npy, uint8 (N, 3, S, S), of rows of sources, and return their captions."""
+def write_images(folder: Path, places: Sequence[tuple[Source[Any], int]], config: Config) -> list[Sequence[str]]:
+    """Write images.npy, uint8 (N, 3, S, S), of rows of sources, and return their captions."""
     side, captions = config.input.image_size, []
-    pixels_NCHW = np.lib.format.open_memmap(folder / "pictures.npy", "w+", np.uint8, (len(places), 3, side, side))
-    for number, (source, row) in enumerate(told(places, "decoding pictures", len(places))):
+    pixels_NCHW = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(places), 3, side, side))
+    for number, (source, row) in enumerate(progress(places, "decoding images", len(places))):
         pair = source[row]
         pixels_NCHW[number] = decode(pair.image, pair.where, crop=Crop(size=side)).numpy()
         captions.append(pair.captions)
@@ -104,12 +104,12 @@ def searched(source: str, config: Config) -> SearchSet:
 
 
 def write_reading(folder: Path, source: str, config: Config) -> None:
-    """Write the pictures and the texts that numbers are read on."""
+    """Write the images and the texts that numbers are read on."""
     if folder.is_dir():
         return
     search = searched(source, config)
-    with whole_folder(folder) as temporary:
-        write_pictures(temporary, [(search.sources[number], row) for number, row in search.pictures], config)
+    with atomic_folder(folder) as temporary:
+        write_images(temporary, [(search.sources[number], row) for number, row in search.images], config)
         (temporary / "texts.json").write_text(json.dumps({"texts": search.texts}))
 
 
@@ -121,7 +121,7 @@ def numbers_of(search: SearchSet, images_ID: np.ndarray, texts_TD: np.ndarray) -
     images, texts = torch.from_numpy(images_ID), torch.from_numpy(texts_TD)
     ranks_I = metrics.best_ranks(images, texts, relevance.texts_of_image)
     ranks_T = metrics.best_ranks(texts, images, relevance.images_of_text)
-    names = [row_name(search.sources[number][row]) for number, row in search.pictures]
+    names = [row_name(search.sources[number][row]) for number, row in search.images]
     return metrics.summary(ranks_I, ranks_T, relevance.image_T), first_hits(names, relevance, ranks_I, ranks_T)
 
 
@@ -140,11 +140,11 @@ class PeerCell(Cell):
 
     @property
     def config(self) -> Config:
-        """What says how large pictures are, how they are cropped, and what is searched among."""
+        """What says how large images are, how they are cropped, and what is searched among."""
         return self.plan[-1].config
 
     def given(self, part: str, source: str) -> Path:
-        """Return the folder of pictures and texts of a source that it is given: another one for other rows or pictures."""
+        """Return the folder of images and texts of a source that it is given: another one for other rows or images."""
         rows = Path(source).read_bytes() if Path(source).is_file() else b""
         made_of = (source, self.config.input.image_size, self.config.data.flip, hashlib.sha1(rows).hexdigest())
         return self.out / "data" / self.task / f"open_clip_{part}_{hashlib.sha1(repr(made_of).encode()).hexdigest()[:8]}"

@@ -23,22 +23,21 @@ from hour_data import Data
 from eve_vl.cli.common import parse
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import Config, config_to_json, generated, to_dict
-from eve_vl.cpu import core_seconds, keep_memory
 from eve_vl.data.loader import open_sources, train_loader
-from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluated
-from eve_vl.files import write_file
-from eve_vl.foreign import read_json
-from eve_vl.loading import build_task, load_run, read_config
-from eve_vl.metrics.certainty import to_json
+from eve_vl.evaluation.runner import evaluated
+from eve_vl.metrics.intervals import to_json
 from eve_vl.recipes import EITHER, find_recipe, start_of
-from eve_vl.seeds import seed_everything, set_threads
-from eve_vl.talk import say
+from eve_vl.run.loading import build_task, load_run, read_config
+from eve_vl.run.training import check_out_folder, train, train_tokenizer, with_absolute_paths, with_init_tokenizer
 from eve_vl.tasks import task_class
 from eve_vl.train.checkpoint import checkpoint_folders
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
-from eve_vl.training import check_out_folder, train, train_tokenizer, with_absolute_paths, with_init_tokenizer
+from eve_vl.utils.atomic_io import write_file
+from eve_vl.utils.console import print_line
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.runtime import core_seconds, keep_memory, seed_everything, set_threads
+from eve_vl.utils.safe_io import read_json
 
 NEVER = 10**9  # steps
 SAVED_EVERY = 300  # core-seconds
@@ -120,7 +119,7 @@ def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
         seed_everything(0)
         kind, words = task_class(type(config.task)), (config.data.train, config.tokenizer.vocab_size)
         if words not in tokenizers:
-            data = replace(config.data, rows="pairs")  # pictures alone have no words
+            data = replace(config.data, modality="image_text")  # images alone have no words
             tokenizers[words] = train_tokenizer(words[0], data, words[1])
         tokenizer = tokenizers[words]
         sources = open_sources(config.data.train, config.data, config.input.image_size, kind.kind(config))
@@ -138,7 +137,7 @@ def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
                 trainer.train_step([next(batches) for _ in range(trainer.config.accumulation)])
                 trainer.step += 1
             times[name].append((core_seconds() - start) / STEPS_PROBED)
-        say(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {each[-1]:.3g} s" for name, each in times.items()))
+        print_line(f"round {number + 1} of {rounds}: " + ", ".join(f"{name} {each[-1]:.3g} s" for name, each in times.items()))
     return times
 
 
@@ -316,7 +315,7 @@ def do(cell: Cell) -> None:
     try:
         cell.do()
     except UserError as error:
-        say(f"error: {error}")
+        print_line(f"error: {error}")
         sys.exit(getattr(error, "code", 2))
 
 

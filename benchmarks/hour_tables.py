@@ -11,11 +11,11 @@ from hour_arms import REFERENCES
 from hour_runs import Cell, Unit
 from markupsafe import Markup
 
-from eve_vl.data.phantoms.note import NO_MEDICINE
-from eve_vl.foreign import read_json
-from eve_vl.metrics.certainty import Estimate, from_json, paired
+from eve_vl.metrics.intervals import MeasuredValue, from_json, paired
 from eve_vl.report.charts import Series, dot_chart, line_chart
-from eve_vl.report.html import TEMPLATES, Section, number, percent
+from eve_vl.report.templating import TEMPLATES, Section, number, percent
+from eve_vl.synthetic.phantoms.disclaimer import NO_MEDICINE
+from eve_vl.utils.safe_io import read_json
 
 SHOWN = re.compile(r"(?P<base>vqa_acc|nlvr2_acc|[ti]r(?:1|5|10))(?P<suffix>_seen)?")
 BLIND = {
@@ -24,7 +24,7 @@ BLIND = {
     "words": "by the question's words",
     "chance": "chance",
 }
-"""How the names of numbers end that need neither a model nor a picture, in words; they are the same for every arm and seed."""
+"""How the names of numbers end that need neither a model nor an image, in words; they are the same for every arm and seed."""
 EVEN = {"nlvr2_acc": 0.5}
 """Chance where no evaluation says it."""
 ROWS = {"vqa_acc": "", "nlvr2_acc": "", "tr1": "tr1 ", "ir1": "ir1 "}
@@ -90,7 +90,7 @@ def outcome(cell: Cell) -> Outcome | None:
 
 
 def best_blind(name: str, numbers: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Return the best that a number comes to without looking at a picture, and how; None where that is not known."""
+    """Return the best that a number comes to without looking at an image, and how; None where that is not known."""
     found = SHOWN.fullmatch(name)
     assert found is not None
     base, suffix = found["base"], found["suffix"] or ""
@@ -155,7 +155,7 @@ def versus(arms: Arms, arm: str, other: str, name: str) -> Versus | None:
         difference=statistics.fmean(a) - statistics.fmean(b),
         num_seeds=len(seeds),
         is_beyond=len(seeds) > 1 and (min(a) > max(b) or max(a) < min(b)),
-        interval=(by_rows.low, by_rows.high) if isinstance(by_rows, Estimate) else None,
+        interval=(by_rows.low, by_rows.high) if isinstance(by_rows, MeasuredValue) else None,
     )
 
 
@@ -188,7 +188,7 @@ def spread(values: Sequence[float], show: str = ".3f") -> str:
 
 def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
     """Return a line per arm below a head: seeds, core-seconds used, rows learnt from by each stage, numbers, each beside the
-    paper's where that has some; last what these come to without looking at pictures."""
+    paper's where that has some; last what these come to without looking at images."""
     paper = paper or {}
     given = {name for numbers in paper.values() for name in numbers}
     names, every = names_of(arms), [each for outcomes in arms.values() for each in outcomes]

@@ -1,11 +1,11 @@
-"""The memory of `eve index`: how much more the command needs the more pictures there are.
+"""The memory of `eve index`: how much more the command needs the more images there are.
 
-    python benchmarks/index_memory.py [--pictures 1000 100000 1000000] [--folder FOLDER] [--json FILE] [--quick]
+    python benchmarks/index_memory.py [--images 1000 100000 1000000] [--folder FOLDER] [--json FILE] [--quick]
 
-Pictures are made-up PNG files of 8×8 pixels, all different, a thousand to a folder, encoded by a small untrained run; the
+Images are made-up PNG files of 8×8 pixels, all different, a thousand to a folder, encoded by a small untrained run; the
 command is a process of its own. Its own memory (private pages, which no other process shares and the system cannot take back)
 is asked for twenty times a second; the peak of what is resident counts shared and mapped pages too. One size after the other
-in the same folder, so that each adds pictures to the same index; at the end nothing has changed, and it is run once more.
+in the same folder, so that each adds images to the same index; at the end nothing has changed, and it is run once more.
 """
 
 import argparse
@@ -21,14 +21,14 @@ from moe import machine
 from PIL import Image
 from search import small_run
 
-from eve_vl.talk import told
+from eve_vl.utils.console import progress
 
 PER_FOLDER, SIDE = 1000, 8
 
 
-def made_up_pictures(folder: Path, first: int, end: int) -> None:
-    """Write pictures by number, those that are not there yet."""
-    for start in told(range(first, end, PER_FOLDER), "drawing", len(range(first, end, PER_FOLDER))):
+def made_up_images(folder: Path, first: int, end: int) -> None:
+    """Write images by number, those that are not there yet."""
+    for start in progress(range(first, end, PER_FOLDER), "drawing", len(range(first, end, PER_FOLDER))):
         inside = folder / f"{start:08}"
         inside.mkdir(parents=True, exist_ok=True)
         for number in range(start, min(start + PER_FOLDER, end)):
@@ -65,28 +65,28 @@ def measured(command: list[str]) -> dict[str, float]:
 def main() -> None:
     """Measure, print, and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pictures", type=int, nargs="+", default=[1000, 100_000, 1_000_000], help="numbers of pictures")
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 100_000, 1_000_000], help="numbers of images")
     parser.add_argument("--folder", type=Path, help="where to draw them (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="little of everything: checks the script, measures nothing")
     args = parser.parse_args()
-    numbers = [4, 8] if args.quick else sorted(args.pictures)
+    numbers = [4, 8] if args.quick else sorted(args.images)
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     found = []
     with tempfile.TemporaryDirectory(dir=args.folder) as place:
         folder = Path(place)
         small_run(folder / "run", 256, 32)
-        command = [sys.executable, "-m", "eve_vl", "index", str(folder / "pictures"), "--run", str(folder / "run")]
+        command = [sys.executable, "-m", "eve_vl", "index", str(folder / "images"), "--run", str(folder / "run")]
         for first, num in zip([0, *numbers], [*numbers, numbers[-1]], strict=True):
-            made_up_pictures(folder / "pictures", first, num)
+            made_up_images(folder / "images", first, num)
             values = measured([*command, "--out", str(folder / "index")])
-            found.append({"pictures": num, "added": num - first, **values})
+            found.append({"images": num, "added": num - first, **values})
             shown = ", ".join(f"{name} {values[name] / 2**20:,.0f} MB" for name in ("own", "resident"))
-            print(f"{num:9,} pictures, {num - first:,} of them new: {shown}, {values['seconds']:,.0f} s", flush=True)
+            print(f"{num:9,} images, {num - first:,} of them new: {shown}, {values['seconds']:,.0f} s", flush=True)
     least, most = found[0], found[-2]
-    each = (most["own"] - least["own"]) / (most["pictures"] - least["pictures"])
-    print(f"{each:,.0f} bytes of own memory for each further picture")
+    each = (most["own"] - least["own"]) / (most["images"] - least["images"])
+    print(f"{each:,.0f} bytes of own memory for each further image")
     if args.json:
         args.json.write_text(json.dumps({"machine": about, "found": found}, indent=1) + "\n")
 

@@ -21,9 +21,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as v1
 
-from eve_vl.cpu import keep_memory
 from eve_vl.data.records import ImageBytes
 from eve_vl.data.transforms import decode, train_crop
+from eve_vl.utils.runtime import keep_memory
 
 SIZE, SCALE = 224, (0.5, 1.0)
 GOAL = Goal(limit=2.2, at_least=True)
@@ -78,7 +78,7 @@ def main() -> None:
     """Measure, print a table, and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
-    parser.add_argument("--quick", action="store_true", help="few pictures: checks the script, measures nothing")
+    parser.add_argument("--quick", action="store_true", help="few images: checks the script, measures nothing")
     parser.add_argument("--repeats", type=int, default=9, help="rounds after the warm-up")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -98,7 +98,7 @@ def main() -> None:
         rate = num_files / statistics.median(times)
         median, low, high = ratio(seconds["usual"], times)
         verdict = GOAL.check(median) if name == "ours" and not args.quick else ""
-        print(f"{name:17} {rate:7.0f} pictures/s/core   {median:.2f}× ({low:.2f}–{high:.2f})   {verdict}")
+        print(f"{name:17} {rate:7.0f} images/s/core   {median:.2f}× ({low:.2f}–{high:.2f})   {verdict}")
         rows.append({"name": name, "rate": rate, "ratio": median, "min": low, "max": high, "seconds": times, "goal": verdict})
     if args.json:
         args.json.write_text(json.dumps({"machine": about, "kilobytes": kilobytes, "rows": rows}, indent=1) + "\n")

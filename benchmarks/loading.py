@@ -17,14 +17,14 @@ import torch
 from eve_vl.config import config_to_json
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
-from eve_vl.loading import build_task
 from eve_vl.recipes import get_recipe
+from eve_vl.run.loading import build_task
 from eve_vl.train.checkpoint import write_tensors
 
 
 def write_run(folder: Path, recipe: str) -> int:
     """Write a run of zeros and return the bytes of its weights."""
-    config, tokenizer = get_recipe(recipe), Tokenizer.train(["a picture and its words"] * 3, 300)
+    config, tokenizer = get_recipe(recipe), Tokenizer.train(["an image and its words"] * 3, 300)
     with torch.device("meta"):
         task = build_task(config, tokenizer)
     tensors = {name: torch.zeros(tensor.shape) for name, tensor in task.state_dict().items()}

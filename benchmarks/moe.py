@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eve_vl.cpu import keep_memory
 from eve_vl.model.layers import FeedForward, quick_gelu
 from eve_vl.model.moe import MoE
-from eve_vl.model.rows import Rows, Tokens
+from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.utils.runtime import keep_memory
 
 TOP_K = 2
 CAPACITY_FACTOR = 1.25
@@ -135,7 +135,7 @@ def measure(case: Case, dim: int, ffn_dim: int, repeats: int) -> dict[str, list[
     for parameter in [*moe.parameters(), *dense.parameters()]:
         nn.init.normal_(parameter, std=0.02)
     x_SD, twice = torch.randn(S, dim, requires_grad=True), torch.randn(TOP_K * S, dim, requires_grad=True)
-    rows = Rows.of(Tokens(x_BND=x_SD[None], num_image=S // 2), num_heads=1)
+    rows = PackedTokens.of(Tokens(x_BND=x_SD[None], num_image=S // 2), num_heads=1)
     capacity = round(CAPACITY_FACTOR * TOP_K * S / E)
     modules = nn.ModuleList([moe, dense])
 

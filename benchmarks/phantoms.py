@@ -1,12 +1,12 @@
 """How hard phantoms are: what can be seen of each finding, and what can be guessed without looking.
 
-    python benchmarks/phantoms.py [--pictures 400] [--image-size 64]
+    python benchmarks/phantoms.py [--images 400] [--image-size 64]
 
-Pictures with a finding and the same pictures without it, half of each: told apart by a threshold
+Images with a finding and the same images without it, half of each: told apart by a threshold
 
 - `known`: on the sum of pixels along the change that the finding makes, which the classifier is given: the ceiling;
-- `template`: on the sum along the mean change of other pictures, with the finding anywhere;
-- `pixel`: on the grey of the one pixel that does best on other pictures.
+- `template`: on the sum along the mean change of other images, with the finding anywhere;
+- `pixel`: on the grey of the one pixel that does best on other images.
 
 And questions: the most frequent answer of each wording, answers to `is there pneumothorax` by the tube alone.
 """
@@ -17,16 +17,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from eve_vl.data.phantoms import world
-from eve_vl.data.phantoms.questions import sample_question
-from eve_vl.data.phantoms.render import SIGMA, draw, noise, to_pixels
-from eve_vl.data.phantoms.world import FINDINGS, SPLITS, Finding, Phantom
+from eve_vl.synthetic.phantoms import world
+from eve_vl.synthetic.phantoms.questions import sample_question
+from eve_vl.synthetic.phantoms.render import SIGMA, draw, noise, to_pixels
+from eve_vl.synthetic.phantoms.world import FINDINGS, SPLITS, Finding, Phantom
 
 NUM_QUESTIONS = 20_000
 
 
 def twins(split: str, kind: str, count: int) -> list[tuple[Phantom, Phantom]]:
-    """Pictures with a finding, in all its variants, and without, of the same patient and film."""
+    """Images with a finding, in all its variants, and without, of the same patient and film."""
     pairs = []
     for index in range(count):
         rng = world.stream("benchmark", split, 0, index)
@@ -38,7 +38,7 @@ def twins(split: str, kind: str, count: int) -> list[tuple[Phantom, Phantom]]:
 
 
 def grey(phantom: Phantom, size: int) -> np.ndarray:
-    """The picture as levels, (pixels,)."""
+    """The image as levels, (pixels,)."""
     return to_pixels(draw(phantom, size) + noise(phantom, size))[:, :, 0].ravel().astype(float)
 
 
@@ -96,12 +96,12 @@ def guessed(split: str) -> str:
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--image-size", type=int, default=64)
     args = parser.parse_args()
     print(f"{'finding':<18}{'pixels':>8}{'known':>10}{'template':>10}{'pixel':>10}")
     for kind in FINDINGS:
-        print(seen(kind, args.pictures, args.image_size), flush=True)
+        print(seen(kind, args.images, args.image_size), flush=True)
     print(f"\n{'blind answers':<18}{'closed':>10}{'open':>10}{'by tube':>10}")
     for split in SPLITS[2:]:
         print(guessed(split), flush=True)

@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from eve_vl.cpu import keep_memory, yield_cores
+from eve_vl.utils.runtime import keep_memory, yield_cores
 
 yield_cores()
 
@@ -25,16 +25,16 @@ from torch import Tensor  # noqa: E402
 from eve_vl.config import RetrievalConfig  # noqa: E402
 from eve_vl.data.batch import normalize  # noqa: E402
 from eve_vl.data.loader import eval_loader, open_sources  # noqa: E402
-from eve_vl.loading import build_task, load_run  # noqa: E402
+from eve_vl.evaluation.retrieval import RetrievalSet, gathered, rerank_scores  # noqa: E402
 from eve_vl.metrics import retrieval as metrics  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
-from eve_vl.seeds import seed_everything  # noqa: E402
-from eve_vl.tasks.gallery import Gallery, gathered, rerank_scores  # noqa: E402
+from eve_vl.run.loading import build_task, load_run  # noqa: E402
+from eve_vl.run.training import train_tokenizer  # noqa: E402
 from eve_vl.tasks.retrieval import Retrieval  # noqa: E402
-from eve_vl.training import train_tokenizer  # noqa: E402
+from eve_vl.utils.runtime import seed_everything  # noqa: E402
 
 
-def loop_over_queries(task: Retrieval, gallery: Gallery, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
+def loop_over_queries(task: Retrieval, gallery: RetrievalSet, texts_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
     """Return the scores of each image's texts (I, K) and of each text's images (T, K)."""
     length = task.config.input.text_length
     ids_TL = torch.zeros(len(gallery.ids), length, dtype=torch.int64)
@@ -74,7 +74,7 @@ def main() -> None:
     config = replace(
         config,
         data=replace(config.data, val_samples=args.images, num_workers=0),
-        task=RetrievalConfig(captions_per_image=1, merge_captions=True, rerank=args.k),
+        task=RetrievalConfig(captions_per_image=1, dedup_captions=True, rerank=args.k),
     )
     sources = open_sources(["scenes:test"], config.data, config.input.image_size)
     tokenizer = loaded.tokenizer if loaded else train_tokenizer(["scenes:test"], config.data, 512)

@@ -1,9 +1,9 @@
-"""Search and indexing: how long people wait for an answer, and how fast pictures get into an index.
+"""Search and indexing: how long people wait for an answer, and how fast images get into an index.
 
-    python benchmarks/search.py [--pictures 100000 1000000] [--width 256] [--queries 50] [--json FILE] [--quick]
+    python benchmarks/search.py [--images 100000 1000000] [--width 256] [--queries 50] [--json FILE] [--quick]
 
-Features are made up, of as many pictures as said; a query is words, encoded by a small untrained encoder with features of
-`width` numbers, and the time ends with the 20 best hits and all that is said of them. Pictures to index are made-up photos of
+Features are made up, of as many images as said; a query is words, encoded by a small untrained encoder with features of
+`width` numbers, and the time ends with the 20 best hits and all that is said of them. Images to index are made-up photos of
 640×480 pixels (quality 88, about 100 kB) in files; reading and decoding alone and the encoder alone are measured beside it, in
 the same run. Among these photos searches are measured once more, with and without an untrained matching head that puts the
 best in order again, for which their files are read and decoded at each query.
@@ -32,23 +32,23 @@ from loader import made_up_photo
 from moe import Goal, machine
 
 from eve_vl.config import RetrievalConfig, config_to_json
-from eve_vl.cpu import keep_memory
 from eve_vl.data.records import ImageFile
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
 from eve_vl.eve import Eve
-from eve_vl.loading import build_task
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.search import approximate
+from eve_vl.run.loading import build_task
+from eve_vl.search import ann
+from eve_vl.search.database import Database
 from eve_vl.search.index import Index
-from eve_vl.search.store import Store
 from eve_vl.train.checkpoint import save_checkpoint
+from eve_vl.utils.runtime import keep_memory
 
 CAPTIONS = ("a red car in front of a house", "two dogs on a beach", "a woman with a green umbrella", "an old map of the world")
 WAIT = {100_000: 0.1, 1_000_000: 0.3}  # seconds of the processor that 95 % of the answers may take
 SHARE = Goal(limit=0.9, at_least=True)  # by the clock
 RERANKED = 16  # candidates, as in `scenes_retrieval`
-CHUNK, NUM_KINDS = 10_000, 5000  # features lie around as many points, as those of pictures of the same kind do
+CHUNK, NUM_KINDS = 10_000, 5000  # features lie around as many points, as those of images of the same kind do
 
 
 def small_run(folder: Path, width: int, image_size: int, rerank: int = 0) -> Eve:
@@ -65,9 +65,9 @@ def small_run(folder: Path, width: int, image_size: int, rerank: int = 0) -> Eve
 
 
 def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
-    """Return an index of pictures that are nowhere, each with a caption."""
+    """Return an index of images that are nowhere, each with a caption."""
     folder.mkdir()
-    store, rng = Store.create(folder, eve.run), np.random.default_rng(0)
+    store, rng = Database.create(folder, eve.run), np.random.default_rng(0)
     kinds = rng.normal(size=(NUM_KINDS, store.facts["dim"])).astype(np.float32)
     store.db.execute("INSERT INTO source VALUES (1, '/nowhere', '{}')")
     for start in range(0, num, CHUNK):
@@ -80,11 +80,11 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
             "INSERT INTO feature VALUES (?, ?, x'', ?)", [(slot, slot.to_bytes(16, "big"), slot) for slot in slots]
         )
         rows = [(slot, f"/nowhere/{slot:08}.jpg", slot) for slot in slots]
-        store.db.executemany("INSERT INTO picture VALUES (?, 1, ?, 0, NULL, NULL, 1, 1, ?, NULL)", rows)
+        store.db.executemany("INSERT INTO image VALUES (?, 1, ?, 0, NULL, NULL, 1, 1, ?, NULL)", rows)
         store.db.executemany("INSERT INTO text VALUES (?, ?)", [(slot, f"caption {slot}") for slot in slots])
         store.db.executemany("INSERT INTO caption VALUES (?, ?, '{}')", [(slot, slot) for slot in slots])
     store.db.commit()
-    approximate.build(store, np.ones(num, dtype=bool))  # if there are so many
+    ann.build(store, np.ones(num, dtype=bool))  # if there are so many
     return Index(store, eve)
 
 
@@ -102,7 +102,7 @@ def waits(index: Index, num: int, rerank: int = 0) -> dict[str, float]:
         query = f"{CAPTIONS[number % len(CAPTIONS)]} {number}"
         hits, both = timed(lambda query=query: index.search(query, rerank=rerank))
         seconds += [both] * (number >= 3)
-        assert len(hits) == min(20, counts["pictures"])
+        assert len(hits) == min(20, counts["images"])
         assert sum(hit.match is not None for hit in hits) == min(rerank, len(hits))
         assert bool(hits[0].captions) == bool(counts["captions"])
     sorted_by = {name: sorted(each) for name, each in zip(("clock", "processor"), zip(*seconds, strict=True), strict=True)}
@@ -156,7 +156,7 @@ def measured_indexing(eve: Eve, folder: Path, args: argparse.Namespace) -> dict[
         found |= {f"{what} {which}": rate for what, rate in rates.items()} | {f"share {which}": share}
         shown = ", ".join(f"{what} {rate:.0f}" for what, rate in rates.items())
         verdict = SHARE.check(share) if which == "by the clock" and not args.quick else ""
-        print(f"photos to {eve.run.config.input.image_size}²: {shown} pictures/s; share {which} {share:.2f}   {verdict}")
+        print(f"photos to {eve.run.config.input.image_size}²: {shown} images/s; share {which} {share:.2f}   {verdict}")
     return found
 
 
@@ -168,8 +168,8 @@ def shown_waits(times: dict[str, float]) -> str:
 def main() -> None:
     """Measure, print, and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pictures", type=int, nargs="*", default=[100_000, 1_000_000], help="sizes of made-up indices")
-    parser.add_argument("--width", type=int, default=256, help="numbers of a picture's features")
+    parser.add_argument("--images", type=int, nargs="*", default=[100_000, 1_000_000], help="sizes of made-up indices")
+    parser.add_argument("--width", type=int, default=256, help="numbers of an image's features")
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 224], help="sides of what the encoder sees, for indexing")
     parser.add_argument("--photos", type=int, default=512, help="how many to index")
@@ -181,18 +181,18 @@ def main() -> None:
     torch.manual_seed(0)
     keep_memory()
     if args.quick:
-        args.pictures, args.queries, args.photos, args.repeats, args.sizes = [500], 3, 4, 2, [32]
+        args.images, args.queries, args.photos, args.repeats, args.sizes = [500], 3, 4, 2, [32]
     about = machine() | {"clock": "both"}
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         eve = small_run(folder / "run", args.width, 32)
-        for num in args.pictures:
+        for num in args.images:
             index = made_up_index(folder / f"index-{num}", eve, num)
             times = waits(index, args.queries)
             verdict = Goal(limit=WAIT[num]).check(times["processor p95"]) if num in WAIT else ""
-            print(f"{num:9,} pictures of {args.width} numbers: {shown_waits(times)}   {verdict}")
+            print(f"{num:9,} images of {args.width} numbers: {shown_waits(times)}   {verdict}")
             found[f"search {num}"] = times
         for size in args.sizes:
             eve = small_run(folder / f"run-{size}", args.width, size, RERANKED)

@@ -1,6 +1,6 @@
 """The server: how many requests a second it answers one by one, and how many from many clients at a time.
 
-    python benchmarks/serve.py [--clients 200] [--seconds 60] [--pictures 10000] [--json FILE] [--quick]
+    python benchmarks/serve.py [--clients 200] [--seconds 60] [--images 10000] [--json FILE] [--quick]
 
 Serves untrained runs of the demo's size, by `eve serve` as a process of its own on loopback, and an index of made-up features.
 One client sends a mix of calls one after the other; then many clients send the same mix, each one after the other, for as
@@ -36,14 +36,14 @@ from search import CAPTIONS, made_up_index, share_below, small_run
 
 from eve_vl.config import config_to_json
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.loading import build_task
 from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.run.loading import build_task
 from eve_vl.train.checkpoint import save_checkpoint
 
 RATIO = Goal(limit=3.0, at_least=True)
 LOST = Goal(limit=0.0, at_least=False)
 PHOTOS = 32
-PHOTO_SIDES = (320, 240)  # what a page or a program sends that makes pictures smaller first
+PHOTO_SIDES = (320, 240)  # what a page or a program sends that makes images smaller first
 
 
 @dataclass
@@ -92,8 +92,8 @@ def bodies() -> dict[str, list[tuple[str, bytes]]]:
     pairs = list(zip(photos, words, strict=True))
     return {
         "answer": [make("/v1/runs/questions/answer", {"image": photo, "question": text}) for photo, text in pairs],
-        "judge": [
-            make("/v1/runs/statements/judge", {"left": photo, "right": other, "statement": text})
+        "verify": [
+            make("/v1/runs/statements/verify", {"left": photo, "right": other, "statement": text})
             for (photo, text), other in zip(pairs, reversed(photos), strict=True)
         ],
         "encode_image": [make("/v1/runs/search/encode_image", {"images": photo}) for photo, _ in pairs],
@@ -159,19 +159,19 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60, help="of the mix, for one client and for many")
     parser.add_argument("--rounds", type=int, default=5, help="that these seconds are divided into")
-    parser.add_argument("--pictures", type=int, default=10_000, help="of the index")
+    parser.add_argument("--images", type=int, default=10_000, help="of the index")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="little of everything: checks the script, measures nothing")
     args = parser.parse_args()
     if args.quick:
-        args.clients, args.seconds, args.rounds, args.pictures = 4, 0.5, 1, 100
+        args.clients, args.seconds, args.rounds, args.images = 4, 0.5, 1, 100
     print(machine())
     kinds = bodies()
     everything = [(name, *request) for name, requests in kinds.items() for request in requests]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         eve = small_run(folder / "search", 256, 64)
-        made_up_index(folder / "index", eve, args.pictures)
+        made_up_index(folder / "index", eve, args.images)
         untrained_run(folder / "questions", "demo_vqa", [f"answer {number}" for number in range(100)])
         untrained_run(folder / "statements", "demo_nlvr2", [])
         runs = (str(folder / name) for name in ("search", "questions", "statements"))

@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from eve_vl.cpu import keep_memory, yield_cores
+from eve_vl.utils.runtime import keep_memory, yield_cores
 
 yield_cores()
 
@@ -51,12 +51,12 @@ from torch import nn  # noqa: E402
 
 from eve_vl.config import Config  # noqa: E402
 from eve_vl.data.batch import PairBatch  # noqa: E402
-from eve_vl.errors import UserError  # noqa: E402
-from eve_vl.inspect import inspect_config  # noqa: E402
 from eve_vl.recipes import get_recipe  # noqa: E402
-from eve_vl.seeds import seed_everything, set_threads  # noqa: E402
+from eve_vl.run.inspect import inspect_config  # noqa: E402
 from eve_vl.train.device import autocast, has_processor_clock, now, pick_device, pick_dtype  # noqa: E402
 from eve_vl.train.optim import build_optimizer  # noqa: E402
+from eve_vl.utils.errors import UserError  # noqa: E402
+from eve_vl.utils.runtime import seed_everything, set_threads  # noqa: E402
 
 GIB = 2**30
 OPTIMIZER_STEPS = 3
@@ -329,7 +329,7 @@ def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """Return the flags, and the recipe with those of them that a run has too; stops with a line on mistakes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--recipe", default="base", help="whose shapes to measure; nothing is trained, pictures and texts are made up")
+    add("--recipe", default="base", help="whose shapes to measure; nothing is trained, images and texts are made up")
     add("--batch", type=int, default=8, help="pairs per step, the same for every task")
     add("--decoder-depths", type=int, nargs="+", default=[1, 2, 4, 8], help="blocks of EVE's pixel decoder, a row each")
     add("--repeats", type=int, default=3, help="rounds in which the tasks take turns, after one that does not count")
@@ -342,7 +342,7 @@ def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=0, help="0: OMP_NUM_THREADS if set, else all cores")
     add("--json", type=Path, help="also write the numbers to this file")
-    add("--out", type=Path, help="also draw the picture: FILE.html or FILE.svg")
+    add("--out", type=Path, help="also draw the image: FILE.html or FILE.svg")
     args = parser.parse_args(argv)
     for name in ("batch", "repeats", "memory_cap"):
         if (value := getattr(args, name)) is not None and value <= 0:

@@ -14,15 +14,14 @@ import torch
 from torch import nn
 
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig
-from eve_vl.cpu import keep_memory
 from eve_vl.data.batch import PairBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.errors import UserError
-from eve_vl.loading import build_untrained
-from eve_vl.seeds import seed_everything, set_threads
+from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes, Task
 from eve_vl.train.device import autocast, now, peak_memory, pick_device, pick_dtype
 from eve_vl.train.optim import build_optimizer
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.runtime import keep_memory, seed_everything, set_threads
 
 Texts = Literal["captions", "full"]
 RIVAL = "MLM+ITC+ITM"
@@ -81,7 +80,7 @@ def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
 
 
 def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
-    """Return random pictures, all different, with random texts: of full length, or as long as captions usually are and padded
+    """Return random images, all different, with random texts: of full length, or as long as captions usually are and padded
     to the longest of the batch."""
     sizes, task = config.input, config.task
     assert isinstance(task, MaskedSignalConfig)
@@ -99,7 +98,7 @@ def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
                 is_masked_T=mask_tokens(np.arange(length) == 0, task.text_mask_ratio, rng),
                 keep_K=keep_K,
                 hidden_M=hidden_M,
-                picture=row,
+                image_id=row,
                 caption=row,
                 where=f"random[{row}]",
             )

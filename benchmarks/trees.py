@@ -25,7 +25,7 @@ WARM_UP = 4  # steps
 
 def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
     """Read numbers of steps from stdin, take these, and print their seconds."""
-    from eve_vl.cpu import keep_memory, yield_cores
+    from eve_vl.utils.runtime import keep_memory, yield_cores
 
     yield_cores()
     import torch
@@ -33,13 +33,13 @@ def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
 
     from eve_vl.config import Config
     from eve_vl.data.loader import open_train_and_val, train_loader
-    from eve_vl.loading import build_task
     from eve_vl.recipes import get_recipe, pretrain
-    from eve_vl.seeds import seed_everything
+    from eve_vl.run.loading import build_task
+    from eve_vl.run.training import obtain_tokenizer
     from eve_vl.tasks import task_class
     from eve_vl.train.device import autocast, pick_dtype
     from eve_vl.train.optim import build_optimizer
-    from eve_vl.training import obtain_tokenizer
+    from eve_vl.utils.runtime import seed_everything
 
     keep_memory()
     torch.set_num_threads(1)
@@ -51,7 +51,7 @@ def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
 
         start = recipe.partition("_")[0]
         config = getattr(finetune, recipe)(getattr(pretrain, start)())
-        config = replace(config, init=None, train=replace(config.train, new_lr_multiplier=1.0))
+        config = replace(config, init=None, train=replace(config.train, head_lr_multiplier=1.0))
     of: Any = lambda specs: tuple(spec if spec.startswith("scenes:") else str(data / spec) for spec in specs)  # noqa: E731
     sections = replace(config.data, train=of(config.data.train), val=of(config.data.val), num_workers=0)
     config = replace(config, out=Path("no-run"), data=sections)

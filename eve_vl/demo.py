@@ -21,20 +21,20 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eve_vl.config import Config
-from eve_vl.cpu import keep_memory, usable_cores
 from eve_vl.data.loader import open_sources
-from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluate_rows
-from eve_vl.files import write_file
-from eve_vl.foreign import is_of, read_json
-from eve_vl.loading import load_run
-from eve_vl.metrics.certainty import paired, to_json
+from eve_vl.evaluation.runner import evaluate_rows
+from eve_vl.metrics.intervals import paired, to_json
 from eve_vl.recipes import get_finetune_recipe, get_recipe
-from eve_vl.report.story import GAINS, PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms, write_story
-from eve_vl.talk import CONSOLE, say
+from eve_vl.report.demo import GAINS, PRETRAIN, ROWS, SCRATCH, SPLITS, TASKS, arms, write_story
+from eve_vl.run.loading import load_run
+from eve_vl.run.training import check_out_folder, train, with_absolute_paths
 from eve_vl.train.log import read_log, read_numbers
 from eve_vl.train.trainer import StoppedError
-from eve_vl.training import check_out_folder, train, with_absolute_paths
+from eve_vl.utils.atomic_io import write_file
+from eve_vl.utils.console import CONSOLE, print_line
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.runtime import keep_memory, usable_cores
+from eve_vl.utils.safe_io import has_fields, read_json
 
 NUM_TEST = 1000
 PREFIX = {"retrieval": "retrieval_"}  # in metrics.json, where numbers of all tasks lie side by side
@@ -63,8 +63,8 @@ def run_demo(out: Path, num_test: int = NUM_TEST) -> Path:
     numbers = collect(out)
     write_file(out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
     report = write_story(out)
-    say(_table(numbers))
-    say(f"{time.perf_counter() - start:.0f} seconds in all")
+    print_line(_table(numbers))
+    print_line(f"{time.perf_counter() - start:.0f} seconds in all")
     return report
 
 
@@ -94,7 +94,7 @@ def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config]
                     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a worker begins with: it stops when this one says so
                     running[pool.submit(work, config, num_test)] = name
                     if not CONSOLE.is_terminal:  # where a bar would tell
-                        say(f"{name}: {config.train.steps:,} steps begin; {config.out / LOG} tells how far it is")
+                        print_line(f"{name}: {config.train.steps:,} steps begin; {config.out / LOG} tells how far it is")
                     signal.signal(signal.SIGINT, _stop)
                     del waiting[name]
             done, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -102,7 +102,7 @@ def _run_all(pool: ProcessPoolExecutor, at_once: int, configs: dict[str, Config]
                 name = running.pop(future)
                 raise_failure(name, future)
                 finished.add(name)
-                say(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(future.result())}")
+                print_line(f"{time.perf_counter() - started:5.0f} s  {name:18} {_summary(future.result())}")
             for name, bar in bars.items():
                 steps = [row["step"] for row in read_log(configs[name].out) if row["kind"] == "train"]
                 num_done = configs[name].train.steps if name in finished else max(steps, default=0)
@@ -137,7 +137,7 @@ def _stop_workers() -> None:
 
 def _stop(signal_number: int, _frame: object) -> None:
     _stop_workers()
-    say("stopped: what runs saves where it is; run the same command again to go on")
+    print_line("stopped: what runs saves where it is; run the same command again to go on")
     sys.exit(128 + signal_number)
 
 
@@ -152,13 +152,13 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
     test_file = config.out / TEST_FILE
     with contextlib.suppress(UserError):  # what is not there, damaged or of another version is made
         numbers, rows = read_numbers(test_file), read_json(config.out / ROWS_FILE, dict)
-        if numbers.get(NUM_ROWS) == num_test and is_of(rows, **dict.fromkeys(splits, dict)) and all(map(rows.get, splits)):
+        if numbers.get(NUM_ROWS) == num_test and has_fields(rows, **dict.fromkeys(splits, dict)) and all(map(rows.get, splits)):
             return numbers
     with (config.out / LOG).open("a") as log, contextlib.redirect_stdout(log):
         try:
             train(config)
         except StoppedError as stopped:
-            say(str(stopped))
+            print_line(str(stopped))
             log.flush()
             os._exit(stopped.code)  # a worker that lives on waits for work, and its pool, which is broken, for its end
         if config.init is None:

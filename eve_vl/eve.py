@@ -1,7 +1,7 @@
 """A run in the hands of a person: `Eve.load(RUN)`, then one call for each thing that its heads can do.
 
-Everything is computed in float32 and in evaluation mode, so that the numbers are those of `eve evaluate` and a picture's
-or a text's neighbours in a batch never change its result (except in runs of model.routing official, whose experts drop tokens).
+Everything is computed in float32 and in evaluation mode, so that the numbers are those of `eve evaluate` and an image's
+or a text's neighbours in a batch never change its result (except with model.routing reference, whose experts drop tokens).
 
 Letters: n inputs, d width of features.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from eve_vl import builtin
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
-from eve_vl.config.code import load_file
+from eve_vl.config.plugins import load_file
 from eve_vl.config.tasks import ANY
-from eve_vl.data.inputs import Images, Texts, chunked
-from eve_vl.errors import BadSampleError, UserError
-from eve_vl.loading import LoadedRun, load_run
+from eve_vl.predict.inputs import Images, Texts, chunked
+from eve_vl.run.loading import LoadedRun, load_run
 from eve_vl.search.index import Index
 from eve_vl.train.device import pick_device
+from eve_vl.utils.errors import BadSampleError, UserError
 
 ALWAYS = ("encode_image", "encode_text")
 
@@ -35,7 +35,7 @@ class Features(np.ndarray):
     """Features, float32 (n, d), that know what they are of; anything computed from them is a plain array."""
 
     names: tuple[str, ...] = ()
-    """Of each row: the path of the picture, or the row of a source that holds it; the text itself. A part of it has none."""
+    """Of each row: the path of the image, or the row of a source that holds it; the text itself. A part of it has none."""
     skipped: tuple[BadSampleError, ...] = ()
     """Rows of sources that could not be used: `where` and `reason`."""
 
@@ -47,7 +47,7 @@ class Eve:
     """One run. `calls` names what it can do, as `answer` or `match`, which are methods then (`help(eve.answer)` tells more);
     any other call raises UserError, which says how to get a run that can.
 
-    Pictures are paths, encoded bytes, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W) or (H, W), of uint8
+    Images are paths, encoded bytes, Pillow images, arrays (H, W, 3) or (H, W), or tensors (3, H, W) or (H, W), of uint8
     or of float in [0, 1]. They are squeezed to the run's square, as in evaluation. Texts of more than input.text_length
     tokens are cut, as in training. UserError names what cannot be used, a list's items by their place from 0.
     """
@@ -89,14 +89,14 @@ class Eve:
         return [*super().__dir__(), *self.calls]
 
     def encode_image(self, images: Images, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:
-        """Return features of one picture or several, (n, d), each of length 1, in order.
+        """Return features of one image or several, (n, d), each of length 1, in order.
 
         Several are a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W), or what --data.train takes: a folder of
-        pictures, a table, shards. Rows of these that cannot be used are skipped, and listed. At most `batch_size` pictures are
+        images, a table, shards. Rows of these that cannot be used are skipped, and listed. At most `batch_size` images are
         in memory. reading: how to read a source, as image_column="photo" (see `readers.open_source`). progress: show a bar.
 
         Of a run with contrast (retrieval, or pre-trained with it) they compare with texts by dot product. Of any other they are
-        the normalised [CLS] state of the picture alone: compare pictures with pictures only.
+        the normalised [CLS] state of the image alone: compare images with images only.
         """
         compute = lambda pixels: self.task.image_features(torch.stack(pixels).to(self.run.device))  # noqa: E731
         return self._features("image", images, compute, batch_size, progress, DataConfig(**reading))
@@ -130,10 +130,10 @@ class Eve:
         batch_size: int = 64,
         **reading: Any,
     ) -> Index:
-        """Make an index of pictures and of their captions, or bring it up to date, and return it, to `search` in.
+        """Make an index of images and of their captions, or bring it up to date, and return it, to `search` in.
 
-        sources: folders of pictures, tables or shards; none: those that the index has. What is new or has changed in them is
-        read, what is gone is forgotten; `changes` of the index says what that was, and which pictures are broken. What was
+        sources: folders of images, tables or shards; none: those that the index has. What is new or has changed in them is
+        read, what is gone is forgotten; `changes` of the index says what that was, and which images are broken. What was
         interrupted goes on where it was. reading: how to read sources, as in `encode_image`; drop: sources to forget.
         To search in it later: `eve_vl.search.index.Index.open(FOLDER, eve)`. Raises UserError, also if it is another run's.
         """
@@ -147,15 +147,15 @@ class Eve:
         init = config.init  # which may be gone, and which the package does not bring
         if init and (builtin.is_named(shown) or not (builtin.is_named(init) or init.exists())):
             init = None
-        if call == "route":
-            problem = f"route: {shown} is a run without experts, so its tokens have nothing to choose from"
+        if call == "experts":
+            problem = f"experts: {shown} is a run without experts, so its tokens have nothing to choose from"
             raise NoSuchCallError(f"{problem}; to get one with them: eve pretrain RECIPE --model.deep-ffn moe")
-        tasks = [kind for kind in kinds_of(TaskConfig).values() if call in (*kind.calls, "look")]  # all can look
+        tasks = [kind for kind in kinds_of(TaskConfig).values() if call in (*kind.calls, "explain")]  # all can look
         finetuned = [kind for kind in tasks if not kind.is_pretraining]
         if (how := self._calls.how_to_get(call)) is None and finetuned:
-            unfit = config.model.problems_with(finetuned[0](), "pairs")
+            unfit = config.model.problems_with(finetuned[0](), "image_text")
             # the search of the demo has no matching head
-            small = ("scenes_" if call in ("match", "look") else "demo_") if config.input.image_size < 224 else ""
+            small = ("scenes_" if call in ("match", "explain") else "demo_") if config.input.image_size < 224 else ""
             start = shown if config.task.is_pretraining else init or (shown if config.init else "PRETRAINED")
             how = f"eve finetune {finetuned[0].recipe or small + finetuned[0].name} --init {start}"
             how = f"eve pretrain of another model, for {unfit[0]}" if unfit else how

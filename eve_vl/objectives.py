@@ -38,12 +38,12 @@ def even_targets(is_match_BC: Tensor) -> Tensor:
 
 def semantic_targets(state_BL: Tensor, state_CL: Tensor) -> Tensor:
     """Return targets of contrast by what labels say, the softmax over all candidates of the products of label vectors: 1 there,
-    -1 not there, 0 unknown (MedCLIP); float32 (B, C). Picture and text of a row have the same, so both directions do."""
+    -1 not there, 0 unknown (MedCLIP); float32 (B, C). Image and text of a row have the same, so both directions do."""
     return (state_BL.float() @ state_CL.float().T).softmax(1, dtype=torch.float32)  # whole numbers survive autocast, shares not
 
 
 def similarities(image_BD: Tensor, text_CD: Tensor, temperature: Tensor) -> Tensor:
-    """Products of features over the temperature, float32 (B, C); of texts and pictures likewise."""
+    """Products of features over the temperature, float32 (B, C); of texts and images likewise."""
     with torch.autocast(image_BD.device.type, enabled=False):  # a small temperature magnifies what bfloat16 rounds away
         return image_BD.float() @ text_CD.float().T / temperature
 
@@ -53,7 +53,7 @@ def contrastive(
 ) -> Tensor:
     """Image–text contrastive loss: mean over both directions of the cross-entropy over all C candidates.
 
-    Features have length 1; target_BC: what share of a row's target each candidate has, of a picture as of its text.
+    Features have length 1; target_BC: what share of a row's target each candidate has, of an image as of its text.
     """
     loss_image = F.cross_entropy(similarities(image_BD, text_CD, temperature), target_BC)
     loss_text = F.cross_entropy(similarities(text_BD, image_CD, temperature), target_BC)
@@ -61,7 +61,7 @@ def contrastive(
 
 
 def singular_values(image_CD: Tensor, text_CD: Tensor) -> Tensor:
-    """Singular values of the similarities I Tᵀ of all pictures and texts, float32 (min(C, D),), largest first.
+    """Singular values of the similarities I Tᵀ of all images and texts, float32 (min(C, D),), largest first.
 
     The gradient of each is u vᵀ of its singular vectors, which are found without one, in the smaller of the spaces of rows and
     of features; it is not unique where two values are equal.
@@ -107,17 +107,17 @@ def negative_weights(similarity_BC: Tensor, is_match_BC: Tensor) -> Tensor:
 
 
 def matching(logits_B2: Tensor, is_match_B: Tensor) -> Tensor:
-    """Cross-entropy of "does this text belong to this picture?"; class 1 is yes."""
+    """Cross-entropy of "does this text belong to this image?"; class 1 is yes."""
     return F.cross_entropy(logits_B2.float(), is_match_B.long())
 
 
-def ranking(score_BC: Tensor, is_true_BC: Tensor) -> Tensor:
+def listwise_ranking(score_BC: Tensor, is_true_BC: Tensor) -> Tensor:
     """Cross-entropy of which candidate is the own one, the first; others that are true as well (bool) do not count."""
     is_other_BC = is_true_BC & (torch.arange(score_BC.shape[1], device=score_BC.device) > 0)
     own_B = torch.zeros(len(score_BC), dtype=torch.long, device=score_BC.device)
     return F.cross_entropy(score_BC.float().masked_fill(is_other_BC, -torch.inf), own_B)
 
 
-def answers(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
+def answer_bce(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
     """Binary cross-entropy with soft targets, summed over answers, mean over questions."""
     return F.binary_cross_entropy_with_logits(logits_BA.float(), target_BA, reduction="sum") / len(logits_BA)

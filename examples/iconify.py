@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from PIL import Image
 
-from eve_vl.errors import UserError
-from eve_vl.talk import say
+from eve_vl.utils.console import print_line
+from eve_vl.utils.errors import UserError
 
-Render = Callable[[str, int], Image.Image]  # SVG, longer side in pixels → picture
+Render = Callable[[str, int], Image.Image]  # SVG, longer side in pixels → image
 VIEW: Final = {"left": 0, "top": 0, "width": 16, "height": 16}  # of an icon that doesn't say, as Iconify has it
 
 
@@ -26,7 +26,7 @@ def arguments(about: str | None, name: str, size: int) -> argparse.ArgumentParse
     parser.add_argument("--packages", type=Path, help="node_modules folder with the packages; otherwise npm fetches them")
     cache = Path.home() / ".cache" / "eve-vl" / name
     parser.add_argument("--cache", type=Path, default=cache, help="where npm puts them (default: %(default)s)")
-    parser.add_argument("--size", type=positive, default=size, help="side of the pictures in pixels (default: %(default)s)")
+    parser.add_argument("--size", type=positive, default=size, help="side of the images in pixels (default: %(default)s)")
     return parser
 
 
@@ -48,7 +48,7 @@ def fetch(folder: Path, names: Sequence[str]) -> Path:
     if npm is None:
         raise UserError("npm is not installed: install Node.js, or give a node_modules folder with --packages")
     folder.mkdir(parents=True, exist_ok=True)
-    say(f"npm fetches {', '.join(names)} to {folder}")
+    print_line(f"npm fetches {', '.join(names)} to {folder}")
     done = subprocess.run([npm, "install", "--prefix", folder, *names], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]

@@ -35,7 +35,7 @@ from campaign_runs import make_base, run_readers
 from mutations import make_special, odd_name
 
 import eve_vl
-from eve_vl.errors import BIDI, UserError
+from eve_vl.utils.errors import BIDI, UserError
 
 PACKAGE = str(Path(eve_vl.__file__).parent)
 ALLOWED_NEW = (".tar.index", "report.html", "metrics.json", "log.jsonl", "config.json", "tokenizer.json", "answers.json")

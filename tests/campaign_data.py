@@ -20,11 +20,11 @@ from twins import CAPTIONS, tiny_config, tiny_tokenizer
 
 from eve_vl.cli import _dispatch as eve_command
 from eve_vl.config import ClassificationConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
-from eve_vl.data.answers import read_answers
+from eve_vl.data.answer_vocab import read_answers
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.readers.webdataset import INDEX_SUFFIX, _index
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.loading import build_task
+from eve_vl.run.loading import build_task
 from eve_vl.tasks import task_class
 
 Files = dict[str, bytes]
@@ -54,7 +54,7 @@ class Reader:
 
 
 def encode(form: str, mode: str = "RGB", size: tuple[int, int] = (20, 24), **options: Any) -> bytes:
-    """Return a picture as a file."""
+    """Return an image as a file."""
     noise = np.random.default_rng(len(form) + len(mode)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image, file = Image.fromarray(noise).convert("L" if mode == "I;16" else mode), io.BytesIO()
     if mode == "I;16":
@@ -63,8 +63,8 @@ def encode(form: str, mode: str = "RGB", size: tuple[int, int] = (20, 24), **opt
     return file.getvalue()
 
 
-def pictures() -> Files:
-    """Return a picture of every form and mode."""
+def source_images() -> Files:
+    """Return an image of every form and mode."""
     exif = Image.Exif()
     exif[0x0112] = 6
     frames = [Image.new("P", (20, 24), color) for color in (1, 2)]
@@ -87,8 +87,8 @@ def pictures() -> Files:
         return files
 
 
-def big_pictures() -> Files:
-    """Return pictures of about as many pixels as are accepted, in modes that need the most memory."""
+def big_images() -> Files:
+    """Return images of about as many pixels as are accepted, in modes that need the most memory."""
     forms = [
         ("PNG", "RGBA"),
         ("PNG", "L"),
@@ -109,8 +109,8 @@ def big_pictures() -> Files:
     return files
 
 
-def one_picture(rng: Random, files: Files) -> Files:
-    """Lay out one of the pictures, a sound one, and the table that lists both."""
+def one_image(rng: Random, files: Files) -> Files:
+    """Lay out one of the images, a sound one, and the table that lists both."""
     name = rng.choice(list(files))
     rows = [{"image": image, "caption": f"cat {image}"} for image in (name, "sound.png")]
     return {name: files[name], "sound.png": GOOD, "rows.jsonl": lines(rows)}
@@ -246,11 +246,11 @@ def data_readers(base: Path) -> dict[str, Reader]:
 
     folder = {
         name: data
-        for each, picture in good.items()
-        for name, data in ((each, picture), (f"{each[0]}.txt", f"cat {each}\npet {each}".encode()))
+        for each, image in good.items()
+        for name, data in ((each, image), (f"{each[0]}.txt", f"cat {each}\npet {each}".encode()))
     }
-    picture_actions = {"check": check("rows.jsonl"), "train": train_on("rows.jsonl", RetrievalConfig(), flip=True)}
-    as_pictures = {"check": check(".", "--kind", "pictures"), "train": train_on(".", MASKED, rows="pictures")}
+    image_actions = {"check": check("rows.jsonl"), "train": train_on("rows.jsonl", RetrievalConfig(), flip=True)}
+    as_images = {"check": check(".", "--kind", "images"), "train": train_on(".", MASKED, rows="images")}
     as_texts = {"check": check("rows.txt", "--kind", "texts"), "tokenizer": tokenizer_of("rows.txt")}
     zipped = {"check": check("rows.txt.gz", "--kind", "texts"), "tokenizer": tokenizer_of("rows.txt.gz")}
     of_classes = {f"{'ab'[n % 2]}/{name}": data for n, (name, data) in enumerate(good.items())}
@@ -259,12 +259,12 @@ def data_readers(base: Path) -> dict[str, Reader]:
     tokenizer = {"load": use_tokenizer("tokenizer.json")}
     return {
         "folder": Reader(files=folder, actions={"check": check("."), "train": train_on(".", None)}, may_rename=True),
-        "pictures alone": Reader(files=good, actions=as_pictures, may_rename=True),
-        "pictures": Reader(files=pictures(), choose=one_picture, actions=picture_actions, weight=4),
-        "big pictures": Reader(
+        "images alone": Reader(files=good, actions=as_images, may_rename=True),
+        "images": Reader(files=source_images(), choose=one_image, actions=image_actions, weight=4),
+        "big images": Reader(
             files=files_in(base / "big"),
-            choose=one_picture,
-            actions=picture_actions,
+            choose=one_image,
+            actions=image_actions,
             weight=0.05,
             damage=lambda *a: a[2],
             has_sound=False,  # most need more memory than is allowed
@@ -370,4 +370,4 @@ GOOD = encode("PNG")
 TOKENIZER = tiny_tokenizer()
 ASKED = VQAConfig(min_answer_count=1)
 MASKED = replace(tiny_config().task, mlm_weight=0.0)
-CLASSES = ClassificationConfig(reads="picture")
+CLASSES = ClassificationConfig(inputs="image")

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import torch
-from campaign_data import ASKED, Action, Files, Reader, big_pictures, encode, files_in, lines
+from campaign_data import ASKED, Action, Files, Reader, big_images, encode, files_in, lines
 from mutations import TEXTS, mutate
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -18,39 +18,39 @@ from torch import Tensor
 from twins import CAPTIONS, tiny_config
 
 from eve_vl.cli import _dispatch as eve_command
-from eve_vl.convert import export_published
-from eve_vl.evaluation import evaluate_rows
+from eve_vl.evaluation.runner import evaluate_rows
 from eve_vl.eve import Eve
-from eve_vl.inspect import inspect_run
-from eve_vl.loading import load_run, read_config
+from eve_vl.interop.convert import export_published
 from eve_vl.report.page import write_report
+from eve_vl.run.inspect import inspect_run
+from eve_vl.run.loading import load_run, read_config
+from eve_vl.run.training import train
 from eve_vl.train.checkpoint import CHECKPOINTS, _checksum, checkpoint_folders
-from eve_vl.training import train
 
 LEFT_OUT = object()
 
 
 def make_base(base: Path) -> None:
-    """Make what takes long: pictures near the limit, and runs, one of pre-training, one of fine-tuning with best weights."""
+    """Make what takes long: images near the limit, and runs, one of pre-training, one of fine-tuning with best weights."""
     torch.set_num_threads(1)
     for name, data in {f"data/{n}.png": encode("PNG", size=(20, 20 + n)) for n in range(8)}.items():
         write(base / name, data)
-    write(base / "data/7.png", b"no picture")
+    write(base / "data/7.png", b"no image")
     rows = [
         {"image": f"{n}.png", "caption": CAPTIONS[n % 4], "question": "what is it", "answer": ("cat", "dog")[n % 2]}
         for n in range(8)
     ]
     write(base / "data/rows.jsonl", lines(rows))
     write(base / "data/val.jsonl", lines(rows[:7]))
-    often = {"steps": 3, "batch_size": 4, "save_every": 1, "val_every": 2, "log_every": 1, "keep": 2}
-    sources = {"train": (str(base / "data/rows.jsonl"),), "val": (str(base / "data/val.jsonl"),), "max_bad_share": 0.5}
+    often = {"steps": 3, "batch_size": 4, "save_every": 1, "val_every": 2, "log_every": 1, "keep_checkpoints": 2}
+    sources = {"train": (str(base / "data/rows.jsonl"),), "val": (str(base / "data/val.jsonl"),), "max_invalid_fraction": 0.5}
     config = tiny_config(data={"crop_scale": (1, 1), "flip": False, **sources}, train=often)
     train(replace(config, out=base / "masked"))
     train(replace(config, task=ASKED, init=base / "masked", out=base / "vqa"))
     for name in ("masked", "vqa"):
         write_report(base / name)
         export_published(base / name, base / f"{name}.pth")
-    for name, data in big_pictures().items():
+    for name, data in big_images().items():
         write(base / "big" / name, data)
 
 
@@ -61,13 +61,13 @@ def write(path: Path, data: bytes) -> None:
 
 def run_actions(base: Path, name: str) -> dict[str, Action]:
     """Return all that a run folder may be given to."""
-    config, tuned, picture = read_config(base / name), read_config(base / "vqa"), base / "data/0.png"
+    config, tuned, image = read_config(base / name), read_config(base / "vqa"), base / "data/0.png"
     start = replace(tuned, train=replace(tuned.train, steps=1))
 
     def ask(folder: Path) -> None:
         eve = Eve.load(folder)
-        eve.encode_image(picture)
-        eve.answer(picture, "what is it") if name == "vqa" else eve.fill_mask(picture, "a [MASK]")
+        eve.encode_image(image)
+        eve.answer(image, "what is it") if name == "vqa" else eve.fill_mask(image, "a [MASK]")
 
     def resume(folder: Path) -> None:
         train(replace(config, out=folder))

@@ -9,12 +9,12 @@ from PIL import Image
 
 from eve_vl.data.records import ImageText, Source
 from eve_vl.data.transforms import decode
-from eve_vl.errors import BadSampleError
+from eve_vl.utils.errors import BadSampleError
 
 COLORS = ("red", "lime", "blue", "gold", "pink", "navy")
 
 
-def picture(color: str, form: str = "PNG") -> bytes:
+def encoded_card(color: str, form: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (20, 16), color).save(file, form)
     return file.getvalue()
@@ -24,7 +24,7 @@ def write_images(folder: Path) -> None:
     """Write images/red.png … images/navy.png."""
     (folder / "images").mkdir()
     for color in COLORS:
-        (folder / "images" / f"{color}.png").write_bytes(picture(color))
+        (folder / "images" / f"{color}.png").write_bytes(encoded_card(color))
 
 
 def rows_of(source: Source) -> list[ImageText]:

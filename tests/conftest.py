@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eve_vl import training
 from eve_vl.cli import main
+from eve_vl.run import training
 from eve_vl.tasks import vqa
 
 torch.set_num_threads(1)  # two threads stall on shared cores

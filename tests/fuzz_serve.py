@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python tests/fuzz_serve.py --requests 10000 --seed 1
 
-Requests start as right ones of every call; then values, JSON, pictures or the HTTP around them are damaged, clients send half
+Requests start as right ones of every call; then values, JSON, images or the HTTP around them are damaged, clients send half
 and hang up, or wait. Allowed answers: 200, or one line of JSON with a status that says whose fault it is, never 500, without a
-path of the server; a request that is whole gets one. Some ask for runs and pictures, one in fifty has another token. At the
+path of the server; a request that is whole gets one. Some ask for runs and images, one in fifty has another token. At the
 end: the process lives, its memory has never been more than it said, and SIGTERM ends it with status 0.
 """
 
@@ -42,11 +42,11 @@ ODD: tuple[Any, ...] = (
     *([], {}, [[]], [None], {"a": {}}, ["a"] * 70, "../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "[MASK]", "\u202e"),
 )
 TOKEN = "open sesame"
-GETS = ("/v1/runs", "/v1/pictures/1", "/v1/pictures/3?size=1024", "/v1/pictures/9999", "/v1/pictures/x?size=0", "/healthz")
+GETS = ("/v1/runs", "/v1/images/1", "/v1/images/3?size=1024", "/v1/images/9999", "/v1/images/x?size=0", "/healthz")
 RUNS = ("retrieval", "masked", "vqa", "nlvr2")
 FORMS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 SIZES = ((1, 1), (3, 1), (1, 2000), (64, 64), (700, 500), (2500, 1500), (4000, 1100))
-PICTURES = [
+IMAGES = [
     (form, mode, size)
     for form in FORMS
     for mode in (("RGB", "L") if form in ("JPEG", "PPM", "WEBP") else ("RGB", "L", "1", "P"))
@@ -74,16 +74,16 @@ def requests() -> list[tuple[str, dict[str, Any]]]:
     return [*calls, ("/v1/search", search), ("/v1/search", {"image": sent(png(3)), "captions": True, "rerank": 2})]
 
 
-def damaged_picture(rng: Random) -> str:
-    """Return a picture that is broken, odd or none, as base64."""
-    form, mode, size = rng.choice(PICTURES)
-    data = whole_picture(form, mode, size)
-    return base64.b64encode(rng.choice((data, mutate(rng, f"picture.{form.lower()}", data), BOMB))).decode()
+def damaged_image(rng: Random) -> str:
+    """Return an image that is broken, odd or none, as base64."""
+    form, mode, size = rng.choice(IMAGES)
+    data = whole_image(form, mode, size)
+    return base64.b64encode(rng.choice((data, mutate(rng, f"image.{form.lower()}", data), BOMB))).decode()
 
 
 @functools.cache
-def whole_picture(form: str, mode: str, size: tuple[int, int]) -> bytes:
-    """Return the file of a picture."""
+def whole_image(form: str, mode: str, size: tuple[int, int]) -> bytes:
+    """Return the file of an image."""
     box = io.BytesIO()
     Image.new(mode, size, 1).save(box, form)
     return box.getvalue()
@@ -95,14 +95,14 @@ def with_damage(rng: Random, path: str, given: dict[str, Any]) -> tuple[str, byt
     if kind == 0:
         given[rng.choice((name, name, "x", "batch_size", "progress", "format", "image_root"))] = rng.choice(ODD)
     elif kind == 1:
-        one = damaged_picture(rng)
+        one = damaged_image(rng)
         places = [each for each in given if each in ("image", "images", "left", "right")]
-        given[rng.choice(places or [name])] = rng.choice((one, [one], [one, damaged_picture(rng)]))
+        given[rng.choice(places or [name])] = rng.choice((one, [one], [one, damaged_image(rng)]))
     body = write_json(rng, mutate_json(rng, given)) if kind == 2 else json.dumps(given).encode()
     body = mutate_bytes(rng, body) if kind == 3 else body
     if rng.random() < 0.05:
         path = rng.choice(
-            (f"{path}x", path.replace("v1", "v2"), "/v1/runs/../../etc/passwd", "/v1/pictures/%2e%2e", "/%00", "//")
+            (f"{path}x", path.replace("v1", "v2"), "/v1/runs/../../etc/passwd", "/v1/images/%2e%2e", "/%00", "//")
         )
     return path, body
 
@@ -199,8 +199,8 @@ def peak_of(process: int) -> int:
 async def campaign(port: int, secret: str, args: argparse.Namespace) -> tuple[Seen, float]:
     """Send all requests, many at a time; return what was seen and how many bytes the process had when idle."""
     seen = Seen()
-    for picture in PICTURES:  # now, for a client that computes while it should send is hung up on
-        whole_picture(*picture)
+    for image in IMAGES:  # now, for a client that computes while it should send is hung up on
+        whole_image(*image)
     right, room = requests(), asyncio.Semaphore(args.clients)
     for path, given in right:  # everything once: what is loaded late is no growth
         await send(Random(2), port, path, json.dumps(given).encode(), secret, seen)

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
-from eve_vl.convert import published
-from eve_vl.convert.keys import key_table, to_ours, to_published
 from eve_vl.data.batch import CaptionBatch
-from eve_vl.loading import build_untrained
-from eve_vl.model.moe_official import Assignment, OfficialMoE
-from eve_vl.model.rows import Tokens
+from eve_vl.interop.convert import published
+from eve_vl.interop.convert.keys import key_table, to_ours, to_published
+from eve_vl.model.moe_reference import Assignment, OfficialMoE
+from eve_vl.model.packing import Tokens
+from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.tasks.routing import routing_terms
+from eve_vl.tasks.router_losses import routing_terms
 from eve_vl.tasks.task import Sizes
 
 ABSOLUTE = 2e-5  # of every recorded output
@@ -40,7 +40,7 @@ HEADS = {
     "nlvr_biattn": NLVR2Config(head="paired"),
     "retrieval": RetrievalConfig(final_norm=False, projection_dim=64),
 }
-VERSIONS = {"released": "official", "dropless": "official-dropless"}
+VERSIONS = {"released": "reference", "dropless": "reference-dropless"}
 
 
 class Comparison:
@@ -101,7 +101,7 @@ class Fixture:
         return self.inputs["text_ids"], self.inputs["text_atts"] == 0
 
     def tokens(self, encoder: Any) -> tuple[Tokens, Tokens]:
-        """Return the embedded pictures and texts."""
+        """Return the embedded images and texts."""
         return encoder.image(self.inputs["image"]), encoder.text(*self.texts)
 
 
@@ -169,7 +169,7 @@ def _compare_ffn(check: Comparison, name: str) -> Callable[..., None]:
 
 
 def check_encoder(fixture: Fixture, version: str, check: Comparison) -> None:
-    """Pictures, texts and pairs, block by block."""
+    """Images, texts and pairs, block by block."""
     encoder = fixture.task("vqa", version)[0].encoder
     image, text = fixture.tokens(encoder)
     for tag, tokens in (("vl", (image, text)), ("vision", (image, None)), ("text", (None, text))):
@@ -182,19 +182,19 @@ def check_classifiers(fixture: Fixture, version: str, check: Comparison) -> None
     inputs = fixture.inputs
     for name in ("vqa", "nlvr", "nlvr_biattn"):
         task, table = fixture.task(name, version)
-        pictures = [inputs["image"], *([] if name == "vqa" else [inputs["image2"]])]
+        images = [inputs["image"], *([] if name == "vqa" else [inputs["image2"]])]
         with watching(task.encoder, check, name):
-            logits, _ = task.logits(*pictures, *fixture.texts)
+            logits, _ = task.logits(*images, *fixture.texts)
         check("logits", f"{name}.logits", logits)
         if not task.encoder.results_depend_on_batch:  # as in evaluation, without states that nobody reads
             task.encoder.computes_all = False
-            check("logits", f"{name}.logits", task.logits(*pictures, *fixture.texts)[0])
+            check("logits", f"{name}.logits", task.logits(*images, *fixture.texts)[0])
             task.encoder.computes_all = True
         tag = f"{name}_loss"
         with watching(task.encoder, check, tag):
-            logits, routers = task.logits(*pictures, *fixture.texts)
+            logits, routers = task.logits(*images, *fixture.texts)
         if name == "vqa":
-            loss = objectives.answers(logits, inputs["vqa_targets"])
+            loss = objectives.answer_bce(logits, inputs["vqa_targets"])
         else:
             loss = objectives.matching(logits, inputs["nlvr_targets"].bool())
         gate = task.encoder.balance_weight * routing_terms(routers)["balance"]
@@ -228,13 +228,13 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
 
     tag = "retrieval_loss"
     ids_BT, is_padding_BT = fixture.texts
-    picture_B = fixture.inputs["retrieval_idx"]
+    image_id_B = fixture.inputs["retrieval_idx"]
     pairs = CaptionBatch(
         images_BCHW=fixture.inputs["image"],
         ids_BT=ids_BT,
         is_padding_BT=is_padding_BT,
-        picture_B=picture_B,
-        caption_B=picture_B,
+        image_id_B=image_id_B,
+        caption_B=image_id_B,
         where=(),
     )
     order = iter((("weights_t2i", "neg_image_idx"), ("weights_i2t", "neg_text_idx")))

@@ -1,4 +1,4 @@
-"""Pictures to index, and what an index knows of them, read by hand.
+"""Images to index, and what an index knows of them, read by hand.
 
 Fixtures are for test files to import; the names of their functions are not those that tests have as arguments.
 """
@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
 from eve_vl.eve import Eve
-from eve_vl.search import store
+from eve_vl.search import database
 
 
 @pytest.fixture(name="run", scope="module")
@@ -28,47 +28,47 @@ def search_model(run) -> Eve:
 
 @pytest.fixture(name="photos")
 def some_photos(tmp_path: Path) -> Path:
-    """Twenty pictures in two folders, some with captions."""
+    """Twenty images in two folders, some with captions."""
     folder = tmp_path / "photos"
     for number in range(20):
-        write_picture(folder / ("old" if number < 8 else "new") / f"{number:02}.png", number)
+        write_image(folder / ("old" if number < 8 else "new") / f"{number:02}.png", number)
     for number, texts in enumerate((*TEXTS, f"{TEXTS[0]}\n{TEXTS[1]}")):
         (folder / "old" / f"{number:02}.txt").write_text(texts)
     return folder
 
 
-def write_picture(path: Path, seed: int) -> None:
+def write_image(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise(seed, 20, 30)).save(path)
 
 
 def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple[bytes, ...]]]:
-    """What an index knows, read by hand: of each picture its features or why there are none, its captions, theirs."""
-    db = sqlite3.connect(folder / store.DATABASE)
+    """What an index knows, read by hand: of each image its features or why there are none, its captions, theirs."""
+    db = sqlite3.connect(folder / database.DATABASE)
     (dim,) = db.execute("SELECT value FROM fact WHERE name = 'dim'").fetchone()
     files = {
-        name: b"".join(path.read_bytes() for path in sorted(folder.glob(f"{name}-*.f16"))) for name in ("pictures", "captions")
+        name: b"".join(path.read_bytes() for path in sorted(folder.glob(f"{name}-*.f16"))) for name in ("images", "captions")
     }
     row = lambda name, slot: files[name][slot * 2 * int(dim) : (slot + 1) * 2 * int(dim)]  # noqa: E731
     known = {}
-    for picture, name, slot, reason in db.execute("SELECT id, name, slot, reason FROM picture ORDER BY name"):
-        query = "SELECT DISTINCT text, slot FROM caption JOIN text USING (slot) WHERE picture = ? ORDER BY text"
-        texts = db.execute(query, [picture]).fetchall()
-        features = reason if slot is None else row("pictures", slot)
+    for image, name, slot, reason in db.execute("SELECT id, name, slot, reason FROM image ORDER BY name"):
+        query = "SELECT DISTINCT text, slot FROM caption JOIN text USING (slot) WHERE image = ? ORDER BY text"
+        texts = db.execute(query, [image]).fetchall()
+        features = reason if slot is None else row("images", slot)
         known[name] = features, tuple(text for text, _ in texts), tuple(row("captions", slot) for _, slot in texts)
     db.close()
     return known
 
 
 def rest(folder: Path) -> dict[str, Any]:
-    """What an index knows besides: sources, and by picture its look, the first that is almost the same, and what rows say."""
-    db = sqlite3.connect(folder / store.DATABASE)
-    first = "(SELECT min(first.name) FROM picture AS first WHERE first.slot = near)"
-    looks = f"SELECT name, look, {first} FROM picture JOIN feature USING (slot) ORDER BY name"
-    said = "caption JOIN picture ON picture.id = picture LEFT JOIN text ON text.slot = caption.slot"
+    """What an index knows besides: sources, and by image its look, the first that is almost the same, and what rows say."""
+    db = sqlite3.connect(folder / database.DATABASE)
+    first = "(SELECT min(first.name) FROM image AS first WHERE first.slot = near)"
+    looks = f"SELECT name, look, {first} FROM image JOIN feature USING (slot) ORDER BY name"
+    said = "caption JOIN image ON image.id = image LEFT JOIN text ON text.slot = caption.slot"
     rows = f"SELECT name, text, columns FROM {said}"
     asked = {"sources": "SELECT spec, reading FROM source ORDER BY spec", "looks": looks, "rows": f"{rows} ORDER BY 1, 2, 3"}
-    asked |= {"unused": "SELECT slot FROM feature WHERE near IS NULL OR slot NOT IN (SELECT ifnull(slot, -1) FROM picture)"}
+    asked |= {"unused": "SELECT slot FROM feature WHERE near IS NULL OR slot NOT IN (SELECT ifnull(slot, -1) FROM image)"}
     asked |= {"unsaid": "SELECT slot FROM text WHERE slot NOT IN (SELECT slot FROM caption)"}
     known = {name: db.execute(query).fetchall() for name, query in asked.items()}
     db.close()

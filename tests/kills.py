@@ -32,9 +32,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import eve_vl.report.page
+import eve_vl.run.training  # all of it here, not in every fork
 import eve_vl.tasks.masked_signal
 import eve_vl.tasks.vqa
-import eve_vl.training  # all of it here, not in every fork
 from eve_vl.cli import main as eve
 
 SIGNALS = ("KILL", "TERM", "INT", "HUP", "INT TERM")  # the last as a terminal and a parent process send them
@@ -222,15 +222,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def make_data(folder: Path) -> None:
-    """Write pairs, some of whose pictures are broken, and questions."""
+    """Write pairs, some of whose images are broken, and questions."""
     rng = np.random.default_rng(0)
     rows = []
     for number in range(40):
         image = Image.fromarray(rng.integers(0, 256, (32, 32 + number, 3), dtype=np.uint8))
         image.save(folder / f"{number}.png")
         if number % 9 == 5:
-            (folder / f"{number}.png").write_bytes(b"no picture")
-        rows.append({"image": f"{number}.png", "caption": f"a picture of noise, number {number}"})
+            (folder / f"{number}.png").write_bytes(b"no image")
+        rows.append({"image": f"{number}.png", "caption": f"an image of noise, number {number}"})
     good = [row for number, row in enumerate(rows) if number % 9 != 5]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good))
@@ -238,7 +238,7 @@ def make_data(folder: Path) -> None:
 
 def recipes(base: Path) -> dict[str, tuple[str, ...]]:
     """Return the commands whose runs are killed, by name."""
-    data = ("--data.train", base / "train.jsonl", "--data.val", base / "val.jsonl", "--data.max-bad-share", 1)
+    data = ("--data.train", base / "train.jsonl", "--data.val", base / "val.jsonl", "--data.max-invalid-fraction", 1)
     pretrain = ("pretrain", "tiny", "--out", "run", *OFTEN, *NOISE, *SMALL, *data)
     tuned = ("finetune", "scenes_vqa", "--init", base / "alone pretrain/run", "--out", "run", *OFTEN, *NOISE, *SMALL)
     tuned = (*tuned, "--data.train", "scenes:val", "--data.val-samples", 48, "--data.num-workers", 0)

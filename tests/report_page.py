@@ -13,7 +13,7 @@ from PIL import Image
 from eve_vl.config import Config, TaskConfig
 from eve_vl.recipes import get_recipe
 from eve_vl.report.page import write_report
-from eve_vl.training import train
+from eve_vl.run.training import train
 
 VOID = {"meta", "img", "br", "input"}
 SVG_EMPTY = {"line", "polyline", "circle"}  # written with a closing slash
@@ -27,7 +27,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.attributes: list[tuple[str, str, str]] = []
         self.ids: list[str] = []
-        self.pictures: dict[str, np.ndarray] = {}
+        self.images: dict[str, np.ndarray] = {}
         self.words: list[str] = []
         self.tags: set[str] = set()
         self.feed(path.read_text())
@@ -45,8 +45,8 @@ class Page(HTMLParser):
         if tag == "img":
             kind, _, data = (values["src"] or "").partition(",")
             assert kind == "data:image/png;base64"
-            assert values["alt"] not in self.pictures
-            self.pictures[values["alt"] or ""] = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+            assert values["alt"] not in self.images
+            self.images[values["alt"] or ""] = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
         if tag not in VOID:
             self.open.append(tag)
 
@@ -91,7 +91,9 @@ def tiny(
     return replace(
         config,
         out=out,
-        model=replace(config.model, **{"init_std": 0.1, "layer_scale": 1.0, **(model or {})}),  # captions matter from the start
+        model=replace(
+            config.model, **{"init_std": 0.1, "layer_scale_init": 1.0, **(model or {})}
+        ),  # captions matter from the start
         task=task if isinstance(task, TaskConfig) else replace(config.task, **(task or {})),
         data=replace(config.data, **{"val_samples": 16, **(data or {})}),
         tokenizer=replace(config.tokenizer, path=tokenizer),

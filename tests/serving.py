@@ -1,4 +1,4 @@
-"""Runs and pictures to serve, requests of every call, and a server of them."""
+"""Runs and images to serve, requests of every call, and a server of them."""
 
 import asyncio
 import base64
@@ -55,7 +55,7 @@ def sent(values: Any) -> Any:
     return [sent(each) for each in values] if isinstance(values, list) else values
 
 
-# Run, call and what it is given, of calls whose answers are JSON, and pictures
+# Run, call and what it is given, of calls whose answers are JSON, and images
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("masked", "encode_image", {"images": [ONE, TWO]}),
     ("masked", "encode_text", {"texts": TEXTS[0]}),
@@ -64,16 +64,16 @@ CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("retrieval", "zero_shot", {"image": ONE, "prompts": {"a": ["a circle", "red"], "b": ["blue squares"]}, "by": "max"}),
     ("vqa", "answer", {"image": ONE, "question": "what color is it", "top": 3}),
     ("vqa", "answer", {"image": [ONE, TWO], "question": "what color is it"}),
-    ("nlvr2", "judge", {"left": ONE, "right": [TWO, ONE], "statement": "a red circle"}),
-    ("pair", "compare", {"left": ONE, "left_text": "a circle", "right": TWO, "right_text": "a square"}),
+    ("nlvr2", "verify", {"left": ONE, "right": [TWO, ONE], "statement": "a red circle"}),
+    ("pair", "same", {"left": ONE, "left_text": "a circle", "right": TWO, "right_text": "a square"}),
     ("classification", "classify", {"image": [ONE, TWO], "top": 1}),
 ]  # fmt: skip
 SHOWN: list[tuple[str, str, dict[str, Any]]] = [
     ("masked", "reconstruct", {"image": ONE, "text": TEXTS[0], "keep": [0, 3, 5]}),
-    ("masked", "look", {"image": ONE, "text": TEXTS[1], "word": "red"}),
-    ("vqa", "look", {"image": ONE, "text": "what color is it", "answer": "red", "block": 0}),
-    ("nlvr2", "look", {"image": [ONE, TWO], "text": "a red circle"}),
-    ("classification", "look", {"image": ONE}),
+    ("masked", "explain", {"image": ONE, "text": TEXTS[1], "word": "red"}),
+    ("vqa", "explain", {"image": ONE, "text": "what color is it", "answer": "red", "block": 0}),
+    ("nlvr2", "explain", {"image": [ONE, TWO], "text": "a red circle"}),
+    ("classification", "explain", {"image": ONE}),
 ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ async def silent(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture(name="folder", scope="module")
 def served_folder(tmp_path_factory) -> Path:
-    """Runs and pictures: some are files, some members of a shard."""
+    """Runs and images: some are files, some members of a shard."""
     folder = tmp_path_factory.mktemp("secret")
     write_run(tiny_run("retrieval"), folder / "runs" / "retrieval" / "best")
     for number in range(6):

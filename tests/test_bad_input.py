@@ -56,9 +56,9 @@ def test_empty_folder(eve, tmp_path: Path):
 
 def test_unreadable_image(eve, tmp_path: Path):
     rows = write_pairs(tmp_path / "pairs")
-    (tmp_path / "pairs/3.png").write_bytes(b"no picture")
+    (tmp_path / "pairs/3.png").write_bytes(b"no image")
     line = pretrain_on(eve, rows)
-    assert "rows.jsonl:4" in line and "max_bad_share" in line
+    assert "rows.jsonl:4" in line and "max_invalid_fraction" in line
     (bad,) = map(json.loads, (tmp_path / "runs/tiny/bad_samples.jsonl").read_text().splitlines())
     assert "rows.jsonl:4" in bad["where"]
     check = eve("data", "check", rows)
@@ -67,9 +67,9 @@ def test_unreadable_image(eve, tmp_path: Path):
 
 def test_unreadable_image_within_the_allowed_share(eve, tmp_path: Path):
     rows = write_pairs(tmp_path / "pairs")
-    (tmp_path / "pairs/3.png").write_bytes(b"no picture")
+    (tmp_path / "pairs/3.png").write_bytes(b"no image")
     val = write_pairs(tmp_path / "val")
-    flags = ("--data.max-bad-share", "0.2", "--train.steps", 4)
+    flags = ("--data.max-invalid-fraction", "0.2", "--train.steps", 4)
     done = eve("pretrain", "tiny", "--data.train", rows, "--data.val", val, *flags)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "runs/tiny/bad_samples.jsonl").read_text().splitlines()) == 1  # once, however often met
@@ -178,8 +178,8 @@ def test_own_pairs_need_validation_pairs(eve, tmp_path: Path):
 def test_a_complaint_from_a_loader_worker_is_one_line_too(eve, tmp_path: Path):
     rows = write_pairs(tmp_path / "pairs", count=60)
     for number in range(20, 60):
-        (tmp_path / f"pairs/{number}.png").write_bytes(b"no picture")
-    alone, worker = (pretrain_on(eve, rows, "--data.num-workers", num, "--data.max-bad-share", 1) for num in (0, 1))
+        (tmp_path / f"pairs/{number}.png").write_bytes(b"no image")
+    alone, worker = (pretrain_on(eve, rows, "--data.num-workers", num, "--data.max-invalid-fraction", 1) for num in (0, 1))
     assert worker == alone
     assert "rows in a row cannot be used" in alone
 

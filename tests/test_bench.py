@@ -10,9 +10,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from eve_vl import bench
 from eve_vl.cli import main
 from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.run import bench
 
 CPU = torch.device("cpu")
 PEAK = 1e12
@@ -28,7 +28,7 @@ def config_of(name: str, **train: object):
     tiny = get_recipe("tiny")
     tiny = replace(tiny, model=replace(tiny.model, deep_ffn="shared"))  # torch counts no experts
     config = tiny if name == "tiny" else get_finetune_recipe(name, tiny)
-    train = {"batch_size": 8, "threads": 1, "new_lr_multiplier": 1.0, "dtype": "float32", "optimizer": "adamw"} | train
+    train = {"batch_size": 8, "threads": 1, "head_lr_multiplier": 1.0, "dtype": "float32", "optimizer": "adamw"} | train
     return replace(config, init=None, train=replace(config.train, **train))  # pyright: ignore
 
 

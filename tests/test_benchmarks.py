@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from eve_vl.errors import UserError
-from eve_vl.inspect import inspect_config
-from eve_vl.loading import build_untrained
 from eve_vl.recipes import get_recipe
+from eve_vl.run.inspect import inspect_config
+from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import UserError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
@@ -45,7 +45,7 @@ def test_rows_are_those_of_the_papers_table():
 
 
 def test_a_rivals_recipe_gives_the_same_rows():
-    mine, theirs = (steps.variants(get_recipe(name), (1,)) for name in ("scenes", "scenes_rival"))
+    mine, theirs = (steps.variants(get_recipe(name), (1,)) for name in ("scenes", "scenes_mlm_itc_itm"))
     assert [row.config.task for row in mine] == [row.config.task for row in theirs]
 
 
@@ -68,7 +68,7 @@ def test_made_up_texts_have_the_length_asked_for(texts):
     else:
         assert 12 < lengths.float().mean() < 16
         assert lengths.min() >= 6
-    assert len(batch.picture_B.unique()) == 64
+    assert len(batch.image_id_B.unique()) == 64
     assert not (batch.is_masked_BT & batch.is_padding_BT).any()
 
 
@@ -158,7 +158,7 @@ def test_memory_is_that_of_a_process_of_its_own():
 # The script
 
 
-def test_the_script_writes_numbers_and_a_picture_whose_ratios_are_those_of_its_times(tmp_path):
+def test_the_script_writes_numbers_and_a_image_whose_ratios_are_those_of_its_times(tmp_path):
     flags = "--recipe tiny --batch 2 --decoder-depths 1 2 --repeats 1 --threads 1 --no-memory --json a.json --out a.svg"
     command = [sys.executable, str(BENCHMARKS / "step_cost.py"), *flags.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -238,7 +238,7 @@ def test_search_is_measured(tmp_path):
         f"{what} {how}" for what in ("read and decode", "encode", "index", "share") for how in both
     }
     assert min(value for numbers in found.values() for value in numbers.values()) > 0
-    assert "      500 pictures of 256 numbers: clock p50" in done.stdout
+    assert "      500 images of 256 numbers: clock p50" in done.stdout
     assert all(f"; share {how} " in done.stdout for how in both)
     assert "        4 photos to 32², 16 re-ranked: clock p50" in done.stdout
 
@@ -247,6 +247,6 @@ def test_the_memory_of_indexing_is_measured(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "index_memory.py"), "--quick", "--json", str(tmp_path / "found.json")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads((tmp_path / "found.json").read_text())["found"]
-    assert [(each["pictures"], each["added"]) for each in found] == [(4, 4), (8, 4), (8, 0)]
+    assert [(each["images"], each["added"]) for each in found] == [(4, 4), (8, 4), (8, 0)]
     assert all(2**26 < each["own"] < each["resident"] < 2**32 for each in found)
-    assert "8 pictures (nothing new)" in done.stdout
+    assert "8 images (nothing new)" in done.stdout

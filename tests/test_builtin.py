@@ -18,11 +18,11 @@ from pyarrow import parquet
 from test_bad_input import complaint
 
 from eve_vl import builtin
-from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.loading import build_task
+from eve_vl.run.loading import build_task
+from eve_vl.run.training import start_from, with_absolute_paths
 from eve_vl.search.index import Index
-from eve_vl.training import start_from, with_absolute_paths
+from eve_vl.utils.errors import UserError
 
 ICONS = builtin.FOLDER / "icons"
 
@@ -91,7 +91,7 @@ def few(tmp_path, monkeypatch) -> list[str]:
     return [row["caption"] for row in rows]
 
 
-def test_trying_it_finds_icons_and_own_pictures_by_words(eve, tmp_path, run, few, monkeypatch):
+def test_trying_it_finds_icons_and_own_images_by_words(eve, tmp_path, run, few, monkeypatch):
     opened = []
     monkeypatch.setattr("eve_vl.cli.search.run_app", opened.append)
     (tmp_path / "mine").mkdir()
@@ -102,7 +102,7 @@ def test_trying_it_finds_icons_and_own_pictures_by_words(eve, tmp_path, run, few
     (folder,) = (tmp_path / "tried").glob("index-*")  # of these weights
     assert [args.index for args in opened] == [Path("tried") / folder.name]
     assert f"skipped: {tmp_path / 'mine' / 'two.png'}" in done.stdout
-    assert f"tried/{folder.name}: {len(few) + 1} pictures ({len(few) + 1} new), {len(few)} captions" in done.stdout
+    assert f"tried/{folder.name}: {len(few) + 1} images ({len(few) + 1} new), {len(few)} captions" in done.stdout
     index = Index.open(folder, run)
     found = [words in hit.captions for words in few for hit in index.search(words, top=1)]
     assert np.mean(found) > 0.5  # an untrained run finds one of a hundred
@@ -111,7 +111,7 @@ def test_trying_it_finds_icons_and_own_pictures_by_words(eve, tmp_path, run, few
     }
     assert index.store.facts["run"] == "builtin:icons"
     assert "heart.png" in eve("search", folder, "heart").stdout  # by the run that the index names
-    assert f"{len(few)} pictures (1 gone)" in eve("try", "--out", "tried", "--port", "0").stdout
+    assert f"{len(few)} images (1 gone)" in eve("try", "--out", "tried", "--port", "0").stdout
     assert "no such file or folder: " in complaint(eve("try", "vanished", "--out", "tried", "--port", "0"))
     (tmp_path / "notes.md").write_text("none")
     unknown = complaint(eve("try", "notes.md", "--out", "tried", "--port", "0"))
@@ -137,7 +137,7 @@ def test_a_port_that_is_taken_is_told_before_the_work(eve, tmp_path):
 
 
 def test_it_is_a_start_for_other_runs(run):
-    """Also of pictures of another size, for which float16 positions are resized."""
+    """Also of images of another size, for which float16 positions are resized."""
     start = replace(
         run.run.config, init=Path("builtin:icons"), scratch=False, input=replace(run.run.config.input, image_size=96)
     )

@@ -13,9 +13,9 @@ from eve_vl.cli import VERBS
 from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
+from eve_vl.cli.predict import EncodeArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
-from eve_vl.cli.use import EncodeArgs
 from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, kinds_of
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
 from eve_vl.tasks import task_class
@@ -28,12 +28,12 @@ MISTAKES = [
     ("pretrain tiny --train.betas 0.9 --out x", "--train.betas: '0.9' was given, expected a number, a number"),
     ("pretrain tiny --train.lr-multipliers a b", "'a b' was given, expected a text, a number, any number of times"),
     ("pretrain tiny --train_weights x", "no flag '--train-weights'; did you mean '--data.train-weights'?"),
-    ("pretrain tiny --data.rows=rows", "--data.rows: 'rows' was given, expected one of pairs, pictures, texts"),
+    ("pretrain tiny --data.modality=rows", "--data.modality: 'rows' was given, expected one of pairs, images, texts"),
     ("pretrain tiny --init", "--init: nothing was given, expected a path"),
     ("pretrain tiny --zzz 3", "no flag '--zzz'; eve pretrain tiny --help lists them"),
     ("pretrain tiny --coda x.py", "no flag '--coda'; did you mean '--code'?"),
     ("pretrain tiny more", "unexpected argument 'more'"),
-    ("judge run left.png", "usage: eve judge RUN LEFT RIGHT STATEMENT [flags]; given: run left.png"),
+    ("judge run left.png", "usage: eve verify RUN LEFT RIGHT STATEMENT [flags]; given: run left.png"),
     ("convert", "usage: eve convert SOURCE TARGET [flags]; given: nothing"),
     ("completion fish", "usage: eve completion SHELL [flags]; given: fish"),
     ("data", "usage: eve data check"),
@@ -63,7 +63,10 @@ MISTAKES = [
     ("pretrain tiny --task.mlm-weight 0 --task.text-mask-ratio 0.2", "--task.text-mask-ratio has no effect"),
     ("pretrain tiny --model.deep-ffn modality --model.num-experts 8", "--model.num-experts has no effect without a block"),
     ("pretrain tiny --model.num-deep-blocks 0 --model.deep-ffn shared", "--model.deep-ffn has no effect as no block has it"),
-    ("pretrain tiny --task.mim-weight 0 --data.rows texts --data.augment rand", "--data.augment has no effect on texts alone"),
+    (
+        "pretrain tiny --task.mim-weight 0 --data.modality text --data.augment rand",
+        "--data.augment has no effect on texts alone",
+    ),
 ]
 
 
@@ -84,7 +87,7 @@ def test_a_mistake_is_one_line(command: str, message: str, eve, tmp_path: Path):
 def test_texts_alone_are_told_how_to_train_on_them(eve, tmp_path: Path):
     (tmp_path / "words.txt").write_text("one line\nanother line\n" * 40)
     line = complaint(eve("pretrain", "tiny", "--data.train", "words.txt", "--data.val", "held-out"))
-    assert "--data.rows texts --task.mim-weight 0" in line
+    assert "--data.modality text --task.mim-weight 0" in line
 
 
 @pytest.mark.parametrize(
@@ -114,11 +117,11 @@ def test_built_in_data_in_place_of_the_users_own_needs_a_yes(eve, tmp_path: Path
     few = ("--train.steps", 1, "--train.batch-size", 2, "--data.val-samples", 2, "--data.num-workers", 0)
     done = eve("pretrain", "tiny", "--out", "mine:x:[/b]", "--data.train", rows, "--data.val", rows, *few)
     assert done.returncode == 0, done.stderr
-    start = ("finetune", "demo_nlvr2", "--init", "mine:x:[/b]", "--out", "judge", *few)
+    start = ("finetune", "demo_nlvr2", "--init", "mine:x:[/b]", "--out", "verify", *few)
     line = complaint(eve(*start))
     assert f"mine:x:[/b] was trained on {rows}, but this recipe trains on built-in data (scenes:train)" in line
     assert "--data.train PATH" in line and "say --data.train scenes:train" in line
-    assert not (tmp_path / "judge").exists()
+    assert not (tmp_path / "verify").exists()
     for answer, code in (("n", 2), ("y", 0)):
         with monkeypatch.context() as patch:
             patch.setattr("sys.stdin.isatty", lambda: True)

@@ -14,9 +14,10 @@ STOP = "train.steps must be above 0, got 0"
 OWN = "start from a run of its own"
 EVE, MLIM, MEDFLIP, VLMO = "tiny", "mlim_tiny", "medflip_tiny", "vlmo_large_images"
 BLOCKS = (
-    "model.stem blocks instead of linear, model.shallow_ffn shared instead of modality, model.num_deep_blocks 0 instead of 2"
+    "model.stem patch_conv instead of linear, model.shallow_ffn shared instead of modality, "
+    "model.num_deep_blocks 0 instead of 2"
 )
-AS_MLIM = "--model.stem blocks --model.shallow-ffn shared --model.num-deep-blocks 0"
+AS_MLIM = "--model.stem patch_conv --model.shallow-ffn shared --model.num-deep-blocks 0"
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def told(eve, tmp_path: Path):
         (EVE, MLIM, {}, BLOCKS, AS_MLIM),
         (MEDFLIP, "m3ae_tiny", {}, "model.fusion_depth 2 instead of 0", "--model.fusion-depth 2"),
         (MEDFLIP, "m3ae_tiny", {"fusion_depth": 1}, "model.fusion_depth 1 instead of 0", "--model.fusion-depth 1"),
-        ("vlmo_base", "vlmo_tiny", {}, "model.stem convolutions instead of linear", "--model.stem convolutions"),
+        ("vlmo_base", "vlmo_tiny", {}, "model.stem conv instead of linear", "--model.stem conv"),
         (EVE, EVE, {"deep_ffn": "shared"}, "model.deep_ffn shared instead of moe", "--model.deep-ffn shared"),
         (EVE, EVE, {"num_deep_blocks": 0}, "model.num_deep_blocks 0 instead of 2", "--model.num-deep-blocks 0"),
     ],
@@ -64,11 +65,11 @@ def test_a_run_of_another_system_is_refused_with_flags_that_say_it_is_meant(told
     [
         (
             *(MLIM, "builtin:icons"),
-            "model.stem convolutions instead of blocks, model.shallow_ffn modality instead of shared, "
+            "model.stem conv instead of patch_conv, model.shallow_ffn modality instead of shared, "
             "model.num_deep_blocks 2 instead of 0",
         ),
         ("m3ae_tiny", MEDFLIP, "model.fusion_depth 0 instead of 2"),
-        ("m3ae_tiny", EVE, "model.name eve instead of towers"),
+        ("m3ae_tiny", EVE, "model.name eve instead of dual_encoder"),
     ],
 )
 def test_a_system_that_the_task_cannot_train_is_refused_without_such_flags(told, recipe, start, differ):
@@ -82,7 +83,12 @@ def test_a_system_that_the_task_cannot_train_is_refused_without_such_flags(told,
         ("m3ae_tiny", MEDFLIP, "--model.fusion-depth 2", STOP),
         ("m3ae_tiny", MEDFLIP, "--model.fusion-depth 0", "which model.fusion_depth 0 does not give"),
         (MLIM, EVE, AS_MLIM, STOP),
-        (MLIM, EVE, AS_MLIM.replace("blocks", "linear", 1), "with model.stem blocks, of which a hidden patch shows nothing, "),
+        (
+            MLIM,
+            EVE,
+            AS_MLIM.replace("patch_conv", "linear", 1),
+            "with model.stem patch_conv, which shows nothing of a hidden patch",
+        ),
     ],
 )
 def test_flags_may_give_a_run_what_the_task_needs(told, recipe, start, flags, problem):

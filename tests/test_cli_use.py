@@ -1,4 +1,4 @@
-"""The verbs that use a run on pictures and texts at hand."""
+"""The verbs that use a run on images and texts at hand."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,12 @@ from eve_vl.eve import Eve
 from eve_vl.train.log import RunLog
 
 JSON = ("--json", "numbers.json")
-USES = ("answer", "match", "judge", "classify", "fill-mask", "reconstruct", "look", "encode")
+USES = ("answer", "match", "verify", "classify", "fill-mask", "reconstruct", "explain", "encode")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures, and a run of every task."""
+    """Two images, and a run of every task."""
     for number in (0, 1):
         Image.fromarray(noise(number, 40, 30)).save(tmp_path / f"{number}.png")
     for name in ("masked", "retrieval", "vqa", "nlvr2"):
@@ -58,7 +58,7 @@ def test_match(eve, folder):
 
 
 def test_judge(eve, folder):
-    done = eve("judge", "nlvr2", "0.png", "1.png", TEXT, "--json", "judge.json")
+    done = eve("verify", "nlvr2", "0.png", "1.png", TEXT, "--json", "judge.json")
     expected = Eve.load(folder / "nlvr2").judge(folder / "0.png", folder / "1.png", TEXT)
     assert done.stdout.startswith(f"{'true' if expected.verdict else 'false'} "), done.stderr
     assert f"{expected.probability:.4f}" in done.stdout
@@ -85,16 +85,16 @@ def test_reconstruct(eve, folder):
     sheet = np.asarray(Image.open(folder / "new/pic.png"))
     side = 14 * 16  # enlarged by a whole number
     assert sheet.shape == (side, 3 * side + 16, 3)
-    for number, picture in enumerate((expected.original, expected.masked, expected.rebuilt)):
+    for number, image in enumerate((expected.original, expected.masked, expected.rebuilt)):
         left = number * (side + 8)
-        np.testing.assert_array_equal(sheet[::14, left : left + side : 14], picture)
+        np.testing.assert_array_equal(sheet[::14, left : left + side : 14], image)
     assert (sheet[:, side : side + 8] == 255).all()
 
 
 def test_look(eve, folder):
-    done = eve("look", "vqa", "0.png", TEXT, "--word", "blue", "--block", 0, "--out", "heat.png", "--json", "heat.json")
+    done = eve("explain", "vqa", "0.png", TEXT, "--word", "blue", "--block", 0, "--out", "heat.png", "--json", "heat.json")
     assert done.returncode == 0, done.stderr
-    expected = Eve.load(folder / "vqa").look(folder / "0.png", TEXT, word="blue", block=0)
+    expected = Eve.load(folder / "vqa").explain(folder / "0.png", TEXT, word="blue", block=0)
     sheet = np.asarray(Image.open(folder / "heat.png"))
     np.testing.assert_array_equal(sheet[::5, ::5], expected.overlays()[0])
     assert f'where "blue" looks in block 0 for {expected.score} (probability {expected.probability:.4f})' in done.stdout
@@ -103,8 +103,8 @@ def test_look(eve, folder):
     assert (found["word"], found["block"], found["score"]) == ("blue", 0, expected.score)
 
 
-def test_look_at_two_pictures(eve, folder):
-    done = eve("look", "nlvr2", "0.png", TEXT, "--right", "1.png", "--out", "both.jpg")
+def test_look_at_two_images(eve, folder):
+    done = eve("explain", "nlvr2", "0.png", TEXT, "--right", "1.png", "--out", "both.jpg")
     assert done.returncode == 0, done.stderr
     assert size(folder / "both.jpg") == (2 * 5 * 30 + 8, 5 * 40)
     assert "both.jpg: where block 1 looks for the verdict " in done.stdout
@@ -143,12 +143,12 @@ def test_encode_a_folder_and_a_table(eve, folder):
     (folder / "photos").mkdir()
     for number in range(3):
         Image.fromarray(noise(number, 20 + number, 30)).save(folder / f"photos/{number}.png")
-    (folder / "photos/broken.png").write_bytes(b"not a picture")
+    (folder / "photos/broken.png").write_bytes(b"not an image")
     (folder / "texts.csv").write_text(f"text\na circle\n{TEXT}\n")
     done = eve("encode", "retrieval", "photos", "--texts-of", "texts.csv", "--texts", "a", "--out", "f.Safetensors")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "skipped: broken.png: not a picture in a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF)",
+        "skipped: broken.png: not an image in a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF)",
         "f.Safetensors: image_features (3, 8), text_features (3, 8)",
         "note: 1 row could not be used; the file lists what was `skipped`",
     ]
@@ -174,16 +174,16 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("answer", "nowhere", "0.png", "x"), "nowhere: no such run folder"),
         (("answer", "no:train:where", "0.png", "x"), "no:train:where: no such run folder"),
         (("answer", "vqa", "9.png", "x"), "image: no such file: 9.png"),
-        (("answer", "vqa", "vqa/state.json", "x"), "vqa/state.json: not a picture in a known format"),
+        (("answer", "vqa", "vqa/state.json", "x"), "vqa/state.json: not an image in a known format"),
         (("answer", "vqa", "0.png", " "), "text is empty"),
         (("answer", "masked", "0.png", "x"), "to get one that allows answer: eve finetune demo_vqa --init masked"),
         (("match", "vqa", "0.png", "x"), "vqa is a run of task vqa, which allows encode_image, encode_text, answer, look"),
         (("fill-mask", "masked", "0.png", "a circle"), "write [MASK] in the text"),
-        (("reconstruct", "masked", "0.png", "a", "--out", "a.xyz"), "a.xyz: cannot write pictures with the ending '.xyz'"),
+        (("reconstruct", "masked", "0.png", "a", "--out", "a.xyz"), "a.xyz: cannot write images with the ending '.xyz'"),
         (("reconstruct", "masked", "0.png", "a", "--share", "2"), "share 2.0 is not in (0, 1)"),
-        (("look", "nlvr2", "0.png", "x"), "looks at 2 pictures, 1 given"),
-        (("look", "vqa", "0.png", "a circle", "--word", "star"), '"star" is not a word of "a circle"'),
-        (("look", "vqa", "0.png", "a circle", "--wrd", "star"), "no flag '--wrd'"),
+        (("explain", "nlvr2", "0.png", "x"), "looks at 2 images, 1 given"),
+        (("explain", "vqa", "0.png", "a circle", "--word", "star"), '"star" is not a word of "a circle"'),
+        (("explain", "vqa", "0.png", "a circle", "--wrd", "star"), "no flag '--wrd'"),
         (("encode", "vqa"), "nothing to encode"),
         *(
             (
@@ -195,7 +195,7 @@ def test_encode_a_folder_and_a_table(eve, folder):
         (("encode", "vqa", "0.png", "--format", "csv"), "say how to read folders and tables; name one"),
         (("encode", "vqa", "0.png", "--device", "cuda:77"), "device 'cuda:77': torch has no such device here"),
         (("evaluate", "vqa", "vqa", "--rerank", 3), "no flag '--rerank'"),
-        (("evaluate", "encoder", "masked"), "no task 'encoder'; choose from classification, contrast_match, masked_signal, "),
+        (("evaluate", "headless", "masked"), "no task 'headless'; choose from classification, contrast_match, masked_signal, "),
         (("evaluate", "retrieval", "retrieval", "--rerank", -1), "--rerank: rerank must be finite and not negative, got -1"),
         (
             ("evaluate", "retrieval", "retrieval", "--data", "scenes:test", "--samples", 4, "--rerank", 99),
@@ -256,13 +256,13 @@ def test_a_file_for_the_server_has_every_question_or_is_not_written(eve, folder)
     rows = [{"image": name, "question": "what", "question_id": i} for i, name in enumerate(("0.png", "junk.png", "1.png"))]
     for name, some in (("all", rows), ("good", rows[::2])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    broken = ("evaluate", "vqa", "vqa", "--data", "all.jsonl", "--skip-broken")
+    broken = ("evaluate", "vqa", "vqa", "--data", "all.jsonl", "--skip-invalid")
     (folder / "answers.json").write_text("of before")
     done = eve(*broken, "--predictions", "answers.json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "--predictions: the file holds all 3 rows, but 1 cannot be used, the first: all.jsonl:2: " in done.stderr
     assert (folder / "answers.json").read_text() == "of before"
-    done = eve("evaluate", "vqa", "vqa", "--data", "good.jsonl", "--skip-broken", "--predictions", "answers.json")
+    done = eve("evaluate", "vqa", "vqa", "--data", "good.jsonl", "--skip-invalid", "--predictions", "answers.json")
     assert done.returncode == 0, done.stderr
     assert [row["question_id"] for row in json.loads((folder / "answers.json").read_text())] == [0, 2]
 
@@ -279,5 +279,5 @@ def test_from_training_to_an_answer(eve, tmp_path: Path):
     done = eve("answer", "vqa", "0.png", "what color is the circle", "--top", 1)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1
-    assert eve("look", "vqa", "0.png", "what color is the circle").returncode == 0
+    assert eve("explain", "vqa", "0.png", "what color is the circle").returncode == 0
     assert size(tmp_path / "look.png") == (224, 224)

@@ -6,58 +6,58 @@ from eve_vl.cli import VERBS, main
 from eve_vl.cli.common import DeviceArgs, flags_of, with_own
 from eve_vl.cli.convert import ConvertArgs
 from eve_vl.cli.data import AnswersArgs, CheckArgs, TokenizerArgs, WriteArgs
+from eve_vl.cli.predict import EncodeArgs, call_verbs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs, ZeroShotArgs
 from eve_vl.cli.search import IndexArgs, SearchArgs, TryArgs
 from eve_vl.cli.serve import AppArgs, ServeArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
-from eve_vl.cli.use import EncodeArgs, call_verbs
 from eve_vl.config import TaskConfig, kinds_of
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
 from eve_vl.tasks import task_class
 
-START = "--out --init --init-may-lack --scratch"
+START = "--out --init --init-allow-missing --scratch"
 INPUT = "--input.image-size --input.patch-size --input.text-length --input.padded-text-length"
 MODEL = """
-    --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.stem --model.depth
+    --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.depth
     --model.num-heads --model.mlp-ratio --model.shallow-ffn --model.deep-ffn --model.num-deep-blocks --model.num-experts
     --model.top-k --model.modality-routing --model.routing --model.activation --model.positions --model.text-embedding
     --model.pooler --model.norm-pre --model.balance-weight --model.drop-path --model.dropout
 """
 TOWERS = """
-    --model.embed-dim --model.layer-scale --model.init-std --model.position-std --model.stem --model.image-depth
+    --model.embed-dim --model.layer-scale-init --model.init-std --model.pos-embed-init-std --model.stem --model.image-depth
     --model.text-depth --model.towers --model.fusion-depth --model.pixel-layer --model.num-heads --model.mlp-ratio
     --model.activation --model.dropout
 """
 MASKS = """
-    --task.image-mask-ratio --task.text-mask-ratio --task.mask-words --task.text-shown-share --task.text-shown-from
+    --task.image-mask-ratio --task.text-mask-ratio --task.whole-word-masking --task.mask-replace-prob --task.mask-replace-source
     --task.mim-weight --task.mlm-weight --task.joint-masking --task.normalize-targets
     --task.decoder-depth --task.decoder-dim --task.decoder-num-heads
 """
 TASK = {
     "masked_signal": MASKS,
     "contrast_match": f"""
-        {MASKS} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masks-image --task.itc-targets
+        {MASKS} --task.itc-weight --task.itm-weight --task.projection-dim --task.itc-masked-image --task.itc-targets
         --task.itm-negatives --task.svd-form --task.svd-weight
     """,
-    "mlim": MASKS + "--task.masking --task.heavy-mask-ratio --task.recon-region",
+    "mlim": MASKS + "--task.masking --task.heavy-mask-ratio --task.recon-target",
     "retrieval": """
-        --task.itc-weight --task.itm-weight --task.itm-loss --task.num-texts --task.projection-dim
-        --task.standardize-match --task.pooling --task.final-norm --task.rerank --task.rerank-by
-        --task.captions-per-image --task.merge-captions
+        --task.itc-weight --task.itm-weight --task.itm-loss --task.ranking-candidates --task.projection-dim
+        --task.itm-batchnorm --task.pooling --task.final-norm --task.rerank --task.rerank-by
+        --task.captions-per-image --task.dedup-captions
     """,
     "vqa": "--task.answers --task.min-answer-count",
-    "nlvr2": "--task.head --task.own-types",
+    "nlvr2": "--task.head --task.second-image-type-embedding",
     "pair": "--task.modality-dropout",
-    "classification": "--task.reads --task.several --task.classes",
+    "classification": "--task.inputs --task.multilabel --task.classes",
 }
 REST = """
-    --data.rows --data.train --data.train-weights --data.val --data.val-share --data.val-samples --data.skip-broken-val
+    --data.modality --data.train --data.train-weights --data.val --data.val-fraction --data.val-samples --data.skip-invalid-val
     --data.format --data.image-root --data.image-column --data.text-column --data.label-column --data.crop-scale --data.flip
-    --data.augment --data.num-workers --data.max-bad-share --tokenizer.path --tokenizer.vocab-size
-    --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.new-lr-multiplier
+    --data.augment --data.num-workers --data.max-invalid-fraction --tokenizer.path --tokenizer.vocab-size
+    --train.steps --train.batch-size --train.accumulation --train.optimizer --train.lr --train.head-lr-multiplier
     --train.lr-multipliers --train.freeze --train.warmup --train.schedule --train.betas --train.weight-decay --train.clip-norm
     --train.ema-decay --train.dtype --train.device --train.threads --train.compile --train.checkpoint-activations --train.seed
-    --train.log-every --train.val-every --train.patience --train.save-every --train.keep --resume
+    --train.log-every --train.val-every --train.patience --train.save-every --train.keep-checkpoints --resume
 """
 SOURCE = "--format --image-root --image-column --text-column --label-column"
 SERVE = """
@@ -77,18 +77,18 @@ FLAGS = {
     InspectArgs: "--init --json",
     ReportArgs: "--out",
     ExportArgs: "--parts --json",
-    ZeroShotArgs: f"--device {SOURCE} --data --prompts --by --samples --skip-broken --json",
+    ZeroShotArgs: f"--device {SOURCE} --data --prompts --by --samples --skip-invalid --json",
     ConvertArgs: """
         --tokenizer --answers --routing --text-tokens --clean-text --image-size --num-heads --architecture --copy
         --num-experts --num-deep-blocks --seed --drop
     """,
 }
-EVALUATE = f"--device {SOURCE} --data --samples --skip-broken --no-skip-broken --blind --no-blind --predictions --json"
+EVALUATE = f"--device {SOURCE} --data --samples --skip-invalid --no-skip-invalid --blind --no-blind --predictions --json"
 EVALUATION = {
     "masked_signal": EVALUATE,
     "contrast_match": EVALUATE,
     "mlim": EVALUATE,
-    "retrieval": f"{EVALUATE} --rerank --rerank-by --captions-per-image --merge-captions",
+    "retrieval": f"{EVALUATE} --rerank --rerank-by --captions-per-image --dedup-captions",
     "vqa": EVALUATE,
     "nlvr2": EVALUATE,
     "pair": EVALUATE,
@@ -100,14 +100,14 @@ CALLS = {
     "match": "--device --json",
     "zero-shot": "--device --json --by --top",
     "answer": "--device --json --top",
-    "judge": "--device --json",
-    "compare": "--device --json",
+    "verify": "--device --json",
+    "same": "--device --json",
     "classify": "--device --json --text --top",
-    "look": "--device --json --right --word --answer --block --out",
-    "route": "--device --json --out",
+    "explain": "--device --json --right --word --answer --block --out",
+    "experts": "--device --json --out",
 }
 TRAINING = {
-    **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_rival", "mlim_tiny", "m3ae_tiny", "medflip_tiny")},
+    **{("pretrain", name): get_recipe(name) for name in ("tiny", "demo_mlm_itc_itm", "mlim_tiny", "m3ae_tiny", "medflip_tiny")},
     **{("finetune", name): get_finetune_recipe(name, get_recipe("base")) for name in FINETUNE},
 }
 
@@ -115,7 +115,7 @@ TRAINING = {
 def test_verbs():
     assert list(VERBS) == [
         *("try", "demo", "pretrain", "finetune", "evaluate"),
-        *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "judge", "compare", "classify", "look", "route"),
+        *("fill-mask", "reconstruct", "match", "zero-shot", "answer", "verify", "same", "classify", "explain", "experts"),
         "encode",
         *("index", "search", "serve", "app"),
         *(
@@ -152,7 +152,7 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
     assert list(call_verbs()) == list(CALLS)
     for kind in kinds_of(TaskConfig).values():
         verbs = task_class(kind).calls.verbs
-        assert set(kind.calls) | {"look", "route"} == set(verbs)
+        assert set(kind.calls) | {"explain", "experts"} == set(verbs)
         for call, verb in verbs.items():
             assert list(flags_of(with_own(DeviceArgs, verb.flags))) == CALLS[call.replace("_", "-")].split(), call
 
@@ -160,7 +160,7 @@ def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
 @pytest.mark.parametrize("config", TRAINING.values(), ids=lambda config: config.recipe)
 def test_flags_of_a_run_are_those_of_its_task(config):
     known = [flag for flag in flags_of(TrainArgs, TrainArgs(config=config)) if "no-" not in flag]
-    model = {"eve": MODEL, "towers": TOWERS}[config.model.name]
+    model = {"eve": MODEL, "dual_encoder": TOWERS}[config.model.name]
     run = f"{START} {INPUT} {model} {TASK[config.task.name]} {REST}"
     assert known == run.split()
     known = [flag for flag in flags_of(BenchArgs, BenchArgs(config=config)) if "no-" not in flag]
@@ -170,8 +170,8 @@ def test_flags_of_a_run_are_those_of_its_task(config):
 @pytest.mark.parametrize(
     ("words", "usage"),
     [
-        ("judge", "eve judge [-h] RUN LEFT RIGHT STATEMENT [--device"),
-        ("look", "eve look [-h] [OPTIONS] RUN IMAGE [TEXT]"),
+        ("verify", "eve verify [-h] RUN LEFT RIGHT STATEMENT [--device"),
+        ("explain", "eve explain [-h] [OPTIONS] RUN IMAGE [TEXT]"),
         ("index", "eve index [-h] [OPTIONS] [SOURCE …]"),
         ("data write", "eve data write [-h] {scenes,phantoms} LAYOUT FOLDER [--rows"),
         ("report", "eve report [-h] [RUN …] [--out"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eve_vl.config import config_to_json
-from eve_vl.loading import load_run, read_config
+from eve_vl.run.loading import load_run, read_config
 from eve_vl.tasks import vqa
 from eve_vl.train.log import TIMING, read_log
 
@@ -42,7 +42,7 @@ def test_the_numbers_are_those_of_then(path, eve, tmp_path, monkeypatch):
 def test_a_config_of_then_comes_back_from_the_form_of_now(path, tmp_path):
     config = read_config(path.parent)
     (tmp_path / "config.json").write_text(config_to_json(config))
-    assert json.loads((tmp_path / "config.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "config.json").read_text())["format"] == 3
     assert read_config(tmp_path) == config
 
 

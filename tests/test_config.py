@@ -12,8 +12,8 @@ from eve_vl.config import (
     Config,
     ContrastMatchConfig,
     DataConfig,
-    EncoderOnlyConfig,
     EveModelConfig,
+    HeadlessConfig,
     InputConfig,
     MaskedSignalConfig,
     MlimConfig,
@@ -29,8 +29,8 @@ from eve_vl.config import (
     layer_decay,
     to_dict,
 )
-from eve_vl.errors import UserError, nearest
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
+from eve_vl.utils.errors import UserError, nearest
 
 MISTAKES = [
     (InputConfig(image_size=225), "image_size 225 is not divisible by patch_size 16 (nearest: 224)"),
@@ -52,12 +52,12 @@ MISTAKES = [
     (EveModelConfig(dropout=-0.1), "dropout -0.1 is not in [0, 1)"),
     (EveModelConfig(embed_dim=0), "embed_dim must be above 0, got 0"),
     (EveModelConfig(shallow_ffn="none"), "shallow_ffn 'none' is not one of shared, modality, modality_vl, moe"),  # pyright: ignore
-    (EveModelConfig(routing="offical"), "routing 'offical' is not one of stable, official, official-dropless"),  # pyright: ignore
-    (EveModelConfig(top_k=1, routing="official"), "top_k 1, but routing official is always top 2"),
+    (EveModelConfig(routing="referense"), "routing 'referense' is not one of dropless, reference, reference-dropless"),  # pyright: ignore
+    (EveModelConfig(top_k=1, routing="reference"), "top_k 1, but routing reference is always top 2"),
     (EveModelConfig(balance_weight=-1.0), "balance_weight must be finite and not negative, got -1.0"),
     (MaskedSignalConfig(image_mask_ratio=1.0), "image_mask_ratio 1.0 is not in (0, 1)"),
     (MaskedSignalConfig(text_mask_ratio=0.0), "text_mask_ratio 0.0 is not in (0, 1)"),
-    (MaskedSignalConfig(text_shown_share=1.1), "text_shown_share 1.1 is not in [0, 1]"),
+    (MaskedSignalConfig(mask_replace_prob=1.1), "mask_replace_prob 1.1 is not in [0, 1]"),
     (MaskedSignalConfig(mim_weight=-1.0), "mim_weight must be finite and not negative"),
     (MaskedSignalConfig(mim_weight=0.0, joint_masking=True), "joint_masking needs both mim_weight and mlm_weight above 0"),
     (MaskedSignalConfig(decoder_dim=100), "decoder_dim 100 is not divisible by 4 × decoder_num_heads"),
@@ -71,7 +71,7 @@ MISTAKES = [
         ContrastMatchConfig(mlm_weight=0.0, itc_weight=0.0, itm_weight=0.0),
         "mim_weight, mlm_weight, itc_weight and itm_weight are all 0: nothing to learn",
     ),
-    (ContrastMatchConfig(itc_targets="words"), "itc_targets 'words' is not one of picture, diagonal, same_text, semantic"),  # pyright: ignore
+    (ContrastMatchConfig(itc_targets="words"), "itc_targets 'words' is not one of image, diagonal, same_text, semantic"),  # pyright: ignore
     (ContrastMatchConfig(svd_weight=float("nan")), "svd_weight must be finite, got nan"),
     (ContrastMatchConfig(itm_weight=-1.0), "itm_weight must be finite and not negative, got -1.0"),
     (ContrastMatchConfig(projection_dim=-1), "projection_dim must be finite and not negative, got -1"),
@@ -79,8 +79,8 @@ MISTAKES = [
     (RetrievalConfig(itc_weight=-1.0), "itc_weight must be finite and not negative, got -1.0"),
     (RetrievalConfig(itm_weight=0.0), "rerank 128 needs the matching head, but itm_weight is 0: set it to 0 too"),
     (
-        RetrievalConfig(itm_weight=0.0, rerank=0, standardize_match=True),
-        "standardize_match has no use while itm_weight is 0: there is no matching head",
+        RetrievalConfig(itm_weight=0.0, rerank=0, itm_batchnorm=True),
+        "itm_batchnorm has no use while itm_weight is 0: there is no matching head",
     ),
     (RetrievalConfig(rerank=1), "rerank 1 changes nothing, for one candidate has no order: give 0, or more than 1"),
     (RetrievalConfig(captions_per_image=-1), "captions_per_image must be finite and not negative, got -1"),
@@ -91,7 +91,7 @@ MISTAKES = [
     (DataConfig(crop_scale=(0.9, 0.5)), "crop_scale (0.9, 0.5) is not within (0, 1], smaller first"),
     (DataConfig(crop_scale=(0.0, 1.0)), "crop_scale (0.0, 1.0) is not within (0, 1], smaller first"),
     (DataConfig(num_workers=-1), "num_workers -1 is negative"),
-    (DataConfig(max_bad_share=1.5), "max_bad_share 1.5 is not in [0, 1]"),
+    (DataConfig(max_invalid_fraction=1.5), "max_invalid_fraction 1.5 is not in [0, 1]"),
     (DataConfig(val_samples=0), "val_samples must be above 0, got 0"),
     (TokenizerConfig(vocab_size=100), "vocab_size 100 is not between 261 (bytes and special tokens) and 64000"),
     (TokenizerConfig(vocab_size=70_000), "vocab_size 70000 is not between 261"),
@@ -99,17 +99,21 @@ MISTAKES = [
     (TrainConfig(warmup=1.0), "warmup 1.0 is not in [0, 1)"),
     (TrainConfig(betas=(0.9, 1.0)), "betas (0.9, 1.0) are not in [0, 1)"),
     (TrainConfig(steps=0), "steps must be above 0, got 0"),
-    (TrainConfig(new_lr_multiplier=0.0), "new_lr_multiplier must be above 0, got 0.0"),
+    (TrainConfig(head_lr_multiplier=0.0), "head_lr_multiplier must be above 0, got 0.0"),
     (TrainConfig(lr_multipliers=(("a", 1.0), ("b", 0.0))), "lr_multipliers: the factor of 'b' must be above 0, got 0.0"),
     (TrainConfig(lr=-1e-4), "lr must be above 0, got -0.0001"),
     (TrainConfig(clip_norm=-1.0), "clip_norm must be finite and not negative"),
     (TrainConfig(seed=-1), "seed must be finite and not negative, got -1"),
 ]
-TASK_OF = {"icons_search": "retrieval", "icons_long": "retrieval", "mlim_pairs": "pair"}  # of recipes that do not name theirs
+TASK_OF = {
+    "icons_search": "retrieval",
+    "icons_search_long": "retrieval",
+    "mlim_pairs": "pair",
+}  # of recipes that do not name theirs
 SECTIONS = {
     InputConfig: "input",
     EveModelConfig: "model",
-    EncoderOnlyConfig: "task",
+    HeadlessConfig: "task",
     MaskedSignalConfig: "task",
     ContrastMatchConfig: "task",
     RetrievalConfig: "task",
@@ -125,7 +129,7 @@ SECTIONS = {
 
 @pytest.mark.parametrize(("section", "message"), MISTAKES)
 def test_each_mistake_is_named_as_it_is_typed(section, message):
-    assert len(section.problems()) == 1
+    assert len(section.validate()) == 1
     with pytest.raises(UserError) as caught:
         Config(recipe="x", out=Path("x"), **{SECTIONS[type(section)]: section})
     assert str(caught.value).startswith(f"{SECTIONS[type(section)]}.{message}")
@@ -139,7 +143,7 @@ def test_all_mistakes_are_told_at_once():
             input=InputConfig(image_size=225, padded_text_length=50),
             model=EveModelConfig(embed_dim=770, top_k=40, drop_path=2.0, balance_weight=-1.0),
             task=MaskedSignalConfig(image_mask_ratio=1.0, text_mask_ratio=0.0),
-            data=DataConfig(num_workers=-1, max_bad_share=2.0),
+            data=DataConfig(num_workers=-1, max_invalid_fraction=2.0),
             tokenizer=TokenizerConfig(vocab_size=1),
             train=TrainConfig(warmup=1.0, seed=-1, betas=(2.0, 0.9)),
         )
@@ -208,15 +212,15 @@ def test_fine_tuning_recipes_come_back_from_their_file(name, init):
 def test_what_has_no_use_with_or_without_a_start_is_refused():
     with pytest.raises(UserError, match=r"^scratch says what not to take from --init; name that run$"):
         Config(recipe="x", out=Path("x"), scratch=True)
-    with pytest.raises(UserError, match=r"^train\.new_lr_multiplier has no use without --init: all parameters are new$"):
-        Config(recipe="x", out=Path("x"), train=TrainConfig(new_lr_multiplier=2.0))
+    with pytest.raises(UserError, match=r"^train\.head_lr_multiplier has no use without --init: all parameters are new$"):
+        Config(recipe="x", out=Path("x"), train=TrainConfig(head_lr_multiplier=2.0))
     with pytest.raises(UserError, match=r"^tokenizer\.path has no use with --init: that run's tokenizer comes along$"):
         Config(recipe="x", out=Path("x"), init=Path("y"), tokenizer=TokenizerConfig(path=Path("tokenizer.json")))
     for start in ({}, {"init": Path("y"), "scratch": True}):
-        with pytest.raises(UserError, match=r"init_may_lack has no use where no weights are taken from an --init run$"):
-            Config(recipe="x", out=Path("x"), init_may_lack=("encoder.norm.*",), **start)
-    Config(recipe="x", out=Path("x"), init=Path("y"), init_may_lack=("encoder.norm.*",))
-    Config(recipe="x", out=Path("x"), init=Path("y"), scratch=True, train=TrainConfig(new_lr_multiplier=2.0))
+        with pytest.raises(UserError, match=r"init_allow_missing has no use where no weights are taken from an --init run$"):
+            Config(recipe="x", out=Path("x"), init_allow_missing=("encoder.norm.*",), **start)
+    Config(recipe="x", out=Path("x"), init=Path("y"), init_allow_missing=("encoder.norm.*",))
+    Config(recipe="x", out=Path("x"), init=Path("y"), scratch=True, train=TrainConfig(head_lr_multiplier=2.0))
 
 
 def test_a_file_names_its_task():

@@ -15,10 +15,10 @@ from torch import Tensor
 from twins import tiny_config, tiny_tokenizer
 
 from eve_vl.config import NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
-from eve_vl.convert import published
-from eve_vl.convert.keys import buffers, key_table, to_ours, to_published
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.loading import build_task, build_untrained, load_run
+from eve_vl.interop.convert import published
+from eve_vl.interop.convert.keys import buffers, key_table, to_ours, to_published
+from eve_vl.run.loading import build_task, build_untrained, load_run
 from eve_vl.tasks.task import Sizes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,7 +61,7 @@ def test_there_and_back_is_exact(eve, tmp_path, words, answers, head, suffix):
     assert done.returncode == 0, done.stderr
     run = load_run(tmp_path / "run")
     assert run.config.task.name == KINDS[head]
-    assert (vars(run.config.model)["routing"], run.config.input.padded_text_length) == ("official-dropless", 40)
+    assert (vars(run.config.model)["routing"], run.config.input.padded_text_length) == ("reference-dropless", 40)
     done = eve("convert", "run", f"back{suffix}")
     assert done.returncode == 0, done.stderr
     back = published.read_tensors(tmp_path / f"back{suffix}")
@@ -74,7 +74,7 @@ def test_a_bare_encoder_is_a_start_for_fine_tuning(eve, tmp_path, words):
     done = eve("convert", "eve.pth", "run", "--tokenizer", words, "--num-heads", 4, "--text-tokens", 12)
     assert done.returncode == 0, done.stderr
     assert "an encoder without heads, a start for other runs (--init)" in done.stdout
-    assert load_run(tmp_path / "run").config.task.name == "encoder"
+    assert load_run(tmp_path / "run").config.task.name == "headless"
     flags = ["--train.steps", 2, "--train.batch-size", 2, "--data.val-samples", 4, "--data.num-workers", 0]
     done = eve("finetune", "demo_retrieval", "--init", "run", "--out", "tuned", *flags)
     assert done.returncode == 0, done.stderr
@@ -155,7 +155,7 @@ def damaged(tmp_path: Path, name: str) -> None:
         ("extra", "30 unknown: mask_embed_vision.0, mask_embed_vision.1,"),
         ("relative", "attention here has no relative positions"),
         ("other", "not a published EVE checkpoint"),
-        ("positions", "11 picture positions are no [CLS] and a square of patches"),
+        ("positions", "11 image positions are no [CLS] and a square of patches"),
         ("flat", "not a published EVE checkpoint"),
         ("expert", "experts.2.fc1.weight has shape (128, 32), but the other tensors ask for (128, 64)"),
         ("numbers", "holds no weights by name"),
@@ -226,7 +226,7 @@ def test_a_run_of_another_kind_cannot_be_turned_back(eve, pretrained, tmp_path, 
     ("task", "message"),
     [
         (NLVR2Config(head="compare"), "have no nlvr2 head with head compare, so"),
-        (RetrievalConfig(standardize_match=True), "have no retrieval head with standardize_match True, so"),
+        (RetrievalConfig(itm_batchnorm=True), "have no retrieval head with itm_batchnorm True, so"),
         (RetrievalConfig(itm_weight=0.0, rerank=0), "have no retrieval head with itm_weight 0.0 and rerank 0, so"),
     ],
 )
@@ -401,7 +401,7 @@ def test_relative_positions_are_refused_with_the_reason(eve, tmp_path, words):
 @pytest.mark.parametrize("names", ["timm", "transformers"])
 @torch.no_grad()
 def test_vlmo_keeps_the_relative_positions_of_beit(eve, tmp_path, words, names):
-    """And so its features, but for the type of pictures, which BEiT has not; texts and pairs get nothing of it."""
+    """And so its features, but for the type of images, which BEiT has not; texts and pairs get nothing of it."""
     source = vision("beit with relative positions")
     tensors = source.state_dict()
     if names == "transformers":
@@ -451,10 +451,10 @@ def test_what_vlmo_does_not_take_is_refused(eve, tmp_path, words):
 
 def test_stable_routing_takes_the_same_weights(eve, tmp_path, words, answers):
     save_file(tiny(), tmp_path / "eve.safetensors")
-    flags = ["--tokenizer", words, "--answers", answers, "--num-heads", 4, "--routing", "stable", "--text-tokens", 0]
+    flags = ["--tokenizer", words, "--answers", answers, "--num-heads", 4, "--routing", "dropless", "--text-tokens", 0]
     assert eve("convert", "eve.safetensors", "run", *flags).returncode == 0
     assert eve("convert", "eve.safetensors", "other", *flags[:6]).returncode == 0
     stable, other = load_run(tmp_path / "run"), load_run(tmp_path / "other")
-    assert (vars(stable.config.model)["routing"], stable.config.input.padded_text_length) == ("stable", 0)
+    assert (vars(stable.config.model)["routing"], stable.config.input.padded_text_length) == ("dropless", 0)
     weights = other.task.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in stable.task.state_dict().items())

@@ -1,4 +1,4 @@
-"""Image encoders under the names of transformers, the size of their pictures, and files that hold anything."""
+"""Image encoders under the names of transformers, the size of their images, and files that hold anything."""
 
 import zipfile
 from pathlib import Path
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from test_convert import tiny, tokenizer_of_500, vision  # noqa: F401
 from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
 
-from eve_vl.loading import load_run
+from eve_vl.run.loading import load_run
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 FLAGS = ("--num-deep-blocks", 1, "--num-experts", 4, "--num-heads", 2)
@@ -71,7 +71,7 @@ def test_dropped_relative_positions_still_tell_the_size(eve, tmp_path: Path, wor
     torch.save({name: tensor for name, tensor in tensors.items() if "relative" not in name}, tmp_path / "image.pth")
     done = eve("convert", "image.pth", "other", *flags)
     assert done.returncode == 2
-    assert done.stderr == "eve: image.pth: has no positions, which would tell the size of its pictures; give --image-size\n"
+    assert done.stderr == "eve: image.pth: has no positions, which would tell the size of its images; give --image-size\n"
     assert eve("convert", "image.pth", "other", *flags, "--image-size", 64).returncode == 0
     assert load_run(tmp_path / "other").config.input.image_size == 64
 

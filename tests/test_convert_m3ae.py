@@ -1,7 +1,7 @@
 """Published M3AE checkpoints: files with the names and shapes of its code, tiny and on the meta device at full size, against a
 slow forward pass under those names.
 
-Letters: T text tokens, P tokens of the picture, N tokens of either, M those of the other, D width.
+Letters: T text tokens, P tokens of the image, N tokens of either, M those of the other, D width.
 """
 
 import math
@@ -17,16 +17,16 @@ from torch.nn import functional as F
 from transformers import RobertaConfig, RobertaModel
 from twins import Shapes
 
-from eve_vl.config import TowersModelConfig
-from eve_vl.convert import m3ae
-from eve_vl.convert.published import config_for
+from eve_vl.config import DualEncoderConfig
 from eve_vl.eve import Eve
-from eve_vl.loading import build_untrained, load_run
+from eve_vl.interop.convert import m3ae
+from eve_vl.interop.convert.published import config_for
+from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.tasks.task import Sizes
 
 D, DEPTHS, HEADS, PATCH, SIDE, NUM_WORDS, PLACES = 32, (3, 2, 2), 2, 4, 3, 270, 20
 LABELS = 5
-HEADS_OF = {"pairs": "contrast_match", "vqa": "vqa", "cls": "classification", "irtr": "retrieval", "": "encoder"}
+HEADS_OF = {"pairs": "contrast_match", "vqa": "vqa", "cls": "classification", "irtr": "retrieval", "": "headless"}
 
 
 def clip_blocks(found: Shapes, of: str, depth: int, width: int) -> None:
@@ -196,7 +196,7 @@ class Slow:
         return self.norm(x_PD, f"{of}.ln_post", 1e-5)
 
     def pair(self, ids_T: Tensor, pixels_CHW: Tensor) -> tuple[Tensor, Tensor]:
-        """States of the text and of the picture, each of which sees the other as it was before the layer."""
+        """States of the text and of the image, each of which sees the other as it was before the layer."""
         text, image = self.tensors["modality_type_embeddings.weight"]
         x_TD = self.linear(self.text(ids_T), "multi_modal_language_proj") + text
         y_PD = self.linear(self.image(pixels_CHW), "multi_modal_vision_proj") + image
@@ -230,7 +230,7 @@ def converted(eve, tmp_path: Path, tensors: dict[str, Tensor], words: Path, *fla
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 pictures, ids and padding; the second text is shorter."""
+    """uint8 images, ids and padding; the second text is shorter."""
     torch.manual_seed(1)
     images = torch.randint(256, (2, 3, SIDE * PATCH, SIDE * PATCH), dtype=torch.uint8)
     ids = torch.tensor([[0, 7, 9, 30, 11, 2], [0, 40, 8, 2, 1, 1]])
@@ -342,7 +342,7 @@ def test_full_sizes_have_a_place_for_each_tensor(head, patch, side):
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     sizes, model, found = m3ae.infer(tensors, "file")
     assert (sizes.image_size, sizes.text_length, model.num_heads) == (patch * side, 512, 12)
-    assert isinstance(m3ae.BASE.model, TowersModelConfig)
+    assert isinstance(m3ae.BASE.model, DualEncoderConfig)
     assert model == replace(m3ae.BASE.model, towers="clip_roberta")
     table, special = m3ae.key_table(model, found), m3ae.special_shapes(sizes, model, tensors)
     unused = {name for name in tensors if name.startswith(found.unused)}
@@ -372,7 +372,7 @@ PROJ, SEGMENT = "multi_modal_language_proj.weight", "language_encoder.embeddings
             {"vision_encoder.visual.conv1.weight": None},
             "not a published M3AE of CLIP and RoBERTa ('vision_encoder.visual.conv1.weight' is missing or unusual)",
         ),
-        ({"vision_encoder.visual.positional_embedding": (11, D)}, "11 picture positions are no [CLS] and a square of patches"),
+        ({"vision_encoder.visual.positional_embedding": (11, D)}, "11 image positions are no [CLS] and a square of patches"),
         ({"vision_encoder.visual.transformer.resblocks.4.ln_1.bias": (D,)}, "m3ae.ckpt: has 4 blocks, numbered up to 4"),
         ({"multi_modal_vision_layers.1.output.dense.bias": None}, "1 missing: multi_modal_vision_layers.1.output.dense.bias"),
         ({"language_encoder.embeddings.word_embeddings.weight": (60, D)}, "but the checkpoint has embeddings for 60"),

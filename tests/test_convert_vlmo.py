@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from twins import Shapes
 
-from eve_vl.convert import vlmo
-from eve_vl.convert.published import config_for
-from eve_vl.loading import build_untrained, load_run
+from eve_vl.interop.convert import vlmo
+from eve_vl.interop.convert.published import config_for
+from eve_vl.run.loading import build_untrained, load_run
 from eve_vl.tasks.task import Sizes
 
 D, DEPTH, HEADS, PATCH, SIDE, NUM_WORDS = 32, 3, 2, 4, 2, 61
@@ -110,7 +110,7 @@ def vocab(tmp_path_factory) -> Path:
 
 
 class Slow:
-    """VLMo's forward pass for one sample, [text; picture], by the names of its code."""
+    """VLMo's forward pass for one sample, [text; image], by the names of its code."""
 
     def __init__(self, tensors: dict[str, Tensor]):
         self.tensors = tensors
@@ -176,7 +176,7 @@ class Slow:
         return self.linear(self.pair(ids_T, pixels_CHW, kind)[0], "pooler.dense").tanh()
 
     def features(self, ids_T: Tensor, pixels_CHW: Tensor, *, by_pairs: bool) -> tuple[Tensor, Tensor]:
-        """Of a picture and of a text, each alone."""
+        """Of an image and of a text, each alone."""
         nothing, vl = torch.zeros(0, D), "vl_" * by_pairs
         states = (
             self.blocks(nothing, self.image(pixels_CHW), ("text", "vl" if by_pairs else "imag")),
@@ -202,7 +202,7 @@ def converted(eve, tmp_path: Path, tensors: dict[str, Tensor], vocab: Path, *fla
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """uint8 pictures, the same in [-1, 1], ids and padding; the second text is shorter."""
+    """uint8 images, the same in [-1, 1], ids and padding; the second text is shorter."""
     torch.manual_seed(1)
     images = torch.randint(256, (2, 3, SIDE * PATCH, SIDE * PATCH), dtype=torch.uint8)
     ids = torch.tensor([[2, 7, 9, 30, 11, 3], [2, 40, 8, 3, 0, 0]])
@@ -278,7 +278,7 @@ def test_what_was_fine_tuned_answers_as_its_own_code_does(eve, tmp_path, vocab, 
 def test_the_stage_of_texts_is_a_start_for_pairs_with_networks_that_it_lacks(eve, tmp_path, vocab):
     tensors = checkpoint("texts")
     run = converted(eve, tmp_path, tensors, vocab, "--text-tokens", 0, "--image-size", 16)
-    assert (run.config.recipe, run.config.task.name, run.config.data.rows) == ("published", "masked_signal", "texts")
+    assert (run.config.recipe, run.config.task.name, run.config.data.modality) == ("published", "masked_signal", "texts")
     assert (run.config.input.image_size, run.config.input.text_length) == (16, 196)
     _, _, ids, is_padding = inputs()
     with torch.no_grad():

@@ -13,44 +13,44 @@ from twins import ListSource, noise, pairs, questions, tiny_config, tiny_tokeniz
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.batch import (
     Batch,
+    ImageBatch,
     LabelBatch,
-    LabelledPairs,
-    LabelledPictures,
-    LabelledTexts,
-    MaskedPictures,
+    LabeledImages,
+    LabeledPairs,
+    LabeledTexts,
+    MaskedImages,
     MaskedTexts,
     PairBatch,
-    Pictures,
-    Texts,
+    TextBatch,
 )
-from eve_vl.data.check import check_source
 from eve_vl.data.dataset import MaskedPairs, row_keys
-from eve_vl.data.downstream import CaptionedPictures, LabelledRows, QuestionRows, StatementRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import ImagesStatement, Labelled, Picture, Text
-from eve_vl.data.scenes import SCENES, SceneLabels
-from eve_vl.data.scenes.world import KINDS, sample_scene
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.data.records import ImageOnly, ImagesStatement, LabeledExample, TextOnly
+from eve_vl.data.task_datasets import CaptionedImages, LabeledRows, QuestionRows, StatementRows
+from eve_vl.data.validate import check_source
+from eve_vl.synthetic.scenes import SCENES, SceneLabels
+from eve_vl.synthetic.scenes.world import KINDS, sample_scene
+from eve_vl.utils.errors import BadSampleError, UserError
 
 TOKENIZER = tiny_tokenizer()
 PLAIN = {"crop_scale": (1.0, 1.0), "flip": False}
 
 
-def pictures(count: int) -> ListSource[Picture]:
-    return ListSource([Picture(image=noise(1, row), where=f"alone:{row}") for row in range(count)])
+def images(count: int) -> ListSource[ImageOnly]:
+    return ListSource([ImageOnly(image=noise(1, row), where=f"alone:{row}") for row in range(count)])
 
 
-def texts(count: int) -> ListSource[Text]:
+def texts(count: int) -> ListSource[TextOnly]:
     words = ("a red circle", "two small blue squares on gray", "a star")
-    return ListSource([Text(text=f"{words[row % 3]} {row}", where=f"alone:{row}") for row in range(count)])
+    return ListSource([TextOnly(text=f"{words[row % 3]} {row}", where=f"alone:{row}") for row in range(count)])
 
 
-def labelled(count: int, *, image: bool = True, text: bool = False, name: str = "labelled") -> ListSource[Labelled]:
+def labelled(count: int, *, image: bool = True, text: bool = False, name: str = "labelled") -> ListSource[LabeledExample]:
     """Every third row has no label, every other two."""
     labels = [("red", "ring"), ("blue",), ()]
     rows = [
-        Labelled(
+        LabeledExample(
             image=noise(2, row, height=16, width=16) if image else None,
             text=f"number {row}" if text else None,
             labels=labels[row % 3],
@@ -61,14 +61,14 @@ def labelled(count: int, *, image: bool = True, text: bool = False, name: str = 
     return ListSource(rows)
 
 
-def config_of(rows: str = "pairs", **data: object) -> Config:
+def config_of(rows: str = "image_text", **data: object) -> Config:
     """Of pre-training on such rows, with the loss that they allow."""
-    task = {"pairs": {}, "pictures": {"mlm_weight": 0.0}, "texts": {"mim_weight": 0.0}}[rows]
-    return tiny_config(task=task, data={"rows": rows, **data})
+    task = {"image_text": {}, "image": {"mlm_weight": 0.0}, "text": {"mim_weight": 0.0}}[rows]
+    return tiny_config(task=task, data={"modality": rows, **data})
 
 
-def config_of_labels(reads: Any = "picture", **data: object) -> Config:
-    return tiny_config(task=ClassificationConfig(reads=reads), data=data)
+def config_of_labels(reads: Any = "image", **data: object) -> Config:
+    return tiny_config(task=ClassificationConfig(inputs=reads), data=data)
 
 
 def names(batch: object) -> set[str]:
@@ -78,16 +78,16 @@ def names(batch: object) -> set[str]:
 # What rows hold
 
 
-def test_every_record_tells_its_pictures_and_texts():
+def test_every_record_tells_its_images_and_texts():
     pair, question = pairs(1)[0], questions(1)[0]
     left, right = noise(1), noise(2)
     statement = ImagesStatement(left=left, right=right, statement="x", label=True, identifier="0", group="g", where="w")
     assert (pair.images, pair.texts) == ((pair.image,), pair.captions)
     assert (question.images, question.texts) == ((question.image,), (question.question,))
     assert (statement.images, statement.texts) == ((left, right), ("x",))
-    assert (Picture(image=left, where="w").images, Picture(image=left, where="w").texts) == ((left,), ())
-    assert (Text(text="t", where="w").images, Text(text="t", where="w").texts) == ((), ("t",))
-    both = Labelled(image=left, text="t", labels=("l",), where="w")
+    assert (ImageOnly(image=left, where="w").images, ImageOnly(image=left, where="w").texts) == ((left,), ())
+    assert (TextOnly(text="t", where="w").images, TextOnly(text="t", where="w").texts) == ((), ("t",))
+    both = LabeledExample(image=left, text="t", labels=("l",), where="w")
     assert (both.images, both.texts) == ((left,), ("t",))
     assert (replace(both, image=None).images, replace(both, text=None).texts) == ((), ())
 
@@ -97,40 +97,40 @@ def test_every_record_tells_its_pictures_and_texts():
 
 def test_batches_hold_what_they_say_and_no_more():
     seen = {
-        MaskedPictures: {"images_BCHW", "keep_BK", "hidden_BM"},
+        MaskedImages: {"images_BCHW", "keep_BK", "hidden_BM"},
         MaskedTexts: {"ids_BT", "is_padding_BT", "num_real", "is_masked_BT", "masked_M", "num_targets"},
-        LabelledPictures: {"images_BCHW", "labels"},
-        LabelledTexts: {"ids_BT", "is_padding_BT", "num_real", "labels"},
-        LabelledPairs: {"images_BCHW", "ids_BT", "is_padding_BT", "num_real", "labels"},
+        LabeledImages: {"images_BCHW", "labels"},
+        LabeledTexts: {"ids_BT", "is_padding_BT", "num_real", "labels"},
+        LabeledPairs: {"images_BCHW", "ids_BT", "is_padding_BT", "num_real", "labels"},
     }
     for kind, expected in seen.items():
         assert names(kind) == expected | {"where", "names", "skipped"}
-    for kind, has_pictures, has_texts in [
-        *((Pictures, True, False), (Texts, False, True), (Batch, True, True), (PairBatch, True, True)),
-        *((MaskedPictures, True, False), (MaskedTexts, False, True)),
+    for kind, has_images, has_texts in [
+        *((ImageBatch, True, False), (TextBatch, False, True), (Batch, True, True), (PairBatch, True, True)),
+        *((MaskedImages, True, False), (MaskedTexts, False, True)),
     ]:
-        assert (issubclass(kind, Pictures), issubclass(kind, Texts)) == (has_pictures, has_texts)
+        assert (issubclass(kind, ImageBatch), issubclass(kind, TextBatch)) == (has_images, has_texts)
 
 
-def test_pictures_alone_are_masked():
-    config = config_of("pictures")
-    assert MaskedPairs.kind_of(config) == "pictures"
-    dataset = MaskedPairs([pictures(7)], config, TOKENIZER, training=False)
+def test_images_alone_are_masked():
+    config = config_of("image")
+    assert MaskedPairs.kind_of(config) == "images"
+    dataset = MaskedPairs([images(7)], config, TOKENIZER, training=False)
     batches = list(eval_loader(dataset, batch_size=4, rank=0, world=1))
-    assert [type(batch) for batch in batches] == [MaskedPictures] * 2
+    assert [type(batch) for batch in batches] == [MaskedImages] * 2
     assert [where for batch in batches for where in batch.where] == [f"alone:{row}" for row in range(7)]
     for batch in batches:
         assert batch.images_BCHW.shape[1:] == (3, 16, 16)
         together = torch.cat([batch.keep_BK, batch.hidden_BM], dim=1).sort(dim=1).values
         assert together.tolist() == [list(range(16))] * len(batch.where)
         assert batch.hidden_BM.shape[1] == 12
-    training = MaskedPairs([pictures(7)], config_of("pictures", **PLAIN | {"flip": True}), TOKENIZER, training=True)
+    training = MaskedPairs([images(7)], config_of("image", **PLAIN | {"flip": True}), TOKENIZER, training=True)
     assert len({training[(epoch, 0, 0)].image.numpy().tobytes() for epoch in range(20)}) == 2  # mirrored half of the time
     assert len({training[(epoch, 0, 0)].keep_K.tobytes() for epoch in range(20)}) > 10
 
 
 def test_texts_alone_are_masked():
-    config = config_of("texts")
+    config = config_of("text")
     assert MaskedPairs.kind_of(config) == "texts"
     dataset = MaskedPairs([texts(7)], config, TOKENIZER, training=True)
     batch = next(iter(train_loader(dataset, consumed=0, rank=0, world=1)))
@@ -153,9 +153,9 @@ def test_pairs_are_pairs_as_before():
     (batch,) = eval_loader(MaskedPairs([pairs(4)], config_of(), TOKENIZER, training=False), batch_size=4, rank=0, world=1)
     assert type(batch) is PairBatch
     assert type(batch.wrong) is PairBatch
-    assert [
-        dataset.kind_of(config_of("texts")) for dataset in (CaptionedPictures, QuestionRows, StatementRows, LabelledRows)
-    ] == [*("captions", "questions", "statements", "labels")]
+    assert [dataset.kind_of(config_of("text")) for dataset in (CaptionedImages, QuestionRows, StatementRows, LabeledRows)] == [
+        *("captions", "questions", "statements", "labels")
+    ]
 
 
 def test_batches_move_as_a_whole():
@@ -171,44 +171,42 @@ def test_batches_move_as_a_whole():
 # Labels
 
 
-@pytest.mark.parametrize(("reads", "kind"), [("picture", LabelledPictures), ("text", LabelledTexts), ("both", LabelledPairs)])
+@pytest.mark.parametrize(("reads", "kind"), [("image", LabeledImages), ("text", LabeledTexts), ("both", LabeledPairs)])
 @pytest.mark.parametrize("has_more", [False, True])
 def test_labelled_rows_hold_what_is_read_off_them(reads: str, kind: type[LabelBatch], has_more: bool):
-    image, text = reads != "text", reads != "picture"
+    image, text = reads != "text", reads != "image"
     rows = labelled(5, image=image or has_more, text=text or has_more)
-    dataset = LabelledRows([rows], config_of_labels(reads), TOKENIZER, training=False)
+    dataset = LabeledRows([rows], config_of_labels(reads), TOKENIZER, training=False)
     (batch,) = eval_loader(dataset, batch_size=5, rank=0, world=1)
     assert type(batch) is kind
     assert batch.labels == (("red", "ring"), ("blue",), (), ("red", "ring"), ("blue",))
     assert batch.where == tuple(f"labelled:{row}" for row in range(5))
     if image:
         expected = torch.stack([torch.from_numpy(row.image.pixels).permute(2, 0, 1) for row in rows.rows])  # pyright: ignore
-        assert isinstance(batch, Pictures)
+        assert isinstance(batch, ImageBatch)
         assert torch.equal(batch.images_BCHW, expected)
     if text:
-        assert isinstance(batch, Texts)
+        assert isinstance(batch, TextBatch)
         ids = [batch.ids_BT[row][~batch.is_padding_BT[row]].tolist() for row in range(5)]
         assert ids == [TOKENIZER.encode(f"number {row}", 12)[0].tolist() for row in range(5)]
 
 
 def test_rows_without_a_label_are_evaluated_but_not_trained_on():
-    training = LabelledRows([labelled(6)], config_of_labels(), TOKENIZER, training=True)
+    training = LabeledRows([labelled(6)], config_of_labels(), TOKENIZER, training=True)
     with pytest.raises(BadSampleError, match="labelled:2: no label to train on"):
         training.load(0, 0, 2)
     sample = training[(0, 0, 2)]
     assert (sample.where, [error.where for error in sample.skipped]) == ("labelled:3", ["labelled:2"])
-    assert LabelledRows([labelled(6)], config_of_labels(), TOKENIZER, training=False)[(0, 0, 2)].labels == ()
+    assert LabeledRows([labelled(6)], config_of_labels(), TOKENIZER, training=False)[(0, 0, 2)].labels == ()
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize(
-    ("reads", "lacking"), [("picture", "picture"), ("text", "text"), ("both", "picture"), ("both", "text")]
-)
+@pytest.mark.parametrize(("reads", "lacking"), [("image", "image"), ("text", "text"), ("both", "image"), ("both", "text")])
 def test_rows_that_lack_what_is_read_are_replaced(reads: str, lacking: str, training: bool):
-    lacks = labelled(3, image=lacking != "picture", text=lacking != "text", name="lacks").rows
+    lacks = labelled(3, image=lacking != "image", text=lacking != "text", name="lacks").rows
     rows = ListSource([lacks[0], *labelled(3, text=True).rows])
-    dataset = LabelledRows([rows], config_of_labels(reads), TOKENIZER, training=training)
-    with pytest.raises(BadSampleError, match=f"lacks:0: no {lacking}, but task.reads is {reads}"):
+    dataset = LabeledRows([rows], config_of_labels(reads), TOKENIZER, training=training)
+    with pytest.raises(BadSampleError, match=f"lacks:0: no {lacking}, but task.inputs is {reads}"):
         dataset.load(0, 0, 0)
     sample = dataset[(0, 0, 0)]
     stands_in = "labelled:0" if training else "lacks:0"  # in evaluation nothing does
@@ -216,13 +214,13 @@ def test_rows_that_lack_what_is_read_are_replaced(reads: str, lacking: str, trai
     assert dataset.collate([sample, dataset[(0, 0, 1)]]).where == ("labelled:0",) * (1 + training)
 
 
-@pytest.mark.parametrize("reads", ["picture", "both"])
+@pytest.mark.parametrize("reads", ["image", "both"])
 @pytest.mark.parametrize(
     ("text", "label", "is_mirrored"), [("x", "ring", True), ("x", "turn left", False), ("right", "x", False)]
 )
-def test_pictures_are_not_mirrored_where_a_label_or_text_names_a_side(reads: str, text: str, label: str, is_mirrored: bool):
-    row = Labelled(image=noise(5, height=16, width=16), text=text, labels=("a", label), where="x:0")
-    dataset = LabelledRows([ListSource([row])], config_of_labels(reads, **PLAIN | {"flip": True}), TOKENIZER, training=True)
+def test_images_are_not_mirrored_where_a_label_or_text_names_a_side(reads: str, text: str, label: str, is_mirrored: bool):
+    row = LabeledExample(image=noise(5, height=16, width=16), text=text, labels=("a", label), where="x:0")
+    dataset = LabeledRows([ListSource([row])], config_of_labels(reads, **PLAIN | {"flip": True}), TOKENIZER, training=True)
     seen = {dataset.load(epoch, 0, 0).image.numpy().tobytes() for epoch in range(24)}  # pyright: ignore
     assert len(seen) == 1 + is_mirrored
 
@@ -245,13 +243,13 @@ def test_labels_of_scenes_are_the_kinds_of_their_shapes():
     assert set(KINDS) == {label for index in range(40) for label in source[index].labels}
 
 
-def test_scenes_give_every_kind_the_same_pictures_and_texts():
+def test_scenes_give_every_kind_the_same_images_and_texts():
     rows = {kind: source(split="val", image_size=16) for kind, source in SCENES.items()}
     pair: Any = rows["captions"][3]
-    for kind in ("pictures", "labels"):
+    for kind in ("images", "labels"):
         image: Any = rows[kind][3].images[0]
         np.testing.assert_array_equal(image.pixels, pair.image.pixels)
-    assert rows["texts"][3] == Text(text=pair.captions[0], where="scenes:val[3]")
+    assert rows["texts"][3] == TextOnly(text=pair.captions[0], where="scenes:val[3]")
     with pytest.raises(UserError, match=r"scenes:val: the generated scenes hold no boxes, but captions, questions"):
         open_sources(["scenes:val"], tiny_config().data, 16, "boxes")
 
@@ -263,7 +261,7 @@ def test_one_text_in_fifty_is_held_out_by_its_words(tmp_path: Path):
     lines = [f"text number {number}" for number in range(500)]
     (tmp_path / "a.txt").write_text("\n".join(lines + lines[:100]))  # some twice
     (tmp_path / "b.txt").write_text("\n".join(lines[::-1]))
-    config = config_of("texts", train=(str(tmp_path / "a.txt"), str(tmp_path / "b.txt")), val=("held-out",))
+    config = config_of("text", train=(str(tmp_path / "a.txt"), str(tmp_path / "b.txt")), val=("held-out",))
     train, val = open_train_and_val(config, MaskedPairs.kind_of(config))
     kept, held = ({source[row].text for source in part for row in range(len(source))} for part in (train, val))
     assert not kept & held
@@ -275,11 +273,11 @@ def test_one_text_in_fifty_is_held_out_by_its_words(tmp_path: Path):
         open_train_and_val(config, "texts")
 
 
-def test_keys_are_the_pictures_or_else_the_texts():
+def test_keys_are_the_images_or_else_the_texts():
     pair = pairs(1)[0]
-    assert row_keys(pair) == row_keys(Picture(image=pair.image, where=pair.where))
-    assert row_keys(Text(text="a", where="x")) == row_keys(Labelled(image=None, text="a", labels=(), where="y"))
-    assert row_keys(Text(text="a", where="x")) != row_keys(Text(text="b", where="x"))
+    assert row_keys(pair) == row_keys(ImageOnly(image=pair.image, where=pair.where))
+    assert row_keys(TextOnly(text="a", where="x")) == row_keys(LabeledExample(image=None, text="a", labels=(), where="y"))
+    assert row_keys(TextOnly(text="a", where="x")) != row_keys(TextOnly(text="b", where="x"))
 
 
 # The check
@@ -293,8 +291,8 @@ def test_checks_of_one_modality_and_of_labels(tmp_path: Path):
     assert {"texts               3", "words per text      1 / 2 / 2", "repeated texts      1"} <= set(lines)
     assert lines[-1].startswith("broken: t.txt:4: not UTF-8 text")
     assert not any(word in line for line in lines for word in ("pixels", "images", "labels", "answers"))
-    report = check_source(pictures(3))
-    assert (report.kind, report.usable, report.texts) == ("pictures", 3, 0)
+    report = check_source(images(3))
+    assert (report.kind, report.usable, report.texts) == ("images", 3, 0)
     assert not any("text" in line or "words" in line for line in report.lines())
     report = check_source(labelled(8, text=True))
     assert report.labels == {"red": 3, "ring": 3, "blue": 3, "kept back": 2}

@@ -10,13 +10,13 @@ from twins import ListSource, noise, questions, tiny_config
 
 from eve_vl.cli import main
 from eve_vl.config import VQAConfig
-from eve_vl.data.answers import NUM_SHOWN, closed_answers, drop_unanswerable, read_answers
+from eve_vl.data.answer_vocab import NUM_SHOWN, closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.records import ImageQuestion, usable_rows
-from eve_vl.data.scenes import SceneQuestions
-from eve_vl.data.scenes.questions import ANSWERS
-from eve_vl.errors import UserError
 from eve_vl.metrics.vqa import normalize
+from eve_vl.synthetic.scenes import SceneQuestions
+from eve_vl.synthetic.scenes.questions import ANSWERS
 from eve_vl.tasks.vqa import VQA
+from eve_vl.utils.errors import UserError
 
 LIST = ["yes", "two dogs", "café au lait"]
 

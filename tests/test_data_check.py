@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from eve_vl import talk
-from eve_vl.data.check import Spread, check_source
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImagePixels, ImageText
+from eve_vl.data.validate import Spread, check_source
+from eve_vl.utils import console
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_numbers(table: Path, num_workers: int | None):
     assert (report.rows, report.usable) == (10, 7)
     assert [row.where for row in report.broken] == ["t.jsonl:4", "t.jsonl:9", "t.jsonl:10"]
     assert "No such file" in report.broken[0].reason
-    assert report.broken[1].reason.startswith("cannot decode picture")
+    assert report.broken[1].reason.startswith("cannot decode image")
     assert report.broken[2].reason == "caption is empty"
     assert report.width == Spread(min=5, median=20.0, max=60)
     assert report.height == Spread(min=3, median=16.0, max=99)
@@ -76,7 +76,7 @@ def test_views(table: Path):
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress_only_on_a_terminal(table: Path, is_terminal: bool, monkeypatch):
     file = io.StringIO()
-    monkeypatch.setattr(talk, "CONSOLE", Console(file=file, force_terminal=is_terminal))
+    monkeypatch.setattr(console, "CONSOLE", Console(file=file, force_terminal=is_terminal))
     check_source(open_source(table))
     assert ("reading" in file.getvalue()) == is_terminal
 
@@ -149,14 +149,14 @@ def test_only_frequent_answers_are_listed(table: Path):
 
 
 def test_statements(table: Path):
-    pictures = ["a.png", "b.jpg"]
+    images = ["a.png", "b.jpg"]
     rows = [
-        {"images": pictures, "sentence": "both are red", "label": True, "identifier": "dev-1-0-0"},
-        {"images": pictures, "sentence": "both are red", "label": "False", "identifier": "dev-1-1-0"},
+        {"images": images, "sentence": "both are red", "label": True, "identifier": "dev-1-0-0"},
+        {"images": images, "sentence": "both are red", "label": "False", "identifier": "dev-1-1-0"},
         {"images": ["copy.png", "cmyk.jpg"], "sentence": "one is big", "label": "True", "identifier": "dev-2-0-0"},
-        {"images": pictures, "sentence": "who knows", "identifier": "dev-2-0-0"},
+        {"images": images, "sentence": "who knows", "identifier": "dev-2-0-0"},
         {"images": ["a.png", "cut.png"], "sentence": "one is cut", "label": True, "identifier": "dev-3-0-0"},
-        {"images": pictures, "sentence": "x", "label": "maybe", "identifier": "dev-4-0-0"},
+        {"images": images, "sentence": "x", "label": "maybe", "identifier": "dev-4-0-0"},
     ]
     report = check_source(open_source(write_rows(table, rows), kind="statements"))
     assert (report.kind, report.rows, report.usable, report.texts) == ("statements", 6, 4, 4)
@@ -192,7 +192,7 @@ def test_broken_rows_at_the_start_do_not_stop_the_check(eve, table: Path):
     assert done.returncode == 2 and "none of the first 16 rows can be used" in done.stderr
 
 
-def test_texts_without_a_picture_are_named(eve, tmp_path: Path):
+def test_texts_without_a_image_are_named(eve, tmp_path: Path):
     for name in ("a.png", "more/b.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 20)).save(tmp_path / name)
@@ -200,15 +200,15 @@ def test_texts_without_a_picture_are_named(eve, tmp_path: Path):
     for name in texts:
         (tmp_path / name).write_text("x")
     code, text = check(eve, tmp_path, "--json", "found.json")
-    assert (code, text.splitlines()[-1]) == (0, "1 text file without a picture of the same name: more/a.txt")
+    assert (code, text.splitlines()[-1]) == (0, "1 text file without an image of the same name: more/a.txt")
     for name in texts[:2]:
         (tmp_path / name).unlink()
-    assert "text file" not in check(eve, tmp_path)[1]  # a folder of pictures alone, and a note of some kind
+    assert "text file" not in check(eve, tmp_path)[1]  # a folder of images alone, and a note of some kind
 
 
 def test_a_recipe_says_what_rows_need(eve, table: Path, monkeypatch):
     code, text = check(eve, table, "--recipe", "vqa")
-    assert code == 2 and "looks like pictures with captions" in text and "expected questions" in text
+    assert code == 2 and "looks like images with captions" in text and "expected questions" in text
     questions = [{"image": "a.png", "question": "what?", "answer": answer} for answer in ("red", None)]
     write_rows(table, questions)
     assert check(eve, table)[0] == 0  # a test set
@@ -217,7 +217,7 @@ def test_a_recipe_says_what_rows_need(eve, table: Path, monkeypatch):
     write_rows(table, [{"text": "one", "label": 1}, {"text": "two", "label": None}])
     code, text = check(eve, table, "--recipe", "classification")
     assert code == 1
-    assert "t.jsonl:1: no picture, but task.reads is picture" in text and "t.jsonl:2: no label to train on" in text
+    assert "t.jsonl:1: no image, but task.inputs is image" in text and "t.jsonl:2: no label to train on" in text
     own = "from eve_vl.recipes import get_finetune_recipe, get_recipe\ndef labels(init):\n"
     own += "    return get_finetune_recipe('classification', init)\ndef pairs():\n    return get_recipe('tiny')\n"
     (table.parent / "own_rows.py").write_text(own)

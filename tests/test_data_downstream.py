@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from cards import picture
+from cards import encoded_card
 from torch import Tensor
 from torch.utils.data import Subset
 from twins import ListSource, noise, pairs, questions, statements, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import CaptionBatch, Sample, SearchBatch, SearchPictures, SearchTexts
+from eve_vl.data.batch import CaptionBatch, Sample, SearchBatch, SearchImages, SearchTexts
 from eve_vl.data.dataset import MaskedPairs, RowDataset, eval_positions
-from eve_vl.data.downstream import CaptionedPictures, QuestionRows, SearchSet, StatementRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
 from eve_vl.data.records import ImageBytes, ImageQuestion, ImagesStatement, ImageText, Source
-from eve_vl.data.scenes import ScenePairs
-from eve_vl.data.scenes.text import all_captions
-from eve_vl.data.scenes.world import sample_scene
-from eve_vl.errors import BadSampleError, UserError
-from eve_vl.plan import data_lines
+from eve_vl.data.task_datasets import CaptionedImages, QuestionRows, SearchSet, StatementRows
+from eve_vl.run.summary import data_lines
+from eve_vl.synthetic.scenes import ScenePairs
+from eve_vl.synthetic.scenes.text import all_captions
+from eve_vl.synthetic.scenes.world import sample_scene
+from eve_vl.utils.errors import BadSampleError, UserError
 
 TOKENIZER = tiny_tokenizer()
 PLAIN = {"crop_scale": (1.0, 1.0), "flip": False}
@@ -35,7 +35,7 @@ def config_of(task: RetrievalConfig | None = None, **data: object) -> Config:
 
 
 def captioned(color: str, *captions: str, where: str) -> ImageText:
-    return ImageText(image=ImageBytes(data=picture(color)), captions=captions, where=where)
+    return ImageText(image=ImageBytes(data=encoded_card(color)), captions=captions, where=where)
 
 
 # What is searched among
@@ -44,14 +44,14 @@ def captioned(color: str, *captions: str, where: str) -> ImageText:
 ROWS = [
     captioned("red", "a red card", "nothing but red", where="a:0"),
     captioned("blue", "a blue card", "a card", where="a:1"),
-    captioned("red", "the colour of blood", "a card", where="a:2"),  # the first picture again
+    captioned("red", "the colour of blood", "a card", where="a:2"),  # the first image again
     captioned("lime", "a card", "lime", where="a:3"),
 ]
 OTHER = [captioned("gold", "a gold card", "a red card", where="b:0"), captioned("blue", "the sky", where="b:1")]
 
 
 def search_set(*sources: Source[ImageText], captions_per_image: int = 0, merge: bool = False, **data: object) -> SearchSet:
-    task = RetrievalConfig(captions_per_image=captions_per_image, merge_captions=merge)
+    task = RetrievalConfig(captions_per_image=captions_per_image, dedup_captions=merge)
     return SearchSet(sources, config_of(task, **data), TOKENIZER)
 
 
@@ -61,15 +61,15 @@ def test_people_are_told_how_many_of_their_captions_are_searched():
     for limit, num, first in ((1, 4, "caption"), (2, 8, "2 captions"), (3, 10, "3 captions")):
         (note,) = search_set(*own, scenes, captions_per_image=limit).notes()
         assert note.startswith(
-            f"searches are among the first {first} of each picture, {num} of 11; eve evaluate … --captions-per"
+            f"searches are among the first {first} of each image, {num} of 11; eve evaluate … --captions-per"
         )
     for limit in (0, 4):
         assert search_set(*own, scenes, captions_per_image=limit).notes() == []
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 5])
-def test_each_caption_is_its_own_pictures_alone(limit):
-    """As COCO and Flickr30K are scored; five captions of a picture are five, on whichever rows they stand."""
+def test_each_caption_is_its_own_images_alone(limit):
+    """As COCO and Flickr30K are scored; five captions of an image are five, on whichever rows they stand."""
     found = search_set(ListSource(ROWS), ListSource(OTHER), captions_per_image=limit)
     captions = {
         (0, 0): ["a red card", "nothing but red", "the colour of blood", "a card"],
@@ -78,7 +78,7 @@ def test_each_caption_is_its_own_pictures_alone(limit):
         (1, 0): ["a gold card", "a red card"],
     }
     expected = [given[: limit or None] for given in captions.values()]
-    assert found.pictures == list(captions)
+    assert found.images == list(captions)
     assert found.captions == list(itertools.chain(*expected))
     assert [[found.captions[each] for each in true] for true in found.captions_of] == expected
     assert sorted(itertools.chain(*found.captions_of)) == list(range(len(found.captions)))
@@ -87,9 +87,9 @@ def test_each_caption_is_its_own_pictures_alone(limit):
     assert len(found.texts) == len(set(found.texts))
 
 
-def test_rows_of_one_picture_and_pictures_of_one_text_are_put_together():
+def test_rows_of_one_image_and_images_of_one_text_are_put_together():
     found = search_set(ListSource(ROWS), ListSource(OTHER), merge=True)
-    assert found.pictures == [(0, 0), (0, 1), (0, 3), (1, 0)]
+    assert found.images == [(0, 0), (0, 1), (0, 3), (1, 0)]
     assert found.captions == [
         *("a red card", "nothing but red", "the colour of blood", "a card", "a blue card", "the sky", "lime", "a gold card")
     ]
@@ -115,10 +115,10 @@ def test_first_captions_are_searched_among_but_all_captions_count_as_true():
 @pytest.mark.parametrize("captions_per_image", [0, 1])
 def test_a_text_about_a_scene_is_true_of_every_scene_that_it_fits(captions_per_image):
     found = search_set(ScenePairs(split="test", image_size=16, num_rows=60), captions_per_image=captions_per_image, merge=True)
-    assert len(found.pictures) == 60
+    assert len(found.images) == 60
     assert len(found.captions) == len(set(found.captions))
     shared = 0
-    for index, (_, row) in enumerate(found.pictures):
+    for index, (_, row) in enumerate(found.images):
         scene = sample_scene("test", 0, row)
         expected = tuple(text for text, words in enumerate(found.captions) if words in all_captions(scene))
         assert found.captions_of[index] == expected
@@ -129,7 +129,7 @@ def test_a_text_about_a_scene_is_true_of_every_scene_that_it_fits(captions_per_i
 def test_only_some_rows_are_searched_among():
     found = search_set(pairs(10), val_samples=4)
     rows = [row for _, _, row in eval_positions([10], 4)]
-    assert [row for _, row in found.pictures] == rows
+    assert [row for _, row in found.images] == rows
     assert len(found.captions) == 8
 
 
@@ -138,18 +138,18 @@ def batches(dataset: SearchSet, size: int, rank: int = 0, world: int = 1) -> lis
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_picture_and_text_comes_once_whoever_loads_it(world):
+def test_every_image_and_text_comes_once_whoever_loads_it(world):
     dataset = search_set(pairs(7, captions=3))
-    pictures: list[int] = []
+    images: list[int] = []
     texts: list[int] = []
     for rank in range(world):
         lengths: list[int] = []
         for batch in batches(dataset, 4, rank, world):
             assert len(batch.index_B) <= 4
-            if isinstance(batch, SearchPictures):
+            if isinstance(batch, SearchImages):
                 assert batch.images_BCHW.shape[1:] == (3, 16, 16)
                 assert [dataset.captions_of[index] for index in batch.index_B] == list(batch.captions)
-                pictures += batch.index_B.tolist()
+                images += batch.index_B.tolist()
             else:
                 assert isinstance(batch, SearchTexts)
                 texts += batch.index_B.tolist()
@@ -159,36 +159,36 @@ def test_every_picture_and_text_comes_once_whoever_loads_it(world):
                     assert {dataset.captions[each] for each in batch.captions[row]} == {dataset.texts[index]}
                     lengths.append(len(ids))
         assert lengths == sorted(lengths, reverse=True)
-    assert sorted(pictures) == list(range(7))
+    assert sorted(images) == list(range(7))
     assert sorted(texts) == list(range(21))
 
 
 def test_rows_that_cannot_be_used_are_named():
     with pytest.raises(UserError, match=r"^list:3: made to be broken; repair or leave out rows to search among"):
         search_set(pairs(5, bad=[3]))
-    broken = replace(ROWS[1], image=ImageBytes(data=b"no picture"))
+    broken = replace(ROWS[1], image=ImageBytes(data=b"no image"))
     dataset = search_set(ListSource([ROWS[0], broken]))
     skipped = [error for batch in batches(dataset, 3) for error in batch.skipped]
     assert [error.where for error in skipped] == ["a:1"]
 
 
-def test_pictures_to_search_among_are_as_they_are():
+def test_images_to_search_among_are_as_they_are():
     dataset = search_set(pairs(3), augment="rand", flip=True)
     plain = search_set(pairs(3), **PLAIN)
-    num_pictures = 0
+    num_images = 0
     for one, other in zip(batches(dataset, 8), batches(plain, 8), strict=True):
-        if isinstance(one, SearchPictures):
-            assert isinstance(other, SearchPictures)
+        if isinstance(one, SearchImages):
+            assert isinstance(other, SearchImages)
             assert torch.equal(one.images_BCHW, other.images_BCHW)
-            num_pictures += len(one.where)
-    assert num_pictures == 3
+            num_images += len(one.where)
+    assert num_images == 3
 
 
 # Mirroring
 
 
 def variants(kind: type[RowDataset], row: object, *, side: int = 16) -> set[str]:
-    """What becomes of the first picture over the epochs: "as it is", "mirrored", or both."""
+    """What becomes of the first image over the epochs: "as it is", "mirrored", or both."""
     dataset = kind([ListSource([row])], tiny_config(data=PLAIN | {"flip": True}), TOKENIZER, training=True)  # pyright: ignore
     dataset.config = replace(dataset.config, input=replace(dataset.config.input, image_size=side))
     image = getattr(row, "left", None) or getattr(row, "image", None)
@@ -227,17 +227,17 @@ NAMES_A_SIDE = (
 
 
 @pytest.mark.parametrize("words", NAMES_NO_SIDE)
-def test_pictures_are_mirrored_in_half_of_the_epochs(words):
+def test_images_are_mirrored_in_half_of_the_epochs(words):
     both = {"as it is", "mirrored"}
-    assert variants(CaptionedPictures, caption(words)) == both
+    assert variants(CaptionedImages, caption(words)) == both
     assert variants(MaskedPairs, caption(words)) == both
     assert variants(QuestionRows, question(words, words)) == both
     assert variants(StatementRows, statement(words)) == both
 
 
 @pytest.mark.parametrize("words", NAMES_A_SIDE)
-def test_pictures_are_not_mirrored_where_a_text_names_a_side(words):
-    assert variants(CaptionedPictures, caption(words)) == {"as it is"}
+def test_images_are_not_mirrored_where_a_text_names_a_side(words):
+    assert variants(CaptionedImages, caption(words)) == {"as it is"}
     assert variants(MaskedPairs, caption(words)) == {"as it is"}
     assert variants(QuestionRows, question(words, "yes")) == {"as it is"}
     assert variants(QuestionRows, question("where is it", words)) == {"as it is"}
@@ -246,8 +246,8 @@ def test_pictures_are_not_mirrored_where_a_text_names_a_side(words):
 
 def test_a_caption_that_names_a_side_stops_only_its_own_epochs():
     row = replace(caption("x"), captions=("a ring", "a ring on the left"))
-    dataset = CaptionedPictures([ListSource([row])], tiny_config(data=PLAIN | {"flip": True}), TOKENIZER, training=True)
-    original = CaptionedPictures([ListSource([row])], tiny_config(), TOKENIZER, training=False).load(0, 0, 0).image
+    dataset = CaptionedImages([ListSource([row])], tiny_config(data=PLAIN | {"flip": True}), TOKENIZER, training=True)
+    original = CaptionedImages([ListSource([row])], tiny_config(), TOKENIZER, training=False).load(0, 0, 0).image
     seen = set()
     for epoch in range(60):
         sample = dataset.load(epoch, 0, 0)
@@ -255,7 +255,7 @@ def test_a_caption_that_names_a_side_stops_only_its_own_epochs():
     assert seen == {("a ring", True), ("a ring", False), ("a ring on the left", True)}
 
 
-def test_the_two_pictures_of_a_statement_are_mirrored_each_on_its_own():
+def test_the_two_images_of_a_statement_are_mirrored_each_on_its_own():
     row = statement("two rings")
     dataset = StatementRows([ListSource([row])], tiny_config(data=PLAIN | {"flip": True}), TOKENIZER, training=True)
     seen = set()
@@ -270,7 +270,7 @@ def test_the_two_pictures_of_a_statement_are_mirrored_each_on_its_own():
 
 
 SETS: dict[str, tuple[type[RowDataset], Callable[[], Source]]] = {
-    "captions": (CaptionedPictures, lambda: pairs(3)),
+    "captions": (CaptionedImages, lambda: pairs(3)),
     "masked": (MaskedPairs, lambda: pairs(3)),
     "questions": (QuestionRows, lambda: questions(3)),
     "statements": (StatementRows, lambda: statements(3)),
@@ -291,7 +291,7 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("augment", ["color", "rand", "recolor"])
+@pytest.mark.parametrize("augment", ["color", "rand", "random_ink"])
 @pytest.mark.parametrize("name", SETS)
 def test_augmentation_depends_on_seed_epoch_source_and_row_alone(name, augment):
     torch.manual_seed(1)
@@ -303,7 +303,7 @@ def test_augmentation_depends_on_seed_epoch_source_and_row_alone(name, augment):
     for position, images in reversed(list(zip(positions, expected, strict=True))):
         assert same(pixels(again[position]), images)
     plain, other = dataset_of(name), dataset_of(name, seed=1, augment=augment)
-    least = 8 if augment != "recolor" else 3  # which leaves half of the pictures as they are
+    least = 8 if augment != "random_ink" else 3  # which leaves half of the images as they are
     drawn = [pixels(first[(epoch, source, 0)]) for epoch in range(8) for source in range(2)]
     assert sum(not same(images, pixels(plain[(0, 0, 0)])) for images in drawn) > least
     assert len({b"".join(image.numpy().tobytes() for image in images) for images in drawn}) > least
@@ -311,7 +311,7 @@ def test_augmentation_depends_on_seed_epoch_source_and_row_alone(name, augment):
     assert all(image.dtype == torch.uint8 and image.shape == (3, 16, 16) for images in drawn for image in images)
 
 
-@pytest.mark.parametrize("augment", ["color", "rand", "recolor"])
+@pytest.mark.parametrize("augment", ["color", "rand", "random_ink"])
 def test_augmentation_leaves_every_generator_of_training_alone(augment, monkeypatch):
     """Dropout draws from torch's generators, on a GPU from the GPU's."""
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail(f"the GPU was seeded with {seed}"))
@@ -347,11 +347,11 @@ def test_workers_load_the_same(name):
 # Rows and batches
 
 
-def test_captions_of_one_picture_are_known_as_such():
-    dataset = CaptionedPictures([ListSource(ROWS), ListSource(OTHER)], tiny_config(), TOKENIZER, training=True)
+def test_captions_of_one_image_are_known_as_such():
+    dataset = CaptionedImages([ListSource(ROWS), ListSource(OTHER)], tiny_config(), TOKENIZER, training=True)
     batch = dataset.collate([dataset[(0, 0, row)] for row in range(4)] + [dataset[(0, 1, row)] for row in range(2)])
     assert isinstance(batch, CaptionBatch)
-    is_same = batch.picture_B[:, None] == batch.picture_B
+    is_same = batch.image_id_B[:, None] == batch.image_id_B
     colors = ["red", "blue", "red", "lime", "gold", "blue"]
     assert is_same.tolist() == [[one == other for other in colors] for one in colors]
 
@@ -387,7 +387,7 @@ def test_statements_without_a_label_are_evaluated_but_not_trained_on():
 
 
 @pytest.mark.parametrize(
-    ("kind", "dataset"), [("captions", CaptionedPictures), ("questions", QuestionRows), ("statements", StatementRows)]
+    ("kind", "dataset"), [("captions", CaptionedImages), ("questions", QuestionRows), ("statements", StatementRows)]
 )
 def test_scenes_open_as_what_a_task_needs(kind, dataset):
     assert dataset.kind == kind
@@ -398,12 +398,12 @@ def test_scenes_open_as_what_a_task_needs(kind, dataset):
     assert batch.where[0].startswith("scenes:val[")
 
 
-def test_pictures_held_out_are_in_no_row_of_training(tmp_path: Path):
-    """Two questions about each picture, some rows apart."""
+def test_images_held_out_are_in_no_row_of_training(tmp_path: Path):
+    """Two questions about each image, some rows apart."""
     lines = []
     for number in range(60):
         color = (number * 4, 255 - number * 4, 100)
-        (tmp_path / f"{number}.png").write_bytes(picture(color))  # pyright: ignore[reportArgumentType]
+        (tmp_path / f"{number}.png").write_bytes(encoded_card(color))  # pyright: ignore[reportArgumentType]
         lines.append({"image": f"{number}.png", "question": f"what is number {number}", "answer": "a colour"})
     more = [line | {"question": "is it red"} for line in lines]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines + more[::-1]))
@@ -415,12 +415,12 @@ def test_pictures_held_out_are_in_no_row_of_training(tmp_path: Path):
     assert not images[0] & images[1]
 
 
-def test_pictures_held_out_are_on_neither_side_of_a_statement_in_training(tmp_path: Path):
-    """Pictures come in sets of four; each statement shows two of a set, as in NLVR2."""
+def test_images_held_out_are_on_neither_side_of_a_statement_in_training(tmp_path: Path):
+    """Images come in sets of four; each statement shows two of a set, as in NLVR2."""
     lines = []
     for first in range(0, 120, 4):
         for number in range(first, first + 4):
-            (tmp_path / f"{number}.png").write_bytes(picture((number, 255 - number, 100)))  # pyright: ignore[reportArgumentType]
+            (tmp_path / f"{number}.png").write_bytes(encoded_card((number, 255 - number, 100)))  # pyright: ignore[reportArgumentType]
         for left, right in ((0, 1), (2, 3), (1, 2)):
             images = [f"{first + left}.png", f"{first + right}.png"]
             lines.append({"images": images, "statement": "they differ", "label": True})
@@ -429,15 +429,15 @@ def test_pictures_held_out_are_on_neither_side_of_a_statement_in_training(tmp_pa
     (train,), (val,) = open_train_and_val(config, "statements")
     shown = [{image.path for row in range(len(part)) for image in (part[row].left, part[row].right)} for part in (train, val)]
     assert not shown[0] & shown[1]
-    assert len(val) == 2  # of 90 first pictures
-    assert 84 <= len(train) < 88  # beside the two, one to four that share a picture with them
+    assert len(val) == 2  # of 90 first images
+    assert 84 <= len(train) < 88  # beside the two, one to four that share an image with them
     left = f"; left out: {88 - len(train)} row"
     assert left in data_lines(config, [train], [val])[1]
 
 
-def test_a_picture_held_out_of_one_source_is_in_no_other(tmp_path: Path):
+def test_a_image_held_out_of_one_source_is_in_no_other(tmp_path: Path):
     for number in range(80):
-        (tmp_path / f"{number}.png").write_bytes(picture((number * 3, 255 - number, 100)))  # pyright: ignore[reportArgumentType]
+        (tmp_path / f"{number}.png").write_bytes(encoded_card((number * 3, 255 - number, 100)))  # pyright: ignore[reportArgumentType]
     for name, numbers in (("a", range(60)), ("b", range(80))):
         lines = [{"image": f"{number}.png", "question": "what", "answer": "a colour"} for number in numbers]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,4 +1,4 @@
-"""Pictures and texts in the forms in which people hand them over."""
+"""Images and texts in the forms in which people hand them over."""
 
 import io
 from pathlib import Path
@@ -14,13 +14,13 @@ from rich.console import Console
 from twins import tiny_tokenizer
 
 from eve_vl.config import DataConfig, InputConfig
-from eve_vl.data import inputs
-from eve_vl.data.inputs import Inputs, given_images, given_texts
 from eve_vl.data.records import ImagePixels
-from eve_vl.errors import UserError
+from eve_vl.predict import inputs
+from eve_vl.predict.inputs import Inputs, given_images, given_texts
+from eve_vl.utils.errors import UserError
 
 
-def picture(height: int = 20, width: int = 30) -> np.ndarray:
+def source_image(height: int = 20, width: int = 30) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -31,8 +31,8 @@ def png(image: Image.Image, **options: Any) -> bytes:
 
 
 def test_every_form_gives_the_same_pixels(tmp_path: Path):
-    pixels = picture()
-    path = tmp_path / "picture.png"
+    pixels = source_image()
+    path = tmp_path / "image.png"
     path.write_bytes(png(Image.fromarray(pixels)))
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     with Image.open(path) as opened:
@@ -51,14 +51,14 @@ def test_every_form_gives_the_same_pixels(tmp_path: Path):
 
 
 def test_half_precision_is_as_good_as_it_can_be():
-    pixels = picture()
+    pixels = source_image()
     whole = given_images(torch.from_numpy(pixels).permute(2, 0, 1).to(torch.bfloat16) / 255)[0].whole()
     assert np.abs(whole.astype(int) - pixels).max() <= 1
     np.testing.assert_array_equal(given_images((pixels / 255).astype(np.float16))[0].whole(), pixels)
 
 
-def test_gray_pictures_have_three_equal_channels():
-    gray = picture()[:, :, 0]
+def test_gray_images_have_three_equal_channels():
+    gray = source_image()[:, :, 0]
     forms = [gray, gray / 255, torch.from_numpy(gray), Image.fromarray(gray), png(Image.fromarray(gray))]
     for one in given_images(forms):
         np.testing.assert_array_equal(one.whole(), np.stack([gray] * 3, axis=2))
@@ -67,15 +67,15 @@ def test_gray_pictures_have_three_equal_channels():
 @pytest.mark.parametrize("mode", ["1", "LA", "P", "RGBA", "I;16", "P with a clear colour", "RGB with a clear colour"])
 def test_pillow_images_are_converted_like_their_files(mode):
     """Transparency on white, palettes looked up, 16 bits scaled: whoever opens a file first gets what the path gives."""
-    image, options = Image.fromarray(picture()), {}
+    image, options = Image.fromarray(source_image()), {}
     if mode == "I;16":
-        image = Image.fromarray((picture()[:, :, 0].astype(np.uint16) << 8) + 77)
+        image = Image.fromarray((source_image()[:, :, 0].astype(np.uint16) << 8) + 77)
     elif mode == "RGBA":
-        image.putalpha(Image.fromarray(picture()[:, :, 1]))
+        image.putalpha(Image.fromarray(source_image()[:, :, 1]))
     else:
         image = image.convert(mode.split()[0])
     if "clear" in mode:
-        options = {"transparency": 3 if image.mode == "P" else tuple(picture()[5, 5].tolist())}
+        options = {"transparency": 3 if image.mode == "P" else tuple(source_image()[5, 5].tolist())}
     data = png(image, **options)
     from_bytes = given_images(data)[0].whole()
     opened = Image.open(io.BytesIO(data))
@@ -86,14 +86,14 @@ def test_pillow_images_are_converted_like_their_files(mode):
 def test_pillow_images_are_turned_as_their_files_say():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = png(Image.fromarray(picture(20, 30)), exif=exif)
+    data = png(Image.fromarray(source_image(20, 30)), exif=exif)
     from_bytes = given_images(data)[0].whole()
     assert from_bytes.shape == (30, 20, 3)
     np.testing.assert_array_equal(given_images(Image.open(io.BytesIO(data)))[0].whole(), from_bytes)
 
 
 def test_a_mode_that_png_lacks_becomes_rgb():
-    image = Image.fromarray(picture()).convert("CMYK")
+    image = Image.fromarray(source_image()).convert("CMYK")
     np.testing.assert_array_equal(given_images(image)[0].whole(), np.asarray(image.convert("RGB")))
 
 
@@ -101,8 +101,8 @@ def test_a_mode_that_png_lacks_becomes_rgb():
     ("image", "message"),
     [
         ("nowhere.png", "no such file: nowhere.png"),
-        (b"", "picture is empty"),
-        (b"not a picture", "not a picture in a known format"),
+        (b"", "image is empty"),
+        (b"not an image", "not an image in a known format"),
         (np.zeros((3, 20, 30), np.uint8), "array of shape (3, 20, 30), expected (height, width, 3) or (height, width)"),
         (np.zeros((20, 30, 4), np.uint8), "array of shape (20, 30, 4), expected (height, width, 3) or (height, width)"),
         (np.zeros((0, 30, 3), np.uint8), "array of shape (0, 30, 3), expected (height, width, 3) or (height, width)"),
@@ -126,21 +126,21 @@ def test_a_mode_that_png_lacks_becomes_rgb():
         (None, "got NoneType, expected a path"),
     ],
 )
-def test_what_cannot_be_a_picture_is_named(image, message):
+def test_what_cannot_be_a_image_is_named(image, message):
     with pytest.raises(UserError) as single:
         given_images(image)[0].pixels(16)
     assert str(single.value).startswith("image: ")
     assert message in str(single.value)
     with pytest.raises(UserError) as second:
-        [one.pixels(16) for one in given_images([picture(), image])]
+        [one.pixels(16) for one in given_images([source_image(), image])]
     assert str(second.value).startswith("image 1: ")
 
 
 def test_a_broken_file_is_named_by_its_path(tmp_path: Path):
     path = tmp_path / "broken.png"
-    path.write_bytes(png(Image.fromarray(picture()))[:200])
+    path.write_bytes(png(Image.fromarray(source_image()))[:200])
     with pytest.raises(UserError, match=r"broken\.png: cannot decode"):
-        given_images([picture(), path])[1].pixels(16)
+        given_images([source_image(), path])[1].pixels(16)
     with pytest.raises(UserError, match=r"image 0: cannot decode"), Image.open(path) as opened:
         given_images([opened])
 
@@ -185,19 +185,19 @@ NUMBERS = st.sampled_from([0, 1, 0.5, 2, -1, float("nan"), float("inf")])
     | st.sampled_from([None, 7, 1.5, {}, {"a": 1}, object(), Image, Path])
 )
 @pytest.mark.filterwarnings("ignore")
-def test_whatever_is_given_is_a_picture_or_an_error_of_the_user(image):
+def test_whatever_is_given_is_a_image_or_an_error_of_the_user(image):
     try:
-        pictures = [one.pixels(16) for one in given_images(image)]
+        images = [one.pixels(16) for one in given_images(image)]
     except UserError as error:
         assert "image" in str(error)
     else:
-        assert all(one.shape == (3, 16, 16) and one.dtype == torch.uint8 for one in pictures)
+        assert all(one.shape == (3, 16, 16) and one.dtype == torch.uint8 for one in images)
 
 
 def test_a_folder_is_named_on_the_bar_as_it_is(tmp_path: Path, monkeypatch):
     """Neither as an emoji nor as rich's markup."""
     (folder := tmp_path / ":x:[bold]").mkdir()
-    (folder / "a.png").write_bytes(png(Image.fromarray(picture())))
+    (folder / "a.png").write_bytes(png(Image.fromarray(source_image())))
     screen = io.StringIO()
     monkeypatch.setattr(inputs, "Console", lambda **_: Console(file=screen, force_terminal=True, width=500))
     sizes, skipped = InputConfig(image_size=16, patch_size=8), []

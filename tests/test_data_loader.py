@@ -14,16 +14,9 @@ from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MAX_SKIPS, MaskedPairs, RowDataset, eval_positions
-from eve_vl.data.loader import (
-    epoch_order,
-    eval_loader,
-    open_sources,
-    open_train_and_val,
-    train_batches,
-    train_loader,
-)
+from eve_vl.data.loader import epoch_order, eval_loader, open_sources, open_train_and_val, train_batches, train_loader
 from eve_vl.data.records import ImageBytes, ImageText
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 TOKENIZER = tiny_tokenizer()
 
@@ -208,11 +201,11 @@ def test_masks_of_a_sample_have_the_configured_shares():
 def test_augmentation_follows_the_config():
     source = pairs(2, size=16)  # already the model's size: without crop and flip nothing happens
     plain = tiny_config(data={"crop_scale": (1.0, 1.0), "flip": False})
-    picture = RowDataset.load(MaskedPairs([source], plain, TOKENIZER, training=False), 0, 0, 0).image
+    source_image = RowDataset.load(MaskedPairs([source], plain, TOKENIZER, training=False), 0, 0, 0).image
     flipping = MaskedPairs([source], replace(plain, data=replace(plain.data, flip=True)), TOKENIZER, training=True)
     outcomes = [flipping[(epoch, 0, 0)].image for epoch in range(40)]
-    is_flipped = [torch.equal(image, picture.flip(2)) for image in outcomes]
-    assert all(flipped or torch.equal(image, picture) for flipped, image in zip(is_flipped, outcomes, strict=True))
+    is_flipped = [torch.equal(image, source_image.flip(2)) for image in outcomes]
+    assert all(flipped or torch.equal(image, source_image) for flipped, image in zip(is_flipped, outcomes, strict=True))
     assert 8 < sum(is_flipped) < 32
     cropping = MaskedPairs([source], tiny_config(data={"flip": False}), TOKENIZER, training=True)
     assert len({cropping[(epoch, 0, 0)].image.numpy().tobytes() for epoch in range(10)}) > 5
@@ -329,8 +322,8 @@ def test_bad_rows_are_reported_and_replaced_by_the_next_good_one():
     assert [str(error) for error in again.skipped] == [str(error) for error in batch.skipped]
 
 
-def test_pictures_that_cannot_be_decoded_are_bad_rows_and_small_ones_are_not():
-    broken = ImageText(image=ImageBytes(data=b"no picture"), captions=("a circle",), where="list:0")
+def test_images_that_cannot_be_decoded_are_bad_rows_and_small_ones_are_not():
+    broken = ImageText(image=ImageBytes(data=b"no image"), captions=("a circle",), where="list:0")
     tiny = replace(pairs(1, size=3)[0], where="list:1")
     dataset = MaskedPairs([ListSource([broken, tiny])], config_of(), TOKENIZER, training=True)
     sample = dataset[(0, 0, 0)]
@@ -366,7 +359,7 @@ def test_sources_are_opened_by_their_specs(tmp_path):
 
 
 def test_held_out_rows_leave_training(tmp_path):
-    (tmp_path / "0.png").touch()  # a reader looks whether the first pictures are there
+    (tmp_path / "0.png").touch()  # a reader looks whether the first images are there
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(f'{{"image": "{number}.png", "caption": "number {number}"}}\n' for number in range(1000)))
     config = replace(config_of(), data=replace(config_of().data, train=(str(rows),), val=("held-out",)))

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eve_vl.data.phantoms import PhantomPairs, PhantomQuestions
-from eve_vl.data.phantoms.note import NO_MEDICINE, source_note
-from eve_vl.data.phantoms.panels import KINDS, LABELS, sample_panel
-from eve_vl.data.phantoms.write import FIVE, LANGUAGE, LAYOUTS, MISSING, WAYS, write
 from eve_vl.data.readers import guess_kind, medical, open_source
-from eve_vl.data.records import ImageQuestion, Labelled
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.data.records import ImageQuestion, LabeledExample
+from eve_vl.synthetic.phantoms import PhantomPairs, PhantomQuestions
+from eve_vl.synthetic.phantoms.disclaimer import NO_MEDICINE, source_note
+from eve_vl.synthetic.phantoms.panels import KINDS, LABELS, sample_panel
+from eve_vl.synthetic.phantoms.write import FIVE, LANGUAGE, LAYOUTS, MISSING, WAYS, write
+from eve_vl.utils.errors import BadSampleError, UserError
 
 RAD = {
     "qid": 1,
@@ -51,11 +51,11 @@ CHEXPERT = (
 )
 
 
-def files(root: Path, texts: dict[str, Any], pictures: tuple[str, ...]) -> Path:
+def files(root: Path, texts: dict[str, Any], images: tuple[str, ...]) -> Path:
     for name, text in texts.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False))
-    for name in pictures:
+    for name in images:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(root / name)
     return root
@@ -88,8 +88,8 @@ def test_roco(tmp_path: Path, capsys):
     links = "ROCO_00002\twget -r ftp://ftp.ncbi.nlm.nih.gov/pub/pmc/oa_package/67/f6/PMC4083729.tar.gz\tAMHSR-4-14-g002.jpg\n"
     references = {"roco_image_id": "PMC4083729_AMHSR-4-14-g002.jpg", "gorc_references": ["As Fig. 2\nshows, a mass."]}
     texts = {f"validation/radiology/{name}": text for name, text in (("captions.txt", captions), ("dlinks.txt", links))}
-    pictures = tuple(f"validation/radiology/images/ROCO_0000{number}.jpg" for number in (2, 3))
-    root = files(tmp_path / "roco", texts, pictures)
+    images = tuple(f"validation/radiology/images/ROCO_0000{number}.jpg" for number in (2, 3))
+    root = files(tmp_path / "roco", texts, images)
     for name in (f"{root}#val", root / "validation", root / "validation/radiology/captions.txt"):
         source = opened(str(name))
         assert [row.captions for row in (source[0], source[1])] == [("Chest X-ray showing a mass",), ("abdominal CT",)]
@@ -117,8 +117,8 @@ def test_medicat(tmp_path: Path, capsys):
         for paper in range(25)
         for figure in range(4)
     ]
-    pictures = tuple(f"figures/{row['pdf_hash']}_{row['fig_uri']}" for row in rows)
-    root = files(tmp_path / "medicat", {file: "\n".join(map(json.dumps, rows))}, pictures)
+    images = tuple(f"figures/{row['pdf_hash']}_{row['fig_uri']}" for row in rows)
+    root = files(tmp_path / "medicat", {file: "\n".join(map(json.dumps, rows))}, images)
     seen = {split: list(opened(f"{root}#{split}")) for split in ("train", "val", "test")}
     said = re.findall(r"(\d+) figures are not marked as radiology and are left out", capsys.readouterr().out)
     assert sum(map(int, said)) == 25
@@ -189,8 +189,8 @@ def test_medvqa(tmp_path: Path):
         "train/QA/Plane.csv": "synpic1|in what plane?|axial\n",
         "test/QA/all.csv": official,
     }
-    pictures = ("train/images/synpic54082.jpg", "train/images/synpic1.jpg", "test/images/synpic54082.jpg")
-    root = files(tmp_path / "medvqa", texts, pictures)
+    images = ("train/images/synpic54082.jpg", "train/images/synpic1.jpg", "test/images/synpic54082.jpg")
+    root = files(tmp_path / "medvqa", texts, images)
     rows = list(opened(f"{root}#train"))
     assert [(row.question_id, row.content_type, row.where) for row in rows] == [
         (0, "Modality", "train/QA/Modality.csv:1"),
@@ -211,7 +211,7 @@ def test_melinda(tmp_path: Path):
     table = 'figure_file,caption,i_meth,p_meth,i_meth_label,p_meth_label\na.png,"blots, two",0,1,exp,western\n'
     root = files(tmp_path / "melinda", {"train.csv": table, "dev.csv": table}, ("melinda_images/a.png",))
     (row,) = opened(f"{root}#train")
-    assert row == Labelled(image=row.image, text="blots, two", labels=("western",), where="train.csv:2")
+    assert row == LabeledExample(image=row.image, text="blots, two", labels=("western",), where="train.csv:2")
     assert opened(f"{root}#val", label_column="i_meth_label")[0].labels == ("exp",)
     assert opened(f"{root}#train", kind="captions")[0].captions == ("blots, two",)
     files(root, {"test.csv": "figure_file,caption,i_meth,p_meth,i_meth_label\na.png,b,0,1,exp\n"}, ())
@@ -220,8 +220,8 @@ def test_melinda(tmp_path: Path):
 
 
 def test_chexpert(tmp_path: Path, capsys):
-    pictures = tuple(line.split(",")[0] for line in CHEXPERT.splitlines()[1:])
-    root = files(tmp_path, {"CheXpert-v1.0-small/train.csv": CHEXPERT, "CheXpert-v1.0-small/valid.csv": CHEXPERT}, pictures)
+    images = tuple(line.split(",")[0] for line in CHEXPERT.splitlines()[1:])
+    root = files(tmp_path, {"CheXpert-v1.0-small/train.csv": CHEXPERT, "CheXpert-v1.0-small/valid.csv": CHEXPERT}, images)
     expected = [("train.csv:2", ("No Finding", "Support Devices")), ("train.csv:3", ("Lung Opacity", "Fracture"))]
     for name in (f"{root}#train", f"{root}/CheXpert-v1.0-small#train", f"{root}/CheXpert-v1.0-small/train.csv"):
         assert [(row.where, row.labels) for row in opened(name)] == expected
@@ -231,10 +231,10 @@ def test_chexpert(tmp_path: Path, capsys):
     assert problems(opened(f"{root}#val")) == {"valid.csv:2": "No Finding is '2.0', expected 1, 0, -1 or nothing"}
 
 
-def test_chexpert_without_labels_still_has_pictures_and_reports(tmp_path: Path):
+def test_chexpert_without_labels_still_has_images_and_reports(tmp_path: Path):
     table = "".join(f"{line},{said}\n" for line, said in zip(CHEXPERT.splitlines(), ("report", *"abcd"), strict=True))
     root = files(tmp_path, {"five.csv": table}, tuple(line.split(",")[0] for line in table.splitlines()[1:]))
-    found = {kind: list(opened(f"{root}/five.csv", kind=kind)) for kind in ("labels", "captions", "pictures", "findable")}
+    found = {kind: list(opened(f"{root}/five.csv", kind=kind)) for kind in ("labels", "captions", "images", "findable")}
     lines = {kind: [row.where for row in rows] for kind, rows in found.items()}
     assert lines.pop("labels") == ["five.csv:2", "five.csv:3"]
     assert list(lines.values()) == [["five.csv:2", "five.csv:3", "five.csv:5"]] * 3
@@ -325,7 +325,7 @@ def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
         assert set(at) == set(listed)
         for where, reason in at.items():
             words = {
-                MISSING: "no picture",
+                MISSING: "no image",
                 "lost column": ("no field", "fields", "tabs"),
                 "empty text": "is empty",
                 "repeated id": "comes once more",
@@ -361,7 +361,7 @@ def test_the_5x200_twin_has_exactly_one_of_five_findings(tmp_path: Path):
     assert not [text for texts in prompts.values() for text in texts if any(text in report for report in told)]
 
 
-def test_a_panels_label_needs_both_picture_and_caption():
+def test_a_panels_label_needs_both_image_and_caption():
     panels = [sample_panel("train", 0, index) for index in range(1200)]
     labels = Counter(panel.label for panel in panels)
     assert set(labels) == set(LABELS) and max(labels.values()) < 1.5 * min(labels.values())
@@ -408,7 +408,7 @@ def test_any_content_is_read_or_an_error_for_people(tmp_path: Path, layout):
         bad += [whole.replace(b",", b"\t", 9), whole.replace(b'"', b"", 3), whole.replace(b"\n", b"\0\n"), whole + whole]
         for content in [*bad, *_with_odd_fields(path, whole)]:
             path.write_bytes(content)
-            for kind in ("captions", "questions", "labels", "pictures", "texts"):
+            for kind in ("captions", "questions", "labels", "images", "texts"):
                 try:
                     problems(open_source(name, kind=kind, must_be_usable=False))
                 except UserError as error:

@@ -16,11 +16,11 @@ from test_metrics_retrieval import slow_hit
 from eve_vl.config import DataConfig
 from eve_vl.config.data import GENERATORS
 from eve_vl.data.loader import GENERATED, open_sources
-from eve_vl.data.phantoms import PHANTOMS, PhantomLabels, PhantomPairs, PhantomQuestions
-from eve_vl.data.phantoms.questions import ANSWERS, CONTENT_TYPES, sample_question
-from eve_vl.data.phantoms.render import SIGMA, draw, render
-from eve_vl.data.phantoms.reports import COLUMNS, NAMES, NORMAL, PRESENT, name_of, sample_report
-from eve_vl.data.phantoms.world import (
+from eve_vl.synthetic.phantoms import PHANTOMS, PhantomLabels, PhantomPairs, PhantomQuestions
+from eve_vl.synthetic.phantoms.questions import ANSWERS, CONTENT_TYPES, sample_question
+from eve_vl.synthetic.phantoms.render import SIGMA, draw, render
+from eve_vl.synthetic.phantoms.reports import COLUMNS, NAMES, NORMAL, PRESENT, name_of, sample_report
+from eve_vl.synthetic.phantoms.world import (
     FINDINGS,
     GRADES,
     MAX_FINDINGS,
@@ -34,7 +34,7 @@ from eve_vl.data.phantoms.world import (
     variants,
     with_findings,
 )
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 LEAST_PIXELS = 12  # that each finding changes, each by 3 sigma
 GOLDEN_REPORT = (
@@ -48,7 +48,7 @@ def phantoms(split: str, count: int) -> list[Phantom]:
 
 
 def with_only(phantom: Phantom, findings: list[Finding]) -> Phantom:
-    """The same picture with other findings, of the same devices."""
+    """The same image with other findings, of the same devices."""
     patient = with_findings(Random(0), "train", phantom.patient, findings)
     same = {"devices": phantom.patient.devices, "tube_side": phantom.patient.tube_side}
     return replace(phantom, patient=replace(patient, **same))
@@ -61,8 +61,8 @@ def test_phantoms_depend_on_split_seed_and_index_alone():
     in_order = [sample_phantom("train", 3, i) for i in range(20)]
     backwards = [sample_phantom("train", 3, i) for i in reversed(range(20))]
     assert in_order == backwards[::-1]
-    pictures = [render(sample_phantom(split, seed, i), 48).tobytes() for split in SPLITS for seed in (0, 1) for i in range(20)]
-    assert len(set(pictures)) == len(pictures)
+    images = [render(sample_phantom(split, seed, i), 48).tobytes() for split in SPLITS for seed in (0, 1) for i in range(20)]
+    assert len(set(images)) == len(images)
 
 
 def test_no_patient_is_in_two_splits_and_half_have_a_second_view():
@@ -111,7 +111,7 @@ def test_a_tube_goes_with_a_pneumothorax_except_in_test_shift(split):
         assert np.mean(agreeing) == pytest.approx(share, abs=0.04)
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize("image_size", [64, 96])
@@ -156,7 +156,7 @@ def test_the_heart_is_as_wide_as_the_number_behind_it_says():
             assert (columns[-1] - columns[0]) / 128 == pytest.approx(large.amount * 2 * patient.half_width, abs=0.02)
 
 
-def test_pictures_are_grey_and_never_mirrored():
+def test_images_are_grey_and_never_mirrored():
     rows = PhantomPairs(split="val", num_rows=3)
     for index in range(3):
         image: Any = rows[index].image
@@ -385,7 +385,7 @@ def test_rows_come_in_minimal_pairs():
             words = [set(each.question.split()) for each in (one, two)]
             assert max(len(words[0] - words[1]), len(words[1] - words[0])) == 1
         else:
-            kinds["pictures"] += 1
+            kinds["images"] += 1
             assert one.question == two.question
             changed = {finding.kind for finding in {*one.phantom.findings} ^ {*two.phantom.findings}}
             assert len(changed) <= 2 if one.content_type == "finding" else len(changed) <= 1

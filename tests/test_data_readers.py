@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from cards import COLORS, assert_colors, picture, reason, rows_of, write_images
+from cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
 
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageFile
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_jsonl_broken_rows(root: Path):
         "caption has 10000 words, at most 1000 are accepted",
         "image is int, expected a path",
         "image path is empty",
-        "image is a web address (http://a.b/c.jpg); download the pictures first",
+        "image is a web address (http://a.b/c.jpg); download the images first",
         "image path has a NUL character",
         "caption is not valid Unicode (it has half of a surrogate pair)",
     ]
@@ -98,7 +98,7 @@ def test_jsonl_not_utf8(root: Path):
 def test_paths_stay_inside(root: Path, image: str):
     source = open_source(write_jsonl(root / "t.jsonl", [*pairs(), {"image": image, "caption": "x"}]))
     found = reason(source, len(COLORS))
-    assert found == f"t.jsonl:7: image path '{image}' leaves {root}; name the pictures' folder: --data.image-root"
+    assert found == f"t.jsonl:7: image path '{image}' leaves {root}; name the images' folder: --data.image-root"
 
 
 def test_paths_inside_are_free(root: Path):
@@ -193,7 +193,7 @@ def test_csv_broken_rows(root: Path):
     assert [reason(source, index) for index in range(1, 4)] == [
         "t.csv:4: row has 1 fields, the header has 2",
         "t.csv:5: not UTF-8 text",
-        f"t.csv:6: image path '../x.png' leaves {root}; name the pictures' folder: --data.image-root",
+        f"t.csv:6: image path '../x.png' leaves {root}; name the images' folder: --data.image-root",
     ]
     assert reason(source, 4) == "t.csv:7: not valid CSV (unexpected end of data)"
     assert len(source) == 5
@@ -213,8 +213,8 @@ def test_folder(root: Path):
     folder = root / "images"
     (folder / "b").mkdir()
     (folder / ".hidden").mkdir()
-    (folder / ".hidden" / "x.png").write_bytes(picture("red"))
-    (folder / "b" / "LAST.JPG").write_bytes(picture("red", "JPEG"))
+    (folder / ".hidden" / "x.png").write_bytes(encoded_card("red"))
+    (folder / "b" / "LAST.JPG").write_bytes(encoded_card("red", "JPEG"))
     (folder / "b" / "LAST.txt").write_text("\ufefffirst caption\n\n  second \n", encoding="utf-8")
     for color in COLORS[1:]:
         (folder / f"{color}.txt").write_text(f"a {color} card\n")
@@ -234,16 +234,16 @@ def test_folder(root: Path):
 
 
 def test_folder_mistakes(root: Path):
-    with pytest.raises(UserError, match=r"looks like pictures alone .* expected captions: captions would be in blue.txt"):
+    with pytest.raises(UserError, match=r"looks like images alone .* expected captions: captions would be in blue.txt"):
         open_source(root / "images")
     (root / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no pictures in this folder \(it is empty\)"):
+    with pytest.raises(UserError, match=r"no images in this folder \(it is empty\)"):
         open_source(root / "empty")
     (root / "empty" / "metadata.jsonl").write_text("{}")
-    with pytest.raises(UserError, match=r"no pictures .*to use the table in it, name it: .*metadata.jsonl"):
+    with pytest.raises(UserError, match=r"no images .*to use the table in it, name it: .*metadata.jsonl"):
         open_source(root / "empty")
     (root / "images" / "x.tar").touch()
-    with pytest.raises(UserError, match=r"holds both pictures and .tar files; choose with --data.format"):
+    with pytest.raises(UserError, match=r"holds both images and .tar files; choose with --data.format"):
         open_source(root / "images")
 
 
@@ -271,7 +271,7 @@ def test_formats(root: Path):
         open_source(root, format="csv")
     with pytest.raises(UserError, match="is a file, which cannot have the format 'folder'"):
         open_source(path, format="folder")
-    with pytest.raises(UserError, match="is a single picture"):
+    with pytest.raises(UserError, match="is a single image"):
         open_source(root / "images" / "red.png")
     (root / "x.tar.gz").touch()
     with pytest.raises(UserError, match="is compressed; unpack it first"):

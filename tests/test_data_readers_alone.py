@@ -1,4 +1,4 @@
-"""Pictures alone, texts alone, and rows with labels: every form they come in, and the mistakes made with them."""
+"""Images alone, texts alone, and rows with labels: every form they come in, and the mistakes made with them."""
 
 import gzip
 import json
@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import COLORS, picture, reason, write_images
+from cards import COLORS, encoded_card, reason, write_images
 
 from eve_vl.data.readers import guess_kind, open_source
-from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan, Labelled, Picture, Source, Text
-from eve_vl.errors import UserError
+from eve_vl.data.records import ImageBytes, ImageFile, ImageOnly, ImageSpan, LabeledExample, Source, TextOnly
+from eve_vl.utils.errors import UserError
 
 
 @pytest.fixture
@@ -40,22 +40,22 @@ def write_tar(path: Path, folder: Path, *names: str) -> Path:
     return path
 
 
-# Pictures alone
+# Images alone
 
 
-def test_a_folder_of_pictures_needs_no_texts(root: Path):
+def test_a_folder_of_images_needs_no_texts(root: Path):
     (root / "images" / "red.txt").write_text("a caption that no one asked for")
-    for source in (open_source(root / "images", kind="pictures"), open_source(root, kind="pictures")):
+    for source in (open_source(root / "images", kind="images"), open_source(root, kind="images")):
         assert len(source) == 6
         copy = pickle.loads(pickle.dumps(source))
         assert [copy[index].image.path.stem for index in range(6)] == sorted(COLORS)
-    assert source[0] == Picture(image=ImageFile(path=root / "images" / "blue.png"), where="images/blue.png")
+    assert source[0] == ImageOnly(image=ImageFile(path=root / "images" / "blue.png"), where="images/blue.png")
     with pytest.raises(IndexError):
         source[6]
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.csv", "t.parquet"])
-def test_pictures_of_any_table(root: Path, name: str):
+def test_images_of_any_table(root: Path, name: str):
     rows = [{"image": f"images/{color}.png", "caption": "unused", "label": 3} for color in COLORS]
     match name:
         case "t.jsonl":
@@ -66,54 +66,54 @@ def test_pictures_of_any_table(root: Path, name: str):
             (root / name).write_text("\n".join(["image,caption,label", *(f"{row['image']},unused,3" for row in rows)]))
         case _:
             pq.write_table(pa.Table.from_pylist(rows), root / name)
-    source = open_source(root / name, kind="pictures")
+    source = open_source(root / name, kind="images")
     assert [row.image for row in rows_of(source)] == [ImageFile(path=root / "images" / f"{color}.png") for color in COLORS]
-    assert all(isinstance(row, Picture) for row in rows_of(source))
+    assert all(isinstance(row, ImageOnly) for row in rows_of(source))
     for option in ("text_column", "label_column"):
-        with pytest.raises(UserError, match=rf"{option} .* has no meaning for pictures alone; leave it out"):
-            open_source(root / name, kind="pictures", **{option: "caption"})  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UserError, match=rf"{option} .* has no meaning for images alone; leave it out"):
+            open_source(root / name, kind="images", **{option: "caption"})  # pyright: ignore[reportArgumentType]
 
 
-def test_pictures_of_tar_shards(root: Path):
-    (root / "images" / "blue.txt").write_text("no picture goes with it")
+def test_images_of_tar_shards(root: Path):
+    (root / "images" / "blue.txt").write_text("no image goes with it")
     path = write_tar(root / "x.tar", root / "images", "red.png", "lime.png", "blue.txt")
-    source = open_source(path, kind="pictures")
-    assert [source[index].image.read() for index in range(2)] == [picture("red"), picture("lime")]
+    source = open_source(path, kind="images")
+    assert [source[index].image.read() for index in range(2)] == [encoded_card("red"), encoded_card("lime")]
     assert isinstance(source[0].image, ImageSpan)
     assert source[1].where == "x.tar:lime"
-    assert reason(source, 2) == "x.tar:blue: no picture beside the caption"
+    assert reason(source, 2) == "x.tar:blue: no image beside the caption"
     bare = write_tar(root / "bare.tar", root / "images", "red.png")
-    assert guess_kind(bare) == "pictures"
-    with pytest.raises(UserError, match=r"bare.tar: looks like pictures alone \(fields image\), expected captions"):
+    assert guess_kind(bare) == "images"
+    with pytest.raises(UserError, match=r"bare.tar: looks like images alone \(fields image\), expected captions"):
         open_source(bare)
-    with pytest.raises(UserError, match=r"text_column .* has no meaning for pictures alone"):
-        open_source(path, kind="pictures", text_column="caption")
+    with pytest.raises(UserError, match=r"text_column .* has no meaning for images alone"):
+        open_source(path, kind="images", text_column="caption")
 
 
-def test_pictures_of_an_official_file(root: Path):
+def test_images_of_an_official_file(root: Path):
     images = [{"id": number, "file_name": f"{color}.png"} for number, color in enumerate(COLORS)]
     annotations = [{"image_id": number, "caption": "x"} for number in range(6)]
     path = root / "captions_train2017.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
-    source = open_source(path, kind="pictures", image_root=root / "images")
+    source = open_source(path, kind="images", image_root=root / "images")
     assert [row.image.path.stem for row in rows_of(source)] == list(COLORS)
-    with pytest.raises(UserError, match=r"looks like pictures with captions .*, expected labels"):
+    with pytest.raises(UserError, match=r"looks like images with captions .*, expected labels"):
         open_source(path, kind="labels", image_root=root / "images")
 
 
-def test_broken_pictures_are_named(root: Path):
+def test_broken_images_are_named(root: Path):
     rows = [
         {"image": "images/red.png"},
         {"image": 7},
         {"image": "../x.png"},
-        {"picture": "images/red.png"},
+        {"image": "images/red.png"},
         {"image": "\ud800.png"},
     ]
-    source = open_source(write_jsonl(root / "t.jsonl", rows), kind="pictures")
+    source = open_source(write_jsonl(root / "t.jsonl", rows), kind="images")
     assert [reason(source, index) for index in range(1, 5)] == [
         "t.jsonl:2: image is int, expected a path",
-        f"t.jsonl:3: image path '../x.png' leaves {root}; name the pictures' folder: --data.image-root",
-        "t.jsonl:4: no field 'image' (fields: picture)",
+        f"t.jsonl:3: image path '../x.png' leaves {root}; name the images' folder: --data.image-root",
+        "t.jsonl:4: no field 'image' (fields: image)",
         "t.jsonl:5: image path is not valid Unicode (it has half of a surrogate pair)",
     ]
 
@@ -130,7 +130,9 @@ def test_a_text_a_line(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     source = open_source(tmp_path / name, kind="texts")
     expected = [("first", 1), ("second line", 3), ("the third, without an end", 5)]
-    assert rows_of(pickle.loads(pickle.dumps(source))) == [Text(text=text, where=f"{name}:{line}") for text, line in expected]
+    assert rows_of(pickle.loads(pickle.dumps(source))) == [
+        TextOnly(text=text, where=f"{name}:{line}") for text, line in expected
+    ]
     assert source[-1].text == "the third, without an end"
     assert guess_kind(tmp_path / name) == "texts"
     with pytest.raises(UserError, match=rf"{name}: looks like texts alone \(fields text\), expected captions"):
@@ -180,7 +182,7 @@ def test_texts_of_tables(root: Path):
     assert open_source(root / "t.csv", kind="texts")[1].text == "short"
     assert open_source(root / "t.csv", kind="texts", text_column="body")[1].text == "long two"
     pq.write_table(pa.table({"text": ["p", "q"], "number": [1, 2]}), root / "t.parquet")
-    assert open_source(root / "t.parquet", kind="texts")[0] == Text(text="p", where="t.parquet row 1")
+    assert open_source(root / "t.parquet", kind="texts")[0] == TextOnly(text="p", where="t.parquet row 1")
     with pytest.raises(UserError, match="column 'number' holds int64, expected a text"):
         open_source(root / "t.parquet", kind="texts", text_column="number")
     broken = [{"text": "fine"}, {"text": ["a", "b"]}, {"text": None}, {"text": 3}, {"words": "x"}]
@@ -193,28 +195,28 @@ def test_texts_of_tables(root: Path):
     ]
 
 
-def test_texts_of_tar_shards_need_no_pictures(root: Path):
+def test_texts_of_tar_shards_need_no_images(root: Path):
     (root / "a.txt").write_text("a text")
     path = write_tar(root / "x.tar", root, "a.txt")
-    assert open_source(path, kind="texts")[0] == Text(text="a text", where="x.tar:a")
+    assert open_source(path, kind="texts")[0] == TextOnly(text="a text", where="x.tar:a")
 
 
 # Labels
 
 
 @pytest.mark.parametrize("column", ["label", "labels", "class", "category", "species"])
-@pytest.mark.parametrize("kind", ["picture", "text", "both"])
+@pytest.mark.parametrize("kind", ["image", "text", "both"])
 def test_labels_of_tables(root: Path, column: str, kind: str):
-    parts = {"picture": {"image": "images/red.png"}, "text": {"sentence": "a red card"}}
-    fields = parts["picture"] | parts["text"] if kind == "both" else parts[kind]
+    parts = {"image": {"image": "images/red.png"}, "text": {"sentence": "a red card"}}
+    fields = parts["image"] | parts["text"] if kind == "both" else parts[kind]
     values: list[object] = ["red", ["red", "card"], 3, [4, "x"], " spaced ", None, [], ""]
     path = write_jsonl(root / "t.jsonl", [fields | {column: value} for value in values])
     source = open_source(path, kind="labels", label_column="species" if column == "species" else None)
     expected = [("red",), ("red", "card"), ("3",), ("4", "x"), ("spaced",), (), (), ()]
     image = None if kind == "text" else ImageFile(path=root / "images" / "red.png")
-    text = None if kind == "picture" else "a red card"
+    text = None if kind == "image" else "a red card"
     assert rows_of(pickle.loads(pickle.dumps(source))) == [
-        Labelled(image=image, text=text, labels=labels, where=f"t.jsonl:{line}")
+        LabeledExample(image=image, text=text, labels=labels, where=f"t.jsonl:{line}")
         for line, labels in enumerate(expected, start=1)
     ]
     if column != "species" and kind != "both":
@@ -224,11 +226,11 @@ def test_labels_of_tables(root: Path, column: str, kind: str):
 def test_labels_of_other_forms(root: Path):
     (root / "t.csv").write_text("filepath,class\nimages/red.png,warm\nimages/navy.png,\n")
     assert [row.labels for row in rows_of(open_source(root / "t.csv", kind="labels"))] == [("warm",), ()]
-    columns = {"image": [{"bytes": picture("red"), "path": None}] * 2, "label": [5, 0]}
+    columns = {"image": [{"bytes": encoded_card("red"), "path": None}] * 2, "label": [5, 0]}
     pq.write_table(pa.table(columns), root / "t.parquet")
     source = open_source(root / "t.parquet", kind="labels")
     assert [row.labels for row in rows_of(source)] == [("5",), ("0",)]
-    assert source[0].image == ImageBytes(data=picture("red"))
+    assert source[0].image == ImageBytes(data=encoded_card("red"))
     assert guess_kind(root / "t.parquet") == "labels"
 
 
@@ -236,7 +238,7 @@ def test_captions_and_labels_together_are_ambiguous(root: Path):
     path = write_jsonl(root / "t.jsonl", [{"image": "images/red.png", "caption": "a card", "label": "red"}])
     assert guess_kind(path) == "captions"
     assert open_source(path)[0].captions == ("a card",)
-    assert open_source(path, kind="labels")[0] == Labelled(
+    assert open_source(path, kind="labels")[0] == LabeledExample(
         image=ImageFile(path=root / "images" / "red.png"), text="a card", labels=("red",), where="t.jsonl:1"
     )
 
@@ -244,8 +246,8 @@ def test_captions_and_labels_together_are_ambiguous(root: Path):
 def test_a_folder_for_each_class(root: Path):
     for name in ("warm/1.png", "warm/deeper/2.png", "cold/1.png"):
         (root / "cards" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "cards" / name).write_bytes(picture("red"))
-    (root / "cards" / "stray.png").write_bytes(picture("red"))
+        (root / "cards" / name).write_bytes(encoded_card("red"))
+    (root / "cards" / "stray.png").write_bytes(encoded_card("red"))
     source = open_source(root / "cards", kind="labels")
     assert reason(source, 0) == "stray.png: lies in no folder that names its class"
     assert [(source[index].where, source[index].labels) for index in range(1, 4)] == [
@@ -255,8 +257,8 @@ def test_a_folder_for_each_class(root: Path):
     ]
     assert source[1].image == ImageFile(path=root / "cards" / "cold" / "1.png")
     assert guess_kind(root / "cards") == "labels"
-    assert guess_kind(root / "images") == "pictures"
-    with pytest.raises(UserError, match=r"images: looks like pictures alone .*, expected labels: .* classes the names of fold"):
+    assert guess_kind(root / "images") == "images"
+    with pytest.raises(UserError, match=r"images: looks like images alone .*, expected labels: .* classes the names of fold"):
         open_source(root / "images", kind="labels")
 
 
@@ -271,7 +273,7 @@ def test_label_mistakes(root: Path):
     assert open_source(path, kind="labels", label_column="kind")[0].labels == ("red",)
     (root / "t.csv").write_text("photo,label\nimages/red.png,x\n")
     with pytest.raises(
-        UserError, match=r"none of its columns is a usual one of pictures or texts .*: photo, label.*image-column or"
+        UserError, match=r"none of its columns is a usual one of images or texts .*: photo, label.*image-column or"
     ):
         open_source(root / "t.csv", kind="labels")
     assert open_source(root / "t.csv", kind="labels", image_column="photo")[0].text is None

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from cards import COLORS, assert_colors, picture, reason, rows_of, write_images
+from cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
 
 from eve_vl.data.readers import guess_kind, open_source
-from eve_vl.data.readers.paths import absolute_spec
+from eve_vl.data.readers.sources import absolute_spec
 from eve_vl.data.records import ImageFile
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def write_json(path: Path, document: object) -> Path:
 
 def test_albef_train_has_a_row_per_caption(root: Path):
     (root / "train2014").mkdir()
-    (root / "train2014" / "COCO_train2014_000000000009.jpg").write_bytes(picture("red", "JPEG"))
+    (root / "train2014" / "COCO_train2014_000000000009.jpg").write_bytes(encoded_card("red", "JPEG"))
     name = "train2014/COCO_train2014_000000000009.jpg"
     rows = [{"image": name, "caption": caption, "image_id": "coco_9"} for caption in ("a tray of food", "a meal")]
     source = open_source(write_json(root / "coco_train.json", rows))
@@ -38,7 +38,7 @@ def test_albef_train_has_a_row_per_caption(root: Path):
 
 
 @pytest.mark.parametrize("name", ["coco_test.json", "flickr30k_val.json", "pretrain.json"])
-def test_albef_test_has_a_row_per_picture(root: Path, name: str):
+def test_albef_test_has_a_row_per_image(root: Path, name: str):
     captions = [tuple(f"{number} {color}" for number in range(5)) for color in COLORS]
     rows = [{"image": f"images/{color}.png", "caption": texts} for color, texts in zip(COLORS, captions, strict=True)]
     path = write_json(root / name, rows)
@@ -59,7 +59,7 @@ def test_vilt_pairs(root: Path):
     path = write_json(root / "train_annot.json", [[f"images/{color}.png", f"a {color} card"] for color in COLORS])
     assert_colors(open_source(path))
     assert guess_kind(path) == "captions"
-    with pytest.raises(UserError, match=r"looks like pictures with captions \(fields image, caption\), expected questions"):
+    with pytest.raises(UserError, match=r"looks like images with captions \(fields image, caption\), expected questions"):
         open_source(path, kind="questions")
     source = open_source(write_json(path, [["images/red.png", "x"], ["images/red.png"], {"image": "images/red.png"}]))
     assert reason(source, 1) == "train_annot.json row 2: JSON list, expected [image path, caption]"
@@ -74,7 +74,7 @@ def test_coco_captions_with_a_folder_for_each_year(root: Path):
     (root / "annotations").mkdir()
     for subset in ("train2014", "val2014"):
         (root / subset).mkdir()
-        (root / subset / "9.png").write_bytes(picture("red"))
+        (root / subset / "9.png").write_bytes(encoded_card("red"))
         document = {"images": [{"id": 9, "file_name": "9.png"}], "annotations": [{"image_id": 9, "caption": subset}]}
         path = write_json(root / "annotations" / f"captions_{subset}.json", document)
         (row,) = rows_of(open_source(path, image_root=root))
@@ -83,7 +83,7 @@ def test_coco_captions_with_a_folder_for_each_year(root: Path):
         (row,) = rows_of(open_source(path, image_root=root / subset))
         assert row.image == ImageFile(path=root / subset / "9.png")
     (root / "val2014" / "9.png").unlink()
-    with pytest.raises(UserError, match=r"no picture 9.png in .* or in its val2014; name their folder: --data.image-root"):
+    with pytest.raises(UserError, match=r"no image 9.png in .* or in its val2014; name their folder: --data.image-root"):
         open_source(path, image_root=root)
 
 
@@ -93,7 +93,7 @@ def test_coco_captions_opened_as_something_else(root: Path):
     assert guess_kind(path) == "captions"
     assert open_source(path, image_root=root / "images")[0].captions == ("a tray",)
     for kind in ("questions", "statements"):
-        with pytest.raises(UserError, match=rf"2017.json: looks like pictures with captions .*, expected {kind}$"):
+        with pytest.raises(UserError, match=rf"2017.json: looks like images with captions .*, expected {kind}$"):
             open_source(path, kind=kind)
     with pytest.raises(UserError, match=r"is no Karpathy file, so there is no split 'val'; leave out #val"):
         open_source(f"{path}#val")
@@ -154,9 +154,9 @@ def test_karpathy_mistakes(root: Path):
     path = karpathy(root / "dataset_coco.json", SPLITS)
     with pytest.raises(UserError, match=r"--data.image-column.* has no meaning for a Karpathy file; leave it out"):
         open_source(f"{path}#test", image_column="filename")
-    with pytest.raises(UserError, match=r"none of the first 1 rows can be used.*no such picture: .*images/images/red.png"):
+    with pytest.raises(UserError, match=r"none of the first 1 rows can be used.*no such image: .*images/images/red.png"):
         open_source(f"{path}#test", image_root=root / "images")
-    with pytest.raises(UserError, match=r"looks like pictures with captions .*, expected statements"):
+    with pytest.raises(UserError, match=r"looks like images with captions .*, expected statements"):
         open_source(path, kind="statements")
     second = write_json(root / "second.json", {})
     with pytest.raises(UserError, match=r"dataset_coco.json: is no VQA v2 file of questions; leave out \+second.json"):
@@ -199,7 +199,7 @@ def test_a_file_that_exists_is_taken_as_it_stands(root: Path):
 
 def test_label_column_has_no_use_for_captions(root: Path):
     path = write_json(root / "t.json", [{"image": "images/red.png", "caption": "x", "label": 1}])
-    with pytest.raises(UserError, match=r"label_column \(--data.label-column\) has no meaning for pictures with cap"):
+    with pytest.raises(UserError, match=r"label_column \(--data.label-column\) has no meaning for images with cap"):
         open_source(path, label_column="label")
-    with pytest.raises(UserError, match=r"label_column .* has no meaning for a folder of pictures"):
+    with pytest.raises(UserError, match=r"label_column .* has no meaning for a folder of images"):
         open_source(root / "images", label_column="label")

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import COLORS, picture, reason, write_images
+from cards import COLORS, encoded_card, reason, write_images
 
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageBytes, ImageFile, ImageQuestion, Source
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_parquet(tmp_path: Path, form: str):
         "objects": [[{"answer": "yes", "answer_id": 1}, {"answer": "no", "answer_id": 2}], [], None],
     }
     columns = {
-        "image": [{"bytes": picture(color), "path": None} for color in COLORS[:3]],
+        "image": [{"bytes": encoded_card(color), "path": None} for color in COLORS[:3]],
         "question": ["one?", "two?", "three?"],
         "question_id": [5, 6, 7],
         "answers": answers[form],
@@ -166,7 +166,7 @@ def test_broken_rows(root: Path):
         "t.jsonl:6: answer is int, expected text",
         "t.jsonl:7: question_id is float, expected a whole number or text",
         "t.jsonl:8: question_id is bool, expected a whole number or text",
-        f"t.jsonl:9: image path '../red.png' leaves {root}; name the pictures' folder: --data.image-root",
+        f"t.jsonl:9: image path '../red.png' leaves {root}; name the images' folder: --data.image-root",
         "t.jsonl:10: no field 'question' (fields: image)",
         "t.jsonl:11: question has 2000 words, at most 1000 are accepted",
         "t.jsonl:12: answer is not valid Unicode (it has half of a surrogate pair)",
@@ -177,27 +177,27 @@ def test_files_of_another_kind(root: Path):
     path = write_json(root / "coco_train.json", [{"image": "images/red.png", "caption": "a red card", "image_id": "coco_9"}])
     with pytest.raises(UserError) as error:
         questions(path)
-    expected = "looks like pictures with captions (fields image, caption, image_id), expected questions"
+    expected = "looks like images with captions (fields image, caption, image_id), expected questions"
     assert str(error.value) == f"{path}: {expected}"
     path = write_json(root / "nlvr_train.json", [{"sentence": "x", "label": "True", "images": ["a.png", "b.png"]}])
     with pytest.raises(UserError) as error:
         questions(path)
-    expected = "looks like statements about two pictures (fields sentence, label, images), expected questions"
+    expected = "looks like statements about two images (fields sentence, label, images), expected questions"
     assert str(error.value) == f"{path}: {expected}"
     path = write_jsonl(root / "q.jsonl", [ask("red", answer="yes")])
     for kind in ("captions", "statements"):
-        with pytest.raises(UserError, match=rf"q.jsonl: looks like questions about pictures .*, expected {kind}$"):
+        with pytest.raises(UserError, match=rf"q.jsonl: looks like questions about images .*, expected {kind}$"):
             open_source(path, kind=kind)
 
 
 def test_forms_and_kinds_that_do_not_go_together(root: Path):
     (root / "images" / "red.txt").write_text("a red card")
-    with pytest.raises(UserError, match=r"images: looks like pictures with captions \(fields image, captions\), expected"):
+    with pytest.raises(UserError, match=r"images: looks like images with captions \(fields image, captions\), expected"):
         questions(root / "images")
     with tarfile.open(root / "x.tar", "w") as tar:
         tar.add(root / "images" / "red.png", arcname="0.png")
         tar.add(root / "images" / "red.txt", arcname="0.txt")
-    with pytest.raises(UserError, match=r"x.tar: looks like pictures with captions \(fields image, caption\), expected"):
+    with pytest.raises(UserError, match=r"x.tar: looks like images with captions \(fields image, caption\), expected"):
         questions(root / "x.tar")
     with pytest.raises(UserError, match="no kind of data 'question'; did you mean 'questions'"):
         open_source(root / "images", kind="question")
@@ -208,7 +208,7 @@ def test_forms_and_kinds_that_do_not_go_together(root: Path):
 
 
 def vqa2(folder: Path, subtype: str = "train2014", *, version: str = "v2_", ids: tuple[int, ...] = (9000, 9001, 42000)) -> Path:
-    """Write questions as they are published, about pictures 9 and 42; return their path."""
+    """Write questions as they are published, about images 9 and 42; return their path."""
     document = {
         "info": {"description": "made up", "version": "2.0"},
         "task_type": "Open-Ended",
@@ -239,16 +239,16 @@ def annotations(path: Path, ids: tuple[int, ...] = (9000, 9001, 42000)) -> Path:
     return write_json(path, {"info": {}, "license": {}, "data_subtype": "train2014", "annotations": rows})
 
 
-def vqa_pictures(folder: Path, subtype: str) -> None:
+def vqa_images(folder: Path, subtype: str) -> None:
     folder.mkdir(parents=True)
     for image_id in (9, 42):
-        (folder / f"COCO_{subtype}_{image_id:012d}.jpg").write_bytes(picture("red", "JPEG"))
+        (folder / f"COCO_{subtype}_{image_id:012d}.jpg").write_bytes(encoded_card("red", "JPEG"))
 
 
 @pytest.mark.parametrize("version", ["v2_", ""])
 @pytest.mark.parametrize("folder", ["train2014", "."])
 def test_vqa2_pair(tmp_path: Path, version: str, folder: str):
-    vqa_pictures(tmp_path / "coco" / folder, "train2014")
+    vqa_images(tmp_path / "coco" / folder, "train2014")
     path = vqa2(tmp_path, version=version)
     annotations(tmp_path / f"{version}mscoco_train2014_annotations.json")
     source = questions(path, image_root=tmp_path / "coco")
@@ -267,7 +267,7 @@ def test_vqa2_pair(tmp_path: Path, version: str, folder: str):
 
 @pytest.mark.parametrize("subtype", ["test2015", "test-dev2015"])
 def test_vqa2_test_has_no_answers(tmp_path: Path, subtype: str):
-    vqa_pictures(tmp_path / "test2015", "test2015")
+    vqa_images(tmp_path / "test2015", "test2015")
     source = questions(vqa2(tmp_path, subtype))
     assert answers_of(source) == [(), (), ()]
     assert source[2].image == ImageFile(path=tmp_path / "test2015" / "COCO_test2015_000000000042.jpg")
@@ -275,7 +275,7 @@ def test_vqa2_test_has_no_answers(tmp_path: Path, subtype: str):
 
 
 def test_vqa2_annotations_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    vqa_pictures(tmp_path / "train2014", "train2014")
+    vqa_images(tmp_path / "train2014", "train2014")
     path, answered = vqa2(tmp_path), annotations(tmp_path / "mine.json")
     assert answers_of(questions(path)) == [(), (), ()]
     assert len(answers_of(questions(Path(f"{path}+{answered}")))[0]) == 10
@@ -291,16 +291,16 @@ def test_vqa2_annotations_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         questions(Path(f"{table}+{answered}"))
 
 
-def test_vqa2_picture_missing(tmp_path: Path):
-    vqa_pictures(tmp_path / "train2014", "train2014")
+def test_vqa2_image_missing(tmp_path: Path):
+    vqa_images(tmp_path / "train2014", "train2014")
     (tmp_path / "train2014" / "COCO_train2014_000000000042.jpg").unlink()
     path = vqa2(tmp_path)
     assert reason(questions(path), 2) == (
-        f"{path.name} row 3, question 42000: no picture COCO_train2014_000000000042.jpg in {tmp_path} or in its train2014; "
+        f"{path.name} row 3, question 42000: no image COCO_train2014_000000000042.jpg in {tmp_path} or in its train2014; "
         "name their folder: --data.image-root"
     )
     (tmp_path / "train2014").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"none of the first 3 rows can be used. The first: .*question 9000: no picture"):
+    with pytest.raises(UserError, match=r"none of the first 3 rows can be used. The first: .*question 9000: no image"):
         questions(path)
 
 
@@ -343,10 +343,10 @@ def test_vqa2_malformed(tmp_path: Path):
 
 
 def test_vqa2_fixed_columns_and_kind(tmp_path: Path):
-    vqa_pictures(tmp_path / "train2014", "train2014")
+    vqa_images(tmp_path / "train2014", "train2014")
     path = vqa2(tmp_path)
     with pytest.raises(UserError, match=r"--data.label-column\) has no meaning for a VQA v2 file of questions; leave it out"):
         questions(path, label_column="answers")
     for kind in ("captions", "statements"):
-        with pytest.raises(UserError, match=rf"{path.name}: looks like questions about pictures .*, expected {kind}"):
+        with pytest.raises(UserError, match=rf"{path.name}: looks like questions about images .*, expected {kind}"):
             open_source(path, kind=kind)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import COLORS, assert_colors, picture, reason, rows_of, write_images
+from cards import COLORS, assert_colors, encoded_card, reason, rows_of, write_images
 from webdataset.tariterators import group_by_keys, tar_file_expander
 from webdataset.writer import TarWriter
 
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageBytes, ImageSpan, Source
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_parquet_paths(root: Path):
 
 @pytest.mark.parametrize("kind", ["bytes", "struct"])
 def test_parquet_bytes(tmp_path: Path, kind: str):
-    images = [picture(color) for color in COLORS]
+    images = [encoded_card(color) for color in COLORS]
     values = images if kind == "bytes" else [{"bytes": data, "path": None} for data in images]
     captions = [[f"a {color} card", "x"] for color in COLORS]
     pq.write_table(pa.table({"image": values, "caption": captions}), tmp_path / "t.parquet", row_group_size=4)
@@ -57,7 +57,7 @@ def test_parquet_struct_of_paths(root: Path):
 def test_parquet_shards_and_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for shard in range(2):
         part = COLORS[3 * shard : 3 * shard + 3]
-        table = pa.table({"image": [picture(c) for c in part], "caption": [f"a {c} card" for c in part]})
+        table = pa.table({"image": [encoded_card(c) for c in part], "caption": [f"a {c} card" for c in part]})
         pq.write_table(table, tmp_path / f"t-{shard:02}.parquet", row_group_size=2)
     monkeypatch.setattr("eve_vl.data.readers.parquet.CACHE_BYTES", 1)
     source = open_source(tmp_path / "t-{00..01}.parquet")
@@ -76,7 +76,7 @@ def test_parquet_mistakes(root: Path, monkeypatch: pytest.MonkeyPatch):
         open_source(path, image_column="pictur")
     with pytest.raises(UserError, match="column 'number' holds int64, expected a text"):
         open_source(path, image_column="picture", text_column="number")
-    with pytest.raises(UserError, match=r"holds the pictures themselves; leave out --data.image-root"):
+    with pytest.raises(UserError, match=r"holds the images themselves; leave out --data.image-root"):
         open_source(path, image_column="picture", image_root=root)
     pq.write_table(pa.table({"image": ["images/red.png", None], "caption": ["x", "y"]}), path)
     assert reason(open_source(path), 1) == "t.parquet row 2: image is missing"
@@ -98,7 +98,7 @@ def write_tar(path: Path, colors: tuple[str, ...]) -> Path:
     """A shard as img2dataset writes it, by the webdataset package."""
     with TarWriter(str(path)) as tar:
         for index, color in enumerate(colors):
-            sample = {"__key__": f"{index:09}", "jpg": picture(color, "JPEG"), "txt": f"a {color} card"}
+            sample = {"__key__": f"{index:09}", "jpg": encoded_card(color, "JPEG"), "txt": f"a {color} card"}
             meta = {"caption": f"a {color} card", "status": "success", "recaption": f"{color}!"}
             tar.write(sample | {"json": meta})
     return path
@@ -150,9 +150,9 @@ def test_tar_dialects(tmp_path: Path, form: int):
     assert image.offset == offsets[f"{folder}/b.PNG"]
     assert source[0].where == f"x.tar:{folder}/b"
     assert source[0].captions == (f"{folder}/b.txt",)
-    assert reason(source, 1).endswith(f"{'long' * 20}: no .txt or .json beside the picture")
-    assert reason(source, 2) == "x.tar:./c: no picture beside the caption"
-    assert reason(source, 3) == "x.tar:c: no .txt or .json beside the picture"
+    assert reason(source, 1).endswith(f"{'long' * 20}: no .txt or .json beside the image")
+    assert reason(source, 2) == "x.tar:./c: no image beside the caption"
+    assert reason(source, 3) == "x.tar:c: no .txt or .json beside the image"
     assert len(source) == 4
 
 
@@ -208,7 +208,7 @@ def test_tar_mistakes(tmp_path: Path):
         open_source(tmp_path / "page.tar")
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
-    with pytest.raises(UserError, match="no member is a picture or a caption"):
+    with pytest.raises(UserError, match="no member is an image or a caption"):
         open_source(tmp_path / "empty.tar")
     with pytest.raises(UserError, match=r"1 of its 3 files are missing; no such file or folder: .*/x2.tar"):
         for number in (1, 3):

@@ -1,4 +1,4 @@
-"""Tables of statements about two pictures, the official files of NLVR2, and the mistakes made with both."""
+"""Tables of statements about two images, the official files of NLVR2, and the mistakes made with both."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import COLORS, picture, reason, write_images
+from cards import COLORS, encoded_card, reason, write_images
 
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageBytes, ImageFile, ImagesStatement, Source
 from eve_vl.data.transforms import decode
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 JPEG_START = b"\xff\xd8\xff"
 PAIR = ["images/red.png", "images/lime.png"]
@@ -55,8 +55,8 @@ def labels_of(source: Source[ImagesStatement]) -> list[bool | None]:
 @pytest.mark.parametrize("text", ["sentence", "statement", "caption"])
 @pytest.mark.parametrize("label", ["label", "labels", "answer"])
 def test_columns(root: Path, left: str, right: str | None, text: str, label: str):
-    pictures = {left: PAIR} if right is None else dict(zip((left, right), PAIR, strict=True))
-    path = write_jsonl(root / "t.jsonl", [{**pictures, text: "Both are red.", label: False}])
+    images = {left: PAIR} if right is None else dict(zip((left, right), PAIR, strict=True))
+    path = write_jsonl(root / "t.jsonl", [{**images, text: "Both are red.", label: False}])
     assert statements(path)[0] == ImagesStatement(
         left=ImageFile(path=root / "images" / "red.png"),
         right=ImageFile(path=root / "images" / "lime.png"),
@@ -103,11 +103,11 @@ def test_csv(root: Path):
 
 @pytest.mark.parametrize("form", ["list", "pair"])
 def test_parquet(tmp_path: Path, form: str):
-    cells = [{"bytes": picture(color), "path": None} for color in COLORS[:2]]
-    pictures = {"images": [cells]} if form == "list" else {"image0": cells[:1], "image1": cells[1:]}
-    pq.write_table(pa.table({**pictures, "sentence": ["x"], "label": [True]}), tmp_path / "t.parquet")
+    cells = [{"bytes": encoded_card(color), "path": None} for color in COLORS[:2]]
+    images = {"images": [cells]} if form == "list" else {"image0": cells[:1], "image1": cells[1:]}
+    pq.write_table(pa.table({**images, "sentence": ["x"], "label": [True]}), tmp_path / "t.parquet")
     row = statements(tmp_path / "t.parquet")[0]
-    assert (row.left, row.right) == (ImageBytes(data=picture("red")), ImageBytes(data=picture("lime")))
+    assert (row.left, row.right) == (ImageBytes(data=encoded_card("red")), ImageBytes(data=encoded_card("lime")))
     assert row.label is True
 
 
@@ -123,7 +123,7 @@ def test_named_columns(root: Path):
     with pytest.raises(UserError, match=r"'a,b,c' names 3 columns, expected LIST or LEFT,RIGHT"):
         statements(path, image_column="a,b,c", text_column="text")
     with pytest.raises(
-        UserError, match=r"none of its columns is a usual column of two pictures \(images; image_left/image_right"
+        UserError, match=r"none of its columns is a usual column of two images \(images; image_left/image_right"
     ):
         statements(path)
 
@@ -149,8 +149,8 @@ def test_broken_rows(root: Path):
         "t.jsonl:2: label is 'maybe', expected True or False",
         "t.jsonl:3: label is 2, expected True or False",
         "t.jsonl:4: label is [True], expected True or False",
-        "t.jsonl:5: images lists 1, expected a list of two pictures",
-        "t.jsonl:6: images is str, expected a list of two pictures",
+        "t.jsonl:5: images lists 1, expected a list of two images",
+        "t.jsonl:6: images is str, expected a list of two images",
         "t.jsonl:7: image is int, expected a path",
         "t.jsonl:8: image is missing",
         "t.jsonl:9: statement is empty",
@@ -160,9 +160,9 @@ def test_broken_rows(root: Path):
     ]
 
 
-def test_right_picture_missing_from_all(root: Path):
+def test_right_image_missing_from_all(root: Path):
     path = write_jsonl(root / "t.jsonl", [{"left": PAIR[0], "right": "images/gone.png", "sentence": "x"}])
-    with pytest.raises(UserError, match=r"none of the first 1 rows can be used. The first: no such picture: .*gone.png"):
+    with pytest.raises(UserError, match=r"none of the first 1 rows can be used. The first: no such image: .*gone.png"):
         statements(path)
 
 
@@ -185,18 +185,18 @@ def nlvr2_row(identifier: str, label: str | None = "True", **fields: object) -> 
     return row | ({} if label is None else {"label": label}) | fields
 
 
-def nlvr2_pictures(folder: Path, *stems: str) -> None:
+def nlvr2_images(folder: Path, *stems: str) -> None:
     """A red PNG on the left; on the right a lime JPEG under the name of a PNG, as there are in NLVR2."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem in stems:
-        (folder / f"{stem}-img0.png").write_bytes(picture("red"))
-        (folder / f"{stem}-img1.png").write_bytes(picture("lime", "JPEG"))
+        (folder / f"{stem}-img0.png").write_bytes(encoded_card("red"))
+        (folder / f"{stem}-img1.png").write_bytes(encoded_card("lime", "JPEG"))
 
 
 @pytest.mark.parametrize("name", ["train.json", "train.jsonl"])
 @pytest.mark.parametrize("folder", ["images/train/17", "train/17", "17", "images/train", "train", "."])
 def test_nlvr2_train(tmp_path: Path, name: str, folder: str):
-    nlvr2_pictures(tmp_path / "nlvr" / folder, "train-10-0", "train-10-1")
+    nlvr2_images(tmp_path / "nlvr" / folder, "train-10-0", "train-10-1")
     rows = [nlvr2_row(f"train-10-{pair}-3", label, directory=17) for pair, label in enumerate(("False", "TRUE"))]
     source = statements(write_jsonl(tmp_path / name, rows), image_root=tmp_path / "nlvr")
     row = source[1]
@@ -219,7 +219,7 @@ def test_nlvr2_train(tmp_path: Path, name: str, folder: str):
 @pytest.mark.parametrize("split", ["dev", "test1", "test2"])
 @pytest.mark.parametrize("folder", ["images/{}", "{}", "."])
 def test_nlvr2_other_splits(tmp_path: Path, split: str, folder: str):
-    nlvr2_pictures(tmp_path / folder.format(split), f"{split}-850-0")
+    nlvr2_images(tmp_path / folder.format(split), f"{split}-850-0")
     rows = [nlvr2_row(f"{split}-850-0-{sentence}", None) for sentence in range(2)]
     path = write_jsonl(tmp_path / f"{split}.json", rows)
     assert guess_kind(path) == "statements"
@@ -230,12 +230,12 @@ def test_nlvr2_other_splits(tmp_path: Path, split: str, folder: str):
 
 
 def test_nlvr2_mistakes(tmp_path: Path):
-    nlvr2_pictures(tmp_path / "dev", "dev-850-0")
+    nlvr2_images(tmp_path / "dev", "dev-850-0")
     rows = [nlvr2_row("dev-850-0-0"), nlvr2_row("dev-851-0-0"), nlvr2_row("../x-1-1-1"), nlvr2_row("dev-850-0-0", "maybe")]
     path = write_jsonl(tmp_path / "dev.json", rows)
     source = statements(path)
     assert [reason(source, index) for index in (1, 2, 3)] == [
-        f"dev.json:2: no picture dev-851-0-img0.png in {tmp_path} or in its images/dev, dev; "
+        f"dev.json:2: no image dev-851-0-img0.png in {tmp_path} or in its images/dev, dev; "
         "name their folder: --data.image-root",
         "dev.json:3: identifier is '../x-1-1-1', expected split-set-pair-sentence, as NLVR2 has",
         "dev.json:4: label is 'maybe', expected True or False",
@@ -249,6 +249,6 @@ def test_nlvr2_mistakes(tmp_path: Path):
         with pytest.raises(UserError) as error:
             open_source(path, kind=kind)
         assert str(error.value) == (
-            f"{path}: looks like statements about two pictures (fields validation, sentence, left_url, right_url, writer, "
+            f"{path}: looks like statements about two images (fields validation, sentence, left_url, right_url, writer, "
             f"identifier, query, synset, extra_validations, label), expected {kind}"
         )

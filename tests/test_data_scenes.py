@@ -1,4 +1,4 @@
-"""Generated scenes against slow twins: PIL draws the pictures again, a parser written here reads every caption."""
+"""Generated scenes against slow twins: PIL draws the images again, a parser written here reads every caption."""
 
 import dataclasses
 import math
@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw
 from eve_vl.cli import main
 from eve_vl.data.readers import open_source
 from eve_vl.data.records import ImageDrawing, ImageText
-from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
-from eve_vl.data.scenes.render import render
-from eve_vl.data.scenes.text import all_captions, captions
-from eve_vl.data.scenes.world import BACKGROUNDS, COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
-from eve_vl.errors import UserError
+from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements
+from eve_vl.synthetic.scenes.render import render
+from eve_vl.synthetic.scenes.text import all_captions, captions
+from eve_vl.synthetic.scenes.world import BACKGROUNDS, COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
+from eve_vl.utils.errors import UserError
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 GOLDEN_INDEX = 16
@@ -37,8 +37,8 @@ def test_scenes_depend_on_split_seed_and_index_alone():
     in_order = [sample_scene("train", 3, i) for i in range(20)]
     backwards = [sample_scene("train", 3, i) for i in reversed(range(20))]
     assert in_order == backwards[::-1]
-    pictures = [render(sample_scene(split, seed, i), 32).tobytes() for split in SPLITS for seed in (0, 1) for i in range(100)]
-    assert len(set(pictures)) == len(pictures)
+    images = [render(sample_scene(split, seed, i), 32).tobytes() for split in SPLITS for seed in (0, 1) for i in range(100)]
+    assert len(set(images)) == len(images)
 
 
 def test_golden_scene_guards_against_another_python_drawing_other_data():
@@ -89,11 +89,11 @@ def test_every_property_is_drawn_evenly():
     assert all(share / len(scenes) > 0.03 for share in Counter(len(scene.shapes) for scene in scenes).values())
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize("image_size", [48, 97, 224])
-def test_picture_equals_the_one_that_pil_draws(image_size):
+def test_image_equals_the_one_that_pil_draws(image_size):
     for i in range(2000 // image_size):
         scene = dataclasses.replace(sample_scene("train", 1, i), clutter=(), slope=0)
         difference = np.abs(render(scene, image_size).astype(float) - _drawn_by_pil(scene, image_size))
@@ -103,18 +103,18 @@ def test_picture_equals_the_one_that_pil_draws(image_size):
 
 
 @pytest.mark.parametrize("image_size", [16, 33, 48, 64, 256])
-def test_picture_shows_each_shape_in_its_colour_at_its_place(image_size):
+def test_image_shows_each_shape_in_its_colour_at_its_place(image_size):
     for i in range(50):
         scene = sample_scene("test", 0, i)
-        picture = render(scene, image_size)
-        assert picture.shape == (image_size, image_size, 3)
-        assert picture.dtype == np.uint8
-        assert picture.flags.c_contiguous
+        image = render(scene, image_size)
+        assert image.shape == (image_size, image_size, 3)
+        assert image.dtype == np.uint8
+        assert image.flags.c_contiguous
         for shape in scene.shapes:
             offset = 0.76 * shape.extent / 2 if shape.kind == "ring" else 0.0
             y, x = int(shape.center_y * image_size), int((shape.center_x + offset) * image_size)
             if image_size >= 48 or shape.kind in ("square", "circle"):
-                np.testing.assert_allclose(picture[y, x].astype(int), shape.rgb, atol=2)
+                np.testing.assert_allclose(image[y, x].astype(int), shape.rgb, atol=2)
 
 
 def test_clutter_is_muted_and_colours_are_told_apart():
@@ -134,13 +134,13 @@ def test_clutter_is_muted_and_colours_are_told_apart():
 
 
 @pytest.mark.parametrize("image_size", [-1, 0, 15])
-def test_too_small_a_picture_is_refused(image_size):
+def test_too_small_a_image_is_refused(image_size):
     with pytest.raises(UserError, match=f"image_size is {image_size}, expected at least 16"):
         render(sample_scene("train", 0, 0), image_size)
 
 
 def _drawn_by_pil(scene: Scene, image_size: int) -> np.ndarray:
-    """The picture without clutter and slope, drawn `fine` times larger with hard edges and averaged down."""
+    """The image without clutter and slope, drawn `fine` times larger with hard edges and averaged down."""
     fine = 12
     side = image_size * fine
     image = Image.new("RGB", (side, side), scene.background_rgb)
@@ -227,7 +227,7 @@ def test_captions_are_short_plain_and_use_few_words():
     assert sum(len(caption.split()) for caption in spoken) / len(spoken) > 7.5
 
 
-def test_hidden_words_follow_from_the_picture_and_the_visible_half():
+def test_hidden_words_follow_from_the_image_and_the_visible_half():
     rng = random.Random(0)
     expected = []
     for i in range(1500):
@@ -268,7 +268,7 @@ def _hide_half(rng: random.Random, caption: str) -> tuple[list[str], set[int]]:
 
 
 def _contexts(words: list[str], hidden: set[int], j: int) -> list[tuple]:
-    """What a guesser without the picture may look at, the most telling first."""
+    """What a guesser without the image may look at, the most telling first."""
     shown = ["?" if i in hidden else word for i, word in enumerate(words)]
     padded = [*"<<<<", *shown, *">>>>"]
     around = [(*padded[j + 4 - reach : j + 4], *padded[j + 5 : j + 5 + reach]) for reach in (4, 3, 2, 1)]
@@ -287,7 +287,7 @@ def _is_true(scene: Scene, caption: str) -> bool:
     if words[:1] == ["on"]:
         parts = _split_at([word for word in words[2:] if word not in ("the", "is")], "and")
         return words[1] == scene.background and _lists_all(scene, parts, _by_reading)
-    if words[:3] == ["the", "picture", "contains"]:
+    if words[:3] == ["the", "image", "contains"]:
         return _lists_all(scene, _split_at([word for word in words[3:] if word not in ("a", "an")], "and"), _by_reading)
     if words[:3] == ["left", "to", "right"]:
         return _lists_all(scene, _split_at(words[3:], "then"), lambda s: s.center_x, gap=0.2)

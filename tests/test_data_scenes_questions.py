@@ -1,4 +1,4 @@
-"""Questions and statements about generated scenes: judged by a reader written here, and guessed without the picture."""
+"""Questions and statements about generated scenes: judged by a reader written here, and guessed without the image."""
 
 import re
 from collections import Counter, defaultdict
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from eve_vl.data.records import ImageDrawing
-from eve_vl.data.scenes import SceneQuestions, SceneStatements
-from eve_vl.data.scenes.questions import ANSWERS, QUESTION_KINDS, Question, sample_question
-from eve_vl.data.scenes.render import render
-from eve_vl.data.scenes.statements import STATEMENT_KINDS, Statement, sample_statement
-from eve_vl.data.scenes.text import all_captions
-from eve_vl.data.scenes.world import COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
-from eve_vl.errors import UserError
+from eve_vl.synthetic.scenes import SceneQuestions, SceneStatements
+from eve_vl.synthetic.scenes.questions import ANSWERS, QUESTION_KINDS, Question, sample_question
+from eve_vl.synthetic.scenes.render import render
+from eve_vl.synthetic.scenes.statements import STATEMENT_KINDS, Statement, sample_statement
+from eve_vl.synthetic.scenes.text import all_captions
+from eve_vl.synthetic.scenes.world import COLORS, HELD_OUT, KINDS, SPLITS, Scene, Shape, sample_scene
+from eve_vl.utils.errors import UserError
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 WORD_CLASSES = {**dict.fromkeys(KINDS, "KIND"), **dict.fromkeys(COLORS, "COLOR"), "big": "SIZE", "small": "SIZE", "an": "a"}
@@ -94,7 +94,7 @@ def test_every_answer_and_kind_occurs(train_questions, train_statements):
 # Balance
 
 
-def test_no_question_is_answered_without_the_picture(train_questions):
+def test_no_question_is_answered_without_the_image(train_questions):
     """The best constant answer to each wording, or to each template where a wording is new or rare."""
     scored = [sample_question("test", 0, i) for i in range(5000)]
     accuracy = _blind_accuracy(train_questions, scored, _question_views, lambda row: row.answer)
@@ -113,7 +113,7 @@ def test_every_common_question_has_even_answers(train_questions):
     assert sum(excess) / len(excess) < 0.08
 
 
-def test_no_statement_is_judged_without_the_pictures(train_statements):
+def test_no_statement_is_judged_without_the_images(train_statements):
     scored = [sample_statement("test", 0, i) for i in range(5000)]
     accuracy = _blind_accuracy(train_statements, scored, _statement_views, lambda row: row.label)
     assert max(accuracy.values()) < 0.56
@@ -121,8 +121,8 @@ def test_no_statement_is_judged_without_the_pictures(train_statements):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_hardly_a_statement_is_judged_from_one_picture(train_statements, side):
-    """Guess from the wording and the number of shapes that it speaks of in one picture."""
+def test_hardly_a_statement_is_judged_from_one_image(train_statements, side):
+    """Guess from the wording and the number of shapes that it speaks of in one image."""
 
     def views(row: Statement) -> tuple[Hashable, ...]:
         scene = getattr(row, side)
@@ -199,7 +199,7 @@ def test_statement_rows_show_both_scenes():
         assert isinstance(image, ImageDrawing)
         np.testing.assert_array_equal(image.pixels, render(scene, 40))
     assert (row.statement, row.label, row.identifier) == (claimed.statement, claimed.label, "4")
-    assert row.group == row.statement  # the same words about other pictures are one group
+    assert row.group == row.statement  # the same words about other images are one group
     assert row.where == "scenes:val[4]"
     with pytest.raises(IndexError):
         rows[5]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from twins import CAPTIONS, tiny_tokenizer
 
-from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import UserError
+from eve_vl.synthetic.scenes import ScenePairs
+from eve_vl.utils.errors import UserError
 
 TRICKY = (
     "Café № 5 – ½ ﬁne",

@@ -1,4 +1,4 @@
-"""Every kind of picture, decoded and compared with Pillow by an explicit route."""
+"""Every kind of image, decoded and compared with Pillow by an explicit route."""
 
 import io
 import struct
@@ -14,12 +14,12 @@ from torchvision.transforms import RandomResizedCrop
 
 from eve_vl.data import transforms
 from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels
-from eve_vl.data.transforms import MAX_PIXELS, Crop, decode, decode_bytes, random_box, recolor, train_crop
-from eve_vl.errors import BadSampleError
+from eve_vl.data.transforms import MAX_PIXELS, Crop, decode, decode_bytes, random_box, random_ink, train_crop
+from eve_vl.utils.errors import BadSampleError
 
 RNG = np.random.default_rng(0)
 SMOOTH = np.asarray(Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((64, 48), Image.Resampling.BICUBIC))
-PICTURE = Image.fromarray(SMOOTH)
+IMAGE = Image.fromarray(SMOOTH)
 
 
 def encode(image: Image.Image, form: str, **options) -> bytes:
@@ -48,24 +48,24 @@ def assert_close(found: np.ndarray, expected: np.ndarray, most: int) -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "TIFF", "PPM"])
 def test_lossless_formats_are_exact(form: str):
-    assert_close(decoded(encode(PICTURE, form)), SMOOTH, 0)
+    assert_close(decoded(encode(IMAGE, form)), SMOOTH, 0)
 
 
 @pytest.mark.parametrize(("form", "options"), [("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("AVIF", {})])
 def test_lossy_formats_are_what_pillow_sees(form: str, options: dict):
-    data = encode(PICTURE, form, **options)
+    data = encode(IMAGE, form, **options)
     assert_close(decoded(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), 2)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-def test_plain_pictures_take_the_fast_way(form: str, monkeypatch: pytest.MonkeyPatch):
+def test_plain_images_take_the_fast_way(form: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(transforms, "_decode_special", None)
-    assert decoded(encode(PICTURE, form)).shape == SMOOTH.shape
+    assert decoded(encode(IMAGE, form)).shape == SMOOTH.shape
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_grayscale(form: str):
-    data = encode(PICTURE.convert("L"), form)
+    data = encode(IMAGE.convert("L"), form)
     gray = np.asarray(Image.open(io.BytesIO(data)))
     assert_close(decoded(data), np.stack([gray] * 3, axis=2), 1)
     assert decode_bytes(data, "row").conversions == ("grayscale to RGB",)
@@ -73,12 +73,12 @@ def test_grayscale(form: str):
 
 @pytest.mark.parametrize("mode", ["1", "P"])
 def test_bilevel_and_palette(mode: str):
-    image = PICTURE.convert(mode)
+    image = IMAGE.convert(mode)
     assert_close(decoded(encode(image, "PNG")), np.asarray(image.convert("RGB")), 0)
 
 
 def test_cmyk_jpeg():
-    data = encode(PICTURE.convert("CMYK"), "JPEG", quality=95)
+    data = encode(IMAGE.convert("CMYK"), "JPEG", quality=95)
     assert Image.open(io.BytesIO(data)).mode == "CMYK"
     assert_close(decoded(data), SMOOTH, 16)
     assert decode_bytes(data, "row").conversions == ("CMYK to RGB",)
@@ -114,7 +114,7 @@ def png(deep: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_32_bit_has_no_range(mode: str):
-    assert "unknown range" in reason(encode(PICTURE.convert("L").convert(mode), "TIFF"))
+    assert "unknown range" in reason(encode(IMAGE.convert("L").convert(mode), "TIFF"))
 
 
 def test_transparency_lies_on_white():
@@ -128,10 +128,10 @@ def test_transparency_lies_on_white():
 
 
 def test_transparent_colours_of_palette_gray_and_rgb():
-    hidden = PICTURE.convert("P").getpixel((0, 0))
-    palette = decoded(encode(PICTURE.convert("P"), "PNG", transparency=hidden))
-    gray = decoded(encode(PICTURE.convert("L"), "PNG", transparency=PICTURE.convert("L").getpixel((0, 0))))
-    color = decoded(encode(PICTURE, "PNG", transparency=PICTURE.getpixel((0, 0))))
+    hidden = IMAGE.convert("P").getpixel((0, 0))
+    palette = decoded(encode(IMAGE.convert("P"), "PNG", transparency=hidden))
+    gray = decoded(encode(IMAGE.convert("L"), "PNG", transparency=IMAGE.convert("L").getpixel((0, 0))))
+    color = decoded(encode(IMAGE, "PNG", transparency=IMAGE.getpixel((0, 0))))
     for pixels in (palette, gray, color):
         assert (pixels[0, 0] == 255).all()
         assert (pixels < 255).any()
@@ -141,7 +141,7 @@ def test_transparent_colours_of_palette_gray_and_rgb():
 def test_first_frame_of_animations(form: str, options: dict):
     frames = [Image.new("RGB", (20, 16), color) for color in ("red", "lime", "blue")]
     data = encode(frames[0], form, save_all=True, append_images=frames[1:], **options)
-    assert getattr(Image.open(io.BytesIO(data)), "n_frames") == 3  # noqa: B009 (not every kind of picture has it)
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames") == 3  # noqa: B009 (not every kind of image has it)
     assert_close(decoded(data), np.full((16, 20, 3), (255, 0, 0)), 0)
     assert "first frame of several" in decode_bytes(data, "row").conversions
 
@@ -151,15 +151,15 @@ def test_first_frame_of_animations(form: str, options: dict):
 def test_exif_orientation(form: str, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(PICTURE, form, exif=exif)
+    data = encode(IMAGE, form, exif=exif)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert expected.shape == ((64, 48, 3) if orientation >= 5 else (48, 64, 3))
     assert_close(decoded(data), expected, 2)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\xff", b""])
-def test_broken_exif_does_not_cost_the_picture(exif: bytes):
-    assert decoded(encode(PICTURE, "JPEG", exif=exif)).shape == SMOOTH.shape
+def test_broken_exif_does_not_cost_the_image(exif: bytes):
+    assert decoded(encode(IMAGE, "JPEG", exif=exif)).shape == SMOOTH.shape
 
 
 def test_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch):
@@ -169,7 +169,7 @@ def test_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch):
     found = reason(repair(bomb.replace(b"\x75\x30\0\0\x75\x30", b"\x2e\xe0\0\0\x2e\xe0", 1)))  # 12000 x 12000: only a warning
     assert found == f"image is 12000x12000 pixels, at most {MAX_PIXELS} in all are accepted"
     monkeypatch.setattr(transforms, "MAX_PIXELS", 3000)
-    assert reason(encode(PICTURE, "PNG")) == "image is 64x48 pixels, at most 3000 in all are accepted"
+    assert reason(encode(IMAGE, "PNG")) == "image is 64x48 pixels, at most 3000 in all are accepted"
 
 
 def repair(data: bytes) -> bytes:
@@ -177,29 +177,29 @@ def repair(data: bytes) -> bytes:
     return data[:29] + zlib.crc32(data[12:29]).to_bytes(4, "big") + data[33:]
 
 
-def test_small_picture():
+def test_small_image():
     """Smaller than a patch, too: it is resized like all others."""
-    assert decoded(encode(PICTURE.resize((5, 3)), "PNG")).shape == (3, 5, 3)
-    assert decoded(encode(PICTURE.resize((5, 3)), "PNG"), crop=Crop(size=16)).shape == (16, 16, 3)
+    assert decoded(encode(IMAGE.resize((5, 3)), "PNG")).shape == (3, 5, 3)
+    assert decoded(encode(IMAGE.resize((5, 3)), "PNG"), crop=Crop(size=16)).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
 def test_truncated(form: str):
-    data = encode(PICTURE, form)
-    assert reason(data[: len(data) // 2]).startswith("cannot decode picture")
+    data = encode(IMAGE, form)
+    assert reason(data[: len(data) // 2]).startswith("cannot decode image")
 
 
-def test_not_pictures():
-    assert reason(b"") == "picture is empty (0 bytes)"
-    assert reason(b"hello").startswith("not a picture in a known format (JPEG, PNG")
+def test_not_images():
+    assert reason(b"") == "image is empty (0 bytes)"
+    assert reason(b"hello").startswith("not an image in a known format (JPEG, PNG")
     assert reason(b" <!doctype html><p>404").startswith("a web page")
-    assert "not a picture" in reason(encode(PICTURE, "EPS"))  # Pillow would start Ghostscript
+    assert "not an image" in reason(encode(IMAGE, "EPS"))  # Pillow would start Ghostscript
 
 
 def test_damaged_bytes_never_escape_as_other_errors(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(transforms, "MAX_PIXELS", 10**6)
     for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
-        data = encode(PICTURE, form)
+        data = encode(IMAGE, form)
         for _ in range(40):
             damaged = bytearray(data)
             for place in RNG.integers(0, len(data), 5):
@@ -213,15 +213,15 @@ def test_damaged_bytes_never_escape_as_other_errors(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("longest", "size"), [(64, (48, 64)), (40, (30, 40)), (33, (30, 40)), (32, (24, 32)), (3, (6, 8))])
 def test_a_whole_jpeg_is_decoded_as_coarse_as_it_may_be(longest: int, size: tuple[int, int]):
-    found = decoded(encode(PICTURE, "JPEG", quality=95), longest=longest)
+    found = decoded(encode(IMAGE, "JPEG", quality=95), longest=longest)
     assert found.shape[:2] == size and max(size) >= longest
-    coarse = np.asarray(PICTURE.resize((size[1], size[0]), Image.Resampling.BOX))
+    coarse = np.asarray(IMAGE.resize((size[1], size[0]), Image.Resampling.BOX))
     assert np.abs(found.astype(int) - coarse).mean() < 4
-    assert_close(decoded(encode(PICTURE, "PNG"), longest=longest), SMOOTH, 0)
+    assert_close(decoded(encode(IMAGE, "PNG"), longest=longest), SMOOTH, 0)
 
 
 def test_missing_file(tmp_path: Path):
-    with pytest.raises(BadSampleError, match=r"row: cannot read picture .*gone.png: No such file"):
+    with pytest.raises(BadSampleError, match=r"row: cannot read image .*gone.png: No such file"):
         decode(ImageFile(path=tmp_path / "gone.png"), "row")
     with pytest.raises(BadSampleError, match="is not an ordinary file"):
         decode(ImageFile(path=tmp_path), "row")
@@ -237,8 +237,8 @@ def test_pixels_pass_unchanged():
 def test_no_warning_leaks():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        decoded(encode(PICTURE.convert("P"), "PNG", transparency=bytes([0] * 10 + [255] * 246)))
-        decoded(encode(PICTURE, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\xff"))
+        decoded(encode(IMAGE.convert("P"), "PNG", transparency=bytes([0] * 10 + [255] * 246)))
+        decoded(encode(IMAGE, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\xff"))
     assert not caught
 
 
@@ -249,14 +249,14 @@ def squeezed(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
-def test_the_whole_picture_is_pillows_bicubic_squeeze():
-    for data in (encode(PICTURE, "PNG"), encode(PICTURE, "BMP")):
-        assert_close(decoded(data, crop=Crop(size=32)), squeezed(PICTURE, 32), 2)
+def test_the_whole_image_is_pillows_bicubic_squeeze():
+    for data in (encode(IMAGE, "PNG"), encode(IMAGE, "BMP")):
+        assert_close(decoded(data, crop=Crop(size=32)), squeezed(IMAGE, 32), 2)
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "JPEG"])
 def test_a_box_is_pillows_crop_and_resize(form: str):
-    data = encode(PICTURE, form, **({"subsampling": 0} if form == "JPEG" else {}))
+    data = encode(IMAGE, form, **({"subsampling": 0} if form == "JPEG" else {}))
     image = Image.open(io.BytesIO(data))
     for top, left, height, width in ((0, 0, 48, 64), (3, 5, 40, 50), (47, 63, 1, 1), (20, 0, 9, 64)):
         crop = Crop(size=25, choose=lambda *_, box=(top, left, height, width): box)
@@ -266,7 +266,7 @@ def test_a_box_is_pillows_crop_and_resize(form: str):
 
 @pytest.mark.parametrize(("size", "divisor"), [(600, 1), (301, 1), (300, 2), (150, 4), (80, 4), (75, 8), (16, 8)])
 def test_a_big_jpeg_is_shrunk_while_it_is_decoded(size: int, divisor: int, monkeypatch: pytest.MonkeyPatch):
-    photo = PICTURE.resize((1003, 805), Image.Resampling.BICUBIC)
+    photo = IMAGE.resize((1003, 805), Image.Resampling.BICUBIC)
     data = encode(photo, "JPEG", quality=95)
     shapes = []
     decode_jpeg = transforms.simplejpeg.decode_jpeg
@@ -292,10 +292,10 @@ def test_a_box_may_lose_an_eighth_in_training_only():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_a_turned_picture_is_squeezed(form: str, orientation: int):
+def test_a_turned_image_is_squeezed(form: str, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(PICTURE, form, exif=exif, **({"subsampling": 0} if form == "JPEG" else {}))
+    data = encode(IMAGE, form, exif=exif, **({"subsampling": 0} if form == "JPEG" else {}))
     expected = squeezed(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), 25)
     assert_close(decoded(data, crop=Crop(size=25)), expected, 2)
 
@@ -321,20 +321,20 @@ def test_random_boxes_depend_on_the_generator_alone():
 
 @pytest.mark.parametrize("size", [(16, 400), (400, 16)])
 def test_extreme_shapes(size: tuple[int, int]):
-    data = encode(PICTURE.resize(size), "JPEG")
+    data = encode(IMAGE.resize(size), "JPEG")
     for crop in (Crop(size=24), train_crop(24, rng=RNG, scale=(0.5, 1.0))):
         assert decoded(data, crop=crop).shape == (24, 24, 3)
 
 
 def test_recolouring_keeps_lines_and_draws_grey_and_ink_half_of_the_time():
-    picture = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
-    grey = np.asarray(Image.fromarray(picture.permute(1, 2, 0).numpy()).convert("L")).astype(int)
+    image = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
+    grey = np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")).astype(int)
     torch.manual_seed(0)
     num_same = num_grey = 0
     for _ in range(400):
-        drawn = recolor(picture)
-        assert (drawn.shape, drawn.dtype) == (picture.shape, torch.uint8)
-        if torch.equal(drawn, picture):
+        drawn = random_ink(image)
+        assert (drawn.shape, drawn.dtype) == (image.shape, torch.uint8)
+        if torch.equal(drawn, image):
             num_same += 1
             continue
         values = drawn.numpy().astype(int)

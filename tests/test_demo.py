@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl import demo, training
+from eve_vl import demo
 from eve_vl.config import Config
-from eve_vl.errors import UserError
-from eve_vl.metrics.certainty import Estimate, from_json
+from eve_vl.metrics.intervals import MeasuredValue, from_json
 from eve_vl.recipes import get_recipe
+from eve_vl.run import training
 from eve_vl.tasks import vqa
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
+from eve_vl.utils.errors import UserError
 
 WORK = demo.work
 NAMES = ("vqa_acc", "nlvr2_acc", "retrieval_tr1", "retrieval_ir1")
@@ -73,8 +74,8 @@ def test_metrics_hold_every_number_of_the_story(story: Path):
         for split in ("", "_novel"):
             gain = numbers[f"{key}_gain{split}"]
             assert gain == pytest.approx(numbers[key + split] - numbers[f"{key}_scratch{split}"]), key
-            assert isinstance(gain, Estimate) and (gain.n >= 12, gain.method) == (True, "paired t")
-            assert isinstance(numbers[key + split], Estimate)
+            assert isinstance(gain, MeasuredValue) and (gain.n >= 12, gain.method) == (True, "paired t")
+            assert isinstance(numbers[key + split], MeasuredValue)
             rows = json.loads((story / task / "test_rows.json").read_text())[f"test{split}"]
             assert rows.keys() == json.loads((story / f"{task}_scratch/test_rows.json").read_text())[f"test{split}"].keys()
     assert (

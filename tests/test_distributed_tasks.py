@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from twins import pairs, tiny_config
 from two_processes import (
     EVALUATED,
+    IMAGES,
     NUM_ROWS,
-    PICTURES,
     WORLD,
     contrast_of_features,
     drawn_negatives,
@@ -62,8 +62,8 @@ def whole_batch_contrast() -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(0)
     image, text = (torch.randn(NUM_ROWS, 6, generator=rng).requires_grad_() for _ in range(2))
     temperature = torch.tensor(0.3, requires_grad=True)
-    picture = torch.tensor(PICTURES)
-    target = (picture[:, None] == picture).float()
+    source_image = torch.tensor(IMAGES)
+    target = (source_image[:, None] == source_image).float()
     target = target / target.sum(1, keepdim=True)
     scores = F.normalize(image, dim=1) @ F.normalize(text, dim=1).T / temperature
     loss = -((target * scores.log_softmax(1)).sum() + (target * scores.log_softmax(0)).sum()) / (2 * NUM_ROWS)
@@ -107,7 +107,7 @@ def test_parameters_without_a_gradient_are_announced(name, policy):
     task = build(config).train()
     task(dataset.collate([dataset[0, 0, row] for row in range(NUM_ROWS)])).loss.backward()
     unused = [name for name, parameter in task.named_parameters() if parameter.grad is None]
-    assert task.leaves_unused or not unused
+    assert task.find_unused_parameters or not unused
 
 
 def test_two_processes_draw_the_negatives_of_one(found):
@@ -130,7 +130,7 @@ def test_two_processes_judge_by_the_running_averages_of_all_rows(found, tmp_path
 
 def test_evaluation_of_two_processes_counts_everything_once(found):
     expected = evaluation()
-    assert set(expected) == {*EVALUATED, "masked_signal", "pair", "one picture"}
+    assert set(expected) == {*EVALUATED, "masked_signal", "pair", "one image"}
     for _, numbers in found:
         for name, values in expected.items():
             assert numbers[name] == pytest.approx(values, rel=1e-6, abs=1e-9), name

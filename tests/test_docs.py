@@ -30,7 +30,7 @@ from serving import serving
 from tiny_runs import TASKS, tiny_run, write_run
 
 from eve_vl import cli
-from eve_vl.cli import main, runs, train, use
+from eve_vl.cli import main, predict, runs, train
 from eve_vl.config import Config
 from eve_vl.eve import Eve
 from eve_vl.recipes import FINETUNE, MODULES, PRETRAIN, get_recipe
@@ -96,7 +96,7 @@ def with_blocks(*, is_run: bool) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """What the pages suppose: a few pictures, rows of each kind and, tiny, the runs of the demo and of other pages."""
+    """What the pages suppose: a few images, rows of each kind and, tiny, the runs of the demo and of other pages."""
     folder = tmp_path_factory.mktemp("world")
     with contextlib.chdir(folder):
         _write_data()
@@ -123,7 +123,7 @@ def _write_data() -> None:
     for path in captions:
         if path.startswith("photos"):
             Path(path).with_suffix(".txt").write_text(captions[path] + "\n")
-    for name in ("picture", "left", "right"):
+    for name in ("image", "left", "right"):
         shutil.copy("photos/1.png", f"{name}.png")
     photos = [path for path in captions if path.startswith("photos")]
     _write_rows("pairs", [{"image": path, "caption": captions[path]} for path in photos])
@@ -147,7 +147,7 @@ def run_command(words: list[str]) -> None:
         return
     argv, known = words[1:], set(words)
     if argv[0] in ("pretrain", "finetune"):
-        share = {"--data.val-share": "0.25"} if "held-out" in known else {}
+        share = {"--data.val-fraction": "0.25"} if "held-out" in known else {}
         argv = argv + [word for flag, value in (SHORT | share).items() if flag not in known for word in (flag, value)]
     main(argv)
 
@@ -202,7 +202,7 @@ def test_other_blocks_parse(page: Path, monkeypatch):
         init = train._named(argv).init
         return init and get_recipe(init.name if init.name in PRETRAIN else "base")
 
-    for module in (cli, runs, train, use):
+    for module in (cli, predict, runs, train):
         monkeypatch.setattr(module, "parse", stopping(module.parse))
     monkeypatch.setattr(train, "_init_config", start)
     for block in blocks(page):

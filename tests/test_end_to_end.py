@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from eve_vl.metrics.certainty import from_json, to_json
+from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.log import read_log
 
 
@@ -62,14 +62,14 @@ def test_pretrain_evaluate_report(eve, tmp_path: Path):
 
 
 def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
-    """A user's own pictures, from a folder and a JSONL file, mixed with weights, and a tokenizer trained before."""
+    """A user's own images, from a folder and a JSONL file, mixed with weights, and a tokenizer trained before."""
     colors = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
     (tmp_path / "folder").mkdir()
     rows = []
     for number in range(12):
         color = list(colors)[number % 3]
         Image.new("RGB", (60, 40 + number), colors[color]).save(tmp_path / f"folder/{number}.jpg")
-        (tmp_path / f"folder/{number}.txt").write_text(f"a plain {color} picture number {number}\n")
+        (tmp_path / f"folder/{number}.txt").write_text(f"a plain {color} image number {number}\n")
         rows.append({"image": f"folder/{number}.jpg", "captions": [f"{color} all over", f"nothing but {color}"]})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert eve("data", "check", "folder", "--json", "check.json").returncode == 0
@@ -104,7 +104,7 @@ def test_own_pairs_with_a_trained_tokenizer(eve, tmp_path: Path):
 
 def test_a_part_can_stand_still_and_a_part_learn_slowly(eve, tmp_path: Path):
     flags = ("--train.freeze", "encoder.text.*", "--train.lr-multipliers", "encoder.image.*", 1e-9, "pixel_decoder.*", 0.5)
-    start = ("pretrain", "tiny", "--out", "run", "--train.save-every", 1, "--train.keep", 3, "--train.warmup", 0)
+    start = ("pretrain", "tiny", "--out", "run", "--train.save-every", 1, "--train.keep-checkpoints", 3, "--train.warmup", 0)
     done = eve(*start, "--train.steps", 2, *flags)
     assert done.returncode == 0, done.stderr
     one, two = (load_file(path / "model.safetensors") for path in sorted((tmp_path / "run/checkpoints").iterdir()))

@@ -11,15 +11,15 @@ from test_bad_input import complaint
 
 from eve_vl import Eve
 from eve_vl.data.dataset import eval_positions
-from eve_vl.data.scenes import SceneStatements
-from eve_vl.loading import load_run
-from eve_vl.metrics.certainty import from_json, to_json
+from eve_vl.metrics.intervals import from_json, to_json
+from eve_vl.run.loading import load_run
+from eve_vl.synthetic.scenes import SceneStatements
 
 SHORT = (
     *("--train.steps", 4, "--train.batch-size", 8, "--train.val-every", 2, "--train.save-every", 2, "--train.log-every", 1),
     *("--data.val-samples", 24, "--data.num-workers", 0, "--train.dtype", "float32"),
     *(
-        "--train.new-lr-multiplier",
+        "--train.head-lr-multiplier",
         3,
         "--data.train",
         "scenes:val",
@@ -38,7 +38,7 @@ def share_judged_right(run: Path, split: str, num_samples: int) -> float:
     eve = Eve.load(run, device="cpu")
     source = SceneStatements(split=split, image_size=eve.run.config.input.image_size)
     found = [source[row] for _, _, row in eval_positions([len(source)], num_samples)]
-    right = [eve.judge(row.left, row.right, row.statement).verdict == row.label for row in found]
+    right = [eve.verify(row.left, row.right, row.statement).verdict == row.label for row in found]
     return sum(right) / num_samples
 
 
@@ -152,7 +152,7 @@ def test_scratch_takes_the_shape_and_the_tokenizer_only(eve, pretrained, tmp_pat
     assert (tmp_path / "scratch/tokenizer.json").read_text() == (pretrained / "tokenizer.json").read_text()
 
 
-def test_larger_pictures_than_in_pretraining(eve, pretrained, tmp_path: Path):
+def test_larger_images_than_in_pretraining(eve, pretrained, tmp_path: Path):
     done = eve("finetune", "scenes_nlvr2", "--init", pretrained, "--out", "run", *SHORT, "--input.image-size", 48)
     assert done.returncode == 0, done.stderr
     note, _ = rows(tmp_path / "run", "note")
@@ -166,7 +166,7 @@ def test_mistakes_of_fine_tuning_are_one_line(eve, pretrained, tmp_path: Path):
     assert "holds no checkpoint" in complaint(eve("finetune", "scenes_vqa", "--init=empty"))
     start = ("finetune", "scenes_vqa", "--init", pretrained, *SHORT)
     line = complaint(eve(*start, "--model.depth", 2, "--model.num-deep-blocks", 1))
-    assert "its encoder does not fit" in line and "--init-may-lack" in line
+    assert "its encoder does not fit" in line and "--init-allow-missing" in line
     assert "its encoder does not fit" in complaint(eve(*start, "--model.embed-dim", 24))
     assert "that run's tokenizer comes along" in complaint(eve(*start, "--tokenizer.vocab-size", 300))
     assert "no flag '--task.rerank'" in complaint(eve(*start, "--task.rerank", 3))

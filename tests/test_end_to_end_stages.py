@@ -1,4 +1,4 @@
-"""VLMo's three stages by the real command line: pictures alone, texts alone, pairs, then a search; a few steps each."""
+"""VLMo's three stages by the real command line: images alone, texts alone, pairs, then a search; a few steps each."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -37,17 +37,17 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     shape = "model.embed_dim 24 instead of 96, model.depth 2 instead of 4"
     assert f"\none keeps its shape, not that of vlmo_tiny_texts: {shape}\n" in done.stdout
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in one.keys() & two.keys():  # attention, networks and embedding of pictures are theirs to the bit
+    for name in one.keys() & two.keys():  # attention, networks and embedding of images are theirs to the bit
         learns = any(fnmatchcase(name, pattern) for pattern in (*LEARNS, "encoder.relative.text_bias"))
         assert bool((one[name] != two[name]).any()) == learns, name
     assert {name.partition(".")[0] for name in one.keys() ^ two.keys()} == {"pixel_decoder", "token_head"}
     misfit = "its encoder does not fit this model: "
     first = "1 tensor differs, encoder.relative.text_bias: (80, 6) here, (64, 6) there; "
     texts = "its texts have 32 tokens, those of {} 40: give --input.text-length 32, or name what may start at random with "
-    wider = "leave out the flags that change shapes, or name what may start at random with --init-may-lack"
+    wider = "leave out the flags that change shapes, or name what may start at random with --init-allow-missing"
     no_such = "'encoder.blocks.*.fnn.*' matches no parameter; the nearest: "
     base = ("pretrain", "vlmo_base", "--init", "two", "--data.train", "scenes:train", "--data.val", "scenes:val")
-    as_it_is = ("--model.stem", "convolutions")
+    as_it_is = ("--model.stem", "conv")
     for start, (flag, value), *words in (
         (second, ("--model.embed-dim", 48), misfit, wider),
         (second, ("--input.text-length", 40), misfit + first + texts.format("vlmo_tiny_texts")),
@@ -64,9 +64,9 @@ def test_each_stage_starts_from_the_one_before(eve, tmp_path: Path):
     resized = "relative positions resized from 36 to 16 patches; relative positions of texts cut from 32 to 24 tokens"
     assert f"two/checkpoints/step_00000003; {resized}" in done.stdout
     assert len(weights(tmp_path / "three")["encoder.relative.image_bias"]) == 7**2 + 3
-    differ = "model.stem convolutions instead of linear, model.deep_ffn modality_vl instead of moe, "
+    differ = "model.stem conv instead of linear, model.deep_ffn modality_vl instead of moe, "
     differ += "model.positions relative instead of learned, model.pooler True instead of False"
-    kept = "--model.stem convolutions --model.deep-ffn modality_vl --model.positions relative --model.pooler"
+    kept = "--model.stem conv --model.deep-ffn modality_vl --model.positions relative --model.pooler"
     own = "start from a run of its own"
     for recipe, words in (
         ("tiny", f"of another system than tiny: {differ}; {own}, or train that run's as it is with {kept}"),

@@ -14,37 +14,37 @@ from tiny_tasks import CPU, TOKENIZER, build, config_of, numbers_of
 from twins import ListSource, pairs, questions, statements
 
 from eve_vl.config import DataConfig
-from eve_vl.data.downstream import QuestionRows, SearchSet
 from eve_vl.data.loader import eval_loader, open_sources
 from eve_vl.data.records import ImageBytes
-from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluate_rows, remarks
-from eve_vl.loading import load_run
-from eve_vl.metrics import certainty, classification
-from eve_vl.metrics.certainty import Estimate, from_json, paired, share, to_json
+from eve_vl.data.task_datasets import QuestionRows, SearchSet
+from eve_vl.evaluation.runner import evaluate_rows, remarks
+from eve_vl.evaluation.significance import Baseline
+from eve_vl.metrics import classification, intervals
+from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
+from eve_vl.run.loading import load_run
 from eve_vl.tasks import vqa
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.mlim import Mlim
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.tasks.verdict import Against
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.log import RunLog, read_log
 from eve_vl.train.trainer import evaluation_batches, num_skipped
+from eve_vl.utils.errors import UserError
 
 COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
 
 def write_rows(folder: Path, count: int, broken: tuple[int, ...] = ()) -> Path:
-    """Captioned pictures, some of which cannot be decoded."""
+    """Captioned images, some of which cannot be decoded."""
     folder.mkdir()
     rows = []
     for number in range(count):
         color = list(COLORS)[number % 3]
         Image.new("RGB", (40, 30 + number), COLORS[color]).save(folder / f"{number}.png")
         if number in broken:
-            (folder / f"{number}.png").write_bytes(b"no picture")
+            (folder / f"{number}.png").write_bytes(b"no image")
         rows.append({"image": f"{number}.png", "caption": f"{color} all over, number {number}"})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "rows.jsonl"
@@ -60,7 +60,7 @@ def trained(tmp_path_factory) -> Path:
     main(
         [
             *("pretrain", "tiny", "--out", str(out / "run"), "--data.train", str(rows), "--data.val", "held-out"),
-            *("--data.val-share", "0.1", "--train.steps", "2", "--train.dtype", "float32", "--data.num-workers", "0"),
+            *("--data.val-fraction", "0.1", "--train.steps", "2", "--train.dtype", "float32", "--data.num-workers", "0"),
         ]
     )
     return out
@@ -68,7 +68,7 @@ def trained(tmp_path_factory) -> Path:
 
 def test_files_of_numbers_know_how_sure_they_are(trained: Path):
     (row,) = [row for row in read_log(trained / "run") if row["kind"] == "val"]
-    assert isinstance(row["mlm_acc"], Estimate)
+    assert isinstance(row["mlm_acc"], MeasuredValue)
     raw = [json.loads(line) for line in (trained / "run/log.jsonl").read_text().splitlines()]
     assert raw[-1]["certainty"] == to_json(row)["certainty"]
     assert json.loads((trained / "run/metrics.json").read_text())["certainty"] == to_json(row)["certainty"]
@@ -76,13 +76,13 @@ def test_files_of_numbers_know_how_sure_they_are(trained: Path):
 
 @pytest.mark.parametrize(("share_of", "problem"), [(0.0, "not in"), (0.6, "not in"), (0.1, "for val held-out only")])
 def test_a_share_to_hold_out_that_cannot_be_or_does_nothing(share_of, problem):
-    (found,) = DataConfig(val_share=share_of).problems()
+    (found,) = DataConfig(val_fraction=share_of).validate()
     assert problem in found
-    assert not DataConfig(train=("a.jsonl",), val=("held-out",), val_share=0.1).problems()
+    assert not DataConfig(train=("a.jsonl",), val=("held-out",), val_fraction=0.1).validate()
 
 
 def test_the_default_share_is_one_in_fifty_of_any_number():
-    assert all(int(num * DataConfig.val_share) == num // 50 for num in range(300_000))
+    assert all(int(num * DataConfig.val_fraction) == num // 50 for num in range(300_000))
 
 
 def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
@@ -91,7 +91,7 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
     numbers = from_json(json.loads(Path("numbers.json").read_text()))
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     for name, value in numbers.items():
-        assert isinstance(value, Estimate)
+        assert isinstance(value, MeasuredValue)
         assert lines[name].split(maxsplit=1) == [f"{value:.4f}", f"{value.low:.4g}–{value.high:.4g}, n {value.n:,}"]
     shown = [line for line in done.stdout.splitlines() if line.startswith("m")]
     assert len(shown) == 8 and {re.search(r"\S+–", line).start() for line in shown} == {39}  # pyright: ignore
@@ -100,12 +100,12 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
 
 
 def test_people_are_told_that_words_are_hidden_in_first_captions(trained: Path, eve, tmp_path):
-    """Only of pictures that have several; of a training in its log, and once."""
+    """Only of images that have several; of a training in its log, and once."""
     rows = write_rows(tmp_path / "own", 24)
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     lines[5]["caption"] = ["a red square", "another caption"]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    said = "evaluation hides words of the first caption of each picture alone, training those of any"
+    said = "evaluation hides words of the first caption of each image alone, training those of any"
     assert f"note: {said}\n" in eve("evaluate", "masked_signal", trained / "run", "--data", rows).stdout
     for steps in (1, 2):
         done = eve("pretrain", "tiny", "--out", "run", "--data.train", rows, "--data.val", rows, "--train.steps", steps)
@@ -135,16 +135,16 @@ def test_evaluation_can_leave_broken_rows_out_and_says_so(trained: Path, eve, tm
     broken = write_rows(tmp_path / "broken", 20, broken=(3, 4, 11))
     done = eve("evaluate", "masked_signal", run, "--data", broken)
     assert done.returncode == 2
-    assert "--skip-broken" in done.stderr
-    done = eve("evaluate", "masked_signal", run, "--data", broken, "--skip-broken", "--json", "left.json")
+    assert "--skip-invalid" in done.stderr
+    done = eve("evaluate", "masked_signal", run, "--data", broken, "--skip-invalid", "--json", "left.json")
     assert done.returncode == 0, done.stderr
     assert "note: rows left out, as they cannot be used: 3" in done.stdout.splitlines()
     left = json.loads(Path("left.json").read_text())
     assert left["num_skipped"] == 3
-    whole = eve("evaluate", "masked_signal", run, "--data", broken, "--skip-broken", "--samples", 3)
+    whole = eve("evaluate", "masked_signal", run, "--data", broken, "--skip-invalid", "--samples", 3)
     assert whole.returncode == 0
     nothing = write_rows(tmp_path / "nothing", 3, broken=(0, 1, 2))
-    done = eve("evaluate", "masked_signal", run, "--data", nothing, "--skip-broken")
+    done = eve("evaluate", "masked_signal", run, "--data", nothing, "--skip-invalid")
     assert done.returncode == 2
     assert "no row to evaluate on can be used; the last: rows.jsonl:3: " in done.stderr
 
@@ -166,12 +166,12 @@ def test_what_is_left_gives_the_numbers_of_the_good_rows_alone():
         numbers_of(task, sets[0], 3)
 
 
-def test_a_search_without_the_pictures_that_cannot_be_used():
-    config = config_of("retrieval", data={"skip_broken_val": True})
+def test_a_search_without_the_images_that_cannot_be_used():
+    config = config_of("retrieval", data={"skip_invalid_val": True})
     task = build(config)
     assert isinstance(task, Retrieval)
     rows = [pairs(9)[row] for row in range(9)]
-    rows[4] = replace(rows[4], image=ImageBytes(data=b"no picture"))
+    rows[4] = replace(rows[4], image=ImageBytes(data=b"no image"))
     source = ListSource([None if index == 6 else row for index, row in enumerate(rows)])
     skipped: list = []
     loader = eval_loader(SearchSet([source], config, TOKENIZER), batch_size=2, rank=0, world=1)
@@ -181,7 +181,7 @@ def test_a_search_without_the_pictures_that_cannot_be_used():
     assert evaluated.numbers["num_images"] == 7
     assert sum(row.startswith("tr1 ") for row in evaluated.row_scores) == 7
     with pytest.raises(UserError, match="repair or leave out"):
-        SearchSet([source], replace(config, data=replace(config.data, skip_broken_val=False)), TOKENIZER)
+        SearchSet([source], replace(config, data=replace(config.data, skip_invalid_val=False)), TOKENIZER)
 
 
 # Row by row
@@ -212,11 +212,11 @@ def test_the_scores_of_rows_come_to_the_number(name, trained: Path):
 
 
 def test_a_verdict_for_each_case():
-    rule = Against("mlm_acc", "masked token", "wrong", "with a wrong picture", "uses the picture")
-    gain, chance = "uses the picture: mlm_acc 0.900, with a wrong picture 0.500", share(500, 1000)
-    same, few = "mlm_acc 0.510, with a wrong picture 0.500", "with a wrong picture 0.500)"
+    rule = Baseline("mlm_acc", "masked token", "wrong", "with a wrong image", "uses the image")
+    gain, chance = "uses the image: mlm_acc 0.900, with a wrong image 0.500", share(500, 1000)
+    same, few = "mlm_acc 0.510, with a wrong image 0.500", "with a wrong image 0.500)"
 
-    def against(num_right: int, n: int, low: float, high: float) -> Estimate:
+    def against(num_right: int, n: int, low: float, high: float) -> MeasuredValue:
         found = share(num_right, n)
         found.versus["wrong"] = [low, high]
         return found
@@ -224,29 +224,29 @@ def test_a_verdict_for_each_case():
     cases: list[tuple[float, float, tuple[str, bool]]] = [
         (share(900, 1000), chance, (f"{gain}, intervals apart", True)),
         (share(5100, 10000), share(5000, 10000), (f"{same}: cannot be told apart", False)),
-        (share(300, 1000), chance, ("mlm_acc 0.300 is worse than with a wrong picture (0.500, intervals apart)", False)),
+        (share(300, 1000), chance, ("mlm_acc 0.300 is worse than with a wrong image (0.500, intervals apart)", False)),
         (share(31, 62), chance, (f"too little to tell: 62 masked tokens (mlm_acc 0.500, {few}", False)),
         (share(20, 20), chance, (f"too little to tell: 20 masked tokens (mlm_acc 1.000, {few}", False)),
         (share(1, 1), chance, (f"too little to tell: 1 masked token (mlm_acc 1.000, {few}", False)),
         (0.9, 0.5, (gain, True)),  # of an earlier version's log
-        (against(510, 1000, 0.004, 0.016), chance, (f"uses the picture: {same}, difference 0.004 to 0.016", True)),
+        (against(510, 1000, 0.004, 0.016), chance, (f"uses the image: {same}, difference 0.004 to 0.016", True)),
         (against(510, 1000, -0.004, 0.024), chance, (f"{same}: cannot be told apart", False)),
         (against(510, 1000, -0.1, 0.12), chance, (f"too little to tell: 1,000 masked tokens ({same})", False)),
     ]
     for ours, wrong, expected in cases:
         assert rule.judge({"mlm_acc": ours, "wrong": wrong}) == expected
     assert rule.judge({"mlm_acc": share(1, 2)}) is None
-    lower = Against("mse", "patch", "mean", "painting the mean", lower=True)
-    numbers = {"mse": Estimate(0.2, n=500, low=0.19, high=0.21, method="t"), "mean": 0.3}
+    lower = Baseline("mse", "patch", "mean", "painting the mean", lower=True)
+    numbers = {"mse": MeasuredValue(0.2, n=500, low=0.19, high=0.21, method="t"), "mean": 0.3}
     assert lower.judge(numbers) == ("mse 0.200 is better than painting the mean (0.300, intervals apart)", True)
     assert lower.judge(numbers | {"mean": 0.1}) == ("mse 0.200 is worse than painting the mean (0.100, intervals apart)", False)
-    close = Estimate(0.28214, n=500, low=0.2, high=0.3, method="t", versus={"mean": [-0.0006, -0.00004]})
+    close = MeasuredValue(0.28214, n=500, low=0.2, high=0.3, method="t", versus={"mean": [-0.0006, -0.00004]})
     for mean, shown in ((0.28246, "0.28214 is better than painting the mean (0.28246"), (0.3, "0.28214 is better than")):
         said, is_better = lower.judge({"mse": close, "mean": mean}) or ("", False)
         assert is_better and shown in said and ", difference -0.00060 to -0.00004)" in said
     assert lower.judge({"mse": 0.2, "mean": 0.20004}) == ("mse 0.20000 is better than painting the mean (0.20004)", True)
-    one_picture = Estimate(0.2, n=108, low=0.19, high=0.21, method="t", groups=1)
-    assert lower.judge({"mse": one_picture, "mean": 0.3}) == (
+    one_image = MeasuredValue(0.2, n=108, low=0.19, high=0.21, method="t", groups=1)
+    assert lower.judge({"mse": one_image, "mean": 0.3}) == (
         "too little to tell: 108 patches in 1 group of rows (mse 0.200, painting the mean 0.300)",
         False,
     )
@@ -262,11 +262,11 @@ def test_numbers_of_the_same_rows_are_judged_by_their_difference():
         sums.add(name, names, row_M, torch.tensor(draw_M < hard_R[row_M] + bonus))
     numbers = sums.result()
     ours, wrong = numbers["mlm_acc"], numbers["mlm_acc_wrong_image"]
-    assert isinstance(ours, Estimate) and isinstance(wrong, Estimate)
+    assert isinstance(ours, MeasuredValue) and isinstance(wrong, MeasuredValue)
     assert ours.low < wrong.high
     low, high = ours.versus["mlm_acc_wrong_image"]
     assert low < ours - wrong < high < 2 * (ours - wrong)
-    assert "uses the picture" in object.__new__(MaskedSignal).verdict(numbers)
+    assert "uses the image" in object.__new__(MaskedSignal).verdict(numbers)
 
 
 def test_verdicts_of_tasks():
@@ -308,7 +308,7 @@ def test_what_is_better_than_a_guess_is_said_of_the_same_rows(name):
         assert {"vqa_acc_majority", "vqa_acc_blind/colour", "vqa_acc_blind/number"} <= numbers.keys()
         assert numbers["vqa_acc"] == evaluated.numbers["vqa_acc"]
         ours, base = numbers["vqa_acc"], "vqa_acc_blind"
-    assert isinstance(ours, Estimate)
+    assert isinstance(ours, MeasuredValue)
     low, high = ours.versus[base]
     assert low < ours - numbers[base] < high
 
@@ -332,7 +332,7 @@ def test_files_of_one_name_hold_different_rows(trained: Path, tmp_path: Path):
         with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
             searches.append(task.evaluated(batches).row_scores)
     assert not searches[0].keys() & searches[1].keys()
-    assert len({certainty.group_of(row) for row in searches[0]}) == 23
+    assert len({intervals.group_of(row) for row in searches[0]}) == 23
 
 
 def test_a_note_that_is_in_the_log_is_not_said_again(tmp_path: Path, capfd):
@@ -343,7 +343,7 @@ def test_a_note_that_is_in_the_log_is_not_said_again(tmp_path: Path, capfd):
         log.close()
     assert [row["kind"] for row in read_log(tmp_path)] == ["note", "val", "val"]
     assert "acc 0.75±0.33" in capfd.readouterr().out
-    assert all(isinstance(row["acc"], Estimate) for row in read_log(tmp_path)[1:])
+    assert all(isinstance(row["acc"], MeasuredValue) for row in read_log(tmp_path)[1:])
 
 
 def test_broken_rows_of_validation_stop_a_run_unless_they_may_be_skipped(eve, tmp_path):
@@ -351,13 +351,13 @@ def test_broken_rows_of_validation_stop_a_run_unless_they_may_be_skipped(eve, tm
     command = ["pretrain", "tiny", "--out", "run", "--data.train", train, "--data.val", val, "--train.steps", 2]
     done = eve(*command)
     assert done.returncode == 2
-    assert "--data.skip-broken-val" in done.stderr
-    done = eve(*command, "--data.skip-broken-val")  # the same run goes on
+    assert "--data.skip-invalid-val" in done.stderr
+    done = eve(*command, "--data.skip-invalid-val")  # the same run goes on
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("run/metrics.json").read_text())["num_skipped"] == 1
     assert "rows left out, as they cannot be used: 1" in [row.get("text") for row in read_log(Path("run"))]
     half = write_rows(tmp_path / "half", 20, broken=tuple(range(11)))  # more than either half of the rows holds
-    held_out = ["--data.val", "held-out", "--data.val-share", 0.5, "--data.max-bad-share", 1, "--out", "held"]
+    held_out = ["--data.val", "held-out", "--data.val-fraction", 0.5, "--data.max-invalid-fraction", 1, "--out", "held"]
     done = eve(*command[:2], "--data.train", half, "--train.steps", 2, "--train.batch-size", 4, *held_out)
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("held/metrics.json").read_text())["num_skipped"] > 0  # of training's rows, which may be broken

@@ -38,18 +38,18 @@ from tiny_runs import (
 )
 
 import eve_vl
-from eve_vl.config import EncoderOnlyConfig, MaskedSignalConfig, RetrievalConfig, TowersModelConfig
-from eve_vl.errors import UserError
+from eve_vl.config import DualEncoderConfig, HeadlessConfig, MaskedSignalConfig, RetrievalConfig
 from eve_vl.eve import Eve
-from eve_vl.loading import LoadedRun
-from eve_vl.model.rows import Tokens
+from eve_vl.model.packing import Tokens
+from eve_vl.predict.masked_signal import FilledText
+from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.tasks.masked_signal_calls import FilledText
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.device import pick_device
+from eve_vl.utils.errors import UserError
 
 MASKED = MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2)
 
@@ -61,11 +61,11 @@ def test_features_of_a_run_with_contrast_are_its_projections(name):
     run = tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name)
     eve, task = Eve(run), run.task
     assert isinstance(task, Retrieval | ContrastMatch)
-    pictures = [noise(seed) for seed in range(3)]
-    cls_BD = task.encoder.encode(image_tokens(task, *pictures), None).x_BND[:, 0]
+    images = [noise(seed) for seed in range(3)]
+    cls_BD = task.encoder.encode(image_tokens(task, *images), None).x_BND[:, 0]
     expected = cls_BD @ task.contrast.features.image.weight.T
     expected = expected / expected.norm(dim=1, keepdim=True)
-    found = eve.encode_image(pictures)
+    found = eve.encode_image(images)
     assert found.dtype == np.float32
     assert found.shape == (3, 8)
     assert_close(found, expected)
@@ -87,12 +87,12 @@ def test_features_of_other_runs_are_the_cls_state():
 
 def test_order_is_kept_and_neighbours_do_not_matter():
     eve = Eve(tiny_run("retrieval"))
-    pictures, texts = [noise(seed, 20 + seed, 30) for seed in range(7)], [*TEXTS, "a", TEXT]
-    alone = np.concatenate([eve.encode_image(picture) for picture in pictures])
+    images, texts = [noise(seed, 20 + seed, 30) for seed in range(7)], [*TEXTS, "a", TEXT]
+    alone = np.concatenate([eve.encode_image(image) for image in images])
     np.testing.assert_allclose(np.linalg.norm(alone, axis=1), 1, rtol=1e-6)
     texts_alone = np.concatenate([eve.encode_text(text) for text in texts])
     for size in (1, 3, 64):
-        assert_close(eve.encode_image(pictures, batch_size=size), alone)
+        assert_close(eve.encode_image(images, batch_size=size), alone)
         assert_close(eve.encode_text(texts, batch_size=size), texts_alone)
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
     assert eve.encode_image([]).shape == eve.encode_text([]).shape == (0, 8)
@@ -115,15 +115,15 @@ def test_match(name):
     eve, task = Eve(run), run.task
     assert isinstance(task, Retrieval | ContrastMatch)
     assert task.contrast.match_head is not None
-    pictures = [noise(seed) for seed in range(3)]
+    images = [noise(seed) for seed in range(3)]
     expected = [
-        task.contrast.match_head(text_cls(eve, picture, text)).softmax(1)[0, 1].item()
-        for picture, text in zip(pictures, TEXTS, strict=True)
+        task.contrast.match_head(text_cls(eve, image, text)).softmax(1)[0, 1].item()
+        for image, text in zip(images, TEXTS, strict=True)
     ]
-    found = eve.match(pictures, TEXTS)
+    found = eve.match(images, TEXTS)
     assert (found.dtype, found.shape) == (np.float32, (3, 3))
     assert_close(found.diagonal(), expected)
-    one = eve.match(pictures[1], TEXTS[1])
+    one = eve.match(images[1], TEXTS[1])
     assert isinstance(one, float)
     assert one == pytest.approx(expected[1], rel=1e-4)
 
@@ -149,12 +149,12 @@ def test_judge():
     assert isinstance(eve.task, NLVR2)
     both = torch.cat([text_cls(eve, noise(0), TEXT), text_cls(eve, noise(1), TEXT)], dim=1)
     expected = eve.task.concat_head(both).softmax(1)[0, 1].item()
-    found = eve.judge(noise(0), noise(1), TEXT)
+    found = eve.verify(noise(0), noise(1), TEXT)
     assert found.probability == pytest.approx(expected, rel=1e-4)
     assert found.verdict == (expected > 0.5)
-    assert eve.judge(noise(1), noise(0), TEXT).probability != pytest.approx(expected, rel=1e-3)
+    assert eve.verify(noise(1), noise(0), TEXT).probability != pytest.approx(expected, rel=1e-3)
     with pytest.raises(UserError, match=r"right image: no such file"):
-        eve.judge(noise(0), "nowhere.png", TEXT)
+        eve.verify(noise(0), "nowhere.png", TEXT)
 
 
 def test_fill_mask():
@@ -254,7 +254,7 @@ RUNS = {
     "rival_without_pixels": (replace(RIVAL, mim_weight=0.0), "match zero_shot look fill_mask"),
     "rival_without_matching": (replace(RIVAL, itm_weight=0.0), "zero_shot fill_mask look reconstruct"),
     "contrast": (replace(RIVAL, mim_weight=0.0, mlm_weight=0.0, itm_weight=0.0), "zero_shot"),
-    "encoder": (EncoderOnlyConfig(), ""),
+    "encoder": (HeadlessConfig(), ""),
     "retrieval": (None, "match zero_shot look"),
     "contrast_alone": (RetrievalConfig(itm_weight=0.0, rerank=0), "zero_shot"),
     "vqa": (None, "answer look"),
@@ -263,19 +263,19 @@ RUNS = {
 ARGUMENTS = {
     "match": (noise(0), TEXT),
     "answer": (noise(0), TEXT),
-    "judge": (noise(0), noise(1), TEXT),
+    "verify": (noise(0), noise(1), TEXT),
     "fill_mask": (noise(0), "[MASK]"),
     "reconstruct": (noise(0), TEXT),
-    "look": (noise(0), TEXT),
-    "route": (noise(0), TEXT),
+    "explain": (noise(0), TEXT),
+    "experts": (noise(0), TEXT),
     "zero_shot": (noise(0), {"circle": ["a circle"], "square": ["a square"]}),
 }
 RECIPES = {
     "match": "scenes_retrieval",
     "zero_shot": "demo_retrieval",
     "answer": "demo_vqa",
-    "judge": "demo_nlvr2",
-    "look": "scenes_retrieval",
+    "verify": "demo_nlvr2",
+    "explain": "scenes_retrieval",
 }
 MLM, MIM = (f"eve pretrain with --task.{name}-weight 1 (here it is 0) and another --out" for name in ("mlm", "mim"))
 PRETRAIN = "eve pretrain, or the run that this one started from"
@@ -289,7 +289,9 @@ def run_of(name: str) -> LoadedRun:
 def how_to_get(name: str, call: str) -> str:
     """The advice by hand: train this task with the head that is off, else fine-tune from here or from where this came from."""
     switched_off = {
-        **dict.fromkeys([("pixels", "fill_mask"), ("pixels", "look"), ("contrast", "fill_mask"), ("contrast", "look")], MLM),
+        **dict.fromkeys(
+            [("pixels", "fill_mask"), ("pixels", "explain"), ("contrast", "fill_mask"), ("contrast", "explain")], MLM
+        ),
         **dict.fromkeys([("tokens", "reconstruct"), ("rival_without_pixels", "reconstruct"), ("contrast", "reconstruct")], MIM),
     }
     if (name, call) in switched_off:
@@ -304,7 +306,7 @@ def how_to_get(name: str, call: str) -> str:
 def test_calls(name):
     """Those that the heads allow are there, in `calls`, in dir() and with a help text; the others say how to get them."""
     eve = Eve(run_of(name))
-    assert eve.calls == ("encode_image", "encode_text", *RUNS[name][1].split(), "route")
+    assert eve.calls == ("encode_image", "encode_text", *RUNS[name][1].split(), "experts")
     assert set(eve.calls) <= set(dir(eve))
     assert not (ARGUMENTS.keys() - set(eve.calls)) & set(dir(eve))
     assert eve.encode_image(noise(0)).shape == eve.encode_text(TEXT).shape == (1, eve.task.feature_dim)
@@ -335,24 +337,24 @@ def test_a_fine_tuned_run_sends_people_to_the_run_that_it_started_from(tmp_path:
 
 def test_towers_that_never_meet_need_another_model_to_match():
     run = run_of("contrast_alone")
-    eve = Eve(replace(run, config=replace(run.config, model=TowersModelConfig(fusion_depth=0, pixel_layer=0))))
+    eve = Eve(replace(run, config=replace(run.config, model=DualEncoderConfig(fusion_depth=0, pixel_layer=0))))
     with pytest.raises(UserError, match=r"match: eve pretrain of another model, for itm_weight 1\.0 needs states of pairs"):
         _ = eve.match
 
 
 def test_heads_that_a_model_or_its_rows_cannot_feed_are_not_said_to_be_a_flag_away():
     run = run_of("contrast")
-    config = replace(run.config, model=TowersModelConfig(fusion_depth=0, pixel_layer=0))
+    config = replace(run.config, model=DualEncoderConfig(fusion_depth=0, pixel_layer=0))
     run.task.config = config
     eve = Eve(replace(run, config=config))
     unfit = (
         r"eve pretrain of another model, for mlm_weight 1\.0 needs states of pairs, which model\.fusion_depth 0 does not give$"
     )
-    for call, how in (("fill_mask", unfit), ("look", unfit), ("reconstruct", re.escape(MIM))):
+    for call, how in (("fill_mask", unfit), ("explain", unfit), ("reconstruct", re.escape(MIM))):
         with pytest.raises(UserError, match=rf"to get one that allows {call}: {how}"):
             getattr(eve, call)(*ARGUMENTS[call])
     run = run_of("pixels")
-    run.task.config = replace(run.config, data=replace(run.config.data, rows="pictures"))
+    run.task.config = replace(run.config, data=replace(run.config.data, modality="image"))
     with pytest.raises(UserError, match=r"with --task\.mlm-weight 1 \(here it is 0\), --data\.rows pairs and another --out$"):
         _ = Eve(run).fill_mask
 
@@ -360,14 +362,14 @@ def test_heads_that_a_model_or_its_rows_cannot_feed_are_not_said_to_be_a_flag_aw
 def test_help_tells_about_a_call():
     text = pydoc.plain(pydoc.render_doc(Eve(tiny_run("vqa")).answer))
     assert "answer(image: " in text and "top: int = 5, batch_size: int = 64" in text
-    assert "best answers to a question about a picture" in text
+    assert "best answers to a question about an image" in text
 
 
 def test_a_name_that_is_no_call_is_an_attribute_error():
     eve = Eve(tiny_run("vqa"))
     with pytest.raises(AttributeError, match="'Eve' object has no attribute 'anwser'"):
         _ = eve.anwser
-    assert getattr(eve, "judge", None) is None
+    assert getattr(eve, "verify", None) is None
     assert copy.copy(eve).answer(noise(0), TEXT) == eve.answer(noise(0), TEXT)
 
 
@@ -385,9 +387,9 @@ def test_threads_share_runs():
         (6, lambda: vqa.answer(noise(1), long)),
         (6, lambda: masked.fill_mask(noise(0), "a [MASK] circle")),
         (2, lambda: masked.reconstruct(noise(0), TEXT).rebuilt.tolist()),
-        (1, lambda: vqa.look(noise(0), TEXT, word="blue").values()),
-        (1, lambda: vqa.look(noise(0), TEXT, block=0).values()),
-        (1, lambda: masked.look(noise(0), TEXT, word="blue").values()),
+        (1, lambda: vqa.explain(noise(0), TEXT, word="blue").values()),
+        (1, lambda: vqa.explain(noise(0), TEXT, block=0).values()),
+        (1, lambda: masked.explain(noise(0), TEXT, word="blue").values()),
     ]
     expected = [call() for _, call in calls]
 

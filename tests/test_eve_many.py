@@ -1,4 +1,4 @@
-"""Many pictures and texts at once: lists for every call, and whole folders and tables for `encode`, against one by one."""
+"""Many images and texts at once: lists for every call, and whole folders and tables for `encode`, against one by one."""
 
 import io
 import json
@@ -14,10 +14,10 @@ from PIL import Image
 from tiny_runs import TEXT, TEXTS, noise, tiny_run
 
 from eve_vl.config import ClassificationConfig
-from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.tasks.masked_signal_calls import FilledText
+from eve_vl.predict.masked_signal import FilledText
 from eve_vl.tasks.nlvr2 import Judgement
+from eve_vl.utils.errors import UserError
 
 
 def hook(module: Any, look: Callable[[Any], None]) -> None:
@@ -26,36 +26,39 @@ def hook(module: Any, look: Callable[[Any], None]) -> None:
 
 
 def test_match_of_all_with_all():
-    """Any sizes of lists and batches give what one by one gives; each picture is embedded once."""
+    """Any sizes of lists and batches give what one by one gives; each image is embedded once."""
     eve = Eve(tiny_run("retrieval"))
-    pictures, texts = [noise(seed, 20 + seed, 30) for seed in range(5)], [*TEXTS, " ".join(TEXTS), "a", TEXT, "red"]
-    expected = np.array([[eve.match(picture, text) for text in texts] for picture in pictures])
+    source_images, texts = [noise(seed, 20 + seed, 30) for seed in range(5)], [*TEXTS, " ".join(TEXTS), "a", TEXT, "red"]
+    expected = np.array([[eve.match(image, text) for text in texts] for image in source_images])
     assert expected.std(0).min() > 1e-3
     assert expected.std(1).min() > 1e-3
     seen: list[int] = []
     hook(eve.task.encoder.image, lambda images: seen.append(len(images)))
     for batch_size in (1, 3, 7, 10, 64):
         seen.clear()
-        np.testing.assert_allclose(eve.match(pictures, texts, batch_size), expected, atol=1e-5)
-        assert sum(seen) == len(pictures)
-        assert max(seen) == max(1, min(batch_size // len(texts), len(pictures)))
-    for images, words, rows, columns in ((pictures[0], texts, [0], slice(None)), (iter(pictures), texts[:1], slice(None), [0])):
+        np.testing.assert_allclose(eve.match(source_images, texts, batch_size), expected, atol=1e-5)
+        assert sum(seen) == len(source_images)
+        assert max(seen) == max(1, min(batch_size // len(texts), len(source_images)))
+    for images, words, rows, columns in (
+        (source_images[0], texts, [0], slice(None)),
+        (iter(source_images), texts[:1], slice(None), [0]),
+    ):
         np.testing.assert_allclose(eve.match(images, words), expected[rows][:, columns], atol=1e-5)
-    np.testing.assert_allclose(eve.match(pictures, texts[0]), expected[:, :1], atol=1e-5)
-    assert eve.match([pictures[0]], [texts[0]]).shape == (1, 1)
-    assert [eve.match(*sizes).shape for sizes in (([], []), (pictures, []), ([], texts))] == [(0, 0), (5, 0), (0, 7)]
+    np.testing.assert_allclose(eve.match(source_images, texts[0]), expected[:, :1], atol=1e-5)
+    assert eve.match([source_images[0]], [texts[0]]).shape == (1, 1)
+    assert [eve.match(*sizes).shape for sizes in (([], []), (source_images, []), ([], texts))] == [(0, 0), (5, 0), (0, 7)]
     with pytest.raises(UserError, match="batch_size 0 is not positive"):
-        eve.match(pictures, texts, 0)
+        eve.match(source_images, texts, 0)
 
 
-@pytest.mark.parametrize("call", ["answer", "judge", "fill_mask", "classify"])
+@pytest.mark.parametrize("call", ["answer", "verify", "fill_mask", "classify"])
 def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
     """One forward pass a batch, the same numbers as one by one; what is given alone goes with every row."""
-    pictures = [noise(seed, 20 + seed, 30) for seed in range(5)]
+    images = [noise(seed, 20 + seed, 30) for seed in range(5)]
     texts = ["a [MASK] circle", "[MASK] two [MASK]", "a b c d e [MASK]", "[MASK]", "on gray, [MASK] [MASK] [MASK]"]
-    task = {"answer": None, "judge": None, "fill_mask": None, "classify": ClassificationConfig(reads="both")}[call]
-    eve = Eve(tiny_run({"answer": "vqa", "judge": "nlvr2"}.get(call, "masked"), task=task))
-    columns = [pictures, pictures[::-1], texts] if call == "judge" else [pictures, texts]
+    task = {"answer": None, "verify": None, "fill_mask": None, "classify": ClassificationConfig(inputs="both")}[call]
+    eve = Eve(tiny_run({"answer": "vqa", "verify": "nlvr2"}.get(call, "masked"), task=task))
+    columns = [images, images[::-1], texts] if call == "verify" else [images, texts]
     method, passes = getattr(eve, call), []
     hook(eve.task.encoder.text, lambda _: passes.append(1))
     expected = [numbers(method(*row)) for row in zip(*columns, strict=True)]
@@ -67,9 +70,9 @@ def test_a_list_gives_a_list_and_neighbours_do_not_matter(call):
         for row, one in zip(found, expected, strict=True):
             assert numbers(row).keys() == one.keys()
             assert numbers(row) == pytest.approx(one, abs=1e-5)
-    same = method(pictures[0], *columns[1:])
+    same = method(images[0], *columns[1:])
     assert [numbers(row) for row in same] == [
-        pytest.approx(numbers(method(pictures[0], *row)), abs=1e-5) for row in zip(*columns[1:], strict=True)
+        pytest.approx(numbers(method(images[0], *row)), abs=1e-5) for row in zip(*columns[1:], strict=True)
     ]
     assert method(*([] for _ in columns)) == []
     with pytest.raises(UserError, match="lists of 2 and 5 given: give lists of equal length, or one for all"):
@@ -93,7 +96,7 @@ def numbers(result: Any) -> dict[str, float]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Five pictures of several sizes, one of them 39 × 7, in a folder with a broken one, and tables of them."""
+    """Five images of several sizes, one of them 39 × 7, in a folder with a broken one, and tables of them."""
     folder = tmp_path / "photos"
     (folder / "inner").mkdir(parents=True)
     names = ["a.png", "b.png", "inner/c.png", "inner/d.png", "inner/thin.png"]
@@ -164,9 +167,9 @@ def test_texts_of_files_and_tables(photos, tmp_path):
     assert eve.encode_text(str(tmp_path / "lines.txt")).names == (str(tmp_path / "lines.txt"),)  # a text like any other
 
 
-def test_arrays_and_iterators_of_pictures():
+def test_arrays_and_iterators_of_images():
     eve, array = Eve(tiny_run("retrieval")), np.stack([noise(seed) for seed in range(3)])
-    expected = np.concatenate([eve.encode_image(picture) for picture in array])
+    expected = np.concatenate([eve.encode_image(image) for image in array])
     tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
     for several in (array, tensor, array / 255, tensor / 255, iter(array), (noise(seed) for seed in range(3)), tuple(array)):
         np.testing.assert_allclose(eve.encode_image(several), expected, atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 from example_builds import load_example
 from PIL import Image
 
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 emoji = load_example("emoji")
 
@@ -55,7 +55,7 @@ def packages(tmp_path):
 
 
 def render(svg: str, size: int) -> Image.Image:
-    """A picture whose colour counts the characters of the drawing."""
+    """An image whose colour counts the characters of the drawing."""
     assert ET.fromstring(svg).tag.endswith("svg")
     return Image.new("RGB", (size, size), (len(svg), 0, 0))
 
@@ -79,8 +79,8 @@ def test_the_set_is_built(packages, tmp_path):
     }
     assert every["noto", "2600"]["captions"] == ["sun"]
     for row in every.values():
-        with Image.open(out / row["image"]) as picture:
-            assert picture.size == (8, 8)
+        with Image.open(out / row["image"]) as image:
+            assert image.size == (8, 8)
 
 
 def test_what_is_built_passes_the_check(packages, tmp_path, eve):

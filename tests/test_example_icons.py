@@ -16,7 +16,7 @@ from example_builds import EXAMPLES, load_example
 from PIL import Image
 from pyarrow import parquet
 
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 icons = load_example("icons")
 
@@ -25,9 +25,9 @@ import io
 from PIL import Image
 
 def svg_to_bytes(*, svg_string, width, height, background, skip_system_fonts):
-    picture = Image.new("RGB", (width, height), background)
-    picture.putpixel((3, 5), (0, 0, 0))
-    picture.save(png := io.BytesIO(), "PNG")
+    image = Image.new("RGB", (width, height), background)
+    image.putpixel((3, 5), (0, 0, 0))
+    image.save(png := io.BytesIO(), "PNG")
     return list(png.getvalue())
 """
 
@@ -62,21 +62,21 @@ def packages(tmp_path):
 
 
 def render(svg: str, size: int) -> Image.Image:
-    """A picture that is black from the left to where the path ends, as wide and high as the view."""
+    """An image that is black from the left to where the path ends, as wide and high as the view."""
     root = ET.fromstring(svg)
     tenths = int(root[0].attrib["d"].partition("h")[2])
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     side = max(width, height)
-    picture = Image.new("RGB", (round(size * width / side), round(size * height / side)), "white")
-    picture.paste("black", (0, 0, picture.width * tenths // 10, picture.height))
-    return picture
+    image = Image.new("RGB", (round(size * width / side), round(size * height / side)), "white")
+    image.paste("black", (0, 0, image.width * tenths // 10, image.height))
+    return image
 
 
 def tenths_of(png: bytes) -> int:
-    """What was drawn, of a picture of ten columns."""
-    with Image.open(io.BytesIO(png)) as picture:
-        assert picture.size == (10, 10)
-        return sum(picture.convert("L").getpixel((column, 9)) == 0 for column in range(10))
+    """What was drawn, of an image of ten columns."""
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.size == (10, 10)
+        return sum(image.convert("L").getpixel((column, 9)) == 0 for column in range(10))
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -151,11 +151,11 @@ def test_the_first_ones_by_checksum_are_taken_and_empty_ones_are_replaced(packag
 
 
 @pytest.mark.parametrize("colors", [16, 64])
-def test_pictures_have_few_colours(colors):
+def test_images_have_few_colours(colors):
     gradient = Image.linear_gradient("L").resize((64, 64))
     png = icons.draw_png("", colors, lambda *_: gradient.convert("RGB"), 64)
-    with Image.open(io.BytesIO(png)) as picture:
-        pixels = np.asarray(picture.convert("L"), dtype=int)
+    with Image.open(io.BytesIO(png)) as image:
+        pixels = np.asarray(image.convert("L"), dtype=int)
     assert pixels.shape == (64, 64)
     assert 2 < len(np.unique(pixels)) <= colors
     assert np.abs(pixels - np.asarray(gradient)).max() < 256 / colors

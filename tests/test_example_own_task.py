@@ -13,7 +13,7 @@ from PIL import Image
 
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImageDrawing
-from eve_vl.data.scenes.rows import SceneLabels
+from eve_vl.synthetic.scenes.rows import SceneLabels
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_task" / "count_things.py"
 SHORT = shlex.split("""

@@ -17,15 +17,15 @@ import torch
 from tiny_runs import ANSWERS, TEXTS, assert_close, noise, tiny_run, write_run
 from twins import in_rows, random_moe, randomize, slow_moe
 
-from eve_vl import export
 from eve_vl.cli import main
-from eve_vl.config import ContrastMatchConfig, PairConfig, TowersModelConfig
-from eve_vl.data.inputs import Inputs, given_images
+from eve_vl.config import ContrastMatchConfig, DualEncoderConfig, PairConfig
 from eve_vl.eve import Eve
-from eve_vl.export import export_run
-from eve_vl.loading import build_task
-from eve_vl.model.moe_official import OfficialMoE
-from eve_vl.model.moe_traceable import TraceableMoE
+from eve_vl.interop import onnx
+from eve_vl.interop.onnx import export_run
+from eve_vl.model.moe_onnx import TraceableMoE
+from eve_vl.model.moe_reference import OfficialMoE
+from eve_vl.predict.inputs import Inputs, given_images
+from eve_vl.run.loading import build_task
 
 SMALL = {"depth": 1, "num_deep_blocks": 1, "num_experts": 3}
 VLMO = {"deep_ffn": "modality_vl", "positions": "relative", "pooler": True}
@@ -33,7 +33,7 @@ DENSE = {"depth": 1, "num_deep_blocks": 0}
 RUNS = {
     "retrieval": ("retrieval", SMALL, ()),
     "vqa": ("vqa", SMALL | VLMO, ("answerer",)),
-    "nlvr2": ("nlvr2_compare", SMALL | {"num_experts": 2, "routing": "official-dropless"}, ("judge",)),
+    "nlvr2": ("nlvr2_compare", SMALL | {"num_experts": 2, "routing": "reference-dropless"}, ("verify",)),
 }
 BATCHES = [(0,), (1,), (0, 2, 1, 1), (1,) * 6]  # texts by number: of one length and of several
 
@@ -78,7 +78,7 @@ def exported(tmp_path_factory) -> Iterator[dict[str, Files]]:
     yield Cache()
 
 
-def pictures(count: int, first: int = 0) -> list[np.ndarray]:
+def source_images(count: int, first: int = 0) -> list[np.ndarray]:
     return [noise(first + number) for number in range(count)]
 
 
@@ -87,10 +87,10 @@ def stacked(images: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_features_of_pictures(exported, count):
+def test_features_of_images(exported, count):
     files = exported["retrieval"]
-    found = files.run("image_encoder", pixels=stacked(pictures(count)))
-    assert_close(found, files.eve.encode_image(pictures(count)))
+    found = files.run("image_encoder", pixels=stacked(source_images(count)))
+    assert_close(found, files.eve.encode_image(source_images(count)))
     assert found.shape == (count, 8)
 
 
@@ -105,17 +105,17 @@ def test_features_of_texts(exported, numbers, extra):
 @pytest.mark.parametrize("numbers", BATCHES)
 def test_matching(exported, numbers):
     files = exported["retrieval"]
-    images = pictures(len(numbers))
+    images = source_images(len(numbers))
     logits = files.run("matcher", pixels=stacked(images), **files.texts(numbers))
     probability = torch.from_numpy(logits).softmax(1)[:, 1].numpy()
     assert_close(probability, files.eve.match(images, [TEXTS[number] for number in numbers]).diagonal())
-    assert np.ptp(files.run("matcher", pixels=stacked(pictures(6)), **files.texts((1,) * 6))) > 0.01  # pictures matter
+    assert np.ptp(files.run("matcher", pixels=stacked(source_images(6)), **files.texts((1,) * 6))) > 0.01  # images matter
 
 
 @pytest.mark.parametrize("numbers", BATCHES)
 def test_answering(exported, numbers):
     files = exported["vqa"]
-    images, texts = pictures(len(numbers)), [TEXTS[number] for number in numbers]
+    images, texts = source_images(len(numbers)), [TEXTS[number] for number in numbers]
     batch = Inputs(files.eve.run.config.input, files.eve.tokenizer, torch.device("cpu")).pairs(given_images(images), texts)
     found = files.run("answerer", pixels=stacked(images), **files.texts(numbers))
     assert_close(found, files.eve.task.predict(batch)[0])
@@ -125,16 +125,16 @@ def test_answering(exported, numbers):
 @pytest.mark.parametrize("numbers", BATCHES)
 def test_judging(exported, numbers):
     files, count = exported["nlvr2"], len(numbers)
-    left, right = pictures(count), pictures(count, 100)
-    found = files.run("judge", left=stacked(left), right=stacked(right), **files.texts(numbers))
+    left, right = source_images(count), source_images(count, 100)
+    found = files.run("verify", left=stacked(left), right=stacked(right), **files.texts(numbers))
     probability = torch.from_numpy(found).softmax(1)[:, 1].numpy()
-    expected = [files.eve.judge(*each, TEXTS[n]).probability for *each, n in zip(left, right, numbers, strict=True)]
+    expected = [files.eve.verify(*each, TEXTS[n]).probability for *each, n in zip(left, right, numbers, strict=True)]
     assert_close(probability, expected)
 
 
 def test_co_attention_is_exported(tmp_path: Path):
     """Which compares with torch at sizes that were not traced."""
-    towers = TowersModelConfig(
+    towers = DualEncoderConfig(
         embed_dim=16, image_depth=1, text_depth=1, fusion_depth=1, pixel_layer=1, num_heads=2, mlp_ratio=2.0, init_std=0.3
     )
     task = ContrastMatchConfig(itc_weight=0.0, itm_negatives="random_half")
@@ -148,7 +148,7 @@ def test_co_attention_is_exported(tmp_path: Path):
 
 def test_a_head_of_item_pairs_is_exported(tmp_path: Path):
     """Which compares with torch as well."""
-    write_run(tiny_run("", task=PairConfig(), model=DENSE | {"stem": "blocks"}), tmp_path / "run")
+    write_run(tiny_run("", task=PairConfig(), model=DENSE | {"stem": "patch_conv"}), tmp_path / "run")
     (file,) = export_run(tmp_path / "run", tmp_path / "onnx", ("comparer",))
     assert file.largest_difference < 1e-4
 
@@ -212,7 +212,7 @@ def test_the_twin_of_official_experts_without_drops():
             "(parts: image_encoder, text_encoder, answerer)",
         ),
         ("vqa", DENSE, ("--parts", "answer"), "did you mean 'answerer'?"),
-        ("retrieval", SMALL | {"routing": "official"}, (), "random"),
+        ("retrieval", SMALL | {"routing": "reference"}, (), "random"),
     ],
 )
 def test_refused(eve, tmp_path, name, model, flags, words):
@@ -234,12 +234,12 @@ def test_a_file_with_other_numbers_is_refused(exported, tmp_path, monkeypatch, n
     """The file is that of a run whose weights differ in one tensor."""
     task, model, _ = RUNS["retrieval"]
     other = exported["retrieval"].folder / "image_encoder.onnx"
-    monkeypatch.setattr(export, "_trace", lambda _part, _given, path: shutil.copyfile(other, path))
+    monkeypatch.setattr(onnx, "_trace", lambda _part, _given, path: shutil.copyfile(other, path))
     run = tiny_run(task, model=model)
     with torch.no_grad():
         change(run.task.encoder.get_parameter(name))
     write_run(run, tmp_path / "run")
-    with pytest.raises(export.UserError, match=words):
+    with pytest.raises(onnx.UserError, match=words):
         export_run(tmp_path / "run", tmp_path / "onnx", ("image_encoder",))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

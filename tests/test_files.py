@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl.errors import UserError
-from eve_vl.files import take_back, whole_file, whole_folder, write_file, writing
+from eve_vl.utils.atomic_io import atomic_file, atomic_folder, recover, reporting_write_errors, write_file
+from eve_vl.utils.errors import UserError
 
 
 class Killed(BaseException):
@@ -18,7 +18,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def replace(folder: Path, text: str) -> None:
-    with whole_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         (temporary / "a").write_text(text)
         (temporary / text).write_text("")
 
@@ -28,7 +28,7 @@ def test_a_file_is_replaced_or_left_alone(tmp_path: Path):
     write_file(path, "old")
     with pytest.raises(UnicodeEncodeError):
         write_file(path, "\ud800")
-    with pytest.raises(Killed), whole_file(path) as temporary:
+    with pytest.raises(Killed), atomic_file(path) as temporary:
         temporary.write_text("half")
         raise Killed
     assert content(tmp_path) == {"file": "old"}
@@ -41,7 +41,7 @@ def test_a_file_is_replaced_or_left_alone(tmp_path: Path):
 def test_a_folder_is_replaced_or_left_alone(tmp_path: Path):
     folder = tmp_path / "parent/folder"
     replace(folder, "old")
-    with pytest.raises(Killed), whole_folder(folder) as temporary:
+    with pytest.raises(Killed), atomic_folder(folder) as temporary:
         (temporary / "a").write_text("half")
         raise Killed
     assert content(folder) == {"a": "old", "old": ""}
@@ -67,7 +67,7 @@ def test_a_crash_between_the_renames_leaves_the_old_folder(tmp_path: Path, monke
         replace(folder, "new")
     monkeypatch.undo()
     assert folder.exists() == (num_renames == 0)
-    take_back(folder)
+    recover(folder)
     assert content(folder) == {"a": "old", "old": ""}
     replace(folder, "newer")
     assert content(folder) == {"a": "newer", "newer": ""}
@@ -82,7 +82,7 @@ def test_a_reader_that_takes_the_old_folder_back_meanwhile_is_no_harm(tmp_path: 
     def with_a_reader(self: Path, target: Path) -> Path:
         result = rename(self, target)
         if not folder.exists() and not looks:
-            looks.append(take_back(folder))
+            looks.append(recover(folder))
         return result
 
     monkeypatch.setattr(Path, "rename", with_a_reader)
@@ -107,11 +107,11 @@ def test_what_cannot_be_written_is_one_sentence_about_the_file_that_was_named(tm
     """Not about the temporary one; of errors without a reason of the system's, their own words; bugs stay bugs."""
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "page.html"
-    with pytest.raises(UserError) as found, writing(path, advice="; go elsewhere"):
+    with pytest.raises(UserError) as found, reporting_write_errors(path, advice="; go elsewhere"):
         write_file(path, "text")
     assert str(found.value) == f"{path}: cannot be written (Not a directory); go elsewhere"
-    with pytest.raises(UserError) as found, writing(path, KeyError):
+    with pytest.raises(UserError) as found, reporting_write_errors(path, KeyError):
         raise KeyError("no room")
     assert str(found.value) == f"{path}: cannot be written ('no room')"
-    with pytest.raises(KeyError), writing(path):
+    with pytest.raises(KeyError), reporting_write_errors(path):
         raise KeyError("a bug")

@@ -19,18 +19,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cards import picture, reason, rows_of, write_images
+from cards import encoded_card, reason, rows_of, write_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from eve_vl import talk
 from eve_vl.data import transforms
-from eve_vl.data.check import check_source
 from eve_vl.data.readers import common, folder, guess_kind, lines, open_source
 from eve_vl.data.records import ImageBytes, ImageFile
 from eve_vl.data.transforms import decode
-from eve_vl.errors import BadSampleError, UserError, printable
+from eve_vl.data.validate import check_source
+from eve_vl.utils import console
+from eve_vl.utils.errors import BadSampleError, UserError, printable
 
 GOOD = {"image": "images/red.png", "caption": "a red card"}
 
@@ -73,10 +73,10 @@ def test_names_that_are_none_spoil_their_own_row(root: Path):
     assert len(open_source(path)) == 9  # a run starts as well: the last row is usable
 
 
-def test_pictures_known_by_name_alone_may_be_named_anything(root: Path):
+def test_images_known_by_name_alone_may_be_named_anything(root: Path):
     rows = [{"sentence": "x", "identifier": f"dev-1-{'0' * 300}-0", "label": "True"}, {"sentence": "x", "identifier": "\udc80"}]
     source = open_source(write_jsonl(root / "t.jsonl", rows), kind="statements", must_be_usable=False)
-    assert "no picture" in reason(source, 0)
+    assert "no image" in reason(source, 0)
     assert reason(source, 1) == "t.jsonl:2: identifier is not valid Unicode (it has half of a surrogate pair)"
 
 
@@ -93,7 +93,7 @@ def test_a_source_of_an_impossible_name_is_one_line(tmp_path: Path, monkeypatch:
 def test_a_strict_locale_reads_names_of_any_bytes(tmp_path: Path):
     """Where Python takes names and terminals for ASCII."""
     for name in ("ä.png".encode(), b"\xff.png"):
-        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(picture("red"))
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(encoded_card("red"))
     code = "from eve_vl.cli import main; main(['data', 'check', '.'])"
     env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, timeout=60, check=False)
@@ -219,7 +219,7 @@ def test_parquet_numbers_of_rows_are_not_believed(root: Path):
 def write_tar(path: Path, *names: str) -> Path:
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for name in names or ("a.png", "a.txt", "b.png", "b.txt"):
-            info, data = tarfile.TarInfo(name), picture("red") if name.endswith(".png") else b"a red card"
+            info, data = tarfile.TarInfo(name), encoded_card("red") if name.endswith(".png") else b"a red card"
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
@@ -295,8 +295,8 @@ def odd_files(root: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["pipe", "endless", "socket", "folder", "loop"])
-def test_only_ordinary_files_are_pictures(root: Path, odd_files: dict[str, Path], name: str):
-    with pytest.raises(BadSampleError, match="row: cannot read picture"):
+def test_only_ordinary_files_are_images(root: Path, odd_files: dict[str, Path], name: str):
+    with pytest.raises(BadSampleError, match="row: cannot read image"):
         decode(ImageFile(path=odd_files[name]), "row")
     found = broken(write_jsonl(root / "t.jsonl", [GOOD, GOOD | {"image": f"{name}.png"}]))
     assert list(found) == ["t.jsonl:2"]
@@ -311,7 +311,7 @@ def test_only_ordinary_files_are_sources(odd_files: dict[str, Path], name: str, 
             open_source(path, format=named, kind="texts" if form == "text" else "captions")
 
 
-def test_captions_beside_pictures_are_ordinary_files(root: Path):
+def test_captions_beside_images_are_ordinary_files(root: Path):
     for name, text in (("red", "a red card"), ("lime", "a lime card")):
         (root / "images" / f"{name}.txt").write_text(text)
     os.mkfifo(root / "images" / "blue.txt")
@@ -375,7 +375,7 @@ def test_decoding_needs_no_more_than_the_header_says(monkeypatch: pytest.MonkeyP
 
 
 def blank(side: int, mode: str) -> bytes:
-    """A PNG's header alone, of a picture that is said to be large."""
+    """A PNG's header alone, of an image that is said to be large."""
     data = encode(Image.new(mode, (1, 1)), "PNG")
     return data.replace(b"\0\0\0\1\0\0\0\1", side.to_bytes(4, "big") * 2)
 
@@ -401,7 +401,7 @@ def in_scans(num: int, exif: bytes = b"") -> bytes:
 def test_a_jpeg_in_endless_scans_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(transforms, "MAX_SCANNED", 20 * 64 * 64)
     decode(ImageBytes(data=in_scans(20)), "row")
-    with pytest.raises(BadSampleError, match="64x64 JPEG has 21 scans, at most 20 of so large a picture are accepted"):
+    with pytest.raises(BadSampleError, match="64x64 JPEG has 21 scans, at most 20 of so large an image are accepted"):
         decode(ImageBytes(data=in_scans(21)), "row")
 
 
@@ -423,7 +423,7 @@ def test_files_far_too_large_are_not_read(tmp_path: Path):
 
 
 def test_long_reading_shows_progress(root: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(talk, "PATIENCE", -1)
+    monkeypatch.setattr(console, "PATIENCE", -1)
     write_jsonl(root / "t.jsonl", [GOOD] * 1000)
     (root / "t.csv").write_text("image,caption\nimages/red.png,fine\n")
     write_tar(root / "t.tar")
@@ -451,7 +451,7 @@ def tar() -> bytes:
         for name in ("a.png", "a.txt", "ü" * 60 + ".png", "ü" * 60 + ".json"):
             info, data = (
                 tarfile.TarInfo(name),
-                {".txt": b"a card", ".json": b'{"caption": "x"}'}.get(name[-5:].lstrip("üa"), picture("red")),
+                {".txt": b"a card", ".json": b'{"caption": "x"}'}.get(name[-5:].lstrip("üa"), encoded_card("red")),
             )
             info.size = len(data)
             opened.addfile(info, io.BytesIO(data))
@@ -491,7 +491,7 @@ def damaged(draw, seeds: list[bytes]) -> bytes:
 
 
 def read_all(path: Path, kind: str) -> None:
-    """Open a source and read each row and picture: nothing but errors for people may come out."""
+    """Open a source and read each row and image: nothing but errors for people may come out."""
     try:
         source = open_source(path, kind=guess_kind(path) if kind == "auto" else kind, must_be_usable=kind != "auto")
     except UserError as error:
@@ -512,7 +512,7 @@ def test_any_bytes_are_an_error_for_people(root: Path, name: str):
     path = root / "images" / name if name == "red.txt" else root / name
 
     @settings(max_examples=50, derandomize=True, deadline=None, database=None)
-    @given(data=damaged(SEEDS[name]), kind=st.sampled_from(["auto", "auto", "captions", "texts", "pictures", "labels"]))
+    @given(data=damaged(SEEDS[name]), kind=st.sampled_from(["auto", "auto", "captions", "texts", "images", "labels"]))
     def check(data: bytes, kind: str) -> None:
         path.write_bytes(data)
         read_all(path.parent if name == "red.txt" else path, kind)
@@ -534,7 +534,7 @@ def test_any_name_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch):
     check()
 
 
-PICTURES = [
+IMAGES = [
     *(
         encode(Image.linear_gradient("L").resize((40, 30)).convert("RGB"), form)
         for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -548,8 +548,8 @@ PICTURES = [
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
-@given(data=damaged(PICTURES))
-def test_any_bytes_are_a_picture_or_an_error_for_people(data: bytes):
+@given(data=damaged(IMAGES))
+def test_any_bytes_are_a_image_or_an_error_for_people(data: bytes):
     try:
         pixels = decode(ImageBytes(data=data), "row")
     except BadSampleError as error:

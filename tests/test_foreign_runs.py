@@ -25,16 +25,16 @@ from tiny_runs import tiny_run, write_run
 
 import eve_vl
 from eve_vl.cli import VERBS
-from eve_vl.convert import import_published, read_tensors
-from eve_vl.errors import BadSampleError, UserError
 from eve_vl.eve import Eve
-from eve_vl.inspect import inspect_run
-from eve_vl.loading import read_config
-from eve_vl.metrics.certainty import Estimate
+from eve_vl.interop.convert import import_published, read_tensors
+from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.report.curves import Curves
+from eve_vl.run.inspect import inspect_run
+from eve_vl.run.loading import read_config
 from eve_vl.train import checkpoint
 from eve_vl.train.log import BadSamples, RunLog, read_bad_samples, read_log
 from eve_vl.train.trainer import Trainer
+from eve_vl.utils.errors import BadSampleError, UserError
 
 CONFIG_4 = replace(CONFIG, steps=4, log_every=3)
 FEW = settings(
@@ -311,7 +311,7 @@ def test_rows_of_another_form_are_left_out_of_a_log(tmp_path: Path):
     value = {"kind": "val", "step": 2, "acc": 0.5}
     rows = read_log(tmp_path)
     assert rows == [*(good * 9)[: len(bad)], value, value, value]
-    assert [type(row["acc"]) for row in rows[-3:]] == [float, float, Estimate]
+    assert [type(row["acc"]) for row in rows[-3:]] == [float, float, MeasuredValue]
 
 
 def test_a_name_that_begins_with_a_space_keeps_it():
@@ -378,7 +378,7 @@ def test_an_error_of_the_system_is_one_line_only_where_the_user_can_mend_it(eve,
         assert (done.returncode, done.stderr) == (2, f"eve: {message}\n")
 
 
-@pytest.mark.parametrize("module", ["eve_vl.errors", "numpy.version", "torch._utils"])
+@pytest.mark.parametrize("module", ["eve_vl.utils.errors", "numpy.version", "torch._utils"])
 def test_an_interrupt_while_modules_load_leaves_no_traceback(tmp_path: Path, module):
     command = [sys.executable, "-X", "importtime", "-m", "eve_vl", "pretrain", "tiny", "--train.steps", "100000"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

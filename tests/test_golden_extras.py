@@ -13,10 +13,10 @@ from twins import in_rows
 from eve_vl.config import TrainConfig
 from eve_vl.data.dataset import NAMES_A_SIDE
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.retrieval import RetrievalSet, rerank_scores
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics import vqa
-from eve_vl.model.embed import pick, resize_positions
-from eve_vl.tasks.gallery import Gallery, rerank_scores
+from eve_vl.model.embeddings import index_tokens, resize_positions
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train.optim import build_optimizer, is_decayed, learning_rate
 
@@ -45,7 +45,7 @@ def test_optimiser_groups_differ_only_in_what_is_1d(tiny, name):
     task, table = tiny.task(TASKS[name], "dropless")
     heads = {key for key in table if not key.startswith("encoder.")}
     new = heads if name != "retrieval_load_head" else set()
-    config = TrainConfig(lr=3e-5, weight_decay=0.01, new_lr_multiplier=10)
+    config = TrainConfig(lr=3e-5, weight_decay=0.01, head_lr_multiplier=10)
     names = {id(parameter): key for key, parameter in task.named_parameters()}
     ours = {
         theirs: (config.lr * group["lr_scale"], group["weight_decay"])
@@ -139,7 +139,7 @@ def test_search_and_reranking(tiny):
     num_images, num_texts, k = len(images), len(ids), notes["k_test"]
     owners = [notes["txt2img"][str(text)] for text in range(num_texts)]
     with torch.no_grad():
-        gallery = Gallery(
+        gallery = RetrievalSet(
             image_Id=task.image_features(images),
             text_Nd=task.text_features(ids, is_padding),
             text_T=torch.arange(num_texts),
@@ -188,7 +188,7 @@ def test_published_routing_depends_on_the_batch_and_dropless_does_not(tiny):
         image, text = tiny.tokens(task.encoder)
         last = torch.arange(len(text.x_BND)).chunk(4)[-1]
         whole = task.encoder.encode(image, text).x_BND[-1]
-        alone = task.encoder.encode(pick(image, last), pick(text, last)).x_BND[0]
+        alone = task.encoder.encode(index_tokens(image, last), index_tokens(text, last)).x_BND[0]
         difference = (whole - alone).abs().max().item()
         assert difference > 0.5 if tolerance is None else difference <= tolerance
 
@@ -222,7 +222,7 @@ def test_noise_is_seeded(tiny):
 def test_stable_routing_is_another_matter(tiny):
     """The same weights give something else: the modality embedding does not reach our experts."""
     task, _ = tiny.task("vqa", "dropless")
-    stable = type(task)(replace(task.config, model=replace(task.config.model, routing="stable")), task.sizes).eval()
+    stable = type(task)(replace(task.config, model=replace(task.config.model, routing="dropless")), task.sizes).eval()
     stable.load_state_dict(task.state_dict())
     image, _ = tiny.tokens(task.encoder)
     assert (stable.encoder.encode(image, None).x_BND - task.encoder.encode(image, None).x_BND).abs().max() > 0.01

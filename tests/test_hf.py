@@ -25,20 +25,20 @@ from transformers import (
 )
 from twins import CAPTIONS, pairs, tiny_config
 
-from eve_vl import hf
-from eve_vl.config import Config, ContrastMatchConfig, InputConfig, TowersModelConfig, VQAConfig, to_dict
-from eve_vl.convert.published import write_run
+from eve_vl.config import Config, ContrastMatchConfig, DualEncoderConfig, InputConfig, VQAConfig, to_dict
 from eve_vl.data.dataset import MaskedPairs
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.hf.processing import EveTokenizerFast
-from eve_vl.loading import load_run
+from eve_vl.interop import hf
+from eve_vl.interop.convert.published import write_run
+from eve_vl.interop.hf.processing import EveTokenizerFast
+from eve_vl.run.loading import load_run
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.task import Task
 from eve_vl.tasks.vqa import VQA
+from eve_vl.utils.errors import UserError
 
 KINDS = {
     "masked": hf.EveForMaskedModeling,
@@ -50,7 +50,7 @@ KINDS = {
     "retrieval_merged": hf.EveForRetrieval,
     "retrieval_itc": hf.EveForRetrieval,
 }
-MEDFLIP = TowersModelConfig(
+MEDFLIP = DualEncoderConfig(
     embed_dim=16, image_depth=1, text_depth=1, fusion_depth=0, pixel_layer=0, num_heads=2, mlp_ratio=2.0, init_std=0.3
 )
 
@@ -70,7 +70,7 @@ def write(name: str, folder: Path, **sections: dict) -> Task[Any]:
     return task
 
 
-def noise_picture(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+def noise_image(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -151,7 +151,7 @@ def test_loss_is_that_of_our_tasks(loaded):
     elif isinstance(task, MaskedSignal):
         labels = batch.ids_BT.masked_fill(~batch.is_masked_BT, -100)
     else:
-        labels = batch.picture_B
+        labels = batch.image_id_B
     torch.manual_seed(0)  # hard negatives are drawn
     expected = task(batch).loss
     torch.manual_seed(0)
@@ -183,7 +183,7 @@ def test_retrieval_in_training_computes_the_loss_alone(tmp_path):
     task = write("retrieval", tmp_path / "run")
     model, _ = hf.from_run(tmp_path / "run")
     batch = batch_of(task)
-    output = model.train()(**inputs_of(task, batch), labels=batch.picture_B)
+    output = model.train()(**inputs_of(task, batch), labels=batch.image_id_B)
     assert set(output) == {"loss"}
     assert set(model(**inputs_of(task, batch))) >= {"image_embeds", "match_logits"}
     inputs = inputs_of(task, batch)
@@ -194,7 +194,7 @@ def test_retrieval_in_training_computes_the_loss_alone(tmp_path):
     assert output.match_logits is None
     assert output.logits_per_image.shape == (2, 5)
     with pytest.raises(UserError, match="labels need as many"):
-        model(**inputs, labels=batch.picture_B)
+        model(**inputs, labels=batch.image_id_B)
 
 
 def test_the_encoder_alone(loaded):
@@ -266,7 +266,7 @@ def test_a_run_folder_comes_back(loaded, tmp_path):
     assert run.tokenizer.encode(CAPTIONS[0], 12)[0].tolist() == TOKENIZER.encode(CAPTIONS[0], 12)[0].tolist()
     if isinstance(run.task, VQA):
         assert run.task.answers == ANSWER_LIST
-        assert Eve.load(tmp_path / "back", device="cpu").answer(noise_picture(0), "which?")[0].answer in ANSWER_LIST
+        assert Eve.load(tmp_path / "back", device="cpu").answer(noise_image(0), "which?")[0].answer in ANSWER_LIST
     with pytest.raises(UserError, match="already exists"):
         hf.to_run(model, processor, tmp_path / "back")
     processor = hf.EveProcessor.from_eve(Tokenizer.train(["many other words"] * 9, 900), InputConfig())
@@ -329,8 +329,8 @@ def test_contrast_without_a_head_for_tokens_is_retrieval(model, tmp_path):
     model, processor = hf.from_run(tmp_path / "run")
     assert type(model) is hf.EveForRetrieval
     model.save_pretrained(tmp_path / "hub")
-    pictures, texts = [noise_picture(seed) for seed in range(3)], [*CAPTIONS[:2], "a"]
-    inputs, eve = processor(images=pictures, text=texts), Eve.load(tmp_path / "run", device="cpu")
+    source_images, texts = [noise_image(seed) for seed in range(3)], [*CAPTIONS[:2], "a"]
+    inputs, eve = processor(images=source_images, text=texts), Eve.load(tmp_path / "run", device="cpu")
     contrast: Any = eve.task.contrast
     for each in (model, hf.EveForRetrieval.from_pretrained(tmp_path / "hub")):
         with torch.no_grad():
@@ -338,9 +338,9 @@ def test_contrast_without_a_head_for_tokens_is_retrieval(model, tmp_path):
             words: Any = each.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
             both = each(**inputs)
         assert images.shape == (3, 6)
-        np.testing.assert_allclose(images, eve.encode_image(pictures), atol=1e-5)
+        np.testing.assert_allclose(images, eve.encode_image(source_images), atol=1e-5)
         np.testing.assert_allclose(words, eve.encode_text(texts), atol=1e-5)
-        expected = eve.encode_image(pictures) @ eve.encode_text(texts).T / contrast.features.temperature.item()
+        expected = eve.encode_image(source_images) @ eve.encode_text(texts).T / contrast.features.temperature.item()
         np.testing.assert_allclose(both.logits_per_image, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(both.text_embeds, words)
 
@@ -359,7 +359,7 @@ def test_inputs_that_do_not_fit_are_named(loaded):
             with pytest.raises(UserError, match=f"^{name} is missing"):
                 model(**inputs | {name: None})
     if not isinstance(task, NLVR2):
-        with pytest.raises(UserError, match="looks at one picture: leave out pixel_values_right"):
+        with pytest.raises(UserError, match="looks at one image: leave out pixel_values_right"):
             model(**inputs, pixel_values_right=inputs["pixel_values"])
     if isinstance(task, VQA):
         with pytest.raises(UserError, match=r"labels of shape \(5,\), expected soft targets \(5, 8\)"):
@@ -368,21 +368,21 @@ def test_inputs_that_do_not_fit_are_named(loaded):
 
 def test_without_transformers_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.delitem(sys.modules, "eve_vl.hf")
-    with pytest.raises(ImportError, match=r"^eve_vl.hf needs transformers: pip install 'eve-vl\[hf\]'$"):
-        importlib.import_module("eve_vl.hf")
+    monkeypatch.delitem(sys.modules, "eve_vl.interop.hf")
+    with pytest.raises(ImportError, match=r"^eve_vl.interop.hf needs transformers: pip install 'eve-vl\[hf\]'$"):
+        importlib.import_module("eve_vl.interop.hf")
 
 
 def test_features_are_those_of_eve(loaded):
     _, model, processor, folder = loaded
-    pictures, texts = [noise_picture(seed) for seed in range(3)], [*CAPTIONS[:2], "a"]
-    inputs = processor(images=pictures, text=texts)
+    source_images, texts = [noise_image(seed) for seed in range(3)], [*CAPTIONS[:2], "a"]
+    inputs = processor(images=source_images, text=texts)
     eve = Eve.load(folder.parent / "run", device="cpu")
     with torch.no_grad():
         images = model.get_image_features(inputs["pixel_values"]).pooler_output
         words = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
         one = model.get_text_features(processor(text=texts[1])["input_ids"]).pooler_output
-    np.testing.assert_allclose(images, eve.encode_image(pictures), atol=1e-5)
+    np.testing.assert_allclose(images, eve.encode_image(source_images), atol=1e-5)
     np.testing.assert_allclose(words, eve.encode_text(texts), atol=1e-5)
     np.testing.assert_allclose(one, words[1:2], atol=1e-5)
     with pytest.raises(UserError, match=r"are torch.float32 \(3, 3, 8, 8\)"):

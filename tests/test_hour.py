@@ -17,12 +17,12 @@ from PIL import Image
 
 from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.transforms import recolor
-from eve_vl.errors import UserError
-from eve_vl.metrics.certainty import Estimate
-from eve_vl.tasks.gallery import gathered
+from eve_vl.data.transforms import random_ink
+from eve_vl.evaluation.retrieval import gathered
+from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import UserError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
@@ -35,8 +35,8 @@ SCENES = data.scenes(Path(), Path())
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Eight pictures of five names, one of them with two."""
+def images(tmp_path):
+    """Eight images of five names, one of them with two."""
     names = [["a cat"], ["a cat"], ["a dog"], ["sun"], ["sun", "a dog"], ["tree"], ["house"], ["a cat"]]
     rng = np.random.default_rng(0)
     for number in range(len(names)):
@@ -97,7 +97,7 @@ def test_flags_and_another_task_change_a_recipe():
     arm = arms.Arm((arms.Stage("emoji", 0.5, "--task.mim-weight 0 --train.lr 2e-3", ContrastMatchConfig),))
     (first, last) = runs.planned("emoji", arm, ("retrieval",), SCENES)
     assert isinstance(first.config.task, ContrastMatchConfig)
-    assert (first.config.task.mim_weight, first.config.task.text_shown_share, first.config.train.lr) == (0, 0.5, 2e-3)
+    assert (first.config.task.mim_weight, first.config.task.mask_replace_prob, first.config.train.lr) == (0, 0.5, 2e-3)
     assert last.config.model == first.config.model
     with pytest.raises(UserError, match=r"no flag '--train\.rate'"):
         runs.planned("emoji", arms.Arm((arms.Stage("emoji", 0.5, "--train.rate 1"),)), (), SCENES)
@@ -124,8 +124,8 @@ def test_what_was_learnt_otherwise_is_not_taken_for_this(tmp_path):
         other.result("vqa")
 
 
-def test_a_tiny_arm_from_its_stages_to_its_page(pictures):
-    folder, names = pictures
+def test_a_tiny_arm_from_its_stages_to_its_page(images):
+    folder, names = images
     rows = str(folder / "rows.jsonl")
     given = data.Data(train=rows, val=rows, read={"val": {"": rows, "_seen": rows}})
     arm = arms.Arm((arms.Stage("tiny", 0.5),), {"retrieval": arms.Stage("emoji_retrieval")})
@@ -162,7 +162,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(pictures):
         assert all(seconds > 0 for seconds in outcome.core_seconds["retrieval"])
     page = tables.page(tables.sections(found), "Title", "A note")
     assert "tr1, n 8" in page and "nothing about medicine" not in page
-    chance = 9 / 5 / 8  # nine pairs of eight pictures and five names
+    chance = 9 / 5 / 8  # nine pairs of eight images and five names
     assert outcomes[0].blind["tr1"] == (pytest.approx(chance), "chance")
     assert f'<th scope="row">without looking</th><td>–</td><td>–</td><td>–</td><td>{chance:.3f} (chance)</td>' in page
     assert "nothing about medicine" in tables.page(tables.sections({"phantoms": found["emoji"]}), "Title", "A note")
@@ -177,7 +177,7 @@ def outcomes(*values, seeds=None, rows=None):
     return [
         tables.Outcome(
             seed=seed,
-            numbers={"tr1": Estimate(value, n=4, low=0, high=1, method="wilson")},
+            numbers={"tr1": MeasuredValue(value, n=4, low=0, high=1, method="wilson")},
             core_seconds={"retrieval": [40.0 + seed, 60.0]},
             pairs={"retrieval": [32_000, 128]},
             rows={"tr1": rows or {}},
@@ -253,8 +253,8 @@ def recall(score_QC, is_true_QC, k):
     return sum(hits) / len(hits)
 
 
-def test_features_are_measured_as_a_loop_would(pictures):
-    folder, names = pictures
+def test_features_are_measured_as_a_loop_would(images):
+    folder, names = images
     search = peer.searched(str(folder / "rows.jsonl"), config_for(folder))
     images, texts = (torch.randn(num, 3, generator=torch.manual_seed(1)) for num in (len(names), len(search.texts)))
     numbers, _ = peer.numbers_of(search, images.numpy(), texts.numpy())
@@ -264,9 +264,9 @@ def test_features_are_measured_as_a_loop_would(pictures):
         assert numbers[f"ir{k}"] == recall(texts @ images.T, list(zip(*is_true, strict=True)), k)
 
 
-def test_its_rows_are_those_of_our_own_runs(pictures):
+def test_its_rows_are_those_of_our_own_runs(images):
     """So that differences can be taken row by row."""
-    folder, _ = pictures
+    folder, _ = images
     config = config_for(folder)
     search = peer.searched(str(folder / "rows.jsonl"), config)
     task = Retrieval(config, Sizes(vocab_size=search.tokenizer.vocab_size)).eval()
@@ -277,14 +277,14 @@ def test_its_rows_are_those_of_our_own_runs(pictures):
     assert {name: ours.numbers[name] for name in numbers} == numbers
 
 
-def test_it_is_given_what_our_runs_see(pictures, tmp_path):
-    folder, names = pictures
+def test_it_is_given_what_our_runs_see(images, tmp_path):
+    folder, names = images
     config = config_for(folder)
     peer.write_training(tmp_path / "train", config)
     peer.write_reading(tmp_path / "read", str(folder / "rows.jsonl"), config)
-    pixels = np.load(tmp_path / "train" / "pictures.npy")
+    pixels = np.load(tmp_path / "train" / "images.npy")
     assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), np.uint8)
-    assert (pixels == np.load(tmp_path / "read" / "pictures.npy")).all()
+    assert (pixels == np.load(tmp_path / "read" / "images.npy")).all()
     assert json.loads((tmp_path / "train" / "texts.json").read_text())["captions"] == names
     assert json.loads((tmp_path / "read" / "texts.json").read_text()) == {"texts": ["a cat", "a dog", "sun", "tree", "house"]}
 
@@ -303,7 +303,7 @@ def test_it_sees_each_row_once_an_epoch():
     assert first != second
 
 
-def test_its_crops_are_boxes_of_the_picture():
+def test_its_crops_are_boxes_of_the_image():
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4, 3, 16, 16)
     whole = script.cropped(pixels, (1.0, 1.0), np.random.default_rng(0), np.zeros(4, bool))
     assert torch.equal(whole, pixels / 127.5 - 1)
@@ -321,15 +321,15 @@ def test_its_crops_are_boxes_of_the_picture():
 def test_its_new_colours_are_those_of_our_own_runs(monkeypatch):
     pixels = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
     draws = np.random.default_rng(0).random((64, 5))
-    found = script.recolored(pixels, draws)
-    for picture, draw, new in zip(pixels, torch.from_numpy(draws).float(), found, strict=True):
+    found = script.random_inked(pixels, draws)
+    for image, draw, new in zip(pixels, torch.from_numpy(draws).float(), found, strict=True):
         monkeypatch.setattr(torch, "rand", lambda _, draw=draw: draw)
-        assert torch.equal(new, recolor(picture))
+        assert torch.equal(new, random_ink(image))
     assert 0.3 < (found == pixels).flatten(1).all(1).float().mean() < 0.7
 
 
-def test_what_it_has_begun_by_other_settings_or_rows_is_not_gone_on_with(pictures):
-    folder, _ = pictures
+def test_what_it_has_begun_by_other_settings_or_rows_is_not_gone_on_with(images):
+    folder, _ = images
     rows = data.Data(train=str(folder / "rows.jsonl"), val=str(folder / "rows.jsonl"), read={})
     plan = runs.planned(
         "emoji", arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval")}), ("retrieval",), rows

@@ -23,12 +23,12 @@ from tiny_runs import (
 from torch import Tensor
 
 from eve_vl.data.batch import Batch
-from eve_vl.errors import UserError
 from eve_vl.eve import Eve
 from eve_vl.model.layers import Attention
-from eve_vl.model.rows import Read, Rows
-from eve_vl.tasks.look import HeatMap, overlay
+from eve_vl.model.packing import PackedTokens, ReadPositions
+from eve_vl.predict.gradcam import Heatmap, overlay
 from eve_vl.tasks.vqa import VQA
+from eve_vl.utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -48,29 +48,27 @@ from eve_vl.tasks.vqa import VQA
 )
 def test_heat_maps_of_every_task(name, word):
     eve = Eve(tiny_run("masked", task=RIVAL) if name == "rival" else tiny_run(name))
-    pictures = [noise(0, 33, 48), noise(1, 20, 16)][: 2 if "nlvr2" in name else 1]
-    found = eve.look(pictures if len(pictures) == 2 else pictures[0], TEXT, word=word)
-    assert isinstance(found, HeatMap)
-    assert len(found.heat) == len(found.grids) == len(pictures)
-    for picture, shown, heat, grid, over in zip(
-        pictures, found.pictures, found.heat, found.grids, found.overlays(), strict=True
-    ):
-        np.testing.assert_array_equal(shown, picture)
-        assert heat.shape == picture.shape[:2]
+    images = [noise(0, 33, 48), noise(1, 20, 16)][: 2 if "nlvr2" in name else 1]
+    found = eve.explain(images if len(images) == 2 else images[0], TEXT, word=word)
+    assert isinstance(found, Heatmap)
+    assert len(found.heat) == len(found.grids) == len(images)
+    for image, shown, heat, grid, over in zip(images, found.images, found.heat, found.grids, found.overlays(), strict=True):
+        np.testing.assert_array_equal(shown, image)
+        assert heat.shape == image.shape[:2]
         assert heat.dtype == np.float32
         assert heat.min() >= 0
         assert grid.shape == (4, 4)
-        assert over.shape == picture.shape
+        assert over.shape == image.shape
         assert over.dtype == np.uint8
     assert max(heat.max() for heat in found.heat) == 1
     assert 0 < found.probability < 1
     assert found.block == (2 if word and name in ("masked", "rival") else 1)
 
 
-@pytest.mark.parametrize("routing", ["official", "official-dropless"])
+@pytest.mark.parametrize("routing", ["reference", "reference-dropless"])
 @pytest.mark.parametrize("name", ["nlvr2", "nlvr2_paired"])
-def test_runs_that_take_the_two_pictures_one_by_one_look_at_both(name, routing):
-    found = Eve(tiny_run(name, model={"routing": routing})).look([noise(0), noise(1)], TEXT)
+def test_runs_that_take_the_two_images_one_by_one_look_at_both(name, routing):
+    found = Eve(tiny_run(name, model={"routing": routing})).explain([noise(0), noise(1)], TEXT)
     assert len(found.heat) == 2
     assert all(heat.max() > 0 for heat in found.heat)
 
@@ -81,7 +79,7 @@ def moving_one_weight(eve: Eve, batch: Batch, block: int, rows: list[int], class
     attention, kept = eve.task.encoder.get_submodule(f"blocks.{block}.attn"), []
     assert isinstance(attention, Attention)
 
-    def among(x_SD: Tensor, rows: Rows, read: Read | None, bias: None) -> Tensor:
+    def among(x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None, bias: None) -> Tensor:
         assert read is None and bias is None
         q, k, v = (rows.grid(x_SD) @ attention.qkv.weight.T).chunk(3, dim=2)
         q, v = q + attention.q_bias, v + attention.v_bias
@@ -108,7 +106,7 @@ def test_looking_equals_a_backward_pass_by_hand(word, rows):
         where=("here",),
     )
     expected = moving_one_weight(eve, batch, 0, [17 + row for row in rows], ANSWERS.index("red"))
-    found = eve.look(noise(0), TEXT, word=word, answer="red", block=0)
+    found = eve.explain(noise(0), TEXT, word=word, answer="red", block=0)
     assert_close(found.grids[0], expected, rtol=1e-3, atol=1e-7)
     assert found.score == 'the answer "red"'
     probability = {each.answer: each.probability for each in eve.answer(noise(0), TEXT)}["red"]
@@ -119,9 +117,9 @@ def test_looking_equals_a_backward_pass_by_hand(word, rows):
 def test_a_run_looks_for_its_own_answer():
     eve = Eve(tiny_run("vqa"))
     best = eve.answer(noise(0), TEXT, top=1)[0]
-    found = eve.look(noise(0), TEXT)
+    found = eve.explain(noise(0), TEXT)
     assert (found.score, found.probability) == (f'the answer "{best.answer}"', pytest.approx(best.probability, rel=1e-5))
-    assert eve.look(noise(0), TEXT, block=-2).block == 1
+    assert eve.explain(noise(0), TEXT, block=-2).block == 1
 
 
 @pytest.mark.parametrize("weights", [{}, {"mlm_weight": 0.0}, {"mim_weight": 0.0, "mlm_weight": 0.0}])
@@ -130,7 +128,7 @@ def test_a_rival_looks_for_the_match_or_for_a_hidden_word(weights):
     eve = Eve(tiny_run("masked", task=replace(RIVAL, **weights)))
     probability = pytest.approx(eve.match(noise(0), TEXT), rel=1e-4)
     for word in (None, "[CLS]", "blue"):
-        found = eve.look(noise(0), TEXT, word=word)
+        found = eve.explain(noise(0), TEXT, word=word)
         if word == "blue" and "mlm_weight" not in weights:
             assert (found.score, found.block) == ('the hidden "blue"', 2)
             assert found.probability != probability
@@ -140,13 +138,13 @@ def test_a_rival_looks_for_the_match_or_for_a_hidden_word(weights):
 
 def test_a_rival_without_matching_looks_for_a_hidden_word_alone():
     eve = Eve(tiny_run("masked", task=replace(RIVAL, itm_weight=0.0)))
-    assert eve.look(noise(0), TEXT, word="blue").score == 'the hidden "blue"'
+    assert eve.explain(noise(0), TEXT, word="blue").score == 'the hidden "blue"'
     with pytest.raises(UserError, match="name a word of the text"):
-        eve.look(noise(0), TEXT)
+        eve.explain(noise(0), TEXT)
 
 
 def test_a_map_is_printed_and_kept_as_what_it_says():
-    found = Eve(tiny_run("nlvr2")).look(noise(0), TEXT, right=noise(1), word="blue")
+    found = Eve(tiny_run("nlvr2")).explain(noise(0), TEXT, right=noise(1), word="blue")
     assert str(found) == f'where "blue" looks in block 1 for the verdict true (probability {found.probability:.4f})'
     values = json.loads(json.dumps(found.values()))
     np.testing.assert_allclose(values.pop("grids"), found.grids)
@@ -155,7 +153,7 @@ def test_a_map_is_printed_and_kept_as_what_it_says():
 
 def test_a_hidden_word_is_hidden():
     eve = Eve(tiny_run("masked"))
-    found = eve.look(noise(0), TEXT, word="blue")
+    found = eve.explain(noise(0), TEXT, word="blue")
     ids = ids_of(eve, TEXT)[0].tolist()
     place = [eve.tokenizer.word(token) for token in ids].index("blue")
     blue, ids[place] = ids[place], eve.tokenizer.mask_id
@@ -180,8 +178,8 @@ def test_what_speaks_for_nothing_is_all_zero_and_an_overlay_shows_it():
         ("vqa", {"block": -4}, "no block -4"),
         ("vqa", {"word": "gray", "block": 2}, 'nothing of what "gray" attends to in block 2 reaches the answer'),
         ("vqa", {"answer": "rad"}, "no answer 'rad'"),
-        ("vqa", {"image": [noise(0), noise(1)]}, "a run of task vqa looks at 1 picture, 2 given"),
-        ("nlvr2", {}, "a run of task nlvr2 looks at 2 pictures, 1 given"),
+        ("vqa", {"image": [noise(0), noise(1)]}, "a run of task vqa looks at 1 image, 2 given"),
+        ("nlvr2", {}, "a run of task nlvr2 looks at 2 images, 1 given"),
         ("retrieval", {"answer": "red"}, "an answer to look for can be given to a run with answers or classes only"),
         ("masked", {}, "name a word of the text"),
         ("masked", {"word": "[CLS]"}, "name a word of the text"),
@@ -190,5 +188,5 @@ def test_what_speaks_for_nothing_is_all_zero_and_an_overlay_shows_it():
 def test_what_cannot_be_looked_for(name, kwargs, message):
     arguments = {"image": noise(0), "text": TEXT} | kwargs
     with pytest.raises(UserError) as error:
-        Eve(tiny_run(name)).look(**arguments)
+        Eve(tiny_run(name)).explain(**arguments)
     assert message in str(error.value)

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from twins import tiny_config, tiny_tokenizer
 
-from eve_vl import hf
 from eve_vl.config import Config, TaskConfig
-from eve_vl.convert import export_published
-from eve_vl.convert.published import write_run
 from eve_vl.data.batch import normalize
 from eve_vl.data.dataset import RowDataset
-from eve_vl.export import export_run
-from eve_vl.loading import build_task, load_run
+from eve_vl.interop import hf
+from eve_vl.interop.convert import export_published
+from eve_vl.interop.convert.published import write_run
+from eve_vl.interop.onnx import export_run
+from eve_vl.run.loading import build_task, load_run
 from eve_vl.tasks.task import Computation, Sizes, Task
 
 COLOURS = ("red", "green", "none of these")
@@ -30,16 +30,16 @@ COLOURS = ("red", "green", "none of these")
 
 @dataclass(frozen=True, kw_only=True)
 class MainColourConfig(TaskConfig):
-    """What colour a picture has."""
+    """What colour an image has."""
 
     name: ClassVar[str] = "main_colour"
-    title: ClassVar[str] = "the colour of a picture"
+    title: ClassVar[str] = "the colour of an image"
     has_numbers: ClassVar[bool] = False  # so that the command line, which other tests read, does not offer it
     palette: Path | None = None
 
 
 class MainColour(Task[MainColourConfig]):
-    """One linear layer on the state of a picture."""
+    """One linear layer on the state of an image."""
 
     section = MainColourConfig
     dataset = RowDataset
@@ -69,14 +69,14 @@ def test_a_task_from_outside_the_package(tmp_path):
         for parameter in task.parameters():
             parameter.copy_(torch.randn(parameter.shape) * 0.3)
     write_run(tmp_path / "run", config, tiny_tokenizer(), task.eval())
-    pictures = pixels(noise(0), noise(1))
+    images = pixels(noise(0), noise(1))
     with torch.no_grad():
         assert isinstance(task, MainColour)
-        expected = task.logits(pictures)
+        expected = task.logits(images)
 
     model, processor = hf.from_run(tmp_path / "run")
     assert type(model) is hf.EveForMainColour
-    assert model.__doc__ == "The colour of a picture.\n\nLabels: int64 (B,)."
+    assert model.__doc__ == "The colour of an image.\n\nLabels: int64 (B,)."
     assert model.config.id2label == dict(enumerate(COLOURS))
     model.save_pretrained(tmp_path / "hub")
     assert str(tmp_path) not in (tmp_path / "hub" / "config.json").read_text()
@@ -90,7 +90,7 @@ def test_a_task_from_outside_the_package(tmp_path):
 
     export_run(tmp_path / "run", tmp_path / "onnx", ("namer",))
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "namer.onnx", providers=["CPUExecutionProvider"])
-    given = ((pictures + 1) * 127.5).round().byte().numpy()
+    given = ((images + 1) * 127.5).round().byte().numpy()
     assert_close(np.asarray(session.run(None, {"pixels": given})[0]), expected)
     assert json.loads((tmp_path / "onnx" / "colours.json").read_text()) == list(COLOURS)
 

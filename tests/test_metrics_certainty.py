@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from eve_vl.metrics import certainty, classification, nlvr2, retrieval, vqa
-from eve_vl.metrics.certainty import Estimate, from_json, linear, mean, paired, share, to_json
+from eve_vl.metrics import classification, intervals, nlvr2, retrieval, vqa
+from eve_vl.metrics.intervals import MeasuredValue, from_json, linear, mean, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
 
 
@@ -28,7 +28,7 @@ def test_wilson_against_a_published_table(num_right, n, low, high):
 def test_the_ends_of_wilson_are_the_shares_that_the_test_just_accepts():
     for num_right, n in ((3, 7), (50, 1000), (7, 7)):
         for end in (share(num_right, n).low, share(num_right, n).high):
-            assert abs(end - num_right / n) == pytest.approx(certainty.Z * math.sqrt(end * (1 - end) / n), rel=1e-9, abs=1e-12)
+            assert abs(end - num_right / n) == pytest.approx(intervals.Z * math.sqrt(end * (1 - end) / n), rel=1e-9, abs=1e-12)
 
 
 def slow_interval(num_groups: int, statistic: Callable[[list[int]], float], repeats: int = 2000) -> tuple[float, float]:
@@ -38,7 +38,7 @@ def slow_interval(num_groups: int, statistic: Callable[[list[int]], float], repe
     return values[round(0.025 * repeats)], values[round(0.975 * repeats)]
 
 
-def assert_like(found: Estimate, expected: tuple[float, float], tolerance: float = 0.12) -> None:
+def assert_like(found: MeasuredValue, expected: tuple[float, float], tolerance: float = 0.12) -> None:
     """Ends are equal but for what drawing at random leaves open."""
     width = expected[1] - expected[0]
     assert (found.low, found.high) == pytest.approx(expected, abs=tolerance * width)
@@ -57,19 +57,19 @@ def test_a_mean_of_groups_against_a_slow_loop():
         return sum(chosen) / len(chosen)
 
     found = mean(values, groups)
-    assert isinstance(found, Estimate)
+    assert isinstance(found, MeasuredValue)
     assert (found, found.n, found.groups, found.method) == (math.fsum(values) / 150, 150, len(names), "t")
     assert_like(found, slow_interval(len(names), of))
     assert width_of(found) > 1.5 * width_of(mean(values))
 
 
 def width_of(found: float) -> float:
-    assert isinstance(found, Estimate)
+    assert isinstance(found, MeasuredValue)
     return found.high - found.low
 
 
 def truth_is_inside(found: float, truth: float) -> bool:
-    assert isinstance(found, Estimate)
+    assert isinstance(found, MeasuredValue)
     return found.low <= truth <= found.high
 
 
@@ -115,12 +115,12 @@ def test_other_means_of_few_groups(num_groups: int):
 
 def test_all_right_and_a_single_group_are_no_certainty():
     found, wilson = mean([1.0] * 30), share(30, 30)
-    assert isinstance(found, Estimate)
+    assert isinstance(found, MeasuredValue)
     assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high))
     torn = mean([1.0] * 30, [row // 5 for row in range(30)])
-    assert isinstance(torn, Estimate) and (torn.n, torn.groups) == (30, 6)
+    assert isinstance(torn, MeasuredValue) and (torn.n, torn.groups) == (30, 6)
     assert torn.low < share(6, 6).low
-    assert not isinstance(mean([0.3, 0.4, 0.5], ["a"] * 3), Estimate)
+    assert not isinstance(mean([0.3, 0.4, 0.5], ["a"] * 3), MeasuredValue)
     ranks = retrieval.Ranks.certain(torch.full((40,), 50))
     misses = retrieval.summary(ranks, ranks, torch.arange(40) // 2)
     assert all(width_of(value) > 0.04 for name, value in misses.items() if name != "num_queries_without_match")
@@ -130,14 +130,14 @@ def test_all_right_and_a_single_group_are_no_certainty():
     ("freedom", "quantile"), [(2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (10, 2.228), (30, 2.042), (1000, 1.962)]
 )
 def test_students_quantile_against_a_table(freedom: int, quantile: float):
-    assert certainty.student(freedom) == pytest.approx(quantile, rel=0.045 if freedom == 2 else 0.012)
+    assert intervals.student(freedom) == pytest.approx(quantile, rel=0.045 if freedom == 2 else 0.012)
 
 
 def test_a_difference_knows_which_rows_belong_together():
-    """Ten questions a picture: as if they were alone, the interval holds the truth less than half the time."""
+    """Ten questions an image: as if they were alone, the interval holds the truth less than half the time."""
     rng, grouped, alone = np.random.default_rng(6), [], []
     apart = [f"rows:{row}" for row in range(400)]
-    together = [f"rows:{row}{certainty.GROUP}{row // 10}" for row in range(400)]
+    together = [f"rows:{row}{intervals.GROUP}{row // 10}" for row in range(400)]
     for _ in range(300):
         a, b = ((rng.random(400) < np.repeat(rng.random(40), 10)).astype(float).tolist() for _ in range(2))
         for names, held in ((apart, alone), (together, grouped)):
@@ -150,7 +150,7 @@ def test_a_difference_knows_which_rows_belong_together():
 def test_few_rows_that_all_agree_decide_as_the_sign_test_does(num_alone: int, is_apart: bool):
     """Of n rows that differ, all to one side: twice 2⁻ⁿ is 0.13 of 4 and 0.03 of 6."""
     found = paired({f"{row}": float(row < num_alone) for row in range(40)}, {f"{row}": 0.0 for row in range(40)})
-    assert isinstance(found, Estimate)
+    assert isinstance(found, MeasuredValue)
     assert found.low < found < found.high or not found
     assert (found.low > 0) == is_apart
 
@@ -163,7 +163,7 @@ def test_a_paired_difference_is_surer_than_two_intervals():
     found = paired(a, b)
     shared = sorted(b)
     assert found == pytest.approx(np.mean([a[row] - b[row] for row in shared]))
-    assert isinstance(found, Estimate)
+    assert isinstance(found, MeasuredValue)
     assert (found.n, found.method) == (400, "paired t")
     assert_like(found, slow_interval(400, lambda drawn: sum(a[shared[row]] - b[shared[row]] for row in drawn) / 400))
     assert found.low > 0
@@ -175,7 +175,7 @@ def test_a_paired_difference_is_surer_than_two_intervals():
 def test_equal_numbers_at_every_call():
     values = np.random.default_rng(0).random(50).tolist()
     found = mean(values)
-    assert isinstance(found, Estimate)
+    assert isinstance(found, MeasuredValue)
     again = pickle.loads(pickle.dumps(found))
     assert (again, again.certainty()) == (found, found.certainty())
 
@@ -190,15 +190,15 @@ def test_numbers_in_files_stay_where_they_were():
     assert read["acc"].certainty() == share(3, 4).certainty()
     assert to_json({"loss": 1.0}) == {"loss": 1.0}
     over = classification.summary([1, 0, 1], ["a", "b", "b"])["acc"]
-    assert isinstance(over, Estimate) and [*over.versus] == ["acc_majority"]
+    assert isinstance(over, MeasuredValue) and [*over.versus] == ["acc_majority"]
     again = from_json(json.loads(json.dumps(to_json({"acc": over}))))["acc"]
     assert again.certainty() == over.certainty()
     older = {"n": 4, "low": 0.3, "high": 0.9, "method": "bootstrap"}  # of earlier versions
     assert from_json({"acc": 0.75, "certainty": {"acc": older}})["acc"].groups == 4
     for versus in (3, {"b": 3}, {"b": [1]}, {"b": [1, "2"]}, {"b": [1, 2, 3]}):
-        assert not isinstance(from_json({"acc": 0.7, "certainty": {"acc": older | {"versus": versus}}})["acc"], Estimate)
+        assert not isinstance(from_json({"acc": 0.7, "certainty": {"acc": older | {"versus": versus}}})["acc"], MeasuredValue)
     for damaged in (None, 3, {"acc": 3}, {"acc": {"n": 1}}, {"acc": {"n": "4", "low": 0, "high": 1, "method": "wilson"}}):
-        assert not isinstance(from_json({"acc": 0.75, "certainty": damaged})["acc"], Estimate)
+        assert not isinstance(from_json({"acc": 0.75, "certainty": damaged})["acc"], MeasuredValue)
 
 
 # Numbers that are no plain means
@@ -221,7 +221,7 @@ def test_mean_average_precision_and_balanced_accuracy_against_a_slow_loop():
     is_true_RC = rng.random((300, 4)) < (0.4, 0.2, 0.5, 0.3)
     score_RC = is_true_RC + rng.normal(size=(300, 4))
     found = classification.ranking_summary(score_RC, is_true_RC)
-    assert isinstance(found["mean_ap"], Estimate)
+    assert isinstance(found["mean_ap"], MeasuredValue)
     assert found["mean_ap"].n == 300
 
     def mean_ap(drawn: list[int]) -> float:
@@ -236,13 +236,13 @@ def test_mean_average_precision_and_balanced_accuracy_against_a_slow_loop():
         return float(np.mean([(predicted[drawn] == true[drawn])[true[drawn] == name].mean() for name in "abc"]))
 
     number = classification.summary((predicted == true).tolist(), true.tolist())["balanced_acc"]
-    assert isinstance(number, Estimate)
+    assert isinstance(number, MeasuredValue)
     assert number == pytest.approx(balanced([*range(300)]))
     assert_like(number, slow_interval(300, balanced), 0.15)
     assert 0.99 < linear(0.99, np.array([0.5, -0.5])).high <= 1.0  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_the_captions_of_a_picture_are_drawn_with_it():
+def test_the_captions_of_a_image_are_drawn_with_it():
     rng = np.random.default_rng(0)
     easy_I = rng.random(60) < 0.5
     ranks_I = torch.tensor(np.where(easy_I, 0, rng.integers(0, 20, size=60)))
@@ -258,39 +258,47 @@ def test_the_captions_of_a_picture_are_drawn_with_it():
         both = ranks_I.numpy()[drawn], by_image[drawn].ravel()
         return float(np.mean([(ranks < k).mean() for ranks in both for k in (1, 5, 10)]))
 
-    assert isinstance(found["r_mean"], Estimate) and isinstance(found["ir1"], Estimate) and isinstance(found["rsum"], Estimate)
+    assert (
+        isinstance(found["r_mean"], MeasuredValue)
+        and isinstance(found["ir1"], MeasuredValue)
+        and isinstance(found["rsum"], MeasuredValue)
+    )
     assert found["r_mean"].n == 360
     assert_like(found["r_mean"], slow_interval(60, r_mean))
     assert_like(found["ir1"], slow_interval(60, lambda drawn: float((by_image[drawn] < 1).mean())))
     assert found["rsum"].low == pytest.approx(600 * found["r_mean"].low)
-    assert Estimate(300.0, n=4, low=180.2, high=419.8, method="wilson").spread == "±120"
+    assert MeasuredValue(300.0, n=4, low=180.2, high=419.8, method="wilson").spread == "±120"
     assert found["tr1"].method == as_if_alone["ir1"].method == "wilson"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_mean_of_folds_is_surer_than_a_fold():
     folds = [share(right, 100) for right in (40, 50, 55, 45, 60)]
-    found = certainty.average(folds)
-    assert isinstance(found, Estimate)
+    found = intervals.average(folds)
+    assert isinstance(found, MeasuredValue)
     assert (found, found.n) == (0.5, 500)
     whole = share(250, 500)
     assert (found.low, found.high) == pytest.approx((whole.low, whole.high), abs=0.003)
-    assert not isinstance(certainty.average([1.0, folds[0]]), Estimate)
+    assert not isinstance(intervals.average([1.0, folds[0]]), MeasuredValue)
 
 
 def test_every_share_of_the_other_metrics_knows_its_n():
     answers = vqa.summary(["red", "no", "two"], [["red"], ["yes"], []], ["other", "yes/no", ""], ["a", "a", "b"])
-    assert {name: value.n for name, value in answers.items() if isinstance(value, Estimate)} == {
+    assert {name: value.n for name, value in answers.items() if isinstance(value, MeasuredValue)} == {
         "vqa_acc": 2,
         "vqa_acc/other": 1,
         "vqa_acc/yes/no": 1,
     }
     statements = nlvr2.summary([True, True, False], [True, False, None], ["a", "b", "b"])
-    assert {name: value.n for name, value in statements.items() if isinstance(value, Estimate)} == {
+    assert {name: value.n for name, value in statements.items() if isinstance(value, MeasuredValue)} == {
         "nlvr2_acc": 2,
         "nlvr2_consistency": 2,
     }
     labels = classification.summary([1, 0], ["a", "a"])
-    assert {name for name, value in labels.items() if isinstance(value, Estimate)} == {"acc", "balanced_acc", "acc_majority"}
+    assert {name for name, value in labels.items() if isinstance(value, MeasuredValue)} == {
+        "acc",
+        "balanced_acc",
+        "acc_majority",
+    }
 
 
 def test_what_is_masked_in_a_row_is_drawn_together():
@@ -300,7 +308,7 @@ def test_what_is_masked_in_a_row_is_drawn_together():
     sums = Sums()
     sums.add("mlm_acc", [f"rows:{row}" for row in range(41)], torch.tensor(row_M), torch.tensor(right_M))  # one masks nothing
     found = Sums.whole([sums]).result()["mlm_acc"]
-    assert isinstance(found, Estimate)
+    assert isinstance(found, MeasuredValue)
     assert (found, found.n) == (right_M.mean(), 200)
 
     rows = [right_M[row_M == row] for row in range(40) if (row_M == row).any()]

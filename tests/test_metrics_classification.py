@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from eve_vl.metrics import certainty
 from eve_vl.metrics import classification as metrics
+from eve_vl.metrics import intervals
 
 
 def test_shares_of_a_hand_made_table():
@@ -84,9 +84,9 @@ def test_a_perfect_ranking_is_1_with_the_interval_of_rows_that_are_all_right():
         is_true_RC = drawn_RC < 0.1 + 0.01 * seed
         found = metrics.ranking_summary(is_true_RC + drawn_RC / 2, is_true_RC)
         num_rows, mean_ap = len(is_true_RC), found["mean_ap"]
-        assert isinstance(mean_ap, certainty.Estimate)
+        assert isinstance(mean_ap, intervals.MeasuredValue)
         assert mean_ap == 1.0 == mean_ap.high
-        assert mean_ap.low == pytest.approx(certainty.share(num_rows, num_rows).low)
+        assert mean_ap.low == pytest.approx(intervals.share(num_rows, num_rows).low)
 
 
 def test_the_mean_is_over_classes_that_occur():

@@ -207,7 +207,7 @@ def test_summary_without_any_answer_has_no_accuracy():
         vqa.summary(["yes"], [], [])
 
 
-def test_answers_without_pictures():
+def test_answers_without_images():
     train = [("what?", ["yes"]), ("what?", ["Yes."]), ("who?", ["no"]), ("who?", [])]
     assert vqa.blind_answers(train, ["who?", "what?", "where?"]) == ["no", "yes", "yes"]
     with pytest.raises(ValueError, match="needs answers"):

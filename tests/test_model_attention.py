@@ -15,7 +15,7 @@ from twins import randomize
 
 from eve_vl.model import layers
 from eve_vl.model.layers import Attention, attend
-from eve_vl.model.rows import Move, Read, Rows, Sequences, Tokens
+from eve_vl.model.packing import PackedTokens, Permutation, ReadPositions, Sequences, Tokens
 
 B, N, M, D, H = 3, 5, 7, 16, 2
 LENGTHS = (7, 3, 4)
@@ -240,8 +240,8 @@ def slow_varlen(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ends: Tensor, l
 def test_attention_by_lengths_equals_that_by_a_mask(packs, reads, monkeypatch):
     attention, x_BMD = random_attention(), torch.randn(B, M, D)
     is_padding_BM = torch.arange(M) >= torch.tensor(LENGTHS)[:, None]
-    rows = Rows.of(Tokens(x_BND=x_BMD, num_image=2, is_padding_BN=is_padding_BM), H, packs=packs)
-    read = None if reads is None else Read(row_M=reads, is_image=False)
+    rows = PackedTokens.of(Tokens(x_BND=x_BMD, num_image=2, is_padding_BN=is_padding_BM), H, packs=packs)
+    read = None if reads is None else ReadPositions(row_M=reads, is_image=False)
     is_real = torch.ones(len(rows.token_S), dtype=torch.bool) if rows.is_real_S is None else rows.is_real_S
     is_read = is_real if reads is None else is_real[reads]
     upstream, found = torch.randn(len(is_read), D) * is_read[:, None], {}
@@ -261,9 +261,11 @@ def test_on_cuda_attention_by_lengths_is_flash_of_halves(monkeypatch):
     """On a pretended GPU, whose tensors have no values."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     is_padding_BM, S = torch.arange(M) >= torch.tensor(LENGTHS)[:, None], B * M
-    rows = Rows.of(Tokens(x_BND=torch.randn(B, M, D), num_image=2, is_padding_BN=is_padding_BM), H, packs=False)
+    rows = PackedTokens.of(Tokens(x_BND=torch.randn(B, M, D), num_image=2, is_padding_BN=is_padding_BM), H, packs=False)
     with FakeTensorMode():
-        move = Move(**dict.fromkeys(("row_P", "place_R"), torch.empty(S, dtype=torch.long, device="cuda")), is_empty_P=None)
+        move = Permutation(
+            **dict.fromkeys(("row_P", "place_R"), torch.empty(S, dtype=torch.long, device="cuda")), is_empty_P=None
+        )
         starts = torch.empty(2 * B + 1, dtype=torch.int32, device="cuda")
         vars(rows)["sequences"] = Sequences(rows=move, starts=starts, longest=M)
         qkv_SX = torch.empty(S, 3 * D, device="cuda", dtype=torch.bfloat16)

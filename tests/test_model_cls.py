@@ -12,11 +12,11 @@ from torch import Tensor
 from twins import randomize
 
 from eve_vl.model.backbone import Backbone
-from eve_vl.model.embed import join, pick
+from eve_vl.model.embeddings import index_tokens, join
 from eve_vl.model.encoder import Encoder
+from eve_vl.model.encoder_reference import OfficialEncoder
 from eve_vl.model.moe import RouterStats
-from eve_vl.model.official import OfficialEncoder
-from eve_vl.model.rows import Tokens
+from eve_vl.model.packing import Tokens
 
 B, NUM_IMAGE = 3, 17
 POLICIES = [("modality", "moe"), ("shared", "shared"), ("moe", "modality")]
@@ -120,17 +120,17 @@ def test_tokens_that_are_read_alone_are_what_they_are_among_all(shallow, deep, t
 @pytest.mark.parametrize(("shallow", "deep"), POLICIES)
 def test_a_sample_is_what_it_is_alone_without_padding(shallow, deep, kind, tile, monkeypatch):
     """States, gradients and what the routers do: all samples at once, without padding, as one by one."""
-    monkeypatch.setattr("eve_vl.model.rows.TILE", tile)
+    monkeypatch.setattr("eve_vl.model.packing.TILE", tile)
     model = encoder(shallow_ffn=shallow, deep_ffn=deep, num_deep_blocks=2).train()
     ids, is_padding = text_batch()
-    pictures, found = pixels(), []
+    images, found = pixels(), []
     assert is_padding.any()
     for groups in ([[0, 1, 2]], [[0], [1], [2]]):
         model.zero_grad()
         loss, states, sums = torch.zeros(()), [], []
         for group in groups:
             length = int((~is_padding[group]).sum(1).max())
-            image = model.image(pictures[group]) if kind == "pair" else None
+            image = model.image(images[group]) if kind == "pair" else None
             text = model.text(ids[group, :length], is_padding[group, :length] if len(group) > 1 else None)
             encoded = model.encode(image, text)
             for row, b in enumerate(group):
@@ -153,12 +153,12 @@ def test_a_sample_is_what_it_is_alone_without_padding(shallow, deep, kind, tile,
 
 
 def test_only_where_tokens_compete_are_states_never_left_out():
-    assert official("official").computes_all
-    assert not official("official-dropless").computes_all
+    assert official("reference").computes_all
+    assert not official("reference-dropless").computes_all
     assert not encoder().computes_all
 
 
-@pytest.mark.parametrize("routing", ["official", "official-dropless"])
+@pytest.mark.parametrize("routing", ["reference", "reference-dropless"])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_official_parts_are_passes_of_their_own(kind, routing):
@@ -170,7 +170,7 @@ def test_official_parts_are_passes_of_their_own(kind, routing):
     parts = []
     for b in range(B):
         row = torch.tensor([b])
-        parts.append(model.encode(*(None if tokens is None else pick(tokens, row) for tokens in (image, text))))
+        parts.append(model.encode(*(None if tokens is None else index_tokens(tokens, row) for tokens in (image, text))))
     assert torch.equal(encoded.x_BND, torch.cat([part.x_BND for part in parts]))
     assert encoded.num_image == join(image, text).num_image
     padding = join(image, text).is_padding_BN
@@ -181,12 +181,12 @@ def test_official_parts_are_passes_of_their_own(kind, routing):
     torch.testing.assert_close(cls_BD, encoded.cls_BD, rtol=1e-4, atol=1e-5)
     assert [len(one) for one in routers] == [2] * 3
     N = encoded.x_BND.shape[1]
-    assert counts(routers) == [[N, N if routing == "official" else 1]] * 3
+    assert counts(routers) == [[N, N if routing == "reference" else 1]] * 3
 
 
 @torch.no_grad()
 def test_official_cls_before_the_final_norm_goes_by_passes_too():
-    model = official("official-dropless")
+    model = official("reference-dropless")
     inputs = inputs_of(model, "pair")
     before, _ = model.cls(*inputs, num_passes=3, final_norm=False)
     torch.testing.assert_close(model.norm(before), model.cls(*inputs, num_passes=3)[0])
@@ -200,15 +200,15 @@ def clear_choices(model: OfficialEncoder) -> Tensor:
     assert image is not None
     assert text is not None
     rows = torch.tensor([0, 0, 1, 1])
-    both = pick(image, rows), pick(text, rows)
+    both = index_tokens(image, rows), index_tokens(text, rows)
     return torch.stack([model.encode(*both).x_BND, model.encode(*both, num_passes=2).x_BND])
 
 
 @torch.no_grad()
 def test_passes_matter_where_tokens_are_dropped_and_there_alone():
-    one, two = clear_choices(official("official"))
+    one, two = clear_choices(official("reference"))
     assert not torch.allclose(one, two, rtol=1e-3, atol=1e-3)
-    one, two = clear_choices(official("official-dropless"))
+    one, two = clear_choices(official("reference-dropless"))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 

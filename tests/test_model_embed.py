@@ -1,4 +1,4 @@
-"""Embeddings against convolutions, interpolation of pictures and loops over tokens."""
+"""Embeddings against convolutions, interpolation of images and loops over tokens."""
 
 from functools import partial
 from typing import Any, cast
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import Conv2dNormActivation
 
-from eve_vl.errors import UserError
-from eve_vl.model.embed import patchify, resize_positions, take, unpatchify
+from eve_vl.model.embeddings import gather_patches, patchify, resize_positions, unpatchify
+from eve_vl.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +21,13 @@ def seeded() -> None:
 
 
 def test_patches_are_cut_row_by_row_and_put_back():
-    pictures = pixels(2)
-    cut = patchify(pictures, 4)
+    images = pixels(2)
+    cut = patchify(images, 4)
     for row in range(4):
         for column in range(4):
-            expected = pictures[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1)
+            expected = images[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4].flatten(1)
             assert torch.equal(cut[:, 4 * row + column], expected)
-    assert torch.equal(unpatchify(cut, 4), pictures)
+    assert torch.equal(unpatchify(cut, 4), images)
 
 
 def test_projection_of_patches_equals_a_strided_convolution():
@@ -37,18 +37,18 @@ def test_projection_of_patches_equals_a_strided_convolution():
         proj = cast(nn.Linear, model.image.proj)
         conv.weight.copy_(proj.weight.view(16, 3, 4, 4))
         conv.bias.copy_(proj.bias)  # pyright: ignore[reportOptionalMemberAccess]
-    pictures = pixels(2)
-    torch.testing.assert_close(proj(patchify(pictures, 4)), conv(pictures).flatten(2).transpose(1, 2))
+    images = pixels(2)
+    torch.testing.assert_close(proj(patchify(images, 4)), conv(images).flatten(2).transpose(1, 2))
 
 
 def conv_encoder() -> Any:
-    return encoder(stem="convolutions").image
+    return encoder(stem="conv").image
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("is_hidden", [False, True])
 def test_convolutions_equal_torchvisions_blocks(is_hidden, training):
-    """And each kind of picture moves its own running averages alone."""
+    """And each kind of image moves its own running averages alone."""
     stem = conv_encoder().proj.train(training)
     halve = partial(Conv2dNormActivation, kernel_size=3, stride=2)
     same: Any = nn.Sequential(halve(3, 8), halve(8, 16), nn.Conv2d(16, 16, 1)).train(training)
@@ -62,8 +62,8 @@ def test_convolutions_equal_torchvisions_blocks(is_hidden, training):
         averages = (ours.hidden if is_hidden else ours.whole).state_dict()
         theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias} | averages)
     left_alone = [(norm.whole if is_hidden else norm.hidden).running_mean.clone() for norm in stem.norms]
-    pictures = pixels(2)
-    torch.testing.assert_close(stem(pictures, is_hidden=is_hidden), same(pictures).flatten(2).mT)
+    images = pixels(2)
+    torch.testing.assert_close(stem(images, is_hidden=is_hidden), same(images).flatten(2).mT)
     for ours, theirs, other in zip(stem.norms, norms, left_alone, strict=True):
         torch.testing.assert_close((ours.hidden if is_hidden else ours.whole).running_var, theirs.running_var)
         assert torch.equal((ours.whole if is_hidden else ours.hidden).running_mean, other)
@@ -93,7 +93,7 @@ def test_take_picks_rows():
     index = torch.tensor([[3, 1], [0, 15], [7, 7]])
     for b in range(3):
         for k in range(2):
-            assert torch.equal(take(x, index)[b, k], x[b, index[b, k]])
+            assert torch.equal(gather_patches(x, index)[b, k], x[b, index[b, k]])
 
 
 def test_image_embedding_adds_cls_positions_and_type():
@@ -115,7 +115,7 @@ def test_dropped_patches_leave_the_others_their_own_positions():
     keep = torch.stack([torch.randperm(16)[:5].sort().values for _ in range(3)])
     everything, kept = model(x).x_BND, model(x, keep).x_BND
     torch.testing.assert_close(kept[:, :1], everything[:, :1])
-    torch.testing.assert_close(kept[:, 1:], take(everything[:, 1:], keep), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(kept[:, 1:], gather_patches(everything[:, 1:], keep), rtol=1e-5, atol=1e-5)
 
 
 def test_text_embedding_against_a_loop():
@@ -140,13 +140,13 @@ def test_text_longer_than_the_positions_is_refused():
         model(torch.ones(1, 13, dtype=torch.long), None)
 
 
-def test_positions_are_resized_for_other_picture_sizes():
+def test_positions_are_resized_for_other_image_sizes():
     model = encoder().image
     positions = model.get_parameter("positions")
     assert resize_positions(positions, 16) is positions
     resized = resize_positions(positions, 36)
     assert torch.equal(resized[0], positions[0])
-    for d in range(16):  # one channel after the other, as a picture
+    for d in range(16):  # one channel after the other, as an image
         grid = positions[1:, d].reshape(1, 1, 4, 4)
         expected = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False).flatten()
         torch.testing.assert_close(resized[1:, d], expected)

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from twins import in_rows, randomize, slow_ffn, slow_moe, tiny_config
 
 from eve_vl.config import EveModelConfig
-from eve_vl.model.embed import join
+from eve_vl.model.embeddings import join
 from eve_vl.model.encoder import Block, Encoder, initialize
 from eve_vl.model.ffn import ModalityFeedForward, PassFeedForward
 from eve_vl.model.layers import FeedForward, drop_path
 from eve_vl.model.moe import MoE
-from eve_vl.model.rows import Tokens
+from eve_vl.model.packing import Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 
@@ -214,7 +214,7 @@ def slow_encode(
 
 
 def inputs_of(model: Encoder, kind: str) -> tuple[Tokens | None, Tokens | None]:
-    """Picture and text as `encode` takes them."""
+    """Image and text as `encode` takes them."""
     keep = torch.stack([torch.randperm(16)[:4] for _ in range(3)]) if kind == "pair of kept patches" else None
     image = None if kind == "text" else model.image(pixels(), keep)
     return image, None if kind == "image" else model.text(*text_batch())
@@ -292,7 +292,9 @@ def test_dropout_and_drop_path_are_off_in_evaluation():
 
 
 def test_initial_values_follow_the_table_and_leave_nothing_out():
-    config = tiny_config(model={"embed_dim": 64, "num_heads": 4, "init_std": 0.05, "position_std": 0.2, "layer_scale": 0.3})
+    config = tiny_config(
+        model={"embed_dim": 64, "num_heads": 4, "init_std": 0.05, "pos_embed_init_std": 0.2, "layer_scale_init": 0.3}
+    )
     task = MaskedSignal(config, Sizes(vocab_size=200, mask_id=2))
     with torch.no_grad():
         for parameter in task.parameters():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from twins import randomize
 
-from eve_vl.model.exchange import exchanged
+from eve_vl.model.submodules import exchanged
 
 
 class Double(nn.Module):

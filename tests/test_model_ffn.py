@@ -15,9 +15,9 @@ from twins import in_rows, randomize, slow_ffn, slow_moe, tiny_config
 from eve_vl.config import (
     ClassificationConfig,
     ContrastMatchConfig,
-    EncoderOnlyConfig,
     EveModelConfig,
     FFNPolicy,
+    HeadlessConfig,
     MaskedSignalConfig,
     NLVR2Config,
     RetrievalConfig,
@@ -25,16 +25,16 @@ from eve_vl.config import (
     VQAConfig,
 )
 from eve_vl.data.batch import CaptionBatch
-from eve_vl.loading import build_untrained
 from eve_vl.model import moe
 from eve_vl.model.build import build_backbone
 from eve_vl.model.encoder import Block, Encoder
+from eve_vl.model.encoder_reference import OfficialEncoder
 from eve_vl.model.ffn import POLICIES, ModalityFeedForward, PassFeedForward
 from eve_vl.model.layers import FeedForward
 from eve_vl.model.moe import MoE
-from eve_vl.model.moe_official import OfficialMoE
-from eve_vl.model.official import OfficialEncoder
-from eve_vl.model.rows import Tokens
+from eve_vl.model.moe_reference import OfficialMoE
+from eve_vl.model.packing import Tokens
+from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.classification import READS, Classification
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 from eve_vl.tasks.nlvr2 import NLVR2
@@ -45,7 +45,7 @@ from eve_vl.tasks.vqa import VQA
 ROUTINGS = typing.get_args(typing.get_type_hints(EveModelConfig)["routing"])
 DECODER: dict[str, Any] = {"decoder_depth": 2, "decoder_dim": 16, "decoder_num_heads": 2}
 MIXED = [("shared", "shared"), ("modality", "moe"), ("moe", "modality"), ("shared", "moe"), ("modality", "modality_vl")]
-P, T = 16, 12  # patches of the tiny pictures, tokens of a full text
+P, T = 16, 12  # patches of the tiny images, tokens of a full text
 
 
 @pytest.fixture(autouse=True)
@@ -103,12 +103,12 @@ def test_routing_says_which_experts_are_built():
         assert ffn.experts.activation is nn.functional.gelu
         return ffn
 
-    assert type(built("stable")) is MoE
-    for routing, drops in (("official", True), ("official-dropless", False)):
+    assert type(built("dropless")) is MoE
+    for routing, drops in (("reference", True), ("reference-dropless", False)):
         ffn = built(routing)
         assert isinstance(ffn, OfficialMoE)
         assert (ffn.drops, ffn.num_image) == (drops, 1 + P)
-        assert type(Block(model_config(routing=routing), "moe").ffn) is MoE  # without a picture there is no fixed boundary
+        assert type(Block(model_config(routing=routing), "moe").ffn) is MoE  # without an image there is no fixed boundary
     assert [type(build_backbone(model_config(routing=routing), SIZES, VOCAB)) for routing in ROUTINGS] == [
         Encoder,
         OfficialEncoder,
@@ -207,12 +207,12 @@ def counted(monkeypatch) -> Iterator[Callable[[Callable[[], object]], int]]:
 
 
 def inputs_of(encoder: Encoder, num_kept: int | None, num_text: int) -> tuple[Tokens | None, Tokens | None]:
-    """One picture, of which so many patches are kept, if there is one, and one text without padding, if it has tokens."""
+    """One image, of which so many patches are kept, if there is one, and one text without padding, if it has tokens."""
     image = None if num_kept is None else encoder.image(pixels(1), torch.randperm(P)[None, :num_kept])
     return image, encoder.text(torch.randint(1, VOCAB, (1, num_text)), None) if num_text else None
 
 
-@pytest.mark.parametrize("routing", ["stable", "official-dropless"])  # what official drops depends on the draw
+@pytest.mark.parametrize("routing", ["dropless", "reference-dropless"])  # what official drops depends on the draw
 @pytest.mark.parametrize("policies", MIXED)
 @pytest.mark.parametrize(("num_kept", "num_text"), [(P, T), (4, 9), (P, 0), (None, T)])
 def test_flops_of_the_encoder_are_those_that_torch_counts(routing, policies, num_kept, num_text, counted):
@@ -224,7 +224,7 @@ def test_flops_of_the_encoder_are_those_that_torch_counts(routing, policies, num
     # what is left out of the count: the weighted sum of the K experts, the router's product with the two modalities and, of
     # all routing, its statistics
     N, D, E = num_image + num_text, 32, config.num_experts
-    left_out = (2 * N * config.top_k * D + 2 * 2 * E * D) * (routing == "stable") + 2 * 2 * N * 4 * E
+    left_out = (2 * N * config.top_k * D + 2 * 2 * E * D) * (routing == "dropless") + 2 * 2 * N * 4 * E
     found = counted(lambda: encoder.encode(*inputs_of(encoder, num_kept, num_text)))
     assert found - left_out * config.ffn_policies.count("moe") == encoder.flops(num_image, num_text)
     if POLICIES[config.deep_ffn].has_pairs and not (num_image and num_text):
@@ -233,7 +233,7 @@ def test_flops_of_the_encoder_are_those_that_torch_counts(routing, policies, num
 
 
 SECTIONS: dict[str, TaskConfig] = {
-    "encoder": EncoderOnlyConfig(),
+    "encoder": HeadlessConfig(),
     "masked": MaskedSignalConfig(**DECODER),
     "masked together": MaskedSignalConfig(joint_masking=True, **DECODER),
     "tokens alone": MaskedSignalConfig(mim_weight=0.0),
@@ -242,7 +242,7 @@ SECTIONS: dict[str, TaskConfig] = {
     "retrieval without matching": RetrievalConfig(itm_weight=0.0, rerank=0),
     "vqa": VQAConfig(),
     "nlvr2": NLVR2Config(head="compare"),
-    **{f"classification of {reads}": ClassificationConfig(reads=reads) for reads in READS},  # pyright: ignore[reportArgumentType]
+    **{f"classification of {reads}": ClassificationConfig(inputs=reads) for reads in READS},  # pyright: ignore[reportArgumentType]
 }
 
 
@@ -276,7 +276,7 @@ def test_flops_of_tasks_are_those_that_torch_counts(name, counted):
                 images_BCHW=images,
                 ids_BT=ids,
                 is_padding_BT=torch.zeros(1, T, dtype=torch.bool),
-                picture_B=torch.zeros(1),
+                image_id_B=torch.zeros(1),
                 caption_B=torch.zeros(1),
                 where=(),
             )
@@ -291,21 +291,21 @@ def test_flops_of_tasks_are_those_that_torch_counts(name, counted):
         found["two fusion passes"] = counted(lambda: task.logits(*rows, None)) / 2
     if isinstance(task, Classification):
         given = {"pixels": images, "ids": ids, "is_padding": torch.zeros(1, T, dtype=torch.bool)}
-        found["pass"] = counted(lambda: task.logits(*(given[name] for name in READS[task.settings.reads])))
+        found["pass"] = counted(lambda: task.logits(*(given[name] for name in READS[task.settings.inputs])))
     assert list(found) == list(task.flops())
     assert found == {part: pytest.approx(flops, rel=0.02) for part, flops in task.flops().items()}
 
 
-@pytest.mark.parametrize(("rows", "off"), [("pairs", "none"), ("pictures", "mlm_weight"), ("texts", "mim_weight")])
+@pytest.mark.parametrize(("rows", "off"), [("image_text", "none"), ("image", "mlm_weight"), ("text", "mim_weight")])
 def test_rows_of_one_modality_cost_nothing_for_the_other(rows, off):
     weights = {"mim_weight": 1.0, "mlm_weight": 1.0} | ({off: 0.0} if off != "none" else {})
-    config = tiny_config(task=MaskedSignalConfig(**weights, **DECODER), data={"rows": rows})
+    config = tiny_config(task=MaskedSignalConfig(**weights, **DECODER), data={"modality": rows})
     task = build_untrained(config, Sizes(vocab_size=VOCAB))
     assert isinstance(task, MaskedSignalTask)
-    found, num_seen, num_text = task.flops(), 1 + 4, T * (rows != "pictures")  # 0.75 of 16 patches are hidden
-    if rows != "texts":
+    found, num_seen, num_text = task.flops(), 1 + 4, T * (rows != "image")  # 0.75 of 16 patches are hidden
+    if rows != "text":
         assert found["image pass"] == task.encoder.flops(num_seen, num_text)
         assert found["pixel decoder"] == task.pixel_decoder.flops(num_seen + num_text, 12)
-    if rows != "pictures":
-        assert found["text pass"] == task.encoder.flops(0 if rows == "texts" else 1 + P, T, 6)  # half of 11 words are hidden
-    assert ("image pass" in found, "text pass" in found) == (rows != "texts", rows != "pictures")
+    if rows != "image":
+        assert found["text pass"] == task.encoder.flops(0 if rows == "text" else 1 + P, T, 6)  # half of 11 words are hidden
+    assert ("image pass" in found, "text pass" in found) == (rows != "text", rows != "image")

@@ -15,11 +15,11 @@ from twins import randomize, tiny_config
 from eve_vl.config import EveModelConfig
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.exchange import exchanged
+from eve_vl.model.encoder_reference import OfficialEncoder
 from eve_vl.model.gradcam import gradcam
 from eve_vl.model.layers import Attention, attention_weights
-from eve_vl.model.official import OfficialEncoder
-from eve_vl.model.rows import Rows
+from eve_vl.model.packing import PackedTokens
+from eve_vl.model.submodules import exchanged
 
 VOCAB = 30
 NUM_IMAGE = 17  # [CLS] and 16 patches
@@ -58,7 +58,7 @@ class SlowAttention(torch.nn.Module):
         self.num_heads = attention.num_heads
         self.seen: list[Tensor] = []
 
-    def among(self, x_ND: Tensor, rows: Rows, read: None, bias: None) -> Tensor:
+    def among(self, x_ND: Tensor, rows: PackedTokens, read: None, bias: None) -> Tensor:
         assert read is None and bias is None and rows.shape == (1, len(x_ND))
         w_q, w_k, w_v = self.weights["qkv.weight"].chunk(3)
         q, k, v = x_ND @ w_q.T + self.weights["q_bias"], x_ND @ w_k.T, x_ND @ w_v.T + self.weights["v_bias"]
@@ -159,7 +159,7 @@ def test_in_the_last_block_only_the_row_that_is_read_matters():
 
 @pytest.mark.parametrize("block", [0, 1, 2])
 def test_parts_of_a_batch_that_go_one_by_one_are_put_together(block):
-    config = tiny_config(model={"routing": "official-dropless"})
+    config = tiny_config(model={"routing": "reference-dropless"})
     assert isinstance(config.model, EveModelConfig)
     encoder = OfficialEncoder(config.model, config.input, VOCAB)
     randomize(encoder, seed=3, std=0.35)

@@ -19,7 +19,7 @@ B, N, D = 3, 7, 8
 
 
 def inputs(dtype: torch.dtype = torch.float32, *, padded: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Tokens, 4 of the 7 from the picture, and a ragged end."""
+    """Tokens, 4 of the 7 from the image, and a ragged end."""
     x_BND = torch.randn(B, N, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     is_text_BN = (torch.arange(N) >= 4).expand(B, N)
     is_padding_BN = torch.arange(N) >= torch.tensor([[7], [5], [6]]) if padded else None
@@ -29,7 +29,7 @@ def inputs(dtype: torch.dtype = torch.float32, *, padded: bool = True) -> tuple[
 @pytest.fixture(autouse=True, params=[1, 32], ids=["no tiles", "tiles"])
 def tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows of texts, few here, are all real, or padding fills a tile."""
-    monkeypatch.setattr("eve_vl.model.rows.TILE", request.param)
+    monkeypatch.setattr("eve_vl.model.packing.TILE", request.param)
     return request.param
 
 

@@ -12,11 +12,11 @@ from test_model_encoder import LENGTHS, VOCAB, encoder, pixels, slow_encode, tex
 from twins import tiny_config
 
 from eve_vl.config import InputConfig
-from eve_vl.model.embed import join, pick
+from eve_vl.model.embeddings import index_tokens, join
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.ffn import PassFeedForward
+from eve_vl.model.packing import Tokens
 from eve_vl.model.relative import geometric_places, resize_distances, spline
-from eve_vl.model.rows import Tokens
 
 G, LONGEST = 4, 12  # patches per side, tokens of the longest text in tiny_config
 VLMO: dict[str, Any] = {"deep_ffn": "modality_vl", "positions": "relative", "activation": "quick_gelu"}
@@ -29,7 +29,7 @@ def tokens_of(model: Encoder, kind: str) -> tuple[Tokens | None, Tokens | None]:
     text = model.text(*text_batch()) if kind == "text" or "pair" in kind else None
     if kind == "picked pairs":
         assert image is not None and text is not None
-        return pick(
+        return index_tokens(
             model.image(pixels(), torch.stack([torch.randperm(16)[:5] for _ in LENGTHS])), torch.tensor([2, 0, 2])
         ), text
     return image, text
@@ -39,7 +39,7 @@ def slow_row(query: tuple[Any, ...], key: tuple[Any, ...], side: int = G, longes
     """The row of the table for a query and a key: ("patch", number), ("word", number) or ("cls", "image" or "text")."""
     square, sides = (2 * side - 1) ** 2, {"patch": "image", "word": "text"}
     of_query, of_key = (sides.get(kind, which) for kind, which in (query, key))
-    words = square + 5  # where the rows of words begin: after three of pictures and two across
+    words = square + 5  # where the rows of words begin: after three of images and two across
     if of_query != of_key:
         return square + 3 if of_query == "text" else square + 4
     first = square if of_query == "image" else words + 2 * longest - 3
@@ -111,7 +111,7 @@ def test_biases_and_states_equal_loops_over_pairs_of_tokens(kind):
 
 @pytest.mark.parametrize("kind", ["image", "text"])
 @torch.no_grad()
-def test_the_two_contrasts_of_a_picture_or_a_text_alone(kind):
+def test_the_two_contrasts_of_a_image_or_a_text_alone(kind):
     """The first by its own networks, whatever those of pairs are; the second by these from the first block that has them."""
     model = encoder(**VLMO, num_deep_blocks=2)
     image, text = tokens_of(model, kind)
@@ -200,7 +200,7 @@ def test_splines_repeat_what_they_go_through_and_cubics():
 
 
 @torch.no_grad()
-def test_a_larger_picture_and_a_shorter_text_keep_what_they_can_of_the_table():
+def test_a_larger_image_and_a_shorter_text_keep_what_they_can_of_the_table():
     before = encoder(**VLMO)
     after = Encoder(before.config, InputConfig(image_size=24, patch_size=4, text_length=9), VOCAB)
     tensors, note = after.resized(before.state_dict())

@@ -1,6 +1,6 @@
 """Two towers and their co-attention, against torch's attention, one pair at a time, and against plain facts of M3AE.
 
-Letters: B batch, P tokens of a picture, T text tokens, N tokens of either, D width.
+Letters: B batch, P tokens of an image, T text tokens, N tokens of either, D width.
 """
 
 from collections.abc import Callable
@@ -22,25 +22,25 @@ from eve_vl.config import (
     ClassificationConfig,
     Config,
     ContrastMatchConfig,
+    DualEncoderConfig,
     MaskedSignalConfig,
     NLVR2Config,
     PairConfig,
     RetrievalConfig,
     TaskConfig,
-    TowersModelConfig,
     VQAConfig,
 )
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.export import export_run
-from eve_vl.loading import LoadedRun, build_task, build_untrained
-from eve_vl.model.embed import pick
-from eve_vl.model.rows import Rows, Tokens
-from eve_vl.model.towers import CoAttention, Tower, Towers
+from eve_vl.interop.onnx import export_run
+from eve_vl.model.embeddings import index_tokens
+from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.model.towers import CoAttention, DualEncoder, Tower
 from eve_vl.recipes import get_recipe
+from eve_vl.run.loading import LoadedRun, build_task, build_untrained
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import UserError
 
 VOCAB, NUM_IMAGE = 300, 17
 LENGTHS = (6, 2, 4)
@@ -55,14 +55,14 @@ def seeded() -> None:
 def small(task: TaskConfig, **model: Any) -> Config:
     """16 patches of 4×4, at most 12 tokens, width 16."""
     usual = {"embed_dim": 16, "num_heads": 2, "mlp_ratio": 2.0, "image_depth": 2, "text_depth": 1, "fusion_depth": 2}
-    section = TowersModelConfig(**(usual | {"pixel_layer": 1} | model), dropout=0.0)  # pyright: ignore[reportArgumentType]
+    section = DualEncoderConfig(**(usual | {"pixel_layer": 1} | model), dropout=0.0)  # pyright: ignore[reportArgumentType]
     return replace(tiny_config(task=task), model=section)
 
 
-def towers(**model: Any) -> Towers:
+def towers(**model: Any) -> DualEncoder:
     config = small(ClassificationConfig(), **model)
-    assert isinstance(config.model, TowersModelConfig)
-    encoder = Towers(config.model, config.input, VOCAB).eval()
+    assert isinstance(config.model, DualEncoderConfig)
+    encoder = DualEncoder(config.model, config.input, VOCAB).eval()
     randomize(encoder, 1, std=0.4)
     return encoder
 
@@ -75,7 +75,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 def slow_tower(tower: Tower, x_ND: Tensor, *, is_image: bool) -> Tensor:
     """One sequence without padding through the blocks."""
-    rows = Rows.of(Tokens(x_BND=x_ND[None], num_image=len(x_ND) * is_image), tower.num_heads)
+    rows = PackedTokens.of(Tokens(x_BND=x_ND[None], num_image=len(x_ND) * is_image), tower.num_heads)
     x_ND = tower.norm_pre(x_ND)
     for block in tower.blocks:
         x_ND, _ = block(x_ND, rows)
@@ -123,7 +123,7 @@ def test_pairs_equal_a_twin_by_torchs_attention_one_pair_at_a_time():
 def test_towers_once_and_co_attention_for_each_pair_equal_all_at_once():
     encoder, (pixels, ids, is_padding) = towers(), batch()
     rows, columns = torch.tensor([0, 0, 2, 1, 2]), torch.tensor([1, 0, 2, 2, 0])
-    cached = pick(encoder.image(pixels), rows), pick(encoder.text(ids, is_padding), columns)
+    cached = index_tokens(encoder.image(pixels), rows), index_tokens(encoder.text(ids, is_padding), columns)
     at_once = encoder.image(pixels[rows]), encoder.text(ids[columns], is_padding[columns])
     torch.testing.assert_close(encoder.cls(*cached)[0], encoder.cls(*at_once)[0], rtol=1e-4, atol=1e-5)
 
@@ -200,7 +200,7 @@ def test_flops_are_those_that_torch_counts(counted, blocks):
 
 
 def test_the_recipe_has_the_published_sizes():
-    """Section 3.1: eleven blocks for pictures, twelve for texts, 2 × 6 layers of about 9.45M parameters, 113M in all."""
+    """Section 3.1: eleven blocks for images, twelve for texts, 2 × 6 layers of about 9.45M parameters, 113M in all."""
     with torch.device("meta"):
         task = build_untrained(get_recipe("m3ae_base"), Sizes(vocab_size=50_265))
     count = lambda module: sum(parameter.numel() for parameter in module.parameters())  # noqa: E731
@@ -219,22 +219,22 @@ def test_the_recipe_has_the_published_sizes():
 @pytest.mark.parametrize(
     ("task", "rows", "message"),
     [
-        (MaskedSignalConfig(), "pairs", r"task\.mlm_weight 1\.0 needs states of pairs, which model\.fusion_depth 0"),
-        (ContrastMatchConfig(mlm_weight=0.0), "pairs", r"task\.itm_weight 1\.0 needs"),
-        (RetrievalConfig(), "pairs", r"task\.itm_weight 1\.0 needs"),
-        (VQAConfig(), "pairs", r"task\.name vqa needs"),
-        (NLVR2Config(), "pairs", r"task\.name nlvr2 needs"),
-        (PairConfig(), "pairs", r"task\.name pair compares items whole and by one modality"),
-        (ClassificationConfig(reads="both"), "pairs", r"task\.reads both needs"),
-        (MaskedSignalConfig(mim_weight=0.0), "texts", None),
-        (MaskedSignalConfig(mlm_weight=0.0), "pairs", None),
-        (ClassificationConfig(reads="text"), "pairs", None),
-        (RetrievalConfig(itm_weight=0.0, rerank=0), "pairs", None),
+        (MaskedSignalConfig(), "image_text", r"task\.mlm_weight 1\.0 needs states of pairs, which model\.fusion_depth 0"),
+        (ContrastMatchConfig(mlm_weight=0.0), "image_text", r"task\.itm_weight 1\.0 needs"),
+        (RetrievalConfig(), "image_text", r"task\.itm_weight 1\.0 needs"),
+        (VQAConfig(), "image_text", r"task\.name vqa needs"),
+        (NLVR2Config(), "image_text", r"task\.name nlvr2 needs"),
+        (PairConfig(), "image_text", r"task\.name pair compares items whole and by one modality"),
+        (ClassificationConfig(inputs="both"), "image_text", r"task\.inputs both needs"),
+        (MaskedSignalConfig(mim_weight=0.0), "text", None),
+        (MaskedSignalConfig(mlm_weight=0.0), "image_text", None),
+        (ClassificationConfig(inputs="text"), "image_text", None),
+        (RetrievalConfig(itm_weight=0.0, rerank=0), "image_text", None),
     ],
 )
 def test_towers_that_nothing_joins_refuse_what_needs_pairs(task, rows, message):
-    config, section = tiny_config(), TowersModelConfig(fusion_depth=0, pixel_layer=0)
-    made = lambda: replace(config, task=task, model=section, data=replace(config.data, rows=rows))  # noqa: E731
+    config, section = tiny_config(), DualEncoderConfig(fusion_depth=0, pixel_layer=0)
+    made = lambda: replace(config, task=task, model=section, data=replace(config.data, modality=rows))  # noqa: E731
     if message is None:
         assert made().model is section
     else:
@@ -249,7 +249,7 @@ def test_bad_values_and_pairs_of_bare_towers_are_said_in_a_line():
         ({"dropout": 1.0}, r"dropout 1\.0 is not in \[0, 1\)"),
         ({"towers": "bert"}, "towers 'bert' is not one of eve, clip_roberta"),
     ):
-        section = replace(TowersModelConfig(), **values)
+        section = replace(DualEncoderConfig(), **values)
         with pytest.raises(UserError, match=rf"^model\.{message}$"):
             replace(tiny_config(), model=section)
     with pytest.raises(UserError, match="pair compares items whole and by one modality alone, which towers"):
@@ -270,7 +270,7 @@ def run(task: TaskConfig) -> LoadedRun:
 
 def test_a_pre_trained_run_answers_all_calls():
     eve = Eve(run(ContrastMatchConfig(mim_weight=1.0, **DECODER)))  # pyright: ignore[reportArgumentType]
-    assert set(eve.calls) >= {"fill_mask", "reconstruct", "match", "look"}
+    assert set(eve.calls) >= {"fill_mask", "reconstruct", "match", "explain"}
     assert len(eve.fill_mask(noise(0), "a [MASK] circle", top=2).guesses[0]) == 2
     assert eve.reconstruct(noise(0), TEXT).rebuilt.shape == (16, 16, 3)
     alone = [[eve.match(noise(row), text) for text in (TEXT, "a circle")] for row in range(2)]
@@ -278,20 +278,20 @@ def test_a_pre_trained_run_answers_all_calls():
     assert eve.encode_image(noise(0)).shape == eve.encode_text(TEXT).shape == (1, 16)
 
 
-def test_a_run_looks_through_the_texts_attention_to_pictures():
-    """And, of pictures alone, through the tower's; in the last layer the head reads [CLS] alone."""
-    vqa, pictures = Eve(run(VQAConfig())), Eve(run(ClassificationConfig()))
-    found = vqa.look(noise(0, 20, 24), TEXT, word="blue")
+def test_a_run_looks_through_the_texts_attention_to_images():
+    """And, of images alone, through the tower's; in the last layer the head reads [CLS] alone."""
+    vqa, images = Eve(run(VQAConfig())), Eve(run(ClassificationConfig()))
+    found = vqa.explain(noise(0, 20, 24), TEXT, word="blue")
     assert (found.block, found.heat[0].shape, found.heat[0].max()) == (0, (20, 24), 1)
-    assert vqa.look(noise(0), TEXT, word="[CLS]", block=1).heat[0].max() == 1
+    assert vqa.explain(noise(0), TEXT, word="[CLS]", block=1).heat[0].max() == 1
     with pytest.raises(UserError, match='nothing of what "blue" attends to in block 1'):
-        vqa.look(noise(0), TEXT, word="blue", block=1)
-    assert pictures.look(noise(0)).block == 1
+        vqa.explain(noise(0), TEXT, word="blue", block=1)
+    assert images.explain(noise(0)).block == 1
 
 
-@pytest.mark.parametrize("reads", ["picture", "text", "both"])
+@pytest.mark.parametrize("reads", ["image", "text", "both"])
 def test_heads_are_as_wide_as_what_they_read(reads):
-    task = run(ClassificationConfig(reads=reads)).task
+    task = run(ClassificationConfig(inputs=reads)).task
     assert task.get_submodule("class_head.0").in_features == (32 if reads == "both" else 16)
     for section in (VQAConfig(), NLVR2Config(head="concat"), NLVR2Config(head="paired"), NLVR2Config(head="compare")):
         assert run(section).task.computations()

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from twins import randomize, tiny_config
 
 from eve_vl.config import Config, ContrastMatchConfig, NLVR2Config, RetrievalConfig, VQAConfig
-from eve_vl.errors import UserError
-from eve_vl.loading import build_task, build_untrained
-from eve_vl.model.transfer import parts, transfer
+from eve_vl.model.init_from import parts, transfer
+from eve_vl.run.loading import build_task, build_untrained
+from eve_vl.run.training import start_from
 from eve_vl.tasks.task import Sizes
-from eve_vl.training import start_from
+from eve_vl.utils.errors import UserError
 
 POSITIONS = "encoder.image.positions"
 
@@ -79,7 +79,7 @@ def test_the_same_task_goes_on_and_another_answer_list_starts_its_last_layer_ane
     assert done.new == done.unused == {"answer_head.3.weight", "answer_head.3.bias"}
 
 
-def test_positions_of_pictures_are_resized():
+def test_positions_of_images_are_resized():
     source, task = weights(PRETRAINED), build(tiny_config(input={"image_size": 24}, task=VQAConfig()))
     done = transfer(source, task, "run")
     assert done.resized == "positions resized from 16 to 36 patches"
@@ -132,7 +132,7 @@ def test_another_vocabulary_is_refused():
 def test_named_parts_of_the_encoder_may_start_at_random(model, pattern, new):
     """What they name but fits is taken all the same."""
     source, task = weights(PRETRAINED), build(tiny_config(model=model, task=VQAConfig()))
-    with pytest.raises(UserError, match=r"name what may start at random with --init-may-lack$"):
+    with pytest.raises(UserError, match=r"name what may start at random with --init-allow-missing$"):
         transfer(source, task, "run")
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     done = transfer(source, task, "run", (pattern,))
@@ -148,13 +148,13 @@ def test_a_start_says_what_of_the_encoder_is_new(tmp_path: Path):
     before = tiny_run("vqa")
     init = write_run(before, tmp_path / "before")
     model = replace(before.config.model, deep_ffn="shared")  # pyright: ignore
-    config = replace(before.config, init=init, model=model, init_may_lack=("encoder.blocks.*.ffn.*",))
+    config = replace(before.config, init=init, model=model, init_allow_missing=("encoder.blocks.*.ffn.*",))
     new, note = start_from(config, build_task(config, before.tokenizer, ANSWERS))
     layers = [f"{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")]
     assert set(new) == {f"encoder.blocks.{block}.ffn.{name}" for block in (1, 2) for name in layers}
     assert note == f"weights from {init}; new, at 1 × the learning rate: encoder.blocks; not used: encoder.blocks"
     with pytest.raises(UserError, match=r"its encoder does not fit this model"):
-        start_from(replace(config, init_may_lack=()), build_task(config, before.tokenizer, ANSWERS))
+        start_from(replace(config, init_allow_missing=()), build_task(config, before.tokenizer, ANSWERS))
 
 
 def test_other_parts_than_the_named_ones_may_not_be_lacking():
@@ -166,7 +166,7 @@ def test_other_parts_than_the_named_ones_may_not_be_lacking():
 def test_a_pattern_that_matches_nothing_is_an_error():
     task, source = build(tiny_config(task=VQAConfig())), weights(PRETRAINED)
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    words = r"^init_may_lack: 'encoder\.norm\.wait' matches no parameter; the nearest: 'encoder\.norm\.weight', "
+    words = r"^init_allow_missing: 'encoder\.norm\.wait' matches no parameter; the nearest: 'encoder\.norm\.weight', "
     with pytest.raises(UserError, match=words):
         transfer(source, task, "run", ("encoder.blocks.*", "encoder.norm.wait"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
@@ -175,7 +175,7 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 @pytest.mark.parametrize("pattern", ["towers.*", "answer_head.*"])
 def test_a_pattern_of_nothing_in_the_encoder_is_told_in_one_short_line(pattern):
     with pytest.raises(
-        UserError, match=rf"^init_may_lack: '{re.escape(pattern)}' matches no parameter; the nearest: 'enc"
+        UserError, match=rf"^init_allow_missing: '{re.escape(pattern)}' matches no parameter; the nearest: 'enc"
     ) as caught:
         transfer(weights(PRETRAINED), build(tiny_config(task=VQAConfig())), "run", (pattern,))
     assert len(str(caught.value)) < 300

@@ -10,14 +10,14 @@ import torch
 from report_page import Page, assert_self_contained, trained
 from tiny_runs import TEXTS, noise
 
-from eve_vl import hf
 from eve_vl.config import Config, ContrastMatchConfig, generated
-from eve_vl.data.phantoms.note import NO_MEDICINE, source_note
-from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
-from eve_vl.inspect import inspect_run
+from eve_vl.interop import hf
 from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.run.inspect import inspect_run
+from eve_vl.synthetic.phantoms.disclaimer import NO_MEDICINE, source_note
+from eve_vl.synthetic.scenes import ScenePairs
 
 CLASS = {
     "vlmo_tiny": "EveForContrastMatch",
@@ -37,7 +37,7 @@ STARTS = {
 }
 SHOWN = {
     "mlim_pairs": "pairs of items",
-    "mlim_tiny": "masked texts and pictures",
+    "mlim_tiny": "masked texts and images",
     "medflip_tiny": "Contrast loss",
     "vlmo_nlvr2": "statements",
     "m3ae_tiny_vqa": "questions",
@@ -47,7 +47,7 @@ SHOWN = {
 def short(config: Config, out: Path) -> Config:
     """The recipe with two steps of a few rows."""
     train = replace(config.train, steps=2, batch_size=4, log_every=1, val_every=2, save_every=2, device="cpu", threads=1)
-    task = replace(config.task, num_texts=4) if getattr(config.task, "num_texts", 0) else config.task
+    task = replace(config.task, ranking_candidates=4) if getattr(config.task, "ranking_candidates", 0) else config.task
     return replace(config, out=out, task=task, data=replace(config.data, val_samples=4, num_workers=0), train=train)
 
 
@@ -98,12 +98,12 @@ def test_which_pages_say_that_phantoms_are_no_medicine(source: str, says: bool):
 def test_features_of_the_hub_are_those_of_eve(run: Path):
     eve, (model, processor) = Eve.load(run, device="cpu"), hf.from_run(run)
     assert type(model).__name__ == CLASS[run.name]
-    pictures = [noise(seed, 48, 48) for seed in range(3)]
-    inputs = processor(images=pictures, text=[*TEXTS])
+    source_images = [noise(seed, 48, 48) for seed in range(3)]
+    inputs = processor(images=source_images, text=[*TEXTS])
     with torch.no_grad():
         images: Any = model.get_image_features(inputs["pixel_values"]).pooler_output
         texts: Any = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
-    np.testing.assert_allclose(images, eve.encode_image(pictures), atol=1e-5)
+    np.testing.assert_allclose(images, eve.encode_image(source_images), atol=1e-5)
     np.testing.assert_allclose(texts, eve.encode_text([*TEXTS]), atol=1e-5)
     is_contrast = isinstance(eve.run.config.task, ContrastMatchConfig) and eve.run.config.task.itc_weight > 0
     assert eve.task.is_comparable == is_contrast

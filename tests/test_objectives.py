@@ -101,10 +101,10 @@ def features(count: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(count, 6), dim=1)
 
 
-@pytest.mark.parametrize("pictures", [[0, 1, 2, 3, 4], [0, 1, 0, 0, 4], [7, 7, 7, 7, 7]])
-def test_contrast_against_a_loop_with_several_captions_of_one_picture(pictures):
-    all_images, all_texts, picture = features(5), features(5), torch.tensor(pictures)
-    is_match = picture[:3, None] == picture  # three rows of this process, two of another
+@pytest.mark.parametrize("images", [[0, 1, 2, 3, 4], [0, 1, 0, 0, 4], [7, 7, 7, 7, 7]])
+def test_contrast_against_a_loop_with_several_captions_of_one_image(images):
+    all_images, all_texts, image = features(5), features(5), torch.tensor(images)
+    is_match = image[:3, None] == image  # three rows of this process, two of another
     found = objectives.contrastive(
         all_images[:3], all_texts[:3], all_images, all_texts, objectives.even_targets(is_match), torch.tensor(0.2)
     )
@@ -175,5 +175,5 @@ def test_answers_against_the_entropy_of_each_answer():
         for logit, target in zip(row, wanted, strict=True):
             probability = 1 / (1 + math.exp(-logit))
             total -= target * math.log(probability) + (1 - target) * math.log(1 - probability)
-    assert objectives.answers(logits, targets).item() == pytest.approx(total / 3, rel=1e-5)
-    assert objectives.answers(logits.bfloat16(), targets).dtype == torch.float32
+    assert objectives.answer_bce(logits, targets).item() == pytest.approx(total / 3, rel=1e-5)
+    assert objectives.answer_bce(logits.bfloat16(), targets).dtype == torch.float32

@@ -19,12 +19,12 @@ from PIL import Image
 from tiny_runs import TEXT, TEXTS, noise, tiny_run, write_run
 
 from eve_vl.config import ClassificationConfig, PairConfig
-from eve_vl.data.phantoms.note import NO_MEDICINE
 from eve_vl.eve import Eve
 from eve_vl.search.index import Index
 from eve_vl.serve.app import application
 from eve_vl.serve.server import serve
-from eve_vl.serve.web import page_files
+from eve_vl.serve.static import page_files
+from eve_vl.synthetic.phantoms.disclaimer import NO_MEDICINE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -61,13 +61,13 @@ class Site:
 def runs(tmp_path_factory) -> dict[str, Eve]:
     made = {name: Eve(tiny_run(name, Path(name))) for name in ("vqa", "nlvr2", "masked")}
     made["pair"] = Eve(tiny_run("masked", Path("pair"), task=PairConfig()))
-    made["colors"] = Eve(tiny_run("masked", Path("colors"), task=ClassificationConfig(reads="picture")))
+    made["colors"] = Eve(tiny_run("masked", Path("colors"), task=ClassificationConfig(inputs="image")))
     return {"retrieval": Eve.load(write_run(tiny_run("retrieval"), tmp_path_factory.mktemp("runs") / "retrieval")), **made}
 
 
 @pytest.fixture(scope="module")
 def index(runs, tmp_path_factory) -> Index:
-    """Thirty pictures, two of them almost the same, four with captions, one of which looks like HTML."""
+    """Thirty images, two of them almost the same, four with captions, one of which looks like HTML."""
     folder = tmp_path_factory.mktemp("site") / "photos"
     folder.mkdir()
     for number in range(30):
@@ -125,20 +125,20 @@ DROP = """([selector, event, data]) => {
     document.querySelector(selector).dispatchEvent(new kind(event, {bubbles: true, cancelable: true, [name]: transfer}));
 }"""
 REMOVED_WHILE_READ = """async () => {
-    const { PictureField } = await import("/parts.js");
-    const field = new PictureField("Picture", () => {});
+    const { ImageField } = await import("/parts.js");
+    const field = new ImageField("Image", () => {});
     const file = await new Promise((done) => document.createElement("canvas").toBlob(done));
     const reading = field.take(file);
     field.set(null);
     await reading;
     return field.value;
 }"""
-UNLABELLED = """[...document.querySelectorAll("input, textarea, select")]
+UNLABELED = """[...document.querySelectorAll("input, textarea, select")]
     .filter((each) => !each.labels?.length && !each.ariaLabel).length"""
 
 
 def drop(page: Any, selector: str, seed: int, event: str = "drop") -> None:
-    """Drop a picture on something, or paste it there."""
+    """Drop an image on something, or paste it there."""
     page.evaluate(DROP, [selector, event, base64.b64encode(png(seed)).decode()])
 
 
@@ -151,7 +151,7 @@ def expected(index: Index, *args: Any, **options: Any) -> list[str]:
 
 
 def shown(page: Any, selector: str) -> np.ndarray:
-    """The pixels of a picture of the page that has come as PNG."""
+    """The pixels of an image of the page that has come as PNG."""
     data = page.locator(selector).get_attribute("src").removeprefix("data:image/png;base64,")
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
@@ -168,9 +168,9 @@ def until(page: Any, found: Any, wanted: Any) -> None:
 def test_search_as_you_type(site, index, open_page):
     page = open_page(site)
     assert page.locator("[role=tab]").all_inner_texts() == [
-        *("Search", "Ask", "Judge", "Match", "Compare", "Classify", "Zero-shot", "Fill in", "Rebuild", "Routing")
+        *("Search", "Ask", "Verify", "Match", "Same item", "Classify", "Zero-shot", "Fill in", "Reconstruct", "Experts")
     ]
-    assert "among 31 pictures" in page.locator("#panel-search .status").inner_text()
+    assert "among 31 images" in page.locator("#panel-search .status").inner_text()
     held: list[Any] = []
 
     def first_comes_last(route: Any) -> None:
@@ -191,7 +191,7 @@ def test_search_as_you_type(site, index, open_page):
         [f"{hit.score:.3f}" for hit in hits] if hits[0].match is None else [f"match {100 * hit.match:.1f} %" for hit in hits]
     )
     assert all(score in text for score, text in zip(scores, page.locator(".score").all_inner_texts(), strict=True))
-    assert "20 of 31 pictures in" in page.locator("#panel-search .status").inner_text()
+    assert "20 of 31 images in" in page.locator("#panel-search .status").inner_text()
     until(page, lambda: page.locator(".thumb img").first.evaluate("(image) => image.naturalWidth"), 30)
 
     page.get_by_text("Refine").click()
@@ -226,18 +226,18 @@ def test_search_as_you_type(site, index, open_page):
     page.get_by_text("Type what you want to see").wait_for()
     examples = page.get_by_role("group", name="Examples").get_by_role("button")
     assert examples.all_inner_texts() == [*TEXTS, HTML]
-    page.get_by_label("Pictures").check()
+    page.get_by_label("Images").check()
     examples.first.click()
     until(page, lambda: names(page), expected(index, TEXTS[0], top=50))
     assert (words.input_value(), examples.count()) == (TEXTS[0], 0)
 
 
-def test_search_by_a_picture(site, index, open_page, tmp_path):
+def test_search_by_a_image(site, index, open_page, tmp_path):
     page = open_page(site)
     like = lambda seed: expected(index, image=png(seed))  # noqa: E731
     drop(page, "body", 3)
     until(page, lambda: names(page), like(3))
-    page.get_by_label("Remove picture to find the like of").click()
+    page.get_by_label("Remove image to find the like of").click()
     assert names(page) == []
     drop(page, "input[name=words]", 5, "paste")
     until(page, lambda: names(page), like(5))
@@ -259,20 +259,20 @@ def test_search_by_a_picture(site, index, open_page, tmp_path):
     assert np.asarray(Image.open(io.BytesIO(base64.b64decode(sent)))).min() > 250  # transparency on white
     assert page.evaluate(REMOVED_WHILE_READ) is None
     chosen.set_input_files({"name": "notes.png", "mimeType": "image/png", "buffer": b"no"})
-    page.get_by_text("This browser cannot read notes.png as a picture").wait_for()
+    page.get_by_text("This browser cannot read notes.png as an image").wait_for()
 
 
-def test_a_picture_that_cannot_be_shown_says_so(site, open_page):
+def test_a_image_that_cannot_be_shown_says_so(site, open_page):
     page = open_page(site)
-    page.route("**/v1/pictures/**", lambda route: route.fulfill(status=404, json={"error": "gone"}))
+    page.route("**/v1/images/**", lambda route: route.fulfill(status=404, json={"error": "gone"}))
     drop(page, "body", 3)
     page.locator(".thumb").first.click()
-    page.get_by_role("dialog").get_by_text("This picture cannot be shown").wait_for()
+    page.get_by_role("dialog").get_by_text("This image cannot be shown").wait_for()
     assert page.get_by_role("dialog").locator("img").count() == 0
 
 
 def test_what_is_typed_dropped_or_pasted_goes_where_it_is_meant(site, index, open_page):
-    """Enter within the pause after a key searches once; texts are a field's, though a picture of them comes along."""
+    """Enter within the pause after a key searches once; texts are a field's, though an image of them comes along."""
     page, asked = open_page(site), []
     page.route("**/v1/search", lambda route: (asked.append(route.request.post_data_json["words"]), route.continue_()))
     words = page.locator("input[name=words]")
@@ -290,9 +290,9 @@ def test_what_is_typed_dropped_or_pasted_goes_where_it_is_meant(site, index, ope
             .dispatchEvent(new kind(name, {bubbles: true, cancelable: true, [key]: transfer}));
     }"""
     assert [page.evaluate(is_left, [name, "blue", "input[name=words]"]) for name in ("dragover", "drop", "paste")] == [True] * 3
-    assert page.evaluate(is_left, ["paste", "blue", "body"]) is False  # nothing but the picture is of use there
-    page.evaluate("location.hash = '#judge'")
-    page.wait_for_selector("#panel-judge:not([hidden])")
+    assert page.evaluate(is_left, ["paste", "blue", "body"]) is False  # nothing but the image is of use there
+    page.evaluate("location.hash = '#verify'")
+    page.wait_for_selector("#panel-verify:not([hidden])")
 
 
 def test_the_focus_stays_where_it_was(site, runs, open_page):
@@ -325,7 +325,7 @@ def test_lines_of_a_class_are_read_together(site, runs, open_page):
     assert sent == [{"red": ["a red circle", "two red squares", "red"], "blue": ["a blue square"], "__proto__": ["__proto__"]}]
 
 
-def test_an_index_without_words_or_pictures_says_so(site, open_page):
+def test_an_index_without_words_or_images_says_so(site, open_page):
     def changed(**index: Any) -> Any:
         def answer(route: Any) -> None:
             found = route.fetch().json()
@@ -341,13 +341,13 @@ def test_an_index_without_words_or_pictures_says_so(site, open_page):
     assert page.get_by_role("searchbox").is_disabled() and not page.get_by_label("Captions").count()
     page.get_by_text("Refine").click()
     assert page.get_by_label("Where column").inner_text().split() == ["any", "color"]
-    changed(pictures=0).get_by_text("The index is empty: it holds no picture yet.").wait_for()
+    changed(images=0).get_by_text("The index is empty: it holds no image yet.").wait_for()
 
 
 def test_ask(site, runs, open_page):
     page = open_page(f"{site}/#ask")
     page.get_by_label("Question").press("Enter")
-    page.get_by_text("Still missing: picture, question").wait_for()
+    page.get_by_text("Still missing: image, question").wait_for()
     page.locator("#panel-ask input[type=file]").set_input_files(file(0))
     page.get_by_label("Question").fill(TEXT)
     page.keyboard.press("Enter")
@@ -356,38 +356,38 @@ def test_ask(site, runs, open_page):
     rows = [f"{each.answer}\n{100 * each.probability:.1f} %" for each in answers]
     assert page.locator("#panel-ask .bars li").all_inner_texts() == rows
     assert page.locator("#panel-ask .verdict").inner_text() == answers[0].answer
-    until(page, lambda: shown(page, ".heat").tolist(), runs["vqa"].look(noise(0), TEXT).overlays()[0].tolist())
+    until(page, lambda: shown(page, ".heat").tolist(), runs["vqa"].explain(noise(0), TEXT).overlays()[0].tolist())
     page.get_by_role("button", name="blue", exact=True).last.click()
-    word = runs["vqa"].look(noise(0), TEXT, word="blue").overlays()[0]
+    word = runs["vqa"].explain(noise(0), TEXT, word="blue").overlays()[0]
     until(page, lambda: shown(page, ".heat").tolist(), word.tolist())
     page.locator("#panel-ask .bars button").nth(1).click()
-    other = runs["vqa"].look(noise(0), TEXT, answer=answers[1].answer).overlays()[0]
+    other = runs["vqa"].explain(noise(0), TEXT, answer=answers[1].answer).overlays()[0]
     until(page, lambda: shown(page, ".heat").tolist(), other.tolist())
 
 
 def test_judge(site, runs, open_page):
-    page = open_page(f"{site}/#judge")
-    drop(page, "#panel-judge .picture:nth-child(1) .zone", 0)
-    drop(page, "#panel-judge .picture:nth-child(2) .zone", 1)
+    page = open_page(f"{site}/#verify")
+    drop(page, "#panel-verify .image:nth-child(1) .zone", 0)
+    drop(page, "#panel-verify .image:nth-child(2) .zone", 1)
     page.get_by_label("Statement about the two").fill(TEXT)
     page.keyboard.press("Enter")
-    page.wait_for_selector("#panel-judge .heat >> nth=1")
-    found = runs["nlvr2"].judge(noise(0), noise(1), TEXT)
-    assert page.locator("#panel-judge .verdict").inner_text() == str(found.verdict).lower()
-    assert f"{100 * found.probability:.1f} %" in page.locator("#panel-judge .bars li").first.inner_text()
+    page.wait_for_selector("#panel-verify .heat >> nth=1")
+    found = runs["nlvr2"].verify(noise(0), noise(1), TEXT)
+    assert page.locator("#panel-verify .verdict").inner_text() == str(found.verdict).lower()
+    assert f"{100 * found.probability:.1f} %" in page.locator("#panel-verify .bars li").first.inner_text()
 
-    page.get_by_role("tab", name="Compare").click()
-    page.locator("#panel-compare input[type=file]").nth(1).set_input_files(file(1))
+    page.get_by_role("tab", name="Same item").click()
+    page.locator("#panel-same input[type=file]").nth(1).set_input_files(file(1))
     for place, text in enumerate(TEXTS[:2]):
-        page.locator("#panel-compare input[type=text]").nth(place).fill(text)
+        page.locator("#panel-same input[type=text]").nth(place).fill(text)
     page.keyboard.press("Enter")
-    same = runs["pair"].compare(noise(0), TEXTS[0], noise(1), TEXTS[1])
+    same = runs["pair"].same(noise(0), TEXTS[0], noise(1), TEXTS[1])
     words = "the same" if same.same else "not the same"
-    until(page, lambda: page.locator("#panel-compare .verdict").all_inner_texts(), [words])
+    until(page, lambda: page.locator("#panel-same .verdict").all_inner_texts(), [words])
 
 
-def test_forms_of_one_picture(site, runs, open_page):
-    """The picture that was chosen on one tab is there on the next."""
+def test_forms_of_one_image(site, runs, open_page):
+    """The image that was chosen on one tab is there on the next."""
     page = open_page(f"{site}/#match")
     page.locator("#panel-match input[type=file]").set_input_files(file(0))
     page.locator("#panel-match [name=text]").fill(TEXT)
@@ -420,21 +420,21 @@ def test_forms_of_one_picture(site, runs, open_page):
 
 
 def test_rebuild(site, runs, open_page):
-    page = open_page(f"{site}/#rebuild")
-    page.locator("#panel-rebuild input[type=file]").set_input_files(file(0))
+    page = open_page(f"{site}/#reconstruct")
+    page.locator("#panel-reconstruct input[type=file]").set_input_files(file(0))
     page.get_by_text("Say in words what the picture shows").wait_for()
-    hidden = page.locator("#panel-rebuild .patches [aria-pressed=true]")
+    hidden = page.locator("#panel-reconstruct .patches [aria-pressed=true]")
     assert hidden.count() == 12, "three quarters of 16"
     page.get_by_role("button", name="Show all").click()
-    page.locator("#panel-rebuild [name=text]").fill(TEXT)
+    page.locator("#panel-reconstruct [name=text]").fill(TEXT)
     page.get_by_text("Nothing is hidden").wait_for()
 
     def rebuilt(*places: int) -> None:
         assert [patch.get_attribute("aria-pressed") == "true" for patch in patches.all()] == [n in places for n in range(16)]
         wanted = runs["masked"].reconstruct(noise(0), TEXT, keep=[n for n in range(16) if n not in places]).rebuilt
-        until(page, lambda: shown(page, "#panel-rebuild figure:nth-child(2) img").tolist(), wanted.tolist())
+        until(page, lambda: shown(page, "#panel-reconstruct figure:nth-child(2) img").tolist(), wanted.tolist())
 
-    patches = page.locator("#panel-rebuild .patches button")
+    patches = page.locator("#panel-reconstruct .patches button")
     patches.nth(5).click()
     page.get_by_text("1 of 16 patches rebuilt").wait_for()
     rebuilt(5)
@@ -452,13 +452,13 @@ def test_rebuild(site, runs, open_page):
 
 
 def test_routing(site, runs, open_page):
-    page = open_page(f"{site}/#route")
-    assert page.locator("#panel-route select option").count() == 6, "all runs have experts here"
-    page.locator("#panel-route [name=text]").fill(TEXT)
-    page.locator("#panel-route input[type=file]").set_input_files(file(0))
-    page.wait_for_selector("#panel-route .patches")
-    found = runs["retrieval"].route(noise(0), TEXT)
-    cards = page.locator("#panel-route article")
+    page = open_page(f"{site}/#experts")
+    assert page.locator("#panel-experts select option").count() == 6, "all runs have experts here"
+    page.locator("#panel-experts [name=text]").fill(TEXT)
+    page.locator("#panel-experts input[type=file]").set_input_files(file(0))
+    page.wait_for_selector("#panel-experts .patches")
+    found = runs["retrieval"].experts(noise(0), TEXT)
+    cards = page.locator("#panel-experts article")
     assert cards.count() == len(found.blocks)
     for card, block in zip(cards.all(), found.blocks, strict=True):
         first = block.experts[:, 0].tolist()
@@ -496,13 +496,13 @@ def test_the_token_is_asked_for_once_and_a_busy_server_again(runs, index, open_p
         guarded.stop()
 
 
-def test_pictures_behind_a_token_come_when_they_are_near(runs, index, open_page):
+def test_images_behind_a_token_come_when_they_are_near(runs, index, open_page):
     """As those do that browsers ask for themselves."""
     site, asked = Site([runs["retrieval"]], index, token="sesame"), []
     try:
         page = open_page("about:blank", wait_for="html", viewport={"width": 400, "height": 300})
         page.add_init_script("sessionStorage.setItem('eve-token', 'sesame')")
-        page.route("**/v1/pictures/**", lambda route: (asked.append(route.request.url), route.continue_()))
+        page.route("**/v1/images/**", lambda route: (asked.append(route.request.url), route.continue_()))
         page.goto(site.address)
         page.locator("input[name=words]").fill("red")
         page.locator(".thumb img[src]").first.wait_for()
@@ -536,7 +536,7 @@ def test_runs_offer_what_they_can_and_a_phone_shows_it(runs, open_page):
         page = open_page(
             phone.address, viewport={"width": 360, "height": 700}, has_touch=True, is_mobile=True, color_scheme="dark"
         )
-        tabs = ["Fill in", "Rebuild", "Routing"]
+        tabs = ["Fill in", "Reconstruct", "Experts"]
         assert page.locator("[role=tab]").all_inner_texts() == tabs
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(16, 19, 24)"
         page.locator("#panel-fill-mask input[type=file]").set_input_files(file(0))
@@ -546,9 +546,9 @@ def test_runs_offer_what_they_can_and_a_phone_shows_it(runs, open_page):
             focused = page.evaluate("[document.activeElement.innerText, document.activeElement.getAttribute('aria-selected')]")
             assert focused == [name, "true"]
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
-            assert page.evaluate(UNLABELLED) == 0
+            assert page.evaluate(UNLABELED) == 0
     finally:
         phone.stop()
-    page.get_by_role("tab", name="Routing").click()
-    page.locator("#panel-route [name=text]").fill("a circle")
+    page.get_by_role("tab", name="Experts").click()
+    page.locator("#panel-experts [name=text]").fill("a circle")
     page.get_by_text("The server does not answer. Is it still running?").wait_for()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eve_vl.metrics.certainty import Estimate
+from eve_vl.metrics.intervals import MeasuredValue
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "paper")]  # scripts import each other by name
@@ -49,14 +49,14 @@ ROWS = {
     "targets": {"pixels": {}, "pixels, normalised": {"normalize_targets": True}, "nothing (MLM)": {"mim_weight": 0}},
     "systems": {
         "EVE": {},
-        "best": {"mim_weight": 0, "text_shown_share": 0.5, "deep_ffn": "modality", "stem": "convolutions"},
+        "best": {"mim_weight": 0, "mask_replace_prob": 0.5, "deep_ffn": "modality", "stem": "conv"},
         "ITC+ITM+MLM": {"name": "contrast_match", "mim_weight": 0, "itc_weight": 1, "itm_weight": 1},
         "contrast": {
             "name": "contrast_match",
             "itc_weight": 1,
             "itm_weight": 0,
             **dict.fromkeys(("mim_weight", "mlm_weight"), 0),
-            "text_shown_share": 0.5,  # of no effect
+            "mask_replace_prob": 0.5,  # of no effect
         },
     },
 }
@@ -121,7 +121,7 @@ def outcomes(*accuracies):
     return [
         tables.Outcome(
             seed=seed,
-            numbers={"vqa_acc": Estimate(value, n=10, low=0, high=1, method="wilson")},
+            numbers={"vqa_acc": MeasuredValue(value, n=10, low=0, high=1, method="wilson")},
             core_seconds={"vqa": [10.0, 10.0]},
             pairs={"vqa": [640, 320]},
             rows={"vqa_acc": {}},

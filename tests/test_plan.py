@@ -11,8 +11,8 @@ from twins import pairs, tiny_config
 
 from eve_vl.config import HELD_OUT, Config
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.loading import build_untrained
-from eve_vl.plan import LIBRARIES, changes, cut_texts, data_lines, expected_memory, machine_line, run_lines
+from eve_vl.run.loading import build_untrained
+from eve_vl.run.summary import LIBRARIES, changes, cut_texts, data_lines, expected_memory, machine_line, run_lines
 from eve_vl.tasks.task import Sizes, Task
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -39,10 +39,10 @@ def test_rows_are_those_of_each_source():
     for num_left in (0, 1, 6):
         part: Any = Subset(whole, range(12 + num_left, 1234))  # pyright: ignore[reportArgumentType]
         if num_left:
-            more = f" left out: {'1 row that shows' if num_left == 1 else '6 rows that show'} a held-out picture too;"
+            more = f" left out: {'1 row that shows' if num_left == 1 else '6 rows that show'} a held-out image too;"
         assert data_lines(config, [part], [pairs(12)])[1] == (
             f"validation data: 12 of 1,234 rows held out, 1.0%;{more} numbers on fewer than 100 rows tell little, "
-            "--data.val-share keeps more"
+            "--data.val-fraction keeps more"
         )
 
 

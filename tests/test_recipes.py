@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from eve_vl.config import ClassificationConfig, Config, NLVR2Config, RetrievalConfig, VQAConfig, config_to_json
-from eve_vl.inspect import NUM_LABELS, inspect_config
-from eve_vl.loading import build_untrained
 from eve_vl.recipes import (
     EITHER,
     FINETUNE,
@@ -26,8 +24,10 @@ from eve_vl.recipes import (
     m3ae,
     pretrain,
 )
+from eve_vl.run.inspect import NUM_LABELS, inspect_config
+from eve_vl.run.loading import build_untrained
 from eve_vl.tasks.task import Sizes
-from eve_vl.train.stages import lr_scales
+from eve_vl.train.param_groups import lr_scales
 
 PAPER = {"experts": 32, "image": 224, "patch": 16, "T": 40, "V": 64_000}
 DEMO: dict[str, Any] = {
@@ -85,7 +85,7 @@ DECODERS = {
     "icons": (96, 192, 1),
     "tiny": (48, 192, 1),
 }
-PRETRAINED_BY = {"": ("mlm", "mim"), "rival": ("mlm", "itc", "itm"), "all": ("mlm", "mim", "itc", "itm")}
+PRETRAINED_BY = {"": ("mlm", "mim"), "mlm_itc_itm": ("mlm", "itc", "itm"), "all_losses": ("mlm", "mim", "itc", "itm")}
 VLMO: dict[str, dict[str, Any]] = {
     "vlmo_base": {"depth": 12, "D": 768, "top": 2, "heads": 12},
     "vlmo_base_plus": {"depth": 24, "D": 544, "top": 3, "heads": 0},  # positions are learned
@@ -101,13 +101,13 @@ TOWERS: dict[str, dict[str, Any]] = {
     "medflip_base": {"D": 768, "F": 3072, "depths": (12, 12, 0), "image": 224, "patch": 16, "T": 77, "V": 30_522},
     "medflip_tiny": {"D": 96, "F": 192, "depths": (3, 3, 0), "image": 64, "patch": 8, "T": 64, "V": 512},
 }
-"""depths: of the tower for pictures, of that for texts, and of co-attention."""
+"""depths: of the tower for images, of that for texts, and of co-attention."""
 WITHOUT_PIXELS = ("demo", "scenes", "emoji", "icons")
 EVES, EVES_TASKS = (  # those on its encoder
     [name for name, recipe in recipes.items() if recipe.__module__ == module.__name__]
     for recipes, module in ((PRETRAIN, pretrain), (FINETUNE, finetune))
 )
-WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_long", "vlmo_retrieval")
+WITHOUT_MATCHING = ("demo_retrieval", "emoji_retrieval", "icons_search", "icons_search_long", "vlmo_retrieval")
 LARGER = {"vqa": 480, "nlvr2": 384, "retrieval": 384}  # pixels, where the run to start from has the paper's 224
 LARGER |= {f"vlmo_{name}": pixels for name, pixels in LARGER.items()}
 
@@ -160,7 +160,7 @@ def towers_on_paper(*, D: int, F: int, depths: tuple[int, int, int], image: int,
     itself, to the other, a network, and a norm after each of the three."""
     P, X = (image // patch) ** 2, 3 * patch * patch
     norm, ffn, attention = 2 * D, (D * F + F) + (F * D + D), 3 * D * D + 2 * D + (D * D + D)
-    embed = (X * D + D) + D + (1 + P) * D + D + norm + (V * D + norm + T * D + D)  # norm before the pictures' first block
+    embed = (X * D + D) + D + (1 + P) * D + D + norm + (V * D + norm + T * D + D)  # norm before the images' first block
     blocks = (depths[0] + depths[1]) * (norm + attention + 2 * D + norm + ffn)
     fusion = 4 * (D * D + D) + depths[2] * 2 * (2 * attention + ffn + 3 * norm)
     return embed + blocks + 2 * norm + fusion * bool(depths[2])
@@ -192,7 +192,7 @@ def head_on_paper(recipe: str, D: int) -> int:
     labels = two_layers(D, NUM_LABELS)
     heads = {"vqa": labels, "classification": labels, "nlvr2": two_layers(4 * D, 2), "retrieval": contrast + (D * 2 + 2)}
     if recipe == "vlmo_nlvr2":
-        return two_layers(2 * D, 2) + D  # and the type of the right picture
+        return two_layers(2 * D, 2) + D  # and the type of the right image
     if recipe in WITHOUT_MATCHING:
         return contrast
     return paired if recipe == "nlvr2" else heads[recipe.rpartition("_")[2]]
@@ -237,14 +237,14 @@ def test_parameters_of_vlmo_equal_the_count_on_paper_and_its_readme(size, stage)
 
 @pytest.mark.parametrize("init", VLMO)
 @pytest.mark.parametrize("name", ["vlmo_vqa", "vlmo_nlvr2", "vlmo_retrieval"])
-def test_vlmo_is_fine_tuned_on_larger_pictures(name, init):
+def test_vlmo_is_fine_tuned_on_larger_images(name, init):
     """The paper's sizes are for its own alone; new parameters learn faster for VQA alone."""
     config, shapes = get_finetune_recipe(name, get_recipe(init)), {"T": 40, "image": 224, **VLMO[init]}
     shapes["image"] = LARGER[name] if shapes["image"] == 224 else shapes["image"]
     assert config.input.image_size == shapes["image"]
     assert count(config) == vlmo_on_paper(**shapes) + head_on_paper(name, shapes["D"])
     assert sum(inspect_config(config).parameters.values()) == count(config)
-    assert config.train.new_lr_multiplier == (20 if name == "vlmo_vqa" else 1)
+    assert config.train.head_lr_multiplier == (20 if name == "vlmo_vqa" else 1)
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -293,7 +293,7 @@ M3AES = [name for name, recipe in FINETUNE.items() if recipe.__module__ == m3ae.
 @pytest.mark.parametrize("init", ["m3ae_tiny", "m3ae_base"])
 @pytest.mark.parametrize("name", M3AES)
 def test_m3ae_is_fine_tuned_on_its_towers(name, init):
-    """Its heads read the pooled states of text and picture side by side; the paper's sizes are for its own size alone."""
+    """Its heads read the pooled states of text and image side by side; the paper's sizes are for its own size alone."""
     start = get_recipe(init)
     config = get_finetune_recipe(name, start)
     D, is_paper = config.model.embed_dim, "tiny" not in name and init == "m3ae_base"
@@ -353,7 +353,7 @@ def three(a, b, c): ...
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch) -> Path:
-    """A file of recipes beside a run of tiny shape, whose picture is smaller."""
+    """A file of recipes beside a run of tiny shape, whose image is smaller."""
     (tmp_path / "own_shapes.py").write_text(OWN)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "own_shapes", raising=False)
@@ -430,8 +430,8 @@ def test_recipes_that_cannot_be_looked_at(eve, own, words, message):
 
 
 def test_the_rival_takes_the_arithmetic_that_its_docstring_says():
-    demo, rival = (inspect_config(get_recipe(name)).flops_per_step for name in ("demo", "demo_rival"))
-    assert f"{rival / demo:.1f} times the arithmetic" in (pretrain.demo_rival.__doc__ or "")
+    demo, rival = (inspect_config(get_recipe(name)).flops_per_step for name in ("demo", "demo_mlm_itc_itm"))
+    assert f"{rival / demo:.1f} times the arithmetic" in (pretrain.demo_mlm_itc_itm.__doc__ or "")
 
 
 @pytest.mark.parametrize("init", ["tiny", "base"])
@@ -453,7 +453,7 @@ def test_arithmetic_of_fine_tuning_is_counted_in_passes(name, init):
     elif isinstance(config.task, ClassificationConfig):
         alone = inspect_config(replace(config, task=RetrievalConfig())).flops
         assert total == alone["contrast, image alone"] < one
-        reads_both = replace(config, task=replace(config.task, reads="both"))
+        reads_both = replace(config, task=replace(config.task, inputs="both"))
         assert list(inspect_config(reads_both).flops.values()) == [one]
     elif isinstance(config.task, NLVR2Config):
         assert total == 2 * (whole if config.task.head == "paired" else one)

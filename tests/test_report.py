@@ -15,18 +15,18 @@ from report_page import Page, assert_self_contained, tiny, trained
 from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.loader import eval_loader, open_sources
-from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import UserError
-from eve_vl.loading import LoadedRun, load_run
-from eve_vl.metrics.certainty import from_json
+from eve_vl.metrics.intervals import from_json
 from eve_vl.model.moe import Router
-from eve_vl.report.html import counted, number, percent
 from eve_vl.report.masked_signal import MaskedSignalReport
 from eve_vl.report.page import write_report
 from eve_vl.report.routing import routing_of
 from eve_vl.report.task import TaskReport
+from eve_vl.report.templating import number, percent, pluralize
+from eve_vl.run.loading import LoadedRun, load_run
+from eve_vl.synthetic.scenes import ScenePairs
 from eve_vl.tasks.masked_signal import MaskedSignal
+from eve_vl.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def one_batch(run: LoadedRun, num_samples: int) -> PairBatch:
 def test_one_self_contained_file(run: Path):
     page = Page(run / "report.html")
     assert_self_contained(run / "report.html")
-    assert page.ids == ["numbers", "curves", "pictures", "captions", "routing", "config"]
-    assert len(page.pictures) == 8 * 6
+    assert page.ids == ["numbers", "curves", "images", "captions", "routing", "config"]
+    assert len(page.images) == 8 * 6
     assert (run / "report.html").stat().st_size < 400_000
 
 
@@ -112,7 +112,7 @@ def single(batch: PairBatch, row: int) -> PairBatch:
         is_masked_BT=batch.is_masked_BT[here, :length],
         keep_BK=batch.keep_BK[here],
         hidden_BM=batch.hidden_BM[here],
-        picture_B=batch.picture_B[here],
+        image_id_B=batch.image_id_B[here],
         caption_B=batch.caption_B[here],
         where=batch.where[here],
     )
@@ -124,7 +124,7 @@ def pixels_of(batch: PairBatch, row: int) -> np.ndarray:
 
 @torch.inference_mode()
 def painted(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
-    """A slow twin: the masked and the rebuilt picture, patch by patch with slices of the picture."""
+    """A slow twin: the masked and the rebuilt image, patch by patch with slices of the image."""
     size = run.config.input.patch_size
     side = run.config.input.image_size // size
     encoded = task_of(run).encode(pair, keep=True)
@@ -142,18 +142,18 @@ def painted(run: LoadedRun, pair: PairBatch) -> tuple[np.ndarray, np.ndarray]:
     return masked, rebuilt
 
 
-def test_pictures_are_what_the_model_makes(run: Path, normalised: Path):
+def test_images_are_what_the_model_makes(run: Path, normalised: Path):
     for folder in (run, normalised):
         page, loaded, differences = Page(folder / "report.html"), load_run(folder), []
         batch = one_batch(loaded, 8)
         assert batch.wrong is not None
         for row, where in enumerate(batch.where):
-            pair, shown = single(batch, row), page.pictures
+            pair, shown = single(batch, row), page.images
             masked, rebuilt = painted(loaded, pair)
             _, rebuilt_wrong = painted(loaded, pair.with_text_of(single(batch.wrong, row)))
             assert (shown[f"{where}: original"] == pixels_of(batch, row)).all()
-            assert (shown[f"{where}: picture"] == pixels_of(batch, row)).all()
-            assert (shown[f"{where}: wrong picture"] == pixels_of(batch.wrong, row)).all()
+            assert (shown[f"{where}: image"] == pixels_of(batch, row)).all()
+            assert (shown[f"{where}: wrong image"] == pixels_of(batch.wrong, row)).all()
             assert (shown[f"{where}: masked"] == masked).all()
             for name, expected in (("rebuilt", rebuilt), ("wrong caption", rebuilt_wrong)):
                 found = shown[f"{where}: {name}"]
@@ -187,10 +187,10 @@ def test_guesses_are_what_the_model_says(run: Path):
             assert [guess.text for guess in token.guesses] == [loaded.tokenizer.word(index) for index in order]
             assert [guess.is_right for guess in token.guesses] == [index == truth for index in order]
             assert [guess.probability for guess in token.guesses] == pytest.approx(right[order].tolist(), abs=1e-4)
-            assert token.wrong_picture.text == loaded.tokenizer.word(int(wrong.argmax()))
+            assert token.wrong_image.text == loaded.tokenizer.word(int(wrong.argmax()))
             assert token.truth_probability[1] == pytest.approx(wrong[truth].item(), abs=1e-4)
             guessed = "".join(f"{guess.text}{percent(guess.probability)}" for guess in token.guesses)
-            assert f"{token.truth} {'✓' if order[0] == truth else '✗'}{guessed}wrong picture" in page.text
+            assert f"{token.truth} {'✓' if order[0] == truth else '✗'}{guessed}wrong image" in page.text
 
 
 @torch.inference_mode()
@@ -249,7 +249,7 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
     assert f"val{source[0]}" in page.text
     assert f"training data{source[0]} (6 rows)" in page.text
     assert "masked signal modelling<u>runrecipe<em>minestep1 of 1" in page.text  # the title is the run, not the recipe
-    assert len(page.pictures) == 6 * 6
+    assert len(page.images) == 6 * 6
     assert "of 6 validation pairs" in page.text
 
 
@@ -258,7 +258,7 @@ def test_data_cannot_break_the_page(tmp_path: Path, monkeypatch):
     [
         ({"task": {"mlm_weight": 0.0}}, ["Masked-pixel error", "rebuilt"], ["Masked-token loss", "mlm_acc", "truth"]),
         ({"task": {"mim_weight": 0.0}}, ["Masked-token accuracy", "truth"], ["Masked-pixel loss", "mim_mse", "rebuilt"]),
-        ({"task": {"joint_masking": True}}, ["in one pass", "rebuilt", "truth", "masked picture"], ["complete picture"]),
+        ({"task": {"joint_masking": True}}, ["in one pass", "rebuilt", "truth", "masked image"], ["complete image"]),
         (
             {"model": {"deep_ffn": "shared"}},
             ["rebuilt", "truth"],
@@ -278,17 +278,17 @@ def test_parts_that_a_run_lacks(tmp_path: Path, tokenizer: Path, part, there, mi
     assert [text for text in missing if text in page.text.partition("eve pretrain tiny")[0]] == []
     assert ("is 0)" in page.text) == ("weight" in str(part))
     routing = ["routing"] * ("Entropy" not in missing)  # without experts there is none
-    assert page.ids == ["numbers", "curves", "pictures", "captions", *routing, "config"]
+    assert page.ids == ["numbers", "curves", "images", "captions", *routing, "config"]
 
 
-@pytest.mark.parametrize(("rows", "other", "number"), [("pictures", "mlm", "mim_mse"), ("texts", "mim", "mlm_acc")])
+@pytest.mark.parametrize(("rows", "other", "number"), [("image", "mlm", "mim_mse"), ("text", "mim", "mlm_acc")])
 def test_rows_alone_have_a_page(tmp_path: Path, tokenizer: Path, rows, other, number):
-    page = Page(trained(tiny(tmp_path / "run", tokenizer, data={"rows": rows}, task={f"{other}_weight": 0.0})))
+    page = Page(trained(tiny(tmp_path / "run", tokenizer, data={"modality": rows}, task={f"{other}_weight": 0.0})))
     assert number in page.text and "wrong" not in page.text.partition("eve pretrain tiny")[0]
-    shown = {"pictures": "pictures", "texts": "captions"}[rows]
+    shown = {"image": "images", "text": "captions"}[rows]
     assert page.ids == ["numbers", "curves", shown, "routing", "config"]
-    assert len(page.pictures) == {"pictures": 8 * 3, "texts": 0}[rows]
-    assert ("Masked texts" in page.text) == (rows == "texts")
+    assert len(page.images) == {"image": 8 * 3, "text": 0}[rows]
+    assert ("Masked texts" in page.text) == (rows == "text")
 
 
 def test_partners_told_apart(tmp_path: Path, tokenizer: Path):
@@ -302,13 +302,13 @@ def test_partners_told_apart(tmp_path: Path, tokenizer: Path):
 
 
 def test_joint_masking_shows_what_the_model_saw(tmp_path: Path, tokenizer: Path):
-    pictures = Page(trained(tiny(tmp_path / "run", tokenizer, task={"joint_masking": True}))).pictures
-    originals = [alt for alt in pictures if alt.endswith(": original")]
+    images = Page(trained(tiny(tmp_path / "run", tokenizer, task={"joint_masking": True}))).images
+    originals = [alt for alt in images if alt.endswith(": original")]
     assert len(originals) == 8
     for alt in originals:
         where = alt.removesuffix(": original")
-        assert (pictures[f"{where}: picture"] == pictures[f"{where}: masked"]).all()
-        assert ((pictures[f"{where}: wrong picture"] == 128).all(2).sum()) >= 12 * 8**2
+        assert (images[f"{where}: image"] == images[f"{where}: masked"]).all()
+        assert ((images[f"{where}: wrong image"] == 128).all(2).sum()) >= 12 * 8**2
 
 
 def test_unfinished_run_and_short_logs(run: Path, tmp_path: Path):
@@ -357,7 +357,7 @@ def test_header_says_how_long_it_took_and_what_was_rejected(run: Path, tmp_path:
     own = Page(run / "report.html").text
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     cores = sum(row["core_seconds"] for row in rows if row["kind"] == "train")
-    assert re.search(rf"training took\d+ s \({re.escape(counted(cores, 'core-second'))}\)", own)
+    assert re.search(rf"training took\d+ s \({re.escape(pluralize(cores, 'core-second'))}\)", own)
     (start,) = json.loads((run / "environment.json").read_text())
     for name, value in start.items():
         assert f"{name}{value}" in own or not value, name
@@ -387,7 +387,7 @@ def test_data_out_of_reach(run: Path, tmp_path: Path, capfd, eve):
     assert "The validation data cannot be read here" in page.text
     assert "gone/<b>pairs.jsonl" in page.text
     assert page.ids == ["curves", "config"]
-    assert page.pictures == {}
+    assert page.images == {}
     assert capfd.readouterr().err.startswith("eve: warning: The validation data cannot be read here")
     done = eve("report", copy, "--out", tmp_path / "page.html")
     assert done.returncode == 0

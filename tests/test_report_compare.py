@@ -12,16 +12,16 @@ from report_page import Page, assert_self_contained, tiny
 
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImageDrawing
-from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import UserError
-from eve_vl.metrics import certainty
+from eve_vl.metrics import intervals
 from eve_vl.report.compare import comparison_page, find_runs, read_arm, write_comparison
 from eve_vl.report.curves import clock, over
-from eve_vl.report.html import number, points
 from eve_vl.report.task import TaskReport
+from eve_vl.report.templating import number, points
+from eve_vl.run.training import train
+from eve_vl.synthetic.scenes import ScenePairs
 from eve_vl.tasks.task import Evaluated
-from eve_vl.training import train
+from eve_vl.utils.errors import UserError
 
 COMPAT = Path(__file__).parent / "compat"
 CHANGES = {"a": {}, "b/deep": {"lr": 1e-4}, "c": {"lr": 1e-4, "seed": 7}}
@@ -99,12 +99,12 @@ def test_curves_lie_over_steps_pairs_and_minutes(folder: Path, page: Page):
 def test_the_same_rows_stand_side_by_side(folder: Path, page: Page):
     scenes = ScenePairs(split="val", image_size=32)
     rows = [row for _, _, row in eval_positions([len(scenes)], 6)]
-    originals = [pixels for name, pixels in page.pictures.items() if name.endswith(": original")]
-    assert len(originals) == 6 and len(page.pictures) == 6 * (2 + 3)
+    originals = [pixels for name, pixels in page.images.items() if name.endswith(": original")]
+    assert len(originals) == 6 and len(page.images) == 6 * (2 + 3)
     for row, pixels in zip(rows, originals, strict=True):
         (image,) = scenes[row].images
         assert isinstance(image, ImageDrawing) and (pixels == image.pixels).all()
-    rebuilt = {name: [pixels for alt, pixels in page.pictures.items() if alt.startswith(f"{name}, ")] for name in ("a", "c")}
+    rebuilt = {name: [pixels for alt, pixels in page.images.items() if alt.startswith(f"{name}, ")] for name in ("a", "c")}
     assert any((a != c).any() for a, c in zip(rebuilt["a"], rebuilt["c"], strict=True))
 
 
@@ -166,11 +166,11 @@ def test_numbers_of_different_rows_do_not_compare(folder: Path):
 @pytest.mark.parametrize(("low", "sentence"), [(-0.01, "cannot be told apart"), (0.01, "a does better than c")])
 def test_a_difference_comes_with_its_interval(folder: Path, monkeypatch, low: float, sentence: str):
     scores = {"a": {"row 1": 1.0}, "c": {"row 1": 0.0}}
-    difference = certainty.Estimate(0.02, n=500, low=low, high=0.05, method="paired t")
+    difference = intervals.MeasuredValue(0.02, n=500, low=low, high=0.05, method="paired t")
     seen = []
     rows = lambda self, _: Evaluated(numbers={}, row_scores=scores[self.run.folder.parents[1].name])  # noqa: E731
     monkeypatch.setattr(TaskReport, "evaluated", rows)
-    monkeypatch.setattr(certainty, "paired", lambda a, b: seen.append((a, b)) or difference, raising=False)
+    monkeypatch.setattr(intervals, "paired", lambda a, b: seen.append((a, b)) or difference, raising=False)
     page = Page(write_comparison([folder / "a", folder / "c"], folder / "paired.html"))
     assert seen == [(scores["a"], scores["c"])]
     assert sentence in page.text

@@ -17,21 +17,21 @@ from report_page import Page, assert_self_contained
 from tiny_runs import tiny_run, write_run
 
 from eve_vl.cli import VERBS
-from eve_vl.config import Config, EncoderOnlyConfig, TaskConfig, from_dict, kinds_of, to_dict
+from eve_vl.config import Config, HeadlessConfig, TaskConfig, from_dict, kinds_of, to_dict
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.metrics.certainty import Estimate
+from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.recipes import get_recipe
 from eve_vl.report import charts
-from eve_vl.report.html import TEMPLATES, Choice, counted, draw, interval, number, percent, points, scientific
 from eve_vl.report.masked_signal import HiddenToken, Piece, ShownPair, caption_pieces
 from eve_vl.report.page import command_line, write_report
 from eve_vl.report.retrieval import chance_recall
 from eve_vl.report.task import TaskReport, task_report
+from eve_vl.report.templating import TEMPLATES, Choice, draw, interval, number, percent, pluralize, points, scientific
 
 
 def test_command_makes_the_same_config(tmp_path: Path, monkeypatch):
     given: list[Config] = []
-    monkeypatch.setattr("eve_vl.training.train", lambda config, must_resume: given.append(config))
+    monkeypatch.setattr("eve_vl.run.training.train", lambda config, must_resume: given.append(config))
     config = get_recipe("tiny")
     changed = replace(
         config,
@@ -73,12 +73,12 @@ def test_numbers():
     assert [scientific(value) for value in (0, 1e-3, 5e-4, 20)] == ["0", "1×10⁻³", "5×10⁻⁴", "2×10¹"]
     assert (percent(0.44005), percent(float("nan"))) == ("44.0 %", "–")
     assert [points(value) for value in (0.5, -0.041, float("nan"))] == ["+50.0", "−4.1", "–"]
-    assert [counted(count, "match", "matches") for count in (1, 3, 1.5, 12000, 1.0, 0)] == [
+    assert [pluralize(count, "match", "matches") for count in (1, 3, 1.5, 12000, 1.0, 0)] == [
         *("1 match", "3 matches", "1.5 matches", "12,000 matches", "1 match", "0 matches"),
     ]
-    assert [counted(count, "row") for count in (1, 2)] == ["1 row", "2 rows"]
+    assert [pluralize(count, "row") for count in (1, 2)] == ["1 row", "2 rows"]
     small, large = (
-        draw("macros.html", "picture", pixels=np.zeros((side, side, 3), np.uint8), alt="a picture") for side in (48, 224)
+        draw("macros.html", "image", pixels=np.zeros((side, side, 3), np.uint8), alt="an image") for side in (48, 224)
     )
     assert 'class="pixelated"' in small
     assert "pixelated" not in large
@@ -87,15 +87,15 @@ def test_numbers():
 def test_templates_escape_what_they_are_given():
     evil = """<script>alert("1")</script> & 'x' {{ 1 + 1 }}"""
     choice = Choice(text=evil, probability=0.5, is_right=True)
-    token = HiddenToken(truth=evil, guesses=[choice], wrong_picture=choice, truth_probability=(0.5, 0.25))
+    token = HiddenToken(truth=evil, guesses=[choice], wrong_image=choice, truth_probability=(0.5, 0.25))
     shown = {evil: np.zeros((2, 2, 3), np.uint8)}
     pieces = (Piece(text=evil, starts_word=True, is_hidden=True), Piece(text=evil, starts_word=True, is_hidden=False))
-    seen = {"pictures": shown, "guessing": shown, "beside": {}}
+    seen = {"images": shown, "guessing": shown, "beside": {}}
     pair = ShownPair(where=evil, text=evil, wrong_caption=evil, pieces=pieces, hidden=(token,), **seen)  # pyright: ignore
     settings = SimpleNamespace(mim_weight=1, mlm_weight=1, joint_masking=True, normalize_targets=True)
     settings.image_mask_ratio = settings.text_mask_ratio = 0.5
-    for macro, count in (("pictures", 6), ("captions", 8)):
-        drawn = draw("masked_signal.html", macro, pairs=[pair], settings=settings, rows="pairs")
+    for macro, count in (("images", 6), ("captions", 8)):
+        drawn = draw("masked_signal.html", macro, pairs=[pair], settings=settings, rows="image_text")
         assert "<script" not in drawn
         assert drawn.unescape().count(evil) == count
     bars = charts.bar_chart(evil, [evil], [(evil, [0.5])], level=(evil, 0.2), show=percent, axis=evil)
@@ -190,14 +190,14 @@ def test_a_spread_is_an_upright_stroke_within_the_frame():
 
 
 def test_numbers_that_know_how_sure_they_are():
-    estimate = Estimate(0.5, n=1200, low=0.47, high=0.53, method="wilson")
+    estimate = MeasuredValue(0.5, n=1200, low=0.47, high=0.53, method="wilson")
     card = draw("macros.html", "share", name="acc", value=estimate, sentence="")
     assert "<strong>50.0 %</strong>" in card and "<small>47.0 % to 53.0 %, n 1,200</small>" in card
     assert "<small>" not in draw("macros.html", "share", name="acc", value=0.5, sentence="")
     rows = [{"kind": "val", "step": 1, "acc": estimate, "text": "unknown"}]
     run = SimpleNamespace(config=SimpleNamespace(data=SimpleNamespace(val_samples=9)), step=1, task=None)
     values = TaskReport(run).measured(rows).values  # pyright: ignore[reportArgumentType]
-    assert isinstance(values["acc"], Estimate) and set(values) == {"acc"}
+    assert isinstance(values["acc"], MeasuredValue) and set(values) == {"acc"}
     assert interval(values["acc"], percent) == "47.0 % to 53.0 %, n 1,200"
 
 
@@ -214,7 +214,7 @@ def test_names_of_bars_do_not_run_into_each_other():
 
 
 def test_chance_is_that_of_drawing_without_replacement():
-    """All orders of the candidates, counted; and 18 pictures with one match each: 10 of 18."""
+    """All orders of the candidates, pluralize; and 18 images with one match each: 10 of 18."""
     assert chance_recall(10, 18, [1] * 18) == pytest.approx(10 / 18)
     matches, num = (1, 3, 2, 6), 6
     for k in (1, 2, 5, 10):
@@ -223,7 +223,7 @@ def test_chance_is_that_of_drawing_without_replacement():
 
 
 def of_task(name: str) -> Any:
-    config = SimpleNamespace(task=SimpleNamespace(name=name), data=SimpleNamespace(rows="pairs"))
+    config = SimpleNamespace(task=SimpleNamespace(name=name), data=SimpleNamespace(modality="image_text"))
     return SimpleNamespace(config=config, task=None)
 
 
@@ -244,13 +244,13 @@ def test_a_tasks_report_is_found_by_its_name():
 def test_what_all_pages_share_names_no_task():
     sections = [section for section in kinds_of(TaskConfig).values() if section.has_numbers]
     names = [name for section in sections for name in (section.__name__, f'"{section.name}"')]
-    for file in ("page", "task", "html", "charts", "curves", "routing"):
+    for file in ("page", "task", "templating", "charts", "curves", "routing"):
         text = Path(charts.__file__).with_name(f"{file}.py").read_text()
         assert [name for name in names if name in text] == []
 
 
 def test_an_encoder_without_numbers(tmp_path: Path):
-    run = tiny_run("masked", task=EncoderOnlyConfig())
+    run = tiny_run("masked", task=HeadlessConfig())
     write_run(run, tmp_path / "mine/checkpoints/step_00000001")
     page = Page(write_report(tmp_path / "mine"))
     assert_self_contained(tmp_path / "mine/report.html")

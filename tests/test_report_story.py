@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from report_page import Page, assert_self_contained, tiny
 
-from eve_vl.data.scenes import ScenePairs, SceneQuestions
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import UserError
-from eve_vl.loading import load_run
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.report.html import percent
-from eve_vl.report.story import TASKS, results_section, write_story
-from eve_vl.training import train
+from eve_vl.report.demo import TASKS, results_section, write_story
+from eve_vl.report.templating import percent
+from eve_vl.run.loading import load_run
+from eve_vl.run.training import train
+from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions
+from eve_vl.utils.errors import UserError
 
-ALL = ["results", "learning", "pretrain", "pictures", "captions", "vqa", "nlvr2", "retrieval", "routing", "commands"]
+ALL = ["results", "learning", "pretrain", "images", "captions", "vqa", "nlvr2", "retrieval", "routing", "commands"]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def test_whole_story(folder: Path, tmp_path: Path):
         key, way = {"vqa": ("vqa_acc", ""), "nlvr2": ("nlvr2_acc", ""), "retrieval": ("tr1", "→ caption, ")}[task]
         assert f"{way}from scratch {percent(last[key])}" in page.text
         assert f"eve finetune scenes_{task} --init {folder / 'pretrain'}" in page.text
-        assert any(alt.startswith(f"{task} ") and ": heat" in alt for alt in page.pictures)
-    assert any(alt.endswith(": rebuilt") for alt in page.pictures)
+        assert any(alt.startswith(f"{task} ") and ": heat" in alt for alt in page.images)
+    assert any(alt.endswith(": rebuilt") for alt in page.images)
     assert page.text.count("Experts by modality, block 2") == 4
     assert "Left out" not in page.text
     assert write_story(folder, tmp_path / "new/page.html").read_text() == (folder / "report.html").read_text()
@@ -99,7 +99,7 @@ def test_chance_of_search_where_sizes_are_known():
     values = numbers() | {"retrieval_tr1_chance": 2 / 50}
     html = results_section(values).body
     assert f"<title>→ caption, blind or chance: {percent(2 / 50)}" in html
-    assert "<title>→ picture, blind or chance" not in html
+    assert "<title>→ image, blind or chance" not in html
 
 
 def test_missing_runs(copy: Path):
@@ -112,13 +112,13 @@ def test_missing_runs(copy: Path):
     assert "Left out, for there is no such run: vqa_scratch, nlvr2." in page.text
     assert "90.0 %–––" in page.text
     assert "There are no numbers of this split." in page.text
-    assert any(alt.startswith("vqa ") for alt in page.pictures)
-    assert not any(alt.startswith("nlvr2 ") for alt in page.pictures)
+    assert any(alt.startswith("vqa ") for alt in page.images)
+    assert not any(alt.startswith("nlvr2 ") for alt in page.images)
 
     shutil.rmtree(copy / "pretrain")
     (copy / "metrics.json").unlink()
     page = Page(write_story(copy))
-    assert page.ids == [name for name in ALL if name not in ("pictures", "captions")]
+    assert page.ids == [name for name in ALL if name not in ("images", "captions")]
     assert f"Left out: {copy / 'pretrain'}: no such run folder." in page.text
 
 

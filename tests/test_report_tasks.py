@@ -20,23 +20,23 @@ from eve_vl.cli import VERBS
 from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImageDrawing, ImageRef
-from eve_vl.data.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation import evaluate_rows
-from eve_vl.loading import LoadedRun, load_run, read_config
+from eve_vl.evaluation.retrieval import RetrievalSet
+from eve_vl.evaluation.runner import evaluate_rows
 from eve_vl.model.moe import Router
 from eve_vl.recipes import get_finetune_recipe
-from eve_vl.report.html import percent
 from eve_vl.report.page import command_line, write_report
 from eve_vl.report.retrieval import Query, RetrievalReport, content_word
 from eve_vl.report.routing import routing_of
 from eve_vl.report.task import task_report
-from eve_vl.tasks.gallery import Gallery
+from eve_vl.report.templating import percent
+from eve_vl.run.loading import LoadedRun, load_run, read_config
+from eve_vl.run.training import train
+from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.log import read_log, read_numbers
-from eve_vl.training import train
 
 TASKS = ("vqa", "nlvr2", "retrieval")
 NUM_VAL = 36
@@ -85,7 +85,7 @@ def test_page(runs: dict[str, Path], pretrained: Path, task: str):
     page, loaded = Page(path), load_run(runs[task])
     assert_self_contained(path)
     assert page.ids == ["numbers", "curves", task, "routing", "config"]
-    assert " Heat, blue to red: " in page.text and any("heat" in alt for alt in page.pictures)
+    assert " Heat, blue to red: " in page.text and any("heat" in alt for alt in page.images)
     assert path.stat().st_size < 600_000
     assert f"{task}recipescenes_{task}step" in page.text
     assert "training datascenes:train (100,000 rows)validation datascenes:val (1,000 rows)" in page.text
@@ -221,9 +221,9 @@ def test_answers_are_the_models_and_right_ones_are_right(runs: dict[str, Path]):
     for verdict, card in found:
         alt = re.findall(r'alt="(.*?)"', card)
         assert len(alt) == 2
-        (index,) = re.findall(r"val\[(\d+)\]: picture", alt[0])
+        (index,) = re.findall(r"val\[(\d+)\]: image", alt[0])
         asked = rows[int(index)]
-        assert (page.pictures[alt[0]] == pixels_of(asked.image)).all()
+        assert (page.images[alt[0]] == pixels_of(asked.image)).all()
         assert asked.question in card
         shown = re.findall(r"<span>(\w+)</span><span>([\d.]+ %)</span>", card)
         best = run.task.answer_head(alone(run, pixels_of(asked.image), asked.question)).sigmoid()[0].topk(3)
@@ -233,8 +233,8 @@ def test_answers_are_the_models_and_right_ones_are_right(runs: dict[str, Path]):
         assert (verdict == "right") == (shown[0][0] == asked.answers[0])
         assert f"truth</span> {asked.answers[0]}<" in card
         with torch.enable_grad():
-            heat = run.calls.look(pixels_of(asked.image), asked.question, answer=shown[0][0]).overlays()[0]
-        assert (page.pictures[alt[1]] == heat).all()
+            heat = run.calls.explain(pixels_of(asked.image), asked.question, answer=shown[0][0]).overlays()[0]
+        assert (page.images[alt[1]] == heat).all()
     assert len({rows[int(re.findall(r"val\[(\d+)\]", card)[0])].answer_type for verdict, card in found[6:]}) >= 3
 
 
@@ -247,10 +247,10 @@ def test_verdicts_are_the_models_and_right_ones_are_right(runs: dict[str, Path])
     for verdict, card in found:
         alts = re.findall(r'alt="(.*?)"', card)
         claimed = rows[int(re.findall(r"val\[(\d+)\]: left", alts[0])[0])]
-        pictures = [pixels_of(claimed.left), pixels_of(claimed.right)]
-        for alt, expected in zip(alts, [*pictures, *heat_of(run, pictures, claimed.statement)], strict=True):
-            assert (page.pictures[html.unescape(alt)] == expected).all()
-        states = [alone(run, pixels, claimed.statement) for pixels in pictures]
+        images = [pixels_of(claimed.left), pixels_of(claimed.right)]
+        for alt, expected in zip(alts, [*images, *heat_of(run, images, claimed.statement)], strict=True):
+            assert (page.images[html.unescape(alt)] == expected).all()
+        states = [alone(run, pixels, claimed.statement) for pixels in images]
         true = run.task.compare_head(*states).softmax(1)[0, 1].item()
         share = max(true, 1 - true)
         assert claimed.statement in card
@@ -262,9 +262,9 @@ def test_verdicts_are_the_models_and_right_ones_are_right(runs: dict[str, Path])
         assert (verdict == "right") == ((true > 0.5) == claimed.label)
 
 
-def heat_of(run: LoadedRun, pictures: list[np.ndarray], text: str) -> tuple[np.ndarray, ...]:
+def heat_of(run: LoadedRun, images: list[np.ndarray], text: str) -> tuple[np.ndarray, ...]:
     with torch.enable_grad():
-        return run.calls.look(pictures, text).overlays()
+        return run.calls.explain(images, text).overlays()
 
 
 @torch.no_grad()
@@ -276,63 +276,63 @@ def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     with torch.enable_grad():
         report = RetrievalReport(run)
         dataset = report.dataset(40, for_evaluation=True)
-        by_text, by_picture = report.searches(dataset, 2)
+        by_text, by_image = report.searches(dataset, 2)
     rows = ScenePairs(split="val", image_size=32)
     picks = [row for _, _, row in eval_positions([len(rows)], 40)]
-    pictures = [pixels_of(rows[row].image) for row in picks]
+    images = [pixels_of(rows[row].image) for row in picks]
     texts = list(dict.fromkeys(rows[row].captions[0] for row in picks))
     true = {(index, text) for index, row in enumerate(picks) for text in rows.true_captions(row)}
-    image_Id = torch.cat([task.image_features(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]) for pixels in pictures])
+    image_Id = torch.cat([task.image_features(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]) for pixels in images])
     ids = [torch.from_numpy(run.tokenizer.encode(text, 32)[0])[None] for text in texts]
     text_Td = torch.cat([task.text_features(each, None) for each in ids])
 
-    def score(picture: int, text: str) -> float:
+    def score(image: int, text: str) -> float:
         assert task.contrast.match_head is not None
-        no, yes = task.contrast.match_head(alone(run, pictures[picture], text))[0].tolist()
-        similarity = image_Id[picture] @ text_Td[texts.index(text)] / task.contrast.features.temperature
+        no, yes = task.contrast.match_head(alone(run, images[image], text))[0].tolist()
+        similarity = image_Id[image] @ text_Td[texts.index(text)] / task.contrast.features.temperature
         return yes - no + similarity.item()
 
-    assert len(dataset.pictures) == 40
+    assert len(dataset.images) == 40
     assert dataset.captions == texts
     assert 2 <= len(by_text) <= 4
-    assert 2 <= len(by_picture) <= 4
+    assert 2 <= len(by_image) <= 4
     for query in by_text:
         similarity = image_Id @ text_Td[texts.index(query.item.text)]
         first = similarity.argsort(descending=True)[:16].tolist()
-        best = sorted(first, key=lambda picture: -score(picture, query.item.text))[:5]
-        assert [item.where for item in query.hits] == [f"picture {picture}" for picture in best]
-        for item, picture in zip(query.hits, best, strict=True):
-            assert (item.pictures["picture"] == pictures[picture]).all()
-        assert query.is_match == tuple((picture, query.item.text) in true for picture in best)
-    for query in by_picture:
-        index = int(query.item.where.removeprefix("picture "))
+        best = sorted(first, key=lambda image: -score(image, query.item.text))[:5]
+        assert [item.where for item in query.hits] == [f"image {image}" for image in best]
+        for item, image in zip(query.hits, best, strict=True):
+            assert (item.images["image"] == images[image]).all()
+        assert query.is_match == tuple((image, query.item.text) in true for image in best)
+    for query in by_image:
+        index = int(query.item.where.removeprefix("image "))
         first = (text_Td @ image_Id[index]).argsort(descending=True)[:16].tolist()
         best = sorted(first, key=lambda text: -score(index, texts[text]))[:5]
         assert [item.text for item in query.hits] == [texts[text] for text in best]
         assert query.is_match == tuple((index, texts[text]) in true for text in best)
         assert (index, query.truth.text) in true
         assert query.word in query.truth.text.split()
-        assert (query.heat[0] == look_for(run, pictures[index], query)).all()
+        assert (query.heat[0] == look_for(run, images[index], query)).all()
     verdicts = [query.is_match[0] for query in by_text]
     assert verdicts == sorted(verdicts, reverse=True)
 
 
 def look_for(run: LoadedRun, pixels: np.ndarray, query: Query) -> np.ndarray:
     with torch.enable_grad():
-        return run.calls.look(pixels, query.truth.text, word=query.word).overlays()[0]
+        return run.calls.explain(pixels, query.truth.text, word=query.word).overlays()[0]
 
 
 def test_true_items_are_framed(runs: dict[str, Path]):
     """The page shows the searches' verdicts."""
     report = RetrievalReport(load_run(runs["retrieval"]))
-    by_text, by_picture = report.searches(report.dataset(200, for_evaluation=True), report.num_each)
+    by_text, by_image = report.searches(report.dataset(200, for_evaluation=True), report.num_each)
     text = (runs["retrieval"] / "report.html").read_text()
     lists = re.findall(r'<ol class="hits \w+">(.*?)</ol>', text)
-    queries = [*by_text, *by_picture]
+    queries = [*by_text, *by_image]
     assert len(lists) == len(queries)
     for items, query in zip(lists, queries, strict=True):
         assert re.findall(r'<li class="(right|wrong)">', items) == ["right" if each else "wrong" for each in query.is_match]
-        if query.item.pictures:
+        if query.item.images:
             assert [html.unescape(item) for item in re.findall(r'<li class="\w+">(.*?)</li>', items)] == [
                 item.text for item in query.hits
             ]
@@ -350,7 +350,7 @@ def test_content_word():
 def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int, pretrained: Path, tmp_path: Path, monkeypatch):
     """A matching head that is right about the first candidates alone, and wrong about all behind these."""
 
-    def scores(task: Retrieval, gallery: Gallery, *candidates: Tensor) -> list[Tensor]:
+    def scores(task: Retrieval, gallery: RetrievalSet, *candidates: Tensor) -> list[Tensor]:
         sides = gallery.relevance.texts_of_image, gallery.relevance.images_of_text
         found = []
         for order_QK, side in zip(candidates, sides, strict=True):
@@ -397,33 +397,33 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int,
 
 def test_without_matching_head_and_from_scratch(pretrained: Path, tmp_path: Path):
     config = finetuned(
-        pretrained, "retrieval", tmp_path / "run", steps=1, task={"itm_weight": 0.0, "rerank": 0, "standardize_match": False}
+        pretrained, "retrieval", tmp_path / "run", steps=1, task={"itm_weight": 0.0, "rerank": 0, "itm_batchnorm": False}
     )
     page = Page(trained(replace(config, scratch=True)))
     assert f"random weights (shape and tokenizer of {pretrained})" in page.text
     assert "contrast alone" not in page.text.partition("Among ")[0]
     assert "_itc_only" not in page.text
-    assert "heat" not in " ".join(page.pictures) and "Heat" not in page.text
+    assert "heat" not in " ".join(page.images) and "Heat" not in page.text
     assert "--scratch" in page.text
 
 
-def test_a_search_among_pictures_some_of_which_cannot_be_read(pretrained: Path, tmp_path: Path):
+def test_a_search_among_images_some_of_which_cannot_be_read(pretrained: Path, tmp_path: Path):
     """Those that can are numbered anew; what is shown as true is."""
     rows = []
     for index in range(12):
         Image.new("RGB", (40, 40), (20 * index, 90, 200)).save(tmp_path / f"{index}.png")
-        rows.append({"image": f"{index}.png", "caption": f"the picture with number {index}"})
+        rows.append({"image": f"{index}.png", "caption": f"the image with number {index}"})
     for index in (0, 5):
-        (tmp_path / f"{index}.png").write_bytes(b"no picture")
+        (tmp_path / f"{index}.png").write_bytes(b"no image")
     source = tmp_path / "pairs.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = {"train": (str(source),), "val": (str(source),), "skip_broken_val": True, "max_bad_share": 1.0}
+    data = {"train": (str(source),), "val": (str(source),), "skip_invalid_val": True, "max_invalid_fraction": 1.0}
     run = load_run(trained(finetuned(pretrained, "retrieval", tmp_path / "run", steps=1, data=data)).parent)
     report = RetrievalReport(run)
     by_text, _ = report.searches(report.dataset(100, for_evaluation=True), 6)
     assert by_text
     for query in by_text:
-        assert query.truth.pictures["picture"][0, 0].tolist() == [20 * int(query.item.text.split()[-1]), 90, 200]
+        assert query.truth.images["image"][0, 0].tolist() == [20 * int(query.item.text.split()[-1]), 90, 200]
 
 
 def test_own_questions(pretrained: Path, tmp_path: Path):
@@ -456,7 +456,7 @@ def test_own_questions(pretrained: Path, tmp_path: Path):
 
 def test_command_makes_the_same_config(runs: dict[str, Path], pretrained: Path, monkeypatch, tmp_path: Path):
     given: list[Config] = []
-    monkeypatch.setattr("eve_vl.training.train", lambda config, must_resume: given.append(config))
+    monkeypatch.setattr("eve_vl.run.training.train", lambda config, must_resume: given.append(config))
     for task in TASKS:
         config = load_run(runs[task]).config
         words = shlex.split(command_line(config))
@@ -523,7 +523,7 @@ def test_the_verdict_on_questions_knows_the_baseline_below_it(runs: dict[str, Pa
     page = Page(runs["vqa"] / "report.html")
     numbers = evaluate_rows(load_run(runs["vqa"]), NUM_VAL)[0]
     verdict = load_run(runs["vqa"]).task.verdict(numbers)
-    assert "answering without the picture" in verdict and verdict in page.text
+    assert "answering without the image" in verdict and verdict in page.text
     assert "without a baseline" not in page.text.partition("Curves")[0]
     assert "worth" not in page.text
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eve_vl.loading import read_config
+from eve_vl.run.loading import read_config
 from eve_vl.train.checkpoint import read_best
 from eve_vl.train.log import TIMING, read_log
 from eve_vl.train.optim import learning_rate
@@ -193,16 +193,16 @@ def test_other_flags_in_the_same_folder_are_refused(eve):
     done = eve("pretrain", "tiny", "--out", "run", "--train.steps", "2", "--train.lr", "0.1", "--model.top-k", "1")
     assert done.returncode == 2
     assert "holds a run with other values: model.top_k 2 → 1; train.lr 0.001 → 0.1. Give the same flags" in done.stderr
-    assert eve("pretrain", "tiny", "--out", "run", "--train.steps", "2", "--train.keep", "1").returncode == 0
+    assert eve("pretrain", "tiny", "--out", "run", "--train.steps", "2", "--train.keep_checkpoints", "1").returncode == 0
 
 
 def test_a_finished_run_can_be_lengthened(eve, tmp_path: Path):
     """What it has learnt stays, rates are those of the longer schedule, and the log says so once."""
     flags = ("pretrain", "tiny", "--out", "run", "--train.log-every", 1, "--train.save-every", 4, "--data.val-samples", 8)
-    assert eve(*flags, "--train.steps", 4, "--train.keep", 3).returncode == 0
+    assert eve(*flags, "--train.steps", 4, "--train.keep_checkpoints", 3).returncode == 0
     first = load_file(tmp_path / "run/checkpoints/step_00000004/model.safetensors")
     for _ in range(2):
-        done = eve(*flags, "--train.steps", 8, "--train.keep", 3, "--train.val-every", 6)
+        done = eve(*flags, "--train.steps", 8, "--train.keep_checkpoints", 3, "--train.val-every", 6)
         assert done.returncode == 0, done.stderr
     assert (
         "the learning rate follows the schedule of 8 steps from here on: at step 4 it goes from 0 to "
@@ -220,7 +220,7 @@ def test_a_finished_run_can_be_lengthened(eve, tmp_path: Path):
     rates = {row["step"]: row["lr"] for row in rows if row["kind"] == "train"}
     assert [rates[step] for step in range(5, 9)] == [learning_rate(step - 1, config) for step in range(5, 9)]
     assert sorted(rates) == list(range(1, 9))
-    shorter = eve(*flags, "--train.steps", 6, "--train.keep", 3)
+    shorter = eve(*flags, "--train.steps", 6, "--train.keep_checkpoints", 3)
     assert "train.steps 6, below step 8, which it has reached" in shorter.stderr
 
 

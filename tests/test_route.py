@@ -1,4 +1,4 @@
-"""Which experts tokens go to, against the router written out, against what training counts, and by eye of the picture.
+"""Which experts tokens go to, against the router written out, against what training counts, and by eye of the image.
 
 Letters: N tokens, S rows, E experts, K chosen experts, M = 2 modalities.
 """
@@ -12,28 +12,28 @@ import torch
 from PIL import Image
 from tiny_runs import RIVAL, TEXT, ids_of, image_tokens, noise, tiny_run, write_run
 
-from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.tasks.route import expert_colors
+from eve_vl.predict.expert_map import expert_colors
+from eve_vl.utils.errors import UserError
 
 P = 16
 
 
-@pytest.mark.parametrize("model", [{}, {"routing": "official-dropless"}], ids=["stable", "official-dropless"])
-@pytest.mark.parametrize("given", ["picture", "text", "both"])
+@pytest.mark.parametrize("model", [{}, {"routing": "reference-dropless"}], ids=["dropless", "reference-dropless"])
+@pytest.mark.parametrize("given", ["image", "text", "both"])
 def test_tokens_go_where_the_router_sends_them(given, model):
     eve = Eve(tiny_run("masked", model=model))
-    image, text = (noise(0) if given != "text" else None), (TEXT if given != "picture" else "")
-    found = eve.route(image, text)
+    image, text = (noise(0) if given != "text" else None), (TEXT if given != "image" else "")
+    found = eve.experts(image, text)
 
     encoder: Any = eve.task.encoder
     seen: dict[int, Any] = {}
     for number in (1, 2):  # what the feed-forward part of the blocks with experts sees, padding left out
         encoder.blocks[number].ffn.register_forward_pre_hook(lambda _, args, number=number: seen.update({number: args}))
-    pictures = image_tokens(eve.task, image) if image is not None else None
+    images = image_tokens(eve.task, image) if image is not None else None
     texts = encoder.text(ids_of(eve, TEXT), None) if text else None
     with torch.no_grad():
-        encoded = encoder.encode(pictures, texts)
+        encoded = encoder.encode(images, texts)
     num_image, num_text = (1 + P) * bool(given != "text"), ids_of(eve, TEXT).shape[1] * bool(text)
     is_text = torch.tensor([0] * num_image + [1] * num_text)
     assert [block.number for block in found.blocks] == [1, 2]
@@ -56,39 +56,39 @@ def test_tokens_go_where_the_router_sends_them(given, model):
 
 
 def test_neighbours_and_the_other_modality_matter_as_in_the_pass():
-    """The picture's own pass is another one than the pair's; nothing of a call stays for the next."""
+    """The image's own pass is another one than the pair's; nothing of a call stays for the next."""
     eve = Eve(tiny_run("vqa"))
-    pair, alone = eve.route(noise(0), TEXT), eve.route(noise(0))
+    pair, alone = eve.experts(noise(0), TEXT), eve.experts(noise(0))
     assert (pair.blocks[0].gates[: 1 + P] != alone.blocks[0].gates).any()
     assert all(
-        (first.gates == again.gates).all() for first, again in zip(pair.blocks, eve.route(noise(0), TEXT).blocks, strict=True)
+        (first.gates == again.gates).all() for first, again in zip(pair.blocks, eve.experts(noise(0), TEXT).blocks, strict=True)
     )
 
 
 def test_only_runs_with_experts_offer_it():
     with_experts, without = Eve(tiny_run("vqa")), Eve(tiny_run("vqa", model={"deep_ffn": "modality"}))
-    assert "route" in with_experts.calls and "route" not in without.calls and not hasattr(without, "route")
-    assert Eve(tiny_run("masked", task=RIVAL)).calls[-1] == "route"
+    assert "experts" in with_experts.calls and "experts" not in without.calls and not hasattr(without, "experts")
+    assert Eve(tiny_run("masked", task=RIVAL)).calls[-1] == "experts"
     with pytest.raises(UserError, match=r"^route: tiny is a run without experts, .*--model.deep-ffn moe$"):
-        without.route(noise(0))
-    with pytest.raises(UserError, match="give a picture, a text or both"):
-        with_experts.route()
+        without.experts(noise(0))
+    with pytest.raises(UserError, match="give an image, a text or both"):
+        with_experts.experts()
 
 
 def test_on_the_command_line(eve, tmp_path):
     run = tiny_run("nlvr2")
     write_run(run, tmp_path / "run")
     Image.fromarray(noise(0)).save(tmp_path / "0.png")
-    done = eve("route", "run", "0.png", TEXT, "--out", "route.png", "--json", "route.json")
+    done = eve("experts", "run", "0.png", TEXT, "--out", "route.png", "--json", "route.json")
     assert done.returncode == 0, done.stderr
-    found = Eve(run).route(noise(0), TEXT)
+    found = Eve(run).experts(noise(0), TEXT)
     assert done.stdout.startswith("route.png: block 1: patches: ")
     assert "\nblock 2: patches: " in done.stdout and "red" not in done.stdout
     written = json.loads((tmp_path / "route.json").read_text())
     assert written == found.values()
-    picture = np.asarray(Image.open(tmp_path / "route.png"))
+    image = np.asarray(Image.open(tmp_path / "route.png"))
     side, gap, top = 336, 8, 25
-    assert picture.shape[1] == 2 * side + gap, "a picture of each block"
+    assert image.shape[1] == 2 * side + gap, "an image of each block"
     colors = expert_colors(4)
     assert len(set(colors)) == 4
     for number, block in enumerate(found.blocks):
@@ -96,5 +96,5 @@ def test_on_the_command_line(eve, tmp_path):
             row, column = divmod(patch, 4)
             y, x = top + row * 84 + 2, number * (side + gap) + column * 84 + 2  # a corner, where no number is written
             shown = 0.45 * noise(0)[row * 4, column * 4] + 0.55 * np.array(colors[expert])
-            assert np.abs(picture[y, x] - shown).max() <= 1.5
-    assert eve("route", "run", "--json", "x.json").stderr.count("\n") == 1
+            assert np.abs(image[y, x] - shown).max() <= 1.5
+    assert eve("experts", "run", "--json", "x.json").stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What is searched for is found: as a pass over all pictures would find it, or not at all."""
+"""What is searched for is found: as a pass over all images would find it, or not at all."""
 
 import io
 import json
@@ -12,26 +12,26 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 import pytest
-from indices import content, features_of, search_model, search_run, some_photos, write_picture  # noqa: F401
+from indices import content, features_of, search_model, search_run, some_photos, write_image  # noqa: F401
 from pyarrow import parquet
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
 from eve_vl import __version__
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.search import database, rerank
 from eve_vl.search import index as index_module
-from eve_vl.search import rerank, store
 from eve_vl.search.index import Index
+from eve_vl.utils.errors import BadSampleError, UserError
 
 # What is in it
 
 
 def test_features_and_captions_are_those_of_encode(model, photos, tmp_path):
     index = model.index(photos, tmp_path / "index", batch_size=3)
-    pictures = model.encode_image(photos)
+    images = model.encode_image(photos)
     known = content(tmp_path / "index")
-    assert list(known) == sorted(pictures.names)
-    assert index.counts() == {"pictures": 20, "distinct": 20, "near": 0, "captions": 3, "broken": 0}
-    for name, expected in zip(pictures.names, pictures, strict=True):
+    assert list(known) == sorted(images.names)
+    assert index.counts() == {"images": 20, "distinct": 20, "near": 0, "captions": 3, "broken": 0}
+    for name, expected in zip(images.names, images, strict=True):
         np.testing.assert_allclose(features_of(tmp_path / "index", name), expected, atol=2e-3)
     for number, texts in enumerate([*([text] for text in TEXTS), sorted(TEXTS[:2])]):
         _, found, rows = known[str(photos / "old" / f"{number:02}.png")]
@@ -41,16 +41,16 @@ def test_features_and_captions_are_those_of_encode(model, photos, tmp_path):
 
 def test_a_search_is_the_order_of_all_dot_products(model, photos, tmp_path):
     index = model.index(photos, tmp_path / "index")
-    pictures, texts = model.encode_image(photos), model.encode_text(list(TEXTS))
+    images, texts = model.encode_image(photos), model.encode_text(list(TEXTS))
     query = model.encode_text(TEXTS[1])[0]
-    picture = model.encode_image(photos / "new" / "09.png")[0]
-    both = query + picture
+    image = model.encode_image(photos / "new" / "09.png")[0]
+    both = query + image
     for features, names, expected, asked in (
-        (pictures, pictures.names, query, {"words": TEXTS[1]}),
-        (pictures, pictures.names, picture, {"image": photos / "new" / "09.png"}),
-        (texts, TEXTS, picture, {"image": photos / "new" / "09.png", "captions": True}),
-        (pictures, pictures.names, query - model.encode_text(TEXTS[0])[0], {"words": TEXTS[1], "without": TEXTS[0]}),
-        (pictures, pictures.names, both, {"words": TEXTS[1], "image": photos / "new" / "09.png"}),
+        (images, images.names, query, {"words": TEXTS[1]}),
+        (images, images.names, image, {"image": photos / "new" / "09.png"}),
+        (texts, TEXTS, image, {"image": photos / "new" / "09.png", "captions": True}),
+        (images, images.names, query - model.encode_text(TEXTS[0])[0], {"words": TEXTS[1], "without": TEXTS[0]}),
+        (images, images.names, both, {"words": TEXTS[1], "image": photos / "new" / "09.png"}),
     ):
         scores = np.asarray(features) @ (expected / np.linalg.norm(expected))
         order = scores.argsort()[::-1][:7]
@@ -114,14 +114,14 @@ def test_folders_and_columns_narrow_a_search(model, photos, tmp_path, monkeypatc
     assert {hit.name for hit in index.search("red", where={"set": "odd"}, captions=True)} == {
         f"red {n}" for n in range(9, 20, 2)
     }
-    assert [hit.pictures for hit in index.search("red", where={"x": "11"})] == [(odd[1],)], "in the folder and in the table"
+    assert [hit.images for hit in index.search("red", where={"x": "11"})] == [(odd[1],)], "in the folder and in the table"
     for asked, message in (
         (
             {"folder": photos / "other"},
-            rf"no picture of the index has folder .*other; its folders: {photos / 'new'}, {photos / 'old'}$",
+            rf"no image of the index has folder .*other; its folders: {photos / 'new'}, {photos / 'old'}$",
         ),
         ({"where": {"sett": "odd"}}, r"no column 'sett'; did you mean 'set'\?"),
-        ({"where": {"set": "red"}}, "no picture of the index has set = red"),
+        ({"where": {"set": "red"}}, "no image of the index has set = red"),
     ):
         with pytest.raises(UserError, match=message):
             index.search("red", **asked)
@@ -130,16 +130,16 @@ def test_folders_and_columns_narrow_a_search(model, photos, tmp_path, monkeypatc
     hits = {hit.name: hit for hit in index.search("red", folder=photos / "new")}
     assert {Path(name).parent for name in hits} == {photos / "new"}
     again = hits[str(photos / "new" / "again.png")]
-    assert again.pictures == (again.name, str(photos / "old" / "00.png"))
+    assert again.images == (again.name, str(photos / "old" / "00.png"))
     assert index.image(again.id).where == again.name
     (caption,) = index.search("red", folder=photos / "new", where={"x": "11"}, captions=True)
-    assert caption.pictures[0] == odd[1]
+    assert caption.images[0] == odd[1]
     monkeypatch.setattr(index_module, "MOST_SAID", 1)
-    assert {len(hit.pictures) for hit in index.search("red")} == {1}
+    assert {len(hit.images) for hit in index.search("red")} == {1}
 
 
 def test_tables_and_shards(model, photos, tmp_path):
-    """Rows about one picture are one picture with the captions of all; shards may lack captions."""
+    """Rows about one image are one image with the captions of all; shards may lack captions."""
     rows = [{"image": f"photos/old/{number % 4:02}.png", "caption": f"red {number}"} for number in range(8)]
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
@@ -150,29 +150,29 @@ def test_tables_and_shards(model, photos, tmp_path):
                 member.size = len(text)
                 tar.addfile(member, io.BytesIO(text))
     index = model.index([tmp_path / "table.jsonl", tmp_path / "shard.tar"], tmp_path / "index")
-    assert index.counts() == {"pictures": 10, "distinct": 6, "near": 0, "captions": 9, "broken": 0}
+    assert index.counts() == {"images": 10, "distinct": 6, "near": 0, "captions": 9, "broken": 0}
     hit = next(hit for hit in index.search("red") if hit.name.endswith("01.png"))
     assert sorted(hit.captions) == ["a circle", "red 1", "red 5"]
-    assert hit.pictures == (str(photos / "old" / "01.png"), str(tmp_path / "shard.tar:0001"))
+    assert hit.images == (str(photos / "old" / "01.png"), str(tmp_path / "shard.tar:0001"))
     last = next(hit for hit in index.search("red") if hit.name.endswith("0005"))
     np.testing.assert_array_equal(index.image(last.id).whole(), noise(5, 20, 30))
     assert model.index(tmp_path / "shard.tar", tmp_path / "index").changes.kept == 6
 
 
-def test_rows_of_files_with_one_name_are_pictures_of_their_own(model, tmp_path):
-    """Parquet holds the pictures themselves, so that nothing but folder, file and row tells them apart."""
+def test_rows_of_files_with_one_name_are_images_of_their_own(model, tmp_path):
+    """Parquet holds the images themselves, so that nothing but folder, file and row tells them apart."""
     parquet = pytest.importorskip("pyarrow.parquet")
     pyarrow = pytest.importorskip("pyarrow")
     for part in range(2):
         folder = tmp_path / "parts" / f"d{part}"
         rows = []
         for row in range(3):
-            write_picture(folder / "one.png", 10 * part + row)
+            write_image(folder / "one.png", 10 * part + row)
             rows.append({"image": (folder / "one.png").read_bytes(), "caption": f"red {part} {row}"})
         rows.append({"image": None, "caption": "red"})
         parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "x.parquet")
     index = model.index(tmp_path / "parts" / "d{0..1}" / "x.parquet", tmp_path / "index")
-    assert index.counts() == {"pictures": 6, "distinct": 6, "near": 0, "captions": 6, "broken": 2}
+    assert index.counts() == {"images": 6, "distinct": 6, "near": 0, "captions": 6, "broken": 2}
     names = [str(tmp_path / "parts" / f"d{part}" / f"x.parquet row {row}") for part in range(2) for row in range(1, 5)]
     hits = {hit.name: hit for hit in index.search("red")}
     assert sorted([*hits, *index.changes.broken]) == names
@@ -181,7 +181,7 @@ def test_rows_of_files_with_one_name_are_pictures_of_their_own(model, tmp_path):
     assert model.index((), tmp_path / "index").changes.kept == 6
 
 
-def test_each_row_about_a_picture_says_something(eve, run, model, photos, tmp_path):
+def test_each_row_about_a_image_says_something(eve, run, model, photos, tmp_path):
     """As in tables of a row for each caption; columns that the first row lacks count, and true is called true."""
     rows = [
         {"image": f"photos/old/0{row // 2}.png", "caption": f"red {row}", "who": row % 2, 'größe "1\\': row // 2}
@@ -202,7 +202,7 @@ def test_each_row_about_a_picture_says_something(eve, run, model, photos, tmp_pa
     assert found({"who": "1", 'größe "1\\': "1"}, captions=True) == ["red 3"]
     assert found({"is_late": "true"}) == found({"x.y": "a'b%"}) == [new]
     (caption,) = index.search("red", where={"who": "1", 'größe "1\\': "1"}, captions=True)
-    assert caption.pictures == (old[1],)
+    assert caption.images == (old[1],)
     with pytest.raises(UserError, match="no caption of the index has is_late = true"):
         found({"is_late": "true"}, captions=True)
     rows[1]["who"], rows[3]["who"] = 2, 0
@@ -218,13 +218,13 @@ def test_each_row_about_a_picture_says_something(eve, run, model, photos, tmp_pa
         assert (done.returncode, message in done.stderr) == (2, True)
 
 
-def test_a_narrow_search_looks_through_the_pictures_once(model, photos, tmp_path):
+def test_a_narrow_search_looks_through_the_images_once(model, photos, tmp_path):
     model.index(photos, tmp_path / "index")
     index, queries = Index.open(tmp_path / "index", model), []
     index.store.db.set_trace_callback(queries.append)
     found = [[hit.name for hit in index.search(words, folder=photos / "old", rerank=0)] for words in ("red", "red", "blue")]
     assert [len(names) for names in found] == [8, 8, 8]
-    assert sum(query.startswith("SELECT slot FROM picture") for query in queries) == 1
+    assert sum(query.startswith("SELECT slot FROM image") for query in queries) == 1
     (photos / "old" / "00.png").unlink()
     model.index(photos, tmp_path / "index")  # by another connection
     assert [hit.name for hit in index.search("red", folder=photos / "old", rerank=0)] == [
@@ -232,7 +232,7 @@ def test_a_narrow_search_looks_through_the_pictures_once(model, photos, tmp_path
     ]
 
 
-def test_a_picture_is_the_one_that_was_indexed_or_none(model, photos, tmp_path):
+def test_a_image_is_the_one_that_was_indexed_or_none(model, photos, tmp_path):
     """A file, a shard or a table may be another by now, or its rows in another order."""
     data = {number: (photos / "new" / f"{number:02}.png").read_bytes() for number in range(8, 12)}
     table, shard = tmp_path / "table.parquet", tmp_path / "shard.tar"
@@ -248,11 +248,11 @@ def test_a_picture_is_the_one_that_was_indexed_or_none(model, photos, tmp_path):
 
     def shown() -> list[np.ndarray | None]:
         found = []
-        for (number,) in index.store.db.execute("SELECT id FROM picture ORDER BY source, row").fetchall():
+        for (number,) in index.store.db.execute("SELECT id FROM image ORDER BY source, row").fetchall():
             try:
                 found.append(index.image(number).whole())
             except BadSampleError as error:
-                assert "is not the picture that was indexed" in str(error)
+                assert "is not the image that was indexed" in str(error)
                 found.append(None)
         return found
 
@@ -279,27 +279,27 @@ def write_bad_indices(eve, run, model, tmp_path: Path) -> None:
     blind = write_run(tiny_run("masked"), tmp_path / "blind")
     assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
     (tmp_path / "empty").mkdir()
-    write_picture(tmp_path / "bad" / "1.png", 1)
+    write_image(tmp_path / "bad" / "1.png", 1)
     (tmp_path / "bad" / "1.png").write_bytes(b"x")
     assert eve("index", "bad", "--run", run, "--out", "of_bad").returncode == 0
     assert eve("index", "photos", "--run", blind, "--out", "of_blind").returncode == 0
     shutil.copytree(tmp_path / "index", tmp_path / "older")
-    with sqlite3.connect(tmp_path / "older" / store.DATABASE) as db:
+    with sqlite3.connect(tmp_path / "older" / database.DATABASE) as db:
         db.execute("UPDATE fact SET value = '0' WHERE name = 'format'")
     db.close()
     shutil.copytree(tmp_path / "index", tmp_path / "moved")
-    with sqlite3.connect(tmp_path / "moved" / store.DATABASE) as db:
+    with sqlite3.connect(tmp_path / "moved" / database.DATABASE) as db:
         db.execute("UPDATE fact SET value = '\"/nowhere/run\"' WHERE name = 'run'")
     db.close()
     shutil.copytree(tmp_path / "index", tmp_path / "lacking")
-    with (tmp_path / "lacking" / "pictures-00000.f16").open("r+b") as file:
+    with (tmp_path / "lacking" / "images-00000.f16").open("r+b") as file:
         file.truncate(200)
     for name, size in (("shortened", 5000), ("nil", 0), ("wrong", 0)):
         shutil.copytree(tmp_path / "index", tmp_path / name)
-        os.truncate(tmp_path / name / store.DATABASE, size)
-    (tmp_path / "wrong" / store.DATABASE).write_text("no database at all " * 9)
+        os.truncate(tmp_path / name / database.DATABASE, size)
+    (tmp_path / "wrong" / database.DATABASE).write_text("no database at all " * 9)
     (tmp_path / "killed").mkdir()
-    store.Store.create(tmp_path / "killed", model.run)  # killed before its first commit
+    database.Database.create(tmp_path / "killed", model.run)  # killed before its first commit
 
 
 def test_mistakes(eve, run, model, photos, tmp_path):
@@ -333,7 +333,7 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "nothing", "red"), "(eve index FOLDER --run RUN --out nothing makes one)"),
         (
             ("index", "--out", "lacking"),
-            "pictures-00000.f16: lacks features that the index knows of; make it anew: delete lacking",
+            "images-00000.f16: lacks features that the index knows of; make it anew: delete lacking",
         ),
         (("serve", "--index", "moved"), "the run that moved was made by; name it: eve serve RUN --index moved"),
         (("serve", "index"), "index: is an index, not a run folder; name it with --index"),
@@ -341,15 +341,15 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("serve", other, blind, "--index", "index"), f"than {other}"),
         (("search", "moved", "red"), "/nowhere/run: is not there any more, the run that moved was made by"),
         (("search", "of_bad", "red"), "of_bad: is empty"),
-        (("search", "of_blind", "red"), "pictures and texts of this run do not compare"),
+        (("search", "of_blind", "red"), "images and texts of this run do not compare"),
         (("search", "index", "--image", "gone.png"), "no such file: gone.png"),
         (("index", "photos", "--out", "fresh"), "fresh: no such index; to make one, name the run"),
         (("index", "--run", run, "--out", "fresh"), "fresh: is no index yet; to make one, name folders"),
         (("index", "scenes:test", "--run", run, "--out", "fresh"), "scenes:test: is generated data, which has no files"),
-        (("index", "empty", "--run", run, "--out", "fresh"), "empty: no pictures in this folder"),
+        (("index", "empty", "--run", run, "--out", "fresh"), "empty: no images in this folder"),
         (("index", "gone", "--run", run, "--out", "index"), "no such file or folder: "),
         (("index", "photos", "--run", other, "--out", "index"), "was made by another run"),
-        (("index", "--out", "killed"), "killed: has no sources yet; name folders of pictures"),
+        (("index", "--out", "killed"), "killed: has no sources yet; name folders of images"),
         (("index", "photos", "--run", run, "--out", "photos/old"), "photos/old: holds files, but no index; name a new folder"),
         (("index", "--format", "csv", "--out", "index"), "say how to read sources; name some"),
     ):
@@ -372,9 +372,9 @@ def test_mistakes(eve, run, model, photos, tmp_path):
 def test_the_command_line_finds_what_python_finds(eve, run, model, photos, tmp_path, monkeypatch):
     (photos / "old" / "broken.png").write_bytes(b"x")
     done = eve("index", "photos", "--run", run, "--out", "index")
-    assert "broken.png: not a picture in a known format" in done.stdout
-    assert "index: 20 pictures (20 new), 3 captions; 0 the same as another, 0 almost" in done.stdout
-    assert "note: 1 picture could not be used" in done.stdout
+    assert "broken.png: not an image in a known format" in done.stdout
+    assert "index: 20 images (20 new), 3 captions; 0 the same as another, 0 almost" in done.stdout
+    assert "note: 1 image could not be used" in done.stdout
     (photos / "new" / "19.png").unlink()
     done = eve("search", "index", TEXTS[0], "--json", "found.json", "--html", "found.html", "--rerank", 0)
     expected = Index.open(tmp_path / "index", model).search(TEXTS[0], rerank=0)
@@ -388,5 +388,5 @@ def test_the_command_line_finds_what_python_finds(eve, run, model, photos, tmp_p
     done = eve("search", "index", "--image", "photos/old/00.png", "--caption")
     assert len(done.stdout.splitlines()) == 3
     monkeypatch.setenv("HOME", str(tmp_path))  # a shell leaves --out=~/index as it is
-    assert "~/index: 19 pictures (1 gone)" in eve("index", "--out", "~/index").stdout
+    assert "~/index: 19 images (1 gone)" in eve("index", "--out", "~/index").stdout
     assert len(eve("search", "~/index", "red", "--top", "2").stdout.splitlines()) == 2

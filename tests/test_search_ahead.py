@@ -1,15 +1,15 @@
-"""Pictures read ahead: in order, few at once, and none that is known or on its way."""
+"""Images read ahead: in order, few at once, and none that is known or on its way."""
 
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from indices import search_model, search_run, some_photos, write_picture  # noqa: F401
+from indices import search_model, search_run, some_photos, write_image  # noqa: F401
 
 from eve_vl.data.records import ImageFile
-from eve_vl.search import ahead as module
-from eve_vl.search.ahead import AHEAD, ahead
+from eve_vl.search import prefetch as module
+from eve_vl.search.prefetch import AHEAD, ahead
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_what_goes_wrong_is_raised_in_its_turn(threads):
         next(found)
 
 
-def test_pictures_are_read_and_decoded_as_often_as_they_are_new(model, photos, tmp_path, monkeypatch):
+def test_images_are_read_and_decoded_as_often_as_they_are_new(model, photos, tmp_path, monkeypatch):
     """Five rows about each, as in tables of a row for each caption; then from another folder; then once more."""
     read, decoded = [], []
     read_image, decode = module.read_image, module.decode
@@ -59,7 +59,7 @@ def test_pictures_are_read_and_decoded_as_often_as_they_are_new(model, photos, t
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     index = model.index(tmp_path / "table.jsonl", tmp_path / "index")
     assert sorted(read) == [f"{number:02}.png" for number in range(20)]
-    assert index.counts()["captions"] == 5, "five texts, each of all pictures"
+    assert index.counts()["captions"] == 5, "five texts, each of all images"
     assert len(decoded) == 20
     photos.rename(tmp_path / "moved")
     model.index(tmp_path / "moved", tmp_path / "index")

@@ -4,20 +4,20 @@ import shutil
 from pathlib import Path
 
 import pytest
-from indices import content, rest, search_model, search_run, some_photos, write_picture  # noqa: F401
+from indices import content, rest, search_model, search_run, some_photos, write_image  # noqa: F401
 from serving import serving
 from tiny_runs import TEXTS
 
-from eve_vl.errors import DamagedError
 from eve_vl.eve import Eve
-from eve_vl.search import blocks
+from eve_vl.search import vectors
 from eve_vl.search.index import Index
+from eve_vl.utils.errors import DamagedError
 
 OTHER = "index.sqlite: is another one since it was opened; open the index again, or start the server anew"
 
 
 def made_anew(model: Eve, photos: Path, folder: Path) -> None:
-    """As many pictures in other slots: what is known of the old ones would be said of these."""
+    """As many images in other slots: what is known of the old ones would be said of these."""
     shutil.rmtree(folder)
     for number in range(8):
         (photos / "old" / f"{number:02}.png").rename(photos / "new" / f"{number + 50}.png")
@@ -52,14 +52,14 @@ def test_an_index_made_anew_is_not_searched_by_what_was_known_of_the_old_one(mod
 
 def test_an_index_made_anew_in_the_middle_of_a_search_gives_no_hits(model, photos, tmp_path, monkeypatch):
     model.index(photos, tmp_path / "index")
-    index, first = Index.open(tmp_path / "index", model), blocks.Blocks.first
+    index, first = Index.open(tmp_path / "index", model), vectors.VectorFile.first
 
     def late(self, num):
         monkeypatch.undo()
         made_anew(model, photos, tmp_path / "index")
         return first(self, num)
 
-    monkeypatch.setattr(blocks.Blocks, "first", late)
+    monkeypatch.setattr(vectors.VectorFile, "first", late)
     with pytest.raises(DamagedError, match=OTHER):
         index.search(TEXTS[0])
 
@@ -84,9 +84,9 @@ def test_a_server_of_an_index_made_anew_says_so_in_its_log(model, photos, tmp_pa
     model.index(photos, tmp_path / "index")
     with serving(model, index=Index.open(tmp_path / "index", model)) as client:
         hit = client.post("/v1/search", json={"words": TEXTS[0], "top": 1}).json()["hits"][0]
-        assert client.get(hit["picture"]).status_code == 200
+        assert client.get(hit["image"]).status_code == 200
         made_anew(model, photos, tmp_path / "index")
-        answers = client.post("/v1/search", json={"words": TEXTS[0]}), client.get(hit["picture"]), client.get("/v1/runs")
+        answers = client.post("/v1/search", json={"words": TEXTS[0]}), client.get(hit["image"]), client.get("/v1/runs")
         assert [answer.status_code for answer in answers] == [500] * 3
         assert {answer.json()["error"] for answer in answers} == {"the server failed at this request; its log says why"}
         assert caplog.text.count(OTHER) == 3

@@ -1,4 +1,4 @@
-"""Pictures that are almost the same: which are, and that an index marks them."""
+"""Images that are almost the same: which are, and that an index marks them."""
 
 import itertools
 from pathlib import Path
@@ -9,12 +9,12 @@ from indices import search_model, search_run  # noqa: F401
 from PIL import Image, ImageDraw
 from tiny_runs import noise
 
-from eve_vl.search import near
+from eve_vl.search import near_duplicates
 from eve_vl.search.index import Index
 
 
-def test_pictures_that_are_almost_the_same_are_marked(model, tmp_path):
-    """Saved smaller and as JPEG; the same bytes are one picture with two names."""
+def test_images_that_are_almost_the_same_are_marked(model, tmp_path):
+    """Saved smaller and as JPEG; the same bytes are one image with two names."""
     soft = Image.fromarray(noise(1, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
     other = Image.fromarray(noise(2, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
     folder = tmp_path / "photos"
@@ -24,11 +24,11 @@ def test_pictures_that_are_almost_the_same_are_marked(model, tmp_path):
     soft.resize((200, 150)).save(folder / "c.jpg", quality=80)
     soft.save(folder / "d.png")
     index = model.index(folder, tmp_path / "index")
-    assert index.counts() | {"captions": 0} == {"pictures": 4, "distinct": 3, "near": 1, "captions": 0, "broken": 0}
+    assert index.counts() | {"captions": 0} == {"images": 4, "distinct": 3, "near": 1, "captions": 0, "broken": 0}
     hits = {Path(hit.name).name: hit for hit in index.search("red")}
     assert hits["c.jpg"].near == str(folder / "a.png")
     assert (hits["a.png"].near, hits["b.png"].near) == (None, None)
-    assert [Path(name).name for name in hits["a.png"].pictures] == ["a.png", "d.png"]
+    assert [Path(name).name for name in hits["a.png"].images] == ["a.png", "d.png"]
 
 
 def test_almost_the_same_are_saved_anew_and_not_what_a_run_takes_for_one(model, tmp_path):
@@ -38,16 +38,16 @@ def test_almost_the_same_are_saved_anew_and_not_what_a_run_takes_for_one(model, 
     for number, (colour, hand) in enumerate(
         itertools.product(("red", "blue", "black", "green"), ((60, 20), (60, 100), (100, 60)))
     ):
-        picture = Image.new("RGB", (120, 120), "white")
-        draw = ImageDraw.Draw(picture)
+        image = Image.new("RGB", (120, 120), "white")
+        draw = ImageDraw.Draw(image)
         draw.ellipse((10, 10, 110, 110), fill=colour)
         draw.line((60, 60, *hand), fill="white", width=10)
-        drawn.append(picture)
-        picture.save(folder / f"{number:02}.png")
-        picture.save(folder / f"{number:02}-90.jpg", quality=90)
-        picture.save(folder / f"{number:02}-60.jpg", quality=60)
-        picture.resize((80, 80), Image.Resampling.LANCZOS).save(folder / f"{number:02}-small.png")
-        picture.resize((200, 180), Image.Resampling.BICUBIC).save(folder / f"{number:02}-large.png")
+        drawn.append(image)
+        image.save(folder / f"{number:02}.png")
+        image.save(folder / f"{number:02}-90.jpg", quality=90)
+        image.save(folder / f"{number:02}-60.jpg", quality=60)
+        image.resize((80, 80), Image.Resampling.LANCZOS).save(folder / f"{number:02}-small.png")
+        image.resize((200, 180), Image.Resampling.BICUBIC).save(folder / f"{number:02}-large.png")
     index = model.index(folder, tmp_path / "index")
     hits = index.search("red", top=60)
     assert len(hits) == 60
@@ -102,9 +102,9 @@ def test_near_finds_what_a_slow_loop_finds(spread):
         is_near = apart <= np.minimum(limits[:row], limits[row])
         expected[row] = is_near.argmax() if is_near.any() else row
     assert (expected != np.arange(1000)).sum() >= 150
-    found = near.near(looks, np.full(1000, -1))
+    found = near_duplicates.first_near_duplicate(looks, np.full(1000, -1))
     np.testing.assert_array_equal(found, expected)
     for kept in (0, 300, 700, 1000):
         known = np.where((expected < kept) & (np.arange(1000) < kept), expected, -1)
-        np.testing.assert_array_equal(near.near(looks, known), expected)
-    assert near.near(looks[:0], np.zeros(0, np.int64)).size == 0
+        np.testing.assert_array_equal(near_duplicates.first_near_duplicate(looks, known), expected)
+    assert near_duplicates.first_near_duplicate(looks[:0], np.zeros(0, np.int64)).size == 0

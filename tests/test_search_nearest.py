@@ -4,24 +4,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from indices import search_model, search_run, some_photos, write_picture  # noqa: F401
+from indices import search_model, search_run, some_photos, write_image  # noqa: F401
 from tiny_runs import TEXTS
 
-from eve_vl import files
-from eve_vl.errors import UserError
 from eve_vl.eve import Eve
-from eve_vl.search import approximate, blocks
-from eve_vl.search.among import condition
+from eve_vl.search import ann, vectors
+from eve_vl.search.exact import topk_exact
+from eve_vl.search.filters import condition
 from eve_vl.search.index import Index
-from eve_vl.search.nearest import best
+from eve_vl.utils import atomic_io
+from eve_vl.utils.errors import UserError
 
 
 @pytest.mark.parametrize("k", [1, 10, 500])
 def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 100)
+    monkeypatch.setattr(vectors, "BLOCK", 100)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(350, 6)).astype(np.float16)
-    kept = blocks.Blocks(tmp_path, "x", 6)
+    kept = vectors.VectorFile(tmp_path, "x", 6)
     order = rng.permutation(350)
     for slots in np.array_split(order, 9):
         kept.write(slots.tolist(), features[slots])
@@ -30,7 +30,7 @@ def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
     np.testing.assert_array_equal(kept.take(np.array([349, 3, 200])), features[[349, 3, 200]])
     is_wanted = rng.random(330) < 0.7
     query = rng.normal(size=(2, 6)).astype(np.float32)
-    slots, scores = best(kept.first(330), query, k, is_wanted)
+    slots, scores = topk_exact(kept.first(330), query, k, is_wanted)
     expected = features[:330].astype(np.float64) @ query.T
     expected[~is_wanted] = -np.inf
     places = (-expected).argsort(0)[: min(k, is_wanted.sum())].T
@@ -41,49 +41,49 @@ def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
     for damage in (lambda: None, first.unlink):  # a row of a block in the middle is cut off; the block is gone
         damage()
         with pytest.raises(UserError, match=r"x-00000\.f16: lacks features"):
-            best(kept.first(330), query, k, is_wanted)
+            topk_exact(kept.first(330), query, k, is_wanted)
 
 
 def cells_of(model: Eve, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
-    """An index of 320 pictures, which are enough for cells."""
+    """An index of 320 images, which are enough for cells."""
     pytest.importorskip("faiss")
-    monkeypatch.setattr(approximate, "EXACT_MOST", 200)
+    monkeypatch.setattr(ann, "EXACT_MOST", 200)
     for number in range(100, 400):
-        write_picture(photos / "many" / f"{number}.png", number)
+        write_image(photos / "many" / f"{number}.png", number)
     return model.index(photos, folder)
 
 
 def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_path, monkeypatch, capsys):
     """And are made again after a change; what narrows a search makes it exact."""
     index = cells_of(model, photos, tmp_path / "index", monkeypatch)
-    assert "320 pictures in 64 cells, a search looks into" in capsys.readouterr().out
-    facts = approximate.known(index.store)
+    assert "320 images in 64 cells, a search looks into" in capsys.readouterr().out
+    facts = ann.known(index.store)
     assert facts is not None
-    assert facts["recall@10"] >= approximate.RECALL
+    assert facts["recall@10"] >= ann.RECALL
     asked, is_used = index.store.images.take(np.arange(0, 320, 8)), np.ones(320, dtype=bool)
-    assert index._cells.best(asked, 10) is not None
+    assert index._cells.topk(asked, 10) is not None
     found = index._best(asked, 10, is_used, False, is_all=True)[0]
-    exact = best(index.store.images.first(320), asked, 10, is_used)[0].tolist()
+    exact = topk_exact(index.store.images.first(320), asked, 10, is_used)[0].tolist()
     assert np.mean([len({*one} & {*other}) / 10 for one, other in zip(found, exact, strict=True)]) > 0.9
     assert index._best(asked, 10, is_used, False, is_all=False)[0] == exact
     model.index((), tmp_path / "index")
     assert "cells" not in capsys.readouterr().out
     (photos / "many" / "100.png").unlink()
-    write_picture(photos / "many" / "400.png", 400)
+    write_image(photos / "many" / "400.png", 400)
     by_chance = {facts["looked_into"]: facts["recall@10"]}  # as good as before
-    monkeypatch.setattr(approximate, "recall_of", lambda cells, *_: by_chance.get(cells.nprobe, 0))
+    monkeypatch.setattr(ann, "recall_of", lambda cells, *_: by_chance.get(cells.nprobe, 0))
     model.index((), tmp_path / "index")
-    assert "320 pictures in 64 cells" in capsys.readouterr().out
+    assert "320 images in 64 cells" in capsys.readouterr().out
     again, asked = Index.open(tmp_path / "index", model), index.store.images.take(np.arange(321))
     is_used = again._masks.wanted(again.version, condition(None, {}))
     assert again._best(asked, 10, is_used, False, is_all=True) == index._best(asked, 10, is_used, False, is_all=True)
 
 
 def test_without_faiss_a_large_index_is_searched_exactly(model, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(approximate, "EXACT_MOST", 10)
-    monkeypatch.setattr(approximate, "library", lambda: None)
+    monkeypatch.setattr(ann, "EXACT_MOST", 10)
+    monkeypatch.setattr(ann, "library", lambda: None)
     index = model.index(photos, tmp_path / "index")
-    assert "a search among 20 pictures is quicker by faiss: pip install 'eve-vl[search]'" in capsys.readouterr().out
+    assert "a search among 20 images is quicker by faiss: pip install 'eve-vl[search]'" in capsys.readouterr().out
     assert len(index.search(TEXTS[0])) == 20
 
 
@@ -101,9 +101,9 @@ def test_more_than_cells_are_good_for_is_found_exactly(model, photos, tmp_path, 
 
 def test_cells_that_a_full_disk_does_not_take_are_one_line(eve, model, run, photos, tmp_path, monkeypatch):
     """The rest of the index is there, and is searched exactly until there is room."""
-    path = tmp_path / "index" / approximate.FILE
+    path = tmp_path / "index" / ann.FILE
     model.index(photos, tmp_path / "index")
-    temporary = files._beside(path, "tmp")
+    temporary = atomic_io._beside(path, "tmp")
     temporary.symlink_to("/dev/full")
     with pytest.raises(UserError) as full:
         cells_of(model, photos, tmp_path / "index", monkeypatch)
@@ -112,24 +112,24 @@ def test_cells_that_a_full_disk_does_not_take_are_one_line(eve, model, run, phot
     assert not path.exists()
     assert not temporary.is_symlink()
     assert len(Index.open(tmp_path / "index", model).search(TEXTS[0], top=400)) == 320
-    assert "320 pictures in 64 cells" in eve("index", "--out", "index").stdout
+    assert "320 images in 64 cells" in eve("index", "--out", "index").stdout
     assert path.stat().st_size > 320 * 2 * 8
 
 
 def test_cells_that_are_cut_short_are_made_anew_and_damaged_ones_are_one_line(eve, model, photos, tmp_path, monkeypatch):
-    index, path = cells_of(model, photos, tmp_path / "index", monkeypatch), tmp_path / "index" / approximate.FILE
+    index, path = cells_of(model, photos, tmp_path / "index", monkeypatch), tmp_path / "index" / ann.FILE
     exact = [hit.name for hit in index.search(TEXTS[0], top=5, rerank=0, folder=photos)]
     whole = path.read_bytes()
     for num in (0, 5, 100, 3000, len(whole) - 1):
         path.write_bytes(whole[:num])
         for again in (index, Index.open(tmp_path / "index", model)):
             assert [hit.name for hit in again.search(TEXTS[0], top=5, rerank=0)] == exact
-        assert "320 pictures in 64 cells" in eve("index", "--out", "index").stdout
+        assert "320 images in 64 cells" in eve("index", "--out", "index").stdout
         assert len(path.read_bytes()) == len(whole)
     path.write_bytes(b"x" * len(whole))
-    damaged = "index/pictures.faiss: is damaged; delete it; eve index --out index makes it anew"
+    damaged = "index/images.faiss: is damaged; delete it; eve index --out index makes it anew"
     done = eve("search", "index", TEXTS[0], "--rerank", 0)
     assert (done.returncode, done.stderr) == (2, f"eve: {damaged}\n")
     path.unlink()
-    assert "320 pictures in 64 cells" in eve("index", "--out", "index").stdout
+    assert "320 images in 64 cells" in eve("index", "--out", "index").stdout
     assert len(eve("search", "index", TEXTS[0], "--rerank", 0).stdout.splitlines()) == 20

@@ -1,4 +1,4 @@
-"""An index is what a pass over all pictures would give, whatever happened to it and to them on the way."""
+"""An index is what a pass over all images would give, whatever happened to it and to them on the way."""
 
 import contextlib
 import json
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from indices import content, features_of, rest, search_model, search_run, some_photos, write_picture  # noqa: F401
+from indices import content, features_of, rest, search_model, search_run, some_photos, write_image  # noqa: F401
 from tiny_runs import TEXTS
 
-from eve_vl.errors import DamagedError, UserError
-from eve_vl.search import blocks, store, update
-from eve_vl.search.update import Filling
-from eve_vl.train import lock
+from eve_vl.run import lock
+from eve_vl.search import database, indexer, vectors
+from eve_vl.search.indexer import FeatureWriter
+from eve_vl.utils.errors import DamagedError, UserError
 
 
 def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch):
@@ -28,7 +28,7 @@ def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch
     (tmp_path / "tables" / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     index = model.index("tables/table.jsonl", "index", image_root=Path("photos"), image_column="photo", text_column="says")
-    assert index.counts() == {"pictures": 8, "distinct": 8, "near": 0, "captions": 8, "broken": 0}
+    assert index.counts() == {"images": 8, "distinct": 8, "near": 0, "captions": 8, "broken": 0}
     monkeypatch.chdir(tmp_path / "tables")
     assert model.index((), tmp_path / "index").changes.kept == 8
     with pytest.raises(UserError, match="has no column 'foto'"):
@@ -43,8 +43,8 @@ def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch
 def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
     """Only what is new is computed; the result is that of a new index."""
     model.index(photos, tmp_path / "index")
-    write_picture(photos / "new" / "99.png", 99)
-    write_picture(photos / "old" / "05.png", 105)
+    write_image(photos / "new" / "99.png", 99)
+    write_image(photos / "old" / "05.png", 105)
     (photos / "new" / "10.png").unlink()
     (photos / "new" / "11.png").rename(photos / "old" / "moved.png")
     (photos / "old" / "00.txt").write_text("a red circle\norange heart\n")
@@ -67,10 +67,10 @@ def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
             np.frombuffer(b"".join(rows), np.float16), np.frombuffer(b"".join(new[name][2]), np.float16), atol=2e-3
         )
     computed.clear()
-    write_picture(photos / "new" / "100.png", 100)  # takes the place of what is gone
+    write_image(photos / "new" / "100.png", 100)  # takes the place of what is gone
     model.index((), tmp_path / "index")
     assert sum(computed) == 1
-    assert (tmp_path / "index" / "pictures-00000.f16").stat().st_size == 22 * 2 * 8
+    assert (tmp_path / "index" / "images-00000.f16").stat().st_size == 22 * 2 * 8
 
 
 def test_a_file_of_the_same_size_and_time_is_not_read(model, photos, tmp_path):
@@ -88,7 +88,7 @@ def test_a_source_can_be_forgotten(model, photos, tmp_path):
     model.index([photos / "old", photos / "new"], tmp_path / "index")
     index = model.index((), tmp_path / "index", drop=[photos / "old"])
     assert list(index.sources()) == [str(photos / "new")]
-    assert index.counts() == {"pictures": 12, "distinct": 12, "near": 0, "captions": 0, "broken": 0}
+    assert index.counts() == {"images": 12, "distinct": 12, "near": 0, "captions": 0, "broken": 0}
     with pytest.raises(UserError, match=r"--drop: .*index has no source '.*old'"):
         model.index((), tmp_path / "index", drop=[photos / "old"])
 
@@ -96,11 +96,11 @@ def test_a_source_can_be_forgotten(model, photos, tmp_path):
 def test_a_source_that_is_gone_does_not_stop_the_others(eve, run, photos, tmp_path):
     assert eve("index", "photos/old", "photos/new", "--run", run, "--out", "index").returncode == 0
     shutil.rmtree(photos / "old")
-    write_picture(photos / "new" / "50.png", 50)
+    write_image(photos / "new" / "50.png", 50)
     done = eve("index", "--out", "index")
     assert done.returncode == 2
     way_out = f"eve index --out index --drop {photos}/old"
-    assert f"/old; the other sources are up to date; to forget it and its pictures: {way_out}\n" in done.stderr
+    assert f"/old; the other sources are up to date; to forget it and its images: {way_out}\n" in done.stderr
     assert len(content(tmp_path / "index")) == 21
     assert eve(*way_out.split()[1:]).returncode == 0
     assert "nothing new" in eve("index", "--out", "index").stdout
@@ -109,7 +109,7 @@ def test_a_source_that_is_gone_does_not_stop_the_others(eve, run, photos, tmp_pa
 
 def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos, tmp_path):
     for number in range(100, 300):
-        write_picture(photos / "many" / f"{number}.png", number)
+        write_image(photos / "many" / f"{number}.png", number)
     for number in (120, 180, 299):
         path = photos / "many" / f"{number}.png"
         path.write_bytes(path.read_bytes()[:99])
@@ -118,7 +118,7 @@ def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos,
     assert list(index.changes.broken) == bad
     assert index.counts()["broken"] == 3
     assert len(index) == 217
-    write_picture(Path(bad[1]), 1)
+    write_image(Path(bad[1]), 1)
     index = model.index((), tmp_path / "index")
     assert list(index.changes.broken) == [bad[0], bad[2]]
     assert (index.changes.new, index.changes.kept) == (1, 217)
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_deleted(model, photos, tm
     assert model.index((), tmp_path / "index").changes.kept == 20
 
 
-def test_a_picture_stays_without_captions_that_cannot_be_read(eve, run, model, photos, tmp_path):
+def test_a_image_stays_without_captions_that_cannot_be_read(eve, run, model, photos, tmp_path):
     model.index(photos, tmp_path / "index")
     (photos / "old" / "00.txt").write_bytes(b"\xff\xfe")
     (photos / "old" / "01.txt").write_text("word " * 2000)
@@ -163,20 +163,20 @@ def test_a_picture_stays_without_captions_that_cannot_be_read(eve, run, model, p
     assert f"without captions: {photos}/old/00.png: 00.txt: not UTF-8" in said
     assert f"skipped: {photos}/old/02.png: " in said
     assert f"skipped: {photos}/old/cap\\x1b[31m\\n.png: " in said
-    assert "note: 2 pictures could not be used" in said
-    write_picture(photos / "old" / "cap\x1b[31m\n.png", 50)
+    assert "note: 2 images could not be used" in said
+    write_image(photos / "old" / "cap\x1b[31m\n.png", 50)
     eve("index", "--out", "index")
     assert "/old/cap\\x1b[31m\\n.png" in eve("search", "index", "red", "--top", 30).stdout
 
 
 def test_names_of_any_bytes(model, photos, tmp_path):
-    write_picture(photos / "new" / os.fsdecode(b"caf\xe9.png"), 1)
-    write_picture(photos / "new" / "new\nline %_'.png", 2)
+    write_image(photos / "new" / os.fsdecode(b"caf\xe9.png"), 1)
+    write_image(photos / "new" / "new\nline %_'.png", 2)
     index = model.index(photos, tmp_path / "index")
     assert list(index.changes.broken.values()) == ["the name of its file is not UTF-8; rename it"]
     assert len(index) == 21
     assert model.index((), tmp_path / "index").changes.kept == 21
-    write_picture(tmp_path / os.fsdecode(b"\xff") / "1.png", 1)
+    write_image(tmp_path / os.fsdecode(b"\xff") / "1.png", 1)
     with pytest.raises(UserError, match="its name is not UTF-8, which an index cannot hold"):
         model.index(tmp_path / os.fsdecode(b"\xff"), tmp_path / "index")
     with pytest.raises(UserError, match=r"text: .* is not valid UTF-8; write it anew"):
@@ -192,19 +192,19 @@ def test_an_update_locks_nobody_out_until_it_commits(model, photos, tmp_path, mo
     for path in photos.glob("old/*.png"):
         path.unlink()
     connect, seen = sqlite3.connect, []
-    monkeypatch.setattr(store.sqlite3, "connect", lambda *args, **kwargs: small(connect(*args, **kwargs)))
+    monkeypatch.setattr(database.sqlite3, "connect", lambda *args, **kwargs: small(connect(*args, **kwargs)))
 
     def small(db: sqlite3.Connection) -> sqlite3.Connection:
         db.execute("PRAGMA cache_size = 1")
         return db
 
     def look(*args: Any) -> Any:
-        with contextlib.closing(connect(tmp_path / "index" / store.DATABASE, timeout=0)) as db:
-            seen.append(db.execute("SELECT count(*) FROM picture").fetchone()[0])
+        with contextlib.closing(connect(tmp_path / "index" / database.DATABASE, timeout=0)) as db:
+            seen.append(db.execute("SELECT count(*) FROM image").fetchone()[0])
         return whole(*args)
 
-    whole = update.Update._commit
-    monkeypatch.setattr(update.Update, "_commit", look)
+    whole = indexer.Update._commit
+    monkeypatch.setattr(indexer.Update, "_commit", look)
     assert model.index((), tmp_path / "index").changes.gone == 8
     assert {*seen} == {20}  # of before: what is not committed is not seen
 
@@ -219,11 +219,11 @@ class Killed(BaseException):
 def test_somebody_who_reads_for_long_is_waited_for(model, photos, tmp_path, monkeypatch):
     index = model.index(photos, tmp_path / "index")
     assert index.store.db.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
-    write_picture(photos / "new" / "99.png", 99)
-    reader = sqlite3.connect(tmp_path / "index" / store.DATABASE)
+    write_image(photos / "new" / "99.png", 99)
+    reader = sqlite3.connect(tmp_path / "index" / database.DATABASE)
     reader.execute("BEGIN")
-    reader.execute("SELECT * FROM picture").fetchone()
-    monkeypatch.setattr(update, "SECONDS_FOR_OTHERS", 0.1)
+    reader.execute("SELECT * FROM image").fetchone()
+    monkeypatch.setattr(indexer, "SECONDS_FOR_OTHERS", 0.1)
     with pytest.raises(DamagedError, match=r"is locked; somebody else uses it: .* again once that is done") as error:
         model.index((), tmp_path / "index")
     assert error.value.is_locked
@@ -234,10 +234,10 @@ def test_somebody_who_reads_for_long_is_waited_for(model, photos, tmp_path, monk
 def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, monkeypatch):
     """Twenty times, at any call; what is gone on with are the files as they were in that moment, before anything is undone."""
     for number in range(100, 400):
-        write_picture(photos / "many" / f"{number}.png", number)
+        write_image(photos / "many" / f"{number}.png", number)
     (photos / "many" / "200.png").write_bytes(b"x")
     assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 16).returncode == 0
-    monkeypatch.setattr(update, "SECONDS_PER_COMMIT", 0.0)
+    monkeypatch.setattr(indexer, "SECONDS_PER_COMMIT", 0.0)
     killed, left = tmp_path / "killed", [0]
 
     def count(*_: object) -> None:
@@ -247,10 +247,10 @@ def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, m
             raise Killed
 
     for owner, name in (
-        (blocks.Blocks, "write"),
-        (blocks.Blocks, "sync"),
-        (update.Update, "_put"),
-        (update.Update, "_captions"),
+        (vectors.VectorFile, "write"),
+        (vectors.VectorFile, "sync"),
+        (indexer.Update, "_put"),
+        (indexer.Update, "_captions"),
     ):
         monkeypatch.setattr(owner, name, watched(getattr(owner, name), count))
     rng, kills = np.random.default_rng(0), 0
@@ -283,16 +283,16 @@ def watched(function: Callable[..., Any], count: Callable[[], None]) -> Callable
 
 KILLS = """
 import os, signal
-from eve_vl.search import update
-update.SECONDS_PER_COMMIT = 0.0
+from eve_vl.search import indexer
+indexer.SECONDS_PER_COMMIT = 0.0
 name, left = os.environ["KILLED_AFTER"].split()
-real, left = getattr(update.Update, name), [int(left)]
+real, left = getattr(indexer.Update, name), [int(left)]
 def call(self):
     real(self)
     left[0] -= 1
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
-setattr(update.Update, name, call)
+setattr(indexer.Update, name, call)
 """
 
 
@@ -300,7 +300,7 @@ def test_sigkill_leaves_what_can_be_gone_on_with(eve, eve_process, run, photos, 
     """Between commits, and when all is taken away that is gone but nothing of that is committed."""
     (tmp_path / "kills.py").write_text(KILLS)
     for number in range(100, 200):
-        write_picture(photos / "many" / f"{number}.png", number)
+        write_image(photos / "many" / f"{number}.png", number)
         (photos / "many" / f"{number}.txt").write_text(f"red {number // 2}")
     command = ("index", "photos", "--run", run, "--out", "killed", "--batch-size", 4)
 
@@ -313,12 +313,12 @@ def test_sigkill_leaves_what_can_be_gone_on_with(eve, eve_process, run, photos, 
     assert 30 < killed_after("_commit 10") < 120
     assert eve(*command).returncode == 0
     for number in range(100, 200):
-        picture = photos / "many" / f"{number}.png"
+        image = photos / "many" / f"{number}.png"
         if number % 3 == 0:
-            picture.unlink()
+            image.unlink()
         elif number % 3 == 1:
-            write_picture(picture, number + 1000)
-            picture.with_suffix(".txt").write_text(f"blue {number // 2}")
+            write_image(image, number + 1000)
+            image.with_suffix(".txt").write_text(f"blue {number // 2}")
     assert killed_after("_sweep 1") == 120
     assert eve(*command).returncode == 0
     assert eve("index", "photos", "--run", run, "--out", "whole", "--batch-size", 4).returncode == 0
@@ -329,12 +329,12 @@ def test_sigkill_leaves_what_can_be_gone_on_with(eve, eve_process, run, photos, 
         assert content(tmp_path / "killed")[name][1:] == (texts, rows)
 
 
-def test_captions_do_not_wait_for_pictures(model, photos, tmp_path, monkeypatch):
-    """A batch of them is computed when there is one, though a single picture waits for its own."""
+def test_captions_do_not_wait_for_images(model, photos, tmp_path, monkeypatch):
+    """A batch of them is computed when there is one, though a single image waits for its own."""
     rows = [{"image": "photos/new/10.png", "caption": f"red {number}"} for number in range(50)]
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    waiting, flush = [], Filling.flush
-    monkeypatch.setattr(Filling, "flush", lambda self: waiting.append(len(self._waiting)) or flush(self))
+    waiting, flush = [], FeatureWriter.flush
+    monkeypatch.setattr(FeatureWriter, "flush", lambda self: waiting.append(len(self._waiting)) or flush(self))
     model.index(tmp_path / "table.jsonl", tmp_path / "index", batch_size=4)
     assert max(waiting) == 4
 
@@ -357,19 +357,19 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
     assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
     before, rest_before = content(tmp_path / "index"), rest(tmp_path / "index")
     for number in range(100, 200):
-        write_picture(photos / "many" / f"{number}{'x' * 100}.png", number)
+        write_image(photos / "many" / f"{number}{'x' * 100}.png", number)
     with monkeypatch.context() as full:
         if place == "features":
-            real = blocks.os.pwrite
+            real = vectors.os.pwrite
 
             def pwrite(descriptor: int, data: memoryview, at: int) -> int:
                 if at > 60 * 16:
                     raise OSError(28, "No space left on device")
                 return real(descriptor, data, at)
 
-            full.setattr(blocks.os, "pwrite", pwrite)
+            full.setattr(vectors.os, "pwrite", pwrite)
         else:
-            opened = store.sqlite3.connect
+            opened = database.sqlite3.connect
 
             def connect(*args, **kwargs):
                 db = opened(*args, **kwargs)
@@ -377,7 +377,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
                 db.execute(f"PRAGMA max_page_count = {pages + 1}")
                 return db
 
-            full.setattr(store.sqlite3, "connect", connect)
+            full.setattr(database.sqlite3, "connect", connect)
         done = eve("index", "--out", "index")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
@@ -390,6 +390,6 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
 
 
 def test_slots_that_are_free_come_first():
-    filling = Filling(None, None, [0, 1, 4, 6], 8)  # pyright: ignore[reportArgumentType]
+    filling = FeatureWriter(None, None, [0, 1, 4, 6], 8)  # pyright: ignore[reportArgumentType]
     assert [filling.add("x") for _ in range(5)] == [2, 3, 5, 7, 8]
-    assert [Filling(None, None, [], 8).add("x")] == [0]  # pyright: ignore[reportArgumentType]
+    assert [FeatureWriter(None, None, [], 8).add("x")] == [0]  # pyright: ignore[reportArgumentType]

@@ -32,14 +32,14 @@ from serving import (  # noqa: F401
 from tiny_runs import TEXTS, tiny_run
 
 from eve_vl.config import HELD_OUT
-from eve_vl.data.inputs import ImageLike, Images, Strings
-from eve_vl.data.phantoms.note import NO_MEDICINE
-from eve_vl.errors import UserError
 from eve_vl.eve import Eve
+from eve_vl.predict.inputs import ImageLike, Images, Strings
 from eve_vl.serve.app import Service
-from eve_vl.serve.compute import Compute, Job
-from eve_vl.serve.limits import Limits, RefusedError
-from eve_vl.serve.signatures import arguments, body_model, parsed
+from eve_vl.serve.batching import Compute, Job
+from eve_vl.serve.limits import Limits, RequestRefusedError
+from eve_vl.serve.schema import arguments, body_model, parsed
+from eve_vl.synthetic.phantoms.disclaimer import NO_MEDICINE
+from eve_vl.utils.errors import UserError
 
 
 def plain(value: Any) -> Any:
@@ -73,15 +73,15 @@ def test_a_call_gives_what_python_gives(client, runs, run, call, given):
 
 
 @pytest.mark.parametrize(("run", "call", "given"), SHOWN, ids=lambda value: value if isinstance(value, str) else "")
-def test_pictures_come_as_png(client, runs, run, call, given):
+def test_images_come_as_png(client, runs, run, call, given):
     found = client.post(f"/v1/runs/{run}/{call}", json={name: sent(value) for name, value in given.items()}).json()["result"]
     expected = getattr(runs[run], call)(**given)
-    if call == "look":
+    if call == "explain":
         assert_same(
             [found["score"], found["probability"], found["grids"]],
             plain([expected.score, expected.probability, expected.grids]),
         )
-        pairs = list(zip(found["pictures"], expected.overlays(), strict=True))
+        pairs = list(zip(found["images"], expected.overlays(), strict=True))
     else:
         pairs = [(found[name], getattr(expected, name)) for name in ("original", "masked", "rebuilt")]
     for written, pixels in pairs:
@@ -120,7 +120,7 @@ def test_every_call_of_every_run_is_served_and_shown(client, runs):
             schema = shown["requestBody"]["content"]["application/json"]["schema"]
             assert not {"batch_size", "progress"} & {*schema["properties"]}
     tried = {(run, call) for run, call, _ in CALLS + SHOWN}
-    assert {(run, call) for run, eve in runs.items() for call in eve._calls.offered()} - tried == {("retrieval", "look")}
+    assert {(run, call) for run, eve in runs.items() for call in eve._calls.offered()} - tried == {("retrieval", "explain")}
 
 
 def test_openapi_tells_what_else_may_come(client, runs):
@@ -186,7 +186,7 @@ def test_arguments_follow_from_the_signature_of_any_call():
     assert parsed(model, given, json.dumps(body).encode())["rate"] == 1.0
     for name, wrong in (("images", ["x"] * 3), ("names", [1]), ("size", 1.5), ("size", True), ("size", 2**63), ("how", "c"),
                         ("table", {"a": 1}), ("flag", 1), ("file", "/etc/passwd"), ("places", "x")):  # fmt: skip
-        with pytest.raises(RefusedError, match=name):
+        with pytest.raises(RequestRefusedError, match=name):
             parsed(model, given, json.dumps(body | {name: wrong}).encode())
 
 
@@ -273,7 +273,7 @@ def test_what_waits_is_counted_at_its_size(runs):
         rest = len(body) - sum(map(len, given["image"] if isinstance(given["image"], list) else [given["image"]]))
         assert served["answer"].prepare(body)[1] == size + rest
     body = json.dumps({"image": text_of(png(1, 700, 350)), "text": "what"}).encode()
-    assert 0 <= served["look"].prepare(body)[1] - 3 * 512 * 256 < 100  # what is shown is no larger than that
+    assert 0 <= served["explain"].prepare(body)[1] - 3 * 512 * 256 < 100  # what is shown is no larger than that
 
 
 # Search
@@ -295,7 +295,7 @@ def test_search_gives_what_the_index_gives(client, index, folder):
     inside = client.post("/v1/search", json={"words": "red", "folder": "photos/new"}).json()["hits"]
     assert {hit["name"] for hit in inside} == {"photos/new/04.png", "photos/new/05.png"}
     about = client.get("/v1/runs").json()["index"]
-    assert (about["pictures"], about["run"], about["words"], about["captions_searchable"]) == (7, "retrieval", True, True)
+    assert (about["images"], about["run"], about["words"], about["captions_searchable"]) == (7, "retrieval", True, True)
     assert about["examples"] == index.examples()
     assert sorted(about["examples"]) == sorted({hit.name for hit in index.search("red", captions=True)})
 
@@ -315,21 +315,21 @@ def test_no_more_is_ranked_again_than_may_be_asked_for(client, index, monkeypatc
     assert [ranks(row["hits"]) for row in rows] == [[(hit.id, hit.match is not None) for hit in hits] for hits in expected]
 
 
-def test_pictures_of_the_index_come_as_thumbnails(client, index):
+def test_images_of_the_index_come_as_thumbnails(client, index):
     for hit in index.search("red", top=7):  # one of them lies in a shard
         for path, cached in ((hit.id, "no-cache"), (f"{hit.id}/{index.digests([hit.id])[hit.id]}", "private, max-age=300")):
-            answer = client.get(f"/v1/pictures/{path}?size=16")
+            answer = client.get(f"/v1/images/{path}?size=16")
             image = Image.open(io.BytesIO(answer.content))
             assert (image.format, image.size, answer.headers["cache-control"]) == ("JPEG", (16, 11), cached)
             assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     for path, status in (("99", 404), ("-1", 404), (str(2**70), 404), ("x", 400), ("1?size=15", 400), ("1?size=1025", 400)):
-        assert client.get(f"/v1/pictures/{path}").status_code == status
+        assert client.get(f"/v1/images/{path}").status_code == status
     with serving(index.encoder) as bare:
-        assert [bare.get("/v1/pictures/1").status_code, bare.post("/v1/search", json={}).status_code] == [404, 404]
+        assert [bare.get("/v1/images/1").status_code, bare.post("/v1/search", json={}).status_code] == [404, 404]
         assert bare.get("/v1/runs").json()["index"] is None
 
 
-def test_a_picture_that_has_got_the_number_of_another_has_another_address(runs, tmp_path):
+def test_a_image_that_has_got_the_number_of_another_has_another_address(runs, tmp_path):
     """Or browsers, which keep what an address has given, would show the other."""
     (tmp_path / "photos").mkdir()
     for number, name in enumerate(("a.png", "b.png")):
@@ -343,7 +343,7 @@ def test_a_picture_that_has_got_the_number_of_another_has_another_address(runs, 
         (tmp_path / "photos" / "c.png").write_bytes(png(2))
         runs["retrieval"].index((), tmp_path / "index")
         after = found()
-        assert (before["id"], before["picture"] != after["picture"]) == (after["id"], True)
-        answers = [client.get(hit["picture"]) for hit in (before, after)]
+        assert (before["id"], before["image"] != after["image"]) == (after["id"], True)
+        answers = [client.get(hit["image"]) for hit in (before, after)]
     assert [answer.status_code for answer in answers] == [404, 200]
-    assert answers[0].json() == {"error": f"picture {before['id']} is another one by now; search again"}
+    assert answers[0].json() == {"error": f"image {before['id']} is another one by now; search again"}

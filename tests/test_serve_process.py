@@ -27,7 +27,7 @@ from serving import (  # noqa: F401
 
 from eve_vl.serve import server as server_module
 from eve_vl.serve.app import application
-from eve_vl.serve.compute import Job
+from eve_vl.serve.batching import Job
 from eve_vl.serve.limits import DECODERS, MB, Limits
 from eve_vl.serve.server import Server, listening, settings
 

@@ -33,19 +33,19 @@ from serving import (  # noqa: F401
 )
 from uvicorn.server import ServerState
 
-from eve_vl.errors import BadSampleError
+from eve_vl.search.database import DATABASE
 from eve_vl.search.index import Index
-from eve_vl.search.store import DATABASE
+from eve_vl.serve import admission as gate_module
 from eve_vl.serve import app as app_module
-from eve_vl.serve import gate as gate_module
+from eve_vl.serve.admission import RequestTracker, Reservation, in_pieces
 from eve_vl.serve.app import application
-from eve_vl.serve.compute import Job
-from eve_vl.serve.found import distinct, without_paths
-from eve_vl.serve.gate import Hold, Traffic, in_pieces
-from eve_vl.serve.limits import DECODERS, MB, Limits, RefusedError
+from eve_vl.serve.batching import Job
+from eve_vl.serve.limits import DECODERS, MB, Limits, RequestRefusedError
+from eve_vl.serve.public_paths import distinct, without_paths
 from eve_vl.serve.server import MOST_AROUND, Protocol
+from eve_vl.utils.errors import BadSampleError
 
-HALF, JUDGE = bomb(5000), "/v1/runs/nlvr2/judge"  # one of them would be accepted
+HALF, JUDGE = bomb(5000), "/v1/runs/nlvr2/verify"  # one of them would be accepted
 ZERO_SHOT, MATCH = (f"/v1/runs/retrieval/{call}" for call in ("zero_shot", "match"))
 TEXTS_64 = [str(number) for number in range(64)]
 PROMPTS = dict.fromkeys(TEXTS_64, TEXTS_64)
@@ -65,23 +65,23 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "half a pair": (VQA, b'{"question": "\\ud800"}', 400, "no JSON"),
     "lacks": (VQA, {"image": text_of(ONE)}, 400, "question is missing: expected a text"),
     "unknown argument": (VQA, {"image": text_of(ONE), "question": "a", "tpo": 1}, 400, "'tpo'; did you mean 'top'?"),
-    "a number for a picture": (VQA, {"image": 5, "question": "a"}, 400, "image: got 5, expected a picture as base64"),
+    "a number for an image": (VQA, {"image": 5, "question": "a"}, 400, "image: got 5, expected an image as base64"),
     "a number in a list": (VQA, {"image": "a", "question": ["a", 5]}, 400, "question 1: got 5"),
     "too long a text": (VQA, {"image": text_of(ONE), "question": "a" * 10_001}, 400, f"question: got {LONG}"),
     "too long a value": ("/v1/search", {"words": "a", "where": {"a": "b" * 10_001}}, 400, "an object of at most 64 entries"),
     "not base64": (VQA, {"image": "ä", "question": "a"}, 400, "image: is not base64"),
-    "not a picture": (VQA, {"image": text_of(b"hello"), "question": "a"}, 400, "image: not a picture in a known format"),
-    "half a picture": (VQA, {"image": text_of(ONE[: len(ONE) // 2]), "question": "a"}, 400, "image"),
+    "not an image": (VQA, {"image": text_of(b"hello"), "question": "a"}, 400, "image: not an image in a known format"),
+    "half an image": (VQA, {"image": text_of(ONE[: len(ONE) // 2]), "question": "a"}, 400, "image"),
     "a bomb": (VQA, {"image": text_of(BOMB), "question": "a"}, 400, "image: has 9000×9000 pixels, at most 32,000,000"),
-    "two bombs": (VQA, {"image": [text_of(HALF)] * 2, "question": "a"}, 400, f"2 pictures {TOGETHER}"),
-    "left and right": (JUDGE, {"left": text_of(HALF), "right": text_of(HALF), "statement": "a"}, 400, f"2 pictures {TOGETHER}"),
+    "two bombs": (VQA, {"image": [text_of(HALF)] * 2, "question": "a"}, 400, f"2 images {TOGETHER}"),
+    "left and right": (JUDGE, {"left": text_of(HALF), "right": text_of(HALF), "statement": "a"}, 400, f"2 images {TOGETHER}"),
     "too many": (VQA, {"image": [text_of(ONE)] * 65, "question": "a"}, 400, "image: got a list of 65, expected"),
     "unequal lists": (VQA, {"image": [text_of(ONE)] * 2, "question": ["a"] * 3}, 400, "lists of 2 and 3"),
     "a negative seed": ("/v1/runs/masked/reconstruct", {"image": text_of(ONE), "text": "a", "seed": -1}, 400, "seed -1"),
     "top 0": (VQA, {"image": text_of(ONE), "question": "a", "top": 0}, 400, "top 0 is not positive"),
     "unknown run": ("/v1/runs/vq/answer", {}, 404, "'vq'; did you mean 'vqa'?"),
     "unknown call": ("/v1/runs/vqa/answers", {}, 404, "the run vqa has no call 'answers'; did you mean 'answer'?"),
-    "not its call": ("/v1/runs/vqa/judge", {}, 404, "the run vqa has no call 'judge'; choose from answer"),
+    "not its call": ("/v1/runs/vqa/verify", {}, 404, "the run vqa has no call 'verify'; choose from answer"),
     "unknown column": ("/v1/search", {"words": "red", "where": {"x": "y"}}, 400, "no column 'x'"),
     "unknown folder": ("/v1/search", {"words": "red", "folder": "photo"}, 400, "did you mean 'photos'?"),
     "dots": ("/v1/search", {"words": "red", "folder": "photos/../.."}, 400, "without . and .."),
@@ -105,14 +105,14 @@ def test_bad_input_is_one_line(client, folder, path, body, status, message):
 
 
 def test_a_text_is_never_a_path(client, folder):
-    """Not of a picture, which base64 could spell; not of a file of prompts."""
+    """Not of an image, which base64 could spell; not of a file of prompts."""
     (folder / "photos" / "aaaa").write_bytes(ONE)
     (folder / "prompts.json").write_text('{"a": ["b"], "c": ["d"]}')
     for name in (str(folder / "photos" / "aaaa"), "aaaa"):
         with contextlib.chdir(folder / "photos"):
             answers = [
                 client.post("/v1/runs/vqa/encode_image", json={"images": name}),
-                client.post("/v1/runs/vqa/look", json={"image": name, "text": "a"}),
+                client.post("/v1/runs/vqa/explain", json={"image": name, "text": "a"}),
                 client.post("/v1/search", json={"image": name}),
             ]
         assert [answer.status_code for answer in answers] == [400] * 3
@@ -130,13 +130,13 @@ def test_messages_keep_the_servers_paths(client, index, folder, caplog):
         "a run in . of /srv/my photos/x y.jpg, /a/bc, and b/c/d", {"a": "A", ".": "index", "/a/b": "b", "b/c": "B"}
     ) == ("a run in . of x y.jpg, bc, and B/d")
     assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a-2", "a-3"]
-    picture = next(hit for hit in index.search("red", top=7) if "05.png" in hit.name)
+    image = next(hit for hit in index.search("red", top=7) if "05.png" in hit.name)
     (folder / "photos" / "new" / "05.png").rename(folder / "gone.png")
-    answer = client.get(f"/v1/pictures/{picture.id}")
+    answer = client.get(f"/v1/images/{image.id}")
     (folder / "gone.png").rename(folder / "photos" / "new" / "05.png")
     assert (answer.status_code, answer.json()) == (
         404,
-        {"error": f"picture {picture.id} cannot be shown; the server's log says why"},
+        {"error": f"image {image.id} cannot be shown; the server's log says why"},
     )
     assert f"{folder}/photos/new/05.png" in caplog.text
     for path in ("/v1/runs", "/openapi.json", "/metrics"):
@@ -154,8 +154,8 @@ def test_bodies_have_a_size_a_type_and_an_end(client, runs):
         yield b"{"
         await asyncio.Event().wait()
 
-    hold = Hold(Traffic(Limits(body_seconds=0.01)))
-    with pytest.raises(RefusedError, match=r"not there after 0.01 s") as refused:
+    hold = Reservation(RequestTracker(Limits(body_seconds=0.01)))
+    with pytest.raises(RequestRefusedError, match=r"not there after 0.01 s") as refused:
         asyncio.run(hold.body(never(), None))
     assert (refused.value.status, hold.size) == (408, 1)
     hold.release()
@@ -206,13 +206,13 @@ def test_there_is_only_so_much_room(runs, index):
         traffic = service.traffic
         traffic.accepted = 2
         answers = [client.post(VQA, json=body)]
-        assert client.get("/v1/pictures/1").status_code == 200  # these have a queue of their own
+        assert client.get("/v1/images/1").status_code == 200  # these have a queue of their own
         traffic.accepted, traffic.held = 0, MB
         answers.append(client.post(VQA, json=body))
         traffic.held = 0
         service.compute.submit(Job(compute=lambda given: [go.wait(60)], given=None))
         answers.append(client.post(VQA, json=body))
-        assert len(service.compute) == 0  # nor are its pictures kept for a turn that does not come
+        assert len(service.compute) == 0  # nor are its images kept for a turn that does not come
         go.set()
         full = "requests wait already"
         for answer, why in zip(answers, (full, "too many large requests", "has waited for 0.05 s"), strict=True):
@@ -239,7 +239,7 @@ def test_as_many_pixels_as_are_accepted_are_taken(runs):
         body, one = {"right": text_of(ONE), "statement": "red"}, text_of(ONE)
         answers = [client.post(JUDGE, json={"left": left, **body}) for left in (one, [one, one])]
     assert [answer.status_code for answer in answers] == [200, 400]
-    assert answers[1].json()["error"].startswith("3 pictures have 1,800 pixels together, at most 1,200")
+    assert answers[1].json()["error"].startswith("3 images have 1,800 pixels together, at most 1,200")
 
 
 def test_answers_count_until_they_are_taken(runs, monkeypatch):
@@ -277,7 +277,7 @@ def test_long_answers_go_out_in_pieces():
 def test_who_never_reads_a_refusal_is_given_up(monkeypatch):
     """Or a stop would wait for it; its head may be all that the network takes."""
     monkeypatch.setattr(gate_module, "LINGER", 0.01)
-    traffic, sent = Traffic(Limits(body_seconds=0.01)), []
+    traffic, sent = RequestTracker(Limits(body_seconds=0.01)), []
     traffic.is_stopping = True
 
     async def send(message: Any) -> None:
@@ -290,40 +290,42 @@ def test_who_never_reads_a_refusal_is_given_up(monkeypatch):
 
     async def ask() -> None:
         async with asyncio.timeout(60):
-            await gate_module.Gate(silent, traffic, None, ())({"type": "http", "path": "/", "headers": []}, receive, send)
+            await gate_module.AdmissionMiddleware(silent, traffic, None, ())(
+                {"type": "http", "path": "/", "headers": []}, receive, send
+            )
 
     asyncio.run(ask())
     assert (sent[0], traffic.active) == ("http.response.start", 0)
 
 
-def test_pictures_that_hang_stop_nothing_else(index, monkeypatch):
+def test_images_that_hang_stop_nothing_else(index, monkeypatch):
     go, hangs = threading.Event(), threading.Event()
 
     def image(_: int) -> None:
         hangs.set()
         go.wait(60)
-        raise BadSampleError("picture", "hung")
+        raise BadSampleError("image", "hung")
 
     monkeypatch.setattr(index, "image", image)
-    monkeypatch.setattr(app_module, "MOST_PICTURES", 2)
+    monkeypatch.setattr(app_module, "MOST_IMAGES", 2)
     with serving(index.encoder, index=index, limits=Limits(wait_seconds=0.5, queue=1)) as client:
         painter = service_of(client).painter
-        answers = [client.get("/v1/pictures/1")]  # hangs, and goes on to
+        answers = [client.get("/v1/images/1")]  # hangs, and goes on to
         assert hangs.wait(60)
         assert client.post("/v1/search", json={"words": "red", "rerank": 0}).status_code == 200
-        answers.append(client.get("/v1/pictures/1"))  # waits behind it
+        answers.append(client.get("/v1/images/1"))  # waits behind it
         assert len(painter) == 0
         for _ in range(2):
             painter.submit(Job(compute=lambda given: [None], given=None))
-        answers.append(client.get("/v1/pictures/1"))
+        answers.append(client.get("/v1/images/1"))
         go.set()
         painter.submit(Job(compute=lambda given: [None], given=None)).result(60)
         client.get("/healthz")  # after what the painter has told the event loop
     waited = "has waited for 0.5 s"
-    for answer, why in zip(answers, (waited, waited, "2 pictures are waited for"), strict=True):
+    for answer, why in zip(answers, (waited, waited, "2 images are waited for"), strict=True):
         assert (answer.status_code, why in answer.json()["error"]) == (503, True)
     futures = [each for each in gc.get_objects() if type(each) is asyncio.Future]
-    assert not [each for each in futures if each._log_traceback]  # the picture's late failure, which is told to nobody
+    assert not [each for each in futures if each._log_traceback]  # the image's late failure, which is told to nobody
 
 
 def test_a_thread_that_computes_no_more_is_no_health(runs):
@@ -373,7 +375,7 @@ def test_a_fault_of_the_server_is_no_traceback_for_clients(runs, monkeypatch, er
 
 def test_a_damaged_index_is_the_servers_fault(folder, runs, caplog):
     """Not its client's, and nothing to try again."""
-    for damage, why in (("pictures-00000.f16", "lacks features"), (DATABASE, "not a database")):
+    for damage, why in (("images-00000.f16", "lacks features"), (DATABASE, "not a database")):
         place = folder / f"damaged {damage}"
         runs["retrieval"].index(folder / "photos", place)
         index = Index.open(place, runs["retrieval"])
@@ -393,10 +395,10 @@ def test_an_index_that_has_changed_is_looked_at_again(folder, runs):
     index.store.db.set_trace_callback(queries.append)
     with serving(index.encoder, index=index) as client:
         about = lambda: client.get("/v1/runs").json()["index"]  # noqa: E731
-        assert (about()["pictures"], about()["folders"]) == (4, ["old"])
+        assert (about()["images"], about()["folders"]) == (4, ["old"])
         assert sum("DISTINCT key" in query for query in queries) == 1  # for two who load the page
         runs["retrieval"].index(folder / "photos" / "new", folder / "grows")
-        assert (about()["pictures"], about()["folders"]) == (6, ["old", "new"])
+        assert (about()["images"], about()["folders"]) == (6, ["old", "new"])
         hits = client.post("/v1/search", json={"words": "red", "folder": "new"}).json()["hits"]
         assert {hit["name"] for hit in hits} == {"new/04.png", "new/05.png"}
 
@@ -405,7 +407,7 @@ def test_an_index_is_looked_through_once_for_all_who_load_the_page(folder, runs,
     index, go, looks, answers = Index.open(folder / "index", runs["retrieval"]), threading.Event(), [], []
     monkeypatch.setattr(index, "columns", lambda: looks.append(go.wait(60)) or [])
     with serving(index.encoder, index=index) as client:
-        ask = lambda: answers.append(client.get("/v1/runs").json()["index"]["pictures"])  # noqa: E731
+        ask = lambda: answers.append(client.get("/v1/runs").json()["index"]["images"])  # noqa: E731
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -417,7 +419,7 @@ def test_an_index_is_looked_through_once_for_all_who_load_the_page(folder, runs,
     assert (answers, looks) == ([7] * 4, [True])
 
 
-def test_folders_are_those_that_pictures_lie_in(runs, tmp_path):
+def test_folders_are_those_that_images_lie_in(runs, tmp_path):
     """Wherever the table of them lies, and however several shards are named."""
     for name, seeds in (("pics/a", (1,)), ("pics/b", (2, 3))):
         (tmp_path / name).mkdir(parents=True)

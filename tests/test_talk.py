@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from eve_vl import talk
+from eve_vl.utils import console
 
 
 def test_of_several_processes_the_first_speaks(monkeypatch, capsys):
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        talk.say(f"[bold]rank {rank}")
+        console.print_line(f"[bold]rank {rank}")
     assert capsys.readouterr().out == "[bold]rank 0\n"
 
 
@@ -26,8 +26,8 @@ def test_a_terminal_that_is_gone_is_no_reason_to_stop(monkeypatch):
         def write(self, text: str) -> int:
             raise OSError("Input/output error")
 
-    monkeypatch.setattr(talk, "CONSOLE", Console(file=Gone()))
-    talk.say("hello")
+    monkeypatch.setattr(console, "CONSOLE", Console(file=Gone()))
+    console.print_line("hello")
 
 
 @pytest.mark.parametrize(("total", "tail"), [(6, " of 6"), (None, "")])
@@ -36,7 +36,7 @@ def test_a_slow_loop_says_how_far_it_is(monkeypatch, capsys, total, tail):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     seen = []
-    for item in talk.told(iter("abcdef"), "reading", total):
+    for item in console.progress(iter("abcdef"), "reading", total):
         seen.append(item)
         clock[0] += 4
     assert seen == list("abcdef")
@@ -48,15 +48,15 @@ def test_a_slow_loop_says_how_far_it_is(monkeypatch, capsys, total, tail):
 def test_on_a_terminal_a_slow_loop_is_a_bar_that_goes_away(monkeypatch, count, seconds, is_shown, is_total_known):
     """However few items there are; inside of another bar, as validation is."""
     screen, clock = io.StringIO(), [0.0]
-    monkeypatch.setattr(talk, "CONSOLE", Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr(console, "CONSOLE", Console(file=screen, force_terminal=True, width=80))
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     total, seen = count if is_total_known else None, []
-    with Progress(console=talk.CONSOLE):
-        for item in talk.told(range(count), "reading [/a].csv", total):
+    with Progress(console=console.CONSOLE):
+        for item in console.progress(range(count), "reading [/a].csv", total):
             seen.append(item)
             clock[0] += seconds
-        is_left_early = next(talk.told(range(count), "reading", total)) == 0
-        assert [is_left_early, *talk.told(range(2), "again", None)] == [True, 0, 1]
+        is_left_early = next(console.progress(range(count), "reading", total)) == 0
+        assert [is_left_early, *console.progress(range(2), "again", None)] == [True, 0, 1]
     assert seen == list(range(count))
     assert ("reading [/a].csv" in screen.getvalue()) == is_shown
 

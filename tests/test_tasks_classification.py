@@ -12,22 +12,22 @@ from PIL import Image
 from twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer
 
 from eve_vl.config import ClassificationConfig, Config
-from eve_vl.data.downstream import LabelledRows
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.records import Labelled
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.data.records import LabeledExample
+from eve_vl.data.task_datasets import LabeledRows
 from eve_vl.eve import Eve
-from eve_vl.loading import LoadedRun, build_untrained
+from eve_vl.run.loading import LoadedRun, build_untrained
 from eve_vl.tasks.classification import Classification, ClassificationExample
 from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import BadSampleError, UserError
 
 TOKENIZER = tiny_tokenizer()
 CLASSES = ("blue", "green", "red")
-READS = ("picture", "text", "both")
+READS = ("image", "text", "both")
 
 
-def config_of(reads: str = "picture", *, several: bool = False, **fields) -> Config:
-    return tiny_config(task=ClassificationConfig(reads=reads, several=several, **fields))  # pyright: ignore
+def config_of(reads: str = "image", *, several: bool = False, **fields) -> Config:
+    return tiny_config(task=ClassificationConfig(inputs=reads, multilabel=several, **fields))  # pyright: ignore
 
 
 def build(config: Config, seed: int = 3) -> Classification:
@@ -37,18 +37,18 @@ def build(config: Config, seed: int = 3) -> Classification:
     return task.eval()
 
 
-def rows(count: int, *, several: bool = False) -> ListSource[Labelled]:
+def rows(count: int, *, several: bool = False) -> ListSource[LabeledExample]:
     labels = [(CLASSES[row % 3], CLASSES[(row + 1) % 3])[: 1 + several * (row % 2)] for row in range(count)]
     return ListSource(
         [
-            Labelled(image=noise(count, row), text=f"a circle {row}", labels=labels[row], where=f"rows:{row}")
+            LabeledExample(image=noise(count, row), text=f"a circle {row}", labels=labels[row], where=f"rows:{row}")
             for row in range(count)
         ]
     )
 
 
 def batch_of(config: Config, count: int, *, training: bool = True) -> Any:
-    dataset = LabelledRows([rows(count, several=config.task.several)], config, TOKENIZER, training=training)  # pyright: ignore
+    dataset = LabeledRows([rows(count, several=config.task.multilabel)], config, TOKENIZER, training=training)  # pyright: ignore
     return dataset.collate([dataset[(0, 0, row)] for row in range(count)])
 
 
@@ -67,7 +67,7 @@ def test_the_loss_of_one_label_is_the_cross_entropy_of_each_row_alone(reads):
 
 
 def sample_of(config: Config, row: int):
-    return LabelledRows([rows(5, several=config.task.several)], config, TOKENIZER, training=True)[(0, 0, row)]  # pyright: ignore
+    return LabeledRows([rows(5, several=config.task.multilabel)], config, TOKENIZER, training=True)[(0, 0, row)]  # pyright: ignore
 
 
 def test_the_loss_of_several_labels_is_a_sum_of_yes_and_no():
@@ -86,7 +86,7 @@ def test_the_loss_of_several_labels_is_a_sum_of_yes_and_no():
 def test_evaluation_depends_neither_on_batch_size_nor_on_process(reads):
     config = config_of(reads)
     task = build(config)
-    dataset = LabelledRows([rows(11)], config, TOKENIZER, training=False)
+    dataset = LabeledRows([rows(11)], config, TOKENIZER, training=False)
     numbers = [task.evaluate(eval_loader(dataset, batch_size=size, rank=0, world=1)) for size in (1, 4, 11)]
     assert numbers[0] == numbers[1] == numbers[2]
     predicted = [CLASSES[int(task.predict(batch)[0].argmax())] for batch in eval_loader(dataset, batch_size=1, rank=0, world=1)]
@@ -110,7 +110,7 @@ def test_classes_are_those_of_the_rows_and_stay_when_a_run_goes_on(tmp_path):
 def test_labels_that_do_not_fit_are_told_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r"1 different labels, such as 'blue', expected 2 to 10000; .* --data.label-column"):
         Classification.prepare(config_of(), [rows(1)], None)
-    with pytest.raises(UserError, match=r"a row has 2 labels; give --task.several"):
+    with pytest.raises(UserError, match=r"a row has 2 labels; give --task.multilabel"):
         Classification.prepare(config_of(), [rows(6, several=True)], None)
     (tmp_path / "classes.txt").write_text("reed\ngreen\nblue\n")
     with pytest.raises(UserError, match=r"1 labels are not in .*classes.txt, such as 'red'; did you mean 'reed'\?"):
@@ -118,9 +118,9 @@ def test_labels_that_do_not_fit_are_told_in_one_line(tmp_path):
     batch = replace(batch_of(config_of(), 3), labels=(("red",), ("reed",), ("blue",)))
     with pytest.raises(UserError, match=r"^rows:1: the label 'reed'; did you mean 'red'\?"):
         build(config_of())(batch)
-    source = ListSource([Labelled(image=None, text="x", labels=("red",), where="rows:0")])
-    with pytest.raises(BadSampleError, match=r"rows:0: no picture, but task.reads is picture"):
-        LabelledRows([source], config_of(), TOKENIZER, training=True).load(0, 0, 0)
+    source = ListSource([LabeledExample(image=None, text="x", labels=("red",), where="rows:0")])
+    with pytest.raises(BadSampleError, match=r"rows:0: no image, but task.inputs is image"):
+        LabeledRows([source], config_of(), TOKENIZER, training=True).load(0, 0, 0)
 
 
 def test_labels_that_a_run_does_not_know_are_counted_and_told():
@@ -138,7 +138,7 @@ def test_labels_that_a_run_does_not_know_are_counted_and_told():
 
 def test_one_label_a_row_learnt_as_several_is_told():
     (note,) = Classification.prepare(config_of(several=True), [rows(7)], None).notes
-    assert "--task.no-several" in note
+    assert "--task.no-multilabel" in note
     assert not Classification.prepare(config_of(several=True), [rows(7, several=True)], None).notes
     assert not Classification.prepare(config_of(), [rows(7)], None).notes
 
@@ -151,12 +151,12 @@ def tiny_eve(reads: str, *, several: bool = False, tmp_path) -> Eve:
 @pytest.mark.parametrize("reads", READS)
 def test_classify_gives_the_probabilities_of_the_head(reads, tmp_path):
     eve: Any = tiny_eve(reads, tmp_path=tmp_path)
-    picture = noise(1, 2, height=16, width=16).pixels
-    given = {"image": picture} if reads == "picture" else {"text": "a circle"} if reads == "text" else None
-    given = given or {"image": picture, "text": "a circle"}
+    source_image = noise(1, 2, height=16, width=16).pixels
+    given = {"image": source_image} if reads == "image" else {"text": "a circle"} if reads == "text" else None
+    given = given or {"image": source_image, "text": "a circle"}
     labels = eve.classify(**given, top=3)
     assert sum(each.probability for each in labels) == pytest.approx(1, abs=1e-5)
-    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.from_numpy(source_image).permute(2, 0, 1)[None].float() / 127.5 - 1
     ids = torch.tensor([TOKENIZER.backend.encode("a circle").ids])
     image = eve.task.encoder.image(pixels) if "image" in given else None
     text = eve.task.encoder.text(ids, None) if "text" in given else None
@@ -170,10 +170,10 @@ def test_classify_gives_the_probabilities_of_the_head(reads, tmp_path):
 
 
 def test_classify_says_what_it_reads(tmp_path):
-    eve = tiny_eve("picture", tmp_path=tmp_path)
-    with pytest.raises(UserError, match=r"classify: this run reads picture; give a picture"):
+    eve = tiny_eve("image", tmp_path=tmp_path)
+    with pytest.raises(UserError, match=r"classify: this run reads image; give the image"):
         eve.classify()
-    with pytest.raises(UserError, match=r"classify: this run reads picture; leave out the text"):
+    with pytest.raises(UserError, match=r"classify: this run reads image; leave out the text"):
         eve.classify(noise(1).pixels, "red")
     with pytest.raises(UserError, match=r"classify: .* allows encode_image, encode_text, answer.*demo_classification --init"):
         from tiny_runs import tiny_run
@@ -183,36 +183,36 @@ def test_classify_says_what_it_reads(tmp_path):
 
 def test_where_a_run_that_reads_both_looks(tmp_path):
     eve = tiny_eve("both", tmp_path=tmp_path)
-    heat = eve.look(noise(3, height=16, width=16).pixels, "a circle", answer="red")
+    heat = eve.explain(noise(3, height=16, width=16).pixels, "a circle", answer="red")
     assert heat.score == 'the label "red"'
     assert heat.heat[0].shape == (16, 16)
     with pytest.raises(UserError, match=r"no label 'rad'; did you mean 'red'"):
-        eve.look(noise(3).pixels, "a circle", answer="rad")
+        eve.explain(noise(3).pixels, "a circle", answer="rad")
 
 
-def test_where_a_run_that_reads_pictures_looks(tmp_path):
-    eve = tiny_eve("picture", tmp_path=tmp_path)
-    picture = noise(3, height=16, width=16).pixels
-    heat = eve.look(picture, answer="red")
+def test_where_a_run_that_reads_images_looks(tmp_path):
+    eve = tiny_eve("image", tmp_path=tmp_path)
+    image = noise(3, height=16, width=16).pixels
+    heat = eve.explain(image, answer="red")
     assert (heat.score, heat.word, heat.block) == ('the label "red"', "[CLS]", 2)
     assert heat.probability == pytest.approx(
-        next(each.probability for each in eve.classify(picture) if each.label == "red"), rel=1e-5
+        next(each.probability for each in eve.classify(image) if each.label == "red"), rel=1e-5
     )
-    with pytest.raises(UserError, match="look: this run reads pictures alone; leave out text, word and right"):
-        eve.look(picture, "a circle")
-    assert "look" not in tiny_eve("text", tmp_path=tmp_path).calls
+    with pytest.raises(UserError, match="look: this run reads images alone; leave out text, word and right"):
+        eve.explain(image, "a circle")
+    assert "explain" not in tiny_eve("text", tmp_path=tmp_path).calls
 
 
 def test_a_folder_per_class_is_learnt_from_the_command_line(eve, pretrained, tmp_path):
-    """Plain colours: what a folder is called is what its pictures show."""
+    """Plain colours: what a folder is called is what its images show."""
     for name, color in (("red", (220, 20, 30)), ("green", (20, 200, 40)), ("blue", (30, 40, 220))):
         (tmp_path / "colors" / name).mkdir(parents=True)
         for number in range(24):
-            picture = np.clip(np.array(color) + np.random.default_rng(number).normal(0, 15, (16, 16, 3)), 0, 255)
-            Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "colors" / name / f"{number}.png")
+            image = np.clip(np.array(color) + np.random.default_rng(number).normal(0, 15, (16, 16, 3)), 0, 255)
+            Image.fromarray(image.astype(np.uint8)).save(tmp_path / "colors" / name / f"{number}.png")
     run = tmp_path / "run"
     done = eve(
-        *("finetune", "demo_classification", "--task.no-several", "--init", pretrained, "--out", run),
+        *("finetune", "demo_classification", "--task.no-multilabel", "--init", pretrained, "--out", run),
         *("--data.train", tmp_path / "colors", "--data.val", tmp_path / "colors", "--train.steps", 60, "--train.lr", 3e-3),
         *("--train.val-every", 60, "--train.batch-size", 24, "--data.num-workers", 0, "--train.dtype", "float32"),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import ContrastMatchConfig, EveModelConfig
-from eve_vl.tasks.contrast import replayed
+from eve_vl.tasks.contrastive import replayed
 from eve_vl.train.checkpoint import get_rng_state
 
 ROWS = 12

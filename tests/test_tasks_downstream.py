@@ -12,7 +12,7 @@ from twins import questions, statements
 
 from eve_vl.config import Config
 from eve_vl.data.batch import QuestionBatch, StatementBatch
-from eve_vl.loading import read_labels
+from eve_vl.run.loading import read_labels
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA
 from eve_vl.train.optim import build_optimizer
@@ -38,7 +38,7 @@ def nlvr2_task(name: str = "nlvr2", **sections: Any) -> NLVR2:
 
 
 def single(batch: Any, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids without padding, and the picture in [-1, 1], of one row."""
+    """Token ids without padding, and the image in [-1, 1], of one row."""
     ids = batch.ids_BT[row : row + 1, : int((~batch.is_padding_BT[row]).sum())]
     return ids, batch.images_BCHW[row : row + 1].float() / 127.5 - 1
 
@@ -231,7 +231,7 @@ def test_batch_mates_do_not_matter(name):
 
 
 @torch.no_grad()
-def test_both_pictures_and_their_sides_matter():
+def test_both_images_and_their_sides_matter():
     for head in ("nlvr2", "nlvr2_paired", "nlvr2_compare"):
         task = nlvr2_task(head)
         batch: StatementBatch = rows_of(eval_set(task.config, 4), 4)

@@ -15,10 +15,10 @@ from twins import TwinStats, randomize, slow_balance, tiny_config
 from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
-from eve_vl.model.embed import patchify, take, unpatchify
+from eve_vl.model.embeddings import gather_patches, patchify, unpatchify
 from eve_vl.model.encoder import Encoder
 from eve_vl.model.moe import Router
-from eve_vl.model.rows import Rows, Tokens
+from eve_vl.model.packing import PackedTokens, Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 
@@ -45,7 +45,7 @@ def samples(lengths: Sequence[int] = LENGTHS) -> list[Sample]:
                 is_masked_T=mask_tokens(np.arange(length) == 0, 0.5, rng),
                 keep_K=keep_K,
                 hidden_M=hidden_M,
-                picture=row,
+                image_id=row,
                 caption=row,
                 where=f"row {row}",
             )
@@ -85,7 +85,7 @@ def test_pixels_are_normalised_to_plus_minus_one():
 @torch.no_grad()
 def test_hidden_tokens_show_mask_their_own_or_another_word_in_training_alone():
     """Of 0.6 that show a word, half show their own; what is not hidden stays, and evaluation always shows [MASK]."""
-    task = build(tiny_config(task={"text_shown_share": 0.6}))
+    task = build(tiny_config(task={"mask_replace_prob": 0.6}))
     batch = batch_of(samples([200] * 40))  # one token in 27 is shown another that is the same
     is_masked = batch.is_masked_BT
     assert torch.equal(task.with_hidden_tokens(batch), batch.ids_BT.masked_fill(is_masked, MASK))
@@ -146,7 +146,7 @@ def test_balance_and_routing_terms_equal_a_loop_over_what_the_routers_saw():
     seen: dict[int, list[TwinStats]] = {}
     routers = [module for module in task.modules() if isinstance(module, Router)]
 
-    def watch(router: nn.Module, inputs: tuple[Tensor, Rows], _output: object) -> None:
+    def watch(router: nn.Module, inputs: tuple[Tensor, PackedTokens], _output: object) -> None:
         assert isinstance(router, Router)
         assert router.modality_embed is not None
         stats = TwinStats()
@@ -213,11 +213,11 @@ def test_predictions_come_in_the_order_of_the_hidden_positions():
     target = task.targets(patches_of(batch))
     for b in range(4):
         for m in range(12):
-            assert torch.equal(take(target, batch.hidden_BM)[b, m], target[b, batch.hidden_BM[b, m]])
+            assert torch.equal(gather_patches(target, batch.hidden_BM)[b, m], target[b, batch.hidden_BM[b, m]])
 
 
 @torch.no_grad()
-def test_token_prediction_sees_the_whole_picture_and_no_masked_token():
+def test_token_prediction_sees_the_whole_image_and_no_masked_token():
     task, batch = build(tiny_config()), batch_of(samples())
     patches = patches_of(batch)
     plain = task.predict_tokens(task.encode(batch, mask=True), batch)
@@ -274,7 +274,7 @@ def test_two_passes_by_default_one_with_joint_masking(monkeypatch):
     encoded = joint.encode(batch, keep=True, mask=True)
     expected = torch.nn.functional.cross_entropy(joint.predict_tokens(encoded, batch), batch.ids_BT[batch.is_masked_BT])
     assert output.terms["mlm"].item() == pytest.approx(expected.item(), rel=1e-5)
-    target = take(joint.targets(patches), batch.hidden_BM)
+    target = gather_patches(joint.targets(patches), batch.hidden_BM)
     error = (joint.predict_pixels(encoded, batch) - target).square().mean()
     assert output.terms["mim"].item() == pytest.approx(error.item(), rel=1e-5)
 

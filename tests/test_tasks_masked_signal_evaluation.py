@@ -16,9 +16,9 @@ from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from eve_vl.config import Config
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs, eval_positions
-from eve_vl.metrics.certainty import to_json
+from eve_vl.metrics.intervals import to_json
 from eve_vl.metrics.masked_signal import Sums, visible_means
-from eve_vl.model.rows import Tokens
+from eve_vl.model.packing import Tokens
 from eve_vl.tasks.masked_signal import MaskedSignal
 
 

@@ -1,4 +1,4 @@
-"""Retrieval by matching alone: every pair is scored, and texts of a picture are ranked, against loops over pairs."""
+"""Retrieval by matching alone: every pair is scored, and texts of an image are ranked, against loops over pairs."""
 
 import math
 import statistics
@@ -16,16 +16,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from twins import tiny_config
 
-from eve_vl import training
 from eve_vl.cli import main
-from eve_vl.config import ContrastMatchConfig, RetrievalConfig, TowersModelConfig
-from eve_vl.data.downstream import SearchSet
-from eve_vl.data.phantoms.rows import PhantomPairs
-from eve_vl.errors import UserError
-from eve_vl.tasks import gallery
+from eve_vl.config import ContrastMatchConfig, DualEncoderConfig, RetrievalConfig
+from eve_vl.data.task_datasets import SearchSet
+from eve_vl.evaluation import retrieval
+from eve_vl.run import training
+from eve_vl.synthetic.phantoms.rows import PhantomPairs
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.train import distributed
+from eve_vl.train import collectives
+from eve_vl.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def logits_of(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
 @torch.no_grad()
 @pytest.mark.parametrize("itc_weight", [0.0, 1.0])
 def test_ranking_is_the_cross_entropy_of_the_own_text_among_drawn_ones(itc_weight, monkeypatch):
-    """Rows 0 and 2 show one picture, so that neither text is wrong for it: with five texts of six a row may draw it, but not
+    """Rows 0 and 2 show one image, so that neither text is wrong for it: with five texts of six a row may draw it, but not
     count it."""
     task = build(alone(itm_loss="ranking", num_texts=4, itc_weight=itc_weight))
     batch, draws = caption_batch(task), torch.rand(6, 6)
@@ -72,7 +72,7 @@ def test_ranking_is_the_cross_entropy_of_the_own_text_among_drawn_ones(itc_weigh
     assert ("itc" in terms) == bool(itc_weight)
 
 
-def test_matching_alone_has_no_features_and_gives_half_of_the_texts_another_picture():
+def test_matching_alone_has_no_features_and_gives_half_of_the_texts_another_image():
     task = build(alone()).train()
     assert {name.split(".")[0] for name, _ in task.contrast.named_parameters()} == {"match_head"}
     assert not task.is_comparable
@@ -90,13 +90,13 @@ def test_scores_that_rank_start_as_the_match_logit_and_go_on_as_they_are():
     assert build(alone()).kept_of(tensors, ()) == tensors
 
 
-def test_texts_of_one_picture_leave_nothing_to_rank():
+def test_texts_of_one_image_leave_nothing_to_rank():
     task = build(alone(itm_loss="ranking", num_texts=6))
     assert task(caption_batch(task, (0, 3, 4))).terms["itm"].item() == 0
 
 
 def test_flops_of_ranking_are_those_that_torch_counts():
-    towers = TowersModelConfig(
+    towers = DualEncoderConfig(
         embed_dim=16, image_depth=1, text_depth=1, fusion_depth=2, pixel_layer=1, num_heads=2, mlp_ratio=2.0
     )
     task: Any = tiny.build(replace(tiny_config(task=alone(itm_loss="ranking", num_texts=3)), model=towers))
@@ -111,8 +111,8 @@ def test_flops_of_ranking_are_those_that_torch_counts():
 
 
 def naive(task: Any, dataset: SearchSet) -> dict[str, float]:
-    """Recalls by the match logit of each picture and each caption, pair after pair."""
-    pixels = [dataset[(0, 0, index)].image[None].float() / 127.5 - 1 for index in range(len(dataset.pictures))]
+    """Recalls by the match logit of each image and each caption, pair after pair."""
+    pixels = [dataset[(0, 0, index)].image[None].float() / 127.5 - 1 for index in range(len(dataset.images))]
     ids = [torch.from_numpy(dataset.tokens(words))[None] for words in dataset.captions]
     scores = [[round(logits_of(task, image, text)[1], 4) for text in ids] for image in pixels]
     of_text = [[i for i, true in enumerate(dataset.captions_of) if t in true] for t in range(len(ids))]
@@ -125,7 +125,7 @@ def naive(task: Any, dataset: SearchSet) -> dict[str, float]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"itm_loss": "ranking", "num_texts": 3, "merge_captions": True}])
+@pytest.mark.parametrize("options", [{}, {"itm_loss": "ranking", "num_texts": 3, "dedup_captions": True}])
 def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch, capsys):
     task = build(alone(**options))
     dataset = tiny.eval_set(task.config)
@@ -133,11 +133,11 @@ def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch,
     for name in seen:
         hook = lambda _, inputs, name=name: seen.update({name: seen[name] + len(inputs[0])})  # noqa: E731
         task.get_submodule(name).register_forward_pre_hook(hook)
-    monkeypatch.setattr(gallery, "ONE_SIDE_AT_ONCE", 4)
-    monkeypatch.setattr(gallery, "MANY_PAIRS", 1)
+    monkeypatch.setattr(retrieval, "ONE_SIDE_AT_ONCE", 4)
+    monkeypatch.setattr(retrieval, "MANY_PAIRS", 1)
     numbers, num_texts = tiny.numbers_of(task, dataset, 5), len({*dataset.captions})
     assert seen == {"encoder.image": 9, "contrast.match_head": 9 * num_texts}
-    assert f"{9 * num_texts} fusion passes: 9 pictures with each of {num_texts} texts" in capsys.readouterr().out
+    assert f"{9 * num_texts} fusion passes: 9 images with each of {num_texts} texts" in capsys.readouterr().out
     expected = naive(task, dataset)
     assert {name: numbers[name] for name in expected} == pytest.approx(expected)
     assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
@@ -147,13 +147,13 @@ def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch,
 
 
 @torch.no_grad()
-def test_false_texts_are_scored_beside_their_own_picture_and_a_wrong_one_alone(monkeypatch):
+def test_false_texts_are_scored_beside_their_own_image_and_a_wrong_one_alone(monkeypatch):
     task = build(alone())
     dataset = SearchSet([PhantomPairs(split="test", image_size=64, num_rows=12, seed=2)], task.config, tiny.TOKENIZER)
-    scored, match = [], gallery.match_scores
-    monkeypatch.setattr(gallery, "match_scores", lambda *args: scored.append(len(args[2])) or match(*args))
+    scored, match = [], retrieval.match_scores
+    monkeypatch.setattr(retrieval, "match_scores", lambda *args: scored.append(len(args[2])) or match(*args))
     numbers = tiny.numbers_of(task, dataset, 7)
-    for name, step in (("tr1_hard", 0), ("tr1_hard_wrong_picture", 6)):
+    for name, step in (("tr1_hard", 0), ("tr1_hard_wrong_image", 6)):
         hits = []
         for place, texts in enumerate(dataset.hard):
             pixels = dataset[(0, 0, (place + step) % 12)].image[None].float() / 127.5 - 1
@@ -167,7 +167,7 @@ def test_a_gallery_of_every_pair_is_limited(monkeypatch, capsys):
     monkeypatch.setattr("eve_vl.tasks.retrieval.MAX_GALLERY", 3)
     source = tiny.pairs(8)
     sizes = [
-        len(Retrieval.eval_dataset([source], tiny_config(task=task), tiny.TOKENIZER).pictures)
+        len(Retrieval.eval_dataset([source], tiny_config(task=task), tiny.TOKENIZER).images)
         for task in (alone(), RetrievalConfig(rerank=0))
     ]
     assert sizes == [3, 8]
@@ -200,18 +200,18 @@ def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):
     masked = write_run(tiny_run("masked"), tmp_path / "masked")
     headless = RetrievalConfig(itm_weight=0.0, rerank=0)
     headless = write_run(tiny_run("", task=headless, folder=tmp_path), tmp_path / "headless")
-    picture = tmp_path / "a.png"
+    image = tmp_path / "a.png"
     from PIL import Image
 
-    Image.fromarray(noise(1)).save(picture)
+    Image.fromarray(noise(1)).save(image)
 
     def said(*words: Any) -> str:
         main([str(word) for word in words])
         return capsys.readouterr().out
 
-    apart = "features of pictures and of texts of this run do not compare"
-    assert apart in said("encode", run, picture, "--texts", TEXT, "--out", tmp_path / "f.npz")
-    assert apart in said("index", picture.parent, "--run", run, "--out", tmp_path / "index")
+    apart = "features of images and of texts of this run do not compare"
+    assert apart in said("encode", run, image, "--texts", TEXT, "--out", tmp_path / "f.npz")
+    assert apart in said("index", image.parent, "--run", run, "--out", tmp_path / "index")
     assert "tr1 " in said("evaluate", "retrieval", run, "--data", "scenes:val", "--samples", "4")
     for words, problem in (
         ((run, "--data", "scenes:val", "--rerank", "5"), "rerank 5 is of the best by contrast, but itc_weight is 0"),
@@ -233,8 +233,10 @@ def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"task.{problem}"):
             tiny_config(task=task)
     config = replace(tiny_config(task=alone(itm_loss="ranking", num_texts=4)), out=tmp_path)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)  # of which each has two pairs
-    with pytest.raises(UserError, match=r"task.num_texts 4 is more than the 2 pairs of a micro-batch of each of 2 processes: "):
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)  # of which each has two pairs
+    with pytest.raises(
+        UserError, match=r"task.ranking_candidates 4 is more than the 2 pairs of a micro-batch of each of 2 processes: "
+    ):
         training._fit(config, torch.device("cpu"), must_resume=False)
-    idle = {field for fields in alone().idle().values() for field in fields.split()}
+    idle = {field for fields in alone().unused_fields().values() for field in fields.split()}
     assert idle == {"rerank_by", "projection_dim", "pooling", "final_norm", "num_texts"}

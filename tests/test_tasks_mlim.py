@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from twins import pairs, randomize, tiny_config, tiny_tokenizer
 
-from eve_vl import bench
 from eve_vl.config import Config, MlimConfig
-from eve_vl.data.batch import PairBatch, PartedBatch, Sample
+from eve_vl.data.batch import BatchByMask, PairBatch, Sample
 from eve_vl.data.dataset import AwareMasks
-from eve_vl.errors import UserError
 from eve_vl.model.conv_decoder import ConvDecoder
-from eve_vl.model.embed import BlockStem, ImageEmbed, TextEmbed
+from eve_vl.model.embeddings import BlockStem, ImageEmbed, TextEmbed
 from eve_vl.model.encoder import Encoder
-from eve_vl.model.rows import Tokens
+from eve_vl.model.packing import Tokens
+from eve_vl.run import bench
 from eve_vl.tasks.mlim import Mlim
 from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import UserError
 
 TOKENIZER = tiny_tokenizer()
 SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id)
@@ -28,7 +28,7 @@ SIZES = Sizes(vocab_size=TOKENIZER.vocab_size, mask_id=TOKENIZER.mask_id)
 
 def config_of(task: MlimConfig | None = None, **model: Any) -> Config:
     """Nine patches of 16 × 16 pixels and texts of up to twelve tokens."""
-    model = {"stem": "blocks", "shallow_ffn": "shared", "num_deep_blocks": 0} | model
+    model = {"stem": "patch_conv", "shallow_ffn": "shared", "num_deep_blocks": 0} | model
     shape = {"image_size": 48, "patch_size": 16}
     return tiny_config(input=shape, model=model, task=task or MlimConfig(), data={"flip": False, "crop_scale": (1.0, 1.0)})
 
@@ -54,10 +54,10 @@ def rows_of(config: Config, *, training: bool = True, count: int = 60) -> AwareM
     return AwareMasks([pairs(count, captions=1)], config, TOKENIZER, training=training)
 
 
-def batch_of(config: Config, num: int = 9) -> PartedBatch:
+def batch_of(config: Config, num: int = 9) -> BatchByMask:
     rows = rows_of(config)
     batch = rows.collate([rows[0, 0, row] for row in range(num)])
-    assert isinstance(batch, PartedBatch) and len(batch.parts) == 3
+    assert isinstance(batch, BatchByMask) and len(batch.parts) == 3
     return batch
 
 
@@ -100,9 +100,9 @@ def test_hidden_patches_and_hidden_tokens_start_as_the_same_word():
 
 
 def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
-    """What is not hidden is shown whole: beside most of a picture hidden all words, beside most words hidden all patches."""
+    """What is not hidden is shown whole: beside most of an image hidden all words, beside most words hidden all patches."""
     rows = rows_of(config_of(), count=240)
-    shares = {"picture": (0.8, 0.0), "text": (0.0, 0.8), "both": (0.15, 0.15)}
+    shares = {"image": (0.8, 0.0), "text": (0.0, 0.8), "both": (0.15, 0.15)}
     found = Counter()
     for row in range(240):
         sample = rows[0, 0, row]
@@ -119,7 +119,7 @@ def test_a_third_of_the_rows_hides_each_thing_with_exact_counts():
     assert {rows_of(config_of(), training=False)[0, 0, row].hides for row in range(20)} == {"both"}
 
 
-def slow_losses(task: Mlim, batch: PartedBatch, region: str) -> tuple[float, float]:
+def slow_losses(task: Mlim, batch: BatchByMask, region: str) -> tuple[float, float]:
     """MLM and RECON of a batch, row by row, in a single pass each."""
     encoder, errors, nats = encoder_of(task), [], []
     painter: Any = task.pixel_decoder
@@ -151,7 +151,7 @@ def slow_losses(task: Mlim, batch: PartedBatch, region: str) -> tuple[float, flo
 
 @pytest.mark.parametrize("region", ["all", "masked"])
 def test_losses_are_those_of_rows_one_by_one(region):
-    config = config_of(MlimConfig(recon_region=region))
+    config = config_of(MlimConfig(recon_target=region))
     task, batch = build(config), batch_of(config, 7)
     with torch.no_grad():
         output, (mlm, recon) = task(batch), slow_losses(task, batch, region)
@@ -162,28 +162,28 @@ def test_losses_are_those_of_rows_one_by_one(region):
 
 def test_two_micro_batches_are_one_batch():
     """Masked tokens and painted patches are counted over the whole step; where none is hidden there is no loss of them."""
-    config = config_of(MlimConfig(recon_region="masked"))
+    config = config_of(MlimConfig(recon_target="masked"))
     task, rows = build(config), rows_of(config)
     samples = [rows[0, 0, row] for row in range(12)]
     of_texts = [sample for sample in samples if sample.hides == "text"]
     others = [sample for sample in samples if sample.hides != "text"]
 
-    def collated(some: list[Sample]) -> PartedBatch:
+    def collated(some: list[Sample]) -> BatchByMask:
         batch = rows.collate(some)
-        assert isinstance(batch, PartedBatch)
+        assert isinstance(batch, BatchByMask)
         return batch
 
     whole = task(collated(samples)).loss
     halves = [task(batch) for batch in task.before_step([collated(of_texts), collated(others)])]
     assert halves[0].terms["mim"] == 0
     assert (halves[0].loss + halves[1].loss).item() / 2 == pytest.approx(whole.item(), rel=1e-5)
-    assert task(collated([sample for sample in others if sample.hides == "picture"])).terms["mlm"] == 0
+    assert task(collated([sample for sample in others if sample.hides == "image"])).terms["mlm"] == 0
 
 
-@pytest.mark.parametrize("hides", ["picture", "text", "both"])
+@pytest.mark.parametrize("hides", ["image", "text", "both"])
 def test_every_weight_is_trained_by_any_rows(hides):
     """Or processes that got other rows would wait for its gradient for ever."""
-    config = config_of(MlimConfig(recon_region="masked"))
+    config = config_of(MlimConfig(recon_target="masked"))
     task, rows = build(config), rows_of(config)
     task(rows.collate([sample for row in range(12) if (sample := rows[0, 0, row]).hides == hides])).loss.backward()
     assert all(parameter.grad is not None for parameter in task.parameters())
@@ -218,7 +218,7 @@ def test_bench_counts_the_tokens_that_a_step_shows():
 
 
 def test_configs_that_cannot_be():
-    with pytest.raises(UserError, match=r"model\.stem blocks"):
+    with pytest.raises(UserError, match=r"model\.stem patch_conv"):
         Mlim(config_of(stem="linear"), SIZES)
     with pytest.raises(UserError, match=r"wants an input\.patch_size that is a power of 2, not 12"):
         replace(config_of(), input=replace(config_of().input, patch_size=12))

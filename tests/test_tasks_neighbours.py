@@ -22,15 +22,15 @@ from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs
-from eve_vl.data.phantoms.reports import COLUMNS
-from eve_vl.data.phantoms.rows import PhantomPairs
 from eve_vl.data.readers import open_source
 from eve_vl.data.readers.medical_rows import CHEXPERT_LABELS
-from eve_vl.errors import UserError
 from eve_vl.model.encoder import Encoder, initialize
-from eve_vl.tasks import negatives
-from eve_vl.tasks.contrast import Contrast
+from eve_vl.synthetic.phantoms.reports import COLUMNS
+from eve_vl.synthetic.phantoms.rows import PhantomPairs
+from eve_vl.tasks import hard_negatives
 from eve_vl.tasks.contrast_match import ContrastMatch
+from eve_vl.tasks.contrastive import Contrast
+from eve_vl.utils.errors import UserError
 
 ALONE: dict[str, Any] = {"mlm_weight": 0.0, "itm_weight": 0.0}
 ROWS = 8
@@ -51,19 +51,19 @@ def dataset_of(config: Config) -> MaskedPairs:
 
 
 def batches_of(config: Config, sizes: Sequence[int] = (ROWS,)) -> list[PairBatch]:
-    """The rows in micro-batches; the third is another caption of the first one's picture, the fourth says the same as the
+    """The rows in micro-batches; the third is another caption of the first one's image, the fourth says the same as the
     second."""
     dataset = dataset_of(config)
     samples = [dataset[(0, 0, row)] for row in range(ROWS)]
     for row, sample in enumerate(samples):
         sample.ids_T[1] = 20 + row  # cut to as many tokens, two would be the same
-    samples[2].picture, samples[3].caption = samples[0].picture, samples[1].caption
+    samples[2].image_id, samples[3].caption = samples[0].image_id, samples[1].caption
     rows = iter(samples)
     return [dataset.collate([*islice(rows, size)]) for size in sizes]  # pyright: ignore[reportReturnType]
 
 
 def features_of(task: Any, batch: PairBatch, keep_BK: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Features of length 1 by hand, of whole pictures or of kept patches."""
+    """Features of length 1 by hand, of whole images or of kept patches."""
     pixels, head = batch.images_BCHW.float() / 127.5 - 1, task.contrast.features
     image = task.encoder.encode(task.encoder.image(pixels, keep_BK), None).x_BND[:, 0]
     text = task.encoder.encode(None, task.encoder.text(batch.ids_BT, batch.is_padding_BT)).x_BND[:, 0]
@@ -80,11 +80,11 @@ def slow_contrast(image: Tensor, text: Tensor, target: list[list[float]], temper
     return total / (2 * B)
 
 
-@pytest.mark.parametrize("targets", ["picture", "diagonal", "same_text"])
+@pytest.mark.parametrize("targets", ["image", "diagonal", "same_text"])
 def test_targets_are_shared_by_those_that_the_option_names(targets):
     config = config_of(**ALONE, itc_targets=targets)
     task, (batch,) = build(config), batches_of(config)
-    shared = {"picture": [{0, 2}], "diagonal": [], "same_text": [{0, 2}, {1, 3}]}[targets]
+    shared = {"image": [{0, 2}], "diagonal": [], "same_text": [{0, 2}, {1, 3}]}[targets]
     target = [[0.0] * ROWS for _ in range(ROWS)]
     for row in range(ROWS):
         group = next((group for group in shared if row in group), {row})
@@ -158,7 +158,7 @@ def test_what_is_known_to_be_absent_comes_from_tables_and_phantoms(tmp_path):
 
 
 def test_contrast_over_dropped_patches_is_so_in_training_alone():
-    config = config_of(**ALONE, itc_masks_image=True)
+    config = config_of(**ALONE, itc_masked_image=True)
     config = replace(config, task=replace(config.task, image_mask_ratio=0.5))
     task, (batch,) = build(config), batches_of(config)
     own = [[float(row == other or {row, other} == {0, 2}) for other in range(ROWS)] for row in range(ROWS)]
@@ -273,7 +273,7 @@ def test_the_svd_term_is_added_by_its_weight_and_logged(form, weight):
 
 
 def matched(task: Any, batch: PairBatch, monkeypatch) -> tuple[list[int], list[int], list[bool]]:
-    """Which picture and text each matched pair has, by row among all, and its label."""
+    """Which image and text each matched pair has, by row among all, and its label."""
     seen: dict[str, list] = {}
     match, matching = task.contrast.match, objectives.matching
     (everything,) = batches_of(task.config)
@@ -287,8 +287,8 @@ def matched(task: Any, batch: PairBatch, monkeypatch) -> tuple[list[int], list[i
         known = [x_TD[~is_padding_T] for x_TD, is_padding_T in zip(texts, everything.is_padding_BT, strict=True)]
         real = [x_TD[~is_padding_T] for x_TD, is_padding_T in zip(text.x_BND, text.is_padding_BN, strict=True)]
         seen["texts"] = [row_of(each, known) for each in real]
-        pictures = [*task.encoder.image(everything.pixels()).x_BND]
-        seen["images"] = [row_of(each, pictures) for each in image.x_BND]
+        images = [*task.encoder.image(everything.pixels()).x_BND]
+        seen["images"] = [row_of(each, images) for each in image.x_BND]
         return match(encoder, image, text, **parts)
 
     def labelled(logits, is_match):
@@ -302,7 +302,7 @@ def matched(task: Any, batch: PairBatch, monkeypatch) -> tuple[list[int], list[i
 
 
 @torch.no_grad()
-def test_random_half_gives_half_of_the_texts_another_picture_and_needs_no_contrast(monkeypatch):
+def test_random_half_gives_half_of_the_texts_another_image_and_needs_no_contrast(monkeypatch):
     config = config_of(mlm_weight=0.0, itc_weight=0.0, itm_negatives="random_half")
     task, (batch,) = build(config), batches_of(config)
     assert {name.split(".")[0] for name, _ in task.contrast.named_parameters()} == {"match_head"}
@@ -317,7 +317,7 @@ def test_random_half_gives_half_of_the_texts_another_picture_and_needs_no_contra
     image, text = task.encoder.image(batch.pixels()), task.encoder.text(batch.ids_BT, batch.is_padding_BT)
     for B in (ROWS, 5):
         is_match = torch.eye(B, dtype=torch.bool)
-        kept = [negatives.random_half(image, text, is_match)[2] for _ in range(400)]
+        kept = [hard_negatives.random_half(image, text, is_match)[2] for _ in range(400)]
         assert all(row.sum() == B // 2 for row in kept)
         assert (torch.stack(kept).float().mean(0) - B // 2 / B).abs().max() < 0.125  # five standard deviations
 
@@ -346,7 +346,7 @@ def test_global_negatives_are_drawn_among_all_micro_batches(sizes, monkeypatch):
     order = np.argsort(whole.draw_B3[:, 0].numpy())
     expected: dict[str, list[int]] = {"images": [], "texts": []}
     for row in range(ROWS):
-        is_match = [bool(whole.picture_B[row] == whole.picture_B[other]) for other in order]
+        is_match = [bool(whole.image_id_B[row] == whole.image_id_B[other]) for other in order]
         for name, scores, draw in (("images", image @ text[row], 1), ("texts", text @ image[row], 2)):
             line = (scores[torch.from_numpy(order)] / 0.07).tolist()
             expected[name].append(int(order[slow_draw(line, is_match, whole.draw_B3[row, draw].item())]))
@@ -410,7 +410,7 @@ def gradients(config: Config, sizes: Sequence[int], make: Any) -> dict[str, Tens
 def test_accumulation_changes_nothing_of_contrast_svd_and_global_matching(make):
     config = config_of(
         mlm_weight=0.0,
-        itc_masks_image=True,
+        itc_masked_image=True,
         itc_targets="same_text",
         itm_negatives="global",
         svd_form="sigma1_share",
@@ -432,7 +432,7 @@ OPTIONS = [
         "decoder_dim": 16,
         "decoder_num_heads": 2,
     },
-    ALONE | {"itc_masks_image": True},
+    ALONE | {"itc_masked_image": True},
 ]
 
 
@@ -453,23 +453,23 @@ def test_flops_are_those_that_torch_counts(options):
 
 
 def idle(**values: Any) -> set[str]:
-    return {field for fields in ContrastMatchConfig(**values).idle().values() for field in fields.split()}
+    return {field for fields in ContrastMatchConfig(**values).unused_fields().values() for field in fields.split()}
 
 
 def test_options_without_a_use_are_known():
     pixels = {"normalize_targets", "decoder_depth", "decoder_dim", "decoder_num_heads"}
-    assert idle(text_shown_share=0.2, svd_form="sigma1") == pixels | {"image_mask_ratio"}
-    assert idle(text_shown_share=0.2, itc_masks_image=True) == pixels | {"svd_weight"}
-    words = {"text_mask_ratio", "mask_words", "text_shown_share", "text_shown_from"}
+    assert idle(mask_replace_prob=0.2, svd_form="sigma1") == pixels | {"image_mask_ratio"}
+    assert idle(mask_replace_prob=0.2, itc_masked_image=True) == pixels | {"svd_weight"}
+    words = {"text_mask_ratio", "whole_word_masking", "mask_replace_prob", "mask_replace_source"}
     assert idle(**ALONE) == pixels | words | {"image_mask_ratio", "itm_negatives", "svd_weight"}
-    contrast = {"projection_dim", "itc_masks_image", "itc_targets", "svd_form", "svd_weight"}
-    assert idle(mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half") == contrast | {"text_shown_from"}
+    contrast = {"projection_dim", "itc_masked_image", "itc_targets", "svd_form", "svd_weight"}
+    assert idle(mim_weight=1.0, itc_weight=0.0, itm_negatives="random_half") == contrast | {"mask_replace_source"}
 
 
-def test_convolutions_that_never_see_a_whole_picture_are_refused():
-    with pytest.raises(UserError, match=r"itc_masks_image with model\.stem convolutions"):
-        config_of(**ALONE, itc_masks_image=True, model={"stem": "convolutions"})
-    config_of(mlm_weight=0.0, itc_masks_image=True, model={"stem": "convolutions"})
+def test_convolutions_that_never_see_a_whole_image_are_refused():
+    with pytest.raises(UserError, match=r"itc_masked_image with model\.stem conv"):
+        config_of(**ALONE, itc_masked_image=True, model={"stem": "conv"})
+    config_of(mlm_weight=0.0, itc_masked_image=True, model={"stem": "conv"})
 
 
 # Masked words
@@ -477,7 +477,7 @@ def test_convolutions_that_never_see_a_whole_picture_are_refused():
 
 def test_wrong_words_may_come_from_the_whole_vocabulary():
     """Of 80/10/10: one in ten shows any word, one in ten its own, the others [MASK]."""
-    config = config_of(text_shown_share=0.2, text_shown_from="vocabulary")
+    config = config_of(mask_replace_prob=0.2, mask_replace_source="vocabulary")
     task = build(config)
     ids_BT = torch.full((200, 50), 7)
     (batch,) = batches_of(config)

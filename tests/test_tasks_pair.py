@@ -12,16 +12,16 @@ from twins import CAPTIONS, ListSource, noise, randomize, tiny_config, tiny_toke
 
 from eve_vl.config import PairConfig
 from eve_vl.data.batch import ItemBatch, normalize
-from eve_vl.data.downstream import ItemRows
-from eve_vl.data.inputs import Inputs
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageFile, ItemPair
-from eve_vl.data.scenes.items import SHARE_SAME, sample_items
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.data.task_datasets import ItemRows
 from eve_vl.metrics import pair as metrics
-from eve_vl.metrics.certainty import Estimate
-from eve_vl.tasks.pair import ItemPairs, PairCalls
+from eve_vl.metrics.intervals import MeasuredValue
+from eve_vl.predict.inputs import Inputs
+from eve_vl.synthetic.scenes.items import SHARE_SAME, sample_items
+from eve_vl.tasks.pair import ItemPairs, PairPredictor
 from eve_vl.tasks.task import Sizes
+from eve_vl.utils.errors import BadSampleError, UserError
 
 TOKENIZER = tiny_tokenizer()
 LOOKS = {"images": ["images/red.png", "images/lime.png"], "captions": ["a red card", "a lime one"]}
@@ -62,8 +62,8 @@ def test_own_columns_of_a_csv_and_labels_kept_back(tmp_path: Path):
         ({"captions": ["one"]}, "captions lists 1, expected a list of two texts"),
         ({"captions": "one"}, "captions is str, expected a list of two texts"),
         ({"captions": ["one", " "]}, "captions is empty"),
-        ({"images": ["images/red.png"] * 3}, "images lists 3, expected a list of two pictures"),
-        ({"images": None}, "images is NoneType, expected a list of two pictures"),
+        ({"images": ["images/red.png"] * 3}, "images lists 3, expected a list of two images"),
+        ({"images": None}, "images is NoneType, expected a list of two images"),
         ({"same": "perhaps"}, "label is 'perhaps', expected True or False"),
     ],
 )
@@ -128,21 +128,21 @@ def batch_of(task: ItemPairs, shown: tuple[str, ...]) -> ItemBatch:
     return batch
 
 
-def test_training_shows_pictures_texts_or_both_of_a_pair_in_a_third_each(task):
+def test_training_shows_images_texts_or_both_of_a_pair_in_a_third_each(task):
     rows = rows_of(task, training=True)
     found = Counter(rows[epoch, 0, row].shown for epoch in range(4) for row in range(60) if row % 7 < 6)
-    assert all(50 <= found[shown] <= 90 for shown in ("pairs", "pictures", "texts"))
-    assert {rows_of(task)[0, 0, row].shown for row in range(20)} == {"pairs"}
+    assert all(50 <= found[shown] <= 90 for shown in ("image_text", "image", "text"))
+    assert {rows_of(task)[0, 0, row].shown for row in range(20)} == {"image_text"}
     without = tiny_config(task=PairConfig(modality_dropout=False))
     kept = ItemRows([items(60)], without, TOKENIZER, training=True)
-    assert {kept[0, 0, row].shown for row in range(20)} == {"pairs"}
+    assert {kept[0, 0, row].shown for row in range(20)} == {"image_text"}
     with pytest.raises(BadSampleError, match="no label to train on"):
         ItemRows.require(items(7)[6], task.config, training=True)
 
 
 @torch.no_grad()
 def test_what_is_left_out_is_not_there_and_rows_keep_their_order(task):
-    shown = ("texts", "pairs", "pictures", "pairs", "texts")
+    shown = ("text", "image_text", "image", "image_text", "text")
     batch = batch_of(task, shown)
     logits_B2, _ = task.predict(batch)
     encoder = task.encoder
@@ -153,9 +153,9 @@ def test_what_is_left_out_is_not_there_and_rows_keep_their_order(task):
             (batch.right_BCHW, batch.right_ids_BT, batch.right_is_padding_BT),
         ):
             real = ids[row : row + 1, : int((~padding[row]).sum())]
-            image = encoder.image(normalize(images[row : row + 1])) if each != "texts" else None
-            encoded = encoder.encode(image, encoder.text(real, None) if each != "pictures" else None)
-            states.append(encoded.x_BND[:, 0 if each == "pictures" else encoded.num_image])
+            image = encoder.image(normalize(images[row : row + 1])) if each != "text" else None
+            encoded = encoder.encode(image, encoder.text(real, None) if each != "image" else None)
+            states.append(encoded.x_BND[:, 0 if each == "image" else encoded.num_image])
         assert torch.allclose(logits_B2[row], task.compare_head(*states)[0], atol=1e-4)
 
 
@@ -165,10 +165,10 @@ def test_numbers_of_a_run_and_its_call(task):
     numbers = task.numbers(examples)
     assert (numbers["num_pairs"], numbers["num_unlabelled"]) == (14, 2)
     assert numbers["pr_auc_chance"] == pytest.approx(4 / 12)
-    calls = PairCalls(task, Inputs(task.config.input, TOKENIZER, torch.device("cpu")))
+    calls = PairPredictor(task, Inputs(task.config.input, TOKENIZER, torch.device("cpu")))
     asked = [items(3)[row] for row in range(3)]
     left_texts, right_texts = ([each.captions[side] for each in asked] for side in (0, 1))
-    found = calls.compare([each.left for each in asked], left_texts, [each.right for each in asked], right_texts)
+    found = calls.same([each.left for each in asked], left_texts, [each.right for each in asked], right_texts)
     assert isinstance(found, list)
     by_row = {example.where: example.probability for example in examples}
     assert [each.probability for each in found] == pytest.approx([by_row[a.where] for a in asked], abs=1e-5)
@@ -188,6 +188,6 @@ def test_the_area_of_a_hand_made_table():
         "num_unlabelled": 1,
     }
     area = numbers["pr_auc"]
-    assert isinstance(area, Estimate) and area.low < 0.75 < area.high
+    assert isinstance(area, MeasuredValue) and area.low < 0.75 < area.high
     assert area.versus["pr_auc_chance"] == area.versus["pr_auc_texts"]
     assert metrics.summary(scores, [None] * 6) == {"num_pairs": 6, "num_unlabelled": 6}

@@ -20,17 +20,17 @@ from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import CaptionBatch, PairBatch
 from eve_vl.data.dataset import MaskedPairs
-from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.phantoms.rows import PhantomPairs
 from eve_vl.data.records import ImageBytes
-from eve_vl.errors import UserError
+from eve_vl.data.task_datasets import CaptionedImages, SearchSet
+from eve_vl.evaluation import retrieval as retrieval_evaluation
+from eve_vl.evaluation.retrieval import RetrievalSet, gathered
 from eve_vl.metrics.retrieval import Relevance
-from eve_vl.tasks import gallery
-from eve_vl.tasks.contrast import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
+from eve_vl.synthetic.phantoms.rows import PhantomPairs
 from eve_vl.tasks.contrast_match import ContrastMatch
-from eve_vl.tasks.gallery import Gallery, gathered
+from eve_vl.tasks.contrastive import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
 from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +46,15 @@ def retrieval(**task: Any) -> Retrieval:
 
 
 def caption_batch(task: Retrieval | ContrastMatch, rows: tuple[int, ...] = (0, 1, 3, 6, 7, 2)) -> CaptionBatch:
-    """Rows 0 and 3 show one picture."""
-    dataset = CaptionedPictures([searchable()], replace(task.config, task=RetrievalConfig()), TOKENIZER, training=True)
+    """Rows 0 and 3 show one image."""
+    dataset = CaptionedImages([searchable()], replace(task.config, task=RetrievalConfig()), TOKENIZER, training=True)
     batch = dataset.collate([dataset[(0, 0, row)] for row in rows])
     assert isinstance(batch, CaptionBatch)
     return batch
 
 
 def pieces(batch: CaptionBatch | PairBatch) -> list[tuple[Tensor, Tensor]]:
-    """Picture in [-1, 1] and token ids without padding of each row."""
+    """Image in [-1, 1] and token ids without padding of each row."""
     return [
         (image[None].float() / 127.5 - 1, ids[~is_padding][None])
         for image, ids, is_padding in zip(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT, strict=True)
@@ -62,7 +62,7 @@ def pieces(batch: CaptionBatch | PairBatch) -> list[tuple[Tensor, Tensor]]:
 
 
 def features(task: Any, pixels: Iterable[Tensor], texts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Features of each picture and of each text, alone in its batch."""
+    """Features of each image and of each text, alone in its batch."""
 
     def feature(projection: Any, *tokens: Any) -> Tensor:
         states = task.encoder.encode(*tokens).x_BND[0]
@@ -88,13 +88,13 @@ def match_logits(task: Any, pixels: Tensor, ids: Tensor) -> list[float]:
 @torch.no_grad()
 @pytest.mark.parametrize(("merge", "pooling"), [(False, "cls"), (True, "mean")])
 def test_losses_equal_loops_over_queries_and_pairs(merge, pooling, monkeypatch):
-    task = retrieval(itc_weight=0.7, itm_weight=0.3, projection_dim=8, merge_captions=merge, pooling=pooling)
+    task = retrieval(itc_weight=0.7, itm_weight=0.3, projection_dim=8, dedup_captions=merge, pooling=pooling)
     batch = replace(caption_batch(task), caption_B=torch.tensor([6, 8, 9, 7, 8, 6]))
-    is_match = [[row == other or {row, other} == {0, 2} for other in range(6)] for row in range(6)]  # of one picture
+    is_match = [[row == other or {row, other} == {0, 2} for other in range(6)] for row in range(6)]  # of one image
     for row, other in ((1, 4), (4, 1), (0, 5), (5, 0)) if merge else ():  # in the same words
         is_match[row][other] = True
     asked: list[tuple[Tensor, list]] = []
-    choices = [[1, 3, 4, 0, 5, 2], [4, 2, 5, 1, 0, 3]]  # wrong pictures, then wrong texts
+    choices = [[1, 3, 4, 0, 5, 2], [4, 2, 5, 1, 0, 3]]  # wrong images, then wrong texts
 
     def choose(similarity: Tensor, matches: Tensor) -> Tensor:
         asked.append((similarity, matches.tolist()))
@@ -112,8 +112,8 @@ def test_losses_equal_loops_over_queries_and_pairs(merge, pooling, monkeypatch):
         torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
         assert matches == is_match
     total = right = 0.0
-    pictures, captions = list(range(6)) + choices[0] + list(range(6)), list(range(6)) * 2 + choices[1]
-    for number, (image, text) in enumerate(zip(pictures, captions, strict=True)):
+    source_images, captions = list(range(6)) + choices[0] + list(range(6)), list(range(6)) * 2 + choices[1]
+    for number, (image, text) in enumerate(zip(source_images, captions, strict=True)):
         no, yes = match_logits(task, rows[image][0], rows[text][1])
         probability = 1 / (1 + math.exp(no - yes))
         total -= math.log(probability if number < 6 else 1 - probability)
@@ -144,7 +144,7 @@ def test_temperature_stays_within_bounds_and_learns(start, end):
     assert temperature.grad is not None
 
 
-def test_a_batch_of_one_picture_has_only_matches():
+def test_a_batch_of_one_image_has_only_matches():
     task = retrieval()
     output = task(caption_batch(task, (0, 3, 4)))
     assert output.loss.isfinite()
@@ -166,7 +166,7 @@ def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
     output = rival(batch)
     task = retrieval()
     task.encoder, task.contrast = rival.encoder, rival.contrast
-    names = ("images_BCHW", "ids_BT", "is_padding_BT", "where", "picture_B", "caption_B")
+    names = ("images_BCHW", "ids_BT", "is_padding_BT", "where", "image_id_B", "caption_B")
     terms = task(CaptionBatch(**{name: getattr(batch, name) for name in names})).terms
     for name in ("itc", "itm", "itm_acc"):
         torch.testing.assert_close(output.terms[name], terms[name])
@@ -178,9 +178,9 @@ def test_pretraining_by_contrast_gives_the_same_terms_as_retrieval(monkeypatch):
 
 
 def naive_search(task: Retrieval, dataset: SearchSet, k: int) -> tuple[list[Any], list[Any], set[tuple[int, int]]]:
-    """Hits at 1, 5 and 10 of each picture and of each caption, query after query, and the pairs of picture and words that were
+    """Hits at 1, 5 and 10 of each image and of each caption, query after query, and the pairs of image and words that were
     compared."""
-    pixels = [dataset[(0, 0, index)].image[None].float() / 127.5 - 1 for index in range(len(dataset.pictures))]
+    pixels = [dataset[(0, 0, index)].image[None].float() / 127.5 - 1 for index in range(len(dataset.images))]
     text_of = {caption: text for text, captions in enumerate(dataset.captions_in) for caption in captions}
     ids = [torch.from_numpy(dataset.ids[text_of[caption]])[None] for caption in range(len(dataset.captions))]
     images, texts = features(task, pixels, ids)
@@ -228,9 +228,9 @@ def recall_table(by_image: list[list[float]], by_text: list[list[float]]) -> dic
 @pytest.mark.parametrize("captions_per_image", [0, 1])
 @pytest.mark.parametrize(("merge", "by"), [(False, "match"), (True, "sum")])
 def test_search_equals_a_naive_one(k, captions_per_image, merge, by):
-    """With several texts of a picture, texts of several pictures, and more to re-rank than there is."""
+    """With several texts of an image, texts of several images, and more to re-rank than there is."""
     pooling = "mean" if merge else "cls"
-    searched = {"captions_per_image": captions_per_image, "merge_captions": merge, "pooling": pooling}
+    searched = {"captions_per_image": captions_per_image, "dedup_captions": merge, "pooling": pooling}
     task = retrieval(rerank=k, rerank_by=by, **searched)
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
@@ -257,13 +257,13 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
     assert isinstance(dataset, SearchSet)
     index = gathered(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
     scored: list[tuple[int, int]] = []
-    original = gallery.match_scores
+    original = retrieval_evaluation.match_scores
 
-    def spy(task: Any, found: Gallery, images: Tensor, texts: Tensor) -> Tensor:
+    def spy(task: Any, found: RetrievalSet, images: Tensor, texts: Tensor) -> Tensor:
         scored.extend(zip(images.tolist(), texts.tolist(), strict=True))
         return original(task, found, images, texts)
 
-    monkeypatch.setattr(gallery, "match_scores", spy)
+    monkeypatch.setattr(retrieval_evaluation, "match_scores", spy)
     seen = Counter()
 
     def counting(name: str) -> Any:
@@ -284,22 +284,22 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
 @torch.no_grad()
 def test_pairs_of_different_lengths_are_scored_as_alone(monkeypatch):
     """In chunks that mix lengths, so that some texts are padded."""
-    monkeypatch.setattr("eve_vl.tasks.gallery.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("eve_vl.evaluation.retrieval.PAIRS_AT_ONCE", 7)
     task = retrieval()
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
     index = gathered(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
     images, texts = torch.arange(9).repeat_interleave(2), torch.randint(len(dataset.texts), (18,))
-    found = gallery.match_scores(task, index, images, texts)
+    found = retrieval_evaluation.match_scores(task, index, images, texts)
     for score, image, text in zip(found.tolist(), images.tolist(), texts.tolist(), strict=True):
         pixels = dataset[(0, 0, image)].image[None].float() / 127.5 - 1
         expected = match_logits(task, pixels, torch.from_numpy(dataset.ids[text])[None])[1]
         assert score == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert len(gallery.match_scores(task, index, images[:0], texts[:0])) == 0
+    assert len(retrieval_evaluation.match_scores(task, index, images[:0], texts[:0])) == 0
 
 
 @torch.no_grad()
-def test_each_picture_and_each_text_is_encoded_once_for_the_index():
+def test_each_image_and_each_text_is_encoded_once_for_the_index():
     task = retrieval()
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
@@ -308,7 +308,7 @@ def test_each_picture_and_each_text_is_encoded_once_for_the_index():
         module = getattr(task.encoder, name)
         module.register_forward_pre_hook(lambda _, inputs, name=name: rows.update({name: rows[name] + len(inputs[0])}))
     index = gathered(task, eval_loader(dataset, batch_size=4, rank=0, world=1))
-    assert rows == {"image": len(dataset.pictures), "text": len(dataset.texts)}
+    assert rows == {"image": len(dataset.images), "text": len(dataset.texts)}
     assert [ids.tolist() for ids in index.ids] == [ids.tolist() for ids in dataset.ids]
     assert sorted(index.pixels) == list(range(9))
     torch.testing.assert_close(index.image_Id.norm(dim=1), torch.ones(9))
@@ -316,14 +316,14 @@ def test_each_picture_and_each_text_is_encoded_once_for_the_index():
 
 @torch.no_grad()
 def test_a_query_without_a_match_is_left_out():
-    """Scenes may be described by a text that is searched among elsewhere; here a picture whose only text is cut away."""
+    """Scenes may be described by a text that is searched among elsewhere; here an image whose only text is cut away."""
     rows = [replace(pairs(3)[row], captions=(f"text {row}",)) for row in range(3)]
     task = build(config_of("retrieval"))
     assert isinstance(task, Retrieval)
     dataset = SearchSet([ListSource(rows)], task.config, TOKENIZER)
     dataset.captions_of[1] = ()
     numbers = numbers_of(task, dataset, 3)
-    assert numbers["num_queries_without_match"] == 1  # the picture; its text is no candidate of anybody
+    assert numbers["num_queries_without_match"] == 1  # the image; its text is no candidate of anybody
     assert (numbers["num_texts"], numbers["num_captions_skipped"]) == (2, 1)
     assert numbers["texts_per_image"] == pytest.approx(2 / 3)
 
@@ -332,7 +332,7 @@ def test_a_query_without_a_match_is_left_out():
 @pytest.mark.parametrize("name", ["retrieval", "retrieval_merged"])
 @pytest.mark.parametrize("unreadable", [(5,), (0, 3, 4), (1, 8)])
 def test_a_search_without_what_cannot_be_used_is_one_without_these_rows(name, unreadable):
-    """Rows 0, 3 and 4 show one picture; a caption of row 1 is one of row 7 too."""
+    """Rows 0, 3 and 4 show one image; a caption of row 1 is one of row 7 too."""
     rows, task = searchable().rows, build(config_of(name))
     broken = list(rows)
     for row in unreadable:
@@ -348,7 +348,7 @@ def test_a_search_without_what_cannot_be_used_is_one_without_these_rows(name, un
 def test_a_search_among_nothing_says_what_to_do():
     task = build(config_of("retrieval"))
     rows = [replace(row, image=ImageBytes(data=b"junk %d" % i)) for i, row in enumerate(searchable().rows) if row]
-    with pytest.raises(UserError, match="none of the pictures to search among can be used; repair such rows"):
+    with pytest.raises(UserError, match="none of the images to search among can be used; repair such rows"):
         numbers_of(task, SearchSet([ListSource(rows)], task.config, TOKENIZER), 4, skipped=[])
 
 
@@ -368,19 +368,19 @@ def test_people_are_told_where_the_matching_head_spoils_the_search():
 # How many candidates are worth re-ranking
 
 
-def scored_index(num: int) -> tuple[Gallery, Tensor]:
-    """Pictures with a caption each by chance, neither alike: contrast finds a third first; with what it makes of each pair."""
+def scored_index(num: int) -> tuple[RetrievalSet, Tensor]:
+    """Images with a caption each by chance, neither alike: contrast finds a third first; with what it makes of each pair."""
     image_Id = torch.nn.functional.normalize(torch.randn(num, 8), dim=1)
     text_Nd = torch.nn.functional.normalize(image_Id + 0.4 * torch.randn(num, 8), dim=1)
     rows = torch.arange(num)
     relevance = Relevance.from_pairs(rows, rows, num, num)
     empty = {"ids": [rows[:1]] * num, "lengths": [], "pixels": {}, "owner_I": torch.zeros(num, dtype=torch.int64)}
-    index = Gallery(image_Id=image_Id, text_Nd=text_Nd, text_T=rows, relevance=relevance, **empty)
+    index = RetrievalSet(image_Id=image_Id, text_Nd=text_Nd, text_T=rows, relevance=relevance, **empty)
     return index, image_Id @ text_Nd.T
 
 
 def shares_of_queries(similarity: Tensor, score: Tensor, k: int) -> list[float]:
-    """What each query adds to r_mean, pictures' first: picture i is true of caption i alone."""
+    """What each query adds to r_mean, images' first: image i is true of caption i alone."""
     shares = []
     for first, second in ((similarity, score), (similarity.T, score.T)):
         for query in range(len(first)):
@@ -391,7 +391,7 @@ def shares_of_queries(similarity: Tensor, score: Tensor, k: int) -> list[float]:
 
 
 def least_gain(shares: list[float], before: list[float]) -> float:
-    """The lower end of Student's 95 % interval of what pictures gain with their captions, one more and one less won."""
+    """The lower end of Student's 95 % interval of what images gain with their captions, one more and one less won."""
     num = len(shares) // 2
     gains = [num * (shares[i] + shares[num + i] - before[i] - before[num + i]) for i in range(num)] + [1.0, -1.0]
     quantile = 1.984  # Student's for 101 degrees of freedom
@@ -416,7 +416,7 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     make, wanted = HEADS[head]
     score = make(torch.eye(num), similarity, torch.randn(num, num))
     scored = []
-    monkeypatch.setattr(gallery, "match_scores", lambda *args: scored.append(args[2]) or score[args[2], args[3]])
+    monkeypatch.setattr(retrieval_evaluation, "match_scores", lambda *args: scored.append(args[2]) or score[args[2], args[3]])
     before = shares_of_queries(similarity, score, 0)
     shares = {k: shares_of_queries(similarity, score, k) for k in (16, 8, 4, 2)}
     surely = [k for k in shares if least_gain(shares[k], before) > 0]
@@ -451,19 +451,19 @@ def test_without_a_matching_head_there_is_nothing_to_choose():
 @torch.no_grad()
 @pytest.mark.parametrize("rerank", [0, 4])
 def test_classes_false_texts_and_merged_words_equal_loops(rerank):
-    """On phantoms, whose reports recur and come with false ones; each picture and text alone."""
+    """On phantoms, whose reports recur and come with false ones; each image and text alone."""
     task = retrieval(rerank=rerank)
     source = PhantomPairs(split="test", image_size=64, num_rows=30, seed=2)
     dataset = SearchSet([source], task.config, TOKENIZER)
     numbers = numbers_of(task, dataset, 7)
     rows = [source[row] for row in range(30)]
     pixels = [dataset[(0, 0, place)].image[None].float() / 127.5 - 1 for place in range(30)]
-    rows = [rows[row] for _, row in dataset.pictures]
+    rows = [rows[row] for _, row in dataset.images]
 
     def text(words: str) -> Tensor:
         return torch.from_numpy(dataset.tokens(words))[None]
 
-    said = [[row.captions[0], *source.distractors(place)] for row, (_, place) in zip(rows, dataset.pictures, strict=True)]
+    said = [[row.captions[0], *source.distractors(place)] for row, (_, place) in zip(rows, dataset.images, strict=True)]
     distinct = sorted({words for each in said for words in each})
     images, texts = features(task, pixels, map(text, distinct))
     feature_of = dict(zip(distinct, texts, strict=True))
@@ -488,9 +488,9 @@ def test_classes_false_texts_and_merged_words_equal_loops(rerank):
             keys = of_match or [float(images[shown] @ feature_of[each]) for each in words]
             found.append(slow_hit([round(key, 5) for key in keys], [0], 1))
     assert numbers["tr1_hard"] == pytest.approx(statistics.mean(hits)) and numbers["tr1_hard_chance"] == 1 / 4
-    assert numbers["tr1_hard_wrong_picture"] == pytest.approx(statistics.mean(blind)) and blind != hits
+    assert numbers["tr1_hard_wrong_image"] == pytest.approx(statistics.mean(blind)) and blind != hits
     hard: Any = numbers["tr1_hard"]
-    low, high = hard.versus["tr1_hard_wrong_picture"]
+    low, high = hard.versus["tr1_hard_wrong_image"]
     assert low < statistics.mean(hits) - statistics.mean(blind) < high
     words = list(dict.fromkeys(row.captions[0] for row in rows))
     assert len(words) < 30 and "no acute finding" in words
@@ -503,12 +503,12 @@ def test_classes_false_texts_and_merged_words_equal_loops(rerank):
 @pytest.mark.parametrize(
     ("sees", "says"),
     [
-        (2, "tr1_hard 1.000 is better than the best of 2 blind baselines, looking at a wrong picture (0.750"),
-        (0, "tr1_hard 0.750, the best of 2 blind baselines, looking at a wrong picture 0.750: cannot be told apart"),
+        (2, "tr1_hard 1.000 is better than the best of 2 blind baselines, looking at a wrong image (0.750"),
+        (0, "tr1_hard 0.750, the best of 2 blind baselines, looking at a wrong image 0.750: cannot be told apart"),
     ],
 )
 def test_false_texts_that_words_alone_give_away_show_nothing(sees, says):
-    """Each picture has a text of its own and a false one; three in four own ones score more beside any picture."""
+    """Each image has a text of its own and a false one; three in four own ones score more beside any image."""
     task, num = retrieval(rerank=0), 200
     own = sees * torch.eye(num) + (torch.arange(num) % 4 > 0)
     index = replace(
@@ -516,6 +516,6 @@ def test_false_texts_that_words_alone_give_away_show_nothing(sees, says):
         image_Id=torch.cat([own, torch.full((num, num), 0.5)], 1),
         text_Nd=torch.eye(2 * num),
         ids=[torch.tensor([text]) for text in range(2 * num)],
-        hard=[(picture, num + picture) for picture in range(num)],
+        hard=[(image, num + image) for image in range(num)],
     )
     assert says in task.verdict(task.hard(index, 0))

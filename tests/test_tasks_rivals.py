@@ -19,15 +19,15 @@ from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig, TokenizerConfig
 from eve_vl.data.batch import PairBatch
 from eve_vl.data.dataset import MaskedPairs, eval_positions
-from eve_vl.loading import build_untrained
-from eve_vl.metrics.certainty import from_json
+from eve_vl.metrics.intervals import from_json
 from eve_vl.model import moe
-from eve_vl.model.rows import Tokens
+from eve_vl.model.packing import Tokens
 from eve_vl.recipes import get_recipe
+from eve_vl.run.loading import build_untrained
+from eve_vl.run.training import train
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.log import read_log
-from eve_vl.training import train
 
 TOKENIZER = tiny_tokenizer()
 VOCAB = TOKENIZER.vocab_size
@@ -108,7 +108,7 @@ def test_no_encoder_pass_is_run_twice(name, monkeypatch):
 
 
 @torch.no_grad()
-def test_contrast_sees_unmasked_texts_and_whole_pictures():
+def test_contrast_sees_unmasked_texts_and_whole_images():
     config = config_of("all", dropout=0.0)
     task = build(config).eval()
     batch = captions(4)
@@ -123,7 +123,7 @@ def test_contrast_sees_unmasked_texts_and_whole_pictures():
 
 
 def matched(task: ContrastMatch, batch: PairBatch, monkeypatch) -> tuple[Tensor, Tensor, Tensor]:
-    """What the matching loss was given: picture and text of each pair, by row of the batch, and its labels."""
+    """What the matching loss was given: image and text of each pair, by row of the batch, and its labels."""
     seen: dict[str, Tensor] = {}
     match, matching = task.contrast.match, objectives.matching
     image = task.encoder.image(batch.pixels()).x_BND
@@ -153,14 +153,14 @@ def test_matching_gets_each_true_pair_and_two_wrong_ones(monkeypatch):
     config = config_of("mlm+itc+itm", dropout=0.0)
     task = build(config).eval()
     batch = captions(6)
-    batch = replace(batch, picture_B=torch.tensor([0, 1, 2, 0, 4, 5]))  # two captions of one picture
+    batch = replace(batch, image_id_B=torch.tensor([0, 1, 2, 0, 4, 5]))  # two captions of one image
     images, texts, labels = matched(task, batch, monkeypatch)
     own = list(range(6))
     assert images.tolist()[:6] == texts.tolist()[:6] == own  # the pairs of the data
-    assert texts.tolist()[6:12] == own  # each text with a wrong picture
-    assert images.tolist()[12:] == own  # each picture with a wrong text
+    assert texts.tolist()[6:12] == own  # each text with a wrong image
+    assert images.tolist()[12:] == own  # each image with a wrong text
     assert labels.tolist() == [True] * 6 + [False] * 12
-    assert all(batch.picture_B[i] != batch.picture_B[t] for i, t in zip(images[6:], texts[6:], strict=True))
+    assert all(batch.image_id_B[i] != batch.image_id_B[t] for i, t in zip(images[6:], texts[6:], strict=True))
 
 
 def test_negatives_are_drawn_as_often_as_their_similarity_says():
@@ -174,7 +174,7 @@ def test_negatives_are_drawn_as_often_as_their_similarity_says():
 
 @pytest.mark.parametrize("name", ["mlm+itc+itm", "all"])
 def test_a_few_pairs_are_learnt_by_heart(name):
-    config = config_of(name, dropout=0.0, drop_path=0.0, layer_scale=1.0, init_std=0.05, position_std=0.3)
+    config = config_of(name, dropout=0.0, drop_path=0.0, layer_scale_init=1.0, init_std=0.05, pos_embed_init_std=0.3)
     task, batch = build(config).train(), captions(4)
     optimizer = torch.optim.AdamW(task.parameters(), lr=5e-3)
     history = []
@@ -205,7 +205,7 @@ def validation(config: Config, size: int) -> Iterator[PairBatch]:
 @pytest.mark.parametrize("name", ["mlm+itc+mim", "all"])
 def test_contrast_and_matching_of_validation_equal_a_slow_loop(name):
     """Each row alone with its own and with a wrong partner; features of length 1 by hand."""
-    config = config_of(name, init_std=0.05, position_std=0.3)
+    config = config_of(name, init_std=0.05, pos_embed_init_std=0.3)
     task = build(config)
     optimizer = torch.optim.AdamW(task.parameters(), lr=5e-3)
     with torch.enable_grad():
@@ -289,12 +289,12 @@ def test_flops_are_those_that_torch_counts(name, policies, monkeypatch):
     assert backward.get_total_flops() == pytest.approx(2 * expected, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["demo_rival", "scenes_rival", "scenes_all", "base_rival"])
+@pytest.mark.parametrize("name", ["demo_mlm_itc_itm", "scenes_mlm_itc_itm", "scenes_all_losses", "base_mlm_itc_itm"])
 def test_recipes_of_rivals_differ_from_eves_in_the_task_alone(name):
     config = get_recipe(name)
     eve = get_recipe(name.partition("_")[0])
     assert isinstance(config.task, ContrastMatchConfig)
     assert (config.task.itc_weight, config.task.itm_weight, config.task.mlm_weight) == (1, 1, 1)
-    assert config.task.mim_weight == (1 if name == "scenes_all" else 0)
+    assert config.task.mim_weight == (1 if name == "scenes_all_losses" else 0)
     same = replace(config, recipe=eve.recipe, out=eve.out, task=eve.task)
     assert replace(same, train=replace(same.train, accumulation=eve.train.accumulation)) == eve

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from test_train_best import CONFIG, Guess, Numbers, scored
 from torch import Tensor
 
-from eve_vl.errors import UserError
 from eve_vl.train.log import BadSamples
 from eve_vl.train.trainer import Trainer
+from eve_vl.utils.errors import UserError
 
 STEPS = 30
 AVERAGED = replace(CONFIG, steps=STEPS, val_every=10, save_every=10, ema_decay=0.7, lr=0.05)

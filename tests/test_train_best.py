@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.errors import BadSampleError, UserError
 from eve_vl.train.checkpoint import chosen_checkpoint, read_best
 from eve_vl.train.log import BadSamples, read_log
 from eve_vl.train.trainer import StepOutput, Trainer
+from eve_vl.utils.errors import BadSampleError, UserError
 
-CONFIG = TrainConfig(steps=8, batch_size=1, lr=0.1, warmup=0.0, val_every=2, save_every=2, log_every=2, keep=9, device="cpu")
+CONFIG = TrainConfig(
+    steps=8, batch_size=1, lr=0.1, warmup=0.0, val_every=2, save_every=2, log_every=2, keep_checkpoints=9, device="cpu"
+)
 
 
 @dataclass(kw_only=True)
@@ -224,7 +226,7 @@ def test_new_parameters_take_larger_steps(tmp_path: Path):
     task.head = nn.Parameter(torch.zeros(3))
     forward = task.forward
     task.forward = lambda batch: StepOutput(loss=forward(batch).loss + (task.head - 1).square().sum(), terms={})  # type: ignore
-    config = replace(CONFIG, steps=1, new_lr_multiplier=5.0, weight_decay=0.0, clip_norm=0.0, lr=0.01, schedule="linear")
+    config = replace(CONFIG, steps=1, head_lr_multiplier=5.0, weight_decay=0.0, clip_norm=0.0, lr=0.01, schedule="linear")
     (tmp_path / "run").mkdir()
     trainer = Trainer(config, tmp_path / "run", task, device=torch.device("cpu"), texts={}, new={"head"})
     trainer.fit(endless(), [], BadSamples(tmp_path / "run", num_rows=1, max_share=1, writes=True))

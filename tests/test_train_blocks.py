@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from twins import pairs, tiny_config
 
 from eve_vl.config import Config, TrainConfig
-from eve_vl.errors import UserError
 from eve_vl.tasks import task_class
-from eve_vl.train.blocks import wrap_blocks
+from eve_vl.train.compile_checkpoint import wrap_blocks
+from eve_vl.utils.errors import UserError
 
 NOISE = {"dropout": 0.2, "drop_path": 0.5}
 FORGETFUL = TrainConfig(checkpoint_activations=True)
 CASES: dict[str, Callable[[], Config]] = {
     "nlvr2": lambda: config_of("nlvr2_compare", model=NOISE),
-    "official": lambda: config_of("nlvr2_compare", model=NOISE | {"routing": "official"}),
+    "official": lambda: config_of("nlvr2_compare", model=NOISE | {"routing": "reference"}),
     "masked signal": lambda: tiny_config(model=NOISE),
 }
 

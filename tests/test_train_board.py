@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides curves: pictures and texts of validation, the config beside the last numbers; for free."""
+"""What TensorBoard shows besides curves: images and texts of validation, the config beside the last numbers; for free."""
 
 import json
 from pathlib import Path
@@ -8,21 +8,21 @@ from report_page import tiny
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from eve_vl.data.scenes import ScenePairs
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.run.training import train
+from eve_vl.synthetic.scenes import ScenePairs
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.train.log import TIMING, read_log
-from eve_vl.training import train
 
 
-def test_pictures_texts_and_hparams(tmp_path: Path, monkeypatch):
+def test_images_texts_and_hparams(tmp_path: Path, monkeypatch):
     captions = [caption for row in range(200) for caption in ScenePairs(split="train", image_size=32)[row].captions]
     (tmp_path / "tokenizer.json").write_text(Tokenizer.train(captions, 400).to_json())
     noise = {"model": {"dropout": 0.1}, "data": {"flip": True, "val_samples": 8}}
     train(tiny(tmp_path / "run", tmp_path / "tokenizer.json", steps=4, **noise))
     board = EventAccumulator(str(tmp_path / "run/tensorboard"), size_guidance={"images": 0, "tensors": 0}).Reload()
-    (picture,) = board.Tags()["images"]
-    assert [(event.step, event.width, event.height) for event in board.Images(picture)] == [(2, 96, 128), (4, 96, 128)]
+    (image,) = board.Tags()["images"]
+    assert [(event.step, event.width, event.height) for event in board.Images(image)] == [(2, 96, 128), (4, 96, 128)]
     text = board.Tensors("texts, true and filled/text_summary")[-1].tensor_proto.string_val[0].decode()
     true, filled = text.split("\n\n")[:2]
     tokenizer = Tokenizer.load(tmp_path / "run/tokenizer.json")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from test_train_best import CONFIG, Guess, scored, step_folder, train, weights
 from torch import Tensor, nn
 
-from eve_vl.errors import UserError
 from eve_vl.train import checkpoint
+from eve_vl.utils.errors import UserError
 
 SHORT = replace(CONFIG, steps=4, val_every=4)
 

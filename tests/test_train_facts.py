@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from eve_vl.cpu import core_seconds
-from eve_vl.train import facts
+from eve_vl.train import environment
+from eve_vl.utils.runtime import core_seconds
 
 CPU = torch.device("cpu")
 TICKS = 0.02  # the system counts user and system time of processes that have ended in hundredths of seconds
@@ -20,25 +20,25 @@ TICKS = 0.02  # the system counts user and system time of processes that have en
 
 def test_each_start_is_recorded(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/eve_vl/__main__.py", "pretrain", "tiny", "--out", "with space"])
-    facts.record(tmp_path, CPU)
-    facts.record(tmp_path, CPU)
-    first, second = facts.read_environment(tmp_path)
+    environment.record(tmp_path, CPU)
+    environment.record(tmp_path, CPU)
+    first, second = environment.read_environment(tmp_path)
     assert first["command"] == "eve pretrain tiny --out 'with space'"
     assert (first["torch"], first["python"]) == (torch.__version__, platform.python_version())
     assert first["started"] <= second["started"]
     assert first["memory_gib"] > 0.5 and first["cores"] >= 1 and first["processor"]
     for damaged in ("[", "{}", "[1, null]"):
-        (tmp_path / facts.ENVIRONMENT).write_text(damaged)
-        assert facts.read_environment(tmp_path) == []
-        facts.record(tmp_path, CPU)
-        assert len(json.loads((tmp_path / facts.ENVIRONMENT).read_text())) == 1
+        (tmp_path / environment.ENVIRONMENT).write_text(damaged)
+        assert environment.read_environment(tmp_path) == []
+        environment.record(tmp_path, CPU)
+        assert len(json.loads((tmp_path / environment.ENVIRONMENT).read_text())) == 1
 
 
 def test_the_commit_is_that_of_a_working_tree_of_its_own(tmp_path: Path, monkeypatch):
     package = tmp_path / "eve_vl"
     package.mkdir()
-    monkeypatch.setattr(facts, "PACKAGE", package)
-    assert facts.facts(CPU)["commit"] == ""
+    monkeypatch.setattr(environment, "PACKAGE", package)
+    assert environment.facts(CPU)["commit"] == ""
 
     def git(*words: str) -> str:
         name = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -51,9 +51,9 @@ def test_the_commit_is_that_of_a_working_tree_of_its_own(tmp_path: Path, monkeyp
     git("commit", "--quiet", "-m", "first")
     git("tag", "-a", "v1", "-m", "a tag is no commit")
     commit = git("rev-parse", "HEAD")
-    assert facts.facts(CPU)["commit"] == commit
+    assert environment.facts(CPU)["commit"] == commit
     (package / "file").write_text("2")
-    assert facts.facts(CPU)["commit"] == f"{commit}-dirty"
+    assert environment.facts(CPU)["commit"] == f"{commit}-dirty"
 
 
 def work(link) -> None:

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from test_train_best import CONFIG
 from torch import Tensor, nn
 
-from eve_vl.errors import SharedError
 from eve_vl.train.log import BadSamples, read_log
-from eve_vl.train.optim import withhold
+from eve_vl.train.optim import set_found_inf
 from eve_vl.train.trainer import StepOutput, Trainer
+from eve_vl.utils.errors import SharedError
 
 CPU = torch.device("cpu")
 BAD = 6  # the step, counted from 0
@@ -159,13 +159,13 @@ def test_withheld_updates_change_nothing_and_allowed_ones_all(tmp_path: Path, ki
         parameter.grad = torch.full_like(parameter, float("nan"))
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.1
-    withhold(trainer.optimizer, allowed=torch.tensor(False))
+    set_found_inf(trainer.optimizer, allowed=torch.tensor(False))
     trainer.optimizer.step()
     trainer.averages.update(3, allowed=torch.tensor(False))
     assert_same(before, state_of(trainer))
     for parameter in trainer.task.parameters():
         parameter.grad = torch.ones_like(parameter)
-    withhold(trainer.optimizer, allowed=torch.tensor(True))
+    set_found_inf(trainer.optimizer, allowed=torch.tensor(True))
     trainer.optimizer.step()
     trainer.averages.update(3, allowed=torch.tensor(True))
     after = state_of(trainer)

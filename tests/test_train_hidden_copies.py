@@ -95,7 +95,7 @@ def watch(monkeypatch) -> Watch:
 
 
 CASES: dict[str, Callable[[dict[str, Any]], Config]] = {
-    "masked signal": lambda model: tiny_config(task=MaskedSignalConfig(text_shown_share=0.5, **DECODER), model=model),
+    "masked signal": lambda model: tiny_config(task=MaskedSignalConfig(mask_replace_prob=0.5, **DECODER), model=model),
     "contrast and matching": lambda model: tiny_config(task=ContrastMatchConfig(**DECODER), model=model),
     "wrong pairs of all": lambda model: tiny_config(task=ContrastMatchConfig(itm_negatives="global", **DECODER), model=model),
     "labels": lambda model: replace(labelled.config_of("both"), model=tiny_config(model=model).model),
@@ -104,19 +104,19 @@ CASES: dict[str, Callable[[dict[str, Any]], Config]] = {
 MODELS: dict[str, dict[str, Any]] = {
     "experts": {},
     "dense": {"deep_ffn": "shared", "shallow_ffn": "shared"},
-    "convolutions": {"stem": "convolutions", "deep_ffn": "modality"},
+    "conv": {"stem": "conv", "deep_ffn": "modality"},
 }
 RANDOM_HALF: dict[str, Any] = {"itc_weight": 0.0, "itm_negatives": "random_half"}
-SPREAD: dict[str, Any] = {"mlm_weight": 0.0, "itm_weight": 0.0, "itc_masks_image": True, "svd_form": "sigma1"}
+SPREAD: dict[str, Any] = {"mlm_weight": 0.0, "itm_weight": 0.0, "itc_masked_image": True, "svd_form": "sigma1"}
 RUNS: dict[str, Config] = {f"{case}, {model}": make(MODELS[model]) for case, make in CASES.items() for model in MODELS} | {
     "masked together": tiny_config(task=MaskedSignalConfig(joint_masking=True, **DECODER)),
-    "ranking": tiny_config(task=RetrievalConfig(itc_weight=0.0, itm_loss="ranking", num_texts=2, rerank=0)),
-    "official routing": tiny_config(model={"routing": "official"}),
+    "ranking": tiny_config(task=RetrievalConfig(itc_weight=0.0, itm_loss="ranking", ranking_candidates=2, rerank=0)),
+    "official routing": tiny_config(model={"routing": "reference"}),
     "VLMo": tiny_config(task=ContrastMatchConfig(**DECODER), model={"deep_ffn": "modality_vl", "positions": "relative"}),
     "MLIM": tiny_mlim(),
     "M3AE": small_towers(ContrastMatchConfig(mim_weight=1.0, **RANDOM_HALF, **DECODER)),
     "MedFLIP": small_towers(
-        ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0, itc_masks_image=True, svd_form="sigma1"),
+        ContrastMatchConfig(mlm_weight=0.0, itm_weight=0.0, itc_masked_image=True, svd_form="sigma1"),
         fusion_depth=0,
         pixel_layer=0,
     ),

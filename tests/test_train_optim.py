@@ -77,7 +77,7 @@ def test_new_parameters_learn_at_a_rate_of_their_own():
     task = MaskedSignal(tiny_config(), Sizes(vocab_size=30, mask_id=2))
     by_id = {id(parameter): name for name, parameter in task.named_parameters()}
     new = {name for name in by_id.values() if name.startswith("token_head")}
-    optimizer = build_optimizer(task.named_parameters(), config_of(new_lr_multiplier=10.0, weight_decay=0.3), new)
+    optimizer = build_optimizer(task.named_parameters(), config_of(head_lr_multiplier=10.0, weight_decay=0.3), new)
     assert len(optimizer.param_groups) == 4
     seen = []
     for group in optimizer.param_groups:
@@ -87,7 +87,7 @@ def test_new_parameters_learn_at_a_rate_of_their_own():
             assert group["weight_decay"] == (0.3 if is_decayed(name, parameter) else 0.0), name
             seen.append(name)
     assert sorted(seen) == sorted(by_id.values())
-    plain = build_optimizer(task.named_parameters(), config_of(new_lr_multiplier=10.0))
+    plain = build_optimizer(task.named_parameters(), config_of(head_lr_multiplier=10.0))
     assert {group["lr_scale"] for group in plain.param_groups} == {1.0}
 
 

@@ -15,13 +15,13 @@ from twins import tiny_config
 
 from eve_vl.config import TrainConfig, layer_decay
 from eve_vl.data.loader import eval_loader
-from eve_vl.errors import UserError
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.log import BadSamples
 from eve_vl.train.optim import build_optimizer
-from eve_vl.train.stages import freeze
+from eve_vl.train.param_groups import freeze
 from eve_vl.train.trainer import Trainer
+from eve_vl.utils.errors import UserError
 
 CONFIG = TrainConfig(steps=4, batch_size=4, lr=1e-2, warmup=0.0, val_every=4, save_every=2, dtype="float32", device="cpu")
 
@@ -92,7 +92,7 @@ def optimizer_of(config: TrainConfig, new: tuple[str, ...] = ()) -> dict[str, fl
 
 def test_all_factors_that_match_multiply():
     patterns = (("encoder.*", 0.5), ("encoder.text.*", 0.1), ("*.bias", 2.0))
-    scales = optimizer_of(replace(CONFIG, lr_multipliers=patterns, new_lr_multiplier=10.0), new=("token_head.fc1.bias",))
+    scales = optimizer_of(replace(CONFIG, lr_multipliers=patterns, head_lr_multiplier=10.0), new=("token_head.fc1.bias",))
     assert scales["encoder.image.cls"] == 0.5
     assert scales["encoder.image.proj.bias"] == 1.0
     assert scales["encoder.text.words.weight"] == 0.05

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eve_vl import training
 from eve_vl.recipes import get_recipe
+from eve_vl.run import training
 from eve_vl.train.trainer import Trainer
 
 TINY = get_recipe("tiny")
@@ -19,10 +19,10 @@ TINY = get_recipe("tiny")
 def cores(monkeypatch):
     """Two, and whoever wants to may say how long passes take with one and with two."""
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("eve_vl.seeds.usable_cores", lambda: 2)
+    monkeypatch.setattr("eve_vl.utils.runtime.usable_cores", lambda: 2)
 
     def take(one: float, two: float) -> None:
-        monkeypatch.setattr(Trainer, "rehearse", lambda *_: {1: one, 2: two}[torch.get_num_threads()])
+        monkeypatch.setattr(Trainer, "time_one_pass", lambda *_: {1: one, 2: two}[torch.get_num_threads()])
 
     yield take
     torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def test_a_run_that_goes_on_keeps_what_it_had(cores, tmp_path: Path, capsys):
 
 
 def test_what_the_user_says_is_not_measured(cores, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(Trainer, "rehearse", None)
+    monkeypatch.setattr(Trainer, "time_one_pass", None)
     assert run(tmp_path / "flag", threads=2) == 2
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert run(tmp_path / "variable") == 1
@@ -64,9 +64,9 @@ def test_what_the_user_says_is_not_measured(cores, tmp_path: Path, monkeypatch):
 def test_a_rehearsal_leaves_no_trace(cores, tmp_path: Path, monkeypatch):
     """But for the choice: the weights are those of a run that was told."""
     seconds = itertools.cycle([1.0, 2.0])  # one thread wins
-    rehearse = Trainer.rehearse
-    monkeypatch.setattr(Trainer, "rehearse", lambda self, batch: (rehearse(self, batch), next(seconds))[1])
-    config = {"model": replace(TINY.model, dropout=0.1, stem="convolutions")}  # pyright: ignore
+    time_one_pass = Trainer.time_one_pass
+    monkeypatch.setattr(Trainer, "time_one_pass", lambda self, batch: (time_one_pass(self, batch), next(seconds))[1])
+    config = {"model": replace(TINY.model, dropout=0.1, stem="conv")}  # pyright: ignore
     monkeypatch.setitem(globals(), "TINY", replace(TINY, **config))  # pyright: ignore
     assert [run(tmp_path / name, threads=threads) for name, threads in (("measured", 0), ("told", 1))] == [1, 1]
     one, other = (

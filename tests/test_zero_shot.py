@@ -1,4 +1,4 @@
-"""Classification by prompts, and what blind models make of rows: against loops over single pictures and texts."""
+"""Classification by prompts, and what blind models make of rows: against loops over single images and texts."""
 
 import json
 from pathlib import Path
@@ -14,20 +14,20 @@ from twins import ListSource, questions, tiny_config
 
 from eve_vl.cli import main
 from eve_vl.config import VQAConfig
-from eve_vl.data.blind import BlindRows
-from eve_vl.data.downstream import QuestionRows
-from eve_vl.data.phantoms.reports import class_prompts, sample_report
-from eve_vl.data.phantoms.rows import PhantomQuestions
-from eve_vl.data.phantoms.world import sample_phantom
 from eve_vl.data.prompts import read_prompts
-from eve_vl.data.records import ImagePixels, Labelled
-from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluated, zero_shot
+from eve_vl.data.records import ImagePixels, LabeledExample
+from eve_vl.data.task_datasets import QuestionRows
+from eve_vl.evaluation.ablations import BlindRows
+from eve_vl.evaluation.runner import evaluated, zero_shot
+from eve_vl.evaluation.significance import Baseline
+from eve_vl.evaluation.zero_shot import ZeroShot
 from eve_vl.eve import Eve
-from eve_vl.metrics.certainty import Estimate, share
-from eve_vl.tasks import contrast
-from eve_vl.tasks.verdict import Against
-from eve_vl.tasks.zero_shot import ZeroShot
+from eve_vl.metrics.intervals import MeasuredValue, share
+from eve_vl.synthetic.phantoms.reports import class_prompts, sample_report
+from eve_vl.synthetic.phantoms.rows import PhantomQuestions
+from eve_vl.synthetic.phantoms.world import sample_phantom
+from eve_vl.tasks import contrastive
+from eve_vl.utils.errors import UserError
 
 RIVAL = Path(__file__).parent / "compat" / "rival"
 PROMPTS = {"red": ("all red", "a red circle"), "blue": ("a blue square",), "gray": ("gray", "on gray", "two on gray")}
@@ -36,7 +36,7 @@ PROMPTS = {"red": ("all red", "a red circle"), "blue": ("a blue square",), "gray
 def labelled(labels: list[tuple[str, ...]]) -> ListSource[Any]:
     return ListSource(
         [
-            Labelled(image=ImagePixels(pixels=noise(row)), text=None, labels=given, where=f"rows:{row}")
+            LabeledExample(image=ImagePixels(pixels=noise(row)), text=None, labels=given, where=f"rows:{row}")
             for row, given in enumerate(labels)
         ]
     )
@@ -105,17 +105,17 @@ def test_built_in_prompts_of_none_of_the_classes_are_refused():
 
 @pytest.mark.parametrize("by", ["mean", "max"])
 @pytest.mark.parametrize("has_contrast", [True, False])
-def test_numbers_equal_a_loop_over_pictures_and_prompts(has_contrast, by):
+def test_numbers_equal_a_loop_over_images_and_prompts(has_contrast, by):
     """By features, or by the matching head of a run without such; rows without labels are left out."""
     run, names = tiny_run("retrieval"), list(PROMPTS)
     run.task.is_comparable = has_contrast
     labels: list[tuple[str, ...]] = [(names[row % 3],) if row != 4 else () for row in range(11)]
     eve = Eve(run)
 
-    def score(picture: np.ndarray, text: str) -> float:
+    def score(image: np.ndarray, text: str) -> float:
         if has_contrast:
-            return float(np.dot(eve.encode_image(picture)[0], eve.encode_text(text)[0]))
-        probability = eve.match(picture, text)
+            return float(np.dot(eve.encode_image(image)[0], eve.encode_text(text)[0]))
+        probability = eve.match(image, text)
         return float(np.log(probability / (1 - probability)))
 
     rows = [[[score(noise(row), text) for text in PROMPTS[name]] for name in names] for row in range(11)]
@@ -136,7 +136,7 @@ def test_numbers_equal_a_loop_over_pictures_and_prompts(has_contrast, by):
         own = [guess == name for guess, true in known if true == name]
         assert numbers[f"recall/{name}"] == pytest.approx(sum(own) / len(own))
         assert numbers[f"prior/{name}"] == pytest.approx(len(own) / 10)
-    assert isinstance(numbers["acc"], Estimate) and {"acc_majority", "acc_noise"} <= numbers["acc"].versus.keys()
+    assert isinstance(numbers["acc"], MeasuredValue) and {"acc_majority", "acc_noise"} <= numbers["acc"].versus.keys()
     assert list(found.row_scores.values()) == [float(guess == true) for guess, true in known]
 
 
@@ -182,14 +182,14 @@ def test_matching_encodes_each_side_once(monkeypatch):
     score_BC = scorer.scores(images)
     assert score_BC.shape == (5, 3)
     assert seen == {"image": 5, "text": sum(map(len, PROMPTS.values()))}
-    monkeypatch.setattr(contrast, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(contrastive, "PAIRS_AT_ONCE", 4)
     monkeypatch.setattr(heads, "match", lambda *pairs: joined.append(len(pairs[1].x_BND)) or match(*pairs))
     np.testing.assert_allclose(scorer.scores(images), score_BC, atol=1e-5)
     assert joined == [4] * 7 + [2]
 
 
 def test_runs_and_data_that_cannot():
-    with pytest.raises(UserError, match="needs features of pictures and texts that compare, or a matching head; a vqa run has"):
+    with pytest.raises(UserError, match="needs features of images and texts that compare, or a matching head; a vqa run has"):
         zero_shot(tiny_run("vqa"), PROMPTS, [labelled([("red",)])], 100)
     with pytest.raises(UserError, match="the data: no row has a label to compare with"):
         zero_shot(tiny_run("retrieval"), PROMPTS, [labelled([(), ()])], 100)
@@ -231,31 +231,31 @@ def test_noise_has_the_histogram_and_nothing_else():
     assert blind[0, 0, 1].ids_T.tolist() == rows[0, 0, 1].ids_T.tolist()
 
 
-def test_a_wrong_picture_is_of_the_same_patient_and_looks_different():
+def test_a_wrong_image_is_of_the_same_patient_and_looks_different():
     source = PhantomQuestions(split="test", image_size=64, num_rows=12)
     config = tiny_config(task=VQAConfig(), input={"image_size": 64, "patch_size": 16})
     rows = QuestionRows([source], config, TOKENIZER, training=False)
-    blind, drawn = BlindRows(rows, "wrong_picture"), [rows[0, 0, row].image for row in range(12)]
+    blind, drawn = BlindRows(rows, "wrong_image"), [rows[0, 0, row].image for row in range(12)]
     num_of_pair = 0
     for row in range(12):
         shown = blind[0, 0, row].image
         assert not torch.equal(shown, drawn[row]) and any(torch.equal(shown, each) for each in drawn)
-        if not torch.equal(drawn[row], drawn[row ^ 1]):  # else the pair asks two things about one picture
+        if not torch.equal(drawn[row], drawn[row ^ 1]):  # else the pair asks two things about one image
             num_of_pair += 1
             assert torch.equal(shown, drawn[row ^ 1])
     assert num_of_pair
-    assert BlindRows(rows, "picture_only")[0, 0, 0].ids_T.tolist() == TOKENIZER.encode("", 9)[0].tolist()
+    assert BlindRows(rows, "image_only")[0, 0, 0].ids_T.tolist() == TOKENIZER.encode("", 9)[0].tolist()
 
 
 def test_blind_numbers_stand_beside_those_of_questions(monkeypatch):
     monkeypatch.setattr("eve_vl.tasks.vqa.training_questions", lambda _: [("is it so", ("red",)), ("is it", ("no",))])
     run, asked = tiny_run("vqa"), questions(20)
     numbers = evaluated(run, 100, [asked]).numbers
-    of_blind = {"vqa_acc_noise", "vqa_acc_wrong_picture", "vqa_acc_picture_only"}
+    of_blind = {"vqa_acc_noise", "vqa_acc_wrong_image", "vqa_acc_image_only"}
     assert of_blind <= numbers.keys()
     assert not of_blind & evaluated(run, 100, [asked], blind=False).numbers.keys()
-    assert isinstance(numbers["vqa_acc"], Estimate)
-    assert {"vqa_acc_noise", "vqa_acc_wrong_picture"} <= numbers["vqa_acc"].versus.keys()
+    assert isinstance(numbers["vqa_acc"], MeasuredValue)
+    assert {"vqa_acc_noise", "vqa_acc_wrong_image"} <= numbers["vqa_acc"].versus.keys()
     assert {"vqa_acc_words", "vqa_acc_blind"} <= numbers.keys()
     outside = sum(bool(row.answers) and not {*row.answers} & {*ANSWERS} for row in asked.rows if row)
     assert numbers["num_outside_list"] == outside > 0
@@ -264,11 +264,11 @@ def test_blind_numbers_stand_beside_those_of_questions(monkeypatch):
 
 
 def test_the_best_of_several_blind_baselines_counts():
-    rule = Against("acc", "row", "prior", "the prior", "sees", others={"noise": "noise", "wrong": "a wrong picture"})
+    rule = Baseline("acc", "row", "prior", "the prior", "sees", others={"noise": "noise", "wrong": "a wrong image"})
     numbers = {"acc": share(80, 100), "prior": 0.2, "noise": share(50, 100)}
     judged = rule.judge(numbers)
     assert judged is not None
     assert judged == ("sees: acc 0.800, the best of 2 blind baselines, noise 0.500, intervals apart", True)
     judged = rule.judge(numbers | {"wrong": share(78, 100)})
     assert judged is not None
-    assert not judged[1] and "the best of 3 blind baselines, a wrong picture 0.780" in judged[0]
+    assert not judged[1] and "the best of 3 blind baselines, a wrong image 0.780" in judged[0]

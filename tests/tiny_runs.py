@@ -12,8 +12,8 @@ from twins import CAPTIONS, randomize, tiny_config
 from eve_vl.config import ContrastMatchConfig, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig, config_to_json
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
-from eve_vl.loading import LoadedRun, build_task
-from eve_vl.model.rows import Tokens
+from eve_vl.model.packing import Tokens
+from eve_vl.run.loading import LoadedRun, build_task
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Task
 
@@ -56,13 +56,13 @@ def write_run(run: LoadedRun, folder: Path) -> Path:
 
 
 def noise(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
-    """A picture: uint8 (height, width, 3)."""
+    """An image: uint8 (height, width, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def pixels(*pictures: np.ndarray) -> torch.Tensor:
-    """Pictures of the right size as the encoder gets them: float (B, 3, 16, 16) in [-1, 1], in plain arithmetic."""
-    return torch.stack([torch.from_numpy(picture).permute(2, 0, 1).double() / 255 * 2 - 1 for picture in pictures]).float()
+def pixels(*images: np.ndarray) -> torch.Tensor:
+    """Images of the right size as the encoder gets them: float (B, 3, 16, 16) in [-1, 1], in plain arithmetic."""
+    return torch.stack([torch.from_numpy(image).permute(2, 0, 1).double() / 255 * 2 - 1 for image in images]).float()
 
 
 def assert_close(
@@ -77,19 +77,19 @@ def ids_of(eve: Eve, text: str) -> Tensor:
     return torch.tensor([eve.tokenizer.backend.encode(text).ids])
 
 
-def image_tokens(task: Task, *pictures: np.ndarray) -> Tokens:
-    return task.encoder.image(pixels(*pictures))
+def image_tokens(task: Task, *images: np.ndarray) -> Tokens:
+    return task.encoder.image(pixels(*images))
 
 
-def text_cls(eve: Eve, picture: np.ndarray, text: str) -> Tensor:
+def text_cls(eve: Eve, source_image: np.ndarray, text: str) -> Tensor:
     """State of the text [CLS] of one pair without padding, (1, D)."""
-    image = image_tokens(eve.task, picture)
+    image = image_tokens(eve.task, source_image)
     return eve.task.encoder.encode(image, eve.task.encoder.text(ids_of(eve, text), None)).x_BND[:, 17]
 
 
-def token_probabilities(eve: Eve, picture: np.ndarray, ids: list[int], places: list[int]) -> Tensor:
+def token_probabilities(eve: Eve, image: np.ndarray, ids: list[int], places: list[int]) -> Tensor:
     """What the token head says at some places of a text, (M, V)."""
     assert isinstance(eve.task, MaskedSignal)
     text = eve.task.encoder.text(torch.tensor([ids]), None)
-    states = eve.task.encoder.encode(image_tokens(eve.task, picture), text).x_BND[0, 17:]
+    states = eve.task.encoder.encode(image_tokens(eve.task, image), text).x_BND[0, 17:]
     return eve.task.token_head(states[places]).softmax(1)

@@ -12,7 +12,7 @@ from eve_vl.config import Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAC
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.records import ImageText
-from eve_vl.loading import build_untrained
+from eve_vl.run.loading import build_untrained
 from eve_vl.tasks import task_class
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.task import Sizes, Task
@@ -27,7 +27,7 @@ SECTIONS: dict[str, TaskConfig] = {
     "nlvr2_paired": NLVR2Config(head="paired"),
     "nlvr2_compare": NLVR2Config(head="compare"),
     "retrieval": RetrievalConfig(rerank=4),
-    "retrieval_merged": RetrievalConfig(rerank=4, merge_captions=True, standardize_match=True),
+    "retrieval_merged": RetrievalConfig(rerank=4, dedup_captions=True, itm_batchnorm=True),
     "retrieval_itc": RetrievalConfig(itm_weight=0.0, rerank=0, projection_dim=8),
 }
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def _centre(task: VQA | NLVR2) -> None:
 
 
 def searchable() -> ListSource[ImageText]:
-    """Eleven rows of nine pictures; some texts are true of several pictures, some pictures have many texts."""
+    """Eleven rows of nine images; some texts are true of several images, some images have many texts."""
     rows = [pairs(11)[row] for row in range(11)]
     # the number that tells texts apart comes first: cut to the same tokens, two texts would tie up to rounding
     rows = [replace(row, captions=tuple(" ".join(text.split()[::-1]) for text in row.captions)) for row in rows]
@@ -104,7 +104,7 @@ def shuffled(dataset: Any, batch_size: int, seed: int) -> Iterator[Any]:
     """Evaluation batches in another order, with other batch-mates."""
     positions = [position for batch in dataset.eval_batches(1, 0, 1) for position in batch]
     random.Random(seed).shuffle(positions)
-    positions.sort(key=lambda position: position[1])  # a search keeps pictures and texts apart
+    positions.sort(key=lambda position: position[1])  # a search keeps images and texts apart
     start = 0
     while start < len(positions):
         batch = [position for position in positions[start : start + batch_size] if position[1] == positions[start][1]]

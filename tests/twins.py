@@ -25,9 +25,9 @@ from eve_vl.config import (
 )
 from eve_vl.data.records import ImagePixels, ImageQuestion, ImagesStatement, ImageText, Record
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import BadSampleError
 from eve_vl.model.moe import MoE
-from eve_vl.model.rows import Rows, Tokens
+from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.utils.errors import BadSampleError
 
 Row = TypeVar("Row", bound=Record)
 ANSWERS = ("red", "2", "yes", "left", "ring")
@@ -114,9 +114,11 @@ def random_moe(dim: int = 8, ffn: int = 12, experts: int = 4, top_k: int = 2, *,
     return moe
 
 
-def in_rows(x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None = None, num_heads: int = 1) -> tuple[Tensor, Rows]:
-    """A batch of pairs, of which the first tokens are the picture's, as rows, and where these lie."""
-    rows = Rows.of(Tokens(x_BND=x_BND, num_image=num_image, is_padding_BN=is_padding_BN), num_heads)
+def in_rows(
+    x_BND: Tensor, num_image: int, is_padding_BN: Tensor | None = None, num_heads: int = 1
+) -> tuple[Tensor, PackedTokens]:
+    """A batch of pairs, of which the first tokens are the image's, as rows, and where these lie."""
+    rows = PackedTokens.of(Tokens(x_BND=x_BND, num_image=num_image, is_padding_BN=is_padding_BN), num_heads)
     return rows.collect(x_BND), rows
 
 
@@ -152,7 +154,7 @@ def tiny_config(
             num_experts=4,
             drop_path=0.0,
             dropout=0.0,
-            layer_scale=1.0,
+            layer_scale_init=1.0,
             init_std=0.3,
         ),
         task=MaskedSignalConfig(decoder_depth=1, decoder_dim=16, decoder_num_heads=2),
@@ -188,14 +190,14 @@ class ListSource(Generic[Row]):
 
 
 def noise(*key: int, height: int = 20, width: int = 20) -> ImagePixels:
-    """A picture that no other key gives."""
+    """An image that no other key gives."""
     return ImagePixels(pixels=np.random.default_rng(key).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def pairs(
     count: int, *, bad: Sequence[int] = (), size: int = 20, name: str = "list", captions: int = 2
 ) -> ListSource[ImageText]:
-    """Noise pictures of different shapes, with captions that name their row; those in `bad` cannot be used."""
+    """Noise images of different shapes, with captions that name their row; those in `bad` cannot be used."""
     rows: list[ImageText | None] = []
     for row in range(count):
         image = noise(count, row, height=size + row % 3, width=size)
@@ -207,7 +209,7 @@ def pairs(
 
 
 def questions(count: int, *, name: str = "asked") -> ListSource[ImageQuestion]:
-    """Noise pictures with questions of different lengths; of every seven, one has ten answers, one none, the others one."""
+    """Noise images with questions of different lengths; of every seven, one has ten answers, one none, the others one."""
     rows = []
     for row in range(count):
         answer = ANSWERS[row % len(ANSWERS)]
@@ -226,7 +228,7 @@ def questions(count: int, *, name: str = "asked") -> ListSource[ImageQuestion]:
 
 
 def statements(count: int, *, name: str = "said") -> ListSource[ImagesStatement]:
-    """Two noise pictures each, with statements of different lengths in groups of two; every seventh has no label."""
+    """Two noise images each, with statements of different lengths in groups of two; every seventh has no label."""
     rows = [
         ImagesStatement(
             left=noise(count, row, 0),

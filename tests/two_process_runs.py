@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from twins import ListSource, pairs, tiny_config
 
 from eve_vl.data.loader import eval_loader, train_loader
-from eve_vl.data.records import Text
-from eve_vl.errors import SharedError
+from eve_vl.data.records import TextOnly
 from eve_vl.tasks import task_class
-from eve_vl.train import distributed
+from eve_vl.train import collectives
+from eve_vl.train.ddp import parallelize, share_running_averages
 from eve_vl.train.log import BadSamples
-from eve_vl.train.parallel import parallelize, share_running_averages
 from eve_vl.train.trainer import Trainer
+from eve_vl.utils.errors import SharedError
 
 NUM_ROWS, BATCH, STEPS, SAVED, KILLED = 24, 8, 20, 10, 13
 UPDATES = 200
@@ -42,7 +42,7 @@ def train(run: Path, *, dies: bool) -> None:
         "ema_decay": 0.8,
     }
     config = config_of("nlvr2_compare", train=train_config | {"device": "cpu"}, model={"dropout": 0.1})
-    rank, world = distributed.rank(), distributed.world_size()
+    rank, world = collectives.rank(), collectives.world_size()
     task, dataset = build(config), train_set(config, NUM_ROWS)
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
     run.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def train(run: Path, *, dies: bool) -> None:
             step += 1
 
     val_loader = eval_loader(eval_set(config), batch_size=4, rank=rank, world=world)
-    bad_samples = BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=distributed.is_main())
+    bad_samples = BadSamples(run, num_rows=NUM_ROWS, max_share=1, writes=collectives.is_main())
     trainer.fit(batches(trainer.step), val_loader, bad_samples)
     with trainer.averages.in_place():
         save_file({key: value.clone() for key, value in task.state_dict().items()}, run / f"rank_{rank}.safetensors")
@@ -82,20 +82,20 @@ def small_updates() -> dict[str, Tensor]:
     task = Averages()
     model = parallelize(task, torch.device("cpu"))
     for _ in range(UPDATES):
-        model(torch.tensor([[-1.0], [1.0]]) + 10 * distributed.rank()).backward()
+        model(torch.tensor([[-1.0], [1.0]]) + 10 * collectives.rank()).backward()
         share_running_averages(task)
     return {"mean": task.get_buffer("norm.running_mean"), "var": task.get_buffer("norm.running_var")}
 
 
 def texts_alone() -> dict[str, Tensor]:
-    """Gradients of two steps on texts, which leave what reads pictures without any."""
-    config = tiny_config(task={"mim_weight": 0.0}, data={"rows": "texts"})
+    """Gradients of two steps on texts, which leave what reads images without any."""
+    config = tiny_config(task={"mim_weight": 0.0}, data={"modality": "text"})
     task = build(config).train()
     model = parallelize(task, torch.device("cpu"))
-    rows = [Text(text=text, where=text) for text in ("a red circle", "two blue squares", "a star", "a green ring")]
+    rows = [TextOnly(text=text, where=text) for text in ("a red circle", "two blue squares", "a star", "a green ring")]
     dataset = task_class(type(config.task)).dataset([ListSource(rows)], config, TOKENIZER, training=True)
     for step in range(2):
-        own = [dataset[(step, 0, row)] for row in range(distributed.rank(), len(rows), distributed.world_size())]
+        own = [dataset[(step, 0, row)] for row in range(collectives.rank(), len(rows), collectives.world_size())]
         (batch,) = task.before_step([dataset.collate(own)])
         model(batch).loss.backward()
     return {name: parameter.grad for name, parameter in task.named_parameters() if parameter.grad is not None}
@@ -108,7 +108,7 @@ def bad_row(run: Path) -> str:
     trainer = Trainer(config.train, run, task, device=torch.device("cpu"), texts={})
     dataset = task_class(type(config.task)).eval_dataset([pairs(12, bad=[5])], config, TOKENIZER)
     try:
-        trainer.evaluate(eval_loader(dataset, batch_size=4, rank=distributed.rank(), world=distributed.world_size()))
+        trainer.evaluate(eval_loader(dataset, batch_size=4, rank=collectives.rank(), world=collectives.world_size()))
     except SharedError as error:
         return str(error)
     return "nothing"
@@ -121,12 +121,12 @@ def alone_of_its_caption(run: Path) -> str:
     config = tiny_config(train={"steps": 2, "val_every": 1, "save_every": 2, "device": "cpu"})
     dataset = task_class(type(config.task)).dataset([pairs(8)], config, TOKENIZER, training=True)
     val = task_class(type(config.task)).eval_dataset([ListSource(rows)], config, TOKENIZER)
-    rank, world = distributed.rank(), distributed.world_size()
+    rank, world = collectives.rank(), collectives.world_size()
     run.mkdir(exist_ok=True)
     trainer = Trainer(config.train, run, build(config), device=torch.device("cpu"), texts={})
     loaders = train_loader(dataset, consumed=0, rank=rank, world=world), eval_loader(val, batch_size=1, rank=rank, world=world)
     try:
-        trainer.fit(*loaders, BadSamples(run, num_rows=8, max_share=1, writes=distributed.is_main()))
+        trainer.fit(*loaders, BadSamples(run, num_rows=8, max_share=1, writes=collectives.is_main()))
     except SharedError as error:
         return str(error)
     return "nothing"
@@ -135,18 +135,18 @@ def alone_of_its_caption(run: Path) -> str:
 def main(folder: Path) -> None:
     """Write what this process found."""
     torch.set_num_threads(1)
-    distributed.setup(torch.device("cpu"))
+    collectives.setup(torch.device("cpu"))
     is_first = not (folder / "killed").exists()
-    distributed.barrier()
+    collectives.barrier()
     if is_first:
         train(folder / "whole", dies=False)
-        save_file(small_updates(), folder / f"updates_{distributed.rank()}.safetensors")
-        save_file(texts_alone(), folder / f"texts_{distributed.rank()}.safetensors")
-        (folder / f"bad_{distributed.rank()}.txt").write_text(bad_row(folder))
-        (folder / f"partner_{distributed.rank()}.txt").write_text(alone_of_its_caption(folder / "partner"))
+        save_file(small_updates(), folder / f"updates_{collectives.rank()}.safetensors")
+        save_file(texts_alone(), folder / f"texts_{collectives.rank()}.safetensors")
+        (folder / f"bad_{collectives.rank()}.txt").write_text(bad_row(folder))
+        (folder / f"partner_{collectives.rank()}.txt").write_text(alone_of_its_caption(folder / "partner"))
     train(folder / "killed", dies=is_first)
-    distributed.barrier()
-    distributed.shutdown()
+    collectives.barrier()
+    collectives.shutdown()
 
 
 if __name__ == "__main__":

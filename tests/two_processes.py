@@ -23,22 +23,22 @@ from twins import ListSource, pairs, tiny_config
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, PairConfig
 from eve_vl.data.dataset import MaskedPairs
-from eve_vl.data.downstream import SearchSet
 from eve_vl.data.loader import eval_loader
-from eve_vl.metrics.certainty import to_json
+from eve_vl.data.task_datasets import SearchSet
+from eve_vl.metrics.intervals import to_json
 from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.train import distributed
+from eve_vl.train import collectives
 from eve_vl.train.log import BadSamples
 from eve_vl.train.trainer import Trainer
 
 NUM_ROWS, WORLD = 8, 2
-PICTURES = (0, 1, 2, 1, 0, 3, 0, 4)  # captions of one picture in both processes
+IMAGES = (0, 1, 2, 1, 0, 3, 0, 4)  # captions of one image in both processes
 EVALUATED = ("vqa", "nlvr2", "retrieval", "retrieval_merged", "retrieval_itc")
 
 
 def share(x: Tensor) -> Tensor:
     """This process's rows, all of them without a group."""
-    return x.chunk(distributed.world_size())[distributed.rank()]
+    return x.chunk(collectives.world_size())[collectives.rank()]
 
 
 def contrast_of_features() -> dict[str, Tensor]:
@@ -46,22 +46,22 @@ def contrast_of_features() -> dict[str, Tensor]:
     rng = torch.Generator().manual_seed(0)
     image, text = (torch.randn(NUM_ROWS, 6, generator=rng) for _ in range(2))
     temperature = torch.tensor(0.3, requires_grad=True)
-    picture_C = torch.tensor(PICTURES)
+    image_C = torch.tensor(IMAGES)
     inputs = [share(x).clone().requires_grad_() for x in (image, text)]
     image_BD, text_BD = (F.normalize(x, dim=1) for x in inputs)
-    image_CD, text_CD = distributed.gather_rows(image_BD), distributed.gather_rows(text_BD)
-    assert torch.equal(distributed.gather_rows(share(picture_C)), picture_C)
-    is_match_BC = share(picture_C)[:, None] == picture_C
+    image_CD, text_CD = collectives.gather_rows(image_BD), collectives.gather_rows(text_BD)
+    assert torch.equal(collectives.gather_rows(share(image_C)), image_C)
+    is_match_BC = share(image_C)[:, None] == image_C
     targets_BC = objectives.even_targets(is_match_BC)
     loss = objectives.contrastive(image_BD, text_BD, image_CD, text_CD, targets_BC, temperature)
     loss.backward()
-    world = distributed.world_size()
+    world = collectives.world_size()
     assert temperature.grad is not None
     return {
-        "loss": distributed.sum_over_processes(loss.detach()) / world,
-        "temperature": distributed.sum_over_processes(temperature.grad) / world,
-        "image": distributed.gather_rows(_gradient(inputs[0])) / world,
-        "text": distributed.gather_rows(_gradient(inputs[1])) / world,
+        "loss": collectives.sum_over_processes(loss.detach()) / world,
+        "temperature": collectives.sum_over_processes(temperature.grad) / world,
+        "image": collectives.gather_rows(_gradient(inputs[0])) / world,
+        "text": collectives.gather_rows(_gradient(inputs[1])) / world,
     }
 
 
@@ -76,7 +76,7 @@ def gradients_of_a_step() -> dict[str, Tensor]:
     dataset = train_set(config, NUM_ROWS)
     dataset.sources[0].rows[5] = dataset.sources[0][2]  # pyright: ignore[reportAttributeAccessIssue]
     task = build(config)
-    model = DistributedDataParallel(task) if distributed.world_size() > 1 else task
+    model = DistributedDataParallel(task) if collectives.world_size() > 1 else task
     rows = share(torch.arange(NUM_ROWS)).tolist()
     samples = [dataset[(0, 0, row)] for row in rows]
     model(dataset.collate(samples)).loss.backward()
@@ -86,7 +86,7 @@ def gradients_of_a_step() -> dict[str, Tensor]:
 def neighbours() -> tuple[Any, MaskedPairs]:
     """Pre-training by contrast, its singular values and matching with negatives of all processes, and its rows."""
     settings = ContrastMatchConfig(
-        mlm_weight=0.0, itc_masks_image=True, itc_targets="diagonal", itm_negatives="global", svd_form="sigma1"
+        mlm_weight=0.0, itc_masked_image=True, itc_targets="diagonal", itm_negatives="global", svd_form="sigma1"
     )
     config = tiny_config(task=settings, model={"balance_weight": 0.0})
     return build(config).train(), MaskedPairs([pairs(NUM_ROWS)], config, TOKENIZER, training=True)
@@ -95,7 +95,7 @@ def neighbours() -> tuple[Any, MaskedPairs]:
 def neighbours_step() -> dict[str, Tensor]:
     """Gradients of a step of it."""
     task, dataset = neighbours()
-    model = DistributedDataParallel(task) if distributed.world_size() > 1 else task
+    model = DistributedDataParallel(task) if collectives.world_size() > 1 else task
     rows = [dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()]
     model(dataset.collate(rows)).loss.backward()
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
@@ -103,7 +103,7 @@ def neighbours_step() -> dict[str, Tensor]:
 
 @torch.no_grad()
 def drawn_negatives() -> dict[str, Tensor]:
-    """Which row's picture and which row's text are the wrong partners of each row of all processes, in several epochs."""
+    """Which row's image and which row's text are the wrong partners of each row of all processes, in several epochs."""
     task, dataset = neighbours()
     found: dict[str, list[Tensor]] = {"images": [], "texts": []}
     for epoch in range(6):
@@ -117,14 +117,14 @@ def drawn_negatives() -> dict[str, Tensor]:
             partner_B = F.pad(partner_B, (0, row_C.shape[-1] - partner_B.shape[-1]))
             is_it_BC = (partner_B[:, None] == row_C).flatten(2).all(2)
             assert is_it_BC.any(1).all()
-            found[name].append(distributed.gather_rows(is_it_BC.int().argmax(1)))
+            found[name].append(collectives.gather_rows(is_it_BC.int().argmax(1)))
     return {name: torch.stack(each) for name, each in found.items()}
 
 
 def mlim_step() -> dict[str, Tensor]:
-    """Gradients of MLIM's pre-training, whose rows show pictures, texts or both, not as many of each in every process."""
+    """Gradients of MLIM's pre-training, whose rows show images, texts or both, not as many of each in every process."""
     task, rows = build_mlim(mlim_config()), mlim_rows(mlim_config())
-    model = DistributedDataParallel(task) if distributed.world_size() > 1 else task
+    model = DistributedDataParallel(task) if collectives.world_size() > 1 else task
     batch = rows.collate([rows[0, 0, row] for row in share(torch.arange(14)).tolist()])
     model(batch).loss.backward()
     return {name: _gradient(parameter) for name, parameter in task.named_parameters()}
@@ -138,15 +138,15 @@ def running_mean_at_validation(folder: Path) -> Tensor:
     batch = dataset.collate([dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()])
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
     trainer = Trainer(config.train, folder, task, device=torch.device("cpu"), texts=texts)
-    val_loader = eval_loader(eval_set(config), batch_size=4, rank=distributed.rank(), world=distributed.world_size())
-    bad_samples = BadSamples(folder, num_rows=NUM_ROWS, max_share=1, writes=distributed.is_main())
+    val_loader = eval_loader(eval_set(config), batch_size=4, rank=collectives.rank(), world=collectives.world_size())
+    bad_samples = BadSamples(folder, num_rows=NUM_ROWS, max_share=1, writes=collectives.is_main())
     trainer.fit(iter([batch]), val_loader, bad_samples)
     return task.get_buffer("compare_head.norm.running_mean")
 
 
 def evaluation() -> dict[str, dict[str, float]]:
-    """The numbers of every task with their intervals, and of a search with fewer pictures than processes."""
-    rank, world = distributed.rank(), distributed.world_size()
+    """The numbers of every task with their intervals, and of a search with fewer images than processes."""
+    rank, world = collectives.rank(), collectives.world_size()
     found = {}
     masked = build(tiny_config())
     dataset = MaskedPairs([pairs(23)], masked.config, TOKENIZER, training=False)
@@ -159,7 +159,7 @@ def evaluation() -> dict[str, dict[str, float]]:
     task = build(config_of("retrieval"))
     assert isinstance(task, Retrieval)
     one = SearchSet([ListSource([searchable()[0]])], task.config, TOKENIZER)
-    found["one picture"] = numbers_of(task, one, 5, rank=rank, world=world)
+    found["one image"] = numbers_of(task, one, 5, rank=rank, world=world)
     return {name: numbers | ends_of(numbers) for name, numbers in found.items()}
 
 
@@ -172,16 +172,16 @@ def ends_of(numbers: dict[str, float]) -> dict[str, float]:
 def main(folder: Path) -> None:
     """Write what this process found."""
     torch.set_num_threads(1)
-    distributed.setup(torch.device("cpu"))
-    rank = distributed.rank()
+    collectives.setup(torch.device("cpu"))
+    rank = collectives.rank()
     tensors = {f"features.{name}": value for name, value in contrast_of_features().items()}
     for step in (gradients_of_a_step, neighbours_step, drawn_negatives, mlim_step):
         tensors |= {f"{step.__name__}.{name}": value for name, value in step().items()}
     tensors["running_mean"] = running_mean_at_validation(folder / "run")
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / f"{rank}.safetensors")
     (folder / f"{rank}.json").write_text(json.dumps(evaluation()))
-    distributed.barrier()
-    distributed.shutdown()
+    collectives.barrier()
+    collectives.shutdown()
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ from hour_tables import Arms, Found, Paper, Versus
 from markupsafe import Markup
 
 from eve_vl.config import TaskConfig
-from eve_vl.files import write_file
-from eve_vl.report.html import TEMPLATES, Section
-from eve_vl.talk import counted
+from eve_vl.report.templating import TEMPLATES, Section
+from eve_vl.utils.atomic_io import write_file
+from eve_vl.utils.console import pluralize
 
-SAYS = {"vqa_acc": "questions", "nlvr2_acc": "statements", "tr1": "finding the text (R@1)", "ir1": "finding the picture (R@1)"}
+SAYS = {"vqa_acc": "questions", "nlvr2_acc": "statements", "tr1": "finding the text (R@1)", "ir1": "finding the image (R@1)"}
 LIST = "<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>"
 
 
@@ -107,7 +107,7 @@ class Finding:
         known = "" if self.paper is None else f" (paper: {self.paper:+.1f} points)"
         said = f"{self.verdict}: {self.ordering.above} {middle} {self.ordering.below} in {SAYS[self.number]}{known}."
         for budget, each in self.at:
-            said += f" {budget:,.0f} {self.unit}: {each} over {counted(each.num_seeds, 'seed')}"
+            said += f" {budget:,.0f} {self.unit}: {each} over {pluralize(each.num_seeds, 'seed')}"
             said += f", {verdict(each, self.ordering.is_gain)}." if len(self.at) > 1 else "."
         return said[0].upper() + said[1:]
 
@@ -139,7 +139,7 @@ def findings(part: Part, unit: Unit, budgets: Mapping[float, Arms]) -> list[Find
 def how_many(found: Sequence[Finding]) -> str:
     """Return how many orderings appear, within the largest budget of each."""
     each = Counter(finding.verdict for finding in found)
-    return f"{counted(len(found), 'ordering')}: " + ", ".join(f"{count} × {words}" for words, count in each.items()) + "."
+    return f"{pluralize(len(found), 'ordering')}: " + ", ".join(f"{count} × {words}" for words, count in each.items()) + "."
 
 
 # Cells
@@ -207,7 +207,7 @@ def figure(part: Part, unit: Unit, budgets: Mapping[float, Arms]) -> Markup:
 
 
 def section(part: Part, task: str, unit: Unit, budgets: Mapping[float, Arms], found: Sequence[Finding]) -> Section:
-    """Return of a part on one task what appears of its orderings, its pictures, and its table by budget."""
+    """Return of a part on one task what appears of its orderings, its images, and its table by budget."""
     parts = []
     if found:
         lines = [how_many(found), *map(str, found)]

@@ -1,4 +1,4 @@
-"""The paper's Figure 4: how much of the picture and how much of the text is hidden.
+"""The paper's Figure 4: how much of the image and how much of the text is hidden.
 
     python benchmarks/paper/masking.py --jobs 2
 

@@ -25,7 +25,7 @@ TASKS = (*GENERATED, "icons")
 SIZES = {
     "scenes": "--input.image-size 48 --input.text-length 32",
     "phantoms": PHANTOMS,
-    "icons": "--input.image-size 64 --input.text-length 16 --tokenizer.vocab-size 4000 --data.augment recolor",
+    "icons": "--input.image-size 64 --input.text-length 16 --tokenizer.vocab-size 4000 --data.augment random_ink",
 }
 """Flags of a neighbour's recipe, so that it sees what the others see."""
 
@@ -43,7 +43,7 @@ def in_stages(*stages: tuple[str, float], only: str = "") -> Mapping[str, Arm]:
 
 
 NEIGHBOURS = {
-    # pictures alone have no words to make a tokenizer of: the first stage only makes that
+    # images alone have no words to make a tokenizer of: the first stage only makes that
     "VLMo": in_stages(("vlmo_tiny", 0), ("vlmo_tiny_images", 0.25), ("vlmo_tiny_texts", 0.25), ("vlmo_tiny", 0.5)),
     "MLIM": in_stages(("mlim_tiny", 1)),
     "M3AE": in_stages(("m3ae_tiny", 1)),

@@ -3,9 +3,9 @@
     python benchmarks/paper/tasks.py --jobs 2
 
 EVE of 4 blocks of width 192 with 4 experts in the last two, on scenes of 48 pixels in patches of 8, in place of EVE-Base on
-4M pictures. Table 5 is at equal pairs, Table 6 at equal core-seconds of one thread, the paper's at equal hours of GPUs. The
+4M images. Table 5 is at equal pairs, Table 6 at equal core-seconds of one thread, the paper's at equal hours of GPUs. The
 paper's numbers beside ours: VQA v2 for questions, NLVR2 test-P for statements, R@1 on Flickr30K for finding the text (TR) and
-the picture (IR).
+the image (IR).
 """
 
 from command import Ordering, Part, Table, above_all, eve, main
@@ -18,7 +18,7 @@ BY_TASKS = {
     "both masked at once": eve("--task.joint-masking"),
     "MIM+MLM": eve(),
 }
-# The paper does not say what matching without contrast draws its wrong pairs by; here half of the pairs get any other picture.
+# The paper does not say what matching without contrast draws its wrong pairs by; here half of the pairs get any other image.
 BY_LOSSES = {
     "EVE+ITC": eve("--task.itm-weight 0", ContrastMatchConfig),
     "EVE+ITM": eve("--task.itc-weight 0 --task.itm-negatives random_half", ContrastMatchConfig),

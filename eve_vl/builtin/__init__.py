@@ -10,8 +10,8 @@ examples/icons/ship.py writes them. They are read only: nothing is written besid
 import zipfile
 from pathlib import Path
 
-from eve_vl.errors import UserError, nearest
-from eve_vl.files import writing
+from eve_vl.utils.atomic_io import reporting_write_errors
+from eve_vl.utils.errors import UserError, nearest
 
 PREFIX = "builtin:"
 FOLDER = Path(__file__).resolve().parent
@@ -55,7 +55,7 @@ def refuse(path: Path) -> None:
 
 def unpack_icons(folder: Path) -> Path:
     """Put the icons of the package into a folder unless they are there, and return the table of them. Raises UserError."""
-    with zipfile.ZipFile(ICONS) as icons, writing(folder):
+    with zipfile.ZipFile(ICONS) as icons, reporting_write_errors(folder):
         for one in icons.infolist():  # what a crash has cut is written again
             path = folder / one.filename
             if not path.is_file() or path.stat().st_size != one.file_size:

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl import __version__
-from eve_vl.cli.common import HELP, fail, parse, say, say_list
+from eve_vl.cli.common import HELP, fail, parse, print_line, say_list
 from eve_vl.cli.completion import run_completion
 from eve_vl.cli.convert import run_convert
 from eve_vl.cli.data import run_data_answers, run_data_check, run_data_write, run_tokenizer_train
+from eve_vl.cli.predict import call_verbs, run_encode
 from eve_vl.cli.runs import run_evaluate, run_export, run_inspect, run_report
 from eve_vl.cli.search import run_index, run_search, run_try
 from eve_vl.cli.serve import run_app, run_serve
 from eve_vl.cli.train import run_bench, run_demo, run_finetune, run_pretrain
-from eve_vl.cli.use import call_verbs, run_encode
-from eve_vl.config.code import installed, load_file, load_installed, load_named
-from eve_vl.cpu import keep_memory, yield_cores
-from eve_vl.errors import SharedError, UserError, nearest
-from eve_vl.talk import is_main
+from eve_vl.config.plugins import installed, load_file, load_installed, load_named
+from eve_vl.utils.console import is_main
+from eve_vl.utils.errors import SharedError, UserError, nearest
+from eve_vl.utils.runtime import keep_memory, yield_cores
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}  # the last: nobody reads what is written
 
@@ -86,7 +86,7 @@ def _dispatch(argv: list[str]) -> None:
         say_list("usage: eve VERB …", {name: verbs[name].__doc__ or "" for name in group or verbs}, NOTE)
         return
     if argv[0] == "--version":
-        say(__version__)
+        print_line(__version__)
         return
     if group and len(argv) == 1:
         raise UserError(f"usage: eve {' | eve '.join(group)} …")

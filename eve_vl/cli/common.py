@@ -20,10 +20,9 @@ from typing import Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from eve_vl.errors import UserError, did_you_mean
-from eve_vl.files import write_file, writing
-from eve_vl.talk import say as say
-from eve_vl.talk import warn
+from eve_vl.utils.atomic_io import reporting_write_errors, write_file
+from eve_vl.utils.console import print_line, warn
+from eve_vl.utils.errors import UserError, did_you_mean
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
@@ -53,9 +52,9 @@ class SourceArgs:
     format: str = "auto"
     """On-disk form; auto looks at the path."""
     image_root: Path | None = None
-    """Folder that picture paths are relative to and must stay inside."""
+    """Folder that image paths are relative to and must stay inside."""
     image_column: str | None = None
-    """Column of the picture; for statements of both pictures, or LEFT,RIGHT."""
+    """Column of the image; for statements of both images, or LEFT,RIGHT."""
     text_column: str | None = None
     """Column of the caption or captions, question, statement or text."""
     label_column: str | None = None
@@ -166,7 +165,7 @@ def check_writable(*paths: Path | None) -> None:
     for path in filter(None, paths):
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file to write")
-        with writing(path):
+        with reporting_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK):
             raise UserError(f"{path}: cannot be written (no permission in {path.parent})")
@@ -181,7 +180,7 @@ def write_json(path: Path | None, values: Any) -> None:
 def say_list(usage: str, texts: Mapping[str, str], note: str) -> None:
     """Print what there is to choose from, each with its text."""
     width = max(map(len, texts))
-    say("\n".join([usage, "", *(f"  {name:{width}} {text}" for name, text in texts.items()), "", note]))
+    print_line("\n".join([usage, "", *(f"  {name:{width}} {text}" for name, text in texts.items()), "", note]))
 
 
 def fail(message: str, code: int) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import say
+from eve_vl.cli.common import print_line
 
 HEADS = {"bash": "", "zsh": "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"}
 SCRIPT = r"""_eve() {
@@ -34,4 +34,4 @@ class CompletionArgs:
 
 def run_completion(args: CompletionArgs) -> None:
     """Print a script that completes verbs, recipes and flags: eve completion bash > FILE, to be sourced; or zsh."""
-    say(HEADS[args.shell] + SCRIPT)
+    print_line(HEADS[args.shell] + SCRIPT)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import check_writable, say
+from eve_vl.cli.common import check_writable, print_line
 from eve_vl.config.model import Routing
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,14 @@ class ConvertArgs:
     """The tokenizer.json or BERT vocab.txt that goes with the weights; for an image encoder any."""
     answers: Path | None = None
     """VQA: the answer list that the head was trained with; classification: the list of labels."""
-    routing: Routing = "official-dropless"
-    """EVE checkpoints: official as published, official-dropless the same without noise and drops, stable as the paper says."""
+    routing: Routing = "reference-dropless"
+    """EVE checkpoints. reference: as published. reference-dropless: without noise and drops. dropless: as in the paper."""
     text_tokens: int = 40
     """EVE checkpoints: tokens that every text is padded to, as in their training; VLMo, M3AE: longest text, 0: all."""
     clean_text: bool = True
     """EVE checkpoints: strip texts of punctuation and capitals, as in their training."""
     image_size: int = 0
-    """Resize the picture positions for pictures of this size; 0: leave them."""
+    """Resize the image positions for images of this size; 0: leave them."""
     num_heads: int = 0
     """Attention heads; 0: as published, 64 wide but in VLMo's base_plus, and 16 in image encoders wider than 1024."""
     architecture: Literal["eve", "source", "vlmo"] = "eve"
@@ -66,14 +66,14 @@ def _values(args: ConvertArgs, kind: str, convert: Callable[..., str]) -> dict[s
 
 def run_convert(args: ConvertArgs) -> None:
     """Turn published EVE, VLMo, M3AE, BEiT or ViT weights into a run folder, or a run back: eve convert SRC DST [flags]."""
-    from eve_vl import convert
+    from eve_vl.interop import convert
     from eve_vl.train import checkpoint
 
     if builtin.located(args.source).is_dir():
         checkpoint.chosen_checkpoint(args.source)  # before all else: any folder may have been named
         _values(args, "a run folder", convert.export_published)
         check_writable(args.target)
-        say(f"{args.target}: {convert.export_published(args.source, args.target)}")
+        print_line(f"{args.target}: {convert.export_published(args.source, args.target)}")
         return
     tensors = convert.read_tensors(args.source)
     kinds: list[tuple[bool, Callable[..., str], str]] = [
@@ -86,4 +86,4 @@ def run_convert(args: ConvertArgs) -> None:
     values = _values(args, kind, write)
     if args.tokenizer is None:
         raise UserError(f"{args.source}: holds no tokenizer; name the file with --tokenizer")
-    say(f"{args.target}: {write(tensors, str(args.source), args.target, **values)}")
+    print_line(f"{args.target}: {write(tensors, str(args.source), args.target, **values)}")

@@ -8,14 +8,14 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
+from eve_vl.cli.common import SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TokenizerConfig
-from eve_vl.errors import UserError
-from eve_vl.files import write_file, writing
-from eve_vl.talk import CONSOLE, counted
+from eve_vl.utils.atomic_io import reporting_write_errors, write_file
+from eve_vl.utils.console import CONSOLE, pluralize
+from eve_vl.utils.errors import UserError
 
-GENERATED_SIZE = 64  # pixels of generated pictures: they are as good at any size, and larger ones take longer
+GENERATED_SIZE = 64  # pixels of generated images: they are as good at any size, and larger ones take longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class CheckArgs(SourceArgs):
 
     path: Positional[str]
     """What --data.train would be given."""
-    kind: Literal["auto", "captions", "questions", "statements", "items", "labels", "pictures", "texts"] = "auto"
+    kind: Literal["auto", "captions", "questions", "statements", "items", "labels", "images", "texts"] = "auto"
     """What its rows are; auto looks at the fields of the first."""
     recipe: str | None = None
     """Check what training with this recipe, of eve pretrain or eve finetune, needs of the rows; or FILE.py:NAME."""
@@ -53,7 +53,7 @@ class WriteArgs:
     generator: Positional[Literal["scenes", "phantoms"]]
     """scenes: drawings of shapes, those of scenes:test; phantoms: schematic radiographs that say nothing about medicine."""
     layout: Positional[str]
-    """scenes: captions (each beside its picture), questions or statements (a table beside the pictures). phantoms: of which
+    """scenes: captions (each beside its image), questions or statements (a table beside the images). phantoms: of which
     data set the files are to be as, roco, medicat, vqa-rad, slake, medvqa-2019, melinda, chexpert, chexpert-5x200."""
     folder: Positional[Path]
     """New folder to write."""
@@ -78,10 +78,10 @@ class TokenizerArgs(SourceArgs):
 
 
 def run_data_check(args: CheckArgs) -> None:
-    """Read every row and picture once and list what is broken: eve data check PATH [flags]."""
+    """Read every row and image once and list what is broken: eve data check PATH [flags]."""
     check_writable(args.json)
-    from eve_vl.data.check import check_source
     from eve_vl.data.loader import open_sources
+    from eve_vl.data.validate import check_source
 
     kind, require = args.kind, None
     if args.recipe is not None:
@@ -116,28 +116,30 @@ def run_data_answers(args: AnswersArgs) -> None:
     sources = open_sources(args.data, DataConfig(**args.reading()), GENERATED_SIZE, "questions")
     answers = build_answers((row.answers for source in sources for _, row in usable_rows(source)), args.min_count)
     if not answers:
-        raise UserError(f"{' '.join(args.data)}: no answer is given to {counted(args.min_count, 'question')}")
+        raise UserError(f"{' '.join(args.data)}: no answer is given to {pluralize(args.min_count, 'question')}")
     write_json(args.out, answers)
-    say(f"{args.out}: {counted(len(answers), 'answer')}")
+    print_line(f"{args.out}: {pluralize(len(answers), 'answer')}")
 
 
 def run_data_write(args: WriteArgs) -> None:
-    """Write built-in pictures and texts to files: eve data write GENERATOR LAYOUT FOLDER [flags]."""
+    """Write built-in images and texts to files: eve data write GENERATOR LAYOUT FOLDER [flags]."""
     if args.generator == "scenes":
-        from eve_vl.data.scenes.write import write
+        from eve_vl.synthetic.scenes.write import write
 
         if args.broken:
             raise UserError("--broken is for phantoms")
-        with writing(args.folder):
+        with reporting_write_errors(args.folder):
             write(args.layout, args.folder, image_size=GENERATED_SIZE, num_rows=args.rows, seed=args.seed)
-        say(f"{args.folder}: {counted(args.rows, 'row')} of scenes:test as {args.layout}")
+        print_line(f"{args.folder}: {pluralize(args.rows, 'row')} of scenes:test as {args.layout}")
         return
-    from eve_vl.data.phantoms.write import BROKEN_LIST, write
+    from eve_vl.synthetic.phantoms.write import BROKEN_LIST, write
 
-    with writing(args.folder):
+    with reporting_write_errors(args.folder):
         broken = write(args.layout, args.folder, num_rows=args.rows, broken=args.broken, seed=args.seed)
-    listed = f", {counted(len(broken), 'broken row')} ({BROKEN_LIST})" if broken else ""
-    say(f"{args.folder}: phantoms as {args.layout}{listed}; they prove code and protocols, and say nothing about medicine")
+    listed = f", {pluralize(len(broken), 'broken row')} ({BROKEN_LIST})" if broken else ""
+    print_line(
+        f"{args.folder}: phantoms as {args.layout}{listed}; they prove code and protocols, and say nothing about medicine"
+    )
 
 
 def run_tokenizer_train(args: TokenizerArgs) -> None:
@@ -145,10 +147,10 @@ def run_tokenizer_train(args: TokenizerArgs) -> None:
     if not args.data:
         raise UserError("usage: eve tokenizer train PATH … [flags]; given no PATH")
     check_writable(args.out)
-    from eve_vl.training import train_tokenizer
+    from eve_vl.run.training import train_tokenizer
 
-    if problems := TokenizerConfig(vocab_size=args.vocab_size).problems():
+    if problems := TokenizerConfig(vocab_size=args.vocab_size).validate():
         raise UserError("; ".join(problems))
     tokenizer = train_tokenizer(args.data, DataConfig(**args.reading()), args.vocab_size)
     write_file(args.out, tokenizer.to_json())
-    say(f"{args.out}: {tokenizer.vocab_size} tokens")
+    print_line(f"{args.out}: {tokenizer.vocab_size} tokens")

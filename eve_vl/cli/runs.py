@@ -10,12 +10,23 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import HELP, DeviceArgs, RunArgs, SourceArgs, check_writable, parse, say, say_list, with_own, write_json
+from eve_vl.cli.common import (
+    HELP,
+    DeviceArgs,
+    RunArgs,
+    SourceArgs,
+    check_writable,
+    parse,
+    print_line,
+    say_list,
+    with_own,
+    write_json,
+)
 from eve_vl.cli.train import recipe_config
 from eve_vl.config import DataConfig, TaskConfig, kinds_of
-from eve_vl.config.code import find_kind
-from eve_vl.errors import UserError, nearest
+from eve_vl.config.plugins import find_kind
 from eve_vl.recipes import PRETRAIN
+from eve_vl.utils.errors import UserError, nearest
 
 ZERO_SHOT = "zero_shot"  # what `eve evaluate` takes besides tasks
 
@@ -28,10 +39,10 @@ class EvaluateArgs(SourceArgs, DeviceArgs):
     """Sources to evaluate on, as for --data.train; default: the run's own validation sources."""
     samples: int = 1_000_000
     """Evaluate on this many rows at most, spread evenly."""
-    skip_broken: bool = False
+    skip_invalid: bool = False
     """Leave out rows that cannot be used, and say how many; by default such a row is an error."""
     blind: bool = True
-    """Of questions and labels, also measure what the run makes of noise, of wrong pictures and of pictures without their text,
+    """Of questions and labels, also measure what the run makes of noise, of wrong images and of images without their text,
     which takes as long again each."""
     predictions: Path | None = None
     """Also write the file that the official server takes, where there is one; of classification JSON lines: row, label and its
@@ -45,14 +56,14 @@ class ZeroShotArgs(SourceArgs, DeviceArgs):
     """Flags of `eve evaluate zero_shot`."""
 
     data: tuple[str, ...] = ()
-    """Labelled sources: a folder per class, tables with labels, phantoms:test."""
+    """Labeled sources: a folder per class, tables with labels, phantoms:test."""
     prompts: str = ""
     """JSON file of what is said of each class, {"class": ["text", …], …}; phantoms: of the built-in phantoms."""
     by: Literal["mean", "max"] = "mean"
     """What of its prompts' scores the score of a class is."""
     samples: int = 1_000_000
     """Evaluate on this many rows at most, spread evenly."""
-    skip_broken: bool = False
+    skip_invalid: bool = False
     """Leave out rows that cannot be used, and say how many; by default such a row is an error."""
     json: Path | None = None
     """Also write the numbers to this file."""
@@ -116,9 +127,9 @@ def run_evaluate(argv: Sequence[str]) -> None:
     own = (field.name for field in dataclasses.fields(kind.evaluation))
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
     from eve_vl.data.loader import open_sources
-    from eve_vl.evaluation import evaluated, remarks
-    from eve_vl.loading import load_run, seen_as
-    from eve_vl.metrics.certainty import to_json
+    from eve_vl.evaluation.runner import evaluated, remarks
+    from eve_vl.metrics.intervals import to_json
+    from eve_vl.run.loading import load_run, seen_as
     from eve_vl.train.device import pick_device
 
     run = seen_as(load_run(args.run, pick_device(args.device)), name)
@@ -132,31 +143,33 @@ def run_evaluate(argv: Sequence[str]) -> None:
             f"{args.run}: the package does not bring what it was validated on; name what to evaluate on: --data PATH"
         )
     sources = open_sources(args.data, how, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
-    skip = args.skip_broken or (sources is None and run.config.data.skips_broken_val)
-    found = evaluated(run, args.samples, sources, flags=flags, predictions=args.predictions, skip_broken=skip, blind=args.blind)
+    skip = args.skip_invalid or (sources is None and run.config.data.skips_invalid_val)
+    found = evaluated(
+        run, args.samples, sources, flags=flags, predictions=args.predictions, skip_invalid=skip, blind=args.blind
+    )
     numbers = found.numbers
     _say_numbers(numbers, [*found.notes, *remarks(run, numbers, sources)], run.task.verdict(numbers))
     write_json(args.json, to_json(numbers))
 
 
 def run_zero_shot(args: ZeroShotArgs) -> None:
-    """Classify by prompts: eve evaluate zero_shot RUN --data LABELLED --prompts FILE [flags]."""
+    """Classify by prompts: eve evaluate zero_shot RUN --data LABELED --prompts FILE [flags]."""
     check_writable(args.json)
     if not args.data or not args.prompts:
-        raise UserError("zero_shot needs labelled pictures, --data LABELLED, and what is said of each class, --prompts FILE")
+        raise UserError("zero_shot needs labelled images, --data LABELED, and what is said of each class, --prompts FILE")
     from eve_vl.data.loader import open_sources
     from eve_vl.data.prompts import read_prompts
-    from eve_vl.evaluation import leaks, zero_shot
-    from eve_vl.loading import load_run
-    from eve_vl.metrics.certainty import to_json
-    from eve_vl.tasks.verdict import verdict_of
-    from eve_vl.tasks.zero_shot import AGAINST
+    from eve_vl.evaluation.runner import leaks, zero_shot
+    from eve_vl.evaluation.significance import verdict_of
+    from eve_vl.evaluation.zero_shot import AGAINST
+    from eve_vl.metrics.intervals import to_json
+    from eve_vl.run.loading import load_run
     from eve_vl.train.device import pick_device
 
     read_prompts(args.prompts)  # before what takes longer
     run = load_run(args.run, pick_device(args.device))
     sources = open_sources(args.data, DataConfig(**args.reading()), run.config.input.image_size, "labels")
-    options = {"by": args.by, "skip_broken": args.skip_broken, "data": " ".join(args.data)}
+    options = {"by": args.by, "skip_invalid": args.skip_invalid, "data": " ".join(args.data)}
     numbers = zero_shot(run, args.prompts, sources, args.samples, **options).numbers
     notes = leaks(run, sources)
     if unlabelled := numbers.get("num_unlabelled"):
@@ -169,17 +182,17 @@ def _say_numbers(numbers: Mapping[str, float], remarks: Sequence[str], verdict: 
     """Print numbers with their intervals, a line each, what people should know about them, and what they come to."""
     for number, value in numbers.items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-        say(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())
+        print_line(f"{number:28} {shown:10}{getattr(value, 'margin', '')}".rstrip())
     for remark in remarks:
-        say(f"note: {remark}")
+        print_line(f"note: {remark}")
     if verdict:
-        say(f"verdict: {verdict}")
+        print_line(f"verdict: {verdict}")
 
 
 def run_inspect(args: InspectArgs) -> None:
     """Show shapes, parameters and FLOPs of a recipe or a run: eve inspect RECIPE|RUN."""
     check_writable(args.json)
-    from eve_vl.inspect import inspect_config, inspect_run
+    from eve_vl.run.inspect import inspect_config, inspect_run
 
     path = builtin.located(args.what)
     is_file = path.suffix.partition(":")[0] in (".json", ".py")
@@ -201,13 +214,13 @@ def run_report(args: ReportArgs) -> None:
 
     runs = find_runs(args.runs)
     page = write_report(runs[0], args.out) if len(runs) == 1 else write_comparison(runs, args.out)
-    say(f"report: {page}")
+    print_line(f"report: {page}")
 
 
 def run_export(args: ExportArgs) -> None:
     """Write a run as ONNX files, each checked against torch: eve export RUN FOLDER [flags]."""
     check_writable(args.json)
-    from eve_vl.export import export_run, to_table
+    from eve_vl.interop.onnx import export_run, to_table
 
     exported = export_run(args.run, args.folder, args.parts)
     Console(emoji=False).print(to_table(exported))

@@ -1,4 +1,4 @@
-"""Verbs that find pictures: try, index, search."""
+"""Verbs that find images: try, index, search."""
 
 import dataclasses
 import re
@@ -10,11 +10,11 @@ from typing import Any
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import SourceArgs, check_writable, say, write_json
+from eve_vl.cli.common import SourceArgs, check_writable, print_line, write_json
 from eve_vl.cli.serve import AppArgs, check_server, run_app
-from eve_vl.errors import UserError, printable
-from eve_vl.foreign import expand_user
-from eve_vl.talk import counted
+from eve_vl.utils.console import pluralize
+from eve_vl.utils.errors import UserError, printable
+from eve_vl.utils.safe_io import expand_user
 
 ICON_RUN = "builtin:icons"  # that `eve try` searches with
 
@@ -24,7 +24,7 @@ class TryArgs:
     """Flags of `eve try`."""
 
     sources: Positional[tuple[str, ...]] = ()
-    """Folders of pictures, tables or shards to search in, too."""
+    """Folders of images, tables or shards to search in, too."""
     out: Path = Path("~/.cache/eve-vl/try")
     """Folder of the icons and of their index, which are kept; of what was named before, only what is named now stays in it."""
     port: int = 8000
@@ -38,7 +38,7 @@ class IndexArgs(SourceArgs):
     """Flags of `eve index`."""
 
     sources: Positional[tuple[str, ...]] = ()
-    """Folders of pictures, tables or shards; none: those that the index has, all of which are brought up to date."""
+    """Folders of images, tables or shards; none: those that the index has, all of which are brought up to date."""
     run: Path | None = None
     """Run folder, or one of its checkpoints, that makes the features; default: the one that the index was made by."""
     out: Path = Path("index")
@@ -60,9 +60,9 @@ class SearchArgs:
     words: Positional[str] = ""
     """What to look for."""
     image: Path | None = None
-    """A picture to look for, alone or with words."""
+    """An image to look for, alone or with words."""
     caption: bool = False
-    """Find captions instead of pictures."""
+    """Find captions instead of images."""
     without: str = ""
     """What should not be seen, in words."""
     top: int = 20
@@ -70,9 +70,9 @@ class SearchArgs:
     rerank: int | None = None
     """How many candidates the matching head puts in order again, 0 for none; default: as validation chose for the run."""
     folder: Path | None = None
-    """Only pictures in this folder."""
+    """Only images in this folder."""
     where: tuple[str, ...] = ()
-    """Only pictures whose table says so, as COLUMN=VALUE; of several, all in one row."""
+    """Only images whose table says so, as COLUMN=VALUE; of several, all in one row."""
     run: Path | None = None
     """The run, if it does not lie any more where it was when it made the index."""
     device: str = "auto"
@@ -84,18 +84,18 @@ class SearchArgs:
 
 
 def run_try(args: TryArgs) -> None:
-    """Search icons that the package brings, and pictures of your own, on a page in the browser: eve try [FOLDER …]."""
-    say("looking through the icons of the package" + (" and your pictures" if args.sources else ""))  # torch takes seconds
+    """Search icons that the package brings, and images of your own, on a page in the browser: eve try [FOLDER …]."""
+    print_line("looking through the icons of the package" + (" and your images" if args.sources else ""))  # torch takes seconds
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
-    from eve_vl.search.among import absolute
+    from eve_vl.search.database import DATABASE, FORMAT, run_fingerprint
+    from eve_vl.search.filters import absolute
     from eve_vl.search.index import Index
-    from eve_vl.search.store import DATABASE, FORMAT, facts_of
 
     out, eve = expand_user(args.out), Eve.load(ICON_RUN)
     icons = builtin.unpack_icons(out / "icons")
     # a later version of the package may bring other weights
-    folder = out / f"index-{facts_of(eve.run)['weights'][:8]}-{FORMAT}"
+    folder = out / f"index-{run_fingerprint(eve.run)['weights'][:8]}-{FORMAT}"
     sources = [absolute(source) for source in (icons, *args.sources)]
     known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
     try:
@@ -105,13 +105,13 @@ def run_try(args: TryArgs) -> None:
         raise UserError(re.sub(r"choose with --data\.format.*", instead, str(error))) from None
     _say_index(folder, index)
     if args.sources:
-        say(f"note: {ICON_RUN} has learnt from icons alone; for photographs train a run of your own")
-    say(f'without the page: eve search {folder} "arrow left" --html found.html')
+        print_line(f"note: {ICON_RUN} has learnt from icons alone; for photographs train a run of your own")
+    print_line(f'without the page: eve search {folder} "arrow left" --html found.html')
     run_app(AppArgs(index=folder, port=args.port, browser=args.browser))
 
 
 def run_index(args: IndexArgs) -> None:
-    """Make an index of pictures to search in, or bring it up to date: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
+    """Make an index of images to search in, or bring it up to date: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
     if args.run is None and not expand_user(args.out).exists():
@@ -120,26 +120,26 @@ def run_index(args: IndexArgs) -> None:
     index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
     _say_index(args.out, index)
     if not eve.task.is_comparable:
-        say("note: features of pictures and of texts of this run do not compare; search finds pictures by a picture alone")
+        print_line("note: features of images and of texts of this run do not compare; search finds images by an image alone")
 
 
 def _say_index(folder: Path, index: Any) -> None:
     """Print what an `Index` in a folder holds and what its update has done."""
     changes, counts = index.changes, index.counts()
     for name, reason in changes.broken.items():
-        say(printable(f"skipped: {name}: {reason}"))
+        print_line(printable(f"skipped: {name}: {reason}"))
     for name, reason in changes.mute.items():
-        say(printable(f"without captions: {name}: {reason}"))
+        print_line(printable(f"without captions: {name}: {reason}"))
     done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
-    pictures, captions = (counted(counts[name], name[:-1]) for name in ("pictures", "captions"))
-    same = f"{counts['pictures'] - counts['distinct']:,} the same as another, {counts['near']:,} almost"
-    say(f"{folder}: {pictures} ({done or 'nothing new'}), {captions}; {same}")
+    images, captions = (pluralize(counts[name], name[:-1]) for name in ("images", "captions"))
+    same = f"{counts['images'] - counts['distinct']:,} the same as another, {counts['near']:,} almost"
+    print_line(f"{folder}: {images} ({done or 'nothing new'}), {captions}; {same}")
     if changes.broken:
-        say(f"note: {counted(len(changes.broken), 'picture')} could not be used")
+        print_line(f"note: {pluralize(len(changes.broken), 'image')} could not be used")
 
 
 def run_search(args: SearchArgs) -> None:
-    """Find pictures by words or by a picture, or captions: eve search INDEX "a red car" --image FILE --without "words"."""
+    """Find images by words or by an image, or captions: eve search INDEX "a red car" --image FILE --without "words"."""
     check_writable(args.json, args.html)
     pairs = [text.partition("=") for text in args.where]
     if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
@@ -153,8 +153,10 @@ def run_search(args: SearchArgs) -> None:
     where = {name: value for name, _, value in pairs}
     hits = index.search(args.words, **options, rerank=args.rerank, folder=args.folder, where=where)
     for hit in hits:
-        others = "; ".join(hit.pictures[:1] if args.caption else hit.captions)
-        say(printable(f"{hit.score if hit.match is None else hit.match:7.3f}  {hit.name}" + f"  {others}" * bool(others)))
+        others = "; ".join(hit.images[:1] if args.caption else hit.captions)
+        print_line(
+            printable(f"{hit.score if hit.match is None else hit.match:7.3f}  {hit.name}" + f"  {others}" * bool(others))
+        )
     write_json(args.json, {"hits": [dataclasses.asdict(hit) for hit in hits]})
     if args.html is not None:
         from eve_vl.report.search import write_results
@@ -162,17 +164,17 @@ def run_search(args: SearchArgs) -> None:
         title = " ".join(
             filter(None, (args.words, args.image and f"like {args.image}", args.without and f"without {args.without}"))
         )
-        say(f"page: {write_results(args.html, title, index, hits)}")
+        print_line(f"page: {write_results(args.html, title, index, hits)}")
 
 
 def load_encoder(folder: Path, run: Path | None, device: str, *, named: str = "name it with --run") -> Any:
     """Return an `Eve` of the run that is named, or else that an index was made by; named: how to name it. Raises UserError."""
     from eve_vl.eve import Eve
-    from eve_vl.search.store import Store
+    from eve_vl.search.database import Database
 
     if run is None:
         folder = expand_user(folder)
-        run = Path(Store.open(folder).facts["run"])
+        run = Path(Database.open(folder).facts["run"])
         if not builtin.located(run).exists():
             raise UserError(f"{run}: is not there any more, the run that {folder} was made by; {named}")
     return Eve.load(run, device)

@@ -10,8 +10,8 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from eve_vl.errors import UserError
 from eve_vl.serve.limits import Limits
+from eve_vl.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def run_serve(args: ServeArgs) -> None:
 
 
 def run_app(args: AppArgs) -> None:
-    """Search pictures and try runs on a page in the browser: eve app RUN … --index INDEX."""
+    """Search images and try runs on a page in the browser: eve app RUN … --index INDEX."""
     _serve(args, has_page=True, opens=args.browser)
 
 
@@ -55,7 +55,7 @@ def _serve(args: ServeArgs, *, has_page: bool = False, opens: bool = False) -> N
     token = check_server(args)
     from eve_vl.serve.app import application
     from eve_vl.serve.server import serve
-    from eve_vl.serve.web import page_files
+    from eve_vl.serve.static import page_files
 
     runs, index = load_served(args.runs, args.index, args.device)
     app = application(runs, index, args, token=token, page=page_files() if has_page else None)
@@ -72,7 +72,7 @@ def check_server(args: ServeArgs) -> str | None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'eve-vl[serve]'") from None
-    from eve_vl.serve.gate import is_loopback
+    from eve_vl.serve.admission import is_loopback
     from eve_vl.serve.server import listening
 
     token = os.environ.get("EVE_TOKEN") if args.token is None else args.token
@@ -97,9 +97,9 @@ def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tu
     """Return runs and the index, if there is one, which belongs to one of them. Raises UserError."""
     from eve_vl.cli.search import load_encoder
     from eve_vl.eve import Eve
-    from eve_vl.foreign import expand_user
+    from eve_vl.search.database import DATABASE, Database
     from eve_vl.search.index import Index
-    from eve_vl.search.store import DATABASE, Store
+    from eve_vl.utils.safe_io import expand_user
 
     for path in paths:
         if (expand_user(path) / DATABASE).is_file():
@@ -108,7 +108,7 @@ def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tu
         if not paths:
             raise UserError("name run folders to serve, or an --index")
         return [Eve.load(path, device) for path in paths], None
-    store = Store.open(expand_user(folder))  # before runs are loaded, which takes long
+    store = Database.open(expand_user(folder))  # before runs are loaded, which takes long
     named = f"name it: eve serve RUN --index {folder}"
     runs = [Eve.load(path, device) for path in paths] or [load_encoder(folder, None, device, named=named)]
     own = [eve for eve in runs if store.is_of(eve.run)]

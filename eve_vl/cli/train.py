@@ -12,16 +12,16 @@ import tyro
 from rich.prompt import Confirm
 from rich.text import Text
 
-from eve_vl.cli.common import HELP, check_writable, parse, say, say_list, write_json
+from eve_vl.cli.common import HELP, check_writable, parse, print_line, say_list, write_json
 from eve_vl.config import Config, flat, generated, to_dict
-from eve_vl.config.code import installed, package_of
-from eve_vl.errors import UserError
-from eve_vl.foreign import expand_user
+from eve_vl.config.plugins import installed, package_of
 from eve_vl.recipes import EITHER, RECIPES, find_recipe, get_recipe, installed_recipes, start_of
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import expand_user
 
 FIRST = {
-    "pretrain": "demo for pictures and captions of your own, tiny to try, base for the paper's",
-    "finetune": "demo_retrieval to search pictures of your own, demo_vqa for questions about them, vqa for the paper's",
+    "pretrain": "demo for images and captions of your own, tiny to try, base for the paper's",
+    "finetune": "demo_retrieval to search images of your own, demo_vqa for questions about them, vqa for the paper's",
 }
 # What people call the size of a run
 SHAPE = [
@@ -31,9 +31,9 @@ SHAPE = [
 ]
 BENCHED = "demo"  # where no recipe is named
 IDLE_IN_BENCH = [
-    *("out", "init_may_lack", "scratch", "data.val", "data.val_share", "data.val_samples", "data.skip_broken_val"),
-    *("data.num_workers", "data.max_bad_share", "train.steps", "train.log_every", "train.val_every", "train.patience"),
-    *("train.save_every", "train.keep"),
+    *("out", "init_allow_missing", "scratch", "data.val", "data.val_fraction", "data.val_samples", "data.skip_invalid_val"),
+    *("data.num_workers", "data.max_invalid_fraction", "train.steps", "train.log_every", "train.val_every", "train.patience"),
+    *("train.save_every", "train.keep_checkpoints"),
 ]
 
 
@@ -101,7 +101,7 @@ def run_demo(args: DemoArgs) -> None:
     """Pre-train, fine-tune, evaluate and report on built-in scenes: eve demo [--out runs/demo]."""
     from eve_vl.demo import run_demo as run
 
-    say(f"report: {run(args.out)}")
+    print_line(f"report: {run(args.out)}")
 
 
 def run_bench(argv: Sequence[str]) -> None:
@@ -111,7 +111,7 @@ def run_bench(argv: Sequence[str]) -> None:
     init = _named(words).init
     recipe = recipe_config(name, init)
     if init is None:  # then there is no run to read
-        recipe = replace(recipe, init=None, train=replace(recipe.train, new_lr_multiplier=1.0))
+        recipe = replace(recipe, init=None, train=replace(recipe.train, head_lr_multiplier=1.0))
     args = parse(BenchArgs, words, f"eve bench {name}", run_bench.__doc__, default=BenchArgs(config=recipe))
     check_writable(args.json)
     if args.steps < 1:
@@ -121,10 +121,10 @@ def run_bench(argv: Sequence[str]) -> None:
     if idle := [field for field in IDLE_IN_BENCH if values[field] != defaults[field]]:
         given = ", ".join(f"--{field}".replace("_", "-") for field in idle)
         raise UserError(f"{given}: no effect on the speed of a step; leave it out")
-    from eve_vl.bench import bench
+    from eve_vl.run.bench import bench
 
     measured = bench(args.config, args.steps)
-    say("\n".join([f"{name} on {measured.machine}", *measured.lines()]))
+    print_line("\n".join([f"{name} on {measured.machine}", *measured.lines()]))
     write_json(args.json, measured.to_dict())
 
 
@@ -136,10 +136,10 @@ def recipe_config(name: str, init: Path | None) -> Config:
         if init is not None:
             raise UserError(f"--init has no effect: {name} is no recipe of fine-tuning; leave it out")
         return make()
-    say(f"{name}: starts from {init or f'the recipe {start}; --init RUN names a run'}")
+    print_line(f"{name}: starts from {init or f'the recipe {start}; --init RUN names a run'}")
     if init is None:
         return make(get_recipe(start))
-    from eve_vl.loading import read_config
+    from eve_vl.run.loading import read_config
     from eve_vl.train.checkpoint import chosen_checkpoint
 
     return make(read_config(chosen_checkpoint(expand_user(init))))
@@ -159,8 +159,8 @@ def _init_config(verb: str, argv: Sequence[str], out: Path) -> Config | None:
     named = _named(argv)
     if named.init is None or {*HELP} & {*argv[1:]}:
         return None
-    say(f"eve {verb} {argv[0]}: starts from {named.init}")  # torch, which reading it imports, takes seconds
-    from eve_vl.loading import read_config, settings_folder
+    print_line(f"eve {verb} {argv[0]}: starts from {named.init}")  # torch, which reading it imports, takes seconds
+    from eve_vl.run.loading import read_config, settings_folder
 
     return read_config(settings_folder(expand_user(named.init), "--scratch" in argv, expand_user(named.out or out)))
 
@@ -169,12 +169,12 @@ def _require_same_system(recipe: Config, start: Config, argv: Sequence[str]) -> 
     """Raise UserError if the run to start from has an encoder of another kind than the recipe, which would train another system
     under the name of its own. Flags say that this is meant."""
     ours, theirs, given = recipe.model, start.model, _given(argv)
-    differ = [name for name in ours.unlike(theirs) if name == "name" or _flag(f"model.{name}") not in given]
+    differ = [name for name in ours.incompatible_fields(theirs) if name == "name" or _flag(f"model.{name}") not in given]
     if not differ:
         return
     what = ", ".join(f"model.{name} {getattr(theirs, name)} instead of {getattr(ours, name)}" for name in differ)
     kept = " ".join(_flag(f"model.{name}", getattr(theirs, name)) for name in differ)
-    is_unfit = "name" in differ or theirs.problems_with(recipe.task, recipe.data.rows)
+    is_unfit = "name" in differ or theirs.problems_with(recipe.task, recipe.data.modality)
     way = "" if is_unfit else f", or train that run's as it is with {kept}"
     raise UserError(f"{_named(argv).init}: is of another system than {recipe.recipe}: {what}; start from a run of its own{way}")
 
@@ -195,11 +195,11 @@ def _in_its_shape(recipe: Config, start: Config, argv: Sequence[str]) -> Config:
 def _note_shape(recipe: Config, shaped: Config, argv: Sequence[str]) -> None:
     """Say what of a recipe's size gives way to that of the run to start from, where no flag says so."""
     ours, theirs, given = flat(to_dict(recipe)), flat(to_dict(shaped)), _given(argv)
-    idle = {f"model.{field}" for fields in shaped.model.idle().values() for field in fields.split()}
+    idle = {f"model.{field}" for fields in shaped.model.unused_fields().values() for field in fields.split()}
     names = [name for name in SHAPE if name not in idle and _flag(name) not in given]
     differ = [f"{name} {theirs[name]} instead of {ours[name]}" for name in names if theirs.get(name) != ours.get(name)]
     if differ:
-        say(f"{_named(argv).init} keeps its shape, not that of {recipe.recipe}: {', '.join(differ)}")
+        print_line(f"{_named(argv).init} keeps its shape, not that of {recipe.recipe}: {', '.join(differ)}")
 
 
 def _given(argv: Sequence[str]) -> set[str]:
@@ -219,7 +219,7 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
     try:
         args = parse(TrainArgs, argv[1:], f"eve {verb} {argv[0]}", description, default=TrainArgs(config=recipe))
     except UserError:
-        from eve_vl.data.readers.paths import expand, parse_spec
+        from eve_vl.data.readers.sources import expand, parse_spec
 
         for spec in _named(argv).train or ():  # data that is not there matters more than what else is wrong
             if not generated(spec):
@@ -230,15 +230,15 @@ def _train(verb: str, argv: Sequence[str], description: str | None, recipe: Conf
         raise UserError("--tokenizer flags have no use with --init: that run's tokenizer comes along")
     _refuse_idle(config, recipe)
     train_data, val = (" ".join(specs) for specs in (config.data.train, config.data.val))
-    say(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
+    print_line(f"eve {verb} {argv[0]}: trains on {train_data}, validates on {val}, writes to {config.out}")
     if start is not None and _named(argv).train is None:
         _confirm_data(config, start)
-    from eve_vl.training import train
+    from eve_vl.run.training import train
 
     if train(config, must_resume=args.resume):
         from eve_vl.report.page import write_report
 
-        say(f"report: {write_report(config.out)}")
+        print_line(f"report: {write_report(config.out)}")
 
 
 def _refuse_idle(config: Config, recipe: Config) -> None:
@@ -246,7 +246,7 @@ def _refuse_idle(config: Config, recipe: Config) -> None:
     problems = [
         f"--{name}.{field} has no effect {why}; leave it out".replace("_", "-")
         for name in ("model", "task", "data")
-        for why, fields in getattr(config, name).idle().items()
+        for why, fields in getattr(config, name).unused_fields().items()
         for field in fields.split()
         if getattr(getattr(config, name), field) != getattr(getattr(recipe, name), field)
     ]
@@ -260,7 +260,7 @@ def _confirm_data(config: Config, start: Config) -> None:
     Raises UserError for no, and where there is nobody to ask.
     """
     own, before = " ".join(config.data.train), " ".join(start.data.train)
-    say(f"training on {own}, as the recipe says; --data.train PATH names other data")
+    print_line(f"training on {own}, as the recipe says; --data.train PATH names other data")
     if any(map(generated, start.data.train)) or not all(map(generated, config.data.train)):
         return
     what = f"{config.init} was trained on {before}, but this recipe trains on built-in data ({own})"

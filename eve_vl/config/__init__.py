@@ -10,13 +10,14 @@ from typing import Any
 
 import tyro
 
+from eve_vl.config.base import define, kinds_of, subclasses
 from eve_vl.config.data import HELD_OUT, DataConfig, InputConfig, TokenizerConfig, generated
-from eve_vl.config.model import LARGEST_BLOCK, EveModelConfig, FFNPolicy, ModelConfig, TowersModelConfig
-from eve_vl.config.sections import define, kinds_of, subclasses
+from eve_vl.config.model import LARGEST_BLOCK, DualEncoderConfig, EveModelConfig, FFNPolicy, ModelConfig
+from eve_vl.config.serialization import FORMAT, UnknownKindError, check_format, flat, from_dict, read_value, to_dict
 from eve_vl.config.tasks import (
     ClassificationConfig,
     ContrastMatchConfig,
-    EncoderOnlyConfig,
+    HeadlessConfig,
     MaskedSignalConfig,
     MlimConfig,
     NLVR2Config,
@@ -26,8 +27,7 @@ from eve_vl.config.tasks import (
     VQAConfig,
 )
 from eve_vl.config.train import TrainConfig, layer_decay
-from eve_vl.config.values import FORMAT, UnknownKindError, flat, from_dict, migrate, read_value, to_dict
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Config:
     """Run folder."""
     init: Path | None = None
     """Run whose weights to start from; its tokenizer comes along, its heads where the task has the same."""
-    init_may_lack: tuple[str, ...] = ()
+    init_allow_missing: tuple[str, ...] = ()
     """Parts of the encoder that the --init run need not have and that start at random, as patterns of parameter names such as
     `encoder.blocks.*.ffn.*`; new heads need no mention."""
     scratch: bool = False
@@ -57,18 +57,18 @@ class Config:
     def __post_init__(self):
         problems = []
         for name in ("input", "model", "task", "data", "tokenizer", "train"):
-            problems += [f"{name}.{problem}" for problem in getattr(self, name).problems()]
-        by_rows = self.task.problems_with_rows(self.data.rows) + self.model.problems_with(self.task, self.data.rows)
+            problems += [f"{name}.{problem}" for problem in getattr(self, name).validate()]
+        by_rows = self.task.problems_with_rows(self.data.modality) + self.model.problems_with(self.task, self.data.modality)
         problems += [f"task.{problem}" for problem in by_rows]
         task, stem, patch = self.task, getattr(self.model, "stem", "linear"), self.input.patch_size
         if stem != "linear" and patch.bit_count() != 1:
             problems.append(f"model.stem {stem} wants an input.patch_size that is a power of 2, not {patch}")
-        elif stem == "blocks" and not 2 <= patch <= LARGEST_BLOCK:
-            problems.append(f"model.stem blocks wants an input.patch_size from 2 to {LARGEST_BLOCK}, not {patch}")
-        is_masked = isinstance(task, ContrastMatchConfig) and task.itc_masks_image and not (task.mlm_weight or task.itm_weight)
-        if is_masked and stem == "convolutions":
+        elif stem == "patch_conv" and not 2 <= patch <= LARGEST_BLOCK:
+            problems.append(f"model.stem patch_conv wants an input.patch_size from 2 to {LARGEST_BLOCK}, not {patch}")
+        is_masked = isinstance(task, ContrastMatchConfig) and task.itc_masked_image and not (task.mlm_weight or task.itm_weight)
+        if is_masked and stem == "conv":
             problems.append(
-                "task.itc_masks_image with model.stem convolutions, which must see whole pictures in training too: set "
+                "task.itc_masked_image with model.stem conv, which must see whole images in training too: set "
                 "task.mlm_weight or task.itm_weight above 0, or model.stem to linear"
             )
         by_pairs = task.problems_with_pairs(self.train.batch_size // self.train.accumulation)
@@ -77,10 +77,10 @@ class Config:
             problems.append("scratch says what not to take from --init; name that run")
         if self.init is not None and self.tokenizer.path is not None:
             problems.append("tokenizer.path has no use with --init: that run's tokenizer comes along")
-        if self.train.new_lr_multiplier != 1 and self.init is None:
-            problems.append("train.new_lr_multiplier has no use without --init: all parameters are new")
-        if self.init_may_lack and (self.init is None or self.scratch):
-            problems.append("init_may_lack has no use where no weights are taken from an --init run")
+        if self.train.head_lr_multiplier != 1 and self.init is None:
+            problems.append("train.head_lr_multiplier has no use without --init: all parameters are new")
+        if self.init_allow_missing and (self.init is None or self.scratch):
+            problems.append("init_allow_missing has no use where no weights are taken from an --init run")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -91,12 +91,12 @@ def config_to_json(config: Config) -> str:
 
 
 def config_from_dict(values: dict[str, Any], where: str) -> Config:
-    """Return the config that a config.json of any version holds. Raises UserError; `where` names the file."""
+    """Return the config stored in a config.json. Raises UserError; `where` names the file."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: is not a run's config, which is a JSON object")
     code = read_value(tuple[tuple[str, str], ...], values.get("code", []), where, "code")
     try:
-        return from_dict(Config, migrate(values, where), where)
+        return from_dict(Config, check_format(values, where), where)
     except UnknownKindError as error:
         if not code:
             raise

@@ -1,10 +1,10 @@
-"""Where rows and words come from, and the sizes that pictures and texts are brought to."""
+"""Where rows and words come from, and the sizes that images and texts are brought to."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from eve_vl.config.sections import WIDEST, not_positive
+from eve_vl.config.base import WIDEST, not_positive
 
 HELD_OUT = "held-out"
 GENERATORS = ("scenes", "phantoms")
@@ -26,12 +26,12 @@ def _generators(sources: tuple[str, ...]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """Sizes of pictures and texts before a model sees them; the data room needs to know no more of the model."""
+    """Sizes of images and texts before a model sees them; the data room needs to know no more of the model."""
 
     image_size: int = 224
-    """Side of the square input picture, in pixels."""
+    """Side of the square input image, in pixels."""
     patch_size: int = 16
-    """Side of a patch, in pixels: pictures are embedded and hidden by whole patches."""
+    """Side of a patch, in pixels: images are embedded and hidden by whole patches."""
     text_length: int = 40
     """Longest caption in tokens, the text [CLS] included; longer ones are cut."""
     padded_text_length: int = 0
@@ -44,7 +44,7 @@ class InputConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patches of a picture of image_size."""
+        """Patches of an image of image_size."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -52,7 +52,7 @@ class InputConfig:
         """Values in one RGB patch."""
         return 3 * self.patch_size**2
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         problems = not_positive(self, "image_size patch_size text_length", WIDEST)
         if problems:
@@ -77,52 +77,52 @@ class InputConfig:
 class DataConfig:
     """Where rows come from and how they are read."""
 
-    rows: Literal["pairs", "pictures", "texts"] = "pairs"
-    """What rows of pre-training hold: pairs, or pictures alone or texts alone."""
+    modality: Literal["image_text", "image", "text"] = "image_text"
+    """What rows of pre-training hold: pairs, or images alone or texts alone."""
     train: tuple[str, ...] = ("scenes:train",)
     """Training sources: paths (folder, .jsonl, .csv, .tsv, .parquet, .json, .tar, name-{0000..0099}.tar, .txt, .txt.gz) or
     scenes:SPLIT, phantoms:SPLIT."""
     train_weights: tuple[float, ...] = ()
     """Share of each training source in an epoch, any scale; empty: by size."""
     val: tuple[str, ...] = ("scenes:val",)
-    """Validation sources; or the word held-out: some training pictures (of rows without pictures: some texts), with all their
-    rows in all sources, and in statements what shares a picture with them, then left out of training."""
-    val_share: float = 0.02
-    """Share of the pictures or texts of each training source that held-out keeps for validation."""
+    """Validation sources; or the word held-out: some training images (of rows without images: some texts), with all their
+    rows in all sources, and in statements what shares an image with them, then left out of training."""
+    val_fraction: float = 0.02
+    """Share of the images or texts of each training source that held-out keeps for validation."""
     val_samples: int = 1000
     """Validate on this many rows at most, spread evenly over the sources."""
-    skip_broken_val: bool = False
+    skip_invalid_val: bool = False
     """Validate without the rows that cannot be used, and say how many; by default such a row stops the run, but not one that is
-    held out: then it is one of training's, which max_bad_share allows."""
+    held out: then it is one of training's, which max_invalid_fraction allows."""
     format: str = "auto"
     """On-disk form of the sources; auto looks at each path."""
     image_root: Path | None = None
-    """Folder that picture paths are relative to and must stay inside; default: the folder of the file that names them."""
+    """Folder that image paths are relative to and must stay inside; default: the folder of the file that names them."""
     image_column: str | None = None
-    """Column of the picture in tables, for statements of both pictures or LEFT,RIGHT; default: a usual name."""
+    """Column of the image in tables, for statements of both images or LEFT,RIGHT; default: a usual name."""
     text_column: str | None = None
     """Column of the caption or captions, question, statement or text in tables; default: a usual name."""
     label_column: str | None = None
     """Column of the answer or answers to a question, of whether a statement is true, or of a row's class or classes; default: a
     usual name."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Area of the random resized crop, as shares of the picture; 1 1 resizes without cropping."""
+    """Area of the random resized crop, as shares of the image; 1 1 resizes without cropping."""
     flip: bool = True
-    """Mirror half of the training pictures, unless a text that goes with them names left, right or a sense of rotation."""
-    augment: Literal["none", "color", "rand", "recolor"] = "none"
-    """Further augmentation of training pictures: color jitter (0.4), RandAugment (2 operations, magnitude 7), or, for drawings,
+    """Mirror half of the training images, unless a text that goes with them names left, right or a sense of rotation."""
+    augment: Literal["none", "color", "rand", "random_ink"] = "none"
+    """Further augmentation of training images: color jitter (0.4), RandAugment (2 operations, magnitude 7), or, for drawings,
     half of them in grey or in one random colour."""
     num_workers: int = 1
     """Loader processes; 0 loads in the training process."""
-    max_bad_share: float = 0.01
+    max_invalid_fraction: float = 0.01
     """Stop when a larger share of the training rows than this cannot be read."""
 
     @property
-    def skips_broken_val(self) -> bool:
+    def skips_invalid_val(self) -> bool:
         """Whether validation leaves out rows that cannot be used."""
-        return self.skip_broken_val or HELD_OUT in self.val
+        return self.skip_invalid_val or HELD_OUT in self.val
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         problems = not_positive(self, "val_samples")
         if not self.train or not self.val:
@@ -136,10 +136,10 @@ class DataConfig:
             problems.append(
                 f"val is {' '.join(self.val)}, but train has no {lacking[0]}: give --data.val PATH, or --data.val {HELD_OUT}"
             )
-        if not 0 < self.val_share <= 0.5:
-            problems.append(f"val_share {self.val_share:g} is not in (0, 0.5]")
-        elif self.val_share != DataConfig.val_share and HELD_OUT not in self.val:
-            problems.append(f"val_share {self.val_share:g} has a meaning for val {HELD_OUT} only; leave it out")
+        if not 0 < self.val_fraction <= 0.5:
+            problems.append(f"val_fraction {self.val_fraction:g} is not in (0, 0.5]")
+        elif self.val_fraction != DataConfig.val_fraction and HELD_OUT not in self.val:
+            problems.append(f"val_fraction {self.val_fraction:g} has a meaning for val {HELD_OUT} only; leave it out")
         if self.train_weights and len(self.train_weights) != len(self.train):
             problems.append(f"train_weights has {len(self.train_weights)} values for {len(self.train)} train sources")
         if any(not weight > 0 for weight in self.train_weights):
@@ -148,15 +148,15 @@ class DataConfig:
             problems.append(f"crop_scale {self.crop_scale} is not within (0, 1], smaller first")
         if self.num_workers < 0:
             problems.append(f"num_workers {self.num_workers} is negative")
-        if not 0 <= self.max_bad_share <= 1:
-            problems.append(f"max_bad_share {self.max_bad_share} is not in [0, 1]")
+        if not 0 <= self.max_invalid_fraction <= 1:
+            problems.append(f"max_invalid_fraction {self.max_invalid_fraction} is not in [0, 1]")
         return problems
 
-    def idle(self) -> dict[str, str]:
+    def unused_fields(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
         is_generated = all(map(generated, (*self.train, *self.val)))
         reading = "format image_root image_column text_column label_column" if is_generated else ""
-        return {"on generated data": reading, "on texts alone": "crop_scale flip augment" if self.rows == "texts" else ""}
+        return {"on generated data": reading, "on texts alone": "crop_scale flip augment" if self.modality == "text" else ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,7 @@ class TokenizerConfig:
     vocab_size: int = 64_000
     """Upper bound of the vocabulary when one is trained; a file brings its own size."""
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         if not 261 <= self.vocab_size <= 64_000:
             return [f"vocab_size {self.vocab_size} is not between 261 (bytes and special tokens) and 64000"]

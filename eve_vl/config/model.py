@@ -5,16 +5,16 @@ import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_one_of, not_positive
+from eve_vl.config.base import DEEPEST, WIDEST, Section, negative, not_one_of, not_positive
 from eve_vl.config.tasks import TaskConfig
 
 FFNPolicy = Literal["shared", "modality", "modality_vl", "moe"]
 Positions = Literal["learned", "relative"]
 TextEmbedding = Literal["eve", "bert"]
-Routing = Literal["stable", "official", "official-dropless"]
+Routing = Literal["dropless", "reference", "reference-dropless"]
 Activation = Literal["quick_gelu", "gelu"]
 TowerBlocks = Literal["eve", "clip_roberta"]
-Stem = Literal["linear", "convolutions", "blocks"]
+Stem = Literal["linear", "conv", "patch_conv"]
 NORM_EPS, CLIP_EPS, BERT_EPS = 1e-6, 1e-5, 1e-12  # of LayerNorm; RoBERTa has CLIP's
 LARGEST_BLOCK = 128  # pixels of a patch: seven layers, as in MLIM
 
@@ -25,11 +25,11 @@ class ModelConfig(Section):
 
     embed_dim: int = 768
     """Width of the states."""
-    layer_scale: float = 0.1
+    layer_scale_init: float = 0.1
     """Initial value of LayerScale on both branches of a block."""
     init_std: float = 0.02
     """Standard deviation of initial weights and embeddings; narrow models on short runs want more."""
-    position_std: float = 0.02
+    pos_embed_init_std: float = 0.02
     """Standard deviation of initial positions; short runs want more, for positions grow slowly against normed words."""
 
     @property
@@ -39,7 +39,7 @@ class ModelConfig(Section):
 
     @property
     def fits_other_sizes(self) -> bool:
-        """Whether its weights, resized, fit pictures of another size and shorter texts."""
+        """Whether its weights, resized, fit images of another size and shorter texts."""
         return False
 
     @property
@@ -52,20 +52,20 @@ class ModelConfig(Section):
         """Whether a patch is embedded by convolutions that see nothing else."""
         return False
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        return not_positive(self, "embed_dim layer_scale init_std position_std", WIDEST)
+        return not_positive(self, "embed_dim layer_scale_init init_std pos_embed_init_std", WIDEST)
 
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
-        """What of a task this backbone cannot do on such rows (`data.rows`), one sentence each."""
+        """What of a task this backbone cannot do on such rows (`data.modality`), one sentence each."""
         if self.embeds_blocks or not task.wants_blocks:
             return []
         return [
-            f"name {task.name} takes no model but eve with model.stem blocks, of which a hidden patch shows nothing, and whose "
+            f"name {task.name} needs model eve with model.stem patch_conv, which shows nothing of a hidden patch and whose "
             "layers its decoder mirrors"
         ]
 
-    def unlike(self, other: "ModelConfig") -> list[str]:
+    def incompatible_fields(self, other: "ModelConfig") -> list[str]:
         """Return the fields in which another section is of another system, not of another size; `name`: another backbone."""
         return [] if type(self) is type(other) else ["name"]
 
@@ -91,7 +91,7 @@ class EveModelConfig(ModelConfig):
     """Width of every feed-forward network and expert, as a multiple of embed_dim."""
     shallow_ffn: FFNPolicy = "modality"
     """Feed-forward part of the first blocks. shared: one for all tokens. modality: one per modality (hard router). modality_vl:
-    one per modality for a picture or a text alone, a third one for all tokens of a pair (VLMo). moe: experts (soft router)."""
+    one per modality for an image or a text alone, a third one for all tokens of a pair (VLMo). moe: experts (soft router)."""
     deep_ffn: FFNPolicy = "moe"
     """Feed-forward part of the last num_deep_blocks blocks."""
     num_deep_blocks: int = 2
@@ -102,9 +102,9 @@ class EveModelConfig(ModelConfig):
     """Experts that each token is sent to."""
     modality_routing: bool = True
     """Add a learned modality embedding to what the router sees (paper Eq. 6, Table 8)."""
-    routing: Routing = "stable"
-    """How tokens get to experts. stable: each to its top_k, whatever is in its batch. official: as the published code does,
-    second choices drawn at random, tokens over capacity dropped, padding routed. official-dropless: the same arithmetic
+    routing: Routing = "dropless"
+    """How tokens get to experts. dropless: each to its top_k, whatever is in its batch. reference: as the published code does,
+    second choices drawn at random, tokens over capacity dropped, padding routed. reference-dropless: the same arithmetic
     without noise and without drops, for published weights (docs/fidelity.md)."""
     activation: Activation = "quick_gelu"
     """Of every feed-forward network and expert; ViT and BEiT have gelu."""
@@ -133,11 +133,11 @@ class EveModelConfig(ModelConfig):
     @property
     def embeds_blocks(self) -> bool:
         """Whether a patch is embedded by convolutions that see nothing else."""
-        return self.stem == "blocks"
+        return self.stem == "patch_conv"
 
     @property
     def fits_other_sizes(self) -> bool:
-        """Whether its weights, resized, fit pictures of another size and shorter texts."""
+        """Whether its weights, resized, fit images of another size and shorter texts."""
         return self.positions == "relative"
 
     @property
@@ -156,9 +156,9 @@ class EveModelConfig(ModelConfig):
         """Hidden width of every feed-forward network and expert."""
         return round(self.embed_dim * self.mlp_ratio)
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = super().problems() + not_positive(self, "num_heads num_experts top_k mlp_ratio", WIDEST)
+        problems = super().validate() + not_positive(self, "num_heads num_experts top_k mlp_ratio", WIDEST)
         problems += not_positive(self, "depth", DEEPEST)
         if problems:
             return problems
@@ -176,11 +176,11 @@ class EveModelConfig(ModelConfig):
         for name, kind in kinds.items():
             if getattr(self, name) not in typing.get_args(kind):
                 problems.append(f"{name} {getattr(self, name)!r} is not one of {', '.join(typing.get_args(kind))}")
-        if self.routing != "stable" and self.top_k != 2:
+        if self.routing != "dropless" and self.top_k != 2:
             problems.append(f"top_k {self.top_k}, but routing {self.routing} is always top 2")
         return problems + negative(self, "balance_weight")
 
-    def idle(self) -> dict[str, str]:
+    def unused_fields(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
         experts = "" if "moe" in self.ffn_policies else "num_experts top_k modality_routing routing balance_weight"
         blocks = {"shallow_ffn": self.depth - self.num_deep_blocks, "deep_ffn": self.num_deep_blocks}
@@ -188,14 +188,14 @@ class EveModelConfig(ModelConfig):
         return {
             "without a block of experts (moe)": experts,
             "as no block has it (model.num_deep_blocks)": unused,
-            "as model.positions is relative": "position_std" if self.positions == "relative" else "",
+            "as model.positions is relative": "pos_embed_init_std" if self.positions == "relative" else "",
         }
 
-    def unlike(self, other: ModelConfig) -> list[str]:
+    def incompatible_fields(self, other: ModelConfig) -> list[str]:
         """Return the fields in which another section is of another system, not of another size; `name`: another backbone."""
         if type(self) is not type(other) or not isinstance(other, EveModelConfig):
             return ["name"]
-        idle = " ".join([*self.idle().values(), *other.idle().values()]).split()
+        idle = " ".join([*self.unused_fields().values(), *other.unused_fields().values()]).split()
         names = [name for name in ("stem", "shallow_ffn", "deep_ffn", "positions", "pooler") if name not in idle]
         if "deep_ffn" in idle and self.ffn_policies[-1] != other.ffn_policies[-1]:
             names.append("num_deep_blocks")  # 0 in one of them: what the other's deep blocks do, none of its blocks does
@@ -208,26 +208,26 @@ class EveModelConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowersModelConfig(ModelConfig):
-    """A tower for pictures, one for texts, and layers of co-attention that join them (M3AE, Chen et al. 2022) or none
+class DualEncoderConfig(ModelConfig):
+    """A tower for images, one for texts, and layers of co-attention that join them (M3AE, Chen et al. 2022) or none
     (MedFLIP)."""
 
-    name: ClassVar[str] = "towers"
+    name: ClassVar[str] = "dual_encoder"
     stem: Stem = "linear"
     """From pixels to patches. linear: one projection of each patch. convolutions: overlapping ones with batch normalisation, to
     which hidden patches are grey."""
     image_depth: int = 12
-    """Blocks of the tower for pictures."""
+    """Blocks of the tower for images."""
     text_depth: int = 12
     """Blocks of the tower for texts."""
     towers: TowerBlocks = "eve"
-    """What blocks both have. eve: EVE's. clip_roberta: for pictures CLIP's, which have quick_gelu, for texts RoBERTa's, with
+    """What blocks both have. eve: EVE's. clip_roberta: for images CLIP's, which have quick_gelu, for texts RoBERTa's, with
     LayerNorm after each branch, and positions before that of words; its eps is 1e-5 in both, 1e-12 in co-attention and the head
     for tokens, and classifiers of pairs are half as wide, all as in M3AE's published weights."""
     fusion_depth: int = 6
     """Layers in which each modality attends to itself and then to the other; 0: none, so pairs have no states of their own."""
     pixel_layer: int = 3
-    """Hidden pixels are rebuilt from the picture's states after so many layers of co-attention; later ones are not computed
+    """Hidden pixels are rebuilt from the image's states after so many layers of co-attention; later ones are not computed
     then. 0: before all, where no word can reach the pixels."""
     num_heads: int = 12
     """Attention heads per block and layer."""
@@ -250,15 +250,15 @@ class TowersModelConfig(ModelConfig):
 
     @property
     def block(self) -> EveModelConfig:
-        """The shape of the blocks for pictures, and of those for texts if they are EVE's."""
-        names = "embed_dim layer_scale num_heads mlp_ratio activation"
+        """The shape of the blocks for images, and of those for texts if they are EVE's."""
+        names = "embed_dim layer_scale_init num_heads mlp_ratio activation"
         shape: dict[str, Any] = {name: getattr(self, name) for name in names.split()}
         shape |= {"activation": "quick_gelu"} if self.towers == "clip_roberta" else {}
         return EveModelConfig(**shape, depth=self.image_depth + self.fusion_depth, deep_ffn="shared", shallow_ffn="shared")
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = super().problems() + not_positive(self, "num_heads mlp_ratio", WIDEST)
+        problems = super().validate() + not_positive(self, "num_heads mlp_ratio", WIDEST)
         problems += not_positive(self, "image_depth text_depth", DEEPEST) + negative(self, "fusion_depth", DEEPEST)
         if not problems and self.embed_dim % self.num_heads:
             problems.append(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
@@ -271,7 +271,7 @@ class TowersModelConfig(ModelConfig):
     def problems_with(self, task: TaskConfig, rows: str) -> list[str]:
         """What of a task the towers cannot do."""
         problems = super().problems_with(task, rows)
-        if not self.fusion_depth and rows == "pairs":
+        if not self.fusion_depth and rows == "image_text":
             without = "needs states of pairs, which model.fusion_depth 0 does not give"
             problems += [f"{name} {getattr(task, name)} {without}" for name in task.reads_pairs()]
         if task.name == "pair":
@@ -284,9 +284,9 @@ class TowersModelConfig(ModelConfig):
             )
         return problems
 
-    def unlike(self, other: ModelConfig) -> list[str]:
+    def incompatible_fields(self, other: ModelConfig) -> list[str]:
         """Return the fields in which another section is of another system, not of another size; `name`: another backbone."""
-        if type(self) is not type(other) or not isinstance(other, TowersModelConfig):
+        if type(self) is not type(other) or not isinstance(other, DualEncoderConfig):
             return ["name"]
         has_other_fusion = bool(self.fusion_depth) != bool(other.fusion_depth)
         return ["stem"] * (self.stem != other.stem) + ["fusion_depth"] * has_other_fusion

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from eve_vl.config.sections import DEEPEST, WIDEST, Section, negative, not_one_of, not_positive
+from eve_vl.config.base import DEEPEST, WIDEST, Section, negative, not_one_of, not_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class TaskConfig(Section):
     evaluation: ClassVar[type[EvaluationFlags]] = EvaluationFlags
     """Flags of its own that `eve evaluate` takes."""
     alone: ClassVar[Mapping[str, str]] = {}
-    """Rows (`data.rows`) that it takes besides pairs, each with the weight of the loss that cannot be computed on them."""
+    """Rows (`data.modality`) that it takes besides pairs, each with the weight of the loss that cannot be computed on them."""
     wants_blocks: ClassVar[bool] = False
     """Whether only a backbone that `embeds_blocks` will do."""
 
@@ -43,13 +43,13 @@ class TaskConfig(Section):
         return ()
 
     def problems_with_rows(self, rows: str) -> list[str]:
-        """What is wrong with training on such rows (`data.rows`), one sentence each."""
-        if rows == "pairs":
+        """What is wrong with training on such rows (`data.modality`), one sentence each."""
+        if rows == "image_text":
             return []
         if (lacking := self.alone.get(rows)) is None:
-            return [f"name {self.name} takes no rows of {rows} alone; leave data.rows at pairs"]
+            return [f"name {self.name} takes no rows of {rows} alone; leave data.modality at image_text"]
         weight = getattr(self, lacking)
-        return [f"{lacking} {weight:g}, but data.rows is {rows}: set it to 0"] if weight else []
+        return [f"{lacking} {weight:g}, but data.modality is {rows}: set it to 0"] if weight else []
 
     def problems_with_pairs(self, num_pairs: int) -> list[str]:
         """What is wrong with so few rows in a micro-batch of a process, one sentence each."""
@@ -57,21 +57,21 @@ class TaskConfig(Section):
 
 
 ANY: Mapping[str, str] = {
-    "look": 'Show where in a picture the answer comes from (Grad-CAM): eve look RUN IMAGE "TEXT" --word star --out heat.png.',
-    "route": 'Show which experts patches and words go to: eve route RUN IMAGE "TEXT" --out experts.png.',
+    "explain": 'Show what in an image supports the answer (Grad-CAM): eve explain RUN IMAGE "TEXT" --word star --out heat.png.',
+    "experts": 'Show which experts patches and words go to: eve experts RUN IMAGE "TEXT" --out experts.png.',
 }
 """Calls that runs of all tasks may answer."""
 MATCH: Mapping[str, str] = {
-    "match": 'Tell how likely a picture and a text belong together: eve match RUN IMAGE "TEXT".',
-    "zero_shot": "Give a picture a class by what is said of each, without training: eve zero-shot RUN IMAGE PROMPTS.json.",
+    "match": 'Tell how likely an image and a text belong together: eve match RUN IMAGE "TEXT".',
+    "zero_shot": "Give an image a class by what is said of each, without training: eve zero-shot RUN IMAGE PROMPTS.json.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderOnlyConfig(TaskConfig):
+class HeadlessConfig(TaskConfig):
     """An encoder from elsewhere, without a head or a loss: a start for other runs."""
 
-    name: ClassVar[str] = "encoder"
+    name: ClassVar[str] = "headless"
     title: ClassVar[str] = "an encoder without heads"
     is_pretraining: ClassVar[bool] = True
     has_numbers: ClassVar[bool] = False
@@ -86,19 +86,19 @@ class MaskedSignalConfig(TaskConfig):
     is_pretraining: ClassVar[bool] = True
     calls: ClassVar[Mapping[str, str]] = {
         "fill_mask": 'Guess the words behind [MASK] in a caption: eve fill-mask RUN IMAGE "a [MASK] circle".',
-        "reconstruct": 'Hide patches of a picture and rebuild them: eve reconstruct RUN IMAGE "CAPTION".',
+        "reconstruct": 'Hide patches of an image and rebuild them: eve reconstruct RUN IMAGE "CAPTION".',
     }
-    alone: ClassVar[Mapping[str, str]] = {"pictures": "mlm_weight", "texts": "mim_weight"}
+    alone: ClassVar[Mapping[str, str]] = {"image": "mlm_weight", "text": "mim_weight"}
     image_mask_ratio: float = 0.75
     """Share of patches hidden in the image pass (paper Fig. 4)."""
     text_mask_ratio: float = 0.5
     """Share of non-special tokens hidden in the text pass (paper Fig. 4)."""
-    mask_words: bool = False
+    whole_word_masking: bool = False
     """Hide whole words with all their pieces, as BERT's later versions and VLMo do, instead of tokens."""
-    text_shown_share: float = 0.0
+    mask_replace_prob: float = 0.0
     """Share of hidden tokens that show a word instead of [MASK] in training, half of them their own and half one that is hidden
-    elsewhere in the batch (BERT: 0.2): so a model learns whether what it reads is true of the picture (LOG.md)."""
-    text_shown_from: Literal["batch", "vocabulary"] = "batch"
+    elsewhere in the batch (BERT: 0.2): so a model learns whether what it reads is true of the image (LOG.md)."""
+    mask_replace_source: Literal["batch", "vocabulary"] = "batch"
     """Where the wrong half of these words comes from: the batch's hidden ones, which are as frequent as true ones, or the whole
     vocabulary, as in BERT and VLMo."""
     mim_weight: float = 1.0
@@ -116,16 +116,16 @@ class MaskedSignalConfig(TaskConfig):
     decoder_num_heads: int = 6
     """Attention heads of the pixel decoder."""
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         problems = not_positive(self, "decoder_depth", DEEPEST) + not_positive(self, "decoder_dim decoder_num_heads", WIDEST)
         problems += negative(self, "mim_weight mlm_weight")
         for name in ("image_mask_ratio", "text_mask_ratio"):
             if not 0 < getattr(self, name) < 1:
                 problems.append(f"{name} {getattr(self, name)} is not in (0, 1)")
-        if not 0 <= self.text_shown_share <= 1:
-            problems.append(f"text_shown_share {self.text_shown_share} is not in [0, 1]")
-        problems += not_one_of(self, "text_shown_from")
+        if not 0 <= self.mask_replace_prob <= 1:
+            problems.append(f"mask_replace_prob {self.mask_replace_prob} is not in [0, 1]")
+        problems += not_one_of(self, "mask_replace_source")
         if self.joint_masking and 0 in (self.mim_weight, self.mlm_weight):
             problems.append("joint_masking needs both mim_weight and mlm_weight above 0")
         if type(self) is MaskedSignalConfig and not self.mim_weight and not self.mlm_weight:
@@ -138,14 +138,14 @@ class MaskedSignalConfig(TaskConfig):
         """Return the weights above 0 of losses on pairs; hidden pixels are rebuilt from what there is."""
         return tuple(name for name in ("mlm_weight", "itm_weight") if getattr(self, name, 0))
 
-    def idle(self) -> dict[str, str]:
+    def unused_fields(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
         of_pixels = "image_mask_ratio normalize_targets decoder_depth decoder_dim decoder_num_heads"
-        of_tokens = "text_mask_ratio mask_words text_shown_share text_shown_from"
+        of_tokens = "text_mask_ratio whole_word_masking mask_replace_prob mask_replace_source"
         return {
             "as task.mim_weight is 0": "" if self.mim_weight else of_pixels,
             "as task.mlm_weight is 0": "" if self.mlm_weight else of_tokens,
-            "as task.text_shown_share is 0": "" if self.text_shown_share or not self.mlm_weight else "text_shown_from",
+            "as task.mask_replace_prob is 0": "" if self.mask_replace_prob or not self.mlm_weight else "mask_replace_source",
         }
 
 
@@ -166,25 +166,25 @@ class ContrastMatchConfig(MaskedSignalConfig):
     """Weight of the image–text matching loss; 0 leaves it out."""
     projection_dim: int = 0
     """Width of the features that the contrastive loss compares; 0: embed_dim."""
-    itc_masks_image: bool = False
-    """In training, contrast sees only the patches that image_mask_ratio leaves (MedFLIP), in evaluation whole pictures."""
-    itc_targets: Literal["picture", "diagonal", "same_text", "semantic"] = "picture"
-    """What a picture and a text must share to count as partners. picture: the picture; diagonal: the row, so that all other
-    captions of the picture are wrong (VLMo); same_text: the picture or the words; semantic: labels, which every row must have:
+    itc_masked_image: bool = False
+    """In training, contrast sees only the patches that image_mask_ratio leaves (MedFLIP), in evaluation whole images."""
+    itc_targets: Literal["image", "diagonal", "same_text", "semantic"] = "image"
+    """What an image and a text must share to count as partners. image: the image; diagonal: the row, so that all other
+    captions of the image are wrong (VLMo); same_text: the image or the words; semantic: labels, which every row must have:
     the more they agree on what is there and what is not, the larger a text's share of the target (MedCLIP)."""
     itm_negatives: Literal["local", "global", "random_half"] = "local"
-    """Wrong pairs of matching. local: of each picture and of each text a wrong one like it, drawn by the contrast's similarity
+    """Wrong pairs of matching. local: of each image and of each text a wrong one like it, drawn by the contrast's similarity
     among the micro-batch of a process, three fusion passes (ALBEF); global: drawn among the rows of all processes and
-    micro-batches of a step (VLMo); random_half: half of the pairs get any other picture, one fusion pass (M3AE)."""
+    micro-batches of a step (VLMo); random_half: half of the pairs get any other image, one fusion pass (M3AE)."""
     svd_form: Literal["off", "sigma1", "sigma1_share"] = "off"
-    """Term of the largest singular value σ1 of the cosines of all pictures with all texts of a step (MedFLIP). sigma1: σ1 over
+    """Term of the largest singular value σ1 of the cosines of all images with all texts of a step (MedFLIP). sigma1: σ1 over
     the number of rows, in (0, 1]; sigma1_share: σ1 over the sum of all singular values; off: neither term nor its numbers."""
     svd_weight: float = 0.1
     """Weight of that term: above 0 it spreads features, below 0 it gathers them, 0 only logs its numbers."""
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = super().problems() + negative(self, "itc_weight itm_weight projection_dim", WIDEST)
+        problems = super().validate() + negative(self, "itc_weight itm_weight projection_dim", WIDEST)
         problems += not_one_of(self, "itc_targets", "itm_negatives", "svd_form")
         if not math.isfinite(self.svd_weight):
             problems.append(f"svd_weight must be finite, got {self.svd_weight}")
@@ -197,12 +197,12 @@ class ContrastMatchConfig(MaskedSignalConfig):
             )
         return problems
 
-    def idle(self) -> dict[str, str]:
+    def unused_fields(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
-        idle = super().idle()
-        if self.itc_weight and self.itc_masks_image:
+        idle = super().unused_fields()
+        if self.itc_weight and self.itc_masked_image:
             idle["as task.mim_weight is 0"] = idle["as task.mim_weight is 0"].replace("image_mask_ratio ", "")
-        of_contrast = "projection_dim itc_masks_image itc_targets svd_form svd_weight"
+        of_contrast = "projection_dim itc_masked_image itc_targets svd_form svd_weight"
         return idle | {
             "as task.itc_weight is 0": "" if self.itc_weight else of_contrast,
             "as task.itm_weight is 0": "" if self.itm_weight else "itm_negatives",
@@ -212,23 +212,23 @@ class ContrastMatchConfig(MaskedSignalConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MlimConfig(MaskedSignalConfig):
-    """Pre-training by masked texts and whole rebuilt pictures in one pass (MLIM, arXiv 2109.12178)."""
+    """Pre-training by masked texts and whole rebuilt images in one pass (MLIM, arXiv 2109.12178)."""
 
     name: ClassVar[str] = "mlim"
-    title: ClassVar[str] = "masked texts and pictures in one pass (MLIM)"
+    title: ClassVar[str] = "masked texts and images in one pass (MLIM)"
     wants_blocks: ClassVar[bool] = True
     alone: ClassVar[Mapping[str, str]] = {}
     masking: Literal["aware", "light"] = "aware"
     """aware: of each pair one of three, drawn anew in each epoch: most patches hidden beside the whole text, most tokens hidden
-    beside the whole picture, or few of both (MLIM's modality-aware masking); light: always the last."""
+    beside the whole image, or few of both (MLIM's modality-aware masking); light: always the last."""
     image_mask_ratio: float = 0.15
     """Share of patches hidden where few are."""
     text_mask_ratio: float = 0.15
     """Share of non-special tokens hidden where few are."""
     heavy_mask_ratio: float = 0.8
     """Share of patches or of tokens hidden where most are."""
-    recon_region: Literal["all", "masked"] = "all"
-    """What of the pictures the loss of rebuilding is of: all patches, for an embedded one has lost something too, or the hidden
+    recon_target: Literal["all", "masked"] = "all"
+    """What of the images the loss of rebuilding is of: all patches, for an embedded one has lost something too, or the hidden
     ones."""
     joint_masking: bool = True
     """Always: what is not hidden of one modality helps with the other in the same pass."""
@@ -238,26 +238,26 @@ class MlimConfig(MaskedSignalConfig):
     def hidden_shares(self) -> dict[str, tuple[float, float]]:
         """Return the shares of patches and of tokens that are hidden, by where that is."""
         both = {"both": (self.image_mask_ratio, self.text_mask_ratio)}
-        heavy = {"picture": (self.heavy_mask_ratio, 0.0), "text": (0.0, self.heavy_mask_ratio)}
+        heavy = {"image": (self.heavy_mask_ratio, 0.0), "text": (0.0, self.heavy_mask_ratio)}
         return heavy | both if self.masking == "aware" else both
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = super().problems()
+        problems = super().validate()
         for name in ("joint_masking", "normalize_targets"):
             if getattr(self, name) != (always := getattr(MlimConfig, name)):
                 problems.append(f"{name} is always {always} in MLIM")
         if self.masking not in ("aware", "light"):
             problems.append(f"masking {self.masking!r} is not one of aware, light")
-        if self.recon_region not in ("all", "masked"):
-            problems.append(f"recon_region {self.recon_region!r} is not one of all, masked")
+        if self.recon_target not in ("all", "masked"):
+            problems.append(f"recon_target {self.recon_target!r} is not one of all, masked")
         if not 0 < self.heavy_mask_ratio < 1:
             problems.append(f"heavy_mask_ratio {self.heavy_mask_ratio} is not in (0, 1)")
         if 0 in (self.mim_weight, self.mlm_weight):
             problems.append("mim_weight and mlm_weight must both be above 0 in MLIM")
         return problems
 
-    def idle(self) -> dict[str, str]:
+    def unused_fields(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
         light = "heavy_mask_ratio" if self.masking == "light" else ""
         return {
@@ -275,9 +275,9 @@ class SearchFlags(EvaluationFlags):
     rerank_by: Literal["match", "sum"] | None = None
     """What orders them: the matching head alone, or the sum of it and of the contrast; default: the run's own."""
     captions_per_image: int | None = None
-    """Captions of each picture to search among; 0: all; default: the run's own."""
-    merge_captions: bool | None = None
-    """Captions in the same words are one, true of every picture that has it; COCO and Flickr30K: False; default: the run's
+    """Captions of each image to search among; 0: all; default: the run's own."""
+    dedup_captions: bool | None = None
+    """Captions in the same words are one, true of every image that has it; COCO and Flickr30K: False; default: the run's
     own."""
 
 
@@ -292,20 +292,20 @@ class RetrievalConfig(TaskConfig):
     evaluation: ClassVar[type[EvaluationFlags]] = SearchFlags
     itc_weight: float = 1.0
     """Weight of the contrastive loss; 0 leaves it out: there are no features that compare, wrong pairs of matching are random,
-    and a search takes a fusion pass for every pair of a picture and a text, so rerank must be 0 too."""
+    and a search takes a fusion pass for every pair of an image and a text, so rerank must be 0 too."""
     itm_weight: float = 1.0
     """Weight of the matching loss; 0 trains no matching head, so rerank must be 0 too."""
     itm_loss: Literal["pairs", "ranking"] = "pairs"
-    """What matching learns. pairs: whether a pair belongs together, of true and wrong ones; ranking: which of num_texts texts
-    is a picture's own, by a score of each that starts as the match logit of the run to start from (M3AE's fine-tuning)."""
-    num_texts: int = 16
-    """Texts that ranking puts in order, a picture's own and others of the micro-batch, each with a fusion pass of its own."""
+    """pairs: classify true and wrong pairs. ranking: find an image's own text among ranking_candidates, by a score that starts
+    as the match logit of the --init run (M3AE's fine-tuning)."""
+    ranking_candidates: int = 16
+    """Texts that ranking puts in order, an image's own and others of the micro-batch, each with a fusion pass of its own."""
     projection_dim: int = 0
     """Width of the features; 0: embed_dim."""
-    standardize_match: bool = False
+    itm_batchnorm: bool = False
     """Give the matching head states of mean 0 and variance 1 (batch normalisation): small models learn to match sooner."""
     pooling: Literal["cls", "mean"] = "cls"
-    """What a picture's or a text's features are made of: its [CLS] state, as in the paper, or the mean of its states, which
+    """What an image's or a text's features are made of: its [CLS] state, as in the paper, or the mean of its states, which
     learns sooner (LOG.md)."""
     final_norm: bool = True
     """Search by features after the encoder's final norm, as they are in training; the published code does by those before."""
@@ -316,26 +316,26 @@ class RetrievalConfig(TaskConfig):
     """What orders them. match: the matching head, as published; sum: its log-odds plus the contrast's similarity over the
     temperature. Wrong pairs of training are drawn by the latter, so that what the head learns is to be added to it."""
     captions_per_image: int = 0
-    """Captions of each picture that evaluation searches among; 0: all."""
-    merge_captions: bool = False
-    """Captions in the same words are one text, true of every picture that has it, so that in training these are no negatives of
+    """Captions of each image that evaluation searches among; 0: all."""
+    dedup_captions: bool = False
+    """Captions in the same words are one text, true of every image that has it, so that in training these are no negatives of
     each other; in evaluation, of a generated scene wherever it is true. Otherwise each is a text of its own, true of its
-    picture alone, as COCO and Flickr30K are scored."""
+    image alone, as COCO and Flickr30K are scored."""
 
     def problems_with_pairs(self, num_pairs: int) -> list[str]:
         """What is wrong with so few pairs in a micro-batch of a process, one sentence each."""
-        if self.itm_loss != "ranking" or num_pairs >= self.num_texts:
+        if self.itm_loss != "ranking" or num_pairs >= self.ranking_candidates:
             return []
-        return [f"num_texts {self.num_texts} is more than the {num_pairs} pairs of a micro-batch"]
+        return [f"ranking_candidates {self.ranking_candidates} is more than the {num_pairs} pairs of a micro-batch"]
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         problems = negative(self, "itc_weight itm_weight projection_dim", WIDEST) + negative(self, "rerank captions_per_image")
         problems += not_one_of(self, "pooling", "itm_loss")
         if self.rerank == 1:
             problems.append("rerank 1 changes nothing, for one candidate has no order: give 0, or more than 1")
-        if self.num_texts < 2:
-            problems.append(f"num_texts {self.num_texts} leaves no other text to tell a picture's own from")
+        if self.ranking_candidates < 2:
+            problems.append(f"ranking_candidates {self.ranking_candidates} leaves no other text to tell an image's own from")
         if not (self.itc_weight or self.itm_weight):
             problems.append("itc_weight and itm_weight are both 0: nothing to learn")
         if not self.itc_weight and self.rerank:
@@ -347,21 +347,21 @@ class RetrievalConfig(TaskConfig):
         if not problems and not self.itm_weight:
             if self.rerank:
                 problems.append(f"rerank {self.rerank} needs the matching head, but itm_weight is 0: set it to 0 too")
-            if self.standardize_match:
-                problems.append("standardize_match has no use while itm_weight is 0: there is no matching head")
+            if self.itm_batchnorm:
+                problems.append("itm_batchnorm has no use while itm_weight is 0: there is no matching head")
         return problems
 
     def reads_pairs(self) -> tuple[str, ...]:
         """Return the weight of matching, if it is above 0."""
         return ("itm_weight",) * bool(self.itm_weight)
 
-    def idle(self) -> dict[str, str]:
+    def unused_fields(self) -> dict[str, str]:
         """Return the fields that have no effect beside the other values, by the reason why."""
         return {
             "as task.rerank is 0": "" if self.rerank else "rerank_by",
             "as task.itc_weight is 0": "" if self.itc_weight else "projection_dim pooling final_norm",
             "as task.itm_weight is 0": "" if self.itm_weight else "itm_loss",
-            "as task.itm_loss is pairs": "num_texts" if self.itm_loss == "pairs" else "",
+            "as task.itm_loss is pairs": "ranking_candidates" if self.itm_loss == "pairs" else "",
         }
 
 
@@ -371,7 +371,7 @@ class VQAConfig(TaskConfig):
 
     name: ClassVar[str] = "vqa"
     title: ClassVar[str] = "visual question answering"
-    calls: ClassVar[Mapping[str, str]] = {"answer": 'Answer a question about a picture: eve answer RUN IMAGE "QUESTION".'}
+    calls: ClassVar[Mapping[str, str]] = {"answer": 'Answer a question about an image: eve answer RUN IMAGE "QUESTION".'}
     answers: Path | None = None
     """Answer list: a JSON list of texts, one answer a line, or BEiT-3's answer2label.txt; default: built from training data."""
     min_answer_count: int = 9
@@ -381,7 +381,7 @@ class VQAConfig(TaskConfig):
         """Return the task itself."""
         return ("name",)
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         problems = not_positive(self, "min_answer_count")
         if self.answers is not None and self.min_answer_count != VQAConfig.min_answer_count:
@@ -391,18 +391,18 @@ class VQAConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NLVR2Config(TaskConfig):
-    """Is a statement true of two pictures? (paper, "Downstream Tasks")"""
+    """Is a statement true of two images? (paper, "Downstream Tasks")"""
 
     name: ClassVar[str] = "nlvr2"
-    title: ClassVar[str] = "statements about two pictures (NLVR2)"
+    title: ClassVar[str] = "statements about two images (NLVR2)"
     calls: ClassVar[Mapping[str, str]] = {
-        "judge": 'Tell whether a statement is true of two pictures: eve judge RUN LEFT RIGHT "STATEMENT".'
+        "verify": 'Tell whether a statement is true of two images: eve verify RUN LEFT RIGHT "STATEMENT".'
     }
     head: Literal["concat", "paired", "compare"] = "concat"
     """concat: the two text [CLS] states side by side; paired: each side attends to the other first (UNITER); compare: the two
     states, standardised, their distance and their product (InferSent), which small models learn with soonest."""
-    own_types: bool = False
-    """Give the right picture a type embedding of its own, at first that of the left one (VLMo)."""
+    second_image_type_embedding: bool = False
+    """Give the right image a type embedding of its own, at first that of the left one (VLMo)."""
 
     def reads_pairs(self) -> tuple[str, ...]:
         """Return the task itself."""
@@ -411,32 +411,32 @@ class NLVR2Config(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig(TaskConfig):
-    """Are two items, each a picture with a text, the same? (MLIM)"""
+    """Are two items, each an image with a text, the same? (MLIM)"""
 
     name: ClassVar[str] = "pair"
     title: ClassVar[str] = "pairs of items"
     recipe: ClassVar[str] = "mlim_pairs"
     calls: ClassVar[Mapping[str, str]] = {
-        "compare": 'Tell whether two items are the same: eve compare RUN LEFT "LEFT TEXT" RIGHT "RIGHT TEXT".'
+        "same": 'Tell whether two items are the same: eve same RUN LEFT "LEFT TEXT" RIGHT "RIGHT TEXT".'
     }
     modality_dropout: bool = True
-    """In training show of each pair the pictures alone, the texts alone or both, each of these in a third (MLIM)."""
+    """In training show of each pair the images alone, the texts alone or both, each of these in a third (MLIM)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(TaskConfig):
-    """A picture, a text or both to one label, or to several."""
+    """An image, a text or both to one label, or to several."""
 
     name: ClassVar[str] = "classification"
     title: ClassVar[str] = "classification"
-    calls: ClassVar[Mapping[str, str]] = {"classify": "Give a picture, a text or both a label: eve classify RUN IMAGE."}
-    reads: Literal["picture", "text", "both"] = "picture"
+    calls: ClassVar[Mapping[str, str]] = {"classify": "Give an image, a text or both a label: eve classify RUN IMAGE."}
+    inputs: Literal["image", "text", "both"] = "image"
     """What the label is read off; rows may hold more."""
-    several: bool = False
+    multilabel: bool = False
     """Rows may have several labels: each is a yes or no of its own."""
     classes: Path | None = None
     """List of labels: a JSON list of texts, or one a line; default: those of the training data."""
 
     def reads_pairs(self) -> tuple[str, ...]:
         """Return what is read, if it is both."""
-        return ("reads",) * (self.reads == "both")
+        return ("inputs",) * (self.inputs == "both")

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from eve_vl.config.sections import negative, not_positive
+from eve_vl.config.base import negative, not_positive
 
 
 def layer_decay(num_blocks: int, rate: float) -> tuple[tuple[str, float], ...]:
@@ -32,7 +32,7 @@ class TrainConfig:
     """muon: the matrices of the blocks by Muon, at AdamW's learning rates, the rest by AdamW; learns in fewer samples."""
     lr: float = 5e-4
     """Peak learning rate."""
-    new_lr_multiplier: float = 1.0
+    head_lr_multiplier: float = 1.0
     """Learning rate of parameters that the --init run did not have, as a multiple of lr."""
     lr_multipliers: tuple[tuple[str, float], ...] = ()
     """Name patterns and factors: parameters that a pattern matches learn that many times as fast; all that match multiply."""
@@ -71,12 +71,14 @@ class TrainConfig:
     """Stop after so many validations without a better main number (of pre-training: mlm_loss, else mim_mse); 0: never."""
     save_every: int = 1000
     """Steps between checkpoints; there is always one at the end."""
-    keep: int = 2
+    keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
 
-    def problems(self) -> list[str]:
+    def validate(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        problems = not_positive(self, "steps batch_size accumulation lr new_lr_multiplier log_every val_every save_every keep")
+        problems = not_positive(
+            self, "steps batch_size accumulation lr head_lr_multiplier log_every val_every save_every keep_checkpoints"
+        )
         if not problems and self.batch_size % self.accumulation:
             problems.append(f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}")
         for name in ("warmup", "ema_decay"):

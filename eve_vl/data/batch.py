@@ -1,4 +1,4 @@
-"""The typed batches that loaders yield and tasks consume, by what they hold: pictures, texts or both; and their samples.
+"""The typed batches that loaders yield and tasks consume, by what they hold: images, texts or both; and their samples.
 
 No slots: several of these classes have two bases with fields.
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.errors import BadSampleError
+from eve_vl.utils.errors import BadSampleError
 
 
 def padded(texts: Sequence[np.ndarray], pad_id: int, length: int) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def _places(is_chosen_BT: Tensor) -> Tensor:
 
 
 def normalize(images_BCHW: Tensor) -> Tensor:
-    """Return uint8 pictures as float32 with mean = std = 0.5: [-1, 1]. Floats are normalised already and stay as they are."""
+    """Return uint8 images as float32 with mean = std = 0.5: [-1, 1]. Floats are normalised already and stay as they are."""
     return images_BCHW if images_BCHW.is_floating_point() else images_BCHW.float().div_(127.5).sub_(1)
 
 
@@ -74,7 +74,7 @@ class Sample(SimpleNamespace):
     skipped: tuple[BadSampleError, ...] = ()
     """Rows that could not be used; this sample stands in for them."""
     wrong: "Sample | None" = None
-    """In evaluation: another pair, whose picture or text stands in for this one's."""
+    """In evaluation: another pair, whose image or text stands in for this one's."""
     label_L: np.ndarray | None = None
     """Of a pair: what labels say of it, where that is asked for; see `PairBatch.label_BL`."""
     draw: np.ndarray | None = None
@@ -133,8 +133,8 @@ class RowBatch:
         return cls(**{name: rule["combine"](columns[name], pad_id, length) for name, rule in rules.items()})
 
 
-class Pictures(RowBatch):
-    """Pictures."""
+class ImageBatch(RowBatch):
+    """Images."""
 
     images_BCHW: Tensor = _of("image", _stack)
     """uint8, RGB; normalised on the device by `pixels`."""
@@ -144,7 +144,7 @@ class Pictures(RowBatch):
         return normalize(self.images_BCHW)
 
 
-class Texts(RowBatch):
+class TextBatch(RowBatch):
     """Texts."""
 
     ids_BT: Tensor = _of("ids_T", lambda values, pad_id, length: padded(values, pad_id, length)[0])
@@ -154,23 +154,23 @@ class Texts(RowBatch):
     """Tokens that are no padding: a number here, for to ask a GPU is to wait for it; None: not known."""
 
 
-class Batch(Pictures, Texts):
-    """Pictures, each with a text."""
+class Batch(ImageBatch, TextBatch):
+    """Images, each with a text."""
 
 
 class CaptionBatch(Batch):
     """Pairs to tell from one another."""
 
-    picture_B: Tensor = _of("picture", _stack)
-    """int64, equal for captions of one picture."""
+    image_id_B: Tensor = _of("image_id", _stack)
+    """int64, equal for captions of one image."""
     caption_B: Tensor = _of("caption", _stack)
     """int64, equal for captions in the same words."""
     contrast: Any = None
     """What contrast over all micro-batches of a step says of this one (tasks/contrast.py); None: contrast within it."""
 
 
-class MaskedPictures(Pictures):
-    """Pictures with their masks."""
+class MaskedImages(ImageBatch):
+    """Images with their masks."""
 
     keep_BK: Tensor = _of("keep_K", _stack)
     """int64 positions of the patches that the image pass sees."""
@@ -178,7 +178,7 @@ class MaskedPictures(Pictures):
     """int64 positions of the patches that it must rebuild."""
 
 
-class MaskedTexts(Texts):
+class MaskedTexts(TextBatch):
     """Texts with their masks."""
 
     is_masked_BT: Tensor = _of("is_masked_T", lambda values, pad_id, length: padded(values, False, length)[0].bool())
@@ -199,11 +199,11 @@ class MaskedTexts(Texts):
         return self.ids_BT.flatten().index_select(0, self.places())
 
 
-class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
+class PairBatch(MaskedImages, MaskedTexts, CaptionBatch):
     """Image–text pairs with their masks."""
 
     wrong: "PairBatch | None" = _of("wrong", _wrong, default=None)
-    """In evaluation: other pairs, whose pictures or texts stand in for these."""
+    """In evaluation: other pairs, whose images or texts stand in for these."""
     draw_B3: Tensor | None = _of("draw", _stack_if_any, default=None)
     """float32 in [0, 1), each row's own, so that what is drawn with them does not depend on the number of processes."""
 
@@ -211,15 +211,15 @@ class PairBatch(MaskedPictures, MaskedTexts, CaptionBatch):
     """int64, hashes of the labels that each row is known to have or, negative, not to have; 0: none more."""
 
     def with_text_of(self, other: "PairBatch") -> "PairBatch":
-        """Return these pictures with the texts of another batch of the same size."""
+        """Return these images with the texts of another batch of the same size."""
         fields = "ids_BT", "is_padding_BT", "num_real", "is_masked_BT", "masked_M"
         return dataclasses.replace(self, **{name: getattr(other, name) for name in fields})
 
 
-class PartedBatch(RowBatch):
+class BatchByMask(RowBatch):
     """Pairs by what is hidden of them, of each kind as many patches; None: none of that kind."""
 
-    picture: PairBatch | None = None
+    image: PairBatch | None = None
     text: PairBatch | None = None
     both: PairBatch | None = None
     num_tokens: Tensor | None = None
@@ -230,40 +230,40 @@ class PartedBatch(RowBatch):
     @property
     def parts(self) -> list[PairBatch]:
         """Its rows by kind, as far as there are any."""
-        return [part for part in (self.picture, self.text, self.both) if part is not None]
+        return [part for part in (self.image, self.text, self.both) if part is not None]
 
 
 class SearchBatch(RowBatch):
-    """What is searched among: SearchPictures or SearchTexts."""
+    """What is searched among: SearchImages or SearchTexts."""
 
     index_B: Tensor = _of("index", _stack)
     captions: tuple[tuple[int, ...], ...] = _of("captions")
-    """Of each picture: the captions that are true of it; of each text: the captions that it stands for."""
+    """Of each image: the captions that are true of it; of each text: the captions that it stands for."""
 
 
-class SearchPictures(SearchBatch, Pictures):
-    """Pictures to search among."""
+class SearchImages(SearchBatch, ImageBatch):
+    """Images to search among."""
 
     labels: tuple[tuple[str, ...], ...] = _of("labels")
     """The classes of each; empty where the data say nothing of it."""
     hard: tuple[tuple[int, ...], ...] = _of("hard")
-    """Of each picture with false captions that are hard to tell from its own: the text of its own, then theirs; else empty."""
+    """Of each image with false captions that are hard to tell from its own: the text of its own, then theirs; else empty."""
 
 
-class SearchTexts(SearchBatch, Texts):
+class SearchTexts(SearchBatch, TextBatch):
     """Texts to search among."""
 
 
 class QuestionBatch(Batch):
-    """Questions about pictures."""
+    """Questions about images."""
 
     questions: tuple[str, ...] = _of("question")
     question_ids: tuple[int | str, ...] = _of("question_id")
     answers: tuple[tuple[str, ...], ...] = _of("answers")
     """The annotators' answers as they gave them; empty where they are kept back."""
     answer_types: tuple[str, ...] = _of("answer_type")
-    pictures: tuple[int, ...] = _of("picture")
-    """Equal for questions about one picture."""
+    image_ids: tuple[int, ...] = _of("image_id")
+    """Equal for questions about one image."""
     content_types: tuple[str, ...] = _of("content_type")
     groups: tuple[str, ...] = _of("group")
 
@@ -289,23 +289,23 @@ class ItemBatch(Batch):
     captions: tuple[tuple[str, str], ...] = _of("captions")
     labels: tuple[bool | None, ...] = _of("label")
     shown: tuple[str, ...] = _of("shown", lambda values, *_: tuple(values))
-    """What is shown of each pair, of both items alike: pairs of pictures and texts, pictures alone or texts alone."""
+    """What is shown of each pair, of both items alike: pairs of images and texts, images alone or texts alone."""
 
 
 class LabelBatch(RowBatch):
-    """What is sorted into classes: LabelledPictures, LabelledTexts or LabelledPairs."""
+    """What is sorted into classes: LabeledImages, LabeledTexts or LabeledPairs."""
 
     labels: tuple[tuple[str, ...], ...] = _of("labels")
     """The classes of each row; empty where they are kept back."""
 
 
-class LabelledPictures(LabelBatch, Pictures):
-    """Pictures with their classes."""
+class LabeledImages(LabelBatch, ImageBatch):
+    """Images with their classes."""
 
 
-class LabelledTexts(LabelBatch, Texts):
+class LabeledTexts(LabelBatch, TextBatch):
     """Texts with their classes."""
 
 
-class LabelledPairs(LabelBatch, Batch):
-    """Pictures, each with a text, and the classes of both together."""
+class LabeledPairs(LabelBatch, Batch):
+    """Images, each with a text, and the classes of both together."""

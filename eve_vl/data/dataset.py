@@ -18,13 +18,13 @@ from torch.utils.data import BatchSampler, Dataset
 from torchvision.transforms import v2
 
 from eve_vl.config import Config, MaskedSignalConfig, MlimConfig
-from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch, PartedBatch, RowBatch, Sample
-from eve_vl.data.generated import is_generated
+from eve_vl.data.batch import BatchByMask, MaskedImages, MaskedTexts, PairBatch, RowBatch, Sample
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.records import ImageBytes, ImageDrawing, ImageFile, ImageRef, ImageSpan, ImageText, Record, Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.data.transforms import Crop, decode, recolor, train_crop
-from eve_vl.errors import BadSampleError, UserError
+from eve_vl.data.transforms import Crop, decode, random_ink, train_crop
+from eve_vl.synthetic.base import is_generated
+from eve_vl.utils.errors import BadSampleError, UserError
 
 Position = tuple[int, int, int]  # epoch, source, row
 MAX_SKIPS = 20  # this many unusable rows in a row are a mistake in the set-up, not a few broken files
@@ -39,9 +39,10 @@ SAMPLE, PARTNER, PICKS = 3, 4, 5  # purposes of random streams, beside those of 
 AUGMENTATIONS = {
     "color": v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
     "rand": v2.RandAugment(num_ops=2, magnitude=7, num_magnitude_bins=11),
-    "recolor": recolor,
+    "random_ink": random_ink,
 }
-MASKED: dict[str, type[RowBatch]] = {"pairs": PairBatch, "pictures": MaskedPictures, "texts": MaskedTexts}
+MASKED: dict[str, type[RowBatch]] = {"image_text": PairBatch, "image": MaskedImages, "text": MaskedTexts}
+KINDS = {"image_text": "captions", "image": "images", "text": "texts"}  # of rows, by data.modality
 
 
 class SampleSet(Dataset[Sample], ABC):
@@ -140,7 +141,7 @@ class RowDataset(SampleSet):
         positions = eval_positions([len(source) for source in self.sources], self.config.data.val_samples)
         return list(BatchSampler(positions[rank::world], batch_size, drop_last=False))  # pyright: ignore
 
-    def picture(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
+    def load_image(self, image: ImageRef, where: str, rng: np.random.Generator, texts: Sequence[str]) -> Tensor:
         """Return uint8 (3, H, W), augmented in training; not mirrored if it or one of the texts would become false."""
         size, data = self.config.input.image_size, self.config.data
         is_cropped = self.training and data.crop_scale != WHOLE
@@ -162,12 +163,12 @@ def unusable(error: BadSampleError) -> Sample:
 
 
 class MaskedPairs(RowDataset):
-    """Pairs with masks or, with data.rows, pictures alone or texts alone. In evaluation the first caption is used, and each
+    """Pairs with masks or, with data.modality, images alone or texts alone. In evaluation the first caption is used, and each
     pair brings a wrong partner: the pair half the data away or, if that shares a caption with it, one drawn at random."""
 
     def __init__(self, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer, *, training: bool):
         super().__init__(sources, config, tokenizer, training=training)
-        if not training and config.data.rows == "pairs" and sum(map(len, sources)) <= FEW_PAIRS:
+        if not training and config.data.modality == "image_text" and sum(map(len, sources)) <= FEW_PAIRS:
             for _, source, row in eval_positions([len(source) for source in sources], FEW_PAIRS):
                 with contextlib.suppress(BadSampleError):  # so few may lack a partner, which is better said before training
                     self.load(0, source, row)
@@ -175,29 +176,29 @@ class MaskedPairs(RowDataset):
     @classmethod
     def kind_of(cls, config: Config) -> str:
         """Return what rows the sources of a run must hold."""
-        return "captions" if config.data.rows == "pairs" else config.data.rows
+        return KINDS[config.data.modality]
 
     def notes(self) -> list[str]:
         """Say that words are hidden in the first text of a row alone, where some have several and are not generated."""
-        if self.config.data.rows == "pictures" or not getattr(self.config.task, "mlm_weight", 0):
+        if self.config.data.modality == "image" or not getattr(self.config.task, "mlm_weight", 0):
             return []
         probed = eval_rows([source for source in self.sources if not is_generated(source)], NUM_PROBED)
         if not any(len(row.texts) > 1 for row in probed):
             return []
-        what = "text of each row" if self.config.data.rows == "texts" else "caption of each picture"
+        what = "text of each row" if self.config.data.modality == "text" else "caption of each image"
         return [f"evaluation hides words of the first {what} alone, training those of any"]
 
     def load(self, epoch: int, source: int, row: int) -> Sample:
-        """Return one pair, picture or text, a pair in evaluation with its wrong partner. Raises BadSampleError."""
+        """Return one pair, image or text, a pair in evaluation with its wrong partner. Raises BadSampleError."""
         sample = super().load(epoch, source, row)
         if not self.training and sample.batch is PairBatch:
             sample.wrong = self._wrong_partner(epoch, source, row)
         return sample
 
     def sample(self, row: Record, rng: np.random.Generator) -> Sample:
-        """Return one pair, picture or text with its masks. Raises BadSampleError."""
+        """Return one pair, image or text with its masks. Raises BadSampleError."""
         task = cast(MaskedSignalConfig, self.config.task)
-        return self.masked(row, self.config.data.rows, task.image_mask_ratio, task.text_mask_ratio, rng)
+        return self.masked(row, self.config.data.modality, task.image_mask_ratio, task.text_mask_ratio, rng)
 
     def masked(self, row: Record, shown: str, of_image: float, of_text: float, rng: np.random.Generator) -> Sample:
         """Return what is shown of a row, one of MASKED, with such shares of it hidden. Raises BadSampleError."""
@@ -205,15 +206,15 @@ class MaskedPairs(RowDataset):
         sample = Sample(batch=MASKED[shown], where=row.where)
         number = int(rng.integers(len(row.texts))) if self.training and row.texts else 0
         texts = row.texts[number : number + 1]
-        for image in row.images if shown != "texts" else ():
-            sample.image = self.picture(image, row.where, rng, texts)
+        for image in row.images if shown != "text" else ():
+            sample.image = self.load_image(image, row.where, rng, texts)
             sample.keep_K, sample.hidden_M = mask_patches(sizes.num_patches, of_image, rng)
-        for text in texts if shown != "pictures" else ():
+        for text in texts if shown != "image" else ():
             sample.ids_T, is_special_T = self.tokenizer.encode(text, sizes.max_text_tokens)
-            word_T = self.tokenizer.words(text, sizes.max_text_tokens) if task.mask_words else None
+            word_T = self.tokenizer.words(text, sizes.max_text_tokens) if task.whole_word_masking else None
             sample.is_masked_T = mask_tokens(is_special_T, of_text, rng, word_T)
         if isinstance(row, ImageText):
-            sample.picture, sample.caption = picture_key(row.image, row.where), hash_of(texts[0].encode())
+            sample.image_id, sample.caption = image_key(row.image, row.where), hash_of(texts[0].encode())
             sample.draw = rng.random(3, dtype=np.float32)
             if self.training and getattr(task, "itc_targets", "") == "semantic":
                 sample.label_L = label_hashes(row)
@@ -237,7 +238,7 @@ class MaskedPairs(RowDataset):
 
 
 class AwareMasks(MaskedPairs):
-    """Pairs of which training hides, as MLIM does, most of the picture, most of the text, or little of both, each in a third of
+    """Pairs of which training hides, as MLIM does, most of the image, most of the text, or little of both, each in a third of
     all cases, and shows the rest; evaluation always hides little of both."""
 
     def sample(self, row: Record, rng: np.random.Generator) -> Sample:
@@ -245,7 +246,7 @@ class AwareMasks(MaskedPairs):
         task = cast(MlimConfig, self.config.task)
         ratios = task.hidden_shares()
         hides = list(ratios)[int(rng.integers(len(ratios)))] if self.training else "both"
-        sample = self.masked(row, "pairs", *ratios[hides], rng)
+        sample = self.masked(row, "image_text", *ratios[hides], rng)
         sample.hides = hides
         return sample
 
@@ -257,7 +258,7 @@ class AwareMasks(MaskedPairs):
         for hides in dict.fromkeys(sample.hides for sample in samples):
             parts[hides] = super().collate([sample for sample in samples if sample.hides == hides])
         skipped = sum((sample.skipped for sample in samples), ())
-        return PartedBatch(where=tuple(sample.where for sample in samples), skipped=skipped, **parts)
+        return BatchByMask(where=tuple(sample.where for sample in samples), skipped=skipped, **parts)
 
 
 def label_hashes(row: ImageText) -> np.ndarray:
@@ -269,8 +270,8 @@ def label_hashes(row: ImageText) -> np.ndarray:
     return np.array([*present, *(-each for each in absent), *[0] * (MAX_LABELS - number)], dtype=np.int64)
 
 
-def picture_key(image: ImageRef, where: str) -> int:
-    """Return a 64-bit hash of what picture this is, without decoding it; a generated one is known by its row, `where`."""
+def image_key(image: ImageRef, where: str) -> int:
+    """Return a 64-bit hash of what image this is, without decoding it; a generated one is known by its row, `where`."""
     match image:
         case ImageFile(path=path):
             name = str(path).encode(errors="surrogatepass")
@@ -286,13 +287,13 @@ def picture_key(image: ImageRef, where: str) -> int:
 def row_name(row: Record) -> str:
     """Return a name that rows of another file of the same name do not have: where a row is, and a hash of what it holds."""
     values = (getattr(row, field.name) for field in dataclasses.fields(row))
-    held = [picture_key(value, row.where) if isinstance(value, ImageRef) else value for value in values]
+    held = [image_key(value, row.where) if isinstance(value, ImageRef) else value for value in values]
     return f"{row.where} {hash_of(repr(held).encode()):x}"
 
 
 def row_keys(row: Record) -> tuple[int, ...]:
-    """Return what must not be on both sides of a split: a row's pictures or, if it has none, its texts, as 64-bit hashes."""
-    keys = tuple(picture_key(image, row.where) for image in row.images)
+    """Return what must not be on both sides of a split: a row's images or, if it has none, its texts, as 64-bit hashes."""
+    keys = tuple(image_key(image, row.where) for image in row.images)
     return keys or tuple(hash_of(text.encode()) for text in row.texts)
 
 

@@ -13,14 +13,14 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
-from eve_vl.cpu import usable_cores
 from eve_vl.data.dataset import Position, RowDataset, SampleSet, row_keys
 from eve_vl.data.masking import generator
-from eve_vl.data.phantoms import PHANTOMS
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import Source, usable_rows
-from eve_vl.data.scenes import SCENES
-from eve_vl.errors import UserError
+from eve_vl.synthetic.phantoms import PHANTOMS
+from eve_vl.synthetic.scenes import SCENES
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.runtime import usable_cores
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading what is on the disk
 GENERATED = {"scenes": SCENES, "phantoms": PHANTOMS}
@@ -30,7 +30,7 @@ ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datase
 def open_sources(
     specs: Sequence[str], data: DataConfig, image_size: int, kind: str = "captions", *, must_be_usable: bool = True
 ) -> list[Source[Any]]:
-    """Open every source; generated pictures have a side of image_size pixels. kind: of rows; auto: as their columns say,
+    """Open every source; generated images have a side of image_size pixels. kind: of rows; auto: as their columns say,
     captions of generated ones. must_be_usable: some of the first rows. Raises UserError."""
     sources: list[Source[Any]] = []
     for spec in specs:
@@ -52,20 +52,20 @@ def open_sources(
 def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Source[Any]], list[Source[Any]]]:
     """Open the training and validation sources of a run. Raises UserError.
 
-    `held-out` takes some of each training source, and away from training every row that shows a picture of these, in any
-    source and on either side of a statement; of rows without pictures every row with a text of these.
+    `held-out` takes some of each training source, and away from training every row that shows an image of these, in any
+    source and on either side of a statement; of rows without images every row with a text of these.
     """
     train = open_sources(config.data.train, config.data, config.input.image_size, kind)
     if config.data.val != (HELD_OUT,):
         return train, open_sources(config.data.val, config.data, config.input.image_size, kind)
     known = [{index: row_keys(row) for index, row in usable_rows(source)} for source in train]
     keys = [[of_rows.get(index, ()) for index in range(len(source))] for source, of_rows in zip(train, known, strict=True)]
-    held = [_held_out(of_rows, config.data.val_share) for of_rows in keys]
+    held = [_held_out(of_rows, config.data.val_fraction) for of_rows in keys]
     shown = {key for rows, is_held in zip(keys, held, strict=True) for of_row in compress(rows, is_held) for key in of_row}
     kept = [np.array([shown.isdisjoint(of_row) for of_row in rows]) for rows in keys]
     for name, is_kept, is_held in zip(config.data.train, kept, held, strict=True):
         if not (is_kept.any() and is_held.any()):
-            what = "texts" if kind == "texts" else "pictures"
+            what = "texts" if kind == "texts" else "images"
             raise UserError(f"{name}: has too few {what} to hold some out; name validation data with --data.val")
     return _subsets(train, kept), _subsets(train, held)
 

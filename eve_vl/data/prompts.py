@@ -5,9 +5,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from eve_vl.data.phantoms.reports import class_prompts
-from eve_vl.errors import UserError
-from eve_vl.foreign import expand_user, read_json
+from eve_vl.synthetic.phantoms.reports import class_prompts
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import expand_user, read_json
 
 BUILT_IN = {"phantoms": class_prompts}
 MAX_PROMPTS = 100_000  # of a class: a product of long lists is soon out of hand

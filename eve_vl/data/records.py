@@ -1,6 +1,6 @@
 """Plain typed rows: what every reader yields and everything after it consumes.
 
-A `Source` is a random-access sequence of rows. Opening one is cheap (an index, never the pictures); reading row i
+A `Source` is a random-access sequence of rows. Opening one is cheap (an index, never the images); reading row i
 touches only row i, so that shuffling is exact and a resumed run needs no replay.
 """
 
@@ -13,17 +13,17 @@ from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from eve_vl.errors import BadSampleError
-from eve_vl.foreign import open_ordinary, read_bytes
-from eve_vl.talk import told
+from eve_vl.utils.console import progress
+from eve_vl.utils.errors import BadSampleError
+from eve_vl.utils.safe_io import open_ordinary, read_bytes
 
-MAX_ENCODED_BYTES = 2**28  # of a picture's file
+MAX_ENCODED_BYTES = 2**28  # of an image's file
 MAX_CAPTION_WORDS = 1000  # longer "captions" are documents or a mix-up of columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageFile:
-    """A picture that is a file of its own."""
+    """An image that is a file of its own."""
 
     path: Path
 
@@ -34,7 +34,7 @@ class ImageFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSpan:
-    """A picture that is a span of bytes inside a larger file (a tar shard)."""
+    """An image that is a span of bytes inside a larger file (a tar shard)."""
 
     path: Path
     offset: int
@@ -51,7 +51,7 @@ class ImageSpan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageBytes:
-    """A picture whose encoded bytes are at hand (a Parquet column)."""
+    """An image whose encoded bytes are at hand (a Parquet column)."""
 
     data: bytes
 
@@ -62,14 +62,14 @@ class ImageBytes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagePixels:
-    """A picture that was never encoded (a generated one): uint8, shape (height, width, 3), RGB."""
+    """An image that was never encoded (a generated one): uint8, shape (height, width, 3), RGB."""
 
     pixels: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageDrawing:
-    """A generated picture, drawn when it is looked at and not when its row is read. has_sides: mirrored, it would be false."""
+    """A generated image, drawn when it is looked at and not when its row is read. has_sides: mirrored, it would be false."""
 
     draw: Callable[[], np.ndarray]
     has_sides: bool = False
@@ -99,7 +99,7 @@ class Record:
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """Its pictures, left to right."""
+        """Its images, left to right."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))
         return tuple(value for value in values if isinstance(value, ImageRef))
 
@@ -111,15 +111,15 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Picture(Record):
-    """A picture alone."""
+class ImageOnly(Record):
+    """An image alone."""
 
-    KIND: ClassVar[str] = "pictures"
+    KIND: ClassVar[str] = "images"
     image: ImageRef
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Text(Record):
+class TextOnly(Record):
     """A text alone."""
 
     KIND: ClassVar[str] = "texts"
@@ -128,7 +128,7 @@ class Text(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageText(Record):
-    """One picture with its captions.
+    """One image with its captions.
 
     labels: the classes that it belongs to, where the data say, by which a search may be right without finding its own.
     absent: those that it is known not to belong to; of all others nothing is known.
@@ -143,13 +143,13 @@ class ImageText(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Findable(Record):
-    """One picture to be searched for, with its captions, if it has any, and what columns say of it in few words.
+class IndexableImage(Record):
+    """One image to be searched for, with its captions, if it has any, and what columns say of it in few words.
 
     problem: why its captions cannot be used, if they cannot.
     """
 
-    KIND: ClassVar[str] = "pictures to find"
+    KIND: ClassVar[str] = "images to find"
     TEXT: ClassVar[str] = "captions"
     image: ImageRef
     captions: tuple[str, ...]
@@ -159,12 +159,12 @@ class Findable(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageQuestion(Record):
-    """A picture and a question about it.
+    """An image and a question about it.
 
     answers: one per annotator as they gave them (ten in VQA v2, often one elsewhere), empty where they are kept back.
     answer_type: what accuracies are also reported by (VQA v2: yes/no, number, other); "" if the data has no types.
     content_type: what a question of medical data asks about, in its own words (SLAKE: Modality, Organ, …), else "".
-    group: rows of one group are a minimal pair, whose pictures or questions differ in one thing and whose answers differ.
+    group: rows of one group are a minimal pair, whose images or questions differ in one thing and whose answers differ.
     """
 
     KIND: ClassVar[str] = "questions"
@@ -180,7 +180,7 @@ class ImageQuestion(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImagesStatement(Record):
-    """Two pictures and a statement about both.
+    """Two images and a statement about both.
 
     label: whether it is true, None where that is kept back. identifier: what prediction files name the row by.
     group: rows of one group make one statement, for consistency (NLVR2: the identifier without its pair number).
@@ -198,7 +198,7 @@ class ImagesStatement(Record):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ItemPair(Record):
-    """Two items, each a picture with a text.
+    """Two items, each an image with a text.
 
     captions: that of the left one, that of the right one. label: whether the two are the same, None where that is kept back.
     """
@@ -212,8 +212,8 @@ class ItemPair(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Labelled(Record):
-    """A picture, a text or both, and the classes that it belongs to: none where they are kept back."""
+class LabeledExample(Record):
+    """An image, a text or both, and the classes that it belongs to: none where they are kept back."""
 
     KIND: ClassVar[str] = "labels"
     image: ImageRef | None
@@ -236,6 +236,6 @@ def usable_rows(source: Source[Row_co], indices: Sequence[int] | None = None) ->
     """Yield index and row of all rows, or of those at `indices`, but for those that cannot be used: training and evaluation
     say so when they meet them."""
     indices = range(len(source)) if indices is None else indices
-    for index in told(indices, "reading rows", len(indices)):
+    for index in progress(indices, "reading rows", len(indices)):
         with contextlib.suppress(BadSampleError):
             yield index, source[index]

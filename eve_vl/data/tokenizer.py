@@ -15,9 +15,9 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from eve_vl.errors import UserError
-from eve_vl.foreign import read_json, read_text
-from eve_vl.talk import CONSOLE
+from eve_vl.utils.console import CONSOLE
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import read_json, read_text
 
 MASK_TEXT = "[MASK]"  # how people write a word to be guessed, whatever the tokenizer calls it
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}

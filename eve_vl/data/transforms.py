@@ -1,4 +1,4 @@
-"""From encoded pictures to uint8 tensors (3, height, width), RGB.
+"""From encoded images to uint8 tensors (3, height, width), RGB.
 
 Plain JPEG goes through simplejpeg and plain PNG through torchvision, which are faster; everything special goes through
 Pillow and is converted on purpose. Who wants a crop says so before decoding, so that a JPEG that is far too big is
@@ -27,7 +27,7 @@ from torchvision.io import ImageReadMode, decode_png
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from eve_vl.data.records import ImageFile, ImageRef, Unencoded
-from eve_vl.errors import BadSampleError
+from eve_vl.utils.errors import BadSampleError
 
 MAX_PIXELS: Final = 178_956_970 // 2  # where Pillow starts to warn of a decompression bomb: 256 MB of RGB
 # Named, because Pillow knows others: among them EPS, which runs an interpreter on what it reads.
@@ -49,12 +49,12 @@ _pillow_lock = threading.Lock()  # `catch_warnings` acts on the whole process
 
 
 def whole_box(height: int, width: int) -> Box:
-    """Return all of a picture; squeezing it to a square is how EVE tests."""
+    """Return all of an image; squeezing it to a square is how EVE tests."""
     return 0, 0, height, width
 
 
 def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
-    """Return a box that covers `scale` of the picture and is up to 4/3 as wide as high or as high as wide.
+    """Return a box that covers `scale` of the image and is up to 4/3 as wide as high or as high as wide.
 
     The draws of torchvision's RandomResizedCrop, which after ten misses takes the middle too.
     """
@@ -72,7 +72,7 @@ def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tupl
 class Crop:
     """The box that `choose` picks, given height and width, resized (bicubic) to a square of `size` pixels.
 
-    The box is chosen before EXIF turns the picture. A JPEG is shrunk while being decoded if the box keeps `sharpness`
+    The box is chosen before EXIF turns the image. A JPEG is shrunk while being decoded if the box keeps `sharpness`
     pixels per pixel of the square.
     """
 
@@ -81,11 +81,11 @@ class Crop:
     sharpness: float = 1.0
 
     def divisor(self, box: Box) -> int:
-        """Return by how much the sides of the picture may be divided; libjpeg-turbo has fast code for these numbers."""
+        """Return by how much the sides of the image may be divided; libjpeg-turbo has fast code for these numbers."""
         return next((divisor for divisor in (8, 4, 2) if min(box[2:]) >= divisor * self.sharpness * self.size), 1)
 
     def cut(self, pixels: Tensor, box: Box, divisor: int = 1) -> Tensor:
-        """Return uint8 (3, size, size) from a picture whose sides have been divided; nothing is done at the right size."""
+        """Return uint8 (3, size, size) from an image whose sides have been divided; nothing is done at the right size."""
         top, left, height, width = box
         rows = slice(top // divisor, -(-(top + height) // divisor))
         columns = slice(left // divisor, -(-(left + width) // divisor))
@@ -95,12 +95,12 @@ class Crop:
         return F.interpolate(part[None], (self.size, self.size), mode="bicubic", antialias=True)[0]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Choose a box of a whole picture and cut it."""
+        """Choose a box of a whole image and cut it."""
         return self.cut(pixels, self.choose(*pixels.shape[1:]))
 
 
 def train_crop(size: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
-    """Return a crop that is drawn anew for every picture.
+    """Return a crop that is drawn anew for every image.
 
     Giving up an eighth of sharpness, less than what the drawn aspect ratio does to either side, lets 73 % instead of
     24 % of the 224-pixel crops of 640×480 be decoded at half their size (benchmarks/loader.py).
@@ -109,8 +109,8 @@ def train_crop(size: int, *, rng: np.random.Generator, scale: tuple[float, float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DecodedPicture:
-    """A decoded picture: uint8 pixels (3, height, width), its file format, and what was converted to get there."""
+class DecodedImage:
+    """A decoded image: uint8 pixels (3, height, width), its file format, and what was converted to get there."""
 
     pixels: Tensor
     format: str
@@ -118,23 +118,23 @@ class DecodedPicture:
 
 
 def read_image(image: ImageRef, where: str) -> bytes:
-    """Return the encoded bytes of a picture. Raises BadSampleError if there are none."""
+    """Return the encoded bytes of an image. Raises BadSampleError if there are none."""
     assert not isinstance(image, Unencoded)
     try:
         data = image.read()
     except OSError as error:
         name = f" {image.path}" if isinstance(image, ImageFile) else ""
-        raise BadSampleError(where, f"cannot read picture{name}: {error.strerror or error}") from None
+        raise BadSampleError(where, f"cannot read image{name}: {error.strerror or error}") from None
     if not data:
-        raise BadSampleError(where, "picture is empty (0 bytes)")
+        raise BadSampleError(where, "image is empty (0 bytes)")
     return data
 
 
 def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: int | None = None) -> Tensor:
-    """Return the picture, or a crop of it, as uint8 RGB, upright, transparency laid on white, first frame.
+    """Return the image, or a crop of it, as uint8 RGB, upright, transparency laid on white, first frame.
 
     Shape (3, height, width), or (3, crop.size, crop.size). longest: pixels that are enough for the longer side of a whole
-    picture; a JPEG is then decoded at some eighths of its size.
+    image; a JPEG is then decoded at some eighths of its size.
 
     Raises BadSampleError (naming `where`) if it cannot be read or decoded, or has more than MAX_PIXELS pixels (checked before
     decoding).
@@ -149,7 +149,7 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: in
     return decode_bytes(read_image(image, where), where, crop=crop, longest=longest).pixels
 
 
-def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None, longest: int | None = None) -> DecodedPicture:
+def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None, longest: int | None = None) -> DecodedImage:
     """Decode encoded bytes as `decode` does, and tell what they were."""
     try:
         with _quiet_pillow():
@@ -174,11 +174,11 @@ def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None, longest: 
     if orientation != 1:
         pixels = _turn_upright(pixels, orientation)
         conversions.append("turned as its EXIF says")
-    return DecodedPicture(pixels=pixels, format=form, conversions=tuple(conversions))
+    return DecodedImage(pixels=pixels, format=form, conversions=tuple(conversions))
 
 
 def size_of(data: bytes, where: str) -> tuple[int, int]:
-    """Return width and height of an encoded picture by its first bytes, without decoding it. Raises BadSampleError."""
+    """Return width and height of an encoded image by its first bytes, without decoding it. Raises BadSampleError."""
     try:
         with _quiet_pillow():
             return Image.open(io.BytesIO(data), formats=FORMATS).size
@@ -190,7 +190,7 @@ def size_of(data: bytes, where: str) -> tuple[int, int]:
 
 @contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Pillow warns of big pictures and odd metadata; here both are either handled or don't matter."""
+    """Pillow warns of big images and odd metadata; here both are either handled or don't matter."""
     with _pillow_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -202,7 +202,7 @@ def _check_size(width: int, height: int, where: str) -> None:
 
 
 def _check_cost(data: bytes, image: Image.Image, where: str) -> None:
-    """Refuse a picture that would need more memory than MAX_BYTES or has more scans than MAX_SCANNED allows, before decoding;
+    """Refuse an image that would need more memory than MAX_BYTES or has more scans than MAX_SCANNED allows, before decoding;
     tests measure what is assumed here."""
     width, height = image.size
     per_pixel = BYTES_PER_PIXEL.get(str(image.format), 8) if image.mode != "CMYK" else 8
@@ -210,7 +210,7 @@ def _check_cost(data: bytes, image: Image.Image, where: str) -> None:
     if most > 1:  # JPEG in several scans is kept as coefficients
         per_pixel += 2 * len(image.getbands())
     if width * height * most > MAX_SCANNED and width * height * (scans := _num_scans(data)) > MAX_SCANNED:
-        accepted = f"at most {MAX_SCANNED // (width * height)} of so large a picture are accepted"
+        accepted = f"at most {MAX_SCANNED // (width * height)} of so large an image are accepted"
         raise BadSampleError(where, f"{width}x{height} JPEG has {scans} scans, {accepted}")
     needed = width * height * per_pixel + len(data)
     if needed > MAX_BYTES:
@@ -219,7 +219,7 @@ def _check_cost(data: bytes, image: Image.Image, where: str) -> None:
 
 
 def _num_scans(data: bytes) -> int:
-    """Return in how many scans the picture of a JPEG is. What lies before it or behind its end, such as the film of a phone's
+    """Return in how many scans the image of a JPEG is. What lies before it or behind its end, such as the film of a phone's
     photo, may look like any number of them."""
     num, place = 0, 2
     while (found := JPEG_MARKER.search(data, place)) and found[0][-1] != 0xD9:
@@ -317,7 +317,7 @@ def _orientation(image: Image.Image, data: bytes) -> int:
         return 1  # Pillow would decode all of a PNG to look behind its pixels
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # broken EXIF is common and no reason to lose the picture
+    except Exception:  # broken EXIF is common and no reason to lose the image
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -332,13 +332,13 @@ def _turn_upright(pixels: Tensor, orientation: int) -> Tensor:
 def _explain(data: bytes, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         if data[:512].lstrip().startswith(b"<"):
-            return "a web page or other markup, not a picture"
-        return f"not a picture in a known format ({', '.join(FORMATS)})"
-    return f"cannot decode picture: {str(error).rstrip('.') or type(error).__name__}"
+            return "a web page or other markup, not an image"
+        return f"not an image in a known format ({', '.join(FORMATS)})"
+    return f"cannot decode image: {str(error).rstrip('.') or type(error).__name__}"
 
 
-def recolor(pixels: Tensor) -> Tensor:
-    """Draw a picture anew for one of two: a quarter in grey, a quarter in shades of one dark random colour; uint8 (3, H, W).
+def random_ink(pixels: Tensor) -> Tensor:
+    """Draw an image anew for one of two: a quarter in grey, a quarter in shades of one dark random colour; uint8 (3, H, W).
 
     So that drawings are known by their lines, whatever their colours. Draws from torch's generator, as torchvision does.
     """

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eve_vl.metrics import certainty
+from eve_vl.metrics import intervals
 
 
 def confusion(predicted: Sequence[str], true: Sequence[str], classes: Sequence[str]) -> np.ndarray:
@@ -43,9 +43,9 @@ def summary(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
         most = max(right, key=lambda name: len(right[name]))
         gains = np.concatenate([np.subtract(rows, name == most, dtype=float) for name, rows in right.items()]) / len(true)
         numbers |= {
-            "acc": certainty.over(certainty.share(sum(map(sum, right.values())), len(true)), "acc_majority", gains),
-            "balanced_acc": certainty.linear(balanced, np.concatenate(influences)),
-            "acc_majority": certainty.share(len(right[most]), len(true)),
+            "acc": intervals.over(intervals.share(sum(map(sum, right.values())), len(true)), "acc_majority", gains),
+            "balanced_acc": intervals.linear(balanced, np.concatenate(influences)),
+            "acc_majority": intervals.share(len(right[most]), len(true)),
         }
     return numbers
 
@@ -63,8 +63,8 @@ def by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, float]:
     """Return of each true class, by name: recall/NAME, the share of its rows that are labelled so; prior/NAME, its share of all
     rows, what a guesser gets who always names it. right_R: as of `summary`."""
     right = _by_class(right_R, true)
-    recall: dict[str, float] = {f"recall/{name}": certainty.share(sum(right[name]), len(right[name])) for name in sorted(right)}
-    return recall | {f"prior/{name}": certainty.share(len(right[name]), len(true)) for name in sorted(right)}
+    recall: dict[str, float] = {f"recall/{name}": intervals.share(sum(right[name]), len(right[name])) for name in sorted(right)}
+    return recall | {f"prior/{name}": intervals.share(len(right[name]), len(true)) for name in sorted(right)}
 
 
 def _by_class(right_R: Sequence[float], true: Sequence[str]) -> dict[str, list[float]]:
@@ -107,7 +107,7 @@ def ranking_summary(score_RC: np.ndarray, is_true_RC: np.ndarray) -> dict[str, f
     if len(there):
         values, influences = zip(*(average_precision(score_RC[:, c], is_true_RC[:, c]) for c in there), strict=True)
         share_R, influence_R = is_true_RC[:, there].mean(1), np.mean(influences, 0)
-        found = certainty.linear(value := math.fsum(values) / len(there), influence_R)
-        numbers["mean_ap"] = certainty.over(found, "mean_ap_chance", influence_R + (value - share_R) / len(share_R))
-        numbers["mean_ap_chance"] = certainty.mean(share_R)
+        found = intervals.linear(value := math.fsum(values) / len(there), influence_R)
+        numbers["mean_ap"] = intervals.over(found, "mean_ap_chance", influence_R + (value - share_R) / len(share_R))
+        numbers["mean_ap_chance"] = intervals.mean(share_R)
     return numbers

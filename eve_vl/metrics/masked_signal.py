@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.metrics import certainty
+from eve_vl.metrics import intervals
 
 
 class Sums:
@@ -69,7 +69,7 @@ class Sums:
         """Return the numbers.
 
         mlm_acc, mlm_acc_wrong_image: share of masked tokens guessed right, with the right and, of pairs, with another
-        picture.
+        image.
         mlm_acc_unigram: the same for always guessing the most frequent of these tokens. mlm_loss: cross-entropy in nats.
         mim_mse, mim_mse_wrong_caption: mean squared error of hidden patches, with the right and with another caption.
         mim_mse_mean_baseline, mim_mse_image_mean: the same for the mean of each patch's visible neighbours, and of all
@@ -79,12 +79,12 @@ class Sums:
         numbers: dict[str, float] = {}
         by_row = {name: found for name in self.rows if (found := self.by_row(name))}
         for name, found in by_row.items():
-            (sum_R, count_R), groups = np.array([*found.values()]).T, [*map(certainty.group_of, found)]
-            numbers[name] = certainty.ratio(sum_R, count_R, groups)
+            (sum_R, count_R), groups = np.array([*found.values()]).T, [*map(intervals.group_of, found)]
+            numbers[name] = intervals.ratio(sum_R, count_R, groups)
             for other in by_row:
                 if other.startswith(f"{name}_") and by_row[other].keys() == found.keys():
                     gain_R = sum_R - np.array([each[0] for each in by_row[other].values()])
-                    numbers[name] = certainty.over(numbers[name], other, gain_R / count_R.sum(), groups)
+                    numbers[name] = intervals.over(numbers[name], other, gain_R / count_R.sum(), groups)
         return numbers
 
 

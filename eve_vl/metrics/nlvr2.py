@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from eve_vl.metrics import certainty
+from eve_vl.metrics import intervals
 
 
 def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Sequence[str]) -> dict[str, float]:
@@ -22,8 +22,8 @@ def summary(predicted: Sequence[bool], labels: Sequence[bool | None], groups: Se
     found: dict[str, float] = {}
     if known:
         names, right = zip(*known, strict=True)
-        found["nlvr2_acc"] = certainty.mean(right, names if any(groups) else None)
+        found["nlvr2_acc"] = intervals.mean(right, names if any(groups) else None)
         if any(groups):
             broken = {group for group, is_right in known if not is_right}
-            found["nlvr2_consistency"] = certainty.mean([group not in broken for group in dict.fromkeys(names)])
+            found["nlvr2_consistency"] = intervals.mean([group not in broken for group in dict.fromkeys(names)])
     return found | {"num_pairs": len(labels), "num_unlabelled": len(labels) - len(known)}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from eve_vl.metrics import certainty
+from eve_vl.metrics import intervals
 from eve_vl.metrics.classification import average_precision
 
 MAIN = "pr_auc"
@@ -27,15 +27,15 @@ def summary(probabilities: Mapping[str, Sequence[float]], labels: Sequence[bool 
     numbers: dict[str, float] = {}
     if len(is_same_R):
         score_R = np.array(probabilities[MAIN])[known]
-        numbers["pair_acc"] = certainty.share(int(((score_R > 0.5) == is_same_R).sum()), len(is_same_R))
+        numbers["pair_acc"] = intervals.share(int(((score_R > 0.5) == is_same_R).sum()), len(is_same_R))
     if is_same_R.any() and not is_same_R.all():
         found = {name: average_precision(np.array(each)[known], is_same_R) for name, each in probabilities.items()}
         share = is_same_R.mean().item()
         found[f"{MAIN}_chance"] = share, (is_same_R - share) / len(is_same_R)
-        numbers |= {name: certainty.linear(value, influence_R) for name, (value, influence_R) in found.items()}
+        numbers |= {name: intervals.linear(value, influence_R) for name, (value, influence_R) in found.items()}
         value, influence_R = found[MAIN]
         for name, (other, of_other_R) in found.items():
             if name != MAIN:
                 gain_R = influence_R - of_other_R + (value - other) / len(is_same_R)
-                numbers[MAIN] = certainty.over(numbers[MAIN], name, gain_R)
+                numbers[MAIN] = intervals.over(numbers[MAIN], name, gain_R)
     return numbers | {"num_pairs": len(labels), "num_unlabelled": int((~known).sum())}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from eve_vl.metrics import certainty
-from eve_vl.metrics.certainty import Estimate
+from eve_vl.metrics import intervals
+from eve_vl.metrics.intervals import MeasuredValue
 
 MISSED = 2**62  # rank of a query none of whose matches was ranked
 NO_MATCH = -1  # rank of a query that has no match at all; recalls leave it out
@@ -299,19 +299,19 @@ def summary(
             torch.stack([each.hits(k)[is_asked_Q] for k in RECALLS], dim=1).numpy() for each in (of_way, before)
         )
         found |= {
-            f"{way}{k}": certainty.mean(hits_Q, images, is_share=True) for k, hits_Q in zip(RECALLS, hits_Qk.T, strict=True)
+            f"{way}{k}": intervals.mean(hits_Q, images, is_share=True) for k, hits_Q in zip(RECALLS, hits_Qk.T, strict=True)
         }
         influences.append((hits_Qk - hits_Qk.mean(0)).sum(1) / (6 * len(images)))
         gains.append((hits_Qk.sum(1) - before_Qk.sum(1)) / (6 * len(images)))
         groups += images
     total = sum(found.values())
-    r_mean = certainty.linear(total / 6, np.concatenate(influences), groups)
-    assert isinstance(r_mean, Estimate)
+    r_mean = intervals.linear(total / 6, np.concatenate(influences), groups)
+    assert isinstance(r_mean, MeasuredValue)
     num_without = sum(int((~each.is_asked_Q).sum()) for each in both)
     ends = {"low": 600 * r_mean.low, "high": 600 * r_mean.high}
-    rsum = Estimate(total * 100, **r_mean.certainty() | ends)  # pyright: ignore[reportArgumentType]
+    rsum = MeasuredValue(total * 100, **r_mean.certainty() | ends)  # pyright: ignore[reportArgumentType]
     if alone is not None:
-        certainty.over(r_mean, "r_mean_itc_only", np.concatenate(gains), groups)
+        intervals.over(r_mean, "r_mean_itc_only", np.concatenate(gains), groups)
     return found | {"r_mean": r_mean, "rsum": rsum, "num_queries_without_match": num_without}
 
 
@@ -333,4 +333,4 @@ def folds_1k(
         texts, text_M = old_text_M.unique(return_inverse=True)
         fold = Relevance.from_pairs(image_M, text_M, fold_size, len(texts))
         folds.append(numbers(torch.arange(start, start + fold_size), texts, fold))
-    return {name: certainty.average([fold[name] for fold in folds]) for name in folds[0]}
+    return {name: intervals.average([fold[name] for fold in folds]) for name in folds[0]}

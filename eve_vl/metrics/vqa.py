@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from eve_vl.metrics import certainty
+from eve_vl.metrics import intervals
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -111,7 +111,7 @@ def summary(
     predictions: Sequence[str],
     answers: Sequence[Sequence[str]],
     answer_types: Sequence[str],
-    pictures: Sequence[Hashable] | None = None,
+    images: Sequence[Hashable] | None = None,
     content_types: Sequence[str] = (),
     groups: Sequence[str] = (),
 ) -> dict[str, float]:
@@ -120,31 +120,29 @@ def summary(
     vqa_acc: mean accuracy in [0, 1]; vqa_acc/<type> for each answer type that is not "", as open and closed;
     vqa_acc_about/<type> for each content type. vqa_acc_pair: share of the groups of two questions, minimal pairs, of which both
     are answered right. num_questions: all of them. num_unanswered: those without answers (kept back), which are not scored. A
-    mean over no question is left out. pictures: what each is about; the questions about one picture are resampled together.
+    mean over no question is left out. images: what each is about; the questions about one image are resampled together.
     """
     scores: dict[str, list[tuple[float, Hashable]]] = {}
     pairs: dict[str, list[float]] = {}
     num = len(answers)
-    about = range(num) if pictures is None else pictures
+    about = range(num) if images is None else images
     types, groups = zip(answer_types, content_types or [""] * num, strict=True), groups or [""] * num
-    for prediction, given, (answer_type, content), picture, group in zip(
-        predictions, answers, types, about, groups, strict=True
-    ):
+    for prediction, given, (answer_type, content), image, group in zip(predictions, answers, types, about, groups, strict=True):
         if given:
-            score = accuracy_of(prediction, given), picture
+            score = accuracy_of(prediction, given), image
             of_types = [f"vqa_acc/{answer_type}"] * bool(answer_type) + [f"vqa_acc_about/{content}"] * bool(content)
             for name in ("vqa_acc", *of_types):
                 scores.setdefault(name, []).append(score)
             if group:
                 pairs.setdefault(group, []).append(score[0])
-    found: dict[str, float] = {name: certainty.mean(*zip(*scores[name], strict=True), is_share=True) for name in sorted(scores)}
+    found: dict[str, float] = {name: intervals.mean(*zip(*scores[name], strict=True), is_share=True) for name in sorted(scores)}
     both = [min(pair) == 1 for pair in pairs.values() if len(pair) == 2]
-    found |= {"vqa_acc_pair": certainty.share(sum(both), len(both))} if both else {}
+    found |= {"vqa_acc_pair": intervals.share(sum(both), len(both))} if both else {}
     return found | {"num_questions": num, "num_unanswered": sum(not given for given in answers)}
 
 
 def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
-    """Return, without the pictures, the most frequent training answer to the same question for each question.
+    """Return, without the images, the most frequent training answer to the same question for each question.
 
     train: question and answers of each training row. A question that training does not have gets the most frequent answer of
     all. Raises ValueError if training has no answers.
@@ -160,7 +158,7 @@ def blind_answers(train: Iterable[tuple[str, Sequence[str]]], questions: Sequenc
 
 
 def answers_by_words(train: Iterable[tuple[str, Sequence[str]]], questions: Sequence[str]) -> list[str]:
-    """Return, without the pictures, the likeliest answer to each question by its words, also to wordings that training lacks:
+    """Return, without the images, the likeliest answer to each question by its words, also to wordings that training lacks:
     naive Bayes over the words that a question has, with one added to each count, of which each answer's prior counts in full.
 
     train: question and answers of each training row; a row counts for its most frequent answer. Raises ValueError if training

@@ -1,4 +1,4 @@
-"""What every encoder is to the tasks: it embeds a picture or a text, and encodes one of them or both.
+"""What every encoder is to the tasks: it embeds an image or a text, and encodes one of them or both.
 
 Letters: B batch, H height, W width, K kept patches, T text tokens, N all tokens, D width.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eve_vl.config import InputConfig, ModelConfig
 from eve_vl.model.moe import RouterStats
-from eve_vl.model.rows import Tokens
+from eve_vl.model.packing import Tokens
 
 Reads = Literal["all", "cls", "pixels"] | int
 """How many states of a sequence are read: all, that of the [CLS], what pixels are rebuilt from, or so many of the text."""
@@ -20,7 +20,7 @@ Reads = Literal["all", "cls", "pixels"] | int
 
 @dataclass(kw_only=True, slots=True)
 class Encoded(Tokens):
-    """States after the final norm, in the order [picture; text]."""
+    """States after the final norm, in the order [image; text]."""
 
     routers: list[list[RouterStats]]
     """Per pass, what each block with experts did, first to last; empty lists where there are none."""
@@ -32,7 +32,7 @@ class Encoded(Tokens):
 
     @property
     def cls_BD(self) -> Tensor:
-        """State of the text's [CLS], of the picture's where there is no text."""
+        """State of the text's [CLS], of the image's where there is no text."""
         return self.x_BND[:, self.num_image if self.num_image < self.x_BND.shape[1] else 0]
 
     @property
@@ -45,7 +45,7 @@ class Encoded(Tokens):
 
 
 class Backbone(nn.Module):
-    """An encoder of pictures, of texts and, if it can, of pairs; a two-tower model or one with a CNN in front is one too.
+    """An encoder of images, of texts and, if it can, of pairs; a two-tower model or one with a CNN in front is one too.
 
     Heads read its states of width config.embed_dim. `image` and `text` do what can be done to one modality alone, once for
     all pairs that it takes part in; `encode` does the rest.
@@ -57,19 +57,19 @@ class Backbone(nn.Module):
     """Weight of the load-balancing loss, where there are experts."""
     results_depend_on_batch: bool = False
     """Whether a result depends on what else is in a pass, or on chance."""
-    leaves_unused: bool = False
+    find_unused_parameters: bool = False
     """Whether some of its parameters stay without a gradient, depending on what is read."""
     num_contrasts: int = 1
-    """How many states of a picture or of a text alone `alone` returns, each to be compared by a head of its own."""
+    """How many states of an image or of a text alone `alone` returns, each to be compared by a head of its own."""
     pixel_tokens: Literal["pair", "image"] = "pair"
-    """What hidden pixels are rebuilt from: states of picture and text, or those of the picture alone."""
+    """What hidden pixels are rebuilt from: states of image and text, or those of the image alone."""
     parts: ClassVar[Mapping[str, str]] = {"image": "image embedding", "text": "text embedding"}
     """What people call modules of it; the others are its blocks."""
     computes_all = False
     """In evaluation too, compute states that nobody reads: for those who look inside."""
 
     image: Callable[..., Tokens]
-    """`image(pixels_BCHW, keep_BK=None)` embeds pictures in [-1, 1]: all patches, or those at the positions keep_BK (int64)."""
+    """`image(pixels_BCHW, keep_BK=None)` embeds images in [-1, 1]: all patches, or those at the positions keep_BK (int64)."""
     text: Callable[..., Tokens]
     """`text(ids_BT, is_padding_BT, num_real=None)` embeds texts: int64 ids, and bool, which are padding, or None; `num_real` is
     how many are none, where that is known without asking a device."""
@@ -81,7 +81,7 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
-        """Return the states of pictures, of texts or of pairs.
+        """Return the states of images, of texts or of pairs.
 
         num_passes: equal parts of the batch that a backbone whose results depend on the rest of a pass takes one by one.
         """
@@ -99,7 +99,7 @@ class Backbone(nn.Module):
     def alone(
         self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
     ) -> tuple[list[Tensor], list[list[RouterStats]]]:
-        """Return the states (B, D), one per contrast, that a picture or a text alone is compared by, and the routers."""
+        """Return the states (B, D), one per contrast, that an image or a text alone is compared by, and the routers."""
         state_BD, routers = self.cls(image, text, final_norm=final_norm)
         return [state_BD], routers
 
@@ -124,8 +124,8 @@ class Backbone(nn.Module):
         """Names of the attention modules over whole pairs, first to last."""
 
     def looking(self, *, at_pair: bool) -> tuple[list[str], int]:
-        """Return the names of the attention modules in which texts look at pictures, first to last, and the row of a text's
-        [CLS]; without at_pair those of pictures alone, and the row of their own."""
+        """Return the names of the attention modules in which texts look at images, first to last, and the row of a text's
+        [CLS]; without at_pair those of images alone, and the row of their own."""
         return self.attention_names, 1 + self.sizes.num_patches if at_pair else 0
 
     @abstractmethod

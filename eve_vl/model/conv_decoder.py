@@ -1,4 +1,4 @@
-"""The decoder that paints a whole picture from the states of its patches by convolutions (MLIM).
+"""The decoder that paints a whole image from the states of its patches by convolutions (MLIM).
 
 Letters: B batch, P patches, D width of the encoder, X channels, H height, W width.
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 GROWING = (512, 256, 96, 48, 32, 16, 16)
 """Channels after each doubling of the sides; of fewer doublings the last ones."""
 REFINING = (32, 32, 3)
-"""Channels after each 3 × 3 convolution at the picture's own size."""
+"""Channels after each 3 × 3 convolution at the image's own size."""
 
 
 class ConvDecoder(nn.Sequential):
@@ -31,7 +31,7 @@ class ConvDecoder(nn.Sequential):
         return super().forward(input.mT.unflatten(2, (side, side)))
 
     def flops(self, num_patches: int) -> float:
-        """Return forward FLOPs for a picture."""
+        """Return forward FLOPs for an image."""
         total, places = 0.0, num_patches
         for layer in self:
             if isinstance(layer, nn.ConvTranspose2d):

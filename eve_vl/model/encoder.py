@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from eve_vl.config import EveModelConfig, FFNPolicy, InputConfig, ModelConfig
 from eve_vl.config.model import NORM_EPS
 from eve_vl.model.backbone import Backbone, Encoded, Reads
-from eve_vl.model.embed import ImageEmbed, TextEmbed, join, resized_positions
+from eve_vl.model.embeddings import ImageEmbed, TextEmbed, join, resized_positions
 from eve_vl.model.ffn import POLICIES
 from eve_vl.model.layers import Attention, drop_path, layer_norm
 from eve_vl.model.moe import RouterStats
+from eve_vl.model.packing import PackedTokens, ReadPositions, Tokens
 from eve_vl.model.relative import RelativePositions
-from eve_vl.model.rows import Read, Rows, Tokens
 
 TEMPERATURE = 0.07  # of the contrastive loss, at first
 
@@ -46,7 +46,7 @@ class Block(nn.Module):
         self.ffn = self.policy.build(config, sizes)
 
     def forward(
-        self, x_SD: Tensor, rows: Rows, read: Read | None = None, bias_BHNN: Tensor | None = None
+        self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None, bias_BHNN: Tensor | None = None
     ) -> tuple[Tensor, RouterStats | None]:
         """Return the rows after this block, (S, D), or those that are read alone, (M, D), and, from a `moe` block, the router's
         statistics, of all rows but where a [CLS] is read in evaluation. bias_BHNN: of attention."""
@@ -94,10 +94,10 @@ class Encoder(Backbone):
         self.first_with_pairs = with_pairs[0] if with_pairs else config.depth
         self.num_contrasts = 1 + bool(with_pairs)
         # The last block computes what is read alone, often of one modality: the other's network gets no gradient then.
-        self.leaves_unused = bool(with_pairs) or config.pooler or config.ffn_policies[-1] == "modality"
+        self.find_unused_parameters = bool(with_pairs) or config.pooler or config.ffn_policies[-1] == "modality"
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
-        """Return the states of pictures, of texts or of pairs; all parts of the batch go in one pass."""
+        """Return the states of images, of texts or of pairs; all parts of the batch go in one pass."""
         tokens = join(image, text)
         rows = self.rows(tokens)
         x_SD, routers = self.run_blocks(tokens, rows)
@@ -112,7 +112,7 @@ class Encoder(Backbone):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the state of the text's [CLS], else of the picture's, (B, D), of a pair as the pooler has it, if there is one,
+        """Return the state of the text's [CLS], else of the image's, (B, D), of a pair as the pooler has it, if there is one,
         and the routers."""
         tokens = join(image, text)
         rows = self.rows(tokens)
@@ -126,7 +126,7 @@ class Encoder(Backbone):
     def alone(
         self, image: Tokens | None, text: Tokens | None, final_norm: bool = True
     ) -> tuple[list[Tensor], list[list[RouterStats]]]:
-        """Return the [CLS] state (B, D) of a picture or of a text alone and, where pairs have networks of their own, that which
+        """Return the [CLS] state (B, D) of an image or of a text alone and, where pairs have networks of their own, that which
         these make of it in the top blocks (VLMo's two contrasts), and the routers."""
         if self.num_contrasts == 1:
             return super().alone(image, text, final_norm)
@@ -145,7 +145,9 @@ class Encoder(Backbone):
         x_MD, routers = self.run_blocks(tokens, rows, rows.of_texts(token_M))
         return self.norm(x_MD), [routers]
 
-    def run_blocks(self, tokens: Tokens, rows: Rows, read: Read | None = None) -> tuple[Tensor, list[RouterStats]]:
+    def run_blocks(
+        self, tokens: Tokens, rows: PackedTokens, read: ReadPositions | None = None
+    ) -> tuple[Tensor, list[RouterStats]]:
         """Return the states before the final norm of all rows, or of those that are read, and the statistics of `moe` blocks.
 
         The last block computes no more than what is read, but its router sees all that counts in the balance loss.
@@ -158,7 +160,11 @@ class Encoder(Backbone):
         return list(zip(self.blocks, biases, strict=True))
 
     def _run(
-        self, blocks: Iterable[tuple[nn.Module, tuple[Tensor, ...]]], x_SD: Tensor, rows: Rows, read: Read | None = None
+        self,
+        blocks: Iterable[tuple[nn.Module, tuple[Tensor, ...]]],
+        x_SD: Tensor,
+        rows: PackedTokens,
+        read: ReadPositions | None = None,
     ) -> tuple[Tensor, list[RouterStats]]:
         """Return what some blocks make of rows, and the statistics of `moe` blocks among them."""
         routers = []
@@ -169,12 +175,12 @@ class Encoder(Backbone):
                 routers.append(stats)
         return x_SD if read is None or not self.computes_all else x_SD.index_select(0, read.row_M), routers
 
-    def rows(self, tokens: Tokens) -> Rows:
+    def rows(self, tokens: Tokens) -> PackedTokens:
         """Return which tokens are computed."""
-        return Rows.of(tokens, self.config.num_heads)
+        return PackedTokens.of(tokens, self.config.num_heads)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Return the weights of another encoder with the positions of pictures resized to this one's patches; of relative ones
+        """Return the weights of another encoder with the positions of images resized to this one's patches; of relative ones
         those of texts too, if they are longer there."""
         if self.relative is not None:
             names = "relative.image_bias", "relative.text_bias"
@@ -192,7 +198,7 @@ class Encoder(Backbone):
         return [f"blocks.{number}.attn" for number in range(len(self.blocks))]
 
     def flops(self, num_image: int, num_text: int, reads: Reads = "all") -> float:
-        """Return forward FLOPs of a training pass over so many tokens of a picture, [CLS] included, and of a text."""
+        """Return forward FLOPs of a training pass over so many tokens of an image, [CLS] included, and of a text."""
         N = num_image + num_text
         *policies, last = self.config.ffn_policies
         num_read = N if reads in ("all", "pixels") else 1 if reads == "cls" else reads
@@ -227,7 +233,7 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
     | what | value |
     |---|---|
     | linear layers, experts, router, embeddings, [CLS], mask token | normal, std `init_std`, cut at 2 std |
-    | positions | normal, std `position_std`, cut at 2 std |
+    | positions | normal, std `pos_embed_init_std`, cut at 2 std |
     | convolutions | normal, std √(2 / fan-in), as ReLU wants (He et al. 2015) |
     | biases (q and v too) | 0; VQA and classification set that of the last layer of their heads afterwards |
     | normalisations | weight 1, bias 0 |
@@ -245,11 +251,11 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
             elif isinstance(submodule, nn.ConvTranspose2d) and name == "weight":  # here not overlapping: fan-in is its channels
                 nn.init.normal_(parameter, std=(2 / len(parameter)) ** 0.5)
             elif isinstance(submodule, Block) and name in ("scale1", "scale2"):
-                nn.init.constant_(parameter, config.layer_scale)
+                nn.init.constant_(parameter, config.layer_scale_init)
             elif name == "temperature":
                 nn.init.constant_(parameter, TEMPERATURE)
             elif "bias" in name:
                 nn.init.zeros_(parameter)
             else:
-                std = config.position_std if name == "positions" else config.init_std
+                std = config.pos_embed_init_std if name == "positions" else config.init_std
                 nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)

@@ -14,8 +14,8 @@ from eve_vl.config import EveModelConfig, InputConfig
 from eve_vl.config.model import Activation
 from eve_vl.model.layers import FeedForward, layer_norm
 from eve_vl.model.moe import MoE, RouterStats
-from eve_vl.model.moe_official import OfficialMoE
-from eve_vl.model.rows import Read, Rows
+from eve_vl.model.moe_reference import OfficialMoE
+from eve_vl.model.packing import PackedTokens, ReadPositions
 
 Copies = Literal["all", "text", "none"]
 Keys = dict[str, tuple[str, ...]]
@@ -32,7 +32,7 @@ class ModalityFeedForward(nn.Module):
         self.norm_image, self.image = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
         self.norm_text, self.text = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
 
-    def forward(self, x_SD: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x_SD: Tensor, rows: PackedTokens) -> Tensor:
         """(S, D) to (S, D)."""
         if rows.num_image == x_SD.shape[0]:
             return self.image(self.norm_image(x_SD))
@@ -44,13 +44,13 @@ class ModalityFeedForward(nn.Module):
 
 class PassFeedForward(ModalityFeedForward):
     """The hard router by the pass, as in VLMo's top blocks: one norm and network for all tokens of a pair, while those of a
-    picture or of a text alone have their modality's."""
+    image or of a text alone have their modality's."""
 
     def __init__(self, embed_dim: int, ffn_dim: int, activation: Activation = "quick_gelu"):
         super().__init__(embed_dim, ffn_dim, activation)
         self.norm_vl, self.vl = layer_norm(embed_dim), FeedForward(embed_dim, ffn_dim, activation)
 
-    def forward(self, x_SD: Tensor, rows: Rows) -> Tensor:
+    def forward(self, x_SD: Tensor, rows: PackedTokens) -> Tensor:
         """(S, D) to (S, D)."""
         return self.vl(self.norm_vl(x_SD)) if rows.is_pair else super().forward(x_SD, rows)
 
@@ -61,7 +61,7 @@ class Policy:
 
     build: Callable[[EveModelConfig, InputConfig | None], nn.Module]
     """Return the block's `ffn`; only the published routing asks for the sizes of inputs."""
-    run: Callable[[Any, Tensor, Rows, Read | None], tuple[Tensor, RouterStats | None]]
+    run: Callable[[Any, Tensor, PackedTokens, ReadPositions | None], tuple[Tensor, RouterStats | None]]
     """Return what a block's feed-forward part makes of rows (S, D), with a router of those that are read, and the router's
     statistics of all."""
     copied: Callable[[Copies], Mapping[str, str]]
@@ -80,9 +80,9 @@ class Policy:
 def _build_experts(config: EveModelConfig, sizes: InputConfig | None) -> nn.Module:
     dims = config.embed_dim, config.ffn_dim, config.num_experts
     more: dict[str, Any] = {"modality_routing": config.modality_routing, "activation": config.activation}
-    if config.routing == "stable" or sizes is None:
+    if config.routing == "dropless" or sizes is None:
         return MoE(*dims, config.top_k, **more)
-    return OfficialMoE(*dims, num_image=1 + sizes.num_patches, drops=config.routing == "official", **more)
+    return OfficialMoE(*dims, num_image=1 + sizes.num_patches, drops=config.routing == "reference", **more)
 
 
 def _published_modality(config: EveModelConfig, **more: str) -> Keys:

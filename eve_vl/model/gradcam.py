@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from eve_vl.model.exchange import Module, exchanged
 from eve_vl.model.layers import Attention, attention_weights
+from eve_vl.model.submodules import Module, exchanged
 
 
 def gradcam(module: Module, attention: str, score: Callable[[Module], Tensor]) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class MLPHead(nn.Sequential):
         nn.init.constant_(bias, -math.log(max(len(bias) - 1, 1)))
 
 
-class Standardize(nn.BatchNorm1d):
+class BatchNormNoAffine(nn.BatchNorm1d):
     """(B, D) to float32 (B, D) of mean 0 and variance 1: batch normalisation without weights, as in MAE's linear probes; each
     process by its own rows, in evaluation by running averages.
 
@@ -55,15 +55,15 @@ class Standardize(nn.BatchNorm1d):
         return super().forward(input.float())
 
 
-class MatchHead(nn.Linear):
+class ITMHead(nn.Linear):
     """A state of an image–text pair to logits (B, 2), class 1 = match; with `standardize`, of standardised states.
 
-    ranks: only a match has a logit, a score that tells one text of a picture from another; that of no match is 0.
+    ranks: only a match has a logit, a score that tells one text of an image from another; that of no match is 0.
     """
 
     def __init__(self, embed_dim: int, *, standardize: bool, ranks: bool = False):
         super().__init__(embed_dim, 1 if ranks else 2)
-        self.norm = Standardize(embed_dim) if standardize else nn.Identity()
+        self.norm = BatchNormNoAffine(embed_dim) if standardize else nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """(B, D) to (B, 2)."""
@@ -98,7 +98,7 @@ class PairedAttentionHead(nn.Module):
         return self.classify(torch.cat(pooled, dim=1))
 
 
-class CompareHead(nn.Module):
+class SiameseHead(nn.Module):
     """Two states, their distance and their product to two classes (InferSent, Conneau et al. 2017): whether the two say the
     same is there from the start, where a classifier of the states alone must first learn to compare.
 
@@ -107,7 +107,7 @@ class CompareHead(nn.Module):
 
     def __init__(self, embed_dim: int):
         super().__init__()
-        self.norm = Standardize(embed_dim)
+        self.norm = BatchNormNoAffine(embed_dim)
         self.classify = MLPHead(4 * embed_dim, 2 * embed_dim, 2)
 
     def forward(self, left_BD: Tensor, right_BD: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config.model import NORM_EPS, Activation
-from eve_vl.model.rows import Read, Rows
+from eve_vl.model.packing import PackedTokens, ReadPositions
 
 
 def layer_norm(dim: int, eps: float = NORM_EPS) -> nn.LayerNorm:
@@ -65,7 +65,9 @@ class Attention(nn.Module):
         """
         return self.join(self.attend(*self.split(x_BND, keys_BMD), attention_mask(is_padding_BM, bias_HNM)))
 
-    def among(self, x_SD: Tensor, rows: Rows, read: Read | None = None, bias_BHNN: Tensor | None = None) -> Tensor:
+    def among(
+        self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None, bias_BHNN: Tensor | None = None
+    ) -> Tensor:
         """Attend from each row, or from those that are read, to all real tokens of its sequence; (S, D) to (S, D) or (M, D).
 
         bias_BHNN: added to the scores; one for all samples is (1, H, N, N).
@@ -127,14 +129,14 @@ def attend(q_BHNd: Tensor, k_BHMd: Tensor, v_BHMd: Tensor, mask: Tensor | None) 
     return attention_weights(q_BHNd, k_BHMd, mask) @ v_BHMd
 
 
-def takes_lengths(qkv_SX: Tensor, rows: Rows, num_heads: int) -> bool:
+def takes_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> bool:
     """Whether `attend_by_lengths` can and should: there is padding, and a GPU with a kernel for it."""
     if rows.is_padding_BN is None or qkv_SX.device.type != "cuda" or qkv_SX.dtype not in (torch.bfloat16, torch.float16):
         return False
     return qkv_SX.shape[1] // 3 // num_heads % 8 == 0 and torch.cuda.get_device_capability(qkv_SX.device) >= (8, 0)
 
 
-def attend_by_lengths(qkv_SX: Tensor, rows: Rows, num_heads: int) -> Tensor:
+def attend_by_lengths(qkv_SX: Tensor, rows: PackedTokens, num_heads: int) -> Tensor:
     """Softmax attention of the rows of each sequence to each other, (S, D), by flash attention, which takes no mask but is told
     where sequences begin."""
     from torch.nn.attention.varlen import varlen_attn
@@ -173,7 +175,7 @@ class FeedForward(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-def drop_path(x_SD: Tensor, rows: Rows, rate: float, training: bool) -> Tensor:
+def drop_path(x_SD: Tensor, rows: PackedTokens, rate: float, training: bool) -> Tensor:
     """Drop the whole branch for a random share `rate` of the samples, scaling the rest (stochastic depth)."""
     if rate == 0 or not training:
         return x_SD

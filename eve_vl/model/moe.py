@@ -1,6 +1,6 @@
 """The modality-aware sparse mixture of experts: router → dispatch → experts → combine (paper, "Modality-Aware MoE").
 
-`stable` routing: every token reaches its top-k experts, none is dropped, padding is not counted, and what a token gets never
+`dropless` routing: every token reaches its top-k experts, none is dropped, padding is not counted, and what a token gets never
 depends on its neighbours in the batch. Statistics are returned, never stored.
 
 Letters: S rows of a batch, or those that are read, D width, F feed-forward width, E experts, K chosen experts, R = S·K routed
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from eve_vl.config.model import Activation
 from eve_vl.model.layers import ACTIVATIONS
-from eve_vl.model.rows import Read, Rows
+from eve_vl.model.packing import PackedTokens, ReadPositions
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,7 +63,7 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, embed_dim))
         self.modality_embed = nn.Parameter(torch.empty(2, embed_dim)) if modality_routing else None
 
-    def forward(self, x_SD: Tensor, rows: Rows) -> tuple[Tensor, Tensor, RouterStats]:
+    def forward(self, x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, Tensor, RouterStats]:
         """Return gates (S, K) renormalised over the K, experts (S, K) int64, and the statistics. At least float32."""
         with torch.autocast(x_SD.device.type, enabled=False):
             logits_SE = F.linear(x_SD.to(torch.promote_types(x_SD.dtype, torch.float32)), self.weight)
@@ -147,7 +147,7 @@ class MoE(nn.Module):
         experts = sum(parameter.numel() for parameter in self.experts.parameters())
         return experts - experts * self.router.top_k // len(self.router.weight)
 
-    def forward(self, x_SD: Tensor, rows: Rows, read: Read | None = None) -> tuple[Tensor, RouterStats]:
+    def forward(self, x_SD: Tensor, rows: PackedTokens, read: ReadPositions | None = None) -> tuple[Tensor, RouterStats]:
         """Return what the experts make of rows (S, D), or of those that are read, and the statistics of all."""
         gates_SK, experts_SK, stats = self.router(x_SD, rows)
         if read is not None:

@@ -1,6 +1,6 @@
 """The light decoder that rebuilds hidden patches from what the encoder saw (MAE §3).
 
-Letters: B batch, P patches of the picture, K kept patches, M hidden patches, T text tokens, D encoder width,
+Letters: B batch, P patches of the image, K kept patches, M hidden patches, T text tokens, D encoder width,
 d decoder width, X values in a patch.
 """
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import EveModelConfig
-from eve_vl.model.embed import join
+from eve_vl.model.embeddings import join
 from eve_vl.model.encoder import Block, block_flops
 from eve_vl.model.layers import layer_norm
-from eve_vl.model.rows import Rows, Tokens
+from eve_vl.model.packing import PackedTokens, Tokens
 
 
 class PixelDecoder(nn.Module):
-    """A few narrow blocks over [picture; one mask token per hidden patch; text], then the pixels of the hidden ones.
+    """A few narrow blocks over [image; one mask token per hidden patch; text], then the pixels of the hidden ones.
 
     Attention does not care about order, so hidden patches come after all kept ones and nothing has to be put back in place;
     fixed sine-cosine positions tell where each kept and each hidden patch lies.
@@ -49,7 +49,7 @@ class PixelDecoder(nn.Module):
         is_padding_BT = None if encoded.is_padding_BN is None else encoded.is_padding_BN[:, 1 + K :]
         image = Tokens(x_BND=image_BNd, num_image=1 + K + M)
         tokens = join(image, Tokens(x_BND=text_BTd, num_image=0, is_padding_BN=is_padding_BT, num_real=encoded.num_real))
-        rows = Rows.of(tokens, self.block.num_heads)
+        rows = PackedTokens.of(tokens, self.block.num_heads)
         hidden, x_Sd = rows.between(1 + K, 1 + K + M), rows.collect(tokens.x_BND)
         for block in self.blocks:
             x_Sd, _ = block(x_Sd, rows, hidden if block is self.blocks[-1] else None)

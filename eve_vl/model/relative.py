@@ -1,6 +1,6 @@
 """Relative positions: what attention adds to a score for where a key lies from a query, as in VLMo; between patches as in BEiT.
 
-Letters: B batch, K kept patches, T longest text, N all tokens, L blocks, H heads, X values per token pair, R rows of pictures,
+Letters: B batch, K kept patches, T longest text, N all tokens, L blocks, H heads, X values per token pair, R rows of images,
 S source places, M places to fill.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eve_vl.config import EveModelConfig, InputConfig
-from eve_vl.model.rows import Tokens
+from eve_vl.model.packing import Tokens
 
 SLOWEST, FASTEST = 1.01, 1.5
 """How much wider each step of the grid that a smaller one is laid out on may be than the one before (BEiT)."""
@@ -24,8 +24,8 @@ class RelativePositions(nn.Module):
     | row | from query to key |
     |---|---|
     | 0 … R - 4 | patch to patch: (Δrow + g - 1) · (2g - 1) + Δcolumn + g - 1, Δ = query - key |
-    | R - 3, R - 2, R - 1 | picture's [CLS] to patch, patch to [CLS], [CLS] to itself; R = (2g - 1)² + 3 |
-    | R, R + 1 | text to picture, picture to text |
+    | R - 3, R - 2, R - 1 | image's [CLS] to patch, patch to [CLS], [CLS] to itself; R = (2g - 1)² + 3 |
+    | R, R + 1 | text to image, image to text |
     | R + 2 … R + 2T - 2 | word to word: key - query + T - 2 |
     | R + 2T - 1, R + 2T, R + 2T + 1 | text's [CLS] to word, word to [CLS], [CLS] to itself |
 
@@ -53,7 +53,7 @@ class RelativePositions(nn.Module):
         image_BNN = text_BNN = None
         if n:
             patch_BK = torch.arange(n - 1, device=device)[None] if tokens.patch_BK is None else tokens.patch_BK
-            assert tokens.patch_BK is not None or n - 1 == self.side**2, "pictures are of input.image_size"
+            assert tokens.patch_BK is not None or n - 1 == self.side**2, "images are of input.image_size"
             row_BK = patch_BK // self.side
             down, right = _between(row_BK), _between(patch_BK - row_BK * self.side)
             near = (down + self.side - 1) * (2 * self.side - 1) + right + self.side - 1
@@ -63,7 +63,7 @@ class RelativePositions(nn.Module):
             text_BNN = _with_cls(R + T - _between(word_1T), R + 2 * T - 1)
         if image_BNN is None or text_BNN is None:
             found = text_BNN if image_BNN is None else image_BNN
-            assert found is not None, "a picture, a text or both"
+            assert found is not None, "an image, a text or both"
             return found
         to_text = F.pad(image_BNN, (0, num_words), value=R + 1)
         to_image = F.pad(text_BNN, (n, 0), value=R)

@@ -1,7 +1,7 @@
-"""Two towers, one for pictures and one for texts, and layers of co-attention that join them: M3AE (Chen et al. 2022, MICCAI);
+"""Two towers, one for images and one for texts, and layers of co-attention that join them: M3AE (Chen et al. 2022, MICCAI);
 without any such layer the two towers of MedFLIP.
 
-Letters: B batch, P tokens of the picture, T text tokens, N tokens of a modality, M those of the other, D width.
+Letters: B batch, P tokens of the image, T text tokens, N tokens of a modality, M those of the other, D width.
 """
 
 from collections.abc import Mapping
@@ -10,20 +10,20 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from eve_vl.config import InputConfig, TowersModelConfig
-from eve_vl.errors import UserError
+from eve_vl.config import DualEncoderConfig, InputConfig
 from eve_vl.model.backbone import Backbone, Encoded, Reads
-from eve_vl.model.embed import ImageEmbed, TextEmbed, join, resized_positions
+from eve_vl.model.embeddings import ImageEmbed, TextEmbed, join, resized_positions
 from eve_vl.model.encoder import Block, block_flops
 from eve_vl.model.layers import Attention, FeedForward, layer_norm
 from eve_vl.model.moe import RouterStats
-from eve_vl.model.rows import Rows, Tokens
+from eve_vl.model.packing import PackedTokens, Tokens
+from eve_vl.utils.errors import UserError
 
 
 class PostNormBlock(nn.Module):
     """RoBERTa's: each branch is added and normalised after that."""
 
-    def __init__(self, config: TowersModelConfig):
+    def __init__(self, config: DualEncoderConfig):
         super().__init__()
         D, eps = config.embed_dim, config.tower_norm_eps
         self.attn = Attention(D, config.num_heads)
@@ -31,7 +31,7 @@ class PostNormBlock(nn.Module):
         self.norm1, self.norm2 = layer_norm(D, eps), layer_norm(D, eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_SD: Tensor, rows: Rows) -> tuple[Tensor, None]:
+    def forward(self, x_SD: Tensor, rows: PackedTokens) -> tuple[Tensor, None]:
         """Return the rows after this block, (S, D), and no router's statistics."""
         x_SD = self.norm1(x_SD + self.dropout(self.attn.among(x_SD, rows)))
         return self.norm2(x_SD + self.dropout(self.ffn(x_SD))), None
@@ -40,7 +40,7 @@ class PostNormBlock(nn.Module):
 class Tower(nn.Module):
     """A modality's embedding and blocks. Its states come without the tower's norm: `Towers` applies it where they are read."""
 
-    def __init__(self, embed: ImageEmbed | TextEmbed, config: TowersModelConfig, depth: int):
+    def __init__(self, embed: ImageEmbed | TextEmbed, config: DualEncoderConfig, depth: int):
         super().__init__()
         D, eps, is_image = config.embed_dim, config.tower_norm_eps, isinstance(embed, ImageEmbed)
         is_post_norm = config.towers == "clip_roberta" and not is_image  # then the last block ends in a norm
@@ -55,7 +55,7 @@ class Tower(nn.Module):
     def forward(self, *inputs: Any, **more: Any) -> Tokens:
         """Return the states of what the embedding takes."""
         tokens = self.embed(*inputs, **more)
-        rows = Rows.of(tokens, self.num_heads)
+        rows = PackedTokens.of(tokens, self.num_heads)
         x_SD = self.norm_pre(rows.collect(tokens.x_BND))
         for block in self.blocks:
             x_SD, _ = block(x_SD, rows)
@@ -71,7 +71,7 @@ class CoAttention(nn.Module):
     """A modality's share of a layer: it attends to itself, then to the other, then goes through a feed-forward network; each
     branch is added and normalised after that (post-norm)."""
 
-    def __init__(self, config: TowersModelConfig):
+    def __init__(self, config: DualEncoderConfig):
         super().__init__()
         D, eps = config.embed_dim, config.text_norm_eps
         self.attn, self.cross = Attention(D, config.num_heads), Attention(D, config.num_heads)
@@ -98,14 +98,14 @@ class CoAttention(nn.Module):
 class FusionBlock(nn.Module):
     """A layer of both modalities, each of which attends to what the other was before it."""
 
-    def __init__(self, config: TowersModelConfig):
+    def __init__(self, config: DualEncoderConfig):
         super().__init__()
         self.image, self.text = CoAttention(config), CoAttention(config)
 
     def forward(
         self, image_BPD: Tensor, text_BTD: Tensor, is_padding_BT: Tensor | None, reads: Literal["all", "cls", "text"] = "all"
     ) -> tuple[Tensor, Tensor]:
-        """Return the states of pictures and texts after this layer; of what is not read, none or those before it."""
+        """Return the states of images and texts after this layer; of what is not read, none or those before it."""
         num_read = 1 if reads == "cls" else None
         after_BTD = self.text(text_BTD, is_padding_BT, image_BPD, None, num_read)
         if reads == "text":
@@ -117,7 +117,7 @@ class Fusion(nn.Module):
     """What joins the towers: a projection of each one's states, whose bias is the modality's type embedding, layers of
     co-attention, and a pooler of each one's [CLS]."""
 
-    def __init__(self, config: TowersModelConfig):
+    def __init__(self, config: DualEncoderConfig):
         super().__init__()
         D = config.embed_dim
         self.image_proj, self.text_proj = nn.Linear(D, D), nn.Linear(D, D)
@@ -125,16 +125,16 @@ class Fusion(nn.Module):
         self.image_pooler, self.text_pooler = nn.Linear(D, D), nn.Linear(D, D)
 
 
-class Towers(Backbone):
+class DualEncoder(Backbone):
     """Two towers and, if fusion_depth is above 0, co-attention. `image` and `text` do a tower's work, once for all pairs."""
 
-    leaves_unused = True
+    find_unused_parameters = True
     pixel_tokens = "image"
     parts: ClassVar[Mapping[str, str]] = {"image": "image tower", "text": "text tower", "fusion": "co-attention"}
 
-    def __init__(self, config: TowersModelConfig, sizes: InputConfig, vocab_size: int):
+    def __init__(self, config: DualEncoderConfig, sizes: InputConfig, vocab_size: int):
         super().__init__()
-        self.config: TowersModelConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.config: DualEncoderConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.sizes = sizes
         D, order = config.embed_dim, {"positions_first": config.towers == "clip_roberta"}
         image = ImageEmbed(D, sizes, config.stem)
@@ -146,17 +146,17 @@ class Towers(Backbone):
 
     @property
     def pair_dim(self) -> int:
-        """The pooled states of text and picture, side by side."""
+        """The pooled states of text and image, side by side."""
         return 2 * self.config.embed_dim
 
     def encode(self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1) -> Encoded:
-        """Return the states of pictures or texts after their tower, of pairs after co-attention."""
+        """Return the states of images or texts after their tower, of pairs after co-attention."""
         if image is None or text is None:
             return self._encoded(self._alone(image, text))
         return self._encoded(join(*self._fused(image, text)))
 
     def for_pixels(self, image: Tokens, text: Tokens | None) -> Encoded:
-        """Return the states of pictures, of pairs after pixel_layer layers of co-attention."""
+        """Return the states of images, of pairs after pixel_layer layers of co-attention."""
         if text is None or not self.config.fusion_depth:
             return self._encoded(self._alone(image, None))
         return self._encoded(self._fused(image, text, stop=self.config.pixel_layer)[0])
@@ -164,7 +164,7 @@ class Towers(Backbone):
     def cls(
         self, image: Tokens | None, text: Tokens | None, *, num_passes: int = 1, final_norm: bool = True
     ) -> tuple[Tensor, list[list[RouterStats]]]:
-        """Return the state of a picture's or a text's [CLS] (B, D), of pairs the pooled ones of text and picture (B, 2·D), and
+        """Return the state of an image's or a text's [CLS] (B, D), of pairs the pooled ones of text and image (B, 2·D), and
         no routers."""
         if image is None or text is None:
             return self._alone(image, text, final_norm=final_norm).x_BND[:, 0], [[]]
@@ -187,15 +187,15 @@ class Towers(Backbone):
         )
 
     def _alone(self, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True) -> Tokens:
-        """Return the states of pictures or of texts, after the tower's norm."""
+        """Return the states of images or of texts, after the tower's norm."""
         tokens, tower = (text, self.text) if image is None else (image, self.image)
-        assert tokens is not None, "a picture, a text or both"
+        assert tokens is not None, "an image, a text or both"
         return _with_states(tokens, tower.norm(tokens.x_BND) if final_norm else tokens.x_BND)
 
     def _fused(
         self, image: Tokens, text: Tokens, reads: Literal["all", "cls", "text"] = "all", stop: int | None = None
     ) -> tuple[Tokens, Tokens]:
-        """Return the states of the pictures and the texts of pairs after the first `stop` layers of co-attention, by default
+        """Return the states of the images and the texts of pairs after the first `stop` layers of co-attention, by default
         all; after the last one, what is read of them."""
         if not self.config.fusion_depth:
             raise UserError("these towers give a pair no states of its own (model.fusion_depth is 0); give one of the two")
@@ -208,16 +208,16 @@ class Towers(Backbone):
         return _with_states(image, image_BPD), _with_states(text, text_BTD)
 
     def resized(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str | None]:
-        """Return the weights of others with the positions of pictures resized to this one's patches."""
+        """Return the weights of others with the positions of images resized to this one's patches."""
         return resized_positions(tensors, "image.embed.positions", self.sizes.num_patches)
 
     @property
     def attention_names(self) -> list[str]:
-        """Names of the attention modules by which texts look at pictures, first layer to last."""
+        """Names of the attention modules by which texts look at images, first layer to last."""
         return [f"fusion.blocks.{number}.text.cross" for number in range(self.config.fusion_depth)]
 
     def looking(self, *, at_pair: bool) -> tuple[list[str], int]:
-        """Return the attention of texts to pictures, whose first row is a text's [CLS], or that within pictures."""
+        """Return the attention of texts to images, whose first row is a text's [CLS], or that within images."""
         alone = [f"image.blocks.{number}.attn" for number in range(self.config.image_depth)]
         return (self.attention_names if at_pair else alone), 0
 
@@ -243,7 +243,7 @@ class Towers(Backbone):
         return embed + blocks + config.text_depth * block_flops(num_text, block, "shared")
 
     def _layer_flops(self, num_image: int, num_text: int, *num_read: int) -> float:
-        """Return forward FLOPs of a layer of co-attention; num_read: of pictures and of texts, by default all."""
+        """Return forward FLOPs of a layer of co-attention; num_read: of images and of texts, by default all."""
         D, F = self.config.embed_dim, self.config.block.ffn_dim
         total = 0.0
         for own, other, read in zip(

@@ -14,10 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from eve_vl.config import Config, config_from_dict
-from eve_vl.config.code import installed, load_file, load_installed, origins
-from eve_vl.errors import UserError, nearest
-from eve_vl.foreign import expand_user, read_json
+from eve_vl.config.plugins import installed, load_file, load_installed, origins
 from eve_vl.recipes import finetune, m3ae, medflip, mlim, pretrain, vlmo
+from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.safe_io import expand_user, read_json
 
 EITHER = "pretrain or finetune"
 # fine-tuning is given the config of the run to start from

@@ -20,10 +20,10 @@ OWN = DataConfig(train=("train.json",), val=("val.json",), num_workers=8)
 SCENES = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
 MUON: dict[str, Any] = {"optimizer": "muon", "lr": 6e-4}
 """Learns questions in half the steps (LOG.md)."""
-CONTRAST_ALONE = RetrievalConfig(itm_weight=0.0, rerank=0, pooling="mean", merge_captions=True)
+CONTRAST_ALONE = RetrievalConfig(itm_weight=0.0, rerank=0, pooling="mean", dedup_captions=True)
 """What search learns soonest by (LOG.md)."""
-FAST_ANSWERS: dict[str, Any] = MUON | {"batch_size": 64, "lr": 1e-3, "new_lr_multiplier": 3.0}
-FAST_CONTRAST: dict[str, Any] = MUON | {"batch_size": 128, "lr": 1e-3, "new_lr_multiplier": 1.0}
+FAST_ANSWERS: dict[str, Any] = MUON | {"batch_size": 64, "lr": 1e-3, "head_lr_multiplier": 3.0}
+FAST_CONTRAST: dict[str, Any] = MUON | {"batch_size": 128, "lr": 1e-3, "head_lr_multiplier": 1.0}
 
 
 def vqa(init: Config) -> Config:
@@ -40,7 +40,7 @@ def nlvr2(init: Config) -> Config:
     eve finetune nlvr2 --init runs/base --data.train train.json --data.val dev.json
     """
     config = _paper(init, "nlvr2", NLVR2Config(head="paired"), 384, "rand", steps=6750, batch_size=128, lr=3.5e-5)
-    return replace(config, train=replace(config.train, new_lr_multiplier=15, warmup=0.2, schedule="cosine", clip_norm=3.0))
+    return replace(config, train=replace(config.train, head_lr_multiplier=15, warmup=0.2, schedule="cosine", clip_norm=3.0))
 
 
 def retrieval(init: Config) -> Config:
@@ -52,7 +52,7 @@ def retrieval(init: Config) -> Config:
 
 
 def classification(init: Config) -> Config:
-    """Pictures, texts or both to labels, at the size of the run to start from: 10,000 steps of batch 128.
+    """Images, texts or both to labels, at the size of the run to start from: 10,000 steps of batch 128.
 
     eve finetune classification --init runs/base --data.train FOLDER-PER-CLASS --data.val held-out
     """
@@ -87,12 +87,12 @@ def demo_retrieval(init: Config) -> Config:
 def demo_classification(init: Config) -> Config:
     """Which kinds of shapes are in a built-in scene, several at once; mean AP 1.000, by chance 0.245; time not measured.
 
-    Measured on `scenes:val`, from `scenes --train.steps 2000`. It takes any labelled pictures by --data.train and, where each
-    has one label, --task.no-several.
+    Measured on `scenes:val`, from `scenes --train.steps 2000`. It takes any labelled images by --data.train and, where each
+    has one label, --task.no-multilabel.
 
     eve finetune demo_classification --init runs/demo/pretrain
     """
-    return _scenes(init, "demo_classification", ClassificationConfig(several=True), steps=300, validations=2)
+    return _scenes(init, "demo_classification", ClassificationConfig(multilabel=True), steps=300, validations=2)
 
 
 def scenes_vqa(init: Config) -> Config:
@@ -147,17 +147,19 @@ def icons_search(init: Config) -> Config:
 
     eve finetune icons_search --init runs/icons --data.train icons/train.parquet --data.val icons/val.parquet
     """
-    data = replace(SCENES, train=("icons/train.parquet",), val=("icons/val.parquet",), augment="recolor", val_samples=1500)
+    data = replace(SCENES, train=("icons/train.parquet",), val=("icons/val.parquet",), augment="random_ink", val_samples=1500)
     return _scenes(init, "icons_search", CONTRAST_ALONE, data, steps=3600, validations=4, weight_decay=0.05, **FAST_CONTRAST)
 
 
-def icons_long(init: Config) -> Config:
+def icons_search_long(init: Config) -> Config:
     """The same with 12,000 steps, 3.3 times as many; not measured.
 
-    eve finetune icons_long --init runs/icons --data.train icons/train.parquet --data.val icons/val.parquet
+    eve finetune icons_search_long --init runs/icons --data.train icons/train.parquet --data.val icons/val.parquet
     """
     config = icons_search(init)
-    return replace(config, recipe="icons_long", out=Path("runs/icons_long"), train=replace(config.train, steps=12_000))
+    return replace(
+        config, recipe="icons_search_long", out=Path("runs/icons_search_long"), train=replace(config.train, steps=12_000)
+    )
 
 
 def _downstream(init: Config, recipe: str, task: TaskConfig, data: DataConfig = OWN, **train: Any) -> Config:
@@ -176,10 +178,10 @@ def _downstream(init: Config, recipe: str, task: TaskConfig, data: DataConfig = 
 
 
 def _paper(init: Config, recipe: str, task: TaskConfig, image_size: int = 0, augment: Any = "none", **train: Any) -> Config:
-    """Return a run at the paper's scale, on pictures of image_size or the nearest size that the run's patches divide; 0, or
+    """Return a run at the paper's scale, on images of image_size or the nearest size that the run's patches divide; 0, or
     a small model: of its own."""
     own, patch = init.input.image_size, init.input.patch_size
-    train = {"new_lr_multiplier": 10, "warmup": 0.1, "schedule": "linear"} | train
+    train = {"head_lr_multiplier": 10, "warmup": 0.1, "schedule": "linear"} | train
     config = _downstream(init, recipe, task, replace(OWN, augment=augment), **train)
     size = max(round(image_size / patch) * patch, own) if own >= 224 else own
     return replace(config, input=replace(init.input, image_size=size))
@@ -190,7 +192,7 @@ def _scenes(
 ) -> Config:
     """Return a run at the scale of the built-in data. New parameters learn ten times as fast: at one rate for all, the
     encoder forgets before the head has learnt what to ask it for (LOG.md)."""
-    usual = {"steps": steps, "batch_size": 32, "lr": 3e-4, "new_lr_multiplier": 10, "warmup": 0.1, "log_every": 50}
+    usual = {"steps": steps, "batch_size": 32, "lr": 3e-4, "head_lr_multiplier": 10, "warmup": 0.1, "log_every": 50}
     usual |= dict.fromkeys(("val_every", "save_every"), max(steps // validations, 1))
     return _downstream(init, recipe, task, data, **usual | train)
 
@@ -198,5 +200,5 @@ def _scenes(
 def _search(*, rerank: int, captions_per_image: int = 0) -> RetrievalConfig:
     """Return a search among data whose captions recur, by a model that has little time to learn to match."""
     return RetrievalConfig(
-        rerank=rerank, rerank_by="sum", captions_per_image=captions_per_image, merge_captions=True, standardize_match=True
+        rerank=rerank, rerank_by="sum", captions_per_image=captions_per_image, dedup_captions=True, itm_batchnorm=True
     )

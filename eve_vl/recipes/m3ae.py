@@ -10,11 +10,11 @@ from eve_vl.config import (
     Config,
     ContrastMatchConfig,
     DataConfig,
+    DualEncoderConfig,
     InputConfig,
     RetrievalConfig,
     TaskConfig,
     TokenizerConfig,
-    TowersModelConfig,
     TrainConfig,
     VQAConfig,
 )
@@ -31,10 +31,10 @@ TASK = ContrastMatchConfig(
     itm_negatives="random_half",
     image_mask_ratio=0.75,
     text_mask_ratio=0.15,
-    text_shown_share=0.2,
-    text_shown_from="vocabulary",
+    mask_replace_prob=0.2,
+    mask_replace_source="vocabulary",
 )
-SMALL_TOWERS = TowersModelConfig(
+SMALL_TOWERS = DualEncoderConfig(
     embed_dim=96,
     image_depth=2,
     text_depth=2,
@@ -42,7 +42,7 @@ SMALL_TOWERS = TowersModelConfig(
     pixel_layer=1,
     num_heads=3,
     mlp_ratio=2.0,
-    position_std=0.3,
+    pos_embed_init_std=0.3,
     **SMALL,
 )
 RANKING = RetrievalConfig(itc_weight=0.0, rerank=0, itm_loss="ranking")
@@ -59,7 +59,7 @@ def m3ae_base() -> Config:
         recipe="m3ae_base",
         out=Path("runs/m3ae_base"),
         input=InputConfig(image_size=288, text_length=64),
-        model=TowersModelConfig(image_depth=11, layer_scale=1.0),
+        model=DualEncoderConfig(image_depth=11, layer_scale_init=1.0),
         task=TASK,
         data=DataConfig(
             train=("roco#train", "medicat#train"), val=("roco#val",), crop_scale=(1.0, 1.0), flip=False, num_workers=8
@@ -80,7 +80,7 @@ def m3ae_base() -> Config:
 
 
 def m3ae_tiny() -> Config:
-    """M3AE on phantoms: three minutes on one core; token accuracy 0.43 with any picture; matching 0.61 and 0.51 from two seeds.
+    """M3AE on phantoms: three minutes on one core; token accuracy 0.43 with any image; matching 0.61 and 0.51 from two seeds.
 
     eve pretrain m3ae_tiny
     """
@@ -99,7 +99,7 @@ def m3ae_tiny() -> Config:
 
 
 def m3ae_vqa(init: Config) -> Config:
-    """Questions about medical pictures: 384 pixels, 50 epochs of batch 64, as for VQA-RAD; SLAKE: 15 epochs of batch 32.
+    """Questions about medical images: 384 pixels, 50 epochs of batch 64, as for VQA-RAD; SLAKE: 15 epochs of batch 32.
 
     eve finetune m3ae_vqa --init runs/m3ae_base --data.train vqa-rad#train --data.val held-out
     """
@@ -112,11 +112,11 @@ def m3ae_classification(init: Config) -> Config:
 
     eve finetune m3ae_classification --init runs/m3ae_base --data.train melinda#train --data.val melinda#val
     """
-    return _medical(init, "m3ae_classification", ClassificationConfig(reads="both"), heads=10, steps=5400, batch_size=16)
+    return _medical(init, "m3ae_classification", ClassificationConfig(inputs="both"), heads=10, steps=5400, batch_size=16)
 
 
 def m3ae_retrieval(init: Config) -> Config:
-    """Pictures and captions of ROCO: 384 pixels, 10 epochs of batch 256.
+    """Images and captions of ROCO: 384 pixels, 10 epochs of batch 256.
 
     eve finetune m3ae_retrieval --init runs/m3ae_base --data.train roco#train --data.val roco#val
     """
@@ -126,7 +126,7 @@ def m3ae_retrieval(init: Config) -> Config:
 
 
 def m3ae_tiny_vqa(init: Config) -> Config:
-    """Questions about phantoms: three minutes on one core; accuracy 0.66, 0.45 with noise for pictures.
+    """Questions about phantoms: three minutes on one core; accuracy 0.66, 0.45 with noise for images.
 
     eve finetune m3ae_tiny_vqa --init runs/m3ae_tiny
     """
@@ -134,11 +134,11 @@ def m3ae_tiny_vqa(init: Config) -> Config:
 
 
 def m3ae_tiny_classification(init: Config) -> Config:
-    """Findings of a phantom, several at once, from picture and report: a minute on one core; mean AP 0.998, 0.97 with noise.
+    """Findings of a phantom, several at once, from image and report: a minute on one core; mean AP 0.998, 0.97 with noise.
 
     eve finetune m3ae_tiny_classification --init runs/m3ae_tiny
     """
-    return _phantoms(init, "m3ae_tiny_classification", ClassificationConfig(reads="both", several=True))
+    return _phantoms(init, "m3ae_tiny_classification", ClassificationConfig(inputs="both", multilabel=True))
 
 
 def m3ae_tiny_retrieval(init: Config) -> Config:
@@ -146,19 +146,19 @@ def m3ae_tiny_retrieval(init: Config) -> Config:
 
     eve finetune m3ae_tiny_retrieval --init runs/m3ae_tiny
     """
-    config = _phantoms(init, "m3ae_tiny_retrieval", replace(RANKING, merge_captions=True), batch_size=16, steps=300)
+    config = _phantoms(init, "m3ae_tiny_retrieval", replace(RANKING, dedup_captions=True), batch_size=16, steps=300)
     return replace(config, data=replace(PHANTOMS, val_samples=100))
 
 
 def _medical(init: Config, recipe: str, task: TaskConfig, *, heads: float, **train: Any) -> Config:
-    """Return a run on pictures of the published size, of a small model on those of its own; the towers learn slowest. Texts
+    """Return a run on images of the published size, of a small model on those of its own; the towers learn slowest. Texts
     keep the length that the towers have positions for."""
     data = replace(OWN, crop_scale=(0.9, 1.0), flip=False)
-    train |= {"lr": 5e-6, "lr_multipliers": FUSION, "new_lr_multiplier": heads, "warmup": 0.1, "schedule": "linear"}
+    train |= {"lr": 5e-6, "lr_multipliers": FUSION, "head_lr_multiplier": heads, "warmup": 0.1, "schedule": "linear"}
     config = _downstream(init, recipe, task, data, **train)
     return replace(config, input=replace(init.input, image_size=384)) if init.input.image_size >= 224 else config
 
 
 def _phantoms(init: Config, recipe: str, task: TaskConfig, **train: Any) -> Config:
-    train = {"steps": 400, "batch_size": 32, "optimizer": "muon", "lr": 6e-4, "new_lr_multiplier": 10, "warmup": 0.1} | train
+    train = {"steps": 400, "batch_size": 32, "optimizer": "muon", "lr": 6e-4, "head_lr_multiplier": 10, "warmup": 0.1} | train
     return _downstream(init, recipe, task, PHANTOMS, **train, log_every=50, val_every=200, save_every=200)

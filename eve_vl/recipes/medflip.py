@@ -1,17 +1,9 @@
-"""MedFLIP (arXiv 2403.04626): two towers and their contrast alone, from pictures half of whose patches are dropped."""
+"""MedFLIP (arXiv 2403.04626): two towers and their contrast alone, from images half of whose patches are dropped."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from eve_vl.config import (
-    Config,
-    ContrastMatchConfig,
-    DataConfig,
-    InputConfig,
-    TokenizerConfig,
-    TowersModelConfig,
-    TrainConfig,
-)
+from eve_vl.config import Config, ContrastMatchConfig, DataConfig, DualEncoderConfig, InputConfig, TokenizerConfig, TrainConfig
 from eve_vl.recipes.m3ae import PHANTOMS, SMALL_TOWERS
 
 
@@ -24,12 +16,12 @@ def medflip_base() -> Config:
         recipe="medflip_base",
         out=Path("runs/medflip_base"),
         input=InputConfig(text_length=77),
-        model=TowersModelConfig(fusion_depth=0, pixel_layer=0, layer_scale=1.0),
+        model=DualEncoderConfig(fusion_depth=0, pixel_layer=0, layer_scale_init=1.0),
         task=ContrastMatchConfig(
             mlm_weight=0.0,
             itm_weight=0.0,
             projection_dim=512,
-            itc_masks_image=True,
+            itc_masked_image=True,
             image_mask_ratio=0.5,
             itc_targets="same_text",
             svd_form="sigma1",

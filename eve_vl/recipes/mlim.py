@@ -1,17 +1,8 @@
-"""MLIM (arXiv 2109.12178): masked texts and pictures in one pass, and pairs of items, which it was made for."""
+"""MLIM (arXiv 2109.12178): masked texts and images in one pass, and pairs of items, which it was made for."""
 
 from pathlib import Path
 
-from eve_vl.config import (
-    Config,
-    DataConfig,
-    EveModelConfig,
-    InputConfig,
-    MlimConfig,
-    PairConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
+from eve_vl.config import Config, DataConfig, EveModelConfig, InputConfig, MlimConfig, PairConfig, TokenizerConfig, TrainConfig
 from eve_vl.recipes.finetune import _downstream
 from eve_vl.recipes.pretrain import SMALL
 
@@ -26,7 +17,7 @@ def mlim_large() -> Config:
         out=Path("runs/mlim_large"),
         input=InputConfig(image_size=384, patch_size=128, text_length=64),
         model=EveModelConfig(
-            stem="blocks",
+            stem="patch_conv",
             embed_dim=1024,
             depth=24,
             num_heads=16,
@@ -43,7 +34,7 @@ def mlim_large() -> Config:
 
 
 def mlim_tiny() -> Config:
-    """MLIM on built-in scenes: four minutes on one core; token accuracy 0.840, 0.507 with a wrong picture.
+    """MLIM on built-in scenes: four minutes on one core; token accuracy 0.840, 0.507 with a wrong image.
 
     eve pretrain mlim_tiny
     """
@@ -52,7 +43,7 @@ def mlim_tiny() -> Config:
         out=Path("runs/mlim_tiny"),
         input=InputConfig(image_size=48, patch_size=16, text_length=32),
         model=EveModelConfig(
-            stem="blocks",
+            stem="patch_conv",
             embed_dim=192,
             depth=4,
             num_heads=3,
@@ -61,7 +52,7 @@ def mlim_tiny() -> Config:
             num_deep_blocks=0,
             activation="gelu",
             drop_path=0.0,
-            position_std=0.3,
+            pos_embed_init_std=0.3,
             **SMALL,
         ),
         task=MlimConfig(),
@@ -79,5 +70,5 @@ def mlim_pairs(init: Config) -> Config:
     eve finetune mlim_pairs --init runs/mlim_tiny
     """
     data = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
-    train = {"steps": 500, "batch_size": 64, "optimizer": "muon", "lr": 1e-3, "new_lr_multiplier": 3, "warmup": 0.1}
+    train = {"steps": 500, "batch_size": 64, "optimizer": "muon", "lr": 1e-3, "head_lr_multiplier": 3, "warmup": 0.1}
     return _downstream(init, "mlim_pairs", PairConfig(), data, **train, val_every=250, save_every=250)

@@ -15,7 +15,7 @@ from eve_vl.config import (
     TrainConfig,
 )
 
-SMALL: dict[str, Any] = {"dropout": 0.0, "layer_scale": 1.0, "init_std": 0.05}
+SMALL: dict[str, Any] = {"dropout": 0.0, "layer_scale_init": 1.0, "init_std": 0.05}
 """Of a model that learns in minutes."""
 
 
@@ -37,9 +37,9 @@ def tiny() -> Config:
 
 
 def demo() -> Config:
-    """Built-in scenes in five minutes on one core, words alone; token accuracy 0.938, 0.470 with a wrong picture.
+    """Built-in scenes in five minutes on one core, words alone; token accuracy 0.938, 0.470 with a wrong image.
 
-    Small enough for pictures and captions of your own. It rebuilds no pixels (nor do scenes, emoji and icons, which are made of
+    Small enough for images and captions of your own. It rebuilds no pixels (nor do scenes, emoji and icons, which are made of
     it); --task.mim-weight 1 has it learn that too.
 
     make demo  (eve pretrain demo)
@@ -49,7 +49,7 @@ def demo() -> Config:
         out=Path("runs/demo/pretrain"),
         input=InputConfig(image_size=48, patch_size=16, text_length=32),
         model=EveModelConfig(
-            stem="convolutions",
+            stem="conv",
             embed_dim=192,
             depth=4,
             num_heads=3,
@@ -57,11 +57,11 @@ def demo() -> Config:
             deep_ffn="modality",
             num_experts=4,
             drop_path=0.0,
-            position_std=0.3,
+            pos_embed_init_std=0.3,
             **SMALL,
         ),
         task=MaskedSignalConfig(
-            text_shown_share=0.5, mim_weight=0.0, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False
+            mask_replace_prob=0.5, mim_weight=0.0, decoder_depth=1, decoder_dim=96, decoder_num_heads=3, normalize_targets=False
         ),
         data=DataConfig(val_samples=1000, crop_scale=(1.0, 1.0), flip=False),
         tokenizer=TokenizerConfig(vocab_size=512),
@@ -79,34 +79,34 @@ def scenes() -> Config:
     return _changed(demo(), "scenes", train={"steps": 4000, "log_every": 50, "val_every": 1000, "save_every": 1000})
 
 
-def demo_rival() -> Config:
+def demo_mlm_itc_itm() -> Config:
     """The demo's pairs and steps, learnt by EVE's rival MLM + ITC + ITM instead: 4.6 times the arithmetic.
 
-    eve pretrain demo_rival
+    eve pretrain demo_mlm_itc_itm
     """
-    return _rival(demo(), "demo_rival", mim_weight=0.0)
+    return _rival(demo(), "demo_mlm_itc_itm", mim_weight=0.0)
 
 
-def scenes_rival() -> Config:
+def scenes_mlm_itc_itm() -> Config:
     """The scenes' pairs and steps, learnt by EVE's rival MLM + ITC + ITM instead.
 
-    eve pretrain scenes_rival
+    eve pretrain scenes_mlm_itc_itm
     """
-    return _rival(scenes(), "scenes_rival", mim_weight=0.0)
+    return _rival(scenes(), "scenes_mlm_itc_itm", mim_weight=0.0)
 
 
-def scenes_all() -> Config:
+def scenes_all_losses() -> Config:
     """The scenes' pairs and steps, learnt by all four tasks MLM + ITC + ITM + MIM.
 
-    eve pretrain scenes_all
+    eve pretrain scenes_all_losses
     """
-    return _rival(scenes(), "scenes_all", mim_weight=1.0)
+    return _rival(scenes(), "scenes_all_losses", mim_weight=1.0)
 
 
 def emoji() -> Config:
     """Emoji drawings and their names: minutes on one core; then R@1 0.22 and 0.24 by `emoji_retrieval`, 0.22 and 0.25 alone.
 
-    examples/emoji builds the data, 3,800 pictures. Alone is from random weights, both in 735 to 757 core-seconds.
+    examples/emoji builds the data, 3,800 images. Alone is from random weights, both in 735 to 757 core-seconds.
 
     eve pretrain emoji --data.train emoji/train.jsonl --data.val emoji/val.jsonl
     """
@@ -133,7 +133,7 @@ def icons() -> Config:
         "icons",
         input={"image_size": 64, "text_length": 16},
         model={"drop_path": 0.1, "dropout": 0.1},
-        data={"train": ("icons/train.parquet",), "val": ("icons/val.parquet",), "augment": "recolor"},
+        data={"train": ("icons/train.parquet",), "val": ("icons/val.parquet",), "augment": "random_ink"},
         tokenizer={"vocab_size": 4000},
         train={"steps": 400, "batch_size": 128, "lr": 1e-3, "weight_decay": 0.05, "val_every": 400, "save_every": 200},
     )
@@ -152,15 +152,15 @@ def base() -> Config:
     )
 
 
-def base_rival() -> Config:
+def base_mlm_itc_itm() -> Config:
     """EVE-Base's encoder, pre-trained by EVE's rival MLM + ITC + ITM instead (paper Table 1: 3.2 times the time).
 
     Contrast sees all 2,048 pairs of a step; hard negatives of matching are drawn within a micro-batch of a process.
 
-    torchrun --nproc-per-node 8 -m eve_vl pretrain base_rival --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
+    torchrun --nproc-per-node 8 -m eve_vl pretrain base_mlm_itc_itm --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
-    rival = _rival(base(), "base_rival", mim_weight=0.0)
-    return _changed(rival, "base_rival", train={"accumulation": 16})  # its four passes hold four times the activations
+    rival = _rival(base(), "base_mlm_itc_itm", mim_weight=0.0)
+    return _changed(rival, "base_mlm_itc_itm", train={"accumulation": 16})  # its four passes hold four times the activations
 
 
 def large() -> Config:

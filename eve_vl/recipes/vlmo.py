@@ -1,5 +1,5 @@
 """VLMo (Bao et al. 2022, arXiv 2111.02358): EVE's encoder with a network for pairs in the top blocks and relative positions,
-trained in stages, each the next one's --init: pictures alone, texts alone with attention frozen, pairs by contrast, matching,
+trained in stages, each the next one's --init: images alone, texts alone with attention frozen, pairs by contrast, matching,
 masked tokens.
 
 The paper's first stage is a BEiT that others trained, by labels too; ours rebuilds pixels. Its own values are those of pairs.
@@ -26,18 +26,18 @@ from eve_vl.config import (
 from eve_vl.recipes.finetune import SCENES, _paper
 from eve_vl.recipes.pretrain import SMALL
 
-Kind = Literal["pictures", "texts", "pairs"]
-MADE_BY_PICTURES = (
+Kind = Literal["image", "text", "image_text"]
+MADE_BY_IMAGES = (
     *("encoder.blocks.*.attn.*", "encoder.blocks.*.norm1.*", "encoder.blocks.*.scale?", "encoder.blocks.*.ffn.*image*"),
     *("encoder.image.proj.*", "encoder.image.cls"),
 )
-"""What texts alone leave as pictures made it."""
+"""What texts alone leave as images made it."""
 VLMO = EveModelConfig(
     deep_ffn="modality_vl", positions="relative", pooler=True, norm_pre=False, activation="gelu", num_deep_blocks=2
 )
 TINY = replace(
     VLMO,
-    stem="convolutions",
+    stem="conv",
     embed_dim=96,
     depth=4,
     num_heads=3,
@@ -46,12 +46,17 @@ TINY = replace(
     **SMALL,
 )
 LARGE = replace(VLMO, embed_dim=1024, depth=24, num_heads=16, num_deep_blocks=3)
-PLUS = replace(LARGE, embed_dim=544, positions="learned", layer_scale=1.0)
-MASKED: dict[str, Any] = {"mask_words": True, "text_mask_ratio": 0.15, "text_shown_share": 0.2, "text_shown_from": "vocabulary"}
+PLUS = replace(LARGE, embed_dim=544, positions="learned", layer_scale_init=1.0)
+MASKED: dict[str, Any] = {
+    "whole_word_masking": True,
+    "text_mask_ratio": 0.15,
+    "mask_replace_prob": 0.2,
+    "mask_replace_source": "vocabulary",
+}
 TASKS: dict[str, MaskedSignalConfig] = {
-    "pictures": MaskedSignalConfig(mlm_weight=0.0),
-    "texts": MaskedSignalConfig(mim_weight=0.0, **MASKED),
-    "pairs": ContrastMatchConfig(mlm_weight=0.25, itm_negatives="global", **MASKED),
+    "image": MaskedSignalConfig(mlm_weight=0.0),
+    "text": MaskedSignalConfig(mim_weight=0.0, **MASKED),
+    "image_text": ContrastMatchConfig(mlm_weight=0.25, itm_negatives="global", **MASKED),
 }
 """The task of each stage, by its rows."""
 SMALL_DECODER: dict[str, Any] = {"decoder_depth": 1, "decoder_dim": 48, "decoder_num_heads": 3, "normalize_targets": False}
@@ -63,7 +68,7 @@ def vlmo_tiny_images() -> Config:
     eve tokenizer train scenes:train --vocab-size 512 --out runs/words.json
     eve pretrain vlmo_tiny_images --tokenizer.path runs/words.json
     """
-    config = _tiny("vlmo_tiny_images", "pictures", steps=150)
+    config = _tiny("vlmo_tiny_images", "image", steps=150)
     return replace(config, task=replace(config.task, **SMALL_DECODER))
 
 
@@ -72,23 +77,23 @@ def vlmo_tiny_texts() -> Config:
 
     eve pretrain vlmo_tiny_texts --init runs/vlmo_tiny_images
     """
-    return _tiny("vlmo_tiny_texts", "texts", steps=150)
+    return _tiny("vlmo_tiny_texts", "text", steps=150)
 
 
 def vlmo_tiny() -> Config:
-    """VLMo's third stage, scenes with their captions: a minute on one core; token accuracy 0.082, 0.064 with a wrong picture.
+    """VLMo's third stage, scenes with their captions: a minute on one core; token accuracy 0.082, 0.064 with a wrong image.
 
     eve pretrain vlmo_tiny --init runs/vlmo_tiny_texts
     """
-    return _tiny("vlmo_tiny", "pairs", steps=300)
+    return _tiny("vlmo_tiny", "image_text", steps=300)
 
 
 def vlmo_base_images() -> Config:
-    """VLMo-Base, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
+    """VLMo-Base, images alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
 
-    eve pretrain vlmo_base_images --data.train PICTURES --data.val held-out --tokenizer.path vocab.txt
+    eve pretrain vlmo_base_images --data.train IMAGES --data.val held-out --tokenizer.path vocab.txt
     """
-    return _stage("vlmo_base_images", VLMO, "pictures", lr=2e-4)
+    return _stage("vlmo_base_images", VLMO, "image", lr=2e-4)
 
 
 def vlmo_base_texts() -> Config:
@@ -96,7 +101,7 @@ def vlmo_base_texts() -> Config:
 
     eve pretrain vlmo_base_texts --init runs/vlmo_base_images --data.train TEXTS.txt --data.val held-out
     """
-    return _stage("vlmo_base_texts", VLMO, "texts", lr=2e-4)
+    return _stage("vlmo_base_texts", VLMO, "text", lr=2e-4)
 
 
 def vlmo_base() -> Config:
@@ -104,15 +109,15 @@ def vlmo_base() -> Config:
 
     eve pretrain vlmo_base --init runs/vlmo_base_texts --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
-    return _stage("vlmo_base", VLMO, "pairs", lr=2e-4)
+    return _stage("vlmo_base", VLMO, "image_text", lr=2e-4)
 
 
 def vlmo_base_plus_images() -> Config:
-    """VLMo-Base plus, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT of this unusual width.
+    """VLMo-Base plus, images alone, by rebuilding hidden pixels; the paper starts from a BEiT of this unusual width.
 
-    eve pretrain vlmo_base_plus_images --data.train PICTURES --data.val held-out --tokenizer.path vocab.txt
+    eve pretrain vlmo_base_plus_images --data.train IMAGES --data.val held-out --tokenizer.path vocab.txt
     """
-    return _stage("vlmo_base_plus_images", PLUS, "pictures", lr=2e-4)
+    return _stage("vlmo_base_plus_images", PLUS, "image", lr=2e-4)
 
 
 def vlmo_base_plus_texts() -> Config:
@@ -120,7 +125,7 @@ def vlmo_base_plus_texts() -> Config:
 
     eve pretrain vlmo_base_plus_texts --init runs/vlmo_base_plus_images --data.train TEXTS.txt --data.val held-out
     """
-    return _stage("vlmo_base_plus_texts", PLUS, "texts", lr=2e-4)
+    return _stage("vlmo_base_plus_texts", PLUS, "text", lr=2e-4)
 
 
 def vlmo_base_plus() -> Config:
@@ -128,15 +133,15 @@ def vlmo_base_plus() -> Config:
 
     eve pretrain vlmo_base_plus --init runs/vlmo_base_plus_texts --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
-    return _stage("vlmo_base_plus", PLUS, "pairs", lr=1e-4)
+    return _stage("vlmo_base_plus", PLUS, "image_text", lr=1e-4)
 
 
 def vlmo_large_images() -> Config:
-    """VLMo-Large, pictures alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
+    """VLMo-Large, images alone, by rebuilding hidden pixels; the paper starts from a BEiT (eve convert --architecture vlmo).
 
-    eve pretrain vlmo_large_images --data.train PICTURES --data.val held-out --tokenizer.path vocab.txt
+    eve pretrain vlmo_large_images --data.train IMAGES --data.val held-out --tokenizer.path vocab.txt
     """
-    return _stage("vlmo_large_images", LARGE, "pictures", lr=2e-4)
+    return _stage("vlmo_large_images", LARGE, "image", lr=2e-4)
 
 
 def vlmo_large_texts() -> Config:
@@ -144,7 +149,7 @@ def vlmo_large_texts() -> Config:
 
     eve pretrain vlmo_large_texts --init runs/vlmo_large_images --data.train TEXTS.txt --data.val held-out
     """
-    return _stage("vlmo_large_texts", LARGE, "texts", lr=2e-4)
+    return _stage("vlmo_large_texts", LARGE, "text", lr=2e-4)
 
 
 def vlmo_large() -> Config:
@@ -152,7 +157,7 @@ def vlmo_large() -> Config:
 
     eve pretrain vlmo_large --init runs/vlmo_large_texts --data.train 'pairs-{0000..0999}.tar' --data.val val.jsonl
     """
-    return _stage("vlmo_large", LARGE, "pairs", lr=5e-5)
+    return _stage("vlmo_large", LARGE, "image_text", lr=5e-5)
 
 
 def vlmo_vqa(init: Config) -> Config:
@@ -160,17 +165,19 @@ def vlmo_vqa(init: Config) -> Config:
 
     eve finetune vlmo_vqa --init runs/vlmo_base --data.train QUESTIONS.json --data.val QUESTIONS.json
     """
-    more = {"steps": 34_000, "batch_size": 128, "lr": _sized(init, 3e-5, 3e-5, 1.5e-5), "new_lr_multiplier": 20}
+    more = {"steps": 34_000, "batch_size": 128, "lr": _sized(init, 3e-5, 3e-5, 1.5e-5), "head_lr_multiplier": 20}
     return _finetuned(init, "vlmo_vqa", VQAConfig(), 480, 0.15, **more)
 
 
 def vlmo_nlvr2(init: Config) -> Config:
-    """NLVR2 as in VLMo: 384 pixels, 10 epochs of batch 128, the right picture of a type of its own.
+    """NLVR2 as in VLMo: 384 pixels, 10 epochs of batch 128, the right image of a type of its own.
 
     eve finetune vlmo_nlvr2 --init runs/vlmo_base --data.train train.json --data.val dev.json
     """
     more = {"steps": 6750, "batch_size": 128, "lr": _sized(init, 5e-5, 3e-5, 3e-5)}
-    return _finetuned(init, "vlmo_nlvr2", NLVR2Config(own_types=True), 384, _sized(init, 0.1, 0.2, 0.15), **more)
+    return _finetuned(
+        init, "vlmo_nlvr2", NLVR2Config(second_image_type_embedding=True), 384, _sized(init, 0.1, 0.2, 0.15), **more
+    )
 
 
 def vlmo_retrieval(init: Config) -> Config:
@@ -190,7 +197,7 @@ def _tiny(name: str, rows: Kind, *, steps: int) -> Config:
         input=InputConfig(image_size=48, patch_size=8, text_length=32),
         model=TINY,
         task=TASKS[rows],
-        data=replace(SCENES, rows=rows),
+        data=replace(SCENES, modality=rows),
         tokenizer=TokenizerConfig(vocab_size=512),
         train=TrainConfig(
             steps=steps,
@@ -198,7 +205,7 @@ def _tiny(name: str, rows: Kind, *, steps: int) -> Config:
             optimizer="muon",
             lr=1.2e-3,
             warmup=0.1,
-            freeze=MADE_BY_PICTURES if rows == "texts" else (),
+            freeze=MADE_BY_IMAGES if rows == "text" else (),
             val_every=steps,
             save_every=steps,
         ),
@@ -207,14 +214,14 @@ def _tiny(name: str, rows: Kind, *, steps: int) -> Config:
 
 def _stage(name: str, model: EveModelConfig, rows: Kind, *, lr: float) -> Config:
     """Return a stage at the paper's scale. Texts alone have 196 tokens where positions are relative, captions 40."""
-    is_short = rows == "pairs" or model.positions == "learned"
+    is_short = rows == "image_text" or model.positions == "learned"
     return Config(
         recipe=name,
         out=Path("runs") / name,
         input=InputConfig(text_length=40 if is_short else 196),
         model=model,
         task=TASKS[rows],
-        data=DataConfig(rows=rows, augment="rand", num_workers=8),
+        data=DataConfig(modality=rows, augment="rand", num_workers=8),
         tokenizer=TokenizerConfig(vocab_size=30_522),
         train=TrainConfig(
             steps=200_000,
@@ -224,7 +231,7 @@ def _stage(name: str, model: EveModelConfig, rows: Kind, *, lr: float) -> Config
             warmup=0.0125,
             schedule="linear",
             clip_norm=0.0,
-            freeze=MADE_BY_PICTURES if rows == "texts" else (),
+            freeze=MADE_BY_IMAGES if rows == "text" else (),
             val_every=5000,
             save_every=5000,
         ),
@@ -238,6 +245,6 @@ def _sized(init: Config, base: float, plus: float, large: float) -> float:
 
 def _finetuned(init: Config, name: str, task: TaskConfig, image_size: int, drop_path: float, **train: Any) -> Config:
     """Return a run at the paper's scale. New parameters learn as fast as others, if nothing else is said."""
-    train = {"new_lr_multiplier": 1, "clip_norm": 0.0} | train
+    train = {"head_lr_multiplier": 1, "clip_norm": 0.0} | train
     model = replace(init.model, drop_path=drop_path) if isinstance(init.model, EveModelConfig) else init.model
     return _paper(replace(init, model=model), name, task, image_size, "rand", **train)

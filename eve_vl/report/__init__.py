@@ -1,1 +1,1 @@
-"""Pages about runs, each one self-contained HTML file: numbers, curves, examples with pictures, routing."""
+"""Pages about runs, each one self-contained HTML file: numbers, curves, examples with images, routing."""

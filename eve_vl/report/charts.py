@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
-from eve_vl.report.html import draw, number
+from eve_vl.report.templating import draw, number
 
 NUM_COLORS = 6  # of lines; more lines share them
 MAX_POINTS = 120  # per line; longer logs are averaged in windows

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from eve_vl.data.batch import LabelBatch, Pictures, Texts
+from eve_vl.data.batch import ImageBatch, LabelBatch, TextBatch
 from eve_vl.metrics.classification import confusion
 from eve_vl.report.curves import Loss
 from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, best_choices, pixels_of
@@ -36,8 +36,8 @@ class ClassificationReport(ClassifierReport):
         for row, given in enumerate(batch.labels):
             yield Example(
                 where=batch.where[row],
-                pictures={"picture": pixels_of(batch.images_BCHW[row])} if isinstance(batch, Pictures) else {},
-                text=self.run.tokenizer.decode(batch.ids_BT[row].tolist()) if isinstance(batch, Texts) else "",
+                images={"image": pixels_of(batch.images_BCHW[row])} if isinstance(batch, ImageBatch) else {},
+                text=self.run.tokenizer.decode(batch.ids_BT[row].tolist()) if isinstance(batch, TextBatch) else "",
                 choices=best_choices(
                     probability_BC[row], NUM_CHOICES, names.__getitem__, lambda c, given=given: names[c] in given
                 ),

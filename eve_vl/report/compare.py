@@ -14,24 +14,31 @@ from markupsafe import Markup
 from eve_vl import builtin
 from eve_vl.config import HELD_OUT, Config, flat, to_dict
 from eve_vl.data.loader import OPTIONS
-from eve_vl.data.phantoms.note import source_note
-from eve_vl.errors import UserError
-from eve_vl.loading import load_run
-from eve_vl.metrics import certainty
+from eve_vl.metrics import intervals
 from eve_vl.report.charts import line_chart
 from eve_vl.report.curves import Curves, Loss, over
-from eve_vl.report.html import Section, document, draw
 from eve_vl.report.page import run_facts, run_folder, write_page
 from eve_vl.report.task import Example, Measured, task_report
-from eve_vl.talk import told, warn
+from eve_vl.report.templating import Section, document, draw
+from eve_vl.run.loading import load_run
+from eve_vl.synthetic.phantoms.disclaimer import source_note
 from eve_vl.train.checkpoint import BEST, CHECKPOINTS
 from eve_vl.train.log import LOG, read_log
+from eve_vl.utils.console import progress, warn
+from eve_vl.utils.errors import UserError
 
 NUM_EXAMPLES = 6
-ALIKE = ("data.val", "data.val_share", "data.val_samples", "data.skip_broken_val", "data.rows", *(f"data.{o}" for o in OPTIONS))
+ALIKE = (
+    "data.val",
+    "data.val_fraction",
+    "data.val_samples",
+    "data.skip_invalid_val",
+    "data.modality",
+    *(f"data.{o}" for o in OPTIONS),
+)
 ALIKE += tuple(
     f"task.{name}"
-    for name in ("image_mask_ratio", "text_mask_ratio", "joint_masking", "reads", "captions_per_image", "merge_captions")
+    for name in ("image_mask_ratio", "text_mask_ratio", "joint_masking", "inputs", "captions_per_image", "dedup_captions")
 )
 """What is the same in runs on the same rows that are asked the same; data.train too, where some of it is held out."""
 BESIDE = ("config", "rows")  # parts that only say something of one run beside another
@@ -80,7 +87,7 @@ def write_comparison(runs: Sequence[Path], out: Path | None = None) -> Path:
     """
     folder = Path(os.path.commonpath([run.resolve().parent for run in runs]))
     arms, unreadable = [], {}
-    for run in told(runs, "reading runs", len(runs)):
+    for run in progress(runs, "reading runs", len(runs)):
         name = str(run.resolve().relative_to(folder))
         try:
             arms.append(read_arm(run, name))
@@ -139,11 +146,11 @@ def comparison_page(name: str, arms: Sequence[Arm], unreadable: Mapping[str, str
     return document("compare.html", sections, name=name, groups=groups, unreadable=unreadable, source_note=said)
 
 
-def paired(arms: Sequence[Arm]) -> list[tuple[str, str, certainty.Estimate]]:
+def paired(arms: Sequence[Arm]) -> list[tuple[str, str, intervals.MeasuredValue]]:
     """Return, of each two runs on the same rows, by how much the first does a row better."""
     pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if asked(a) == asked(b) and a.scores.keys() & b.scores.keys()]
-    found = [(a.name, b.name, certainty.paired(a.scores, b.scores)) for a, b in pairs]
-    return [(a, b, difference) for a, b, difference in found if isinstance(difference, certainty.Estimate)]
+    found = [(a.name, b.name, intervals.paired(a.scores, b.scores)) for a, b in pairs]
+    return [(a, b, difference) for a, b, difference in found if isinstance(difference, intervals.MeasuredValue)]
 
 
 def asked(arm: Arm) -> dict[str, Any]:

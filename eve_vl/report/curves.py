@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from eve_vl.report.charts import Series, constant, line_chart
-from eve_vl.report.html import percent
+from eve_vl.report.templating import percent
 from eve_vl.train.log import TIMING
 
 BESIDES = {"kind", "step", "text", "lr", "loss", "balance", "grad_norm", *TIMING}

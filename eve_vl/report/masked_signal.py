@@ -1,4 +1,4 @@
-"""What the page shows of masked signal modelling: rebuilt pictures and guessed tokens, with right and wrong partners.
+"""What the page shows of masked signal modelling: rebuilt images and guessed tokens, with right and wrong partners.
 
 Letters: B batch, P patches, M masked tokens, X values in a patch, V vocabulary.
 """
@@ -10,17 +10,17 @@ import numpy as np
 import torch
 
 from eve_vl.config import MaskedSignalConfig
-from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
+from eve_vl.data.batch import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.loading import LoadedRun
-from eve_vl.model.embed import hide, to_pictures
+from eve_vl.model.embeddings import gray_out, to_images
 from eve_vl.report.curves import Loss
-from eve_vl.report.html import Choice, Section, draw
 from eve_vl.report.task import Example, TaskReport, best_choices
+from eve_vl.report.templating import Choice, Section, draw
+from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.masked_signal import MaskedSignalTask
 
 NUM_GUESSES = 5
-GIVEN = ("original", "masked")  # of the pictures of rebuilding, those that are not made
+GIVEN = ("original", "masked")  # of the images of rebuilding, those that are not made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,26 +34,26 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenToken:
-    """One hidden token: what it was, the best guesses with the right picture, and what the wrong one makes of them."""
+    """One hidden token: what it was, the best guesses with the right image, and what the wrong one makes of them."""
 
     truth: str
     guesses: list[Choice]
-    wrong_picture: Choice | None
-    """The best guess; None where texts have no pictures."""
+    wrong_image: Choice | None
+    """The best guess; None where texts have no images."""
     truth_probability: tuple[float, float]
-    """With the right and with the wrong picture."""
+    """With the right and with the wrong image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownPair(Example):
-    """One validation row: a pair, a picture or a text; its pictures are those of the pass that rebuilds, if that is trained."""
+    """One validation row: a pair, an image or a text; its images are those of the pass that rebuilds, if that is trained."""
 
     pieces: tuple[Piece, ...]
     wrong_caption: str
     beside: Mapping[str, np.ndarray]
-    """The picture rebuilt beside it."""
+    """The image rebuilt beside it."""
     guessing: Mapping[str, np.ndarray]
-    """What the text pass saw: both pictures, the original, or masked if both modalities are masked in one pass."""
+    """What the text pass saw: both images, the original, or masked if both modalities are masked in one pass."""
     hidden: Sequence[HiddenToken]
 
 
@@ -61,7 +61,7 @@ class MaskedSignalReport(TaskReport):
     """Does the model use the other modality, and does it beat obvious guesses?"""
 
     name = "masked_signal"
-    title, template = "Pictures and captions", "masked_signal.html"
+    title, template = "Images and captions", "masked_signal.html"
     row = "pair"
     passes = " (masked as in validation)"
     num_each = 8
@@ -74,15 +74,15 @@ class MaskedSignalReport(TaskReport):
 
     def __init__(self, run: LoadedRun):
         super().__init__(run)
-        if run.config.data.rows != "pairs":  # rows without partners have only what any task has
-            self.template, self.row, self.passes = TaskReport.template, run.config.data.rows[:-1], TaskReport.passes
+        if run.config.data.modality != "image_text":  # rows without partners have only what any task has
+            self.template, self.row, self.passes = TaskReport.template, run.config.data.modality, TaskReport.passes
 
     def evidence(self, num_each: int) -> list[Section]:
-        """Return the sections of pictures and of captions, as far as the rows hold them."""
-        rows = self.run.config.data.rows
+        """Return the sections of images and of captions, as far as the rows hold them."""
+        rows = self.run.config.data.modality
         values = {"pairs": self.compared(num_each), "settings": self.task.settings, "rows": rows}
-        titles = [("pictures", "Pictures"), ("captions", "Masked texts" if rows == "texts" else "Masked captions")]
-        shown = {"pictures": titles[:1], "texts": titles[1:]}.get(rows, titles)
+        titles = [("images", "Images"), ("captions", "Masked texts" if rows == "text" else "Masked captions")]
+        shown = {"image": titles[:1], "text": titles[1:]}.get(rows, titles)
         return [Section(name=name, title=title, body=draw("masked_signal.html", name, **values)) for name, title in shown]
 
     @torch.inference_mode()
@@ -92,23 +92,23 @@ class MaskedSignalReport(TaskReport):
         task, texts = self.task, batch if isinstance(batch, MaskedTexts) else None
         wrong = batch.wrong if isinstance(batch, PairBatch) else None
         rebuilding, guessing = {}, {}
-        if isinstance(batch, MaskedPictures) and task.settings.mim_weight:
+        if isinstance(batch, MaskedImages) and task.settings.mim_weight:
             rebuilding = task.rebuilding(batch)
         if isinstance(batch, PairBatch) and wrong is not None:
             if rebuilding:
                 rebuilding["wrong caption"] = task.rebuilding(batch.with_text_of(wrong))["rebuilt"]
-            seen = {"picture": task.patches(batch), "wrong picture": task.patches(wrong)}
+            seen = {"image": task.patches(batch), "wrong image": task.patches(wrong)}
             if task.settings.joint_masking:
-                seen = {name: hide(patches_BPX, batch.hidden_BM) for name, patches_BPX in seen.items()}
+                seen = {name: gray_out(patches_BPX, batch.hidden_BM) for name, patches_BPX in seen.items()}
             size = self.run.config.input.patch_size
-            guessing = {name: to_pictures(patches_BPX, size) for name, patches_BPX in seen.items()}
+            guessing = {name: to_images(patches_BPX, size) for name, patches_BPX in seen.items()}
         hidden = self.guesses(texts) if task.settings.mlm_weight and texts else [[] for _ in batch.where]
         no_text = [[] for _ in batch.where]
         ids, masks = (texts.ids_BT.tolist(), texts.is_masked_BT.tolist()) if texts else (no_text, no_text)
         return [
             ShownPair(
                 where=where,
-                pictures={name: made[row] for name, made in rebuilding.items() if name in GIVEN},
+                images={name: made[row] for name, made in rebuilding.items() if name in GIVEN},
                 text=self.run.tokenizer.decode(ids[row]),
                 choices=[replace(each.guesses[0], text=f"{each.truth} → {each.guesses[0].text}") for each in hidden[row]],
                 made={"rebuilt": rebuilding["rebuilt"][row]} if rebuilding else {},
@@ -122,7 +122,7 @@ class MaskedSignalReport(TaskReport):
         ]
 
     def guesses(self, batch: MaskedTexts) -> list[list[HiddenToken]]:
-        """Return per row its hidden tokens in reading order, guessed with the right and, of pairs, with the wrong picture."""
+        """Return per row its hidden tokens in reading order, guessed with the right and, of pairs, with the wrong image."""
         joint, tokenizer, beside = self.task.settings.joint_masking, self.run.tokenizer, [batch]
         if isinstance(batch, PairBatch) and batch.wrong is not None:
             beside.append(replace(batch, images_BCHW=batch.wrong.images_BCHW))
@@ -139,7 +139,7 @@ class MaskedSignalReport(TaskReport):
                 HiddenToken(
                     truth=tokenizer.word(truth),
                     guesses=first,
-                    wrong_picture=others[0][0] if others else None,
+                    wrong_image=others[0][0] if others else None,
                     truth_probability=(each_V[0][truth].item(), each_V[-1][truth].item()),
                 )
             )

@@ -1,11 +1,11 @@
-"""What the page shows of MLIM's pre-training: masked signals, and how well whole pictures are rebuilt."""
+"""What the page shows of MLIM's pre-training: masked signals, and how well whole images are rebuilt."""
 
 from eve_vl.report.curves import Loss
 from eve_vl.report.masked_signal import MaskedSignalReport
 
 
 class MlimReport(MaskedSignalReport):
-    """Masked signals and rebuilt pictures."""
+    """Masked signals and rebuilt images."""
 
     name = "mlim"
     template = "mlim.html"

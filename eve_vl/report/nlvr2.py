@@ -1,4 +1,4 @@
-"""What the page shows of statements about two pictures.
+"""What the page shows of statements about two images.
 
 Letters: B batch.
 """
@@ -35,7 +35,7 @@ class NLVR2Report(ClassifierReport):
             choices = best_choices(probability_B2[row], 2, VERDICTS.__getitem__, lambda verdict, label=label: verdict == label)
             yield Example(
                 where=batch.where[row],
-                pictures={"left": pixels_of(batch.images_BCHW[row]), "right": pixels_of(batch.right_BCHW[row])},
+                images={"left": pixels_of(batch.images_BCHW[row]), "right": pixels_of(batch.right_BCHW[row])},
                 text=batch.statements[row],
                 choices=choices,
                 truth="" if label is None else VERDICTS[label],

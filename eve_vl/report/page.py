@@ -10,21 +10,21 @@ from typing import Any
 
 from eve_vl import builtin
 from eve_vl.config import Config, flat, to_dict
-from eve_vl.data.phantoms.note import source_note
-from eve_vl.errors import UserError
-from eve_vl.files import write_file, writing
-from eve_vl.inspect import inspect_run
-from eve_vl.loading import LoadedRun, load_run, read_config
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
 from eve_vl.report.curves import Curves, clock
-from eve_vl.report.html import Section, document, draw
 from eve_vl.report.routing import routing_section
 from eve_vl.report.task import task_report
-from eve_vl.talk import warn
+from eve_vl.report.templating import Section, document, draw
+from eve_vl.run.inspect import inspect_run
+from eve_vl.run.loading import LoadedRun, load_run, read_config
+from eve_vl.synthetic.phantoms.disclaimer import source_note
 from eve_vl.tasks.task import NO_BASELINE
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
-from eve_vl.train.facts import read_environment
+from eve_vl.train.environment import read_environment
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_log
+from eve_vl.utils.atomic_io import reporting_write_errors, write_file
+from eve_vl.utils.console import warn
+from eve_vl.utils.errors import UserError
 
 
 def write_report(run: Path, out: Path | None = None) -> Path:
@@ -38,7 +38,7 @@ def write_report(run: Path, out: Path | None = None) -> Path:
 def write_page(path: Path, text: str) -> Path:
     """Write a page, with the folders that it lies in, and return its path. Raises UserError."""
     builtin.refuse(path)
-    with writing(path, advice="; name another place with --out"):
+    with reporting_write_errors(path, advice="; name another place with --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, text)
     return path

@@ -12,7 +12,7 @@ from eve_vl.tasks.pair import ItemPairs
 
 
 class PairReport(ClassifierReport):
-    """The area under precision over recall beside a blind guess's, and that of pictures and of texts alone."""
+    """The area under precision over recall beside a blind guess's, and that of images and of texts alone."""
 
     task: ItemPairs
     name = "pair"
@@ -27,7 +27,7 @@ class PairReport(ClassifierReport):
             choices = best_choices(probability_B2[row], 2, names.__getitem__, lambda verdict, label=label: verdict == label)
             yield Example(
                 where=batch.where[row],
-                pictures={"left": pixels_of(batch.images_BCHW[row]), "right": pixels_of(batch.right_BCHW[row])},
+                images={"left": pixels_of(batch.images_BCHW[row]), "right": pixels_of(batch.right_BCHW[row])},
                 text=" | ".join(batch.captions[row]),
                 choices=choices,
                 truth="" if label is None else names[label],

@@ -1,6 +1,6 @@
-"""What the page shows of image–text retrieval: recalls beside chance, and what a few texts and pictures find.
+"""What the page shows of image–text retrieval: recalls beside chance, and what a few texts and images find.
 
-Letters: I pictures, T captions, Q queries, C candidates, K best candidates of a query, d width of features.
+Letters: I images, T captions, Q queries, C candidates, K best candidates of a query, d width of features.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.data.downstream import SearchSet
+from eve_vl.data.task_datasets import SearchSet
+from eve_vl.evaluation.retrieval import RetrievalSet, gathered, match_scores
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
-from eve_vl.report.html import Section
 from eve_vl.report.task import Example, Measured, TaskReport, pixels_of
-from eve_vl.tasks.gallery import Gallery, gathered, match_scores
+from eve_vl.report.templating import Section
 from eve_vl.tasks.retrieval import Retrieval, r_means_tried
 
-NUM_SEARCHED, NUM_MATCHED = 200, 50  # pictures; the latter where every pair takes a fusion pass
+NUM_SEARCHED, NUM_MATCHED = 200, 50  # images; the latter where every pair takes a fusion pass
 NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them
 NUM_HITS = 5
 MAX_RERANKED = 16
@@ -36,14 +36,14 @@ CONTRAST_LOSSES = (
     Loss(
         term="itm",
         title="Matching loss",
-        note="Cross-entropy of match or no match, true pairs and wrong ones, or of a picture's own text among others, in nats.",
+        note="Cross-entropy of match or no match, true pairs and wrong ones, or of an image's own text among others, in nats.",
     ),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """A text without a picture or a picture without a text, with what it finds of the other kind, best first."""
+    """A text without an image or an image without a text, with what it finds of the other kind, best first."""
 
     item: Example
     hits: tuple[Example, ...]
@@ -52,9 +52,9 @@ class Query:
     truth: Example
     """One of those that it should find."""
     word: str = ""
-    """Of a picture: a word of that text."""
+    """Of an image: a word of that text."""
     heat: tuple[np.ndarray, ...] = ()
-    """Of a picture: it under what the word takes from it that speaks for the match, if that can be told."""
+    """Of an image: it under what the word takes from it that speaks for the match, if that can be told."""
 
 
 class RetrievalReport(TaskReport):
@@ -63,7 +63,7 @@ class RetrievalReport(TaskReport):
     name = "retrieval"
     title, template = "Search", "retrieval.html"
     row = "pair"
-    passes = " (pictures alone, texts alone, and matched)"
+    passes = " (images alone, texts alone, and matched)"
     num_each = 3
     losses: ClassVar[tuple[Loss, ...]] = CONTRAST_LOSSES
     task: Retrieval
@@ -84,8 +84,8 @@ class RetrievalReport(TaskReport):
     def evidence(self, num_each: int) -> list[Section]:
         """Return the section of queries and what they find."""
         dataset = self._searched()
-        by_text, by_picture = self.searches(dataset, num_each)
-        body = self.draw("searches", dataset=dataset, by_text=by_text, by_picture=by_picture)
+        by_text, by_image = self.searches(dataset, num_each)
+        body = self.draw("searches", dataset=dataset, by_text=by_text, by_image=by_image)
         return [Section(name=self.name, title=self.title, body=body)]
 
     @torch.inference_mode()
@@ -94,9 +94,9 @@ class RetrievalReport(TaskReport):
         dataset, examples = self._searched(), []
         for query in self._queries(gathered(self.task, self.batches(dataset)), dataset, by_text=True)[:num]:
             names = [f"{rank} {'✓' if right else '✗'}" for rank, right in enumerate(query.is_match, start=1)]
-            made = {name: hit.pictures["picture"] for name, hit in zip(names, query.hits, strict=True)}
-            text, true = query.item.text, {"true": query.truth.pictures["picture"]}
-            examples.append(Example(where=f"{query.item.where}: {text}", pictures=true, text=text, made=made))
+            made = {name: hit.images["image"] for name, hit in zip(names, query.hits, strict=True)}
+            text, true = query.item.text, {"true": query.truth.images["image"]}
+            examples.append(Example(where=f"{query.item.where}: {text}", images=true, text=text, made=made))
         return examples
 
     def _searched(self) -> SearchSet:
@@ -109,19 +109,19 @@ class RetrievalReport(TaskReport):
         return min(self.task.settings.rerank, MAX_RERANKED)
 
     def searches(self, dataset: SearchSet, num_each: int) -> tuple[list[Query], list[Query]]:
-        """Return, for texts and for pictures, num_each queries that are right and as many that are wrong, in float32."""
+        """Return, for texts and for images, num_each queries that are right and as many that are wrong, in float32."""
         with torch.inference_mode():
             gallery = gathered(self.task, self.batches(dataset))
             found = (self._queries(gallery, dataset, by_text=by_text) for by_text in (True, False))
-            by_text, by_picture = (_right_and_wrong(queries, num_each) for queries in found)
-        return by_text, [self._with_heat(query, dataset.texts) for query in by_picture]
+            by_text, by_image = (_right_and_wrong(queries, num_each) for queries in found)
+        return by_text, [self._with_heat(query, dataset.texts) for query in by_image]
 
-    def _queries(self, gallery: Gallery, dataset: SearchSet, *, by_text: bool) -> list[Query]:
-        """Return NUM_QUERIES texts, or pictures, that have a match, with what they find."""
-        seen = {f"picture {row}": pixels_of(pixels) for row, pixels in sorted(gallery.pixels.items())}
-        pictures = [Example(where=where, pictures={"picture": pixels}, text="") for where, pixels in seen.items()]
-        texts = [Example(where=f"text {row}", pictures={}, text=dataset.captions[row]) for row in gallery.kept]
-        asking, others = (texts, pictures) if by_text else (pictures, texts)
+    def _queries(self, gallery: RetrievalSet, dataset: SearchSet, *, by_text: bool) -> list[Query]:
+        """Return NUM_QUERIES texts, or images, that have a match, with what they find."""
+        seen = {f"image {row}": pixels_of(pixels) for row, pixels in sorted(gallery.pixels.items())}
+        images = [Example(where=where, images={"image": pixels}, text="") for where, pixels in seen.items()]
+        texts = [Example(where=f"text {row}", images={}, text=dataset.captions[row]) for row in gallery.kept]
+        asking, others = (texts, images) if by_text else (images, texts)
         side = gallery.relevance.images_of_text if by_text else gallery.relevance.texts_of_image
         matches = [each.tolist() for each in side.candidate_M.tensor_split(side.start_Q1[1:-1])]
         able = [query for query, row in enumerate(matches) if row]
@@ -138,9 +138,9 @@ class RetrievalReport(TaskReport):
         ]
 
     def _with_heat(self, query: Query, texts: Sequence[str]) -> Query:
-        """Return a picture with the Grad-CAM of a word of its true text."""
+        """Return an image with the Grad-CAM of a word of its true text."""
         word = content_word(query.truth.text, texts)
-        heat = self.look([*query.item.pictures.values()], query.truth.text, word) if word else None
+        heat = self.look([*query.item.images.values()], query.truth.text, word) if word else None
         return dataclasses.replace(query, word=word, heat=heat.overlays() if heat is not None else ())
 
 
@@ -161,8 +161,10 @@ def content_word(text: str, texts: Sequence[str]) -> str:
     return min(common or words, key=lambda word: (counts[word], -len(word)), default="")
 
 
-def best_candidates(task: Retrieval, gallery: Gallery, queries: Sequence[int], num_reranked: int, *, by_text: bool) -> Tensor:
-    """Return the best pictures for captions, or the best captions for pictures, int64 (Q, K): by contrast, then the first
+def best_candidates(
+    task: Retrieval, gallery: RetrievalSet, queries: Sequence[int], num_reranked: int, *, by_text: bool
+) -> Tensor:
+    """Return the best images for captions, or the best captions for images, int64 (Q, K): by contrast, then the first
     num_reranked of them put in order again (task.rerank_by)."""
     query_Q, sides = torch.tensor(queries), (gallery.image_Id, gallery.caption_Td)
     asking_d, candidate_Cd = reversed(sides) if by_text else sides

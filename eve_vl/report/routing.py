@@ -13,10 +13,10 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.model.exchange import exchanged
+from eve_vl.model.submodules import exchanged
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Curves
-from eve_vl.report.html import Section, draw, percent
+from eve_vl.report.templating import Section, draw, percent
 from eve_vl.tasks.task import Task
 
 

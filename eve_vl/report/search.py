@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from eve_vl.errors import UserError
-from eve_vl.report.html import Section, document, draw
 from eve_vl.report.page import write_page
+from eve_vl.report.templating import Section, document, draw
 from eve_vl.search.index import Hit, Index
+from eve_vl.utils.errors import UserError
 
 SIDE = 192  # pixels of a thumbnail, at most
 
@@ -21,7 +21,7 @@ def write_results(path: Path, title: str, index: Index, hits: list[Hit]) -> Path
 
 
 def thumbnail(index: Index, hit: Hit) -> np.ndarray | None:
-    """Return the picture of a hit, of a caption its first, uint8 (H, W, 3), not larger than SIDE; None if it cannot be had."""
+    """Return the image of a hit, of a caption its first, uint8 (H, W, 3), not larger than SIDE; None if it cannot be had."""
     try:
         return index.image(hit.id).at_most(SIDE)
     except UserError:

@@ -18,16 +18,16 @@ from torch import Tensor
 from eve_vl.config import define, kinds_of
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
-from eve_vl.errors import UserError
-from eve_vl.evaluation import evaluated
-from eve_vl.loading import LoadedRun
+from eve_vl.evaluation.runner import evaluated
+from eve_vl.predict.base import best_classes
+from eve_vl.predict.gradcam import Heatmap
 from eve_vl.report.curves import Loss
-from eve_vl.report.html import Choice, Section, draw
 from eve_vl.report.routing import Routing, routing_of
-from eve_vl.talk import counted
-from eve_vl.tasks.calls import best_classes
-from eve_vl.tasks.look import HeatMap
+from eve_vl.report.templating import Choice, Section, draw
+from eve_vl.run.loading import LoadedRun
 from eve_vl.tasks.task import Evaluated
+from eve_vl.utils.console import pluralize
+from eve_vl.utils.errors import UserError
 
 NUM_MEASURED = 200  # rows for the numbers of a checkpoint that was never validated
 NUM_SEEN = 128  # rows that examples are chosen from, and whose routing is counted
@@ -105,7 +105,7 @@ class TaskReport:
                 return Measured(values=values, step=row["step"], where=where, num_samples=num_samples)
         num_samples = min(num_samples, NUM_MEASURED)
         values = self.evaluated(num_samples).numbers
-        where = f"at most {counted(num_samples, f'validation {self.row}')}"
+        where = f"at most {pluralize(num_samples, f'validation {self.row}')}"
         return Measured(values=values, step=step, where=where, num_samples=num_samples)
 
     def numbers(self, measured: Measured) -> Markup:
@@ -123,19 +123,19 @@ class TaskReport:
     def evaluated(self, num_samples: int) -> Evaluated:
         """Return the numbers, the rows and their scores on validation data, without rows that validation skips; found once."""
         if num_samples not in self.known:
-            skip = self.run.config.data.skips_broken_val
-            self.known[num_samples] = evaluated(self.run, num_samples, self.sources[1], skip_broken=skip)
+            skip = self.run.config.data.skips_invalid_val
+            self.known[num_samples] = evaluated(self.run, num_samples, self.sources[1], skip_invalid=skip)
         return self.known[num_samples]
 
     def draw(self, macro: str, **values: Any) -> Markup:
         """Return what a macro of the task's template makes of values and of the report itself."""
         return draw(self.template, macro, report=self, **values)
 
-    def look(self, pictures: Sequence[np.ndarray], text: str, word: str | None = None) -> HeatMap | None:
-        """Return where in pictures the run looks, or the tokens of a word do, if that can be told."""
+    def look(self, images: Sequence[np.ndarray], text: str, word: str | None = None) -> Heatmap | None:
+        """Return where in images the run looks, or the tokens of a word do, if that can be told."""
         calls = self.run.calls
         try:
-            return calls.look(list(pictures), text, word=word) if pictures and "look" in calls.offered() else None
+            return calls.explain(list(images), text, word=word) if images and "explain" in calls.offered() else None
         except UserError:  # such as a single block
             return None
 
@@ -159,14 +159,14 @@ class Example:
     """A row with what a run makes of it."""
 
     where: str
-    pictures: Mapping[str, np.ndarray]
+    images: Mapping[str, np.ndarray]
     """uint8 (H, W, 3), by what to call them; may be empty."""
     text: str
     """May be empty."""
     choices: Sequence[Choice] = ()
     """Best first, or one for each thing to guess."""
     made: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Pictures that the run has made or found."""
+    """Images that the run has made or found."""
     truth: str = ""
     """For people to read; "" where it is kept back."""
     kind: str = ""
@@ -202,19 +202,19 @@ class ClassifierReport(TaskReport):
         shown = {}
         for heading, verdict in verdicts.items():
             chosen = in_turns([example for example in seen if example.is_right is verdict])[:num_each]
-            shown[heading] = [(example, self._pictures(example)) for example in chosen]
+            shown[heading] = [(example, self._images(example)) for example in chosen]
         num_right = sum(example.is_right is True for example in seen)
-        has_heat = any(len(pictures) > len(example.pictures) for rows in shown.values() for example, pictures in rows)
+        has_heat = any(len(images) > len(example.images) for rows in shown.values() for example, images in rows)
         counts = {"num_seen": len(seen), "num_right": num_right}
         body = draw("examples.html", "examples", report=self, shown=shown, has_heat=has_heat, **counts)
         return [Section(name=self.name, title=self.title, body=body)]
 
-    def _pictures(self, example: Example) -> dict[str, np.ndarray]:
-        """Return an example's pictures, and each under its heat."""
-        pictures = dict(example.pictures)
-        heat = self.look(list(pictures.values()), example.text)
-        names = [f"heat, {name}" if len(pictures) > 1 else "heat" for name in pictures]
-        return pictures | (dict(zip(names, heat.overlays(), strict=True)) if heat is not None else {})
+    def _images(self, example: Example) -> dict[str, np.ndarray]:
+        """Return an example's images, and each under its heat."""
+        images = dict(example.images)
+        heat = self.look(list(images.values()), example.text)
+        names = [f"heat, {name}" if len(images) > 1 else "heat" for name in images]
+        return images | (dict(zip(names, heat.overlays(), strict=True)) if heat is not None else {})
 
 
 def best_choices(probability_C: Tensor, num: int, text: Callable[[int], str], is_right: Callable[[int], bool]) -> list[Choice]:
@@ -232,5 +232,5 @@ def in_turns(examples: Sequence[Example]) -> list[Example]:
 
 
 def pixels_of(image_CHW: Tensor) -> np.ndarray:
-    """Return a uint8 picture as (H, W, 3)."""
+    """Return a uint8 image as (H, W, 3)."""
     return image_CHW.permute(1, 2, 0).cpu().numpy()

@@ -36,7 +36,7 @@ class VQAReport(ClassifierReport):
 
             yield Example(
                 where=batch.where[row],
-                pictures={"picture": pixels_of(batch.images_BCHW[row])},
+                images={"image": pixels_of(batch.images_BCHW[row])},
                 text=batch.questions[row],
                 choices=best_choices(probability_BA[row], NUM_CHOICES, labels.__getitem__, is_right),
                 truth=", ".join(dict.fromkeys(given)),

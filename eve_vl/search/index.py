@@ -1,4 +1,4 @@
-"""An index in the hands of a person: words or a picture in, pictures or captions out, best first.
+"""An index in the hands of a person: words or an image in, images or captions out, best first.
 
 Letters: N slots, Q queries, K candidates, d width of features.
 """
@@ -16,57 +16,57 @@ from typing import Any
 
 import numpy as np
 
-from eve_vl.data.inputs import GivenImage, ImageLike, given_image, is_source
 from eve_vl.data.readers.table import TableSource
 from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.transforms import read_image
-from eve_vl.errors import BadSampleError, UserError, nearest
-from eve_vl.foreign import expand_user
-from eve_vl.search import approximate
-from eve_vl.search.ahead import digest_of
-from eve_vl.search.among import Condition, Masks, absolute, condition
-from eve_vl.search.nearest import best
+from eve_vl.predict.inputs import GivenImage, ImageLike, given_image, is_source
+from eve_vl.run.lock import locked
+from eve_vl.search import ann
+from eve_vl.search.database import DATABASE, Database, index_errors
+from eve_vl.search.exact import topk_exact
+from eve_vl.search.filters import Condition, FilterCache, absolute, condition
+from eve_vl.search.indexer import Changes, OpenSource, Update
+from eve_vl.search.prefetch import digest_of
+from eve_vl.search.query import refuse_halves, refuse_unknown
 from eve_vl.search.rerank import match_scores, shrunk
-from eve_vl.search.store import DATABASE, Store, at
-from eve_vl.search.update import Changes, Opened, Update
-from eve_vl.search.words import refuse_halves, refuse_unknown
-from eve_vl.train.lock import locked
+from eve_vl.utils.errors import BadSampleError, UserError, nearest
+from eve_vl.utils.safe_io import expand_user
 
 NOTHING_LEFT = 1e-3  # length of a query, whose parts have length 1: below it rounding decides
-MOST_SAID = 100  # pictures of the same bytes, or with a caption; captions of a picture
+MOST_SAID = 100  # images of the same bytes, or with a caption; captions of an image
 EXAMPLES = 7, 80  # how many captions, and of how many letters at most
 MOST_FOLDERS = 5  # that a message names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """What was found: a picture or, if captions were asked for, a caption."""
+    """What was found: an image or, if captions were asked for, a caption."""
 
     id: int
-    """The picture's number in the index; of several with the same bytes or with a caption, that of the first."""
+    """The image's number in the index; of several with the same bytes or with a caption, that of the first."""
     name: str
-    """The picture's path, or the row of a source that holds it; the caption."""
+    """The image's path, or the row of a source that holds it; the caption."""
     score: float
     """The cosine between its features and the query's."""
     match: float | None = None
     """What the matching head says, by which it was put in order again."""
     captions: tuple[str, ...] = ()
-    """Of a picture; at most MOST_SAID."""
-    pictures: tuple[str, ...] = ()
-    """Pictures of the very same bytes, or with the caption; at most MOST_SAID, first those that were searched among."""
+    """Of an image; at most MOST_SAID."""
+    images: tuple[str, ...] = ()
+    """Images of the very same bytes, or with the caption; at most MOST_SAID, first those that were searched among."""
     near: str | None = None
-    """Of a picture: the first one of the index that is almost the same, if it is another."""
+    """Of an image: the first one of the index that is almost the same, if it is another."""
 
 
 class Index:
-    """Features of pictures and of their captions, on the disk, and the run that made them."""
+    """Features of images and of their captions, on the disk, and the run that made them."""
 
-    def __init__(self, store: Store, encoder: Any):
+    def __init__(self, store: Database, encoder: Any):
         """encoder: an `Eve` of the run that the index was made by."""
         self.store, self.encoder = store, encoder
-        self._masks = Masks(store)
-        self._cells = approximate.Cells(store)
-        self._opened: tuple[int, dict[str, Opened]] = (0, {})
+        self._masks = FilterCache(store)
+        self._cells = ann.Cells(store)
+        self._opened: tuple[int, dict[str, OpenSource]] = (0, {})
         self._one_reads = threading.Lock()  # tables keep what they have read; a server reads in two threads
         self.changes = Changes()
         """What the update that made this has done."""
@@ -76,7 +76,7 @@ class Index:
     @classmethod
     def open(cls, folder: str | Path, encoder: Any) -> "Index":
         """Open an index to search in it. Raises UserError if it is another run's."""
-        store = Store.open(expand_user(folder))
+        store = Database.open(expand_user(folder))
         store.check(encoder.run)
         return cls(store, encoder)
 
@@ -99,17 +99,17 @@ class Index:
         specs, gone = ([absolute(spec) for spec in each] for each in several)
         how = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
         how = {name: value for name, value in how.items() if value not in (None, "auto")}
-        given = [Opened.of(spec, how) for spec in dict.fromkeys(specs)]
+        given = [OpenSource.of(spec, how) for spec in dict.fromkeys(specs)]
         if not given and not (folder / DATABASE).exists():
-            raise UserError(f"{folder}: is no index yet; to make one, name folders of pictures, tables or shards")
-        with at(folder):
+            raise UserError(f"{folder}: is no index yet; to make one, name folders of images, tables or shards")
+        with index_errors(folder):
             if folder.is_dir() and not (folder / DATABASE).exists() and any(path.name[0] != "." for path in folder.iterdir()):
                 raise UserError(f"{folder}: holds files, but no index; name a new folder for it, with --out")
         with locked(folder):
-            index = cls(Store.create(folder, encoder.run), encoder)
+            index = cls(Database.create(folder, encoder.run), encoder)
             known = index.sources()
             if not (given or gone or known):
-                raise UserError(f"{folder}: has no sources yet; name folders of pictures, tables or shards")
+                raise UserError(f"{folder}: has no sources yet; name folders of images, tables or shards")
             if unknown := [spec for spec in gone if spec not in known]:
                 raise UserError(f"--drop: {folder} has no source {nearest(unknown[0], known)}")
             update = Update(index.store, encoder, batch_size)
@@ -117,42 +117,42 @@ class Index:
             opened, lost = (given, {}) if given or gone else _opened(known)
             if opened:
                 update.run(opened)
-            approximate.build(index.store, index._masks.wanted(index.version, condition(None, {})))
+            ann.build(index.store, index._masks.wanted(index.version, condition(None, {})))
         index.changes = update.changes
         if lost:
             spec, error = next(iter(lost.items()))
             others = "; the other sources are up to date" * bool(opened) + f"; {len(lost) - 1} more like it" * (len(lost) > 1)
             way_out = f"eve index --out {shlex.quote(str(folder))} --drop {shlex.quote(spec)}"
-            raise UserError(f"{error}{others}; to forget it and its pictures: {way_out}")
+            raise UserError(f"{error}{others}; to forget it and its images: {way_out}")
         return index
 
     def sources(self) -> dict[str, dict[str, Any]]:
         """Return how to read each source of the index."""
-        with at(self.store.folder):
+        with index_errors(self.store.folder):
             return {
                 spec: json.loads(how) for spec, how in self.store.db.execute("SELECT spec, reading FROM source ORDER BY id")
             }
 
     def folders(self) -> list[str]:
-        """Return a folder of each source that all its pictures lie in: its own, or what their paths begin with. No disk is
+        """Return a folder of each source that all its images lie in: its own, or what their paths begin with. No disk is
         asked but the index's."""
-        of = "FROM picture WHERE picture.source = source.id AND slot IS NOT NULL"
+        of = "FROM image WHERE image.source = source.id AND slot IS NOT NULL"
         query = f"SELECT spec, (SELECT min(name) {of}), (SELECT max(name) {of}) FROM source ORDER BY id"
-        with at(self.store.folder):
+        with index_errors(self.store.folder):
             rows = [row for row in self.store.db.execute(query) if row[1] is not None]
         common = [(spec, os.path.commonpath([os.path.dirname(name) for name in ends])) for spec, *ends in rows]  # noqa: PTH120
         return list(dict.fromkeys(spec if Path(path).is_relative_to(spec) else path for spec, path in common))
 
     def columns(self) -> list[str]:
-        """Return the columns that pictures have, which `search` takes for `where`."""
-        with at(self.store.folder):
+        """Return the columns that images have, which `search` takes for `where`."""
+        with index_errors(self.store.folder):
             return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM caption, json_each(caption.columns)")]
 
     def examples(self) -> list[str]:
         """Return a few captions of a line at most, from all over the index: what may be looked for."""
         num, longest = EXAMPLES
         query = "SELECT text FROM text WHERE slot >= ? AND slot < ? AND length(text) BETWEEN 1 AND ? ORDER BY slot LIMIT 1"
-        with at(self.store.folder):
+        with index_errors(self.store.folder):
             (end,) = self.store.db.execute("SELECT coalesce(max(slot), -1) + 1 FROM text").fetchone()
             places = [part * end // num for part in range(num + 1)]
             found = (self.store.db.execute(query, [*place, longest]).fetchone() for place in itertools.pairwise(places))
@@ -161,25 +161,25 @@ class Index:
     @property
     def version(self) -> int:
         """A number that is another one after somebody else has changed the index."""
-        with at(self.store.folder):
+        with index_errors(self.store.folder):
             return self.store.db.execute("PRAGMA data_version").fetchone()[0]
 
     def __len__(self) -> int:
-        return self._count("(SELECT DISTINCT name, slot FROM picture WHERE slot IS NOT NULL)")  # several sources may hold one
+        return self._count("(SELECT DISTINCT name, slot FROM image WHERE slot IS NOT NULL)")  # several sources may hold one
 
     def counts(self) -> dict[str, int]:
-        """Return how many pictures there are, of how many distinct contents, how many of these are almost the same as another,
-        and how many distinct captions and broken pictures."""
+        """Return how many images there are, of how many distinct contents, how many of these are almost the same as another,
+        and how many distinct captions and broken images."""
         return {
-            "pictures": len(self),
+            "images": len(self),
             "distinct": self._count("feature"),
             "near": self._count("feature WHERE near != slot"),
             "captions": self._count("text"),
-            "broken": self._count("(SELECT DISTINCT name FROM picture WHERE slot IS NULL)"),
+            "broken": self._count("(SELECT DISTINCT name FROM image WHERE slot IS NULL)"),
         }
 
     def _count(self, what: str) -> int:
-        with at(self.store.folder):
+        with index_errors(self.store.folder):
             return self.store.db.execute(f"SELECT count(*) FROM {what}").fetchone()[0]
 
     def search(
@@ -194,10 +194,10 @@ class Index:
         folder: str | Path | None = None,
         where: Mapping[str, str] | None = None,
     ) -> list[Hit]:
-        """Return the `top` pictures, or captions, that fit words, a picture or both, and do not fit the words `without`.
+        """Return the `top` images, or captions, that fit words, an image or both, and do not fit the words `without`.
 
-        folder: only pictures in it. where: only pictures whose columns have these values. rerank: how many the matching head
-        puts in order again, for words alone that look for pictures, or a picture alone that looks for captions; None: as many
+        folder: only images in it. where: only images whose columns have these values. rerank: how many the matching head
+        puts in order again, for words alone that look for images, or an image alone that looks for captions; None: as many
         as validation chose for the run, perhaps none. Raises UserError.
         """
         how: dict[str, Any] = {"captions": captions, "top": top, "rerank": rerank, "folder": folder, "where": where}
@@ -215,7 +215,7 @@ class Index:
         folder: str | Path | None = None,
         where: Mapping[str, str] | None = None,
     ) -> list[list[Hit]]:
-        """Return what `search` does for each of some words with their pictures: they are encoded together, and the features of
+        """Return what `search` does for each of some words with their images: they are encoded together, and the features of
         the index are read once for all."""
         if top < 1 or (rerank is not None and rerank < 0):
             raise UserError(f"top {top} is not positive" if top < 1 else f"rerank {rerank} is negative")
@@ -232,8 +232,8 @@ class Index:
         slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted, captions, is_all=not chosen[1])
         found = []
         for (text, image), num, slot_K, score_K in zip(asked, nums, slot_QK, score_QK, strict=True):
-            with at(self.store.folder):
-                show, best_K = self._caption if captions else self._picture, zip(slot_K, score_K, strict=True)
+            with index_errors(self.store.folder):
+                show, best_K = self._caption if captions else self._image, zip(slot_K, score_K, strict=True)
                 hits = [hit for slot, score in best_K if (hit := show(slot, score, chosen)) is not None]
             found.append((self._reranked(hits, text if image is None else image, num, captions) if num else hits)[:top])
         return found
@@ -241,33 +241,33 @@ class Index:
     def _best(
         self, query_Qd: np.ndarray, k: int, is_wanted: np.ndarray, captions: bool, *, is_all: bool
     ) -> tuple[list[list[int]], list[Any]]:
-        """Return the best slots of each query and their scores: a few of more than a million pictures, unless some alone are
+        """Return the best slots of each query and their scores: a few of more than a million images, unless some alone are
         wanted, by cells."""
         found = None
-        if is_all and not captions and len(is_wanted) > approximate.EXACT_MOST:
-            found = self._cells.best(query_Qd, k)
+        if is_all and not captions and len(is_wanted) > ann.EXACT_MOST:
+            found = self._cells.topk(query_Qd, k)
         blocks = self.store.texts if captions else self.store.images
-        slot_QK, score_QK = found or best(blocks.first(len(is_wanted)), query_Qd, k, is_wanted)
+        slot_QK, score_QK = found or topk_exact(blocks.first(len(is_wanted)), query_Qd, k, is_wanted)
         return slot_QK.tolist(), score_QK.tolist()
 
     def _queries(self, words: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool) -> np.ndarray:
         """Return what to look for, float32 (Q, d), each of length 1."""
         if not all(text or image is not None for text, image in zip(words, images, strict=True)):
-            raise UserError("nothing to search for: give words, a picture or both")
+            raise UserError("nothing to search for: give words, an image or both")
         if (any(words) or without or captions) and not self.encoder.task.is_comparable:
             raise UserError(
-                f"{self.store.facts['run']}: pictures and texts of this run do not compare, so it finds pictures by a picture "
+                f"{self.store.facts['run']}: images and texts of this run do not compare, so it finds images by an image "
                 "alone; fine-tune it for words: eve finetune retrieval, or demo_retrieval of a small run, --init RUN"
             )
         query_Qd = np.zeros((len(words), self.encoder.task.feature_dim), np.float32)
         if texts := {row: text for row, text in enumerate(words) if text}:
             query_Qd[[*texts]] += self._texts([*texts.values()])
-        if pictures := {row: image for row, image in enumerate(images) if image is not None}:
-            for row, image in pictures.items():
+        if by_row := {row: image for row, image in enumerate(images) if image is not None}:
+            for row, image in by_row.items():
                 given = given_image(image, f"image {row}" if len(images) > 1 else "image")
                 if is_source(image):
-                    raise UserError(f"{given.where}: holds rows and is no picture; name one picture's file")
-            query_Qd[[*pictures]] += self.encoder.encode_image(alone([*pictures.values()]))
+                    raise UserError(f"{given.where}: holds rows and is no image; name one image's file")
+            query_Qd[[*by_row]] += self.encoder.encode_image(unwrap_single([*by_row.values()]))
         query_Qd -= self._texts([without]) if without else 0
         lengths_Q1 = np.linalg.norm(query_Qd, axis=1, keepdims=True)
         if (lengths_Q1 < NOTHING_LEFT).any():
@@ -278,19 +278,19 @@ class Index:
         """Return the features of texts. Raises UserError if nothing of what is read of one is known."""
         for text in texts:
             refuse_unknown(text, self.encoder.tokenizer, self.encoder.run.config.input.max_text_tokens)
-        return self.encoder.encode_text(alone(texts))
+        return self.encoder.encode_text(unwrap_single(texts))
 
     def _why_none(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> str:
         """Say why there is nothing to search among."""
         if not len(self):
-            return "is empty: it holds no picture that can be used"
+            return "is empty: it holds no image that can be used"
         if where:
             known = self.columns()
             for name in where:
                 if name not in known:
-                    return f"no column {nearest(name, known)}" if known else "its pictures have no columns"
+                    return f"no column {nearest(name, known)}" if known else "its images have no columns"
         asked = [f"{name} = {value}" for name, value in where.items()] + ([f"folder {folder}"] if folder is not None else [])
-        none = f"no {'caption' if captions else 'picture'} of the index" + (f" has {', '.join(asked)}" if asked else "")
+        none = f"no {'caption' if captions else 'image'} of the index" + (f" has {', '.join(asked)}" if asked else "")
         if folder is None or len(self._masks.wanted(self.version, condition(folder, {}))):
             return none
         known = self._masks.folders(MOST_FOLDERS + 1)
@@ -302,18 +302,18 @@ class Index:
         is_pair = not without and (bool(words) != (image is not None)) and captions == (image is not None)
         if not is_pair or "match" not in self.encoder.calls:
             if rerank:
-                why = "only words alone find pictures so, or a picture alone captions" if not is_pair else "no matching head"
+                why = "only words alone find images so, or an image alone captions" if not is_pair else "no matching head"
                 raise UserError(f"rerank {rerank} has no effect: {why}")
             return 0
         own = min(int(getattr(self.encoder.run.config.task, "rerank", 0)), self.most_reranked)
         return own if rerank is None else rerank
 
     def _reranked(self, hits: list[Hit], given: ImageLike | str, rerank: int, captions: bool) -> list[Hit]:
-        """Put the first `rerank` hits in order by the matching head; pictures that cannot be read any more come after them."""
+        """Put the first `rerank` hits in order by the matching head; images that cannot be read any more come after them."""
         size, readable, unreadable = self.encoder.run.config.input.image_size, [], []
         asked = shrunk(given_image(given), size) if captions else given
 
-        def pairs() -> Iterator[tuple[Any, Any, float]]:  # a batch of pictures in memory, however many are asked for
+        def pairs() -> Iterator[tuple[Any, Any, float]]:  # a batch of images in memory, however many are asked for
             for hit in hits[:rerank]:
                 try:
                     image, text = (asked, hit.name) if captions else (shrunk(self.image(hit.id), size), given)
@@ -327,15 +327,15 @@ class Index:
         matched = [replace(hit, match=float(score)) for hit, score in zip(readable, scores, strict=True)]
         return sorted(matched, key=lambda hit: -(hit.match or 0.0)) + unreadable + hits[rerank:]
 
-    def _picture(self, slot: int, score: float, chosen: Condition) -> Hit | None:
+    def _image(self, slot: int, score: float, chosen: Condition) -> Hit | None:
         first = f"ORDER BY min(NOT ({chosen[0]})), min(id) LIMIT ?"
-        names = f"SELECT min(id), name FROM picture WHERE slot = ? GROUP BY name {first}"
+        names = f"SELECT min(id), name FROM image WHERE slot = ? GROUP BY name {first}"
         rows = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
         if not rows:
             return None
-        said = "FROM caption JOIN text USING (slot) JOIN picture ON picture.id = picture WHERE picture.slot = ? LIMIT ?"
+        said = "FROM caption JOIN text USING (slot) JOIN image ON image.id = image WHERE image.slot = ? LIMIT ?"
         near = (
-            "SELECT name FROM feature JOIN picture ON picture.slot = near "
+            "SELECT name FROM feature JOIN image ON image.slot = near "
             "WHERE feature.slot = ? AND near != feature.slot AND name != ? ORDER BY id LIMIT 1"
         )
         return Hit(
@@ -343,38 +343,38 @@ class Index:
             name=rows[0][1],
             score=score,
             captions=tuple(text for (text,) in self.store.db.execute(f"SELECT DISTINCT text {said}", [slot, MOST_SAID])),
-            pictures=tuple(name for _, name in rows),
+            images=tuple(name for _, name in rows),
             near=next((name for (name,) in self.store.db.execute(near, [slot, rows[0][1]])), None),
         )
 
     def _caption(self, slot: int, score: float, chosen: Condition) -> Hit | None:
         row = self.store.db.execute("SELECT text FROM text WHERE slot = ?", [slot]).fetchone()
         names = (
-            "SELECT min(id), name FROM caption JOIN picture ON picture.id = picture WHERE caption.slot = ? "
+            "SELECT min(id), name FROM caption JOIN image ON image.id = image WHERE caption.slot = ? "
             f"GROUP BY name ORDER BY min(NOT ({chosen[0]})), min(id) LIMIT ?"
         )
-        pictures = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
-        if row is None or not pictures:
+        images = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
+        if row is None or not images:
             return None
-        return Hit(id=pictures[0][0], name=row[0], score=score, pictures=tuple(name for _, name in pictures))
+        return Hit(id=images[0][0], name=row[0], score=score, images=tuple(name for _, name in images))
 
     def digests(self, numbers: Sequence[int]) -> dict[int, str]:
-        """Return what tells the content of each picture from any other, by their numbers (`Hit.id`), without those that are not
+        """Return what tells the content of each image from any other, by their numbers (`Hit.id`), without those that are not
         there."""
-        with at(self.store.folder):
-            query = f"FROM picture JOIN feature USING (slot) WHERE picture.id IN ({', '.join('?' * len(numbers))})"
+        with index_errors(self.store.folder):
+            query = f"FROM image JOIN feature USING (slot) WHERE image.id IN ({', '.join('?' * len(numbers))})"
             return {number: digest.hex() for number, digest in self.store.db.execute(f"SELECT id, hash {query}", numbers)}
 
     def image(self, number: int) -> GivenImage:
-        """Return a picture by its number (`Hit.id`). Raises BadSampleError if it cannot be had any more."""
+        """Return an image by its number (`Hit.id`). Raises BadSampleError if it cannot be had any more."""
         query = (
-            "SELECT name, path, start, picture.size, row, spec, hash FROM picture JOIN source ON source.id = source "
-            "LEFT JOIN feature USING (slot) WHERE picture.id = ?"
+            "SELECT name, path, start, image.size, row, spec, hash FROM image JOIN source ON source.id = source "
+            "LEFT JOIN feature USING (slot) WHERE image.id = ?"
         )
-        with at(self.store.folder):
+        with index_errors(self.store.folder):
             found = self.store.db.execute(query, [number]).fetchone()
         if found is None:
-            raise BadSampleError(f"picture {number}", "is not in the index")
+            raise BadSampleError(f"image {number}", "is not in the index")
         name, path, start, size, row, spec, digest = found
         if path is not None:
             ref = ImageFile(path=Path(path)) if start is None else ImageSpan(path=Path(path), offset=start, size=size)
@@ -386,30 +386,30 @@ class Index:
                 raise BadSampleError(name, str(error)) from None
         data = read_image(ref, name)
         if digest_of(data) != digest:  # its file, shard or table is another by now
-            raise BadSampleError(name, "is not the picture that was indexed; bring the index up to date")
+            raise BadSampleError(name, "is not the image that was indexed; bring the index up to date")
         return GivenImage(ref=ImageBytes(data=data), where=name)
 
     def _source(self, spec: str) -> TableSource:
-        """Return an open source of pictures that have no files of their own."""
+        """Return an open source of images that have no files of their own."""
         version, opened = self._opened
         if version != self.version:  # rows may be others
             self._opened = self.version, (opened := {})
         if spec not in opened:
-            opened[spec] = Opened.of(spec, self.sources()[spec])
+            opened[spec] = OpenSource.of(spec, self.sources()[spec])
         return opened[spec].source
 
 
-def _opened(known: Mapping[str, dict[str, Any]]) -> tuple[list[Opened], dict[str, UserError]]:
+def _opened(known: Mapping[str, dict[str, Any]]) -> tuple[list[OpenSource], dict[str, UserError]]:
     """Return the sources of an index, and of those that cannot be opened, why: one of them must not stop the others."""
     opened, lost = [], {}
     for spec, reading in known.items():
         try:
-            opened.append(Opened.of(spec, reading))
+            opened.append(OpenSource.of(spec, reading))
         except UserError as error:
             lost[spec] = error
     return opened, lost
 
 
-def alone(items: list[Any]) -> Any:
+def unwrap_single(items: list[Any]) -> Any:
     """Return the only item of a list, of which messages do not say which one it is, or the list."""
     return items[0] if len(items) == 1 else items

@@ -1,6 +1,6 @@
 """The best candidates of a query put in order again by the matching head, as in the run's evaluation.
 
-Letters: P pairs of a picture and a text, B of them at a time.
+Letters: P pairs of an image and a text, B of them at a time.
 """
 
 from collections.abc import Iterable
@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from eve_vl.data.inputs import GivenImage, chunked
 from eve_vl.data.records import ImagePixels
+from eve_vl.predict.inputs import GivenImage, chunked
 
 PAIRS_AT_ONCE = 64
 
 
 def shrunk(image: GivenImage, size: int) -> GivenImage:
-    """Return a picture as the run sees it, decoded. Raises UserError."""
+    """Return an image as the run sees it, decoded. Raises UserError."""
     return GivenImage(ref=ImagePixels(pixels=image.pixels(size).permute(1, 2, 0).contiguous().numpy()), where=image.where)
 
 
 @torch.no_grad()
 def match_scores(encoder: Any, pairs: Iterable[tuple[GivenImage, str, float]]) -> np.ndarray:
-    """Return what each pair of picture and text, with its cosine, is ordered by (task.rerank_by), float32 (P,).
+    """Return what each pair of image and text, with its cosine, is ordered by (task.rerank_by), float32 (P,).
 
     encoder: an `Eve` of a run with a matching head.
     """

@@ -24,23 +24,23 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from eve_vl import __version__
-from eve_vl.data.inputs import Images, Strings
-from eve_vl.data.phantoms.note import source_note
-from eve_vl.errors import BadSampleError, DamagedError, UserError, nearest
 from eve_vl.eve import Eve
+from eve_vl.predict.inputs import Images, Strings
 from eve_vl.search.index import Index
-from eve_vl.serve.calls import Served, served_calls
-from eve_vl.serve.compute import Compute, Job
-from eve_vl.serve.found import Found, distinct, without_paths
-from eve_vl.serve.gate import Gate, Traffic, answer_of
-from eve_vl.serve.limits import DECODERS, MOST_RERANKED, Limits, RefusedError, busy
-from eve_vl.serve.signatures import arguments
-from eve_vl.serve.values import encoded
-from eve_vl.serve.web import OWN_PAGES, add_page
+from eve_vl.serve.admission import AdmissionMiddleware, RequestTracker, answer_of
+from eve_vl.serve.batching import Compute, Job
+from eve_vl.serve.codecs import encoded
+from eve_vl.serve.endpoints import Endpoint, served_calls
+from eve_vl.serve.limits import DECODERS, MOST_RERANKED, Limits, RequestRefusedError, busy
+from eve_vl.serve.public_paths import PublicIndex, distinct, without_paths
+from eve_vl.serve.schema import arguments
+from eve_vl.serve.static import OWN_PAGES, add_page
+from eve_vl.synthetic.phantoms.disclaimer import source_note
+from eve_vl.utils.errors import BadSampleError, DamagedError, UserError, nearest
 
 LOG = logging.getLogger(__name__)
 MOST_HITS = 1000
-MOST_PICTURES = 64  # that wait at a time
+MOST_IMAGES = 64  # that wait at a time
 THUMBNAIL, LARGEST = 160, 1024  # pixels
 Side = Annotated[int, Query(ge=16, le=LARGEST)]
 CACHED = {"cache-control": "private, max-age=300", **OWN_PAGES}
@@ -56,7 +56,7 @@ ERRORS: Any = {
     for status, text in {
         400: "What was sent is wrong; the error says what was expected.",
         401: "The token is missing or another one.",
-        404: "There is no such run, call or picture.",
+        404: "There is no such run, call or image.",
         408: "The body did not come in time.",
         413: "The body is too large.",
         415: "The body is no JSON.",
@@ -92,8 +92,8 @@ def application(
     guarded: Any = {"responses": ERRORS} | ({} if token is None else {"dependencies": [Security(BEARER)]})
     app = FastAPI(**about, lifespan=lambda _: server.running())
     app.state.service = server
-    app.add_middleware(Gate, traffic=server.traffic, token=token, open_paths=page or ())
-    for error in (RefusedError, HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
+    app.add_middleware(AdmissionMiddleware, traffic=server.traffic, token=token, open_paths=page or ())
+    for error in (RequestRefusedError, HTTPException, RequestValidationError, UserError, ClientDisconnect, Exception):
         app.add_exception_handler(error, server.answer_to)
     app.add_api_route("/healthz", server.health, summary="Whether the server takes requests.")
     app.add_api_route("/healthz", server.health, methods=["HEAD"], include_in_schema=False)
@@ -108,15 +108,15 @@ def application(
     else:
         app.add_api_route("/v1/search", server.no_index, methods=["POST"], include_in_schema=False)
     for path, summary in (
-        ("", "A picture of the index as JPEG."),
+        ("", "An image of the index as JPEG."),
         ("/{digest}", "The same, if it is the one with this content."),
     ):
-        app.add_api_route(f"/v1/pictures/{{number}}{path}", server.picture, summary=summary, response_class=Response, **guarded)
+        app.add_api_route(f"/v1/images/{{number}}{path}", server.image, summary=summary, response_class=Response, **guarded)
     add_page(app, page or {})
     return app
 
 
-def add_call(app: FastAPI, path: str, served: Served, endpoint: Callable[..., Any], summary: str, guarded: Any) -> None:
+def add_call(app: FastAPI, path: str, served: Endpoint, endpoint: Callable[..., Any], summary: str, guarded: Any) -> None:
     """Add a call's route, which OpenAPI shows with the call's arguments and what its docstring says."""
     body = {"required": True, "content": {"application/json": {"schema": served.model.model_json_schema()}}}
     more: dict[str, Any] = {"summary": summary, "description": served.text, "operation_id": path.strip("/").replace("/", "_")}
@@ -128,12 +128,12 @@ class Service:
 
     def __init__(self, runs: Sequence[Eve], index: Index | None, limits: Limits):
         limits.check()
-        self.limits, self.traffic = limits, Traffic(limits)
+        self.limits, self.traffic = limits, RequestTracker(limits)
         self.runs = dict(zip(distinct(eve.run.name for eve in runs), runs, strict=True))
         self.calls = {name: served_calls(eve, limits) for name, eve in self.runs.items()}
         data = {name: eve.run.config.data for name, eve in self.runs.items()}
         self.notes = {name: source_note((*each.train, *each.val)) for name, each in data.items()}  # once: it asks the disk
-        self.index, self.found = index, None if index is None else Found(index)
+        self.index, self.found = index, None if index is None else PublicIndex(index)
         self.search = None if index is None else self._search(index)
         self.about_index = functools.lru_cache(maxsize=1)(self._about_index)
         if index is not None:
@@ -144,7 +144,7 @@ class Service:
         self.decoders = Compute(limits, name="decode", threads=DECODERS)
         self.writer = Compute(limits, name="write")  # not behind all that waits to be decoded
         self.teller = Compute(limits, name="tell")  # of the index, once for all who wait to hear of it
-        self.painter = Compute(limits, name="paint")  # a picture of the index may hang, with the disk or network it is on
+        self.painter = Compute(limits, name="paint")  # an image of the index may hang, with the disk or network it is on
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -160,7 +160,7 @@ class Service:
             each.end()
         await asyncio.to_thread(self.compute.join)
 
-    def _search(self, index: Index) -> Served:
+    def _search(self, index: Index) -> Endpoint:
         found = self.found
         assert found is not None
 
@@ -180,9 +180,9 @@ class Service:
         given = arguments(index.search, self.limits, SEARCH_TYPES)
         assert given is not None
         more: dict[str, Any] = {"image_size": index.encoder.run.config.input.image_size, "num_reranked": num_reranked}
-        return Served("search", search, given, self.limits, by_rows=True, show=lambda found: found, **more)
+        return Endpoint("search", search, given, self.limits, by_rows=True, show=lambda found: found, **more)
 
-    def endpoint(self, served: Served) -> Callable[[Request], Any]:
+    def endpoint(self, served: Endpoint) -> Callable[[Request], Any]:
         """Return what answers requests for a call."""
 
         async def answer(request: Request) -> Response:
@@ -190,13 +190,13 @@ class Service:
 
         return answer
 
-    async def answer(self, served: Served, request: Request) -> Response:
+    async def answer(self, served: Endpoint, request: Request) -> Response:
         """Answer a request for a call."""
         hold, loop = request.scope["hold"], asyncio.get_running_loop()
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             given = kind[:80] or "missing"
-            raise RefusedError(415, f"the content-type is {given}, expected application/json and an object of arguments")
+            raise RequestRefusedError(415, f"the content-type is {given}, expected application/json and an object of arguments")
         body = await hold.body(request.stream(), request.headers.get("content-length"))
         hold.accept()
         until = loop.time() + self.limits.wait_seconds
@@ -214,7 +214,7 @@ class Service:
 
     async def _result(self, compute: Compute, job: Job, request: Request, until: float) -> Any:
         """Return a job's result, unless its turn does not come until then, by the loop's clock, or its client goes before. What
-        has begun is waited for, but for pictures."""
+        has begun is waited for, but for images."""
         result = asyncio.wrap_future(compute.submit(job))
         gone, left = asyncio.ensure_future(_gone(request)), until - asyncio.get_running_loop().time()
         try:
@@ -263,7 +263,7 @@ class Service:
         assert found is not None
         counts, words = index.counts(), bool(index.encoder.task.is_comparable)
         return {
-            "pictures": counts["pictures"],
+            "images": counts["images"],
             "captions": counts["captions"],
             "run": next((name for name, eve in self.runs.items() if eve is index.encoder), None),
             "words": words,
@@ -276,32 +276,32 @@ class Service:
     async def no_such_call(self, name: str, call: str) -> None:
         """Say which calls there are."""
         if name not in self.runs:
-            raise RefusedError(404, f"no run {nearest(name, self.runs)}")
-        raise RefusedError(404, f"the run {name} has no call {nearest(call, self.calls[name])}")
+            raise RequestRefusedError(404, f"no run {nearest(name, self.runs)}")
+        raise RequestRefusedError(404, f"the run {name} has no call {nearest(call, self.calls[name])}")
 
     async def no_index(self) -> None:
         """Say how to get one."""
-        raise RefusedError(404, NO_INDEX)
+        raise RequestRefusedError(404, NO_INDEX)
 
-    async def picture(self, request: Request, number: int, digest: str | None = None, size: Side = THUMBNAIL) -> Response:
-        """Return a picture of the index, its longer side at most `size` pixels. digest: of its content; after an update another
-        picture may have the number."""
+    async def image(self, request: Request, number: int, digest: str | None = None, size: Side = THUMBNAIL) -> Response:
+        """Return an image of the index, its longer side at most `size` pixels. digest: of its content; after an update another
+        image may have the number."""
         index = self.index
         if index is None or not 0 <= number < 2**63:
-            raise RefusedError(404, NO_INDEX if index is None else f"no picture {number}")
+            raise RequestRefusedError(404, NO_INDEX if index is None else f"no image {number}")
 
-        if len(self.painter) >= MOST_PICTURES:
-            raise busy(f"{len(self.painter)} pictures are waited for already")
+        if len(self.painter) >= MOST_IMAGES:
+            raise busy(f"{len(self.painter)} images are waited for already")
 
         def drawn(_: Any) -> list[bytes]:
             try:
                 image = index.image(number)
                 if digest not in (None, index.digests([number]).get(number)):
-                    raise RefusedError(404, f"picture {number} is another one by now; search again")
+                    raise RequestRefusedError(404, f"image {number} is another one by now; search again")
                 return [encoded(image.at_most(size), "JPEG")]
             except BadSampleError as error:  # which may name any file of a source
                 LOG.warning("%s", error)
-                raise RefusedError(404, f"picture {number} cannot be shown; the server's log says why") from None
+                raise RequestRefusedError(404, f"image {number} cannot be shown; the server's log says why") from None
 
         until = asyncio.get_running_loop().time() + self.limits.wait_seconds
         data = await self._result(self.painter, Job(compute=drawn, given=None), request, until)
@@ -321,22 +321,22 @@ class Service:
     async def answer_to(self, _: Request, error: Exception) -> Response:
         """Return what to say about an error: one line, without the server's paths. The log says what is the server's fault."""
         match error:
-            case RefusedError():
+            case RequestRefusedError():
                 return answer_of(error)
             case DamagedError(is_locked=True):
                 return answer_of(busy("the index is being written"))
             case DamagedError():
                 LOG.error("%s", error)
             case UserError():
-                return answer_of(RefusedError(400, self.cleaned(str(error))))
+                return answer_of(RequestRefusedError(400, self.cleaned(str(error))))
             case RequestValidationError():
                 first = error.errors()[0]
-                return answer_of(RefusedError(400, f"{first['loc'][-1]}: {first['msg']}"))
+                return answer_of(RequestRefusedError(400, f"{first['loc'][-1]}: {first['msg']}"))
             case HTTPException():
-                return answer_of(RefusedError(error.status_code, error.detail, error.headers or {}))
+                return answer_of(RequestRefusedError(error.status_code, error.detail, error.headers or {}))
             case ClientDisconnect():
-                return answer_of(RefusedError(400, "the body ends too early"))
-        return answer_of(RefusedError(500, "the server failed at this request; its log says why"))
+                return answer_of(RequestRefusedError(400, "the body ends too early"))
+        return answer_of(RequestRefusedError(500, "the server failed at this request; its log says why"))
 
 
 async def _gone(request: Request) -> None:
@@ -351,7 +351,7 @@ def in_rows(*values: Any) -> list[list[Any]]:
     return [value if isinstance(value, list) else [value] * num for value in values]
 
 
-def _written(served: Served, result: Any) -> bytes:
+def _written(served: Endpoint, result: Any) -> bytes:
     """Return an answer's body."""
     shown = served.show(result)
     return to_json(shown if served.name == "search" else {"result": shown}, inf_nan_mode="null")  # numbers that JSON lacks

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from eve_vl.errors import UserError, printable, shortened
+from eve_vl.utils.errors import UserError, printable, shortened
 
 MB = 2**20
 DECODERS = 2  # threads that decode what is sent
@@ -22,16 +22,16 @@ class Limits:
     queue: int = 256
     """Requests that wait or are worked on; further ones are refused with 503 and told to come again."""
     batch: int = 64
-    """How many pictures or texts to compute at a time, of requests that wait for the same call."""
+    """How many images or texts to compute at a time, of requests that wait for the same call."""
     memory_mb: int = 256
-    """Megabytes that bodies, decoded pictures and answers of all requests may hold together; what is more is refused with 503.
+    """Megabytes that bodies, decoded images and answers of all requests may hold together; what is more is refused with 503.
     Requests take at most this, and for each of two threads that decode 3 times a body and 18 bytes a pixel (at most 600 MB)."""
     body_mb: int = 16
     """Megabytes of a request's body."""
     items: int = 64
-    """Pictures or texts in a list."""
+    """Images or texts in a list."""
     pixels: int = 32_000_000
-    """Pixels of all pictures of a request together, counted before any is decoded."""
+    """Pixels of all images of a request together, counted before any is decoded."""
     body_seconds: float = 20.0
     """How long a client may take to send a body, and to take any part of its answer."""
     wait_seconds: float = 30.0
@@ -39,9 +39,9 @@ class Limits:
 
     @property
     def most_mb(self) -> float:
-        """Megabytes that requests take at most beside the models, batches, results and the one picture of the index that
+        """Megabytes that requests take at most beside the models, batches, results and the one image of the index that
         becomes a thumbnail: what all hold, and for each thread that decodes a body as text, its base64 and its bytes, and a
-        picture at the formats' worst."""
+        image at the formats' worst."""
         return self.memory_mb + DECODERS * (3 * self.body_mb + min(18 * self.pixels / MB, 600))
 
     def check(self) -> None:
@@ -52,7 +52,7 @@ class Limits:
 
 
 @dataclass(eq=False)
-class RefusedError(Exception):
+class RequestRefusedError(Exception):
     """An answer that is no result: a status and one line that says what was given, what was expected, what to do."""
 
     status: int
@@ -63,6 +63,6 @@ class RefusedError(Exception):
         self.message = printable(shortened(self.message))
 
 
-def busy(why: str, seconds: int = 1) -> RefusedError:
+def busy(why: str, seconds: int = 1) -> RequestRefusedError:
     """Return the refusal of a request that may be sent again later."""
-    return RefusedError(503, f"{why}; send it again in {seconds} s", {"retry-after": str(seconds)})
+    return RequestRefusedError(503, f"{why}; send it again in {seconds} s", {"retry-after": str(seconds)})

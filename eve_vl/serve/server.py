@@ -16,10 +16,10 @@ from fastapi import FastAPI
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from eve_vl.errors import UserError
-from eve_vl.serve.gate import answer_of
+from eve_vl.serve.admission import answer_of
 from eve_vl.serve.limits import busy
-from eve_vl.talk import say
+from eve_vl.utils.console import print_line
+from eve_vl.utils.errors import UserError
 
 BACKLOG = 2048
 MOST_AROUND = 256 * 1024  # bytes of a request that are not its body: address, headers, marks of chunks, trailers
@@ -145,7 +145,7 @@ def serve(app: FastAPI, host: str, port: int, *, tell: Callable[[str], object] =
         name = f"[{host}]" if ":" in host else host
         sys.setswitchinterval(SWITCH_INTERVAL)
         address = f"http://{name}:{listener.getsockname()[1]}"
-        say(f"serving on {address} (Ctrl-C stops)")
+        print_line(f"serving on {address} (Ctrl-C stops)")
         tell(address)
         Server(settings(app), app).run(sockets=[listener])
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from eve_vl.config import TaskConfig, define, subclasses
-from eve_vl.errors import UserError
 from eve_vl.tasks.task import Task
+from eve_vl.utils.errors import UserError
 
 
 def task_class(section: type[TaskConfig]) -> type[Task[Any]]:

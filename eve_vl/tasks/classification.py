@@ -1,4 +1,4 @@
-"""Classification: a picture, a text or both to one label, or each label to yes or no; read off the [CLS].
+"""Classification: an image, a text or both to one label, or each label to yes or no; read off the [CLS].
 
 Letters: B batch, C classes, D width.
 """
@@ -17,28 +17,28 @@ from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config
-from eve_vl.data.answers import read_answers
+from eve_vl.data.answer_vocab import read_answers
 from eve_vl.data.batch import LabelBatch
-from eve_vl.data.blind import How
-from eve_vl.data.downstream import LabelledRows
-from eve_vl.data.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_texts
 from eve_vl.data.records import Source, usable_rows
-from eve_vl.errors import UserError, nearest
+from eve_vl.data.task_datasets import LabeledRows
+from eve_vl.evaluation.ablations import How
+from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import classification as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.tasks.calls import Calls, JsonFlags, Verb, best_classes, in_batches
-from eve_vl.tasks.look import CLS, Evidence, HeatMap, heat_map
+from eve_vl.predict.base import Command, JsonFlags, Predictor, best_classes, in_batches
+from eve_vl.predict.gradcam import CLS, Evidence, Heatmap, heatmap
+from eve_vl.predict.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_texts
 from eve_vl.tasks.task import Classifier, Prepared, Sizes, pair_tokens
-from eve_vl.tasks.verdict import Against
+from eve_vl.utils.errors import UserError, nearest
 
 MAX_CLASSES = 10_000  # a column with more distinct values is hardly one of labels
 BLINDS: dict[str, tuple[How, ...]] = {
-    "picture": ("noise",),
+    "image": ("noise",),
     "text": (),
-    "both": ("noise", "wrong_picture", "picture_only"),
+    "both": ("noise", "wrong_image", "image_only"),
 }
-READS = {"picture": ("pixels",), "text": ("ids", "is_padding"), "both": ("pixels", "ids", "is_padding")}
+READS = {"image": ("pixels",), "text": ("ids", "is_padding"), "both": ("pixels", "ids", "is_padding")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +66,19 @@ class ClassifyFlags(JsonFlags):
     """Flags of `eve classify`."""
 
     image: Positional[Path | None] = None
-    """Picture file, for a run that reads pictures."""
+    """Image file, for a run that reads images."""
     text: str | None = None
     """Text, for a run that reads texts."""
     top: int = 5
     """How many labels to show."""
 
 
-class ClassificationCalls(Calls):
+class ClassificationPredictor(Predictor):
     """What a classification run does for people."""
 
     task: "Classification"
-    verbs: ClassVar[dict[str, Verb]] = Calls.verbs | {
-        "classify": Verb(
+    verbs: ClassVar[dict[str, Command]] = Predictor.verbs | {
+        "classify": Command(
             flags=ClassifyFlags,
             rows=True,
             show=lambda labels: "\n".join(f"{each.probability:7.4f}  {each.label}" for each in labels),
@@ -88,18 +88,18 @@ class ClassificationCalls(Calls):
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""
-        return ("classify",) if self.task.settings.reads == "text" else ("classify", "look")
+        return ("classify",) if self.task.settings.inputs == "text" else ("classify", "explain")
 
     @torch.no_grad()
     def classify(
         self, image: Images | None = None, text: Strings | None = None, top: int = 5, batch_size: int = 64
     ) -> list[Label] | list[list[Label]]:
-        """Return the `top` most probable labels of what the run reads, a picture, a text or both, best first; of each item of
+        """Return the `top` most probable labels of what the run reads, an image, a text or both, best first; of each item of
         a list, or of lists of equal length, such a list."""
-        reads, given = self.task.settings.reads, {"picture": image, "text": text}
+        reads, given = self.task.settings.inputs, {"image": image, "text": text}
         for what, value in given.items():
             if (value is not None) != (reads in (what, "both")):
-                raise UserError(f"classify: this run reads {reads}; {'give a' if value is None else 'leave out the'} {what}")
+                raise UserError(f"classify: this run reads {reads}; {'give' if value is None else 'leave out'} the {what}")
         readers = [(given_images, image)] * (image is not None) + [(given_texts, text)] * (text is not None)
 
         def best(*columns: Sequence[Any]) -> list[list[Label]]:
@@ -110,29 +110,29 @@ class ClassificationCalls(Calls):
 
         return in_batches(best, batch_size, *readers)
 
-    def look(self, image: ImageLike | Sequence[ImageLike], text: str = "", **options: Any) -> HeatMap:
-        """Return where in the picture a run finds what speaks for a label: see `Calls.look`. Of a run that reads pictures alone
-        the picture's [CLS] is what looks, by default in the last block, after which the head reads it."""
-        if self.task.settings.reads == "both":
-            return super().look(image, text, **options)
+    def explain(self, image: ImageLike | Sequence[ImageLike], text: str = "", **options: Any) -> Heatmap:
+        """Return where in the image a run finds evidence for a label: see `Predictor.explain`. Of a run that reads images alone
+        the image's [CLS] is what looks, by default in the last block, after which the head reads it."""
+        if self.task.settings.inputs == "both":
+            return super().explain(image, text, **options)
         answer, block = options.pop("answer", None), options.pop("block", None)
         if text or any(value is not None for value in options.values()):
-            raise UserError("look: this run reads pictures alone; leave out text, word and right")
-        pictures = [given_image(image[0] if isinstance(image, list | tuple) and len(image) == 1 else image)]  # pyright: ignore
-        evidence = self._evidence(pictures, "", None, answer)
-        return heat_map(self.task, evidence, pictures, None, word=CLS, block=-1 if block is None else block)
+            raise UserError("look: this run reads images alone; leave out text, word and right")
+        images = [given_image(image[0] if isinstance(image, list | tuple) and len(image) == 1 else image)]  # pyright: ignore
+        evidence = self._evidence(images, "", None, answer)
+        return heatmap(self.task, evidence, images, None, word=CLS, block=-1 if block is None else block)
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         labels, tensors = self.task.sizes.labels, (self.inputs.images(images), *(self.inputs.texts([text]) if text else ()))
         if answer is not None and answer not in labels:
             raise UserError(f"no label {nearest(answer, labels)}")
-        chosen, is_one_of_many = None if answer is None else labels.index(answer), not self.task.settings.several
+        chosen, is_one_of_many = None if answer is None else labels.index(answer), not self.task.settings.multilabel
         return self._label_evidence(lambda task: task.logits(*tensors)[0], chosen, "label", is_one_of_many=is_one_of_many)
 
 
 def _blind(number: str) -> dict[str, str]:
     """Return the blind baselines of a number with what each is."""
-    looks = {"noise": "looking at noise", "wrong_picture": "looking at a wrong picture", "picture_only": "not reading the text"}
+    looks = {"noise": "looking at noise", "wrong_image": "looking at a wrong image", "image_only": "not reading the text"}
     return {f"{number}_{how}": words for how, words in looks.items()}
 
 
@@ -140,28 +140,28 @@ class Classification(Classifier[ClassificationConfig]):
     """The task: encoder and a head over the classes."""
 
     section = ClassificationConfig
-    dataset, scored = LabelledRows, "acc"
-    calls = ClassificationCalls
+    dataset, scored = LabeledRows, "acc"
+    calls = ClassificationPredictor
     labels_file = "classes.json"
     label_layer = "class_head.3"
     against = (
-        Against("acc", "row", "acc_majority", "always giving the most frequent label", others=_blind("acc")),
-        Against("mean_ap", "row", "mean_ap_chance", "a constant score", others=_blind("mean_ap")),
+        Baseline("acc", "row", "acc_majority", "always giving the most frequent label", others=_blind("acc")),
+        Baseline("mean_ap", "row", "mean_ap_chance", "a constant score", others=_blind("mean_ap")),
     )
     has_prediction_file = True
     computation = "classifier"
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        several = self.settings.several
-        self.main_metric, self.reads = "mean_ap" if several else "balanced_acc", READS[self.settings.reads]
-        self.blinds = BLINDS[self.settings.reads]
-        self.leaves_unused |= self.settings.reads != "both"
+        several = self.settings.multilabel
+        self.main_metric, self.reads = "mean_ap" if several else "balanced_acc", READS[self.settings.inputs]
+        self.blinds = BLINDS[self.settings.inputs]
+        self.find_unused_parameters |= self.settings.inputs != "both"
         kind = "the sigmoid of each is its" if several else "their softmax is the"
         self.meaning = f"one per label of {self.labels_file}; {kind} probability"
         self.class_ids = {label: c for c, label in enumerate(sizes.labels)}
         D = config.model.embed_dim
-        self.class_head = MLPHead(self.encoder.pair_dim if self.settings.reads == "both" else D, 2 * D, len(sizes.labels))
+        self.class_head = MLPHead(self.encoder.pair_dim if self.settings.inputs == "both" else D, 2 * D, len(sizes.labels))
         initialize(self, config.model)
         if several:
             self.class_head.start_as_one_of_many()
@@ -182,10 +182,12 @@ class Classification(Classifier[ClassificationConfig]):
         if listed is not None and (unknown := used.difference(labels)):
             raise UserError(f"{where}: {len(unknown)} labels are not in {listed}, such as {nearest(min(unknown), labels)}")
         most = max(map(len, given), default=0)
-        if most > 1 and not config.task.several:
-            raise UserError(f"{where}: a row has {most} labels; give --task.several for more than one")
-        note = "no row has several labels, yet each is learnt as a yes or no of its own; --task.no-several learns one of them"
-        notes = (note,) if most < 2 and config.task.several else ()
+        if most > 1 and not config.task.multilabel:
+            raise UserError(f"{where}: a row has {most} labels; give --task.multilabel for more than one")
+        note = (
+            "no row has several labels, yet each is learnt as a yes or no of its own; --task.no-multilabel learns one of them"
+        )
+        notes = (note,) if most < 2 and config.task.multilabel else ()
         return Prepared(sources=sources, labels=tuple(labels), notes=notes)
 
     def loss(self, logits_BC: Tensor, labels: Tensor) -> Tensor:
@@ -193,11 +195,11 @@ class Classification(Classifier[ClassificationConfig]):
 
         labels: int64 (B,), or float32 (B, C), 1 for each label of a row and 0 elsewhere.
         """
-        return objectives.answers(logits_BC, labels.float()) if self.settings.several else super().loss(logits_BC, labels)
+        return objectives.answer_bce(logits_BC, labels.float()) if self.settings.multilabel else super().loss(logits_BC, labels)
 
     def probabilities(self, logits_BC: Tensor) -> Tensor:
         """Return the probability of each label, float32 (B, C): those of one label add up to 1."""
-        return logits_BC.float().sigmoid() if self.settings.several else logits_BC.float().softmax(1)
+        return logits_BC.float().sigmoid() if self.settings.multilabel else logits_BC.float().softmax(1)
 
     def targets(self, batch: LabelBatch) -> Tensor:
         """Return 1 for each label of a row, 0 elsewhere: float32 (B, C) on the CPU. Raises UserError for an unknown one."""
@@ -225,7 +227,7 @@ class Classification(Classifier[ClassificationConfig]):
             return {"num_rows": 0}
         unknown = sum(self.class_ids.keys().isdisjoint(each.labels) for each in known)
         numbers = {"num_unknown": unknown} if unknown else {}
-        if not self.settings.several:
+        if not self.settings.multilabel:
             return (
                 metrics.summary([each.label == each.labels[0] for each in known], [each.labels[0] for each in known]) | numbers
             )
@@ -241,7 +243,7 @@ class Classification(Classifier[ClassificationConfig]):
         lines = []
         for each in examples:
             line: dict[str, Any] = {"row": each.where, "label": each.label, "probability": float(each.probability_C.max())}
-            if self.settings.several:
+            if self.settings.multilabel:
                 named = zip(self.sizes.labels, each.probability_C.tolist(), strict=True)
                 line["labels"] = {label: value for label, value in named if value >= 0.5}
             lines.append(json.dumps(line) + "\n")
@@ -258,5 +260,5 @@ class Classification(Classifier[ClassificationConfig]):
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""
         num_image, num_text = pair_tokens(self.config)
-        reads = self.settings.reads
-        return {"pass": self.encoder.flops(num_image if reads != "text" else 0, num_text if reads != "picture" else 0, "cls")}
+        reads = self.settings.inputs
+        return {"pass": self.encoder.flops(num_image if reads != "text" else 0, num_text if reads != "image" else 0, "cls")}

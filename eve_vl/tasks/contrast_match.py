@@ -11,34 +11,34 @@ import torch
 
 from eve_vl.config import Config, ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import PairBatch
-from eve_vl.data.inputs import GivenImage
+from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.model.encoder import initialize
-from eve_vl.tasks.calls import Verb
-from eve_vl.tasks.contrast import Contrast, ContrastTask
-from eve_vl.tasks.contrast_calls import ContrastCalls
-from eve_vl.tasks.look import Evidence
+from eve_vl.predict.base import Command
+from eve_vl.predict.contrastive import ContrastPredictor
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.inputs import GivenImage
+from eve_vl.predict.masked_signal import MaskedSignalPredictor
+from eve_vl.tasks.contrastive import Contrast, ContrastTask
 from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalTask
-from eve_vl.tasks.masked_signal_calls import MaskedSignalCalls
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.task import Routers, Sizes, Task
-from eve_vl.tasks.verdict import Against
 from eve_vl.train.trainer import StepOutput
 
 
-class ContrastMatchCalls(MaskedSignalCalls, ContrastCalls):
+class ContrastMatchPredictor(MaskedSignalPredictor, ContrastPredictor):
     """What a run does for people: it fills masks, rebuilds, matches and searches."""
 
     task: "ContrastMatch"  # pyright: ignore[reportIncompatibleVariableOverride]
-    verbs: ClassVar[dict[str, Verb]] = ContrastCalls.verbs | MaskedSignalCalls.verbs
+    verbs: ClassVar[dict[str, Command]] = ContrastPredictor.verbs | MaskedSignalPredictor.verbs
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""
-        return tuple(dict.fromkeys(ContrastCalls.offered(self) + MaskedSignalCalls.offered(self)))
+        return tuple(dict.fromkeys(ContrastPredictor.offered(self) + MaskedSignalPredictor.offered(self)))
 
     def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
         hides_word = self.task.settings.mlm_weight and positions is not None
-        kind = MaskedSignalCalls if hides_word or self.task.contrast.match_head is None else ContrastCalls
+        kind = MaskedSignalPredictor if hides_word or self.task.contrast.match_head is None else ContrastPredictor
         return kind._evidence(self, images, text, positions, answer)
 
 
@@ -46,11 +46,11 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
     """Masked signals, features that compare, and a matching head."""
 
     section = ContrastMatchConfig
-    calls = ContrastMatchCalls
+    calls = ContrastMatchPredictor
     against = (
         *MaskedSignalTask.against,
-        Against("itc_acc", "comparison", 0.5, "chance"),
-        Against("itm_acc", "pair", 0.5, "chance"),
+        Baseline("itc_acc", "comparison", 0.5, "chance"),
+        Baseline("itm_acc", "pair", 0.5, "chance"),
     )
 
     def __init__(self, config: Config, sizes: Sizes):
@@ -66,7 +66,7 @@ class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[Contrast
         return self.output(losses | contrast_losses, [*routers, *contrast_routers], **terms, **contrast_terms)
 
     def add_to(self, sums: Sums, batch: MaskedBatch, names: Sequence[str]) -> None:
-        """Evaluate one batch: masked signals, `itc_acc`, the share of pictures and texts that are more alike to their own
+        """Evaluate one batch: masked signals, `itc_acc`, the share of images and texts that are more alike to their own
         partner than to a wrong one, and `itm_acc`, the share of true and of wrong pairs told apart; chance is 0.5 for both."""
         super().add_to(sums, batch, names)
         assert isinstance(batch, PairBatch) and batch.wrong is not None

@@ -1,7 +1,7 @@
 """Pre-training by masked signal modelling: rebuild hidden pixels or hidden tokens from what is left and the other modality.
 
 Source: the paper's "Pre-training Task"; masking ratios from its Fig. 4, the joint-masking ablation from its Table 5. Rows of
-pictures alone or of texts alone (`data.rows`) train one of the two, for pre-training in stages.
+images alone or of texts alone (`data.modality`) train one of the two, for pre-training in stages.
 
 Letters: B batch, P patches, K kept patches, M hidden patches or masked tokens, T text tokens, N all tokens, D width,
 X values in a patch, V vocabulary.
@@ -17,27 +17,27 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.batch import MaskedPictures, MaskedTexts, PairBatch
+from eve_vl.data.batch import MaskedImages, MaskedTexts, PairBatch
 from eve_vl.data.dataset import MaskedPairs, hash_of
 from eve_vl.data.masking import num_hidden
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import masked_signal as metrics
-from eve_vl.metrics.certainty import GROUP
+from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.backbone import Encoded
-from eve_vl.model.embed import hide, patchify, put, take, to_pictures
+from eve_vl.model.embeddings import gather_patches, gray_out, patchify, scatter_patches, to_images
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import TokenHead
+from eve_vl.model.packing import Tokens
 from eve_vl.model.pixel_decoder import PixelDecoder
-from eve_vl.model.rows import Tokens
-from eve_vl.tasks.masked_signal_calls import MaskedSignalCalls
+from eve_vl.predict.masked_signal import MaskedSignalPredictor
 from eve_vl.tasks.task import NUM_GLIMPSED, Evaluated, Routers, Sizes, Task, pair_tokens
-from eve_vl.tasks.verdict import Against
-from eve_vl.train.distributed import gather_objects, sum_over_processes, world_size
+from eve_vl.train.collectives import gather_objects, sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
 
 TOKENS, PATCHES = "masked token", "masked patch"
 IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
-MaskedBatch = PairBatch | MaskedPictures | MaskedTexts
+MaskedBatch = PairBatch | MaskedImages | MaskedTexts
 Settings = TypeVar("Settings", bound=MaskedSignalConfig)
 
 
@@ -45,18 +45,18 @@ class MaskedSignalTask(Task[Settings]):
     """Encoder, token head and pixel decoder, with the losses that join them; rivals add losses of their own."""
 
     dataset, scored = MaskedPairs, "mlm_acc"
-    calls = MaskedSignalCalls
+    calls = MaskedSignalPredictor
     against = (
-        Against("mlm_acc", TOKENS, "mlm_acc_unigram", "always guessing the most frequent word"),
-        Against("mlm_acc", TOKENS, "mlm_acc_wrong_image", "with a wrong picture", "uses the picture"),
-        Against("mim_mse", PATCHES, "mim_mse_mean_baseline", "painting the mean of the neighbours", lower=True),
-        Against("mim_mse", PATCHES, "mim_mse_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
+        Baseline("mlm_acc", TOKENS, "mlm_acc_unigram", "always guessing the most frequent word"),
+        Baseline("mlm_acc", TOKENS, "mlm_acc_wrong_image", "with a wrong image", "uses the image"),
+        Baseline("mim_mse", PATCHES, "mim_mse_mean_baseline", "painting the mean of the neighbours", lower=True),
+        Baseline("mim_mse", PATCHES, "mim_mse_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
     )
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         task = self.settings
-        self.leaves_unused |= config.data.rows != "pairs"
+        self.find_unused_parameters |= config.data.modality != "image_text"
         self.missing_head = None if task.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
         self.main_loss = "mlm_loss" if task.mlm_weight else "mim_mse" if task.mim_weight else None
         if task.mlm_weight:
@@ -82,10 +82,10 @@ class MaskedSignalTask(Task[Settings]):
         routers."""
         task, losses, terms, routers = self.settings, {}, {}, []
         joint = self.encode(batch, keep=True, mask=True) if task.joint_masking else None
-        if task.mim_weight and isinstance(batch, MaskedPictures):
+        if task.mim_weight and isinstance(batch, MaskedImages):
             encoded = joint or self.encode_for_pixels(batch)
             routers += encoded.routers
-            target_BMX = take(self.targets(self.patches(batch)), batch.hidden_BM)
+            target_BMX = gather_patches(self.targets(self.patches(batch)), batch.hidden_BM)
             losses["mim"] = objectives.masked_pixels(self.predict_pixels(encoded, batch), target_BMX)
         if task.mlm_weight and isinstance(batch, MaskedTexts):
             if joint is None:
@@ -100,22 +100,22 @@ class MaskedSignalTask(Task[Settings]):
             terms["mlm_acc"] = (logits_MV.argmax(-1) == targets_M).sum() / num_targets
         return losses, terms, routers
 
-    def patches(self, batch: MaskedPictures) -> Tensor:
-        """Return the patches of the pictures (B, P, X), in [-1, 1]."""
+    def patches(self, batch: MaskedImages) -> Tensor:
+        """Return the patches of the images (B, P, X), in [-1, 1]."""
         return patchify(batch.pixels(), self.config.input.patch_size)
 
     def embed(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> tuple[Tokens | None, Any]:
         """Embed what a batch holds with only the kept patches (`keep`) and/or with [MASK] for masked tokens (`mask`)."""
         image = text = None
-        if isinstance(batch, MaskedPictures):
-            image = self.embed_pictures(batch) if keep else self.encoder.image(batch.pixels())
+        if isinstance(batch, MaskedImages):
+            image = self.embed_images(batch) if keep else self.encoder.image(batch.pixels())
         if isinstance(batch, MaskedTexts):
             ids_BT = self.with_hidden_tokens(batch) if mask else batch.ids_BT
             text = self.encoder.text(ids_BT, batch.is_padding_BT, batch.num_real)
         return image, text
 
-    def embed_pictures(self, batch: MaskedPictures) -> Tokens:
-        """Embed pictures of which nothing but the kept patches is to be seen."""
+    def embed_images(self, batch: MaskedImages) -> Tokens:
+        """Embed images of which nothing but the kept patches is to be seen."""
         return self.encoder.image(batch.pixels(), batch.keep_BK)
 
     def encode(self, batch: MaskedBatch, *, keep: bool = False, mask: bool = False) -> Encoded:
@@ -129,20 +129,20 @@ class MaskedSignalTask(Task[Settings]):
         return self.encoder.for_pixels(image, text)
 
     def with_hidden_tokens(self, batch: MaskedTexts) -> Tensor:
-        """Return the ids (B, T) with [MASK] for masked tokens, in training for all but task.text_shown_share of them."""
-        share = self.settings.text_shown_share if self.training else 0.0
+        """Return the ids (B, T) with [MASK] for masked tokens, in training for all but task.mask_replace_prob of them."""
+        share = self.settings.mask_replace_prob if self.training else 0.0
         if not share:
             return batch.ids_BT.masked_fill(batch.is_masked_BT, self.sizes.mask_id)
         own_M = batch.targets()
         draw_M = torch.rand(own_M.shape, device=own_M.device)
-        if self.settings.text_shown_from == "batch":
+        if self.settings.mask_replace_source == "batch":
             wrong_M = own_M[torch.randperm(len(own_M), device=own_M.device)]
         else:
             wrong_M = torch.randint(self.sizes.vocab_size, own_M.shape, device=own_M.device)
         word_M = own_M.where(draw_M < share / 2, wrong_M)
         return batch.ids_BT.masked_scatter(batch.is_masked_BT, word_M.masked_fill(draw_M >= share, self.sizes.mask_id))
 
-    def predict_pixels(self, encoded: Encoded, batch: MaskedPictures) -> Tensor:
+    def predict_pixels(self, encoded: Encoded, batch: MaskedImages) -> Tensor:
         """Return the hidden patches (B, M, X) in the space of the targets."""
         return self.pixel_decoder(encoded, batch.keep_BK, batch.hidden_BM)
 
@@ -150,25 +150,25 @@ class MaskedSignalTask(Task[Settings]):
         """Return logits (M, V) of the masked tokens alone, in the order of batch.is_masked_BT."""
         return self.token_head(encoded.text_BTD.flatten(0, 1).index_select(0, batch.places()))
 
-    def rebuild(self, batch: MaskedPictures) -> Tensor:
+    def rebuild(self, batch: MaskedImages) -> Tensor:
         """Return the patches (B, P, X) with the hidden ones predicted, the others as they were.
 
         Where targets are normalised per patch, predictions are scaled back with the hidden patches' true mean and standard
-        deviation, as in the pictures of MAE.
+        deviation, as in the images of MAE.
         """
         patches_BPX = self.patches(batch)
         encoded = self.encode_for_pixels(batch)
         predicted_BMX = self.predict_pixels(encoded, batch)
         if self.settings.normalize_targets:
-            mean, std = objectives.patch_statistics(take(patches_BPX, batch.hidden_BM))
+            mean, std = objectives.patch_statistics(gather_patches(patches_BPX, batch.hidden_BM))
             predicted_BMX = predicted_BMX * std + mean
-        return put(patches_BPX, batch.hidden_BM, predicted_BMX)
+        return scatter_patches(patches_BPX, batch.hidden_BM, predicted_BMX)
 
-    def rebuilding(self, batch: MaskedPictures) -> dict[str, list[np.ndarray]]:
-        """Return the pictures as they are, with hidden patches in grey, and with these rebuilt, by name; uint8 (H, W, 3)."""
+    def rebuilding(self, batch: MaskedImages) -> dict[str, list[np.ndarray]]:
+        """Return the images as they are, with hidden patches in grey, and with these rebuilt, by name; uint8 (H, W, 3)."""
         patches_BPX = self.patches(batch)
-        shown = {"original": patches_BPX, "masked": hide(patches_BPX, batch.hidden_BM), "rebuilt": self.rebuild(batch)}
-        return {name: to_pictures(each_BPX, self.config.input.patch_size) for name, each_BPX in shown.items()}
+        shown = {"original": patches_BPX, "masked": gray_out(patches_BPX, batch.hidden_BM), "rebuilt": self.rebuild(batch)}
+        return {name: to_images(each_BPX, self.config.input.patch_size) for name, each_BPX in shown.items()}
 
     def targets(self, patches_BPX: Tensor) -> Tensor:
         """Return what is to be predicted for each patch: its pixels, raw or normalised per patch."""
@@ -198,9 +198,9 @@ class MaskedSignalTask(Task[Settings]):
             for name, each in rows.items():
                 encoded = self.encode(each, keep=task.joint_masking, mask=True)
                 sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M, row_M, names)
-        if task.mim_weight and isinstance(batch, MaskedPictures):
+        if task.mim_weight and isinstance(batch, MaskedImages):
             patches_BPX, rows = self.patches(batch), {"mim_mse": batch}
-            hidden_BMX = take(self.targets(patches_BPX), batch.hidden_BM)
+            hidden_BMX = gather_patches(self.targets(patches_BPX), batch.hidden_BM)
             if isinstance(batch, PairBatch) and wrong is not None:
                 rows["mim_mse_wrong_caption"] = batch.with_text_of(wrong)
             for name, each in rows.items():
@@ -213,9 +213,9 @@ class MaskedSignalTask(Task[Settings]):
                 sums.add_pixels(name, guess_BMX, hidden_BMX, names)
 
     def glimpse(self, batch: MaskedBatch, tokenizer: Tokenizer) -> dict[str, np.ndarray | str]:
-        """Return the first rows: pictures beside masked and rebuilt ones, texts above those with the best guesses filled in."""
+        """Return the first rows: images beside masked and rebuilt ones, texts above those with the best guesses filled in."""
         shown: dict[str, np.ndarray | str] = {}
-        if self.settings.mim_weight and isinstance(batch, MaskedPictures):
+        if self.settings.mim_weight and isinstance(batch, MaskedImages):
             columns = self.rebuilding(batch)
             shown[", ".join(columns)] = np.hstack([np.vstack(column[:NUM_GLIMPSED]) for column in columns.values()])
         if self.settings.mlm_weight and isinstance(batch, MaskedTexts):
@@ -229,14 +229,14 @@ class MaskedSignalTask(Task[Settings]):
     def routers(self, batch: MaskedBatch) -> Routers:
         """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""
         task = self.settings
-        has_pictures, has_texts = isinstance(batch, MaskedPictures), isinstance(batch, MaskedTexts)
-        passes = [(True, False)] if task.mim_weight and has_pictures else []
+        has_images, has_texts = isinstance(batch, MaskedImages), isinstance(batch, MaskedTexts)
+        passes = [(True, False)] if task.mim_weight and has_images else []
         passes += [(False, True)] if task.mlm_weight and has_texts else []
         passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
         return [routers for keep, mask in passes for routers in self.encode(batch, keep=keep, mask=mask).routers]
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return `logits` (B, T, V) of texts with [MASK] where a token is hidden, beside whole pictures.
+        """Return `logits` (B, T, V) of texts with [MASK] where a token is hidden, beside whole images.
 
         labels: int64 (B, T), the hidden tokens, -100 elsewhere; the loss is their mean cross-entropy in nats.
         """
@@ -253,11 +253,11 @@ class MaskedSignalTask(Task[Settings]):
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of each part of a step."""
-        task, D, rows = self.settings, self.config.model.embed_dim, self.config.data.rows
+        task, D, rows = self.settings, self.config.model.embed_dim, self.config.data.modality
         num_image, T = pair_tokens(self.config)
         num_dropped = num_hidden(num_image - 1, task.image_mask_ratio)
         num_masked = max(1, round((T - 1) * task.text_mask_ratio))
-        num_seen, num_read = num_image - num_dropped, T * (rows != "pictures")
+        num_seen, num_read = num_image - num_dropped, T * (rows != "image")
         flops: dict[str, float] = {}
         if task.mim_weight:
             flops["image pass"] = self.encoder.flops(num_seen, num_read, "pixels")
@@ -265,7 +265,7 @@ class MaskedSignalTask(Task[Settings]):
             flops["pixel decoder"] = self.pixel_decoder.flops(num_decoded, num_dropped)
         if task.mlm_weight:
             if not task.joint_masking:
-                flops["text pass"] = self.encoder.flops(num_image * (rows != "texts"), T, num_masked)
+                flops["text pass"] = self.encoder.flops(num_image * (rows != "text"), T, num_masked)
             flops["token head"] = 2 * num_masked * D * (D + self.sizes.vocab_size)
         return flops
 
@@ -287,14 +287,14 @@ class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
 
 def names_of(batch: MaskedBatch) -> list[str]:
     """Return a name for each row, of its tokens and which are hidden too, for other ones are other questions; pairs of one
-    picture belong together."""
+    image belong together."""
     names = batch.names
     if isinstance(batch, MaskedTexts):
         hidden_BT = batch.ids_BT.masked_fill(~batch.is_masked_BT, -1).tolist()
         hidden = [[(place, token) for place, token in enumerate(hidden_T) if token >= 0] for hidden_T in hidden_BT]
         names = [f"{name} {hash_of(repr(each).encode()):x}" for name, each in zip(names, hidden, strict=True)]
-    pictures = batch.picture_B.tolist() if isinstance(batch, PairBatch) else names
-    return [f"{name}{GROUP}{picture}" for name, picture in zip(names, pictures, strict=True)]
+    images = batch.image_id_B.tolist() if isinstance(batch, PairBatch) else names
+    return [f"{name}{GROUP}{image}" for name, image in zip(names, images, strict=True)]
 
 
 def mean_masked(micro_batches: Sequence[MaskedTexts]) -> Tensor:

@@ -1,4 +1,4 @@
-"""NLVR2: is a statement true of two pictures? Each picture is paired with the statement; a head reads both pairs.
+"""NLVR2: is a statement true of two images? Each image is paired with the statement; a head reads both pairs.
 
 Letters: B batch, N all tokens, D width.
 """
@@ -17,17 +17,17 @@ from tyro.conf import Positional
 
 from eve_vl.config import Config, NLVR2Config
 from eve_vl.data.batch import StatementBatch, normalize
-from eve_vl.data.downstream import StatementRows
-from eve_vl.data.inputs import GivenImage, Images, Strings, given_images, given_texts
+from eve_vl.data.task_datasets import StatementRows
+from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import nlvr2 as metrics
-from eve_vl.metrics.certainty import GROUP
-from eve_vl.model.embed import pick
+from eve_vl.metrics.intervals import GROUP
+from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.encoder import initialize
-from eve_vl.model.heads import CompareHead, MLPHead, PairedAttentionHead
-from eve_vl.tasks.calls import Calls, JsonFlags, Verb, in_batches
-from eve_vl.tasks.look import Evidence
+from eve_vl.model.heads import MLPHead, PairedAttentionHead, SiameseHead
+from eve_vl.predict.base import Command, JsonFlags, Predictor, in_batches
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.tasks.task import Classifier, PublishedHead, Routers, Sizes, pair_tokens
-from eve_vl.tasks.verdict import Against
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
 PAIRED = {
@@ -84,27 +84,27 @@ class Judgement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeFlags(JsonFlags):
-    """Flags of `eve judge`."""
+class VerifyFlags(JsonFlags):
+    """Flags of `eve verify`."""
 
     left: Positional[Path]
-    """Picture file, on the left."""
+    """Image file, on the left."""
     right: Positional[Path]
-    """Picture file, on the right."""
+    """Image file, on the right."""
     statement: Positional[str]
     """What may be true of the two."""
 
 
-class NLVR2Calls(Calls):
+class NLVR2Predictor(Predictor):
     """What an NLVR2 run does for people."""
 
     task: "NLVR2"
-    num_pictures = 2
-    verbs: ClassVar[dict[str, Verb]] = {"judge": Verb(flags=JudgeFlags, rows=True, values=asdict)} | Calls.verbs
+    num_images = 2
+    verbs: ClassVar[dict[str, Command]] = {"verify": Command(flags=VerifyFlags, rows=True, values=asdict)} | Predictor.verbs
 
     @torch.no_grad()
-    def judge(self, left: Images, right: Images, statement: Strings, batch_size: int = 64) -> Judgement | list[Judgement]:
-        """Return whether a statement is true of two pictures; of lists of equal length, or of lists and one, row by row."""
+    def verify(self, left: Images, right: Images, statement: Strings, batch_size: int = 64) -> Judgement | list[Judgement]:
+        """Return whether a statement is true of two images; of lists of equal length, or of lists and one, row by row."""
 
         def judged(*columns: Sequence[Any]) -> list[Judgement]:
             probability_B = self.task.predict(self.inputs.statements(*columns))[0].softmax(1)[:, 1]
@@ -123,15 +123,17 @@ class NLVR2(Classifier[NLVR2Config]):
 
     section = NLVR2Config
     dataset = StatementRows
-    calls = NLVR2Calls
+    calls = NLVR2Predictor
     main_metric = "nlvr2_acc"
-    against = (Against("nlvr2_acc", "pair", 0.5, "chance"),)
+    against = (Baseline("nlvr2_acc", "pair", 0.5, "chance"),)
     class_names = ("False", "True")
     has_prediction_file = True
     published_head = PublishedHead(
-        keys=lambda task: None if task.own_types else PUBLISHED.get(task.head), settings=_published_settings, words=40
+        keys=lambda task: None if task.second_image_type_embedding else PUBLISHED.get(task.head),
+        settings=_published_settings,
+        words=40,
     )
-    computation = "judge"
+    computation = "verify"
     reads = ("left", "right", "ids", "is_padding")
     meaning = "false, true; their softmax is the probability"
 
@@ -142,11 +144,11 @@ class NLVR2(Classifier[NLVR2Config]):
             case "concat":
                 self.concat_head = MLPHead(2 * D, 2 * D, 2)
             case "compare":
-                self.compare_head = CompareHead(D)
+                self.compare_head = SiameseHead(D)
             case "paired":
                 num_heads = getattr(config.model, "num_heads", max(width // PAIRED_HEAD_WIDTH, 1))
                 self.paired_head = PairedAttentionHead(width, num_heads)
-        if self.settings.own_types:
+        if self.settings.second_image_type_embedding:
             self.right_bias = nn.Parameter(torch.empty(width))  # what its type has beyond the left one's
         initialize(self, config.model)
 
@@ -155,9 +157,9 @@ class NLVR2(Classifier[NLVR2Config]):
         left_BCHW, right_BCHW, ids_BT, is_padding_BT = tensors
         B = ids_BT.shape[0]
         image = self.encoder.image(torch.cat([normalize(left_BCHW), normalize(right_BCHW)]))
-        if self.settings.own_types:
+        if self.settings.second_image_type_embedding:
             image.x_BND = torch.cat([image.x_BND[:B], image.x_BND[B:] + self.right_bias])
-        text = pick(self.encoder.text(ids_BT, is_padding_BT), torch.arange(B, device=ids_BT.device).repeat(2))
+        text = index_tokens(self.encoder.text(ids_BT, is_padding_BT), torch.arange(B, device=ids_BT.device).repeat(2))
         text.num_real = None if num_real is None else 2 * num_real
         if self.settings.head == "paired":
             encoded = self.encoder.encode(image, text, num_passes=2)

@@ -1,7 +1,7 @@
-"""Are two items, each a picture with a text, the same? The encoder reads each with the same weights, a head compares the two
+"""Are two items, each an image with a text, the same? The encoder reads each with the same weights, a head compares the two
 [CLS] states (MLIM).
 
-Training may leave out the pictures or the texts of both items (modality dropout), so that neither is leant on alone; evaluation
+Training may leave out the images or the texts of both items (modality dropout), so that neither is leant on alone; evaluation
 shows both, and tells how each does alone.
 
 Letters: B batch, R rows of one kind, D width.
@@ -21,16 +21,16 @@ from tyro.conf import Positional
 
 from eve_vl.config import Config, PairConfig
 from eve_vl.data.batch import ItemBatch, normalize
-from eve_vl.data.downstream import ItemRows
-from eve_vl.data.inputs import Images, Strings, given_images, given_texts
+from eve_vl.data.task_datasets import ItemRows
+from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import pair as metrics
 from eve_vl.model.encoder import initialize
-from eve_vl.model.heads import CompareHead
-from eve_vl.tasks.calls import Calls, JsonFlags, Verb, in_batches
+from eve_vl.model.heads import SiameseHead
+from eve_vl.predict.base import Command, JsonFlags, Predictor, in_batches
+from eve_vl.predict.inputs import Images, Strings, given_images, given_texts
 from eve_vl.tasks.task import FIELDS, Classifier, Routers, Sizes, pair_tokens
-from eve_vl.tasks.verdict import Against
 
-SHOWN = {"pr_auc": "pairs", "pr_auc_pictures": "pictures", "pr_auc_texts": "texts"}
+SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
 """What evaluation shows of the items, by the number that it makes."""
 
 
@@ -68,35 +68,35 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareFlags(JsonFlags):
-    """Flags of `eve compare`."""
+class SameFlags(JsonFlags):
+    """Flags of `eve same`."""
 
     left: Positional[Path]
-    """Picture file of one item."""
+    """Image file of one item."""
     left_text: Positional[str]
     """Its text."""
     right: Positional[Path]
-    """Picture file of the other item."""
+    """Image file of the other item."""
     right_text: Positional[str]
     """Its text."""
 
 
-class PairCalls(Calls):
+class PairPredictor(Predictor):
     """What a run does for people."""
 
     task: "ItemPairs"
-    num_pictures = 2
-    verbs: ClassVar[dict[str, Verb]] = {"compare": Verb(flags=CompareFlags, rows=True, values=asdict)} | Calls.verbs
+    num_images = 2
+    verbs: ClassVar[dict[str, Command]] = {"same": Command(flags=SameFlags, rows=True, values=asdict)} | Predictor.verbs
 
     def offered(self) -> tuple[str, ...]:
         """Return the calls that the run's heads allow."""
-        return ("compare",)
+        return ("same",)
 
     @torch.no_grad()
-    def compare(
+    def same(
         self, left: Images, left_text: Strings, right: Images, right_text: Strings, batch_size: int = 64
     ) -> Comparison | list[Comparison]:
-        """Return whether two items, each a picture with a text, are the same; of lists of equal length, or of lists and one,
+        """Return whether two items, each an image with a text, are the same; of lists of equal length, or of lists and one,
         row by row."""
 
         def compared(*columns: Sequence[Any]) -> list[Comparison]:
@@ -115,12 +115,12 @@ class ItemPairs(Classifier[PairConfig]):
 
     section = PairConfig
     dataset, scored = ItemRows, "pair_acc"
-    calls = PairCalls
+    calls = PairPredictor
     main_metric = metrics.MAIN
     against = (
-        Against("pr_auc", "pair", "pr_auc_chance", "a blind guess"),
-        Against("pr_auc", "pair", "pr_auc_pictures", "of the pictures alone", "uses the texts"),
-        Against("pr_auc", "pair", "pr_auc_texts", "of the texts alone", "uses the pictures"),
+        Baseline("pr_auc", "pair", "pr_auc_chance", "a blind guess"),
+        Baseline("pr_auc", "pair", "pr_auc_images", "of the images alone", "uses the texts"),
+        Baseline("pr_auc", "pair", "pr_auc_texts", "of the texts alone", "uses the images"),
     )
     class_names = ("not the same", "the same")
     has_prediction_file = True
@@ -130,23 +130,23 @@ class ItemPairs(Classifier[PairConfig]):
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
-        self.leaves_unused = self.settings.modality_dropout  # a batch may show no pictures, or no texts
-        self.compare_head = CompareHead(config.model.embed_dim)
+        self.find_unused_parameters = self.settings.modality_dropout  # a batch may show no images, or no texts
+        self.compare_head = SiameseHead(config.model.embed_dim)
         initialize(self, config.model)
 
     def logits(self, *tensors: Any, num_real: int | None = None) -> tuple[Tensor, Routers]:
         """Return logits (B, 2), class 1 = the same, and the routers' statistics of each pass."""
-        (left_BD, right_BD), routers = self.states(tensors, "pairs")
+        (left_BD, right_BD), routers = self.states(tensors, "image_text")
         return self.compare_head(left_BD, right_BD), routers
 
     def states(self, tensors: Sequence[Tensor], shown: str) -> tuple[Tensor, Routers]:
         """Return the [CLS] states of both items, (2, B, D), and the routers' statistics of each pass. tensors: what `reads`
-        names. shown: pairs of pictures and texts, pictures alone or texts alone."""
+        names. shown: pairs of images and texts, images alone or texts alone."""
         left_BCHW, right_BCHW, *texts = tensors
         states, routers = [], []
         for images_BCHW, ids_BT, is_padding_BT in ((left_BCHW, *texts[:2]), (right_BCHW, *texts[2:])):
-            image = None if shown == "texts" else self.encoder.image(normalize(images_BCHW))
-            text = None if shown == "pictures" else self.encoder.text(ids_BT, is_padding_BT)
+            image = None if shown == "text" else self.encoder.image(normalize(images_BCHW))
+            text = None if shown == "image" else self.encoder.text(ids_BT, is_padding_BT)
             cls_BD, of_pass = self.encoder.cls(image, text)
             states.append(cls_BD)
             routers += of_pass
@@ -171,7 +171,7 @@ class ItemPairs(Classifier[PairConfig]):
         return torch.tensor(batch.labels)
 
     def examples_of(self, batch: ItemBatch) -> list[PairExample]:
-        """Compare the items of a batch, whole and by pictures or texts alone."""
+        """Compare the items of a batch, whole and by images or texts alone."""
         found: dict[str, list[float]] = {}
         for name, shown in SHOWN.items():
             logits_B2, _ = self.predict(dataclasses.replace(batch, shown=(shown,) * len(batch.where)))

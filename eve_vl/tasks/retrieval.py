@@ -1,7 +1,7 @@
 """Image–text retrieval: trained by contrast and matching; searches by features and re-ranks the best by the matching head, or,
 without contrast, scores every pair by it.
 
-Letters: B batch, I pictures, G pictures with false texts, T captions, N distinct texts, P pairs, K best candidates of a query,
+Letters: B batch, I images, G images with false texts, T captions, N distinct texts, P pairs, K best candidates of a query,
 D width, d width of features, L text tokens.
 """
 
@@ -15,28 +15,28 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import CaptionBatch, SearchPictures, SearchTexts
+from eve_vl.data.batch import CaptionBatch, SearchImages, SearchTexts
 from eve_vl.data.dataset import hash_of
-from eve_vl.data.downstream import CaptionedPictures, SearchSet
 from eve_vl.data.records import Source
+from eve_vl.data.task_datasets import CaptionedImages, SearchSet
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import UserError
-from eve_vl.metrics import certainty
+from eve_vl.evaluation.retrieval import RetrievalSet, gathered, pair_scores, rerank_scores
+from eve_vl.evaluation.significance import Baseline
+from eve_vl.metrics import intervals
 from eve_vl.metrics import retrieval as metrics
-from eve_vl.metrics.certainty import GROUP
+from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.encoder import initialize
-from eve_vl.talk import counted, say
-from eve_vl.tasks.contrast import Contrast, ContrastTask
-from eve_vl.tasks.contrast_calls import ContrastCalls
-from eve_vl.tasks.gallery import Gallery, gathered, pair_scores, rerank_scores
+from eve_vl.predict.contrastive import ContrastPredictor
+from eve_vl.tasks.contrastive import Contrast, ContrastTask
 from eve_vl.tasks.task import Evaluated, PublishedHead, Sizes
-from eve_vl.tasks.verdict import Against
 from eve_vl.train.trainer import StepOutput
+from eve_vl.utils.console import pluralize, print_line
+from eve_vl.utils.errors import UserError
 
 MAX_GALLERY = 2000  # rows at most that are searched among by a fusion pass for every pair, as in M3AE
 TRIED = "r_mean_k"
-HARD_BLIND = "tr1_hard_wrong_picture"
-NUM_FOLD_IMAGES = 5000  # as many pictures as the five folds of the COCO 1K protocol need
+HARD_BLIND = "tr1_hard_wrong_image"
+NUM_FOLD_IMAGES = 5000  # as many images as the five folds of the COCO 1K protocol need
 PUBLISHED = {
     "contrast.features.temperature": "itc_temp",
     "contrast.features.image.weight": "itc_vision_proj_head.weight",
@@ -54,7 +54,7 @@ OLDER_NAMES = {f"m{name}": name for name in PUBLISHED.values()} | {
 def _is_published(task: RetrievalConfig) -> bool:
     """Whether these heads are those of the published models."""
     has_both = bool(task.itc_weight and task.itm_weight)
-    return has_both and task.itm_loss == "pairs" and not task.standardize_match and task.pooling == "cls"
+    return has_both and task.itm_loss == "pairs" and not task.itm_batchnorm and task.pooling == "cls"
 
 
 def _published_settings(tensors: Mapping[str, Tensor], width: int) -> RetrievalConfig | None:
@@ -67,20 +67,20 @@ class Retrieval(ContrastTask[RetrievalConfig]):
     """The task: encoder, feature and matching heads."""
 
     section = RetrievalConfig
-    dataset = CaptionedPictures
-    calls = ContrastCalls
+    dataset = CaptionedImages
+    calls = ContrastPredictor
     main_metric, scored = "r_mean", "tr1 and ir1"
     against = (
-        Against("tr1", "picture", "tr1_chance", "chance"),
-        Against("ir1", "caption", "ir1_chance", "chance"),
-        Against(
+        Baseline("tr1", "image", "tr1_chance", "chance"),
+        Baseline("ir1", "caption", "ir1_chance", "chance"),
+        Baseline(
             "tr1_hard",
-            "picture",
+            "image",
             "tr1_hard_chance",
             "chance among false texts that differ in one place",
-            others={HARD_BLIND: "looking at a wrong picture"},
+            others={HARD_BLIND: "looking at a wrong image"},
         ),
-        Against("precision_tr1", "picture", "precision_tr_chance", "chance by class"),
+        Baseline("precision_tr1", "image", "precision_tr_chance", "chance by class"),
     )
     published_head = PublishedHead(
         keys=lambda task: PUBLISHED if _is_published(task) else None,
@@ -109,10 +109,10 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     @classmethod
     def eval_dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> SearchSet:
-        """Return the pictures and texts to search among; of at most MAX_GALLERY rows where every pair takes a fusion pass."""
+        """Return the images and texts to search among; of at most MAX_GALLERY rows where every pair takes a fusion pass."""
         if not cast(RetrievalConfig, config.task).itc_weight:
             if (num := min(sum(map(len, sources)), config.data.val_samples)) > MAX_GALLERY:
-                say(f"searched among {MAX_GALLERY:,} of {num:,} rows: without contrast each pair takes a fusion pass")
+                print_line(f"searched among {MAX_GALLERY:,} of {num:,} rows: without contrast each pair takes a fusion pass")
             config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, MAX_GALLERY)))
         return SearchSet(sources, config, tokenizer)
 
@@ -127,20 +127,20 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         if rerank > dataset.num_candidates:
             raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
 
-    def evaluate(self, loader: Iterable[SearchPictures | SearchTexts]) -> dict[str, float]:
+    def evaluate(self, loader: Iterable[SearchImages | SearchTexts]) -> dict[str, float]:
         """Return the numbers of validation, with as many candidates re-ranked as it shows to be worth it: see `search`."""
         return self._evaluated(loader, chooses=True).numbers
 
-    def evaluated(self, loader: Iterable[SearchPictures | SearchTexts]) -> Evaluated:
+    def evaluated(self, loader: Iterable[SearchImages | SearchTexts]) -> Evaluated:
         """Return the numbers of `metrics.retrieval` over all processes: tr1 … rsum after re-ranking task.rerank candidates and,
-        with a matching head, `…_itc_only` beside them; `…_1k` the mean of five folds where there are 5,000 pictures.
+        with a matching head, `…_itc_only` beside them; `…_1k` the mean of five folds where there are 5,000 images.
 
-        Also the number of pictures and captions, how many matches each has on average, and tr1 and ir1 of random order.
+        Also the number of images and captions, how many matches each has on average, and tr1 and ir1 of random order.
         """
         return self._evaluated(loader, chooses=False)
 
     @torch.no_grad()
-    def _evaluated(self, loader: Iterable[SearchPictures | SearchTexts], *, chooses: bool) -> Evaluated:
+    def _evaluated(self, loader: Iterable[SearchImages | SearchTexts], *, chooses: bool) -> Evaluated:
         gallery = gathered(self, loader)
         numbers, ranks = self.search(gallery, self.settings.rerank, chooses=chooses)
         rel, k = gallery.relevance, int(numbers.get("rerank_k", 0))
@@ -159,8 +159,8 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         numbers |= counts | self.merged(gallery) | self.precisions(gallery) | self.hard(gallery, k)
         return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks))
 
-    def merged(self, gallery: Gallery) -> dict[str, float]:
-        """Return recalls by contrast alone, or by matching alone, if captions in the same words are one, true of every picture
+    def merged(self, gallery: RetrievalSet) -> dict[str, float]:
+        """Return recalls by contrast alone, or by matching alone, if captions in the same words are one, true of every image
         that has it, as `…_merged`; empty if no two are in the same words."""
         texts, text_T = gallery.text_T.unique(return_inverse=True)
         if len(texts) == len(text_T):
@@ -173,9 +173,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         found = metrics.summary(ranks_I, ranks_T, rel.image_T)
         return {f"{name}_merged": value for name, value in found.items() if not name.startswith(("num", "rsum"))}
 
-    def precisions(self, gallery: Gallery) -> dict[str, float]:
+    def precisions(self, gallery: RetrievalSet) -> dict[str, float]:
         """Return the share of the first hits by contrast alone, or by matching alone, that have a class of the query,
-        precision_tr1 … precision_ir10, beside that of random order; empty if pictures have no classes. No recall: a hit need
+        precision_tr1 … precision_ir10, beside that of random order; empty if images have no classes. No recall: a hit need
         not be the query's own."""
         column = {name: number for number, name in enumerate(sorted({name for given in gallery.labels for name in given}))}
         label_IL = torch.zeros(len(gallery.labels), len(column), dtype=torch.bool)
@@ -191,16 +191,16 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             found_QK, chance_Q = metrics.precisions(query_QD, other_CD, query_QL, other_CL)
             asked_Q, groups = query_QL.any(1), torch.arange(len(query_QD)) if way == "tr" else gallery.relevance.image_T
             for k, found_Q in zip(metrics.PRECISIONS, found_QK[asked_Q].T.numpy(), strict=True):
-                found = certainty.mean(found_Q, groups[asked_Q].tolist(), is_share=True)
+                found = intervals.mean(found_Q, groups[asked_Q].tolist(), is_share=True)
                 gain_Q = (found_Q - chance_Q[asked_Q].numpy()) / len(found_Q)
                 chance = f"precision_{way}_chance"
-                numbers[f"precision_{way}{k}"] = certainty.over(found, chance, gain_Q, groups[asked_Q].tolist())
+                numbers[f"precision_{way}{k}"] = intervals.over(found, chance, gain_Q, groups[asked_Q].tolist())
             numbers[f"precision_{way}_chance"] = float(chance_Q[asked_Q].mean())
         return numbers
 
-    def hard(self, gallery: Gallery, num_reranked: int) -> dict[str, float]:
-        """Return how often a picture's own text is the first among it and false ones that are hard to tell from it, tr1_hard,
-        by what a search orders by; empty if there are none. Beside it how often that is so by chance, and beside the picture of
+    def hard(self, gallery: RetrievalSet, num_reranked: int) -> dict[str, float]:
+        """Return how often an image's own text is the first among it and false ones that are hard to tell from it, tr1_hard,
+        by what a search orders by; empty if there are none. Beside it how often that is so by chance, and beside the image of
         another row, by what the words alone give away."""
         same: dict[tuple[int, ...], int] = {}  # texts that are cut to the same tokens tie, whatever their rounding
         first = [same.setdefault(tuple(ids.tolist()), text) for text, ids in enumerate(gallery.ids)]
@@ -217,10 +217,10 @@ class Retrieval(ContrastTask[RetrievalConfig]):
             image_Id, text_Pd = gallery.image_Id.cpu(), gallery.text_Nd.cpu()[text_P]
             scores = [(image_Id[each_P] * text_Pd).sum(1) for each_P in (image_P, other_P)]
         hit_G, blind_G = (np.array([first_is_best(each.tolist()) for each in score_P.split(sizes)]) for score_P in scores)
-        numbers = {"tr1_hard": certainty.mean(hit_G, is_share=True), "tr1_hard_chance": float(np.mean(1 / np.array(sizes)))}
+        numbers = {"tr1_hard": intervals.mean(hit_G, is_share=True), "tr1_hard_chance": float(np.mean(1 / np.array(sizes)))}
         if len(groups) > 1:
-            certainty.over(numbers["tr1_hard"], HARD_BLIND, (hit_G - blind_G) / len(groups))
-            numbers[HARD_BLIND] = certainty.mean(blind_G, is_share=True)
+            intervals.over(numbers["tr1_hard"], HARD_BLIND, (hit_G - blind_G) / len(groups))
+            numbers[HARD_BLIND] = intervals.mean(blind_G, is_share=True)
         return numbers
 
     def chosen(self, numbers: Mapping[str, float]) -> RetrievalConfig:
@@ -228,13 +228,13 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return replace(self.settings, rerank=int(numbers.get("rerank_k", 0)))
 
     def remarks(self, numbers: Mapping[str, float]) -> list[str]:
-        """Say how many captions went with their pictures, what re-ranking is worth, and so if it makes the search worse."""
+        """Say how many captions went with their images, what re-ranking is worth, and so if it makes the search worse."""
         ranked, alone, remarks = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().remarks(numbers)
         if left_out := numbers.get("num_captions_skipped"):
-            remarks.append(f"captions left out with their pictures: {left_out:,}")
+            remarks.append(f"captions left out with their images: {left_out:,}")
         if not self.is_comparable:
-            num_pairs = counted(int(numbers["num_images"] * numbers["num_texts"]), "pair")
-            remarks.append(f"no contrast: the matching head scored each of {num_pairs} of a picture and a caption")
+            num_pairs = pluralize(int(numbers["num_images"] * numbers["num_texts"]), "pair")
+            remarks.append(f"no contrast: the matching head scored each of {num_pairs} of an image and a caption")
         if tried := r_means_tried(numbers):
             k, best = int(numbers["rerank_k"]), max(tried, key=lambda k: tried[k])
             low, high = gain(tried[k or best])
@@ -247,11 +247,11 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         return remarks
 
     def search(
-        self, gallery: Gallery, most: int, *, chooses: bool = False
+        self, gallery: RetrievalSet, most: int, *, chooses: bool = False
     ) -> tuple[dict[str, float], tuple[metrics.Ranks, metrics.Ranks]]:
         """Return tr1 … rsum after the best candidates of each query are re-ranked, with a matching head also `…_itc_only`, of
-        the contrast alone, and `rerank_k`, how many are re-ranked; and the ranks of pictures' captions (I,) and of captions'
-        pictures (T,).
+        the contrast alone, and `rerank_k`, how many are re-ranked; and the ranks of images' captions (I,) and of captions'
+        images (T,).
 
         `most` are re-ranked or, if it chooses, those of `most`, half of it, a quarter and so on that have the highest r_mean
         (`r_mean_k…` of all) and are above contrast alone by more than chance, which the 95 % interval of the difference query
@@ -285,7 +285,7 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         """Return `image_embeds` (I, d), `text_embeds` (C, d) and, of both, with contrast `logits_per_image` (I, C), similarity
         over the temperature, and `logits_per_text`, and with a matching head and I = C `match_logits` (B, 2) row by row.
 
-        labels: int64 (B,), of true pairs in order, equal where two show the same picture, so that they are no negatives of
+        labels: int64 (B,), of true pairs in order, equal where two show the same image, so that they are no negatives of
         each other. In training mode with labels, only the loss is computed.
         """
         images, ids, is_padding = (tensors.get(name) for name in ("pixels", "ids", "is_padding"))
@@ -294,9 +294,9 @@ class Retrieval(ContrastTask[RetrievalConfig]):
         outputs: dict[str, Tensor] = {}
         if labels is not None:
             if images is None or ids is None or is_padding is None or not len(images) == len(ids) == len(labels):
-                raise UserError("labels need as many pixel_values and input_ids: a picture and its text in each row")
+                raise UserError("labels need as many pixel_values and input_ids: an image and its text in each row")
             pairs = CaptionBatch(
-                images_BCHW=images, ids_BT=ids, is_padding_BT=is_padding, where=(), picture_B=labels, caption_B=labels
+                images_BCHW=images, ids_BT=ids, is_padding_BT=is_padding, where=(), image_id_B=labels, caption_B=labels
             )
             outputs["loss"] = self(pairs).loss
             if self.training:
@@ -338,8 +338,8 @@ def gain(r_mean: float) -> tuple[float, float]:
 def first_hits(
     names: Sequence[str], relevance: metrics.Relevance, ranks_I: metrics.Ranks, ranks_T: metrics.Ranks
 ) -> dict[str, float]:
-    """Return whether the first hit of each query is true, of hits that tie how likely; pictures are named by their row,
-    captions by their number there, both by all that is searched among, and what one picture is in belongs together."""
+    """Return whether the first hit of each query is true, of hits that tie how likely; images are named by their row,
+    captions by their number there, both by all that is searched among, and what one image is in belongs together."""
     sides = relevance.texts_of_image
     pool = hash_of(repr((names, sides.start_Q1.tolist(), sides.candidate_M.tolist())).encode())
     asked, seen = [("tr1", image, "") for image in range(len(names))], Counter()

@@ -18,21 +18,21 @@ from torch.nn import functional as F
 
 from eve_vl.config import Config, TaskConfig
 from eve_vl.data.batch import normalize
-from eve_vl.data.blind import How
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.records import Source
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.errors import UserError
-from eve_vl.metrics.certainty import Estimate
+from eve_vl.evaluation.ablations import How
+from eve_vl.evaluation.significance import Baseline, verdict_of
+from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.model.build import build_backbone
 from eve_vl.model.moe import RouterStats
-from eve_vl.model.rows import Tokens
-from eve_vl.tasks.calls import Calls
-from eve_vl.tasks.routing import routing_terms
-from eve_vl.tasks.verdict import Against, verdict_of
+from eve_vl.model.packing import Tokens
+from eve_vl.predict.base import Predictor
+from eve_vl.tasks.router_losses import routing_terms
+from eve_vl.train.collectives import gather_objects
 from eve_vl.train.device import send
-from eve_vl.train.distributed import gather_objects
 from eve_vl.train.trainer import StepOutput
+from eve_vl.utils.errors import UserError
 
 Settings = TypeVar("Settings", bound=TaskConfig)
 Routers = list[list[RouterStats]]
@@ -113,13 +113,13 @@ class Task(nn.Module, Generic[Settings]):
     """Its section in the config, whose `name` is the task's."""
     dataset: ClassVar[type[RowDataset]]
     """What training goes through."""
-    calls: ClassVar[type[Calls]] = Calls
+    calls: ClassVar[type[Predictor]] = Predictor
     """What its runs do for people."""
     main_metric: str | None = None
     """The number by which the best weights are chosen, higher is better; None: the last ones count."""
     scored: ClassVar[str] = ""
     """What `row_scores` are of; "": the main number."""
-    against: ClassVar[tuple[Against, ...]] = ()
+    against: ClassVar[tuple[Baseline, ...]] = ()
     """What its numbers must be better than to mean anything, the easiest first."""
     main_loss: str | None = None
     """Where there is no main metric, the number of validation that early stopping watches, lower is better."""
@@ -127,8 +127,8 @@ class Task(nn.Module, Generic[Settings]):
     """File of a run folder that keeps `labels`, for classifiers."""
     has_prediction_file: ClassVar[bool] = False
     """Whether `prediction_file` writes one, as an official server takes it."""
-    leaves_unused: bool = False
-    """Whether a step leaves parameters without a gradient, as those of texts where rows are pictures alone."""
+    find_unused_parameters: bool = False
+    """Whether a step leaves parameters without a gradient, as those of texts where rows are images alone."""
     missing_head: str | None = None
     """What `outputs` needs and this run lacks, in words."""
     blinds: tuple[How, ...] = ()
@@ -146,7 +146,7 @@ class Task(nn.Module, Generic[Settings]):
         self.config, self.sizes = config, sizes
         self.settings: Settings = config.task  # pyright: ignore[reportAttributeAccessIssue]
         self.encoder = build_backbone(config.model, config.input, sizes.vocab_size)
-        self.leaves_unused = self.encoder.leaves_unused
+        self.find_unused_parameters = self.encoder.find_unused_parameters
 
     # Training
 
@@ -234,12 +234,12 @@ class Task(nn.Module, Generic[Settings]):
     def verdict(self, numbers: Mapping[str, float]) -> str:
         """Return a sentence of judgement on numbers that know their intervals; "" if there are none."""
         said, ours = verdict_of(numbers, self.against), numbers.get(self.main_metric or "")
-        if not said and isinstance(ours, Estimate):
+        if not said and isinstance(ours, MeasuredValue):
             return f"{self.main_metric} {ours:.3f} ({ours.margin}), {NO_BASELINE}"
         return said
 
     def glimpse(self, batch: Any, tokenizer: Tokenizer) -> Mapping[str, np.ndarray | str]:
-        """Return what people can look at while it trains, by name: a picture (uint8, (H, W, 3)) or a text that shows what the
+        """Return what people can look at while it trains, by name: an image (uint8, (H, W, 3)) or a text that shows what the
         model makes of the first rows of an evaluation batch. Draws nothing at random and talks to no other process."""
         return {}
 
@@ -264,10 +264,10 @@ class Task(nn.Module, Generic[Settings]):
     # Use
 
     is_comparable: bool = False
-    """Whether features of pictures and of texts compare with each other."""
+    """Whether features of images and of texts compare with each other."""
 
     def image_features(self, images_BCHW: Tensor) -> Tensor:
-        """Return features of length 1, float32 (B, d), of uint8 pictures."""
+        """Return features of length 1, float32 (B, d), of uint8 images."""
         return F.normalize(self.alone(self.encoder.image(normalize(images_BCHW)), None), dim=1)
 
     def text_features(self, ids_BT: Tensor, is_padding_BT: Tensor | None) -> Tensor:
@@ -275,7 +275,7 @@ class Task(nn.Module, Generic[Settings]):
         return F.normalize(self.alone(None, self.encoder.text(ids_BT, is_padding_BT)), dim=1)
 
     def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
-        """Return the state that stands for a picture or for a text, (B, D)."""
+        """Return the state that stands for an image or for a text, (B, D)."""
         return self.encoder.cls(image, text)[0]
 
     @property
@@ -286,7 +286,7 @@ class Task(nn.Module, Generic[Settings]):
     def computations(self) -> dict[str, Computation]:
         """Return what the run computes, by the name of its file."""
         meaning = "of length 1; their dot product says how alike two are"
-        meaning += "" if self.is_comparable else "; a picture and a text do not compare"
+        meaning += "" if self.is_comparable else "; an image and a text do not compare"
         features = {"image_encoder": (self.image_features, PAIR[:1]), "text_encoder": (self.text_features, PAIR[1:])}
         return {
             name: Computation(inputs=inputs, output="features", meaning=meaning, compute=compute)
@@ -388,5 +388,5 @@ class Classifier(Task[Settings]):
 
 
 def pair_tokens(config: Config) -> tuple[int, int]:
-    """Return the tokens of a picture, [CLS] included, and of a text of full length."""
+    """Return the tokens of an image, [CLS] included, and of a text of full length."""
     return 1 + config.input.num_patches, config.input.text_length

@@ -15,23 +15,23 @@ from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig, generated
-from eve_vl.data.answers import closed_answers, drop_unanswerable, read_answers
+from eve_vl.data.answer_vocab import closed_answers, drop_unanswerable, read_answers
 from eve_vl.data.batch import QuestionBatch
-from eve_vl.data.blind import How
-from eve_vl.data.downstream import QuestionRows
-from eve_vl.data.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.records import Source, usable_rows
-from eve_vl.errors import UserError, nearest
-from eve_vl.metrics import certainty
+from eve_vl.data.task_datasets import QuestionRows
+from eve_vl.evaluation.ablations import How
+from eve_vl.evaluation.significance import Baseline
+from eve_vl.metrics import intervals
 from eve_vl.metrics import vqa as metrics
-from eve_vl.metrics.certainty import GROUP
+from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.tasks.calls import Calls, JsonFlags, PictureFlags, Verb, best_classes, in_batches
-from eve_vl.tasks.look import Evidence
+from eve_vl.predict.base import Command, ImageFlags, JsonFlags, Predictor, best_classes, in_batches
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.tasks.task import Classifier, Prepared, PublishedHead, Sizes, pair_tokens
-from eve_vl.tasks.verdict import Against
+from eve_vl.utils.errors import UserError, nearest
 
 GENERATED_ROWS = 10_000  # of a generated source, whose rows cost time, the blind baseline looks at so many, spread evenly
 
@@ -59,7 +59,7 @@ class VQAExample:
     group: str = ""
     where: str
     name: str = ""
-    picture: int
+    image_id: int
     """What it is about, as a hash."""
 
 
@@ -72,7 +72,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerFlags(JsonFlags, PictureFlags):
+class AnswerFlags(JsonFlags, ImageFlags):
     """Flags of `eve answer`."""
 
     question: Positional[str]
@@ -81,23 +81,23 @@ class AnswerFlags(JsonFlags, PictureFlags):
     """How many answers to show."""
 
 
-class VQACalls(Calls):
+class VQAPredictor(Predictor):
     """What a VQA run does for people."""
 
     task: "VQA"
-    verbs: ClassVar[dict[str, Verb]] = {
-        "answer": Verb(
+    verbs: ClassVar[dict[str, Command]] = {
+        "answer": Command(
             flags=AnswerFlags,
             rows=True,
             show=lambda answers: "\n".join(f"{each.probability:7.4f}  {each.answer}" for each in answers),
             values=lambda answers: {"answers": [asdict(each) for each in answers]},
         )
-    } | Calls.verbs
+    } | Predictor.verbs
 
     @torch.no_grad()
     def answer(self, image: Images, question: Strings, top: int = 5, batch_size: int = 64) -> list[Answer] | list[list[Answer]]:
-        """Return the `top` best answers to a question about a picture, best first; to each of a list of questions about a list
-        of pictures as long, or about one picture, such a list."""
+        """Return the `top` best answers to a question about an image, best first; to each of a list of questions about a list
+        of images as long, or about one image, such a list."""
 
         def best(images: Sequence[GivenImage], questions: Sequence[str]) -> list[list[Answer]]:
             probability_BA = self.task.predict(self.inputs.pairs(images, questions))[0].sigmoid()
@@ -118,21 +118,21 @@ class VQA(Classifier[VQAConfig]):
 
     section = VQAConfig
     dataset = QuestionRows
-    calls = VQACalls
+    calls = VQAPredictor
     main_metric, accuracy = "vqa_acc", "target_acc"
     against = (
-        Against(
-            *("vqa_acc", "question", "vqa_acc_blind", "answering without the picture", "uses the picture"),
+        Baseline(
+            *("vqa_acc", "question", "vqa_acc_blind", "answering without the image", "uses the image"),
             others={
                 "vqa_acc_words": "guessing from the question's words",
-                "vqa_acc_noise": "looking at noise instead of the picture",
-                "vqa_acc_wrong_picture": "looking at a wrong picture",
-                "vqa_acc_picture_only": "not reading the question",
+                "vqa_acc_noise": "looking at noise instead of the image",
+                "vqa_acc_wrong_image": "looking at a wrong image",
+                "vqa_acc_image_only": "not reading the question",
             },
         ),
-        Against("vqa_acc_pair", "pair of questions", "vqa_acc_blind_pair", "answering without the picture"),
+        Baseline("vqa_acc_pair", "pair of questions", "vqa_acc_blind_pair", "answering without the image"),
     )
-    blinds: tuple[How, ...] = ("noise", "wrong_picture", "picture_only")
+    blinds: tuple[How, ...] = ("noise", "wrong_image", "image_only")
     labels_file = "answers.json"
     label_layer = "answer_head.3"
     has_prediction_file = True
@@ -177,7 +177,7 @@ class VQA(Classifier[VQAConfig]):
         """Return the mean loss of the rows. labels: soft targets (B, A) in [0, 1]. Raises UserError for another shape."""
         if labels.shape != logits_BC.shape:
             raise UserError(f"labels of shape {tuple(labels.shape)}, expected soft targets {tuple(logits_BC.shape)}")
-        return objectives.answers(logits_BC, labels.float())
+        return objectives.answer_bce(logits_BC, labels.float())
 
     def examples_of(self, batch: QuestionBatch) -> list[VQAExample]:
         """Answer the questions of a batch."""
@@ -197,7 +197,7 @@ class VQA(Classifier[VQAConfig]):
             [each.answer for each in examples],
             [each.answers for each in examples],
             [each.answer_type for each in examples],
-            [each.picture for each in examples],
+            [each.image_id for each in examples],
             [each.content_type for each in examples],
             [each.group for each in examples],
         )
@@ -215,12 +215,12 @@ class VQA(Classifier[VQAConfig]):
         return remarks
 
     def row_scores(self, examples: Sequence[VQAExample]) -> dict[str, float]:
-        """Return the accuracy of each question that has answers; those about one picture belong together."""
+        """Return the accuracy of each question that has answers; those about one image belong together."""
         known = [each for each in examples if each.answers]
-        return {f"{each.name}{GROUP}{each.picture}": metrics.accuracy_of(each.answer, each.answers) for each in known}
+        return {f"{each.name}{GROUP}{each.image_id}": metrics.accuracy_of(each.answer, each.answers) for each in known}
 
     def baselines(self, examples: Sequence[VQAExample]) -> dict[str, float]:
-        """Return baselines that look at no picture; empty if training or evaluation has no answers to compare."""
+        """Return baselines that look at no image; empty if training or evaluation has no answers to compare."""
         train = training_questions(self.config)
         if not train or not any(each.answers for each in examples):
             return {}
@@ -236,7 +236,7 @@ class VQA(Classifier[VQAConfig]):
             guessed = [replace(each, answer=answer) for each, answer in zip(examples, answers, strict=True)]
             found |= {key.replace("vqa_acc", name): value for key, value in self.numbers(guessed).items() if "vqa_acc" in key}
             gain_R = np.subtract([*scores.values()], [*self.row_scores(guessed).values()]) / len(scores)
-            found["vqa_acc"] = certainty.over(own, name, gain_R, [*map(certainty.group_of, scores)])
+            found["vqa_acc"] = intervals.over(own, name, gain_R, [*map(intervals.group_of, scores)])
         return found
 
     def prediction_file(self, examples: Sequence[VQAExample]) -> str:

@@ -33,11 +33,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from eve_vl import builtin
-from eve_vl.errors import UserError, did_you_mean
-from eve_vl.files import take_back, whole_file, whole_folder, writing
-from eve_vl.foreign import is_of, open_ordinary, parse_json, read_bytes, reading
-from eve_vl.metrics.certainty import from_json, to_json
+from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.train.optim import initial_state
+from eve_vl.utils.atomic_io import atomic_file, atomic_folder, recover, reporting_write_errors
+from eve_vl.utils.errors import UserError, did_you_mean
+from eve_vl.utils.safe_io import has_fields, open_ordinary, parse_json, read_bytes, reading
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -51,7 +51,7 @@ PLAIN = {torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32,
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
     for old in (run / CHECKPOINTS).glob(".step_*.old"):
-        take_back(old.with_name(old.stem.removeprefix(".")))
+        recover(old.with_name(old.stem.removeprefix(".")))
     return _step_folders(run / CHECKPOINTS)
 
 
@@ -65,7 +65,7 @@ def chosen_checkpoint(path: Path) -> Path:
     path: also builtin:NAME, a run that the package brings. Raises UserError.
     """
     path = builtin.located(path)
-    take_back(path / BEST)
+    recover(path / BEST)
     for folder in (path, path / BEST):
         if (folder / "state.json").is_file():
             return folder
@@ -112,11 +112,13 @@ def save_best(
 
 def read_best(run: Path) -> dict[str, Any] | None:
     """Return step and numbers of the best weights so far, None if there are none. Raises UserError."""
-    take_back(run / BEST)
+    recover(run / BEST)
     if not (run / BEST / "state.json").is_file():
         return None
     state = verify(run / BEST)
-    if not is_of(state, numbers=dict) or not is_of(numbers := from_json(state["numbers"]), **dict.fromkeys(numbers, float)):
+    if not has_fields(state, numbers=dict) or not has_fields(
+        numbers := from_json(state["numbers"]), **dict.fromkeys(numbers, float)
+    ):
         raise _damaged(run / BEST, "state.json holds no numbers")
     return {"step": state["step"], "numbers": numbers}
 
@@ -129,7 +131,7 @@ def _write_folder(
     Raises UserError.
     """
     advice = "; earlier checkpoints are whole, make room and run the same command again"
-    with writing(folder, safetensors.SafetensorError, advice=advice), whole_folder(folder) as temporary:
+    with reporting_write_errors(folder, safetensors.SafetensorError, advice=advice), atomic_folder(folder) as temporary:
         for name, content in tensors.items():
             write_tensors(temporary / f"{name}.safetensors", content)
         for name, text in texts.items():
@@ -159,7 +161,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         state = parse_json(read_bytes(folder / "state.json"))
     except (OSError, ValueError) as error:
         raise _damaged(folder, f"state.json: {getattr(error, 'strerror', None) or error}") from None
-    if not is_of(state, step=int) or state["step"] < 0:
+    if not has_fields(state, step=int) or state["step"] < 0:
         raise _damaged(folder, "state.json holds no step")
     if (named := STEP.fullmatch(folder.name)) and state["step"] != int(named[1]):
         raise _damaged(folder, f"state.json says step {state['step']}")
@@ -203,7 +205,7 @@ def read_model(folder: Path) -> dict[str, Tensor]:
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a .safetensors or else a torch file as a whole or not at all. Raises UserError."""
-    with writing(path, RuntimeError, safetensors.SafetensorError), whole_file(path) as temporary:
+    with reporting_write_errors(path, RuntimeError, safetensors.SafetensorError), atomic_file(path) as temporary:
         if path.suffix == ".safetensors":
             write_tensors(temporary, tensors)
         else:  # copies: of a view, torch would write all that it is a view of
@@ -273,7 +275,7 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: torch.optim.O
     written or does not fit.
     """
     state = verify(folder)
-    if not is_of(state, num_processes=int) or state["num_processes"] < 1:
+    if not has_fields(state, num_processes=int) or state["num_processes"] < 1:
         raise _damaged(folder, f"state.json says num_processes {state.get('num_processes')}")
     try:
         load_model(folder, model)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 
 def pick_device(name: str | torch.device) -> torch.device:

@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from eve_vl.config import TrainConfig
-from eve_vl.cpu import core_seconds
-from eve_vl.errors import BadSampleError, SharedError
-from eve_vl.files import write_file
-from eve_vl.foreign import is_of, parse_json, read_bytes, read_json, reading
-from eve_vl.metrics.certainty import CERTAINTY, from_json, to_json
-from eve_vl.talk import CONSOLE, PATIENCE, say
-from eve_vl.train import distributed
+from eve_vl.metrics.intervals import CERTAINTY, from_json, to_json
+from eve_vl.train import collectives
 from eve_vl.train.checkpoint import COUNTS
 from eve_vl.train.device import peak_memory
 from eve_vl.train.optim import learning_rate
+from eve_vl.utils.atomic_io import write_file
+from eve_vl.utils.console import CONSOLE, PATIENCE, print_line
+from eve_vl.utils.errors import BadSampleError, SharedError
+from eve_vl.utils.runtime import core_seconds
+from eve_vl.utils.safe_io import has_fields, parse_json, read_bytes, read_json, reading
 
 LOG = "log.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
@@ -48,7 +48,9 @@ def read_log(run: Path) -> list[dict]:
 def read_numbers(path: Path) -> dict[str, float]:
     """Return the numbers of a file such as metrics.json by name; what else it holds is left out. Raises UserError."""
     values = read_json(path, dict)
-    return from_json({name: value for name, value in values.items() if name == CERTAINTY or is_of(values, **{name: float})})
+    return from_json(
+        {name: value for name, value in values.items() if name == CERTAINTY or has_fields(values, **{name: float})}
+    )
 
 
 def read_bad_samples(run: Path) -> dict[str, dict[str, str]]:
@@ -65,7 +67,7 @@ def _is_sound(*, kind: str, text: object = None, certainty: object = None, **val
     """Whether a row of the log has values of the types that were written; certainty looks after itself."""
     if kind not in ("train", "val"):
         return kind != "note" or isinstance(text, str)
-    return is_of(values, **dict.fromkeys(values, float))
+    return has_fields(values, **dict.fromkeys(values, float))
 
 
 def _read_rows(path: Path, **kinds: type) -> list[dict]:
@@ -76,7 +78,7 @@ def _read_rows(path: Path, **kinds: type) -> list[dict]:
     for line in lines:
         with contextlib.suppress(ValueError):
             rows.append(parse_json(line))
-    return [row for row in rows if is_of(row, **kinds)]
+    return [row for row in rows if has_fields(row, **kinds)]
 
 
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -125,10 +127,10 @@ class RunLog:
         if not self.bar.disable and kind == "train":
             self.bar.update(self.steps.id, note=f"loss {values['loss']:.4g}")  # more would leave no bar
         else:
-            self.say(f"{kind:5} {self._at(step)}  {text}{self._eta() * (kind == 'train')}")
+            self.print_line(f"{kind:5} {self._at(step)}  {text}{self._eta() * (kind == 'train')}")
 
     def show(self, step: int, shown: Mapping[str, np.ndarray | str]) -> None:
-        """Show pictures, uint8 (H, W, 3), and texts in TensorBoard."""
+        """Show images, uint8 (H, W, 3), and texts in TensorBoard."""
         for name, value in shown.items():
             if isinstance(value, str):
                 self.board.add_text(name, value, step)
@@ -148,9 +150,9 @@ class RunLog:
         self.bar.update(self.steps.id, completed=step)
         if step == self.first_step + STEPS_TIMED and not self.steps.finished:
             seconds = 1 / (self.steps.speed or math.inf)
-            self.say(f"{seconds:.2g} s a step{self._eta()}, {peak_memory() / 2**30:.2f} GiB of memory so far")
+            self.print_line(f"{seconds:.2g} s a step{self._eta()}, {peak_memory() / 2**30:.2f} GiB of memory so far")
         elif self.bar.disable and time.monotonic() - self.said > PATIENCE:
-            self.say(f"step  {self._at(step)}{self._eta()}")
+            self.print_line(f"step  {self._at(step)}{self._eta()}")
 
     def _at(self, step: int) -> str:
         return f"{step:>{len(str(self.num_steps))}}/{self.num_steps}"
@@ -159,18 +161,18 @@ class RunLog:
         left = self.steps.time_remaining  # None until two steps are done
         return "" if left is None else f"  ETA {int(left) // 60}:{int(left) % 60:02}"
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Show one line."""
         if self.enabled:
             self.said = time.monotonic()
-            say(text)
+            print_line(text)
 
     def note(self, step: int, text: str) -> None:
         """Show one line and keep it in the log, once."""
         if self.enabled:
             if all(row.get("text") != text for row in self.old):  # a crash before the row of validation has this said again
                 self.file.write(_json_lines([{"kind": "note", "step": step, "text": text}]))
-            self.say(text)
+            self.print_line(text)
 
     def close(self) -> None:
         """Finish the progress bar and the files."""
@@ -206,15 +208,15 @@ class BadSamples:
             with self.path.open("a") as file:
                 file.write(_json_lines({"where": e.where, "reason": e.reason, "row": e.row} for e in new.values()))
             if len(self.known) <= NUM_TOLD:
-                say("\n".join(f"row left out: {error}" for error in new.values()))
+                print_line("\n".join(f"row left out: {error}" for error in new.values()))
         seen = min(self.num_rows, max(num_seen, 1000))
         if len(self.known) > self.max_share * seen:
             last = next(reversed(new.values()))
             raise SharedError(
                 f"{len(self.known)} of {seen} rows to train on cannot be used, "
-                f"more than data.max_bad_share {self.max_share:g}; "
+                f"more than data.max_invalid_fraction {self.max_share:g}; "
                 f"all so far are in {self.path}; the last: {last}; "
-                "repair them (eve data check lists all, of rows held out too) or allow more with --data.max-bad-share"
+                "repair them (eve data check lists all, of rows held out too) or allow more with --data.max-invalid-fraction"
             )
 
 
@@ -274,12 +276,12 @@ class Meter:
         """Return the averages of this window over all processes, and how long all of their cores worked for it."""
         seconds = max(time.perf_counter() - self.start, 1e-9)
         names = sorted(self.terms)
-        means = distributed.sum_over_processes(torch.stack([self.terms[name] for name in names]))
+        means = collectives.sum_over_processes(torch.stack([self.terms[name] for name in names]))
         cores = torch.tensor(core_seconds() - self.cores_start, dtype=torch.float64)
-        means = (means / (self.num_steps * distributed.world_size())).tolist()
+        means = (means / (self.num_steps * collectives.world_size())).tolist()
         return dict(zip(names, means, strict=True)) | {
             "lr": learning_rate(step - 1, config),
             "samples_per_second": self.num_steps * config.batch_size / seconds,
             "loader_share": self.loading_seconds / seconds,
-            "core_seconds": distributed.sum_over_processes(cores).item(),
+            "core_seconds": collectives.sum_over_processes(cores).item(),
         }

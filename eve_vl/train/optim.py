@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig
-from eve_vl.train.stages import lr_scales
+from eve_vl.train.param_groups import lr_scales
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -55,7 +55,7 @@ def build_optimizer(
     return Muon(list(groups.values()), lr=config.lr, betas=config.betas, products=products)
 
 
-def withhold(optimizer: torch.optim.Optimizer, *, allowed: Tensor | None) -> None:
+def set_found_inf(optimizer: torch.optim.Optimizer, *, allowed: Tensor | None) -> None:
     """Let an optimiser make its next update only if that is allowed, bool on the device; None: it is."""
     optimizer.found_inf = None if allowed is None else (~allowed).float()  # pyright: ignore[reportAttributeAccessIssue]
 

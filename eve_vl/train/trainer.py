@@ -5,9 +5,8 @@ What the loop needs of a task, an nn.Module:
 - `evaluate(loader) → {name: number}`, of all batches;
 - `main_metric`: the number by which the best weights are chosen, higher is better; None: the last ones count;
 - `main_loss`: where there is no main metric, the number that early stopping watches, lower is better;
-- if it likes, `before_step(micro_batches) → micro_batches` of an optimiser step, on the device, with what it counts over all of
-  them, `leaves_unused`: whether a step leaves parameters without a gradient, and `remarks(numbers)` and `verdict(numbers)`:
-  sentences for the log.
+- optional: `before_step(micro_batches) → micro_batches` of an optimiser step, on the device, with what it counts over all of
+  them; `find_unused_parameters`, passed to DDP; `remarks(numbers)` and `verdict(numbers)`, sentences for the log.
 
 Of a batch: `to(device)`, `where` (the names of its rows) and `skipped` (the errors of those that could not be used).
 """
@@ -30,17 +29,17 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import TrainConfig, flat
-from eve_vl.errors import SharedError, UserError
-from eve_vl.talk import told
-from eve_vl.train import checkpoint, distributed
-from eve_vl.train.averages import Averages
-from eve_vl.train.blocks import wrap_blocks
+from eve_vl.train import checkpoint, collectives
+from eve_vl.train.compile_checkpoint import wrap_blocks
+from eve_vl.train.ddp import parallelize, share_running_averages, without_sharing
 from eve_vl.train.device import autocast, pick_dtype
-from eve_vl.train.finite import FiniteCheck
+from eve_vl.train.ema import Averages
 from eve_vl.train.log import STOPPED_EARLY, BadSamples, Meter, RunLog
-from eve_vl.train.optim import build_optimizer, learning_rate, withhold
-from eve_vl.train.parallel import parallelize, share_running_averages, without_sharing
-from eve_vl.train.stages import freeze
+from eve_vl.train.nan_guard import NanGuard
+from eve_vl.train.optim import build_optimizer, learning_rate, set_found_inf
+from eve_vl.train.param_groups import freeze
+from eve_vl.utils.console import progress
+from eve_vl.utils.errors import SharedError, UserError
 
 AGAIN = 1.0  # seconds between a signal to stop and the same one that means it at once
 
@@ -75,11 +74,11 @@ class Trainer:
         texts: dict[str, str],
         new: Collection[str] = (),
         notes: Sequence[str] = (),
-        skip_broken: bool = False,
+        skip_invalid: bool = False,
     ):
-        """texts: files that go into every checkpoint. new: parameters to train with new_lr_multiplier. notes: for the log.
-        skip_broken: validate without the rows that cannot be used."""
-        self.skip_broken = skip_broken
+        """texts: files that go into every checkpoint. new: parameters to train with head_lr_multiplier. notes: for the log.
+        skip_invalid: validate without the rows that cannot be used."""
+        self.skip_invalid = skip_invalid
         self.config, self.run, self.device, self.texts, self.notes, self.new = config, run, device, texts, notes, sorted(new)
         self.task: Any = task.to(device)
         self.dtype = pick_dtype(config.dtype, device)
@@ -88,7 +87,7 @@ class Trainer:
         self.model = parallelize(self.task, device)
         self.optimizer = build_optimizer(self.task.named_parameters(), config, new, products=self.dtype)
         self.averages = Averages(self.task, config.ema_decay)
-        self.finite = FiniteCheck(self.task, run, device)
+        self.finite = NanGuard(self.task, run, device)
         self.watched = self.task.main_metric or getattr(self.task, "main_loss", None)
         if config.patience and self.watched is None:
             raise UserError("train.patience: validation of this task has no number to watch; leave it out")
@@ -109,13 +108,13 @@ class Trainer:
         """Go back to the newest checkpoint of the run folder, if there is one."""
         folders = checkpoint.checkpoint_folders(self.run)
         if folders:
-            if distributed.is_main():
+            if collectives.is_main():
                 checkpoint.clear(self.run)
-            state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, distributed.rank())
+            state = checkpoint.load_training_state(folders[-1], self.task, self.optimizer, collectives.rank())
             if self.averages.values:
                 self.averages.restore(checkpoint.read_tensors(folders[-1] / f"{checkpoint.LIVE}.safetensors"))
             self.step = state["step"]
-            if state["num_processes"] == distributed.world_size():
+            if state["num_processes"] == collectives.world_size():
                 self.meter.restore(state["meter"], self.device)
             best, name = checkpoint.read_best(self.run), self.task.main_metric
             is_of_use = best and best["step"] <= self.step and not math.isnan(best["numbers"].get(name, math.nan))
@@ -125,8 +124,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint; every process must call this."""
         meter = {f"{checkpoint.METER}{name}": value for name, value in self.meter.state().items()}
-        rng_states = distributed.gather_objects(checkpoint.get_rng_state() | meter)
-        if distributed.is_main():
+        rng_states = collectives.gather_objects(checkpoint.get_rng_state() | meter)
+        if collectives.is_main():
             tensors = {f"rng_{rank}": rng for rank, rng in enumerate(rng_states)}
             tensors["optimizer"] = checkpoint.optimizer_tensors(self.task, self.optimizer)
             if live := self.averages.live():
@@ -135,14 +134,14 @@ class Trainer:
                 "step": self.step,
                 "samples_consumed": self.samples_consumed,
                 "new": self.new,
-                "num_processes": distributed.world_size(),
+                "num_processes": collectives.world_size(),
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
             }
             with self.averages.in_place():
                 tensors["model"] = self.task.state_dict()
-                checkpoint.save_checkpoint(self.run, tensors, self.texts, state, keep=self.config.keep)
-        distributed.barrier()
+                checkpoint.save_checkpoint(self.run, tensors, self.texts, state, keep=self.config.keep_checkpoints)
+        collectives.barrier()
 
     def fit(self, train_loader: Iterable[Any], val_loader: Iterable[Any], bad_samples: BadSamples) -> dict[str, float]:
         """Train to the last step and return the numbers of the last validation, or of the best if the task chooses by one.
@@ -150,7 +149,7 @@ class Trainer:
         train_loader: endless micro-batches, starting after `samples_consumed` samples.
         Raises StoppedError after SIGINT, SIGTERM or SIGHUP, UserError for a non-finite loss or a full disk.
         """
-        log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=distributed.is_main())
+        log = RunLog(self.run, first_step=self.step, num_steps=self.config.steps, enabled=collectives.is_main())
         with contextlib.closing(log), _stop_signals() as stop:
             numbers = self._loop(iter(train_loader), val_loader, bad_samples, log, stop)
             log.hparams(flat(json.loads(self.texts.get("config.json", "{}"))), numbers)
@@ -161,14 +160,14 @@ class Trainer:
     ) -> dict[str, float]:
         config = self.config
         self.meter.resume()
-        self.scores, was_validated = distributed.gather_objects((log.values(self.watched), log.has_row("val", self.step)))[0]
+        self.scores, was_validated = collectives.gather_objects((log.values(self.watched), log.has_row("val", self.step)))[0]
         is_stalled = self.step < config.steps and self._has_stalled()
         for text in () if is_stalled else self.notes:  # what they say would come from here on
             log.note(self.step, text)
         if self.step:
             left = "; nothing left to train" * (is_stalled or self.step >= config.steps)
             left += f": train.patience {config.patience} has ended it, and a larger one, or 0, goes on" * is_stalled
-            log.say(f"going on from step {self.step} of {config.steps}{left}")
+            log.print_line(f"going on from step {self.step} of {config.steps}{left}")
         numbers: dict[str, float] | None = None
         if self.step and self._is_due(config.val_every) and not was_validated:  # it stopped after saving, before this
             numbers = self._validate(val_loader, log)
@@ -176,14 +175,14 @@ class Trainer:
             with self.meter.loading():
                 micro_batches = [next(batches) for _ in range(config.accumulation)]
             skipped = [error for batch in micro_batches for error in batch.skipped]
-            if distributed.any_process(bool(skipped)):
-                everywhere = itertools.chain(*distributed.gather_objects(skipped))
+            if collectives.any_process(bool(skipped)):
+                everywhere = itertools.chain(*collectives.gather_objects(skipped))
                 bad_samples.add(everywhere, self.samples_consumed + config.batch_size)
             self.meter.add(self.train_step(micro_batches))
             self.step += 1
             log.tick(self.step)
             is_last = self.step == config.steps
-            is_stopped = distributed.any_process(bool(stop)) and not is_last
+            is_stopped = collectives.any_process(bool(stop)) and not is_last
             is_saved = self._is_due(config.save_every) or is_stopped
             if is_saved or self._is_due(config.log_every) or self._is_due(config.val_every):
                 self.finite.ask()
@@ -217,7 +216,7 @@ class Trainer:
         try:
             numbers = self.evaluate(val_loader, log)
         except UserError as error:
-            if distributed.world_size() == 1 or isinstance(error, SharedError):  # else the others are not here, to save as well
+            if collectives.world_size() == 1 or isinstance(error, SharedError):  # else the others are not here, to save as well
                 self.save()
             raise
         self._keep_best(numbers)
@@ -242,14 +241,14 @@ class Trainer:
         if name is None or math.isnan(numbers[name]) or (self.best is not None and numbers[name] <= self.best[name]):
             return
         self.best = numbers
-        if distributed.is_main():
+        if collectives.is_main():
             with self.averages.in_place():
                 model = self.task.state_dict()
                 texts = {**self.texts, **self.best_texts(numbers)}
                 checkpoint.save_best(self.run, step=self.step, model=model, texts=texts, numbers=numbers)
-        distributed.barrier()
+        collectives.barrier()
 
-    def rehearse(self, batch: Any) -> float:
+    def time_one_pass(self, batch: Any) -> float:
         """Return the seconds of a forward and backward pass, which leaves no trace but in the random generators."""
         buffers, start = [buffer.clone() for buffer in self.task.buffers()], time.perf_counter()
         with autocast(self.device, self.dtype):
@@ -289,7 +288,7 @@ class Trainer:
         max_norm = self.config.clip_norm or float("inf")
         terms["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
         self.finite.add(self.step, given, terms, [*losses, terms["grad_norm"]])
-        withhold(self.optimizer, allowed=self.finite.allowed)
+        set_found_inf(self.optimizer, allowed=self.finite.allowed)
         self.optimizer.step()
         self.averages.update(self.step, allowed=self.finite.allowed)
         share_running_averages(self.task)
@@ -303,9 +302,9 @@ class Trainer:
         Raises UserError, in all processes, if a row could not be used, unless they may be skipped.
         """
         # what one process alone raised would leave the others waiting
-        skipped: list[Any] | None = [] if self.skip_broken or distributed.world_size() > 1 else None
+        skipped: list[Any] | None = [] if self.skip_invalid or collectives.world_size() > 1 else None
         failed: list[UserError] = []
-        loader = told(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
+        loader = progress(_up_to_error(loader, failed), "validating", operator.length_hint(loader) or None)
         with (
             self.averages.in_place(),
             evaluation_batches(self.task, loader, self.device, self.dtype, skipped) as batches,
@@ -315,8 +314,8 @@ class Trainer:
                 with torch.no_grad():
                     log.show(self.step, self.glimpse(first[0]))
             numbers = self.task.evaluate(itertools.chain(first, batches))
-        failed += [_unusable(error) for error in skipped or () if not self.skip_broken]
-        if met := [*itertools.chain(*distributed.gather_objects([str(error) for error in failed]))]:
+        failed += [_unusable(error) for error in skipped or () if not self.skip_invalid]
+        if met := [*itertools.chain(*collectives.gather_objects([str(error) for error in failed]))]:
             raise SharedError(met[0])
         return numbers | num_skipped(skipped)
 
@@ -326,14 +325,14 @@ def _up_to_error(loader: Iterable[Any], failed: list[UserError]) -> Iterator[Any
     try:
         yield from loader
     except UserError as error:
-        if distributed.world_size() == 1:
+        if collectives.world_size() == 1:
             raise
         failed.append(error)
 
 
 def num_skipped(skipped: list[Any] | None) -> dict[str, float]:
     """Return how many rows all processes have skipped in evaluation, if they did, as a number beside the others."""
-    num = sum(map(len, distributed.gather_objects(skipped))) if skipped is not None else 0
+    num = sum(map(len, collectives.gather_objects(skipped))) if skipped is not None else 0
     return {"num_skipped": num} if num else {}
 
 
@@ -359,7 +358,7 @@ def evaluation_batches(
             if batch.where:
                 num += 1
                 yield batch.to(device)
-        if skipped and not num and distributed.world_size() == 1:
+        if skipped and not num and collectives.world_size() == 1:
             raise UserError(f"no row to evaluate on can be used; the last: {skipped[-1]}")
 
     try:
@@ -372,7 +371,7 @@ def evaluation_batches(
 def _unusable(error: UserError) -> UserError:
     return UserError(
         f"a row to evaluate on cannot be used, {error}; repair such rows (eve data check lists them) or "
-        "go on without them: --skip-broken in eve evaluate, --data.skip-broken-val in training"
+        "go on without them: --skip-invalid in eve evaluate, --data.skip-invalid-val in training"
     )
 
 

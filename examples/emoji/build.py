@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from eve_vl.errors import UserError
+from eve_vl.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from iconify import Render, arguments, fetch, read_json, resvg, svg_of
@@ -32,7 +32,7 @@ KEYCAP: Final = "20E3"
 
 
 def concept_of(hexcode: str) -> str:
-    """Return code points joined by `-`, without the mark that asks for a coloured picture."""
+    """Return code points joined by `-`, without the mark that asks for a coloured image."""
     return hexcode.upper().replace("-FE0F", "")
 
 
@@ -69,7 +69,7 @@ def split_of(concept: str) -> str:
 
 
 def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter[tuple[str, str]]:
-    """Write the pictures and one JSONL file per split; return the number of rows by split and vendor."""
+    """Write the images and one JSONL file per split; return the number of rows by split and vendor."""
     captions = captions_by_concept(packages)
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}
     counts: Counter[tuple[str, str]] = Counter()

@@ -22,9 +22,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from eve_vl.errors import UserError
-from eve_vl.files import whole_file
-from eve_vl.talk import say, told
+from eve_vl.utils.atomic_io import atomic_file
+from eve_vl.utils.console import print_line, progress
+from eve_vl.utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from iconify import Render, arguments, fetch, positive, read_json, resvg, svg_of
@@ -45,7 +45,7 @@ SPLITS: Final = {  # the sets of each; the small ones first, for what is wrong i
 MOST: Final = 2600  # icons of a set, so that the largest do not drown the others
 MOST_WORDS: Final = 8
 ONLY: Final = {"fluent": re.compile(r"-24-(filled|regular)$")}  # one of its many sizes
-COLORS: Final = {False: 16, True: 64}  # of a picture, by whether the set is coloured: palettes make small files
+COLORS: Final = {False: 16, True: 64}  # of an image, by whether the set is coloured: palettes make small files
 ROWS: Final = 2000  # of a row group
 
 Draw = Callable[[str], bytes | None]
@@ -102,11 +102,11 @@ class IconSet:
 
 def draw_png(svg: str, colors: int, render: Render, size: int) -> bytes | None:
     """Return a drawing as PNG, stretched to a square; None if there is nothing to see, as before an animation's start."""
-    picture = render(svg, size).resize((size, size))
-    if picture.getcolors(1):
+    image = render(svg, size).resize((size, size))
+    if image.getcolors(1):
         return None
     png = io.BytesIO()
-    picture.quantize(colors).save(png, "PNG", optimize=True)
+    image.quantize(colors).save(png, "PNG", optimize=True)
     return png.getvalue()
 
 
@@ -122,9 +122,9 @@ def build(packages: Path, out: Path, render: Render, size: int = 64, each: Each 
     for split, names in SPLITS.items():
         sets = [IconSet.read(packages, name) for name in names.split()]
         rows = (row for icons in sets for row in icons.rows(draw, each))
-        rows = told(rows, f"rendering {split}", total=sum(map(len, sets)))
+        rows = progress(rows, f"rendering {split}", total=sum(map(len, sets)))
         ordered = sorted(rows, key=lambda row: checksum(row["set"] + row["caption"]))
-        with whole_file(out / f"{split}.parquet") as temporary:
+        with atomic_file(out / f"{split}.parquet") as temporary:
             parquet.write_table(pyarrow.Table.from_pylist(ordered), temporary, row_group_size=ROWS, compression="zstd")
         counts.update((split, row["license"]) for row in ordered)
     return counts
@@ -149,7 +149,7 @@ def main() -> None:
     for split in SPLITS:
         of_split = {spdx: count for (of, spdx), count in sorted(counts.items()) if of == split}
         licenses = ", ".join(f"{count:,} {spdx}" for spdx, count in of_split.items())
-        say(f"{args.out / split}.parquet: {sum(of_split.values()):,} icons ({licenses})")
+        print_line(f"{args.out / split}.parquet: {sum(of_split.values()):,} icons ({licenses})")
 
 
 if __name__ == "__main__":

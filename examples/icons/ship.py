@@ -20,13 +20,13 @@ import torch
 
 from eve_vl.builtin import ICONS, PAIRS
 from eve_vl.config import config_to_json
-from eve_vl.errors import UserError
-from eve_vl.files import whole_file, write_file
-from eve_vl.foreign import read_text
-from eve_vl.loading import read_config
-from eve_vl.metrics.certainty import from_json
-from eve_vl.talk import say
+from eve_vl.metrics.intervals import from_json
+from eve_vl.run.loading import read_config
 from eve_vl.train import checkpoint
+from eve_vl.utils.atomic_io import atomic_file, write_file
+from eve_vl.utils.console import print_line
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import read_text
 
 SET: Final = "lucide"
 EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the first that zip files know
@@ -48,7 +48,7 @@ def ship_run(run: Path, out: Path) -> None:
     best = checkpoint.save_best(out, step=state["step"], model=weights, texts=texts, numbers=numbers)
     write_file(out / "config.json", texts["config.json"])
     write_file(out / "metrics.json", json.dumps(state["numbers"], indent=1) + "\n")
-    say(f"{out}: step {state['step']:,}, {sum(path.stat().st_size for path in best.iterdir()):,} bytes")
+    print_line(f"{out}: step {state['step']:,}, {sum(path.stat().st_size for path in best.iterdir()):,} bytes")
 
 
 def ship_icons(table: Path, out: Path) -> None:
@@ -60,10 +60,10 @@ def ship_icons(table: Path, out: Path) -> None:
         files[name] = row["image"]
         pairs.append(json.dumps({"image": name, "caption": row["caption"], "set": SET, "license": row["license"]}) + "\n")
     files[PAIRS] = "".join(pairs).encode()
-    with whole_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with atomic_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, content in files.items():
             archive.writestr(zipfile.ZipInfo(name, EPOCH), content, zipfile.ZIP_DEFLATED)
-    say(f"{out}: {len(pairs):,} icons, {out.stat().st_size:,} bytes")
+    print_line(f"{out}: {len(pairs):,} icons, {out.stat().st_size:,} bytes")
 
 
 def main() -> None:

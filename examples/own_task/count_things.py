@@ -1,4 +1,4 @@
-"""A task of one's own in one file: how many different things are in a picture? B batch, C channels, H height, W width."""
+"""A task of one's own in one file: how many different things are in an image? B batch, C channels, H height, W width."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,66 +11,68 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from eve_vl.config import Config, DataConfig, TaskConfig, TokenizerConfig, TrainConfig
-from eve_vl.data.batch import LabelledPictures, normalize
-from eve_vl.data.downstream import LabelledRows
-from eve_vl.data.inputs import ImageLike, given_image
-from eve_vl.metrics.certainty import mean, share
+from eve_vl.data.batch import LabeledImages, normalize
+from eve_vl.data.task_datasets import LabeledRows
+from eve_vl.evaluation.significance import Baseline
+from eve_vl.metrics.intervals import mean, share
 from eve_vl.model.encoder import initialize
-from eve_vl.model.heads import MLPHead, Standardize
-from eve_vl.tasks.calls import Calls, Verb
+from eve_vl.model.heads import BatchNormNoAffine, MLPHead
+from eve_vl.predict.base import Command, Predictor
+from eve_vl.predict.inputs import ImageLike, given_image
 from eve_vl.tasks.task import Routers, Sizes, Task
-from eve_vl.tasks.verdict import Against
-from eve_vl.train.distributed import gather_objects
+from eve_vl.train.collectives import gather_objects
 from eve_vl.train.trainer import StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountConfig(TaskConfig):
-    """Its section in the config: the number of labels of a picture, as a regression."""
+    """Its section in the config: the number of labels of an image, as a regression."""
 
-    name, title, reads = "count", "counting", "picture"  # `reads`: what LabelledRows takes of a row
-    calls: ClassVar[Mapping[str, str]] = {"count": "Count the different things in a picture: eve count RUN IMAGE."}
+    name, title, reads = "count", "counting", "image"  # `reads`: what LabeledRows takes of a row
+    calls: ClassVar[Mapping[str, str]] = {"count": "Count the different things in an image: eve count RUN IMAGE."}
     beta: float = 1.0
     """Errors below this count by their square, larger ones by themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountFlags:
-    """Flags of `eve count`: a picture file."""
+    """Flags of `eve count`: an image file."""
 
     image: Positional[Path]
 
 
-class CountCalls(Calls):
+class CountPredictor(Predictor):
     """What a run does for people: methods of `Eve`, and verbs."""
 
-    verbs: ClassVar[dict[str, Verb]] = {"count": Verb(flags=CountFlags, show="{:.1f}".format, values=lambda n: {"count": n})}
+    verbs: ClassVar[dict[str, Command]] = {
+        "count": Command(flags=CountFlags, show="{:.1f}".format, values=lambda n: {"count": n})
+    }
 
     @torch.no_grad()
     def count(self, image: ImageLike) -> float:
-        """Return how many different things are in a picture."""
+        """Return how many different things are in an image."""
         return self.task.counts(self.inputs.images([given_image(image)]))[0].item()
 
 
 class Count(Task[CountConfig]):
     """One output, on the mean of the patches' states."""
 
-    section, dataset, calls, main_metric = CountConfig, LabelledRows, CountCalls, "count_acc"
-    leaves_unused = True  # pictures alone train nothing of texts
-    against = (Against("count_acc", "pictures", "count_acc_majority", "always saying the most frequent count"),)
+    section, dataset, calls, main_metric = CountConfig, LabeledRows, CountPredictor, "count_acc"
+    find_unused_parameters = True  # images alone train nothing of texts
+    against = (Baseline("count_acc", "images", "count_acc_majority", "always saying the most frequent count"),)
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         D = config.model.embed_dim
-        self.count_head = torch.nn.Sequential(Standardize(D), MLPHead(D, D, 1))
+        self.count_head = torch.nn.Sequential(BatchNormNoAffine(D), MLPHead(D, D, 1))
         initialize(self, config.model)
 
     def counts(self, images_BCHW: Tensor) -> tuple[Tensor, Routers]:
-        """Return how many things are in pictures, float32 (B,), and what the experts' routers did."""
+        """Return how many things are in images, float32 (B,), and what the experts' routers did."""
         encoded = self.encoder.encode(self.encoder.image(normalize(images_BCHW)), None)
         return self.count_head(encoded.x_BND[:, 1:].mean(1))[:, 0].float(), encoded.routers
 
-    def forward(self, batch: LabelledPictures) -> StepOutput:
+    def forward(self, batch: LabeledImages) -> StepOutput:
         """Return the loss."""
         found_B, routers = self.counts(batch.images_BCHW)
         true_B = found_B.new_tensor([len(labels) for labels in batch.labels])
@@ -92,7 +94,7 @@ class Count(Task[CountConfig]):
 
 def count(init: Config) -> Config:
     """A recipe for eve finetune: built-in scenes, a minute on one core. eve finetune count_things.py:count --init RUN"""
-    train = TrainConfig(steps=400, batch_size=32, lr=1e-3, optimizer="muon", new_lr_multiplier=3, warmup=0.1, val_every=100)
+    train = TrainConfig(steps=400, batch_size=32, lr=1e-3, optimizer="muon", head_lr_multiplier=3, warmup=0.1, val_every=100)
     data = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
     own = {"input": init.input, "model": init.model, "tokenizer": TokenizerConfig(vocab_size=init.tokenizer.vocab_size)}
     return Config(recipe="", out=Path("runs/count"), init=init.out, task=CountConfig(), data=data, train=train, **own)

@@ -5,21 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from eve_vl.config import kinds_of
-from eve_vl.config.code import find_kind
-from eve_vl.data.readers import paths
+from eve_vl.config.plugins import find_kind
+from eve_vl.data.readers import sources
+from eve_vl.data.readers.benchmarks import coco_document, karpathy_document, vqa_document
 from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
 from eve_vl.data.readers.json_document import list_document, load_json, not_rows
-from eve_vl.data.readers.kinds import KINDS
 from eve_vl.data.readers.lines import JsonlTable, TextTable
 from eve_vl.data.readers.medical import medical_list, medical_table
-from eve_vl.data.readers.official import coco_document, karpathy_document, vqa_document
 from eve_vl.data.readers.parquet import ParquetTable
-from eve_vl.data.readers.paths import FORMATS, AnyPath, Spec
+from eve_vl.data.readers.schemas import KINDS
+from eve_vl.data.readers.sources import FORMATS, AnyPath, Spec
 from eve_vl.data.readers.table import RowColumns, Table, TableSource
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
-from eve_vl.errors import UserError, nearest
+from eve_vl.utils.errors import UserError, nearest
 
 OF_A_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable}
 
@@ -35,26 +35,26 @@ def open_source(
     label_column: str | None = None,
     must_be_usable: bool = True,
 ) -> Source[Any]:
-    """Open rows of a `kind`: captions (ImageText), questions (ImageQuestion), statements (ImagesStatement), labels (Labelled),
-    pictures (Picture), texts (Text) or findable (Findable): pictures and what is said of them, if anything is.
+    """Open rows of a `kind`: captions (ImageText), questions (ImageQuestion), statements (ImagesStatement), labels (Labeled),
+    images (Image), texts (Text) or findable (Findable): images and what is said of them, if anything is.
 
-    `path` is a table, a folder of pictures, a text file or tar shards: a file, a folder of shards, or
+    `path` is a table, a folder of images, a text file or tar shards: a file, a folder of shards, or
     `name-{0000..0099}.tar`. Of a Karpathy file a split is named as `dataset_coco.json#test`; the annotations of VQA v2
     are found beside the questions, or named as `QUESTIONS.json+ANNOTATIONS.json`. Of a folder of medical data (see
     `medical`) a split is named as `FOLDER#train`.
 
     `image_root` is the folder that image paths in a table are relative to and must stay in; by default the table's own.
     Columns are found by their usual names unless given: `text_column` holds captions, question, statement or text,
-    `label_column` answers or labels, `image_column` for statements a list of both pictures or `LEFT,RIGHT`. Options that
+    `label_column` answers or labels, `image_column` for statements a list of both images or `LEFT,RIGHT`. Options that
     the format or kind has no use for are refused, and data of which no row among the first can be used, unless it need not be.
     Raises UserError; rows of the source raise BadSampleError.
     """
     if kind not in KINDS:
         raise UserError(f"no kind of data {nearest(kind, KINDS)}")
     options = {"image_root": image_root, "image_column": image_column, "text_column": text_column, "label_column": label_column}
-    spec = paths.parse_spec(path)
+    spec = sources.parse_spec(path)
     try:
-        root = None if image_root is None else paths.image_root(image_root)
+        root = None if image_root is None else sources.image_root(image_root)
         table = _open_table(spec, format, has_image_root=root is not None, text_field=text_column)
         columns = _pick(table, kind, options)
         if root is not None and kind == "labels" and not columns.images:
@@ -70,7 +70,7 @@ def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] 
     A kind that has no use for one of `options`, which name columns such as label_column, is not meant.
     Raises UserError if there is nothing that can be opened.
     """
-    spec = paths.parse_spec(path)
+    spec = sources.parse_spec(path)
     try:
         table = _open_table(spec, format)
     except OSError as error:
@@ -82,17 +82,17 @@ def guess_kind(path: AnyPath, *, format: str = "auto", options: Collection[str] 
 
 def _find(spec: Spec, format: str) -> tuple[list[Path], str]:  # noqa: A002 (the option's name)
     """Return the files that a source is made of, and their form."""
-    files = paths.expand(spec.path)
+    files = sources.expand(spec.path)
     named = files[0].suffix[1:].lower() if format == "auto" else format
     if named not in FORMATS and find_kind(Table, "readers", named) is not None:
         return files, named
     if format not in ("auto", *FORMATS):
         raise UserError(f"no format {nearest(format, ('auto', *FORMATS, *kinds_of(Table)))}")
     if spec.second is not None:
-        paths.expand(spec.second)
-    form = paths.sniff(files[0]) if format == "auto" else format
-    if form in paths.SHARDED:
-        return paths.shards(files, form), form
+        sources.expand(spec.second)
+    form = sources.sniff(files[0]) if format == "auto" else format
+    if form in sources.SHARDED:
+        return sources.shards(files, form), form
     if len(files) > 1:
         raise UserError(f"{spec.path}: the format '{form}' is one file, not several")
     if spec.path.is_dir() != (form == "folder"):
@@ -150,7 +150,7 @@ def _refuse_parts(spec: Spec, *, split: bool = False, second: bool = False) -> N
 
 def _pick(table: Table, kind: str, options: Mapping[str, Any]) -> RowColumns:
     """Pick the columns of a table for a kind of row. Raises UserError, also for options that are of no use."""
-    if table.kind not in ("", kind) and kind not in ("pictures", "findable"):
+    if table.kind not in ("", kind) and kind not in ("images", "findable"):
         raise _another_kind(table, table.kind, kind)
     for name, value in options.items():
         unused_by = table.layout if table.layout and name in table.fixed else KINDS[kind].DESCRIPTION
@@ -162,7 +162,7 @@ def _pick(table: Table, kind: str, options: Mapping[str, Any]) -> RowColumns:
         return KINDS[kind].pick(table, given)
     except UserError:
         actual = _looks_like(table)
-        is_sure = table.layout or actual not in ("pictures", "texts")  # nearly every table has columns of these
+        is_sure = table.layout or actual not in ("images", "texts")  # nearly every table has columns of these
         if actual in (None, kind) or not is_sure or any(value is not None for value in given.values()):
             raise
         raise _another_kind(table, actual, kind) from None

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eve_vl import foreign
 from eve_vl.data.records import MAX_CAPTION_WORDS, ImageBytes, ImageFile, ImageRef
-from eve_vl.errors import BadSampleError
+from eve_vl.utils import safe_io
+from eve_vl.utils.errors import BadSampleError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "path")
@@ -45,10 +45,10 @@ def row_id(fields: Fields, names: Sequence[str], row: int, where: str) -> int | 
 
 
 def image_ref(value: object, root: Path, where: str) -> ImageRef:
-    """Return the picture that a field holds: a path, bytes, or Hugging Face's struct of both. Raises BadSampleError."""
+    """Return the image that a field holds: a path, bytes, or Hugging Face's struct of both. Raises BadSampleError."""
     if isinstance(value, ImageRef):
         return value
-    if isinstance(value, dict):  # bytes where the picture is embedded, otherwise the path
+    if isinstance(value, dict):  # bytes where the image is embedded, otherwise the path
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes):
         return ImageBytes(data=value)
@@ -57,19 +57,19 @@ def image_ref(value: object, root: Path, where: str) -> ImageRef:
     return image_file(value, root, where)
 
 
-def find_picture(name: str, root: Path, folders: Sequence[str], where: str) -> ImageFile:
-    """Return the picture `name` in the first of `folders` below `root` that has it. Raises BadSampleError."""
+def find_image(name: str, root: Path, folders: Sequence[str], where: str) -> ImageFile:
+    """Return the image `name` in the first of `folders` below `root` that has it. Raises BadSampleError."""
     for folder in folders:
-        picture = image_file(str(Path(folder) / name), root, where)
-        if is_file(picture.path):
-            return picture
+        image = image_file(str(Path(folder) / name), root, where)
+        if is_file(image.path):
+            return image
     inside = ", ".join(folder for folder in folders if folder)
     places = f"{root} or in its {inside}" if inside else f"{root}"
-    raise BadSampleError(where, f"no picture {name} in {places}; name their folder: --data.image-root")
+    raise BadSampleError(where, f"no image {name} in {places}; name their folder: --data.image-root")
 
 
 def image_file(value: object, root: Path, where: str) -> ImageFile:
-    """Return the picture at path `value`, taken relative to the absolute folder `root`.
+    """Return the image at path `value`, taken relative to the absolute folder `root`.
 
     Raises BadSampleError if it is no path or leaves `root`. The check reads no disk: links are the owner's choice,
     `..` and absolute paths in a downloaded table are not.
@@ -79,14 +79,14 @@ def image_file(value: object, root: Path, where: str) -> ImageFile:
     if not value.strip() or "\0" in value:
         raise BadSampleError(where, "image path is empty" if not value.strip() else "image path has a NUL character")
     if value.startswith(("http://", "https://")):
-        raise BadSampleError(where, f"image is a web address ({value[:80]}); download the pictures first")
+        raise BadSampleError(where, f"image is a web address ({value[:80]}); download the images first")
     try:
         os.fsencode(value)
     except UnicodeEncodeError:
         raise BadSampleError(where, "image path is not valid Unicode (it has half of a surrogate pair)") from None
     path = Path(os.path.normpath(root / value))
     if not path.is_relative_to(root):
-        raise BadSampleError(where, f"image path '{value}' leaves {root}; name the pictures' folder: --data.image-root")
+        raise BadSampleError(where, f"image path '{value}' leaves {root}; name the images' folder: --data.image-root")
     return ImageFile(path=path)
 
 
@@ -149,13 +149,13 @@ def one_row(where: str, file: str = "") -> Iterator[None]:
 def decode_text(data: bytes, where: str) -> str:
     """Return UTF-8 text without its byte order mark. Raises BadSampleError."""
     with one_row(where):
-        return foreign.decode_text(data)
+        return safe_io.decode_text(data)
 
 
 def parse_object(data: bytes, where: str) -> dict[str, object]:
     """Return one JSON object. Raises BadSampleError."""
     with one_row(where):
-        return foreign.expect(foreign.parse_json(data.rstrip()), dict)
+        return safe_io.require_type(safe_io.parse_json(data.rstrip()), dict)
 
 
 def is_file(path: Path) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import PackedTable, RowColumns
-from eve_vl.errors import UserError
-from eve_vl.foreign import open_ordinary
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import open_ordinary
 
 DELIMITERS = ",\t;|"
 

@@ -1,4 +1,4 @@
-"""A folder of pictures, at any depth: alone, each with its captions in a text file beside it (`cat.jpg`, `cat.txt`), or in a
+"""A folder of images, at any depth: alone, each with its captions in a text file beside it (`cat.jpg`, `cat.txt`), or in a
 folder for each class (`red/1.png`)."""
 
 import os
@@ -9,9 +9,9 @@ import numpy as np
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import Table
-from eve_vl.errors import BadSampleError, UserError
-from eve_vl.foreign import decode_text, read_bytes
-from eve_vl.talk import counted
+from eve_vl.utils.console import pluralize
+from eve_vl.utils.errors import BadSampleError, UserError
+from eve_vl.utils.safe_io import decode_text, read_bytes
 
 IMAGE, CAPTIONS, CLASS = "image", "captions", "class"
 NUM_SHOWN = 5
@@ -19,37 +19,37 @@ OF_ROOT = "lost+found"  # of a file system, in its first folder
 
 
 class FolderTable(Table):
-    """Pictures of a folder in alphabetical order; each non-empty line of the text file is a caption, and the first folder on
-    the way to a picture is its class."""
+    """Images of a folder in alphabetical order; each non-empty line of the text file is a caption, and the first folder on
+    the way to an image is its class."""
 
-    layout = "a folder of pictures"
+    layout = "a folder of images"
     fixed = ("image_root", *Table.fixed)
 
     def __init__(self, folder: Path):
-        """List `folder`; raises UserError if it has no pictures."""
+        """List `folder`; raises UserError if it has no images."""
         self.path = folder
-        pictures, alone = list[tuple[str, bool]](), list[str]()
+        images, alone = list[tuple[str, bool]](), list[str]()
         for name, has_text in _walk(folder):
             if has_text is None:
                 alone.append(name)
             else:
-                pictures.append((name, has_text))
-        if not pictures:
-            raise UserError(f"{folder}: no pictures in this folder ({_others(folder)})")
-        self._names = common.PackedStrings.pack(name for name, _ in pictures)
-        self._has_text = np.array([has_text for _, has_text in pictures])
+                images.append((name, has_text))
+        if not images:
+            raise UserError(f"{folder}: no images in this folder ({_others(folder)})")
+        self._names = common.PackedStrings.pack(name for name, _ in images)
+        self._has_text = np.array([has_text for _, has_text in images])
         if alone and self._has_text.any():
             shown = ", ".join(alone[:NUM_SHOWN]) + ", …" * (len(alone) > NUM_SHOWN)
-            self.notes = (f"{counted(len(alone), 'text file')} without a picture of the same name: {shown}",)
-        num_in_folders = sum("/" in name for name, _ in pictures)
-        is_there = {IMAGE: True, CAPTIONS: self._has_text.any(), CLASS: num_in_folders > len(pictures) / 2}
+            self.notes = (f"{pluralize(len(alone), 'text file')} without an image of the same name: {shown}",)
+        num_in_folders = sum("/" in name for name, _ in images)
+        is_there = {IMAGE: True, CAPTIONS: self._has_text.any(), CLASS: num_in_folders > len(images) / 2}
         self.names = [name for name, is_it in is_there.items() if is_it]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def where(self, index: int) -> str:
-        """Name a row by the path of its picture."""
+        """Name a row by the path of its image."""
         return self._names[index]
 
     def hint(self) -> str:
@@ -63,7 +63,7 @@ class FolderTable(Table):
         return self.path
 
     def fields(self, index: int, where: str) -> common.Fields:
-        """Return path, captions and class of a picture, as far as they are wanted; captions that can be done without and not
+        """Return path, captions and class of an image, as far as they are wanted; captions that can be done without and not
         be read are the BadSampleError that says why. Raises it for all else."""
         name = self._names[index]
         fields: dict[str, object] = {IMAGE: name}
@@ -89,9 +89,9 @@ class FolderTable(Table):
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, bool | None]]:
-    """Yield each picture's path below `folder`, and whether a text file lies beside it; then those of text files beside no
-    picture, with None. Hidden names are left out, and what only root may look into. Raises UserError for a folder that cannot
-    be read: its pictures would count as deleted."""
+    """Yield each image's path below `folder`, and whether a text file lies beside it; then those of text files beside no
+    image, with None. Hidden names are left out, and what only root may look into. Raises UserError for a folder that cannot
+    be read: its images would count as deleted."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # it was deleted just now

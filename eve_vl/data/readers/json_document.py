@@ -9,8 +9,8 @@ from typing import Any
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.readers.table import PackedTable, RowColumns
-from eve_vl.errors import UserError
-from eve_vl.foreign import read_json
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import read_json
 
 PAIR_NAMES, PAIR = ("image", "caption"), "[image path, caption]"
 Rows = Iterable[Fields | str]
@@ -24,7 +24,7 @@ class JsonTable(PackedTable):
         self, path: Path, names: Sequence[str], rows: Rows, *, layout: str = "", kind: str = "", folders: tuple[str, ...] = ()
     ):
         self.path, self.names = path, list(names)
-        self.layout, self.kind, self.picture_folders = layout, kind, folders
+        self.layout, self.kind, self.image_folders = layout, kind, folders
         self._rows_to_pack = rows
 
     def select(self, columns: RowColumns) -> None:

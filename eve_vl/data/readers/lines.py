@@ -12,9 +12,9 @@ import numpy as np
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import Table
-from eve_vl.errors import BadSampleError, UserError
-from eve_vl.foreign import open_ordinary
-from eve_vl.talk import told
+from eve_vl.utils.console import progress
+from eve_vl.utils.errors import BadSampleError, UserError
+from eve_vl.utils.safe_io import open_ordinary
 
 NUM_LINES_TO_PARSE = 10_000  # how far to look for a first line that parses, to learn the columns
 MAX_UNPACKED_BYTES = 2**29  # of a .gz, which stays in memory
@@ -56,7 +56,7 @@ class LineTable(Table):
         starts, rows_before_blank, position, is_start = array("q"), array("q"), 0, True
         with self._open() as file:
             lines = iter(partial(file.readline, common.MAX_TEXT_BYTES), b"")  # one without an end would fill the memory
-            for line in told(lines, f"indexing {self.path.name}"):
+            for line in progress(lines, f"indexing {self.path.name}"):
                 if is_start and line.isspace():
                     rows_before_blank.append(len(starts))
                 elif is_start:
@@ -75,7 +75,7 @@ class TextTable(LineTable):
 
     def hint(self) -> str:
         """Say what texts alone are good for."""
-        alone = "with --data.rows texts --task.mim-weight 0 for EVE, and for VLMo in its stage of texts (vlmo_tiny_texts)"
+        alone = "with --data.modality text --task.mim-weight 0 for EVE, and for VLMo in its stage of texts (vlmo_tiny_texts)"
         return f"; texts alone are for pre-training, {alone}"
 
     def fields(self, index: int, where: str) -> common.Fields:

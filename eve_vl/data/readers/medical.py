@@ -22,7 +22,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from eve_vl import talk
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.readers.csv_table import CsvTable
@@ -38,10 +37,11 @@ from eve_vl.data.readers.medical_rows import (
     roco_rows,
     slake_rows,
 )
-from eve_vl.data.readers.paths import Spec
+from eve_vl.data.readers.sources import Spec
 from eve_vl.data.readers.table import PackedTable, RowColumns, Table
-from eve_vl.errors import UserError
-from eve_vl.foreign import open_ordinary, parse_json
+from eve_vl.utils import console
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import open_ordinary, parse_json
 
 Splits = Mapping[str, Callable[[], Table]]
 Rows = Iterable[Named] | Callable[[RowColumns], Iterable[Named]]
@@ -54,10 +54,10 @@ _told: set[str] = set()
 
 class MedicalTable(PackedTable):
     """Rows of one of the layouts, which are read as a whole. rows: or a function that returns those for the columns that are
-    read. root: what pictures' folders are relative to."""
+    read. root: what images' folders are relative to."""
 
     def __init__(self, path: Path, names: Sequence[str], rows: Rows, *, layout: str, folders: tuple[str, ...], root: Path):
-        self.path, self.names, self.layout, self.picture_folders, self._root = path, list(names), layout, folders, root
+        self.path, self.names, self.layout, self.image_folders, self._root = path, list(names), layout, folders, root
         self._rows_to_pack = rows
         if "label" in names:
             self.fixed, self.likely = ("image_column", "text_column"), "labels"
@@ -85,7 +85,7 @@ class MedicalTable(PackedTable):
         return self._names[index]
 
     def folder(self, index: int) -> Path:
-        """Return what pictures' folders are relative to."""
+        """Return what images' folders are relative to."""
         return self._root
 
 
@@ -135,7 +135,7 @@ def say_once(text: str) -> None:
     """Show a line, but not again: a source may be opened several times."""
     if text not in _told:
         _told.add(text)
-        talk.say(text)
+        console.print_line(text)
 
 
 def _subfolders(folder: Path, inside: str) -> dict[str, Path]:
@@ -310,11 +310,11 @@ def _chexpert(folder: Path) -> Splits:
 
 
 def _chexpert_table(path: Path) -> Table:
-    picture = "Path" if "Path" in _header(path) else "imgpath"
+    image = "Path" if "Path" in _header(path) else "imgpath"
 
     def rows(columns: RowColumns) -> Iterator[Named]:
-        table = _csv_rows(path, (picture, *CHEXPERT_LABELS))
-        return chexpert_rows(table, path, picture, say_once, needs_label=bool(columns.labels))  # captions need none
+        table = _csv_rows(path, (image, *CHEXPERT_LABELS))
+        return chexpert_rows(table, path, image, say_once, needs_label=bool(columns.labels))  # captions need none
 
     names = ("image", "label", "absent_labels", *(("caption",) if "report" in _header(path) else ()))
     root = path.parent.parent if path.parent.name.startswith("CheXpert") else path.parent

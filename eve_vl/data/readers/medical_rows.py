@@ -9,8 +9,8 @@ from typing import Any
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
-from eve_vl.errors import UserError
-from eve_vl.foreign import open_ordinary, parse_json
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import open_ordinary, parse_json
 
 Named = tuple[str, Fields | str]
 Say = Callable[[str], None]
@@ -209,7 +209,7 @@ def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language:
 
 
 def medvqa_rows(files: Sequence[Path]) -> Iterator[Named]:
-    """Yield the questions of MedVQA-2019: lines of picture, question and answer, in the official test file of four fields with
+    """Yield the questions of MedVQA-2019: lines of image, question and answer, in the official test file of four fields with
     the category second. Of the answers that # separates, each is right."""
     ids, number = _Ids(), 0
     for file in files:
@@ -218,18 +218,18 @@ def medvqa_rows(files: Sequence[Path]) -> Iterator[Named]:
             if len(parts) not in (3, 4):
                 yield (
                     where,
-                    "not UTF-8 text" if line is None else f"line has {len(parts)} fields, expected picture|question|answer",
+                    "not UTF-8 text" if line is None else f"line has {len(parts)} fields, expected image|question|answer",
                 )
                 continue
-            picture, question, answer = parts[0], parts[-2], parts[-1]
+            image, question, answer = parts[0], parts[-2], parts[-1]
             category = parts[1].capitalize() if len(parts) == 4 else file.stem
             answers = _alternatives(answer, optional=len(parts) == 4)
-            if problem := ids.problem(f"{category} question about", f"{picture} ({category})", where):
+            if problem := ids.problem(f"{category} question about", f"{image} ({category})", where):
                 yield where, problem
             elif not answers:
                 yield where, "answer is empty"
             else:
-                fields = {"image": f"{picture}.jpg", "question": question, "question_id": number, "content_type": category}
+                fields = {"image": f"{image}.jpg", "question": question, "question_id": number, "content_type": category}
                 yield where, fields | {"answers": answers if len(answers) == 1 else answers * ANNOTATORS, "answer_type": "OPEN"}
                 number += 1
 
@@ -258,8 +258,8 @@ def melinda_rows(rows: Iterable[Named]) -> Iterator[Named]:
             yield where, {**row, "image": row["figure_file"], "label": row["p_meth_label"]}
 
 
-def chexpert_rows(rows: Iterable[Named], path: Path, picture: str, say: Say, *, needs_label: bool) -> Iterator[Named]:
-    """Yield pictures with the labels that are 1. Lateral views are left out, and if needs_label those without any that is 1."""
+def chexpert_rows(rows: Iterable[Named], path: Path, image: str, say: Say, *, needs_label: bool) -> Iterator[Named]:
+    """Yield images with the labels that are 1. Lateral views are left out, and if needs_label those without any that is 1."""
     ids, num = _Ids(), Counter()
     for where, row in rows:
         if isinstance(row, str):
@@ -271,7 +271,7 @@ def chexpert_rows(rows: Iterable[Named], path: Path, picture: str, say: Say, *, 
         num["uncertain"] += any(state in ("-1", "-1.0") for state in states.values())
         if odd:
             yield where, f"{odd[0]} is {states[odd[0]]!r}, expected 1, 0, -1 or nothing"
-        elif problem := ids.problem(picture, row[picture], where):
+        elif problem := ids.problem(image, row[image], where):
             yield where, problem
         elif "report" in row and not str(row["report"]).strip():
             yield where, "report is empty"
@@ -282,7 +282,7 @@ def chexpert_rows(rows: Iterable[Named], path: Path, picture: str, say: Say, *, 
         else:
             absent = [name for name, state in states.items() if state in ("0", "0.0")]
             said = {"label": labels, "absent_labels": absent, "caption": row.get("report", "")}
-            yield where, {"image": row[picture], **said}
+            yield where, {"image": row[image], **said}
     if num["lateral"] or num["unlabelled"] or num["uncertain"]:
         say(
             f"{path}: left out are {num['lateral']:,} lateral views and {num['unlabelled']:,} rows without a label that is 1; "

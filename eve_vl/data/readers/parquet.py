@@ -1,7 +1,7 @@
-"""Parquet files: pictures as paths, as bytes, or as Hugging Face's struct of both.
+"""Parquet files: images as paths, as bytes, or as Hugging Face's struct of both.
 
 A row cannot be read without its row group. Row groups are kept up to a number of bytes, which holds all of a table of
-paths; a table of pictures read in random order decodes a row group for nearly every row, so write such a table with
+paths; a table of images read in random order decodes a row group for nearly every row, so write such a table with
 small row groups (about 100 rows) or use tar shards.
 """
 
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import RowColumns, Table
-from eve_vl.errors import UserError
-from eve_vl.foreign import open_ordinary
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import open_ordinary
 
 if TYPE_CHECKING:
     import pyarrow
@@ -66,7 +66,7 @@ class ParquetTable(Table):
                 expected = "paths, bytes, or a struct of bytes and path" if is_image else "a text or a list of texts"
                 raise UserError(f"{self.path}: column '{name}' holds {kept}, expected {expected}")
             if item == "binary" and self._has_image_root:
-                raise UserError(f"{self.path}: column '{name}' holds the pictures themselves; leave out --data.image-root")
+                raise UserError(f"{self.path}: column '{name}' holds the images themselves; leave out --data.image-root")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": OrderedDict()}

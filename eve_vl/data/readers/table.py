@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Self
 from eve_vl.data.readers import common
 from eve_vl.data.readers.common import Fields
 from eve_vl.data.records import ImageFile, ImageRef
-from eve_vl.errors import BadSampleError, UserError, did_you_mean, printable
-from eve_vl.foreign import parse_json
-from eve_vl.talk import told
+from eve_vl.utils.console import progress
+from eve_vl.utils.errors import BadSampleError, UserError, did_you_mean, printable
+from eve_vl.utils.safe_io import parse_json
 
 NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
 
@@ -21,8 +21,8 @@ NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image r
 class RowColumns(ABC):
     """The columns of a table that rows of one kind are made of, and how. A kind of row is a subclass.
 
-    images: columns of pictures, which rows must have. texts: the column of the text, if there is one; rows must have it.
-    labels: columns of answers or labels, the first that a row has. folders: where to look for pictures that are known by file
+    images: columns of images, which rows must have. texts: the column of the text, if there is one; rows must have it.
+    labels: columns of answers or labels, the first that a row has. folders: where to look for images that are known by file
     name alone; none if the column holds whole paths.
     """
 
@@ -69,7 +69,7 @@ class RowColumns(ABC):
         """Pick the columns of a table; `given` are those that the user names. Raises UserError."""
         options = ("image", "text", "label")
         images, texts, labels = (cls.pick_some(table, name, given[name]) if name in cls.USUAL else () for name in options)
-        return cls(images=images, texts=texts, labels=labels, folders=table.picture_folders)
+        return cls(images=images, texts=texts, labels=labels, folders=table.image_folders)
 
     @classmethod
     def pick_some(cls, table: "Table", option: str, given: str | None) -> tuple[str, ...]:
@@ -82,13 +82,13 @@ class RowColumns(ABC):
 
     @abstractmethod
     def record(self, fields: Fields, *, root: Path, where: str, row: int) -> Any:
-        """Return the typed record of row number `row`, with pictures below `root`. Raises BadSampleError."""
+        """Return the typed record of row number `row`, with images below `root`. Raises BadSampleError."""
 
-    def picture(self, fields: Fields, root: Path, where: str) -> ImageRef:
-        """Return the picture of a row that has one. Raises BadSampleError."""
+    def image(self, fields: Fields, root: Path, where: str) -> ImageRef:
+        """Return the image of a row that has one. Raises BadSampleError."""
         value = common.field(fields, self.images[0], where)
         if self.folders:
-            return common.find_picture(str(value), root, self.folders, where)
+            return common.find_image(str(value), root, self.folders, where)
         return common.image_ref(value, root, where)
 
     def text(self, fields: Fields, where: str) -> str:
@@ -110,8 +110,8 @@ class Table(ABC):
     """What the rows of an official layout are."""
     likely: str = ""
     """What they are unless another kind is asked for, where they may be several."""
-    picture_folders: tuple[str, ...] = ()
-    """Where below the image root to look for pictures that are known by file name alone; else nothing."""
+    image_folders: tuple[str, ...] = ()
+    """Where below the image root to look for images that are known by file name alone; else nothing."""
     notes: Sequence[str] = ()
     """What people may want to know of files that are in no row."""
 
@@ -176,7 +176,7 @@ class TableSource:
             missing = [image.path for image in images if isinstance(image, ImageFile) and not common.is_file(image.path)]
             if not missing:
                 return
-            problems.append(f"no such picture: {missing[0]}. Name the pictures' folder: --data.image-root")
+            problems.append(f"no such image: {missing[0]}. Name the images' folder: --data.image-root")
         if problems:
             raise UserError(f"{table.path}: none of the first {len(problems)} rows can be used. The first: {problems[0]}")
 
@@ -217,7 +217,7 @@ class PackedTable(Table):
                 return json.dumps("not valid JSON (nested too deeply)")
 
         self.wanted = columns.used
-        self._rows = common.PackedStrings.pack(map(packed, told(rows, f"reading {self.path.name}")))
+        self._rows = common.PackedStrings.pack(map(packed, progress(rows, f"reading {self.path.name}")))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -18,10 +18,10 @@ import numpy as np
 from eve_vl.data.readers import common
 from eve_vl.data.readers.table import Table
 from eve_vl.data.records import ImageSpan
-from eve_vl.errors import BadSampleError, UserError
-from eve_vl.files import write_file
-from eve_vl.foreign import open_ordinary, read_bytes
-from eve_vl.talk import told
+from eve_vl.utils.atomic_io import write_file
+from eve_vl.utils.console import progress
+from eve_vl.utils.errors import BadSampleError, UserError
+from eve_vl.utils.safe_io import open_ordinary, read_bytes
 
 BLOCK = 512
 INDEX_SUFFIX = ".index"
@@ -35,14 +35,14 @@ MAX_NAME_BYTES = 2**20  # of a long name or attributes; more is damage
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The index of one tar: `spans` int64 (rows, 6), offset and size of picture, .txt and .json (offset -1: absent)."""
+    """The index of one tar: `spans` int64 (rows, 6), offset and size of image, .txt and .json (offset -1: absent)."""
 
     spans: np.ndarray
     keys: common.PackedStrings
 
 
 class WebdatasetTable(Table):
-    """Rows of one or more tar shards, in the order of their first members: a picture and, if there are texts, a caption."""
+    """Rows of one or more tar shards, in the order of their first members: an image and, if there are texts, a caption."""
 
     layout = "tar shards"
     fixed = ("image_root", "image_column", "label_column")
@@ -54,10 +54,10 @@ class WebdatasetTable(Table):
         """
         self.path, self._paths = paths[0], list(paths)
         self._text_field = text_field
-        self._shards = [_index(path) for path in told(self._paths, "indexing shards", len(self._paths))]
+        self._shards = [_index(path) for path in progress(self._paths, "indexing shards", len(self._paths))]
         self._starts = np.cumsum([0, *(len(shard.spans) for shard in self._shards)])
         if not len(self):
-            raise UserError(f"{paths[0]}: no member is a picture or a caption (KEY.jpg, KEY.txt or KEY.json)")
+            raise UserError(f"{paths[0]}: no member is an image or a caption (KEY.jpg, KEY.txt or KEY.json)")
         has_texts = any((shard.spans[:, [TEXT, JSON]] != ABSENT).any() for shard in self._shards)
         self._text_name = text_field or "caption"
         self.names = ["image", self._text_name] if has_texts else ["image"]
@@ -75,13 +75,13 @@ class WebdatasetTable(Table):
         return self._paths[self._place(index)[0]].parent
 
     def fields(self, index: int, where: str) -> common.Fields:
-        """Return picture and caption, as far as they are wanted. Raises BadSampleError."""
+        """Return image and caption, as far as they are wanted. Raises BadSampleError."""
         number, row = self._place(index)
         path, spans = self._paths[number], self._shards[number].spans[row].tolist()
         fields: dict[str, object] = {}
         if "image" in self.wanted:
             if spans[IMAGE] == ABSENT:
-                raise BadSampleError(where, "no picture beside the caption")
+                raise BadSampleError(where, "no image beside the caption")
             fields["image"] = ImageSpan(path=path, offset=spans[IMAGE], size=spans[IMAGE + 1])
         if self._text_name in self.wanted and (spans[TEXT] != ABSENT or spans[JSON] != ABSENT or not self.optional):
             fields[self._text_name] = self._caption(path, spans, where)
@@ -97,7 +97,7 @@ class WebdatasetTable(Table):
             return common.decode_text(_read(path, spans[TEXT], spans[TEXT + 1], where), where)
         if spans[JSON] == ABSENT:
             wanted = ".txt or .json" if self._text_field is None else ".json"
-            raise BadSampleError(where, f"no {wanted} beside the picture")
+            raise BadSampleError(where, f"no {wanted} beside the image")
         row = common.parse_object(_read(path, spans[JSON], spans[JSON + 1], where), where)
         return common.field(row, self._text_name, where)
 

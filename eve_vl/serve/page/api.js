@@ -4,7 +4,7 @@ const KEY = "eve-token";
 const TRIES = 3;
 let asked = null;
 
-/** Whether pictures cannot be named in `src`, which sends no token. */
+/** Whether images cannot be named in `src`, which sends no token. */
 export const hasToken = () => sessionStorage.getItem(KEY) !== null;
 
 /** Return what the server says to a request, parsed, or as a Blob; throw an Error whose message is for people. */
@@ -39,8 +39,8 @@ export async function call(run, name, body, signal) {
   return (await request(path, { body, signal })).result;
 }
 
-/** Return the address of a picture of the index, or an object URL of it where only requests with the token get it. */
-export async function pictureAt(path, size, signal) {
+/** Return the address of an image of the index, or an object URL of it where only requests with the token get it. */
+export async function imageAt(path, size, signal) {
   const address = `${path}?size=${size}`;
   return hasToken() ? URL.createObjectURL(await request(address, { blob: true, signal })) : address;
 }

@@ -3,15 +3,15 @@
 import { request } from "./api.js";
 import { forms } from "./forms.js";
 import { counted, el } from "./parts.js";
-import { rebuildPanel } from "./rebuild.js";
-import { routePanel } from "./route.js";
+import { reconstructPanel } from "./reconstruct.js";
+import { expertsPanel } from "./experts.js";
 import { searchPanel } from "./search.js";
 
 const tabs = document.getElementById("tabs");
 const main = document.getElementById("panels");
 const panels = [];
 let active = null;
-let picture = null; // the last one that was chosen anywhere: panels of one picture begin with it
+let image = null; // the last one that was chosen anywhere: panels of one image begin with it
 
 function show(panel, { focus = false } = {}) {
   active = panel;
@@ -21,7 +21,7 @@ function show(panel, { focus = false } = {}) {
     each.tab.setAttribute("aria-selected", String(isActive));
     each.tab.tabIndex = isActive ? 0 : -1;
   }
-  if (picture !== null && panel.picture && panel.picture.value === null) panel.picture.set(picture);
+  if (image !== null && panel.image && panel.image.value === null) panel.image.set(image);
   document.title = `${panel.title} · EVE`;
   history.replaceState(null, "", `#${panel.name}`);
   if (focus) panel.tab.focus();
@@ -29,10 +29,10 @@ function show(panel, { focus = false } = {}) {
   panel.tab.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
-/** Show a picture in another panel. */
+/** Show an image in another panel. */
 function open(name, value) {
   const panel = panels.find((each) => each.name === name);
-  panel.picture.set(value);
+  panel.image.set(value);
   show(panel);
 }
 
@@ -67,8 +67,8 @@ function add(panel) {
   main.append(panel.node);
 }
 
-function takePictures() {
-  const isPicture = (item) => item.kind === "file" && item.type.startsWith("image/");
+function takeImages() {
+  const isImage = (item) => item.kind === "file" && item.type.startsWith("image/");
   const carries = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
   const overlay = document.getElementById("drop");
   let depth = 0;
@@ -88,7 +88,7 @@ function takePictures() {
   });
   document.addEventListener("paste", (event) => {
     const items = [...(event.clipboardData?.items ?? [])];
-    const item = items.find(isPicture);
+    const item = items.find(isImage);
     const isTyped = event.target.matches?.("input:not([type=file]), textarea") && items.some((each) => each.kind === "string");
     if (!item || isTyped) return; // programs copy a table or a drawing as both
     event.preventDefault();
@@ -98,17 +98,17 @@ function takePictures() {
 
 async function start() {
   const { runs, index } = await request("/v1/runs");
-  const chosen = (value) => (picture = value ?? picture);
+  const chosen = (value) => (image = value ?? image);
   const of = (call) => runs.filter((run) => run.calls.includes(call));
   if (index !== null) {
-    const into = () => panels.filter((each) => each.name !== "search" && each.picture);
+    const into = () => panels.filter((each) => each.name !== "search" && each.image);
     add(searchPanel(index, { open, into }));
   }
   for (const form of forms(of, chosen)) add(form);
-  if (of("reconstruct").length) add(rebuildPanel(of("reconstruct"), chosen));
-  if (of("route").length) add(routePanel(of("route"), chosen));
+  if (of("reconstruct").length) add(reconstructPanel(of("reconstruct"), chosen));
+  if (of("experts").length) add(expertsPanel(of("experts"), chosen));
   const facts = [
-    index && counted(index.pictures, "picture"),
+    index && counted(index.images, "image"),
     index && index.captions && counted(index.captions, "caption"),
     runs.length && `${runs.length > 1 ? "runs" : "run"} ${runs.map((run) => run.name).join(", ")}`,
   ];
@@ -124,7 +124,7 @@ async function start() {
     const panel = panels.find((each) => `#${each.name}` === location.hash);
     if (panel && panel !== active) show(panel);
   });
-  takePictures();
+  takeImages();
 }
 
 start().catch((error) => {

@@ -1,7 +1,7 @@
-// Panels of one shape: pictures and texts in, bars out, and where the run looked.
+// Panels of one shape: images and texts in, bars out, and where the run looked.
 
 import { call } from "./api.js";
-import { bars, el, field, Latest, percent, PictureField, refill, runChoice, Status } from "./parts.js";
+import { bars, el, field, Latest, percent, ImageField, refill, runChoice, Status } from "./parts.js";
 
 const shares = (rows, name = "label", value = "probability") =>
   rows.map((row) => ({ label: row[name], share: row[value] }));
@@ -10,39 +10,39 @@ const yesNo = (probability, yes, no) => [
   { label: yes, share: probability },
   { label: no, share: 1 - probability },
 ];
-const image = ["image", "Picture"];
+const image = ["image", "Image"];
 const sides = [
-  ["left", "Left picture"],
-  ["right", "Right picture"],
+  ["left", "Left image"],
+  ["right", "Right image"],
 ];
 
-/** By the call of a run: its pictures, its texts (name, label, example), the bars of a result, and what `look` takes. */
+/** By the call of a run: its images, its texts (name, label, example), the bars of a result, and what `look` takes. */
 const FORMS = {
   answer: {
     title: "Ask",
-    pictures: [image],
+    images: [image],
     texts: [["question", "Question", "what color is the circle"]],
     rows: (result) => shares(result, "answer"),
     note: "Each answer is judged by itself, so the shares need not add up to 100 %.",
     look: ({ image, question }) => ({ image, text: question }),
   },
-  judge: {
-    title: "Judge",
-    pictures: sides,
-    texts: [["statement", "Statement about the two", "both pictures have a red circle"]],
+  verify: {
+    title: "Verify",
+    images: sides,
+    texts: [["statement", "Statement about the two", "both pictures contain a red circle"]],
     rows: ({ probability }) => yesNo(probability, "true", "false"),
     look: ({ left, right, statement }) => ({ image: left, right, text: statement }),
   },
   match: {
     title: "Match",
-    pictures: [image],
+    images: [image],
     texts: [["text", "Text", "a red circle"]],
     rows: (result) => yesNo(result, "they belong together", "they do not"),
     look: ({ image, text }) => ({ image, text }),
   },
-  compare: {
-    title: "Compare",
-    pictures: sides,
+  same: {
+    title: "Same item",
+    images: sides,
     texts: [
       ["left_text", "Text of the left one", ""],
       ["right_text", "Text of the right one", ""],
@@ -51,7 +51,7 @@ const FORMS = {
   },
   classify: {
     title: "Classify",
-    pictures: [image],
+    images: [image],
     texts: [["text", "Text, if the run reads one", ""]],
     optional: true,
     rows: (result) => shares(result),
@@ -59,7 +59,7 @@ const FORMS = {
   },
   zero_shot: {
     title: "Zero-shot",
-    pictures: [image],
+    images: [image],
     texts: [
       [
         "prompts",
@@ -73,7 +73,7 @@ const FORMS = {
   },
   fill_mask: {
     title: "Fill in",
-    pictures: [image],
+    images: [image],
     texts: [["text", "Text with one or more [MASK]", "a [MASK] circle"]],
     rows: ({ guesses }) => guesses.flatMap((each, number) => guessed(each, guesses.length > 1 ? `${number + 1}: ` : "")),
     sentence: ({ text }) => text,
@@ -81,7 +81,7 @@ const FORMS = {
   },
 };
 
-/** Return a panel for each call that some run offers. of(call): those runs. chosen(picture): is told of each. */
+/** Return a panel for each call that some run offers. of(call): those runs. chosen(image): is told of each. */
 export function forms(of, chosen) {
   return Object.entries(FORMS)
     .filter(([name]) => of(name).length)
@@ -94,9 +94,9 @@ function formPanel(name, form, runs, chosen) {
   const look = new Look();
   const found = el("div", { class: "answers" });
   const run = runChoice(runs, clear);
-  const pictures = form.pictures.map(([key, label]) => ({
+  const images = form.images.map(([key, label]) => ({
     key,
-    field: new PictureField(label, (value) => (chosen(value), clear())),
+    field: new ImageField(label, (value) => (chosen(value), clear())),
   }));
   const texts = form.texts.map(([key, label, placeholder]) => {
     const input = form.lines
@@ -107,7 +107,7 @@ function formPanel(name, form, runs, chosen) {
   const body = el(
     "form",
     { onsubmit: (event) => (event.preventDefault(), ask()) },
-    el("div", { class: "pictures" }, ...pictures.map((each) => each.field.node)),
+    el("div", { class: "images" }, ...images.map((each) => each.field.node)),
     ...texts.map(({ label, input }) => field(label, input)),
     run.node,
     el("p", { class: "buttons" }, el("button", { class: "main" }, form.title)),
@@ -120,28 +120,28 @@ function formPanel(name, form, runs, chosen) {
     found.replaceChildren();
     look.clear();
     status.say(
-      pictures.every(({ field }) => field.value)
+      images.every(({ field }) => field.value)
         ? ""
-        : `Give ${pictures.length > 1 ? "two pictures" : "a picture"}${form.optional ? "" : " and a text"}.`,
+        : `Give ${images.length > 1 ? "two images" : "an image"}${form.optional ? "" : " and a text"}.`,
     );
   }
 
   function given() {
     const values = Object.fromEntries(
-      pictures.filter(({ field }) => field.value).map(({ key, field }) => [key, field.value]),
+      images.filter(({ field }) => field.value).map(({ key, field }) => [key, field.value]),
     );
     for (const { key, input } of texts) if (input.value.trim()) values[key] = input.value.trim();
     const missing = form.optional
       ? []
       : [
-          ...pictures.filter(({ field }) => !field.value).map(({ field }) => field.label),
+          ...images.filter(({ field }) => !field.value).map(({ field }) => field.label),
           ...texts.filter(({ key }) => !values[key]).map(({ label }) => label.split(",")[0]),
         ];
     return [values, missing];
   }
 
   async function ask() {
-    await Promise.all(pictures.map(({ field }) => field.ready));
+    await Promise.all(images.map(({ field }) => field.ready));
     const [values, missing] = given();
     found.replaceChildren();
     look.clear();
@@ -159,7 +159,7 @@ function formPanel(name, form, runs, chosen) {
 
   function show(result, values) {
     const rows = form.rows(result);
-    const canLook = form.look && run.run.calls.includes("look") && form.look(values, result);
+    const canLook = form.look && run.run.calls.includes("explain") && form.look(values, result);
     const byAnswer = name === "answer" || name === "classify";
     const draw = (chosen) => {
       const sentence = form.sentence?.(result) ?? rows.reduce((best, row) => (row.share > best.share ? row : best)).label;
@@ -178,21 +178,21 @@ function formPanel(name, form, runs, chosen) {
 
   const take = (file, target) => {
     const over =
-      pictures.find(({ field }) => field.node.contains(target)) ??
-      pictures.find(({ field }) => !field.value) ??
-      pictures[0];
+      images.find(({ field }) => field.node.contains(target)) ??
+      images.find(({ field }) => !field.value) ??
+      images[0];
     return over.field.take(file);
   };
   return {
     name: name.replace("answer", "ask").replace("_", "-"),
     title: form.title,
     node,
-    picture: pictures[0].field,
+    image: images[0].field,
     take,
   };
 }
 
-/** Where a run looked: the pictures under their heat, which fades, and the words of the text to ask for one by one. */
+/** Where a run looked: the images under their heat, which fades, and the words of the text to ask for one by one. */
 class Look {
   node = el("div", { class: "look" });
   #latest = new Latest();
@@ -207,7 +207,7 @@ class Look {
     this.#status.wait("Looking where it comes from …");
     if (!this.node.childElementCount) this.node.replaceChildren(this.#status.node);
     this.#latest.run(
-      (signal) => call(run.name, "look", body, signal),
+      (signal) => call(run.name, "explain", body, signal),
       (found) => this.#draw(run, body, found),
       (error) => this.#status.fail(error),
     );
@@ -215,11 +215,11 @@ class Look {
 
   #draw(run, body, found) {
     const originals = [body.image, body.right].filter(Boolean);
-    const heats = found.pictures.map((data, place) =>
+    const heats = found.images.map((data, place) =>
       el("img", {
         class: "heat",
         src: png(data),
-        alt: `Where it looked${originals.length > 1 ? ` in the ${place ? "right" : "left"} picture` : ""}: red is hottest`,
+        alt: `Where it looked${originals.length > 1 ? ` in the ${place ? "right" : "left"} image` : ""}: red is hottest`,
       }),
     );
     const slider = el("input", {

@@ -114,9 +114,9 @@ export function runChoice(runs, onchange) {
   };
 }
 
-/** A picture that a person chooses, drops or pastes; `value` is a data: URL, or null. */
-export class PictureField {
-  #id = `picture-${Math.random().toString(36).slice(2)}`;
+/** An image that a person chooses, drops or pastes; `value` is a data: URL, or null. */
+export class ImageField {
+  #id = `image-${Math.random().toString(36).slice(2)}`;
   #reading = null; // the file that is read, unless something was chosen since
   value = null;
   ready = Promise.resolve(); // when the last file is read
@@ -132,7 +132,7 @@ export class PictureField {
       class: "hidden-input",
       onchange: () => this.input.files[0] && this.take(this.input.files[0]),
     });
-    this.words = el("span", { class: "hint" }, small ? "Picture" : "Choose, drop or paste a picture");
+    this.words = el("span", { class: "hint" }, small ? "Image" : "Choose, drop or paste an image");
     this.remove = el(
       "button",
       {
@@ -147,14 +147,14 @@ export class PictureField {
     this.problem = el("small", { class: "problem", role: "alert" });
     const zone = el(
       "label",
-      { class: "zone", for: this.#id, title: "Choose, drop or paste a picture" },
+      { class: "zone", for: this.#id, title: "Choose, drop or paste an image" },
       el("span", { class: "sr" }, label),
       this.image,
       this.words,
     );
     this.node = el(
       "div",
-      { class: small ? "picture small" : "picture", "data-label": label },
+      { class: small ? "image small" : "image", "data-label": label },
       small ? null : el("span", { class: "label" }, label),
       this.input,
       zone,
@@ -175,7 +175,7 @@ export class PictureField {
     if (this.#reading !== file) return;
     if (value !== null) this.set(value);
     else
-      this.problem.textContent = `This browser cannot read ${file.name || "that"} as a picture. Give a PNG, JPEG, WebP or GIF.`;
+      this.problem.textContent = `This browser cannot read ${file.name || "that"} as an image. Give a PNG, JPEG, WebP or GIF.`;
   }
 
   /** Show a data: URL, or nothing. */
@@ -193,14 +193,14 @@ export class PictureField {
   }
 }
 
-/** Return a picture's bytes as a data: URL, made smaller if there are many. Rejects what is no picture. */
+/** Return an image's bytes as a data: URL, made smaller if there are many. Rejects what is no image. */
 export async function dataUrl(file) {
   const bitmap = await createImageBitmap(file);
   if (file.size <= WHOLE && Math.max(bitmap.width, bitmap.height) <= SIDE) return read(file);
   const scale = Math.min(1, SIDE / Math.max(bitmap.width, bitmap.height));
   const canvas = el("canvas", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
   const pen = canvas.getContext("2d");
-  pen.fillStyle = "white"; // under transparency, as where pictures are decoded; JPEG would make it black
+  pen.fillStyle = "white"; // under transparency, as where images are decoded; JPEG would make it black
   pen.fillRect(0, 0, canvas.width, canvas.height);
   pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   return canvas.toDataURL("image/jpeg", 0.95);

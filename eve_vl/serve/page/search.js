@@ -1,14 +1,14 @@
-// The search panel: pictures and captions by words, by a picture or both, as they are typed.
+// The search panel: images and captions by words, by an image or both, as they are typed.
 
-import { hasToken, pictureAt, request } from "./api.js";
-import { counted, dataUrl, debounced, el, field, Latest, percent, PictureField, Status } from "./parts.js";
+import { hasToken, imageAt, request } from "./api.js";
+import { counted, dataUrl, debounced, el, field, Latest, percent, ImageField, Status } from "./parts.js";
 
 const PAUSE = 160; // milliseconds after the last key
 const THUMBNAIL = 320;
 const WHOLE = 1024;
-const SMALL = 128; // pixels: enlarged more than a little, pictures like icons are but blurred
+const SMALL = 128; // pixels: enlarged more than a little, images like icons are but blurred
 
-/** Return the panel. into(): other panels that take a picture; open(name, picture) shows it there. */
+/** Return the panel. into(): other panels that take an image; open(name, image) shows it there. */
 export function searchPanel(index, { open, into }) {
   const latest = new Latest();
   const status = new Status();
@@ -16,7 +16,7 @@ export function searchPanel(index, { open, into }) {
   const words = el("input", {
     type: "search",
     name: "words",
-    placeholder: index.words ? "What do you want to see?" : "These pictures are found by a picture alone",
+    placeholder: index.words ? "What do you want to see?" : "These images are found by an image alone",
     "aria-label": "Words to look for",
     autocomplete: "off",
     enterkeyhint: "search",
@@ -50,7 +50,7 @@ export function searchPanel(index, { open, into }) {
   });
   const folder = el("input", { type: "text", name: "folder", list: "folders", autocomplete: "off", onchange: soon });
   const folders = el("datalist", { id: "folders" }, ...(index.folders ?? []).map((name) => el("option", { value: name })));
-  const kinds = ["Pictures", "Captions"].map((text, number) =>
+  const kinds = ["Images", "Captions"].map((text, number) =>
     el(
       "label",
       {},
@@ -58,7 +58,7 @@ export function searchPanel(index, { open, into }) {
       text,
     ),
   );
-  const picture = new PictureField("Picture to find the like of", search, { small: true });
+  const image = new ImageField("Image to find the like of", search, { small: true });
   const list = el("ul", { class: "found" });
   const examples = el(
     "div",
@@ -84,7 +84,7 @@ export function searchPanel(index, { open, into }) {
   const form = el(
     "form",
     { role: "search", class: "search", onsubmit: (event) => (event.preventDefault(), search()) },
-    el("div", { class: "line" }, picture.node, words, el("button", { class: "main" }, "Search")),
+    el("div", { class: "line" }, image.node, words, el("button", { class: "main" }, "Search")),
     el(
       "div",
       { class: "row" },
@@ -95,7 +95,7 @@ export function searchPanel(index, { open, into }) {
     ),
   );
   const node = el("section", { class: "panel" }, form, status.node, examples, list);
-  const draws = new Map(); // of pictures that are not near yet: browsers wait for that only where `src` is an address
+  const draws = new Map(); // of images that are not near yet: browsers wait for that only where `src` is an address
   const near = new IntersectionObserver((entries) => entries.forEach(come), { rootMargin: "400px" });
   let drawing = new AbortController();
   welcome();
@@ -107,7 +107,7 @@ export function searchPanel(index, { open, into }) {
     draws.delete(target);
   }
 
-  /** Show hits instead of those before, whose pictures are not waited for any more. */
+  /** Show hits instead of those before, whose images are not waited for any more. */
   function fill(...items) {
     drawing.abort();
     drawing = new AbortController();
@@ -123,7 +123,7 @@ export function searchPanel(index, { open, into }) {
       captions: form.elements.kind?.value === "captions",
       top: Number(top.value),
     };
-    if (picture.value !== null) body.image = picture.value;
+    if (image.value !== null) body.image = image.value;
     if (folder.value.trim()) body.folder = folder.value.trim();
     if (column.value && value.value.trim()) body.where = { [column.value]: value.value.trim() };
     return body;
@@ -134,9 +134,9 @@ export function searchPanel(index, { open, into }) {
     examples.hidden = false;
     const ways = index.words ? "Type what you want to see, or drop" : "Drop";
     status.say(
-      index.pictures
-        ? `${ways} a picture to find others like it, among ${counted(index.pictures, "picture")}.`
-        : "The index is empty: it holds no picture yet. Fill it with eve index.",
+      index.images
+        ? `${ways} an image to find others like it, among ${counted(index.images, "image")}.`
+        : "The index is empty: it holds no image yet. Fill it with eve index.",
     );
   }
 
@@ -145,7 +145,7 @@ export function searchPanel(index, { open, into }) {
     const body = asked();
     if (!body.words && !body.image) {
       latest.stop();
-      if (body.without) status.say("Say what to look for, too: words, a picture or both.");
+      if (body.without) status.say("Say what to look for, too: words, an image or both.");
       else welcome();
       return;
     }
@@ -163,7 +163,7 @@ export function searchPanel(index, { open, into }) {
 
   function show({ hits, seconds }, { captions }) {
     const near = hits.filter((hit) => hit.near).length;
-    const among = captions ? counted(index.captions, "caption") : counted(index.pictures, "picture");
+    const among = captions ? counted(index.captions, "caption") : counted(index.images, "image");
     const time = seconds < 1 ? `${Math.max(1, Math.round(1000 * seconds))} ms` : `${seconds.toFixed(1)} s`;
     status.say(
       hits.length
@@ -228,7 +228,7 @@ export function searchPanel(index, { open, into }) {
       .then(() => image.decode())
       .catch(() => {
         image.remove();
-        problem.textContent = "This picture cannot be shown. Its file may be gone or another one since it was indexed.";
+        problem.textContent = "This image cannot be shown. Its file may be gone or another one since it was indexed.";
       });
     const close = () => dialog.close();
     const use = (label, run) => el("button", { type: "button", onclick: () => (close(), run()) }, label);
@@ -265,23 +265,23 @@ export function searchPanel(index, { open, into }) {
     dialog.showModal();
   }
 
-  /** Show the picture of a hit. */
+  /** Show the image of a hit. */
   async function drawn(image, hit, size, signal) {
     for (const end of ["load", "error"]) image.addEventListener(end, () => URL.revokeObjectURL(image.src)); // if it is one
-    image.src = await pictureAt(hit.picture, size, signal);
+    image.src = await imageAt(hit.image, size, signal);
   }
 
   async function fetched(hit) {
-    return dataUrl(await request(`${hit.picture}?size=${WHOLE}`, { blob: true }));
+    return dataUrl(await request(`${hit.image}?size=${WHOLE}`, { blob: true }));
   }
 
   async function moreLike(hit) {
     try {
       words.value = "";
-      form.elements.kind?.forEach?.((radio) => (radio.checked = radio.value === "pictures"));
-      picture.set(await fetched(hit));
+      form.elements.kind?.forEach?.((radio) => (radio.checked = radio.value === "images"));
+      image.set(await fetched(hit));
       scrollTo({ top: 0, behavior: "instant" });
-      picture.input.focus({ preventScroll: true }); // the button that was pressed goes with its hit
+      image.input.focus({ preventScroll: true }); // the button that was pressed goes with its hit
     } catch (error) {
       status.fail(error);
     }
@@ -291,8 +291,8 @@ export function searchPanel(index, { open, into }) {
     name: "search",
     title: "Search",
     node,
-    picture: null,
-    take: (file) => picture.take(file),
+    image: null,
+    take: (file) => image.take(file),
     shown: () => matchMedia("(hover: hover)").matches && words.focus(),
   };
 }

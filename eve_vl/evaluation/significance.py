@@ -1,0 +1,89 @@
+"""What numbers come to, in a sentence for people."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from eve_vl.metrics.intervals import MeasuredValue
+from eve_vl.utils.console import pluralize
+
+FEW = 30  # independent groups; fewer say nothing, whatever their interval
+DIFFERENCE = ", difference "
+WIDE = 0.1  # an interval this wide could hide a difference that matters; of errors, as a share of the baseline
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A number and what it must be better than to mean anything."""
+
+    number: str
+    of: str
+    """One of what its n counts."""
+    baseline: str | float
+    """Another number, by name, or a constant."""
+    than: str
+    """What the baseline is, as in `better than …`."""
+    shows: str = ""
+    """What a better number shows, as `uses the image`."""
+    lower: bool = False
+    """Whether lower is better."""
+    after: str = ""
+    """Another number: unless that is better than its baselines, this one is not judged."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Further baselines, other numbers with what each is: of all that are known, the best one counts."""
+
+    def judge(self, numbers: Mapping[str, float]) -> tuple[str, bool] | None:
+        """Return a sentence, and whether the number is better; None if one of the two is not known. Of numbers of the same rows
+        the difference decides, of others (in older logs all) whether their intervals are apart."""
+        known = {name: numbers[name] for name in self.others if not math.isnan(numbers.get(name, math.nan))}
+        if known and isinstance(self.baseline, str) and self.baseline in numbers:
+            words = {self.baseline: self.than, **self.others}
+            known[self.baseline] = numbers[self.baseline]
+            best = (min if self.lower else max)(known, key=lambda name: known[name])
+            than = f"the best of {len(known)} blind baselines, {words[best]}"
+            return replace(self, baseline=best, than=than, others={}).judge(numbers)
+        ours = numbers.get(self.number, math.nan)
+        base = numbers.get(self.baseline, math.nan) if isinstance(self.baseline, str) else self.baseline
+        if math.isnan(ours) or math.isnan(base):
+            return None
+        low, high, how = self._difference(ours, base)
+        our_text, base_text, *ends = _written(ours, base, *([low, high] if how == DIFFERENCE else []))
+        both = f"{self.number} {ours:.3f}, {self.than} {base:.3f}"
+        is_few, is_apart = getattr(ours, "groups", FEW) < FEW, low > 0 or high < 0
+        if isinstance(ours, MeasuredValue) and (is_few or (not is_apart and high - low > WIDE * (base if self.lower else 1))):
+            groups = f" in {pluralize(ours.groups, 'group')} of rows" * (ours.groups < ours.n)
+            return f"too little to tell: {pluralize(ours.n, self.of)}{groups} ({both})", False
+        if not is_apart:
+            return f"{both}: cannot be told apart", False
+        is_better = (low > 0) is not self.lower
+        how += " to ".join(ends)
+        if is_better and self.shows:
+            return f"{self.shows}: {self.number} {our_text}, {self.than} {base_text}{how}", True
+        word = "better" if is_better else "worse"
+        return f"{self.number} {our_text} is {word} than {self.than} ({base_text}{how})", is_better
+
+    def _difference(self, ours: float, base: float) -> tuple[float, float, str]:
+        """Return both ends of how far a number is above the other, and words on how that is known."""
+        if not isinstance(ours, MeasuredValue):
+            return ours - base, ours - base, ""
+        if (ends := ours.versus.get(str(self.baseline))) is not None:
+            return ends[0], ends[1], DIFFERENCE
+        base_low, base_high = (base.low, base.high) if isinstance(base, MeasuredValue) else (base, base)
+        return ours.low - base_high, ours.high - base_low, ", intervals apart"
+
+
+def _written(ours: float, base: float, *ends: float) -> list[str]:
+    """Return numbers with three decimals, or with so many that the first two differ and the ends of a difference are not 0."""
+    tries = [[f"{each:.{decimals}f}" for each in (ours, base, *ends)] for decimals in range(3, 10)]
+    return next((texts for texts in tries if texts[0] != texts[1] and all(map(float, texts[2:]))), tries[-1])
+
+
+def verdict_of(numbers: Mapping[str, float], against: Sequence[Baseline]) -> str:
+    """Return a sentence of judgement on numbers; "" if nothing is known to compare them with. What a number is not better than
+    ends what is said of it, and of what is `after` it."""
+    said, failed = [], set()
+    for each in against:
+        if failed.isdisjoint((each.number, each.after)) and (judged := each.judge(numbers)):
+            said.append(judged[0])
+            failed |= set() if judged[1] else {each.number}
+    return "; ".join(said)

@@ -1,0 +1,237 @@
+"""Published checkpoints of M3AE, the medical one (zhjohnchan/M3AE), into run folders: the same numbers under our names.
+
+What is put together, apart or left behind on the way:
+
+| of theirs | ours |
+|---|---|
+| CLIP's mean and deviation of pixels | in the projection of patches and its bias |
+| RoBERTa's token type, the same for each word | added to the words |
+| RoBERTa's positions, of words from 2 on | those of words, cut to the texts that are asked for |
+| type of each modality | in the bias of its projection before co-attention |
+| biases of keys | nothing: softmax does not see what is added to all scores of a query |
+| no LayerScale | ones |
+| decoder of pixels | nothing: its pixels are CLIP's, so that a patch's mean and variance are others |
+| texts in CLIP, pooler of RoBERTa, matching head beside one that ranks | nothing: they are never used |
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eve_vl.config import DualEncoderConfig, HeadlessConfig, InputConfig, TaskConfig
+from eve_vl.interop.convert import published
+from eve_vl.interop.convert.keys import classifier, token_head
+from eve_vl.model.ffn import NORM
+from eve_vl.recipes import get_finetune_recipe, get_recipe
+from eve_vl.run.loading import build_task
+from eve_vl.tasks import task_class
+from eve_vl.utils.errors import UserError
+
+BASE = get_recipe("m3ae_base")
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of pixels in [0, 1]
+FIRST_PLACE = 2  # RoBERTa's position of the first token; those before it are of padding
+VISUAL, ROBERTA, FUSION = "vision_encoder.visual.", "language_encoder.", "multi_modal_"
+BLOCKS, LAYERS = f"{VISUAL}transformer.resblocks.", f"{ROBERTA}encoder.layer."
+SIDES = {"image": "vision", "text": "language"}
+PATCHES, KINDS = f"{VISUAL}conv1.weight", "modality_type_embeddings.weight"
+WORDS, PLACES, SEGMENTS = (f"{ROBERTA}embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type"))
+UNUSED = (
+    *("mim_head.", "vision_encoder.token_embedding.", "vision_encoder.positional_embedding", "vision_encoder.ln_final."),
+    *(f"{ROBERTA}embeddings.position_ids", f"{ROBERTA}embeddings.token_type_ids", f"{ROBERTA}pooler."),
+)
+"""What the names of tensors that are left behind start with."""
+SAME = {"encoder.image.embed.cls": f"{VISUAL}class_embedding", "encoder.image.embed.positions": f"{VISUAL}positional_embedding"}
+OUTSIDE = {
+    "encoder.image.norm_pre": f"{VISUAL}ln_pre",
+    "encoder.image.norm": f"{VISUAL}ln_post",
+    "encoder.text.embed.norm": f"{ROBERTA}embeddings.LayerNorm",
+    **{f"encoder.fusion.{ours}_pooler": f"{FUSION}{theirs}_pooler.dense" for ours, theirs in SIDES.items()},
+}
+"""Layers of a weight and a bias outside the blocks; below, those inside them."""
+CLIP_BLOCK = {"attn.proj": "attn.out_proj", "ffn.fc1": "mlp.c_fc", "ffn.fc2": "mlp.c_proj", "norm1": "ln_1", "norm2": "ln_2"}
+BERT_LAYER = {
+    "attn.proj": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "ffn.fc1": "intermediate.dense",
+    "ffn.fc2": "output.dense",
+}
+ROBERTA_LAYER = BERT_LAYER | {"norm2": "output.LayerNorm"}
+CO_ATTENTION = BERT_LAYER | {
+    "cross.proj": "crossattention.output.dense",
+    "norm2": "crossattention.output.LayerNorm",
+    "norm3": "output.LayerNorm",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a checkpoint is for."""
+
+    section: TaskConfig
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """The published name of each of our tensors."""
+    unused: tuple[str, ...] = UNUSED
+
+
+def _task(recipe: str) -> TaskConfig:
+    return get_finetune_recipe(recipe, BASE).task
+
+
+def _match_head(theirs: str) -> dict[str, str]:
+    return {f"contrast.match_head.{part}": f"{theirs}.{part}" for part in NORM}
+
+
+HEADS = {
+    "vqa_head.": Head(section=_task("m3ae_vqa"), keys=classifier("answer_head", "vqa_head")),
+    "cls_head.": Head(section=_task("m3ae_classification"), keys=classifier("class_head", "cls_head")),
+    "irtr_head.": Head(section=_task("m3ae_retrieval"), keys=_match_head("irtr_head"), unused=(*UNUSED, "itm_head.")),
+    "itm_head.": Head(section=replace(BASE.task, mim_weight=0.0), keys=token_head("mlm_head") | _match_head("itm_head.fc")),
+}
+"""By what the names of its tensors start with; the first that is there counts."""
+
+
+def is_m3ae(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these are the weights of a published M3AE, the medical one."""
+    return any(name.startswith(f"{FUSION}language_layers.") for name in tensors)
+
+
+def import_m3ae(
+    tensors: Mapping[str, Tensor],
+    where: str,
+    run: Path,
+    *,
+    tokenizer: Path,
+    answers: Path | None = None,
+    num_heads: int = 0,
+    text_tokens: int = 40,
+    image_size: int = 0,
+    drop: Sequence[str] = (),
+) -> str:
+    """Write the run folder of a published M3AE (tensors by name, from the file `where`), and return a summary.
+
+    tokenizer: RoBERTa's tokenizer.json. answers: for VQA, its answer list, for classification its labels, in their order.
+    num_heads: 0: width / 64. text_tokens: longest text; 0: as long as there are positions for. image_size: resize the positions
+    to this size; 0: leave them. drop: parts of names to leave out. Raises UserError.
+    """
+    published.check_new(run)
+    tensors = published.without(tensors, drop, where)
+    sizes, model, head = infer(tensors, where, num_heads)
+    length = min(text_tokens or sizes.text_length, sizes.text_length)
+    here = replace(sizes, text_length=length)
+    config = published.config_for(here, model, head.section, run, where, BASE.recipe, "m3ae_")
+    table, shapes = key_table(model, head), special_shapes(sizes, model, tensors)
+    found = {name for name in tensors if not name.startswith(head.unused)}
+    published.check_keys({*table.values(), *shapes}, found, where, "")
+    words = published.matching_tokenizer(tokenizer, len(tensors[WORDS]))
+    bias = tensors.get(table.get(f"{task_class(type(head.section)).label_layer}.bias", ""))
+    labels = published.matching_answers(answers, bias, where)
+    with torch.device("meta"):
+        task = build_task(config, words, labels)
+    num_tensors = published.check_all(tensors, task, table, shapes, where)
+    task.load_state_dict(to_ours(tensors, table, model, length), assign=True)
+    config = published.resized(config, task, image_size, "image.embed.positions")
+    published.write_run(run, config, words, task)
+    left_out = "; left out the decoder of pixels" * any(name.startswith("mim_head.") for name in tensors)
+    goes_on = ", a start for other runs (--init)" * head.section.is_pretraining
+    return (
+        f"{num_tensors} tensors of an M3AE: {model}, {config.input.image_size} pixels, texts of {length} of "
+        f"{sizes.text_length} tokens; {head.section.title}{goes_on}{left_out}"
+    )
+
+
+def infer(tensors: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tuple[InputConfig, DualEncoderConfig, Head]:
+    """Return the sizes, the model and the head of a checkpoint, from its tensors. Raises UserError."""
+    try:
+        width, _, patch_size, _ = tensors[PATCHES].shape
+        ffn_dim = len(tensors[f"{BLOCKS}0.mlp.c_fc.bias"])
+        positions = len(tensors[f"{VISUAL}positional_embedding"])
+        text_length = len(tensors[PLACES]) - FIRST_PLACE
+        blocks = [published.numbers_after(prefix, tensors) for prefix in (BLOCKS, LAYERS, f"{FUSION}language_layers.")]
+    except published.ODD as error:
+        raise UserError(f"{where}: not a published M3AE of CLIP and RoBERTa ({error} is missing or unusual)") from None
+    depths = [published.numbered(numbers, "blocks", where) for numbers in blocks]
+    assert isinstance(BASE.model, DualEncoderConfig)
+    model = replace(
+        BASE.model,
+        embed_dim=width,
+        num_heads=published.heads_of(width, num_heads, where),
+        mlp_ratio=ffn_dim / width,
+        towers="clip_roberta",
+        **dict(zip(("image_depth", "text_depth", "fusion_depth"), depths, strict=True)),
+        pixel_layer=min(BASE.model.pixel_layer, depths[2]),
+    )
+    image_size = published.side_of(positions, where) * patch_size
+    sizes = InputConfig(image_size=image_size, patch_size=patch_size, text_length=text_length)
+    heads = (head for prefix, head in HEADS.items() if any(name.startswith(prefix) for name in tensors))
+    return sizes, model, next(heads, Head(section=HeadlessConfig()))
+
+
+def key_table(model: DualEncoderConfig, head: Head) -> dict[str, str]:
+    """Return the published name of each of our tensors that is the same there."""
+    layers, same = dict(OUTSIDE), dict(SAME)
+    for number in range(model.image_depth):
+        ours, theirs = f"encoder.image.blocks.{number}", f"{BLOCKS}{number}"
+        layers |= {f"{ours}.{name}": f"{theirs}.{other}" for name, other in CLIP_BLOCK.items()}
+        same[f"{ours}.attn.qkv.weight"] = f"{theirs}.attn.in_proj_weight"
+    for number in range(model.text_depth):
+        layers |= {f"encoder.text.blocks.{number}.{name}": f"{LAYERS}{number}.{it}" for name, it in ROBERTA_LAYER.items()}
+    for number in range(model.fusion_depth):
+        for ours, theirs in SIDES.items():
+            block, layer = f"encoder.fusion.blocks.{number}.{ours}", f"{FUSION}{theirs}_layers.{number}"
+            layers |= {f"{block}.{name}": f"{layer}.{other}" for name, other in CO_ATTENTION.items()}
+    for ours, theirs in attentions(model).items():
+        same |= {f"{ours}.q_bias": f"{theirs}.query.bias", f"{ours}.v_bias": f"{theirs}.value.bias"}
+    for ours, theirs in SIDES.items():
+        same[f"encoder.fusion.{ours}_proj.weight"] = f"{FUSION}{theirs}_proj.weight"
+    return same | {f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in layers.items() for part in NORM} | dict(head.keys)
+
+
+def attentions(model: DualEncoderConfig) -> dict[str, str]:
+    """Return our name and theirs of each attention whose queries, keys and values have weights of their own there."""
+    found = {f"encoder.text.blocks.{number}.attn": f"{LAYERS}{number}.attention.self" for number in range(model.text_depth)}
+    for number in range(model.fusion_depth):
+        for side, other in SIDES.items():
+            ours, theirs = f"encoder.fusion.blocks.{number}.{side}", f"{FUSION}{other}_layers.{number}"
+            found |= {f"{ours}.attn": f"{theirs}.attention.self", f"{ours}.cross": f"{theirs}.crossattention.self"}
+    return found
+
+
+def special_shapes(sizes: InputConfig, model: DualEncoderConfig, tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the published tensors that ours are made of in another way, and their shapes."""
+    D, patch = model.embed_dim, sizes.patch_size
+    num_words = tensors[WORDS].shape[:1].numel() if WORDS in tensors else 0
+    shapes: dict[str, tuple[int, ...]] = {PATCHES: (D, 3, patch, patch), WORDS: (num_words, D), SEGMENTS: (1, D), KINDS: (2, D)}
+    shapes[PLACES] = sizes.text_length + FIRST_PLACE, D
+    shapes |= {f"{FUSION}{theirs}_proj.bias": (D,) for theirs in SIDES.values()}
+    shapes |= {f"{BLOCKS}{number}.attn.in_proj_bias": (3 * D,) for number in range(model.image_depth)}
+    for theirs in attentions(model).values():
+        shapes |= {f"{theirs}.{part}.weight": (D, D) for part in ("query", "key", "value")} | {f"{theirs}.key.bias": (D,)}
+    return shapes
+
+
+def to_ours(
+    tensors: Mapping[str, Tensor], table: Mapping[str, str], model: DualEncoderConfig, text_length: int
+) -> dict[str, Tensor]:
+    """Return our tensors by name, float32, with positions for texts of so many tokens."""
+    given = {name: tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    ours = {name: given[theirs].clone() for name, theirs in table.items()}  # a file may tie some
+    mean_3, std_3 = torch.tensor(CLIP_MEAN), torch.tensor(CLIP_STD)
+    projection = given[PATCHES] / (2 * std_3[:, None, None])  # theirs are (p / 2 + 1 / 2 - mean) / std of our pixels p
+    ours["encoder.image.embed.proj.weight"] = projection.flatten(1)
+    ours["encoder.image.embed.proj.bias"] = (projection * (1 - 2 * mean_3)[:, None, None]).sum((1, 2, 3))
+    ours["encoder.text.embed.words.weight"] = given[WORDS] + given[SEGMENTS]
+    ours["encoder.text.embed.positions"] = given[PLACES][FIRST_PLACE:][:text_length].clone()
+    for kind, side in enumerate(("text", "image")):
+        ours[f"encoder.{side}.embed.type_embed"] = torch.zeros(model.embed_dim)
+        ours[f"encoder.fusion.{side}_proj.bias"] = given[f"{FUSION}{SIDES[side]}_proj.bias"] + given[KINDS][kind]
+    for number in range(model.image_depth):
+        name = f"encoder.image.blocks.{number}"
+        q_bias, _, v_bias = given[f"{BLOCKS}{number}.attn.in_proj_bias"].chunk(3)
+        ours |= {f"{name}.attn.q_bias": q_bias.clone(), f"{name}.attn.v_bias": v_bias.clone()}
+        ours |= {f"{name}.scale{part}": torch.ones(model.embed_dim) for part in (1, 2)}
+    for name, theirs in attentions(model).items():
+        ours[f"{name}.qkv.weight"] = torch.cat([given[f"{theirs}.{part}.weight"] for part in ("query", "key", "value")])
+    return ours

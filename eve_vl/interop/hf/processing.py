@@ -1,0 +1,155 @@
+"""Images and texts as `transformers` hands them over, into exactly the numbers that our own evaluation computes.
+
+Letters: B batch, T text tokens, H = W side of the image.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from transformers import BatchEncoding, BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils.generic import PaddingStrategy
+
+from eve_vl.config import InputConfig
+from eve_vl.data.batch import normalize
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.predict.inputs import Images, given_images, listed
+from eve_vl.utils.errors import UserError
+
+WHOLE = sys.maxsize  # tokens
+
+
+class EveImageProcessor(BaseImageProcessor):
+    """Images in any form that `Eve` takes, squeezed to a square, normalised with mean = std = 0.5.
+
+    size: {"height": H, "width": H}. A JPEG given as a path or as bytes is shrunk while being decoded, as in evaluation; one
+    that Pillow has decoded cannot be, and differs a little.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(self, size: dict[str, int] | None = None, **kwargs: Any):
+        super().__init__(**kwargs)
+        side = InputConfig.image_size
+        self.size = size or {"height": side, "width": side}
+        if self.size.keys() != {"height", "width"} or self.size["height"] != self.size["width"]:
+            raise UserError(f'size {self.size}, expected a square: {{"height": {side}, "width": {side}}}')
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, images: Images, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """Return pixel_values, float32 (B, 3, H, W) in [-1, 1], of one image or a list of them. Raises UserError."""
+        pixels = [image.pixels(self.size["height"]) for image in given_images(images)]
+        if not pixels:
+            raise UserError("images is an empty list")
+        return BatchFeature({"pixel_values": normalize(torch.stack(pixels))}, tensor_type=return_tensors)
+
+
+class EveTokenizerFast(PreTrainedTokenizerFast):
+    """A run's tokenizer: the ids of `Tokenizer.encode`, cut with truncation=True at the number of tokens that the run reads.
+
+    A special token that is written in a text is text like any other. With split_special_tokens=False each "[MASK]" is a token
+    to be guessed, as in `Eve.fill_mask`; then there are ids and attention mask alone, and no pairs of texts.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+
+    @classmethod
+    def from_eve(cls, tokenizer: Tokenizer, sizes: InputConfig) -> Self:
+        """Wrap one of our tokenizers."""
+        name_of = tokenizer.backend.id_to_token
+        return cls(
+            tokenizer_object=tokenizer.backend,
+            model_max_length=sizes.max_text_tokens,
+            pad_token=name_of(tokenizer.pad_id),
+            cls_token=name_of(tokenizer.cls_id),
+            mask_token=name_of(tokenizer.mask_id),
+            split_special_tokens=True,
+        )
+
+    def _encode_plus(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        text: Any,
+        text_pair: Any = None,
+        *,
+        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
+        max_length: int | None = None,
+        return_tensors: Any = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        split_special_tokens: bool | None = True,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Encode, cut as `Tokenizer.encode` does (the library would keep what a tokenizer puts last), and pad."""
+        if split_special_tokens is False:
+            own, is_one = Tokenizer(self.backend_tokenizer, "tokenizer"), isinstance(text, str)
+            ids = [own.encode_with_masks(each, WHOLE)[0].tolist() for each in ([text] if is_one else text)]
+            rows = {"input_ids": ids}
+        else:
+            rows = super()._encode_plus(text, text_pair, max_length=max_length, split_special_tokens=True, **kwargs).data
+            is_one = not rows["input_ids"] or not isinstance(rows["input_ids"][0], list)
+            rows = {name: [values] for name, values in rows.items()} if is_one else rows
+        if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE:
+            for name, values in rows.items():
+                rows[name] = [row[:max_length] if isinstance(row, list) else row for row in values]
+        found = self.pad(
+            rows, padding_strategy, max_length, pad_to_multiple_of, padding_side=padding_side, return_tensors=return_tensors
+        )
+        if not is_one or return_tensors is not None:
+            return found
+        return BatchEncoding({name: row for name, (row,) in found.items()})
+
+
+class EveProcessor(ProcessorMixin):
+    """`EveImageProcessor` and `EveTokenizerFast` in one call.
+
+    padding: "longest" of the batch, or "max_length" for runs with input.padded_text_length.
+    """
+
+    def __init__(self, image_processor: EveImageProcessor, tokenizer: EveTokenizerFast, padding: str = "longest"):
+        super().__init__(image_processor, tokenizer)
+        self.padding = padding
+
+    @classmethod
+    def from_eve(cls, tokenizer: Tokenizer, sizes: InputConfig) -> Self:
+        """Return what turns images and texts into the inputs of a run."""
+        size = {"height": sizes.image_size, "width": sizes.image_size}
+        padding = "max_length" if sizes.padded_text_length else "longest"
+        return cls(EveImageProcessor(size=size), EveTokenizerFast.from_eve(tokenizer, sizes), padding=padding)
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        images: Images | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        images_right: Images | None = None,
+        text_right: str | Sequence[str] | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Return the inputs of a model: pixel_values, input_ids, attention_mask and the same with _right, of what is given.
+
+        One image and one text are a batch of one; an empty text is its [CLS] alone. kwargs go to the tokenizer; padding and
+        truncation are on. Raises UserError if nothing is given, or an image or text cannot be used.
+        """
+        if images is None and text is None:
+            raise UserError("give images, text or both")
+        found: dict[str, Any] = {}
+        if images is not None:
+            found |= self.image_processor(images, return_tensors)
+        if images_right is not None:
+            found["pixel_values_right"] = self.image_processor(images_right, return_tensors)["pixel_values"]
+        for given, ending in ((text, ""), (text_right, "_right")):
+            if given is None:
+                continue
+            texts = [given] if isinstance(given, str) else list(listed(given) or ())
+            if not texts or not all(isinstance(each, str) for each in texts):
+                raise UserError(f"text is {str(given)[:80]!r}, expected a text or a list of texts, of which any may be empty")
+            options = {"padding": self.padding, "truncation": True} | kwargs
+            encoded = self.tokenizer(texts, return_tensors=return_tensors, **options)
+            found |= {f"{name}{ending}": each for name, each in encoded.items()}
+        return BatchFeature(found)

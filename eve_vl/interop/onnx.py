@@ -1,0 +1,199 @@
+"""A run as ONNX files, one for each thing that its task computes from tensors alone, for programs that have no torch.
+
+Each file is traced from what evaluation and `Eve` run, the mixture of experts from its twin. onnxruntime then has to give
+torch's numbers, at sizes that were not traced, before a run counts as exported.
+
+Letters: B batch, T text tokens, H height, W width.
+"""
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Column, Table
+from torch import Tensor, nn
+
+from eve_vl.model.moe_onnx import traceable
+from eve_vl.run.loading import LoadedRun, load_run
+from eve_vl.tasks.task import Task
+from eve_vl.utils.atomic_io import atomic_folder
+from eve_vl.utils.errors import UserError, nearest
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4  # largest difference from torch that passes
+TRACED_BATCH = 3
+LONGEST = 1_000_000  # tokens: as many as the run reads of a text
+CHECKED = ((1, 2), (2, 5), (5, 9), (8, LONGEST))
+"""Batch sizes and text lengths at which torch and onnxruntime are compared."""
+PIXELS = "RGB from 0 to 255, the whole image resized to a square, bicubic with antialiasing"
+INPUTS = dict.fromkeys(("pixels", "left", "right"), ("uint8", PIXELS)) | {
+    "ids": ("int64", "of the tokenizer, [CLS] first, cut to max_text_tokens, shorter ones filled with pad_id"),
+    "is_padding": ("bool", "true where a text has no token"),
+}
+INPUTS |= {f"right_{name}": INPUTS[name] for name in ("ids", "is_padding")}
+"""Type and meaning of what computations take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """One file that was written, and how it compares with torch."""
+
+    name: str
+    output_shape: tuple[str | int, ...]
+    bytes: int
+    largest_difference: float
+    """Of any output value at any of the sizes checked."""
+
+
+class Part(nn.Module):
+    """What a file computes, as a module: tensors in, one tensor out."""
+
+    def __init__(self, task: Task[Any], name: str):
+        super().__init__()
+        self.task, self.computation = task, task.computations()[name]
+        self.inputs = self.computation.inputs
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Pass the inputs on: pixels uint8 (B, 3, H, W), ids int64 (B, T), is_padding bool (B, T)."""
+        return self.computation.compute(*tensors)
+
+
+def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Exported]:
+    """Write a run's ONNX files into a new folder, with export.json, which says how to use them, and the tokenizer.
+
+    parts: names of the task's computations; none: all of them. Raises UserError, and writes nothing, if packages are missing,
+    the folder is in use, the run computes no such thing or not the same every time, or onnxruntime gives other numbers.
+    """
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"exporting needs {', '.join(missing)}: pip install 'eve-vl[onnx]'")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: already exists; name a new folder")
+    run = load_run(path, torch.device("cpu"))
+    known = run.task.computations()
+    if unknown := [name for name in parts if name not in known]:
+        name = run.config.task.name
+        raise UserError(f"{path}: task {name} has no part {nearest(unknown[0], known)} (parts: {', '.join(known)})")
+    if run.task.encoder.results_depend_on_batch:
+        raise UserError(
+            f"{path}: model.routing is official, which draws second experts at random and lets tokens compete for room, so "
+            "that no file can give the same numbers; export a run with routing dropless or reference-dropless"
+        )
+    with atomic_folder(folder.absolute()) as temporary, torch.no_grad():  # so that "." has a name
+        exported = [_export(run, name, temporary) for name in parts or known]
+        for name, text in _texts(run, exported).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+    return exported
+
+
+def to_table(exported: Sequence[Exported]) -> Table:
+    """Return what was written, for people to read."""
+    numbers = (Column(name, justify="right") for name in ("MB", "largest difference"))
+    table = Table(Column("file", no_wrap=True), *numbers, box=None)
+    for one in exported:
+        table.add_row(f"{one.name}.onnx", f"{one.bytes / 1e6:.1f}", f"{one.largest_difference:.1e}")
+    return table
+
+
+def example(run: LoadedRun, inputs: Sequence[str], batch: int, length: int, *, padded: bool = True) -> tuple[Tensor, ...]:
+    """Return inputs: noise, the same every time. padded: texts of all lengths from 1 to T, else all of T tokens."""
+    length, size = min(length, run.config.input.max_text_tokens), run.config.input.image_size
+    generator = torch.Generator().manual_seed(batch * 1000 + length)
+    lengths_B1 = torch.arange(batch)[:, None] % length + 1 if padded else torch.full((batch, 1), length)
+    ids_BT = torch.randint(run.tokenizer.vocab_size, (batch, length), generator=generator)
+    texts = {"ids": ids_BT, "is_padding": torch.arange(length) >= lengths_B1}
+    texts |= {f"right_{name}": tensor.flip(0) for name, tensor in texts.items()}
+    pixels = {name: torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=generator) for name in inputs}
+    return tuple(texts.get(name, pixels[name]) for name in inputs)
+
+
+def _export(run: LoadedRun, name: str, folder: Path) -> Exported:
+    """Write one file and compare it with torch. Raises UserError if it gives other numbers."""
+    part, path = Part(run.task, name).eval(), folder / f"{name}.onnx"
+    _trace(Part(traceable(run.task), name).eval(), example(run, part.inputs, TRACED_BATCH, LONGEST), path)
+    onnx = opened(path, part.inputs)
+    largest, shape = 0.0, ()
+    for batch, length in CHECKED:
+        for padded in (False, True):
+            given = example(run, part.inputs, batch, length, padded=padded)
+            expected, found = part(*given), torch.from_numpy(onnx(*given))
+            assert found.shape == expected.shape
+            difference = float((found - expected).abs().max())
+            if not difference <= TOLERANCE:  # so that NaN fails too
+                raise UserError(
+                    f"{path.name}: differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}, in a batch of {batch}; "
+                    "nothing was written"
+                )
+            largest, shape = max(largest, difference), ("batch", *found.shape[1:])
+    return Exported(
+        name=name,
+        output_shape=shape,
+        bytes=sum(file.stat().st_size for file in folder.glob(f"{path.name}*")),  # large weights lie in a file beside it
+        largest_difference=largest,
+    )
+
+
+def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
+    """Write one file, without the exporter's notes on each operation: they name files of this machine."""
+    axes = {name: {0: "batch", 1: "tokens"} for name in ("ids", "is_padding")}
+    axes |= {f"right_{name}": {0: "batch", 1: "right_tokens"} for name in axes}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own code
+        program = torch.onnx.export(
+            part,
+            given,
+            input_names=part.inputs,
+            output_names=(part.computation.output,),
+            dynamic_shapes=(tuple(axes.get(name, {0: "batch"}) for name in part.inputs),),
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        for node in program.model.graph:
+            node.metadata_props.clear()
+        program.save(path)
+
+
+def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
+    """Return what a file computes, by onnxruntime with torch's number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda *given: session.run(None, {name: each.numpy() for name, each in zip(inputs, given, strict=True)})[0]
+
+
+def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
+    """Return the other files of the folder by name."""
+    task, sizes, known = run.task, run.config.input, run.task.computations()
+    image = ["batch", 3, sizes.image_size, sizes.image_size]
+
+    def described(name: str) -> dict[str, Any]:
+        dtype, meaning = INPUTS[name]
+        return {"dtype": dtype, "shape": image if meaning == PIXELS else ["batch", "tokens"], "meaning": meaning}
+
+    parts = {}
+    for one in exported:
+        part = known[one.name]
+        output = {"dtype": "float32", "shape": one.output_shape, "meaning": part.meaning}
+        inputs = {name: described(name) for name in part.inputs}
+        parts[one.name] = {"file": f"{one.name}.onnx", "inputs": inputs, "outputs": {part.output: output}}
+    texts = {"tokenizer.json": run.tokenizer.to_json(), **task.label_files()}
+    about = {
+        "task": run.config.task.name,
+        "step": run.step,
+        "image_size": sizes.image_size,
+        "max_text_tokens": sizes.max_text_tokens,
+        "cls_id": run.tokenizer.cls_id,
+        "pad_id": run.tokenizer.pad_id,
+        "comparable": task.is_comparable,
+        "parts": parts,
+        "files": sorted(texts),
+    }
+    return texts | {"export.json": json.dumps(about, indent=1) + "\n"}

@@ -1,0 +1,255 @@
+"""From pixels and token ids to the vectors that enter the blocks.
+
+Letters: B batch, H height, W width, P patches of the image, K kept patches, T text tokens, N all tokens, D width,
+X values in a patch or channels.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eve_vl.config import InputConfig
+from eve_vl.config.model import NORM_EPS, Stem
+from eve_vl.model.layers import layer_norm
+from eve_vl.model.packing import Tokens
+from eve_vl.utils.errors import UserError
+
+BLOCK_WIDTHS = (16, 32, 64, 64, 96, 32)  # of the layers of a BlockStem before the last: 196,080 parameters at seven layers
+
+
+def join(image: Tokens | None, text: Tokens | None) -> Tokens:
+    """Return images, texts or, row by row, pairs of them as one sequence, [image; text]."""
+    if image is None or text is None:
+        tokens = image or text
+        assert tokens is not None, "an image, a text or both"
+        return tokens
+    is_padding_BN = None
+    if text.is_padding_BN is not None:
+        is_padding_BN = F.pad(text.is_padding_BN, (image.x_BND.shape[1], 0), value=False)
+    x_BND = torch.cat([image.x_BND, text.x_BND], dim=1)
+    known = {"num_image": image.num_image, "num_real": text.num_real, "patch_BK": image.patch_BK}
+    return Tokens(x_BND=x_BND, is_padding_BN=is_padding_BN, **known)
+
+
+def index_tokens(tokens: Tokens, rows: Tensor) -> Tokens:
+    """Return some rows of a batch, int64 indices, perhaps more than once."""
+    is_padding_BN, patch_BK = (None if each is None else each[rows] for each in (tokens.is_padding_BN, tokens.patch_BK))
+    return Tokens(x_BND=tokens.x_BND[rows], num_image=tokens.num_image, is_padding_BN=is_padding_BN, patch_BK=patch_BK)
+
+
+def patchify(pixels_BCHW: Tensor, patch_size: int) -> Tensor:
+    """Cut images into non-overlapping patches, row by row: (B, 3, H, W) to (B, P, 3·patch²), channel first."""
+    return F.pixel_unshuffle(pixels_BCHW, patch_size).flatten(2).mT.contiguous()
+
+
+def unpatchify(patches_BPX: Tensor, patch_size: int) -> Tensor:
+    """Undo `patchify` for square images: (B, P, 3·patch²) to (B, 3, H, W)."""
+    side = round(patches_BPX.shape[1] ** 0.5)
+    return F.pixel_shuffle(patches_BPX.mT.unflatten(2, (side, side)), patch_size)
+
+
+def gather_patches(x_BPX: Tensor, index_BK: Tensor) -> Tensor:
+    """Pick rows of each sample: (B, P, X) and int64 (B, K) to (B, K, X)."""
+    return x_BPX.gather(1, index_BK[:, :, None].expand(-1, -1, x_BPX.shape[2]))
+
+
+def scatter_patches(patches_BPX: Tensor, index_BM: Tensor, new_BMX: Tensor) -> Tensor:
+    """Return the patches with those at the positions index_BM (int64) exchanged; the inverse of `take`."""
+    return patches_BPX.scatter(1, index_BM[:, :, None].expand_as(new_BMX), new_BMX.to(patches_BPX.dtype))
+
+
+def gray_out(patches_BPX: Tensor, hidden_BM: Tensor) -> Tensor:
+    """Return normalised patches with the hidden ones in middle grey, for people to look at."""
+    return scatter_patches(patches_BPX, hidden_BM, torch.zeros_like(gather_patches(patches_BPX, hidden_BM)))
+
+
+def to_images(patches_BPX: Tensor, patch_size: int) -> list[np.ndarray]:
+    """Return patches of pixels in [-1, 1] as uint8 images (H, W, 3); values outside are cut off."""
+    pixels_BCHW = (unpatchify(patches_BPX.float(), patch_size) + 1) * 127.5
+    return list(pixels_BCHW.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+
+
+class ViewNorm(nn.Module):
+    """Batch normalisation (B, X, H, W) with running averages of their own for images of which patches are hidden: these are
+    mostly grey, and averages over both would fit neither."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.whole, self.hidden = (nn.BatchNorm2d(width, affine=False) for _ in range(2))
+
+    def forward(self, x_BXHW: Tensor, *, is_hidden: bool) -> Tensor:
+        """Normalise by the batch, in evaluation by the running averages."""
+        norm = self.hidden if is_hidden else self.whole
+        averages = norm.running_mean, norm.running_var
+        return F.batch_norm(x_BXHW, *averages, self.weight, self.bias, norm.training, norm.momentum or 0.0, norm.eps)
+
+
+class ConvStem(nn.Module):
+    """Convolutions 3 × 3 that halve the sides and double the channels until a patch is one place, then one 1 × 1
+    (Xiao et al. 2021, "Early Convolutions Help Transformers See Better")."""
+
+    def __init__(self, embed_dim: int, patch_size: int):
+        super().__init__()
+        halvings = patch_size.bit_length() - 1
+        widths = [3, *(max(embed_dim >> left, 1) for left in reversed(range(halvings)))]
+        self.convs = nn.ModuleList(nn.Conv2d(*pair, 3, 2, 1, bias=False) for pair in pairwise(widths))
+        self.norms = nn.ModuleList(ViewNorm(width) for width in widths[1:])
+        self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
+
+    def forward(self, pixels_BCHW: Tensor, *, is_hidden: bool = False) -> Tensor:
+        """(B, 3, H, W) to (B, P, D). is_hidden: patches are hidden, in grey."""
+        x_BXHW = pixels_BCHW.contiguous(memory_format=torch.channels_last)  # the faster one on a CPU
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x_BXHW = norm(conv(x_BXHW), is_hidden=is_hidden).relu_()
+        return self.proj(x_BXHW).flatten(2).mT
+
+    def flops(self, image_size: int) -> float:
+        """Return forward FLOPs for an image."""
+        sides = [image_size >> number for number in range(1, len(self.convs) + 1)]
+        convs = zip([*sides, sides[-1]], [*self.convs, self.proj], strict=True)
+        return sum(2.0 * side**2 * cast(Tensor, conv.weight).numel() for side, conv in convs)
+
+
+class BlockStem(nn.Sequential):
+    """Convolutions 2 × 2 of stride 2, no two places of which share a pixel, until a patch is one place; GELU between (MLIM)."""
+
+    def __init__(self, embed_dim: int, patch_size: int):
+        halvings = patch_size.bit_length() - 1
+        widths = [3, *BLOCK_WIDTHS[: halvings - 1], embed_dim]
+        convs = [nn.Conv2d(*pair, 2, 2) for pair in pairwise(widths)]
+        super().__init__(*[layer for conv in convs for layer in (conv, nn.GELU())][:-1])
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """(B, 3, H, W) to (B, P, D)."""
+        return super().forward(input).flatten(2).mT
+
+    def flops(self, num_patches: int) -> float:
+        """Return forward FLOPs for an image."""
+        convs = [layer for layer in self if isinstance(layer, nn.Conv2d)]
+        return sum(2.0 * num_patches * 4**after * conv.weight.numel() for after, conv in enumerate(reversed(convs)))
+
+
+STEMS: dict[str, Callable[[int, InputConfig], nn.Linear | ConvStem | BlockStem]] = {
+    "linear": lambda embed_dim, sizes: nn.Linear(sizes.patch_dim, embed_dim),
+    "conv": lambda embed_dim, sizes: ConvStem(embed_dim, sizes.patch_size),
+    "patch_conv": lambda embed_dim, sizes: BlockStem(embed_dim, sizes.patch_size),
+}
+
+
+class ImageEmbed(nn.Module):
+    """Patches by a linear projection or by convolutions, image [CLS], learned positions if any, image type embedding."""
+
+    def __init__(self, embed_dim: int, sizes: InputConfig, stem: Stem = "linear", *, has_positions: bool = True):
+        super().__init__()
+        self.sizes = sizes
+        self.proj = STEMS[stem](embed_dim, sizes)
+        self.cls = nn.Parameter(torch.empty(embed_dim))
+        self.positions = nn.Parameter(torch.empty(1 + sizes.num_patches, embed_dim)) if has_positions else None
+        self.type_embed = nn.Parameter(torch.empty(embed_dim))
+
+    def forward(
+        self, pixels_BCHW: Tensor, keep_BK: Tensor | None = None, instead: tuple[Tensor, Tensor] | None = None
+    ) -> Tokens:
+        """Embed all patches, or only those at the positions keep_BK (int64), each with its own position.
+
+        instead: positions (int64, (B, M)) of patches, and what stands there instead of their embeddings, (B, M, D).
+        """
+        side = pixels_BCHW.shape[2] // self.sizes.patch_size
+        x_BPD, cls_D = self._patches(pixels_BCHW, keep_BK, side), self.cls
+        x_BPD = x_BPD if instead is None else scatter_patches(x_BPD, *instead)
+        if self.positions is not None:
+            positions = resize_positions(self.positions, side**2)
+            cls_D, patch_PD = positions[0] + cls_D, positions[1:]
+            x_BPD = x_BPD + (patch_PD if keep_BK is None else patch_PD[keep_BK])
+        x_BND = torch.cat([cls_D.to(x_BPD.dtype).expand(x_BPD.shape[0], 1, -1), x_BPD], dim=1) + self.type_embed
+        return Tokens(x_BND=x_BND, num_image=x_BND.shape[1], patch_BK=keep_BK)
+
+    def _patches(self, pixels_BCHW: Tensor, keep_BK: Tensor | None, side: int) -> Tensor:
+        """Return the patches (B, P, D), or those that are kept (B, K, D), of which no hidden one shows anything."""
+        if isinstance(self.proj, BlockStem):
+            x_BPD = self.proj(pixels_BCHW)
+            return x_BPD if keep_BK is None else gather_patches(x_BPD, keep_BK)
+        if isinstance(self.proj, nn.Linear):
+            patches_BPX = patchify(pixels_BCHW, self.sizes.patch_size)
+            return self.proj(patches_BPX if keep_BK is None else gather_patches(patches_BPX, keep_BK))
+        if keep_BK is None:
+            return self.proj(pixels_BCHW)
+        is_kept_BP = torch.zeros(len(keep_BK), side**2, dtype=pixels_BCHW.dtype, device=keep_BK.device).scatter_(1, keep_BK, 1)
+        is_kept_B1HW = F.interpolate(is_kept_BP.view(-1, 1, side, side), scale_factor=float(self.sizes.patch_size))
+        return gather_patches(self.proj(pixels_BCHW * is_kept_B1HW, is_hidden=True), keep_BK)
+
+    def flops(self, num_patches: int) -> float:
+        """Return forward FLOPs for an image of which so many patches are kept; convolutions read all of it."""
+        if isinstance(self.proj, nn.Linear):
+            return 2.0 * num_patches * self.proj.weight.numel()
+        whole = self.proj.flops(self.sizes.num_patches if isinstance(self.proj, BlockStem) else self.sizes.image_size)
+        return whole if num_patches else 0.0
+
+
+def resize_positions(positions: Tensor, num_patches: int) -> Tensor:
+    """Return (1 + num_patches, D): a learned square grid, [CLS] first, bicubically resized to another square one if need be."""
+    if num_patches == len(positions) - 1:
+        return positions
+    old, new = round((len(positions) - 1) ** 0.5), round(num_patches**0.5)
+    grid = positions[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:1], grid.permute(0, 2, 3, 1).reshape(new * new, -1)])
+
+
+def resized_positions(tensors: dict[str, Tensor], name: str, num_patches: int) -> tuple[dict[str, Tensor], str | None]:
+    """Return another backbone's weights with the positions of images resized, and a sentence on it if they were."""
+    there = tensors.get(name)
+    if there is None or len(there) == num_patches + 1:
+        return tensors, None
+    resized = f"positions resized from {len(there) - 1} to {num_patches} patches"
+    return tensors | {name: resize_positions(there, num_patches)}, resized
+
+
+class TextEmbed(nn.Module):
+    """Word embedding, LayerNorm, dropout; text type embedding is added after both, and so are learned positions, if any, unless
+    they come first, as in BERT."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        sizes: InputConfig,
+        vocab_size: int,
+        dropout: float,
+        *,
+        has_positions: bool = True,
+        norm_eps: float = NORM_EPS,
+        positions_first: bool = False,
+    ):
+        super().__init__()
+        self.positions_first = positions_first and has_positions
+        self.longest = sizes.text_length
+        self.words = nn.Embedding(vocab_size, embed_dim)
+        self.norm = layer_norm(embed_dim, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        self.positions = nn.Parameter(torch.empty(sizes.text_length, embed_dim)) if has_positions else None
+        self.type_embed = nn.Parameter(torch.empty(embed_dim))
+
+    def forward(self, ids_BT: Tensor, is_padding_BT: Tensor | None, num_real: int | None = None) -> Tokens:
+        """Embed int64 token ids, the text [CLS] first; num_real: how many are no padding, if known. Raises UserError for more
+        tokens than there are positions."""
+        T = ids_BT.shape[1]
+        if self.longest < T:
+            raise UserError(f"text of {T} tokens, but input.text_length is {self.longest}")
+        place_TD = None if self.positions is None else self.positions[:T]
+        x_BTD = self._normed(self.words(ids_BT), place_TD if self.positions_first else None)
+        x_BTD = x_BTD if place_TD is None or self.positions_first else x_BTD + place_TD
+        return Tokens(x_BND=x_BTD + self.type_embed, num_image=0, is_padding_BN=is_padding_BT, num_real=num_real)
+
+    def without_place(self, ids_BT: Tensor) -> Tensor:
+        """Embed int64 token ids without their positions: (B, T) to (B, T, D)."""
+        return self._normed(self.words(ids_BT))
+
+    def _normed(self, x_BTD: Tensor, place_TD: Tensor | None = None) -> Tensor:
+        return self.dropout(self.norm(x_BTD if place_TD is None else x_BTD + place_TD))

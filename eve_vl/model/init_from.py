@@ -1,0 +1,76 @@
+"""Weights from one run into another task's model."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eve_vl.config import Config
+from eve_vl.utils.errors import UserError, matching
+
+ENCODER = "encoder."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What a start from another run's weights came to."""
+
+    new: frozenset[str]
+    """Parameters that it did not have, or had in another shape: they start at random."""
+    unused: frozenset[str]
+    """What it had and this model has no place for."""
+    resized: str | None
+    """What of the encoder was resized, in words; None if nothing was."""
+
+
+def transfer(
+    tensors: Mapping[str, Tensor], task: Any, where: str, may_lack: Sequence[str] = (), text_length: int | None = None
+) -> Transfer:
+    """Copy what fits; the encoder must fit as a whole, resized if need be, apart from names that match a pattern of may_lack.
+
+    `where` names the source of `tensors` in messages. text_length: that of the source, which no flag need have changed: recipes
+    have their own. Raises UserError, also for a pattern that matches nothing.
+    """
+    own = task.state_dict()
+    for name in own.keys() & tensors.keys():
+        if own[name].is_floating_point() != tensors[name].is_floating_point():
+            raise UserError(f"{where}: {name} has type {tensors[name].dtype}, expected {own[name].dtype}")
+    encoder = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+    encoder, resized = task.encoder.resized(encoder)
+    tensors = {**tensors, **{ENCODER + name: tensor for name, tensor in encoder.items()}}
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and tensor.shape == own[name].shape}
+    of_encoder = {name for name in own.keys() | tensors.keys() if name.startswith(ENCODER)}  # heads may always differ
+    may_differ = {name for pattern in may_lack for name in matching(pattern, of_encoder, "init_allow_missing")}
+    if wrong := of_encoder - fitting.keys() - may_differ:
+        name = min(wrong)
+        here = f"{tuple(own[name].shape)} here" if name in own else "missing here"
+        there = f"{tuple(tensors[name].shape)} there" if name in tensors else "missing there"
+        differ = f"{len(wrong)} tensors differ, the first {name}" if len(wrong) > 1 else f"1 tensor differs, {name}"
+        ways = _way_with_texts(task.config, text_length)
+        ways += ["leave out the flags that change shapes"] * (len(wrong) > 1 or not ways)
+        raise UserError(
+            f"{where}: its encoder does not fit this model: {differ}: {here}, {there}; {' and '.join(ways)}, or name what may "
+            "start at random with --init-allow-missing"
+        )
+    with torch.no_grad():
+        for name, tensor in fitting.items():
+            own[name].copy_(tensor)
+    return Transfer(
+        new=frozenset(own.keys() - fitting.keys()), unused=frozenset(tensors.keys() - fitting.keys()), resized=resized
+    )
+
+
+def _way_with_texts(config: Config, there: int | None) -> list[str]:
+    """Return what to do about texts of another length, if the encoder cannot."""
+    here = config.input.text_length
+    if there in (None, here) or (config.model.fits_other_sizes and here < there):
+        return []
+    return [f"its texts have {there} tokens, those of {config.recipe} {here}: give --input.text-length {there}"]
+
+
+def parts(names: Iterable[str]) -> str:
+    """Return the parts of a model that parameters belong to, for messages: `answer_head, contrast.match_head`."""
+    depth = {"contrast": 2, "encoder": 2}
+    return ", ".join(sorted({".".join(name.split(".")[: depth.get(name.split(".")[0], 1)]) for name in names}))

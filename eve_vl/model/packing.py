@@ -1,0 +1,208 @@
+"""The tokens of a batch as the rows that blocks compute: those of images lie together, then those of texts, without padding,
+so that what is done to each token alone is done to real ones only. Attention alone puts them back in their sequences.
+
+Letters: B batch, N all tokens of a sequence, A = B·N, S rows, M rows that are read, H heads, d width of a head, D or X a width.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TILE = 32
+"""Texts take a multiple of so many rows, padding the last: oneDNN prepares every matrix product of a new shape anew."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Tokens:
+    """A batch of sequences. The modality of every token travels with it, whatever was dropped on the way."""
+
+    x_BND: Tensor
+    num_image: int
+    """Tokens of the image, [CLS] included; they come first. The other N - num_image are text."""
+    is_padding_BN: Tensor | None = None
+    """Bool, True where there is no token; None when there is no padding at all."""
+    num_real: int | None = None
+    """Tokens of texts that are no padding, in the whole batch, where that is known without asking the device."""
+    patch_BK: Tensor | None = None
+    """int64, the places of the image's patches in its grid; None: all of them in order, or no image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permutation:
+    """Rows to the places of a grid that has room for padding, and back."""
+
+    row_P: Tensor
+    """int64, which row comes to each place; any where there is none."""
+    place_R: Tensor
+    """int64, the place of each row."""
+    is_empty_P: Tensor | None
+    """Bool, places without a row; None: there are none, or what they hold means nothing."""
+
+    def __call__(self, x_RX: Tensor) -> Tensor:
+        """Return the grid (P, X), 0 where it is empty."""
+        x_PX = x_RX.index_select(0, self.row_P)
+        return x_PX if self.is_empty_P is None else x_PX.masked_fill_(self.is_empty_P[:, None], 0)
+
+    def back(self, x_PX: Tensor) -> Tensor:
+        """Return the rows (R, X)."""
+        return x_PX.index_select(0, self.place_R)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Rows in the order of their sequences."""
+
+    rows: Permutation
+    """Of S rows to S places."""
+    starts: Tensor
+    """int32 (2·B + 1,), the place at which each sequence begins, of each sample its tokens and then its padding, and S."""
+    longest: int
+    """At most so many rows make a sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadPositions:
+    """The states that are read in the end, all of one modality: of other rows the last block computes only what these need."""
+
+    row_M: Tensor
+    """int64."""
+    is_image: bool
+    positions: slice | None = None
+    """Where they are in their sequences, if that is the same in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedTokens:
+    """Where the rows of a batch lie in its sequences."""
+
+    shape: tuple[int, int]
+    """B, N."""
+    num_image: int
+    """Rows of images; the others are of texts."""
+    is_pair: bool
+    """Whether the pass is of pairs: then `modality_vl` blocks have one network for all tokens."""
+    is_padding_BN: Tensor | None
+    """As in `Tokens`."""
+    token_S: Tensor
+    """int64, which of the A tokens each row is."""
+    is_real_S: Tensor | None
+    """Bool, False for padding that fills a tile; None: all are real."""
+    tokens: Permutation
+    """Of S rows to A tokens."""
+    qkv_P: Tensor
+    """int64 (3·B·H·N,), which of the S·3·H queries, keys and values of rows comes to each place; any where there is padding."""
+    head_R: Tensor
+    """int64 (S·H,), which of the B·H·N heads each of a row's is."""
+
+    @classmethod
+    def of(cls, tokens: Tokens, num_heads: int, *, packs: bool = True) -> "PackedTokens":
+        """Lay out a batch. packs: leave out padding, where its size is known without asking a device."""
+        (B, N, _), n, H, is_padding_BN = tokens.x_BND.shape, tokens.num_image, num_heads, tokens.is_padding_BN
+        device, num_texts, is_real_S = tokens.x_BND.device, _num_texts(tokens, packs), None
+        token_BN = torch.arange(B * N, device=device).view(B, N)
+        text_R = token_BN[:, n:].flatten()
+        if is_padding_BN is not None and num_texts < text_R.shape[0]:
+            order_R = is_padding_BN[:, n:].flatten().sort(stable=True).indices[:num_texts]  # padding last
+            text_R = text_R.index_select(0, order_R)
+        token_S = torch.cat([token_BN[:, :n].flatten(), text_R])
+        if is_padding_BN is not None:
+            is_real_S = ~is_padding_BN.flatten().index_select(0, token_S)
+        S = B * n + num_texts
+        row_A = torch.full((B * N,), -1, device=device).scatter_(0, token_S, torch.arange(S, device=device))
+        is_empty_A = row_A < 0 if S < B * N else None
+        row_A = row_A.clamp(min=0)
+        row_BN, batch_S = row_A.view(B, N), token_S // N
+        H1, three = torch.arange(H, device=device)[:, None], torch.arange(3, device=device)
+        head_SH = (batch_S * (H * N) + token_S - batch_S * N)[:, None] + H1[:, 0] * N  # ONNX knows no remainder here
+        return cls(
+            shape=(B, N),
+            num_image=B * n,
+            is_pair=0 < n < N,
+            is_padding_BN=is_padding_BN,
+            token_S=token_S,
+            is_real_S=is_real_S,
+            tokens=Permutation(row_P=row_A, place_R=token_S, is_empty_P=is_empty_A),
+            qkv_P=((row_BN[:, None] * 3 + three[:, None, None, None]) * H + H1).flatten(),
+            head_R=head_SH.flatten(),
+        )
+
+    @cached_property
+    def sequences(self) -> "Sequences":
+        """Where rows lie if each sequence's come together, as attention by lengths takes them."""
+        (B, N), S, device = self.shape, self.token_S.shape[0], self.token_S.device
+        is_padding_S = 0 if self.is_real_S is None else (~self.is_real_S).long()
+        part_S = 2 * (self.token_S // N) + is_padding_S  # padding makes sequences of its own, to which no word attends
+        order_S = (part_S * (B * N) + self.token_S).argsort()
+        rows = Permutation(row_P=order_S, place_R=torch.empty_like(order_S), is_empty_P=None)
+        rows.place_R.scatter_(0, order_S, torch.arange(S, device=device))
+        lengths = torch.zeros(2 * B, dtype=torch.long, device=device).scatter_add_(0, part_S, torch.ones_like(part_S))
+        return Sequences(rows=rows, starts=F.pad(lengths.cumsum(0), (1, 0)).int(), longest=N)
+
+    @property
+    def is_text_S(self) -> Tensor:
+        """int64, 1 for texts."""
+        return (torch.arange(self.token_S.shape[0], device=self.token_S.device) >= self.num_image).long()
+
+    @property
+    def is_of_2S(self) -> Tensor:
+        """float32, 1 for the real tokens of images and for those of texts."""
+        is_text_S = self.is_text_S.float()
+        is_of_2S = torch.stack([1 - is_text_S, is_text_S])
+        return is_of_2S if self.is_real_S is None else is_of_2S * self.is_real_S
+
+    def collect(self, x_BND: Tensor) -> Tensor:
+        """Return the rows (S, D) of the batch."""
+        return self.tokens.back(x_BND.flatten(0, 1))
+
+    def grid(self, x_SD: Tensor) -> Tensor:
+        """Return rows in their sequences, (B, N, D), 0 where there is none."""
+        return self.tokens(x_SD).unflatten(0, self.shape)
+
+    def split_heads(self, qkv_SX: Tensor) -> Tensor:
+        """Return queries, keys and values (3, B, H, N, d) of rows (S, 3·H·d)."""
+        (B, N), R = self.shape, 3 * self.head_R.shape[0]  # an exporter would take `len` for a constant
+        return qkv_SX.view(R, -1).index_select(0, self.qkv_P).view(3, B, -1, N, qkv_SX.numel() // R)
+
+    def join_heads(self, out_BHNd: Tensor) -> Tensor:
+        """Return the heads of each row side by side, (S, H·d), of those in their sequences."""
+        return out_BHNd.flatten(0, 2).index_select(0, self.head_R).view(self.token_S.shape[0], -1)
+
+    def between(self, start: int, stop: int) -> ReadPositions:
+        """Read tokens of each sequence, none of which is padding, sequence after sequence."""
+        row_BM = self.tokens.row_P.view(self.shape)[:, start:stop]
+        is_image = start * self.shape[0] < self.num_image
+        return ReadPositions(row_M=row_BM.flatten(), is_image=is_image, positions=slice(start, stop))
+
+    def of_texts(self, token_M: Tensor) -> ReadPositions:
+        """Read tokens of texts, int64 among the flattened (B, T), none of padding."""
+        B, N = self.shape
+        n = self.num_image // B
+        row_M = self.tokens.row_P.index_select(0, token_M // (N - n) * N + n + token_M % (N - n))
+        return ReadPositions(row_M=row_M, is_image=False)
+
+    def narrowed(self, x_SD: Tensor, read: ReadPositions | None) -> tuple[Tensor, "PackedTokens"]:
+        """Return the rows that are read, (M, D), and what is known of these but for attention; None: of all."""
+        if read is None:
+            return x_SD, self
+        each_M = torch.arange(read.row_M.shape[0], device=read.row_M.device)
+        token_M = self.token_S.index_select(0, read.row_M)
+        tokens = Permutation(row_P=each_M, place_R=each_M, is_empty_P=None)
+        rows = replace(self, num_image=each_M.shape[0] * read.is_image, token_S=token_M, is_real_S=None, tokens=tokens)
+        return x_SD.index_select(0, read.row_M), rows
+
+
+def _num_texts(tokens: Tokens, packs: bool) -> int:
+    """Return how many rows texts take: whole tiles that hold all real tokens, if their number is known or can be asked for
+    without waiting for a device; else all."""
+    (B, N, _), is_padding_BN, num_real = tokens.x_BND.shape, tokens.is_padding_BN, tokens.num_real
+    num_texts = B * (N - tokens.num_image)
+    if is_padding_BN is None or not packs:
+        return num_texts
+    if num_real is None:
+        if is_padding_BN.device.type != "cpu" or torch.compiler.is_exporting():
+            return num_texts
+        num_real = num_texts - int(is_padding_BN.sum())
+    return min(-(-num_real // TILE) * TILE, num_texts)

@@ -1,0 +1,285 @@
+"""Images and texts that a person hands over, in any usual form, and the batches that tasks take.
+
+Letters: H height, W width, P patches, K kept patches, M hidden patches, T text tokens.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from torch import Tensor
+
+from eve_vl.config import DataConfig, InputConfig, generated
+from eve_vl.data.batch import Batch, PairBatch, RowBatch, Sample, StatementBatch, padded
+from eve_vl.data.loader import open_sources
+from eve_vl.data.readers.sources import parse_spec, sniff
+from eve_vl.data.records import ImageBytes, ImageFile, ImagePixels, ImageRef
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.data.transforms import Crop, decode
+from eve_vl.utils.errors import BadSampleError, UserError
+from eve_vl.utils.safe_io import expand_user, is_text
+
+ImageLike = str | Path | bytes | Image.Image | np.ndarray | Tensor | ImageRef
+"""A path, encoded bytes, a Pillow image, an array (H, W, 3) or (H, W), a tensor (3, H, W) or (H, W); numbers are uint8, or
+float in [0, 1]."""
+
+Images = ImageLike | Iterable[ImageLike]
+"""One image, or several: a list, an iterator, an array (n, H, W, 3), a tensor (n, 3, H, W)."""
+Strings = str | Iterable[str]
+"""One text, or several."""
+Texts = str | Path | Iterable[str | Path]
+"""The same, or files of texts, tables and other sources, each a Path."""
+Item = TypeVar("Item")
+
+_KEPT_BY_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")  # other modes become RGB
+_ROUNDING = 1e-3  # a resized float image may leave [0, 1] by as much
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GivenImage:
+    """An image not yet decoded, and what to call it in messages."""
+
+    ref: ImageRef
+    where: str
+
+    def whole(self) -> np.ndarray:
+        """Return all of the image in its own size, uint8 (H, W, 3). Raises UserError."""
+        return self._decoded()
+
+    def _decoded(self, longest: int | None = None) -> np.ndarray:
+        return decode(self.ref, self.where, longest=longest).permute(1, 2, 0).contiguous().numpy()
+
+    def at_most(self, side: int) -> np.ndarray:
+        """Return all of the image, made smaller if its longer side has more than `side` pixels. Raises UserError."""
+        pixels_HWC = self._decoded(longest=side)
+        if max(pixels_HWC.shape[:2]) <= side:
+            return pixels_HWC
+        image = Image.fromarray(pixels_HWC)
+        image.thumbnail((side, side))
+        return np.asarray(image)
+
+    def pixels(self, image_size: int) -> Tensor:
+        """Return what evaluation sees of it: uint8 (3, image_size, image_size). Raises UserError."""
+        return decode(self.ref, self.where, crop=Crop(size=image_size))
+
+
+def listed(value: object) -> Iterable[Any] | None:
+    """Return what holds several images or texts, None for anything else."""
+    if isinstance(value, np.ndarray | Tensor):
+        return value if value.ndim == 4 else None
+    return value if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) else None
+
+
+def given_images(images: Images, where: str = "image") -> list[GivenImage]:
+    """Return one or several images, in order; only those without a file behind them are looked at yet.
+
+    where: what to call one that is no file. Raises UserError that names the image by its path or by its place, from 0.
+    """
+    return _each(given_image, images, where)
+
+
+def given_texts(texts: Strings) -> list[str]:
+    """Return one or several texts without the space around them. Raises UserError for what is no text or empty."""
+    return _each(given_text, texts, "text")
+
+
+def _each(read: Callable[[Any, str], Item], value: object, where: str) -> list[Item]:
+    if (items := listed(value)) is None:
+        return [read(value, where)]
+    return [read(item, f"{where} {number}") for number, item in enumerate(items)]
+
+
+def is_source(value: object) -> bool:
+    """Tell whether a path is not an image's but a folder's, a table's or that of another source of rows."""
+    try:
+        return isinstance(value, str | Path) and (generated(str(value)) is not None or bool(sniff(parse_spec(value).path)))
+    except (OSError, ValueError):
+        return False
+
+
+def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Return lists of `size` items, the last perhaps shorter; no item is asked for earlier than needed. Raises UserError."""
+    if size < 1:
+        raise UserError(f"batch_size {size} is not positive")
+    iterator = iter(items)
+    return iter(lambda: list(islice(iterator, size)), [])
+
+
+class Inputs:
+    """Makes batches, as evaluation sees them, of what people give: images squeezed to a square, texts cut."""
+
+    def __init__(self, config: InputConfig, tokenizer: Tokenizer, device: torch.device):
+        self.config, self.tokenizer, self.device = config, tokenizer, device
+
+    def stream(
+        self, given: Any, what: str, data: DataConfig, *, skipped: list[BadSampleError], progress: bool = False
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield name and pixels, uint8 (3, H, W), of images one by one, or texts and their token ids, int64 (T,); of a source
+        among them those of all its rows.
+
+        what: image or text. data: how to read sources. skipped: gets the errors of their rows that cannot be used; any other
+        error is raised. progress: show a bar on a terminal.
+        """
+        is_text, console, items = what == "text", Console(stderr=True), listed(given)
+        read = self._named_text if is_text else self._named_image
+        text_kind = "auto" if data.text_column is None else "texts" if data.image_column is None else "captions"
+        for number, item in enumerate([given] if items is None else items):
+            if not (isinstance(item, Path) if is_text else is_source(item)):
+                yield read(item, what if items is None else f"{what} {number}")
+                continue
+            (source,) = open_sources([str(item)], data, self.config.image_size, text_kind if is_text else "images")
+            is_hidden = not (progress and console.is_terminal)
+            columns = TextColumn("{task.description}", markup=False), *Progress.get_default_columns()[1:]
+            with Progress(*columns, console=console, transient=True, disable=is_hidden) as bar:
+                for index in bar.track(range(len(source)), description=str(item)):
+                    try:
+                        row = source[index]
+                        yield from [read(part, row.where) for part in (row.texts if is_text else row.images)]
+                    except BadSampleError as error:
+                        skipped.append(error)
+
+    def _named_image(self, image: ImageLike, where: str) -> tuple[str, Tensor]:
+        given = given_image(image, where)
+        return str(given.ref.path) if isinstance(given.ref, ImageFile) else where, self._pixels(given)
+
+    def _named_text(self, text: str, where: str) -> tuple[str, np.ndarray]:
+        return (text := given_text(text, where)), self.tokens(text)[0]
+
+    def images(self, images: Sequence[GivenImage]) -> Tensor:
+        """Return images alone, uint8 (B, 3, H, W)."""
+        return torch.stack([self._pixels(image) for image in images]).to(self.device)
+
+    def texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return texts alone: token ids (B, T), int64, and which are padding, bool."""
+        return self.padded([self.tokens(text)[0] for text in texts])
+
+    def padded(self, ids: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Return token ids of texts as a batch: (B, T), int64, and which are padding, bool."""
+        ids_BT, is_padding_BT = padded(ids, self.tokenizer.pad_id, self.config.padded_text_length)
+        return ids_BT.to(self.device), is_padding_BT.to(self.device)
+
+    def pairs(self, images: Sequence[GivenImage], texts: Sequence[str]) -> Batch:
+        """Return pairs of an image and a text."""
+        return self._batch(Batch, images, [self.tokens(text)[0] for text in texts])
+
+    def statements(self, left: Sequence[GivenImage], right: Sequence[GivenImage], texts: Sequence[str]) -> StatementBatch:
+        """Return statements, each about two images."""
+        ids, right_pixels, unknown = [self.tokens(text)[0] for text in texts], map(self._pixels, right), [None] * len(texts)
+        more = {"right": right_pixels, "statement": texts, "label": unknown, "identifier": unknown, "group": unknown}
+        return self._batch(StatementBatch, left, ids, **more)
+
+    def masked_pairs(
+        self, images: Sequence[GivenImage], ids: Sequence[np.ndarray], masks: Any = None, keep_K: np.ndarray | None = None
+    ) -> PairBatch:
+        """Return pairs with their masks: of each text, bool (T,), tokens to hide (None: none); sorted positions of patches to
+        keep in all images (None: all)."""
+        all_P, masks = np.arange(self.config.num_patches), masks or [np.zeros(len(ids_T), dtype=bool) for ids_T in ids]
+        keep_K = all_P if keep_K is None else keep_K
+        same = {"keep_K": keep_K, "hidden_M": np.setdiff1d(all_P, keep_K), "image_id": 0, "caption": 0}
+        more = {name: [value] * len(ids) for name, value in same.items()}
+        return self._batch(PairBatch, images, ids, is_masked_T=masks, **more)
+
+    def tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return token ids, int64 (T,), [CLS] first, and which are special, bool (T,)."""
+        return self.tokenizer.encode(text, self.config.max_text_tokens)
+
+    def _pixels(self, image: GivenImage) -> Tensor:
+        return image.pixels(self.config.image_size)
+
+    def _batch(
+        self, kind: type[RowBatch], images: Sequence[GivenImage], ids: Iterable[np.ndarray], **columns: Iterable[Any]
+    ) -> Any:
+        """Return a batch of images with texts; columns: what else its samples have."""
+        names = ("image", "ids_T", "where", *columns)
+        rows = zip(map(self._pixels, images), ids, (image.where for image in images), *columns.values(), strict=True)
+        samples = [Sample(batch=kind, **dict(zip(names, row, strict=True))) for row in rows]
+        return kind.collate(samples, self.tokenizer.pad_id, self.config.padded_text_length).to(self.device)
+
+
+def given_image(image: ImageLike, where: str = "image") -> GivenImage:
+    """Return one image; `where` is what to call one that is no file. Raises UserError."""
+    match image:
+        case str() | Path():
+            path = expand_user(image)
+            if not os.path.isfile(path):  # noqa: PTH113 (of what cannot be a name it says no)
+                problem = "is a folder, name the images in it" if os.path.isdir(path) else "no such file"  # noqa: PTH112
+                raise UserError(f"{where}: {problem}: {path}")
+            return GivenImage(ref=ImageFile(path=path), where=str(path))
+        case bytes():
+            ref = ImageBytes(data=image)
+        case Image.Image():
+            ref = _from_pillow(image, where)
+        case np.ndarray():
+            ref = _from_array(image, where, "array")
+        case Tensor():
+            ref = _from_tensor(image, where)
+        case _ if isinstance(image, ImageRef):
+            ref = image
+        case list() | tuple():
+            raise UserError(f"{where}: got a {type(image).__name__}, but this call takes one at a time")
+        case _:
+            raise UserError(f"{where}: got {type(image).__name__}, expected a path, bytes, a PIL image, an array or a tensor")
+    return GivenImage(ref=ref, where=where)
+
+
+def given_text(text: str, where: str = "text") -> str:
+    """Return one text without the space around it. Raises UserError for what is no text or empty."""
+    if not isinstance(text, str):
+        raise UserError(f"{where}: got {type(text).__name__}, expected one text")
+    if not text.strip():
+        raise UserError(f"{where} is empty")
+    if not is_text(text):
+        raise UserError(f"{where}: {text!r} is not valid UTF-8; write it anew")
+    return text.strip()
+
+
+def _from_pillow(image: Image.Image, where: str) -> ImageRef:
+    """Return a Pillow image as pixels if it is plain, else as the bytes of a PNG, so that transparency, palettes and 16 bits
+    are treated as in a file; upright, if the file that it comes from says how it is turned."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise UserError(f"{where}: pixels are 32-bit numbers of unknown range; give it with 8 or 16 bits")
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "RGB" and "transparency" not in image.info:
+            return ImagePixels(pixels=np.asarray(image))
+        file = io.BytesIO()
+        (image if image.mode in _KEPT_BY_PNG else image.convert("RGB")).save(file, "PNG", compress_level=1)
+    except Exception as error:  # Pillow's plugins raise nearly anything on broken files, which they read only now
+        raise UserError(f"{where}: cannot decode image: {error}") from None
+    return ImageBytes(data=file.getvalue())
+
+
+def _from_tensor(image: Tensor, where: str) -> ImageRef:
+    shape = tuple(image.shape)
+    if image.ndim == 3 and shape[0] == 3:
+        image = image.permute(1, 2, 0)
+    elif image.ndim != 2:
+        raise UserError(f"{where}: tensor of shape {shape}, expected (3, height, width) or (height, width)")
+    try:
+        image = image.detach().cpu()
+        array = (image.float() if image.is_floating_point() else image).numpy()
+    except (RuntimeError, TypeError) as error:  # sparse, quantised, without values
+        raise UserError(f"{where}: tensor of {image.dtype} cannot be read ({str(error).splitlines()[0]})") from None
+    return _from_array(array, where, "tensor")
+
+
+def _from_array(image: np.ndarray, where: str, name: str) -> ImageRef:
+    if image.size == 0 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise UserError(f"{where}: {name} of shape {image.shape}, expected (height, width, 3) or (height, width)")
+    if np.issubdtype(image.dtype, np.floating):
+        low, high = float(image.min()), float(image.max())
+        if not (-_ROUNDING <= low <= high <= 1 + _ROUNDING):  # False for NaN too
+            raise UserError(f"{where}: float {name} from {low:g} to {high:g}, expected 0 to 1; give 0 to 255 as uint8")
+        image = (image.astype(np.float64) * 255).round().clip(0, 255).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise UserError(f"{where}: {name} of {image.dtype}, expected uint8 from 0 to 255, or float from 0 to 1")
+    return ImagePixels(pixels=image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2))

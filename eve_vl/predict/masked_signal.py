@@ -1,0 +1,173 @@
+"""What people can ask of a run of masked signals: fill masks, rebuild images, show what a hidden word looks at.
+
+Letters: P patches, K kept patches, M masked tokens, T text tokens, V vocabulary.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from tyro.conf import Positional
+
+from eve_vl.data.masking import generator, mask_patches, mask_tokens
+from eve_vl.data.tokenizer import MASK_TEXT
+from eve_vl.predict.base import Command, ImageFlags, JsonFlags, Predictor, best_classes, in_batches
+from eve_vl.predict.gradcam import Evidence
+from eve_vl.predict.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_text, given_texts
+from eve_vl.utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """A token as people would read it, and its probability; those of the whole vocabulary add up to 1."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilledText:
+    """A text whose masks are filled with the best guesses, and the guesses for each mask, best first."""
+
+    text: str
+    guesses: tuple[tuple[Guess, ...], ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"[MASK] {number}: " + ", ".join(f"{guess.text} {guess.probability:.4f}" for guess in guesses)
+            for number, guesses in enumerate(self.guesses, start=1)
+        ]
+        return "\n".join([self.text, *lines])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """An image as the run sees it, with patches in grey, and with these rebuilt; uint8 (image_size, image_size, 3)."""
+
+    original: np.ndarray
+    masked: np.ndarray
+    rebuilt: np.ndarray
+
+    def __str__(self) -> str:
+        return "original, masked, rebuilt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillMaskFlags(JsonFlags, ImageFlags):
+    """Flags of `eve fill-mask`."""
+
+    text: Positional[str]
+    """Text with one or more [MASK]."""
+    top: int = 5
+    """How many guesses to show for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructFlags(ImageFlags):
+    """Flags of `eve reconstruct`."""
+
+    text: Positional[str]
+    """Its caption."""
+    share: float | None = None
+    """Share of patches to hide; default: as in pre-training."""
+    seed: int = 0
+    """Which patches are hidden."""
+    out: Path = Path("reconstruct.png")
+    """Image to write: original, masked, rebuilt."""
+
+
+class MaskedSignalPredictor(Predictor):
+    """What a pre-trained run does for people."""
+
+    verbs: ClassVar[dict[str, Command]] = Predictor.verbs | {
+        "fill_mask": Command(flags=FillMaskFlags, rows=True, values=asdict),
+        "reconstruct": Command(flags=ReconstructFlags, images=lambda shown: [shown.original, shown.masked, shown.rebuilt]),
+    }
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        task = self.task.settings
+        return ("fill_mask", "explain") * bool(task.mlm_weight) + ("reconstruct",) * bool(task.mim_weight)
+
+    def how_to_get(self, call: str) -> str | None:
+        """Return how to train a run of this task that allows a call that this one's heads do not; None if none would."""
+        weight = {"fill_mask": "mlm_weight", "explain": "mlm_weight", "reconstruct": "mim_weight"}.get(call)
+        if weight is None:
+            return None
+        config, settings = self.task.config, self.task.settings
+        wanted, rows = replace(settings, **{weight: 1.0}), config.data.modality
+        rows = "image_text" if wanted.problems_with_rows(rows) else rows
+        if unfit := config.model.problems_with(wanted, rows):
+            return f"eve pretrain of another model, for {unfit[0]}"
+        given, flag = getattr(settings, weight), f"--task.{weight}".replace("_", "-")
+        of_pairs = ", --data.modality image_text" * (rows != config.data.modality)
+        return f"eve pretrain with {flag} 1 (here it is {given:g}){of_pairs} and another --out"
+
+    @torch.no_grad()
+    def fill_mask(self, image: Images, text: Strings, top: int = 5, batch_size: int = 64) -> FilledText | list[FilledText]:
+        """Return the `top` best tokens for each "[MASK]" of a text, all guessed at once; of lists, row by row."""
+
+        def guessed(images: Sequence[GivenImage], texts: Sequence[str]) -> list[FilledText]:
+            ids, masks = zip(*map(self._with_masks, texts), strict=True)
+            batch, word = self.inputs.masked_pairs(images, ids, masks=masks), self.inputs.tokenizer.word
+            probability_MV = self.task.predict_tokens(self.task.encode(batch, mask=True), batch).softmax(1)
+            rows = (tuple(Guess(text=word(v), probability=p) for v, p in best_classes(row_V, top)) for row_V in probability_MV)
+            guesses = [tuple(islice(rows, text.count(MASK_TEXT))) for text in texts]
+            best = (guess.text for of_text in guesses for guess, *_ in of_text)
+            filled = (re.sub(re.escape(MASK_TEXT), lambda _: next(best), text) for text in texts)
+            return [FilledText(text=text, guesses=of_text) for text, of_text in zip(filled, guesses, strict=True)]
+
+        return in_batches(guessed, batch_size, (given_images, image), (given_texts, text))
+
+    def _with_masks(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of a text and which are masks. Raises UserError if there are none, or too many tokens before one."""
+        limit = self.inputs.config.max_text_tokens
+        if MASK_TEXT not in text:
+            raise UserError(f'nothing to fill in: write {MASK_TEXT} in the text, as in "a {MASK_TEXT} circle"')
+        ids_T, _, is_masked_T = self.inputs.tokenizer.encode_with_masks(text, limit)
+        if is_masked_T.sum() < text.count(MASK_TEXT):
+            raise UserError(f"a {MASK_TEXT} lies beyond the {limit} tokens that this run reads of a text")
+        return ids_T, is_masked_T
+
+    @torch.no_grad()
+    def reconstruct(
+        self, image: ImageLike, text: str, *, share: float | None = None, keep: Sequence[int] | None = None, seed: int = 0
+    ) -> Reconstruction:
+        """Hide patches of an image and return it rebuilt from the others and the text.
+
+        share: how much to hide, drawn with `seed`; None: task.image_mask_ratio. keep: instead, the patches to leave, counted
+        from 0 row by row. Where targets were normalised per patch, each hidden patch gets its true mean and contrast.
+        """
+        sizes, settings = self.inputs.config, self.task.settings
+        P = sizes.num_patches
+        ratio = settings.image_mask_ratio if share is None else share
+        if not 0 < ratio < 1:
+            raise UserError(f"share {share} is not in (0, 1)")
+        if seed < 0:
+            raise UserError(f"seed {seed} is negative")
+        rng = generator(seed)
+        keep_K = mask_patches(P, ratio, rng)[0] if keep is None else np.unique(np.array(keep, dtype=np.int64))
+        if not 0 < len(keep_K) < P or keep_K[0] < 0 or keep_K[-1] >= P:
+            raise UserError(f"keep {keep}: give at least one of the patches 0 to {P - 1}, and not all of them")
+        ids_T, is_special_T = self.inputs.tokens(given_text(text))
+        masks = [mask_tokens(is_special_T, settings.text_mask_ratio, rng)] if settings.joint_masking else None
+        batch = self.inputs.masked_pairs([given_image(image)], [ids_T], masks=masks, keep_K=keep_K)
+        return Reconstruction(**{name: images[0] for name, images in self.task.rebuilding(batch).items()})
+
+    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
+        if positions is None:
+            raise UserError("a pre-trained run looks for a hidden word: name a word of the text with --word (word=)")
+        tokenizer, ids_T = self.inputs.tokenizer, self.inputs.tokens(text)[0]
+        is_masked_T = np.isin(np.arange(len(ids_T)), positions)
+        batch = self.inputs.masked_pairs(images, [ids_T], masks=[is_masked_T])
+        return Evidence(
+            logits=lambda task: task.predict_tokens(task.encode(batch, mask=True), batch),
+            classes=batch.ids_BT[batch.is_masked_BT],
+            hides_word=True,
+            words=f'the hidden "{tokenizer.decode(ids_T[is_masked_T])}"',
+        )

@@ -1,0 +1,121 @@
+"""From a run folder back to a model, and from a config to an untrained one."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eve_vl import builtin
+from eve_vl.config import Config, config_from_dict
+from eve_vl.data.answer_vocab import read_answers
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.predict.base import Predictor
+from eve_vl.predict.inputs import Inputs
+from eve_vl.tasks import task_class
+from eve_vl.tasks.task import Sizes, Task
+from eve_vl.train import checkpoint
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import expand_user, read_json
+
+
+@dataclass(kw_only=True)
+class LoadedRun:
+    """A run read back from its folder."""
+
+    config: Config
+    tokenizer: Tokenizer
+    task: Task[Any]
+    step: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What to call it: the last name of its run folder, whichever of its checkpoints it is."""
+        folder = self.folder.absolute()
+        folder = folder.parent if folder.name == checkpoint.BEST else folder
+        folder = folder.parents[1] if folder.parent.name == checkpoint.CHECKPOINTS else folder
+        return folder.name or "run"
+
+    @property
+    def shown(self) -> str:
+        """How to name it on this machine: by its folder or, if the package brings it, as builtin:NAME."""
+        named = builtin.name_of(self.folder)
+        return named if builtin.is_named(named) else str(self.folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.task.parameters()).device
+
+    @property
+    def calls(self) -> Predictor:
+        """What the run does for people."""
+        return self.task.calls(self.task, Inputs(self.config.input, self.tokenizer, self.device))
+
+
+def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
+    """Read a run folder (its best weights, else its newest) or one of its checkpoints, in evaluation mode.
+
+    The weights are compared with their checksum; the config may be edited, such as for data that has moved. Raises UserError.
+    """
+    folder = checkpoint.chosen_checkpoint(expand_user(path))
+    step = checkpoint.verify(folder, "model.safetensors")["step"]
+    config = read_config(folder)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    with torch.device("meta"):  # initial values would take longer than reading the file
+        task = build_task(config, tokenizer, read_labels(folder, config))
+    checkpoint.load_model(folder, task)
+    return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
+
+
+def seen_as(run: LoadedRun, name: str) -> LoadedRun:
+    """Return a run as one of another task whose heads it has, as pre-trained matching serves retrieval. Raises UserError."""
+    if run.config.task.name == name:
+        return run
+    if (task := run.task.seen_as(name)) is None:
+        raise UserError(
+            f"{run.shown}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
+            f"(eve finetune --help), or evaluate {run.config.task.name}"
+        )
+    return dataclasses.replace(run, config=task.config, task=task)
+
+
+def build_task(config: Config, tokenizer: Tokenizer, labels: Sequence[str] = ()) -> Task[Any]:
+    """Return the untrained task of a config, sized for a tokenizer and, for classifiers, labels."""
+    return build_untrained(config, Sizes(vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id, labels=tuple(labels)))
+
+
+def build_untrained(config: Config, sizes: Sizes) -> Task[Any]:
+    """Return the untrained task of a config from sizes alone."""
+    return task_class(type(config.task))(config, sizes)
+
+
+def read_labels(folder: Path, config: Config) -> list[str]:
+    """Return the labels that a run or checkpoint folder keeps for its task; empty if it has none."""
+    name = task_class(type(config.task)).labels_file
+    return read_answers(folder / name) if name is not None and (folder / name).is_file() else []
+
+
+def read_config(folder: Path) -> Config:
+    """Read the config.json of a run or checkpoint folder. Raises UserError."""
+    path = folder / "config.json"
+    try:
+        return config_from_dict(read_json(path, dict), str(path))
+    except UserError as error:
+        if copies := checkpoint.checkpoint_folders(folder):  # of a run, each holds one
+            raise UserError(f"{error}; if it is damaged, put {copies[-1] / path.name} in its place") from None
+        raise
+
+
+def settings_folder(init: Path, scratch: bool, out: Path) -> Path:
+    """Return where config and tokenizer of an --init run lie: its chosen checkpoint, or, if its weights are not wanted, the
+    run folder itself, which has them from its first minute; or `out`, which needs nothing of it once it can go on itself.
+    Raises UserError."""
+    if checkpoint.checkpoint_folders(out):
+        return out
+    if scratch and all((init / name).is_file() for name in ("config.json", "tokenizer.json")):
+        return init
+    return checkpoint.chosen_checkpoint(init)

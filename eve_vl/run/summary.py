@@ -1,0 +1,142 @@
+"""What a run is about to do, in a few lines, and what may change when it goes on."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from eve_vl.config import HELD_OUT, Config, flat, to_dict
+from eve_vl.data.records import Record, Source, usable_rows
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.tasks.task import Task
+from eve_vl.train import collectives
+from eve_vl.train.optim import learning_rate
+from eve_vl.utils.console import pluralize
+
+LIBRARIES = 0.43 * 2**30  # bytes of a process on a CPU before there is a model
+FEW_ROWS = 100
+ROWS_MEASURED = 200  # of each source, for how long its texts are
+MANY_CUT = 0.02  # of the texts, or nothing is said
+MANY_EPOCHS = 100  # above those that recipes have on data of the size they are for
+KEPT, RECOMPUTED = 1.5, 0.5  # see expected_memory
+# fields that may change when a run goes on: they do not change what is learnt, or only what is to come
+OPERATIONAL = {
+    *(
+        "out",
+        "code",
+        "data.num_workers",
+        "data.max_invalid_fraction",
+        "data.skip_invalid_val",
+        "data.val_samples",
+        "train.device",
+    ),
+    *(
+        "train.threads",
+        "train.log_every",
+        "train.save_every",
+        "train.keep_checkpoints",
+        "train.steps",
+        "train.val_every",
+        "train.patience",
+    ),
+}
+
+
+def data_lines(config: Config, sources: Sequence[Any], val_sources: Sequence[Any]) -> list[str]:
+    """Say how many rows each source has."""
+    train, val = (
+        ", ".join(f"{len(source):,} rows of {spec}" for spec, source in zip(specs, given, strict=False))
+        for specs, given in ((config.data.train, sources), (config.data.val, val_sources))
+    )
+    num_val = sum(map(len, val_sources))
+    if config.data.val == (HELD_OUT,):
+        total = sum(len(getattr(source, "dataset", source)) for source in sources)
+        lost = total - num_val - sum(map(len, sources))
+        beside = f"; left out: {pluralize(lost, 'row that shows', 'rows that show')} a held-out image too" if lost else ""
+        few = f"; numbers on fewer than {FEW_ROWS} rows tell little, --data.val-fraction keeps more" * (num_val < FEW_ROWS)
+        val = f"{num_val:,} of {total:,} rows held out, {num_val / total:.1%}{beside}{few}"
+    used = f", {config.data.val_samples:,} of them used" if config.data.val_samples < num_val else ""
+    return [f"training data: {train}", f"validation data: {val}{used}"]
+
+
+def cut_texts(config: Config, tokenizer: Tokenizer, sources: Sequence[Source[Record]]) -> list[str]:
+    """Say which share of the texts is longer than what the model reads of them, by some rows of each source."""
+    evenly = [range(0, len(source), 1 + len(source) // ROWS_MEASURED) for source in sources]
+    rows = [row for source, some in zip(sources, evenly, strict=True) for _, row in usable_rows(source, some)]
+    lengths = sorted(len(tokenizer.encode(text, sys.maxsize)[0]) for row in rows for text in row.texts)
+    limit = config.input.max_text_tokens
+    share = sum(length > limit for length in lengths) / max(1, len(lengths))
+    if share <= MANY_CUT:
+        return []
+    fitting = lengths[int(0.99 * (len(lengths) - 1))]
+    more = f"--input.text-length {fitting} holds 99% of them" if config.init is None else f"as {config.init} reads them"
+    return [f"note: {share:.0%} of the texts have more than {limit} tokens, and are cut there; {more}"]
+
+
+def machine_line(device: torch.device, dtype: torch.dtype) -> str:
+    """Say where it computes."""
+    world, threads = collectives.world_size(), torch.get_num_threads()
+    processes = f"{world} processes, each with " * (world > 1)
+    return f"machine: {processes}{device}, {str(dtype).removeprefix('torch.')}, {threads} thread{'s' * (threads > 1)}"
+
+
+def run_lines(config: Config, task: Task[Any], device: torch.device, num_rows: int) -> list[str]:
+    """Say what is trained and for how long, and if rows come very often in it. num_rows: of the training data."""
+    train, bytes_needed = config.train, expected_memory(config, task)
+    memory = f", about {bytes_needed / 2**30:.1f} GiB of memory besides the data" if device.type == "cpu" else ""
+    total, trained = (
+        sum(each.numel() for each in task.parameters() if each.requires_grad or is_all) for is_all in (True, False)
+    )
+    flops = 3 * sum(task.flops().values()) * train.batch_size  # the backward pass costs twice the forward one
+    cost = f", {flops / 1e9:,.0f} GFLOP a step" if flops else ""
+    epochs = train.steps * train.batch_size / num_rows
+    shorter = "" if config.recipe.startswith("demo") else ", as do the recipes for little data, whose names start with demo"
+    many = f"note: each row comes {epochs:,.0f} times; fewer --train.steps take less time{shorter}"
+    return [
+        f"model: {total:,} parameters, {'all of which' if trained == total else f'{trained:,} of which'} train{cost}{memory}",
+        f"training: {train.steps:,} steps of {train.batch_size:,} rows, {epochs:,.1f} epochs; "
+        f"validation every {train.val_every:,} steps, a checkpoint every {train.save_every:,}",
+        *([many] if epochs > MANY_EPOCHS else ()),
+    ]
+
+
+def expected_memory(config: Config, task: Task[Any]) -> float:
+    """Return about how many bytes the training process needs on a CPU: for nine runs from 0.3M to 437M parameters it was from
+    15 % too low to 12 % too high (benchmarks/RESULTS.md); on a GPU nothing was measured.
+
+    Weights, gradients and two moments are float32, and so are averages. Of each matrix product with its 2·D FLOPs a number,
+    half as much again as its input is taken to be kept for the backward pass; saving, later, copies the moments.
+    """
+    train = config.train
+    per_weight = 16 + 4 * (train.ema_decay > 0)
+    weights = sum(each.numel() * (per_weight if each.requires_grad else 4) for each in task.parameters())
+    inputs = sum(task.flops().values()) / (2 * config.model.embed_dim) * train.batch_size / train.accumulation
+    kept = 4 * inputs / collectives.world_size() * (RECOMPUTED if train.checkpoint_activations else KEPT)
+    return LIBRARIES + weights + max(kept, weights / 2)
+
+
+def changes(before: Config, now: Config, step: int) -> tuple[list[str], list[str]]:
+    """Return what differs between a run that has come to `step` and what it is to go on as: fields that must not, `old → new`
+    each, and sentences on those that may."""
+    old, new = flat(to_dict(before)), flat(to_dict(now))
+    changed = {
+        name: f"{name} {_shown(old.get(name))} → {_shown(new.get(name))}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    }
+    refused = [text for name, text in changed.items() if name not in OPERATIONAL]
+    allowed = [text for name, text in changed.items() if name in OPERATIONAL and name != "out"]
+    if now.train.steps < step:
+        refused.append(f"train.steps {now.train.steps}, below step {step}, which it has reached")
+    elif before.train.steps != now.train.steps:
+        rates = " to ".join(f"{learning_rate(step, train):.3g}" for train in (before.train, now.train))
+        text = f"the learning rate follows the schedule of {now.train.steps:,} steps from here on"
+        allowed.append(f"{text}: at step {step:,} it goes from {rates}")
+    if "data.val_samples" in changed:
+        allowed.append("numbers of validation before this were measured on other rows")
+    return refused, allowed
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(_shown, value)) or "none" if isinstance(value, list) else str(value)

@@ -1,0 +1,274 @@
+"""From a config to a trained run."""
+
+import dataclasses
+import gc
+import json
+import os
+import statistics
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eve_vl import builtin
+from eve_vl.config import HELD_OUT, Config, DataConfig, config_to_json, generated
+from eve_vl.config.plugins import origins
+from eve_vl.data.dataset import RowDataset
+from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
+from eve_vl.data.readers.sources import absolute_spec
+from eve_vl.data.records import Source, usable_rows
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.metrics.intervals import to_json
+from eve_vl.model.init_from import parts, transfer
+from eve_vl.run.loading import build_task, read_config, read_labels, settings_folder
+from eve_vl.run.lock import locked
+from eve_vl.run.summary import changes, cut_texts, data_lines, machine_line, run_lines
+from eve_vl.tasks import task_class
+from eve_vl.tasks.task import Task
+from eve_vl.train import checkpoint, collectives
+from eve_vl.train.device import pick_device, pick_dtype
+from eve_vl.train.environment import record
+from eve_vl.train.log import BAD_SAMPLES, BadSamples
+from eve_vl.train.trainer import Trainer
+from eve_vl.utils.atomic_io import write_file
+from eve_vl.utils.console import pluralize, print_line
+from eve_vl.utils.errors import UserError
+from eve_vl.utils.runtime import seed_everything, set_threads
+from eve_vl.utils.safe_io import expand_user
+
+ROWS_PER_TOKEN = 20  # a tokenizer of V tokens is trained on the captions of at most 20 · V rows
+ROWS_PROBED = 100
+ROWS_REHEARSED, ROUNDS_REHEARSED = 64, 3  # to choose how many threads compute
+PAYS = 1.15  # times as fast, or further threads only burn cores
+SMALL = 3e11  # FLOP of a forward pass
+MIN_SCENE_SIZE = 16  # pixels; a tokenizer looks at texts only
+
+
+def train(config: Config, *, must_resume: bool = False) -> bool:
+    """Train a run, or go on with the one in config.out, and write metrics.json; return whether this is the main process.
+
+    must_resume: refuse to start anew. Raises UserError.
+    """
+    builtin.refuse(config.out)
+    config = with_init_tokenizer(with_absolute_paths(config))
+    device = pick_device(config.train.device)
+    collectives.setup(device)
+    set_threads(config.train.threads)
+    with locked(config.out):
+        numbers = _fit(config, device, must_resume)  # in a call of its own: the model must be gone before the group is
+    gc.collect()
+    collectives.barrier()
+    is_main = collectives.is_main()
+    collectives.shutdown()
+    if is_main:
+        write_file(config.out / "metrics.json", json.dumps(to_json(numbers), indent=1) + "\n")
+    return is_main
+
+
+def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, float]:
+    """Set up and train; return the numbers of the last validation."""
+    changed = check_out_folder(config, must_resume)
+    rank, world = collectives.rank(), collectives.world_size()
+    if config.train.batch_size % (config.train.accumulation * world):
+        raise UserError(
+            f"train.batch_size {config.train.batch_size} is not divisible by train.accumulation "
+            f"{config.train.accumulation} × {world} processes"
+        )
+    if problems := config.task.problems_with_pairs(config.train.batch_size // (config.train.accumulation * world)):
+        more = f"of each of {world} processes: raise train.batch_size or lower train.accumulation"
+        raise UserError(f"task.{'; task.'.join(problems)} {more}")
+    kind = task_class(type(config.task))
+    print_line(machine_line(device, pick_dtype(config.train.dtype, device)))
+    sources, val_sources = open_train_and_val(config, kind.kind(config))
+    for line in data_lines(config, sources, val_sources):
+        print_line(line)
+    tokenizer = obtain_tokenizer(config, sources)
+    for line in cut_texts(config, tokenizer, sources):
+        print_line(line)
+    require_truth(config, val_sources)
+    folders = checkpoint.checkpoint_folders(config.out)
+    prepared = kind.prepare(config, sources, read_labels(config.out, config) if folders else None)
+    seed_everything(config.train.seed)
+    with device:  # where it trains, so that initial values cost no second copy
+        task = build_task(config, tokenizer, prepared.labels)
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **task.label_files()}
+    notes = changed if folders else list(prepared.notes)
+    if tokenizer.added and not folders:
+        notes.append(f"the tokenizer has no {', '.join(tokenizer.added)} of its own: added")
+    new = checkpoint.read_new(folders[-1]) if folders else None
+    if config.init is not None and new is None:
+        new, note = start_from(config, task)
+        notes.append(note)
+    elif config.train.freeze and not folders:
+        notes.append("train.freeze keeps weights as they are, which is random here; --init RUN gives some to start from")
+    skip = config.data.skips_invalid_val
+    trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_invalid=skip)
+    trainer.best_texts = lambda numbers: {"config.json": config_to_json(dataclasses.replace(config, task=task.chosen(numbers)))}
+    trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
+    num_rows = sum(map(len, prepared.sources))
+    for line in run_lines(config, task, device, num_rows):
+        print_line(line)
+    dataset = kind.dataset(prepared.sources, config, tokenizer, training=True)
+    tune_threads(trainer, dataset, checkpoint.read_state(folders[-1]).get("threads", 0) if folders else 0)
+    seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
+    has_resumed = trainer.resume()
+    loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
+    val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
+    val_loader = eval_loader(val_dataset, rank=rank, world=world)
+    trainer.notes = trainer.notes if has_resumed else [*trainer.notes, *val_dataset.notes()]
+    collectives.barrier()
+    if collectives.is_main():  # a start that came to nothing leaves nothing
+        if not has_resumed:
+            (config.out / BAD_SAMPLES).unlink(missing_ok=True)  # of one that a signal ended
+        for name, text in texts.items():
+            write_file(config.out / name, text)
+        record(config.out, device)
+    collectives.barrier()
+    bad_samples = BadSamples(config.out, num_rows=num_rows, max_share=config.data.max_invalid_fraction, writes=rank == 0)
+    return trainer.fit(loader, val_loader, bad_samples)
+
+
+def tune_threads(trainer: Trainer, dataset: RowDataset, kept: object = 0) -> None:
+    """Where nobody says how many threads a process has, compute with all of its share of the cores only if that pays, by passes
+    with one thread and with all. kept: what a run that goes on has had."""
+    most, train = torch.get_num_threads(), trainer.config
+    is_said = train.threads or "OMP_NUM_THREADS" in os.environ
+    if is_said or most == 1 or trainer.device.type != "cpu" or collectives.world_size() > 1:
+        return
+    rows = min(train.batch_size // train.accumulation, ROWS_REHEARSED)
+    if isinstance(kept, int) and kept:
+        torch.set_num_threads(min(kept, most))
+    elif sum(trainer.task.flops().values()) * rows < SMALL:  # large products always share well
+        batch = dataset.collate([dataset[0, 0, row % len(dataset.sources[0])] for row in range(rows)])
+        seconds: dict[int, list[float]] = {1: [], most: []}
+        for threads in (1, most) * (1 + ROUNDS_REHEARSED):
+            torch.set_num_threads(threads)
+            seconds[threads].append(trainer.time_one_pass(batch))
+        one, all_ = (statistics.median(found[1:]) for found in seconds.values())
+        torch.set_num_threads(most if one / all_ >= PAYS else 1)
+        print_line(f"threads: {torch.get_num_threads()} (with {most} a step takes {all_ / one:.2f} times as long as with one)")
+
+
+def require_truth(config: Config, sources: Sequence[Source[Any]]) -> None:
+    """Raise UserError if the best weights could not be chosen: no row among the first of validation says what is right."""
+    dataset = task_class(type(config.task)).dataset
+    if not (truth := dataset.truth.removesuffix("s")):
+        return
+    first_rows = (row for source in sources for _, row in usable_rows(source, range(min(len(source), ROWS_PROBED))))
+    if any(map(dataset.has_truth, first_rows)):
+        return
+    if config.data.val == (HELD_OUT,):
+        raise UserError(
+            f"data.train {' '.join(config.data.train)}: no {truth} among the first {ROWS_PROBED} rows held out; if a "
+            "column of another name has them, give --data.label-column"
+        )
+    raise UserError(
+        f"data.val {' '.join(config.data.val)}: no {truth} among its first {ROWS_PROBED} rows, so the best weights cannot "
+        f"be chosen; name validation data that has them, or {HELD_OUT}"
+    )
+
+
+def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
+    """Copy the weights of config.init unless config.scratch; return the parameters that are new, and a note about it.
+
+    Raises UserError if the encoders differ otherwise than config.init_allow_missing allows.
+    """
+    assert config.init is not None
+    if config.scratch:  # heads alone count as new, so that both sides of a comparison train at the same rates
+        heads = [name for name, _ in task.named_parameters() if not name.startswith("encoder.")]
+        return heads, f"random weights, in the shape of {config.init}"
+    folder = checkpoint.chosen_checkpoint(config.init)
+    checkpoint.verify(folder)
+    start = read_config(folder)
+    tensors = task.kept_of(checkpoint.read_model(folder), read_labels(folder, start))
+    done = transfer(tensors, task, str(folder), config.init_allow_missing, start.input.text_length)
+    new = f"new, at {config.train.head_lr_multiplier:g} × the learning rate: {parts(done.new)}" if done.new else None
+    unused = f"not used: {parts(done.unused)}" if done.unused else None
+    return done.new, "; ".join(filter(None, (f"weights from {folder}", done.resized, new, unused)))
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Return the config with paths that still hold when the run is used from another folder."""
+
+    def absolute(source: str) -> str:
+        return source if source == HELD_OUT or generated(source) else absolute_spec(source)
+
+    def with_absolute_fields(section: Any) -> Any:
+        parts = {name: with_absolute_fields(part) for name, part in vars(section).items() if dataclasses.is_dataclass(part)}
+        paths = {name: path for name, path in vars(section).items() if isinstance(path, Path) and not builtin.is_named(path)}
+        paths = {name: expand_user(path).absolute() for name, path in paths.items()}
+        return dataclasses.replace(section, **parts, **paths)
+
+    data = dataclasses.replace(
+        config.data, train=tuple(map(absolute, config.data.train)), val=tuple(map(absolute, config.data.val))
+    )
+    code = dict(config.code) | origins(type(config.task), type(config.model))
+    absolute_paths = with_absolute_fields(dataclasses.replace(config, data=data))
+    return dataclasses.replace(absolute_paths, out=config.out, code=tuple(code.items()))
+
+
+def train_tokenizer(specs: Sequence[str], data: DataConfig, vocab_size: int) -> Tokenizer:
+    """Train a tokenizer on the texts of any sources. Raises UserError."""
+    kind = "auto" if data.text_column is None else "captions"
+    return _train_tokenizer(open_sources(specs, data, image_size=MIN_SCENE_SIZE, kind=kind), vocab_size)
+
+
+def _train_tokenizer(sources: Sequence[Source[Any]], vocab_size: int) -> Tokenizer:
+    """Train a tokenizer on the texts of rows spread evenly over all sources."""
+    stride = max(1, -(-sum(map(len, sources)) // (ROWS_PER_TOKEN * vocab_size)))
+    rows = (row for source in sources for _, row in usable_rows(source, range(0, len(source), stride)))
+    texts = [text for row in rows for text in row.texts]
+    if not texts:
+        raise UserError(
+            "the sources hold no usable text to train a tokenizer on; name the column of texts with --data.text-column, or "
+            "a tokenizer with --tokenizer.path (eve tokenizer train TEXTS makes one of other texts)"
+        )
+    print_line(f"training a tokenizer of at most {vocab_size:,} tokens on {pluralize(len(texts), 'text')}")
+    return Tokenizer.train(texts, vocab_size)
+
+
+def obtain_tokenizer(config: Config, sources: Sequence[Source[Any]]) -> Tokenizer:
+    """Return the run's tokenizer: that in its folder, else the --init run's, else the given file, else one trained on the
+    captions."""
+    if checkpoint.checkpoint_folders(config.out):
+        return Tokenizer.load(config.out / "tokenizer.json")
+    if config.init is not None:
+        return Tokenizer.load(settings_folder(config.init, config.scratch, config.out) / "tokenizer.json")
+    if config.tokenizer.path is not None:
+        return Tokenizer.load(config.tokenizer.path)
+    # one process trains it for all, so that all have the same
+    text = _train_tokenizer(sources, config.tokenizer.vocab_size).to_json() if collectives.is_main() else None
+    return Tokenizer.from_json(collectives.gather_objects(text)[0])
+
+
+def with_init_tokenizer(config: Config) -> Config:
+    """Return the config with the vocabulary that comes along from an --init run. Raises UserError."""
+    if config.init is None:
+        return config
+    vocab_size = read_config(settings_folder(config.init, config.scratch, config.out)).tokenizer.vocab_size
+    return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=vocab_size))
+
+
+def check_out_folder(config: Config, must_resume: bool) -> list[str]:
+    """Refuse to go on in a folder that holds another run; return sentences on what is changed otherwise.
+
+    Raises UserError that says what differs.
+    """
+    folders = checkpoint.checkpoint_folders(config.out)
+    if not folders:
+        if must_resume:
+            raise UserError(f"{config.out}: nothing to resume, it holds no checkpoint; leave --resume out to start")
+        return []
+    old = read_config(config.out)
+    if old.recipe != config.recipe:
+        raise UserError(
+            f"{config.out}: holds a run of recipe {old.recipe!r}, not {config.recipe!r}; choose another folder with --out"
+        )
+    refused, allowed = changes(old, config, checkpoint.read_state(folders[-1])["step"])
+    if refused:
+        raise UserError(
+            f"{config.out}: holds a run with other values: {'; '.join(refused)}. "
+            "Give the same flags to go on, or choose another folder with --out"
+        )
+    return allowed

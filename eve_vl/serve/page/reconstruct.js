@@ -1,0 +1,166 @@
+// The panel in which patches of an image are hidden and watched being rebuilt from the others and the text.
+
+import { call } from "./api.js";
+import { png } from "./forms.js";
+import { debounced, el, field, Latest, ImageField, runChoice, Status } from "./parts.js";
+
+const PAUSE = 200; // milliseconds after the last change
+const SHARE = 0.75; // as in pre-training
+
+export function reconstructPanel(runs, chosen) {
+  const latest = new Latest();
+  const status = new Status();
+  const soon = debounced(reconstruct, PAUSE);
+  const run = runChoice(runs, reset);
+  const image = new ImageField("Image", (value) => (chosen(value), reset()));
+  const text = el("textarea", { name: "text", rows: 2, placeholder: "a red circle left of a blue square", oninput: soon });
+  const grid = el("div", {
+    class: "patches",
+    role: "group",
+    "aria-label": "Patches: Space hides or shows one, arrows move",
+    onkeydown: onKey,
+  });
+  const back = el("img", { alt: "" });
+  const board = el("div", { class: "board", hidden: true }, back, grid);
+  const rebuilt = el("img", { alt: "The image, rebuilt from what is left and the text", hidden: true });
+  const buttons = [
+    ["Hide 75 % at random", () => draw(SHARE)],
+    ["Hide the others", invert],
+    ["Show all", () => set(() => false)],
+  ];
+  const controls = el(
+    "p",
+    { class: "buttons" },
+    ...buttons.map(([label, onclick]) => el("button", { type: "button", onclick }, label)),
+  );
+  const form = el(
+    "form",
+    { onsubmit: (event) => (event.preventDefault(), reconstruct()) },
+    image.node,
+    field("What it shows, in words", text, "Change the words and watch the hidden patches follow."),
+    run.node,
+  );
+  const views = el(
+    "div",
+    { class: "views" },
+    el("figure", {}, el("figcaption", {}, "Click or drag to hide patches"), board),
+    el("figure", {}, el("figcaption", {}, "Rebuilt"), el("div", { class: "board" }, rebuilt)),
+  );
+  const node = el("section", { class: "panel two" }, form, el("div", { class: "result" }, controls, views, status.node));
+  let side = 0;
+  let brush = null; // what a drag makes of patches: hidden or shown
+  reset();
+
+  grid.addEventListener("pointerdown", (event) => {
+    const patch = at(event);
+    if (!patch) return;
+    event.preventDefault();
+    brush = !isHidden(patch);
+    mark(patch, brush);
+    patch.focus();
+  });
+  grid.addEventListener("pointermove", (event) => {
+    const patch = brush === null ? null : at(event);
+    if (patch) mark(patch, brush);
+  });
+  for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, () => (brush = null));
+
+  function at(event) {
+    const found = document.elementFromPoint(event.clientX, event.clientY);
+    return found?.parentNode === grid ? found : null;
+  }
+
+  const patches = () => [...grid.children];
+  const isHidden = (patch) => patch.getAttribute("aria-pressed") === "true";
+
+  function mark(patch, hide) {
+    if (isHidden(patch) === hide) return;
+    patch.setAttribute("aria-pressed", String(hide));
+    soon();
+  }
+
+  function set(hides) {
+    patches().forEach((patch, place) => patch.setAttribute("aria-pressed", String(hides(patch, place))));
+    soon();
+  }
+
+  function invert() {
+    set((patch) => !isHidden(patch));
+  }
+
+  function draw(share) {
+    const places = patches().map((_, place) => place);
+    for (let last = places.length - 1; last > 0; last--) {
+      const other = Math.floor(Math.random() * (last + 1));
+      [places[last], places[other]] = [places[other], places[last]];
+    }
+    const hidden = new Set(places.slice(0, Math.min(places.length - 1, Math.round(share * places.length))));
+    set((_, place) => hidden.has(place));
+  }
+
+  function reset() {
+    latest.stop();
+    const has = image.value !== null;
+    controls.hidden = views.hidden = board.hidden = !has;
+    rebuilt.hidden = true;
+    if (!has) {
+      status.say("Give an image; then hide parts of it.");
+      return;
+    }
+    back.src = image.value;
+    side = Math.round(run.run.image_size / run.run.patch_size);
+    grid.style.setProperty("--side", side);
+    const patch = (place) =>
+      el("button", {
+        type: "button",
+        tabindex: place ? -1 : 0,
+        "aria-pressed": "false",
+        "aria-label": `Patch in row ${Math.floor(place / side) + 1}, column ${(place % side) + 1}`,
+        onclick: (event) => event.detail === 0 && mark(event.target, !isHidden(event.target)),
+      });
+    grid.replaceChildren(...Array.from({ length: side * side }, (_, place) => patch(place)));
+    draw(SHARE);
+  }
+
+  function onKey(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: side, ArrowUp: -side }[event.key];
+    const all = patches();
+    const next = all[all.indexOf(event.target) + (step ?? NaN)];
+    if (!next) return;
+    event.preventDefault();
+    event.target.tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  }
+
+  function reconstruct() {
+    soon.stop();
+    if (image.value === null) return;
+    const keep = patches().flatMap((patch, place) => (isHidden(patch) ? [] : [place]));
+    const hidden = side * side - keep.length;
+    if (!hidden || !keep.length || !text.value.trim()) {
+      latest.stop();
+      rebuilt.hidden = true;
+      status.say(
+        !text.value.trim()
+          ? "Say in words what the picture shows: the run reads them, too."
+          : hidden
+            ? "All patches are hidden: leave at least one."
+            : "Nothing is hidden: click or drag over patches.",
+      );
+      return;
+    }
+    status.wait("Reconstructing …");
+    latest.run(
+      (signal) => call(run.run.name, "reconstruct", { image: image.value, text: text.value.trim(), keep }, signal),
+      (found) => {
+        rebuilt.src = png(found.rebuilt);
+        rebuilt.hidden = false;
+        status.say(`${hidden} of ${side * side} patches rebuilt from the others and the words.`);
+      },
+      (error) => status.fail(error),
+    );
+  }
+
+  return { name: "reconstruct", title: "Reconstruct", node, image, take: (file) => image.take(file) };
+}

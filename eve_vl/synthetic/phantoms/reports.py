@@ -1,0 +1,199 @@
+"""Reports: what is said of a phantom, what a table of labels makes of it, and false reports that differ in one place.
+
+A report mentions findings as present, as absent (40 % of all mentions) or as possible; what it does not mention has no label.
+Each finding has two names. Training always uses the same one beside a side, zone and grade, `test_novel` the other one: all
+words are known there, their combinations are not.
+"""
+
+from collections.abc import Iterator, Sequence
+from random import Random
+from typing import NamedTuple
+
+from eve_vl.synthetic.base import pick, pick_distinct, pick_weighted
+from eve_vl.synthetic.phantoms import world
+from eve_vl.synthetic.phantoms.world import FINDINGS, GRADES, SIDES, ZONES, Finding, Phantom
+
+PRESENT, ABSENT, UNCERTAIN = 1, 0, -1
+NORMAL = "no acute finding"
+NAMES = {
+    world.CARDIOMEGALY: ("cardiomegaly", "enlargement of the heart"),
+    world.EFFUSION: ("pleural effusion", "pleural fluid"),
+    world.PNEUMOTHORAX: ("pneumothorax", "pleural air"),
+    world.CONSOLIDATION: ("consolidation", "airspace opacity"),
+    world.NODULE: ("nodule", "round lesion"),
+    world.ATELECTASIS: ("atelectasis", "band of collapse"),
+    world.EDEMA: ("edema", "vascular congestion"),
+}
+COLUMNS = {  # of CheXpert's tables, in their order, and what there is in ours
+    "No Finding": "",
+    "Enlarged Cardiomediastinum": "",
+    "Cardiomegaly": world.CARDIOMEGALY,
+    "Lung Opacity": "",
+    "Lung Lesion": world.NODULE,
+    "Edema": world.EDEMA,
+    "Consolidation": world.CONSOLIDATION,
+    "Pneumonia": "",
+    "Atelectasis": world.ATELECTASIS,
+    "Pneumothorax": world.PNEUMOTHORAX,
+    "Pleural Effusion": world.EFFUSION,
+    "Pleural Other": "",
+    "Fracture": "",
+    "Support Devices": "",
+}
+NUM_DISTRACTORS = 3
+
+_SHORT = 0.4  # of those without findings, hence 10 % of all, have the shortest report
+_POSSIBLE = 0.1  # of what is there is told as possible only
+_POSSIBLE_BUT_ABSENT = 0.12  # of the reports name something that is not there as possible
+_NUM_ABSENT_WEIGHTS = (0.28, 0.45, 0.27)
+_OPENING = 0.5
+
+
+class Mention(NamedTuple):
+    """One finding as a report tells it; state is PRESENT, ABSENT or UNCERTAIN, name is one of NAMES."""
+
+    finding: Finding
+    state: int
+    name: str
+
+    @property
+    def words(self) -> str:
+        """As "small left pleural effusion", "nodule in the right upper zone"; what is absent has its name alone."""
+        return describe(self.finding, self.name) if self.state != ABSENT else self.name
+
+
+class Report(NamedTuple):
+    """What is said of a phantom, in order; opening: a remark on view or devices, or ""."""
+
+    opening: str
+    mentions: tuple[Mention, ...]
+
+    @property
+    def text(self) -> str:
+        """The report: of nothing to mention NORMAL, else two to five sentences, the last of which is the impression."""
+        if not self.mentions:
+            return NORMAL
+        present = [mention.name for mention in self.mentions if mention.state == PRESENT]
+        return " ".join(f"{sentence} ." for sentence in (*self._sentences(), f"impression : {_listed(present) or NORMAL}"))
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """CheXpert's labels by column, as its labeller would read them; what is not mentioned is not there."""
+        state_of = {mention.finding.kind: mention.state for mention in self.mentions}
+        labels = {column: state_of[kind] for column, kind in COLUMNS.items() if kind in state_of}
+        return labels if {PRESENT, UNCERTAIN} & set(labels.values()) else {"No Finding": PRESENT, **labels}
+
+    def _sentences(self) -> Iterator[str]:
+        if self.opening:
+            yield self.opening
+        for state in dict.fromkeys(mention.state for mention in self.mentions):
+            words = [mention.words for mention in self.mentions if mention.state == state]
+            if state == ABSENT:
+                yield f"no {_listed(words, 'or')}"
+            else:
+                yield f"{'there is' if state == PRESENT else 'possible'} {_listed(words)}"
+
+
+def describe(finding: Finding, name: str) -> str:
+    """Return a finding in words: "small left pleural effusion", "nodule in the right upper zone"."""
+    if finding.zone:
+        name = f"{name} in the {finding.side} {finding.zone} zone"
+    elif finding.kind == world.ATELECTASIS and finding.side:
+        name = f"{name} at the {finding.side} base"
+    elif finding.side:
+        name = f"{finding.side} {name}"
+    return f"{finding.grade} {name}".strip()
+
+
+def name_of(finding: Finding, split: str) -> str:
+    """Return the name that a split uses beside the side, zone and grade of a finding."""
+    grades = tuple(GRADES.get(finding.kind, ("",)))
+    places = ((finding.side, SIDES), (finding.zone, ZONES), (finding.grade, grades))
+    parity = sum(options.index(value) for value, options in places if value)
+    return NAMES[finding.kind][(parity + (split == "test_novel")) % 2]
+
+
+def unseen_names(kind: str) -> list[str]:
+    """Return a finding in all the words that training never puts together."""
+    return [describe(finding, name_of(finding, "test_novel")) for finding in world.variants(kind)]
+
+
+def class_prompts() -> dict[str, tuple[str, ...]]:
+    """Return what may be said of each finding, and of NORMAL, as a prompt: sentences that occur in no report of training."""
+    unseen = {kind: tuple(f"there is {words}" for words in unseen_names(kind)) for kind in FINDINGS}
+    return {NORMAL: (f"there is {NORMAL}", "there is nothing acute"), **unseen}
+
+
+def sample_report(split: str, phantom: Phantom) -> Report:
+    """Draw what is said of a phantom."""
+    rng = Random(f"report/{phantom.seed}")
+    if not phantom.findings and rng.random() < _SHORT:
+        return Report("", ())
+    told = [
+        Mention(finding, UNCERTAIN if rng.random() < _POSSIBLE else PRESENT, name_of(finding, split))
+        for finding in phantom.findings
+    ]
+    others = pick_distinct(rng, _not_in(phantom), len(_not_in(phantom)))
+    if rng.random() < _POSSIBLE_BUT_ABSENT:
+        (finding,) = world.draw_findings(rng, [Finding(others.pop())])
+        told.append(Mention(finding, UNCERTAIN, name_of(finding, split)))
+    count = pick_weighted(rng, _NUM_ABSENT_WEIGHTS) or int(not told)
+    told += [Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind])) for kind in others[:count]]
+    opening = pick(rng, _openings(phantom)) if rng.random() < _OPENING else ""
+    return Report(opening, tuple(pick_distinct(rng, told, len(told))))
+
+
+def distractors(split: str, phantom: Phantom) -> list[str]:
+    """Return NUM_DISTRACTORS false reports of findings that an image could have, each with one finding told otherwise: one
+    denies what is there, the others tell a side, zone or grade of it wrongly. Where there is too little of this, they tell what
+    the true one denies, then what it does not mention.
+
+    That balances words: a report of no finding has longer ones beside it, every other one a shorter one and some of its length.
+    """
+    rng, report = Random(f"distractors/{phantom.seed}"), sample_report(split, phantom)
+    state_of = {mention.finding.kind: mention.state for mention in report.mentions}
+    there = [kind for kind, state in state_of.items() if state != ABSENT and phantom.finding(kind)]
+    denied = [Mention(Finding(kind), ABSENT, pick(rng, NAMES[kind])) for kind in pick_distinct(rng, there, len(there))]
+    claimed = [Mention(finding, PRESENT, name_of(finding, split)) for finding in _other_findings(rng, report)]
+    in_turn = [each for state in (PRESENT, ABSENT, None) for each in claimed if state_of.get(each.finding.kind) == state]
+    changes = [*denied[:1], *in_turn, *denied[1:]]
+    return [_changed(rng, report, mention).text for mention in changes[:NUM_DISTRACTORS]]
+
+
+def _not_in(phantom: Phantom) -> list[str]:
+    return [kind for kind in FINDINGS if phantom.finding(kind) is None]
+
+
+def _openings(phantom: Phantom) -> list[str]:
+    """True remarks beside the findings."""
+    seen = {"pacemaker": "pacemaker in place", "wires": "wires over the sternum", "tube": "tube in place"}
+    return [f"{phantom.view} view", *(words for device, words in seen.items() if device in phantom.patient.devices)]
+
+
+def _listed(words: Sequence[str], last: str = "and") -> str:
+    return f" {last} ".join(words)
+
+
+def _other_findings(rng: Random, report: Report) -> list[Finding]:
+    """Draw up to NUM_DISTRACTORS findings of each kind, in random order, that could be there besides what the report tells of
+    other kinds; of what it tells, such as differ in one place."""
+    present = {mention.finding.kind: mention.finding for mention in report.mentions if mention.state == PRESENT}
+    drawn: list[Finding] = []
+    for kind in FINDINGS:
+        old, others = present.get(kind), [finding for other, finding in present.items() if other != kind]
+        fitting = [
+            each
+            for each in world.variants(kind)
+            if world.is_possible([*others, each])
+            and (old is None or sum(one != two for one, two in zip(old.variant, each.variant, strict=True)) == 1)
+        ]
+        drawn += pick_distinct(rng, fitting, min(NUM_DISTRACTORS, len(fitting)))
+    return pick_distinct(rng, drawn, len(drawn))
+
+
+def _changed(rng: Random, report: Report, new: Mention) -> Report:
+    """Return a report that tells one finding otherwise; what it has not mentioned it mentions anywhere."""
+    mentions = [new if mention.finding.kind == new.finding.kind else mention for mention in report.mentions]
+    if new not in mentions:
+        mentions.insert(pick(rng, range(len(mentions) + 1)), new)
+    return report._replace(mentions=tuple(mentions))

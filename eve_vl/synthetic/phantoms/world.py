@@ -1,0 +1,246 @@
+"""The world of the phantoms: what a schematic chest radiograph shows, and how one is drawn at random.
+
+A patient comes first: anatomy, findings and devices; then one or two views of the patient. All is a pure function of (split,
+seed, number), and patients of two splits have no number in common. Lengths are fractions of the canvas, y grows downwards;
+sides are the patient's, who faces us: the patient's right is on the left of the image.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import NamedTuple
+
+from eve_vl.synthetic import base
+from eve_vl.synthetic.base import check_split, pick, pick_distinct, pick_weighted
+
+SPLITS = ("train", "val", "test", "test_shift", "test_novel")
+SIDES = ("right", "left")
+ZONES = ("upper", "middle", "lower")
+VIEWS = ("pa", "ap")
+CARDIOMEGALY, EFFUSION, PNEUMOTHORAX = "cardiomegaly", "pleural effusion", "pneumothorax"
+CONSOLIDATION, NODULE, ATELECTASIS, EDEMA = "consolidation", "nodule", "atelectasis", "edema"
+FINDINGS = (CARDIOMEGALY, EFFUSION, PNEUMOTHORAX, CONSOLIDATION, NODULE, ATELECTASIS, EDEMA)
+MAX_FINDINGS = 3
+
+SIDED = (EFFUSION, PNEUMOTHORAX, CONSOLIDATION, NODULE, ATELECTASIS)
+ZONED = (CONSOLIDATION, NODULE)
+GRADES: dict[str, dict[str, tuple[float, float]]] = {
+    CARDIOMEGALY: {"mild": (0.54, 0.57), "marked": (0.62, 0.65)},  # width of the heart by that of the chest; above 0.5
+    EFFUSION: {"small": (0.13, 0.17), "moderate": (0.27, 0.31), "large": (0.44, 0.49)},  # height by that of the lung
+    PNEUMOTHORAX: {"small": (0.05, 0.058), "large": (0.095, 0.11)},  # width of the bare rim
+    NODULE: {"small": (0.036, 0.042), "large": (0.062, 0.07)},  # radius
+    EDEMA: {"mild": (30, 35), "severe": (62, 70)},  # levels of haze
+}
+"""What grades are called, and the range of the drawn number behind each: gaps lie between, so that the truth is exact."""
+AMOUNTS = {CONSOLIDATION: (0.085, 0.1), ATELECTASIS: (0.085, 0.1)}  # radius, half of the length
+HEART = (0.4, 0.46)  # a normal heart's width by that of the chest
+
+NUM_FINDINGS_WEIGHTS = (0.25, 0.35, 0.25, 0.15)
+TUBE_WITH_PNEUMOTHORAX = {split: 0.2 if split == "test_shift" else 0.8 for split in SPLITS}
+"""In what share of the images a tube is there if a pneumothorax is, and not there if none is."""
+_MAX_TRIES = 1000  # only asserts that there is a way
+PATIENTS_PER_BLOCK, VIEWS_PER_BLOCK = 2, 3  # one of two patients has a second view
+
+Cell = tuple[str, str]
+_BEHIND_HEART: frozenset[Cell] = frozenset({("left", "heart")})
+"""A large heart hides small things at the patient's left base, not fluid."""
+
+
+class Finding(NamedTuple):
+    """One finding; side, zone and grade are "" where it has none.
+
+    amount: the number behind the grade. shift: where it lies about the middle of its cell (y, x).
+    """
+
+    kind: str
+    side: str = ""
+    zone: str = ""
+    grade: str = ""
+    amount: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def variant(self) -> tuple[str, str, str]:
+        """What words may tell of it beside its kind."""
+        return self.side, self.zone, self.grade
+
+    @property
+    def cells(self) -> frozenset[Cell]:
+        """The parts of the lungs that it takes, in which no other finding may lie, lest one hides the other."""
+        if self.kind == CARDIOMEGALY:
+            return _BEHIND_HEART
+        if self.kind == EDEMA:
+            return frozenset((side, "middle") for side in SIDES)
+        if self.kind == EFFUSION:
+            return frozenset((self.side, zone) for zone in (("middle", "lower") if self.grade == "large" else ("lower",)))
+        zone = "upper" if self.kind == PNEUMOTHORAX else self.zone or "lower"
+        return frozenset({(self.side, zone)}) | (_BEHIND_HEART if (self.side, zone) == ("left", "lower") else set())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patient:
+    """Who is shown. number: no patient of any split has the same. half_width: of the chest. heart: its width by the chest's.
+    tube_side: on which side a tube lies if there is one. findings are in the order of FINDINGS."""
+
+    number: int
+    age: int
+    sex: str
+    half_width: float
+    apex: float
+    base: float
+    heart: float
+    rib_phase: float
+    tube_side: str
+    findings: tuple[Finding, ...]
+    devices: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phantom:
+    """One image of a patient before it is rendered.
+
+    tilt: of the body, in radians. turn: how far the midline lies beside the middle. breath: how much lower the diaphragm is.
+    gain: contrast of the film. slope: levels from the middle to the edge (down, right). seed: of noise and words.
+    """
+
+    patient: Patient
+    view: str
+    tilt: float
+    turn: float
+    breath: float
+    gain: float
+    slope: tuple[float, float]
+    has_marker: bool
+    seed: int
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What there is to find."""
+        return self.patient.findings
+
+    def finding(self, kind: str) -> Finding | None:
+        """Return its finding of a kind, if there is one."""
+        return next((each for each in self.findings if each.kind == kind), None)
+
+
+def stream(purpose: str, split: str, seed: int, index: int) -> Random:
+    """Return the random stream of one row. Raises UserError for an unknown split."""
+    check_split(split, SPLITS)
+    return base.stream("phantom", purpose, split, seed, index)
+
+
+def place_of(seed: int, split: str, index: int) -> tuple[int, int]:
+    """Return patient and view (0 or 1) that row `index` shows: of each two patients one has a second view."""
+    block, row = divmod(index, VIEWS_PER_BLOCK)
+    first = 2 if stream("block", split, seed, block).random() < 0.5 else 1  # views of the first of both
+    return PATIENTS_PER_BLOCK * block + (row >= first), row - first * (row >= first)
+
+
+def sample_phantom(split: str, seed: int, index: int) -> Phantom:
+    """Draw row `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
+    number, view = place_of(seed, split, index)
+    patient = sample_patient(split, seed, number)
+    first = pick(stream("view", split, seed, number), VIEWS)
+    other = VIEWS[1 - VIEWS.index(first)]
+    return take_view(stream("picture", split, seed, index), patient, other if view else first)
+
+
+def sample_patient(split: str, seed: int, number: int) -> Patient:
+    """Draw a patient with findings; in `test_novel` there is at least one."""
+    rng = stream("patient", split, seed, number)
+    count = pick_weighted(rng, NUM_FINDINGS_WEIGHTS) or int(split == "test_novel")
+    findings = draw_findings(rng, [Finding(kind) for kind in pick_distinct(rng, FINDINGS, count)])
+    return draw_patient(rng, split, findings, number)
+
+
+def draw_patient(rng: Random, split: str, findings: Iterable[Finding], number: int) -> Patient:
+    """Draw who has these findings."""
+    findings = tuple(sorted(findings, key=lambda each: FINDINGS.index(each.kind)))
+    devices = {device for device in ("pacemaker", "wires") if rng.random() < 0.2}
+    patient = Patient(
+        number=number * len(SPLITS) + SPLITS.index(split),
+        age=25 + int(rng.random() * 65),
+        sex=pick(rng, ("Female", "Male")),
+        half_width=_between(rng, 0.37, 0.4),
+        apex=_between(rng, 0.11, 0.14),
+        base=_between(rng, 0.7, 0.74),
+        heart=_between(rng, *HEART),
+        rib_phase=rng.random(),
+        tube_side=pick(rng, SIDES),
+        findings=findings,
+        devices=frozenset(devices),
+    )
+    return with_findings(rng, split, patient, findings)
+
+
+def with_findings(rng: Random, split: str, patient: Patient, findings: Iterable[Finding]) -> Patient:
+    """Return the same patient with other findings, and with a tube as often as the split has one beside them."""
+    findings = tuple(sorted(findings, key=lambda each: FINDINGS.index(each.kind)))
+    air = next((each for each in findings if each.kind == PNEUMOTHORAX), None)
+    has_tube = (rng.random() < TUBE_WITH_PNEUMOTHORAX[split]) == (air is not None)
+    devices = patient.devices - {"tube"} | ({"tube"} if has_tube else set())
+    side = air.side if air else patient.tube_side
+    return replace(patient, findings=findings, devices=frozenset(devices), tube_side=side)
+
+
+def take_view(rng: Random, patient: Patient, view: str) -> Phantom:
+    """Draw how a patient is taken."""
+    return Phantom(
+        patient=patient,
+        view=view,
+        tilt=_between(rng, -0.05, 0.05),
+        turn=_between(rng, -0.012, 0.012),
+        breath=_between(rng, -0.015, 0.015),
+        gain=_between(rng, 0.94, 1.06),
+        slope=(_between(rng, -8, 8), _between(rng, -8, 8)),
+        has_marker=rng.random() < 0.5,
+        seed=int(rng.random() * 2**32),
+    )
+
+
+def draw_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding]:
+    """Draw what is left open in the wanted findings ("" and 0) so that none hides another, of findings that allow it."""
+    for _ in range(_MAX_TRIES):
+        if (drawn := try_findings(rng, wanted)) is not None:
+            return drawn
+    raise AssertionError(f"these cannot be shown together: {wanted}")
+
+
+def try_findings(rng: Random, wanted: Sequence[Finding]) -> list[Finding] | None:
+    """Draw once what is left open in the wanted findings; None if one of them would hide another."""
+    drawn = [_draw_finding(rng, finding) for finding in wanted]
+    return drawn if is_possible(drawn) else None
+
+
+def is_possible(findings: Sequence[Finding]) -> bool:
+    """Whether an image can have these findings: not too many, and none hides another."""
+    cells = [cell for finding in findings for cell in finding.cells]
+    return len(findings) <= MAX_FINDINGS and len(cells) == len(set(cells))
+
+
+def variants(kind: str) -> list[Finding]:
+    """Return every finding of a kind that words can tell apart, with the middle of its range as amount."""
+    grades = GRADES.get(kind, {"": AMOUNTS.get(kind, (0, 0))})
+    return [
+        Finding(kind, side, zone, grade, sum(grades[grade]) / 2)
+        for side in (SIDES if kind in SIDED else ("",))
+        for zone in (ZONES if kind in ZONED else ("",))
+        for grade in grades
+    ]
+
+
+def _draw_finding(rng: Random, wanted: Finding) -> Finding:
+    kind = wanted.kind
+    grade = wanted.grade or (pick(rng, tuple(GRADES[kind])) if kind in GRADES else "")
+    return Finding(
+        kind=kind,
+        side=wanted.side or (pick(rng, SIDES) if kind in SIDED else ""),
+        zone=wanted.zone or (pick(rng, ZONES) if kind in ZONED else ""),
+        grade=grade,
+        amount=_between(rng, *(GRADES[kind][grade] if grade else AMOUNTS[kind])),
+        shift=(_between(rng, -0.02, 0.02), _between(rng, -0.02, 0.02)),
+    )
+
+
+def _between(rng: Random, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()

@@ -1,0 +1,158 @@
+"""Statements about two scenes, true or false, after NLVR2 (Suhr et al. 2019).
+
+For every wording both labels are equally likely. Some statements are about one of the two scenes, as many of NLVR2's are.
+For most others the left scene alone or the right scene alone is drawn from the same distribution under both labels, so
+that neither decides it. Exceptions: "both …" and "more …", where one scene alone says something by their nature.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from eve_vl.synthetic.scenes import world
+from eve_vl.synthetic.scenes.constraints import Draft, Trait, compose_draft, draw_pair, matching_pairs
+from eve_vl.synthetic.scenes.text import NUMBERS, PLACES
+
+_MAX_COUNT = 3  # of one trait in one scene
+SIDES = ("left", "right")
+
+StatementDraft = tuple[str, Draft, Draft]  # statement, what the left scene must show, what the right
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Statement:
+    """Two scenes, a statement about both, and whether it is true. `kind` is one of STATEMENT_KINDS."""
+
+    left: world.Scene
+    right: world.Scene
+    statement: str
+    label: bool
+    kind: str
+
+
+def sample_statement(split: str, seed: int, index: int) -> Statement:
+    """Draw statement `index` of a split; it depends on the arguments alone. Raises UserError for an unknown split."""
+    rng = world.stream("statement", split, seed, index)
+    kind = world.pick(rng, _DRAWN)
+    label = rng.random() < 0.5
+    statement, *drafts = _TEMPLATES[kind](rng, split, label)
+    left, right = (compose_draft(rng, split, draft) for draft in drafts)
+    return Statement(left=left, right=right, statement=statement, label=label, kind=kind)
+
+
+def _counts(statement: str, trait: Trait, counts: tuple[int, int]) -> StatementDraft:
+    left, right = (Draft([trait] * count, [trait]) for count in counts)
+    return statement, left, right
+
+
+def _one_of(rng: Random, split: str) -> Trait:
+    """Something that an image may or may not contain."""
+    return world.pick(rng, (draw_pair(rng, split), *_simple(rng)))
+
+
+def _countable(rng: Random) -> Trait:
+    return world.pick(rng, _simple(rng))
+
+
+def _simple(rng: Random) -> tuple[Trait, Trait]:
+    return Trait(color=world.pick(rng, tuple(world.COLORS))), Trait(kind=world.pick(rng, world.KINDS))
+
+
+def _shows(rng: Random, split: str, label: bool) -> StatementDraft:
+    """A whole caption is true of one image; which one does not matter. Otherwise all three are drawn independently."""
+    said, other, another = (_single(rng, split) for _ in range(3))
+    in_words = f"one {said.wanted[0].singular} at {PLACES[said.cells[0]]} on {said.background}"
+    images = world.pick_distinct(rng, (said if label else another, other), 2)
+    if (said in images) != label:
+        return _shows(rng, split, label)
+    return f"one of the pictures shows {in_words}", images[0], images[1]
+
+
+def _single(rng: Random, split: str) -> Draft:
+    trait = draw_pair(rng, split)._replace(size=world.pick(rng, world.SIZES))
+    cell, background = int(rng.random() * world.NUM_CELLS), world.pick(rng, tuple(world.BACKGROUNDS))
+    return Draft([trait], cells=[cell], num_shapes=1, background=background)
+
+
+def _side(rng: Random, split: str, label: bool) -> StatementDraft:
+    trait, side = _one_of(rng, split), world.pick(rng, SIDES)
+    there, elsewhere = int(label), int(rng.random() < 0.5)
+    return _counts(f"the {side} picture contains {trait.with_article}", trait, _at(side, there, elsewhere))
+
+
+def _side_number(rng: Random, split: str, label: bool) -> StatementDraft:
+    trait, side = _countable(rng), world.pick(rng, SIDES)
+    said, other = world.pick_distinct(rng, (1, 2, _MAX_COUNT), 2)
+    name = trait.plural if said > 1 else trait.singular
+    elsewhere = world.pick(rng, range(_MAX_COUNT + 1))
+    return _counts(f"the {side} picture contains {NUMBERS[said]} {name}", trait, _at(side, said if label else other, elsewhere))
+
+
+def _at(side: str, there: int, elsewhere: int) -> tuple[int, int]:
+    return (there, elsewhere) if side == "left" else (elsewhere, there)
+
+
+def _both(rng: Random, split: str, label: bool) -> StatementDraft:
+    trait = _one_of(rng, split)
+    counts = (1, 1) if label else world.pick(rng, ((0, 1), (1, 0)))
+    return _counts(f"both pictures contain {trait.with_article}", trait, counts)
+
+
+def _only_one(rng: Random, split: str, label: bool) -> StatementDraft:
+    trait = _one_of(rng, split)
+    counts = world.pick(rng, ((0, 1), (1, 0)) if label else ((0, 0), (1, 1)))
+    return _counts(f"only one picture contains {trait.with_article}", trait, counts)
+
+
+def _total(rng: Random, split: str, label: bool) -> StatementDraft:
+    trait = _countable(rng)
+    total = world.pick(rng, (2, 3, 4))
+    ways = range(max(0, total - _MAX_COUNT), min(total, _MAX_COUNT) + 1)
+    left, other = world.pick_distinct(rng, ways, 2)
+    counts = (left, total - left if label else total - other)
+    return _counts(f"there are {NUMBERS[total]} {trait.plural} in total", trait, counts)
+
+
+def _same_number(rng: Random, split: str, label: bool) -> StatementDraft:
+    trait = _countable(rng)
+    left, other = world.pick_distinct(rng, range(_MAX_COUNT + 1), 2)
+    return _counts(f"both pictures contain the same number of {trait.plural}", trait, (left, left if label else other))
+
+
+def _more(rng: Random, split: str, label: bool) -> StatementDraft:
+    trait = _countable(rng)
+    first, second = world.pick_distinct(rng, SIDES, 2)
+    low = int(rng.random() * _MAX_COUNT)
+    is_left_more = label == (first == "left")
+    counts = (low + 1, low) if is_left_more else (low, low + 1)
+    return _counts(f"the {first} picture contains more {trait.plural} than the {second} picture", trait, counts)
+
+
+def _same_color(rng: Random, split: str, label: bool) -> StatementDraft:
+    kind = world.pick(rng, world.KINDS)
+    color, other = (color for _, color in world.pick_distinct(rng, matching_pairs(split, Trait(kind)), 2))
+    left, right = Trait(kind, color), Trait(kind, color if label else other)
+    avoid = [Trait(kind)]
+    return f"the {kind} has the same color in both pictures", Draft([left], avoid), Draft([right], avoid)
+
+
+def _same_kind(rng: Random, split: str, label: bool) -> StatementDraft:
+    color = world.pick(rng, tuple(world.COLORS))
+    kind, other = (kind for kind, _ in world.pick_distinct(rng, matching_pairs(split, Trait(color=color)), 2))
+    left, right = Trait(kind, color), Trait(kind if label else other, color)
+    avoid = [Trait(color=color)]
+    return f"the {color} shape is the same kind in both pictures", Draft([left], avoid), Draft([right], avoid)
+
+
+def _same_background(rng: Random, split: str, label: bool) -> StatementDraft:
+    left, other = world.pick_distinct(rng, tuple(world.BACKGROUNDS), 2)
+    return "both pictures have the same background", Draft(background=left), Draft(background=left if label else other)
+
+
+_ABOUT_NUMBERS = (_side, _side_number, _both, _only_one, _total, _same_number, _more)
+_ABOUT_LOOKS = (_same_color, _same_kind, _same_background)
+_TEMPLATES: dict[str, Callable[[Random, str, bool], StatementDraft]] = {
+    template.__name__.removeprefix("_"): template for template in (_shows, *_ABOUT_NUMBERS, *_ABOUT_LOOKS)
+}
+STATEMENT_KINDS = tuple(_TEMPLATES)
+_DRAWN = ("shows",) * 4 + STATEMENT_KINDS  # captions come most often: a third of all

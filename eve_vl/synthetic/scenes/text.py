@@ -1,0 +1,130 @@
+"""Captions of scenes.
+
+The wording varies by template, never by synonym, and every template mentions shapes in one fixed order. So what a
+hidden word was follows from the image and the other words, while the words alone say little: most of them are
+colours, kinds, sizes, places and counts, drawn independently. Some speak as questions and statements do ("the image
+contains a red circle", "there are two stars"): a model that will answer questions should have read such words.
+
+A caption is complete in what it lists ("red circle top left" means that nothing else is there). Hence a caption is true
+of a scene exactly if it is one of `all_captions` of that scene.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from operator import attrgetter
+from random import Random
+
+from eve_vl.synthetic.scenes.world import COLORS, KINDS, MAX_SHAPES, NUM_COLUMNS, Scene, Shape, pick, pick_distinct
+
+CAPTIONS_PER_SCENE = 4
+NUMBERS = ("zero", "one", "two", "three", "four")
+PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")  # of the cells
+PLURALS = {kind: "crosses" if kind == "cross" else kind + "s" for kind in KINDS}
+
+
+def captions(scene: Scene) -> tuple[str, ...]:
+    """Return CAPTIONS_PER_SCENE true captions of the scene, each of another template, chosen by its seed."""
+    rng = Random(scene.seed)
+    return tuple(pick(rng, wordings) for wordings in pick_distinct(rng, _by_template(scene), CAPTIONS_PER_SCENE))
+
+
+def all_captions(scene: Scene) -> list[str]:
+    """Return every caption that is true of the scene."""
+    return [caption for wordings in _by_template(scene) for caption in wordings]
+
+
+def _by_template(scene: Scene) -> list[list[str]]:
+    """Return the true captions of each template that applies."""
+    captions = (*_that_list_shapes(scene), *_that_count(scene), *_that_compare_places(scene))
+    return [*([caption] for caption in captions), _there_or_not(scene)]
+
+
+def article(word: str) -> str:
+    """Return "a" or "an", whichever stands before a word of these captions."""
+    return "an" if word == "orange" else "a"
+
+
+def place_words(shape: Shape) -> str:
+    """Return where a shape stands: "top left", "top", …, "middle", …, "bottom right"."""
+    return PLACES[shape.row * NUM_COLUMNS + shape.column]
+
+
+def _full(shape: Shape) -> str:
+    return f"{shape.size} {shape.color} {shape.kind}"
+
+
+def _short(shape: Shape) -> str:
+    return f"{shape.color} {shape.kind}"
+
+
+# Templates: they yield nothing where they do not apply.
+
+
+def _that_list_shapes(scene: Scene) -> Iterator[str]:
+    shapes, on = sorted(scene.shapes, key=attrgetter("row", "column")), f"on {scene.background}"  # in reading order
+    name = _short if len(shapes) == MAX_SHAPES else _full  # with sizes, unless the caption would become too long
+    listed = " and ".join(f"{name(shape)} {place_words(shape)}" for shape in shapes)
+    yield f"{listed} {on}" if len(shapes) == 1 else listed
+    yield " ".join(f"at {place_words(shape)} {name(shape)}" for shape in shapes)
+    yield f"{on} {' and '.join(map(_full, shapes))}"
+    if len(shapes) == 1:
+        yield f"one {_full(shapes[0])} at {place_words(shapes[0])} {on}"
+    yield f"the picture contains {' and '.join(f'{article(shape.color)} {_short(shape)}' for shape in shapes)}"
+    if len({shape.kind for shape in shapes}) == len(shapes) < MAX_SHAPES:
+        yield f"{on} {' and '.join(f'the {shape.kind} is {shape.color}' for shape in shapes)}"
+
+
+def _that_count(scene: Scene) -> Iterator[str]:
+    if len(scene.shapes) == 1:
+        return
+    colors, kinds = Counter(shape.color for shape in scene.shapes), Counter(shape.kind for shape in scene.shapes)
+    of_colors = [f"{NUMBERS[num]} {color} {'shapes' if num > 1 else 'shape'}" for color in COLORS if (num := colors[color])]
+    of_kinds = [f"{NUMBERS[num]} {PLURALS[kind] if num > 1 else kind}" for kind in KINDS if (num := kinds[kind])]
+    for groups in (of_colors, of_kinds):
+        yield f"there are {' and '.join(groups)} on {scene.background}"
+
+
+def _that_compare_places(scene: Scene) -> Iterator[str]:
+    columns, rows = _in_line(scene, "column"), _in_line(scene, "row")
+    for shapes, direction in ((columns, "left to right"), (rows, "top down")):
+        if shapes:
+            yield f"{direction} {' then '.join(map(_full, shapes))}"
+    for shapes, relation in ((columns, " left of "), (rows, " above ")):
+        if shapes:
+            yield f"{relation.join(map(_short, shapes))} on {scene.background}"
+    for side, first, last in (("column", "leftmost", "rightmost"), ("row", "highest is", "lowest is")):
+        if ends := _outermost(scene, side):
+            yield f"{first} {_full(ends[0])} and {last} {_full(ends[1])}"
+
+
+def _in_line(scene: Scene, side: str) -> list[Shape]:
+    """The shapes in order of their column or row if there are two or three, each in one of its own; otherwise none."""
+    shapes = sorted(scene.shapes, key=attrgetter(side))
+    distinct = len({getattr(shape, side) for shape in shapes}) == len(shapes)
+    return shapes if distinct and len(shapes) > 1 else []
+
+
+def _outermost(scene: Scene, side: str) -> tuple[Shape, Shape] | None:
+    """The first and the last shape by column or row, unless one shares its column or row with the next."""
+    shapes = sorted(scene.shapes, key=attrgetter(side))
+    places = [getattr(shape, side) for shape in shapes]
+    return None if len(shapes) == 1 or places[0] == places[1] or places[-1] == places[-2] else (shapes[0], shapes[-1])
+
+
+def _there_or_not(scene: Scene) -> list[str]:
+    """What is not there is named as well, so that hidden words ask to check visible ones against the image.
+
+    One or two values that are missing, from any start: neither number nor place tells what is there.
+    """
+    kinds, colors = {shape.kind for shape in scene.shapes}, {shape.color for shape in scene.shapes}
+    return [*_with_missing(KINDS, kinds, "a"), *_with_missing(tuple(COLORS), colors, "some")]
+
+
+def _with_missing(values: Sequence[str], shown: set[str], word: str) -> list[str]:
+    missing = [value for value in values if value not in shown]
+    captions = []
+    for named in (*combinations(missing, 1), *combinations(missing, 2)):
+        parts = [f"{word if value in shown else 'no'} {value}" for value in values if value in shown or value in named]
+        captions += [" ".join(parts[start:] + parts[:start]) for start in range(len(parts))]
+    return captions

@@ -1,0 +1,376 @@
+"""Image–text contrast (ITC) and matching (ITM): how retrieval is fine-tuned and EVE's rivals and neighbours pre-train.
+
+Letters: B batch, K kept patches or kinds of keys, N all tokens or texts to match an image with, D width, d width of features,
+X contrasts, C candidates over all processes, R singular values.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from eve_vl import objectives
+from eve_vl.config import ContrastMatchConfig, RetrievalConfig
+from eve_vl.data.batch import Batch, CaptionBatch, MaskedImages, PairBatch, normalize
+from eve_vl.data.masking import num_hidden
+from eve_vl.model.backbone import Backbone
+from eve_vl.model.embeddings import index_tokens
+from eve_vl.model.heads import ContrastHead, ITMHead
+from eve_vl.model.packing import Tokens
+from eve_vl.tasks import hard_negatives
+from eve_vl.tasks.task import PAIR, Computation, Routers, Task, pair_tokens
+from eve_vl.train.checkpoint import get_rng_state, set_rng_state
+from eve_vl.train.collectives import gather_rows
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5
+PAIRS_AT_ONCE = 256  # joined in one pass, however many images are matched with each text
+Settings = TypeVar("Settings", bound=RetrievalConfig | ContrastMatchConfig)
+
+
+@contextlib.contextmanager
+def replayed(state: dict[str, Tensor]) -> Iterator[None]:
+    """Draw the same random numbers once more, and afterwards go on as if nothing had been drawn."""
+    now = get_rng_state()
+    set_rng_state(state)
+    try:
+        yield
+    finally:
+        set_rng_state(now)
+
+
+def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
+    """Return label vectors, 1 there, -1 not there, 0 unknown, over all labels that rows of the second have (see
+    `PairBatch.label_BL`); those of the first are among them."""
+    known, column_CL = label_CL.abs().unique(return_inverse=True)
+    column_BL = torch.searchsorted(known, label_BL.abs())
+    zeros = [torch.zeros(len(each), len(known), device=known.device) for each in (label_BL, label_CL)]
+    state_BL = zeros[0].scatter_(1, column_BL, label_BL.sign().float())
+    return state_BL, zeros[1].scatter_(1, column_CL, label_CL.sign().float())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedContrast:
+    """What contrast over all micro-batches of a step says of one of them: the losses, and their gradients by the features."""
+
+    rng_state: dict[str, Tensor]
+    """Before the features were computed."""
+    losses: dict[str, Tensor]
+    gradients: dict[str, tuple[Tensor, ...]]
+    """Of each loss by the features of images and of texts, (B, X, d), and by the temperatures."""
+    terms: dict[str, Tensor]
+    wrong: hard_negatives.HardNegatives | None
+
+    def losses_of(self, *values: Tensor) -> dict[str, Tensor]:
+        """Return the losses over all micro-batches, each with this one's share of its gradient by the features and the
+        temperatures."""
+        losses = {}
+        for name, loss in self.losses.items():
+            products = ((value * by).sum() for value, by in zip(values, self.gradients[name], strict=True))
+            product = sum(products, start=torch.zeros(()))
+            losses[name] = loss + product - product.detach()
+        return losses
+
+
+class Contrast(nn.Module):
+    """The heads, and the losses that join them with an encoder; contrast or matching may be missing."""
+
+    features: ContrastHead
+    """The first contrast's, by which people search; missing where there is no contrast."""
+
+    def __init__(self, encoder: Backbone, task: RetrievalConfig | ContrastMatchConfig):
+        super().__init__()
+        embed_dim, retrieval = encoder.config.embed_dim, task if isinstance(task, RetrievalConfig) else None
+        drawn = "local" if task.itc_weight else "random_half"
+        self.settings = task if isinstance(task, ContrastMatchConfig) else ContrastMatchConfig(itm_negatives=drawn)
+        self.num_contrasts = 0 if not task.itc_weight else 1 if retrieval else encoder.num_contrasts
+        heads = [ContrastHead(embed_dim, task.projection_dim or embed_dim) for _ in range(self.num_contrasts)]
+        if heads:
+            self.features = heads[0]
+        self.more_features = nn.ModuleList(heads[1:])
+        self.takes_mean = retrieval is not None and retrieval.pooling == "mean"
+        self.merges_captions = retrieval.dedup_captions if retrieval else self.settings.itc_targets == "same_text"
+        self.num_ranked = retrieval.ranking_candidates if retrieval and retrieval.itm_loss == "ranking" else 0
+        form = {"standardize": retrieval is not None and retrieval.itm_batchnorm, "ranks": self.num_ranked > 0}
+        self.match_head = ITMHead(encoder.pair_dim, **form) if task.itm_weight > 0 else None
+
+    @property
+    def heads(self) -> list[Any]:
+        """Those of the contrasts, first to last."""
+        return [self.features, *self.more_features] if self.num_contrasts else []
+
+    def forward(self, encoder: Backbone, batch: CaptionBatch) -> tuple[dict[str, Tensor], dict[str, Tensor], Routers]:
+        """Return the losses `itc`, `svd` and `itm` of true pairs, as far as there are any; scalars for the log; the routers."""
+        whole: CachedContrast | None = batch.contrast
+        losses, terms, routers, image, text, similarity_BB, wrong = {}, {}, [], None, None, None, None
+        if self.num_contrasts:
+            with contextlib.nullcontext() if whole is None else replayed(whole.rng_state):
+                image, text, image_BXd, text_BXd, routers = self.alone(encoder, batch)
+            temperatures = self._clamped_temperatures()
+            if whole is None:
+                losses, terms = self._losses(image_BXd, text_BXd, [batch], temperatures)
+                wrong = self._fetched(encoder, [batch], image_BXd, text_BXd, temperatures[0])[0]
+            else:
+                losses, terms = whole.losses_of(image_BXd, text_BXd, *temperatures), dict(whole.terms)
+                wrong = whole.wrong
+            with torch.no_grad():
+                similarity_BB = objectives.similarities(image_BXd[:, 0], text_BXd[:, 0], temperatures[0])
+        if self.match_head is not None:
+            if wrong is not None:
+                image, text, is_match = hard_negatives.add_negatives(encoder, batch, wrong)
+            else:
+                image = encoder.image(batch.pixels()) if image is None or self._masks_image else image
+                text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real) if text is None else text
+                keys_BK = self._keys(batch)
+                is_match_BB = hard_negatives.shares_key(keys_BK, keys_BK)
+                if self.num_ranked:
+                    image, text, is_match = hard_negatives.random_texts(image, text, is_match_BB, self.num_ranked)
+                elif self.settings.itm_negatives == "random_half" or similarity_BB is None:
+                    image, text, is_match = hard_negatives.random_half(image, text, is_match_BB)
+                else:
+                    image, text, is_match = hard_negatives.hard(image, text, is_match_BB, similarity_BB)
+            logits, match_routers = self.match(encoder, image, text, num_passes=len(is_match) // len(batch.ids_BT))
+            losses["itm"], terms["itm_acc"] = self._matching(logits, is_match, len(batch.ids_BT))
+            routers += match_routers
+        return losses, terms, routers
+
+    def _matching(self, logits: Tensor, is_match: Tensor, B: int) -> tuple[Tensor, Tensor]:
+        """Return the loss of matched pairs and how many of them, or with ranking of the images, are told right."""
+        if not self.num_ranked:
+            return objectives.matching(logits, is_match), (logits.argmax(1) == is_match.long()).float().mean()
+        score_BN, is_true_BN = logits[:, 1].view(-1, B).T, is_match.view(-1, B).T
+        is_first_B = score_BN.argmax(1) == 0
+        return objectives.listwise_ranking(score_BN, is_true_BN), is_first_B.float().mean()
+
+    def alone(self, encoder: Backbone, batch: Batch) -> tuple[Tokens, Tokens, Tensor, Tensor, Routers]:
+        """Return images and texts embedded, their features (B, X, d), and the routers of all passes."""
+        keep_BK = batch.keep_BK if self._masks_image and isinstance(batch, MaskedImages) else None
+        image = encoder.image(batch.pixels()) if keep_BK is None else encoder.image(batch.pixels(), keep_BK)
+        text = encoder.text(batch.ids_BT, batch.is_padding_BT, batch.num_real)
+        image_X, image_routers = self.states(encoder, image, None)
+        text_X, text_routers = self.states(encoder, None, text)
+        image_BXd = torch.stack([head.image_features(x) for head, x in zip(self.heads, image_X, strict=True)], dim=1)
+        text_BXd = torch.stack([head.text_features(x) for head, x in zip(self.heads, text_X, strict=True)], dim=1)
+        return image, text, image_BXd, text_BXd, [*image_routers, *text_routers]
+
+    def states(
+        self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
+    ) -> tuple[list[Tensor], Routers]:
+        """Return the states (B, D) of an image or of a text alone that its features are made of, one per contrast, and the
+        routers."""
+        if self.num_contrasts > 1:
+            return encoder.alone(image, text, final_norm)
+        state_BD, routers = self.pooled(encoder, image, text, final_norm=final_norm)
+        return [state_BD], routers
+
+    def pooled(
+        self, encoder: Backbone, image: Tokens | None, text: Tokens | None, *, final_norm: bool = True
+    ) -> tuple[Tensor, Routers]:
+        """Return the first of them."""
+        if not self.takes_mean:
+            return encoder.cls(image, text, final_norm=final_norm)
+        encoded = encoder.encode(image, text)
+        return encoded.mean_BD, encoded.routers
+
+    @property
+    def _masks_image(self) -> bool:
+        return self.training and self.settings.itc_masked_image
+
+    @torch.no_grad()
+    def _clamped_temperatures(self) -> list[nn.Parameter]:
+        return [head.temperature.clamp_(MIN_TEMPERATURE, MAX_TEMPERATURE) for head in self.heads]
+
+    def _keys(self, batch: CaptionBatch) -> Tensor:
+        """Return what pairs that are no negatives of each other share one of, int64 (B, 1 or 2): the image, and the words."""
+        return torch.stack([batch.image_id_B, batch.caption_B] if self.merges_captions else [batch.image_id_B], dim=1)
+
+    def _targets(self, batches: Sequence[CaptionBatch]) -> Tensor:
+        """Return the targets of the contrast of pairs among those of all processes, (B, C)."""
+        labels = [batch.label_BL for batch in batches if isinstance(batch, PairBatch) and batch.label_BL is not None]
+        if labels:
+            label_BL = torch.cat(labels)
+            label_CL = gather_rows(label_BL)
+            return objectives.semantic_targets(*label_states(label_BL, label_CL))
+        keys_BK = torch.cat([self._keys(batch) for batch in batches])
+        if self.settings.itc_targets == "diagonal":
+            keys_BK = hard_negatives.global_row_index(keys_BK)[:, None]
+        return objectives.even_targets(hard_negatives.shares_key(keys_BK, gather_rows(keys_BK)))
+
+    def _losses(
+        self, image_BXd: Tensor, text_BXd: Tensor, batches: Sequence[CaptionBatch], temperatures: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the losses of the features of pairs among those of all processes: `itc`, the mean of all contrasts, and
+        `svd`, of the first; scalars for the log."""
+        image_CXd, text_CXd, target_BC = gather_rows(image_BXd), gather_rows(text_BXd), self._targets(batches)
+        itc = [
+            objectives.contrastive(image_BXd[:, x], text_BXd[:, x], image_CXd[:, x], text_CXd[:, x], target_BC, temperature)
+            for x, temperature in enumerate(temperatures)
+        ]
+        losses, terms = {"itc": torch.stack(itc).mean()}, {}
+        if self.settings.svd_form != "off":
+            value_R = objectives.singular_values(image_CXd[:, 0], text_CXd[:, 0])
+            sigma1 = value_R[0] / len(image_CXd)
+            losses["svd"] = sigma1 if self.settings.svd_form == "sigma1" else value_R[0] / value_R.sum()
+            terms = {"sigma1": sigma1.detach(), "effective_rank": objectives.effective_rank(value_R.detach())}
+        return losses, terms
+
+    def over_all(self, encoder: Backbone, micro_batches: list[CaptionBatch]) -> list[CaptionBatch]:
+        """Return the micro-batches of a step with what contrast over all of them says of each, so that accumulation leaves
+        every pair all the others to be told from (GradCache, Gao et al. 2021): features are computed without a gradient first,
+        then the losses and their gradients by the features, and in `forward` the features once more, with the same dropout."""
+        rng_states, parts = [], []
+        with torch.no_grad():
+            for batch in micro_batches:
+                rng_states.append(get_rng_state())
+                parts.append(self.alone(encoder, batch)[2:4])
+        image, text = (torch.cat(part).requires_grad_() for part in zip(*parts, strict=True))
+        temperatures = [each.detach().clone().requires_grad_() for each in self._clamped_temperatures()]
+        losses, terms = self._losses(image, text, micro_batches, temperatures)
+        wrong = self._fetched(encoder, micro_batches, image, text, temperatures[0])
+        sizes, num = [len(image) for image, _ in parts], len(micro_batches)
+        gradients: list[dict[str, tuple[Tensor, ...]]] = [{} for _ in micro_batches]
+        for name, loss in losses.items():
+            by_all = torch.autograd.grad(loss, [image, text, *temperatures], retain_graph=True, materialize_grads=True)
+            by_image, by_text = ((num * by).split(sizes) for by in by_all[:2])  # for the loop divides by the number
+            for mine, *by_both in zip(gradients, by_image, by_text, strict=True):
+                mine[name] = *by_both, *by_all[2:]
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        return [
+            dataclasses.replace(
+                batch, contrast=CachedContrast(rng_state=rng, losses=losses, gradients=by, terms=terms, wrong=each)
+            )
+            for batch, rng, by, each in zip(micro_batches, rng_states, gradients, wrong, strict=True)
+        ]
+
+    def _fetched(
+        self, encoder: Backbone, batches: Sequence[CaptionBatch], image_BXd: Tensor, text_BXd: Tensor, temperature: Tensor
+    ) -> Sequence[hard_negatives.HardNegatives | None]:
+        """Return the wrong partners of each micro-batch that come from all of them and from all processes; None: none do."""
+        if self.match_head is None or self.settings.itm_negatives != "global":
+            return [None] * len(batches)
+        pairs = [batch for batch in batches if isinstance(batch, PairBatch)]
+        keys_BK = torch.cat([self._keys(batch) for batch in batches])
+        with torch.no_grad():
+            limit = encoder.sizes.text_length
+            return hard_negatives.gather_hard_negatives(pairs, image_BXd[:, 0], text_BXd[:, 0], keys_BK, temperature, limit)
+
+    def match(self, encoder: Backbone, image: Tokens, text: Tokens, num_passes: int = 1) -> tuple[Tensor, Routers]:
+        """Return logits (B, 2) of pairs, class 1 = match, read off the text [CLS], and the routers of each pass.
+
+        num_passes: equal parts of the batch that the published code takes one after the other.
+        """
+        assert self.match_head is not None
+        cls_BD, routers = encoder.cls(image, text, num_passes=num_passes)
+        return self.match_head(cls_BD), routers
+
+
+class ContrastTask(Task[Settings]):
+    """What tasks with these heads share: features that compare, and the probability of a match."""
+
+    contrast: Contrast
+    is_comparable = True
+
+    def before_step(self, micro_batches: list[Any]) -> list[Any]:
+        """Let contrast see all micro-batches of a step."""
+        micro_batches = super().before_step(micro_batches)
+        sees_all = self.contrast.num_contrasts and len(micro_batches) > 1
+        return self.contrast.over_all(self.encoder, micro_batches) if sees_all else micro_batches
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the features."""
+        return self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
+
+    def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
+        """Return the projected state of an image or of a text alone, float32 (B, d); without contrast the state."""
+        state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
+        if not self.is_comparable:
+            return state_BD
+        return (self.contrast.features.image if text is None else self.contrast.features.text)(state_BD).float()
+
+    def match(
+        self,
+        images_BCHW: Tensor,
+        ids_BT: Tensor,
+        is_padding_BT: Tensor | None,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Routers]:
+        """Return the matching head's logits (B, 2) of pairs, class 1 = match, and the routers.
+
+        pairs: which image and which text each pair is made of, two times int64 (B,); None: row by row.
+        """
+        image, text = self.encoder.image(normalize(images_BCHW)), self.encoder.text(ids_BT, is_padding_BT)
+        if pairs is not None:
+            image, text = index_tokens(image, pairs[0]), index_tokens(text, pairs[1])
+        return self.contrast.match(self.encoder, image, text)
+
+    def match_each(self, image: Tokens, ids_NT: Tensor, is_padding_NT: Tensor | None) -> Tensor:
+        """Return the matching head's logits of each of some images, embedded, with each of some texts, (I, N, 2)."""
+        num_images, num_texts = len(image.x_BND), len(ids_NT)
+        rows = torch.arange(num_images * num_texts, device=ids_NT.device).split(PAIRS_AT_ONCE)
+        text = self.encoder.text(ids_NT, is_padding_NT)
+        pairs = ((index_tokens(image, part // num_texts), index_tokens(text, part % num_texts)) for part in rows)
+        logits = [self.contrast.match(self.encoder, *pair)[0] for pair in pairs]
+        return torch.cat(logits).view(num_images, num_texts, 2)
+
+    @property
+    def orders_by_sum(self) -> bool:
+        """Whether re-ranking orders by the sum of match and contrast (task.rerank_by)."""
+        return getattr(self.settings, "rerank_by", "match") == "sum"
+
+    def pair_scores(
+        self,
+        images_BCHW: Tensor,
+        ids_BT: Tensor,
+        is_padding_BT: Tensor | None,
+        similarity_B: Tensor,
+        pairs: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Return what re-ranking orders pairs by (task.rerank_by), float32 (B,).
+
+        similarity_B: products of their features. pairs: as in `match`.
+        """
+        no_B, yes_B = self.match(images_BCHW, ids_BT, is_padding_BT, pairs)[0].float().unbind(1)
+        return yes_B - no_B + similarity_B / self.contrast.features.temperature if self.orders_by_sum else yes_B
+
+    def routers(self, batch: Any) -> Routers:
+        """Return what the routers do with the images alone, the texts alone and, with a matching head, the pairs."""
+        routers = self.contrast.alone(self.encoder, batch)[-1] if self.is_comparable else []
+        if self.contrast.match_head is not None:
+            routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
+        return routers
+
+    def computations(self) -> dict[str, Computation]:
+        """Return what the run computes, by the name of its file."""
+        computations = super().computations()
+        if self.contrast.match_head is not None:
+            order = "the second alone"
+            if self.orders_by_sum:
+                temperature = self.contrast.features.temperature
+                order = f"the second less the first plus the features' dot product over {temperature:.6g}"
+            meaning = f"no match, match; their softmax is the probability; {order} puts candidates in order"
+            logits = lambda *pair: self.match(*pair)[0]  # noqa: E731
+            computations["matcher"] = Computation(inputs=PAIR, output="logits", meaning=meaning, compute=logits)
+        return computations
+
+    def flops(self) -> dict[str, float]:
+        """Return forward FLOPs of contrast and matching in a step."""
+        (num_image, num_text), flops = pair_tokens(self.config), {}
+        masks, kind = self.contrast.settings.itc_masked_image, self.contrast.settings.itm_negatives
+        if self.contrast.num_contrasts:
+            num_seen = num_image - num_hidden(num_image - 1, self.contrast.settings.image_mask_ratio) * masks
+            for name, sizes in (("image", (num_seen, 0)), ("text", (0, num_text))):
+                one = self.encoder.flops(*sizes, "all" if self.contrast.takes_mean else "cls")
+                flops[f"contrast, {name} alone"] = self.encoder.flops_alone(*sizes) if self.contrast.num_contrasts > 1 else one
+        if self.contrast.match_head is not None:
+            once = self.encoder.tower_flops(num_image, num_text)
+            has_been = self.contrast.num_contrasts and not masks and kind != "global"  # once, for contrast
+            num, passes = (1, "one fusion pass") if kind == "random_half" else (3, "three fusion passes")
+            if self.contrast.num_ranked:
+                num, passes = self.contrast.num_ranked, f"{self.contrast.num_ranked} fusion passes"
+            fusion = self.encoder.flops(num_image, num_text, "cls") - once
+            flops[f"matching, {passes}"] = num * fusion + (0.0 if has_been else once)
+        return flops

@@ -1,0 +1,54 @@
+"""What a program says while it works: single lines, and how far a long loop is. Imports no torch, which takes seconds."""
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+
+T = TypeVar("T")
+CONSOLE = Console(highlight=False, soft_wrap=True, emoji=False)  # one for all: only so can progress bars and lines be together
+PATIENCE = 10  # seconds without a line after which people wonder
+SOON = 1  # seconds that a loop takes before a terminal shows a bar
+
+
+def is_main() -> bool:
+    """Whether this process speaks: under torchrun the first one does, for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_line(text: str) -> None:
+    """Show one line."""
+    with contextlib.suppress(OSError):  # the terminal may be gone, and the run is to be saved
+        if is_main():
+            CONSOLE.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """Show one line on stderr, where it does not get into what is piped on."""
+    Console(stderr=True, highlight=False, soft_wrap=True, emoji=False).print(f"eve: {text}", markup=False)
+
+
+def pluralize(count: float, one: str, many: str = "") -> str:
+    """Return a number with its noun: 1 match, 3 matches, 1.5 matches. many: default: with an s, or es."""
+    text = f"{count:,.0f}" if count == int(count) or count >= 1000 else f"{count:.3g}"
+    return f"{text} {one if count == 1 else many or one + ('es' if one.endswith('ch') else 's')}"
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items and show how many are done, once it has taken a while: on a terminal as a bar, elsewhere as a line every
+    PATIENCE seconds."""
+    told_at, items, is_bar = time.monotonic(), iter(items), CONSOLE.is_terminal and is_main()
+    for done, item in enumerate(items):
+        if is_bar and time.monotonic() - told_at > SOON:
+            yield from track(itertools.chain([item], items), escape(what), total, done, console=CONSOLE, transient=True)
+            return
+        if time.monotonic() - told_at > PATIENCE:
+            told_at = time.monotonic()
+            print_line(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
+        yield item
