@@ -1,10 +1,10 @@
-"""How fast the ONNX files of a run are beside torch, on this machine's processor.
+"""Compare the speed of a run's ONNX files with torch on this processor.
 
     python benchmarks/export_speed.py RUN [--parts answerer] [--threads 1]
 
-Exports the run into a temporary folder, then computes the same inputs by torch and by onnxruntime in turns, with as many
-threads; texts of all lengths are padded to the longest that the run reads. Prints torch's time over onnxruntime's: above 1,
-onnxruntime is faster. The first round does not count.
+Exports the run into a temporary folder, then computes the same inputs with torch and onnxruntime in turn, with the same number
+of threads. Texts of all lengths are padded to the run's maximum. Prints torch's time over onnxruntime's: above 1, onnxruntime
+is faster. The first round does not count.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BATCHES = (1, 8)
 
 
 def ratios(first: Callable[[], object], second: Callable[[], object], rounds: int, now: Callable[[], float]) -> list[float]:
-    """Return the first one's time over the second one's in each round, after one that does not count; they take turns."""
+    """Return the first call's time over the second's for each round after the warm-up."""
     found = []
     for _ in range(1 + rounds):
         start = now()
@@ -40,7 +40,7 @@ def ratios(first: Callable[[], object], second: Callable[[], object], rounds: in
 
 @torch.inference_mode()
 def main() -> None:
-    """Print a line for each file and batch size."""
+    """Print a line per file and batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--parts", nargs="*", default=[])

@@ -1,11 +1,11 @@
-"""The memory of `eve index`: how much more the command needs the more images there are.
+"""Measure the memory of `eve index` by the number of images.
 
     python benchmarks/index_memory.py [--images 1000 100000 1000000] [--folder FOLDER] [--json FILE] [--quick]
 
-Images are made-up PNG files of 8×8 pixels, all different, a thousand to a folder, encoded by a small untrained run; the
-command is a process of its own. Its own memory (private pages, which no other process shares and the system cannot take back)
-is asked for twenty times a second; the peak of what is resident counts shared and mapped pages too. One size after the other
-in the same folder, so that each adds images to the same index; at the end nothing has changed, and it is run once more.
+Images are synthetic PNG files of 8×8 pixels, all different, a thousand per folder, encoded by a small untrained run. The
+command runs as its own process. Its private pages are sampled twenty times a second; the resident peak also counts shared and
+mapped pages. The sizes use the same folder, so each adds images to the same index. At the end the command runs once more
+without changes.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PER_FOLDER, SIDE = 1000, 8
 
 
 def made_up_images(folder: Path, first: int, end: int) -> None:
-    """Write images by number, those that are not there yet."""
+    """Write the missing images by number."""
     for start in progress(range(first, end, PER_FOLDER), "drawing", len(range(first, end, PER_FOLDER))):
         inside = folder / f"{start:08}"
         inside.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def made_up_images(folder: Path, first: int, end: int) -> None:
 
 
 def own_memory(process: int) -> int:
-    """Return the bytes of a process's private pages, 0 if it has ended."""
+    """Return the bytes of a process's private pages, 0 after its end."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -46,7 +46,7 @@ def own_memory(process: int) -> int:
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Run a command; return its seconds and the peaks of its memory in bytes."""
+    """Run a command; return its seconds and memory peaks in bytes."""
     start, own, resident = time.perf_counter(), 0, 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
@@ -63,10 +63,10 @@ def measured(command: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON on request."""
+    """Measure, print and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 100_000, 1_000_000], help="numbers of images")
-    parser.add_argument("--folder", type=Path, help="where to draw them (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for the images (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="little of everything: checks the script, measures nothing")
     args = parser.parse_args()

@@ -1,10 +1,10 @@
-"""What routing costs: our mixture of experts against a dense FFN that does the same arithmetic, forward and backward.
+"""Compare our mixture of experts with a dense FFN of the same arithmetic, forward and backward.
 
     python benchmarks/moe.py [--json FILE] [--quick]
 
-A top-2 MoE on S tokens multiplies as much as one dense FFN on 2·S tokens, so the ratio of their times is 1 when routing
-is free. Ours is the whole module, router included. Also measured: the one-hot einsum form of GShard, and bfloat16.
-One thread, processor time, variants interleaved in one run, so that the ratio of each round is taken under the same load.
+A top-2 MoE on S tokens multiplies as much as one dense FFN on 2·S tokens, so the ratio of their times is 1 if routing costs
+nothing. Ours is the whole module with its router. Also measured: the one-hot einsum form of GShard, and bfloat16. One thread,
+processor time; the variants take turns, so each round's ratio is taken under the same load.
 
 Letters: S tokens, D width, F feed-forward width, E experts, C places per expert.
 """
@@ -43,13 +43,13 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a ratio should be."""
+    """Limit of a ratio."""
 
     limit: float
     at_least: bool = False
 
     def check(self, ratio: float) -> str:
-        """Say whether it is met."""
+        """Return `met` or `not met`."""
         is_met = ratio >= self.limit if self.at_least else ratio <= self.limit
         return f"{'≥' if self.at_least else '≤'} {self.limit:g}  {'met' if is_met else 'NOT MET'}"
 
@@ -97,7 +97,7 @@ def einsum_moe(moe: MoE, x_SD: Tensor, capacity: int) -> Tensor:
 
 
 def machine() -> dict[str, str]:
-    """Return what the numbers were taken on."""
+    """Describe the machine."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -110,7 +110,7 @@ def machine() -> dict[str, str]:
 
 
 def interleaved(variants: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Run the variants in turn, `repeats` rounds after one warm-up, and return processor seconds of each round."""
+    """Run the variants in turn, `repeats` rounds after a warm-up; return processor seconds per round."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
         for name, variant in variants.items():
@@ -156,7 +156,7 @@ def measure(case: Case, dim: int, ffn_dim: int, repeats: int) -> dict[str, list[
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON on request."""
+    """Measure, print a table and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: checks the script, measures nothing")

@@ -1,14 +1,14 @@
-"""How hard phantoms are: what can be seen of each finding, and what can be guessed without looking.
+"""Measure how visible each finding of the phantoms is, and what a guess without the image gets.
 
     python benchmarks/phantoms.py [--images 400] [--image-size 64]
 
-Images with a finding and the same images without it, half of each: told apart by a threshold
+A threshold separates images with a finding from the same images without it, half of each:
 
-- `known`: on the sum of pixels along the change that the finding makes, which the classifier is given: the ceiling;
-- `template`: on the sum along the mean change of other images, with the finding anywhere;
-- `pixel`: on the grey of the one pixel that does best on other images.
+- `known`: threshold on the projection on the finding's true change, which the classifier is given (the ceiling);
+- `template`: threshold on the projection on the mean change of other images;
+- `pixel`: threshold on the best single pixel of other images.
 
-And questions: the most frequent answer of each wording, answers to `is there pneumothorax` by the tube alone.
+For questions: the most frequent answer per wording, and answers to `is there pneumothorax` from the tube only.
 """
 
 import argparse
@@ -26,7 +26,7 @@ NUM_QUESTIONS = 20_000
 
 
 def twins(split: str, kind: str, count: int) -> list[tuple[Phantom, Phantom]]:
-    """Images with a finding, in all its variants, and without, of the same patient and film."""
+    """Return pairs of the same patient and film, with and without a finding, in all variants."""
     pairs = []
     for index in range(count):
         rng = world.stream("benchmark", split, 0, index)
@@ -38,12 +38,12 @@ def twins(split: str, kind: str, count: int) -> list[tuple[Phantom, Phantom]]:
 
 
 def grey(phantom: Phantom, size: int) -> np.ndarray:
-    """The image as levels, (pixels,)."""
+    """Return the image as grey levels, (pixels,)."""
     return to_pixels(draw(phantom, size) + noise(phantom, size))[:, :, 0].ravel().astype(float)
 
 
 def threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
-    """The threshold that is right most often."""
+    """Return the threshold with the highest accuracy."""
     order = np.argsort(scores)
     right = np.concatenate([[is_there.sum()], is_there.sum() + np.cumsum(np.where(is_there[order], -1, 1))])
     best = int(right.argmax())
@@ -52,13 +52,13 @@ def threshold(scores: np.ndarray, is_there: np.ndarray) -> float:
 
 
 def accuracy(fit: np.ndarray, test: np.ndarray, is_there: np.ndarray) -> float:
-    """Of a threshold on scores, found on others; where less means that it is there, turned around."""
+    """Return the accuracy of a threshold fitted on other scores, with the sign that fits these."""
     sign = 1 if fit[is_there].mean() >= fit[~is_there].mean() else -1
     return float(((sign * test > threshold(sign * fit, is_there)) == is_there).mean())
 
 
 def seen(kind: str, count: int, size: int) -> str:
-    """One line on a finding."""
+    """Print a line for a finding."""
     drawn = [(draw(one, size).ravel(), draw(two, size).ravel()) for one, two in twins("test", kind, count)]
     changes = np.array([one - two for one, two in drawn])
     fit, test = (
@@ -77,7 +77,7 @@ def seen(kind: str, count: int, size: int) -> str:
 
 
 def guessed(split: str) -> str:
-    """One line on the questions of a split."""
+    """Print a line for the questions of a split."""
     known: dict[str, Counter[str]] = defaultdict(Counter)
     for index in range(NUM_QUESTIONS):
         example = sample_question("train", 0, index)

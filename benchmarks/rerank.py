@@ -1,12 +1,12 @@
-"""Re-ranking: ours against the usual loop over queries, which scores each query's k best candidates by themselves.
+"""Compare our re-ranking with the usual loop that scores each query's top k separately.
 
     python benchmarks/rerank.py [RUN] [--recipe demo] [--images 300] [--k 16] [--threads 1]
 
-RUN is a retrieval run, as runs/demo/retrieval; without one, weights are random, and few pairs are among the best both ways.
-Both score the same pairs with the same weights in float32; the loop as published code has it: one query a time, its image
-or text repeated k times, texts padded to the length that the model takes, every token's state in every block. Ours scores a
-pair that is among the best both ways once, batches pairs by text length, and computes one token in the last block. Variants
-take turns; prints times, their ratio and the largest difference of a score.
+RUN is a retrieval run such as runs/demo/retrieval. Without RUN the weights are random, and few pairs are in the top k both
+ways. Both variants score the same pairs with the same weights in float32. The loop follows the published code: one query at a
+time, its image or text repeated k times, texts padded to full length, all tokens computed in all blocks. Ours scores a pair
+that is in both top k once, batches pairs by text length and computes one token in the last block. The variants take turns; the
+script prints times, their ratio and the largest difference of a score.
 """
 
 import argparse
@@ -55,10 +55,10 @@ def loop_over_queries(task: Retrieval, gallery: RetrievalSet, texts_IK: Tensor, 
 
 @torch.inference_mode()
 def main() -> None:
-    """Run both in turns and print their ratio."""
+    """Run both in turn and print their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path)
-    parser.add_argument("--recipe", default="demo", help="the shape of a random model")
+    parser.add_argument("--recipe", default="demo", help="shape of the random model")
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--k", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)

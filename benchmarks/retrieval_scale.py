@@ -1,9 +1,9 @@
-"""Recalls both ways at the size of COCO 5K: ours against sorting the whole matrix of scores.
+"""Compare recall at the size of COCO 5K: ours against sorting the whole score matrix.
 
     python benchmarks/retrieval_scale.py [--images 5000] [--texts 25000] [--width 768] [--threads 1]
 
-Made-up features, five texts per image. Each variant runs in a process of its own, so that its peak memory is its own; prints
-seconds, memory and whether both found the same.
+Synthetic features, five texts per image. Each variant runs in its own process, so its peak memory is its own. Prints seconds,
+memory and whether both results are equal.
 """
 
 import argparse
@@ -22,7 +22,7 @@ VARIANTS = ("sorting", "ours")
 
 
 def recall(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Return the recalls, the time in seconds, and the peak memory in GiB of this process before and after."""
+    """Return recalls, seconds and this process's peak memory (GiB) before and after."""
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(0)
     image_Id = F.normalize(torch.randn(args.images, args.width, generator=generator), dim=1)
@@ -48,7 +48,7 @@ def recall(name: str, args: argparse.Namespace) -> dict[str, float]:
 
 
 def peak() -> float:
-    """Return the most memory this process ever held, in GiB (Linux counts in KiB)."""
+    """Return this process's peak memory in GiB (Linux counts in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=25_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--variant", choices=VARIANTS, help="run this one alone and print its numbers as JSON")
+    parser.add_argument("--variant", choices=VARIANTS, help="run only this variant and print its numbers as JSON")
     args = parser.parse_args()
     if args.variant:
         print(json.dumps(recall(args.variant, args)))

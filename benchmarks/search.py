@@ -1,16 +1,16 @@
-"""Search and indexing: how long people wait for an answer, and how fast images get into an index.
+"""Measure the latency of search and the rate of indexing.
 
     python benchmarks/search.py [--images 100000 1000000] [--width 256] [--queries 50] [--json FILE] [--quick]
 
-Features are made up, of as many images as said; a query is words, encoded by a small untrained encoder with features of
-`width` numbers, and the time ends with the 20 best hits and all that is said of them. Images to index are made-up photos of
-640×480 pixels (quality 88, about 100 kB) in files; reading and decoding alone and the encoder alone are measured beside it, in
-the same run. Among these photos searches are measured once more, with and without an untrained matching head that puts the
-best in order again, for which their files are read and decoded at each query.
+Features are synthetic. A query is text, encoded by a small untrained encoder with features of `width` numbers; the time ends
+with the 20 best hits and their metadata. Images to index are synthetic photos of 640×480 pixels (quality 88, about 100 kB) in
+files; reading and decoding, and encoding, are also measured separately in the same run. Searches among these photos are
+measured with and without an untrained matching head that re-ranks the best hits, which reads and decodes their files at each
+query.
 
-Torch has one thread, and an index decodes in up to four others: its share of "read and decode, then encode" is judged by the
-clock, which is what people wait for; the share of the processor says what an index costs besides. Of a search the processor
-time is judged, which beside other programs says more of waiting.
+Torch has one thread, and indexing decodes in up to four other threads. The goal for indexing is a share of the rate of "read
+and decode, then encode" by the clock, which is the time a person waits; the share by processor time shows the extra cost. The
+goal for search is in processor time, because other programs lengthen clock time.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from loader import made_up_photo
+from image_decoding import made_up_photo
 from moe import Goal, machine
 
 from eve_vl.config import RetrievalConfig, config_to_json
@@ -45,14 +45,14 @@ from eve_vl.train.checkpoint import save_checkpoint
 from eve_vl.utils.runtime import keep_memory
 
 CAPTIONS = ("a red car in front of a house", "two dogs on a beach", "a woman with a green umbrella", "an old map of the world")
-WAIT = {100_000: 0.1, 1_000_000: 0.3}  # seconds of the processor that 95 % of the answers may take
-SHARE = Goal(limit=0.9, at_least=True)  # by the clock
+WAIT = {100_000: 0.1, 1_000_000: 0.3}  # goal for p95, processor seconds
+SHARE = Goal(limit=0.9, at_least=True)  # by clock
 RERANKED = 16  # candidates, as in `scenes_retrieval`
-CHUNK, NUM_KINDS = 10_000, 5000  # features lie around as many points, as those of images of the same kind do
+CHUNK, NUM_KINDS = 10_000, 5000  # features cluster around NUM_KINDS points, like those of similar images
 
 
 def small_run(folder: Path, width: int, image_size: int, rerank: int = 0) -> Eve:
-    """Return an untrained run of the demo's search in a folder, with a matching head if it re-ranks."""
+    """Write and return an untrained retrieval run of the demo's size, with a matching head if it re-ranks."""
     recipe = get_finetune_recipe("demo_retrieval", get_recipe("demo"))
     assert isinstance(recipe.task, RetrievalConfig)
     sizes = replace(recipe.input, image_size=image_size)
@@ -65,7 +65,7 @@ def small_run(folder: Path, width: int, image_size: int, rerank: int = 0) -> Eve
 
 
 def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
-    """Return an index of images that are nowhere, each with a caption."""
+    """Return an index of synthetic features, each with a caption."""
     folder.mkdir()
     store, rng = Database.create(folder, eve.run), np.random.default_rng(0)
     kinds = rng.normal(size=(NUM_KINDS, store.facts["dim"])).astype(np.float32)
@@ -84,19 +84,19 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
         store.db.executemany("INSERT INTO text VALUES (?, ?)", [(slot, f"caption {slot}") for slot in slots])
         store.db.executemany("INSERT INTO caption VALUES (?, ?, '{}')", [(slot, slot) for slot in slots])
     store.db.commit()
-    ann.build(store, np.ones(num, dtype=bool))  # if there are so many
+    ann.build(store, np.ones(num, dtype=bool))  # only above its minimum size
     return Index(store, eve)
 
 
 def timed(do: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
-    """Return what a call returns, and its seconds by the clock and of the processor."""
+    """Return a call's result, its clock seconds and its processor seconds."""
     start = time.perf_counter(), time.process_time()
     found = do()
     return found, (time.perf_counter() - start[0], time.process_time() - start[1])
 
 
 def waits(index: Index, num: int, rerank: int = 0) -> dict[str, float]:
-    """Return how long answers take in seconds, half of them and 95 % at most, by the clock and of the processor."""
+    """Return p50 and p95 of the answers' seconds, by clock and by processor."""
     seconds, counts = [], index.counts()
     for number in range(num + 3):
         query = f"{CAPTIONS[number % len(CAPTIONS)]} {number}"
@@ -110,12 +110,12 @@ def waits(index: Index, num: int, rerank: int = 0) -> dict[str, float]:
 
 
 def share_below(seconds: list[float], share: float) -> float:
-    """Return what a share of sorted seconds does not exceed."""
+    """Return a percentile of sorted seconds."""
     return seconds[min(int(share * len(seconds)), len(seconds) - 1)]
 
 
 def indexing(eve: Eve, folder: Path, num: int) -> dict[str, Callable[[], None]]:
-    """Return what reads and decodes photos, what encodes them, and what indexes them."""
+    """Return functions that decode, encode and index the photos."""
     photos = folder / f"photos-{num}"
     photos.mkdir()
     for number in range(num):
@@ -143,7 +143,7 @@ def indexing(eve: Eve, folder: Path, num: int) -> dict[str, Callable[[], None]]:
 
 
 def measured_indexing(eve: Eve, folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Print and return rates of indexing and of its parts, and its shares of these one after the other."""
+    """Print and return the rates of indexing and of its parts, and the share of both parts in sequence."""
     each, rounds = indexing(eve, folder, args.photos), []
     for _ in range(args.repeats + 1):
         rounds.append({what: timed(do)[1] for what, do in each.items()})
@@ -161,18 +161,18 @@ def measured_indexing(eve: Eve, folder: Path, args: argparse.Namespace) -> dict[
 
 
 def shown_waits(times: dict[str, float]) -> str:
-    """Return seconds as text."""
+    """Format seconds."""
     return ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in times.items())
 
 
 def main() -> None:
-    """Measure, print, and write JSON on request."""
+    """Measure, print and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, nargs="*", default=[100_000, 1_000_000], help="sizes of made-up indices")
-    parser.add_argument("--width", type=int, default=256, help="numbers of an image's features")
+    parser.add_argument("--images", type=int, nargs="*", default=[100_000, 1_000_000], help="sizes of synthetic indexes")
+    parser.add_argument("--width", type=int, default=256, help="width of the features")
     parser.add_argument("--queries", type=int, default=50)
-    parser.add_argument("--sizes", type=int, nargs="*", default=[64, 224], help="sides of what the encoder sees, for indexing")
-    parser.add_argument("--photos", type=int, default=512, help="how many to index")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[64, 224], help="image sizes of the encoder, for indexing")
+    parser.add_argument("--photos", type=int, default=512, help="number of photos to index")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of indexing after the warm-up")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="little of everything: checks the script, measures nothing")

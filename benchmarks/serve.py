@@ -1,12 +1,12 @@
-"""The server: how many requests a second it answers one by one, and how many from many clients at a time.
+"""Measure the server's requests per second for one client and for many.
 
     python benchmarks/serve.py [--clients 200] [--seconds 60] [--images 10000] [--json FILE] [--quick]
 
-Serves untrained runs of the demo's size, by `eve serve` as a process of its own on loopback, and an index of made-up features.
-One client sends a mix of calls one after the other; then many clients send the same mix, each one after the other, for as
-long, in several rounds. The same is done call by call, for a fifth of the time each. 503 is counted, and the client waits as
-long as it is told to; any other answer than 200 is an error. At the end SIGTERM comes while all clients send: requests that the
-server has read and leaves without an answer are counted.
+Starts `eve serve` as a process on loopback, with untrained runs of the demo's size and an index of synthetic features. One
+client sends a mix of calls one after the other; then many clients do the same at once, for several rounds. Each call is also
+measured separately, for a fifth of the time. Answers 503 are counted, and the client waits for Retry-After; any other answer
+than 200 is an error. At the end SIGTERM arrives while all clients send; the script counts requests that the server read but
+never answered.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loader import made_up_photo
+from image_decoding import made_up_photo
 from moe import Goal, machine
 from PIL import Image
 from search import CAPTIONS, made_up_index, share_below, small_run
@@ -43,12 +43,12 @@ from eve_vl.train.checkpoint import save_checkpoint
 RATIO = Goal(limit=3.0, at_least=True)
 LOST = Goal(limit=0.0, at_least=False)
 PHOTOS = 32
-PHOTO_SIDES = (320, 240)  # what a page or a program sends that makes images smaller first
+PHOTO_SIDES = (320, 240)  # typical size after a client has reduced its image
 
 
 @dataclass
 class Outcome:
-    """What clients saw."""
+    """Results of the clients."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ class Outcome:
         return f"{self.rate:8.1f} requests/s, p50 {p50:7.1f} ms, p99 {p99:7.1f} ms, {refused} × 503, {wrong} errors"
 
     def numbers(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """Return the results for JSON."""
         waits = sorted(second for of_call in self.seconds.values() for second in of_call)
         about = {"rate": self.rate, "p50": share_below(waits, 0.5), "p99": share_below(waits, 0.99), "lasted": self.lasted}
         return about | {"statuses": dict(self.statuses)}
@@ -81,7 +81,7 @@ def untrained_run(folder: Path, recipe: str, answers: list[str]) -> None:
 
 
 def bodies() -> dict[str, list[tuple[str, bytes]]]:
-    """Return requests by what they do: paths and bodies."""
+    """Return requests by call: paths and bodies."""
     photos = []
     for number in range(PHOTOS):
         image, file = Image.open(io.BytesIO(made_up_photo(number))), io.BytesIO()
@@ -103,7 +103,7 @@ def bodies() -> dict[str, list[tuple[str, bytes]]]:
 
 
 async def client(port: int, requests: list[tuple[str, str, bytes]], until: float, seed: int, outcome: Outcome) -> None:
-    """Send requests, one after the other over one connection, until a time or until the server stops."""
+    """Send requests one after the other over one connection, until a time or until the server stops."""
     rng = random.Random(seed)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.perf_counter() < until:
@@ -134,7 +134,7 @@ async def client(port: int, requests: list[tuple[str, str, bytes]], until: float
 
 
 def measured(port: int, requests: list[tuple[str, str, bytes]], clients: int, seconds: float) -> Outcome:
-    """Return what so many clients see in so many seconds."""
+    """Return the results of N clients in a number of seconds."""
     outcome, started = Outcome(), time.perf_counter()
 
     async def all_clients() -> None:
@@ -147,19 +147,19 @@ def measured(port: int, requests: list[tuple[str, str, bytes]], clients: int, se
 
 
 def stopped(port: int, requests: list[tuple[str, str, bytes]], clients: int, server: "subprocess.Popen[str]") -> Outcome:
-    """Return what so many clients see of a server that is told to stop while they send."""
+    """Return the results of N clients while SIGTERM stops the server."""
     timer = threading.Timer(1.0, server.send_signal, [signal.SIGTERM])
     timer.start()
     return measured(port, requests, clients, 60.0)
 
 
 def main() -> None:
-    """Measure, print, and write JSON on request."""
+    """Measure, print and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--clients", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60, help="of the mix, for one client and for many")
-    parser.add_argument("--rounds", type=int, default=5, help="that these seconds are divided into")
-    parser.add_argument("--images", type=int, default=10_000, help="of the index")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the mix, for one client and for many")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that divide these seconds")
+    parser.add_argument("--images", type=int, default=10_000, help="images in the index")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="little of everything: checks the script, measures nothing")
     args = parser.parse_args()
@@ -195,7 +195,7 @@ def main() -> None:
 def measure(
     port: int, kinds: dict[str, Any], everything: list[tuple[str, str, bytes]], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Print and return what one client sees and what many do, in turns, so that what else the machine does meets both."""
+    """Print and return the results of one client and of many, in turn, so other work affects both equally."""
     measured(port, everything, 4, min(3.0, args.seconds))  # warm-up
     found = {}
     for name, requests in {**kinds, "mix": everything}.items():
@@ -214,7 +214,7 @@ def measure(
 
 
 def sum_of(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return what several rounds saw together."""
+    """Merge the results of several rounds."""
     total = Outcome()
     for each in outcomes:
         total.lasted += each.lasted

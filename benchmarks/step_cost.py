@@ -1,17 +1,17 @@
-"""What a pre-training step of EVE and of its rivals costs: the paper's Table 1.
+"""Measure the cost of a pre-training step of EVE and the baselines (the paper's Table 1).
 
     python benchmarks/step_cost.py --recipe base --batch 4 --repeats 2 --threads 1 --memory-cap 12 --json FILE --out FILE.svg
 
-All tasks share the weights of one model and take turns within one process, so that whatever else the machine does hits all
-alike. Forward and backward are timed together; the optimiser apart, for its time does not depend on the batch. With one thread,
-times are of the processor, which other work does not lengthen; with more, or on a GPU, of the wall. Ratios are medians
-(least–largest) of the rounds. All tasks run the same code: ITM's three fusion passes are one pass of three times the batch,
-tokens are predicted only where they are masked, no encoder pass is computed twice.
+All tasks share the weights of one model and take turns within one process, so other work on the machine affects all equally.
+Forward and backward are timed together. The optimiser is timed separately, because its time does not depend on the batch. With
+one thread, times are processor time; with more threads or on a GPU, wall time. Ratios are medians (least–largest) of the
+rounds. All tasks run the same code: ITM's three fusion passes are one pass of three times the batch, tokens are predicted only
+where they are masked, and no encoder pass is computed twice.
 
-Memory is that of a whole training step with the optimiser's state, in a process of its own; at a batch that was not run, from
-the line through the two largest that were. An epoch: each task at its largest batch (~: not run to see whether it fits), the
-optimiser included, as in the paper. A task's contrast has the other pairs of its own batch as negatives, so its largest batch
-says what it would cost, not what it would learn.
+Memory is that of a training step with the optimiser's state, in a separate process; for batches that were not run, a line
+through the two largest measured batches gives the estimate. An epoch uses each task's largest batch (~: estimated, not run),
+optimiser included, as in the paper. ITC uses the other pairs of its own batch as negatives, so the largest batch shows its
+cost, not its quality.
 """
 
 import argparse
@@ -34,9 +34,9 @@ import torch  # noqa: E402
 from moe import machine, ratio  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
-from steps import (  # noqa: E402
+from step_variants import (  # noqa: E402
+    BASELINE,
     MAX_STEP_SECONDS,
-    RIVAL,
     Peak,
     Variant,
     at,
@@ -65,7 +65,7 @@ COLORS = ("#8a8f98", "#3b7dd8", "#e08a2c", "#57a773")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one task costs at the common batch and, if that was looked for, at the largest that fits."""
+    """Cost of one task at the common batch and, if searched, at the largest batch that fits."""
 
     name: str
     decoder_depth: int
@@ -74,15 +74,15 @@ class Row:
     """Forward and backward."""
     seconds_per_sample: float
     seconds_per_sample_rounds: list[float]
-    """Forward and backward, one per round."""
+    """Seconds of forward and backward, one per round."""
     peak_memory_gib: float | None
     peaks: list[Peak]
     largest_batch: int | None
     largest_batch_verified: bool
     seconds_per_sample_at_largest_rounds: list[float]
-    """Empty where the largest batch is not known, or a step of it takes more than a minute."""
+    """Empty if the largest batch is unknown or takes more than a minute per step."""
     whole_step_per_sample_at_largest: float | None
-    """Seconds, the optimiser's share included: what an epoch costs."""
+    """Seconds per pair of an epoch, with the optimiser's share."""
 
     def over(self, eve: "Row") -> dict[str, Any]:
         """Return this task's costs over another's."""
@@ -98,7 +98,7 @@ class Row:
 
 
 class Steps:
-    """The tasks, ready to run a step each."""
+    """Tasks, ready to run."""
 
     def __init__(self, chosen: Sequence[Variant], device: torch.device):
         self.train, self.device = chosen[0].config.train, device
@@ -118,8 +118,7 @@ class Steps:
         return self.seconds(step) / len(batch.where)
 
     def rounds(self, batches: Mapping[int, PairBatch], repeats: int, what: str) -> dict[int, list[float]]:
-        """Let the tasks take turns, each on its batch, and return seconds per sample of each round; the first, in which kernels
-        are compiled and memory is got, does not count."""
+        """Run the tasks in turn and return seconds per sample of each round; the warm-up round does not count."""
         seconds: dict[int, list[float]] = {index: [] for index in batches}
         for _, index in progress(list(product(range(1 + repeats), batches)), what):
             seconds[index].append(self.run(index, batches[index].to(self.device)))
@@ -133,11 +132,11 @@ class Steps:
             nn.utils.clip_grad_norm_(self.shared.values(), 1.0)
             optimizer.step()
 
-        step()  # makes the state
+        step()  # creates the optimiser's state
         return statistics.median(self.seconds(step) for _ in range(OPTIMIZER_STEPS))
 
     def seconds(self, step: Callable[[], None]) -> float:
-        """Return how long something takes."""
+        """Return the seconds of a call."""
         start = now(self.device)
         step()
         return now(self.device) - start
@@ -192,7 +191,7 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
     eves = [row for row, variant in zip(rows, chosen, strict=True) if variant.is_eve]
     own = getattr(config.task, "decoder_depth", None)
     reference = next((row for row in eves if row.decoder_depth == own), eves[0])
-    rival = next(row for row in rows if row.name == RIVAL)
+    baseline = next(row for row in rows if row.name == BASELINE)
     return {
         "recipe": config.recipe,
         "batch": args.batch,
@@ -203,19 +202,19 @@ def measure(config: Config, args: argparse.Namespace) -> dict[str, Any]:
         "optimizer_seconds_per_step": optimizer_seconds,
         "reference": reference.name,
         "rows": [asdict(row) | row.over(reference) for row in rows],
-        "rival_by_decoder": [{"decoder_depth": eve.decoder_depth} | rival.over(eve) for eve in eves],
+        "baseline_by_decoder": [{"decoder_depth": eve.decoder_depth} | baseline.over(eve) for eve in eves],
     }
 
 
 def setting(steps: Steps) -> dict[str, str]:
-    """Return what the times depend on."""
+    """Return the settings that the times depend on."""
     on_gpu = {"processor": torch.cuda.get_device_name()} if steps.device.type == "cuda" else {}
     clock = "processor time" if has_processor_clock(steps.device) else "wall clock"
     return machine() | on_gpu | {"clock": clock, "dtype": str(steps.dtype).removeprefix("torch.")}
 
 
 def progress(turns: Sequence[Any], what: str) -> Any:
-    """Go through turns with a bar on stderr."""
+    """Iterate with a progress bar on stderr."""
     return track(turns, what, console=Console(stderr=True), transient=True)
 
 
@@ -223,24 +222,24 @@ def progress(turns: Sequence[Any], what: str) -> Any:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """Return what was measured, and on what."""
+    """Return the settings and the machine in words."""
     texts = "texts of full length" if result["texts"] == "full" else f"captions padded to {result['text_length']} tokens"
     words = ", ".join(f"{name} {value}" for name, value in result["setting"].items())
     return f"{result['recipe']}: {result['batch']} made-up pairs a step, {texts}; {words}"
 
 
 def spread(row: Mapping[str, Any]) -> str:
-    """Return a ratio of times with its least and largest."""
+    """Format a ratio of times with least and largest."""
     return "{:.2f} ({:.2f}–{:.2f})".format(row["seconds_over_eve"], *row["seconds_over_eve_range"])
 
 
 def number(value: float | None, form: str = ".2f") -> str:
-    """Return a number that need not be there."""
+    """Format a number that may be None."""
     return "" if value is None else format(value, form)
 
 
 def print_table(header: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print cells in columns that are named in `header`, parted by |; columns without a value are left out."""
+    """Print a table; `header` names the columns, separated by |; empty columns are left out."""
     columns = [column for column in zip(header.split("|"), *rows, strict=True) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
     for first, *cells in zip(*columns, strict=True):
@@ -248,7 +247,7 @@ def print_table(header: str, rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Print what tasks cost, and the rival over EVE by decoder depth."""
+    """Print the cost of the tasks, and the baseline over EVE by decoder depth."""
     print(headline(result))
     print(f"optimiser: {result['optimizer_seconds_per_step']:.3g} s a step; per pair, ×: over {result['reference']}")
     rows = [
@@ -276,13 +275,13 @@ def print_result(result: Mapping[str, Any]) -> None:
             number(row["epoch_over_eve"]),
             number(row["paper_over_eve"]),
         ]
-        for row in result["rival_by_decoder"]
+        for row in result["baseline_by_decoder"]
     ]
-    print_table(f"{RIVAL} over EVE|× GFLOP|× s|× epoch|× paper", by_decoder)
+    print_table(f"{BASELINE} over EVE|× GFLOP|× s|× epoch|× paper", by_decoder)
 
 
 def drawing(result: Mapping[str, Any]) -> str:
-    """Return an SVG: a group of bars for each task over EVE, and for the rival over EVE with each decoder."""
+    """Return an SVG: bars for each task over EVE, and for the baseline over EVE with each decoder."""
     kinds = {
         "gflop_over_eve": "arithmetic",
         "seconds_over_eve": f"seconds at batch {result['batch']}",
@@ -290,7 +289,7 @@ def drawing(result: Mapping[str, Any]) -> str:
         "paper_over_eve": "the paper: an epoch at the largest batch",
     }
     groups = {f"{row['name']} over {result['reference']}": row for row in result["rows"] if row["name"] != result["reference"]}
-    groups |= {f"{RIVAL} over EVE, decoder of {row['decoder_depth']}": row for row in result["rival_by_decoder"]}
+    groups |= {f"{BASELINE} over EVE, decoder of {row['decoder_depth']}": row for row in result["baseline_by_decoder"]}
     parts, y = [text(10, 20, headline(result))], 34
     for color, name in zip(COLORS, kinds.values(), strict=True):
         parts.append(f'<rect x="10" y="{y}" width="11" height="11" fill="{color}"/>{text(28, y + 10, name)}')
@@ -312,12 +311,12 @@ def drawing(result: Mapping[str, Any]) -> str:
 
 
 def text(x: float, y: float, words: str) -> str:
-    """Return words of a drawing."""
+    """Return an SVG text element."""
     return f'<text x="{x:.1f}" y="{y}">{html.escape(words)}</text>'
 
 
 def page(result: Mapping[str, Any]) -> str:
-    """Return a self-contained page with the drawing and what a reader must know."""
+    """Return a self-contained page with the chart and its explanation."""
     title = "What pre-training steps cost"
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in (__doc__ or "").split("\n\n")[2:])
     style = "body { max-width: 56em; margin: 2em auto; font-family: sans-serif }"
@@ -326,23 +325,23 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
-    """Return the flags, and the recipe with those of them that a run has too; stops with a line on mistakes."""
+    """Parse the flags; return them and the recipe's config. Exits with one line on errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--recipe", default="base", help="whose shapes to measure; nothing is trained, images and texts are made up")
+    add("--recipe", default="base", help="recipe whose shapes to measure (random images and texts, no training)")
     add("--batch", type=int, default=8, help="pairs per step, the same for every task")
     add("--decoder-depths", type=int, nargs="+", default=[1, 2, 4, 8], help="blocks of EVE's pixel decoder, a row each")
-    add("--repeats", type=int, default=3, help="rounds in which the tasks take turns, after one that does not count")
+    add("--repeats", type=int, default=3, help="rounds after the warm-up")
     lengths = "14 ± 4 tokens, padded to the longest, or as long as the model takes"
     add("--texts", choices=("captions", "full"), default="captions", help=lengths)
-    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory too, in processes of their own")
+    add("--memory", action=argparse.BooleanOptionalAction, default=True, help="also measure memory, in separate processes")
     cap = "GiB for the search for the largest batch; default: all of a GPU, and no search on CPU"
     add("--memory-cap", type=float, help=cap)
     add("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="autocast type, as for --train.dtype")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=0, help="0: OMP_NUM_THREADS if set, else all cores")
     add("--json", type=Path, help="also write the numbers to this file")
-    add("--out", type=Path, help="also draw the image: FILE.html or FILE.svg")
+    add("--out", type=Path, help="also draw a chart: FILE.html or FILE.svg")
     args = parser.parse_args(argv)
     for name in ("batch", "repeats", "memory_cap"):
         if (value := getattr(args, name)) is not None and value <= 0:
@@ -365,7 +364,7 @@ def parsed(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
 
 
 def main() -> None:
-    """Measure, print tables, and write files on request."""
+    """Measure, print tables and write files on request."""
     args, config = parsed(sys.argv[1:])
     keep_memory()
     set_threads(args.threads)

@@ -20,7 +20,7 @@ from eve_vl.utils.errors import UserError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
-step_cost, steps = importlib.import_module("step_cost"), importlib.import_module("steps")
+step_cost, steps = importlib.import_module("step_cost"), importlib.import_module("step_variants")
 export_speed = importlib.import_module("export_speed")
 
 GIB = 2**30
@@ -44,7 +44,7 @@ def test_rows_are_those_of_the_papers_table():
     assert [row.is_eve for row in rows] == [True, True, False, False, False]
 
 
-def test_a_rivals_recipe_gives_the_same_rows():
+def test_a_baselines_recipe_gives_the_same_rows():
     mine, theirs = (steps.variants(get_recipe(name), (1,)) for name in ("scenes", "scenes_mlm_itc_itm"))
     assert [row.config.task for row in mine] == [row.config.task for row in theirs]
 
@@ -172,10 +172,10 @@ def test_the_script_writes_numbers_and_a_image_whose_ratios_are_those_of_its_tim
         ratios = [a / b for a, b in zip(row["seconds_per_sample_rounds"], eve["seconds_per_sample_rounds"], strict=True)]
         assert row["seconds_over_eve"] == statistics.median(ratios)
         assert row["gflop_over_eve"] == row["gflop_per_sample"] / eve["gflop_per_sample"]
-    rival = rows["MLM+ITC+ITM"]
-    assert [row["paper_over_eve"] for row in values["rival_by_decoder"]] == [6.88 / 2.14] * 2
+    baseline = rows["MLM+ITC+ITM"]
+    assert [row["paper_over_eve"] for row in values["baseline_by_decoder"]] == [6.88 / 2.14] * 2
     for shown in (done.stdout, (tmp_path / "a.svg").read_text()):
-        assert f"{rival['seconds_over_eve']:.2f}" in shown
+        assert f"{baseline['seconds_over_eve']:.2f}" in shown
         assert "3.21" in shown  # the paper's
     assert ET.fromstring((tmp_path / "a.svg").read_text()).tag.endswith("svg")
     assert "<svg" in step_cost.page(values)
@@ -189,8 +189,11 @@ def row_of(name, seconds, *, hours=2.0, gflop=1.0, whole_step=None):
 
 
 def test_ratios_are_those_of_each_round():
-    eve, rival = row_of("eve", [1.0, 2.0, 4.0], whole_step=2.0), row_of("rival", [4.0, 8.0, 16.0], hours=6.0, whole_step=9.0)
-    over = rival.over(eve)
+    eve, baseline = (
+        row_of("eve", [1.0, 2.0, 4.0], whole_step=2.0),
+        row_of("baseline", [4.0, 8.0, 16.0], hours=6.0, whole_step=9.0),
+    )
+    over = baseline.over(eve)
     assert over["seconds_over_eve_range"] == [4, 4]  # noise that hits a whole round cancels
     assert (over["seconds_over_eve"], over["epoch_over_eve"], over["paper_over_eve"]) == (4, 4.5, 3)
     assert row_of("unknown", [1.0, 1.0, 1.0]).over(eve)["epoch_over_eve"] is None

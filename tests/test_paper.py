@@ -14,7 +14,7 @@ from eve_vl.metrics.intervals import MeasuredValue
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "paper")]  # scripts import each other by name
 paper, arms, data, runs, tables = map(
-    importlib.import_module, ("command", "hour_arms", "hour_data", "hour_runs", "hour_tables")
+    importlib.import_module, ("command", *(f"equal_compute.{name}" for name in ("arms", "data", "cells", "tables")))
 )
 TABLES = {name: importlib.import_module(name).TABLE for name in ("tasks", "ffn", "masking", "targets", "systems")}
 SCENES = data.scenes(Path(), Path())
@@ -108,8 +108,8 @@ def test_a_system_in_stages_shares_what_pretraining_has():
         ("2_scenes", 0.375),
         ("vqa", 0.5),
     ]
-    neighbours = importlib.import_module("systems").NEIGHBOURS
-    for name, by_family in neighbours.items():
+    systems = importlib.import_module("systems").SYSTEMS
+    for name, by_family in systems.items():
         for family, each in by_family.items():
             assert sum(stage.share for stage in each.before) == pytest.approx(arms.SHARES[family]), name
 

@@ -1,9 +1,9 @@
-"""What the tables of the paper have in common: rows at our size beside the paper's numbers, and whether its orderings appear.
+"""Shared command of the paper's tables: our rows next to the paper's numbers, and which orderings hold.
 
-A table is a command; its parts are tables or figures of the paper. Runs, budgets, seeds, what is measured and how a stopped
-command goes on are those of benchmarks/hour.py. A budget counts core-seconds, or pairs: rows that all stages of an arm learn
-from, fine-tuning too. How long these take is known once steps are measured, so that --list does that first. What holds is never
-written by hand: sentences follow from the seeds.
+A table is a command; its parts are tables or figures of the paper. Runs, budgets, seeds, evaluation and resuming are those of
+benchmarks/equal_compute/run.py. A budget counts core-seconds or pairs (training rows of all stages of an arm, fine-tuning
+included). The time of pairs is known only after measuring steps; --list measures them first. Code derives all findings from the
+seeds.
 """
 
 import json
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where hour.py and its modules lie
+sys.path.insert(0, str(Path(__file__).parents[1]))  # where equal_compute lies and its modules lie
 
-import hour
-import hour_tables
-from hour_arms import ARMS, GENERATED, PAPER, Arm, pretrained
-from hour_data import TASKS
-from hour_runs import Cell, Unit, planned
-from hour_tables import Arms, Found, Paper, Versus
+from equal_compute import run as equal_compute
+from equal_compute import tables
+from equal_compute.arms import ARMS, GENERATED, PAPER, Arm, pretrained
+from equal_compute.cells import Cell, Unit, planned
+from equal_compute.data import TASKS
+from equal_compute.tables import Arms, Found, Paper, Versus
 from markupsafe import Markup
 
 from eve_vl.config import TaskConfig
@@ -36,13 +36,13 @@ LIST = "<ul>{% for line in lines %}<li>{{ line }}</li>{% endfor %}</ul>"
 
 @dataclass(frozen=True)
 class Ordering:
-    """What the paper finds of two rows."""
+    """An ordering of two rows in the paper."""
 
     above: str
     below: str
     numbers: tuple[str, ...]
     is_gain: bool = True
-    """Whether the first is above the second; False: it is not."""
+    """True if the first row is above the second; False if it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +51,14 @@ class Part:
 
     name: str
     arms: Mapping[str, Mapping[str, Arm]]
-    """Its rows, as those of hour_arms.ARMS; parts may share rows of one name."""
+    """Its rows, as those of equal_compute.arms.ARMS; parts may share rows of one name."""
     budgets: Mapping[Unit, tuple[float, ...]]
-    """What is done unless flags say otherwise; none of a unit: only what they say."""
+    """Default budgets; an empty unit runs only if its flag is given."""
     orderings: tuple[Ordering, ...] = ()
     paper: Paper = field(default_factory=dict)
     axis: str = ""
     places: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    """Of a figure, by row: the line that it is on, and where on the axis."""
+    """Of a figure: line and place on the axis by row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +69,17 @@ class Table:
     about: str | None
     parts: tuple[Part, ...]
     jobs: tuple[str, ...]
-    """What rows are judged by, of what a task has."""
+    """Fine-tuning jobs to evaluate."""
     tasks: tuple[str, ...] = GENERATED
 
 
 def eve(flags: str = "", task: type[TaskConfig] | None = None) -> Mapping[str, Arm]:
-    """Return EVE as in the paper on the built-in sets, otherwise by flags or by a task."""
+    """Return EVE as in the paper on the built-in sets, changed by flags or another task."""
     return pretrained(f"{PAPER} {flags}".strip(), task, *GENERATED) if flags or task else ARMS["EVE"]
 
 
 def above_all(best: str, others: Sequence[str], numbers: tuple[str, ...]) -> tuple[Ordering, ...]:
-    """Return that one row is above each of the others."""
+    """Return orderings that put one row above all others."""
     return tuple(Ordering(best, other, numbers) for other in others if other != best)
 
 
@@ -88,7 +88,7 @@ def above_all(best: str, others: Sequence[str], numbers: tuple[str, ...]) -> tup
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What the seeds say of an ordering on one number, by budget, smallest first."""
+    """An ordering on one metric, by budget, smallest first."""
 
     ordering: Ordering
     number: str
@@ -99,7 +99,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Within the largest budget."""
+        """Verdict at the largest budget."""
         return verdict(self.at[-1][1], self.ordering.is_gain)
 
     def __str__(self) -> str:
@@ -113,7 +113,7 @@ class Finding:
 
 
 def verdict(found: Versus, is_gain: bool) -> str:
-    """Return in words whether a difference is as it should be: of the sign that it should have, in every seed."""
+    """Describe whether a difference has the expected sign in every seed."""
     if found.num_seeds < 2:
         return "cannot be told from one seed"
     if not found.is_beyond:
@@ -122,13 +122,13 @@ def verdict(found: Versus, is_gain: bool) -> str:
 
 
 def findings(part: Part, unit: Unit, budgets: Mapping[float, Arms]) -> list[Finding]:
-    """Return what is known of each ordering of a part, on one task."""
+    """Return the findings of a part's orderings on one task."""
     found = []
     for ordering in part.orderings:
         pair = (ordering.above, ordering.below)
         for number in ordering.numbers:
             both = [(budget, arms) for budget, arms in sorted(budgets.items()) if all(arm in arms for arm in pair)]
-            compared = [(budget, hour_tables.versus(arms, *pair, number)) for budget, arms in both]
+            compared = [(budget, tables.versus(arms, *pair, number)) for budget, arms in both]
             if at := [(budget, each) for budget, each in compared if each is not None]:
                 known = [part.paper.get(arm, {}).get(number) for arm in pair]
                 paper = None if None in known else known[0] - known[1]  # pyright: ignore[reportOperatorIssue]
@@ -137,7 +137,7 @@ def findings(part: Part, unit: Unit, budgets: Mapping[float, Arms]) -> list[Find
 
 
 def how_many(found: Sequence[Finding]) -> str:
-    """Return how many orderings appear, within the largest budget of each."""
+    """Count the orderings by verdict at their largest budget."""
     each = Counter(finding.verdict for finding in found)
     return f"{pluralize(len(found), 'ordering')}: " + ", ".join(f"{count} × {words}" for words, count in each.items()) + "."
 
@@ -146,8 +146,8 @@ def how_many(found: Sequence[Finding]) -> str:
 
 
 def arguments(table: Table, argv: Sequence[str]) -> Any:
-    """Return the flags."""
-    parser = hour.flags(table.about, on="test", out=f"runs/paper/{table.name}", tasks=table.tasks)
+    """Parse the flags."""
+    parser = equal_compute.flags(table.about, on="test", out=f"runs/paper/{table.name}", tasks=table.tasks)
     units = [unit for unit in get_args(Unit) if any(unit in part.budgets for part in table.parts)]
     for unit in units:
         default = "; ".join(
@@ -156,30 +156,30 @@ def arguments(table: Table, argv: Sequence[str]) -> Any:
             if unit in part.budgets
         )
         others = "" if len(units) == 1 else ", unless another unit is given"
-        words = f"{'rows learnt from' if unit == 'pairs' else unit}, all stages of a row together (default: {default}{others})"
+        words = f"{'training rows' if unit == 'pairs' else unit}, all stages of a row together (default: {default}{others})"
         parser.add_argument(f"--{unit}", nargs="+", type=float, help=words)
     rows = list(dict.fromkeys(arm for part in table.parts for arm in part.arms))
     parser.add_argument("--arms", nargs="+", choices=rows, default=rows, metavar="ROW", help="only these rows (default: all)")
-    args = hour.parsed(parser, argv, *units)
+    args = equal_compute.parsed(parser, argv, *units)
     given = vars(args)
     names = [unit.replace("-", "_") for unit in units]
-    if any(given[name] for name in names):  # whoever names a unit does not ask for the others
+    if any(given[name] for name in names):  # a given unit replaces the defaults of the others
         given.update({name: given[name] or () for name in names})
     return args
 
 
 def in_units(table: Table) -> list[tuple[Part, Unit]]:
-    """Return each part with each unit that it is done in."""
+    """Return each part with each of its units."""
     return [(part, unit) for part in table.parts for unit in part.budgets]
 
 
 def cells_of(table: Table, part: Part, unit: Unit, args: Any) -> list[Cell]:
-    """Return the cells of a part, seed by seed, so that all rows are there early. Raises UserError."""
+    """Return the cells of a part, seed by seed: the first results compare all rows. Raises UserError."""
     given = getattr(args, unit.replace("-", "_"))
     budgets = part.budgets[unit] if given is None else given
     plans = []
     for name in args.tasks if budgets else ():
-        task, data = TASKS[name], hour.rows_of(name, args)
+        task, data = TASKS[name], equal_compute.rows_of(name, args)
         jobs = [job for job in task.jobs if job in table.jobs]
         for arm, of_family in part.arms.items():
             if arm in args.arms and (entry := of_family.get(task.family)) is not None:
@@ -196,18 +196,18 @@ def cells_of(table: Table, part: Part, unit: Unit, args: Any) -> list[Cell]:
 
 
 def figure(part: Part, unit: Unit, budgets: Mapping[float, Arms]) -> Markup:
-    """Return a chart per number over the axis of a part, of each of its lines one per budget."""
-    lines: hour_tables.Lines = {}
+    """Return a chart per metric over a part's axis, with a line per line and budget."""
+    lines: tables.Lines = {}
     for budget, arms in sorted(budgets.items()):
         for arm, (line, place) in part.places.items():
-            for name in hour_tables.names_of({arm: arms.get(arm, ())}):
+            for name in tables.names_of({arm: arms.get(arm, ())}):
                 values = [each.numbers[name] for each in arms[arm] if name in each.numbers]
                 lines.setdefault(name, {}).setdefault(f"{line}, {budget:,.0f} {unit}", []).append((place, values))
-    return hour_tables.charts(lines, part.axis, from_zero=False)
+    return tables.charts(lines, part.axis, from_zero=False)
 
 
 def section(part: Part, task: str, unit: Unit, budgets: Mapping[float, Arms], found: Sequence[Finding]) -> Section:
-    """Return of a part on one task what appears of its orderings, its images, and its table by budget."""
+    """Return a part's section on one task: findings, charts, a table per budget."""
     parts = []
     if found:
         lines = [how_many(found), *map(str, found)]
@@ -215,48 +215,48 @@ def section(part: Part, task: str, unit: Unit, budgets: Mapping[float, Arms], fo
     if part.places:
         parts.append(figure(part, unit, budgets))
     if len(budgets) > 1:
-        parts.append(hour_tables.curves(budgets, unit))
+        parts.append(tables.curves(budgets, unit))
     elif not part.places:
-        parts.append(hour_tables.dots(*budgets.values()))
+        parts.append(tables.dots(*budgets.values()))
     for budget, arms in sorted(budgets.items()):
         parts.append(Markup("<h3>{:,.0f} {}</h3>").format(budget, unit))
-        parts.append(hour_tables.html_table(hour_tables.table(arms, part.paper)))
+        parts.append(tables.html_table(tables.table(arms, part.paper)))
     title = f"{part.name} · {task} · equal {unit}"
     return Section(name=re.sub(r"\W+", "_", title), title=title, body=Markup("").join(parts))
 
 
 def show(table: Table, found: Sequence[Found], args: Any) -> None:
-    """Print and write what is done so far. found: of each part and unit."""
+    """Print and write the finished results. found: one entry per part and unit."""
     sections, kept = [], []
     note = (
-        f"Numbers on {args.on}, mean (least–largest) over seeds; core-seconds used; rows that each stage learnt from. An "
-        "ordering holds, or does not, where every seed of one row is better than every seed of the other (!); differences are "
-        "of means, with a 95 % interval over the rows tested on."
+        f"Numbers on {args.on}, mean (least–largest) over seeds; core-seconds used; training rows of each stage. An ordering "
+        "holds, or does not, if every seed of one row is better than every seed of the other (!). Differences are of means, "
+        "with a 95 % interval over the test rows."
     )
     for (part, unit), of_tasks in zip(in_units(table), found, strict=True):
         for task, budgets in of_tasks.items():
             seen = findings(part, unit, budgets)
             sections.append(section(part, task, unit, budgets, seen))
-            kept += [{"part": part.name, "unit": unit, **each} for each in hour_tables.to_json({task: budgets})]
+            kept += [{"part": part.name, "unit": unit, **each} for each in tables.to_json({task: budgets})]
             for budget, arms in sorted(budgets.items()):
-                lines = hour_tables.table(arms, part.paper)
-                print(f"\n{part.name}, {task}, {budget:,.0f} {unit}, {args.on}\n\n{hour_tables.markdown(lines)}")
+                lines = tables.table(arms, part.paper)
+                print(f"\n{part.name}, {task}, {budget:,.0f} {unit}, {args.on}\n\n{tables.markdown(lines)}")
             print("", *map(str, seen), *([how_many(seen)] if seen else []), sep="\n")
             kept[-1]["findings"] = [str(each) for each in seen]
     write_file(args.out / "table.json", json.dumps(kept, indent=1) + "\n")
     heading = f"{table.name}: {'; '.join(part.name for part in table.parts)}"
-    write_file(args.out / f"{table.name}.html", hour_tables.page(sections, heading, note, "the paper's rows at our size"))
+    write_file(args.out / f"{table.name}.html", tables.page(sections, heading, note, "the paper's rows at our size"))
     print(f"\n{note}\n{args.out / f'{table.name}.html'}")
 
 
 def run(table: Table, args: Any) -> None:
-    """Do what is missing, and show it. Raises UserError."""
+    """Train the missing cells and show the results. Raises UserError."""
     cells = [cells_of(table, part, unit, args) for part, unit in in_units(table)]
     distinct = {cell.folder: cell for of_part in cells for cell in of_part}  # parts share rows
-    if hour.do_missing(list(distinct.values()), args):
-        show(table, list(map(hour_tables.collect, cells)), args)
+    if equal_compute.do_missing(list(distinct.values()), args):
+        show(table, list(map(tables.collect, cells)), args)
 
 
 def main(table: Table) -> None:
     """Run a table's command."""
-    hour.command(lambda: run(table, arguments(table, sys.argv[1:])))
+    equal_compute.command(lambda: run(table, arguments(table, sys.argv[1:])))

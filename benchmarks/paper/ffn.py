@@ -1,16 +1,16 @@
-"""The paper's Tables 7 and 8 and its Figure 5: what is in the deep blocks, modality in routing, number of experts.
+"""Reproduce the paper's Tables 7 and 8 and Figure 5: deep blocks, modality routing, number of experts.
 
     python benchmarks/paper/ffn.py --jobs 2
 
-EVE of 4 blocks of width 192, the last two of them deep, on scenes of 48 pixels in patches of 8, at equal pairs; the paper's is
-EVE-Base of 12 blocks and 32 experts. `soft` has 4 experts, two for each token. The paper's numbers are of VQA v2, ours of
+Uses EVE of 4 blocks of width 192, the last two of them deep, on scenes of 48 pixels in patches of 8, at equal pairs; the paper
+has EVE-Base of 12 blocks and 32 experts. `soft` has 4 experts, two per token. The paper's numbers are for VQA v2, ours for
 questions about scenes.
 """
 
 from collections.abc import Mapping
 
 from command import Ordering, Part, Table, above_all, eve, main
-from hour_runs import Unit
+from equal_compute.cells import Unit
 
 BUDGETS: Mapping[Unit, tuple[float, ...]] = {"pairs": (16_000,)}
 QUESTIONS = ("vqa_acc",)
@@ -25,7 +25,7 @@ ROUTING = {"soft": eve(), "soft without modality routing": eve("--model.no-modal
 
 
 def experts(number: int, top: int) -> str:
-    """Return the row of so many experts."""
+    """Return the row name of a number of experts."""
     return "soft" if (number, top) == (4, 2) else f"{number} experts, top {top}"
 
 

@@ -103,7 +103,7 @@ def train_crop(size: int, *, rng: np.random.Generator, scale: tuple[float, float
     """Return a crop that is drawn anew for every image.
 
     Giving up an eighth of sharpness, less than what the drawn aspect ratio does to either side, lets 73 % instead of
-    24 % of the 224-pixel crops of 640×480 be decoded at half their size (benchmarks/loader.py).
+    24 % of the 224-pixel crops of 640×480 be decoded at half their size (benchmarks/image_decoding.py).
     """
     return Crop(size=size, choose=partial(random_box, rng=rng, scale=scale), sharpness=7 / 8)
 

@@ -1,4 +1,4 @@
-"""From an arm of benchmarks/hour.py to runs that fill a budget, and from runs to numbers."""
+"""Cells: training runs of one arm that fill a budget, and their numbers."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from hour_arms import FINE_TUNING, Arm, Stage
-from hour_data import Data
 
+from equal_compute.arms import FINE_TUNING, Arm, Stage
+from equal_compute.data import Data
 from eve_vl.cli.common import parse
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import Config, config_to_json, generated, to_dict
@@ -41,18 +41,18 @@ from eve_vl.utils.safe_io import read_json
 
 NEVER = 10**9  # steps
 SAVED_EVERY = 300  # core-seconds
-STEPS_PROBED, STEPS_BEFORE = 3, 2  # of a round, and before the first one: these are slower
-NOT_COUNTED = 15  # core-seconds of starting a cell, and of reading each of its numbers
-NUM_SCENES = 1000  # that numbers are read on; other sets are read whole
-NUM_GLANCED = 200  # rows of validation after a stage before fine-tuning: nothing is chosen by it
+STEPS_PROBED, STEPS_BEFORE = 3, 2  # steps per round; uncounted steps before the first round, which are slower
+NOT_COUNTED = 15  # core-seconds of starting a cell, and of each evaluation
+NUM_SCENES = 1000  # rows to evaluate on; other sets are evaluated whole
+NUM_GLANCED = 200  # validation rows after pre-training; nothing is chosen by them
 PROBE = "probe.json"
 Unit = Literal["core-seconds", "pairs"]
-"""What a budget counts: time, or rows learnt from."""
+"""Unit of a budget: processor time, or training rows."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage as a run: its name, its config but for what a cell says, its share, and what it is fine-tuned for, if it is."""
+    """A stage as a training run; `job` is empty for pre-training."""
 
     name: str
     config: Config
@@ -61,18 +61,18 @@ class Planned:
 
     @property
     def key(self) -> str:
-        """What runs whose steps cost the same have in common."""
+        """Key of the measured seconds per step."""
         init = None if self.config.init is None else Path("init")
         text = json.dumps(to_dict(replace(self.config, out=Path("out"), init=init, code=())), sort_keys=True)
         return f"{self.config.recipe} {hashlib.sha1(text.encode()).hexdigest()[:12]}"
 
 
 def stage_config(stage: Stage, before: Config | None, data: Data) -> Config:
-    """Return the config of a stage that follows one, or none. Raises UserError."""
+    """Return the config of a stage; before: config of the previous stage, if any. Raises UserError."""
     make = find_recipe(EITHER, stage.recipe)
     if start_of(stage.recipe, make) is not None:
         config = make(before)
-    elif before is not None:  # the weights fit no other shape
+    elif before is not None:  # the previous weights need their own shapes
         config = replace(make(), init=before.out, input=before.input, model=before.model)
     else:
         config = make()
@@ -80,13 +80,13 @@ def stage_config(stage: Stage, before: Config | None, data: Data) -> Config:
         values = {name: value for name, value in vars(config.task).items() if name in stage.task.__dataclass_fields__}
         config = replace(config, task=stage.task(**values))
     config = parse(TrainArgs, shlex.split(stage.flags), stage.recipe, None, default=TrainArgs(config=config)).config
-    # without workers the clock of one process says all
+    # without workers, one process's clock counts everything
     rows = replace(config.data, train=(data.train,), val=(data.val,), image_root=data.root, num_workers=0)
     return replace(config, data=rows, train=replace(config.train, threads=1, device="cpu", val_every=NEVER))
 
 
 def planned(family: str, arm: Arm, jobs: Iterable[str], data: Data) -> list[Planned]:
-    """Return the runs of an arm, in their order. Raises UserError."""
+    """Return the runs of an arm in order. Raises UserError."""
     found: list[Planned] = []
     for number, stage in enumerate(arm.before):
         config = stage_config(stage, found[-1].config if found else None, data)
@@ -94,14 +94,13 @@ def planned(family: str, arm: Arm, jobs: Iterable[str], data: Data) -> list[Plan
         found.append(Planned(f"{number}_{stage.recipe}", config, stage.share))
     left = 1 - sum(each.share for each in found)
     if left <= 0:
-        raise UserError(f"{family}: the stages before fine-tuning have {1 - left:g} of the budget; leave it some")
+        raise UserError(f"{family}: the stages before fine-tuning take {1 - left:g} of the budget; leave some for fine-tuning")
     after = arm.after or FINE_TUNING[family]
     return found + [Planned(job, stage_config(after[job], found[-1].config, data), left, job) for job in jobs if job in after]
 
 
 def num_steps(each: Planned, budget: float, unit: Unit, seconds: Mapping[str, float]) -> int | None:
-    """Return how many steps of a run fit into its share, None where that has not been measured yet. seconds: of a step, by the
-    keys of runs."""
+    """Return the number of steps that fit into a run's share, None if not measured yet. seconds: seconds per step by key."""
     if unit == "pairs":
         return max(1, round(each.share * budget / each.config.train.batch_size))
     return max(1, round(each.share * budget / seconds[each.key])) if each.key in seconds else None
@@ -111,7 +110,7 @@ def num_steps(each: Planned, budget: float, unit: Unit, seconds: Mapping[str, fl
 
 
 def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
-    """Return the core-seconds of a step of each config in each round, in which they take turns."""
+    """Measure the core-seconds per step of each config; the configs take turns in each round."""
     keep_memory()
     set_threads(1)
     tokenizers, trainers = {}, {}
@@ -119,7 +118,7 @@ def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
         seed_everything(0)
         kind, words = task_class(type(config.task)), (config.data.train, config.tokenizer.vocab_size)
         if words not in tokenizers:
-            data = replace(config.data, modality="image_text")  # images alone have no words
+            data = replace(config.data, modality="image_text")  # image-only rows have no captions
             tokenizers[words] = train_tokenizer(words[0], data, words[1])
         tokenizer = tokenizers[words]
         sources = open_sources(config.data.train, config.data, config.input.image_size, kind.kind(config))
@@ -142,13 +141,13 @@ def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
 
 
 def known_seconds(out: Path) -> dict[str, float]:
-    """Return the core-seconds of a step, by key, of what has been measured."""
+    """Return the measured core-seconds per step by key."""
     path = out / PROBE
     return {key: statistics.median(times) for key, times in read_json(path, dict).items()} if path.is_file() else {}
 
 
 def probe_missing(out: Path, plans: Iterable[Planned], rounds: int) -> None:
-    """Measure the stages that have not been measured, and keep it; in a process of its own, for it opens all data at once."""
+    """Measure and store missing seconds per step, in a separate process because it opens all data at once."""
     known = known_seconds(out)
     if missing := {each.key: each.config for each in plans if each.share and each.key not in known}:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -161,14 +160,14 @@ def probe_missing(out: Path, plans: Iterable[Planned], rounds: int) -> None:
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm on one task within one budget from one seed, on its own rows; `plan` are its runs."""
+    """One arm, task, budget and seed; `plan` lists the runs."""
 
     arm: str
     task: str
     budget: float
     seed: int
     on: str
-    """val or test: what numbers are read on."""
+    """Split to evaluate on: val or test."""
     out: Path
     data: Data
     plan: Sequence[Planned]
@@ -179,36 +178,38 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where its runs lie."""
+        """Folder of its runs."""
         budget = f"{self.budget:g}{'_pairs' * (self.unit == 'pairs')}"
         return self.out / self.arm / self.task / budget / f"seed_{self.seed}"
 
     @property
     def log(self) -> Path:
-        """What its processes say."""
+        """Log file of its processes."""
         return self.folder / "run.log"
 
     @property
     def jobs(self) -> list[str]:
-        """What it is fine-tuned for."""
+        """Fine-tuning jobs."""
         return [each.job for each in self.plan if each.job]
 
     def file(self, job: str, what: str = "") -> Path:
-        """Return where the numbers of a job are; with `.rows`, how well each row is done."""
+        """Return the file of a job's numbers; with `.rows`, the file of its scores per row."""
         return self.folder / f"{job}.{self.on}{what}.json"
 
     def result(self, job: str) -> dict[str, Any] | None:
-        """Return what came out of a job, None if it is still to be done. Raises UserError if it was learnt otherwise."""
+        """Return a job's result, None if missing. Raises UserError if other settings made it."""
         path = self.file(job)
         if not path.is_file():
             return None
         result = read_json(path, dict)
         if result["stages"] != self.stages(job):
-            raise UserError(f"{path}: was learnt otherwise than {self.arm} is now; move it away, or choose another --out")
+            raise UserError(
+                f"{path}: was trained with other settings than {self.arm} has now; move it away or choose another --out"
+            )
         return result
 
     def stages(self, job: str) -> list[dict[str, Any]]:
-        """Return what decides a job's numbers, besides the seed; None where it has not been measured yet."""
+        """Return the settings that decide a job's numbers besides the seed; steps are None until measured."""
         seconds, found = known_seconds(self.out), []
         for each in self.plan:
             if each.share and each.job in ("", job):
@@ -217,7 +218,7 @@ class Cell:
         return found
 
     def cost(self) -> float:
-        """Return the core-seconds of runs that are still to be done, not a number where that has not been measured yet."""
+        """Return the core-seconds of the missing runs, NaN until measured."""
         todo = [each for each in self.plan if not (self.folder / each.name / "metrics.json").is_file()]
         if self.unit == "core-seconds":
             return sum(each.share * self.budget for each in todo)
@@ -226,7 +227,7 @@ class Cell:
         return sum(num * seconds.get(key, math.nan) for key, num in steps)
 
     def configs(self) -> dict[str, Config]:
-        """Return the configs of its runs, by name."""
+        """Return the configs of its runs by name."""
         seconds, configs, start = known_seconds(self.out), {}, None
         for each in self.plan:
             config, init = each.config, None if start is None else self.folder / start.name
@@ -241,7 +242,7 @@ class Cell:
         return configs
 
     def do(self) -> None:
-        """Train what is not trained yet, one run after the other, and read the numbers. Raises UserError."""
+        """Train the missing runs one after the other and evaluate them. Raises UserError."""
         for each, config in zip(self.plan, self.configs().values(), strict=True):
             if not each.share:
                 write_shape(config)
@@ -254,7 +255,7 @@ class Cell:
                 self.keep(each.job, [spent(self.folder / name) for name in runs], [*runs.values()], *self.read(config))
 
     def read(self, config: Config) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the numbers of a run, as `eve evaluate` gives them, and how well each row is done."""
+        """Evaluate a run as `eve evaluate` does; return its numbers and its scores per row."""
         set_threads(1)
         run, numbers, rows = load_run(config.out), {}, {}
         for suffix, source in self.data.read[self.on].items():
@@ -267,22 +268,22 @@ class Cell:
     def keep(
         self, job: str, spent: Sequence[float], pairs: Sequence[int], numbers: Mapping[str, float], rows: Mapping[str, float]
     ) -> None:
-        """Keep what came out of a job. spent, pairs: core-seconds of each of its stages, and rows that it has learnt from."""
+        """Write a job's result. spent, pairs: core-seconds and training rows of each stage."""
         result = {"stages": self.stages(job), "core_seconds": spent, "pairs": pairs, "numbers": to_json(numbers)}
         write_file(self.file(job, ".rows"), json.dumps(rows) + "\n")
         write_file(self.file(job), json.dumps(result, indent=1) + "\n")
 
 
 def refuse_other(config: Config) -> None:
-    """Refuse to take what a folder holds for a run that learns otherwise, or to go on with it as one. Raises UserError."""
+    """Raise UserError if a folder holds a run with other settings."""
     check_out_folder(with_init_tokenizer(with_absolute_paths(config)), must_resume=False)
     if checkpoint_folders(config.out) and (steps := read_config(config.out).train.steps) != config.train.steps:
         what = f"holds a run of {steps:,} steps, not {config.train.steps:,}"
-        raise UserError(f"{config.out}: {what}; move it away, or choose another --out")
+        raise UserError(f"{config.out}: {what}; move it away or choose another --out")
 
 
 def write_shape(config: Config) -> None:
-    """Write what runs of random weights take of the run that they start from: shapes and tokenizer."""
+    """Write the shapes and tokenizer of a run that starts from random weights."""
     files = [config.out / name for name in ("tokenizer.json", "config.json")]
     if not all(path.is_file() for path in files) or files[1].read_text() != config_to_json(config):
         tokenizer = train_tokenizer(config.data.train, config.data, config.tokenizer.vocab_size)
@@ -292,12 +293,12 @@ def write_shape(config: Config) -> None:
 
 
 def num_read(name: str, sources: Sequence[Any]) -> int:
-    """Return how many rows numbers are read on."""
+    """Return the number of rows to evaluate on."""
     return NUM_SCENES if generated(name) else sum(map(len, sources))
 
 
 def spent(run: Path) -> float:
-    """Return the core-seconds that the steps of a run took."""
+    """Return the core-seconds of a run's steps."""
     return sum(row["core_seconds"] for row in read_log(run) if row["kind"] == "train")
 
 
@@ -305,13 +306,13 @@ def spent(run: Path) -> float:
 
 
 def do(cell: Cell) -> None:
-    """Do what a cell lacks, in a process of its own; what it says goes to its log, whose last line says why it failed."""
+    """Train a cell in its own process; the last line of its log names the error."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     file = os.open(cell.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
     keep_memory()
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what it has started ends as well
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # also ends its child processes
     try:
         cell.do()
     except UserError as error:
@@ -320,8 +321,10 @@ def do(cell: Cell) -> None:
 
 
 def do_all(cells: Sequence[Cell], at_once: int, done: Callable[[Cell], None]) -> None:
-    """Do cells, `at_once` at a time; `done` is told of each that has ended well. Raises UserError for the first that did not,
-    after the others have saved and stopped."""
+    """Train cells, `at_once` at a time, and call `done` with each finished one.
+
+    Raises UserError for the first failure, after the others have saved and stopped.
+    """
     context, waiting, running = multiprocessing.get_context("spawn"), list(cells), []
     try:
         while waiting or running:

@@ -1,4 +1,4 @@
-"""What benchmarks/hour.py has found: tables, which differences exceed the spread of the seeds, and a page of curves."""
+"""Results of run.py: tables, differences beyond the spread of the seeds, a page of curves."""
 
 import itertools
 import re
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hour_arms import REFERENCES
-from hour_runs import Cell, Unit
 from markupsafe import Markup
 
+from equal_compute.arms import REFERENCES
+from equal_compute.cells import Cell, Unit
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired
 from eve_vl.report.charts import Series, dot_chart, line_chart
 from eve_vl.report.templating import TEMPLATES, Section, number, percent
@@ -24,11 +24,11 @@ BLIND = {
     "words": "by the question's words",
     "chance": "chance",
 }
-"""How the names of numbers end that need neither a model nor an image, in words; they are the same for every arm and seed."""
+"""Suffixes of baselines that need no model and no image, in words; equal for all arms and seeds."""
 EVEN = {"nlvr2_acc": 0.5}
-"""Chance where no evaluation says it."""
+"""Chance of metrics without a measured chance."""
 ROWS = {"vqa_acc": "", "nlvr2_acc": "", "tr1": "tr1 ", "ir1": "ir1 "}
-"""How the names of the rows begin that a number is the mean of."""
+"""Prefix of the row names of each metric."""
 PAGE = """{% extends "page.html" %}
 {% block title %}{{ heading }}{% endblock %}{% block heading %}{{ heading }}{% endblock %}
 {% block kicker %}{{ kicker }}{% endblock %}{% block notes %}<p class="intro">{{ note }}</p>{% endblock %}"""
@@ -41,42 +41,42 @@ TABLE = """<div class="card wide-table"><table class="compared">
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of one cell."""
+    """Result of one cell."""
 
     seed: int
     numbers: Mapping[str, float]
     core_seconds: Mapping[str, Sequence[float]]
-    """By job, of each of its stages."""
+    """Core-seconds by job and stage."""
     pairs: Mapping[str, Sequence[int]]
-    """Likewise, what they have learnt from."""
+    """Training rows by job and stage."""
     rows: Mapping[str, Mapping[str, float]]
-    """By number, how well each row is done that it is the mean of."""
+    """Scores per row by metric."""
     blind: Mapping[str, tuple[float, str]] = field(default_factory=dict)
-    """By number, the best that comes without looking, and how."""
+    """Best image-ablated baseline by metric, and its name."""
 
     @property
     def used(self) -> list[float]:
-        """The core-seconds of each job."""
+        """Core-seconds of each job."""
         return [sum(seconds) for seconds in self.core_seconds.values()]
 
     @property
     def learnt(self) -> list[int]:
-        """The rows that each job has learnt from, those of the stages before it too."""
+        """Training rows of each job, earlier stages included."""
         return [sum(pairs) for pairs in self.pairs.values()]
 
 
 Arms = Mapping[str, Sequence[Outcome]]
-"""By arm, an outcome per seed."""
+"""Outcomes (one per seed) by arm."""
 Found = Mapping[str, Mapping[float, Arms]]
-"""By task and budget."""
+"""Arms by task and budget."""
 Paper = Mapping[str, Mapping[str, float]]
-"""By arm and number, what a paper has in its place, in percent."""
+"""The paper's numbers in percent, by arm and metric."""
 Lines = dict[str, dict[str, list[tuple[float, list[float]]]]]
-"""By number and name of a line: at places of an axis, what the seeds have."""
+"""Points of a chart by metric and line: (place on the axis, values of the seeds)."""
 
 
 def outcome(cell: Cell) -> Outcome | None:
-    """Return what came of a cell; None if something is still to be done. Raises UserError."""
+    """Return the outcome of a cell, None if it is not finished. Raises UserError."""
     numbers, rows, spent, pairs, blind = {}, {}, {}, {}, {}
     for job in cell.jobs:
         if (result := cell.result(job)) is None:
@@ -90,7 +90,7 @@ def outcome(cell: Cell) -> Outcome | None:
 
 
 def best_blind(name: str, numbers: Mapping[str, Any]) -> tuple[float, str] | None:
-    """Return the best that a number comes to without looking at an image, and how; None where that is not known."""
+    """Return the best image-ablated baseline of a metric and its name, None if unknown."""
     found = SHOWN.fullmatch(name)
     assert found is not None
     base, suffix = found["base"], found["suffix"] or ""
@@ -99,7 +99,7 @@ def best_blind(name: str, numbers: Mapping[str, Any]) -> tuple[float, str] | Non
 
 
 def rows_of(name: str, rows: Mapping[str, float]) -> dict[str, float]:
-    """Return the rows that a number is the mean of; none if they are not kept, as of recall at 5."""
+    """Return the scores per row of a metric; empty if not stored, such as for recall at 5."""
     found = SHOWN.fullmatch(name)
     assert found is not None
     if (start := ROWS.get(found["base"])) is None:
@@ -108,7 +108,7 @@ def rows_of(name: str, rows: Mapping[str, float]) -> dict[str, float]:
 
 
 def collect(cells: Iterable[Cell]) -> Found:
-    """Return what is done. Raises UserError."""
+    """Return the finished outcomes. Raises UserError."""
     found: dict[str, dict[float, dict[str, list[Outcome]]]] = {}
     for cell in cells:
         if (each := outcome(cell)) is not None:
@@ -121,18 +121,18 @@ def collect(cells: Iterable[Cell]) -> Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Versus:
-    """How far one arm is above another on a number, over the seeds that both have."""
+    """Difference of two arms on a metric, over their common seeds."""
 
     arm: str
     other: str
     number: str
     difference: float
-    """Of the means."""
+    """Difference of the means."""
     num_seeds: int
     is_beyond: bool
-    """Whether every seed of one is better than every seed of the other, and there are several."""
+    """True if every seed of one arm beats every seed of the other, with at least two seeds."""
     interval: tuple[float, float] | None
-    """Of the difference, 95 %, over rows that are scored by their mean over seeds."""
+    """95 % interval of the difference over rows (scores averaged over seeds)."""
 
     def __str__(self) -> str:
         rows = "" if self.interval is None else f" ({self.interval[0]:+.3f} to {self.interval[1]:+.3f})"
@@ -140,7 +140,7 @@ class Versus:
 
 
 def versus(arms: Arms, arm: str, other: str, name: str) -> Versus | None:
-    """Compare two arms on a number; None if they have no seed in common."""
+    """Compare two arms on a metric; None without common seeds."""
     of = {which: {each.seed: each for each in arms[which] if name in each.numbers} for which in (arm, other)}
     seeds = sorted(of[arm].keys() & of[other].keys())
     if not seeds:
@@ -160,7 +160,7 @@ def versus(arms: Arms, arm: str, other: str, name: str) -> Versus | None:
 
 
 def mean_rows(of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of each row over seeds, of the rows that all have."""
+    """Return the mean over seeds of each row that all seeds have."""
     shared = set.intersection(*map(set, of_seeds))
     return {row: statistics.fmean(rows[row] for rows in of_seeds) for row in shared}
 
@@ -176,7 +176,7 @@ def comparisons(arms: Arms) -> list[Versus]:
 
 
 def names_of(arms: Arms) -> list[str]:
-    """Return the numbers that any arm has."""
+    """Return the metrics of all arms."""
     return list(dict.fromkeys(name for outcomes in arms.values() for each in outcomes for name in each.numbers))
 
 
@@ -187,14 +187,16 @@ def spread(values: Sequence[float], show: str = ".3f") -> str:
 
 
 def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
-    """Return a line per arm below a head: seeds, core-seconds used, rows learnt from by each stage, numbers, each beside the
-    paper's where that has some; last what these come to without looking at images."""
+    """Return a header and a line per arm: seeds, core-seconds, training rows of each stage, metrics.
+
+    The paper's numbers stand next to ours; the last line has the image-ablated baselines.
+    """
     paper = paper or {}
     given = {name for numbers in paper.values() for name in numbers}
     names, every = names_of(arms), [each for outcomes in arms.values() for each in outcomes]
     n_of = {name: getattr(value, "n", 0) for each in every for name, value in each.numbers.items()}
     heads = ([f"{name}, n {n_of[name]:,}", *["paper"] * (name in given)] for name in names)
-    lines = [["arm", "seeds", "core-seconds", "learnt from", *itertools.chain(*heads)]]
+    lines = [["arm", "seeds", "core-seconds", "training rows", *itertools.chain(*heads)]]
     for arm, outcomes in arms.items():
         values = ([each.numbers[name] for each in outcomes if name in each.numbers] for name in names)
         pairs = dict.fromkeys(" + ".join(map(number, stages)) for stages in outcomes[0].pairs.values())
@@ -208,12 +210,12 @@ def table(arms: Arms, paper: Paper | None = None) -> list[list[str]]:
         cells = []
         for name in names:
             cells += ["{:.3f} ({})".format(*blind[name]) if name in blind else "–"] + ["–"] * (name in given)
-        lines.append(["without looking", *"–––", *cells])
+        lines.append(["without the image", *"–––", *cells])
     return lines
 
 
 def differences(found: Sequence[Versus]) -> list[list[str]]:
-    """Return a line per pair of arms below a head; what exceeds the spread of the seeds is marked."""
+    """Return a header and a line per pair of arms; ! marks differences beyond the spread of the seeds."""
     names = list(dict.fromkeys(each.number for each in found))
     of_pair: dict[tuple[str, str], dict[str, Versus]] = {}
     for each in found:
@@ -231,7 +233,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def to_json(found: Found) -> list[dict[str, Any]]:
-    """Return outcomes and comparisons as JSON has them."""
+    """Return outcomes and comparisons for JSON."""
     return [
         {
             "task": task,
@@ -248,8 +250,7 @@ def to_json(found: Found) -> list[dict[str, Any]]:
 
 
 def curves(budgets: Mapping[float, Arms], unit: Unit = "core-seconds") -> Markup:
-    """Return a chart per number: over the core-seconds used, or the pairs learnt from, a line per arm through the means, and
-    the spread of the seeds."""
+    """Return a chart per metric over core-seconds or training pairs: a line per arm (means) and the spread of the seeds."""
     lines: Lines = {}
     for _, arms in sorted(budgets.items()):
         for arm, outcomes in arms.items():
@@ -262,7 +263,7 @@ def curves(budgets: Mapping[float, Arms], unit: Unit = "core-seconds") -> Markup
 
 
 def charts(lines: Lines, axis: str, *, from_zero: bool = True) -> Markup:
-    """Return a chart per number, with a line through the means, and the spread of the seeds."""
+    """Return a chart per metric: lines through the means, and the spread of the seeds."""
     drawn = []
     for name, by_line in lines.items():
         series = [
@@ -279,23 +280,23 @@ def charts(lines: Lines, axis: str, *, from_zero: bool = True) -> Markup:
 
 
 def dots(arms: Arms) -> Markup:
-    """Return a chart per number: of each arm the mean over seeds and their spread, beside what comes without looking."""
+    """Return a chart per metric: mean and spread of each arm, and the image-ablated baseline."""
     drawn = []
     for name in names_of(arms):
         of_arm = {arm: [each.numbers[name] for each in outcomes if name in each.numbers] for arm, outcomes in arms.items()}
         known = [each.blind[name][0] for outcomes in arms.values() for each in outcomes if name in each.blind]
         rows = [(arm, values) for arm, values in of_arm.items() if values]
-        drawn.append(dot_chart(name, rows, show=percent, level=("without looking", max(known)) if known else None))
+        drawn.append(dot_chart(name, rows, show=percent, level=("without the image", max(known)) if known else None))
     return Markup('<div class="charts">{}</div>').format(Markup("").join(drawn))
 
 
 def html_table(lines: Sequence[Sequence[str]]) -> Markup:
-    """Return lines below a head as HTML."""
+    """Return a table as HTML."""
     return Markup(TEMPLATES.from_string(TABLE).render(lines=lines))
 
 
 def sections(found: Found) -> list[Section]:
-    """Return of each task its curves, then by budget its table and what differs."""
+    """Return a section per task: curves, then a table and the differences per budget."""
     made = []
     for task, budgets in found.items():
         parts = [curves(budgets) if len(budgets) > 1 else dots(*budgets.values())]

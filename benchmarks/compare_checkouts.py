@@ -1,10 +1,10 @@
-"""What a change of the code costs or brings: training steps of recipes by two working trees that take turns.
+"""Compare the speed of training steps between two checkouts of the code.
 
     git worktree add ../before main
-    python benchmarks/trees.py ../before . --recipes demo demo_retrieval icons_search --data ../shared/data
+    python benchmarks/compare_checkouts.py ../before . --recipes demo demo_retrieval icons_search --data ../shared/data
 
-Each tree runs in a process of its own, one thread, on the same real batches of the recipe, from random weights; they take
-turns, so that each ratio is taken under the same load. Processor time, with and without clipping and the optimiser.
+Each checkout runs in its own process with one thread, on the same batches of the recipe, from random weights. They take turns,
+so each ratio is taken under the same load. Times are processor time, with and without clipping and the optimiser.
 """
 
 import argparse
@@ -24,7 +24,7 @@ WARM_UP = 4  # steps
 
 
 def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
-    """Read numbers of steps from stdin, take these, and print their seconds."""
+    """Read step counts from stdin, run them and print their seconds."""
     from eve_vl.utils.runtime import keep_memory, yield_cores
 
     yield_cores()
@@ -86,7 +86,7 @@ def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
 
 
 class Tree:
-    """A process that takes steps by the code of a tree."""
+    """A process that runs steps with the code of one checkout."""
 
     def __init__(self, tree: Path, recipe: str, args: argparse.Namespace):
         environment = os.environ | {"PYTHONPATH": str(tree.resolve()), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -98,7 +98,7 @@ class Tree:
         self.steps(WARM_UP)
 
     def answer(self) -> dict[str, float]:
-        """Return the next JSON line; others are for people."""
+        """Return the next JSON line; skip other lines."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
@@ -106,7 +106,7 @@ class Tree:
         sys.exit("a tree's process ended")
 
     def steps(self, count: int) -> dict[str, float]:
-        """Return the seconds of so many steps."""
+        """Return the seconds of N steps."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{count}\n")
         self.process.stdin.flush()
@@ -114,29 +114,29 @@ class Tree:
 
 
 def ratios(rounds: Sequence[tuple[dict[str, float], dict[str, float]]], part: str) -> str:
-    """Return the median, least and largest of the first tree's time over the second's."""
+    """Return median, least and largest of the first checkout's time over the second's."""
     found = [before[part] / after[part] for before, after in rounds]
     return f"{statistics.median(found):.2f} ({min(found):.2f}–{max(found):.2f})"
 
 
 def main() -> None:
-    """Print how many times as long the first tree takes."""
+    """Print the time of the first checkout over the second."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trees", type=Path, nargs="*", metavar="BEFORE AFTER")
+    parser.add_argument("checkouts", type=Path, nargs="*", metavar="BEFORE AFTER")
     parser.add_argument("--recipes", nargs="+", default=["demo"])
-    parser.add_argument("--data", type=Path, default=Path(), help="where the recipes' files lie")
-    parser.add_argument("--dtype", default="auto", help="as for --train.dtype")
+    parser.add_argument("--data", type=Path, default=Path(), help="folder of the recipes' files")
+    parser.add_argument("--dtype", default="auto", help="like --train.dtype")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=4, help="of a round")
+    parser.add_argument("--steps", type=int, default=4, help="steps per round")
     parser.add_argument("--batches", type=int, default=24)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(args.serve, args.data, args.dtype, args.batches)
         return
-    if len(args.trees) != 2:
+    if len(args.checkouts) != 2:
         parser.error("name two trees, BEFORE and AFTER")
-    before, after = args.trees
+    before, after = args.checkouts
     for recipe in args.recipes:
         pair = [Tree(tree, recipe, args) for tree in (before, after)]
         rounds = [(pair[0].steps(args.steps), pair[1].steps(args.steps)) for _ in range(args.rounds)]

@@ -1,5 +1,4 @@
-"""What benchmarks/hour.py and those of benchmarks/paper train and test on: built-in scenes and phantoms, and the sets that
-examples/emoji and examples/icons build."""
+"""Data of run.py and benchmarks/paper: built-in scenes and phantoms, emoji and icons built by the examples."""
 
 import importlib
 import json
@@ -11,53 +10,56 @@ from eve_vl.utils.atomic_io import atomic_file, write_file
 from eve_vl.utils.errors import UserError
 
 UNSEEN_STYLE = "twemoji"
-DEV_SETS = ("iconoir", "streamline-plump-color")  # of the training icons: black lines, and flat and coloured, as the test sets
+DEV_SETS = (
+    "iconoir",
+    "streamline-plump-color",
+)  # of the training icons: black lines, and flat and coloured, like the test sets
 SEEN = "_seen"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where the rows of a task are."""
+    """Data paths of a task."""
 
     train: str
     val: str
-    """Validation while training; no number is read on it."""
+    """Validation during training; not used for reported numbers."""
     read: Mapping[str, Mapping[str, str]]
-    """By `val` and `test`: what numbers are read on, by what their names end in."""
+    """Evaluation data: by split (`val`, `test`), then by the suffix of the metrics' names."""
     root: Path | None = None
-    """Folder of the images, if it is not that of the rows."""
+    """Folder of the images, if it differs from the folder of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Something to learn within a budget."""
+    """A data set with its fine-tuning jobs."""
 
     family: str
-    """Which stages of an arm it is learnt by."""
+    """Key of an arm's stages."""
     data: Callable[[Path, Path], Data]
-    """Given the folder of its set, and one for what is made of that."""
+    """Function (folder of the built set, folder for derived files) → data paths."""
     jobs: tuple[str, ...] = ("retrieval",)
-    """What is fine-tuned for."""
+    """Fine-tuning jobs."""
 
 
 def scenes(_folder: Path, _out: Path) -> Data:
-    """Generated scenes."""
+    """Return the synthetic scenes."""
     return Data(train="scenes:train", val="scenes:val", read={name: {"": f"scenes:{name}"} for name in ("val", "test")})
 
 
 def phantoms(_folder: Path, _out: Path) -> Data:
-    """Generated radiographs."""
+    """Return the synthetic radiographs."""
     return Data(train="phantoms:train", val="phantoms:val", read={name: {"": f"phantoms:{name}"} for name in ("val", "test")})
 
 
 def emoji(folder: Path, _out: Path) -> Data:
-    """Concepts never seen, in the styles of training."""
+    """Return emoji; the test set has unseen concepts in the styles of training."""
     train, val, test = (str(folder / f"{name}.jsonl") for name in ("train", "val", "test_concepts"))
     return Data(train=train, val=val, read={"val": {"": val}, "test": {"": test}})
 
 
 def emoji_style(folder: Path, out: Path) -> Data:
-    """Concepts never seen in a style never seen; and, `…_seen`, concepts that training has shown in the two other styles."""
+    """Return emoji with an unseen style: tests have unseen concepts and, `…_seen`, concepts of the training styles."""
     out.mkdir(parents=True, exist_ok=True)
     found = {}
     for split in ("train", "val", "test_concepts"):
@@ -77,13 +79,13 @@ def emoji_style(folder: Path, out: Path) -> Data:
 
 
 def icons(folder: Path, _out: Path) -> Data:
-    """Sets of icons never seen."""
+    """Return icons; the test sets are unseen."""
     train, val, test = (str(folder / f"{name}.parquet") for name in ("train", "val", "test_sets"))
     return Data(train=train, val=val, read={"val": {"": val}, "test": {"": test}})
 
 
 def icons_dev(folder: Path, out: Path) -> Data:
-    """To tune on: two sets of icons held out of training, read as `val` and as `test`."""
+    """Return icons for tuning: two sets held out of training serve as `val` and `test`."""
     out.mkdir(parents=True, exist_ok=True)
     paths = {True: out / "dev.parquet", False: out / "train.parquet"}
     if not all(path.is_file() for path in paths.values()):

@@ -1,5 +1,6 @@
-"""What `step_cost.py` measures: the tasks of the paper's Table 1 as variations of a recipe, made-up pairs to run them on, and
-the memory that a training step takes, in a process of its own, for a process never forgets its peak.
+"""Variants of the paper's Table 1 for `step_cost.py`: their configs, random pairs and the memory of a step.
+
+Memory is measured in a separate process, because a process never lowers its recorded peak.
 """
 
 import multiprocessing
@@ -24,10 +25,10 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import keep_memory, seed_everything, set_threads
 
 Texts = Literal["captions", "full"]
-RIVAL = "MLM+ITC+ITM"
+BASELINE = "MLM+ITC+ITM"
 CAPTION_TOKENS = (14.0, 4.0)  # mean and standard deviation of lengths, [CLS] included: COCO's captions have 10.5 words
 MIN_TOKENS = 6
-MAX_STEP_SECONDS = 60.0  # a larger step is not run just to see whether it fits
+MAX_STEP_SECONDS = 60.0  # longer steps are not run to test whether they fit
 MAX_TRIES = 6
 
 
@@ -38,18 +39,18 @@ class Variant:
     name: str
     config: Config
     decoder_depth: int
-    """Blocks of its pixel decoder; 0 without one."""
+    """Depth of the pixel decoder; 0 without one."""
     paper_hours: float
-    """Per epoch, on 8 A100, at the largest batch that fits (paper Table 1)."""
+    """Hours per epoch on 8 A100 at the largest batch that fits (paper Table 1)."""
 
     @property
     def is_eve(self) -> bool:
-        """Whether this is EVE, no rival."""
+        """True for EVE, False for baselines."""
         return not isinstance(self.config.task, ContrastMatchConfig)
 
 
 def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
-    """Return EVE at each decoder depth, then its rivals; those that rebuild pixels have the recipe's own decoder.
+    """Return EVE at each decoder depth, then the baselines; those with MIM have the recipe's decoder.
 
     Raises UserError if the recipe is no pre-training or a depth is not positive.
     """
@@ -62,12 +63,12 @@ def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
     same |= {"mim_weight": 1.0, "mlm_weight": 1.0, "joint_masking": False}
     eves = {depth: replace(MaskedSignalConfig(**same), decoder_depth=depth) for depth in decoder_depths}
     every = ContrastMatchConfig(**same, projection_dim=getattr(task, "projection_dim", 0))
-    rivals = {
+    baselines = {
         ("MLM+ITC+MIM", 3.26): replace(every, itm_weight=0.0),
-        (RIVAL, 6.88): replace(every, mim_weight=0.0),
+        (BASELINE, 6.88): replace(every, mim_weight=0.0),
         ("MLM+ITC+ITM+MIM", 7.73): every,
     }
-    named = {(f"MLM+MIM, decoder {depth}", 2.14): eve for depth, eve in eves.items()} | rivals
+    named = {(f"MLM+MIM, decoder {depth}", 2.14): eve for depth, eve in eves.items()} | baselines
     return [
         Variant(
             name=name,
@@ -80,8 +81,7 @@ def variants(config: Config, decoder_depths: Sequence[int]) -> list[Variant]:
 
 
 def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
-    """Return random images, all different, with random texts: of full length, or as long as captions usually are and padded
-    to the longest of the batch."""
+    """Return random images and texts; texts have full length, or the usual lengths of captions with padding."""
     sizes, task = config.input, config.task
     assert isinstance(task, MaskedSignalConfig)
     samples = []
@@ -107,7 +107,7 @@ def made_up_batch(config: Config, batch_size: int, texts: Texts) -> PairBatch:
 
 
 def tasks_of_one_model(configs: Sequence[Config], device: torch.device) -> tuple[list[Task[Any]], dict[str, nn.Parameter]]:
-    """Return the tasks of configs in training mode, and the weights by name, which all tasks share that have them.
+    """Return the tasks of configs in training mode and the weights that they share by name.
 
     Values are drawn carelessly, which takes seconds less at Base size.
     """
@@ -130,21 +130,21 @@ def tasks_of_one_model(configs: Sequence[Config], device: torch.device) -> tuple
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """What a training step took."""
+    """Cost of a training step."""
 
     batch: int
     bytes: int
-    """Weights, gradients, optimiser and activations; on CPU of the whole process."""
+    """Weights, gradients, optimiser and activations; on CPU the whole process."""
     seconds: float
-    """Forward and backward, the first of its process."""
+    """Time of forward and backward, the first in its process."""
 
 
 Measure = Callable[[int], Peak | None]
-"""Runs a step of so many pairs; None if a GPU has not enough memory for it."""
+"""Function that runs a step of N pairs; returns None if GPU memory is too small."""
 
 
 def line(peaks: Sequence[Peak], name: str = "bytes") -> tuple[float, float]:
-    """Return the value of `bytes` or `seconds` at batch 0 and its growth per pair, through the two largest batches.
+    """Fit a line through the two largest batches; return `bytes` or `seconds` at batch 0 and the growth per pair.
 
     While activations are smaller than the gradients that take their place, memory does not grow at all.
     """
@@ -155,13 +155,13 @@ def line(peaks: Sequence[Peak], name: str = "bytes") -> tuple[float, float]:
 
 
 def at(peaks: Sequence[Peak], batch: int, name: str = "bytes") -> float:
-    """Return bytes (or seconds) of a step of a batch: measured, else on the line."""
+    """Return bytes (or seconds) of a step: measured, else from the line."""
     start, slope = line(peaks, name)
     return next((getattr(peak, name) for peak in peaks if peak.batch == batch), start + slope * batch)
 
 
 def growth(measure: Measure, batch: int) -> list[Peak]:
-    """Measure a quarter and a half of a batch. Raises UserError if that is too much already."""
+    """Measure a quarter and a half of a batch. Raises UserError if that already exceeds memory."""
     small, peaks = max(1, batch // 4), []
     for size in (small, max(small + 1, batch // 2)):
         peak = measure(size)
@@ -172,7 +172,7 @@ def growth(measure: Measure, batch: int) -> list[Peak]:
 
 
 def largest_batch(measure: Measure, peaks: list[Peak], cap: float) -> tuple[int, bool]:
-    """Return the largest batch under `cap` bytes, 0 if none, and whether a step of it was run, as far as that takes a minute.
+    """Return the largest batch under `cap` bytes (0 if none) and whether a step of it was run.
 
     Runs what the line predicts, at most four times the largest measured, and draws it anew until both agree; what is measured
     is added to `peaks`.
@@ -198,7 +198,7 @@ def _largest_that_fits(peaks: Sequence[Peak], cap: float) -> int:
 
 
 def in_own_process(config: Config, batch: int, texts: Texts) -> Peak | None:
-    """Run one training step in a fresh process, on device and threads of config.train. Raises UserError if that is killed."""
+    """Run one training step in a fresh process. Raises UserError if the process is killed."""
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(run_step, config, batch, texts).result()
@@ -207,7 +207,7 @@ def in_own_process(config: Config, batch: int, texts: Texts) -> Peak | None:
 
 
 def run_step(config: Config, batch_size: int, texts: Texts) -> Peak | None:
-    """Run one training step in this process and return its peak so far; None if a GPU has not enough memory."""
+    """Run one training step in this process; return its peak, None if GPU memory is too small."""
     keep_memory()
     set_threads(config.train.threads)
     seed_everything(config.train.seed)
@@ -216,7 +216,7 @@ def run_step(config: Config, batch_size: int, texts: Texts) -> Peak | None:
     try:
         (task,), shared = tasks_of_one_model([config], device)
         optimizer = build_optimizer(shared.items(), config.train, products=dtype)
-        for parameter in shared.values():  # the optimiser's state exists before activations do, as from the second step on
+        for parameter in shared.values():  # create the optimiser's state first, as from the second step on
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

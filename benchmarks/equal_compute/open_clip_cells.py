@@ -1,4 +1,4 @@
-"""open_clip for benchmarks/hour.py: its environment, its settings, the images it is given, the numbers of its features."""
+"""Cells of the open_clip baseline: environment, settings, decoded images, evaluation."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from hour_runs import Cell, num_read
 
+from equal_compute.cells import Cell, num_read
 from eve_vl.config import Config
 from eve_vl.data.dataset import NAMES_A_SIDE, row_name
 from eve_vl.data.loader import open_sources
@@ -31,7 +31,7 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import read_json
 
 JOB = "retrieval"
-SCRIPT = Path(__file__).with_name("hour_open_clip.py")
+SCRIPT = Path(__file__).with_name("open_clip_train.py")
 SETTINGS: Mapping[str, Any] = {"batch": 128, "rate": 1e-3, "warmup": 0.1, "patch": 8}
 GRID: Mapping[str, Sequence[Any]] = {
     "batch": (64, 128, 256),
@@ -40,9 +40,9 @@ GRID: Mapping[str, Sequence[Any]] = {
     "patch": (8, 16),
 }
 TUNED = "open_clip.json"
-LEARNT_BY = "learnt_by.json"
+TRAINED_WITH = "trained_with.json"
 MAX_TRAINING = 100_000  # images
-LIBC = {  # as `eve_vl.utils.runtime.keep_memory` has it for our runs
+LIBC = {  # as `eve_vl.utils.runtime.keep_memory` sets it for our runs
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
     "MALLOC_TOP_PAD_": str(64 << 20),
@@ -50,22 +50,22 @@ LIBC = {  # as `eve_vl.utils.runtime.keep_memory` has it for our runs
 
 
 def environment(out: Path) -> Path:
-    """Return the Python of open_clip's environment, which is built if it is not there: with the torch that our runs have."""
+    """Return the Python of open_clip's environment; build it with our torch version if missing."""
     folder = out / "open_clip_env"
     python, ready = folder / "bin" / "python", folder / "ready"
     if not ready.is_file():
-        print_line(f"building {folder}: open_clip and its own torch")
+        print_line(f"building {folder}: open_clip and torch")
         venv.create(folder, clear=True, with_pip=True)
         versions = [f"{each.__name__}=={each.__version__.partition('+')[0]}" for each in (torch, torchvision)]
         done = subprocess.run([python, "-m", "pip", "install", "--quiet", *versions, "open_clip_torch"], check=False)
         if done.returncode:
-            raise UserError(f"{folder}: pip could not install open_clip_torch; what it said stands above")
+            raise UserError(f"{folder}: pip could not install open_clip_torch; see its output above")
         ready.touch()
     return python
 
 
 def settings_of(out: Path, family: str) -> tuple[dict[str, Any], str]:
-    """Return the best settings that --tune has found for a family of tasks, or the default, and how they were found."""
+    """Return the settings for a family of tasks (tuned or default) and their origin in words."""
     tuned = read_json(out / TUNED, dict) if (out / TUNED).is_file() else {}
     if family not in tuned:
         return dict(SETTINGS), "not tuned"
@@ -74,7 +74,7 @@ def settings_of(out: Path, family: str) -> tuple[dict[str, Any], str]:
 
 
 def write_training(folder: Path, config: Config) -> None:
-    """Write the images that a run of `config` trains on, decoded at its size, with their captions."""
+    """Write the training images of `config`, decoded at its size, with their captions."""
     if folder.is_dir():
         return
     (source,) = open_sources(config.data.train, config.data, config.input.image_size)
@@ -85,7 +85,7 @@ def write_training(folder: Path, config: Config) -> None:
 
 
 def write_images(folder: Path, places: Sequence[tuple[Source[Any], int]], config: Config) -> list[Sequence[str]]:
-    """Write images.npy, uint8 (N, 3, S, S), of rows of sources, and return their captions."""
+    """Write images.npy, uint8 (N, 3, S, S), and return the captions."""
     side, captions = config.input.image_size, []
     pixels_NCHW = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(places), 3, side, side))
     for number, (source, row) in enumerate(progress(places, "decoding images", len(places))):
@@ -97,14 +97,14 @@ def write_images(folder: Path, places: Sequence[tuple[Source[Any], int]], config
 
 
 def searched(source: str, config: Config) -> SearchSet:
-    """Return what our own runs search among."""
+    """Return the retrieval set of our own runs."""
     sources = open_sources([source], config.data, config.input.image_size)
     config = replace(config, data=replace(config.data, val_samples=num_read(source, sources)))
-    return SearchSet(sources, config, Tokenizer.train(["any will do"], 300))  # ours would only say how texts are batched
+    return SearchSet(sources, config, Tokenizer.train(["any will do"], 300))  # the tokenizer only affects batching
 
 
 def write_reading(folder: Path, source: str, config: Config) -> None:
-    """Write the images and the texts that numbers are read on."""
+    """Write the images and texts to evaluate on."""
     if folder.is_dir():
         return
     search = searched(source, config)
@@ -114,7 +114,7 @@ def write_reading(folder: Path, source: str, config: Config) -> None:
 
 
 def numbers_of(search: SearchSet, images_ID: np.ndarray, texts_TD: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the numbers of features by the protocol of our own runs (captions merged), and whether each first hit is true."""
+    """Evaluate features by our own protocol (captions merged); return numbers and first hits per query."""
     image_P = [image for image, texts in enumerate(search.captions_of) for _ in texts]
     text_P = [text for texts in search.captions_of for text in texts]
     relevance = metrics.Relevance.from_pairs(image_P, text_P, len(images_ID), len(texts_TD))
@@ -126,64 +126,69 @@ def numbers_of(search: SearchSet, images_ID: np.ndarray, texts_TD: np.ndarray) -
 
 
 @dataclass(frozen=True)
-class PeerCell(Cell):
-    """A cell that open_clip learns with its own settings."""
+class OpenClipCell(Cell):
+    """A cell that open_clip trains."""
 
     settings: Mapping[str, Any]
     name: str = ""
-    """Of the settings, while they are tried."""
+    """Name of the settings during tuning."""
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """Folder of its files."""
         return super().folder / self.name
 
     @property
     def config(self) -> Config:
-        """What says how large images are, how they are cropped, and what is searched among."""
+        """Config with image size, crop and evaluation data."""
         return self.plan[-1].config
 
     def given(self, part: str, source: str) -> Path:
-        """Return the folder of images and texts of a source that it is given: another one for other rows or images."""
+        """Return the folder of a source's decoded images and texts, named by a hash of its rows and settings."""
         rows = Path(source).read_bytes() if Path(source).is_file() else b""
         made_of = (source, self.config.input.image_size, self.config.data.flip, hashlib.sha1(rows).hexdigest())
         return self.out / "data" / self.task / f"open_clip_{part}_{hashlib.sha1(repr(made_of).encode()).hexdigest()[:8]}"
 
     def stages(self, job: str) -> list[dict[str, Any]]:
-        """Return what decides its numbers."""
+        """Return the settings that decide its numbers."""
         return [{"run": "open_clip", **self.settings}]
 
     def cost(self) -> float:
-        """Return the core-seconds that are still to be done."""
+        """Return the remaining core-seconds."""
         return 0 if (self.folder / "result.json").is_file() else self.budget
 
     def prepare(self) -> None:
-        """Write what it is given, once for all cells of a task."""
+        """Write its images and texts, once for all cells of a task."""
         write_training(self.given("train", self.data.train), self.config)
         for suffix, source in self.data.read[self.on].items():
             write_reading(self.given(self.on + suffix, source), source, self.config)
 
-    def learnt_by(self) -> dict[str, Any]:
-        """Return the flags that decide what it learns."""
+    def trained_with(self) -> dict[str, Any]:
+        """Return the flags of its training."""
         data = self.config.data
         flags = {"data": str(self.given("train", self.data.train)), "budget": self.budget, "seed": self.seed, **self.settings}
         dtype = str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
         return flags | {"dtype": dtype, "augment": data.augment, "crop": [*data.crop_scale]}
 
     def refuse_other(self) -> None:
-        """Refuse to go on with what was begun by other flags, else note these. Raises UserError."""
-        path, flags = self.folder / LEARNT_BY, self.learnt_by()
+        """Raise UserError if other flags started this training; else write the flags."""
+        path, flags = self.folder / TRAINED_WITH, self.trained_with()
         if (self.folder / "state.pt").is_file() and (not path.is_file() or read_json(path, dict) != flags):
-            raise UserError(f"{self.folder}: was begun by other settings than {self.arm} has now; move it away")
+            raise UserError(f"{self.folder}: was started with other settings than {self.arm} has now; move it away")
         write_file(path, json.dumps(flags, indent=1) + "\n")
 
     def do(self) -> None:
-        """Train, or go on, and read the numbers."""
+        """Train or resume, then evaluate."""
         self.refuse_other()
         numbers, rows = {}, {}
         for suffix, source in self.data.read[self.on].items():
             features = self.folder / f"{self.on}{suffix}.npz"
-            flags = {"read": self.given(self.on + suffix, source), "features": features, "out": self.folder, **self.learnt_by()}
+            flags = {
+                "read": self.given(self.on + suffix, source),
+                "features": features,
+                "out": self.folder,
+                **self.trained_with(),
+            }
             values = {name: map(str, value if isinstance(value, list) else [value]) for name, value in flags.items()}
             words = [word for name, given in values.items() for word in (f"--{name}", *given)]
             surroundings = {**os.environ, **LIBC, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
@@ -196,14 +201,14 @@ class PeerCell(Cell):
         self.keep(JOB, [result["core_seconds"]], [result["pairs"]], numbers, rows)
 
 
-def versions(cells: Sequence[PeerCell]) -> list[str]:
-    """Return which versions of open_clip have learnt what is done of cells."""
+def versions(cells: Sequence[OpenClipCell]) -> list[str]:
+    """Return the open_clip versions of the finished cells."""
     files = [cell.folder / "result.json" for cell in cells]
     return sorted({read_json(path, dict).get("open_clip", "of unknown version") for path in files if path.is_file()})
 
 
-def choose(out: Path, family: str, cells: Sequence[PeerCell]) -> None:
-    """Keep the settings whose recalls, both ways, are highest on average."""
+def choose(out: Path, family: str, cells: Sequence[OpenClipCell]) -> None:
+    """Store the settings with the highest mean recall."""
     tried = []
     for cell in cells:
         result = cell.result(JOB)

@@ -1,10 +1,10 @@
-"""The peer's side of benchmarks/hour.py: open_clip's own model, tokenizer and loss, trained for so many core-seconds.
+"""Train open_clip's own model, tokenizer and loss within a budget of core-seconds.
 
-hour.py runs it in an environment of its own; it imports nothing of this project. Images lie decoded in memory, so that
-loading costs nothing but new colours, and captions are tokenized before the clock starts. The clock is this process's, of one
-thread. Learning rates follow the share of the budget that is used. Called again, it goes on from the last minute.
+run.py starts it in a separate environment; it imports nothing of this project. Decoded images stay in memory and captions are
+tokenized before the clock starts, which favours open_clip. The clock is the processor time of one thread. The learning rate
+follows the used share of the budget. Called again, it resumes from its last save (every minute).
 
-Letters: B batch, N images, T tokens, S side of an image, 1 one value of grey.
+Letters: B batch, N images, T tokens, S side of an image, 1 one grey value.
 """
 
 import argparse
@@ -21,27 +21,26 @@ from torch.nn import functional as F
 
 WIDTH, HEAD = 192, 64
 BLOCKS = {"image": 6, "text": 4}
-VOCABULARY, LONGEST = 49408, 32  # tokens; names are shorter, and every token of the longest is paid for
+VOCABULARY, LONGEST = 49408, 32  # tokens; names are shorter, and padding costs time
 MAX_ASPECT = 4 / 3
 SAVED_EVERY = 60.0  # core-seconds
 
 
 def rate_at(share: float, rate: float, warmup: float) -> float:
-    """Return the learning rate once a share of the budget is used: linear warm-up, then cosine to 0."""
+    """Return the learning rate at a used share of the budget: linear warm-up, then cosine to 0."""
     if share < warmup:
         return rate * share / warmup
     return rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup))))
 
 
 def rows_of(step: int, num_rows: int, batch: int, seed: int) -> np.ndarray:
-    """Return the rows of a step, int64 (B,): each row once an epoch, in an order of its own, what is left over dropped."""
+    """Return the rows of a step, int64 (B,): each row once per epoch, reshuffled, incomplete batches dropped."""
     epoch, number = divmod(step, num_rows // batch)
     return np.random.default_rng((seed, epoch)).permutation(num_rows)[number * batch :][:batch]
 
 
 def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Generator, may_flip_B: np.ndarray) -> Tensor:
-    """Return random boxes of images in [-1, 1] at their size: `crop` of the area, up to 4/3 as wide as high; half of those
-    that may be are mirrored."""
+    """Return random crops in [-1, 1] at full size: `crop` of the area, aspect ratio up to 4/3; mirror half of those allowed."""
     B = len(pixels_BCHW)
     pixels_BCHW = pixels_BCHW.float() / 127.5 - 1
     side_B = np.sqrt(rng.uniform(*crop, B))
@@ -64,8 +63,10 @@ def cropped(pixels_BCHW: Tensor, crop: tuple[float, float], rng: np.random.Gener
 
 
 def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
-    """Return uint8 images of which half are drawn anew, by five random numbers each, as `random_ink` of eve_vl.data.transforms
-    does it for the runs that this is compared with: in grey, or in shades of one dark colour."""
+    """Recolour half of the uint8 images in grey or shades of one dark colour, by five random numbers each.
+
+    Equals `random_ink` of eve_vl.data.transforms.
+    """
     grey_B1HW = (pixels_BCHW * torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True).byte().float()
     draw_B511 = torch.from_numpy(draw_B5).float()[:, :, None, None]
     darkest_BC11 = draw_B511[:, 2:] * (0.7 * 255 * (draw_B511[:, 1:2] < 0.5))
@@ -73,7 +74,7 @@ def random_inked(pixels_BCHW: Tensor, draw_B5: np.ndarray) -> Tensor:
 
 
 def build(open_clip: object, side: int, patch: int, context: int) -> torch.nn.Module:
-    """Return open_clip's model at the width that its rivals here have."""
+    """Return open_clip's model at the width of our encoder."""
     make = open_clip.CLIP  # pyright: ignore[reportAttributeAccessIssue]
     return make(
         embed_dim=WIDTH,
@@ -89,7 +90,7 @@ def build(open_clip: object, side: int, patch: int, context: int) -> torch.nn.Mo
 
 
 def optimizer_of(model: torch.nn.Module) -> torch.optim.AdamW:
-    """Return AdamW with the betas, epsilon and decay that open_clip_train has for a ViT."""
+    """Return AdamW with open_clip_train's betas, epsilon and weight decay for a ViT."""
     named = list(model.named_parameters())
     plain = [each for name, each in named if each.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))]
     decayed = [each for _, each in named if not any(each is other for other in plain)]
@@ -98,12 +99,12 @@ def optimizer_of(model: torch.nn.Module) -> torch.optim.AdamW:
 
 
 def arguments() -> argparse.Namespace:
-    """Return the flags; hour.py gives them all."""
+    """Parse the flags; run.py gives all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder of images.npy, uint8 (N, 3, S, S), and texts.json to train on")
-    add("--read", type=Path, required=True, help="folder of the same kind, whose features are written")
-    add("--features", type=Path, required=True, help="where they are written: images (N, D) and texts (T, D)")
+    add("--read", type=Path, required=True, help="folder of the same form to encode")
+    add("--features", type=Path, required=True, help="file of the features to write: images (N, D) and texts (T, D)")
     add("--out", type=Path, required=True)
     add("--budget", type=float, required=True, help="core-seconds")
     add("--batch", type=int, required=True)
@@ -113,12 +114,12 @@ def arguments() -> argparse.Namespace:
     add("--crop", type=float, nargs=2, required=True)
     add("--augment", choices=("none", "random_ink"), required=True)
     add("--seed", type=int, required=True)
-    add("--dtype", choices=("float32", "bfloat16"), required=True, help="of autocast")
+    add("--dtype", choices=("float32", "bfloat16"), required=True, help="autocast type")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train for the budget, then write features."""
+    """Train for the budget, then write the features."""
     args = arguments()
     open_clip = importlib.import_module("open_clip")
     torch.set_num_threads(1)
@@ -182,7 +183,9 @@ def main() -> None:
     with torch.no_grad():
         images = [model.encode_image(part.float() / 127.5 - 1, normalize=True) for part in pixels_NCHW.split(64)]  # pyright: ignore
         texts = [model.encode_text(part, normalize=True) for part in tokenizer(read, context).split(64)]  # pyright: ignore
-    images_ND, texts_TD = (torch.nan_to_num(torch.cat(parts)).numpy() for parts in (images, texts))  # it may have diverged
+    images_ND, texts_TD = (
+        torch.nan_to_num(torch.cat(parts)).numpy() for parts in (images, texts)
+    )  # training may have diverged
     np.savez(args.features, images=images_ND, texts=texts_TD)
     result = {"core_seconds": used, "steps": step, "pairs": step * args.batch, "loss": loss}
     result["open_clip"] = open_clip.__version__  # pyright: ignore[reportAttributeAccessIssue]

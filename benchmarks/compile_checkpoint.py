@@ -1,9 +1,10 @@
-"""What train.compile and train.checkpoint_activations cost and bring: forward and backward of a pre-training step.
+"""Measure time and memory of train.compile and train.checkpoint_activations.
 
-    python benchmarks/blocks.py --recipe demo --batch 32
+    python benchmarks/compile_checkpoint.py --recipe demo --batch 32
 
-Each variant trains the same weights on the same rows; they take turns within one process, one thread, processor time, so that
-the ratio of each round is taken under the same load. Bytes are what autograd keeps from the forward for the backward pass.
+Times forward and backward of a pre-training step. The variants train the same weights on the same rows and take turns within
+one process (one thread, processor time), so each round's ratio is taken under the same load. Bytes are the tensors that
+autograd keeps from the forward for the backward pass.
 """
 
 import argparse
@@ -17,7 +18,7 @@ yield_cores()
 
 import torch  # noqa: E402
 from moe import machine  # noqa: E402
-from steps import made_up_batch  # noqa: E402
+from step_variants import made_up_batch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from eve_vl.config import TrainConfig  # noqa: E402
@@ -31,12 +32,12 @@ VARIANTS = {"plain": {}, "compile": {"compile": True}, "checkpoint_activations":
 
 
 def kept_bytes(task: torch.nn.Module, batch: object, context: torch.autocast) -> int:
-    """Return how much a forward pass keeps, each storage counted once, weights not."""
+    """Return the bytes that a forward pass keeps, each storage once, without weights."""
     weights, kept = {each.untyped_storage().data_ptr() for each in task.parameters()}, {}
 
     def keep(x: Tensor) -> Tensor:
         if x.untyped_storage().data_ptr() not in weights:
-            kept[x.untyped_storage().data_ptr()] = x  # held, so that no other takes its place
+            kept[x.untyped_storage().data_ptr()] = x  # keep a reference, so that its address is not reused
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), context:

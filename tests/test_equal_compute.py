@@ -1,4 +1,4 @@
-"""benchmarks/hour.py: budgets become steps, seeds judge differences, and open_clip is measured as our own runs are."""
+"""benchmarks/equal_compute: steps from budgets, differences over seeds, open_clip evaluated like our own runs."""
 
 import dataclasses
 import importlib
@@ -26,9 +26,9 @@ from eve_vl.utils.errors import UserError
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # scripts import each other by name
-hour, arms, data, runs, peer, tables, script = map(
+command, arms, data, runs, open_clip, tables, script = map(
     importlib.import_module,
-    ("hour", "hour_arms", "hour_data", "hour_runs", "hour_peer", "hour_tables", "hour_open_clip"),
+    [f"equal_compute.{name}" for name in ("run", "arms", "data", "cells", "open_clip_cells", "tables", "open_clip_train")],
 )
 
 SCENES = data.scenes(Path(), Path())
@@ -101,7 +101,7 @@ def test_flags_and_another_task_change_a_recipe():
     assert last.config.model == first.config.model
     with pytest.raises(UserError, match=r"no flag '--train\.rate'"):
         runs.planned("emoji", arms.Arm((arms.Stage("emoji", 0.5, "--train.rate 1"),)), (), SCENES)
-    with pytest.raises(UserError, match="leave it some"):
+    with pytest.raises(UserError, match="leave some for fine-tuning"):
         runs.planned("emoji", arms.Arm((arms.Stage("emoji", 1.0),)), ("retrieval",), SCENES)
 
 
@@ -109,7 +109,7 @@ def test_flags_and_another_task_change_a_recipe():
 def test_every_arm_can_be_run(arm):
     for name, task in data.TASKS.items():
         if (entry := arms.ARMS[arm].get(task.family)) is not None:
-            jobs = ("retrieval",) if entry.is_peer else task.jobs
+            jobs = ("retrieval",) if entry.is_open_clip else task.jobs
             assert [each.job for each in runs.planned(task.family, entry, jobs, SCENES) if each.job] == [*jobs], name
 
 
@@ -120,7 +120,7 @@ def test_what_was_learnt_otherwise_is_not_taken_for_this(tmp_path):
     cell.keep("vqa", [50.0, 49.0], [3200, 3200], {"vqa_acc": 0.5}, {})
     assert cell.result("vqa")["numbers"] == {"vqa_acc": 0.5}
     other = cell_of(tmp_path, arms.Arm((arms.Stage("scenes", 0.5, "--train.lr 1"),)))
-    with pytest.raises(UserError, match="was learnt otherwise"):
+    with pytest.raises(UserError, match="trained with other settings"):
         other.result("vqa")
 
 
@@ -164,7 +164,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images):
     assert "tr1, n 8" in page and "nothing about medicine" not in page
     chance = 9 / 5 / 8  # nine pairs of eight images and five names
     assert outcomes[0].blind["tr1"] == (pytest.approx(chance), "chance")
-    assert f'<th scope="row">without looking</th><td>–</td><td>–</td><td>–</td><td>{chance:.3f} (chance)</td>' in page
+    assert f'<th scope="row">without the image</th><td>–</td><td>–</td><td>–</td><td>{chance:.3f} (chance)</td>' in page
     assert "nothing about medicine" in tables.page(tables.sections({"phantoms": found["emoji"]}), "Title", "A note")
     assert ET.fromstring(page[page.index("<svg") : page.index("</svg>") + 6]).tag == "svg"
     json.dumps(tables.to_json(found))
@@ -189,7 +189,7 @@ def outcomes(*values, seeds=None, rows=None):
 def test_a_table_has_mean_and_ends_over_seeds():
     lines = tables.table({"a": outcomes(0.2, 0.3, 0.4), "b": outcomes(0.5)})
     assert lines == [
-        ["arm", "seeds", "core-seconds", "learnt from", "tr1, n 4"],
+        ["arm", "seeds", "core-seconds", "training rows", "tr1, n 4"],
         ["a", "3", "101 (100–102)", "32k + 128", "0.300 (0.200–0.400)"],
         ["b", "1", "100", "32k + 128", "0.500"],
     ]
@@ -208,7 +208,7 @@ def test_the_best_that_comes_without_looking_stands_below():
     assert tables.best_blind("ir1", numbers) is None
     (arm,) = outcomes(0.2)
     lines = tables.table({"a": [replace(arm, blind={"tr1": (0.25, "chance")})]}, {"a": {"tr1": 30.0}})
-    assert lines[2] == ["without looking", "–", "–", "–", "0.250 (chance)", "–"]
+    assert lines[2] == ["without the image", "–", "–", "–", "0.250 (chance)", "–"]
 
 
 def test_a_difference_counts_if_every_seed_of_one_is_better():
@@ -255,9 +255,9 @@ def recall(score_QC, is_true_QC, k):
 
 def test_features_are_measured_as_a_loop_would(images):
     folder, names = images
-    search = peer.searched(str(folder / "rows.jsonl"), config_for(folder))
+    search = open_clip.searched(str(folder / "rows.jsonl"), config_for(folder))
     images, texts = (torch.randn(num, 3, generator=torch.manual_seed(1)) for num in (len(names), len(search.texts)))
-    numbers, _ = peer.numbers_of(search, images.numpy(), texts.numpy())
+    numbers, _ = open_clip.numbers_of(search, images.numpy(), texts.numpy())
     is_true = [[text in given for text in search.texts] for given in names]
     for k in (1, 5, 10):
         assert numbers[f"tr{k}"] == recall(images @ texts.T, is_true, k)
@@ -268,10 +268,10 @@ def test_its_rows_are_those_of_our_own_runs(images):
     """So that differences can be taken row by row."""
     folder, _ = images
     config = config_for(folder)
-    search = peer.searched(str(folder / "rows.jsonl"), config)
+    search = open_clip.searched(str(folder / "rows.jsonl"), config)
     task = Retrieval(config, Sizes(vocab_size=search.tokenizer.vocab_size)).eval()
     found = gathered(task, eval_loader(search, rank=0, world=1))
-    numbers, rows = peer.numbers_of(search, found.image_Id.detach().numpy(), found.caption_Td.detach().numpy())
+    numbers, rows = open_clip.numbers_of(search, found.image_Id.detach().numpy(), found.caption_Td.detach().numpy())
     ours = task.evaluated(eval_loader(search, rank=0, world=1))
     assert rows == ours.row_scores
     assert {name: ours.numbers[name] for name in numbers} == numbers
@@ -280,8 +280,8 @@ def test_its_rows_are_those_of_our_own_runs(images):
 def test_it_is_given_what_our_runs_see(images, tmp_path):
     folder, names = images
     config = config_for(folder)
-    peer.write_training(tmp_path / "train", config)
-    peer.write_reading(tmp_path / "read", str(folder / "rows.jsonl"), config)
+    open_clip.write_training(tmp_path / "train", config)
+    open_clip.write_reading(tmp_path / "read", str(folder / "rows.jsonl"), config)
     pixels = np.load(tmp_path / "train" / "images.npy")
     assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), np.uint8)
     assert (pixels == np.load(tmp_path / "read" / "images.npy")).all()
@@ -334,20 +334,20 @@ def test_what_it_has_begun_by_other_settings_or_rows_is_not_gone_on_with(images)
     plan = runs.planned(
         "emoji", arms.Arm((arms.Stage("tiny"),), {"retrieval": arms.Stage("emoji_retrieval")}), ("retrieval",), rows
     )
-    cell = peer.PeerCell("open_clip", "emoji", 10, 0, "val", folder, rows, plan, settings=peer.SETTINGS)
+    cell = open_clip.OpenClipCell("open_clip", "emoji", 10, 0, "val", folder, rows, plan, settings=open_clip.SETTINGS)
     cell.folder.mkdir(parents=True)
     cell.refuse_other()
     (cell.folder / "state.pt").touch()
     cell.refuse_other()
-    with pytest.raises(UserError, match="begun by other settings"):
-        dataclasses.replace(cell, settings={**peer.SETTINGS, "rate": 5e-4}).refuse_other()
+    with pytest.raises(UserError, match="started with other settings"):
+        dataclasses.replace(cell, settings={**open_clip.SETTINGS, "rate": 5e-4}).refuse_other()
     before = cell.given("train", rows.train)
     Path(rows.train).write_text(Path(rows.train).read_text().replace("sun", "moon"))
     assert cell.given("train", rows.train) != before
-    with pytest.raises(UserError, match="begun by other settings"):
+    with pytest.raises(UserError, match="started with other settings"):
         cell.refuse_other()
     (cell.folder / "result.json").write_text('{"open_clip": "3.3.0"}')
-    assert peer.versions([cell]) == ["3.3.0"]
+    assert open_clip.versions([cell]) == ["3.3.0"]
 
 
 # Data and flags
@@ -370,23 +370,23 @@ def test_a_style_and_its_concepts_are_kept_out_of_training(tmp_path):
 
 def test_cells_are_what_is_asked_for_and_settings_of_open_clip_are_tried_one_by_one(tmp_path, capsys):
     flags = f"--tasks scenes --arms EVE open_clip --budgets 10 20 --seeds 0 1 --out {tmp_path}".split()
-    args = hour.arguments(
+    args = command.arguments(
         [*flags, "--tune-rate", "1e-3", "2e-3", "--tune-batch", "64", "--tune-warmup", "0.1", "--tune-patch", "8"]
     )
-    cells = hour.cells_of(args)
+    cells = command.cells_of(args)
     assert [(cell.seed, cell.budget, cell.arm) for cell in cells[:5]] == [
         *((0, 10, "EVE"), (0, 10, "open_clip"), (0, 20, "EVE"), (0, 20, "open_clip"), (1, 10, "EVE")),
     ]
-    tried = hour.tuned_cells(args, cells)
+    tried = command.tuned_cells(args, cells)
     assert [cell.settings["rate"] for cell in tried] == [1e-3, 2e-3]
     assert len({cell.folder for cell in tried} | {cell.folder for cell in cells}) == 10
     for cell, r_mean in zip(tried, (0.1, 0.2), strict=True):
         cell.folder.mkdir(parents=True)
         cell.keep("retrieval", [10.0], [640], {"r_mean": r_mean}, {})
-    peer.choose(tmp_path, "scenes", tried)
-    settings, how = peer.settings_of(tmp_path, "scenes")
+    open_clip.choose(tmp_path, "scenes", tried)
+    settings, how = open_clip.settings_of(tmp_path, "scenes")
     assert (settings["rate"], how) == (2e-3, "best of 2 by validation within 10 core-seconds")
-    assert math.isclose(hour.cells_of(args)[1].settings["rate"], 2e-3)
+    assert math.isclose(command.cells_of(args)[1].settings["rate"], 2e-3)
     with pytest.raises(SystemExit):
-        hour.arguments(["--tasks", "emoji", "--budgets", "10"])
+        command.arguments(["--tasks", "emoji", "--budgets", "10"])
     assert "--emoji FOLDER" in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""How long `Eve.load` takes for a run of a recipe's size, beside reading its weights' file, and beside drawing initial values.
+"""Measure `Eve.load` against reading the weights' file and against drawing initial values.
 
-    python benchmarks/loading.py --recipe base        # 2 GB on the disk, in a temporary folder that is deleted
+    python benchmarks/run_loading.py --recipe base        # 2 GB on the disk, in a temporary folder
 
-Each round reads the file as bytes, then loads the run; the file is in the system's cache after the first, which does not count.
+Each round reads the file as bytes, then loads the run. The first round fills the system's cache and does not count.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def write_run(folder: Path, recipe: str) -> int:
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Return how long something takes."""
+    """Return the seconds of a call."""
     start = time.perf_counter()
     action()
     return time.perf_counter() - start

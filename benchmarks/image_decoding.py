@@ -1,10 +1,10 @@
-"""Training crops from JPEG files: our decoder and transform against the usual PIL and torchvision code.
+"""Compare training crops from JPEG files: our decoder against PIL and torchvision.
 
-    python benchmarks/loader.py [--json FILE] [--quick]
+    python benchmarks/image_decoding.py [--json FILE] [--quick]
 
-Made-up noisy photos of 640×480 pixels (quality 88, about 100 kB) become random crops of 224 pixels. The usual code ends
-with normalised float32; ours keeps uint8, which the batch normalises on the device, so that is also measured on top.
-One thread, processor time, variants interleaved in one run, so that the ratio of each round is taken under the same load.
+Synthetic noisy photos of 640×480 pixels (quality 88, about 100 kB) become random crops of 224 pixels. The usual code ends
+with normalised float32; ours keeps uint8, which the device normalises, so normalisation is also measured on top. One thread,
+processor time; the variants take turns, so each round's ratio is taken under the same load.
 """
 
 import argparse
@@ -30,7 +30,7 @@ GOAL = Goal(limit=2.2, at_least=True)
 
 
 def made_up_photo(seed: int, width: int = 640, height: int = 480) -> bytes:
-    """Return a JPEG with the spectrum of a photo: soft shapes at several scales, and sensor noise."""
+    """Return a JPEG with a photo's spectrum: soft shapes at several scales and sensor noise."""
     rng = np.random.default_rng(seed)
     pixels = np.zeros((height, width, 3))
     for cells in (4, 16, 64):
@@ -44,7 +44,7 @@ def made_up_photo(seed: int, width: int = 640, height: int = 480) -> bytes:
 
 
 def variants(files: Sequence[bytes]) -> dict[str, Callable[[], None]]:
-    """Return the pipelines, each of which turns all files into crops."""
+    """Return the pipelines by name; each turns all files into crops."""
     usual = v1.Compose(
         [
             v1.RandomResizedCrop(SIZE, scale=SCALE, interpolation=v1.InterpolationMode.BICUBIC),
@@ -75,7 +75,7 @@ def variants(files: Sequence[bytes]) -> dict[str, Callable[[], None]]:
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON on request."""
+    """Measure, print a table and write JSON on request."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="few images: checks the script, measures nothing")

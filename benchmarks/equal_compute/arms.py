@@ -1,0 +1,84 @@
+"""Arms of run.py; edit the table ARMS to compare others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from equal_compute.data import FAMILIES
+from eve_vl.config import ContrastMatchConfig, TaskConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run of an arm."""
+
+    recipe: str
+    share: float = 0.0
+    """Share of the budget. With 0, a stage before fine-tuning only provides shapes and tokenizer, and weights stay random. The
+    last stage (fine-tuning) gets the remaining share."""
+    flags: str = ""
+    """Command line flags."""
+    task: type[TaskConfig] | None = None
+    """Task that replaces the recipe's own; fields that both have keep their values."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Training stages for one family of tasks."""
+
+    before: tuple[Stage, ...]
+    after: Mapping[str, Stage] = field(default_factory=dict)
+    """Fine-tuning stage by job, where it differs from FINE_TUNING."""
+    is_open_clip: bool = False
+    """True if open_clip trains it; the stages then only give image size and crop."""
+
+
+# All arms share the short recipes' encoder and contrastive fine-tuning for search; scenes use the long recipes' learning rates.
+# Phantoms use the recipes of scenes, with larger images (findings stay visible) and longer texts (a report fits).
+PHANTOMS = "--input.image-size 64 --input.text-length 64"
+STARTS = {"scenes": ("scenes", ""), "phantoms": ("scenes", PHANTOMS), "emoji": ("emoji", ""), "icons": ("icons", "")}
+"""Pre-training recipe and flags by family."""
+FINE_TUNING = {
+    "scenes": {"vqa": Stage("scenes_vqa"), "nlvr2": Stage("scenes_nlvr2"), "retrieval": Stage("demo_retrieval")},
+    "phantoms": {"vqa": Stage("scenes_vqa"), "retrieval": Stage("demo_retrieval")},
+    "emoji": {"retrieval": Stage("emoji_retrieval")},
+    "icons": {"retrieval": Stage("icons_search")},
+}
+SHARES = {"scenes": 0.5, "phantoms": 0.5, "emoji": 0.4, "icons": 0.1}  # share of the budget for pre-training
+# EVE as in the paper: linear patches, experts, MIM next to MLM, [MASK] for every masked token.
+ENCODER = "--input.patch-size 8 --model.stem linear --model.deep-ffn moe --train.batch-size 32 --train.lr 1.2e-3"
+PAPER = f"{ENCODER} --task.mim-weight 1 --task.mask-replace-prob 0"
+
+
+def start(family: str, flags: str = "", task: type[TaskConfig] | None = None, share: float | None = None) -> Stage:
+    """Return the pre-training stage of a family's shared encoder, by default with its usual share."""
+    recipe, own = STARTS[family]
+    return Stage(recipe, SHARES[family] if share is None else share, f"{own} {flags}".strip(), task)
+
+
+def pretrained(flags: str = "", task: type[TaskConfig] | None = None, *families: str) -> dict[str, Arm]:
+    """Return an arm that pre-trains the shared encoder."""
+    return {family: Arm((start(family, flags, task),)) for family in families or FAMILIES}
+
+
+def untrained(*families: str, flags: str = "", is_open_clip: bool = False) -> dict[str, Arm]:
+    """Return an arm that fine-tunes the shared encoder from random weights."""
+    return {family: Arm((start(family, flags, share=0.0),), is_open_clip=is_open_clip) for family in families}
+
+
+ONLY_MASK_TOKENS = "--task.mask-replace-prob 0"
+GENERATED = ("scenes", "phantoms")
+ARMS: dict[str, dict[str, Arm]] = {
+    "best": pretrained(),
+    "EVE": pretrained(PAPER),
+    "EVE+ITC": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 1 --task.itm-weight 0", ContrastMatchConfig),
+    "MLM+ITC+ITM": pretrained(f"{ONLY_MASK_TOKENS} --task.mim-weight 0", ContrastMatchConfig),
+    "contrast": {
+        **pretrained("--task.mim-weight 0 --task.mlm-weight 0 --task.itm-weight 0", ContrastMatchConfig, *GENERATED),
+        **untrained("emoji", "icons"),
+    },
+    "nothing": untrained(*GENERATED),  # for emoji and icons it would equal contrast
+    "open_clip": untrained("scenes", "emoji", "icons", is_open_clip=True),  # its context is too short for a phantom's report
+}
+"""Arms by name and family of tasks."""
+REFERENCES = ("nothing", "open_clip")
+"""Arms with dashed grey curves."""
