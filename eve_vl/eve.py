@@ -54,7 +54,7 @@ class Eve:
 
     def __init__(self, run: LoadedRun):
         self.run, self.task, self.tokenizer = run, run.task, run.tokenizer
-        self._calls = run.calls
+        self._predictor = run.predictor
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "auto", *, code: str | Path | None = None) -> "Eve":
@@ -70,7 +70,7 @@ class Eve:
     @property
     def calls(self) -> tuple[str, ...]:
         """Return the names of the calls that this run's heads allow."""
-        return (*ALWAYS, *self._calls.everything())
+        return (*ALWAYS, *self._predictor.everything())
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return a call of the run's task. Raises UserError for one that needs other heads."""
@@ -78,7 +78,7 @@ class Eve:
         if name not in known:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.need(name)
-        return getattr(self._calls, name)
+        return getattr(self._predictor, name)
 
     def __repr__(self) -> str:
         config = self.run.config
@@ -104,7 +104,7 @@ class Eve:
     def encode_text(self, texts: Texts, batch_size: int = 64, *, progress: bool = False, **reading: Any) -> Features:
         """Return features of one text or several, (n, d), each of length 1, in order; of a Path, which is a file of texts, a
         table or another source, those of all its texts. See `encode_image`."""
-        compute = lambda ids: self.task.text_features(*self._calls.inputs.padded(ids))  # noqa: E731
+        compute = lambda ids: self.task.text_features(*self._predictor.inputs.padded(ids))  # noqa: E731
         return self._features("text", texts, compute, batch_size, progress, DataConfig(**reading))
 
     @torch.no_grad()
@@ -114,7 +114,7 @@ class Eve:
         names: list[str] = []
         skipped: list[BadSampleError] = []
         parts = [np.zeros((0, self.task.feature_dim), np.float32)]
-        rows = self._calls.inputs.stream(given, what, data, skipped=skipped, progress=progress)
+        rows = self._predictor.inputs.stream(given, what, data, skipped=skipped, progress=progress)
         for chunk in chunked(rows, batch_size):
             names += [name for name, _ in chunk]
             parts.append(compute([value for _, value in chunk]).cpu().numpy())
@@ -152,7 +152,7 @@ class Eve:
             raise NoSuchCallError(f"{problem}; to get one with them: eve pretrain RECIPE --model.deep-ffn moe")
         tasks = [kind for kind in kinds_of(TaskConfig).values() if call in (*kind.calls, "explain")]  # all can look
         finetuned = [kind for kind in tasks if not kind.is_pretraining]
-        if (how := self._calls.how_to_get(call)) is None and finetuned:
+        if (how := self._predictor.how_to_get(call)) is None and finetuned:
             unfit = config.model.problems_with(finetuned[0](), "image_text")
             # the search of the demo has no matching head
             small = ("scenes_" if call in ("match", "explain") else "demo_") if config.input.image_size < 224 else ""

@@ -17,8 +17,8 @@ from eve_vl.cli.predict import EncodeArgs
 from eve_vl.cli.runs import EvaluateArgs, ExportArgs, InspectArgs, ReportArgs
 from eve_vl.cli.train import TrainArgs
 from eve_vl.config import RetrievalConfig, TaskConfig, VQAConfig, kinds_of
+from eve_vl.predict.base import predictor_class
 from eve_vl.recipes import FINETUNE, PRETRAIN, get_finetune_recipe, get_recipe
-from eve_vl.tasks import task_class
 
 MISTAKES = [
     ("completion fish", "given: fish; SHELL: one of bash, zsh"),
@@ -164,7 +164,7 @@ def test_completion_offers_verbs_recipes_and_flags(eve, tmp_path: Path, monkeypa
     assert complete("eve inspect tiny --j", own) == ["--json"]
     known = {
         f"{call.replace('_', '-')} run": with_own(DeviceArgs, verb.flags)
-        for call, verb in task_class(VQAConfig).calls.verbs.items()
+        for call, verb in predictor_class(VQAConfig).verbs.items()
     }
     known |= {
         "encode run": EncodeArgs,

@@ -12,8 +12,8 @@ from eve_vl.cli.search import IndexArgs, SearchArgs, TryArgs
 from eve_vl.cli.serve import AppArgs, ServeArgs
 from eve_vl.cli.train import BenchArgs, TrainArgs
 from eve_vl.config import TaskConfig, kinds_of
+from eve_vl.predict.base import predictor_class
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
-from eve_vl.tasks import task_class
 
 START = "--out --init --init-allow-missing --scratch"
 INPUT = "--input.image-size --input.patch-size --input.text-length --input.padded-text-length"
@@ -151,7 +151,7 @@ def test_flags_of_evaluation_are_those_of_its_task():
 def test_each_call_of_a_task_is_a_verb_with_its_own_flags():
     assert list(call_verbs()) == list(CALLS)
     for kind in kinds_of(TaskConfig).values():
-        verbs = task_class(kind).calls.verbs
+        verbs = predictor_class(kind).verbs
         assert set(kind.calls) | {"explain", "experts"} == set(verbs)
         for call, verb in verbs.items():
             assert list(flags_of(with_own(DeviceArgs, verb.flags))) == CALLS[call.replace("_", "-")].split(), call

@@ -120,7 +120,7 @@ def test_every_call_of_every_run_is_served_and_shown(client, runs):
             schema = shown["requestBody"]["content"]["application/json"]["schema"]
             assert not {"batch_size", "progress"} & {*schema["properties"]}
     tried = {(run, call) for run, call, _ in CALLS + SHOWN}
-    assert {(run, call) for run, eve in runs.items() for call in eve._calls.offered()} - tried == {("retrieval", "explain")}
+    assert {(run, call) for run, eve in runs.items() for call in eve._predictor.offered()} - tried == {("retrieval", "explain")}
 
 
 def test_openapi_tells_what_else_may_come(client, runs):

@@ -17,9 +17,10 @@ from eve_vl.data.records import ImageFile, ItemPair
 from eve_vl.data.task_datasets import ItemRows
 from eve_vl.metrics import pair as metrics
 from eve_vl.metrics.intervals import MeasuredValue
+from eve_vl.predict.classifiers import PairPredictor
 from eve_vl.predict.inputs import Inputs
 from eve_vl.synthetic.scenes.items import SHARE_SAME, sample_items
-from eve_vl.tasks.pair import ItemPairs, PairPredictor
+from eve_vl.tasks.pair import ItemPairs
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError
 

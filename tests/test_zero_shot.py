@@ -157,7 +157,7 @@ def test_all_rows_tell_whether_they_are_ranked():
 
 def test_a_constant_score_is_worth_chance_and_no_prior():
     run, labels = tiny_run("retrieval"), [("red",)] * 5 + [("blue",)] * 3 + [("gray",)] * 2
-    scorer = ZeroShot(run.calls, {name: ("the same",) * number for number, name in enumerate(PROMPTS, 1)})
+    scorer = ZeroShot(run.predictor, {name: ("the same",) * number for number, name in enumerate(PROMPTS, 1)})
     numbers = scorer.numbers(np.zeros((10, 3), np.float32), labels, several=False)
     assert numbers["acc"] == pytest.approx(numbers["acc_chance"]) == pytest.approx(1 / 3)
     assert numbers["recall/red"] == pytest.approx(1 / 3)
@@ -167,7 +167,7 @@ def test_matching_encodes_each_side_once(monkeypatch):
     """Towers are most of the work; joining is done for every pair, some at a time."""
     run, seen, joined = tiny_run("retrieval"), {"image": 0, "text": 0}, []
     run.task.is_comparable = False
-    scorer, encoder = ZeroShot(run.calls, PROMPTS), run.task.encoder
+    scorer, encoder = ZeroShot(run.predictor, PROMPTS), run.task.encoder
     for side in seen:
         module = getattr(encoder, side)
 

@@ -49,9 +49,9 @@ def call_verbs() -> dict[str, Callable[[Sequence[str]], None]]:
 def _verb(call: str, words: str) -> Callable[[Sequence[str]], None]:
     def run(argv: Sequence[str]) -> None:
         from eve_vl.eve import Eve
-        from eve_vl.tasks import task_class
+        from eve_vl.predict.base import predictor_class
 
-        kinds = [task_class(kind).calls for kind in kinds_of(TaskConfig).values()]
+        kinds = [predictor_class(kind) for kind in kinds_of(TaskConfig).values()]
         verb = next(kind.verbs[call] for kind in kinds if call in kind.verbs)
         args = parse(with_own(DeviceArgs, verb.flags), argv, f"eve {call.replace('_', '-')}", words)
         values = dict(vars(args))

@@ -125,7 +125,7 @@ def zero_shot(
     and counted. All rows, whatever num_samples, tell the classes and whether a row may have several. Raises UserError, also if
     prompts and data do not have the same classes; of built-in prompts those are used that the data has."""
     texts, where = read_prompts(prompts)
-    scorer = ZeroShot(run.calls, texts, by)  # which a run that cannot is told before all rows are read
+    scorer = ZeroShot(run.predictor, texts, by)  # which a run that cannot is told before all rows are read
     kinds = {row.labels for source in sources for _, row in usable_rows(source)}
     classes, several = {name for given in kinds for name in given}, any(len(given) > 1 for given in kinds)
     if not classes:
@@ -133,7 +133,7 @@ def zero_shot(
     if str(prompts) in BUILT_IN:  # nobody in phantoms:test_novel is healthy
         texts = {name: given for name, given in texts.items() if name in classes}
     check_classes(texts, classes, where, data)
-    scorer = ZeroShot(run.calls, texts, by) if len(texts) < len(scorer.classes) else scorer
+    scorer = ZeroShot(run.predictor, texts, by) if len(texts) < len(scorer.classes) else scorer
     values = dataclasses.replace(run.config.data, val_samples=num_samples, skip_invalid_val=skip_invalid)
     config = dataclasses.replace(run.config, data=values, task=ClassificationConfig())
     rows, skipped = LabeledRows(sources, config, run.tokenizer, training=False), [] if skip_invalid else None

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
+from eve_vl.config import TaskConfig, define, subclasses
 from eve_vl.model.router_trace import mixtures
 from eve_vl.predict.expert_map import ExpertMap, routes_of
 from eve_vl.predict.gradcam import CLS, Evidence, Heatmap, heatmap, word_positions
 from eve_vl.predict.inputs import GivenImage, ImageLike, Inputs, chunked, given_image, given_images, given_text, listed
 from eve_vl.utils.errors import UserError
+
+MODULES = ("contrastive", "masked_signal", "classifiers")  # files of this package that define predictors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,8 @@ class Predictor:
     """What a run of a task does for people, in float32 and in evaluation mode. Its methods without an underscore that
     `offered` names are calls of `Eve`."""
 
+    section: ClassVar[type[TaskConfig]] = TaskConfig
+    """Section of the task whose runs it serves, and of tasks below it that have no predictor of their own."""
     verbs: ClassVar[dict[str, Command]] = {
         "explain": Command(flags=ExplainFlags, values=Heatmap.values, images=Heatmap.overlays),
         "experts": Command(flags=ExpertsFlags, values=ExpertMap.values, images=ExpertMap.overlays),
@@ -164,6 +169,14 @@ class Predictor:
                 chosen = int(logits(self.task).argmax())
         words = f'the {what} "{self.task.sizes.labels[chosen]}"'
         return Evidence(logits=logits, classes=[chosen], words=words, is_one_of_many=is_one_of_many)
+
+
+def predictor_class(section: type[TaskConfig]) -> type[Predictor]:
+    """Return the predictor of a task's section, or of the nearest section above it."""
+    for name in MODULES:
+        define(__package__ or "", name)
+    known = {vars(kind)["section"]: kind for kind in (Predictor, *subclasses(Predictor)) if "section" in vars(kind)}
+    return next(known[above] for above in section.__mro__ if above in known)
 
 
 def best_classes(probability_C: Tensor, top: int) -> list[tuple[int, float]]:

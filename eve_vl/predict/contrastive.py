@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from tyro.conf import Positional
 
+from eve_vl.config import ContrastMatchConfig, RetrievalConfig
 from eve_vl.data.batch import normalize
 from eve_vl.data.prompts import read_prompts
 from eve_vl.evaluation.zero_shot import By, ClassScore, ZeroShot
 from eve_vl.predict.base import Command, ImageFlags, JsonFlags, Predictor, in_batches
 from eve_vl.predict.gradcam import Evidence
 from eve_vl.predict.inputs import GivenImage, Images, Strings, chunked, given_images, given_texts, listed
+from eve_vl.predict.masked_signal import MaskedSignalPredictor
+from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.contrastive import ContrastTask
 
 
@@ -45,6 +48,7 @@ class ZeroShotFlags(JsonFlags, ImageFlags):
 class ContrastPredictor(Predictor):
     """What a run with contrast or a matching head does for people."""
 
+    section = RetrievalConfig
     task: ContrastTask[Any]
     verbs: ClassVar[dict[str, Command]] = Predictor.verbs | {
         "match": Command(flags=MatchFlags, show="{:.4f}".format, values=lambda probability: {"probability": probability}),
@@ -94,3 +98,20 @@ class ContrastPredictor(Predictor):
         batch = self.inputs.pairs(images, [text])
         pair = batch.images_BCHW, batch.ids_BT, batch.is_padding_BT
         return Evidence(logits=lambda task: task.match(*pair)[0], classes=[1], words="the match")
+
+
+class ContrastMatchPredictor(MaskedSignalPredictor, ContrastPredictor):
+    """What a run does for people: it fills masks, rebuilds, matches and searches."""
+
+    section = ContrastMatchConfig
+    task: ContrastMatch  # pyright: ignore[reportIncompatibleVariableOverride]
+    verbs: ClassVar[dict[str, Command]] = ContrastPredictor.verbs | MaskedSignalPredictor.verbs
+
+    def offered(self) -> tuple[str, ...]:
+        """Return the calls that the run's heads allow."""
+        return tuple(dict.fromkeys(ContrastPredictor.offered(self) + MaskedSignalPredictor.offered(self)))
+
+    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
+        hides_word = self.task.settings.mlm_weight and positions is not None
+        kind = MaskedSignalPredictor if hides_word or self.task.contrast.match_head is None else ContrastPredictor
+        return kind._evidence(self, images, text, positions, answer)

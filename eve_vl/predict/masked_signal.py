@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tyro.conf import Positional
 
+from eve_vl.config import MaskedSignalConfig
 from eve_vl.data.masking import generator, mask_patches, mask_tokens
 from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.predict.base import Command, ImageFlags, JsonFlags, Predictor, best_classes, in_batches
@@ -84,6 +85,7 @@ class ReconstructFlags(ImageFlags):
 class MaskedSignalPredictor(Predictor):
     """What a pre-trained run does for people."""
 
+    section = MaskedSignalConfig
     verbs: ClassVar[dict[str, Command]] = Predictor.verbs | {
         "fill_mask": Command(flags=FillMaskFlags, rows=True, values=asdict),
         "reconstruct": Command(flags=ReconstructFlags, images=lambda shown: [shown.original, shown.masked, shown.rebuilt]),

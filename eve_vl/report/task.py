@@ -133,7 +133,7 @@ class TaskReport:
 
     def look(self, images: Sequence[np.ndarray], text: str, word: str | None = None) -> Heatmap | None:
         """Return where in images the run looks, or the tokens of a word do, if that can be told."""
-        calls = self.run.calls
+        calls = self.run.predictor
         try:
             return calls.explain(list(images), text, word=word) if images and "explain" in calls.offered() else None
         except UserError:  # such as a single block

@@ -12,7 +12,7 @@ from eve_vl import builtin
 from eve_vl.config import Config, config_from_dict
 from eve_vl.data.answer_vocab import read_answers
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.predict.base import Predictor
+from eve_vl.predict.base import Predictor, predictor_class
 from eve_vl.predict.inputs import Inputs
 from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Sizes, Task
@@ -51,9 +51,9 @@ class LoadedRun:
         return next(self.task.parameters()).device
 
     @property
-    def calls(self) -> Predictor:
+    def predictor(self) -> Predictor:
         """What the run does for people."""
-        return self.task.calls(self.task, Inputs(self.config.input, self.tokenizer, self.device))
+        return predictor_class(self.task.section)(self.task, Inputs(self.config.input, self.tokenizer, self.device))
 
 
 def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:

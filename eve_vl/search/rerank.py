@@ -26,7 +26,7 @@ def match_scores(encoder: Any, pairs: Iterable[tuple[GivenImage, str, float]]) -
 
     encoder: an `Eve` of a run with a matching head.
     """
-    task, inputs = encoder.task, encoder.run.calls.inputs
+    task, inputs = encoder.task, encoder.run.predictor.inputs
     parts = [np.zeros(0, np.float32)]
     for some in chunked(pairs, PAIRS_AT_ONCE):
         images, texts, cosines = zip(*some, strict=True)

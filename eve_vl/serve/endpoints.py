@@ -122,7 +122,7 @@ def served_calls(eve: Eve, limits: Limits) -> dict[str, Endpoint]:
         getattr(config.model, "routing", "dropless") != "reference"
     )  # its experts drop tokens of rows that others crowd out
     for name in eve.calls:
-        call, verb = getattr(eve, name), eve.run.calls.verbs.get(name)
+        call, verb = getattr(eve, name), eve.run.predictor.verbs.get(name)
         if (given := arguments(call, limits, {})) is None:
             continue
         can_be_listed = all(argument.several for argument in given.values() if argument.kind != "value")

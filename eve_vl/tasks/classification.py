@@ -6,14 +6,12 @@ Letters: B batch, C classes, D width.
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config
@@ -26,9 +24,6 @@ from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import classification as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.predict.base import Command, JsonFlags, Predictor, best_classes, in_batches
-from eve_vl.predict.gradcam import CLS, Evidence, Heatmap, heatmap
-from eve_vl.predict.inputs import GivenImage, ImageLike, Images, Strings, given_image, given_images, given_texts
 from eve_vl.tasks.task import Classifier, Prepared, Sizes, pair_tokens
 from eve_vl.utils.errors import UserError, nearest
 
@@ -53,83 +48,6 @@ class ClassificationExample:
     name: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Label:
-    """A label, and the probability that it is right; of several labels each may be."""
-
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifyFlags(JsonFlags):
-    """Flags of `eve classify`."""
-
-    image: Positional[Path | None] = None
-    """Image file, for a run that reads images."""
-    text: str | None = None
-    """Text, for a run that reads texts."""
-    top: int = 5
-    """How many labels to show."""
-
-
-class ClassificationPredictor(Predictor):
-    """What a classification run does for people."""
-
-    task: "Classification"
-    verbs: ClassVar[dict[str, Command]] = Predictor.verbs | {
-        "classify": Command(
-            flags=ClassifyFlags,
-            rows=True,
-            show=lambda labels: "\n".join(f"{each.probability:7.4f}  {each.label}" for each in labels),
-            values=lambda labels: {"labels": [asdict(each) for each in labels]},
-        )
-    }
-
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow."""
-        return ("classify",) if self.task.settings.inputs == "text" else ("classify", "explain")
-
-    @torch.no_grad()
-    def classify(
-        self, image: Images | None = None, text: Strings | None = None, top: int = 5, batch_size: int = 64
-    ) -> list[Label] | list[list[Label]]:
-        """Return the `top` most probable labels of what the run reads, an image, a text or both, best first; of each item of
-        a list, or of lists of equal length, such a list."""
-        reads, given = self.task.settings.inputs, {"image": image, "text": text}
-        for what, value in given.items():
-            if (value is not None) != (reads in (what, "both")):
-                raise UserError(f"classify: this run reads {reads}; {'give' if value is None else 'leave out'} the {what}")
-        readers = [(given_images, image)] * (image is not None) + [(given_texts, text)] * (text is not None)
-
-        def best(*columns: Sequence[Any]) -> list[list[Label]]:
-            tensors = [self.inputs.images(columns[0])] if image is not None else []
-            tensors += self.inputs.texts(columns[-1]) if text is not None else ()
-            classes = (best_classes(row_C, top) for row_C in self.task.probabilities(self.task.logits(*tensors)[0]))
-            return [[Label(label=self.task.sizes.labels[c], probability=value) for c, value in row] for row in classes]
-
-        return in_batches(best, batch_size, *readers)
-
-    def explain(self, image: ImageLike | Sequence[ImageLike], text: str = "", **options: Any) -> Heatmap:
-        """Return where in the image a run finds evidence for a label: see `Predictor.explain`. Of a run that reads images alone
-        the image's [CLS] is what looks, by default in the last block, after which the head reads it."""
-        if self.task.settings.inputs == "both":
-            return super().explain(image, text, **options)
-        answer, block = options.pop("answer", None), options.pop("block", None)
-        if text or any(value is not None for value in options.values()):
-            raise UserError("look: this run reads images alone; leave out text, word and right")
-        images = [given_image(image[0] if isinstance(image, list | tuple) and len(image) == 1 else image)]  # pyright: ignore
-        evidence = self._evidence(images, "", None, answer)
-        return heatmap(self.task, evidence, images, None, word=CLS, block=-1 if block is None else block)
-
-    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
-        labels, tensors = self.task.sizes.labels, (self.inputs.images(images), *(self.inputs.texts([text]) if text else ()))
-        if answer is not None and answer not in labels:
-            raise UserError(f"no label {nearest(answer, labels)}")
-        chosen, is_one_of_many = None if answer is None else labels.index(answer), not self.task.settings.multilabel
-        return self._label_evidence(lambda task: task.logits(*tensors)[0], chosen, "label", is_one_of_many=is_one_of_many)
-
-
 def _blind(number: str) -> dict[str, str]:
     """Return the blind baselines of a number with what each is."""
     looks = {"noise": "looking at noise", "wrong_image": "looking at a wrong image", "image_only": "not reading the text"}
@@ -141,7 +59,6 @@ class Classification(Classifier[ClassificationConfig]):
 
     section = ClassificationConfig
     dataset, scored = LabeledRows, "acc"
-    calls = ClassificationPredictor
     labels_file = "classes.json"
     label_layer = "class_head.3"
     against = (

@@ -5,7 +5,7 @@ Letters: B batch, D width.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -14,11 +14,6 @@ from eve_vl.data.batch import PairBatch
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.model.encoder import initialize
-from eve_vl.predict.base import Command
-from eve_vl.predict.contrastive import ContrastPredictor
-from eve_vl.predict.gradcam import Evidence
-from eve_vl.predict.inputs import GivenImage
-from eve_vl.predict.masked_signal import MaskedSignalPredictor
 from eve_vl.tasks.contrastive import Contrast, ContrastTask
 from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalTask
 from eve_vl.tasks.retrieval import Retrieval
@@ -26,27 +21,10 @@ from eve_vl.tasks.task import Routers, Sizes, Task
 from eve_vl.train.trainer import StepOutput
 
 
-class ContrastMatchPredictor(MaskedSignalPredictor, ContrastPredictor):
-    """What a run does for people: it fills masks, rebuilds, matches and searches."""
-
-    task: "ContrastMatch"  # pyright: ignore[reportIncompatibleVariableOverride]
-    verbs: ClassVar[dict[str, Command]] = ContrastPredictor.verbs | MaskedSignalPredictor.verbs
-
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow."""
-        return tuple(dict.fromkeys(ContrastPredictor.offered(self) + MaskedSignalPredictor.offered(self)))
-
-    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
-        hides_word = self.task.settings.mlm_weight and positions is not None
-        kind = MaskedSignalPredictor if hides_word or self.task.contrast.match_head is None else ContrastPredictor
-        return kind._evidence(self, images, text, positions, answer)
-
-
 class ContrastMatch(MaskedSignalTask[ContrastMatchConfig], ContrastTask[ContrastMatchConfig]):
     """Masked signals, features that compare, and a matching head."""
 
     section = ContrastMatchConfig
-    calls = ContrastMatchPredictor
     against = (
         *MaskedSignalTask.against,
         Baseline("itc_acc", "comparison", 0.5, "chance"),

@@ -30,7 +30,6 @@ from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import TokenHead
 from eve_vl.model.packing import Tokens
 from eve_vl.model.pixel_decoder import PixelDecoder
-from eve_vl.predict.masked_signal import MaskedSignalPredictor
 from eve_vl.tasks.task import NUM_GLIMPSED, Evaluated, Routers, Sizes, Task, pair_tokens
 from eve_vl.train.collectives import gather_objects, sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
@@ -45,7 +44,6 @@ class MaskedSignalTask(Task[Settings]):
     """Encoder, token head and pixel decoder, with the losses that join them; rivals add losses of their own."""
 
     dataset, scored = MaskedPairs, "mlm_acc"
-    calls = MaskedSignalPredictor
     against = (
         Baseline("mlm_acc", TOKENS, "mlm_acc_unigram", "always guessing the most frequent word"),
         Baseline("mlm_acc", TOKENS, "mlm_acc_wrong_image", "with a wrong image", "uses the image"),

@@ -6,14 +6,11 @@ Letters: B batch, N all tokens, D width.
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tyro.conf import Positional
 
 from eve_vl.config import Config, NLVR2Config
 from eve_vl.data.batch import StatementBatch, normalize
@@ -24,9 +21,6 @@ from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead, PairedAttentionHead, SiameseHead
-from eve_vl.predict.base import Command, JsonFlags, Predictor, in_batches
-from eve_vl.predict.gradcam import Evidence
-from eve_vl.predict.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.tasks.task import Classifier, PublishedHead, Routers, Sizes, pair_tokens
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
@@ -72,58 +66,11 @@ class NLVR2Example:
     name: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """Whether a statement is judged to be true, and the probability that it is."""
-
-    verdict: bool
-    probability: float
-
-    def __str__(self) -> str:
-        return f"{str(self.verdict).lower()} (probability of being true {self.probability:.4f})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyFlags(JsonFlags):
-    """Flags of `eve verify`."""
-
-    left: Positional[Path]
-    """Image file, on the left."""
-    right: Positional[Path]
-    """Image file, on the right."""
-    statement: Positional[str]
-    """What may be true of the two."""
-
-
-class NLVR2Predictor(Predictor):
-    """What an NLVR2 run does for people."""
-
-    task: "NLVR2"
-    num_images = 2
-    verbs: ClassVar[dict[str, Command]] = {"verify": Command(flags=VerifyFlags, rows=True, values=asdict)} | Predictor.verbs
-
-    @torch.no_grad()
-    def verify(self, left: Images, right: Images, statement: Strings, batch_size: int = 64) -> Judgement | list[Judgement]:
-        """Return whether a statement is true of two images; of lists of equal length, or of lists and one, row by row."""
-
-        def judged(*columns: Sequence[Any]) -> list[Judgement]:
-            probability_B = self.task.predict(self.inputs.statements(*columns))[0].softmax(1)[:, 1]
-            return [Judgement(verdict=value > 0.5, probability=value) for value in probability_B.tolist()]
-
-        sides = ((partial(given_images, where=f"{side} image"), value) for side, value in (("left", left), ("right", right)))
-        return in_batches(judged, batch_size, *sides, (given_texts, statement))
-
-    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
-        batch = self.inputs.statements(images[:1], images[1:], [text])
-        return Evidence(logits=lambda task: task.predict(batch)[0], classes=[1], words="the verdict true")
-
-
 class NLVR2(Classifier[NLVR2Config]):
     """The task: encoder and one of three heads."""
 
     section = NLVR2Config
     dataset = StatementRows
-    calls = NLVR2Predictor
     main_metric = "nlvr2_acc"
     against = (Baseline("nlvr2_acc", "pair", 0.5, "chance"),)
     class_names = ("False", "True")

@@ -10,14 +10,11 @@ Letters: B batch, R rows of one kind, D width.
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from tyro.conf import Positional
 
 from eve_vl.config import Config, PairConfig
 from eve_vl.data.batch import ItemBatch, normalize
@@ -26,8 +23,6 @@ from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import pair as metrics
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import SiameseHead
-from eve_vl.predict.base import Command, JsonFlags, Predictor, in_batches
-from eve_vl.predict.inputs import Images, Strings, given_images, given_texts
 from eve_vl.tasks.task import FIELDS, Classifier, Routers, Sizes, pair_tokens
 
 SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
@@ -56,66 +51,11 @@ class PairExample:
         return self.probability > 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Whether two items are the same, and the probability that they are."""
-
-    same: bool
-    probability: float
-
-    def __str__(self) -> str:
-        return f"{'the same' if self.same else 'not the same'} (probability of being the same {self.probability:.4f})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SameFlags(JsonFlags):
-    """Flags of `eve same`."""
-
-    left: Positional[Path]
-    """Image file of one item."""
-    left_text: Positional[str]
-    """Its text."""
-    right: Positional[Path]
-    """Image file of the other item."""
-    right_text: Positional[str]
-    """Its text."""
-
-
-class PairPredictor(Predictor):
-    """What a run does for people."""
-
-    task: "ItemPairs"
-    num_images = 2
-    verbs: ClassVar[dict[str, Command]] = {"same": Command(flags=SameFlags, rows=True, values=asdict)} | Predictor.verbs
-
-    def offered(self) -> tuple[str, ...]:
-        """Return the calls that the run's heads allow."""
-        return ("same",)
-
-    @torch.no_grad()
-    def same(
-        self, left: Images, left_text: Strings, right: Images, right_text: Strings, batch_size: int = 64
-    ) -> Comparison | list[Comparison]:
-        """Return whether two items, each an image with a text, are the same; of lists of equal length, or of lists and one,
-        row by row."""
-
-        def compared(*columns: Sequence[Any]) -> list[Comparison]:
-            tensors = [self.inputs.images(columns[0]), self.inputs.images(columns[2])]
-            tensors += [*self.inputs.texts(columns[1]), *self.inputs.texts(columns[3])]
-            probability_B = self.task.logits(*tensors)[0].softmax(1)[:, 1]
-            return [Comparison(same=value > 0.5, probability=value) for value in probability_B.tolist()]
-
-        left_images, right_images = (partial(given_images, where=f"{side} image") for side in ("left", "right"))
-        given = (left_images, left), (given_texts, left_text), (right_images, right), (given_texts, right_text)
-        return in_batches(compared, batch_size, *given)
-
-
 class ItemPairs(Classifier[PairConfig]):
     """The task: encoder and the head that compares."""
 
     section = PairConfig
     dataset, scored = ItemRows, "pair_acc"
-    calls = PairPredictor
     main_metric = metrics.MAIN
     against = (
         Baseline("pr_auc", "pair", "pr_auc_chance", "a blind guess"),

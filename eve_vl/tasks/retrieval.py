@@ -26,7 +26,6 @@ from eve_vl.metrics import intervals
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.encoder import initialize
-from eve_vl.predict.contrastive import ContrastPredictor
 from eve_vl.tasks.contrastive import Contrast, ContrastTask
 from eve_vl.tasks.task import Evaluated, PublishedHead, Sizes
 from eve_vl.train.trainer import StepOutput
@@ -68,7 +67,6 @@ class Retrieval(ContrastTask[RetrievalConfig]):
 
     section = RetrievalConfig
     dataset = CaptionedImages
-    calls = ContrastPredictor
     main_metric, scored = "r_mean", "tr1 and ir1"
     against = (
         Baseline("tr1", "image", "tr1_chance", "chance"),

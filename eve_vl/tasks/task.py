@@ -27,7 +27,6 @@ from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.model.build import build_backbone
 from eve_vl.model.moe import RouterStats
 from eve_vl.model.packing import Tokens
-from eve_vl.predict.base import Predictor
 from eve_vl.tasks.router_losses import routing_terms
 from eve_vl.train.collectives import gather_objects
 from eve_vl.train.device import send
@@ -113,8 +112,6 @@ class Task(nn.Module, Generic[Settings]):
     """Its section in the config, whose `name` is the task's."""
     dataset: ClassVar[type[RowDataset]]
     """What training goes through."""
-    calls: ClassVar[type[Predictor]] = Predictor
-    """What its runs do for people."""
     main_metric: str | None = None
     """The number by which the best weights are chosen, higher is better; None: the last ones count."""
     scored: ClassVar[str] = ""

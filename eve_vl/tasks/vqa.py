@@ -5,13 +5,12 @@ Letters: B batch, A answers, D width, T text tokens.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from tyro.conf import Positional
 
 from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig, generated
@@ -27,11 +26,8 @@ from eve_vl.metrics import vqa as metrics
 from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead
-from eve_vl.predict.base import Command, ImageFlags, JsonFlags, Predictor, best_classes, in_batches
-from eve_vl.predict.gradcam import Evidence
-from eve_vl.predict.inputs import GivenImage, Images, Strings, given_images, given_texts
 from eve_vl.tasks.task import Classifier, Prepared, PublishedHead, Sizes, pair_tokens
-from eve_vl.utils.errors import UserError, nearest
+from eve_vl.utils.errors import UserError
 
 GENERATED_ROWS = 10_000  # of a generated source, whose rows cost time, the blind baseline looks at so many, spread evenly
 
@@ -63,62 +59,11 @@ class VQAExample:
     """What it is about, as a hash."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """An answer of the run's list, and the probability that it is right; several may be."""
-
-    answer: str
-    probability: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerFlags(JsonFlags, ImageFlags):
-    """Flags of `eve answer`."""
-
-    question: Positional[str]
-    """What to ask."""
-    top: int = 5
-    """How many answers to show."""
-
-
-class VQAPredictor(Predictor):
-    """What a VQA run does for people."""
-
-    task: "VQA"
-    verbs: ClassVar[dict[str, Command]] = {
-        "answer": Command(
-            flags=AnswerFlags,
-            rows=True,
-            show=lambda answers: "\n".join(f"{each.probability:7.4f}  {each.answer}" for each in answers),
-            values=lambda answers: {"answers": [asdict(each) for each in answers]},
-        )
-    } | Predictor.verbs
-
-    @torch.no_grad()
-    def answer(self, image: Images, question: Strings, top: int = 5, batch_size: int = 64) -> list[Answer] | list[list[Answer]]:
-        """Return the `top` best answers to a question about an image, best first; to each of a list of questions about a list
-        of images as long, or about one image, such a list."""
-
-        def best(images: Sequence[GivenImage], questions: Sequence[str]) -> list[list[Answer]]:
-            probability_BA = self.task.predict(self.inputs.pairs(images, questions))[0].sigmoid()
-            classes = (best_classes(probability_A, top) for probability_A in probability_BA)
-            return [[Answer(answer=self.task.answers[a], probability=value) for a, value in row] for row in classes]
-
-        return in_batches(best, batch_size, (given_images, image), (given_texts, question))
-
-    def _evidence(self, images: list[GivenImage], text: str, positions: list[int] | None, answer: str | None) -> Evidence:
-        batch, known = self.inputs.pairs(images, [text]), [None]
-        if answer is not None and not (known := self.task.answer_ids.get(metrics.normalize(answer), ())):
-            raise UserError(f"no answer {nearest(answer, self.task.answers)}")
-        return self._label_evidence(lambda task: task.predict(batch)[0], known[0], "answer", is_one_of_many=False)
-
-
 class VQA(Classifier[VQAConfig]):
     """The task: encoder and answer head."""
 
     section = VQAConfig
     dataset = QuestionRows
-    calls = VQAPredictor
     main_metric, accuracy = "vqa_acc", "target_acc"
     against = (
         Baseline(

@@ -44,6 +44,7 @@ class CountFlags:
 class CountPredictor(Predictor):
     """What a run does for people: methods of `Eve`, and verbs."""
 
+    section = CountConfig
     verbs: ClassVar[dict[str, Command]] = {
         "count": Command(flags=CountFlags, show="{:.1f}".format, values=lambda n: {"count": n})
     }
@@ -57,7 +58,7 @@ class CountPredictor(Predictor):
 class Count(Task[CountConfig]):
     """One output, on the mean of the patches' states."""
 
-    section, dataset, calls, main_metric = CountConfig, LabeledRows, CountPredictor, "count_acc"
+    section, dataset, main_metric = CountConfig, LabeledRows, "count_acc"
     find_unused_parameters = True  # images alone train nothing of texts
     against = (Baseline("count_acc", "images", "count_acc_majority", "always saying the most frequent count"),)
 

@@ -102,7 +102,7 @@ class EvePreTrainedModel(PreTrainedModel):
         attention_mask_right: Tensor | None = None,
     ) -> Any:
         """Return what the class says. attention_mask: None: no padding. …_right: for tasks with two images or two texts."""
-        if pixel_values_right is not None and self.task.calls.num_images < 2:
+        if pixel_values_right is not None and "right" not in getattr(self.task, "reads", ()):
             raise UserError(f"{type(self).__name__} looks at one image: leave out pixel_values_right")
         tensors = self._given(input_ids, attention_mask, pixels=pixel_values, right=pixel_values_right)
         of_right = self._given(input_ids_right, attention_mask_right)
