@@ -1,29 +1,29 @@
-# Every target builds .venv by itself; only python3, pip and make are needed.
+# Each target builds .venv; python3, pip and make are the only requirements.
 PYTHON ?= python3
 BIN := .venv/bin
-# The page's tests drive a Chromium. Where there is none they are skipped, which the suite says at its end.
+# The page's tests need Chromium. Without one, the suite skips them and says so.
 BROWSER := $(shell for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && echo ,browser && break; done)
 
 .PHONY: demo test suite docs lint format clean
 
-demo: .venv/.core       ## pre-train, fine-tune, evaluate on built-in data, write a report
+demo: .venv/.core       ## pre-train, fine-tune and evaluate on built-in data, write a report
 	$(BIN)/eve demo
 
-test: .venv/.dev        ## lint, types and the whole test suite, at once: types take one core for a minute
+test: .venv/.dev        ## lint, types and the test suite, in parallel
 	$(MAKE) --jobs=2 lint suite
 
-suite: .venv/.dev       ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # files, for their fixtures are shared within one
+suite: .venv/.dev       ## the test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # by file, because fixtures are shared within a file
 
-docs: .venv/.docs       ## the docs site, in site/; any broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # what it warns of: docs/choices.md
+docs: .venv/.docs       ## build the docs site in site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # silences a note on MkDocs 2 (docs/design_choices.md)
 
 lint: .venv/.dev        ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-format: .venv/.dev      ## rewrite the code in the house style
+format: .venv/.dev      ## fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,8 +1,8 @@
-"""The docs: every command and every line of Python in them works, on tiny runs and data; the site has no broken link.
+"""Docs: all commands and Python lines run on tiny runs and data; the site has no broken link.
 
-A fenced block of bash or Python is run, the blocks of a page one after another. With a title, which says why, its commands are
-only parsed, by the real command line. What a console's curl would send goes to the application itself, JSON and TOML are
-parsed. After a change of recipes, `PYTHONPATH=.:tests python tests/test_docs.py` writes their tables anew.
+Fenced blocks of bash and Python run in order, page by page. The commands of a block with a title are only parsed, by the real
+command line. Requests of a console's curl go to the application itself; JSON and TOML are parsed. After a change of recipes,
+`PYTHONPATH=.:tests python tests/test_docs.py` rewrites their tables.
 """
 
 import contextlib
@@ -39,14 +39,14 @@ from eve_vl.recipes.finetune import CONTRAST_ALONE
 ROOT = Path(__file__).parents[1]
 DOCS, RECIPES = ROOT / "docs", ROOT / "docs" / "recipes.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-MEASURED = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("index", "tour", "search", "neighbours", "measured"))]
+MEASURED = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("index", "tour", "search", "systems", "methodology"))]
 FENCE = re.compile(r"^```(bash|python)(?: +title=(\"[^\"]+\"))?\n(.*?)^```$", re.M | re.S)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z.-]*[a-z](?![\w-])")
 OTHER = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 CURL = 'curl() { "$PYTHON" -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@"; }\n'
 LINK = re.compile(r'<(a|link|script|img)\b[^>]*?\s(?:href|src)="([^"]+)"')
 TABLE = re.compile(r"(?<=<!-- table -->\n\n).*(?=\n\n<!-- end -->)", re.S)
-# Of the tables of recipes, one for each file
+# titles of the recipe tables by file
 TITLES = {
     "pretrain": "Pre-training",
     "finetune": "Fine-tuning",
@@ -55,9 +55,9 @@ TITLES = {
     "m3ae": "M3AE",
     "medflip": "MedFLIP",
 }
-MAX_LETTERS = 88  # of a line of code
+MAX_LETTERS = 88  # per line of code
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), "white": (250, 250, 250)}
-# What makes a recipe tiny, where a command does not say it
+# flags that make a recipe tiny, unless the command sets them
 SHORT = {
     "--train.steps": "1",
     "--train.batch-size": "8",
@@ -69,7 +69,7 @@ SHORT = {
 
 
 class Parsed(Exception):  # noqa: N818
-    """Thrown where a command would begin to work."""
+    """Raised where a command would start its work."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def with_blocks(*, is_run: bool) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """What the pages suppose: a few images, rows of each kind and, tiny, the runs of the demo and of other pages."""
+    """Write the data and tiny runs that the pages assume."""
     folder = tmp_path_factory.mktemp("world")
     with contextlib.chdir(folder):
         _write_data()
@@ -141,7 +141,7 @@ def _write_rows(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def run_command(words: list[str]) -> None:
-    """Run a command of the docs as `eve` would, training for one step unless it says how long."""
+    """Run a command of the docs; training takes one step unless the command sets the steps."""
     if words[0] != "eve":
         check_other(words)
         return
@@ -153,7 +153,7 @@ def run_command(words: list[str]) -> None:
 
 
 def check_other(words: list[str]) -> None:
-    """Check a command that is not this package's as far as that goes without a network and within seconds."""
+    """Check another program's command as far as possible without a network."""
     program, *rest = words
     if program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.M), words
@@ -165,7 +165,7 @@ def check_other(words: list[str]) -> None:
     elif program == "python":
         assert (ROOT / rest[0]).is_file(), words
         source = "".join(path.read_text() for path in (ROOT / rest[0]).parents[0].rglob("*.py"))
-        shared = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py"))
+        shared = "".join(path.read_text() for path in (ROOT / "benchmarks").rglob("*.py"))
         flags = [word for word in rest if word.startswith("--")]
         assert all(f'"{flag}"' in source + shared or f'"{flag[2:]}"' in source for flag in flags), words
     else:
@@ -177,7 +177,7 @@ def test_blocks_run(page: Path, world: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(shutil.copytree(world, tmp_path / "world"))
     found = [block for block in blocks(page) if block.is_run]
     commands = [words for block in found if block.language == "bash" for words in block.commands()]
-    for words in commands:  # what a page makes is not there before
+    for words in commands:  # outputs of a page do not exist before
         if "--out" in words and words[1] in ("pretrain", "finetune"):
             shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
     names: dict[str, Any] = {}
@@ -217,7 +217,7 @@ def test_other_blocks_parse(page: Path, monkeypatch):
 
 
 def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):
-    """The block runs in a shell whose curl says what it is given; the server has the runs of the page's command."""
+    """Run the block in a shell whose curl prints its arguments; serve the runs of the page's command."""
     monkeypatch.chdir(shutil.copytree(world, tmp_path / "world"))
     (script,) = (text for language, text in OTHER.findall((DOCS / "serve.md").read_text()) if language == "console")
     env = os.environ | {"PYTHON": sys.executable}
@@ -234,7 +234,7 @@ def test_what_curl_sends_is_answered(world: Path, tmp_path: Path, monkeypatch):
 
 
 def test_rows_and_settings_parse():
-    """Blocks of JSON, a row a line, and of TOML; of others there are none that no test reads."""
+    """Parse JSON blocks (one row per line) and TOML blocks; no other language is left untested."""
     known, found = {"bash", "python", "console"}, set()
     for page in [*PAGES, *ROOT.glob("examples/*/README.md")]:
         for language, text in OTHER.findall(page.read_text()):
@@ -268,7 +268,7 @@ def test_numbers_in_the_text_were_measured():
 
 
 def recipe_table() -> str:
-    """Return what recipes.md says of the recipes: the first paragraph of their docstrings."""
+    """Return the tables of recipes.md: the first paragraphs of the recipes' docstrings."""
     parts = []
     for file, title in TITLES.items():
         rows = [f"## {title}", "", "| recipe | what, how long, how good |", "|---|---|"]
