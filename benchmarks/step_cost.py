@@ -50,7 +50,7 @@ from step_variants import (  # noqa: E402
 from torch import nn  # noqa: E402
 
 from eve_vl.config import Config  # noqa: E402
-from eve_vl.data.batch import PairBatch  # noqa: E402
+from eve_vl.data.masking import PairBatch  # noqa: E402
 from eve_vl.recipes import get_recipe  # noqa: E402
 from eve_vl.run.inspect import inspect_config  # noqa: E402
 from eve_vl.train.device import autocast, has_processor_clock, now, pick_device, pick_dtype  # noqa: E402

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eve_vl.data.records import ImageText, Source
+from eve_vl.data.kinds.captions import ImageText
+from eve_vl.data.records import Source
 from eve_vl.data.transforms import decode
 from eve_vl.utils.errors import BadSampleError
 

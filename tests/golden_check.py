@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from eve_vl import objectives
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, VQAConfig
-from eve_vl.data.batch import CaptionBatch
+from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.interop.convert import published
 from eve_vl.interop.convert.keys import key_table, to_ours, to_published
 from eve_vl.model.moe_reference import Assignment, OfficialMoE

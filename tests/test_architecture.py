@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "builtin": {"utils"},
     "config": {"utils"},
     "recipes": {"utils", "config"},
-    "data": {"utils", "config", "synthetic"},
+    "data": {"utils", "config"},
     "synthetic": {"utils", "config", "data"},
     "model": {"utils", "config"},
     "objectives": set(),

@@ -11,25 +11,17 @@ import torch
 from twins import ListSource, noise, pairs, questions, tiny_config, tiny_tokenizer
 
 from eve_vl.config import ClassificationConfig, Config
-from eve_vl.data.batch import (
-    Batch,
-    ImageBatch,
-    LabelBatch,
-    LabeledImages,
-    LabeledPairs,
-    LabeledTexts,
-    MaskedImages,
-    MaskedTexts,
-    PairBatch,
-    TextBatch,
-)
-from eve_vl.data.dataset import MaskedPairs, row_keys
+from eve_vl.data.batch import Batch, ImageBatch, TextBatch
+from eve_vl.data.dataset import row_keys
+from eve_vl.data.kinds.captions import CaptionedImages, ImageOnly, TextOnly
+from eve_vl.data.kinds.labels import LabelBatch, LabeledExample, LabeledImages, LabeledPairs, LabeledRows, LabeledTexts
+from eve_vl.data.kinds.pairs import ImagesStatement, StatementRows
+from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
+from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import ImageOnly, ImagesStatement, LabeledExample, TextOnly
-from eve_vl.data.task_datasets import CaptionedImages, LabeledRows, QuestionRows, StatementRows
 from eve_vl.data.validate import check_source
-from eve_vl.synthetic.scenes import SCENES, SceneLabels
+from eve_vl.synthetic.scenes import ROWS, SceneLabels
 from eve_vl.synthetic.scenes.world import KINDS, sample_scene
 from eve_vl.utils.errors import BadSampleError, UserError
 
@@ -244,7 +236,7 @@ def test_labels_of_scenes_are_the_kinds_of_their_shapes():
 
 
 def test_scenes_give_every_kind_the_same_images_and_texts():
-    rows = {kind: source(split="val", image_size=16) for kind, source in SCENES.items()}
+    rows = {kind: source(split="val", image_size=16) for kind, source in ROWS.items()}
     pair: Any = rows["captions"][3]
     for kind in ("images", "labels"):
         image: Any = rows[kind][3].images[0]

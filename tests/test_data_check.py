@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import ImagePixels, ImageText
+from eve_vl.data.records import ImagePixels
 from eve_vl.data.validate import Spread, check_source
 from eve_vl.utils import console
 

@@ -15,11 +15,15 @@ from torch.utils.data import Subset
 from twins import ListSource, noise, pairs, questions, statements, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import CaptionBatch, Sample, SearchBatch, SearchImages, SearchTexts
-from eve_vl.data.dataset import MaskedPairs, RowDataset, eval_positions
+from eve_vl.data.batch import Sample
+from eve_vl.data.dataset import RowDataset, eval_positions
+from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages, ImageText
+from eve_vl.data.kinds.pairs import ImagesStatement, StatementRows
+from eve_vl.data.kinds.questions import ImageQuestion, QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, train_loader
-from eve_vl.data.records import ImageBytes, ImageQuestion, ImagesStatement, ImageText, Source
-from eve_vl.data.task_datasets import CaptionedImages, QuestionRows, SearchSet, StatementRows
+from eve_vl.data.masking import MaskedPairs
+from eve_vl.data.records import ImageBytes, Source
+from eve_vl.data.search_set import SearchBatch, SearchImages, SearchSet, SearchTexts
 from eve_vl.run.summary import data_lines
 from eve_vl.synthetic.scenes import ScenePairs
 from eve_vl.synthetic.scenes.text import all_captions

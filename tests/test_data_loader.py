@@ -12,10 +12,11 @@ import torch
 from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config
-from eve_vl.data.batch import PairBatch
-from eve_vl.data.dataset import MAX_SKIPS, MaskedPairs, RowDataset, eval_positions
+from eve_vl.data.dataset import MAX_SKIPS, RowDataset, eval_positions
+from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import epoch_order, eval_loader, open_sources, open_train_and_val, train_batches, train_loader
-from eve_vl.data.records import ImageBytes, ImageText
+from eve_vl.data.masking import MaskedPairs, PairBatch
+from eve_vl.data.records import ImageBytes
 from eve_vl.utils.errors import UserError
 
 TOKENIZER = tiny_tokenizer()
@@ -290,12 +291,12 @@ def test_wrong_partner_never_shares_a_caption():
 
 def test_a_set_of_one_caption_has_no_wrong_partner():
     row = pairs(1)[0]
-    with pytest.raises(UserError, match="among the 2 validation pairs there is none with another caption"):
+    with pytest.raises(UserError, match="none of the 2 validation pairs is usable and has another caption"):
         eval_rows(config_of(), ListSource([row, replace(row, where="list:1")]), batch_size=2)
 
 
 def test_a_lone_pair_is_told_when_the_data_are_opened():
-    with pytest.raises(UserError, match="list:0: among the 2 validation pairs there is none with another caption"):
+    with pytest.raises(UserError, match="list:0: none of the 2 validation pairs is usable and has another caption"):
         MaskedPairs([pairs(2, bad=[1])], config_of(), TOKENIZER, training=False)
 
 

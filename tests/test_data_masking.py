@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from eve_vl.data.masking import generator, mask_patches, mask_tokens
+from eve_vl.data.dataset import generator
+from eve_vl.data.masking import mask_patches, mask_tokens
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eve_vl.data.kinds.labels import LabeledExample
+from eve_vl.data.kinds.questions import ImageQuestion
 from eve_vl.data.readers import guess_kind, medical, open_source
-from eve_vl.data.records import ImageQuestion, LabeledExample
-from eve_vl.synthetic.phantoms import PhantomPairs, PhantomQuestions
-from eve_vl.synthetic.phantoms.disclaimer import NO_MEDICINE, source_note
+from eve_vl.synthetic.phantoms import NO_MEDICINE, PhantomPairs, PhantomQuestions, source_note
 from eve_vl.synthetic.phantoms.panels import KINDS, LABELS, sample_panel
-from eve_vl.synthetic.phantoms.write import FIVE, LANGUAGE, LAYOUTS, MISSING, WAYS, write
+from eve_vl.synthetic.write import FIVE, LANGUAGE, LAYOUTS, MISSING, WAYS, write
 from eve_vl.utils.errors import BadSampleError, UserError
 
 RAD = {
@@ -251,13 +251,13 @@ def test_other_folders_and_tables_are_what_they_were(tmp_path: Path):
 
 # Written and read
 
-SPLIT = {layout: "" if layout == "chexpert-5x200" else "#train" for layout in LAYOUTS}
+SPLIT = {layout: "" if layout == "chexpert-5x200" else "#train" for layout in LAYOUTS["phantoms"]}
 COMPARED = ("roco", "vqa-rad", "slake", "melinda", "chexpert")
 
 
 @pytest.mark.parametrize("layout", COMPARED)
 def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
-    assert write(layout, tmp_path / layout, num_rows=15) == []
+    assert write("phantoms", layout, tmp_path / layout, num_rows=15) == []
     source = opened(
         f"{tmp_path / layout}#train",
         kind="questions" if layout in ("vqa-rad", "slake") else guess_kind(f"{tmp_path / layout}#train"),
@@ -292,9 +292,9 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, layout):
     assert len(rows) == len(source) == count
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS["phantoms"])
 def test_what_is_written_says_that_it_is_no_medicine_and_readers_pass_over_that(tmp_path: Path, layout):
-    write(layout, folder := tmp_path / layout, num_rows=10)
+    write("phantoms", layout, folder := tmp_path / layout, num_rows=10)
     name, marker = f"{folder}#train" if layout != "chexpert-5x200" else str(folder), folder / "PHANTOMS.txt"
     rows, tables = list(opened(name)), [path for end in ("csv", "json", "jsonl") for path in folder.rglob(f"*.{end}")]
     assert rows and tables
@@ -307,10 +307,10 @@ def test_what_is_written_says_that_it_is_no_medicine_and_readers_pass_over_that(
     assert source_note([name, *map(str, tables)]) == ""
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS["phantoms"])
 def test_every_broken_row_is_named_and_no_other(tmp_path: Path, layout):
     num_rows = 12 if layout == "chexpert-5x200" else 60
-    broken = write(layout, tmp_path / layout, num_rows=num_rows, broken=0.3)
+    broken = write("phantoms", layout, tmp_path / layout, num_rows=num_rows, broken=0.3)
     assert [vars(row) for row in broken] == list(map(json.loads, (tmp_path / layout / "broken.jsonl").read_text().splitlines()))
     splits = ("",) if layout == "chexpert-5x200" else ("#train", "#val") + ("#test",) * (layout != "chexpert")
     found: Counter[str] = Counter()
@@ -347,10 +347,10 @@ def _is_of(file: str, split: str, layout: str) -> bool:
 
 
 def test_the_5x200_twin_has_exactly_one_of_five_findings(tmp_path: Path):
-    write("chexpert-5x200", tmp_path / "five", num_rows=4)
+    write("phantoms", "chexpert-5x200", tmp_path / "five", num_rows=4)
     rows = list(opened(str(tmp_path / "five")))
     assert Counter(row.labels for row in rows) == {(label,): 4 for label in FIVE}
-    again = write("chexpert-5x200", tmp_path / "again", num_rows=4)
+    again = write("phantoms", "chexpert-5x200", tmp_path / "again", num_rows=4)
     assert again == []
     names = [(tmp_path / folder / "chexpert_5x200.csv").read_text() for folder in ("five", "again")]
     assert names[0] == names[1]  # the list is on the disk, and the same for everybody
@@ -397,9 +397,9 @@ def test_the_command_line_writes_layouts_and_checks_them(eve):
 ODD = (None, True, 3, 2.5, "", " ", "\ud800", "../x.png", [], [1], {}, {"a": 1})
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS["phantoms"])
 def test_any_content_is_read_or_an_error_for_people(tmp_path: Path, layout):
-    write(layout, tmp_path / "good", num_rows=5)
+    write("phantoms", layout, tmp_path / "good", num_rows=5)
     name = f"{tmp_path / 'good'}{SPLIT[layout]}"
     texts = [path for path in (tmp_path / "good").rglob("*") if path.suffix in (".txt", ".json", ".jsonl", ".csv")]
     for path in texts:

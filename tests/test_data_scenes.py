@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from eve_vl.cli import main
+from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.readers import open_source
-from eve_vl.data.records import ImageDrawing, ImageText
+from eve_vl.data.records import ImageDrawing
 from eve_vl.synthetic.scenes import ScenePairs, SceneQuestions, SceneStatements
 from eve_vl.synthetic.scenes.render import render
 from eve_vl.synthetic.scenes.text import all_captions, captions

@@ -29,7 +29,7 @@ from two_processes import (
 )
 
 from eve_vl.config import MaskedSignalConfig
-from eve_vl.data.dataset import MaskedPairs
+from eve_vl.data.masking import MaskedPairs
 
 HERE = Path(__file__).parent
 

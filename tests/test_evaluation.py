@@ -14,9 +14,10 @@ from tiny_tasks import CPU, TOKENIZER, build, config_of, numbers_of
 from twins import ListSource, pairs, questions, statements
 
 from eve_vl.config import DataConfig
+from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources
 from eve_vl.data.records import ImageBytes
-from eve_vl.data.task_datasets import QuestionRows, SearchSet
+from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation.runner import evaluate_rows, remarks
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import classification, intervals

@@ -13,7 +13,7 @@ from PIL import Image
 
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImageDrawing
-from eve_vl.synthetic.scenes.rows import SceneLabels
+from eve_vl.synthetic.scenes import SceneLabels
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_task" / "count_things.py"
 SHORT = shlex.split("""
@@ -48,7 +48,7 @@ if __name__ == "__main__":
 PACKAGE = {
     "made_up.py": '''
 from dataclasses import dataclass, replace
-from eve_vl.data.readers.lines import TextTable
+from eve_vl.data.readers.text_tables import TextTable
 from eve_vl.recipes import get_recipe
 class Haiku(TextTable):
     name = "haiku"

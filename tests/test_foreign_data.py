@@ -24,8 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from eve_vl.data import fields as common
 from eve_vl.data import transforms
-from eve_vl.data.readers import common, folder, guess_kind, lines, open_source
+from eve_vl.data.readers import folder, guess_kind, open_source, text_tables
 from eve_vl.data.records import ImageBytes, ImageFile
 from eve_vl.data.transforms import decode
 from eve_vl.data.validate import check_source
@@ -154,7 +155,7 @@ def test_csv_of_odd_fields(root: Path):
 
 
 def test_a_bomb_of_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lines, "MAX_UNPACKED_BYTES", 10**6)
+    monkeypatch.setattr(text_tables, "MAX_UNPACKED_BYTES", 10**6)
     (tmp_path / "t.txt.gz").write_bytes(gzip.compress(b"a text\n" * 10**6))
     with pytest.raises(UserError, match=r"t.txt.gz: has more than 0 MB when unpacked; unpack it first"):
         open_source(tmp_path / "t.txt.gz", kind="texts")

@@ -26,7 +26,7 @@ from transformers import (
 from twins import CAPTIONS, pairs, tiny_config
 
 from eve_vl.config import Config, ContrastMatchConfig, DualEncoderConfig, InputConfig, VQAConfig, to_dict
-from eve_vl.data.dataset import MaskedPairs
+from eve_vl.data.masking import MaskedPairs
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.eve import Eve
 from eve_vl.interop import hf

@@ -24,7 +24,7 @@ from eve_vl.config import (
     TaskConfig,
     VQAConfig,
 )
-from eve_vl.data.batch import CaptionBatch
+from eve_vl.data.kinds.captions import CaptionBatch
 from eve_vl.model import moe
 from eve_vl.model.build import build_backbone
 from eve_vl.model.encoder import Block, Encoder

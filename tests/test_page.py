@@ -24,7 +24,7 @@ from eve_vl.search.index import Index
 from eve_vl.serve.app import application
 from eve_vl.serve.server import serve
 from eve_vl.serve.static import page_files
-from eve_vl.synthetic.phantoms.disclaimer import NO_MEDICINE
+from eve_vl.synthetic.phantoms import NO_MEDICINE
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

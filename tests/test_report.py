@@ -13,8 +13,8 @@ from PIL import Image
 from report_page import Page, assert_self_contained, tiny, trained
 
 from eve_vl.config import ContrastMatchConfig
-from eve_vl.data.batch import PairBatch
 from eve_vl.data.loader import eval_loader, open_sources
+from eve_vl.data.masking import PairBatch
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.metrics.intervals import from_json
 from eve_vl.model.moe import Router

@@ -38,7 +38,7 @@ from eve_vl.serve.app import Service
 from eve_vl.serve.batching import Compute, Job
 from eve_vl.serve.limits import Limits, RequestRefusedError
 from eve_vl.serve.schema import arguments, body_model, parsed
-from eve_vl.synthetic.phantoms.disclaimer import NO_MEDICINE
+from eve_vl.synthetic.phantoms import NO_MEDICINE
 from eve_vl.utils.errors import UserError
 
 

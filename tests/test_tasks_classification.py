@@ -12,9 +12,8 @@ from PIL import Image
 from twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer
 
 from eve_vl.config import ClassificationConfig, Config
+from eve_vl.data.kinds.labels import LabeledExample, LabeledRows
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.records import LabeledExample
-from eve_vl.data.task_datasets import LabeledRows
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained
 from eve_vl.tasks.classification import Classification, ClassificationExample

@@ -14,8 +14,8 @@ from torch import Tensor
 from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config
-from eve_vl.data.batch import PairBatch
-from eve_vl.data.dataset import MaskedPairs, eval_positions
+from eve_vl.data.dataset import eval_positions
+from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.metrics.intervals import to_json
 from eve_vl.metrics.masked_signal import Sums, visible_means
 from eve_vl.model.packing import Tokens

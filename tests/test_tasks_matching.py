@@ -18,10 +18,10 @@ from twins import tiny_config
 
 from eve_vl.cli import main
 from eve_vl.config import ContrastMatchConfig, DualEncoderConfig, RetrievalConfig
-from eve_vl.data.task_datasets import SearchSet
+from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation import retrieval
 from eve_vl.run import training
-from eve_vl.synthetic.phantoms.rows import PhantomPairs
+from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train import collectives

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from twins import pairs, randomize, tiny_config, tiny_tokenizer
 
 from eve_vl.config import Config, MlimConfig
-from eve_vl.data.batch import BatchByMask, PairBatch, Sample
-from eve_vl.data.dataset import AwareMasks
+from eve_vl.data.batch import Sample
+from eve_vl.data.masking import AwareMasks, BatchByMask, PairBatch
 from eve_vl.model.conv_decoder import ConvDecoder
 from eve_vl.model.embeddings import BlockStem, ImageEmbed, TextEmbed
 from eve_vl.model.encoder import Encoder

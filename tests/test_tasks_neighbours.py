@@ -20,13 +20,12 @@ from twins import ListSource, tiny_config
 
 from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, EveModelConfig
-from eve_vl.data.batch import PairBatch
-from eve_vl.data.dataset import MaskedPairs
+from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.data.readers import open_source
 from eve_vl.data.readers.medical_rows import CHEXPERT_LABELS
 from eve_vl.model.encoder import Encoder, initialize
+from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.synthetic.phantoms.reports import COLUMNS
-from eve_vl.synthetic.phantoms.rows import PhantomPairs
 from eve_vl.tasks import hard_negatives
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.contrastive import Contrast

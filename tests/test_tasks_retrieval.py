@@ -18,15 +18,15 @@ from twins import ListSource, pairs, tiny_config
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.batch import CaptionBatch, PairBatch
-from eve_vl.data.dataset import MaskedPairs
+from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.data.loader import eval_loader
+from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.data.records import ImageBytes
-from eve_vl.data.task_datasets import CaptionedImages, SearchSet
+from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation import retrieval as retrieval_evaluation
 from eve_vl.evaluation.retrieval import RetrievalSet, gathered
 from eve_vl.metrics.retrieval import Relevance
-from eve_vl.synthetic.phantoms.rows import PhantomPairs
+from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.tasks.contrast_match import ContrastMatch
 from eve_vl.tasks.contrastive import MAX_TEMPERATURE, MIN_TEMPERATURE, Contrast
 from eve_vl.tasks.retrieval import Retrieval

@@ -17,8 +17,8 @@ from twins import pairs, tiny_config, tiny_tokenizer
 
 from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig, TokenizerConfig
-from eve_vl.data.batch import PairBatch
-from eve_vl.data.dataset import MaskedPairs, eval_positions
+from eve_vl.data.dataset import eval_positions
+from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.metrics.intervals import from_json
 from eve_vl.model import moe
 from eve_vl.model.packing import Tokens

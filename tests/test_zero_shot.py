@@ -14,17 +14,18 @@ from twins import ListSource, questions, tiny_config
 
 from eve_vl.cli import main
 from eve_vl.config import VQAConfig
+from eve_vl.data.kinds.labels import LabeledExample
+from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.prompts import read_prompts
-from eve_vl.data.records import ImagePixels, LabeledExample
-from eve_vl.data.task_datasets import QuestionRows
+from eve_vl.data.records import ImagePixels
 from eve_vl.evaluation.ablations import BlindRows
 from eve_vl.evaluation.runner import evaluated, zero_shot
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.evaluation.zero_shot import ZeroShot
 from eve_vl.eve import Eve
 from eve_vl.metrics.intervals import MeasuredValue, share
+from eve_vl.synthetic.phantoms import PhantomQuestions
 from eve_vl.synthetic.phantoms.reports import class_prompts, sample_report
-from eve_vl.synthetic.phantoms.rows import PhantomQuestions
 from eve_vl.synthetic.phantoms.world import sample_phantom
 from eve_vl.tasks import contrastive
 from eve_vl.utils.errors import UserError

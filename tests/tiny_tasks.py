@@ -10,8 +10,8 @@ from twins import ANSWERS, ListSource, pairs, questions, statements, tiny_config
 
 from eve_vl.config import Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAConfig
 from eve_vl.data.dataset import RowDataset
+from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import eval_loader
-from eve_vl.data.records import ImageText
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks import task_class
 from eve_vl.tasks.nlvr2 import NLVR2

@@ -17,8 +17,8 @@ from tiny_tasks import TOKENIZER, build, config_of, eval_set, train_set
 from torch import Tensor, nn
 from twins import ListSource, pairs, tiny_config
 
+from eve_vl.data.kinds.captions import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
-from eve_vl.data.records import TextOnly
 from eve_vl.tasks import task_class
 from eve_vl.train import collectives
 from eve_vl.train.ddp import parallelize, share_running_averages

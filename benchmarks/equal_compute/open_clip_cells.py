@@ -19,7 +19,7 @@ from eve_vl.config import Config
 from eve_vl.data.dataset import NAMES_A_SIDE, row_name
 from eve_vl.data.loader import open_sources
 from eve_vl.data.records import Source
-from eve_vl.data.task_datasets import SearchSet
+from eve_vl.data.search_set import SearchSet
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
 from eve_vl.metrics import retrieval as metrics

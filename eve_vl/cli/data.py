@@ -123,19 +123,13 @@ def run_data_answers(args: AnswersArgs) -> None:
 
 def run_data_write(args: WriteArgs) -> None:
     """Write built-in images and texts to files: eve data write GENERATOR LAYOUT FOLDER [flags]."""
-    if args.generator == "scenes":
-        from eve_vl.synthetic.scenes.write import write
-
-        if args.broken:
-            raise UserError("--broken is for phantoms")
-        with reporting_write_errors(args.folder):
-            write(args.layout, args.folder, image_size=GENERATED_SIZE, num_rows=args.rows, seed=args.seed)
-        print_line(f"{args.folder}: {pluralize(args.rows, 'row')} of scenes:test as {args.layout}")
-        return
-    from eve_vl.synthetic.phantoms.write import BROKEN_LIST, write
+    from eve_vl.synthetic.write import BROKEN_LIST, write
 
     with reporting_write_errors(args.folder):
-        broken = write(args.layout, args.folder, num_rows=args.rows, broken=args.broken, seed=args.seed)
+        broken = write(args.generator, args.layout, args.folder, num_rows=args.rows, broken=args.broken, seed=args.seed)
+    if args.generator == "scenes":
+        print_line(f"{args.folder}: {pluralize(args.rows, 'row')} of scenes:test as {args.layout}")
+        return
     listed = f", {pluralize(len(broken), 'broken row')} ({BROKEN_LIST})" if broken else ""
     print_line(
         f"{args.folder}: phantoms as {args.layout}{listed}; they prove code and protocols, and say nothing about medicine"

@@ -5,18 +5,24 @@ from pathlib import Path
 from typing import Literal
 
 from eve_vl.config.base import WIDEST, not_positive
+from eve_vl.utils.errors import UserError
 
 HELD_OUT = "held-out"
-GENERATORS = ("scenes", "phantoms")
+GENERATORS = {"scenes": "eve_vl.synthetic.scenes", "phantoms": "eve_vl.synthetic.phantoms"}
+"""Generators of rows: the name that sources start with, and the module (see data/records.py)."""
 
 
 def generated(source: str) -> tuple[str, str] | None:
-    """Return the generator and the split that a source names, such as `scenes:val`; None if it names something on the disk.
+    """Return the generator and the split that a source names, e.g. `scenes:val`; None if it is a path.
 
-    A generator without a split means its training rows.
+    A generator without a split means its training rows. Raises UserError if that is also the name of a path.
     """
-    name, _, split = source.partition(":")
-    return (name, split or "train") if name in GENERATORS else None
+    name, colon, split = source.partition(":")
+    if name not in GENERATORS:
+        return None
+    if not colon and Path(name).exists():
+        raise UserError(f"{name}: is both a path and built-in data; write ./{name} for the path, {name}:train for the data")
+    return name, split or "train"
 
 
 def _generators(sources: tuple[str, ...]) -> list[str]:

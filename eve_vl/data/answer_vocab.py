@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Subset
 
-from eve_vl.data.records import ImageQuestion, Source, usable_rows
-from eve_vl.synthetic.base import GeneratedRows
+from eve_vl.data.kinds.questions import ImageQuestion
+from eve_vl.data.records import GeneratedSource, Source, usable_rows
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import parse_json, read_text
 
@@ -40,7 +40,7 @@ def read_answers(path: Path) -> list[str]:
 
 def closed_answers(sources: Sequence[Source[ImageQuestion]]) -> list[str] | None:
     """Return all answers that can occur, if that is known without looking: generated questions have a closed list."""
-    closed = [source.ANSWERS if isinstance(source, GeneratedRows) else () for source in sources]
+    closed = [source.ANSWERS if isinstance(source, GeneratedSource) else () for source in sources]
     return list(dict.fromkeys(answer for answers in closed for answer in answers)) if all(closed) else None
 
 

@@ -13,17 +13,13 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, row_keys
-from eve_vl.data.masking import generator
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator, row_keys
 from eve_vl.data.readers import guess_kind, open_source
-from eve_vl.data.records import Source, usable_rows
-from eve_vl.synthetic.phantoms import PHANTOMS
-from eve_vl.synthetic.scenes import SCENES
+from eve_vl.data.records import Source, find_generator, usable_rows
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.runtime import usable_cores
 
 OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading what is on the disk
-GENERATED = {"scenes": SCENES, "phantoms": PHANTOMS}
 ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datasets
 
 
@@ -36,7 +32,7 @@ def open_sources(
     for spec in specs:
         if (named := generated(spec)) is not None:
             own = "captions" if kind == "auto" else kind
-            kinds = GENERATED[named[0]]
+            kinds = find_generator(named[0]).ROWS
             if own not in kinds:
                 raise UserError(f"{spec}: the generated {named[0]} hold no {own}, but {', '.join(kinds)}")
             sources.append(kinds[own](split=named[1], image_size=image_size))

@@ -5,11 +5,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from eve_vl.synthetic.phantoms.reports import class_prompts
+from eve_vl.data.records import find_generator
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import expand_user, read_json
 
-BUILT_IN = {"phantoms": class_prompts}
+BUILT_IN = ("phantoms",)  # generators with class_prompts
 MAX_PROMPTS = 100_000  # of a class: a product of long lists is soon out of hand
 FORM = 'a list of texts, or {"part": [texts], …} whose parts are put together in every combination'
 
@@ -25,7 +25,7 @@ def read_prompts(given: str | Path | Mapping[str, Any]) -> tuple[Prompts, str]:
     if isinstance(given, Mapping):
         values, where = given, "prompts"
     elif str(given) in BUILT_IN:
-        return BUILT_IN[str(given)](), f"prompts {given}"
+        return find_generator(str(given)).class_prompts(), f"prompts {given}"
     else:
         path = expand_user(given)
         values, where = read_json(path, dict), str(path)

@@ -13,24 +13,13 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from eve_vl.data.dataset import hash_of
-from eve_vl.data.records import (
-    ImagePixels,
-    ImageQuestion,
-    ImageRef,
-    ImagesStatement,
-    ItemPair,
-    LabeledExample,
-    Record,
-    Source,
-    Unencoded,
-)
+from eve_vl.data.records import Fact, ImagePixels, ImageRef, Record, Source, Unencoded
 from eve_vl.data.transforms import DecodedImage, decode, decode_bytes, read_image
 from eve_vl.utils import console
-from eve_vl.utils.errors import BadSampleError, printable
+from eve_vl.utils.errors import BadSampleError
 
 CHUNK = 64  # rows per message from a worker
 CAPTIONS, QUESTIONS, STATEMENTS = "captions", "questions", "statements"
-KEPT_BACK = "kept back"
 NUM_SHOWN = 10  # frequent answers or labels
 ROWS_PER_WORKER = 5000  # fewer are read sooner than a worker has started
 
@@ -38,8 +27,6 @@ SPREADS = ("width", "height", "texts_per_row", "text_words", "answers_per_questi
 TALLIES = ("formats", "conversions", "answer_types", "labels")
 
 Require = Callable[[Record], None]
-Fact = tuple[str, Any]
-"""Something that is counted, and its value in one row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,17 +131,7 @@ class _Facts(Dataset[list[Fact] | BadSampleError]):
         facts: list[Fact] = [("kind", row.KIND), *of_images, ("texts_per_row", len(row.texts))]
         for text in row.texts:
             facts += [("text_words", len(text.split())), ("text", hash_of(text.encode()))]
-        match row:
-            case ImageQuestion(question_id=key, answers=answers, answer_type=name):
-                facts += [("id", key), ("answers_per_question", len(answers)), ("answer_types", printable(name))]
-                facts += [("answer", printable(answer)) for answer in answers]
-            case ItemPair(label=label):
-                facts += [("labels", KEPT_BACK if label is None else str(label))]
-            case ImagesStatement(identifier=key, label=label):
-                facts += [("id", key), ("labels", KEPT_BACK if label is None else str(label))]
-            case LabeledExample(labels=labels):
-                facts += [("labels", printable(label)) for label in labels or (KEPT_BACK,)]
-        return facts
+        return [*facts, *row.facts()]
 
 
 def _facts_of(image: ImageRef, where: str) -> list[Fact]:

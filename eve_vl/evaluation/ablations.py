@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from eve_vl.data.batch import Sample
-from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, SampleSet, hash_of
-from eve_vl.data.masking import generator
+from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, SampleSet, generator, hash_of
 from eve_vl.data.records import usable_rows
 
 How = Literal["noise", "wrong_image", "image_only"]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from eve_vl.data.batch import SearchBatch, SearchImages, SearchTexts, normalize
+from eve_vl.data.batch import normalize
+from eve_vl.data.search_set import SearchBatch, SearchImages, SearchTexts
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.tasks.contrastive import ContrastTask
 from eve_vl.train.collectives import gather_objects, rank

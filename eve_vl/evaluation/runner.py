@@ -11,10 +11,10 @@ import torch
 
 from eve_vl.config import HELD_OUT, ClassificationConfig, generated
 from eve_vl.data.dataset import RowDataset, SampleSet, eval_rows, row_keys
+from eve_vl.data.kinds.labels import LabeledRows
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.prompts import BUILT_IN, check_classes, read_prompts
 from eve_vl.data.records import Source, usable_rows
-from eve_vl.data.task_datasets import LabeledRows
 from eve_vl.evaluation.ablations import BlindRows
 from eve_vl.evaluation.zero_shot import By, ZeroShot
 from eve_vl.metrics import intervals

@@ -15,7 +15,8 @@ import torch
 from tyro.conf import Positional
 
 from eve_vl.config import MaskedSignalConfig
-from eve_vl.data.masking import generator, mask_patches, mask_tokens
+from eve_vl.data.dataset import generator
+from eve_vl.data.masking import mask_patches, mask_tokens
 from eve_vl.data.tokenizer import MASK_TEXT
 from eve_vl.predict.base import Command, ImageFlags, JsonFlags, Predictor, best_classes, in_batches
 from eve_vl.predict.gradcam import Evidence

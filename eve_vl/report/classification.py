@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from eve_vl.data.batch import ImageBatch, LabelBatch, TextBatch
+from eve_vl.data.batch import ImageBatch, TextBatch
+from eve_vl.data.kinds.labels import LabelBatch
 from eve_vl.metrics.classification import confusion
 from eve_vl.report.curves import Loss
 from eve_vl.report.task import NUM_CHOICES, ClassifierReport, Example, Measured, best_choices, pixels_of

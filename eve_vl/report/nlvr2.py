@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from eve_vl.data.batch import StatementBatch
 from eve_vl.data.dataset import eval_rows
+from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.report.curves import Loss
 from eve_vl.report.task import ClassifierReport, Example, Measured, best_choices, pixels_of
 from eve_vl.tasks.nlvr2 import NLVR2

@@ -17,7 +17,7 @@ from eve_vl.report.task import task_report
 from eve_vl.report.templating import Section, document, draw
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config
-from eve_vl.synthetic.phantoms.disclaimer import source_note
+from eve_vl.synthetic.phantoms import source_note
 from eve_vl.tasks.task import NO_BASELINE
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.environment import read_environment

@@ -5,7 +5,7 @@ Letters: B batch.
 
 from collections.abc import Iterator
 
-from eve_vl.data.batch import ItemBatch
+from eve_vl.data.kinds.pairs import ItemBatch
 from eve_vl.report.curves import Loss
 from eve_vl.report.task import ClassifierReport, Example, best_choices, pixels_of
 from eve_vl.tasks.pair import ItemPairs

@@ -16,7 +16,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from eve_vl.data.task_datasets import SearchSet
+from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation.retrieval import RetrievalSet, gathered, match_scores
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.report.charts import bar_chart

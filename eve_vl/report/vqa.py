@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from eve_vl.data.batch import QuestionBatch
+from eve_vl.data.kinds.questions import QuestionBatch
 from eve_vl.metrics import vqa as metrics
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss

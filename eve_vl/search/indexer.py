@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import DataConfig
+from eve_vl.data.kinds.captions import IndexableImage
 from eve_vl.data.loader import open_sources
-from eve_vl.data.readers.table import TableSource
-from eve_vl.data.records import IndexableImage
+from eve_vl.data.table import TableSource
 from eve_vl.data.transforms import Crop
 from eve_vl.search import ann, near_duplicates
 from eve_vl.search.database import NO_CAPTION, Database, index_errors

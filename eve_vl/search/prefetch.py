@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from eve_vl.data.readers.table import TableSource
-from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan, IndexableImage
+from eve_vl.data.kinds.captions import IndexableImage
+from eve_vl.data.records import ImageBytes, ImageFile, ImageRef, ImageSpan
+from eve_vl.data.table import TableSource
 from eve_vl.data.transforms import Crop, decode, read_image
 from eve_vl.utils.errors import BadSampleError, printable
 from eve_vl.utils.runtime import usable_cores

@@ -35,7 +35,7 @@ from eve_vl.serve.limits import DECODERS, MOST_RERANKED, Limits, RequestRefusedE
 from eve_vl.serve.public_paths import PublicIndex, distinct, without_paths
 from eve_vl.serve.schema import arguments
 from eve_vl.serve.static import OWN_PAGES, add_page
-from eve_vl.synthetic.phantoms.disclaimer import source_note
+from eve_vl.synthetic.phantoms import source_note
 from eve_vl.utils.errors import BadSampleError, DamagedError, UserError, nearest
 
 LOG = logging.getLogger(__name__)

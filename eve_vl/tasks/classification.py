@@ -16,9 +16,8 @@ from torch import Tensor
 from eve_vl import objectives
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.answer_vocab import read_answers
-from eve_vl.data.batch import LabelBatch
+from eve_vl.data.kinds.labels import LabelBatch, LabeledRows
 from eve_vl.data.records import Source, usable_rows
-from eve_vl.data.task_datasets import LabeledRows
 from eve_vl.evaluation.ablations import How
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import classification as metrics

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from eve_vl.config import Config, ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.batch import PairBatch
+from eve_vl.data.masking import PairBatch
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.model.encoder import initialize

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
-from eve_vl.data.batch import Batch, CaptionBatch, MaskedImages, PairBatch, normalize
-from eve_vl.data.masking import num_hidden
+from eve_vl.data.batch import Batch, normalize
+from eve_vl.data.kinds.captions import CaptionBatch
+from eve_vl.data.masking import MaskedImages, PairBatch, num_masked_patches
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.heads import ContrastHead, ITMHead
@@ -361,7 +362,7 @@ class ContrastTask(Task[Settings]):
         (num_image, num_text), flops = pair_tokens(self.config), {}
         masks, kind = self.contrast.settings.itc_masked_image, self.contrast.settings.itm_negatives
         if self.contrast.num_contrasts:
-            num_seen = num_image - num_hidden(num_image - 1, self.contrast.settings.image_mask_ratio) * masks
+            num_seen = num_image - num_masked_patches(num_image - 1, self.contrast.settings.image_mask_ratio) * masks
             for name, sizes in (("image", (num_seen, 0)), ("text", (0, num_text))):
                 one = self.encoder.flops(*sizes, "all" if self.contrast.takes_mean else "cls")
                 flops[f"contrast, {name} alone"] = self.encoder.flops_alone(*sizes) if self.contrast.num_contrasts > 1 else one

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eve_vl import objectives
-from eve_vl.data.batch import Batch, PairBatch
+from eve_vl.data.batch import Batch
+from eve_vl.data.masking import PairBatch
 from eve_vl.model.backbone import Backbone
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.packing import Tokens

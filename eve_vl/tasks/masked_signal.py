@@ -17,9 +17,8 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.batch import MaskedImages, MaskedTexts, PairBatch
-from eve_vl.data.dataset import MaskedPairs, hash_of
-from eve_vl.data.masking import num_hidden
+from eve_vl.data.dataset import hash_of
+from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch, num_masked_patches
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import masked_signal as metrics
@@ -253,7 +252,7 @@ class MaskedSignalTask(Task[Settings]):
         """Return forward FLOPs of each part of a step."""
         task, D, rows = self.settings, self.config.model.embed_dim, self.config.data.modality
         num_image, T = pair_tokens(self.config)
-        num_dropped = num_hidden(num_image - 1, task.image_mask_ratio)
+        num_dropped = num_masked_patches(num_image - 1, task.image_mask_ratio)
         num_masked = max(1, round((T - 1) * task.text_mask_ratio))
         num_seen, num_read = num_image - num_dropped, T * (rows != "image")
         flops: dict[str, float] = {}

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import Config, MlimConfig
-from eve_vl.data.batch import BatchByMask, MaskedImages, PairBatch
-from eve_vl.data.dataset import AwareMasks
+from eve_vl.data.masking import AwareMasks, BatchByMask, MaskedImages, PairBatch
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.model.backbone import Encoded

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from eve_vl.config import Config, NLVR2Config
-from eve_vl.data.batch import StatementBatch, normalize
-from eve_vl.data.task_datasets import StatementRows
+from eve_vl.data.batch import normalize
+from eve_vl.data.kinds.pairs import StatementBatch, StatementRows
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import nlvr2 as metrics
 from eve_vl.metrics.intervals import GROUP

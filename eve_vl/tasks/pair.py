@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, PairConfig
-from eve_vl.data.batch import ItemBatch, normalize
-from eve_vl.data.task_datasets import ItemRows
+from eve_vl.data.batch import normalize
+from eve_vl.data.kinds.pairs import ItemBatch, ItemRows
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import pair as metrics
 from eve_vl.model.encoder import initialize

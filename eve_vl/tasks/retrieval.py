@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import Config, RetrievalConfig
-from eve_vl.data.batch import CaptionBatch, SearchImages, SearchTexts
 from eve_vl.data.dataset import hash_of
+from eve_vl.data.kinds.captions import CaptionBatch, CaptionedImages
 from eve_vl.data.records import Source
-from eve_vl.data.task_datasets import CaptionedImages, SearchSet
+from eve_vl.data.search_set import SearchImages, SearchSet, SearchTexts
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.retrieval import RetrievalSet, gathered, pair_scores, rerank_scores
 from eve_vl.evaluation.significance import Baseline

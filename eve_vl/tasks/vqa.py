@@ -15,10 +15,9 @@ from torch import Tensor
 from eve_vl import objectives
 from eve_vl.config import Config, VQAConfig, generated
 from eve_vl.data.answer_vocab import closed_answers, drop_unanswerable, read_answers
-from eve_vl.data.batch import QuestionBatch
+from eve_vl.data.kinds.questions import QuestionBatch, QuestionRows
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.records import Source, usable_rows
-from eve_vl.data.task_datasets import QuestionRows
 from eve_vl.evaluation.ablations import How
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import intervals

@@ -11,8 +11,8 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from eve_vl.config import Config, DataConfig, TaskConfig, TokenizerConfig, TrainConfig
-from eve_vl.data.batch import LabeledImages, normalize
-from eve_vl.data.task_datasets import LabeledRows
+from eve_vl.data.batch import normalize
+from eve_vl.data.kinds.labels import LabeledImages, LabeledRows
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics.intervals import mean, share
 from eve_vl.model.encoder import initialize

@@ -6,19 +6,17 @@ from typing import Any
 
 from eve_vl.config import kinds_of
 from eve_vl.config.plugins import find_kind
+from eve_vl.data.kinds import KINDS
 from eve_vl.data.readers import sources
 from eve_vl.data.readers.benchmarks import coco_document, karpathy_document, vqa_document
-from eve_vl.data.readers.csv_table import CsvTable
 from eve_vl.data.readers.folder import FolderTable
-from eve_vl.data.readers.json_document import list_document, load_json, not_rows
-from eve_vl.data.readers.lines import JsonlTable, TextTable
 from eve_vl.data.readers.medical import medical_list, medical_table
 from eve_vl.data.readers.parquet import ParquetTable
-from eve_vl.data.readers.schemas import KINDS
 from eve_vl.data.readers.sources import FORMATS, AnyPath, Spec
-from eve_vl.data.readers.table import RowColumns, Table, TableSource
+from eve_vl.data.readers.text_tables import CsvTable, JsonlTable, TextTable, list_document, load_json, not_rows
 from eve_vl.data.readers.webdataset import WebdatasetTable
 from eve_vl.data.records import Source
+from eve_vl.data.table import RowColumns, Table, TableSource
 from eve_vl.utils.errors import UserError, nearest
 
 OF_A_PATH = {"folder": FolderTable, "jsonl": JsonlTable, "text": TextTable}

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from eve_vl.data.readers.common import Fields, is_file
-from eve_vl.data.readers.json_document import JsonTable, expecting, load_json
+from eve_vl.data.fields import Fields, is_file
+from eve_vl.data.readers.text_tables import JsonTable, expecting, load_json
 from eve_vl.utils.errors import UserError
 
 CAPTIONS = ("image", "caption")  # columns

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eve_vl.data.readers import common
-from eve_vl.data.readers.table import Table
+from eve_vl.data import fields as cells
+from eve_vl.data.table import Table
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.safe_io import decode_text, read_bytes
@@ -36,7 +36,7 @@ class FolderTable(Table):
                 images.append((name, has_text))
         if not images:
             raise UserError(f"{folder}: no images in this folder ({_others(folder)})")
-        self._names = common.PackedStrings.pack(name for name, _ in images)
+        self._names = cells.PackedStrings.pack(name for name, _ in images)
         self._has_text = np.array([has_text for _, has_text in images])
         if alone and self._has_text.any():
             shown = ", ".join(alone[:NUM_SHOWN]) + ", …" * (len(alone) > NUM_SHOWN)
@@ -62,7 +62,7 @@ class FolderTable(Table):
         """Return the folder itself."""
         return self.path
 
-    def fields(self, index: int, where: str) -> common.Fields:
+    def fields(self, index: int, where: str) -> cells.Fields:
         """Return path, captions and class of an image, as far as they are wanted; captions that can be done without and not
         be read are the BadSampleError that says why. Raises it for all else."""
         name = self._names[index]
@@ -72,9 +72,9 @@ class FolderTable(Table):
             if not self._has_text[index]:
                 raise BadSampleError(where, f"no captions: {text.name} is missing")
             try:
-                with common.one_row(where):
-                    data = read_bytes(text, common.MAX_TEXT_BYTES)
-                with common.one_row(where, text.name):
+                with cells.one_row(where):
+                    data = read_bytes(text, cells.MAX_TEXT_BYTES)
+                with cells.one_row(where, text.name):
                     fields[CAPTIONS] = decode_text(data).splitlines()
             except BadSampleError as error:
                 if CAPTIONS not in self.optional:
@@ -112,7 +112,7 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool | None]]:
         below = "" if Path(root) == folder else f"{Path(root).relative_to(folder)}/"
         for name in sorted(files):  # as plain texts: a path for each of a million takes half a minute
             stem, _, suffix = name.rpartition(".")
-            if f".{suffix.lower()}" in common.IMAGE_SUFFIXES and not name.startswith("."):
+            if f".{suffix.lower()}" in cells.IMAGE_SUFFIXES and not name.startswith("."):
                 yield below + name, f"{stem}.txt" in texts
                 stems.add(stem)
         for name in sorted(texts - {f"{stem}.txt" for stem in stems}):

@@ -22,10 +22,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from eve_vl.data.readers import common
-from eve_vl.data.readers.common import Fields
-from eve_vl.data.readers.csv_table import CsvTable
-from eve_vl.data.readers.json_document import load_json
+from eve_vl.data import fields as cells
+from eve_vl.data.fields import Fields
 from eve_vl.data.readers.medical_rows import (
     CHEXPERT_LABELS,
     Named,
@@ -38,7 +36,8 @@ from eve_vl.data.readers.medical_rows import (
     slake_rows,
 )
 from eve_vl.data.readers.sources import Spec
-from eve_vl.data.readers.table import PackedTable, RowColumns, Table
+from eve_vl.data.readers.text_tables import CsvTable, load_json
+from eve_vl.data.table import PackedTable, RowColumns, Table
 from eve_vl.utils import console
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import open_ordinary, parse_json
@@ -75,7 +74,7 @@ class MedicalTable(PackedTable):
                 yield row
 
         self.pack(named(), columns)
-        self._names = common.PackedStrings.pack(names)
+        self._names = cells.PackedStrings.pack(names)
         if not len(self):
             raise UserError(f"{self.path}: holds no rows of {self.layout}")
         del self._rows_to_pack
@@ -151,7 +150,7 @@ def _subfolders(folder: Path, inside: str) -> dict[str, Path]:
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
     """Return the files of a folder by the name of their split."""
-    stems = {file: file.stem.removesuffix("set") for file in sorted(folder.glob(f"*{suffix}")) if common.is_file(file)}
+    stems = {file: file.stem.removesuffix("set") for file in sorted(folder.glob(f"*{suffix}")) if cells.is_file(file)}
     return {
         ALIASES.get(stem, stem): file for file, stem in stems.items() if ALIASES.get(stem, stem) in ("train", "val", "test")
     }
@@ -169,7 +168,7 @@ def _fields(rows: list[object]) -> set[str]:
 
 def _header(path: Path) -> set[str]:
     with open_ordinary(path) as file:
-        line = file.readline(common.MAX_TEXT_BYTES).decode("utf-8-sig", errors="replace")
+        line = file.readline(cells.MAX_TEXT_BYTES).decode("utf-8-sig", errors="replace")
     try:
         return set(next(csv.reader([line]), []))
     except csv.Error:
@@ -198,14 +197,14 @@ def _roco_table(path: Path) -> Table:
     split = path.parent.parent
     name = f"roco_{ALIASES.get(split.name, split.name)}_references.jsonl"
     places = (path.parent / name, split / name, split.parent / name, split.parent / "roco_files" / name)
-    references = next(filter(common.is_file, places), None)
+    references = next(filter(cells.is_file, places), None)
     rows = roco_rows(path, references, say_once)
     return MedicalTable(path, ("image", "caption"), rows, layout="ROCO", folders=("images",), root=path.parent)
 
 
 def _is_medicat(path: Path) -> bool:
     with open_ordinary(path) as file:
-        lines = [file.readline(common.MAX_TEXT_BYTES) for _ in range(NUM_LOOKED_AT)]
+        lines = [file.readline(cells.MAX_TEXT_BYTES) for _ in range(NUM_LOOKED_AT)]
     try:
         rows = [parse_json(line) for line in lines if line.startswith(b"{")]
     except ValueError:
@@ -243,7 +242,7 @@ def _rad_table(path: Path) -> Table:
         if (
             path.name in ("valset.json", "testset.json")
             and beside != path
-            and common.is_file(beside)
+            and cells.is_file(beside)
             and load_json(beside) == rows
         ):
             say_once(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from eve_vl.data.readers import common
-from eve_vl.data.readers.common import Fields
+from eve_vl.data import fields as cells
+from eve_vl.data.fields import Fields
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import open_ordinary, parse_json
 
@@ -45,7 +45,7 @@ def _lines(path: Path, parts: int = 1) -> Iterator[tuple[str, str | None]]:
     parts the name has, as files of several splits are called alike."""
     name = "/".join(path.parts[-parts:])
     with open_ordinary(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(common.MAX_TEXT_BYTES), b""), start=1):
+        for number, line in enumerate(iter(lambda: file.readline(cells.MAX_TEXT_BYTES), b""), start=1):
             where = f"{name}:{number}"
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -99,7 +99,7 @@ def roco_rows(path: Path, references: Path | None, say: Say) -> Iterator[Named]:
 def _roco_references(path: Path, references: Path) -> dict[str, list[object]]:
     """Return inline references by ROCO's id; dlinks.txt says which figure an id is."""
     links = path.with_name("dlinks.txt")
-    if not common.is_file(links):
+    if not cells.is_file(links):
         raise UserError(f"{references}: needs {links}, which says which figure each id of ROCO is")
     figures = {}
     for _, line in _lines(links):
@@ -191,7 +191,7 @@ def _question_rows(path: Path, rows: list[Any], names: dict[str, str], language:
     """Yield rows with the columns that names give; of several languages, unless it is None, those in one, "": in all."""
     ids, more = _Ids(), () if language is None else ("q_lang",)
     for index, row in enumerate(rows):
-        where = common.where_row(path, index)
+        where = cells.where_row(path, index)
         if not isinstance(row, dict):
             yield where, f"JSON {type(row).__name__}, expected an object"
             continue

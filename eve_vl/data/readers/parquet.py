@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eve_vl.data.readers import common
-from eve_vl.data.readers.table import RowColumns, Table
+from eve_vl.data import fields as cells
+from eve_vl.data.table import RowColumns, Table
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import open_ordinary
 
@@ -78,16 +78,16 @@ class ParquetTable(Table):
         """Name a row by its number in its file."""
         file = self._file(index)
         first_of_file = self._starts[bisect_left(self._files, file)]
-        return common.where_row(self._paths[file], index - first_of_file)
+        return cells.where_row(self._paths[file], index - first_of_file)
 
     def folder(self, index: int) -> Path:
         """Return the folder of a row's file."""
         return self._paths[self._file(index)].parent
 
-    def fields(self, index: int, where: str) -> common.Fields:
+    def fields(self, index: int, where: str) -> cells.Fields:
         """Return the selected fields of a row. Raises BadSampleError."""
         block = self._block(index)
-        with common.one_row(where), _reading(self._paths[self._files[block]]):
+        with cells.one_row(where), _reading(self._paths[self._files[block]]):
             table, row = self._table(block), index - self._starts[block]
             return {name: table.column(name)[row].as_py() for name in self._columns}
 

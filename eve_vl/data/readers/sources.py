@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from eve_vl.data.readers import common
+from eve_vl.data import fields as cells
 from eve_vl.utils.errors import UserError, did_you_mean
 from eve_vl.utils.safe_io import expand_user, open_ordinary, parse_json
 
@@ -116,14 +116,14 @@ def sniff(path: Path) -> str:
     if path.is_dir():
         suffixes = {entry.suffix.lower() for entry in path.iterdir()}
         form = next((form for form, own in SHARDED.items() if own in suffixes), "folder")  # img2dataset lays .parquet by .tar
-        if form in SHARDED and suffixes & common.IMAGE_SUFFIXES:
+        if form in SHARDED and suffixes & cells.IMAGE_SUFFIXES:
             raise UserError(f"{path}: holds both images and {SHARDED[form]} files; choose with --data.format")
         return form
     if suffix == ".json":
         return _sniff_json(path)
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
-    if suffix in common.IMAGE_SUFFIXES:
+    if suffix in cells.IMAGE_SUFFIXES:
         raise UserError(f"{path}: is a single image; give the folder or the table that lists it")
     if path.name.lower().endswith(".txt.gz"):
         return "text"

@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from eve_vl.data.readers import common
-from eve_vl.data.readers.table import Table
+from eve_vl.data import fields as cells
 from eve_vl.data.records import ImageSpan
+from eve_vl.data.table import Table
 from eve_vl.utils.atomic_io import write_file
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -27,7 +27,7 @@ BLOCK = 512
 INDEX_SUFFIX = ".index"
 INDEX_VERSION = 2
 IMAGE, TEXT, JSON = 0, 2, 4  # columns of `Shard.spans`; each is an offset, with the size after it
-COLUMNS = dict.fromkeys(common.IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
+COLUMNS = dict.fromkeys(cells.IMAGE_SUFFIXES, IMAGE) | {".txt": TEXT, ".json": JSON}
 ABSENT = -1
 DIGEST_SIZE = 64  # of blake2b
 MAX_NAME_BYTES = 2**20  # of a long name or attributes; more is damage
@@ -38,7 +38,7 @@ class Shard:
     """The index of one tar: `spans` int64 (rows, 6), offset and size of image, .txt and .json (offset -1: absent)."""
 
     spans: np.ndarray
-    keys: common.PackedStrings
+    keys: cells.PackedStrings
 
 
 class WebdatasetTable(Table):
@@ -74,7 +74,7 @@ class WebdatasetTable(Table):
         """Return the folder of a row's shard."""
         return self._paths[self._place(index)[0]].parent
 
-    def fields(self, index: int, where: str) -> common.Fields:
+    def fields(self, index: int, where: str) -> cells.Fields:
         """Return image and caption, as far as they are wanted. Raises BadSampleError."""
         number, row = self._place(index)
         path, spans = self._paths[number], self._shards[number].spans[row].tolist()
@@ -94,18 +94,18 @@ class WebdatasetTable(Table):
 
     def _caption(self, path: Path, spans: list[int], where: str) -> object:
         if self._text_field is None and spans[TEXT] != ABSENT:
-            return common.decode_text(_read(path, spans[TEXT], spans[TEXT + 1], where), where)
+            return cells.decode_text(_read(path, spans[TEXT], spans[TEXT + 1], where), where)
         if spans[JSON] == ABSENT:
             wanted = ".txt or .json" if self._text_field is None else ".json"
             raise BadSampleError(where, f"no {wanted} beside the image")
-        row = common.parse_object(_read(path, spans[JSON], spans[JSON + 1], where), where)
-        return common.field(row, self._text_name, where)
+        row = cells.parse_object(_read(path, spans[JSON], spans[JSON + 1], where), where)
+        return cells.field(row, self._text_name, where)
 
 
 def _read(path: Path, offset: int, size: int, where: str) -> bytes:
-    if size > common.MAX_TEXT_BYTES:
-        raise BadSampleError(where, f"its text has more than {common.MAX_TEXT_BYTES >> 20} MB")
-    with common.one_row(where):
+    if size > cells.MAX_TEXT_BYTES:
+        raise BadSampleError(where, f"its text has more than {cells.MAX_TEXT_BYTES >> 20} MB")
+    with cells.one_row(where):
         return ImageSpan(path=path, offset=offset, size=size).read()
 
 
@@ -118,7 +118,7 @@ def _index(path: Path) -> Shard:
         data = read_bytes(saved, max(stat.st_size, 2**20))
         if data[:DIGEST_SIZE] == hashlib.blake2b(stamp + data[DIGEST_SIZE:]).digest():  # nobody else's, and not damaged
             with np.load(io.BytesIO(data[DIGEST_SIZE:])) as arrays:
-                return Shard(arrays["spans"], common.PackedStrings(arrays["blob"], arrays["ends"]))
+                return Shard(arrays["spans"], cells.PackedStrings(arrays["blob"], arrays["ends"]))
     shard, file = _scan(path), io.BytesIO()
     np.savez(file, spans=shard.spans, blob=shard.keys.blob, ends=shard.keys.ends)
     with suppress(OSError):  # a read-only or full disk: the index in memory does
@@ -137,7 +137,7 @@ def _scan(path: Path) -> Shard:
                 continue  # a hidden file, or none of ours
             spans = rows.setdefault(f"{folder}/{stem}" if folder else stem, [ABSENT, 0] * 3)
             spans[column : column + 2] = offset, size
-    return Shard(np.array(list(rows.values()), dtype=np.int64).reshape(-1, 6), common.PackedStrings.pack(rows))
+    return Shard(np.array(list(rows.values()), dtype=np.int64).reshape(-1, 6), cells.PackedStrings.pack(rows))
 
 
 def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, int, int]]:

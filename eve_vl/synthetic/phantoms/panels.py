@@ -10,7 +10,7 @@ from random import Random
 
 import numpy as np
 
-from eve_vl.synthetic.base import pick
+from eve_vl.synthetic import pick
 from eve_vl.synthetic.phantoms import world
 
 KINDS = ("bars", "curves", "blots", "dots")

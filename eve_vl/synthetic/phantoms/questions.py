@@ -9,7 +9,7 @@ named, by the name that belongs to them (see `reports`): these are the questions
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from eve_vl.synthetic.base import pick, pick_distinct
+from eve_vl.synthetic import pick, pick_distinct
 from eve_vl.synthetic.phantoms import world
 from eve_vl.synthetic.phantoms.reports import NAMES, describe, name_of
 from eve_vl.synthetic.phantoms.world import FINDINGS, GRADES, MAX_FINDINGS, SIDED, SIDES, VIEWS, ZONED, ZONES, Finding, Phantom

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from eve_vl.synthetic.base import check_image_size
+from eve_vl.synthetic import check_image_size
 from eve_vl.synthetic.phantoms import world
 from eve_vl.synthetic.phantoms.world import Finding, Phantom
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import NamedTuple
 
-from eve_vl.synthetic.base import pick, pick_distinct, pick_weighted
+from eve_vl.synthetic import pick, pick_distinct, pick_weighted
 from eve_vl.synthetic.phantoms import world
 from eve_vl.synthetic.phantoms.world import FINDINGS, GRADES, SIDES, ZONES, Finding, Phantom
 

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 
-from eve_vl.synthetic.base import check_image_size
+from eve_vl.synthetic import check_image_size
 from eve_vl.synthetic.scenes.world import Mark, Scene, Shape
 
 MIN_IMAGE_SIZE = 16

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
-from eve_vl.synthetic import base
-from eve_vl.synthetic.base import check_split, pick, pick_distinct, pick_weighted
+from eve_vl import synthetic
+from eve_vl.synthetic import check_split, pick, pick_distinct, pick_weighted
 
 SPLITS = ("train", "val", "test", "test_novel")
 SIZES = ("big", "small")
@@ -108,7 +108,7 @@ class Scene:
 def stream(purpose: str, split: str, seed: int, index: int) -> Random:
     """Return the random stream of one row. Raises UserError for an unknown split."""
     check_split(split, SPLITS)
-    return base.stream(purpose, split, seed, index)
+    return synthetic.stream(purpose, split, seed, index)
 
 
 def pairs_of(split: str) -> tuple[tuple[str, str], ...]:

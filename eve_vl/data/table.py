@@ -1,4 +1,4 @@
-"""Tables: an on-disk form yields plain fields by row, a kind of row makes a typed record of them."""
+"""Tables: an on-disk form yields plain fields by row, the columns of a kind make a typed record of them."""
 
 import json
 from abc import ABC, abstractmethod
@@ -7,32 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from eve_vl.data.readers import common
-from eve_vl.data.readers.common import Fields
+from eve_vl.data import fields as cells
+from eve_vl.data.fields import Fields, PackedStrings
 from eve_vl.data.records import ImageFile, ImageRef
 from eve_vl.utils.console import progress
 from eve_vl.utils.errors import BadSampleError, UserError, did_you_mean, printable
 from eve_vl.utils.safe_io import parse_json
 
-NUM_PROBED = 16  # rows looked at on opening, to catch a wrong column or image root before a run starts
+NUM_PROBED = 16  # rows read on opening, to catch a wrong column or image root before a run starts
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowColumns(ABC):
-    """The columns of a table that rows of one kind are made of, and how. A kind of row is a subclass.
+    """The columns that rows of one kind need, and how they become a record. Each kind is a subclass.
 
-    images: columns of images, which rows must have. texts: the column of the text, if there is one; rows must have it.
-    labels: columns of answers or labels, the first that a row has. folders: where to look for images that are known by file
-    name alone; none if the column holds whole paths.
+    images: columns of images, required. texts: the column of the text, if the kind has one, required.
+    labels: columns of answers or labels; the first that a row has counts. folders: where to find images given by file
+    name only; empty if the column holds whole paths.
     """
 
     DESCRIPTION: ClassVar[str]
-    """What people call such rows."""
+    """What people call these rows."""
     TEXT_ROLE: ClassVar[str] = "text"
     USUAL: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Usual names of the columns for image, text and label, as far as such rows have them."""
+    """Usual names of the columns for image, text and label, as far as the kind has them."""
     OTHERS: ClassVar[tuple[str, ...]] = ()
-    """Further columns that are of use."""
+    """Further columns that are read."""
 
     images: tuple[str, ...]
     texts: tuple[str, ...]
@@ -46,22 +46,22 @@ class RowColumns(ABC):
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """Columns that a row may lack without a word."""
+        """Columns that a row may lack."""
         return ()
 
     @property
     def used(self) -> tuple[str, ...]:
-        """All columns that are of use."""
+        """All columns that are read."""
         return (*self.required, *self.labels, *self.OTHERS)
 
     @classmethod
     def looks_like(cls, names: Sequence[str]) -> bool:
-        """Tell whether these are the columns of such rows."""
+        """Return whether these are the columns of this kind."""
         return all(cls.has_usual(option, names) for option in cls.USUAL if option != "label")
 
     @classmethod
     def has_usual(cls, option: str, names: Sequence[str]) -> bool:
-        """Tell whether one of the columns has a usual name."""
+        """Return whether one of the columns has a usual name."""
         return not {*cls.USUAL[option]}.isdisjoint(names)
 
     @classmethod
@@ -73,7 +73,7 @@ class RowColumns(ABC):
 
     @classmethod
     def pick_some(cls, table: "Table", option: str, given: str | None) -> tuple[str, ...]:
-        """Return the columns for image, text or label. Raises UserError."""
+        """Pick the columns for image, text or label. Raises UserError."""
         usual = cls.USUAL[option]
         if option == "label" and given is None:
             return usual
@@ -85,15 +85,15 @@ class RowColumns(ABC):
         """Return the typed record of row number `row`, with images below `root`. Raises BadSampleError."""
 
     def image(self, fields: Fields, root: Path, where: str) -> ImageRef:
-        """Return the image of a row that has one. Raises BadSampleError."""
-        value = common.field(fields, self.images[0], where)
+        """Return the image of a row. Raises BadSampleError."""
+        value = cells.field(fields, self.images[0], where)
         if self.folders:
-            return common.find_image(str(value), root, self.folders, where)
-        return common.image_ref(value, root, where)
+            return cells.find_image(str(value), root, self.folders, where)
+        return cells.image_ref(value, root, where)
 
     def text(self, fields: Fields, where: str) -> str:
-        """Return the text of a row that has one. Raises BadSampleError."""
-        return common.to_text(common.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        """Return the text of a row. Raises BadSampleError."""
+        return cells.to_text(cells.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
 
 
 class Table(ABC):
@@ -103,20 +103,20 @@ class Table(ABC):
     names: Sequence[str]
     """All columns, as far as the first row tells."""
     layout: str = ""
-    """What people call it if it has columns of its own; "" for a table like any other."""
+    """What people call a form with columns of its own; "" for an ordinary table."""
     fixed: tuple[str, ...] = ("image_column", "text_column", "label_column")
-    """Options that have no meaning for its layout."""
+    """Options that have no effect on its layout."""
     kind: str = ""
-    """What the rows of an official layout are."""
+    """The kind of rows of a published layout."""
     likely: str = ""
-    """What they are unless another kind is asked for, where they may be several."""
+    """The default kind of a layout that fits several."""
     image_folders: tuple[str, ...] = ()
-    """Where below the image root to look for images that are known by file name alone; else nothing."""
+    """Where below the image root to find images given by file name only."""
     notes: Sequence[str] = ()
-    """What people may want to know of files that are in no row."""
+    """Remarks on files that belong to no row."""
 
     def select(self, columns: RowColumns) -> None:
-        """Get ready to read these columns, and no others. Raises UserError."""
+        """Prepare to read these columns and no others. Raises UserError."""
         self.wanted, self.optional = columns.used, columns.optional
 
     @abstractmethod
@@ -124,15 +124,19 @@ class Table(ABC):
 
     @abstractmethod
     def where(self, index: int) -> str:
-        """Name a row for messages."""
+        """Name a row in messages."""
 
     def hint(self) -> str:
         """Return what other kinds of rows would need, the tail of an error message."""
         return ""
 
     def folder(self, index: int) -> Path:
-        """Return the folder that a row's image paths are relative to, if the user names none."""
+        """Return the folder that a row's image paths are relative to by default."""
         return self.path.parent
+
+    def image(self, index: int) -> ImageRef | None:
+        """Return a row's image if its place is known without reading the row, else None."""
+        return None
 
     @abstractmethod
     def fields(self, index: int, where: str) -> Fields:
@@ -141,7 +145,7 @@ class Table(ABC):
     def column(self, given: str | None, usual: Sequence[str], role: str, option: str) -> str:
         """Return the column `given`, or by default the first usual one.
 
-        `role` is what it is for, `option` what the command line calls it. Raises UserError that lists what there is.
+        `role` is its purpose, `option` its name on the command line. Raises UserError that lists the columns.
         """
         found = next((name for name in (usual if given is None else [given]) if name in self.names), None)
         if found is not None:
@@ -153,7 +157,7 @@ class Table(ABC):
         raise self.lacks(problem + hint, f"Name one with --data.{option}-column")
 
     def lacks(self, problem: str, advice: str) -> UserError:
-        """Return the error of a table without a column that is needed; it lists what there is."""
+        """Return the error of a table without a needed column; it lists the columns."""
         return UserError(f"{self.path}: {problem}. Its columns: {', '.join(self.names)}. {advice}")
 
 
@@ -161,7 +165,7 @@ class TableSource:
     """Rows of one kind from a table of any form."""
 
     def __init__(self, table: Table, columns: RowColumns, image_root: Path | None, *, must_be_usable: bool = True):
-        """Select the columns. must_be_usable: raise UserError if none of the first rows can be used."""
+        """Select the columns. must_be_usable: raise UserError if none of the first rows is usable."""
         table.select(columns)
         self._table = table
         self._columns = columns
@@ -173,7 +177,7 @@ class TableSource:
             except BadSampleError as error:
                 problems.append(error)
                 continue
-            missing = [image.path for image in images if isinstance(image, ImageFile) and not common.is_file(image.path)]
+            missing = [image.path for image in images if isinstance(image, ImageFile) and not cells.is_file(image.path)]
             if not missing:
                 return
             problems.append(f"no such image: {missing[0]}. Name the images' folder: --data.image-root")
@@ -185,23 +189,30 @@ class TableSource:
 
     @property
     def notes(self) -> Sequence[str]:
-        """What people may want to know of files that are in no row."""
+        """Remarks on files that belong to no row."""
         return self._table.notes
 
     def name(self, index: int) -> str:
-        """Return what no other row of any source is called, where several files may have one name: `where` with its folder."""
+        """Return a row's name that is unique over all sources: `where` with its folder."""
         return str(self._table.folder(index) / printable(self._table.where(index)))
+
+    def root(self, index: int) -> Path:
+        """Return the folder that a row's image paths are relative to."""
+        return self._table.folder(index) if self._root is None else self._root
+
+    def image(self, index: int) -> ImageRef | None:
+        """Return a row's image if the kind has one and its place is known without reading the row, else None."""
+        return self._table.image(index) if self._columns.images else None
 
     def __getitem__(self, index: int, /) -> Any:
         index = range(len(self))[index]
         where = printable(self._table.where(index))
         fields = self._table.fields(index, where)
-        root = self._table.folder(index) if self._root is None else self._root
-        return self._columns.record(fields, root=root, where=where, row=index)
+        return self._columns.record(fields, root=self.root(index), where=where, row=index)
 
 
 class PackedTable(Table):
-    """A form that is read as a whole, of which some columns are kept; memory is about the size of their text."""
+    """A form that is read as a whole; some columns are kept, in memory of about the size of their text."""
 
     def pack(self, rows: Iterable[Fields | str], columns: RowColumns) -> None:
         """Keep these columns of each row, or the reason why there is no row."""
@@ -217,14 +228,14 @@ class PackedTable(Table):
                 return json.dumps("not valid JSON (nested too deeply)")
 
         self.wanted = columns.used
-        self._rows = common.PackedStrings.pack(map(packed, progress(rows, f"reading {self.path.name}")))
+        self._rows = PackedStrings.pack(map(packed, progress(rows, f"reading {self.path.name}")))
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def fields(self, index: int, where: str) -> Fields:
-        """Return what was kept of a row. Raises BadSampleError if that is a reason."""
-        with common.one_row(where):
+        """Return the kept columns of a row. Raises BadSampleError if a reason was kept instead."""
+        with cells.one_row(where):
             values = parse_json(self._rows[index])
         if isinstance(values, str):
             raise BadSampleError(where, values)

@@ -1,0 +1,22 @@
+"""The kinds of rows. One file per kind holds its record, its columns in tables, its batch and its samples.
+
+A new kind is one file here and one line in KINDS.
+"""
+
+from eve_vl.data.kinds.captions import CaptionColumns, FindableColumns, ImageColumns, TextColumns
+from eve_vl.data.kinds.labels import LabelColumns
+from eve_vl.data.kinds.pairs import ItemColumns, StatementColumns
+from eve_vl.data.kinds.questions import QuestionColumns
+from eve_vl.data.table import RowColumns
+
+KINDS: dict[str, type[RowColumns]] = {
+    "questions": QuestionColumns,
+    "items": ItemColumns,
+    "statements": StatementColumns,
+    "labels": LabelColumns,
+    "captions": CaptionColumns,
+    "findable": FindableColumns,
+    "images": ImageColumns,
+    "texts": TextColumns,
+}
+"""The columns of each kind, the easiest to recognise first."""

@@ -1,0 +1,201 @@
+"""Images with captions, images only, texts only, and images to index: records, columns, batch, samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from torch import Tensor
+
+from eve_vl.data import fields as cells
+from eve_vl.data.batch import Batch, Sample, each, stack
+from eve_vl.data.dataset import RowDataset, hash_of, image_key
+from eve_vl.data.fields import Fields
+from eve_vl.data.records import ImageRef, Record
+from eve_vl.data.table import RowColumns, Table
+from eve_vl.utils.errors import BadSampleError
+
+ABSENT_COLUMN = "absent_labels"
+MAX_COLUMN_LETTERS = 200  # longer values are no names or numbers to filter by
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageOnly(Record):
+    """An image without text."""
+
+    KIND: ClassVar[str] = "images"
+    image: ImageRef
+
+
+class ImageColumns(RowColumns):
+    """One image; other columns are ignored."""
+
+    DESCRIPTION = "images alone"
+    USUAL: ClassVar = {"image": cells.IMAGE_COLUMNS}
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageOnly:
+        """Return an image. Raises BadSampleError."""
+        return ImageOnly(image=self.image(fields, root, where), where=where)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextOnly(Record):
+    """A text without image."""
+
+    KIND: ClassVar[str] = "texts"
+    text: str
+
+
+class TextColumns(RowColumns):
+    """One text, perhaps as a list of one item; other columns are ignored."""
+
+    DESCRIPTION = "texts alone"
+    USUAL: ClassVar = {"text": ("text", *cells.TEXT_COLUMNS, "sentence")}
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> TextOnly:
+        """Return a text. Raises BadSampleError."""
+        texts = cells.to_some_texts(cells.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        if len(texts) != 1:
+            raise BadSampleError(where, f"{self.texts[0]} lists {len(texts)} texts, expected one a row")
+        return TextOnly(text=texts[0], where=where)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageText(Record):
+    """One image with its captions.
+
+    labels: its classes, if the data have them; a search that finds another image of these classes may be right.
+    absent: classes that it is known not to have; nothing is known about all others.
+    """
+
+    KIND: ClassVar[str] = "captions"
+    TEXT: ClassVar[str] = "captions"
+    image: ImageRef
+    captions: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+
+class CaptionColumns(RowColumns):
+    """One image, one caption or a list of them, and perhaps its classes and the classes that it lacks."""
+
+    DESCRIPTION = "images with captions"
+    TEXT_ROLE = "caption"
+    USUAL: ClassVar = {"image": cells.IMAGE_COLUMNS, "text": cells.TEXT_COLUMNS}
+    OTHERS = ("labels", "label", ABSENT_COLUMN)
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> ImageText:
+        """Return an image with its captions. Raises BadSampleError."""
+        image = self.image(fields, root, where)
+        captions = cells.to_some_texts(cells.field(fields, self.texts[0], where), self.TEXT_ROLE, where)
+        present, absent = cells.first_of(fields, self.OTHERS[:2]), fields.get(ABSENT_COLUMN)
+        labels, absent = (
+            tuple(str(label) for label in (given if isinstance(given, list) else [given]) if isinstance(label, int | str))
+            for given in (present, absent)
+        )
+        return ImageText(image=image, captions=captions, labels=labels, absent=absent, where=where)
+
+
+class CaptionBatch(Batch):
+    """Image–text pairs, for contrast and matching."""
+
+    image_id_B: Tensor = each("image_id", stack)
+    """int64, equal for captions of one image."""
+    caption_B: Tensor = each("caption", stack)
+    """int64, equal for captions with the same words."""
+    contrast: Any = None
+    """The contrastive state over all micro-batches of a step (tasks/contrastive.py); None: contrast within this one."""
+
+
+class CaptionedImages(RowDataset):
+    """Images with one of their captions each."""
+
+    kind = "captions"
+
+    def sample(self, row: ImageText, rng: np.random.Generator) -> Sample:
+        """Return one pair. Raises BadSampleError."""
+        caption = row.captions[int(rng.integers(len(row.captions)))]
+        image, image_id = self.load_image(row.image, row.where, rng, [caption]), image_key(row.image, row.where)
+        text = {"caption": hash_of(caption.encode()), "ids_T": self.tokens(caption)}
+        return Sample.of(CaptionBatch, row, image=image, image_id=image_id, **text)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexableImage(Record):
+    """One image to index, with its captions, if any, and its short columns.
+
+    problem: why its captions are unusable, if they are.
+    """
+
+    KIND: ClassVar[str] = "images to find"
+    TEXT: ClassVar[str] = "captions"
+    image: ImageRef
+    captions: tuple[str, ...]
+    columns: Mapping[str, str]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindableColumns(RowColumns):
+    """One image, its captions, if any, and all other columns that hold a short text or a number."""
+
+    DESCRIPTION = "images to find"
+    TEXT_ROLE = "caption"
+    USUAL: ClassVar = CaptionColumns.USUAL
+    others: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The image's column."""
+        return self.images
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """All other columns."""
+        return (*self.texts, *self.others)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """All columns."""
+        return (*self.required, *self.optional)
+
+    @classmethod
+    def looks_like(cls, names: Sequence[str]) -> bool:
+        """Return False: this kind is never guessed."""
+        return False
+
+    @classmethod
+    def pick(cls, table: Table, given: Mapping[str, str | None]) -> Self:
+        """Pick the columns of a table. Raises UserError."""
+        columns = super().pick(table, given)
+        others = [name for name in table.names if name not in (*columns.images, *columns.texts)]
+        return replace(columns, others=tuple(others))
+
+    @classmethod
+    def pick_some(cls, table: Table, option: str, given: str | None) -> tuple[str, ...]:
+        """Pick the column; captions are optional. Raises UserError."""
+        if option == "text" and given is None and not cls.has_usual(option, table.names):
+            return ()
+        return super().pick_some(table, option, given)
+
+    def record(self, fields: Fields, *, root: Path, where: str, row: int) -> IndexableImage:
+        """Return an image with captions and columns. Raises BadSampleError for the image only."""
+        image = self.image(fields, root, where)
+        value, problem, captions = fields.get(self.texts[0]) if self.texts else None, None, ()
+        try:
+            if isinstance(value, BadSampleError):
+                raise value
+            captions = cells.to_texts(value, self.TEXT_ROLE, where)
+        except BadSampleError as error:
+            problem = error.reason
+        shown = {name: _short_text(value) for name, value in fields.items() if name not in (*self.images, *self.texts)}
+        columns = {name: text for name, text in shown.items() if text is not None and name.isprintable()}
+        return IndexableImage(image=image, captions=captions, columns=columns, problem=problem, where=where)
+
+
+def _short_text(value: object) -> str | None:
+    """Return a short text or number as text, booleans as in JSON; None for anything else."""
+    text = str(value) if isinstance(value, str | int | float) else None
+    text = str(value).lower() if isinstance(value, bool) else text
+    return text if text is not None and len(text) <= MAX_COLUMN_LETTERS and text.isprintable() else None
