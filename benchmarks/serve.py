@@ -98,7 +98,7 @@ def bodies() -> dict[str, list[tuple[str, bytes]]]:
         ],
         "encode_image": [make("/v1/runs/search/encode_image", {"images": photo}) for photo, _ in pairs],
         "encode_text": [make("/v1/runs/search/encode_text", {"texts": text}) for text in words],
-        "search": [make("/v1/search", {"words": text}) for text in words],
+        "search": [make("/v1/search", {"query": text}) for text in words],
     }
 
 

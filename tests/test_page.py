@@ -174,10 +174,10 @@ def test_search_as_you_type(site, index, open_page):
     held: list[Any] = []
 
     def first_comes_last(route: Any) -> None:
-        held.append(route) if route.request.post_data_json["words"] == "red" else route.continue_()
+        held.append(route) if route.request.post_data_json["query"] == "red" else route.continue_()
 
     page.route("**/v1/search", first_comes_last)
-    words = page.locator("input[name=words]")
+    words = page.locator("input[name=query]")
     words.press_sequentially("red")
     page.wait_for_selector(".status[data-state=busy]")
     until(page, lambda: len(held), 1)
@@ -239,7 +239,7 @@ def test_search_by_a_image(site, index, open_page, tmp_path):
     until(page, lambda: names(page), like(3))
     page.get_by_label("Remove image to find the like of").click()
     assert names(page) == []
-    drop(page, "input[name=words]", 5, "paste")
+    drop(page, "input[name=query]", 5, "paste")
     until(page, lambda: names(page), like(5))
     page.locator(".found li").nth(2).get_by_text("More like this").click()
     until(page, lambda: names(page)[0], like(5)[2])
@@ -274,8 +274,8 @@ def test_a_image_that_cannot_be_shown_says_so(site, open_page):
 def test_what_is_typed_dropped_or_pasted_goes_where_it_is_meant(site, index, open_page):
     """Enter within the pause after a key searches once; texts are a field's, though an image of them comes along."""
     page, asked = open_page(site), []
-    page.route("**/v1/search", lambda route: (asked.append(route.request.post_data_json["words"]), route.continue_()))
-    words = page.locator("input[name=words]")
+    page.route("**/v1/search", lambda route: (asked.append(route.request.post_data_json["query"]), route.continue_()))
+    words = page.locator("input[name=query]")
     words.press_sequentially("red")
     words.press("Enter")
     until(page, lambda: names(page), expected(index, "red"))
@@ -289,7 +289,7 @@ def test_what_is_typed_dropped_or_pasted_goes_where_it_is_meant(site, index, ope
         return document.querySelector(selector)
             .dispatchEvent(new kind(name, {bubbles: true, cancelable: true, [key]: transfer}));
     }"""
-    assert [page.evaluate(is_left, [name, "blue", "input[name=words]"]) for name in ("dragover", "drop", "paste")] == [True] * 3
+    assert [page.evaluate(is_left, [name, "blue", "input[name=query]"]) for name in ("dragover", "drop", "paste")] == [True] * 3
     assert page.evaluate(is_left, ["paste", "blue", "body"]) is False  # nothing but the image is of use there
     page.evaluate("location.hash = '#verify'")
     page.wait_for_selector("#panel-verify:not([hidden])")
@@ -337,7 +337,7 @@ def test_an_index_without_words_or_images_says_so(site, open_page):
         page.wait_for_selector("[role=tab]")
         return page
 
-    page = changed(words=False, captions_searchable=False, columns=["color"])
+    page = changed(text_queries=False, captions_searchable=False, columns=["color"])
     assert page.get_by_role("searchbox").is_disabled() and not page.get_by_label("Captions").count()
     page.get_by_text("Refine").click()
     assert page.get_by_label("Where column").inner_text().split() == ["any", "color"]
@@ -486,7 +486,7 @@ def test_the_token_is_asked_for_once_and_a_busy_server_again(runs, index, open_p
             route.continue_() if len(refused) > 2 else route.fulfill(status=503, headers={"retry-after": "0.1"}, json={})
 
         page.route("**/v1/search", busy_at_first)
-        page.locator("input[name=words]").fill("red")
+        page.locator("input[name=query]").fill("red")
         page.wait_for_selector(".found img[src^='blob:']")
         assert len(refused) == 3, "a busy server is asked again when it says so"
         page.reload()
@@ -504,7 +504,7 @@ def test_images_behind_a_token_come_when_they_are_near(runs, index, open_page):
         page.add_init_script("sessionStorage.setItem('eve-token', 'sesame')")
         page.route("**/v1/images/**", lambda route: (asked.append(route.request.url), route.continue_()))
         page.goto(site.address)
-        page.locator("input[name=words]").fill("red")
+        page.locator("input[name=query]").fill("red")
         page.locator(".thumb img[src]").first.wait_for()
         page.wait_for_timeout(300)
         few = len(asked)

@@ -46,11 +46,11 @@ def test_a_search_is_the_order_of_all_dot_products(model, photos, tmp_path):
     image = model.encode_image(photos / "new" / "09.png")[0]
     both = query + image
     for features, names, expected, asked in (
-        (images, images.names, query, {"words": TEXTS[1]}),
+        (images, images.names, query, {"query": TEXTS[1]}),
         (images, images.names, image, {"image": photos / "new" / "09.png"}),
         (texts, TEXTS, image, {"image": photos / "new" / "09.png", "captions": True}),
-        (images, images.names, query - model.encode_text(TEXTS[0])[0], {"words": TEXTS[1], "without": TEXTS[0]}),
-        (images, images.names, both, {"words": TEXTS[1], "image": photos / "new" / "09.png"}),
+        (images, images.names, query - model.encode_text(TEXTS[0])[0], {"query": TEXTS[1], "without": TEXTS[0]}),
+        (images, images.names, both, {"query": TEXTS[1], "image": photos / "new" / "09.png"}),
     ):
         scores = np.asarray(features) @ (expected / np.linalg.norm(expected))
         order = scores.argsort()[::-1][:7]
@@ -318,7 +318,7 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "index", "🚗"), "no sign of this is known"),
         (("search", "index", "красная " * 9 + "red"), "tokens are read, and no letter of these is known"),
         (("search", "index", "red", "--without", "red"), "nothing is left to search for"),
-        (("search", "index", "\udcff\udcfe"), r"words: '\udcff\udcfe' is not valid UTF-8; write it anew"),
+        (("search", "index", "\udcff\udcfe"), r"query: '\udcff\udcfe' is not valid UTF-8; write it anew"),
         (("search", "index", "red", "--without", "\udcff"), "without: "),
         (("search", "index", "red", "--where", "\udcff=1"), "where: "),
         (("search", "index", "red", "--where", "a=\udcff"), "where: "),

@@ -83,10 +83,10 @@ def test_an_update_does_not_write_into_an_index_made_anew(model, photos, tmp_pat
 def test_a_server_of_an_index_made_anew_says_so_in_its_log(model, photos, tmp_path, caplog):
     model.index(photos, tmp_path / "index")
     with serving(model, index=Index.open(tmp_path / "index", model)) as client:
-        hit = client.post("/v1/search", json={"words": TEXTS[0], "top": 1}).json()["hits"][0]
+        hit = client.post("/v1/search", json={"query": TEXTS[0], "top": 1}).json()["hits"][0]
         assert client.get(hit["image"]).status_code == 200
         made_anew(model, photos, tmp_path / "index")
-        answers = client.post("/v1/search", json={"words": TEXTS[0]}), client.get(hit["image"]), client.get("/v1/runs")
+        answers = client.post("/v1/search", json={"query": TEXTS[0]}), client.get(hit["image"]), client.get("/v1/runs")
         assert [answer.status_code for answer in answers] == [500] * 3
         assert {answer.json()["error"] for answer in answers} == {"the server failed at this request; its log says why"}
         assert caplog.text.count(OTHER) == 3

@@ -280,22 +280,22 @@ def test_what_waits_is_counted_at_its_size(runs):
 
 
 def test_search_gives_what_the_index_gives(client, index, folder):
-    for given in ({"words": "a red circle", "top": 3}, {"image": ONE, "captions": True}, {"words": "red", "without": "blue"}):
+    for given in ({"query": "a red circle", "top": 3}, {"image": ONE, "captions": True}, {"query": "red", "without": "blue"}):
         hits = index.search(**given)
         found = client.post("/v1/search", json={name: sent(value) for name, value in given.items()}).json()["hits"]
         assert [hit["id"] for hit in found] == [hit.id for hit in hits]
         assert_same([hit["score"] for hit in found], [hit.score for hit in hits])
         names = [hit.name.removeprefix(f"{folder}/") for hit in hits]
         assert [hit["name"].removeprefix(f"{folder.name}/") for hit in found] == names
-    several = client.post("/v1/search", json={"words": ["red", "blue"], "top": 2}).json()
+    several = client.post("/v1/search", json={"query": ["red", "blue"], "top": 2}).json()
     assert [[hit["id"] for hit in each["hits"]] for each in several] == [
         [hit.id for hit in index.search(words, top=2)] for words in ("red", "blue")
     ]
-    assert client.post("/v1/search", json={"words": []}).json() == []
-    inside = client.post("/v1/search", json={"words": "red", "folder": "photos/new"}).json()["hits"]
+    assert client.post("/v1/search", json={"query": []}).json() == []
+    inside = client.post("/v1/search", json={"query": "red", "folder": "photos/new"}).json()["hits"]
     assert {hit["name"] for hit in inside} == {"photos/new/04.png", "photos/new/05.png"}
     about = client.get("/v1/runs").json()["index"]
-    assert (about["images"], about["run"], about["words"], about["captions_searchable"]) == (7, "retrieval", True, True)
+    assert (about["images"], about["run"], about["text_queries"], about["captions_searchable"]) == (7, "retrieval", True, True)
     assert about["examples"] == index.examples()
     assert sorted(about["examples"]) == sorted({hit.name for hit in index.search("red", captions=True)})
 
@@ -306,10 +306,10 @@ def test_no_more_is_ranked_again_than_may_be_asked_for(client, index, monkeypatc
     assert index.most_reranked == 100
     monkeypatch.setattr(index, "most_reranked", 2)
     ranks = lambda hits: [(hit["id"], hit["match"] is not None) for hit in hits]  # noqa: E731
-    hits = client.post("/v1/search", json={"words": "red", "top": 5}).json()["hits"]
+    hits = client.post("/v1/search", json={"query": "red", "top": 5}).json()["hits"]
     assert ranks(hits) == [(hit.id, hit.match is not None) for hit in index.search("red", top=5, rerank=2)]
     assert [is_ranked for _, is_ranked in ranks(hits)] == [True, True, False, False, False]
-    body = {"words": ["", "red"], "image": [text_of(ONE)] * 2, "captions": True, "top": 3}
+    body = {"query": ["", "red"], "image": [text_of(ONE)] * 2, "captions": True, "top": 3}
     rows = client.post("/v1/search", json=body).json()
     expected = [index.search(image=ONE, captions=True, top=3, rerank=2), index.search("red", image=ONE, captions=True, top=3)]
     assert [ranks(row["hits"]) for row in rows] == [[(hit.id, hit.match is not None) for hit in hits] for hits in expected]
@@ -336,7 +336,7 @@ def test_a_image_that_has_got_the_number_of_another_has_another_address(runs, tm
         (tmp_path / "photos" / name).write_bytes(png(number))
     index = runs["retrieval"].index(tmp_path / "photos", tmp_path / "index")
     with serving(index.encoder, index=index) as client:
-        found = lambda: max(client.post("/v1/search", json={"words": "red"}).json()["hits"], key=lambda hit: hit["name"])  # noqa: E731
+        found = lambda: max(client.post("/v1/search", json={"query": "red"}).json()["hits"], key=lambda hit: hit["name"])  # noqa: E731
         before = found()
         (tmp_path / "photos" / "b.png").unlink()
         runs["retrieval"].index((), tmp_path / "index")

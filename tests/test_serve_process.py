@@ -267,7 +267,7 @@ def test_sigterm_loses_no_request_that_has_begun(eve_process, folder, index):
     with contextlib.ExitStack() as sockets, eve_process("serve", "--index", folder / "index", "--port", "0") as process:
         try:
             port = int(re.findall(r":(\d+) ", process.stdout.readline())[0])
-            body = json.dumps({"words": "a red circle"}).encode()
+            body = json.dumps({"query": "a red circle"}).encode()
             head = f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
             begun = [sockets.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(10)]
             for connection in begun:

@@ -68,7 +68,7 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "a number for an image": (VQA, {"image": 5, "question": "a"}, 400, "image: got 5, expected an image as base64"),
     "a number in a list": (VQA, {"image": "a", "question": ["a", 5]}, 400, "question 1: got 5"),
     "too long a text": (VQA, {"image": text_of(ONE), "question": "a" * 10_001}, 400, f"question: got {LONG}"),
-    "too long a value": ("/v1/search", {"words": "a", "where": {"a": "b" * 10_001}}, 400, "an object of at most 64 entries"),
+    "too long a value": ("/v1/search", {"query": "a", "where": {"a": "b" * 10_001}}, 400, "an object of at most 64 entries"),
     "not base64": (VQA, {"image": "ä", "question": "a"}, 400, "image: is not base64"),
     "not an image": (VQA, {"image": text_of(b"hello"), "question": "a"}, 400, "image: not an image in a known format"),
     "half an image": (VQA, {"image": text_of(ONE[: len(ONE) // 2]), "question": "a"}, 400, "image"),
@@ -82,12 +82,12 @@ BAD: dict[str, tuple[str, Any, int, str]] = {
     "unknown run": ("/v1/runs/vq/answer", {}, 404, "'vq'; did you mean 'vqa'?"),
     "unknown call": ("/v1/runs/vqa/answers", {}, 404, "the run vqa has no call 'answers'; did you mean 'answer'?"),
     "not its call": ("/v1/runs/vqa/verify", {}, 404, "the run vqa has no call 'verify'; choose from answer"),
-    "unknown column": ("/v1/search", {"words": "red", "where": {"x": "y"}}, 400, "no column 'x'"),
-    "unknown folder": ("/v1/search", {"words": "red", "folder": "photo"}, 400, "did you mean 'photos'?"),
-    "dots": ("/v1/search", {"words": "red", "folder": "photos/../.."}, 400, "without . and .."),
-    "too many hits": ("/v1/search", {"words": "red", "top": 1001}, 400, "from 1 to 1000"),
-    "too many hits of all": ("/v1/search", {"words": ["red"] * 3, "top": 1000}, 400, "top: 3 × 1000 results are asked for"),
-    "too many to rank again": ("/v1/search", {"words": ["red"] * 64, "rerank": 100}, 400, "rerank: 64 × 100 results are asked"),
+    "unknown column": ("/v1/search", {"query": "red", "where": {"x": "y"}}, 400, "no column 'x'"),
+    "unknown folder": ("/v1/search", {"query": "red", "folder": "photo"}, 400, "did you mean 'photos'?"),
+    "dots": ("/v1/search", {"query": "red", "folder": "photos/../.."}, 400, "without . and .."),
+    "too many hits": ("/v1/search", {"query": "red", "top": 1001}, 400, "from 1 to 1000"),
+    "too many hits of all": ("/v1/search", {"query": ["red"] * 3, "top": 1000}, 400, "top: 3 × 1000 results are asked for"),
+    "too many to rank again": ("/v1/search", {"query": ["red"] * 64, "rerank": 100}, 400, "rerank: 64 × 100 results are asked"),
     "too many prompts": (ZERO_SHOT, {"image": text_of(ONE), "prompts": PROMPTS}, 400, "prompts: 1 × 4096 results are asked"),
     "too many pairs": (MATCH, {"image": [text_of(ONE)] * 64, "text": TEXTS_64}, 400, "lists: 4096 × 1 results are asked for"),
     "nothing asked": ("/v1/search", {}, 400, "nothing to search for"),
@@ -312,7 +312,7 @@ def test_images_that_hang_stop_nothing_else(index, monkeypatch):
         painter = service_of(client).painter
         answers = [client.get("/v1/images/1")]  # hangs, and goes on to
         assert hangs.wait(60)
-        assert client.post("/v1/search", json={"words": "red", "rerank": 0}).status_code == 200
+        assert client.post("/v1/search", json={"query": "red", "rerank": 0}).status_code == 200
         answers.append(client.get("/v1/images/1"))  # waits behind it
         assert len(painter) == 0
         for _ in range(2):
@@ -353,10 +353,10 @@ def test_an_index_that_is_being_written_is_busy(index):
     ):
         other.execute("BEGIN EXCLUSIVE")
         started = time.monotonic()
-        answer = client.post("/v1/search", json={"words": "red"})
+        answer = client.post("/v1/search", json={"query": "red"})
         assert time.monotonic() - started < 3  # SQLite would wait for 5 s
         other.rollback()
-        assert client.post("/v1/search", json={"words": "red"}).status_code == 200
+        assert client.post("/v1/search", json={"query": "red"}).status_code == 200
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json() == {"error": "the index is being written; send it again in 1 s"}
 
@@ -381,7 +381,7 @@ def test_a_damaged_index_is_the_servers_fault(folder, runs, caplog):
         index = Index.open(place, runs["retrieval"])
         with serving(index.encoder, index=index) as client:
             (place / damage).write_bytes(bytes(10_000) if damage == DATABASE else b"")
-            answer = client.post("/v1/search", json={"words": "red"})
+            answer = client.post("/v1/search", json={"query": "red"})
         assert (answer.status_code, answer.json()) == (500, {"error": "the server failed at this request; its log says why"})
         assert f"{place / damage}" in caplog.text
         assert why in caplog.text
@@ -399,7 +399,7 @@ def test_an_index_that_has_changed_is_looked_at_again(folder, runs):
         assert sum("DISTINCT key" in query for query in queries) == 1  # for two who load the page
         runs["retrieval"].index(folder / "photos" / "new", folder / "grows")
         assert (about()["images"], about()["folders"]) == (6, ["old", "new"])
-        hits = client.post("/v1/search", json={"words": "red", "folder": "new"}).json()["hits"]
+        hits = client.post("/v1/search", json={"query": "red", "folder": "new"}).json()["hits"]
         assert {hit["name"] for hit in hits} == {"new/04.png", "new/05.png"}
 
 
@@ -440,7 +440,7 @@ def test_folders_are_those_that_images_lie_in(runs, tmp_path):
     ):
         with serving(index.encoder, index=index) as client:
             assert client.get("/v1/runs").json()["index"]["folders"] == [label]
-            hits = client.post("/v1/search", json={"words": "red", "folder": label}).json()["hits"]
+            hits = client.post("/v1/search", json={"query": "red", "folder": label}).json()["hits"]
             assert {hit["name"] for hit in hits} == names
 
 
@@ -451,7 +451,7 @@ def test_the_event_loop_asks_no_index_and_no_disk(folder, runs, monkeypatch):
     assert version is not None
     monkeypatch.setattr(Index, "version", property(lambda own: threads.append(threading.current_thread().name) or version(own)))
     with serving(index.encoder, index=index) as client:
-        for body in ({}, {"words": "red", "folder": "photos/none"}, {"words": "red"}):
+        for body in ({}, {"query": "red", "folder": "photos/none"}, {"query": "red"}):
             client.post("/v1/search", json=body)
     assert {*threads} == {"compute"}
 

@@ -57,7 +57,7 @@ class SearchArgs:
 
     index: Positional[Path]
     """Folder of the index."""
-    words: Positional[str] = ""
+    query: Positional[str] = ""
     """What to look for."""
     image: Path | None = None
     """An image to look for, alone or with words."""
@@ -151,7 +151,7 @@ def run_search(args: SearchArgs) -> None:
     index = Index.open(args.index, load_encoder(args.index, args.run, args.device))
     options: dict[str, Any] = {"image": args.image, "without": args.without, "captions": args.caption, "top": args.top}
     where = {name: value for name, _, value in pairs}
-    hits = index.search(args.words, **options, rerank=args.rerank, folder=args.folder, where=where)
+    hits = index.search(args.query, **options, rerank=args.rerank, folder=args.folder, where=where)
     for hit in hits:
         others = "; ".join(hit.images[:1] if args.caption else hit.captions)
         print_line(
@@ -162,7 +162,7 @@ def run_search(args: SearchArgs) -> None:
         from eve_vl.report.search import write_results
 
         title = " ".join(
-            filter(None, (args.words, args.image and f"like {args.image}", args.without and f"without {args.without}"))
+            filter(None, (args.query, args.image and f"like {args.image}", args.without and f"without {args.without}"))
         )
         print_line(f"page: {write_results(args.html, title, index, hits)}")
 

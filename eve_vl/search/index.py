@@ -184,7 +184,7 @@ class Index:
 
     def search(
         self,
-        words: str = "",
+        query: str = "",
         *,
         image: ImageLike | None = None,
         without: str = "",
@@ -194,18 +194,18 @@ class Index:
         folder: str | Path | None = None,
         where: Mapping[str, str] | None = None,
     ) -> list[Hit]:
-        """Return the `top` images, or captions, that fit words, an image or both, and do not fit the words `without`.
+        """Return the `top` images, or captions, that fit a query in words, an image or both, and do not fit the words `without`.
 
         folder: only images in it. where: only images whose columns have these values. rerank: how many the matching head
         puts in order again, for words alone that look for images, or an image alone that looks for captions; None: as many
         as validation chose for the run, perhaps none. Raises UserError.
         """
         how: dict[str, Any] = {"captions": captions, "top": top, "rerank": rerank, "folder": folder, "where": where}
-        return self.search_each([words], [image], without=without, **how)[0]
+        return self.search_each([query], [image], without=without, **how)[0]
 
     def search_each(
         self,
-        words: Sequence[str],
+        queries: Sequence[str],
         images: Sequence[ImageLike | None],
         *,
         without: str = "",
@@ -215,19 +215,19 @@ class Index:
         folder: str | Path | None = None,
         where: Mapping[str, str] | None = None,
     ) -> list[list[Hit]]:
-        """Return what `search` does for each of some words with their images: they are encoded together, and the features of
+        """Return what `search` does for each of some queries with their images: they are encoded together, and the features of
         the index are read once for all."""
         if top < 1 or (rerank is not None and rerank < 0):
             raise UserError(f"top {top} is not positive" if top < 1 else f"rerank {rerank} is negative")
-        if not words:
+        if not queries:
             return []
-        refuse_halves(words=words, without=[without], folder=[str(folder)], where=[*where, *where.values()] if where else [])
-        query_Qd = self._queries(words, images, without, captions)
+        refuse_halves(query=queries, without=[without], folder=[str(folder)], where=[*where, *where.values()] if where else [])
+        query_Qd = self._queries(queries, images, without, captions)
         chosen = condition(folder, where or {}, captions)
         is_wanted = self._masks.wanted(self.version, chosen, captions)
         if not len(is_wanted):
             raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where or {})}")
-        asked = list(zip(words, images, strict=True))
+        asked = list(zip(queries, images, strict=True))
         nums = [self.num_reranked(rerank, *pair, without, captions) for pair in asked]
         slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted, captions, is_all=not chosen[1])
         found = []
@@ -250,17 +250,17 @@ class Index:
         slot_QK, score_QK = found or topk_exact(blocks.first(len(is_wanted)), query_Qd, k, is_wanted)
         return slot_QK.tolist(), score_QK.tolist()
 
-    def _queries(self, words: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool) -> np.ndarray:
+    def _queries(self, queries: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool) -> np.ndarray:
         """Return what to look for, float32 (Q, d), each of length 1."""
-        if not all(text or image is not None for text, image in zip(words, images, strict=True)):
+        if not all(text or image is not None for text, image in zip(queries, images, strict=True)):
             raise UserError("nothing to search for: give words, an image or both")
-        if (any(words) or without or captions) and not self.encoder.task.is_comparable:
+        if (any(queries) or without or captions) and not self.encoder.task.is_comparable:
             raise UserError(
                 f"{self.store.facts['run']}: images and texts of this run do not compare, so it finds images by an image "
                 "alone; fine-tune it for words: eve finetune retrieval, or demo_retrieval of a small run, --init RUN"
             )
-        query_Qd = np.zeros((len(words), self.encoder.task.feature_dim), np.float32)
-        if texts := {row: text for row, text in enumerate(words) if text}:
+        query_Qd = np.zeros((len(queries), self.encoder.task.feature_dim), np.float32)
+        if texts := {row: text for row, text in enumerate(queries) if text}:
             query_Qd[[*texts]] += self._texts([*texts.values()])
         if by_row := {row: image for row, image in enumerate(images) if image is not None}:
             for row, image in by_row.items():
@@ -297,9 +297,9 @@ class Index:
         others = " and others" * (len(known) > MOST_FOLDERS)
         return none + f"; its folders: {', '.join(known[:MOST_FOLDERS])}{others}" * bool(known)
 
-    def num_reranked(self, rerank: int | None, words: str, image: Any, without: str, captions: bool) -> int:
+    def num_reranked(self, rerank: int | None, query: str, image: Any, without: str, captions: bool) -> int:
         """Return how many hits `search` puts in order again. Raises UserError if that many cannot be."""
-        is_pair = not without and (bool(words) != (image is not None)) and captions == (image is not None)
+        is_pair = not without and (bool(query) != (image is not None)) and captions == (image is not None)
         if not is_pair or "match" not in self.encoder.calls:
             if rerank:
                 why = "only words alone find images so, or an image alone captions" if not is_pair else "no matching head"

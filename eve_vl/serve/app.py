@@ -66,7 +66,7 @@ ERRORS: Any = {
     }.items()
 }
 SEARCH_TYPES = {
-    "words": Strings,
+    "query": Strings,
     "image": Images | None,
     "folder": str | None,
     "top": Annotated[int, Field(ge=1, le=MOST_HITS)],
@@ -164,17 +164,19 @@ class Service:
         found = self.found
         assert found is not None
 
-        def search(words: Any, image: Any, folder: str | None, **options: Any) -> Any:
+        def search(query: Any, image: Any, folder: str | None, **options: Any) -> Any:
             started, path = time.perf_counter(), None if folder is None else found.folder(folder)
-            texts, images = in_rows(words, image)
-            shown = [found.hits(hits, options["captions"]) for hits in index.search_each(texts, images, folder=path, **options)]
+            queries, images = in_rows(query, image)
+            shown = [
+                found.hits(hits, options["captions"]) for hits in index.search_each(queries, images, folder=path, **options)
+            ]
             each = [{"hits": hits, "seconds": time.perf_counter() - started} for hits in shown]
-            return each if isinstance(words, list) or isinstance(image, list) else each[0]
+            return each if isinstance(query, list) or isinstance(image, list) else each[0]
 
         def num_reranked(given: Mapping[str, Any]) -> int:
             rerank, how = given["rerank"], (given["without"], given["captions"])
-            pairs = zip(*in_rows(given["words"], given["image"]), strict=False)  # lists of other lengths are refused later
-            return max((index.num_reranked(rerank, words, image, *how) for words, image in pairs), default=0)
+            pairs = zip(*in_rows(given["query"], given["image"]), strict=False)  # lists of other lengths are refused later
+            return max((index.num_reranked(rerank, query, image, *how) for query, image in pairs), default=0)
 
         search.__doc__ = index.search.__doc__
         given = arguments(index.search, self.limits, SEARCH_TYPES)
@@ -261,14 +263,14 @@ class Service:
         index, found = self.index, self.found
         assert index is not None
         assert found is not None
-        counts, words = index.counts(), bool(index.encoder.task.is_comparable)
+        counts, text_queries = index.counts(), bool(index.encoder.task.is_comparable)
         return {
             "images": counts["images"],
             "captions": counts["captions"],
             "run": next((name for name, eve in self.runs.items() if eve is index.encoder), None),
-            "words": words,
+            "text_queries": text_queries,
             "folders": list(found.roots),
-            "captions_searchable": words and counts["captions"] > 0,
+            "captions_searchable": text_queries and counts["captions"] > 0,
             "columns": index.columns(),
             "examples": index.examples(),
         }

@@ -13,21 +13,21 @@ export function searchPanel(index, { open, into }) {
   const latest = new Latest();
   const status = new Status();
   const soon = debounced(search, PAUSE);
-  const words = el("input", {
+  const query = el("input", {
     type: "search",
-    name: "words",
-    placeholder: index.words ? "What do you want to see?" : "These images are found by an image alone",
+    name: "query",
+    placeholder: index.text_queries ? "What do you want to see?" : "These images are found by an image alone",
     "aria-label": "Words to look for",
     autocomplete: "off",
     enterkeyhint: "search",
-    disabled: !index.words,
+    disabled: !index.text_queries,
     oninput: soon,
   });
   const without = el("input", {
     type: "text",
     name: "without",
     autocomplete: "off",
-    disabled: !index.words,
+    disabled: !index.text_queries,
     oninput: soon,
   });
   const top = el(
@@ -63,8 +63,8 @@ export function searchPanel(index, { open, into }) {
   const examples = el(
     "div",
     { class: "chips", role: "group", "aria-label": "Examples" },
-    ...(index.words ? (index.examples ?? []) : []).map((text) =>
-      el("button", { type: "button", class: "chip", onclick: () => ((words.value = text), search()) }, text),
+    ...(index.text_queries ? (index.examples ?? []) : []).map((text) =>
+      el("button", { type: "button", class: "chip", onclick: () => ((query.value = text), search()) }, text),
     ),
   );
   const refine = el(
@@ -84,7 +84,7 @@ export function searchPanel(index, { open, into }) {
   const form = el(
     "form",
     { role: "search", class: "search", onsubmit: (event) => (event.preventDefault(), search()) },
-    el("div", { class: "line" }, image.node, words, el("button", { class: "main" }, "Search")),
+    el("div", { class: "line" }, image.node, query, el("button", { class: "main" }, "Search")),
     el(
       "div",
       { class: "row" },
@@ -118,7 +118,7 @@ export function searchPanel(index, { open, into }) {
 
   function asked() {
     const body = {
-      words: words.value.trim(),
+      query: query.value.trim(),
       without: without.value.trim(),
       captions: form.elements.kind?.value === "captions",
       top: Number(top.value),
@@ -132,7 +132,7 @@ export function searchPanel(index, { open, into }) {
   function welcome() {
     fill();
     examples.hidden = false;
-    const ways = index.words ? "Type what you want to see, or drop" : "Drop";
+    const ways = index.text_queries ? "Type what you want to see, or drop" : "Drop";
     status.say(
       index.images
         ? `${ways} an image to find others like it, among ${counted(index.images, "image")}.`
@@ -143,7 +143,7 @@ export function searchPanel(index, { open, into }) {
   function search() {
     soon.stop(); // Enter does not wait for a pause, nor search again after it
     const body = asked();
-    if (!body.words && !body.image) {
+    if (!body.query && !body.image) {
       latest.stop();
       if (body.without) status.say("Say what to look for, too: words, an image or both.");
       else welcome();
@@ -277,7 +277,7 @@ export function searchPanel(index, { open, into }) {
 
   async function moreLike(hit) {
     try {
-      words.value = "";
+      query.value = "";
       form.elements.kind?.forEach?.((radio) => (radio.checked = radio.value === "images"));
       image.set(await fetched(hit));
       scrollTo({ top: 0, behavior: "instant" });
@@ -293,6 +293,6 @@ export function searchPanel(index, { open, into }) {
     node,
     image: null,
     take: (file) => image.take(file),
-    shown: () => matchMedia("(hover: hover)").matches && words.focus(),
+    shown: () => matchMedia("(hover: hover)").matches && query.focus(),
   };
 }
