@@ -84,7 +84,7 @@ def made_up_index(folder: Path, eve: Eve, num: int) -> Index:
         store.db.executemany("INSERT INTO text VALUES (?, ?)", [(slot, f"caption {slot}") for slot in slots])
         store.db.executemany("INSERT INTO caption VALUES (?, ?, '{}')", [(slot, slot) for slot in slots])
     store.db.commit()
-    ann.build(store, np.ones(num, dtype=bool))  # only above its minimum size
+    ann.build_cells(store, np.ones(num, dtype=bool))  # only above its minimum size
     return Index(store, eve)
 
 

@@ -64,7 +64,7 @@ def rest(folder: Path) -> dict[str, Any]:
     """What an index knows besides: sources, and by image its look, the first that is almost the same, and what rows say."""
     db = sqlite3.connect(folder / database.DATABASE)
     first = "(SELECT min(first.name) FROM image AS first WHERE first.slot = near)"
-    looks = f"SELECT name, look, {first} FROM image JOIN feature USING (slot) ORDER BY name"
+    looks = f"SELECT name, thumbprint, {first} FROM image JOIN feature USING (slot) ORDER BY name"
     said = "caption JOIN image ON image.id = image LEFT JOIN text ON text.slot = caption.slot"
     rows = f"SELECT name, text, columns FROM {said}"
     asked = {"sources": "SELECT spec, reading FROM source ORDER BY spec", "looks": looks, "rows": f"{rows} ORDER BY 1, 2, 3"}

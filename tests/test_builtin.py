@@ -109,7 +109,7 @@ def test_trying_it_finds_icons_and_own_images_by_words(eve, tmp_path, run, few, 
     assert {hit.name for hit in index.search("heart", top=2)} == {
         str(tmp_path / name) for name in ("tried/icons/heart.png", "mine/one.png")
     }
-    assert index.store.facts["run"] == "builtin:icons"
+    assert index.database.facts["run"] == "builtin:icons"
     assert "heart.png" in eve("search", folder, "heart").stdout  # by the run that the index names
     assert f"{len(few)} images (1 gone)" in eve("try", "--out", "tried", "--port", "0").stdout
     assert "no such file or folder: " in complaint(eve("try", "vanished", "--out", "tried", "--port", "0"))

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from tiny_runs import TEXTS, noise, tiny_run, write_run
 
 from eve_vl import __version__
-from eve_vl.search import database, rerank
+from eve_vl.search import database, query
 from eve_vl.search import index as index_module
 from eve_vl.search.index import Index
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -81,14 +81,14 @@ def test_the_matching_head_orders_again_as_many_as_validation_chose(model, photo
     (photos / "old" / "00.png").unlink()
     hits = index.search(TEXTS[0], rerank=20)
     assert [hit.name for hit in hits if hit.match is None] == [str(photos / "old" / "00.png")]
-    with pytest.raises(UserError, match="rerank 3 has no effect: only words alone"):
+    with pytest.raises(UserError, match="rerank 3 has no effect: only a text that searches images"):
         index.search(TEXTS[0], without=TEXTS[1], rerank=3)
 
 
 def test_candidates_are_decoded_as_the_matching_head_takes_them(model, photos, tmp_path, monkeypatch):
     index, decoded, at_a_time = model.index(photos, tmp_path / "index"), [], []
     scores, shrunk = model.task.pair_scores, index_module.shrunk
-    monkeypatch.setattr(rerank, "PAIRS_AT_ONCE", 4)
+    monkeypatch.setattr(query, "AT_ONCE", 4)
     monkeypatch.setattr(index_module, "shrunk", lambda *args: decoded.append(args) or shrunk(*args))
     monkeypatch.setattr(model.task, "pair_scores", lambda *args: at_a_time.append(len(decoded)) or scores(*args))
     index.search(TEXTS[0], rerank=10)
@@ -134,7 +134,7 @@ def test_folders_and_columns_narrow_a_search(model, photos, tmp_path, monkeypatc
     assert index.image(again.id).where == again.name
     (caption,) = index.search("red", folder=photos / "new", where={"x": "11"}, captions=True)
     assert caption.images[0] == odd[1]
-    monkeypatch.setattr(index_module, "MOST_SAID", 1)
+    monkeypatch.setattr(index_module, "MOST_LISTED", 1)
     assert {len(hit.images) for hit in index.search("red")} == {1}
 
 
@@ -218,10 +218,45 @@ def test_each_row_about_a_image_says_something(eve, run, model, photos, tmp_path
         assert (done.returncode, message in done.stderr) == (2, True)
 
 
+def test_one_sql_query_fetches_all_hits(model, photos, tmp_path):
+    """However many queries and hits there are; of images and of captions."""
+    model.index(photos, tmp_path / "index")
+    index = Index.open(tmp_path / "index", model)
+    single = [index.search(text, rerank=0) for text in TEXTS]
+    for captions, sizes in ((False, [20, 20, 20]), (True, [3, 3, 3])):
+        statements: list[str] = []
+        index.database.db.set_trace_callback(statements.append)
+        hits = index.search_each(TEXTS, [None] * 3, captions=captions, rerank=0)
+        index.database.db.set_trace_callback(None)
+        assert [len(found) for found in hits] == sizes
+        reading = [statement for statement in statements if not statement.startswith("PRAGMA data_version")]
+        assert sum("FROM asked" in statement for statement in reading) == 1
+        assert len(reading) <= 2, "the other one looks up the slots to search, the first time"
+    assert index.search_each(TEXTS, [None] * 3, rerank=0) == single
+
+
+def test_a_query_is_tokenized_once(model, photos, tmp_path):
+    class Counting:
+        def __init__(self, backend):
+            self.backend, self.texts = backend, []
+
+        def __getattr__(self, name):
+            return getattr(self.backend, name)
+
+        def encode(self, text):
+            self.texts.append(text)
+            return self.backend.encode(text)
+
+    index = model.index(photos, tmp_path / "index")
+    model.tokenizer.backend = counting = Counting(model.tokenizer.backend)
+    index.search_each([TEXTS[0], TEXTS[1]], [None, None], without=TEXTS[2])
+    assert counting.texts == list(TEXTS)
+
+
 def test_a_narrow_search_looks_through_the_images_once(model, photos, tmp_path):
     model.index(photos, tmp_path / "index")
     index, queries = Index.open(tmp_path / "index", model), []
-    index.store.db.set_trace_callback(queries.append)
+    index.database.db.set_trace_callback(queries.append)
     found = [[hit.name for hit in index.search(words, folder=photos / "old", rerank=0)] for words in ("red", "red", "blue")]
     assert [len(names) for names in found] == [8, 8, 8]
     assert sum(query.startswith("SELECT slot FROM image") for query in queries) == 1
@@ -248,7 +283,7 @@ def test_a_image_is_the_one_that_was_indexed_or_none(model, photos, tmp_path):
 
     def shown() -> list[np.ndarray | None]:
         found = []
-        for (number,) in index.store.db.execute("SELECT id FROM image ORDER BY source, row").fetchall():
+        for (number,) in index.database.db.execute("SELECT id FROM image ORDER BY source, row").fetchall():
             try:
                 found.append(index.image(number).whole())
             except BadSampleError as error:
@@ -326,20 +361,20 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "index", "red", "--where", "set"), "--where: 'set' was given, expected COLUMN=VALUE"),
         (("search", "index", "red", "--run", other), "or make another index: eve index SOURCE … --run RUN --out OTHER"),
         (("search", "older", "red"), f"by version {__version__} of eve_vl in format 0, this is version {__version__}, format"),
-        (("search", "older", "red"), "; make it anew: delete older, then eve index SOURCE … --run RUN --out older"),
-        (("search", "shortened", "red"), "index.sqlite: database disk image is malformed; make it anew: delete shortened, "),
-        (("index", "--out", "nil"), "nil/index.sqlite: no such table: fact; make it anew: delete nil, then"),
-        (("serve", "--index", "wrong"), "wrong/index.sqlite: file is not a database; make it anew: delete wrong, then"),
+        (("search", "older", "red"), "; rebuild it: delete older, then eve index SOURCE … --run RUN --out older"),
+        (("search", "shortened", "red"), "index.sqlite: database disk image is malformed; rebuild it: delete shortened, "),
+        (("index", "--out", "nil"), "nil/index.sqlite: no such table: fact; rebuild it: delete nil, then"),
+        (("serve", "--index", "wrong"), "wrong/index.sqlite: file is not a database; rebuild it: delete wrong, then"),
         (("search", "nothing", "red"), "(eve index FOLDER --run RUN --out nothing makes one)"),
         (
             ("index", "--out", "lacking"),
-            "images-00000.f16: lacks features that the index knows of; make it anew: delete lacking",
+            "images-00000.f16: lacks features that the database lists; rebuild it: delete lacking",
         ),
-        (("serve", "--index", "moved"), "the run that moved was made by; name it: eve serve RUN --index moved"),
+        (("serve", "--index", "moved"), "/nowhere/run: no such run, which made moved; name it: eve serve RUN --index moved"),
         (("serve", "index"), "index: is an index, not a run folder; name it with --index"),
         (("serve", "gone", "--index", "nothing"), "nothing: no such index"),
         (("serve", other, blind, "--index", "index"), f"than {other}"),
-        (("search", "moved", "red"), "/nowhere/run: is not there any more, the run that moved was made by"),
+        (("search", "moved", "red"), "/nowhere/run: no such run, which made moved; name it with --run"),
         (("search", "of_bad", "red"), "of_bad: is empty"),
         (("search", "of_blind", "red"), "images and texts of this run do not compare"),
         (("search", "index", "--image", "gone.png"), "no such file: gone.png"),
@@ -373,7 +408,7 @@ def test_the_command_line_finds_what_python_finds(eve, run, model, photos, tmp_p
     (photos / "old" / "broken.png").write_bytes(b"x")
     done = eve("index", "photos", "--run", run, "--out", "index")
     assert "broken.png: not an image in a known format" in done.stdout
-    assert "index: 20 images (20 new), 3 captions; 0 the same as another, 0 almost" in done.stdout
+    assert "index: 20 images (20 new), 3 captions; 0 exact duplicates, 0 near-duplicates" in done.stdout
     assert "note: 1 image could not be used" in done.stdout
     (photos / "new" / "19.png").unlink()
     done = eve("search", "index", TEXTS[0], "--json", "found.json", "--html", "found.html", "--rerank", 0)

@@ -8,8 +8,8 @@ import pytest
 from indices import search_model, search_run, some_photos, write_image  # noqa: F401
 
 from eve_vl.data.records import ImageFile
-from eve_vl.search import prefetch as module
-from eve_vl.search.prefetch import AHEAD, ahead
+from eve_vl.search import indexer as module
+from eve_vl.search.indexer import AHEAD, prefetch
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_things_come_in_order_after_they_were_worked_on_and_few_are_taken_before
         threading.Event().wait(0.002 * (number % 3))  # the first may be the last to be ready
         done.append(number)
 
-    for place, number in enumerate(ahead(threads, work, numbers())):
+    for place, number in enumerate(prefetch(threads, work, numbers(), lambda _: True)):
         assert number == place
         assert number in done
         assert len(taken) - place <= AHEAD
@@ -42,7 +42,7 @@ def test_what_goes_wrong_is_raised_in_its_turn(threads):
         if number == 2:
             raise KeyError(number)
 
-    found = ahead(threads, work, range(9))
+    found = prefetch(threads, work, range(9), lambda _: True)
     assert [next(found), next(found)] == [0, 1]
     with pytest.raises(KeyError, match="2"):
         next(found)

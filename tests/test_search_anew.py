@@ -9,11 +9,11 @@ from serving import serving
 from tiny_runs import TEXTS
 
 from eve_vl.eve import Eve
-from eve_vl.search import vectors
+from eve_vl.search import database
 from eve_vl.search.index import Index
 from eve_vl.utils.errors import DamagedError
 
-OTHER = "index.sqlite: is another one since it was opened; open the index again, or start the server anew"
+OTHER = "index.sqlite: was replaced since it was opened; open the index again, or restart the server"
 
 
 def made_anew(model: Eve, photos: Path, folder: Path) -> None:
@@ -52,14 +52,14 @@ def test_an_index_made_anew_is_not_searched_by_what_was_known_of_the_old_one(mod
 
 def test_an_index_made_anew_in_the_middle_of_a_search_gives_no_hits(model, photos, tmp_path, monkeypatch):
     model.index(photos, tmp_path / "index")
-    index, first = Index.open(tmp_path / "index", model), vectors.VectorFile.first
+    index, first = Index.open(tmp_path / "index", model), database.VectorFile.first
 
     def late(self, num):
         monkeypatch.undo()
         made_anew(model, photos, tmp_path / "index")
         return first(self, num)
 
-    monkeypatch.setattr(vectors.VectorFile, "first", late)
+    monkeypatch.setattr(database.VectorFile, "first", late)
     with pytest.raises(DamagedError, match=OTHER):
         index.search(TEXTS[0])
 

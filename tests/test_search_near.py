@@ -102,9 +102,9 @@ def test_near_finds_what_a_slow_loop_finds(spread):
         is_near = apart <= np.minimum(limits[:row], limits[row])
         expected[row] = is_near.argmax() if is_near.any() else row
     assert (expected != np.arange(1000)).sum() >= 150
-    found = near_duplicates.first_near_duplicate(looks, np.full(1000, -1))
+    found = near_duplicates.first_near_duplicates(looks, np.full(1000, -1))
     np.testing.assert_array_equal(found, expected)
     for kept in (0, 300, 700, 1000):
         known = np.where((expected < kept) & (np.arange(1000) < kept), expected, -1)
-        np.testing.assert_array_equal(near_duplicates.first_near_duplicate(looks, known), expected)
-    assert near_duplicates.first_near_duplicate(looks[:0], np.zeros(0, np.int64)).size == 0
+        np.testing.assert_array_equal(near_duplicates.first_near_duplicates(looks, known), expected)
+    assert near_duplicates.first_near_duplicates(looks[:0], np.zeros(0, np.int64)).size == 0

@@ -8,20 +8,20 @@ from indices import search_model, search_run, some_photos, write_image  # noqa: 
 from tiny_runs import TEXTS
 
 from eve_vl.eve import Eve
-from eve_vl.search import ann, vectors
-from eve_vl.search.exact import topk_exact
-from eve_vl.search.filters import condition
+from eve_vl.search import ann, database
+from eve_vl.search.ann import topk_exact
 from eve_vl.search.index import Index
+from eve_vl.search.query import filter_of
 from eve_vl.utils import atomic_io
 from eve_vl.utils.errors import UserError
 
 
 @pytest.mark.parametrize("k", [1, 10, 500])
 def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "BLOCK", 100)
+    monkeypatch.setattr(database, "BLOCK", 100)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(350, 6)).astype(np.float16)
-    kept = vectors.VectorFile(tmp_path, "x", 6)
+    kept = database.VectorFile(tmp_path, "x", 6)
     order = rng.permutation(350)
     for slots in np.array_split(order, 9):
         kept.write(slots.tolist(), features[slots])
@@ -56,34 +56,34 @@ def cells_of(model: Eve, photos: Path, folder: Path, monkeypatch: pytest.MonkeyP
 def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_path, monkeypatch, capsys):
     """And are made again after a change; what narrows a search makes it exact."""
     index = cells_of(model, photos, tmp_path / "index", monkeypatch)
-    assert "320 images in 64 cells, a search looks into" in capsys.readouterr().out
-    facts = ann.known(index.store)
+    assert "320 images in 64 cells, a search probes" in capsys.readouterr().out
+    facts = ann.cell_facts(index.database)
     assert facts is not None
     assert facts["recall@10"] >= ann.RECALL
-    asked, is_used = index.store.images.take(np.arange(0, 320, 8)), np.ones(320, dtype=bool)
+    asked, is_used = index.database.images.take(np.arange(0, 320, 8)), np.ones(320, dtype=bool)
     assert index._cells.topk(asked, 10) is not None
     found = index._best(asked, 10, is_used, False, is_all=True)[0]
-    exact = topk_exact(index.store.images.first(320), asked, 10, is_used)[0].tolist()
+    exact = topk_exact(index.database.images.first(320), asked, 10, is_used)[0].tolist()
     assert np.mean([len({*one} & {*other}) / 10 for one, other in zip(found, exact, strict=True)]) > 0.9
     assert index._best(asked, 10, is_used, False, is_all=False)[0] == exact
     model.index((), tmp_path / "index")
     assert "cells" not in capsys.readouterr().out
     (photos / "many" / "100.png").unlink()
     write_image(photos / "many" / "400.png", 400)
-    by_chance = {facts["looked_into"]: facts["recall@10"]}  # as good as before
+    by_chance = {facts["probed"]: facts["recall@10"]}  # as good as before
     monkeypatch.setattr(ann, "recall_of", lambda cells, *_: by_chance.get(cells.nprobe, 0))
     model.index((), tmp_path / "index")
     assert "320 images in 64 cells" in capsys.readouterr().out
-    again, asked = Index.open(tmp_path / "index", model), index.store.images.take(np.arange(321))
-    is_used = again._masks.wanted(again.version, condition(None, {}))
+    again, asked = Index.open(tmp_path / "index", model), index.database.images.take(np.arange(321))
+    is_used = again._masks.of(again.version, filter_of(None, {}))
     assert again._best(asked, 10, is_used, False, is_all=True) == index._best(asked, 10, is_used, False, is_all=True)
 
 
 def test_without_faiss_a_large_index_is_searched_exactly(model, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ann, "EXACT_MOST", 10)
-    monkeypatch.setattr(ann, "library", lambda: None)
+    monkeypatch.setattr(ann, "load_faiss", lambda: None)
     index = model.index(photos, tmp_path / "index")
-    assert "a search among 20 images is quicker by faiss: pip install 'eve-vl[search]'" in capsys.readouterr().out
+    assert "faiss makes a search among 20 images faster: pip install 'eve-vl[search]'" in capsys.readouterr().out
     assert len(index.search(TEXTS[0])) == 20
 
 
@@ -107,7 +107,7 @@ def test_cells_that_a_full_disk_does_not_take_are_one_line(eve, model, run, phot
     temporary.symlink_to("/dev/full")
     with pytest.raises(UserError) as full:
         cells_of(model, photos, tmp_path / "index", monkeypatch)
-    room = "what is in the index stays, make room and run the same command again"
+    room = "nothing in the index is lost: free some space and run the same command again"
     assert str(full.value) == f"{tmp_path}/index: No space left on device; {room}"
     assert not path.exists()
     assert not temporary.is_symlink()
@@ -127,7 +127,7 @@ def test_cells_that_are_cut_short_are_made_anew_and_damaged_ones_are_one_line(ev
         assert "320 images in 64 cells" in eve("index", "--out", "index").stdout
         assert len(path.read_bytes()) == len(whole)
     path.write_bytes(b"x" * len(whole))
-    damaged = "index/images.faiss: is damaged; delete it; eve index --out index makes it anew"
+    damaged = "index/images.faiss: is damaged; delete it, then eve index --out index"
     done = eve("search", "index", TEXTS[0], "--rerank", 0)
     assert (done.returncode, done.stderr) == (2, f"eve: {damaged}\n")
     path.unlink()

@@ -68,7 +68,7 @@ def test_a_image_of_two_sources_is_one(eve, model, run, photos, tmp_path):
     shutil.copy(photos / "new" / "08.png", photos / "old" / "again.png")
     (photos / "old" / "broken.png").write_bytes(b"x")
     done = eve("index", "photos", "table.jsonl", "photos/old", "--run", run, "--out", "index").stdout
-    assert "index: 21 images (21 new), 15 captions; 1 the same as another, 0 almost\n" in done
+    assert "index: 21 images (21 new), 15 captions; 1 exact duplicate, 0 near-duplicates\n" in done
     index = model.index((), tmp_path / "index")
     changes = index.changes
     assert (changes.new, changes.changed, changes.gone, changes.kept) == (0, 0, 0, 21)

@@ -16,8 +16,8 @@ from indices import content, features_of, rest, search_model, search_run, some_p
 from tiny_runs import TEXTS
 
 from eve_vl.run import lock
-from eve_vl.search import database, indexer, vectors
-from eve_vl.search.indexer import FeatureWriter
+from eve_vl.search import database, indexer
+from eve_vl.search.database import FeatureWriter
 from eve_vl.utils.errors import DamagedError, UserError
 
 
@@ -107,6 +107,43 @@ def test_a_source_that_is_gone_does_not_stop_the_others(eve, run, photos, tmp_pa
     assert len(content(tmp_path / "index")) == 13
 
 
+def test_columns_are_stored_and_not_searched_for(model, photos, tmp_path):
+    """After each update they are those of all rows, and reading them runs no statement over the captions."""
+
+    def write(name: str, columns: list[dict[str, Any]]) -> Path:
+        rows = [{"image": f"photos/new/{10 + row:02}.png", **more} for row, more in enumerate(columns)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    def columns() -> list[str]:
+        statements: list[str] = []
+        index.database.db.set_trace_callback(statements.append)
+        found = index.columns()
+        index.database.db.set_trace_callback(None)
+        assert len(statements) == 1
+        assert "caption" not in statements[0]
+        db = sqlite3.connect(tmp_path / "index" / database.DATABASE)
+        scanned = db.execute("SELECT DISTINCT key FROM caption, json_each(columns) ORDER BY key").fetchall()
+        db.close()
+        assert found == [name for (name,) in scanned]
+        return found
+
+    one = write("one.jsonl", [{"set": 1, "who": "a"}, {"set": 2, "caption": "red"}])
+    two = write("two.jsonl", [{"größe": 1}, {"set": 3}])
+    index = model.index(photos, tmp_path / "index")
+    assert columns() == []
+    model.index([one, two], tmp_path / "index")  # by another connection
+    assert columns() == ["größe", "set", "who"]
+    write("one.jsonl", [{"set": 1}, {"color": "red"}])
+    model.index((), tmp_path / "index")
+    assert columns() == ["color", "größe", "set"]
+    version = index.version
+    model.index((), tmp_path / "index")
+    assert index.version == version, "nothing has changed"
+    model.index((), tmp_path / "index", drop=one)
+    assert columns() == ["größe", "set"]
+
+
 def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos, tmp_path):
     for number in range(100, 300):
         write_image(photos / "many" / f"{number}.png", number)
@@ -150,7 +187,7 @@ def test_a_image_stays_without_captions_that_cannot_be_read(eve, run, model, pho
     (tmp_path / "table.jsonl").write_text(json.dumps({"image": "photos/new/10.png", "caption": 5}) + "\n")
     index = model.index([photos, tmp_path / "table.jsonl"], tmp_path / "index")
     assert not index.changes.broken
-    assert index.changes.mute == {
+    assert index.changes.bad_captions == {
         f"{photos}/old/00.png": "00.txt: not UTF-8 text (invalid start byte at byte 0)",
         f"{photos}/old/01.png": "caption has 2000 words, at most 1000 are accepted",
         f"{tmp_path}/table.jsonl:1": "caption is int, expected text",
@@ -218,13 +255,13 @@ class Killed(BaseException):
 
 def test_somebody_who_reads_for_long_is_waited_for(model, photos, tmp_path, monkeypatch):
     index = model.index(photos, tmp_path / "index")
-    assert index.store.db.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
+    assert index.database.db.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
     write_image(photos / "new" / "99.png", 99)
     reader = sqlite3.connect(tmp_path / "index" / database.DATABASE)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM image").fetchone()
-    monkeypatch.setattr(indexer, "SECONDS_FOR_OTHERS", 0.1)
-    with pytest.raises(DamagedError, match=r"is locked; somebody else uses it: .* again once that is done") as error:
+    monkeypatch.setattr(indexer, "SECONDS_FOR_READERS", 0.1)
+    with pytest.raises(DamagedError, match=r"is locked; another process uses it: run the same command again later") as error:
         model.index((), tmp_path / "index")
     assert error.value.is_locked
     reader.close()
@@ -247,8 +284,8 @@ def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, m
             raise Killed
 
     for owner, name in (
-        (vectors.VectorFile, "write"),
-        (vectors.VectorFile, "sync"),
+        (database.VectorFile, "write"),
+        (database.VectorFile, "sync"),
         (indexer.Update, "_put"),
         (indexer.Update, "_captions"),
     ):
@@ -360,14 +397,14 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
         write_image(photos / "many" / f"{number}{'x' * 100}.png", number)
     with monkeypatch.context() as full:
         if place == "features":
-            real = vectors.os.pwrite
+            real = database.os.pwrite
 
             def pwrite(descriptor: int, data: memoryview, at: int) -> int:
                 if at > 60 * 16:
                     raise OSError(28, "No space left on device")
                 return real(descriptor, data, at)
 
-            full.setattr(vectors.os, "pwrite", pwrite)
+            full.setattr(database.os, "pwrite", pwrite)
         else:
             opened = database.sqlite3.connect
 
@@ -382,7 +419,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "full" in done.stderr or "No space" in done.stderr
-    assert "what is in the index stays, make room and run the same command again" in done.stderr
+    assert "nothing in the index is lost: free some space and run the same command again" in done.stderr
     assert content(tmp_path / "index") == before
     assert rest(tmp_path / "index") == rest_before
     assert eve("index", "--out", "index").returncode == 0

@@ -349,7 +349,7 @@ def test_an_index_that_is_being_written_is_busy(index):
     """What searches says so at once, for the thread that computes belongs to all."""
     with (
         serving(index.encoder, index=index) as client,
-        contextlib.closing(sqlite3.connect(index.store.folder / DATABASE)) as other,
+        contextlib.closing(sqlite3.connect(index.database.folder / DATABASE)) as other,
     ):
         other.execute("BEGIN EXCLUSIVE")
         started = time.monotonic()
@@ -392,7 +392,7 @@ def test_an_index_that_has_changed_is_looked_at_again(folder, runs):
     runs["retrieval"].index(folder / "photos" / "old", folder / "grows")
     index = Index.open(folder / "grows", runs["retrieval"])
     queries: list[str] = []
-    index.store.db.set_trace_callback(queries.append)
+    index.database.db.set_trace_callback(queries.append)
     with serving(index.encoder, index=index) as client:
         about = lambda: client.get("/v1/runs").json()["index"]  # noqa: E731
         assert (about()["images"], about()["folders"]) == (4, ["old"])

@@ -20,9 +20,11 @@ from typing import Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
+from eve_vl import builtin
 from eve_vl.utils.atomic_io import reporting_write_errors, write_file
 from eve_vl.utils.console import print_line, warn
 from eve_vl.utils.errors import UserError, did_you_mean
+from eve_vl.utils.safe_io import expand_user
 
 Args = TypeVar("Args")
 HELP = ("-h", "--help", "help")
@@ -193,3 +195,16 @@ def fail(message: str, code: int) -> None:
         time.sleep(SECONDS_OF_GRACE)
     warn(message)
     sys.exit(code)
+
+
+def load_encoder(folder: Path, run: Path | None, device: str, *, fix: str = "name it with --run") -> Any:
+    """Return an `Eve` of a run, by default of the run that made an index. fix: how to name it. Raises UserError."""
+    from eve_vl.eve import Eve
+    from eve_vl.search.database import Database
+
+    if run is None:
+        folder = expand_user(folder)
+        run = Path(Database.open(folder).facts["run"])
+        if not builtin.located(run).exists():
+            raise UserError(f"{run}: no such run, which made {folder}; {fix}")
+    return Eve.load(run, device)

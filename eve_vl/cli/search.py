@@ -1,4 +1,4 @@
-"""Verbs that find images: try, index, search."""
+"""Commands that find images: try, index, search."""
 
 import dataclasses
 import re
@@ -10,13 +10,13 @@ from typing import Any
 from tyro.conf import Positional
 
 from eve_vl import builtin
-from eve_vl.cli.common import SourceArgs, check_writable, print_line, write_json
+from eve_vl.cli.common import SourceArgs, check_writable, load_encoder, print_line, write_json
 from eve_vl.cli.serve import AppArgs, check_server, run_app
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError, printable
 from eve_vl.utils.safe_io import expand_user
 
-ICON_RUN = "builtin:icons"  # that `eve try` searches with
+ICON_RUN = "builtin:icons"  # the run of `eve try`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,11 @@ class TryArgs:
     """Flags of `eve try`."""
 
     sources: Positional[tuple[str, ...]] = ()
-    """Folders of images, tables or shards to search in, too."""
+    """Folders of images, tables or shards to search as well."""
     out: Path = Path("~/.cache/eve-vl/try")
-    """Folder of the icons and of their index, which are kept; of what was named before, only what is named now stays in it."""
+    """Folder for the icons and their index; sources of earlier calls leave the index unless named again."""
     port: int = 8000
-    """Port of the page; 0: any that is free."""
+    """Port of the page; 0 takes any free one."""
     browser: bool = True
     """Open the page in the browser."""
 
@@ -38,17 +38,17 @@ class IndexArgs(SourceArgs):
     """Flags of `eve index`."""
 
     sources: Positional[tuple[str, ...]] = ()
-    """Folders of images, tables or shards; none: those that the index has, all of which are brought up to date."""
+    """Folders of images, tables or shards; default: update all sources of the index."""
     run: Path | None = None
-    """Run folder, or one of its checkpoints, that makes the features; default: the one that the index was made by."""
+    """Run folder, or one of its checkpoints, that computes the features; default: the run that made the index."""
     out: Path = Path("index")
-    """Folder of the index; of one that is there, what has changed in the sources is brought up to date."""
+    """Folder of the index; an existing index is updated."""
     drop: tuple[str, ...] = ()
     """Sources to forget."""
     device: str = "auto"
     """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
     batch_size: int = 64
-    """How many to compute at a time."""
+    """Images or captions per batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,88 +58,89 @@ class SearchArgs:
     index: Positional[Path]
     """Folder of the index."""
     query: Positional[str] = ""
-    """What to look for."""
+    """Text to search for."""
     image: Path | None = None
-    """An image to look for, alone or with words."""
+    """Image to search for, with or without a text."""
     caption: bool = False
     """Find captions instead of images."""
     without: str = ""
-    """What should not be seen, in words."""
+    """Text to search away from."""
     top: int = 20
-    """How many to find."""
+    """Number of results."""
     rerank: int | None = None
-    """How many candidates the matching head puts in order again, 0 for none; default: as validation chose for the run."""
+    """Number of candidates that the matching head re-ranks, 0 for none; default: as validation chose for the run."""
     folder: Path | None = None
     """Only images in this folder."""
     where: tuple[str, ...] = ()
-    """Only images whose table says so, as COLUMN=VALUE; of several, all in one row."""
+    """Only images of table rows with these values, COLUMN=VALUE each; one row must have all of them."""
     run: Path | None = None
-    """The run, if it does not lie any more where it was when it made the index."""
+    """The run, if it was moved since it made the index."""
     device: str = "auto"
     """Where to compute, as torch spells it: cpu, cuda, cuda:1, mps; auto: cuda where there is one."""
     json: Path | None = None
-    """Also write what is found to this file."""
+    """Also write the results to this file."""
     html: Path | None = None
-    """Also write a page that shows it to this file."""
+    """Also write a page of the results to this file."""
 
 
 def run_try(args: TryArgs) -> None:
-    """Search icons that the package brings, and images of your own, on a page in the browser: eve try [FOLDER …]."""
-    print_line("looking through the icons of the package" + (" and your images" if args.sources else ""))  # torch takes seconds
+    """Search the icons of the package, and images of your own, on a page in the browser: eve try [FOLDER …]."""
+    print_line("indexing the icons of the package" + (" and your images" if args.sources else ""))  # torch takes seconds
     check_server(AppArgs(port=args.port))
     from eve_vl.eve import Eve
-    from eve_vl.search.database import DATABASE, FORMAT, run_fingerprint
-    from eve_vl.search.filters import absolute
+    from eve_vl.search.database import DATABASE, FORMAT, run_fingerprint, source_name
     from eve_vl.search.index import Index
 
     out, eve = expand_user(args.out), Eve.load(ICON_RUN)
     icons = builtin.unpack_icons(out / "icons")
-    # a later version of the package may bring other weights
+    # a later version of the package may ship other weights
     folder = out / f"index-{run_fingerprint(eve.run)['weights'][:8]}-{FORMAT}"
-    sources = [absolute(source) for source in (icons, *args.sources)]
+    sources = [source_name(source) for source in (icons, *args.sources)]
     known = Index.open(folder, eve).sources() if (folder / DATABASE).is_file() else ()
     try:
         index = eve.index(sources, folder, drop=[source for source in known if source not in sources])
     except UserError as error:
         instead = "eve index --format takes it, eve try does not"
         raise UserError(re.sub(r"choose with --data\.format.*", instead, str(error))) from None
-    _say_index(folder, index)
+    _print_changes(folder, index)
     if args.sources:
-        print_line(f"note: {ICON_RUN} has learnt from icons alone; for photographs train a run of your own")
+        print_line(f"note: {ICON_RUN} was trained on icons only; for photos, train a run of your own")
     print_line(f'without the page: eve search {folder} "arrow left" --html found.html')
     run_app(AppArgs(index=folder, port=args.port, browser=args.browser))
 
 
 def run_index(args: IndexArgs) -> None:
-    """Make an index of images to search in, or bring it up to date: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
+    """Make or update an index of images to search in: eve index FOLDER|TABLE|TAR … --run RUN --out INDEX."""
     if not args.sources and args.reading() != IndexArgs().reading():
         raise UserError("--format, --image-root and the columns say how to read sources; name some")
     if args.run is None and not expand_user(args.out).exists():
         raise UserError(f"{args.out}: no such index; to make one, name the run that computes it: --run RUN")
     eve = load_encoder(args.out, args.run, args.device)
     index = eve.index(args.sources, args.out, drop=args.drop, batch_size=args.batch_size, **args.reading())
-    _say_index(args.out, index)
+    _print_changes(args.out, index)
     if not eve.task.is_comparable:
-        print_line("note: features of images and of texts of this run do not compare; search finds images by an image alone")
+        print_line("note: images and texts of this run do not compare; search finds only images by an image")
 
 
-def _say_index(folder: Path, index: Any) -> None:
-    """Print what an `Index` in a folder holds and what its update has done."""
+def _print_changes(folder: Path, index: Any) -> None:
+    """Print the content of an `Index` and the changes of its update."""
     changes, counts = index.changes, index.counts()
     for name, reason in changes.broken.items():
         print_line(printable(f"skipped: {name}: {reason}"))
-    for name, reason in changes.mute.items():
+    for name, reason in changes.bad_captions.items():
         print_line(printable(f"without captions: {name}: {reason}"))
     done = ", ".join(f"{number:,} {what}" for what in ("new", "changed", "gone") if (number := getattr(changes, what)))
     images, captions = (pluralize(counts[name], name[:-1]) for name in ("images", "captions"))
-    same = f"{counts['images'] - counts['distinct']:,} the same as another, {counts['near']:,} almost"
+    same = (
+        f"{pluralize(counts['images'] - counts['distinct'], 'exact duplicate')}, {pluralize(counts['near'], 'near-duplicate')}"
+    )
     print_line(f"{folder}: {images} ({done or 'nothing new'}), {captions}; {same}")
     if changes.broken:
         print_line(f"note: {pluralize(len(changes.broken), 'image')} could not be used")
 
 
 def run_search(args: SearchArgs) -> None:
-    """Find images by words or by an image, or captions: eve search INDEX "a red car" --image FILE --without "words"."""
+    """Find images or captions by a text, an image or both: eve search INDEX "a red car" --image FILE --without "TEXT"."""
     check_writable(args.json, args.html)
     pairs = [text.partition("=") for text in args.where]
     if wrong := [name for name, equals, _ in pairs if not (name and equals)]:
@@ -165,16 +166,3 @@ def run_search(args: SearchArgs) -> None:
             filter(None, (args.query, args.image and f"like {args.image}", args.without and f"without {args.without}"))
         )
         print_line(f"page: {write_results(args.html, title, index, hits)}")
-
-
-def load_encoder(folder: Path, run: Path | None, device: str, *, named: str = "name it with --run") -> Any:
-    """Return an `Eve` of the run that is named, or else that an index was made by; named: how to name it. Raises UserError."""
-    from eve_vl.eve import Eve
-    from eve_vl.search.database import Database
-
-    if run is None:
-        folder = expand_user(folder)
-        run = Path(Database.open(folder).facts["run"])
-        if not builtin.located(run).exists():
-            raise UserError(f"{run}: is not there any more, the run that {folder} was made by; {named}")
-    return Eve.load(run, device)

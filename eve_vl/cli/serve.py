@@ -10,6 +10,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from eve_vl.cli.common import load_encoder
 from eve_vl.serve.limits import Limits
 from eve_vl.utils.errors import UserError
 
@@ -95,7 +96,6 @@ def open_browser(address: str) -> None:
 
 def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tuple[list[Any], Any]:
     """Return runs and the index, if there is one, which belongs to one of them. Raises UserError."""
-    from eve_vl.cli.search import load_encoder
     from eve_vl.eve import Eve
     from eve_vl.search.database import DATABASE, Database
     from eve_vl.search.index import Index
@@ -109,8 +109,8 @@ def load_served(paths: tuple[Path, ...], folder: Path | None, device: str) -> tu
             raise UserError("name run folders to serve, or an --index")
         return [Eve.load(path, device) for path in paths], None
     store = Database.open(expand_user(folder))  # before runs are loaded, which takes long
-    named = f"name it: eve serve RUN --index {folder}"
-    runs = [Eve.load(path, device) for path in paths] or [load_encoder(folder, None, device, named=named)]
+    fix = f"name it: eve serve RUN --index {folder}"
+    runs = [Eve.load(path, device) for path in paths] or [load_encoder(folder, None, device, fix=fix)]
     own = [eve for eve in runs if store.is_of(eve.run)]
     store.check((own or runs)[0].run)
     return runs, Index(store, own[0])

@@ -17,7 +17,7 @@ def write_results(path: Path, title: str, index: Index, hits: list[Hit]) -> Path
     shown = [(hit, thumbnail(index, hit)) for hit in hits]
     body = draw("search_sections.html", "found", shown=shown)
     section = Section(name="found", title="Found", body=body)
-    return write_page(path, document("search.html", [section], title=title, facts=index.store.facts, counts=index.counts()))
+    return write_page(path, document("search.html", [section], title=title, facts=index.database.facts, counts=index.counts()))
 
 
 def thumbnail(index: Index, hit: Hit) -> np.ndarray | None:

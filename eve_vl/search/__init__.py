@@ -1,1 +1,1 @@
-"""Images and captions found by words and by images: an index on the disk, kept up to date, and the search in it."""
+"""Image search by text or image: an index on the disk, its updates, and the search in it."""

@@ -1,33 +1,45 @@
-"""An index on the disk: a folder of one SQLite database, which knows what there is, and of blocks of features.
+"""The files of an index: one SQLite database and two vector files, for images and for captions.
 
-An image's content has one slot in the blocks, however many files show it. Features are on the disk before the database
-speaks of them: what a kill, a crash or a full disk interrupts leaves rows of blocks that nobody knows, which are written anew.
+Images with the same bytes share one slot of the vector files. Vectors are on the disk before the database refers to them:
+a crash or a full disk leaves rows of vectors that the database does not know, and the next update overwrites them.
+
+Letters: B rows, d width of features.
 """
 
 import contextlib
 import functools
 import hashlib
 import json
+import os
 import sqlite3
 import weakref
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eve_vl import __version__, builtin
+from eve_vl.config import DataConfig, generated
+from eve_vl.data.loader import open_sources
+from eve_vl.data.readers.sources import absolute_spec
+from eve_vl.data.table import TableSource
 from eve_vl.run.loading import LoadedRun
-from eve_vl.search.vectors import VectorFile, rebuild_hint
 from eve_vl.train.checkpoint import read_state
 from eve_vl.utils.atomic_io import atomic_file
 from eve_vl.utils.errors import DamagedError, UserError
-from eve_vl.utils.safe_io import open_ordinary
+from eve_vl.utils.safe_io import is_text, open_ordinary
 
 DATABASE = "index.sqlite"
-FORMAT = 2  # to be counted up whenever older files could no longer be read or features would be others
+FORMAT = 3  # counts up when older files cannot be read any more, or when features change
+BLOCK = 65_536  # rows of a vector file
 SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE source (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE, reading TEXT NOT NULL);
-CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, look BLOB NOT NULL, near INTEGER);
+CREATE TABLE feature (slot INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, thumbprint BLOB NOT NULL, near INTEGER);
 CREATE TABLE image (
     id INTEGER PRIMARY KEY, source INTEGER NOT NULL, name TEXT NOT NULL, row INTEGER NOT NULL, path TEXT, start INTEGER,
     size INTEGER, changed INTEGER, slot INTEGER, reason TEXT, UNIQUE (source, name)
@@ -39,18 +51,135 @@ CREATE TABLE caption (
 ) WITHOUT ROWID;
 CREATE INDEX caption_slot ON caption (slot);
 """
-"""image: `path` of its file or its shard, where it starts there (NULL: it is the file), its size and when its file was
-changed (NULL: it was not looked at, or has no file); broken ones have a reason instead of a slot. near: the first slot of a
-image that is almost the same, perhaps its own; NULL: not compared yet. text: distinct captions.
-caption: what a row of a source says of an image: a caption, or NO_CAPTION, and its columns, {"name": "value", …}."""
+"""fact: the run's fingerprint, the names of all columns and, in a large index, the facts of its cells, as JSON.
+feature: near is the first slot of a near-duplicate, perhaps its own; NULL: not compared yet.
+image: path of its file or shard; start in the shard (NULL: it is the file); size; time of the file's last change (NULL: not
+read, or no file). An unreadable image has a reason instead of a slot.
+text: distinct captions. caption: one row of a source about an image: a caption or NO_CAPTION, and {"column": "value", …}."""
 NO_CAPTION = -1
 
 
+class VectorFile:
+    """Vectors, float16 (n, d), in files of BLOCK rows. Slots number the rows; unwritten rows hold anything.
+
+    Rows are written through file handles. Writing through the memory map would kill the process when the disk is full.
+    """
+
+    def __init__(self, folder: Path, name: str, dim: int, check: Callable[[], None] = lambda: None):
+        """check: raises an error if the folder's content must not be changed any more."""
+        self.folder, self.name, self.dim, self.check = folder, name, dim, check
+        self._unsynced: set[Path] = set()
+
+    def _path(self, block: int) -> Path:
+        return self.folder / f"{self.name}-{block:05}.f16"
+
+    def write(self, slots: Sequence[int], features_Bd: np.ndarray) -> None:
+        """Write rows. Raises OSError, and the errors of `check`."""
+        self.check()
+        rows = features_Bd.astype("<f2")
+        for block, numbers in groupby(range(len(slots)), key=lambda number: slots[number] // BLOCK):
+            path = self._path(block)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                for number in numbers:
+                    data = memoryview(rows[number].tobytes())
+                    offset = slots[number] % BLOCK * len(data)
+                    while data:  # a nearly full disk may take a part of the data
+                        written = os.pwrite(descriptor, data, offset)
+                        data, offset = data[written:], offset + written
+            finally:
+                os.close(descriptor)
+            self._unsynced.add(path)
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk. Raises OSError."""
+        for path in sorted(self._unsynced):
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._unsynced.clear()
+
+    def first(self, num: int) -> Iterator[np.ndarray]:
+        """Yield the first rows, float16 (B, d), block by block. Raises DamagedError if rows are missing."""
+        for start in range(0, num, BLOCK):
+            rows = self._map(self._path(start // BLOCK))[: num - start]
+            if len(rows) < min(BLOCK, num - start):
+                path = self._path(start // BLOCK)
+                raise DamagedError(f"{path}: lacks features that the database lists; {rebuild_hint(self.folder)}")
+            yield rows
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row was ever written."""
+        return not self._path(0).is_file()
+
+    def take(self, slots: np.ndarray) -> np.ndarray:
+        """Return the rows of some slots, float32 (B, d)."""
+        rows = np.empty((len(slots), self.dim), np.float32)
+        for block in np.unique(slots // BLOCK):
+            is_here = slots // BLOCK == block
+            rows[is_here] = self._map(self._path(block))[slots[is_here] % BLOCK]
+        return rows
+
+    def _map(self, path: Path) -> np.ndarray:
+        num = path.stat().st_size // (2 * self.dim) if path.is_file() else 0
+        if not num:  # an empty file cannot be mapped
+            return np.empty((0, self.dim), np.float16)
+        # copy on write, because torch refuses read-only arrays
+        return np.memmap(path, dtype="<f2", mode="c", shape=(num, self.dim))
+
+
+class FeatureWriter:
+    """Computes features batch by batch and writes them to the first free slots."""
+
+    def __init__(
+        self, vectors: VectorFile, encode: Callable[[list[Any]], np.ndarray] | None, used: Sequence[int], batch_size: int
+    ):
+        """encode: returns the features of values; None if the run has none. used: slots that are not free.
+
+        Raises UserError if the features of used slots are missing.
+        """
+        self.vectors, self.encode, self.batch_size = vectors, encode, batch_size
+        taken = np.array(used, dtype=np.int64)
+        end = int(taken.max(initial=-1)) + 1
+        if encode is not None:
+            deque(vectors.first(end), maxlen=0)  # rows written behind the end of a truncated file would hide the damage
+        self._free = chain(np.setdiff1d(np.arange(end), taken).tolist(), count(end))
+        self._waiting: list[tuple[int, Any]] = []
+
+    def add(self, value: Any) -> int:
+        """Return the slot that the features of a value will have."""
+        slot = next(self._free)
+        if self.encode is not None:
+            self._waiting.append((slot, value))
+        return slot
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a batch is complete."""
+        return len(self._waiting) >= self.batch_size
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all features are written."""
+        return not self._waiting
+
+    def flush(self) -> None:
+        """Compute and write all that wait. Raises OSError."""
+        for start in range(0, len(self._waiting), self.batch_size):
+            slots, values = zip(*self._waiting[start : start + self.batch_size], strict=True)
+            assert self.encode is not None
+            self.vectors.write(slots, self.encode(list(values)))
+        self._waiting.clear()
+
+
 class Database:
-    """The open database and the blocks of an index."""
+    """The open SQLite database and the vector files of an index."""
 
     def __init__(self, folder: Path, db: sqlite3.Connection, check: Callable[[], None]):
-        """check: raises DamagedError if the database in the folder is not the open one."""
+        """check: raises DamagedError if the folder now holds another database than the open one."""
         self.folder, self._db, self._check = folder, db, check
         weakref.finalize(self, db.close)
         self.facts: dict[str, Any] = {name: json.loads(value) for name, value in db.execute("SELECT name, value FROM fact")}
@@ -58,30 +187,30 @@ class Database:
 
     @property
     def db(self) -> sqlite3.Connection:
-        """The database. Raises DamagedError if the index was deleted since it was opened, and perhaps made anew: SQLite stays
-        with the deleted file, whose slots say nothing of the blocks that lie in the folder now."""
+        """The connection. Raises DamagedError if the index was deleted or rebuilt since it was opened.
+
+        SQLite would still read the deleted file, whose slots do not belong to the vector files that are in the folder now.
+        """
         self._check()
         return self._db
 
     @classmethod
     def create(cls, folder: Path, run: LoadedRun) -> "Database":
-        """Open an index, or begin one. Raises UserError if it is another run's."""
+        """Open an index, or start one. Raises UserError if another run made it."""
         if not (folder / DATABASE).exists():
             with index_errors(folder), atomic_file(folder / DATABASE) as temporary:
                 temporary.unlink(missing_ok=True)
                 with contextlib.closing(sqlite3.connect(temporary)) as db, db:
                     db.executescript(SCHEMA)
-                    db.executemany(
-                        "INSERT INTO fact VALUES (?, ?)",
-                        [(name, json.dumps(fact)) for name, fact in run_fingerprint(run).items()],
-                    )
-        store = cls.open(folder)
-        store.check(run)
-        if (name := builtin.name_of(run.folder)) != store.facts["run"]:  # it was moved
-            with index_errors(folder), store.db:
-                store.db.execute("UPDATE fact SET value = ? WHERE name = 'run'", [json.dumps(name)])
-            store.facts["run"] = name
-        return store
+                    facts = run_fingerprint(run) | {"columns": []}
+                    db.executemany("INSERT INTO fact VALUES (?, ?)", [(name, json.dumps(fact)) for name, fact in facts.items()])
+        database = cls.open(folder)
+        database.check(run)
+        if (name := builtin.name_of(run.folder)) != database.facts["run"]:  # the run was moved
+            with index_errors(folder), database.db:
+                database.write_fact("run", name)
+            database.facts["run"] = name
+        return database
 
     @classmethod
     def open(cls, folder: Path) -> "Database":
@@ -89,11 +218,11 @@ class Database:
         path = folder / DATABASE
         if not path.is_file():
             missing = f"holds no {DATABASE}; is it an index?" if folder.is_dir() else "no such index"
-            if inside := sorted(folder.glob(f"*/{DATABASE}")):  # such as of what `eve try` keeps
+            if inside := sorted(folder.glob(f"*/{DATABASE}")):  # as in the folder of `eve try`
                 raise UserError(f"{folder}: holds no {DATABASE}; did you mean '{inside[0].parent}'?")
             raise UserError(f"{folder}: {missing} (eve index FOLDER --run RUN --out {folder} makes one)")
         with index_errors(folder):
-            check = functools.partial(_refuse_another, path.absolute(), _number_of(path))
+            check = functools.partial(_refuse_another, path.absolute(), _inode_of(path))
             db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, check_same_thread=sqlite3.threadsafety < 3)
             with contextlib.closing(db.execute("SELECT name, value FROM fact WHERE name IN ('format', 'version')")) as rows:
                 found = dict(rows)
@@ -104,14 +233,22 @@ class Database:
         made = f"{folder}: was made by version {version} of eve_vl in format {form}"
         raise UserError(f"{made}, this is version {__version__}, format {FORMAT}; {rebuild_hint(folder)}")
 
+    def read_fact(self, name: str) -> Any:
+        """Return the current value of a fact, None if there is none."""
+        row = self.db.execute("SELECT value FROM fact WHERE name = ?", [name]).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def write_fact(self, name: str, value: Any) -> None:
+        """Store a fact, in the open transaction."""
+        self.db.execute("INSERT OR REPLACE INTO fact VALUES (?, ?)", [name, json.dumps(value, ensure_ascii=False)])
+
     def is_of(self, run: LoadedRun) -> bool:
         """Whether the index was made by these weights and with this tokenizer."""
-        return all(
-            self.facts[name] == value for name, value in run_fingerprint(run).items() if name in ("weights", "tokenizer", "dim")
-        )
+        own = run_fingerprint(run)
+        return all(self.facts[name] == own[name] for name in ("weights", "tokenizer", "dim"))
 
     def wait_for_lock(self, seconds: float) -> None:
-        """Set how long to wait while somebody else writes; SQLite's default is 5 s."""
+        """Set how long to wait for another process that writes; SQLite's default is 5 s."""
         self.db.execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
 
     def check(self, run: LoadedRun) -> None:
@@ -119,36 +256,46 @@ class Database:
         if not self.is_of(run):
             made = f"{self.facts['run']}, step {self.facts['step']}"
             raise UserError(
-                f"{self.folder}: was made by another run ({made}) than {run.shown}, step {run.step}; features of different "
-                "runs do not compare: name that run, or make another index: eve index SOURCE … --run RUN --out OTHER"
+                f"{self.folder}: was made by another run ({made}) than {run.shown}, step {run.step}, and their features cannot "
+                "be compared; name that run, or make another index: eve index SOURCE … --run RUN --out OTHER"
             )
 
 
-def _number_of(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from all others for as long as it is open; None if there is none."""
+def digest_of(data: bytes) -> bytes:
+    """Return the hash that identifies an image's bytes: half of SHA-256, for which processors have instructions."""
+    return hashlib.sha256(data).digest()[:16]
+
+
+def rebuild_hint(folder: Path) -> str:
+    """Return the advice to delete an index and make it again."""
+    return f"rebuild it: delete {folder}, then eve index SOURCE … --run RUN --out {folder}"
+
+
+def _inode_of(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of a file, None if there is none."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         found = path.stat()
         return found.st_dev, found.st_ino
     return None
 
 
-def _refuse_another(path: Path, number: tuple[int, int] | None) -> None:
-    """Raise DamagedError if a database is another one than was opened."""
-    if (found := _number_of(path)) != number:
-        what = "was deleted" if found is None else "is another one"
-        raise DamagedError(f"{path}: {what} since it was opened; open the index again, or start the server anew")
+def _refuse_another(path: Path, inode: tuple[int, int] | None) -> None:
+    """Raise DamagedError if the database at `path` is not the one that was opened."""
+    if (found := _inode_of(path)) != inode:
+        problem = "was deleted" if found is None else "was replaced"
+        raise DamagedError(f"{path}: {problem} since it was opened; open the index again, or restart the server")
 
 
 @contextlib.contextmanager
 def index_errors(folder: Path) -> Iterator[None]:
-    """Make what goes wrong with the files of an index meanwhile a DamagedError."""
+    """Turn errors of SQLite and of the disk into DamagedError."""
     try:
         yield
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         is_damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "no such table" in str(error)  # of 0 bytes
         is_locked = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        busy = "; somebody else uses it: run the same command again once that is done, what is in the index stays"
+        busy = "; another process uses it: run the same command again later, nothing in the index is lost"
         advice = f"; {rebuild_hint(folder)}" if is_damaged else busy if is_locked else _advice(str(error))
         raise DamagedError(f"{folder / DATABASE}: {error}{advice}", is_locked=is_locked) from None
     except OSError as error:
@@ -158,11 +305,11 @@ def index_errors(folder: Path) -> Iterator[None]:
 
 def _advice(reason: str) -> str:
     is_full = any(word in reason for word in ("full", "No space", "quota", "disk I/O"))
-    return "; what is in the index stays, make room and run the same command again" if is_full else ""
+    return "; nothing in the index is lost: free some space and run the same command again" if is_full else ""
 
 
 def run_fingerprint(run: LoadedRun) -> dict[str, Any]:
-    """Return what an index knows of the run that makes it."""
+    """Return the facts by which an index recognises its run."""
     return {
         "format": FORMAT,
         "version": __version__,
@@ -175,9 +322,35 @@ def run_fingerprint(run: LoadedRun) -> dict[str, Any]:
 
 
 def _sha256(run: LoadedRun, name: str) -> str:
-    """Return the checksum of a file of a run, which loading has compared with the file's if it is that of the weights."""
+    """Return the checksum of a run's file; loading has already verified the stored one of the weights."""
     known = read_state(run.folder).get("sha256", {})
     if name in known:
         return known[name]
     with open_ordinary(run.folder / name) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_name(spec: str | Path) -> str:
+    """Return a source's name that holds in any working folder. Raises UserError for generated data."""
+    if ":" in str(spec) and generated(str(spec)) is not None and not os.path.exists(spec):  # noqa: PTH110 (any text)
+        fix = "name folders of images, tables or shards (eve data write scenes captions FOLDER writes some)"
+        raise UserError(f"{spec}: is generated data, which has no files to index; {fix}")
+    return absolute_spec(str(spec))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSource:
+    """An open source, its name, and how to read it: fields of DataConfig."""
+
+    spec: str
+    reading: dict[str, Any]
+    source: TableSource
+
+    @classmethod
+    def of(cls, spec: str, reading: dict[str, Any]) -> "OpenSource":
+        """Open a source. Raises UserError."""
+        if not is_text(spec):
+            raise UserError(f"{spec}: its name is not UTF-8, which an index cannot hold; rename it")
+        (source,) = open_sources([spec], DataConfig(**reading), 1, "findable")  # the size matters for generated data only
+        assert isinstance(source, TableSource)  # generated rows have no place to find them again
+        return cls(spec=spec, reading=reading, source=source)

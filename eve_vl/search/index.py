@@ -1,4 +1,4 @@
-"""An index in the hands of a person: words or an image in, images or captions out, best first.
+"""Search an index: a text or an image in, images or captions out, best first.
 
 Letters: N slots, Q queries, K candidates, d width of features.
 """
@@ -19,66 +19,84 @@ import numpy as np
 from eve_vl.data.records import ImageBytes, ImageFile, ImageSpan
 from eve_vl.data.table import TableSource
 from eve_vl.data.transforms import read_image
-from eve_vl.predict.inputs import GivenImage, ImageLike, given_image, is_source
+from eve_vl.predict.inputs import GivenImage, ImageLike, given_image
 from eve_vl.run.lock import locked
 from eve_vl.search import ann
-from eve_vl.search.database import DATABASE, Database, index_errors
-from eve_vl.search.exact import topk_exact
-from eve_vl.search.filters import Condition, FilterCache, absolute, condition
-from eve_vl.search.indexer import Changes, OpenSource, Update
-from eve_vl.search.prefetch import digest_of
-from eve_vl.search.query import refuse_halves, refuse_unknown
-from eve_vl.search.rerank import match_scores, shrunk
+from eve_vl.search.database import DATABASE, Database, OpenSource, digest_of, index_errors, source_name
+from eve_vl.search.indexer import Changes, Update
+from eve_vl.search.query import Filter, FilterMasks, encode_queries, filter_of, match_scores, refuse_invalid_utf8, shrunk
 from eve_vl.utils.errors import BadSampleError, UserError, nearest
 from eve_vl.utils.safe_io import expand_user
 
-NOTHING_LEFT = 1e-3  # length of a query, whose parts have length 1: below it rounding decides
-MOST_SAID = 100  # images of the same bytes, or with a caption; captions of an image
-EXAMPLES = 7, 80  # how many captions, and of how many letters at most
+MOST_LISTED = 100  # images with the same bytes or with one caption; captions of one image
+EXAMPLES = 7, 80  # number of example captions; letters of each, at most
 MOST_FOLDERS = 5  # that a message names
+
+# Rows of hits: slot; image, caption or near-duplicate; three columns to order by, the second is an image's id; name or caption
+_ASKED = "WITH asked(slot) AS (SELECT value FROM json_each(?)), found(slot, kind, is_other, id, tie, name) AS ("
+_RANKED = """)
+SELECT slot, kind, id, name FROM (
+    SELECT *, row_number() OVER (PARTITION BY slot, kind ORDER BY is_other, id, tie) AS place FROM found
+) WHERE place <= ? ORDER BY slot, kind, place"""
+IMAGE_HITS = f"""{_ASKED}
+SELECT image.slot, 'image', min(NOT ({{filter}})), min(id), 0, name
+FROM asked CROSS JOIN image ON image.slot = asked.slot GROUP BY image.slot, name
+UNION ALL
+SELECT image.slot, 'caption', 0, min(id), text.slot, text
+FROM asked CROSS JOIN image ON image.slot = asked.slot JOIN caption ON caption.image = id
+JOIN text ON text.slot = caption.slot GROUP BY image.slot, text.slot
+UNION ALL
+SELECT feature.slot, 'near', 0, min(id), 0, name
+FROM asked CROSS JOIN feature ON feature.slot = asked.slot JOIN image ON image.slot = near
+WHERE near != feature.slot GROUP BY feature.slot, name{_RANKED}"""
+CAPTION_HITS = f"""{_ASKED}
+SELECT caption.slot, 'image', min(NOT ({{filter}})), min(id), 0, name
+FROM asked CROSS JOIN caption ON caption.slot = asked.slot JOIN image ON id = image GROUP BY caption.slot, name
+UNION ALL
+SELECT text.slot, 'caption', 0, 0, 0, text FROM asked CROSS JOIN text ON text.slot = asked.slot{_RANKED}"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """What was found: an image or, if captions were asked for, a caption."""
+    """One result: an image or, if captions were searched, a caption."""
 
     id: int
-    """The image's number in the index; of several with the same bytes or with a caption, that of the first."""
+    """The image's number in the index; the first one's if several have the same bytes or the caption."""
     name: str
     """The image's path, or the row of a source that holds it; the caption."""
     score: float
     """The cosine between its features and the query's."""
     match: float | None = None
-    """What the matching head says, by which it was put in order again."""
+    """The matching head's score, by which it was re-ranked."""
     captions: tuple[str, ...] = ()
-    """Of an image; at most MOST_SAID."""
+    """An image's captions, at most MOST_LISTED."""
     images: tuple[str, ...] = ()
-    """Images of the very same bytes, or with the caption; at most MOST_SAID, first those that were searched among."""
+    """Images with the very same bytes, or with the caption: those that pass the filter first, at most MOST_LISTED."""
     near: str | None = None
-    """Of an image: the first one of the index that is almost the same, if it is another."""
+    """The first image of the index of which this one is a near-duplicate."""
 
 
 class Index:
-    """Features of images and of their captions, on the disk, and the run that made them."""
+    """Features of images and of their captions on the disk, and the run that made them."""
 
-    def __init__(self, store: Database, encoder: Any):
-        """encoder: an `Eve` of the run that the index was made by."""
-        self.store, self.encoder = store, encoder
-        self._masks = FilterCache(store)
-        self._cells = ann.Cells(store)
+    def __init__(self, database: Database, encoder: Any):
+        """encoder: an `Eve` of the run that made the index."""
+        self.database, self.encoder = database, encoder
+        self._masks = FilterMasks(database)
+        self._cells = ann.Cells(database)
         self._opened: tuple[int, dict[str, OpenSource]] = (0, {})
-        self._one_reads = threading.Lock()  # tables keep what they have read; a server reads in two threads
+        self._one_reads = threading.Lock()  # tables cache rows, and a server reads in two threads
         self.changes = Changes()
-        """What the update that made this has done."""
+        """The changes that the update found, if this object comes from one."""
         self.most_reranked = sys.maxsize
-        """Of the run's own number, where none is asked for: others wait for a server's search."""
+        """Bound on the run's own number of candidates; a server keeps other requests from waiting."""
 
     @classmethod
     def open(cls, folder: str | Path, encoder: Any) -> "Index":
-        """Open an index to search in it. Raises UserError if it is another run's."""
-        store = Database.open(expand_user(folder))
-        store.check(encoder.run)
-        return cls(store, encoder)
+        """Open an index to search in it. Raises UserError if another run made it."""
+        database = Database.open(expand_user(folder))
+        database.check(encoder.run)
+        return cls(database, encoder)
 
     @classmethod
     def update(
@@ -91,15 +109,15 @@ class Index:
         batch_size: int = 64,
         **reading: Any,
     ) -> "Index":
-        """Make an index, or bring it up to date with sources; see `Eve.index`."""
+        """Make an index, or update it from its sources; see `Eve.index`."""
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size} is not positive")
         folder = expand_user(folder)
-        several = ([each] if isinstance(each, str | Path) else each for each in (sources, drop))
-        specs, gone = ([absolute(spec) for spec in each] for each in several)
-        how = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
-        how = {name: value for name, value in how.items() if value not in (None, "auto")}
-        given = [OpenSource.of(spec, how) for spec in dict.fromkeys(specs)]
+        lists = ([each] if isinstance(each, str | Path) else each for each in (sources, drop))
+        specs, dropped = ([source_name(spec) for spec in each] for each in lists)
+        reading = {name: os.path.abspath(value) if isinstance(value, Path) else value for name, value in reading.items()}  # noqa: PTH100
+        reading = {name: value for name, value in reading.items() if value not in (None, "auto")}
+        given = [OpenSource.of(spec, reading) for spec in dict.fromkeys(specs)]
         if not given and not (folder / DATABASE).exists():
             raise UserError(f"{folder}: is no index yet; to make one, name folders of images, tables or shards")
         with index_errors(folder):
@@ -108,68 +126,72 @@ class Index:
         with locked(folder):
             index = cls(Database.create(folder, encoder.run), encoder)
             known = index.sources()
-            if not (given or gone or known):
+            if not (given or dropped or known):
                 raise UserError(f"{folder}: has no sources yet; name folders of images, tables or shards")
-            if unknown := [spec for spec in gone if spec not in known]:
+            if unknown := [spec for spec in dropped if spec not in known]:
                 raise UserError(f"--drop: {folder} has no source {nearest(unknown[0], known)}")
-            update = Update(index.store, encoder, batch_size)
-            update.drop(gone)
-            opened, lost = (given, {}) if given or gone else _opened(known)
+            update = Update(index.database, encoder, batch_size)
+            update.drop(dropped)
+            opened, lost = (given, {}) if given or dropped else _open_all(known)
             if opened:
                 update.run(opened)
-            ann.build(index.store, index._masks.wanted(index.version, condition(None, {})))
+            ann.build_cells(index.database, index._masks.of(index.version, filter_of(None, {})))
         index.changes = update.changes
         if lost:
             spec, error = next(iter(lost.items()))
-            others = "; the other sources are up to date" * bool(opened) + f"; {len(lost) - 1} more like it" * (len(lost) > 1)
-            way_out = f"eve index --out {shlex.quote(str(folder))} --drop {shlex.quote(spec)}"
-            raise UserError(f"{error}{others}; to forget it and its images: {way_out}")
+            others = "; the other sources are up to date" * bool(opened)
+            others += f"; {len(lost) - 1} more cannot be opened" * (len(lost) > 1)
+            fix = f"eve index --out {shlex.quote(str(folder))} --drop {shlex.quote(spec)}"
+            raise UserError(f"{error}{others}; to forget it and its images: {fix}")
         return index
 
     def sources(self) -> dict[str, dict[str, Any]]:
         """Return how to read each source of the index."""
-        with index_errors(self.store.folder):
+        with index_errors(self.database.folder):
             return {
-                spec: json.loads(how) for spec, how in self.store.db.execute("SELECT spec, reading FROM source ORDER BY id")
+                spec: json.loads(how) for spec, how in self.database.db.execute("SELECT spec, reading FROM source ORDER BY id")
             }
 
     def folders(self) -> list[str]:
-        """Return a folder of each source that all its images lie in: its own, or what their paths begin with. No disk is
-        asked but the index's."""
+        """Return a folder of each source that holds all its images: the source itself, or the start of all their paths.
+
+        This reads only the index's own disk.
+        """
         of = "FROM image WHERE image.source = source.id AND slot IS NOT NULL"
         query = f"SELECT spec, (SELECT min(name) {of}), (SELECT max(name) {of}) FROM source ORDER BY id"
-        with index_errors(self.store.folder):
-            rows = [row for row in self.store.db.execute(query) if row[1] is not None]
+        with index_errors(self.database.folder):
+            rows = [row for row in self.database.db.execute(query) if row[1] is not None]
         common = [(spec, os.path.commonpath([os.path.dirname(name) for name in ends])) for spec, *ends in rows]  # noqa: PTH120
         return list(dict.fromkeys(spec if Path(path).is_relative_to(spec) else path for spec, path in common))
 
     def columns(self) -> list[str]:
-        """Return the columns that images have, which `search` takes for `where`."""
-        with index_errors(self.store.folder):
-            return [name for (name,) in self.store.db.execute("SELECT DISTINCT key FROM caption, json_each(caption.columns)")]
+        """Return the names of the columns that `search` takes for `where`; updates store them as a fact."""
+        with index_errors(self.database.folder):
+            return self.database.read_fact("columns")
 
     def examples(self) -> list[str]:
-        """Return a few captions of a line at most, from all over the index: what may be looked for."""
+        """Return a few short captions from all over the index, as examples of queries."""
         num, longest = EXAMPLES
         query = "SELECT text FROM text WHERE slot >= ? AND slot < ? AND length(text) BETWEEN 1 AND ? ORDER BY slot LIMIT 1"
-        with index_errors(self.store.folder):
-            (end,) = self.store.db.execute("SELECT coalesce(max(slot), -1) + 1 FROM text").fetchone()
+        with index_errors(self.database.folder):
+            (end,) = self.database.db.execute("SELECT coalesce(max(slot), -1) + 1 FROM text").fetchone()
             places = [part * end // num for part in range(num + 1)]
-            found = (self.store.db.execute(query, [*place, longest]).fetchone() for place in itertools.pairwise(places))
+            found = (self.database.db.execute(query, [*place, longest]).fetchone() for place in itertools.pairwise(places))
             return [row[0] for row in found if row is not None]
 
     @property
     def version(self) -> int:
-        """A number that is another one after somebody else has changed the index."""
-        with index_errors(self.store.folder):
-            return self.store.db.execute("PRAGMA data_version").fetchone()[0]
+        """A number that changes when another process or connection commits to the index."""
+        with index_errors(self.database.folder):
+            return self.database.db.execute("PRAGMA data_version").fetchone()[0]
 
     def __len__(self) -> int:
-        return self._count("(SELECT DISTINCT name, slot FROM image WHERE slot IS NOT NULL)")  # several sources may hold one
+        return self._count(
+            "(SELECT DISTINCT name, slot FROM image WHERE slot IS NOT NULL)"
+        )  # several sources may list one image
 
     def counts(self) -> dict[str, int]:
-        """Return how many images there are, of how many distinct contents, how many of these are almost the same as another,
-        and how many distinct captions and broken images."""
+        """Return the numbers of images, distinct contents, near-duplicates among these, captions and broken images."""
         return {
             "images": len(self),
             "distinct": self._count("feature"),
@@ -178,9 +200,9 @@ class Index:
             "broken": self._count("(SELECT DISTINCT name FROM image WHERE slot IS NULL)"),
         }
 
-    def _count(self, what: str) -> int:
-        with index_errors(self.store.folder):
-            return self.store.db.execute(f"SELECT count(*) FROM {what}").fetchone()[0]
+    def _count(self, rows: str) -> int:
+        with index_errors(self.database.folder):
+            return self.database.db.execute(f"SELECT count(*) FROM {rows}").fetchone()[0]
 
     def search(
         self,
@@ -194,14 +216,14 @@ class Index:
         folder: str | Path | None = None,
         where: Mapping[str, str] | None = None,
     ) -> list[Hit]:
-        """Return the `top` images, or captions, that fit a query in words, an image or both, and do not fit the words `without`.
+        """Return the `top` images, or captions, that fit a text, an image or both, away from the text `without`.
 
-        folder: only images in it. where: only images whose columns have these values. rerank: how many the matching head
-        puts in order again, for words alone that look for images, or an image alone that looks for captions; None: as many
-        as validation chose for the run, perhaps none. Raises UserError.
+        folder: only images in it. where: only images of rows in which these columns have these values. rerank: number of
+        candidates that the matching head orders again, for a text that searches images or an image that searches captions;
+        None: the number that validation chose for the run, perhaps 0. Raises UserError.
         """
-        how: dict[str, Any] = {"captions": captions, "top": top, "rerank": rerank, "folder": folder, "where": where}
-        return self.search_each([query], [image], without=without, **how)[0]
+        options: dict[str, Any] = {"captions": captions, "top": top, "rerank": rerank, "folder": folder, "where": where}
+        return self.search_each([query], [image], without=without, **options)[0]
 
     def search_each(
         self,
@@ -215,105 +237,95 @@ class Index:
         folder: str | Path | None = None,
         where: Mapping[str, str] | None = None,
     ) -> list[list[Hit]]:
-        """Return what `search` does for each of some queries with their images: they are encoded together, and the features of
-        the index are read once for all."""
+        """Return the hits of several queries, each with its image. One pass over the index serves all; see `search`."""
         if top < 1 or (rerank is not None and rerank < 0):
             raise UserError(f"top {top} is not positive" if top < 1 else f"rerank {rerank} is negative")
         if not queries:
             return []
-        refuse_halves(query=queries, without=[without], folder=[str(folder)], where=[*where, *where.values()] if where else [])
-        query_Qd = self._queries(queries, images, without, captions)
-        chosen = condition(folder, where or {}, captions)
-        is_wanted = self._masks.wanted(self.version, chosen, captions)
-        if not len(is_wanted):
-            raise UserError(f"{self.store.folder}: {self._why_none(captions, folder, where or {})}")
+        where = where or {}
+        refuse_invalid_utf8(query=queries, without=[without], folder=[str(folder)], where=[*where, *where.values()])
+        query_Qd = encode_queries(self.encoder, queries, images, without, captions)
+        chosen = filter_of(folder, where, captions)
+        is_wanted_N = self._masks.of(self.version, chosen, captions)
+        if not len(is_wanted_N):
+            raise UserError(f"{self.database.folder}: {self._why_none(captions, folder, where)}")
         asked = list(zip(queries, images, strict=True))
         nums = [self.num_reranked(rerank, *pair, without, captions) for pair in asked]
-        slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted, captions, is_all=not chosen[1])
-        found = []
-        for (text, image), num, slot_K, score_K in zip(asked, nums, slot_QK, score_QK, strict=True):
-            with index_errors(self.store.folder):
-                show, best_K = self._caption if captions else self._image, zip(slot_K, score_K, strict=True)
-                hits = [hit for slot, score in best_K if (hit := show(slot, score, chosen)) is not None]
-            found.append((self._reranked(hits, text if image is None else image, num, captions) if num else hits)[:top])
-        return found
+        slot_QK, score_QK = self._best(query_Qd, max(top, *nums), is_wanted_N, captions, is_all=not chosen.values)
+        found = self._hits(slot_QK, score_QK, chosen, captions)
+        return [
+            (self._reranked(hits, text if image is None else image, num, captions) if num else hits)[:top]
+            for (text, image), num, hits in zip(asked, nums, found, strict=True)
+        ]
 
     def _best(
-        self, query_Qd: np.ndarray, k: int, is_wanted: np.ndarray, captions: bool, *, is_all: bool
+        self, query_Qd: np.ndarray, k: int, is_wanted_N: np.ndarray, captions: bool, *, is_all: bool
     ) -> tuple[list[list[int]], list[Any]]:
-        """Return the best slots of each query and their scores: a few of more than a million images, unless some alone are
-        wanted, by cells."""
+        """Return the best slots of each query and their scores, from the cells of a large index if all images are wanted."""
         found = None
-        if is_all and not captions and len(is_wanted) > ann.EXACT_MOST:
+        if is_all and not captions and len(is_wanted_N) > ann.EXACT_MOST:
             found = self._cells.topk(query_Qd, k)
-        blocks = self.store.texts if captions else self.store.images
-        slot_QK, score_QK = found or topk_exact(blocks.first(len(is_wanted)), query_Qd, k, is_wanted)
+        vectors = self.database.texts if captions else self.database.images
+        slot_QK, score_QK = found or ann.topk_exact(vectors.first(len(is_wanted_N)), query_Qd, k, is_wanted_N)
         return slot_QK.tolist(), score_QK.tolist()
 
-    def _queries(self, queries: Sequence[str], images: Sequence[ImageLike | None], without: str, captions: bool) -> np.ndarray:
-        """Return what to look for, float32 (Q, d), each of length 1."""
-        if not all(text or image is not None for text, image in zip(queries, images, strict=True)):
-            raise UserError("nothing to search for: give words, an image or both")
-        if (any(queries) or without or captions) and not self.encoder.task.is_comparable:
-            raise UserError(
-                f"{self.store.facts['run']}: images and texts of this run do not compare, so it finds images by an image "
-                "alone; fine-tune it for words: eve finetune retrieval, or demo_retrieval of a small run, --init RUN"
-            )
-        query_Qd = np.zeros((len(queries), self.encoder.task.feature_dim), np.float32)
-        if texts := {row: text for row, text in enumerate(queries) if text}:
-            query_Qd[[*texts]] += self._texts([*texts.values()])
-        if by_row := {row: image for row, image in enumerate(images) if image is not None}:
-            for row, image in by_row.items():
-                given = given_image(image, f"image {row}" if len(images) > 1 else "image")
-                if is_source(image):
-                    raise UserError(f"{given.where}: holds rows and is no image; name one image's file")
-            query_Qd[[*by_row]] += self.encoder.encode_image(unwrap_single([*by_row.values()]))
-        query_Qd -= self._texts([without]) if without else 0
-        lengths_Q1 = np.linalg.norm(query_Qd, axis=1, keepdims=True)
-        if (lengths_Q1 < NOTHING_LEFT).any():
-            raise UserError("nothing is left to search for: what should not be seen is what is looked for")
-        return query_Qd / lengths_Q1
-
-    def _texts(self, texts: list[str]) -> np.ndarray:
-        """Return the features of texts. Raises UserError if nothing of what is read of one is known."""
-        for text in texts:
-            refuse_unknown(text, self.encoder.tokenizer, self.encoder.run.config.input.max_text_tokens)
-        return self.encoder.encode_text(unwrap_single(texts))
+    def _hits(self, slot_QK: list[list[int]], score_QK: list[Any], chosen: Filter, captions: bool) -> list[list[Hit]]:
+        """Return the hits of all queries, by one SQL query, without slots that an update has freed meanwhile."""
+        slots = json.dumps([*{slot for slot_K in slot_QK for slot in slot_K}])
+        query = (CAPTION_HITS if captions else IMAGE_HITS).format(filter=chosen.sql)
+        known: dict[int, dict[str, list[tuple[int, str]]]] = {}
+        with index_errors(self.database.folder):
+            for slot, kind, number, name in self.database.db.execute(query, [slots, *chosen.values, MOST_LISTED]):
+                known.setdefault(slot, {"image": [], "caption": [], "near": []})[kind].append((number, name))
+        return [
+            [
+                _hit(known[slot], score, captions)
+                for slot, score in zip(slot_K, score_K, strict=True)
+                if slot in known and known[slot]["image"] and (known[slot]["caption"] or not captions)
+            ]
+            for slot_K, score_K in zip(slot_QK, score_QK, strict=True)
+        ]
 
     def _why_none(self, captions: bool, folder: str | Path | None, where: Mapping[str, str]) -> str:
-        """Say why there is nothing to search among."""
+        """Return why the filter leaves nothing to search."""
         if not len(self):
             return "is empty: it holds no image that can be used"
-        if where:
-            known = self.columns()
-            for name in where:
-                if name not in known:
-                    return f"no column {nearest(name, known)}" if known else "its images have no columns"
+        known = self.columns()
+        for name in where:
+            if name not in known:
+                return f"no column {nearest(name, known)}" if known else "its images have no columns"
         asked = [f"{name} = {value}" for name, value in where.items()] + ([f"folder {folder}"] if folder is not None else [])
         none = f"no {'caption' if captions else 'image'} of the index" + (f" has {', '.join(asked)}" if asked else "")
-        if folder is None or len(self._masks.wanted(self.version, condition(folder, {}))):
+        if folder is None or len(self._masks.of(self.version, filter_of(folder, {}))):
             return none
-        known = self._masks.folders(MOST_FOLDERS + 1)
-        others = " and others" * (len(known) > MOST_FOLDERS)
-        return none + f"; its folders: {', '.join(known[:MOST_FOLDERS])}{others}" * bool(known)
+        parent = "rtrim(name, replace(name, '/', ''))"  # up to the last slash
+        query = f"SELECT DISTINCT rtrim({parent}, '/') FROM image WHERE slot IS NOT NULL AND {parent} != '' LIMIT ?"
+        with index_errors(self.database.folder):
+            folders = [path for (path,) in self.database.db.execute(query, [MOST_FOLDERS + 1])]
+        others = " and others" * (len(folders) > MOST_FOLDERS)
+        return none + f"; its folders: {', '.join(folders[:MOST_FOLDERS])}{others}" * bool(folders)
 
     def num_reranked(self, rerank: int | None, query: str, image: Any, without: str, captions: bool) -> int:
-        """Return how many hits `search` puts in order again. Raises UserError if that many cannot be."""
+        """Return the number of candidates that `search` re-ranks. Raises UserError if `rerank` has no effect."""
         is_pair = not without and (bool(query) != (image is not None)) and captions == (image is not None)
         if not is_pair or "match" not in self.encoder.calls:
             if rerank:
-                why = "only words alone find images so, or an image alone captions" if not is_pair else "no matching head"
+                why = (
+                    "the run has no matching head"
+                    if is_pair
+                    else "only a text that searches images, or an image that searches captions, is re-ranked"
+                )
                 raise UserError(f"rerank {rerank} has no effect: {why}")
             return 0
         own = min(int(getattr(self.encoder.run.config.task, "rerank", 0)), self.most_reranked)
         return own if rerank is None else rerank
 
     def _reranked(self, hits: list[Hit], given: ImageLike | str, rerank: int, captions: bool) -> list[Hit]:
-        """Put the first `rerank` hits in order by the matching head; images that cannot be read any more come after them."""
+        """Order the first `rerank` hits by the matching head; images that cannot be read any more follow them."""
         size, readable, unreadable = self.encoder.run.config.input.image_size, [], []
         asked = shrunk(given_image(given), size) if captions else given
 
-        def pairs() -> Iterator[tuple[Any, Any, float]]:  # a batch of images in memory, however many are asked for
+        def pairs() -> Iterator[tuple[Any, Any, float]]:  # lazily: one batch of images in memory
             for hit in hits[:rerank]:
                 try:
                     image, text = (asked, hit.name) if captions else (shrunk(self.image(hit.id), size), given)
@@ -327,52 +339,20 @@ class Index:
         matched = [replace(hit, match=float(score)) for hit, score in zip(readable, scores, strict=True)]
         return sorted(matched, key=lambda hit: -(hit.match or 0.0)) + unreadable + hits[rerank:]
 
-    def _image(self, slot: int, score: float, chosen: Condition) -> Hit | None:
-        first = f"ORDER BY min(NOT ({chosen[0]})), min(id) LIMIT ?"
-        names = f"SELECT min(id), name FROM image WHERE slot = ? GROUP BY name {first}"
-        rows = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
-        if not rows:
-            return None
-        said = "FROM caption JOIN text USING (slot) JOIN image ON image.id = image WHERE image.slot = ? LIMIT ?"
-        near = (
-            "SELECT name FROM feature JOIN image ON image.slot = near "
-            "WHERE feature.slot = ? AND near != feature.slot AND name != ? ORDER BY id LIMIT 1"
-        )
-        return Hit(
-            id=rows[0][0],
-            name=rows[0][1],
-            score=score,
-            captions=tuple(text for (text,) in self.store.db.execute(f"SELECT DISTINCT text {said}", [slot, MOST_SAID])),
-            images=tuple(name for _, name in rows),
-            near=next((name for (name,) in self.store.db.execute(near, [slot, rows[0][1]])), None),
-        )
-
-    def _caption(self, slot: int, score: float, chosen: Condition) -> Hit | None:
-        row = self.store.db.execute("SELECT text FROM text WHERE slot = ?", [slot]).fetchone()
-        names = (
-            "SELECT min(id), name FROM caption JOIN image ON image.id = image WHERE caption.slot = ? "
-            f"GROUP BY name ORDER BY min(NOT ({chosen[0]})), min(id) LIMIT ?"
-        )
-        images = self.store.db.execute(names, [slot, *chosen[1], MOST_SAID]).fetchall()
-        if row is None or not images:
-            return None
-        return Hit(id=images[0][0], name=row[0], score=score, images=tuple(name for _, name in images))
-
     def digests(self, numbers: Sequence[int]) -> dict[int, str]:
-        """Return what tells the content of each image from any other, by their numbers (`Hit.id`), without those that are not
-        there."""
-        with index_errors(self.store.folder):
+        """Return the hashes of images by their numbers (`Hit.id`), without numbers that are gone."""
+        with index_errors(self.database.folder):
             query = f"FROM image JOIN feature USING (slot) WHERE image.id IN ({', '.join('?' * len(numbers))})"
-            return {number: digest.hex() for number, digest in self.store.db.execute(f"SELECT id, hash {query}", numbers)}
+            return {number: digest.hex() for number, digest in self.database.db.execute(f"SELECT id, hash {query}", numbers)}
 
     def image(self, number: int) -> GivenImage:
-        """Return an image by its number (`Hit.id`). Raises BadSampleError if it cannot be had any more."""
+        """Return an image by its number (`Hit.id`). Raises BadSampleError if it is gone or its file has changed."""
         query = (
             "SELECT name, path, start, image.size, row, spec, hash FROM image JOIN source ON source.id = source "
             "LEFT JOIN feature USING (slot) WHERE image.id = ?"
         )
-        with index_errors(self.store.folder):
-            found = self.store.db.execute(query, [number]).fetchone()
+        with index_errors(self.database.folder):
+            found = self.database.db.execute(query, [number]).fetchone()
         if found is None:
             raise BadSampleError(f"image {number}", "is not in the index")
         name, path, start, size, row, spec, digest = found
@@ -385,22 +365,22 @@ class Index:
             except (UserError, IndexError) as error:
                 raise BadSampleError(name, str(error)) from None
         data = read_image(ref, name)
-        if digest_of(data) != digest:  # its file, shard or table is another by now
-            raise BadSampleError(name, "is not the image that was indexed; bring the index up to date")
+        if digest_of(data) != digest:  # its file, shard or table has changed
+            raise BadSampleError(name, "is not the image that was indexed; update the index")
         return GivenImage(ref=ImageBytes(data=data), where=name)
 
     def _source(self, spec: str) -> TableSource:
-        """Return an open source of images that have no files of their own."""
+        """Return an open source, for images without files of their own."""
         version, opened = self._opened
-        if version != self.version:  # rows may be others
+        if version != self.version:  # its rows may have changed
             self._opened = self.version, (opened := {})
         if spec not in opened:
             opened[spec] = OpenSource.of(spec, self.sources()[spec])
         return opened[spec].source
 
 
-def _opened(known: Mapping[str, dict[str, Any]]) -> tuple[list[OpenSource], dict[str, UserError]]:
-    """Return the sources of an index, and of those that cannot be opened, why: one of them must not stop the others."""
+def _open_all(known: Mapping[str, dict[str, Any]]) -> tuple[list[OpenSource], dict[str, UserError]]:
+    """Return the open sources, and the errors of the others by name: one lost source must not stop the rest."""
     opened, lost = [], {}
     for spec, reading in known.items():
         try:
@@ -410,6 +390,11 @@ def _opened(known: Mapping[str, dict[str, Any]]) -> tuple[list[OpenSource], dict
     return opened, lost
 
 
-def unwrap_single(items: list[Any]) -> Any:
-    """Return the only item of a list, of which messages do not say which one it is, or the list."""
-    return items[0] if len(items) == 1 else items
+def _hit(known: Mapping[str, list[tuple[int, str]]], score: float, captions: bool) -> Hit:
+    """Return the hit of a slot. known: names or captions with image numbers, in order, of each kind of row."""
+    number, name = known["image"][0]
+    texts, images = (tuple(text for _, text in known[kind]) for kind in ("caption", "image"))
+    if captions:
+        return Hit(id=number, name=texts[0], score=score, images=images)
+    near = next((other for _, other in known["near"] if other != name), None)
+    return Hit(id=number, name=name, score=score, captions=texts, images=images, near=near)

@@ -137,7 +137,7 @@ class Service:
         self.search = None if index is None else self._search(index)
         self.about_index = functools.lru_cache(maxsize=1)(self._about_index)
         if index is not None:
-            index.store.wait_for_lock(LOCKED)
+            index.database.wait_for_lock(LOCKED)
             index.most_reranked = MOST_RERANKED
         self.compute = Compute(limits, self.traffic.counts.batch)
         self.traffic.counts.queue.set_function(lambda: len(self.compute))
@@ -315,7 +315,7 @@ class Service:
         folders = {eve.run.folder: name for name, eve in self.runs.items()}
         known = {}
         if self.index is not None and self.found is not None:
-            folders[self.index.store.folder] = "index"
+            folders[self.index.database.folder] = "index"
             known = {root: name for name, root in self.found.known.items()}
         known |= {str(path): name for folder, name in folders.items() for path in (folder, folder.absolute())}
         return without_paths(message, known)

@@ -13,7 +13,7 @@ from PIL import Image
 from eve_vl.data.records import ImageBytes, ImagePixels
 from eve_vl.data.transforms import size_of
 from eve_vl.predict.inputs import GivenImage
-from eve_vl.search.rerank import shrunk
+from eve_vl.search.query import shrunk
 from eve_vl.serve.limits import Limits
 from eve_vl.utils.errors import UserError
 
