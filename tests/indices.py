@@ -46,9 +46,8 @@ def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple
     """What an index knows, read by hand: of each image its features or why there are none, its captions, theirs."""
     db = sqlite3.connect(folder / database.DATABASE)
     (dim,) = db.execute("SELECT value FROM fact WHERE name = 'dim'").fetchone()
-    files = {
-        name: b"".join(path.read_bytes() for path in sorted(folder.glob(f"{name}-*.f16"))) for name in ("images", "captions")
-    }
+    paths = {name: folder / f"{name}.f16" for name in ("images", "captions")}
+    files = {name: path.read_bytes() if path.exists() else b"" for name, path in paths.items()}
     row = lambda name, slot: files[name][slot * 2 * int(dim) : (slot + 1) * 2 * int(dim)]  # noqa: E731
     known = {}
     for image, name, slot, reason in db.execute("SELECT id, name, slot, reason FROM image ORDER BY name"):

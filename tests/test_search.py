@@ -327,7 +327,7 @@ def write_bad_indices(eve, run, model, tmp_path: Path) -> None:
         db.execute("UPDATE fact SET value = '\"/nowhere/run\"' WHERE name = 'run'")
     db.close()
     shutil.copytree(tmp_path / "index", tmp_path / "lacking")
-    with (tmp_path / "lacking" / "images-00000.f16").open("r+b") as file:
+    with (tmp_path / "lacking" / "images.f16").open("r+b") as file:
         file.truncate(200)
     for name, size in (("shortened", 5000), ("nil", 0), ("wrong", 0)):
         shutil.copytree(tmp_path / "index", tmp_path / name)
@@ -368,7 +368,7 @@ def test_mistakes(eve, run, model, photos, tmp_path):
         (("search", "nothing", "red"), "(eve index FOLDER --run RUN --out nothing makes one)"),
         (
             ("index", "--out", "lacking"),
-            "images-00000.f16: lacks features that the database lists; rebuild it: delete lacking",
+            "images.f16: lacks features that the database lists; rebuild it: delete lacking",
         ),
         (("serve", "--index", "moved"), "/nowhere/run: no such run, which made moved; name it: eve serve RUN --index moved"),
         (("serve", "index"), "index: is an index, not a run folder; name it with --index"),

@@ -70,7 +70,7 @@ def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
     write_image(photos / "new" / "100.png", 100)  # takes the place of what is gone
     model.index((), tmp_path / "index")
     assert sum(computed) == 1
-    assert (tmp_path / "index" / "images-00000.f16").stat().st_size == 22 * 2 * 8
+    assert (tmp_path / "index" / "images.f16").stat().st_size == 22 * 2 * 8
 
 
 def test_a_file_of_the_same_size_and_time_is_not_read(model, photos, tmp_path):

@@ -139,6 +139,6 @@ class Cells:
 def _sample_queries(database: Database, slots: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return vectors to measure recall with, float32 (Q, d): of captions, which resemble queries, or else of images."""
     captions = np.array([slot for (slot,) in database.db.execute("SELECT slot FROM text ORDER BY slot")], dtype=np.int64)
-    has_captions = len(captions) >= NUM_QUERIES and not database.texts.is_empty
+    has_captions = len(captions) >= NUM_QUERIES and database.texts.num_rows
     vectors, candidates = (database.texts, captions) if has_captions else (database.images, slots)
     return vectors.take(np.sort(rng.choice(candidates, min(NUM_QUERIES, len(candidates)), replace=False)))

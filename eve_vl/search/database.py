@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count, groupby
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from eve_vl.utils.safe_io import is_text, open_ordinary
 
 DATABASE = "index.sqlite"
 FORMAT = 3  # counts up when older files cannot be read any more, or when features change
-BLOCK = 65_536  # rows of a vector file
+BLOCK = 65_536  # rows of a vector file that are mapped at a time
 SCHEMA = """
 CREATE TABLE fact (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE source (id INTEGER PRIMARY KEY, spec TEXT NOT NULL UNIQUE, reading TEXT NOT NULL);
@@ -60,75 +60,54 @@ NO_CAPTION = -1
 
 
 class VectorFile:
-    """Vectors, float16 (n, d), in files of BLOCK rows. Slots number the rows; unwritten rows hold anything.
+    """Vectors, float16 (n, d), in one file. Slots number the rows; unwritten rows hold anything.
 
-    Rows are written through file handles. Writing through the memory map would kill the process when the disk is full.
+    Rows are written through a file handle. Writing through the memory map would kill the process when the disk is full.
     """
 
     def __init__(self, folder: Path, name: str, dim: int, check: Callable[[], None] = lambda: None):
         """check: raises an error if the folder's content must not be changed any more."""
-        self.folder, self.name, self.dim, self.check = folder, name, dim, check
-        self._unsynced: set[Path] = set()
-
-    def _path(self, block: int) -> Path:
-        return self.folder / f"{self.name}-{block:05}.f16"
+        self.path, self.dim, self.check = folder / f"{name}.f16", dim, check
 
     def write(self, slots: Sequence[int], features_Bd: np.ndarray) -> None:
         """Write rows. Raises OSError, and the errors of `check`."""
         self.check()
-        rows = features_Bd.astype("<f2")
-        for block, numbers in groupby(range(len(slots)), key=lambda number: slots[number] // BLOCK):
-            path = self._path(block)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-            try:
-                for number in numbers:
-                    data = memoryview(rows[number].tobytes())
-                    offset = slots[number] % BLOCK * len(data)
-                    while data:  # a nearly full disk may take a part of the data
-                        written = os.pwrite(descriptor, data, offset)
-                        data, offset = data[written:], offset + written
-            finally:
-                os.close(descriptor)
-            self._unsynced.add(path)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            for slot, row in zip(slots, features_Bd.astype("<f2"), strict=True):
+                data = memoryview(row.tobytes())
+                offset = slot * len(data)
+                while data:  # a nearly full disk may take a part of the data
+                    written = os.pwrite(descriptor, data, offset)
+                    data, offset = data[written:], offset + written
+        finally:
+            os.close(descriptor)
 
     def sync(self) -> None:
         """Wait until all rows are on the disk. Raises OSError."""
-        for path in sorted(self._unsynced):
-            descriptor = os.open(path, os.O_RDWR)
+        if self.num_rows:
+            descriptor = os.open(self.path, os.O_RDWR)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        self._unsynced.clear()
-
-    def first(self, num: int) -> Iterator[np.ndarray]:
-        """Yield the first rows, float16 (B, d), block by block. Raises DamagedError if rows are missing."""
-        for start in range(0, num, BLOCK):
-            rows = self._map(self._path(start // BLOCK))[: num - start]
-            if len(rows) < min(BLOCK, num - start):
-                path = self._path(start // BLOCK)
-                raise DamagedError(f"{path}: lacks features that the database lists; {rebuild_hint(self.folder)}")
-            yield rows
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no row was ever written."""
-        return not self._path(0).is_file()
+    def num_rows(self) -> int:
+        """Number of rows in the file."""
+        return self.path.stat().st_size // (2 * self.dim) if self.path.is_file() else 0
+
+    def first(self, num: int) -> Iterator[np.ndarray]:
+        """Yield the first rows, float16 (B, d), BLOCK at a time. Raises DamagedError if rows are missing."""
+        if self.num_rows < num:
+            raise DamagedError(f"{self.path}: lacks features that the database lists; {rebuild_hint(self.path.parent)}")
+        for start in range(0, num, BLOCK):
+            # copy on write, because torch refuses read-only arrays; in blocks, because Linux may refuse such a map above RAM
+            yield np.memmap(self.path, "<f2", "c", 2 * self.dim * start, (min(BLOCK, num - start), self.dim))
 
     def take(self, slots: np.ndarray) -> np.ndarray:
         """Return the rows of some slots, float32 (B, d)."""
-        rows = np.empty((len(slots), self.dim), np.float32)
-        for block in np.unique(slots // BLOCK):
-            is_here = slots // BLOCK == block
-            rows[is_here] = self._map(self._path(block))[slots[is_here] % BLOCK]
-        return rows
-
-    def _map(self, path: Path) -> np.ndarray:
-        num = path.stat().st_size // (2 * self.dim) if path.is_file() else 0
-        if not num:  # an empty file cannot be mapped
-            return np.empty((0, self.dim), np.float16)
-        # copy on write, because torch refuses read-only arrays
-        return np.memmap(path, dtype="<f2", mode="c", shape=(num, self.dim))
+        return np.memmap(self.path, "<f2", "r", shape=(self.num_rows, self.dim))[slots].astype(np.float32)
 
 
 class FeatureWriter:
