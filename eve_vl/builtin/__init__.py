@@ -1,10 +1,10 @@
-"""What the package brings: runs, named builtin:NAME wherever a run may be named, and a set of icons to search in.
+"""Runs and icons that the package ships. A run is named builtin:NAME wherever a run folder is accepted.
 
-    icons/          a run folder as any other, in float16; its README.md tells what it can do and how it was made
-    lucide.zip      1,778 icons that it has never seen, with their names
+    icons/          a run folder with float16 weights; its README.md says how it was made and what it reaches
+    lucide.zip      1,778 icons that the run was not trained on, with their names
     lucide.LICENSE
 
-examples/icons/ship.py writes them. They are read only: nothing is written beside them.
+examples/icons/ship.py writes them. Nothing else writes into this folder.
 """
 
 import zipfile
@@ -20,17 +20,17 @@ PAIRS = "pairs.jsonl"
 
 
 def names() -> list[str]:
-    """Return what the runs of the package are called."""
+    """Return the names of the package's runs."""
     return [f"{PREFIX}{path.parent.name}" for path in sorted(FOLDER.glob("*/best"))]
 
 
 def is_named(run: str | Path) -> bool:
-    """Whether a run is named as one that the package brings."""
+    """Return whether a name is of the form builtin:NAME."""
     return str(run).startswith(PREFIX)
 
 
 def located(run: str | Path) -> Path:
-    """Return the folder of a run of the package; any other path as it is. Raises UserError for one that it does not bring."""
+    """Return the folder of a builtin:NAME, any other path unchanged. Raises UserError for an unknown NAME."""
     if not is_named(run):
         return Path(run)
     if str(run) not in names():
@@ -39,8 +39,10 @@ def located(run: str | Path) -> Path:
 
 
 def name_of(folder: Path) -> str:
-    """Return what names a run, or a checkpoint of one, on this machine for as long as it is there: where its folder is, unless
-    it is the package's own, which moves with every installation."""
+    """Return the lasting name of a run or checkpoint: its absolute path, or builtin:NAME for the package's own.
+
+    The package's folder moves with every installation.
+    """
     folder = folder.absolute()
     if not folder.is_relative_to(FOLDER):
         return str(folder)
@@ -48,15 +50,15 @@ def name_of(folder: Path) -> str:
 
 
 def refuse(path: Path) -> None:
-    """Raise UserError if a file or folder to write is the package's own."""
+    """Raise UserError if a file or folder to write belongs to the package."""
     if is_named(path) or path.resolve().is_relative_to(FOLDER):
-        raise UserError(f"{path}: is part of the package, into which nothing is written; name another place with --out")
+        raise UserError(f"{path}: is part of the package, and nothing is written there; choose another folder with --out")
 
 
 def unpack_icons(folder: Path) -> Path:
-    """Put the icons of the package into a folder unless they are there, and return the table of them. Raises UserError."""
+    """Unpack the icons into a folder unless they are there, and return their table. Raises UserError."""
     with zipfile.ZipFile(ICONS) as icons, reporting_write_errors(folder):
-        for one in icons.infolist():  # what a crash has cut is written again
+        for one in icons.infolist():  # writes files again that a crash has truncated
             path = folder / one.filename
             if not path.is_file() or path.stat().st_size != one.file_size:
                 icons.extract(one, folder)
