@@ -81,7 +81,7 @@ def test_the_matching_head_orders_again_as_many_as_validation_chose(model, photo
     (photos / "old" / "00.png").unlink()
     hits = index.search(TEXTS[0], rerank=20)
     assert [hit.name for hit in hits if hit.match is None] == [str(photos / "old" / "00.png")]
-    with pytest.raises(UserError, match="rerank 3 has no effect: only a text that searches images"):
+    with pytest.raises(UserError, match="rerank 3 has no effect: only searches of images by text"):
         index.search(TEXTS[0], without=TEXTS[1], rerank=3)
 
 

@@ -106,9 +106,8 @@ def recall_of(cells: Any, query_Qd: np.ndarray, exact_QK: np.ndarray) -> float:
 def cell_facts(database: Database) -> dict[str, Any] | None:
     """Return the facts of the cells, None unless they are complete and up to date."""
     path = database.folder / FILE
-    with index_errors(database.folder):
-        facts = database.read_fact(FACT)
-        return facts if facts and path.is_file() and facts["size"] == path.stat().st_size else None
+    facts = database.read_fact(FACT)
+    return facts if facts and path.is_file() and facts["size"] == path.stat().st_size else None
 
 
 class Cells:
@@ -138,7 +137,7 @@ class Cells:
 
 def _sample_queries(database: Database, slots: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return vectors to measure recall with, float32 (Q, d): of captions, which resemble queries, or else of images."""
-    captions = np.array([slot for (slot,) in database.db.execute("SELECT slot FROM text ORDER BY slot")], dtype=np.int64)
+    captions = np.array(database.rows("SELECT slot FROM text ORDER BY slot"), dtype=np.int64).reshape(-1)
     has_captions = len(captions) >= NUM_QUERIES and database.texts.num_rows
     vectors, candidates = (database.texts, captions) if has_captions else (database.images, slots)
     return vectors.take(np.sort(rng.choice(candidates, min(NUM_QUERIES, len(candidates)), replace=False)))

@@ -212,10 +212,15 @@ class Database:
         made = f"{folder}: was made by version {version} of eve_vl in format {form}"
         raise UserError(f"{made}, this is version {__version__}, format {FORMAT}; {rebuild_hint(folder)}")
 
+    def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of an SQL query. Raises DamagedError."""
+        with index_errors(self.folder):
+            return self.db.execute(query, values).fetchall()
+
     def read_fact(self, name: str) -> Any:
         """Return the current value of a fact, None if there is none."""
-        row = self.db.execute("SELECT value FROM fact WHERE name = ?", [name]).fetchone()
-        return None if row is None else json.loads(row[0])
+        values = self.rows("SELECT value FROM fact WHERE name = ?", [name])
+        return json.loads(values[0][0]) if values else None
 
     def write_fact(self, name: str, value: Any) -> None:
         """Store a fact, in the open transaction."""

@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ MOST_LISTED = 100  # images with the same bytes or with one caption; captions of
 EXAMPLES = 7, 80  # number of example captions; letters of each, at most
 MOST_FOLDERS = 5  # that a message names
 
-# Rows of hits: slot; image, caption or near-duplicate; three columns to order by, the second is an image's id; name or caption
+# Rows about hits: slot, kind, three columns to order by (the second is an image's id), and a name or caption
 _ASKED = "WITH asked(slot) AS (SELECT value FROM json_each(?)), found(slot, kind, is_other, id, tie, name) AS ("
 _RANKED = """)
 SELECT slot, kind, id, name FROM (
@@ -147,10 +148,8 @@ class Index:
 
     def sources(self) -> dict[str, dict[str, Any]]:
         """Return how to read each source of the index."""
-        with index_errors(self.database.folder):
-            return {
-                spec: json.loads(how) for spec, how in self.database.db.execute("SELECT spec, reading FROM source ORDER BY id")
-            }
+        rows = self.database.rows("SELECT spec, reading FROM source ORDER BY id")
+        return {spec: json.loads(reading) for spec, reading in rows}
 
     def folders(self) -> list[str]:
         """Return a folder of each source that holds all its images: the source itself, or the start of all their paths.
@@ -159,36 +158,30 @@ class Index:
         """
         of = "FROM image WHERE image.source = source.id AND slot IS NOT NULL"
         query = f"SELECT spec, (SELECT min(name) {of}), (SELECT max(name) {of}) FROM source ORDER BY id"
-        with index_errors(self.database.folder):
-            rows = [row for row in self.database.db.execute(query) if row[1] is not None]
+        rows = [row for row in self.database.rows(query) if row[1] is not None]
         common = [(spec, os.path.commonpath([os.path.dirname(name) for name in ends])) for spec, *ends in rows]  # noqa: PTH120
         return list(dict.fromkeys(spec if Path(path).is_relative_to(spec) else path for spec, path in common))
 
     def columns(self) -> list[str]:
         """Return the names of the columns that `search` takes for `where`; updates store them as a fact."""
-        with index_errors(self.database.folder):
-            return self.database.read_fact("columns")
+        return self.database.read_fact("columns")
 
     def examples(self) -> list[str]:
         """Return a few short captions from all over the index, as examples of queries."""
         num, longest = EXAMPLES
         query = "SELECT text FROM text WHERE slot >= ? AND slot < ? AND length(text) BETWEEN 1 AND ? ORDER BY slot LIMIT 1"
-        with index_errors(self.database.folder):
-            (end,) = self.database.db.execute("SELECT coalesce(max(slot), -1) + 1 FROM text").fetchone()
-            places = [part * end // num for part in range(num + 1)]
-            found = (self.database.db.execute(query, [*place, longest]).fetchone() for place in itertools.pairwise(places))
-            return [row[0] for row in found if row is not None]
+        ((end,),) = self.database.rows("SELECT coalesce(max(slot), -1) + 1 FROM text")
+        parts = itertools.pairwise(part * end // num for part in range(num + 1))
+        return [text for part in parts for (text,) in self.database.rows(query, [*part, longest])]
 
     @property
     def version(self) -> int:
         """A number that changes when another process or connection commits to the index."""
-        with index_errors(self.database.folder):
-            return self.database.db.execute("PRAGMA data_version").fetchone()[0]
+        return self.database.rows("PRAGMA data_version")[0][0]
 
     def __len__(self) -> int:
-        return self._count(
-            "(SELECT DISTINCT name, slot FROM image WHERE slot IS NOT NULL)"
-        )  # several sources may list one image
+        # distinct, because several sources may list one image
+        return self._count("(SELECT DISTINCT name, slot FROM image WHERE slot IS NOT NULL)")
 
     def counts(self) -> dict[str, int]:
         """Return the numbers of images, distinct contents, near-duplicates among these, captions and broken images."""
@@ -201,8 +194,7 @@ class Index:
         }
 
     def _count(self, rows: str) -> int:
-        with index_errors(self.database.folder):
-            return self.database.db.execute(f"SELECT count(*) FROM {rows}").fetchone()[0]
+        return self.database.rows(f"SELECT count(*) FROM {rows}")[0][0]
 
     def search(
         self,
@@ -273,15 +265,14 @@ class Index:
         """Return the hits of all queries, by one SQL query, without slots that an update has freed meanwhile."""
         slots = json.dumps([*{slot for slot_K in slot_QK for slot in slot_K}])
         query = (CAPTION_HITS if captions else IMAGE_HITS).format(filter=chosen.sql)
-        known: dict[int, dict[str, list[tuple[int, str]]]] = {}
-        with index_errors(self.database.folder):
-            for slot, kind, number, name in self.database.db.execute(query, [slots, *chosen.values, MOST_LISTED]):
-                known.setdefault(slot, {"image": [], "caption": [], "near": []})[kind].append((number, name))
+        known: dict[tuple[int, str], list[tuple[int, str]]] = defaultdict(list)
+        for slot, kind, number, name in self.database.rows(query, [slots, *chosen.values, MOST_LISTED]):
+            known[slot, kind].append((number, name))
         return [
             [
-                _hit(known[slot], score, captions)
+                _hit(known[slot, "image"], known[slot, "caption"], known[slot, "near"], score, captions)
                 for slot, score in zip(slot_K, score_K, strict=True)
-                if slot in known and known[slot]["image"] and (known[slot]["caption"] or not captions)
+                if known[slot, "image"] and (known[slot, "caption"] or not captions)
             ]
             for slot_K, score_K in zip(slot_QK, score_QK, strict=True)
         ]
@@ -300,8 +291,7 @@ class Index:
             return none
         parent = "rtrim(name, replace(name, '/', ''))"  # up to the last slash
         query = f"SELECT DISTINCT rtrim({parent}, '/') FROM image WHERE slot IS NOT NULL AND {parent} != '' LIMIT ?"
-        with index_errors(self.database.folder):
-            folders = [path for (path,) in self.database.db.execute(query, [MOST_FOLDERS + 1])]
+        folders = [path for (path,) in self.database.rows(query, [MOST_FOLDERS + 1])]
         others = " and others" * (len(folders) > MOST_FOLDERS)
         return none + f"; its folders: {', '.join(folders[:MOST_FOLDERS])}{others}" * bool(folders)
 
@@ -313,7 +303,7 @@ class Index:
                 why = (
                     "the run has no matching head"
                     if is_pair
-                    else "only a text that searches images, or an image that searches captions, is re-ranked"
+                    else "only searches of images by text and of captions by image have it"
                 )
                 raise UserError(f"rerank {rerank} has no effect: {why}")
             return 0
@@ -341,9 +331,8 @@ class Index:
 
     def digests(self, numbers: Sequence[int]) -> dict[int, str]:
         """Return the hashes of images by their numbers (`Hit.id`), without numbers that are gone."""
-        with index_errors(self.database.folder):
-            query = f"FROM image JOIN feature USING (slot) WHERE image.id IN ({', '.join('?' * len(numbers))})"
-            return {number: digest.hex() for number, digest in self.database.db.execute(f"SELECT id, hash {query}", numbers)}
+        query = "SELECT id, hash FROM image JOIN feature USING (slot) WHERE id IN (SELECT value FROM json_each(?))"
+        return {number: digest.hex() for number, digest in self.database.rows(query, [json.dumps([*numbers])])}
 
     def image(self, number: int) -> GivenImage:
         """Return an image by its number (`Hit.id`). Raises BadSampleError if it is gone or its file has changed."""
@@ -351,11 +340,10 @@ class Index:
             "SELECT name, path, start, image.size, row, spec, hash FROM image JOIN source ON source.id = source "
             "LEFT JOIN feature USING (slot) WHERE image.id = ?"
         )
-        with index_errors(self.database.folder):
-            found = self.database.db.execute(query, [number]).fetchone()
-        if found is None:
+        found = self.database.rows(query, [number])
+        if not found:
             raise BadSampleError(f"image {number}", "is not in the index")
-        name, path, start, size, row, spec, digest = found
+        ((name, path, start, size, row, spec, digest),) = found
         if path is not None:
             ref = ImageFile(path=Path(path)) if start is None else ImageSpan(path=Path(path), offset=start, size=size)
         else:
@@ -390,11 +378,13 @@ def _open_all(known: Mapping[str, dict[str, Any]]) -> tuple[list[OpenSource], di
     return opened, lost
 
 
-def _hit(known: Mapping[str, list[tuple[int, str]]], score: float, captions: bool) -> Hit:
-    """Return the hit of a slot. known: names or captions with image numbers, in order, of each kind of row."""
-    number, name = known["image"][0]
-    texts, images = (tuple(text for _, text in known[kind]) for kind in ("caption", "image"))
-    if captions:
-        return Hit(id=number, name=texts[0], score=score, images=images)
-    near = next((other for _, other in known["near"] if other != name), None)
-    return Hit(id=number, name=name, score=score, captions=texts, images=images, near=near)
+def _hit(
+    images: list[tuple[int, str]], captions: list[tuple[int, str]], near: list[tuple[int, str]], score: float, is_caption: bool
+) -> Hit:
+    """Return the hit of a slot, from the numbers of images and names, captions or near-duplicates, in order."""
+    number, name = images[0]
+    names, texts = (tuple(text for _, text in rows) for rows in (images, captions))
+    if is_caption:
+        return Hit(id=number, name=texts[0], score=score, images=names)
+    other = next((other for _, other in near if other != name), None)
+    return Hit(id=number, name=name, score=score, captions=texts, images=names, near=other)
