@@ -1,6 +1,6 @@
-"""Images to index, and what an index knows of them, read by hand.
+"""Images to index, and the content of an index, read by hand.
 
-Fixtures are for test files to import; the names of their functions are not those that tests have as arguments.
+Test files import the fixtures; their function names differ from the fixture names that tests take.
 """
 
 import sqlite3
@@ -43,7 +43,7 @@ def write_image(path: Path, seed: int) -> None:
 
 
 def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple[bytes, ...]]]:
-    """What an index knows, read by hand: of each image its features or why there are none, its captions, theirs."""
+    """Return, by image, its features or the reason why there are none, its captions, and their features."""
     db = sqlite3.connect(folder / database.DATABASE)
     (dim,) = db.execute("SELECT value FROM fact WHERE name = 'dim'").fetchone()
     paths = {name: folder / f"{name}.f16" for name in ("images", "captions")}
@@ -60,7 +60,7 @@ def content(folder: Path) -> dict[str, tuple[bytes | str, tuple[str, ...], tuple
 
 
 def rest(folder: Path) -> dict[str, Any]:
-    """What an index knows besides: sources, and by image its look, the first that is almost the same, and what rows say."""
+    """Return the other content: sources, and by image its thumbprint, its first near-duplicate, and its rows."""
     db = sqlite3.connect(folder / database.DATABASE)
     first = "(SELECT min(first.name) FROM image AS first WHERE first.slot = near)"
     looks = f"SELECT name, thumbprint, {first} FROM image JOIN feature USING (slot) ORDER BY name"

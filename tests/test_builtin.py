@@ -1,4 +1,4 @@
-"""What the package brings, named wherever a run is, and `eve try`."""
+"""The runs and icons that the package ships, and `eve try`."""
 
 import hashlib
 import json
@@ -32,14 +32,14 @@ def run() -> Eve:
     return Eve.load("builtin:icons", "cpu")
 
 
-def test_it_is_small_and_names_no_machine():
+def test_the_run_is_small_and_names_no_machine():
     files = [path for path in ICONS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8e6
     assert builtin.ICONS.stat().st_size < 2e6
     assert b'"/' not in (ICONS / "best" / "config.json").read_bytes()
 
 
-def test_weights_are_halves_on_the_disk_and_whole_in_memory(run):
+def test_weights_are_float16_on_disk_and_float32_in_memory(run):
     file = (ICONS / "best" / "model.safetensors").read_bytes()
     start = 8 + int.from_bytes(file[:8], "little")
     header = json.loads(file[8:start])
@@ -53,15 +53,15 @@ def test_weights_are_halves_on_the_disk_and_whole_in_memory(run):
         assert np.array_equal(parameters[name].detach().numpy(), halves.astype(np.float32))
 
 
-def test_it_is_named_as_people_name_it(run):
-    """Not by where it is installed, nor by the run that it started from, which is not brought."""
+def test_messages_name_the_run_builtin_icons(run):
+    """Not by its folder, nor by the run that it started from, which is not shipped."""
     assert repr(run).startswith("Eve(builtin:icons: retrieval, step ")
     said = "^answer: builtin:icons is a run of task retrieval, .* answer: eve finetune demo_vqa --init builtin:icons$"
     with pytest.raises(UserError, match=said):
         _ = run.answer
 
 
-def test_the_icons_are_unpacked_once_and_mended(tmp_path):
+def test_icons_are_unpacked_once_and_repaired(tmp_path):
     table = builtin.unpack_icons(tmp_path)
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     with zipfile.ZipFile(builtin.ICONS) as archive:
@@ -78,7 +78,7 @@ def test_the_icons_are_unpacked_once_and_mended(tmp_path):
 
 @pytest.fixture
 def few(tmp_path, monkeypatch) -> list[str]:
-    """As if the package brought only some of its icons, which take a tenth of the time."""
+    """Ship only some of the icons, which takes a tenth of the time."""
     with zipfile.ZipFile(builtin.ICONS) as archive, zipfile.ZipFile(tmp_path / "few.zip", "w") as small:
         rows = [json.loads(line) for line in archive.read(builtin.PAIRS).splitlines()]
         rows = [
@@ -91,7 +91,7 @@ def few(tmp_path, monkeypatch) -> list[str]:
     return [row["caption"] for row in rows]
 
 
-def test_trying_it_finds_icons_and_own_images_by_words(eve, tmp_path, run, few, monkeypatch):
+def test_eve_try_finds_icons_and_own_images_by_text(eve, tmp_path, run, few, monkeypatch):
     opened = []
     monkeypatch.setattr("eve_vl.cli.search.run_app", opened.append)
     (tmp_path / "mine").mkdir()
@@ -118,7 +118,7 @@ def test_trying_it_finds_icons_and_own_images_by_words(eve, tmp_path, run, few, 
     assert unknown.endswith("cannot tell its format by its name; eve index --format takes it, eve try does not")
 
 
-def test_words_that_the_readme_says_to_try_find_their_icon_first(tmp_path, run):
+def test_queries_of_the_readme_find_their_icon_first(tmp_path, run):
     said = re.search(r"Type\s+(.*?), or drop", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
     assert said is not None
     words = re.findall(r"\*(.+?)\*", said[1])
@@ -128,7 +128,7 @@ def test_words_that_the_readme_says_to_try_find_their_icon_first(tmp_path, run):
     assert len(words) == 3
 
 
-def test_a_port_that_is_taken_is_told_before_the_work(eve, tmp_path):
+def test_a_taken_port_is_refused_before_the_work(eve, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for words in (("try", "--out", "tried"), ("app", "builtin:icons"), ("serve", "nowhere")):
@@ -136,8 +136,8 @@ def test_a_port_that_is_taken_is_told_before_the_work(eve, tmp_path):
     assert not (tmp_path / "tried").exists()
 
 
-def test_it_is_a_start_for_other_runs(run):
-    """Also of images of another size, for which float16 positions are resized."""
+def test_other_runs_can_start_from_it(run):
+    """Also with another image size, for which float16 positions are resized."""
     start = replace(
         run.run.config, init=Path("builtin:icons"), scratch=False, input=replace(run.run.config.input, image_size=96)
     )
@@ -150,8 +150,8 @@ def test_it_is_a_start_for_other_runs(run):
     assert torch.equal(*(dict(each.named_parameters())["encoder.image.cls"] for each in (task, run.task)))
 
 
-def test_it_was_shipped_by_the_script(tmp_path):
-    """Shipped anew from itself and its icons, it is the same."""
+def test_the_script_ships_it(tmp_path):
+    """Shipping it again from itself and its icons gives the same files."""
     ship = load_example("icons", "ship")
     (tmp_path / "icons").mkdir()
     (tmp_path / "icons" / "README.md").write_text("stays")
@@ -171,7 +171,7 @@ def test_it_was_shipped_by_the_script(tmp_path):
         assert shipped == {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_names_that_there_are_not(eve):
+def test_unknown_names(eve):
     assert "no run 'builtin:ions'; did you mean 'builtin:icons'?" in complaint(eve("inspect", "builtin:ions"))
     assert "name what to evaluate on: --data" in complaint(eve("evaluate", "retrieval", "builtin:icons"))
     assert "icons: no such run folder; did you mean 'builtin:icons'?" in complaint(eve("encode", "icons", "--texts", "home"))

@@ -1,4 +1,4 @@
-"""What is searched for is found: as a pass over all images would find it, or not at all."""
+"""Searches return what a pass over all images would return, or one clear error."""
 
 import io
 import json
@@ -22,10 +22,10 @@ from eve_vl.search import index as index_module
 from eve_vl.search.index import Index
 from eve_vl.utils.errors import BadSampleError, UserError
 
-# What is in it
+# Content
 
 
-def test_features_and_captions_are_those_of_encode(model, photos, tmp_path):
+def test_features_and_captions_equal_those_of_encode(model, photos, tmp_path):
     index = model.index(photos, tmp_path / "index", batch_size=3)
     images = model.encode_image(photos)
     known = content(tmp_path / "index")
@@ -39,7 +39,7 @@ def test_features_and_captions_are_those_of_encode(model, photos, tmp_path):
         np.testing.assert_allclose([np.frombuffer(row, np.float16) for row in rows], model.encode_text(texts), atol=2e-3)
 
 
-def test_a_search_is_the_order_of_all_dot_products(model, photos, tmp_path):
+def test_search_orders_by_dot_product(model, photos, tmp_path):
     index = model.index(photos, tmp_path / "index")
     images, texts = model.encode_image(photos), model.encode_text(list(TEXTS))
     query = model.encode_text(TEXTS[1])[0]
@@ -63,7 +63,7 @@ def test_a_search_is_the_order_of_all_dot_products(model, photos, tmp_path):
     assert (found.name, found.captions) == (str(photos / "new" / "09.png"), ())
 
 
-def test_the_matching_head_orders_again_as_many_as_validation_chose(model, photos, tmp_path):
+def test_the_matching_head_reranks_the_number_that_validation_chose(model, photos, tmp_path):
     index = model.index(photos, tmp_path / "index")
     alone = index.search(TEXTS[0], rerank=0)
     assert [hit.match for hit in alone] == [None] * 20
@@ -85,7 +85,7 @@ def test_the_matching_head_orders_again_as_many_as_validation_chose(model, photo
         index.search(TEXTS[0], without=TEXTS[1], rerank=3)
 
 
-def test_candidates_are_decoded_as_the_matching_head_takes_them(model, photos, tmp_path, monkeypatch):
+def test_candidates_are_decoded_one_batch_at_a_time(model, photos, tmp_path, monkeypatch):
     index, decoded, at_a_time = model.index(photos, tmp_path / "index"), [], []
     scores, shrunk = model.task.pair_scores, index_module.shrunk
     monkeypatch.setattr(query, "AT_ONCE", 4)
@@ -95,7 +95,7 @@ def test_candidates_are_decoded_as_the_matching_head_takes_them(model, photos, t
     assert at_a_time == [4, 8, 10]
 
 
-def test_folders_and_columns_narrow_a_search(model, photos, tmp_path, monkeypatch):
+def test_folders_and_columns_filter_a_search(model, photos, tmp_path, monkeypatch):
     rows = [
         {
             "image": f"photos/new/{number:02}.png",
@@ -159,8 +159,8 @@ def test_tables_and_shards(model, photos, tmp_path):
     assert model.index(tmp_path / "shard.tar", tmp_path / "index").changes.kept == 6
 
 
-def test_rows_of_files_with_one_name_are_images_of_their_own(model, tmp_path):
-    """Parquet holds the images themselves, so that nothing but folder, file and row tells them apart."""
+def test_rows_of_files_with_the_same_name_are_different_images(model, tmp_path):
+    """Parquet holds the image bytes, so only folder, file and row tell them apart."""
     parquet = pytest.importorskip("pyarrow.parquet")
     pyarrow = pytest.importorskip("pyarrow")
     for part in range(2):
@@ -181,8 +181,8 @@ def test_rows_of_files_with_one_name_are_images_of_their_own(model, tmp_path):
     assert model.index((), tmp_path / "index").changes.kept == 6
 
 
-def test_each_row_about_a_image_says_something(eve, run, model, photos, tmp_path):
-    """As in tables of a row for each caption; columns that the first row lacks count, and true is called true."""
+def test_all_rows_about_an_image_count(eve, run, model, photos, tmp_path):
+    """As in tables with a row per caption. Columns that the first row lacks count, and True is stored as true."""
     rows = [
         {"image": f"photos/old/0{row // 2}.png", "caption": f"red {row}", "who": row % 2, 'größe "1\\': row // 2}
         for row in range(6)
@@ -219,7 +219,7 @@ def test_each_row_about_a_image_says_something(eve, run, model, photos, tmp_path
 
 
 def test_one_sql_query_fetches_all_hits(model, photos, tmp_path):
-    """However many queries and hits there are; of images and of captions."""
+    """For any number of queries and hits, of images and of captions."""
     model.index(photos, tmp_path / "index")
     index = Index.open(tmp_path / "index", model)
     single = [index.search(text, rerank=0) for text in TEXTS]
@@ -253,7 +253,7 @@ def test_a_query_is_tokenized_once(model, photos, tmp_path):
     assert counting.texts == list(TEXTS)
 
 
-def test_a_narrow_search_looks_through_the_images_once(model, photos, tmp_path):
+def test_a_filter_is_looked_up_once_per_version(model, photos, tmp_path):
     model.index(photos, tmp_path / "index")
     index, queries = Index.open(tmp_path / "index", model), []
     index.database.db.set_trace_callback(queries.append)
@@ -267,8 +267,8 @@ def test_a_narrow_search_looks_through_the_images_once(model, photos, tmp_path):
     ]
 
 
-def test_a_image_is_the_one_that_was_indexed_or_none(model, photos, tmp_path):
-    """A file, a shard or a table may be another by now, or its rows in another order."""
+def test_an_image_is_the_indexed_one_or_an_error(model, photos, tmp_path):
+    """A file, shard or table may have changed, or its rows may have another order."""
     data = {number: (photos / "new" / f"{number:02}.png").read_bytes() for number in range(8, 12)}
     table, shard = tmp_path / "table.parquet", tmp_path / "shard.tar"
 
@@ -306,11 +306,11 @@ def test_a_image_is_the_one_that_was_indexed_or_none(model, photos, tmp_path):
     np.testing.assert_array_equal([each for each in shown()[3:] if each is not None], expected([8]))
 
 
-# One clear line
+# Errors
 
 
 def write_bad_indices(eve, run, model, tmp_path: Path) -> None:
-    """Beside `index`, which is good: of nothing, of a run that cannot compare, older, damaged, moved, and killed at once."""
+    """Write the good `index` and bad ones: empty, of another kind of run, older, damaged, moved, killed at the start."""
     blind = write_run(tiny_run("masked"), tmp_path / "blind")
     assert eve("index", "photos", "--run", run, "--out", "index").returncode == 0
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""Sources of an index: one or several, each read for what it is, and an image in two of them is still one."""
+"""Sources of an index: one or several; an image in two of them counts once."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ def write_table(path: Path, names: list[str]) -> None:
     path.write_text("".join(json.dumps({"image": name, "caption": f"red {name}"}) + "\n" for name in names))
 
 
-def test_a_source_is_not_a_image_to_look_for(eve, model, photos, tmp_path):
-    """Nor is it if it holds a single one."""
+def test_a_source_is_not_an_image_to_search_for(eve, model, photos, tmp_path):
+    """Not even if it holds a single image."""
     index = model.index(photos, tmp_path / "index")
     write_image(tmp_path / "one" / "1.png", 1)
     for name in ("one", "many"):
@@ -61,8 +61,8 @@ def test_one_source_needs_no_list(model, photos, tmp_path):
         assert list(index.sources()) == [str(photos / "new")]
 
 
-def test_a_image_of_two_sources_is_one(eve, model, run, photos, tmp_path):
-    """In numbers, among hits and in what an update says; while one of them holds it, it is not gone."""
+def test_an_image_of_two_sources_counts_once(eve, model, run, photos, tmp_path):
+    """In counts, among hits and in an update's report. It is gone when the last source drops it."""
     names = [f"photos/new/{number:02}.png" for number in range(8, 20)]
     write_table(tmp_path / "table.jsonl", names)
     shutil.copy(photos / "new" / "08.png", photos / "old" / "again.png")
@@ -96,7 +96,7 @@ def test_a_image_of_two_sources_is_one(eve, model, run, photos, tmp_path):
     }
 
 
-def test_a_file_is_not_almost_the_same_as_itself_in_a_source_that_was_not_looked_at(model, photos, tmp_path):
+def test_a_file_is_no_near_duplicate_of_itself_in_another_source(model, photos, tmp_path):
     write_table(tmp_path / "table.jsonl", ["photos/new/08.png"])
     model.index([photos, tmp_path / "table.jsonl"], tmp_path / "index")
     path = photos / "new" / "08.png"

@@ -1,4 +1,4 @@
-"""An index is what a pass over all images would give, whatever happened to it and to them on the way."""
+"""An updated index equals a new one, whatever happened to it and to the images."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ from eve_vl.search.database import FeatureWriter
 from eve_vl.utils.errors import DamagedError, UserError
 
 
-def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch):
-    """Also from another folder than the one that it was named in."""
+def test_reading_options_are_remembered(model, photos, tmp_path, monkeypatch):
+    """Also from another working folder."""
     (tmp_path / "tables").mkdir()
     rows = [{"photo": f"old/{number:02}.png", "says": f"red {number}"} for number in range(8)]
     (tmp_path / "tables" / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -37,11 +37,11 @@ def test_how_a_source_is_read_is_remembered(model, photos, tmp_path, monkeypatch
         model.index((), tmp_path / "index", batch_size=0)
 
 
-# Kept up to date
+# Updates
 
 
 def test_added_changed_and_removed_files(model, photos, tmp_path, monkeypatch):
-    """Only what is new is computed; the result is that of a new index."""
+    """Only new images are encoded; the result equals a new index."""
     model.index(photos, tmp_path / "index")
     write_image(photos / "new" / "99.png", 99)
     write_image(photos / "old" / "05.png", 105)
@@ -93,7 +93,7 @@ def test_a_source_can_be_forgotten(model, photos, tmp_path):
         model.index((), tmp_path / "index", drop=[photos / "old"])
 
 
-def test_a_source_that_is_gone_does_not_stop_the_others(eve, run, photos, tmp_path):
+def test_a_lost_source_does_not_stop_the_others(eve, run, photos, tmp_path):
     assert eve("index", "photos/old", "photos/new", "--run", run, "--out", "index").returncode == 0
     shutil.rmtree(photos / "old")
     write_image(photos / "new" / "50.png", 50)
@@ -107,7 +107,7 @@ def test_a_source_that_is_gone_does_not_stop_the_others(eve, run, photos, tmp_pa
     assert len(content(tmp_path / "index")) == 13
 
 
-def test_columns_are_stored_and_not_searched_for(model, photos, tmp_path):
+def test_column_names_are_stored_at_updates(model, photos, tmp_path):
     """After each update they are those of all rows, and reading them runs no statement over the captions."""
 
     def write(name: str, columns: list[dict[str, Any]]) -> Path:
@@ -161,8 +161,8 @@ def test_broken_files_are_listed_and_tried_again_when_they_change(model, photos,
     assert (index.changes.new, index.changes.kept) == (1, 217)
 
 
-def test_a_folder_that_cannot_be_read_is_not_taken_for_deleted(model, photos, tmp_path, monkeypatch):
-    """Nor is one that cannot be entered, such as that of another user; os.scandir stands for it, for root may read all."""
+def test_an_unreadable_folder_is_not_taken_for_deleted(model, photos, tmp_path, monkeypatch):
+    """The test replaces os.scandir, because root may read everything."""
     model.index(photos, tmp_path / "index")
     before, scandir = content(tmp_path / "index"), os.scandir
 
@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_deleted(model, photos, tm
     assert model.index((), tmp_path / "index").changes.kept == 20
 
 
-def test_a_image_stays_without_captions_that_cannot_be_read(eve, run, model, photos, tmp_path):
+def test_an_image_stays_without_its_unreadable_captions(eve, run, model, photos, tmp_path):
     model.index(photos, tmp_path / "index")
     (photos / "old" / "00.txt").write_bytes(b"\xff\xfe")
     (photos / "old" / "01.txt").write_text("word " * 2000)
@@ -220,11 +220,11 @@ def test_names_of_any_bytes(model, photos, tmp_path):
         model.encode_text(os.fsdecode(b"\xff"))
 
 
-# Searched while it changes
+# Searches during an update
 
 
-def test_an_update_locks_nobody_out_until_it_commits(model, photos, tmp_path, monkeypatch):
-    """However much of it SQLite cannot keep in its cache."""
+def test_an_update_locks_searches_out_only_while_it_commits(model, photos, tmp_path, monkeypatch):
+    """Also if the transaction exceeds SQLite's cache."""
     model.index(photos, tmp_path / "index")
     for path in photos.glob("old/*.png"):
         path.unlink()
@@ -246,14 +246,14 @@ def test_an_update_locks_nobody_out_until_it_commits(model, photos, tmp_path, mo
     assert {*seen} == {20}  # of before: what is not committed is not seen
 
 
-# Interrupted
+# Interruptions
 
 
 class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
-def test_somebody_who_reads_for_long_is_waited_for(model, photos, tmp_path, monkeypatch):
+def test_an_update_waits_for_a_long_read(model, photos, tmp_path, monkeypatch):
     index = model.index(photos, tmp_path / "index")
     assert index.database.db.execute("PRAGMA busy_timeout").fetchone() == (60_000,)
     write_image(photos / "new" / "99.png", 99)
@@ -269,7 +269,7 @@ def test_somebody_who_reads_for_long_is_waited_for(model, photos, tmp_path, monk
 
 
 def test_killed_and_resumed_is_the_same_to_the_bit(eve, run, photos, tmp_path, monkeypatch):
-    """Twenty times, at any call; what is gone on with are the files as they were in that moment, before anything is undone."""
+    """Twenty kills at random calls; each update resumes from the files as they were at that moment."""
     for number in range(100, 400):
         write_image(photos / "many" / f"{number}.png", number)
     (photos / "many" / "200.png").write_bytes(b"x")
@@ -333,8 +333,8 @@ setattr(indexer.Update, name, call)
 """
 
 
-def test_sigkill_leaves_what_can_be_gone_on_with(eve, eve_process, run, photos, tmp_path):
-    """Between commits, and when all is taken away that is gone but nothing of that is committed."""
+def test_an_update_resumes_after_sigkill(eve, eve_process, run, photos, tmp_path):
+    """Between commits, and after deleting rows that are gone but before that commit."""
     (tmp_path / "kills.py").write_text(KILLS)
     for number in range(100, 200):
         write_image(photos / "many" / f"{number}.png", number)
@@ -367,7 +367,7 @@ def test_sigkill_leaves_what_can_be_gone_on_with(eve, eve_process, run, photos, 
 
 
 def test_captions_do_not_wait_for_images(model, photos, tmp_path, monkeypatch):
-    """A batch of them is computed when there is one, though a single image waits for its own."""
+    """A full batch of captions is computed although a single image still waits for its batch."""
     rows = [{"image": "photos/new/10.png", "caption": f"red {number}"} for number in range(50)]
     (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     waiting, flush = [], FeatureWriter.flush
@@ -426,7 +426,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(eve, run, photos, tmp_path, m
     assert len(content(tmp_path / "index")) == 120
 
 
-def test_slots_that_are_free_come_first():
+def test_free_slots_are_used_first():
     filling = FeatureWriter(None, None, [0, 1, 4, 6], 8)  # pyright: ignore[reportArgumentType]
     assert [filling.add("x") for _ in range(5)] == [2, 3, 5, 7, 8]
     assert [FeatureWriter(None, None, [], 8).add("x")] == [0]  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""The nearest features: those of the whole order, or nearly all of them by cells."""
+"""The nearest vectors: exactly those of a full sort, or nearly all of them from cells."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ from eve_vl.utils.errors import UserError
 
 
 @pytest.mark.parametrize("k", [1, 10, 500])
-def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
+def test_topk_equals_a_full_sort(k, tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BLOCK", 100)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(350, 6)).astype(np.float16)
@@ -46,7 +46,7 @@ def test_best_is_the_whole_order(k, tmp_path, monkeypatch):
 
 
 def cells_of(model: Eve, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
-    """An index of 320 images, which are enough for cells."""
+    """Return an index of 320 images, enough for cells."""
     pytest.importorskip("faiss")
     monkeypatch.setattr(ann, "EXACT_MOST", 200)
     for number in range(100, 400):
@@ -55,7 +55,7 @@ def cells_of(model: Eve, photos: Path, folder: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_cells_find_nearly_all_that_an_exact_search_finds(model, photos, tmp_path, monkeypatch, capsys):
-    """And are made again after a change; what narrows a search makes it exact."""
+    """Cells are rebuilt after a change, and filters make a search exact."""
     index = cells_of(model, photos, tmp_path / "index", monkeypatch)
     assert "320 images in 64 cells, a search probes" in capsys.readouterr().out
     facts = ann.cell_facts(index.database)
@@ -88,8 +88,8 @@ def test_without_faiss_a_large_index_is_searched_exactly(model, photos, tmp_path
     assert len(index.search(TEXTS[0])) == 20
 
 
-def test_more_than_cells_are_good_for_is_found_exactly(model, photos, tmp_path, monkeypatch):
-    """And what is found of few is no less: the cells that are looked into may hold fewer than are asked for."""
+def test_large_k_is_searched_exactly(model, photos, tmp_path, monkeypatch):
+    """So is a k for which the probed cells hold too few images."""
     index = cells_of(model, photos, tmp_path / "index", monkeypatch)
     exact = [hit.name for hit in index.search(TEXTS[0], top=320, rerank=0, folder=photos)]
     assert len(exact) == 320
@@ -100,8 +100,8 @@ def test_more_than_cells_are_good_for_is_found_exactly(model, photos, tmp_path, 
     assert [hit.name for hit in index.search(TEXTS[0], top=128, rerank=0)] == exact[:128]
 
 
-def test_cells_that_a_full_disk_does_not_take_are_one_line(eve, model, run, photos, tmp_path, monkeypatch):
-    """The rest of the index is there, and is searched exactly until there is room."""
+def test_a_full_disk_while_writing_cells_is_one_line(eve, model, run, photos, tmp_path, monkeypatch):
+    """The rest of the index is there, and searches are exact until the disk has space."""
     path = tmp_path / "index" / ann.FILE
     model.index(photos, tmp_path / "index")
     temporary = atomic_io._beside(path, "tmp")
@@ -117,7 +117,7 @@ def test_cells_that_a_full_disk_does_not_take_are_one_line(eve, model, run, phot
     assert path.stat().st_size > 320 * 2 * 8
 
 
-def test_cells_that_are_cut_short_are_made_anew_and_damaged_ones_are_one_line(eve, model, photos, tmp_path, monkeypatch):
+def test_truncated_cells_are_rebuilt_and_damaged_ones_are_one_line(eve, model, photos, tmp_path, monkeypatch):
     index, path = cells_of(model, photos, tmp_path / "index", monkeypatch), tmp_path / "index" / ann.FILE
     exact = [hit.name for hit in index.search(TEXTS[0], top=5, rerank=0, folder=photos)]
     whole = path.read_bytes()

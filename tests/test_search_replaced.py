@@ -1,4 +1,4 @@
-"""An index that is deleted while it is open, and perhaps made anew, is not taken for the one that was opened."""
+"""An index that is deleted or rebuilt while it is open is not mistaken for the opened one."""
 
 import shutil
 from pathlib import Path
@@ -16,15 +16,15 @@ from eve_vl.utils.errors import DamagedError
 OTHER = "index.sqlite: was replaced since it was opened; open the index again, or restart the server"
 
 
-def made_anew(model: Eve, photos: Path, folder: Path) -> None:
-    """As many images in other slots: what is known of the old ones would be said of these."""
+def rebuild(model: Eve, photos: Path, folder: Path) -> None:
+    """Rebuild it with as many images in other slots, so that old rows would describe other images."""
     shutil.rmtree(folder)
     for number in range(8):
         (photos / "old" / f"{number:02}.png").rename(photos / "new" / f"{number + 50}.png")
     model.index(photos, folder)
 
 
-def test_an_index_made_anew_is_not_searched_by_what_was_known_of_the_old_one(model, photos, tmp_path):
+def test_a_rebuilt_index_is_not_searched_with_old_rows(model, photos, tmp_path):
     model.index(photos, tmp_path / "index")
     index = Index.open(tmp_path / "index", model)
     (hit,) = index.search(image=photos / "new" / "09.png", top=1)
@@ -38,7 +38,7 @@ def test_an_index_made_anew_is_not_searched_by_what_was_known_of_the_old_one(mod
     )
     for call in asked:
         call()
-    made_anew(model, photos, tmp_path / "index")
+    rebuild(model, photos, tmp_path / "index")
     for call in asked:
         with pytest.raises(DamagedError, match=OTHER):
             call()
@@ -50,13 +50,13 @@ def test_an_index_made_anew_is_not_searched_by_what_was_known_of_the_old_one(mod
             call()
 
 
-def test_an_index_made_anew_in_the_middle_of_a_search_gives_no_hits(model, photos, tmp_path, monkeypatch):
+def test_an_index_rebuilt_during_a_search_gives_no_hits(model, photos, tmp_path, monkeypatch):
     model.index(photos, tmp_path / "index")
     index, first = Index.open(tmp_path / "index", model), database.VectorFile.first
 
     def late(self, num):
         monkeypatch.undo()
-        made_anew(model, photos, tmp_path / "index")
+        rebuild(model, photos, tmp_path / "index")
         return first(self, num)
 
     monkeypatch.setattr(database.VectorFile, "first", late)
@@ -64,12 +64,12 @@ def test_an_index_made_anew_in_the_middle_of_a_search_gives_no_hits(model, photo
         index.search(TEXTS[0])
 
 
-def test_an_update_does_not_write_into_an_index_made_anew(model, photos, tmp_path, monkeypatch):
+def test_an_update_does_not_write_into_a_rebuilt_index(model, photos, tmp_path, monkeypatch):
     real, encode = Eve.load(model.run.folder), model.task.image_features
 
     def late(images):
         if not (tmp_path / "known").exists():
-            made_anew(real, photos, tmp_path / "index")
+            rebuild(real, photos, tmp_path / "index")
             shutil.copytree(tmp_path / "index", tmp_path / "known")
         return encode(images)
 
@@ -80,12 +80,12 @@ def test_an_update_does_not_write_into_an_index_made_anew(model, photos, tmp_pat
     assert rest(tmp_path / "index") == rest(tmp_path / "known")
 
 
-def test_a_server_of_an_index_made_anew_says_so_in_its_log(model, photos, tmp_path, caplog):
+def test_a_server_logs_that_its_index_was_rebuilt(model, photos, tmp_path, caplog):
     model.index(photos, tmp_path / "index")
     with serving(model, index=Index.open(tmp_path / "index", model)) as client:
         hit = client.post("/v1/search", json={"query": TEXTS[0], "top": 1}).json()["hits"][0]
         assert client.get(hit["image"]).status_code == 200
-        made_anew(model, photos, tmp_path / "index")
+        rebuild(model, photos, tmp_path / "index")
         answers = client.post("/v1/search", json={"query": TEXTS[0]}), client.get(hit["image"]), client.get("/v1/runs")
         assert [answer.status_code for answer in answers] == [500] * 3
         assert {answer.json()["error"] for answer in answers} == {"the server failed at this request; its log says why"}

@@ -1,4 +1,4 @@
-"""Images read ahead: in order, few at once, and none that is known or on its way."""
+"""Prefetching: images come in order, few at a time, and known ones are not read."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ def threads():
         yield pool
 
 
-def test_things_come_in_order_after_they_were_worked_on_and_few_are_taken_before(threads):
+def test_items_come_in_order_after_their_work_and_few_are_taken_ahead(threads):
     taken, done = [], []
 
     def numbers():
@@ -37,7 +37,7 @@ def test_things_come_in_order_after_they_were_worked_on_and_few_are_taken_before
     assert sorted(done) == taken == list(range(5 * AHEAD))
 
 
-def test_what_goes_wrong_is_raised_in_its_turn(threads):
+def test_errors_are_raised_in_their_turn(threads):
     def work(number: int) -> None:
         if number == 2:
             raise KeyError(number)
@@ -48,8 +48,8 @@ def test_what_goes_wrong_is_raised_in_its_turn(threads):
         next(found)
 
 
-def test_images_are_read_and_decoded_as_often_as_they_are_new(model, photos, tmp_path, monkeypatch):
-    """Five rows about each, as in tables of a row for each caption; then from another folder; then once more."""
+def test_only_new_images_are_read_and_decoded(model, photos, tmp_path, monkeypatch):
+    """Five rows about each, as in tables with a row per caption; then from another folder; then once more."""
     read, decoded = [], []
     read_image, decode = module.read_image, module.decode
     monkeypatch.setattr(module, "read_image", lambda image, where: read.append(image.path.name) or read_image(image, where))
@@ -68,7 +68,7 @@ def test_images_are_read_and_decoded_as_often_as_they_are_new(model, photos, tmp
     assert (len(read), len(decoded)) == (40, 20)
 
 
-def test_a_file_that_cannot_be_read_is_tried_once_and_a_large_one_is_not_kept(model, photos, tmp_path, monkeypatch):
+def test_an_unreadable_file_is_tried_once_and_a_large_one_is_not_kept(model, photos, tmp_path, monkeypatch):
     read, kept = [], []
     read_image, decode = module.read_image, module.decode
     monkeypatch.setattr(module, "MOST_KEPT", 10)
@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_read_is_tried_once_and_a_large_one_is_not_kept(mo
     assert (index.counts()["distinct"], list(index.changes.broken)) == (20, [str(photos / "zero.png")])
 
 
-def test_who_stops_does_not_wait_for_what_has_not_begun(model, photos, tmp_path, monkeypatch):
+def test_ctrl_c_does_not_wait_for_queued_rows(model, photos, tmp_path, monkeypatch):
     begun = []
 
     def read_image(image, where):

@@ -1,4 +1,4 @@
-"""Images that are almost the same: which are, and that an index marks them."""
+"""Near-duplicates: which images are, and how an index marks them."""
 
 import itertools
 from pathlib import Path
@@ -13,8 +13,8 @@ from eve_vl.search import near_duplicates
 from eve_vl.search.index import Index
 
 
-def test_images_that_are_almost_the_same_are_marked(model, tmp_path):
-    """Saved smaller and as JPEG; the same bytes are one image with two names."""
+def test_near_duplicates_are_marked(model, tmp_path):
+    """A smaller JPEG is a near-duplicate; the same bytes are one image with two names."""
     soft = Image.fromarray(noise(1, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
     other = Image.fromarray(noise(2, 6, 6)).resize((400, 300), Image.Resampling.BICUBIC)
     folder = tmp_path / "photos"
@@ -31,8 +31,8 @@ def test_images_that_are_almost_the_same_are_marked(model, tmp_path):
     assert [Path(name).name for name in hits["a.png"].images] == ["a.png", "d.png"]
 
 
-def test_almost_the_same_are_saved_anew_and_not_what_a_run_takes_for_one(model, tmp_path):
-    """Discs of which only the colour or a hand tells them apart are others; each saved anew in four ways is found again."""
+def test_saved_copies_are_near_duplicates_and_similar_drawings_are_not(model, tmp_path):
+    """Discs that differ only in colour or in a hand are different; four saved copies of each are found."""
     folder, drawn = tmp_path / "discs", []
     folder.mkdir()
     for number, (colour, hand) in enumerate(
@@ -68,8 +68,8 @@ def test_almost_the_same_are_saved_anew_and_not_what_a_run_takes_for_one(model, 
     assert [sum(hit.near is None for hit in hits) for hits in pairs] == [12, 12]
 
 
-def test_pages_of_text_are_not_almost_the_same(model, tmp_path):
-    """Though small they are all of nearly one grey."""
+def test_pages_of_text_are_not_near_duplicates(model, tmp_path):
+    """Although all are nearly one grey when small."""
     rng = np.random.default_rng(0)
     for number in range(20):
         page = np.full((200, 150), 255, np.uint8)
@@ -86,25 +86,25 @@ def test_pages_of_text_are_not_almost_the_same(model, tmp_path):
 
 
 @pytest.mark.parametrize("spread", [10, 60, 250])
-def test_near_finds_what_a_slow_loop_finds(spread):
-    """Also of what was there before, of which only new ones are compared; some looks are equal, some beyond what is allowed."""
+def test_near_duplicates_equal_those_of_a_slow_loop(spread):
+    """Also when only new images are compared with older ones. Some thumbprints are equal, some differ by too much."""
     rng = np.random.default_rng(0)
-    looks = rng.integers(255 - spread, 256, (1000, 192), dtype=np.uint8)
-    looks[500:600] = np.clip(looks[:100].astype(int) + rng.integers(-1, 2, (100, 192)) * max(1, spread // 15), 0, 255)
-    looks[600:650] = looks[100:150]
-    looks[650:700, 5] ^= 128
-    looks[700:750] = looks[500:550]
-    looks[700:750, 7] = np.clip(looks[700:750, 7] + 24.0, 0, 255)
-    limits = np.array([min(24, max(2, 0.15 * np.float32(max(look) - min(look)))) for look in looks])
+    prints = rng.integers(255 - spread, 256, (1000, 192), dtype=np.uint8)
+    prints[500:600] = np.clip(prints[:100].astype(int) + rng.integers(-1, 2, (100, 192)) * max(1, spread // 15), 0, 255)
+    prints[600:650] = prints[100:150]
+    prints[650:700, 5] ^= 128
+    prints[700:750] = prints[500:550]
+    prints[700:750, 7] = np.clip(prints[700:750, 7] + 24.0, 0, 255)
+    limits = np.array([min(24, max(2, 0.15 * np.float32(max(look) - min(look)))) for look in prints])
     expected = np.arange(1000)
     for row in range(1000):
-        apart = np.abs(looks[:row].astype(int) - looks[row]).max(1, initial=0)
+        apart = np.abs(prints[:row].astype(int) - prints[row]).max(1, initial=0)
         is_near = apart <= np.minimum(limits[:row], limits[row])
         expected[row] = is_near.argmax() if is_near.any() else row
     assert (expected != np.arange(1000)).sum() >= 150
-    found = near_duplicates.first_near_duplicates(looks, np.full(1000, -1))
+    found = near_duplicates.first_near_duplicates(prints, np.full(1000, -1))
     np.testing.assert_array_equal(found, expected)
     for kept in (0, 300, 700, 1000):
         known = np.where((expected < kept) & (np.arange(1000) < kept), expected, -1)
-        np.testing.assert_array_equal(near_duplicates.first_near_duplicates(looks, known), expected)
-    assert near_duplicates.first_near_duplicates(looks[:0], np.zeros(0, np.int64)).size == 0
+        np.testing.assert_array_equal(near_duplicates.first_near_duplicates(prints, known), expected)
+    assert near_duplicates.first_near_duplicates(prints[:0], np.zeros(0, np.int64)).size == 0
