@@ -56,7 +56,7 @@ def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
     sections = replace(config.data, train=of(config.data.train), val=of(config.data.val), num_workers=0)
     config = replace(config, out=Path("no-run"), data=sections)
     kind = task_class(type(config.task))
-    sources, _ = open_train_and_val(config, kind.kind(config))
+    sources, _ = open_train_and_val(config, kind.dataset.kind_of(config))
     tokenizer = obtain_tokenizer(config, sources)
     prepared = kind.prepare(config, sources, None)
     seed_everything(0)

@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.utils.runtime import keep_memory, yield_cores
 
 yield_cores()
@@ -25,7 +26,7 @@ from torch import Tensor  # noqa: E402
 from eve_vl.config import RetrievalConfig  # noqa: E402
 from eve_vl.data.batch import normalize  # noqa: E402
 from eve_vl.data.loader import eval_loader, open_sources  # noqa: E402
-from eve_vl.evaluation.retrieval import RetrievalSet, gathered, rerank_scores  # noqa: E402
+from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered, rerank_scores  # noqa: E402
 from eve_vl.metrics import retrieval as metrics  # noqa: E402
 from eve_vl.recipes import get_finetune_recipe, get_recipe  # noqa: E402
 from eve_vl.run.loading import build_task, load_run  # noqa: E402
@@ -80,7 +81,7 @@ def main() -> None:
     tokenizer = loaded.tokenizer if loaded else train_tokenizer(["scenes:test"], config.data, 512)
     task = (loaded.task if loaded else build_task(config, tokenizer)).eval()
     assert isinstance(task, Retrieval)
-    loader = eval_loader(task.eval_dataset(sources, config, tokenizer), rank=0, world=1)
+    loader = eval_loader(evaluator_of(task).dataset(sources, config, tokenizer), rank=0, world=1)
     gallery = gathered(task, loader)
     texts_IK = metrics.rank_from_features(gallery.image_Id, gallery.caption_Td, args.k)
     images_TK = metrics.rank_from_features(gallery.caption_Td, gallery.image_Id, args.k)

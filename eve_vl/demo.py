@@ -166,8 +166,8 @@ def work(config: Config, num_test: int = NUM_TEST, splits: Sequence[str] = tuple
         run, rows = load_run(config.out), dict[str, Any]()
         numbers: dict[str, float] = {NUM_ROWS: num_test}
         for split in splits:
-            sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, run.task.kind(config))
-            measured, rows[split] = evaluate_rows(run, num_test, sources, blind=False)
+            sources = open_sources([f"scenes:{split}"], config.data, config.input.image_size, run.task.dataset.kind_of(config))
+            measured, rows[split] = evaluate_rows(run, num_test, sources, ablations=False)
             numbers |= {name + SPLITS[split]: value for name, value in measured.items()}
     write_file(config.out / ROWS_FILE, json.dumps(rows, indent=1) + "\n")
     write_file(test_file, json.dumps(to_json(numbers), indent=1) + "\n")

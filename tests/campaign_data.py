@@ -24,6 +24,7 @@ from eve_vl.data.answer_vocab import read_answers
 from eve_vl.data.loader import open_train_and_val
 from eve_vl.data.readers.webdataset import INDEX_SUFFIX, _index
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.evaluator import evaluator_class
 from eve_vl.run.loading import build_task
 from eve_vl.tasks import task_class
 
@@ -180,12 +181,12 @@ def train_on(spec: str, task: TaskConfig | None, **data: Any) -> Action:
             task=task, data={"train": (str(folder / spec),), "val": ("held-out",), "crop_scale": (0.5, 1), **data}
         )
         kind = task_class(type(config.task))
-        sources, val_sources = open_train_and_val(config, kind.kind(config))
+        sources, val_sources = open_train_and_val(config, kind.dataset.kind_of(config))
         prepared = kind.prepare(config, sources, None)
         dataset = kind.dataset(prepared.sources, config, TOKENIZER, training=True)
         samples = [dataset[0, 0, row] for row in range(min(len(prepared.sources[0]), NUM_ROWS))]
         dataset.collate(samples)
-        val = kind.eval_dataset(val_sources, config, TOKENIZER)
+        val = evaluator_class(type(config.task)).dataset(val_sources, config, TOKENIZER)
         val.collate([val[position] for position in val.eval_batches(4, 0, 1)[0]])
         for error in (error for sample in samples for error in sample.skipped):
             raise error  # its message is looked at

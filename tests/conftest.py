@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from eve_vl.cli import main
+from eve_vl.evaluation import vqa
 from eve_vl.run import training
-from eve_vl.tasks import vqa
 
 torch.set_num_threads(1)  # two threads stall on shared cores
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,8 +1,9 @@
 """Compare our arithmetic with recorded outputs of the published code: python tests/golden_check.py DIR
 
 DIR holds manifest.json, the weights under their published names, inputs, and outputs in two versions: `released` (with the
-recorded noise) and `dropless` (without noise and drops, with losses and gradients). Sizes come from the tensors and the manifest.
-Prints the largest difference per kind. Exits with 1 if a difference exceeds its tolerance or a recorded tensor was not compared.
+recorded noise) and `dropless` (without noise and drops, with losses and gradients). Sizes come from the tensors and the
+manifest. Prints the largest difference per kind. Exits with 1 if a difference exceeds its tolerance or a recorded tensor was
+not compared.
 
 Letters: B batch, N tokens, D width, S tokens of the whole batch, E experts.
 """
@@ -224,7 +225,7 @@ def check_retrieval(fixture: Fixture, version: str, check: Comparison) -> None:
     check("logits", "retrieval_train_feats.itc_logits", image_Bd @ text_Bd.T / features.temperature)
     for tag, tokens in (("vision", (image, None)), ("text", (None, text))):
         with watching(encoder, check, f"retrieval_eval_feats.{tag}"):
-            projected_Bd = task.alone(*tokens)
+            projected_Bd = task._state(*tokens)
         check("features", f"retrieval_eval_feats.{tag}.feat", torch.nn.functional.normalize(projected_Bd, dim=1))
     with watching(encoder, check, "retrieval_itm"):
         check("logits", "retrieval_itm.itm_logits", contrast.match(encoder, image, text)[0])

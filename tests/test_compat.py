@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from eve_vl.config import config_to_json
+from eve_vl.evaluation import vqa
 from eve_vl.run.loading import load_run, read_config
-from eve_vl.tasks import vqa
 from eve_vl.train.log import TIMING, read_log
 
 COMPAT = Path(__file__).parent / "compat"

@@ -15,10 +15,10 @@ import pytest
 
 from eve_vl import demo
 from eve_vl.config import Config
+from eve_vl.evaluation import vqa
 from eve_vl.metrics.intervals import MeasuredValue, from_json
 from eve_vl.recipes import get_recipe
 from eve_vl.run import training
-from eve_vl.tasks import vqa
 from eve_vl.train.log import read_log
 from eve_vl.train.trainer import Trainer
 from eve_vl.utils.errors import UserError

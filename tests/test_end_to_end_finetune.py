@@ -11,6 +11,7 @@ from test_bad_input import complaint
 
 from eve_vl import Eve
 from eve_vl.data.dataset import eval_positions
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import from_json, to_json
 from eve_vl.run.loading import load_run
 from eve_vl.synthetic.scenes import SceneStatements
@@ -44,7 +45,7 @@ def share_judged_right(run: Path, split: str, num_samples: int) -> float:
 
 def loaded_verdict(run: Path) -> str:
     """What the run's task says of its numbers of record."""
-    return load_run(run).task.verdict(from_json(json.loads((run / "metrics.json").read_text())))
+    return evaluator_of(load_run(run).task).comparison(from_json(json.loads((run / "metrics.json").read_text())))
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -18,7 +18,8 @@ from PIL import Image
 from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.transforms import random_ink
-from eve_vl.evaluation.retrieval import gathered
+from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.evaluation.retrieval_set import gathered
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.tasks.task import Sizes
@@ -272,7 +273,7 @@ def test_its_rows_are_those_of_our_own_runs(images):
     task = Retrieval(config, Sizes(vocab_size=search.tokenizer.vocab_size)).eval()
     found = gathered(task, eval_loader(search, rank=0, world=1))
     numbers, rows = open_clip.numbers_of(search, found.image_Id.detach().numpy(), found.caption_Td.detach().numpy())
-    ours = task.evaluated(eval_loader(search, rank=0, world=1))
+    ours = evaluator_of(task).evaluate_with_rows(eval_loader(search, rank=0, world=1))
     assert rows == ours.row_scores
     assert {name: ours.numbers[name] for name in numbers} == numbers
 

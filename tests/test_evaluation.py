@@ -18,18 +18,20 @@ from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.loader import eval_loader, open_sources
 from eve_vl.data.records import ImageBytes
 from eve_vl.data.search_set import SearchSet
-from eve_vl.evaluation.runner import evaluate_rows, remarks
+from eve_vl.evaluation import vqa
+from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
+from eve_vl.evaluation.mlim import MlimEvaluator
+from eve_vl.evaluation.nlvr2 import NLVR2Evaluator
+from eve_vl.evaluation.retrieval import RetrievalEvaluator
+from eve_vl.evaluation.runner import evaluate_rows, warnings
 from eve_vl.evaluation.significance import Baseline
+from eve_vl.evaluation.vqa import VQAEvaluator
 from eve_vl.metrics import classification, intervals
 from eve_vl.metrics.intervals import MeasuredValue, from_json, paired, share, to_json
 from eve_vl.metrics.masked_signal import Sums
 from eve_vl.run.loading import load_run
-from eve_vl.tasks import vqa
-from eve_vl.tasks.masked_signal import MaskedSignal
-from eve_vl.tasks.mlim import Mlim
-from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.retrieval import Retrieval
-from eve_vl.tasks.vqa import VQA
 from eve_vl.train.log import RunLog, read_log
 from eve_vl.train.trainer import evaluation_batches, num_skipped
 from eve_vl.utils.errors import UserError
@@ -96,7 +98,7 @@ def test_evaluate_says_how_sure_each_number_is(trained: Path, eve):
         assert lines[name].split(maxsplit=1) == [f"{value:.4f}", f"{value.low:.4g}–{value.high:.4g}, n {value.n:,}"]
     shown = [line for line in done.stdout.splitlines() if line.startswith("m")]
     assert len(shown) == 8 and {re.search(r"\S+–", line).start() for line in shown} == {39}  # pyright: ignore
-    assert done.stdout.splitlines()[-1] == f"verdict: {load_run(trained / 'run').task.verdict(numbers)}"
+    assert done.stdout.splitlines()[-1] == f"verdict: {evaluator_of(load_run(trained / 'run').task).comparison(numbers)}"
     assert "note: " not in done.stdout  # held-out rows were not trained on
 
 
@@ -121,7 +123,7 @@ def test_rows_that_were_trained_on_are_noticed_whatever_the_file_is_called(train
     other = write_rows(tmp_path / "others", 10)
 
     def told(*paths: Path) -> list[str]:
-        return remarks(run, {}, open_sources([str(path) for path in paths], run.config.data, 48))
+        return warnings(run, {}, open_sources([str(path) for path in paths], run.config.data, 48))
 
     assert told(rows) == ["of 120 rows looked at, 108 show what this run was trained on"]
     (note,) = told(renamed, other)
@@ -160,7 +162,7 @@ def test_what_is_left_gives_the_numbers_of_the_good_rows_alone():
     for dataset in sets:
         skipped: list = []
         with evaluation_batches(task, eval_loader(dataset, batch_size=3, rank=0, world=1), CPU, torch.float32, skipped) as rows:
-            found.append(task.evaluate(rows) | num_skipped(skipped))
+            found.append(evaluator_of(task).evaluate(rows) | num_skipped(skipped))
     assert found[0].pop("num_skipped") == 2
     assert found[0] == pytest.approx(found[1])
     with pytest.raises(UserError, match="cannot be used"):
@@ -177,7 +179,7 @@ def test_a_search_without_the_images_that_cannot_be_used():
     skipped: list = []
     loader = eval_loader(SearchSet([source], config, TOKENIZER), batch_size=2, rank=0, world=1)
     with evaluation_batches(task, loader, CPU, torch.float32, skipped) as batches:
-        evaluated = task.evaluated(batches)
+        evaluated = evaluator_of(task).evaluate_with_rows(batches)
     assert sorted(error.where for error in skipped) == ["list:4", "list:6"]
     assert evaluated.numbers["num_images"] == 7
     assert sum(row.startswith("tr1 ") for row in evaluated.row_scores) == 7
@@ -199,9 +201,9 @@ def test_the_scores_of_rows_come_to_the_number(name, trained: Path):
         return
     task = build(config_of(name))
     source = {"vqa": questions, "nlvr2": statements, "retrieval": pairs}[name](23)
-    dataset = task.eval_dataset([source], task.config, TOKENIZER)
+    dataset = evaluator_of(task).dataset([source], task.config, TOKENIZER)
     with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
-        evaluated = task.evaluated(batches)
+        evaluated = evaluator_of(task).evaluate_with_rows(batches)
     parts = {"vqa": {"vqa_acc": ""}, "nlvr2": {"nlvr2_acc": ""}, "retrieval": {"tr1": "tr1 ", "ir1": "ir1 "}}[name]
     for number, start in parts.items():
         rows = [value for row, value in evaluated.row_scores.items() if row.startswith(start)]
@@ -235,19 +237,22 @@ def test_a_verdict_for_each_case():
         (against(510, 1000, -0.1, 0.12), chance, (f"too little to tell: 1,000 masked tokens ({same})", False)),
     ]
     for ours, wrong, expected in cases:
-        assert rule.judge({"mlm_acc": ours, "wrong": wrong}) == expected
-    assert rule.judge({"mlm_acc": share(1, 2)}) is None
+        assert rule.compare({"mlm_acc": ours, "wrong": wrong}) == expected
+    assert rule.compare({"mlm_acc": share(1, 2)}) is None
     lower = Baseline("mse", "patch", "mean", "painting the mean", lower=True)
     numbers = {"mse": MeasuredValue(0.2, n=500, low=0.19, high=0.21, method="t"), "mean": 0.3}
-    assert lower.judge(numbers) == ("mse 0.200 is better than painting the mean (0.300, intervals apart)", True)
-    assert lower.judge(numbers | {"mean": 0.1}) == ("mse 0.200 is worse than painting the mean (0.100, intervals apart)", False)
+    assert lower.compare(numbers) == ("mse 0.200 is better than painting the mean (0.300, intervals apart)", True)
+    assert lower.compare(numbers | {"mean": 0.1}) == (
+        "mse 0.200 is worse than painting the mean (0.100, intervals apart)",
+        False,
+    )
     close = MeasuredValue(0.28214, n=500, low=0.2, high=0.3, method="t", versus={"mean": [-0.0006, -0.00004]})
     for mean, shown in ((0.28246, "0.28214 is better than painting the mean (0.28246"), (0.3, "0.28214 is better than")):
-        said, is_better = lower.judge({"mse": close, "mean": mean}) or ("", False)
+        said, is_better = lower.compare({"mse": close, "mean": mean}) or ("", False)
         assert is_better and shown in said and ", difference -0.00060 to -0.00004)" in said
-    assert lower.judge({"mse": 0.2, "mean": 0.20004}) == ("mse 0.20000 is better than painting the mean (0.20004)", True)
+    assert lower.compare({"mse": 0.2, "mean": 0.20004}) == ("mse 0.20000 is better than painting the mean (0.20004)", True)
     one_image = MeasuredValue(0.2, n=108, low=0.19, high=0.21, method="t", groups=1)
-    assert lower.judge({"mse": one_image, "mean": 0.3}) == (
+    assert lower.compare({"mse": one_image, "mean": 0.3}) == (
         "too little to tell: 108 patches in 1 group of rows (mse 0.200, painting the mean 0.300)",
         False,
     )
@@ -267,25 +272,25 @@ def test_numbers_of_the_same_rows_are_judged_by_their_difference():
     assert ours.low < wrong.high
     low, high = ours.versus["mlm_acc_wrong_image"]
     assert low < ours - wrong < high < 2 * (ours - wrong)
-    assert "uses the image" in object.__new__(MaskedSignal).verdict(numbers)
+    assert "uses the image" in object.__new__(MaskedSignalEvaluator).comparison(numbers)
 
 
 def test_verdicts_of_tasks():
     painted = {"recon": 0.282, "recon_wrong_caption": 0.283, "mim_mse": 0.358, "mim_mse_mean_baseline": 0.066}
     worse = "mim_mse 0.358 is worse than painting the mean of the neighbours (0.066)"
-    assert object.__new__(Mlim).verdict(painted) == worse
+    assert object.__new__(MlimEvaluator).comparison(painted) == worse
     used = "uses the caption: recon 0.282, with a wrong caption 0.283"
-    assert object.__new__(Mlim).verdict(painted | {"mim_mse": 0.05}).endswith(f"; {used}")
+    assert object.__new__(MlimEvaluator).comparison(painted | {"mim_mse": 0.05}).endswith(f"; {used}")
     numbers = {"mlm_acc": share(500, 1000), "mlm_acc_unigram": share(600, 1000), "mlm_acc_wrong_image": share(100, 1000)}
-    verdict = object.__new__(MaskedSignal).verdict(numbers)
+    verdict = object.__new__(MaskedSignalEvaluator).comparison(numbers)
     assert verdict == "mlm_acc 0.500 is worse than always guessing the most frequent word (0.600, intervals apart)"
-    assert object.__new__(NLVR2).verdict({"nlvr2_acc": share(660, 1000)}) == (
+    assert object.__new__(NLVR2Evaluator).comparison({"nlvr2_acc": share(660, 1000)}) == (
         "nlvr2_acc 0.660 is better than chance (0.500, intervals apart)"
     )
     search = {"tr1": share(300, 1000), "tr1_chance": 0.012, "ir1": share(20, 1000)}
-    assert object.__new__(Retrieval).verdict(search) == "tr1 0.300 is better than chance (0.012, intervals apart)"
-    assert object.__new__(NLVR2).verdict({"num_pairs": 3}) == ""
-    assert object.__new__(VQA).verdict({"vqa_acc": share(660, 1000)}) == (
+    assert object.__new__(RetrievalEvaluator).comparison(search) == "tr1 0.300 is better than chance (0.012, intervals apart)"
+    assert object.__new__(NLVR2Evaluator).comparison({"num_pairs": 3}) == ""
+    assert object.__new__(VQAEvaluator).comparison({"vqa_acc": share(660, 1000)}) == (
         "vqa_acc 0.660 (0.6301–0.6887, n 1,000), without a baseline to compare it with"
     )
 
@@ -299,13 +304,13 @@ def test_what_is_better_than_a_guess_is_said_of_the_same_rows(name):
     else:
         task = build(config_of(name, data={"train": ("scenes:train",)}))
         source = questions(23)
-        dataset = task.eval_dataset([source], task.config, TOKENIZER)
+        dataset = evaluator_of(task).dataset([source], task.config, TOKENIZER)
         with pytest.MonkeyPatch.context() as patch:
             train = [(row.question, row.answers) for row in source.rows if row is not None and row.answers]
             patch.setattr(vqa, "training_questions", lambda _: train)
             with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
-                evaluated = task.evaluated(batches)
-            numbers = evaluated.numbers | task.baselines(evaluated.examples)
+                evaluated = evaluator_of(task).evaluate_with_rows(batches)
+            numbers = evaluated.numbers | evaluator_of(task).data_baselines(evaluated.examples)
         assert {"vqa_acc_majority", "vqa_acc_blind/colour", "vqa_acc_blind/number"} <= numbers.keys()
         assert numbers["vqa_acc"] == evaluated.numbers["vqa_acc"]
         ours, base = numbers["vqa_acc"], "vqa_acc_blind"
@@ -329,9 +334,9 @@ def test_files_of_one_name_hold_different_rows(trained: Path, tmp_path: Path):
     task = build(config_of("retrieval"))
     searches = []
     for count in (23, 12):
-        dataset = task.eval_dataset([ListSource(pairs(23).rows[:count])], task.config, TOKENIZER)
+        dataset = evaluator_of(task).dataset([ListSource(pairs(23).rows[:count])], task.config, TOKENIZER)
         with evaluation_batches(task, eval_loader(dataset, batch_size=5, rank=0, world=1), CPU, torch.float32) as batches:
-            searches.append(task.evaluated(batches).row_scores)
+            searches.append(evaluator_of(task).evaluate_with_rows(batches).row_scores)
     assert not searches[0].keys() & searches[1].keys()
     assert len({intervals.group_of(row) for row in searches[0]}) == 23
 

@@ -166,7 +166,7 @@ def guesses(tmp_path_factory) -> Path:
 def resume(run: Path) -> None:
     """What going on reads."""
     task = Guess([])
-    trainer = Trainer(CONFIG_4, run, task, device=torch.device("cpu"), texts={})
+    trainer = Trainer(CONFIG_4, run, task, task, device=torch.device("cpu"), texts={})
     trainer.resume()
     BadSamples(run, num_rows=1, max_share=1, writes=True)
     if trainer.meter.num_steps:

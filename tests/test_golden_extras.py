@@ -13,7 +13,9 @@ from twins import in_rows
 from eve_vl.config import TrainConfig
 from eve_vl.data.dataset import NAMES_A_SIDE
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.retrieval import RetrievalSet, rerank_scores
+from eve_vl.evaluation.retrieval import RetrievalEvaluator
+from eve_vl.evaluation.retrieval_set import RetrievalSet, rerank_scores
+from eve_vl.interop.heads import RetrievalHeads
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.metrics import vqa
 from eve_vl.model.embeddings import index_tokens, resize_positions
@@ -100,7 +102,7 @@ def test_captions_are_cleaned_as_published(num_words):
 def test_questions_are_cleaned_like_captions():
     """The published code leaves double spaces and the marks around "<person>" in questions: tokens differ by nothing else."""
     tokenizer = Tokenizer.train(["a man with a hat"], 300)
-    tokenizer.clean_as_published(Retrieval.published_head.words)
+    tokenizer.clean_as_published(RetrievalHeads.published.words)
     for text, cleaned in recorded("text_preprocessing")["pre_question"]["30"]:
         ours = tokenizer.backend.normalizer.normalize_str(text)
         assert ours == " ".join(cleaned.replace("<person>", "person").replace("`", "").split()), text
@@ -156,10 +158,10 @@ def test_search_and_reranking(tiny):
     for best, scores, wanted in ((best_IK, scores_IK, tensors["rerank_i2t"]), (best_TK, scores_TK, tensors["rerank_t2i"])):
         ours = torch.full_like(wanted, -100).scatter(1, best, scores)
         torch.testing.assert_close(ours, wanted, rtol=0, atol=5e-5)
-    plain = task.search(gallery, 0)[0]
+    plain = RetrievalEvaluator(task).search(gallery, 0)[0]
     for ours, theirs in (("tr1", "txt_r1"), ("tr5", "txt_r5"), ("tr10", "txt_r10"), ("ir1", "img_r1"), ("ir5", "img_r5")):
         assert 100 * plain[ours] == pytest.approx(notes["metrics"]["plain"][theirs])
-    reranked = task.search(gallery, k)[0]
+    reranked = RetrievalEvaluator(task).search(gallery, k)[0]
     assert 100 * reranked["tr1"] == pytest.approx(notes["metrics"]["rerank"]["txt_r1"])
     assert 100 * reranked["ir1"] == pytest.approx(notes["metrics"]["rerank"]["img_r1"])
 

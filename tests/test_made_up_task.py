@@ -21,9 +21,10 @@ from eve_vl.data.dataset import RowDataset
 from eve_vl.interop import hf
 from eve_vl.interop.convert import export_published
 from eve_vl.interop.convert.published import write_run
+from eve_vl.interop.heads import Graph, Heads
 from eve_vl.interop.onnx import export_run
 from eve_vl.run.loading import build_task, load_run
-from eve_vl.tasks.task import Computation, Sizes, Task
+from eve_vl.tasks.task import Sizes, Task
 
 COLOURS = ("red", "green", "none of these")
 
@@ -50,15 +51,21 @@ class MainColour(Task[MainColourConfig]):
         self.head = nn.Linear(config.model.embed_dim, len(sizes.labels))
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
-        return self.head(self.alone(self.encoder.image(normalize(images_BCHW)), None))
+        return self.head(self.encoder.cls(self.encoder.image(normalize(images_BCHW)), None)[0])
 
-    def computations(self) -> dict[str, Computation]:
-        namer = Computation(inputs=("pixels",), output="logits", meaning="one per colour", compute=self.logits)
-        return super().computations() | {"namer": namer}
+
+class MainColourHeads(Heads):
+    """The linear layer for other programs."""
+
+    section = MainColourConfig
+
+    def graphs(self) -> dict[str, Graph]:
+        namer = Graph(inputs=("pixels",), output="logits", meaning="one per colour", compute=self.task.logits)
+        return super().graphs() | {"namer": namer}
 
     def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
         """Labels: int64 (B,)."""
-        logits_BC = self.logits(tensors["pixels"])
+        logits_BC = self.task.logits(tensors["pixels"])
         return {"logits": logits_BC} | ({} if labels is None else {"loss": F.cross_entropy(logits_BC, labels)})
 
 

@@ -16,6 +16,7 @@ from eve_vl.config import ContrastMatchConfig
 from eve_vl.data.loader import eval_loader, open_sources
 from eve_vl.data.masking import PairBatch
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import from_json
 from eve_vl.model.moe import Router
 from eve_vl.report.masked_signal import MaskedSignalReport
@@ -61,7 +62,7 @@ def task_of(run: LoadedRun) -> MaskedSignal:
 def one_batch(run: LoadedRun, num_samples: int) -> PairBatch:
     config = replace(run.config, data=replace(run.config.data, val_samples=num_samples))
     sources = open_sources(config.data.val, config.data, config.input.image_size)
-    dataset = run.task.eval_dataset(sources, config, run.tokenizer)
+    dataset = evaluator_of(run.task).dataset(sources, config, run.tokenizer)
     (batch,) = eval_loader(dataset, batch_size=num_samples, rank=0, world=1)
     return batch
 

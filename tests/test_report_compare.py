@@ -13,6 +13,7 @@ from report_page import Page, assert_self_contained, tiny
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImageDrawing
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.metrics import intervals
 from eve_vl.report.compare import comparison_page, find_runs, read_arm, write_comparison
 from eve_vl.report.curves import clock, over
@@ -20,7 +21,6 @@ from eve_vl.report.task import TaskReport
 from eve_vl.report.templating import number, points
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes import ScenePairs
-from eve_vl.tasks.task import Evaluated
 from eve_vl.utils.errors import UserError
 
 COMPAT = Path(__file__).parent / "compat"

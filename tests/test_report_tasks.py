@@ -21,7 +21,8 @@ from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.records import ImageDrawing, ImageRef
 from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.retrieval import RetrievalSet
+from eve_vl.evaluation.evaluator import evaluator_of, with_settings
+from eve_vl.evaluation.retrieval_set import RetrievalSet
 from eve_vl.evaluation.runner import evaluate_rows
 from eve_vl.model.moe import Router
 from eve_vl.recipes import get_finetune_recipe
@@ -270,7 +271,7 @@ def heat_of(run: LoadedRun, images: list[np.ndarray], text: str) -> tuple[np.nda
 @torch.no_grad()
 def test_searches_find_what_the_model_finds(runs: dict[str, Path]):
     run = load_run(runs["retrieval"])
-    task = run.task = run.task.with_settings(replace(run.task.settings, rerank=16))
+    task = run.task = with_settings(run.task, replace(run.task.settings, rerank=16))
     assert isinstance(task, Retrieval)
     assert task.settings.rerank_by == "sum"
     with torch.enable_grad():
@@ -361,7 +362,7 @@ def test_what_validation_chooses_to_rerank_goes_with_the_weights(num_right: int,
             found.append(score_QK)
         return found
 
-    monkeypatch.setattr("eve_vl.tasks.retrieval.rerank_scores", scores)
+    monkeypatch.setattr("eve_vl.evaluation.retrieval.rerank_scores", scores)
     config = finetuned(pretrained, "retrieval", tmp_path / "run", steps=4)
     page, run = Page(trained(config)), load_run(config.out)
     whole = read_config(config.out)
@@ -522,7 +523,7 @@ def test_warnings_are_shown_as_they_are(runs: dict[str, Path], tmp_path: Path, c
 def test_the_verdict_on_questions_knows_the_baseline_below_it(runs: dict[str, Path]):
     page = Page(runs["vqa"] / "report.html")
     numbers = evaluate_rows(load_run(runs["vqa"]), NUM_VAL)[0]
-    verdict = load_run(runs["vqa"]).task.verdict(numbers)
+    verdict = evaluator_of(load_run(runs["vqa"]).task).comparison(numbers)
     assert "answering without the image" in verdict and verdict in page.text
     assert "without a baseline" not in page.text.partition("Curves")[0]
     assert "worth" not in page.text

@@ -14,9 +14,11 @@ from twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.kinds.labels import LabeledExample, LabeledRows
 from eve_vl.data.loader import eval_loader
+from eve_vl.evaluation.classification import ClassificationExample
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained
-from eve_vl.tasks.classification import Classification, ClassificationExample
+from eve_vl.tasks.classification import Classification
 from eve_vl.tasks.task import Sizes
 from eve_vl.utils.errors import BadSampleError, UserError
 
@@ -86,15 +88,15 @@ def test_evaluation_depends_neither_on_batch_size_nor_on_process(reads):
     config = config_of(reads)
     task = build(config)
     dataset = LabeledRows([rows(11)], config, TOKENIZER, training=False)
-    numbers = [task.evaluate(eval_loader(dataset, batch_size=size, rank=0, world=1)) for size in (1, 4, 11)]
+    numbers = [evaluator_of(task).evaluate(eval_loader(dataset, batch_size=size, rank=0, world=1)) for size in (1, 4, 11)]
     assert numbers[0] == numbers[1] == numbers[2]
     predicted = [CLASSES[int(task.predict(batch)[0].argmax())] for batch in eval_loader(dataset, batch_size=1, rank=0, world=1)]
     assert numbers[0]["acc"] == np.mean([guess == CLASSES[row % 3] for row, guess in enumerate(predicted)])
 
 
 def test_the_best_weights_are_chosen_by_what_fits():
-    assert build(config_of()).main_metric == "balanced_acc"
-    assert build(config_of(several=True)).main_metric == "mean_ap"
+    assert evaluator_of(build(config_of())).main_metric == "balanced_acc"
+    assert evaluator_of(build(config_of(several=True))).main_metric == "mean_ap"
 
 
 def test_classes_are_those_of_the_rows_and_stay_when_a_run_goes_on(tmp_path):
@@ -128,11 +130,13 @@ def test_labels_that_a_run_does_not_know_are_counted_and_told():
         ClassificationExample(probability_C=probability_C, label="red", labels=labels, where=f"rows:{row}")
         for row, labels in enumerate([("red",), ("rocket",), (), ("rocket", "red")])
     ]
-    numbers = task.numbers(examples)
+    numbers = evaluator_of(task).metrics(examples)
     assert (numbers["num_rows"], numbers["num_unknown"]) == (3, 1)
-    assert task.remarks(numbers) == ["of 3 rows, 1 have no label that the run knows (classes.json): always wrong"]
-    known = task.numbers(examples[:1])
-    assert "num_unknown" not in known and task.remarks(known) == []
+    assert evaluator_of(task).warnings(numbers) == [
+        "of 3 rows, 1 have no label that the run knows (classes.json): always wrong"
+    ]
+    known = evaluator_of(task).metrics(examples[:1])
+    assert "num_unknown" not in known and evaluator_of(task).warnings(known) == []
 
 
 def test_one_label_a_row_learnt_as_several_is_told():
@@ -237,7 +241,7 @@ def test_predictions_are_json_lines(several):
         ClassificationExample(probability_C=row_C, label=CLASSES[row_C.argmax()], labels=(), where=f"rows:{row}")
         for row, row_C in enumerate(values)
     ]
-    found = [json.loads(line) for line in task.prediction_file(examples).splitlines()]
+    found = [json.loads(line) for line in evaluator_of(task).prediction_file(examples).splitlines()]
     assert [(each["row"], each["label"]) for each in found] == [("rows:0", "green"), ("rows:1", "blue")]
     assert [each["probability"] for each in found] == pytest.approx([0.7, 0.6])
     assert [list(each.get("labels", "-")) for each in found] == ([["green"], ["blue", "red"]] if several else [["-"], ["-"]])

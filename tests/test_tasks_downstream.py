@@ -13,6 +13,7 @@ from twins import questions, statements
 from eve_vl.config import Config
 from eve_vl.data.kinds.pairs import StatementBatch
 from eve_vl.data.kinds.questions import QuestionBatch
+from eve_vl.evaluation.evaluator import evaluator_of, with_settings
 from eve_vl.run.loading import read_labels
 from eve_vl.tasks.nlvr2 import NLVR2
 from eve_vl.tasks.vqa import VQA
@@ -169,7 +170,7 @@ def test_a_handful_of_rows_is_learnt_by_heart(name):
 def test_vqa_answers_are_the_likeliest_of_the_list_in_order_of_id():
     task = vqa_task()
     dataset = eval_set(task.config, 9)
-    found = task.examples(shuffled(dataset, 4, seed=1))
+    found = evaluator_of(task).predict_all(shuffled(dataset, 4, seed=1))
     rows = questions(9)
     assert [each.question_id for each in found] == list(range(9))
     for row, each in enumerate(found):
@@ -186,7 +187,7 @@ def test_vqa_answers_are_the_likeliest_of_the_list_in_order_of_id():
 def test_nlvr2_verdicts_come_in_order_of_identifier():
     task = nlvr2_task()
     dataset = eval_set(task.config, 9)
-    found = task.examples(shuffled(dataset, 4, seed=1))
+    found = evaluator_of(task).predict_all(shuffled(dataset, 4, seed=1))
     rows = sorted((statements(9)[row] for row in range(9)), key=lambda row: row.identifier)
     assert [(each.identifier, each.label, each.group) for each in found] == [
         (row.identifier, row.label, row.group) for row in rows
@@ -204,7 +205,7 @@ def test_evaluation_depends_neither_on_batch_size_nor_on_order(name):
     for size in (1, 64):
         assert numbers_of(task, dataset, size) == pytest.approx(numbers, rel=1e-6)
     for seed in range(3):
-        assert task.evaluated(shuffled(dataset, 5, seed)).numbers == pytest.approx(numbers, rel=1e-6)  # pyright: ignore
+        assert evaluator_of(task).evaluate_with_rows(shuffled(dataset, 5, seed)).numbers == pytest.approx(numbers, rel=1e-6)  # pyright: ignore
     assert not any(parameter.grad is not None for parameter in task.parameters())
 
 
@@ -258,7 +259,7 @@ def test_a_step_adds_up_losses_by_the_weights_of_the_section(name, losses):
     """A loss without a weight counts as it is; the routers' loss by the model's weight."""
     task = build(config_of(name, model={"balance_weight": 0.25}))
     given = {"retrieval": {"itc_weight": 0.5, "itm_weight": 3.0}}.get(name, {})
-    task = task.with_settings(replace(task.settings, **given))
+    task = with_settings(task, replace(task.settings, **given))
     values = {loss: torch.tensor(2.0 + number) for number, loss in enumerate(losses.split())}
     routers = task.routers(rows_of(train_set(task.config, COUNT), COUNT))
     output = task.output(values, routers, acc=torch.tensor(0.5))
@@ -271,7 +272,7 @@ def test_a_step_adds_up_losses_by_the_weights_of_the_section(name, losses):
 
 def test_a_twin_with_other_settings_shares_the_weights():
     task = build(config_of("retrieval"))
-    twin = task.with_settings(replace(task.settings, rerank=2))
+    twin = with_settings(task, replace(task.settings, rerank=2))
     assert (task.settings.rerank, twin.settings.rerank) == (4, 2)
     assert all(a is b for a, b in zip(task.parameters(), twin.parameters(), strict=True))
 
@@ -280,12 +281,12 @@ def test_weights_of_other_labels_are_of_no_use():
     """All but the layer whose rows stand for answers comes along, even where its shape would fit."""
     task = vqa_task()
     tensors = task.state_dict()
-    assert task.kept_of(tensors, ANSWER_LIST).keys() == tensors.keys()
+    assert task.init_weights_from(tensors, ANSWER_LIST).keys() == tensors.keys()
     for labels in (ANSWER_LIST[::-1], ANSWER_LIST[1:], ()):
-        lost = tensors.keys() - task.kept_of(tensors, labels).keys()
+        lost = tensors.keys() - task.init_weights_from(tensors, labels).keys()
         assert lost == {"answer_head.3.weight", "answer_head.3.bias"}
     nlvr2 = nlvr2_task()
-    assert nlvr2.kept_of(tensors, ANSWER_LIST).keys() == tensors.keys()  # it has no labels of its own
+    assert nlvr2.init_weights_from(tensors, ANSWER_LIST).keys() == tensors.keys()  # it has no labels of its own
 
 
 def test_labels_come_back_from_the_file_of_a_run_folder(tmp_path):

@@ -16,6 +16,7 @@ from twins import ListSource, pairs, tiny_config, tiny_tokenizer
 from eve_vl.config import Config
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.masking import MaskedPairs, PairBatch
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
 from eve_vl.metrics.masked_signal import Sums, visible_means
 from eve_vl.model.packing import Tokens
@@ -60,14 +61,14 @@ def eval_task(**changes: object) -> MaskedSignal:
 @pytest.mark.parametrize("joint", [False, True])
 def test_evaluation_depends_neither_on_batch_size_nor_on_order(joint):
     task = eval_task(joint_masking=joint)
-    numbers = task.evaluate(eval_batches(task.config, 10))
+    numbers = evaluator_of(task).evaluate(eval_batches(task.config, 10))
     assert set(numbers) == {
         *("mlm_acc", "mlm_acc_wrong_image", "mlm_acc_unigram", "mlm_loss"),
         *("mim_mse", "mim_mse_wrong_caption", "mim_mse_mean_baseline", "mim_mse_image_mean"),
     }
-    assert numbers == task.evaluate(eval_batches(task.config, 10))
+    assert numbers == evaluator_of(task).evaluate(eval_batches(task.config, 10))
     for size, order in [(1, None), (3, None), (4, [3, 9, 0, 1, 7, 5, 2, 8, 6, 4])]:
-        again = task.evaluate(eval_batches(task.config, size, order))
+        again = evaluator_of(task).evaluate(eval_batches(task.config, size, order))
         assert again == pytest.approx(numbers, rel=1e-5)
         assert again.keys() == to_json(again)["certainty"].keys()
         assert ends_of(again) == pytest.approx(ends_of(numbers), rel=1e-5, abs=1e-9)
@@ -77,7 +78,7 @@ def test_evaluation_depends_neither_on_batch_size_nor_on_order(joint):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_evaluation_numbers_equal_a_slow_loop(normalize):
     task = eval_task(normalize_targets=normalize)
-    numbers = task.evaluate(eval_batches(task.config, 4))
+    numbers = evaluator_of(task).evaluate(eval_batches(task.config, 4))
     found: dict[str, list[float]] = {name: [] for name in numbers}
     targets: Counter[int] = Counter()
     for batch in eval_batches(task.config, 1):
@@ -168,9 +169,9 @@ def test_sums_of_several_processes_give_the_numbers_of_one():
 def test_wrong_partners_change_the_numbers_that_they_should():
     task = eval_task()
     batches = list(eval_batches(task.config, 5))
-    numbers = task.evaluate(batches)
+    numbers = evaluator_of(task).evaluate(batches)
     own = [replace(batch, wrong=copy.copy(batch)) for batch in batches]
-    same = task.evaluate(own)
+    same = evaluator_of(task).evaluate(own)
     assert same["mlm_acc_wrong_image"] == same["mlm_acc"] == numbers["mlm_acc"]
     assert same["mim_mse_wrong_caption"] == pytest.approx(same["mim_mse"])
     assert numbers["mim_mse_wrong_caption"] != pytest.approx(numbers["mim_mse"], rel=1e-5)
@@ -190,7 +191,7 @@ def test_evaluation_encodes_each_modality_with_its_own_and_with_the_wrong_partne
         return embed(self, batch, keep=keep, mask=mask)
 
     monkeypatch.setattr(MaskedSignal, "embed", spy)
-    task.evaluate([batch])
+    evaluator_of(task).evaluate([batch])
     own, wrong = patches_of(batch), patches_of(batch.wrong)
     expected = [
         (own, batch.ids_BT, False, True),
@@ -212,6 +213,6 @@ def test_weight_zero_leaves_the_pass_and_its_module_out(off, module, term):
     output.loss.backward()
     assert all(parameter.grad is not None for parameter in task.encoder.get_submodule("blocks").parameters())
     task = eval_task(**{f"{off}_weight": 0.0})
-    numbers = task.evaluate(eval_batches(task.config, 4))
+    numbers = evaluator_of(task).evaluate(eval_batches(task.config, 4))
     assert numbers
     assert not any(name.startswith(term) for name in numbers)

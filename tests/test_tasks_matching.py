@@ -19,7 +19,8 @@ from twins import tiny_config
 from eve_vl.cli import main
 from eve_vl.config import ContrastMatchConfig, DualEncoderConfig, RetrievalConfig
 from eve_vl.data.search_set import SearchSet
-from eve_vl.evaluation import retrieval
+from eve_vl.evaluation import retrieval_set as retrieval
+from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of, with_settings
 from eve_vl.run import training
 from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.tasks.contrast_match import ContrastMatch
@@ -83,11 +84,11 @@ def test_matching_alone_has_no_features_and_gives_half_of_the_texts_another_imag
 def test_scores_that_rank_start_as_the_match_logit_and_go_on_as_they_are():
     task, weight = build(alone(itm_loss="ranking", num_texts=2)), torch.randn(2, 16)
     tensors = {"contrast.match_head.weight": weight, "contrast.match_head.bias": torch.tensor([3.0, 4.0])}
-    kept = task.kept_of(tensors, ())
+    kept = task.init_weights_from(tensors, ())
     torch.testing.assert_close(kept["contrast.match_head.weight"], weight[1:])
     assert kept["contrast.match_head.bias"].tolist() == [4.0]
-    assert all(torch.equal(value, kept[name]) for name, value in task.kept_of(kept, ()).items())
-    assert build(alone()).kept_of(tensors, ()) == tensors
+    assert all(torch.equal(value, kept[name]) for name, value in task.init_weights_from(kept, ()).items())
+    assert build(alone()).init_weights_from(tensors, ()) == tensors
 
 
 def test_texts_of_one_image_leave_nothing_to_rank():
@@ -141,8 +142,10 @@ def test_a_search_by_matching_alone_scores_every_pair_once(options, monkeypatch,
     expected = naive(task, dataset)
     assert {name: numbers[name] for name in expected} == pytest.approx(expected)
     assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
-    assert task.remarks(numbers)[0].startswith(
-        f"no contrast: the matching head scored each of {9 * len(dataset.captions)} pairs"
+    assert (
+        evaluator_of(task)
+        .warnings(numbers)[0]
+        .startswith(f"no contrast: the matching head scored each of {9 * len(dataset.captions)} pairs")
     )
 
 
@@ -164,10 +167,10 @@ def test_false_texts_are_scored_beside_their_own_image_and_a_wrong_one_alone(mon
 
 
 def test_a_gallery_of_every_pair_is_limited(monkeypatch, capsys):
-    monkeypatch.setattr("eve_vl.tasks.retrieval.MAX_GALLERY", 3)
+    monkeypatch.setattr("eve_vl.evaluation.retrieval.MAX_SEARCHED", 3)
     source = tiny.pairs(8)
     sizes = [
-        len(Retrieval.eval_dataset([source], tiny_config(task=task), tiny.TOKENIZER).images)
+        len(evaluator_class(RetrievalConfig).dataset([source], tiny_config(task=task), tiny.TOKENIZER).images)
         for task in (alone(), RetrievalConfig(rerank=0))
     ]
     assert sizes == [3, 8]
@@ -182,17 +185,17 @@ def test_a_gallery_of_every_pair_is_limited(monkeypatch, capsys):
 def test_a_pretrained_run_searches_with_the_heads_that_it_has(weights):
     task = build(ContrastMatchConfig(**weights))
     assert isinstance(task, ContrastMatch)
-    seen: Any = task.seen_as("retrieval")
+    seen: Any = task.as_task("retrieval")
     assert isinstance(seen, Retrieval) and seen.main_metric is None
     assert seen.settings.rerank == 0  # of a run that has chosen nothing on validation data, what a user gets is contrast
     twin = build(replace(seen.settings, rerank=0 if weights else 4))
     twin.load_state_dict({name: value for name, value in task.state_dict().items() if name in twin.state_dict()})
-    seen = seen.with_settings(twin.settings)
+    seen = with_settings(seen, twin.settings)
     dataset = tiny.eval_set(twin.config)
     numbers = tiny.numbers_of(seen, dataset, 5)
     assert numbers == tiny.numbers_of(twin, dataset, 5)
     assert ("tr1_itc_only" in numbers) == (not weights)
-    assert task.seen_as("vqa") is None and twin.seen_as("vqa") is None
+    assert task.as_task("vqa") is None and twin.as_task("vqa") is None
 
 
 def test_commands_say_what_such_a_run_can_and_cannot(tmp_path, capsys):

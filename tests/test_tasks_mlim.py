@@ -13,6 +13,7 @@ from twins import pairs, randomize, tiny_config, tiny_tokenizer
 from eve_vl.config import Config, MlimConfig
 from eve_vl.data.batch import Sample
 from eve_vl.data.masking import AwareMasks, BatchByMask, PairBatch
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.model.conv_decoder import ConvDecoder
 from eve_vl.model.embeddings import BlockStem, ImageEmbed, TextEmbed
 from eve_vl.model.encoder import Encoder
@@ -194,7 +195,7 @@ def test_evaluation_measures_both_checks():
     task, rows = build(config), rows_of(config, training=False)
     batch = rows.collate([rows[0, 0, row] for row in range(8)])
     assert isinstance(batch, PairBatch) and batch.wrong is not None
-    numbers, painter = task.evaluated([batch]).numbers, task.build_decoder()
+    numbers, painter = evaluator_of(task).evaluate_with_rows([batch]).numbers, task.build_decoder()
     painter.load_state_dict(task.pixel_decoder.state_dict())
     with torch.no_grad():
         for name, each in (("recon", batch), ("recon_wrong_caption", batch.with_text_of(batch.wrong))):

@@ -15,6 +15,7 @@ from eve_vl.data.batch import normalize
 from eve_vl.data.kinds.pairs import ItemBatch, ItemPair, ItemRows
 from eve_vl.data.readers import guess_kind, open_source
 from eve_vl.data.records import ImageFile
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics import pair as metrics
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.predict.classifiers import PairPredictor
@@ -162,8 +163,10 @@ def test_what_is_left_out_is_not_there_and_rows_keep_their_order(task):
 
 def test_numbers_of_a_run_and_its_call(task):
     rows = rows_of(task)
-    examples = task.examples([rows.collate([rows[0, 0, row] for row in part]) for part in (range(5), range(5, 14))])
-    numbers = task.numbers(examples)
+    examples = evaluator_of(task).predict_all(
+        [rows.collate([rows[0, 0, row] for row in part]) for part in (range(5), range(5, 14))]
+    )
+    numbers = evaluator_of(task).metrics(examples)
     assert (numbers["num_pairs"], numbers["num_unlabelled"]) == (14, 2)
     assert numbers["pr_auc_chance"] == pytest.approx(4 / 12)
     calls = PairPredictor(task, Inputs(task.config.input, TOKENIZER, torch.device("cpu")))

@@ -23,8 +23,10 @@ from eve_vl.data.loader import eval_loader
 from eve_vl.data.masking import MaskedPairs, PairBatch
 from eve_vl.data.records import ImageBytes
 from eve_vl.data.search_set import SearchSet
-from eve_vl.evaluation import retrieval as retrieval_evaluation
-from eve_vl.evaluation.retrieval import RetrievalSet, gathered
+from eve_vl.evaluation import retrieval_set as retrieval_evaluation
+from eve_vl.evaluation.evaluator import evaluator_of
+from eve_vl.evaluation.retrieval import RetrievalEvaluator
+from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered
 from eve_vl.metrics.retrieval import Relevance
 from eve_vl.synthetic.phantoms import PhantomPairs
 from eve_vl.tasks.contrast_match import ContrastMatch
@@ -270,7 +272,7 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
         return task.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.update({name: len(inputs[0])}))
 
     hooks = [counting(name) for name in ("encoder.image", "encoder.text", "contrast.match_head")]
-    _, (by_image, by_text) = task.search(index, k)
+    _, (by_image, by_text) = RetrievalEvaluator(task).search(index, k)
     for hook in hooks:
         hook.remove()
     expected_image, expected_text, compared = naive_search(task, dataset, k)
@@ -284,7 +286,7 @@ def test_reranked_ranks_equal_a_naive_loop_and_no_pair_is_scored_twice(k, monkey
 @torch.no_grad()
 def test_pairs_of_different_lengths_are_scored_as_alone(monkeypatch):
     """In chunks that mix lengths, so that some texts are padded."""
-    monkeypatch.setattr("eve_vl.evaluation.retrieval.PAIRS_AT_ONCE", 7)
+    monkeypatch.setattr("eve_vl.evaluation.retrieval_set.PAIRS_AT_ONCE", 7)
     task = retrieval()
     dataset = eval_set(task.config)
     assert isinstance(dataset, SearchSet)
@@ -358,11 +360,13 @@ def test_people_are_told_where_the_matching_head_spoils_the_search():
     flipped = numbers | {"r_mean": numbers["r_mean_itc_only"], "r_mean_itc_only": numbers["r_mean"]}
     assert numbers["r_mean"] != numbers["r_mean_itc_only"]
     better, worse = sorted((numbers, flipped), key=lambda each: each["r_mean"], reverse=True)
-    assert task.remarks(better) == []
-    (remark,) = task.remarks(worse)
+    assert evaluator_of(task).warnings(better) == []
+    (remark,) = evaluator_of(task).warnings(worse)
     assert f"r_mean {worse['r_mean']:.3f}, by contrast alone {worse['r_mean_itc_only']:.3f}" in remark
     assert "--rerank 0" in remark
-    assert task.remarks(numbers_of(retrieval(rerank=0), eval_set(task.config), 5)) == []  # nothing to compare with
+    assert (
+        evaluator_of(task).warnings(numbers_of(retrieval(rerank=0), eval_set(task.config), 5)) == []
+    )  # nothing to compare with
 
 
 # How many candidates are worth re-ranking
@@ -422,20 +426,20 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     surely = [k for k in shares if least_gain(shares[k], before) > 0]
     k = max(surely, key=lambda k: (round(sum(shares[k]), 9), -k), default=0)
     assert k == wanted or wanted is None
-    numbers, ranks = task.search(index, 16, chooses=True)
+    numbers, ranks = RetrievalEvaluator(task).search(index, 16, chooses=True)
     assert len(scored) == 1  # once for all numbers
     assert numbers["rerank_k"] == k
     assert {k: numbers[f"r_mean_k{k}"] for k in shares} == pytest.approx({k: sum(shares[k]) for k in shares})
     assert numbers["r_mean"] == pytest.approx(sum(shares.get(k, before)))
     assert numbers["r_mean_itc_only"] == pytest.approx(sum(before))
-    forced, ranks_forced = task.search(index, k)
+    forced, ranks_forced = RetrievalEvaluator(task).search(index, k)
     assert forced == {name: value for name, value in numbers.items() if not name.startswith("r_mean_k")}
     assert [*map(hits_of, ranks)] == [*map(hits_of, ranks_forced)]
     for each in (2, 16):
-        assert task.search(index, each)[0]["r_mean"] == pytest.approx(sum(shares[each]))
-        assert task.search(index, each)[0]["rerank_k"] == each
-    assert task.chosen(numbers) == replace(task.settings, rerank=k)
-    (remark,) = task.remarks(numbers)
+        assert RetrievalEvaluator(task).search(index, each)[0]["r_mean"] == pytest.approx(sum(shares[each]))
+        assert RetrievalEvaluator(task).search(index, each)[0]["rerank_k"] == each
+    assert evaluator_of(task).selected_settings(numbers) == replace(task.settings, rerank=k)
+    (remark,) = evaluator_of(task).warnings(numbers)
     assert remark.startswith(
         f"of 16, 8, 4, 2 or no candidates to re-rank, validation chose {f'the best {k} (' if k else 'none'}"
     )
@@ -443,9 +447,9 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
 
 def test_without_a_matching_head_there_is_nothing_to_choose():
     task = retrieval(itm_weight=0.0, rerank=0)
-    numbers, _ = task.search(scored_index(20)[0], 0, chooses=True)
+    numbers, _ = RetrievalEvaluator(task).search(scored_index(20)[0], 0, chooses=True)
     assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
-    assert task.chosen(numbers) == task.settings
+    assert evaluator_of(task).selected_settings(numbers) == task.settings
 
 
 @torch.no_grad()
@@ -518,4 +522,4 @@ def test_false_texts_that_words_alone_give_away_show_nothing(sees, says):
         ids=[torch.tensor([text]) for text in range(2 * num)],
         hard=[(image, num + image) for image in range(num)],
     )
-    assert says in task.verdict(task.hard(index, 0))
+    assert says in evaluator_of(task).comparison(RetrievalEvaluator(task).hard(index, 0))

@@ -19,6 +19,7 @@ from eve_vl import objectives
 from eve_vl.config import Config, ContrastMatchConfig, MaskedSignalConfig, TokenizerConfig
 from eve_vl.data.dataset import eval_positions
 from eve_vl.data.masking import MaskedPairs, PairBatch
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import from_json
 from eve_vl.model import moe
 from eve_vl.model.packing import Tokens
@@ -219,7 +220,7 @@ def test_contrast_and_matching_of_validation_equal_a_slow_loop(name):
         assert own.wrong is not None
         both = [task.match(each.images_BCHW, each.ids_BT, each.is_padding_BT)[0] for each in (own, own.with_text_of(own.wrong))]
         head.bias[1] -= torch.cat(both).diff(dim=1).quantile(0.75)
-    numbers = task.evaluate(validation(config, 4))
+    numbers = evaluator_of(task).evaluate(validation(config, 4))
     right: dict[str, list[bool]] = {"itc_acc": [], "itm_acc": []}
     num_yes = 0
     for batch in validation(config, 1):
@@ -247,7 +248,7 @@ def test_contrast_and_matching_of_validation_equal_a_slow_loop(name):
     assert 0.5 < expected["itc_acc"] < 1
     assert head is None or 0 < num_yes < 20
     for size in (1, 10):
-        assert task.evaluate(validation(config, size)) == pytest.approx(numbers, rel=1e-5)
+        assert evaluator_of(task).evaluate(validation(config, size)) == pytest.approx(numbers, rel=1e-5)
 
 
 def test_pretraining_by_contrast_alone_validates_to_its_own_number(tmp_path):

@@ -43,7 +43,7 @@ def fit(run: Path, config=AVERAGED) -> Recorded:
 
     run.mkdir(exist_ok=True)
     task = Recorded()
-    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts={})
+    trainer = Trainer(config, run, task, task, device=torch.device("cpu"), texts={})
     trainer.resume()
     trainer.fit(batches(), [], BadSamples(run, num_rows=1, max_share=1, writes=True))
     return task

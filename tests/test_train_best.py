@@ -1,9 +1,10 @@
 """The best weights on validation: which are kept, what a resumed run makes of them, and what a run is read back as."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,13 +34,13 @@ class Numbers:
 
 
 class Guess(nn.Module):
-    """A task whose validation says what it is told to, and counts how often it is asked."""
+    """A task that is its own evaluator: it returns given scores and counts its validations."""
 
     def __init__(self, scores: Sequence[dict[str, float]], main_metric: str | None = "score"):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
         self.scores = iter(scores)
-        self.main_metric = main_metric
+        self.main_metric, self.main_loss = main_metric, None
         self.num_validations = 0
 
     def forward(self, batch: Numbers) -> StepOutput:
@@ -48,6 +49,15 @@ class Guess(nn.Module):
     def evaluate(self, loader: Iterable[Numbers]) -> dict[str, float]:
         self.num_validations += 1
         return next(self.scores)
+
+    def warnings(self, numbers: Mapping[str, float]) -> list[str]:
+        return []
+
+    def comparison(self, numbers: Mapping[str, float]) -> str:
+        return ""
+
+    def log_samples(self, batch: Any) -> dict[str, str]:
+        return {}
 
 
 def endless() -> Iterator[Numbers]:
@@ -58,7 +68,7 @@ def endless() -> Iterator[Numbers]:
 def train(run: Path, task: Guess, config: TrainConfig = CONFIG, notes: Sequence[str] = ()) -> dict[str, float]:
     run.mkdir(exist_ok=True)
     texts = {"config.json": "{}", "tokenizer.json": "{}"}
-    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts=texts, notes=notes)
+    trainer = Trainer(config, run, task, task, device=torch.device("cpu"), texts=texts, notes=notes)
     trainer.resume()
     return trainer.fit(endless(), [], BadSamples(run, num_rows=1, max_share=1, writes=True))
 
@@ -213,7 +223,7 @@ def test_notes_are_told_once(tmp_path: Path):
     for steps in (4, 8):
         config = replace(CONFIG, steps=steps)
         task = Guess(scored(0.2, 0.5))
-        trainer = Trainer(config, run, task, device=torch.device("cpu"), texts={}, notes=["weights from elsewhere"])
+        trainer = Trainer(config, run, task, task, device=torch.device("cpu"), texts={}, notes=["weights from elsewhere"])
         trainer.resume()
         trainer.fit(endless(), [], BadSamples(run, num_rows=1, max_share=1, writes=True))
     notes = [json.dumps(row) for row in read_log(run) if row["kind"] == "note"]
@@ -228,7 +238,7 @@ def test_new_parameters_take_larger_steps(tmp_path: Path):
     task.forward = lambda batch: StepOutput(loss=forward(batch).loss + (task.head - 1).square().sum(), terms={})  # type: ignore
     config = replace(CONFIG, steps=1, head_lr_multiplier=5.0, weight_decay=0.0, clip_norm=0.0, lr=0.01, schedule="linear")
     (tmp_path / "run").mkdir()
-    trainer = Trainer(config, tmp_path / "run", task, device=torch.device("cpu"), texts={}, new={"head"})
+    trainer = Trainer(config, tmp_path / "run", task, task, device=torch.device("cpu"), texts={}, new={"head"})
     trainer.fit(endless(), [], BadSamples(tmp_path / "run", num_rows=1, max_share=1, writes=True))
     torch.testing.assert_close(task.weight.detach(), torch.full((3,), 0.01), rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(task.head.detach(), torch.full((3,), 0.05), rtol=1e-3, atol=1e-6)

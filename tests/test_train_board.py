@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
 from eve_vl.run.training import train
 from eve_vl.synthetic.scenes import ScenePairs
-from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.train.log import TIMING, read_log
 
 
@@ -36,7 +36,7 @@ def test_images_texts_and_hparams(tmp_path: Path, monkeypatch):
     hparams = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"train.lr" in hparams and b"model.depth" in hparams
 
-    monkeypatch.setattr(MaskedSignal, "glimpse", lambda *_: {})
+    monkeypatch.setattr(MaskedSignalEvaluator, "log_samples", lambda *_: {})
     train(tiny(tmp_path / "without", tmp_path / "tokenizer.json", steps=4, **noise))
     for file in ("model", "rng_0"):
         one, two = (load_file(tmp_path / run / f"checkpoints/step_00000004/{file}.safetensors") for run in ("run", "without"))

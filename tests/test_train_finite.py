@@ -1,8 +1,9 @@
 """Values that are not finite: asked each step or every few steps, what is found is what was there before them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ class Rows:
 class Net(nn.Module):
     """Parameters of every kind, averages over batches, and a loss that takes what it is given."""
 
-    main_metric = None
+    main_metric = main_loss = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,6 +47,15 @@ class Net(nn.Module):
         return StepOutput(loss=self.head(self.blocks[0](self.norm(batch.x_BD))).square().mean(), terms={})
 
     def evaluate(self, loader: object) -> dict[str, float]:
+        return {}
+
+    def warnings(self, numbers: Mapping[str, float]) -> list[str]:
+        return []
+
+    def comparison(self, numbers: Mapping[str, float]) -> str:
+        return ""
+
+    def log_samples(self, batch: Any) -> dict[str, str]:
         return {}
 
 
@@ -64,7 +74,8 @@ def trained(run: Path, every: int, bad: float | None, optimizer: str, index: int
     torch.manual_seed(0)
     options = {"steps": 12, "batch_size": 10, "accumulation": 2, "log_every": 12, "save_every": 12, "val_every": 12}
     options |= {"weight_decay": 0.1, "lr": 0.02, "warmup": 0.1, "ema_decay": 0.9, "optimizer": optimizer} | changes
-    trainer = Trainer(replace(CONFIG, **options), run, Net(), device=CPU, texts={})  # pyright: ignore
+    net = Net()
+    trainer = Trainer(replace(CONFIG, **options), run, net, net, device=CPU, texts={})  # pyright: ignore
     trainer.finite.every = every
     try:
         trainer.fit(batches(bad, index), [], BadSamples(run, num_rows=1, max_share=1, writes=True))
@@ -146,7 +157,8 @@ def test_a_gradient_that_is_not_finite_is_told_from_a_loss(tmp_path: Path):
             return StepOutput(loss=loss + (self.head.weight * 0).abs().sqrt().sum(), terms={})  # 0 · ∞
 
     (tmp_path / "run").mkdir()
-    trainer = Trainer(replace(CONFIG, steps=2), tmp_path / "run", Steep(), device=CPU, texts={})
+    steep = Steep()
+    trainer = Trainer(replace(CONFIG, steps=2), tmp_path / "run", steep, steep, device=CPU, texts={})
     with pytest.raises(SharedError, match="gradient norm is not finite at step 0"):
         trainer.fit(batches(None), [], BadSamples(tmp_path / "run", num_rows=1, max_share=1, writes=True))
 

@@ -50,9 +50,9 @@ def interrupted(step: int) -> Iterator[Numbers]:
     raise KeyboardInterrupt
 
 
-def fit(run: Path, task: nn.Module, batches: Iterator, config: TrainConfig, notes: Sequence[str] = ()) -> dict[str, float]:
+def fit(run: Path, task: Guess, batches: Iterator, config: TrainConfig, notes: Sequence[str] = ()) -> dict[str, float]:
     run.mkdir(exist_ok=True)
-    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts={}, notes=notes)
+    trainer = Trainer(config, run, task, task, device=torch.device("cpu"), texts={}, notes=notes)
     trainer.resume()
     return trainer.fit(batches, [], BadSamples(run, num_rows=1, max_share=1, writes=True))
 

@@ -15,6 +15,7 @@ from twins import tiny_config
 
 from eve_vl.config import TrainConfig, layer_decay
 from eve_vl.data.loader import eval_loader
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.tasks.masked_signal import MaskedSignal
 from eve_vl.tasks.task import Sizes
 from eve_vl.train.log import BadSamples
@@ -38,7 +39,7 @@ def fit(run: Path, config: TrainConfig, name: str = "nlvr2_compare") -> nn.Modul
             yield dataset.collate([dataset[(step, 0, row)] for row in rows])
             step += 1
 
-    trainer = Trainer(config, run, task, device=torch.device("cpu"), texts={})
+    trainer = Trainer(config, run, task, evaluator_of(task), device=torch.device("cpu"), texts={})
     trainer.resume()
     trainer.fit(
         batches(trainer.step),

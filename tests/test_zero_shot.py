@@ -18,7 +18,8 @@ from eve_vl.data.kinds.labels import LabeledExample
 from eve_vl.data.kinds.questions import QuestionRows
 from eve_vl.data.prompts import read_prompts
 from eve_vl.data.records import ImagePixels
-from eve_vl.evaluation.ablations import BlindRows
+from eve_vl.evaluation.ablations import AblatedRows
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.evaluation.runner import evaluated, zero_shot
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.evaluation.zero_shot import ZeroShot
@@ -158,8 +159,8 @@ def test_all_rows_tell_whether_they_are_ranked():
 
 def test_a_constant_score_is_worth_chance_and_no_prior():
     run, labels = tiny_run("retrieval"), [("red",)] * 5 + [("blue",)] * 3 + [("gray",)] * 2
-    scorer = ZeroShot(run.predictor, {name: ("the same",) * number for number, name in enumerate(PROMPTS, 1)})
-    numbers = scorer.numbers(np.zeros((10, 3), np.float32), labels, several=False)
+    scorer = ZeroShot(run.task, run.tokenizer, {name: ("the same",) * number for number, name in enumerate(PROMPTS, 1)})
+    numbers = scorer.metrics(np.zeros((10, 3), np.float32), labels, several=False)
     assert numbers["acc"] == pytest.approx(numbers["acc_chance"]) == pytest.approx(1 / 3)
     assert numbers["recall/red"] == pytest.approx(1 / 3)
 
@@ -168,7 +169,7 @@ def test_matching_encodes_each_side_once(monkeypatch):
     """Towers are most of the work; joining is done for every pair, some at a time."""
     run, seen, joined = tiny_run("retrieval"), {"image": 0, "text": 0}, []
     run.task.is_comparable = False
-    scorer, encoder = ZeroShot(run.predictor, PROMPTS), run.task.encoder
+    scorer, encoder = ZeroShot(run.task, run.tokenizer, PROMPTS), run.task.encoder
     for side in seen:
         module = getattr(encoder, side)
 
@@ -224,11 +225,11 @@ def test_as_people_ask_for_it(tmp_path: Path, capsys):
 
 def test_noise_has_the_histogram_and_nothing_else():
     rows = QuestionRows([questions(6)], tiny_config(task=VQAConfig()), TOKENIZER, training=False)
-    blind = BlindRows(rows, "noise")
+    blind = AblatedRows(rows, "noise")
     for row in range(6):
         ours, theirs = (each[0, 0, row].image.flatten(1).T.tolist() for each in (rows, blind))
         assert sorted(ours) == sorted(theirs) and ours != theirs
-        assert torch.equal(blind[0, 0, row].image, BlindRows(rows, "noise")[0, 0, row].image)
+        assert torch.equal(blind[0, 0, row].image, AblatedRows(rows, "noise")[0, 0, row].image)
     assert blind[0, 0, 1].ids_T.tolist() == rows[0, 0, 1].ids_T.tolist()
 
 
@@ -236,7 +237,7 @@ def test_a_wrong_image_is_of_the_same_patient_and_looks_different():
     source = PhantomQuestions(split="test", image_size=64, num_rows=12)
     config = tiny_config(task=VQAConfig(), input={"image_size": 64, "patch_size": 16})
     rows = QuestionRows([source], config, TOKENIZER, training=False)
-    blind, drawn = BlindRows(rows, "wrong_image"), [rows[0, 0, row].image for row in range(12)]
+    blind, drawn = AblatedRows(rows, "wrong_image"), [rows[0, 0, row].image for row in range(12)]
     num_of_pair = 0
     for row in range(12):
         shown = blind[0, 0, row].image
@@ -245,31 +246,31 @@ def test_a_wrong_image_is_of_the_same_patient_and_looks_different():
             num_of_pair += 1
             assert torch.equal(shown, drawn[row ^ 1])
     assert num_of_pair
-    assert BlindRows(rows, "image_only")[0, 0, 0].ids_T.tolist() == TOKENIZER.encode("", 9)[0].tolist()
+    assert AblatedRows(rows, "image_only")[0, 0, 0].ids_T.tolist() == TOKENIZER.encode("", 9)[0].tolist()
 
 
 def test_blind_numbers_stand_beside_those_of_questions(monkeypatch):
-    monkeypatch.setattr("eve_vl.tasks.vqa.training_questions", lambda _: [("is it so", ("red",)), ("is it", ("no",))])
+    monkeypatch.setattr("eve_vl.evaluation.vqa.training_questions", lambda _: [("is it so", ("red",)), ("is it", ("no",))])
     run, asked = tiny_run("vqa"), questions(20)
     numbers = evaluated(run, 100, [asked]).numbers
     of_blind = {"vqa_acc_noise", "vqa_acc_wrong_image", "vqa_acc_image_only"}
     assert of_blind <= numbers.keys()
-    assert not of_blind & evaluated(run, 100, [asked], blind=False).numbers.keys()
+    assert not of_blind & evaluated(run, 100, [asked], ablations=False).numbers.keys()
     assert isinstance(numbers["vqa_acc"], MeasuredValue)
     assert {"vqa_acc_noise", "vqa_acc_wrong_image"} <= numbers["vqa_acc"].versus.keys()
     assert {"vqa_acc_words", "vqa_acc_blind"} <= numbers.keys()
     outside = sum(bool(row.answers) and not {*row.answers} & {*ANSWERS} for row in asked.rows if row)
     assert numbers["num_outside_list"] == outside > 0
-    (remark,) = run.task.remarks(numbers)
+    (remark,) = evaluator_of(run.task).warnings(numbers)
     assert remark == f"of 18 questions, {outside} have an answer that is not among the run's 4 answers: always wrong"
 
 
 def test_the_best_of_several_blind_baselines_counts():
     rule = Baseline("acc", "row", "prior", "the prior", "sees", others={"noise": "noise", "wrong": "a wrong image"})
     numbers = {"acc": share(80, 100), "prior": 0.2, "noise": share(50, 100)}
-    judged = rule.judge(numbers)
+    judged = rule.compare(numbers)
     assert judged is not None
     assert judged == ("sees: acc 0.800, the best of 2 blind baselines, noise 0.500, intervals apart", True)
-    judged = rule.judge(numbers | {"wrong": share(78, 100)})
+    judged = rule.compare(numbers | {"wrong": share(78, 100)})
     assert judged is not None
     assert not judged[1] and "the best of 3 blind baselines, a wrong image 0.780" in judged[0]

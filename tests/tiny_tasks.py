@@ -12,6 +12,7 @@ from eve_vl.config import Config, NLVR2Config, RetrievalConfig, TaskConfig, VQAC
 from eve_vl.data.dataset import RowDataset
 from eve_vl.data.kinds.captions import ImageText
 from eve_vl.data.loader import eval_loader
+from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks import task_class
 from eve_vl.tasks.nlvr2 import NLVR2
@@ -88,7 +89,7 @@ def train_set(config: Config, count: int) -> RowDataset:
 
 def eval_set(config: Config, count: int = 23) -> Any:
     source = searchable() if isinstance(config.task, RetrievalConfig) else SOURCES[config.task.name](count)
-    return task_class(type(config.task)).eval_dataset([source], config, TOKENIZER)
+    return evaluator_class(type(config.task)).dataset([source], config, TOKENIZER)
 
 
 def numbers_of(
@@ -97,7 +98,7 @@ def numbers_of(
     """The numbers of evaluation, in float32. skipped: where to list rows that cannot be used; None: there must be none."""
     loader = eval_loader(dataset, batch_size=batch_size, rank=rank, world=world)
     with evaluation_batches(task, loader, CPU, torch.float32, skipped) as batches:
-        return task.evaluated(batches).numbers
+        return evaluator_of(task).evaluate_with_rows(batches).numbers
 
 
 def shuffled(dataset: Any, batch_size: int, seed: int) -> Iterator[Any]:

@@ -19,6 +19,7 @@ from twins import ListSource, pairs, tiny_config
 
 from eve_vl.data.kinds.captions import TextOnly
 from eve_vl.data.loader import eval_loader, train_loader
+from eve_vl.evaluation.evaluator import evaluator_class, evaluator_of
 from eve_vl.tasks import task_class
 from eve_vl.train import collectives
 from eve_vl.train.ddp import parallelize, share_running_averages
@@ -47,7 +48,7 @@ def train(run: Path, *, dies: bool) -> None:
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(rank)
-    trainer = Trainer(config.train, run, task, device=torch.device("cpu"), texts=texts)
+    trainer = Trainer(config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts=texts)
     trainer.resume()
 
     def batches(step: int) -> Iterator[Any]:
@@ -105,8 +106,8 @@ def bad_row(run: Path) -> str:
     """What this process raises when another one's share of validation holds a row that cannot be used."""
     config = tiny_config()
     task = build(config)
-    trainer = Trainer(config.train, run, task, device=torch.device("cpu"), texts={})
-    dataset = task_class(type(config.task)).eval_dataset([pairs(12, bad=[5])], config, TOKENIZER)
+    trainer = Trainer(config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts={})
+    dataset = evaluator_class(type(config.task)).dataset([pairs(12, bad=[5])], config, TOKENIZER)
     try:
         trainer.evaluate(eval_loader(dataset, batch_size=4, rank=collectives.rank(), world=collectives.world_size()))
     except SharedError as error:
@@ -120,10 +121,11 @@ def alone_of_its_caption(run: Path) -> str:
     rows = [replace(row, captions=texts) for row, texts in zip(pairs(18).rows, captions, strict=True) if row]
     config = tiny_config(train={"steps": 2, "val_every": 1, "save_every": 2, "device": "cpu"})
     dataset = task_class(type(config.task)).dataset([pairs(8)], config, TOKENIZER, training=True)
-    val = task_class(type(config.task)).eval_dataset([ListSource(rows)], config, TOKENIZER)
+    val = evaluator_class(type(config.task)).dataset([ListSource(rows)], config, TOKENIZER)
     rank, world = collectives.rank(), collectives.world_size()
     run.mkdir(exist_ok=True)
-    trainer = Trainer(config.train, run, build(config), device=torch.device("cpu"), texts={})
+    task = build(config)
+    trainer = Trainer(config.train, run, task, evaluator_of(task), device=torch.device("cpu"), texts={})
     loaders = train_loader(dataset, consumed=0, rank=rank, world=world), eval_loader(val, batch_size=1, rank=rank, world=world)
     try:
         trainer.fit(*loaders, BadSamples(run, num_rows=8, max_share=1, writes=collectives.is_main()))

@@ -25,6 +25,7 @@ from eve_vl.config import ContrastMatchConfig, PairConfig
 from eve_vl.data.loader import eval_loader
 from eve_vl.data.masking import MaskedPairs
 from eve_vl.data.search_set import SearchSet
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
 from eve_vl.tasks.retrieval import Retrieval
 from eve_vl.train import collectives
@@ -137,7 +138,7 @@ def running_mean_at_validation(folder: Path) -> Tensor:
     dataset = train_set(config, NUM_ROWS)
     batch = dataset.collate([dataset[(0, 0, row)] for row in share(torch.arange(NUM_ROWS)).tolist()])
     texts = {"config.json": "{}", "tokenizer.json": TOKENIZER.to_json()}
-    trainer = Trainer(config.train, folder, task, device=torch.device("cpu"), texts=texts)
+    trainer = Trainer(config.train, folder, task, evaluator_of(task), device=torch.device("cpu"), texts=texts)
     val_loader = eval_loader(eval_set(config), batch_size=4, rank=collectives.rank(), world=collectives.world_size())
     bad_samples = BadSamples(folder, num_rows=NUM_ROWS, max_share=1, writes=collectives.is_main())
     trainer.fit(iter([batch]), val_loader, bad_samples)
@@ -155,7 +156,7 @@ def evaluation() -> dict[str, dict[str, float]]:
         task = build(config_of(name))
         found[name] = numbers_of(task, eval_set(task.config), 5, rank=rank, world=world)
     task = build(tiny_config(task=PairConfig()))
-    found["pair"] = numbers_of(task, type(task).eval_dataset([items(23)], task.config, TOKENIZER), 5, rank=rank, world=world)
+    found["pair"] = numbers_of(task, evaluator_of(task).dataset([items(23)], task.config, TOKENIZER), 5, rank=rank, world=world)
     task = build(config_of("retrieval"))
     assert isinstance(task, Retrieval)
     one = SearchSet([ListSource([searchable()[0]])], task.config, TOKENIZER)

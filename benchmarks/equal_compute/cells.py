@@ -121,7 +121,7 @@ def probe(configs: Mapping[str, Config], rounds: int) -> dict[str, list[float]]:
             data = replace(config.data, modality="image_text")  # image-only rows have no captions
             tokenizers[words] = train_tokenizer(words[0], data, words[1])
         tokenizer = tokenizers[words]
-        sources = open_sources(config.data.train, config.data, config.input.image_size, kind.kind(config))
+        sources = open_sources(config.data.train, config.data, config.input.image_size, kind.dataset.kind_of(config))
         prepared = kind.prepare(config, sources, None)
         task = build_task(config, tokenizer, prepared.labels)
         batches = train_loader(kind.dataset(prepared.sources, config, tokenizer, training=True), consumed=0, rank=0, world=1)
@@ -259,8 +259,8 @@ class Cell:
         set_threads(1)
         run, numbers, rows = load_run(config.out), {}, {}
         for suffix, source in self.data.read[self.on].items():
-            sources = open_sources([source], config.data, config.input.image_size, run.task.kind(config))
-            found = evaluated(run, num_read(source, sources), sources, blind=False)
+            sources = open_sources([source], config.data, config.input.image_size, run.task.dataset.kind_of(config))
+            found = evaluated(run, num_read(source, sources), sources, ablations=False)
             numbers |= {name + suffix: value for name, value in found.numbers.items()}
             rows |= {suffix + name: value for name, value in found.row_scores.items()}
         return numbers, rows

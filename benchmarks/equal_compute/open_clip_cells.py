@@ -22,8 +22,8 @@ from eve_vl.data.records import Source
 from eve_vl.data.search_set import SearchSet
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.data.transforms import Crop, decode
+from eve_vl.evaluation.retrieval import first_hits
 from eve_vl.metrics import retrieval as metrics
-from eve_vl.tasks.retrieval import first_hits
 from eve_vl.train.device import pick_dtype
 from eve_vl.utils.atomic_io import atomic_folder, write_file
 from eve_vl.utils.console import print_line, progress

@@ -91,7 +91,7 @@ def run_data_check(args: CheckArgs) -> None:
             raise UserError("--recipe says what --kind its rows are; leave one of them out")
         config = recipe_config(args.recipe, args.init)
         task = task_class(type(config.task))
-        kind, require = task.kind(config), partial(task.dataset.require, config=config, training=True)
+        kind, require = task.dataset.kind_of(config), partial(task.dataset.require, config=config, training=True)
     elif args.init is not None:
         raise UserError("--init says what a --recipe starts from; name that too")
     (source,) = open_sources((args.path,), DataConfig(**args.reading()), GENERATED_SIZE, kind, must_be_usable=False)

@@ -127,13 +127,13 @@ def run_evaluate(argv: Sequence[str]) -> None:
     own = (field.name for field in dataclasses.fields(kind.evaluation))
     flags = {flag: value for flag in own if (value := getattr(args, flag)) is not None}
     from eve_vl.data.loader import open_sources
-    from eve_vl.evaluation.runner import evaluated, remarks
+    from eve_vl.evaluation.runner import evaluated, warnings
     from eve_vl.metrics.intervals import to_json
-    from eve_vl.run.loading import load_run, seen_as
+    from eve_vl.run.loading import as_task, load_run
     from eve_vl.train.device import pick_device
 
-    run = seen_as(load_run(args.run, pick_device(args.device)), name)
-    if not args.blind and not run.task.blinds:
+    run = as_task(load_run(args.run, pick_device(args.device)), name)
+    if not args.blind and not run.evaluator.ablations:
         raise UserError(f"--no-blind: a {name} run is not measured blind anyway; leave it out")
     how = DataConfig(**args.reading())
     if not args.data and how != DataConfig():
@@ -142,13 +142,15 @@ def run_evaluate(argv: Sequence[str]) -> None:
         raise UserError(
             f"{args.run}: the package does not bring what it was validated on; name what to evaluate on: --data PATH"
         )
-    sources = open_sources(args.data, how, run.config.input.image_size, run.task.kind(run.config)) if args.data else None
+    sources = (
+        open_sources(args.data, how, run.config.input.image_size, run.task.dataset.kind_of(run.config)) if args.data else None
+    )
     skip = args.skip_invalid or (sources is None and run.config.data.skips_invalid_val)
     found = evaluated(
-        run, args.samples, sources, flags=flags, predictions=args.predictions, skip_invalid=skip, blind=args.blind
+        run, args.samples, sources, flags=flags, predictions=args.predictions, skip_invalid=skip, ablations=args.blind
     )
     numbers = found.numbers
-    _say_numbers(numbers, [*found.notes, *remarks(run, numbers, sources)], run.task.verdict(numbers))
+    _say_numbers(numbers, [*found.notes, *warnings(run, numbers, sources)], run.evaluator.comparison(numbers))
     write_json(args.json, to_json(numbers))
 
 
@@ -160,8 +162,8 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     from eve_vl.data.loader import open_sources
     from eve_vl.data.prompts import read_prompts
     from eve_vl.evaluation.runner import leaks, zero_shot
-    from eve_vl.evaluation.significance import verdict_of
-    from eve_vl.evaluation.zero_shot import AGAINST
+    from eve_vl.evaluation.significance import comparison_of
+    from eve_vl.evaluation.zero_shot import BASELINES
     from eve_vl.metrics.intervals import to_json
     from eve_vl.run.loading import load_run
     from eve_vl.train.device import pick_device
@@ -174,7 +176,7 @@ def run_zero_shot(args: ZeroShotArgs) -> None:
     notes = leaks(run, sources)
     if unlabelled := numbers.get("num_unlabelled"):
         notes.append(f"rows left out, as they have no label: {unlabelled:,}")
-    _say_numbers(numbers, notes, verdict_of(numbers, AGAINST))
+    _say_numbers(numbers, notes, comparison_of(numbers, BASELINES))
     write_json(args.json, to_json(numbers))
 
 

@@ -72,6 +72,8 @@ class Sample(SimpleNamespace):
 
     name: str = ""
     """In evaluation: a name unique among all rows (see `row_name`)."""
+    position: tuple[int, int] = (0, 0)
+    """Number of its source and of its row there."""
     batch: type["RowBatch"]
     """The type of batch that it belongs to."""
     skipped: tuple[BadSampleError, ...] = ()
@@ -96,6 +98,7 @@ class RowBatch:
 
     where: tuple[str, ...] = each("where")
     names: tuple[str, ...] = each("name", default=())
+    positions: tuple[tuple[int, int], ...] = each("position", default=())
     skipped: tuple[BadSampleError, ...] = each("skipped", lambda values, *_: sum(values, ()), default=())
 
     def __init_subclass__(cls) -> None:

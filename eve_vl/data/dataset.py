@@ -125,7 +125,7 @@ class RowDataset(SampleSet):
         content = self.sources[source][row]
         self.require(content, self.config, training=self.training)
         sample = self.sample(content, generator(self.seed, SAMPLE, epoch, source, row))
-        sample.name = "" if self.training else row_name(content)
+        sample.name, sample.position = "" if self.training else row_name(content), (source, row)
         return sample
 
     @abstractmethod

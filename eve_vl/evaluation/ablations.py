@@ -1,4 +1,4 @@
-"""Rows of evaluation with a part taken away: what a model makes of them needs no image, not the right one, or no text."""
+"""Evaluation rows with a part taken away: the image, the right image or the text."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from eve_vl.data.dataset import EVAL_SEED, Position, RowDataset, SampleSet, gene
 from eve_vl.data.records import usable_rows
 
 How = Literal["noise", "wrong_image", "image_only"]
-NOISE = 6  # purpose of a random stream, beside those of the datasets
-MAX_OTHERS = 20  # tries to find an image that looks different
+NOISE = 6  # purpose of a random stream, next to those of data/dataset
+MAX_OTHERS = 20  # tries to find a different image
 
 
-class BlindRows(SampleSet):
-    """The rows of a dataset in evaluation, each with noise of equal histogram in the place of its image (`noise`), with the
-    image of another row (`wrong_image`), or without its text (`image_only`).
+class AblatedRows(SampleSet):
+    """The evaluation rows of a dataset, each without its image (`noise`: noise of equal histogram), with the image of another
+    row (`wrong_image`), or without its text (`image_only`).
 
-    The other row is of the same group, as of one patient, else one with the same text, as the same question, else any; its
-    image looks different.
+    The other row is of the same group (such as one patient), else one with the same text (such as the same question), else any.
+    Its image differs.
     """
 
     def __init__(self, rows: RowDataset, how: How):
-        """Read the rows, if they are to be told apart, not their images."""
+        """Read the rows' groups and texts for `wrong_image`, but no images."""
         super().__init__(rows.config, rows.tokenizer)
         self.rows, self.how = rows, how
         self.positions: list[Position] = [position for batch in rows.eval_batches(1, 0, 1) for position in batch]
@@ -34,7 +34,7 @@ class BlindRows(SampleSet):
         self.alike = [self._alike(number) for number in (0, 1)] if how == "wrong_image" else []
 
     def _alike(self, number: int) -> dict[Position, list[int]]:
-        """Return the places of the rows that share a row's group (0) or its text (1), of those that have one."""
+        """Return the places of all rows with the same group (0) or the same text (1), by row; rows without one are left out."""
         members: dict[tuple[str, ...], list[int]] = defaultdict(list)
         keys: dict[Position, tuple[str, ...]] = {}
         for at, source in enumerate(self.rows.sources):
@@ -62,7 +62,7 @@ class BlindRows(SampleSet):
         return sample
 
     def _other(self, position: Position, image_CHW: Tensor) -> Tensor:
-        """Return the image of another row; its own if none looks different."""
+        """Return the image of another row; the row's own if all are equal."""
         lists: list[Sequence[int]] = [alike.get(position, ()) for alike in self.alike]
         for places in (*lists, range(len(self.positions))):
             here = places.index(self.place[position]) if places else 0
@@ -74,7 +74,7 @@ class BlindRows(SampleSet):
 
 
 def noise_like(image_CHW: Tensor, name: str) -> Tensor:
-    """Return the pixels of an image in random order, which depends on a name alone: its histogram and nothing else."""
+    """Return the pixels of an image in random order, which depends only on a name."""
     rng = generator(EVAL_SEED, NOISE, hash_of(name.encode()) % 2**63)
     order = torch.from_numpy(rng.permutation(image_CHW[0].numel()).astype(np.int64)).to(image_CHW.device)
     return image_CHW.flatten(1)[:, order].view_as(image_CHW)

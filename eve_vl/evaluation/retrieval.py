@@ -1,208 +1,279 @@
-"""What a search is evaluated on: images and captions of all processes, and pairs of them scored by the matching head.
+"""Evaluation of retrieval: recalls by contrast and after re-ranking, precision by class, hard false captions, COCO 1K folds.
 
-Letters: B batch, I images, T captions, N distinct texts, P pairs, K best candidates of a query, d width of features, L text
-tokens.
+Letters: I images, G images with false texts, T captions, N distinct texts, P pairs, K best candidates of a query, Q queries,
+C candidates, L classes, d width of features.
 """
 
-from collections import ChainMap
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from eve_vl.data.batch import normalize
-from eve_vl.data.search_set import SearchBatch, SearchImages, SearchTexts
-from eve_vl.metrics.retrieval import Relevance
-from eve_vl.tasks.contrastive import ContrastTask
-from eve_vl.train.collectives import gather_objects, rank
-from eve_vl.utils.console import print_line, progress
-from eve_vl.utils.errors import SharedError
+from eve_vl.config import Config, RetrievalConfig
+from eve_vl.data.dataset import hash_of
+from eve_vl.data.records import Source
+from eve_vl.data.search_set import SearchImages, SearchSet, SearchTexts
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.evaluator import Evaluated, Evaluator
+from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered, pair_scores, rerank_scores
+from eve_vl.evaluation.significance import Baseline
+from eve_vl.metrics import intervals
+from eve_vl.metrics import retrieval as metrics
+from eve_vl.metrics.intervals import GROUP
+from eve_vl.tasks.retrieval import Retrieval
+from eve_vl.utils.console import pluralize, print_line
+from eve_vl.utils.errors import UserError
 
-PAIRS_AT_ONCE = 256
-ONE_SIDE_AT_ONCE = 16  # images, and texts, of which each is matched with each
-MANY_PAIRS = 100_000  # so many take minutes on a small machine
-AnyTask = ContrastTask[Any]
-
-
-@dataclass(kw_only=True, slots=True)
-class RetrievalSet:
-    """Everything to search among, in order of index, of all processes.
-
-    Searches compare by the products of image_Id and text_Nd: of features that compare, and without contrast of each image's
-    match logits with all texts (d = N) and unit vectors, so that these are the products.
-    """
-
-    image_Id: Tensor
-    text_Nd: Tensor
-    text_T: Tensor
-    """int64: which of the distinct texts each caption is; captions in the same words have the same features and scores."""
-    ids: list[Tensor]
-    """Token ids of each distinct text, int64 (L,), on the CPU; with model.padded_text_length its padding too."""
-    lengths: list[int]
-    """Tokens of each distinct text without padding."""
-    owner_I: Tensor
-    """Process that holds the pixels of each image."""
-    pixels: dict[int, Tensor]
-    """uint8 images that this process holds."""
-    relevance: Relevance
-    names: list[str] = field(default_factory=list)
-    """Of the row of each image."""
-    labels: list[tuple[str, ...]] = field(default_factory=list)
-    """Classes of each image."""
-    hard: list[tuple[int, ...]] = field(default_factory=list)
-    """Of each image that comes with false captions: its own text and theirs."""
-    kept: list[int] = field(default_factory=list)
-    """Number of each caption in the set: those that are true of no image that could be used are left out."""
-    num_left_out: int = 0
-    """How many these are."""
-
-    @property
-    def caption_Td(self) -> Tensor:
-        """Features of each caption."""
-        return self.text_Nd[self.text_T.to(self.text_Nd.device)]
-
-    def part(self, images: Tensor, captions: Tensor, relevance: Relevance) -> "RetrievalSet":
-        """Return some images and captions, renumbered from 0."""
-        return replace(
-            self,
-            image_Id=self.image_Id[images.to(self.image_Id.device)],
-            text_T=self.text_T[captions],
-            owner_I=self.owner_I[images],
-            pixels={new: self.pixels[old] for new, old in enumerate(images.tolist()) if old in self.pixels},
-            relevance=relevance,
-        )
+MAX_SEARCHED = 2000  # rows to search among at most if every pair takes a fusion pass, as in M3AE
+TRIED = "r_mean_k"
+HARD_ABLATED = "tr1_hard_wrong_image"
+NUM_FOLD_IMAGES = 5000  # the five folds of the COCO 1K protocol need this many images
 
 
-def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> RetrievalSet:
-    """Compute each image's and each text's features once, without contrast the match logit of each pair instead, and
-    gather them from all processes. Captions that are true of no image that could be used are left out. Raises UserError
-    if nothing is left."""
-    images: dict[int, tuple[Tensor, tuple[int, ...], int, str, tuple[str, ...], tuple[int, ...]]] = {}
-    texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
-    pixels: dict[int, Tensor] = {}
-    for batch in loader:
-        if isinstance(batch, SearchImages):
-            features = _features(task, batch, task.image_features, batch.images_BCHW)
-            for row, index in enumerate(batch.index_B.tolist()):
-                # a view brings its batch
-                said = batch.names[row], batch.labels[row], batch.hard[row]
-                images[index] = features[row].clone(), batch.captions[row], rank(), *said
-                pixels[index] = batch.images_BCHW[row]
-        else:
-            features = _features(task, batch, task.text_features, batch.ids_BT, batch.is_padding_BT)
-            ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
-            for row, index in enumerate(batch.index_B.tolist()):
-                length = int((~is_padding[row]).sum())
-                kept = ids[row, : task.config.input.padded_text_length or length].clone()
-                texts[index] = features[row].clone(), batch.captions[row], kept, length
-    images, texts = (dict(ChainMap(*gather_objects(part))) for part in (images, texts))
-    order = sorted(images)  # one that cannot be used may be missing
-    all_images, all_texts = [images[index] for index in order], [texts[index] for index in sorted(texts)]
-    text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
-    matches = [(image, caption) for image, (_, captions, *_) in enumerate(all_images) for caption in captions]
-    if not matches:
-        how = "repair such rows or name other data (eve data check lists what is wrong)"
-        raise SharedError(f"none of the images to search among can be used; {how}")
-    kept, caption_P = torch.tensor([caption for _, caption in matches]).unique(return_inverse=True)
-    text_T = torch.tensor([text_of[caption] for caption in kept.tolist()])
-    device = next(task.parameters()).device
-    gallery = RetrievalSet(
-        image_Id=torch.stack([features for features, *_ in all_images]).to(device),
-        text_Nd=torch.stack([features for features, *_ in all_texts]).to(device),
-        text_T=text_T,
-        ids=[ids for _, _, ids, _ in all_texts],
-        lengths=[length for *_, length in all_texts],
-        owner_I=torch.tensor([owner for _, _, owner, *_ in all_images]),
-        pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
-        relevance=Relevance.from_pairs([image for image, _ in matches], caption_P, len(all_images), len(text_T)),
-        names=[name for *_, name, _, _ in all_images],
-        labels=[labels for *_, labels, _ in all_images],
-        hard=[hard for *_, hard in all_images],
-        kept=kept.tolist(),
-        num_left_out=len(text_of) - len(text_T),
+class RetrievalEvaluator(Evaluator[Retrieval]):
+    """Recalls of a search both ways."""
+
+    section = RetrievalConfig
+    score_name = "tr1 and ir1"
+    baselines = (
+        Baseline("tr1", "image", "tr1_chance", "chance"),
+        Baseline("ir1", "caption", "ir1_chance", "chance"),
+        Baseline(
+            "tr1_hard",
+            "image",
+            "tr1_hard_chance",
+            "chance among false texts that differ in one place",
+            others={HARD_ABLATED: "looking at a wrong image"},
+        ),
+        Baseline("precision_tr1", "image", "precision_tr_chance", "chance by class"),
     )
-    if task.is_comparable:
-        return gallery
-    every = torch.eye(len(gallery.ids), device=device)
-    return replace(gallery, image_Id=every_score(task, gallery).to(device), text_Nd=every)
+
+    def __init__(self, task: Retrieval, tokenizer: Tokenizer | None = None):
+        super().__init__(task, tokenizer)
+        self.main_metric = "r_mean" if task.is_validated else None
+
+    @classmethod
+    def dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> SearchSet:
+        """Return the images and texts to search among, at most MAX_SEARCHED rows if every pair takes a fusion pass."""
+        if not cast(RetrievalConfig, config.task).itc_weight:
+            if (num := min(sum(map(len, sources)), config.data.val_samples)) > MAX_SEARCHED:
+                print_line(f"searched among {MAX_SEARCHED:,} of {num:,} rows: without contrast each pair takes a fusion pass")
+            config = replace(config, data=replace(config.data, val_samples=min(config.data.val_samples, MAX_SEARCHED)))
+        return SearchSet(sources, config, tokenizer)
+
+    def check_heads(self, flags: Mapping[str, Any]) -> None:
+        """Raise UserError if the run lacks the matching head that re-ranks."""
+        if (rerank := flags.get("rerank", 0)) and self.task.contrast.match_head is None:
+            raise UserError(f"--rerank {rerank} needs a matching head, which this run lacks; leave --rerank out")
+
+    def check_dataset(self, flags: Mapping[str, Any], dataset: SearchSet) -> None:
+        """Raise UserError if a query has fewer candidates than are to be re-ranked."""
+        rerank = flags.get("rerank", 0)
+        if rerank > dataset.num_candidates:
+            raise UserError(f"--rerank {rerank}: a query has only {dataset.num_candidates} candidates; give at most that many")
+
+    def evaluate(self, loader: Iterable[SearchImages | SearchTexts]) -> dict[str, float]:
+        """Return the metrics of validation, which selects how many candidates to re-rank; see `search`."""
+        return self._evaluated(loader, selects=True).numbers
+
+    def evaluate_with_rows(self, loader: Iterable[SearchImages | SearchTexts]) -> Evaluated:
+        """Return the metrics of `metrics.retrieval` over all processes.
+
+        They are tr1 … rsum after re-ranking task.rerank candidates, with a matching head also `…_itc_only` before re-ranking;
+        with 5,000 images `…_1k`, the mean of five folds; the number of images and captions and of matches of each; and tr1 and
+        ir1 of random order.
+        """
+        return self._evaluated(loader, selects=False)
+
+    @torch.no_grad()
+    def _evaluated(self, loader: Iterable[SearchImages | SearchTexts], *, selects: bool) -> Evaluated:
+        gallery = gathered(self.task, loader)
+        numbers, ranks = self.search(gallery, self.task.settings.rerank, selects=selects)
+        rel, k = gallery.relevance, int(numbers.get("rerank_k", 0))
+        if len(gallery.image_Id) >= NUM_FOLD_IMAGES:
+            folds = metrics.folds_1k(rel, lambda images, texts, fold: self.search(gallery.part(images, texts, fold), k)[0])
+            numbers |= {f"{name}_1k": value for name, value in folds.items() if not name.startswith(("num", "rerank"))}
+        num_pairs = len(rel.texts_of_image.candidate_M)
+        counts = {
+            "num_images": len(gallery.image_Id),
+            "num_texts": len(gallery.text_T),
+            "texts_per_image": num_pairs / len(gallery.image_Id),
+            "images_per_text": num_pairs / len(gallery.text_T),
+            "tr1_chance": num_pairs / len(gallery.text_T) / int(rel.texts_of_image.has_any_Q.sum()),
+            "ir1_chance": num_pairs / len(gallery.image_Id) / int(rel.images_of_text.has_any_Q.sum()),
+        } | ({"num_captions_skipped": gallery.num_left_out} if gallery.num_left_out else {})
+        numbers |= counts | self.merged(gallery) | self.precisions(gallery) | self.hard(gallery, k)
+        return Evaluated(numbers=numbers, row_scores=first_hits(gallery.names, rel, *ranks))
+
+    def merged(self, gallery: RetrievalSet) -> dict[str, float]:
+        """Return `…_merged`: recalls where equal captions count as one caption that is true of all their images.
+
+        By contrast only, or by matching only; empty if no two captions are equal.
+        """
+        texts, text_T = gallery.text_T.unique(return_inverse=True)
+        if len(texts) == len(text_T):
+            return {}
+        image_P, caption_P = gallery.relevance.texts_of_image.rows(0, len(gallery.image_Id))
+        rel = metrics.Relevance.from_pairs(image_P, text_T[caption_P], len(gallery.image_Id), len(texts))
+        text_Nd = gallery.text_Nd[texts.to(gallery.text_Nd.device)]
+        ranks_I = metrics.best_ranks(gallery.image_Id, text_Nd, rel.texts_of_image)
+        ranks_T = metrics.best_ranks(text_Nd, gallery.image_Id, rel.images_of_text)
+        found = metrics.summary(ranks_I, ranks_T, rel.image_T)
+        return {f"{name}_merged": value for name, value in found.items() if not name.startswith(("num", "rsum"))}
+
+    def precisions(self, gallery: RetrievalSet) -> dict[str, float]:
+        """Return precision_tr1 … precision_ir10: the share of first hits with a class of the query, next to random order.
+
+        By contrast only, or by matching only; empty if images have no classes. A hit need not be the query's own.
+        """
+        column = {name: number for number, name in enumerate(sorted({name for given in gallery.labels for name in given}))}
+        label_IL = torch.zeros(len(gallery.labels), len(column), dtype=torch.bool)
+        for image, given in enumerate(gallery.labels):
+            label_IL[image, [column[name] for name in given]] = True
+        numbers: dict[str, float] = {}
+        if not column:
+            return numbers
+        image_P, caption_P = gallery.relevance.texts_of_image.rows(0, len(gallery.image_Id))
+        label_TL = torch.zeros(len(gallery.text_T), len(column)).index_add(0, caption_P, label_IL[image_P].float()) > 0
+        images, captions = (gallery.image_Id, label_IL), (gallery.caption_Td, label_TL)
+        for way, (query_QD, query_QL), (other_CD, other_CL) in (("tr", images, captions), ("ir", captions, images)):
+            found_QK, chance_Q = metrics.precisions(query_QD, other_CD, query_QL, other_CL)
+            asked_Q, groups = query_QL.any(1), torch.arange(len(query_QD)) if way == "tr" else gallery.relevance.image_T
+            for k, found_Q in zip(metrics.PRECISIONS, found_QK[asked_Q].T.numpy(), strict=True):
+                found = intervals.mean(found_Q, groups[asked_Q].tolist(), is_share=True)
+                gain_Q = (found_Q - chance_Q[asked_Q].numpy()) / len(found_Q)
+                chance = f"precision_{way}_chance"
+                numbers[f"precision_{way}{k}"] = intervals.over(found, chance, gain_Q, groups[asked_Q].tolist())
+            numbers[f"precision_{way}_chance"] = float(chance_Q[asked_Q].mean())
+        return numbers
+
+    def hard(self, gallery: RetrievalSet, num_reranked: int) -> dict[str, float]:
+        """Return tr1_hard: how often an image's own text comes first among hard false texts, ordered as a search orders.
+
+        Also by chance, and with the image of another row, which measures what the words alone give away. Empty if there are no
+        false texts.
+        """
+        same: dict[tuple[int, ...], int] = {}  # texts cut to the same tokens tie, whatever their rounding
+        first = [same.setdefault(tuple(ids.tolist()), text) for text, ids in enumerate(gallery.ids)]
+        groups = [(image, [first[text] for text in texts]) for image, texts in enumerate(gallery.hard) if texts]
+        if not groups:
+            return {}
+        sizes, text_P = [len(texts) for _, texts in groups], torch.tensor([text for _, texts in groups for text in texts])
+        own_G = torch.tensor([image for image, _ in groups])
+        other_G = own_G.roll(len(groups) // 2)  # not the next row, which may be another view of the same patient
+        image_P, other_P = (image_G.repeat_interleave(torch.tensor(sizes)) for image_G in (own_G, other_G))
+        if num_reranked or not self.task.is_comparable:
+            scores = pair_scores(self.task, gallery, *(each_P * len(gallery.ids) + text_P for each_P in (image_P, other_P)))
+        else:
+            image_Id, text_Pd = gallery.image_Id.cpu(), gallery.text_Nd.cpu()[text_P]
+            scores = [(image_Id[each_P] * text_Pd).sum(1) for each_P in (image_P, other_P)]
+        hit_G, ablated_G = (np.array([first_is_best(each.tolist()) for each in score_P.split(sizes)]) for score_P in scores)
+        numbers = {"tr1_hard": intervals.mean(hit_G, is_share=True), "tr1_hard_chance": float(np.mean(1 / np.array(sizes)))}
+        if len(groups) > 1:
+            intervals.over(numbers["tr1_hard"], HARD_ABLATED, (hit_G - ablated_G) / len(groups))
+            numbers[HARD_ABLATED] = intervals.mean(ablated_G, is_share=True)
+        return numbers
+
+    def selected_settings(self, numbers: Mapping[str, float]) -> RetrievalConfig:
+        """Return the section with the number of candidates to re-rank that validation selected."""
+        return replace(self.task.settings, rerank=int(numbers.get("rerank_k", 0)))
+
+    def warnings(self, numbers: Mapping[str, float]) -> list[str]:
+        """Add sentences on captions left out with their images, and on the gain or loss by re-ranking."""
+        ranked, alone, found = numbers["r_mean"], numbers.get("r_mean_itc_only", 0.0), super().warnings(numbers)
+        if left_out := numbers.get("num_captions_skipped"):
+            found.append(f"captions left out with their images: {left_out:,}")
+        if not self.task.is_comparable:
+            num_pairs = pluralize(int(numbers["num_images"] * numbers["num_texts"]), "pair")
+            found.append(f"no contrast: the matching head scored each of {num_pairs} of an image and a caption")
+        if tried := r_means_tried(numbers):
+            k, best = int(numbers["rerank_k"]), max(tried, key=lambda k: tried[k])
+            low, high = gain(tried[k or best])
+            worth = f"r_mean {tried[k or best]:.3f}, by contrast alone {alone:.3f}, difference {low:.3f} to {high:.3f}"
+            chosen = f"the best {k} ({worth})" if k else f"none: not even the best {best} are surely worth it ({worth})"
+            found.append(f"of {', '.join(map(str, tried))} or no candidates to re-rank, validation chose {chosen}")
+        elif ranked < alone:
+            worse = f"re-ranking makes this search worse (r_mean {ranked:.3f}, by contrast alone {alone:.3f})"
+            found.append(f"{worse}: the matching head needs longer training; search without it by --rerank 0 (task.rerank)")
+        return found
+
+    def search(
+        self, gallery: RetrievalSet, most: int, *, selects: bool = False
+    ) -> tuple[dict[str, float], tuple[metrics.Ranks, metrics.Ranks]]:
+        """Return tr1 … rsum after re-ranking the best candidates of each query, and the ranks of images' captions (I,) and of
+        captions' images (T,).
+
+        With a matching head also `…_itc_only`, by contrast only, and `rerank_k`, the number re-ranked. That is `most` or, if it
+        selects, the k of `most`, most/2, most/4 … with the highest r_mean (all are in `r_mean_k…`), provided that the 95 %
+        interval of its gain over contrast, query by query, is above 0; else 0.
+        """
+        images, captions, rel = gallery.image_Id, gallery.caption_Td, gallery.relevance
+        ways = (images, captions, rel.texts_of_image), (captions, images, rel.images_of_text)
+        alone = metrics.best_ranks(*ways[0]), metrics.best_ranks(*ways[1])
+        by_contrast = metrics.summary(*alone, rel.image_T)
+        if self.task.contrast.match_head is None or not self.task.is_comparable:
+            return by_contrast, alone
+        found = {0: (by_contrast, alone)}
+        if most:
+            best = [metrics.top_candidates(queries, candidates, most) for queries, candidates, _ in ways]
+            scores = rerank_scores(self.task, gallery, best[0][0].cpu(), best[1][0].cpu())
+            for k in halves(most) if selects else [most]:
+                both = [
+                    metrics.reranked_ranks(order[:, :k], first[:, :k], score[:, :k], ways[way][2], alone[way])
+                    for way, ((order, first), score) in enumerate(zip(best, scores, strict=True))
+                ]
+                found[k] = metrics.summary(both[0], both[1], rel.image_T, alone), (both[0], both[1])
+        r_mean = {k: numbers["r_mean"] for k, (numbers, _) in found.items()}
+        if selects:
+            most = max((k for k in r_mean if gain(r_mean[k])[0] > 0), key=lambda k: (r_mean[k], -k), default=0)
+        itc_only = {f"{name}_itc_only": value for name, value in by_contrast.items() if not name.startswith("num")}
+        tried = {f"{TRIED}{k}": r_mean[k] for k in r_mean if k and selects}
+        numbers, ranks = found[most]
+        return numbers | itc_only | {"rerank_k": most} | tried, ranks
 
 
-def _features(task: AnyTask, batch: SearchBatch, compute: Callable[..., Tensor], *given: Tensor) -> Tensor:
-    """Return features on the CPU, of no width if they are of no use."""
-    return compute(*given).cpu() if task.is_comparable else torch.empty(len(batch.index_B), 0)
+def first_is_best(scores: Sequence[float]) -> float:
+    """Return 1 if the first score is the best, 1/n if n tie for it, else 0."""
+    return float(scores[0] == max(scores)) / scores.count(scores[0])
 
 
-def every_score(task: AnyTask, gallery: RetrievalSet) -> Tensor:
-    """Return the match logit of each image with each distinct text that is searched among, float32 (I, N) on the CPU, of
-    others 0. Each process computes those of its own images; an image goes through its tower once."""
-    own_I, searched_N = (gallery.owner_I == rank()).nonzero()[:, 0], gallery.text_T.unique()
-    num_texts, device = len(searched_N), next(task.parameters()).device
-    num_pairs = len(gallery.owner_I) * num_texts
-    if num_pairs >= MANY_PAIRS:
-        fewer = "fewer: --samples, or data.val_samples in training"
-        print_line(f"{num_pairs:,} fusion passes: {len(gallery.owner_I):,} images with each of {num_texts:,} texts ({fewer})")
-    score_IN = torch.zeros(len(own_I), len(gallery.ids))
-    by_length_N = searched_N[torch.tensor(gallery.lengths)[searched_N].argsort(stable=True)]
-    chunks = own_I.split(ONE_SIDE_AT_ONCE) if len(own_I) else ()
-    what = f"{ONE_SIDE_AT_ONCE} images with {num_texts:,} texts"
-    for number, images in enumerate(progress(chunks, what, len(chunks))):
-        image = task.encoder.image(normalize(torch.stack([gallery.pixels[image] for image in images.tolist()])))
-        rows = torch.arange(len(images))[:, None] + number * ONE_SIDE_AT_ONCE
-        for texts in by_length_N.split(ONE_SIDE_AT_ONCE):
-            score_IN[rows, texts] = task.match_each(image, *_padded(gallery, texts, device))[:, :, 1].float().cpu()
-    parts = gather_objects((own_I, score_IN))
-    return torch.cat([scores for _, scores in parts])[torch.cat([images for images, _ in parts]).argsort()]
+def halves(k: int) -> list[int]:
+    """Return k, k/2, k/4 …, down to 2: one candidate has no order."""
+    return [k >> times for times in range(k.bit_length() - 1)]
 
 
-def _padded(gallery: RetrievalSet, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Return the ids of some texts (N, L), and which are padding, None if none are."""
-    ids_NL = pad_sequence([gallery.ids[text] for text in texts.tolist()], batch_first=True)
-    is_padding_NL = torch.arange(ids_NL.shape[1]) >= torch.tensor(gallery.lengths)[texts, None]
-    return ids_NL.to(device), is_padding_NL.to(device) if is_padding_NL.any() else None
+def r_means_tried(numbers: Mapping[str, float]) -> dict[int, float]:
+    """Return r_mean by each number of re-ranked candidates that validation tried, the largest number first."""
+    return {int(name[len(TRIED) :]): value for name, value in numbers.items() if name.startswith(TRIED)}
 
 
-def rerank_scores(task: AnyTask, gallery: RetrievalSet, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the matching head's logits of each image's captions (I, K) and of each caption's images (T, K)."""
-    num_texts = len(gallery.ids)
-    pairs_IK = torch.arange(len(captions_IK))[:, None] * num_texts + gallery.text_T[captions_IK]
-    score_IK, score_TK = pair_scores(task, gallery, pairs_IK, images_TK * num_texts + gallery.text_T[:, None])
-    return score_IK, score_TK
+def gain(r_mean: float) -> tuple[float, float]:
+    """Return both ends of the 95 % interval of the gain in r_mean by re-ranking."""
+    low, high = getattr(r_mean, "versus", {}).get("r_mean_itc_only", (0.0, 0.0))
+    return low, high
 
 
-def pair_scores(task: AnyTask, gallery: RetrievalSet, *pairs: Tensor) -> list[Tensor]:
-    """Return the scores of pairs, each the number of an image times the number of texts plus that of a text, in the same
-    shapes.
+def first_hits(
+    names: Sequence[str], relevance: metrics.Relevance, ranks_I: metrics.Ranks, ranks_T: metrics.Ranks
+) -> dict[str, float]:
+    """Return a score for each query by its name: 1 if its first hit is true, the share of true hits if several tie.
 
-    A pair of image and text is scored once, however often it is among them; each process scores the pairs of its own
-    images.
+    An image is named by its row, a caption by its number there, both with a hash of the set that is searched; the captions of
+    an image belong together.
     """
-    num_texts = len(gallery.ids)
-    pair_P = torch.cat([each.flatten() for each in pairs]).unique()
-    own_P = pair_P[gallery.owner_I[pair_P // num_texts] == rank()]
-    parts = gather_objects((own_P, match_scores(task, gallery, own_P // num_texts, own_P % num_texts)))
-    all_P, order_P = torch.cat([pairs for pairs, _ in parts]).sort()
-    score_P = torch.cat([scores for _, scores in parts])[order_P]
-    return [score_P[torch.searchsorted(all_P, each)] for each in pairs]
-
-
-def match_scores(task: AnyTask, gallery: RetrievalSet, image_P: Tensor, text_P: Tensor) -> Tensor:
-    """Return what each pair of image and distinct text is ordered by (task.rerank_by), float32 (P,) on the CPU; pairs of
-    equally long texts go together."""
-    device = gallery.image_Id.device
-    length_P = torch.tensor(gallery.lengths)[text_P]
-    score_P = torch.empty(len(image_P))
-    if not len(image_P):  # splitting nothing gives one empty part
-        return score_P
-    for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE):
-        images, texts = image_P[chosen], text_P[chosen]
-        similarity_B = (gallery.image_Id[images.to(device)] * gallery.text_Nd[texts.to(device)]).sum(1)
-        # what is in several pairs is embedded once: of towers that is most of the work
-        (images, image_B), (texts, text_B) = (rows.unique(return_inverse=True) for rows in (images, texts))
-        pixels = torch.stack([gallery.pixels[image] for image in images.tolist()])
-        ids_BL, padding = _padded(gallery, texts, device)
-        pairs = image_B.to(device), text_B.to(device)
-        score_P[chosen] = task.pair_scores(pixels, ids_BL, padding, similarity_B, pairs).cpu()
-    return score_P
+    sides = relevance.texts_of_image
+    pool = hash_of(repr((names, sides.start_Q1.tolist(), sides.candidate_M.tolist())).encode())
+    asked, seen = [("tr1", image, "") for image in range(len(names))], Counter()
+    for image in relevance.image_T.tolist():
+        seen[image] += 1
+        asked.append(("ir1", image, f" {seen[image]}"))
+    hits = {}
+    both = ranks_I, ranks_T
+    is_asked, hit = torch.cat([each.is_asked_Q for each in both]).tolist(), torch.cat([each.hits(1) for each in both]).tolist()
+    for (way, image, number), has_match, value in zip(asked, is_asked, hit, strict=True):
+        if has_match:
+            hits[f"{way} {names[image]}{number} {pool:x}{GROUP}{names[image]}"] = value
+    return hits

@@ -1,4 +1,4 @@
-"""What numbers come to, in a sentence for people."""
+"""Sentences that compare metrics with their baselines."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,41 +7,43 @@ from dataclasses import dataclass, field, replace
 from eve_vl.metrics.intervals import MeasuredValue
 from eve_vl.utils.console import pluralize
 
-FEW = 30  # independent groups; fewer say nothing, whatever their interval
+FEW = 30  # independent groups; fewer prove nothing, whatever their interval
 DIFFERENCE = ", difference "
-WIDE = 0.1  # an interval this wide could hide a difference that matters; of errors, as a share of the baseline
+WIDE = 0.1  # an interval this wide could hide a difference that matters; for errors, a share of the baseline
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A number and what it must be better than to mean anything."""
+    """A metric and the baseline that it must beat to mean anything."""
 
     number: str
     of: str
-    """One of what its n counts."""
+    """The unit that its n counts, in the singular."""
     baseline: str | float
-    """Another number, by name, or a constant."""
+    """The baseline: another metric, by name, or a constant."""
     than: str
-    """What the baseline is, as in `better than …`."""
+    """Description of the baseline, after `better than …`."""
     shows: str = ""
-    """What a better number shows, as `uses the image`."""
+    """The conclusion from beating it, such as `uses the image`."""
     lower: bool = False
     """Whether lower is better."""
     after: str = ""
-    """Another number: unless that is better than its baselines, this one is not judged."""
+    """Another metric: unless it beats its own baselines, this one is not compared."""
     others: Mapping[str, str] = field(default_factory=dict)
-    """Further baselines, other numbers with what each is: of all that are known, the best one counts."""
+    """Further baselines, metrics by name with their descriptions; the best of all known ones counts."""
 
-    def judge(self, numbers: Mapping[str, float]) -> tuple[str, bool] | None:
-        """Return a sentence, and whether the number is better; None if one of the two is not known. Of numbers of the same rows
-        the difference decides, of others (in older logs all) whether their intervals are apart."""
+    def compare(self, numbers: Mapping[str, float]) -> tuple[str, bool] | None:
+        """Return a sentence, and whether the metric is better; None if one of the two is unknown.
+
+        The interval of the difference decides if both are of the same rows, else whether their intervals are apart.
+        """
         known = {name: numbers[name] for name in self.others if not math.isnan(numbers.get(name, math.nan))}
         if known and isinstance(self.baseline, str) and self.baseline in numbers:
             words = {self.baseline: self.than, **self.others}
             known[self.baseline] = numbers[self.baseline]
             best = (min if self.lower else max)(known, key=lambda name: known[name])
             than = f"the best of {len(known)} blind baselines, {words[best]}"
-            return replace(self, baseline=best, than=than, others={}).judge(numbers)
+            return replace(self, baseline=best, than=than, others={}).compare(numbers)
         ours = numbers.get(self.number, math.nan)
         base = numbers.get(self.baseline, math.nan) if isinstance(self.baseline, str) else self.baseline
         if math.isnan(ours) or math.isnan(base):
@@ -63,7 +65,7 @@ class Baseline:
         return f"{self.number} {our_text} is {word} than {self.than} ({base_text}{how})", is_better
 
     def _difference(self, ours: float, base: float) -> tuple[float, float, str]:
-        """Return both ends of how far a number is above the other, and words on how that is known."""
+        """Return both ends of the interval of ours - base, and words on how it was found."""
         if not isinstance(ours, MeasuredValue):
             return ours - base, ours - base, ""
         if (ends := ours.versus.get(str(self.baseline))) is not None:
@@ -73,17 +75,19 @@ class Baseline:
 
 
 def _written(ours: float, base: float, *ends: float) -> list[str]:
-    """Return numbers with three decimals, or with so many that the first two differ and the ends of a difference are not 0."""
+    """Format numbers with three decimals, or with enough that the first two differ and no end of a difference reads 0."""
     tries = [[f"{each:.{decimals}f}" for each in (ours, base, *ends)] for decimals in range(3, 10)]
     return next((texts for texts in tries if texts[0] != texts[1] and all(map(float, texts[2:]))), tries[-1])
 
 
-def verdict_of(numbers: Mapping[str, float], against: Sequence[Baseline]) -> str:
-    """Return a sentence of judgement on numbers; "" if nothing is known to compare them with. What a number is not better than
-    ends what is said of it, and of what is `after` it."""
-    said, failed = [], set()
-    for each in against:
-        if failed.isdisjoint((each.number, each.after)) and (judged := each.judge(numbers)):
-            said.append(judged[0])
-            failed |= set() if judged[1] else {each.number}
-    return "; ".join(said)
+def comparison_of(numbers: Mapping[str, float], baselines: Sequence[Baseline]) -> str:
+    """Return a sentence that compares metrics with their baselines; "" if no baseline is known.
+
+    A metric that fails a baseline is compared no further, nor is any metric `after` it.
+    """
+    sentences, failed = [], set()
+    for each in baselines:
+        if failed.isdisjoint((each.number, each.after)) and (found := each.compare(numbers)):
+            sentences.append(found[0])
+            failed |= set() if found[1] else {each.number}
+    return "; ".join(sentences)

@@ -1,27 +1,28 @@
-"""Classification without training: an image belongs to the class whose prompts it is most like.
+"""Zero-shot classification: an image belongs to the class whose prompts are most similar to it.
 
 Letters: B batch, R rows, C classes, P prompts, d width of features.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from eve_vl.data.batch import normalize
+from eve_vl.data.batch import normalize, padded
 from eve_vl.data.prompts import Prompts
+from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics import classification as metrics
-from eve_vl.predict.base import Predictor
-from eve_vl.predict.inputs import chunked
+from eve_vl.tasks.contrastive import ContrastTask
+from eve_vl.tasks.task import Task
 from eve_vl.utils.errors import UserError
 
 PROMPTS_AT_ONCE = 64
 By = Literal["mean", "max"]
-AGAINST = (
+BASELINES = (
     Baseline("acc", "row", "acc_majority", "always giving the most frequent class", others={"acc_noise": "looking at noise"}),
     Baseline("mean_ap", "row", "mean_ap_chance", "a constant score", others={"mean_ap_noise": "looking at noise"}),
 )
@@ -29,37 +30,43 @@ AGAINST = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """A class and its score: with features that compare a cosine, else the log-odds of a match. It is no probability."""
+    """A class and its score: a cosine if features compare, else the log-odds of a match; not a probability."""
 
     label: str
     score: float
 
 
 class ZeroShot:
-    """Scores images by the prompts of classes: by the features of a run whose features compare, else by its matching head.
+    """Scores of images for classes that are described by prompts: by features if they compare, else by the matching head.
 
-    The score of a class is the mean (or the maximum) over its prompts. Nothing is standardised, so that no image's neighbours
-    change what it is taken for.
+    The score of a class is the mean (or the maximum) over its prompts. Nothing is standardised over images, so the other images
+    never change a prediction.
     """
 
-    def __init__(self, calls: Predictor, prompts: Prompts, by: By = "mean"):
-        """Compute the prompts' features once. Raises UserError for a run that cannot tell how well a text fits."""
-        self.calls, self.task, self.classes, self.by = calls, calls.task, tuple(prompts), by
+    def __init__(self, task: Task[Any], tokenizer: Tokenizer, prompts: Prompts, by: By = "mean"):
+        """Compute the prompts' features once. Raises UserError for a run that cannot score how well a text fits."""
+        self.task: Any = task
+        self.classes, self.by = tuple(prompts), by
         if by not in ("mean", "max"):
             raise UserError(f"by {by!r} is not one of mean, max")
-        if not (self.task.is_comparable or "match" in calls.offered()):
+        has_matching = isinstance(task, ContrastTask) and task.contrast.match_head is not None
+        if not (task.is_comparable or has_matching):
             lacks = "needs features of images and texts that compare, or a matching head"
             how = "eve finetune demo_retrieval --init RUN makes one that has"
-            raise UserError(f"zero-shot classification {lacks}; a {self.task.section.name} run has neither; {how}")
+            raise UserError(f"zero-shot classification {lacks}; a {task.section.name} run has neither; {how}")
         texts = [text for given in prompts.values() for text in given]
         self.class_P = np.repeat(np.arange(len(prompts)), [len(given) for given in prompts.values()])
-        self.ids = [calls.inputs.texts(chunk) for chunk in chunked(texts, PROMPTS_AT_ONCE)]
+        sizes, device = task.config.input, next(task.parameters()).device
+        ids = [tokenizer.encode(text, sizes.max_text_tokens)[0] for text in texts]
+        chunks = (ids[start : start + PROMPTS_AT_ONCE] for start in range(0, len(ids), PROMPTS_AT_ONCE))
+        batches = (padded(chunk, tokenizer.pad_id, sizes.padded_text_length) for chunk in chunks)
+        self.ids = [(ids_BT.to(device), is_padding_BT.to(device)) for ids_BT, is_padding_BT in batches]
         with torch.no_grad():
             self.text_Pd = torch.cat([self.task.text_features(*ids) for ids in self.ids]) if self.task.is_comparable else None
 
     @torch.no_grad()
     def scores(self, images_BCHW: Tensor) -> np.ndarray:
-        """Return the score of each class, float32 (B, C), of uint8 images: of a match the log-odds."""
+        """Return the score of each class for uint8 images, float32 (B, C)."""
         if self.text_Pd is not None:
             score_BP = self.task.image_features(images_BCHW) @ self.text_Pd.T
         else:
@@ -75,9 +82,9 @@ class ZeroShot:
             for score_C in self.scores(images_BCHW)
         ]
 
-    def numbers(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]], *, several: bool) -> dict[str, float]:
-        """Return the numbers of rows that have labels: of one each accuracy and recall by class beside chance and the prior of
-        each class, of several each the mean average precision."""
+    def metrics(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]], *, several: bool) -> dict[str, float]:
+        """Return the metrics of labelled rows: of one label each the accuracy and the recall by class, next to chance and the
+        prior of each class; of several labels each the mean average precision."""
         if several:
             is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
             return metrics.ranking_summary(score_RC, is_true_RC)
@@ -85,6 +92,6 @@ class ZeroShot:
         return metrics.summary(right, true) | {"acc_chance": 1 / len(self.classes)} | metrics.by_class(right, true)
 
     def right(self, score_RC: np.ndarray, labels: Sequence[tuple[str, ...]]) -> np.ndarray:
-        """Return whether the best class of each row is one of its labels, of several that tie what share, float64 (R,)."""
+        """Return 1 for each row whose best class is one of its labels, the share of right ones if several tie; float64 (R,)."""
         is_true_RC = np.array([[name in given for name in self.classes] for given in labels])
         return (metrics.guess_shares(score_RC) * is_true_RC).sum(1)

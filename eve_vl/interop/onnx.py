@@ -19,9 +19,10 @@ import torch
 from rich.table import Column, Table
 from torch import Tensor, nn
 
+from eve_vl.interop.heads import heads_of
 from eve_vl.model.moe_onnx import traceable
 from eve_vl.run.loading import LoadedRun, load_run
-from eve_vl.tasks.task import Task
+from eve_vl.tasks.task import Task, label_files
 from eve_vl.utils.atomic_io import atomic_folder
 from eve_vl.utils.errors import UserError, nearest
 
@@ -56,18 +57,18 @@ class Part(nn.Module):
 
     def __init__(self, task: Task[Any], name: str):
         super().__init__()
-        self.task, self.computation = task, task.computations()[name]
-        self.inputs = self.computation.inputs
+        self.task, self.graph = task, heads_of(task).graphs()[name]
+        self.inputs = self.graph.inputs
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Pass the inputs on: pixels uint8 (B, 3, H, W), ids int64 (B, T), is_padding bool (B, T)."""
-        return self.computation.compute(*tensors)
+        return self.graph.compute(*tensors)
 
 
 def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Exported]:
     """Write a run's ONNX files into a new folder, with export.json, which says how to use them, and the tokenizer.
 
-    parts: names of the task's computations; none: all of them. Raises UserError, and writes nothing, if packages are missing,
+    parts: names of the task's graphs; none: all of them. Raises UserError, and writes nothing, if packages are missing,
     the folder is in use, the run computes no such thing or not the same every time, or onnxruntime gives other numbers.
     """
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
@@ -75,7 +76,7 @@ def export_run(path: Path, folder: Path, parts: Sequence[str] = ()) -> list[Expo
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: already exists; name a new folder")
     run = load_run(path, torch.device("cpu"))
-    known = run.task.computations()
+    known = heads_of(run.task).graphs()
     if unknown := [name for name in parts if name not in known]:
         name = run.config.task.name
         raise UserError(f"{path}: task {name} has no part {nearest(unknown[0], known)} (parts: {', '.join(known)})")
@@ -148,7 +149,7 @@ def _trace(part: Part, given: tuple[Tensor, ...], path: Path) -> None:
             part,
             given,
             input_names=part.inputs,
-            output_names=(part.computation.output,),
+            output_names=(part.graph.output,),
             dynamic_shapes=(tuple(axes.get(name, {0: "batch"}) for name in part.inputs),),
             dynamo=True,
             verbose=False,
@@ -171,7 +172,7 @@ def opened(path: Path, inputs: Sequence[str]) -> Callable[..., np.ndarray]:
 
 def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
     """Return the other files of the folder by name."""
-    task, sizes, known = run.task, run.config.input, run.task.computations()
+    task, sizes, known = run.task, run.config.input, heads_of(run.task).graphs()
     image = ["batch", 3, sizes.image_size, sizes.image_size]
 
     def described(name: str) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def _texts(run: LoadedRun, exported: Sequence[Exported]) -> dict[str, str]:
         output = {"dtype": "float32", "shape": one.output_shape, "meaning": part.meaning}
         inputs = {name: described(name) for name in part.inputs}
         parts[one.name] = {"file": f"{one.name}.onnx", "inputs": inputs, "outputs": {part.output: output}}
-    texts = {"tokenizer.json": run.tokenizer.to_json(), **task.label_files()}
+    texts = {"tokenizer.json": run.tokenizer.to_json(), **label_files(task)}
     about = {
         "task": run.config.task.name,
         "step": run.step,

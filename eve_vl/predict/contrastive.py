@@ -73,7 +73,7 @@ class ContrastPredictor(Predictor):
         class scores the mean or the max of its prompts. Scores are cosines of features, or log-odds of a match where a run has
         a matching head alone: no probabilities.
         """
-        scorer = ZeroShot(self, read_prompts(prompts)[0], by)
+        scorer = ZeroShot(self.task, self.inputs.tokenizer, read_prompts(prompts)[0], by)
         return in_batches(lambda images: scorer.best(self.inputs.images(images), top), batch_size, (given_images, image))
 
     @torch.no_grad()

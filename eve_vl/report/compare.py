@@ -109,12 +109,12 @@ def read_arm(folder: Path, name: str) -> Arm:
         facts=run_facts(run, log),
         log=log,
         losses=report.losses,
-        scored=run.task.scored or run.task.main_metric,
+        scored=run.evaluator.score_name or run.evaluator.main_metric,
     )
     if run.config.task.has_numbers:
         try:
             arm.measured = report.measured(log)
-            arm.verdict = run.task.verdict(arm.measured.values)
+            arm.verdict = run.evaluator.comparison(arm.measured.values)
             arm.examples = report.compared(NUM_EXAMPLES)
             arm.scores = report.evaluated(arm.measured.num_samples).row_scores
         except UserError as error:  # its data may be out of reach here

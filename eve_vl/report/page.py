@@ -10,6 +10,7 @@ from typing import Any
 
 from eve_vl import builtin
 from eve_vl.config import Config, flat, to_dict
+from eve_vl.evaluation.evaluator import NO_BASELINE
 from eve_vl.recipes import FINETUNE, get_finetune_recipe, get_recipe
 from eve_vl.report.curves import Curves, clock
 from eve_vl.report.routing import routing_section
@@ -18,7 +19,6 @@ from eve_vl.report.templating import Section, document, draw
 from eve_vl.run.inspect import inspect_run
 from eve_vl.run.loading import LoadedRun, load_run, read_config
 from eve_vl.synthetic.phantoms import source_note
-from eve_vl.tasks.task import NO_BASELINE
 from eve_vl.train.checkpoint import BEST, checkpoint_folders, chosen_checkpoint
 from eve_vl.train.environment import read_environment
 from eve_vl.train.log import STOPPED_EARLY, read_bad_samples, read_log
@@ -55,8 +55,12 @@ def run_page(run: LoadedRun) -> str:
         try:
             counts = [sum(map(len, part)) for part in report.sources]
             measured = report.measured(curves.log)
-            values = {"measured": measured, "remarks": run.task.remarks(measured.values), "shown": report.numbers(measured)}
-            verdict = run.task.verdict(measured.values)
+            values = {
+                "measured": measured,
+                "remarks": run.evaluator.warnings(measured.values),
+                "shown": report.numbers(measured),
+            }
+            verdict = run.evaluator.comparison(measured.values)
             body = draw("run_sections.html", "numbers", verdict=verdict, **values)
             numbers = Section(name="numbers", title="Numbers", body=body)
             routing = report.routing()

@@ -17,13 +17,14 @@ from markupsafe import Markup
 from torch import Tensor
 
 from eve_vl.data.search_set import SearchSet
-from eve_vl.evaluation.retrieval import RetrievalSet, gathered, match_scores
+from eve_vl.evaluation.retrieval import r_means_tried
+from eve_vl.evaluation.retrieval_set import RetrievalSet, gathered, match_scores
 from eve_vl.metrics import retrieval as metrics
 from eve_vl.report.charts import bar_chart
 from eve_vl.report.curves import Loss
 from eve_vl.report.task import Example, Measured, TaskReport, pixels_of
 from eve_vl.report.templating import Section
-from eve_vl.tasks.retrieval import Retrieval, r_means_tried
+from eve_vl.tasks.retrieval import Retrieval
 
 NUM_SEARCHED, NUM_MATCHED = 200, 50  # images; the latter where every pair takes a fusion pass
 NUM_QUERIES = 30  # each way, spread evenly; the shown ones are chosen among them

@@ -18,6 +18,7 @@ from torch import Tensor
 from eve_vl.config import define, kinds_of
 from eve_vl.data.loader import eval_loader, open_train_and_val
 from eve_vl.data.records import Source
+from eve_vl.evaluation.evaluator import Evaluated
 from eve_vl.evaluation.runner import evaluated
 from eve_vl.predict.base import best_classes
 from eve_vl.predict.gradcam import Heatmap
@@ -25,7 +26,6 @@ from eve_vl.report.curves import Loss
 from eve_vl.report.routing import Routing, routing_of
 from eve_vl.report.templating import Choice, Section, draw
 from eve_vl.run.loading import LoadedRun
-from eve_vl.tasks.task import Evaluated
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import UserError
 
@@ -75,7 +75,7 @@ class TaskReport:
     @cached_property
     def sources(self) -> tuple[list[Source[Any]], list[Source[Any]]]:
         """The run's training and validation sources. Raises UserError if they cannot be read."""
-        return open_train_and_val(self.run.config, self.task.kind(self.run.config))
+        return open_train_and_val(self.run.config, self.task.dataset.kind_of(self.run.config))
 
     def dataset(self, num_samples: int, *, for_evaluation: bool = False) -> Any:
         """Return at most num_samples rows of validation data, spread evenly, unchanged; in the form that training takes, or
@@ -84,7 +84,7 @@ class TaskReport:
         data = dataclasses.replace(run.config.data, val_samples=num_samples, num_workers=0)
         config = dataclasses.replace(run.config, data=data)
         if for_evaluation:
-            return self.task.eval_dataset(val, config, run.tokenizer)
+            return self.run.evaluator.dataset(val, config, run.tokenizer)
         return self.task.dataset(val, config, run.tokenizer, training=False)
 
     def batches(self, dataset: Any) -> Iterator[Any]:

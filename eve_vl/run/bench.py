@@ -119,7 +119,7 @@ def bench(config: Config, num_steps: int) -> Bench:
     set_threads(config.train.threads)
     seed_everything(config.train.seed)
     dtype = pick_dtype(config.train.dtype, device)
-    sources = open_sources(config.data.train, config.data, config.input.image_size, kind.kind(config))
+    sources = open_sources(config.data.train, config.data, config.input.image_size, kind.dataset.kind_of(config))
     few: Any = [Subset(source, range(min(len(source), NUM_TEXTS))) for source in sources]  # pyright: ignore[reportArgumentType]
     tokenizer = obtain_tokenizer(config, few)
     is_known = config.init is not None or config.tokenizer.path is not None

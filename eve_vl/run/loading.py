@@ -12,6 +12,7 @@ from eve_vl import builtin
 from eve_vl.config import Config, config_from_dict
 from eve_vl.data.answer_vocab import read_answers
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.evaluator import Evaluator, evaluator_of
 from eve_vl.predict.base import Predictor, predictor_class
 from eve_vl.predict.inputs import Inputs
 from eve_vl.tasks import task_class
@@ -51,6 +52,11 @@ class LoadedRun:
         return next(self.task.parameters()).device
 
     @property
+    def evaluator(self) -> Evaluator[Any]:
+        """The run's metrics and baselines."""
+        return evaluator_of(self.task, self.tokenizer)
+
+    @property
     def predictor(self) -> Predictor:
         """What the run does for people."""
         return predictor_class(self.task.section)(self.task, Inputs(self.config.input, self.tokenizer, self.device))
@@ -71,11 +77,11 @@ def load_run(path: Path | str, device: torch.device | None = None) -> LoadedRun:
     return LoadedRun(config=config, tokenizer=tokenizer, task=task.to(device or "cpu").eval(), step=step, folder=folder)
 
 
-def seen_as(run: LoadedRun, name: str) -> LoadedRun:
+def as_task(run: LoadedRun, name: str) -> LoadedRun:
     """Return a run as one of another task whose heads it has, as pre-trained matching serves retrieval. Raises UserError."""
     if run.config.task.name == name:
         return run
-    if (task := run.task.seen_as(name)) is None:
+    if (task := run.task.as_task(name)) is None:
         raise UserError(
             f"{run.shown}: is a {run.config.task.name} run, which has no head for {name}; fine-tune it first "
             f"(eve finetune --help), or evaluate {run.config.task.name}"

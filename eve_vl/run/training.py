@@ -19,13 +19,14 @@ from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val, tr
 from eve_vl.data.readers.sources import absolute_spec
 from eve_vl.data.records import Source, usable_rows
 from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.metrics.intervals import to_json
 from eve_vl.model.init_from import parts, transfer
 from eve_vl.run.loading import build_task, read_config, read_labels, settings_folder
 from eve_vl.run.lock import locked
 from eve_vl.run.summary import changes, cut_texts, data_lines, machine_line, run_lines
 from eve_vl.tasks import task_class
-from eve_vl.tasks.task import Task
+from eve_vl.tasks.task import Task, label_files
 from eve_vl.train import checkpoint, collectives
 from eve_vl.train.device import pick_device, pick_dtype
 from eve_vl.train.environment import record
@@ -80,7 +81,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
         raise UserError(f"task.{'; task.'.join(problems)} {more}")
     kind = task_class(type(config.task))
     print_line(machine_line(device, pick_dtype(config.train.dtype, device)))
-    sources, val_sources = open_train_and_val(config, kind.kind(config))
+    sources, val_sources = open_train_and_val(config, kind.dataset.kind_of(config))
     for line in data_lines(config, sources, val_sources):
         print_line(line)
     tokenizer = obtain_tokenizer(config, sources)
@@ -92,7 +93,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     seed_everything(config.train.seed)
     with device:  # where it trains, so that initial values cost no second copy
         task = build_task(config, tokenizer, prepared.labels)
-    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **task.label_files()}
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **label_files(task)}
     notes = changed if folders else list(prepared.notes)
     if tokenizer.added and not folders:
         notes.append(f"the tokenizer has no {', '.join(tokenizer.added)} of its own: added")
@@ -103,9 +104,11 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     elif config.train.freeze and not folders:
         notes.append("train.freeze keeps weights as they are, which is random here; --init RUN gives some to start from")
     skip = config.data.skips_invalid_val
-    trainer = Trainer(config.train, config.out, task, device=device, texts=texts, new=new or (), notes=notes, skip_invalid=skip)
-    trainer.best_texts = lambda numbers: {"config.json": config_to_json(dataclasses.replace(config, task=task.chosen(numbers)))}
-    trainer.glimpse = lambda batch: task.glimpse(batch, tokenizer)
+    evaluator, options = evaluator_of(task, tokenizer), {"texts": texts, "new": new or (), "notes": notes, "skip_invalid": skip}
+    trainer = Trainer(config.train, config.out, task, evaluator, device=device, **options)
+    trainer.best_texts = lambda numbers: {
+        "config.json": config_to_json(dataclasses.replace(config, task=evaluator.selected_settings(numbers)))
+    }
     num_rows = sum(map(len, prepared.sources))
     for line in run_lines(config, task, device, num_rows):
         print_line(line)
@@ -114,7 +117,7 @@ def _fit(config: Config, device: torch.device, must_resume: bool) -> dict[str, f
     seed_everything(config.train.seed + rank)  # dropout differs between processes, weights do not
     has_resumed = trainer.resume()
     loader = train_loader(dataset, consumed=trainer.samples_consumed, rank=rank, world=world)
-    val_dataset = kind.eval_dataset(val_sources, config, tokenizer)
+    val_dataset = evaluator.dataset(val_sources, config, tokenizer)
     val_loader = eval_loader(val_dataset, rank=rank, world=world)
     trainer.notes = trainer.notes if has_resumed else [*trainer.notes, *val_dataset.notes()]
     collectives.barrier()
@@ -181,7 +184,7 @@ def start_from(config: Config, task: Task[Any]) -> tuple[Collection[str], str]:
     folder = checkpoint.chosen_checkpoint(config.init)
     checkpoint.verify(folder)
     start = read_config(folder)
-    tensors = task.kept_of(checkpoint.read_model(folder), read_labels(folder, start))
+    tensors = task.init_weights_from(checkpoint.read_model(folder), read_labels(folder, start))
     done = transfer(tensors, task, str(folder), config.init_allow_missing, start.input.text_length)
     new = f"new, at {config.train.head_lr_multiplier:g} × the learning rate: {parts(done.new)}" if done.new else None
     unused = f"not used: {parts(done.unused)}" if done.unused else None

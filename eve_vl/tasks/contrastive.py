@@ -23,7 +23,7 @@ from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.heads import ContrastHead, ITMHead
 from eve_vl.model.packing import Tokens
 from eve_vl.tasks import hard_negatives
-from eve_vl.tasks.task import PAIR, Computation, Routers, Task, pair_tokens
+from eve_vl.tasks.task import Routers, Task, pair_tokens
 from eve_vl.train.checkpoint import get_rng_state, set_rng_state
 from eve_vl.train.collectives import gather_rows
 
@@ -285,7 +285,7 @@ class ContrastTask(Task[Settings]):
         """Width of the features."""
         return self.contrast.features.image.out_features if self.is_comparable else super().feature_dim
 
-    def alone(self, image: Tokens | None, text: Tokens | None) -> Tensor:
+    def _state(self, image: Tokens | None, text: Tokens | None) -> Tensor:
         """Return the projected state of an image or of a text alone, float32 (B, d); without contrast the state."""
         state_BD, _ = self.contrast.pooled(self.encoder, image, text, final_norm=getattr(self.settings, "final_norm", True))
         if not self.is_comparable:
@@ -343,19 +343,6 @@ class ContrastTask(Task[Settings]):
         if self.contrast.match_head is not None:
             routers = routers + self.match(batch.images_BCHW, batch.ids_BT, batch.is_padding_BT)[1]
         return routers
-
-    def computations(self) -> dict[str, Computation]:
-        """Return what the run computes, by the name of its file."""
-        computations = super().computations()
-        if self.contrast.match_head is not None:
-            order = "the second alone"
-            if self.orders_by_sum:
-                temperature = self.contrast.features.temperature
-                order = f"the second less the first plus the features' dot product over {temperature:.6g}"
-            meaning = f"no match, match; their softmax is the probability; {order} puts candidates in order"
-            logits = lambda *pair: self.match(*pair)[0]  # noqa: E731
-            computations["matcher"] = Computation(inputs=PAIR, output="logits", meaning=meaning, compute=logits)
-        return computations
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of contrast and matching in a step."""

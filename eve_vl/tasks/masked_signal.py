@@ -8,7 +8,7 @@ X values in a patch, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,24 +17,17 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import Config, MaskedSignalConfig
-from eve_vl.data.dataset import hash_of
 from eve_vl.data.masking import MaskedImages, MaskedPairs, MaskedTexts, PairBatch, num_masked_patches
-from eve_vl.data.tokenizer import Tokenizer
-from eve_vl.evaluation.significance import Baseline
-from eve_vl.metrics import masked_signal as metrics
-from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.backbone import Encoded
 from eve_vl.model.embeddings import gather_patches, gray_out, patchify, scatter_patches, to_images
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import TokenHead
 from eve_vl.model.packing import Tokens
 from eve_vl.model.pixel_decoder import PixelDecoder
-from eve_vl.tasks.task import NUM_GLIMPSED, Evaluated, Routers, Sizes, Task, pair_tokens
-from eve_vl.train.collectives import gather_objects, sum_over_processes, world_size
+from eve_vl.tasks.task import Routers, Sizes, Task, pair_tokens
+from eve_vl.train.collectives import sum_over_processes, world_size
 from eve_vl.train.trainer import StepOutput
 
-TOKENS, PATCHES = "masked token", "masked patch"
-IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
 MaskedBatch = PairBatch | MaskedImages | MaskedTexts
 Settings = TypeVar("Settings", bound=MaskedSignalConfig)
 
@@ -42,20 +35,12 @@ Settings = TypeVar("Settings", bound=MaskedSignalConfig)
 class MaskedSignalTask(Task[Settings]):
     """Encoder, token head and pixel decoder, with the losses that join them; rivals add losses of their own."""
 
-    dataset, scored = MaskedPairs, "mlm_acc"
-    against = (
-        Baseline("mlm_acc", TOKENS, "mlm_acc_unigram", "always guessing the most frequent word"),
-        Baseline("mlm_acc", TOKENS, "mlm_acc_wrong_image", "with a wrong image", "uses the image"),
-        Baseline("mim_mse", PATCHES, "mim_mse_mean_baseline", "painting the mean of the neighbours", lower=True),
-        Baseline("mim_mse", PATCHES, "mim_mse_wrong_caption", "with a wrong caption", "uses the caption", lower=True),
-    )
+    dataset = MaskedPairs
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
         task = self.settings
         self.find_unused_parameters |= config.data.modality != "image_text"
-        self.missing_head = None if task.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
-        self.main_loss = "mlm_loss" if task.mlm_weight else "mim_mse" if task.mim_weight else None
         if task.mlm_weight:
             self.token_head = TokenHead(config.model.embed_dim, sizes.vocab_size, config.model.text_norm_eps)
         if task.mim_weight:
@@ -174,55 +159,6 @@ class MaskedSignalTask(Task[Settings]):
         mean, std = objectives.patch_statistics(patches_BPX)
         return (patches_BPX - mean) / std
 
-    @torch.no_grad()
-    def evaluated(self, loader: Iterable[MaskedBatch]) -> Evaluated:
-        """Return the numbers of `metrics.masked_signal` over all processes; deterministic."""
-        sums = metrics.Sums()
-        for batch in loader:
-            self.add_to(sums, batch, names_of(batch))
-        sums = metrics.Sums.whole(gather_objects(sums))
-        row_scores = {row: float(right / count) for row, (right, count) in sums.by_row("mlm_acc").items()}
-        return Evaluated(numbers=sums.result(), row_scores=row_scores)
-
-    def add_to(self, sums: metrics.Sums, batch: MaskedBatch, names: Sequence[str]) -> None:
-        """Evaluate one batch and, of pairs, with a wrong partner too. names: of its rows."""
-        task, wrong = self.settings, batch.wrong if isinstance(batch, PairBatch) else None
-        if task.mlm_weight and isinstance(batch, MaskedTexts):
-            targets_M, row_M = batch.targets(), batch.places() // batch.ids_BT.shape[1]
-            rows: dict[str, Any] = {"mlm_acc": batch}
-            if wrong is not None:
-                rows["mlm_acc_wrong_image"] = dataclasses.replace(batch, images_BCHW=wrong.images_BCHW)
-            for name, each in rows.items():
-                encoded = self.encode(each, keep=task.joint_masking, mask=True)
-                sums.add_tokens(name, self.predict_tokens(encoded, batch), targets_M, row_M, names)
-        if task.mim_weight and isinstance(batch, MaskedImages):
-            patches_BPX, rows = self.patches(batch), {"mim_mse": batch}
-            hidden_BMX = gather_patches(self.targets(patches_BPX), batch.hidden_BM)
-            if isinstance(batch, PairBatch) and wrong is not None:
-                rows["mim_mse_wrong_caption"] = batch.with_text_of(wrong)
-            for name, each in rows.items():
-                encoded = self.encode_for_pixels(each)
-                sums.add_pixels(name, self.predict_pixels(encoded, batch), hidden_BMX, names)
-            neighbours_BMX, image_BMX = metrics.visible_means(patches_BPX, batch.keep_BK, batch.hidden_BM)
-            for name, guess_BMX in (("mim_mse_mean_baseline", neighbours_BMX), ("mim_mse_image_mean", image_BMX)):
-                # of targets normalised per patch, a patch's own mean is 0: the best that any single colour could do
-                guess_BMX = torch.zeros_like(guess_BMX) if task.normalize_targets else guess_BMX
-                sums.add_pixels(name, guess_BMX, hidden_BMX, names)
-
-    def glimpse(self, batch: MaskedBatch, tokenizer: Tokenizer) -> dict[str, np.ndarray | str]:
-        """Return the first rows: images beside masked and rebuilt ones, texts above those with the best guesses filled in."""
-        shown: dict[str, np.ndarray | str] = {}
-        if self.settings.mim_weight and isinstance(batch, MaskedImages):
-            columns = self.rebuilding(batch)
-            shown[", ".join(columns)] = np.hstack([np.vstack(column[:NUM_GLIMPSED]) for column in columns.values()])
-        if self.settings.mlm_weight and isinstance(batch, MaskedTexts):
-            encoded = self.encode(batch, keep=self.settings.joint_masking, mask=True)
-            guessed_M = self.predict_tokens(encoded, batch).argmax(-1)
-            filled_BT = batch.ids_BT.masked_scatter(batch.is_masked_BT, guessed_M)
-            rows = zip(batch.ids_BT[:NUM_GLIMPSED].tolist(), filled_BT[:NUM_GLIMPSED].tolist(), strict=True)
-            shown["texts, true and filled"] = "\n\n".join(tokenizer.decode(ids) for row in rows for ids in row)
-        return shown
-
     def routers(self, batch: MaskedBatch) -> Routers:
         """Return what the routers do in each pass that masks; in one over the whole pair where training masks nothing."""
         task = self.settings
@@ -231,22 +167,6 @@ class MaskedSignalTask(Task[Settings]):
         passes += [(False, True)] if task.mlm_weight and has_texts else []
         passes = [(True, True)] if task.joint_masking else passes or [(False, False)]
         return [routers for keep, mask in passes for routers in self.encode(batch, keep=keep, mask=mask).routers]
-
-    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return `logits` (B, T, V) of texts with [MASK] where a token is hidden, beside whole images.
-
-        labels: int64 (B, T), the hidden tokens, -100 elsewhere; the loss is their mean cross-entropy in nats.
-        """
-        image, text = self.encoder.image(tensors["pixels"]), self.encoder.text(tensors["ids"], tensors["is_padding"])
-        encoded = self.encoder.encode(image, text)
-        logits_BTV = self.token_head(encoded.text_BTD)
-        if labels is None:
-            return {"logits": logits_BTV}
-        is_masked_BT = labels != IGNORED
-        loss = objectives.masked_tokens(logits_BTV[is_masked_BT], labels[is_masked_BT], is_masked_BT.sum().clamp(min=1))
-        # of the weighted sum, transformers wants the tokens' loss and the balance loss alone
-        loss = loss + self.output({}, encoded.routers).loss
-        return {"loss": loss, "logits": logits_BTV}
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of each part of a step."""
@@ -280,18 +200,6 @@ class MaskedSignal(MaskedSignalTask[MaskedSignalConfig]):
         """Return the weighted sum of the losses (weights: task.mim_weight, task.mlm_weight, the model's balance weight)."""
         losses, terms, routers = self.masked_losses(batch)
         return self.output(losses, routers, **terms)
-
-
-def names_of(batch: MaskedBatch) -> list[str]:
-    """Return a name for each row, of its tokens and which are hidden too, for other ones are other questions; pairs of one
-    image belong together."""
-    names = batch.names
-    if isinstance(batch, MaskedTexts):
-        hidden_BT = batch.ids_BT.masked_fill(~batch.is_masked_BT, -1).tolist()
-        hidden = [[(place, token) for place, token in enumerate(hidden_T) if token >= 0] for hidden_T in hidden_BT]
-        names = [f"{name} {hash_of(repr(each).encode()):x}" for name, each in zip(names, hidden, strict=True)]
-    images = batch.image_id_B.tolist() if isinstance(batch, PairBatch) else names
-    return [f"{name}{GROUP}{image}" for name, image in zip(names, images, strict=True)]
 
 
 def mean_masked(micro_batches: Sequence[MaskedTexts]) -> Tensor:

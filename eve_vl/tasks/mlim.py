@@ -8,7 +8,6 @@ Letters: B batch, P patches, M hidden patches or masked tokens, X values in a pa
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,15 +15,13 @@ from torch import Tensor
 
 from eve_vl import objectives
 from eve_vl.config import Config, MlimConfig
-from eve_vl.data.masking import AwareMasks, BatchByMask, MaskedImages, PairBatch
-from eve_vl.evaluation.significance import Baseline
-from eve_vl.metrics.masked_signal import Sums
+from eve_vl.data.masking import AwareMasks, BatchByMask, MaskedImages
 from eve_vl.model.backbone import Encoded
 from eve_vl.model.conv_decoder import ConvDecoder
 from eve_vl.model.embeddings import gather_patches, patchify
 from eve_vl.model.encoder import Encoder, initialize
 from eve_vl.model.packing import Tokens
-from eve_vl.tasks.masked_signal import MaskedBatch, MaskedSignalTask, mean_count
+from eve_vl.tasks.masked_signal import MaskedSignalTask, mean_count
 from eve_vl.tasks.task import Routers, Sizes, pair_tokens
 from eve_vl.train.trainer import StepOutput
 
@@ -34,14 +31,6 @@ class Mlim(MaskedSignalTask[MlimConfig]):
 
     section = MlimConfig
     dataset = AwareMasks
-    against = (
-        *MaskedSignalTask.against,
-        Baseline(
-            *("recon", "image", "recon_wrong_caption", "with a wrong caption", "uses the caption"),
-            lower=True,
-            after="mim_mse",
-        ),
-    )
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -106,15 +95,6 @@ class Mlim(MaskedSignalTask[MlimConfig]):
         assert isinstance(self.encoder, Encoder)
         word_BMD = self.encoder.text.without_place(torch.full_like(batch.hidden_BM, self.sizes.mask_id))
         return self.encoder.image(batch.pixels(), instead=(batch.hidden_BM, word_BMD))
-
-    def add_to(self, sums: Sums, batch: MaskedBatch, names: Sequence[str]) -> None:
-        """Evaluate one batch: masked signals where little of both is hidden, and the loss of rebuilding with the right and with
-        a wrong caption."""
-        super().add_to(sums, batch, names)
-        assert isinstance(batch, PairBatch) and batch.wrong is not None
-        for name, pairs in (("recon", batch), ("recon_wrong_caption", batch.with_text_of(batch.wrong))):
-            error_B = self.squared_errors(self.encode(pairs, keep=True, mask=True), batch).mean(1)
-            sums.add(name, names, torch.arange(len(error_B)), error_B)
 
     def routers(self, batch: Any) -> Routers:
         """Return what the routers do where little of both is hidden."""

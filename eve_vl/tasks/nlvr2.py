@@ -3,10 +3,6 @@
 Letters: B batch, N all tokens, D width.
 """
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,55 +11,12 @@ from torch import Tensor, nn
 from eve_vl.config import Config, NLVR2Config
 from eve_vl.data.batch import normalize
 from eve_vl.data.kinds.pairs import StatementBatch, StatementRows
-from eve_vl.evaluation.significance import Baseline
-from eve_vl.metrics import nlvr2 as metrics
-from eve_vl.metrics.intervals import GROUP
 from eve_vl.model.embeddings import index_tokens
 from eve_vl.model.encoder import initialize
 from eve_vl.model.heads import MLPHead, PairedAttentionHead, SiameseHead
-from eve_vl.tasks.task import Classifier, PublishedHead, Routers, Sizes, pair_tokens
+from eve_vl.tasks.task import Classifier, Routers, Sizes, pair_tokens
 
 PAIRED_HEAD_WIDTH = 64  # of an attention head of the paired head, where the backbone does not say
-PAIRED = {
-    "attend_right": "attn1",
-    "attend_left": "attn2",
-    "fuse.0": "fc.0",
-    "score": "attn_pool.fc.0",
-    "classify": "nlvr2_output",
-}
-ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-PUBLISHED = {
-    "concat": {f"concat_head.{n}.{kind}": f"output.{n}.{kind}" for n in (0, 1, 3) for kind in ("weight", "bias")},
-    "paired": {
-        f"paired_head.{ours}.{part}": f"{theirs}.{part}"
-        for ours, theirs in PAIRED.items()
-        for part in (ATTENTION if ours.startswith("attend") else ("weight", "bias"))
-    },
-}
-"""Published names of both heads."""
-
-
-def _published_settings(tensors: Mapping[str, Tensor], width: int) -> NLVR2Config | None:
-    """Return the section of a checkpoint whose head is one of the two; VQA's is called `output` too, but reads one state."""
-    if "nlvr2_output.weight" in tensors:
-        return NLVR2Config(head="paired")
-    reads_two = "output.0.weight" in tensors and tensors["output.0.weight"].shape[1] != width
-    return NLVR2Config(head="concat") if reads_two else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NLVR2Example:
-    """A statement with the model's verdict and the true label (None where it is kept back)."""
-
-    statement: str
-    identifier: str
-    verdict: bool
-    probability: float
-    """Of being true."""
-    label: bool | None
-    group: str
-    where: str
-    name: str = ""
 
 
 class NLVR2(Classifier[NLVR2Config]):
@@ -71,18 +24,8 @@ class NLVR2(Classifier[NLVR2Config]):
 
     section = NLVR2Config
     dataset = StatementRows
-    main_metric = "nlvr2_acc"
-    against = (Baseline("nlvr2_acc", "pair", 0.5, "chance"),)
     class_names = ("False", "True")
-    has_prediction_file = True
-    published_head = PublishedHead(
-        keys=lambda task: None if task.second_image_type_embedding else PUBLISHED.get(task.head),
-        settings=_published_settings,
-        words=40,
-    )
-    computation = "verify"
     reads = ("left", "right", "ids", "is_padding")
-    meaning = "false, true; their softmax is the probability"
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -122,35 +65,6 @@ class NLVR2(Classifier[NLVR2Config]):
     def targets(self, batch: StatementBatch) -> Tensor:
         """Return the class of each row, bool (B,) on the CPU."""
         return torch.tensor(batch.labels)
-
-    def examples_of(self, batch: StatementBatch) -> list[NLVR2Example]:
-        """Judge the statements of a batch."""
-        probability_B = self.predict(batch)[0].float().softmax(1)[:, 1]
-        return [
-            NLVR2Example(verdict=probability > 0.5, probability=probability, **row)
-            for row, probability in zip(batch.rows(), probability_B.tolist(), strict=True)
-        ]
-
-    def order(self, example: NLVR2Example) -> Any:
-        """Sort by identifier."""
-        return example.identifier, example.where
-
-    def numbers(self, examples: Sequence[NLVR2Example]) -> dict[str, float]:
-        """Return the numbers of `metrics.nlvr2`."""
-        return metrics.summary(
-            [each.verdict for each in examples], [each.label for each in examples], [each.group for each in examples]
-        )
-
-    def row_scores(self, examples: Sequence[NLVR2Example]) -> dict[str, float]:
-        """Return whether each pair that has a label is judged right; those of one statement belong together."""
-        known = [each for each in examples if each.label is not None]
-        return {f"{each.name}{GROUP}{each.group or each.name}": float(each.verdict == each.label) for each in known}
-
-    def prediction_file(self, examples: Sequence[NLVR2Example]) -> str:
-        """Return the CSV that NLVR2's evaluation takes: identifier and True or False, no header."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows((each.identifier, each.verdict) for each in examples)
-        return text.getvalue()
 
     def flops(self) -> dict[str, float]:
         """Return forward FLOPs of a step."""

@@ -2,11 +2,10 @@
 
 What the loop needs of a task, an nn.Module:
 - `forward(batch) → StepOutput`;
-- `evaluate(loader) → {name: number}`, of all batches;
-- `main_metric`: the number by which the best weights are chosen, higher is better; None: the last ones count;
-- `main_loss`: where there is no main metric, the number that early stopping watches, lower is better;
 - optional: `before_step(micro_batches) → micro_batches` of an optimiser step, on the device, with what it counts over all of
-  them; `find_unused_parameters`, passed to DDP; `remarks(numbers)` and `verdict(numbers)`, sentences for the log.
+  them; `find_unused_parameters`, passed to DDP.
+
+Validation needs an `Evaluator` besides.
 
 Of a batch: `to(device)`, `where` (the names of its rows) and `skipped` (the errors of those that could not be used).
 """
@@ -23,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +53,31 @@ class StepOutput:
     """Scalars to log; they train nothing."""
 
 
+class Evaluator(Protocol):
+    """The metrics of a task, for validation."""
+
+    main_metric: str | None
+    """The metric that chooses the best weights, higher is better; None: the last weights count."""
+    main_loss: str | None
+    """Without a main metric, the loss that early stopping watches, lower is better."""
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Return the metrics over the batches of all processes."""
+        ...
+
+    def warnings(self, numbers: Mapping[str, float]) -> list[str]:
+        """Return sentences on how to read metrics."""
+        ...
+
+    def comparison(self, numbers: Mapping[str, float]) -> str:
+        """Return a sentence that compares metrics with their baselines; may be empty."""
+        ...
+
+    def log_samples(self, batch: Any) -> Mapping[str, Any]:
+        """Return images or texts, by name, that show the model at work on a batch."""
+        ...
+
+
 class StoppedError(SharedError):
     """A signal asked the run to stop; it did, with a checkpoint."""
 
@@ -69,6 +93,7 @@ class Trainer:
         config: TrainConfig,
         run: Path,
         task: nn.Module,
+        evaluator: Evaluator | None = None,
         *,
         device: torch.device,
         texts: dict[str, str],
@@ -76,8 +101,11 @@ class Trainer:
         notes: Sequence[str] = (),
         skip_invalid: bool = False,
     ):
-        """texts: files that go into every checkpoint. new: parameters to train with head_lr_multiplier. notes: for the log.
-        skip_invalid: validate without the rows that cannot be used."""
+        """Set up optimiser, precision and process group.
+
+        evaluator: for validation; None: only `train_step` is used. texts: files that go into every checkpoint. new: parameters
+        to train with head_lr_multiplier. notes: for the log. skip_invalid: validate without the rows that cannot be used.
+        """
         self.skip_invalid = skip_invalid
         self.config, self.run, self.device, self.texts, self.notes, self.new = config, run, device, texts, notes, sorted(new)
         self.task: Any = task.to(device)
@@ -88,14 +116,15 @@ class Trainer:
         self.optimizer = build_optimizer(self.task.named_parameters(), config, new, products=self.dtype)
         self.averages = Averages(self.task, config.ema_decay)
         self.finite = NanGuard(self.task, run, device)
-        self.watched = self.task.main_metric or getattr(self.task, "main_loss", None)
+        self.evaluator = evaluator
+        self.main_metric = evaluator.main_metric if evaluator else None
+        self.watched = self.main_metric or (evaluator.main_loss if evaluator else None)
         if config.patience and self.watched is None:
             raise UserError("train.patience: validation of this task has no number to watch; leave it out")
         self.scores: list[float] = []
         self.meter = Meter()
         self.step = 0
         self.best: dict[str, float] | None = None
-        self.glimpse: Callable[[Any], Mapping[str, Any]] = lambda _: {}  # what to show of a batch of validation
         self.mark: Callable[[str], None] = lambda _: None  # told which part of a step has just been done, for who times them
         self.best_texts: Callable[[dict[str, float]], dict[str, str]] = lambda _: {}  # what best/ has otherwise, by its numbers
 
@@ -116,7 +145,7 @@ class Trainer:
             self.step = state["step"]
             if state["num_processes"] == collectives.world_size():
                 self.meter.restore(state["meter"], self.device)
-            best, name = checkpoint.read_best(self.run), self.task.main_metric
+            best, name = checkpoint.read_best(self.run), self.main_metric
             is_of_use = best and best["step"] <= self.step and not math.isnan(best["numbers"].get(name, math.nan))
             self.best = best["numbers"] if best and is_of_use else None
         return bool(folders)
@@ -204,7 +233,7 @@ class Trainer:
 
     def _has_stalled(self) -> bool:
         """Whether the last train.patience validations were no better than the best before them."""
-        sign = 1 if self.task.main_metric else -1
+        sign = 1 if self.main_metric else -1
         scores = [-math.inf if math.isnan(score) else sign * score for score in self.scores]
         return 0 < self.config.patience < len(scores) - (scores.index(max(scores)) if scores else 0)
 
@@ -226,15 +255,16 @@ class Trainer:
                 self.save()
             num = self.config.patience
             log.note(self.step, f"{STOPPED_EARLY}: {num} validation{'s' * (num > 1)} without a better {self.watched}")
-        if (is_early or self.step == self.config.steps) and hasattr(self.task, "remarks"):
-            for remark in filter(None, [*self.task.remarks(self.best or numbers), self.task.verdict(self.best or numbers)]):
-                log.note(self.step, remark)
+        if (is_early or self.step == self.config.steps) and self.evaluator:
+            found = self.best or numbers
+            for text in filter(None, [*self.evaluator.warnings(found), self.evaluator.comparison(found)]):
+                log.note(self.step, text)
         log.row("val", self.step, numbers)  # last: what is in the log is not done again
         return numbers
 
     def _keep_best(self, numbers: dict[str, float]) -> None:
         """Keep the weights if the task's main number is one and higher than ever; every process must call this."""
-        name = self.task.main_metric
+        name = self.main_metric
         if name is not None and name not in numbers:
             lacking = "no labels, or too few of each kind; give other rows, or more (--data.val-samples)"
             raise SharedError(f"validation gives no {name} to choose the best weights by: its rows have {lacking}")
@@ -301,6 +331,7 @@ class Trainer:
 
         Raises UserError, in all processes, if a row could not be used, unless they may be skipped.
         """
+        assert self.evaluator is not None
         # what one process alone raised would leave the others waiting
         skipped: list[Any] | None = [] if self.skip_invalid or collectives.world_size() > 1 else None
         failed: list[UserError] = []
@@ -312,8 +343,8 @@ class Trainer:
             first = list(itertools.islice(batches, 1))
             if log is not None and log.enabled and first:
                 with torch.no_grad():
-                    log.show(self.step, self.glimpse(first[0]))
-            numbers = self.task.evaluate(itertools.chain(first, batches))
+                    log.show(self.step, self.evaluator.log_samples(first[0]))
+            numbers = self.evaluator.evaluate(itertools.chain(first, batches))
         failed += [_unusable(error) for error in skipped or () if not self.skip_invalid]
         if met := [*itertools.chain(*collectives.gather_objects([str(error) for error in failed]))]:
             raise SharedError(met[0])

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from eve_vl.config import Config, DataConfig, TaskConfig, TokenizerConfig, TrainConfig
 from eve_vl.data.batch import normalize
 from eve_vl.data.kinds.labels import LabeledImages, LabeledRows
+from eve_vl.evaluation.evaluator import Evaluator
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics.intervals import mean, share
 from eve_vl.model.encoder import initialize
@@ -58,9 +59,8 @@ class CountPredictor(Predictor):
 class Count(Task[CountConfig]):
     """One output, on the mean of the patches' states."""
 
-    section, dataset, main_metric = CountConfig, LabeledRows, "count_acc"
-    find_unused_parameters = True  # images alone train nothing of texts
-    against = (Baseline("count_acc", "images", "count_acc_majority", "always saying the most frequent count"),)
+    section, dataset = CountConfig, LabeledRows
+    find_unused_parameters = True  # images alone train no text weights
 
     def __init__(self, config: Config, sizes: Sizes):
         super().__init__(config, sizes)
@@ -79,18 +79,28 @@ class Count(Task[CountConfig]):
         true_B = found_B.new_tensor([len(labels) for labels in batch.labels])
         return self.output({"count": torch.nn.functional.smooth_l1_loss(found_B, true_B, beta=self.settings.beta)}, routers)
 
+
+class CountEvaluator(Evaluator[Count]):
+    """Its metrics, and the baseline that they must beat."""
+
+    section, main_metric = CountConfig, "count_acc"
+    baselines = (Baseline("count_acc", "images", "count_acc_majority", "always saying the most frequent count"),)
+
     @torch.no_grad()
-    def examples(self, loader: Iterable[Any]) -> Sequence[Any]:
+    def predict_all(self, loader: Iterable[Any]) -> Sequence[Any]:
         """Return where each row is, its count and the true one, of all processes."""
-        parts = ((b.where, self.counts(b.images_BCHW)[0].tolist(), map(len, b.labels)) for b in loader)
+        parts = ((b.where, self.task.counts(b.images_BCHW)[0].tolist(), map(len, b.labels)) for b in loader)
         own = [row for part in parts for row in zip(*part, strict=True)]
         return sorted(row for found in gather_objects(own) for row in found)
 
-    def numbers(self, examples: Sequence[Any]) -> dict[str, float]:
+    def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
         """Return the share of rows counted right, that of always saying the most frequent count, and the mean error."""
-        majority, errors = Counter(true for *_, true in examples).most_common(1)[0][1], [abs(f - t) for _, f, t in examples]
-        right = share(sum(error < 0.5 for error in errors), len(examples))
-        return {"count_acc": right, "count_acc_majority": majority / len(examples), "count_error": mean(errors)}
+        majority, errors = (
+            Counter(true for *_, true in predictions).most_common(1)[0][1],
+            [abs(f - t) for _, f, t in predictions],
+        )
+        right = share(sum(error < 0.5 for error in errors), len(predictions))
+        return {"count_acc": right, "count_acc_majority": majority / len(predictions), "count_error": mean(errors)}
 
 
 def count(init: Config) -> Config:

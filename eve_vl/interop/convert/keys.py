@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from eve_vl.config import EveModelConfig, InputConfig, TaskConfig
+from eve_vl.interop.heads import heads_class
 from eve_vl.model.ffn import NORM, POLICIES, Keys
-from eve_vl.tasks import task_class
 
 LAYERS = {"image.proj": "patch_embed", "text.norm": "layer_norm_text", "norm_pre": "pre_layrnorm", "norm": "norm"}
 """Of the encoder outside its blocks: those with a weight and a bias."""
@@ -44,7 +44,7 @@ def token_head(theirs: str) -> dict[str, str]:
 def key_table(model: EveModelConfig, task: TaskConfig) -> Keys:
     """Return the published names of each of our tensors, several for a stack. The published models must have such blocks and
     such a head."""
-    heads = task_class(type(task)).published_head.keys(task)
+    heads = heads_class(type(task)).published.keys(task)
     assert heads is not None
     table: Keys = {ours: (theirs,) for ours, theirs in (EMBEDDING | dict(heads)).items()}
     for block, policy in enumerate(model.ffn_policies):

@@ -26,12 +26,13 @@ from eve_vl.config.model import Routing
 from eve_vl.data.answer_vocab import read_answers
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop.convert.keys import buffers, key_table, to_ours, to_published
+from eve_vl.interop.heads import heads_class
 from eve_vl.model.embeddings import resize_positions
 from eve_vl.model.init_from import parts
 from eve_vl.recipes import FINETUNE, get_recipe
 from eve_vl.run.loading import build_task, read_config
 from eve_vl.tasks import task_class
-from eve_vl.tasks.task import Task
+from eve_vl.tasks.task import Task, label_files
 from eve_vl.train import checkpoint
 from eve_vl.utils.atomic_io import atomic_folder, reporting_write_errors
 from eve_vl.utils.errors import UserError
@@ -77,7 +78,7 @@ def import_published(
     check_keys(wanted, published.keys() - buffers(sizes).keys(), where, "; attention here has no relative positions")
     words = matching_tokenizer(tokenizer, len(published["backbone.word_embedding.weight"]))
     if clean_text:
-        words.clean_as_published(kind.published_head.words)
+        words.clean_as_published(heads_class(type(section)).published.words)
     bias = published[table[f"{kind.label_layer}.bias"][0]] if kind.labels_file else None
     labels = matching_answers(answers, bias, where)
     with torch.device("meta"):
@@ -108,7 +109,7 @@ def resized(config: Config, task: Task[Any], image_size: int, name: str = "image
 def with_present_names(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors under the names that the key table has."""
     for kind in kinds_of(TaskConfig).values():
-        for older, name in task_class(kind).published_head.older_names.items():
+        for older, name in heads_class(kind).published.older_names.items():
             if older in published:
                 published[name] = published.pop(older)
     return published
@@ -128,7 +129,7 @@ def write_run(run: Path, config: Config, tokenizer: Tokenizer, task: Task[Any]) 
     check_new(run)
     bound = min(max(tokenizer.vocab_size, 261), 64_000)  # what a config may ask for
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, vocab_size=bound))
-    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **task.label_files()}
+    texts = {"config.json": config_to_json(config), "tokenizer.json": tokenizer.to_json(), **label_files(task)}
     with reporting_write_errors(run), atomic_folder(run) as folder:
         checkpoint.save_best(folder, step=0, model=task.state_dict(), texts=texts, numbers={})
         for name, text in texts.items():
@@ -184,7 +185,7 @@ def _unpublished(config: Config) -> list[str]:
         f"top {model.top_k} routing": model.top_k != 2 and model.num_deep_blocks > 0,
     }
     unusual += [words for words, has_it in others.items() if has_it]
-    if task_class(type(task)).published_head.keys(task) is None:
+    if heads_class(type(task)).published.keys(task) is None:
         own = [each.name for each in dataclasses.fields(task) if getattr(task, each.name) != each.default]
         unusual.append(f"{task.name} head with {' and '.join(f'{name} {getattr(task, name)}' for name in own)}")
     return unusual
@@ -245,7 +246,7 @@ def infer(published: Mapping[str, Tensor], where: str, num_heads: int = 0) -> tu
         experts = {int(name.partition(EXPERTS)[2].split(".")[0]) for name in published if EXPERTS in name}
         ffn_dim = len(next(tensor for name, tensor in published.items() if name.endswith("fc1.bias")))
         # the tasks defined last are asked first: a fine-tuned checkpoint may still have heads of earlier training
-        heads = (task_class(kind).published_head for kind in reversed(kinds_of(TaskConfig).values()))
+        heads = (heads_class(kind).published for kind in reversed(kinds_of(TaskConfig).values()))
         section = next(filter(None, (head.settings(published, width) for head in heads)), HeadlessConfig())
     except ODD as error:
         first = ", ".join(sorted(published)[:3])

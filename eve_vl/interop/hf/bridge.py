@@ -6,6 +6,7 @@ from pathlib import Path
 from eve_vl.config import RetrievalConfig, to_dict
 from eve_vl.data.tokenizer import Tokenizer
 from eve_vl.interop.convert.published import write_run
+from eve_vl.interop.heads import heads_of
 from eve_vl.interop.hf.configuration import EveConfig, portable
 from eve_vl.interop.hf.modeling import EveModel, EvePreTrainedModel, model_class
 from eve_vl.interop.hf.processing import EveProcessor
@@ -22,9 +23,9 @@ def from_run(path: str | Path) -> tuple[EvePreTrainedModel, EveProcessor]:
     Raises UserError.
     """
     run = load_run(path)
-    found = run.task if run.task.missing_head is None else run.task.seen_as(RetrievalConfig.name)
+    found = run.task if heads_of(run.task).missing is None else run.task.as_task(RetrievalConfig.name)
     task, kind = (run.task, EveModel) if found is None else (found, model_class(type(found.settings)))
-    labels = task.sizes.labels or task.class_names
+    labels = task.sizes.labels or heads_of(task).class_names
     config = EveConfig(
         input=to_dict(run.config.input),
         model=portable(run.config.model),

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOu
 from transformers.utils.generic import ModelOutput
 
 from eve_vl.config import TaskConfig, kinds_of, to_dict
+from eve_vl.interop.heads import heads_class, heads_of
 from eve_vl.interop.hf.configuration import EveConfig
 from eve_vl.run.loading import build_untrained
 from eve_vl.tasks import task_class
@@ -56,8 +57,8 @@ class EvePreTrainedModel(PreTrainedModel):
         if not isinstance(config.run.task, section):
             config.task = to_dict(section())
         self.task = self._build()
-        if self.task.missing_head is not None:
-            raise UserError(f"{type(self).__name__} needs {self.task.missing_head}")
+        if (missing := heads_of(self.task).missing) is not None:
+            raise UserError(f"{type(self).__name__} needs {missing}")
         self.post_init()
 
     @classmethod
@@ -107,7 +108,7 @@ class EvePreTrainedModel(PreTrainedModel):
         tensors = self._given(input_ids, attention_mask, pixels=pixel_values, right=pixel_values_right)
         of_right = self._given(input_ids_right, attention_mask_right)
         tensors |= {f"right_{name}": tensor for name, tensor in of_right.items()}
-        output = self.output_type(**self.task.outputs(tensors, labels))
+        output = self.output_type(**heads_of(self.task).outputs(tensors, labels))
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
@@ -227,6 +228,6 @@ def model_class(section: type[TaskConfig]) -> type[EvePreTrainedModel]:
     parent: Any = section.__base__
     base = model_class(parent) if "name" in vars(parent) else EvePreTrainedModel
     name = "EveFor" + "".join(word.capitalize() for word in section.name.split("_"))
-    words = f"{section.title[0].upper()}{section.title[1:]}.\n\n{task_class(section).outputs.__doc__}"
+    words = f"{section.title[0].upper()}{section.title[1:]}.\n\n{heads_class(section).outputs.__doc__}"
     globals()[name] = kind = type(name, (base,), {"kind": section.name, "__module__": __name__, "__doc__": words})
     return kind  # pyright: ignore[reportReturnType]

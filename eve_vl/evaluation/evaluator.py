@@ -1,0 +1,183 @@
+"""The metrics of a task, what they are compared with, and the predictions that they come from.
+
+The evaluator of the task `name` is in `eve_vl.evaluation.<name>`. Your own code defines the evaluators of its own tasks.
+"""
+
+import copy
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from eve_vl.config import Config, TaskConfig, define, subclasses
+from eve_vl.data.records import Source
+from eve_vl.data.tokenizer import Tokenizer
+from eve_vl.evaluation.ablations import How
+from eve_vl.evaluation.significance import Baseline, comparison_of
+from eve_vl.metrics.intervals import MeasuredValue
+from eve_vl.tasks import task_class
+from eve_vl.tasks.task import Classifier, Task
+from eve_vl.train.collectives import gather_objects
+
+AnyTask = TypeVar("AnyTask", bound=Task[Any])
+AnyClassifier = TypeVar("AnyClassifier", bound=Classifier[Any])
+NUM_SAMPLES_LOGGED = 4
+NO_BASELINE = "without a baseline to compare it with"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The metrics of an evaluation with the predictions that they come from, where a task has them."""
+
+    numbers: dict[str, float]
+    examples: Sequence[Any] = ()
+    row_scores: Mapping[str, float] = field(default_factory=dict)
+    """The share of each row in the main metric, by the row's name; see `Evaluator.per_row_scores`."""
+    notes: Sequence[str] = ()
+    """Sentences about the rows, for people."""
+
+
+class Evaluator(Generic[AnyTask]):
+    """The evaluation of one task. A subclass belongs to the tasks of its `section`."""
+
+    section: ClassVar[type[TaskConfig]]
+    main_metric: str | None = None
+    """The metric that chooses the best weights, higher is better; None: the last weights count."""
+    main_loss: str | None = None
+    """Without a main metric, the loss that early stopping watches, lower is better."""
+    score_name: ClassVar[str] = ""
+    """The metric that `per_row_scores` are shares of; "": the main metric."""
+    baselines: ClassVar[tuple[Baseline, ...]] = ()
+    """The baselines that its metrics must beat to mean anything, the easiest first."""
+    ablations: tuple[How, ...] = ()
+    """The parts of a row that evaluation takes away to measure their worth."""
+    has_prediction_file: ClassVar[bool] = False
+
+    def __init__(self, task: AnyTask, tokenizer: Tokenizer | None = None):
+        self.task, self.tokenizer = task, tokenizer
+
+    @classmethod
+    def dataset(cls, sources: Sequence[Source[Any]], config: Config, tokenizer: Tokenizer) -> Any:
+        """Return the dataset that evaluation goes through."""
+        return task_class(type(config.task)).dataset(sources, config, tokenizer, training=False)
+
+    def check_heads(self, flags: Mapping[str, Any]) -> None:
+        """Raise UserError if evaluation flags need a head that the run lacks."""
+
+    def check_dataset(self, flags: Mapping[str, Any], dataset: Any) -> None:
+        """Raise UserError if evaluation flags do not fit the data."""
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
+        """Return the metrics of validation over the batches of all processes; deterministic."""
+        return self.evaluate_with_rows(loader).numbers
+
+    def evaluate_with_rows(self, loader: Iterable[Any]) -> Evaluated:
+        """Return the metrics over the batches of all processes with their rows; deterministic."""
+        predictions = self.predict_all(loader)
+        scores = self.per_row_scores(predictions)
+        return Evaluated(numbers=self.metrics(predictions), examples=predictions, row_scores=scores)
+
+    def predict_all(self, loader: Iterable[Any]) -> Sequence[Any]:
+        """Return the predictions for the rows of all processes, in an order that does not depend on batches."""
+        raise NotImplementedError
+
+    def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
+        """Return the metrics of predictions."""
+        raise NotImplementedError
+
+    def per_row_scores(self, predictions: Sequence[Any]) -> dict[str, float]:
+        """Return a score for each row by its name, higher is better, to compare two runs row by row (`intervals.paired`).
+
+        A label or a query's first hit scores 1 if it is right; a text scores the share of masked tokens guessed right. Rows
+        without a truth are left out. A name is that of `row_name`, with all that changes the score, then GROUP and the name of
+        the rows that belong together.
+        """
+        return {}
+
+    def data_baselines(self, predictions: Sequence[Any]) -> dict[str, float]:
+        """Return the metrics of baselines that need the training data and no model; empty if the data is out of reach."""
+        return {}
+
+    def warnings(self, numbers: Mapping[str, float]) -> list[str]:
+        """Return sentences on how to read metrics."""
+        skipped = numbers.get("num_skipped")
+        return [f"rows left out, as they cannot be used: {skipped:,}"] if skipped else []
+
+    def comparison(self, numbers: Mapping[str, float]) -> str:
+        """Return a sentence that compares metrics, which know their intervals, with their baselines; "" if there are none."""
+        text, ours = comparison_of(numbers, self.baselines), numbers.get(self.main_metric or "")
+        if not text and isinstance(ours, MeasuredValue):
+            return f"{self.main_metric} {ours:.3f} ({ours.margin}), {NO_BASELINE}"
+        return text
+
+    def selected_settings(self, numbers: Mapping[str, float]) -> TaskConfig:
+        """Return the task's section with the values that validation, by its metrics, selected for these weights."""
+        return self.task.settings
+
+    def log_samples(self, batch: Any) -> Mapping[str, np.ndarray | str]:
+        """Return images (uint8, (H, W, 3)) or texts, by name, that show the model at work on an evaluation batch's first rows.
+
+        It draws nothing at random and talks to no other process.
+        """
+        return {}
+
+    def prediction_file(self, predictions: Sequence[Any]) -> str:
+        """Return the file that the official server takes."""
+        raise NotImplementedError
+
+
+class ClassifierEvaluator(Evaluator[AnyClassifier]):
+    """The evaluation of a task whose head gives each row logits."""
+
+    def predict_batch(self, batch: Any) -> list[Any]:
+        """Return the predictions for the rows of a batch."""
+        raise NotImplementedError
+
+    def order(self, prediction: Any) -> Any:
+        """Return the sort key of a prediction."""
+        return prediction.where
+
+    @torch.no_grad()
+    def predict_all(self, loader: Iterable[Any]) -> list[Any]:
+        """Return the predictions for the rows of all processes, sorted by `order`."""
+        own = [prediction for batch in loader for prediction in self.predict_batch(batch)]
+        return sorted(itertools.chain(*gather_objects(own)), key=self.order)
+
+    def log_samples(self, batch: Any) -> Mapping[str, np.ndarray | str]:
+        """Return the predictions for the first rows."""
+        return {"examples": "\n\n".join(map(str, self.predict_batch(batch)[:NUM_SAMPLES_LOGGED]))}
+
+
+def evaluator_class(section: type[TaskConfig]) -> type[Evaluator[Any]]:
+    """Return the evaluator of a section, else that of the section that it refines, else one that knows no metrics."""
+    kinds = [kind for kind in section.__mro__ if "name" in vars(kind)]
+    for kind in kinds:
+        define("eve_vl.evaluation", kind.name)
+    own = {vars(each)["section"]: each for each in subclasses(Evaluator) if "section" in vars(each)}
+    return next((own[kind] for kind in kinds if kind in own), Evaluator)
+
+
+def evaluator_of(task: Task[Any], tokenizer: Tokenizer | None = None) -> Evaluator[Any]:
+    """Return the evaluator of a task."""
+    return evaluator_class(task.section)(task, tokenizer)
+
+
+def json_lines(predictions: Sequence[Any], line: Callable[[Any], Mapping[str, Any]]) -> str:
+    """Return a JSON line for each prediction, in the order of the sources and their rows.
+
+    Each holds the number of its source and the row's position there, both from 0, before the values of `line`.
+    """
+    rows = sorted(predictions, key=lambda each: each.position)
+    named = ({"source": each.position[0], "position": each.position[1], "row": each.where} for each in rows)
+    return "".join(json.dumps({**names, **line(each)}) + "\n" for names, each in zip(named, rows, strict=True))
+
+
+def with_settings(task: AnyTask, settings: TaskConfig) -> AnyTask:
+    """Return a twin of a task with the same weights and another section."""
+    twin = copy.copy(task)
+    twin.settings = settings
+    return twin

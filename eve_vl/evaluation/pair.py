@@ -1,0 +1,72 @@
+"""Evaluation of item pairs: area under the precision–recall curve, also of the images and of the texts alone."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from eve_vl.config import PairConfig
+from eve_vl.data.kinds.pairs import ItemBatch
+from eve_vl.evaluation.evaluator import ClassifierEvaluator, json_lines
+from eve_vl.evaluation.significance import Baseline
+from eve_vl.metrics import pair as metrics
+from eve_vl.tasks.pair import ItemPairs
+
+SHOWN = {"pr_auc": "image_text", "pr_auc_images": "image", "pr_auc_texts": "text"}
+"""The modalities that evaluation shows of the items, by metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairExample:
+    """A pair of items with the probabilities of being the same, by metric (SHOWN), and the true label (None if kept back)."""
+
+    probabilities: Mapping[str, float]
+    captions: tuple[str, str]
+    label: bool | None
+    where: str
+    name: str = ""
+    position: tuple[int, int] = (0, 0)
+
+    @property
+    def probability(self) -> float:
+        """The probability given whole items."""
+        return self.probabilities[metrics.MAIN]
+
+    @property
+    def is_same(self) -> bool:
+        """The model's verdict."""
+        return self.probability > 0.5
+
+
+class PairEvaluator(ClassifierEvaluator[ItemPairs]):
+    """PR-AUC of item pairs."""
+
+    section = PairConfig
+    main_metric, score_name = metrics.MAIN, "pair_acc"
+    baselines = (
+        Baseline("pr_auc", "pair", "pr_auc_chance", "a blind guess"),
+        Baseline("pr_auc", "pair", "pr_auc_images", "of the images alone", "uses the texts"),
+        Baseline("pr_auc", "pair", "pr_auc_texts", "of the texts alone", "uses the images"),
+    )
+    has_prediction_file = True
+
+    def predict_batch(self, batch: ItemBatch) -> list[PairExample]:
+        """Compare the items of a batch, whole and by images or texts only."""
+        found: dict[str, list[float]] = {}
+        for name, shown in SHOWN.items():
+            logits_B2, _ = self.task.predict(dataclasses.replace(batch, shown=(shown,) * len(batch.where)))
+            found[name] = logits_B2.float().softmax(1)[:, 1].tolist()
+        rows = zip(batch.rows(), *found.values(), strict=True)
+        return [PairExample(probabilities=dict(zip(found, values, strict=True)), **row) for row, *values in rows]
+
+    def metrics(self, predictions: Sequence[PairExample]) -> dict[str, float]:
+        """Return the metrics of `metrics.pair`."""
+        probabilities = {name: [each.probabilities[name] for each in predictions] for name in SHOWN}
+        return metrics.summary(probabilities, [each.label for each in predictions])
+
+    def per_row_scores(self, predictions: Sequence[PairExample]) -> dict[str, float]:
+        """Return whether the verdict on each labelled pair is right."""
+        return {each.name: float(each.is_same == each.label) for each in predictions if each.label is not None}
+
+    def prediction_file(self, predictions: Sequence[PairExample]) -> str:
+        """Return a JSON line for each pair: the verdict and its probability."""
+        return json_lines(predictions, lambda each: {"same": each.is_same, "probability": each.probability})

@@ -1,0 +1,208 @@
+"""What a search is evaluated on: images and captions of all processes, and pairs of them scored by the matching head.
+
+Letters: B batch, I images, T captions, N distinct texts, P pairs, K best candidates of a query, d width of features, L text
+tokens.
+"""
+
+from collections import ChainMap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from eve_vl.data.batch import normalize
+from eve_vl.data.search_set import SearchBatch, SearchImages, SearchTexts
+from eve_vl.metrics.retrieval import Relevance
+from eve_vl.tasks.contrastive import ContrastTask
+from eve_vl.train.collectives import gather_objects, rank
+from eve_vl.utils.console import print_line, progress
+from eve_vl.utils.errors import SharedError
+
+PAIRS_AT_ONCE = 256
+ONE_SIDE_AT_ONCE = 16  # images, and texts, of which each is matched with each
+MANY_PAIRS = 100_000  # so many take minutes on a small machine
+AnyTask = ContrastTask[Any]
+
+
+@dataclass(kw_only=True, slots=True)
+class RetrievalSet:
+    """Everything to search among, in order of index, of all processes.
+
+    Searches compare by the products of image_Id and text_Nd: of features that compare, and without contrast of each image's
+    match logits with all texts (d = N) and unit vectors, so that these are the products.
+    """
+
+    image_Id: Tensor
+    text_Nd: Tensor
+    text_T: Tensor
+    """int64: which of the distinct texts each caption is; captions in the same words have the same features and scores."""
+    ids: list[Tensor]
+    """Token ids of each distinct text, int64 (L,), on the CPU; with model.padded_text_length its padding too."""
+    lengths: list[int]
+    """Tokens of each distinct text without padding."""
+    owner_I: Tensor
+    """Process that holds the pixels of each image."""
+    pixels: dict[int, Tensor]
+    """uint8 images that this process holds."""
+    relevance: Relevance
+    names: list[str] = field(default_factory=list)
+    """Of the row of each image."""
+    labels: list[tuple[str, ...]] = field(default_factory=list)
+    """Classes of each image."""
+    hard: list[tuple[int, ...]] = field(default_factory=list)
+    """Of each image that comes with false captions: its own text and theirs."""
+    kept: list[int] = field(default_factory=list)
+    """Number of each caption in the set: those that are true of no image that could be used are left out."""
+    num_left_out: int = 0
+    """How many these are."""
+
+    @property
+    def caption_Td(self) -> Tensor:
+        """Features of each caption."""
+        return self.text_Nd[self.text_T.to(self.text_Nd.device)]
+
+    def part(self, images: Tensor, captions: Tensor, relevance: Relevance) -> "RetrievalSet":
+        """Return some images and captions, renumbered from 0."""
+        return replace(
+            self,
+            image_Id=self.image_Id[images.to(self.image_Id.device)],
+            text_T=self.text_T[captions],
+            owner_I=self.owner_I[images],
+            pixels={new: self.pixels[old] for new, old in enumerate(images.tolist()) if old in self.pixels},
+            relevance=relevance,
+        )
+
+
+def gathered(task: AnyTask, loader: Iterable[SearchImages | SearchTexts]) -> RetrievalSet:
+    """Compute each image's and each text's features once, without contrast the match logit of each pair instead, and
+    gather them from all processes. Captions that are true of no image that could be used are left out. Raises UserError
+    if nothing is left."""
+    images: dict[int, tuple[Tensor, tuple[int, ...], int, str, tuple[str, ...], tuple[int, ...]]] = {}
+    texts: dict[int, tuple[Tensor, tuple[int, ...], Tensor, int]] = {}
+    pixels: dict[int, Tensor] = {}
+    for batch in loader:
+        if isinstance(batch, SearchImages):
+            features = _features(task, batch, task.image_features, batch.images_BCHW)
+            for row, index in enumerate(batch.index_B.tolist()):
+                # a view brings its batch
+                said = batch.names[row], batch.labels[row], batch.hard[row]
+                images[index] = features[row].clone(), batch.captions[row], rank(), *said
+                pixels[index] = batch.images_BCHW[row]
+        else:
+            features = _features(task, batch, task.text_features, batch.ids_BT, batch.is_padding_BT)
+            ids, is_padding = batch.ids_BT.cpu(), batch.is_padding_BT.cpu()
+            for row, index in enumerate(batch.index_B.tolist()):
+                length = int((~is_padding[row]).sum())
+                kept = ids[row, : task.config.input.padded_text_length or length].clone()
+                texts[index] = features[row].clone(), batch.captions[row], kept, length
+    images, texts = (dict(ChainMap(*gather_objects(part))) for part in (images, texts))
+    order = sorted(images)  # one that cannot be used may be missing
+    all_images, all_texts = [images[index] for index in order], [texts[index] for index in sorted(texts)]
+    text_of = {caption: text for text, (_, captions, _, _) in enumerate(all_texts) for caption in captions}
+    matches = [(image, caption) for image, (_, captions, *_) in enumerate(all_images) for caption in captions]
+    if not matches:
+        how = "repair such rows or name other data (eve data check lists what is wrong)"
+        raise SharedError(f"none of the images to search among can be used; {how}")
+    kept, caption_P = torch.tensor([caption for _, caption in matches]).unique(return_inverse=True)
+    text_T = torch.tensor([text_of[caption] for caption in kept.tolist()])
+    device = next(task.parameters()).device
+    gallery = RetrievalSet(
+        image_Id=torch.stack([features for features, *_ in all_images]).to(device),
+        text_Nd=torch.stack([features for features, *_ in all_texts]).to(device),
+        text_T=text_T,
+        ids=[ids for _, _, ids, _ in all_texts],
+        lengths=[length for *_, length in all_texts],
+        owner_I=torch.tensor([owner for _, _, owner, *_ in all_images]),
+        pixels={new: pixels[old] for new, old in enumerate(order) if old in pixels},
+        relevance=Relevance.from_pairs([image for image, _ in matches], caption_P, len(all_images), len(text_T)),
+        names=[name for *_, name, _, _ in all_images],
+        labels=[labels for *_, labels, _ in all_images],
+        hard=[hard for *_, hard in all_images],
+        kept=kept.tolist(),
+        num_left_out=len(text_of) - len(text_T),
+    )
+    if task.is_comparable:
+        return gallery
+    every = torch.eye(len(gallery.ids), device=device)
+    return replace(gallery, image_Id=every_score(task, gallery).to(device), text_Nd=every)
+
+
+def _features(task: AnyTask, batch: SearchBatch, compute: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    """Return features on the CPU, of no width if they are of no use."""
+    return compute(*given).cpu() if task.is_comparable else torch.empty(len(batch.index_B), 0)
+
+
+def every_score(task: AnyTask, gallery: RetrievalSet) -> Tensor:
+    """Return the match logit of each image with each distinct text that is searched among, float32 (I, N) on the CPU, of
+    others 0. Each process computes those of its own images; an image goes through its tower once."""
+    own_I, searched_N = (gallery.owner_I == rank()).nonzero()[:, 0], gallery.text_T.unique()
+    num_texts, device = len(searched_N), next(task.parameters()).device
+    num_pairs = len(gallery.owner_I) * num_texts
+    if num_pairs >= MANY_PAIRS:
+        fewer = "fewer: --samples, or data.val_samples in training"
+        print_line(f"{num_pairs:,} fusion passes: {len(gallery.owner_I):,} images with each of {num_texts:,} texts ({fewer})")
+    score_IN = torch.zeros(len(own_I), len(gallery.ids))
+    by_length_N = searched_N[torch.tensor(gallery.lengths)[searched_N].argsort(stable=True)]
+    chunks = own_I.split(ONE_SIDE_AT_ONCE) if len(own_I) else ()
+    what = f"{ONE_SIDE_AT_ONCE} images with {num_texts:,} texts"
+    for number, images in enumerate(progress(chunks, what, len(chunks))):
+        image = task.encoder.image(normalize(torch.stack([gallery.pixels[image] for image in images.tolist()])))
+        rows = torch.arange(len(images))[:, None] + number * ONE_SIDE_AT_ONCE
+        for texts in by_length_N.split(ONE_SIDE_AT_ONCE):
+            score_IN[rows, texts] = task.match_each(image, *_padded(gallery, texts, device))[:, :, 1].float().cpu()
+    parts = gather_objects((own_I, score_IN))
+    return torch.cat([scores for _, scores in parts])[torch.cat([images for images, _ in parts]).argsort()]
+
+
+def _padded(gallery: RetrievalSet, texts: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return the ids of some texts (N, L), and which are padding, None if none are."""
+    ids_NL = pad_sequence([gallery.ids[text] for text in texts.tolist()], batch_first=True)
+    is_padding_NL = torch.arange(ids_NL.shape[1]) >= torch.tensor(gallery.lengths)[texts, None]
+    return ids_NL.to(device), is_padding_NL.to(device) if is_padding_NL.any() else None
+
+
+def rerank_scores(task: AnyTask, gallery: RetrievalSet, captions_IK: Tensor, images_TK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the matching head's logits of each image's captions (I, K) and of each caption's images (T, K)."""
+    num_texts = len(gallery.ids)
+    pairs_IK = torch.arange(len(captions_IK))[:, None] * num_texts + gallery.text_T[captions_IK]
+    score_IK, score_TK = pair_scores(task, gallery, pairs_IK, images_TK * num_texts + gallery.text_T[:, None])
+    return score_IK, score_TK
+
+
+def pair_scores(task: AnyTask, gallery: RetrievalSet, *pairs: Tensor) -> list[Tensor]:
+    """Return the scores of pairs, each the number of an image times the number of texts plus that of a text, in the same
+    shapes.
+
+    A pair of image and text is scored once, however often it is among them; each process scores the pairs of its own
+    images.
+    """
+    num_texts = len(gallery.ids)
+    pair_P = torch.cat([each.flatten() for each in pairs]).unique()
+    own_P = pair_P[gallery.owner_I[pair_P // num_texts] == rank()]
+    parts = gather_objects((own_P, match_scores(task, gallery, own_P // num_texts, own_P % num_texts)))
+    all_P, order_P = torch.cat([pairs for pairs, _ in parts]).sort()
+    score_P = torch.cat([scores for _, scores in parts])[order_P]
+    return [score_P[torch.searchsorted(all_P, each)] for each in pairs]
+
+
+def match_scores(task: AnyTask, gallery: RetrievalSet, image_P: Tensor, text_P: Tensor) -> Tensor:
+    """Return what each pair of image and distinct text is ordered by (task.rerank_by), float32 (P,) on the CPU; pairs of
+    equally long texts go together."""
+    device = gallery.image_Id.device
+    length_P = torch.tensor(gallery.lengths)[text_P]
+    score_P = torch.empty(len(image_P))
+    if not len(image_P):  # splitting nothing gives one empty part
+        return score_P
+    for chosen in length_P.argsort(stable=True).split(PAIRS_AT_ONCE):
+        images, texts = image_P[chosen], text_P[chosen]
+        similarity_B = (gallery.image_Id[images.to(device)] * gallery.text_Nd[texts.to(device)]).sum(1)
+        # what is in several pairs is embedded once: of towers that is most of the work
+        (images, image_B), (texts, text_B) = (rows.unique(return_inverse=True) for rows in (images, texts))
+        pixels = torch.stack([gallery.pixels[image] for image in images.tolist()])
+        ids_BL, padding = _padded(gallery, texts, device)
+        pairs = image_B.to(device), text_B.to(device)
+        score_P[chosen] = task.pair_scores(pixels, ids_BL, padding, similarity_B, pairs).cpu()
+    return score_P

@@ -1,0 +1,351 @@
+"""The heads of each task for other programs: graphs for ONNX, outputs for transformers, names in published checkpoints.
+
+Letters: B batch, I images, C classes or captions, T text tokens, N all tokens, V vocabulary, D width, d width of features.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from eve_vl import objectives
+from eve_vl.config import (
+    ClassificationConfig,
+    ContrastMatchConfig,
+    HeadlessConfig,
+    MaskedSignalConfig,
+    NLVR2Config,
+    PairConfig,
+    RetrievalConfig,
+    TaskConfig,
+    VQAConfig,
+    subclasses,
+)
+from eve_vl.data.kinds.captions import CaptionBatch
+from eve_vl.tasks import task_class
+from eve_vl.tasks.task import PAIR, Classifier, Task
+from eve_vl.utils.errors import UserError
+
+IGNORED = -100  # label of a token that is not masked, as everywhere in transformers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A function of tensors that a run exports, for programs without torch."""
+
+    inputs: tuple[str, ...]
+    """The arguments of `compute` in order: pixels, left, right (uint8, (B, 3, H, W)), ids (int64, (B, T)), is_padding (bool,
+    (B, T)), right_ids and right_is_padding."""
+    output: str
+    meaning: str
+    compute: Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedHead:
+    """The form of a task's heads in published checkpoints, for conversion in both directions."""
+
+    keys: Callable[[Any], Mapping[str, str] | None] = lambda _: {}
+    """Given the task's section, the published name of each of our tensors that has one. None: the published models have another
+    head in its place."""
+    settings: Callable[[Mapping[str, Tensor], int], TaskConfig | None] = lambda *_: None
+    """Given a checkpoint's tensors and width, its section; None: its head is another task's."""
+    words: int = 30
+    """Words that the published evaluation keeps of a text."""
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    """Names in `keys` by earlier names of the same tensors; where several are there, the last counts."""
+
+
+class Heads:
+    """The heads of one task; this class is that of a task without any. A subclass belongs to the tasks of its `section`."""
+
+    section: ClassVar[type[TaskConfig]]
+    published: ClassVar[PublishedHead] = PublishedHead()
+    """By default no published checkpoint has its heads."""
+    missing: str | None = None
+    """A description of the head that `outputs` needs and this run lacks."""
+    class_names: tuple[str, ...] = ()
+    """Names of the columns of its logits, unless the run has a list of labels."""
+
+    def __init__(self, task: Any):
+        self.task = task
+
+    def graphs(self) -> dict[str, Graph]:
+        """Return the graphs to export, by the name of the file."""
+        meaning = "of length 1; their dot product says how alike two are"
+        meaning += "" if self.task.is_comparable else "; an image and a text do not compare"
+        features = {"image_encoder": (self.task.image_features, PAIR[:1]), "text_encoder": (self.task.text_features, PAIR[1:])}
+        return {
+            name: Graph(inputs=inputs, output="features", meaning=meaning, compute=compute)
+            for name, (compute, inputs) in features.items()
+        }
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return the outputs of the heads by transformers' names, with labels also the `loss`.
+
+        tensors: the given ones of pixels, right (float, (B, 3, H, W), in [-1, 1]), ids and is_padding. Raises UserError.
+        """
+        raise UserError(f"the task {self.task.section.name} has no head")
+
+
+class HeadlessHeads(Heads):
+    """The encoder only."""
+
+    section = HeadlessConfig
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `last_hidden_state` (B, N, D) after the final norm: the image's [CLS] and patches, then the text.
+
+        Also `pooler_output` (B, D), the state of the text [CLS], of the image's where there is no text.
+        """
+        if labels is not None:
+            raise UserError("an encoder without heads has no loss: leave out labels")
+        if not tensors:
+            raise UserError("give pixel_values, input_ids or both")
+        encoder = self.task.encoder
+        image = encoder.image(tensors["pixels"]) if "pixels" in tensors else None
+        text = encoder.text(tensors["ids"], tensors["is_padding"]) if "ids" in tensors else None
+        encoded = encoder.encode(image, text)
+        return {"last_hidden_state": encoded.x_BND, "pooler_output": encoded.cls_BD}
+
+
+class MaskedSignalHeads(Heads):
+    """The token head."""
+
+    section = MaskedSignalConfig
+
+    def __init__(self, task: Any):
+        super().__init__(task)
+        self.missing = None if task.settings.mlm_weight else "the head for tokens, but task.mlm_weight is 0"
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `logits` (B, T, V) of texts with [MASK] for masked tokens, given the whole images.
+
+        labels: int64 (B, T), the masked tokens, -100 elsewhere; the loss is their mean cross-entropy in nats.
+        """
+        encoder = self.task.encoder
+        image, text = encoder.image(tensors["pixels"]), encoder.text(tensors["ids"], tensors["is_padding"])
+        encoded = encoder.encode(image, text)
+        logits_BTV = self.task.token_head(encoded.text_BTD)
+        if labels is None:
+            return {"logits": logits_BTV}
+        is_masked_BT = labels != IGNORED
+        loss = objectives.masked_tokens(logits_BTV[is_masked_BT], labels[is_masked_BT], is_masked_BT.sum().clamp(min=1))
+        # transformers wants only the tokens' loss and the balance loss of the weighted sum
+        loss = loss + self.task.output({}, encoded.routers).loss
+        return {"loss": loss, "logits": logits_BTV}
+
+
+class ContrastHeads(Heads):
+    """Features that compare, and a matching head."""
+
+    def graphs(self) -> dict[str, Graph]:
+        """Add the matching head."""
+        graphs, task = super().graphs(), self.task
+        if task.contrast.match_head is not None:
+            order = "the second alone"
+            if task.orders_by_sum:
+                temperature = task.contrast.features.temperature
+                order = f"the second less the first plus the features' dot product over {temperature:.6g}"
+            meaning = f"no match, match; their softmax is the probability; {order} puts candidates in order"
+            logits = lambda *pair: task.match(*pair)[0]  # noqa: E731
+            graphs["matcher"] = Graph(inputs=PAIR, output="logits", meaning=meaning, compute=logits)
+        return graphs
+
+
+class ContrastMatchHeads(MaskedSignalHeads, ContrastHeads):
+    """The token head, features and matching."""
+
+    section = ContrastMatchConfig
+
+
+RETRIEVAL = {
+    "contrast.features.temperature": "itc_temp",
+    "contrast.features.image.weight": "itc_vision_proj_head.weight",
+    "contrast.features.text.weight": "itc_text_proj_head.weight",
+    "contrast.match_head.weight": "itm_head.weight",
+    "contrast.match_head.bias": "itm_head.bias",
+}
+OLDER_RETRIEVAL = {f"m{name}": name for name in RETRIEVAL.values()} | {
+    f"itc_vl_{kind}_proj_head.weight": f"itc_{kind}_proj_head.weight" for kind in ("vision", "text")
+}
+"""Names in pre-training; the published code lets the later ones of these prevail."""
+
+
+def _retrieval_keys(task: RetrievalConfig) -> Mapping[str, str] | None:
+    """Return the published names of the heads if they are those of the published models."""
+    has_both = bool(task.itc_weight and task.itm_weight)
+    is_published = has_both and task.itm_loss == "pairs" and not task.itm_batchnorm and task.pooling == "cls"
+    return RETRIEVAL if is_published else None
+
+
+def _retrieval_settings(tensors: Mapping[str, Tensor], width: int) -> RetrievalConfig | None:
+    """Return the section of a checkpoint with a matching head."""
+    projection_dim = len(tensors.get("itc_vision_proj_head.weight", ()))
+    return RetrievalConfig(final_norm=False, projection_dim=projection_dim) if "itm_head.weight" in tensors else None
+
+
+class RetrievalHeads(ContrastHeads):
+    """Features and matching of retrieval."""
+
+    section = RetrievalConfig
+    published = PublishedHead(keys=_retrieval_keys, settings=_retrieval_settings, older_names=OLDER_RETRIEVAL)
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `image_embeds` (I, d) and `text_embeds` (C, d) and, given both, scores.
+
+        With contrast the scores are `logits_per_image` (I, C), similarity over the temperature, and `logits_per_text`; with a
+        matching head and I = C also `match_logits` (B, 2), row by row.
+
+        labels: int64 (B,) of true pairs in order, equal where two pairs show the same image, which makes them no negatives of
+        each other. In training mode with labels, only the loss is computed.
+        """
+        images, ids, is_padding = (tensors.get(name) for name in ("pixels", "ids", "is_padding"))
+        if images is None and ids is None:
+            raise UserError("give pixel_values, input_ids or both")
+        outputs: dict[str, Tensor] = {}
+        if labels is not None:
+            if images is None or ids is None or is_padding is None or not len(images) == len(ids) == len(labels):
+                raise UserError("labels need as many pixel_values and input_ids: an image and its text in each row")
+            pairs = CaptionBatch(
+                images_BCHW=images, ids_BT=ids, is_padding_BT=is_padding, where=(), image_id_B=labels, caption_B=labels
+            )
+            outputs["loss"] = self.task(pairs).loss
+            if self.task.training:
+                return outputs
+        if images is not None:
+            outputs["image_embeds"] = self.task.image_features(images)
+        if ids is not None:
+            outputs["text_embeds"] = self.task.text_features(ids, is_padding)
+        if images is not None and ids is not None:
+            if self.task.is_comparable:
+                similarity_IC = outputs["image_embeds"] @ outputs["text_embeds"].T / self.task.contrast.features.temperature
+                outputs |= {"logits_per_image": similarity_IC, "logits_per_text": similarity_IC.T}
+            if self.task.contrast.match_head is not None and len(images) == len(ids):
+                outputs["match_logits"] = self.task.match(images, ids, is_padding)[0]
+        return outputs
+
+
+class ClassifierHeads(Heads):
+    """Logits over labels, or over the truth of a statement."""
+
+    name: ClassVar[str] = "classifier"
+    """Name of the exported file."""
+
+    def __init__(self, task: Any):
+        super().__init__(task)
+        self.class_names = task.class_names
+
+    @property
+    def meaning(self) -> str:
+        """Description of the logits, as in `Graph.meaning`."""
+        logits = f"one per label of {self.task.labels_file}" if self.task.labels_file else ", ".join(self.class_names).lower()
+        return f"{logits}; their softmax is the probability"
+
+    def graphs(self) -> dict[str, Graph]:
+        """Add the classifier."""
+        logits = lambda *tensors: self.task.logits(*tensors)[0]  # noqa: E731
+        return super().graphs() | {
+            self.name: Graph(inputs=self.task.reads, output="logits", meaning=self.meaning, compute=logits)
+        }
+
+    def outputs(self, tensors: Mapping[str, Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return `logits` (B, C) and with labels, as the task's `loss` takes them, the `loss`.
+
+        `pixels` may be those of the left image.
+        """
+        task = self.task
+        logits_BC, routers = task.logits(*(tensors["pixels" if name == "left" else name] for name in task.reads))
+        if labels is None:
+            return {"logits": logits_BC}
+        return {"loss": task.output({task.section.name: task.loss(logits_BC, labels)}, routers).loss, "logits": logits_BC}
+
+
+class ClassificationHeads(ClassifierHeads):
+    """The class head."""
+
+    section = ClassificationConfig
+
+    @property
+    def meaning(self) -> str:
+        """Description of the logits: with several labels each is a yes or no."""
+        kind = "the sigmoid of each is its" if self.task.settings.multilabel else "their softmax is the"
+        return f"one per label of {self.task.labels_file}; {kind} probability"
+
+
+VQA = {f"answer_head.{number}.{kind}": f"output.{number}.{kind}" for number in (0, 1, 3) for kind in ("weight", "bias")}
+
+
+def _vqa_settings(tensors: Mapping[str, Tensor], width: int) -> VQAConfig | None:
+    """Return the section of a checkpoint whose head reads one state; a head of NLVR2 is called `output` too, but reads two."""
+    reads_one = "output.0.weight" in tensors and tensors["output.0.weight"].shape[1] == width
+    return VQAConfig() if reads_one else None
+
+
+class VQAHeads(ClassifierHeads):
+    """The answer head."""
+
+    section, name = VQAConfig, "answerer"
+    published = PublishedHead(keys=lambda _: VQA, settings=_vqa_settings, words=50)
+
+    @property
+    def meaning(self) -> str:
+        """Description of the logits."""
+        return f"one per answer of {self.task.labels_file}; the sigmoid of each is its probability of being right"
+
+
+PAIRED = {
+    "attend_right": "attn1",
+    "attend_left": "attn2",
+    "fuse.0": "fc.0",
+    "score": "attn_pool.fc.0",
+    "classify": "nlvr2_output",
+}
+ATTENTION = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+NLVR2 = {
+    "concat": {f"concat_head.{n}.{kind}": f"output.{n}.{kind}" for n in (0, 1, 3) for kind in ("weight", "bias")},
+    "paired": {
+        f"paired_head.{ours}.{part}": f"{theirs}.{part}"
+        for ours, theirs in PAIRED.items()
+        for part in (ATTENTION if ours.startswith("attend") else ("weight", "bias"))
+    },
+}
+
+
+def _nlvr2_settings(tensors: Mapping[str, Tensor], width: int) -> NLVR2Config | None:
+    """Return the section of a checkpoint with one of the two heads; VQA's is called `output` too, but reads one state."""
+    if "nlvr2_output.weight" in tensors:
+        return NLVR2Config(head="paired")
+    reads_two = "output.0.weight" in tensors and tensors["output.0.weight"].shape[1] != width
+    return NLVR2Config(head="concat") if reads_two else None
+
+
+class NLVR2Heads(ClassifierHeads):
+    """The head that judges a statement."""
+
+    section, name = NLVR2Config, "verify"
+    published = PublishedHead(
+        keys=lambda task: None if task.second_image_type_embedding else NLVR2.get(task.head),
+        settings=_nlvr2_settings,
+        words=40,
+    )
+
+
+class PairHeads(ClassifierHeads):
+    """The head that compares two items."""
+
+    section, name = PairConfig, "comparer"
+
+
+def heads_class(section: type[TaskConfig]) -> type[Heads]:
+    """Return the heads of a section, else those of the section that it refines, else those of its kind of task."""
+    own = {vars(each)["section"]: each for each in subclasses(Heads) if "section" in vars(each)}
+    kinds = (kind for kind in section.__mro__ if kind in own)
+    task = task_class(section)
+    return next((own[kind] for kind in kinds), ClassifierHeads if issubclass(task, Classifier) else Heads)
+
+
+def heads_of(task: Task[Any]) -> Heads:
+    """Return the heads of a task."""
+    return heads_class(task.section)(task)
