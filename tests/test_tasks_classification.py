@@ -14,7 +14,7 @@ from twins import ListSource, noise, randomize, tiny_config, tiny_tokenizer
 from eve_vl.config import ClassificationConfig, Config
 from eve_vl.data.kinds.labels import LabeledExample, LabeledRows
 from eve_vl.data.loader import eval_loader
-from eve_vl.evaluation.classification import ClassificationExample
+from eve_vl.evaluation.classification import ClassificationEvaluator, ClassificationExample
 from eve_vl.evaluation.evaluator import evaluator_of
 from eve_vl.eve import Eve
 from eve_vl.run.loading import LoadedRun, build_untrained
@@ -245,3 +245,19 @@ def test_predictions_are_json_lines(several):
     assert [(each["row"], each["label"]) for each in found] == [("rows:0", "green"), ("rows:1", "blue")]
     assert [each["probability"] for each in found] == pytest.approx([0.7, 0.6])
     assert [list(each.get("labels", "-")) for each in found] == ([["green"], ["blue", "red"]] if several else [["-"], ["-"]])
+
+
+def test_json_lines_follow_the_rows_of_all_sources():
+    """Two files of one name with eleven rows each: sorted by name, row 10 would come before row 2, and files would mix."""
+    task, sources = build(config_of()), [rows(11), rows(11)]
+    evaluator, batches = ClassificationEvaluator(task), []
+    dataset = evaluator.dataset(sources, task.config, TOKENIZER)
+    for start in (11, 0):
+        positions = [(0, (start + row) // 11 % 2, row) for row in range(11)]
+        batches.append(dataset.collate([dataset[position] for position in positions]))
+    lines = [json.loads(line) for line in evaluator.prediction_file(evaluator.predict_all(batches)).splitlines()]
+    assert [(line["source"], line["position"]) for line in lines] == [(source, row) for source in (0, 1) for row in range(11)]
+    assert [line["row"] for line in lines] == [f"rows:{row}" for row in range(11)] * 2
+    for line in lines[:3]:
+        (alone,) = evaluator.predict_batch(dataset.collate([dataset[0, line["source"], line["position"]]]))
+        assert (line["label"], line["probability"]) == (alone.label, pytest.approx(float(alone.probability_C.max())))

@@ -76,6 +76,23 @@ def test_with_dropout_the_second_look_is_the_first(monkeypatch):
     assert not torch.equal(seen[0][0], features(task.encoder, batches[0])[2])  # for dropout does something here
 
 
+def test_each_micro_batch_updates_running_averages_once():
+    """The first pass of GradCache computes features that `forward` computes once more."""
+    config = tiny.config_of("retrieval_itc")
+    config = replace(config, model=replace(config.model, stem="conv"))
+    task, twin = (tiny.build(config).train() for _ in range(2))
+    dataset = tiny.train_set(config, ROWS)
+    batches = [dataset.collate([dataset[(0, 0, row)] for row in range(start, start + 4)]) for start in (0, 4, 8)]
+    for batch in task.before_step(batches):
+        task(batch)
+    for batch in batches:
+        twin(batch)  # accumulation 1: no first pass
+    averages = {name: value for name, value in task.named_buffers() if "running" in name}
+    assert any(not torch.equal(value, tiny.build(config).get_buffer(name)) for name, value in averages.items())
+    for name, value in averages.items():
+        assert torch.equal(value, twin.get_buffer(name)), name
+
+
 def test_after_a_replay_random_numbers_go_on_as_if_there_had_been_none():
     torch.manual_seed(3)
     state = get_rng_state()

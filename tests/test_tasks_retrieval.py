@@ -426,7 +426,7 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
     surely = [k for k in shares if least_gain(shares[k], before) > 0]
     k = max(surely, key=lambda k: (round(sum(shares[k]), 9), -k), default=0)
     assert k == wanted or wanted is None
-    numbers, ranks = RetrievalEvaluator(task).search(index, 16, chooses=True)
+    numbers, ranks = RetrievalEvaluator(task).search(index, 16, selects=True)
     assert len(scored) == 1  # once for all numbers
     assert numbers["rerank_k"] == k
     assert {k: numbers[f"r_mean_k{k}"] for k in shares} == pytest.approx({k: sum(shares[k]) for k in shares})
@@ -447,7 +447,7 @@ def test_validation_chooses_what_a_slow_loop_over_all_numbers_does(head, monkeyp
 
 def test_without_a_matching_head_there_is_nothing_to_choose():
     task = retrieval(itm_weight=0.0, rerank=0)
-    numbers, _ = RetrievalEvaluator(task).search(scored_index(20)[0], 0, chooses=True)
+    numbers, _ = RetrievalEvaluator(task).search(scored_index(20)[0], 0, selects=True)
     assert not [name for name in numbers if "rerank" in name or "itc_only" in name]
     assert evaluator_of(task).selected_settings(numbers) == task.settings
 

@@ -40,13 +40,14 @@ class Guess(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
         self.scores = iter(scores)
-        self.main_metric, self.main_loss = main_metric, None
+        self.main_metric = main_metric
+        self.main_loss: str | None = None
         self.num_validations = 0
 
     def forward(self, batch: Numbers) -> StepOutput:
         return StepOutput(loss=(self.weight - 1).square().sum(), terms={})
 
-    def evaluate(self, loader: Iterable[Numbers]) -> dict[str, float]:
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         self.num_validations += 1
         return next(self.scores)
 
@@ -56,7 +57,7 @@ class Guess(nn.Module):
     def comparison(self, numbers: Mapping[str, float]) -> str:
         return ""
 
-    def log_samples(self, batch: Any) -> dict[str, str]:
+    def log_samples(self, batch: Any) -> Mapping[str, Any]:
         return {}
 
 
@@ -101,7 +102,7 @@ def test_the_first_of_the_highest_numbers_is_kept(tmp_path: Path):
 class Unusable(Guess):
     """Its validation data holds a row that cannot be used."""
 
-    def evaluate(self, loader: Iterable[Numbers]) -> dict[str, float]:
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         raise UserError("a row to evaluate on cannot be used")
 
 

@@ -1,6 +1,6 @@
 """Values that are not finite: asked each step or every few steps, what is found is what was there before them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ class Rows:
 class Net(nn.Module):
     """Parameters of every kind, averages over batches, and a loss that takes what it is given."""
 
-    main_metric = main_loss = None
+    main_metric: str | None = None
+    main_loss: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class Net(nn.Module):
     def forward(self, batch: Rows) -> StepOutput:
         return StepOutput(loss=self.head(self.blocks[0](self.norm(batch.x_BD))).square().mean(), terms={})
 
-    def evaluate(self, loader: object) -> dict[str, float]:
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, float]:
         return {}
 
     def warnings(self, numbers: Mapping[str, float]) -> list[str]:
@@ -55,7 +56,7 @@ class Net(nn.Module):
     def comparison(self, numbers: Mapping[str, float]) -> str:
         return ""
 
-    def log_samples(self, batch: Any) -> dict[str, str]:
+    def log_samples(self, batch: Any) -> Mapping[str, Any]:
         return {}
 
 

@@ -1,6 +1,7 @@
 """Evaluation of MLIM's pre-training: masked signals, and the loss RECON with the right and with a wrong caption."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -9,7 +10,6 @@ from eve_vl.data.masking import PairBatch
 from eve_vl.evaluation.masked_signal import MaskedSignalEvaluator
 from eve_vl.evaluation.significance import Baseline
 from eve_vl.metrics.masked_signal import Sums
-from eve_vl.tasks.masked_signal import MaskedBatch
 from eve_vl.tasks.mlim import Mlim
 
 
@@ -26,7 +26,7 @@ class MlimEvaluator(MaskedSignalEvaluator[Mlim]):
         ),
     )
 
-    def add_batch(self, sums: Sums, batch: MaskedBatch, names: Sequence[str]) -> None:
+    def add_batch(self, sums: Sums, batch: Any, names: Sequence[str]) -> None:
         """Add a batch with little of image and text masked."""
         super().add_batch(sums, batch, names)
         assert isinstance(batch, PairBatch) and batch.wrong is not None

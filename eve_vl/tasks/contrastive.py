@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from eve_vl import objectives
 from eve_vl.config import ContrastMatchConfig, RetrievalConfig
@@ -41,6 +42,18 @@ def replayed(state: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         set_rng_state(now)
+
+
+@contextlib.contextmanager
+def running_averages_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what passes in this context do to the running averages of batch normalisation."""
+    buffers = [buffer for module in model.modules() if isinstance(module, _BatchNorm) for buffer in module.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
 
 
 def label_states(label_BL: Tensor, label_CL: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,7 +236,7 @@ class Contrast(nn.Module):
         every pair all the others to be told from (GradCache, Gao et al. 2021): features are computed without a gradient first,
         then the losses and their gradients by the features, and in `forward` the features once more, with the same dropout."""
         rng_states, parts = [], []
-        with torch.no_grad():
+        with torch.no_grad(), running_averages_kept(encoder):  # `forward` updates them, once as without accumulation
             for batch in micro_batches:
                 rng_states.append(get_rng_state())
                 parts.append(self.alone(encoder, batch)[2:4])
