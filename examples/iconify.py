@@ -1,4 +1,4 @@
-"""What the examples share that draw Iconify's icons: npm fetches them, resvg renders them."""
+"""Shared functions of the examples that fetch Iconify's icons with npm and render them with resvg."""
 
 import argparse
 import importlib
@@ -16,48 +16,48 @@ from eve_vl.utils.console import print_line
 from eve_vl.utils.errors import UserError
 
 Render = Callable[[str, int], Image.Image]  # SVG, longer side in pixels → image
-VIEW: Final = {"left": 0, "top": 0, "width": 16, "height": 16}  # of an icon that doesn't say, as Iconify has it
+VIEW: Final = {"left": 0, "top": 0, "width": 16, "height": 16}  # Iconify's default view
 
 
 def arguments(about: str | None, name: str, size: int) -> argparse.ArgumentParser:
-    """Return the command line of an example: where to, from where, how large."""
+    """Return the command line parser of an example."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to build the set in")
     parser.add_argument("--packages", type=Path, help="node_modules folder with the packages; otherwise npm fetches them")
     cache = Path.home() / ".cache" / "eve-vl" / name
-    parser.add_argument("--cache", type=Path, default=cache, help="where npm puts them (default: %(default)s)")
+    parser.add_argument("--cache", type=Path, default=cache, help="folder of npm's packages (default: %(default)s)")
     parser.add_argument("--size", type=positive, default=size, help="side of the images in pixels (default: %(default)s)")
     return parser
 
 
 def positive(text: str) -> int:
-    """Return a whole number from 1 on. Raises the error that argparse tells."""
+    """Parse a whole number of at least 1. Raises an argparse error."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def fetch(folder: Path, names: Sequence[str]) -> Path:
-    """Return the folder of the packages below `folder`; npm installs them there if they are missing. names: with versions."""
+    """Return the packages' folder below `folder`; install missing ones with npm. names: packages with versions."""
     packages = folder / "node_modules"
-    record = packages / ".package-lock.json"  # npm writes it last: what it lists is whole
+    record = packages / ".package-lock.json"  # npm writes it last, so listed packages are complete
     found = read_json(record, names)["packages"] if record.is_file() else {}
     if {f"{path.removeprefix('node_modules/')}@{entry.get('version')}" for path, entry in found.items()}.issuperset(names):
         return packages
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError("npm is not installed: install Node.js, or give a node_modules folder with --packages")
+        raise UserError("npm is not installed: install Node.js, or pass a node_modules folder as --packages")
     folder.mkdir(parents=True, exist_ok=True)
     print_line(f"npm fetches {', '.join(names)} to {folder}")
     done = subprocess.run([npm, "install", "--prefix", folder, *names], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise UserError(f"npm install failed: {' '.join(lines[0].split())} (all of it: npm install {' '.join(names)})")
+        raise UserError(f"npm install failed: {' '.join(lines[0].split())} (full output: npm install {' '.join(names)})")
     return packages
 
 
 def read_json(path: Path, names: Sequence[str]) -> Any:
-    """Return what a file of the packages holds. Raises UserError."""
+    """Return the content of a JSON file of the packages. Raises UserError."""
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -67,8 +67,8 @@ def read_json(path: Path, names: Sequence[str]) -> Any:
 
 
 def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
-    """Return an icon of a set as SVG, in its own view or in a square one around it. icons: what icons.json holds."""
-    icon = {**icons, **icons["icons"][name]}  # what an icon doesn't say itself holds for the whole set
+    """Return an icon of a set as SVG, in its own or a square view. icons: content of icons.json."""
+    icon = {**icons, **icons["icons"][name]}  # defaults of the whole set
     left, top, width, height = (icon.get(key, default) for key, default in VIEW.items())
     if is_square:
         side = max(width, height)
@@ -78,7 +78,7 @@ def svg_of(icons: Mapping[str, Any], name: str, *, is_square: bool) -> str:
 
 
 def resvg() -> Render:
-    """Return the real renderer: on white, by resvg."""
+    """Return the renderer: resvg on white."""
     try:
         importlib.import_module("resvg_py")
     except ImportError:

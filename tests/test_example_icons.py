@@ -209,7 +209,7 @@ def test_mistakes_are_told_in_one_line(packages, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["build.py", "icons", "--size", "0"])
     with pytest.raises(SystemExit):
         icons.main()
-    assert capsys.readouterr().err.endswith("argument --size: '0' is not a whole number from 1 on\n")
+    assert capsys.readouterr().err.endswith("argument --size: '0' is not a whole number of at least 1\n")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"^pyarrow, which writes Parquet, .*: pip install 'eve-vl\[parquet\]'$"):
         icons.build(packages, tmp_path / "icons", render)

@@ -1,9 +1,8 @@
-"""Build image–text pairs of emoji: three styles of drawing, and the names and tags of what they show.
+"""Build image–text pairs of emoji: drawings in three styles, with names and tags.
 
     python examples/emoji/build.py emoji
 
-Needs npm, which fetches the drawings (SVG), and `pip install resvg-py`, which renders them. README.md beside this file
-tells what comes out.
+Needs npm for the drawings (SVG) and `pip install resvg-py` for rendering. README.md describes the result.
 """
 
 import hashlib
@@ -19,29 +18,29 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from iconify import Render, arguments, fetch, read_json, resvg, svg_of
 
 VENDORS: Final = ("noto", "twemoji", "fluent-emoji-flat")
-PACKAGES: Final = (  # with versions, so that everybody builds the same set
+PACKAGES: Final = (  # fixed versions build the same set everywhere
     "@iconify-json/noto@1.2.9",
     "@iconify-json/twemoji@1.2.5",
     "@iconify-json/fluent-emoji-flat@1.2.6",
     "emojibase-data@17.0.0",
 )
 SPLITS: Final = ("train", "val", "test_concepts")
-VAL_SHARE, TEST_SHARE = 0.04, 0.11  # of the concepts
-COMPONENT, FLAGS = 2, 9  # groups of emojibase: skin tones and hair on their own, flags
+VAL_SHARE, TEST_SHARE = 0.04, 0.11  # shares of the concepts
+COMPONENT, FLAGS = 2, 9  # groups of emojibase: skin tones and hair, flags
 KEYCAP: Final = "20E3"
 
 
 def concept_of(hexcode: str) -> str:
-    """Return code points joined by `-`, without the mark that asks for a coloured image."""
+    """Return code points joined by `-`, without the variation selector for colour."""
     return hexcode.upper().replace("-FE0F", "")
 
 
 def captions_by_concept(packages: Path) -> dict[str, list[str]]:
-    """Return the label, and the label with its tags if it has any, of every concept of the set, in Unicode's order."""
+    """Return the captions of every concept in Unicode order: the label, and the label with its tags."""
     captions: dict[str, list[str]] = {}
     for entry in read_json(packages / "emojibase-data" / "en" / "data.json", PACKAGES):
         concept = concept_of(entry["hexcode"])
-        if entry.get("group") in (None, COMPONENT, FLAGS) or KEYCAP in concept:  # no group: letters, the halves of flags
+        if entry.get("group") in (None, COMPONENT, FLAGS) or KEYCAP in concept:  # no group: letters that compose flags
             continue
         label, tags = entry["label"], entry.get("tags", [])
         captions[concept] = [label, f"{label}: {', '.join(tags)}"] if tags else [label]
@@ -49,19 +48,19 @@ def captions_by_concept(packages: Path) -> dict[str, list[str]]:
 
 
 def drawings(packages: Path, vendor: str) -> dict[str, str]:
-    """Return the SVG, with a square view, of every concept that a vendor has drawn."""
+    """Return a vendor's SVG drawings by concept, each in a square view."""
     folder = packages / "@iconify-json" / vendor
     icons = read_json(folder / "icons.json", PACKAGES)
     names = read_json(folder / "chars.json", PACKAGES)
     return {
         concept_of(hexcode): svg_of(icons, name, is_square=True)
         for hexcode, name in names.items()
-        if name in icons["icons"]  # the rest are turned or mirrored copies of others
+        if name in icons["icons"]  # others are rotated or mirrored copies
     }
 
 
 def split_of(concept: str) -> str:
-    """Return the split of a concept. It depends on nothing else, so it stays where it is when new emoji appear."""
+    """Return the split of a concept, by a hash of its name only, so new emoji never move it."""
     share = int(hashlib.sha256(concept.encode()).hexdigest()[:8], 16) / 2**32
     if share < TEST_SHARE:
         return "test_concepts"
@@ -79,7 +78,7 @@ def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter
         svgs = {concept: svg for concept, svg in drawings(packages, vendor).items() if concept in captions}
         uses = Counter(svgs.values())
         for concept in sorted(svgs):
-            if uses[svgs[concept]] > 1:  # one family for all families: its captions would contradict each other
+            if uses[svgs[concept]] > 1:  # one drawing for several emoji has contradicting captions
                 continue
             image = f"images/{vendor}/{concept.lower()}.png"
             render(svgs[concept], size).save(out / image)
@@ -92,7 +91,7 @@ def build(packages: Path, out: Path, render: Render, size: int = 160) -> Counter
 
 
 def main() -> None:
-    """Fetch, build, and say how many rows there are."""
+    """Fetch, build and print the number of rows."""
     args = arguments(__doc__, "emoji", size=160).parse_args()
     try:
         render = resvg()

@@ -1,10 +1,9 @@
-"""Build image–text pairs of icons: 62 sets of drawings, and the names that their designers gave them.
+"""Build image–text pairs of icons: drawings of 62 sets with their designers' names.
 
     python examples/icons/build.py icons
 
-Needs npm, which fetches the drawings (SVG, 100 MB to load), and `pip install resvg-py 'eve-vl[parquet]'`, which render and
-write them: minutes on two cores. Each file is written as a whole or not at all. README.md beside this file tells what comes
-out.
+Needs npm for the drawings (SVG, 100 MB download) and `pip install resvg-py 'eve-vl[parquet]'`. Takes minutes on two cores. Each
+file is written atomically. README.md describes the result.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from eve_vl.utils.errors import UserError
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from iconify import Render, arguments, fetch, positive, read_json, resvg, svg_of
 
-PACKAGES: Final = ("@iconify/json@2.2.535",)  # with its version, so that everybody builds the same set
+PACKAGES: Final = ("@iconify/json@2.2.535",)  # a fixed version builds the same set everywhere
 TRAIN: Final = """
     basil bi boxicons clarity covid f7 fa7-solid flat-color-icons fluent fluent-color fluent-mdl2 game-icons gis glyphs
     griddy-icons healthicons heroicons hugeicons icon-park icon-park-outline iconamoon iconoir ix keyline-icons line-md
@@ -37,30 +36,32 @@ TRAIN: Final = """
     streamline streamline-flex streamline-freehand-color streamline-kameleon-color streamline-plump-color streamline-sharp
     streamline-sharp-color streamline-ultimate streamline-ultimate-color tabler tdesign teenyicons temaki uil uim uis whh wi
 """
-SPLITS: Final = {  # the sets of each; the small ones first, for what is wrong is told early
+SPLITS: Final = {  # sets of each split; small ones first, so errors appear early
     "val": "lets-icons",
     "test_sets": "lucide streamline-flex-color",
     "train": TRAIN,
 }
-MOST: Final = 2600  # icons of a set, so that the largest do not drown the others
+MOST: Final = 2600  # limit per set, so large sets do not dominate
 MOST_WORDS: Final = 8
-ONLY: Final = {"fluent": re.compile(r"-24-(filled|regular)$")}  # one of its many sizes
-COLORS: Final = {False: 16, True: 64}  # of an image, by whether the set is coloured: palettes make small files
-ROWS: Final = 2000  # of a row group
+ONLY: Final = {"fluent": re.compile(r"-24-(filled|regular)$")}  # one size of many
+COLORS: Final = {False: 16, True: 64}  # palette size by whether the set is coloured (small files)
+ROWS: Final = 2000  # rows per row group
 
 Draw = Callable[[str], bytes | None]
-Each = Callable[[Draw, Iterable[str]], Iterable[bytes | None]]  # the built-in map or like it
+Each = Callable[[Draw, Iterable[str]], Iterable[bytes | None]]  # like the built-in map
 Row = dict[str, Any]
 
 
 def checksum(text: str) -> str:
-    """Return what decides order and choice: nothing that comes or goes elsewhere moves it."""
+    """Return the hash that decides order and choice; other icons do not affect it."""
     return hashlib.sha1(text.encode()).hexdigest()
 
 
 def caption_of(name: str) -> str:
-    """Return the words of an icon's name without numbers, which are sizes and variants; nothing if they say too little, or are
-    a list of tags. Streamline marks a whole style with `remix`."""
+    """Return the words of an icon's name without numbers (sizes, variants) and Streamline's style mark `remix`.
+
+    Returns nothing for names with too little text and for lists of tags.
+    """
     words = [word for word in name.split("-") if word != "remix" and not word.isdigit()]
     caption = " ".join(words)
     return caption if len(words) <= MOST_WORDS and re.search("[a-z]{3}", caption) else ""
@@ -68,7 +69,7 @@ def caption_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class IconSet:
-    """The drawings of a set, SVG by caption, in the order in which they are taken."""
+    """Drawings of a set: SVG by caption, in order of choice."""
 
     name: str
     license: str
@@ -77,11 +78,11 @@ class IconSet:
 
     @classmethod
     def read(cls, packages: Path, name: str) -> "IconSet":
-        """Read a set; of several icons with one caption the first is taken, by checksum. Raises UserError."""
+        """Read a set; of icons with one caption, take the first by checksum. Raises UserError."""
         icons = read_json(packages / "@iconify" / "json" / "json" / f"{name}.json", PACKAGES)
         drawings: dict[str, str] = {}
         for icon in sorted(icons["icons"], key=checksum):
-            is_shown = not icons["icons"][icon].get("hidden")  # the rest are no longer part of the set
+            is_shown = not icons["icons"][icon].get("hidden")  # hidden icons no longer belong to the set
             if is_shown and (name not in ONLY or ONLY[name].search(icon)) and (caption := caption_of(icon)):
                 drawings.setdefault(caption, svg_of(icons, icon, is_square=False))
         info = icons["info"]
@@ -91,7 +92,7 @@ class IconSet:
         return min(len(self.drawings), MOST)
 
     def rows(self, draw: Callable[..., bytes | None], each: Each) -> Iterator[Row]:
-        """Draw the first MOST drawings that are not empty."""
+        """Render the first MOST drawings that are not empty."""
         drawings, count = iter(self.drawings.items()), 0
         while batch := dict(islice(drawings, MOST - count)):
             for caption, image in zip(batch, each(partial(draw, colors=self.colors), batch.values()), strict=True):
@@ -101,7 +102,7 @@ class IconSet:
 
 
 def draw_png(svg: str, colors: int, render: Render, size: int) -> bytes | None:
-    """Return a drawing as PNG, stretched to a square; None if there is nothing to see, as before an animation's start."""
+    """Return a drawing as square PNG, None if it is empty (such as the start of an animation)."""
     image = render(svg, size).resize((size, size))
     if image.getcolors(1):
         return None
@@ -131,7 +132,7 @@ def build(packages: Path, out: Path, render: Render, size: int = 64, each: Each 
 
 
 def main() -> None:
-    """Fetch, build, and say how many rows there are."""
+    """Fetch, build and print the number of rows."""
     parser = arguments(__doc__, "icons", size=64)
     parser.add_argument("--processes", type=positive, default=2, help="processes that render (default: %(default)s)")
     args = parser.parse_args()

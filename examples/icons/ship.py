@@ -1,10 +1,10 @@
-"""Turn a trained run of icons_search into what the package brings: `builtin:icons`, and icons to try it on.
+"""Convert a trained run of icons_search into `builtin:icons`, and icons for `eve try`.
 
     python examples/icons/ship.py runs/icons_search --icons icons --out eve_vl/builtin
 
-Weights become float16 and paths those of examples/icons/README.md; recipe and all other values stay as they are. The icons are
-those of lucide in test_sets.parquet, which training has not seen, as a zip file of PNG files and a table of them, pairs.jsonl;
-lucide.LICENSE in --out goes with them. The same run and data write the same bytes.
+Weights become float16, paths those of examples/icons/README.md; all other values stay. The icons are lucide's from
+test_sets.parquet (not in training): a zip file of PNG files with a table, pairs.jsonl, and lucide.LICENSE in --out. The same run
+and data write the same bytes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import read_text
 
 SET: Final = "lucide"
-EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # the first that zip files know
+EPOCH: Final = (1980, 1, 1, 0, 0, 0)  # earliest date in zip files
 
 
 def ship_run(run: Path, out: Path) -> None:
@@ -42,7 +42,7 @@ def ship_run(run: Path, out: Path) -> None:
         name: tensor.half() if tensor.dtype == torch.float32 else tensor
         for name, tensor in checkpoint.read_model(folder).items()
     }
-    checkpoint.check_tensors(weights, f"{run} in float16")  # none has become infinite
+    checkpoint.check_tensors(weights, f"{run} in float16")  # float16 must not overflow
     texts = {"config.json": config_to_json(config), "tokenizer.json": read_text(folder / "tokenizer.json")}
     numbers = from_json(state["numbers"])
     best = checkpoint.save_best(out, step=state["step"], model=weights, texts=texts, numbers=numbers)
@@ -67,11 +67,11 @@ def ship_icons(table: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Write both."""
+    """Write the run and the icons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run of icons_search")
-    parser.add_argument("--icons", type=Path, required=True, help="folder that examples/icons/build.py has written")
-    parser.add_argument("--out", type=Path, required=True, help="folder of what the package brings")
+    parser.add_argument("--icons", type=Path, required=True, help="folder written by examples/icons/build.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the bundled files")
     args = parser.parse_args()
     try:
         ship_run(args.run, args.out / "icons")

@@ -1,4 +1,4 @@
-"""A task of one's own in one file: how many different things are in an image? B batch, C channels, H height, W width."""
+"""Count the different things in an image: a task in one file. B batch, C channels, H height, W width."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,12 +27,12 @@ from eve_vl.train.trainer import StepOutput
 
 @dataclass(frozen=True, kw_only=True)
 class CountConfig(TaskConfig):
-    """Its section in the config: the number of labels of an image, as a regression."""
+    """Config section: the number of labels of an image, as a regression."""
 
     name, title, reads = "count", "counting", "image"  # `reads`: what LabeledRows takes of a row
     calls: ClassVar[Mapping[str, str]] = {"count": "Count the different things in an image: eve count RUN IMAGE."}
     beta: float = 1.0
-    """Errors below this count by their square, larger ones by themselves."""
+    """Smooth L1: errors below beta are squared, larger ones linear."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class CountFlags:
 
 
 class CountPredictor(Predictor):
-    """What a run does for people: methods of `Eve`, and verbs."""
+    """Methods of `Eve` and their command."""
 
     section = CountConfig
     verbs: ClassVar[dict[str, Command]] = {
@@ -52,12 +52,12 @@ class CountPredictor(Predictor):
 
     @torch.no_grad()
     def count(self, image: ImageLike) -> float:
-        """Return how many different things are in an image."""
+        """Return the number of different things in an image."""
         return self.task.counts(self.inputs.images([given_image(image)]))[0].item()
 
 
 class Count(Task[CountConfig]):
-    """One output, on the mean of the patches' states."""
+    """Regression on the mean of the patches' states."""
 
     section, dataset = CountConfig, LabeledRows
     find_unused_parameters = True  # images alone train no text weights
@@ -69,7 +69,7 @@ class Count(Task[CountConfig]):
         initialize(self, config.model)
 
     def counts(self, images_BCHW: Tensor) -> tuple[Tensor, Routers]:
-        """Return how many things are in images, float32 (B,), and what the experts' routers did."""
+        """Return the counts, float32 (B,), and the router states."""
         encoded = self.encoder.encode(self.encoder.image(normalize(images_BCHW)), None)
         return self.count_head(encoded.x_BND[:, 1:].mean(1))[:, 0].float(), encoded.routers
 
@@ -81,20 +81,20 @@ class Count(Task[CountConfig]):
 
 
 class CountEvaluator(Evaluator[Count]):
-    """Its metrics, and the baseline that they must beat."""
+    """Metrics of the task and the baseline that they must beat."""
 
     section, main_metric = CountConfig, "count_acc"
     baselines = (Baseline("count_acc", "images", "count_acc_majority", "always saying the most frequent count"),)
 
     @torch.no_grad()
     def predict_all(self, loader: Iterable[Any]) -> Sequence[Any]:
-        """Return where each row is, its count and the true one, of all processes."""
+        """Return (row, count, true count) of all processes."""
         parts = ((b.where, self.task.counts(b.images_BCHW)[0].tolist(), map(len, b.labels)) for b in loader)
         own = [row for part in parts for row in zip(*part, strict=True)]
         return sorted(row for found in gather_objects(own) for row in found)
 
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
-        """Return the share of rows counted right, that of always saying the most frequent count, and the mean error."""
+        """Return the accuracy, the accuracy of the most frequent count, and the mean error."""
         majority, errors = (
             Counter(true for *_, true in predictions).most_common(1)[0][1],
             [abs(f - t) for _, f, t in predictions],
@@ -104,7 +104,7 @@ class CountEvaluator(Evaluator[Count]):
 
 
 def count(init: Config) -> Config:
-    """A recipe for eve finetune: built-in scenes, a minute on one core. eve finetune count_things.py:count --init RUN"""
+    """Built-in scenes, a minute on one core. eve finetune count_things.py:count --init RUN"""
     train = TrainConfig(steps=400, batch_size=32, lr=1e-3, optimizer="muon", head_lr_multiplier=3, warmup=0.1, val_every=100)
     data = DataConfig(crop_scale=(1.0, 1.0), flip=False, val_samples=500)
     own = {"input": init.input, "model": init.model, "tokenizer": TokenizerConfig(vocab_size=init.tokenizer.vocab_size)}
