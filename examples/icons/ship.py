@@ -3,8 +3,8 @@
     python examples/icons/ship.py runs/icons_search --icons icons --out eve_vl/builtin
 
 Weights become float16, paths those of examples/icons/README.md; all other values stay. The icons are lucide's from
-test_sets.parquet (not in training): a zip file of PNG files with a table, pairs.jsonl, and lucide.LICENSE in --out. The same run
-and data write the same bytes.
+test_sets.parquet (not in training): a zip file of PNG files with a table, pairs.jsonl, and lucide.LICENSE in --out. The same
+run and data write the same bytes.
 """
 
 import argparse
