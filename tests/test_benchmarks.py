@@ -1,5 +1,4 @@
-"""Benchmarks measure what they say: the rows of the paper's table, the search for the largest batch, the whole script on tiny
-shapes."""
+"""Benchmarks: rows of the paper's Table 1, the search for the largest batch, whole scripts on tiny shapes."""
 
 import importlib
 import json
@@ -49,7 +48,7 @@ def test_a_baselines_recipe_gives_the_same_rows():
     assert [row.config.task for row in mine] == [row.config.task for row in theirs]
 
 
-def test_base_has_the_arithmetic_that_was_counted_by_hand():
+def test_base_has_the_flops_counted_by_hand():
     """Per pair at full length: a dense ViT-B would take 3.5 times EVE's with ITC + ITM + MLM."""
     rows = steps.variants(get_recipe("base"), (1, 2, 4, 8))
     flops = {row.name: inspect_config(row.config).flops_per_step for row in rows}
@@ -59,7 +58,7 @@ def test_base_has_the_arithmetic_that_was_counted_by_hand():
 
 
 @pytest.mark.parametrize("texts", ["captions", "full"])
-def test_made_up_texts_have_the_length_asked_for(texts):
+def test_random_texts_have_the_requested_length(texts):
     batch = steps.made_up_batch(get_recipe("base"), 64, texts)
     lengths = (~batch.is_padding_BT).sum(1)
     assert batch.ids_BT.shape[1] == lengths.max()
@@ -72,7 +71,7 @@ def test_made_up_texts_have_the_length_asked_for(texts):
     assert not (batch.is_masked_BT & batch.is_padding_BT).any()
 
 
-def test_tasks_share_weights_and_each_trains_what_it_would_alone():
+def test_tasks_share_weights_and_train_as_if_alone():
     rows = tiny_rows()
     board = step_cost.Steps(rows, CPU)
     batch = steps.made_up_batch(rows[0].config, 4, "captions")
@@ -125,7 +124,7 @@ def simulated(gib, *, flat=0.0, room=1e9, seconds=0.2):
         (40.0, {}, 0),
     ],
 )
-def test_search_ends_at_the_largest_batch_that_was_run_and_fits(gib, options, expected):
+def test_search_ends_at_the_largest_batch_that_fits(gib, options, expected):
     measure, asked = simulated(gib, **options)
     found = steps.growth(measure, 8)
     assert asked == [2, 4]
@@ -134,18 +133,18 @@ def test_search_ends_at_the_largest_batch_that_was_run_and_fits(gib, options, ex
     assert expected == 0 or expected in asked
 
 
-def test_a_step_of_minutes_is_not_run_to_see_whether_it_fits():
+def test_steps_of_minutes_are_not_run_to_test_their_size():
     measure, asked = simulated(0.1, seconds=5.0)
     assert steps.largest_batch(measure, steps.growth(measure, 8), 9 * GIB) == (16, False)
     assert asked == [2, 4]
 
 
-def test_a_batch_that_does_not_fit_at_all_is_one_line():
+def test_a_batch_that_never_fits_is_a_one_line_error():
     with pytest.raises(UserError, match="smaller --batch"):
         steps.growth(simulated(1.0, room=4.0)[0], 8)
 
 
-def test_memory_is_that_of_a_process_of_its_own():
+def test_memory_is_measured_in_a_separate_process():
     ballast = torch.ones(200 * 2**20 // 4)  # the parent's memory must not count
     config = get_recipe("tiny")
     peak, here = steps.in_own_process(config, 2, "captions"), steps.run_step(config, 2, "captions")
@@ -158,7 +157,7 @@ def test_memory_is_that_of_a_process_of_its_own():
 # The script
 
 
-def test_the_script_writes_numbers_and_a_image_whose_ratios_are_those_of_its_times(tmp_path):
+def test_the_script_writes_numbers_and_a_chart_with_the_ratios_of_its_times(tmp_path):
     flags = "--recipe tiny --batch 2 --decoder-depths 1 2 --repeats 1 --threads 1 --no-memory --json a.json --out a.svg"
     command = [sys.executable, str(BENCHMARKS / "step_cost.py"), *flags.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -188,7 +187,7 @@ def row_of(name, seconds, *, hours=2.0, gflop=1.0, whole_step=None):
     return step_cost.Row(**values)
 
 
-def test_ratios_are_those_of_each_round():
+def test_ratios_are_computed_per_round():
     eve, baseline = (
         row_of("eve", [1.0, 2.0, 4.0], whole_step=2.0),
         row_of("baseline", [4.0, 8.0, 16.0], hours=6.0, whole_step=9.0),
@@ -199,7 +198,7 @@ def test_ratios_are_those_of_each_round():
     assert row_of("unknown", [1.0, 1.0, 1.0]).over(eve)["epoch_over_eve"] is None
 
 
-def test_exports_are_timed_in_turns_and_the_first_round_does_not_count():
+def test_exports_are_timed_in_turns_after_a_warm_up():
     clock, order, costs = [0.0], [], {"torch": iter([90, 6, 3, 8]), "onnx": iter([1, 2, 2, 2])}
 
     def work(name):
@@ -220,7 +219,7 @@ def test_exports_are_timed_in_turns_and_the_first_round_does_not_count():
         ("--recipe tiny --decoder-depths 2 -1", "decoder depths 2 -1"),
     ],
 )
-def test_mistakes_are_named_before_anything_is_measured(flags, message, capsys):
+def test_wrong_flags_fail_before_measuring(flags, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         step_cost.parsed(flags.split())
     assert stopped.value.code == 2

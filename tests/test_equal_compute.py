@@ -47,7 +47,7 @@ def images(tmp_path):
     return tmp_path, names
 
 
-# From an arm to runs
+# Arms and runs
 
 
 def cell_of(tmp_path, arm, jobs=("vqa",), budget=100.0, seconds=0.5, rows=SCENES):
@@ -56,7 +56,7 @@ def cell_of(tmp_path, arm, jobs=("vqa",), budget=100.0, seconds=0.5, rows=SCENES
     return runs.Cell("an arm", "scenes", budget, 3, "val", tmp_path, rows, plan)
 
 
-def test_stages_share_the_budget_and_fine_tuning_has_the_rest(tmp_path):
+def test_stages_share_the_budget_and_fine_tuning_gets_the_rest(tmp_path):
     arm = arms.Arm((arms.Stage("scenes", 0.25, "--train.batch-size 16"),))
     cell = cell_of(tmp_path, arm, ("vqa", "nlvr2"))
     assert [each.share for each in cell.plan] == [0.25, 0.75, 0.75]
@@ -71,7 +71,7 @@ def test_stages_share_the_budget_and_fine_tuning_has_the_rest(tmp_path):
     assert not configs["vqa"].scratch
 
 
-def test_without_pretraining_all_of_the_budget_goes_to_random_weights(tmp_path):
+def test_without_pretraining_the_whole_budget_trains_from_random_weights(tmp_path):
     cell = cell_of(tmp_path, arms.ARMS["nothing"]["scenes"], ("retrieval",))
     config = cell.configs()["retrieval"]
     assert config.scratch
@@ -80,7 +80,7 @@ def test_without_pretraining_all_of_the_budget_goes_to_random_weights(tmp_path):
     assert cell.cost() == 100
 
 
-def test_a_budget_of_pairs_counts_rows_whatever_a_step_takes(tmp_path):
+def test_a_budget_of_pairs_counts_rows_independent_of_step_time(tmp_path):
     arm = arms.Arm((arms.Stage("scenes", 0.25, "--train.batch-size 16"),))
     timed = cell_of(tmp_path, arm, ("vqa", "nlvr2"))
     cell = runs.Cell("an arm", "scenes", 6400, 3, "val", tmp_path, SCENES, timed.plan, unit="pairs")
@@ -114,7 +114,7 @@ def test_every_arm_can_be_run(arm):
             assert [each.job for each in runs.planned(task.family, entry, jobs, SCENES) if each.job] == [*jobs], name
 
 
-def test_what_was_learnt_otherwise_is_not_taken_for_this(tmp_path):
+def test_results_of_other_settings_are_refused(tmp_path):
     arm = arms.Arm((arms.Stage("scenes", 0.5),))
     cell = cell_of(tmp_path, arm)
     cell.folder.mkdir(parents=True)
@@ -138,7 +138,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images):
         cell.do()
         assert cell.cost() == 0
     before = cells[0].file("retrieval").stat().st_mtime_ns
-    cells[0].do()  # nothing is left to do
+    cells[0].do()  # all done
     assert cells[0].file("retrieval").stat().st_mtime_ns == before
     flags = "--train.lr 1e-4"
     other = runs.planned(
@@ -148,7 +148,7 @@ def test_a_tiny_arm_from_its_stages_to_its_page(images):
     (folder / "probe.json").write_text(
         json.dumps({each.key: [seconds[old.key]] for each, old in zip(other, plan, strict=True)})
     )
-    with pytest.raises(UserError, match=r"other values: train\.lr"):  # of another recipe's weights nothing is read
+    with pytest.raises(UserError, match=r"other values: train\.lr"):  # a run of another recipe is not evaluated
         dataclasses.replace(cells[0], on="test", plan=other).do()
     steps = {key: [value / 3] for key, value in seconds.items()}
     (folder / "probe.json").write_text(json.dumps(steps))
@@ -200,7 +200,7 @@ def test_a_table_has_mean_and_ends_over_seeds():
     ]
 
 
-def test_the_best_that_comes_without_looking_stands_below():
+def test_the_best_image_ablated_baseline_is_the_last_line():
     numbers = {"vqa_acc_majority": 0.2, "vqa_acc_blind": 0.4, "vqa_acc_words": 0.3, "tr1_chance": 0.1, "tr1_chance_seen": 0.5}
     assert tables.best_blind("vqa_acc", numbers) == (0.4, "by the same question")
     assert tables.best_blind("tr1", numbers) == (0.1, "chance")
@@ -212,20 +212,20 @@ def test_the_best_that_comes_without_looking_stands_below():
     assert lines[2] == ["without the image", "–", "–", "–", "0.250 (chance)", "–"]
 
 
-def test_a_difference_counts_if_every_seed_of_one_is_better():
+def test_a_difference_is_marked_if_every_seed_of_one_arm_is_better():
     found = {"a": outcomes(0.5, 0.6), "b": outcomes(0.4, 0.45), "c": outcomes(0.55, 0.3), "d": outcomes(0.1)}
     by_pair = {(each.arm, each.other): each for each in tables.comparisons(found)}
     assert len(by_pair) == 6
     assert by_pair["a", "b"].is_beyond
     assert by_pair["a", "b"].difference == pytest.approx(0.125)
     assert not by_pair["a", "c"].is_beyond
-    assert not by_pair["a", "d"].is_beyond  # of one seed
+    assert not by_pair["a", "d"].is_beyond  # one seed
     lines = tables.differences(list(by_pair.values()))
     assert lines[:3] == [["difference", "tr1"], ["a − b", "+0.125 !"], ["a − c", "+0.125"]]
     assert tables.versus({"a": outcomes(0.5), "b": outcomes(0.1, seeds=[7])}, "a", "b", "tr1") is None
 
 
-def test_rows_say_how_sure_a_difference_is():
+def test_differences_have_intervals_over_rows():
     right, wrong = ({f"tr1 {row}": float(value) for row in range(100)} for value in (1, 0))
     found = {"a": outcomes(1.0, rows=right), "b": outcomes(0.0, rows=wrong)}
     low, high = tables.versus(found, "a", "b", "tr1").interval
@@ -246,7 +246,7 @@ def config_for(folder):
 
 
 def recall(score_QC, is_true_QC, k):
-    """By a loop: the share of queries with a true candidate among the k best; the earlier one wins a tie."""
+    """Compute recall at k with a loop; the earlier candidate wins a tie."""
     hits = []
     for scores, is_true in zip(score_QC.tolist(), is_true_QC, strict=True):
         order = sorted(range(len(scores)), key=lambda candidate: (-scores[candidate], candidate))
@@ -254,7 +254,7 @@ def recall(score_QC, is_true_QC, k):
     return sum(hits) / len(hits)
 
 
-def test_features_are_measured_as_a_loop_would(images):
+def test_features_are_evaluated_like_a_slow_loop(images):
     folder, names = images
     search = open_clip.searched(str(folder / "rows.jsonl"), config_for(folder))
     images, texts = (torch.randn(num, 3, generator=torch.manual_seed(1)) for num in (len(names), len(search.texts)))
@@ -265,8 +265,8 @@ def test_features_are_measured_as_a_loop_would(images):
         assert numbers[f"ir{k}"] == recall(texts @ images.T, list(zip(*is_true, strict=True)), k)
 
 
-def test_its_rows_are_those_of_our_own_runs(images):
-    """So that differences can be taken row by row."""
+def test_open_clip_is_evaluated_on_the_rows_of_our_runs(images):
+    """Differences are computed row by row."""
     folder, _ = images
     config = config_for(folder)
     search = open_clip.searched(str(folder / "rows.jsonl"), config)
@@ -278,7 +278,7 @@ def test_its_rows_are_those_of_our_own_runs(images):
     assert {name: ours.numbers[name] for name in numbers} == numbers
 
 
-def test_it_is_given_what_our_runs_see(images, tmp_path):
+def test_open_clip_gets_the_images_of_our_runs(images, tmp_path):
     folder, names = images
     config = config_for(folder)
     open_clip.write_training(tmp_path / "train", config)
@@ -290,7 +290,7 @@ def test_it_is_given_what_our_runs_see(images, tmp_path):
     assert json.loads((tmp_path / "read" / "texts.json").read_text()) == {"texts": ["a cat", "a dog", "sun", "tree", "house"]}
 
 
-def test_its_rates_follow_the_budget():
+def test_open_clip_learning_rates_follow_the_budget():
     assert script.rate_at(0, 1e-3, 0.1) == 0
     assert script.rate_at(0.05, 1e-3, 0.1) == pytest.approx(5e-4)
     assert script.rate_at(0.1, 1e-3, 0.1) == 1e-3
@@ -298,13 +298,13 @@ def test_its_rates_follow_the_budget():
     assert script.rate_at(1.2, 1e-3, 0.1) == pytest.approx(0)
 
 
-def test_it_sees_each_row_once_an_epoch():
+def test_open_clip_sees_each_row_once_per_epoch():
     first, second = ([row for step in steps for row in script.rows_of(step, 10, 3, 0)] for steps in (range(3), range(3, 6)))
     assert len({*first}) == len({*second}) == 9
     assert first != second
 
 
-def test_its_crops_are_boxes_of_the_image():
+def test_open_clip_crops_are_boxes_of_the_image():
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(4, 3, 16, 16)
     whole = script.cropped(pixels, (1.0, 1.0), np.random.default_rng(0), np.zeros(4, bool))
     assert torch.equal(whole, pixels / 127.5 - 1)
@@ -319,7 +319,7 @@ def test_its_crops_are_boxes_of_the_image():
     assert (step / slope).max() <= 4 / 3 + 1e-3
 
 
-def test_its_new_colours_are_those_of_our_own_runs(monkeypatch):
+def test_open_clip_random_ink_equals_ours(monkeypatch):
     pixels = torch.randint(256, (64, 3, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
     draws = np.random.default_rng(0).random((64, 5))
     found = script.random_inked(pixels, draws)
@@ -329,7 +329,7 @@ def test_its_new_colours_are_those_of_our_own_runs(monkeypatch):
     assert 0.3 < (found == pixels).flatten(1).all(1).float().mean() < 0.7
 
 
-def test_what_it_has_begun_by_other_settings_or_rows_is_not_gone_on_with(images):
+def test_open_clip_refuses_to_resume_with_other_settings_or_rows(images):
     folder, _ = images
     rows = data.Data(train=str(folder / "rows.jsonl"), val=str(folder / "rows.jsonl"), read={})
     plan = runs.planned(
@@ -354,7 +354,7 @@ def test_what_it_has_begun_by_other_settings_or_rows_is_not_gone_on_with(images)
 # Data and flags
 
 
-def test_a_style_and_its_concepts_are_kept_out_of_training(tmp_path):
+def test_an_unseen_style_and_its_concepts_are_not_in_training(tmp_path):
     for split in ("train", "val", "test_concepts"):
         rows = [{"image": f"{split}_{vendor}.png", "vendor": vendor} for vendor in ("noto", "twemoji", "fluent-emoji-flat")]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -369,7 +369,7 @@ def test_a_style_and_its_concepts_are_kept_out_of_training(tmp_path):
     assert found.root == tmp_path
 
 
-def test_cells_are_what_is_asked_for_and_settings_of_open_clip_are_tried_one_by_one(tmp_path, capsys):
+def test_cells_follow_the_flags_and_tuning_tries_each_setting_of_open_clip(tmp_path, capsys):
     flags = f"--tasks scenes --arms EVE open_clip --budgets 10 20 --seeds 0 1 --out {tmp_path}".split()
     args = command.arguments(
         [*flags, "--tune-rate", "1e-3", "2e-3", "--tune-batch", "64", "--tune-warmup", "0.1", "--tune-patch", "8"]

@@ -1,4 +1,4 @@
-"""benchmarks/paper: rows are what the paper's tables say, and sentences on orderings follow from the seeds."""
+"""benchmarks/paper: rows equal the paper's tables; findings on orderings follow from the seeds."""
 
 import importlib
 import re
@@ -19,7 +19,7 @@ paper, arms, data, runs, tables = map(
 TABLES = {name: importlib.import_module(name).TABLE for name in ("tasks", "ffn", "masking", "targets", "systems")}
 SCENES = data.scenes(Path(), Path())
 
-# What differs from EVE, by hand: task and model.
+# differences from EVE in task and model, by hand
 ROWS = {
     "tasks": {
         "MIM": {"mlm_weight": 0},
@@ -56,20 +56,20 @@ ROWS = {
             "itc_weight": 1,
             "itm_weight": 0,
             **dict.fromkeys(("mim_weight", "mlm_weight"), 0),
-            "mask_replace_prob": 0.5,  # of no effect
+            "mask_replace_prob": 0.5,  # no effect
         },
     },
 }
 
 
 def values(arm):
-    """What pre-training on scenes trains, and the shape of what it trains."""
+    """Return the task and model settings of pre-training on scenes."""
     config = runs.stage_config(arm["scenes"].before[0], None, SCENES)
     return {**vars(config.model), "name": config.task.name, **vars(config.task)}
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_rows_differ_from_eve_as_the_paper_says(table):
+def test_rows_differ_from_eve_as_in_the_paper(table):
     given = {name: arm for part in TABLES[table].parts for name, arm in part.arms.items()}
     eve = values(arms.ARMS["EVE"])
     assert not {*ROWS[table]} - {*given}
@@ -81,7 +81,7 @@ def test_rows_differ_from_eve_as_the_paper_says(table):
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_what_is_said_of_rows_is_of_rows_that_are_there(table):
+def test_orderings_and_numbers_name_existing_rows(table):
     for part in TABLES[table].parts:
         assert {*part.paper, *part.places} <= {*part.arms}
         named = {arm for each in part.orderings for arm in (each.above, each.below)}
@@ -90,7 +90,7 @@ def test_what_is_said_of_rows_is_of_rows_that_are_there(table):
 
 
 @pytest.mark.parametrize("task", ["phantoms", "icons"])
-def test_every_system_can_be_run_on_the_other_sets(task):
+def test_every_system_runs_on_the_other_sets(task):
     for name, by_family in TABLES["systems"].parts[0].arms.items():
         if (arm := by_family.get(task)) is not None:
             plan = runs.planned(task, arm, data.TASKS[task].jobs, SCENES)
@@ -99,7 +99,7 @@ def test_every_system_can_be_run_on_the_other_sets(task):
             assert {each.config.input.image_size for each in plan} == {64}, name
 
 
-def test_a_system_in_stages_shares_what_pretraining_has():
+def test_a_staged_system_divides_the_share_of_pretraining():
     arm = arms.Arm((arms.Stage("scenes"), arms.Stage("scenes", 0.125), arms.Stage("scenes", 0.375)))
     plan = runs.planned("scenes", arm, ("vqa",), SCENES)
     assert [(each.name, each.share) for each in plan] == [
@@ -114,7 +114,7 @@ def test_a_system_in_stages_shares_what_pretraining_has():
             assert sum(stage.share for stage in each.before) == pytest.approx(arms.SHARES[family]), name
 
 
-# Whether an ordering appears
+# Orderings
 
 
 def outcomes(*accuracies):
@@ -142,7 +142,7 @@ def outcomes(*accuracies):
         ((0.3, 0.6), (0.4, 0.5), False, "within the spread of the seeds"),
     ],
 )
-def test_an_ordering_holds_if_every_seed_says_so(above, below, is_gain, expected):
+def test_an_ordering_holds_if_it_holds_on_every_seed(above, below, is_gain, expected):
     found = tables.versus({"a": outcomes(*above), "b": outcomes(*below)}, "a", "b", "vqa_acc")
     assert paper.verdict(found, is_gain) == expected
 
@@ -165,7 +165,7 @@ BUDGETS = {
 }
 
 
-def test_sentences_tell_what_happens_as_budgets_grow():
+def test_findings_describe_all_budgets():
     found = paper.findings(PART, "pairs", BUDGETS)
     assert [str(each) for each in found] == [
         "Holds: a above b in questions (paper: +0.3 points). 100 pairs: +0.000 over 2 seeds, within the spread of the seeds. "
@@ -197,7 +197,7 @@ def test_a_table_at_one_budget_has_a_dot_for_each_row():
     assert titles == ["a: 55.0 %", "b: 35.0 %", "c: 75.0 %"]
 
 
-def test_budgets_and_rows_are_those_of_the_parts_unless_flags_say_otherwise(tmp_path, capsys):
+def test_flags_override_the_budgets_and_rows_of_the_parts(tmp_path, capsys):
     first, second = (
         paper.Part(name=unit, arms={name: arms.ARMS[name] for name in ("EVE", "best")}, budgets={unit: usual})
         for unit, usual in (("pairs", (100,)), ("core-seconds", (5,)))
