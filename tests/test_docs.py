@@ -56,6 +56,24 @@ TITLES = {
     "medflip": "MedFLIP",
 }
 MAX_LETTERS = 88  # per line of code
+MAX_PROSE = 100  # per line of prose, without the targets of links
+PROSE = [*PAGES, *DOCS.glob("api/*.md"), *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("examples/*/*.md")]
+# words that these pages avoid, and the field's terms
+GLOSSARY = {
+    r"pictures?": "image",
+    r"rivals?": "baseline",
+    r"(?<!visible )neighbours?": "related system",
+    r"anew|begins? again": "again, restart",
+    r"goes on|go on": "resume, continue",
+    r"held out from": "validation split",
+    r"beside": "next to",
+    r"rebuilds?|rebuilt": "reconstruct",
+    r"told so|is told": "reported",
+    r"so many": "N, this many",
+    r"almost the same": "near-duplicate",
+    r"blind": "image-ablated",
+    r"is of no use": "has no effect",
+}
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220), "green": (30, 160, 30), "white": (250, 250, 250)}
 # flags that make a recipe tiny, unless the command sets them
 SHORT = {
@@ -248,6 +266,25 @@ def test_rows_and_settings_parse():
 def test_code_fits_on_a_page_without_scrolling():
     lines = {line: page.name for page in DOCS.glob("*.md") for block in blocks(page) for line in block.text.splitlines()}
     assert not {line: page for line, page in lines.items() if len(line) > MAX_LETTERS}
+
+
+def prose(page: Path) -> list[str]:
+    """Return the lines of a page without fenced code, tables, commands, images and the targets of links."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    lines = re.sub(r"\]\([^)]*\)", "]", text).splitlines()
+    return [line for line in lines if not line.startswith(("|", "    ", "![", "--8<--"))]
+
+
+def test_lines_of_prose_are_short():
+    assert not {line: page.name for page in PROSE for line in prose(page) if len(line) > MAX_PROSE}
+
+
+@pytest.mark.parametrize("words", GLOSSARY)
+def test_pages_use_the_terms_of_the_field(words: str):
+    avoided = re.compile(rf"\b({words})\b", re.I)
+    quoted = re.compile(r"`[^`]*`|\"[^\"]*\"")
+    found = {line: page.name for page in PROSE for line in prose(page) if avoided.search(quoted.sub("", line))}
+    assert not found, f"write {GLOSSARY[words]}"
 
 
 def test_flags_in_the_text_exist():
