@@ -85,7 +85,7 @@ def serve(recipe: str, data: Path, dtype: str, num_batches: int) -> None:
         print(json.dumps({"passes": passes, "whole": whole}), flush=True)
 
 
-class Tree:
+class Checkout:
     """A process that runs steps with the code of one checkout."""
 
     def __init__(self, tree: Path, recipe: str, args: argparse.Namespace):
@@ -103,7 +103,7 @@ class Tree:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        sys.exit("a tree's process ended")
+        sys.exit("a checkout's process ended")
 
     def steps(self, count: int) -> dict[str, float]:
         """Return the seconds of N steps."""
@@ -138,7 +138,7 @@ def main() -> None:
         parser.error("name two trees, BEFORE and AFTER")
     before, after = args.checkouts
     for recipe in args.recipes:
-        pair = [Tree(tree, recipe, args) for tree in (before, after)]
+        pair = [Checkout(tree, recipe, args) for tree in (before, after)]
         rounds = [(pair[0].steps(args.steps), pair[1].steps(args.steps)) for _ in range(args.rounds)]
         for tree in pair:
             tree.process.communicate()

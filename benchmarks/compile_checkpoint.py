@@ -17,8 +17,8 @@ from eve_vl.utils.runtime import keep_memory, yield_cores
 yield_cores()
 
 import torch  # noqa: E402
-from moe import machine  # noqa: E402
 from step_variants import made_up_batch  # noqa: E402
+from timing import machine, spread  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from eve_vl.config import TrainConfig  # noqa: E402
@@ -79,7 +79,7 @@ def main() -> None:
         for name in tasks:
             ratios = [mine / plain for mine, plain in zip(times[name], times["plain"], strict=True)]
             print(
-                f"{dtype!s:15} {name:23} time / plain {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})  "
+                f"{dtype!s:15} {name:23} time / plain {spread(ratios)}  "
                 f"bytes kept / plain {memory[name] / memory['plain']:.2f} ({memory[name] / 2**20:.0f} MiB)  "
                 f"first step {first[name] / statistics.median(times[name]):.0f} steps long"
             )

@@ -8,7 +8,6 @@ is faster. The first round does not count.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from eve_vl.utils.runtime import keep_memory, yield_cores
 yield_cores()
 
 import torch  # noqa: E402
+from timing import spread  # noqa: E402
 
 from eve_vl.interop.onnx import LONGEST, Part, example, export_run, opened  # noqa: E402
 from eve_vl.run.loading import load_run  # noqa: E402
@@ -58,8 +58,7 @@ def main() -> None:
             for batch in BATCHES:
                 given = example(run, part.inputs, batch, LONGEST)
                 found = ratios(lambda: part(*given), lambda: onnx(*given), args.rounds, now)  # noqa: B023
-                shown = f"{statistics.median(found):.2f} ({min(found):.2f}–{max(found):.2f})"
-                print(f"{one.name:16} batch {batch}: {shown} times the speed of torch", flush=True)
+                print(f"{one.name:16} batch {batch}: {spread(found)} times the speed of torch", flush=True)
 
 
 if __name__ == "__main__":

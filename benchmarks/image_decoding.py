@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from moe import Goal, interleaved, machine, ratio
 from PIL import Image, ImageFilter
+from timing import Goal, interleaved, machine, ratio
 from torch import Tensor
 from torchvision import transforms as v1
 

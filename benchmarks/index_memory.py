@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from moe import machine
 from PIL import Image
 from search import small_run
+from timing import machine
 
 from eve_vl.utils.console import progress
 

@@ -6,13 +6,13 @@ Each round reads the file as bytes, then loads the run. The first round fills th
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import spread
 
 from eve_vl.config import config_to_json
 from eve_vl.data.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def main() -> None:
             read = seconds(weights.read_bytes)
             ratios.append(seconds(lambda: Eve.load(folder, device="cpu")) / read)
         print(f"{args.recipe}: {size / 2**30:.2f} GiB; Eve.load / reading the file, {args.rounds} rounds:")
-        print(f"  median {statistics.median(ratios[1:]):.2f}, least {min(ratios[1:]):.2f}, largest {max(ratios[1:]):.2f}")
+        print(f"  {spread(ratios[1:])}")
         if args.draw:
             drawn = seconds(lambda: build_task(get_recipe(args.recipe), Tokenizer.load(folder / "tokenizer.json")))
             print(f"  drawing initial values / reading the file: {drawn / read:.1f}")

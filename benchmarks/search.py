@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from image_decoding import made_up_photo
-from moe import Goal, machine
+from timing import Goal, machine
 
 from eve_vl.config import RetrievalConfig, config_to_json
 from eve_vl.data.records import ImageFile

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from image_decoding import made_up_photo
-from moe import Goal, machine
 from PIL import Image
 from search import CAPTIONS, made_up_index, share_below, small_run
+from timing import Goal, machine
 
 from eve_vl.config import config_to_json
 from eve_vl.data.tokenizer import Tokenizer

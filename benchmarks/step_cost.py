@@ -31,7 +31,6 @@ from eve_vl.utils.runtime import keep_memory, yield_cores
 yield_cores()
 
 import torch  # noqa: E402
-from moe import machine, ratio  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from step_variants import (  # noqa: E402
@@ -47,6 +46,7 @@ from step_variants import (  # noqa: E402
     tasks_of_one_model,
     variants,
 )
+from timing import machine, ratio  # noqa: E402
 from torch import nn  # noqa: E402
 
 from eve_vl.config import Config  # noqa: E402
