@@ -249,7 +249,7 @@ def test_scenes_give_every_kind_the_same_images_and_texts():
 # Held out
 
 
-def test_one_text_in_fifty_is_held_out_by_its_words(tmp_path: Path):
+def test_about_one_text_in_fifty_is_held_out_by_its_words(tmp_path: Path):
     lines = [f"text number {number}" for number in range(500)]
     (tmp_path / "a.txt").write_text("\n".join(lines + lines[:100]))  # some twice
     (tmp_path / "b.txt").write_text("\n".join(lines[::-1]))
@@ -257,7 +257,7 @@ def test_one_text_in_fifty_is_held_out_by_its_words(tmp_path: Path):
     train, val = open_train_and_val(config, MaskedPairs.kind_of(config))
     kept, held = ({source[row].text for source in part for row in range(len(source))} for part in (train, val))
     assert not kept & held
-    assert len(held) == 10
+    assert 3 <= len(held) <= 20  # 10 are expected
     assert kept | held == set(lines)
     assert sum(map(len, train)) + sum(map(len, val)) == 1100
     (tmp_path / "a.txt").write_text("one\none\n")

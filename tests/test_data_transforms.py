@@ -2,8 +2,10 @@
 
 import io
 import struct
+import threading
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +242,27 @@ def test_no_warning_leaks():
         decoded(encode(IMAGE.convert("P"), "PNG", transparency=bytes([0] * 10 + [255] * 246)))
         decoded(encode(IMAGE, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\xff"))
     assert not caught
+
+
+def test_a_slow_image_blocks_no_other(monkeypatch):
+    started, may_end, original = threading.Event(), threading.Event(), transforms._decode_special
+
+    def slow(image, where):
+        started.set()
+        assert may_end.wait(30)
+        return original(image, where)
+
+    jpeg = encode(IMAGE, "JPEG")
+    monkeypatch.setattr(transforms, "_decode_special", slow)
+    with ThreadPoolExecutor(2) as pool:
+        webp = pool.submit(decode_bytes, encode(IMAGE, "WEBP"), "slow")
+        try:
+            assert started.wait(30)
+            other = pool.submit(lambda: (transforms.size_of(jpeg, "a"), decode_bytes(jpeg, "a").format))
+            assert other.result(timeout=10) == ((64, 48), "JPEG")
+        finally:
+            may_end.set()
+        assert webp.result().format == "WEBP"
 
 
 # Crops

@@ -15,7 +15,7 @@ from twins import ListSource, pairs, questions, statements
 
 from eve_vl.config import DataConfig
 from eve_vl.data.kinds.questions import QuestionRows
-from eve_vl.data.loader import eval_loader, open_sources
+from eve_vl.data.loader import eval_loader, open_sources, open_train_and_val
 from eve_vl.data.records import ImageBytes
 from eve_vl.data.search_set import SearchSet
 from eve_vl.evaluation import vqa
@@ -108,7 +108,7 @@ def test_people_are_told_that_words_are_hidden_in_first_captions(trained: Path, 
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     lines[5]["caption"] = ["a red square", "another caption"]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    said = "evaluation hides words of the first caption of each image alone, training those of any"
+    said = "evaluation masks words of the first caption of each image only, training those of any"
     assert f"note: {said}\n" in eve("evaluate", "masked_signal", trained / "run", "--data", rows).stdout
     for steps in (1, 2):
         done = eve("pretrain", "tiny", "--out", "run", "--data.train", rows, "--data.val", rows, "--train.steps", steps)
@@ -125,12 +125,27 @@ def test_rows_that_were_trained_on_are_noticed_whatever_the_file_is_called(train
     def told(*paths: Path) -> list[str]:
         return warnings(run, {}, open_sources([str(path) for path in paths], run.config.data, 48))
 
-    assert told(rows) == ["of 120 rows looked at, 108 show what this run was trained on"]
+    train, _ = open_train_and_val(run.config)
+    assert told(rows) == [f"of 120 rows looked at, {len(train[0])} show what this run was trained on"]
+    assert 100 <= len(train[0]) <= 118  # all but about a tenth
     (note,) = told(renamed, other)
     assert note.startswith("of 70 rows looked at, ") and 40 <= int(note.split(", ")[1].split()[0]) < 60
     assert told(other) == []
     done = eve("evaluate", "masked_signal", run.folder, "--data", renamed)
     assert "show what this run was trained on" in done.stdout
+
+
+def test_validation_rows_that_the_initial_run_was_trained_on_are_reported(trained: Path):
+    """Both held out by place: with one share nothing leaks; a larger share holds rows that --init's run was trained on."""
+    run, rows = load_run(trained / "run"), str(trained / "pairs/rows.jsonl")
+
+    def notes(**data: object) -> list[str]:
+        config = replace(run.config, init=trained / "run", data=replace(run.config.data, train=(rows,), **data))
+        return warnings(replace(run, config=config), {})
+
+    assert notes() == []
+    (note,) = notes(val_fraction=0.4)
+    assert note.endswith(f" show what {trained / 'run'}, which this run started from, was trained on")
 
 
 def test_evaluation_can_leave_broken_rows_out_and_says_so(trained: Path, eve, tmp_path):

@@ -1,9 +1,10 @@
-"""From sources to batches: order and resumable position.
+"""From sources to batches: opening sources, the held-out split, order and resumable position.
 
-Everything random about a sample depends on (seed, epoch, source, row) alone, and the order on (seed, epoch) alone:
-neither the number of processes nor of workers nor a restart changes what is seen.
+Everything random about a sample depends on (seed, epoch, source, row) only, and the order on (seed, epoch) only. The
+number of processes and workers, and restarts, change nothing.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import compress, count
 from typing import Any
@@ -13,21 +14,26 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from eve_vl.config import HELD_OUT, Config, DataConfig, generated
-from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator, row_keys
+from eve_vl.data.dataset import Position, RowDataset, SampleSet, generator, hash_of, image_key
 from eve_vl.data.readers import guess_kind, open_source
-from eve_vl.data.records import Source, find_generator, usable_rows
-from eve_vl.utils.errors import UserError
+from eve_vl.data.records import ImageFile, ImageSpan, Source, find_generator
+from eve_vl.data.table import TableSource
+from eve_vl.utils.console import progress
+from eve_vl.utils.errors import BadSampleError, UserError
 from eve_vl.utils.runtime import usable_cores
 
-OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading what is on the disk
+OPTIONS = ("format", "image_root", "image_column", "text_column", "label_column")  # of reading files
 ORDER, ROWS = 1, 2  # purposes of the random streams, beside those of the datasets
 
 
 def open_sources(
     specs: Sequence[str], data: DataConfig, image_size: int, kind: str = "captions", *, must_be_usable: bool = True
 ) -> list[Source[Any]]:
-    """Open every source; generated images have a side of image_size pixels. kind: of rows; auto: as their columns say,
-    captions of generated ones. must_be_usable: some of the first rows. Raises UserError."""
+    """Open every source. Raises UserError.
+
+    image_size: side of generated images, in pixels. kind: of rows; auto: guessed from the columns, captions for generated
+    data. must_be_usable: require that one of the first rows is usable.
+    """
     sources: list[Source[Any]] = []
     for spec in specs:
         if (named := generated(spec)) is not None:
@@ -48,17 +54,18 @@ def open_sources(
 def open_train_and_val(config: Config, kind: str = "captions") -> tuple[list[Source[Any]], list[Source[Any]]]:
     """Open the training and validation sources of a run. Raises UserError.
 
-    `held-out` takes some of each training source, and away from training every row that shows an image of these, in any
-    source and on either side of a statement; of rows without images every row with a text of these.
+    `held-out` moves a share of the images (without images: of the texts) of each training source to validation. Every
+    row, of any source, that shows one of these images leaves training, too.
     """
     train = open_sources(config.data.train, config.data, config.input.image_size, kind)
     if config.data.val != (HELD_OUT,):
         return train, open_sources(config.data.val, config.data, config.input.image_size, kind)
-    known = [{index: row_keys(row) for index, row in usable_rows(source)} for source in train]
-    keys = [[of_rows.get(index, ()) for index in range(len(source))] for source, of_rows in zip(train, known, strict=True)]
-    held = [_held_out(of_rows, config.data.val_fraction) for of_rows in keys]
-    shown = {key for rows, is_held in zip(keys, held, strict=True) for of_row in compress(rows, is_held) for key in of_row}
-    kept = [np.array([shown.isdisjoint(of_row) for of_row in rows]) for rows in keys]
+    keys = [[_split_keys(source, row) for row in progress(range(len(source)), "splitting", len(source))] for source in train]
+    held = [_held_out([place for place, _ in rows], config.data.val_fraction) for rows in keys]
+    shown = {
+        key for rows, is_held in zip(keys, held, strict=True) for _, contents in compress(rows, is_held) for key in contents
+    }
+    kept = [np.array([shown.isdisjoint(contents) for _, contents in rows]) for rows in keys]
     for name, is_kept, is_held in zip(config.data.train, kept, held, strict=True):
         if not (is_kept.any() and is_held.any()):
             what = "texts" if kind == "texts" else "images"
@@ -70,19 +77,53 @@ def _subsets(sources: Sequence[Source[Any]], chosen: Sequence[np.ndarray]) -> li
     return [Subset(source, np.flatnonzero(is_in)) for source, is_in in zip(sources, chosen, strict=True)]  # pyright: ignore
 
 
-def _held_out(keys: Sequence[tuple[int, ...]], share: float) -> np.ndarray:
-    """Return which rows of a source are held out, bool, by their first key, so that the rows of one fall on one side; of the
-    keys `share`, but at least two."""
-    distinct = sorted({of_row[0] for of_row in keys if of_row})
-    held = set(distinct[: min(max(2, int(len(distinct) * share)), len(distinct) // 2)])
-    return np.array([bool(of_row) and of_row[0] in held for of_row in keys])
+def _split_keys(source: Source[Any], row: int) -> tuple[int | None, tuple[int, ...]]:
+    """Return the hash that decides whether a row is held out, None if it is unusable, and `row_keys`.
+
+    The hash is of the first image's place within the source, so it stays when the data move; of a text, it is of its
+    words. Folders and shards know the place without reading the row.
+    """
+    is_table = isinstance(source, TableSource)
+    image, where = source.image(row) if is_table else None, ""
+    if image is not None:
+        images, texts = (image,), ()
+    else:
+        try:
+            record = source[row]
+        except BadSampleError:
+            return None, ()
+        images, texts, where = record.images, record.texts, record.where
+    if not images:
+        keys = tuple(hash_of(text.encode()) for text in texts)
+        return (keys[0] if keys else None), keys
+    match images[0]:
+        case ImageFile(path=path) if is_table:
+            place = path.relative_to(source.root(row)).as_posix()
+            first = hash_of(place.encode(errors="surrogatepass"))
+        case ImageSpan(path=path, offset=offset):
+            first = hash_of(f"{path.name}:{offset}".encode(errors="surrogatepass"))
+        case other:
+            first = image_key(other, where)
+    return first, tuple(image_key(each, where) for each in images)
+
+
+def _held_out(places: Sequence[int | None], share: float) -> np.ndarray:
+    """Return which rows are held out, bool: those whose hash lies in the lowest `share` of all possible hashes.
+
+    Rows with one hash stay together. A row's membership does not depend on the other rows, except in tiny sources: at
+    least two hashes are held out, if that leaves as many for training.
+    """
+    distinct = sorted({place for place in places if place is not None})
+    num = bisect_left(distinct, int(share * 2**64) - 2**63)  # hashes are signed
+    held = set(distinct[: max(num, min(2, len(distinct) // 2))])
+    return np.array([place in held for place in places])
 
 
 def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
     """Return the (source, row) of every sample of one epoch, int64 (L, 2), L the sum of lengths.
 
-    Without weights each row comes once. With weights each source fills its share of the epoch, going through its own
-    shuffled rows again and again, so that over the epochs all rows come equally often.
+    Without weights each row comes once. With weights each source fills its share of the epoch. It cycles through its own
+    shuffled rows, so that over the epochs all its rows come equally often.
     """
     total = sum(lengths)
     shares = np.asarray(weights or lengths, dtype=float)
@@ -100,8 +141,10 @@ def epoch_order(lengths: Sequence[int], weights: Sequence[float], seed: int, epo
 def train_batches(
     lengths: Sequence[int], weights: Sequence[float], seed: int, start: int, micro_batch: int, stride: int
 ) -> Iterator[list[Position]]:
-    """Yield endless micro-batches of one process: the first begins with sample number `start` of the whole run, each other
-    `stride` samples after the one before."""
+    """Yield endless micro-batches of one process.
+
+    The first begins with sample `start` of the whole run, each further one `stride` samples later.
+    """
     total, epoch, order = sum(lengths), -1, np.empty((0, 2))
     for first in count(start, stride):
         batch: list[Position] = []
@@ -127,12 +170,12 @@ def eval_loader(dataset: SampleSet, *, batch_size: int = 64, rank: int, world: i
     """Return each evaluation sample once, this process's share of them."""
     batches = dataset.eval_batches(batch_size, rank, world)
     if batches:
-        dataset[batches[0][0]]  # data that cannot be evaluated should say so before hours of training
+        dataset[batches[0][0]]  # unusable data should stop the run before hours of training
     return _loader(dataset, batches)
 
 
 def _loader(dataset: SampleSet, batches: object) -> DataLoader[Any]:
-    workers = min(dataset.config.data.num_workers, usable_cores())  # more only get in each other's way
+    workers = min(dataset.config.data.num_workers, usable_cores())  # more would compete for cores
     return DataLoader(
         dataset,
         batch_sampler=batches,  # pyright: ignore[reportArgumentType]

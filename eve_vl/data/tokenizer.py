@@ -1,12 +1,11 @@
-"""Text to token ids: a byte-level BPE of our own, or any tokenizer.json or BERT vocab.txt.
+"""Text to token ids: a byte-level BPE trained here, or any tokenizer.json or BERT vocab.txt.
 
-Special ids always come from the tokenizer; nothing else in the library knows a number.
+Special ids always come from the tokenizer; no other file has such a number.
 """
 
 import contextlib
 import os
 import re
-import threading
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -19,17 +18,16 @@ from eve_vl.utils.console import CONSOLE
 from eve_vl.utils.errors import UserError
 from eve_vl.utils.safe_io import read_json, read_text
 
-MASK_TEXT = "[MASK]"  # how people write a word to be guessed, whatever the tokenizer calls it
+MASK_TEXT = "[MASK]"  # how users write a masked word, whatever the tokenizer calls it
 SPECIAL_NAMES = {"pad": ("[PAD]", "<pad>"), "cls": ("[CLS]", "<s>", "<cls>"), "mask": ("[MASK]", "<mask>")}
 
 PROBE = "a \N{SNOWMAN} zqxj " * 8
-MAX_GAP = 1000  # ids without a token, besides as many as there are tokens: each costs a row of every table
-_BYTE = "[\u0122-\u0143\u00a1-\u00bf]"  # 80 to BF, as a byte-level tokenizer writes the later bytes of a letter
+MAX_GAP = 1000  # allowed ids without a token, beyond the number of tokens: each costs a row of every table
+_BYTE = "[\u0122-\u0143\u00a1-\u00bf]"  # bytes 80 to BF, as a byte-level tokenizer writes them
 # UTF-8 of U+3400 to U+9FFF and of planes 2 and 3, and the space before
 IDEOGRAPH = f"\u0120?(?:ã[\u0132-\u0143\u00a1-\u00bf]|[ä-é]{_BYTE}|ð[\u0142\u0143\u00a1-\u00b3]{_BYTE}){_BYTE}"
-_stderr_lock = threading.RLock()
-_RARE_LETTERS = range(0xA500, 0xA600)  # Vai, which has no capitals and which no normalisation changes
-_WORD = r"[^\W_\u3400-\u9fff]"  # a letter or digit that a word beside it would be one with: no ideograph
+_RARE_LETTERS = range(0xA500, 0xA600)  # Vai: no capitals, and unchanged by normalisation
+_WORD = r"[^\W_\u3400-\u9fff]"  # a letter or digit that joins adjacent words; ideographs do not
 
 
 class Tokenizer:
@@ -40,7 +38,7 @@ class Tokenizer:
         with _explained(where, "the tokenizer cannot be used"):
             backend.no_padding()
             backend.no_truncation()
-            backend.encode_special_tokens = True  # a "[MASK]" that someone wrote in a caption is text like any other
+            backend.encode_special_tokens = True  # "[MASK]" in a caption is ordinary text
             before = backend.get_vocab(with_added_tokens=True)
             self.added = tuple(names[0] for names in SPECIAL_NAMES.values() if before.keys().isdisjoint(names))
             backend.add_special_tokens(list(self.added))
@@ -62,10 +60,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a tokenizer.json, a BERT vocab.txt or the folder of one, as transformers saves it; special tokens that it lacks
-        are `added`. Raises UserError if it is missing or broken."""
+        """Read a tokenizer.json, a BERT vocab.txt or a folder with one of them, as transformers saves it.
+
+        Missing special tokens are `added`. Raises UserError if it is missing or broken.
+        """
         is_lower = True
-        if os.path.isdir(path):  # noqa: PTH112 (of what cannot be a name it says no)
+        if os.path.isdir(path):  # noqa: PTH112 (False for impossible names)
             found = [file for name in ("tokenizer.json", "vocab.txt") if (file := path / name).is_file()]
             if not found:
                 raise UserError(f"{path}: holds no tokenizer.json and no vocab.txt, as fast tokenizers of transformers do")
@@ -84,8 +84,10 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Collection[str], vocab_size: int) -> "Tokenizer":
-        """Train a byte-level BPE on captions, lower-cased and NFKC-normalised; vocab_size is an upper bound. No token has more
-        than one ideograph: Chinese and Japanese have no spaces, and a whole caption would become one."""
+        """Train a byte-level BPE on captions, lower-cased and NFKC-normalised; vocab_size is an upper bound.
+
+        No token has more than one ideograph: Chinese and Japanese have no spaces, and a whole caption would become one.
+        """
         backend = Backend(models.BPE())
         backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
         by_words = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -101,8 +103,10 @@ class Tokenizer:
         return cls(backend, "the trained tokenizer")
 
     def clean_as_published(self, num_words: int) -> None:
-        """Do to every text, before all else, what the published EVE does to captions: lower case, no punctuation, - and / as
-        spaces, single spaces, the first num_words words. It travels with the tokenizer's file."""
+        """Clean every text first as the published EVE cleans captions; the tokenizer's file keeps this.
+
+        Lower case, no punctuation, - and / as spaces, single spaces, the first num_words words.
+        """
         own = self.backend.normalizer
         cleaning = [
             normalizers.Lowercase(),
@@ -121,13 +125,13 @@ class Tokenizer:
         return np.array(encoding.ids[:max_length]), np.array(encoding.special_tokens_mask[:max_length], dtype=bool)
 
     def words(self, text: str, max_length: int) -> np.ndarray:
-        """Return which word each token of `encode` is a piece of, int64 (T,), as the tokenizer splits texts; -1: of none."""
+        """Return the word of each token of `encode`, int64 (T,), as the tokenizer splits texts; -1: none."""
         return np.array([-1 if word is None else word for word in self.backend.encode(text).word_ids[:max_length]])
 
     def encode_with_masks(self, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return ids and specials as `encode` does, with one mask token for each "[MASK]" in the text; and which those are.
+        """Return ids and specials as `encode` does, with a mask token per "[MASK]" in the text; and which are masks.
 
-        A letter that the text does not have stands in for each, so that all around it becomes the tokens of any text.
+        A letter that the text does not have replaces each "[MASK]", so that the words around it are tokenised as usual.
         """
         letter = next(chr(code) for code in _RARE_LETTERS if chr(code) not in text)
         beside = rf"(?<={letter})(?={_WORD})|(?<={_WORD})(?={letter})"
@@ -137,14 +141,14 @@ class Tokenizer:
         is_letter = [letter in spaced[start:end] for start, end in encoding.offsets]
         words = {word for word, is_it in zip(encoding.word_ids, is_letter, strict=True) if is_it}
         kept: list[tuple[int, int, bool]] = []
-        last = None  # where the letter that the mask before stands for is
+        last = None  # position of the previous mask's letter
         for (token, special, (start, end), word), is_it in zip(tokens, is_letter, strict=True):
             if is_it:
                 place = spaced.index(letter, start)
                 if place != last:
                     kept.append((self.mask_id, 0, True))
                 last = place
-            elif word not in words or spaced[start:end].strip():  # a space before the letter goes with it
+            elif word not in words or spaced[start:end].strip():  # a space before the letter belongs to it
                 kept.append((token, special, False))
         ids, special, is_masked = zip(*kept[:max_length], strict=True)
         return np.array(ids), np.array(special, dtype=bool), np.array(is_masked)
@@ -160,9 +164,9 @@ class Tokenizer:
         return self.backend.decode(list(ids)).strip()
 
     def word(self, token_id: int) -> str:
-        """Return one token as people would read it, special ones in their brackets."""
+        """Return one token as readable text, special ones in brackets."""
         text = self.backend.decode([token_id], skip_special_tokens=False)
-        return text.strip() or repr(text or self.backend.id_to_token(token_id))  # a space alone is no Ġ to people
+        return text.strip() or repr(text or self.backend.id_to_token(token_id))  # a single space, not Ġ
 
     def to_json(self) -> str:
         """Return the content of a tokenizer.json."""
@@ -170,27 +174,24 @@ class Tokenizer:
 
 
 def _bert(text: str, is_lower: bool) -> Backend:
-    """Build the usual WordPiece tokenizer from a BERT vocab.txt, a token a line."""
+    """Build the usual WordPiece tokenizer from a BERT vocab.txt, one token per line."""
     vocab = {line.rstrip(): number for number, line in enumerate(text.removesuffix("\n").split("\n"))}
     backend = tokenizers.BertWordPieceTokenizer(vocab, lowercase=is_lower)._tokenizer
-    # the vocabulary file lists special tokens as plain words: declare them, so that masks and decoding know them
+    # the file lists special tokens as ordinary ones; declare them for masks and decoding
     backend.add_special_tokens([name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in vocab])
     return backend
 
 
 @contextlib.contextmanager
 def _explained(where: str, problem: str) -> Iterator[None]:
-    """Make whatever the library raises a UserError: it raises plain Exception, and panics of its Rust code, which are none and
-    would be printed too."""
-    with _stderr_lock, Path(os.devnull).open("wb") as nowhere:
-        stderr = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        except (KeyboardInterrupt, SystemExit, UserError):
-            raise
-        except BaseException as error:
-            raise UserError(f"{where}: {problem} ({error})") from None
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    """Turn errors of the tokenizers library into a UserError.
+
+    It raises plain Exception, and panics of its Rust code as BaseException. Rust also prints a panic on stderr; hiding
+    that line would take redirecting the stderr of all threads.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, UserError):
+        raise
+    except BaseException as error:
+        raise UserError(f"{where}: {problem} ({error})") from None

@@ -1,18 +1,15 @@
 """From encoded images to uint8 tensors (3, height, width), RGB.
 
-Plain JPEG goes through simplejpeg and plain PNG through torchvision, which are faster; everything special goes through
-Pillow and is converted on purpose. Who wants a crop says so before decoding, so that a JPEG that is far too big is
-decoded at half its size or less. Pixels stay uint8 up to the batch: resizing uint8 is vectorised, and a quarter of the
-memory travels between processes.
+simplejpeg decodes plain JPEG and torchvision plain PNG, because they are faster; Pillow decodes and converts everything
+else. The crop is known before decoding, so that a far too large JPEG is decoded at half its size or less. Pixels stay
+uint8 up to the batch: resizing uint8 is vectorised, and a quarter of the memory travels between processes.
 """
 
 import io
 import math
 import re
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -30,33 +27,33 @@ from eve_vl.data.records import ImageFile, ImageRef, Unencoded
 from eve_vl.utils.errors import BadSampleError
 
 MAX_PIXELS: Final = 178_956_970 // 2  # where Pillow starts to warn of a decompression bomb: 256 MB of RGB
-# Named, because Pillow knows others: among them EPS, which runs an interpreter on what it reads.
+# Pillow knows more formats; EPS, e.g., runs an interpreter on the file.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-STRIP_PIXELS: Final = 2**20  # what is converted at a time
-# What decoding needs at its peak, turning upright included; other formats 8: 4 as Pillow has it, 3 as RGB, and strips.
+STRIP_PIXELS: Final = 2**20  # converted at a time
+# Peak memory of decoding, rotation included; other formats need 8: 4 in Pillow, 3 as RGB, and strips.
 BYTES_PER_PIXEL: Final = {"JPEG": 6, "MPO": 6, "WEBP": 18, "AVIF": 18}
-MAX_BYTES: Final = 600 * 2**20  # with what a process has loaded this stays below 1 GB
-MAX_SCANNED: Final = 2**31  # pixels of a JPEG over all of its scans: seconds; usual are up to ten scans, 73 bytes may hold one
+MAX_BYTES: Final = 600 * 2**20  # keeps a process with its libraries below 1 GB
+MAX_SCANNED: Final = 2**31  # pixels of a JPEG over all scans: seconds; usual are up to ten scans, but 73 bytes can hold one
 JPEG_MARKER: Final = re.compile(rb"\xff+[^\x00\x01\xd0-\xd7\xff]")
 MAX_ASPECT: Final = 4 / 3
 ORIENTATION_TAG: Final = 0x0112
-NAMES: Final = {"1": "grayscale", "L": "grayscale", "P": "palette"}  # of modes, for people
+NAMES: Final = {"1": "grayscale", "L": "grayscale", "P": "palette"}  # of modes, in messages
 PNG_EXIF_KEYS: Final = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp"})
 
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
-_pillow_lock = threading.Lock()  # `catch_warnings` acts on the whole process
+_PILLOW_MODULES: Final = re.compile(r"PIL\.")
 
 
 def whole_box(height: int, width: int) -> Box:
-    """Return all of an image; squeezing it to a square is how EVE tests."""
+    """Return the box of a whole image; EVE tests on images squeezed to a square."""
     return 0, 0, height, width
 
 
 def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Box:
-    """Return a box that covers `scale` of the image and is up to 4/3 as wide as high or as high as wide.
+    """Sample a box that covers `scale` of the image, with an aspect ratio from 3/4 to 4/3.
 
-    The draws of torchvision's RandomResizedCrop, which after ten misses takes the middle too.
+    Like torchvision's RandomResizedCrop, it falls back to the centre after ten failed attempts.
     """
     for area, aspect, y, x in rng.random((10, 4)).tolist():
         area = height * width * (scale[0] + area * (scale[1] - scale[0]))
@@ -70,9 +67,9 @@ def random_box(height: int, width: int, *, rng: np.random.Generator, scale: tupl
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Crop:
-    """The box that `choose` picks, given height and width, resized (bicubic) to a square of `size` pixels.
+    """The box that `choose` returns for (height, width), resized (bicubic) to a square of `size` pixels.
 
-    The box is chosen before EXIF turns the image. A JPEG is shrunk while being decoded if the box keeps `sharpness`
+    The box is chosen before EXIF rotates the image. A JPEG is decoded at a smaller size if the box keeps `sharpness`
     pixels per pixel of the square.
     """
 
@@ -81,11 +78,11 @@ class Crop:
     sharpness: float = 1.0
 
     def divisor(self, box: Box) -> int:
-        """Return by how much the sides of the image may be divided; libjpeg-turbo has fast code for these numbers."""
+        """Return the largest divisor for the sides of the image, among those that libjpeg-turbo has fast code for."""
         return next((divisor for divisor in (8, 4, 2) if min(box[2:]) >= divisor * self.sharpness * self.size), 1)
 
     def cut(self, pixels: Tensor, box: Box, divisor: int = 1) -> Tensor:
-        """Return uint8 (3, size, size) from an image whose sides have been divided; nothing is done at the right size."""
+        """Return uint8 (3, size, size) from an image whose sides were divided; a box of the right size stays."""
         top, left, height, width = box
         rows = slice(top // divisor, -(-(top + height) // divisor))
         columns = slice(left // divisor, -(-(left + width) // divisor))
@@ -95,22 +92,22 @@ class Crop:
         return F.interpolate(part[None], (self.size, self.size), mode="bicubic", antialias=True)[0]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Choose a box of a whole image and cut it."""
+        """Choose a box of a whole image and cut it out."""
         return self.cut(pixels, self.choose(*pixels.shape[1:]))
 
 
 def train_crop(size: int, *, rng: np.random.Generator, scale: tuple[float, float]) -> Crop:
-    """Return a crop that is drawn anew for every image.
+    """Return a crop that samples a new box for every image.
 
-    Giving up an eighth of sharpness, less than what the drawn aspect ratio does to either side, lets 73 % instead of
-    24 % of the 224-pixel crops of 640×480 be decoded at half their size (benchmarks/image_decoding.py).
+    An eighth less sharpness is less than the aspect ratio changes either side. With it, 73 % instead of 24 % of the
+    224-pixel crops of 640×480 are decoded at half size (benchmarks/loader.py).
     """
     return Crop(size=size, choose=partial(random_box, rng=rng, scale=scale), sharpness=7 / 8)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedImage:
-    """A decoded image: uint8 pixels (3, height, width), its file format, and what was converted to get there."""
+    """A decoded image: uint8 pixels (3, height, width), its file format, and the conversions made."""
 
     pixels: Tensor
     format: str
@@ -131,13 +128,13 @@ def read_image(image: ImageRef, where: str) -> bytes:
 
 
 def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: int | None = None) -> Tensor:
-    """Return the image, or a crop of it, as uint8 RGB, upright, transparency laid on white, first frame.
+    """Return the image, or a crop of it, as uint8 RGB: upright, transparency on white, first frame.
 
-    Shape (3, height, width), or (3, crop.size, crop.size). longest: pixels that are enough for the longer side of a whole
-    image; a JPEG is then decoded at some eighths of its size.
+    Shape (3, height, width), or (3, crop.size, crop.size). longest: pixels that suffice for the longer side of a whole
+    image; a JPEG is then decoded at a multiple of an eighth of its size.
 
-    Raises BadSampleError (naming `where`) if it cannot be read or decoded, or has more than MAX_PIXELS pixels (checked before
-    decoding).
+    Raises BadSampleError (naming `where`) if it cannot be read or decoded, or has more than MAX_PIXELS pixels, which is
+    checked before decoding.
     """
     if isinstance(image, Unencoded):
         array = image.pixels
@@ -150,26 +147,24 @@ def decode(image: ImageRef, where: str, *, crop: Crop | None = None, longest: in
 
 
 def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None, longest: int | None = None) -> DecodedImage:
-    """Decode encoded bytes as `decode` does, and tell what they were."""
+    """Decode encoded bytes as `decode` does; also return format and conversions."""
     try:
-        with _quiet_pillow():
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(*image.size, where)
-            _check_cost(data, image, where)
+        image = _open(data)
+        _check_size(*image.size, where)
+        _check_cost(data, image, where)
         form, pixels = str(image.format), _decode_fast(data, image, crop, longest)
         conversions = [f"{NAMES[image.mode]} to RGB"] if image.mode in NAMES else []
-        with _quiet_pillow():
-            if pixels is None:
-                pixels, conversions = _decode_special(image, where)
-                pixels = crop(pixels) if crop else pixels
-            orientation = _orientation(image, data)  # after loading, which turns a TIFF by itself
-        del image  # turning needs room
+        if pixels is None:
+            pixels, conversions = _decode_special(image, where)
+            pixels = crop(pixels) if crop else pixels
+        orientation = _orientation(image, data)  # after loading, which rotates a TIFF by itself
+        del image  # rotation needs the memory
     except BadSampleError:
         raise
     except Image.DecompressionBombError:
         reason = f"image has more than {2 * MAX_PIXELS} pixels, at most {MAX_PIXELS} are accepted"
         raise BadSampleError(where, reason) from None
-    except Exception as error:  # Pillow's plugins raise nearly anything on broken files
+    except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise BadSampleError(where, _explain(data, error)) from None
     if orientation != 1:
         pixels = _turn_upright(pixels, orientation)
@@ -178,22 +173,23 @@ def decode_bytes(data: bytes, where: str, *, crop: Crop | None = None, longest: 
 
 
 def size_of(data: bytes, where: str) -> tuple[int, int]:
-    """Return width and height of an encoded image by its first bytes, without decoding it. Raises BadSampleError."""
+    """Return width and height of an encoded image without decoding it. Raises BadSampleError."""
     try:
-        with _quiet_pillow():
-            return Image.open(io.BytesIO(data), formats=FORMATS).size
+        return _open(data).size
     except Image.DecompressionBombError:
         raise BadSampleError(where, f"image has more than {2 * MAX_PIXELS} pixels") from None
-    except Exception as error:  # Pillow's plugins raise nearly anything on broken files
+    except Exception as error:  # Pillow's plugins raise almost anything on broken files
         raise BadSampleError(where, _explain(data, error)) from None
 
 
-@contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Pillow warns of big images and odd metadata; here both are either handled or don't matter."""
-    with _pillow_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _open(data: bytes) -> Image.Image:
+    """Open an image with Pillow, whose warnings (large images, odd metadata) this process ignores from then on.
+
+    A process-wide filter, because `warnings.catch_warnings` is not thread-safe, and a lock would serialise decoding.
+    """
+    if not any(module == _PILLOW_MODULES for _, _, _, module, _ in warnings.filters):
+        warnings.filterwarnings("ignore", module=_PILLOW_MODULES.pattern)
+    return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _check_size(width: int, height: int, where: str) -> None:
@@ -202,12 +198,11 @@ def _check_size(width: int, height: int, where: str) -> None:
 
 
 def _check_cost(data: bytes, image: Image.Image, where: str) -> None:
-    """Refuse an image that would need more memory than MAX_BYTES or has more scans than MAX_SCANNED allows, before decoding;
-    tests measure what is assumed here."""
+    """Raise BadSampleError if decoding would exceed MAX_BYTES or MAX_SCANNED. Tests measure these assumptions."""
     width, height = image.size
     per_pixel = BYTES_PER_PIXEL.get(str(image.format), 8) if image.mode != "CMYK" else 8
     most = data.count(b"\xff\xda") if data.startswith(b"\xff\xd8") else 0
-    if most > 1:  # JPEG in several scans is kept as coefficients
+    if most > 1:  # the decoder keeps coefficients of a JPEG in several scans
         per_pixel += 2 * len(image.getbands())
     if width * height * most > MAX_SCANNED and width * height * (scans := _num_scans(data)) > MAX_SCANNED:
         accepted = f"at most {MAX_SCANNED // (width * height)} of so large an image are accepted"
@@ -273,7 +268,7 @@ def _decode_jpeg(data: bytes, width: int, height: int, crop: Crop | None, longes
 
 
 def _is_plain_png(image: Image.Image) -> bool:
-    """Whether torchvision sees what we want to see; libpng prints its doubts about colour profiles."""
+    """Return whether torchvision decodes a PNG as wanted; libpng prints warnings about colour profiles."""
     is_animated = getattr(image, "is_animated", False)
     return (
         (_raw_mode(image) == image.mode or image.mode == "P")
@@ -283,7 +278,7 @@ def _is_plain_png(image: Image.Image) -> bool:
 
 
 def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
-    """Return uint8 (3, height, width) of the first frame, and what was converted."""
+    """Return the first frame, uint8 (3, height, width), and the conversions made."""
     conversions = ["first frame of several"] if getattr(image, "is_animated", False) else []
     is_16_bit = "16" in _raw_mode(image)
     image.load()
@@ -299,7 +294,7 @@ def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
         conversions.append(f"{NAMES.get(image.mode, image.mode)} to RGB")
     width, height = image.size
     array, rows = np.empty((height, width, 3), np.uint8), max(1, STRIP_PIXELS // width)
-    for top in range(0, height, rows):  # the whole would be in memory five times
+    for top in range(0, height, rows):  # the whole image would take five times its memory
         strip = image.crop((0, top, width, min(top + rows, height)))
         if is_16_bit_gray:  # Pillow's own conversion clips at 255
             array[top : top + rows] = (np.asarray(strip).astype(np.int64).clip(0, 65535) >> 8)[:, :, None]
@@ -314,10 +309,10 @@ def _decode_special(image: Image.Image, where: str) -> tuple[Tensor, list[str]]:
 def _orientation(image: Image.Image, data: bytes) -> int:
     """Return the EXIF orientation, 1 to 8; 1 (upright) if it is absent or unreadable."""
     if image.format == "PNG" and b"eXIf" not in data and not image.info.keys() & PNG_EXIF_KEYS:
-        return 1  # Pillow would decode all of a PNG to look behind its pixels
+        return 1  # Pillow would decode the whole PNG to read what follows its pixels
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # broken EXIF is common and no reason to lose the image
+    except Exception:  # broken EXIF is common, and the image is still good
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -338,9 +333,9 @@ def _explain(data: bytes, error: Exception) -> str:
 
 
 def random_ink(pixels: Tensor) -> Tensor:
-    """Draw an image anew for one of two: a quarter in grey, a quarter in shades of one dark random colour; uint8 (3, H, W).
+    """Recolour half of the images, a quarter in grey and a quarter in shades of one dark random colour; uint8 (3, H, W).
 
-    So that drawings are known by their lines, whatever their colours. Draws from torch's generator, as torchvision does.
+    Drawings are then recognised by their lines. Random numbers come from torch's generator, as in torchvision.
     """
     draw_grey, draw_ink, *ink = torch.rand(5).tolist()
     if draw_grey < 0.5:

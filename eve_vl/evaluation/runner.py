@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from eve_vl.config import HELD_OUT, ClassificationConfig, Config, generated
+from eve_vl.config import HELD_OUT, ClassificationConfig, Config, config_from_dict, generated
 from eve_vl.data.dataset import RowDataset, SampleSet, eval_rows, row_keys
 from eve_vl.data.kinds.labels import LabeledRows
 from eve_vl.data.loader import eval_loader, open_train_and_val
@@ -20,10 +20,13 @@ from eve_vl.evaluation.ablations import AblatedRows
 from eve_vl.evaluation.evaluator import Evaluated, Evaluator, evaluator_of, with_settings
 from eve_vl.evaluation.zero_shot import By, ZeroShot
 from eve_vl.metrics import intervals
+from eve_vl.tasks import task_class
 from eve_vl.tasks.task import Task
+from eve_vl.train.checkpoint import chosen_checkpoint
 from eve_vl.train.trainer import evaluation_batches, num_skipped
 from eve_vl.utils.atomic_io import write_file
 from eve_vl.utils.errors import UserError
+from eve_vl.utils.safe_io import read_json
 
 NUM_KNOWN, NUM_LOOKED_AT = 50_000, 500  # training rows, and rows of each source, that `leaks` compares
 
@@ -192,21 +195,37 @@ def warnings(run: Run, numbers: Mapping[str, float], sources: Sequence[Source[An
 
 
 def leaks(run: Run, sources: Sequence[Source[Any]] | None = None) -> list[str]:
-    """Return a sentence if sources show what the run was trained on, and one if they show what chose its weights.
+    """Return a sentence for each known set of rows that sources, by default the run's validation sources, share.
 
-    Default: the run's own validation sources. Empty where its data is out of reach.
+    Known are the training rows of the run and of the runs that it started from (--init), and, for other sources, the
+    rows that its weights were chosen on. Data that cannot be read are left out.
     """
     data, found = run.config.data, []
     with contextlib.suppress(UserError):
-        if sources is not None or data.val != (HELD_OUT,):
-            train, val = open_train_and_val(run.config, run.task.dataset.kind_of(run.config))
-            known = {"this run was trained on": (data.train, train)}
-            if sources is not None and data.val != (HELD_OUT,) and evaluator_of(run.task).main_metric:
-                known["validation has chosen these weights by, so that they say too much"] = (data.val, val)
-            for what, (names, rows) in known.items():
-                num_seen, num_looked_at = _seen(names, rows, val if sources is None else sources)
-                found += [f"of {num_looked_at:,} rows looked at, {num_seen:,} show what {what}"] if num_seen else []
+        train, val = open_train_and_val(run.config, run.task.dataset.kind_of(run.config))
+        known: dict[str, tuple[Sequence[str], Sequence[Source[Any]]]] = {}
+        if sources is not None or data.val != (HELD_OUT,):  # else both sides are disjoint by construction
+            known["this run was trained on"] = (data.train, train)
+        if sources is not None and data.val != (HELD_OUT,) and evaluator_of(run.task).main_metric:
+            known["validation has chosen these weights by, so that they say too much"] = (data.val, val)
+        for folder, config in _ancestors(run.config):
+            with contextlib.suppress(UserError):
+                rows, _ = open_train_and_val(config, task_class(type(config.task)).dataset.kind_of(config))
+                known[f"{folder}, which this run started from, was trained on"] = (config.data.train, rows)
+        for what, (names, rows) in known.items():
+            num_seen, num_looked_at = _seen(names, rows, val if sources is None else sources)
+            found += [f"of {num_looked_at:,} rows looked at, {num_seen:,} show what {what}"] if num_seen else []
     return found
+
+
+def _ancestors(config: Config) -> Iterator[tuple[Path, Config]]:
+    """Yield folder and config of the runs whose weights a run started from, as far as they can be read."""
+    with contextlib.suppress(UserError):
+        while config.init is not None and not config.scratch:
+            folder = config.init
+            path = chosen_checkpoint(folder) / "config.json"
+            config = config_from_dict(read_json(path, dict), str(path))
+            yield folder, config
 
 
 def _seen(names: Sequence[str], known: Sequence[Source[Any]], sources: Sequence[Source[Any]]) -> tuple[int, int]:

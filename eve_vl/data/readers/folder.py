@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from eve_vl.data import fields as cells
+from eve_vl.data.records import ImageFile
 from eve_vl.data.table import Table
 from eve_vl.utils.console import pluralize
 from eve_vl.utils.errors import BadSampleError, UserError
@@ -61,6 +62,10 @@ class FolderTable(Table):
     def folder(self, index: int) -> Path:
         """Return the folder itself."""
         return self.path
+
+    def image(self, index: int) -> ImageFile:
+        """Return the image of a row."""
+        return ImageFile(path=self.path / self._names[index])
 
     def fields(self, index: int, where: str) -> cells.Fields:
         """Return path, captions and class of an image, as far as they are wanted; captions that can be done without and not

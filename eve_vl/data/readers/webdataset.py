@@ -74,6 +74,12 @@ class WebdatasetTable(Table):
         """Return the folder of a row's shard."""
         return self._paths[self._place(index)[0]].parent
 
+    def image(self, index: int) -> ImageSpan | None:
+        """Return the image of a row."""
+        number, row = self._place(index)
+        offset, size = self._shards[number].spans[row, [IMAGE, IMAGE + 1]].tolist()
+        return None if offset == ABSENT else ImageSpan(path=self._paths[number], offset=offset, size=size)
+
     def fields(self, index: int, where: str) -> cells.Fields:
         """Return image and caption, as far as they are wanted. Raises BadSampleError."""
         number, row = self._place(index)
